@@ -58,7 +58,9 @@ class FormatConfig:
         for pair in pairs:
             source, equals, target = pair.partition("=")
             if not (equals and source and target):
-                raise ConfigError(f"--map {pair!r} is not of the form key=name", remedy="write --map question=prompt,answer=completion")
+                raise ConfigError(
+                    f"--map {pair!r} is not of the form key=name", remedy="write --map question=prompt,answer=completion"
+                )
         object.__setattr__(self, "map", pairs)
 
     def renames(self) -> dict[str, str]:
@@ -98,7 +100,7 @@ class PackConfig:
     """How sequences become packs."""
 
     max_length: int | None = None
-    """Tokens in a pack, and the longest sequence kept; longer ones are truncated. Default: the tokenizer's limit, at most 1024."""
+    """Tokens in a pack, and the longest sequence kept; longer ones are cut. Default: the tokenizer's limit, at most 1024."""
     packing: Packing = "bfd"
     """bfd: best-fit decreasing over the whole corpus; none: one sequence a row."""
     seed: int = 0
@@ -152,7 +154,9 @@ class OutputConfig:
         except ValueError:
             value = -1.0
         if not 0 <= value < float("inf") or (text.endswith("%") and value > 100):
-            raise ConfigError(f"max_rejected is {self.max_rejected!r}", remedy="write a percentage such as 1%, or a count such as 250")
+            raise ConfigError(
+                f"max_rejected is {self.max_rejected!r}", remedy="write a percentage such as 1%, or a count such as 250"
+            )
         return value / 100 * records if text.endswith("%") else value
 
 
@@ -204,13 +208,17 @@ def read_config_file(path: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot read the config file {path}: {error.strerror}", remedy="check the path given to --config") from error
+        raise ConfigError(
+            f"cannot read the config file {path}: {error.strerror}", remedy="check the path given to --config"
+        ) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}", remedy="write lines such as  max_length: 2048") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds a {type(content).__name__}, not settings", remedy="write lines such as  max_length: 2048")
+        raise ConfigError(
+            f"{path} holds a {type(content).__name__}, not settings", remedy="write lines such as  max_length: 2048"
+        )
     return {str(name).replace("-", "_"): value for name, value in content.items()}
 
 

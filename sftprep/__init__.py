@@ -1,0 +1,56 @@
+"""sftprep: raw conversations to packed, padding-free training batches.
+
+The public names are imported when they are first used, so that `import sftprep` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from sftprep.config import BuildConfig as BuildConfig
+    from sftprep.engine.build import BuildReport as BuildReport
+    from sftprep.engine.build import build as build
+    from sftprep.packing.strategies import PackPlan as PackPlan
+    from sftprep.packing.strategies import pack_lengths as pack_lengths
+    from sftprep.shards.manifest import Manifest as Manifest
+    from sftprep.shards.manifest import read_manifest as read_manifest
+    from sftprep.shards.reader import Pack as Pack
+    from sftprep.shards.reader import Shards as Shards
+    from sftprep.shards.reader import open_shards as open_shards
+    from sftprep.shards.verify import verify as verify
+    from sftprep.tokenize.load import TokenizerSpec as TokenizerSpec
+    from sftprep.tokenize.load import load_tokenizer as load_tokenizer
+    from sftprep.tokenize.load import tokenizer_spec as tokenizer_spec
+
+_HOME = {
+    "BuildConfig": "sftprep.config",
+    "BuildReport": "sftprep.engine.build",
+    "build": "sftprep.engine.build",
+    "PackPlan": "sftprep.packing.strategies",
+    "pack_lengths": "sftprep.packing.strategies",
+    "Manifest": "sftprep.shards.manifest",
+    "read_manifest": "sftprep.shards.manifest",
+    "Pack": "sftprep.shards.reader",
+    "Shards": "sftprep.shards.reader",
+    "open_shards": "sftprep.shards.reader",
+    "verify": "sftprep.shards.verify",
+    "TokenizerSpec": "sftprep.tokenize.load",
+    "load_tokenizer": "sftprep.tokenize.load",
+    "tokenizer_spec": "sftprep.tokenize.load",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'sftprep' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

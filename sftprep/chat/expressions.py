@@ -1,0 +1,490 @@
+"""Jinja expressions as Python source with the same value, for the part of Jinja that chat templates use.
+
+Every expression is translated; what is not in that part becomes a call of `hand_over`, which raises when, and only when, it is
+reached. The names that the source uses are bound by pieces.py: U (undefined), the functions of runtime.py, filters and tests.
+"""
+
+from __future__ import annotations
+
+import keyword
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from jinja2 import nodes
+from jinja2.idtracking import VAR_LOAD_RESOLVE, Symbols
+
+from sftprep.chat.facts import Facts, has_arguments, namespace_keys, shown_filter
+from sftprep.chat.jinja import ChatEnvironment
+from sftprep.chat.runtime import NAMES_OF_MAPPINGS, NAMES_OF_VALUES
+
+Kind = Literal["text", "int", "texts", "value"]
+"""text: a plain str; int: a plain int; texts: a list of at least one plain str; value: anything."""
+
+
+class Code(NamedTuple):
+    """Source of one expression. literal: the text, where it is a constant one; atom: a name, which may be written twice."""
+
+    source: str
+    kind: Kind = "value"
+    literal: str | None = None
+    atom: bool = False
+
+
+@dataclass(slots=True)
+class Loop:
+    """Names of the Python variables of a running `for`: its sequence, the index of the turn, the index of the last turn."""
+
+    sequence: str
+    index: str
+    last: str
+
+
+@dataclass(slots=True)
+class Macro:
+    """A macro that can be called: its Python function and the names of its parameters."""
+
+    function: str
+    parameters: list[str]
+
+
+@dataclass
+class Expressions:
+    """Writes expressions. `symbols` is the scope that names are looked up in; whoever walks the statements sets it."""
+
+    facts: Facts
+    environment: ChatEnvironment
+    symbols: Symbols = field(default_factory=Symbols)
+    loops: dict[str, Loop] = field(default_factory=dict)
+    """By Jinja's reference of `loop`."""
+    fields: dict[str, dict[str, str]] = field(default_factory=dict)
+    """By the reference of a loop variable that is a dictionary: its fields that stand in Python variables."""
+    macros: dict[str, Macro] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Variables given from outside that the template reads: name -> Python variable."""
+    bound: dict[str, object] = field(default_factory=dict)
+    """Functions that the source calls, by their Python names."""
+    constructs: list[str] = field(default_factory=list)
+    """What was met that only Jinja can do."""
+    _count: int = 0
+    _variables: dict[str, str] = field(default_factory=dict)
+
+    def fresh(self, stem: str) -> str:
+        """A Python name that nothing else has."""
+        self._count += 1
+        return f"{stem}{self._count}"
+
+    def variable(self, ref: str) -> str:
+        """The Python variable for one of Jinja's references."""
+        if ref not in self._variables:
+            self._variables[ref] = self.fresh("v")
+        return self._variables[ref]
+
+    def input(self, name: str) -> Code:
+        """A variable given from outside; those that Jinja itself brings are functions, and no values here."""
+        if name in _ARGUMENTS:
+            return Code(name, atom=True)
+        if name not in self.inputs:
+            self.inputs[name] = self.fresh("n")
+        return Code(self.inputs[name], atom=True)
+
+    def only_jinja(self, node: nodes.Node, what: str) -> Code:
+        """The expression that gives the conversation to Jinja when it is reached."""
+        reason = f"{what} (line {node.lineno})"
+        self.constructs.append(reason)
+        return Code(f"hand_over({reason!r})")
+
+    def is_input(self, name: str) -> bool:
+        """Whether a name, where it now stands, always means what is given from outside."""
+        scope: Symbols | None = self.symbols
+        while scope is not None and name not in scope.refs:
+            scope = scope.parent
+        return scope is None or (name not in scope.stores and scope.loads.get(scope.refs[name]) == (VAR_LOAD_RESOLVE, name))
+
+    def pieces(self, node: nodes.Node) -> list[Code]:
+        """The value as text, in parts to be joined; parts that may turn out to be no text are refused by the join itself."""
+        if isinstance(node, nodes.TemplateData):
+            return [_literal(node.data)]
+        if isinstance(node, nodes.Concat):
+            return [piece for part in node.nodes for piece in self.pieces(part)]
+        shown = shown_filter(node)
+        if shown is not None:
+            return self.pieces(shown)
+        if isinstance(node, nodes.Add):
+            leaves = _leaves(node)
+            codes = [self.expression(leaf) for leaf in leaves]
+            # A sum with one plain text in it has only texts in it, or cannot be made: so its parts can be joined.
+            if any(code.kind == "text" for code in codes):
+                return [self._summand(code) for code in codes]
+        return [_shown(self.expression(node))]
+
+    def expression(self, node: nodes.Node | None) -> Code:
+        """Source with the value of a node."""
+        write = _WRITERS.get(type(node))
+        if node is None or write is None:
+            return self.only_jinja(node or nodes.Const(None), type(node).__name__.lower())
+        return write(self, node)
+
+    def _summand(self, code: Code) -> Code:
+        return Code(f"exact({code.source})") if self.facts.markup and code.kind != "text" else code
+
+    def _text_kind(self, receiver: Code) -> Kind:
+        """Kind of what a method gives that gives text: Markup gives Markup."""
+        return "value" if self.facts.markup and receiver.kind != "text" else "text"
+
+    def _const(self, node: nodes.Const) -> Code:
+        value = node.value
+        if isinstance(value, str):
+            return _literal(value)
+        if isinstance(value, float) and not math.isfinite(value):
+            return self.only_jinja(node, "a number without end")
+        return Code(repr(value), "int" if type(value) is int else "value")
+
+    def _template_data(self, node: nodes.TemplateData) -> Code:
+        return _literal(node.data)
+
+    def _name(self, node: nodes.Name) -> Code:
+        name = node.name
+        if name in _SPECIAL_NAMES or name in self.facts.namespaces or name in self.facts.macros:
+            return self.only_jinja(node, f"{name} as a value")
+        if self.is_input(name):
+            return self.only_jinja(node, f"{name} as a value") if name in self.environment.globals else self.input(name)
+        return Code(self.variable(self.symbols.ref(name)), atom=True)
+
+    def _getattr(self, node: nodes.Getattr) -> Code:
+        owner = node.node
+        if isinstance(owner, nodes.Name):
+            if owner.name == "loop":
+                return self._of_loop(node, owner)
+            if owner.name in self.facts.namespaces and not self.is_input(owner.name) and not node.attr.startswith("_"):
+                variable = self.variable(self.symbols.ref(owner.name))
+                known = node.attr in self.facts.namespaces[owner.name]
+                return Code(f"{variable}[{node.attr!r}]" if known else f"{variable}.get({node.attr!r}, U)")
+        if node.attr in NAMES_OF_MAPPINGS:
+            return self.only_jinja(node, f".{node.attr} as a value")
+        return self._field(node, owner, node.attr)
+
+    def _getitem(self, node: nodes.Getitem) -> Code:
+        if isinstance(node.arg, nodes.Slice):
+            value = self.expression(node.node)
+            parts = [node.arg.start, node.arg.stop, node.arg.step]
+            written = ":".join("" if part is None else self.expression(part).source for part in parts)
+            return Code(f"{value.source}[{written}]", "text" if value.kind == "text" else "value")
+        constant = node.arg.value if isinstance(node.arg, nodes.Const) else None
+        if isinstance(constant, str) and constant not in NAMES_OF_MAPPINGS:
+            return self._field(node, node.node, constant)
+        value, key = self.expression(node.node), self.expression(node.arg)
+        if type(constant) is int or isinstance(node.arg, nodes.Neg):
+            if value.kind == "texts" and key.source in {"0", "(-1)"}:
+                return Code(f"{value.source}[{key.source}]", "text")
+            if value.atom and key.source in {"0", "(-1)"}:
+                v = value.source
+                return Code(f"({v}[{key.source}] if type({v}) is list and {v} else item({v}, {key.source}))")
+        return Code(f"item({value.source}, {key.source})")
+
+    def _field(self, node: nodes.Node, owner: nodes.Node, key: str) -> Code:
+        """`owner.key` or `owner["key"]` for a key that dictionaries have no method of."""
+        if key.startswith("_"):
+            return self.only_jinja(node, f"the name {key!r}")
+        if isinstance(owner, nodes.Name):
+            fields = self.fields.get(self.symbols.find_ref(owner.name) or "")
+            if fields is not None:
+                if key in fields:
+                    return Code(fields[key], atom=True)
+                return Code(f"{self.expression(owner).source}.get({key!r}, U)")
+        value = self.expression(owner)
+        helper = "attr_of_mapping" if key in NAMES_OF_VALUES else "attr"
+        general = f"{helper}({value.source}, {key!r})"
+        if value.atom:
+            return Code(f"({value.source}.get({key!r}, U) if type({value.source}) is dict else {general})")
+        return Code(general)
+
+    def _of_loop(self, node: nodes.Getattr, owner: nodes.Name) -> Code:
+        loop = self.loops.get(self.symbols.find_ref(owner.name) or "")
+        if loop is None or node.attr not in _LOOP:
+            return self.only_jinja(node, f"loop.{node.attr}")
+        kind, source = _LOOP[node.attr]
+        return Code(source.format(s=loop.sequence, i=loop.index, last=loop.last), kind)
+
+    def _call(self, node: nodes.Call) -> Code:
+        if node.dyn_args is not None or node.dyn_kwargs is not None:
+            return self.only_jinja(node, "a call with * or **")
+        if isinstance(node.node, nodes.Name):
+            return self._call_name(node, node.node.name)
+        if isinstance(node.node, nodes.Getattr) and node.node.attr in _METHODS:
+            owner, method = node.node.node, node.node.attr
+            if isinstance(owner, nodes.Name) and (owner.name in self.facts.namespaces or owner.name == "loop"):
+                return self.only_jinja(node, f"{owner.name}.{method}()")
+            value = self.expression(owner)
+            if isinstance(owner, nodes.Const) and value.literal is None:
+                return self.only_jinja(node, "a method of a number")
+            source = f"{value.source}.{method}({self._arguments(node)})"
+            if method in _TEXT_METHODS:
+                return Code(source, self._text_kind(value))
+            splits = method in {"split", "rsplit"} and len(node.args) == 1 and not node.kwargs and _is_some_text(node.args[0])
+            return Code(source, "texts" if splits and self._text_kind(value) == "text" else "value")
+        return self.only_jinja(node, f"a call of {_named(node.node)}")
+
+    def _call_name(self, node: nodes.Call, name: str) -> Code:
+        outside = self.is_input(name)
+        if name in self.facts.macros and not outside:
+            return self._call_macro(node, name)
+        if not outside or name not in _FUNCTIONS:
+            return self.only_jinja(node, f"a call of {name}")
+        if name == "raise_exception":
+            return Code("hand_over('raise_exception')")
+        self.bound[f"call_{name}"] = self.environment.globals[name]
+        return Code(f"call_{name}({self._arguments(node)})")
+
+    def _call_macro(self, node: nodes.Call, name: str) -> Code:
+        macro = self.macros.get(self.symbols.ref(name))
+        given = [argument.key for argument in node.kwargs]
+        if macro is None or len(node.args) > len(macro.parameters) or any(key not in macro.parameters for key in given):
+            return self.only_jinja(node, f"this call of {name}")
+        arguments = [self.expression(argument).source for argument in node.args]
+        # By place only: the names in the template are no names of the Python function.
+        places = {macro.parameters.index(argument.key): self.expression(argument.value).source for argument in node.kwargs}
+        if any(place < len(arguments) for place in places):
+            return self.only_jinja(node, f"this call of {name}")
+        for place in range(len(arguments), max(places, default=-1) + 1):
+            arguments.append(places.get(place, "MISSING"))
+        return Code(f"{macro.function}({', '.join(arguments)})", "text")
+
+    def _filter(self, node: nodes.Filter) -> Code:
+        if node.node is None or node.dyn_args is not None or node.dyn_kwargs is not None:
+            return self.only_jinja(node, f"the filter {node.name}")
+        if node.name not in _FILTERS or (node.name == "map" and not _maps_plainly(node)):
+            return self.only_jinja(node, f"the filter {node.name}")
+        value = self.expression(node.node)
+        if not has_arguments(node):
+            if node.name == "trim":
+                kind = self._text_kind(value)
+                if value.kind == "text":
+                    return Code(f"{value.source}.strip()", "text")
+                if value.atom:
+                    return Code(f"({value.source}.strip() if type({value.source}) is str else trim({value.source}))", kind)
+                return Code(f"trim({value.source})", kind)
+            if node.name in {"length", "count"}:
+                return Code(f"len({value.source})", "int")
+            if node.name == "string" and self._text_kind(value) == "text":
+                return Code(f"str({value.source})", "text")
+        if node.name in {"default", "d"} and len(node.args) == 1 and not node.kwargs and value.atom and _is_plain(node.args[0]):
+            return Code(f"({self.expression(node.args[0]).source} if {value.source} is U else {value.source})")
+        function = self.environment.filters[node.name]
+        self.bound[f"filter_{node.name}"] = function
+        first = _passed_first(function)
+        arguments = ", ".join(part for part in (first, value.source, self._arguments(node)) if part)
+        kind = "text" if node.name in _TEXT_FILTERS else "value"
+        if node.name in _TEXT_KEEPING_FILTERS:
+            kind = self._text_kind(value)
+        return Code(f"filter_{node.name}({arguments})", kind)
+
+    def _test(self, node: nodes.Test) -> Code:
+        if node.dyn_args is not None or node.dyn_kwargs is not None or node.name not in _TESTS:
+            return self.only_jinja(node, f"the test {node.name}")
+        if node.name in {"defined", "undefined"} and isinstance(node.node, nodes.Name):
+            name = node.node.name
+            if self.is_input(name) and name in self.environment.globals:
+                return Code(repr(node.name == "defined"))
+        value = self.expression(node.node)
+        if value.literal is not None or isinstance(node.node, nodes.Const):
+            return self.only_jinja(node, "a test of a constant")
+        if node.name in _SHORT_TESTS and not has_arguments(node):
+            return Code(_SHORT_TESTS[node.name].format(value.source))
+        self.bound[f"test_{node.name}"] = self.environment.tests[node.name]
+        arguments = self._arguments(node)
+        return Code(f"test_{node.name}({value.source}{', ' + arguments if arguments else ''})")
+
+    def _compare(self, node: nodes.Compare) -> Code:
+        parts = [self.expression(node.expr).source]
+        parts += [f"{_COMPARISONS[operand.op]} {self.expression(operand.expr).source}" for operand in node.ops]
+        return Code(f"({' '.join(parts)})")
+
+    def _add(self, node: nodes.Add) -> Code:
+        left, right = self.expression(node.left), self.expression(node.right)
+        if left.literal is not None and right.literal is not None:
+            return _literal(left.literal + right.literal)
+        kinds = {left.kind, right.kind}
+        kind: Kind = "value"
+        if "text" in kinds and (kinds == {"text"} or not self.facts.markup):
+            kind = "text"
+        elif kinds == {"int"}:
+            kind = "int"
+        return Code(f"({left.source} + {right.source})", kind)
+
+    def _arithmetic(self, node: nodes.BinExpr) -> Code:
+        left, right = self.expression(node.left), self.expression(node.right)
+        # Other operands than whole numbers could repeat or format text, which the sandbox watches.
+        if isinstance(node, nodes.Mul | nodes.Mod) and {left.kind, right.kind} != {"int"}:
+            return self.only_jinja(node, f"the operator {node.operator}")
+        both = {left.kind, right.kind} == {"int"}
+        return Code(f"({left.source} {node.operator} {right.source})", "int" if both else "value")
+
+    def _logic(self, node: nodes.And | nodes.Or) -> Code:
+        left, right = self.expression(node.left), self.expression(node.right)
+        return Code(f"({left.source} {node.operator} {right.source})", left.kind if left.kind == right.kind else "value")
+
+    def _not(self, node: nodes.Not) -> Code:
+        return Code(f"(not {self.expression(node.node).source})")
+
+    def _negative(self, node: nodes.Neg) -> Code:
+        value = self.expression(node.node)
+        return Code(f"(-{value.source})", "int" if value.kind == "int" else "value")
+
+    def _concat(self, node: nodes.Concat) -> Code:
+        pieces = joined(self.pieces(node))
+        if len(pieces) == 1:
+            return pieces[0] if pieces[0].kind == "text" else Code(f"str({pieces[0].source})", "text")
+        return Code(f'"".join(({", ".join(piece.source for piece in pieces)}))', "text")
+
+    def _choice(self, node: nodes.CondExpr) -> Code:
+        yes, test = self.expression(node.expr1), self.expression(node.test)
+        no = Code("U") if node.expr2 is None else self.expression(node.expr2)
+        return Code(f"({yes.source} if {test.source} else {no.source})", yes.kind if yes.kind == no.kind else "value")
+
+    def _list(self, node: nodes.List) -> Code:
+        return Code(f"[{', '.join(self.expression(part).source for part in node.items)}]")
+
+    def _tuple(self, node: nodes.Tuple) -> Code:
+        return Code(f"({''.join(self.expression(part).source + ', ' for part in node.items)})")
+
+    def _dict(self, node: nodes.Dict) -> Code:
+        pairs = [f"{self.expression(pair.key).source}: {self.expression(pair.value).source}" for pair in node.items]
+        return Code(f"{{{', '.join(pairs)}}}")
+
+    def namespace(self, node: nodes.Call) -> Code:
+        """The dictionary that stands for a `namespace(...)`; it never leaves its variable."""
+        pairs = [f"{argument.key!r}: {self.expression(argument.value).source}" for argument in node.kwargs]
+        return Code(f"{{{', '.join(pairs)}}}")
+
+    def is_namespace(self, node: nodes.Node) -> bool:
+        """Whether an expression makes a namespace."""
+        return namespace_keys(node) is not None and self.is_input("namespace")
+
+    def _arguments(self, node: nodes.Call | nodes.Filter | nodes.Test) -> str:
+        written = [self.expression(argument).source for argument in node.args]
+        for argument in node.kwargs:
+            plain = argument.key.isascii() and argument.key.isidentifier() and not keyword.iskeyword(argument.key)
+            value = self.expression(argument.value) if plain else self.only_jinja(node, f"the argument {argument.key}")
+            written.append(f"{argument.key}={value.source}" if plain else value.source)
+        return ", ".join(written)
+
+
+def joined(pieces: Iterable[Code]) -> list[Code]:
+    """The same parts, with neighbouring constants made one."""
+    merged: list[Code] = []
+    for piece in pieces:
+        if piece.literal is not None and merged and merged[-1].literal is not None:
+            merged[-1] = _literal(merged[-1].literal + piece.literal)
+        elif piece.literal != "":
+            merged.append(piece)
+    return merged
+
+
+_ARGUMENTS = frozenset({"messages", "tools", "add_generation_prompt"})
+_SPECIAL_NAMES = frozenset({"self", "super", "caller", "varargs", "kwargs", "loop"})
+_FUNCTIONS = frozenset({"raise_exception", "strftime_now", "range"})
+_COMPARISONS = {"eq": "==", "ne": "!=", "gt": ">", "gteq": ">=", "lt": "<", "lteq": "<=", "in": "in", "notin": "not in"}
+_TEXT_METHODS = frozenset(
+    {"strip", "lstrip", "rstrip", "lower", "upper", "capitalize", "title", "replace", "removeprefix", "removesuffix"}
+    | {"join"}
+)
+_METHODS = _TEXT_METHODS | frozenset(
+    {"split", "rsplit", "splitlines", "partition", "rpartition", "startswith", "endswith", "find", "rfind", "count", "index"}
+    | {"isdigit", "isalpha", "isalnum", "isspace", "isupper", "islower", "get", "items", "keys", "values"}
+)
+_TEXT_FILTERS = frozenset({"tojson", "join", "replace"})
+_TEXT_KEEPING_FILTERS = frozenset({"trim", "string", "upper", "lower", "capitalize", "title"})
+_FILTERS = (
+    _TEXT_FILTERS
+    | _TEXT_KEEPING_FILTERS
+    | frozenset({"length", "count", "default", "d", "int", "float", "abs", "round", "list", "items", "dictsort", "safe"})
+    | frozenset({"map", "select", "reject", "selectattr", "rejectattr"})
+)
+_MAPPED = frozenset({"upper", "lower", "trim", "string", "tojson", "capitalize", "title", "int", "float", "length"})
+_SHORT_TESTS = {
+    "defined": "({} is not U)",
+    "undefined": "({} is U)",
+    "none": "({} is None)",
+    "string": "isinstance({}, str)",
+    "true": "({} is True)",
+    "false": "({} is False)",
+}
+_TESTS = frozenset(_SHORT_TESTS) | frozenset(
+    {"mapping", "iterable", "sequence", "boolean", "number", "integer", "float", "odd", "even", "divisibleby", "lower", "upper"}
+    | {"in", "eq", "equalto", "ne", "sameas"}
+)
+_LOOP: dict[str, tuple[Kind, str]] = {
+    "index0": ("int", "{i}"),
+    "index": ("int", "({i} + 1)"),
+    "first": ("value", "({i} == 0)"),
+    "last": ("value", "({i} == {last})"),
+    "length": ("int", "({last} + 1)"),
+    "revindex": ("int", "({last} - {i} + 1)"),
+    "revindex0": ("int", "({last} - {i})"),
+    "previtem": ("value", "({s}[{i} - 1] if {i} else U)"),
+    "nextitem": ("value", "({s}[{i} + 1] if {i} != {last} else U)"),
+}
+_WRITERS: dict[type | None, Callable[[Expressions, nodes.Node], Code]] = {
+    nodes.Const: Expressions._const,
+    nodes.TemplateData: Expressions._template_data,
+    nodes.Name: Expressions._name,
+    nodes.Getattr: Expressions._getattr,
+    nodes.Getitem: Expressions._getitem,
+    nodes.Call: Expressions._call,
+    nodes.Filter: Expressions._filter,
+    nodes.Test: Expressions._test,
+    nodes.Compare: Expressions._compare,
+    nodes.Add: Expressions._add,
+    nodes.Sub: Expressions._arithmetic,
+    nodes.Mul: Expressions._arithmetic,
+    nodes.Mod: Expressions._arithmetic,
+    nodes.And: Expressions._logic,
+    nodes.Or: Expressions._logic,
+    nodes.Not: Expressions._not,
+    nodes.Neg: Expressions._negative,
+    nodes.Concat: Expressions._concat,
+    nodes.CondExpr: Expressions._choice,
+    nodes.List: Expressions._list,
+    nodes.Tuple: Expressions._tuple,
+    nodes.Dict: Expressions._dict,
+}  # type: ignore[assignment]
+
+
+def _literal(text: str) -> Code:
+    return Code(repr(text), "text", text)
+
+
+def _shown(code: Code) -> Code:
+    return code if code.kind == "text" else Code(f"str({code.source})", "text")
+
+
+def _leaves(node: nodes.Node) -> list[nodes.Node]:
+    """The summands of a sum. Adding texts may be regrouped at will."""
+    return [*_leaves(node.left), *_leaves(node.right)] if isinstance(node, nodes.Add) else [node]
+
+
+def _is_some_text(node: nodes.Node) -> bool:
+    return isinstance(node, nodes.Const) and isinstance(node.value, str) and node.value != ""
+
+
+def _is_plain(node: nodes.Node) -> bool:
+    """Whether an expression cannot fail: Jinja works arguments out even where they are not used."""
+    return isinstance(node, nodes.Const) or (isinstance(node, nodes.List | nodes.Dict) and not node.items)
+
+
+def _maps_plainly(node: nodes.Filter) -> bool:
+    """Whether `map` runs a filter that gives no undefined value."""
+    first = node.args[0] if len(node.args) == 1 and not node.kwargs else None
+    return isinstance(first, nodes.Const) and first.value in _MAPPED
+
+
+def _passed_first(function: object) -> str:
+    """What Jinja passes to a filter before its value."""
+    wanted = getattr(getattr(function, "jinja_pass_arg", None), "name", "")
+    return {"context": "CONTEXT", "eval_context": "CONTEXT.eval_ctx", "environment": "CONTEXT.environment"}.get(wanted, "")
+
+
+def _named(node: nodes.Node) -> str:
+    return f".{node.attr}" if isinstance(node, nodes.Getattr) else type(node).__name__.lower()

@@ -1,0 +1,217 @@
+"""A chat template, ready to turn conversations into text: compiled to pieces where that is exact, run by Jinja otherwise."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Literal
+
+from jinja2 import nodes
+
+from sftprep.batch import Message
+from sftprep.chat.jinja import (
+    OUTPUT_FLOOR,
+    ChatEnvironment,
+    check_output,
+    compile_template,
+    is_generation,
+    run_template,
+    with_reasoning,
+    writes_to_inputs,
+)
+from sftprep.chat.pieces import Render, compile_pieces
+from sftprep.chat.runtime import HandOver
+from sftprep.errors import TemplateError
+
+CHECKED_FIRST = 64
+"""Renders of a template, from the first on, that Jinja repeats for comparison."""
+CHECKED_EVERY = 1_000
+"""After those, one render in so many is repeated."""
+CHECKED_SHAPES = 512
+"""And the first of each shape of conversation, up to so many shapes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A conversation as text. spans: character ranges [first, last+1) that `{% generation %}` marks, in order."""
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+
+
+class ChatTemplate:
+    """A chat template with the variables of its tokenizer. Renders one conversation at a time: one instance a thread.
+
+    The text, the spans and the refusals are those of transformers 5.23 `apply_chat_template`. The compiled way is checked against
+    Jinja while it runs; on any difference it is switched off, and `report` says so.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        variables: Mapping[str, str],
+        date: datetime.date | None = None,
+        way: Literal["auto", "jinja"] = "auto",
+    ) -> None:
+        """variables: the tokenizer's special tokens, by the names that templates know; date: what templates see as today.
+
+        Raises TemplateError, with the line, where the source is no template.
+        """
+        self.source = source
+        self.digest = sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
+        self._environment = ChatEnvironment(date or datetime.date.today())
+        tree, self._template = compile_template(self._environment, source)
+        self.has_generation_marks = any(is_generation(node) for node in tree.find_all(nodes.CallBlock))
+        self._writes = writes_to_inputs(tree)
+        self._variables: dict[str, Any] = {"documents": None, **variables}
+        self._pieces: Render | None = None
+        self._why_jinja = "asked for"
+        self._constructs: tuple[str, ...] = ()
+        if way == "auto":
+            self._compile(tree)
+        self._by_pieces = self._by_jinja = self._checks = 0
+        self._handed_over: Counter[str] = Counter()
+        self._shapes: set[tuple[int, int, bool, bool]] = set()
+        self._mismatch: dict[str, Any] | None = None
+
+    def render(
+        self,
+        messages: list[Message],
+        *,
+        tools: list[Any] | None = None,
+        add_generation_prompt: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Rendered:
+        """Turn one conversation into text.
+
+        messages, tools and template_kwargs are plain JSON values, which are not changed. Raises TemplateError where the template
+        refuses the conversation, with its own message, and where it fails.
+        """
+        messages = with_reasoning(messages)
+        variables = self._given(template_kwargs) if template_kwargs else self._variables
+        if tools is not None:
+            _check_tools(tools)
+        if self._pieces is not None and not (template_kwargs and self._shadows(template_kwargs)):
+            try:
+                text, spans = self._pieces(messages, tools, add_generation_prompt, variables)
+            except HandOver as way:
+                self._handed_over[way.reason] += 1
+            except Exception as error:
+                # Whatever went wrong, Jinja finds the same and says it in its own words, or renders what pieces cannot.
+                self._handed_over[type(error).__name__] += 1
+            else:
+                if len(text) > OUTPUT_FLOOR:
+                    check_output(len(text), {**variables, "messages": messages, "tools": tools})
+                self._by_pieces += 1
+                if self._is_checked(messages, tools, add_generation_prompt):
+                    return self._checked(messages, tools, add_generation_prompt, variables, Rendered(text, spans))
+                return Rendered(text, spans)
+        self._by_jinja += 1
+        return self._run(messages, tools, add_generation_prompt, variables)
+
+    def way(self) -> str:
+        """Which way the renders so far took: pieces, jinja or mixed; before the first, the way that it would try."""
+        if self._by_pieces and self._by_jinja:
+            return "mixed"
+        if self._by_pieces or self._by_jinja:
+            return "pieces" if self._by_pieces else "jinja"
+        return "jinja" if self._pieces is None else "pieces"
+
+    def report(self) -> dict[str, Any]:
+        """For the manifest: JSON values only.
+
+        way: as `way()`; possible: whether pieces are in use; why_jinja: why not; renders: how many by each way, and how many of
+        those by pieces were checked; handed_over: why single conversations went to Jinja; only_jinja: parts of the template that
+        were not compiled, with their lines; mismatch: the check that failed.
+        """
+        return {
+            "way": self.way(),
+            "possible": "jinja" if self._pieces is None else "pieces",
+            "why_jinja": self._why_jinja if self._pieces is None else None,
+            "renders": {"pieces": self._by_pieces, "jinja": self._by_jinja, "checked": self._checks},
+            "handed_over": dict(sorted(self._handed_over.items())),
+            "only_jinja": list(self._constructs),
+            "mismatch": self._mismatch,
+        }
+
+    def _compile(self, tree: nodes.Template) -> None:
+        try:
+            compiled = compile_pieces(tree, self._template, self._environment)
+        except (SyntaxError, RecursionError, MemoryError) as error:
+            self._why_jinja = f"the template cannot be compiled: {type(error).__name__}: {error}"
+        else:
+            self._pieces, self._constructs = compiled.render, compiled.constructs
+
+    def _given(self, template_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The variables of the tokenizer, and over them those of the record."""
+        taken = _PARAMETERS.intersection(template_kwargs)
+        if taken:
+            name = min(taken)
+            raise TemplateError(
+                f"chat_template_kwargs has {name!r}, which is no variable of templates",
+                remedy=f"take {name!r} out of chat_template_kwargs",
+            )
+        return {**self._variables, **template_kwargs}
+
+    def _shadows(self, template_kwargs: Mapping[str, Any]) -> bool:
+        """Whether a variable has the name of one of Jinja's functions."""
+        return not self._environment.globals.keys().isdisjoint(template_kwargs)
+
+    def _run(
+        self, messages: list[Message], tools: list[Any] | None, add_generation_prompt: bool, variables: Mapping[str, Any]
+    ) -> Rendered:
+        given = {**variables, "messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
+        if self._writes:
+            given = copy.deepcopy(given)
+        return Rendered(*run_template(self._environment, self._template, given))
+
+    def _is_checked(self, messages: list[Message], tools: list[Any] | None, add_generation_prompt: bool) -> bool:
+        shape = (len(messages), max(map(len, messages), default=0), tools is None, add_generation_prompt)
+        if shape not in self._shapes and len(self._shapes) < CHECKED_SHAPES:
+            self._shapes.add(shape)
+            return True
+        return self._by_pieces <= CHECKED_FIRST or self._by_pieces % CHECKED_EVERY == 0
+
+    def _checked(
+        self,
+        messages: list[Message],
+        tools: list[Any] | None,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any],
+        fast: Rendered,
+    ) -> Rendered:
+        """Render with Jinja too; where it differs, use Jinja from now on."""
+        self._checks += 1
+        try:
+            slow: Rendered | TemplateError = self._run(messages, tools, add_generation_prompt, variables)
+        except TemplateError as error:
+            slow = error
+        if slow == fast:
+            return fast
+        self._mismatch = {"render": self._by_pieces + self._by_jinja, "messages": len(messages)}
+        self._why_jinja = "a render by pieces differed from Jinja's; renders before it were not all compared"
+        self._pieces = None
+        if isinstance(slow, TemplateError):
+            raise slow
+        return slow
+
+
+_PARAMETERS = frozenset(
+    {"messages", "conversation", "conversations", "tools", "add_generation_prompt", "chat_template", "continue_final_message"}
+    | {"tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"}
+)
+"""Parameters of `apply_chat_template`: under these names nothing reaches a template."""
+
+
+def _check_tools(tools: list[Any]) -> None:
+    for index, tool in enumerate(tools):
+        if not isinstance(tool, dict):
+            raise TemplateError(
+                f"tool {index + 1} is a {type(tool).__name__}, not a JSON schema",
+                remedy='write each tool as {"type": "function", "function": {"name": ..., "parameters": ...}}',
+            )

@@ -1,0 +1,249 @@
+"""The `sftprep` command: parsing and printing, nothing else."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+from cyclopts.config import Dict
+
+from sftprep import __version__
+from sftprep.config import (
+    BuildConfig,
+    FormatConfig,
+    OutputConfig,
+    PackConfig,
+    SourceConfig,
+    TokenizeConfig,
+    read_config_file,
+)
+from sftprep.errors import ConfigError, SftprepError
+
+app = App(
+    name="sftprep",
+    version=__version__,
+    help="""Turn raw conversations into packed, padding-free training batches.
+
+    A first build, a look at it, a check of it:
+
+        sftprep build chats.jsonl --tokenizer Qwen/Qwen3-8B --output shards
+
+        sftprep inspect shards --row 0
+
+        sftprep verify shards
+
+    Exit codes: 0 ok, 1 a check failed, 2 usage or bad input, 3 disk, permission or a lock.
+    """,
+    help_format="plaintext",
+)
+_FLAT = Parameter(name="*")
+
+
+@app.command
+def build(
+    *inputs: str,
+    tokenize: Annotated[TokenizeConfig | None, _FLAT] = None,
+    output: Annotated[OutputConfig | None, _FLAT] = None,
+    format: Annotated[FormatConfig | None, _FLAT] = None,
+    pack: Annotated[PackConfig | None, _FLAT] = None,
+    config: str | None = None,
+    json: bool = False,
+    debug: bool = False,
+) -> int:
+    """Tokenize, mask and pack records into shards.
+
+    The format of the records is detected: text; messages; prompt and completion (text or messages); conversations
+    (sharegpt); instruction and output (alpaca). Rename keys where yours differ:
+
+        sftprep build gsm8k.jsonl --map question=prompt,answer=completion --tokenizer gpt2 --output shards
+
+    Parameters
+    ----------
+    inputs
+        Files, globs or folders of .jsonl, .jsonl.gz, .jsonl.zst.
+    config
+        YAML file with inputs and settings by the names below (max_length: 2048); flags win over it.
+    json
+        Print the summary as JSON.
+    debug
+        Show a traceback with errors.
+    """
+    from sftprep.engine.build import build as run
+    from sftprep.report.summary import summary_data, summary_lines
+
+    named = read_config_file(config).get("inputs", ()) if config and not inputs else inputs
+    settings = BuildConfig(
+        source=SourceConfig(named),
+        format=format or FormatConfig(),
+        tokenize=tokenize or TokenizeConfig(),
+        pack=pack or PackConfig(),
+        output=output or OutputConfig(),
+    )
+    with _Bar(quiet=json) as bar:
+        report = run(settings, progress=bar)
+    _print_json(summary_data(report)) if json else print("\n".join(summary_lines(report)))
+    return 0
+
+
+@app.command
+def verify(directory: str, *, json: bool = False, debug: bool = False) -> int:
+    """Check every shard of a build: digests, schema, invariants, accounts.
+
+    Parameters
+    ----------
+    directory
+        The --output folder of a build.
+    json
+        Print what was found as JSON.
+    debug
+        Show a traceback with errors.
+    """
+    from sftprep.shards.verify import verify as run
+
+    with _Bar(quiet=json) as bar:
+        found = run(directory, progress=lambda done, total: bar("verify", done, total))
+    if json:
+        _print_json({**asdict(found), "folder": str(found.folder), "ok": found.ok})
+    else:
+        for problem in found.problems:
+            print(f"problem: {problem}", file=sys.stderr)
+        counted = f"{found.shards:,} shards, {found.rows:,} packs, {found.sequences:,} sequences, {found.tokens:,} tokens"
+        print(f"{'ok' if found.ok else 'DAMAGED'}: {counted} in {found.folder}")
+    return 0 if found.ok else 1
+
+
+@app.command
+def inspect(
+    directory: str,
+    *,
+    row: int = 0,
+    tokenizer: str | None = None,
+    full: bool = False,
+    color: bool | None = None,
+    json: bool = False,
+    debug: bool = False,
+) -> int:
+    """Show one pack: its sequences, where each comes from, and which tokens are trained.
+
+    Trained text is green, or stands between ⟦ and ⟧ where there is no color.
+
+    Parameters
+    ----------
+    directory
+        The --output folder of a build.
+    row
+        Number of the pack, from 0; -1 is the last.
+    tokenizer
+        Folder or Hub name of the build's tokenizer, where it has moved since.
+    full
+        Show whole texts.
+    color
+        Color trained tokens; by default on a terminal.
+    json
+        Print ids, masks and texts as JSON.
+    debug
+        Show a traceback with errors.
+    """
+    from sftprep.report.draw import draw_pack, pack_data
+    from sftprep.report.summary import manifest_line
+    from sftprep.shards.reader import open_shards
+    from sftprep.tokenize.decode import decoder_of
+
+    shards = open_shards(directory)
+    if not -len(shards) <= row < len(shards):
+        raise ConfigError(
+            f"there is no row {row}: {directory} has {len(shards):,} packs", remedy=f"give --row 0 to {len(shards) - 1}"
+        )
+    decode = decoder_of(tokenizer or shards.manifest.tokenizer["name"], shards.manifest.tokenizer["fingerprint"])
+    index = row % len(shards)
+    if json:
+        _print_json(pack_data(shards[index], index, shards.manifest, decode))
+    else:
+        colored = sys.stdout.isatty() if color is None else color
+        print(manifest_line(shards.manifest))
+        print("\n".join(draw_pack(shards[index], index, shards.manifest, decode, color=colored, full=full)))
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    tokens = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in tokens
+    try:
+        app.config = _settings_file(tokens)
+        code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.exit(code if isinstance(code, int) else 0)
+    except SftprepError as error:
+        _fail(error, error, error.exit_code, debug=debug)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except KeyboardInterrupt:
+        print("\ninterrupted; run the same command again to go on from here", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        # Settings are checked where they are made, which is inside the parser: it wraps what they say.
+        inner = error.__cause__ or error.__context__
+        if isinstance(inner, SftprepError):
+            _fail(inner, error, inner.exit_code, debug=debug)
+        if type(error).__module__.startswith("cyclopts"):
+            _fail(f"{error}\n  → see sftprep --help", error, 2, debug=debug)
+        raise
+
+
+def _settings_file(tokens: list[str]) -> tuple[Dict, ...]:
+    """The file that --config names, as a source of flags that the command line does not give."""
+    for at, token in enumerate(tokens):
+        name, equals, value = token.partition("=")
+        path = value if equals else tokens[at + 1] if at + 1 < len(tokens) else ""
+        if name == "--config" and path:
+            settings = read_config_file(path)
+            # Inputs have no flag: the command itself takes them from the file.
+            settings.pop("inputs", None)
+            return (Dict(settings, use_commands_as_keys=False, source=path),)
+    return ()
+
+
+def _fail(message: object, error: BaseException, code: int, *, debug: bool) -> None:
+    if debug:
+        traceback.print_exception(error)
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=1, ensure_ascii=False))
+
+
+class _Bar:
+    """A progress bar on a terminal, and nothing elsewhere."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._shown = None if quiet or not sys.stderr.isatty() else True
+        self._progress: Any = None
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> _Bar:
+        if self._shown:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description:<9}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+            self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if self._progress is None:
+            return
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(stage, total=total)
+        self._progress.update(self._tasks[stage], completed=done, total=total)

@@ -1,0 +1,1 @@
+"""The three passes of a build, and who runs them."""

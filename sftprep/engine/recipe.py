@@ -1,0 +1,73 @@
+"""What pass 1 depends on beside the bytes of a partition, as plain data that travels to workers as a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from sftprep.chat.template import ChatTemplate
+from sftprep.config import TemplateWay, TrainOn, digest
+from sftprep.records import Reading
+from sftprep.tokenize.load import TokenizerSpec
+
+_VERSION = 1
+"""Raised when the same recipe would give other tokens than before, so that older spills are not taken for its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How the records of a partition become sequences. Two equal recipes give equal sequences.
+
+    date: what templates see as today, YYYY-MM-DD, None where they do not look; max_length: tokens at which a sequence is cut.
+    """
+
+    tokenizer: TokenizerSpec
+    chat_template: str | None
+    date: str | None
+    train_on: TrainOn
+    text_field: str
+    renames: tuple[tuple[str, str], ...]
+    max_length: int
+    encoder: str
+    template_way: TemplateWay
+
+    @property
+    def digest(self) -> str:
+        """Names the recipe: SHA-256, in hex. Which encoder runs does not count, for all give the same ids."""
+        parts = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name not in ("tokenizer", "encoder", "template_way")
+        }
+        spec = self.tokenizer
+        return digest(_VERSION, spec.fingerprint, spec.eos_token, spec.prefix_ids, spec.suffix_ids, parts)
+
+    def reading(self) -> Reading:
+        """How records are read under this recipe."""
+        template = self.chat_template
+        return Reading(
+            self.renames, self.text_field, chat=template is not None, tool_calls=template is not None and "tool_calls" in template
+        )
+
+    def template(self) -> ChatTemplate | None:
+        """The chat template, compiled. Raises TemplateError."""
+        if self.chat_template is None:
+            return None
+        day = datetime.date.fromisoformat(self.date) if self.date else None
+        return ChatTemplate(self.chat_template, variables=self.tokenizer.special_tokens, date=day, way=self.template_way)
+
+    def to_json(self) -> bytes:
+        """The recipe as JSON, for `read_recipe`."""
+        parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "tokenizer"}
+        return json.dumps({**parts, "tokenizer": self.tokenizer.to_dict()}).encode()
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read what `Recipe.to_json` wrote."""
+    parts = json.loads(path.read_bytes())
+    parts["tokenizer"] = TokenizerSpec.from_dict(parts["tokenizer"])
+    parts["renames"] = tuple((source, target) for source, target in parts["renames"])
+    return Recipe(**parts)

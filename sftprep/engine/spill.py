@@ -1,0 +1,104 @@
+"""Spills: what pass 1 made of one partition, in a file named by what it was made from.
+
+If the name is there and its content is whole, the work is done: that is the cache, the resume and the exactly-once.
+A spill is not synced to the disk; a torn one is noticed by its digest and made again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import xxhash
+from numpy.typing import NDArray
+
+from sftprep.batch import Rejected, TokenBatch
+from sftprep.shards.files import storage_errors
+
+
+@dataclass(frozen=True, slots=True)
+class Spill:
+    """A spill, mapped: the flat buffers of a TokenBatch, and what was counted. completion_mask: uint8, 1 = trained."""
+
+    input_ids: NDArray[np.int32]
+    offsets: NDArray[np.int32]
+    completion_mask: NDArray[np.uint8]
+    origin: NDArray[np.int64]
+    counts: dict[str, int]
+    rejected: list[Rejected]
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """Tokens in each sequence: int32 [n]."""
+        return np.diff(self.offsets)
+
+
+def spill_path(folder: Path, key: str) -> Path:
+    """Where the spill with this key is, or will be."""
+    return folder / f"{key}.arrow"
+
+
+def write_spill(path: Path, batch: TokenBatch) -> None:
+    """Write a spill, whole or not at all. Raises StorageError."""
+    facts = orjson.dumps({"counts": batch.counts, "rejected": [dataclasses.astuple(r) for r in batch.rejected]})
+    offsets = batch.offsets.astype(np.int32)
+    buffers = [batch.input_ids, offsets, batch.completion_mask.view(np.uint8), batch.origin]
+    lists = [pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)) for values in (buffers[0], buffers[2])]
+    schema = pa.schema(
+        [("input_ids", lists[0].type), ("completion_mask", lists[1].type), ("origin", pa.int64())],
+        metadata={b"facts": facts, b"digest": _digest(facts, buffers).encode()},
+    )
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with storage_errors(path):
+        try:
+            with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+                writer.write_batch(pa.RecordBatch.from_arrays([*lists, pa.array(batch.origin)], schema=schema))
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def read_spill(path: Path) -> Spill | None:
+    """Map a spill; None where there is none, or where it is not whole."""
+    try:
+        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    except (OSError, pa.ArrowInvalid):
+        return None
+    facts, written = (batch.schema.metadata or {}).get(b"facts", b""), (batch.schema.metadata or {}).get(b"digest", b"")
+    spill = _view(batch, facts)
+    buffers: list[NDArray[Any]] = [spill.input_ids, spill.offsets, spill.completion_mask, spill.origin]
+    return spill if _digest(facts, buffers).encode() == written else None
+
+
+@lru_cache(maxsize=4096)
+def map_spill(path: Path) -> Spill:
+    """Map a spill that this build has written or checked already; kept open, for many sequences are taken from each."""
+    batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    return _view(batch, batch.schema.metadata[b"facts"])
+
+
+def _view(batch: pa.RecordBatch, facts: bytes) -> Spill:
+    ids, mask, origin = batch.columns
+    known: dict[str, Any] = orjson.loads(facts) if facts else {"counts": {}, "rejected": []}
+    return Spill(
+        input_ids=ids.values.to_numpy(),
+        offsets=ids.offsets.to_numpy(),
+        completion_mask=mask.values.to_numpy(),
+        origin=origin.to_numpy(),
+        counts=known["counts"],
+        rejected=[Rejected(*values) for values in known["rejected"]],
+    )
+
+
+def _digest(facts: bytes, buffers: list[NDArray[Any]]) -> str:
+    state = xxhash.xxh3_128(facts)
+    for buffer in buffers:
+        state.update(memoryview(np.ascontiguousarray(buffer)).cast("B") if len(buffer) else b"")
+    return state.hexdigest()

@@ -1,0 +1,5 @@
+"""Which sequences share a pack: planned from their lengths alone, as pure functions."""
+
+from sftprep.packing.strategies import PackPlan, pack_lengths
+
+__all__ = ["PackPlan", "pack_lengths"]

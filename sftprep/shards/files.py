@@ -1,0 +1,61 @@
+"""Files that are either whole or not there: written under a temporary name, synced, renamed."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from sftprep.errors import StorageError
+
+
+def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Make `path` hold what `write` writes, or leave it as it was.
+
+    The data is on the disk before the name is, and the name before this returns. Raises StorageError (disk full, no
+    permission); the temporary file is removed then.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with storage_errors(path):
+        try:
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn what the operating system says about `path` into a StorageError with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        remedies = {
+            errno.ENOSPC: "free some space, or build on another disk with --output; what is done so far is kept and reused",
+            errno.EDQUOT: "your quota is used up: free some space, or build elsewhere with --output",
+            errno.EFBIG: "a limit on file sizes is set (ulimit -f): raise it, or lower --shard-tokens",
+            errno.EACCES: "check the permissions of the folder, or choose another --output",
+            errno.EROFS: "the file system is read-only: choose another --output",
+            errno.ENOTDIR: "a part of the path is a file: choose another --output",
+            errno.EEXIST: "a file stands where a folder is needed: choose another --output",
+        }
+        raise StorageError(
+            f"cannot write {path}: {error.strerror or error}",
+            remedy=remedies.get(error.errno or 0, "check the disk, then run the same command again"),
+        ) from error

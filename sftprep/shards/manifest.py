@@ -1,0 +1,185 @@
+"""The manifest: the one file that makes a folder of shards a build. It is written last, and readers follow only it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from sftprep.errors import ManifestError
+from sftprep.shards.schema import SHARD_NAME
+
+MANIFEST_NAME = "manifest.json"
+SHARD_FOLDER = "shards"
+FORMAT_VERSION = "1.0"
+_LARGEST_MANIFEST = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class InputInfo:
+    """One input file. Its lines have the ordinals first_ordinal .. first_ordinal + lines - 1."""
+
+    path: str
+    bytes: int
+    digest: str
+    format: str
+    first_ordinal: int
+    lines: int
+    records: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardInfo:
+    """One shard file. sha256 and xxh3 (128 bits) are of the whole file."""
+
+    name: str
+    rows: int
+    tokens: int
+    trained_tokens: int
+    bytes: int
+    sha256: str
+    xxh3: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accounting:
+    """Where every row and every token went.
+
+    lines = blank + records; records = sequences + sum(rejected) + sum(dropped);
+    tokens_in = tokens + tokens_truncated + sum(tokens_dropped).
+    trained_tokens counts targets: the first token of a sequence is never one, for nothing predicts it.
+    """
+
+    lines: int = 0
+    blank: int = 0
+    records: int = 0
+    sequences: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+    truncated: int = 0
+    tokens_in: int = 0
+    tokens: int = 0
+    tokens_truncated: int = 0
+    tokens_dropped: dict[str, int] = field(default_factory=dict)
+    trained_tokens: int = 0
+    warnings: dict[str, int] = field(default_factory=dict)
+
+    def check(self) -> list[str]:
+        """The sums that do not hold, in words; empty where all do."""
+        rejected, dropped, lost = (sum(group.values()) for group in (self.rejected, self.dropped, self.tokens_dropped))
+        sums = {
+            f"lines ({self.lines}) = blank ({self.blank}) + records ({self.records})": self.blank + self.records == self.lines,
+            f"records ({self.records}) = sequences ({self.sequences}) + rejected ({rejected}) + dropped ({dropped})": (
+                self.sequences + rejected + dropped == self.records
+            ),
+            f"tokens in ({self.tokens_in}) = packed ({self.tokens}) + truncated ({self.tokens_truncated}) + dropped ({lost})": (
+                self.tokens + self.tokens_truncated + lost == self.tokens_in
+            ),
+        }
+        return [text for text, holds in sums.items() if not holds]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a build is. `tokenizer` holds name, fingerprint, vocab_size, max_id, eos_token_id and pad_token_id."""
+
+    config: dict[str, Any]
+    config_digest: str
+    tokenizer: dict[str, Any]
+    chat_template: str | None
+    encoder: dict[str, Any]
+    template: dict[str, Any]
+    inputs: tuple[InputInfo, ...]
+    accounting: Accounting
+    plan: dict[str, Any]
+    max_length: int
+    rows: int
+    tokens: int
+    trained_tokens: int
+    shards: tuple[ShardInfo, ...]
+    sftprep_version: str
+    format_version: str = FORMAT_VERSION
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hex, of the manifest as it is written: it pins every byte of the build."""
+        return sha256(self.to_json()).hexdigest()
+
+    def to_json(self) -> bytes:
+        """The manifest's bytes: UTF-8 JSON, keys sorted, the same wherever the build ran."""
+        return (json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode("utf-8")
+
+    def locate(self, origin: int) -> tuple[str, int]:
+        """File and line (from 1) of the record with this ordinal. Raises IndexError where there is none."""
+        starts = [info.first_ordinal for info in self.inputs]
+        at = bisect_right(starts, origin) - 1
+        # An input without lines shares its first ordinal with the next one; bisect_right has then gone past it already.
+        if at < 0 or not 0 <= origin - starts[at] < self.inputs[at].lines:
+            raise IndexError(f"no record has the ordinal {origin}")
+        return self.inputs[at].path, origin - starts[at] + 1
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
+    """Read the manifest of a build.
+
+    Raises ManifestError where there is none, where it is damaged, names files outside the folder, or was written by a
+    newer version of the format.
+    """
+    root = Path(folder)
+    path = root / MANIFEST_NAME
+    try:
+        if path.stat().st_size > _LARGEST_MANIFEST:
+            raise ManifestError(
+                f"{path} is larger than {_LARGEST_MANIFEST >> 20} MiB", remedy="build again: this is no manifest of ours"
+            )
+        raw = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        what = (
+            "is no finished build: it has no manifest.json"
+            if root.is_dir()
+            else "does not exist"
+            if not root.exists()
+            else "is no folder"
+        )
+        raise ManifestError(f"{root} {what}", remedy="give the --output folder of a finished `sftprep build`") from error
+    except OSError as error:
+        raise ManifestError(f"cannot read {path}: {error.strerror}", remedy="check its permissions") from error
+    except ValueError as error:
+        raise ManifestError(f"{path} is damaged: {error}", remedy="build again with --overwrite") from error
+    return _from_raw(raw, path)
+
+
+def _from_raw(raw: Any, path: Path) -> Manifest:
+    version = str(raw.get("format_version", "")) if isinstance(raw, dict) else ""
+    major = version.partition(".")[0]
+    if major != FORMAT_VERSION.partition(".")[0]:
+        raise ManifestError(
+            f"{path} has format version {version or 'none'}; this sftprep reads {FORMAT_VERSION}",
+            remedy="update sftprep" if major.isdigit() else "build again with --overwrite",
+        )
+    try:
+        nested = dict(raw)
+        nested["inputs"] = tuple(_known(InputInfo, item) for item in raw["inputs"])
+        nested["shards"] = tuple(_known(ShardInfo, item) for item in raw["shards"])
+        nested["accounting"] = _known(Accounting, raw["accounting"])
+        manifest: Manifest = _known(Manifest, nested)
+    except (KeyError, TypeError) as error:
+        raise ManifestError(f"{path} is damaged: {error}", remedy="build again with --overwrite") from error
+    for shard in manifest.shards:
+        if not SHARD_NAME.match(shard.name):
+            raise ManifestError(
+                f"{path} lists a shard with the name {shard.name!r}",
+                remedy="do not use this folder: its manifest was tampered with",
+            )
+    return manifest
+
+
+def _known(kind: Any, values: dict[str, Any]) -> Any:
+    # A later minor version may add fields; what this version does not know it leaves alone.
+    names = {f.name for f in dataclasses.fields(kind)}
+    return kind(**{name: value for name, value in values.items() if name in names})

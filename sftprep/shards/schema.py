@@ -1,0 +1,40 @@
+"""What a shard holds: the columns, their types, and the metadata that `datasets` reads.
+
+| column | type | |
+|---|---|---|
+| input_ids | list<int32> | tokens of the pack |
+| position_ids | list<uint16>, int32 above 65,535 | 0 .. len-1 of each sequence; may be left out |
+| completion_mask | list<bool> | True = trained |
+| seq_lengths | list<int32> | length of each sequence in the pack |
+| origin | list<int64> | ordinal of the source record of each sequence; the manifest tells file and line |
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import DTypeLike
+
+SHARD_NAME = re.compile(r"^shard-\d{5,}-[0-9a-f]{16}\.arrow$")
+"""Names a manifest may list: nothing that leads out of the folder."""
+
+LARGEST_UINT16_LENGTH = 65_535
+
+
+def position_dtype(max_length: int) -> DTypeLike:
+    """The NumPy type of stored position ids."""
+    return np.uint16 if max_length <= LARGEST_UINT16_LENGTH else np.int32
+
+
+def shard_schema(max_length: int, *, position_ids: bool) -> pa.Schema:
+    """The Arrow schema of a shard, with the feature description that `datasets` looks for."""
+    types = {"input_ids": pa.int32(), "completion_mask": pa.bool_(), "seq_lengths": pa.int32(), "origin": pa.int64()}
+    if position_ids:
+        types["position_ids"] = pa.from_numpy_dtype(position_dtype(max_length))
+    order = [name for name in ("input_ids", "position_ids", "completion_mask", "seq_lengths", "origin") if name in types]
+    features = {name: {"feature": {"dtype": str(types[name]), "_type": "Value"}, "_type": "List"} for name in order}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    return pa.schema([pa.field(name, pa.list_(types[name])) for name in order], metadata=metadata)

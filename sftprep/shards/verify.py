@@ -1,0 +1,122 @@
+"""Is a build whole? Digests, schema and invariants of every shard, and the accounts of the manifest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from sftprep.errors import ShardError
+from sftprep.shards.manifest import SHARD_FOLDER, Manifest, ShardInfo, read_manifest
+from sftprep.shards.reader import map_shard
+from sftprep.shards.schema import position_dtype, shard_schema
+from sftprep.shards.writer import count_targets, positions_of
+
+
+@dataclass(slots=True)
+class Verification:
+    """What `verify` found. problems: empty for a build that is whole."""
+
+    folder: Path
+    shards: int = 0
+    rows: int = 0
+    tokens: int = 0
+    sequences: int = 0
+    trained_tokens: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+def verify(folder: str | os.PathLike[str], *, progress: Callable[[int, int], None] = lambda *_: None) -> Verification:
+    """Check a build, all of it. Raises ManifestError where the folder is no build; what is wrong inside is in `problems`."""
+    root = Path(folder)
+    manifest = read_manifest(root)
+    found = Verification(root)
+    for number, info in enumerate(manifest.shards, 1):
+        try:
+            _verify_shard(root / SHARD_FOLDER / info.name, info, manifest, found)
+        except ShardError as error:
+            found.problems.append(error.message)
+        progress(number, len(manifest.shards))
+    accounts = manifest.accounting
+    found.problems += [f"the manifest's accounts do not balance: {text} does not hold" for text in accounts.check()]
+    totals = {
+        "rows": (found.rows, manifest.rows),
+        "tokens": (found.tokens, manifest.tokens),
+        "sequences": (found.sequences, accounts.sequences),
+        "trained tokens": (found.trained_tokens, manifest.trained_tokens),
+    }
+    found.problems += [
+        f"the shards hold {seen:,} {name}, the manifest says {said:,}" for name, (seen, said) in totals.items() if seen != said
+    ]
+    return found
+
+
+def _verify_shard(path: Path, info: ShardInfo, manifest: Manifest, found: Verification) -> None:
+    batch = map_shard(path, info, verify=True)
+    with open(path, "rb") as file:
+        digest = sha256()
+        while chunk := file.read(1 << 24):
+            digest.update(chunk)
+    if digest.hexdigest() != info.sha256:
+        raise ShardError(f"{path}: its SHA-256 is not that of the manifest", remedy="")
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise ShardError(f"{path}: {error}", remedy="") from error
+    stored_positions = "position_ids" in batch.schema.names
+    wanted = shard_schema(manifest.max_length, position_ids=stored_positions)
+    if not batch.schema.equals(wanted):
+        raise ShardError(f"{path}: its columns are {batch.schema.names}, of other types than a shard has", remedy="")
+    _verify_rows(path, batch, manifest, found, stored_positions=stored_positions)
+
+
+def _verify_rows(path: Path, batch: pa.RecordBatch, manifest: Manifest, found: Verification, *, stored_positions: bool) -> None:
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    ids = columns["input_ids"].values.to_numpy()
+    mask = columns["completion_mask"].values.to_numpy(zero_copy_only=False)
+    seq_lengths = columns["seq_lengths"].values.to_numpy()
+    origin = columns["origin"].values.to_numpy()
+    token_offsets = columns["input_ids"].offsets.to_numpy().astype(np.int64)
+    pack_offsets = columns["seq_lengths"].offsets.to_numpy().astype(np.int64)
+    ends = np.concatenate(([0], np.cumsum(seq_lengths, dtype=np.int64)))
+    lines = sum(info.lines for info in manifest.inputs)
+
+    def row_of(sequence: int) -> int:
+        return int(np.searchsorted(pack_offsets, sequence, side="right")) - 1
+
+    def problem(text: str) -> None:
+        found.problems.append(f"{path}: {text}")
+
+    if (wrong := np.flatnonzero(ends[pack_offsets] != token_offsets)).size:
+        problem(f"row {max(0, wrong[0] - 1)}: its seq_lengths do not sum to its length")
+        return
+    if (wrong := np.flatnonzero((seq_lengths < 1) | (seq_lengths > manifest.max_length))).size:
+        problem(f"row {row_of(wrong[0])}: a sequence of {seq_lengths[wrong[0]]} tokens (1 to {manifest.max_length} are allowed)")
+    if (wrong := np.flatnonzero(np.diff(token_offsets) > manifest.max_length)).size:
+        problem(f"row {wrong[0]}: {np.diff(token_offsets)[wrong[0]]} tokens, more than {manifest.max_length}")
+    if not np.array_equal(columns["completion_mask"].offsets.to_numpy(), token_offsets):
+        problem("completion_mask and input_ids have other lengths")
+    if (wrong := np.flatnonzero((ids < 0) | (ids >= manifest.tokenizer["vocab_size"]))).size:
+        row = int(np.searchsorted(token_offsets, wrong[0], side="right")) - 1
+        problem(f"row {row}: the token id {ids[wrong[0]]} is outside the vocabulary of {manifest.tokenizer['vocab_size']}")
+    if stored_positions:
+        positions = columns["position_ids"].values.to_numpy()
+        if not np.array_equal(positions, positions_of(seq_lengths, position_dtype(manifest.max_length))):
+            problem("position_ids do not restart at 0 with each sequence")
+    if (wrong := np.flatnonzero((origin < 0) | (origin >= lines))).size:
+        problem(f"row {row_of(wrong[0])}: origin {origin[wrong[0]]} is no line of the inputs")
+    found.shards += 1
+    found.rows += len(pack_offsets) - 1
+    found.tokens += len(ids)
+    found.sequences += len(seq_lengths)
+    found.trained_tokens += count_targets(mask, seq_lengths)

@@ -1,0 +1,1 @@
+"""Where records come from: files found, cut into partitions, read into lines and JSON objects."""

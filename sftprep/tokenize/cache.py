@@ -1,0 +1,67 @@
+"""Where what was worked out once about a tokenizer is kept between runs: checked files, each replaced as a whole."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import orjson
+import xxhash
+
+_log = logging.getLogger(__name__)
+
+
+def cache_dir() -> Path:
+    """The folder: $SFTPREP_CACHE, else $XDG_CACHE_HOME/sftprep, else ~/.cache/sftprep. Nothing else reads these variables."""
+    own = os.environ.get("SFTPREP_CACHE")
+    if own:
+        return Path(own).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared).expanduser() if shared else Path.home() / ".cache") / "sftprep"
+
+
+def read_entry(path: Path) -> tuple[dict[str, Any], str] | None:
+    """What `write_entry` put there; None where there is no such file, or a damaged one (which is as good as none)."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    check, line_end, payload = content.partition(b"\n")
+    head, head_end, body = payload.partition(b"\n")
+    if not (line_end and head_end) or check != _check_of(payload):
+        _log.warning("%s is damaged: it is made anew", path)
+        return None
+    entry = orjson.loads(head)
+    return (entry, body.decode()) if isinstance(entry, dict) else None
+
+
+def write_entry(path: Path, entry: dict[str, Any], body: str = "") -> bool:
+    """Keep `entry` (JSON values) and `body` (any text, apart because parsing megabytes of it as JSON takes twice as long).
+
+    A reader sees the old file or the new one, never half of one. A cache that cannot be written (read-only home, full disk)
+    costs time and nothing else: it is logged, and False is returned.
+    """
+    payload = orjson.dumps(entry) + b"\n" + body.encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=path.name + ".", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(_check_of(payload) + b"\n" + payload)
+            os.replace(temporary, path)
+        except OSError:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+    except OSError as error:
+        _log.warning("cannot keep %s for the next run: %s", path, error)
+        return False
+    return True
+
+
+def _check_of(payload: bytes) -> bytes:
+    return xxhash.xxh3_128_hexdigest(payload).encode()

@@ -1,0 +1,201 @@
+"""Which characters of a text each token stands for, from the bytes of the tokens alone: what `tokenizers` calls offsets.
+
+The idea: for two families of tokenizers, the bytes of a text's tokens, one after the other, are the bytes of the text. Then
+the end of each token is a cumulative sum of lengths, and characters come from counting the bytes that begin one. It is never
+assumed: the bytes are compared with the text, and a text on which they differ (a normalizer changed it, an added token
+swallowed blanks, unknown characters were dropped) is left to `tokenizers`.
+
+- byte-level BPE, without a normalizer or with NFC: a token's bytes as they are.
+- SentencePiece as BPE with byte fallback: "▁" stands for a blank, and a blank that is not in the text is put before the
+  text and after each added token: the token that starts there holds one byte less of the text, at its front, maybe none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sftprep.tokenize.spec import TokenizerSpec
+from sftprep.tokenize.tokens import Tokens, edges
+
+_BLANK = "▁".encode()
+_GROUP_CHARACTERS = 1 << 20
+"""Texts are worked on in groups of about this size, which bounds the memory: up to 30 bytes for each of their bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBytes:
+    """The text that each id stands for.
+
+    data: uint8, the bytes of all ids; start, length: int64 [ids], where those of an id lie; added: bool [ids], an added token;
+    leads: bool [ids], begins with a blank; prepends: whether a blank is put before the text and after added tokens.
+    """
+
+    data: NDArray[np.uint8]
+    start: NDArray[np.int64]
+    length: NDArray[np.int64]
+    added: NDArray[np.bool_]
+    leads: NDArray[np.bool_]
+    prepends: bool
+
+
+def token_bytes(spec: TokenizerSpec, vocabulary: dict[int, bytes]) -> TokenBytes | None:
+    """The table for a tokenizer; None where it belongs to neither family. vocabulary: bytes of each id, added ones included."""
+    family = _family(spec)
+    if family is None:
+        return None
+    added_ids = np.array(sorted(spec.added_tokens().values()), np.int64)
+    size = 1 + max(max(vocabulary, default=-1), int(added_ids.max(initial=-1)))
+    added = np.zeros(size, np.bool_)
+    added[added_ids] = True
+    pieces = [vocabulary.get(number, b"") for number in range(size)]
+    if family.blanks:
+        for number in np.flatnonzero(~added).tolist():
+            pieces[number] = pieces[number].replace(_BLANK, b" ")
+    length = np.fromiter(map(len, pieces), np.int64, size)
+    return TokenBytes(
+        data=np.frombuffer(b"".join(pieces), np.uint8),
+        start=np.cumsum(length) - length,
+        length=length,
+        added=added,
+        leads=np.fromiter((piece[:1] == b" " for piece in pieces), np.bool_, size),
+        prepends=family.prepends,
+    )
+
+
+def char_ranges(texts: Sequence[str], tokens: Tokens, table: TokenBytes) -> tuple[NDArray[np.int64], list[int]]:
+    """First and last+1 character of each token: int64 [tokens, 2]; and the numbers of the texts for which that cannot be said.
+
+    The rows of those texts mean nothing.
+    """
+    chars = np.zeros((len(tokens.input_ids), 2), np.int64)
+    unknown: list[int] = []
+    first = 0
+    while first < len(texts):
+        last, size = first, 0
+        while last < len(texts) and size < _GROUP_CHARACTERS:
+            size += len(texts[last])
+            last += 1
+        bounds = tokens.offsets[first : last + 1]
+        rows = slice(int(bounds[0]), int(bounds[-1]))
+        missed = _group_ranges(list(texts[first:last]), tokens.input_ids[rows], bounds - bounds[0], table, chars[rows])
+        unknown += [first + number for number in missed]
+        first = last
+    return chars, unknown
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    blanks: bool
+    prepends: bool
+
+
+def _family(spec: TokenizerSpec) -> _Family | None:
+    """What the parts of the tokenizer say; whatever is not known to keep bytes and offsets is not guessed at."""
+    if not all(_keeps_offsets(part) for part in _flat(spec.part("post_processor"), "processors")):
+        return None
+    normalizers = _flat(spec.part("normalizer"), "normalizers")
+    pre_tokenizers = _flat(spec.part("pre_tokenizer"), "pretokenizers")
+    if any(part["type"] == "ByteLevel" for part in pre_tokenizers):
+        return _Family(blanks=False, prepends=False) if all(part["type"] == "NFC" for part in normalizers) else None
+    prepend = {"type": "Prepend", "prepend": "▁"}
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    # Gemma splits at blanks, of which its normalizer has left none.
+    idle = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+    if pre_tokenizers not in ([], [idle]) or normalizers not in ([prepend, replace], [replace]):
+        return None
+    return _Family(blanks=True, prepends=prepend in normalizers)
+
+
+def _flat(part: Any, key: str) -> list[dict[str, Any]]:
+    """A part of a tokenizer as a list: a Sequence is unfolded, none is empty."""
+    if part is None:
+        return []
+    if part["type"] == "Sequence":
+        return [inner for outer in part[key] for inner in _flat(outer, key)]
+    return [part]
+
+
+def _keeps_offsets(post_processor: dict[str, Any]) -> bool:
+    kind = post_processor["type"]
+    return kind == "TemplateProcessing" or (kind == "ByteLevel" and not post_processor.get("trim_offsets", True))
+
+
+def _group_ranges(
+    texts: list[str], ids: NDArray[np.int32], bounds: NDArray[np.int64], table: TokenBytes, chars: NDArray[np.int64]
+) -> list[int]:
+    """Fill `chars` for one group of texts, whose tokens are ids[bounds[k]:bounds[k + 1]]; give the texts that do not fit."""
+    joined = "".join(texts)
+    content = np.frombuffer(joined.encode(), np.uint8)
+    text_chars = edges(np.fromiter(map(len, texts), np.int64, len(texts)))
+    ascii_only = len(content) == len(joined)
+    begins = None if ascii_only else (content & 0xC0) != 0x80
+    text_bytes = text_chars if begins is None else np.append(np.flatnonzero(begins), len(content))[text_chars]
+
+    if len(ids) and (not len(content) or ids.min() < 0 or ids.max() >= len(table.length)):
+        return list(range(len(texts)))
+    length = table.length[ids]
+    start = table.start[ids]
+    if table.prepends:
+        # The blank that is not in the text: at the first token of a text, and of what follows an added token.
+        fronts = np.zeros(len(ids), np.bool_)
+        fronts[bounds[:-1][bounds[:-1] < bounds[1:]]] = True
+        fronts[1:] |= table.added[ids[:-1]]
+        fronts &= table.leads[ids] & ~table.added[ids]
+        length = length - fronts
+        start = start + fronts
+
+    token_edges = edges(length)
+    misfit = np.flatnonzero(np.diff(token_edges[bounds]) != np.diff(text_bytes))
+    if len(misfit):
+        # Positions of all texts after a misfit are off: set it aside, and do the others without it.
+        return _without(misfit, texts, ids, bounds, table, chars)
+    differs = np.flatnonzero(_gathered(table.data, start, length) != content)
+    if len(differs):
+        misfit = np.unique(np.searchsorted(text_bytes, differs, side="right") - 1)
+        return _without(misfit, texts, ids, bounds, table, chars)
+
+    first, last = token_edges[:-1], token_edges[1:]
+    if begins is None:
+        chars[:, 0], chars[:, 1] = first, last
+    else:
+        number = np.cumsum(begins, dtype=np.int64) - 1  # of the character that each byte belongs to
+        chars[:, 0] = number[np.minimum(first, len(number) - 1)]
+        chars[:, 1] = number[np.maximum(last, 1) - 1] + 1
+    empty = length == 0
+    if empty.any():  # a token that is nothing but the blank before a text: tokenizers gives it the character that follows
+        chars[empty, 1] = chars[empty, 0] + 1
+    chars -= np.repeat(text_chars[:-1], np.diff(bounds))[:, None]
+    return []
+
+
+def _without(
+    misfit: NDArray[np.int64],
+    texts: list[str],
+    ids: NDArray[np.int32],
+    bounds: NDArray[np.int64],
+    table: TokenBytes,
+    chars: NDArray[np.int64],
+) -> list[int]:
+    """The group again, without the texts that do not fit."""
+    keep = np.ones(len(texts), np.bool_)
+    keep[misfit] = False
+    kept = np.flatnonzero(keep).tolist()
+    counts = np.diff(bounds)
+    rows = np.repeat(keep, counts)
+    part = np.zeros((int(rows.sum()), 2), np.int64)
+    missed = _group_ranges([texts[k] for k in kept], ids[rows], edges(counts[keep]), table, part)
+    chars[rows] = part
+    return sorted([*misfit.tolist(), *(kept[k] for k in missed)])
+
+
+def _gathered(data: NDArray[np.uint8], start: NDArray[np.int64], length: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """data[start[k] : start[k] + length[k]] of all k, one after the other."""
+    shift = np.repeat(start - (np.cumsum(length) - length), length)
+    shift += np.arange(len(shift))
+    gathered: NDArray[np.uint8] = data[shift]
+    return gathered

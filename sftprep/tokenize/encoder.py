@@ -1,0 +1,77 @@
+"""Which encoder a tokenizer gets: gigatoken (fast.py) where it is known to be right, else `tokenizers` (hf.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from sftprep.errors import TokenizerError
+from sftprep.tokenize.cache import cache_dir
+from sftprep.tokenize.fast import FastEncoder
+from sftprep.tokenize.hf import HfEncoder
+from sftprep.tokenize.probe import ProbeResult, cached_probe
+from sftprep.tokenize.spec import TokenizerSpec
+from sftprep.tokenize.tokens import Encoder, EncoderFault, Mismatch, Tokens
+
+__all__ = [
+    "Encoder",
+    "EncoderFault",
+    "Mismatch",
+    "ProbeResult",
+    "Tokens",
+    "load_encoder",
+    "make_encoder",
+    "probe_encoder",
+]
+
+Choice = Literal["auto", "gigatoken", "tokenizers"]
+
+
+def make_encoder(
+    spec: TokenizerSpec, choice: Choice, *, threads: bool, samples: Sequence[str] = (), cache_folder: Path | None = None
+) -> tuple[Encoder, ProbeResult]:
+    """The encoder to use, and why.
+
+    auto: gigatoken where it loads the tokenizer and gives what tokenizers gives, on the fixed texts of nasty.py and on `samples`.
+    The answer is kept (cache_folder, `cache_dir()` by default) by tokenizer, versions and digest of the samples: what was
+    compared before costs nothing, anything else loads both (0.2 to 1 s). For a few records, leave `samples` empty.
+    Raises TokenizerError where gigatoken was asked for by name and is not equal, or does not load.
+    """
+    result = _chosen(spec, choice, samples, cache_folder)
+    return load_encoder(spec, result.encoder, threads=threads), result
+
+
+def probe_encoder(
+    spec: TokenizerSpec, choice: Choice, *, samples: Sequence[str] = (), cache_folder: Path | None = None
+) -> tuple[str, dict[str, Any]]:
+    """As `make_encoder`, without loading it: its name, for `load_encoder` in a worker, and the facts, for the manifest."""
+    result = _chosen(spec, choice, samples, cache_folder)
+    return result.encoder, result.to_dict()
+
+
+def load_encoder(spec: TokenizerSpec, name: str, *, threads: bool) -> Encoder:
+    """The encoder of that name, without asking whether it is right: for workers, and to fail over to "tokenizers".
+
+    threads: whether it may use every core; a worker process among others does not. Raises EncoderFault, TokenizerError.
+    """
+
+    @cache
+    def reference() -> Encoder:
+        return HfEncoder(spec, threads=threads)
+
+    return FastEncoder(spec, threads=threads, reference=reference) if name == FastEncoder.name else reference()
+
+
+def _chosen(spec: TokenizerSpec, choice: Choice, samples: Sequence[str], cache_folder: Path | None) -> ProbeResult:
+    if choice == "tokenizers":
+        return ProbeResult(HfEncoder.name, metadata.version("tokenizers"), equal=True, checked=0, reason="asked for")
+    result = cached_probe(spec, samples, (cache_folder or cache_dir()) / "probes")
+    if choice == "gigatoken" and not result.equal:
+        raise TokenizerError(
+            f"gigatoken cannot be used for {spec.name}: {result.reason}" + (f": {result.example}" if result.example else ""),
+            remedy="use --encoder auto or --encoder tokenizers",
+        )
+    return result

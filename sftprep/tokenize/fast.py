@@ -1,0 +1,167 @@
+"""The fast encoder: gigatoken, guarded. What it is not known to do like `tokenizers` is given to `tokenizers`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sftprep.tokenize.chars import TokenBytes, char_ranges, token_bytes
+from sftprep.tokenize.hf import not_unicode
+from sftprep.tokenize.spec import TokenizerSpec
+from sftprep.tokenize.tokens import Encoder, EncoderFault, Tokens, edges, flat_tokens
+from sftprep.tokenize.unicode14 import unsettled_texts
+
+T = TypeVar("T")
+
+_CACHE_BYTES = 256 << 20
+"""gigatoken 0.10 keeps every word it has met, some 5 bytes for each byte of a text of nothing but new words, without end. Once
+the process has grown by this much, the tokenizer is loaded anew (0.1 to 0.4 s)."""
+_LOOK_EVERY = 8 << 20
+"""Characters between two looks at the size of the process."""
+_THREADS_FROM = 16 << 20
+"""Characters in a batch from which on threads are worth importing awkward for (0.2 s), which gigatoken needs to give a batch."""
+
+
+class FastEncoder:
+    """gigatoken on a spec. threads: whether large batches use all cores; reference: makes the `tokenizers` encoder, when needed.
+
+    Texts with characters newer than the Unicode tables of either library (unicode14.py) are encoded by the reference, and so
+    are the character ranges that the bytes of the tokens do not tell (chars.py).
+    Raises EncoderFault where gigatoken cannot load the spec.
+    """
+
+    name = "gigatoken"
+
+    def __init__(self, spec: TokenizerSpec, *, threads: bool, reference: Callable[[], Encoder]) -> None:
+        self._spec = spec
+        self._threads = threads
+        self._reference = reference
+        self._table: TokenBytes | None = None
+        self._table_tried = False
+        self.version = gigatoken_version()
+        if spec.split_special_tokens:
+            raise EncoderFault("gigatoken always recognises special tokens, and this tokenizer is set not to")
+        self._backend: Any = None
+        self._bytes_at_load = self._since_look = 0
+        self._load()
+
+    def encode(self, texts: Sequence[str]) -> Tokens:
+        """Ids of each text."""
+        try:
+            unsettled = unsettled_texts(texts)
+        except UnicodeEncodeError as error:
+            raise not_unicode(texts, error) from error
+        if not unsettled:
+            return self._encode_settled(texts)
+        chosen = np.zeros(len(texts), np.bool_)
+        chosen[unsettled] = True
+        others = self._encode_settled([texts[k] for k in np.flatnonzero(~chosen).tolist()])
+        return _interleaved(chosen, self._reference().encode([texts[k] for k in unsettled]), others)
+
+    def token_chars(self, texts: Sequence[str], tokens: Tokens) -> NDArray[np.int64]:
+        """First and last+1 character of each token: int64 [tokens, 2]."""
+        table = self._token_bytes()
+        if table is None:
+            return self._reference().token_chars(texts, tokens)
+        chars, unknown = char_ranges(texts, tokens, table)
+        if unknown:
+            part = flat_tokens([tokens.of(k) for k in unknown])
+            rows = np.zeros(len(texts), np.bool_)
+            rows[unknown] = True
+            chars[np.repeat(rows, np.diff(tokens.offsets))] = self._reference().token_chars([texts[k] for k in unknown], part)
+        return chars
+
+    def encode_with_chars(self, texts: Sequence[str]) -> tuple[Tokens, NDArray[np.int64]]:
+        """`encode`, then `token_chars`."""
+        tokens = self.encode(texts)
+        return tokens, self.token_chars(texts, tokens)
+
+    def _encode_settled(self, texts: Sequence[str]) -> Tokens:
+        characters = sum(map(len, texts))
+        self._since_look += characters
+        if self._since_look > _LOOK_EVERY:
+            self._since_look = 0
+            if process_bytes() - self._bytes_at_load > _CACHE_BYTES:
+                self._load()
+        if self._threads and characters >= _THREADS_FROM:
+            batch = _guarded(lambda: self._backend.encode_batch(list(texts), parallel=True)).layout
+            return Tokens(np.asarray(batch.content.data).view(np.int32), np.asarray(batch.offsets.data, np.int64))
+        # One call a text costs a microsecond and spares the import of awkward; no thread is ever started.
+        encode = self._backend.encode
+        return flat_tokens(_guarded(lambda: [encode(text) for text in texts]))
+
+    def _load(self) -> None:
+        self._backend = None  # the old one goes before the new one comes
+        self._backend = load_gigatoken(self._spec)
+        self._bytes_at_load = process_bytes()
+        self._since_look = 0
+
+    def _token_bytes(self) -> TokenBytes | None:
+        if not self._table_tried:
+            self._table_tried = True
+            self._table = token_bytes(self._spec, self._backend.vocab)
+        return self._table
+
+
+def gigatoken_version() -> str:
+    """Version of the installed package, "" where there is none; without importing it."""
+    try:
+        return metadata.version("gigatoken")
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def load_gigatoken(spec: TokenizerSpec) -> Any:
+    """gigatoken's own tokenizer object. Raises EncoderFault with its reason where it does not take this tokenizer."""
+    try:
+        from gigatoken.gigatoken_rs import load_hf_json
+    except ImportError as error:
+        raise EncoderFault(f"gigatoken is not installed here: {error}") from error
+    return _guarded(lambda: load_hf_json(spec.json), doing="load this tokenizer")
+
+
+def process_bytes() -> int:
+    """Memory of this process: what is resident now on Linux, the most there ever was elsewhere."""
+    if sys.platform == "win32":
+        return 0  # not looked at there: gigatoken's cache stays unbounded
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _guarded(call: Callable[[], T], doing: str = "encode these texts") -> T:
+    """Run `call`; what goes wrong inside gigatoken becomes an EncoderFault, a panic too (which is no Exception in Python)."""
+    try:
+        return call()
+    except Exception as error:
+        raise EncoderFault(f"gigatoken cannot {doing}: {_first_line(error)}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise EncoderFault(f"gigatoken broke down when asked to {doing}: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _interleaved(chosen: NDArray[np.bool_], yes: Tokens, no: Tokens) -> Tokens:
+    """Texts of `yes` where `chosen`, of `no` elsewhere, in their order. chosen: bool [texts]."""
+    lengths = np.empty(len(chosen), np.int64)
+    lengths[chosen], lengths[~chosen] = np.diff(yes.offsets), np.diff(no.offsets)
+    offsets = edges(lengths)
+    ids = np.empty(int(offsets[-1]), np.int32)
+    rows = np.repeat(chosen, lengths)
+    ids[rows], ids[~rows] = yes.input_ids, no.input_ids
+    return Tokens(ids, offsets)

@@ -1,0 +1,211 @@
+"""From the name of a tokenizer to its `TokenizerSpec`: found on disk or on the Hub, resolved once, then kept in the cache.
+
+What a tokenizer does is what `transformers.AutoTokenizer` makes of it, and that is not always what its tokenizer.json says
+(Qwen2's class replaces the pre-tokenizer, T5's the vocabulary). But importing it imports torch: seconds, and hundreds of
+megabytes. So a child process asks it (`sftprep.tokenize.resolve`), once for each state of the tokenizer's files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from fnmatch import fnmatch
+from functools import cache
+from hashlib import sha256
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from sftprep.errors import MismatchError, TokenizerError
+from sftprep.tokenize.cache import cache_dir, read_entry, write_entry
+from sftprep.tokenize.spec import TokenizerSpec, tokenizer_spec
+
+__all__ = ["TokenizerSpec", "decoder_of", "load_tokenizer", "read_spec", "tokenizer_spec", "write_spec"]
+
+_FORMAT = 1
+"""Raised when an entry of the cache, or the way it is made, changes."""
+
+_FILES = (
+    "tokenizer*",
+    "*.model",
+    "*.tiktoken",
+    "vocab*",
+    "merges*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "additional_chat_templates/*.jinja",
+    "tekken.json",
+)
+_VOCABULARIES = ("tokenizer.json", "*.model", "*.tiktoken", "vocab*", "tekken.json")
+"""At least one of these makes a folder one that holds a tokenizer."""
+_CONFIG = "config.json"
+_CONFIG_KEYS = ("model_type", "model_name", "tokenizer_class", "auto_map", "transformers_version")
+"""What AutoTokenizer looks at in the model's config.json; the rest of it may change without touching the tokenizer."""
+
+
+def load_tokenizer(name_or_dir: str, *, revision: str | None = None, cache: Path | None = None) -> TokenizerSpec:
+    """The tokenizer of a folder, or of a name on the Hub (at `revision`: branch, tag or commit), as AutoTokenizer sees it.
+
+    cache: folder of resolved tokenizers, `cache_dir()` by default; the first use of a tokenizer takes seconds, the next
+    ones milliseconds. Code that a repository brings along is never run.
+    Raises TokenizerError: nothing there, no tokenizer in it, damaged, of a kind that cannot be used.
+    """
+    if not name_or_dir:
+        raise TokenizerError(
+            "no tokenizer was named", remedy="give --tokenizer a folder, or a name on the Hub such as Qwen/Qwen3-8B"
+        )
+    local = Path(name_or_dir).expanduser()
+    if local.is_dir():
+        folder, source, commit = local, str(local), None
+    else:
+        folder, commit = _download(name_or_dir, local, revision)
+        source = name_or_dir
+    files = _tokenizer_files(folder)
+    if not any(fnmatch(name, pattern) for name in files for pattern in _VOCABULARIES):
+        raise TokenizerError(
+            f"{name_or_dir} holds no tokenizer: none of {', '.join(_VOCABULARIES)} is in {folder}",
+            remedy="give the folder that has the tokenizer.json",
+        )
+    place = (cache or cache_dir()) / "tokenizers" / f"{_digest(folder, files, source)}.json"
+    spec = read_spec(place)
+    if spec is None:
+        spec = _resolve(source, commit)
+        write_spec(place, spec)
+    return dataclasses.replace(spec, name=name_or_dir)
+
+
+def decoder_of(name_or_dir: str, fingerprint: str, *, cache: Path | None = None) -> Callable[[list[int]], str]:
+    """Ids to text, special tokens included, with the tokenizer that made them.
+
+    fingerprint: of the `TokenizerSpec` they were made with; only the half that names ids has to match. Raises TokenizerError
+    where the tokenizer cannot be loaded, MismatchError where it is another one.
+    """
+    spec = load_tokenizer(name_or_dir, cache=cache)
+    if spec.fingerprint[:32] != fingerprint[:32]:
+        raise MismatchError(
+            f"{name_or_dir} is not the tokenizer that made these ids: it has changed, or it is another one",
+            remedy="name the folder that holds the one they were made with",
+        )
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(spec.json)
+
+    def decode(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=False))
+
+    return decode
+
+
+def write_spec(path: Path, spec: TokenizerSpec) -> bool:
+    """Write a spec to a file for `read_spec`, in this process or another; False where it cannot be written (which is logged)."""
+    values = spec.to_dict()
+    return write_entry(path, values, body=values.pop("json"))
+
+
+def read_spec(path: Path) -> TokenizerSpec | None:
+    """The spec in a file of `write_spec`; None where there is none, or a damaged one."""
+    found = read_entry(path)
+    try:
+        return TokenizerSpec.from_dict({**found[0], "json": found[1]}) if found else None
+    except (KeyError, TypeError):  # written by another version of TokenizerSpec, whose author forgot to raise _FORMAT
+        return None
+
+
+def _download(name: str, local: Path, revision: str | None) -> tuple[Path, str]:
+    """The folder of a Hub name in the Hub's own cache, with only the files of its tokenizer, and its commit."""
+    if local.exists():
+        raise TokenizerError(f"{name} is a file", remedy=f"give its folder: {local.parent}")
+    if local.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise TokenizerError(
+            f"there is no folder {name}", remedy="check the path, or give a name on the Hub such as Qwen/Qwen3-8B"
+        )
+    try:
+        from huggingface_hub import snapshot_download
+
+        folder = snapshot_download(name, revision=revision, allow_patterns=[*_FILES, _CONFIG])
+    except Exception as error:  # a dozen kinds from four libraries: no network, no such name, gated, offline ...
+        detail = str(error).strip().splitlines() or [""]
+        raise TokenizerError(
+            f"there is no folder {name}, and the Hub does not give a tokenizer of that name: {type(error).__name__}: {detail[0]}",
+            remedy="check the name; log in (`hf auth login`) where it is gated; without a network, give a folder",
+        ) from error
+    return Path(folder), Path(folder).name
+
+
+def _tokenizer_files(folder: Path) -> list[str]:
+    """Names, relative to the folder and sorted, of the files that make the tokenizer."""
+    candidates = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*.jinja")]
+    names = (str(path.relative_to(folder).as_posix()) for path in candidates if path.is_file())
+    return sorted(name for name in names if any(fnmatch(name, pattern) for pattern in _FILES))
+
+
+def _digest(folder: Path, files: list[str], source: str) -> str:
+    """SHA-256 of all that a resolved tokenizer depends on."""
+    # AutoTokenizer goes by the name for a few repositories (deepseek-ai/deepseek-coder-*): an absolute path is none of them.
+    state = sha256(json.dumps([_FORMAT, _versions(), "" if os.path.isabs(source) else source, _config_of(folder)]).encode())
+    for name in files:
+        try:
+            content = (folder / name).read_bytes()
+        except OSError as error:
+            raise TokenizerError(f"cannot read {folder / name}: {error.strerror}", remedy="check its permissions") from error
+        state.update(f"\n{name} {len(content)}\n".encode())
+        state.update(content)
+    return state.hexdigest()
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Versions of the packages that take part in resolving, read without importing them."""
+    found = {}
+    for package in ("transformers", "tokenizers", "sentencepiece", "tiktoken", "mistral-common"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = ""
+    return found
+
+
+def _config_of(folder: Path) -> Any:
+    try:
+        content = (folder / _CONFIG).read_bytes()
+    except OSError:
+        return None
+    try:
+        values = json.loads(content)
+    except ValueError:
+        return sha256(content).hexdigest()
+    return {key: values.get(key) for key in _CONFIG_KEYS} if isinstance(values, dict) else None
+
+
+def _resolve(source: str, commit: str | None) -> TokenizerSpec:
+    """Ask AutoTokenizer in a child process. Raises TokenizerError with what it had to say."""
+    package_root = str(Path(__file__).resolve().parents[2])
+    search_path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
+    with tempfile.TemporaryDirectory(prefix="sftprep-tokenizer-") as scratch:
+        answer = Path(scratch) / "answer.json"
+        child = subprocess.run(
+            [sys.executable, "-m", "sftprep.tokenize.resolve", source, commit or "", str(answer)],
+            env={**os.environ, "PYTHONPATH": search_path, "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        values = json.loads(answer.read_text(encoding="utf-8")) if answer.exists() else None
+    if values is None:
+        last = (child.stderr.strip().splitlines() or ["no message"])[-1]
+        raise TokenizerError(
+            f"the process that loads the tokenizer {source} ended with exit code {child.returncode}: {last}",
+            remedy='run `python -c "from transformers import AutoTokenizer"`: it must work in this environment',
+        )
+    if "error" in values:
+        raise TokenizerError(values["error"], remedy=values["remedy"])
+    return TokenizerSpec.from_dict(values)

@@ -1,0 +1,38 @@
+"""sfttrain: fine-tuning on the packed, padding-free shards that sftprep builds.
+
+The public names are imported when they are first used, so that `import sfttrain` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sfttrain.config import ModelConfig as ModelConfig
+    from sfttrain.config import SFTConfig as SFTConfig
+    from sfttrain.model import get_kbit_device_map as get_kbit_device_map
+    from sfttrain.model import get_peft_config as get_peft_config
+    from sfttrain.model import get_quantization_config as get_quantization_config
+    from sfttrain.trainer import SFTTrainer as SFTTrainer
+
+_HOME = {
+    "SFTTrainer": "sfttrain.trainer",
+    "SFTConfig": "sfttrain.config",
+    "ModelConfig": "sfttrain.config",
+    "get_peft_config": "sfttrain.model",
+    "get_quantization_config": "sfttrain.model",
+    "get_kbit_device_map": "sfttrain.model",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'sfttrain' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

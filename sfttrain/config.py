@@ -1,0 +1,165 @@
+"""What a training run is asked to do: transformers' TrainingArguments with defaults for fine-tuning, and the model's settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+import torch
+from transformers import TrainingArguments
+
+from sftprep.errors import ConfigError
+from sfttrain.attention import refuse_mixing
+
+LossImpl = Literal["auto", "logits", "fused"]
+Mismatch = Literal["tokenizer", "length"]
+
+
+@dataclass
+class SFTConfig(TrainingArguments):  # type: ignore[misc]
+    """TrainingArguments with these other defaults, and some settings of ours.
+
+    learning_rate 2e-5 (Trainer: 5e-5; `sfttrain run --use_peft` takes 2e-4 where none is given); logging_steps 10 (500);
+    report_to none (all that is installed); bf16 on CUDA devices that have it; gradient checkpointing on GPUs (off: on a
+    CPU memory is not what is scarce); logging_nan_inf_filter off, since it hides a NaN behind a loss of 0 and waits for
+    the device at every micro-batch; remove_unused_columns off.
+    """
+
+    # Fields that TrainingArguments has, with the defaults of this class. Types are those of TRL's SFTConfig.
+    learning_rate: float = field(default=2e-5, metadata={"help": "The initial learning rate; with --use_peft 2e-4 if not given."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps; below 1, a share of all steps."})
+    report_to: str | list[str] | None = field(
+        default="none", metadata={"help": "Trackers to report to: wandb, tensorboard, ... or none."}
+    )
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Kept off: a loss that is not finite stops the run."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Packs have no columns to remove."})
+    bf16: bool | None = field(
+        default=None,
+        metadata={"help": "Mixed precision in bfloat16; by default on where a CUDA device has it.", "nargs": "?", "const": True},
+    )
+
+    # Fields of ours.
+    attn: str = field(
+        default="auto",
+        metadata={
+            "help": "Attention over packed rows: auto, flash_attention_4, flash_attention_3, flash_attention_2, torch_varlen, "
+            "sft_varlen, or unpack. auto takes the fastest that is there and keeps sequences apart; another is used or refused."
+        },
+    )
+    isolation_guard: bool = field(
+        default=True,
+        metadata={"help": "Before the first step, prove on the model itself that packed sequences cannot see each other."},
+    )
+    loss_impl: LossImpl = field(
+        default="auto",
+        metadata={"help": "logits: made only where the next token is trained; fused: never kept at all; auto: the faster one."},
+    )
+    loss_type: Literal["nll", "dft"] = field(
+        default="nll", metadata={"help": "nll: negative log likelihood; dft: each token weighted by its own probability."}
+    )
+    allow_mismatch: list[Mismatch] | None = field(
+        default=None,
+        metadata={
+            "help": "Train although shards and model differ in: tokenizer, length (packs longer than the model's context).",
+            "type": str,
+            "nargs": "+",
+            "choices": ["tokenizer", "length"],
+        },
+    )
+
+    def __post_init__(self) -> None:
+        on_cuda = torch.cuda.is_available() and not self.use_cpu
+        if self.bf16 is None:
+            self.bf16 = on_cuda and not self.fp16 and torch.cuda.is_bf16_supported()
+        self._checkpoint_activations_on_gpus(on_cuda)
+        refuse_mixing(self.attn)
+        if self.loss_impl not in ("auto", "logits", "fused"):
+            raise ConfigError(f"loss_impl is {self.loss_impl!r}", remedy="choose one of: auto, logits, fused")
+        if self.loss_type not in ("nll", "dft"):
+            raise ConfigError(f"loss_type is {self.loss_type!r}", remedy="choose one of: nll, dft")
+        if self.label_smoothing_factor:
+            raise ConfigError("label smoothing is not done here", remedy="leave label_smoothing_factor at 0")
+        if self.use_liger_kernel:
+            raise ConfigError(
+                "use_liger_kernel would replace the loss of packed rows",
+                remedy="leave it out: --loss_impl fused saves the same memory",
+            )
+        if self.auto_find_batch_size:
+            raise ConfigError(
+                "auto_find_batch_size changes which packs a step trains on", remedy="set --per_device_train_batch_size yourself"
+            )
+        super().__post_init__()
+
+    def _checkpoint_activations_on_gpus(self, on_cuda: bool) -> None:
+        """On by default on GPUs. The argument was renamed in transformers 5.2x; whichever exists is set."""
+        name = (
+            "activation_checkpointing"
+            if "activation_checkpointing" in {f.name for f in fields(self)}
+            else "gradient_checkpointing"
+        )
+        if getattr(self, name) is None and getattr(self, "gradient_checkpointing", None) is None:
+            setattr(self, name, on_cuda)
+
+
+@dataclass
+class ModelConfig:
+    """The model, its precision and its adapter: the fields of TRL's ModelConfig."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Folder of a model, or its name on the Hub.", "aliases": ["--model"]}
+    )
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
+    dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "Precision the weights are loaded in; by default float32 for full training and on CPUs, and that of the "
+            "checkpoint for an adapter on a GPU; auto: that of the checkpoint.",
+            "choices": ["auto", "bfloat16", "float16", "float32"],
+        },
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+    use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter, not the model."})
+    lora_r: int = field(default=16, metadata={"help": "Rank of the adapter."})
+    lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapter: its output is multiplied by alpha / r."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the adapter."})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Layers that get an adapter, by name; by default all linear layers but the head."}
+    )
+    lora_target_parameters: list[str] | None = field(
+        default=None, metadata={"help": "Parameters that get an adapter, by name, such as the fused experts of MoE layers."}
+    )
+    lora_modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Layers that are trained in full beside the adapter, such as embed_tokens and lm_head."}
+    )
+    lora_task_type: str = field(default="CAUSAL_LM", metadata={"help": "Kept for TRL's scripts; only CAUSAL_LM is trained here."})
+    use_rslora: bool = field(default=False, metadata={"help": "Scale the adapter by alpha / sqrt(r)."})
+    use_dora: bool = field(default=False, metadata={"help": "Train magnitude and direction apart (DoRA)."})
+    load_in_8bit: bool = field(default=False, metadata={"help": "Keep the base model in 8 bits (bitsandbytes); for adapters."})
+    load_in_4bit: bool = field(default=False, metadata={"help": "Keep the base model in 4 bits (bitsandbytes); for adapters."})
+    bnb_4bit_quant_type: str = field(default="nf4", metadata={"help": "Kind of 4-bit numbers.", "choices": ["fp4", "nf4"]})
+    use_bnb_nested_quant: bool = field(default=False, metadata={"help": "Quantize the 4-bit scales too."})
+    bnb_4bit_quant_storage: str | None = field(default=None, metadata={"help": "Type in which 4-bit weights are stored."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "As --attn, which wins; kept for TRL's scripts."})
+    torch_dtype: str | None = field(
+        default=None,
+        metadata={"help": "Old name of --dtype.", "choices": ["auto", "bfloat16", "float16", "float32"]},
+    )
+
+    def __post_init__(self) -> None:
+        if self.load_in_8bit and self.load_in_4bit:
+            raise ConfigError("load_in_8bit and load_in_4bit are both set", remedy="choose one of them")
+        if (self.load_in_8bit or self.load_in_4bit) and not self.use_peft:
+            raise ConfigError("a quantized model cannot be trained in full", remedy="add --use_peft")
+        if self.lora_task_type != "CAUSAL_LM":
+            raise ConfigError(f"lora_task_type is {self.lora_task_type!r}", remedy="leave it at CAUSAL_LM")
+        if self.lora_r < 1:
+            raise ConfigError(f"lora_r is {self.lora_r}", remedy="give --lora_r 1 or more")
+        if self.torch_dtype is not None and self.dtype is None:
+            self.dtype = self.torch_dtype
+        elif self.torch_dtype is None:
+            self.torch_dtype = self.dtype
+
+
+def settings_of(kind: Any) -> dict[str, Any]:
+    """Names and defaults of the settings in a dataclass."""
+    return {f.name: f.default for f in fields(kind) if f.init}

@@ -1,0 +1,65 @@
+"""What a person sees of a run: a line where something is logged, and on a terminal a progress bar."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, TextIO
+
+from transformers import TrainerCallback
+
+
+class Console(TrainerCallback):  # type: ignore[misc]
+    """Writes to `out` (stderr): stdout is left to the summary."""
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._out = out if out is not None else sys.stderr
+        self._bar: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the bar."""
+        if state.is_world_process_zero and self._out.isatty():
+            from rich.console import Console as Terminal
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+            self._bar = Progress(
+                BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Terminal(file=self._out), transient=True
+            )
+            self._bar.add_task("", total=state.max_steps, completed=state.global_step)
+            self._bar.start()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        """Write a line, if it is of training or evaluation."""
+        line = log_line(state.global_step, state.max_steps, logs or {})
+        if not line or not state.is_world_process_zero:
+            return
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False)
+        else:
+            print(line, file=self._out, flush=True)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def log_line(step: int, steps: int, logs: dict[str, float]) -> str:
+    """One line for one log of training or evaluation; '' for any other."""
+    at = f"step {step:>{len(str(steps))}}/{steps}"
+    if "loss" in logs:
+        return (
+            f"{at}  loss {logs['loss']:.4f}  accuracy {logs['mean_token_accuracy']:.1%}  lr {logs['learning_rate']:.1e}"
+            f"  {logs['tokens_per_second']:,.0f} trained tok/s  {logs['num_tokens']:,.0f} trained tokens"
+        )
+    found = [name.removesuffix("_loss") for name in logs if name.startswith("eval") and name.endswith("_loss")]
+    return "\n".join(
+        f"{at}  {name} loss {logs[f'{name}_loss']:.4f}  perplexity {logs[f'{name}_perplexity']:.2f}"
+        f"  accuracy {logs[f'{name}_mean_token_accuracy']:.1%}"
+        for name in found
+    )

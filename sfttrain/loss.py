@@ -1,0 +1,202 @@
+"""The loss of trained positions: from logits, or fused with the head so that the logits are never kept."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from sfttrain.feeding import below_adapter
+
+LossType = Literal["nll", "dft"]
+
+_CHUNK_BYTES = 64 * 2**20
+
+
+class LossSums(NamedTuple):
+    """Sums over the scored positions of a row, all on the device: nothing here waits for it."""
+
+    loss: Tensor
+    """float32 scalar, differentiable: what is minimised, summed"""
+    nll: Tensor
+    """float32 scalar: negative log likelihood, summed"""
+    correct: Tensor
+    """int64 scalar: positions whose most likely token is the right one"""
+    tokens: Tensor
+    """int64 scalar: positions that count"""
+
+
+@dataclass(frozen=True)
+class LossPlan:
+    """How the loss of one model is made. head: the plain linear head to fuse with, or None for losses from logits."""
+
+    kind: LossType = "nll"
+    head: nn.Linear | None = None
+
+    def outputs_are_hidden(self) -> contextlib.AbstractContextManager[None]:
+        """While this is open, the model returns what goes into its head, in place of logits (only where the loss is fused)."""
+        return contextlib.nullcontext() if self.head is None else _passing_through(self.head)
+
+    def sums(self, outputs: Tensor, targets: Tensor) -> LossSums:
+        """Loss of `outputs`, [n, V] logits or [n, H] inputs of the head, for int64 [n] targets; -100 counts nothing."""
+        if self.head is None:
+            return loss_from_logits(outputs, targets, self.kind)
+        return fused_loss(outputs, self.head.weight, self.head.bias, targets, self.kind)
+
+
+def loss_from_logits(logits: Tensor, targets: Tensor, kind: LossType = "nll") -> LossSums:
+    """Sums over n positions. logits: [n, V]; targets: int64 [n], -100 counts nothing.
+
+    dft weighs each token by its own probability, held constant (https://arxiv.org/abs/2508.05629).
+    """
+    nll = F.cross_entropy(logits.float(), targets, reduction="none", ignore_index=-100)
+    weighted = nll * torch.exp(-nll.detach()) if kind == "dft" else nll
+    valid = targets != -100
+    correct = ((logits.detach().argmax(-1) == targets) & valid).sum()
+    return LossSums(weighted.sum(), nll.detach().sum(), correct, valid.sum())
+
+
+def fused_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, kind: LossType = "nll") -> LossSums:
+    """Sums over n positions of a linear head. hidden: [n, H]; weight: [V, H]; bias: [V] or None; targets: int64 [n].
+
+    The idea: the gradient of cross-entropy is softmax minus one-hot, known as soon as a chunk of logits is, and every
+    position has the same factor in front (the incoming gradient of the sum). So the forward makes, chunk by chunk of some
+    64 MiB, the logits, their loss and the gradients of hidden, weight and bias; the backward only multiplies. Three matrix
+    products instead of four (two where the head is frozen), and no logits of all positions ever. Tested against
+    `loss_from_logits`.
+    """
+    if torch.is_autocast_enabled(hidden.device.type):
+        # Inside a custom function autocast does not act: what a linear layer would have cast is cast here.
+        narrow = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(narrow), weight.to(narrow)
+        bias = None if bias is None else bias.to(narrow)
+    apply: Any = _FusedHeadLoss.apply
+    loss, nll, correct = apply(hidden, weight, bias, targets, kind, torch.is_grad_enabled())
+    return LossSums(loss, nll, correct, (targets != -100).sum())
+
+
+def plan_loss(model: nn.Module, asked: str, kind: LossType, *, fusable: bool = True) -> LossPlan:
+    """Choose between logits and the fused head. asked: auto | logits | fused; fusable=False where weights are sharded.
+
+    auto fuses on CPUs and under frozen heads, where it was measured to be the faster, if the model's head turns out
+    to be a plain linear layer with nothing after it that matters: a short forward compares. A scale of the logits does
+    not (it is applied to what goes into the head, which is the same), softcapping does.
+    Raises ConfigError where `fused` is asked for and that is not so.
+    """
+    if asked == "logits":
+        return LossPlan(kind)
+    inner = below_adapter(model)
+    head = inner.get_output_embeddings()
+    device = next(model.parameters()).device
+    if asked == "auto" and type(head) is nn.Linear and head.weight.requires_grad and device.type != "cpu":
+        return LossPlan(kind)
+    reason = "its weights are sharded or compiled" if not fusable else _why_not_plain(inner, head, device)
+    if not reason:
+        return LossPlan(kind, head)
+    if asked == "fused":
+        from sftprep.errors import ConfigError
+
+        raise ConfigError(
+            f"--loss_impl fused is not possible with {type(inner).__name__}: {reason}", remedy="use --loss_impl auto"
+        )
+    return LossPlan(kind)
+
+
+def _why_not_plain(model: Any, head: Any, device: torch.device) -> str:
+    """Why logits are not `head(hidden)`, of a plain linear head; '' where they are."""
+    if type(head) is not nn.Linear or head.weight.dtype.itemsize < 2:
+        return f"its head is a {type(head).__name__}, not a plain linear layer"
+    ids = torch.arange(4, device=device)[None] % head.weight.shape[0]
+    was = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits
+            with _passing_through(head):
+                hidden = model(input_ids=ids).logits
+            if hidden.shape[-1] != head.in_features:
+                return "its head is not the last thing it does"
+            again = head(hidden)
+    finally:
+        model.train(was)
+    same = torch.allclose(logits.float(), again.float(), rtol=1e-3, atol=1e-3 * float(logits.float().std()))
+    return "" if same else "something is done to the logits after the head, such as softcapping"
+
+
+@contextlib.contextmanager
+def _passing_through(head: nn.Linear) -> Iterator[None]:
+    vars(head)["forward"] = _identity
+    try:
+        yield
+    finally:
+        del vars(head)["forward"]
+
+
+def _identity(hidden: Tensor) -> Tensor:
+    return hidden
+
+
+class _FusedHeadLoss(torch.autograd.Function):
+    """See `fused_loss`. Gradients are kept in the dtype of what they belong to; the head's are summed in float32."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, kind: LossType, training: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        # Under no_grad needs_input_grad still says what the inputs ask for, hence `training`.
+        need_hidden, need_weight, need_bias = (training and needed for needed in ctx.needs_input_grad[:3])
+        loss = hidden.new_zeros((), dtype=torch.float32)
+        nll_sum = loss.clone()
+        correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
+        d_hidden = torch.empty_like(hidden) if need_hidden else None
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        d_bias = torch.zeros_like(weight[:, 0], dtype=torch.float32) if need_bias else None
+        rows = max(16, _CHUNK_BYTES // (4 * weight.shape[0]))
+        for begin in range(0, len(targets), rows):
+            h, y = hidden[begin : begin + rows], targets[begin : begin + rows]
+            valid = y != -100
+            place = y.clamp(min=0)[:, None]
+            logits = (h @ weight.T if bias is None else torch.addmm(bias, h, weight.T)).float()
+            correct += ((logits.argmax(-1) == y) & valid).sum()
+            of_target = logits.gather(1, place)[:, 0]
+            nll = (logits.logsumexp(-1) - of_target) * valid
+            factor = valid.float() if kind == "nll" else torch.exp(-nll) * valid
+            nll_sum += nll.sum()
+            loss += (nll * factor).sum()
+            if not any((need_hidden, need_weight, need_bias)):
+                continue
+            gradient = torch.softmax(logits, -1)
+            gradient.scatter_add_(1, place, torch.full_like(place, -1, dtype=gradient.dtype))
+            gradient *= factor[:, None]
+            if d_bias is not None:
+                d_bias += gradient.sum(0)
+            gradient = gradient.to(h.dtype)
+            if d_hidden is not None:
+                torch.mm(gradient, weight, out=d_hidden[begin : begin + rows])
+            if d_weight is not None and h.dtype == torch.float32:
+                d_weight.addmm_(gradient.T, h)
+            elif d_weight is not None:
+                d_weight += gradient.T @ h
+        ctx.save_for_backward(d_hidden, d_weight, d_bias)
+        ctx.dtypes = weight.dtype
+        ctx.mark_non_differentiable(nll_sum, correct)
+        return loss, nll_sum, correct
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
+        d_hidden, d_weight, d_bias = ctx.saved_tensors
+        factor = upstream[0]
+        return (
+            None if d_hidden is None else d_hidden * factor.to(d_hidden.dtype),
+            None if d_weight is None else (d_weight * factor).to(ctx.dtypes),
+            None if d_bias is None else (d_bias * factor).to(ctx.dtypes),
+            None,
+            None,
+            None,
+        )

@@ -1,0 +1,223 @@
+"""What is written is what is read, damage is noticed, and `datasets` reads it too."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sftprep.errors import ManifestError, ShardError
+from sftprep.shards.manifest import MANIFEST_NAME, SHARD_FOLDER, Accounting, InputInfo, Manifest, read_manifest
+from sftprep.shards.reader import open_shards
+from sftprep.shards.verify import verify
+from sftprep.shards.writer import ShardRows, count_targets, write_shard
+
+MAX_LENGTH = 16
+
+
+def write_build(
+    root: Path, packs: list[list[int]], *, shard_rows: int = 2, position_ids: bool = True, max_length: int = MAX_LENGTH
+) -> list[dict]:
+    """A build of made-up packs, each a list of sequence lengths; returns what each pack holds."""
+    (root / SHARD_FOLDER).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    rows, infos, ordinal = [], [], 0
+    for index, first in enumerate(range(0, len(packs), shard_rows)):
+        own = packs[first : first + shard_rows]
+        seq_lengths = np.array([n for pack in own for n in pack], np.int32)
+        total = int(seq_lengths.sum())
+        shard = ShardRows(
+            input_ids=rng.integers(0, 100, total, dtype=np.int32),
+            completion_mask=rng.integers(0, 2, total).astype(bool),
+            seq_lengths=seq_lengths,
+            origin=np.arange(ordinal, ordinal + len(seq_lengths)),
+            pack_offsets=np.concatenate(([0], np.cumsum([len(pack) for pack in own]))),
+        )
+        ordinal += len(seq_lengths)
+        infos.append(write_shard(root / SHARD_FOLDER, index, shard, max_length=max_length, position_ids=position_ids))
+        at = 0
+        for number, pack in enumerate(own):
+            size, begin = sum(pack), int(shard.pack_offsets[number])
+            rows.append(
+                {
+                    "input_ids": shard.input_ids[at : at + size].tolist(),
+                    "completion_mask": shard.completion_mask[at : at + size].tolist(),
+                    "position_ids": [k for n in pack for k in range(n)],
+                    "seq_lengths": pack,
+                    "origin": shard.origin[begin : begin + len(pack)].tolist(),
+                }
+            )
+            at += size
+    tokens, trained = sum(i.tokens for i in infos), sum(i.trained_tokens for i in infos)
+    manifest = Manifest(
+        config={},
+        config_digest="",
+        tokenizer={"name": "t", "fingerprint": "f", "vocab_size": 100, "max_id": 99, "eos_token_id": 1, "pad_token_id": 0},
+        chat_template=None,
+        encoder={},
+        template={},
+        inputs=(InputInfo("a.jsonl", 1, "", "text", 0, ordinal, ordinal),),
+        accounting=Accounting(
+            lines=ordinal, records=ordinal, sequences=ordinal, tokens_in=tokens, tokens=tokens, trained_tokens=trained
+        ),
+        plan={},
+        max_length=max_length,
+        rows=len(packs),
+        tokens=tokens,
+        trained_tokens=trained,
+        shards=tuple(infos),
+        sftprep_version="0",
+    )
+    (root / MANIFEST_NAME).write_bytes(manifest.to_json())
+    return rows
+
+
+PACKS = st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=4), min_size=1, max_size=7)
+
+
+@settings(deadline=None)
+@given(packs=PACKS, position_ids=st.booleans(), max_length=st.sampled_from([16, 70_000]))
+def test_packs_come_back_as_they_were_written(tmp_path_factory, packs, position_ids, max_length):
+    root = tmp_path_factory.mktemp("b")
+    expected = write_build(root, packs, position_ids=position_ids, max_length=max_length)
+    shards = open_shards(root)
+    assert len(shards) == len(packs)
+    for _ in range(2):
+        for index in reversed(range(len(packs))):
+            pack = shards[index]
+            assert {name: getattr(pack, name).tolist() for name in expected[index]} == expected[index]
+            assert shards.seq_lengths(index).tolist() == packs[index]
+    assert pack.position_ids.dtype == (np.uint16 if max_length <= 65_535 else np.int32)
+    assert (pack.input_ids.dtype, pack.seq_lengths.dtype, pack.origin.dtype) == (np.int32, np.int32, np.int64)
+    assert verify(root).ok
+
+
+def test_ids_are_views_of_the_file(tmp_path):
+    write_build(tmp_path / "b", [[4, 4], [3]])
+    shards = open_shards(tmp_path / "b")
+    assert not shards[0].input_ids.flags.owndata
+    assert not shards[0].input_ids.flags.writeable
+
+
+def test_shards_index_like_a_sequence_and_travel_to_processes(tmp_path):
+    expected = write_build(tmp_path / "b", [[1], [2], [3]])
+    shards = pickle.loads(pickle.dumps(open_shards(tmp_path / "b")))
+    assert shards[-1].input_ids.tolist() == expected[2]["input_ids"]
+    assert [pack.seq_lengths.tolist() for pack in shards] == [[1], [2], [3]]
+    for index in (3, -4):
+        with pytest.raises(IndexError):
+            shards[index]
+
+
+def test_the_same_rows_give_the_same_file(tmp_path):
+    write_build(tmp_path / "a", [[4, 4], [3]])
+    write_build(tmp_path / "b", [[4, 4], [3]])
+    assert read_manifest(tmp_path / "a").digest == read_manifest(tmp_path / "b").digest
+    assert os.listdir(tmp_path / "a" / SHARD_FOLDER) == os.listdir(tmp_path / "b" / SHARD_FOLDER)
+
+
+def test_the_first_token_of_a_sequence_is_no_target():
+    assert count_targets(np.array([True, True, True, False, True]), np.array([2, 3], np.int32)) == 2
+    assert count_targets(np.array([True]), np.array([0, 1, 0], np.int32)) == 0
+
+
+@pytest.mark.parametrize("position_ids", [True, False])
+def test_datasets_reads_the_shards(tmp_path, position_ids):
+    datasets = pytest.importorskip("datasets")
+    expected = write_build(tmp_path / "b", [[4, 4], [3], [2, 1]], position_ids=position_ids)
+    files = str(tmp_path / "b" / "shards" / "*.arrow")
+    loaded = datasets.load_dataset("arrow", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    columns = [name for name in expected[0] if position_ids or name != "position_ids"]
+    assert sorted(loaded.column_names) == sorted(columns)
+    assert [{name: row[name] for name in columns} for row in loaded] == [{n: row[n] for n in columns} for row in expected]
+
+
+def test_any_flipped_bit_is_an_error_that_names_the_shard(tmp_path):
+    write_build(tmp_path / "b", [[4, 4], [3]])
+    (path,) = (tmp_path / "b" / SHARD_FOLDER).iterdir()
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 97):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << at % 8)]) + whole[at + 1 :])
+        with pytest.raises(ShardError, match=path.name):
+            open_shards(tmp_path / "b")[0]
+        assert any(path.name in problem for problem in verify(tmp_path / "b").problems)
+
+
+def test_a_missing_or_cut_shard_is_an_error_when_it_is_opened(tmp_path):
+    write_build(tmp_path / "b", [[4, 4], [3]])
+    (path,) = (tmp_path / "b" / SHARD_FOLDER).iterdir()
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ShardError, match="bytes, not the"):
+        open_shards(tmp_path / "b")
+    path.unlink()
+    with pytest.raises(ShardError, match="missing"):
+        open_shards(tmp_path / "b")
+    assert not verify(tmp_path / "b").ok
+
+
+def rewritten(root: Path, change) -> None:
+    manifest = json.loads((root / MANIFEST_NAME).read_bytes())
+    change(manifest)
+    (root / MANIFEST_NAME).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda m: m["tokenizer"].update(vocab_size=10), "outside the vocabulary"),
+        (lambda m: m.update(max_length=5), "more than 5"),
+        (lambda m: m["inputs"][0].update(lines=1), "no line of the inputs"),
+        (lambda m: m["accounting"].update(records=99), "do not balance"),
+        (lambda m: m.update(tokens=1), "tokens, the manifest says 1"),
+        (lambda m: m.update(trained_tokens=0), "trained tokens"),
+        (lambda m: m["shards"][0].update(sha256="0" * 64), "SHA-256"),
+    ],
+)
+def test_verify_sees_what_does_not_fit(tmp_path, change, problem):
+    write_build(tmp_path / "b", [[4, 4], [3]])
+    rewritten(tmp_path / "b", change)
+    found = verify(tmp_path / "b")
+    assert not found.ok
+    assert any(problem in text for text in found.problems), found.problems
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "shard-00000-0123456789abcdef.arrow/..", "shard-0.arrow"])
+def test_a_manifest_cannot_lead_out_of_its_folder(tmp_path, name):
+    write_build(tmp_path / "b", [[1]])
+    rewritten(tmp_path / "b", lambda m: m["shards"][0].update(name=name))
+    with pytest.raises(ManifestError, match="tampered"):
+        open_shards(tmp_path / "b")
+
+
+def test_what_is_no_build_is_named(tmp_path):
+    with pytest.raises(ManifestError, match="does not exist"):
+        open_shards(tmp_path / "none")
+    with pytest.raises(ManifestError, match="no manifest"):
+        open_shards(tmp_path)
+    write_build(tmp_path / "b", [[1]])
+    rewritten(tmp_path / "b", lambda m: m.update(format_version="2.0"))
+    with pytest.raises(ManifestError, match=r"format version 2\.0"):
+        open_shards(tmp_path / "b")
+    rewritten(tmp_path / "b", lambda m: m.update(format_version="1.7", a_later_field=1))
+    assert len(open_shards(tmp_path / "b")) == 1
+    for text in ("{", "[]", "{}", '{"format_version": "1.0"}'):
+        (tmp_path / "b" / MANIFEST_NAME).write_text(text)
+        with pytest.raises(ManifestError):
+            open_shards(tmp_path / "b")
+
+
+def test_an_origin_is_found_in_its_file():
+    inputs = tuple(
+        InputInfo(p, 0, "", "text", first, lines, lines) for p, first, lines in [("a", 0, 2), ("b", 2, 0), ("c", 2, 3)]
+    )
+    manifest = Manifest({}, "", {}, None, {}, {}, inputs, Accounting(), {}, 1, 0, 0, 0, (), "0")
+    assert [manifest.locate(k) for k in range(5)] == [("a", 1), ("a", 2), ("c", 1), ("c", 2), ("c", 3)]
+    for outside in (-1, 5):
+        with pytest.raises(IndexError):
+            manifest.locate(outside)

@@ -1,0 +1,148 @@
+"""Each format, as people write it; and what does not fit is refused with a reason."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+
+import pytest
+
+from sftprep.records import FORMATS, Reading, Unusable, detect_format, read_record
+
+CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+SHAREGPT = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
+ALPACA = {"instruction": "do", "input": "this", "output": "done"}
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"text": "a"}, "text"),
+        ({"messages": CHAT}, "messages"),
+        ({"prompt": "a", "completion": "b"}, "prompt-completion"),
+        ({"prompt": CHAT[:1], "completion": CHAT[1:]}, "prompt-completion"),
+        ({"prompt": "the same words again", "messages": CHAT}, "messages"),
+        ({"prompt": "a", "completion": "b", "messages": CHAT}, "prompt-completion"),
+        (SHAREGPT, "sharegpt"),
+        (ALPACA, "alpaca"),
+        ({"question": "a", "answer": "b"}, None),
+        ({}, None),
+    ],
+)
+def test_a_format_is_detected_from_keys(record, expected):
+    assert detect_format(record, Reading()) == expected
+
+
+def test_keys_are_renamed_before_the_format_is_read():
+    reading = Reading(renames=(("question", "prompt"), ("answer", "completion")))
+    record = {"question": "a", "answer": "b", "prompt": "another", "id": 1}
+    assert detect_format(record, reading) == "prompt-completion"
+    example = read_record(record, 3, "prompt-completion", reading)
+    assert (example.prompt, example.completion, example.origin) == ("a", "b", 3)
+
+
+def test_the_text_field_can_have_another_name():
+    reading = Reading(text_field="body")
+    assert detect_format({"body": "a"}, reading) == "text"
+    assert read_record({"body": "a"}, 0, "text", reading).text == "a"
+
+
+def test_sharegpt_roles_are_mapped_and_its_system_comes_first():
+    turns = [("human", "a"), ("chatgpt", "b"), ("user", "c"), ("bing", "d"), ("observation", "e"), ("gpt", "f")]
+    record = {"system": "s", "conversations": [{"from": who, "value": text} for who, text in turns]}
+    example = read_record(record, 0, "sharegpt", Reading())
+    assert [m["role"] for m in example.messages] == ["system", "user", "assistant", "user", "assistant", "tool", "assistant"]
+    assert [m["content"] for m in example.messages] == ["s", "a", "b", "c", "d", "e", "f"]
+
+
+def test_a_sharegpt_call_becomes_a_tool_call_where_the_template_shows_them():
+    call = {"name": "f", "arguments": {"x": 8.854e-12}}
+    record = {
+        "conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": json.dumps(call)}],
+        "tools": '[{"name": "f"}]',
+    }
+    shown = read_record(copy.deepcopy(record), 0, "sharegpt", Reading())
+    assert shown.messages[1]["tool_calls"] == [{"type": "function", "function": call}]
+    assert shown.tools == [{"name": "f"}]
+    as_text = read_record(copy.deepcopy(record), 0, "sharegpt", Reading(tool_calls=False))
+    assert as_text.messages[1] == {"role": "assistant", "content": json.dumps(call)}
+
+
+def test_alpaca_is_a_chat_or_the_stanford_layout():
+    chat = read_record({**ALPACA, "history": [["p", "q"]], "system": "s"}, 0, "alpaca", Reading())
+    assert [(m["role"], m["content"]) for m in chat.messages] == [
+        ("system", "s"),
+        ("user", "p"),
+        ("assistant", "q"),
+        ("user", "do\nthis"),
+        ("assistant", "done"),
+    ]
+    assert chat.prompt_messages == chat.messages[:-1]
+    plain = read_record(ALPACA, 0, "alpaca", Reading(chat=False))
+    assert plain.prompt.endswith("### Instruction:\ndo\n\n### Input:\nthis\n\n### Response:\n")
+    assert plain.completion == "done"
+    without = read_record({**ALPACA, "input": ""}, 0, "alpaca", Reading(chat=False))
+    assert "### Input" not in without.prompt
+
+
+def test_typed_text_parts_are_joined():
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "value": "b"}, {"type": "text", "content": "c"}]
+    example = read_record({"messages": [{"role": "user", "content": parts}, CHAT[1]]}, 0, "messages", Reading())
+    assert example.messages[0]["content"] == "abc"
+
+
+def test_no_tools_at_all_is_none_and_text_tools_are_objects():
+    assert read_record({"messages": CHAT, "tools": []}, 0, "messages", Reading()).tools is None
+    tool = {"type": "function", "function": {"name": "f"}}
+    for given in ([tool], json.dumps([tool]), [json.dumps(tool)]):
+        assert read_record({"messages": CHAT, "tools": given}, 0, "messages", Reading()).tools == [tool]
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "reason"),
+    [
+        ("messages", {}, "bad_row"),
+        ("messages", SHAREGPT, "other_schema"),
+        ("messages", ALPACA, "other_schema"),
+        ("messages", {"messages": None}, "bad_row"),
+        ("messages", {"messages": []}, "bad_row"),
+        ("messages", {"messages": CHAT[0]}, "bad_row"),
+        ("messages", {"messages": ["hi"]}, "bad_row"),
+        ("messages", {"messages": [{"content": "a"}]}, "bad_row"),
+        ("messages", {"messages": [{"role": "USER", "content": "a"}]}, "unknown_role"),
+        ("messages", {"messages": [{"role": "user", "content": None}]}, "bad_row"),
+        ("messages", {"messages": [{"role": "user", "content": 7}]}, "bad_type"),
+        ("messages", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "unsupported_part"),
+        ("messages", {"messages": CHAT, "tools": "{"}, "bad_tool"),
+        ("messages", {"messages": CHAT, "tools": {"name": "f"}}, "bad_tool"),
+        ("messages", {"messages": CHAT, "chat_template_kwargs": [1]}, "bad_type"),
+        ("prompt-completion", {"prompt": "a", "completion": 7}, "bad_type"),
+        ("prompt-completion", {"prompt": "a", "completion": None}, "bad_row"),
+        ("prompt-completion", {"prompt": CHAT, "completion": "b"}, "bad_type"),
+        ("prompt-completion", {"prompt": "a"}, "bad_row"),
+        ("sharegpt", {"conversations": [{"from": "human", "valeu": "a"}]}, "bad_row"),
+        ("sharegpt", {"conversations": [{"from": "narrator", "value": "a"}]}, "unknown_role"),
+        ("sharegpt", {"conversations": [{"from": "function_call", "value": "f(1)"}]}, "bad_tool"),
+        ("sharegpt", {"conversations": [{"from": "function_call", "value": "[1]"}]}, "bad_tool"),
+        ("sharegpt", {"conversations": "a"}, "bad_row"),
+        ("alpaca", {"instruction": "a", "output": ["b"]}, "bad_type"),
+        ("alpaca", {**ALPACA, "history": ["a"]}, "bad_row"),
+        ("text", {"text": 5}, "bad_type"),
+        ("text", {"txt": "a"}, "bad_row"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_a_reason(name, record, reason):
+    with pytest.raises(Unusable) as caught:
+        read_record(copy.deepcopy(record), 0, name, Reading())
+    assert caught.value.reason == reason
+    assert str(caught.value)
+
+
+def test_no_hostile_value_gets_past_as_another_kind_of_error():
+    for value in (None, 0, 1.5, True, "", "x", [], [None], [[]], {}, {"role": []}, [{"role": []}], [{"from": [], "value": 1}]):
+        for name, kind in FORMATS.items():
+            for key in kind.keys:
+                record = {k: value if k == key else "x" for k in kind.keys}
+                with contextlib.suppress(Unusable):
+                    read_record(record, 0, name, Reading())
