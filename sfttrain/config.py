@@ -12,7 +12,6 @@ from sftprep.errors import ConfigError
 from sfttrain.attention import refuse_mixing
 
 LossImpl = Literal["auto", "logits", "fused"]
-Mismatch = Literal["tokenizer", "length"]
 
 
 @dataclass
@@ -28,7 +27,8 @@ class SFTConfig(TrainingArguments):  # type: ignore[misc]
     # Fields that TrainingArguments has, with the defaults of this class. Types are those of TRL's SFTConfig.
     learning_rate: float = field(default=2e-5, metadata={"help": "The initial learning rate; with --use_peft 2e-4 if not given."})
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps; below 1, a share of all steps."})
-    report_to: str | list[str] | None = field(
+    # In this order, which HfArgumentParser needs.
+    report_to: None | str | list[str] = field(  # noqa: RUF036
         default="none", metadata={"help": "Trackers to report to: wandb, tensorboard, ... or none."}
     )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Kept off: a loss that is not finite stops the run."})
@@ -57,12 +57,10 @@ class SFTConfig(TrainingArguments):  # type: ignore[misc]
     loss_type: Literal["nll", "dft"] = field(
         default="nll", metadata={"help": "nll: negative log likelihood; dft: each token weighted by its own probability."}
     )
-    allow_mismatch: list[Mismatch] | None = field(
+    allow_mismatch: list[str] | None = field(
         default=None,
         metadata={
             "help": "Train although shards and model differ in: tokenizer, length (packs longer than the model's context).",
-            "type": str,
-            "nargs": "+",
             "choices": ["tokenizer", "length"],
         },
     )
@@ -71,12 +69,16 @@ class SFTConfig(TrainingArguments):  # type: ignore[misc]
         on_cuda = torch.cuda.is_available() and not self.use_cpu
         if self.bf16 is None:
             self.bf16 = on_cuda and not self.fp16 and torch.cuda.is_bf16_supported()
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu: bool = True  # Trainer wants it said that bfloat16 on a CPU is meant
         self._checkpoint_activations_on_gpus(on_cuda)
         refuse_mixing(self.attn)
         if self.loss_impl not in ("auto", "logits", "fused"):
             raise ConfigError(f"loss_impl is {self.loss_impl!r}", remedy="choose one of: auto, logits, fused")
         if self.loss_type not in ("nll", "dft"):
             raise ConfigError(f"loss_type is {self.loss_type!r}", remedy="choose one of: nll, dft")
+        if not set(self.allow_mismatch or ()) <= {"tokenizer", "length"}:
+            raise ConfigError(f"allow_mismatch is {self.allow_mismatch}", remedy="choose from: tokenizer, length")
         if self.label_smoothing_factor:
             raise ConfigError("label smoothing is not done here", remedy="leave label_smoothing_factor at 0")
         if self.use_liger_kernel:

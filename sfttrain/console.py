@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 from transformers import TrainerCallback
 
 
 class Console(TrainerCallback):  # type: ignore[misc]
-    """Writes to `out` (stderr): stdout is left to the summary."""
+    """Writes to `out` (stderr): stdout is left to the summary. first: lines that come before all others."""
 
-    def __init__(self, out: TextIO | None = None) -> None:
+    def __init__(self, first: Sequence[str] = (), out: TextIO | None = None) -> None:
+        self._first = first
         self._out = out if out is not None else sys.stderr
         self._bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the bar."""
-        if state.is_world_process_zero and self._out.isatty():
+        """Write the first lines, and start the bar."""
+        if not state.is_world_process_zero:
+            return
+        for line in self._first:
+            print(line, file=self._out, flush=True)
+        if self._out.isatty():
             from rich.console import Console as Terminal
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from transformers import PrinterCallback, ProgressCallback, TrainerState, set_seed
 
 import sftprep
 from sftprep.errors import ConfigError, InputNotFound
@@ -23,7 +26,9 @@ class RunSummary:
     """What a run did. Losses are means over trained tokens between logs; None where nothing was logged."""
 
     steps: int
+    """Optimizer steps of this run, without those before a resume."""
     first_loss: float | None
+    """The first that was logged, before a resume too."""
     last_loss: float | None
     trained_tokens: int
     """Targets seen, those before a resume included."""
@@ -84,14 +89,12 @@ def run(request: Request) -> RunSummary:
     peft_config = get_peft_config(wanted)
     if peft_config is not None:
         # After Trainer's own seed would be too late: the adapter's first weights are random.
-        _seed(training.seed)
+        set_seed(training.seed)
         model = add_adapter(model, peft_config)
-    trainer = SFTTrainer(
-        model, training, train_dataset=shards, eval_dataset=evaluation, processing_class=tokenizer, callbacks=[Console()]
-    )
-    _quiet(trainer)
+    trainer = SFTTrainer(model, training, train_dataset=shards, eval_dataset=evaluation, processing_class=tokenizer)
+    _tell_here(trainer, told)
     start = time.perf_counter()
-    before = trainer.state.global_step
+    before = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step if checkpoint else 0
     result = trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start
     trainer.save_model()
@@ -132,15 +135,15 @@ def _packs(folder: str) -> Any:
     return sftprep.open_shards(os.fspath(path))
 
 
-def _seed(seed: int) -> None:
-    from transformers import set_seed
-
-    set_seed(seed)
-
-
-def _quiet(trainer: SFTTrainer) -> None:
+def _tell_here(trainer: SFTTrainer, told: Sequence[str]) -> None:
     """Leave the telling to Console: Trainer's own callbacks write to stdout, which belongs to the summary."""
-    from transformers import PrinterCallback, ProgressCallback
-
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
+    feeding, trained = trainer.feeding, trainable_share(trainer.model)
+    way = f"rows unpacked into padded batches ({feeding.attention})" if feeding.unpack else feeding.attention
+    lines = [
+        *(f"warning: {text}" for text in told),
+        f"attention: {way}; loss: {'fused' if trainer.loss_plan.head is not None else 'from logits'}; "
+        f"{trained[0]:,} of {trained[1]:,} parameters trained; {len(trainer.train_dataset):,} packs",
+    ]
+    trainer.add_callback(Console(lines))

@@ -6,47 +6,34 @@ reached. The names that the source uses are bound by pieces.py: U (undefined), t
 
 from __future__ import annotations
 
-import keyword
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any
 
 from jinja2 import nodes
 from jinja2.idtracking import VAR_LOAD_RESOLVE, Symbols
 
+from sftprep.chat.code import Code, Kind, Loop, Macro, joined, literal, shown, summands
 from sftprep.chat.facts import Facts, has_arguments, namespace_keys, shown_filter
 from sftprep.chat.jinja import ChatEnvironment
+from sftprep.chat.operations import (
+    COMPARISONS,
+    FUNCTIONS,
+    LOOP,
+    METHODS,
+    SHORT_TESTS,
+    TESTS,
+    TEXT_FILTERS,
+    TEXT_KEEPING_FILTERS,
+    TEXT_METHODS,
+    is_keyword_argument,
+    is_known_filter,
+    is_safe_to_skip,
+    is_some_text,
+    passed_first,
+)
 from sftprep.chat.runtime import NAMES_OF_MAPPINGS, NAMES_OF_VALUES
-
-Kind = Literal["text", "int", "texts", "value"]
-"""text: a plain str; int: a plain int; texts: a list of at least one plain str; value: anything."""
-
-
-class Code(NamedTuple):
-    """Source of one expression. literal: the text, where it is a constant one; atom: a name, which may be written twice."""
-
-    source: str
-    kind: Kind = "value"
-    literal: str | None = None
-    atom: bool = False
-
-
-@dataclass(slots=True)
-class Loop:
-    """Names of the Python variables of a running `for`: its sequence, the index of the turn, the index of the last turn."""
-
-    sequence: str
-    index: str
-    last: str
-
-
-@dataclass(slots=True)
-class Macro:
-    """A macro that can be called: its Python function and the names of its parameters."""
-
-    function: str
-    parameters: list[str]
 
 
 @dataclass
@@ -105,19 +92,19 @@ class Expressions:
     def pieces(self, node: nodes.Node) -> list[Code]:
         """The value as text, in parts to be joined; parts that may turn out to be no text are refused by the join itself."""
         if isinstance(node, nodes.TemplateData):
-            return [_literal(node.data)]
+            return [literal(node.data)]
         if isinstance(node, nodes.Concat):
             return [piece for part in node.nodes for piece in self.pieces(part)]
-        shown = shown_filter(node)
-        if shown is not None:
-            return self.pieces(shown)
+        inner = shown_filter(node)
+        if inner is not None:
+            return self.pieces(inner)
         if isinstance(node, nodes.Add):
-            leaves = _leaves(node)
+            leaves = summands(node)
             codes = [self.expression(leaf) for leaf in leaves]
             # A sum with one plain text in it has only texts in it, or cannot be made: so its parts can be joined.
             if any(code.kind == "text" for code in codes):
                 return [self._summand(code) for code in codes]
-        return [_shown(self.expression(node))]
+        return [shown(self.expression(node))]
 
     def expression(self, node: nodes.Node | None) -> Code:
         """Source with the value of a node."""
@@ -136,13 +123,13 @@ class Expressions:
     def _const(self, node: nodes.Const) -> Code:
         value = node.value
         if isinstance(value, str):
-            return _literal(value)
+            return literal(value)
         if isinstance(value, float) and not math.isfinite(value):
             return self.only_jinja(node, "a number without end")
         return Code(repr(value), "int" if type(value) is int else "value")
 
     def _template_data(self, node: nodes.TemplateData) -> Code:
-        return _literal(node.data)
+        return literal(node.data)
 
     def _name(self, node: nodes.Name) -> Code:
         name = node.name
@@ -202,35 +189,36 @@ class Expressions:
 
     def _of_loop(self, node: nodes.Getattr, owner: nodes.Name) -> Code:
         loop = self.loops.get(self.symbols.find_ref(owner.name) or "")
-        if loop is None or node.attr not in _LOOP:
+        if loop is None or node.attr not in LOOP:
             return self.only_jinja(node, f"loop.{node.attr}")
-        kind, source = _LOOP[node.attr]
+        kind, source = LOOP[node.attr]
         return Code(source.format(s=loop.sequence, i=loop.index, last=loop.last), kind)
 
     def _call(self, node: nodes.Call) -> Code:
-        if node.dyn_args is not None or node.dyn_kwargs is not None:
-            return self.only_jinja(node, "a call with * or **")
-        if isinstance(node.node, nodes.Name):
+        plain = node.dyn_args is None and node.dyn_kwargs is None
+        if plain and isinstance(node.node, nodes.Name):
             return self._call_name(node, node.node.name)
-        if isinstance(node.node, nodes.Getattr) and node.node.attr in _METHODS:
-            owner, method = node.node.node, node.node.attr
-            if isinstance(owner, nodes.Name) and (owner.name in self.facts.namespaces or owner.name == "loop"):
-                return self.only_jinja(node, f"{owner.name}.{method}()")
-            value = self.expression(owner)
-            if isinstance(owner, nodes.Const) and value.literal is None:
-                return self.only_jinja(node, "a method of a number")
-            source = f"{value.source}.{method}({self._arguments(node)})"
-            if method in _TEXT_METHODS:
-                return Code(source, self._text_kind(value))
-            splits = method in {"split", "rsplit"} and len(node.args) == 1 and not node.kwargs and _is_some_text(node.args[0])
-            return Code(source, "texts" if splits and self._text_kind(value) == "text" else "value")
-        return self.only_jinja(node, f"a call of {_named(node.node)}")
+        if plain and isinstance(node.node, nodes.Getattr):
+            return self._call_method(node, node.node.node, node.node.attr)
+        return self.only_jinja(node, "this kind of call")
+
+    def _call_method(self, node: nodes.Call, owner: nodes.Node, method: str) -> Code:
+        value = self.expression(owner)
+        # A number would need brackets, and has no such method.
+        if method not in METHODS or (isinstance(owner, nodes.Const) and value.literal is None):
+            return self.only_jinja(node, f"a call of .{method}")
+        source = f"{value.source}.{method}({self._arguments(node)})"
+        kind = self._text_kind(value)
+        if method in TEXT_METHODS:
+            return Code(source, kind)
+        splits = method in {"split", "rsplit"} and len(node.args) == 1 and not node.kwargs and is_some_text(node.args[0])
+        return Code(source, "texts" if splits and kind == "text" else "value")
 
     def _call_name(self, node: nodes.Call, name: str) -> Code:
         outside = self.is_input(name)
         if name in self.facts.macros and not outside:
             return self._call_macro(node, name)
-        if not outside or name not in _FUNCTIONS:
+        if not outside or name not in FUNCTIONS:
             return self.only_jinja(node, f"a call of {name}")
         if name == "raise_exception":
             return Code("hand_over('raise_exception')")
@@ -252,36 +240,41 @@ class Expressions:
         return Code(f"{macro.function}({', '.join(arguments)})", "text")
 
     def _filter(self, node: nodes.Filter) -> Code:
-        if node.node is None or node.dyn_args is not None or node.dyn_kwargs is not None:
-            return self.only_jinja(node, f"the filter {node.name}")
-        if node.name not in _FILTERS or (node.name == "map" and not _maps_plainly(node)):
+        if not is_known_filter(node):
             return self.only_jinja(node, f"the filter {node.name}")
         value = self.expression(node.node)
-        if not has_arguments(node):
-            if node.name == "trim":
-                kind = self._text_kind(value)
-                if value.kind == "text":
-                    return Code(f"{value.source}.strip()", "text")
-                if value.atom:
-                    return Code(f"({value.source}.strip() if type({value.source}) is str else trim({value.source}))", kind)
-                return Code(f"trim({value.source})", kind)
-            if node.name in {"length", "count"}:
-                return Code(f"len({value.source})", "int")
-            if node.name == "string" and self._text_kind(value) == "text":
-                return Code(f"str({value.source})", "text")
-        if node.name in {"default", "d"} and len(node.args) == 1 and not node.kwargs and value.atom and _is_plain(node.args[0]):
-            return Code(f"({self.expression(node.args[0]).source} if {value.source} is U else {value.source})")
+        short = self._short_filter(node, value)
+        if short is not None:
+            return short
         function = self.environment.filters[node.name]
         self.bound[f"filter_{node.name}"] = function
-        first = _passed_first(function)
-        arguments = ", ".join(part for part in (first, value.source, self._arguments(node)) if part)
-        kind = "text" if node.name in _TEXT_FILTERS else "value"
-        if node.name in _TEXT_KEEPING_FILTERS:
+        arguments = ", ".join(part for part in (passed_first(function), value.source, self._arguments(node)) if part)
+        kind: Kind = "text" if node.name in TEXT_FILTERS else "value"
+        if node.name in TEXT_KEEPING_FILTERS:
             kind = self._text_kind(value)
         return Code(f"filter_{node.name}({arguments})", kind)
 
+    def _short_filter(self, node: nodes.Filter, value: Code) -> Code | None:
+        """A filter written out, where that is possible."""
+        source = ""
+        kind: Kind = self._text_kind(value)
+        if node.name in {"default", "d"} and len(node.args) == 1 and not node.kwargs and value.atom:
+            if is_safe_to_skip(node.args[0]):
+                source, kind = f"({self.expression(node.args[0]).source} if {value.source} is U else {value.source})", "value"
+        elif has_arguments(node):
+            return None
+        elif node.name == "trim" and value.atom:
+            source = f"({value.source}.strip() if type({value.source}) is str else trim({value.source}))"
+        elif node.name == "trim":
+            source = f"{value.source}.strip()" if value.kind == "text" else f"trim({value.source})"
+        elif node.name in {"length", "count"}:
+            source, kind = f"len({value.source})", "int"
+        elif node.name == "string" and kind == "text":
+            source = f"str({value.source})"
+        return Code(source, kind) if source else None
+
     def _test(self, node: nodes.Test) -> Code:
-        if node.dyn_args is not None or node.dyn_kwargs is not None or node.name not in _TESTS:
+        if node.dyn_args is not None or node.dyn_kwargs is not None or node.name not in TESTS:
             return self.only_jinja(node, f"the test {node.name}")
         if node.name in {"defined", "undefined"} and isinstance(node.node, nodes.Name):
             name = node.node.name
@@ -290,21 +283,21 @@ class Expressions:
         value = self.expression(node.node)
         if value.literal is not None or isinstance(node.node, nodes.Const):
             return self.only_jinja(node, "a test of a constant")
-        if node.name in _SHORT_TESTS and not has_arguments(node):
-            return Code(_SHORT_TESTS[node.name].format(value.source))
+        if node.name in SHORT_TESTS and not has_arguments(node):
+            return Code(SHORT_TESTS[node.name].format(value.source))
         self.bound[f"test_{node.name}"] = self.environment.tests[node.name]
         arguments = self._arguments(node)
         return Code(f"test_{node.name}({value.source}{', ' + arguments if arguments else ''})")
 
     def _compare(self, node: nodes.Compare) -> Code:
         parts = [self.expression(node.expr).source]
-        parts += [f"{_COMPARISONS[operand.op]} {self.expression(operand.expr).source}" for operand in node.ops]
+        parts += [f"{COMPARISONS[operand.op]} {self.expression(operand.expr).source}" for operand in node.ops]
         return Code(f"({' '.join(parts)})")
 
     def _add(self, node: nodes.Add) -> Code:
         left, right = self.expression(node.left), self.expression(node.right)
         if left.literal is not None and right.literal is not None:
-            return _literal(left.literal + right.literal)
+            return literal(left.literal + right.literal)
         kinds = {left.kind, right.kind}
         kind: Kind = "value"
         if "text" in kinds and (kinds == {"text"} or not self.facts.markup):
@@ -365,68 +358,16 @@ class Expressions:
     def _arguments(self, node: nodes.Call | nodes.Filter | nodes.Test) -> str:
         written = [self.expression(argument).source for argument in node.args]
         for argument in node.kwargs:
-            plain = argument.key.isascii() and argument.key.isidentifier() and not keyword.iskeyword(argument.key)
-            value = self.expression(argument.value) if plain else self.only_jinja(node, f"the argument {argument.key}")
-            written.append(f"{argument.key}={value.source}" if plain else value.source)
+            if is_keyword_argument(argument.key):
+                written.append(f"{argument.key}={self.expression(argument.value).source}")
+            else:
+                written.append(self.only_jinja(node, f"the argument {argument.key}").source)
         return ", ".join(written)
-
-
-def joined(pieces: Iterable[Code]) -> list[Code]:
-    """The same parts, with neighbouring constants made one."""
-    merged: list[Code] = []
-    for piece in pieces:
-        if piece.literal is not None and merged and merged[-1].literal is not None:
-            merged[-1] = _literal(merged[-1].literal + piece.literal)
-        elif piece.literal != "":
-            merged.append(piece)
-    return merged
 
 
 _ARGUMENTS = frozenset({"messages", "tools", "add_generation_prompt"})
 _SPECIAL_NAMES = frozenset({"self", "super", "caller", "varargs", "kwargs", "loop"})
-_FUNCTIONS = frozenset({"raise_exception", "strftime_now", "range"})
-_COMPARISONS = {"eq": "==", "ne": "!=", "gt": ">", "gteq": ">=", "lt": "<", "lteq": "<=", "in": "in", "notin": "not in"}
-_TEXT_METHODS = frozenset(
-    {"strip", "lstrip", "rstrip", "lower", "upper", "capitalize", "title", "replace", "removeprefix", "removesuffix"}
-    | {"join"}
-)
-_METHODS = _TEXT_METHODS | frozenset(
-    {"split", "rsplit", "splitlines", "partition", "rpartition", "startswith", "endswith", "find", "rfind", "count", "index"}
-    | {"isdigit", "isalpha", "isalnum", "isspace", "isupper", "islower", "get", "items", "keys", "values"}
-)
-_TEXT_FILTERS = frozenset({"tojson", "join", "replace"})
-_TEXT_KEEPING_FILTERS = frozenset({"trim", "string", "upper", "lower", "capitalize", "title"})
-_FILTERS = (
-    _TEXT_FILTERS
-    | _TEXT_KEEPING_FILTERS
-    | frozenset({"length", "count", "default", "d", "int", "float", "abs", "round", "list", "items", "dictsort", "safe"})
-    | frozenset({"map", "select", "reject", "selectattr", "rejectattr"})
-)
-_MAPPED = frozenset({"upper", "lower", "trim", "string", "tojson", "capitalize", "title", "int", "float", "length"})
-_SHORT_TESTS = {
-    "defined": "({} is not U)",
-    "undefined": "({} is U)",
-    "none": "({} is None)",
-    "string": "isinstance({}, str)",
-    "true": "({} is True)",
-    "false": "({} is False)",
-}
-_TESTS = frozenset(_SHORT_TESTS) | frozenset(
-    {"mapping", "iterable", "sequence", "boolean", "number", "integer", "float", "odd", "even", "divisibleby", "lower", "upper"}
-    | {"in", "eq", "equalto", "ne", "sameas"}
-)
-_LOOP: dict[str, tuple[Kind, str]] = {
-    "index0": ("int", "{i}"),
-    "index": ("int", "({i} + 1)"),
-    "first": ("value", "({i} == 0)"),
-    "last": ("value", "({i} == {last})"),
-    "length": ("int", "({last} + 1)"),
-    "revindex": ("int", "({last} - {i} + 1)"),
-    "revindex0": ("int", "({last} - {i})"),
-    "previtem": ("value", "({s}[{i} - 1] if {i} else U)"),
-    "nextitem": ("value", "({s}[{i} + 1] if {i} != {last} else U)"),
-}
-_WRITERS: dict[type | None, Callable[[Expressions, nodes.Node], Code]] = {
+_WRITERS: dict[type, Callable[[Expressions, Any], Code]] = {
     nodes.Const: Expressions._const,
     nodes.TemplateData: Expressions._template_data,
     nodes.Name: Expressions._name,
@@ -449,42 +390,4 @@ _WRITERS: dict[type | None, Callable[[Expressions, nodes.Node], Code]] = {
     nodes.List: Expressions._list,
     nodes.Tuple: Expressions._tuple,
     nodes.Dict: Expressions._dict,
-}  # type: ignore[assignment]
-
-
-def _literal(text: str) -> Code:
-    return Code(repr(text), "text", text)
-
-
-def _shown(code: Code) -> Code:
-    return code if code.kind == "text" else Code(f"str({code.source})", "text")
-
-
-def _leaves(node: nodes.Node) -> list[nodes.Node]:
-    """The summands of a sum. Adding texts may be regrouped at will."""
-    return [*_leaves(node.left), *_leaves(node.right)] if isinstance(node, nodes.Add) else [node]
-
-
-def _is_some_text(node: nodes.Node) -> bool:
-    return isinstance(node, nodes.Const) and isinstance(node.value, str) and node.value != ""
-
-
-def _is_plain(node: nodes.Node) -> bool:
-    """Whether an expression cannot fail: Jinja works arguments out even where they are not used."""
-    return isinstance(node, nodes.Const) or (isinstance(node, nodes.List | nodes.Dict) and not node.items)
-
-
-def _maps_plainly(node: nodes.Filter) -> bool:
-    """Whether `map` runs a filter that gives no undefined value."""
-    first = node.args[0] if len(node.args) == 1 and not node.kwargs else None
-    return isinstance(first, nodes.Const) and first.value in _MAPPED
-
-
-def _passed_first(function: object) -> str:
-    """What Jinja passes to a filter before its value."""
-    wanted = getattr(getattr(function, "jinja_pass_arg", None), "name", "")
-    return {"context": "CONTEXT", "eval_context": "CONTEXT.eval_ctx", "environment": "CONTEXT.environment"}.get(wanted, "")
-
-
-def _named(node: nodes.Node) -> str:
-    return f".{node.attr}" if isinstance(node, nodes.Getattr) else type(node).__name__.lower()
+}

@@ -23,7 +23,7 @@ class Facts:
 
 
 def facts_of(template: nodes.Template) -> Facts:
-    """Read the facts from a syntax tree. They go by name, whatever the scope: what holds for a name holds for each variable of it."""
+    """Read the facts from a syntax tree. They go by name, whatever the scope: they hold for each variable of that name."""
     namespaces: dict[str, frozenset[str]] = {}
     as_namespace: set[int] = set()
     for assign in template.find_all(nodes.Assign):
@@ -31,9 +31,7 @@ def facts_of(template: nodes.Template) -> Facts:
             name = assign.target.name
             as_namespace.add(id(assign.target))
             namespaces[name] = namespaces[name] & keys if name in namespaces else keys
-    stores = Counter(
-        node.name for node in template.find_all(nodes.Name) if node.ctx != "load" and id(node) not in as_namespace
-    )
+    stores = Counter(node.name for node in template.find_all(nodes.Name) if node.ctx != "load" and id(node) not in as_namespace)
     macros = Counter(node.name for node in template.find_all(nodes.Macro))
     return Facts(
         namespaces={name: keys for name, keys in namespaces.items() if not stores[name] and not macros[name]},
@@ -85,12 +83,13 @@ def has_arguments(node: nodes.Filter | nodes.Test | nodes.Call) -> bool:
 
 def _makes_markup(template: nodes.Template) -> bool:
     harmless: set[int] = set()
-    for parent in template.find_all((nodes.Output, nodes.Concat)):
-        for node in parent.nodes:
-            shown: nodes.Node | None = node
-            while shown is not None:
-                harmless.add(id(shown))
-                shown = shown_filter(shown)
+    written = [node for output in template.find_all(nodes.Output) for node in output.nodes]
+    written += [node for concat in template.find_all(nodes.Concat) for node in concat.nodes]
+    for node in written:
+        shown: nodes.Node | None = node
+        while shown is not None:
+            harmless.add(id(shown))
+            shown = shown_filter(shown)
     return any(node.name in MARKUP_FILTERS and id(node) not in harmless for node in template.find_all(nodes.Filter))
 
 

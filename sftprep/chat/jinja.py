@@ -7,15 +7,16 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from string import Formatter
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
-from jinja2.utils import Namespace
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace, generate_lorem_ipsum
 
 from sftprep.batch import Message
 from sftprep.errors import TemplateError
@@ -30,7 +31,7 @@ OUTPUT_RATIO = 64
 
 
 class ChatEnvironment(ImmutableSandboxedEnvironment):
-    """Jinja's immutable sandbox with what chat templates expect: `generation` blocks, `tojson`, `raise_exception`, `strftime_now`.
+    """Jinja's immutable sandbox with what chat templates expect: `generation`, `tojson`, `raise_exception`, `strftime_now`.
 
     Operations that would make a huge value in one step raise SecurityError. Growth in many small steps, and time, have no limit.
     """
@@ -46,7 +47,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         self.globals["strftime_now"] = _frozen_clock(date)
         self.globals["dict"] = _Dict()
         self.globals["namespace"] = _ChatNamespace
-        self.globals["lipsum"] = _with_small_numbers(self.globals["lipsum"])
+        self.globals["lipsum"] = _with_small_numbers(generate_lorem_ipsum)
 
     @property
     def generation(self) -> GenerationTag:
@@ -61,7 +62,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             raise SecurityError(f"the chat template makes a huge value with {operator!r}")
         return super().call_binop(context, operator, left, right)
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902, N805
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         """Call what a template calls. Raises SecurityError for padding to a huge width."""
         if getattr(__obj, "__name__", None) in _PADDING_METHODS:
             _check_small((args, kwargs))
@@ -98,7 +99,9 @@ class GenerationTag(Extension):
         """Turn the tag into a call of `_note` around its body."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_note"), [], [], body).set_lineno(line)
+        block = nodes.CallBlock(self.call_method("_note"), [], [], body)
+        block.set_lineno(line)
+        return block
 
     def _note(self, caller: Callable[[], str]) -> str:
         text = caller()
@@ -115,22 +118,30 @@ def is_generation(node: nodes.Node) -> bool:
     )
 
 
-def writes_to_inputs(template: nodes.Template) -> bool:
-    """Whether a template may change what it is given.
+class Parsed(NamedTuple):
+    """A chat template, read. marks: whether it has `generation` blocks.
 
-    Jinja 3.1 lets `{% set message.content %}...{% endset %}` write into a dictionary; `{% set message.content = ... %}` is refused.
+    writes: whether it may change what it is given: Jinja 3.1 lets `{% set message.role %}...{% endset %}` write into a
+    dictionary, where `{% set message.role = 1 %}` fails.
     """
-    return any(isinstance(block.target, nodes.NSRef | nodes.Tuple) for block in template.find_all(nodes.AssignBlock))
+
+    tree: nodes.Template
+    template: jinja2.Template
+    marks: bool
+    writes: bool
 
 
-def compile_template(environment: ChatEnvironment, source: str) -> tuple[nodes.Template, jinja2.Template]:
-    """Parse and compile a chat template: its syntax tree, and the template ready to run.
-
-    Raises TemplateError, with the line where Jinja tells it.
-    """
+def compile_template(environment: ChatEnvironment, source: str) -> Parsed:
+    """Parse and compile a chat template. Raises TemplateError, with the line where Jinja tells it."""
     remedy = "correct the chat template, or give another with --chat-template"
     try:
-        return environment.parse(source), environment.from_string(source)
+        tree = environment.parse(source)
+        return Parsed(
+            tree,
+            environment.from_string(source),
+            marks=any(is_generation(node) for node in tree.find_all(nodes.CallBlock)),
+            writes=any(isinstance(node.target, nodes.NSRef | nodes.Tuple) for node in tree.find_all(nodes.AssignBlock)),
+        )
     except jinja2.TemplateSyntaxError as error:
         raise TemplateError(f"line {error.lineno} of the chat template: {error.message}", remedy=remedy) from error
     except (jinja2.TemplateError, SyntaxError, ValueError, OverflowError, RecursionError, MemoryError) as error:
@@ -188,7 +199,7 @@ def size_of(value: Any) -> int:
 
 
 def with_reasoning(messages: list[Message]) -> list[Message]:
-    """Give a turn's reasoning under the names that templates read, as transformers 5.23 does; a list of others is returned as it is.
+    """Give a turn's reasoning under the names that templates read, as transformers 5.23 does; without any, the same list.
 
     Raises TemplateError for a message that is no dictionary.
     """
@@ -241,7 +252,7 @@ class _ChatNamespace(Namespace):
     """`namespace` for templates: names with a leading underscore are refused, which would reach into Python."""
 
     # `self` is taken from args, since namespace(self=...) is allowed in templates.
-    def __init__(*args: Any, **kwargs: Any) -> None:  # noqa: N805
+    def __init__(*args: Any, **kwargs: Any) -> None:
         self, *rest = args
         attributes = dict(*rest, **kwargs)
         for name in attributes:

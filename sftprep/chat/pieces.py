@@ -1,9 +1,9 @@
 """A chat template as one Python function that appends literal pieces and contents to a list: exact, or it hands over to Jinja.
 
 The template's own syntax tree is translated statement by statement into Python, with Jinja's own analysis of scopes (which name
-means which variable where). The result does what Jinja's code does, less what Jinja does for the general case: lookups through the
-sandbox, a context, loop objects, generators. It is compiled once a template, whatever the shapes of the conversations. It is safe
-for templates of strangers: only names made here, constants through `repr`, and operations from fixed lists get into its source.
+means which variable where). The result does what Jinja's code does, less what Jinja does for the general case: lookups through
+the sandbox, a context, loop objects, generators. It is compiled once a template, whatever the shapes of the conversations. It is
+safe for templates of strangers: only names made here, constants through `repr`, and operations from fixed lists get into it.
 
 Where a conversation reaches something outside the translated part, or anything at all is raised, Jinja renders that conversation.
 """
@@ -11,7 +11,7 @@ Where a conversation reaches something outside the translated part, or anything 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,8 @@ from jinja2.compiler import find_undeclared
 from jinja2.idtracking import VAR_LOAD_ALIAS, VAR_LOAD_RESOLVE, VAR_LOAD_UNDEFINED, Symbols
 
 from sftprep.chat import runtime
-from sftprep.chat.expressions import Code, Expressions, Loop, Macro, joined
+from sftprep.chat.code import Code, Loop, Macro, joined
+from sftprep.chat.expressions import Expressions
 from sftprep.chat.facts import facts_of, stores_name, uses_of_fields
 from sftprep.chat.jinja import ChatEnvironment, is_generation
 
@@ -61,7 +62,7 @@ def compile_pieces(tree: nodes.Template, template: jinja2.Template, environment:
         **writer.write.bound,
     }
     with warnings.catch_warnings():
-        # Odd templates make odd Python, such as an index into a constant: it raises when it is reached, and that is what it should.
+        # Odd templates make odd Python, such as an index into a constant: it raises when it is reached, as it should.
         warnings.simplefilter("ignore", SyntaxWarning)
         code = compile(source, "<chat template>", "exec")
     exec(code, names)
@@ -284,7 +285,7 @@ class _Statements:
         return picked
 
     def _loop_body(self, node: nodes.For, inner: Symbols, target: str) -> None:
-        """Write one turn of a loop. A loop variable with fields is taken for a dictionary, and fields used twice are fetched once."""
+        """Write one turn of a loop. A loop variable with fields is taken for a dictionary; fields used twice are fetched once."""
         name = node.target.name if isinstance(node.target, nodes.Name) else ""
         uses = uses_of_fields(node.body, name) if name else {}
         plain = [key for key in uses if not key.startswith("_") and key not in runtime.NAMES_OF_MAPPINGS]
@@ -332,7 +333,13 @@ class _Statements:
         inner.analyze_node(node)
         inner.analyze_node(node)
         saved = (self.out, self.marking, self.loops_open, self.write.fields)
-        self.write.symbols, self.out, self.marking, self.loops_open, self.write.fields = inner, self.write.fresh("b"), False, 1, {}
+        self.write.symbols, self.out, self.marking, self.loops_open, self.write.fields = (
+            inner,
+            self.write.fresh("b"),
+            False,
+            1,
+            {},
+        )
         variables = [self.write.variable(inner.refs[parameter]) for parameter in macro.parameters]
         self._line(f"def {macro.function}({', '.join(f'{variable}=MISSING' for variable in variables)}):")
         self.indent += 1

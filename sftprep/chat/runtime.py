@@ -24,7 +24,7 @@ NAMES_OF_VALUES = frozenset(name for kind in (str, int, float, list, tuple, None
 """Names under which values other than dictionaries have something."""
 
 
-class HandOver(Exception):  # noqa: N818  (a way taken, not an error: nobody but the renderer sees it)
+class HandOver(Exception):
     """The compiled template met what only Jinja can do. `reason` is short, and one of few for each template."""
 
     def __init__(self, reason: str) -> None:

@@ -10,18 +10,14 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal
 
-from jinja2 import nodes
-
 from sftprep.batch import Message
 from sftprep.chat.jinja import (
     OUTPUT_FLOOR,
     ChatEnvironment,
     check_output,
     compile_template,
-    is_generation,
     run_template,
     with_reasoning,
-    writes_to_inputs,
 )
 from sftprep.chat.pieces import Render, compile_pieces
 from sftprep.chat.runtime import HandOver
@@ -65,15 +61,14 @@ class ChatTemplate:
         self.source = source
         self.digest = sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
         self._environment = ChatEnvironment(date or datetime.date.today())
-        tree, self._template = compile_template(self._environment, source)
-        self.has_generation_marks = any(is_generation(node) for node in tree.find_all(nodes.CallBlock))
-        self._writes = writes_to_inputs(tree)
+        self._parsed = compile_template(self._environment, source)
+        self.has_generation_marks = self._parsed.marks
         self._variables: dict[str, Any] = {"documents": None, **variables}
         self._pieces: Render | None = None
         self._why_jinja = "asked for"
         self._constructs: tuple[str, ...] = ()
         if way == "auto":
-            self._compile(tree)
+            self._compile()
         self._by_pieces = self._by_jinja = self._checks = 0
         self._handed_over: Counter[str] = Counter()
         self._shapes: set[tuple[int, int, bool, bool]] = set()
@@ -139,10 +134,11 @@ class ChatTemplate:
             "mismatch": self._mismatch,
         }
 
-    def _compile(self, tree: nodes.Template) -> None:
+    def _compile(self) -> None:
         try:
-            compiled = compile_pieces(tree, self._template, self._environment)
-        except (SyntaxError, RecursionError, MemoryError) as error:
+            compiled = compile_pieces(self._parsed.tree, self._parsed.template, self._environment)
+        except Exception as error:
+            # Nested too deeply for Python, or a kind of template that nobody thought of: Jinja can run it, and the report says so.
             self._why_jinja = f"the template cannot be compiled: {type(error).__name__}: {error}"
         else:
             self._pieces, self._constructs = compiled.render, compiled.constructs
@@ -166,9 +162,9 @@ class ChatTemplate:
         self, messages: list[Message], tools: list[Any] | None, add_generation_prompt: bool, variables: Mapping[str, Any]
     ) -> Rendered:
         given = {**variables, "messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
-        if self._writes:
+        if self._parsed.writes:
             given = copy.deepcopy(given)
-        return Rendered(*run_template(self._environment, self._template, given))
+        return Rendered(*run_template(self._environment, self._parsed.template, given))
 
     def _is_checked(self, messages: list[Message], tools: list[Any] | None, add_generation_prompt: bool) -> bool:
         shape = (len(messages), max(map(len, messages), default=0), tools is None, add_generation_prompt)

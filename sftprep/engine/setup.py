@@ -6,6 +6,7 @@ import datetime
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from sftprep.engine.recipe import Recipe
 from sftprep.errors import ConfigError, TemplateError, TokenizerError
 from sftprep.records import Reading, detect_format, unknown_format
 from sftprep.sources.jsonl import parse_line
-from sftprep.sources.partition import LARGEST_LINE, find_files, open_input
+from sftprep.sources.partition import find_files, first_lines
 from sftprep.tokenize.encoder import probe_encoder
 from sftprep.tokenize.load import TokenizerSpec, load_tokenizer
 
@@ -120,14 +121,10 @@ def _looked_at(file: str, config: BuildConfig, reading: Reading) -> _Look:
 
 
 def _first_records(file: str) -> Iterator[dict[str, Any]]:
-    with open_input(file) as stream:
-        for number in range(_DETECT_FROM):
-            line = stream.readline(LARGEST_LINE + 1)
-            record = parse_line(line, number)
-            if isinstance(record, dict):
-                yield record
-            if not line:
-                return
+    for line in islice(first_lines(file), _DETECT_FROM):
+        record = parse_line(line, 0)
+        if isinstance(record, dict):
+            yield record
 
 
 def _has_turns(record: dict[str, Any], reading: Reading) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,24 @@ from sftprep.shards.files import storage_errors
 
 @dataclass(frozen=True, slots=True)
 class Spill:
-    """A spill, mapped: the flat buffers of a TokenBatch, and what was counted. completion_mask: uint8, 1 = trained."""
+    """A spill, mapped: the flat buffers of a TokenBatch. completion_mask: uint8, 1 = trained; facts: JSON of what was counted."""
 
     input_ids: NDArray[np.int32]
     offsets: NDArray[np.int32]
     completion_mask: NDArray[np.uint8]
     origin: NDArray[np.int64]
-    counts: dict[str, int]
-    rejected: list[Rejected]
+    facts: bytes
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What was counted."""
+        counts: dict[str, int] = orjson.loads(self.facts)["counts"]
+        return counts
+
+    @property
+    def rejected(self) -> list[Rejected]:
+        """The records that were set aside, in the order of their lines."""
+        return [Rejected(*values) for values in orjson.loads(self.facts)["rejected"]]
 
     @property
     def lengths(self) -> NDArray[np.int32]:
@@ -66,34 +75,30 @@ def write_spill(path: Path, batch: TokenBatch) -> None:
 
 
 def read_spill(path: Path) -> Spill | None:
-    """Map a spill; None where there is none, or where it is not whole."""
+    """Map a spill and check it; None where there is none, or where it is not whole."""
     try:
         batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
     except (OSError, pa.ArrowInvalid):
         return None
-    facts, written = (batch.schema.metadata or {}).get(b"facts", b""), (batch.schema.metadata or {}).get(b"digest", b"")
-    spill = _view(batch, facts)
+    spill = _view(batch)
     buffers: list[NDArray[Any]] = [spill.input_ids, spill.offsets, spill.completion_mask, spill.origin]
-    return spill if _digest(facts, buffers).encode() == written else None
+    written = (batch.schema.metadata or {}).get(b"digest", b"")
+    return spill if _digest(spill.facts, buffers).encode() == written else None
 
 
-@lru_cache(maxsize=4096)
 def map_spill(path: Path) -> Spill:
-    """Map a spill that this build has written or checked already; kept open, for many sequences are taken from each."""
-    batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-    return _view(batch, batch.schema.metadata[b"facts"])
+    """Map a spill that this build has written or checked already."""
+    return _view(pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0))
 
 
-def _view(batch: pa.RecordBatch, facts: bytes) -> Spill:
+def _view(batch: pa.RecordBatch) -> Spill:
     ids, mask, origin = batch.columns
-    known: dict[str, Any] = orjson.loads(facts) if facts else {"counts": {}, "rejected": []}
     return Spill(
         input_ids=ids.values.to_numpy(),
         offsets=ids.offsets.to_numpy(),
         completion_mask=mask.values.to_numpy(),
         origin=origin.to_numpy(),
-        counts=known["counts"],
-        rejected=[Rejected(*values) for values in known["rejected"]],
+        facts=(batch.schema.metadata or {}).get(b"facts", b"{}"),
     )
 
 

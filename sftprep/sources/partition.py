@@ -91,6 +91,12 @@ def read_partition(partition: Partition) -> bytes:
         ) from error
 
 
+def first_lines(file: str) -> Iterator[bytes]:
+    """The lines of a file from its start, unpacked, read as the iterator advances. Raises InputUnreadable."""
+    for _, block in _unpacked_blocks(file, 1 << 20):
+        yield from block.split(b"\n")
+
+
 def open_input(file: str) -> BinaryIO:
     """Open a file for reading, unpacked. Raises InputUnreadable where it cannot be opened or is UTF-16."""
     import pyarrow as pa
@@ -157,7 +163,7 @@ def _unpacked_blocks(file: str, target: int) -> Iterator[tuple[int, bytes]]:
                 chunk = stream.read(target)
             except OSError as error:
                 raise InputUnreadable(
-                    f"{file} is damaged or cut short: {error} after {position + len(pending)} unpacked bytes",
+                    f"{file} is damaged or cut short: {error.strerror or error}, after {position + len(pending):,} bytes",
                     remedy="fetch or make the file again",
                 ) from error
             if len(pending) > LARGEST_LINE and b"\n" not in chunk and chunk:

@@ -12,7 +12,7 @@ swallowed blanks, unknown characters were dropped) is left to `tokenizers`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,8 @@ from sftprep.tokenize.spec import TokenizerSpec
 from sftprep.tokenize.tokens import Tokens, edges
 
 _BLANK = "▁".encode()
-_GROUP_CHARACTERS = 1 << 20
-"""Texts are worked on in groups of about this size, which bounds the memory: up to 30 bytes for each of their bytes."""
+_GROUP_CHARACTERS = 1 << 18
+"""Texts are worked on in groups of about this size, whose arrays fit into a processor's cache: some 20 bytes for each byte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,8 @@ class TokenBytes:
     """The text that each id stands for.
 
     data: uint8, the bytes of all ids; start, length: int64 [ids], where those of an id lie; added: bool [ids], an added token;
-    leads: bool [ids], begins with a blank; prepends: whether a blank is put before the text and after added tokens.
+    leads: bool [ids], begins with a blank; prepends: whether a blank is put before the text and after added tokens;
+    decode: gives the bytes of uint32 [tokens] as they are, one token after the other, faster than a look into `data` does.
     """
 
     data: NDArray[np.uint8]
@@ -41,10 +42,16 @@ class TokenBytes:
     added: NDArray[np.bool_]
     leads: NDArray[np.bool_]
     prepends: bool
+    decode: Callable[[NDArray[np.uint32]], bytes] | None = None
 
 
-def token_bytes(spec: TokenizerSpec, vocabulary: dict[int, bytes]) -> TokenBytes | None:
-    """The table for a tokenizer; None where it belongs to neither family. vocabulary: bytes of each id, added ones included."""
+def token_bytes(
+    spec: TokenizerSpec, vocabulary: dict[int, bytes], decode: Callable[[NDArray[np.uint32]], bytes]
+) -> TokenBytes | None:
+    """The table for a tokenizer; None where it belongs to neither family.
+
+    vocabulary: bytes of each id, added ones included; decode: ids to bytes, as the vocabulary says.
+    """
     family = _family(spec)
     if family is None:
         return None
@@ -64,6 +71,7 @@ def token_bytes(spec: TokenizerSpec, vocabulary: dict[int, bytes]) -> TokenBytes
         added=added,
         leads=np.fromiter((piece[:1] == b" " for piece in pieces), np.bool_, size),
         prepends=family.prepends,
+        decode=None if family.blanks else decode,  # where "▁" is a blank, decoding drops the first one
     )
 
 
@@ -133,9 +141,9 @@ def _group_ranges(
     content = np.frombuffer(joined.encode(), np.uint8)
     text_chars = edges(np.fromiter(map(len, texts), np.int64, len(texts)))
     ascii_only = len(content) == len(joined)
-    begins = None if ascii_only else (content & 0xC0) != 0x80
-    text_bytes = text_chars if begins is None else np.append(np.flatnonzero(begins), len(content))[text_chars]
-
+    text_bytes = (
+        text_chars if ascii_only else edges(np.array([len(t) if t.isascii() else len(t.encode()) for t in texts], np.int64))
+    )
     if len(ids) and (not len(content) or ids.min() < 0 or ids.max() >= len(table.length)):
         return list(range(len(texts)))
     length = table.length[ids]
@@ -154,18 +162,18 @@ def _group_ranges(
     if len(misfit):
         # Positions of all texts after a misfit are off: set it aside, and do the others without it.
         return _without(misfit, texts, ids, bounds, table, chars)
-    differs = np.flatnonzero(_gathered(table.data, start, length) != content)
+    differs = np.flatnonzero(_written(table, ids, start, length) != content)
     if len(differs):
         misfit = np.unique(np.searchsorted(text_bytes, differs, side="right") - 1)
         return _without(misfit, texts, ids, bounds, table, chars)
 
     first, last = token_edges[:-1], token_edges[1:]
-    if begins is None:
+    if ascii_only:
         chars[:, 0], chars[:, 1] = first, last
     else:
-        number = np.cumsum(begins, dtype=np.int64) - 1  # of the character that each byte belongs to
-        chars[:, 0] = number[np.minimum(first, len(number) - 1)]
-        chars[:, 1] = number[np.maximum(last, 1) - 1] + 1
+        number = np.cumsum((content & 0xC0) != 0x80, dtype=np.int32)  # of the character that each byte belongs to, from 1
+        chars[:, 0] = number[np.minimum(first, len(number) - 1)] - 1
+        chars[:, 1] = number[np.maximum(last, 1) - 1]
     empty = length == 0
     if empty.any():  # a token that is nothing but the blank before a text: tokenizers gives it the character that follows
         chars[empty, 1] = chars[empty, 0] + 1
@@ -193,9 +201,13 @@ def _without(
     return sorted([*misfit.tolist(), *(kept[k] for k in missed)])
 
 
-def _gathered(data: NDArray[np.uint8], start: NDArray[np.int64], length: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """data[start[k] : start[k] + length[k]] of all k, one after the other."""
-    shift = np.repeat(start - (np.cumsum(length) - length), length)
-    shift += np.arange(len(shift))
-    gathered: NDArray[np.uint8] = data[shift]
-    return gathered
+def _written(table: TokenBytes, ids: NDArray[np.int32], start: NDArray[np.int64], length: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """The bytes of the tokens: table.data[start[k] : start[k] + length[k]] of all k, one after the other."""
+    if table.decode is not None:
+        decoded = np.frombuffer(table.decode(ids.view(np.uint32)), np.uint8)
+        if len(decoded) == int(length.sum()):
+            return decoded
+    place = np.repeat((start - (np.cumsum(length) - length)).astype(np.int32), length)
+    place += np.arange(len(place), dtype=np.int32)
+    written: NDArray[np.uint8] = table.data[place]
+    return written

@@ -97,6 +97,9 @@ class FastEncoder:
         encode = self._backend.encode
         return flat_tokens(_guarded(lambda: [encode(text) for text in texts]))
 
+    def _decode(self, ids: NDArray[np.uint32]) -> bytes:
+        return bytes(self._backend.decode(ids))
+
     def _load(self) -> None:
         self._backend = None  # the old one goes before the new one comes
         self._backend = load_gigatoken(self._spec)
@@ -106,7 +109,7 @@ class FastEncoder:
     def _token_bytes(self) -> TokenBytes | None:
         if not self._table_tried:
             self._table_tried = True
-            self._table = token_bytes(self._spec, self._backend.vocab)
+            self._table = token_bytes(self._spec, self._backend.vocab, self._decode)
         return self._table
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -61,21 +62,23 @@ def load_tokenizer(name_or_dir: str, *, revision: str | None = None, cache: Path
             "no tokenizer was named", remedy="give --tokenizer a folder, or a name on the Hub such as Qwen/Qwen3-8B"
         )
     local = Path(name_or_dir).expanduser()
-    if local.is_dir():
-        folder, source, commit = local, str(local), None
-    else:
-        folder, commit = _download(name_or_dir, local, revision)
-        source = name_or_dir
+    on_disk = local.is_dir()
+    folder = local if on_disk else _download(name_or_dir, local, revision)
     files = _tokenizer_files(folder)
     if not any(fnmatch(name, pattern) for name in files for pattern in _VOCABULARIES):
         raise TokenizerError(
             f"{name_or_dir} holds no tokenizer: none of {', '.join(_VOCABULARIES)} is in {folder}",
             remedy="give the folder that has the tokenizer.json",
         )
-    place = (cache or cache_dir()) / "tokenizers" / f"{_digest(folder, files, source)}.json"
+    place = (cache or cache_dir()) / "tokenizers" / f"{_digest(name_or_dir, folder, files)}.json"
     spec = read_spec(place)
     if spec is None:
-        spec = _resolve(source, commit)
+        with tempfile.TemporaryDirectory(prefix="sftprep-tokenizer-") as scratch:
+            if on_disk:
+                spec = _resolve(str(local), Path.cwd(), Path(scratch))
+            else:
+                _copy_of(folder, files, Path(scratch) / name_or_dir)
+                spec = _resolve(name_or_dir, Path(scratch), Path(scratch))
         write_spec(place, spec)
     return dataclasses.replace(spec, name=name_or_dir)
 
@@ -117,8 +120,8 @@ def read_spec(path: Path) -> TokenizerSpec | None:
         return None
 
 
-def _download(name: str, local: Path, revision: str | None) -> tuple[Path, str]:
-    """The folder of a Hub name in the Hub's own cache, with only the files of its tokenizer, and its commit."""
+def _download(name: str, local: Path, revision: str | None) -> Path:
+    """The folder of a Hub name in the Hub's own cache, with the files of its tokenizer and whatever else was there."""
     if local.exists():
         raise TokenizerError(f"{name} is a file", remedy=f"give its folder: {local.parent}")
     if local.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
@@ -135,7 +138,7 @@ def _download(name: str, local: Path, revision: str | None) -> tuple[Path, str]:
             f"there is no folder {name}, and the Hub does not give a tokenizer of that name: {type(error).__name__}: {detail[0]}",
             remedy="check the name; log in (`hf auth login`) where it is gated; without a network, give a folder",
         ) from error
-    return Path(folder), Path(folder).name
+    return Path(folder)
 
 
 def _tokenizer_files(folder: Path) -> list[str]:
@@ -145,10 +148,10 @@ def _tokenizer_files(folder: Path) -> list[str]:
     return sorted(name for name in names if any(fnmatch(name, pattern) for pattern in _FILES))
 
 
-def _digest(folder: Path, files: list[str], source: str) -> str:
+def _digest(name: str, folder: Path, files: list[str]) -> str:
     """SHA-256 of all that a resolved tokenizer depends on."""
     # AutoTokenizer goes by the name for a few repositories (deepseek-ai/deepseek-coder-*): an absolute path is none of them.
-    state = sha256(json.dumps([_FORMAT, _versions(), "" if os.path.isabs(source) else source, _config_of(folder)]).encode())
+    state = sha256(json.dumps([_FORMAT, _versions(), "" if os.path.isabs(name) else name, _config_of(folder)]).encode())
     for name in files:
         try:
             content = (folder / name).read_bytes()
@@ -183,14 +186,22 @@ def _config_of(folder: Path) -> Any:
     return {key: values.get(key) for key in _CONFIG_KEYS} if isinstance(values, dict) else None
 
 
-def _resolve(source: str, commit: str | None) -> TokenizerSpec:
-    """Ask AutoTokenizer in a child process. Raises TokenizerError with what it had to say."""
+def _copy_of(folder: Path, files: list[str], target: Path) -> None:
+    """The tokenizer of a Hub repository under its own name, where AutoTokenizer finds all of it and looks for nothing online."""
+    for name in files if not (folder / _CONFIG).exists() else [*files, _CONFIG]:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, target / name)
+
+
+def _resolve(name: str, directory: Path, scratch: Path) -> TokenizerSpec:
+    """Ask AutoTokenizer in a child process that runs in `directory`. Raises TokenizerError with what it had to say."""
     package_root = str(Path(__file__).resolve().parents[2])
     search_path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
-    with tempfile.TemporaryDirectory(prefix="sftprep-tokenizer-") as scratch:
-        answer = Path(scratch) / "answer.json"
+    answer = scratch / "answer.json"
+    try:
         child = subprocess.run(
-            [sys.executable, "-m", "sftprep.tokenize.resolve", source, commit or "", str(answer)],
+            [sys.executable, "-m", "sftprep.tokenize.resolve", name, str(answer)],
+            cwd=directory,
             env={**os.environ, "PYTHONPATH": search_path, "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -199,13 +210,18 @@ def _resolve(source: str, commit: str | None) -> TokenizerSpec:
             errors="replace",
             check=False,
         )
-        values = json.loads(answer.read_text(encoding="utf-8")) if answer.exists() else None
-    if values is None:
+    except OSError as error:
+        raise TokenizerError(
+            f"cannot start Python ({sys.executable}) to load the tokenizer {name}: {error.strerror}",
+            remedy="run sftprep with a Python that is still installed",
+        ) from error
+    if not answer.exists():
         last = (child.stderr.strip().splitlines() or ["no message"])[-1]
         raise TokenizerError(
-            f"the process that loads the tokenizer {source} ended with exit code {child.returncode}: {last}",
+            f"the process that loads the tokenizer {name} ended with exit code {child.returncode}: {last}",
             remedy='run `python -c "from transformers import AutoTokenizer"`: it must work in this environment',
         )
+    values = json.loads(answer.read_text(encoding="utf-8"))
     if "error" in values:
         raise TokenizerError(values["error"], remedy=values["remedy"])
     return TokenizerSpec.from_dict(values)

@@ -1,4 +1,4 @@
-"""The child process that asks transformers what a tokenizer is: python -m sftprep.tokenize.resolve NAME COMMIT ANSWER_FILE.
+"""The child process that asks transformers what a tokenizer is: python -m sftprep.tokenize.resolve NAME ANSWER_FILE.
 
 The answer is a JSON file: the fields of a `TokenizerSpec`, or `error` and `remedy`. Only this process imports transformers.
 """
@@ -15,10 +15,10 @@ from sftprep.tokenize.nasty import nasty_texts
 from sftprep.tokenize.spec import TokenizerSpec, tokenizer_spec
 
 
-def main(name: str, commit: str, answer_file: str) -> int:
+def main(name: str, answer_file: str) -> int:
     """Write the answer, whole or not at all; 0 where it is a tokenizer, 1 where it is an error."""
     try:
-        answer = resolve(name, commit or None).to_dict()
+        answer = resolve(name).to_dict()
     except TokenizerError as error:
         answer = {"error": error.message, "remedy": error.remedy}
     temporary = answer_file + ".part"
@@ -28,15 +28,15 @@ def main(name: str, commit: str, answer_file: str) -> int:
     return 1 if "error" in answer else 0
 
 
-def resolve(name: str, commit: str | None) -> TokenizerSpec:
-    """AutoTokenizer's view of a folder or Hub name, checked to be wholly in the JSON that is handed on.
+def resolve(name: str) -> TokenizerSpec:
+    """AutoTokenizer's view of a folder, checked to be wholly in the JSON that is handed on.
 
     Raises TokenizerError for whatever transformers raises.
     """
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=commit, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # anything: transformers passes on what the tokenizer's own class raises
         raise _explained(name, error) from error
     spec = tokenizer_spec(tokenizer, name=name)
@@ -81,4 +81,4 @@ def _check_json(spec: TokenizerSpec, tokenizer: Any) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:4]))
+    sys.exit(main(*sys.argv[1:3]))

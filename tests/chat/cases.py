@@ -72,7 +72,10 @@ TOOLS: list[dict[str, Any]] = [
             },
         },
     },
-    {"type": "function", "function": {"name": "now", "description": "The time", "parameters": {"type": "object", "properties": {}}}},
+    {
+        "type": "function",
+        "function": {"name": "now", "description": "The time", "parameters": {"type": "object", "properties": {}}},
+    },
 ]
 
 
@@ -101,13 +104,17 @@ CONVERSATIONS: dict[str, Case] = {
     "long": Case(turns(*(f"turn {i}" for i in range(12)), system="s")),
     "nothing": Case([]),
     "assistant first": Case([{"role": "assistant", "content": "hello"}, {"role": "user", "content": "hi"}]),
-    "user twice": Case([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]),
+    "user twice": Case(
+        [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]
+    ),
     "assistant twice": Case([*turns("a", "b"), {"role": "assistant", "content": "c"}]),
     "late system": Case([*turns("a", "b"), {"role": "system", "content": "s"}, *turns("c", "d")]),
     "strange roles": Case([{"role": "developer", "content": "d"}, {"role": "critic", "content": "x"}, *turns("a", "b")]),
     "no role": Case([{"content": "a"}]),
     "no content": Case([{"role": "user"}, {"role": "assistant"}]),
-    "more keys": Case([{"role": "user", "content": "a", "name": "Ann", "weight": 0, "items": [1], "get": "x"}, *turns("a", "b")[1:]]),
+    "more keys": Case(
+        [{"role": "user", "content": "a", "name": "Ann", "weight": 0, "items": [1], "get": "x"}, *turns("a", "b")[1:]]
+    ),
     "role is a number": Case([{"role": 3, "content": "a"}]),
     "tools": Case(turns("hi", "hello"), TOOLS),
     "tools and system": Case(turns("hi", "hello", "more", "ok", system=" sys\n"), TOOLS),
@@ -135,17 +142,27 @@ CONVERSATIONS: dict[str, Case] = {
     "ends with calls": Case(_with_calls([_call(_ARGUMENTS)], "x")[:2], TOOLS),
     "calls with reasoning": Case(_with_calls([_call(_ARGUMENTS)], "x", reasoning_content="I must look."), TOOLS),
     "reasoning": Case([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "reasoning_content": "\nr\n"}]),
-    "thinking": Case([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "thinking": "r"}, *turns("x", "y")]),
+    "thinking": Case(
+        [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "thinking": "r"}, *turns("x", "y")]
+    ),
     "reasoning by old name": Case([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "reasoning": "r"}]),
-    "reasoning of none": Case([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "reasoning_content": None}]),
+    "reasoning of none": Case(
+        [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "reasoning_content": None}]
+    ),
     "thinking in content": Case(turns("q", "<think>\nfirst\n</think>\n\nanswer", "q2", "<think>second</think>answer 2")),
     "thinking twice": Case(turns("q", "a</think>b</think>c", "q2", "<think><think>x</think>")),
     "tool response by user": Case(turns("q", "a", "<tool_response>\nx\n</tool_response>", "b")),
     "no thinking": Case(turns("q", "a", "q2"), None, {"enable_thinking": False}),
     "thinking wanted": Case(turns("q", "a", "q2"), None, {"enable_thinking": True, "thinking": True}),
-    "other variables": Case(turns("q", "a"), TOOLS, {"date_string": "1 Jan 2020", "tools_in_user_message": False, "builtin_tools": ["a"]}),
-    "reasoning effort": Case(turns("q", "a", system="s"), None, {"reasoning_effort": "high", "model_identity": "You.", "safety_mode": "NONE"}),
-    "kwargs as locals": Case(turns("q", "a", system="s"), None, {"content": "C", "ns": {"a": 1}, "loop": 1, "message": {"role": "x"}}),
+    "other variables": Case(
+        turns("q", "a"), TOOLS, {"date_string": "1 Jan 2020", "tools_in_user_message": False, "builtin_tools": ["a"]}
+    ),
+    "reasoning effort": Case(
+        turns("q", "a", system="s"), None, {"reasoning_effort": "high", "model_identity": "You.", "safety_mode": "NONE"}
+    ),
+    "kwargs as locals": Case(
+        turns("q", "a", system="s"), None, {"content": "C", "ns": {"a": 1}, "loop": 1, "message": {"role": "x"}}
+    ),
     "kwargs as functions": Case(turns("q", "a"), None, {"namespace": 1, "range": 2}),
     "other eos": Case(turns("q", "a"), None, {"eos_token": "<E>", "bos_token": None}),
     "parts": Case(turns([{"type": "text", "text": " one "}, {"type": "text", "text": "two"}], [{"type": "text", "text": "a"}])),

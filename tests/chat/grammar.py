@@ -3,119 +3,172 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
-_NAMES = ["messages", "tools", "x", "y", "m", "p", "bos_token", "given", "absent", "add_generation_prompt", "content"]
-_KEYS = ["role", "content", "name", "a", "b", "items", "title", "tool_calls"]
-_TEXTS = ["'a'", "''", "'user'", "' b '", "'</think>'", "'<b>'", "'role'", "'\\n'"]
-_FILTERS = (
-    ["trim", "length", "string", "default('d')", "default(absent.b)", "default('e', true)", "upper", "list", "join(',')", "safe"]
-    + ["tojson", "int", "items", "replace('a', '<')", "dictsort", "capitalize", "first", "map('upper')", "reverse", "tojson(indent=1)"]
-    + ["selectattr('role', 'equalto', 'user')", "join", "string | trim", "trim('a')", "escape"]
-)
-_TESTS = ["defined", "undefined", "none", "string", "mapping", "iterable", "sequence", "boolean", "true", "number", "eq('a')", "odd"]
-_METHODS = (
-    [".strip()", ".split('a')", ".split('</think>')[-1]", ".split('a')[0].rstrip('b')", ".startswith('a')", ".get('role')", ".items()"]
-    + [".lstrip('\\n')", ".upper()", ".replace('a', 'b')", ".get('a', 'z')", ".keys()", ".format(1)", ".endswith(y)", ".title()"]
-    + ["[0]", "[-1]", "[1:]", "[::-1]", "[:2]", "['role']", "['items']", "[x]", "[loop.index0 - 1]", "[1]"]
-)
-_LOOP = ["index", "index0", "first", "last", "length", "revindex", "previtem", "nextitem", "cycle"]
+NAMES = ["messages", "tools", "x", "y", "m", "p", "bos_token", "given", "absent", "add_generation_prompt", "content"]
+KEYS = ["role", "content", "name", "a", "b", "items", "title", "tool_calls"]
+TEXTS = ["'a'", "''", "'user'", "' b '", "'</think>'", "'<b>'", "'role'", "'\\n'"]
+OTHERS = ["0", "1", "2", "true", "false", "none", "[]", "1.5", "range(3)", "raise_exception('no')", "ns"]
+FILTERS = [
+    *(
+        "trim",
+        "length",
+        "string",
+        "upper",
+        "list",
+        "safe",
+        "tojson",
+        "int",
+        "items",
+        "dictsort",
+        "capitalize",
+        "first",
+        "reverse",
+    ),
+    *("default('d')", "default(absent.b)", "default('e', true)", "join(',')", "join", "replace('a', '<')", "map('upper')"),
+    *("tojson(indent=1)", "selectattr('role', 'equalto', 'user')", "string | trim", "trim('a')", "escape"),
+]
+TESTS = [
+    "defined",
+    "undefined",
+    "none",
+    "string",
+    "mapping",
+    "iterable",
+    "sequence",
+    "boolean",
+    "true",
+    "number",
+    "eq('a')",
+    "odd",
+]
+METHODS = [
+    *(".strip()", ".split('a')", ".split('</think>')[-1]", ".split('a')[0].rstrip('b')", ".startswith('a')", ".get('role')"),
+    *(".items()", ".lstrip('\\n')", ".upper()", ".replace('a', 'b')", ".get('a', 'z')", ".keys()", ".format(1)", ".endswith(y)"),
+    *(".title()", "[0]", "[-1]", "[1:]", "[::-1]", "[:2]", "['role']", "['items']", "[x]", "[loop.index0 - 1]", "[1]"),
+]
+LOOP = ["index", "index0", "first", "last", "length", "revindex", "previtem", "nextitem", "cycle"]
 
 
 class Grammar:
-    """Writes one template. What it writes parses; most of it runs."""
+    """Writes one template. Nearly all that it writes parses; about half of it runs."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
+        self.choose = self.random.choice
         self.in_loop = 0
         self.in_generation = False
 
     def template(self) -> str:
         head = "{% set ns = namespace(a=1, b='t') %}" if self.random.random() < 0.7 else ""
         if self.random.random() < 0.4:
-            head += "{% macro mac(p, q='k') %}" + self.body(1) + "{% endmacro %}"
+            head += f"{{% macro mac(p, q='k') %}}{self.body(1)}{{% endmacro %}}"
         return head + self.body(3)
 
     def body(self, depth: int) -> str:
-        return "".join(self.statement(depth) for _ in range(self.random.randint(1, 3)))
+        kinds = [
+            self.output,
+            self.data,
+            self.assign,
+            self.namespace,
+            self.branch,
+            self.loop,
+            self.block,
+            self.generation,
+            self.word,
+        ]
+        weights = [30, 6, 14, 4, 18, 18, 4, 4, 2]
+        picked = self.random.choices(kinds, weights, k=self.random.randint(1, 3))
+        return "".join((kind if depth else self.output)(depth - 1) for kind in picked)
 
-    def statement(self, depth: int) -> str:
-        pick = self.random.random()
-        if depth == 0 or pick < 0.3:
-            return "{{ " + self.expression(2) + " }}"
-        if pick < 0.36:
-            return "data\n"
-        if pick < 0.5:
-            return "{% set " + self.target() + " = " + self.expression(2) + " %}"
-        if pick < 0.54:
-            return "{% set ns = namespace(a=" + self.expression(1) + ") %}"
-        if pick < 0.72:
-            branches = "{% if " + self.expression(2) + " %}" + self.body(depth - 1)
-            if self.random.random() < 0.4:
-                branches += "{% elif " + self.expression(1) + " %}" + self.body(depth - 1)
-            if self.random.random() < 0.5:
-                branches += "{% else %}" + self.body(depth - 1)
-            return branches + "{% endif %}"
-        if pick < 0.9:
-            return self.loop(depth)
-        if pick < 0.94:
-            return "{% set " + self.random.choice(["x", "y", "ns.a"]) + " %}" + self.body(depth - 1) + "{% endset %}"
-        if pick < 0.98:
-            inside = self.in_loop, self.in_generation
-            if self.in_generation and self.random.random() < 0.9:
-                return "data"
-            self.in_loop, self.in_generation = 0, True
-            text = "{% generation %}" + self.body(depth - 1) + "{% endgeneration %}"
-            self.in_loop, self.in_generation = inside
-            return text
-        if self.in_loop:
-            return "{% if " + self.expression(1) + " %}{% " + self.random.choice(["break", "continue"]) + " %}{% endif %}"
-        return "{% macro mac(p, q=2) %}" + self.body(depth - 1) + "{% endmacro %}"
+    def output(self, depth: int) -> str:
+        return "{{ " + self.expression(2) + " }}"
+
+    def data(self, depth: int) -> str:
+        return "data\n"
+
+    def assign(self, depth: int) -> str:
+        target = self.choose(["x", "y", "m", "content", "messages", "ns.a", "ns.b", "ns.c", "x, y", "p"])
+        return f"{{% set {target} = {self.expression(2)} %}}"
+
+    def namespace(self, depth: int) -> str:
+        return f"{{% set ns = namespace(a={self.expression(1)}) %}}"
+
+    def branch(self, depth: int) -> str:
+        text = f"{{% if {self.expression(2)} %}}{self.body(depth)}"
+        if self.random.random() < 0.4:
+            text += f"{{% elif {self.expression(1)} %}}{self.body(depth)}"
+        if self.random.random() < 0.5:
+            text += "{% else %}" + self.body(depth)
+        return text + "{% endif %}"
 
     def loop(self, depth: int) -> str:
-        over = self.random.choice(["messages", "messages", "messages", "m.tool_calls", "messages[::-1]", self.expression(2)])
-        name = self.random.choice(["m", "m", "m", "x", "p", "k, v"])
+        over = self.choose(["messages", "messages", "messages", "m.tool_calls", "messages[::-1]", self.expression(2)])
+        name = self.choose(["m", "m", "m", "x", "p", "k, v"])
         if name == "k, v":
-            over = self.random.choice(["m.items()", "messages[0] | items", "given | dictsort", "given.items()"])
-        only = " if " + self.expression(1) if self.random.random() < 0.1 else ""
+            over = self.choose(["m.items()", "messages[0] | items", "given | dictsort", "given.items()"])
+        only = f" if {self.expression(1)}" if self.random.random() < 0.1 else ""
         self.in_loop += 1
-        text = "{% for " + name + " in " + over + only + " %}" + self.body(depth - 1)
+        text = f"{{% for {name} in {over}{only} %}}{self.body(depth)}"
         self.in_loop -= 1
-        if self.random.random() < 0.05:
-            text += "{% else %}none"
-        return text + "{% endfor %}"
+        return text + ("{% else %}none{% endfor %}" if self.random.random() < 0.05 else "{% endfor %}")
 
-    def target(self) -> str:
-        return self.random.choice(["x", "y", "m", "content", "messages", "ns.a", "ns.b", "ns.c", "x, y", "p"])
+    def block(self, depth: int) -> str:
+        return f"{{% set {self.choose(['x', 'y', 'ns.a'])} %}}{self.body(depth)}{{% endset %}}"
+
+    def generation(self, depth: int) -> str:
+        if self.in_generation and self.random.random() < 0.9:
+            return "data"
+        before = self.in_loop, self.in_generation
+        self.in_loop, self.in_generation = 0, True
+        text = f"{{% generation %}}{self.body(depth)}{{% endgeneration %}}"
+        self.in_loop, self.in_generation = before
+        return text
+
+    def word(self, depth: int) -> str:
+        if self.in_loop:
+            return f"{{% if {self.expression(1)} %}}{{% {self.choose(['break', 'continue'])} %}}{{% endif %}}"
+        return f"{{% macro {self.choose(['mac', 'other'])}(p, q=2) %}}{self.body(depth)}{{% endmacro %}}"
 
     def expression(self, depth: int) -> str:
-        choose, pick = self.random.choice, self.random.random()
-        if depth == 0 or pick < 0.25:
-            return choose([choose(_NAMES), choose(_TEXTS), choose(["0", "1", "2", "true", "false", "none", "[]", "1.5"])])
-        if pick < 0.45:
-            return choose(["m", "m", "m", "x", "p", "messages[0]", "given"]) + choose([f".{choose(_KEYS)}", f"[{choose(_KEYS)!r}]"])
-        if pick < 0.5:
-            return "loop." + choose(_LOOP) if self.in_loop else "ns." + choose("abc")
-        if pick < 0.55:
-            return "ns." + choose("abc")
-        if pick < 0.65:
-            return f"({self.expression(depth - 1)} {choose(['~', '~', '~', '~', '+', '+', '-', '%'])} {self.expression(depth - 1)})"
-        if pick < 0.72:
-            return f"({self.expression(depth - 1)} {choose(['==', '==', '!=', 'in', 'not in', '<'])} {self.expression(depth - 1)})"
-        if pick < 0.78:
-            return f"({self.expression(depth - 1)} {choose(['and', 'or'])} {self.expression(depth - 1)})"
-        if pick < 0.82:
-            otherwise = f" else {self.expression(depth - 1)}" if self.random.random() < 0.8 else ""
-            return f"({self.expression(depth - 1)} if {self.expression(depth - 1)}{otherwise})"
-        if pick < 0.9:
-            owner = self.expression(depth - 1)
-            owner = f"({owner} | string)" if self.random.random() < 0.4 else owner
-            return f"({owner} | {choose(_FILTERS)})"
-        if pick < 0.94:
-            return f"({self.expression(depth - 1)} is {choose(['', 'not '])}{choose(_TESTS)})"
-        if pick < 0.98:
-            owner = self.expression(depth - 1)
-            return f"({owner} | string){choose(_METHODS)}" if self.random.random() < 0.7 else f"{owner}{choose(_METHODS)}"
-        return choose(
-            [f"mac({self.expression(depth - 1)})", f"mac(q={self.expression(depth - 1)})", f"[{self.expression(depth - 1)}, x]"]
-            + [f"{{'a': {self.expression(depth - 1)}}}", f"not {self.expression(depth - 1)}", "range(3)", "raise_exception('no')", "ns"]
-        )
+        kinds: list[Callable[[int], str]] = [self.simple, self.field, self.of_loop, self.sum, self.compare, self.logic]
+        kinds += [self.choice, self.filter, self.test, self.method, self.call]
+        kind = self.random.choices(kinds, [25, 20, 10, 10, 7, 6, 4, 9, 4, 4, 2])[0]
+        return kind(depth - 1) if depth else self.simple(depth)
+
+    def simple(self, depth: int) -> str:
+        return self.choose([self.choose(NAMES), self.choose(TEXTS), self.choose(OTHERS)])
+
+    def field(self, depth: int) -> str:
+        owner = self.choose(["m", "m", "m", "x", "p", "messages[0]", "given"])
+        return owner + self.choose([f".{self.choose(KEYS)}", f"[{self.choose(KEYS)!r}]"])
+
+    def of_loop(self, depth: int) -> str:
+        return "loop." + self.choose(LOOP) if self.in_loop and self.random.random() < 0.5 else "ns." + self.choose("abc")
+
+    def sum(self, depth: int) -> str:
+        return f"({self.expression(depth)} {self.choose('~~~~++-%')} {self.expression(depth)})"
+
+    def compare(self, depth: int) -> str:
+        return f"({self.expression(depth)} {self.choose(['==', '==', '!=', 'in', 'not in', '<'])} {self.expression(depth)})"
+
+    def logic(self, depth: int) -> str:
+        return f"({self.choose(['', 'not '])}{self.expression(depth)} {self.choose(['and', 'or'])} {self.expression(depth)})"
+
+    def choice(self, depth: int) -> str:
+        otherwise = f" else {self.expression(depth)}" if self.random.random() < 0.8 else ""
+        return f"({self.expression(depth)} if {self.expression(depth)}{otherwise})"
+
+    def filter(self, depth: int) -> str:
+        return f"({self.expression(depth)}{self.choose(['', ' | string'])} | {self.choose(FILTERS)})"
+
+    def test(self, depth: int) -> str:
+        return f"({self.expression(depth)} is {self.choose(['', 'not '])}{self.choose(TESTS)})"
+
+    def method(self, depth: int) -> str:
+        owner = self.expression(depth)
+        return f"({owner} | string){self.choose(METHODS)}" if self.random.random() < 0.7 else f"{owner}{self.choose(METHODS)}"
+
+    def call(self, depth: int) -> str:
+        inner = self.expression(depth)
+        return self.choose([f"mac({inner})", f"mac(q={inner})", f"other(x, {inner})", f"[{inner}, x]", f"{{'a': {inner}}}"])

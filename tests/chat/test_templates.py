@@ -9,7 +9,17 @@ import pytest
 
 from sftprep.chat.template import ChatTemplate
 from sftprep.errors import TemplateError
-from tests.chat.cases import CONVERSATIONS, OWN_TEMPLATES, TEMPLATES, VARIABLES, Case, Refused, adversarial, by_transformers, name_of
+from tests.chat.cases import (
+    CONVERSATIONS,
+    OWN_TEMPLATES,
+    TEMPLATES,
+    VARIABLES,
+    Case,
+    Refused,
+    adversarial,
+    by_transformers,
+    name_of,
+)
 from tests.support import SHARED, needs_shared
 
 # No skip by name: where the data is absent the lists are empty, and pytest says that the parameters are.

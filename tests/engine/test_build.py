@@ -234,7 +234,9 @@ def test_quarantine_sets_bad_records_aside_up_to_a_limit(tokenizer_dir, tmp_path
 
 def test_a_template_that_refuses_a_conversation_rejects_its_record(records, tokenizer_dir, tmp_path):
     template = tmp_path / "t.jinja"
-    template.write_text("{% if messages[0].role != 'user' %}{{ raise_exception('user first') }}{% endif %}{{ messages[0].content }}")
+    template.write_text(
+        "{% if messages[0].role != 'user' %}{{ raise_exception('user first') }}{% endif %}{{ messages[0].content }}"
+    )
     path = records([{"messages": CHAT[1:]}, {"messages": CHAT}])
     with pytest.raises(RecordError, match=r":2: .*user first.*template_error"):
         run(path, tokenizer_dir, tmp_path / "o", chat_template=str(template))
@@ -255,7 +257,7 @@ def test_what_cannot_work_is_refused_before_work_starts(records, tokenizer_dir, 
         (ConfigError, "no completion", chat, tokenizer_dir, {"train_on": "completion"}),
         (ConfigError, "without turns", text, tokenizer_dir, {"train_on": "assistant"}),
         (TemplateError, "does not mark", chat, tokenizer_dir, {"train_on": "assistant", "chat_template": str(unmarked)}),
-        (TemplateError, "broken", chat, tokenizer_dir, {"chat_template": str(broken)}),
+        (TemplateError, "line 1 of the chat template", chat, tokenizer_dir, {"chat_template": str(broken)}),
         (TemplateError, "cannot read", chat, tokenizer_dir, {"chat_template": str(tmp_path / "none")}),
         (TemplateError, "no chat template", chat, bare, {}),
         (TokenizerError, "no end-of-sequence token", text, bare, {}),

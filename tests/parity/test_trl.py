@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,10 @@ def our_sequences(path: Path, tokenizer_dir: Path, output: Path, **settings: Any
     for pack in open_shards(output):
         at = 0
         for length, origin in zip(pack.seq_lengths.tolist(), pack.origin.tolist(), strict=True):
-            found[origin] = (tuple(pack.input_ids[at : at + length].tolist()), tuple(pack.completion_mask[at : at + length].tolist()))
+            found[origin] = (
+                tuple(pack.input_ids[at : at + length].tolist()),
+                tuple(pack.completion_mask[at : at + length].tolist()),
+            )
             at += length
     return [found[origin] for origin in sorted(found)]
 
@@ -38,10 +42,16 @@ def written(rows: list[dict[str, Any]], path: Path) -> Path:
 
 
 def assert_same(ours: list[Sequence], theirs: list[Sequence]) -> None:
-    """The same sequences, as often; the first that differs is shown."""
+    """The same sequences, as often; of those that differ, the first is shown around its first difference."""
     missing, extra = Counter(theirs) - Counter(ours), Counter(ours) - Counter(theirs)
-    assert not missing, f"{sum(missing.values())} of {len(theirs)} sequences of TRL are not ours; first {next(iter(missing))}; extra {next(iter(extra), None)}"
-    assert not extra, f"{sum(extra.values())} sequences are not TRL's; first {next(iter(extra))}"
+    if missing or extra:
+        one, other = next(iter(missing), ((), ())), next(iter(extra), ((), ()))
+        pairs = zip(zip(*one, strict=True), zip(*other, strict=True), strict=False)
+        at = next((k for k, (a, b) in enumerate(pairs) if a != b), 0)
+        shown = [(side[0][max(0, at - 3) : at + 5], side[1][max(0, at - 3) : at + 5]) for side in (one, other)]
+        pytest.fail(
+            f"{missing.total()} of {len(theirs)} sequences of TRL are not ours, {extra.total()} more are: at {at} {shown}"
+        )
 
 
 def read(name: str, limit: int) -> list[dict[str, Any]]:
@@ -63,18 +73,38 @@ CASES = {
         {"completion_only_loss": False},
         {"train_on": "all"},
     ),
-    "code": (lambda: [{"prompt": r["prompt"], "completion": r["canonical_solution"]} for r in read("humaneval.jsonl", 120)], {}, {}),
+    "code": (
+        lambda: [{"prompt": r["prompt"], "completion": r["canonical_solution"]} for r in read("humaneval.jsonl", 120)],
+        {},
+        {},
+    ),
     "messages": (lambda: [{"messages": row["messages"]} for row in read("chitchat_600_messages.jsonl", 100)], {}, {}),
-    "messages, languages": (lambda: [{"messages": r["messages"]} for r in read("chatterbot_multilingual_messages.jsonl", 7000)[::60]], {}, {}),
+    "messages, languages": (
+        lambda: [{"messages": r["messages"]} for r in read("chatterbot_multilingual_messages.jsonl", 7000)[::60]],
+        {},
+        {},
+    ),
     "conversational completion": (
         lambda: [
-            {"prompt": [{"role": "user", "content": row["question"]}], "completion": [{"role": "assistant", "content": row["answer"]}]}
+            {
+                "prompt": [{"role": "user", "content": row["question"]}],
+                "completion": [{"role": "assistant", "content": row["answer"]}],
+            }
             for row in read("gsm8k_train.jsonl", 100)
         ],
         {},
         {},
     ),
-    "tools": (lambda: [{"messages": r["messages"], "tools": r["tools"]} for r in read("bfcl_toolcall_messages.jsonl", 80)], {}, {}),
+    # Without fractions: on its way to TRL, `datasets` turns 0.6 into 0.6000000000000001. Ours keeps it.
+    "tools": (
+        lambda: [
+            {"messages": r["messages"], "tools": r["tools"]}
+            for r in read("bfcl_toolcall_messages.jsonl", 120)
+            if not re.search(r"[0-9]\.[0-9]", json.dumps([r["messages"], r["tools"]]))
+        ],
+        {},
+        {},
+    ),
 }
 CHAT = {"messages", "messages, languages", "conversational completion", "tools"}
 PAIRS = [
@@ -82,7 +112,7 @@ PAIRS = [
     for case in CASES
     for tokenizer in ("qwen3", "smollm2", "mistral-v3", "gpt2", "tiny-chatml-4k")
     if not (case in CHAT and tokenizer == "gpt2")
-    and not (case in {"messages", "messages, languages"} and tokenizer == "mistral-v3")  # its template refuses roles that do not alternate
+    )  # its template refuses roles that do not alternate
     and not (case == "tools" and tokenizer in {"mistral-v3", "smollm2"})  # one needs call ids, the other shows no tools
 ]
 
@@ -95,7 +125,9 @@ def test_real_data(case, tokenizer, tmp_path):
     theirs = trl_sequences(rows, folder, tmp_path / "trl", max_length=512, **trl_settings)
     path = written(rows, tmp_path / "rows.jsonl")
     for number, (encoder, way) in enumerate(WAYS):
-        ours = our_sequences(path, folder, tmp_path / f"o{number}", max_length=512, encoder=encoder, template_way=way, **our_settings)
+        ours = our_sequences(
+            path, folder, tmp_path / f"o{number}", max_length=512, encoder=encoder, template_way=way, **our_settings
+        )
         assert_same(ours, theirs)
 
 

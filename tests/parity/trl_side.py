@@ -23,7 +23,13 @@ def trl_sequences(rows: list[dict[str, Any]], tokenizer_dir: Path, output: Path,
         vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
     )
     arguments = SFTConfig(
-        output_dir=str(output), report_to="none", use_cpu=True, bf16=False, gradient_checkpointing=False, save_strategy="no", **settings
+        output_dir=str(output),
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        save_strategy="no",
+        **settings,
     )
     trainer = SFTTrainer(
         LlamaForCausalLM(config),
@@ -32,5 +38,6 @@ def trl_sequences(rows: list[dict[str, Any]], tokenizer_dir: Path, output: Path,
         processing_class=tokenizer,
     )
     return [
-        (tuple(row["input_ids"]), tuple(label != -100 for label in row.get("labels", row["input_ids"]))) for row in trainer.train_dataset
+        (tuple(row["input_ids"]), tuple(label != -100 for label in row.get("labels", row["input_ids"])))
+        for row in trainer.train_dataset
     ]

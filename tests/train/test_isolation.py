@@ -25,13 +25,14 @@ LENGTHS = (7, 1, 13, 24, 3)
 
 # fmt: off
 PACKED = (
-    "llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "mixtral", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "gpt2", "gpt_neox",
-    "gpt_bigcode", "starcoder2", "olmo", "olmo2", "olmo3", "smollm3", "cohere", "cohere2", "deepseek_v3", "glm", "glm4", "granite",
-    "exaone4", "ernie4_5", "seed_oss", "hunyuan_v1_dense", "persimmon", "gpt_oss", "afmoe", "opt", "biogpt", "helium", "arcee", "olmoe",
+    "llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "mixtral", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "gpt2",
+    "gpt_neox", "gpt_bigcode", "starcoder2", "olmo", "olmo2", "olmo3", "smollm3", "cohere", "cohere2", "deepseek_v3", "glm",
+    "glm4", "granite", "exaone4", "ernie4_5", "seed_oss", "hunyuan_v1_dense", "persimmon", "gpt_oss", "afmoe", "opt",
+    "biogpt", "helium", "arcee", "olmoe",
 )
 UNPACKED = (
-    "gpt_neo", "gptj", "codegen", "stablelm", "xglm", "bloom", "mpt", "falcon", "mamba", "mamba2", "falcon_mamba", "rwkv", "jamba",
-    "recurrent_gemma", "qwen3_next", "olmo_hybrid", "minimax", "xlstm", "llama4_text", "nemotron",
+    "gpt_neo", "gptj", "codegen", "stablelm", "xglm", "bloom", "mpt", "falcon", "mamba", "mamba2", "falcon_mamba", "rwkv",
+    "jamba", "recurrent_gemma", "qwen3_next", "olmo_hybrid", "minimax", "xlstm", "llama4_text", "nemotron",
 )
 # fmt: on
 

@@ -1,0 +1,220 @@
+"""The whole preparation, ours beside TRL's: the same file, the same tokenizer, load + tokenize + mask + pack + write.
+
+    python -m benchmarks.prepare_vs_trl                        # chitchat and gsm8k, qwen3 and mistral-v3 where they fit
+    python -m benchmarks.prepare_vs_trl --data my.jsonl --tokenizer path/to/tokenizer
+
+Each side runs in a process of its own, timed from after its imports to the packed dataset on the disk. TRL's caches are off. Both
+outputs are then compared: the same sequences, with the same trained tokens, as often. The ratio is only printed if they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.corpora import corpus, tokenizer_folder
+
+PAIRS = [("chitchat", "qwen3"), ("gsm8k", "qwen3"), ("gsm8k", "mistral-v3")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="chitchat, gsm8k, or a JSONL file; by default both, each with its tokenizers")
+    parser.add_argument("--tokenizer", default="qwen3", help="with --data: folder of a tokenizer")
+    parser.add_argument("--max-length", type=int, default=4096)
+    parser.add_argument("--procs", type=int, nargs="+", default=[1, 2], help="TRL's dataset_num_proc")
+    parser.add_argument("--runs", type=int, default=3, help="runs of ours, of which the median counts; TRL runs once")
+    parser.add_argument("--workers", type=int, help="our worker processes; by default chosen as in a normal build")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--plot", type=Path, help="draw the throughputs into this file")
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        print(json.dumps(_SIDES[arguments.side](json.loads(sys.stdin.read()))))
+        return
+    pairs = [(arguments.data, arguments.tokenizer)] if arguments.data else PAIRS
+    results = [row for data, tokenizer in pairs for row in compare(data, tokenizer, arguments)]
+    print(json.dumps(results, indent=1)) if arguments.json else print(_table(results))
+    if arguments.plot:
+        _draw(results, arguments.plot)
+
+
+def compare(data: str, tokenizer: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of the table for one file and tokenizer: ours, then TRL for each number of processes."""
+    with tempfile.TemporaryDirectory(prefix="sftprep-bench-") as scratch:
+        folder = Path(scratch)
+        path, renames = corpus(data, folder)
+        task = {
+            "path": str(path),
+            "map": renames,
+            "tokenizer": str(tokenizer_folder(tokenizer)),
+            "max_length": arguments.max_length,
+            "workers": arguments.workers,
+        }
+        runs = [_run("ours", {**task, "output": str(folder / f"ours{n}")}) for n in range(arguments.runs)]
+        ours = sorted(runs, key=lambda run: run["seconds"])[len(runs) // 2]
+        rows = [{"side": "sftprep", **ours}]
+        for procs in arguments.procs:
+            theirs = _run("trl", {**task, "procs": procs, "output": str(folder / f"trl{procs}")})
+            if theirs["content"] != ours["content"]:
+                raise SystemExit(f"{data} with {tokenizer}: the two sides did not train on the same sequences; no ratio")
+            rows.append({"side": f"TRL, num_proc={procs}", **theirs})
+            shutil.rmtree(folder / f"trl{procs}")
+        megabytes = path.stat().st_size / 1e6
+        for row in rows:
+            row.update(data=data, tokenizer=tokenizer, mb_per_second=megabytes / row["seconds"])
+            row.update(tokens_per_second=row["tokens"] / row["seconds"], ratio=row["seconds"] / ours["seconds"])
+            row.update(bytes_per_token=row["disk"] / row["tokens"])
+        return rows
+
+
+def _run(side: str, task: dict[str, Any]) -> dict[str, Any]:
+    child = subprocess.run(
+        [sys.executable, "-m", "benchmarks.prepare_vs_trl", "--side", side],
+        input=json.dumps(task),
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).resolve().parents[1],
+        check=False,
+    )
+    if child.returncode:
+        raise SystemExit(f"{side} failed:\n{child.stderr[-3000:]}")
+    result: dict[str, Any] = json.loads(child.stdout.strip().split("\n")[-1])
+    return result
+
+
+def _ours(task: dict[str, Any]) -> dict[str, Any]:
+    from sftprep import BuildConfig, build, load_tokenizer, open_shards
+
+    # A tokenizer that was never used before is resolved once, for all builds to come; that is no part of a build.
+    load_tokenizer(task["tokenizer"])
+    settings = {name: task[name] for name in ("tokenizer", "output", "max_length", "workers")}
+    started = time.perf_counter()
+    build(BuildConfig.of(inputs=task["path"], map=tuple(task["map"]), **settings))
+    seconds = time.perf_counter() - started
+    peak = _peak_bytes()
+    counter: Counter[bytes] = Counter()
+    tokens = packs = 0
+    for pack in open_shards(task["output"]):
+        counter.update(_keys(pack.input_ids, pack.completion_mask, pack.seq_lengths))
+        tokens, packs = tokens + len(pack.input_ids), packs + 1
+    return _result(seconds, peak, tokens, packs, Path(task["output"]), counter)
+
+
+def _trl(task: dict[str, Any]) -> dict[str, Any]:
+    import datasets
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    renames = dict(pair.split("=") for pair in task["map"])
+    output = Path(task["output"])
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    )
+    arguments = SFTConfig(
+        output_dir=str(output),
+        max_length=task["max_length"],
+        packing=True,
+        dataset_num_proc=task["procs"] if task["procs"] > 1 else None,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+    )
+    started = time.perf_counter()
+    tokenizer = AutoTokenizer.from_pretrained(task["tokenizer"])
+    dataset = datasets.load_dataset("json", data_files=task["path"], split="train", cache_dir=str(output / "cache"))
+    dataset = dataset.rename_columns(renames) if renames else dataset
+    trainer = SFTTrainer(model, args=arguments, train_dataset=dataset, processing_class=tokenizer)
+    trainer.train_dataset.save_to_disk(str(output / "packed"))
+    seconds = time.perf_counter() - started
+    peak = _peak_bytes()
+    counter: Counter[bytes] = Counter()
+    packed = trainer.train_dataset.with_format("numpy")
+    tokens = 0
+    for row in packed:
+        ids, labels = row["input_ids"], row.get("labels", row["input_ids"])
+        counter.update(_keys(ids.astype(np.int32), labels != -100, row["seq_lengths"]))
+        tokens += len(ids)
+    return _result(seconds, peak, tokens, len(packed), output / "packed", counter)
+
+
+_SIDES = {"ours": _ours, "trl": _trl}
+
+
+def _keys(ids: Any, mask: Any, seq_lengths: Any) -> list[bytes]:
+    """A digest of each sequence that trains something: its ids and which of them are trained."""
+    keys, at = [], 0
+    for length in np.asarray(seq_lengths).tolist():
+        own = np.asarray(mask[at : at + length])
+        if own[1:].any():
+            content = np.asarray(ids[at : at + length], np.int32).tobytes() + own.astype(np.uint8).tobytes()
+            keys.append(blake2b(content, digest_size=12).digest())
+        at += length
+    return keys
+
+
+def _result(seconds: float, peak: int, tokens: int, packs: int, output: Path, counter: Counter[bytes]) -> dict[str, Any]:
+    disk = sum(path.stat().st_size for path in output.rglob("*.arrow"))
+    content = blake2b("".join(f"{key.hex()}:{n}" for key, n in sorted(counter.items())).encode(), digest_size=16).hexdigest()
+    sequences = sum(counter.values())
+    facts = {"seconds": seconds, "peak_bytes": peak, "tokens": tokens, "packs": packs, "disk": disk}
+    return {**facts, "sequences": sequences, "content": content}
+
+
+def _peak_bytes() -> int:
+    """The largest resident set of this process or of one of its children."""
+    return 1024 * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+_COLUMNS = (10, 12, 18, 9, 8, 13, 8, 9, 9, 12)
+
+
+def _table(results: list[dict[str, Any]]) -> str:
+    rows = [("data", "tokenizer", "side", "seconds", "MB/s", "tokens/s", "packs", "peak MB", "B/token", "sftprep is")]
+    for r in results:
+        speed = (f"{r['seconds']:.2f}", f"{r['mb_per_second']:.2f}", f"{r['tokens_per_second']:,.0f}", f"{r['packs']:,}")
+        size = (f"{r['peak_bytes'] / 1e6:,.0f}", f"{r['bytes_per_token']:.2f}")
+        ratio = "" if r["side"] == "sftprep" else f"{r['ratio']:.1f}x"
+        rows.append((Path(r["data"]).name, Path(r["tokenizer"]).name, r["side"], *speed, *size, ratio))
+    lines = [
+        "".join(
+            text.ljust(width) if column < 3 else text.rjust(width)
+            for column, (text, width) in enumerate(zip(row, _COLUMNS, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join([*lines, "The same sequences with the same trained tokens on both sides, each as often (checked)."])
+
+
+def _draw(results: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    labels = [f"{Path(r['data']).name} · {Path(r['tokenizer']).name}\n{r['side']}" for r in results]
+    figure, axes = pyplot.subplots(figsize=(8, 0.6 * len(results) + 1))
+    colors = ["#2a7" if r["side"] == "sftprep" else "#999" for r in results]
+    axes.barh(labels, [r["mb_per_second"] for r in results], color=colors)
+    axes.set_xscale("log")
+    axes.set_xlabel("MB of JSONL per second (log)")
+    axes.invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()
