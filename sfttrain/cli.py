@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 
 from sftprep.errors import SftprepError
@@ -43,6 +44,8 @@ def _help(arguments: list[str]) -> int:
 def _guarded(arguments: list[str], debug: bool) -> int:
     """Run, and tell errors in words: what is wrong and what to do; with `debug` they pass."""
     try:
+        if not debug:
+            _quieten_libraries()
         return _run(arguments)
     except SftprepError as error:
         if debug:
@@ -65,6 +68,15 @@ def _run(arguments: list[str]) -> int:
     if request.training.process_index == 0:
         print(json.dumps(summary.as_dict()) if request.run.json else summary.text())
     return 0
+
+
+def _quieten_libraries() -> None:
+    """Deprecations inside other libraries are not the user's, and their bars would fill a log file."""
+    from transformers.utils import logging
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
 
 
 def _take_debug(tokens: list[str]) -> tuple[list[str], bool]:

@@ -138,7 +138,7 @@ def compile_template(environment: ChatEnvironment, source: str) -> Parsed:
         tree = environment.parse(source)
         return Parsed(
             tree,
-            environment.from_string(source),
+            environment.from_string(tree),
             marks=any(is_generation(node) for node in tree.find_all(nodes.CallBlock)),
             writes=any(isinstance(node.target, nodes.NSRef | nodes.Tuple) for node in tree.find_all(nodes.AssignBlock)),
         )

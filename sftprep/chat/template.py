@@ -138,7 +138,7 @@ class ChatTemplate:
         try:
             compiled = compile_pieces(self._parsed.tree, self._parsed.template, self._environment)
         except Exception as error:
-            # Nested too deeply for Python, or a kind of template that nobody thought of: Jinja can run it, and the report says so.
+            # Nested too deeply for Python, or a kind of template that nobody thought of: Jinja runs it, and the report says so.
             self._why_jinja = f"the template cannot be compiled: {type(error).__name__}: {error}"
         else:
             self._pieces, self._constructs = compiled.render, compiled.constructs

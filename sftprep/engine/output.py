@@ -39,11 +39,13 @@ def claimed(folder: Path, *, overwrite: bool) -> Iterator[None]:
 
 
 def clean(folder: Path, manifest: Manifest, *, keep_spill: bool) -> None:
-    """After the commit: remove the spills, and shards that the manifest does not list."""
+    """After the commit: remove the spills, shards that the manifest does not list, and what killed builds left half-written."""
     listed = {shard.name for shard in manifest.shards}
     for path in (folder / SHARD_FOLDER).iterdir():
         if path.name not in listed:
             path.unlink(missing_ok=True)
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
     if not keep_spill:
         shutil.rmtree(folder / SPILL_FOLDER, ignore_errors=True)
 

@@ -152,12 +152,12 @@ def _digest(name: str, folder: Path, files: list[str]) -> str:
     """SHA-256 of all that a resolved tokenizer depends on."""
     # AutoTokenizer goes by the name for a few repositories (deepseek-ai/deepseek-coder-*): an absolute path is none of them.
     state = sha256(json.dumps([_FORMAT, _versions(), "" if os.path.isabs(name) else name, _config_of(folder)]).encode())
-    for name in files:
+    for file in files:
         try:
-            content = (folder / name).read_bytes()
+            content = (folder / file).read_bytes()
         except OSError as error:
-            raise TokenizerError(f"cannot read {folder / name}: {error.strerror}", remedy="check its permissions") from error
-        state.update(f"\n{name} {len(content)}\n".encode())
+            raise TokenizerError(f"cannot read {folder / file}: {error.strerror}", remedy="check its permissions") from error
+        state.update(f"\n{file} {len(content)}\n".encode())
         state.update(content)
     return state.hexdigest()
 
@@ -188,9 +188,10 @@ def _config_of(folder: Path) -> Any:
 
 def _copy_of(folder: Path, files: list[str], target: Path) -> None:
     """The tokenizer of a Hub repository under its own name, where AutoTokenizer finds all of it and looks for nothing online."""
-    for name in files if not (folder / _CONFIG).exists() else [*files, _CONFIG]:
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / name, target / name)
+    for file in [*files, _CONFIG]:
+        if (folder / file).exists():
+            (target / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / file, target / file)
 
 
 def _resolve(name: str, directory: Path, scratch: Path) -> TokenizerSpec:

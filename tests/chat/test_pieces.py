@@ -70,7 +70,7 @@ def compare(source: str, cases: list[Case]) -> list[str]:
     return went
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_random_templates(seed: int) -> None:
     compare(Grammar(seed).template(), CASES)
@@ -96,7 +96,7 @@ SCOPES = [
     "{% for m in messages %}{{ loop.previtem.role }}<{{ loop.nextitem is defined }}{{ loop.revindex }}{% endfor %}",
     "{% for m in messages %}{% if loop.index == 2 %}{% continue %}{% elif loop.last %}{% break %}{% endif %}{{ m }}{% endfor %}",
     "{% for m in [] %}x{% endfor %}{% for m in absent %}x{% endfor %}{{ loop }}",
-    "{% macro f(a, b='B') %}{{ a }}{{ b }}{{ x }}{% set x = 1 %}{{ x }}{% endmacro %}{{ f() }}{{ f(b=2) }}{{ f(b=none.a) }}{{ x }}",
+    "{% macro f(a, b='B') %}{{ a }}{{ b }}{{ x }}{% set x = 1 %}{{ x }}{% endmacro %}{{ f() }}{{ f(b=none.a) }}{{ x }}",
     "{% macro f(n) %}{% if n > 0 %}{{ n }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(5) }}",
     "{% macro f() %}{{ g() }}{% endmacro %}{% macro g() %}late{% endmacro %}{{ f() }}",
     "{% macro f(a) %}{{ caller() }}{% endmacro %}{% call f(1) %}x{% endcall %}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import sys
+from contextlib import suppress
 from subprocess import run
 from typing import Any
 
@@ -40,35 +41,23 @@ def chatml(**settings: Any) -> ChatTemplate:
 
 
 @needs_shared
-def test_the_list_of_templates_that_are_compiled() -> None:
+def test_all_templates_are_compiled() -> None:
     taken = set()
     for path in [*TEMPLATES, *OWN_TEMPLATES]:
-        template = ChatTemplate(path.read_text(encoding="utf-8"), variables=VARIABLES)
-        # Templates of models for images write contents as parts only.
+        # Templates of models for images write contents as parts only, and know no tools.
         images = name_of(path).startswith(("llava", "idefics", "smolvlm"))
-        template.render(CONVERSATIONS["parts" if images else "two turns"].messages)
-        if template.way() == "pieces":
-            taken.add(name_of(path))
+        names = ["parts"] if images else ["two turns", "tools and system", "calls", "arguments as text", "results in a row"]
+        template = ChatTemplate(path.read_text(encoding="utf-8"), variables=VARIABLES)
+        for case in (CONVERSATIONS[name] for name in names):
+            before = template.report()["renders"]["jinja"]
+            # Some templates want their tool calls otherwise, and refuse these.
+            with suppress(TemplateError):
+                template.render(case.messages, tools=case.tools)
+                assert template.report()["renders"]["jinja"] == before, (path, template.report()["handed_over"])
+                taken.add(name_of(path))
     assert taken >= MUST
     # All of them, in fact: one that falls back to Jinja is a loss of speed that must be seen.
     assert taken == {name_of(path) for path in [*TEMPLATES, *OWN_TEMPLATES]}
-
-
-@needs_shared
-def test_tools_and_calls_are_compiled_too() -> None:
-    for path in [*TEMPLATES, *OWN_TEMPLATES]:
-        if name_of(path).startswith(("llava", "idefics", "smolvlm")):
-            continue
-        template = ChatTemplate(path.read_text(encoding="utf-8"), variables=VARIABLES)
-        rendered = 0
-        for name in ("tools and system", "calls", "two calls", "arguments as text", "results in a row", "calls with reasoning"):
-            case = CONVERSATIONS[name]
-            try:
-                template.render(case.messages, tools=case.tools)
-            except TemplateError:
-                continue
-            rendered += 1
-        assert template.report()["renders"]["pieces"] == rendered, path
 
 
 def test_text_spans_and_ways() -> None:
@@ -101,7 +90,7 @@ def test_refusals_carry_the_words_of_the_template() -> None:
         "{% if messages[0].role != 'user' %}{{ raise_exception('must start with a user') }}{% endif %}{{ messages[1].content }}"
     )
     for way in ("auto", "jinja"):
-        template = ChatTemplate(source, variables={}, way=way)  # type: ignore[arg-type]
+        template = ChatTemplate(source, variables={}, way=way)
         with pytest.raises(TemplateError, match="must start with a user") as caught:
             template.render([{"role": "system", "content": "x"}])
         assert caught.value.remedy

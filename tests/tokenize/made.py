@@ -29,7 +29,7 @@ def byte_level(
     add_prefix_space: bool = False,
     trim: bool = False,
 ) -> Tokenizer:
-    """A byte-level BPE of 600 tokens, as GPT-2 (or, with gpt4, as Qwen and Llama 3) splits."""
+    """A byte-level BPE of 400 tokens, as GPT-2 (or, with gpt4, as Qwen and Llama 3) splits."""
     tokenizer = Tokenizer(models.BPE())
     if nfc:
         tokenizer.normalizer = normalizers.NFC()
@@ -41,7 +41,7 @@ def byte_level(
         tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=600, special_tokens=[END, START, STOP], initial_alphabet=alphabet, show_progress=False
+        vocab_size=400, special_tokens=[END, START, STOP], initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(_CORPUS, trainer)
     tokenizer.add_tokens(list(added))

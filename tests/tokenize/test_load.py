@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from sftprep.errors import MismatchError, TokenizerError
 from sftprep.tokenize.cache import cache_dir, read_entry, write_entry
-from sftprep.tokenize.load import decoder_of, load_tokenizer, read_spec, write_spec
+from sftprep.tokenize.load import decoder_of, load_tokenizer, read_spec
 from sftprep.tokenize.resolve import resolve
 from sftprep.tokenize.spec import tokenizer_spec
 from tests.support import SHARED, needs_shared
@@ -178,7 +178,7 @@ def test_a_name_on_the_hub_without_a_network(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert "the Hub does not give a tokenizer of that name" in run.stdout
     assert "log in" in run.stdout
-    assert run.stdout.splitlines()[-1] == "maker/tiny 600 []"
+    assert run.stdout.splitlines()[-1] == "maker/tiny 400 []"
 
 
 def test_decodes_with_the_tokenizer_that_made_the_ids(resolved: Resolved) -> None:

@@ -8,24 +8,21 @@ from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer
-from transformers import AutoTokenizer, ByT5Tokenizer
+from transformers import ByT5Tokenizer
 
 from sftprep.errors import TokenizerError
 from sftprep.tokenize.hf import HfEncoder
 from sftprep.tokenize.nasty import nasty_texts
 from sftprep.tokenize.spec import TokenizerSpec, tokenizer_spec
-from tests.support import SHARED, needs_shared
+from tests.support import needs_shared
 from tests.tokenize.made import CHATML, END, START, STOP, byte_level, live, sentence_piece, spec_of
-
-REAL = ("qwen3", "smollm2", "mistral-v3", "mistral-v1", "deepseek-v4", "gpt2", "t5", "tiny-chatml-4k", "../models/stories260k")
+from tests.tokenize.real import REAL, real_spec, real_tokenizer
 
 
 @needs_shared
 @pytest.mark.parametrize("name", REAL)
 def test_equals_auto_tokenizer(name: str) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(SHARED / "tokenizers" / name)
-    spec = tokenizer_spec(tokenizer)
-
+    tokenizer, spec = real_tokenizer(name), real_spec(name)
     assert spec.special_tokens == tokenizer.special_tokens_map
     assert (spec.eos_token, spec.eos_token_id) == (tokenizer.eos_token, tokenizer.eos_token_id)
     assert (spec.bos_token_id, spec.pad_token_id) == (tokenizer.bos_token_id, tokenizer.pad_token_id)
@@ -44,7 +41,7 @@ def test_equals_auto_tokenizer(name: str) -> None:
 def test_fields_of_a_made_tokenizer() -> None:
     spec = spec_of(byte_level(), eos_token=STOP, bos_token=START, pad_token=END, chat_template=CHATML, model_max_length=512)
     assert (spec.eos_token, spec.eos_token_id, spec.bos_token_id, spec.pad_token_id) == (STOP, 2, 1, 0)
-    assert (spec.vocab_size, spec.model_max_length, spec.chat_template, spec.named_templates) == (600, 512, CHATML, {})
+    assert (spec.vocab_size, spec.model_max_length, spec.chat_template, spec.named_templates) == (400, 512, CHATML, {})
     assert (spec.prefix_ids, spec.suffix_ids, spec.split_special_tokens) == ((), (), False)
     assert spec.added_tokens() == {END: 0, START: 1, STOP: 2}
     assert spec_of(sentence_piece(prepend=True)).prefix_ids == (1,)
@@ -78,8 +75,7 @@ def test_with_eos_changes_the_role_and_not_the_ids() -> None:
 @needs_shared
 def test_token_id_of_every_kind_of_vocabulary() -> None:
     for name, token in (("t5", "▁the"), ("mistral-v3", "▁the"), ("gpt2", "Ġthe")):
-        tokenizer = AutoTokenizer.from_pretrained(SHARED / "tokenizers" / name)
-        spec = tokenizer_spec(tokenizer)
+        tokenizer, spec = real_tokenizer(name), real_spec(name)
         assert spec.token_id(token) == tokenizer.convert_tokens_to_ids(token)
         assert spec.token_id("no such token") is None
 

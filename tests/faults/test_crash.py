@@ -1,0 +1,137 @@
+"""Killed at any moment, a build leaves the old build or the new one, and the same command then gives the very same bytes.
+
+The child is stopped before each change that it makes to the output folder, one after the other, until it gets through. That the
+harness has teeth is shown by a writer that publishes its manifest first: it must be caught.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sftprep import BuildConfig, build, open_shards, read_manifest, verify
+from sftprep.engine import build as build_module
+from sftprep.errors import ManifestError, SftprepError
+from sftprep.sources import partition
+from tests.conftest import EXAMPLES
+
+_CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
+
+
+def killed_before(change: int, folder: Path, action: Callable[[], None]) -> bool:
+    """Run `action` in a forked child that is killed before its change number `change` to the folder; False if it got through."""
+    child = os.fork()
+    if child == 0:
+        left = change
+
+        def watch(event: str, arguments: tuple[object, ...]) -> None:
+            nonlocal left
+            writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+            if (event in _CHANGES or writes) and str(arguments[0]).startswith(str(folder)):
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                left -= 1
+
+        try:
+            sys.addaudithook(watch)
+            action()
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+        raise AssertionError("the child failed by itself")
+    return os.WIFSIGNALED(status)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def state(folder: Path) -> str | None:
+    """Digest of the build that a reader sees, all of it read and checked; None where there is none."""
+    try:
+        digest = read_manifest(folder).digest
+    except ManifestError:
+        return None
+    assert sum(len(pack.input_ids) for pack in open_shards(folder)) == read_manifest(folder).tokens
+    assert verify(folder).ok
+    return digest
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path, tokenizer_dir):
+    """Settings of a build of several partitions and shards, and what it gives."""
+    monkeypatch.setattr(build_module, "cut", lambda files: partition.cut(files, 10_000))
+    source = tmp_path / "qa.jsonl"
+    source.write_bytes((EXAMPLES / "data" / "qa.jsonl").read_bytes())
+
+    def config(output: Path, **settings) -> BuildConfig:
+        fixed = {"tokenizer": str(tokenizer_dir), "max_length": 256, "shard_tokens": 4_000, "workers": 1}
+        return BuildConfig.of(inputs=str(source), output=str(output), **{**fixed, **settings})
+
+    return config
+
+
+def survives(folder: Path, before: str | None, golden: dict[str, bytes], after: str, run: Callable[[], object]) -> int:
+    """Kill `run` before each of its changes; returns how many there were."""
+    for change in range(1000):
+        if not killed_before(change, folder, lambda: run() and None):
+            assert state(folder) == after
+            return change
+        seen = state(folder)
+        assert seen in {before, after}, f"before change {change} a reader saw neither the old build nor the new one"
+        before = seen
+    raise AssertionError("the build never ended")
+
+
+def test_a_first_build(small, tmp_path):
+    golden_folder = tmp_path / "golden"
+    after = build(small(golden_folder)).manifest.digest
+    golden = content(golden_folder)
+    changes = survives(tmp_path / "o", None, golden, after, lambda: build(small(tmp_path / "o", overwrite=True)))
+    assert changes > 5
+    assert content(tmp_path / "o") == golden
+
+
+def test_a_build_over_another(small, tmp_path):
+    after = build(small(tmp_path / "golden", seed=1)).manifest.digest
+    golden = content(tmp_path / "golden")
+    before = build(small(tmp_path / "o", seed=2)).manifest.digest
+    assert before != after
+    survives(tmp_path / "o", before, golden, after, lambda: build(small(tmp_path / "o", seed=1, overwrite=True)))
+    assert content(tmp_path / "o") == golden
+
+
+def test_a_kill_after_a_kill_at_every_moment_still_ends_in_the_same_bytes(small, tmp_path):
+    build(small(tmp_path / "golden"))
+    golden = content(tmp_path / "golden")
+    for change in range(0, 40, 3):
+        folder = tmp_path / f"o{change}"
+        killed = killed_before(change, folder, lambda f=folder: build(small(f)) and None)
+        if killed and state(folder) is not None:
+            continue  # killed between the commit and the cleaning: the build is there, and a new one would be refused
+        if killed:
+            build(small(folder))
+        assert content(folder) == golden
+
+
+def test_the_harness_has_teeth(small, tmp_path, monkeypatch):
+    """A build that writes its manifest before its shards is caught."""
+    good = build(small(tmp_path / "golden", seed=1)).manifest
+    build(small(tmp_path / "o", seed=2))
+
+    def manifest_first() -> None:
+        folder = tmp_path / "o"
+        (folder / "manifest.json").write_bytes(good.to_json())
+        for shard in good.shards:
+            (folder / "shards" / shard.name).write_bytes((tmp_path / "golden" / "shards" / shard.name).read_bytes())
+
+    before = read_manifest(tmp_path / "o").digest
+    with pytest.raises((AssertionError, SftprepError)):
+        survives(tmp_path / "o", before, {}, good.digest, manifest_first)

@@ -1,0 +1,35 @@
+"""The tokenizers of the real data, each loaded once for all tests."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from sftprep.tokenize.hf import HfEncoder
+from sftprep.tokenize.spec import TokenizerSpec, tokenizer_spec
+from tests.support import SHARED
+
+FAST = ("qwen3", "mistral-v3", "mistral-v1", "deepseek-v4", "gpt2", "../models/stories260k")
+"""Those that gigatoken loads."""
+SLOW = ("smollm2", "t5", "tiny-chatml-4k")
+REAL = (*FAST, *SLOW)
+
+
+@cache
+def real_tokenizer(name: str) -> Any:
+    """As transformers sees it."""
+    return AutoTokenizer.from_pretrained(SHARED / "tokenizers" / name)
+
+
+@cache
+def real_spec(name: str) -> TokenizerSpec:
+    """Its spec."""
+    return tokenizer_spec(real_tokenizer(name))
+
+
+@cache
+def real_reference(name: str) -> HfEncoder:
+    """The reference encoder for it."""
+    return HfEncoder(real_spec(name), threads=True)

@@ -1,0 +1,240 @@
+"""Both encoders give the ids and the offsets of transformers, whatever the text and whichever way they go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer
+
+from sftprep.errors import TokenizerError
+from sftprep.tokenize import fast
+from sftprep.tokenize.encoder import load_encoder
+from sftprep.tokenize.fast import FastEncoder
+from sftprep.tokenize.hf import HfEncoder
+from sftprep.tokenize.nasty import nasty_texts
+from sftprep.tokenize.probe import compare_encoders
+from sftprep.tokenize.spec import TokenizerSpec
+from sftprep.tokenize.tokens import Encoder, EncoderFault, Tokens
+from tests.support import needs_shared
+from tests.tokenize.made import STOP, byte_level, live, sentence_piece, spec_of
+from tests.tokenize.real import FAST, REAL, real_reference, real_spec, real_tokenizer
+from tests.tokenize.strategies import texts
+
+NEW = "\U0001e135\U00011235"  # two marks that Unicode 17 puts in another order, and Unicode 9 does not know
+_strip = AddedToken("<mask>", lstrip=True, rstrip=True, normalized=False)
+MADE: dict[str, Tokenizer] = {
+    "as gpt-2": byte_level(),
+    "as qwen": byte_level(nfc=True, gpt4=True),
+    "a token that takes blanks": byte_level(added=(_strip, AddedToken("  ", normalized=False))),
+    "a blank before the text": byte_level(add_prefix_space=True),
+    "offsets without blanks": byte_level(trim=True),
+    "as llama-2": sentence_piece(prepend=True),
+    "as gemma": sentence_piece(prepend=False),
+}
+
+
+@cache
+def made_spec(name: str) -> TokenizerSpec:
+    return spec_of(MADE[name])
+
+
+@cache
+def pair(name: str) -> tuple[Encoder, HfEncoder]:
+    if name in MADE:
+        spec = made_spec(name)
+        return load_encoder(spec, "gigatoken", threads=False), HfEncoder(spec, threads=False)
+    return load_encoder(real_spec(name), "gigatoken", threads=False), real_reference(name)
+
+
+def assert_equal(name: str, sample: Sequence[str]) -> None:
+    encoder, reference = pair(name)
+    result = compare_encoders(encoder, reference, sample)
+    assert result.equal, f"{name}: {result.reason}: {result.example}"
+
+
+@pytest.mark.parametrize("name", MADE)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_fast_equals_reference_on_made_tokenizers(name: str, data: st.DataObject) -> None:
+    assert_equal(name, data.draw(st.lists(texts(list(made_spec(name).added_tokens())), max_size=6)))
+
+
+@needs_shared
+@pytest.mark.parametrize("name", FAST)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_fast_equals_reference_on_real_tokenizers(name: str, data: st.DataObject) -> None:
+    assert_equal(name, data.draw(st.lists(texts(list(real_spec(name).added_tokens())[:40]), max_size=6)))
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_fast_equals_reference_on_nasty_texts(name: str) -> None:
+    assert_equal(name, nasty_texts(made_spec(name)))
+    assert_equal(name, [])
+    assert_equal(name, [""])
+    assert_equal(name, ["", "a", "", NEW, "", "b"])
+
+
+@needs_shared
+@pytest.mark.parametrize("name", REAL)
+def test_reference_is_what_transformers_does(name: str) -> None:
+    """Ids and offsets of a direct call, each text alone, against those of batches: with and without threads."""
+    sample = nasty_texts(real_spec(name))[:120]
+    expected = [real_tokenizer(name)(text, add_special_tokens=False, return_offsets_mapping=True) for text in sample]
+    for encoder in (real_reference(name), HfEncoder(real_spec(name), threads=False)):
+        tokens, chars = encoder.encode_with_chars(sample)
+        assert (tokens.input_ids.dtype, tokens.offsets.dtype, chars.dtype) == (np.int32, np.int64, np.int64)
+        for number, want in enumerate(expected):
+            rows = slice(int(tokens.offsets[number]), int(tokens.offsets[number + 1]))
+            assert tokens.input_ids[rows].tolist() == want["input_ids"]
+            assert chars[rows].tolist() == [list(pair) for pair in want["offset_mapping"]]
+        again = encoder.encode(sample)
+        assert again.input_ids.tolist() == tokens.input_ids.tolist()
+        assert again.offsets.tolist() == tokens.offsets.tolist()
+        assert encoder.token_chars(sample, again).tolist() == chars.tolist()
+
+
+def test_reference_works_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = nasty_texts(made_spec("as qwen"))
+    encoder = HfEncoder(made_spec("as qwen"), threads=False)
+    whole, chars = encoder.encode_with_chars(sample)
+    monkeypatch.setattr("sftprep.tokenize.hf._BATCH_CHARACTERS", 10)
+    parts, part_chars = encoder.encode_with_chars(sample)
+    assert (parts.input_ids.tolist(), parts.offsets.tolist()) == (whole.input_ids.tolist(), whole.offsets.tolist())
+    assert part_chars.tolist() == chars.tolist()
+
+
+def test_char_to_token_of_transformers_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The offsets are good for what they are made for: TRL finds the token of a character with `char_to_token`."""
+    monkeypatch.setattr("sftprep.tokenize.chars._GROUP_CHARACTERS", 7)
+    tokenizer = live(MADE["as qwen"])
+    sample = ["<|im_start|>user\nnaïve 中文 🤯?<|im_end|>\n", "e\u0301 two", "a  b"]
+    encoder, _ = pair("as qwen")
+    tokens, chars = encoder.encode_with_chars(sample)
+    for number, text in enumerate(sample):
+        own = chars[tokens.offsets[number] : tokens.offsets[number + 1]]
+        encoding = tokenizer(text, add_special_tokens=False)
+        for place in range(len(text)):
+            holds = np.flatnonzero((own[:, 0] <= place) & (place < own[:, 1]))
+            assert encoding.char_to_token(place) == (int(holds[0]) if len(holds) else None)
+
+
+@pytest.mark.parametrize("name", ["as qwen", "as llama-2"])
+def test_every_way_through_the_fast_encoder_gives_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = made_spec(name)
+    sample = [*nasty_texts(spec), NEW, "plain " * 50]
+    expected = HfEncoder(spec, threads=False).encode(sample)
+
+    def check(threads: bool) -> None:
+        encoder = load_encoder(spec, "gigatoken", threads=threads)
+        for _ in range(3):
+            got = encoder.encode(sample)
+            assert (got.input_ids.dtype, got.offsets.dtype) == (np.int32, np.int64)
+            assert got.input_ids.tolist() == expected.input_ids.tolist()
+            assert got.offsets.tolist() == expected.offsets.tolist()
+
+    check(threads=True)
+    monkeypatch.setattr(fast, "_THREADS_FROM", 0)  # every batch is large
+    check(threads=True)
+    monkeypatch.setattr(fast, "_LOOK_EVERY", 0)  # the process has always grown too much
+    monkeypatch.setattr(fast, "_CACHE_BYTES", -(1 << 60))
+    check(threads=False)
+
+
+def test_memory_is_given_back_before_it_is_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words that never come again, until the limit is passed: the encoder is loaded anew, and says the same as before."""
+    encoder = load_encoder(made_spec("as gpt-2"), "gigatoken", threads=False)
+    assert isinstance(encoder, FastEncoder)
+    monkeypatch.setattr(fast, "_LOOK_EVERY", 1 << 19)
+    monkeypatch.setattr(fast, "_CACHE_BYTES", 8 << 20)
+    loaded: list[object] = [encoder._backend]
+    random = np.random.default_rng(0)
+    for _ in range(12):
+        letters = random.integers(97, 123, size=1 << 19, dtype=np.uint8)
+        letters[random.random(len(letters)) < 0.1] = 32
+        encoder.encode([letters.tobytes().decode()])
+        if encoder._backend is not loaded[-1]:
+            loaded.append(encoder._backend)
+    assert len(loaded) > 1
+
+
+class Recorder:
+    """A reference that remembers what it was asked for."""
+
+    name, version = "tokenizers", "0"
+
+    def __init__(self, inner: Encoder) -> None:
+        self.inner, self.asked = inner, []
+
+    def encode(self, texts: Sequence[str]) -> Tokens:
+        self.asked += texts
+        return self.inner.encode(texts)
+
+    def token_chars(self, texts: Sequence[str], tokens: Tokens) -> np.ndarray:
+        self.asked += texts
+        return self.inner.token_chars(texts, tokens)
+
+    def encode_with_chars(self, texts: Sequence[str]) -> tuple[Tokens, np.ndarray]:
+        raise AssertionError("not asked for")
+
+
+def test_only_what_is_not_settled_goes_to_the_reference() -> None:
+    spec = made_spec("as qwen")
+    reference = Recorder(HfEncoder(spec, threads=False))
+    encoder = FastEncoder(spec, threads=False, reference=lambda: reference)
+    sample = ["plain", "中文 🤯 é", f"a{NEW}", "", "\U0001faea", "e\u0301 decomposed"]
+    tokens = encoder.encode(sample)
+    assert reference.asked == [sample[2], sample[4]]
+    reference.asked.clear()
+    encoder.token_chars(sample, tokens)
+    assert reference.asked == ["e\u0301 decomposed"]  # NFC makes other bytes of it
+
+
+def test_offsets_of_other_ids_are_a_fault() -> None:
+    """Where the reference is asked for offsets, it sees the ids too."""
+    encoder, _ = pair("offsets without blanks")  # a kind that chars.py leaves to the reference
+    tokens = encoder.encode(["hello world"])
+    tokens.input_ids[0] += 1
+    with pytest.raises(EncoderFault, match=r"ids that tokenizers does not give: 'hello world': from token 0 on"):
+        encoder.token_chars(["hello world"], tokens)
+
+
+@pytest.mark.parametrize("half", ["\ud83d", "fine \udc00 fine"])
+def test_half_a_surrogate_pair_is_no_text(half: str) -> None:
+    for threads in (False, True):
+        for name in ("gigatoken", "tokenizers"):
+            encoder = load_encoder(made_spec("as gpt-2"), name, threads=threads)
+            with pytest.raises(TokenizerError, match="half of a surrogate pair at character"):
+                encoder.encode(["good", half])
+
+
+class PanicException(BaseException):  # noqa: N818
+    """As the binding of a Rust library raises it."""
+
+
+def test_a_panic_is_a_fault_and_an_interrupt_is_not() -> None:
+    def fail(error: BaseException) -> list[str]:
+        raise error
+
+    for error in (PanicException("index out of bounds"), RuntimeError("no such token\n\nLocation: src"), OverflowError()):
+        with pytest.raises(EncoderFault, match="gigatoken (cannot|broke down)"):
+            fast._guarded(lambda error=error: fail(error))
+    with pytest.raises(KeyboardInterrupt):
+        fast._guarded(lambda: fail(KeyboardInterrupt()))
+
+
+@pytest.mark.parametrize("tokenizer", [byte_level(), sentence_piece(prepend=True)], ids=["bytes", "pieces"])
+def test_no_environment_variable_is_left_behind(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    before = dict(os.environ)
+    for name in ("gigatoken", "tokenizers"):
+        for threads in (False, True):
+            load_encoder(spec_of(tokenizer), name, threads=threads).encode(["a b", f"c{STOP}"] * 3)
+    assert dict(os.environ) == before

@@ -1,0 +1,182 @@
+"""An encoder that is not right is found out before it is used, and an answer is found once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tokenizers import AddedToken
+
+from sftprep.errors import TokenizerError
+from sftprep.tokenize.cache import read_entry, write_entry
+from sftprep.tokenize.encoder import ProbeResult, load_encoder, make_encoder, probe_encoder
+from sftprep.tokenize.fast import FastEncoder
+from sftprep.tokenize.hf import HfEncoder
+from sftprep.tokenize.nasty import nasty_texts
+from sftprep.tokenize.probe import cached_probe, compare_encoders
+from sftprep.tokenize.tokens import EncoderFault, Mismatch, Tokens, first_mismatch
+from tests.support import needs_shared
+from tests.tokenize.made import byte_level, sentence_piece, spec_of
+from tests.tokenize.real import FAST, REAL, real_spec
+
+WHOLE_WORDS = byte_level(added=(AddedToken("zq", single_word=True, normalized=False),))
+"""gigatoken 0.10 takes such a token inside of words too: a real difference."""
+
+
+class Liar:
+    """A fast encoder that is right but for one thing."""
+
+    name, version = "gigatoken", "liar"
+
+    def __init__(self, truth: HfEncoder, lie: str) -> None:
+        self.truth, self.lie = truth, lie
+
+    def encode(self, texts: Sequence[str]) -> Tokens:
+        tokens = self.truth.encode(texts)
+        for number, text in enumerate(texts):
+            if self.lie == "ids" and "fox" in text:
+                tokens.of(number)[-1] ^= 1
+            if self.lie == "fault" and "fox" in text:
+                raise EncoderFault("gigatoken broke down")
+        return tokens
+
+    def token_chars(self, texts: Sequence[str], tokens: Tokens) -> NDArray[np.int64]:
+        chars = self.truth.token_chars(texts, self.truth.encode(texts))
+        if self.lie == "chars":
+            chars[-1, 0] += 1
+        return chars
+
+    def encode_with_chars(self, texts: Sequence[str]) -> tuple[Tokens, NDArray[np.int64]]:
+        tokens = self.encode(texts)
+        return tokens, self.token_chars(texts, tokens)
+
+
+@pytest.mark.parametrize(
+    ("lie", "reason"),
+    [("ids", "other ids"), ("chars", "other characters"), ("fault", "broke down"), ("nothing", "equal")],
+)
+def test_every_lie_is_found(lie: str, reason: str) -> None:
+    spec = spec_of(byte_level())
+    truth = HfEncoder(spec, threads=False)
+    result = compare_encoders(Liar(truth, lie), truth, nasty_texts(spec))
+    assert reason in result.reason
+    assert result.equal == (lie == "nothing")
+    assert result.encoder == ("gigatoken" if result.equal else "tokenizers")
+    assert result.checked == len(nasty_texts(spec))
+    if lie == "ids":
+        assert result.example is not None
+        assert "fox" in result.example.text
+        assert result.example.expected[0] == result.example.got[0] ^ 1
+
+
+def test_a_tokenizer_on_which_gigatoken_differs_gets_tokenizers(tmp_path: Path) -> None:
+    spec = spec_of(WHOLE_WORDS)
+    encoder, result = make_encoder(spec, "auto", threads=False, cache_folder=tmp_path)
+    assert isinstance(encoder, HfEncoder)
+    assert (result.encoder, result.equal) == ("tokenizers", False)
+    assert result.example is not None
+    assert "zq" in result.example.text
+    assert probe_encoder(spec, "auto", cache_folder=tmp_path) == ("tokenizers", result.to_dict())
+    with pytest.raises(TokenizerError, match="gigatoken cannot be used for made: it gives other ids") as caught:
+        make_encoder(spec, "gigatoken", threads=False, cache_folder=tmp_path)
+    assert "--encoder" in caught.value.remedy
+    assert ProbeResult.from_dict(result.to_dict()) == result
+
+
+@pytest.mark.parametrize("choice", ["auto", "gigatoken"])
+def test_a_tokenizer_on_which_it_does_not_gets_gigatoken(choice: str, tmp_path: Path) -> None:
+    for tokenizer in (byte_level(nfc=True, gpt4=True), sentence_piece(prepend=True)):
+        spec = spec_of(tokenizer)
+        encoder, result = make_encoder(spec, choice, threads=False, cache_folder=tmp_path)  # type: ignore[arg-type]
+        assert isinstance(encoder, FastEncoder)
+        assert (result.encoder, result.equal, result.reason, result.example) == ("gigatoken", True, "equal", None)
+        assert result.checked == len(nasty_texts(spec))
+
+
+def test_tokenizers_is_used_where_it_is_asked_for(tmp_path: Path) -> None:
+    encoder, result = make_encoder(spec_of(byte_level()), "tokenizers", threads=False, cache_folder=tmp_path)
+    assert (encoder.name, encoder.version) == (result.encoder, result.encoder_version)
+    assert isinstance(encoder, HfEncoder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_special_tokens_that_are_to_be_split_are_not_for_gigatoken(tmp_path: Path) -> None:
+    result = cached_probe(spec_of(byte_level(), split_special_tokens=True), (), tmp_path)
+    assert (result.encoder, result.checked) == ("tokenizers", 0)
+    assert "special tokens" in result.reason
+
+
+def test_an_answer_is_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = spec_of(byte_level())
+    first = cached_probe(spec, (), tmp_path)
+    with_samples = cached_probe(spec, ("one", "two \ud800"[:4]), tmp_path)
+    assert with_samples.checked == first.checked + 2
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("compared again")
+
+    monkeypatch.setattr("sftprep.tokenize.probe.compare_encoders", refuse)
+    monkeypatch.setattr("sftprep.tokenize.probe.HfEncoder", refuse)
+    assert cached_probe(spec, (), tmp_path) == with_samples
+    assert cached_probe(spec, ("one", "two \ud800"[:4]), tmp_path) == with_samples
+    with pytest.raises(AssertionError, match="compared again"):
+        cached_probe(spec, ("one",), tmp_path)
+    (entry,) = tmp_path.iterdir()
+    entry.write_bytes(entry.read_bytes()[:-3])
+    with pytest.raises(AssertionError, match="compared again"):
+        cached_probe(spec, (), tmp_path)
+
+
+def test_what_samples_show_holds_from_then_on(tmp_path: Path) -> None:
+    """As if the fixed texts had not shown the difference: the answer that they left behind says equal."""
+    spec = spec_of(WHOLE_WORDS)
+    cached_probe(spec, (), tmp_path)
+    (entry,) = tmp_path.iterdir()
+    found = read_entry(entry)
+    assert found is not None
+    write_entry(entry, {"result": {**found[0]["result"], "equal": True, "encoder": "gigatoken", "example": None}, "samples": []})
+    assert cached_probe(spec, (), tmp_path).equal
+    assert cached_probe(spec, ("harmless",), tmp_path).equal
+    shown = cached_probe(spec, ("harmless", "azqb"), tmp_path)
+    assert not shown.equal
+    assert shown.example is not None
+    assert shown.example.text == "azqb"
+    assert cached_probe(spec, (), tmp_path) == shown
+
+
+def test_a_cache_that_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "probes").write_text("in the way")
+    spec = spec_of(byte_level())
+    assert make_encoder(spec, "auto", threads=False, cache_folder=tmp_path)[1].equal
+
+
+@needs_shared
+@pytest.mark.parametrize("name", REAL)
+def test_real_tokenizers(name: str, tmp_path: Path) -> None:
+    spec = real_spec(name)
+    result = cached_probe(spec, (), tmp_path)
+    assert result.equal == (name in FAST), result
+    assert load_encoder(spec, result.encoder, threads=False).name == result.encoder
+    assert result.reason == "equal" or "gigatoken cannot load this tokenizer" in result.reason
+
+
+def test_the_first_difference_is_shown() -> None:
+    def tokens(*ids: Sequence[int]) -> Tokens:
+        flat = np.array([i for one in ids for i in one], np.int32)
+        return Tokens(flat, np.cumsum([0, *map(len, ids)]).astype(np.int64))
+
+    texts = ["same", "long " * 100]
+    same = tokens([1, 2], range(100))
+    assert first_mismatch(texts, same, same) is None
+    other = tokens([1, 2], [*range(50), 7, *range(51, 100)])
+    shown = first_mismatch(texts, same, other)
+    assert shown is not None
+    assert (shown.token, shown.expected, shown.got) == (50, tuple(range(50, 58)), (7, *range(51, 58)))
+    assert len(shown.text) == 200
+    assert shown.text in texts[1]
+    shorter = first_mismatch(texts, same, tokens([1], range(100)))
+    assert shorter == Mismatch("same", 1, (2,), ())
+    assert Mismatch.from_dict(shorter.to_dict()) == shorter

@@ -1,0 +1,100 @@
+"""The table of settled characters holds only what all Unicode tables in use agree on."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import normalizers
+
+from sftprep.tokenize.encoder import load_encoder
+from sftprep.tokenize.tokens import first_mismatch, flat_tokens
+from sftprep.tokenize.unicode14 import SETTLED, _table, unsettled_texts
+from tests.support import needs_shared
+from tests.tokenize.made import byte_level, spec_of
+from tests.tokenize.real import real_reference, real_spec
+
+_codes = np.flatnonzero(_table()).tolist()
+_marks = [code for code in _codes if unicodedata.combining(chr(code)) or unicodedata.decomposition(chr(code))]
+
+
+def test_ranges_are_sorted_and_apart() -> None:
+    bounds = [int(part, 16) for entry in SETTLED.split() for part in (entry.split("-") * 2)[:2]]
+    assert bounds == sorted(bounds)
+    assert all(later > earlier + 1 for earlier, later in zip(bounds[1:-1:2], bounds[2::2], strict=True))
+
+
+def test_all_are_assigned_and_what_people_write_is_there() -> None:
+    if tuple(map(int, unicodedata.unidata_version.split("."))) >= (14, 0, 0):
+        assert not [hex(code) for code in _codes if unicodedata.category(chr(code)) in ("Cn", "Cs")]
+    texts = [
+        "hello",
+        "naïve “quotes” – … €",
+        "中文日本語한국어",
+        "привет ά עִבְרִית عَرَبِيّ हिन्दी ไทย",
+        "🤯🥺👩🏽‍🚀🇩🇪❤️",
+        "𝔘∑→▁",
+        "\ue000\ufffd",
+    ]
+    assert unsettled_texts(texts) == []
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.sampled_from([chr(code) for code in _marks] + list("aou가")), max_size=12))
+def test_tokenizers_composes_settled_text_as_unicode_does(text: str) -> None:
+    assert normalizers.NFC().normalize_str(text) == unicodedata.normalize("NFC", text)
+
+
+def test_each_settled_mark_composes_alike() -> None:
+    nfc = normalizers.NFC()
+    for code in _marks:
+        for text in (f"a{chr(code)}", f"a\u0345{chr(code)}", f"a{chr(code)}\u0334", f"{chr(code)}\u0301"):
+            assert nfc.normalize_str(text) == unicodedata.normalize("NFC", text), hex(code)
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["deepseek-v4", "qwen3"])
+def test_every_settled_character_is_of_the_same_class_to_both(name: str) -> None:
+    """Each with letters, digits, blanks, symbols and line ends around it. Of long runs of letters every 97th is taken."""
+    plain = [c for c in _codes if 0x3400 <= c < 0xFA00 or c >= 0x20000]
+    codes = [c for c in _codes if not (0x3400 <= c < 0xFA00 or c >= 0x20000)] + plain[::97]
+    texts = [f"a{c}b {c} 1{c}2!{c}!\n{c}\n {c}{c}a" for c in map(chr, codes)]
+    texts = ["".join(texts[i : i + 50]) for i in range(0, len(texts), 50)]
+    assert unsettled_texts(texts) == []
+    backend = load_encoder(real_spec(name), "gigatoken", threads=False)
+    assert first_mismatch(texts, real_reference(name).encode(texts), backend.encode(texts)) is None
+
+
+@needs_shared
+def test_the_table_is_needed() -> None:
+    """Without it gigatoken gives other ids: the reason for all this."""
+    from sftprep.tokenize.fast import load_gigatoken
+
+    for name, text in (("qwen3", "\U0001e135\U00011235"), ("deepseek-v4", "a \U0001faea")):
+        raw = flat_tokens([load_gigatoken(real_spec(name)).encode(text)])
+        assert first_mismatch([text], real_reference(name).encode([text]), raw) is not None
+        assert unsettled_texts(["a", text]) == [1]
+        encoder = load_encoder(real_spec(name), "gigatoken", threads=False)
+        assert first_mismatch([text], real_reference(name).encode([text]), encoder.encode([text])) is None
+
+
+@given(st.lists(st.text(st.sampled_from("aé中🤯\u0378\ufffe\U0001faea"), max_size=5)))
+def test_finds_the_texts_that_hold_one(texts: list[str]) -> None:
+    table = _table()
+    slow = [number for number, text in enumerate(texts) if not all(table[ord(character)] for character in text)]
+    assert unsettled_texts(texts) == slow
+
+
+def test_half_a_surrogate_pair_is_refused() -> None:
+    with pytest.raises(UnicodeEncodeError):
+        unsettled_texts(["a", "\ud800"])
+
+
+def test_made_tokenizers_need_no_real_data() -> None:
+    encoder = load_encoder(spec_of(byte_level(nfc=True, gpt4=True)), "gigatoken", threads=False)
+    reference = load_encoder(spec_of(byte_level(nfc=True, gpt4=True)), "tokenizers", threads=False)
+    texts = ["".join(map(chr, _codes[i : i + 40])) for i in range(0, len(_codes), 997)]
+    assert first_mismatch(texts, reference.encode(texts), encoder.encode(texts)) is None
