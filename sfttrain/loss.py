@@ -130,15 +130,34 @@ def _why_not_plain(model: Any, head: Any, device: torch.device) -> str:
 
 @contextlib.contextmanager
 def _passing_through(head: nn.Linear) -> Iterator[None]:
-    vars(head)["forward"] = _identity
+    """Make the head return what goes into it."""
+    touch: Any = _Touch.apply
+
+    def forward(hidden: Tensor) -> Tensor:
+        passed: Tensor = touch(hidden, head.weight, head.bias)
+        return passed
+
+    vars(head)["forward"] = forward
     try:
         yield
     finally:
         del vars(head)["forward"]
 
 
-def _identity(hidden: Tensor) -> Tensor:
-    return hidden
+class _Touch(torch.autograd.Function):
+    """Returns `hidden`, with the head's parameters in its history but without a gradient for them.
+
+    DistributedDataParallel looks through the history of what a model returns for parameters that had no part in it, and
+    declares them done; the head has its part after that, in the loss, and would be done twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return hidden.view_as(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        return upstream[0], None, None
 
 
 class _FusedHeadLoss(torch.autograd.Function):

@@ -101,6 +101,9 @@ def run(request: Request) -> RunSummary:
     if trainer.is_world_process_zero():
         trainer.save_state()
     final = trainer.evaluate() if evaluation is not None else {}
+    # Ranks leave together: one that goes first breaks the connections the others still use.
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     trained, every = trainable_share(trainer.model)
     return RunSummary(

@@ -23,11 +23,11 @@ from sftprep.chat.pieces import Render, compile_pieces
 from sftprep.chat.runtime import HandOver
 from sftprep.errors import TemplateError
 
-CHECKED_FIRST = 64
+CHECKED_FIRST = 16
 """Renders of a template, from the first on, that Jinja repeats for comparison."""
 CHECKED_EVERY = 1_000
 """After those, one render in so many is repeated."""
-CHECKED_SHAPES = 512
+CHECKED_SHAPES = 32
 """And the first of each shape of conversation, up to so many shapes."""
 
 

@@ -26,7 +26,7 @@ from sftprep.engine.recipe import Recipe
 from sftprep.engine.setup import Setup, prepare_setup, stamp
 from sftprep.engine.spill import spill_path
 from sftprep.errors import EmptyInput, InputChanged, RecordError, TooManyRejected
-from sftprep.packing.strategies import PackPlan, pack_lengths
+from sftprep.packing.strategies import SMALL, PackPlan, pack_lengths
 from sftprep.shards.files import write_file
 from sftprep.shards.manifest import MANIFEST_NAME, SHARD_FOLDER, Accounting, InputInfo, Manifest, ShardInfo
 from sftprep.sources.partition import cut
@@ -62,8 +62,9 @@ def build(config: BuildConfig, *, progress: Progress = lambda *_: None) -> Build
     with claimed(folder, overwrite=config.output.overwrite):
         recipe_file = folder / SPILL_FOLDER / "recipe.json"
         write_file(recipe_file, lambda file: _write(file, setup.recipe.to_json()))
-        threading.Thread(target=_warm_packing, daemon=True).start()
         workers = _workers(config, setup)
+        if workers > 1:
+            threading.Thread(target=_warm_packing, daemon=True).start()
         executor = make_executor(workers)
         try:
             parts = _tokenize(setup, config, folder, recipe_file, executor, progress)
@@ -347,7 +348,7 @@ def _workers(config: BuildConfig, setup: Setup) -> int:
 
 def _warm_packing() -> None:
     # The planner's compiled code takes half a second to load, which passes while the first partitions are tokenized.
-    pack_lengths(np.ones(1, dtype=np.int32), 2)
+    pack_lengths(np.ones(SMALL + 1, dtype=np.int32), 2)
 
 
 def _write(file: Any, data: bytes) -> None:

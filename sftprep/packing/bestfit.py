@@ -27,8 +27,9 @@ def best_fit_decreasing(
     Returns `bin_of` int64 [n] (-1 where the length is 0), `members` int64 [sequences in bins] and `offsets` int64 [bins + 1]:
     bin b holds members[offsets[b]:offsets[b + 1]], in the order they went in; bins are in the order they were opened.
     Of equal lengths the first in the input goes first; of bins with equal space the one that has had this space longest.
-    Memory: 4 bytes a sequence and 100 a distinct length, at most 2 MB for the capacity, and the result: 16 bytes a sequence and
-    8 a bin. Where the longest is more than four times as long as there are sequences, about 30 a sequence more, to sort them.
+    Memory: the result (16 bytes a sequence, 8 a bin) and, while planning, 4 bytes a sequence, 16 a token of the longest, 100 a
+    distinct length, at most 2 MB for the capacity. Where the longest has over four times as many tokens as there are
+    sequences, and 65,536 more, they are sorted by comparison instead: about 30 bytes a sequence more, none for the longest.
     Source: the rule of TRL 1.16 `pack_dataset(strategy="bfd")` on one window.
     """
     key, length_of_key = _sort_keys(lengths)

@@ -10,6 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sftprep.errors import ConfigError
+from sftprep.packing.small import best_fit_decreasing_small
+
+SMALL = 50_000
+"""Plans of up to so many sequences are made in plain Python: 0.1 s, where loading the compiled kernels takes 0.5 s."""
 
 _LIMIT = 2**31
 
@@ -58,10 +62,13 @@ def pack_lengths(lengths: ArrayLike, capacity: int, strategy: str = "bfd") -> Pa
 
 def pack_best_fit(lengths: NDArray[np.int32], capacity: int) -> PackPlan:
     """Best-fit decreasing over all sequences. lengths: int32 [n], not negative; ConfigError for one over capacity."""
-    from sftprep.packing.bestfit import best_fit_decreasing  # numba and its kernels, where they are first needed
-
     _refuse_overlong(lengths, capacity)
-    bin_of, members, offsets = best_fit_decreasing(lengths, capacity)
+    if lengths.size <= SMALL:
+        bin_of, members, offsets = best_fit_decreasing_small(lengths, capacity)
+    else:
+        from sftprep.packing.bestfit import best_fit_decreasing  # numba and its kernels, where they are first needed
+
+        bin_of, members, offsets = best_fit_decreasing(lengths, capacity)
     return PackPlan(bin_of, members, offsets, capacity, tokens=int(lengths.sum(dtype=np.int64)))
 
 

@@ -23,8 +23,8 @@ T = TypeVar("T")
 _CACHE_BYTES = 256 << 20
 """gigatoken 0.10 keeps every word it has met, some 5 bytes for each byte of a text of nothing but new words, without end. Once
 the process has grown by this much, the tokenizer is loaded anew (0.1 to 0.4 s)."""
-_LOOK_EVERY = 8 << 20
-"""Characters between two looks at the size of the process."""
+_LOOK_EVERY = 64 << 20
+"""Bytes of text, about, between two looks at the size of the process: the words in so many take no more than some 300 MB."""
 _THREADS_FROM = 16 << 20
 """Characters in a batch from which on threads are worth importing awkward for (0.2 s), which gigatoken needs to give a batch."""
 
@@ -84,13 +84,12 @@ class FastEncoder:
         return tokens, self.token_chars(texts, tokens)
 
     def _encode_settled(self, texts: Sequence[str]) -> Tokens:
-        characters = sum(map(len, texts))
-        self._since_look += characters
+        self._since_look += sum([len(text) if text.isascii() else 3 * len(text) for text in texts])
         if self._since_look > _LOOK_EVERY:
             self._since_look = 0
             if process_bytes() - self._bytes_at_load > _CACHE_BYTES:
                 self._load()
-        if self._threads and characters >= _THREADS_FROM:
+        if self._threads and sum(map(len, texts)) >= _THREADS_FROM:
             batch = _guarded(lambda: self._backend.encode_batch(list(texts), parallel=True)).layout
             return Tokens(np.asarray(batch.content.data).view(np.int32), np.asarray(batch.offsets.data, np.int64))
         # One call a text costs a microsecond and spares the import of awkward; no thread is ever started.

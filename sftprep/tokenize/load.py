@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from fnmatch import fnmatch
 from functools import cache
 from hashlib import sha256
@@ -22,11 +21,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sftprep.errors import MismatchError, TokenizerError
+from sftprep.errors import TokenizerError
 from sftprep.tokenize.cache import cache_dir, read_entry, write_entry
 from sftprep.tokenize.spec import TokenizerSpec, tokenizer_spec
 
-__all__ = ["TokenizerSpec", "decoder_of", "load_tokenizer", "read_spec", "tokenizer_spec", "write_spec"]
+__all__ = ["TokenizerSpec", "load_tokenizer", "read_spec", "tokenizer_spec", "write_spec"]
 
 _FORMAT = 1
 """Raised when an entry of the cache, or the way it is made, changes."""
@@ -81,28 +80,6 @@ def load_tokenizer(name_or_dir: str, *, revision: str | None = None, cache: Path
                 spec = _resolve(name_or_dir, Path(scratch), Path(scratch))
         write_spec(place, spec)
     return dataclasses.replace(spec, name=name_or_dir)
-
-
-def decoder_of(name_or_dir: str, fingerprint: str, *, cache: Path | None = None) -> Callable[[list[int]], str]:
-    """Ids to text, special tokens included, with the tokenizer that made them.
-
-    fingerprint: of the `TokenizerSpec` they were made with; only the half that names ids has to match. Raises TokenizerError
-    where the tokenizer cannot be loaded, MismatchError where it is another one.
-    """
-    spec = load_tokenizer(name_or_dir, cache=cache)
-    if spec.fingerprint[:32] != fingerprint[:32]:
-        raise MismatchError(
-            f"{name_or_dir} is not the tokenizer that made these ids: it has changed, or it is another one",
-            remedy="name the folder that holds the one they were made with",
-        )
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_str(spec.json)
-
-    def decode(ids: list[int]) -> str:
-        return str(tokenizer.decode(ids, skip_special_tokens=False))
-
-    return decode
 
 
 def write_spec(path: Path, spec: TokenizerSpec) -> bool:

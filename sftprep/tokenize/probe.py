@@ -85,12 +85,13 @@ def compare_encoders(fast: Encoder, reference: Encoder, texts: Sequence[str]) ->
 
     want, want_chars = reference.encode_with_chars(texts)
     try:
-        got, got_chars = fast.encode_with_chars(texts)
+        got = fast.encode(texts)
+        mismatch = first_mismatch(texts, want, got)
+        if mismatch:
+            return answer(False, "it gives other ids than tokenizers", mismatch)
+        got_chars = fast.token_chars(texts, got)
     except EncoderFault as fault:
         return answer(False, fault.reason, fault.mismatch)
-    mismatch = first_mismatch(texts, want, got)
-    if mismatch:
-        return answer(False, "it gives other ids than tokenizers", mismatch)
     if not np.array_equal(want_chars, got_chars):
         row = int(np.flatnonzero((want_chars != got_chars).any(axis=1))[0])
         text = int(np.searchsorted(want.offsets, row, side="right")) - 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, get_args
 
 import numpy as np
@@ -12,11 +13,19 @@ from numpy.typing import NDArray
 
 from sftprep.config import Packing
 from sftprep.errors import ConfigError
-from sftprep.packing import PackPlan, pack_lengths
+from sftprep.packing import PackPlan, pack_lengths, strategies
 from sftprep.packing.strategies import STRATEGIES
 from tests.packing.textbook import best_fit_decreasing_slow
 
 LARGEST = 2**31 - 1
+
+
+@pytest.fixture(scope="module", autouse=True, params=["plain", "compiled"])
+def _way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each law holds for the plain planner of small plans and for the compiled one."""
+    before, strategies.SMALL = strategies.SMALL, 10**9 if request.param == "plain" else -1
+    yield
+    strategies.SMALL = before
 
 
 def packs(plan: PackPlan) -> list[list[int]]:

@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from sftprep.packing import pack_lengths
+from sftprep.packing.bestfit import best_fit_decreasing
 from tests.support import SHARED, needs_shared
 
 pytestmark = pytest.mark.parity
@@ -25,10 +26,11 @@ def assert_packs_of_trl(lengths: NDArray[np.int32], capacity: int) -> None:
     rows = data_utils.pack_dataset(documents, capacity, strategy="bfd", map_kwargs={"batch_size": lengths.size})
 
     plan = pack_lengths(lengths, capacity)
-    bounds = zip(plan.offsets[:-1], plan.offsets[1:], strict=True)
-    ours = [plan.members[a:b] for a, b in bounds]
-    assert [lengths[members].tolist() for members in ours] == rows["seq_lengths"][:]
-    assert [np.repeat(members, lengths[members]).tolist() for members in ours] == rows["input_ids"][:]
+    _, members, offsets = best_fit_decreasing(lengths, capacity)  # the compiled planner, however small the plan
+    for in_bins, bounds in ((plan.members, plan.offsets), (members, offsets)):
+        ours = [in_bins[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        assert [lengths[pack].tolist() for pack in ours] == rows["seq_lengths"][:]
+        assert [np.repeat(pack, lengths[pack]).tolist() for pack in ours] == rows["input_ids"][:]
 
 
 @pytest.mark.parametrize("seed", range(25))

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from sftprep.tokenize.fast import FastEncoder
 from sftprep.tokenize.hf import HfEncoder
 from sftprep.tokenize.spec import TokenizerSpec, tokenizer_spec
 from tests.support import SHARED
@@ -27,6 +28,12 @@ def real_tokenizer(name: str) -> Any:
 def real_spec(name: str) -> TokenizerSpec:
     """Its spec."""
     return tokenizer_spec(real_tokenizer(name))
+
+
+@cache
+def real_fast(name: str) -> FastEncoder:
+    """The fast encoder for it."""
+    return FastEncoder(real_spec(name), threads=False, reference=lambda: real_reference(name))
 
 
 @cache

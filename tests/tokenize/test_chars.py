@@ -62,9 +62,9 @@ def test_equals_byte_by_byte_and_says_what_does_not_fit(cases: list[tuple[str, l
 
 def test_the_blank_before_a_text_belongs_to_its_first_character() -> None:
     table = table_of([b" ", b" a", b"<x>", b"  ", b"b"], [2], prepends=True)
-    ids = [[0, 1], [1, 2, 1], [3], [1, 4], [0, 2]]
-    chars, unknown = char_ranges([" a", "a<x>a", " ", "ab", "<x>"], flat_tokens([np.array(i, np.int32) for i in ids]), table)
-    assert unknown == [4]  # a blank where no text begins is not of this kind
+    ids = [[0, 1], [1, 2, 1], [3], [1, 4], [4, 1]]
+    chars, unknown = char_ranges([" a", "a<x>a", " ", "ab", "ba"], flat_tokens([np.array(i, np.int32) for i in ids]), table)
+    assert unknown == [4]  # its tokens say "b a", and no blank was put before it
     assert chars[:8].tolist() == [[0, 1], [0, 2], [0, 1], [1, 4], [4, 5], [0, 1], [0, 1], [1, 2]]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +23,7 @@ from tests.tokenize.test_probe import Liar
 )
 def test_one_in_each_block_after_the_first(total: int, cuts: list[int], seed: int, every: int) -> None:
     edges = sorted({0, total, *(cut for cut in cuts if cut < total)})
-    found = [a + number for a, b in zip(edges, edges[1:], strict=False) for number in spot_numbers(a, b - a, seed, every)]
+    found = [a + number for a, b in pairwise(edges) for number in spot_numbers(a, b - a, seed, every)]
     assert found == spot_numbers(0, total, seed, every)
     assert all(every <= number < total for number in found)
     counts = np.bincount(np.array(found, np.int64) // every, minlength=max(total // every, 1))

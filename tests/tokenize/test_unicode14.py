@@ -15,7 +15,7 @@ from sftprep.tokenize.tokens import first_mismatch, flat_tokens
 from sftprep.tokenize.unicode14 import SETTLED, _table, unsettled_texts
 from tests.support import needs_shared
 from tests.tokenize.made import byte_level, spec_of
-from tests.tokenize.real import real_reference, real_spec
+from tests.tokenize.real import real_fast, real_reference
 
 _codes = np.flatnonzero(_table()).tolist()
 _marks = [code for code in _codes if unicodedata.combining(chr(code)) or unicodedata.decomposition(chr(code))]
@@ -64,21 +64,17 @@ def test_every_settled_character_is_of_the_same_class_to_both(name: str) -> None
     texts = [f"a{c}b {c} 1{c}2!{c}!\n{c}\n {c}{c}a" for c in map(chr, codes)]
     texts = ["".join(texts[i : i + 50]) for i in range(0, len(texts), 50)]
     assert unsettled_texts(texts) == []
-    backend = load_encoder(real_spec(name), "gigatoken", threads=False)
-    assert first_mismatch(texts, real_reference(name).encode(texts), backend.encode(texts)) is None
+    assert first_mismatch(texts, real_reference(name).encode(texts), real_fast(name).encode(texts)) is None
 
 
 @needs_shared
 def test_the_table_is_needed() -> None:
     """Without it gigatoken gives other ids: the reason for all this."""
-    from sftprep.tokenize.fast import load_gigatoken
-
     for name, text in (("qwen3", "\U0001e135\U00011235"), ("deepseek-v4", "a \U0001faea")):
-        raw = flat_tokens([load_gigatoken(real_spec(name)).encode(text)])
+        raw = flat_tokens([real_fast(name)._backend.encode(text)])
         assert first_mismatch([text], real_reference(name).encode([text]), raw) is not None
         assert unsettled_texts(["a", text]) == [1]
-        encoder = load_encoder(real_spec(name), "gigatoken", threads=False)
-        assert first_mismatch([text], real_reference(name).encode([text]), encoder.encode([text])) is None
+        assert first_mismatch([text], real_reference(name).encode([text]), real_fast(name).encode([text])) is None
 
 
 @given(st.lists(st.text(st.sampled_from("aé中🤯\u0378\ufffe\U0001faea"), max_size=5)))
