@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from sftprep.errors import SftprepError
 from sfttrain.helptext import PROGRAM, short_help
@@ -50,24 +53,41 @@ def _guarded(arguments: list[str], debug: bool) -> int:
     except SftprepError as error:
         if debug:
             raise
-        return _tell(error.message, error.remedy, error.exit_code)
+        return _leave(_tell(error.message, error.remedy, error.exit_code))
     except KeyboardInterrupt:
-        return _tell("interrupted", "go on with --resume_from_checkpoint latest, if a checkpoint was saved", 1)
+        return _leave(_tell("interrupted", "go on with --resume_from_checkpoint latest, if a checkpoint was saved", 1))
     except Exception as error:
         if debug:
             raise
-        return _tell_foreign(error)
+        return _leave(_tell_foreign(error))
 
 
 def _run(arguments: list[str]) -> int:
     from sfttrain.arguments import read_arguments
-    from sfttrain.run import run
+    from sfttrain.run import prepare, train
 
     request = read_arguments(arguments)
-    summary = run(request)
+    prepared = prepare(request)
+    summary = train(prepared)
     if request.training.process_index == 0:
         print(json.dumps(summary.as_dict()) if request.run.json else summary.text())
-    return 0
+    return _leave(0)  # here, while `prepared` holds what must not be taken down
+
+
+def _leave(code: int) -> int:
+    """Return `code`; a rank of several ends with it at once, for taking down its process group may hang or abort.
+
+    gloo's threads wait for Python's lock to let go of the tensors of the last collective, while the group's destructor
+    holds that lock and waits for them (seen with torch 2.13). What others have registered for the end is still run.
+    """
+    torch: Any = sys.modules.get("torch")
+    group: Any = torch.distributed if torch is not None and torch.distributed.is_available() else None
+    if group is not None and group.is_initialized() and group.get_world_size() > 1:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _quieten_libraries() -> None:

@@ -69,8 +69,21 @@ class RunSummary:
         return "\n".join(lines)
 
 
-def run(request: Request) -> RunSummary:
-    """Train as asked, and leave the adapter or model, with its tokenizer, in the output folder.
+@dataclass(frozen=True)
+class Prepared:
+    """A run that has passed its checks and can start."""
+
+    trainer: SFTTrainer
+    kind: str
+    """adapter or model"""
+    checkpoint: str | None
+    """Folder of the checkpoint it goes on from."""
+    told: tuple[str, ...]
+    """Mismatches that were allowed."""
+
+
+def prepare(request: Request) -> Prepared:
+    """Open the packs, load the model, and check that they belong together and that it keeps sequences apart.
 
     Raises the errors of sftprep.errors: ManifestError or ShardError for the packs, InputNotFound for the model,
     MismatchError where they do not belong together, AttentionError, ConfigError.
@@ -93,6 +106,12 @@ def run(request: Request) -> RunSummary:
         model = add_adapter(model, peft_config)
     trainer = SFTTrainer(model, training, train_dataset=shards, eval_dataset=evaluation, processing_class=tokenizer)
     _tell_here(trainer, told)
+    return Prepared(trainer, "adapter" if peft_config is not None else "model", checkpoint, tuple(told))
+
+
+def train(prepared: Prepared) -> RunSummary:
+    """Train, and leave the adapter or model, with its tokenizer, in the output folder. Raises TrainingDiverged."""
+    trainer, checkpoint = prepared.trainer, prepared.checkpoint
     start = time.perf_counter()
     before = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step if checkpoint else 0
     result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -100,10 +119,7 @@ def run(request: Request) -> RunSummary:
     trainer.save_model()
     if trainer.is_world_process_zero():
         trainer.save_state()
-    final = trainer.evaluate() if evaluation is not None else {}
-    # Ranks leave together: one that goes first breaks the connections the others still use.
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    final = trainer.evaluate() if trainer.eval_dataset is not None else {}
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     trained, every = trainable_share(trainer.model)
     return RunSummary(
@@ -118,11 +134,11 @@ def run(request: Request) -> RunSummary:
         attention=trainer.feeding.attention,
         unpacked=trainer.feeding.unpack,
         loss_impl="fused" if trainer.loss_plan.head is not None else "logits",
-        kind="adapter" if peft_config is not None else "model",
-        output_dir=str(training.output_dir),
+        kind=prepared.kind,
+        output_dir=str(trainer.args.output_dir),
         resumed_from=checkpoint,
         evaluation=final,
-        told=tuple(told),
+        told=prepared.told,
     )
 
 

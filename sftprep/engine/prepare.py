@@ -70,7 +70,7 @@ class Preparer:
         blank = 0
         for number, line in enumerate(lines):
             record = parse_line(line, number)
-            if type(record) is dict:
+            if isinstance(record, dict):
                 try:
                     examples.append(read_record(record, number, format_name, self.reading))
                 except Unusable as problem:

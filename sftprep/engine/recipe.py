@@ -43,7 +43,7 @@ class Recipe:
             if f.name not in ("tokenizer", "encoder", "template_way")
         }
         spec = self.tokenizer
-        return digest(_VERSION, spec.fingerprint, spec.eos_token, spec.prefix_ids, spec.suffix_ids, parts)
+        return digest(_VERSION, spec.fingerprint, spec.special_tokens, spec.prefix_ids, spec.suffix_ids, parts)
 
     def reading(self) -> Reading:
         """How records are read under this recipe."""

@@ -58,7 +58,7 @@ def write_spill(path: Path, batch: TokenBatch) -> None:
     """Write a spill, whole or not at all. Raises StorageError."""
     facts = orjson.dumps({"counts": batch.counts, "rejected": [dataclasses.astuple(r) for r in batch.rejected]})
     offsets = batch.offsets.astype(np.int32)
-    buffers = [batch.input_ids, offsets, batch.completion_mask.view(np.uint8), batch.origin]
+    buffers: list[NDArray[Any]] = [batch.input_ids, offsets, batch.completion_mask.view(np.uint8), batch.origin]
     lists = [pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)) for values in (buffers[0], buffers[2])]
     schema = pa.schema(
         [("input_ids", lists[0].type), ("completion_mask", lists[1].type), ("origin", pa.int64())],
@@ -105,5 +105,5 @@ def _view(batch: pa.RecordBatch) -> Spill:
 def _digest(facts: bytes, buffers: list[NDArray[Any]]) -> str:
     state = xxhash.xxh3_128(facts)
     for buffer in buffers:
-        state.update(memoryview(np.ascontiguousarray(buffer)).cast("B") if len(buffer) else b"")
+        state.update(np.ascontiguousarray(buffer).view(np.uint8).data if len(buffer) else b"")
     return state.hexdigest()

@@ -47,8 +47,9 @@ def package_without_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_numba_is_imported_only_where_kernels_are_needed() -> None:
     code = (
-        "import sys; from sftprep.packing import pack_lengths; pack_lengths([1] * 200_000, 4, 'none'); print('numba' in sys.modules);"
-        "pack_lengths([1] * 200_000, 4); print('numba' in sys.modules)"
+        "import sys; from sftprep.packing import pack_lengths; many = [1] * 200_000\n"
+        "pack_lengths(many, 4, 'none'); print('numba' in sys.modules)\n"
+        "pack_lengths(many, 4); print('numba' in sys.modules)"
     )
     assert run(code, PACKAGE.parent).stdout.split() == ["False", "True"]
 
@@ -81,7 +82,7 @@ def test_no_place_for_a_cache_is_said_and_survived(package_without_cache: Path) 
 def test_memory_follows_the_sequences_not_the_capacity() -> None:
     if sys.platform != "linux":
         pytest.skip("reads /proc")
-    code = COMPILED + (
+    code = (
         "import resource; import numpy as np; from sftprep.packing.bestfit import best_fit_decreasing\n"
         "best_fit_decreasing(np.array([1, 2], np.int32), 4)\n"
         "mapped = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -28,7 +30,7 @@ def assert_packs_of_trl(lengths: NDArray[np.int32], capacity: int) -> None:
     plan = pack_lengths(lengths, capacity)
     _, members, offsets = best_fit_decreasing(lengths, capacity)  # the compiled planner, however small the plan
     for in_bins, bounds in ((plan.members, plan.offsets), (members, offsets)):
-        ours = [in_bins[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        ours = [in_bins[a:b] for a, b in itertools.pairwise(bounds)]
         assert [lengths[pack].tolist() for pack in ours] == rows["seq_lengths"][:]
         assert [np.repeat(pack, lengths[pack]).tolist() for pack in ours] == rows["input_ids"][:]
 
