@@ -20,8 +20,8 @@ step sftprep inspect demo/shards --row 3 --color
 echo
 echo "3. Train an adapter on the shards."
 step sfttrain run demo/shards --model demo/model --output_dir demo/adapter --use_peft --lora_r 16 \
-    --lora_modules_to_save embed_tokens --num_train_epochs 12 --learning_rate 3e-3 --per_device_train_batch_size 2 \
-    --logging_steps 10 --save_strategy no
+    --lora_modules_to_save embed_tokens lm_head --num_train_epochs 5 --learning_rate 3e-3 --per_device_train_batch_size 1 \
+    --logging_steps 25 --save_strategy no
 echo
-echo "4. Ask it something. It has two million parameters and has read 200 kB, so do not expect sense."
+echo "4. Ask it something. It has a million parameters and has read 200 kB, so do not expect sense."
 step python examples/generate.py --model demo/model --adapter demo/adapter --ask "How do I boil an egg?"

@@ -10,6 +10,7 @@ import argparse
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 
 def main() -> None:
@@ -19,6 +20,7 @@ def main() -> None:
     parser.add_argument("--ask", required=True, help="what the user says")
     parser.add_argument("--max-new-tokens", type=int, default=60)
     arguments = parser.parse_args()
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(arguments.adapter)
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(arguments.model), arguments.adapter).eval()
     chat = [{"role": "user", "content": arguments.ask}]

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers.utils import logging
 
 HERE = Path(__file__).parent
-VOCABULARY = 4096
+VOCABULARY = 2048
 
 
 def main() -> None:
@@ -22,6 +23,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for model and tokenizer")
     parser.add_argument("--data", type=Path, default=HERE / "data", help="folder of .jsonl files to train the tokenizer on")
     arguments = parser.parse_args()
+    logging.disable_progress_bar()
     tokenizer = train_tokenizer(arguments.data)
     tokenizer.save_pretrained(arguments.output)
     model = make_model(tokenizer)
@@ -51,17 +53,17 @@ def train_tokenizer(data: Path) -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Some two million parameters, random."""
+    """About a million parameters, random."""
     set_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=192,
-        intermediate_size=512,
+        hidden_size=128,
+        intermediate_size=384,
         num_hidden_layers=4,
-        num_attention_heads=6,
+        num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=2048,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

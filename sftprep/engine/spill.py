@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from sftprep.batch import Rejected, TokenBatch
 from sftprep.shards.files import storage_errors
+from sftprep.shards.schema import arrow_array, numpy_view
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def write_spill(path: Path, batch: TokenBatch) -> None:
     facts = orjson.dumps({"counts": batch.counts, "rejected": [dataclasses.astuple(r) for r in batch.rejected]})
     offsets = batch.offsets.astype(np.int32)
     buffers: list[NDArray[Any]] = [batch.input_ids, offsets, batch.completion_mask.view(np.uint8), batch.origin]
-    lists = [pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)) for values in (buffers[0], buffers[2])]
+    lists = [pa.ListArray.from_arrays(arrow_array(offsets), arrow_array(values)) for values in (buffers[0], buffers[2])]
     schema = pa.schema(
         [("input_ids", lists[0].type), ("completion_mask", lists[1].type), ("origin", pa.int64())],
         metadata={b"facts": facts, b"digest": _digest(facts, buffers).encode()},
@@ -68,7 +69,7 @@ def write_spill(path: Path, batch: TokenBatch) -> None:
     with storage_errors(path):
         try:
             with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-                writer.write_batch(pa.RecordBatch.from_arrays([*lists, pa.array(batch.origin)], schema=schema))
+                writer.write_batch(pa.RecordBatch.from_arrays([*lists, arrow_array(batch.origin)], schema=schema))
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -94,10 +95,10 @@ def map_spill(path: Path) -> Spill:
 def _view(batch: pa.RecordBatch) -> Spill:
     ids, mask, origin = batch.columns
     return Spill(
-        input_ids=ids.values.to_numpy(),
-        offsets=ids.offsets.to_numpy(),
-        completion_mask=mask.values.to_numpy(),
-        origin=origin.to_numpy(),
+        input_ids=numpy_view(ids.values),
+        offsets=numpy_view(ids.offsets),
+        completion_mask=numpy_view(mask.values),
+        origin=numpy_view(origin),
         facts=(batch.schema.metadata or {}).get(b"facts", b"{}"),
     )
 

@@ -74,7 +74,7 @@ def _text(ids: list[int], mask: list[bool], decode: Callable[[list[int]], str], 
         if color:
             # A color ends with its line, so that a cut text or a pager never bleeds into what follows.
             start = "\x1b[32m" if trained else "\x1b[2m"
-            pieces.append("\n".join(f"{start}{part}\x1b[0m" for part in text.split("\n")))
+            pieces.append("\n".join(f"{start}{part}\x1b[0m" if part else "" for part in text.split("\n")))
         else:
             pieces.append(f"⟦{text}⟧" if trained else text)
     lines = "".join(pieces).split("\n")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sftprep.errors import ShardError
 from sftprep.shards.manifest import SHARD_FOLDER, Manifest, ShardInfo, read_manifest
-from sftprep.shards.schema import position_dtype
+from sftprep.shards.schema import numpy_view, position_dtype
 from sftprep.shards.writer import positions_of
 
 
@@ -98,11 +98,11 @@ class _Columns:
         self.offsets: dict[str, NDArray[np.int32]] = {}
         self.values: dict[str, NDArray[Any]] = {}
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            self.offsets[name] = column.offsets.to_numpy()
+            self.offsets[name] = numpy_view(column.offsets)
             if pa.types.is_boolean(column.values.type):
                 self._bits = np.frombuffer(column.values.buffers()[1], dtype=np.uint8)
             else:
-                self.values[name] = column.values.to_numpy(zero_copy_only=True)
+                self.values[name] = numpy_view(column.values)
 
     def row(self, name: str, row: int) -> NDArray[Any]:
         offsets = self.offsets[name]

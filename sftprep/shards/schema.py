@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
 SHARD_NAME = re.compile(r"^shard-\d{5,}-[0-9a-f]{16}\.arrow$")
 """Names a manifest may list: nothing that leads out of the folder."""
@@ -27,6 +28,28 @@ LARGEST_UINT16_LENGTH = 65_535
 def position_dtype(max_length: int) -> DTypeLike:
     """The NumPy type of stored position ids."""
     return np.uint16 if max_length <= LARGEST_UINT16_LENGTH else np.int32
+
+
+def arrow_array(values: NDArray[Any]) -> pa.Array:
+    """NumPy integers or booleans as an Arrow array, integers without a copy.
+
+    `pa.array` does the same, but looks for pandas first, and importing that takes longer than a small build.
+    """
+    if values.dtype == np.bool_:
+        return pa.Array.from_buffers(pa.bool_(), len(values), [None, pa.py_buffer(np.packbits(values, bitorder="little"))])
+    return pa.Array.from_buffers(
+        pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(np.ascontiguousarray(values))]
+    )
+
+
+def numpy_view(array: pa.Array) -> NDArray[Any]:
+    """Arrow integers without nulls as NumPy, without a copy; booleans come unpacked. The way back of `arrow_array`."""
+    data = array.buffers()[1]
+    if pa.types.is_boolean(array.type):
+        bits = np.frombuffer(data or b"", dtype=np.uint8)
+        return np.unpackbits(bits, bitorder="little", count=array.offset + len(array))[array.offset :].view(np.bool_)
+    values: NDArray[Any] = np.frombuffer(data or b"", dtype=array.type.to_pandas_dtype())
+    return values[array.offset : array.offset + len(array)]
 
 
 def shard_schema(max_length: int, *, position_ids: bool) -> pa.Schema:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from sftprep.errors import ShardError
 from sftprep.shards.manifest import SHARD_FOLDER, Manifest, ShardInfo, read_manifest
 from sftprep.shards.reader import map_shard
-from sftprep.shards.schema import position_dtype, shard_schema
+from sftprep.shards.schema import numpy_view, position_dtype, shard_schema
 from sftprep.shards.writer import count_targets, positions_of
 
 
@@ -82,12 +82,12 @@ def _verify_shard(path: Path, info: ShardInfo, manifest: Manifest, found: Verifi
 
 def _verify_rows(path: Path, batch: pa.RecordBatch, manifest: Manifest, found: Verification, *, stored_positions: bool) -> None:
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-    ids = columns["input_ids"].values.to_numpy()
-    mask = columns["completion_mask"].values.to_numpy(zero_copy_only=False)
-    seq_lengths = columns["seq_lengths"].values.to_numpy()
-    origin = columns["origin"].values.to_numpy()
-    token_offsets = columns["input_ids"].offsets.to_numpy().astype(np.int64)
-    pack_offsets = columns["seq_lengths"].offsets.to_numpy().astype(np.int64)
+    ids = numpy_view(columns["input_ids"].values)
+    mask = numpy_view(columns["completion_mask"].values)
+    seq_lengths = numpy_view(columns["seq_lengths"].values)
+    origin = numpy_view(columns["origin"].values)
+    token_offsets = numpy_view(columns["input_ids"].offsets).astype(np.int64)
+    pack_offsets = numpy_view(columns["seq_lengths"].offsets).astype(np.int64)
     ends = np.concatenate(([0], np.cumsum(seq_lengths, dtype=np.int64)))
     lines = sum(info.lines for info in manifest.inputs)
 
@@ -104,13 +104,13 @@ def _verify_rows(path: Path, batch: pa.RecordBatch, manifest: Manifest, found: V
         problem(f"row {row_of(wrong[0])}: a sequence of {seq_lengths[wrong[0]]} tokens (1 to {manifest.max_length} are allowed)")
     if (wrong := np.flatnonzero(np.diff(token_offsets) > manifest.max_length)).size:
         problem(f"row {wrong[0]}: {np.diff(token_offsets)[wrong[0]]} tokens, more than {manifest.max_length}")
-    if not np.array_equal(columns["completion_mask"].offsets.to_numpy(), token_offsets):
+    if not np.array_equal(numpy_view(columns["completion_mask"].offsets), token_offsets):
         problem("completion_mask and input_ids have other lengths")
     if (wrong := np.flatnonzero((ids < 0) | (ids >= manifest.tokenizer["vocab_size"]))).size:
         row = int(np.searchsorted(token_offsets, wrong[0], side="right")) - 1
         problem(f"row {row}: the token id {ids[wrong[0]]} is outside the vocabulary of {manifest.tokenizer['vocab_size']}")
     if stored_positions:
-        positions = columns["position_ids"].values.to_numpy()
+        positions = numpy_view(columns["position_ids"].values)
         if not np.array_equal(positions, positions_of(seq_lengths, position_dtype(manifest.max_length))):
             problem("position_ids do not restart at 0 with each sequence")
     if (wrong := np.flatnonzero((origin < 0) | (origin >= lines))).size:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sftprep.shards.files import write_file
 from sftprep.shards.manifest import ShardInfo
-from sftprep.shards.schema import position_dtype, shard_schema
+from sftprep.shards.schema import arrow_array, position_dtype, shard_schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +82,8 @@ def _arrow_bytes(rows: ShardRows, max_length: int, *, position_ids: bool) -> pa.
     }
     if position_ids:
         values["position_ids"] = (token_offsets, positions_of(rows.seq_lengths, position_dtype(max_length)))
-    columns = [
-        pa.ListArray.from_arrays(pa.array(values[n][0]), pa.array(values[n][1])).cast(schema.field(n).type) for n in schema.names
-    ]
+    lists = {name: pa.ListArray.from_arrays(*map(arrow_array, pair)) for name, pair in values.items()}
+    columns = [lists[name].cast(schema.field(name).type) for name in schema.names]
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, schema) as writer:
         writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
