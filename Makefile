@@ -20,7 +20,7 @@ demo: setup
 	PATH="$(abspath $(BIN)):$$PATH" bash examples/demo.sh
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow and not gpu"
 
 lint: setup
 	$(BIN)/ruff check .

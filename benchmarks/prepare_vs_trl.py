@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.corpora import corpus, tokenizer_folder
+from benchmarks.corpora import corpus, repeated, tokenizer_folder
 
 PAIRS = [("chitchat", "qwen3"), ("gsm8k", "qwen3"), ("gsm8k", "mistral-v3")]
 
@@ -33,6 +33,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="chitchat, gsm8k, or a JSONL file; by default both, each with its tokenizers")
     parser.add_argument("--tokenizer", default="qwen3", help="with --data: folder of a tokenizer")
+    parser.add_argument(
+        "--copies", type=int, default=1, help="repeat the data so often, each record with a number before its text"
+    )
     parser.add_argument("--max-length", type=int, default=4096)
     parser.add_argument("--procs", type=int, nargs="+", default=[1, 2], help="TRL's dataset_num_proc")
     parser.add_argument("--runs", type=int, default=3, help="runs of ours, of which the median counts; TRL runs once")
@@ -56,6 +59,8 @@ def compare(data: str, tokenizer: str, arguments: argparse.Namespace) -> list[di
     with tempfile.TemporaryDirectory(prefix="sftprep-bench-") as scratch:
         folder = Path(scratch)
         path, renames = corpus(data, folder)
+        if arguments.copies > 1:
+            path = repeated(path, arguments.copies, folder / "repeated.jsonl")
         task = {
             "path": str(path),
             "map": renames,

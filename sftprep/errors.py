@@ -130,6 +130,12 @@ class AttentionError(SftprepError):
     """An attention implementation that is not there, or that would let packed sequences see each other."""
 
 
+class TrainingDiverged(SftprepError):
+    """The loss is not a number any more."""
+
+    exit_code = 1
+
+
 class MissingDependency(SftprepError):
     """An optional package that this feature needs."""
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 import sftprep
-from sftprep.errors import ConfigError, SftprepError
+from sftprep.errors import ConfigError, TrainingDiverged
 from sfttrain.attention import settle_attention
 from sfttrain.config import ModelConfig, SFTConfig
 from sfttrain.data import PackLoader, PackSource, StepPlan, StepSampler, collate_packs, longest_sequence
@@ -22,12 +22,6 @@ from sfttrain.metrics import Counters, Reading
 from sfttrain.model import add_adapter, load_model
 from sfttrain.neftune import noise_by_sequence
 from sfttrain.resume import RunState, find_checkpoint
-
-
-class TrainingDiverged(SftprepError):
-    """The loss is not a number any more."""
-
-    exit_code = 1
 
 
 class SFTTrainer(Trainer):  # type: ignore[misc]

@@ -12,10 +12,9 @@ import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 
-from sftprep.errors import ConfigError, InputNotFound, MismatchError
+from sftprep.errors import ConfigError, InputNotFound, MismatchError, TrainingDiverged
 from sfttrain import SFTConfig, SFTTrainer
 from sfttrain.resume import RunState, find_checkpoint
-from sfttrain.trainer import TrainingDiverged
 from tests.train.packs import MemoryPacks, make_pack, make_packs, split
 from tests.train.tiny import tiny_model
 
