@@ -95,20 +95,19 @@ class Assembled:
 def assemble_shard(task: AssembleTask) -> Assembled:
     """Gather the sequences of a shard from the mapped spills and write it. Raises StorageError."""
     spills = [map_spill(path) for path in task.spills]
-    ids, masks = [], []
-    origin = np.empty(len(task.row), dtype=np.int64)
-    lengths = np.empty(len(task.row), dtype=np.int32)
-    for k, (s, r) in enumerate(zip(task.spill.tolist(), task.row.tolist(), strict=True)):
-        spill = spills[s]
-        begin, end = spill.offsets[r], spill.offsets[r + 1]
-        ids.append(spill.input_ids[begin:end])
-        masks.append(spill.completion_mask[begin:end])
-        lengths[k], origin[k] = end - begin, spill.origin[r]
+    # The offsets and origins of all spills one after the other, so that each sequence is looked up by one number.
+    sizes = np.array([len(spill.offsets) for spill in spills])
+    at = (np.cumsum(sizes) - sizes)[task.spill] + task.row
+    offsets = np.concatenate([spill.offsets for spill in spills])
+    begins, ends = offsets[at], offsets[at + 1]
+    origins = np.concatenate([spill.origin for spill in spills])[at - task.spill]  # a spill has one origin less than offsets
+    places = list(zip(task.spill.tolist(), begins.tolist(), ends.tolist(), strict=True))
+    ids, masks = [spill.input_ids for spill in spills], [spill.completion_mask for spill in spills]
     rows = ShardRows(
-        input_ids=np.concatenate(ids),
-        completion_mask=np.concatenate(masks).view(np.bool_),
-        seq_lengths=lengths,
-        origin=origin + task.first_ordinal[task.spill],
+        input_ids=np.concatenate([ids[s][begin:end] for s, begin, end in places]),
+        completion_mask=np.concatenate([masks[s][begin:end] for s, begin, end in places]).view(np.bool_),
+        seq_lengths=ends - begins,
+        origin=origins + task.first_ordinal[task.spill],
         pack_offsets=task.pack_offsets,
     )
     info = write_shard(task.shard_folder, task.index, rows, max_length=task.max_length, position_ids=task.position_ids)

@@ -62,12 +62,9 @@ def count_targets(completion_mask: NDArray[np.bool_], seq_lengths: NDArray[np.in
 
 def positions_of(seq_lengths: NDArray[np.int32], dtype: Any) -> NDArray[Any]:
     """0 .. len-1 for each sequence, one after the other: [sum(seq_lengths)] of `dtype`."""
-    total = int(seq_lengths.sum(dtype=np.int64))
-    starts = np.cumsum(seq_lengths, dtype=np.int64) - seq_lengths
-    # Counting in int32 and casting at the end is twice as fast as one arange a sequence, and half the memory of int64.
-    counter = np.arange(total, dtype=np.int32)
-    counter -= np.repeat(starts.astype(np.int32), seq_lengths)
-    return counter.astype(dtype, copy=False)
+    # Copying the start of one count is several times faster than computing each.
+    count = np.arange(int(seq_lengths.max(initial=0)), dtype=dtype)
+    return np.concatenate([count[:0], *(count[:length] for length in seq_lengths.tolist())])
 
 
 def _arrow_bytes(rows: ShardRows, max_length: int, *, position_ids: bool) -> pa.Buffer:
