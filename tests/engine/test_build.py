@@ -262,7 +262,7 @@ def test_what_cannot_work_is_refused_before_work_starts(records, tokenizer_dir, 
         (TemplateError, "no chat template", chat, bare, {}),
         (TokenizerError, "no end-of-sequence token", text, bare, {}),
         (TokenizerError, "nope", text, tokenizer_dir, {"eos_token": "<|nope|>"}),
-        (TokenizerError, "", text, tmp_path / "nowhere", {}),
+        (TokenizerError, "nowhere", text, tmp_path / "nowhere", {}),
         (FormatError, r"'question', 'answer'", other, tokenizer_dir, {}),
     ]
     for kind, message, path, tokenizer, settings in cases:
