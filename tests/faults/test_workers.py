@@ -1,0 +1,112 @@
+"""Worker processes that die, and a build that dies before its workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sftprep.engine.executors import InProcess, Processes
+from sftprep.errors import WorkerError
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+def die_once(marker: str) -> str:
+    """Kills its own process the first time."""
+    path = Path(marker)
+    if not path.exists():
+        path.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return marker
+
+
+def die(_: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def fail(number: int) -> int:
+    raise ValueError(number)
+
+
+@pytest.fixture
+def pool():
+    executor = Processes(2)
+    yield executor
+    executor.close()
+
+
+def test_executors_give_the_same_results(pool):
+    assert sorted(pool.map_unordered(double, iter(range(20)))) == sorted(InProcess().map_unordered(double, range(20)))
+
+
+def test_specs_are_taken_only_as_there_is_room(pool):
+    taken = []
+
+    def specs():
+        for number in range(50):
+            taken.append(number)
+            yield number
+
+    results = pool.map_unordered(double, specs())
+    next(results)
+    assert len(taken) < 10
+    assert len(list(results)) == 49
+
+
+def test_a_worker_that_is_killed_is_replaced_and_its_work_done(pool, tmp_path):
+    specs = [str(tmp_path / f"{k}") for k in range(4)]
+    for spec in specs[1:]:
+        Path(spec).touch()
+    assert sorted(pool.map_unordered(die_once, specs)) == specs
+
+
+def test_work_that_kills_every_worker_ends_with_an_error(pool):
+    with pytest.raises(WorkerError, match="died 3 times"):
+        list(pool.map_unordered(die, [1]))
+
+
+def test_an_error_in_a_worker_comes_back(pool):
+    with pytest.raises(ValueError, match="7"):
+        list(pool.map_unordered(fail, [7]))
+
+
+@linux
+def test_workers_end_with_a_build_that_is_killed():
+    code = (
+        "import time; from sftprep.engine.executors import Processes; from tests.faults.test_workers import double\n"
+        "pool = Processes(2); list(pool.map_unordered(double, range(8))); print('ready', flush=True); time.sleep(60)"
+    )
+    root = Path(__file__).resolve().parents[2]
+    with subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True) as build:
+        assert build.stdout is not None
+        assert build.stdout.readline() == "ready\n"
+        workers = children(build.pid)
+        assert len(workers) >= 2
+        build.kill()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < deadline, "workers outlive their build"
+        time.sleep(0.05)
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(status.read_text().rsplit(")", 1)[1].split()[1])
+        except OSError:
+            continue
+        if parent == pid:
+            found.append(int(status.parent.name))
+    return found
