@@ -54,6 +54,10 @@ def load_model(config: ModelConfig, *, device: torch.device) -> Any:
     name = config.model_name_or_path
     if not name:
         raise ConfigError("no model was given", remedy="add --model FOLDER_OR_NAME")
+    if _is_path(name) and not Path(name).expanduser().is_dir():
+        raise InputNotFound(
+            f"there is no folder {name}", remedy="check the path, or give a name on the Hub such as Qwen/Qwen3-8B"
+        )
     quantization = get_quantization_config(config)
     try:
         return AutoModelForCausalLM.from_pretrained(
@@ -252,6 +256,11 @@ def _remedy_for_missing(name: str) -> str:
     if os.path.isdir(name):
         return "the folder needs a config.json and weights (model.safetensors)"
     return "check the folder; or the name on the Hub, and that this machine can reach it"
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name can only be meant as a path: names on the Hub have one slash at most, and none at the start."""
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1
 
 
 def _first_line(error: BaseException) -> str:
