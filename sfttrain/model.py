@@ -56,7 +56,7 @@ def load_model(config: ModelConfig, *, device: torch.device) -> Any:
         raise ConfigError("no model was given", remedy="add --model FOLDER_OR_NAME")
     if _is_path(name) and not Path(name).expanduser().is_dir():
         raise InputNotFound(
-            f"there is no folder {name}", remedy="check the path, or give a name on the Hub such as Qwen/Qwen3-8B"
+            f"there is no folder {name}", remedy="check the folder, or give a name on the Hub such as Qwen/Qwen3-8B"
         )
     quantization = get_quantization_config(config)
     try:
