@@ -20,10 +20,11 @@ def completion_starts(
     prompt_lengths, lengths = np.diff(prompt_offsets), np.diff(offsets)
     shared = np.minimum(prompt_lengths, lengths)
     firsts = np.cumsum(shared) - shared
-    within = np.arange(int(shared.sum())) - np.repeat(firsts, shared)
-    differs = np.flatnonzero(
-        prompt_ids[within + np.repeat(prompt_offsets[:-1], shared)] != ids[within + np.repeat(offsets[:-1], shared)]
-    )
+    # The compared parts of both, one after the other: a byte a token tells which those are, not an index of eight.
+    heads, prompts = ids[~mask_from(shared, offsets)], prompt_ids
+    if len(prompts) != len(heads):  # a prompt longer than the whole
+        prompts = prompt_ids[~mask_from(shared, prompt_offsets)]
+    differs = np.flatnonzero(heads != prompts)
     # The first difference at or after a sequence's first compared token, if it is still this sequence's.
     following = np.searchsorted(differs, firsts)
     first_difference = np.append(differs, np.iinfo(np.int64).max)[following]

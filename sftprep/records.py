@@ -48,7 +48,8 @@ class Format:
 
 
 def read_record(record: Record, line: int, format_name: str, reading: Reading) -> Example:
-    """One record as an Example. Raises Unusable; reason `other_schema` where the keys are those of another format."""
+    """One record as an Example, which takes its parts over. Raises Unusable; reason `other_schema` where the keys are those of
+    another format."""
     if reading.renames:
         record = _renamed(record, reading.renames)
     kind = FORMATS[format_name]
@@ -60,7 +61,7 @@ def read_record(record: Record, line: int, format_name: str, reading: Reading) -
 def detect_format(record: Record, reading: Reading) -> str | None:
     """The first format in FORMATS whose keys the record has, or None."""
     if reading.renames:
-        record = _renamed(record, reading.renames)
+        record = _renamed(dict(record), reading.renames)
     for name, kind in FORMATS.items():
         keys = {reading.text_field} if name == "text" else kind.keys
         if keys <= record.keys():
@@ -80,14 +81,10 @@ def unknown_format(file: str, record: Record, reading: Reading) -> FormatError:
 
 
 def _renamed(record: Record, renames: tuple[tuple[str, str], ...]) -> Record:
-    names = dict(renames)
-    # A renamed key wins over one that had the name before: the user asked for it.
-    kept = {key: value for key, value in record.items() if key not in names and key not in names.values()}
-    kept.update((target, record[source]) for source, target in renames if source in record)
-    for target in names.values():
-        if target not in kept and target in record:
-            kept[target] = record[target]
-    return kept
+    # A renamed key wins over one that had the name before: the user asked for it. A key that is not there renames nothing.
+    taken = {target: record.pop(source) for source, target in renames if source in record}
+    record.update(taken)
+    return record
 
 
 def _missing_keys(record: Record, format_name: str, reading: Reading) -> Unusable:

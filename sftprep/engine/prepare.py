@@ -211,13 +211,12 @@ def _truncated(batch: TokenBatch, max_length: int, counts: Counter[str]) -> Toke
 def _without_untrained(batch: TokenBatch, counts: Counter[str]) -> TokenBatch:
     """Without the sequences that train nothing: no token is marked beyond their first, which nothing predicts."""
     lengths = batch.lengths
-    marked = np.concatenate(([0], np.cumsum(batch.completion_mask, dtype=np.int64)))
-    first = (
-        batch.completion_mask[np.minimum(batch.offsets[:-1], max(0, len(batch.completion_mask) - 1))]
-        if len(batch.input_ids)
-        else 0
-    )
-    targets = marked[batch.offsets[1:]] - marked[batch.offsets[:-1]] - np.where(lengths > 0, first, 0)
+    there = lengths > 0
+    firsts = batch.offsets[:-1][there]
+    targets = np.zeros(len(lengths), dtype=np.int64)
+    if len(firsts):
+        marks = batch.completion_mask.view(np.uint8)
+        targets[there] = np.add.reduceat(marks, firsts, dtype=np.int64) - marks[firsts]
     trained = targets > 0
     counts["trained_tokens"] = int(targets[trained].sum())
     counts["sequences"] = int(np.count_nonzero(trained))
