@@ -189,6 +189,8 @@ GENERATED: dict[str, Callable[[np.random.Generator, int, int], Lengths]] = {
 
 def compare(name: str, lengths: Lengths, capacity: int, options: argparse.Namespace) -> Iterator[Row]:
     """Run us, then each peer that is here and not too slow for the size, on the same lengths."""
+    import sftprep.packing.bestfit  # noqa: F401  # what a large plan loads by itself
+
     pack_lengths(lengths, capacity)
     ours_seconds, plan = timed(lambda: pack_lengths(lengths, capacity), options.repeat)
     ours = Packs(lengths[plan.members].astype(np.int64), plan.offsets)

@@ -35,7 +35,7 @@ Progress = Callable[[str, int, int], None]
 """Called with the name of a pass, what is done and what there is to do, in bytes or shards."""
 
 # Below this a spawned worker spends longer on its imports than on its work.
-_SMALL_INPUT = 128 * 1024 * 1024
+_SMALL_INPUT = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +63,6 @@ def build(config: BuildConfig, *, progress: Progress = lambda *_: None) -> Build
         recipe_file = folder / SPILL_FOLDER / "recipe.json"
         write_file(recipe_file, lambda file: _write(file, setup.recipe.to_json()))
         workers = _workers(config, setup)
-        if workers > 1:
-            threading.Thread(target=_warm_packing, daemon=True).start()
         executor = make_executor(workers)
         try:
             parts = _tokenize(setup, config, folder, recipe_file, executor, progress)
@@ -104,12 +102,16 @@ def _tokenize(
             )
 
     parts: list[Tokenized] = []
+    sequences = 0
     total, done = sum(os.path.getsize(file) for file in setup.files), 0
     for part in executor.map_unordered(tokenize_partition, tasks()):
         parts.append(part)
         if stop and part.rejected:
             # Partitions before this one are running or done; the first bad record of the input is in one of them or here.
             failed_at.append(part.partition.index)
+        if sequences <= SMALL < sequences + len(part.lengths):
+            threading.Thread(target=_warm_packing, daemon=True).start()
+        sequences += len(part.lengths)
         done += part.bytes
         progress("tokenize", done, max(total, done))
     parts.sort(key=lambda part: part.partition.index)
@@ -347,7 +349,7 @@ def _workers(config: BuildConfig, setup: Setup) -> int:
 
 
 def _warm_packing() -> None:
-    # The planner's compiled code takes half a second to load, which passes while the first partitions are tokenized.
+    # The compiled planner, which large plans use, takes half a second to load; that passes while partitions are tokenized.
     pack_lengths(np.ones(SMALL + 1, dtype=np.int32), 2)
 
 

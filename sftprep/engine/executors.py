@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -19,6 +20,8 @@ Result = TypeVar("Result")
 
 _TRIES = 3
 
+_log = logging.getLogger(__name__)
+
 
 class Executor(Protocol):
     """Runs a function over specs, in any order; functions and specs must be such that a second run does no harm."""
@@ -35,8 +38,8 @@ class Executor(Protocol):
 
 
 def make_executor(workers: int) -> Executor:
-    """This process for one worker, a pool of `workers` processes for more."""
-    return InProcess() if workers <= 1 else Processes(workers)
+    """This process for one worker; for more, this process and a pool of all others."""
+    return InProcess() if workers <= 1 else Processes(workers - 1, with_this_one=True)
 
 
 def available_cores() -> int:
@@ -57,31 +60,41 @@ class InProcess:
 
 
 class Processes:
-    """A pool of spawned processes. A spec whose worker died is tried again in a fresh pool, three times in all."""
+    """A pool of spawned processes. A spec whose worker died is tried again in a fresh pool, three times in all.
 
-    def __init__(self, workers: int) -> None:
-        self.capacity = workers
+    with_this_one: this process works too, from the start, while the others take a second to load; one that has loaded gets specs.
+    """
+
+    def __init__(self, processes: int, *, with_this_one: bool = False) -> None:
+        self.capacity = processes + with_this_one
+        self._processes, self._with_this_one = processes, with_this_one
         self._pool = self._fresh_pool()
+        self._loading: Future[None] | None = self._pool.submit(_loaded) if with_this_one else None
+        self._told = False
 
     def map_unordered(self, fn: Callable[[Spec], Result], specs: Iterable[Spec]) -> Iterator[Result]:
         """Raises WorkerError where workers die on the same spec again and again, and whatever `fn` raises."""
-        waiting = iter(specs)
+        waiting = ((spec, 0) for spec in specs)
         again: deque[tuple[Spec, int]] = deque()
         running: dict[Future[Result], tuple[Spec, int]] = {}
         while True:
             # One spec more than there are workers, so that none waits for the next; no more, for specs can hold data.
-            while len(running) <= self.capacity:
-                if again:
-                    spec, tries = again.popleft()
-                else:
-                    try:
-                        spec, tries = next(waiting), 0
-                    except StopIteration:
-                        break
-                running[self._pool.submit(fn, spec)] = (spec, tries)
-            if not running:
+            while len(running) <= self._processes and self._has_loaded():
+                taken = again.popleft() if again else next(waiting, None)
+                if taken is None:
+                    break
+                try:
+                    running[self._pool.submit(fn, taken[0])] = taken
+                except BrokenProcessPool:
+                    again.append(self._once_more(*taken))
+                    self._replace_pool()
+            own = next(waiting, None) if self._with_this_one else None
+            if own is not None:
+                yield fn(own[0])
+            elif not running and not again:
                 return
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            # While there is work for this process, it does not wait for the others.
+            done, _ = wait(running, timeout=None if own is None else 0, return_when=FIRST_COMPLETED)
             broken = False
             for future in done:
                 spec, tries = running.pop(future)
@@ -92,13 +105,26 @@ class Processes:
                     again.append(self._once_more(spec, tries))
             if broken:
                 # A broken pool fails every future in it, the innocent with the guilty.
-                again.extend(self._once_more(spec, tries) for spec, tries in running.values())
+                again.extend(self._once_more(*taken) for taken in running.values())
                 running.clear()
-                self._pool.shutdown(wait=False, cancel_futures=True)
-                self._pool = self._fresh_pool()
+                self._replace_pool()
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _has_loaded(self) -> bool:
+        """Whether the pool takes work. One that cannot even load (a script without `if __name__ == "__main__"`) never does."""
+        if self._loading is None:
+            return True
+        if not self._loading.done():
+            return False
+        if self._loading.exception() is None:
+            self._loading = None
+            return True
+        if not self._told:
+            self._told = True
+            _log.warning("worker processes cannot be started (%s); this one does all the work", self._loading.exception())
+        return False
 
     def _once_more(self, spec: Spec, tries: int) -> tuple[Spec, int]:
         if tries + 1 >= _TRIES:
@@ -108,8 +134,17 @@ class Processes:
             )
         return spec, tries + 1
 
+    def _replace_pool(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool = self._fresh_pool()
+
     def _fresh_pool(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(self.capacity, mp_context=get_context("spawn"), initializer=_live_with_parent)
+        return ProcessPoolExecutor(self._processes, mp_context=get_context("spawn"), initializer=_live_with_parent)
+
+
+def _loaded() -> None:
+    """What a worker runs first: it has this module, and so whatever the passes import."""
+    from sftprep.engine import passes  # noqa: F401
 
 
 def _live_with_parent() -> None:

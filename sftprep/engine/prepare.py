@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,10 @@ from sftprep.errors import TemplateError
 from sftprep.masking import completion_starts, mask_from, mask_spans
 from sftprep.records import Unusable, read_record
 from sftprep.sources.jsonl import excerpt, parse_line, split_lines
+from sftprep.tokenize.beside import Beside
 from sftprep.tokenize.encoder import Encoder, EncoderFault, Tokens, load_encoder
-from sftprep.tokenize.spot import EVERY, spot_check
+from sftprep.tokenize.hf import HfEncoder
+from sftprep.tokenize.spot import EVERY, spot_check, spot_numbers
 
 Span = tuple[int, int]
 
@@ -42,8 +45,19 @@ class Preparer:
         self.recipe = recipe
         self.template = recipe.template()
         self.reading = recipe.reading()
-        self._reference = cache(partial(load_encoder, recipe.tokenizer, "tokenizers", threads=threads))
-        self._encoder = load_encoder(recipe.tokenizer, recipe.encoder, threads=threads)
+        self._threads = threads
+        self._reference = cache(partial(HfEncoder, recipe.tokenizer, threads=threads))
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return load_encoder(self.recipe.tokenizer, self.recipe.encoder, threads=self._threads, reference=self._reference)
+
+    @cached_property
+    def _check_with(self) -> Callable[[Sequence[str]], Tokens]:
+        """What the spot check compares with; where another core is free, it loads there."""
+        if self._threads and self.recipe.encoder != HfEncoder.name:
+            return Beside(self.recipe.tokenizer, self._reference).encode
+        return lambda texts: self._reference().encode(texts)
 
     def prepare(self, data: bytes, format_name: str, *, seed: int) -> TokenBatch:
         """The sequences of whole lines of JSON. Records that cannot be used are in `rejected`, in the order of their lines.
@@ -54,6 +68,8 @@ class Preparer:
         rejected: list[Rejected] = []
         examples = self._read(data, format_name, rejected, counts)
         texts = self._render(examples, rejected, counts)
+        if spot_numbers(EVERY, len(texts.texts), seed):
+            _ = self._check_with  # starts to load now, while the encoder does
         try:
             batch = self._tokenize(texts, self._encoder, counts, seed)
         except EncoderFault:
@@ -137,7 +153,7 @@ class Preparer:
         spec = self.recipe.tokenizer
         tokens = encoder.encode(texts.texts)
         # A partition's check depends on the partition alone, so that its outcome does not depend on the workers.
-        mismatch = spot_check(encoder, self._reference, texts.texts, tokens, seen=EVERY, seed=seed)
+        mismatch = spot_check(encoder, self._check_with, texts.texts, tokens, seen=EVERY, seed=seed)
         if mismatch is not None:
             raise EncoderFault("other ids than tokenizers", mismatch)
         plain = np.array(texts.plain, dtype=np.bool_)

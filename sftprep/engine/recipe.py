@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 from dataclasses import dataclass
 from pathlib import Path
+
+import orjson
 
 from sftprep.chat.template import ChatTemplate
 from sftprep.config import TemplateWay, TrainOn, digest
@@ -62,12 +63,12 @@ class Recipe:
     def to_json(self) -> bytes:
         """The recipe as JSON, for `read_recipe`."""
         parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "tokenizer"}
-        return json.dumps({**parts, "tokenizer": self.tokenizer.to_dict()}).encode()
+        return orjson.dumps({**parts, "tokenizer": self.tokenizer.to_dict()})
 
 
 def read_recipe(path: Path) -> Recipe:
     """Read what `Recipe.to_json` wrote."""
-    parts = json.loads(path.read_bytes())
+    parts = orjson.loads(path.read_bytes())
     parts["tokenizer"] = TokenizerSpec.from_dict(parts["tokenizer"])
     parts["renames"] = tuple((source, target) for source, target in parts["renames"])
     return Recipe(**parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,8 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 from sftprep.errors import ConfigError
 from sftprep.packing.small import best_fit_decreasing_small
 
-SMALL = 50_000
-"""Plans of up to so many sequences are made in plain Python: 0.1 s, where loading the compiled kernels takes 0.5 s."""
+SMALL = 200_000
+"""Plans of up to so many sequences are made in plain Python: 0.1 s, where loading the compiled kernels takes 0.6 s."""
+SMALL_WHEN_LOADED = 1_000
+"""The same, once this process has loaded the kernels."""
 
 _LIMIT = 2**31
 
@@ -63,7 +66,7 @@ def pack_lengths(lengths: ArrayLike, capacity: int, strategy: str = "bfd") -> Pa
 def pack_best_fit(lengths: NDArray[np.int32], capacity: int) -> PackPlan:
     """Best-fit decreasing over all sequences. lengths: int32 [n], not negative; ConfigError for one over capacity."""
     _refuse_overlong(lengths, capacity)
-    if lengths.size <= SMALL:
+    if lengths.size <= (SMALL_WHEN_LOADED if "sftprep.packing.bestfit" in sys.modules else SMALL):
         bin_of, members, offsets = best_fit_decreasing_small(lengths, capacity)
     else:
         from sftprep.packing.bestfit import best_fit_decreasing  # numba and its kernels, where they are first needed

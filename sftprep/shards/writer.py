@@ -74,13 +74,14 @@ def _arrow_bytes(rows: ShardRows, max_length: int, *, position_ids: bool) -> pa.
     values: dict[str, tuple[NDArray[np.int32], NDArray[Any]]] = {
         "input_ids": (token_offsets, rows.input_ids),
         "completion_mask": (token_offsets, rows.completion_mask),
-        "seq_lengths": (sequence_offsets, rows.seq_lengths),
-        "origin": (sequence_offsets, rows.origin),
+        "seq_lengths": (sequence_offsets, rows.seq_lengths.astype(np.int32, copy=False)),
+        "origin": (sequence_offsets, rows.origin.astype(np.int64, copy=False)),
     }
     if position_ids:
         values["position_ids"] = (token_offsets, positions_of(rows.seq_lengths, position_dtype(max_length)))
     lists = {name: pa.ListArray.from_arrays(*map(arrow_array, pair)) for name, pair in values.items()}
-    columns = [lists[name].cast(schema.field(name).type) for name in schema.names]
+    # The types are right as they are; a cast would import pyarrow.compute, which takes longer than a small build.
+    columns = [lists[name] for name in schema.names]
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, schema) as writer:
         writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))

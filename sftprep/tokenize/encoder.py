@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -52,17 +52,14 @@ def probe_encoder(
     return result.encoder, result.to_dict()
 
 
-def load_encoder(spec: TokenizerSpec, name: str, *, threads: bool) -> Encoder:
+def load_encoder(spec: TokenizerSpec, name: str, *, threads: bool, reference: Callable[[], Encoder] | None = None) -> Encoder:
     """The encoder of that name, without asking whether it is right: for workers, and to fail over to "tokenizers".
 
-    threads: whether it may use every core; a worker process among others does not. Raises EncoderFault, TokenizerError.
+    threads: whether it may use every core; a worker process among others does not. reference: makes the "tokenizers" encoder, for
+    one that is loaded anyway. Raises EncoderFault, TokenizerError.
     """
-
-    @cache
-    def reference() -> Encoder:
-        return HfEncoder(spec, threads=threads)
-
-    return FastEncoder(spec, threads=threads, reference=reference) if name == FastEncoder.name else reference()
+    made = reference or cache(partial(HfEncoder, spec, threads=threads))
+    return FastEncoder(spec, threads=threads, reference=made) if name == FastEncoder.name else made()
 
 
 def _chosen(spec: TokenizerSpec, choice: Choice, samples: Sequence[str], cache_folder: Path | None) -> ProbeResult:

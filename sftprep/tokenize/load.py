@@ -27,6 +27,9 @@ from sftprep.tokenize.spec import TokenizerSpec, tokenizer_spec
 
 __all__ = ["TokenizerSpec", "load_tokenizer", "read_spec", "tokenizer_spec", "write_spec"]
 
+SPEC_SUFFIX = ".spec"
+"""Ends the name of a file of `write_spec` that is given for a tokenizer; see `sftprep.tokenize.live`."""
+
 _FORMAT = 1
 """Raised when an entry of the cache, or the way it is made, changes."""
 
@@ -61,6 +64,8 @@ def load_tokenizer(name_or_dir: str, *, revision: str | None = None, cache: Path
             "no tokenizer was named", remedy="give --tokenizer a folder, or a name on the Hub such as Qwen/Qwen3-8B"
         )
     local = Path(name_or_dir).expanduser()
+    if local.suffix == SPEC_SUFFIX and local.is_file():
+        return _written_down(local)
     on_disk = local.is_dir()
     folder = local if on_disk else _download(name_or_dir, local, revision)
     files = _tokenizer_files(folder)
@@ -95,6 +100,13 @@ def read_spec(path: Path) -> TokenizerSpec | None:
         return TokenizerSpec.from_dict({**found[0], "json": found[1]}) if found else None
     except (KeyError, TypeError):  # written by another version of TokenizerSpec, whose author forgot to raise _FORMAT
         return None
+
+
+def _written_down(path: Path) -> TokenizerSpec:
+    spec = read_spec(path)
+    if spec is None:
+        raise TokenizerError(f"{path} is damaged", remedy="remove it; it is written again by the trainer that needs it")
+    return spec
 
 
 def _download(name: str, local: Path, revision: str | None) -> Path:

@@ -40,7 +40,7 @@ def resolve(name: str) -> TokenizerSpec:
     except Exception as error:  # anything: transformers passes on what the tokenizer's own class raises
         raise _explained(name, error) from error
     spec = tokenizer_spec(tokenizer, name=name)
-    _check_json(spec, tokenizer)
+    check_json(spec, tokenizer)
     return spec
 
 
@@ -63,8 +63,8 @@ def _explained(name: str, error: Exception) -> TokenizerError:
     )
 
 
-def _check_json(spec: TokenizerSpec, tokenizer: Any) -> None:
-    """A setting of the live object that is not in its JSON would make other ids later: compare them now."""
+def check_json(spec: TokenizerSpec, tokenizer: Any) -> None:
+    """A setting of the live object that is not in its JSON would make other ids later: compare them now. Raises TokenizerError."""
     from tokenizers import Tokenizer
 
     written = Tokenizer.from_str(spec.json)

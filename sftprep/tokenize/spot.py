@@ -15,7 +15,7 @@ EVERY = 1000
 
 def spot_check(
     encoder: Encoder,
-    reference: Callable[[], Encoder],
+    reference: Callable[[Sequence[str]], Tokens],
     texts: Sequence[str],
     tokens: Tokens,
     *,
@@ -25,8 +25,8 @@ def spot_check(
 ) -> Mismatch | None:
     """Compare the texts whose turn it is; None where there is none, or where they are equal.
 
-    tokens: what `encoder` gave for `texts`; reference: makes the `tokenizers` encoder, called only when there is something to
-    check (cache it); seen: texts that this process has encoded before these.
+    tokens: what `encoder` gave for `texts`; reference: encodes with `tokenizers`, called only when there is something to check;
+    seen: texts that this process has encoded before these.
     """
     if encoder.name == "tokenizers":
         return None
@@ -34,7 +34,7 @@ def spot_check(
     if not numbers:
         return None
     chosen = [texts[number] for number in numbers]
-    return first_mismatch(chosen, reference().encode(chosen), flat_tokens([tokens.of(number) for number in numbers]))
+    return first_mismatch(chosen, reference(chosen), flat_tokens([tokens.of(number) for number in numbers]))
 
 
 def spot_numbers(seen: int, count: int, seed: int, every: int = EVERY) -> list[int]:

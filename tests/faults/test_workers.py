@@ -39,6 +39,13 @@ def fail(number: int) -> int:
     raise ValueError(number)
 
 
+@pytest.fixture(params=["two others", "this one and another"])
+def any_pool(request):
+    executor = Processes(2) if request.param == "two others" else Processes(1, with_this_one=True)
+    yield executor
+    executor.close()
+
+
 @pytest.fixture
 def pool():
     executor = Processes(2)
@@ -46,11 +53,12 @@ def pool():
     executor.close()
 
 
-def test_executors_give_the_same_results(pool):
-    assert sorted(pool.map_unordered(double, iter(range(20)))) == sorted(InProcess().map_unordered(double, range(20)))
+def test_executors_give_the_same_results(any_pool):
+    assert sorted(any_pool.map_unordered(double, iter(range(20)))) == sorted(InProcess().map_unordered(double, range(20)))
+    assert list(any_pool.map_unordered(double, [])) == []
 
 
-def test_specs_are_taken_only_as_there_is_room(pool):
+def test_specs_are_taken_only_as_there_is_room(any_pool):
     taken = []
 
     def specs():
@@ -58,7 +66,7 @@ def test_specs_are_taken_only_as_there_is_room(pool):
             taken.append(number)
             yield number
 
-    results = pool.map_unordered(double, specs())
+    results = any_pool.map_unordered(double, specs())
     next(results)
     assert len(taken) < 10
     assert len(list(results)) == 49
@@ -69,6 +77,46 @@ def test_a_worker_that_is_killed_is_replaced_and_its_work_done(pool, tmp_path):
     for spec in specs[1:]:
         Path(spec).touch()
     assert sorted(pool.map_unordered(die_once, specs)) == specs
+
+
+def die_elsewhere_once(spec: tuple[int, str]) -> int:
+    """Takes its time in the first process; any other is killed, once."""
+    first, marker = spec
+    time.sleep(0.05)
+    if os.getpid() != first and not Path(marker).exists():
+        Path(marker).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return os.getpid()
+
+
+def test_this_process_works_too_and_another_that_is_killed_is_replaced(tmp_path):
+    executor = Processes(1, with_this_one=True)
+    try:
+        marker = tmp_path / "killed"
+        where = list(executor.map_unordered(die_elsewhere_once, [(os.getpid(), str(marker))] * 60))
+    finally:
+        executor.close()
+    assert len(where) == 60
+    assert marker.exists()
+    assert len(set(where)) == 2
+
+
+def test_a_script_that_workers_cannot_import_is_worked_off_by_this_process(tmp_path):
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        "from sftprep.engine.executors import Processes\n"
+        "from tests.faults.test_workers import double\n"
+        "import time\n"
+        "executor = Processes(1, with_this_one=True)\n"
+        "time.sleep(3)\n"
+        "print(sorted(executor.map_unordered(double, range(5))))\n"
+    )
+    root = str(Path(__file__).resolve().parents[2])
+    done = subprocess.run(
+        [sys.executable, str(script)], env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.strip() == "[0, 2, 4, 6, 8]"
+    assert "this one does all the work" in done.stderr
 
 
 def test_work_that_kills_every_worker_ends_with_an_error(pool):

@@ -47,7 +47,7 @@ def package_without_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_numba_is_imported_only_where_kernels_are_needed() -> None:
     code = (
-        "import sys; from sftprep.packing import pack_lengths; many = [1] * 200_000\n"
+        "import sys; from sftprep.packing import pack_lengths; many = [1] * 200_001\n"
         "pack_lengths(many, 4, 'none'); print('numba' in sys.modules)\n"
         "pack_lengths(many, 4); print('numba' in sys.modules)"
     )

@@ -23,9 +23,10 @@ LARGEST = 2**31 - 1
 @pytest.fixture(scope="module", autouse=True, params=["plain", "compiled"])
 def _way(request: pytest.FixtureRequest) -> Iterator[None]:
     """Each law holds for the plain planner of small plans and for the compiled one."""
-    before, strategies.SMALL = strategies.SMALL, 10**9 if request.param == "plain" else -1
+    before = strategies.SMALL, strategies.SMALL_WHEN_LOADED
+    strategies.SMALL = strategies.SMALL_WHEN_LOADED = 10**9 if request.param == "plain" else -1
     yield
-    strategies.SMALL = before
+    strategies.SMALL, strategies.SMALL_WHEN_LOADED = before
 
 
 def packs(plan: PackPlan) -> list[list[int]]:

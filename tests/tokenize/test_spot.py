@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from sftprep.tokenize.hf import HfEncoder
 from sftprep.tokenize.spot import spot_check, spot_numbers
-from sftprep.tokenize.tokens import Encoder
+from sftprep.tokenize.tokens import Tokens
 from tests.tokenize.made import byte_level, spec_of
 from tests.tokenize.test_probe import Liar
 
@@ -40,9 +41,9 @@ def test_a_lie_is_found_and_nothing_is_loaded_before_there_is_something_to_check
     liar = Liar(truth, "ids")
     loads: list[str] = []
 
-    def reference() -> Encoder:
+    def reference(texts: Sequence[str]) -> Tokens:
         loads.append("tokenizers")
-        return truth
+        return truth.encode(texts)
 
     texts = [f"the fox {number}" for number in range(500)]
     tokens = liar.encode(texts)
