@@ -252,6 +252,7 @@ def _assemble(
                 spills=tuple(spill_path(folder / SPILL_FOLDER, parts[p].key) for p in used.tolist()),
                 spill=spill.astype(np.int32),
                 row=row[own],
+                seq_lengths=lengths[own],
                 first_ordinal=first_ordinal[used],
                 pack_offsets=np.concatenate(([0], pack_ends[first:last] - begin)),
                 max_length=recipe.max_length,

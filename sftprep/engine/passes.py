@@ -73,7 +73,8 @@ class AssembleTask:
     """Pass 3 for one shard: which sequences it holds, in order.
 
     spills: files; spill int32 [sequences] and row int32 [sequences]: sequence k is row[k] of spills[spill[k]];
-    first_ordinal int64 [spills]: ordinal of the first line of each spill's partition; pack_offsets int64 [packs + 1].
+    seq_lengths int32 [sequences]: tokens of each; first_ordinal int64 [spills]: ordinal of the first line of each spill's
+    partition; pack_offsets int64 [packs + 1].
     """
 
     index: int
@@ -81,6 +82,7 @@ class AssembleTask:
     spills: tuple[Path, ...]
     spill: NDArray[np.int32]
     row: NDArray[np.int32]
+    seq_lengths: NDArray[np.int32]
     first_ordinal: NDArray[np.int64]
     pack_offsets: NDArray[np.int64]
     max_length: int
@@ -97,25 +99,30 @@ class Assembled:
 
 
 def assemble_shard(task: AssembleTask) -> Assembled:
-    """Gather the sequences of a shard from the mapped spills and write it. Raises StorageError."""
-    spills = [map_spill(path) for path in task.spills]
-    # The offsets and origins of all spills one after the other, so that each sequence is looked up by one number.
-    sizes = np.array([len(spill.offsets) for spill in spills])
-    at = (np.cumsum(sizes) - sizes)[task.spill] + task.row
-    offsets = np.concatenate([spill.offsets for spill in spills])
-    begins, ends = offsets[at], offsets[at + 1]
-    origins = np.concatenate([spill.origin for spill in spills])[at - task.spill]  # a spill has one origin less than offsets
-    places = list(zip(task.spill.tolist(), begins.tolist(), ends.tolist(), strict=True))
-    ids, masks = [spill.input_ids for spill in spills], [spill.completion_mask for spill in spills]
-    rows = ShardRows(
-        input_ids=np.concatenate([ids[s][begin:end] for s, begin, end in places]),
-        completion_mask=np.concatenate([masks[s][begin:end] for s, begin, end in places]).view(np.bool_),
-        seq_lengths=ends - begins,
-        origin=origins + task.first_ordinal[task.spill],
-        pack_offsets=task.pack_offsets,
-    )
-    info = write_shard(task.shard_folder, task.index, rows, max_length=task.max_length, position_ids=task.position_ids)
-    return Assembled(task.index, info, int(rows.input_ids.max()))
+    """Gather the sequences of a shard from the spills and write it. Raises StorageError.
+
+    Spill after spill, so that no more than one of them is mapped at a time: of a large corpus, a shard needs some pages of each.
+    """
+    lengths = task.seq_lengths
+    ends = np.cumsum(lengths, dtype=np.int64)
+    ids = np.empty(int(ends[-1]), dtype=np.int32)
+    mask = np.empty(len(ids), dtype=np.uint8)
+    origin = np.empty(len(lengths), dtype=np.int64)
+    by_spill = np.argsort(task.spill, kind="stable")
+    edges = np.searchsorted(task.spill[by_spill], np.arange(len(task.spills) + 1))
+    for number, path in enumerate(task.spills):
+        own = by_spill[edges[number] : edges[number + 1]]
+        spill = map_spill(path)
+        rows = task.row[own]
+        origin[own] = spill.origin[rows] + task.first_ordinal[number]
+        places = zip((ends - lengths)[own].tolist(), spill.offsets[rows].tolist(), lengths[own].tolist(), strict=True)
+        from_ids, from_mask = spill.input_ids, spill.completion_mask
+        for to, begin, length in places:
+            ids[to : to + length] = from_ids[begin : begin + length]
+            mask[to : to + length] = from_mask[begin : begin + length]
+    rows_of_shard = ShardRows(ids, mask.view(np.bool_), lengths, origin, task.pack_offsets)
+    info = write_shard(task.shard_folder, task.index, rows_of_shard, max_length=task.max_length, position_ids=task.position_ids)
+    return Assembled(task.index, info, int(ids.max()))
 
 
 @lru_cache(maxsize=2)
