@@ -38,10 +38,10 @@ def tokenizer_folder(name: str) -> Path:
     raise SystemExit(f"no tokenizer folder {name}: give --tokenizer DIR")
 
 
-def repeated(path: Path, copies: int, output: Path) -> Path:
-    """The file, several times over, with a number put before each text so that no two records are the same."""
+def repeated(path: Path, copies: int, output: Path, *, limit: int | None = None) -> Path:
+    """The file, several times over, with a number put before each text so that no two records are the same; at most `limit`."""
     with open(path, encoding="utf-8") as source:
-        rows = [json.loads(line) for line in source if line.strip()]
+        rows = [json.loads(line) for line in source if line.strip()][:limit]
     with open(output, "w", encoding="utf-8") as target:
         for copy in range(copies):
             for number, row in enumerate(rows):

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.corpora import corpus, repeated, tokenizer_folder
+from benchmarks.plots import bars
 
 PAIRS = [("chitchat", "qwen3"), ("gsm8k", "qwen3"), ("gsm8k", "mistral-v3")]
 
@@ -205,20 +206,14 @@ def _table(results: list[dict[str, Any]]) -> str:
 
 
 def _draw(results: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    labels = [f"{Path(r['data']).name} · {Path(r['tokenizer']).name}\n{r['side']}" for r in results]
-    figure, axes = pyplot.subplots(figsize=(8, 0.6 * len(results) + 1))
-    colors = ["#2a7" if r["side"] == "sftprep" else "#999" for r in results]
-    axes.barh(labels, [r["mb_per_second"] for r in results], color=colors)
-    axes.set_xscale("log")
-    axes.set_xlabel("MB of JSONL per second (log)")
-    axes.invert_yaxis()
-    figure.tight_layout()
-    figure.savefig(path)
+    bars(
+        path,
+        [f"{Path(r['data']).name} · {Path(r['tokenizer']).name}\n{r['side']}" for r in results],
+        [r["mb_per_second"] for r in results],
+        ours=[r["side"] == "sftprep" for r in results],
+        measure="MB of JSONL per second",
+        log=True,
+    )
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import numpy as np
 import orjson
 
 from benchmarks.corpora import corpus, repeated, tokenizer_folder
+from benchmarks.plots import bars
 from sftprep.config import BuildConfig
 from sftprep.engine.prepare import Preparer
 from sftprep.engine.setup import prepare_setup
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--copies", type=int, default=1, help="repeat the data so often, each record numbered")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--plot", type=Path, help="draw the seconds of each stage into this file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="sftprep-bench-") as scratch:
         path, renames = corpus(arguments.data, Path(scratch))
@@ -43,6 +45,9 @@ def main() -> None:
         settings = {"tokenizer": str(tokenizer_folder(arguments.tokenizer)), "output": "unused", "max_length": 4096}
         rows = stages(BuildConfig.of(inputs=str(path), map=tuple(renames), **settings), Path(scratch), arguments.rounds)
     print(json.dumps(rows, indent=1)) if arguments.json else print(_table(rows))
+    if arguments.plot:
+        ours = [not r["stage"].startswith(("orjson", "raw encoder", "floor")) for r in rows]
+        bars(arguments.plot, [r["stage"] for r in rows], [r["seconds"] for r in rows], ours=ours, measure="seconds")
 
 
 def stages(config: BuildConfig, folder: Path, rounds: int) -> list[dict[str, Any]]:
