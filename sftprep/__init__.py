@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from sftprep.api import build as build
     from sftprep.config import BuildConfig as BuildConfig
     from sftprep.engine.build import BuildReport as BuildReport
-    from sftprep.engine.build import build as build
     from sftprep.packing.strategies import PackPlan as PackPlan
     from sftprep.packing.strategies import pack_lengths as pack_lengths
     from sftprep.shards.manifest import Manifest as Manifest
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sftprep.shards.reader import Shards as Shards
     from sftprep.shards.reader import open_shards as open_shards
     from sftprep.shards.verify import verify as verify
+    from sftprep.tokenize.live import tokenizer_file as tokenizer_file
     from sftprep.tokenize.load import TokenizerSpec as TokenizerSpec
     from sftprep.tokenize.load import load_tokenizer as load_tokenizer
     from sftprep.tokenize.load import tokenizer_spec as tokenizer_spec
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _HOME = {
     "BuildConfig": "sftprep.config",
     "BuildReport": "sftprep.engine.build",
-    "build": "sftprep.engine.build",
+    "build": "sftprep.api",
     "PackPlan": "sftprep.packing.strategies",
     "pack_lengths": "sftprep.packing.strategies",
     "Manifest": "sftprep.shards.manifest",
@@ -38,6 +39,7 @@ _HOME = {
     "Shards": "sftprep.shards.reader",
     "open_shards": "sftprep.shards.reader",
     "verify": "sftprep.shards.verify",
+    "tokenizer_file": "sftprep.tokenize.live",
     "TokenizerSpec": "sftprep.tokenize.load",
     "load_tokenizer": "sftprep.tokenize.load",
     "tokenizer_spec": "sftprep.tokenize.load",

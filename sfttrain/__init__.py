@@ -1,4 +1,4 @@
-"""sfttrain: fine-tuning on the packed, padding-free shards that sftprep builds.
+"""sfttrain: fine-tuning on the packed, padding-free shards that sftprep builds, with the names that TRL's scripts use.
 
 The public names are imported when they are first used, so that `import sfttrain` costs nothing.
 """
@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sfttrain.clone import clone_chat_template as clone_chat_template
     from sfttrain.config import ModelConfig as ModelConfig
     from sfttrain.config import SFTConfig as SFTConfig
     from sfttrain.model import get_kbit_device_map as get_kbit_device_map
@@ -20,6 +21,7 @@ _HOME = {
     "SFTTrainer": "sfttrain.trainer",
     "SFTConfig": "sfttrain.config",
     "ModelConfig": "sfttrain.config",
+    "clone_chat_template": "sfttrain.clone",
     "get_peft_config": "sfttrain.model",
     "get_quantization_config": "sfttrain.model",
     "get_kbit_device_map": "sfttrain.model",

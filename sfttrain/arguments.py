@@ -23,9 +23,30 @@ class RunConfig:
     """What is run, and how it is told."""
 
     data: str | None = field(
-        default=None, metadata={"help": "Folder of packs that `sftprep build` made (or DIR without a flag)."}
+        default=None, metadata={"help": "Folder of packs that `sftprep build` made, or raw records (or DIR without a flag)."}
     )
-    eval_data: str | None = field(default=None, metadata={"help": "Folder of packs to evaluate on."})
+    eval_data: str | None = field(default=None, metadata={"help": "Folder of packs, or raw records, to evaluate on."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "As in TRL, in place of DIR: a dataset on the Hub, or whatever DIR may be."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of dataset_name."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split of dataset_name that is trained on."})
+    dataset_test_split: str = field(
+        default="test", metadata={"help": "Split of dataset_name that is evaluated on, if eval_strategy is not no."}
+    )
+    dataset_streaming: bool = field(default=False, metadata={"help": "Read dataset_name without downloading it first."})
+    stream: list[str] | None = field(
+        default=None,
+        metadata={"help": "Raw records that are tokenized while the model trains, instead of DIR; needs --max_steps."},
+    )
+    stream_window: int = field(default=4096, metadata={"help": "With --stream: sequences of which packs are made at a time."})
+    stream_lanes: int = field(
+        default=16, metadata={"help": "With --stream: parts that the records are dealt into; a multiple of the number of ranks."}
+    )
+    stream_order: str = field(
+        default="shuffle",
+        metadata={"help": "With --stream: shuffle, or keep the order of the records.", "choices": ["shuffle", "keep"]},
+    )
     json: bool = field(default=False, metadata={"help": "Print the summary as JSON on stdout."})
 
 
@@ -58,6 +79,7 @@ def read_arguments(arguments: Sequence[str]) -> Request:
     given = {token.partition("=")[0].lstrip("-").replace("-", "_") for token in [*from_files, *flags] if token.startswith("--")}
     if values["use_peft"] and "learning_rate" not in given:
         values["learning_rate"] = LORA_LEARNING_RATE
+    values["data"] = values["data"] or values["dataset_name"]
     _require(values)
     parts: dict[str, Any] = {
         name: kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.init}) for name, kind in _KINDS.items()
@@ -82,6 +104,7 @@ class _Parser(HfArgumentParser):  # type: ignore[misc]
             prog="sfttrain run",
             usage="sfttrain run DIR --model M --output_dir DIR [options]",
             allow_abbrev=False,
+            conflict_handler="resolve",  # trust_remote_code is a setting of the model and of the training, as in TRL
         )
 
     def error(self, message: str) -> NoReturn:
@@ -135,10 +158,16 @@ def _nearest(name: str, known: list[str], dashes: str) -> str:
 
 
 def _require(values: dict[str, Any]) -> None:
+    if values["stream"] and values["data"]:
+        raise ConfigError(f"--stream and {values['data']} are both to be trained on", remedy="give one of them")
     for name, flag, remedy in (
-        ("data", "DIR", "give the folder that `sftprep build` wrote: sfttrain run DIR --model M --output_dir OUT"),
+        (
+            "data",
+            "DIR",
+            "give the folder that `sftprep build` wrote, or a file of records: sfttrain run DIR --model M --output_dir OUT",
+        ),
         ("model_name_or_path", "--model", "add --model FOLDER_OR_NAME"),
         ("output_dir", "--output_dir", "add --output_dir DIR, where the trained model goes"),
     ):
-        if not values[name]:
+        if not values[name] and not (name == "data" and values["stream"]):
             raise ConfigError(f"{flag} is missing", remedy=remedy)

@@ -12,6 +12,7 @@ from torch import nn
 from sftprep.errors import AttentionError
 from sfttrain import varlen
 from sfttrain.feeding import Feeding, below_adapter
+from sfttrain.fourbit import keep_gradients
 from sfttrain.guard import IsolationGuard, Verdict
 
 CHOICES = ("auto", "flash_attention_4", "flash_attention_3", "flash_attention_2", "torch_varlen", "sft_varlen", "unpack")
@@ -40,6 +41,7 @@ def settle_attention(
     """
     varlen.register()
     refuse_mixing(asked)
+    keep_gradients(model)
     base = below_adapter(model)
     before = str(base.config._attn_implementation)
     judge = IsolationGuard(model, int(base.get_input_embeddings().weight.shape[0]), autocast) if guard else None

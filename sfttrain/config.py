@@ -10,19 +10,27 @@ from transformers import TrainingArguments
 
 from sftprep.errors import ConfigError
 from sfttrain.attention import refuse_mixing
+from sfttrain.older_names import OlderNames, take_older_names
+from sfttrain.refusals import check_choices, refuse_unsupported
 
 LossImpl = Literal["auto", "logits", "fused"]
 
 
+class DefaultLength(int):
+    """A max_length that nobody gave: the trainer takes the tokenizer's own limit where that is lower, as TRL used to."""
+
+
 @dataclass
-class SFTConfig(TrainingArguments):  # type: ignore[misc]
-    """TrainingArguments with these other defaults, and some settings of ours.
+class SFTConfig(OlderNames, TrainingArguments):  # type: ignore[misc]
+    """TrainingArguments with these other defaults, the settings of TRL's SFTConfig (1.16, and older names), and some of ours.
 
     learning_rate 2e-5 (Trainer: 5e-5; `sfttrain run --use_peft` takes 2e-4 where none is given); logging_steps 10 (500);
     report_to none (all that is installed); bf16 on CUDA devices that have it; gradient checkpointing on GPUs (off: on a
     CPU memory is not what is scarce); logging_nan_inf_filter off, since it hides a NaN behind a loss of 0 and waits for
     the device at every micro-batch; remove_unused_columns off.
     """
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs", "dataset_kwargs"]  # noqa: RUF012
 
     # Fields that TrainingArguments has, with the defaults of this class. Types are those of TRL's SFTConfig.
     learning_rate: float = field(default=2e-5, metadata={"help": "The initial learning rate; with --use_peft 2e-4 if not given."})
@@ -38,7 +46,68 @@ class SFTConfig(TrainingArguments):  # type: ignore[misc]
         metadata={"help": "Mixed precision in bfloat16; by default on where a CUDA device has it.", "nargs": "?", "const": True},
     )
 
+    # Fields of TRL's SFTConfig.
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of from_pretrained, for a model given by name; torch_dtype is dtype."}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+    router_aux_loss_coef: float | None = field(
+        default=None, metadata={"help": "Weight of the loss that balances experts; by default that of the model's config."}
+    )
+    chat_template_path: str | None = field(
+        default=None, metadata={"help": "A .jinja file, or a tokenizer whose template and special tokens are taken over."}
+    )
+    dataset_text_field: str = field(default="text", metadata={"help": "Key of the text in raw records."})
+    dataset_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "skip_prepare_dataset: take the dataset as it is."}
+    )
+    dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that prepare raw records."})
+    eos_token: str | None = field(
+        default=None, metadata={"help": "Token that ends a text or a turn, instead of the tokenizer's own."}
+    )
+    pad_token: str | None = field(
+        default=None, metadata={"help": "Padding token that is saved with the tokenizer; rows are not padded."}
+    )
+    max_length: int | None = field(
+        default=DefaultLength(1024),
+        metadata={"help": "Tokens at which raw records are cut, and in a pack; none: records are not cut."},
+    )
+    truncation_mode: str = field(
+        default="keep_start", metadata={"help": "What is kept of longer records.", "choices": ["keep_start", "keep_end"]}
+    )
+    shuffle_dataset: bool = field(default=False, metadata={"help": "Shuffle raw records before they are packed, too."})
+    packing: bool = field(default=False, metadata={"help": "Put several raw records into a row of max_length."})
+    packing_strategy: str = field(
+        default="bfd", metadata={"help": "How raw records are packed.", "choices": ["bfd", "bfd_split", "wrapped"]}
+    )
+    padding_free: bool = field(default=False, metadata={"help": "Rows are never padded, whatever is said here."})
+    pad_to_multiple_of: int | str | None = field(
+        default="auto", metadata={"help": "Fill rows up to a multiple of so many tokens; auto: they are not filled up."}
+    )
+    eval_packing: bool | None = field(
+        default=None, metadata={"help": "Pack raw evaluation records; by default as packing.", "nargs": "?", "const": True}
+    )
+    completion_only_loss: bool | None = field(
+        default=None,
+        metadata={"help": "Train on completions only; by default where there are any.", "nargs": "?", "const": True},
+    )
+    assistant_only_loss: bool = field(default=False, metadata={"help": "Train on what the assistant says only."})
+    loss_type: str = field(
+        default="nll",
+        metadata={
+            "help": "nll: negative log likelihood; dft: each token weighted by its own probability; chunked_nll is nll.",
+            "choices": ["nll", "dft", "chunked_nll"],
+        },
+    )
+    activation_offloading: bool = field(default=False, metadata={"help": "Keep activations in the memory of the CPU."})
+
     # Fields of ours.
+    on_bad_record: Literal["error", "quarantine"] = field(
+        default="error", metadata={"help": "What to do with a raw record that cannot be used: error, or quarantine."}
+    )
+    prepared_dir: str | None = field(
+        default=None, metadata={"help": "Folder in which raw datasets are kept prepared; by default in sftprep's cache."}
+    )
     attn: str = field(
         default="auto",
         metadata={
@@ -53,9 +122,6 @@ class SFTConfig(TrainingArguments):  # type: ignore[misc]
     loss_impl: LossImpl = field(
         default="auto",
         metadata={"help": "logits: made only where the next token is trained; fused: never kept at all; auto: the faster one."},
-    )
-    loss_type: Literal["nll", "dft"] = field(
-        default="nll", metadata={"help": "nll: negative log likelihood; dft: each token weighted by its own probability."}
     )
     allow_mismatch: list[str] | None = field(
         default=None,
@@ -72,25 +138,14 @@ class SFTConfig(TrainingArguments):  # type: ignore[misc]
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu: bool = True  # Trainer wants it said that bfloat16 on a CPU is meant
         self._checkpoint_activations_on_gpus(on_cuda)
+        take_older_names(self)
         refuse_mixing(self.attn)
-        if self.loss_impl not in ("auto", "logits", "fused"):
-            raise ConfigError(f"loss_impl is {self.loss_impl!r}", remedy="choose one of: auto, logits, fused")
-        if self.loss_type not in ("nll", "dft"):
-            raise ConfigError(f"loss_type is {self.loss_type!r}", remedy="choose one of: nll, dft")
-        if not set(self.allow_mismatch or ()) <= {"tokenizer", "length"}:
-            raise ConfigError(f"allow_mismatch is {self.allow_mismatch}", remedy="choose from: tokenizer, length")
-        if self.label_smoothing_factor:
-            raise ConfigError("label smoothing is not done here", remedy="leave label_smoothing_factor at 0")
-        if self.use_liger_kernel:
-            raise ConfigError(
-                "use_liger_kernel would replace the loss of packed rows",
-                remedy="leave it out: --loss_impl fused saves the same memory",
-            )
-        if self.auto_find_batch_size:
-            raise ConfigError(
-                "auto_find_batch_size changes which packs a step trains on", remedy="set --per_device_train_batch_size yourself"
-            )
+        check_choices(self)
+        refuse_unsupported(self)
         super().__post_init__()
+        for name in ("model_init_kwargs", "dataset_kwargs"):
+            if isinstance(getattr(self, name), str):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, no JSON object", remedy='write {"name": value}')
 
     def _checkpoint_activations_on_gpus(self, on_cuda: bool) -> None:
         """On by default on GPUs. The argument was renamed in transformers 5.2x; whichever exists is set."""
@@ -136,6 +191,9 @@ class ModelConfig:
     lora_task_type: str = field(default="CAUSAL_LM", metadata={"help": "Kept for TRL's scripts; only CAUSAL_LM is trained here."})
     use_rslora: bool = field(default=False, metadata={"help": "Scale the adapter by alpha / sqrt(r)."})
     use_dora: bool = field(default=False, metadata={"help": "Train magnitude and direction apart (DoRA)."})
+    merge: bool = field(
+        default=False, metadata={"help": "After training, save the model with the adapter merged into it too: OUTPUT_DIR/merged."}
+    )
     load_in_8bit: bool = field(default=False, metadata={"help": "Keep the base model in 8 bits (bitsandbytes); for adapters."})
     load_in_4bit: bool = field(default=False, metadata={"help": "Keep the base model in 4 bits (bitsandbytes); for adapters."})
     bnb_4bit_quant_type: str = field(default="nf4", metadata={"help": "Kind of 4-bit numbers.", "choices": ["fp4", "nf4"]})
@@ -152,6 +210,8 @@ class ModelConfig:
             raise ConfigError("load_in_8bit and load_in_4bit are both set", remedy="choose one of them")
         if (self.load_in_8bit or self.load_in_4bit) and not self.use_peft:
             raise ConfigError("a quantized model cannot be trained in full", remedy="add --use_peft")
+        if self.merge and not self.use_peft:
+            raise ConfigError("merge is set, and there is no adapter to merge", remedy="add --use_peft, or leave --merge out")
         if self.lora_task_type != "CAUSAL_LM":
             raise ConfigError(f"lora_task_type is {self.lora_task_type!r}", remedy="leave it at CAUSAL_LM")
         if self.lora_r < 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -53,9 +53,14 @@ def collate_packs(packs: Sequence[PackLike]) -> RowBatch:
     """Put the packs of a device batch into one padding-free row; see `RowBatch`.
 
     No pack at all gives a row of two tokens, neither trained: what a rank gets that has nothing left in the last step.
+    A pack may have `loss_weights`, float32 [T]: what each token weighs in the loss where it is trained. One that has none
+    beside one that has some weighs 1 a token; a token of weight 0 is not trained.
     """
     ids = _joined([p.input_ids for p in packs], [0, 0], np.int64)
     trained = _joined([p.completion_mask for p in packs], [0, 0], np.bool_)
+    token_weights = _weights(packs)
+    if token_weights is not None:
+        trained &= token_weights != 0
     lengths = _joined([p.seq_lengths for p in packs], [2], np.int64)
     lengths = lengths[lengths > 0]
     bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
@@ -67,7 +72,8 @@ def collate_packs(packs: Sequence[PackLike]) -> RowBatch:
     targets = labels[scored + 1]
     if len(scored) == 0:
         # The row still goes through the model, so that every rank takes part in every step; its loss is 0.
-        scored, targets = np.zeros(1, np.int64), np.full(1, -100, np.int64)
+        scored, targets, token_weights = np.zeros(1, np.int64), np.full(1, -100, np.int64), None
+    weights = None if token_weights is None else token_weights[scored + 1]
     cu_seq_lens = torch.from_numpy(bounds.astype(np.int32))
     longest = int(lengths.max())
     return RowBatch(
@@ -81,7 +87,40 @@ def collate_packs(packs: Sequence[PackLike]) -> RowBatch:
         seq_lens=tuple(lengths.tolist()),
         scored=torch.from_numpy(scored),
         targets=torch.from_numpy(targets),
+        weights=None if weights is None else torch.from_numpy(weights),
+        total_weight=float((targets != -100).sum() if weights is None else weights.sum(dtype=np.float64)),
     )
+
+
+def _weights(packs: Sequence[PackLike]) -> NDArray[np.float32] | None:
+    """What the tokens of all packs weigh, float32 [T], or None where no pack says anything of it."""
+    parts = [getattr(p, "loss_weights", None) for p in packs]
+    if all(part is None for part in parts):
+        return None
+    return np.concatenate(
+        [np.ones(len(p.input_ids), np.float32) if w is None else w for p, w in zip(packs, parts, strict=True)], dtype=np.float32
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Filler:
+    """Padding as a sequence of its own, in which nothing is trained."""
+
+    input_ids: NDArray[np.int32]
+    completion_mask: NDArray[np.bool_]
+    seq_lengths: NDArray[np.int32]
+
+
+def collate_filled(packs: Sequence[PackLike], *, multiple: int, pad_token_id: int) -> RowBatch:
+    """As `collate_packs`, with the row filled up to a multiple of so many tokens, by one sequence that trains nothing."""
+    tokens = sum(len(p.input_ids) for p in packs) or 2
+    missing = -tokens % multiple
+    if not missing:
+        return collate_packs(packs)
+    # Where there is no pack at all, the two tokens that stand for it are the filler's own.
+    size = missing if packs else missing + 2
+    filler = _Filler(np.full(size, pad_token_id, np.int32), np.zeros(size, np.bool_), np.array([size], np.int32))
+    return collate_packs([*packs, filler])
 
 
 def _joined(parts: list[NDArray[Any]], instead: list[int], dtype: type[np.generic]) -> NDArray[Any]:
@@ -164,14 +203,22 @@ class StepSampler(Sampler[list[int]]):
 class PackLoader(DataLoader[RowBatch]):
     """A DataLoader of collated rows that passes the epoch on to its sampler."""
 
-    def __init__(self, source: PackSource, sampler: StepSampler, *, workers: int = 0, pin_memory: bool = False) -> None:
+    def __init__(
+        self,
+        source: Any,
+        sampler: StepSampler,
+        *,
+        collate: Callable[[list[Any]], Any] = collate_packs,
+        workers: int = 0,
+        **options: Any,
+    ) -> None:
+        """source: packs, or rows for another `collate`, by number; options: those of torch's DataLoader."""
         super().__init__(
             cast(Any, _PackDataset(source)),
             batch_sampler=cast(Any, sampler),
-            collate_fn=collate_packs,
+            collate_fn=collate,
             num_workers=workers,
-            pin_memory=pin_memory,
-            persistent_workers=workers > 0,
+            **{"persistent_workers": workers > 0, **options},
         )
 
     def set_epoch(self, epoch: int) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,21 @@ class RowBatch(TypedDict):
     """int64 [n]: positions whose next token is trained, ascending"""
     targets: Tensor
     """int64 [n]: that next token"""
+    weights: Tensor | None
+    """float32 [n]: what each target weighs in the loss; None where all weigh 1"""
+    total_weight: float
+    """sum of those weights; without them the number of targets that count"""
+
+
+class Scored(NamedTuple):
+    """What a model says where it is scored."""
+
+    outputs: Tensor
+    """[n, V] logits, or [n, H] inputs of the head while `LossPlan.outputs_are_hidden`"""
+    targets: Tensor
+    """int64 [n]: the tokens that should have come; -100 counts nothing"""
+    weights: Tensor | None
+    """float32 [n]: what each weighs, or None where all weigh 1"""
 
 
 @dataclass(frozen=True)
@@ -66,16 +82,16 @@ class Feeding:
         return self.takes_any or name in self.parameters
 
 
-def scored_outputs(model: nn.Module, batch: RowBatch, feeding: Feeding) -> tuple[Tensor, Tensor]:
-    """Run the model and return its logits where they are scored, with the tokens that should have come: [n, V], int64 [n].
+def scored_outputs(model: nn.Module, batch: RowBatch, feeding: Feeding) -> Scored:
+    """Run the model and return its logits where they are scored, with the tokens that should have come.
 
     Logits are made only there, through the model's own `logits_to_keep`, where its forward has that parameter.
     With `feeding.unpack` the order is that of the padded batches, and n may differ by targets of -100.
     """
     if not feeding.unpack:
-        return _packed_outputs(model, batch, feeding), batch["targets"]
-    outputs, targets = zip(*_unpacked_outputs(model, batch, feeding), strict=True)
-    return torch.cat(outputs), torch.cat(targets)
+        return Scored(_packed_outputs(model, batch, feeding), batch["targets"], batch["weights"])
+    outputs, targets, weights = zip(*_unpacked_outputs(model, batch, feeding), strict=True)
+    return Scored(torch.cat(outputs), torch.cat(targets), None if batch["weights"] is None else torch.cat(weights))
 
 
 def below_adapter(model: Any) -> Any:
@@ -103,18 +119,50 @@ def packed_arguments(batch: RowBatch, feeding: Feeding) -> dict[str, Any]:
 def _packed_outputs(model: nn.Module, batch: RowBatch, feeding: Feeding) -> Tensor:
     arguments = packed_arguments(batch, feeding)
     scored = batch["scored"]
-    if "logits_to_keep" in feeding.parameters:
-        kept: Tensor = model(**arguments, logits_to_keep=scored).logits
-        return kept[0]
-    every: Tensor = model(**arguments).logits
+    with _bounds_are_known():
+        if "logits_to_keep" in feeding.parameters:
+            kept: Tensor = model(**arguments, logits_to_keep=scored).logits
+            return kept[0]
+        every: Tensor = model(**arguments).logits
     return every[0, scored]
 
 
-def _unpacked_outputs(model: nn.Module, batch: RowBatch, feeding: Feeding) -> Iterator[tuple[Tensor, Tensor]]:
-    """One padded batch after another; batches in which nothing is trained are left out, except the last one standing."""
+@contextlib.contextmanager
+def _bounds_are_known() -> Iterator[None]:
+    """While this is open, transformers does not look for sequences in the position_ids of a row.
+
+    It would, to build a mask that attention with explicit bounds has no use for, and the program would wait for the device
+    at every forward to see whether there are any.
+    """
+    from transformers import masking_utils
+
+    rooms = vars(masking_utils)
+    before = rooms.get("find_packed_sequence_indices")
+    if before is None:  # another version, which does it some other way
+        yield
+        return
+    rooms["find_packed_sequence_indices"] = _found_none
+    try:
+        yield
+    finally:
+        rooms["find_packed_sequence_indices"] = before
+
+
+def _found_none(position_ids: Tensor) -> None:
+    """In place of transformers' search: one sequence a row, as far as masks go."""
+
+
+def _unpacked_outputs(model: nn.Module, batch: RowBatch, feeding: Feeding) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Outputs, targets and weights of one padded batch after another.
+
+    Batches in which nothing is trained are left out, except the last one standing.
+    """
     ids, device = batch["input_ids"][0], batch["input_ids"].device
     wanted = torch.full_like(ids, -100)
     wanted[batch["scored"]] = batch["targets"]
+    weights = torch.ones_like(ids, dtype=torch.float32)
+    if batch["weights"] is not None:
+        weights[batch["scored"]] = batch["weights"]
     groups = list(groups_of_like_length(batch["seq_lens"]))
     done = 0
     for number, group in enumerate(groups):
@@ -140,4 +188,4 @@ def _unpacked_outputs(model: nn.Module, batch: RowBatch, feeding: Feeding) -> It
         if not bool(scored.any()):
             scored = torch.zeros_like(scored)
             scored[0, 0] = True
-        yield logits[scored], kept[scored]
+        yield logits[scored], kept[scored], weights[index][:, columns][scored]

@@ -26,9 +26,11 @@ class LossSums(NamedTuple):
     nll: Tensor
     """float32 scalar: negative log likelihood, summed"""
     correct: Tensor
-    """int64 scalar: positions whose most likely token is the right one"""
+    """int64 scalar: positions at which no token is more likely than the right one"""
     tokens: Tensor
     """int64 scalar: positions that count"""
+    weight: Tensor
+    """float32 scalar: what those positions weigh together; without weights, how many they are"""
 
 
 @dataclass(frozen=True)
@@ -42,33 +44,47 @@ class LossPlan:
         """While this is open, the model returns what goes into its head, in place of logits (only where the loss is fused)."""
         return contextlib.nullcontext() if self.head is None else _passing_through(self.head)
 
-    def sums(self, outputs: Tensor, targets: Tensor) -> LossSums:
-        """Loss of `outputs`, [n, V] logits or [n, H] inputs of the head, for int64 [n] targets; -100 counts nothing."""
+    def sums(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> LossSums:
+        """Loss of `outputs`, [n, V] logits or [n, H] inputs of the head, for int64 [n] targets; -100 counts nothing.
+
+        weights: float32 [n], what each position weighs, or None where all weigh 1. A mean is `loss / weight`.
+        """
         if self.head is None:
-            return loss_from_logits(outputs, targets, self.kind)
-        return fused_loss(outputs, self.head.weight, self.head.bias, targets, self.kind)
+            return loss_from_logits(outputs, targets, self.kind, weights)
+        return fused_loss(outputs, self.head.weight, self.head.bias, targets, self.kind, weights)
 
 
-def loss_from_logits(logits: Tensor, targets: Tensor, kind: LossType = "nll") -> LossSums:
-    """Sums over n positions. logits: [n, V]; targets: int64 [n], -100 counts nothing.
+def loss_from_logits(logits: Tensor, targets: Tensor, kind: LossType = "nll", weights: Tensor | None = None) -> LossSums:
+    """Sums over n positions. logits: [n, V]; targets: int64 [n], -100 counts nothing; weights: float32 [n] or None.
 
     dft weighs each token by its own probability, held constant (https://arxiv.org/abs/2508.05629).
     """
     nll = F.cross_entropy(logits.float(), targets, reduction="none", ignore_index=-100)
     weighted = nll * torch.exp(-nll.detach()) if kind == "dft" else nll
+    weighted = weighted if weights is None else weighted * weights
     valid = targets != -100
-    correct = ((logits.detach().argmax(-1) == targets) & valid).sum()
-    return LossSums(weighted.sum(), nll.detach().sum(), correct, valid.sum())
+    scores = logits.detach()
+    correct = ((scores.gather(1, targets.clamp(min=0)[:, None])[:, 0] >= scores.amax(-1)) & valid).sum()
+    return LossSums(weighted.sum(), nll.detach().sum(), correct, valid.sum(), _weight_of(valid, weights))
 
 
-def fused_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, kind: LossType = "nll") -> LossSums:
+def fused_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    kind: LossType = "nll",
+    weights: Tensor | None = None,
+) -> LossSums:
     """Sums over n positions of a linear head. hidden: [n, H]; weight: [V, H]; bias: [V] or None; targets: int64 [n].
 
-    The idea: the gradient of cross-entropy is softmax minus one-hot, known as soon as a chunk of logits is, and every
-    position has the same factor in front (the incoming gradient of the sum). So the forward makes, chunk by chunk of some
-    64 MiB, the logits, their loss and the gradients of hidden, weight and bias; the backward only multiplies. Three matrix
-    products instead of four (two where the head is frozen), and no logits of all positions ever. Tested against
-    `loss_from_logits`.
+    weights: float32 [n], what each position weighs, or None where all weigh 1.
+
+    The idea: the gradient of cross-entropy is softmax minus one-hot, known as soon as a chunk of logits is, and what
+    stands before it is known too, but for one factor that all positions share (the incoming gradient of the sum). So the
+    forward makes, chunk by chunk of some 64 MiB, the logits, their loss and the gradients of hidden, weight and bias; the
+    backward only multiplies. Three matrix products instead of four (two where the head is frozen), and no logits of all
+    positions ever. Tested against `loss_from_logits`.
     """
     if torch.is_autocast_enabled(hidden.device.type):
         # Inside a custom function autocast does not act: what a linear layer would have cast is cast here.
@@ -76,8 +92,9 @@ def fused_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Ten
         hidden, weight = hidden.to(narrow), weight.to(narrow)
         bias = None if bias is None else bias.to(narrow)
     apply: Any = _FusedHeadLoss.apply
-    loss, nll, correct = apply(hidden, weight, bias, targets, kind, torch.is_grad_enabled())
-    return LossSums(loss, nll, correct, (targets != -100).sum())
+    loss, nll, correct = apply(hidden, weight, bias, targets, weights, kind, torch.is_grad_enabled())
+    valid = targets != -100
+    return LossSums(loss, nll, correct, valid.sum(), _weight_of(valid, weights))
 
 
 def plan_loss(model: nn.Module, asked: str, kind: LossType, *, fusable: bool = True) -> LossPlan:
@@ -105,6 +122,11 @@ def plan_loss(model: nn.Module, asked: str, kind: LossType, *, fusable: bool = T
             f"--loss_impl fused is not possible with {type(inner).__name__}: {reason}", remedy="use --loss_impl auto"
         )
     return LossPlan(kind)
+
+
+def _weight_of(valid: Tensor, weights: Tensor | None) -> Tensor:
+    """What the valid positions weigh together: a float32 scalar."""
+    return valid.sum().float() if weights is None else (weights * valid).sum()
 
 
 def _why_not_plain(model: Any, head: Any, device: torch.device) -> str:
@@ -165,7 +187,14 @@ class _FusedHeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, kind: LossType, training: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        weights: Tensor | None,
+        kind: LossType,
+        training: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         # Under no_grad needs_input_grad still says what the inputs ask for, hence `training`.
         need_hidden, need_weight, need_bias = (training and needed for needed in ctx.needs_input_grad[:3])
@@ -176,46 +205,63 @@ class _FusedHeadLoss(torch.autograd.Function):
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
         d_bias = torch.zeros_like(weight[:, 0], dtype=torch.float32) if need_bias else None
         rows = max(16, _CHUNK_BYTES // (4 * weight.shape[0]))
+        # One block of memory for the logits of all chunks, which become probabilities and then gradients in place.
+        room = weight.new_empty((min(rows, len(targets)), weight.shape[0])) if hidden.dtype == torch.float32 else None
         for begin in range(0, len(targets), rows):
             h, y = hidden[begin : begin + rows], targets[begin : begin + rows]
             valid = y != -100
             place = y.clamp(min=0)[:, None]
-            logits = (h @ weight.T if bias is None else torch.addmm(bias, h, weight.T)).float()
-            correct += ((logits.argmax(-1) == y) & valid).sum()
-            of_target = logits.gather(1, place)[:, 0]
-            nll = (logits.logsumexp(-1) - of_target) * valid
+            logits = _head_outputs(h, weight, bias, None if room is None else room[: len(y)])
+            of_target, largest = logits.gather(1, place)[:, 0], logits.amax(-1)
+            correct += ((of_target >= largest) & valid).sum()
+            gradient = torch.softmax(logits, -1, out=logits if logits.device.type == "cpu" else None)
+            # The largest probability is exp(largest - logsumexp) and never near 0: the logarithm of the sum comes from it.
+            nll = (largest - gradient.amax(-1).log() - of_target) * valid
             factor = valid.float() if kind == "nll" else torch.exp(-nll) * valid
+            if weights is not None:
+                factor = factor * weights[begin : begin + rows]
             nll_sum += nll.sum()
             loss += (nll * factor).sum()
             if not any((need_hidden, need_weight, need_bias)):
                 continue
-            gradient = torch.softmax(logits, -1)
             gradient.scatter_add_(1, place, torch.full_like(place, -1, dtype=gradient.dtype))
-            gradient *= factor[:, None]
+            # Each row of it has its factor still to come: it is put to the smaller matrix of each product.
             if d_bias is not None:
-                d_bias += gradient.sum(0)
-            gradient = gradient.to(h.dtype)
+                d_bias += gradient.T @ factor
+            gradient, factor = gradient.to(h.dtype), factor[:, None].to(h.dtype)
             if d_hidden is not None:
                 torch.mm(gradient, weight, out=d_hidden[begin : begin + rows])
+                d_hidden[begin : begin + rows] *= factor
             if d_weight is not None and h.dtype == torch.float32:
-                d_weight.addmm_(gradient.T, h)
+                d_weight.addmm_(gradient.T, h * factor)
             elif d_weight is not None:
-                d_weight += gradient.T @ h
-        ctx.save_for_backward(d_hidden, d_weight, d_bias)
+                d_weight += gradient.T @ (h * factor)
+        # Not saved as tensors of the graph: so that backward may change them in place, and give them away.
+        ctx.gradients = (d_hidden, d_weight, d_bias)
         ctx.dtypes = weight.dtype
         ctx.mark_non_differentiable(nll_sum, correct)
         return loss, nll_sum, correct
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
-        d_hidden, d_weight, d_bias = ctx.saved_tensors
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None]:
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of this loss were taken before; compute it again")
+        (d_hidden, d_weight, d_bias), ctx.gradients = ctx.gradients, None
         factor = upstream[0]
         return (
-            None if d_hidden is None else d_hidden * factor.to(d_hidden.dtype),
-            None if d_weight is None else (d_weight * factor).to(ctx.dtypes),
-            None if d_bias is None else (d_bias * factor).to(ctx.dtypes),
+            None if d_hidden is None else d_hidden.mul_(factor),
+            None if d_weight is None else d_weight.mul_(factor).to(ctx.dtypes),
+            None if d_bias is None else d_bias.mul_(factor).to(ctx.dtypes),
+            None,
             None,
             None,
             None,
         )
+
+
+def _head_outputs(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None) -> Tensor:
+    """Logits in float32, written into `out` where it is given."""
+    if bias is None:
+        return torch.mm(hidden, weight.T, out=out).float()
+    return torch.addmm(bias, hidden, weight.T, out=out).float()

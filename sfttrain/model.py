@@ -1,9 +1,9 @@
-"""The model of a run: loaded, checked against the shards, given an adapter."""
+"""The model of a run: loaded, quantized, checked against the shards."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,10 +44,11 @@ class ShardsLike(PackSource, Protocol):
         ...
 
 
-def load_model(config: ModelConfig, *, device: torch.device) -> Any:
+def load_model(config: ModelConfig, *, device: torch.device, options: Mapping[str, Any] | None = None) -> Any:
     """Load a causal language model by folder or Hub name, in the precision that `config.dtype` says (see ModelConfig).
 
-    Raises InputNotFound where there is no such model, ConfigError where it is no causal language model.
+    options: further arguments of from_pretrained, which win (model_init_kwargs).
+    Raises InputNotFound where there is no such model, ConfigError where it is no causal language model, or takes no such option.
     """
     from transformers import AutoModelForCausalLM
 
@@ -59,15 +60,20 @@ def load_model(config: ModelConfig, *, device: torch.device) -> Any:
             f"there is no folder {name}", remedy="check the folder, or give a name on the Hub such as Qwen/Qwen3-8B"
         )
     quantization = get_quantization_config(config)
+    arguments = {
+        "revision": config.model_revision,
+        "dtype": _dtype(config, device),
+        "trust_remote_code": config.trust_remote_code,
+        "quantization_config": quantization,
+        "device_map": get_kbit_device_map() if quantization is not None else None,
+        **(options or {}),
+    }
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            name,
-            revision=config.model_revision,
-            dtype=_dtype(config, device),
-            trust_remote_code=config.trust_remote_code,
-            quantization_config=quantization,
-            device_map=get_kbit_device_map() if quantization is not None else None,
-        )
+        return AutoModelForCausalLM.from_pretrained(name, **arguments)
+    except TypeError as error:
+        raise ConfigError(
+            f"{name} cannot be loaded: {_first_line(error)}", remedy="look at model_init_kwargs: it goes to from_pretrained"
+        ) from error
     except OSError as error:
         raise InputNotFound(_first_line(error), remedy=_remedy_for_missing(name)) from error
     except ValueError as error:
@@ -128,29 +134,6 @@ def get_kbit_device_map() -> dict[str, int] | None:
     return {"": PartialState().local_process_index}
 
 
-def add_adapter(model: Any, peft_config: Any) -> Any:
-    """Put a LoRA adapter into `model`, and make quantized models ready for it.
-
-    Raises ConfigError where the adapter names layers the model does not have, or where the model has an adapter already.
-    """
-    from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
-
-    if isinstance(model, PeftModel):
-        raise ConfigError("the model has an adapter already", remedy="leave peft_config out to train that one further")
-    if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
-        # Checkpointing is the trainer's to switch on, after it has moved and wrapped the model.
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    try:
-        adapted = get_peft_model(model, peft_config)
-    except ValueError as error:
-        raise ConfigError(
-            f"no adapter can be put into {type(model).__name__}: {_first_line(error)}", remedy=_LORA_NAMES
-        ) from error
-    # With checkpointing the first layer's input must ask for gradients, or none flow to the adapters behind it.
-    adapted.enable_input_require_grads()
-    return adapted
-
-
 def check_match(model: Any, shards: ShardsLike, fingerprint: str | None, allowed: Sequence[str] = ()) -> list[str]:
     """Check that shards and model belong together, before anything is trained.
 
@@ -207,13 +190,16 @@ def tokenizer_for(model_name: str, manifest: ManifestLike, *, trust_remote_code:
     return tokenizer, fingerprint
 
 
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies in bfloat16, so that mixed precision pays; False where torch cannot tell, as older ones."""
+    found: dict[str, Any] = dict(getattr(torch.cpu, "get_capabilities", dict)())
+    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 def trainable_share(model: nn.Module) -> tuple[int, int]:
     """Parameters that are trained, and all of them."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)
-
-
-_LORA_NAMES = "name layers of this model with --lora_target_modules, or leave it out to take all linear layers"
 
 
 def _fingerprint(tokenizer: Any, manifest: ManifestLike) -> str | None:

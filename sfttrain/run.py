@@ -1,9 +1,8 @@
-"""One training run, top to bottom: packs, model, checks, training, what is left behind."""
+"""One training run, top to bottom: data, model, checks, training, what is left behind."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +11,16 @@ from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, TrainerState, set_seed
 
-import sftprep
-from sftprep.errors import ConfigError, InputNotFound
+from sftprep.errors import ConfigError
+from sfttrain.adapter import MERGED_NAME, grow_embedding, merge_adapter
 from sfttrain.arguments import Request
+from sfttrain.config import ModelConfig
 from sfttrain.console import Console
-from sfttrain.model import add_adapter, check_match, get_peft_config, load_model, tokenizer_for, trainable_share
+from sfttrain.feeding import below_adapter
+from sfttrain.model import check_match, cpu_has_bfloat16, get_peft_config, load_model, tokenizer_for, trainable_share
 from sfttrain.resume import find_checkpoint
+from sfttrain.run_data import open_data, run_datasets
+from sfttrain.streaming import is_stream, stream_of_run
 from sfttrain.trainer import SFTTrainer
 
 
@@ -47,6 +50,8 @@ class RunSummary:
     evaluation: dict[str, float]
     told: tuple[str, ...]
     """Mismatches that were allowed."""
+    merged: str | None = None
+    """Folder of the model with the adapter merged into it (--merge)."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -62,6 +67,8 @@ class RunSummary:
             f"{self.trained_tokens:,} trained tokens, {self.tokens_per_second:,.0f} a second",
             f"the {self.kind} is in {self.output_dir} ({self.trained_parameters:,} of {self.parameters:,} parameters trained)",
         ]
+        if self.merged:
+            lines.append(f"the model with the adapter merged into it is in {self.merged}")
         if "eval_loss" in self.evaluation:
             lines.insert(
                 1, f"evaluation: loss {self.evaluation['eval_loss']:.4f}, perplexity {self.evaluation['eval_perplexity']:.2f}"
@@ -80,33 +87,54 @@ class Prepared:
     """Folder of the checkpoint it goes on from."""
     told: tuple[str, ...]
     """Mismatches that were allowed."""
+    merge: ModelConfig | None = None
+    """Where the adapter is merged in the end: into this model."""
 
 
 def prepare(request: Request) -> Prepared:
-    """Open the packs, load the model, and check that they belong together and that it keeps sequences apart.
+    """Find the data, load the model, and check that they belong together and that it keeps sequences apart.
 
     Raises the errors of sftprep.errors: ManifestError or ShardError for the packs, InputNotFound for the model,
     MismatchError where they do not belong together, AttentionError, ConfigError.
     """
     training, wanted = request.training, request.model
-    shards = _packs(str(request.run.data))
-    evaluation = _packs(request.run.eval_data) if request.run.eval_data else None
+    shards: Any
+    tokenizer: Any = None
+    held_out: Any = None
+    if request.run.stream:
+        shards, tokenizer = stream_of_run(request.run, training, str(wanted.model_name_or_path))
+    else:
+        shards, held_out = run_datasets(request.run, evaluating=training.eval_strategy != "no")
+    evaluation = open_data(request.run.eval_data) if request.run.eval_data else held_out
     if training.eval_strategy != "no" and evaluation is None:
         raise ConfigError("there is nothing to evaluate on", remedy="give --eval_data DIR, or --eval_strategy no")
     asked = training.resume_from_checkpoint
     checkpoint = find_checkpoint(asked, training.output_dir) if asked and str(asked).lower() != "false" else None
     name = str(wanted.model_name_or_path)
-    tokenizer, fingerprint = tokenizer_for(name, shards.manifest, trust_remote_code=wanted.trust_remote_code)
+    built = hasattr(shards, "manifest")
+    fingerprint = None
+    if built:
+        tokenizer, fingerprint = tokenizer_for(name, shards.manifest, trust_remote_code=wanted.trust_remote_code)
     model = load_model(wanted, device=training.device)
-    told = check_match(model, shards, fingerprint, training.allow_mismatch or ())
+    grown = 0
+    if built and tokenizer is not None and "tokenizer" in (training.allow_mismatch or ()):
+        set_seed(training.seed)  # the embeddings of new tokens begin at random
+        grown = grow_embedding(model, tokenizer, int(shards.manifest.tokenizer.get("max_id", -1)))
+    told = check_match(model, shards, fingerprint, training.allow_mismatch or ()) if built else []
     peft_config = get_peft_config(wanted)
-    if peft_config is not None:
-        # After Trainer's own seed would be too late: the adapter's first weights are random.
-        set_seed(training.seed)
-        model = add_adapter(model, peft_config)
-    trainer = SFTTrainer(model, training, train_dataset=shards, eval_dataset=evaluation, processing_class=tokenizer)
+    trainer = SFTTrainer(
+        model,
+        training,
+        train_dataset=shards,
+        eval_dataset=evaluation,
+        processing_class=tokenizer,
+        peft_config=peft_config,
+    )
+    if grown:
+        told.append(f"the tokenizer of the shards has more tokens than the model: its embedding has {grown} new rows")
     _tell_here(trainer, told)
-    return Prepared(trainer, "adapter" if peft_config is not None else "model", checkpoint, tuple(told))
+    kind = "adapter" if peft_config is not None else "model"
+    return Prepared(trainer, kind, checkpoint, tuple(told), wanted if wanted.merge else None)
 
 
 def train(prepared: Prepared) -> RunSummary:
@@ -120,6 +148,7 @@ def train(prepared: Prepared) -> RunSummary:
     if trainer.is_world_process_zero():
         trainer.save_state()
     final = trainer.evaluate() if trainer.eval_dataset is not None else {}
+    merged = _merge(trainer, prepared.merge) if prepared.merge is not None else None
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     trained, every = trainable_share(trainer.model)
     return RunSummary(
@@ -139,19 +168,23 @@ def train(prepared: Prepared) -> RunSummary:
         resumed_from=checkpoint,
         evaluation=final,
         told=prepared.told,
+        merged=merged,
     )
 
 
-def _packs(folder: str) -> Any:
-    path = Path(folder)
-    if path.is_file():
-        raise ConfigError(
-            f"{folder} is a file of records, not a folder of packs",
-            remedy=f"build packs first: sftprep build {folder} --tokenizer MODEL --output PACKS, then: sfttrain run PACKS ...",
+def _merge(trainer: SFTTrainer, base: ModelConfig) -> str:
+    """Merge the adapter that was just saved; by one process, from what is on the disk, however the model is spread out here."""
+    output = str(Path(str(trainer.args.output_dir)) / MERGED_NAME)
+    if trainer.is_world_process_zero():
+        merge_adapter(
+            str(trainer.args.output_dir),
+            output,
+            base=base,
+            device=trainer.args.device,
+            rows=int(below_adapter(trainer.model).get_input_embeddings().weight.shape[0]),
+            tokenizer=trainer.processing_class,
         )
-    if not path.exists():
-        raise InputNotFound(f"there is no folder {folder}", remedy="give the folder that `sftprep build` wrote")
-    return sftprep.open_shards(os.fspath(path))
+    return output
 
 
 def _tell_here(trainer: SFTTrainer, told: Sequence[str]) -> None:
@@ -163,6 +196,12 @@ def _tell_here(trainer: SFTTrainer, told: Sequence[str]) -> None:
     lines = [
         *(f"warning: {text}" for text in told),
         f"attention: {way}; loss: {'fused' if trainer.loss_plan.head is not None else 'from logits'}; "
-        f"{trained[0]:,} of {trained[1]:,} parameters trained; {len(trainer.train_dataset):,} packs",
+        f"{trained[0]:,} of {trained[1]:,} parameters trained; {_how_many(trainer.train_dataset)}",
     ]
+    if trainer.args.device.type == "cpu" and not trainer.args.bf16 and cpu_has_bfloat16():
+        lines.append("this CPU computes in bfloat16 too: --bf16 trains faster, in mixed precision")
     trainer.add_callback(Console(lines))
+
+
+def _how_many(source: Any) -> str:
+    return "a stream of packs" if is_stream(source) else f"{len(source):,} packs"

@@ -2,36 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.modeling_outputs import CausalLMOutput
+from transformers.trainer_utils import PredictionOutput
 
-import sftprep
 from sftprep.errors import ConfigError, TrainingDiverged
 from sfttrain.attention import settle_attention
-from sfttrain.config import ModelConfig, SFTConfig
-from sfttrain.data import PackLoader, PackSource, StepPlan, StepSampler, collate_packs, longest_sequence
-from sfttrain.feeding import Feeding, RowBatch, scored_outputs
-from sfttrain.loss import LossSums, plan_loss
+from sfttrain.balance import ExpertBalance
+from sfttrain.data import PackLoader, StepPlan, StepSampler, collate_filled, collate_packs
+from sfttrain.feeding import Feeding, RowBatch, below_adapter, scored_outputs
+from sfttrain.foreign import Collator, collated, foreign_sums, rows_for_collator
+from sfttrain.loss import LossPlan, LossSums, loss_from_logits, plan_loss
 from sfttrain.metrics import Counters, Reading
-from sfttrain.model import add_adapter, load_model
 from sfttrain.neftune import noise_by_sequence
+from sfttrain.parts import packs_for_evaluation, settle_parts
+from sfttrain.predictions import Predictions, Preprocess, all_logits
+from sfttrain.prepare_data import is_packs, longest_in
 from sfttrain.resume import RunState, find_checkpoint
+from sfttrain.streaming import TrainLoader, is_stream, refuse_evaluation
 
 
 class SFTTrainer(Trainer):  # type: ignore[misc]
-    """Fine-tunes a causal language model on packs.
+    """Fine-tunes a causal language model; takes what TRL's SFTTrainer takes.
 
-    model: a transformers model, a PeftModel, or the folder or Hub name of a model; args: an SFTConfig;
-    train_dataset, eval_dataset: a build's folder, what `sftprep.open_shards` gives, or anything like it (`PackSource`);
-    eval_dataset may be a mapping of names to such; processing_class: the tokenizer, which is saved beside the model;
-    peft_config: a peft.LoraConfig, to train an adapter.
-    Raises AttentionError where packed sequences cannot be kept apart, ConfigError for what does not go together.
+    model: a transformers model, a PeftModel, or the folder or Hub name of a model; args: an SFTConfig.
+    train_dataset, eval_dataset: a datasets.Dataset or IterableDataset, a list of dictionaries, or the path of a file of records,
+    which are prepared once by sftprep and kept in its cache; or packs: a build's folder, what `sftprep.open_shards` gives,
+    anything like it (`PackSource`), taken as they are, whatever `args` says of packing. eval_dataset may be a mapping of names
+    to such.
+    processing_class: the tokenizer (or a processor that has one), by default the model's own; it is saved beside the model.
+    formatting_func: makes the text of a row; data_collator: makes whole batches of rows, in place of ours, and nothing is packed.
+    peft_config: a peft.LoraConfig, to train an adapter; quantization_config: for a model given by name.
+    compute_loss_func(outputs, labels, num_items_in_batch): a loss of your own, from the logits of whole rows; compute_metrics and
+    preprocess_logits_for_metrics: see `sfttrain.predictions`.
+    Raises AttentionError where packed sequences cannot be kept apart, ConfigError for what does not go together, and the errors
+    of loading a model and of `sftprep.build`.
     """
 
     # The loss is divided by the trained tokens of the whole step, so it must not be divided by the micro-batches again.
@@ -40,54 +54,61 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
     def __init__(
         self,
         model: nn.Module | str | os.PathLike[str],
-        args: SFTConfig | None = None,
-        data_collator: None = None,
-        train_dataset: PackSource | str | os.PathLike[str] | None = None,
-        eval_dataset: PackSource | str | os.PathLike[str] | Mapping[str, PackSource | str | os.PathLike[str]] | None = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
-        peft_config: Any | None = None,
+        args: TrainingArguments | None = None,
+        data_collator: Collator | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        compute_loss_func: Callable[..., Tensor] | None = None,
+        compute_metrics: Callable[[Any], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type, dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Preprocess | None = None,
+        quantization_config: Any = None,
+        peft_config: Any = None,
+        formatting_func: Callable[[Any], Any] | None = None,
     ) -> None:
-        args = args if args is not None else SFTConfig(output_dir="trainer_output")
-        if data_collator is not None:
-            raise ConfigError("packs have a collator of their own", remedy="leave data_collator out")
-        self._refuse_parallelism(args)
-        if isinstance(model, (str, os.PathLike)):
-            model = load_model(ModelConfig(model_name_or_path=str(model), use_peft=peft_config is not None), device=args.device)
-        if peft_config is not None:
-            model = add_adapter(model, peft_config)
-        train = _open(train_dataset) if train_dataset is not None else None
-        evaluation = (
-            {name: _open(source) for name, source in eval_dataset.items()}
-            if isinstance(eval_dataset, Mapping)
-            else (_open(eval_dataset) if eval_dataset is not None else None)
+        self._parts = parts = settle_parts(
+            model,
+            args,
+            train=train_dataset,
+            evaluation=eval_dataset,
+            processing=processing_class,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+            formatting=formatting_func,
+            collator=data_collator,
         )
+        self._collator = data_collator
+        settings = parts.args
+        if compute_loss_func is not None and settings.loss_type != "nll":
+            raise ConfigError(
+                "compute_loss_func is a loss of its own, and loss_type asks for another", remedy="leave one of them out"
+            )
         super().__init__(
-            model=model,
-            args=args,
-            data_collator=collate_packs,
-            train_dataset=train,
-            eval_dataset=evaluation,
-            processing_class=processing_class,
+            model=parts.model,
+            args=settings,
+            data_collator=data_collator or collate_packs,
+            train_dataset=parts.train,
+            eval_dataset=parts.evaluation,
+            processing_class=parts.processing,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics,
             callbacks=callbacks,
             optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         # Trainer counts the trained tokens of a step only for models whose forward takes the count; here the loss does.
         self.model_accepts_loss_kwargs = True
         # Trainer's NEFTune scales by the length of the row; ours, by that of the sequence, is switched on in train().
-        self._noise, self.neftune_noise_alpha = args.neftune_noise_alpha, None
-        sources = [
-            s for s in [train, *(evaluation.values() if isinstance(evaluation, Mapping) else [evaluation])] if s is not None
-        ]
-        longest = max((_longest(source) for source in sources), default=0)
-        mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.mixed_precision)
-        self.feeding: Feeding = settle_attention(
-            self.model, args.attn, longest=longest, autocast=mixed, guard=args.isolation_guard
-        )
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled or args.torch_compile
-        self.loss_plan = plan_loss(self.model, args.loss_impl, args.loss_type, fusable=not sharded)
-        self._counters = Counters(args.device)
+        self._noise, self.neftune_noise_alpha = settings.neftune_noise_alpha, None
+        self.feeding, self.loss_plan = self._settle_feeding()
+        self._stream: TrainLoader | None = None
+        self._going_on_from: str | None = None
+        self._balance = ExpertBalance(self.model, settings.router_aux_loss_coef)
+        self._counters = Counters(settings.device)
         self.trained_tokens = 0
         """Targets seen over all ranks, those before a resume included; up to the last log."""
         self.trained_tokens_here = 0
@@ -95,11 +116,28 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
 
     # ---- feeding ----
 
+    def _settle_feeding(self) -> tuple[Feeding, LossPlan]:
+        """How rows are given to the model, proved on it, and how their loss is made."""
+        args: Any = self.args
+        if self._collator is not None:
+            # What a foreign collator makes is fed as it is.
+            implementation = str(below_adapter(self.model).config._attn_implementation)
+            return Feeding.of(self.model, implementation, unpack=True), LossPlan(args.loss_type)
+        sets = list(self.eval_dataset.values()) if isinstance(self.eval_dataset, Mapping) else [self.eval_dataset]
+        refuse_evaluation(sets)
+        longest = max((longest_in(source) for source in [self.train_dataset, *sets] if source is not None), default=0)
+        mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.mixed_precision)
+        feeding: Feeding = settle_attention(
+            self.model, self._parts.attention, longest=longest, autocast=mixed, guard=args.isolation_guard
+        )
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled or args.torch_compile
+        return feeding, plan_loss(self.model, args.loss_impl, args.loss_type, fusable=not sharded)
+
     def step_plan(self) -> StepPlan:
         """Which packs each step trains on."""
         args = self.args
         return StepPlan(
-            packs=len(self.train_dataset),
+            packs=0 if is_stream(self.train_dataset) else len(self.train_dataset),
             rows=self._train_batch_size,
             accumulation=args.gradient_accumulation_steps,
             world=args.world_size,
@@ -108,14 +146,20 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
             drop_last=args.dataloader_drop_last,
         )
 
-    def get_train_dataloader(self) -> PackLoader:
-        """The packs of this rank, in the order of `step_plan`."""
+    def get_train_dataloader(self) -> PackLoader | TrainLoader:
+        """The packs of this rank, in the order of `step_plan`, or in that of their stream."""
         if self.train_dataset is None:
             raise ConfigError("there is nothing to train on", remedy="give train_dataset")
+        if is_stream(self.train_dataset):
+            rows, collate = self._train_batch_size, self._collate_for(self.train_dataset)
+            self._stream = TrainLoader(self.train_dataset, self.args, rows, collate)
+            if self._going_on_from is not None:
+                self._stream.go_on(self._going_on_from)
+            return self._stream
         return self._loader(self.train_dataset, self.step_plan())
 
-    def get_eval_dataloader(self, eval_dataset: str | PackSource | None = None) -> PackLoader:
-        """The share of this rank in an evaluation set, in the order of the shards."""
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> PackLoader:
+        """The share of this rank in an evaluation set: the trainer's, one of its sets by name, or packs; in their order."""
         chosen = eval_dataset if eval_dataset is not None else self.eval_dataset
         if isinstance(chosen, str):
             chosen = self.eval_dataset[chosen]
@@ -124,18 +168,33 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         rows = self.args.per_device_eval_batch_size
         return self._loader(chosen, StepPlan(packs=len(chosen), rows=rows, world=self.args.world_size, shuffle=False))
 
-    def _loader(self, source: PackSource, plan: StepPlan) -> PackLoader:
+    def _loader(self, source: Any, plan: StepPlan) -> PackLoader:
         args = self.args
-        pin = args.dataloader_pin_memory and args.device.type == "cuda"
-        return PackLoader(source, StepSampler(plan, args.process_index), workers=args.dataloader_num_workers, pin_memory=pin)
+        workers = args.dataloader_num_workers
+        options: dict[str, Any] = {"pin_memory": args.dataloader_pin_memory and args.device.type == "cuda"}
+        if workers:
+            options["prefetch_factor"] = args.dataloader_prefetch_factor
+            options["multiprocessing_context"] = args.dataloader_multiprocessing_context
+            options["in_order"] = args.dataloader_in_order
+        sampler = StepSampler(plan, args.process_index)
+        return PackLoader(source, sampler, collate=self._collate_for(source), workers=workers, **options)
+
+    def _collate_for(self, source: Any) -> Callable[[list[Any]], Any]:
+        if self._collator is not None:
+            return partial(collated, collator=self._collator, spare=source[0])
+        multiple = self.args.pad_to_multiple_of
+        if multiple is None:
+            return collate_packs
+        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
+        return partial(collate_filled, multiple=multiple, pad_token_id=getattr(tokenizer, "pad_token_id", None) or 0)
 
     # ---- loss ----
 
     def row_sums(self, model: nn.Module, batch: RowBatch) -> tuple[LossSums, Tensor]:
         """Run the model on a row; the sums of its loss, and what they were made from ([n, V] logits, or hidden states)."""
         with self.loss_plan.outputs_are_hidden():
-            outputs, targets = scored_outputs(model, batch, self.feeding)
-        return self.loss_plan.sums(outputs, targets), outputs
+            scored = scored_outputs(model, batch, self.feeding)
+        return self.loss_plan.sums(*scored), scored.outputs
 
     def compute_loss(
         self,
@@ -146,16 +205,48 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """The share of this row in the mean loss of the step's trained tokens, over all its rows and ranks.
 
-        num_items_in_batch: trained tokens of the step; without it (evaluation) those of the row.
+        num_items_in_batch: what the trained tokens of the step weigh together (without weights: how many they are);
+        without it (evaluation) those of the row.
         """
-        sums, outputs = self.row_sums(model, cast(RowBatch, inputs))
+        with self._activations_kept(model), self._balance.listening(model.training) as heard:
+            sums, outputs = self._sums(model, inputs, num_items_in_batch)
         if model.training:
             self._counters.add(sums)
-        items = sums.tokens if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=sums.loss.device)
-        loss = sums.loss / items.clamp(min=1)
+        items = sums.weight if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=sums.loss.device)
+        loss = sums.loss / torch.where(items == 0, 1, items)  # where nothing is trained the sum is 0, and so the mean
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # gradients are averaged over ranks, and must be summed
+        if heard:
+            loss = loss + self._balance.share(heard, self.current_gradient_accumulation_steps, loss.device)
         return (loss, {"outputs": outputs}) if return_outputs else loss
+
+    def _sums(self, model: nn.Module, inputs: Any, items: Tensor | int | None = None) -> tuple[LossSums, Tensor]:
+        """The sums of a batch of either kind, and what the model put out."""
+        if self._collator is not None:
+            sums, outputs = foreign_sums(model, inputs, self.loss_plan.kind)
+        elif self.compute_loss_func is not None:
+            outputs = all_logits(model, inputs, self.feeding)
+            sums = loss_from_logits(outputs[0, inputs["scored"]], inputs["targets"], weights=inputs["weights"])
+        else:
+            return self.row_sums(model, inputs)
+        if self.compute_loss_func is None:
+            return sums, outputs
+        of_users: Tensor = self.compute_loss_func(CausalLMOutput(logits=outputs), inputs["labels"], num_items_in_batch=items)
+        # It is divided by the step's items already; ours is divided later.
+        return sums._replace(loss=of_users * (sums.weight if items is None else items)), outputs
+
+    def _activations_kept(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+        if not (self.args.activation_offloading and model.training):
+            return contextlib.nullcontext()
+        return torch.autograd.graph.save_on_cpu(pin_memory=self.args.device.type == "cuda")
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
+        """What all trained tokens of a step weigh together, over its rows and ranks; Trainer would count labels."""
+        total = torch.tensor(sum(batch["total_weight"] for batch in batch_samples), dtype=torch.float32).to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            total = self.accelerator.gather(total).sum()
+        share: Tensor = total / self.get_tp_size()
+        return share  # ranks of tensor parallelism have the same rows
 
     # ---- training, logging, saving ----
 
@@ -172,6 +263,9 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
                 self.run_state().must_continue(before, folder)
                 self.trained_tokens = before.trained_tokens
         self._counters = Counters(self.args.device)
+        self._going_on_from = folder
+        if is_stream(self.train_dataset):
+            self.args.ignore_data_skip = True  # its loader goes on by itself, and has passed nothing again
         with noise_by_sequence(self.model, self._noise):
             result = super().train(resume_from_checkpoint=folder, **options)
         self._read_counters()  # what came after the last log
@@ -180,7 +274,8 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
     def run_state(self) -> RunState:
         """What a checkpoint of this run, now, says of it."""
         plan = self.step_plan()
-        digest = str(getattr(getattr(self.train_dataset, "manifest", None), "digest", ""))
+        stream = self.train_dataset.identity if is_stream(self.train_dataset) else ""
+        digest = str(getattr(getattr(self.train_dataset, "manifest", None), "digest", stream))
         return RunState(digest, plan.packs_per_step, plan.seed, self.trained_tokens)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -192,6 +287,7 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
                 "mean_token_accuracy": reading.accuracy,
                 "num_tokens": self.trained_tokens,
                 "tokens_per_second": reading.tokens_per_second,
+                **self._balance.read(self.accelerator),
             }
             if not math.isfinite(logs["loss"]):
                 raise TrainingDiverged(
@@ -210,9 +306,11 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         # Read before it is saved: a run that goes on from here has seen these tokens, logged or not. What was read is kept
         # for the next log.
         total = self.trained_tokens + self._counters.peek(self.accelerator).tokens
+        folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+        if self._stream is not None:
+            self._stream.save(folder, self.args.process_index, self.args.world_size)
         if self.args.should_save:
             state = self.run_state()
-            folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
             RunState(state.data, state.packs_per_step, state.seed, total).save(folder)
         super()._save_checkpoint(model, trial)
 
@@ -234,8 +332,9 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
     ) -> dict[str, float]:
         """Loss, perplexity and accuracy over all trained positions of an evaluation set, each counted once.
 
-        eval_dataset: packs, a build's folder, the name of one of the trainer's sets, or a mapping of names to such; with
-        several sets each has its own metrics, `eval_NAME_loss` and so on. ignore_keys is Trainer's, and not used.
+        eval_dataset: what the trainer takes as one, the name of one of its sets, or a mapping of names to such; raw records are
+        prepared as evaluation sets are, packs are taken as they are. With several sets each has its own metrics, `eval_NAME_loss`
+        and so on. ignore_keys is Trainer's, and not used.
         """
         chosen = eval_dataset if eval_dataset is not None else self.eval_dataset
         if isinstance(chosen, Mapping):
@@ -243,18 +342,35 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
             for name, source in chosen.items():
                 metrics.update(self.evaluate(source, metric_key_prefix=f"{metric_key_prefix}_{name}"))
             return metrics
-        if isinstance(chosen, (str, os.PathLike)) and not (
-            isinstance(self.eval_dataset, Mapping) and chosen in self.eval_dataset
-        ):
-            chosen = _open(chosen)
-        loader = self.get_eval_dataloader(chosen)
+        predicting = self.compute_metrics is not None and not self.args.prediction_loss_only
+        return self._evaluated(chosen, metric_key_prefix, predicting)[1]
+
+    def predict(
+        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """As `evaluate` on one set, with the predictions: a row a sequence, filled up with -100; see `sfttrain.predictions`."""
+        predictions, metrics = self._evaluated(test_dataset, metric_key_prefix, True)
+        assert predictions is not None
+        return PredictionOutput(predictions=predictions.predictions, label_ids=predictions.label_ids, metrics=metrics)
+
+    def _evaluated(self, chosen: Any, prefix: str, predicting: bool) -> tuple[Any, dict[str, float]]:
+        loader = self.get_eval_dataloader(self._prepared(chosen))
+        predictions = Predictions(self.preprocess_logits_for_metrics) if predicting else None
         was = self.model.training
         self.model.eval()
         counters = Counters(self.args.device)
         with torch.no_grad(), self._evaluation_precision():
             for batch in loader:
-                sums, _ = self.row_sums(self.model, cast(RowBatch, self._prepare_inputs(cast(Any, batch))))
+                inputs: Any = self._prepare_inputs(cast(Any, batch))
+                sums, outputs = (
+                    self._sums(self.model, inputs) if self._collator is not None else self.row_sums(self.model, inputs)
+                )
                 counters.add(sums)
+                if predictions is not None and self._collator is not None:
+                    predictions.add(outputs, inputs["labels"], None)
+                elif predictions is not None:
+                    logits = all_logits(self.model, inputs, self.feeding)
+                    predictions.add(logits, inputs["labels"], inputs["seq_lens"])
         self.model.train(was)
         reading = counters.read(self.accelerator)
         found = {
@@ -265,39 +381,23 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
             "runtime": round(reading.seconds, 4),
             "tokens_per_second": round(reading.tokens_per_second, 1),
         }
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        gathered = predictions.gathered(self.args.world_size) if predictions is not None else None
+        if self.compute_metrics is not None and gathered is not None:
+            found.update(self.compute_metrics(gathered))
+        metrics = {name if name.startswith(f"{prefix}_") else f"{prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return gathered, metrics
+
+    def _prepared(self, chosen: Any) -> Any:
+        """An evaluation set as it can be loaded: packs, or rows for the collator. One that is so already stays as it is."""
+        named = isinstance(chosen, str) and isinstance(self.eval_dataset, Mapping) and chosen in self.eval_dataset
+        sets = self.eval_dataset.values() if isinstance(self.eval_dataset, Mapping) else [self.eval_dataset]
+        if chosen is None or named or is_packs(chosen) or any(chosen is source for source in sets):
+            return chosen
+        prepare = rows_for_collator if self._collator is not None else packs_for_evaluation
+        return prepare(self._parts, chosen, "eval_dataset")
 
     def _evaluation_precision(self) -> Any:
         """The precision of training: before training, the model has not been wrapped for it."""
         return self.accelerator.autocast()
-
-    def _refuse_parallelism(self, args: SFTConfig) -> None:
-        if args.n_gpu > 1:
-            raise ConfigError(
-                f"one process would share its rows out to {args.n_gpu} GPUs, and a packed row cannot be shared out",
-                remedy=f"start a process for each GPU: torchrun --nproc_per_node {args.n_gpu} -m sfttrain run ...",
-            )
-        parallelism = args.parallelism_config
-        for name in ("cp_size", "sp_size"):
-            if parallelism is not None and getattr(parallelism, name, 1) > 1:
-                raise ConfigError(f"{name} is above 1: packed sequences would see each other", remedy=f"leave {name} at 1")
-
-
-def _open(source: PackSource | str | os.PathLike[str]) -> PackSource:
-    """Packs, from a build's folder or as they are."""
-    if isinstance(source, (str, os.PathLike)):
-        return cast(PackSource, sftprep.open_shards(source))
-    if not hasattr(source, "seq_lengths"):
-        raise ConfigError(
-            f"a {type(source).__name__} holds no packs",
-            remedy="build packs first with sftprep build, and give the build's folder",
-        )
-    return source
-
-
-def _longest(source: PackSource) -> int:
-    manifest = getattr(source, "manifest", None)
-    return int(manifest.max_length) if manifest is not None else longest_sequence(source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from importlib import metadata
@@ -28,6 +29,8 @@ __all__ = [
 ]
 
 Choice = Literal["auto", "gigatoken", "tokenizers"]
+
+_log = logging.getLogger(__name__)
 
 
 def make_encoder(
@@ -66,9 +69,9 @@ def _chosen(spec: TokenizerSpec, choice: Choice, samples: Sequence[str], cache_f
     if choice == "tokenizers":
         return ProbeResult(HfEncoder.name, metadata.version("tokenizers"), equal=True, checked=0, reason="asked for")
     result = cached_probe(spec, samples, (cache_folder or cache_dir()) / "probes")
-    if choice == "gigatoken" and not result.equal:
-        raise TokenizerError(
-            f"gigatoken cannot be used for {spec.name}: {result.reason}" + (f": {result.example}" if result.example else ""),
-            remedy="use --encoder auto or --encoder tokenizers",
-        )
+    if not result.equal:
+        why = f"gigatoken cannot be used for {spec.name}: {result.reason}" + (f": {result.example}" if result.example else "")
+        if choice == "gigatoken":
+            raise TokenizerError(why, remedy="use --encoder auto or --encoder tokenizers")
+        _log.warning("%s; tokenizers is used, which is slower", why)
     return result

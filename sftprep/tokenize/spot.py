@@ -1,8 +1,4 @@
-"""The check during a build: one text in a thousand is encoded by `tokenizers` too.
-
-The first thousand texts of a process are not checked: the probe has compared the tokenizer, and a small build must not wait for
-`tokenizers` to load (0.3 s for a large vocabulary). From then on each thousand has one, chosen by the seed.
-"""
+"""The check during a build: one text in each thousand, and the first ones of all, are encoded by `tokenizers` too."""
 
 from __future__ import annotations
 
@@ -19,32 +15,30 @@ def spot_check(
     texts: Sequence[str],
     tokens: Tokens,
     *,
-    seen: int,
     seed: int,
+    first: int = 0,
     every: int = EVERY,
 ) -> Mismatch | None:
-    """Compare the texts whose turn it is; None where there is none, or where they are equal.
+    """Compare the texts whose turn it is; None where they are equal.
 
     tokens: what `encoder` gave for `texts`; reference: encodes with `tokenizers`, called only when there is something to check;
-    seen: texts that this process has encoded before these.
+    first: so many texts at the start are checked as well.
     """
-    if encoder.name == "tokenizers":
-        return None
-    numbers = spot_numbers(seen, len(texts), seed, every)
+    numbers = [] if encoder.name == "tokenizers" else spot_numbers(len(texts), seed, first=first, every=every)
     if not numbers:
         return None
     chosen = [texts[number] for number in numbers]
     return first_mismatch(chosen, reference(chosen), flat_tokens([tokens.of(number) for number in numbers]))
 
 
-def spot_numbers(seen: int, count: int, seed: int, every: int = EVERY) -> list[int]:
-    """Which of `count` texts, from 0, are checked when `seen` came before: one in each block of `every`, but not in the first."""
-    numbers = []
-    for block in range(max(seen // every, 1), (seen + count - 1) // every + 1):
-        number = block * every + _mixed(seed, block) % every - seen
-        if 0 <= number < count:
-            numbers.append(number)
-    return numbers
+def spot_numbers(count: int, seed: int, *, first: int = 0, every: int = EVERY) -> list[int]:
+    """Which of `count` texts are checked, in order: one in each block of `every`, chosen by the seed, and the first ones."""
+    numbers = set(range(min(first, count)))
+    for block in range(-(-count // every)):
+        number = block * every + _mixed(seed, block) % every
+        if number < count:
+            numbers.add(number)
+    return sorted(numbers)
 
 
 def _mixed(seed: int, block: int) -> int:

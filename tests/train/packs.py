@@ -18,6 +18,7 @@ class MemoryPack:
     input_ids: NDArray[np.int32]
     completion_mask: NDArray[np.bool_]
     seq_lengths: NDArray[np.int32]
+    loss_weights: NDArray[np.float32] | None = None
 
 
 class MemoryPacks:
@@ -60,8 +61,13 @@ def make_packs(count: int, *, seed: int = 0, longest: int = 12, vocabulary: int 
 
 def split(pack: MemoryPack) -> list[MemoryPack]:
     """The sequences of a pack, each as a pack of its own."""
-    ends = np.cumsum(pack.seq_lengths)
+    ends, weights = np.cumsum(pack.seq_lengths), pack.loss_weights
     return [
-        MemoryPack(pack.input_ids[e - n : e], pack.completion_mask[e - n : e], np.array([n], np.int32))
+        MemoryPack(
+            pack.input_ids[e - n : e],
+            pack.completion_mask[e - n : e],
+            np.array([n], np.int32),
+            None if weights is None else weights[e - n : e],
+        )
         for e, n in zip(ends, pack.seq_lengths, strict=True)
     ]

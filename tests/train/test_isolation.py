@@ -65,7 +65,7 @@ def test_logits_and_gradients_equal_those_of_the_sequences_alone(kind: str) -> N
     model.zero_grad(set_to_none=True)
 
     feeding = settle_attention(model, "auto", longest=max(LENGTHS))
-    logits, places = scored_outputs(model, row_of(pack), feeding)
+    logits, places, _ = scored_outputs(model, row_of(pack), feeding)
     logits = logits[places.argsort()]
     weighted_sum(logits).backward()
 
@@ -107,8 +107,8 @@ def test_loss_and_gradients_of_a_pack_equal_those_of_its_sequences(kind: str, lo
     feeding = settle_attention(model, "auto", longest=max(LENGTHS))
     plan = plan_loss(model, loss_impl, "nll")
     with plan.outputs_are_hidden():
-        outputs, targets = scored_outputs(model, collate_packs([pack]), feeding)
-    sums = plan.sums(outputs, targets)
+        scored = scored_outputs(model, collate_packs([pack]), feeding)
+    sums = plan.sums(*scored)
     (sums.loss / sums.tokens).backward()
 
     assert int(sums.tokens) == tokens
@@ -178,7 +178,7 @@ def test_groups_hold_every_token_once_and_at_most_double_them(lengths: tuple[int
 def test_a_row_in_which_nothing_is_trained_has_no_loss_and_gradients_of_zero(kind: str) -> None:
     model, pack = tiny_model(kind), make_pack(LENGTHS, trained=0.0)
     feeding = settle_attention(model, "auto", longest=max(LENGTHS))
-    outputs, targets = scored_outputs(model, collate_packs([pack]), feeding)
+    outputs, targets, _ = scored_outputs(model, collate_packs([pack]), feeding)
     sums = loss_from_logits(outputs, targets)
     sums.loss.backward()
     assert (sums.loss.item(), int(sums.tokens), int(sums.correct)) == (0.0, 0, 0)

@@ -25,14 +25,16 @@ from tests.train.tiny import tiny_model
     kind=st.sampled_from(["nll", "dft"]),
     frozen=st.booleans(),
     chunk=st.integers(1, 64),
+    weighted=st.booleans(),
 )
-def test_fused_equals_logits(n: int, masked: float, bias: bool, kind: Any, frozen: bool, chunk: int) -> None:
+def test_fused_equals_logits(n: int, masked: float, bias: bool, kind: Any, frozen: bool, chunk: int, weighted: bool) -> None:
     generator = torch.Generator().manual_seed(n)
     hidden = torch.randn(n, 8, generator=generator, dtype=torch.float64)
     head = nn.Linear(8, 21, bias=bias, dtype=torch.float64)
     head.requires_grad_(not frozen)
     targets = torch.randint(0, 21, (n,), generator=generator)
     targets[torch.rand(n, generator=generator) < masked] = -100
+    weights = torch.rand(n, generator=generator) * 2 if weighted else None
     found, wanted = [], []
     before = loss_room._CHUNK_BYTES
     loss_room._CHUNK_BYTES = 4 * 21 * chunk
@@ -40,9 +42,13 @@ def test_fused_equals_logits(n: int, masked: float, bias: bool, kind: Any, froze
         for fused, into in ((True, found), (False, wanted)):
             h = hidden.clone().requires_grad_()
             head.zero_grad(set_to_none=True)
-            sums = fused_loss(h, head.weight, head.bias, targets, kind) if fused else loss_from_logits(head(h), targets, kind)
+            sums = (
+                fused_loss(h, head.weight, head.bias, targets, kind, weights)
+                if fused
+                else loss_from_logits(head(h), targets, kind, weights)
+            )
             (sums.loss * 0.3).backward()
-            into.extend([sums.loss.detach(), sums.nll, sums.correct, sums.tokens, h.grad, head.weight.grad])
+            into.extend([sums.loss.detach(), sums.nll, sums.correct, sums.tokens, sums.weight, h.grad, head.weight.grad])
             into.append(head.bias.grad if bias else None)
     finally:
         loss_room._CHUNK_BYTES = before
@@ -60,6 +66,17 @@ def test_sums_are_those_of_cross_entropy_and_argmax() -> None:
     torch.testing.assert_close(sums.loss, F.cross_entropy(logits, targets, reduction="sum", ignore_index=-100))
     assert int(sums.tokens) == 7
     assert int(sums.correct) == sum(int(row.argmax()) == int(t) for row, t in zip(logits, targets, strict=True))
+
+
+def test_weights_multiply_the_loss_and_are_what_it_is_divided_by() -> None:
+    logits, targets = torch.randn(5, 7), torch.tensor([1, -100, 3, 4, 0])
+    weights = torch.tensor([0.5, 9.0, 2.0, 1.0, 0.25])
+    sums = loss_from_logits(logits, targets, "nll", weights)
+    each = [-float(torch.log_softmax(row.double(), -1)[t]) for row, t in zip(logits, targets, strict=True) if t != -100]
+    assert sums.loss.item() == pytest.approx(0.5 * each[0] + 2 * each[1] + each[2] + 0.25 * each[3], rel=1e-6)
+    assert sums.nll.item() == pytest.approx(sum(each), rel=1e-6)
+    assert (sums.weight.item(), int(sums.tokens)) == (3.75, 4)
+    assert loss_from_logits(logits, targets).weight.item() == 4
 
 
 def test_dft_weighs_a_token_by_its_probability_held_constant() -> None:

@@ -13,7 +13,8 @@ import torch
 from sftprep import tokenizer_spec
 from sftprep.errors import ConfigError, InputNotFound, MismatchError, MissingDependency
 from sfttrain import ModelConfig, get_kbit_device_map, get_peft_config, get_quantization_config
-from sfttrain.model import add_adapter, check_match, load_model, tokenizer_for, trainable_share
+from sfttrain.adapter import add_adapter
+from sfttrain.model import check_match, cpu_has_bfloat16, load_model, tokenizer_for, trainable_share
 from tests.support import SHARED, needs_shared
 from tests.train.packs import MemoryPacks, make_pack
 from tests.train.tiny import VOCABULARY, tiny_model
@@ -84,6 +85,14 @@ def test_no_model_is_said(tmp_path: Path) -> None:
     assert caught.value.remedy
     with pytest.raises(ConfigError, match="no model"):
         load_model(ModelConfig(), device=CPU)
+
+
+def test_whether_the_cpu_has_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    for found, wanted in (({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx512_f": True}, False), ({}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found, raising=False)
+        assert cpu_has_bfloat16() == wanted
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert not cpu_has_bfloat16()
 
 
 def test_adapters() -> None:

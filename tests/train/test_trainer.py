@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 
-from sftprep.errors import ConfigError, InputNotFound, MismatchError, TrainingDiverged
+from sftprep.errors import ConfigError, InputNotFound, MismatchError, TokenizerError, TrainingDiverged
 from sfttrain import SFTConfig, SFTTrainer
 from sfttrain.resume import RunState, find_checkpoint
 from tests.train.packs import MemoryPacks, make_pack, make_packs, split
@@ -297,7 +297,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(tmp_path: Path, settings: di
         trainer_for(tmp_path, **settings)
 
 
-def test_data_that_is_no_packs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="list holds no packs") as caught:
+def test_raw_records_need_a_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match="made from a config") as caught:
         trainer_for(tmp_path, packs=[{"text": "a"}])
-    assert "sftprep build" in caught.value.remedy
+    assert "processing_class" in caught.value.remedy

@@ -1,0 +1,97 @@
+"""A build inside a training run: here, or with several workers in a process of its own.
+
+Workers are started by importing the script that is running, and scripts of TRL's have no `if __name__ == "__main__"`: each worker
+would train. A process whose script is this module starts them instead; it has no model in its memory either.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from sftprep.errors import RecordError, SftprepError, WorkerError
+
+_LARGE = 128 * 2**20
+
+
+def run_build(settings: dict[str, Any], *, name: str) -> None:
+    """Build with these flat settings. name: what the records are called in an error about one of them.
+
+    Raises the errors of `sftprep.build`.
+    """
+    workers = settings["workers"]
+    if workers is None:
+        workers = 1 if _size(settings["inputs"]) < _LARGE else None
+    settings = {**settings, "workers": workers}
+    try:
+        if workers == 1:
+            _build(settings)
+        else:
+            _build_in_child(settings)
+    except RecordError as error:
+        if not Path(error.file).parent.name == "rows":
+            raise
+        # The file of rows is ours: a user knows the dataset.
+        raise RecordError(
+            file=name,
+            line=error.line,
+            column=0,
+            reason=error.reason,
+            message=_own_message(error),
+            excerpt=error.excerpt,
+        ) from error
+
+
+def main(settings_file: str, answer_file: str) -> int:
+    """The child: build, and leave the error, if there is one, as the answer."""
+    settings = pickle.loads(Path(settings_file).read_bytes())
+    try:
+        _build(settings)
+    except SftprepError as error:
+        Path(answer_file).write_bytes(pickle.dumps(error))
+        return error.exit_code
+    return 0
+
+
+def _build(settings: dict[str, Any]) -> None:
+    import sftprep
+
+    sftprep.build(sftprep.BuildConfig.of(**settings))
+
+
+def _build_in_child(settings: dict[str, Any]) -> None:
+    root = str(Path(__file__).resolve().parents[1])
+    with tempfile.TemporaryDirectory(prefix="sfttrain-build-") as scratch:
+        asked, answer = Path(scratch) / "settings", Path(scratch) / "answer"
+        asked.write_bytes(pickle.dumps(settings))
+        search = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        done = subprocess.run(
+            [sys.executable, "-m", "sfttrain.build_child", str(asked), str(answer)],
+            env={**os.environ, "PYTHONPATH": search},
+            check=False,
+        )
+        if answer.exists():
+            raise pickle.loads(answer.read_bytes())
+        if done.returncode:
+            raise WorkerError(
+                f"the process that prepares the data ended with exit code {done.returncode}",
+                remedy="see its own message above; with dataset_num_proc=1 it runs in this process",
+            )
+
+
+def _own_message(error: RecordError) -> str:
+    place, _, rest = error.message.partition(": ")
+    return rest.partition(f" [{error.reason}]")[0] if rest else place
+
+
+def _size(inputs: tuple[str, ...]) -> int:
+    return sum(os.path.getsize(path) for path in inputs if os.path.isfile(path))
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:3]))

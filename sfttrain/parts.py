@@ -1,0 +1,195 @@
+"""What a trainer is made of, settled in order before it starts: its settings, the model, the tokenizer, the datasets."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from transformers import TrainingArguments, set_seed
+
+from sftprep.errors import ConfigError
+from sfttrain.adapter import add_adapter
+from sfttrain.attention import refuse_mixing
+from sfttrain.config import ModelConfig, SFTConfig
+from sfttrain.data import PackSource
+from sfttrain.feeding import below_adapter
+from sfttrain.model import ShardsLike, check_match, get_kbit_device_map, get_quantization_config, load_model
+from sfttrain.once import Ranks
+from sfttrain.prepare_data import DataPreparation, DataSettings, is_packs, needs_tokenizer
+from sfttrain.refusals import refuse_unsupported
+from sfttrain.tokenizer import settle_tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Parts:
+    """A trainer's parts. evaluation: one set, sets by name, or None; preparation: for datasets that come later."""
+
+    args: SFTConfig
+    model: Any
+    processing: Any | None
+    train: Any | None
+    evaluation: Any | None
+    preparation: DataPreparation
+    attention: str
+    """As asked for in the settings, or else in model_init_kwargs."""
+
+
+def settle_parts(
+    model: Any,
+    args: TrainingArguments | None,
+    *,
+    train: Any,
+    evaluation: Any,
+    processing: Any,
+    quantization_config: Any,
+    peft_config: Any,
+    formatting: Any,
+    collator: Any,
+) -> Parts:
+    """Load what is given by name, and prepare what is raw; see `SFTTrainer` for what is taken.
+
+    Raises ConfigError for what does not go together, and the errors of loading a model, a tokenizer and of building packs.
+    """
+    args = config_of(args, model)
+    refuse_unsupported(args)
+    refuse_parallelism(args)
+    # An adapter's first weights are random, and so are the embeddings of new tokens.
+    set_seed(args.seed)
+    attention = args.attn
+    if isinstance(model, (str, os.PathLike)):
+        model, attention = _load(str(model), args, quantization_config, peft_config, keep_attention=collator is not None)
+    elif args.model_init_kwargs or quantization_config is not None:
+        given = "model_init_kwargs" if args.model_init_kwargs else "quantization_config"
+        raise ConfigError(f"{given} is for a model given by name, and this one is loaded", remedy=f"leave {given} out")
+    sets = [train, *(evaluation.values() if isinstance(evaluation, Mapping) else [evaluation])]
+    skipped = isinstance(args.dataset_kwargs, dict) and bool(args.dataset_kwargs.get("skip_prepare_dataset"))
+    raw = not (skipped and collator is not None) and any(needs_tokenizer(source, as_they_are=skipped) for source in sets)
+    tokens = settle_tokenizer(model, processing, args, needed=raw)
+    if peft_config is not None:
+        model = add_adapter(model, peft_config, tokenizer=tokens.tokenizer)
+        _tell_unmatched(model, peft_config)
+    preparation = DataPreparation(
+        DataSettings.of(args, tokens.tokenizer),
+        tokenizer=tokens.tokenizer,
+        formatting=formatting,
+        ranks=Ranks(args.process_index, args.local_process_index, args.world_size),
+        folder=args.prepared_dir,
+    )
+    parts = Parts(args, model, tokens.processing, None, None, preparation, attention)
+    if collator is not None:
+        from sfttrain.foreign import rows_for_collator
+
+        parts.train = None if train is None else rows_for_collator(parts, train, "train_dataset")
+        parts.evaluation = _each(evaluation, lambda source, name: rows_for_collator(parts, source, name))
+    else:
+        parts.train = None if train is None else _train_packs(parts, train)
+        parts.evaluation = _each(evaluation, lambda source, name: packs_for_evaluation(parts, source, name))
+    return parts
+
+
+def packs_for(parts: Parts, source: Any, name: str, *, packing: bool) -> PackSource:
+    """Packs of a dataset, checked to fit the model where it was built for it just now."""
+    built_before = is_packs(source)
+    packs = parts.preparation.packs(source, name, packing=packing)
+    if not built_before and hasattr(packs, "manifest"):
+        check_match(below_adapter(parts.model), cast(ShardsLike, packs), None, parts.args.allow_mismatch or ())
+    return packs
+
+
+def packs_for_evaluation(parts: Parts, source: Any, name: str) -> PackSource:
+    """The same, packed as evaluation sets are."""
+    packing = parts.args.packing if parts.args.eval_packing is None else parts.args.eval_packing
+    return packs_for(parts, source, name, packing=packing)
+
+
+def _train_packs(parts: Parts, source: Any) -> Any:
+    """Packs to train on: a stream of them where an iterable dataset is given and max_steps says when it is enough."""
+    args = parts.args
+    if args.max_steps > 0 and hasattr(source, "num_shards") and not hasattr(source, "__len__"):
+        stream = parts.preparation.stream(source, "train_dataset", packing=args.packing)
+        if stream is not None:
+            return stream
+    return packs_for(parts, source, "train_dataset", packing=args.packing)
+
+
+def config_of(args: TrainingArguments | None, model: Any) -> SFTConfig:
+    """The settings: those given, or defaults with a folder named after the model."""
+    if isinstance(args, SFTConfig):
+        return args
+    if args is None:
+        name = str(model) if isinstance(model, (str, os.PathLike)) else str(getattr(model.config, "_name_or_path", "") or "model")
+        return SFTConfig(output_dir=f"{os.path.basename(name.rstrip('/'))}-SFT")
+    # Only what was set: the defaults of SFTConfig are others.
+    plain = {f.name: f.default for f in dataclasses.fields(args) if f.init}
+    given = {name: getattr(args, name) for name, default in plain.items() if getattr(args, name) != default}
+    return SFTConfig(**given)
+
+
+def refuse_parallelism(args: SFTConfig) -> None:
+    """Raise ConfigError for ways to share a row out that packed rows do not survive."""
+    if args.n_gpu > 1:
+        raise ConfigError(
+            f"one process would share its rows out to {args.n_gpu} GPUs, and a packed row cannot be shared out",
+            remedy=f"start a process for each GPU: torchrun --nproc_per_node {args.n_gpu} SCRIPT, or accelerate launch SCRIPT",
+        )
+    parallelism = args.parallelism_config
+    for name in ("cp_size", "sp_size"):
+        if parallelism is not None and getattr(parallelism, name, 1) > 1:
+            raise ConfigError(f"{name} is above 1: packed sequences would see each other", remedy=f"leave {name} at 1")
+
+
+def _load(name: str, args: SFTConfig, quantization_config: Any, peft_config: Any, *, keep_attention: bool) -> tuple[Any, str]:
+    """A model by name, with what model_init_kwargs says of it; and the attention that is asked for."""
+    assert not isinstance(args.model_init_kwargs, str)
+    options: dict[str, Any] = dict(args.model_init_kwargs or {})
+    if "torch_dtype" in options:
+        dtype = options.pop("torch_dtype")
+        if options.setdefault("dtype", dtype) != dtype:
+            raise ConfigError("model_init_kwargs has torch_dtype and dtype, which are the same", remedy="leave torch_dtype out")
+    in_bits = {key: options.pop(key) for key in ("load_in_8bit", "load_in_4bit") if key in options}
+    if quantization_config is None and any(in_bits.values()):
+        quantization_config = get_quantization_config(ModelConfig(use_peft=True, **in_bits))
+    if quantization_config is not None:
+        if options.get("quantization_config") is not None:
+            raise ConfigError(
+                "quantization_config is given twice, to the trainer and in model_init_kwargs", remedy="give it to the trainer"
+            )
+        options["quantization_config"] = quantization_config
+    if options.get("quantization_config") is not None:
+        options.setdefault("device_map", get_kbit_device_map())
+    elif args.world_size > 1:
+        options["device_map"] = None  # each rank has a device of its own
+    attention = args.attn
+    wanted = options.get("attn_implementation")
+    if wanted is not None and not keep_attention:
+        refuse_mixing(wanted)
+        del options["attn_implementation"]
+        attention = wanted if attention == "auto" else attention
+    config = ModelConfig(model_name_or_path=name, use_peft=peft_config is not None, trust_remote_code=args.trust_remote_code)
+    return load_model(config, device=args.device, options=options), attention
+
+
+def _tell_unmatched(model: Any, peft_config: Any) -> None:
+    """Warn of layers that were to be trained in full and are not there: peft says nothing of them."""
+    layers = {name.rpartition(".")[2] for name, _ in below_adapter(model).named_modules()}
+    for wanted in getattr(peft_config, "modules_to_save", None) or ():
+        if wanted.rpartition(".")[2] not in layers:
+            near = difflib.get_close_matches(wanted, layers, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            logger.warning("modules_to_save names %r, and the model has no such layer: it is not trained%s", wanted, hint)
+
+
+def _each(sets: Any, prepare: Any) -> Any:
+    """The evaluation set, or each of several, prepared."""
+    if sets is None:
+        return None
+    if isinstance(sets, Mapping):
+        return {name: prepare(source, str(name)) for name, source in sets.items()}
+    return prepare(sets, "eval_dataset")
