@@ -1,4 +1,4 @@
-"""The two central types of pass 1: what the user meant (`Example`), and its tokens in flat buffers (`TokenBatch`)."""
+"""The central types of pass 1: what the user meant (`Example`), and its tokens in flat buffers (`TokenBatch`)."""
 
 from __future__ import annotations
 
@@ -13,20 +13,35 @@ Message = dict[str, Any]
 
 
 @dataclass(slots=True)
-class Example:
-    """One record, in one of four shapes: text; prompt + completion text; messages; prompt + completion messages.
+class Given:
+    """Tokens that a record brings along: ids int32 [n], which of them are trained bool [n], and the lengths of the sequences
+    that they are, int64 [s], which sum to n."""
 
-    origin: line of the record within its partition, from 0. The fields of the other shapes are None.
+    input_ids: NDArray[np.int32]
+    trained: NDArray[np.bool_]
+    lengths: NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class Example:
+    """One record, in one of six shapes: text; several texts; prompt + completion text; messages; prompt + completion messages;
+    tokens.
+
+    origin: line of the record within its partition, from 0. The fields of the other shapes are None. weights: what each message
+    weighs in the loss, None for one that does not say; None where no message does.
     """
 
     origin: int
     text: str | None = None
+    texts: list[str] | None = None
     prompt: str | None = None
     completion: str | None = None
     messages: list[Message] | None = None
     prompt_messages: list[Message] | None = None
     tools: list[Any] | None = None
     template_kwargs: dict[str, Any] | None = None
+    weights: list[float | None] | None = None
+    given: Given | None = None
 
 
 @dataclass(slots=True)
@@ -45,7 +60,8 @@ class TokenBatch:
     """Tokenized sequences, flat.
 
     input_ids: int32 [tokens]; offsets: int64 [n + 1], sequence k is input_ids[offsets[k]:offsets[k + 1]];
-    completion_mask: bool [tokens], True = trained; origin: int64 [n], line of each sequence's record within its partition.
+    completion_mask: bool [tokens], True = trained; origin: int64 [n], line of each sequence's record within its partition;
+    loss_weights: float32 [tokens], what a trained token weighs in the loss, None where every one weighs 1.
     """
 
     input_ids: NDArray[np.int32]
@@ -54,8 +70,19 @@ class TokenBatch:
     origin: NDArray[np.int64]
     rejected: list[Rejected] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    loss_weights: NDArray[np.float32] | None = None
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens in each sequence: int64 [n]."""
         return np.diff(self.offsets)
+
+    def gathered(
+        self, which: NDArray[np.int64], lengths: NDArray[np.int64], starts: NDArray[np.int64] | None = None
+    ) -> TokenBatch:
+        """Sequence i is `lengths[i]` tokens of sequence `which[i]`, from its token `starts[i]` on, or from its first."""
+        offsets = np.concatenate(([0], np.cumsum(lengths)))
+        begins = self.offsets[:-1][which] if starts is None else self.offsets[:-1][which] + starts
+        source = np.arange(int(offsets[-1])) + np.repeat(begins - offsets[:-1], lengths)
+        weights = None if self.loss_weights is None else self.loss_weights[source]
+        return TokenBatch(self.input_ids[source], offsets, self.completion_mask[source], self.origin[which], loss_weights=weights)

@@ -14,9 +14,11 @@ from cyclopts.config import Dict
 from sftprep import __version__
 from sftprep.config import (
     BuildConfig,
+    EvalConfig,
     FormatConfig,
     OutputConfig,
     PackConfig,
+    ReadConfig,
     SourceConfig,
     TokenizeConfig,
     read_config_file,
@@ -50,6 +52,8 @@ def build(
     output: Annotated[OutputConfig | None, _FLAT] = None,
     format: Annotated[FormatConfig | None, _FLAT] = None,
     pack: Annotated[PackConfig | None, _FLAT] = None,
+    read: Annotated[ReadConfig | None, _FLAT] = None,
+    evaluation: Annotated[EvalConfig | None, _FLAT] = None,
     config: str | None = None,
     json: bool = False,
     debug: bool = False,
@@ -64,9 +68,9 @@ def build(
     Parameters
     ----------
     inputs
-        Files, globs or folders of .jsonl, .jsonl.gz, .jsonl.zst.
+        Files, globs or folders of JSON lines, JSON arrays, Parquet, CSV, TSV or Arrow; or data sets on the Hub: org/name.
     config
-        YAML file with inputs and settings by the names below (max_length: 2048); flags win over it.
+        YAML file with inputs (or the sources of a mixture) and settings by the names below (max_length: 2048); flags win over it.
     json
         Print the summary as JSON.
     debug
@@ -75,9 +79,11 @@ def build(
     from sftprep.engine.build import build as run
     from sftprep.report.summary import summary_data, summary_lines
 
-    named = read_config_file(config).get("inputs", ()) if config and not inputs else inputs
+    named = read_config_file(config) if config else {}
     settings = BuildConfig(
-        source=SourceConfig(named),
+        source=SourceConfig(inputs or named.get("inputs", ()), named.get("sources", ())),
+        read=read or ReadConfig(),
+        evaluation=evaluation or EvalConfig(),
         format=format or FormatConfig(),
         tokenize=tokenize or TokenizeConfig(),
         pack=pack or PackConfig(),
@@ -203,7 +209,8 @@ def _settings_file(tokens: list[str]) -> tuple[Dict, ...]:
         if name == "--config" and path:
             settings = read_config_file(path)
             # Inputs have no flag: the command itself takes them from the file.
-            settings.pop("inputs", None)
+            for name in ("inputs", "sources"):
+                settings.pop(name, None)
             return (Dict(settings, use_commands_as_keys=False, source=path),)
     return ()
 

@@ -7,65 +7,50 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import difflib
 import json
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
+from sftprep.choices import (
+    EncoderChoice,
+    FormatName,
+    OnBadRecord,
+    Order,
+    Overlong,
+    Packing,
+    TemplateWay,
+    TrainOn,
+    TruncateSide,
+    check_choice,
+    unknown_setting,
+)
+from sftprep.config_read import EvalConfig, FormatConfig, ReadConfig, SourceConfig, SourceEntry
 from sftprep.errors import ConfigError
 
-FormatName = Literal["auto", "text", "messages", "prompt-completion", "sharegpt", "alpaca"]
-TrainOn = Literal["auto", "all", "completion", "assistant"]
-Packing = Literal["bfd", "none"]
-OnBadRecord = Literal["error", "quarantine"]
-EncoderChoice = Literal["auto", "gigatoken", "tokenizers"]
-TemplateWay = Literal["auto", "jinja"]
-
-
-@dataclass(frozen=True, slots=True)
-class SourceConfig:
-    """Where records come from."""
-
-    inputs: tuple[str, ...] = ()
-    """Files, globs or folders of .jsonl, .jsonl.gz, .jsonl.zst; several are read in the order given."""
-
-    def __post_init__(self) -> None:
-        if isinstance(self.inputs, str):
-            object.__setattr__(self, "inputs", (self.inputs,))
-        object.__setattr__(self, "inputs", tuple(str(i) for i in self.inputs))
-
-
-@dataclass(frozen=True, slots=True)
-class FormatConfig:
-    """How a record is read, and which of its tokens are trained."""
-
-    format: FormatName = "auto"
-    """Format of the records; auto looks at the keys of the first record of each input."""
-    text_field: str = "text"
-    """Key that holds the text, for the text format."""
-    map: tuple[str, ...] = ()
-    """Renames keys before the format is read: question=prompt,answer=completion."""
-    train_on: TrainOn = "auto"
-    """Tokens that are trained. auto: the completion where there is one, else every token; assistant: assistant turns only."""
-
-    def __post_init__(self) -> None:
-        _check_choice("format", self.format, FormatName)
-        _check_choice("train_on", self.train_on, TrainOn)
-        given = (self.map,) if isinstance(self.map, str) else self.map
-        pairs = tuple(pair.strip() for entry in given for pair in entry.split(",") if pair.strip())
-        for pair in pairs:
-            source, equals, target = pair.partition("=")
-            if not (equals and source and target):
-                raise ConfigError(
-                    f"--map {pair!r} is not of the form key=name", remedy="write --map question=prompt,answer=completion"
-                )
-        object.__setattr__(self, "map", pairs)
-
-    def renames(self) -> dict[str, str]:
-        """The key renames: name in the record -> name that the formats know."""
-        return dict(pair.split("=", 1) for pair in self.map)
+__all__ = [
+    "BuildConfig",
+    "EncoderChoice",
+    "EvalConfig",
+    "FormatConfig",
+    "FormatName",
+    "OnBadRecord",
+    "Order",
+    "OutputConfig",
+    "Overlong",
+    "PackConfig",
+    "Packing",
+    "ReadConfig",
+    "SourceConfig",
+    "SourceEntry",
+    "TemplateWay",
+    "TokenizeConfig",
+    "TrainOn",
+    "TruncateSide",
+    "digest",
+    "read_config_file",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +71,8 @@ class TokenizeConfig:
     """auto: chat templates run as compiled pieces where that is exact, as Jinja otherwise; jinja: always as Jinja."""
 
     def __post_init__(self) -> None:
-        _check_choice("encoder", self.encoder, EncoderChoice)
-        _check_choice("template_way", self.template_way, TemplateWay)
+        check_choice("encoder", self.encoder, EncoderChoice)
+        check_choice("template_way", self.template_way, TemplateWay)
         if self.date is not None:
             try:
                 datetime.date.fromisoformat(self.date)
@@ -102,12 +87,48 @@ class PackConfig:
     max_length: int | None = None
     """Tokens in a pack, and the longest sequence kept; longer ones are cut. Default: the tokenizer's limit, at most 1024."""
     packing: Packing = "bfd"
-    """bfd: best-fit decreasing over the whole corpus; none: one sequence a row."""
+    """bfd: best-fit decreasing over the whole corpus; bfd_split: the same, with --overlong split; wrapped: one stream, cut every
+    max_length tokens; none: one sequence a row."""
+    overlong: Overlong = "truncate"
+    """What happens to a sequence longer than max_length. truncate: cut off; split: cut into several; drop: left out; error: its
+    record is a bad one."""
+    truncate_side: TruncateSide = "right"
+    """End at which a sequence is cut: right keeps its start, left its end."""
+    pack_window: int | None = None
+    """Pack windows of so many sequences, as a stream does, and not the whole corpus at once: 4096, say."""
+    order: Order = "shuffle"
+    """shuffle: packs are written in an order that the seed chooses; keep: in the order in which they were made."""
+    lanes: int = 16
+    """With --pack-window: parts that the input is dealt into, each with a window of its own."""
     seed: int = 0
     """Seed of the order in which packs are written."""
 
     def __post_init__(self) -> None:
-        _check_choice("packing", self.packing, Packing)
+        check_choice("packing", self.packing, Packing)
+        check_choice("overlong", self.overlong, Overlong)
+        check_choice("truncate_side", self.truncate_side, TruncateSide)
+        if self.packing == "bfd_split":
+            object.__setattr__(self, "packing", "bfd")
+            object.__setattr__(self, "overlong", "split")
+        if self.packing == "wrapped" and self.pack_window is not None:
+            raise ConfigError(
+                "--packing wrapped is one stream, and --pack-window packs several apart",
+                remedy="leave out --pack-window, or choose --packing bfd",
+            )
+        if self.packing == "wrapped" and self.overlong != "truncate":
+            raise ConfigError(
+                f"--packing wrapped has no overlong sequences: --overlong {self.overlong} means nothing there",
+                remedy="leave out --overlong, or choose --packing bfd",
+            )
+        check_choice("order", self.order, Order)
+        if self.pack_window is not None and self.pack_window < 1:
+            raise ConfigError(f"pack_window is {self.pack_window}", remedy="give --pack-window 1 or more, 4096 say")
+        if self.pack_window is not None and self.packing != "bfd":
+            raise ConfigError(
+                f"--packing {self.packing} knows no window", remedy="leave out --pack-window, or take --packing bfd"
+            )
+        if not 1 <= self.lanes <= 65_536:
+            raise ConfigError(f"lanes is {self.lanes}", remedy="give --lanes 1 to 65536")
         if self.max_length is not None and not 2 <= self.max_length < 2**31:
             raise ConfigError(
                 f"max_length is {self.max_length}: a sequence needs two tokens to train one, and lengths are 32-bit",
@@ -139,7 +160,7 @@ class OutputConfig:
     """Keep the intermediate files, which a later build with the same records and settings reuses."""
 
     def __post_init__(self) -> None:
-        _check_choice("on_bad_record", self.on_bad_record, OnBadRecord)
+        check_choice("on_bad_record", self.on_bad_record, OnBadRecord)
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"workers is {self.workers}", remedy="give --workers 1 or more")
         if self.shard_tokens < 1:
@@ -165,10 +186,19 @@ class BuildConfig:
     """A whole build. `BuildConfig.of(...)` takes the same settings flat, by the names they have on the command line."""
 
     source: SourceConfig = field(default_factory=SourceConfig)
+    read: ReadConfig = field(default_factory=ReadConfig)
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
     format: FormatConfig = field(default_factory=FormatConfig)
     tokenize: TokenizeConfig = field(default_factory=TokenizeConfig)
     pack: PackConfig = field(default_factory=PackConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        if self.evaluation.eval_packing is not None and self.pack.packing == "wrapped":
+            raise ConfigError(
+                f"--packing wrapped and --eval-packing {self.evaluation.eval_packing} cut sequences differently",
+                remedy="leave out --eval-packing, or build the evaluation records by themselves",
+            )
 
     @classmethod
     def of(cls, **settings: Any) -> BuildConfig:
@@ -180,13 +210,32 @@ class BuildConfig:
         for name, value in settings.items():
             part = _PART_OF.get(name)
             if part is None:
-                near = difflib.get_close_matches(name, _PART_OF, n=1)
-                raise ConfigError(
-                    f"unknown setting {name!r}",
-                    remedy=f"did you mean {near[0]!r}?" if near else f"known settings: {', '.join(sorted(_PART_OF))}",
-                )
+                raise unknown_setting(name, sorted(_PART_OF))
             parts[part][name] = value
         return cls(**{part: kind(**parts[part]) for part, kind in _PARTS.items()})
+
+    @property
+    def rejects_suspects(self) -> bool:
+        """Whether conversations that look wrong are bad records."""
+        return self.read.suspect == "reject" or (self.read.suspect == "auto" and self.output.on_bad_record == "quarantine")
+
+    def entries(self) -> tuple[SourceEntry, ...]:
+        """The sources to train on, each with what holds for the whole build filled in."""
+        given = self.source.sources or tuple(SourceEntry((name,)) for name in self.source.inputs)
+        whole = {name: getattr(self.read, name) for name in ("split", "config_name", "revision", "limit", "strip_nulls")}
+        return tuple(
+            dataclasses.replace(entry, **{name: value for name, value in whole.items() if getattr(entry, name) is None})
+            for entry in given
+        )
+
+    def eval_entries(self) -> tuple[SourceEntry, ...]:
+        """The sources to evaluate on, where they are others than those to train on."""
+        if self.evaluation.eval_split is not None:
+            return tuple(
+                dataclasses.replace(entry, split=self.evaluation.eval_split, name=f"{entry.name} ({self.evaluation.eval_split})")
+                for entry in self.entries()
+            )
+        return dataclasses.replace(self, source=SourceConfig(self.evaluation.eval_input)).entries()
 
     def flat(self) -> dict[str, Any]:
         """The settings as one flat dictionary of JSON values."""
@@ -224,15 +273,11 @@ def read_config_file(path: str) -> dict[str, Any]:
 
 _PARTS: dict[str, type] = {
     "source": SourceConfig,
+    "read": ReadConfig,
+    "evaluation": EvalConfig,
     "format": FormatConfig,
     "tokenize": TokenizeConfig,
     "pack": PackConfig,
     "output": OutputConfig,
 }
 _PART_OF = {f.name: part for part, kind in _PARTS.items() for f in dataclasses.fields(kind)}
-
-
-def _check_choice(name: str, value: object, kind: Any) -> None:
-    choices = get_args(kind)
-    if value not in choices:
-        raise ConfigError(f"{name} is {value!r}", remedy=f"choose one of: {', '.join(choices)}")

@@ -56,6 +56,12 @@ class InputChanged(SftprepError):
     exit_code = 1
 
 
+class HubError(SftprepError):
+    """The Hugging Face Hub cannot be reached, or does not give what was asked of it."""
+
+    exit_code = 3
+
+
 class FormatError(SftprepError):
     """No format fits the records of a source, or the one asked for does not."""
 

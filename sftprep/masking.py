@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,32 +42,90 @@ def mask_from(starts: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[
 
 
 def mask_spans(
-    spans: Sequence[tuple[tuple[int, int], ...]], token_chars: NDArray[np.int64], offsets: NDArray[np.int64]
+    spans: Sequence[tuple[tuple[int, int], ...] | None], token_chars: NDArray[np.int64], offsets: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     """Mark the tokens of character spans, text by text: bool [tokens].
 
-    spans[k]: ranges [first, last + 1) in text k; token_chars: int64 [tokens, 2], first and last + 1 character of each token.
+    spans[k]: ranges [first, last + 1) in text k, None for all of it; token_chars: int64 [tokens, 2], first and last + 1
+    character of each token.
     A span marks from the token that holds its first character to the first token that holds its last one, both included;
     where no token holds its first character nothing is marked, and where none holds its last one the text is marked to its
     end. Source: `apply_chat_template(return_assistant_tokens_mask=True)` of transformers 5.23, which is what TRL trains on.
     """
-    mask = np.zeros(len(token_chars), dtype=np.bool_)
-    for k, ranges in enumerate(spans):
-        begin, end = int(offsets[k]), int(offsets[k + 1])
-        chars = token_chars[begin:end]
-        for first, last in ranges:
-            opening = _token_at(chars, first)
-            if opening is None:
-                break
-            closing = _token_at(chars, last - 1)
-            mask[begin + opening : end if not closing else begin + closing + 1] = True
+    of = [k for k, ranges in enumerate(spans) for _ in ranges or ()]
+    flat = [span for ranges in spans for span in ranges or ()]
+    whole = np.array([k for k, ranges in enumerate(spans) if ranges is None], dtype=np.int64)
+    opens, closes = _token_ranges(np.array(of, np.int64), np.array(flat, np.int64).reshape(-1, 2), token_chars, offsets)
+    steps = np.zeros(len(token_chars) + 1, dtype=np.int32)
+    # Spans can meet at one token, so edges are added and not assigned.
+    np.add.at(steps, np.concatenate((opens, offsets[:-1][whole])), 1)
+    np.add.at(steps, np.concatenate((closes, offsets[1:][whole])), -1)
+    mask: NDArray[np.bool_] = np.cumsum(steps[:-1]) > 0
     return mask
 
 
-def _token_at(chars: NDArray[np.int64], position: int) -> int | None:
-    """The first token whose characters hold `position`."""
+def weigh_spans(
+    weights: Mapping[int, Sequence[tuple[int, int, float]]],
+    token_chars: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    mask: NDArray[np.bool_],
+) -> NDArray[np.float32] | None:
+    """What each token weighs in the loss where it is trained: float32 [tokens], or None where every one weighs 1.
+
+    weights[k]: character ranges of text k, in order, and what their tokens weigh; those that weigh nothing are taken out of
+    `mask`. The rest is as for `mask_spans`.
+    """
+    weighed = np.ones(len(token_chars), dtype=np.float32)
+    of = [k for k, ranges in weights.items() for _ in ranges]
+    flat = [(first, last) for ranges in weights.values() for first, last, _ in ranges]
+    each = [weight for ranges in weights.values() for _, _, weight in ranges]
+    opens, closes = _token_ranges(np.array(of, np.int64), np.array(flat, np.int64).reshape(-1, 2), token_chars, offsets)
+    for first, last, weight in zip(opens.tolist(), closes.tolist(), each, strict=True):
+        weighed[first:last] = weight
+    mask &= weighed != 0
+    return weighed if (weighed[mask] != 1).any() else None
+
+
+def _token_ranges(
+    of: NDArray[np.int64], spans: NDArray[np.int64], chars: NDArray[np.int64], offsets: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First and last + 1 token of each character span [spans, 2], the span k in text of[k]; both 0 where it marks none.
+
+    The characters of all texts are numbered through, so that all tokens are looked up at once.
+    """
+    lengths = np.diff(offsets)
+    ends = np.zeros(len(lengths), dtype=np.int64)
+    ends[lengths > 0] = chars[offsets[1:][lengths > 0] - 1, 1]
+    np.maximum.at(ends, of, spans[:, 1] if len(spans) else 0)
+    bases = np.cumsum(ends + 1) - (ends + 1)
+    numbered = chars + np.repeat(bases, lengths)[:, None]
+    opens = _tokens_at(spans[:, 0] + bases[of], of, numbered, offsets)
+    closes = _tokens_at(spans[:, 1] - 1 + bases[of], of, numbered, offsets)
+    begins, after = offsets[:-1][of], offsets[1:][of]
+    # That the first token of a text cannot end a span is how transformers has it.
+    closes = np.where(closes <= begins, after, closes + 1)
+    missing = opens < 0
+    for k in np.flatnonzero(missing).tolist():
+        # After a span that starts nowhere, no further one of its text is marked.
+        missing[k:][of[k:] == of[k]] = True
+    return np.where(missing, 0, opens), np.where(missing, 0, closes)
+
+
+def _tokens_at(
+    positions: NDArray[np.int64], of: NDArray[np.int64], chars: NDArray[np.int64], offsets: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The first token of text of[k] whose characters hold positions[k], -1 where there is none: int64 [positions]."""
     # Ends never fall, so the first token that ends beyond the position is the only candidate for the first that holds it.
-    at = int(np.searchsorted(chars[:, 1], position, side="right"))
-    while at < len(chars) and chars[at, 0] > position and chars[at, 0] == chars[at, 1]:
-        at += 1
-    return at if at < len(chars) and chars[at, 0] <= position < chars[at, 1] else None
+    at = np.searchsorted(chars[:, 1], positions, side="right")
+    after = offsets[1:][of]
+    last = max(len(chars) - 1, 0)
+    if not len(chars):
+        return np.full(len(positions), -1, dtype=np.int64)
+    while True:
+        token = chars[np.minimum(at, last)]
+        empty = (at < after) & (token[:, 0] > positions) & (token[:, 0] == token[:, 1])
+        if not empty.any():
+            break
+        at = at + empty
+    found: NDArray[np.int64] = np.where((at < after) & (token[:, 0] <= positions) & (positions < token[:, 1]), at, -1)
+    return found

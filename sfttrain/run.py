@@ -52,6 +52,8 @@ class RunSummary:
     """Mismatches that were allowed."""
     merged: str | None = None
     """Folder of the model with the adapter merged into it (--merge)."""
+    rejected: int = 0
+    """Records of a stream that were set aside in its last pass, by this process."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -67,6 +69,8 @@ class RunSummary:
             f"{self.trained_tokens:,} trained tokens, {self.tokens_per_second:,.0f} a second",
             f"the {self.kind} is in {self.output_dir} ({self.trained_parameters:,} of {self.parameters:,} parameters trained)",
         ]
+        if self.rejected:
+            lines.append(f"records of the stream that were set aside, since they cannot be used: {self.rejected:,}")
         if self.merged:
             lines.append(f"the model with the adapter merged into it is in {self.merged}")
         if "eval_loss" in self.evaluation:
@@ -169,6 +173,7 @@ def train(prepared: Prepared) -> RunSummary:
         evaluation=final,
         told=prepared.told,
         merged=merged,
+        rejected=trainer.records_rejected(),
     )
 
 

@@ -271,6 +271,11 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         self._read_counters()  # what came after the last log
         return result
 
+    def records_rejected(self) -> int:
+        """Records of a stream that were set aside in its last pass, by this process."""
+        counts = {} if self._stream is None else self._stream.counts
+        return sum(count for name, count in counts.items() if name.startswith("rejected."))
+
     def run_state(self) -> RunState:
         """What a checkpoint of this run, now, says of it."""
         plan = self.step_plan()

@@ -26,6 +26,7 @@ ALPACA = {"instruction": "do", "input": "this", "output": "done"}
         ({"prompt": "a", "completion": "b", "messages": CHAT}, "prompt-completion"),
         (SHAREGPT, "sharegpt"),
         (ALPACA, "alpaca"),
+        ({"input_ids": [1], "labels": [1], "text": "a"}, "tokens"),
         ({"question": "a", "answer": "b"}, None),
         ({}, None),
     ],
@@ -92,6 +93,72 @@ def test_typed_text_parts_are_joined():
     assert example.messages[0]["content"] == "abc"
 
 
+def test_reasoning_and_tool_call_parts_stand_beside_the_text():
+    call = {"name": "f", "arguments": {"x": 1}}
+    parts = [
+        {"type": "reasoning", "value": "hm"},
+        {"type": "text", "value": "a"},
+        {"type": "tool_call", "value": json.dumps(call)},
+    ]
+    record = {"messages": [CHAT[0], {"role": "assistant", "content": parts}]}
+    (_, message) = read_record(copy.deepcopy(record), 0, "messages", Reading()).messages
+    assert message == {
+        "role": "assistant",
+        "content": "a",
+        "reasoning_content": "hm",
+        "tool_calls": [{"type": "function", "function": call}],
+    }
+    for reading in (Reading(reasoning=False), Reading(tool_calls=False)):
+        with pytest.raises(Unusable, match=r"content part of type '(reasoning|tool_call)', which the chat template cannot show"):
+            read_record(copy.deepcopy(record), 0, "messages", reading)
+
+
+def test_alpaca_without_a_template_keeps_system_and_history():
+    record = {**ALPACA, "history": [["p", "q"]], "system": "s"}
+    plain = read_record(record, 0, "alpaca", Reading(chat=False))
+    assert plain.prompt.startswith("s\n\nBelow is an instruction")
+    assert "### Instruction:\np\n\n### Response:\nq\n\nBelow" in plain.prompt
+
+
+def test_switches_are_weights():
+    messages = [{**CHAT[0], "train": False}, {**CHAT[1], "loss_weight": 0.5}, {**CHAT[1], "weight": None}]
+    assert read_record({"messages": messages}, 0, "messages", Reading()).weights == [0.0, 0.5, None]
+    assert read_record({"messages": CHAT}, 0, "messages", Reading()).weights is None
+
+
+@pytest.mark.parametrize(
+    ("beside", "trained", "lengths"),
+    [
+        ({}, [1, 1, 1, 1], [4]),
+        ({"labels": [-100, 5, -100, 7]}, [0, 1, 0, 1], [4]),
+        ({"labels": [4, -100, 6, -100], "completion_mask": [0, 0, 0, 0]}, [1, 0, 1, 0], [4]),
+        ({"completion_mask": [0, 1, 1, 1], "assistant_masks": [True, True, False, True]}, [0, 1, 0, 1], [4]),
+        ({"seq_lengths": [3, 1]}, [1, 1, 1, 1], [3, 1]),
+        ({"position_ids": [0, 1, 0, 1]}, [1, 1, 1, 1], [2, 2]),
+        ({"position_ids": [0, 1, 0, 1], "seq_lengths": [2, 0, 2], "attention_mask": [1, 1, 1, 1]}, [1, 1, 1, 1], [2, 2]),
+    ],
+)
+def test_tokens_are_used_as_they_are(beside, trained, lengths):
+    given = read_record({"input_ids": [4, 5, 6, 7], **beside}, 0, "tokens", Reading()).given
+    assert given.input_ids.tolist() == [4, 5, 6, 7]
+    assert given.trained.tolist() == [bool(x) for x in trained]
+    assert given.lengths.tolist() == lengths
+
+
+def test_a_function_makes_the_text_of_a_record():
+    made = read_record({"a": "x"}, 3, "text", Reading(function=lambda r: r["a"] + "!"))
+    assert (made.text, made.origin) == ("x!", 3)
+    assert read_record({}, 0, "text", Reading(function=lambda r: ["a", "b"])).texts == ["a", "b"]
+    assert detect_format({"anything": 1}, Reading(function=str)) == "text"
+    with pytest.raises(Unusable, match="raised KeyError: 'b'") as caught:
+        read_record({}, 0, "text", Reading(function=lambda r: r["b"]))
+    assert caught.value.reason == "function_failed"
+    for wrong in (None, 5, [], ["a", 5]):
+        with pytest.raises(Unusable) as caught:
+            read_record({}, 0, "text", Reading(function=lambda r, wrong=wrong: wrong))
+        assert caught.value.reason == "bad_function_result"
+
+
 def test_no_tools_at_all_is_none_and_text_tools_are_objects():
     assert read_record({"messages": CHAT, "tools": []}, 0, "messages", Reading()).tools is None
     tool = {"type": "function", "function": {"name": "f"}}
@@ -114,6 +181,19 @@ def test_no_tools_at_all_is_none_and_text_tools_are_objects():
         ("messages", {"messages": [{"role": "user", "content": None}]}, "bad_row"),
         ("messages", {"messages": [{"role": "user", "content": 7}]}, "bad_type"),
         ("messages", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "unsupported_part"),
+        ("messages", {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "bad_row"),
+        ("messages", {"messages": [{"role": "assistant", "content": [{"type": "tool_call", "value": "{"}]}]}, "bad_tool"),
+        ("messages", {"messages": [{"role": "user", "content": "a", "weight": float("nan")}]}, "bad_type"),
+        ("tokens", {"input_ids": "a"}, "bad_type"),
+        ("tokens", {"input_ids": [1.5]}, "bad_type"),
+        ("tokens", {"input_ids": [[1]]}, "bad_type"),
+        ("tokens", {"input_ids": [-1]}, "bad_type"),
+        ("tokens", {"input_ids": [2**31]}, "bad_type"),
+        ("tokens", {"input_ids": [1, 2], "labels": [1]}, "bad_row"),
+        ("tokens", {"input_ids": [1, 2], "labels": [-100, 3]}, "other_labels"),
+        ("tokens", {"input_ids": [1, 2], "seq_lengths": [1]}, "bad_row"),
+        ("tokens", {"input_ids": [1, 2], "position_ids": [1, 2]}, "bad_row"),
+        ("tokens", {"input_ids": [1, 2, 3], "position_ids": [0, 1, 0], "seq_lengths": [1, 2]}, "bad_row"),
         ("messages", {"messages": CHAT, "tools": "{"}, "bad_tool"),
         ("messages", {"messages": CHAT, "tools": {"name": "f"}}, "bad_tool"),
         ("messages", {"messages": CHAT, "chat_template_kwargs": [1]}, "bad_type"),

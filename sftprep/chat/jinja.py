@@ -19,6 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, generate_lorem_ipsum
 
 from sftprep.batch import Message
+from sftprep.chat.turns import Mark, note_turns
 from sftprep.errors import TemplateError
 
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
@@ -93,6 +94,7 @@ class GenerationTag(Extension):
     def start(self) -> None:
         """Forget the spans of the render before."""
         self.spans: list[tuple[int, int]] = []
+        self.turns: list[Mark] = []
         self.written = 0
 
     def parse(self, parser: Parser) -> nodes.CallBlock:
@@ -102,6 +104,9 @@ class GenerationTag(Extension):
         block = nodes.CallBlock(self.call_method("_note"), [], [], body)
         block.set_lineno(line)
         return block
+
+    def _turn(self, depth: int, item: Any) -> None:
+        self.turns.append((self.written, depth, item))
 
     def _note(self, caller: Callable[[], str]) -> str:
         text = caller()
@@ -131,11 +136,16 @@ class Parsed(NamedTuple):
     writes: bool
 
 
-def compile_template(environment: ChatEnvironment, source: str) -> Parsed:
-    """Parse and compile a chat template. Raises TemplateError, with the line where Jinja tells it."""
+def compile_template(environment: ChatEnvironment, source: str, *, turns: bool = False) -> Parsed:
+    """Parse and compile a chat template; turns: its loops note the message that they are at.
+
+    Raises TemplateError, with the line where Jinja tells it.
+    """
     remedy = "correct the chat template, or give another with --chat-template"
     try:
         tree = environment.parse(source)
+        if turns:
+            note_turns(tree, environment, GenerationTag.identifier)
         return Parsed(
             tree,
             environment.from_string(tree),

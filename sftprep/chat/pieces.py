@@ -11,7 +11,7 @@ Where a conversation reaches something outside the translated part, or anything 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +25,11 @@ from sftprep.chat.code import Code, Loop, Macro, joined
 from sftprep.chat.expressions import Expressions
 from sftprep.chat.facts import facts_of, stores_name, uses_of_fields
 from sftprep.chat.jinja import ChatEnvironment, is_generation
+from sftprep.chat.turns import Mark, in_characters, turn_of
 
 Spans = tuple[tuple[int, int], ...]
-Render = Callable[[list[dict[str, Any]], Any, bool, Mapping[str, Any]], tuple[str, Spans]]
-"""(messages, tools, add_generation_prompt, the other variables) -> (text, character ranges of its generation blocks)."""
+Render = Callable[[list[dict[str, Any]], Any, bool, Mapping[str, Any]], tuple[str, Spans, Sequence[Mark]]]
+"""(messages, tools, add_generation_prompt, the other variables) -> (text, character ranges of its generation blocks, turns)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ def compile_pieces(tree: nodes.Template, template: jinja2.Template, environment:
         "exact": runtime.exact,
         "trim": runtime.trim,
         "spans_of": runtime.spans_of,
+        "in_characters": in_characters,
         **writer.write.bound,
     }
     with warnings.catch_warnings():
@@ -94,10 +96,10 @@ class _Statements:
         self._body(tree.body)
         head = ["def render(messages, tools, add_generation_prompt, given):"]
         head += [f"    {variable} = given.get({name!r}, U)" for name, variable in self.write.inputs.items()]
-        head += ["    out = []", "    marks = []", "    most = 64 + 16 * len(messages)"]
+        head += ["    out = []", "    marks = []", "    turns = []", "    most = 64 + 16 * len(messages)"]
         tail = [
             "    if len(out) > most and sum(map(len, out)) > 1 << 20: hand_over('a long output')",
-            '    return "".join(out), spans_of(out, marks) if marks else ()',
+            '    return "".join(out), spans_of(out, marks) if marks else (), in_characters(out, turns) if turns else ()',
         ]
         return "\n".join([*head, *self.lines, *tail, ""])
 
@@ -370,6 +372,15 @@ class _Statements:
         self._line("marks.append(len(out))")
         self.write.symbols, self.marking = outer, True
 
+    def _turn(self, node: nodes.ExprStmt) -> None:
+        turn = turn_of(node)
+        if turn is None:
+            self._only_jinja(node, "this statement")
+            return
+        depth, item = turn
+        source = "None" if item is None else self.write.expression(item).source
+        self._line(f"turns.append((len(out), {depth}, {source}))")
+
     def _word(self, node: nodes.Node) -> None:
         self._line(type(node).__name__.lower())
 
@@ -382,6 +393,7 @@ _WRITERS: dict[type, Callable[[_Statements, Any], None]] = {
     nodes.For: _Statements._for,
     nodes.Macro: _Statements._macro,
     nodes.CallBlock: _Statements._call_block,
+    nodes.ExprStmt: _Statements._turn,
     nodes.Break: _Statements._word,
     nodes.Continue: _Statements._word,
 }

@@ -21,6 +21,7 @@ from sftprep.chat.jinja import (
 )
 from sftprep.chat.pieces import Render, compile_pieces
 from sftprep.chat.runtime import HandOver
+from sftprep.chat.turns import Region, regions_of
 from sftprep.errors import TemplateError
 
 CHECKED_FIRST = 16
@@ -33,10 +34,12 @@ CHECKED_SHAPES = 32
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A conversation as text. spans: character ranges [first, last+1) that `{% generation %}` marks, in order."""
+    """A conversation as text. spans: character ranges [first, last+1) that `{% generation %}` marks, in order; regions: which
+    message wrote what, where the template notes turns."""
 
     text: str
     spans: tuple[tuple[int, int], ...]
+    regions: tuple[Region, ...] = ()
 
 
 class ChatTemplate:
@@ -53,15 +56,17 @@ class ChatTemplate:
         variables: Mapping[str, str],
         date: datetime.date | None = None,
         way: Literal["auto", "jinja"] = "auto",
+        turns: bool = False,
     ) -> None:
-        """variables: the tokenizer's special tokens, by the names that templates know; date: what templates see as today.
+        """variables: the tokenizer's special tokens, by the names that templates know; date: what templates see as today;
+        turns: renders tell which message wrote what.
 
         Raises TemplateError, with the line, where the source is no template.
         """
         self.source = source
         self.digest = sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
         self._environment = ChatEnvironment(date or datetime.date.today())
-        self._parsed = compile_template(self._environment, source)
+        self._parsed = compile_template(self._environment, source, turns=turns)
         self.has_generation_marks = self._parsed.marks
         self._variables: dict[str, Any] = {"documents": None, **variables}
         self._pieces: Render | None = None
@@ -93,7 +98,7 @@ class ChatTemplate:
             _check_tools(tools)
         if self._pieces is not None and not (template_kwargs and self._shadows(template_kwargs)):
             try:
-                text, spans = self._pieces(messages, tools, add_generation_prompt, variables)
+                text, spans, turns = self._pieces(messages, tools, add_generation_prompt, variables)
             except HandOver as way:
                 self._handed_over[way.reason] += 1
             except Exception as error:
@@ -103,9 +108,10 @@ class ChatTemplate:
                 if len(text) > OUTPUT_FLOOR:
                     check_output(len(text), {**variables, "messages": messages, "tools": tools})
                 self._by_pieces += 1
+                fast = Rendered(text, spans, regions_of(turns, messages, len(text)) if turns else ())
                 if self._is_checked(messages, tools, add_generation_prompt):
-                    return self._checked(messages, tools, add_generation_prompt, variables, Rendered(text, spans))
-                return Rendered(text, spans)
+                    return self._checked(messages, tools, add_generation_prompt, variables, fast)
+                return fast
         self._by_jinja += 1
         return self._run(messages, tools, add_generation_prompt, variables)
 
@@ -116,6 +122,11 @@ class ChatTemplate:
         if self._by_pieces or self._by_jinja:
             return "pieces" if self._by_pieces else "jinja"
         return "jinja" if self._pieces is None else "pieces"
+
+    @property
+    def renders(self) -> dict[str, int]:
+        """How many conversations were rendered so far by pieces, and how many by jinja."""
+        return {"pieces": self._by_pieces, "jinja": self._by_jinja}
 
     def report(self) -> dict[str, Any]:
         """For the manifest: JSON values only.
@@ -164,7 +175,9 @@ class ChatTemplate:
         given = {**variables, "messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
         if self._parsed.writes:
             given = copy.deepcopy(given)
-        return Rendered(*run_template(self._environment, self._parsed.template, given))
+        text, spans = run_template(self._environment, self._parsed.template, given)
+        turns = self._environment.generation.turns
+        return Rendered(text, spans, regions_of(turns, given["messages"], len(text)) if turns else ())
 
     def _is_checked(self, messages: list[Message], tools: list[Any] | None, add_generation_prompt: bool) -> bool:
         shape = (len(messages), max(map(len, messages), default=0), tools is None, add_generation_prompt)

@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-import os
+import dataclasses
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-import orjson
 import xxhash
-from numpy.typing import NDArray
 
 import sftprep
 from sftprep.config import BuildConfig, digest
+from sftprep.engine.assemble import Assembled, Progress, assemble
 from sftprep.engine.executors import Executor, available_cores, make_executor
-from sftprep.engine.output import REJECTED_NAME, SPILL_FOLDER, claimed, clean
-from sftprep.engine.passes import AssembleTask, Tokenized, TokenizeTask, assemble_shard, tokenize_partition
-from sftprep.engine.recipe import Recipe
-from sftprep.engine.setup import Setup, prepare_setup, stamp
-from sftprep.engine.spill import spill_path
-from sftprep.errors import EmptyInput, InputChanged, RecordError, TooManyRejected
-from sftprep.packing.strategies import SMALL, PackPlan, pack_lengths
+from sftprep.engine.inputs import stamp
+from sftprep.engine.ledger import check_not_empty, check_rejected, first_bad_record, input_infos, total
+from sftprep.engine.output import EVAL_FOLDER, SPILL_FOLDER, claimed, clean
+from sftprep.engine.passes import Tokenized, TokenizeTask, tokenize_partition
+from sftprep.engine.selection import Side, choose, wanted_facts
+from sftprep.engine.setup import Setup, prepare_setup
+from sftprep.engine.windows import lane_block
+from sftprep.errors import InputChanged
+from sftprep.packing.strategies import SMALL, pack_lengths
 from sftprep.shards.files import write_file
-from sftprep.shards.manifest import MANIFEST_NAME, SHARD_FOLDER, Accounting, InputInfo, Manifest, ShardInfo
-from sftprep.sources.partition import cut
-
-Progress = Callable[[str, int, int], None]
-"""Called with the name of a pass, what is done and what there is to do, in bytes or shards."""
+from sftprep.shards.manifest import MANIFEST_NAME, Manifest
+from sftprep.sources.partition import Source, cut
 
 # Below this a spawned worker spends longer on its imports than on its work.
 _SMALL_INPUT = 32 * 1024 * 1024
@@ -40,7 +36,10 @@ _SMALL_INPUT = 32 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class BuildReport:
-    """What a build made, and how fast. bytes_read: of records, unpacked; reused: partitions found done already."""
+    """What a build made, and how fast. bytes_read: of records, unpacked; reused: partitions found done already.
+
+    evaluation: the manifest of the evaluation build in folder/eval, where there is one.
+    """
 
     folder: Path
     manifest: Manifest
@@ -48,62 +47,83 @@ class BuildReport:
     bytes_read: int
     reused: int
     workers: int
+    evaluation: Manifest | None = None
 
 
-def build(config: BuildConfig, *, progress: Progress = lambda *_: None) -> BuildReport:
+def build(
+    config: BuildConfig,
+    *,
+    data: Sequence[Source] = (),
+    eval_data: Sequence[Source] = (),
+    progress: Progress = lambda *_: None,
+) -> BuildReport:
     """Prepare records for training: tokenize, pack, write shards, and the manifest last.
 
+    data, eval_data: sources in memory, used instead of those that the config names (`sftprep.build` makes them).
     The same records and settings give the same bytes, whatever the number of workers and however often it was killed
     before. Raises the errors of `sftprep.errors`; the output folder then holds no new build, and an old one as it was.
     """
     started = time.monotonic()
-    setup = prepare_setup(config)
+    setup = prepare_setup(config, data, eval_data)
     folder = Path(config.output.output)
     with claimed(folder, overwrite=config.output.overwrite):
-        recipe_file = folder / SPILL_FOLDER / "recipe.json"
-        write_file(recipe_file, lambda file: _write(file, setup.recipe.to_json()))
         workers = _workers(config, setup)
         executor = make_executor(workers)
         try:
-            parts = _tokenize(setup, config, folder, recipe_file, executor, progress)
-            accounting, inputs = _account(parts, setup)
-            _check_rejected(parts, accounting, config, folder, inputs)
-            plan = pack_lengths(np.concatenate([p.lengths for p in parts]), setup.recipe.max_length, config.pack.packing)
-            order = _shuffled(plan.num_bins, config.pack.seed)
-            shards = _assemble(parts, inputs, plan, order, config, setup.recipe, folder, executor, progress)
+            parts = _tokenize(setup, config, folder, executor, progress)
+            sides = choose(parts, setup, config)
+            check_rejected(parts, sides, setup, config, folder)
+            manifests = [_side(side, setup, config, folder, executor, progress) for side in sides]
         finally:
             executor.close()
         _check_unchanged(setup)
-        manifest = _manifest(config, setup, inputs, accounting, plan, order, shards)
-        write_file(folder / MANIFEST_NAME, lambda file: _write(file, manifest.to_json()))
-        clean(folder, manifest, keep_spill=config.output.keep_spill)
+        # The evaluation first: where the manifest of the build is there, all of it is.
+        evaluation = manifests[0] if len(manifests) > 1 else None
+        if evaluation is not None:
+            _commit(folder / EVAL_FOLDER, evaluation)
+            manifests[-1] = dataclasses.replace(manifests[-1], eval={"folder": EVAL_FOLDER, "digest": evaluation.digest})
+        manifest = manifests[-1]
+        _commit(folder, manifest)
+        clean(folder, manifest, evaluation, keep_spill=config.output.keep_spill)
     reused = sum(part.reused for part in parts)
-    return BuildReport(folder, manifest, time.monotonic() - started, sum(p.bytes for p in parts), reused, workers)
+    seconds = time.monotonic() - started
+    return BuildReport(folder, manifest, seconds, sum(p.bytes for p in parts), reused, workers, evaluation)
 
 
 # --- pass 1 ------------------------------------------------------------------------------------------------------------
 
 
-def _tokenize(
-    setup: Setup, config: BuildConfig, folder: Path, recipe_file: Path, executor: Executor, progress: Progress
-) -> list[Tokenized]:
+def _tokenize(setup: Setup, config: BuildConfig, folder: Path, executor: Executor, progress: Progress) -> list[Tokenized]:
     """The spills of all partitions, in the order of the input."""
     stop = config.output.on_bad_record == "error"
     failed_at: list[int] = []
-    recipe_digest = setup.recipe.digest
+    digests = [recipe.digest for recipe in setup.recipes]
+    files = [folder / SPILL_FOLDER / f"recipe-{name[:16]}.json" for name in digests]
+    for file, recipe in zip(files, setup.recipes, strict=True):
+        _write(file, recipe.to_json())
     threads = executor.capacity == 1
+    block = lane_block(config, [each.source for each in setup.inputs])
+    facts = wanted_facts(config, setup)
 
     def tasks() -> Iterator[TokenizeTask]:
-        for partition in cut(setup.files):
+        for partition in cut([each.source for each in setup.inputs]):
             if failed_at:
                 return
+            number = setup.recipe_of[partition.input]
             yield TokenizeTask(
-                partition, setup.formats[partition.input], recipe_file, recipe_digest, folder / SPILL_FOLDER, threads
+                partition=partition,
+                format=setup.formats[partition.input],
+                recipe=files[number],
+                recipe_digest=digests[number],
+                spill_folder=folder / SPILL_FOLDER,
+                threads=threads,
+                lane_block=block,
+                facts=facts,
             )
 
     parts: list[Tokenized] = []
     sequences = 0
-    total, done = sum(os.path.getsize(file) for file in setup.files), 0
+    size, done = sum(_sizes(setup)), 0
     for part in executor.map_unordered(tokenize_partition, tasks()):
         parts.append(part)
         if stop and part.rejected:
@@ -113,212 +133,60 @@ def _tokenize(
             threading.Thread(target=_warm_packing, daemon=True).start()
         sequences += len(part.lengths)
         done += part.bytes
-        progress("tokenize", done, max(total, done))
+        progress("tokenize", done, max(size, done))
     parts.sort(key=lambda part: part.partition.index)
     if failed_at:
-        raise _first_bad_record(parts)
+        raise first_bad_record(parts, setup.names)
     return parts
 
 
-def _first_bad_record(parts: list[Tokenized]) -> RecordError:
-    bad = next(part for part in parts if part.rejected)
-    first = bad.rejected[0]
-    before = sum(
-        p.counts["lines"] for p in parts if p.partition.input == bad.partition.input and p.partition.index < bad.partition.index
-    )
-    return RecordError(
-        file=bad.partition.file,
-        line=before + first.line + 1,
-        column=first.column,
-        reason=first.reason,
-        message=first.message,
-        excerpt=first.excerpt,
-    )
+# --- pass 2 and 3, and the commit --------------------------------------------------------------------------------------
 
 
-def _account(parts: list[Tokenized], setup: Setup) -> tuple[Accounting, tuple[InputInfo, ...]]:
-    """Where every row and token went, and what each input held."""
-    counts: Counter[str] = Counter()
-    for part in parts:
-        counts.update(part.counts)
-        counts.update(f"rejected.{r.reason}" for r in part.rejected)
-
-    def group(name: str) -> dict[str, int]:
-        return {key.partition(".")[2]: n for key, n in sorted(counts.items()) if key.startswith(f"{name}.")}
-
-    plain = ("lines", "blank", "records", "sequences", "truncated", "tokens_in", "tokens", "tokens_truncated", "trained_tokens")
-    accounting = Accounting(
-        **{name: counts[name] for name in plain},
-        rejected=group("rejected"),
-        dropped=group("dropped"),
-        tokens_dropped=group("tokens_dropped"),
-        warnings=group("warnings"),
-    )
-    wrong = accounting.check()
-    assert not wrong, f"the accounts of this build do not balance, which is a defect of sftprep: {'; '.join(wrong)}"
-    inputs, ordinal = [], 0
-    for number, file in enumerate(setup.files):
-        own = [part for part in parts if part.partition.input == number]
-        lines = sum(part.counts["lines"] for part in own)
-        content = xxhash.xxh3_128_hexdigest("".join(part.content for part in own).encode())
-        size, records = sum(part.bytes for part in own), sum(part.counts["records"] for part in own)
-        inputs.append(InputInfo(file, size, content, setup.formats[number], ordinal, lines, records))
-        ordinal += lines
-    return accounting, tuple(inputs)
+def _side(side: Side, setup: Setup, config: BuildConfig, folder: Path, executor: Executor, progress: Progress) -> Manifest:
+    """The shards of one side, written, and its manifest, which is not."""
+    check_not_empty(side, total(side.accounts))
+    if side.evaluation:
+        packing = config.evaluation.eval_packing or config.pack.packing
+        config = dataclasses.replace(config, pack=dataclasses.replace(config.pack, packing=packing))
+    own = folder / EVAL_FOLDER if side.evaluation else folder
+    made = assemble(side, config, setup.recipe.max_length, own, folder, executor, progress)
+    return _manifest(config, setup, side, made)
 
 
-def _check_rejected(
-    parts: list[Tokenized], accounting: Accounting, config: BuildConfig, folder: Path, inputs: tuple[InputInfo, ...]
-) -> None:
-    """Write what was set aside; raise TooManyRejected above the limit, EmptyInput where nothing is left."""
-    path = folder / REJECTED_NAME
-    total = sum(accounting.rejected.values())
-    if total:
-        write_file(path, lambda file: file.writelines(_rejected_lines(parts)))
-    else:
-        path.unlink(missing_ok=True)
-    reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(accounting.rejected.items(), key=lambda item: -item[1]))
-    if total > config.output.rejected_limit(accounting.records):
-        raise TooManyRejected(
-            f"{total:,} of {accounting.records:,} records were rejected ({reasons}), "
-            f"more than --max-rejected {config.output.max_rejected}",
-            remedy=f"look at {path}; mend the records, or raise --max-rejected",
-        )
-    if not accounting.sequences:
-        dropped = ", ".join(f"{reason} {n:,}" for reason, n in accounting.dropped.items())
-        what = f"rejected: {reasons}" if reasons else f"dropped: {dropped}" if dropped else "there is no record at all"
-        raise EmptyInput(
-            f"no usable record in {len(inputs)} input file{'s' * (len(inputs) != 1)} ({what})",
-            remedy="check --format, --train-on and --max-length, and that the files are those you meant",
-        )
+def _commit(folder: Path, manifest: Manifest) -> None:
+    _write(folder / MANIFEST_NAME, manifest.to_json())
 
 
-def _rejected_lines(parts: list[Tokenized]) -> Iterator[bytes]:
-    line, current = 0, -1
-    for part in parts:
-        if part.partition.input != current:
-            line, current = 0, part.partition.input
-        for r in part.rejected:
-            where = {"file": part.partition.file, "line": line + r.line + 1, "column": r.column}
-            yield orjson.dumps({**where, "reason": r.reason, "message": r.message, "excerpt": r.excerpt}) + b"\n"
-        line += part.counts["lines"]
-
-
-# --- pass 2 and 3 ------------------------------------------------------------------------------------------------------
-
-
-def _shuffled(packs: int, seed: int) -> NDArray[np.int64]:
-    """A permutation of the packs that depends on the seed only, in every version of NumPy: int64 [packs].
-
-    Packs are sorted by a hash of their number (SplitMix64, Steele et al. 2014), since best-fit order follows length.
-    """
-    with np.errstate(over="ignore"):
-        z = np.arange(1, packs + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.argsort(z ^ (z >> np.uint64(31)), kind="stable")
-
-
-def _assemble(
-    parts: list[Tokenized],
-    inputs: tuple[InputInfo, ...],
-    plan: PackPlan,
-    order: NDArray[np.int64],
-    config: BuildConfig,
-    recipe: Recipe,
-    folder: Path,
-    executor: Executor,
-    progress: Progress,
-) -> list[tuple[ShardInfo, int]]:
-    """The shards of a plan, in order, each with the highest token id in it."""
-    lengths = np.concatenate([part.lengths for part in parts])
-    part_of = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part.lengths) for part in parts])
-    row = np.concatenate([np.arange(len(part.lengths), dtype=np.int32) for part in parts])
-    first_ordinal = _first_ordinals(parts, inputs)
-    sizes = np.diff(plan.offsets)[order]
-    members = plan.members[np.arange(int(sizes.sum())) + np.repeat(plan.offsets[:-1][order] - (np.cumsum(sizes) - sizes), sizes)]
-    pack_ends = np.cumsum(sizes)
-    token_ends = np.cumsum(lengths[members], dtype=np.int64)[pack_ends - 1]
-    edges = _shard_edges(token_ends, config.output.shard_tokens)
-
-    def tasks() -> Iterator[AssembleTask]:
-        for index, (first, last) in enumerate(pairwise(edges)):
-            begin, end = int(pack_ends[first - 1]) if first else 0, int(pack_ends[last - 1])
-            own = members[begin:end]
-            used, spill = np.unique(part_of[own], return_inverse=True)
-            yield AssembleTask(
-                index=index,
-                shard_folder=folder / SHARD_FOLDER,
-                spills=tuple(spill_path(folder / SPILL_FOLDER, parts[p].key) for p in used.tolist()),
-                spill=spill.astype(np.int32),
-                row=row[own],
-                seq_lengths=lengths[own],
-                first_ordinal=first_ordinal[used],
-                pack_offsets=np.concatenate(([0], pack_ends[first:last] - begin)),
-                max_length=recipe.max_length,
-                position_ids=config.output.position_ids,
-            )
-
-    shards: dict[int, tuple[ShardInfo, int]] = {}
-    for shard in executor.map_unordered(assemble_shard, tasks()):
-        shards[shard.index] = (shard.info, shard.max_id)
-        progress("write", len(shards), len(edges) - 1)
-    return [shards[index] for index in range(len(shards))]
-
-
-def _first_ordinals(parts: list[Tokenized], inputs: tuple[InputInfo, ...]) -> NDArray[np.int64]:
-    """Ordinal of the first line of each partition: int64 [partitions]."""
-    lines = np.array([part.counts["lines"] for part in parts], dtype=np.int64)
-    assert int(lines.sum()) == sum(info.lines for info in inputs)
-    return np.cumsum(lines) - lines
-
-
-def _shard_edges(token_ends: NDArray[np.int64], shard_tokens: int) -> list[int]:
-    """First pack of each shard, and the number of packs at the end: a shard ends with the pack that fills it."""
-    edges, done = [0], 0
-    while edges[-1] < len(token_ends):
-        last = int(np.searchsorted(token_ends, done + shard_tokens)) + 1
-        edges.append(min(last, len(token_ends)))
-        done = int(token_ends[edges[-1] - 1])
-    return edges
-
-
-# --- the commit --------------------------------------------------------------------------------------------------------
-
-
-def _manifest(
-    config: BuildConfig,
-    setup: Setup,
-    inputs: tuple[InputInfo, ...],
-    accounting: Accounting,
-    plan: PackPlan,
-    order: NDArray[np.int64],
-    shards: list[tuple[ShardInfo, int]],
-) -> Manifest:
-    recipe, spec = setup.recipe, setup.recipe.tokenizer
+def _manifest(config: BuildConfig, setup: Setup, side: Side, made: Assembled) -> Manifest:
+    recipe, spec, plan = setup.recipe, setup.recipe.tokenizer, made.plan
     # What does not change a byte of the shards stays out: the same build elsewhere has the same manifest.
     elsewhere = ("output", "workers", "overwrite", "keep_spill", "on_bad_record", "max_rejected")
     settings: dict[str, Any] = {name: value for name, value in config.flat().items() if name not in elsewhere}
     settings.update(max_length=recipe.max_length, date=recipe.date, map=list(config.format.map))
-    settings["inputs"] = list(config.source.inputs)
-    plan_digest = xxhash.xxh3_128_hexdigest(np.concatenate((plan.members, plan.offsets, order)).astype("<i8").tobytes())
+    settings["inputs"] = list(config.source.inputs) or [setup.names[number] for number in side.inputs]
+    accounting = total(side.accounts)
+    plan_digest = xxhash.xxh3_128_hexdigest(np.concatenate((plan.members, plan.offsets, made.order)).astype("<i8").tobytes())
     return Manifest(
         config=settings,
         config_digest=digest(
-            recipe.digest, config.pack.packing, config.pack.seed, config.output.position_ids, config.output.shard_tokens
+            [each.digest for each in setup.recipes],
+            dataclasses.asdict(config.pack),
+            config.output.position_ids,
+            config.output.shard_tokens,
         ),
         tokenizer={
             "name": spec.name,
             "fingerprint": spec.fingerprint,
             "vocab_size": spec.vocab_size,
-            "max_id": max(max_id for _, max_id in shards),
+            "max_id": made.max_id,
             "eos_token_id": spec.eos_token_id,
             "pad_token_id": spec.pad_token_id,
         },
         chat_template=recipe.chat_template,
         encoder=setup.encoder,
-        template={"digest": digest(recipe.chat_template)} if recipe.chat_template else {},
-        inputs=inputs,
+        template=_template(recipe.chat_template, side),
+        inputs=input_infos(side, setup),
         accounting=accounting,
         plan={
             "strategy": config.pack.packing,
@@ -326,27 +194,43 @@ def _manifest(
             "fill": round(plan.fill, 6),
             "seed": config.pack.seed,
             "digest": plan_digest,
+            "cuts": 0 if plan.starts is None else len(plan.starts) - accounting.sequences,
         },
         max_length=recipe.max_length,
         rows=plan.num_bins,
         tokens=accounting.tokens,
-        trained_tokens=accounting.trained_tokens,
-        shards=tuple(info for info, _ in shards),
+        # Not that of the accounts where the plan cuts sequences: what follows a cut trains one token less.
+        trained_tokens=sum(shard.trained_tokens for shard in made.shards),
+        shards=made.shards,
         sftprep_version=sftprep.__version__,
     )
 
 
+def _template(source: str | None, side: Side) -> dict[str, Any]:
+    """Which template rendered the conversations, and how many went which way: compiled pieces, or Jinja."""
+    if source is None:
+        return {}
+    renders = {way: sum(part.counts.get(f"template.{way}", 0) for part in side.parts) for way in ("pieces", "jinja")}
+    ways = [way for way, number in renders.items() if number]
+    return {"digest": digest(source), "way": "mixed" if len(ways) > 1 else "".join(ways) or "none", "renders": renders}
+
+
 def _check_unchanged(setup: Setup) -> None:
-    for file, before in zip(setup.files, setup.stamps, strict=True):
-        if stamp(file) != before:
-            raise InputChanged(f"{file} changed while it was read", remedy="run the build again when nothing writes to the file")
+    for each in setup.inputs:
+        if each.stamp is not None and stamp(each.source.file) != each.stamp:
+            raise InputChanged(
+                f"{each.source.name} changed while it was read", remedy="run the build again when nothing writes to the file"
+            )
 
 
 def _workers(config: BuildConfig, setup: Setup) -> int:
     if config.output.workers is not None:
         return config.output.workers
-    size = sum(os.path.getsize(file) for file in setup.files)
-    return 1 if size < _SMALL_INPUT else available_cores()
+    return 1 if sum(_sizes(setup)) < _SMALL_INPUT else available_cores()
+
+
+def _sizes(setup: Setup) -> Iterator[int]:
+    return (each.stamp[0] for each in setup.inputs if each.stamp is not None)
 
 
 def _warm_packing() -> None:
@@ -354,5 +238,8 @@ def _warm_packing() -> None:
     pack_lengths(np.ones(SMALL + 1, dtype=np.int32), 2)
 
 
-def _write(file: Any, data: bytes) -> None:
-    file.write(data)
+def _write(path: Path, data: bytes) -> None:
+    def write(file: BinaryIO) -> None:
+        file.write(data)
+
+    write_file(path, write)

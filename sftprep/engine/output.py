@@ -14,9 +14,10 @@ from sftprep.shards.files import storage_errors
 from sftprep.shards.manifest import MANIFEST_NAME, SHARD_FOLDER, Manifest, read_manifest
 
 SPILL_FOLDER = "spill"
+EVAL_FOLDER = "eval"
 REJECTED_NAME = "rejected.jsonl"
 _LOCK_NAME = ".lock"
-_OURS = {SPILL_FOLDER, SHARD_FOLDER, REJECTED_NAME, MANIFEST_NAME, _LOCK_NAME}
+_OURS = {SPILL_FOLDER, SHARD_FOLDER, EVAL_FOLDER, REJECTED_NAME, MANIFEST_NAME, _LOCK_NAME}
 
 
 @contextmanager
@@ -38,21 +39,36 @@ def claimed(folder: Path, *, overwrite: bool) -> Iterator[None]:
         yield
 
 
-def clean(folder: Path, manifest: Manifest, *, keep_spill: bool) -> None:
-    """After the commit: remove the spills, shards that the manifest does not list, and what killed builds left half-written."""
-    listed = {shard.name for shard in manifest.shards}
-    for path in (folder / SHARD_FOLDER).iterdir():
-        if path.name not in listed:
-            path.unlink(missing_ok=True)
+def clean(folder: Path, manifest: Manifest, evaluation: Manifest | None = None, *, keep_spill: bool) -> None:
+    """After the commit: remove the spills, shards that no manifest lists, and what killed builds left half-written.
+
+    evaluation: the manifest of the build in folder/eval; where there is none now, one of before is removed.
+    """
+    _clean_shards(folder, manifest)
+    if evaluation is not None:
+        _clean_shards(folder / EVAL_FOLDER, evaluation)
+    else:
+        # Its manifest first, so that nobody takes what is left for a build.
+        (folder / EVAL_FOLDER / MANIFEST_NAME).unlink(missing_ok=True)
+        shutil.rmtree(folder / EVAL_FOLDER, ignore_errors=True)
     for path in folder.rglob(".*.tmp"):
         path.unlink(missing_ok=True)
     if not keep_spill:
         shutil.rmtree(folder / SPILL_FOLDER, ignore_errors=True)
 
 
+def _clean_shards(folder: Path, manifest: Manifest) -> None:
+    listed = {shard.name for shard in manifest.shards}
+    for path in (folder / SHARD_FOLDER).iterdir():
+        if path.name not in listed:
+            path.unlink(missing_ok=True)
+
+
 def _check_contents(folder: Path, *, overwrite: bool) -> None:
     names = set(os.listdir(folder))
-    if MANIFEST_NAME in names:
+    inside = set(os.listdir(folder / EVAL_FOLDER)) if (folder / EVAL_FOLDER).is_dir() else set()
+    not_ours = sorted(f"{EVAL_FOLDER}/{name}" for name in inside - {SHARD_FOLDER, MANIFEST_NAME} if not name.startswith("."))
+    if MANIFEST_NAME in names and not not_ours:
         if overwrite:
             return
         try:
@@ -61,7 +77,7 @@ def _check_contents(folder: Path, *, overwrite: bool) -> None:
         except ManifestError:
             what = "a build whose manifest cannot be read"
         raise OutputExists(f"{folder} holds {what}", remedy="give --overwrite to replace it, or another --output")
-    foreign = sorted(name for name in names - _OURS if not name.startswith("."))
+    foreign = sorted(name for name in names - _OURS if not name.startswith(".")) + not_ours
     if foreign:
         raise OutputExists(
             f"{folder} is not empty: it holds {', '.join(foreign[:5])}", remedy="give an --output folder that is new or empty"

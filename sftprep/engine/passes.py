@@ -5,6 +5,7 @@ Each is a pure function of its task and of the files that the task names, so it 
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,15 +21,24 @@ from sftprep.batch import Rejected
 from sftprep.config import digest
 from sftprep.engine.prepare import Preparer
 from sftprep.engine.recipe import read_recipe
+from sftprep.engine.selection import Facts, Wanted, facts_of
 from sftprep.engine.spill import map_spill, read_spill, spill_path, write_spill
 from sftprep.shards.manifest import ShardInfo
 from sftprep.shards.writer import ShardRows, write_shard
+from sftprep.sources.lanes import Places, places_of
 from sftprep.sources.partition import Partition, read_partition
+
+_SAMPLE = 16
+"""Texts at the start of a build that the reference encodes too, beside one in a thousand of all."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizeTask:
-    """Pass 1 for one partition. recipe: file of the recipe; threads: the encoder may use every core."""
+    """Pass 1 for one partition. recipe: file of the recipe; threads: the encoder may use every core.
+
+    lane_block: bytes of a block that is dealt to a lane, where the build packs in windows; facts: what is wanted of each
+    sequence, where some are to be chosen.
+    """
 
     partition: Partition
     format: str
@@ -36,11 +46,16 @@ class TokenizeTask:
     recipe_digest: str
     spill_folder: Path
     threads: bool
+    lane_block: int | None = None
+    facts: Wanted | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """What travels back from pass 1: no tokens, but where they are. lengths: int32 [sequences]; content: digest of the bytes."""
+    """What travels back from pass 1: no tokens, but where they are. lengths: int32 [sequences]; content: digest of the bytes.
+
+    places: what decides the lanes of the sequences, where the build packs in windows; weighted: some tokens weigh other than 1.
+    """
 
     partition: Partition
     key: str
@@ -50,6 +65,9 @@ class Tokenized:
     counts: dict[str, int]
     rejected: list[Rejected]
     reused: bool
+    places: Places | None = None
+    facts: Facts | None = None
+    weighted: bool = False
 
 
 def tokenize_partition(task: TokenizeTask) -> Tokenized:
@@ -61,11 +79,16 @@ def tokenize_partition(task: TokenizeTask) -> Tokenized:
     spill = read_spill(path)
     reused = spill is not None
     if spill is None:
+        sample = _SAMPLE if task.partition.index == 0 else 0
         with _without_collection():
-            write_spill(path, _preparer(task.recipe, task.threads).prepare(data, task.format, seed=int(key[:16], 16)))
+            batch = _preparer(task.recipe, task.threads).prepare(data, task.format, seed=int(key[:16], 16), sample=sample)
+            write_spill(path, batch)
         spill = map_spill(path)
-    where = Partition(task.partition.index, task.partition.input, task.partition.file, task.partition.start, task.partition.end)
-    return Tokenized(where, key, content, len(data), spill.lengths, spill.counts, spill.rejected, reused)
+    where = dataclasses.replace(task.partition, payload=None)
+    places = places_of(task.partition, data, spill.origin, task.lane_block) if task.lane_block else None
+    facts = facts_of(spill, data, task.facts) if task.facts is not None else None
+    weighted = spill.loss_weights is not None
+    return Tokenized(where, key, content, len(data), spill.lengths, spill.counts, spill.rejected, reused, places, facts, weighted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +96,9 @@ class AssembleTask:
     """Pass 3 for one shard: which sequences it holds, in order.
 
     spills: files; spill int32 [sequences] and row int32 [sequences]: sequence k is row[k] of spills[spill[k]];
-    seq_lengths int32 [sequences]: tokens of each; first_ordinal int64 [spills]: ordinal of the first line of each spill's
-    partition; pack_offsets int64 [packs + 1].
+    seq_lengths int32 [sequences]: tokens of each; starts int64 [sequences]: the first of them in the row of the spill, None
+    where sequences are whole rows; first_ordinal int64 [spills]: ordinal of the first line of each spill's partition;
+    pack_offsets int64 [packs + 1]; loss_weights: the build has that column.
     """
 
     index: int
@@ -87,6 +111,8 @@ class AssembleTask:
     pack_offsets: NDArray[np.int64]
     max_length: int
     position_ids: bool
+    starts: NDArray[np.int64] | None = None
+    loss_weights: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +134,7 @@ def assemble_shard(task: AssembleTask) -> Assembled:
     ids = np.empty(int(ends[-1]), dtype=np.int32)
     mask = np.empty(len(ids), dtype=np.uint8)
     origin = np.empty(len(lengths), dtype=np.int64)
+    weights = np.ones(len(ids), dtype=np.float32) if task.loss_weights else None
     by_spill = np.argsort(task.spill, kind="stable")
     edges = np.searchsorted(task.spill[by_spill], np.arange(len(task.spills) + 1))
     for number, path in enumerate(task.spills):
@@ -115,17 +142,23 @@ def assemble_shard(task: AssembleTask) -> Assembled:
         spill = map_spill(path)
         rows = task.row[own]
         origin[own] = spill.origin[rows] + task.first_ordinal[number]
-        places = zip((ends - lengths)[own].tolist(), spill.offsets[rows].tolist(), lengths[own].tolist(), strict=True)
+        begins = spill.offsets[rows] if task.starts is None else spill.offsets[rows] + task.starts[own]
+        places = list(zip((ends - lengths)[own].tolist(), begins.tolist(), lengths[own].tolist(), strict=True))
         from_ids, from_mask = spill.input_ids, spill.completion_mask
         for to, begin, length in places:
             ids[to : to + length] = from_ids[begin : begin + length]
             mask[to : to + length] = from_mask[begin : begin + length]
-    rows_of_shard = ShardRows(ids, mask.view(np.bool_), lengths, origin, task.pack_offsets)
+        if weights is not None and spill.loss_weights is not None:
+            for to, begin, length in places:
+                weights[to : to + length] = spill.loss_weights[begin : begin + length]
+    if weights is not None:
+        weights *= mask  # what came from a spill without weights weighs 1 where it is trained
+    rows_of_shard = ShardRows(ids, mask.view(np.bool_), lengths, origin, task.pack_offsets, weights)
     info = write_shard(task.shard_folder, task.index, rows_of_shard, max_length=task.max_length, position_ids=task.position_ids)
     return Assembled(task.index, info, int(ids.max()))
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)
 def _preparer(recipe_path: Path, threads: bool) -> Preparer:
     # Loading a tokenizer takes up to half a second, so a process does it once and keeps it.
     return Preparer(read_recipe(recipe_path), threads=threads)

@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.batch import Example, Message, Rejected, TokenBatch
+from sftprep.batch import Example, Rejected, TokenBatch
+from sftprep.engine.lengths import fit_lengths, without_untrained
 from sftprep.engine.recipe import Recipe
-from sftprep.errors import TemplateError
-from sftprep.masking import completion_starts, mask_from, mask_spans
+from sftprep.engine.texts import Renderer, Texts
+from sftprep.engine.warnings import count_double_bos, count_untrained_ends
+from sftprep.given import given_batch
+from sftprep.masking import completion_starts, mask_from, mask_spans, weigh_spans
 from sftprep.records import Unusable, read_record
 from sftprep.sources.jsonl import excerpt, parse_line, split_lines
+from sftprep.suspects import suspect_check
 from sftprep.tokenize.beside import Beside
 from sftprep.tokenize.encoder import Encoder, EncoderFault, Tokens, load_encoder
+from sftprep.tokenize.escaped import EscapedEncoder, Marked, with_replaced
 from sftprep.tokenize.hf import HfEncoder
-from sftprep.tokenize.spot import EVERY, spot_check, spot_numbers
+from sftprep.tokenize.spot import spot_check, spot_numbers
 
-Span = tuple[int, int]
-
-
-@dataclass(slots=True)
-class _Texts:
-    """Rendered examples, side by side: text k is of record line origin[k]; plain texts get the tokenizer's own prefix and
-    suffix, rendered conversations do not; prompts[j] is the prompt of text prompt_of[j]; spans[k]: assistant turns."""
-
-    texts: list[str] = field(default_factory=list)
-    origin: list[int] = field(default_factory=list)
-    plain: list[bool] = field(default_factory=list)
-    prompts: list[str] = field(default_factory=list)
-    prompt_of: list[int] = field(default_factory=list)
-    spans: list[tuple[Span, ...]] = field(default_factory=list)
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")
+_Value = TypeVar("_Value", np.bool_, np.float32)
+_log = logging.getLogger(__name__)
 
 
 class Preparer:
@@ -43,9 +40,11 @@ class Preparer:
     def __init__(self, recipe: Recipe, *, threads: bool) -> None:
         """threads: the encoder may use every core. Raises TemplateError, TokenizerError."""
         self.recipe = recipe
-        self.template = recipe.template()
+        self._renderer = Renderer(recipe)
         self.reading = recipe.reading()
+        self._suspect = suspect_check(recipe.tokenizer, escaped=recipe.escape_special) if recipe.reject_suspects else None
         self._threads = threads
+        self._told = False
         self._reference = cache(partial(HfEncoder, recipe.tokenizer, threads=threads))
 
     @cached_property
@@ -59,36 +58,69 @@ class Preparer:
             return Beside(self.recipe.tokenizer, self._reference).encode
         return lambda texts: self._reference().encode(texts)
 
-    def prepare(self, data: bytes, format_name: str, *, seed: int) -> TokenBatch:
+    def prepare(self, data: bytes, format_name: str, *, seed: int, sample: int = 0) -> TokenBatch:
         """The sequences of whole lines of JSON. Records that cannot be used are in `rejected`, in the order of their lines.
 
-        seed: chooses the texts that the reference encodes too; where it gives other ids, it encodes this partition.
+        seed: chooses the texts that the reference encodes too, and the first `sample` ones with them; where it gives other ids,
+        it encodes this partition.
         """
         counts: Counter[str] = Counter()
         rejected: list[Rejected] = []
         examples = self._read(data, format_name, rejected, counts)
-        texts = self._render(examples, rejected, counts)
-        if spot_numbers(EVERY, len(texts.texts), seed):
-            _ = self._check_with  # starts to load now, while the encoder does
-        try:
-            batch = self._tokenize(texts, self._encoder, counts, seed)
-        except EncoderFault:
-            counts["warnings.encoder_failed_over"] += 1
-            batch = self._tokenize(texts, self._reference(), counts, seed)
-        batch = _without_untrained(_truncated(batch, self.recipe.max_length, counts), counts)
+        if format_name == "tokens":
+            batch = given_batch(examples, self.recipe.tokenizer.vocab_size, rejected, counts)
+        else:
+            watch = self.recipe.escape_special or self._renderer.spelled.may_be_in(data)
+            batch = self._encoded(self._render(examples, rejected, counts, watch=watch), counts, seed, sample)
+        recipe = self.recipe
+        batch = fit_lengths(batch, recipe.overlong, recipe.max_length, recipe.truncate_side, counts, rejected)
+        batch = without_untrained(batch, counts)
+        _show(rejected, data)
         batch.rejected = sorted(rejected, key=lambda r: r.line)
         batch.counts = dict(counts)
         return batch
+
+    def _encoded(self, texts: Texts, counts: Counter[str], seed: int, sample: int) -> TokenBatch:
+        if spot_numbers(len(texts.texts), seed, first=sample):
+            _ = self._check_with  # starts to load now, while the encoder does
+        try:
+            batch = self._tokenize(texts, self._encoder, counts, seed, sample)
+        except EncoderFault as fault:
+            self._tell(str(fault))
+            counts["warnings.encoder_failed_over"] += 1
+            batch = self._tokenize(texts, self._reference(), counts, seed, sample)
+        count_double_bos(batch, self.recipe.tokenizer, counts)
+        if self.recipe.train_on != "all":
+            count_untrained_ends(batch, ~np.array(texts.plain, dtype=np.bool_), self._added, counts)
+        return batch
+
+    def _tell(self, fault: str) -> None:
+        """Log the first fault of the fast encoder in this process; all are counted."""
+        if not self._told:
+            self._told = True
+            _log.warning("%s is not used for a part of the records: %s", self.recipe.encoder, fault)
+
+    @cached_property
+    def _added(self) -> NDArray[np.int32]:
+        return np.array(list(self.recipe.tokenizer.added_tokens().values()), dtype=np.int32)
 
     def _read(self, data: bytes, format_name: str, rejected: list[Rejected], counts: Counter[str]) -> list[Example]:
         lines = split_lines(data)
         examples: list[Example] = []
         blank = 0
+        tools = b'"tool' in data
+        suspect = self._suspect
         for number, line in enumerate(lines):
             record = parse_line(line, number)
             if isinstance(record, dict):
+                if tools and _LONG_NUMBER.search(line):
+                    # orjson makes fractions of whole numbers beyond 64 bits, which templates would show in tools and calls.
+                    record = json.loads(line)
                 try:
-                    examples.append(read_record(record, number, format_name, self.reading))
+                    example = read_record(record, number, format_name, self.reading)
+                    if suspect is not None:
+                        suspect(example)
+                    examples.append(example)
                 except Unusable as problem:
                     rejected.append(Rejected(number, 0, problem.reason, str(problem), excerpt(line)))
             elif record is None:
@@ -98,80 +130,47 @@ class Preparer:
         counts.update(lines=len(lines), blank=blank, records=len(lines) - blank)
         return examples
 
-    def _render(self, examples: list[Example], rejected: list[Rejected], counts: Counter[str]) -> _Texts:
-        out = _Texts()
-        for example in examples:
-            try:
-                if example.messages is not None:
-                    self._render_chat(example, example.messages, out, counts)
-                else:
-                    self._render_plain(example, out)
-            except TemplateError as problem:
-                shown = str(example.messages)[:2000]
-                rejected.append(Rejected(example.origin, 0, "template_error", problem.message, excerpt(shown)))
-        return out
+    def _render(self, examples: list[Example], rejected: list[Rejected], counts: Counter[str], *, watch: bool = False) -> Texts:
+        return self._renderer.render(examples, rejected, counts, watch=watch)
 
-    def _render_chat(self, example: Example, messages: list[Message], out: _Texts, counts: Counter[str]) -> None:
-        template, recipe = self.template, self.recipe
-        if template is None:
-            raise TemplateError("there is no chat template")
-        whole = template.render(messages, tools=example.tools, template_kwargs=example.template_kwargs)
-        if example.prompt_messages is not None and recipe.train_on != "all":
-            # Rendered before anything is stored, so that a template that refuses the prompt leaves nothing half done.
-            head = template.render(
-                example.prompt_messages, tools=example.tools, add_generation_prompt=True, template_kwargs=example.template_kwargs
-            )
-            out.prompts.append(head.text)
-            out.prompt_of.append(len(out.texts))
-        if not self.reading.tool_calls and any("tool_calls" in message for message in messages):
-            counts["warnings.tool_calls_not_shown"] += 1
-        out.texts.append(whole.text)
-        out.origin.append(example.origin)
-        out.plain.append(False)
-        out.spans.append(whole.spans)
-
-    def _render_plain(self, example: Example, out: _Texts) -> None:
-        spec = self.recipe.tokenizer
-        if example.text is not None:
-            text = example.text
-        else:
-            prompt, completion = example.prompt or "", example.completion or ""
-            text = prompt + completion
-            if self.recipe.train_on != "all":
-                out.prompts.append(prompt)
-                out.prompt_of.append(len(out.texts))
-        # The token is written as text, as TRL does, so that it lands in the one pass of the encoder; a tokenizer that adds
-        # its own end token to every text has done it already.
-        if spec.eos_token is not None and spec.eos_token_id not in spec.suffix_ids and not text.endswith(spec.eos_token):
-            text += spec.eos_token
-        out.texts.append(text)
-        out.origin.append(example.origin)
-        out.plain.append(True)
-        out.spans.append(())
-
-    def _tokenize(self, texts: _Texts, encoder: Encoder, counts: Counter[str], seed: int) -> TokenBatch:
+    def _tokenize(self, texts: Texts, encoder: Encoder, counts: Counter[str], seed: int, sample: int) -> TokenBatch:
         spec = self.recipe.tokenizer
         tokens = encoder.encode(texts.texts)
         # A partition's check depends on the partition alone, so that its outcome does not depend on the workers.
-        mismatch = spot_check(encoder, self._check_with, texts.texts, tokens, seen=EVERY, seed=seed)
+        mismatch = spot_check(encoder, self._check_with, texts.texts, tokens, seed=seed, first=sample)
         if mismatch is not None:
             raise EncoderFault("other ids than tokenizers", mismatch)
         plain = np.array(texts.plain, dtype=np.bool_)
-        mask = np.ones(len(tokens.input_ids), dtype=np.bool_)
-        if self.recipe.train_on == "assistant":
-            mask = mask_spans(texts.spans, encoder.token_chars(texts.texts, tokens), tokens.offsets)
-            # Plain prompt and completion have no turns; their completion is what the assistant says.
-            mask |= np.repeat(plain, np.diff(tokens.offsets))
+        chars = encoder.token_chars(texts.texts, tokens) if texts.have_parts else None
+        if texts.marked:
+            tokens, chars = self._escaped(tokens, chars, texts.marked)
+        mask, weights = _parts(texts, chars, tokens)
         ids, offsets = tokens.input_ids, tokens.offsets
         if plain.any() and (spec.prefix_ids or spec.suffix_ids):
-            ids, offsets, mask = _surrounded(tokens, mask, plain, spec.prefix_ids, spec.suffix_ids)
+            ids, offsets, place_of = _surrounded(tokens, plain, spec.prefix_ids, spec.suffix_ids)
+            mask, weights = (
+                _placed(mask, len(ids), place_of),
+                weights if weights is None else _placed(weights, len(ids), place_of),
+            )
         if texts.prompts:
             mask &= self._completion_mask(texts, encoder, plain, ids, offsets, counts)
-        return TokenBatch(ids, offsets, mask, np.array(texts.origin, dtype=np.int64))
+        if weights is not None:
+            weights *= mask
+        return TokenBatch(ids, offsets, mask, np.array(texts.origin, dtype=np.int64), loss_weights=weights)
+
+    @cached_property
+    def _escaping(self) -> EscapedEncoder:
+        return EscapedEncoder(self.recipe.tokenizer)
+
+    def _escaped(
+        self, tokens: Tokens, chars: NDArray[np.int64] | None, marked: dict[int, Marked]
+    ) -> tuple[Tokens, NDArray[np.int64] | None]:
+        """The tokens in which special tokens that texts spell are plain text."""
+        return with_replaced(tokens, chars, {number: self._escaping.encode(text) for number, text in marked.items()})
 
     def _completion_mask(
         self,
-        texts: _Texts,
+        texts: Texts,
         encoder: Encoder,
         plain: NDArray[np.bool_],
         ids: NDArray[np.int32],
@@ -179,10 +178,11 @@ class Preparer:
         counts: Counter[str],
     ) -> NDArray[np.bool_]:
         prompts, of = encoder.encode(texts.prompts), np.array(texts.prompt_of)
+        if texts.marked_prompts:
+            prompts, _ = self._escaped(prompts, None, texts.marked_prompts)
         prompt_ids, prompt_offsets = prompts.input_ids, prompts.offsets
         if self.recipe.tokenizer.prefix_ids and plain.any():
-            whole = np.ones(len(prompt_ids), dtype=np.bool_)
-            prompt_ids, prompt_offsets, _ = _surrounded(prompts, whole, plain[of], self.recipe.tokenizer.prefix_ids, ())
+            prompt_ids, prompt_offsets, _ = _surrounded(prompts, plain[of], self.recipe.tokenizer.prefix_ids, ())
         # Texts without a prompt have an empty one: their completion starts at their first token.
         lengths = np.zeros(len(texts.texts), dtype=np.int64)
         lengths[of] = np.diff(prompt_offsets)
@@ -194,58 +194,42 @@ class Preparer:
         return mask_from(starts, offsets)
 
 
+def _parts(texts: Texts, chars: NDArray[np.int64] | None, tokens: Tokens) -> tuple[NDArray[np.bool_], NDArray[np.float32] | None]:
+    """Which tokens the spans of the texts train, all where chars is None, and what they weigh where any weighs other than 1."""
+    if chars is None:
+        return np.ones(len(tokens.input_ids), dtype=np.bool_), None
+    mask = mask_spans(texts.spans, chars, tokens.offsets)
+    return mask, weigh_spans(texts.weights, chars, tokens.offsets, mask) if texts.weights else None
+
+
 def _surrounded(
-    tokens: Tokens, mask: NDArray[np.bool_], where: NDArray[np.bool_], prefix: tuple[int, ...], suffix: tuple[int, ...]
-) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.bool_]]:
-    """Ids, offsets and mask with `prefix` before and `suffix` after each sequence that `where` marks; both are trained."""
+    tokens: Tokens, where: NDArray[np.bool_], prefix: tuple[int, ...], suffix: tuple[int, ...]
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+    """Ids and offsets with `prefix` before and `suffix` after each sequence that `where` marks, and the place of each old id."""
     lengths = np.diff(tokens.offsets)
     offsets = np.concatenate(([0], np.cumsum(lengths + where * (len(prefix) + len(suffix)))))
     ids = np.empty(int(offsets[-1]), dtype=np.int32)
     shift = offsets[:-1] + where * len(prefix) - tokens.offsets[:-1]
     place_of = np.arange(len(tokens.input_ids)) + np.repeat(shift, lengths)
     ids[place_of] = tokens.input_ids
-    wider = np.ones(len(ids), dtype=np.bool_)
-    wider[place_of] = mask
     for place, token in enumerate(prefix):
         ids[offsets[:-1][where] + place] = token
     for place, token in enumerate(suffix):
         ids[offsets[1:][where] - len(suffix) + place] = token
-    return ids, offsets, wider
+    return ids, offsets, place_of
 
 
-def _truncated(batch: TokenBatch, max_length: int, counts: Counter[str]) -> TokenBatch:
-    """Each sequence cut to its first `max_length` tokens, with what is cut off counted."""
-    lengths = batch.lengths
-    counts["tokens_in"] = int(batch.offsets[-1])
-    kept = np.minimum(lengths, max_length)
-    cut = lengths - kept
-    counts["truncated"] = int(np.count_nonzero(cut))
-    counts["tokens_truncated"] = int(cut.sum())
-    return _gathered(batch, np.arange(len(lengths)), kept) if counts["truncated"] else batch
+def _placed(values: NDArray[_Value], length: int, place_of: NDArray[np.int64]) -> NDArray[_Value]:
+    """`values` at the places of their tokens among `length`; what is new between them is trained, and weighs 1."""
+    wider = np.ones(length, dtype=values.dtype)
+    wider[place_of] = values
+    return wider
 
 
-def _without_untrained(batch: TokenBatch, counts: Counter[str]) -> TokenBatch:
-    """Without the sequences that train nothing: no token is marked beyond their first, which nothing predicts."""
-    lengths = batch.lengths
-    there = lengths > 0
-    firsts = batch.offsets[:-1][there]
-    targets = np.zeros(len(lengths), dtype=np.int64)
-    if len(firsts):
-        marks = batch.completion_mask.view(np.uint8)
-        targets[there] = np.add.reduceat(marks, firsts, dtype=np.int64) - marks[firsts]
-    trained = targets > 0
-    counts["trained_tokens"] = int(targets[trained].sum())
-    counts["sequences"] = int(np.count_nonzero(trained))
-    if not trained.all():
-        counts["dropped.no_trained_token"] = int(np.count_nonzero(~trained))
-        counts["tokens_dropped.no_trained_token"] = int(lengths[~trained].sum())
-        batch = _gathered(batch, np.flatnonzero(trained), lengths[trained])
-    counts["tokens"] = int(batch.offsets[-1])
-    return batch
-
-
-def _gathered(batch: TokenBatch, which: NDArray[np.int64], lengths: NDArray[np.int64]) -> TokenBatch:
-    """The first `lengths[i]` tokens of each sequence `which[i]`."""
-    offsets = np.concatenate(([0], np.cumsum(lengths)))
-    source = np.arange(int(offsets[-1])) + np.repeat(batch.offsets[:-1][which] - offsets[:-1], lengths)
-    return TokenBatch(batch.input_ids[source], offsets, batch.completion_mask[source], batch.origin[which])
+def _show(rejected: list[Rejected], data: bytes) -> None:
+    """Give an excerpt of its line to each rejected record that has none yet."""
+    bare = [record for record in rejected if not record.excerpt]
+    if bare:
+        lines = split_lines(data)
+        for record in bare:
+            record.excerpt = excerpt(lines[record.line])

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import orjson
 
+from sftprep.chat.jinja import REASONING_KEYS
 from sftprep.chat.template import ChatTemplate
-from sftprep.config import TemplateWay, TrainOn, digest
+from sftprep.config import TemplateWay, TrainOn, TruncateSide, digest
+from sftprep.functions import load_function, source_digest
 from sftprep.records import Reading
 from sftprep.tokenize.load import TokenizerSpec
 
-_VERSION = 1
+_VERSION = 2
 """Raised when the same recipe would give other tokens than before, so that older spills are not taken for its own."""
 
 
@@ -22,7 +24,9 @@ _VERSION = 1
 class Recipe:
     """How the records of a partition become sequences. Two equal recipes give equal sequences.
 
-    date: what templates see as today, YYYY-MM-DD, None where they do not look; max_length: tokens at which a sequence is cut.
+    date: what templates see as today, YYYY-MM-DD, None where they do not look; max_length: tokens that a sequence may have;
+    overlong: what happens to a longer one, as in PackConfig, or "keep"; formatting_func: name of the user's function;
+    reject_suspects: conversations that look wrong are set aside (`sftprep.suspects`).
     """
 
     tokenizer: TokenizerSpec
@@ -34,6 +38,12 @@ class Recipe:
     max_length: int
     encoder: str
     template_way: TemplateWay
+    overlong: str = "truncate"
+    truncate_side: TruncateSide = "right"
+    expand_turns: bool = False
+    escape_special: bool = False
+    formatting_func: str | None = None
+    reject_suspects: bool = False
 
     @property
     def digest(self) -> str:
@@ -44,21 +54,30 @@ class Recipe:
             if f.name not in ("tokenizer", "encoder", "template_way")
         }
         spec = self.tokenizer
+        if self.formatting_func is not None:
+            parts["formatting_source"] = source_digest(self.formatting_func)
         return digest(_VERSION, spec.fingerprint, spec.special_tokens, spec.prefix_ids, spec.suffix_ids, parts)
 
     def reading(self) -> Reading:
-        """How records are read under this recipe."""
-        template = self.chat_template
+        """How records are read under this recipe. Raises ConfigError where the formatting function is not there."""
+        template = self.chat_template or ""
         return Reading(
-            self.renames, self.text_field, chat=template is not None, tool_calls=template is not None and "tool_calls" in template
+            self.renames,
+            self.text_field,
+            chat=self.chat_template is not None,
+            tool_calls="tool_calls" in template,
+            reasoning=any(key in template for key in REASONING_KEYS),
+            function=load_function(self.formatting_func) if self.formatting_func else None,
         )
 
-    def template(self) -> ChatTemplate | None:
-        """The chat template, compiled. Raises TemplateError."""
+    def template(self, *, turns: bool = False) -> ChatTemplate | None:
+        """The chat template, compiled; turns: its renders tell which message wrote what. Raises TemplateError."""
         if self.chat_template is None:
             return None
         day = datetime.date.fromisoformat(self.date) if self.date else None
-        return ChatTemplate(self.chat_template, variables=self.tokenizer.special_tokens, date=day, way=self.template_way)
+        return ChatTemplate(
+            self.chat_template, variables=self.tokenizer.special_tokens, date=day, way=self.template_way, turns=turns
+        )
 
     def to_json(self) -> bytes:
         """The recipe as JSON, for `read_recipe`."""

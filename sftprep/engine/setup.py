@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sftprep.config import BuildConfig
+from sftprep.chat.spans import Unproven
+from sftprep.config import BuildConfig, FormatConfig, SourceEntry
+from sftprep.engine.inputs import Input, find_inputs
 from sftprep.engine.recipe import Recipe
+from sftprep.engine.texts import Renderer
 from sftprep.errors import ConfigError, TemplateError, TokenizerError
-from sftprep.records import Reading, detect_format, unknown_format
+from sftprep.records import Reading, detect_format, keys_read, unknown_format
 from sftprep.sources.jsonl import parse_line
-from sftprep.sources.partition import find_files, first_lines
+from sftprep.sources.partition import Source, first_lines
 from sftprep.tokenize.encoder import probe_encoder
 from sftprep.tokenize.load import TokenizerSpec, load_tokenizer
 
@@ -26,13 +29,33 @@ _DEFAULT_MAX_LENGTH = 1024
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """All that is known before the first pass. formats[k] and stamps[k] are of files[k]; encoder: for the manifest."""
+    """All that is known before the first pass.
 
-    files: list[str]
+    formats[k] and recipe_of[k] are of inputs[k]: its format, and the number of its recipe in `recipes`, which differ only in how
+    records are read; encoder: for the manifest.
+    """
+
+    inputs: list[Input]
+    entries: list[SourceEntry]
     formats: list[str]
-    stamps: list[tuple[int, int]]
-    recipe: Recipe
+    recipe_of: list[int]
+    recipes: list[Recipe]
     encoder: dict[str, Any]
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of the first input: its tokenizer, template and max_length are those of all."""
+        return self.recipes[0]
+
+    @property
+    def files(self) -> list[str]:
+        """The files of the inputs; the names of those in memory."""
+        return [each.source.file for each in self.inputs]
+
+    @property
+    def names(self) -> list[str]:
+        """What to call the inputs."""
+        return [each.source.name for each in self.inputs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +67,41 @@ class _Look:
     chat: bool
 
 
-def prepare_setup(config: BuildConfig) -> Setup:
-    """Everything that can go wrong before work starts goes wrong here, each with its own error."""
+def prepare_setup(config: BuildConfig, data: Sequence[Source] = (), eval_data: Sequence[Source] = ()) -> Setup:
+    """Everything that can go wrong before work starts goes wrong here, each with its own error.
+
+    data, eval_data: sources in memory instead of those that the config names.
+    """
     if not config.output.output:
         raise ConfigError("no output folder is given", remedy="give --output DIR")
-    if not config.tokenize.tokenizer:
-        raise ConfigError(
-            "no tokenizer is given", remedy="give --tokenizer with a folder, or a name on the Hub such as Qwen/Qwen3-8B"
-        )
-    files = find_files(config.source.inputs)
+    _require_tokenizer(config)
+    inputs, entries = find_inputs(config, data, eval_data)
+    recipes: dict[FormatConfig, int] = {}
+    made: list[Recipe] = []
+    narrowed: list[Input] = []
+    formats: list[str] = []
+    recipe_of: list[int] = []
+    facts: dict[str, Any] = {}
+    for each in inputs:
+        own = dataclasses.replace(config, format=entries[each.entry].format_config(config.format))
+        if own.format not in recipes:
+            recipes[own.format] = len(made)
+            recipe, facts = prepare_recipe(own)
+            made.append(recipe)
+        recipe_of.append(recipes[own.format])
+        formats.append(format_of(each.source.name, _first_records(each.source), own, made[recipe_of[-1]]))
+        columns = keys_read(made[recipe_of[-1]].reading())
+        narrowed.append(dataclasses.replace(each, source=dataclasses.replace(each.source, columns=columns)))
+    return Setup(narrowed, entries, formats, recipe_of, made, facts)
+
+
+def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe that the settings ask for, and facts on its encoder. Raises TokenizerError, TemplateError, ConfigError."""
+    _require_tokenizer(config)
     spec = load_tokenizer(config.tokenize.tokenizer)
     if config.tokenize.eos_token is not None:
         spec = spec.with_eos(config.tokenize.eos_token)
     source = _template_source(config, spec)
-    names = config.format.renames()
-    reading = Reading(tuple(names.items()), config.format.text_field, chat=source is not None)
-    looks = [_looked_at(file, config, reading) for file in files]
     encoder, facts = probe_encoder(spec, config.tokenize.encoder)
     recipe = Recipe(
         tokenizer=spec,
@@ -67,21 +109,36 @@ def prepare_setup(config: BuildConfig) -> Setup:
         date=_date(config, source),
         train_on=config.format.train_on,
         text_field=config.format.text_field,
-        renames=tuple(names.items()),
+        renames=tuple(config.format.renames().items()),
         max_length=config.pack.max_length or min(spec.model_max_length or _DEFAULT_MAX_LENGTH, _DEFAULT_MAX_LENGTH),
         encoder=encoder,
         template_way=config.tokenize.template_way,
+        overlong="keep" if config.pack.packing == "wrapped" else config.pack.overlong,
+        truncate_side=config.pack.truncate_side,
+        expand_turns=config.format.expand_turns,
+        escape_special=config.format.escape_special,
+        formatting_func=config.format.formatting_func,
+        reject_suspects=config.rejects_suspects,
     )
     recipe.template()  # one that does not compile is refused now
-    for look in looks:
-        _check_together(recipe, look)
-    return Setup(files, [look.format for look in looks], [stamp(file) for file in files], recipe, facts)
+    return recipe, facts
 
 
-def stamp(file: str) -> tuple[int, int]:
-    """Size and time of last change of a file: another stamp is another content."""
-    status = os.stat(file)
-    return status.st_size, status.st_mtime_ns
+def format_of(name: str, records: Iterator[dict[str, Any]], config: BuildConfig, recipe: Recipe) -> str:
+    """The format of a source, from its first records; what the recipe cannot do with it is refused.
+
+    Raises FormatError, TemplateError, TokenizerError, ConfigError.
+    """
+    look = _looked_at(name, records, config, recipe.reading())
+    _check_together(recipe, look)
+    return look.format
+
+
+def _require_tokenizer(config: BuildConfig) -> None:
+    if not config.tokenize.tokenizer:
+        raise ConfigError(
+            "no tokenizer is given", remedy="give --tokenizer with a folder, or a name on the Hub such as Qwen/Qwen3-8B"
+        )
 
 
 def _date(config: BuildConfig, source: str | None) -> str | None:
@@ -105,10 +162,10 @@ def _template_source(config: BuildConfig, spec: TokenizerSpec) -> str | None:
         raise TemplateError(f"the chat template {path} is not UTF-8 text", remedy="give a file with a Jinja template") from error
 
 
-def _looked_at(file: str, config: BuildConfig, reading: Reading) -> _Look:
+def _looked_at(file: str, records: Iterator[dict[str, Any]], config: BuildConfig, reading: Reading) -> _Look:
     """The format asked for, or the one that the first records of a file have. Raises FormatError where none fits."""
     first = None
-    for record in _first_records(file):
+    for record in records:
         name = detect_format(record, reading) if config.format.format == "auto" else config.format.format
         if name is not None:
             return _Look(file, name, chat=name in _CHAT_FORMATS or _has_turns(record, reading))
@@ -120,8 +177,8 @@ def _looked_at(file: str, config: BuildConfig, reading: Reading) -> _Look:
     return _Look(file, name, chat=False)
 
 
-def _first_records(file: str) -> Iterator[dict[str, Any]]:
-    for line in islice(first_lines(file), _DETECT_FROM):
+def _first_records(source: Source) -> Iterator[dict[str, Any]]:
+    for line in islice(first_lines(source), _DETECT_FROM):
         record = parse_line(line, 0)
         if isinstance(record, dict):
             yield record
@@ -140,28 +197,32 @@ def _check_together(recipe: Recipe, look: _Look) -> None:
             f"{where}, which are conversations, and the tokenizer {recipe.tokenizer.name} has no chat template",
             remedy="give one with --chat-template FILE, or use the tokenizer of an instruction-tuned model",
         )
-    plain = not look.chat and not (look.format == "alpaca" and recipe.chat_template)
+    plain = look.format != "tokens" and not look.chat and not (look.format == "alpaca" and recipe.chat_template)
     if plain and recipe.tokenizer.eos_token is None:
         raise TokenizerError(
             f"{where}, which are plain text, and the tokenizer {recipe.tokenizer.name} has no end-of-sequence token",
             remedy="name one of its tokens with --eos-token",
         )
-    if recipe.train_on == "completion" and look.format in (*_CHAT_FORMATS, "text"):
+    if recipe.train_on == "completion" and look.format in (*_CHAT_FORMATS, "text") and not (look.chat and recipe.expand_turns):
         raise ConfigError(
             f"--train-on completion: {where}, which have no completion",
             remedy="use --train-on all or assistant, or rename keys to prompt and completion with --map",
         )
-    if recipe.train_on == "assistant" and look.format == "text":
-        raise ConfigError(f"--train-on assistant: {where}, without turns", remedy="use --train-on all")
-    if recipe.train_on == "assistant" and (look.chat or look.format == "alpaca"):
-        _check_marks(recipe)
+    by_turn = recipe.train_on in ("assistant", "last-assistant")
+    if (by_turn or recipe.expand_turns) and look.format == "text":
+        asked = f"--train-on {recipe.train_on}" if by_turn else "--expand-turns"
+        raise ConfigError(f"{asked}: {where}, without turns", remedy="use --train-on all")
+    if by_turn and (look.chat or look.format == "alpaca"):
+        _check_masks(recipe)
 
 
-def _check_marks(recipe: Recipe) -> None:
-    template = recipe.template()
-    if template is not None and not template.has_generation_marks:
+def _check_masks(recipe: Recipe) -> None:
+    try:
+        Renderer(recipe).check_masks()
+    except Unproven as error:
         raise TemplateError(
-            "--train-on assistant: the chat template does not mark what the assistant says with {% generation %}",
+            f"--train-on {recipe.train_on}: the chat template does not mark what the assistant says with {{% generation %}}, "
+            f"and {error.message}",
             remedy="give a template that does with --chat-template FILE (models' training templates have the marks), "
-            "or use prompt-completion records, whose completions are trained without marks",
-        )
+            "or use prompt-completion records or --expand-turns, whose completions are trained without marks",
+        ) from error

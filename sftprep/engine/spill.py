@@ -25,13 +25,15 @@ from sftprep.shards.schema import arrow_array, numpy_view
 
 @dataclass(frozen=True, slots=True)
 class Spill:
-    """A spill, mapped: the flat buffers of a TokenBatch. completion_mask: uint8, 1 = trained; facts: JSON of what was counted."""
+    """A spill, mapped: the flat buffers of a TokenBatch. completion_mask: uint8, 1 = trained; facts: JSON of what was counted;
+    loss_weights: None where every trained token weighs 1."""
 
     input_ids: NDArray[np.int32]
     offsets: NDArray[np.int32]
     completion_mask: NDArray[np.uint8]
     origin: NDArray[np.int64]
     facts: bytes
+    loss_weights: NDArray[np.float32] | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -60,16 +62,20 @@ def write_spill(path: Path, batch: TokenBatch) -> None:
     facts = orjson.dumps({"counts": batch.counts, "rejected": [dataclasses.astuple(r) for r in batch.rejected]})
     offsets = batch.offsets.astype(np.int32)
     buffers: list[NDArray[Any]] = [batch.input_ids, offsets, batch.completion_mask.view(np.uint8), batch.origin]
-    lists = [pa.ListArray.from_arrays(arrow_array(offsets), arrow_array(values)) for values in (buffers[0], buffers[2])]
+    flat = {"input_ids": buffers[0], "completion_mask": buffers[2]}
+    if batch.loss_weights is not None:
+        flat["loss_weights"] = batch.loss_weights
+        buffers.append(batch.loss_weights)
+    lists = {name: pa.ListArray.from_arrays(arrow_array(offsets), arrow_array(values)) for name, values in flat.items()}
     schema = pa.schema(
-        [("input_ids", lists[0].type), ("completion_mask", lists[1].type), ("origin", pa.int64())],
+        [*((name, column.type) for name, column in lists.items()), ("origin", pa.int64())],
         metadata={b"facts": facts, b"digest": _digest(facts, buffers).encode()},
     )
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with storage_errors(path):
         try:
             with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-                writer.write_batch(pa.RecordBatch.from_arrays([*lists, arrow_array(batch.origin)], schema=schema))
+                writer.write_batch(pa.RecordBatch.from_arrays([*lists.values(), arrow_array(batch.origin)], schema=schema))
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -83,6 +89,8 @@ def read_spill(path: Path) -> Spill | None:
         return None
     spill = _view(batch)
     buffers: list[NDArray[Any]] = [spill.input_ids, spill.offsets, spill.completion_mask, spill.origin]
+    if spill.loss_weights is not None:
+        buffers.append(spill.loss_weights)
     written = (batch.schema.metadata or {}).get(b"digest", b"")
     return spill if _digest(spill.facts, buffers).encode() == written else None
 
@@ -93,13 +101,15 @@ def map_spill(path: Path) -> Spill:
 
 
 def _view(batch: pa.RecordBatch) -> Spill:
-    ids, mask, origin = batch.columns
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    ids, mask, weights = columns["input_ids"], columns["completion_mask"], columns.get("loss_weights")
     return Spill(
         input_ids=numpy_view(ids.values),
         offsets=numpy_view(ids.offsets),
         completion_mask=numpy_view(mask.values),
-        origin=numpy_view(origin),
+        origin=numpy_view(columns["origin"]),
         facts=(batch.schema.metadata or {}).get(b"facts", b"{}"),
+        loss_weights=None if weights is None else numpy_view(weights.values),
     )
 
 

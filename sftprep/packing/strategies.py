@@ -29,6 +29,9 @@ class PackPlan:
     members: int64 [sequences in bins], sequence indices grouped by bin, in the order in which they stand in the pack.
     offsets: int64 [num_bins + 1]; bin b holds members[offsets[b]:offsets[b + 1]].
     capacity: tokens that a bin can hold; tokens: tokens in all bins together.
+    starts, sizes: int64 [members], where a strategy cuts sequences: member k is `sizes[k]` tokens of its sequence, from its
+    token `starts[k]` on, and a sequence may be a member several times (bin_of is then the bin of its first part); None where
+    members are whole sequences.
     """
 
     bin_of: NDArray[np.int64]
@@ -36,6 +39,8 @@ class PackPlan:
     offsets: NDArray[np.int64]
     capacity: int
     tokens: int
+    starts: NDArray[np.int64] | None = None
+    sizes: NDArray[np.int64] | None = None
 
     @property
     def num_bins(self) -> int:
@@ -53,7 +58,8 @@ def pack_lengths(lengths: ArrayLike, capacity: int, strategy: str = "bfd") -> Pa
 
     lengths: integers [n] of any integer dtype, n < 2**31; a sequence of length 0 is in no bin. capacity: 1 .. 2**31 - 1.
     strategy: "bfd", best-fit decreasing over all sequences (the packs of TRL 1.16 `pack_dataset(strategy="bfd")` on one
-    window, in its order); "none", each non-empty sequence in its own bin, in input order.
+    window, in its order); "bfd_split", the same after sequences over the capacity are cut into parts of it; "wrapped", all
+    sequences one after the other, cut every `capacity` tokens; "none", each non-empty sequence in its own bin, in input order.
     The plan depends on the arguments only. Raises ConfigError for lengths that are not integers [n], a negative length, one
     over capacity, a capacity out of range, an unknown strategy.
     """
@@ -84,8 +90,43 @@ def pack_apart(lengths: NDArray[np.int32], capacity: int) -> PackPlan:
     return PackPlan(bin_of, members, np.arange(members.size + 1), capacity, tokens=int(lengths.sum(dtype=np.int64)))
 
 
+def pack_split_best_fit(lengths: NDArray[np.int32], capacity: int) -> PackPlan:
+    """Best-fit decreasing over sequences and the parts of those above `capacity`: all of it, and then the rest.
+
+    lengths: int32 [n], not negative. Source: `pack_dataset(strategy="bfd_split")` of TRL 1.16.
+    """
+    parts = np.maximum(1, -(-lengths.astype(np.int64) // capacity))
+    of = np.repeat(np.arange(len(lengths)), parts)
+    starts = (np.arange(len(of)) - np.repeat(np.cumsum(parts) - parts, parts)) * capacity
+    sizes = np.minimum(lengths[of] - starts, capacity)
+    plan = pack_best_fit(sizes.astype(np.int32), capacity)
+    first = (np.cumsum(parts) - parts).astype(np.int64)
+    bin_of = plan.bin_of[first] if len(first) else plan.bin_of
+    members = plan.members
+    return PackPlan(bin_of, of[members], plan.offsets, capacity, plan.tokens, starts[members], sizes[members])
+
+
+def pack_wrapped(lengths: NDArray[np.int32], capacity: int) -> PackPlan:
+    """All sequences one after the other, in input order, cut every `capacity` tokens; only the last bin may be short.
+
+    lengths: int32 [n], not negative. Source: `pack_dataset(strategy="wrapped")` of TRL 1.16, of one window.
+    """
+    ends = np.cumsum(lengths, dtype=np.int64)
+    total = int(ends[-1]) if len(ends) else 0
+    begins = np.unique(np.concatenate((ends - lengths, np.arange(0, total, capacity, dtype=np.int64))))
+    begins = begins[begins < total]
+    members = np.searchsorted(ends, begins, side="right")
+    bins = begins // capacity
+    offsets = np.searchsorted(bins, np.arange(-(-total // capacity) + 1))
+    bin_of = np.where(lengths > 0, (ends - lengths) // capacity, -1)
+    sizes = np.diff(np.append(begins, total))
+    return PackPlan(bin_of, members, offsets, capacity, total, begins - (ends - lengths)[members], sizes)
+
+
 STRATEGIES: dict[str, Callable[[NDArray[np.int32], int], PackPlan]] = {
     "bfd": pack_best_fit,
+    "bfd_split": pack_split_best_fit,
+    "wrapped": pack_wrapped,
     "none": pack_apart,  # add yours here
 }
 """Strategies by name. Each takes checked lengths (int32 [n], C-contiguous, not negative) and a checked capacity."""

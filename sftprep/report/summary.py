@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from sftprep.engine.build import BuildReport
-from sftprep.shards.manifest import Manifest
+from sftprep.shards.manifest import Accounting, Manifest
 
 
 def summary_lines(report: BuildReport) -> list[str]:
@@ -16,12 +18,16 @@ def summary_lines(report: BuildReport) -> list[str]:
         ("records", accounts.records, "from " + _count(len(manifest.inputs), "file") + f", {report.bytes_read / 1e6:,.1f} MB"),
         ("  packed", accounts.sequences, f"{_percent(accounts.sequences, accounts.records)} as sequences"),
         *((f"  rejected: {reason}", n, "set aside in rejected.jsonl") for reason, n in accounts.rejected.items()),
-        *((f"  dropped: {reason.replace('_', ' ')}", n, "") for reason, n in accounts.dropped.items()),
+        *_reasons("dropped", accounts.dropped),
+        *_reasons("left out", accounts.left_out),
+        *_reasons("more", accounts.extra),
         ("tokens", accounts.tokens_in, ""),
         ("  packed", accounts.tokens, _percent(accounts.tokens, accounts.tokens_in)),
         ("  truncated", accounts.tokens_truncated, f"of {_count(accounts.truncated, 'sequence')} beyond {manifest.max_length:,}"),
-        *((f"  dropped: {reason.replace('_', ' ')}", n, "") for reason, n in accounts.tokens_dropped.items()),
-        ("trained tokens", accounts.trained_tokens, f"{_percent(accounts.trained_tokens, accounts.tokens)} of those packed"),
+        *_reasons("dropped", accounts.tokens_dropped),
+        *_reasons("left out", accounts.tokens_left_out),
+        *_reasons("more", accounts.tokens_extra),
+        ("trained tokens", manifest.trained_tokens, f"{_percent(manifest.trained_tokens, accounts.tokens)} of those packed"),
         (
             "packs",
             manifest.rows,
@@ -30,7 +36,7 @@ def summary_lines(report: BuildReport) -> list[str]:
     ]
     table = [f"{name:<34}{number:>14,}   {note}".rstrip() for name, number, note in rows if number or not name.startswith("  ")]
     warned = [f"warning: {_WARNINGS.get(name, name)} ({_count(n, 'record')})" for name, n in accounts.warnings.items()]
-    return [*table, *warned, _speed(report)]
+    return [*table, *_source_lines(manifest), *warned, *_evaluation_lines(report), _speed(report)]
 
 
 def summary_data(report: BuildReport) -> dict[str, Any]:
@@ -40,6 +46,9 @@ def summary_data(report: BuildReport) -> dict[str, Any]:
         "output": str(report.folder),
         "manifest_digest": manifest.digest,
         "accounting": dataclasses.asdict(manifest.accounting),
+        "sources": [{"source": name, "accounting": dataclasses.asdict(own)} for name, own in source_accounts(manifest)],
+        "inputs": [dataclasses.asdict(info) for info in manifest.inputs],
+        "evaluation": None if report.evaluation is None else _evaluation_data(report.evaluation),
         "packs": manifest.rows,
         "fill": manifest.plan["fill"],
         "shards": len(manifest.shards),
@@ -54,6 +63,26 @@ def summary_data(report: BuildReport) -> dict[str, Any]:
     }
 
 
+def source_accounts(manifest: Manifest) -> list[tuple[str, Accounting]]:
+    """The accounts of each source, by name, in order; those of a file where a build of an older version names no source."""
+    sums: dict[str, Counter[str]] = {}
+    for info in manifest.inputs:
+        sums.setdefault(info.source or info.path, Counter()).update(info.accounting.counts())
+    return [(name, Accounting.of(counts)) for name, counts in sums.items()]
+
+
+def equations(accounts: Accounting) -> tuple[str, str]:
+    """Rows and tokens of a source, in = out and every reason."""
+    rejected = {f"rejected ({reason})": n for reason, n in accounts.rejected.items()}
+    rows = {"packed": accounts.sequences, **rejected, **accounts.dropped, **accounts.left_out}
+    truncated = {"packed": accounts.tokens, "truncated": accounts.tokens_truncated}
+    tokens = {**truncated, **accounts.tokens_dropped, **accounts.tokens_left_out}
+    return (
+        f"{_sum('records', accounts.records, accounts.extra)} = {_terms(rows)}",
+        f"{_sum('tokens', accounts.tokens_in, accounts.tokens_extra)} = {_terms(tokens)}",
+    )
+
+
 def manifest_line(manifest: Manifest) -> str:
     """A build in a line."""
     return (
@@ -66,7 +95,60 @@ _WARNINGS = {
     "encoder_failed_over": "the fast encoder gave other ids than tokenizers, which encoded these partitions instead",
     "prompt_not_prefix": "the tokens of a prompt are no start of those of prompt + completion; training starts where they differ",
     "tool_calls_not_shown": "the chat template shows no tool calls, so they are not in the text",
+    "end_of_turn_not_trained": "no token that ends a turn is at the end of what is trained; the model may not learn to stop",
+    "double_bos": "a sequence starts with two start tokens; take those in the text out, or those of the template",
+    "empty_target": "the completion says nothing",
+    "special_token_in_content": "texts spell special tokens, which they become; --escape-special makes them plain text",
 }
+
+
+_MOST_SOURCES = 20
+
+
+def _reasons(what: str, group: dict[str, int]) -> Iterator[tuple[str, int, str]]:
+    return ((f"  {what}: {reason.replace('_', ' ')}", n, "") for reason, n in group.items())
+
+
+def _source_lines(manifest: Manifest) -> list[str]:
+    sources = source_accounts(manifest)
+    limits = {info.source or info.path: info.limit for info in manifest.inputs}
+    if len(sources) < 2 and not any(limits.values()):
+        return []
+    lines = []
+    for name, own in sources[:_MOST_SOURCES]:
+        rows, tokens = equations(own)
+        limited = f" (limit {own.records:,}: what follows was not read)" if own.records == limits[name] else ""
+        lines.append(f"{name}\n  {rows}{limited}\n  {tokens}")
+    rest = len(sources) - len(lines)
+    return ["", *lines, *([f"... and {rest} more sources: see --json"] if rest else []), ""]
+
+
+def _terms(numbers: dict[str, int]) -> str:
+    shown = [f"{name.replace('_', ' ')} {n:,}" for name, n in numbers.items() if n or name == "packed"]
+    return " + ".join(shown)
+
+
+def _sum(name: str, number: int, extra: dict[str, int]) -> str:
+    return " + ".join([f"{name} {number:,}", *(f"{reason.replace('_', ' ')} {n:,}" for reason, n in extra.items())])
+
+
+def _evaluation_lines(report: BuildReport) -> list[str]:
+    held = report.evaluation
+    if held is None:
+        return []
+    return [
+        f"evaluation: {_count(held.accounting.sequences, 'sequence')}, {held.tokens:,} tokens in {_count(held.rows, 'pack')} "
+        f"({held.plan['strategy']}), in {report.folder / 'eval'}"
+    ]
+
+
+def _evaluation_data(held: Manifest) -> dict[str, Any]:
+    return {
+        "manifest_digest": held.digest,
+        "accounting": dataclasses.asdict(held.accounting),
+        "packs": held.rows,
+        "packing": held.plan["strategy"],
+    }
 
 
 def _speed(report: BuildReport) -> str:

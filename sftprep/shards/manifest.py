@@ -6,6 +6,8 @@ import dataclasses
 import json
 import os
 from bisect import bisect_right
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -16,21 +18,8 @@ from sftprep.shards.schema import SHARD_NAME
 
 MANIFEST_NAME = "manifest.json"
 SHARD_FOLDER = "shards"
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
 _LARGEST_MANIFEST = 64 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class InputInfo:
-    """One input file. Its lines have the ordinals first_ordinal .. first_ordinal + lines - 1."""
-
-    path: str
-    bytes: int
-    digest: str
-    format: str
-    first_ordinal: int
-    lines: int
-    records: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +39,10 @@ class ShardInfo:
 class Accounting:
     """Where every row and every token went.
 
-    lines = blank + records; records = sequences + sum(rejected) + sum(dropped);
-    tokens_in = tokens + tokens_truncated + sum(tokens_dropped).
+    lines = blank + records; records + sum(extra) = sequences + sum(rejected) + sum(dropped) + sum(left_out);
+    tokens_in + sum(tokens_extra) = tokens + tokens_truncated + sum(tokens_dropped) + sum(tokens_left_out).
+    extra: sequences beyond one a record, by what made them: split, repeated, ...; left_out: sequences that are fine and not in
+    this build: held_out for the evaluation, in_training, not_sampled by the weights of a mixture.
     trained_tokens counts targets: the first token of a sequence is never one, for nothing predicts it.
     """
 
@@ -61,32 +52,82 @@ class Accounting:
     sequences: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+    extra: dict[str, int] = field(default_factory=dict)
     truncated: int = 0
     tokens_in: int = 0
     tokens: int = 0
     tokens_truncated: int = 0
     tokens_dropped: dict[str, int] = field(default_factory=dict)
+    tokens_left_out: dict[str, int] = field(default_factory=dict)
+    tokens_extra: dict[str, int] = field(default_factory=dict)
     trained_tokens: int = 0
     warnings: dict[str, int] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, counts: Mapping[str, int]) -> Accounting:
+        """From flat counts, in which `rejected.bad_json` is an entry of `rejected`; other names are left alone."""
+        groups: dict[str, dict[str, int] | None] = {
+            f.name: {} if f.default is dataclasses.MISSING else None for f in dataclasses.fields(cls)
+        }
+        values: dict[str, Any] = {name: counts.get(name, 0) if group is None else group for name, group in groups.items()}
+        for name, number in sorted(counts.items()):
+            group, dot, reason = name.partition(".")
+            if dot and isinstance(values.get(group), dict):
+                values[group][reason] = number
+        return cls(**values)
+
+    def counts(self) -> Counter[str]:
+        """Flat counts, for `of` and for sums."""
+        flat: Counter[str] = Counter()
+        for name, value in dataclasses.asdict(self).items():
+            flat.update({f"{name}.{reason}": n for reason, n in value.items()} if isinstance(value, dict) else {name: value})
+        return flat
+
     def check(self) -> list[str]:
         """The sums that do not hold, in words; empty where all do."""
-        rejected, dropped, lost = (sum(group.values()) for group in (self.rejected, self.dropped, self.tokens_dropped))
+        rejected, dropped, left_out, extra = (sum(g.values()) for g in (self.rejected, self.dropped, self.left_out, self.extra))
+        lost, left, more = (sum(g.values()) for g in (self.tokens_dropped, self.tokens_left_out, self.tokens_extra))
         sums = {
             f"lines ({self.lines}) = blank ({self.blank}) + records ({self.records})": self.blank + self.records == self.lines,
-            f"records ({self.records}) = sequences ({self.sequences}) + rejected ({rejected}) + dropped ({dropped})": (
-                self.sequences + rejected + dropped == self.records
+            f"records ({self.records}) + extra ({extra}) = sequences ({self.sequences}) + rejected ({rejected}) "
+            f"+ dropped ({dropped}) + left out ({left_out})": (
+                self.sequences + rejected + dropped + left_out == self.records + extra
             ),
-            f"tokens in ({self.tokens_in}) = packed ({self.tokens}) + truncated ({self.tokens_truncated}) + dropped ({lost})": (
-                self.tokens + self.tokens_truncated + lost == self.tokens_in
+            f"tokens in ({self.tokens_in}) + extra ({more}) = packed ({self.tokens}) + truncated ({self.tokens_truncated}) "
+            f"+ dropped ({lost}) + left out ({left})": (
+                self.tokens + self.tokens_truncated + lost + left == self.tokens_in + more
             ),
         }
         return [text for text, holds in sums.items() if not holds]
 
 
 @dataclass(frozen=True, slots=True)
+class InputInfo:
+    """One input file, or data from memory. Its lines have the ordinals first_ordinal .. first_ordinal + lines - 1.
+
+    source: the entry of a mixture that it belongs to; accounting: where its rows and tokens went (empty before 1.1); limit: how
+    many records of its source were read at most.
+    """
+
+    path: str
+    bytes: int
+    digest: str
+    format: str
+    first_ordinal: int
+    lines: int
+    records: int
+    source: str = ""
+    accounting: Accounting = field(default_factory=Accounting)
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a build is. `tokenizer` holds name, fingerprint, vocab_size, max_id, eos_token_id and pad_token_id."""
+    """What a build is. `tokenizer` holds name, fingerprint, vocab_size, max_id, eos_token_id and pad_token_id.
+
+    eval: folder (below this build's) and digest of the evaluation build that belongs to it; empty where there is none.
+    """
 
     config: dict[str, Any]
     config_digest: str
@@ -104,6 +145,7 @@ class Manifest:
     shards: tuple[ShardInfo, ...]
     sftprep_version: str
     format_version: str = FORMAT_VERSION
+    eval: dict[str, Any] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -164,7 +206,7 @@ def _from_raw(raw: Any, path: Path) -> Manifest:
         )
     try:
         nested = dict(raw)
-        nested["inputs"] = tuple(_known(InputInfo, item) for item in raw["inputs"])
+        nested["inputs"] = tuple(_known(InputInfo, _with_accounting(item)) for item in raw["inputs"])
         nested["shards"] = tuple(_known(ShardInfo, item) for item in raw["shards"])
         nested["accounting"] = _known(Accounting, raw["accounting"])
         manifest: Manifest = _known(Manifest, nested)
@@ -177,6 +219,10 @@ def _from_raw(raw: Any, path: Path) -> Manifest:
                 remedy="do not use this folder: its manifest was tampered with",
             )
     return manifest
+
+
+def _with_accounting(item: dict[str, Any]) -> dict[str, Any]:
+    return {**item, "accounting": _known(Accounting, item["accounting"])} if "accounting" in item else item
 
 
 def _known(kind: Any, values: dict[str, Any]) -> Any:

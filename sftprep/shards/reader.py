@@ -24,7 +24,8 @@ class Pack:
     """One row of a shard: several sequences, one after the other.
 
     input_ids int32 [T]; position_ids uint16 or int32 [T]; completion_mask bool [T]; seq_lengths int32 [S], summing to T;
-    origin int64 [S]. All but completion_mask (which is stored as bits) and derived position_ids are views of the file.
+    origin int64 [S]; loss_weights float32 [T], what each token weighs in the loss, None where every trained one weighs 1.
+    All but completion_mask (which is stored as bits) and derived position_ids are views of the file.
     """
 
     input_ids: NDArray[np.int32]
@@ -32,6 +33,7 @@ class Pack:
     completion_mask: NDArray[np.bool_]
     seq_lengths: NDArray[np.int32]
     origin: NDArray[np.int64]
+    loss_weights: NDArray[np.float32] | None = None
 
 
 def open_shards(folder: str | os.PathLike[str], *, verify: bool = True) -> Shards:
@@ -66,7 +68,8 @@ class Shards:
             if "position_ids" in columns.values
             else positions_of(seq_lengths, position_dtype(self.manifest.max_length))
         )
-        return Pack(columns.row("input_ids", row), positions, columns.mask(row), seq_lengths, columns.row("origin", row))
+        weights = columns.row("loss_weights", row) if "loss_weights" in columns.values else None
+        return Pack(columns.row("input_ids", row), positions, columns.mask(row), seq_lengths, columns.row("origin", row), weights)
 
     def __iter__(self) -> Iterator[Pack]:
         return (self[index] for index in range(len(self)))

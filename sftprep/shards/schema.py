@@ -7,6 +7,7 @@
 | completion_mask | list<bool> | True = trained |
 | seq_lengths | list<int32> | length of each sequence in the pack |
 | origin | list<int64> | ordinal of the source record of each sequence; the manifest tells file and line |
+| loss_weights | list<float32> | what each token weighs in the loss, 0 = not trained; only where a record says other than 1 |
 """
 
 from __future__ import annotations
@@ -52,12 +53,17 @@ def numpy_view(array: pa.Array) -> NDArray[Any]:
     return values[array.offset : array.offset + len(array)]
 
 
-def shard_schema(max_length: int, *, position_ids: bool) -> pa.Schema:
+def shard_schema(max_length: int, *, position_ids: bool, loss_weights: bool = False) -> pa.Schema:
     """The Arrow schema of a shard, with the feature description that `datasets` looks for."""
     types = {"input_ids": pa.int32(), "completion_mask": pa.bool_(), "seq_lengths": pa.int32(), "origin": pa.int64()}
     if position_ids:
         types["position_ids"] = pa.from_numpy_dtype(position_dtype(max_length))
-    order = [name for name in ("input_ids", "position_ids", "completion_mask", "seq_lengths", "origin") if name in types]
-    features = {name: {"feature": {"dtype": str(types[name]), "_type": "Value"}, "_type": "List"} for name in order}
+    if loss_weights:
+        types["loss_weights"] = pa.float32()
+    columns = ("input_ids", "position_ids", "completion_mask", "seq_lengths", "origin", "loss_weights")
+    order = [name for name in columns if name in types]
+    # Arrow says "float" where `datasets` says "float32".
+    dtypes = {name: "float32" if types[name] == pa.float32() else str(types[name]) for name in order}
+    features = {name: {"feature": {"dtype": dtypes[name], "_type": "Value"}, "_type": "List"} for name in order}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     return pa.schema([pa.field(name, pa.list_(types[name])) for name in order], metadata=metadata)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -11,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from sftprep.errors import ShardError
-from sftprep.shards.manifest import SHARD_FOLDER, Manifest, ShardInfo, read_manifest
+from sftprep.errors import ManifestError, ShardError
+from sftprep.shards.manifest import SHARD_FOLDER, Accounting, Manifest, ShardInfo, read_manifest
 from sftprep.shards.reader import map_shard
 from sftprep.shards.schema import numpy_view, position_dtype, shard_schema
 from sftprep.shards.writer import count_targets, positions_of
@@ -49,10 +50,12 @@ def verify(folder: str | os.PathLike[str], *, progress: Callable[[int, int], Non
         progress(number, len(manifest.shards))
     accounts = manifest.accounting
     found.problems += [f"the manifest's accounts do not balance: {text} does not hold" for text in accounts.check()]
+    found.problems += _input_problems(manifest)
+    found.problems += _eval_problems(root, manifest)
     totals = {
         "rows": (found.rows, manifest.rows),
         "tokens": (found.tokens, manifest.tokens),
-        "sequences": (found.sequences, accounts.sequences),
+        "sequences": (found.sequences, accounts.sequences + manifest.plan.get("cuts", 0)),
         "trained tokens": (found.trained_tokens, manifest.trained_tokens),
     }
     if found.shards == len(manifest.shards):
@@ -60,6 +63,37 @@ def verify(folder: str | os.PathLike[str], *, progress: Callable[[int, int], Non
         wrong = ((name, seen, said) for name, (seen, said) in totals.items() if seen != said)
         found.problems += [f"the shards hold {seen:,} {name}, the manifest says {said:,}" for name, seen, said in wrong]
     return found
+
+
+def _input_problems(manifest: Manifest) -> list[str]:
+    """Whether the accounts of the inputs balance, and sum to those of the build; builds of version 1.0 have none."""
+    if all(info.accounting == Accounting() for info in manifest.inputs):
+        return []
+    problems = [
+        f"the accounts of {info.path} do not balance: {text} does not hold"
+        for info in manifest.inputs
+        for text in info.accounting.check()
+    ]
+    summed: Counter[str] = Counter()
+    for info in manifest.inputs:
+        summed.update(info.accounting.counts())
+    if Accounting.of(summed) != manifest.accounting:
+        problems.append("the accounts of the inputs do not sum to those of the build")
+    return problems
+
+
+def _eval_problems(root: Path, manifest: Manifest) -> list[str]:
+    """Whether the evaluation build beside this one belongs to it; it is verified by itself."""
+    if not manifest.eval:
+        return []
+    place = root / str(manifest.eval.get("folder", ""))
+    try:
+        digest = read_manifest(place).digest if place.parent == root else ""
+    except ManifestError as error:
+        return [f"the evaluation build: {error.message}"]
+    if digest == manifest.eval.get("digest"):
+        return []
+    return [f"the evaluation build in {place} belongs to another build than this one: run the build again"]
 
 
 def _verify_shard(path: Path, info: ShardInfo, manifest: Manifest, found: Verification) -> None:
@@ -75,7 +109,8 @@ def _verify_shard(path: Path, info: ShardInfo, manifest: Manifest, found: Verifi
     except pa.ArrowInvalid as error:
         raise ShardError(f"{path}: {error}", remedy="") from error
     stored_positions = "position_ids" in batch.schema.names
-    wanted = shard_schema(manifest.max_length, position_ids=stored_positions)
+    weighted = "loss_weights" in batch.schema.names
+    wanted = shard_schema(manifest.max_length, position_ids=stored_positions, loss_weights=weighted)
     if not batch.schema.equals(wanted):
         raise ShardError(f"{path}: its columns are {batch.schema.names}, of other types than a shard has", remedy="")
     _verify_rows(path, batch, manifest, found, stored_positions=stored_positions)
@@ -107,6 +142,12 @@ def _verify_rows(path: Path, batch: pa.RecordBatch, manifest: Manifest, found: V
         problem(f"row {wrong[0]}: {np.diff(token_offsets)[wrong[0]]} tokens, more than {manifest.max_length}")
     if not np.array_equal(numpy_view(columns["completion_mask"].offsets), token_offsets):
         problem("completion_mask and input_ids have other lengths")
+    if "loss_weights" in columns:
+        weights = numpy_view(columns["loss_weights"].values)
+        if not np.array_equal(numpy_view(columns["loss_weights"].offsets), token_offsets):
+            problem("loss_weights and input_ids have other lengths")
+        elif not (np.isfinite(weights).all() and ((weights > 0) == mask).all()):
+            problem("loss_weights are not above 0 exactly where tokens are trained")
     if (wrong := np.flatnonzero((ids < 0) | (ids >= manifest.tokenizer["vocab_size"]))).size:
         row = int(np.searchsorted(token_offsets, wrong[0], side="right")) - 1
         problem(f"row {row}: the token id {ids[wrong[0]]} is outside the vocabulary of {manifest.tokenizer['vocab_size']}")

@@ -23,7 +23,7 @@ class ShardRows:
 
     input_ids int32 [tokens], completion_mask bool [tokens]: sequence after sequence, pack after pack; seq_lengths
     int32 [sequences], origin int64 [sequences]; pack_offsets int64 [packs + 1]: pack k holds the sequences
-    pack_offsets[k] .. pack_offsets[k + 1] - 1.
+    pack_offsets[k] .. pack_offsets[k + 1] - 1; loss_weights float32 [tokens], or None.
     """
 
     input_ids: NDArray[np.int32]
@@ -31,6 +31,7 @@ class ShardRows:
     seq_lengths: NDArray[np.int32]
     origin: NDArray[np.int64]
     pack_offsets: NDArray[np.int64]
+    loss_weights: NDArray[np.float32] | None = None
 
 
 def write_shard(folder: Path, index: int, rows: ShardRows, *, max_length: int, position_ids: bool) -> ShardInfo:
@@ -68,7 +69,7 @@ def positions_of(seq_lengths: NDArray[np.int32], dtype: Any) -> NDArray[Any]:
 
 
 def _arrow_bytes(rows: ShardRows, max_length: int, *, position_ids: bool) -> pa.Buffer:
-    schema = shard_schema(max_length, position_ids=position_ids)
+    schema = shard_schema(max_length, position_ids=position_ids, loss_weights=rows.loss_weights is not None)
     token_offsets = np.concatenate(([0], np.cumsum(rows.seq_lengths, dtype=np.int64)))[rows.pack_offsets].astype(np.int32)
     sequence_offsets = rows.pack_offsets.astype(np.int32)
     values: dict[str, tuple[NDArray[np.int32], NDArray[Any]]] = {
@@ -77,6 +78,8 @@ def _arrow_bytes(rows: ShardRows, max_length: int, *, position_ids: bool) -> pa.
         "seq_lengths": (sequence_offsets, rows.seq_lengths.astype(np.int32, copy=False)),
         "origin": (sequence_offsets, rows.origin.astype(np.int64, copy=False)),
     }
+    if rows.loss_weights is not None:
+        values["loss_weights"] = (token_offsets, rows.loss_weights)
     if position_ids:
         values["position_ids"] = (token_offsets, positions_of(rows.seq_lengths, position_dtype(max_length)))
     lists = {name: pa.ListArray.from_arrays(*map(arrow_array, pair)) for name, pair in values.items()}

@@ -7,7 +7,8 @@ from typing import Any
 import orjson
 
 from sftprep.batch import Rejected
-from sftprep.sources.partition import LARGEST_LINE
+from sftprep.sources.lines import LARGEST_LINE
+from sftprep.sources.rows import UNUSABLE
 
 _BOM = b"\xef\xbb\xbf"
 _EXCERPT = 200
@@ -48,6 +49,8 @@ def _unparsable(line: bytes, number: int, error: orjson.JSONDecodeError) -> dict
     stripped = line.strip()
     if not stripped:
         return None
+    if stripped.startswith(UNUSABLE):
+        return _unusable(stripped[len(UNUSABLE) :], number)
     if stripped.startswith(_BOM):
         return parse_line(stripped[len(_BOM) :], number)
     if len(line) > LARGEST_LINE:
@@ -60,6 +63,15 @@ def _unparsable(line: bytes, number: int, error: orjson.JSONDecodeError) -> dict
     reason = "bad_unicode" if "surrogate" in error.msg else "bad_json"
     what = "half of a surrogate pair cannot be text" if reason == "bad_unicode" else error.msg
     return Rejected(number, error.colno, reason, what, excerpt(line, error.colno))
+
+
+def _unusable(written: bytes, number: int) -> Rejected:
+    """What `rows_to_lines` wrote of a row that JSON cannot hold; anything else that looks like it is no JSON at all."""
+    try:
+        reason, message, shown = orjson.loads(written)
+        return Rejected(number, 0, str(reason), str(message), excerpt(str(shown)))
+    except (ValueError, TypeError):
+        return Rejected(number, 1, "bad_json", "this is no JSON", excerpt(written))
 
 
 def _kind(value: object) -> str:

@@ -1,32 +1,35 @@
-"""Inputs cut into partitions: runs of whole lines of a fixed size, the same whatever the number of workers.
+"""Inputs cut into partitions of a fixed size, the same whatever the number of workers, and partitions read as lines of JSON.
 
-A plain file is cut by byte ranges that workers read by themselves. A compressed file can only be read from its start, so
-it is unpacked here, and its partitions carry their bytes.
+A plain file of lines is cut by byte ranges, a Parquet or Arrow file by ranges of rows, and workers read them by themselves. What
+can only be read from its start (compressed files, JSON arrays, CSV, data in memory) is read here, and its partitions carry their
+lines.
 """
 
 from __future__ import annotations
 
-import glob
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
 
-from sftprep.errors import ConfigError, FormatError, InputNotFound, InputUnreadable
+from sftprep.sources.arrays import document_pieces
+from sftprep.sources.delimited import delimited_pieces
+from sftprep.sources.files import find_files, kind_of
+from sftprep.sources.lines import Piece, line_pieces, open_input, read_line_range, unpacked_blocks
+from sftprep.sources.rows import strip_null_lines
+from sftprep.sources.tables import Columns, arrow_pieces, parquet_pieces, read_arrow_rows, read_parquet_rows
+
+__all__ = ["KINDS", "PARTITION_BYTES", "Kind", "Partition", "Source", "cut", "find_files", "first_lines", "open_input"]
+__all__ += ["read_partition", "source_of"]
 
 PARTITION_BYTES = 8 * 1024 * 1024
-LARGEST_LINE = 64 * 1024 * 1024
-"""Bytes; longer lines are rejected, and never held in memory whole."""
-
-_COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
-_LINES = (".jsonl", ".ndjson")
-_SUFFIXES = tuple(line + packed for line in _LINES for packed in ("", *_COMPRESSION))
 
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """The lines of one input that start in [start, end), in bytes; payload: those lines, where they cannot be read again."""
+    """The lines of one input that start in [start, end), in bytes, or its rows start .. end - 1, where it is a table.
+
+    payload: those lines, where they cannot be read again; kind: how the file is read; strip_nulls: keys with null are left out;
+    columns: of a table, those that are wanted.
+    """
 
     index: int
     input: int
@@ -34,166 +37,131 @@ class Partition:
     start: int
     end: int
     payload: bytes | None = None
+    kind: str = "lines"
+    strip_nulls: bool = False
+    columns: Columns = None
 
 
-def find_files(inputs: tuple[str, ...]) -> list[str]:
-    """The files that paths, globs and folders name, in the order given, sorted within each.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One input: a file, or data in memory, for which `blocks` gives runs of whole lines of JSON, the same each time.
 
-    Raises InputNotFound, FormatError (a kind of file that is not read), ConfigError (the same file twice).
+    name: what to call it; path: the file, where it is not the name; limit: records to read at most from all sources of the same
+    group together; strip_nulls: leave out keys with null; columns: of a table, those that are wanted.
     """
-    if not inputs:
-        raise ConfigError("no input is given", remedy="name a .jsonl file, a glob or a folder: sftprep build data.jsonl ...")
-    files = [file for name in inputs for file in _expand(name)]
-    seen: set[str] = set()
-    for file in files:
-        real = os.path.realpath(file)
-        if real in seen:
-            raise ConfigError(
-                f"{file} is named twice among the inputs", remedy="name it once; its records would be trained twice as often"
-            )
-        seen.add(real)
-    return files
+
+    name: str
+    kind: str = "lines"
+    limit: int | None = None
+    group: int = 0
+    strip_nulls: bool = False
+    blocks: Callable[[], Iterator[bytes]] | None = None
+    path: str | None = None
+    columns: Columns = None
+
+    @property
+    def file(self) -> str:
+        """Where it is read; the name of what is in memory."""
+        return self.path or self.name
 
 
-def cut(files: list[str], target: int = PARTITION_BYTES) -> Iterator[Partition]:
-    """Cut files into partitions of about `target` bytes, in order; compressed files are read as the iterator advances.
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """pieces: cuts a file; read: the lines of a piece that came without them, both for the columns that are wanted."""
+
+    pieces: Callable[[str, int, Columns], Iterator[Piece]]
+    read: Callable[[str, int, int, Columns], bytes]
+
+
+def _whole(pieces: Callable[[str, int], Iterator[Piece]]) -> Callable[[str, int, Columns], Iterator[Piece]]:
+    """Of what is no table, lines are read whole: taking them apart would cost more."""
+    return lambda file, target, _: pieces(file, target)
+
+
+def _read_lines(file: str, start: int, end: int, columns: Columns) -> bytes:
+    return read_line_range(file, start, end)
+
+
+KINDS: dict[str, Kind] = {
+    "lines": Kind(_whole(line_pieces), _read_lines),
+    "document": Kind(_whole(document_pieces), _read_lines),
+    "delimited": Kind(_whole(delimited_pieces), _read_lines),
+    "parquet": Kind(parquet_pieces, read_parquet_rows),
+    "arrow": Kind(arrow_pieces, read_arrow_rows),
+}
+
+
+def source_of(file: str) -> Source:
+    """A file as a source."""
+    return Source(file, kind_of(file) or "lines")
+
+
+def cut(inputs: Iterable[str | Source], target: int = PARTITION_BYTES) -> Iterator[Partition]:
+    """Cut files and sources into partitions of about `target` bytes, in order, reading no further ahead than it must.
 
     Raises InputUnreadable.
     """
     index = 0
-    for number, file in enumerate(files):
-        if _compression(file):
-            for start, block in _unpacked_blocks(file, target):
-                yield Partition(index, number, file, start, start + len(block), block)
-                index += 1
-        else:
-            size = os.path.getsize(file)
-            for start in range(0, size, target):
-                yield Partition(index, number, file, start, min(start + target, size))
-                index += 1
+    left: dict[int, int] = {}
+    for number, given in enumerate(inputs):
+        source = source_of(given) if isinstance(given, str) else given
+        if source.limit is not None and left.setdefault(source.group, source.limit) == 0:
+            continue
+        for whole in _pieces(source, target):
+            piece = whole
+            if source.limit is not None:
+                piece, left[source.group] = _first_records(whole, left[source.group], source)
+            yield Partition(index, number, source.file, *piece, source.kind, source.strip_nulls, source.columns)
+            index += 1
+            if source.limit is not None and left[source.group] == 0:
+                break
 
 
 def read_partition(partition: Partition) -> bytes:
-    """The whole lines of a partition. A line beyond LARGEST_LINE comes cut one byte after that. Raises InputUnreadable."""
-    if partition.payload is not None:
-        return partition.payload
-    try:
-        with open(partition.file, "rb") as file:
-            begin = 0 if partition.start == 0 else _line_start(file, partition.start - 1, partition.end - 1)
-            if begin is None:
-                return b""
-            file.seek(begin)
-            data = file.read(partition.end - begin)
-            return data if data.endswith(b"\n") else data + _rest_of_line(file, data)
-    except OSError as error:
-        raise InputUnreadable(
-            f"cannot read {partition.file}: {error.strerror or error}", remedy="check that it exists and may be read"
-        ) from error
+    """The lines of a partition, JSON each. A line beyond LARGEST_LINE comes cut one byte after that. Raises InputUnreadable."""
+    data = partition.payload
+    if data is None:
+        data = KINDS[partition.kind].read(partition.file, partition.start, partition.end, partition.columns)
+    return strip_null_lines(data) if partition.strip_nulls else data
 
 
-def first_lines(file: str) -> Iterator[bytes]:
-    """The lines of a file from its start, unpacked, read as the iterator advances. Raises InputUnreadable."""
-    for _, block in _unpacked_blocks(file, 1 << 20):
-        yield from block.split(b"\n")
+def first_lines(given: str | Source) -> Iterator[bytes]:
+    """The lines of an input from its start, read as the iterator advances. Raises InputUnreadable."""
+    source = source_of(given) if isinstance(given, str) else given
+    for start, end, payload in _pieces(source, 1 << 20):
+        data = KINDS[source.kind].read(source.file, start, end, source.columns) if payload is None else payload
+        yield from data.split(b"\n")
 
 
-def open_input(file: str) -> BinaryIO:
-    """Open a file for reading, unpacked. Raises InputUnreadable where it cannot be opened or is UTF-16."""
-    import pyarrow as pa
-
-    try:
-        with open(file, "rb") as raw:
-            head = raw.read(4)
-        if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            raise InputUnreadable(f"{file} is UTF-16", remedy=f"convert it: iconv -f UTF-16 -t UTF-8 {file} > {file}.utf8.jsonl")
-        kind = _compression(file)
-        if kind is None:
-            return open(file, "rb")
-        stream: BinaryIO = pa.CompressedInputStream(pa.OSFile(file), kind)
-        return stream
-    except OSError as error:
-        raise InputUnreadable(
-            f"cannot read {file}: {error.strerror or error}", remedy="check that it exists and may be read"
-        ) from error
+def _pieces(source: Source, target: int) -> Iterator[Piece]:
+    if source.blocks is not None:
+        return _positioned(source.blocks())
+    if source.limit is not None and source.kind == "lines":
+        # Records can only be counted by reading them.
+        return ((start, start + len(block), block) for start, block in unpacked_blocks(source.file, target))
+    return KINDS[source.kind].pieces(source.file, target, source.columns)
 
 
-def _expand(name: str) -> list[str]:
-    path = Path(name)
-    if path.is_dir():
-        inside = (str(p) for p in path.rglob("*") if p.name.endswith(_SUFFIXES) and p.is_file())
-        found = sorted(p for p in inside if not any(part.startswith(".") for part in Path(p).relative_to(path).parts))
-        if not found:
-            raise InputNotFound(
-                f"the folder {name} holds no {', '.join(_SUFFIXES)} file",
-                remedy="name a folder with JSON lines, or convert the files",
-            )
-        return found
-    if path.exists():
-        if not name.endswith(_SUFFIXES):
-            raise FormatError(
-                f"{name} is not a kind of file that is read: {', '.join(_SUFFIXES)}",
-                remedy="convert it to JSON lines, one object a line (a JSON array: jq -c '.[]' FILE > FILE.jsonl), "
-                "or rename it if it is that already",
-            )
-        return [name]
-    matches = sorted(match for match in glob.glob(name, recursive=True) if os.path.isfile(match))
-    if not matches:
-        raise InputNotFound(
-            f"{name} does not exist, and matches no file as a pattern", remedy="check the path; quote patterns: 'data/*.jsonl'"
-        )
-    wrong = [match for match in matches if not match.endswith(_SUFFIXES)]
-    if wrong:
-        raise FormatError(
-            f"{name} matches {wrong[0]}, which is not a kind of file that is read: {', '.join(_SUFFIXES)}",
-            remedy="narrow the pattern",
-        )
-    return matches
+def _positioned(blocks: Iterator[bytes]) -> Iterator[Piece]:
+    rows = 0
+    for block in blocks:
+        end = rows + block.count(b"\n")
+        yield rows, end, block
+        rows = end
 
 
-def _compression(file: str) -> str | None:
-    return _COMPRESSION.get(os.path.splitext(file)[1])
-
-
-def _unpacked_blocks(file: str, target: int) -> Iterator[tuple[int, bytes]]:
-    """Runs of whole lines of about `target` unpacked bytes, each with the unpacked position of its first."""
-    position, pending = 0, b""
-    with open_input(file) as stream:
-        while True:
-            try:
-                chunk = stream.read(target)
-            except OSError as error:
-                raise InputUnreadable(
-                    f"{file} is damaged or cut short: {error.strerror or error}, after {position + len(pending):,} bytes",
-                    remedy="fetch or make the file again",
-                ) from error
-            if len(pending) > LARGEST_LINE and b"\n" not in chunk and chunk:
-                position += len(chunk)  # the rest of a line that is rejected for its length anyway
-                continue
-            pending += chunk
-            last = len(pending) if not chunk else pending.rfind(b"\n") + 1
-            if last:
-                yield position, pending[:last]
-                position, pending = position + last, pending[last:]
-            if not chunk:
-                return
-
-
-def _line_start(file: BinaryIO, first: int, last: int) -> int | None:
-    """Position after the first newline in [first, last), or None where there is none."""
-    file.seek(first)
-    position = first
-    while position < last:
-        chunk = file.read(min(1 << 20, last - position))
-        at = chunk.find(b"\n")
-        if at >= 0:
-            return position + at + 1
-        if not chunk:
-            return None
-        position += len(chunk)
-    return None
-
-
-def _rest_of_line(file: BinaryIO, data: bytes) -> bytes:
-    """What follows `data` up to the end of its last line, cut one byte after LARGEST_LINE."""
-    room = LARGEST_LINE + 1 - (len(data) - (data.rfind(b"\n") + 1))
-    return file.readline(room) if room > 0 else b""
+def _first_records(piece: Piece, limit: int, source: Source) -> tuple[Piece, int]:
+    """A piece cut after so many records, and how many may still come; lines that are blank are no records."""
+    start, end, data = piece
+    if data is None and source.kind in ("parquet", "arrow"):
+        taken = min(end - start, limit)
+        return (start, start + taken, None), limit - taken
+    if data is None:
+        data = KINDS[source.kind].read(source.file, start, end, source.columns)
+    lines = data.split(b"\n")
+    records = 0
+    for number, line in enumerate(lines):
+        records += bool(line.strip())
+        if records == limit:
+            return (start, end, b"\n".join(lines[: number + 1]) + b"\n"), 0
+    return (start, end, data), limit - records

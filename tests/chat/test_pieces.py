@@ -64,7 +64,7 @@ def compare(source: str, cases: list[Case]) -> list[str]:
         else:
             assert slow is not None, f"Jinja refuses {source!r} of {case}, the pieces give {fast}\n{pieces.source}"
             # Addresses in memory, which templates can print, differ from render to render.
-            assert fast == slow or " at 0x" in slow[0], f"{source!r} of {case}\n{pieces.source}"
+            assert fast[:2] == slow or " at 0x" in slow[0], f"{source!r} of {case}\n{pieces.source}"
             went.append("same")
         assert everything == before, f"{source!r} changed its input"
     return went

@@ -187,7 +187,7 @@ def test_the_first_renders_and_later_samples_are_checked(monkeypatch: pytest.Mon
 def test_a_difference_switches_the_compiled_way_off(wrong: Any) -> None:
     template = chatml()
     right = chatml(way="jinja").render(turns("a"))
-    template._pieces = lambda *_: wrong  # a compiler with a fault
+    template._pieces = lambda *_: (*wrong, ())  # a compiler with a fault
     assert template.render(turns("a")) == right
     assert template.render(turns("a")) == right
     report = template.report()
@@ -199,7 +199,7 @@ def test_a_difference_switches_the_compiled_way_off(wrong: Any) -> None:
 
 def test_a_text_where_jinja_refuses_switches_the_compiled_way_off() -> None:
     template = ChatTemplate("{{ raise_exception('no') }}", variables={})
-    template._pieces = lambda *_: ("yes", ())  # a compiler with a fault
+    template._pieces = lambda *_: ("yes", (), ())  # a compiler with a fault
     with pytest.raises(TemplateError, match="no"):
         template.render([])
     assert template.report()["mismatch"] is not None

@@ -164,7 +164,7 @@ def test_the_bytes_do_not_depend_on_workers_compression_or_the_size_of_shards_in
     plain.parent.mkdir()
     data = Path(CHATS).read_bytes()
     plain.write_bytes(data)
-    monkeypatch.setattr(build_module, "cut", lambda files: partition.cut(files, 20_000))
+    monkeypatch.setattr(build_module, "cut", lambda inputs: partition.cut(inputs, 20_000))
     settings = {"shard_tokens": 5_000, "train_on": "assistant"}
     one = run(str(plain), tokenizer_dir, tmp_path / "one", workers=1, **settings)
     two = run(str(plain), tokenizer_dir, tmp_path / "two", workers=2, **settings)
@@ -212,7 +212,7 @@ def test_the_first_bad_record_stops_the_build_with_its_place(tokenizer_dir, tmp_
     # Whoever reads it, the error is about the first bad line of the input.
     from sftprep.sources import partition
 
-    monkeypatch.setattr(build_module, "cut", lambda files: partition.cut(files, 10))
+    monkeypatch.setattr(build_module, "cut", lambda inputs: partition.cut(inputs, 10))
     with pytest.raises(RecordError) as again:
         run(str(path), tokenizer_dir, tmp_path / "o2", workers=2)
     assert str(again.value) == str(caught.value)
@@ -246,7 +246,7 @@ def test_what_cannot_work_is_refused_before_work_starts(records, tokenizer_dir, 
     text, chat = records([{"text": "a"}], "t.jsonl"), records([{"messages": CHAT}], "c.jsonl")
     other = records([{"question": "a", "answer": "b"}], "q.jsonl")
     unmarked = tmp_path / "unmarked.jinja"
-    unmarked.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    unmarked.write_text("{% for m in messages %}{{ m.content | upper }}{% endfor %}")
     broken = tmp_path / "broken.jinja"
     broken.write_text("{% for %}")
     bare = tmp_path / "bare"
@@ -256,7 +256,7 @@ def test_what_cannot_work_is_refused_before_work_starts(records, tokenizer_dir, 
     cases = [
         (ConfigError, "no completion", chat, tokenizer_dir, {"train_on": "completion"}),
         (ConfigError, "without turns", text, tokenizer_dir, {"train_on": "assistant"}),
-        (TemplateError, "does not mark", chat, tokenizer_dir, {"train_on": "assistant", "chat_template": str(unmarked)}),
+        (TemplateError, "mark", chat, tokenizer_dir, {"train_on": "assistant", "chat_template": str(unmarked)}),
         (TemplateError, "line 1 of the chat template", chat, tokenizer_dir, {"chat_template": str(broken)}),
         (TemplateError, "cannot read", chat, tokenizer_dir, {"chat_template": str(tmp_path / "none")}),
         (TemplateError, "no chat template", chat, bare, {}),

@@ -67,7 +67,7 @@ def state(folder: Path) -> str | None:
 @pytest.fixture
 def small(monkeypatch, tmp_path, tokenizer_dir):
     """Settings of a build of several partitions and shards, and what it gives."""
-    monkeypatch.setattr(build_module, "cut", lambda files: partition.cut(files, 10_000))
+    monkeypatch.setattr(build_module, "cut", lambda inputs: partition.cut(inputs, 10_000))
     source = tmp_path / "qa.jsonl"
     source.write_bytes((EXAMPLES / "data" / "qa.jsonl").read_bytes())
 
@@ -119,6 +119,39 @@ def test_a_kill_after_a_kill_at_every_moment_still_ends_in_the_same_bytes(small,
         if killed:
             build(small(folder))
         assert content(folder) == golden
+
+
+def test_a_build_with_an_evaluation_build(small, tmp_path):
+    """Where the manifest of the build is there, its evaluation is too, and the same command again repairs both."""
+    settings = {"eval_fraction": 0.3, "eval_packing": "none", "overwrite": True}
+    after = build(small(tmp_path / "golden", **settings)).manifest.digest
+    golden = content(tmp_path / "golden")
+    survives(tmp_path / "o", None, golden, after, lambda: build(small(tmp_path / "o", **settings)))
+    assert content(tmp_path / "o") == golden
+
+
+def test_an_evaluation_build_over_another(small, tmp_path):
+    """Between the two commits the old build stands beside the new evaluation: `verify` says so, and a rerun repairs it."""
+    settings = {"eval_fraction": 0.3, "overwrite": True}
+    after = build(small(tmp_path / "golden", **settings)).manifest.digest
+    folder, seen = tmp_path / "o", set()
+    for change in range(0, 1000, 2):
+        if not (folder / "manifest.json").exists() or read_manifest(folder).digest == after:
+            build(small(folder, **settings, eval_seed=5))
+            before = read_manifest(folder).digest
+        if not killed_before(change, folder, lambda: build(small(folder, **settings)) and None):
+            break
+        found = verify(folder)
+        seen.add((read_manifest(folder).digest == after, found.ok))
+        assert found.ok or found.problems == [
+            f"the evaluation build in {folder / 'eval'} belongs to another build than this one: run the build again"
+        ]
+        assert read_manifest(folder).digest in {before, after}
+        if not found.ok:
+            build(small(folder, **settings))
+            assert verify(folder).ok
+    assert content(folder) == content(tmp_path / "golden")
+    assert seen == {(False, True), (False, False), (True, True)}
 
 
 def test_the_harness_has_teeth(small, tmp_path, monkeypatch):

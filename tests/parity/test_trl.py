@@ -3,42 +3,27 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sftprep import BuildConfig, build, open_shards
 from tests.conftest import EXAMPLES
-from tests.parity.trl_side import Sequence, trl_sequences
+from tests.parity.cases import CASES, Case, alpaca_text, assistant, seed_task, user
+from tests.parity.our_side import our_sequences
+from tests.parity.trl_side import Sequence, trl_packed_sequences, trl_sequences
 from tests.support import SHARED, needs_shared
 
 pytest.importorskip("trl")
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 
 WAYS = [("auto", "auto"), ("tokenizers", "jinja")]
-
-
-def our_sequences(path: Path, tokenizer_dir: Path, output: Path, **settings: Any) -> list[Sequence]:
-    """Every sequence of a build, by origin."""
-    build(BuildConfig.of(inputs=str(path), tokenizer=str(tokenizer_dir), output=str(output), **settings))
-    found: dict[int, Sequence] = {}
-    for pack in open_shards(output):
-        at = 0
-        for length, origin in zip(pack.seq_lengths.tolist(), pack.origin.tolist(), strict=True):
-            found[origin] = (
-                tuple(pack.input_ids[at : at + length].tolist()),
-                tuple(pack.completion_mask[at : at + length].tolist()),
-            )
-            at += length
-    return [found[origin] for origin in sorted(found)]
-
-
-def written(rows: list[dict[str, Any]], path: Path) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
+TEMPLATES = SHARED / "tokenizers" / "_chat_templates_trl_1.16.0"
+CHATS = ("qwen3", "smollm2", "mistral-v1", "mistral-v3", "deepseek-v4", "tiny-chatml-4k")
+PLAIN = (*CHATS, "gpt2")
+QUICK = {"qwen3": 24, "tiny-chatml-4k": 60, "smollm2": 30, "mistral-v3": 24, "gpt2": 60}
+"""Rows of a file in the tests that run by default; those of the others, and all rows, with -m slow."""
 
 
 def assert_same(ours: list[Sequence], theirs: list[Sequence]) -> None:
@@ -54,99 +39,193 @@ def assert_same(ours: list[Sequence], theirs: list[Sequence]) -> None:
         )
 
 
-def read(name: str, limit: int) -> list[dict[str, Any]]:
-    lines = (SHARED / "datasets" / name).read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:limit] if line]
+def compare(case: Case, tokenizer: str, limit: int | None, tmp_path: Path, max_length: int = 512) -> None:
+    theirs, ours = case.rows(limit)
+    folder = SHARED / "tokenizers" / tokenizer
+    expected = trl_sequences(theirs, folder, tmp_path / "trl", max_length=max_length, **case.trl)
+    assert expected
+    for encoder, way in WAYS:
+        settings = {"max_length": max_length, "encoder": encoder, "template_way": way, **case.settings}
+        assert_same(our_sequences(ours, folder, **settings), expected)
 
 
-CASES = {
-    # name: rows as TRL takes them, settings of TRL, settings of ours
-    "text": (lambda: [{"text": row["answer"]} for row in read("gsm8k_train.jsonl", 150)], {}, {}),
-    "prompt-completion": (
-        lambda: [{"prompt": row["question"], "completion": row["answer"]} for row in read("gsm8k_train.jsonl", 150)],
-        {},
-        {},
-    ),
-    "prompt-completion, languages": (lambda: read("xquad_12lang_prompt_completion.jsonl", 720)[::6], {}, {}),
-    "prompt-completion, all tokens": (
-        lambda: [{"prompt": row["question"], "completion": row["answer"]} for row in read("gsm8k_train.jsonl", 60)],
-        {"completion_only_loss": False},
-        {"train_on": "all"},
-    ),
-    "code": (
-        lambda: [{"prompt": r["prompt"], "completion": r["canonical_solution"]} for r in read("humaneval.jsonl", 120)],
-        {},
-        {},
-    ),
-    "messages": (lambda: [{"messages": row["messages"]} for row in read("chitchat_600_messages.jsonl", 100)], {}, {}),
-    "messages, languages": (
-        lambda: [{"messages": r["messages"]} for r in read("chatterbot_multilingual_messages.jsonl", 7000)[::60]],
-        {},
-        {},
-    ),
-    "conversational completion": (
-        lambda: [
-            {
-                "prompt": [{"role": "user", "content": row["question"]}],
-                "completion": [{"role": "assistant", "content": row["answer"]}],
-            }
-            for row in read("gsm8k_train.jsonl", 100)
-        ],
-        {},
-        {},
-    ),
-    # Without fractions: on its way to TRL, `datasets` turns 0.6 into 0.6000000000000001. Ours keeps it.
-    "tools": (
-        lambda: [
-            {"messages": r["messages"], "tools": r["tools"]}
-            for r in read("bfcl_toolcall_messages.jsonl", 120)
-            if not re.search(r"[0-9]\.[0-9]", json.dumps([r["messages"], r["tools"]]))
-        ],
-        {},
-        {},
-    ),
-}
-CHAT = {"messages", "messages, languages", "conversational completion", "tools"}
-PAIRS = [
-    (case, tokenizer)
-    for case in CASES
-    for tokenizer in ("qwen3", "smollm2", "mistral-v3", "gpt2", "tiny-chatml-4k")
-    if not (case in CHAT and tokenizer == "gpt2")
-    and not (case == "tools" and tokenizer in {"mistral-v3", "smollm2"})  # one needs call ids, the other shows no tools
+def pairs(tokenizers: Any) -> list[tuple[str, str]]:
+    return [
+        (name, tokenizer)
+        for name, case in CASES.items()
+        for tokenizer in tokenizers
+        if tokenizer in (CHATS if case.chat else PLAIN) and tokenizer not in case.not_for
+    ]
+
+
+def some_of(name: str, tokenizer: str) -> bool:
+    """By default each file meets the smallest tokenizer, and three of the larger ones in turn."""
+    return tokenizer == "tiny-chatml-4k" or list(CASES).index(name) % 4 == list(QUICK).index(tokenizer) % 4
+
+
+@needs_shared
+@pytest.mark.parametrize(("name", "tokenizer"), [pair for pair in pairs(QUICK) if some_of(*pair)])
+def test_the_start_of_every_file(name, tokenizer, tmp_path):
+    compare(CASES[name], tokenizer, QUICK[tokenizer], tmp_path)
+
+
+@needs_shared
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "tokenizer"), pairs(PLAIN))
+def test_every_row_of_every_file(name, tokenizer, tmp_path):
+    compare(CASES[name], tokenizer, None, tmp_path, 1024)
+
+
+# --- masks of assistant turns ----------------------------------------------------------------------------------------------
+
+
+def alternating(limit: int) -> list[dict[str, Any]]:
+    """Conversations that begin with the user and alternate, as most templates with marks want them."""
+    rows, _ = CASES["messages, languages"].rows(None)
+    rows = [
+        row for row in rows[::20] if [m["role"] for m in row["messages"]] == ["user", "assistant"] * (len(row["messages"]) // 2)
+    ]
+    return rows[:limit]
+
+
+def with_template(name: str, folder: Path) -> Path:
+    """A tokenizer that has all special tokens with one of TRL's templates."""
+    source = SHARED / "tokenizers" / "smollm2"
+    folder.mkdir()
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / file).write_bytes((source / file).read_bytes())
+    (folder / "chat_template.jinja").write_bytes((TEMPLATES / f"{name}.jinja").read_bytes())
+    return folder
+
+
+MARKED = [
+    "qwen3_training",
+    "llama3_training",
+    "gemma_training",
+    "qwen2_5_training",
+    "cohere2_training",
+    "lfm2_2_5",
+    "phi3_training",
 ]
 
 
 @needs_shared
-@pytest.mark.parametrize(("case", "tokenizer"), PAIRS)
-def test_real_data(case, tokenizer, tmp_path):
-    make, trl_settings, our_settings = CASES[case]
-    rows, folder = make(), SHARED / "tokenizers" / tokenizer
-    theirs = trl_sequences(rows, folder, tmp_path / "trl", max_length=512, **trl_settings)
-    path = written(rows, tmp_path / "rows.jsonl")
-    for number, (encoder, way) in enumerate(WAYS):
-        ours = our_sequences(
-            path, folder, tmp_path / f"o{number}", max_length=512, encoder=encoder, template_way=way, **our_settings
-        )
-        assert_same(ours, theirs)
+@pytest.mark.parametrize("template", MARKED)
+def test_marked_assistant_turns(template, tmp_path):
+    rows, folder = alternating(60), with_template(template, tmp_path / "tokenizer")
+    theirs = trl_sequences(rows, folder, tmp_path / "trl", max_length=256, assistant_only_loss=True)
+    for encoder, way in WAYS:
+        settings = {"encoder": encoder, "template_way": way, "max_length": 256, "train_on": "assistant"}
+        assert_same(our_sequences(rows, folder, **settings), theirs)
 
 
 @needs_shared
-@pytest.mark.parametrize("template", ["qwen3_training", "llama3_training", "gemma_training", "qwen2_5_training"])
-def test_marked_assistant_turns(template, tmp_path):
-    source = SHARED / "tokenizers" / "_chat_templates_trl_1.16.0" / f"{template}.jinja"
-    folder = tmp_path / "tokenizer"
-    folder.mkdir()
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes((SHARED / "tokenizers" / "qwen3" / name).read_bytes())
-    (folder / "chat_template.jinja").write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
-    turns = [{"messages": row["messages"]} for row in read("chatterbot_multilingual_messages.jsonl", 3000)[::25]]
-    rows = [row for row in turns if [m["role"] for m in row["messages"]] == ["user", "assistant"] * (len(row["messages"]) // 2)]
-    assert len(rows) > 50
+@pytest.mark.parametrize("template", ["llama3", "cohere", "cohere2"])
+def test_derived_assistant_turns_are_those_of_the_template_that_trl_puts_in_its_place(template, tmp_path):
+    """Of the other models, TRL trains a line break or a header more; tests/chat/test_spans.py compares them all."""
+    rows, folder = alternating(60), with_template(template, tmp_path / "tokenizer")
     theirs = trl_sequences(rows, folder, tmp_path / "trl", max_length=256, assistant_only_loss=True)
-    path = written(rows, tmp_path / "rows.jsonl")
-    for number, (encoder, way) in enumerate(WAYS):
+    for encoder, way in WAYS:
         settings = {"encoder": encoder, "template_way": way, "max_length": 256, "train_on": "assistant"}
-        assert_same(our_sequences(path, folder, tmp_path / f"o{number}", **settings), theirs)
+        assert_same(our_sequences(rows, folder, **settings), theirs)
+
+
+@needs_shared
+@pytest.mark.parametrize("template", ["llama3", "qwen3_training"])
+def test_both_masks_together(template, tmp_path):
+    rows = [{"prompt": row["messages"][:1], "completion": row["messages"][1:]} for row in alternating(60)]
+    folder = with_template(template, tmp_path / "tokenizer")
+    theirs = trl_sequences(rows, folder, tmp_path / "trl", max_length=256, assistant_only_loss=True, completion_only_loss=True)
+    assert_same(our_sequences(rows, folder, max_length=256, train_on="assistant"), theirs)
+
+
+@needs_shared
+@pytest.mark.parametrize("template", ["qwen3", "qwen2_5"])
+def test_an_example_a_turn_is_the_completion_of_what_came_before(template, tmp_path):
+    rows, folder = alternating(40), with_template(template, tmp_path / "tokenizer")
+    apart = [
+        {"prompt": row["messages"][:k], "completion": row["messages"][k : k + 1]}
+        for row in rows
+        for k in range(1, len(row["messages"]), 2)
+    ]
+    theirs = trl_sequences(apart, folder, tmp_path / "trl", max_length=256)
+    assert_same(our_sequences(rows, folder, max_length=256, expand_turns=True), theirs)
+
+
+# --- other ways in ---------------------------------------------------------------------------------------------------------
+
+
+@needs_shared
+def test_alpaca_without_a_chat_template(tmp_path):
+    case = Case("alpaca_en_demo.jsonl", alpaca_text)
+    compare(case, "gpt2", 60, tmp_path)
+
+
+def seed_text(record):
+    """A formatting function, for both sides."""
+    return seed_task(record)["text"]
+
+
+@needs_shared
+def test_a_formatting_function(tmp_path):
+    lines = (SHARED / "datasets" / "self_instruct_seed_tasks.jsonl").read_text(encoding="utf-8").split("\n")[:60]
+    rows = [json.loads(line) for line in lines if line]
+    folder = SHARED / "tokenizers" / "tiny-chatml-4k"
+    kept = [{"instruction": row["instruction"], "instances": row["instances"]} for row in rows]
+    theirs = trl_sequences(kept, folder, tmp_path / "trl", formatting=seed_text, max_length=256)
+    assert_same(our_sequences(rows, folder, max_length=256, formatting_func=f"{__name__}:seed_text"), theirs)
+
+
+TOKEN_ROWS = [
+    {"input_ids": [5, 6, 7, 8, 9, 10], "labels": [-100, -100, 7, 8, -100, 10]},
+    {"input_ids": [5, 6, 7], "labels": [-100, -100, 7]},
+    {"input_ids": [5] * 20, "labels": [-100] * 18 + [5, 5]},
+]
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    "rows",
+    [
+        TOKEN_ROWS,
+        [{"input_ids": r["input_ids"], "completion_mask": [int(x != -100) for x in r["labels"]]} for r in TOKEN_ROWS],
+        [{"input_ids": r["input_ids"], "assistant_masks": [int(x != -100) for x in r["labels"]]} for r in TOKEN_ROWS],
+        [{"input_ids": r["input_ids"]} for r in TOKEN_ROWS],
+    ],
+    ids=["labels", "completion_mask", "assistant_masks", "ids"],
+)
+def test_given_tokens(rows, tmp_path):
+    folder = SHARED / "tokenizers" / "tiny-chatml-4k"
+    only = {"completion_only_loss": True} if "completion_mask" in rows[0] else {}
+    theirs = trl_sequences(rows, folder, tmp_path / "trl", max_length=16, **only)
+    assert_same(our_sequences(rows, folder, max_length=16), theirs)
+
+
+# --- lengths and packs -----------------------------------------------------------------------------------------------------
+
+
+@needs_shared
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_which_end_is_cut(side, tmp_path):
+    theirs, ours = CASES["question-answer"].rows(60)
+    folder = SHARED / "tokenizers" / "tiny-chatml-4k"
+    mode = {"right": "keep_start", "left": "keep_end"}[side]
+    expected = trl_sequences(theirs, folder, tmp_path / "trl", max_length=64, truncation_mode=mode)
+    settings = {"max_length": 64, "truncate_side": side, "map": "question=prompt,answer=completion"}
+    assert_same(our_sequences(ours, folder, **settings), expected)
+
+
+@needs_shared
+@pytest.mark.parametrize("packing", ["bfd", "bfd_split"])
+def test_what_packs_hold(packing, tmp_path):
+    """All of it but sequences that train nothing, which TRL keeps where it packs (its first token is no target)."""
+    theirs, ours = CASES["question-answer"].rows(80)
+    folder = SHARED / "tokenizers" / "tiny-chatml-4k"
+    packed = trl_packed_sequences(theirs, folder, tmp_path / "trl", max_length=64, packing_strategy=packing)
+    wasted = [sequence for sequence in packed if not any(sequence[1][1:])]
+    assert wasted
+    settings = {"max_length": 64, "packing": packing, "map": "question=prompt,answer=completion"}
+    assert_same(our_sequences(ours, folder, **settings), [sequence for sequence in packed if any(sequence[1][1:])])
 
 
 @pytest.mark.parametrize("name", ["chats", "qa"])
@@ -154,4 +233,13 @@ def test_the_examples_of_this_project(name, tokenizer_dir, tmp_path):
     path = EXAMPLES / "data" / f"{name}.jsonl"
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     theirs = trl_sequences(rows, tokenizer_dir, tmp_path / "trl", max_length=300)
-    assert_same(our_sequences(path, tokenizer_dir, tmp_path / "o", max_length=300), theirs)
+    assert_same(our_sequences(rows, tokenizer_dir, max_length=300), theirs)
+
+
+def test_rows_with_a_prompt_and_messages_are_conversations(tokenizer_dir, tmp_path):
+    """TRL takes such rows, as those of UltraChat, for prompts without a completion, and fails; without the prompt it does not."""
+    messages = [user("One?"), assistant("Two.")]
+    with pytest.raises(KeyError, match="completion"):
+        trl_sequences([{"prompt": "One?", "messages": messages}], tokenizer_dir, tmp_path / "a")
+    theirs = trl_sequences([{"messages": messages}], tokenizer_dir, tmp_path / "b")
+    assert_same(our_sequences([{"prompt": "One?", "messages": messages}], tokenizer_dir), theirs)

@@ -6,11 +6,11 @@ import gzip
 
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sftprep.errors import ConfigError, FormatError, InputNotFound, InputUnreadable
-from sftprep.sources import partition as room
+from sftprep.sources import lines as room
 from sftprep.sources.jsonl import split_lines
 from sftprep.sources.partition import cut, find_files, open_input, read_partition
 
@@ -20,6 +20,7 @@ LINES = st.lists(st.binary(max_size=40).map(lambda b: b.replace(b"\n", b"")), ma
 @given(lines=LINES, target=st.integers(1, 60), last_newline=st.booleans(), kind=st.sampled_from(["", ".gz", ".zst"]))
 def test_partitions_hold_every_line_once_in_order(tmp_path_factory, lines, target, last_newline, kind):
     content = b"\n".join(lines) + (b"\n" if last_newline else b"")
+    assume(content[:2] not in (b"\xff\xfe", b"\xfe\xff"))  # UTF-16, which is refused
     path = tmp_path_factory.mktemp("p") / f"a.jsonl{kind}"
     packed = {"": lambda b: b, ".gz": gzip.compress, ".zst": zstandard.compress}[kind](content)
     path.write_bytes(packed)

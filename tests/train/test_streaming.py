@@ -101,6 +101,16 @@ def test_the_command(corpus, model, tmp_path, capsys):
     assert LlamaForCausalLM.from_pretrained(tmp_path / "out").num_parameters() > 0
 
 
+def test_records_that_are_set_aside_are_told(model, tmp_path, capsys):
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows("text", 200)) + '{"text": 1}\n')
+    more = ("--stream", str(path), "--max_steps", "2", "--stream_order", "keep", "--stream_lanes", "1")
+    assert main(flags(model, tmp_path / "out", *more, "--on_bad_record", "quarantine")) == 0
+    assert "cannot be used: 1" in capsys.readouterr().out
+    assert main(flags(model, tmp_path / "out", *more, "--on_bad_record", "error")) == 2
+    assert f"{path}:201" in capsys.readouterr().err
+
+
 def test_what_the_command_refuses(corpus, model, tmp_path, capsys):
     assert main(flags(model, tmp_path / "out", "--stream", corpus)) == 2
     assert "--max_steps" in capsys.readouterr().err

@@ -1,0 +1,51 @@
+"""The values that settings may have, and how a wrong one is refused."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from sftprep.errors import ConfigError
+
+FormatName = Literal["auto", "text", "messages", "prompt-completion", "sharegpt", "alpaca", "tokens"]
+TrainOn = Literal["auto", "all", "completion", "assistant", "last-assistant"]
+Packing = Literal["bfd", "bfd_split", "wrapped", "none"]
+EvalPacking = Literal["bfd", "none"]
+Overlong = Literal["truncate", "split", "drop", "error"]
+TruncateSide = Literal["right", "left"]
+Order = Literal["keep", "shuffle"]
+OnBadRecord = Literal["error", "quarantine"]
+Suspect = Literal["auto", "keep", "reject"]
+Duplicates = Literal["keep", "drop"]
+EncoderChoice = Literal["auto", "gigatoken", "tokenizers"]
+TemplateWay = Literal["auto", "jinja"]
+
+
+def unknown_setting(name: str, known: list[str], where: str = "") -> ConfigError:
+    """What to say of a setting that is not known, with the nearest one that is."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return ConfigError(
+        f"unknown setting {name!r} {where}".rstrip(),
+        remedy=f"did you mean {near[0]!r}?" if near else f"known settings: {', '.join(known)}",
+    )
+
+
+def strings(value: Any) -> tuple[str, ...]:
+    """One string or several, as a tuple."""
+    if isinstance(value, (str, Path)):
+        value = (value,)
+    return tuple(str(item) for item in value)
+
+
+def check_limit(limit: int | None, name: str) -> None:
+    """Raises ConfigError for a number of records below 1."""
+    if limit is not None and limit < 1:
+        raise ConfigError(f"{name} is {limit}", remedy="give a number of records, 1 or more")
+
+
+def check_choice(name: str, value: object, kind: Any) -> None:
+    """Raises ConfigError for a value that is none of a Literal's."""
+    choices = get_args(kind)
+    if value not in choices:
+        raise ConfigError(f"{name} is {value!r}", remedy=f"choose one of: {', '.join(choices)}")

@@ -1,0 +1,344 @@
+"""Examples to texts: conversations rendered, ends of text written, and what is known of each text's trained part."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from sftprep.batch import Example, Message, Rejected
+from sftprep.chat.spans import TurnRule, TurnSpan, Unproven, derive_rule, is_assistant, marked_spans, turn_spans
+from sftprep.chat.template import ChatTemplate, Rendered
+from sftprep.engine.recipe import Recipe
+from sftprep.errors import TemplateError
+from sftprep.sources.jsonl import excerpt
+from sftprep.tokenize.escaped import MARKS, Marked, Spelled
+
+Span = tuple[int, int]
+Weight = tuple[int, int, float]
+"""Characters [first, last) of a text, and what their tokens weigh in the loss; 0: they are not trained."""
+
+
+@dataclass(slots=True)
+class Texts:
+    """Rendered examples, side by side: text k is of record line origin[k]; plain texts get the tokenizer's own prefix and
+    suffix, rendered conversations do not; prompts[j] is the prompt of text prompt_of[j]; spans[k]: what is trained, None: all of
+    it; weights: of the texts where something weighs other than 1."""
+
+    texts: list[str] = field(default_factory=list)
+    origin: list[int] = field(default_factory=list)
+    plain: list[bool] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
+    prompt_of: list[int] = field(default_factory=list)
+    spans: list[tuple[Span, ...] | None] = field(default_factory=list)
+    weights: dict[int, list[Weight]] = field(default_factory=dict)
+    mark: str | None = None
+    """Stands in the special tokens that the texts to be added spell, where those are plain text."""
+    marked: dict[int, Marked] = field(default_factory=dict)
+    """Texts in which such a mark stands, by their numbers; in `texts` they are without."""
+    marked_prompts: dict[int, Marked] = field(default_factory=dict)
+
+    def add(self, origin: int, text: str, *, plain: bool, spans: tuple[Span, ...] | None, prompt: str | None) -> None:
+        """Add a text."""
+        if self.mark is not None:
+            text, spans, prompt = self._without_mark(text, spans, prompt, self.mark)
+        if prompt is not None:
+            self.prompts.append(prompt)
+            self.prompt_of.append(len(self.texts))
+        self.texts.append(text)
+        self.origin.append(origin)
+        self.plain.append(plain)
+        self.spans.append(spans)
+
+    @property
+    def have_parts(self) -> bool:
+        """Whether of some text not all is trained alike."""
+        return bool(self.weights) or any(spans is not None for spans in self.spans)
+
+    def _without_mark(
+        self, text: str, spans: tuple[Span, ...] | None, prompt: str | None, mark: str
+    ) -> tuple[str, tuple[Span, ...] | None, str | None]:
+        number = len(self.texts)
+        if prompt is not None and mark in prompt:
+            prompt = self.marked_prompts.setdefault(len(self.prompts), Marked(prompt, mark)).clean
+        if mark not in text:
+            return text, spans, prompt
+        marked = self.marked[number] = Marked(text, mark)
+        if spans is not None:
+            spans = tuple((marked.place(first), marked.place(last)) for first, last in spans)
+        if number in self.weights:
+            self.weights[number] = [(marked.place(a), marked.place(b), weight) for a, b, weight in self.weights[number]]
+        return marked.clean, spans, prompt
+
+
+class Renderer:
+    """A recipe's template and rules, ready to run."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        """Raises TemplateError."""
+        self._recipe = recipe
+        self._template = recipe.template()
+        self._shows_calls = recipe.chat_template is not None and "tool_calls" in recipe.chat_template
+        train_on = recipe.train_on
+        marked = self._template is not None and self._template.has_generation_marks
+        self._spanned = train_on in ("assistant", "last-assistant")
+        # What the template marks is what TRL trains; only what the marks do not tell is asked of the turns.
+        self._by_turn = train_on == "last-assistant" or (train_on == "assistant" and not marked)
+
+    def render(
+        self, examples: Sequence[Example], rejected: list[Rejected], counts: Counter[str], *, watch: bool = False
+    ) -> Texts:
+        """The texts of all examples; those that the template refuses, or whose masks are not proven, are set aside.
+
+        watch: whether any of them may spell special tokens, which are counted, or marked to become plain text.
+        """
+        out = Texts()
+        before = self._ways()
+        for example in examples:
+            try:
+                if watch:
+                    out.mark = self._watch(example, counts)
+                if example.messages is not None:
+                    self._chat(example, example.messages, out, counts)
+                elif example.texts is not None:
+                    self._several(example, example.texts, out, counts)
+                else:
+                    self._plain(example, out, counts)
+            except TemplateError as problem:
+                reason = "mask_unproven" if isinstance(problem, Unproven) else "template_error"
+                shown = excerpt(str(example.messages)[:2000])
+                rejected.append(Rejected(example.origin, 0, reason, problem.message, shown))
+        counts.update({f"template.{way}": number for way, number in (self._ways() - before).items()})
+        return out
+
+    def _ways(self) -> Counter[str]:
+        """Conversations rendered so far, by the way they took."""
+        used = (self._template, self.__dict__.get("_turning"))
+        return sum((Counter(template.renders) for template in used if template is not None), Counter())
+
+    def check_masks(self) -> None:
+        """Raises Unproven where assistant turns are to be trained and the template does not tell them."""
+        if self._by_turn and self._template is not None:
+            _ = self._rule
+
+    @cached_property
+    def spelled(self) -> Spelled:
+        """The special tokens of the tokenizer, as texts may spell them."""
+        return Spelled(self._recipe.tokenizer)
+
+    def _watch(self, example: Example, counts: Counter[str]) -> str | None:
+        """Count the texts of an example that spell special tokens; with --escape-special mark those, and return the mark."""
+        spelled = self.spelled
+        bare = [text.removesuffix(self._recipe.tokenizer.eos_token or "") for text in (example.text,) if text]
+        texts = [*bare, *(example.texts or ()), *(text for text in (example.prompt, example.completion) if text)]
+        contents: list[Any] = [m["content"] for m in example.messages or () if isinstance(m.get("content"), str)]
+        found = sum(map(spelled.is_in, texts)) + sum(map(spelled.is_in, contents))
+        if found:
+            counts["warnings.special_token_in_content"] += found
+        messages = example.messages or ()
+        # Reasoning and tool calls stand beside the content; most messages have none.
+        if not self._recipe.escape_special or not (found or any(len(m) > 2 and spelled.any_in(m) for m in messages)):
+            return None
+        shown = str((example.text, example.texts, example.prompt, example.completion, example.messages))
+        mark = next((mark for mark in MARKS if mark not in shown), None)
+        if mark is None:
+            raise TemplateError("a text holds all characters that could mark its special tokens as plain text")
+        example.text, example.texts = spelled.marked(example.text, mark), spelled.marked(example.texts, mark)
+        example.prompt, example.completion = spelled.marked(example.prompt, mark), spelled.marked(example.completion, mark)
+        if example.messages is not None:
+            example.messages = [{**spelled.marked(m, mark), "role": m["role"]} for m in example.messages]
+            if example.prompt_messages is not None:
+                example.prompt_messages = example.messages[: len(example.prompt_messages)]
+        return mark
+
+    # --- conversations -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _turning(self) -> ChatTemplate:
+        """The template, noting its turns."""
+        template = self._recipe.template(turns=True)
+        assert template is not None
+        return template
+
+    @cached_property
+    def _rule(self) -> TurnRule:
+        # With a template of its own, so that the probes do not count among the renders of the records.
+        template = self._recipe.template(turns=True)
+        assert template is not None
+        return derive_rule(template)
+
+    def _chat(self, example: Example, messages: list[Message], out: Texts, counts: Counter[str]) -> None:
+        if self._template is None:
+            raise TemplateError("there is no chat template")
+        if self._recipe.expand_turns:
+            self._expanded(example, messages, out, counts)
+        elif self._by_turn or example.weights is not None:
+            self._weighed(example, messages, out)
+        else:
+            whole = self._rendered(self._template, messages, example)
+            # Rendered before anything is stored, so that a template that refuses the prompt leaves nothing half done.
+            prompt = self._prompt(example)
+            out.add(example.origin, whole.text, plain=False, spans=whole.spans if self._spanned else None, prompt=prompt)
+        if not self._shows_calls and any("tool_calls" in message for message in messages):
+            counts["warnings.tool_calls_not_shown"] += 1
+        if example.prompt_messages is not None and _says_nothing(messages[-1]):
+            counts["warnings.empty_target"] += 1
+
+    def _prompt(self, example: Example) -> str | None:
+        if example.prompt_messages is None or self._recipe.train_on == "all":
+            return None
+        assert self._template is not None
+        return self._rendered(self._template, example.prompt_messages, example, prompt=True).text
+
+    def _rendered(self, template: ChatTemplate, messages: list[Message], example: Example, *, prompt: bool = False) -> Rendered:
+        try:
+            return template.render(
+                messages, tools=example.tools, add_generation_prompt=prompt, template_kwargs=example.template_kwargs
+            )
+        except TemplateError:
+            other = _other_arguments(messages)
+            if other is None:
+                raise
+            try:
+                return template.render(
+                    other, tools=example.tools, add_generation_prompt=prompt, template_kwargs=example.template_kwargs
+                )
+            except TemplateError:
+                # What it says of the record as it is tells the user more.
+                pass
+            raise
+
+    def _weighed(self, example: Example, messages: list[Message], out: Texts) -> None:
+        """A conversation of which single messages are trained."""
+        whole = self._rendered(self._turning, messages, example)
+        spans, weights = self._trained(whole, messages, example.weights)
+        prompt = self._prompt(example)
+        if weights:
+            out.weights[len(out.texts)] = weights
+        out.add(example.origin, whole.text, plain=False, spans=spans, prompt=prompt)
+
+    def _trained(
+        self, whole: Rendered, messages: list[Message], own: list[float | None] | None
+    ) -> tuple[tuple[Span, ...] | None, list[Weight]]:
+        """What is trained of a conversation, None for all, and what weighs other than 1."""
+        weights = self._weights_of(messages, own)
+        everything = self._recipe.train_on == "all"
+        wanted = [number for number, weight in enumerate(weights) if (weight != 1 if everything else weight > 0)]
+        spans = self._spans_of(whole, messages, wanted)
+        weighed = [(first, last, weights[number]) for first, last, number in spans if weights[number] != 1]
+        return (None if everything else tuple((first, last) for first, last, _ in spans)), weighed
+
+    def _weights_of(self, messages: list[Message], own: list[float | None] | None) -> list[float]:
+        """What each message weighs: what it says itself, else by --train-on; auto is the assistant where any message says it."""
+        mode = self._recipe.train_on
+        weights = [float(mode == "all" or is_assistant(message)) for message in messages]
+        if mode == "last-assistant":
+            last = max((number for number, weight in enumerate(weights) if weight), default=-1)
+            weights = [float(number == last) for number in range(len(messages))]
+        for number, weight in enumerate(own or ()):
+            if weight is not None and (mode != "last-assistant" or weights[number]):
+                weights[number] = weight
+        return weights
+
+    def _spans_of(self, whole: Rendered, messages: list[Message], wanted: list[int]) -> list[TurnSpan]:
+        if not self._turning.has_generation_marks:
+            return turn_spans(whole, messages, self._rule, wanted)
+        # The template's own marks, of an assistant's turns; what others said stands in none.
+        asked = set(wanted)
+        spans = [span for span in marked_spans(whole) if span.message in asked]
+        others = [number for number in wanted if not is_assistant(messages[number])]
+        return sorted([*spans, *turn_spans(whole, messages, self._rule, others)]) if others else spans
+
+    def _expanded(self, example: Example, messages: list[Message], out: Texts, counts: Counter[str]) -> None:
+        """One text for each turn of the assistant: all before it as its prompt, as the model sees it."""
+        assert self._template is not None
+        first = len(example.prompt_messages or ())
+        weights = self._weights_of(messages, example.weights)
+        made: list[tuple[Rendered, Rendered, float]] = []
+        for number, message in enumerate(messages):
+            # Before a turn that comes first there is nothing to answer.
+            if number < max(first, 1) or not is_assistant(message) or weights[number] <= 0:
+                continue
+            prompt = self._rendered(self._template, messages[:number], example, prompt=True)
+            whole = self._rendered(self._turning if self._by_turn else self._template, messages[: number + 1], example)
+            made.append((prompt, whole, weights[number]))
+            if self._spanned and self._by_turn:
+                spans = self._spans_of(whole, messages[: number + 1], [number])
+                made[-1] = (prompt, Rendered(whole.text, tuple((a, b) for a, b, _ in spans)), weights[number])
+        for prompt, whole, weight in made:
+            if weight != 1:
+                out.weights[len(out.texts)] = [(0, len(whole.text), weight)]
+            spans_or_all = whole.spans if self._spanned else None
+            out.add(example.origin, whole.text, plain=False, spans=spans_or_all, prompt=prompt.text)
+        if made:
+            counts["extra.turns"] += len(made) - 1
+        else:
+            counts["dropped.no_assistant_turn"] += 1
+
+    # --- plain texts ---------------------------------------------------------------------------------------------------
+
+    def _plain(self, example: Example, out: Texts, counts: Counter[str]) -> None:
+        if example.text is not None:
+            out.add(example.origin, self._ended(example.text), plain=True, spans=None, prompt=None)
+            return
+        prompt, completion = example.prompt or "", example.completion or ""
+        if not completion.strip():
+            counts["warnings.empty_target"] += 1
+        # Plain prompt and completion have no turns; their completion is what the assistant says.
+        head = None if self._recipe.train_on == "all" else prompt
+        out.add(example.origin, self._ended(prompt + completion), plain=True, spans=None, prompt=head)
+
+    def _several(self, example: Example, texts: list[str], out: Texts, counts: Counter[str]) -> None:
+        for text in texts:
+            out.add(example.origin, self._ended(text), plain=True, spans=None, prompt=None)
+        counts["extra.texts"] += len(texts) - 1
+
+    def _ended(self, text: str) -> str:
+        # The token is written as text, as TRL does, so that it lands in the one pass of the encoder; a tokenizer that adds
+        # its own end token to every text has done it already.
+        spec = self._recipe.tokenizer
+        if spec.eos_token is not None and spec.eos_token_id not in spec.suffix_ids and not text.endswith(spec.eos_token):
+            return text + spec.eos_token
+        return text
+
+
+def _says_nothing(message: Message) -> bool:
+    content = message.get("content")
+    return not (content.strip() if isinstance(content, str) else content) and not message.get("tool_calls")
+
+
+def _other_arguments(messages: list[Message]) -> list[Message] | None:
+    """The messages with the arguments of tool calls as text where they were objects, and as objects where they were text.
+
+    None where no call has arguments. Templates want the one or the other, and refuse what they do not want.
+    """
+    changed = False
+    made: list[Message] = []
+    for message in messages:
+        calls = message.get("tool_calls")
+        if not isinstance(calls, list):
+            made.append(message)
+            continue
+        turned = [_turned(call) for call in calls]
+        changed = changed or any(new is not old for new, old in zip(turned, calls, strict=True))
+        made.append({**message, "tool_calls": turned})
+    return made if changed else None
+
+
+def _turned(call: Any) -> Any:
+    function = call.get("function", call) if isinstance(call, dict) else None
+    arguments = function.get("arguments") if isinstance(function, dict) else None
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError:
+            return call
+    elif isinstance(arguments, dict):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    else:
+        return call
+    turned = {**function, "arguments": arguments}  # type: ignore[dict-item]
+    return {**call, "function": turned} if "function" in call else turned

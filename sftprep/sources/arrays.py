@@ -1,0 +1,203 @@
+"""JSON documents: the elements of one array, read as a stream and written a line each.
+
+An element is found by parsing it, and its own bytes are handed on: nothing about it changes, not even the text of a number.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from sftprep.errors import InputUnreadable
+from sftprep.sources.lines import LARGEST_LINE, Piece, line_pieces, unpacked_chunks
+
+_DATA_KEYS = ("data", "train", "rows", "records", "examples")
+"""Keys under which a document of one object may hold its array of records."""
+
+_BLANK = " \t\r\n"
+_NUMBER = "-0123456789"
+_AFTER = tuple(_BLANK + ",]}:")
+_CHUNK = 1 << 20
+
+
+def document_pieces(file: str, target: int) -> Iterator[Piece]:
+    """The records of a .json file, a line each, in pieces of about `target` bytes.
+
+    The file may be an array of objects, an object that holds such an array under a key like "data", or, as is common, JSON lines
+    by another name. It is never held in memory whole. Raises InputUnreadable where it is damaged.
+    """
+    document = _Document(file)
+    opening = document.peek()
+    if opening == "{" and document.first_line_is_whole():
+        yield from line_pieces(file, target)
+        return
+    if opening == "{":
+        document.enter_object()
+    elif opening == "[":
+        document.skip(1)
+    elif opening:
+        raise document.damaged("it starts with neither [ nor {")
+    else:
+        return
+    rows = start = size = 0
+    lines: list[bytes] = []
+    for element in document.elements():
+        lines.append(element.replace(b"\n", b" ") + b"\n")  # a newline in JSON stands between values, where a blank does as well
+        size += len(lines[-1])
+        rows += 1
+        if size >= target:
+            yield start, rows, b"".join(lines)
+            lines, size, start = [], 0, rows
+    if lines:
+        yield start, rows, b"".join(lines)
+
+
+class _Document:
+    """A JSON text read from its start, with as much of it in memory as one element needs."""
+
+    def __init__(self, file: str) -> None:
+        self._file = file
+        # Bytes that are no UTF-8 pass through: the record that holds them is rejected, not the file.
+        self._chunks = unpacked_chunks(file, _CHUNK)
+        self._undecoded = b""
+        self._text = ""
+        self._at = 0
+        self._before = 0  # characters that are not held any more
+        self._ended = False
+        self._parse = json.JSONDecoder().raw_decode
+
+    def peek(self) -> str:
+        """The next character that is no blank; empty at the end."""
+        while True:
+            while self._at < len(self._text) and self._text[self._at] in _BLANK:
+                self._at += 1
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._more():
+                return ""
+
+    def skip(self, characters: int) -> None:
+        """Go on."""
+        self._at += characters
+
+    def first_line_is_whole(self) -> bool:
+        """Whether the first line is an object by itself, as in JSON lines."""
+        while "\n" not in self._text[self._at :] and len(self._text) < LARGEST_LINE and self._more():
+            pass
+        line, newline, _ = self._text[self._at :].partition("\n")
+        rest = self._at + len(line)
+        while not self._text[rest:].strip(_BLANK) and self._more():
+            pass
+        after = self._text[rest:].lstrip(_BLANK)[:1]
+        try:
+            value, end = self._parse(line)
+        except ValueError:
+            # A first line that is broken, of a file whose second line starts an object too: lines, the first of them bad.
+            return newline == "\n" and after == "{"
+        alone = not after and any(_is_table(value.get(key)) for key in _DATA_KEYS)
+        return not line[end:].strip(_BLANK) and not alone
+
+    def enter_object(self) -> None:
+        """Go into the array under the first of the usual keys of an object; what stands before it is skipped."""
+        self.skip(1)
+        while self.peek() not in ("}", ""):
+            key = self._value()
+            if self.peek() != ":":
+                raise self.damaged("a colon is missing")
+            self.skip(1)
+            if self.peek() == "[" and key.strip('"') in _DATA_KEYS:
+                self.skip(1)
+                return
+            self._value()
+            if self.peek() == ",":
+                self.skip(1)
+        raise InputUnreadable(
+            f"{self._file} is one JSON object without an array of records under {', '.join(_DATA_KEYS)}",
+            remedy="write an array of objects, or JSON lines: jq -c '.KEY[]' FILE > FILE.jsonl",
+        )
+
+    def elements(self) -> Iterator[bytes]:
+        """The bytes of each element of the array in which we stand."""
+        if self.peek() == "]":
+            return
+        while True:
+            self.peek()
+            yield self._value().encode("utf-8", "surrogateescape")
+            separator = self.peek()
+            if separator == "]":
+                return
+            if separator != ",":
+                raise self.damaged("it is cut short" if not separator else f"there is {separator!r} where , or ] is to be")
+            self.skip(1)
+
+    def damaged(self, what: str) -> InputUnreadable:
+        """The error that names the place."""
+        line = self._text.count("\n", 0, self._at) + 1
+        place = f"line {line}" if not self._before else f"character {self._before + self._at + 1:,}"
+        return InputUnreadable(
+            f"{self._file} is no JSON that can be read: {what} ({place})",
+            remedy="make the file again, or convert it to JSON lines",
+        )
+
+    def _value(self) -> str:
+        """The text of the value that starts here."""
+        self.peek()
+        while True:
+            start = self._at
+            try:
+                _, end = self._parse(self._text, start)
+                # A number at the edge of what was read may go on behind it.
+                if self._ended or self._text[start] not in _NUMBER or self._text[end : end + 1] in _AFTER:
+                    self._at = end
+                    return self._text[start:end]
+            except RecursionError as error:
+                raise self.damaged("it is nested too deeply") from error
+            except json.JSONDecodeError as error:
+                # What is wrong at the edge of what was read may be right with the rest of it.
+                if self._ended or (error.pos < len(self._text) - 64 and "Unterminated" not in error.msg):
+                    self._at = min(error.pos, len(self._text))
+                    raise self.damaged(
+                        "it is cut short" if self._ended and error.pos >= len(self._text) else error.msg
+                    ) from error
+            # What was handed on is let go; only here, so that a small value does not cost a copy of all that was read.
+            self._text, self._before, self._at = self._text[start:], self._before + start, 0
+            if len(self._text) > LARGEST_LINE:
+                raise self.damaged(f"a record is longer than {LARGEST_LINE >> 20} MiB, or is not closed")
+            # Each time twice as much, so that a long element is not parsed again for every chunk.
+            wanted = 2 * len(self._text)
+            while self._more() and len(self._text) < wanted:
+                pass
+
+    def _more(self) -> bool:
+        """Read a chunk; False at the end."""
+        if self._ended:
+            return False
+        chunk = next(self._chunks)
+        data = self._undecoded + chunk
+        if not chunk:
+            self._ended = True
+            self._text += data.decode("utf-8", "surrogateescape")
+            return bool(data)
+        keep = _whole_characters(data)
+        text = data[:keep].decode("utf-8", "surrogateescape")
+        if not self._before and not self._text:
+            text = text.removeprefix("\ufeff")
+        self._text += text
+        self._undecoded = data[keep:]
+        return True
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _whole_characters(data: bytes) -> int:
+    """Bytes before a character that is cut at the end."""
+    for back in range(1, min(4, len(data)) + 1):
+        byte = data[-back]
+        if byte < 0x80:
+            return len(data)
+        if byte >= 0xC0:  # the first byte of a character, which tells its length
+            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return len(data) - back if length > back else len(data)
+    return len(data)

@@ -1,0 +1,82 @@
+"""CSV and TSV files: every cell is text, exactly as it is written."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from typing import Any
+
+from sftprep.errors import InputUnreadable
+from sftprep.sources.lines import LARGEST_LINE, Piece, open_input
+from sftprep.sources.rows import rows_to_lines, unusable_line
+
+_DELIMITERS = ",;\t|"
+_JSON_COLUMNS = frozenset({"messages", "conversations"})
+"""Columns that can hold nothing but JSON: their cells are read as such where they are an array."""
+
+
+def delimited_pieces(file: str, target: int) -> Iterator[Piece]:
+    """The rows below the header as lines of JSON, in pieces of about `target` bytes.
+
+    The separator is a tab in .tsv files, else the first of , ; tab | that the header holds. Raises InputUnreadable where the file
+    is damaged or its header names a column twice; a row with another number of cells is rejected by pass 1.
+    """
+    # A cell may be as long as a line; the limit is the library's own and holds for the process.
+    csv.field_size_limit(LARGEST_LINE)
+    with open_input(file) as raw:
+        text = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        try:
+            yield from _pieces(file, text, target)
+        except csv.Error as error:
+            raise InputUnreadable(f"{file} is no CSV that can be read: {error}", remedy="write the file again") from error
+        except OSError as error:
+            raise InputUnreadable(
+                f"{file} is damaged or cut short: {error.strerror or error}", remedy="fetch or make the file again"
+            ) from error
+
+
+def _pieces(file: str, text: io.TextIOWrapper, target: int) -> Iterator[Piece]:
+    first = text.readline()
+    delimiter = "\t" if ".tsv" in file else next((d for d in _DELIMITERS if d in first), ",")
+    header = next(csv.reader(_with_first(first, text), delimiter=delimiter, strict=True), [])
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    twice = {name for name in header if header.count(name) > 1}
+    if twice:
+        raise InputUnreadable(f"{file} names the column {min(twice)!r} twice in its header", remedy="rename one of them")
+    lines: list[bytes] = []
+    start = rows = size = 0
+    for cells in reader:
+        lines.append(_line(header, cells))
+        size += len(lines[-1])
+        rows += 1
+        if size >= target:
+            yield start, rows, b"".join(lines)
+            lines, size, start = [], 0, rows
+    if lines:
+        yield start, rows, b"".join(lines)
+
+
+def _with_first(first: str, rest: Iterator[str]) -> Iterator[str]:
+    yield first
+    yield from rest
+
+
+def _line(header: list[str], cells: list[str]) -> bytes:
+    if not cells:
+        return b"\n"
+    if len(cells) != len(header):
+        return unusable_line("bad_row", f"the row has {len(cells)} cells, the header {len(header)}", cells)
+    row: dict[str, Any] = dict(zip(header, cells, strict=True))
+    for name in _JSON_COLUMNS & row.keys():
+        row[name] = _parsed(row[name])
+    return rows_to_lines([row])
+
+
+def _parsed(cell: str) -> Any:
+    import orjson
+
+    try:
+        return orjson.loads(cell) if cell.lstrip().startswith("[") else cell
+    except (orjson.JSONDecodeError, UnicodeEncodeError):
+        return cell

@@ -1,0 +1,135 @@
+"""Files of lines: opened, unpacked, and read in runs of whole lines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from sftprep.errors import InputUnreadable
+
+LARGEST_LINE = 64 * 1024 * 1024
+"""Bytes; longer lines are rejected, and never held in memory whole."""
+
+Piece = tuple[int, int, "bytes | None"]
+"""Where a partition starts and ends, in bytes or rows, and its lines where workers cannot read them by themselves."""
+
+COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
+
+
+def line_pieces(file: str, target: int) -> Iterator[Piece]:
+    """A file of lines in pieces of about `target` bytes; a compressed one is read as the iterator advances."""
+    if compression(file):
+        for start, block in unpacked_blocks(file, target):
+            yield start, start + len(block), block
+    else:
+        with unreadable(file):
+            size = os.path.getsize(file)
+            _refuse_utf16(file)
+        for start in range(0, size, target):
+            yield start, min(start + target, size), None
+
+
+def read_line_range(file: str, start: int, end: int) -> bytes:
+    """The whole lines that start in [start, end). A line beyond LARGEST_LINE comes cut one byte after that."""
+    return locate_lines(file, start, end)[1]
+
+
+def locate_lines(file: str, start: int, end: int) -> tuple[int, bytes]:
+    """As `read_line_range`, and before it the position of the first of the lines."""
+    with unreadable(file), open(file, "rb") as stream:
+        begin = 0 if start == 0 else _line_start(stream, start - 1, end - 1)
+        if begin is None:
+            return end, b""
+        stream.seek(begin)
+        data = stream.read(end - begin)
+        return begin, data if data.endswith(b"\n") else data + _rest_of_line(stream, data)
+
+
+def unpacked_blocks(file: str, target: int) -> Iterator[tuple[int, bytes]]:
+    """Runs of whole lines of about `target` unpacked bytes, each with the unpacked position of its first."""
+    position, pending = 0, b""
+    for chunk in unpacked_chunks(file, target):
+        if len(pending) > LARGEST_LINE and b"\n" not in chunk and chunk:
+            position += len(chunk)  # the rest of a line that is rejected for its length anyway
+            continue
+        pending += chunk
+        last = len(pending) if not chunk else pending.rfind(b"\n") + 1
+        if last:
+            yield position, pending[:last]
+            position, pending = position + last, pending[last:]
+
+
+def unpacked_chunks(file: str, target: int) -> Iterator[bytes]:
+    """The unpacked bytes of a file in chunks of `target`, and an empty one at its end. Raises InputUnreadable."""
+    position = 0
+    with open_input(file) as stream:
+        while True:
+            try:
+                chunk = stream.read(target)
+            except OSError as error:
+                raise InputUnreadable(
+                    f"{file} is damaged or cut short: {error.strerror or error}, after {position:,} bytes",
+                    remedy="fetch or make the file again",
+                ) from error
+            position += len(chunk)
+            yield chunk
+            if not chunk:
+                return
+
+
+def open_input(file: str) -> BinaryIO:
+    """Open a file for reading, unpacked. Raises InputUnreadable where it cannot be opened or is UTF-16."""
+    import pyarrow as pa
+
+    with unreadable(file):
+        _refuse_utf16(file)
+        kind = compression(file)
+        if kind is None:
+            return open(file, "rb")
+        stream: BinaryIO = pa.CompressedInputStream(pa.OSFile(file), kind)
+        return stream
+
+
+def _refuse_utf16(file: str) -> None:
+    with open(file, "rb") as raw:
+        if raw.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            raise InputUnreadable(f"{file} is UTF-16", remedy=f"convert it: iconv -f UTF-16 -t UTF-8 {file} > {file}.utf8.jsonl")
+
+
+def compression(file: str) -> str | None:
+    """How a file is packed, by its name, as pyarrow calls it."""
+    return COMPRESSION.get(os.path.splitext(file)[1])
+
+
+@contextmanager
+def unreadable(file: str) -> Iterator[None]:
+    """Turn an error of the system into InputUnreadable, which names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise InputUnreadable(
+            f"cannot read {file}: {error.strerror or error}", remedy="check that it exists and may be read"
+        ) from error
+
+
+def _line_start(file: BinaryIO, first: int, last: int) -> int | None:
+    """Position after the first newline in [first, last), or None where there is none."""
+    file.seek(first)
+    position = first
+    while position < last:
+        chunk = file.read(min(1 << 20, last - position))
+        at = chunk.find(b"\n")
+        if at >= 0:
+            return position + at + 1
+        if not chunk:
+            return None
+        position += len(chunk)
+    return None
+
+
+def _rest_of_line(file: BinaryIO, data: bytes) -> bytes:
+    """What follows `data` up to the end of its last line, cut one byte after LARGEST_LINE."""
+    room = LARGEST_LINE + 1 - (len(data) - (data.rfind(b"\n") + 1))
+    return file.readline(room) if room > 0 else b""

@@ -1,0 +1,145 @@
+"""What a stream reads: blocks of records dealt to lanes, each of which can be read again at its cursor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sftprep.errors import InputChanged
+from sftprep.packing.window import mixed
+from sftprep.sources.lanes import line_starts
+from sftprep.sources.lines import locate_lines
+
+Cursor = Any
+"""Where a block is read: JSON, to be kept and given back; None is the first of its lane."""
+
+PART_BITS = 44
+"""An origin is the number of its part (file, shard) times 2**44, plus the position in it: the first byte of a line, or a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some records of one lane: data: lines of JSON; origins: int64 [lines]; after: cursor of the lane's next block."""
+
+    data: bytes
+    format: str
+    origins: NDArray[np.int64]
+    after: Cursor
+
+
+@dataclass(frozen=True, slots=True)
+class Dealt:
+    """Which lanes of how many are read, in which pass. start: where each begins, from which it never goes back."""
+
+    lanes: tuple[int, ...]
+    of: int
+    epoch: int = 0
+    seed: int = 0
+    shuffle: bool = False
+    start: Mapping[int, Cursor] = field(default_factory=dict)
+
+
+class Reader(Protocol):
+    """The lanes of one pass. What a cursor gives depends on nothing that was read before."""
+
+    def read(self, lane: int, cursor: Cursor) -> Block | None:
+        """The block at a cursor, None after the last. What it raises may be met again: the block is then read once more."""
+        ...
+
+
+class Source(Protocol):
+    """Where records come from. A part is a file, a shard or the whole; its number is in the origins."""
+
+    @property
+    def identity(self) -> Any:
+        """JSON that differs where a state does not fit."""
+        ...
+
+    def open(self, dealt: Dealt) -> Reader:
+        """Begin a pass, or go on with one."""
+        ...
+
+    def locate(self, origin: int) -> tuple[str, int]:
+        """The part an origin is in, by name, and line or row in it, from 1."""
+        ...
+
+
+@dataclass(frozen=True)
+class LineFiles:
+    """Plain files of lines, cut by byte ranges: any block is read by itself.
+
+    names: what to call the files; sizes: theirs when the stream was made; block: bytes; first_part: number of the first file
+    among all inputs.
+    """
+
+    files: tuple[str, ...]
+    names: tuple[str, ...]
+    formats: tuple[str, ...]
+    sizes: tuple[int, ...]
+    block: int
+    first_part: int = 0
+
+    @property
+    def identity(self) -> Any:
+        """Sizes of the files, and of a block."""
+        return [list(self.sizes), self.block]
+
+    def open(self, dealt: Dealt) -> Reader:
+        """Raises InputChanged where a file has another size than when the stream was made."""
+        for file, size in zip(self.files, self.sizes, strict=True):
+            if os.path.getsize(file) != size:
+                raise InputChanged(
+                    f"{file} has {os.path.getsize(file):,} bytes, and had {size:,}", remedy="begin a new stream over the new file"
+                )
+        return _LineReader(self, dealt)
+
+    def locate(self, origin: int) -> tuple[str, int]:
+        """File and line; lines before it are counted."""
+        number = (origin >> PART_BITS) - self.first_part
+        file = self.files[number]
+        position, line = origin & ((1 << PART_BITS) - 1), 1
+        with open(file, "rb") as stream:
+            while position > 0:
+                chunk = stream.read(min(position, 1 << 20))
+                if not chunk:
+                    break
+                line, position = line + chunk.count(b"\n"), position - len(chunk)
+        return self.names[number], line
+
+
+class _LineReader:
+    """Cursor: how many blocks of the lane come before."""
+
+    def __init__(self, source: LineFiles, dealt: Dealt) -> None:
+        self.source, self.dealt = source, dealt
+        self._blocks = {lane: self._blocks_of(lane) for lane in dealt.lanes}
+
+    def read(self, lane: int, cursor: Cursor) -> Block | None:
+        at, source = cursor or 0, self.source
+        parts, numbers = self._blocks[lane]
+        if at >= len(parts):
+            return None
+        part, number = int(parts[at]), int(numbers[at])
+        file, start = source.files[part], number * source.block
+        begin, data = locate_lines(file, start, min(start + source.block, source.sizes[part]))
+        origins = line_starts(data, begin) + ((part + source.first_part) << PART_BITS)
+        return Block(data, source.formats[part], origins, at + 1)
+
+    def _blocks_of(self, lane: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """File and number of each block of a lane, in the order of the pass: int64 [blocks] each."""
+        source, dealt = self.source, self.dealt
+        numbers = []
+        for part, size in enumerate(source.sizes):
+            first = (lane - part - source.first_part) % dealt.of
+            numbers.append(np.arange(first, -(-size // source.block), dealt.of, dtype=np.int64))
+        parts = np.repeat(np.arange(len(numbers)), [len(n) for n in numbers])
+        every = np.concatenate([np.empty(0, np.int64), *numbers])
+        if dealt.shuffle:
+            order = np.random.Generator(np.random.Philox(key=mixed(dealt.seed, dealt.epoch, lane))).permutation(len(every))
+            parts, every = parts[order], every[order]
+        return parts, every

@@ -1,0 +1,40 @@
+"""What pass 1 makes of the same rows, with encoders that are loaded once."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sftprep.config import BuildConfig
+from sftprep.engine.prepare import Preparer
+from sftprep.engine.setup import prepare_recipe
+from sftprep.records import detect_format
+from sftprep.tokenize.encoder import Encoder, load_encoder
+from sftprep.tokenize.load import load_tokenizer
+from tests.parity.trl_side import Sequence
+
+
+@cache
+def encoder_of(folder: str, name: str) -> Encoder:
+    """An encoder; loading takes half a second for a large tokenizer."""
+    return load_encoder(load_tokenizer(folder), name, threads=False)
+
+
+def our_sequences(
+    rows: list[dict[str, Any]], folder: Path, *, format: str = "auto", rejected: int = 0, **settings: Any
+) -> list[Sequence]:
+    """Ids and trained positions of each sequence. settings: as on the command line; rejected: how many rows are no use."""
+    recipe, _ = prepare_recipe(BuildConfig.of(inputs="-", tokenizer=str(folder), output="-", format=format, **settings))
+    preparer = Preparer(recipe, threads=False)
+    preparer.__dict__["_encoder"] = encoder_of(str(folder), recipe.encoder)  # in place of one that it would load itself
+    name = detect_format(dict(rows[0]), preparer.reading) if format == "auto" else format
+    assert name is not None
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    batch = preparer.prepare(lines.encode(), name, seed=0)
+    assert len(batch.rejected) == rejected, batch.rejected[:1]
+    return [
+        (tuple(batch.input_ids[a:b].tolist()), tuple(batch.completion_mask[a:b].tolist()))
+        for a, b in zip(batch.offsets[:-1].tolist(), batch.offsets[1:].tolist(), strict=True)
+    ]

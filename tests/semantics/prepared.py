@@ -1,0 +1,63 @@
+"""What pass 1 makes of some records, without the passes around it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from sftprep.batch import TokenBatch
+from sftprep.config import BuildConfig
+from sftprep.engine.prepare import Preparer
+from sftprep.engine.setup import prepare_recipe
+from sftprep.records import detect_format
+
+
+@dataclass
+class Prepared:
+    """A batch, and the tokenizer to read it with."""
+
+    batch: TokenBatch
+    tokenizer: Tokenizer
+
+    def __len__(self) -> int:
+        return len(self.batch.lengths)
+
+    def slice(self, number: int) -> slice:
+        return slice(int(self.batch.offsets[number]), int(self.batch.offsets[number + 1]))
+
+    def text(self, number: int = 0) -> str:
+        return str(self.tokenizer.decode(self.batch.input_ids[self.slice(number)].tolist(), skip_special_tokens=False))
+
+    def trained(self, number: int = 0) -> list[str]:
+        """The runs of trained tokens of a sequence, as text."""
+        ids, mask = self.batch.input_ids[self.slice(number)].tolist(), self.batch.completion_mask[self.slice(number)].tolist()
+        runs: list[list[int]] = []
+        before = False
+        for token, now in zip(ids, mask, strict=True):
+            if now and not before:
+                runs.append([])
+            if now:
+                runs[-1].append(token)
+            before = now
+        return [str(self.tokenizer.decode(run, skip_special_tokens=False)) for run in runs]
+
+    def weights(self, number: int = 0) -> list[float]:
+        assert self.batch.loss_weights is not None
+        found: list[float] = self.batch.loss_weights[self.slice(number)].tolist()
+        return found
+
+
+def prepare(rows: list[Any], folder: Path, *, format: str = "auto", **settings: Any) -> Prepared:
+    """Records as pass 1 makes sequences of them. settings: as on the command line."""
+    recipe, _ = prepare_recipe(BuildConfig.of(inputs="-", tokenizer=str(folder), output="-", format=format, **settings))
+    preparer = Preparer(recipe, threads=False)
+    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    name = "messages" if isinstance(rows[0], str) else detect_format(dict(rows[0]), preparer.reading)
+    name = name if format == "auto" else format
+    assert name is not None
+    data = "".join(line + "\n" for line in lines).encode()
+    return Prepared(preparer.prepare(data, name, seed=0), Tokenizer.from_str(recipe.tokenizer.json))

@@ -1,0 +1,170 @@
+"""What happens to sequences that are too long, and that every token of them is accounted for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sftprep import BuildConfig, build, open_shards, verify
+from sftprep.batch import TokenBatch
+from sftprep.engine.lengths import OVERLONG, fit_lengths, without_untrained
+from sftprep.errors import ConfigError, RecordError
+from tests.semantics.prepared import prepare
+
+SEQUENCES = st.lists(st.lists(st.booleans(), max_size=12), max_size=8)
+
+
+def batch_of(masks):
+    lengths = [len(mask) for mask in masks]
+    offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
+    flat = np.array([x for mask in masks for x in mask], dtype=np.bool_)
+    ids = np.arange(len(flat), dtype=np.int32)
+    origin = np.arange(len(masks), dtype=np.int64) // 2
+    return TokenBatch(ids, offsets, flat, origin, loss_weights=flat.astype(np.float32) / 2)
+
+
+def as_lists(batch):
+    return [
+        (batch.input_ids[a:b].tolist(), batch.completion_mask[a:b].tolist(), int(origin))
+        for a, b, origin in zip(batch.offsets[:-1], batch.offsets[1:], batch.origin, strict=True)
+    ]
+
+
+def slow(masks, overlong, limit, side):
+    """The plain definition: (ids, mask, origin) of each sequence, and the lines of rejected records."""
+    kept, rejected, at = [], set(), 0
+    for number, mask in enumerate(masks):
+        ids, origin = list(range(at, at + len(mask))), number // 2
+        at += len(mask)
+        pieces = [(ids, mask, origin)]
+        if len(ids) > limit:
+            if overlong == "truncate":
+                pieces = [(ids[:limit], mask[:limit], origin) if side == "right" else (ids[-limit:], mask[-limit:], origin)]
+            elif overlong == "split":
+                pieces = [(ids[k : k + limit], mask[k : k + limit], origin) for k in range(0, len(ids), limit)]
+            else:
+                pieces = []
+                if overlong == "error":
+                    rejected.add(origin)
+        kept += pieces
+    return [piece for piece in kept if piece[2] not in rejected], rejected
+
+
+@given(SEQUENCES, st.sampled_from([*OVERLONG, "keep"]), st.integers(1, 6), st.sampled_from(["right", "left"]))
+def test_each_way_is_its_plain_definition_and_the_accounts_balance(masks, overlong, limit, side):
+    from collections import Counter
+
+    counts, rejected = Counter(), []
+    fitted = fit_lengths(batch_of(masks), overlong, limit, side, counts, rejected)
+    expected, lines = slow(masks, overlong, 10**9 if overlong == "keep" else limit, side)
+    assert as_lists(fitted) == expected
+    assert sorted(r.line for r in rejected) == sorted(lines)
+    assert fitted.loss_weights.tolist() == (fitted.completion_mask / 2).tolist()
+    trained = [piece for piece in expected if any(piece[1][1:])]
+    left = without_untrained(fitted, counts)
+    assert as_lists(left) == trained
+    assert counts["trained_tokens"] == sum(sum(mask[1:]) for _, mask, _ in trained)
+    dropped = sum(n for key, n in counts.items() if key.startswith("dropped."))
+    assert len(masks) + counts["extra.split"] == counts["sequences"] + len(rejected) + dropped
+    lost = sum(n for key, n in counts.items() if key.startswith("tokens_dropped."))
+    assert counts["tokens_in"] == counts["tokens"] + counts["tokens_truncated"] + lost
+
+
+def test_which_end_is_cut(tokenizer_dir):
+    row = {"text": "one two three four five six seven eight nine ten eleven twelve"}
+    whole = prepare([row], tokenizer_dir).batch.input_ids.tolist()
+    for side, expected in (("right", whole[:6]), ("left", whole[-6:])):
+        made = prepare([row], tokenizer_dir, max_length=6, truncate_side=side)
+        assert made.batch.input_ids.tolist() == expected
+        assert made.batch.counts["tokens_truncated"] == len(whole) - 6
+
+
+def test_a_prompt_that_fills_the_length_leaves_nothing_to_train(tokenizer_dir):
+    row = {"prompt": "one two three four five six seven eight", "completion": "nine"}
+    made = prepare([row], tokenizer_dir, max_length=6)
+    assert (len(made), made.batch.counts["dropped.no_trained_token"]) == (0, 1)
+    assert prepare([row], tokenizer_dir, max_length=6, truncate_side="left").trained() != []
+
+
+def built(records, tokenizer_dir, tmp_path, rows, name="out", **settings):
+    config = BuildConfig.of(inputs=records(rows), tokenizer=str(tokenizer_dir), output=str(tmp_path / name), **settings)
+    return build(config), open_shards(tmp_path / name)
+
+
+TEXTS = [{"text": " ".join(f"w{k}" for k in range(n))} for n in (3, 30, 1, 12, 7, 55, 2)]
+
+
+def test_wrapped_is_one_stream(records, tokenizer_dir, tmp_path):
+    whole = prepare(TEXTS, tokenizer_dir, max_length=100_000)
+    report, shards = built(records, tokenizer_dir, tmp_path, TEXTS, packing="wrapped", max_length=16, order="keep")
+    stream = np.concatenate([pack.input_ids for pack in shards])
+    assert stream.tolist() == whole.batch.input_ids.tolist()
+    assert {len(pack.input_ids) for pack in list(shards)[:-1]} == {16}
+    starts = set(whole.batch.offsets[:-1].tolist())
+    at = 0
+    for pack in shards:
+        for length, origin in zip(pack.seq_lengths.tolist(), pack.origin.tolist(), strict=True):
+            assert at in starts or at % 16 == 0  # positions restart at documents, and where a row starts
+            assert whole.batch.offsets[origin] <= at < whole.batch.offsets[origin + 1]
+            at += length
+        assert (pack.position_ids == 0).sum() == len(pack.seq_lengths)
+    accounts = report.manifest.accounting
+    assert accounts.check() == []
+    assert report.manifest.plan["cuts"] == sum(len(pack.seq_lengths) for pack in shards) - len(TEXTS)
+    assert verify(tmp_path / "out").problems == []
+
+
+@pytest.mark.parametrize("settings", [{"packing": "bfd_split"}, {"overlong": "split"}])
+def test_split_keeps_every_token_but_a_last_one_that_nothing_predicts(records, tokenizer_dir, tmp_path, settings):
+    report, shards = built(records, tokenizer_dir, tmp_path, TEXTS, max_length=16, **settings)
+    whole = prepare(TEXTS, tokenizer_dir, max_length=100_000)
+    lonely = sum(n > 16 and n % 16 == 1 for n in whole.batch.lengths.tolist())
+    assert sum(len(pack.input_ids) for pack in shards) == len(whole.batch.input_ids) - lonely
+    assert report.manifest.accounting.dropped.get("no_trained_token", 0) == lonely
+    assert report.manifest.accounting.extra["split"] == sum(-(-n // 16) - 1 for n in whole.batch.lengths.tolist())
+    assert verify(tmp_path / "out").problems == []
+
+
+def test_overlong_records_can_be_errors(records, tokenizer_dir, tmp_path):
+    with pytest.raises(RecordError, match=r"data.jsonl:2.*more than --max-length 16 \[overlong\]"):
+        built(records, tokenizer_dir, tmp_path, TEXTS, max_length=16, overlong="error")
+    settings = {"max_length": 16, "overlong": "error", "on_bad_record": "quarantine", "max_rejected": "100%"}
+    report, _ = built(records, tokenizer_dir, tmp_path, TEXTS, "other", **settings)
+    assert report.manifest.accounting.rejected == {"overlong": 3}
+    report, _ = built(records, tokenizer_dir, tmp_path, TEXTS, "third", max_length=16, overlong="drop")
+    assert report.manifest.accounting.dropped["overlong"] == 3
+    assert report.manifest.accounting.check() == []
+
+
+def test_loss_weights_reach_the_shards(records, tokenizer_dir, tmp_path):
+    talk = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Two.", "loss_weight": 0.5}]
+    rows = [{"messages": talk}, {"messages": [{**m, "loss_weight": 1.0} for m in talk[:1]] + [talk[1]]}]
+    _, shards = built(records, tokenizer_dir, tmp_path, rows, max_length=64)
+    weights = np.concatenate([pack.loss_weights for pack in shards])
+    mask = np.concatenate([pack.completion_mask for pack in shards])
+    assert ((weights > 0) == mask).all()
+    assert set(weights.tolist()) == {0.0, 0.5, 1.0}
+    assert verify(tmp_path / "out").problems == []
+    unweighed = [{"messages": [talk[0], {"role": "assistant", "content": "a"}]}] * 9
+    many = BuildConfig.of(
+        inputs=[records(rows, "a.jsonl"), records(unweighed, "b.jsonl")],
+        tokenizer=str(tokenizer_dir), output=str(tmp_path / "many"), max_length=32, shard_tokens=32,
+    )  # fmt: skip
+    assert len(build(many).manifest.shards) > 2
+    assert all(pack.loss_weights is not None for pack in open_shards(tmp_path / "many"))
+    assert verify(tmp_path / "many").problems == []
+    _, plain = built(records, tokenizer_dir, tmp_path, [{"messages": [talk[0], {"role": "assistant", "content": "a"}]}], "plain")
+    assert plain[0].loss_weights is None
+    import datasets
+
+    datasets.disable_progress_bars()
+    table = datasets.load_dataset("arrow", data_files=str(tmp_path / "out" / "shards" / "*.arrow"), cache_dir=str(tmp_path / "c"))
+    assert table["train"].features["loss_weights"].feature.dtype == "float32"
+
+
+@pytest.mark.parametrize("settings", [{"overlong": "drop"}, {"pack_window": 4}])
+def test_wrapped_with_what_it_has_no_use_for(settings):
+    with pytest.raises(ConfigError, match="wrapped"):
+        BuildConfig.of(packing="wrapped", **settings)

@@ -1,0 +1,37 @@
+"""The count of conversations whose end is not trained, against its plain definition."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sftprep.batch import TokenBatch
+from sftprep.engine.warnings import count_untrained_ends
+
+SEQUENCE = st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=6)
+
+
+@given(st.lists(st.tuples(SEQUENCE, st.booleans()), max_size=6))
+def test_ends_that_are_not_trained(sequences):
+    """A conversation ends well where its last trained token, or the trained one just before that, is an added token (3 here)."""
+    lengths = [len(tokens) for tokens, _ in sequences]
+    flat = [pair for tokens, _ in sequences for pair in tokens]
+    batch = TokenBatch(
+        np.array([token for token, _ in flat], np.int32),
+        np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
+        np.array([trained for _, trained in flat], np.bool_),
+        np.zeros(len(lengths), np.int64),
+    )
+    expected = 0
+    for tokens, chat in sequences:
+        places = [place for place, (_, trained) in enumerate(tokens) if trained]
+        if chat and places:
+            last = places[-1]
+            ends = [tokens[last][0], *(tokens[last - 1][:1] if last - 1 in places else ())]
+            expected += 3 not in ends
+    counts = Counter()
+    count_untrained_ends(batch, np.array([chat for _, chat in sequences], np.bool_), np.array([3], np.int32), counts)
+    assert counts["warnings.end_of_turn_not_trained"] == expected

@@ -1,0 +1,215 @@
+"""What goes wrong while a stream runs: sources that raise, records that cannot be used, files that change, nothing to give."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.request import urlopen
+
+import datasets
+import pytest
+
+from sftprep import BuildConfig
+from sftprep.errors import ConfigError, EmptyInput, InputChanged, RecordError, TooManyRejected
+from sftprep.stream import Mixture, PackedStream, pack
+from tests.stream.made import plains, rows
+
+
+def stream_of(source, tokenizer_dir, retries=4, **settings):
+    chosen = {"max_length": 256, "pack_window": 30, "lanes": 4, "tokenizer": str(tokenizer_dir), **settings}
+    return PackedStream(source, config=BuildConfig.of(**chosen), retries=retries, retry_wait=0.0)
+
+
+class Cut:
+    """Records of a connection: time after time it is made anew, and cut after so many of them."""
+
+    def __init__(self, records, after):
+        self.records, self.after, self.opened = records, after, 0
+
+    def __call__(self) -> Iterator[dict]:
+        self.opened += 1
+        yield from self.records[: self.after[self.opened - 1]] if self.opened <= len(self.after) else self.records
+        if self.opened <= len(self.after):
+            raise ConnectionResetError("cut")
+
+
+@pytest.mark.parametrize("order", ["keep", "shuffle"])
+def test_a_source_that_raises_is_read_again_without_loss_or_repeat(order, tokenizer_dir):
+    records = rows("text", 500)
+    settings = {"window": 30, "lanes": 4, "order": order, "retry_wait": 0.0}
+    whole = plains(PackedStream(lambda: iter(records), str(tokenizer_dir), **settings))
+    cut = Cut(records, [100, 0, 17, 201, 200, 333, 499])  # the first look at the records asks for 100
+    assert plains(PackedStream(cut, str(tokenizer_dir), **settings)) == whole
+    assert cut.opened == 8
+
+
+def test_a_stream_goes_on_after_an_error_when_asked_again(tokenizer_dir):
+    records = rows("text", 500)
+    whole = plains(stream_of(lambda: iter(records), tokenizer_dir))
+    stream = stream_of(Cut(records, [100, 300, 450]), tokenizer_dir, retries=0)
+    packs = []
+    for _ in range(3):
+        try:
+            for one in stream:
+                packs.append(one)
+            break
+        except ConnectionResetError:
+            continue
+    assert plains(packs) == whole
+
+
+class Server(BaseHTTPRequestHandler):
+    """Serves the records of a file as they are asked for, and cuts each third connection in the middle."""
+
+    lines: tuple[bytes, ...] = ()
+    asked = 0
+
+    def do_GET(self):
+        Server.asked += 1
+        body = b"".join(self.lines)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if Server.asked % 3 == 0 else body)
+        self.close_connection = True
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_network_that_is_cut(tokenizer_dir):
+    Server.lines = tuple(json.dumps(row).encode() + b"\n" for row in rows("text", 400))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_address[1]}/data"
+
+    def fetched(shards):
+        # One request a shard of the data set, as `datasets` streams files of the Hub.
+        for shard in shards:
+            with urlopen(url) as reply:
+                body = reply.read()  # raises where the body is cut short
+            for number, line in enumerate(body.splitlines()):
+                if number % 4 == shard:
+                    yield json.loads(line)
+
+    data = datasets.IterableDataset.from_generator(fetched, gen_kwargs={"shards": [0, 1, 2, 3]})
+    try:
+        found = stream_of(data, tokenizer_dir)
+        packs = list(found)
+    finally:
+        server.shutdown()
+    origins = sorted(int(origin) for pack in packs for origin in pack.origin)
+    assert len(origins) == len(set(origins)) == 400
+    assert found.counts["records"] == 400
+    assert Server.asked > 5
+
+
+def test_a_source_that_raises_again_and_again_is_not_waited_for(tokenizer_dir):
+    def broken():
+        yield from rows("text", 150)
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        list(stream_of(broken, tokenizer_dir, retries=2))
+
+
+LINES = [json.dumps(row) for row in rows("text", 200)]
+BAD = "\n".join([*LINES[:150], '{"text": 7}', *LINES[150:], "{bad"]) + "\n"
+
+
+def test_the_first_bad_record_stops_the_stream_and_is_located(tokenizer_dir, tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text(BAD)
+    with pytest.raises(RecordError) as caught:
+        list(stream_of(str(path), tokenizer_dir, lanes=1))
+    assert str(path) in str(caught.value)
+    assert caught.value.line == 151
+    with pytest.raises(RecordError) as caught:
+        list(stream_of(lambda: [{"text": "a"}] * 90 + [{"text": None}], tokenizer_dir))
+    assert caught.value.line == 91
+
+
+def test_bad_records_are_set_aside_up_to_a_limit(tokenizer_dir, tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text(BAD)
+    stream = stream_of(str(path), tokenizer_dir, on_bad_record="quarantine")
+    packs = list(stream)
+    assert sum(len(p.seq_lengths) for p in packs) == 200
+    assert [(line, bad.reason) for _, line, bad in sorted(stream.rejected, key=lambda r: r[1])] == [
+        (151, "bad_type"),
+        (202, "bad_json"),
+    ]
+    assert stream.counts["rejected.bad_type"] == 1
+    for limit in ("1", "0.5%"):
+        with pytest.raises(TooManyRejected, match=r"2 of 2\d\d records|1 of"):
+            list(stream_of(str(path), tokenizer_dir, on_bad_record="quarantine", max_rejected=limit))
+
+
+def test_a_file_that_grew_is_noticed(tokenizer_dir, tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(LINES) + "\n")
+    stream = stream_of(str(path), tokenizer_dir)
+    with open(path, "a") as file:
+        file.write(LINES[0] + "\n")
+    with pytest.raises(InputChanged):
+        list(stream)
+
+
+def test_nothing_to_give(tokenizer_dir, tmp_path):
+    path = tmp_path / "empty.jsonl"
+    path.write_text("\n\n")
+    with pytest.raises(EmptyInput, match="no sequence"):
+        list(stream_of(str(path), tokenizer_dir))
+
+
+def test_what_a_stream_cannot_be_made_of(tokenizer_dir):
+    for source in (iter(rows("text", 3)), 7, {"text": ["a"]}):
+        with pytest.raises(ConfigError, match="cannot be made of"):
+            stream_of(source, tokenizer_dir)
+    with pytest.raises(ConfigError, match="cannot pack by 'wrapped'"):
+        PackedStream(lambda: iter(rows("text", 3)), config=BuildConfig.of(packing="wrapped", tokenizer=str(tokenizer_dir)))
+    with pytest.raises(ConfigError, match="did you mean"):
+        pack(lambda: iter(rows("text", 3)), tokenizer=str(tokenizer_dir), max_lengt=7)
+
+
+def test_one_sequence_a_pack_in_order(tokenizer_dir):
+    records = rows("text", 150)
+    stream = pack(lambda: iter(records), tokenizer=str(tokenizer_dir), packing="none", lanes=1)
+    packs = list(stream)
+    assert [int(p.origin[0]) for p in packs] == list(range(150))
+    assert {len(p.seq_lengths) for p in packs} == {1}
+    again = pack(lambda: iter(records), tokenizer=str(tokenizer_dir), packing="none", lanes=1)
+    half = iter(again)
+    for _ in range(70):
+        next(half)
+    last = pack(lambda: iter(records), tokenizer=str(tokenizer_dir), packing="none", lanes=1)
+    last.load_state_dict(json.loads(json.dumps(again.state_dict())))
+    assert plains(last) == plains(packs[70:])
+
+
+def marked(mark, count):
+    return lambda: ({"text": f"{mark} {k}"} for k in range(count))
+
+
+def test_a_mixture_holds_its_shares_at_every_moment(tokenizer_dir):
+    stream = stream_of(Mixture([marked("a", 4000), marked("b", 4000)], [3, 1], stop="first"), tokenizer_dir, lanes=2)
+    counts = {0: 0, 1: 0}
+    for number, found in enumerate(stream):
+        for origin in found.origin.tolist():
+            counts[origin >> 44] += 1
+        if number > 30 and sum(counts.values()) < 5000:
+            assert 0.65 < counts[0] / sum(counts.values()) < 0.85
+    assert counts[0] == 4000
+    assert 1200 < counts[1] < 1500
+
+
+def test_a_mixture_goes_on_until_all_have_ended(tokenizer_dir, corpus):
+    stream = stream_of(Mixture([marked("a", 100), corpus], [1, 1]), tokenizer_dir)
+    where = [stream.locate(int(origin)) for found in stream for origin in found.origin]
+    assert len(where) == len(set(where)) == 900
+    with pytest.raises(ConfigError, match="2 sources have 1 weights"):
+        Mixture([corpus, corpus], [1])
+    with pytest.raises(ConfigError, match="positive"):
+        Mixture([corpus], [0])
