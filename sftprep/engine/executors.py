@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import connection, get_context, parent_process
+from types import ModuleType
 from typing import Protocol, TypeVar
 
 from sftprep.errors import WorkerError
@@ -69,8 +72,11 @@ class Processes:
         self.capacity = processes + with_this_one
         self._processes, self._with_this_one = processes, with_this_one
         self._pool = self._fresh_pool()
-        self._loading: Future[None] | None = self._pool.submit(_loaded) if with_this_one else None
         self._told = False
+        self._loading: Future[None] | None = None
+        if with_this_one:
+            with _main_module_hidden():
+                self._loading = self._pool.submit(_loaded)
 
     def map_unordered(self, fn: Callable[[Spec], Result], specs: Iterable[Spec]) -> Iterator[Result]:
         """Raises WorkerError where workers die on the same spec again and again, and whatever `fn` raises."""
@@ -84,7 +90,8 @@ class Processes:
                 if taken is None:
                     break
                 try:
-                    running[self._pool.submit(fn, taken[0])] = taken
+                    with _main_module_hidden():
+                        running[self._pool.submit(fn, taken[0])] = taken
                 except BrokenProcessPool:
                     again.append(self._once_more(*taken))
                     self._replace_pool()
@@ -113,7 +120,7 @@ class Processes:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _has_loaded(self) -> bool:
-        """Whether the pool takes work. One that cannot even load (a script without `if __name__ == "__main__"`) never does."""
+        """Whether the pool takes work. One that cannot even load never does."""
         if self._loading is None:
             return True
         if not self._loading.done():
@@ -140,6 +147,20 @@ class Processes:
 
     def _fresh_pool(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(self._processes, mp_context=get_context("spawn"), initializer=_live_with_parent)
+
+
+@contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """Start processes in here: what is spawned runs the script of its parent first, again and from its top, if it finds one.
+
+    Scripts without `if __name__ == "__main__"` are common, and the passes need nothing of them.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _loaded() -> None:

@@ -6,9 +6,6 @@ Each is a pure function of its task and of the files that the task names, so it 
 from __future__ import annotations
 
 import dataclasses
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -80,9 +77,8 @@ def tokenize_partition(task: TokenizeTask) -> Tokenized:
     reused = spill is not None
     if spill is None:
         sample = _SAMPLE if task.partition.index == 0 else 0
-        with _without_collection():
-            batch = _preparer(task.recipe, task.threads).prepare(data, task.format, seed=int(key[:16], 16), sample=sample)
-            write_spill(path, batch)
+        batch = _preparer(task.recipe, task.threads).prepare(data, task.format, seed=int(key[:16], 16), sample=sample)
+        write_spill(path, batch)
         spill = map_spill(path)
     where = dataclasses.replace(task.partition, payload=None)
     places = places_of(task.partition, data, spill.origin, task.lane_block) if task.lane_block else None
@@ -162,15 +158,3 @@ def assemble_shard(task: AssembleTask) -> Assembled:
 def _preparer(recipe_path: Path, threads: bool) -> Preparer:
     # Loading a tokenizer takes up to half a second, so a process does it once and keeps it.
     return Preparer(read_recipe(recipe_path), threads=threads)
-
-
-@contextmanager
-def _without_collection() -> Iterator[None]:
-    # A partition makes a million objects and no cycle among them: looking for some takes a tenth of the time.
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()

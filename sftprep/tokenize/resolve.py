@@ -64,7 +64,7 @@ def _explained(name: str, error: Exception) -> TokenizerError:
 
 
 def check_json(spec: TokenizerSpec, tokenizer: Any) -> None:
-    """A setting of the live object that is not in its JSON would make other ids later: compare them now. Raises TokenizerError."""
+    """A setting of the live object that its JSON lacks would make other ids later: compare them now. Raises TokenizerError."""
     from tokenizers import Tokenizer
 
     written = Tokenizer.from_str(spec.json)

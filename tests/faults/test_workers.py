@@ -101,22 +101,48 @@ def test_this_process_works_too_and_another_that_is_killed_is_replaced(tmp_path)
     assert len(set(where)) == 2
 
 
-def test_a_script_that_workers_cannot_import_is_worked_off_by_this_process(tmp_path):
+def process_of(_: int) -> int:
+    time.sleep(0.05)
+    return os.getpid()
+
+
+def test_a_script_without_a_guard_is_not_run_again_by_workers(tmp_path):
     script = tmp_path / "unguarded.py"
     script.write_text(
+        "print('started', flush=True)\n"
         "from sftprep.engine.executors import Processes\n"
-        "from tests.faults.test_workers import double\n"
-        "import time\n"
+        "from tests.faults.test_workers import process_of\n"
         "executor = Processes(1, with_this_one=True)\n"
-        "time.sleep(3)\n"
-        "print(sorted(executor.map_unordered(double, range(5))))\n"
+        "print(len(set(executor.map_unordered(process_of, range(60)))))\n"
+        "executor.close()\n"
     )
     root = str(Path(__file__).resolve().parents[2])
     done = subprocess.run(
-        [sys.executable, str(script)], env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True, timeout=60
+        [sys.executable, str(script)],
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
-    assert done.stdout.strip() == "[0, 2, 4, 6, 8]"
-    assert "this one does all the work" in done.stderr
+    assert done.stdout.split() == ["started", "2"]
+    assert done.stderr == ""
+
+
+def test_where_workers_cannot_load_this_process_does_the_work(monkeypatch, caplog):
+    monkeypatch.setattr("sftprep.engine.executors._loaded", die_loading)
+    executor = Processes(1, with_this_one=True)
+    try:
+        while not executor._loading.done():
+            time.sleep(0.05)
+        assert sorted(executor.map_unordered(double, range(5))) == [0, 2, 4, 6, 8]
+    finally:
+        executor.close()
+    assert "this one does all the work" in caplog.text
+
+
+def die_loading() -> None:
+    os._exit(1)
 
 
 def test_work_that_kills_every_worker_ends_with_an_error(pool):
