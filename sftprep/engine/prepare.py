@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import gc
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, cached_property, partial
 from typing import TypeVar
 
