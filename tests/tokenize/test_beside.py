@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,7 +64,8 @@ def test_the_child_ends_with_a_parent_that_is_killed() -> None:
     parent.kill()
     parent.wait()
     for _ in range(100):
-        if not os.path.exists(f"/proc/{child}") or open(f"/proc/{child}/stat").read().split()[2] == "Z":
+        stat = Path(f"/proc/{child}/stat")
+        if not stat.exists() or stat.read_text().split()[2] == "Z":
             return
         time.sleep(0.1)
     raise AssertionError("the child lives on")
