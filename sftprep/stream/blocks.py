@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.errors import InputChanged
+from sftprep.errors import InputChanged, SftprepError
 from sftprep.packing.window import mixed
 from sftprep.sources.lanes import line_starts
 from sftprep.sources.lines import locate_lines
 
 Cursor = Any
 """Where a block is read: JSON, to be kept and given back; None is the first of its lane."""
+
+Result = TypeVar("Result")
+
+_MISTAKES = (TypeError, AttributeError, NameError, ImportError, AssertionError)
 
 PART_BITS = 44
 """An origin is the number of its part (file, shard) times 2**44, plus the position in it: the first byte of a line, or a row."""
@@ -67,6 +72,21 @@ class Source(Protocol):
     def locate(self, origin: int) -> tuple[str, int]:
         """The part an origin is in, by name, and line or row in it, from 1."""
         ...
+
+
+def insistently(call: Callable[[], Result], retries: int, pause: float) -> Result:
+    """What `call` returns; where it raises, it is called again, up to `retries` times, after `pause` seconds, doubled each time.
+
+    Errors of ours say what is wrong already, and mistakes in a user's code do not go away by waiting.
+    """
+    for attempt in range(retries):
+        try:
+            return call()
+        except (SftprepError, *_MISTAKES):
+            raise
+        except Exception:
+            time.sleep(pause * 2**attempt)
+    return call()
 
 
 @dataclass(frozen=True)

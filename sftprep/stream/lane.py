@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,12 +13,12 @@ from numpy.typing import NDArray
 
 from sftprep.batch import Rejected, TokenBatch
 from sftprep.engine.prepare import Preparer
-from sftprep.errors import MismatchError, SftprepError
+from sftprep.errors import MismatchError
 from sftprep.packing.window import MOST_WAITS, CarryingWindow, mixed
 from sftprep.shards.reader import Pack
 from sftprep.shards.schema import position_dtype
 from sftprep.shards.writer import positions_of
-from sftprep.stream.blocks import Block, Cursor, Reader
+from sftprep.stream.blocks import Block, Cursor, Reader, insistently
 from sftprep.tokenize.spot import spot_numbers
 
 LaneState = dict[str, Any]
@@ -215,14 +214,8 @@ class Lane:
 
     def _block_at(self, cursor: Cursor) -> Block | None:
         """Read a block, again where its source raises."""
-        for attempt in range(self.rules.retries):
-            try:
-                return self.reader.read(self.number, cursor)
-            except SftprepError:
-                raise
-            except Exception:
-                time.sleep(self.rules.pause * 2**attempt)
-        return self.reader.read(self.number, cursor)
+        rules = self.rules
+        return insistently(lambda: self.reader.read(self.number, cursor), rules.retries, rules.pause)
 
     def _prepared(self, block: Block) -> TokenBatch:
         seed = xxhash.xxh3_64_intdigest(block.data)

@@ -18,7 +18,7 @@ from sftprep.engine.setup import prepare_recipe
 from sftprep.errors import ConfigError, EmptyInput, MismatchError, RecordError, TooManyRejected
 from sftprep.shards.reader import Pack
 from sftprep.shards.schema import position_dtype
-from sftprep.stream.blocks import Block, Dealt
+from sftprep.stream.blocks import Block, Dealt, insistently
 from sftprep.stream.lane import Lane, LaneRules, LaneState
 from sftprep.stream.sources import open_source
 
@@ -81,7 +81,7 @@ class PackedStream:
         if world_size > count:
             raise ConfigError(f"{count} lanes cannot be shared out to {world_size} ranks", remedy=f"give lanes={world_size}")
         self.recipe, _ = prepare_recipe(self.config)
-        self.source = open_source(source, self.config, self.recipe)
+        self.source = insistently(lambda: open_source(source, self.config, self.recipe), retries, retry_wait)
         self.retries, self.retry_wait = retries, retry_wait
         self.owned: tuple[int, ...] = tuple(range(rank, count, world_size))
         """Lanes that are ours."""

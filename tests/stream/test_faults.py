@@ -40,9 +40,9 @@ def test_a_source_that_raises_is_read_again_without_loss_or_repeat(order, tokeni
     records = rows("text", 500)
     settings = {"window": 30, "lanes": 4, "order": order, "retry_wait": 0.0}
     whole = plains(PackedStream(lambda: iter(records), str(tokenizer_dir), **settings))
-    cut = Cut(records, [100, 0, 17, 201, 200, 333, 499])  # the first look at the records asks for 100
+    cut = Cut(records, [0, 100, 0, 17, 201, 200, 333, 499])  # the first two are for a look at the first records
     assert plains(PackedStream(cut, str(tokenizer_dir), **settings)) == whole
-    assert cut.opened == 8
+    assert cut.opened == 9
 
 
 def test_a_stream_goes_on_after_an_error_when_asked_again(tokenizer_dir):
@@ -113,6 +113,19 @@ def test_a_source_that_raises_again_and_again_is_not_waited_for(tokenizer_dir):
 
     with pytest.raises(ValueError, match="no more"):
         list(stream_of(broken, tokenizer_dir, retries=2))
+
+
+def test_a_mistake_in_the_code_of_a_source_is_not_waited_for(tokenizer_dir):
+    opened = []
+
+    def wrong():
+        opened.append(1)
+        yield from rows("text", 150)
+        yield None + 1
+
+    with pytest.raises(TypeError):
+        list(stream_of(wrong, tokenizer_dir))
+    assert len(opened) == 2
 
 
 LINES = [json.dumps(row) for row in rows("text", 200)]
