@@ -39,9 +39,15 @@ def strings(value: Any) -> tuple[str, ...]:
 
 
 def check_limit(limit: int | None, name: str) -> None:
-    """Raises ConfigError for a number of records below 1."""
-    if limit is not None and limit < 1:
-        raise ConfigError(f"{name} is {limit}", remedy="give a number of records, 1 or more")
+    """Raises ConfigError for what is no whole number of records, 1 or more."""
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise ConfigError(f"{name} is {limit!r}", remedy="give a whole number of records, 1 or more")
+
+
+def check_factor(factor: object, name: str, low: float, high: float) -> None:
+    """Raises ConfigError for what is no number from `low` to `high`."""
+    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not low <= factor <= high:
+        raise ConfigError(f"{name} is {factor!r}", remedy=f"give a number from {low:g} to {high:,g}")
 
 
 def check_choice(name: str, value: object, kind: Any) -> None:

@@ -12,6 +12,7 @@ from sftprep.choices import (
     Suspect,
     TrainOn,
     check_choice,
+    check_factor,
     check_limit,
     strings,
     unknown_setting,
@@ -49,12 +50,9 @@ class SourceEntry:
         if self.map is not None:
             object.__setattr__(self, "map", strings(self.map))
         object.__setattr__(self, "name", self.name or ", ".join(self.inputs))
-        if self.weight is not None and not 0 < self.weight < float("inf"):
-            raise ConfigError(f"the weight of {self.name} is {self.weight}", remedy="give a number above 0, or leave it out")
-        if not 0 < self.repeat < float("inf"):
-            raise ConfigError(
-                f"the repeat of {self.name} is {self.repeat}", remedy="give a number above 0: 2, or 0.5 for every other"
-            )
+        if self.weight is not None:
+            check_factor(self.weight, f"the weight of {self.name}", 1e-6, 1e6)
+        check_factor(self.repeat, f"the repeat of {self.name}", 1e-6, 1000)
         check_limit(self.limit, f"the limit of {self.name}")
 
     @classmethod

@@ -20,6 +20,10 @@ def from_tokens(record: Record, line: int, reading: Reading) -> Example:
     """
     ids = _integers(record["input_ids"], '"input_ids"', low=0)
     trained = np.ones(len(ids), dtype=np.bool_)
+    if record.get("attention_mask") is not None:
+        seen = _integers(record["attention_mask"], '"attention_mask"', low=0, length=len(ids))
+        if not seen.all():
+            raise Unusable("padding", '"attention_mask" has zeros: take the padding out of "input_ids"')
     if record.get("labels") is not None:
         labels = _integers(record["labels"], '"labels"', low=-(2**31), length=len(ids))
         trained = labels != -100

@@ -73,7 +73,7 @@ def unknown_format(file: str, record: Record, reading: Reading) -> FormatError:
 
 
 _BESIDE = frozenset({"tools", "chat_template_kwargs", "system", "input", "history"}) | frozenset(
-    {"labels", "completion_mask", "assistant_masks", "position_ids", "seq_lengths"}
+    {"labels", "completion_mask", "assistant_masks", "attention_mask", "position_ids", "seq_lengths"}
 )
 """Keys that formats read beside those that tell them."""
 
@@ -199,10 +199,11 @@ def _formatted(record: Record, line: int, function: Callable[[Record], Any]) -> 
     except Exception as error:
         # Code of the user, which may raise anything: that is a fault of this record.
         raise Unusable("function_failed", f"the formatting function raised {type(error).__name__}: {error}") from error
-    if isinstance(made, str):
-        return Example(line, text=made)
-    if isinstance(made, list) and made and all(isinstance(text, str) for text in made):
-        return Example(line, texts=made)
+    texts = [made] if isinstance(made, str) else made
+    if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts):
+        if any("\ud800" <= character <= "\udfff" for text in texts if not text.isascii() for character in text):
+            raise Unusable("bad_unicode", "the formatting function gave half of a surrogate pair, which cannot be text")
+        return Example(line, text=made) if isinstance(made, str) else Example(line, texts=texts)
     raise Unusable("bad_function_result", f"the formatting function gave a {type(made).__name__}, not a text or a list of texts")
 
 

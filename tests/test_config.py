@@ -84,3 +84,12 @@ def test_errors_survive_the_way_back_from_a_worker(error: SftprepError):
     assert type(again) is type(error)
     assert str(again) == str(error)
     assert vars(again) == vars(error)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"weight": 1e-9}, {"weight": 1e300}, {"weight": "abc"}, {"repeat": 1e9}, {"repeat": True}, {"limit": 2.5}, {"limit": 0}],
+)
+def test_factors_and_limits_of_a_source_are_checked(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        BuildConfig.of(sources=[{"path": "a.jsonl", **wrong}], tokenizer="t", output="o")

@@ -145,6 +145,12 @@ def test_tokens_are_used_as_they_are(beside, trained, lengths):
     assert given.lengths.tolist() == lengths
 
 
+def test_rows_of_tokens_with_padding_are_refused():
+    with pytest.raises(Unusable, match="padding") as caught:
+        read_record({"input_ids": [4, 5, 0], "attention_mask": [1, 1, 0]}, 0, "tokens", Reading())
+    assert caught.value.reason == "padding"
+
+
 def test_a_function_makes_the_text_of_a_record():
     made = read_record({"a": "x"}, 3, "text", Reading(function=lambda r: r["a"] + "!"))
     assert (made.text, made.origin) == ("x!", 3)
@@ -157,6 +163,9 @@ def test_a_function_makes_the_text_of_a_record():
         with pytest.raises(Unusable) as caught:
             read_record({}, 0, "text", Reading(function=lambda r, wrong=wrong: wrong))
         assert caught.value.reason == "bad_function_result"
+    with pytest.raises(Unusable) as caught:
+        read_record({}, 0, "text", Reading(function=lambda r: ["é", "\ud800"]))
+    assert caught.value.reason == "bad_unicode"
 
 
 def test_no_tools_at_all_is_none_and_text_tools_are_objects():

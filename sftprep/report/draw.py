@@ -10,6 +10,7 @@ import numpy as np
 
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.reader import Pack
+from sftprep.shards.writer import count_targets
 
 _WIDTH = 64
 
@@ -23,7 +24,7 @@ def draw_pack(
     between ⟦ and ⟧; full: whole texts, else each is cut to some lines.
     """
     total = len(pack.input_ids)
-    trained = int(np.count_nonzero(pack.completion_mask))
+    trained = count_targets(pack.completion_mask, pack.seq_lengths)
     lines = [
         f"pack {index}: {len(pack.seq_lengths)} sequences, {total:,} of {manifest.max_length:,} tokens "
         f"({total / manifest.max_length:.1%} full), {trained:,} trained ({trained / max(1, total):.1%})",
@@ -34,7 +35,8 @@ def draw_pack(
         file, line = manifest.locate(int(pack.origin[number]))
         mask = pack.completion_mask[start:end]
         lines.append("")
-        lines.append(f"sequence {number}: {end - start:,} tokens, {np.count_nonzero(mask):,} trained, from {file}:{line}")
+        # As everywhere, the first token of a sequence counts for nothing: nothing predicts it.
+        lines.append(f"sequence {number}: {end - start:,} tokens, {np.count_nonzero(mask[1:]):,} trained, from {file}:{line}")
         lines += _text(pack.input_ids[start:end].tolist(), mask.tolist(), decode, color=color, full=full)
     return lines
 

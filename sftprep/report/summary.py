@@ -98,7 +98,7 @@ _WARNINGS = {
     "end_of_turn_not_trained": "no token that ends a turn is at the end of what is trained; the model may not learn to stop",
     "double_bos": "a sequence starts with two start tokens; take those in the text out, or those of the template",
     "empty_target": "the completion says nothing",
-    "special_token_in_content": "texts spell special tokens, which they become; --escape-special makes them plain text",
+    "special_token_in_content": "texts spell special tokens, which they become, unless --escape-special makes them plain text",
 }
 
 

@@ -48,6 +48,8 @@ def document_pieces(file: str, target: int) -> Iterator[Piece]:
         if size >= target:
             yield start, rows, b"".join(lines)
             lines, size, start = [], 0, rows
+    # Before the last records are handed on: a file that is not what it seems is no part of a build.
+    document.leave(inside_object=opening == "{")
     if lines:
         yield start, rows, b"".join(lines)
 
@@ -101,10 +103,7 @@ class _Document:
         """Go into the array under the first of the usual keys of an object; what stands before it is skipped."""
         self.skip(1)
         while self.peek() not in ("}", ""):
-            key = self._value()
-            if self.peek() != ":":
-                raise self.damaged("a colon is missing")
-            self.skip(1)
+            key = self._key()
             if self.peek() == "[" and key.strip('"') in _DATA_KEYS:
                 self.skip(1)
                 return
@@ -130,6 +129,20 @@ class _Document:
                 raise self.damaged("it is cut short" if not separator else f"there is {separator!r} where , or ] is to be")
             self.skip(1)
 
+    def leave(self, *, inside_object: bool) -> None:
+        """Read what follows the array, which is nothing, or the rest of the object that it stands in. Raises InputUnreadable."""
+        self.skip(1)
+        if inside_object:
+            while self.peek() == ",":
+                self.skip(1)
+                self._key()
+                self._value()
+            if self.peek() != "}":
+                raise self.damaged("the object around the records is not closed")
+            self.skip(1)
+        if self.peek():
+            raise self.damaged("something follows the array of records")
+
     def damaged(self, what: str) -> InputUnreadable:
         """The error that names the place."""
         line = self._text.count("\n", 0, self._at) + 1
@@ -138,6 +151,13 @@ class _Document:
             f"{self._file} is no JSON that can be read: {what} ({place})",
             remedy="make the file again, or convert it to JSON lines",
         )
+
+    def _key(self) -> str:
+        key = self._value()
+        if self.peek() != ":":
+            raise self.damaged("a colon is missing")
+        self.skip(1)
+        return key
 
     def _value(self) -> str:
         """The text of the value that starts here."""

@@ -283,6 +283,10 @@ def test_one_bad_element_is_one_bad_record(tmp_path):
         ("hello", "neither"),
         ('{\n"x": {"data": []}, "y": 1}', "without an array"),
         ("[" + "[" * 100_000, "deeply|cut short"),
+        ('[{"a": 1}] [{"a": 2}]', "something follows"),
+        ('{\n"data": [{"a": 1}], "x": 1', "not closed"),
+        ('{\n"data": [{"a": 1}], "x"}', "colon"),
+        ('{\n"data": [{"a": 1}]} {"a": 2}', "something follows"),
     ],
 )
 def test_a_document_that_is_no_json_says_where(tmp_path, text, said):
