@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sftprep.choices import strings
 from sftprep.config import BuildConfig
 from sftprep.engine.build import BuildReport
 from sftprep.engine.build import build as run
@@ -45,6 +46,8 @@ def build(
         given["tokenizer"] = str(given["tokenizer"])
     if "output" in given:
         given["output"] = str(given["output"])
+    if eval_source is None and not _is_paths(given.get("eval_input", "")):
+        eval_source = given.pop("eval_input")
     if isinstance(source, Mapping) or dataset_kind(source) in ("DatasetDict", "IterableDatasetDict"):
         source, eval_source = _splits(source, eval_source, given)
     data, eval_data = _records(source, "inputs", given), _records(eval_source, "eval_input", given)
@@ -73,10 +76,14 @@ def _records(source: Any, name: str, settings: dict[str, Any]) -> list[Source]:
     """Records in memory as sources; paths go to the settings, under a name."""
     if source is None:
         return []
-    if isinstance(source, (str, os.PathLike)):
-        settings[name] = (str(source),)
-        return []
-    if isinstance(source, (list, tuple)) and source and all(isinstance(item, (str, os.PathLike)) for item in source):
-        settings[name] = tuple(str(item) for item in source)
+    if _is_paths(source):
+        settings[name] = strings(source)
         return []
     return [memory_source(source)]
+
+
+def _is_paths(source: Any) -> bool:
+    """Whether these are paths or names, and not records."""
+    if isinstance(source, (list, tuple)):
+        return bool(source) and all(isinstance(item, (str, os.PathLike)) for item in source)
+    return isinstance(source, (str, os.PathLike))

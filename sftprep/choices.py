@@ -44,6 +44,12 @@ def check_limit(limit: int | None, name: str) -> None:
         raise ConfigError(f"{name} is {limit!r}", remedy="give a whole number of records, 1 or more")
 
 
+def check_whole(value: object, name: str, low: int, high: int) -> None:
+    """Raises ConfigError for what is no whole number from `low` to `high`; None is none given."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high):
+        raise ConfigError(f"{name} is {value!r}", remedy=f"give --{name.replace('_', '-')} a whole number from {low} to {high}")
+
+
 def check_factor(factor: object, name: str, low: float, high: float) -> None:
     """Raises ConfigError for what is no number from `low` to `high`."""
     if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not low <= factor <= high:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -89,7 +90,8 @@ def build(
         pack=pack or PackConfig(),
         output=output or OutputConfig(),
     )
-    with _Bar(quiet=json) as bar:
+    # Functions of the user may print; what is on stdout is the summary.
+    with _Bar(quiet=json) as bar, redirect_stdout(sys.stderr):
         report = run(settings, progress=bar)
     _print_json(summary_data(report)) if json else print("\n".join(summary_lines(report)))
     return 0

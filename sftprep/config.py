@@ -24,6 +24,7 @@ from sftprep.choices import (
     TrainOn,
     TruncateSide,
     check_choice,
+    check_whole,
     unknown_setting,
 )
 from sftprep.config_read import EvalConfig, FormatConfig, ReadConfig, SourceConfig, SourceEntry
@@ -121,21 +122,15 @@ class PackConfig:
                 remedy="leave out --overlong, or choose --packing bfd",
             )
         check_choice("order", self.order, Order)
-        if self.pack_window is not None and self.pack_window < 1:
-            raise ConfigError(f"pack_window is {self.pack_window}", remedy="give --pack-window 1 or more, 4096 say")
+        check_whole(self.pack_window, "pack_window", 1, 2**31 - 1)
         if self.pack_window is not None and self.packing != "bfd":
             raise ConfigError(
                 f"--packing {self.packing} knows no window", remedy="leave out --pack-window, or take --packing bfd"
             )
-        if not 1 <= self.lanes <= 65_536:
-            raise ConfigError(f"lanes is {self.lanes}", remedy="give --lanes 1 to 65536")
-        if self.max_length is not None and not 2 <= self.max_length < 2**31:
-            raise ConfigError(
-                f"max_length is {self.max_length}: a sequence needs two tokens to train one, and lengths are 32-bit",
-                remedy="give --max-length 2 or more, 1024 say",
-            )
-        if not 0 <= self.seed < 2**64:
-            raise ConfigError(f"seed is {self.seed}", remedy="give a seed from 0 to 18446744073709551615")
+        check_whole(self.lanes, "lanes", 1, 65_536)
+        # A sequence needs two tokens to train one, and lengths are 32-bit.
+        check_whole(self.max_length, "max_length", 2, 2**31 - 1)
+        check_whole(self.seed, "seed", 0, 2**64 - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,10 +156,8 @@ class OutputConfig:
 
     def __post_init__(self) -> None:
         check_choice("on_bad_record", self.on_bad_record, OnBadRecord)
-        if self.workers is not None and self.workers < 1:
-            raise ConfigError(f"workers is {self.workers}", remedy="give --workers 1 or more")
-        if self.shard_tokens < 1:
-            raise ConfigError(f"shard_tokens is {self.shard_tokens}", remedy="give a positive number of tokens")
+        check_whole(self.workers, "workers", 1, 4096)
+        check_whole(self.shard_tokens, "shard_tokens", 1, 2**31 - 1)
         self.rejected_limit(0)
 
     def rejected_limit(self, records: int) -> float:

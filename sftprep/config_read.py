@@ -184,6 +184,10 @@ class FormatConfig:
     def __post_init__(self) -> None:
         if callable(self.formatting_func):  # from Python, people give the function itself
             object.__setattr__(self, "formatting_func", name_of(self.formatting_func))
+        if self.formatting_func is not None and self.format not in ("auto", "text"):
+            raise ConfigError(
+                f"--formatting-func makes texts of records, and --format is {self.format}", remedy="leave out one of the two"
+            )
         if self.expand_turns and self.train_on == "all":
             raise ConfigError(
                 "--expand-turns with --train-on all would train the early turns of a conversation again in each of its examples",

@@ -204,7 +204,8 @@ def _formatted(record: Record, line: int, function: Callable[[Record], Any]) -> 
         if any("\ud800" <= character <= "\udfff" for text in texts if not text.isascii() for character in text):
             raise Unusable("bad_unicode", "the formatting function gave half of a surrogate pair, which cannot be text")
         return Example(line, text=made) if isinstance(made, str) else Example(line, texts=texts)
-    raise Unusable("bad_function_result", f"the formatting function gave a {type(made).__name__}, not a text or a list of texts")
+    what = f"a {type(made).__name__}" if not isinstance(made, list) else "an empty list" if not made else "a list of other things"
+    raise Unusable("bad_function_result", f"the formatting function gave {what}, not a text or a list of texts")
 
 
 def _template_kwargs(record: Record) -> dict[str, Any] | None:

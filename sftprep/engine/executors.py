@@ -169,7 +169,8 @@ def _loaded() -> None:
 
 
 def _live_with_parent() -> None:
-    """Make this worker end when the build does, even by SIGKILL, and leave Ctrl-C to it."""
+    """Make this worker end when the build does, even by SIGKILL, and leave Ctrl-C and stdout to it."""
+    sys.stdout = sys.stderr  # functions of the user may print, and the build's own stdout may be read as JSON
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None

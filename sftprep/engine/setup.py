@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -21,6 +22,8 @@ from sftprep.sources.jsonl import parse_line
 from sftprep.sources.partition import Source, first_lines
 from sftprep.tokenize.encoder import probe_encoder
 from sftprep.tokenize.load import TokenizerSpec, load_tokenizer
+
+_log = logging.getLogger(__name__)
 
 _CHAT_FORMATS = ("messages", "sharegpt")
 _DETECT_FROM = 100
@@ -168,6 +171,9 @@ def _looked_at(file: str, records: Iterator[dict[str, Any]], config: BuildConfig
     for record in records:
         name = detect_format(record, reading) if config.format.format == "auto" else config.format.format
         if name is not None:
+            absent = [source for source, _ in reading.renames if source not in record]
+            if absent:
+                _log.warning("--map: the first record of %s has no key %s", file, ", ".join(map(repr, absent)))
             return _Look(file, name, chat=name in _CHAT_FORMATS or _has_turns(record, reading))
         first = first or record
     if first is not None:
