@@ -28,7 +28,8 @@ class Example:
     tokens.
 
     origin: line of the record within its partition, from 0. The fields of the other shapes are None. weights: what each message
-    weighs in the loss, None for one that does not say; None where no message does.
+    weighs in the loss, None for one that does not say; None where no message does. bare: it is known that no message has more
+    than a role and one thing beside it.
     """
 
     origin: int
@@ -42,6 +43,7 @@ class Example:
     template_kwargs: dict[str, Any] | None = None
     weights: list[float | None] | None = None
     given: Given | None = None
+    bare: bool = False
 
 
 @dataclass(slots=True)

@@ -166,11 +166,10 @@ def _chat(example: Example, record: Record) -> Example:
     """The example with what stands beside its messages, and with the switches that stand in them."""
     example.tools, example.template_kwargs = _tools(record), _template_kwargs(record)
     messages = example.messages or []
-    for message in messages:
-        # Most have a role and a content, and nothing else.
-        if len(message) > 2 and any(key in message for key in SWITCHES):
-            example.weights = [weight_of(m, number) for number, m in enumerate(messages)]
-            break
+    # Most have a role and a content, and nothing else.
+    example.bare = max(map(len, messages)) <= 2
+    if not example.bare and any(key in message for message in messages for key in SWITCHES):
+        example.weights = [weight_of(m, number) for number, m in enumerate(messages)]
     return example
 
 

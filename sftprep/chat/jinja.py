@@ -180,11 +180,17 @@ def run_template(
         # A template is a program written by strangers: it may raise anything, and each is a fault of this conversation.
         own = type(error) is jinja2.TemplateError
         message = str(error) if own else f"{type(error).__name__}: {error}"
+        absent = _SPECIAL_NAME.search(message) if isinstance(error, jinja2.UndefinedError) else None
+        if absent is not None and absent[1] not in variables:
+            message += f": the tokenizer has no such token, and the template writes its {absent[1]}"
         raise TemplateError(
             f"the chat template refuses the conversation: {message}",
             remedy="change the record to what the template takes, or give another template with --chat-template",
         ) from error
     return "".join(blocks), tuple(tag.spans)
+
+
+_SPECIAL_NAME = re.compile(r"'((?:bos|eos|unk|sep|pad|cls|mask)_token)' is undefined")
 
 
 def check_output(written: int, variables: Mapping[str, Any]) -> None:

@@ -287,7 +287,8 @@ class _Statements:
         return picked
 
     def _loop_body(self, node: nodes.For, inner: Symbols, target: str) -> None:
-        """Write one turn of a loop. A loop variable with fields is taken for a dictionary; fields used twice are fetched once."""
+        """Write one turn of a loop. A loop variable with fields is taken for a dictionary; fields used often, in many a
+        branch, are fetched once (of messages, role and content; most others stand in a branch that few turns take)."""
         name = node.target.name if isinstance(node.target, nodes.Name) else ""
         uses = uses_of_fields(node.body, name) if name else {}
         plain = [key for key in uses if not key.startswith("_") and key not in runtime.NAMES_OF_MAPPINGS]
@@ -299,7 +300,7 @@ class _Statements:
             self._line(f"if len({self.out}) > 1_000_000: hand_over('a long output')")
         if ref:
             self._line(f"if type({target}) is not dict: hand_over('a loop over something else than objects')")
-            fetched = {key: self.write.fresh("f") for key in plain if uses[key] > 1}
+            fetched = {key: self.write.fresh("f") for key in plain if uses[key] > 3}
             for key, variable in fetched.items():
                 self._line(f"{variable} = {target}.get({key!r}, U)")
             self.write.fields[ref] = fetched

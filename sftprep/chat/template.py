@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal
 
+from jinja2 import nodes
+
 from sftprep.batch import Message
 from sftprep.chat.jinja import (
     OUTPUT_FLOOR,
@@ -86,13 +88,15 @@ class ChatTemplate:
         tools: list[Any] | None = None,
         add_generation_prompt: bool = False,
         template_kwargs: Mapping[str, Any] | None = None,
+        bare: bool = False,
     ) -> Rendered:
         """Turn one conversation into text.
 
-        messages, tools and template_kwargs are plain JSON values, which are not changed. Raises TemplateError where the template
-        refuses the conversation, with its own message, and where it fails.
+        messages, tools and template_kwargs are plain JSON values, which are not changed; bare: no message has more than a role
+        and one thing beside it, so that none brings reasoning. Raises TemplateError where the template refuses the conversation,
+        with its own message, and where it fails.
         """
-        messages = with_reasoning(messages)
+        messages = messages if bare else with_reasoning(messages)
         variables = self._given(template_kwargs) if template_kwargs else self._variables
         if tools is not None:
             _check_tools(tools)
@@ -114,6 +118,10 @@ class ChatTemplate:
                 return fast
         self._by_jinja += 1
         return self._run(messages, tools, add_generation_prompt, variables)
+
+    def reads(self, name: str) -> bool:
+        """Whether the template looks at a variable, such as `tools`."""
+        return any(node.name == name and node.ctx == "load" for node in self._parsed.tree.find_all(nodes.Name))
 
     def way(self) -> str:
         """Which way the renders so far took: pieces, jinja or mixed; before the first, the way that it would try."""

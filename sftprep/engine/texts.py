@@ -82,6 +82,7 @@ class Renderer:
         self._recipe = recipe
         self._template = recipe.template()
         self._shows_calls = recipe.chat_template is not None and "tool_calls" in recipe.chat_template
+        self._shows_tools = self._template is not None and self._template.reads("tools")
         train_on = recipe.train_on
         marked = self._template is not None and self._template.has_generation_marks
         self._spanned = train_on in ("assistant", "last-assistant")
@@ -184,6 +185,8 @@ class Renderer:
             out.add(example.origin, whole.text, plain=False, spans=whole.spans if self._spanned else None, prompt=prompt)
         if not self._shows_calls and any("tool_calls" in message for message in messages):
             counts["warnings.tool_calls_not_shown"] += 1
+        if not self._shows_tools and example.tools:
+            counts["warnings.tools_not_shown"] += 1
         if example.prompt_messages is not None and _says_nothing(messages[-1]):
             counts["warnings.empty_target"] += 1
 
@@ -196,19 +199,21 @@ class Renderer:
     def _rendered(self, template: ChatTemplate, messages: list[Message], example: Example, *, prompt: bool = False) -> Rendered:
         try:
             return template.render(
-                messages, tools=example.tools, add_generation_prompt=prompt, template_kwargs=example.template_kwargs
+                messages,
+                tools=example.tools,
+                add_generation_prompt=prompt,
+                template_kwargs=example.template_kwargs,
+                bare=example.bare,
             )
         except TemplateError:
-            other = _other_arguments(messages)
-            if other is None:
-                raise
-            try:
-                return template.render(
-                    other, tools=example.tools, add_generation_prompt=prompt, template_kwargs=example.template_kwargs
-                )
-            except TemplateError:
-                # What it says of the record as it is tells the user more.
-                pass
+            for other in _other_ways(messages):
+                try:
+                    return template.render(
+                        other, tools=example.tools, add_generation_prompt=prompt, template_kwargs=example.template_kwargs
+                    )
+                except TemplateError:
+                    # What it says of the record as it is tells the user more.
+                    continue
             raise
 
     def _weighed(self, example: Example, messages: list[Message], out: Texts) -> None:
@@ -308,6 +313,22 @@ class Renderer:
 def _says_nothing(message: Message) -> bool:
     content = message.get("content")
     return not (content.strip() if isinstance(content, str) else content) and not message.get("tool_calls")
+
+
+def _other_ways(messages: list[Message]) -> list[list[Message]]:
+    """The messages as templates may want them that refuse them as they are: arguments of tool calls in the other form, calls
+    beside empty content where there is none, or both."""
+    arguments, contents = _other_arguments(messages), _empty_contents(messages)
+    both = _empty_contents(arguments) if arguments is not None else None
+    return [way for way in (arguments, contents, both) if way is not None]
+
+
+def _empty_contents(messages: list[Message]) -> list[Message] | None:
+    """The messages with "" for the content of tool calls that have none, as OpenAI writes them; None where all have one."""
+    without = [message.get("content") is None and bool(message.get("tool_calls")) for message in messages]
+    if not any(without):
+        return None
+    return [{**message, "content": ""} if empty else message for message, empty in zip(messages, without, strict=True)]
 
 
 def _other_arguments(messages: list[Message]) -> list[Message] | None:
