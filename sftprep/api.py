@@ -12,7 +12,7 @@ from sftprep.engine.build import BuildReport
 from sftprep.engine.build import build as run
 from sftprep.errors import ConfigError
 from sftprep.sources.files import choose_split
-from sftprep.sources.memory import dataset_kind, memory_source
+from sftprep.sources.memory import dataset_kind, memory_source, refuse_columns
 from sftprep.sources.partition import Source
 
 
@@ -48,6 +48,7 @@ def build(
         given["output"] = str(given["output"])
     if eval_source is None and not _is_paths(given.get("eval_input", "")):
         eval_source = given.pop("eval_input")
+    refuse_columns(source)
     if isinstance(source, Mapping) or dataset_kind(source) in ("DatasetDict", "IterableDatasetDict"):
         source, eval_source = _splits(source, eval_source, given)
     data, eval_data = _records(source, "inputs", given), _records(eval_source, "eval_input", given)

@@ -38,6 +38,28 @@ def strings(value: Any) -> tuple[str, ...]:
     return tuple(str(item) for item in value)
 
 
+def check_strings(value: Any, name: str) -> tuple[str, ...]:
+    """As `strings`. Raises ConfigError for what is neither text nor a list of texts."""
+    items = (value,) if isinstance(value, (str, Path)) else value
+    if not isinstance(items, (list, tuple)) or not all(isinstance(item, (str, Path)) for item in items):
+        raise ConfigError(f"{name} is {value!r}", remedy="give text, or a list of texts")
+    return strings(value)
+
+
+def check_kind(value: object, name: str, kind: type, what: str) -> None:
+    """Raises ConfigError for a value of another kind; None is none given."""
+    if value is not None and not isinstance(value, kind):
+        raise ConfigError(f"{name} is {value!r}", remedy=f"give {what}")
+
+
+def number_of(value: Any) -> Any:
+    """The number that a text spells, for YAML takes `1e-3` for text; anything else as it is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
 def check_limit(limit: int | None, name: str) -> None:
     """Raises ConfigError for what is no whole number of records, 1 or more."""
     if limit is not None and (type(limit) is not int or limit < 1):

@@ -7,9 +7,9 @@ import sys
 import traceback
 from contextlib import redirect_stdout
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
-from cyclopts import App, Parameter
+from cyclopts import App, ArgumentCollection, Parameter
 from cyclopts.config import Dict
 
 from sftprep import __version__
@@ -182,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
     tokens = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in tokens
     try:
-        app.config = _settings_file(tokens)
+        app.config = (*_settings_file(tokens), _refuse_fractions)
         code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         sys.exit(code if isinstance(code, int) else 0)
     except SftprepError as error:
@@ -215,6 +215,23 @@ def _settings_file(tokens: list[str]) -> tuple[Dict, ...]:
                 settings.pop(name, None)
             return (Dict(settings, use_commands_as_keys=False, source=path),)
     return ()
+
+
+def _refuse_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Raises ConfigError where a setting that is a whole number is given another, which the parser would round."""
+    for argument in arguments:
+        if int not in (argument.hint, *get_args(argument.hint)):
+            continue
+        for token in argument.tokens:
+            if "." in token.value and not _is_whole(token.value):
+                raise ConfigError(f"{argument.name} is {token.value}", remedy=f"give {argument.name} a whole number")
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        return float(text).is_integer()
+    except ValueError:
+        return True  # no number at all, of which the parser says so
 
 
 def _fail(message: object, error: BaseException, code: int, *, debug: bool) -> None:

@@ -13,7 +13,11 @@ from sftprep.choices import (
     TrainOn,
     check_choice,
     check_factor,
+    check_kind,
     check_limit,
+    check_strings,
+    check_whole,
+    number_of,
     strings,
     unknown_setting,
 )
@@ -46,10 +50,15 @@ class SourceEntry:
     formatting_func: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inputs", strings(self.inputs))
+        object.__setattr__(self, "inputs", check_strings(self.inputs, "the path of a source"))
+        object.__setattr__(self, "name", str(self.name or ", ".join(self.inputs)))
         if self.map is not None:
-            object.__setattr__(self, "map", strings(self.map))
-        object.__setattr__(self, "name", self.name or ", ".join(self.inputs))
+            object.__setattr__(self, "map", check_strings(self.map, f"the map of {self.name}"))
+        for key in ("weight", "repeat"):
+            object.__setattr__(self, key, number_of(getattr(self, key)))
+        for key in ("split", "config_name", "revision", "text_field"):
+            check_kind(getattr(self, key), f"the {key} of {self.name}", str, "text")
+        check_kind(self.strip_nulls, f"the strip_nulls of {self.name}", bool, "true or false")
         if self.weight is not None:
             check_factor(self.weight, f"the weight of {self.name}", 1e-6, 1e6)
         check_factor(self.repeat, f"the repeat of {self.name}", 1e-6, 1000)
@@ -96,12 +105,28 @@ class SourceConfig:
         object.__setattr__(self, "sources", tuple(SourceEntry.of(item) for item in self.sources))
         if self.inputs and self.sources:
             raise ConfigError("inputs and sources are both given", remedy="name all inputs in one of the two")
+        object.__setattr__(self, "sources", _with_own_names(self.sources))
         weighted = [entry for entry in self.sources if entry.weight is not None]
         if weighted and len(weighted) < len(self.sources):
             without = next(entry.name for entry in self.sources if entry.weight is None)
             raise ConfigError(
                 f"the source {without} has no weight, and others have", remedy="give every source a weight, or none"
             )
+
+
+def _with_own_names(entries: tuple[SourceEntry, ...]) -> tuple[SourceEntry, ...]:
+    """The sources with names that tell them apart, as the ledger does: a, a (2)."""
+    taken: set[str] = set()
+    given = {entry.name for entry in entries}
+    named = []
+    for entry in entries:
+        name, number = entry.name, 1
+        while name in taken or (number > 1 and name in given):
+            number += 1
+            name = f"{entry.name} ({number})"
+        taken.add(name)
+        named.append(entry if number == 1 else dataclasses.replace(entry, name=name))
+    return tuple(named)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +174,10 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eval_input", strings(self.eval_input))
-        if not 0 <= self.eval_fraction < 1:
+        check_factor(self.eval_fraction, "eval_fraction", 0, 1)
+        if not self.eval_fraction < 1:
             raise ConfigError(f"eval_fraction is {self.eval_fraction}", remedy="give --eval-fraction from 0 to below 1, 0.05 say")
-        if not 0 <= self.eval_seed < 2**64:
-            raise ConfigError(f"eval_seed is {self.eval_seed}", remedy="give a seed from 0 to 18446744073709551615")
+        check_whole(self.eval_seed, "eval_seed", 0, 2**64 - 1)
         if self.eval_packing is not None:
             check_choice("eval_packing", self.eval_packing, EvalPacking)
         given = [name for name in ("eval_fraction", "eval_input", "eval_split") if getattr(self, name)]
@@ -165,7 +190,7 @@ class FormatConfig:
     """How a record is read, and which of its tokens are trained."""
 
     format: FormatName = "auto"
-    """Format of the records; auto looks at the keys of the first record of each input."""
+    """Format of the records; auto looks at the keys of the first records of each input."""
     text_field: str = "text"
     """Key that holds the text, for the text format."""
     map: tuple[str, ...] = ()

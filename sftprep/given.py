@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from sftprep.batch import Example, Given, Rejected, TokenBatch
 from sftprep.reading import Reading, Record, Unusable
 
+MASKS = frozenset({"labels", "completion_mask", "assistant_masks"})
+"""Keys by which a record of tokens says which of them are trained."""
+
 
 def from_tokens(record: Record, line: int, reading: Reading) -> Example:
     """Ids that are there already, used as they are: `labels` say what is trained, else the masks, else all of it is.
@@ -32,7 +35,7 @@ def from_tokens(record: Record, line: int, reading: Reading) -> Example:
     else:
         for key in ("completion_mask", "assistant_masks"):
             if record.get(key) is not None:
-                trained &= _integers(record[key], f'"{key}"', low=0, length=len(ids)) != 0
+                trained &= _truths(record[key], f'"{key}"', length=len(ids))
     return Example(line, given=Given(ids, trained, _sequence_lengths(record, len(ids))))
 
 
@@ -49,6 +52,14 @@ def _integers(value: Any, what: str, *, low: int, length: int | None = None) -> 
     if length is not None and found.size != length:
         raise Unusable("bad_row", f'{what} has {found.size} entries, "input_ids" has {length}')
     return found.astype(np.int32)
+
+
+def _truths(value: Any, what: str, *, length: int) -> NDArray[np.bool_]:
+    """A list of 0, 1, true or false, as bool. Raises Unusable for anything else, and for another length."""
+    found = _integers(value, what, low=0, length=length)
+    if found.size and int(found.max()) > 1:
+        raise Unusable("bad_type", f"{what} holds {int(found.max())}: a mask is of 0 and 1, or of true and false")
+    return found.astype(np.bool_)
 
 
 def _sequence_lengths(record: Record, total: int) -> NDArray[np.int64]:

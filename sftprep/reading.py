@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sftprep.sources.rows import OPAQUE
+
 Record = dict[str, Any]
 
 
@@ -40,6 +42,8 @@ def string_of(value: Any, what: str) -> str:
         return value
     if value is None:
         raise Unusable("bad_row", f"{what} is null")
+    if type(value) is dict and value.keys() == {OPAQUE}:
+        raise Unusable("bad_type", f"{what} holds {value[OPAQUE]}, not text")
     raise Unusable("bad_type", f"{what} is a {type(value).__name__}, not text")
 
 

@@ -6,7 +6,17 @@ import pickle
 
 import pytest
 
-from sftprep.config import BuildConfig, FormatConfig, OutputConfig, PackConfig, TokenizeConfig, digest, read_config_file
+from sftprep.cli import main
+from sftprep.config import (
+    BuildConfig,
+    EvalConfig,
+    FormatConfig,
+    OutputConfig,
+    PackConfig,
+    TokenizeConfig,
+    digest,
+    read_config_file,
+)
 from sftprep.errors import ConfigError, MissingDependency, RecordError, SftprepError
 
 
@@ -38,6 +48,9 @@ def test_an_unknown_setting_names_the_nearest_one():
         lambda: OutputConfig(max_rejected="101%"),
         lambda: OutputConfig(max_rejected="nan"),
         lambda: OutputConfig(shard_tokens=0),
+        lambda: EvalConfig(eval_seed=1.5),
+        lambda: EvalConfig(eval_fraction="x"),
+        lambda: EvalConfig(eval_fraction=1),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_with_a_remedy(make):
@@ -88,8 +101,46 @@ def test_errors_survive_the_way_back_from_a_worker(error: SftprepError):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"weight": 1e-9}, {"weight": 1e300}, {"weight": "abc"}, {"repeat": 1e9}, {"repeat": True}, {"limit": 2.5}, {"limit": 0}],
+    [
+        *({"weight": wrong} for wrong in (1e-9, 1e300, "abc", True, {})),
+        *({"repeat": wrong} for wrong in (1e9, "1e9", True)),
+        *({"limit": wrong} for wrong in (2.5, 0, "x")),
+        {"map": 5},
+        {"strip_nulls": "no"},
+        {"split": 4},
+    ],
 )
 def test_factors_and_limits_of_a_source_are_checked(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         BuildConfig.of(sources=[{"path": "a.jsonl", **wrong}], tokenizer="t", output="o")
+
+
+@pytest.mark.parametrize("path", [5, [5], {"a": "b"}])
+def test_a_path_that_is_no_text_is_refused(path):
+    with pytest.raises(ConfigError, match="path of a source"):
+        BuildConfig.of(sources=[{"path": path}])
+
+
+def test_numbers_that_yaml_takes_for_text_are_numbers():
+    (entry,) = BuildConfig.of(sources=[{"path": "a", "weight": "1e-3", "repeat": "2"}]).source.sources
+    assert (entry.weight, entry.repeat) == (0.001, 2.0)
+
+
+def test_sources_of_one_name_are_told_apart():
+    given = [{"path": path, "name": name} for path, name in (("1", "a"), ("2", "a"), ("3", "a (2)"), ("4", "a"), ("5", "b"))]
+    made = BuildConfig.of(sources=given)
+    assert [entry.name for entry in made.source.sources] == ["a", "a (3)", "a (2)", "a (4)", "b"]
+    assert BuildConfig.of(**made.flat()) == made
+
+
+@pytest.mark.parametrize(
+    "flags", ["--max-length 2.5", "--max-length=99.9", "--lanes 1.5", "--seed -0.5", "--pack-window 1e1.5", "--config FILE"]
+)
+def test_whole_numbers_are_not_rounded(flags, tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("max_length: 2.5\n")
+    words = flags.replace("FILE", str(tmp_path / "c.yaml")).split()
+    with pytest.raises(SystemExit) as stopped:
+        main(["build", "a.jsonl", "--tokenizer", "t", "--output", str(tmp_path / "o"), *words])
+    assert stopped.value.code == 2
+    name = "--max-length" if "FILE" in flags else words[0].partition("=")[0]
+    assert name in capsys.readouterr().err

@@ -9,6 +9,7 @@ import json
 import pytest
 
 from sftprep.records import FORMATS, Reading, Unusable, detect_format, read_record
+from sftprep.sources.jsonl import excerpt
 
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 SHAREGPT = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
@@ -198,6 +199,8 @@ def test_no_tools_at_all_is_none_and_text_tools_are_objects():
         ("tokens", {"input_ids": [[1]]}, "bad_type"),
         ("tokens", {"input_ids": [-1]}, "bad_type"),
         ("tokens", {"input_ids": [2**31]}, "bad_type"),
+        ("tokens", {"input_ids": [1, 2], "completion_mask": [0, 2]}, "bad_type"),
+        ("tokens", {"input_ids": [1, 2], "assistant_masks": [0, -1]}, "bad_type"),
         ("tokens", {"input_ids": [1, 2], "labels": [1]}, "bad_row"),
         ("tokens", {"input_ids": [1, 2], "labels": [-100, 3]}, "other_labels"),
         ("tokens", {"input_ids": [1, 2], "seq_lengths": [1]}, "bad_row"),
@@ -235,3 +238,10 @@ def test_no_hostile_value_gets_past_as_another_kind_of_error():
                 record = {k: value if k == key else "x" for k in kind.keys}
                 with contextlib.suppress(Unusable):
                     read_record(record, 0, name, Reading())
+
+
+def test_a_column_of_bytes_is_called_so():
+    row = b'{"text":{"$opaque":"bytes"}}'
+    with pytest.raises(Unusable, match='"text" holds bytes, not text'):
+        read_record(json.loads(row), 0, "text", Reading())
+    assert excerpt(row) == '{"text":<bytes>}'

@@ -6,7 +6,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -42,12 +42,12 @@ class BuildReport:
     """
 
     folder: Path
-    manifest: Manifest
+    manifest: Manifest = field(repr=False)
     seconds: float
     bytes_read: int
     reused: int
     workers: int
-    evaluation: Manifest | None = None
+    evaluation: Manifest | None = field(default=None, repr=False)
 
 
 def build(

@@ -16,7 +16,7 @@ from sftprep.functions import load_function, source_digest
 from sftprep.records import Reading
 from sftprep.tokenize.load import TokenizerSpec
 
-_VERSION = 2
+_VERSION = 3
 """Raised when the same recipe would give other tokens than before, so that older spills are not taken for its own."""
 
 

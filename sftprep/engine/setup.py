@@ -17,6 +17,7 @@ from sftprep.engine.inputs import Input, find_inputs
 from sftprep.engine.recipe import Recipe
 from sftprep.engine.texts import Renderer
 from sftprep.errors import ConfigError, TemplateError, TokenizerError
+from sftprep.given import MASKS
 from sftprep.records import Reading, detect_format, keys_read, unknown_format
 from sftprep.sources.jsonl import parse_line
 from sftprep.sources.partition import Source, first_lines
@@ -63,11 +64,13 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What a look at a file's first records tells. chat: they are conversations, which need a template."""
+    """What a look at a file's first records tells. chat: they are conversations, which need a template; masks: keys of a record
+    of tokens that say what is trained."""
 
     file: str
     format: str
     chat: bool
+    masks: frozenset[str] = frozenset()
 
 
 def prepare_setup(config: BuildConfig, data: Sequence[Source] = (), eval_data: Sequence[Source] = ()) -> Setup:
@@ -174,7 +177,8 @@ def _looked_at(file: str, records: Iterator[dict[str, Any]], config: BuildConfig
             absent = [source for source, _ in reading.renames if source not in record]
             if absent:
                 _log.warning("--map: the first record of %s has no key %s", file, ", ".join(map(repr, absent)))
-            return _Look(file, name, chat=name in _CHAT_FORMATS or _has_turns(record, reading))
+            masks = frozenset(MASKS & record.keys()) if name == "tokens" else frozenset()
+            return _Look(file, name, chat=name in _CHAT_FORMATS or _has_turns(record, reading), masks=masks)
         first = first or record
     if first is not None:
         raise unknown_format(file, first, reading)
@@ -218,8 +222,25 @@ def _check_together(recipe: Recipe, look: _Look) -> None:
     if (by_turn or recipe.expand_turns) and look.format == "text":
         asked = f"--train-on {recipe.train_on}" if by_turn else "--expand-turns"
         raise ConfigError(f"{asked}: {where}, without turns", remedy="use --train-on all")
+    if look.format == "tokens":
+        _check_tokens(recipe, look)
     if by_turn and (look.chat or look.format == "alpaca"):
         _check_masks(recipe)
+
+
+def _check_tokens(recipe: Recipe, look: _Look) -> None:
+    """Tokens say themselves what is trained; refuse what is asked of them and they do not say."""
+    said = recipe.train_on in ("auto", "all") or look.masks & _SAYING.get(recipe.train_on, frozenset())
+    if recipe.expand_turns or not said:
+        asked = "--expand-turns" if recipe.expand_turns else f"--train-on {recipe.train_on}"
+        raise ConfigError(
+            f"{asked}: {look.file} holds tokens, which do not tell what that is",
+            remedy='leave it out; what is trained of tokens is said by their "labels", "completion_mask" or "assistant_masks"',
+        )
+
+
+_SAYING = {"completion": frozenset({"labels", "completion_mask"}), "assistant": frozenset({"labels", "assistant_masks"})}
+"""What of a record of tokens tells what a --train-on asks for."""
 
 
 def _check_masks(recipe: Recipe) -> None:

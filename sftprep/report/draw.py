@@ -36,7 +36,8 @@ def draw_pack(
         mask = pack.completion_mask[start:end]
         lines.append("")
         # As everywhere, the first token of a sequence counts for nothing: nothing predicts it.
-        lines.append(f"sequence {number}: {end - start:,} tokens, {np.count_nonzero(mask[1:]):,} trained, from {file}:{line}")
+        trained_here = f"{np.count_nonzero(mask[1:]):,} trained{_weights_line(pack, start, end)}"
+        lines.append(f"sequence {number}: {end - start:,} tokens, {trained_here}, from {file}:{line}")
         lines += _text(pack.input_ids[start:end].tolist(), mask.tolist(), decode, color=color, full=full)
     return lines
 
@@ -49,8 +50,20 @@ def pack_data(pack: Pack, index: int, manifest: Manifest, decode: Callable[[list
         file, line = manifest.locate(int(pack.origin[number]))
         ids, mask = pack.input_ids[start:end].tolist(), pack.completion_mask[start:end].tolist()
         runs = [{"trained": trained, "text": decode(run)} for trained, run in _runs(ids, mask)]
-        sequences.append({"file": file, "line": line, "input_ids": ids, "completion_mask": mask, "runs": runs})
+        made = {"file": file, "line": line, "input_ids": ids, "completion_mask": mask, "runs": runs}
+        if pack.loss_weights is not None:
+            made["loss_weights"] = pack.loss_weights[start:end].tolist()
+        sequences.append(made)
     return {"row": index, "tokens": len(pack.input_ids), "sequences": sequences}
+
+
+def _weights_line(pack: Pack, start: int, end: int) -> str:
+    """What the trained tokens of a sequence weigh in the loss, where they do not all weigh 1: in order, equal ones once."""
+    if pack.loss_weights is None:
+        return ""
+    trained = pack.loss_weights[start:end][pack.completion_mask[start:end]].tolist()
+    weights = list(dict.fromkeys(trained))
+    return "" if weights in ([], [1.0]) else f" (weights {', '.join(f'{weight:g}' for weight in weights)})"
 
 
 def _bar(pack: Pack, max_length: int, *, color: bool) -> str:

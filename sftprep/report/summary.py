@@ -95,6 +95,7 @@ _WARNINGS = {
     "encoder_failed_over": "the fast encoder gave other ids than tokenizers, which encoded these partitions instead",
     "prompt_not_prefix": "the tokens of a prompt are no start of those of prompt + completion; training starts where they differ",
     "tool_calls_not_shown": "the chat template shows no tool calls, so they are not in the text",
+    "tools_not_shown": "the chat template shows no tools, so their schemas are not in the text",
     "end_of_turn_not_trained": "no token that ends a turn is at the end of what is trained; the model may not learn to stop",
     "double_bos": "a sequence starts with two start tokens; take those in the text out, or those of the template",
     "empty_target": "the completion says nothing",

@@ -9,7 +9,7 @@ from typing import Any
 
 from sftprep.errors import InputUnreadable
 from sftprep.sources.lines import LARGEST_LINE, Piece, open_input
-from sftprep.sources.rows import rows_to_lines, unusable_line
+from sftprep.sources.rows import UNUSABLE, rows_to_lines, unusable_line
 
 _DELIMITERS = ",;\t|"
 _JSON_COLUMNS = frozenset({"messages", "conversations"})
@@ -70,7 +70,17 @@ def _line(header: list[str], cells: list[str]) -> bytes:
     row: dict[str, Any] = dict(zip(header, cells, strict=True))
     for name in _JSON_COLUMNS & row.keys():
         row[name] = _parsed(row[name])
-    return rows_to_lines([row])
+    line = rows_to_lines([row])
+    return _not_utf8(cells, header) or line if line.startswith(UNUSABLE) else line
+
+
+def _not_utf8(cells: list[str], header: list[str]) -> bytes | None:
+    """The line of a row with bytes that are no UTF-8, which were read as halves of surrogates; None for another."""
+    for text in (*cells, *header):
+        wrong = next((c for c in text if "\udc80" <= c <= "\udcff"), None)
+        if wrong is not None:
+            return unusable_line("bad_utf8", f"byte 0x{ord(wrong) - 0xDC00:02x} is not UTF-8", text)
+    return None
 
 
 def _parsed(cell: str) -> Any:

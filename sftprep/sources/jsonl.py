@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import orjson
 
 from sftprep.batch import Rejected
 from sftprep.sources.lines import LARGEST_LINE
-from sftprep.sources.rows import UNUSABLE
+from sftprep.sources.rows import OPAQUE, UNUSABLE
 
 _BOM = b"\xef\xbb\xbf"
 _EXCERPT = 200
+_OPAQUE_VALUE = re.compile(r'\{"' + re.escape(OPAQUE) + r'":"([^"]*)"\}')
 
 
 def split_lines(data: bytes) -> list[bytes]:
@@ -39,6 +41,8 @@ def parse_line(line: bytes, number: int) -> dict[str, Any] | Rejected | None:
 def excerpt(line: bytes | str, column: int = 1) -> str:
     """A piece of a line around a column, on one line, with control and direction-changing characters made visible."""
     text = line.decode("utf-8", "replace") if isinstance(line, bytes) else line
+    if column <= 1:
+        text = _OPAQUE_VALUE.sub(r"<\1>", text)
     start = max(0, column - 1 - _EXCERPT // 2) if len(text) > _EXCERPT else 0
     piece = text[start : start + _EXCERPT]
     shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}" for c in piece)

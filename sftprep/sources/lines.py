@@ -26,7 +26,7 @@ def line_pieces(file: str, target: int) -> Iterator[Piece]:
     else:
         with unreadable(file):
             size = os.path.getsize(file)
-            _refuse_utf16(file)
+            _refuse_other_kinds(file)
         for start in range(0, size, target):
             yield start, min(start + target, size), None
 
@@ -80,11 +80,12 @@ def unpacked_chunks(file: str, target: int) -> Iterator[bytes]:
 
 
 def open_input(file: str) -> BinaryIO:
-    """Open a file for reading, unpacked. Raises InputUnreadable where it cannot be opened or is UTF-16."""
+    """Open a file for reading, unpacked. Raises InputUnreadable where it cannot be opened, or is of a kind that its
+    name does not tell."""
     import pyarrow as pa
 
     with unreadable(file):
-        _refuse_utf16(file)
+        _refuse_other_kinds(file)
         kind = compression(file)
         if kind is None:
             return open(file, "rb")
@@ -92,10 +93,24 @@ def open_input(file: str) -> BinaryIO:
         return stream
 
 
-def _refuse_utf16(file: str) -> None:
+_BEGINNINGS: dict[bytes, tuple[str, str]] = {
+    b"\x1f\x8b": ("packed with gzip", "its name has to end in .gz: mv {0} {0}.gz"),
+    b"\x28\xb5\x2f\xfd": ("packed with zstd", "its name has to end in .zst: mv {0} {0}.zst"),
+    b"PAR1": ("Parquet", "its name has to end in .parquet: mv {0} {0}.parquet"),
+    b"ARROW1": ("Arrow", "its name has to end in .arrow: mv {0} {0}.arrow"),
+    b"PK\x03\x04": ("a zip archive (as are Excel's files)", "unpack it, or export it as CSV"),
+}
+"""How files that are no text start: what they are, and what to do."""
+
+
+def _refuse_other_kinds(file: str) -> None:
     with open(file, "rb") as raw:
-        if raw.read(2) in (b"\xff\xfe", b"\xfe\xff"):
-            raise InputUnreadable(f"{file} is UTF-16", remedy=f"convert it: iconv -f UTF-16 -t UTF-8 {file} > {file}.utf8.jsonl")
+        start = raw.read(8)
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise InputUnreadable(f"{file} is UTF-16", remedy=f"convert it: iconv -f UTF-16 -t UTF-8 {file} > {file}.utf8.jsonl")
+    for beginning, (what, remedy) in _BEGINNINGS.items():
+        if start.startswith(beginning) and not what.endswith(str(compression(file))):
+            raise InputUnreadable(f"{file} is {what}, which its name does not tell", remedy=remedy.format(file))
 
 
 def compression(file: str) -> str | None:

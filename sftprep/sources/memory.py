@@ -19,6 +19,7 @@ def memory_source(data: Any) -> Source:
     data: a `datasets.Dataset` or `IterableDataset`, a `pyarrow.Table`, an iterable of mappings, or a function without arguments
     that gives one. Raises ConfigError for anything else.
     """
+    refuse_columns(data)
     kind = dataset_kind(data)
     if kind == "Dataset":
         return Source(_name(data, "Dataset"), blocks=lambda: _grouped(_dataset_lines(data)))
@@ -38,6 +39,24 @@ def memory_source(data: Any) -> Source:
     if isinstance(data, Iterator):
         return Source(f"<{type(data).__name__}>", blocks=_Replay(lambda: _grouped(iter_lines(data))))
     return Source(f"<{type(data).__name__}>", blocks=lambda: _grouped(iter_lines(data)))
+
+
+def refuse_columns(data: Any) -> None:
+    """Raises ConfigError for data that is columns and not records: a pandas DataFrame, a dictionary of lists."""
+    if type(data).__module__.partition(".")[0] == "pandas":
+        raise ConfigError(
+            f"records are given as a pandas {type(data).__name__}", remedy="give datasets.Dataset.from_pandas(frame)"
+        )
+    if isinstance(data, Mapping) and data and all(_is_column(value) for value in data.values()):
+        raise ConfigError(
+            f"records are given as a {type(data).__name__} of columns", remedy="give datasets.Dataset.from_dict(columns)"
+        )
+
+
+def _is_column(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return not any(isinstance(item, Mapping) for item in value[:1])
+    return hasattr(value, "tolist")
 
 
 def dataset_kind(data: Any) -> str | None:

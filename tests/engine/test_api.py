@@ -19,6 +19,7 @@ from tests.conftest import EXAMPLES
 from tests.engine.builds import check_ledger, content, texts
 
 datasets = pytest.importorskip("datasets")
+pandas = pytest.importorskip("pandas")
 
 CHATS = EXAMPLES / "data" / "chats.jsonl"
 ROWS = [json.loads(line) for line in CHATS.read_text().splitlines()]
@@ -156,6 +157,8 @@ def test_a_live_tokenizer(tokenizer_dir, tmp_path, from_file):
     [
         (5, ConfigError, "cannot be read from a int"),
         ({"text": "a"}, InputNotFound, "a does not exist"),
+        ({"text": ["a", "b"]}, ConfigError, r"columns[\s\S]*from_dict"),
+        (pandas.DataFrame({"text": ["a"]}), ConfigError, r"DataFrame[\s\S]*from_pandas"),
         (lambda: 5, ConfigError, "gave a int"),
         ([], EmptyInput, "no usable record"),
         ([5], RecordError, "a row is a mapping"),
@@ -166,6 +169,18 @@ def test_a_live_tokenizer(tokenizer_dir, tmp_path, from_file):
 def test_what_holds_no_records(tokenizer_dir, tmp_path, source, error, message):
     with pytest.raises(error, match=message):
         of(source, tokenizer_dir, tmp_path / "o")
+
+
+def test_a_report_is_shown_in_a_line(tokenizer_dir, tmp_path):
+    shown = repr(of(ROWS[:2], tokenizer_dir, tmp_path / "o", eval_source=ROWS[2:4]))
+    assert "folder=" in shown
+    assert len(shown) < 300 + len(str(tmp_path))
+
+
+def test_python_m_is_the_command():
+    made = subprocess.run([sys.executable, "-m", "sftprep", "--help"], check=False, capture_output=True, text=True)
+    assert made.returncode == 0
+    assert "sftprep build" in made.stdout
 
 
 # --- what tables do to records -----------------------------------------------------------------------------------------

@@ -223,6 +223,12 @@ def test_a_mixture_in_a_config_file_and_its_ledger(files, tokenizer_dir, tmp_pat
     assert read_manifest(tmp_path / "o").config["sources"][0]["repeat"] == 2
 
 
+def test_sources_of_one_name_have_accounts_of_their_own(files, tokenizer_dir, tmp_path):
+    report = run([{"path": files[name], "name": "same"} for name in "ab"], tokenizer_dir, tmp_path / "o")
+    check_ledger(report.folder)
+    assert [(name, own.records) for name, own in source_accounts(report.manifest)] == [("same", 40), ("same (2)", 30)]
+
+
 def test_an_entry_fills_in_its_name():
     assert SourceEntry.of("a.jsonl").name == "a.jsonl"
     assert SourceEntry.of({"inputs": ["a", "b"]}).name == "a, b"

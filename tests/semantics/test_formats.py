@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sftprep import build
 from sftprep.config import BuildConfig
 from sftprep.engine.setup import prepare_recipe
 from sftprep.errors import ConfigError
@@ -43,6 +44,35 @@ def test_given_tokens_stay_separate_sequences(tokenizer_dir):
 def test_given_tokens_are_cut_like_others(tokenizer_dir):
     made = prepare([{"input_ids": list(range(10))}], tokenizer_dir, max_length=4, overlong="split")
     assert [made.batch.input_ids[made.slice(k)].tolist() for k in range(3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+@pytest.mark.parametrize(
+    ("mask", "train_on", "fine"),
+    [
+        ({}, "all", True),
+        ({}, "completion", False),
+        ({}, "assistant", False),
+        ({"labels": [1, 2]}, "last-assistant", False),
+        ({"labels": [1, 2]}, "assistant", True),
+        ({"completion_mask": [0, 1]}, "completion", True),
+        ({"completion_mask": [0, 1]}, "assistant", False),
+        ({"assistant_masks": [0, 1]}, "assistant", True),
+        ({"assistant_masks": [0, 1]}, "completion", False),
+    ],
+)
+def test_tokens_say_themselves_what_is_trained(records, tokenizer_dir, tmp_path, mask, train_on, fine):
+    path = records([{"input_ids": [1, 2], **mask}])
+    settings = {"tokenizer": tokenizer_dir, "output": tmp_path / "o", "train_on": train_on}
+    if fine:
+        assert build(path, **settings).manifest.trained_tokens == 1
+    else:
+        with pytest.raises(ConfigError, match=f"--train-on {train_on}: .* holds tokens"):
+            build(path, **settings)
+
+
+def test_tokens_have_no_turns_to_expand(records, tokenizer_dir, tmp_path):
+    with pytest.raises(ConfigError, match=r"--expand-turns: .* holds tokens"):
+        build(records([{"input_ids": [1, 2]}]), tokenizer=tokenizer_dir, output=tmp_path / "o", expand_turns=True)
 
 
 def test_rows_with_a_prompt_text_and_messages_are_conversations(folder_with):

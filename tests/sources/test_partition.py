@@ -92,3 +92,17 @@ def test_utf16_is_named(tmp_path):
     path.write_bytes('{"text": "a"}\n'.encode("utf-16"))
     with pytest.raises(InputUnreadable, match=r"UTF-16[\s\S]*iconv"):
         open_input(str(path))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".jsonl.gz", ".jsonl.zst"])
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [(b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"PAR1", "Parquet"), (b"ARROW1", "Arrow"), (b"PK\x03\x04", "zip")],
+)
+def test_a_file_of_another_kind_than_its_name_tells_is_named(tmp_path, suffix, start, kind):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(start + b"\n\x00 and so on")
+    right = suffix.endswith({"gzip": ".gz", "zstd": ".zst"}.get(kind, "no"))
+    said = "damaged" if right else rf"{path.name} is .*{kind}.* its name does not tell\n  → \w"
+    with pytest.raises(InputUnreadable, match=said):
+        list(cut([str(path)]))
