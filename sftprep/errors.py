@@ -56,6 +56,12 @@ class InputChanged(SftprepError):
     exit_code = 1
 
 
+class SourceError(SftprepError):
+    """A source of a stream that raises again and again while it is read; what it raised is the cause."""
+
+    exit_code = 3
+
+
 class HubError(SftprepError):
     """The Hugging Face Hub cannot be reached, or does not give what was asked of it."""
 

@@ -61,6 +61,10 @@ def settle_attention(
     feeding = Feeding.of(model, before, unpack=True)
     verdict = judge.ask(feeding) if judge else None
     if verdict is not None and not verdict.isolated:
+        if "no attribute 'logits'" in verdict.error:
+            raise AttentionError(
+                f"{type(base).__name__} has no logits", remedy="give a causal language model: AutoModelForCausalLM"
+            )
         raise AttentionError(
             f"{type(base).__name__} gives other logits in a padded batch than alone: {verdict}",
             remedy="train it on batches of one sequence: build with --packing none and set --per_device_train_batch_size 1",

@@ -14,15 +14,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from sftprep.errors import RecordError, SftprepError, WorkerError
+from sftprep.errors import SftprepError, WorkerError
+from sfttrain.words import in_words_of_the_trainer
 
 _LARGE = 128 * 2**20
 
 
-def run_build(settings: dict[str, Any], *, name: str) -> None:
-    """Build with these flat settings. name: what the records are called in an error about one of them.
+def run_build(settings: dict[str, Any], *, name: str, rows: str | None = None) -> None:
+    """Build with these flat settings. name: what the records are called in errors; rows: the file of ours that holds them.
 
-    Raises the errors of `sftprep.build`.
+    Raises the errors of `sftprep.build`, in the words of the trainer (see `sfttrain.words`).
     """
     workers = settings["workers"]
     if workers is None:
@@ -33,18 +34,8 @@ def run_build(settings: dict[str, Any], *, name: str) -> None:
             _build(settings)
         else:
             _build_in_child(settings)
-    except RecordError as error:
-        if not Path(error.file).parent.name == "rows":
-            raise
-        # The file of rows is ours: a user knows the dataset.
-        raise RecordError(
-            file=name,
-            line=error.line,
-            column=0,
-            reason=error.reason,
-            message=_own_message(error),
-            excerpt=error.excerpt,
-        ) from error
+    except SftprepError as error:
+        raise in_words_of_the_trainer(error, name, rows) from error
 
 
 def main(settings_file: str, answer_file: str) -> int:
@@ -82,11 +73,6 @@ def _build_in_child(settings: dict[str, Any]) -> None:
                 f"the process that prepares the data ended with exit code {done.returncode}",
                 remedy="see its own message above; with dataset_num_proc=1 it runs in this process",
             )
-
-
-def _own_message(error: RecordError) -> str:
-    place, _, rest = error.message.partition(": ")
-    return rest.partition(f" [{error.reason}]")[0] if rest else place
 
 
 def _size(inputs: tuple[str, ...]) -> int:

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from sftprep.errors import ConfigError
 from sfttrain.attention import refuse_mixing
 from sfttrain.older_names import OlderNames, take_older_names
-from sfttrain.refusals import check_choices, refuse_unsupported
+from sfttrain.refusals import check_choices, check_numbers, refuse_unsupported
 
 LossImpl = Literal["auto", "logits", "fused"]
 
@@ -139,6 +139,7 @@ class SFTConfig(OlderNames, TrainingArguments):  # type: ignore[misc]
             self.use_cpu: bool = True  # Trainer wants it said that bfloat16 on a CPU is meant
         self._checkpoint_activations_on_gpus(on_cuda)
         take_older_names(self)
+        check_numbers(self)
         refuse_mixing(self.attn)
         check_choices(self)
         refuse_unsupported(self)

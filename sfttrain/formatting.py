@@ -19,7 +19,7 @@ def formatted(rows: Iterable[Row], function: FormattingFunction, text_field: str
 
     A function that returns text is called once a row. One that returns a list is either of the older kind, called with a
     dictionary of columns for several rows and returning a text for each; or it makes several texts of one row. Which one is found
-    out by calling it on two rows and on three. Raises ConfigError where it returns something else.
+    out by calling it on two rows and on three. Raises ConfigError where it returns something else, or fails.
     """
     remaining = iter(rows)
     first = list(islice(remaining, 3))
@@ -27,16 +27,16 @@ def formatted(rows: Iterable[Row], function: FormattingFunction, text_field: str
         return
     every = chain(first, remaining)
     if _is_for_columns(function, first):
-        for batch in _batches(every):
-            texts = _texts_of(function, _columns(batch))
+        for number, batch in enumerate(_batches(every)):
+            texts = _texts_of(function, _columns(batch), f"in the {len(batch)} rows after row {number * _BATCH}")
             if len(texts) != len(batch):
                 raise ConfigError(
                     f"formatting_func returned {len(texts)} texts for {len(batch)} rows", remedy="return one text a row"
                 )
             yield from ({text_field: text} for text in texts)
         return
-    for row in every:
-        yield from ({text_field: text} for text in _texts_of(function, row))
+    for number, row in enumerate(every, 1):
+        yield from ({text_field: text} for text in _texts_of(function, row, f"at row {number}"))
 
 
 def _is_for_columns(function: FormattingFunction, first: list[Row]) -> bool:
@@ -72,8 +72,13 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield batch
 
 
-def _texts_of(function: FormattingFunction, given: Any) -> list[str]:
-    result = function(given)
+def _texts_of(function: FormattingFunction, given: Any, where: str) -> list[str]:
+    try:
+        result = function(given)
+    except Exception as error:
+        raise ConfigError(
+            f"formatting_func failed {where}: {type(error).__name__}: {error}", remedy="mend the function, or the row"
+        ) from error
     texts = [result] if isinstance(result, str) else result
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         found = type(result).__name__ if not isinstance(result, list) else "list that holds something else"

@@ -6,13 +6,17 @@ import dataclasses
 import difflib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
+import torch
+from torch import nn
 from transformers import TrainingArguments, set_seed
 
-from sftprep.errors import ConfigError
+from sftprep.errors import ConfigError, MismatchError
+from sftprep.shards.manifest import MANIFEST_NAME
 from sfttrain.adapter import add_adapter
 from sfttrain.attention import refuse_mixing
 from sfttrain.config import ModelConfig, SFTConfig
@@ -20,9 +24,11 @@ from sfttrain.data import PackSource
 from sfttrain.feeding import below_adapter
 from sfttrain.model import ShardsLike, check_match, get_kbit_device_map, get_quantization_config, load_model
 from sfttrain.once import Ranks
-from sfttrain.prepare_data import DataPreparation, DataSettings, is_packs, needs_tokenizer
+from sfttrain.prepare_data import DataPreparation, DataSettings, needs_tokenizer
 from sfttrain.refusals import refuse_unsupported
+from sfttrain.rows_given import is_packs, rows_given
 from sfttrain.tokenizer import settle_tokenizer
+from sfttrain.words import in_words_of_the_trainer
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +63,13 @@ def settle_parts(
 
     Raises ConfigError for what does not go together, and the errors of loading a model, a tokenizer and of building packs.
     """
+    _check_kinds(model, args, processing, peft_config)
     args = config_of(args, model)
     refuse_unsupported(args)
     refuse_parallelism(args)
+    train, evaluation = rows_given(train, "train_dataset"), _each(evaluation, rows_given)
+    sets = [train, *(evaluation.values() if isinstance(evaluation, Mapping) else [evaluation])]
+    _check_output(args.output_dir, sets)
     # An adapter's first weights are random, and so are the embeddings of new tokens.
     set_seed(args.seed)
     attention = args.attn
@@ -68,7 +78,6 @@ def settle_parts(
     elif args.model_init_kwargs or quantization_config is not None:
         given = "model_init_kwargs" if args.model_init_kwargs else "quantization_config"
         raise ConfigError(f"{given} is for a model given by name, and this one is loaded", remedy=f"leave {given} out")
-    sets = [train, *(evaluation.values() if isinstance(evaluation, Mapping) else [evaluation])]
     skipped = isinstance(args.dataset_kwargs, dict) and bool(args.dataset_kwargs.get("skip_prepare_dataset"))
     raw = not (skipped and collator is not None) and any(needs_tokenizer(source, as_they_are=skipped) for source in sets)
     tokens = settle_tokenizer(model, processing, args, needed=raw)
@@ -99,7 +108,10 @@ def packs_for(parts: Parts, source: Any, name: str, *, packing: bool) -> PackSou
     built_before = is_packs(source)
     packs = parts.preparation.packs(source, name, packing=packing)
     if not built_before and hasattr(packs, "manifest"):
-        check_match(below_adapter(parts.model), cast(ShardsLike, packs), None, parts.args.allow_mismatch or ())
+        try:
+            check_match(below_adapter(parts.model), cast(ShardsLike, packs), None, parts.args.allow_mismatch or ())
+        except MismatchError as error:
+            raise (error if _is_folder_of_packs(source) else in_words_of_the_trainer(error, name, "the shards")) from error
     return packs
 
 
@@ -145,14 +157,20 @@ def refuse_parallelism(args: SFTConfig) -> None:
             raise ConfigError(f"{name} is above 1: packed sequences would see each other", remedy=f"leave {name} at 1")
 
 
-def _load(name: str, args: SFTConfig, quantization_config: Any, peft_config: Any, *, keep_attention: bool) -> tuple[Any, str]:
-    """A model by name, with what model_init_kwargs says of it; and the attention that is asked for."""
+def init_options(args: SFTConfig, quantization_config: Any, *, keep_attention: bool) -> tuple[dict[str, Any], str]:
+    """Arguments of from_pretrained, model_init_kwargs among them; and the attention that is asked for.
+
+    keep_attention: attn_implementation goes to from_pretrained. Raises ConfigError for what is said twice.
+    """
     assert not isinstance(args.model_init_kwargs, str)
     options: dict[str, Any] = dict(args.model_init_kwargs or {})
     if "torch_dtype" in options:
         dtype = options.pop("torch_dtype")
         if options.setdefault("dtype", dtype) != dtype:
             raise ConfigError("model_init_kwargs has torch_dtype and dtype, which are the same", remedy="leave torch_dtype out")
+    kind = options.get("dtype")
+    if isinstance(kind, str) and kind != "auto" and not isinstance(getattr(torch, kind, None), torch.dtype):
+        raise ConfigError(f"model_init_kwargs: dtype is {kind!r}", remedy="give bfloat16, float16, float32 or auto")
     in_bits = {key: options.pop(key) for key in ("load_in_8bit", "load_in_4bit") if key in options}
     if quantization_config is None and any(in_bits.values()):
         quantization_config = get_quantization_config(ModelConfig(use_peft=True, **in_bits))
@@ -172,6 +190,59 @@ def _load(name: str, args: SFTConfig, quantization_config: Any, peft_config: Any
         refuse_mixing(wanted)
         del options["attn_implementation"]
         attention = wanted if attention == "auto" else attention
+    return options, attention
+
+
+def _check_kinds(model: Any, args: Any, processing: Any, peft_config: Any) -> None:
+    """Raise ConfigError for a model, settings, a tokenizer or an adapter that are something else."""
+    if args is not None and not isinstance(args, TrainingArguments):
+        raise ConfigError(f"args is a {type(args).__name__}", remedy="give an SFTConfig: SFTConfig(output_dir=..., ...)")
+    if not isinstance(model, (str, os.PathLike, nn.Module)):
+        found = "None" if model is None else f"a {type(model).__name__}"
+        raise ConfigError(
+            f"model is {found}", remedy="give the folder or Hub name of a model, or one that from_pretrained has loaded"
+        )
+    if isinstance(processing, (str, os.PathLike)):
+        raise ConfigError(
+            f"processing_class is {os.fspath(processing)!r}, a name",
+            remedy=f"load it: AutoTokenizer.from_pretrained({os.fspath(processing)!r})",
+        )
+    if peft_config is not None:
+        from peft import PeftConfig
+
+        if not isinstance(peft_config, PeftConfig):
+            raise ConfigError(
+                f"peft_config is a {type(peft_config).__name__}",
+                remedy='give peft.LoraConfig(r=16, target_modules="all-linear"), or another PeftConfig',
+            )
+        if peft_config.task_type not in (None, "CAUSAL_LM"):
+            raise ConfigError(
+                f"peft_config is for the task {str(peft_config.task_type)!r}, and a causal language model is trained",
+                remedy='set task_type="CAUSAL_LM" in it, or leave it out',
+            )
+
+
+def _check_output(folder: str, sets: Sequence[Any]) -> None:
+    """Raise ConfigError where the output folder is a file, or lies in packs."""
+    output = Path(folder).expanduser().resolve()
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"output_dir {folder} is a file", remedy="give a folder, which need not be there yet")
+    for source in sets:
+        place = getattr(source, "root", source)
+        if not _is_folder_of_packs(place):
+            continue
+        packs = Path(place).resolve()
+        if output == packs or packs in output.parents:
+            raise ConfigError(f"output_dir {folder} lies in the packs {place}", remedy="give a folder of its own")
+
+
+def _is_folder_of_packs(place: Any) -> bool:
+    return isinstance(place, (str, os.PathLike)) and (Path(place) / MANIFEST_NAME).exists()
+
+
+def _load(name: str, args: SFTConfig, quantization_config: Any, peft_config: Any, *, keep_attention: bool) -> tuple[Any, str]:
+    """A model by name, with what model_init_kwargs says of it; and the attention that is asked for."""
+    options, attention = init_options(args, quantization_config, keep_attention=keep_attention)
     config = ModelConfig(model_name_or_path=name, use_peft=peft_config is not None, trust_remote_code=args.trust_remote_code)
     return load_model(config, device=args.device, options=options), attention
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import sftprep
-from sftprep.errors import ConfigError, OutputBusy, OutputExists
+from sftprep.errors import ConfigError, OutputBusy, OutputExists, SftprepError, StorageError
 from sftprep.shards.manifest import MANIFEST_NAME
 from sftprep.stream import PackedStream
 from sftprep.tokenize.cache import cache_dir
@@ -26,8 +26,10 @@ from sfttrain.data import PackSource, longest_sequence
 from sfttrain.formatting import FormattingFunction, formatted
 from sfttrain.once import OncePerMachine, Ranks
 from sfttrain.rows_file import write_rows
+from sfttrain.rows_given import is_packs, rows_given
 from sfttrain.streaming import is_stream
 from sfttrain.token_rows import RowsByNumber, TokenRows, holds_packs, holds_tokens
+from sfttrain.words import DATASET_OF_STREAM, in_words_of_the_trainer
 
 NO_CUT = 2**31 - 1
 """A max_length that cuts nothing."""
@@ -142,7 +144,7 @@ class DataPreparation:
             return cast(PackSource, source)
         if _is_build(source):
             return cast(PackSource, sftprep.open_shards(source))
-        source = _one_split(source, name)
+        source = rows_given(_one_split(source, name), name)
         if not isinstance(source, (str, os.PathLike)):
             self._check_transform(source, name)
             first = first_row(source, name)
@@ -151,6 +153,11 @@ class DataPreparation:
                 rows = cast(RowsByNumber, source if by_number else list(source))
                 return TokenRows(rows, completion_only=self._settings.completion_masks)
             self._check_raw(first, name)
+        elif self._settings.as_they_are:
+            raise ConfigError(
+                f"skip_prepare_dataset is for rows, and {name} is a path",
+                remedy="leave it out; rows that are tokenized are not tokenized again",
+            )
         folder = self._once.do(partial(self._built, source, name, packing))
         shards = sftprep.open_shards(folder)
         self._check_masks(shards, name)
@@ -169,15 +176,19 @@ class DataPreparation:
         given: Any = source
         if self._formatting is not None:
             given = partial(_formatted_rows, source, self._formatting, settings.text_field, name)
+            given.__qualname__ = name  # what messages call its rows
         config = {**settings.build_settings(packing), "tokenizer": str(sftprep.tokenizer_file(self._tokenizer))}
-        return PackedStream(
-            given,
-            config=sftprep.BuildConfig.of(**config),
-            order="shuffle" if settings.shuffle else "keep",
-            lanes=_LANES * -(-self._ranks.world // _LANES),
-            rank=self._ranks.rank,
-            world_size=self._ranks.world,
-        )
+        try:
+            return PackedStream(
+                given,
+                config=sftprep.BuildConfig.of(**config),
+                order="shuffle" if settings.shuffle else "keep",
+                lanes=_LANES * -(-self._ranks.world // _LANES),
+                rank=self._ranks.rank,
+                world_size=self._ranks.world,
+            )
+        except SftprepError as error:
+            raise in_words_of_the_trainer(error, name, DATASET_OF_STREAM) from error
 
     def _is_ready(self, first: Mapping[str, Any]) -> bool:
         """Whether rows like this one are trained as they are."""
@@ -210,7 +221,11 @@ class DataPreparation:
         """Build, if that was not done before; the folder. Runs in one process of each machine."""
         if self._tokenizer is None:
             raise ConfigError(f"{name} is not tokenized, and there is no tokenizer", remedy="give processing_class")
-        inputs, content = self._inputs(source, name)
+        try:
+            inputs, content = self._inputs(source, name)
+        except StorageError as error:
+            raise in_words_of_the_trainer(error, name, None) from error
+        rows = None if isinstance(source, (str, os.PathLike)) else inputs[0]
         settings = {**self._settings.build_settings(packing), "tokenizer": str(sftprep.tokenizer_file(self._tokenizer))}
         template = self._tokenizer.chat_template
         if template is not None and "strftime_now" in str(template):
@@ -221,7 +236,7 @@ class DataPreparation:
         while fresh or not (folder / MANIFEST_NAME).exists():
             try:
                 options = {"overwrite": fresh, "keep_spill": fresh, "workers": self._settings.workers}
-                run_build({**settings, **options, "inputs": inputs, "output": str(folder)}, name=name)
+                run_build({**settings, **options, "inputs": inputs, "output": str(folder)}, name=name, rows=rows)
             except OutputBusy:
                 time.sleep(0.5)  # another run prepares the same data
                 continue
@@ -264,11 +279,6 @@ class DataPreparation:
                 "completion_only_loss is False",
                 remedy="leave completion_only_loss out, or give whole conversations as messages",
             )
-
-
-def is_packs(source: Any) -> bool:
-    """Whether `source` is packs: by number, as `sftprep.open_shards` gives them, or a stream of them."""
-    return callable(getattr(source, "seq_lengths", None)) or is_stream(source)
 
 
 def longest_in(source: Any) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import math
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -72,6 +74,37 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 _SYNONYMS = {"chunked_nll": "nll", "bfd-requeue": "bfd_split", "ffd": "bfd"}
 """Values of TRL's that mean the same: ffd (first fit) was replaced by best fit in TRL itself."""
+
+
+LEAST: dict[str, float] = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "dataset_num_proc": 1,
+    "dataloader_num_workers": 0,
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "warmup_steps": 0,
+    "max_grad_norm": 0,
+}
+"""The least that a setting may be; None is fine where a field has it."""
+
+
+def check_numbers(config: Any) -> None:
+    """Raise ConfigError for a text where a number or a switch is to be, and for a number that is too small or not whole."""
+    kinds = typing.get_type_hints(type(config))
+    for name, kind in kinds.items():
+        allowed = {kind, *typing.get_args(kind)}
+        value = getattr(config, name, None)
+        if isinstance(value, str) and allowed & {int, float, bool} and str not in allowed:
+            number = f"a number: {name}={value} (2e-4 is a text in YAML, 2.0e-4 is not)"
+            raise ConfigError(f"{name} is {value!r}, a text", remedy=f"write {'True or False' if bool in allowed else number}")
+        if isinstance(value, float) and int in allowed and float not in allowed and not value.is_integer():
+            raise ConfigError(f"{name} is {value}", remedy="give a whole number")
+    for name, least in LEAST.items():
+        value = getattr(config, name)
+        if value is not None and not (value >= least and math.isfinite(value)):
+            raise ConfigError(f"{name} is {value}", remedy=f"give a number from {least} on")
 
 
 def check_choices(config: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,7 +29,8 @@ def write_rows(rows: Callable[[], Iterable[Mapping[str, Any]]], folder: Path, *,
         if link is not None and link.is_symlink() and link.exists():
             path = folder / os.readlink(link)
             return path, path.stem
-        handle, half = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
+        _remove_orphans(folder)
+        handle, half = _own_file(folder)
     state = xxhash.xxh3_128()
     try:
         with os.fdopen(handle, "wb") as file:
@@ -45,6 +47,27 @@ def write_rows(rows: Callable[[], Iterable[Mapping[str, Any]]], folder: Path, *,
         link.unlink(missing_ok=True)
         link.symlink_to(path.name)
     return path, content
+
+
+def _own_file(folder: Path) -> tuple[int, str]:
+    """A new file, locked for as long as it is written, so that others can tell that somebody does."""
+    while True:
+        handle, path = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.path.exists(path):  # between its making and the lock it may have been taken for an orphan
+            return handle, path
+        os.close(handle)
+
+
+def _remove_orphans(folder: Path) -> None:
+    """Remove what writers left behind that were killed: files that nobody has locked."""
+    for path in folder.glob(".*.tmp"):
+        try:
+            with path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink(missing_ok=True)
+        except (BlockingIOError, FileNotFoundError):
+            continue  # it is being written, or somebody else was quicker
 
 
 def _gathered(lines: Iterable[bytes]) -> Iterator[bytes]:

@@ -17,7 +17,16 @@ from sfttrain.arguments import Request
 from sfttrain.config import ModelConfig
 from sfttrain.console import Console
 from sfttrain.feeding import below_adapter
-from sfttrain.model import check_match, cpu_has_bfloat16, get_peft_config, load_model, tokenizer_for, trainable_share
+from sfttrain.model import (
+    check_match,
+    cpu_has_bfloat16,
+    get_peft_config,
+    get_quantization_config,
+    load_model,
+    tokenizer_for,
+    trainable_share,
+)
+from sfttrain.parts import init_options
 from sfttrain.resume import find_checkpoint
 from sfttrain.run_data import open_data, run_datasets
 from sfttrain.streaming import is_stream, stream_of_run
@@ -102,6 +111,11 @@ def prepare(request: Request) -> Prepared:
     MismatchError where they do not belong together, AttentionError, ConfigError.
     """
     training, wanted = request.training, request.model
+    if wanted.merge and training.model_init_kwargs:
+        raise ConfigError(
+            "merge loads the model once more, without model_init_kwargs",
+            remedy="say the same with --model_revision and --dtype, or leave --merge out",
+        )
     shards: Any
     tokenizer: Any = None
     held_out: Any = None
@@ -119,7 +133,11 @@ def prepare(request: Request) -> Prepared:
     fingerprint = None
     if built:
         tokenizer, fingerprint = tokenizer_for(name, shards.manifest, trust_remote_code=wanted.trust_remote_code)
-    model = load_model(wanted, device=training.device)
+    options: dict[str, Any] = {}
+    if training.model_init_kwargs:
+        options, training.attn = init_options(training, get_quantization_config(wanted), keep_attention=False)
+        training.model_init_kwargs = None  # the trainer is given a model that is loaded
+    model = load_model(wanted, device=training.device, options=options)
     grown = 0
     if built and tokenizer is not None and "tokenizer" in (training.allow_mismatch or ()):
         set_seed(training.seed)  # the embeddings of new tokens begin at random

@@ -40,7 +40,7 @@ def open_data(path: str) -> Any:
         return sftprep.open_shards(os.fspath(place))
     if not glob.glob(str(place)):
         raise InputNotFound(
-            f"there is no folder {path}", remedy="give the folder that `sftprep build` wrote, or a file of records"
+            f"there is no file or folder {path}", remedy="give the folder that `sftprep build` wrote, or a file of records"
         )
     return os.fspath(place)
 

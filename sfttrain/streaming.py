@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sftprep.config import BuildConfig
-from sftprep.errors import ConfigError, MismatchError
+from sftprep.errors import ConfigError, MismatchError, SftprepError
 from sftprep.stream import PackedStream
 from sftprep.torch import StreamLoader
+from sfttrain.words import DATASET_OF_STREAM, in_words_of_the_trainer
 
 if TYPE_CHECKING:
     from sfttrain.arguments import RunConfig
@@ -60,6 +61,13 @@ class TrainLoader(StreamLoader[Any]):
         super().__init__(
             stream, rows, (lambda packs: _pinned(collate(packs))) if pin else collate, workers=max(1, args.dataloader_num_workers)
         )
+
+    def __iter__(self) -> Iterator[Any]:
+        """The batches of a pass. Raises the errors of the stream, in the words of the trainer."""
+        try:
+            yield from super().__iter__()
+        except SftprepError as error:
+            raise in_words_of_the_trainer(error, "train_dataset", DATASET_OF_STREAM) from error
 
     def save(self, folder: str | os.PathLike[str], rank: int, world: int) -> None:
         """Write where this rank stands into a checkpoint folder."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -26,9 +27,12 @@ from sfttrain.metrics import Counters, Reading
 from sfttrain.neftune import noise_by_sequence
 from sfttrain.parts import packs_for_evaluation, settle_parts
 from sfttrain.predictions import Predictions, Preprocess, all_logits
-from sfttrain.prepare_data import is_packs, longest_in
+from sfttrain.prepare_data import longest_in
 from sfttrain.resume import RunState, find_checkpoint
+from sfttrain.rows_given import is_packs
 from sfttrain.streaming import TrainLoader, is_stream, refuse_evaluation
+
+logger = logging.getLogger(__name__)
 
 
 class SFTTrainer(Trainer):  # type: ignore[misc]
@@ -270,6 +274,14 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
             result = super().train(resume_from_checkpoint=folder, **options)
         self._read_counters()  # what came after the last log
         return result
+
+    def _run_epoch(self, *given: Any, **options: Any) -> None:
+        """A pass; none where max_steps are done already, which Trainer asks after a step only."""
+        if 0 < self.args.max_steps <= self.state.global_step:
+            logger.warning("step %d of %d: nothing is left to train", self.state.global_step, self.args.max_steps)
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*given, **options)
 
     def records_rejected(self) -> int:
         """Records of a stream that were set aside in its last pass, by this process."""

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.errors import InputChanged, SftprepError
+from sftprep.errors import InputChanged, SftprepError, SourceError
 from sftprep.packing.window import mixed
 from sftprep.sources.lanes import line_starts
 from sftprep.sources.lines import locate_lines
@@ -28,11 +28,19 @@ PART_BITS = 44
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """Some records of one lane: data: lines of JSON; origins: int64 [lines]; after: cursor of the lane's next block."""
+class Piece:
+    """Lines of JSON of one format. places: int64 [lines], the number of each in its block; None where they are all of it."""
 
     data: bytes
     format: str
+    places: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some records of one lane, in pieces of one format each. origins: int64 [lines]; after: cursor of the lane's next block."""
+
+    pieces: tuple[Piece, ...]
     origins: NDArray[np.int64]
     after: Cursor
 
@@ -51,6 +59,11 @@ class Dealt:
 
 class Reader(Protocol):
     """The lanes of one pass. What a cursor gives depends on nothing that was read before."""
+
+    @property
+    def reading(self) -> str:
+        """What is being read, or was last, by name: for the message where reading raises."""
+        ...
 
     def read(self, lane: int, cursor: Cursor) -> Block | None:
         """The block at a cursor, None after the last. What it raises may be met again: the block is then read once more."""
@@ -74,19 +87,31 @@ class Source(Protocol):
         ...
 
 
-def insistently(call: Callable[[], Result], retries: int, pause: float) -> Result:
+def insistently(call: Callable[[], Result], retries: int, pause: float, *, what: Callable[[], str]) -> Result:
     """What `call` returns; where it raises, it is called again, up to `retries` times, after `pause` seconds, doubled each time.
 
-    Errors of ours say what is wrong already, and mistakes in a user's code do not go away by waiting.
+    Errors of ours say what is wrong already, and mistakes in a user's code do not go away by waiting: these are raised as they
+    are. what: called for what was tried. Raises SourceError, with the last error as its cause, where nothing helps.
     """
-    for attempt in range(retries):
+    attempt = 0
+    while True:
         try:
             return call()
         except (SftprepError, *_MISTAKES):
             raise
-        except Exception:
+        except Exception as error:
+            if attempt == retries:
+                raise _given_up(error, what(), retries, pause) from error
             time.sleep(pause * 2**attempt)
-    return call()
+            attempt += 1
+
+
+def _given_up(error: Exception, what: str, retries: int, pause: float) -> SourceError:
+    tried = f"{retries + 1} times with {pause * (2**retries - 1):g} s of waiting in between" if retries else "once"
+    return SourceError(
+        f"{what} cannot be read; tried {tried}, and it raised {type(error).__name__}: {error}",
+        remedy="mend the source, or give the stream larger retries= and retry_wait=; iterated again, it goes on where it stood",
+    )
 
 
 @dataclass(frozen=True)
@@ -137,6 +162,7 @@ class _LineReader:
 
     def __init__(self, source: LineFiles, dealt: Dealt) -> None:
         self.source, self.dealt = source, dealt
+        self.reading = ", ".join(source.names)
         self._blocks = {lane: self._blocks_of(lane) for lane in dealt.lanes}
 
     def read(self, lane: int, cursor: Cursor) -> Block | None:
@@ -145,10 +171,11 @@ class _LineReader:
         if at >= len(parts):
             return None
         part, number = int(parts[at]), int(numbers[at])
+        self.reading = source.names[part]
         file, start = source.files[part], number * source.block
         begin, data = locate_lines(file, start, min(start + source.block, source.sizes[part]))
         origins = line_starts(data, begin) + ((part + source.first_part) << PART_BITS)
-        return Block(data, source.formats[part], origins, at + 1)
+        return Block((Piece(data, source.formats[part]),), origins, at + 1)
 
     def _blocks_of(self, lane: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """File and number of each block of a lane, in the order of the pass: int64 [blocks] each."""

@@ -18,7 +18,8 @@ from sftprep.packing.window import MOST_WAITS, CarryingWindow, mixed
 from sftprep.shards.reader import Pack
 from sftprep.shards.schema import position_dtype
 from sftprep.shards.writer import positions_of
-from sftprep.stream.blocks import Block, Cursor, Reader, insistently
+from sftprep.stream.blocks import Block, Cursor, Piece, Reader, insistently
+from sftprep.stream.mixture import in_places
 from sftprep.tokenize.spot import spot_numbers
 
 LaneState = dict[str, Any]
@@ -215,15 +216,26 @@ class Lane:
     def _block_at(self, cursor: Cursor) -> Block | None:
         """Read a block, again where its source raises."""
         rules = self.rules
-        return insistently(lambda: self.reader.read(self.number, cursor), rules.retries, rules.pause)
+        what = f"lane {self.number} of the stream"
+        return insistently(
+            lambda: self.reader.read(self.number, cursor),
+            rules.retries,
+            rules.pause,
+            what=lambda: f"{self.reader.reading} ({what})",
+        )
 
     def _prepared(self, block: Block) -> TokenBatch:
-        seed = xxhash.xxh3_64_intdigest(block.data)
+        batches = [self._prepared_piece(piece, len(block.origins)) for piece in block.pieces]
+        places = [piece.places for piece in block.pieces if piece.places is not None]
+        return in_places(batches, places) if places else batches[0]
+
+    def _prepared_piece(self, piece: Piece, lines: int) -> TokenBatch:
+        seed = xxhash.xxh3_64_intdigest(piece.data)
         if self._window.number == 0:
             # The first packs are not to wait for the reference encoder, as small builds do not: no text of theirs is checked.
-            while spot_numbers(len(block.origins), seed):
+            while spot_numbers(lines if piece.places is None else len(piece.places), seed):
                 seed += 1
-        return self.preparer.prepare(block.data, block.format, seed=seed)
+        return self.preparer.prepare(piece.data, piece.format, seed=seed)
 
     # --- the state -------------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from sftprep.shards.schema import position_dtype
 from sftprep.stream.blocks import Block, Dealt, insistently
 from sftprep.stream.lane import Lane, LaneRules, LaneState
 from sftprep.stream.sources import open_source
+from sftprep.stream.state import check_state, states_of
 
 WINDOW = 4096
 SHUFFLE_BUFFER = 256
@@ -81,7 +82,9 @@ class PackedStream:
         if world_size > count:
             raise ConfigError(f"{count} lanes cannot be shared out to {world_size} ranks", remedy=f"give lanes={world_size}")
         self.recipe, _ = prepare_recipe(self.config)
-        self.source = insistently(lambda: open_source(source, self.config, self.recipe), retries, retry_wait)
+        self.source = insistently(
+            lambda: open_source(source, self.config, self.recipe), retries, retry_wait, what=lambda: "the start of the source"
+        )
         self.retries, self.retry_wait = retries, retry_wait
         self.owned: tuple[int, ...] = tuple(range(rank, count, world_size))
         """Lanes that are ours."""
@@ -195,14 +198,16 @@ class PackedStream:
     def load_state_dict(self, state: State | Sequence[State]) -> None:
         """Stand where a stream with this state stood; of several ranks, give the states of all.
 
-        The number of ranks and workers may be another than then. Raises MismatchError for the state of another stream.
+        The number of ranks and workers may be another than then. Raises MismatchError for the state of another stream, and
+        ConfigError for what is no state.
         """
-        states = [state] if isinstance(state, Mapping) else list(state)
+        states = states_of(state)
         for one in states:
             if one.get("version") != _STATE_VERSION or one.get("stream") != self.identity:
                 raise MismatchError(
                     "the state is one of another stream", remedy="give the source, tokenizer and settings it was made with"
                 )
+            check_state(one, self.config.pack.lanes)
         epochs = {one["epoch"] for one in states}
         latest = max(epochs, default=0)
         # A rank may have begun the next pass when another had not ended the last one: its lanes have ended then.

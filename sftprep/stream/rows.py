@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from sftprep.sources.lanes import lane_of
-from sftprep.stream.blocks import PART_BITS, Block, Cursor, Dealt, Reader
+from sftprep.stream.blocks import PART_BITS, Block, Cursor, Dealt, Piece, Reader
 
 ROWS = 64
 """Records in a block."""
@@ -72,6 +72,7 @@ class _RowReader:
 
     def __init__(self, source: Rows, dealt: Dealt) -> None:
         self.source, self.dealt = source, dealt
+        self.reading = source.name
         begin = {lane: _parsed(dealt.start.get(lane)) for lane in dealt.lanes}
         self._wanted = {lane: at for lane, (at, _) in begin.items()}
         self._marks: list[Mark] = sorted((mark for _, mark in begin.values() if mark is not None), key=lambda mark: mark[0])
@@ -100,7 +101,7 @@ class _RowReader:
             return None
         rows = self._row(lane, at) + np.arange(len(lines), dtype=np.int64) * self.dealt.of
         after = self._cursor(lane, at + len(lines))
-        return Block(b"".join(lines), self.source.format, rows + (self.source.part << PART_BITS), after)
+        return Block((Piece(b"".join(lines), self.source.format),), rows + (self.source.part << PART_BITS), after)
 
     def _cursor(self, lane: int, at: int) -> Cursor:
         row = self._row(lane, at)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sftprep.sources.rows import rows_to_lines
-from sftprep.stream.blocks import PART_BITS, Block, Cursor, Dealt, Reader
+from sftprep.stream.blocks import PART_BITS, Block, Cursor, Dealt, Piece, Reader
 from sftprep.stream.rows import ROWS
 
 
@@ -61,11 +61,13 @@ class _ShardReader:
 
     def __init__(self, source: ShardedDataset, dealt: Dealt) -> None:
         self.source, self.dealt = source, dealt
+        self.reading = "the data set"
         self._exact = goes_on_exactly(source.data)
         self._open: dict[int, tuple[int, Any, Iterator[Any]]] = {}
 
     def read(self, lane: int, cursor: Cursor) -> Block | None:
         at, state = cursor or (0, None)
+        self.reading = f"shards {lane}::{self.dealt.of} of the data set"
         position, data, rows = self._open.pop(lane, (-1, None, iter(())))
         if position != at:
             data = self.source.data.shard(num_shards=self.dealt.of, index=lane, contiguous=False)
@@ -81,4 +83,5 @@ class _ShardReader:
         self._open[lane] = (after, data, rows)
         origins = np.arange(at, after, dtype=np.int64) + ((self.source.part + lane) << PART_BITS)
         lines = rows_to_lines(taken, strip_nulls=self.source.strip_nulls)
-        return Block(lines, self.source.format, origins, [after, copy.deepcopy(data.state_dict()) if self._exact else None])
+        pieces = (Piece(lines, self.source.format),)
+        return Block(pieces, origins, [after, copy.deepcopy(data.state_dict()) if self._exact else None])

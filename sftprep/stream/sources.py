@@ -21,7 +21,8 @@ from sftprep.sources.lanes import block_bytes, is_plain
 from sftprep.sources.partition import cut, read_partition, source_of
 from sftprep.sources.rows import iter_lines
 from sftprep.stream.blocks import LineFiles, Source
-from sftprep.stream.chain import Chain, Mixed, Mixture
+from sftprep.stream.chain import Chain
+from sftprep.stream.mixture import Mixed, Mixture
 from sftprep.stream.rows import Lines, Rows
 from sftprep.stream.shards import ShardedDataset, goes_on_exactly
 
@@ -55,6 +56,7 @@ def _opened(given: Any, config: BuildConfig, recipe: Recipe, part: int) -> tuple
     if hasattr(given, "num_shards") and hasattr(given, "load_state_dict"):
         return _iterable_dataset(given, config, recipe, part)
     if callable(given):
+        _refuse_one_iterator(given)
         return _rows(FunctionLines(given, config.read.strip_nulls), _called(given), None, config, recipe, part)
     if hasattr(given, "__getitem__") and hasattr(given, "__len__") and not isinstance(given, Mapping):
         return _rows(SequenceLines(given, config.read.strip_nulls), f"{len(given):,} records", len(given), config, recipe, part)
@@ -178,6 +180,16 @@ class DatasetLines:
     def _lines(self, epoch: int, first: int) -> Iterator[bytes]:
         self.data.set_epoch(epoch)
         return iter_lines(islice(iter(self.data), first, None), strip_nulls=self.strip_nulls)
+
+
+def _refuse_one_iterator(function: Callable[[], Any]) -> None:
+    """Raise ConfigError where a function gives the same iterator each time: what one pass has read, the next would lack."""
+    made = function()
+    if isinstance(made, Iterator) and function() is made:
+        raise ConfigError(
+            f"the function {_called(function)} gives the same iterator each time",
+            remedy="make the iterator inside the function: a stream reads its records anew in each pass, and after a resume",
+        )
 
 
 def _called(function: Any) -> str:

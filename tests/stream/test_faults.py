@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,7 +13,7 @@ import datasets
 import pytest
 
 from sftprep import BuildConfig
-from sftprep.errors import ConfigError, EmptyInput, InputChanged, RecordError, TooManyRejected
+from sftprep.errors import ConfigError, EmptyInput, InputChanged, RecordError, SourceError, TooManyRejected
 from sftprep.stream import Mixture, PackedStream, pack
 from tests.stream.made import plains, rows
 
@@ -55,7 +56,7 @@ def test_a_stream_goes_on_after_an_error_when_asked_again(tokenizer_dir):
             for one in stream:
                 packs.append(one)
             break
-        except ConnectionResetError:
+        except SourceError:
             continue
     assert plains(packs) == whole
 
@@ -111,8 +112,29 @@ def test_a_source_that_raises_again_and_again_is_not_waited_for(tokenizer_dir):
         yield from rows("text", 150)
         raise ValueError("no more")
 
-    with pytest.raises(ValueError, match="no more"):
+    with pytest.raises(
+        SourceError, match=r"broken \(lane \d of the stream\) cannot be read; tried 3 times .*ValueError: no more"
+    ) as caught:
         list(stream_of(broken, tokenizer_dir, retries=2))
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert "retries=" in caught.value.remedy
+    assert isinstance(pickle.loads(pickle.dumps(caught.value)), SourceError)
+
+
+def test_the_source_that_raises_is_named_among_others(tokenizer_dir, corpus):
+    def broken():
+        yield from rows("text", 150)
+        raise ValueError("no more")
+
+    nested = Mixture([corpus, Mixture([rows("text", 90), broken], [1, 1])], [1, 1])
+    with pytest.raises(
+        SourceError, match=r"broken \(lane \d of the stream\) cannot be read; tried once, and it raised ValueError"
+    ):
+        list(stream_of(nested, tokenizer_dir, retries=0))
+    empty = Cut(rows("text", 9), [0] * 9)
+    with pytest.raises(SourceError, match=r"the start of the source cannot be read; tried 5 times .*ConnectionResetError: cut"):
+        stream_of(empty, tokenizer_dir)
+    assert empty.opened == 5
 
 
 def test_a_mistake_in_the_code_of_a_source_is_not_waited_for(tokenizer_dir):
@@ -181,6 +203,10 @@ def test_what_a_stream_cannot_be_made_of(tokenizer_dir):
     for source in (iter(rows("text", 3)), 7, {"text": ["a"]}):
         with pytest.raises(ConfigError, match="cannot be made of"):
             stream_of(source, tokenizer_dir)
+    only = iter(rows("text", 3))
+    with pytest.raises(ConfigError, match="gives the same iterator each time"):
+        stream_of(lambda: only, tokenizer_dir)
+    assert len(list(only)) == 3
     with pytest.raises(ConfigError, match="cannot pack by 'wrapped'"):
         PackedStream(lambda: iter(rows("text", 3)), config=BuildConfig.of(packing="wrapped", tokenizer=str(tokenizer_dir)))
     with pytest.raises(ConfigError, match="did you mean"):
@@ -200,29 +226,3 @@ def test_one_sequence_a_pack_in_order(tokenizer_dir):
     last = pack(lambda: iter(records), tokenizer=str(tokenizer_dir), packing="none", lanes=1)
     last.load_state_dict(json.loads(json.dumps(again.state_dict())))
     assert plains(last) == plains(packs[70:])
-
-
-def marked(mark, count):
-    return lambda: ({"text": f"{mark} {k}"} for k in range(count))
-
-
-def test_a_mixture_holds_its_shares_at_every_moment(tokenizer_dir):
-    stream = stream_of(Mixture([marked("a", 4000), marked("b", 4000)], [3, 1], stop="first"), tokenizer_dir, lanes=2)
-    counts = {0: 0, 1: 0}
-    for number, found in enumerate(stream):
-        for origin in found.origin.tolist():
-            counts[origin >> 44] += 1
-        if number > 30 and sum(counts.values()) < 5000:
-            assert 0.65 < counts[0] / sum(counts.values()) < 0.85
-    assert counts[0] == 4000
-    assert 1200 < counts[1] < 1500
-
-
-def test_a_mixture_goes_on_until_all_have_ended(tokenizer_dir, corpus):
-    stream = stream_of(Mixture([marked("a", 100), corpus], [1, 1]), tokenizer_dir)
-    where = [stream.locate(int(origin)) for found in stream for origin in found.origin]
-    assert len(where) == len(set(where)) == 900
-    with pytest.raises(ConfigError, match="2 sources have 1 weights"):
-        Mixture([corpus, corpus], [1])
-    with pytest.raises(ConfigError, match="positive"):
-        Mixture([corpus], [0])

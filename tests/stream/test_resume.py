@@ -8,7 +8,7 @@ import datasets
 import pytest
 
 from sftprep import BuildConfig
-from sftprep.errors import MismatchError
+from sftprep.errors import ConfigError, MismatchError
 from sftprep.stream import Mixture, PackedStream, blocks
 from tests.stream.made import plain, plains, rows
 
@@ -168,3 +168,39 @@ def test_records_that_changed_are_noticed(tokenizer_dir):
     other.load_state_dict(state)
     with pytest.raises(MismatchError, match="does not hold the records any more"):
         list(other)
+
+
+def test_what_is_no_state_is_refused(corpus, tokenizer_dir):
+    straight = stream_of(corpus, tokenizer_dir)
+    packs = iter(straight)
+    for _ in range(6):
+        next(packs)
+    state = json.loads(json.dumps(straight.state_dict()))
+    lane = state["lanes"]["0"]
+    window = lane["window"]
+    assert window["blocks"]
+    assert window["pool"] or window["dry"] is False
+
+    def with_window(**changes):
+        return {**state, "lanes": {"0": {**lane, "window": {**window, **changes}}}}
+
+    mangled = [
+        *(None, 7, "x", [], [None], {}, [state, {}]),
+        *({name: value for name, value in state.items() if name != left_out} for left_out in state),
+        *({**state, "epoch": epoch} for epoch in (None, -1, "0", True)),
+        *({**state, "lanes": lanes} for lanes in (3, None, [], {"a": lane}, {"4": lane}, {"0": None}, {"0": 7})),
+        *({**state, "lanes": {"0": {k: v for k, v in lane.items() if k != name}}} for name in lane),
+        *({**state, "lanes": {"0": {**lane, name: "x"}}} for name in lane),
+        *({**state, "lanes": {"0": {**lane, "window": {k: v for k, v in window.items() if k != name}}}} for name in window),
+        *(with_window(**{name: value}) for name in window if name != "next" for value in ("x", None, -1)),
+        *(with_window(blocks=blocks) for blocks in ([3], [[None]], [[None, 3]], [[None, "ä"]])),
+        *(with_window(pool=pool) for pool in ([3], [[3]], [[[0]]], [[[99, 0]]], [[[0, 10**6]]])),
+        with_window(counts={"lines": "x"}),
+    ]
+    for number, one in enumerate(mangled):
+        stream = stream_of(corpus, tokenizer_dir)
+        with pytest.raises(ConfigError, match="no state of a stream") as caught:
+            stream.load_state_dict(one)
+        assert caught.value.remedy, number
+    stream.load_state_dict(state)
+    assert plain(next(iter(stream))) == plain(next(packs))

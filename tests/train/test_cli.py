@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from sftprep.errors import ConfigError
 from sfttrain import helptext
@@ -182,6 +183,43 @@ def test_a_run_leaves_a_model_and_a_summary(build: Path, model: Path, tmp_path: 
     assert "Traceback" not in printed.err
 
 
+def test_arguments_of_from_pretrained(build: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(more: str) -> int:
+        return main(command(build, model, tmp_path / "out", "--max_steps", "1", "--model_init_kwargs", more))
+
+    assert run('{"torch_dtype": "bfloat16", "attn_implementation": "unpack"}') == 0
+    assert "rows unpacked" in capsys.readouterr().err
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.bfloat16
+    assert run('{"dtype": "float32", "torch_dtype": "bfloat16"}') == 2
+    assert "which are the same" in capsys.readouterr().err
+    assert run('{"no_such_option": 1}') == 2
+    assert "model_init_kwargs" in capsys.readouterr().err
+    assert run("bfloat16") == 2
+    assert "no JSON object" in capsys.readouterr().err
+    assert main(command(build, model, tmp_path, "--use_peft", "--merge", "--model_init_kwargs", '{"dtype": "float32"}')) == 2
+    assert "--model_revision" in capsys.readouterr().err
+
+
+def test_a_run_that_is_done_trains_no_more(build: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(command(build, model, out, "--save_steps", "4", "--json")) == 0
+    before = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    weights = (out / "model.safetensors").read_bytes()
+    assert main(command(build, model, out, "--save_steps", "4", "--json", "--resume_from_checkpoint", "true")) == 0
+    after = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert (before["steps"], after["steps"]) == (4, 0)
+    assert after["trained_tokens"] == before["trained_tokens"]
+    assert (out / "model.safetensors").read_bytes() == weights
+
+
+def test_output_is_a_folder_of_its_own(build: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    for out in (build, build / "out", build / ".." / build.name, tmp_path / "file"):
+        assert main(command(build, model, out)) == 2
+        assert f"output_dir {out}" in capsys.readouterr().err
+    assert not (build / "out").exists()
+
+
 def test_a_run_with_an_adapter_and_one_that_goes_on(
     build: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,7 +259,7 @@ def test_text_summary(build: Path, model: Path, tmp_path: Path, capsys: pytest.C
     [
         ({"build": "raw.jsonl"}, "raw records need a tokenizer", "processing_class"),
         ({"build": "empty"}, "no finished build", "sftprep build"),
-        ({"build": "nowhere"}, "there is no folder", "sftprep build"),
+        ({"build": "nowhere"}, "there is no file or folder", "sftprep build"),
         ({"model": "nowhere"}, "nowhere", "check the folder"),
         ({"more": ["--attn", "sdpa"]}, "see each other", "--attn auto"),
         ({"more": ["--attn", "flash_attention_2"]}, "CUDA", "--attn auto"),

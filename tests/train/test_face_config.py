@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 
 from sftprep.errors import ConfigError, SftprepError
 from sfttrain import ModelConfig, SFTConfig, SFTTrainer
 from sfttrain.older_names import NOW
 from sfttrain.prepare_data import NO_CUT, DataSettings
-from sfttrain.refusals import REFUSALS
+from sfttrain.refusals import LEAST, REFUSALS
 
 trl = pytest.importorskip("trl", reason="compares with TRL's own settings")
 
@@ -114,6 +115,60 @@ def test_what_is_not_done_is_refused_by_name(given: dict[str, Any], remedy: str)
     with pytest.raises(ConfigError) as caught:
         config(**given)
     assert any(name in str(caught.value) for name in given)
+    assert remedy in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size is 0"),
+        ({"per_device_eval_batch_size": 0}, "per_device_eval_batch_size is 0"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0"),
+        ({"dataset_num_proc": 0}, "dataset_num_proc is 0"),
+        ({"learning_rate": -1e-4}, "learning_rate is -0.0001"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"learning_rate": "2e-4"}, "learning_rate is '2e-4', a text"),
+        ({"seed": "7"}, "seed is '7', a text"),
+        ({"max_length": "512"}, "max_length is '512', a text"),
+        ({"max_length": 12.5}, "max_length is 12.5"),
+    ],
+)
+def test_numbers_are_numbers_that_can_be(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(**given)
+    assert message in caught.value.message
+    assert "number" in caught.value.remedy
+
+
+def test_a_text_is_no_switch() -> None:
+    with pytest.raises(ConfigError, match="packing is 'yes', a text") as caught:
+        config(packing="yes")
+    assert "True or False" in caught.value.remedy
+    assert config(max_steps=3.0).max_steps == 3
+
+
+def test_least_numbers_pass() -> None:
+    for name, least in LEAST.items():
+        assert getattr(config(**{name: least}), name) == least
+
+
+@pytest.mark.parametrize(
+    ("given", "message", "remedy"),
+    [
+        ({"model": None}, "model is None", "from_pretrained"),
+        ({"model": {"name": "x"}}, "model is a dict", "from_pretrained"),
+        ({"processing_class": "gpt2"}, "processing_class is 'gpt2'", "AutoTokenizer.from_pretrained('gpt2')"),
+        ({"peft_config": LoraConfig(task_type="SEQ_CLS")}, "SEQ_CLS", "CAUSAL_LM"),
+        ({"args": config(model_init_kwargs={"torch_dtype": "float33"})}, "dtype is 'float33'", "bfloat16"),
+        ({"args": {"output_dir": "x"}}, "args is a dict", "SFTConfig("),
+        ({"peft_config": {}}, "peft_config is a dict", "LoraConfig("),
+        ({"peft_config": {"r": 4}}, "peft_config is a dict", "LoraConfig("),
+    ],
+)
+def test_parts_of_another_kind_are_refused(given: dict[str, Any], message: str, remedy: str) -> None:
+    parts: dict[str, Any] = {"model": "x", "args": config(), "train_dataset": [{"text": "a"}], **given}
+    with pytest.raises(ConfigError, match=message) as caught:
+        SFTTrainer(**parts)
     assert remedy in caught.value.remedy
 
 

@@ -244,8 +244,9 @@ def test_a_function_wins_over_the_columns_that_are_there(model: Path, tmp_path: 
 def test_mistakes_of_a_function_are_told(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="returned a dict"):
         face(model, tmp_path, QUESTIONS, options={"formatting_func": dict})
-    with pytest.raises(KeyError):
+    with pytest.raises(ConfigError, match="failed at row 1: KeyError: 'nothing'") as caught:
         face(model, tmp_path, QUESTIONS, options={"formatting_func": lambda example: example["nothing"]})
+    assert isinstance(caught.value.__cause__, KeyError)
     with pytest.raises(ConfigError, match="tokenized already"):
         face(model, tmp_path, TOKENS, options={"formatting_func": of_row})
     with pytest.raises(ConfigError, match="no completion"):

@@ -82,7 +82,7 @@ def test_what_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert open_data(path) == path
     assert open_data(str(tmp_path)) == str(tmp_path)
     assert open_data(str(tmp_path / "*.jsonl")) == str(tmp_path / "*.jsonl")
-    with pytest.raises(InputNotFound, match="there is no folder"):
+    with pytest.raises(InputNotFound, match="there is no file or folder"):
         open_data(str(tmp_path / "nothing"))
     assert run_datasets(RunConfig(data=path, dataset_name=path), evaluating=True) == (path, None)
     with pytest.raises(InputNotFound, match="no/such-dataset cannot be loaded"):

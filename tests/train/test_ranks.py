@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -13,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sfttrain.cli import main
 from tests.train.builds import write_build
 from tests.train.packs import make_packs
 from tests.train.tiny import tiny_model
@@ -21,10 +24,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def train(folder: Path, out: str, ranks: int, *more: str) -> dict[str, Any]:
-    """`sfttrain run` in `ranks` processes; its JSON summary with the losses it logged."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
-    command = [
-        *(sys.executable, *launcher, "-m", "sfttrain", "run", str(folder / "packs"), "--model", str(folder / "model"), "--json"),
+    """`sfttrain run` in `ranks` processes, or in this one for one; its JSON summary with the losses it logged."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    arguments = [
+        *("run", str(folder / "packs"), "--model", str(folder / "model"), "--json"),
         *("--output_dir", str(folder / out), "--use_cpu", "--logging_steps", "1", "--optim", "sgd", "--learning_rate", "0.05"),
         *(
             "--per_device_train_batch_size",
@@ -36,11 +39,18 @@ def train(folder: Path, out: str, ranks: int, *more: str) -> dict[str, Any]:
             *more,
         ),
     ]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    summary: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    if ranks == 1:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            assert main(arguments) == 0
+        said = printed.getvalue()
+    else:
+        command = [sys.executable, *launcher, "-m", "sfttrain", *arguments]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        said = done.stdout
+    summary: dict[str, Any] = json.loads(said.strip().splitlines()[-1])
     state = json.loads((folder / out / "trainer_state.json").read_text())
     summary["losses"] = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
     return summary

@@ -139,6 +139,7 @@ def run_of_ranks(folder: Path, ranks: int) -> list[float]:
     return found
 
 
+@pytest.mark.slow  # test_ranks.py trains on two ranks in the default run
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed")
 def test_two_ranks_train_a_weighted_step_as_one(tmp_path: Path) -> None:
     two, one = run_of_ranks(tmp_path, 2), run_of_ranks(tmp_path, 1)
