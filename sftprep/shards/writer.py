@@ -85,10 +85,18 @@ def _arrow_bytes(rows: ShardRows, max_length: int, *, position_ids: bool) -> pa.
     lists = {name: pa.ListArray.from_arrays(*map(arrow_array, pair)) for name, pair in values.items()}
     # The types are right as they are; a cast would import pyarrow.compute, which takes longer than a small build.
     columns = [lists[name] for name in schema.names]
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, schema) as writer:
-        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
-    return sink.getvalue()
+    batch = pa.RecordBatch.from_arrays(columns, schema=schema)
+    # Written twice, once to nowhere: a buffer of the right size is made once, where one that grows is copied again and again.
+    nowhere = pa.MockOutputStream()
+    _write_ipc(nowhere, batch)
+    data = pa.allocate_buffer(nowhere.size())
+    _write_ipc(pa.FixedSizeBufferWriter(data), batch)
+    return data
+
+
+def _write_ipc(sink: Any, batch: pa.RecordBatch) -> None:
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
 
 
 def _write_all(file: Any, data: pa.Buffer) -> None:
