@@ -31,7 +31,7 @@ from sftprep.shards.manifest import MANIFEST_NAME, Manifest
 from sftprep.sources.partition import Source, cut
 
 # Below this a spawned worker spends longer on its imports than on its work.
-_SMALL_INPUT = 32 * 1024 * 1024
+_SMALL_INPUT = 96 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
