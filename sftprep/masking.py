@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,20 @@ def completion_starts(
     first_difference = np.append(differs, np.iinfo(np.int64).max)[following]
     starts: NDArray[np.int64] = np.minimum(shared, first_difference - firsts)
     return starts
+
+
+def targets_of(completion_mask: NDArray[np.bool_] | NDArray[np.uint8], offsets: NDArray[Any]) -> NDArray[np.int64]:
+    """Tokens that each sequence trains, which its first one never is, for nothing predicts it: int64 [n].
+
+    completion_mask: [tokens], 1 or True = trained; offsets: integers [n + 1].
+    """
+    targets = np.zeros(len(offsets) - 1, dtype=np.int64)
+    filled = np.diff(offsets) > 0
+    firsts = offsets[:-1][filled]
+    if len(firsts):
+        marks = completion_mask.view(np.uint8)
+        targets[filled] = np.add.reduceat(marks, firsts, dtype=np.int64) - marks[firsts]
+    return targets
 
 
 def mask_from(starts: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.bool_]:

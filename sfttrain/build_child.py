@@ -1,7 +1,6 @@
 """A build inside a training run: here, or with several workers in a process of its own.
 
-Workers are started by importing the script that is running, and scripts of TRL's have no `if __name__ == "__main__"`: each worker
-would train. A process whose script is this module starts them instead; it has no model in its memory either.
+What a large build needs, its workers and the tokenizers that they keep, is then given back before the training starts.
 """
 
 from __future__ import annotations

@@ -5,13 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
 from sftprep.shards.files import storage_errors
+from sftprep.sources.lines import grouped
 from sftprep.sources.rows import iter_lines
 
 _RUN_BYTES = 2**20
@@ -34,7 +35,7 @@ def write_rows(rows: Callable[[], Iterable[Mapping[str, Any]]], folder: Path, *,
     state = xxhash.xxh3_128()
     try:
         with os.fdopen(handle, "wb") as file:
-            for lines in _gathered(iter_lines(rows())):
+            for lines in grouped(iter_lines(rows()), _RUN_BYTES):
                 state.update(lines)
                 with storage_errors(folder):
                     file.write(lines)
@@ -68,16 +69,3 @@ def _remove_orphans(folder: Path) -> None:
                 path.unlink(missing_ok=True)
         except (BlockingIOError, FileNotFoundError):
             continue  # it is being written, or somebody else was quicker
-
-
-def _gathered(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """Lines in runs of a mebibyte or so."""
-    run: list[bytes] = []
-    size = 0
-    for line in lines:
-        run.append(line)
-        size += len(line)
-        if size >= _RUN_BYTES:
-            yield b"".join(run)
-            run, size = [], 0
-    yield b"".join(run)

@@ -59,3 +59,18 @@ def records(tmp_path: Path) -> Callable[..., str]:
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def folder_with(tokenizer_dir: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """A folder with the tokenizer made on the spot and the chat template given."""
+
+    def make(template: str) -> Path:
+        folder = tmp_path / "tokenizer"
+        folder.mkdir(exist_ok=True)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (folder / name).write_bytes((tokenizer_dir / name).read_bytes())
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+        return folder
+
+    return make

@@ -14,9 +14,10 @@ from sftprep.config import BuildConfig
 from sftprep.engine.executors import Executor
 from sftprep.engine.output import SPILL_FOLDER
 from sftprep.engine.passes import AssembleTask, assemble_shard
-from sftprep.engine.selection import Side, mixed
+from sftprep.engine.selection import Side
 from sftprep.engine.spill import spill_path
 from sftprep.engine.windows import plan_packs
+from sftprep.hashes import mixed_order
 from sftprep.packing.strategies import PackPlan
 from sftprep.shards.files import storage_errors
 from sftprep.shards.manifest import SHARD_FOLDER, ShardInfo
@@ -49,21 +50,14 @@ def assemble(
         (folder / SHARD_FOLDER).mkdir(parents=True, exist_ok=True)
     plan = plan_packs(side.parts, config, max_length, side.take)
     keep = config.pack.order == "keep"
-    order = np.arange(plan.num_bins) if keep else shuffled(plan.num_bins, config.pack.seed)
+    # Best-fit order follows length, so packs are shuffled.
+    order = np.arange(plan.num_bins) if keep else mixed_order(plan.num_bins, config.pack.seed)
     tasks, shards = _Tasks(side, plan, order, config, max_length, folder, spills), {}
     for shard in executor.map_unordered(assemble_shard, tasks):
         shards[shard.index] = shard
         progress("write", len(shards), len(tasks))
     infos = tuple(shards[index].info for index in range(len(shards)))
     return Assembled(plan, order, infos, max(shard.max_id for shard in shards.values()))
-
-
-def shuffled(packs: int, seed: int) -> NDArray[np.int64]:
-    """A permutation of the packs that depends on the seed only, in every version of NumPy: int64 [packs].
-
-    Packs are sorted by a hash of their number, since best-fit order follows length.
-    """
-    return np.argsort(mixed(np.arange(packs), seed), kind="stable")
 
 
 class _Tasks:

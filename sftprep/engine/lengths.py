@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sftprep.batch import Rejected, TokenBatch
 from sftprep.config import TruncateSide
+from sftprep.masking import targets_of
 
 Fit = Callable[[TokenBatch, int, TruncateSide, Counter[str], list[Rejected]], TokenBatch]
 
@@ -30,7 +30,7 @@ def fit_lengths(
 def without_untrained(batch: TokenBatch, counts: Counter[str]) -> TokenBatch:
     """Without the sequences that train nothing: no token is marked beyond their first, which nothing predicts."""
     lengths = batch.lengths
-    targets = _targets(batch)
+    targets = targets_of(batch.completion_mask, batch.offsets)
     trained = targets > 0
     counts["trained_tokens"] = int(targets[trained].sum())
     counts["sequences"] = int(np.count_nonzero(trained))
@@ -40,16 +40,6 @@ def without_untrained(batch: TokenBatch, counts: Counter[str]) -> TokenBatch:
         batch = batch.gathered(np.flatnonzero(trained), lengths[trained])
     counts["tokens"] = int(batch.offsets[-1])
     return batch
-
-
-def _targets(batch: TokenBatch) -> NDArray[np.int64]:
-    """Tokens that each sequence trains: int64 [n]."""
-    if not len(batch.input_ids):
-        return np.zeros(len(batch.lengths), dtype=np.int64)
-    marked = np.concatenate(([0], np.cumsum(batch.completion_mask, dtype=np.int64)))
-    first = batch.completion_mask[np.minimum(batch.offsets[:-1], len(batch.completion_mask) - 1)]
-    targets: NDArray[np.int64] = marked[batch.offsets[1:]] - marked[batch.offsets[:-1]] - np.where(batch.lengths > 0, first, 0)
-    return targets
 
 
 def _truncated(

@@ -21,6 +21,8 @@ from sftprep.config import BuildConfig, SourceEntry
 from sftprep.engine.setup import Setup
 from sftprep.engine.spill import Spill
 from sftprep.errors import EmptyInput
+from sftprep.hashes import mixed_each
+from sftprep.masking import targets_of
 from sftprep.shards.manifest import Accounting
 from sftprep.sources.jsonl import split_lines
 
@@ -77,11 +79,7 @@ def wanted_facts(config: BuildConfig, setup: Setup) -> Wanted | None:
 
 def facts_of(spill: Spill, data: bytes, wanted: Wanted) -> Facts:
     """The facts on a partition. data: its lines."""
-    lengths = np.diff(spill.offsets)
-    marked = np.concatenate(([0], np.cumsum(spill.completion_mask, dtype=np.int64)))
-    firsts = spill.completion_mask[np.minimum(spill.offsets[:-1], max(0, len(spill.completion_mask) - 1))] if len(lengths) else 0
-    # The first token of a sequence is never a target.
-    targets = marked[spill.offsets[1:]] - marked[spill.offsets[:-1]] - np.where(lengths > 0, firsts, 0)
+    targets = targets_of(spill.completion_mask, spill.offsets)
     facts = Facts(spill.origin.astype(np.int32), targets.astype(np.int32))
     if wanted.key_seed is None and not wanted.compare:
         return facts
@@ -266,18 +264,8 @@ def _copies(table: _Table, out: NDArray[np.bool_], entries: list[SourceEntry], s
         copies[own] = int(factor)
         if once_more:
             # By a hash of the place in the source, so that what other sources hold does not matter.
-            copies[own[np.argsort(mixed(records[own] - records[own[0]], seed), kind="stable")[:once_more]]] += 1
+            copies[own[np.argsort(mixed_each(records[own] - records[own[0]], seed), kind="stable")[:once_more]]] += 1
     return copies[which]
-
-
-def mixed(numbers: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
-    """A hash of each number: uint64 [n]. SplitMix64 (Steele et al. 2014), the same in every version of NumPy."""
-    with np.errstate(over="ignore"):
-        z = (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        hashes: NDArray[np.uint64] = z ^ (z >> np.uint64(31))
-    return hashes
 
 
 # --- the accounts ------------------------------------------------------------------------------------------------------

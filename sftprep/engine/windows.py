@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from sftprep.config import BuildConfig
 from sftprep.engine.passes import Tokenized
+from sftprep.hashes import mixed
 from sftprep.packing.strategies import PackPlan, pack_lengths
-from sftprep.packing.window import Emission, in_global_order, mixed, plan_lane
+from sftprep.packing.window import Emission, in_global_order, plan_lane
 from sftprep.sources.lanes import block_bytes, is_plain, lane_of
 from sftprep.sources.partition import Source
 

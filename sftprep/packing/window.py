@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sftprep.hashes import mixed, mixed_order
 from sftprep.packing.small import best_fit_decreasing_small
 
 MOST_WAITS = 16
@@ -89,7 +90,7 @@ class CarryingWindow:
             goes[np.argsort(-fill, kind="stable")[: (packs + 1) // 2]] = True
             goes[bin_of[self.waits >= MOST_WAITS]] = True
         leaving = np.flatnonzero(goes)
-        leaving = leaving[_hash_order(leaving.size, self.seed, self.lane, self.number)]
+        leaving = leaving[mixed_order(leaving.size, mixed(self.seed, self.lane, self.number))]
         sizes = np.diff(offsets)[leaving]
         ends = np.cumsum(sizes)
         chosen = members[np.arange(int(sizes.sum())) + np.repeat(offsets[:-1][leaving] - (ends - sizes), sizes)]
@@ -162,17 +163,6 @@ def in_global_order(lanes: list[Emission]) -> Emission:
     return Emission(members[places], np.concatenate(([0], ends)).astype(np.int64))
 
 
-def mixed(*parts: int) -> int:
-    """A number of 64 bits without pattern, of non-negative ones. Source: SplitMix64, Steele, Lea and Flood, OOPSLA 2014."""
-    mask, value = (1 << 64) - 1, 0
-    for part in parts:
-        value = (value ^ part) + 0x9E3779B97F4A7C15 & mask
-        value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & mask
-        value = (value ^ (value >> 27)) * 0x94D049BB133111EB & mask
-        value ^= value >> 31
-    return value
-
-
 def _pieces(lengths: NDArray[np.int32], capacity: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Sequences in a row put together up to the capacity: how many are in each piece, and its tokens."""
     pieces, sums = [0], [0]
@@ -191,12 +181,3 @@ def _best_fit(lengths: NDArray[np.int32], capacity: int) -> tuple[NDArray[np.int
     from sftprep.packing.bestfit import best_fit_decreasing  # numba and its kernels, where they are first needed
 
     return best_fit_decreasing(lengths, capacity)
-
-
-def _hash_order(count: int, *seeds: int) -> NDArray[np.int64]:
-    """A permutation that depends on the seeds only, in every version of NumPy: int64 [count]."""
-    with np.errstate(over="ignore"):
-        z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(mixed(*seeds))
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.argsort(z ^ (z >> np.uint64(31)), kind="stable")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
@@ -148,3 +148,17 @@ def _rest_of_line(file: BinaryIO, data: bytes) -> bytes:
     """What follows `data` up to the end of its last line, cut one byte after LARGEST_LINE."""
     room = LARGEST_LINE + 1 - (len(data) - (data.rfind(b"\n") + 1))
     return file.readline(room) if room > 0 else b""
+
+
+def grouped(pieces: Iterable[bytes], size: int) -> Iterator[bytes]:
+    """Pieces put together until they have `size` bytes."""
+    held: list[bytes] = []
+    total = 0
+    for piece in pieces:
+        held.append(piece)
+        total += len(piece)
+        if total >= size:
+            yield b"".join(held)
+            held, total = [], 0
+    if held:
+        yield b"".join(held)

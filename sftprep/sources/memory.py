@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from sftprep.errors import ConfigError
+from sftprep.sources.lines import grouped
 from sftprep.sources.partition import PARTITION_BYTES, Source
 from sftprep.sources.rows import iter_lines
 from sftprep.sources.tables import table_lines
 
 _BATCH = 1000
+
+
+_grouped = partial(grouped, size=PARTITION_BYTES)
 
 
 def memory_source(data: Any) -> Source:
@@ -111,20 +116,6 @@ def _dataset_lines(data: Any) -> Iterator[bytes]:
     for table in data.with_format("arrow", columns=shape["columns"]).iter(batch_size=_BATCH):
         for batch in table.to_batches():
             yield table_lines(batch, table.schema)
-
-
-def _grouped(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Pieces of whole lines put together until they are a partition."""
-    held: list[bytes] = []
-    size = 0
-    for piece in pieces:
-        held.append(piece)
-        size += len(piece)
-        if size >= PARTITION_BYTES:
-            yield b"".join(held)
-            held, size = [], 0
-    if held:
-        yield b"".join(held)
 
 
 def _name(data: Any, kind: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.errors import InputChanged, SftprepError, SourceError
-from sftprep.packing.window import mixed
+from sftprep.hashes import mixed
 from sftprep.sources.lanes import line_starts
 from sftprep.sources.lines import locate_lines
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from sftprep.batch import Rejected, TokenBatch
 from sftprep.engine.prepare import Preparer
 from sftprep.errors import MismatchError
-from sftprep.packing.window import MOST_WAITS, CarryingWindow, mixed
+from sftprep.hashes import mixed
+from sftprep.packing.window import MOST_WAITS, CarryingWindow
 from sftprep.shards.reader import Pack
 from sftprep.shards.schema import position_dtype
 from sftprep.shards.writer import positions_of

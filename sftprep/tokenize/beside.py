@@ -6,7 +6,6 @@ python -m sftprep.tokenize.beside      # reads a spec and then batches of texts 
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
 import struct
 import subprocess
@@ -14,9 +13,9 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, BinaryIO
 
+from sftprep.tokenize.child import module_command, module_environment
 from sftprep.tokenize.hf import HfEncoder
 from sftprep.tokenize.spec import TokenizerSpec
 from sftprep.tokenize.tokens import Encoder, Tokens
@@ -54,15 +53,13 @@ class Beside:
 
 
 def _started() -> subprocess.Popen[bytes] | None:
-    package_root = str(Path(__file__).resolve().parents[2])
-    search_path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
     try:
         return subprocess.Popen(
-            [sys.executable, "-m", "sftprep.tokenize.beside"],
+            module_command("sftprep.tokenize.beside"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": search_path},
+            env=module_environment(),
         )
     except OSError:
         return None

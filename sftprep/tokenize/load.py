@@ -23,6 +23,7 @@ from typing import Any
 
 from sftprep.errors import TokenizerError
 from sftprep.tokenize.cache import cache_dir, read_entry, write_entry
+from sftprep.tokenize.child import module_command, module_environment
 from sftprep.tokenize.spec import TokenizerSpec, tokenizer_spec
 
 __all__ = ["TokenizerSpec", "load_tokenizer", "read_spec", "tokenizer_spec", "write_spec"]
@@ -185,14 +186,12 @@ def _copy_of(folder: Path, files: list[str], target: Path) -> None:
 
 def _resolve(name: str, directory: Path, scratch: Path) -> TokenizerSpec:
     """Ask AutoTokenizer in a child process that runs in `directory`. Raises TokenizerError with what it had to say."""
-    package_root = str(Path(__file__).resolve().parents[2])
-    search_path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
     answer = scratch / "answer.json"
     try:
         child = subprocess.run(
-            [sys.executable, "-m", "sftprep.tokenize.resolve", name, str(answer)],
+            module_command("sftprep.tokenize.resolve", name, str(answer)),
             cwd=directory,
-            env={**os.environ, "PYTHONPATH": search_path, "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"},
+            env={**module_environment(), "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
+from sftprep.hashes import mixed_each
 from sftprep.tokenize.tokens import Encoder, Mismatch, Tokens, first_mismatch, flat_tokens
 
 EVERY = 1000
@@ -33,18 +36,6 @@ def spot_check(
 
 def spot_numbers(count: int, seed: int, *, first: int = 0, every: int = EVERY) -> list[int]:
     """Which of `count` texts are checked, in order: one in each block of `every`, chosen by the seed, and the first ones."""
-    numbers = set(range(min(first, count)))
-    for block in range(-(-count // every)):
-        number = block * every + _mixed(seed, block) % every
-        if number < count:
-            numbers.add(number)
-    return sorted(numbers)
-
-
-def _mixed(seed: int, block: int) -> int:
-    """SplitMix64 of both: a number without pattern, the same on every machine. Source: Steele, Lea and Flood, OOPSLA 2014."""
-    mask = (1 << 64) - 1
-    value = (seed + (block + 1) * 0x9E3779B97F4A7C15) & mask
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & mask
-    return value ^ (value >> 31)
+    blocks = np.arange(-(-count // every))
+    drawn = blocks * every + (mixed_each(blocks, seed) % np.uint64(every)).astype(np.int64)
+    return sorted({*range(min(first, count)), *drawn[drawn < count].tolist()})

@@ -109,25 +109,25 @@ MARKED = [
 ]
 
 
-@needs_shared
-@pytest.mark.parametrize("template", MARKED)
-def test_marked_assistant_turns(template, tmp_path):
+def assert_same_assistant_turns(template, tmp_path):
     rows, folder = alternating(60), with_template(template, tmp_path / "tokenizer")
     theirs = trl_sequences(rows, folder, tmp_path / "trl", max_length=256, assistant_only_loss=True)
     for encoder, way in WAYS:
         settings = {"encoder": encoder, "template_way": way, "max_length": 256, "train_on": "assistant"}
         assert_same(our_sequences(rows, folder, **settings), theirs)
+
+
+@needs_shared
+@pytest.mark.parametrize("template", MARKED)
+def test_marked_assistant_turns(template, tmp_path):
+    assert_same_assistant_turns(template, tmp_path)
 
 
 @needs_shared
 @pytest.mark.parametrize("template", ["llama3", "cohere", "cohere2"])
 def test_derived_assistant_turns_are_those_of_the_template_that_trl_puts_in_its_place(template, tmp_path):
     """Of the other models, TRL trains a line break or a header more; tests/chat/test_spans.py compares them all."""
-    rows, folder = alternating(60), with_template(template, tmp_path / "tokenizer")
-    theirs = trl_sequences(rows, folder, tmp_path / "trl", max_length=256, assistant_only_loss=True)
-    for encoder, way in WAYS:
-        settings = {"encoder": encoder, "template_way": way, "max_length": 256, "train_on": "assistant"}
-        assert_same(our_sequences(rows, folder, **settings), theirs)
+    assert_same_assistant_turns(template, tmp_path)
 
 
 @needs_shared

@@ -37,21 +37,6 @@ def model(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path
     return model_folder(tmp_path_factory.mktemp("model"), tokenizer_dir)
 
 
-@pytest.fixture
-def with_template(tokenizer_dir: Path, tmp_path: Path) -> Callable[[str], Path]:
-    """The tokenizer's folder with another chat template."""
-
-    def make(template: str) -> Path:
-        folder = tmp_path / "tokenizer"
-        folder.mkdir(exist_ok=True)
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            (folder / name).write_bytes((tokenizer_dir / name).read_bytes())
-        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-        return folder
-
-    return make
-
-
 def build(rows: list[Any], folder: Path, tokenizer: Path, **settings: Any) -> sftprep.BuildReport:
     path = write_lines(folder / "rows.jsonl", rows)
     return sftprep.build(BuildConfig.of(inputs=path, tokenizer=str(tokenizer), output=str(folder / "packs"), **settings))
@@ -114,14 +99,14 @@ def test_b5_what_a_record_is_does_not_depend_on_the_hash_seed(tokenizer_dir: Pat
     assert len(digests) == 1
 
 
-def test_b6_a_prompt_text_beside_messages(with_template: Callable[[str], Path]) -> None:
-    folder = with_template(CHATML)
+def test_b6_a_prompt_text_beside_messages(folder_with: Callable[[str], Path]) -> None:
+    folder = folder_with(CHATML)
     beside = prepare([{"prompt": "What is up?", "prompt_id": "a", "messages": TURNS}], folder)
     assert beside.text() == prepare([{"messages": TURNS}], folder).text()
 
 
-def test_b7_and_b8_sharegpt_with_a_mask_of_what_the_assistant_says(with_template: Callable[[str], Path]) -> None:
-    folder = with_template(CHATML)
+def test_b7_and_b8_sharegpt_with_a_mask_of_what_the_assistant_says(folder_with: Callable[[str], Path]) -> None:
+    folder = folder_with(CHATML)
     wanted = prepare([{"messages": TURNS}], folder, train_on="assistant")
     assert wanted.trained() == ["The sky.<|im_end|>"]
     old = {"conversations": [{"from": "human", "value": "What is up?"}, {"from": "gpt", "value": "The sky."}]}
@@ -150,17 +135,17 @@ def test_b9_a_formatting_function_is_called_whatever_the_columns(model: Path, tm
     assert sequences(found.train_dataset) == sequences(wanted.train_dataset)
 
 
-def test_b10_an_empty_list_of_tools_is_no_tools(with_template: Callable[[str], Path]) -> None:
+def test_b10_an_empty_list_of_tools_is_no_tools(folder_with: Callable[[str], Path]) -> None:
     """As the templates of Llama 3.1 ask: not whether there are any, but whether they are defined."""
-    folder = with_template("{% if tools is defined and tools is not none %}{{ 'You may call tools. ' }}{% endif %}" + CHATML)
+    folder = folder_with("{% if tools is defined and tools is not none %}{{ 'You may call tools. ' }}{% endif %}" + CHATML)
     none, empty = prepare([{"messages": TURNS}], folder), prepare([{"messages": TURNS, "tools": []}], folder)
     some = prepare([{"messages": TURNS, "tools": [{"type": "function", "function": {"name": "f"}}]}], folder)
     assert empty.text() == none.text() == some.text().replace("You may call tools. ", "")
     assert some.text() != none.text()
 
 
-def test_b11_arguments_hold_what_the_record_says(with_template: Callable[[str], Path], tmp_path: Path) -> None:
-    folder = with_template(
+def test_b11_arguments_hold_what_the_record_says(folder_with: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = folder_with(
         "{% for m in messages %}{{ m.role }}: {{ m.tool_calls | tojson if m.tool_calls else m.content }}\n{% endfor %}"
     )
     rows = [
@@ -224,9 +209,9 @@ def test_b13_what_is_no_fault(tokenizer_dir: Path, tmp_path: Path) -> None:
     assert (account.sequences, sum(account.dropped.values())) == (2, 1)
 
 
-def test_b14_a_mask_does_not_change_the_text(with_template: Callable[[str], Path]) -> None:
+def test_b14_a_mask_does_not_change_the_text(folder_with: Callable[[str], Path]) -> None:
     """A template that forgets what was thought before, as Qwen3's does."""
-    folder = with_template(
+    folder = folder_with(
         "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}"
         "{% if message.reasoning_content is defined and loop.last %}<think>{{ message.reasoning_content }}</think>{% endif %}"
         "{{ message.content + '<|im_end|>\n' }}{% endfor %}"
@@ -242,9 +227,9 @@ def test_b14_a_mask_does_not_change_the_text(with_template: Callable[[str], Path
 @pytest.mark.parametrize(
     "change", [("{{ '<|im_start|>'", "{{  '<|im_start|>'"), ("message['role'] + '\n'", "message.role + '\n '")]
 )
-def test_b15_a_template_that_was_edited_is_masked_too(with_template: Callable[[str], Path], change: tuple[str, str]) -> None:
+def test_b15_a_template_that_was_edited_is_masked_too(folder_with: Callable[[str], Path], change: tuple[str, str]) -> None:
     assert change[0] in CHATML
-    found = prepare([{"messages": TURNS}], with_template(CHATML.replace(*change)), train_on="assistant")
+    found = prepare([{"messages": TURNS}], folder_with(CHATML.replace(*change)), train_on="assistant")
     assert [text.strip() for text in found.trained()] == ["The sky.<|im_end|>"]
 
 
