@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+_Value = TypeVar("_Value", np.int32, np.bool_, np.float32)
 
 Message = dict[str, Any]
 """One turn, as chat templates take it: `role`, `content`, and whatever else the template reads (`tool_calls`, ...)."""
@@ -85,6 +87,14 @@ class TokenBatch:
         """Sequence i is `lengths[i]` tokens of sequence `which[i]`, from its token `starts[i]` on, or from its first."""
         offsets = np.concatenate(([0], np.cumsum(lengths)))
         begins = self.offsets[:-1][which] if starts is None else self.offsets[:-1][which] + starts
-        source = np.arange(int(offsets[-1])) + np.repeat(begins - offsets[:-1], lengths)
-        weights = None if self.loss_weights is None else self.loss_weights[source]
-        return TokenBatch(self.input_ids[source], offsets, self.completion_mask[source], self.origin[which], loss_weights=weights)
+        ends = begins + lengths
+        # Most sequences stay next to each other, and are copied together.
+        apart = begins[1:] != ends[:-1]
+        firsts, lasts = begins[np.r_[True, apart][: len(begins)]], ends[np.r_[apart, True][: len(begins)]]
+        runs = [slice(first, last) for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True)]
+
+        def taken(values: NDArray[_Value]) -> NDArray[_Value]:
+            return np.concatenate([values[:0], *(values[run] for run in runs)])
+
+        weights = None if self.loss_weights is None else taken(self.loss_weights)
+        return TokenBatch(taken(self.input_ids), offsets, taken(self.completion_mask), self.origin[which], loss_weights=weights)

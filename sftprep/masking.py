@@ -49,11 +49,9 @@ def targets_of(completion_mask: NDArray[np.bool_] | NDArray[np.uint8], offsets: 
 
 def mask_from(starts: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
     """True from `starts[k]` on in each sequence k: bool [tokens]."""
-    steps = np.zeros(int(offsets[-1]) + 1, dtype=np.int8)
-    # Two sequences can meet at one token, so edges are added and not assigned.
-    np.add.at(steps, offsets[:-1] + starts, 1)
-    np.add.at(steps, offsets[1:], -1)
-    return np.cumsum(steps[:-1], dtype=np.int8).view(np.bool_)
+    runs = np.empty(2 * len(starts), dtype=np.int64)
+    runs[0::2], runs[1::2] = starts, np.diff(offsets) - starts
+    return np.repeat(np.tile([False, True], len(starts)), runs)
 
 
 def mask_spans(

@@ -10,7 +10,7 @@ from sftprep.reading import Reading, Unusable, decoded, string_of
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function", "ipython", "environment"})
 
-_SHAREGPT_ROLES = {
+SHAREGPT_ROLES = {
     "human": "user",
     "user": "user",
     "gpt": "assistant",
@@ -120,9 +120,9 @@ def sharegpt_message(turn: Any, number: int, reading: Reading) -> Message:
         if key not in turn:
             raise Unusable("bad_row", f'"{key}" is missing in turn {number} of "conversations"')
     speaker, value = turn["from"], turn["value"]
-    role = _SHAREGPT_ROLES.get(speaker) if isinstance(speaker, str) else None
+    role = SHAREGPT_ROLES.get(speaker) if isinstance(speaker, str) else None
     if role is None:
-        known = ", ".join(sorted(_SHAREGPT_ROLES))
+        known = ", ".join(sorted(SHAREGPT_ROLES))
         raise Unusable("unknown_role", f'turn {number} of "conversations" is from {speaker!r}; known: {known}')
     message = (
         _call_message(string_of(value, f"turn {number}"), number, reading)

@@ -45,7 +45,7 @@ def literal(text: str) -> Code:
 
 def shown(code: Code) -> Code:
     """A value as the text that `{{ value }}` writes."""
-    return code if code.kind == "text" else Code(f"str({code.source})", "text")
+    return code if code.kind == "text" else Code(f"text({code.source})", "text")
 
 
 def joined(pieces: Iterable[Code]) -> list[Code]:

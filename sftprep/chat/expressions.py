@@ -270,7 +270,7 @@ class Expressions:
         elif node.name in {"length", "count"}:
             source, kind = f"len({value.source})", "int"
         elif node.name == "string" and kind == "text":
-            source = f"str({value.source})"
+            source = f"text({value.source})"
         return Code(source, kind) if source else None
 
     def _test(self, node: nodes.Test) -> Code:
@@ -328,8 +328,8 @@ class Expressions:
     def _concat(self, node: nodes.Concat) -> Code:
         pieces = joined(self.pieces(node))
         if len(pieces) == 1:
-            return pieces[0] if pieces[0].kind == "text" else Code(f"str({pieces[0].source})", "text")
-        return Code(f'"".join(({", ".join(piece.source for piece in pieces)}))', "text")
+            return pieces[0] if pieces[0].kind == "text" else Code(f"text({pieces[0].source})", "text")
+        return Code(f"join(({', '.join(piece.source for piece in pieces)}))", "text")
 
     def _choice(self, node: nodes.CondExpr) -> Code:
         yes, test = self.expression(node.expr1), self.expression(node.test)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 import jinja2
@@ -25,6 +26,7 @@ from sftprep.chat.code import Code, Loop, Macro, joined
 from sftprep.chat.expressions import Expressions
 from sftprep.chat.facts import facts_of, stores_name, uses_of_fields
 from sftprep.chat.jinja import ChatEnvironment, is_generation
+from sftprep.chat.shapes import Outline, symbolic
 from sftprep.chat.turns import Mark, in_characters, turn_of
 
 Spans = tuple[tuple[int, int], ...]
@@ -34,9 +36,11 @@ Render = Callable[[list[dict[str, Any]], Any, bool, Mapping[str, Any]], tuple[st
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """render: the function; source: its Python source; constructs: what it leaves to Jinja, with lines of the template."""
+    """render: the function; outline: the same for stand-ins of contents (shapes.py); source: its Python source; constructs: what
+    it leaves to Jinja, with lines of the template."""
 
     render: Render
+    outline: Outline
     source: str
     constructs: tuple[str, ...]
 
@@ -59,17 +63,31 @@ def compile_pieces(tree: nodes.Template, template: jinja2.Template, environment:
         "item": runtime.item,
         "exact": runtime.exact,
         "trim": runtime.trim,
-        "spans_of": runtime.spans_of,
-        "in_characters": in_characters,
+        "text": str,
+        "join": "".join,
+        "finish": _finished,
         **writer.write.bound,
     }
     with warnings.catch_warnings():
         # Odd templates make odd Python, such as an index into a constant: it raises when it is reached, as it should.
         warnings.simplefilter("ignore", SyntaxWarning)
         code = compile(source, "<chat template>", "exec")
+    return Compiled(
+        render=_function(code, names),
+        outline=_function(code, symbolic(names)),
+        source=source,
+        constructs=tuple(dict.fromkeys(writer.write.constructs)),
+    )
+
+
+def _function(code: CodeType, names: dict[str, object]) -> Any:
     exec(code, names)
-    render: Render = names["render"]  # type: ignore[assignment]
-    return Compiled(render, source, tuple(dict.fromkeys(writer.write.constructs)))
+    return names["render"]
+
+
+def _finished(out: list[str], marks: list[int], turns: list[Mark]) -> tuple[str, Spans, Sequence[Mark]]:
+    """What `render` returns: the text, its marked spans, and its turns."""
+    return "".join(out), runtime.spans_of(out, marks) if marks else (), in_characters(out, turns) if turns else ()
 
 
 class _Statements:
@@ -99,7 +117,7 @@ class _Statements:
         head += ["    out = []", "    marks = []", "    turns = []", "    most = 64 + 16 * len(messages)"]
         tail = [
             "    if len(out) > most and sum(map(len, out)) > 1 << 20: hand_over('a long output')",
-            '    return "".join(out), spans_of(out, marks) if marks else (), in_characters(out, turns) if turns else ()',
+            "    return finish(out, marks, turns)",
         ]
         return "\n".join([*head, *self.lines, *tail, ""])
 
@@ -227,7 +245,7 @@ class _Statements:
         self._enter(self.write.symbols)
         self._line(f"{self.out} = []")
         self._body(node.body)
-        self._line(f'{written} = "".join({self.out})')
+        self._line(f"{written} = join({self.out})")
         self.write.symbols, self.out, self.marking = outer, out, marking
 
     def _for(self, node: nodes.For) -> None:
@@ -352,7 +370,7 @@ class _Statements:
         for variable, default in zip(variables, defaults, strict=True):
             self._line(f"if {variable} is MISSING: {variable} = {default.source}")
         self._body(node.body)
-        self._line(f'return "".join({self.out})')
+        self._line(f"return join({self.out})")
         self.indent -= 1
         self.write.symbols = outer
         self.out, self.marking, self.loops_open, self.write.fields = saved

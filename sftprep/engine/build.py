@@ -21,6 +21,7 @@ from sftprep.engine.inputs import stamp
 from sftprep.engine.ledger import check_not_empty, check_rejected, first_bad_record, input_infos, total
 from sftprep.engine.output import EVAL_FOLDER, SPILL_FOLDER, claimed, clean
 from sftprep.engine.passes import Tokenized, TokenizeTask, tokenize_partition
+from sftprep.engine.recipe import recipe_file
 from sftprep.engine.selection import Side, choose, wanted_facts
 from sftprep.engine.setup import Setup, prepare_setup
 from sftprep.engine.windows import lane_block
@@ -98,10 +99,11 @@ def _tokenize(setup: Setup, config: BuildConfig, folder: Path, executor: Executo
     stop = config.output.on_bad_record == "error"
     failed_at: list[int] = []
     digests = [recipe.digest for recipe in setup.recipes]
-    files = [folder / SPILL_FOLDER / f"recipe-{name[:16]}.json" for name in digests]
-    for file, recipe in zip(files, setup.recipes, strict=True):
-        _write(file, recipe.to_json())
-    threads = executor.capacity == 1
+    files = [recipe_file(folder / SPILL_FOLDER, recipe) for recipe in setup.recipes]
+    alone = executor.capacity == 1
+    if not alone:
+        for file, recipe in zip(files, setup.recipes, strict=True):
+            _write(file.path, recipe.to_json())
     block = lane_block(config, [each.source for each in setup.inputs])
     facts = wanted_facts(config, setup)
 
@@ -116,7 +118,7 @@ def _tokenize(setup: Setup, config: BuildConfig, folder: Path, executor: Executo
                 recipe=files[number],
                 recipe_digest=digests[number],
                 spill_folder=folder / SPILL_FOLDER,
-                threads=threads,
+                threads=alone,
                 lane_block=block,
                 facts=facts,
             )

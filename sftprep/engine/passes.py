@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sftprep.batch import Rejected
 from sftprep.config import digest
 from sftprep.engine.prepare import Preparer
-from sftprep.engine.recipe import read_recipe
+from sftprep.engine.recipe import RecipeFile
 from sftprep.engine.selection import Facts, Wanted, facts_of
 from sftprep.engine.spill import map_spill, read_spill, spill_path, write_spill
 from sftprep.shards.manifest import ShardInfo
@@ -31,7 +31,7 @@ _SAMPLE = 16
 
 @dataclass(frozen=True, slots=True)
 class TokenizeTask:
-    """Pass 1 for one partition. recipe: file of the recipe; threads: the encoder may use every core.
+    """Pass 1 for one partition. threads: the encoder may use every core.
 
     lane_block: bytes of a block that is dealt to a lane, where the build packs in windows; facts: what is wanted of each
     sequence, where some are to be chosen.
@@ -39,7 +39,7 @@ class TokenizeTask:
 
     partition: Partition
     format: str
-    recipe: Path
+    recipe: RecipeFile
     recipe_digest: str
     spill_folder: Path
     threads: bool
@@ -155,6 +155,6 @@ def assemble_shard(task: AssembleTask) -> Assembled:
 
 
 @lru_cache(maxsize=8)
-def _preparer(recipe_path: Path, threads: bool) -> Preparer:
+def _preparer(recipe: RecipeFile, threads: bool) -> Preparer:
     # Loading a tokenizer takes up to half a second, so a process does it once and keeps it.
-    return Preparer(read_recipe(recipe_path), threads=threads)
+    return Preparer(recipe.recipe(), threads=threads)

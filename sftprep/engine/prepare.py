@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.batch import Example, Rejected, TokenBatch
+from sftprep.engine.columns import Columns
 from sftprep.engine.lengths import fit_lengths, without_untrained
 from sftprep.engine.recipe import Recipe
 from sftprep.engine.texts import Renderer, Texts
@@ -22,13 +23,13 @@ from sftprep.engine.warnings import count_double_bos, count_untrained_ends
 from sftprep.given import given_batch
 from sftprep.masking import completion_starts, mask_from, mask_spans, weigh_spans
 from sftprep.records import Unusable, read_record
-from sftprep.sources.jsonl import excerpt, parse_line, split_lines
+from sftprep.sources.jsonl import count_lines, excerpt, parse_line, split_lines
 from sftprep.suspects import suspect_check
 from sftprep.tokenize.beside import Beside
 from sftprep.tokenize.encoder import Encoder, EncoderFault, Tokens, load_encoder
 from sftprep.tokenize.escaped import EscapedEncoder, Marked, with_replaced
 from sftprep.tokenize.hf import HfEncoder
-from sftprep.tokenize.spot import spot_check, spot_numbers
+from sftprep.tokenize.spot import spot_check
 
 # Every digit made a 0, so that a long number is found by a plain look, five times as fast as by an expression.
 _DIGITS_AS_0 = bytes(48 if 48 <= byte < 58 else byte for byte in range(256))
@@ -58,6 +59,7 @@ class Preparer:
         self._renderer = Renderer(recipe)
         self.reading = recipe.reading()
         self._suspect = suspect_check(recipe.tokenizer, escaped=recipe.escape_special) if recipe.reject_suspects else None
+        self._columns = Columns(recipe, self.reading, self._renderer.whole_template)
         self._threads = threads
         self._told = False
         self._reference = cache(partial(HfEncoder, recipe.tokenizer, threads=threads))
@@ -82,12 +84,13 @@ class Preparer:
         """
         counts: Counter[str] = Counter()
         rejected: list[Rejected] = []
-        examples = self._read(data, format_name, rejected, counts)
         if format_name == "tokens":
+            examples = self._read(data, format_name, rejected, counts)
             batch = given_batch(examples, self.recipe.tokenizer.vocab_size, rejected, counts)
         else:
-            watch = self.recipe.escape_special or self._renderer.spelled.may_be_in(data)
-            batch = self._encoded(self._render(examples, rejected, counts, watch=watch), counts, seed, sample)
+            if sample:
+                _ = self._check_with  # starts to load now, while this process reads and loads the encoder
+            batch = self._encoded(self._texts(data, format_name, rejected, counts), counts, seed, sample)
         recipe = self.recipe
         batch = fit_lengths(batch, recipe.overlong, recipe.max_length, recipe.truncate_side, counts, rejected)
         batch = without_untrained(batch, counts)
@@ -97,8 +100,6 @@ class Preparer:
         return batch
 
     def _encoded(self, texts: Texts, counts: Counter[str], seed: int, sample: int) -> TokenBatch:
-        if spot_numbers(len(texts.texts), seed, first=sample):
-            _ = self._check_with  # starts to load now, while the encoder does
         try:
             batch = self._tokenize(texts, self._encoder, counts, seed, sample)
         except EncoderFault as fault:
@@ -120,16 +121,29 @@ class Preparer:
     def _added(self) -> NDArray[np.int32]:
         return np.array(list(self.recipe.tokenizer.added_tokens().values()), dtype=np.int32)
 
-    def _read(self, data: bytes, format_name: str, rejected: list[Rejected], counts: Counter[str]) -> list[Example]:
-        lines = split_lines(data)
+    def _texts(self, data: bytes, format_name: str, rejected: list[Rejected], counts: Counter[str]) -> Texts:
+        """Plain lines by columns, where no text needs a look of its own, and all others one by one."""
+        watch = self.recipe.escape_special or self._renderer.spelled.may_be_in(data)
+        plain = Texts() if watch else self._columns.texts(data, format_name, counts)
+        examples = self._read(data, format_name, rejected, counts, but=plain.origin)
+        return plain.with_others(self._renderer.render(examples, rejected, counts, watch=watch))
+
+    def _read(
+        self, data: bytes, format_name: str, rejected: list[Rejected], counts: Counter[str], *, but: Sequence[int] = ()
+    ) -> list[Example]:
+        """The examples of all lines but some."""
+        total = count_lines(data)
+        lines = split_lines(data) if len(but) < total else []
         examples: list[Example] = []
         blank = 0
-        tools = b'"tool' in data
         suspect = self._suspect
-        for number, line in enumerate(lines):
+        others = np.ones(total, dtype=np.bool_)
+        others[list(but)] = False
+        for number in np.flatnonzero(others).tolist():
+            line = lines[number]
             record = parse_line(line, number)
             if isinstance(record, dict):
-                if tools and b'"tool' in line and _LONG_NUMBER in line.translate(_DIGITS_AS_0):
+                if b'"tool' in line and _LONG_NUMBER in line.translate(_DIGITS_AS_0):
                     # orjson makes fractions of whole numbers beyond 64 bits, which templates would show in tools and calls.
                     record = json.loads(line)
                 try:
@@ -143,11 +157,8 @@ class Preparer:
                 blank += 1
             else:
                 rejected.append(record)
-        counts.update(lines=len(lines), blank=blank, records=len(lines) - blank)
+        counts.update(lines=total, blank=blank, records=total - blank)
         return examples
-
-    def _render(self, examples: list[Example], rejected: list[Rejected], counts: Counter[str], *, watch: bool = False) -> Texts:
-        return self._renderer.render(examples, rejected, counts, watch=watch)
 
     def _tokenize(self, texts: Texts, encoder: Encoder, counts: Counter[str], seed: int, sample: int) -> TokenBatch:
         spec = self.recipe.tokenizer

@@ -80,13 +80,34 @@ class Recipe:
         )
 
     def to_json(self) -> bytes:
-        """The recipe as JSON, for `read_recipe`."""
+        """The recipe as JSON, for a file."""
         parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "tokenizer"}
         return orjson.dumps({**parts, "tokenizer": self.tokenizer.to_dict()})
 
 
-def read_recipe(path: Path) -> Recipe:
-    """Read what `Recipe.to_json` wrote."""
+@dataclass(frozen=True, slots=True)
+class RecipeFile:
+    """A recipe as workers get it: the name of a file, and in the process that made it the recipe itself (megabytes)."""
+
+    path: Path
+    own: Recipe | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    def __reduce__(self) -> tuple[type[RecipeFile], tuple[Path]]:
+        return RecipeFile, (self.path,)
+
+    def recipe(self) -> Recipe:
+        """The recipe, read where this process did not make it."""
+        return self.own or _read(self.path)
+
+
+def recipe_file(folder: Path, recipe: Recipe) -> RecipeFile:
+    """The file of a recipe, which is not written yet."""
+    # The encoder changes no token, and so not the digest; but who has this recipe prepared has it with its encoder.
+    name = digest(recipe.digest, recipe.encoder, recipe.template_way, recipe.tokenizer.name)
+    return RecipeFile(folder / f"recipe-{name[:16]}.json", recipe)
+
+
+def _read(path: Path) -> Recipe:
     parts = orjson.loads(path.read_bytes())
     parts["tokenizer"] = TokenizerSpec.from_dict(parts["tokenizer"])
     parts["renames"] = tuple((source, target) for source, target in parts["renames"])

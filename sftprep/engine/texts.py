@@ -16,6 +16,7 @@ from sftprep.engine.recipe import Recipe
 from sftprep.errors import TemplateError
 from sftprep.sources.jsonl import excerpt
 from sftprep.tokenize.escaped import MARKS, Marked, Spelled
+from sftprep.tokenize.spec import TokenizerSpec
 
 Span = tuple[int, int]
 Weight = tuple[int, int, float]
@@ -58,6 +59,28 @@ class Texts:
         """Whether of some text not all is trained alike."""
         return bool(self.weights) or any(spans is not None for spans in self.spans)
 
+    def with_others(self, others: Texts) -> Texts:
+        """These texts and those of other lines, in the order of the lines. Neither has marked texts; each line has one text."""
+        if not others.texts or not self.texts:
+            return self if self.texts else others
+        first = len(self.texts)
+        origin = self.origin + others.origin
+        order = sorted(range(len(origin)), key=origin.__getitem__)
+        place = {number: new for new, number in enumerate(order)}
+        prompts = [*zip((place[k] for k in self.prompt_of), self.prompts, strict=True)]
+        prompts += zip((place[first + k] for k in others.prompt_of), others.prompts, strict=True)
+        prompts.sort(key=lambda pair: pair[0])
+        texts, plain, spans = self.texts + others.texts, self.plain + others.plain, self.spans + others.spans
+        return Texts(
+            texts=[texts[k] for k in order],
+            origin=[origin[k] for k in order],
+            plain=[plain[k] for k in order],
+            prompts=[prompt for _, prompt in prompts],
+            prompt_of=[of for of, _ in prompts],
+            spans=[spans[k] for k in order],
+            weights={place[first * own + k]: w for own, each in ((0, self), (1, others)) for k, w in each.weights.items()},
+        )
+
     def _without_mark(
         self, text: str, spans: tuple[Span, ...] | None, prompt: str | None, mark: str
     ) -> tuple[str, tuple[Span, ...] | None, str | None]:
@@ -81,6 +104,7 @@ class Renderer:
         """Raises TemplateError."""
         self._recipe = recipe
         self._template = recipe.template()
+        self._closing = closing(recipe.tokenizer)
         self._shows_calls = recipe.chat_template is not None and "tool_calls" in recipe.chat_template
         self._shows_tools = self._template is not None and self._template.reads("tools")
         train_on = recipe.train_on
@@ -119,6 +143,11 @@ class Renderer:
         """Conversations rendered so far, by the way they took."""
         used = (self._template, self.__dict__.get("_turning"))
         return sum((Counter(template.renders) for template in used if template is not None), Counter())
+
+    @property
+    def whole_template(self) -> ChatTemplate | None:
+        """The template, where conversations are rendered as they are and no single message of them counts."""
+        return None if self._by_turn else self._template
 
     def check_masks(self) -> None:
         """Raises Unproven where assistant turns are to be trained and the template does not tell them."""
@@ -296,18 +325,22 @@ class Renderer:
         head = None if self._recipe.train_on == "all" else prompt
         out.add(example.origin, self._ended(prompt + completion), plain=True, spans=None, prompt=head)
 
+    def _ended(self, text: str) -> str:
+        return text if text.endswith(self._closing) else text + self._closing
+
     def _several(self, example: Example, texts: list[str], out: Texts, counts: Counter[str]) -> None:
         for text in texts:
             out.add(example.origin, self._ended(text), plain=True, spans=None, prompt=None)
         counts["extra.texts"] += len(texts) - 1
 
-    def _ended(self, text: str) -> str:
-        # The token is written as text, as TRL does, so that it lands in the one pass of the encoder; a tokenizer that adds
-        # its own end token to every text has done it already.
-        spec = self._recipe.tokenizer
-        if spec.eos_token is not None and spec.eos_token_id not in spec.suffix_ids and not text.endswith(spec.eos_token):
-            return text + spec.eos_token
-        return text
+
+def closing(spec: TokenizerSpec) -> str:
+    """What is written after a plain text that does not end with it.
+
+    The end token is written as text, as TRL does, so that it lands in the one pass of the encoder; a tokenizer that adds its own
+    to every text has done it already.
+    """
+    return "" if spec.eos_token is None or spec.eos_token_id in spec.suffix_ids else spec.eos_token
 
 
 def _says_nothing(message: Message) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
 import orjson
 
 from sftprep.batch import Rejected
@@ -22,6 +23,12 @@ def split_lines(data: bytes) -> list[bytes]:
     if not lines[-1]:
         lines.pop()
     return lines
+
+
+def count_lines(data: bytes) -> int:
+    """How many `split_lines` gives."""
+    newlines = np.count_nonzero(np.frombuffer(data, np.uint8) == ord("\n"))
+    return int(newlines) + (not data.endswith(b"\n")) if data else 0
 
 
 def parse_line(line: bytes, number: int) -> dict[str, Any] | Rejected | None:

@@ -13,7 +13,8 @@ from sftprep.errors import TokenizerError
 from sftprep.tokenize.cache import cache_dir
 from sftprep.tokenize.fast import FastEncoder
 from sftprep.tokenize.hf import HfEncoder
-from sftprep.tokenize.probe import ProbeResult, cached_probe
+from sftprep.tokenize.probe import RANKS, ProbeResult, cached_probe
+from sftprep.tokenize.ranks import find_ranks
 from sftprep.tokenize.spec import TokenizerSpec
 from sftprep.tokenize.tokens import Encoder, EncoderFault, Mismatch, Tokens
 
@@ -62,13 +63,15 @@ def load_encoder(spec: TokenizerSpec, name: str, *, threads: bool, reference: Ca
     one that is loaded anyway. Raises EncoderFault, TokenizerError.
     """
     made = reference or cache(partial(HfEncoder, spec, threads=threads))
-    return FastEncoder(spec, threads=threads, reference=made) if name == FastEncoder.name else made()
+    if name != FastEncoder.name:
+        return made()
+    return FastEncoder(spec, threads=threads, reference=made, ranks=find_ranks(spec, cache_dir() / RANKS))
 
 
 def _chosen(spec: TokenizerSpec, choice: Choice, samples: Sequence[str], cache_folder: Path | None) -> ProbeResult:
     if choice == "tokenizers":
         return ProbeResult(HfEncoder.name, metadata.version("tokenizers"), equal=True, checked=0, reason="asked for")
-    result = cached_probe(spec, samples, (cache_folder or cache_dir()) / "probes")
+    result = cached_probe(spec, samples, cache_folder or cache_dir())
     if not result.equal:
         why = f"gigatoken cannot be used for {spec.name}: {result.reason}" + (f": {result.example}" if result.example else "")
         if choice == "gigatoken":

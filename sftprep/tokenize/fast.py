@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
+from unicodedata import is_normalized
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sftprep.tokenize.between import between_texts
 from sftprep.tokenize.chars import TokenBytes, char_ranges, token_bytes
 from sftprep.tokenize.hf import not_unicode
+from sftprep.tokenize.ranks import Ranks
 from sftprep.tokenize.spec import TokenizerSpec
 from sftprep.tokenize.tokens import Encoder, EncoderFault, Tokens, edges, flat_tokens
 from sftprep.tokenize.unicode14 import unsettled_texts
@@ -30,7 +34,8 @@ _THREADS_FROM = 16 << 20
 
 
 class FastEncoder:
-    """gigatoken on a spec. threads: whether large batches use all cores; reference: makes the `tokenizers` encoder, when needed.
+    """gigatoken on a spec. threads: whether large batches use all cores; reference: makes the `tokenizers` encoder, when needed;
+    ranks: the spec as ranks, which load faster (ranks.py).
 
     Texts with characters newer than the Unicode tables of either library (unicode14.py) are encoded by the reference, and so
     are the character ranges that the bytes of the tokens do not tell (chars.py).
@@ -39,8 +44,10 @@ class FastEncoder:
 
     name = "gigatoken"
 
-    def __init__(self, spec: TokenizerSpec, *, threads: bool, reference: Callable[[], Encoder]) -> None:
-        self._spec = spec
+    def __init__(
+        self, spec: TokenizerSpec, *, threads: bool, reference: Callable[[], Encoder], ranks: Ranks | None = None
+    ) -> None:
+        self._spec, self._ranks = spec, ranks
         self._threads = threads
         self._reference = reference
         self._table: TokenBytes | None = None
@@ -48,6 +55,7 @@ class FastEncoder:
         self.version = gigatoken_version()
         if spec.split_special_tokens:
             raise EncoderFault("gigatoken always recognises special tokens, and this tokenizer is set not to")
+        self._between = between_texts(spec)
         self._backend: Any = None
         self._bytes_at_load = self._since_look = 0
         self._load()
@@ -84,16 +92,27 @@ class FastEncoder:
         return tokens, self.token_chars(texts, tokens)
 
     def _encode_settled(self, texts: Sequence[str]) -> Tokens:
-        self._since_look += sum([len(text) if text.isascii() else 3 * len(text) for text in texts])
+        size = sum(map(len, texts))
+        ascii_only = all(map(str.isascii, texts))
+        if not ascii_only and self._ranks is not None and self._ranks.normalizes:
+            changed = np.array([not (text.isascii() or is_normalized("NFC", text)) for text in texts], np.bool_)
+            if changed.any():
+                their, own = ([texts[k] for k in np.flatnonzero(rows).tolist()] for rows in (changed, ~changed))
+                return _interleaved(changed, self._normalizing._encode_settled(their), self._encode_settled(own))
+        self._since_look += size if ascii_only else 3 * size
         if self._since_look > _LOOK_EVERY:
             self._since_look = 0
             if process_bytes() - self._bytes_at_load > _CACHE_BYTES:
                 self._load()
-        if self._threads and sum(map(len, texts)) >= _THREADS_FROM:
+        if self._threads and size >= _THREADS_FROM:
             batch = _guarded(lambda: self._backend.encode_batch(list(texts), parallel=True)).layout
             return Tokens(np.asarray(batch.content.data).view(np.int32), np.asarray(batch.offsets.data, np.int64))
+        encode, between = self._backend.encode, self._between
+        if between is not None and len(texts) > 1:
+            tokens = _divided(_guarded(lambda: encode(between.text.join(texts))), between.id, len(texts))
+            if tokens is not None:
+                return tokens
         # One call a text costs a microsecond and spares the import of awkward; no thread is ever started.
-        encode = self._backend.encode
         return flat_tokens(_guarded(lambda: [encode(text) for text in texts]))
 
     def _decode(self, ids: NDArray[np.uint32]) -> bytes:
@@ -101,9 +120,20 @@ class FastEncoder:
 
     def _load(self) -> None:
         self._backend = None  # the old one goes before the new one comes
-        self._backend = load_gigatoken(self._spec)
+        try:
+            self._backend = load_gigatoken(self._spec, self._ranks)
+        except EncoderFault:
+            if self._ranks is None:
+                raise
+            self._ranks = None
+            self._backend = load_gigatoken(self._spec)
         self._bytes_at_load = process_bytes()
         self._since_look = 0
+
+    @cached_property
+    def _normalizing(self) -> FastEncoder:
+        """For the few texts that a normalizer changes, which ranks know nothing of."""
+        return FastEncoder(self._spec, threads=self._threads, reference=self._reference)
 
     def _token_bytes(self) -> TokenBytes | None:
         if not self._table_tried:
@@ -120,12 +150,16 @@ def gigatoken_version() -> str:
         return ""
 
 
-def load_gigatoken(spec: TokenizerSpec) -> Any:
+def load_gigatoken(spec: TokenizerSpec, ranks: Ranks | None = None) -> Any:
     """gigatoken's own tokenizer object. Raises EncoderFault with its reason where it does not take this tokenizer."""
     try:
-        from gigatoken.gigatoken_rs import load_hf_json
+        from gigatoken.gigatoken_rs import BPETokenizer, load_hf_json
     except ImportError as error:
         raise EncoderFault(f"gigatoken is not installed here: {error}") from error
+    if ranks is not None:
+        return _guarded(
+            lambda: BPETokenizer.from_tiktoken(str(ranks.path), ranks.scheme, ranks.specials), doing="load this tokenizer's ranks"
+        )
     return _guarded(lambda: load_hf_json(spec.json), doing="load this tokenizer")
 
 
@@ -156,6 +190,15 @@ def _guarded(call: Callable[[], T], doing: str = "encode these texts") -> T:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _divided(ids: NDArray[np.uint32], between: int, count: int) -> Tokens | None:
+    """The tokens of `count` texts that were encoded as one, with this token between them; None where it is in a text too."""
+    places = np.flatnonzero(ids == between)
+    if len(places) != count - 1:
+        return None
+    lengths = np.diff(np.concatenate(([-1], places, [len(ids)]))) - 1
+    return Tokens(np.delete(ids, places).view(np.int32), edges(lengths))
 
 
 def _interleaved(chosen: NDArray[np.bool_], yes: Tokens, no: Tokens) -> Tokens:

@@ -31,7 +31,7 @@ __all__ = ["TokenizerSpec", "load_tokenizer", "read_spec", "tokenizer_spec", "wr
 SPEC_SUFFIX = ".spec"
 """Ends the name of a file of `write_spec` that is given for a tokenizer; see `sftprep.tokenize.live`."""
 
-_FORMAT = 1
+_FORMAT = 2
 """Raised when an entry of the cache, or the way it is made, changes."""
 
 _FILES = (

@@ -17,12 +17,15 @@ from sftprep.tokenize.cache import read_entry, write_entry
 from sftprep.tokenize.fast import FastEncoder, gigatoken_version
 from sftprep.tokenize.hf import HfEncoder
 from sftprep.tokenize.nasty import NASTY_VERSION, nasty_texts
+from sftprep.tokenize.ranks import find_ranks, keep_ranks
 from sftprep.tokenize.spec import TokenizerSpec
 from sftprep.tokenize.tokens import Encoder, EncoderFault, Mismatch, first_mismatch
 
-_FORMAT = "1"
+_FORMAT = "2"
 """Raised when an entry of the cache, or what is compared, changes."""
 _SAMPLES_REMEMBERED = 64
+RANKS = "ranks"
+"""Folder of tokenizers as ranks, in that of the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +56,22 @@ class ProbeResult:
 
 
 def cached_probe(spec: TokenizerSpec, samples: Sequence[str], folder: Path) -> ProbeResult:
-    """The answer for the fixed texts and for `samples`, from the folder or found out now and left there.
+    """The answer for the fixed texts and for `samples`, from the cache folder or found out now and left there.
 
     A difference on samples is a fact about the tokenizer: from then on it holds without them too.
     """
-    place = folder / f"{_key(spec)}.json"
+    place = folder / "probes" / f"{_key(spec)}.json"
     known, seen = _known(place)
     digest = _digest(samples)
     if known and (not known.equal or not samples or digest in seen):
         return known
     reference = HfEncoder(spec, threads=True)
     texts = [*([] if known else nasty_texts(spec)), *samples]
+    keep_ranks(spec, folder / RANKS)
+    ranks = find_ranks(spec, folder / RANKS)
     try:
-        result = compare_encoders(FastEncoder(spec, threads=True, reference=lambda: reference), reference, texts)
+        fast = FastEncoder(spec, threads=True, reference=lambda: reference, ranks=ranks)
+        result = compare_encoders(fast, reference, texts)
     except EncoderFault as fault:
         result = ProbeResult(reference.name, reference.version, equal=False, checked=0, reason=fault.reason)
     if known:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
+import orjson
+
 from sftprep.errors import TokenizerError
 
 _NO_LIMIT = 10**20
@@ -67,7 +69,7 @@ class TokenizerSpec:
             special_tokens=special_tokens,
             eos_token=token,
             eos_token_id=token_id,
-            fingerprint=_fingerprint(self.json, special_tokens, self.split_special_tokens),
+            fingerprint=self.fingerprint[:32] + _roles_digest(special_tokens),
         )
 
     def token_id(self, token: str) -> int | None:
@@ -144,7 +146,7 @@ def tokenizer_spec(tokenizer: Any, *, name: str | None = None) -> TokenizerSpec:
     split = bool(getattr(tokenizer, "split_special_tokens", False))
     return TokenizerSpec(
         name=name,
-        json=text,
+        json=_quick_to_load(text),
         vocab_size=max(len(tokenizer), 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)),
         special_tokens=special_tokens,
         eos_token=special_tokens.get("eos_token"),
@@ -193,11 +195,27 @@ def _without_truncation_and_padding(text: str) -> str:
     return json.dumps({**fields, "truncation": None, "padding": None}, separators=(",", ":"))[:-1] + "," + key + rest
 
 
+def _quick_to_load(text: str) -> str:
+    """The same tokenizer, its vocabulary sorted and its merges as text: `tokenizers` loads that in two thirds of the time."""
+    values = orjson.loads(text)
+    model = values["model"]
+    if model.get("type") != "BPE":
+        return text
+    merges = model["merges"]
+    if all(isinstance(merge, list) and not any(" " in part for part in merge) for merge in merges):
+        model["merges"] = [" ".join(merge) for merge in merges]
+    model["vocab"] = dict(sorted(model["vocab"].items()))
+    return orjson.dumps(values).decode()
+
+
 def _fingerprint(text: str, special_tokens: dict[str, str], split_special_tokens: bool) -> str:
+    return sha256(f"{split_special_tokens}\n{text}".encode()).hexdigest()[:32] + _roles_digest(special_tokens)
+
+
+def _roles_digest(special_tokens: dict[str, str]) -> str:
     # The padding token is left out: it is not among the ids of a text, and people set it on the way to the trainer.
     roles = sorted((key, value) for key, value in special_tokens.items() if key != "pad_token")
-    ids = sha256(f"{split_special_tokens}\n{text}".encode()).hexdigest()
-    return ids[:32] + sha256(json.dumps(roles).encode()).hexdigest()[:32]
+    return sha256(json.dumps(roles).encode()).hexdigest()[:32]
 
 
 def _id_or_none(value: Any) -> int | None:

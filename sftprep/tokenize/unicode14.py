@@ -24,9 +24,9 @@ def unsettled_texts(texts: Sequence[str]) -> list[int]:
 
     Costs nothing for ASCII, some 2 ns a character for the rest.
     """
-    numbers = [number for number, text in enumerate(texts) if not text.isascii()]
-    if not numbers:
+    if all(map(str.isascii, texts)):
         return []
+    numbers = [number for number, text in enumerate(texts) if not text.isascii()]
     rest = "".join([texts[number] for number in numbers])
     codes = np.frombuffer(rest.encode("utf-32-le"), np.uint32)
     table = _table()

@@ -127,7 +127,7 @@ def test_an_answer_is_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert cached_probe(spec, ("one", "two \ud800"[:4]), tmp_path) == with_samples
     with pytest.raises(AssertionError, match="compared again"):
         cached_probe(spec, ("one",), tmp_path)
-    (entry,) = tmp_path.iterdir()
+    (entry,) = (tmp_path / "probes").iterdir()
     entry.write_bytes(entry.read_bytes()[:-3])
     with pytest.raises(AssertionError, match="compared again"):
         cached_probe(spec, (), tmp_path)
@@ -137,7 +137,7 @@ def test_what_samples_show_holds_from_then_on(tmp_path: Path) -> None:
     """As if the fixed texts had not shown the difference: the answer that they left behind says equal."""
     spec = spec_of(WHOLE_WORDS)
     cached_probe(spec, (), tmp_path)
-    (entry,) = tmp_path.iterdir()
+    (entry,) = (tmp_path / "probes").iterdir()
     found = read_entry(entry)
     assert found is not None
     write_entry(entry, {"result": {**found[0]["result"], "equal": True, "encoder": "gigatoken", "example": None}, "samples": []})

@@ -1,0 +1,142 @@
+"""Plain lines to texts, column by column: what pass 1 does with most lines of most files, and the same texts as the general way.
+
+A line is plain where its JSON has the plainest shape (sources/plain.py), its record needs nothing but its texts, and, for a
+conversation, the template treats all of its shape alike (chat/shapes.py). All other lines are left to the general way.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+
+from sftprep.chat.shapes import Shape
+from sftprep.chat.template import ChatTemplate
+from sftprep.engine.recipe import Recipe
+from sftprep.engine.texts import Texts, closing
+from sftprep.errors import TemplateError
+from sftprep.messages import ROLES, SHAREGPT_ROLES
+from sftprep.reading import Reading
+from sftprep.records import keys_read
+from sftprep.sources.plain import Layout, PlainLines, Turns
+
+_MOST_SHAPES = 1_000
+"""Conversations of further shapes are rendered one by one: where hardly two are alike, there is nothing to gain."""
+_WORTH = 2
+"""Conversations of one shape in a partition from which on it is made: to make one takes as long as to render several."""
+_LONGEST_SHAPE = 500
+"""Messages."""
+
+
+class Columns:
+    """A recipe, ready for plain lines."""
+
+    def __init__(self, recipe: Recipe, reading: Reading, template: ChatTemplate | None) -> None:
+        """template: renders conversations as they are; None where single messages of them count."""
+        self._template = template
+        self._spanned = recipe.train_on == "assistant"
+        self._prompted = recipe.train_on != "all"
+        self._text_field = reading.text_field
+        self._end = closing(recipe.tokenizer)
+        self._targets = {target: source for source, target in reading.renames}
+        self._looked = (keys_read(reading) or frozenset()) | self._targets.keys()
+        sources = [source for source, _ in reading.renames]
+        # A chain of renames, or two of one name, is for the general way.
+        chained = len(self._targets) < len(sources) or len({*sources, *self._targets}) < 2 * len(sources)
+        self._idle = chained or reading.function is not None or recipe.reject_suspects or recipe.expand_turns
+        self._shapes: dict[tuple[Layout, bytes], Shape | None] = {}
+
+    def texts(self, data: bytes, format_name: str, counts: Counter[str]) -> Texts:
+        """The texts of plain lines, layout by layout; none where there is no such line. counts: what is counted of them."""
+        made = Texts()
+        template = self._template if format_name in _LAYOUTS else None
+        if self._idle or (template is None and format_name not in ("text", "prompt-completion")):
+            return made
+        try:
+            lines = PlainLines(data)
+        except UnicodeDecodeError:
+            return made
+        if template is not None:
+            key = self._source("conversations" if format_name == "sharegpt" else "messages")
+            for speaker, content, names in _LAYOUTS[format_name]:
+                layout = Layout(key, speaker, content, names)
+                self._chats(lines.turns(layout, self._looked - {key}), layout, template, made, counts)
+        elif format_name == "text":
+            self._plain_texts(lines, made)
+        else:
+            self._completions(lines, made, counts)
+        return made
+
+    def _source(self, key: str) -> str:
+        """The key under which records hold what `key` names."""
+        return self._targets.get(key, key)
+
+    def _chats(self, turns: Turns, layout: Layout, template: ChatTemplate, made: Texts, counts: Counter[str]) -> None:
+        bounds = turns.bounds.tolist()
+        keys = [turns.speakers[first:last] for first, last in pairwise(bounds)]
+        shapes = {key: self._shape(layout, key, times, template) for key, times in Counter(keys).items()}
+        # Only now, for each shape may add a condition.
+        broken = template.conditions.broken(turns.contents)
+        left = set((np.searchsorted(turns.bounds, broken, side="right") - 1).tolist())
+        before = Counter(template.renders)
+        for number, (line, key) in enumerate(zip(turns.lines.tolist(), keys, strict=True)):
+            known = shapes[key]
+            if known is None or number in left:
+                continue
+            try:
+                filled = template.fill(known, turns.contents[bounds[number] : bounds[number + 1]])
+            except TemplateError:
+                continue
+            if filled is not None:
+                made.texts.append(filled.text)
+                made.origin.append(line)
+                made.spans.append(filled.spans if self._spanned else None)
+        made.plain += [False] * (len(made.texts) - len(made.plain))
+        counts.update({f"template.{way}": number for way, number in (Counter(template.renders) - before).items()})
+
+    def _shape(self, layout: Layout, key: bytes, times: int, template: ChatTemplate) -> Shape | None:
+        """The shape of conversations between these speakers, of which there are so many now."""
+        known = (layout, key)
+        if known not in self._shapes:
+            if times < _WORTH or len(self._shapes) >= _MOST_SHAPES or len(key) > _LONGEST_SHAPE:
+                return None
+            roles = [_ROLE_OF[layout.names[number]] for number in key]
+            self._shapes[known] = template.shape(roles)
+        return self._shapes[known]
+
+    def _plain_texts(self, lines: PlainLines, made: Texts) -> None:
+        key = self._source(self._text_field)
+        fields = lines.fields([key], self._looked - {key})
+        end = self._end
+        self._add(fields.lines.tolist(), [text if text.endswith(end) else text + end for text in fields.values[key]], made)
+
+    def _completions(self, lines: PlainLines, made: Texts, counts: Counter[str]) -> None:
+        keys = self._source("prompt"), self._source("completion")
+        fields = lines.fields(keys, self._looked - {*keys})
+        prompts, completions = (fields.values[key] for key in keys)
+        empty = sum(not completion or completion.isspace() for completion in completions)
+        if empty:
+            counts["warnings.empty_target"] += empty
+        end = self._end
+        texts = [f"{prompt}{own}{end}" for prompt, own in zip(prompts, completions, strict=True)]
+        for number, own in enumerate(completions):
+            # An end that is there already; it may have started in the prompt.
+            if own.endswith(end) or (len(own) < len(end) and (prompts[number] + own).endswith(end)):
+                texts[number] = prompts[number] + own
+        self._add(fields.lines.tolist(), texts, made)
+        if self._prompted:
+            made.prompts, made.prompt_of = prompts, list(range(len(prompts)))
+
+    def _add(self, lines: list[int], texts: list[str], made: Texts) -> None:
+        made.texts, made.origin = texts, lines
+        made.plain, made.spans = [True] * len(lines), [None] * len(lines)
+
+
+_ROLE_OF = {**{role: role for role in ROLES}, **SHAREGPT_ROLES}
+_OPENAI = ("role", "content", tuple(sorted(ROLES)))
+_LAYOUTS = {
+    "messages": [_OPENAI],
+    "sharegpt": [("from", "value", tuple(name for name, role in SHAREGPT_ROLES.items() if role in ROLES)), _OPENAI],
+}
+"""Keys of a message that tell the speaker and the content, and the speakers; a function call of sharegpt is more than text."""

@@ -1,0 +1,277 @@
+"""Lines of JSON read as columns, where they have the plainest shapes: no object is made of a line, a message or a key.
+
+Two shapes are read: a list of messages, each of a role and a content and nothing else, with any other keys beside the list; and
+an object of strings. The quotes of all lines are found at once, and what stands between two strings is compared with the few
+things that JSON of these shapes may have there. Whatever is different in the least is left to the general way, line by line, so
+that this way has nothing to say about errors. tests/sources/test_plain.py holds it against orjson.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+_UNKNOWN = 255
+_BACKSLASHES = 64
+"""More of them before a quote than anyone writes: such a line is left to the general way, for each one takes a look."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """Conversations. lines: int64 [n]; message m is of conversation k for bounds[k] <= m < bounds[k + 1], int64 [n + 1];
+    speakers: a byte a message, its place in the names of the layout; contents: a text a message."""
+
+    lines: NDArray[np.int64]
+    bounds: NDArray[np.int64]
+    speakers: bytes
+    contents: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """Objects of strings. lines: int64 [n]; values: a text a line for each wanted key."""
+
+    lines: NDArray[np.int64]
+    values: dict[str, list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a list of messages is written. key: of the list; speaker, content: keys of a message; names: those of speakers."""
+
+    key: str
+    speaker: str
+    content: str
+    names: tuple[str, ...]
+
+
+class PlainLines:
+    """The strings of some lines of JSON.
+
+    String i is data[first[i] : last[i]], without its quotes and as it is written; those of line n are bounds[n] .. bounds[n+1]-1.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        """data: whole lines. Raises UnicodeDecodeError where they are not UTF-8."""
+        if not data.isascii():
+            data.decode()
+        ended = data if data.endswith(b"\n") else data + b"\n"
+        self._data = ended + bytes(16)  # so that eight bytes can be read from each place
+        self._bytes = np.frombuffer(self._data, np.uint8)[: len(ended)]
+        self._words = np.ndarray((len(self._data) - 8,), "<u8", buffer=self._data, strides=(1,))
+        control = np.flatnonzero(self._bytes < 32)
+        kinds = self._bytes[control]
+        self.ends = control[kinds == 10]
+        self.odd = np.zeros(len(self.ends), np.bool_)
+        """Lines that may be of no plain shape, whatever they look like."""
+        others = control[(kinds != 10) & ~((kinds == 13) & (self._bytes[np.minimum(control + 1, len(ended) - 1)] == 10))]
+        self.odd[np.searchsorted(self.ends, others)] = True
+        quotes = self._quotes()
+        counts = np.diff(np.searchsorted(quotes, self.ends), prepend=0)
+        unpaired = counts % 2 == 1
+        if unpaired.any():
+            self.odd |= unpaired
+            quotes = quotes[~np.repeat(unpaired, counts)]
+            counts[unpaired] = 0
+        self.first, self.last = quotes[0::2] + 1, quotes[1::2]
+        self.bounds = np.concatenate(([0], np.cumsum(counts // 2)))
+        self._after = self._words[self.last + 1]
+
+    def turns(self, layout: Layout, looked: frozenset[str]) -> Turns:
+        """The lines that are conversations of this layout. looked: keys beside the list that would change what a line means."""
+        lines, opens, closes = self._lists(layout.key)
+        counts = (closes - opens) // 4
+        firsts = np.cumsum(counts) - counts
+        key = np.arange(int(counts.sum())) * 4 + np.repeat(opens + 1 - 4 * firsts, counts)
+        speaks_first = self._spells(key, layout.speaker)
+        right = np.where(
+            speaks_first,
+            self._spells(key + 2, layout.content),
+            self._spells(key, layout.content) & self._spells(key + 2, layout.speaker),
+        )
+        right &= self._follows(key, b":") & self._follows(key + 2, b":") & self._follows(key + 1, b",")
+        followed = self._follows(key + 3, b"},", b"{")
+        followed[firsts + counts - 1] = True
+        who = np.where(speaks_first, key + 1, key + 3)
+        speakers = self._named(who, layout.names)
+        right &= followed & (speakers != _UNKNOWN)
+        kept = np.logical_and.reduceat(right, firsts) if len(firsts) else np.zeros(0, np.bool_)
+        kept &= self._alone(lines, opens, closes, layout.key, looked, kept)
+        chosen = np.repeat(kept, counts)
+        what = np.where(speaks_first, key + 3, key + 1)[chosen]
+        contents, unreadable = self._texts(what)
+        turns = Turns(lines[kept], _edges(counts[kept]), speakers[chosen].tobytes(), contents)
+        return _without(turns, unreadable) if unreadable else turns
+
+    def fields(self, wanted: Sequence[str], looked: frozenset[str]) -> Fields:
+        """The lines that are objects of strings and have each wanted key once, and none of the others in `looked`."""
+        counts = np.diff(self.bounds)
+        starts = np.concatenate(([0], self.ends[:-1] + 1))
+        lines = np.flatnonzero(~self.odd & (counts > 0) & (counts % 2 == 0))
+        opened = self.first[self.bounds[lines]] == starts[lines] + 2
+        lines = lines[opened & (self._bytes[starts[lines]] == ord("{"))]
+        counts = counts[lines] // 2
+        firsts = np.cumsum(counts) - counts
+        key = np.arange(int(counts.sum())) * 2 + np.repeat(self.bounds[lines] - 2 * firsts, counts)
+        right = self._follows(key, b":") & ~self._escaped(key)
+        followed = self._follows(key + 1, b",")
+        followed[firsts + counts - 1] = self._closes(key[firsts + counts - 1] + 1, b"}")
+        named = self._named(key, [*wanted, *sorted(looked - {*wanted})])
+        right &= followed & ((named < len(wanted)) | ((named == _UNKNOWN) & ~self._escaped(key + 1)))
+        kept = np.logical_and.reduceat(right, firsts) if len(firsts) else np.zeros(0, np.bool_)
+        of_name = {name: named == number for number, name in enumerate(wanted)}
+        for spelled in of_name.values():
+            kept &= (np.add.reduceat(spelled, firsts, dtype=np.int64) if len(firsts) else firsts) == 1
+        chosen = np.repeat(kept, counts)
+        values: dict[str, list[str]] = {}
+        unreadable: set[int] = set()
+        for name, spelled in of_name.items():
+            values[name], missed = self._texts(key[spelled & chosen] + 1)
+            unreadable.update(missed)
+        left = np.ones(int(kept.sum()), np.bool_)
+        left[list(unreadable)] = False
+        if unreadable:
+            values = {name: [text for text, keep in zip(own, left.tolist(), strict=True) if keep] for name, own in values.items()}
+        return Fields(lines[kept][left], values)
+
+    # --- strings and what stands between them ---------------------------------------------------------------------------
+
+    def _quotes(self) -> NDArray[np.int64]:
+        """Places of the quotes that begin or end a string; lines with more backslashes than that are odd."""
+        quotes = np.flatnonzero(self._bytes == ord('"'))
+        escaped = np.zeros(len(quotes), np.bool_)
+        at = quotes - 1
+        open_ones = np.flatnonzero(self._bytes[at] == ord("\\"))
+        for _ in range(_BACKSLASHES):
+            if not len(open_ones):
+                break
+            escaped[open_ones] ^= True
+            at[open_ones] -= 1
+            open_ones = open_ones[self._bytes[at[open_ones]] == ord("\\")]
+        self.odd[np.searchsorted(self.ends, quotes[open_ones])] = True
+        return quotes[~escaped]
+
+    def _starts(self, words: NDArray[np.uint64], written: bytes) -> NDArray[np.bool_]:
+        """Whether words, eight bytes each, start with these."""
+        same: NDArray[np.bool_] = (words & np.uint64((1 << 8 * len(written)) - 1)) == np.uint64(int.from_bytes(written, "little"))
+        return same
+
+    def _follows(self, strings: NDArray[np.int64], *marks: bytes) -> NDArray[np.bool_]:
+        """Whether these marks stand after a string and before the next one, a blank or nothing after the last but one."""
+        words = self._after[strings]
+        head, tail = marks[0], b"".join(marks[1:]) + b'"'
+        return self._starts(words, head + b" " + tail) | self._starts(words, head + tail)
+
+    def _closes(self, strings: NDArray[np.int64], written: bytes) -> NDArray[np.bool_]:
+        """Whether a line ends after a string and what is written here."""
+        words = self._after[strings]
+        return self._starts(words, written + b"\n") | self._starts(words, written + b"\r\n")
+
+    def _spells(self, strings: NDArray[np.int64], name: str) -> NDArray[np.bool_]:
+        """Whether a string is this name, as it is."""
+        written = name.encode() + b'"'
+        places = self.first[strings]
+        same: NDArray[np.bool_] = self._starts(self._words[places], written[:8])
+        for begin in [*range(8, len(written) - 8, 8), len(written) - 8] if len(written) > 8 else []:
+            same &= self._starts(self._words[np.minimum(places + begin, len(self._words) - 1)], written[begin : begin + 8])
+        return same
+
+    def _named(self, strings: NDArray[np.int64], names: Sequence[str]) -> NDArray[np.uint8]:
+        """Which of the names each string is: its number, or _UNKNOWN."""
+        numbers = np.full(len(strings), _UNKNOWN, np.uint8)
+        heads = self._words[self.first[strings]]
+        for number, name in enumerate(names):
+            written = name.encode() + b'"'
+            found = np.flatnonzero(self._starts(heads, written[:8]))
+            numbers[found if len(written) <= 8 else found[self._spells(strings[found], name)]] = number
+        return numbers
+
+    def _escaped(self, strings: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether a string has a backslash in it."""
+        before, until = (np.searchsorted(self._backslashes, places[strings]) for places in (self.first, self.last))
+        escaped: NDArray[np.bool_] = before != until
+        return escaped
+
+    @cached_property
+    def _backslashes(self) -> NDArray[np.int64]:
+        return np.flatnonzero(self._bytes == ord("\\"))
+
+    def _texts(self, strings: NDArray[np.int64]) -> tuple[list[str], list[int]]:
+        """The texts of strings, and which of them are no text at all."""
+        begins, ends, data = (self.first[strings] - 1).tolist(), (self.last[strings] + 1).tolist(), self._data
+        written = [data[begin:end] for begin, end in zip(begins, ends, strict=True)]
+        try:
+            return orjson.loads(b"[" + b",".join(written) + b"]"), []
+        except orjson.JSONDecodeError:
+            return _each_text(written)
+
+    # --- lists of messages -----------------------------------------------------------------------------------------------
+
+    def _lists(self, key: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Lines with a list of objects of this key, the number of the key's string, and that of the last string in the list."""
+        words = self._after
+        every = np.flatnonzero(self._starts(words, b': [{"') | self._starts(words, b':[{"'))
+        opens = every[self._spells(every, key)]
+        closing = np.flatnonzero(self._starts(words, b"}]"))
+        lines, first = np.unique(np.searchsorted(self.bounds, opens, side="right") - 1, return_index=True)
+        opens = opens[first]
+        following = np.searchsorted(closing, opens, side="right")
+        closes = np.append(closing, len(words))[following]
+        whole = (closes < self.bounds[lines + 1]) & ((closes - opens) % 4 == 0) & ~self.odd[lines]
+        return lines[whole], opens[whole], closes[whole]
+
+    def _alone(
+        self,
+        lines: NDArray[np.int64],
+        opens: NDArray[np.int64],
+        closes: NDArray[np.int64],
+        key: str,
+        looked: frozenset[str],
+        asked: NDArray[np.bool_],
+    ) -> NDArray[np.bool_]:
+        """Whether what stands around a list makes an object of it, without keys that matter. asked: which lists to look at."""
+        starts = np.concatenate(([0], self.ends[:-1] + 1))[lines]
+        headless = (self.first[opens] == starts + 2) & (self._bytes[starts] == ord("{"))
+        alone: NDArray[np.bool_] = headless & self._closes(closes, b"}]}")
+        lists, rests = self.first[opens + 1] - 3, self.last[closes] + 3
+        for number in np.flatnonzero(asked & ~alone).tolist():
+            head = self._data[int(starts[number]) : int(lists[number])]
+            tail = self._data[int(rests[number]) : int(self.ends[lines[number]])]
+            try:
+                # Each is an object by itself only if the list stands in the outermost one.
+                before, after = orjson.loads(head + b"null}"), orjson.loads(b'{"":null' + tail)
+            except orjson.JSONDecodeError:
+                continue
+            beside = (before.keys() - {key}) | after.keys()
+            alone[number] = key not in after and looked.isdisjoint(beside)
+        return alone
+
+
+def _each_text(written: Sequence[bytes]) -> tuple[list[str], list[int]]:
+    texts, unreadable = [""] * len(written), []
+    for number, string in enumerate(written):
+        try:
+            texts[number] = orjson.loads(string)
+        except orjson.JSONDecodeError:
+            unreadable.append(number)
+    return texts, unreadable
+
+
+def _edges(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate(([0], np.cumsum(counts)))
+
+
+def _without(turns: Turns, messages: Sequence[int]) -> Turns:
+    """The conversations that do not hold these messages."""
+    counts = np.diff(turns.bounds)
+    keep = np.ones(len(turns.lines), np.bool_)
+    keep[np.searchsorted(turns.bounds, messages, side="right") - 1] = False
+    rows = np.repeat(keep, counts)
+    speakers = np.frombuffer(turns.speakers, np.uint8)[rows].tobytes()
+    contents = [text for text, kept in zip(turns.contents, rows.tolist(), strict=True) if kept]
+    return Turns(turns.lines[keep], _edges(counts[keep]), speakers, contents)
