@@ -35,7 +35,7 @@ def read_record(record: Record, line: int, format_name: str, reading: Reading) -
     if reading.function is not None:
         return _formatted(record, line, reading.function)
     kind = FORMATS[format_name]
-    if not kind.keys <= record.keys() and not (format_name == "text" and reading.text_field in record):
+    if not (kind.keys if format_name != "text" else {reading.text_field}) <= record.keys():
         raise _missing_keys(record, format_name, reading)
     return kind.convert(record, line, reading)
 

@@ -5,11 +5,11 @@ Nothing here is about the format: TRL trains on all of these, and so does a buil
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sftprep.batch import Example, Message
+from sftprep.lookup import holds_any
 from sftprep.reading import Unusable
 from sftprep.tokenize.spec import TokenizerSpec
 
@@ -28,21 +28,44 @@ def suspect_check(spec: TokenizerSpec, *, escaped: bool) -> Check:
     The REASONS: no_target (the assistant says nothing), role_order, bad_tool (a tool answers that nobody called), empty_turn,
     empty_target, special_tokens_in_text (the tokenizer's special tokens, unless they are escaped, or placeholders of images).
     """
-    special = [] if escaped else [t["content"] for t in json.loads(spec.json).get("added_tokens", []) if t.get("special")]
-    spelled = re.compile("|".join(map(re.escape, sorted({*special, *_PLACEHOLDERS}, key=len, reverse=True))))
+    spelled = re.compile("|".join(map(re.escape, sorted(_not_to_spell(spec, escaped=escaped), key=len, reverse=True))))
 
     def check(example: Example) -> None:
         if example.messages is None:
             return
-        _check_order(example.messages)
+        _check_order([message["role"] for message in example.messages])
         for number, message in enumerate(example.messages, 1):
             _check_text(message, number, spelled)
 
     return check
 
 
-def _check_order(messages: list[Message]) -> None:
-    roles = [message["role"] for message in messages]
+def suspect_contents(spec: TokenizerSpec, *, escaped: bool) -> Callable[[Sequence[str]], list[int]]:
+    """A function that finds, among contents, the numbers of those that the check may not let pass."""
+    words = [word.encode() for word in _not_to_spell(spec, escaped=escaped)]
+
+    def find(contents: Sequence[str]) -> list[int]:
+        spelled = holds_any("\0".join(contents).encode(), words)
+        return [n for n, text in enumerate(contents) if not text.strip() or (spelled and holds_any(text.encode(), words))]
+
+    return find
+
+
+def in_order(roles: Sequence[str]) -> bool:
+    """Whether nothing is suspicious about who speaks after whom."""
+    try:
+        _check_order(roles)
+    except Unusable:
+        return False
+    return True
+
+
+def _not_to_spell(spec: TokenizerSpec, *, escaped: bool) -> set[str]:
+    special = [] if escaped else [t["content"] for t in spec.part("added_tokens") or () if t.get("special")]
+    return {*special, *_PLACEHOLDERS}
+
+
+def _check_order(roles: Sequence[str]) -> None:
     if "assistant" not in roles:
         raise Unusable("no_target", "no message is from the assistant: there is nothing to learn")
     before = None

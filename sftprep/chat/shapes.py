@@ -11,7 +11,7 @@ Stand-ins are no texts: a function that looks into a text without asking fails o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from itertools import accumulate, chain
 from typing import Any, NamedTuple, NoReturn
 
@@ -34,9 +34,8 @@ class Conditions:
     def broken(self, contents: Sequence[str]) -> list[int]:
         """Numbers of the contents that do not meet them, in order."""
         found: set[int] = set()
-        if self.absent and holds_any(
-            "\0".join(contents).encode(), [text.encode("utf-8", "surrogatepass") for text in self.absent]
-        ):
+        joined = "\0".join(contents).encode("utf-8", "surrogatepass") if self.absent else b""
+        if self.absent and holds_any(joined, [text.encode("utf-8", "surrogatepass") for text in self.absent]):
             found.update(n for n, content in enumerate(contents) if any(text in content for text in self.absent))
         for changes in self.filled:
             left = list(contents) if changes else contents
@@ -81,12 +80,14 @@ def shape_of(outline: Outline, roles: Sequence[str], variables: Mapping[str, Any
     None where there is none; what contents must meet is added to `conditions`.
     """
     noted = Conditions()
-    messages: list[dict[str, Any]] = [
-        {"role": role, "content": _Content((_Hole(number, ()),), noted)} for number, role in enumerate(roles)
-    ]
+    contents = [_Content((_Hole(number, ()),), noted) for number in range(len(roles))]
+    pairs = [*zip(roles, contents, strict=True)]
     try:
-        written, marks = outline(messages, None, False, variables)
-        shape = _shape(written, marks, tuple(roles))
+        shape = _shape(*outline([{"role": role, "content": own} for role, own in pairs], None, False, variables), tuple(roles))
+        # A template that goes over the keys of a message tells which came first, and a shape does not.
+        turned = _shape(*outline([{"content": own, "role": role} for role, own in pairs], None, False, variables), tuple(roles))
+        if astuple(shape) != astuple(turned):
+            return None
     except (Exception, _Unanswerable):  # whatever it is, the general way finds it again and says it in its own words
         return None
     conditions.absent |= noted.absent
@@ -139,40 +140,49 @@ class _Content:  # noqa: PLW1641 - its hash refuses, below
         return self._stripped("rstrip", arguments)
 
     def __contains__(self, text: Any) -> bool:
+        if type(text) is str and any(text in part for part in self.parts if type(part) is str):
+            return True
         return self._lacks(text)
 
-    def startswith(self, texts: Any) -> bool:
+    def startswith(self, texts: Any, /) -> bool:
         return self._lacks(*texts) if type(texts) is tuple else self._lacks(texts)
 
     endswith = startswith
 
-    def split(self, separator: Any = None, _most: Any = -1) -> list[_Content]:
+    # Arguments by place only: real texts have other names for them, or none.
+    def split(self, separator: Any = None, most: Any = -1, /) -> list[_Content]:
+        _check_number(most)
         self._lacks(separator)
         return [self]
 
     rsplit = split
 
-    def partition(self, separator: Any) -> tuple[Any, str, str]:
+    def partition(self, separator: Any, /) -> tuple[Any, str, str]:
         self._lacks(separator)
         return self, "", ""
 
-    def rpartition(self, separator: Any) -> tuple[str, str, Any]:
+    def rpartition(self, separator: Any, /) -> tuple[str, str, Any]:
         self._lacks(separator)
         return "", "", self
 
-    def replace(self, old: Any, _new: Any, _count: Any = -1) -> _Content:
+    def replace(self, old: Any, new: Any, most: Any = -1, /) -> _Content:
+        _check_number(most)
+        if type(new) is not str:
+            _refuse()
         self._lacks(old)
         return self
 
-    def removeprefix(self, text: Any) -> _Content:
+    def removeprefix(self, text: Any, /) -> _Content:
         self._lacks(text)
         return self
 
     removesuffix = removeprefix
 
     def __eq__(self, other: object) -> bool:
+        if type(other) is _Content and other.parts == self.parts:
+            return True
         if type(other) is not str:
-            if isinstance(other, str):  # another stand-in, or Markup
+            if isinstance(other, str):  # a stand-in for something else, or Markup
                 _refuse()
             return False
         return self._lacks(other) if other else not self
@@ -222,11 +232,16 @@ def _refuse(*_: Any, **__: Any) -> NoReturn:
 
 # What Python asks of a text by itself, and would answer or refuse in some other way if it were left out here.
 for _name in (
-    *("str", "repr", "format", "hash", "bytes", "len", "iter", "reversed", "getitem", "call", "lt", "le", "gt", "ge"),
+    *("str", "repr", "format", "hash", "bytes", "len", "iter", "reversed", "getitem", "lt", "le", "gt", "ge"),
     *("mul", "rmul", "mod", "rmod", "sub", "rsub", "truediv", "floordiv", "pow", "neg", "abs", "round"),
     *("int", "float", "complex", "index"),
 ):
     setattr(_Content, f"__{_name}__", _refuse)
+
+
+def _check_number(value: Any) -> None:
+    if type(value) is not int or abs(value) > 1 << 30:
+        _refuse()
 
 
 def _summed(left: Any, right: Any, noted: Conditions) -> _Content:

@@ -20,6 +20,7 @@ from sftprep.messages import ROLES, SHAREGPT_ROLES
 from sftprep.reading import Reading
 from sftprep.records import keys_read
 from sftprep.sources.plain import Layout, PlainLines, Turns
+from sftprep.suspects import in_order, suspect_contents
 
 _MOST_SHAPES = 1_000
 """Conversations of further shapes are rendered one by one: where hardly two are alike, there is nothing to gain."""
@@ -44,7 +45,10 @@ class Columns:
         sources = [source for source, _ in reading.renames]
         # A chain of renames, or two of one name, is for the general way.
         chained = len(self._targets) < len(sources) or len({*sources, *self._targets}) < 2 * len(sources)
-        self._idle = chained or reading.function is not None or recipe.reject_suspects or recipe.expand_turns
+        self._renamed = frozenset(sources)
+        self._idle = chained or reading.function is not None or recipe.expand_turns
+        escaped = recipe.escape_special
+        self._suspects = suspect_contents(recipe.tokenizer, escaped=escaped) if recipe.reject_suspects else None
         self._shapes: dict[tuple[Layout, bytes], Shape | None] = {}
 
     def texts(self, data: bytes, format_name: str, counts: Counter[str]) -> Texts:
@@ -53,6 +57,8 @@ class Columns:
         template = self._template if format_name in _LAYOUTS else None
         if self._idle or (template is None and format_name not in ("text", "prompt-completion")):
             return made
+        if not self._renamed.isdisjoint(_KEYS.get(format_name, (self._text_field,))):
+            return made  # what is renamed to something else is no longer there
         try:
             lines = PlainLines(data)
         except UnicodeDecodeError:
@@ -61,7 +67,9 @@ class Columns:
             key = self._source("conversations" if format_name == "sharegpt" else "messages")
             for speaker, content, names in _LAYOUTS[format_name]:
                 layout = Layout(key, speaker, content, names)
-                self._chats(lines.turns(layout, self._looked - {key}), layout, template, made, counts)
+                own = Texts()
+                self._chats(lines.turns(layout, self._looked - {key}), layout, template, own, counts)
+                made = made.with_others(own)
         elif format_name == "text":
             self._plain_texts(lines, made)
         else:
@@ -78,6 +86,8 @@ class Columns:
         shapes = {key: self._shape(layout, key, times, template) for key, times in Counter(keys).items()}
         # Only now, for each shape may add a condition.
         broken = template.conditions.broken(turns.contents)
+        if self._suspects is not None:
+            broken += self._suspects(turns.contents)
         left = set((np.searchsorted(turns.bounds, broken, side="right") - 1).tolist())
         before = Counter(template.renders)
         for number, (line, key) in enumerate(zip(turns.lines.tolist(), keys, strict=True)):
@@ -102,7 +112,8 @@ class Columns:
             if times < _WORTH or len(self._shapes) >= _MOST_SHAPES or len(key) > _LONGEST_SHAPE:
                 return None
             roles = [_ROLE_OF[layout.names[number]] for number in key]
-            self._shapes[known] = template.shape(roles)
+            usable = self._suspects is None or in_order(roles)
+            self._shapes[known] = template.shape(roles) if usable else None
         return self._shapes[known]
 
     def _plain_texts(self, lines: PlainLines, made: Texts) -> None:
@@ -134,6 +145,7 @@ class Columns:
 
 
 _ROLE_OF = {**{role: role for role in ROLES}, **SHAREGPT_ROLES}
+_KEYS = {"messages": ("messages",), "sharegpt": ("conversations",), "prompt-completion": ("prompt", "completion")}
 _OPENAI = ("role", "content", tuple(sorted(ROLES)))
 _LAYOUTS = {
     "messages": [_OPENAI],

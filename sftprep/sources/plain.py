@@ -97,6 +97,8 @@ class PlainLines:
         right &= self._follows(key, b":") & self._follows(key + 2, b":") & self._follows(key + 1, b",")
         followed = self._follows(key + 3, b"},", b"{")
         followed[firsts + counts - 1] = True
+        # Templates may show the keys of a message: a shape is good for either order, not for both in one conversation.
+        right &= speaks_first == np.repeat(speaks_first[firsts], counts)
         who = np.where(speaks_first, key + 1, key + 3)
         speakers = self._named(who, layout.names)
         right &= followed & (speakers != _UNKNOWN)
@@ -174,7 +176,7 @@ class PlainLines:
 
     def _spells(self, strings: NDArray[np.int64], name: str) -> NDArray[np.bool_]:
         """Whether a string is this name, as it is."""
-        written = name.encode() + b'"'
+        written = _written(name)
         places = self.first[strings]
         same: NDArray[np.bool_] = self._starts(self._words[places], written[:8])
         for begin in [*range(8, len(written) - 8, 8), len(written) - 8] if len(written) > 8 else []:
@@ -186,9 +188,9 @@ class PlainLines:
         numbers = np.full(len(strings), _UNKNOWN, np.uint8)
         heads = self._words[self.first[strings]]
         for number, name in enumerate(names):
-            written = name.encode() + b'"'
+            written = _written(name)
             found = np.flatnonzero(self._starts(heads, written[:8]))
-            numbers[found if len(written) <= 8 else found[self._spells(strings[found], name)]] = number
+            numbers[found if len(written) <= 8 else found[self._spells(strings[found], name)]] = min(number, _UNKNOWN - 1)
         return numbers
 
     def _escaped(self, strings: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -250,6 +252,11 @@ class PlainLines:
             beside = (before.keys() - {key}) | after.keys()
             alone[number] = key not in after and looked.isdisjoint(beside)
         return alone
+
+
+def _written(name: str) -> bytes:
+    """A name and the quote after it; for one that is never written as it is, what no string starts with."""
+    return b"\n" if '"' in name or "\\" in name else name.encode("utf-8", "surrogatepass") + b'"'
 
 
 def _each_text(written: Sequence[bytes]) -> tuple[list[str], list[int]]:

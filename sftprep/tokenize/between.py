@@ -18,7 +18,8 @@ def between_texts(spec: TokenizerSpec) -> Between | None:
     """The token, best one that neither the chat template writes nor texts end with; None where there is none.
 
     An added token divides a text before anything else looks at it, and byte-level BPE then treats each part as a text of its own.
-    It must be found wherever it stands: no other added token may hold the letter that it starts with, but as its own first.
+    It must be found wherever it stands: no other added token may hold the letter that it starts with, but as its own first,
+    none may be a longer one that starts with it, and its ends may be no part of a word, for some tokens are only found as words.
     """
     if spec.split_special_tokens or not _is_byte_level(spec.part("pre_tokenizer")):
         return None
@@ -32,8 +33,9 @@ def between_texts(spec: TokenizerSpec) -> Between | None:
         for entry in entries
         if entry.get("special")
         and not any(entry.get(flag) for flag in ("normalized", "lstrip", "rstrip", "single_word"))
-        and not entry["content"][0].isalnum()
+        and not any(letter.isalnum() or letter == "_" for letter in (entry["content"][0], entry["content"][-1]))
         and not any(entry["content"][0] in other["content"][1:] for other in entries)
+        and not any(other is not entry and other["content"].startswith(entry["content"]) for other in entries)
     ]
     return next((each for each in plain if each.text not in used and each.text not in template), next(iter(plain), None))
 
