@@ -2,22 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import groupby
+from collections.abc import Iterable, Sequence
+from itertools import groupby, product
 
 import numpy as np
+from numpy.typing import NDArray
 
 
-def holds_any(data: bytes, texts: Iterable[bytes]) -> bool:
-    """Whether one of the texts, none of them empty, is in `data`.
+def holds_any(data: bytes, words: Iterable[bytes]) -> bool:
+    """Whether one of the words, none of them empty, is in `data`.
 
-    Looking for single letters is several times faster than looking for words, so words are looked for where two letters are.
+    Looking for a letter is several times faster than looking for a word, so a word is looked for where its first letter is.
     """
     letters = np.frombuffer(data, np.uint8)
-    for first, words in groupby(sorted(texts), key=lambda word: word[0]):
-        places = np.flatnonzero(letters == first)
-        following = letters[np.minimum(places + 1, len(letters) - 1)]
-        for word in words:
-            if (len(word) == 1 and len(places)) or (len(word) > 1 and (following == word[1]).any() and word in data):
-                return True
+    for first, group in groupby(sorted(words), key=lambda word: word[0]):
+        if _go_on(letters, np.flatnonzero(letters == first), list(group), 1):
+            return True
     return False
+
+
+def json_may_hold(data: bytes, words: Iterable[str]) -> bool:
+    """Whether texts in lines of JSON may hold one of the words; False is sure, and the usual answer.
+
+    JSON may write letters as escapes. Those of the first two letters are looked for; the rest counts where a word has begun.
+    """
+    wanted = [word for word in words if word]
+    if holds_any(data, {sign for word in wanted for letter in word[:2] for sign in _escapes(letter)}):
+        return True
+    written = [word.encode("utf-8", "surrogatepass") for word in wanted]
+    begun = {word[:2].encode("utf-8", "surrogatepass") for word in wanted}
+    within = {_SHORT[letter] for word in wanted for letter in word if letter in _SHORT}
+    return holds_any(data, begun) and holds_any(data, {*written, *within, rb"\u"})
+
+
+def _go_on(letters: NDArray[np.uint8], places: NDArray[np.int64], words: Sequence[bytes], known: int) -> bool:
+    """Whether one of the words, sorted and alike in their first `known` letters, which stand at these places, is there."""
+    if not len(places):
+        return False
+    if len(words[0]) == known:
+        return True
+    places = places[: np.searchsorted(places, len(letters) - known)]
+    following = letters[places + known]
+    return any(
+        _go_on(letters, places[following == letter], list(group), known + 1)
+        for letter, group in groupby(words, key=lambda word: word[known])
+    )
+
+
+def _escapes(letter: str) -> list[bytes]:
+    """How JSON writes a letter that it escapes; of one beyond the first 65,536, the first half."""
+    if letter in _SHORT:
+        return [_SHORT[letter], *_by_number(letter)]
+    return _by_number(letter)
+
+
+_SHORT = {"/": rb"\/", '"': rb"\"", "\\": rb"\\", "\b": rb"\b", "\f": rb"\f", "\n": rb"\n", "\r": rb"\r", "\t": rb"\t"}
+
+
+def _by_number(letter: str) -> list[bytes]:
+    unit = letter.encode("utf-16-be", "surrogatepass").hex()[:4]
+    written = {"".join(digits) for digits in product(*({digit, digit.upper()} for digit in unit))}
+    return [rf"\u{digits}".encode() for digits in written]

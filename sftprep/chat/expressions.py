@@ -27,6 +27,7 @@ from sftprep.chat.operations import (
     TEXT_FILTERS,
     TEXT_KEEPING_FILTERS,
     TEXT_METHODS,
+    counted_to_be_some,
     is_keyword_argument,
     is_known_filter,
     is_safe_to_skip,
@@ -290,6 +291,9 @@ class Expressions:
         return Code(f"test_{node.name}({value.source}{', ' + arguments if arguments else ''})")
 
     def _compare(self, node: nodes.Compare) -> Code:
+        counted = counted_to_be_some(node)
+        if counted is not None:
+            return Code(f"is_filled({self.expression(counted).source})")
         parts = [self.expression(node.expr).source]
         parts += [f"{COMPARISONS[operand.op]} {self.expression(operand.expr).source}" for operand in node.ops]
         return Code(f"({' '.join(parts)})")

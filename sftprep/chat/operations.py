@@ -56,6 +56,10 @@ TESTS = frozenset(SHORT_TESTS) | frozenset(
 )
 """Tests, most of them called as they are."""
 
+_PICKING = TESTS - {"sameas", "divisibleby"}
+_TESTED = {"select": 0, "reject": 0, "selectattr": 1, "rejectattr": 1}
+"""Filters that pick items by a test, and the place of its name among their arguments."""
+
 LOOP: dict[str, tuple[Kind, str]] = {
     "index0": ("int", "{i}"),
     "index": ("int", "({i} + 1)"),
@@ -81,11 +85,26 @@ def is_safe_to_skip(node: nodes.Node) -> bool:
 
 
 def is_known_filter(node: nodes.Filter) -> bool:
-    """Whether a filter may be compiled; of `map`, where it runs a filter that gives no undefined value."""
+    """Whether a filter may be compiled; of `map`, where it runs a filter that gives no undefined value;
+    of those that pick, where they pick by a test of `TESTS` that does not ask which object it has."""
     if node.node is None or node.dyn_args is not None or node.dyn_kwargs is not None or node.name not in FILTERS:
         return False
+    if node.name in _TESTED:
+        place = _TESTED[node.name]
+        test = node.args[place] if len(node.args) > place else None
+        return not node.kwargs and (test is None or (isinstance(test, nodes.Const) and test.value in _PICKING))
     first = node.args[0] if len(node.args) == 1 and not node.kwargs else None
     return node.name != "map" or (isinstance(first, nodes.Const) and first.value in MAPPED)
+
+
+def counted_to_be_some(node: nodes.Compare) -> nodes.Node | None:
+    """What `value | length > 0` counts; None for other comparisons."""
+    left, right = node.expr, node.ops[0].expr
+    if len(node.ops) != 1 or node.ops[0].op != "gt" or not isinstance(right, nodes.Const) or type(right.value) is not int:
+        return None
+    if right.value or not isinstance(left, nodes.Filter) or left.name not in {"length", "count"} or not is_known_filter(left):
+        return None
+    return None if left.args or left.kwargs else left.node
 
 
 def is_keyword_argument(key: object) -> bool:

@@ -65,6 +65,8 @@ def compile_pieces(tree: nodes.Template, template: jinja2.Template, environment:
         "trim": runtime.trim,
         "text": str,
         "join": "".join,
+        "is_filled": runtime.is_filled,
+        "size": runtime.size,
         "finish": _finished,
         **writer.write.bound,
     }
@@ -116,7 +118,7 @@ class _Statements:
         head += [f"    {variable} = given.get({name!r}, U)" for name, variable in self.write.inputs.items()]
         head += ["    out = []", "    marks = []", "    turns = []", "    most = 64 + 16 * len(messages)"]
         tail = [
-            "    if len(out) > most and sum(map(len, out)) > 1 << 20: hand_over('a long output')",
+            "    if len(out) > most and size(out) > 1 << 20: hand_over('a long output')",
             "    return finish(out, marks, turns)",
         ]
         return "\n".join([*head, *self.lines, *tail, ""])

@@ -82,6 +82,16 @@ def trim(value: Any) -> str:
     return soft_str(value).strip()
 
 
+def is_filled(value: Any) -> bool:
+    """`value | length > 0`."""
+    return len(value) > 0
+
+
+def size(pieces: list[str]) -> int:
+    """Characters of an output so far."""
+    return sum(map(len, pieces))
+
+
 def spans_of(pieces: list[str], marks: list[int]) -> tuple[tuple[int, int], ...]:
     """Character ranges from piece numbers: marks holds first and last+1 piece of each range, in order."""
     spans = []

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 from typing import Any, NamedTuple, NoReturn
 
 from sftprep.chat import runtime
-from sftprep.lookup import holds_any
 
 Change = tuple[str, tuple[str, ...]]
 """A method of texts that strips, and its arguments."""
@@ -31,11 +30,10 @@ class Conditions:
     absent: set[str] = field(default_factory=set)
     filled: set[tuple[Change, ...]] = field(default_factory=set)
 
-    def broken(self, contents: Sequence[str]) -> list[int]:
-        """Numbers of the contents that do not meet them, in order."""
+    def broken(self, contents: Sequence[str], *, may_hold: bool = True) -> list[int]:
+        """Numbers of the contents that do not meet them, in order. may_hold: it is not known that no `absent` is in any."""
         found: set[int] = set()
-        joined = "\0".join(contents).encode("utf-8", "surrogatepass") if self.absent else b""
-        if self.absent and holds_any(joined, [text.encode("utf-8", "surrogatepass") for text in self.absent]):
+        if self.absent and may_hold:
             found.update(n for n, content in enumerate(contents) if any(text in content for text in self.absent))
         for changes in self.filled:
             left = list(contents) if changes else contents
@@ -104,7 +102,14 @@ def symbolic(names: Mapping[str, object]) -> dict[str, object]:
         "trim": lambda value: value.strip() if type(value) is _Content else runtime.trim(value),
         "exact": lambda value: value if type(value) is _Content else runtime.exact(value),
         "attr": lambda value, name: runtime.UNDEFINED if type(value) is _Content else runtime.attr(value, name),
-        "finish": lambda out, marks, _turns: (out, marks),
+        "is_filled": lambda value: bool(value) if type(value) is _Content else runtime.is_filled(value),
+        "size": lambda _out: 0,  # `fill` is followed by a look at the length
+        "finish": lambda out, marks, turns: _refuse() if turns else (out, marks),
+        "filter_join": _join_filter(names.get("filter_join")),
+        # Whether two equal texts are one object differs from conversation to conversation.
+        "test_sameas": _refuse,
+        # A text before `%` takes what has items for a mapping.
+        "test_divisibleby": lambda value, by, /: _refuse() if type(by) is _Content else value % by == 0,
     }
 
 
@@ -118,9 +123,12 @@ class _Hole(NamedTuple):
     message: int
     changes: tuple[Change, ...]
 
+    def changed(self, method: str, arguments: tuple[str, ...]) -> _Hole:
+        return _Hole(self.message, (*self.changes, (method, arguments)))
+
 
 class _Content:  # noqa: PLW1641 - its hash refuses, below
-    """Stands for a text that consists of literal texts and of contents that nobody knows yet."""
+    """Stands for a text that consists of literal texts, none of them empty or beside another, and of contents nobody knows."""
 
     __slots__ = ("_noted", "parts")
 
@@ -145,35 +153,46 @@ class _Content:  # noqa: PLW1641 - its hash refuses, below
         return self._lacks(text)
 
     def startswith(self, texts: Any, /) -> bool:
-        return self._lacks(*texts) if type(texts) is tuple else self._lacks(texts)
+        return self._hole_lacks(*texts) if type(texts) is tuple else self._hole_lacks(texts)
 
     endswith = startswith
 
     # Arguments by place only: real texts have other names for them, or none.
-    def split(self, separator: Any = None, most: Any = -1, /) -> list[_Content]:
+    def split(self, separator: Any = None, most: Any = -1, /) -> list[Any]:
         _check_number(most)
         self._lacks(separator)
-        return [self]
+        if len(self.parts) == 1:
+            return [self]
+        if most != -1:
+            _refuse()
+        found: list[tuple[str | _Hole, ...]] = [()]
+        for part in self.parts:
+            first, *others = part.split(separator) if type(part) is str else (part,)
+            found[-1] += (first,) if first else ()
+            found += [(other,) if other else () for other in others]
+        return [_Content(parts, self._noted) if any(map(_is_hole, parts)) else "".join(map(str, parts)) for parts in found]
 
-    rsplit = split
+    def rsplit(self, separator: Any = None, most: Any = -1, /) -> list[Any]:
+        self._hole()
+        return self.split(separator, most)
 
     def partition(self, separator: Any, /) -> tuple[Any, str, str]:
-        self._lacks(separator)
+        self._hole_lacks(separator)
         return self, "", ""
 
     def rpartition(self, separator: Any, /) -> tuple[str, str, Any]:
-        self._lacks(separator)
+        self._hole_lacks(separator)
         return "", "", self
 
     def replace(self, old: Any, new: Any, most: Any = -1, /) -> _Content:
         _check_number(most)
         if type(new) is not str:
             _refuse()
-        self._lacks(old)
+        self._hole_lacks(old)
         return self
 
     def removeprefix(self, text: Any, /) -> _Content:
-        self._lacks(text)
+        self._hole_lacks(text)
         return self
 
     removesuffix = removeprefix
@@ -185,7 +204,7 @@ class _Content:  # noqa: PLW1641 - its hash refuses, below
             if isinstance(other, str):  # a stand-in for something else, or Markup
                 _refuse()
             return False
-        return self._lacks(other) if other else not self
+        return self._hole_lacks(other) if other else not self
 
     def __ne__(self, other: object) -> bool:
         return not self == other
@@ -212,18 +231,47 @@ class _Content:  # noqa: PLW1641 - its hash refuses, below
         _refuse()
 
     def _stripped(self, method: str, arguments: tuple[Any, ...]) -> _Content:
-        hole = self._hole()
         if len(arguments) > 1 or not all(type(argument) is str for argument in arguments):
             _refuse()
-        return _Content((_Hole(hole.message, (*hole.changes, (method, arguments))),), self._noted)
+        parts = list(self.parts)
+        if len(parts) == 1:
+            return _Content((self._hole().changed(method, arguments),), self._noted)
+        # Each end, up to a literal in which the stripping stops.
+        for one, end, following in (("lstrip", 0, 1), ("rstrip", -1, -2)):
+            if method not in ("strip", one):
+                continue
+            part, beside = parts[end], parts[following]
+            if isinstance(part, _Hole):
+                if type(beside) is not str or getattr(beside, one)(*arguments) != beside:
+                    _refuse()
+                parts[end] = part.changed(one, arguments)
+            else:
+                parts[end] = getattr(part, one)(*arguments) or _refuse()
+        return _Content(tuple(parts), self._noted)
 
     def _lacks(self, *texts: Any) -> bool:
-        """False: none of them is in the content, nor was it before it was stripped; that is a condition from now on."""
-        self._hole()
+        """False: none of them is in a content, nor was it before that was stripped; that is a condition from now on.
+
+        Nor is any in a content and a literal beside it.
+        """
         if not all(type(text) is str and text for text in texts):
             _refuse()
+        for before, after in pairwise(self.parts):
+            if _is_hole(before) and _is_hole(after):
+                _refuse()
+            for text in texts:
+                for first, rest in ((text[:cut], text[cut:]) for cut in range(1, len(text))):
+                    if type(before) is str and before.endswith(first):
+                        _refuse()
+                    if type(after) is str and (after.startswith(rest) or rest.startswith(after)):
+                        _refuse()
         self._noted.absent.update(texts)
         return False
+
+    def _hole_lacks(self, *texts: Any) -> bool:
+        """The same of what is a content only."""
+        self._hole()
+        return self._lacks(*texts)
 
 
 def _refuse(*_: Any, **__: Any) -> NoReturn:
@@ -244,15 +292,22 @@ def _check_number(value: Any) -> None:
         _refuse()
 
 
+def _is_hole(part: object) -> bool:
+    return type(part) is _Hole
+
+
 def _summed(left: Any, right: Any, noted: Conditions) -> _Content:
     parts: list[str | _Hole] = []
     for value in (left, right):
-        if type(value) is _Content:
-            parts += value.parts
-        elif type(value) is str:
-            parts += [value] if value else []
-        else:
+        if type(value) is not _Content and type(value) is not str:
             _refuse()
+        own: Any = value.parts if type(value) is _Content else (value,)
+        for part in own:
+            last = parts[-1] if parts else None
+            if type(part) is str and type(last) is str:
+                parts[-1] = last + part
+            elif part:
+                parts.append(part)
     return _Content(tuple(parts), noted)
 
 
@@ -266,6 +321,21 @@ def _joined(parts: Iterable[Any]) -> Any:
     for part in parts:
         joined = joined + part if type(joined) is _Content or type(part) is str else _summed(joined, part, known[0]._noted)
     return joined
+
+
+def _join_filter(usual: Any) -> Callable[..., Any]:
+    """The filter `join`, for lists with stand-ins too."""
+
+    def join(context: Any, value: Any, *arguments: Any, **named: Any) -> Any:
+        if named or type(value) is not list or not any(type(one) is _Content for one in value):
+            return usual(context, value, *arguments, **named)
+        if len(arguments) > 1 or not all(type(argument) is str for argument in arguments):
+            _refuse()
+        between = arguments[0] if arguments else ""
+        parts = [part for one in value for part in (between, one if type(one) is _Content else str(one))]
+        return _joined(parts[1:])
+
+    return join
 
 
 def _shape(written: Sequence[Any], marks: Sequence[int], roles: tuple[str, ...]) -> Shape:

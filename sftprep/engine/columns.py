@@ -16,6 +16,7 @@ from sftprep.chat.template import ChatTemplate
 from sftprep.engine.recipe import Recipe
 from sftprep.engine.texts import Texts, closing
 from sftprep.errors import TemplateError
+from sftprep.lookup import json_may_hold
 from sftprep.messages import ROLES, SHAREGPT_ROLES
 from sftprep.reading import Reading
 from sftprep.records import keys_read
@@ -68,7 +69,7 @@ class Columns:
             for speaker, content, names in _LAYOUTS[format_name]:
                 layout = Layout(key, speaker, content, names)
                 own = Texts()
-                self._chats(lines.turns(layout, self._looked - {key}), layout, template, own, counts)
+                self._chats(data, lines.turns(layout, self._looked - {key}), layout, template, own, counts)
                 made = made.with_others(own)
         elif format_name == "text":
             self._plain_texts(lines, made)
@@ -80,12 +81,15 @@ class Columns:
         """The key under which records hold what `key` names."""
         return self._targets.get(key, key)
 
-    def _chats(self, turns: Turns, layout: Layout, template: ChatTemplate, made: Texts, counts: Counter[str]) -> None:
+    def _chats(
+        self, data: bytes, turns: Turns, layout: Layout, template: ChatTemplate, made: Texts, counts: Counter[str]
+    ) -> None:
         bounds = turns.bounds.tolist()
         keys = [turns.speakers[first:last] for first, last in pairwise(bounds)]
         shapes = {key: self._shape(layout, key, times, template) for key, times in Counter(keys).items()}
         # Only now, for each shape may add a condition.
-        broken = template.conditions.broken(turns.contents)
+        conditions = template.conditions
+        broken = conditions.broken(turns.contents, may_hold=json_may_hold(data, conditions.absent))
         if self._suspects is not None:
             broken += self._suspects(turns.contents)
         left = set((np.searchsorted(turns.bounds, broken, side="right") - 1).tolist())

@@ -23,7 +23,7 @@ from sftprep.engine.warnings import count_double_bos, count_untrained_ends
 from sftprep.given import given_batch
 from sftprep.masking import completion_starts, mask_from, mask_spans, weigh_spans
 from sftprep.records import Unusable, read_record
-from sftprep.sources.jsonl import count_lines, excerpt, parse_line, split_lines
+from sftprep.sources.jsonl import excerpt, line_edges, parse_line, split_lines
 from sftprep.suspects import suspect_check
 from sftprep.tokenize.beside import Beside
 from sftprep.tokenize.encoder import Encoder, EncoderFault, Tokens, load_encoder
@@ -132,15 +132,16 @@ class Preparer:
         self, data: bytes, format_name: str, rejected: list[Rejected], counts: Counter[str], *, but: Sequence[int] = ()
     ) -> list[Example]:
         """The examples of all lines but some."""
-        total = count_lines(data)
-        lines = split_lines(data) if len(but) < total else []
+        edges = line_edges(data)
+        total = len(edges) - 1
         examples: list[Example] = []
         blank = 0
         suspect = self._suspect
         others = np.ones(total, dtype=np.bool_)
         others[list(but)] = False
-        for number in np.flatnonzero(others).tolist():
-            line = lines[number]
+        numbers = np.flatnonzero(others)
+        for number, begin, end in zip(numbers.tolist(), edges[numbers].tolist(), edges[numbers + 1].tolist(), strict=True):
+            line = data[begin : end - 1]
             record = parse_line(line, number)
             if isinstance(record, dict):
                 if b'"tool' in line and _LONG_NUMBER in line.translate(_DIGITS_AS_0):

@@ -18,17 +18,28 @@ def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
     The data is on the disk before the name is, and the name before this returns. Raises StorageError (disk full, no
     permission); the temporary file is removed then.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with storage_errors(path):
+
+    def named(file: BinaryIO) -> str:
+        write(file)
+        return path.name
+
+    write_named(path.parent, path.name, named)
+
+
+def write_named(folder: Path, working_name: str, write: Callable[[BinaryIO], str]) -> str:
+    """As `write_file`, for a file whose name is known, and given by `write`, only when it has been written. Returns the name."""
+    temporary = folder / f".{working_name}.{os.getpid()}.tmp"
+    with storage_errors(folder / working_name):
         try:
             with open(temporary, "wb") as file:
-                write(file)
+                name = write(file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
-            sync_folder(path.parent)
+            os.replace(temporary, folder / name)
+            sync_folder(folder)
         finally:
             temporary.unlink(missing_ok=True)
+    return name
 
 
 def sync_folder(folder: Path) -> None:

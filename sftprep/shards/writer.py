@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from sftprep.shards.files import write_file
+from sftprep.shards.files import write_named
 from sftprep.shards.manifest import ShardInfo
 from sftprep.shards.schema import arrow_array, position_dtype, shard_schema
 
@@ -39,18 +39,24 @@ def write_shard(folder: Path, index: int, rows: ShardRows, *, max_length: int, p
 
     The same rows give the same bytes and the same name. Raises StorageError.
     """
-    data = _arrow_bytes(rows, max_length, position_ids=position_ids)
-    content = sha256(data).hexdigest()
-    name = f"shard-{index:05d}-{content[:16]}.arrow"
-    write_file(folder / name, lambda file: _write_all(file, data))
+    batch = _record_batch(rows, max_length, position_ids=position_ids)
+    sink = _Sink()
+
+    def write(file: BinaryIO) -> str:
+        sink.file = file
+        with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), batch.schema) as writer:
+            writer.write_batch(batch)
+        return f"shard-{index:05d}-{sink.sha256.hexdigest()[:16]}.arrow"
+
+    name = write_named(folder, f"shard-{index:05d}", write)
     return ShardInfo(
         name=name,
         rows=len(rows.pack_offsets) - 1,
         tokens=len(rows.input_ids),
         trained_tokens=count_targets(rows.completion_mask, rows.seq_lengths),
-        bytes=data.size,
-        sha256=content,
-        xxh3=xxhash.xxh3_128_hexdigest(data),
+        bytes=sink.size,
+        sha256=sink.sha256.hexdigest(),
+        xxh3=sink.xxh3.hexdigest(),
     )
 
 
@@ -68,7 +74,28 @@ def positions_of(seq_lengths: NDArray[np.int32], dtype: Any) -> NDArray[Any]:
     return np.concatenate([count[:0], *(count[:length] for length in seq_lengths.tolist())])
 
 
-def _arrow_bytes(rows: ShardRows, max_length: int, *, position_ids: bool) -> pa.Buffer:
+class _Sink:
+    """A file that knows the digests of what is written to it: no copy is made of a shard, and it is not read again."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.file: BinaryIO | None = None
+        self.size, self.sha256, self.xxh3 = 0, sha256(), xxhash.xxh3_128()
+
+    def write(self, data: Any) -> int:
+        assert self.file is not None
+        self.sha256.update(data)
+        self.xxh3.update(data)
+        self.file.write(data)
+        self.size += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        return None
+
+
+def _record_batch(rows: ShardRows, max_length: int, *, position_ids: bool) -> pa.RecordBatch:
     schema = shard_schema(max_length, position_ids=position_ids, loss_weights=rows.loss_weights is not None)
     token_offsets = np.concatenate(([0], np.cumsum(rows.seq_lengths, dtype=np.int64)))[rows.pack_offsets].astype(np.int32)
     sequence_offsets = rows.pack_offsets.astype(np.int32)
@@ -85,19 +112,4 @@ def _arrow_bytes(rows: ShardRows, max_length: int, *, position_ids: bool) -> pa.
     lists = {name: pa.ListArray.from_arrays(*map(arrow_array, pair)) for name, pair in values.items()}
     # The types are right as they are; a cast would import pyarrow.compute, which takes longer than a small build.
     columns = [lists[name] for name in schema.names]
-    batch = pa.RecordBatch.from_arrays(columns, schema=schema)
-    # Written twice, once to nowhere: a buffer of the right size is made once, where one that grows is copied again and again.
-    nowhere = pa.MockOutputStream()
-    _write_ipc(nowhere, batch)
-    data = pa.allocate_buffer(nowhere.size())
-    _write_ipc(pa.FixedSizeBufferWriter(data), batch)
-    return data
-
-
-def _write_ipc(sink: Any, batch: pa.RecordBatch) -> None:
-    with pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-
-
-def _write_all(file: Any, data: pa.Buffer) -> None:
-    file.write(data)
+    return pa.RecordBatch.from_arrays(columns, schema=schema)

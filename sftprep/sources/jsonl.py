@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from sftprep.batch import Rejected
 from sftprep.sources.lines import LARGEST_LINE
@@ -25,10 +26,11 @@ def split_lines(data: bytes) -> list[bytes]:
     return lines
 
 
-def count_lines(data: bytes) -> int:
-    """How many `split_lines` gives."""
-    newlines = np.count_nonzero(np.frombuffer(data, np.uint8) == ord("\n"))
-    return int(newlines) + (not data.endswith(b"\n")) if data else 0
+def line_edges(data: bytes) -> NDArray[np.int64]:
+    """Where lines begin: line k of `split_lines` is data[edges[k] : edges[k + 1] - 1]; int64 [lines + 1]."""
+    ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
+    edges = np.concatenate((np.zeros(1, np.int64), ends))
+    return np.append(edges, len(data) + 1) if data and not data.endswith(b"\n") else edges
 
 
 def parse_line(line: bytes, number: int) -> dict[str, Any] | Rejected | None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.lookup import holds_any
+from sftprep.lookup import json_may_hold
 from sftprep.tokenize.spec import TokenizerSpec
 from sftprep.tokenize.tokens import Tokens, edges
 
@@ -36,13 +36,13 @@ class Spelled:
         self._search = re.compile("|".join(map(re.escape, tokens)) or r"(?!)").search
         self._sub = re.compile("|".join(f"(?<={re.escape(t[0])}){re.escape(t[1:])}" for t in tokens) or r"(?!)").sub
         pairs = {token[:2] for token in tokens}
-        self._pairs = {token.encode()[:2] for token in tokens}
+        self._tokens = tokens
         # A look for a short text is some forty times faster than one by an expression; with many of them, one letter each does.
         self._starts = tuple(sorted(pairs if len(pairs) <= 3 else {pair[:1] for pair in pairs}))
 
     def may_be_in(self, data: bytes) -> bool:
         """Whether lines of JSON may hold one; most do not, and then no text of theirs needs a look."""
-        return holds_any(data, (*self._pairs, rb"\u003", rb"\u005"))
+        return json_may_hold(data, self._tokens)
 
     def is_in(self, text: str) -> bool:
         """Whether a text spells one."""

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sftprep.lookup import holds_any
+from sftprep.lookup import holds_any, json_may_hold
 from sftprep.sources.plain import Fields, Layout, PlainLines, Turns
 
 LAYOUT = Layout("messages", "role", "content", ("user", "assistant", "environment", "a_name_of_more_than_sixteen_letters"))
@@ -182,3 +182,35 @@ def test_damaged_lines(lines: list[bytes], data: st.DataObject) -> None:
 @given(st.binary(max_size=30), st.lists(st.binary(min_size=1, max_size=4), max_size=4))
 def test_looking_for_short_texts(data: bytes, words: list[bytes]) -> None:
     assert holds_any(data, words) == any(word in data for word in words)
+
+
+@pytest.mark.parametrize("key", ['a": [{"role', "a\\n", 'a"b', "\udcff"])
+def test_names_that_are_never_written_as_they_are(key: str) -> None:
+    """Raw bytes that look like such a name are no string of that name."""
+    data = b'{"a": [{"role": "user", "content": "x"}]}\n{"a\\n": [{"role": "user", "content": "x"}]}\n{"a": "b", "a\\n": "c"}\n'
+    layout = Layout(key, "role", "content", ("user",))
+    assert len(PlainLines(data).turns(layout, LOOKED).lines) == 0
+    assert len(PlainLines(data).fields([key], LOOKED | {key}).lines) == 0
+
+
+def test_more_keys_that_matter_than_a_byte_counts() -> None:
+    looked = frozenset(f"key{number:03}" for number in range(400))
+    data = b"".join(b'{"text": "a", "key%03d": "b"}\n' % number for number in range(0, 400, 3)) + b'{"text": "a", "key": "b"}\n'
+    assert PlainLines(data).fields(["text"], looked).lines.tolist() == [data.count(b"\n") - 1]
+
+
+def test_one_order_of_keys_in_a_conversation() -> None:
+    turned = [{"content": m["content"], "role": m["role"]} for m in MESSAGES]
+    assert check(json.dumps({"messages": [MESSAGES[0], turned[1]]}).encode()) == 0
+
+
+short = st.text(st.sampled_from('<|/"\\a\n｜\U0001f600'), min_size=1, max_size=3)
+
+
+@given(
+    st.lists(st.text(st.sampled_from('<|/"\\a\n｜\U0001f600 '), max_size=8)), st.lists(short, max_size=3), st.sampled_from(DUMPS)
+)
+def test_what_lines_of_json_may_hold(texts: list[str], words: list[str], dumps: Callable[[Any], str]) -> None:
+    for written in (dumps(texts), dumps(texts).replace("/", "\\/"), dumps(texts).replace("<", "\\u003C").replace("a", "\\u0061")):
+        held = any(word in text for text in texts for word in words)
+        assert json_may_hold(written.encode(), words) or not held
