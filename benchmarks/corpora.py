@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,13 @@ def corpus(name: str, folder: Path) -> tuple[Path, list[str]]:
     if not Path(name).exists():
         raise SystemExit(f"{name} is neither chitchat, gsm8k nor a file")
     return Path(name), []
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on, for argparse. Raises ArgumentTypeError."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
 
 
 def tokenizer_folder(name: str) -> Path:

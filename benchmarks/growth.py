@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.corpora import corpus, repeated, tokenizer_folder
+from benchmarks.corpora import corpus, positive, repeated, tokenizer_folder
 from benchmarks.plots import over_size
 
 
@@ -26,8 +26,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="gsm8k", help="chitchat, gsm8k, or a JSONL file")
     parser.add_argument("--tokenizer", default="qwen3", help="folder of a tokenizer")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="records, about")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--sizes", type=positive, nargs="+", default=[10_000, 100_000, 1_000_000], help="records, about")
+    parser.add_argument("--workers", type=positive, default=2)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--plot", type=Path, help="draw cost and memory over the number of records into this file")
     parser.add_argument("--task", help=argparse.SUPPRESS)

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.corpora import corpus, repeated, tokenizer_folder
+from benchmarks.corpora import corpus, positive, repeated, tokenizer_folder
 
 _LIMIT = 2**30
 
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--data", default="chitchat", help="chitchat, gsm8k, or a JSONL file")
     parser.add_argument("--tokenizer", default="qwen3", help="folder of a tokenizer")
     parser.add_argument("--gigabytes", type=float, default=2.0, help="repeat the data until it has this size")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=positive, default=2)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--scratch", help="folder for the corpus and the build; three times --gigabytes are needed")
     arguments = parser.parse_args()
@@ -41,6 +41,8 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Build once, and look at the memory of the command and all its children ten times a second."""
+    if arguments.scratch:
+        Path(arguments.scratch).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="sftprep-bench-", dir=arguments.scratch) as scratch:
         path, renames = corpus(arguments.data, Path(scratch))
         copies = max(1, round(arguments.gigabytes * 1e9 / path.stat().st_size))

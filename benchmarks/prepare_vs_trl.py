@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.corpora import corpus, repeated, tokenizer_folder
+from benchmarks.corpora import corpus, positive, repeated, tokenizer_folder
 from benchmarks.plots import bars
 
 PAIRS = [("chitchat", "qwen3"), ("gsm8k", "qwen3"), ("gsm8k", "mistral-v3")]
@@ -33,14 +33,14 @@ PAIRS = [("chitchat", "qwen3"), ("gsm8k", "qwen3"), ("gsm8k", "mistral-v3")]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="chitchat, gsm8k, or a JSONL file; by default both, each with its tokenizers")
-    parser.add_argument("--tokenizer", default="qwen3", help="with --data: folder of a tokenizer")
+    parser.add_argument("--tokenizer", help="with --data: folder of a tokenizer, qwen3 if not given")
     parser.add_argument(
-        "--copies", type=int, default=1, help="repeat the data so often, each record with a number before its text"
+        "--copies", type=positive, default=1, help="repeat the data so often, each record with a number before its text"
     )
-    parser.add_argument("--max-length", type=int, default=4096)
-    parser.add_argument("--procs", type=int, nargs="+", default=[1, 2], help="TRL's dataset_num_proc")
-    parser.add_argument("--runs", type=int, default=3, help="runs of ours, of which the median counts; TRL runs once")
-    parser.add_argument("--workers", type=int, help="our worker processes; by default chosen as in a normal build")
+    parser.add_argument("--max-length", type=positive, default=4096)
+    parser.add_argument("--procs", type=positive, nargs="+", default=[1, 2], help="TRL's dataset_num_proc")
+    parser.add_argument("--runs", type=positive, default=3, help="runs of ours, of which the median counts; TRL runs once")
+    parser.add_argument("--workers", type=positive, help="our worker processes; by default chosen as in a normal build")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--plot", type=Path, help="draw the throughputs into this file")
     parser.add_argument("--side", help=argparse.SUPPRESS)
@@ -48,7 +48,9 @@ def main() -> None:
     if arguments.side:
         print(json.dumps(_SIDES[arguments.side](json.loads(sys.stdin.read()))))
         return
-    pairs = [(arguments.data, arguments.tokenizer)] if arguments.data else PAIRS
+    if arguments.tokenizer and not arguments.data:
+        parser.error("--tokenizer needs --data: without it, each corpus has its own tokenizers")
+    pairs = [(arguments.data, arguments.tokenizer or "qwen3")] if arguments.data else PAIRS
     results = [row for data, tokenizer in pairs for row in compare(data, tokenizer, arguments)]
     print(json.dumps(results, indent=1)) if arguments.json else print(_table(results))
     if arguments.plot:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from benchmarks.corpora import corpus, repeated, tokenizer_folder
+from benchmarks.corpora import corpus, positive, repeated, tokenizer_folder
 from benchmarks.plots import bars
 from sftprep.config import BuildConfig
 from sftprep.engine.build import build
@@ -34,8 +34,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="chitchat", help="chitchat, gsm8k, or a JSONL file")
     parser.add_argument("--tokenizer", default="qwen3", help="folder of a tokenizer")
-    parser.add_argument("--copies", type=int, default=1, help="repeat the data so often, each record numbered")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--copies", type=positive, default=1, help="repeat the data so often, each record numbered")
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--plot", type=Path, help="draw the seconds of each stage into this file")
     arguments = parser.parse_args()

@@ -63,10 +63,11 @@ def keys_read(reading: Reading) -> frozenset[str] | None:
 
 def unknown_format(file: str, record: Record, reading: Reading) -> FormatError:
     """What to say where no format fits the records of a file."""
+    record = _renamed(dict(record), reading.renames) if reading.renames else record
     known = "; ".join(f"{name}: {', '.join(sorted(kind.keys))}" for name, kind in FORMATS.items())
     keys = ", ".join(map(repr, list(record)[:12])) or "none"
     return FormatError(
-        f"no format fits {file}: its records have the keys {keys}",
+        f"no format fits {file}: its records have the keys {keys}" + (" after --map" if reading.renames else ""),
         remedy=f"name the text with --text-field KEY, rename keys with --map question=prompt,answer=completion, "
         f"or convert them. Formats and their keys: {known}",
     )

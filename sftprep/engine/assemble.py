@@ -126,7 +126,12 @@ def _first_ordinals(side: Side) -> NDArray[np.int64]:
 
 
 def _shard_edges(token_ends: NDArray[np.int64], shard_tokens: int) -> list[int]:
-    """First pack of each shard, and the number of packs at the end: a shard ends with the pack that fills it."""
+    """First pack of each shard, and the number of packs at the end: a shard ends with the pack that fills it.
+
+    As many shards as are needed, all about alike, so that the last worker is not done long after the others.
+    """
+    total = int(token_ends[-1]) if len(token_ends) else 0
+    shard_tokens = -(-total // max(1, -(-total // shard_tokens)))
     edges, done = [0], 0
     while edges[-1] < len(token_ends):
         last = int(np.searchsorted(token_ends, done + shard_tokens)) + 1

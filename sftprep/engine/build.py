@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,8 +21,8 @@ from sftprep.engine.executors import Executor, available_cores, make_executor
 from sftprep.engine.inputs import stamp
 from sftprep.engine.ledger import check_not_empty, check_rejected, first_bad_record, input_infos, total
 from sftprep.engine.output import EVAL_FOLDER, SPILL_FOLDER, claimed, clean
-from sftprep.engine.passes import Tokenized, TokenizeTask, tokenize_partition
-from sftprep.engine.recipe import recipe_file
+from sftprep.engine.passes import Tokenized, TokenizeTask, load_preparers, tokenize_partition
+from sftprep.engine.recipe import RecipeFile, recipe_file
 from sftprep.engine.selection import Side, choose, wanted_facts
 from sftprep.engine.setup import Setup, prepare_setup
 from sftprep.engine.windows import lane_block
@@ -69,9 +70,13 @@ def build(
     folder = Path(config.output.output)
     with claimed(folder, overwrite=config.output.overwrite):
         workers = _workers(config, setup)
-        executor = make_executor(workers)
+        recipes = [recipe_file(folder / SPILL_FOLDER, recipe) for recipe in setup.recipes]
+        if workers > 1:
+            for file, recipe in zip(recipes, setup.recipes, strict=True):
+                _write(file.path, recipe.to_json())
+        executor = make_executor(workers, partial(load_preparers, recipes))
         try:
-            parts = _tokenize(setup, config, folder, executor, progress)
+            parts = _tokenize(setup, config, folder, recipes, executor, progress)
             sides = choose(parts, setup, config)
             check_rejected(parts, sides, setup, config, folder)
             manifests = [_side(side, setup, config, folder, executor, progress) for side in sides]
@@ -94,16 +99,14 @@ def build(
 # --- pass 1 ------------------------------------------------------------------------------------------------------------
 
 
-def _tokenize(setup: Setup, config: BuildConfig, folder: Path, executor: Executor, progress: Progress) -> list[Tokenized]:
+def _tokenize(
+    setup: Setup, config: BuildConfig, folder: Path, recipes: Sequence[RecipeFile], executor: Executor, progress: Progress
+) -> list[Tokenized]:
     """The spills of all partitions, in the order of the input."""
     stop = config.output.on_bad_record == "error"
     failed_at: list[int] = []
     digests = [recipe.digest for recipe in setup.recipes]
-    files = [recipe_file(folder / SPILL_FOLDER, recipe) for recipe in setup.recipes]
     alone = executor.capacity == 1
-    if not alone:
-        for file, recipe in zip(files, setup.recipes, strict=True):
-            _write(file.path, recipe.to_json())
     block = lane_block(config, [each.source for each in setup.inputs])
     facts = wanted_facts(config, setup)
 
@@ -115,7 +118,7 @@ def _tokenize(setup: Setup, config: BuildConfig, folder: Path, executor: Executo
             yield TokenizeTask(
                 partition=partition,
                 format=setup.formats[partition.input],
-                recipe=files[number],
+                recipe=recipes[number],
                 recipe_digest=digests[number],
                 spill_folder=folder / SPILL_FOLDER,
                 threads=alone,

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import connection, get_context, parent_process
 from types import ModuleType
 from typing import Protocol, TypeVar
@@ -40,9 +40,9 @@ class Executor(Protocol):
         """Stop the workers; what still runs is abandoned."""
 
 
-def make_executor(workers: int) -> Executor:
-    """This process for one worker; for more, this process and a pool of all others."""
-    return InProcess() if workers <= 1 else Processes(workers - 1, with_this_one=True)
+def make_executor(workers: int, first: Callable[[], None] | None = None) -> Executor:
+    """This process for one worker; for more, this process and a pool of all others. first: what those are to do first."""
+    return InProcess() if workers <= 1 else Processes(workers - 1, with_this_one=True, first=first)
 
 
 def available_cores() -> int:
@@ -66,9 +66,10 @@ class Processes:
     """A pool of spawned processes. A spec whose worker died is tried again in a fresh pool, three times in all.
 
     with_this_one: this process works too, from the start, while the others take a second to load; one that has loaded gets specs.
+    first: loads in the others what their specs will need; where it fails, those will say why.
     """
 
-    def __init__(self, processes: int, *, with_this_one: bool = False) -> None:
+    def __init__(self, processes: int, *, with_this_one: bool = False, first: Callable[[], None] | None = None) -> None:
         self.capacity = processes + with_this_one
         self._processes, self._with_this_one = processes, with_this_one
         self._pool = self._fresh_pool()
@@ -76,7 +77,10 @@ class Processes:
         self._loading: Future[None] | None = None
         if with_this_one:
             with _main_module_hidden():
-                self._loading = self._pool.submit(_loaded)
+                self._loading = self._pool.submit(_loaded, first)
+                # One for each process; as soon as one of them is ready, there are specs for it.
+                for _ in range(processes - 1):
+                    self._pool.submit(_loaded, first)
 
     def map_unordered(self, fn: Callable[[Spec], Result], specs: Iterable[Spec]) -> Iterator[Result]:
         """Raises WorkerError where workers die on the same spec again and again, and whatever `fn` raises."""
@@ -163,9 +167,13 @@ def _main_module_hidden() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _loaded() -> None:
-    """What a worker runs first: it has this module, and so whatever the passes import."""
+def _loaded(first: Callable[[], None] | None) -> None:
+    """What a worker runs first: it has this module, and so whatever the passes import, and what they load."""
     from sftprep.engine import passes  # noqa: F401
+
+    if first is not None:
+        with suppress(Exception):
+            first()
 
 
 def _live_with_parent() -> None:

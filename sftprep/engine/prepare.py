@@ -64,6 +64,12 @@ class Preparer:
         self._told = False
         self._reference = cache(partial(HfEncoder, recipe.tokenizer, threads=threads))
 
+    def load(self) -> None:
+        """Load now what the first partition would load."""
+        _ = self._encoder
+        if self.recipe.encoder != HfEncoder.name:
+            self._reference()
+
     @cached_property
     def _encoder(self) -> Encoder:
         return load_encoder(self.recipe.tokenizer, self.recipe.encoder, threads=self._threads, reference=self._reference)

@@ -141,7 +141,7 @@ def test_where_workers_cannot_load_this_process_does_the_work(monkeypatch, caplo
     assert "this one does all the work" in caplog.text
 
 
-def die_loading() -> None:
+def die_loading(_: object) -> None:
     os._exit(1)
 
 
