@@ -15,7 +15,7 @@ from sftprep.given import from_tokens
 from sftprep.messages import SWITCHES, check_messages, sharegpt_message, weight_of
 from sftprep.reading import Reading, Record, Unusable, decoded, string_of
 
-__all__ = ["FORMATS", "Format", "Reading", "Record", "Unusable", "detect_format", "keys_read", "read_record"]
+__all__ = ["FORMATS", "Format", "Reading", "Record", "Unusable", "detect_format", "keys_of", "keys_read", "read_record"]
 __all__ += ["unknown_format"]
 
 
@@ -34,10 +34,14 @@ def read_record(record: Record, line: int, format_name: str, reading: Reading) -
         record = _renamed(record, reading.renames)
     if reading.function is not None:
         return _formatted(record, line, reading.function)
-    kind = FORMATS[format_name]
-    if not (kind.keys if format_name != "text" else {reading.text_field}) <= record.keys():
+    if not keys_of(format_name, reading) <= record.keys():
         raise _missing_keys(record, format_name, reading)
-    return kind.convert(record, line, reading)
+    return FORMATS[format_name].convert(record, line, reading)
+
+
+def keys_of(format_name: str, reading: Reading) -> frozenset[str]:
+    """The keys that a record of a format has, once it is renamed."""
+    return frozenset({reading.text_field}) if format_name == "text" else FORMATS[format_name].keys
 
 
 def detect_format(record: Record, reading: Reading) -> str | None:
@@ -46,9 +50,8 @@ def detect_format(record: Record, reading: Reading) -> str | None:
         return "text"
     if reading.renames:
         record = _renamed(dict(record), reading.renames)
-    for name, kind in FORMATS.items():
-        keys = {reading.text_field} if name == "text" else kind.keys
-        if keys <= record.keys():
+    for name in FORMATS:
+        if keys_of(name, reading) <= record.keys():
             return name
     return None
 
@@ -87,7 +90,7 @@ def _renamed(record: Record, renames: tuple[tuple[str, str], ...]) -> Record:
 
 
 def _missing_keys(record: Record, format_name: str, reading: Reading) -> Unusable:
-    wanted = {reading.text_field} if format_name == "text" else FORMATS[format_name].keys
+    wanted = keys_of(format_name, reading)
     missing = ", ".join(f'"{key}"' for key in sorted(wanted - record.keys()))
     other = detect_format(record, Reading(text_field=reading.text_field))
     if other is not None and other != format_name:

@@ -42,11 +42,11 @@ def suspect_check(spec: TokenizerSpec, *, escaped: bool) -> Check:
 
 def suspect_contents(spec: TokenizerSpec, *, escaped: bool) -> Callable[[Sequence[str]], list[int]]:
     """A function that finds, among contents, the numbers of those that the check may not let pass."""
-    words = [word.encode() for word in _not_to_spell(spec, escaped=escaped)]
+    words = _not_to_spell(spec, escaped=escaped)
 
     def find(contents: Sequence[str]) -> list[int]:
-        spelled = holds_any("\0".join(contents).encode(), words)
-        return [n for n, text in enumerate(contents) if not text.strip() or (spelled and holds_any(text.encode(), words))]
+        spelled = holds_any("\0".join(contents).encode(), map(str.encode, words))
+        return [n for n, text in enumerate(contents) if not text.strip() or (spelled and any(word in text for word in words))]
 
     return find
 

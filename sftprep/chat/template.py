@@ -147,10 +147,8 @@ class ChatTemplate:
             return None
         self._by_pieces += 1
         filled = Rendered(text, spans)
-        known = shape in self._filled or len(self._filled) >= CHECKED_SHAPES
-        if (known or self._checked_messages > CHECKED_MESSAGES) and self._by_pieces % CHECKED_EVERY:
+        if not self._is_due(shape, self._filled):
             return filled
-        self._filled.add(shape)
         messages = [{"role": role, "content": content} for role, content in zip(shape.roles, contents, strict=True)]
         return self._checked(messages, None, False, self._variables, filled)
 
@@ -223,15 +221,19 @@ class ChatTemplate:
         return Rendered(text, spans, regions_of(turns, given["messages"], len(text)) if turns else ())
 
     def _is_checked(self, messages: list[Message], tools: list[Any] | None, add_generation_prompt: bool) -> bool:
+        shape = (len(messages), max(map(len, messages), default=0), tools is None, add_generation_prompt)
+        return self._is_due(shape, self._shapes) or (
+            self._by_pieces <= CHECKED_FIRST and self._checked_messages <= CHECKED_MESSAGES
+        )
+
+    def _is_due(self, shape: object, seen: set[Any]) -> bool:
+        """Whether this render is the one in CHECKED_EVERY, or the first of its shape, of which some were seen."""
         if self._by_pieces % CHECKED_EVERY == 0:
             return True
-        if self._checked_messages > CHECKED_MESSAGES:
+        if self._checked_messages > CHECKED_MESSAGES or shape in seen or len(seen) >= CHECKED_SHAPES:
             return False
-        shape = (len(messages), max(map(len, messages), default=0), tools is None, add_generation_prompt)
-        if shape not in self._shapes and len(self._shapes) < CHECKED_SHAPES:
-            self._shapes.add(shape)
-            return True
-        return self._by_pieces <= CHECKED_FIRST
+        seen.add(shape)
+        return True
 
     def _checked(
         self,

@@ -19,7 +19,7 @@ from sftprep.errors import TemplateError
 from sftprep.lookup import json_may_hold
 from sftprep.messages import ROLES, SHAREGPT_ROLES
 from sftprep.reading import Reading
-from sftprep.records import keys_read
+from sftprep.records import keys_of, keys_read
 from sftprep.sources.plain import Layout, PlainLines, Turns
 from sftprep.suspects import in_order, suspect_contents
 
@@ -39,7 +39,7 @@ class Columns:
         self._template = template
         self._spanned = recipe.train_on == "assistant"
         self._prompted = recipe.train_on != "all"
-        self._text_field = reading.text_field
+        self._reading = reading
         self._end = closing(recipe.tokenizer)
         self._targets = {target: source for source, target in reading.renames}
         self._looked = (keys_read(reading) or frozenset()) | self._targets.keys()
@@ -58,7 +58,7 @@ class Columns:
         template = self._template if format_name in _LAYOUTS else None
         if self._idle or (template is None and format_name not in ("text", "prompt-completion")):
             return made
-        if not self._renamed.isdisjoint(_KEYS.get(format_name, (self._text_field,))):
+        if not self._renamed.isdisjoint(keys_of(format_name, self._reading)):
             return made  # what is renamed to something else is no longer there
         try:
             lines = PlainLines(data)
@@ -69,7 +69,7 @@ class Columns:
             for speaker, content, names in _LAYOUTS[format_name]:
                 layout = Layout(key, speaker, content, names)
                 own = Texts()
-                self._chats(data, lines.turns(layout, self._looked - {key}), layout, template, own, counts)
+                self._chats(data, lines.turns(layout, self._looked - {key}), layout, template, own)
                 made = made.with_others(own)
         elif format_name == "text":
             self._plain_texts(lines, made)
@@ -81,9 +81,7 @@ class Columns:
         """The key under which records hold what `key` names."""
         return self._targets.get(key, key)
 
-    def _chats(
-        self, data: bytes, turns: Turns, layout: Layout, template: ChatTemplate, made: Texts, counts: Counter[str]
-    ) -> None:
+    def _chats(self, data: bytes, turns: Turns, layout: Layout, template: ChatTemplate, made: Texts) -> None:
         bounds = turns.bounds.tolist()
         keys = [turns.speakers[first:last] for first, last in pairwise(bounds)]
         shapes = {key: self._shape(layout, key, times, template) for key, times in Counter(keys).items()}
@@ -93,7 +91,6 @@ class Columns:
         if self._suspects is not None:
             broken += self._suspects(turns.contents)
         left = set((np.searchsorted(turns.bounds, broken, side="right") - 1).tolist())
-        before = Counter(template.renders)
         for number, (line, key) in enumerate(zip(turns.lines.tolist(), keys, strict=True)):
             known = shapes[key]
             if known is None or number in left:
@@ -107,7 +104,6 @@ class Columns:
                 made.origin.append(line)
                 made.spans.append(filled.spans if self._spanned else None)
         made.plain += [False] * (len(made.texts) - len(made.plain))
-        counts.update({f"template.{way}": number for way, number in (Counter(template.renders) - before).items()})
 
     def _shape(self, layout: Layout, key: bytes, times: int, template: ChatTemplate) -> Shape | None:
         """The shape of conversations between these speakers, of which there are so many now."""
@@ -121,7 +117,7 @@ class Columns:
         return self._shapes[known]
 
     def _plain_texts(self, lines: PlainLines, made: Texts) -> None:
-        key = self._source(self._text_field)
+        key = self._source(self._reading.text_field)
         fields = lines.fields([key], self._looked - {key})
         end = self._end
         self._add(fields.lines.tolist(), [text if text.endswith(end) else text + end for text in fields.values[key]], made)
@@ -149,7 +145,6 @@ class Columns:
 
 
 _ROLE_OF = {**{role: role for role in ROLES}, **SHAREGPT_ROLES}
-_KEYS = {"messages": ("messages",), "sharegpt": ("conversations",), "prompt-completion": ("prompt", "completion")}
 _OPENAI = ("role", "content", tuple(sorted(ROLES)))
 _LAYOUTS = {
     "messages": [_OPENAI],

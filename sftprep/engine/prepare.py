@@ -130,9 +130,12 @@ class Preparer:
     def _texts(self, data: bytes, format_name: str, rejected: list[Rejected], counts: Counter[str]) -> Texts:
         """Plain lines by columns, where no text needs a look of its own, and all others one by one."""
         watch = self.recipe.escape_special or self._renderer.spelled.may_be_in(data)
+        before = self._renderer.ways()
         plain = Texts() if watch else self._columns.texts(data, format_name, counts)
         examples = self._read(data, format_name, rejected, counts, but=plain.origin)
-        return plain.with_others(self._renderer.render(examples, rejected, counts, watch=watch))
+        texts = plain.with_others(self._renderer.render(examples, rejected, counts, watch=watch))
+        counts.update({f"template.{way}": number for way, number in (self._renderer.ways() - before).items()})
+        return texts
 
     def _read(
         self, data: bytes, format_name: str, rejected: list[Rejected], counts: Counter[str], *, but: Sequence[int] = ()

@@ -121,7 +121,6 @@ class Renderer:
         watch: whether any of them may spell special tokens, which are counted, or marked to become plain text.
         """
         out = Texts()
-        before = self._ways()
         for example in examples:
             try:
                 if watch:
@@ -136,10 +135,9 @@ class Renderer:
                 reason = "mask_unproven" if isinstance(problem, Unproven) else "template_error"
                 shown = excerpt(str(example.messages)[:2000])
                 rejected.append(Rejected(example.origin, 0, reason, problem.message, shown))
-        counts.update({f"template.{way}": number for way, number in (self._ways() - before).items()})
         return out
 
-    def _ways(self) -> Counter[str]:
+    def ways(self) -> Counter[str]:
         """Conversations rendered so far, by the way they took."""
         used = (self._template, self.__dict__.get("_turning"))
         return sum((Counter(template.renders) for template in used if template is not None), Counter())

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 from sftprep.errors import InputUnreadable
+from sftprep.groups import in_groups
 
 LARGEST_LINE = 64 * 1024 * 1024
 """Bytes; longer lines are rejected, and never held in memory whole."""
@@ -152,13 +153,4 @@ def _rest_of_line(file: BinaryIO, data: bytes) -> bytes:
 
 def grouped(pieces: Iterable[bytes], size: int) -> Iterator[bytes]:
     """Pieces put together until they have `size` bytes."""
-    held: list[bytes] = []
-    total = 0
-    for piece in pieces:
-        held.append(piece)
-        total += len(piece)
-        if total >= size:
-            yield b"".join(held)
-            held, total = [], 0
-    if held:
-        yield b"".join(held)
+    return map(b"".join, in_groups(pieces, size))

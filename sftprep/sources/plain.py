@@ -113,7 +113,7 @@ class PlainLines:
     def fields(self, wanted: Sequence[str], looked: frozenset[str]) -> Fields:
         """The lines that are objects of strings and have each wanted key once, and none of the others in `looked`."""
         counts = np.diff(self.bounds)
-        starts = np.concatenate(([0], self.ends[:-1] + 1))
+        starts = self._starts_of_lines
         lines = np.flatnonzero(~self.odd & (counts > 0) & (counts % 2 == 0))
         opened = self.first[self.bounds[lines]] == starts[lines] + 2
         lines = lines[opened & (self._bytes[starts[lines]] == ord("{"))]
@@ -140,6 +140,10 @@ class PlainLines:
         if unreadable:
             values = {name: [text for text, keep in zip(own, left.tolist(), strict=True) if keep] for name, own in values.items()}
         return Fields(lines[kept][left], values)
+
+    @cached_property
+    def _starts_of_lines(self) -> NDArray[np.int64]:
+        return np.concatenate(([0], self.ends[:-1] + 1))
 
     # --- strings and what stands between them ---------------------------------------------------------------------------
 
@@ -237,7 +241,7 @@ class PlainLines:
         asked: NDArray[np.bool_],
     ) -> NDArray[np.bool_]:
         """Whether what stands around a list makes an object of it, without keys that matter. asked: which lists to look at."""
-        starts = np.concatenate(([0], self.ends[:-1] + 1))[lines]
+        starts = self._starts_of_lines[lines]
         headless = (self.first[opens] == starts + 2) & (self._bytes[starts] == ord("{"))
         alone: NDArray[np.bool_] = headless & self._closes(closes, b"}]}")
         lists, rests = self.first[opens + 1] - 3, self.last[closes] + 3

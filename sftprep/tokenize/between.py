@@ -21,9 +21,9 @@ def between_texts(spec: TokenizerSpec) -> Between | None:
     It must be found wherever it stands: no other added token may hold the letter that it starts with, but as its own first,
     none may be a longer one that starts with it, and its ends may be no part of a word, for some tokens are only found as words.
     """
-    if spec.split_special_tokens or not _is_byte_level(spec.part("pre_tokenizer")):
+    if spec.split_special_tokens or not _is_byte_level(spec.steps("pre_tokenizer", "pretokenizers")):
         return None
-    if not all(part.get("type") == "NFC" for part in _parts(spec.part("normalizer"), "normalizers")):
+    if not all(part.get("type") == "NFC" for part in spec.steps("normalizer", "normalizers")):
         return None
     entries: list[dict[str, Any]] = spec.part("added_tokens") or []
     used = {*spec.special_tokens.values()}
@@ -40,14 +40,7 @@ def between_texts(spec: TokenizerSpec) -> Between | None:
     return next((each for each in plain if each.text not in used and each.text not in template), next(iter(plain), None))
 
 
-def _is_byte_level(pre_tokenizer: Any) -> bool:
-    parts = _parts(pre_tokenizer, "pretokenizers")
-    levels = [part for part in parts if part["type"] == "ByteLevel"]
-    known = all(part["type"] in ("ByteLevel", "Split", "Digits") for part in parts)
+def _is_byte_level(pre_tokenizers: list[dict[str, Any]]) -> bool:
+    levels = [part for part in pre_tokenizers if part["type"] == "ByteLevel"]
+    known = all(part["type"] in ("ByteLevel", "Split", "Digits") for part in pre_tokenizers)
     return known and bool(levels) and not any(part.get("add_prefix_space") for part in levels)
-
-
-def _parts(part: Any, key: str) -> list[dict[str, Any]]:
-    if part is None:
-        return []
-    return [inner for outer in part[key] for inner in _parts(outer, key)] if part["type"] == "Sequence" else [part]

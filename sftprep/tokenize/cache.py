@@ -46,12 +46,17 @@ def write_entry(path: Path, entry: dict[str, Any], body: str = "") -> bool:
     costs time and nothing else: it is logged, and False is returned.
     """
     payload = orjson.dumps(entry) + b"\n" + body.encode()
+    return write_whole(path, _check_of(payload) + b"\n" + payload)
+
+
+def write_whole(path: Path, content: bytes) -> bool:
+    """Keep a file; False where it cannot be written, as for `write_entry`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=path.name + ".", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(_check_of(payload) + b"\n" + payload)
+                file.write(content)
             os.replace(temporary, path)
         except OSError:
             with suppress(OSError):

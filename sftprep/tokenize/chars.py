@@ -104,10 +104,10 @@ class _Family:
 
 def _family(spec: TokenizerSpec) -> _Family | None:
     """What the parts of the tokenizer say; whatever is not known to keep bytes and offsets is not guessed at."""
-    if not all(_keeps_offsets(part) for part in _flat(spec.part("post_processor"), "processors")):
+    if not all(_keeps_offsets(part) for part in spec.steps("post_processor", "processors")):
         return None
-    normalizers = _flat(spec.part("normalizer"), "normalizers")
-    pre_tokenizers = _flat(spec.part("pre_tokenizer"), "pretokenizers")
+    normalizers = spec.steps("normalizer", "normalizers")
+    pre_tokenizers = spec.steps("pre_tokenizer", "pretokenizers")
     if any(part["type"] == "ByteLevel" for part in pre_tokenizers):
         return _Family(blanks=False, prepends=False) if all(part["type"] == "NFC" for part in normalizers) else None
     prepend = {"type": "Prepend", "prepend": "▁"}
@@ -117,15 +117,6 @@ def _family(spec: TokenizerSpec) -> _Family | None:
     if pre_tokenizers not in ([], [idle]) or normalizers not in ([prepend, replace], [replace]):
         return None
     return _Family(blanks=True, prepends=prepend in normalizers)
-
-
-def _flat(part: Any, key: str) -> list[dict[str, Any]]:
-    """A part of a tokenizer as a list: a Sequence is unfolded, none is empty."""
-    if part is None:
-        return []
-    if part["type"] == "Sequence":
-        return [inner for outer in part[key] for inner in _flat(outer, key)]
-    return [part]
 
 
 def _keeps_offsets(post_processor: dict[str, Any]) -> bool:

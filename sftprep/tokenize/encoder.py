@@ -13,7 +13,7 @@ from sftprep.errors import TokenizerError
 from sftprep.tokenize.cache import cache_dir
 from sftprep.tokenize.fast import FastEncoder
 from sftprep.tokenize.hf import HfEncoder
-from sftprep.tokenize.probe import RANKS, ProbeResult, cached_probe
+from sftprep.tokenize.probe import ProbeResult, cached_probe
 from sftprep.tokenize.ranks import find_ranks
 from sftprep.tokenize.spec import TokenizerSpec
 from sftprep.tokenize.tokens import Encoder, EncoderFault, Mismatch, Tokens
@@ -65,7 +65,7 @@ def load_encoder(spec: TokenizerSpec, name: str, *, threads: bool, reference: Ca
     made = reference or cache(partial(HfEncoder, spec, threads=threads))
     if name != FastEncoder.name:
         return made()
-    return FastEncoder(spec, threads=threads, reference=made, ranks=find_ranks(spec, cache_dir() / RANKS))
+    return FastEncoder(spec, threads=threads, reference=made, ranks=find_ranks(spec, cache_dir()))
 
 
 def _chosen(spec: TokenizerSpec, choice: Choice, samples: Sequence[str], cache_folder: Path | None) -> ProbeResult:

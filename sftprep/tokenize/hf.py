@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.errors import TokenizerError
+from sftprep.groups import in_groups
 from sftprep.tokenize.spec import TokenizerSpec
 from sftprep.tokenize.tokens import EncoderFault, Tokens, edges, first_mismatch
 
@@ -44,7 +45,7 @@ class HfEncoder:
         """Ids of each text."""
         lengths: list[int] = []
         ids: list[NDArray[np.int32]] = []
-        for group in _groups(texts):
+        for group in in_groups(texts, _BATCH_CHARACTERS):
             encodings = self._encodings(group, offsets=False)
             lengths.extend(map(len, encodings))
             ids.append(_integers((e.ids for e in encodings), np.int32, sum(map(len, encodings))))
@@ -63,7 +64,7 @@ class HfEncoder:
         lengths: list[int] = []
         ids: list[NDArray[np.int32]] = []
         chars: list[NDArray[np.int64]] = []
-        for group in _groups(texts):
+        for group in in_groups(texts, _BATCH_CHARACTERS):
             encodings = self._encodings(group, offsets=True)
             total = sum(map(len, encodings))
             lengths.extend(map(len, encodings))
@@ -93,19 +94,6 @@ def not_unicode(texts: Sequence[str], error: Exception) -> TokenizerError:
                 remedy="such a text is no Unicode: repair the escapes (\\ud83d without its second half) in the input",
             )
     return TokenizerError(f"the texts cannot be encoded: {error}", remedy="give a list of str")
-
-
-def _groups(texts: Sequence[str]) -> Iterable[list[str]]:
-    group: list[str] = []
-    size = 0
-    for text in texts:
-        group.append(text)
-        size += len(text)
-        if size >= _BATCH_CHARACTERS:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
 
 
 def _integers(parts: Iterable[Iterable[int]], dtype: Any, count: int) -> NDArray[Any]:

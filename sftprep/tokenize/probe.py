@@ -24,8 +24,6 @@ from sftprep.tokenize.tokens import Encoder, EncoderFault, Mismatch, first_misma
 _FORMAT = "2"
 """Raised when an entry of the cache, or what is compared, changes."""
 _SAMPLES_REMEMBERED = 64
-RANKS = "ranks"
-"""Folder of tokenizers as ranks, in that of the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +65,9 @@ def cached_probe(spec: TokenizerSpec, samples: Sequence[str], folder: Path) -> P
         return known
     reference = HfEncoder(spec, threads=True)
     texts = [*([] if known else nasty_texts(spec)), *samples]
-    keep_ranks(spec, folder / RANKS)
-    ranks = find_ranks(spec, folder / RANKS)
+    keep_ranks(spec, folder)
     try:
-        fast = FastEncoder(spec, threads=True, reference=lambda: reference, ranks=ranks)
+        fast = FastEncoder(spec, threads=True, reference=lambda: reference, ranks=find_ranks(spec, folder))
         result = compare_encoders(fast, reference, texts)
     except EncoderFault as fault:
         result = ProbeResult(reference.name, reference.version, equal=False, checked=0, reason=fault.reason)

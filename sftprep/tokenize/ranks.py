@@ -9,10 +9,8 @@ for a tokenizer (a second) and kept in the cache; what is not proven is loaded a
 from __future__ import annotations
 
 import json
-import tempfile
 from base64 import b64encode
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +18,13 @@ from typing import Any
 import orjson
 import xxhash
 
-from sftprep.tokenize.cache import read_entry, write_entry
+from sftprep.tokenize.cache import read_entry, write_entry, write_whole
 from sftprep.tokenize.spec import TokenizerSpec
 
 _FORMAT = "1"
 """Raised when what is proven, or the way it is kept, changes."""
+_FOLDER = "ranks"
+"""In that of the cache."""
 _SCHEMES = {
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": "qwen2"
 }
@@ -43,12 +43,12 @@ class Ranks:
 
 
 def find_ranks(spec: TokenizerSpec, folder: Path) -> Ranks | None:
-    """The ranks of a tokenizer, where `keep_ranks` found some and they are undamaged."""
+    """The ranks of a tokenizer, where `keep_ranks` found some and they are undamaged. folder: that of the cache."""
     scheme = _scheme(spec)
     entry = read_entry(_entry(spec, folder)) if scheme else None
     if scheme is None or entry is None or not entry[0].get("ranks"):
         return None
-    path = folder / entry[0]["ranks"]
+    path = folder / _FOLDER / entry[0]["ranks"]
     try:
         if xxhash.xxh3_128_hexdigest(path.read_bytes()) != path.stem:
             return None
@@ -58,7 +58,7 @@ def find_ranks(spec: TokenizerSpec, folder: Path) -> Ranks | None:
 
 
 def keep_ranks(spec: TokenizerSpec, folder: Path) -> None:
-    """Work out once whether a tokenizer has ranks, and keep them in the folder. One that cannot be written costs time only."""
+    """Work out once whether a tokenizer has ranks, and keep them in the cache. One that cannot be written costs time only."""
     if _scheme(spec) is None or read_entry(_entry(spec, folder)) is not None:
         return
     ranks = ranks_of(orjson.loads(spec.json)["model"], spec.added_tokens())
@@ -66,7 +66,7 @@ def keep_ranks(spec: TokenizerSpec, folder: Path) -> None:
     if ranks is not None:
         content = b"".join(b"%s %d\n" % (b64encode(token), number) for token, number in ranks)
         name = f"{xxhash.xxh3_128_hexdigest(content)}.tiktoken"
-        if not _written(folder / name, content):
+        if not write_whole(folder / _FOLDER / name, content):
             return
     write_entry(_entry(spec, folder), {"ranks": name})
 
@@ -138,15 +138,4 @@ def _scheme(spec: TokenizerSpec) -> str | None:
 
 
 def _entry(spec: TokenizerSpec, folder: Path) -> Path:
-    return folder / f"{xxhash.xxh3_128_hexdigest(json.dumps([_FORMAT, spec.fingerprint[:32]]).encode())}.json"
-
-
-def _written(path: Path, content: bytes) -> bool:
-    """Whether the file is there now, whole."""
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(content)
-        Path(file.name).replace(path)
-        return True
-    return False
+    return folder / _FOLDER / f"{xxhash.xxh3_128_hexdigest(json.dumps([_FORMAT, spec.fingerprint[:32]]).encode())}.json"

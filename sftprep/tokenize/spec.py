@@ -102,6 +102,10 @@ class TokenizerSpec:
             position += 1
         return json.JSONDecoder().raw_decode(self.json, position)[0]
 
+    def steps(self, name: str, key: str) -> list[dict[str, Any]]:
+        """A part of the JSON as a list of steps: a Sequence, whose steps are under `key`, is unfolded; none is empty."""
+        return _unfolded(self.part(name), key)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values, for a file."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -110,6 +114,12 @@ class TokenizerSpec:
     def from_dict(cls, values: dict[str, Any]) -> TokenizerSpec:
         """The inverse of `to_dict`. Raises TypeError or KeyError where `values` is something else."""
         return cls(**{**values, "prefix_ids": tuple(values["prefix_ids"]), "suffix_ids": tuple(values["suffix_ids"])})
+
+
+def _unfolded(part: Any, key: str) -> list[dict[str, Any]]:
+    if part is None:
+        return []
+    return [inner for outer in part[key] for inner in _unfolded(outer, key)] if part["type"] == "Sequence" else [part]
 
 
 def tokenizer_spec(tokenizer: Any, *, name: str | None = None) -> TokenizerSpec:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections import Counter
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from sftprep.engine.prepare import Preparer
 from sftprep.engine.recipe import Recipe
 from sftprep.engine.setup import prepare_recipe
 from sftprep.records import FORMATS
+from tests.engine.both_ways import both_ways
 from tests.support import SHARED, needs_shared
 from tests.tokenize.made import CHATML, END, START, STOP, byte_level, live
 
@@ -59,15 +59,9 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Recipe]:
 
 def check(data: bytes, name: str, recipe: Recipe) -> list[int]:
     """Compare both ways; the lines that went by columns."""
-    by_columns, one_by_one = Preparer(recipe, threads=False), Preparer(recipe, threads=False)
-    one_by_one._columns._idle = True
-    got, want = (preparer.prepare(data, name, seed=0) for preparer in (by_columns, one_by_one))
-    for part in ("input_ids", "offsets", "completion_mask", "origin"):
-        assert getattr(got, part).tolist() == getattr(want, part).tolist(), part
-    assert (got.loss_weights is None) == (want.loss_weights is None)
+    got, want, by_columns = both_ways(data, name, recipe)
     assert got.counts == want.counts
-    assert got.rejected == want.rejected
-    return by_columns._columns.texts(data, name, Counter()).origin
+    return by_columns
 
 
 def lines(*records: Any) -> bytes:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections import Counter
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sftprep.batch import TokenBatch
 from sftprep.config import BuildConfig
-from sftprep.engine.prepare import Preparer
 from sftprep.engine.setup import prepare_recipe
+from tests.engine.both_ways import both_ways
 from tests.tokenize.made import CHATML, START, STOP, byte_level, live
 
 MARKED = (
@@ -91,23 +87,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return made
 
 
-def prepared(preparer: Preparer, data: bytes, name: str) -> tuple[TokenBatch, dict[str, int]]:
-    batch = preparer.prepare(data, name, seed=1, sample=4)
-    return batch, {key: number for key, number in batch.counts.items() if number and key not in COLUMN_KEYS}
-
-
 def check(data: bytes, name: str, folder: str, **given_settings: Any) -> int:
     """Compare both ways; how many texts went by columns."""
     recipe, _ = prepare_recipe(BuildConfig.of(inputs="-", tokenizer=folder, output="-", format=name, **given_settings))
-    by_columns, one_by_one = Preparer(recipe, threads=False), Preparer(recipe, threads=False)
-    one_by_one._columns._idle = True
-    (got, got_counts), (want, want_counts) = prepared(by_columns, data, name), prepared(one_by_one, data, name)
+    got, want, by_columns = both_ways(data, name, recipe, seed=1, sample=4)
+    got_counts, want_counts = (
+        {key: number for key, number in batch.counts.items() if number and key not in COLUMN_KEYS} for batch in (got, want)
+    )
     assert got_counts == want_counts
-    assert [dataclasses.astuple(r) for r in got.rejected] == [dataclasses.astuple(r) for r in want.rejected]
-    for part in ("offsets", "input_ids", "completion_mask", "origin"):
-        assert np.array_equal(getattr(got, part), getattr(want, part)), part
-
-    return len(by_columns._columns.texts(data, name, Counter()).texts)
+    return len(by_columns)
 
 
 SETTINGS: dict[str, list[dict[str, Any]]] = {

@@ -122,7 +122,7 @@ def test_other_tokenizers_have_none(tmp_path: Path, spec: Any) -> None:
 def test_damaged_ranks_are_not_used(tmp_path: Path) -> None:
     spec = qwen_like()
     keep_ranks(spec, tmp_path)
-    (ranks,) = tmp_path.glob("*.tiktoken")
+    (ranks,) = tmp_path.rglob("*.tiktoken")
     ranks.write_bytes(ranks.read_bytes()[:-5] + b"7\n")
     assert find_ranks(spec, tmp_path) is None
     ranks.unlink()
