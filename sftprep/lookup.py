@@ -9,30 +9,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def holds_any(data: bytes, words: Iterable[bytes]) -> bool:
-    """Whether one of the words, none of them empty, is in `data`.
+class Letters:
+    """Bytes in which words are looked for.
 
-    Looking for a letter is several times faster than looking for a word, so a word is looked for where its first letter is.
+    Looking for a letter is several times faster than looking for a word, so a word is looked for where its first letter is; the
+    places of a letter are found once.
     """
-    letters = np.frombuffer(data, np.uint8)
-    for first, group in groupby(sorted(words), key=lambda word: word[0]):
-        if _go_on(letters, np.flatnonzero(letters == first), list(group), 1):
+
+    def __init__(self, data: bytes) -> None:
+        self._letters = np.frombuffer(data, np.uint8)
+        self._places: dict[int, NDArray[np.int64]] = {}
+
+    def hold_any(self, words: Iterable[bytes]) -> bool:
+        """Whether one of the words, none of them empty, is there."""
+        for first, group in groupby(sorted(words), key=lambda word: word[0]):
+            if _go_on(self._letters, self._of(first), list(group), 1):
+                return True
+        return False
+
+    def may_hold(self, words: Iterable[str]) -> bool:
+        """Whether texts in these lines of JSON may hold one of the words; False is sure, and the usual answer.
+
+        JSON may write letters as escapes. Those of the first two letters are looked for; the rest counts where a word has begun.
+        """
+        wanted = [word for word in words if word]
+        if self.hold_any({sign for word in wanted for letter in word[:2] for sign in _escapes(letter)}):
             return True
-    return False
+        written = [word.encode("utf-8", "surrogatepass") for word in wanted]
+        begun = {word[:2].encode("utf-8", "surrogatepass") for word in wanted}
+        within = {_SHORT[letter] for word in wanted for letter in word if letter in _SHORT}
+        return self.hold_any(begun) and self.hold_any({*written, *within, rb"\u"})
 
-
-def json_may_hold(data: bytes, words: Iterable[str]) -> bool:
-    """Whether texts in lines of JSON may hold one of the words; False is sure, and the usual answer.
-
-    JSON may write letters as escapes. Those of the first two letters are looked for; the rest counts where a word has begun.
-    """
-    wanted = [word for word in words if word]
-    if holds_any(data, {sign for word in wanted for letter in word[:2] for sign in _escapes(letter)}):
-        return True
-    written = [word.encode("utf-8", "surrogatepass") for word in wanted]
-    begun = {word[:2].encode("utf-8", "surrogatepass") for word in wanted}
-    within = {_SHORT[letter] for word in wanted for letter in word if letter in _SHORT}
-    return holds_any(data, begun) and holds_any(data, {*written, *within, rb"\u"})
+    def _of(self, letter: int) -> NDArray[np.int64]:
+        if letter not in self._places:
+            self._places[letter] = np.flatnonzero(self._letters == letter)
+        return self._places[letter]
 
 
 def _go_on(letters: NDArray[np.uint8], places: NDArray[np.int64], words: Sequence[bytes], known: int) -> bool:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from sftprep.batch import Example, Message
-from sftprep.lookup import holds_any
+from sftprep.lookup import Letters
 from sftprep.reading import Unusable
 from sftprep.tokenize.spec import TokenizerSpec
 
@@ -45,7 +45,7 @@ def suspect_contents(spec: TokenizerSpec, *, escaped: bool) -> Callable[[Sequenc
     words = _not_to_spell(spec, escaped=escaped)
 
     def find(contents: Sequence[str]) -> list[int]:
-        spelled = holds_any("\0".join(contents).encode(), map(str.encode, words))
+        spelled = Letters("\0".join(contents).encode()).hold_any(map(str.encode, words))
         return [n for n, text in enumerate(contents) if not text.strip() or (spelled and any(word in text for word in words))]
 
     return find

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import datetime
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal
@@ -136,21 +136,27 @@ class ChatTemplate:
         return shape_of(self._outline, roles, self._variables, self.conditions)
 
     def fill(self, shape: Shape, contents: Sequence[str]) -> Rendered | None:
-        """A conversation of a shape, rendered; None where `render` is to do it.
+        """A conversation of a shape, rendered; None where `render` is to do it. Raises TemplateError as `filled` does."""
+        rendered = Rendered(*shape.fill(contents))
+        text = self.filled(shape, rendered.text, lambda: contents)
+        return rendered if text is rendered.text else None
 
-        The first of each shape is checked, within the limits above, and one in CHECKED_EVERY.
+    def filled(self, shape: Shape, text: str, contents: Callable[[], Sequence[str]]) -> str | None:
+        """The text that filling a shape gave, counted; None where `render` is to do it instead.
 
-        Raises TemplateError where a check finds that the template refuses it.
+        The first of each shape is checked, within the limits above, and one in CHECKED_EVERY. Raises TemplateError where a check
+        finds that the template refuses the conversation.
         """
-        text, spans = shape.fill(contents)
         if len(text) > OUTPUT_FLOOR or self._pieces is None:
             return None
         self._by_pieces += 1
-        filled = Rendered(text, spans)
-        if not self._is_due(shape, self._filled):
-            return filled
-        messages = [{"role": role, "content": content} for role, content in zip(shape.roles, contents, strict=True)]
-        return self._checked(messages, None, False, self._variables, filled)
+        if self._is_due(shape, self._filled):
+            whole = contents()
+            messages = [{"role": role, "content": content} for role, content in zip(shape.roles, whole, strict=True)]
+            fast = Rendered(text, shape.fill(whole)[1])
+            if self._checked(messages, None, False, self._variables, fast) is not fast:
+                return None
+        return text
 
     def reads(self, name: str) -> bool:
         """Whether the template looks at a variable, such as `tools`."""

@@ -31,6 +31,8 @@ from sftprep.packing.strategies import SMALL, pack_lengths
 from sftprep.shards.files import write_file
 from sftprep.shards.manifest import MANIFEST_NAME, Manifest
 from sftprep.sources.partition import Source, cut
+from sftprep.tokenize.beside import Beside
+from sftprep.tokenize.hf import HfEncoder
 
 # Below this a spawned worker spends longer on its imports than on its work.
 _SMALL_INPUT = 96 * 1024 * 1024
@@ -70,13 +72,19 @@ def build(
     folder = Path(config.output.output)
     with claimed(folder, overwrite=config.output.overwrite):
         workers = _workers(config, setup)
-        recipes = [recipe_file(folder / SPILL_FOLDER, recipe) for recipe in setup.recipes]
+        # Many workers ask one child what the reference gives; one by itself has its own.
+        beside = [Beside(r.tokenizer) if workers > 1 and r.encoder != HfEncoder.name else None for r in setup.recipes]
+        recipes = [
+            recipe_file(folder / SPILL_FOLDER, recipe, own.place if own else None)
+            for recipe, own in zip(setup.recipes, beside, strict=True)
+        ]
         if workers > 1:
             for file, recipe in zip(recipes, setup.recipes, strict=True):
                 _write(file.path, recipe.to_json())
         executor = make_executor(workers, partial(load_preparers, recipes))
         try:
             parts = _tokenize(setup, config, folder, recipes, executor, progress)
+            beside.clear()  # which ends them
             sides = choose(parts, setup, config)
             check_rejected(parts, sides, setup, config, folder)
             manifests = [_side(side, setup, config, folder, executor, progress) for side in sides]

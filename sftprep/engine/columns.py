@@ -7,16 +7,21 @@ conversation, the template treats all of its shape alike (chat/shapes.py). All o
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
+import orjson
 
-from sftprep.chat.shapes import Shape
-from sftprep.chat.template import ChatTemplate
+from sftprep.chat.shapes import Conditions, Shape
+from sftprep.chat.template import ChatTemplate, Rendered
+from sftprep.chat.written import WrittenShape, fill_written, written_shape
 from sftprep.engine.recipe import Recipe
 from sftprep.engine.texts import Texts, closing
 from sftprep.errors import TemplateError
-from sftprep.lookup import json_may_hold
+from sftprep.lookup import Letters
 from sftprep.messages import ROLES, SHAREGPT_ROLES
 from sftprep.reading import Reading
 from sftprep.records import keys_of, keys_read
@@ -50,10 +55,13 @@ class Columns:
         self._idle = chained or reading.function is not None or recipe.expand_turns
         escaped = recipe.escape_special
         self._suspects = suspect_contents(recipe.tokenizer, escaped=escaped) if recipe.reject_suspects else None
-        self._shapes: dict[tuple[Layout, bytes], Shape | None] = {}
+        self._shapes: dict[tuple[Layout, bytes], _Known | None] = {}
 
-    def texts(self, data: bytes, format_name: str, counts: Counter[str]) -> Texts:
-        """The texts of plain lines, layout by layout; none where there is no such line. counts: what is counted of them."""
+    def texts(self, data: bytes, letters: Letters, format_name: str, counts: Counter[str]) -> Texts:
+        """The texts of plain lines, layout by layout; none where there is no such line.
+
+        letters: of the data; counts: what is counted of them.
+        """
         made = Texts()
         template = self._template if format_name in _LAYOUTS else None
         if self._idle or (template is None and format_name not in ("text", "prompt-completion")):
@@ -69,7 +77,7 @@ class Columns:
             for speaker, content, names in _LAYOUTS[format_name]:
                 layout = Layout(key, speaker, content, names)
                 own = Texts()
-                self._chats(data, lines.turns(layout, self._looked - {key}), layout, template, own)
+                self._chats(letters, lines.turns(layout, self._looked - {key}), layout, template, own)
                 made = made.with_others(own)
         elif format_name == "text":
             self._plain_texts(lines, made)
@@ -81,22 +89,31 @@ class Columns:
         """The key under which records hold what `key` names."""
         return self._targets.get(key, key)
 
-    def _chats(self, data: bytes, turns: Turns, layout: Layout, template: ChatTemplate, made: Texts) -> None:
-        bounds = turns.bounds.tolist()
-        keys = [turns.speakers[first:last] for first, last in pairwise(bounds)]
+    def _chats(self, letters: Letters, turns: Turns, layout: Layout, template: ChatTemplate, made: Texts) -> None:
+        keys = [turns.speakers[first:last] for first, last in pairwise(turns.bounds.tolist())]
         shapes = {key: self._shape(layout, key, times, template) for key, times in Counter(keys).items()}
+        known = [shapes[key] for key in keys]
         # Only now, for each shape may add a condition.
-        conditions = template.conditions
-        broken = conditions.broken(turns.contents, may_hold=json_may_hold(data, conditions.absent))
-        if self._suspects is not None:
-            broken += self._suspects(turns.contents)
-        left = set((np.searchsorted(turns.bounds, broken, side="right") - 1).tolist())
-        for number, (line, key) in enumerate(zip(turns.lines.tolist(), keys, strict=True)):
-            known = shapes[key]
-            if known is None or number in left:
+        may_hold = letters.may_hold(template.conditions.absent)
+        try:
+            left = self._left(turns, template.conditions, may_hold=may_hold)
+            at_once = self._at_once(turns, known, left)
+            texts = fill_written(at_once.values(), turns.written(at_once))
+        except orjson.JSONDecodeError:
+            self._chats(letters, turns.readable(), layout, template, made)
+            return
+        written = dict(zip(at_once, texts, strict=True))
+        for number, (line, shape) in enumerate(zip(turns.lines.tolist(), known, strict=True)):
+            if shape is None or number in left:
                 continue
+            text = written.get(number)
+            contents = partial(turns.contents_of, number)
             try:
-                filled = template.fill(known, turns.contents[bounds[number] : bounds[number + 1]])
+                if text is None:
+                    filled = template.fill(shape.shape, contents())
+                else:
+                    whole = template.filled(shape.shape, text, contents)
+                    filled = None if whole is None else Rendered(whole, ())
             except TemplateError:
                 continue
             if filled is not None:
@@ -105,7 +122,35 @@ class Columns:
                 made.spans.append(filled.spans if self._spanned else None)
         made.plain += [False] * (len(made.texts) - len(made.plain))
 
-    def _shape(self, layout: Layout, key: bytes, times: int, template: ChatTemplate) -> Shape | None:
+    def _left(self, turns: Turns, conditions: Conditions, *, may_hold: bool) -> set[int]:
+        """Conversations that the shapes are not good for."""
+        if may_hold or self._suspects is not None or conditions.filled - {()}:
+            broken = conditions.broken(turns.contents, may_hold=may_hold)
+            broken += self._suspects(turns.contents) if self._suspects is not None else []
+        else:
+            broken = np.flatnonzero(turns.first == turns.last).tolist() if conditions.filled else []
+        return turns.conversations(broken)
+
+    def _at_once(self, turns: Turns, known: Sequence[_Known | None], left: set[int]) -> dict[int, WrittenShape]:
+        """The shapes of the conversations whose texts can be made of their contents as they are written, in order."""
+        left = left | turns.conversations(np.flatnonzero(turns.may_end_early()).tolist())
+        begins = ends = None
+        chosen: dict[int, WrittenShape] = {}
+        for number, shape in enumerate(known):
+            if shape is None or shape.written is None or number in left:
+                continue
+            if shape.written.begins or shape.written.ends:
+                if begins is None or ends is None:
+                    begins, ends = turns.begin_with_letter(), turns.end_with_letter()
+                place = int(turns.bounds[number])
+                if not all(begins[place + k] for k in shape.written.begins):
+                    continue
+                if not all(ends[place + k] for k in shape.written.ends):
+                    continue
+            chosen[number] = shape.written
+        return chosen
+
+    def _shape(self, layout: Layout, key: bytes, times: int, template: ChatTemplate) -> _Known | None:
         """The shape of conversations between these speakers, of which there are so many now."""
         known = (layout, key)
         if known not in self._shapes:
@@ -113,7 +158,8 @@ class Columns:
                 return None
             roles = [_ROLE_OF[layout.names[number]] for number in key]
             usable = self._suspects is None or in_order(roles)
-            self._shapes[known] = template.shape(roles) if usable else None
+            shape = template.shape(roles) if usable else None
+            self._shapes[known] = _Known(shape, None if self._spanned else written_shape(shape)) if shape else None
         return self._shapes[known]
 
     def _plain_texts(self, lines: PlainLines, made: Texts) -> None:
@@ -142,6 +188,13 @@ class Columns:
     def _add(self, lines: list[int], texts: list[str], made: Texts) -> None:
         made.texts, made.origin = texts, lines
         made.plain, made.spans = [True] * len(lines), [None] * len(lines)
+
+
+class _Known(NamedTuple):
+    """A shape, and the same for contents as they are written."""
+
+    shape: Shape
+    written: WrittenShape | None
 
 
 _ROLE_OF = {**{role: role for role in ROLES}, **SHAREGPT_ROLES}

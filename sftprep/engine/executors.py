@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from itertools import islice
 from multiprocessing import connection, get_context, parent_process
 from types import ModuleType
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from sftprep.errors import WorkerError
 
@@ -84,13 +85,15 @@ class Processes:
 
     def map_unordered(self, fn: Callable[[Spec], Result], specs: Iterable[Spec]) -> Iterator[Result]:
         """Raises WorkerError where workers die on the same spec again and again, and whatever `fn` raises."""
-        waiting = ((spec, 0) for spec in specs)
+        waiting = _Ahead((spec, 0) for spec in specs)
         again: deque[tuple[Spec, int]] = deque()
         running: dict[Future[Result], tuple[Spec, int]] = {}
         while True:
             # One spec more than there are workers, so that none waits for the next; no more, for specs can hold data.
             while len(running) <= self._processes and self._has_loaded():
-                taken = again.popleft() if again else next(waiting, None)
+                if self._with_this_one and len(running) == self._processes and not waiting.has(2):
+                    break  # the last one is for this process, which would have nothing to do
+                taken = again.popleft() if again else waiting.take()
                 if taken is None:
                     break
                 try:
@@ -99,7 +102,7 @@ class Processes:
                 except BrokenProcessPool:
                     again.append(self._once_more(*taken))
                     self._replace_pool()
-            own = next(waiting, None) if self._with_this_one else None
+            own = waiting.take() if self._with_this_one else None
             if own is not None:
                 yield fn(own[0])
             elif not running and not again:
@@ -151,6 +154,21 @@ class Processes:
 
     def _fresh_pool(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(self._processes, mp_context=get_context("spawn"), initializer=_live_with_parent)
+
+
+class _Ahead(Generic[Spec]):
+    """Items of an iterator, which can be asked whether it has so many left."""
+
+    def __init__(self, items: Iterable[Spec]) -> None:
+        self._items = iter(items)
+        self._taken: deque[Spec] = deque()
+
+    def has(self, count: int) -> bool:
+        self._taken.extend(islice(self._items, max(0, count - len(self._taken))))
+        return len(self._taken) >= count
+
+    def take(self) -> Spec | None:
+        return self._taken.popleft() if self.has(1) else None
 
 
 @contextmanager

@@ -78,7 +78,9 @@ def tokenize_partition(task: TokenizeTask) -> Tokenized:
     reused = spill is not None
     if spill is None:
         sample = _SAMPLE if task.partition.index == 0 else 0
-        batch = _preparer(task.recipe, task.threads).prepare(data, task.format, seed=int(key[:16], 16), sample=sample)
+        preparer = _preparer(task.recipe, task.threads)
+        preparer.ask(task.recipe.reference)
+        batch = preparer.prepare(data, task.format, seed=int(key[:16], 16), sample=sample)
         write_spill(path, batch)
         spill = map_spill(path)
     where = dataclasses.replace(task.partition, payload=None)

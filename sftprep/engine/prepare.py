@@ -21,11 +21,12 @@ from sftprep.engine.recipe import Recipe
 from sftprep.engine.texts import Renderer, Texts
 from sftprep.engine.warnings import count_double_bos, count_untrained_ends
 from sftprep.given import given_batch
+from sftprep.lookup import Letters
 from sftprep.masking import completion_starts, mask_from, mask_spans, weigh_spans
 from sftprep.records import Unusable, read_record
 from sftprep.sources.jsonl import excerpt, line_edges, parse_line, split_lines
 from sftprep.suspects import suspect_check
-from sftprep.tokenize.beside import Beside
+from sftprep.tokenize.beside import Asking, Beside, Place
 from sftprep.tokenize.encoder import Encoder, EncoderFault, Tokens, load_encoder
 from sftprep.tokenize.escaped import EscapedEncoder, Marked, with_replaced
 from sftprep.tokenize.hf import HfEncoder
@@ -63,12 +64,18 @@ class Preparer:
         self._threads = threads
         self._told = False
         self._reference = cache(partial(HfEncoder, recipe.tokenizer, threads=threads))
+        self._asked: Place | None = None
+        self._beside: Beside | None = None
 
     def load(self) -> None:
         """Load now what the first partition would load."""
         _ = self._encoder
-        if self.recipe.encoder != HfEncoder.name:
-            self._reference()
+
+    def ask(self, place: Place | None) -> None:
+        """Let the child there have the reference encoder, instead of one of this process; None: as before."""
+        if place is not None and place != self._asked:
+            self._asked = place
+            self.__dict__.pop("_check_with", None)
 
     @cached_property
     def _encoder(self) -> Encoder:
@@ -77,9 +84,10 @@ class Preparer:
     @cached_property
     def _check_with(self) -> Callable[[Sequence[str]], Tokens]:
         """What the spot check compares with; where another core is free, it loads there."""
-        if self._threads and self.recipe.encoder != HfEncoder.name:
-            return Beside(self.recipe.tokenizer, self._reference).encode
-        return lambda texts: self._reference().encode(texts)
+        if self._asked is None and self._threads and self.recipe.encoder != HfEncoder.name:
+            self._beside = Beside(self.recipe.tokenizer)
+            self._asked = self._beside.place
+        return Asking(self._asked, self._reference).encode
 
     @_without_collection()
     def prepare(self, data: bytes, format_name: str, *, seed: int, sample: int = 0) -> TokenBatch:
@@ -129,9 +137,10 @@ class Preparer:
 
     def _texts(self, data: bytes, format_name: str, rejected: list[Rejected], counts: Counter[str]) -> Texts:
         """Plain lines by columns, where no text needs a look of its own, and all others one by one."""
-        watch = self.recipe.escape_special or self._renderer.spelled.may_be_in(data)
+        letters = Letters(data)
+        watch = self.recipe.escape_special or self._renderer.spelled.may_be_in(letters)
         before = self._renderer.ways()
-        plain = Texts() if watch else self._columns.texts(data, format_name, counts)
+        plain = Texts() if watch else self._columns.texts(data, letters, format_name, counts)
         examples = self._read(data, format_name, rejected, counts, but=plain.origin)
         texts = plain.with_others(self._renderer.render(examples, rejected, counts, watch=watch))
         counts.update({f"template.{way}": number for way, number in (self._renderer.ways() - before).items()})

@@ -14,6 +14,7 @@ from sftprep.chat.template import ChatTemplate
 from sftprep.config import TemplateWay, TrainOn, TruncateSide, digest
 from sftprep.functions import load_function, source_digest
 from sftprep.records import Reading
+from sftprep.tokenize.beside import Place
 from sftprep.tokenize.load import TokenizerSpec
 
 _VERSION = 3
@@ -87,24 +88,28 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class RecipeFile:
-    """A recipe as workers get it: the name of a file, and in the process that made it the recipe itself (megabytes)."""
+    """A recipe as workers get it: the name of a file, and in the process that made it the recipe itself (megabytes).
+
+    reference: the child that has its reference encoder, where all of them ask the same.
+    """
 
     path: Path
     own: Recipe | None = dataclasses.field(default=None, compare=False, repr=False)
+    reference: Place | None = dataclasses.field(default=None, compare=False, repr=False)
 
-    def __reduce__(self) -> tuple[type[RecipeFile], tuple[Path]]:
-        return RecipeFile, (self.path,)
+    def __reduce__(self) -> tuple[type[RecipeFile], tuple[Path, None, Place | None]]:
+        return RecipeFile, (self.path, None, self.reference)
 
     def recipe(self) -> Recipe:
         """The recipe, read where this process did not make it."""
         return self.own or _read(self.path)
 
 
-def recipe_file(folder: Path, recipe: Recipe) -> RecipeFile:
+def recipe_file(folder: Path, recipe: Recipe, reference: Place | None = None) -> RecipeFile:
     """The file of a recipe, which is not written yet."""
     # The encoder changes no token, and so not the digest; but who has this recipe prepared has it with its encoder.
     name = digest(recipe.digest, recipe.encoder, recipe.template_way, recipe.tokenizer.name)
-    return RecipeFile(folder / f"recipe-{name[:16]}.json", recipe)
+    return RecipeFile(folder / f"recipe-{name[:16]}.json", recipe, reference)
 
 
 def _read(path: Path) -> Recipe:

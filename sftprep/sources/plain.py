@@ -8,7 +8,7 @@ that this way has nothing to say about errors. tests/sources/test_plain.py holds
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,17 +19,84 @@ from numpy.typing import NDArray
 _UNKNOWN = 255
 _BACKSLASHES = 64
 """More of them before a quote than anyone writes: such a line is left to the general way, for each one takes a look."""
+_LONGEST_ESCAPE = 6
+"""Letters, as of `\\u0020`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Turns:
     """Conversations. lines: int64 [n]; message m is of conversation k for bounds[k] <= m < bounds[k + 1], int64 [n + 1];
-    speakers: a byte a message, its place in the names of the layout; contents: a text a message."""
+    speakers: a byte a message, its place in the names of the layout; its content is written as data[first[m] : last[m]], without
+    the quotes, int64 [messages]; it may be no text at all, with escapes that JSON does not have."""
 
     lines: NDArray[np.int64]
     bounds: NDArray[np.int64]
     speakers: bytes
-    contents: list[str]
+    data: bytes
+    first: NDArray[np.int64]
+    last: NDArray[np.int64]
+
+    def written(self, conversations: Collection[int]) -> list[bytes]:
+        """The contents of these conversations as they are written, one after the other. conversations: in order."""
+        first, last, data = self.first, self.last, self.data
+        if len(conversations) < len(self.lines):
+            chosen = np.zeros(len(self.lines), np.bool_)
+            chosen[list(conversations)] = True
+            rows = np.repeat(chosen, np.diff(self.bounds))
+            first, last = first[rows], last[rows]
+        return [data[a:b] for a, b in zip(first.tolist(), last.tolist(), strict=True)]
+
+    def conversations(self, messages: Sequence[int]) -> set[int]:
+        """The conversations that hold these messages."""
+        return set((np.searchsorted(self.bounds, messages, side="right") - 1).tolist())
+
+    @cached_property
+    def contents(self) -> list[str]:
+        """A text a message. Raises orjson.JSONDecodeError where one is none."""
+        return _texts(self.data, self.first, self.last)
+
+    def contents_of(self, conversation: int) -> list[str]:
+        """The same of one conversation."""
+        begin, end = self.bounds[conversation : conversation + 2]
+        return _texts(self.data, self.first[begin:end], self.last[begin:end])
+
+    def readable(self) -> Turns:
+        """The conversations whose contents are texts."""
+        try:
+            _ = self.contents
+        except orjson.JSONDecodeError:
+            pass
+        else:
+            return self
+        _, unreadable = _each_text(self.data, self.first, self.last)
+        counts = np.diff(self.bounds)
+        keep = np.ones(len(self.lines), np.bool_)
+        keep[list(self.conversations(unreadable))] = False
+        rows = np.repeat(keep, counts)
+        speakers = np.frombuffer(self.speakers, np.uint8)[rows].tobytes()
+        return Turns(self.lines[keep], _edges(counts[keep]), speakers, self.data, self.first[rows], self.last[rows])
+
+    def begin_with_letter(self) -> NDArray[np.bool_]:
+        """Whether a content begins with a sign of ASCII that is no blank and written as it is: bool [messages]."""
+        return (self.first < self.last) & _is_sign(self._bytes[self.first])
+
+    def end_with_letter(self) -> NDArray[np.bool_]:
+        """Whether a content ends with one."""
+        escaped = np.zeros(len(self.last), np.bool_)
+        for before in range(2, _LONGEST_ESCAPE + 1):
+            escaped |= self._bytes[self.last - before] == ord("\\")
+        return (self.first < self.last) & _is_sign(self._bytes[self.last - 1]) & ~escaped
+
+    def may_end_early(self) -> NDArray[np.bool_]:
+        """Whether a content may end within an escape, which what is written after it could complete: bool [messages]."""
+        early = np.zeros(len(self.last), np.bool_)
+        for before in range(2, _LONGEST_ESCAPE):
+            early |= (self._bytes[self.last - before] == ord("\\")) & (self._bytes[self.last - before + 1] == ord("u"))
+        return early
+
+    @property
+    def _bytes(self) -> NDArray[np.uint8]:
+        return np.frombuffer(self.data, np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +173,8 @@ class PlainLines:
         kept &= self._alone(lines, opens, closes, layout.key, looked, kept)
         chosen = np.repeat(kept, counts)
         what = np.where(speaks_first, key + 3, key + 1)[chosen]
-        contents, unreadable = self._texts(what)
-        turns = Turns(lines[kept], _edges(counts[kept]), speakers[chosen].tobytes(), contents)
-        return _without(turns, unreadable) if unreadable else turns
+        speaks = speakers[chosen].tobytes()
+        return Turns(lines[kept], _edges(counts[kept]), speaks, self._data, self.first[what], self.last[what])
 
     def fields(self, wanted: Sequence[str], looked: frozenset[str]) -> Fields:
         """The lines that are objects of strings and have each wanted key once, and none of the others in `looked`."""
@@ -133,8 +199,13 @@ class PlainLines:
         values: dict[str, list[str]] = {}
         unreadable: set[int] = set()
         for name, spelled in of_name.items():
-            values[name], missed = self._texts(key[spelled & chosen] + 1)
-            unreadable.update(missed)
+            strings = key[spelled & chosen] + 1
+            written = self._data, self.first[strings], self.last[strings]
+            try:
+                values[name] = _texts(*written)
+            except orjson.JSONDecodeError:
+                values[name], missed = _each_text(*written)
+                unreadable.update(missed)
         left = np.ones(int(kept.sum()), np.bool_)
         left[list(unreadable)] = False
         if unreadable:
@@ -207,15 +278,6 @@ class PlainLines:
     def _backslashes(self) -> NDArray[np.int64]:
         return np.flatnonzero(self._bytes == ord("\\"))
 
-    def _texts(self, strings: NDArray[np.int64]) -> tuple[list[str], list[int]]:
-        """The texts of strings, and which of them are no text at all."""
-        begins, ends, data = (self.first[strings] - 1).tolist(), (self.last[strings] + 1).tolist(), self._data
-        written = [data[begin:end] for begin, end in zip(begins, ends, strict=True)]
-        try:
-            return orjson.loads(b"[" + b",".join(written) + b"]"), []
-        except orjson.JSONDecodeError:
-            return _each_text(written)
-
     # --- lists of messages -----------------------------------------------------------------------------------------------
 
     def _lists(self, key: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -263,9 +325,16 @@ def _written(name: str) -> bytes:
     return b"\n" if '"' in name or "\\" in name else name.encode("utf-8", "surrogatepass") + b'"'
 
 
-def _each_text(written: Sequence[bytes]) -> tuple[list[str], list[int]]:
-    texts, unreadable = [""] * len(written), []
-    for number, string in enumerate(written):
+def _texts(data: bytes, first: NDArray[np.int64], last: NDArray[np.int64]) -> list[str]:
+    """The texts that stand between these places and quotes around them. Raises orjson.JSONDecodeError."""
+    texts: list[str] = orjson.loads(b"[" + b",".join(_quoted(data, first, last)) + b"]")
+    return texts
+
+
+def _each_text(data: bytes, first: NDArray[np.int64], last: NDArray[np.int64]) -> tuple[list[str], list[int]]:
+    """The same, "" for what is no text, and the numbers of those."""
+    texts, unreadable = [""] * len(first), []
+    for number, string in enumerate(_quoted(data, first, last)):
         try:
             texts[number] = orjson.loads(string)
         except orjson.JSONDecodeError:
@@ -273,16 +342,14 @@ def _each_text(written: Sequence[bytes]) -> tuple[list[str], list[int]]:
     return texts, unreadable
 
 
+def _quoted(data: bytes, first: NDArray[np.int64], last: NDArray[np.int64]) -> list[bytes]:
+    return [data[a:b] for a, b in zip((first - 1).tolist(), (last + 1).tolist(), strict=True)]
+
+
+def _is_sign(letters: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    signs: NDArray[np.bool_] = (letters > 32) & (letters < 127) & (letters != ord("\\"))
+    return signs
+
+
 def _edges(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate(([0], np.cumsum(counts)))
-
-
-def _without(turns: Turns, messages: Sequence[int]) -> Turns:
-    """The conversations that do not hold these messages."""
-    counts = np.diff(turns.bounds)
-    keep = np.ones(len(turns.lines), np.bool_)
-    keep[np.searchsorted(turns.bounds, messages, side="right") - 1] = False
-    rows = np.repeat(keep, counts)
-    speakers = np.frombuffer(turns.speakers, np.uint8)[rows].tobytes()
-    contents = [text for text, kept in zip(turns.contents, rows.tolist(), strict=True) if kept]
-    return Turns(turns.lines[keep], _edges(counts[keep]), speakers, contents)

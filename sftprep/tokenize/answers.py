@@ -1,53 +1,46 @@
-"""The child of beside.py: reads a tokenizer and then batches of texts from stdin, writes their ids to stdout.
+"""The child of beside.py: reads a tokenizer from stdin, and gives the ids of batches of texts to whoever connects.
 
 It imports little, and no NumPy: it is there to have loaded the tokenizer before anybody else has.
 """
 
 from __future__ import annotations
 
+import contextlib
 import pickle
-import struct
 import sys
-from typing import Any, BinaryIO
-
-LENGTH = struct.Struct("<Q")
-"""Stands before each message: its bytes."""
-
-
-def send(pipe: BinaryIO | Any, value: object) -> bool:
-    """Write a value; False where nobody reads any more."""
-    data = pickle.dumps(value)
-    try:
-        pipe.write(LENGTH.pack(len(data)) + data)
-        pipe.flush()
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def receive(pipe: BinaryIO | Any) -> Any:
-    """What the other side sent; None where it is gone."""
-    head = pipe.read(LENGTH.size)
-    if len(head) < LENGTH.size:
-        return None
-    (size,) = LENGTH.unpack(head)
-    data = pipe.read(size)
-    return pickle.loads(data) if len(data) == size else None
+import threading
+from multiprocessing.connection import Connection, Listener
+from pathlib import Path
+from typing import Any
 
 
 def _serve() -> None:
-    """Answers until the parent is gone. Texts that cannot be encoded end it, and the parent finds out why itself."""
+    """Answers until stdin ends, with the parent."""
+    address, key, written, split_special_tokens = pickle.load(sys.stdin.buffer)
+    # Whoever connects meanwhile waits, and is answered as soon as the tokenizer is there.
+    listener = Listener(address, authkey=key, backlog=64)
     from tokenizers import Tokenizer
 
-    source, sink = sys.stdin.buffer, sys.stdout.buffer
-    asked = receive(source)
-    if asked is None:
-        return
-    written, split_special_tokens = asked
     tokenizer = Tokenizer.from_str(written)
     tokenizer.encode_special_tokens = split_special_tokens
-    while (texts := receive(source)) is not None:
-        send(sink, [tokenizer.encode(text, add_special_tokens=False).ids for text in texts])
+    threading.Thread(target=_accept, args=(listener, tokenizer), daemon=True).start()
+    sys.stdin.buffer.read()
+    listener.close()
+    with contextlib.suppress(OSError):  # of a parent that was killed
+        Path(address).parent.rmdir()
+
+
+def _accept(listener: Listener, tokenizer: Any) -> None:
+    while True:
+        with contextlib.suppress(Exception):  # one that does not know the key, or is gone already
+            threading.Thread(target=_answer, args=(listener.accept(), tokenizer), daemon=True).start()
+
+
+def _answer(asker: Connection, tokenizer: Any) -> None:
+    """Texts that cannot be encoded end the connection, and the asker finds out why itself."""
+    with asker, contextlib.suppress(Exception):
+        while True:
+            asker.send([tokenizer.encode(text, add_special_tokens=False).ids for text in asker.recv()])
 
 
 if __name__ == "__main__":

@@ -1,67 +1,115 @@
-"""The reference encoder in a process beside this one (answers.py): it loads there while this process does other work."""
+"""The reference encoder in a process beside this one (answers.py): it loads there once, for all processes of a build."""
 
 from __future__ import annotations
 
 import contextlib
+import pickle
+import secrets
+import shutil
 import subprocess
+import sys
+import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Connection
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from sftprep.tokenize.answers import receive, send
 from sftprep.tokenize.child import module_command, module_environment
 from sftprep.tokenize.spec import TokenizerSpec
 from sftprep.tokenize.tokens import Encoder, Tokens, flat_tokens
 
+_PATIENCE = 1.0
+"""Seconds in which a child that was started has to listen."""
+
+
+class Place(NamedTuple):
+    """Where a child answers, and the key that it asks for; other processes may be told."""
+
+    address: str
+    key: bytes
+
 
 class Beside:
-    """`tokenizers` on a spec, for a few texts: starts a child process at once and asks it when it is called.
+    """`tokenizers` on a spec, in a child process that is started at once and ends with this object.
 
-    Loading a large vocabulary takes 0.3 s and holds the interpreter's lock, so a thread would not help. Where the child cannot be
-    started or does not answer, the encoder is loaded here.
+    Loading a large vocabulary takes 0.3 s and holds the interpreter's lock, so a thread would not help, and in each process of a
+    build it would be loaded again. place: None where no child can be started.
     """
 
-    def __init__(self, spec: TokenizerSpec, here: Callable[[], Encoder]) -> None:
+    def __init__(self, spec: TokenizerSpec) -> None:
+        self.place: Place | None = None
+        self._end: Callable[[], object] = lambda: None
+        try:
+            folder = tempfile.mkdtemp(prefix="sftprep-")
+            child = subprocess.Popen(
+                module_command("sftprep.tokenize.answers"),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=module_environment(),
+            )
+        except OSError:
+            return
+        address = rf"\\.\pipe\{Path(folder).name}" if sys.platform == "win32" else str(Path(folder, "reference"))
+        self.place = Place(address, secrets.token_bytes(32))
+        asked = (*self.place, spec.json, spec.split_special_tokens)
+        # The pipe takes less than a spec at a time, and the child reads it when it has imported what it needs.
+        threading.Thread(target=_tell, args=(child, asked), daemon=True).start()
+        self._end = weakref.finalize(self, _end, child, folder)
+
+    def close(self) -> None:
+        """End the child."""
+        self._end()
+
+
+class Asking:
+    """An encoder for a few texts, which a child has; where that does not answer, it is loaded here."""
+
+    def __init__(self, place: Place | None, here: Callable[[], Encoder]) -> None:
         """here: makes the encoder in this process."""
-        self._here = here
-        self._child = _started()
-        if self._child is not None:
-            weakref.finalize(self, _end, self._child)
-            # The pipe takes less than a spec at a time, and the child reads it when it has imported what it needs.
-            asked = (spec.json, spec.split_special_tokens)
-            self._sending = threading.Thread(target=send, args=(self._child.stdin, asked), daemon=True)
-            self._sending.start()
+        self._place, self._here = place, here
+        self._child: Connection | None = None
 
     def encode(self, texts: Sequence[str]) -> Tokens:
         """Ids of each text. Raises TokenizerError as `HfEncoder.encode` does."""
-        if self._child is not None:
-            self._sending.join()
-            answer = receive(self._child.stdout) if send(self._child.stdin, list(texts)) else None
-            if isinstance(answer, list):
-                return flat_tokens([np.array(ids, np.int32) for ids in answer])
-            _end(self._child)
-            self._child = None
+        try:
+            if self._place is not None:
+                self._child = self._child or _connected(self._place)
+                self._child.send(list(texts))
+                return flat_tokens([np.array(ids, np.int32) for ids in self._child.recv()])
+        except (OSError, EOFError, AuthenticationError):
+            self._place = self._child = None
         return self._here().encode(texts)
 
 
-def _started() -> subprocess.Popen[bytes] | None:
-    try:
-        return subprocess.Popen(
-            module_command("sftprep.tokenize.answers"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=module_environment(),
-        )
-    except OSError:
-        return None
+def _connected(place: Place) -> Connection:
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return Client(place.address, authkey=place.key)
+        except (FileNotFoundError, ConnectionRefusedError):
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
+def _tell(child: subprocess.Popen[bytes], asked: object) -> None:
+    assert child.stdin is not None
+    with contextlib.suppress(OSError, ValueError):  # it is gone
+        pickle.dump(asked, child.stdin)
+        child.stdin.flush()
+
+
+def _end(child: subprocess.Popen[bytes], folder: str) -> None:
     child.kill()
     child.wait()
-    for pipe in (child.stdin, child.stdout):
-        with contextlib.suppress(OSError):  # what was not written yet has nobody to read it
-            pipe.close()  # type: ignore[union-attr]
+    assert child.stdin is not None
+    with contextlib.suppress(OSError):  # what was not written yet has nobody to read it
+        child.stdin.close()
+    shutil.rmtree(folder, ignore_errors=True)

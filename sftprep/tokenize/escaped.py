@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.lookup import json_may_hold
+from sftprep.lookup import Letters
 from sftprep.tokenize.spec import TokenizerSpec
 from sftprep.tokenize.tokens import Tokens, edges
 
@@ -40,9 +40,9 @@ class Spelled:
         # A look for a short text is some forty times faster than one by an expression; with many of them, one letter each does.
         self._starts = tuple(sorted(pairs if len(pairs) <= 3 else {pair[:1] for pair in pairs}))
 
-    def may_be_in(self, data: bytes) -> bool:
+    def may_be_in(self, data: Letters) -> bool:
         """Whether lines of JSON may hold one; most do not, and then no text of theirs needs a look."""
-        return json_may_hold(data, self._tokens)
+        return data.may_hold(self._tokens)
 
     def is_in(self, text: str) -> bool:
         """Whether a text spells one."""

@@ -9,6 +9,7 @@ import numpy as np
 from sftprep.batch import TokenBatch
 from sftprep.engine.prepare import Preparer
 from sftprep.engine.recipe import Recipe
+from sftprep.lookup import Letters
 
 
 def both_ways(
@@ -22,4 +23,4 @@ def both_ways(
         assert np.array_equal(getattr(got, part), getattr(want, part)), part
     assert (got.loss_weights is None) == (want.loss_weights is None)
     assert got.rejected == want.rejected
-    return got, want, by_columns._columns.texts(data, name, Counter()).origin
+    return got, want, by_columns._columns.texts(data, Letters(data), name, Counter()).origin

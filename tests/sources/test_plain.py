@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sftprep.lookup import holds_any, json_may_hold
+from sftprep.lookup import Letters
 from sftprep.sources.plain import Fields, Layout, PlainLines, Turns
 
 LAYOUT = Layout("messages", "role", "content", ("user", "assistant", "environment", "a_name_of_more_than_sixteen_letters"))
@@ -51,7 +51,7 @@ def check(data: bytes) -> int:
         return 0
     found = 0
     for layout in (LAYOUT, SHAREGPT):
-        turns = lines.turns(layout, LOOKED)
+        turns = lines.turns(layout, LOOKED).readable()
         check_turns(data, turns, layout)
         found += len(turns.lines)
     for wanted in (["prompt", "completion"], ["text"], ["a question of many letters", "é"]):
@@ -181,7 +181,7 @@ def test_damaged_lines(lines: list[bytes], data: st.DataObject) -> None:
 
 @given(st.binary(max_size=30), st.lists(st.binary(min_size=1, max_size=4), max_size=4))
 def test_looking_for_short_texts(data: bytes, words: list[bytes]) -> None:
-    assert holds_any(data, words) == any(word in data for word in words)
+    assert Letters(data).hold_any(words) == any(word in data for word in words)
 
 
 @pytest.mark.parametrize("key", ['a": [{"role', "a\\n", 'a"b', "\udcff"])
@@ -213,4 +213,4 @@ short = st.text(st.sampled_from('<|/"\\a\n｜\U0001f600'), min_size=1, max_size=
 def test_what_lines_of_json_may_hold(texts: list[str], words: list[str], dumps: Callable[[Any], str]) -> None:
     for written in (dumps(texts), dumps(texts).replace("/", "\\/"), dumps(texts).replace("<", "\\u003C").replace("a", "\\u0061")):
         held = any(word in text for text in texts for word in words)
-        assert json_may_hold(written.encode(), words) or not held
+        assert Letters(written.encode()).may_hold(words) or not held
