@@ -81,6 +81,26 @@ class TokenBatch:
         """Tokens in each sequence: int64 [n]."""
         return np.diff(self.offsets)
 
+    def weighed(self) -> NDArray[np.float32]:
+        """The loss weights, 1 where nothing else is said: float32 [tokens]."""
+        return np.ones(len(self.input_ids), np.float32) if self.loss_weights is None else self.loss_weights
+
+    def with_others(self, others: TokenBatch) -> TokenBatch:
+        """These sequences and those of other lines, in the order of the lines. Neither has counts or rejected records yet."""
+        if not len(others.origin) or not len(self.origin):
+            return self if len(self.origin) else others
+        pair = (self, others)
+        weighted = any(each.loss_weights is not None for each in pair)
+        both = TokenBatch(
+            np.concatenate((self.input_ids, others.input_ids)),
+            np.concatenate((self.offsets, self.offsets[-1] + others.offsets[1:])),
+            np.concatenate((self.completion_mask, others.completion_mask)),
+            np.concatenate((self.origin, others.origin)),
+            loss_weights=np.concatenate([each.weighed() for each in pair]) if weighted else None,
+        )
+        order = np.argsort(both.origin, kind="stable")
+        return both.gathered(order, both.lengths[order])
+
     def gathered(
         self, which: NDArray[np.int64], lengths: NDArray[np.int64], starts: NDArray[np.int64] | None = None
     ) -> TokenBatch:

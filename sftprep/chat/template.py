@@ -136,27 +136,27 @@ class ChatTemplate:
         return shape_of(self._outline, roles, self._variables, self.conditions)
 
     def fill(self, shape: Shape, contents: Sequence[str]) -> Rendered | None:
-        """A conversation of a shape, rendered; None where `render` is to do it. Raises TemplateError as `filled` does."""
+        """A conversation of a shape, rendered; None where `render` is to do it. Raises TemplateError as `counted` does."""
         rendered = Rendered(*shape.fill(contents))
-        text = self.filled(shape, rendered.text, lambda: contents)
-        return rendered if text is rendered.text else None
+        if len(rendered.text) > OUTPUT_FLOOR or not self.counted(shape, lambda: contents):
+            return None
+        return rendered
 
-    def filled(self, shape: Shape, text: str, contents: Callable[[], Sequence[str]]) -> str | None:
-        """The text that filling a shape gave, counted; None where `render` is to do it instead.
+    def counted(self, shape: Shape, contents: Callable[[], Sequence[str]]) -> bool:
+        """Count a conversation that a shape is filled with, of at most OUTPUT_FLOOR characters; False where `render` is to do it.
 
         The first of each shape is checked, within the limits above, and one in CHECKED_EVERY. Raises TemplateError where a check
         finds that the template refuses the conversation.
         """
-        if len(text) > OUTPUT_FLOOR or self._pieces is None:
-            return None
+        if self._pieces is None:
+            return False
         self._by_pieces += 1
-        if self._is_due(shape, self._filled):
-            whole = contents()
-            messages = [{"role": role, "content": content} for role, content in zip(shape.roles, whole, strict=True)]
-            fast = Rendered(text, shape.fill(whole)[1])
-            if self._checked(messages, None, False, self._variables, fast) is not fast:
-                return None
-        return text
+        if not self._is_due(shape, self._filled):
+            return True
+        texts = contents()
+        messages = [{"role": role, "content": text} for role, text in zip(shape.roles, texts, strict=True)]
+        fast = Rendered(*shape.fill(texts))
+        return self._checked(messages, None, False, self._variables, fast) is fast
 
     def reads(self, name: str) -> bool:
         """Whether the template looks at a variable, such as `tools`."""

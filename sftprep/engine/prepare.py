@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from sftprep.batch import Example, Rejected, TokenBatch
 from sftprep.engine.columns import Columns
+from sftprep.engine.framed import Framed
 from sftprep.engine.lengths import fit_lengths, without_untrained
 from sftprep.engine.recipe import Recipe
 from sftprep.engine.texts import Renderer, Texts
@@ -29,6 +30,7 @@ from sftprep.suspects import suspect_check
 from sftprep.tokenize.beside import Asking, Beside, Place
 from sftprep.tokenize.encoder import Encoder, EncoderFault, Tokens, load_encoder
 from sftprep.tokenize.escaped import EscapedEncoder, Marked, with_replaced
+from sftprep.tokenize.fast import FastEncoder
 from sftprep.tokenize.hf import HfEncoder
 from sftprep.tokenize.spot import spot_check
 
@@ -115,15 +117,36 @@ class Preparer:
 
     def _encoded(self, texts: Texts, counts: Counter[str], seed: int, sample: int) -> TokenBatch:
         try:
+            framed = self._framed(texts.framed, seed, sample)
+            if framed is None:
+                texts, framed = texts.rendered(), []
             batch = self._tokenize(texts, self._encoder, counts, seed, sample)
         except EncoderFault as fault:
             self._tell(str(fault))
             counts["warnings.encoder_failed_over"] += 1
+            texts, framed = texts.rendered(), []
             batch = self._tokenize(texts, self._reference(), counts, seed, sample)
-        count_double_bos(batch, self.recipe.tokenizer, counts)
-        if self.recipe.train_on != "all":
-            count_untrained_ends(batch, ~np.array(texts.plain, dtype=np.bool_), self._added, counts)
+        chats = ~np.array(texts.plain, dtype=np.bool_)
+        for own, are_chats in [(batch, chats), *((each, np.ones(len(each.origin), np.bool_)) for each in framed)]:
+            count_double_bos(own, self.recipe.tokenizer, counts)
+            if self.recipe.train_on != "all":
+                count_untrained_ends(own, are_chats, self._added, counts)
+        for each in framed:
+            batch = batch.with_others(each)
         return batch
+
+    def _framed(self, conversations: Sequence[Framed], seed: int, sample: int) -> list[TokenBatch] | None:
+        """The sequences of conversations without their texts; None where those are needed. Raises EncoderFault."""
+        made = []
+        for each in conversations:
+            assert isinstance(self._encoder, FastEncoder)
+            tokens = each.encode(self._encoder)
+            if tokens is None:
+                return None
+            self._check(each, tokens, self._encoder, seed, sample)
+            mask = np.ones(len(tokens.input_ids), dtype=np.bool_)
+            made.append(TokenBatch(tokens.input_ids, tokens.offsets, mask, np.array(each.origin, dtype=np.int64)))
+        return made
 
     def _tell(self, fault: str) -> None:
         """Log the first fault of the fast encoder in this process; all are counted."""
@@ -141,7 +164,7 @@ class Preparer:
         watch = self.recipe.escape_special or self._renderer.spelled.may_be_in(letters)
         before = self._renderer.ways()
         plain = Texts() if watch else self._columns.texts(data, letters, format_name, counts)
-        examples = self._read(data, format_name, rejected, counts, but=plain.origin)
+        examples = self._read(data, format_name, rejected, counts, but=plain.lines)
         texts = plain.with_others(self._renderer.render(examples, rejected, counts, watch=watch))
         counts.update({f"template.{way}": number for way, number in (self._renderer.ways() - before).items()})
         return texts
@@ -182,10 +205,7 @@ class Preparer:
     def _tokenize(self, texts: Texts, encoder: Encoder, counts: Counter[str], seed: int, sample: int) -> TokenBatch:
         spec = self.recipe.tokenizer
         tokens = encoder.encode(texts.texts)
-        # A partition's check depends on the partition alone, so that its outcome does not depend on the workers.
-        mismatch = spot_check(encoder, self._check_with, texts.texts, tokens, seed=seed, first=sample)
-        if mismatch is not None:
-            raise EncoderFault("other ids than tokenizers", mismatch)
+        self._check(texts.texts, tokens, encoder, seed, sample)
         plain = np.array(texts.plain, dtype=np.bool_)
         chars = encoder.token_chars(texts.texts, tokens) if texts.have_parts else None
         if texts.marked:
@@ -203,6 +223,13 @@ class Preparer:
         if weights is not None:
             weights *= mask
         return TokenBatch(ids, offsets, mask, np.array(texts.origin, dtype=np.int64), loss_weights=weights)
+
+    def _check(self, texts: Sequence[str], tokens: Tokens, encoder: Encoder, seed: int, sample: int) -> None:
+        """Raises EncoderFault where a text whose turn it is has other ids than the reference gives."""
+        # A partition's check depends on the partition alone, so that its outcome does not depend on the workers.
+        mismatch = spot_check(encoder, self._check_with, texts, tokens, seed=seed, first=sample)
+        if mismatch is not None:
+            raise EncoderFault("other ids than tokenizers", mismatch)
 
     @cached_property
     def _escaping(self) -> EscapedEncoder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any
 from sftprep.batch import Example, Message, Rejected
 from sftprep.chat.spans import TurnRule, TurnSpan, Unproven, derive_rule, is_assistant, marked_spans, turn_spans
 from sftprep.chat.template import ChatTemplate, Rendered
+from sftprep.engine.framed import Framed
 from sftprep.engine.recipe import Recipe
 from sftprep.errors import TemplateError
 from sftprep.sources.jsonl import excerpt
@@ -41,6 +43,8 @@ class Texts:
     marked: dict[int, Marked] = field(default_factory=dict)
     """Texts in which such a mark stands, by their numbers; in `texts` they are without."""
     marked_prompts: dict[int, Marked] = field(default_factory=dict)
+    framed: tuple[Framed, ...] = ()
+    """Conversations beside these texts, trained as a whole, whose texts are not made."""
 
     def add(self, origin: int, text: str, *, plain: bool, spans: tuple[Span, ...] | None, prompt: str | None) -> None:
         """Add a text."""
@@ -59,10 +63,25 @@ class Texts:
         """Whether of some text not all is trained alike."""
         return bool(self.weights) or any(spans is not None for spans in self.spans)
 
+    @property
+    def lines(self) -> list[int]:
+        """Lines of all these examples, in no order."""
+        return [*self.origin, *(line for framed in self.framed for line in framed.origin)]
+
+    def rendered(self) -> Texts:
+        """All as texts."""
+        made = self
+        for framed in self.framed:
+            count = len(framed)
+            own = Texts([*framed], framed.origin, plain=[False] * count, spans=[None] * count)
+            made = dataclasses.replace(made, framed=()).with_others(own)
+        return made
+
     def with_others(self, others: Texts) -> Texts:
         """These texts and those of other lines, in the order of the lines. Neither has marked texts; each line has one text."""
+        framed = self.framed + others.framed
         if not others.texts or not self.texts:
-            return self if self.texts else others
+            return dataclasses.replace(self if self.texts else others, framed=framed)
         first = len(self.texts)
         origin = self.origin + others.origin
         order = sorted(range(len(origin)), key=origin.__getitem__)
@@ -79,6 +98,7 @@ class Texts:
             prompt_of=[of for of, _ in prompts],
             spans=[spans[k] for k in order],
             weights={place[first * own + k]: w for own, each in ((0, self), (1, others)) for k, w in each.weights.items()},
+            framed=framed,
         )
 
     def _without_mark(

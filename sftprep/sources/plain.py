@@ -60,6 +60,11 @@ class Turns:
         begin, end = self.bounds[conversation : conversation + 2]
         return _texts(self.data, self.first[begin:end], self.last[begin:end])
 
+    def sizes(self) -> NDArray[np.int64]:
+        """Bytes in the contents of each conversation: int64 [n]."""
+        ends = _edges(self.last - self.first)
+        return np.diff(ends[self.bounds])
+
     def readable(self) -> Turns:
         """The conversations whose contents are texts."""
         try:

@@ -14,7 +14,7 @@ from unicodedata import is_normalized
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.tokenize.between import between_texts
+from sftprep.tokenize.between import Between, between_texts
 from sftprep.tokenize.chars import TokenBytes, char_ranges, token_bytes
 from sftprep.tokenize.hf import not_unicode
 from sftprep.tokenize.ranks import Ranks
@@ -91,19 +91,37 @@ class FastEncoder:
         tokens = self.encode(texts)
         return tokens, self.token_chars(texts, tokens)
 
-    def _encode_settled(self, texts: Sequence[str]) -> Tokens:
-        size = sum(map(len, texts))
-        ascii_only = all(map(str.isascii, texts))
-        if not ascii_only and self._ranks is not None and self._ranks.normalizes:
-            changed = np.array([not (text.isascii() or is_normalized("NFC", text)) for text in texts], np.bool_)
-            if changed.any():
-                their, own = ([texts[k] for k in np.flatnonzero(rows).tolist()] for rows in (changed, ~changed))
-                return _interleaved(changed, self._normalizing._encode_settled(their), self._encode_settled(own))
+    def encode_parts(self, joined: str, between: Between, count: int) -> tuple[NDArray[np.int32], NDArray[np.int64]] | None:
+        """Ids of `count` parts that were joined with `between`, and where its ids are; None where parts need a look each."""
+        if not joined.isascii() and (unsettled_texts([joined]) or (self._changes and not is_normalized("NFC", joined))):
+            return None
+        self._make_room(len(joined), ascii_only=joined.isascii())
+        ids = _guarded(lambda: self._backend.encode(joined)).view(np.int32)
+        places = np.flatnonzero(ids == between.id)
+        return (ids, places) if len(places) == count - 1 else None
+
+    @property
+    def _changes(self) -> bool:
+        """Whether texts would have to be normalized first."""
+        return self._ranks is not None and self._ranks.normalizes
+
+    def _make_room(self, size: int, *, ascii_only: bool) -> None:
+        """Load anew before so many more characters, where what was met so far takes too much memory."""
         self._since_look += size if ascii_only else 3 * size
         if self._since_look > _LOOK_EVERY:
             self._since_look = 0
             if process_bytes() - self._bytes_at_load > _CACHE_BYTES:
                 self._load()
+
+    def _encode_settled(self, texts: Sequence[str]) -> Tokens:
+        size = sum(map(len, texts))
+        ascii_only = all(map(str.isascii, texts))
+        if not ascii_only and self._changes:
+            changed = np.array([not (text.isascii() or is_normalized("NFC", text)) for text in texts], np.bool_)
+            if changed.any():
+                their, own = ([texts[k] for k in np.flatnonzero(rows).tolist()] for rows in (changed, ~changed))
+                return _interleaved(changed, self._normalizing._encode_settled(their), self._encode_settled(own))
+        self._make_room(size, ascii_only=ascii_only)
         if self._threads and size >= _THREADS_FROM:
             batch = _guarded(lambda: self._backend.encode_batch(list(texts), parallel=True)).layout
             return Tokens(np.asarray(batch.content.data).view(np.int32), np.asarray(batch.offsets.data, np.int64))

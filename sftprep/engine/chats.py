@@ -1,0 +1,189 @@
+"""Plain conversations to texts: those between the same speakers, in the same order, have one shape of their template.
+
+Most of them are not even decoded one by one. Contents are joined as they are written, with what the template writes around them,
+and decoded at once; where the tokenizer allows it, what is the same in all of them is left out, and encoded once (framed.py).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import orjson
+
+from sftprep.chat.jinja import OUTPUT_FLOOR
+from sftprep.chat.shapes import Conditions, Shape
+from sftprep.chat.template import ChatTemplate
+from sftprep.chat.written import Literals, Stripped, joined_written, literals_of, stripped, texts_written
+from sftprep.engine.framed import Framed, Framing
+from sftprep.engine.recipe import Recipe
+from sftprep.engine.texts import Texts
+from sftprep.errors import TemplateError
+from sftprep.lookup import Letters
+from sftprep.messages import ROLES, SHAREGPT_ROLES
+from sftprep.sources.plain import Layout, Turns
+from sftprep.suspects import in_order, suspect_contents
+from sftprep.tokenize.fast import FastEncoder
+from sftprep.tokenize.seams import Frame, FramedIds, seams_of
+
+_MOST_SHAPES = 1_000
+"""Conversations of further shapes are rendered one by one: where hardly two are alike, there is nothing to gain."""
+_WORTH = 2
+"""Conversations of one shape in a partition from which on it is made: to make one takes as long as to render several."""
+_LONGEST_SHAPE = 500
+"""Messages."""
+
+
+class _Known(NamedTuple):
+    """A shape. size: characters of its literals; stripped: None where its conversations are filled one by one."""
+
+    shape: Shape
+    size: int
+    stripped: Stripped | None
+    literals: Literals | None
+    framing: Framing | None
+
+
+class Chats:
+    """A recipe and its template, ready for plain conversations."""
+
+    def __init__(self, recipe: Recipe, template: ChatTemplate) -> None:
+        self._template = template
+        self._spanned = recipe.train_on == "assistant"
+        escaped = recipe.escape_special
+        self._suspects = suspect_contents(recipe.tokenizer, escaped=escaped) if recipe.reject_suspects else None
+        self._seams = seams_of(recipe.tokenizer) if recipe.encoder == FastEncoder.name else None
+        self._frames: dict[Frame, FramedIds] = {}
+        self._shapes: dict[tuple[Layout, bytes], _Known | None] = {}
+
+    def texts(self, turns: Turns, layout: Layout, letters: Letters) -> Texts:
+        """Those of conversations that have a shape and meet its conditions. letters: of the lines that they stand in."""
+        keys = [turns.speakers[first:last] for first, last in pairwise(turns.bounds.tolist())]
+        shapes = {key: self._shape(layout, key, times) for key, times in Counter(keys).items()}
+        known = [shapes[key] for key in keys]
+        # Only now, for each shape may add a condition.
+        may_hold = letters.may_hold(self._template.conditions.absent)
+        try:
+            left = self._left(turns, self._template.conditions, may_hold=may_hold)
+            chosen = self._at_once(turns, known, left)
+            made = Texts()
+            if chosen and all(each.framing for each in chosen.values()):
+                made.framed = self._framed(turns, chosen)
+            else:
+                self._filled(turns, chosen, made)
+        except orjson.JSONDecodeError:
+            return self.texts(turns.readable(), layout, letters)
+        others = Texts()
+        for number, each in enumerate(known):
+            if each is not None and number not in left and number not in chosen:
+                self._one(turns, number, each.shape, others)
+        return made.with_others(others)
+
+    def _framed(self, turns: Turns, chosen: dict[int, _Known]) -> tuple[Framed, ...]:
+        joined = self._joined(turns, chosen)
+        kept = {number: each for number, each in chosen.items() if self._counts(turns, number, each.shape)}
+        if not kept:
+            return ()
+        if len(kept) < len(chosen):
+            joined = self._joined(turns, kept)
+        assert self._seams is not None
+        framings = [each.framing for each in kept.values() if each.framing]
+        return (Framed(turns, [*kept], framings, joined, self._seams, self._frames),)
+
+    def _joined(self, turns: Turns, chosen: dict[int, _Known]) -> str:
+        assert self._seams is not None
+        tails = (each.framing.tails for each in chosen.values() if each.framing)
+        return joined_written(tails, turns.written(chosen), self._seams.between.text)
+
+    def _filled(self, turns: Turns, chosen: dict[int, _Known], made: Texts) -> None:
+        literals = (each.literals for each in chosen.values() if each.literals)
+        texts = texts_written(literals, turns.written(chosen))
+        for (number, each), text in zip(chosen.items(), texts, strict=True):
+            if self._counts(turns, number, each.shape):
+                made.add(int(turns.lines[number]), text, plain=False, spans=None, prompt=None)
+
+    def _one(self, turns: Turns, number: int, shape: Shape, made: Texts) -> None:
+        try:
+            filled = self._template.fill(shape, turns.contents_of(number))
+        except (TemplateError, orjson.JSONDecodeError):
+            return  # the general way says what it is
+        if filled is not None:
+            spans = filled.spans if self._spanned else None
+            made.add(int(turns.lines[number]), filled.text, plain=False, spans=spans, prompt=None)
+
+    def _counts(self, turns: Turns, number: int, shape: Shape) -> bool:
+        try:
+            return self._template.counted(shape, partial(turns.contents_of, number))
+        except TemplateError:
+            return False
+
+    def _left(self, turns: Turns, conditions: Conditions, *, may_hold: bool) -> set[int]:
+        """Conversations that the shapes are not good for."""
+        if may_hold or self._suspects is not None or conditions.filled - {()}:
+            broken = conditions.broken(turns.contents, may_hold=may_hold)
+            broken += self._suspects(turns.contents) if self._suspects is not None else []
+        else:
+            broken = np.flatnonzero(turns.first == turns.last).tolist() if conditions.filled else []
+        return turns.conversations(broken)
+
+    def _at_once(self, turns: Turns, known: Sequence[_Known | None], left: set[int]) -> dict[int, _Known]:
+        """Conversations whose texts can be made of their contents as they are written."""
+        left = left | turns.conversations(np.flatnonzero(turns.may_end_early()).tolist())
+        sizes, begins, ends = turns.sizes().tolist(), None, None
+        chosen: dict[int, _Known] = {}
+        for number, each in enumerate(known):
+            if each is None or each.stripped is None or number in left or sizes[number] + each.size > OUTPUT_FLOOR:
+                continue
+            if each.stripped.begins or each.stripped.ends:
+                if begins is None or ends is None:
+                    begins, ends = turns.begin_with_letter(), turns.end_with_letter()
+                place = int(turns.bounds[number])
+                if not all(begins[place + k] for k in each.stripped.begins):
+                    continue
+                if not all(ends[place + k] for k in each.stripped.ends):
+                    continue
+            chosen[number] = each
+        return chosen
+
+    def _shape(self, layout: Layout, key: bytes, times: int) -> _Known | None:
+        """The shape of conversations between these speakers, of which there are so many now."""
+        known = (layout, key)
+        if known not in self._shapes:
+            if times < _WORTH or len(self._shapes) >= _MOST_SHAPES or len(key) > _LONGEST_SHAPE:
+                return None
+            roles = [_ROLE_OF[layout.names[number]] for number in key]
+            usable = self._suspects is None or in_order(roles)
+            shape = self._template.shape(roles) if usable else None
+            self._shapes[known] = None if shape is None else self._known(shape)
+        return self._shapes[known]
+
+    def _known(self, shape: Shape) -> _Known:
+        size = sum(map(len, shape.literals))
+        at_once = None if self._spanned else stripped(shape)
+        literals = None if at_once is None else literals_of(shape.literals)
+        if literals is None:
+            return _Known(shape, size, None, None, None)
+        return _Known(shape, size, at_once, literals, self._framing(shape))
+
+    def _framing(self, shape: Shape) -> Framing | None:
+        frame = None if self._seams is None else self._seams.frame(shape.literals)
+        if self._seams is None or frame is None:
+            return None
+        first, *others = frame.tails
+        tails = literals_of((first, *(self._seams.between.text + tail for tail in others), ""))
+        return None if tails is None else Framing(shape, frame, tails)
+
+
+def layouts(format_name: str, key: str) -> list[Layout]:
+    """How conversations of a format may be written. key: that of the list; a function call of sharegpt is more than text."""
+    openai = Layout(key, "role", "content", tuple(sorted(ROLES)))
+    if format_name != "sharegpt":
+        return [openai]
+    return [Layout(key, "from", "value", tuple(name for name, role in SHAREGPT_ROLES.items() if role in ROLES)), openai]
+
+
+_ROLE_OF = {**{role: role for role in ROLES}, **SHAREGPT_ROLES}

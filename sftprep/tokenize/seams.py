@@ -1,0 +1,126 @@
+"""Texts of which much is the same, cut so that what is the same is encoded once: conversations in the frame of their template.
+
+An added token divides a text before anything else looks at it (between.py), so the text around it gives the ids that it gives
+alone. Of a template's literal text between two contents, everything up to its last added token is encoded by itself; what
+follows is encoded together with the content after it, so that nothing need be known of how words are found.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sftprep.tokenize.between import Between, between_texts
+from sftprep.tokenize.spec import TokenizerSpec
+from sftprep.tokenize.tokens import Encoder, Tokens, edges
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """Literal text of which one piece more than there are contents stands around them, cut.
+
+    heads: of each literal up to its last added token, the last one whole; tails: what is left of each but the last.
+    """
+
+    heads: tuple[str, ...]
+    tails: tuple[str, ...]
+
+
+class Seams:
+    """Where the texts of a tokenizer can be cut. between: stands between contents that are encoded at once."""
+
+    def __init__(self, between: Between, added: Sequence[str]) -> None:
+        """added: the tokens of `between`'s tokenizer that divide texts, all of them."""
+        self.between = between
+        self._added = [*added]
+        self._find = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True)))).finditer
+
+    def frame(self, literals: Sequence[str]) -> Frame | None:
+        """The literals of a shape, cut; None where they cannot be."""
+        heads, tails = [], []
+        for number, literal in enumerate(literals):
+            first, last = number == 0, number == len(literals) - 1
+            found = [*self._find(literal)]
+            ends = found[-1].end() if found else 0
+            # Beside a content, no token may begin in one and end in the other.
+            apart = first or (bool(found) and found[0].start() == 0) or (last and not literal)
+            if not apart or (not first and self._may_end_in(literal)) or (not last and self._may_begin_in(literal)):
+                return None
+            heads.append(literal if last else literal[:ends])
+            tails += [] if last else [literal[ends:]]
+        if any(self.between.text in text for text in (*heads, *tails)):
+            return None
+        return Frame(tuple(heads), tuple(tails))
+
+    def _may_end_in(self, literal: str) -> bool:
+        rests = (token[cut:] for token in self._added for cut in range(1, len(token)))
+        return bool(literal) and any(literal.startswith(rest) or rest.startswith(literal) for rest in rests)
+
+    def _may_begin_in(self, literal: str) -> bool:
+        return any(literal.endswith(token[:cut]) for token in self._added for cut in range(1, len(token)))
+
+
+def seams_of(spec: TokenizerSpec) -> Seams | None:
+    """None where it is not known that added tokens divide texts, whatever stands beside them."""
+    between = between_texts(spec)
+    entries = spec.part("added_tokens") or []
+    unusual = ("normalized", "lstrip", "rstrip", "single_word")
+    if between is None or any(entry.get(flag) for entry in entries for flag in unusual):
+        return None
+    return Seams(between, [entry["content"] for entry in entries])
+
+
+class PartsEncoder(Encoder, Protocol):
+    """An encoder that many parts can be given to at once."""
+
+    def encode_parts(self, joined: str, between: Between, count: int) -> tuple[NDArray[np.int32], NDArray[np.int64]] | None:
+        """Ids of `count` parts that were joined with `between`, and where its ids are; None where parts need a look each."""
+
+
+@dataclass(slots=True)
+class FramedIds:
+    """The ids of a frame's heads: flat int32, and how many of each, int64 [heads]."""
+
+    ids: NDArray[np.int32]
+    lengths: NDArray[np.int64]
+
+
+def encode_framed(
+    encoder: PartsEncoder, frames: Sequence[Frame], joined: str, seams: Seams, known: dict[Frame, FramedIds]
+) -> Tokens | None:
+    """Ids of texts, each of a frame and its contents; None where the parts have to be encoded one by one.
+
+    joined: tail and content, and so on, with `seams.between` between each two; known: what the frames were encoded to before.
+    """
+    new = [frame for frame in dict.fromkeys(frames) if frame not in known]
+    if new:
+        heads = encoder.encode([head for frame in new for head in frame.heads])
+        lengths, at = np.diff(heads.offsets), 0
+        for frame in new:
+            until = at + len(frame.heads)
+            known[frame] = FramedIds(heads.input_ids[heads.offsets[at] : heads.offsets[until]], lengths[at:until])
+            at = until
+    counts = np.fromiter((len(frame.tails) for frame in frames), np.int64, len(frames))
+    total = int(counts.sum())
+    parts = encoder.encode_parts(joined, seams.between, total)
+    if parts is None:
+        return None
+    ids, places = parts
+    own = np.diff(np.concatenate(([-1], places, [len(ids)]))) - 1
+    framed = [known[frame] for frame in frames]
+    # head, part, head, part, ..., head of each text.
+    is_head = np.ones(2 * total + len(frames), np.bool_)
+    is_head[2 * np.arange(total) + 1 + np.repeat(np.arange(len(frames)), counts)] = False
+    sizes = np.empty(len(is_head), np.int64)
+    sizes[is_head] = np.concatenate([each.lengths for each in framed])
+    sizes[~is_head] = own
+    from_head = np.repeat(is_head, sizes)
+    made = np.empty(len(from_head), np.int32)
+    made[from_head] = np.concatenate([each.ids for each in framed])
+    made[~from_head] = ids[ids != seams.between.id]
+    return Tokens(made, edges(np.add.reduceat(sizes, edges(2 * counts + 1)[:-1])))
