@@ -11,8 +11,9 @@ Stand-ins are no texts: a function that looks into a text without asking fails o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from itertools import accumulate, chain, pairwise
+from operator import attrgetter
 from typing import Any, NamedTuple, NoReturn
 
 from sftprep.chat import runtime
@@ -84,13 +85,16 @@ def shape_of(outline: Outline, roles: Sequence[str], variables: Mapping[str, Any
         shape = _shape(*outline([{"role": role, "content": own} for role, own in pairs], None, False, variables), tuple(roles))
         # A template that goes over the keys of a message tells which came first, and a shape does not.
         turned = _shape(*outline([{"content": own, "role": role} for role, own in pairs], None, False, variables), tuple(roles))
-        if astuple(shape) != astuple(turned):
+        if _parts(shape) != _parts(turned):
             return None
     except (Exception, _Unanswerable):  # whatever it is, the general way finds it again and says it in its own words
         return None
     conditions.absent |= noted.absent
     conditions.filled |= noted.filled
     return shape
+
+
+_parts = attrgetter("literals", "order", "changes", "marks")
 
 
 def symbolic(names: Mapping[str, object]) -> dict[str, object]:

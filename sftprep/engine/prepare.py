@@ -120,7 +120,7 @@ class Preparer:
             framed = self._framed(texts.framed, seed, sample)
             if framed is None:
                 texts, framed = texts.rendered(), []
-            batch = self._tokenize(texts, self._encoder, counts, seed, sample)
+            batch = self._tokenize(texts, self._encoder, counts, seed, 0 if framed else sample)
         except EncoderFault as fault:
             self._tell(str(fault))
             counts["warnings.encoder_failed_over"] += 1

@@ -20,7 +20,7 @@ from sftprep.sources.tables import Columns, arrow_pieces, parquet_pieces, read_a
 __all__ = ["KINDS", "PARTITION_BYTES", "Kind", "Partition", "Source", "cut", "find_files", "first_lines", "open_input"]
 __all__ += ["read_partition", "source_of"]
 
-PARTITION_BYTES = 8 * 1024 * 1024
+PARTITION_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -38,24 +39,29 @@ class Seams:
         """added: the tokens of `between`'s tokenizer that divide texts, all of them."""
         self.between = between
         self._added = [*added]
+        # Templates write the same few literals again and again.
+        self._cut = lru_cache(maxsize=10_000)(self._new_cut)
         self._find = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True)))).finditer
 
     def frame(self, literals: Sequence[str]) -> Frame | None:
         """The literals of a shape, cut; None where they cannot be."""
-        heads, tails = [], []
-        for number, literal in enumerate(literals):
-            first, last = number == 0, number == len(literals) - 1
-            found = [*self._find(literal)]
-            ends = found[-1].end() if found else 0
-            # Beside a content, no token may begin in one and end in the other.
-            apart = first or (bool(found) and found[0].start() == 0) or (last and not literal)
-            if not apart or (not first and self._may_end_in(literal)) or (not last and self._may_begin_in(literal)):
-                return None
-            heads.append(literal if last else literal[:ends])
-            tails += [] if last else [literal[ends:]]
-        if any(self.between.text in text for text in (*heads, *tails)):
+        last = len(literals) - 1
+        cuts = [self._cut(literal, first=number == 0, last=number == last) for number, literal in enumerate(literals)]
+        if None in cuts:
             return None
-        return Frame(tuple(heads), tuple(tails))
+        heads, tails = zip(*(cut for cut in cuts if cut), strict=True)
+        return Frame(heads, tails[:-1])
+
+    def _new_cut(self, literal: str, first: bool, last: bool) -> tuple[str, str] | None:
+        """The head and the tail of a literal; None where a token may stand across its ends, or none cuts it."""
+        found = [*self._find(literal)]
+        apart = first or (bool(found) and found[0].start() == 0) or (last and not literal)
+        if not apart or (not first and self._may_end_in(literal)) or (not last and self._may_begin_in(literal)):
+            return None
+        if self.between.text in literal:
+            return None
+        end = len(literal) if last else found[-1].end() if found else 0
+        return literal[:end], literal[end:]
 
     def _may_end_in(self, literal: str) -> bool:
         rests = (token[cut:] for token in self._added for cut in range(1, len(token)))
