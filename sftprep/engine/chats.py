@@ -33,7 +33,9 @@ from sftprep.tokenize.seams import Frame, FramedIds, seams_of
 _MOST_SHAPES = 1_000
 """Conversations of further shapes are rendered one by one: where hardly two are alike, there is nothing to gain."""
 _WORTH = 2
-"""Conversations of one shape in a partition from which on it is made: to make one takes as long as to render several."""
+"""Conversations of one shape, from which on it is made: to make one takes as long as to render several."""
+_MOST_SEEN = 10_000
+"""Shapes that are counted while they are not worth it yet."""
 _LONGEST_SHAPE = 500
 """Messages."""
 
@@ -59,6 +61,7 @@ class Chats:
         self._seams = seams_of(recipe.tokenizer) if recipe.encoder == FastEncoder.name else None
         self._frames: dict[Frame, FramedIds] = {}
         self._shapes: dict[tuple[Layout, bytes], _Known | None] = {}
+        self._seen: Counter[tuple[Layout, bytes]] = Counter()
 
     def texts(self, turns: Turns, layout: Layout, letters: Letters) -> Texts:
         """Those of conversations that have a shape and meet its conditions. letters: of the lines that they stand in."""
@@ -153,8 +156,13 @@ class Chats:
         """The shape of conversations between these speakers, of which there are so many now."""
         known = (layout, key)
         if known not in self._shapes:
-            if times < _WORTH or len(self._shapes) >= _MOST_SHAPES or len(key) > _LONGEST_SHAPE:
+            if len(self._shapes) >= _MOST_SHAPES or len(key) > _LONGEST_SHAPE:
                 return None
+            if times + self._seen[known] < _WORTH:
+                if len(self._seen) < _MOST_SEEN:
+                    self._seen[known] = times
+                return None
+            del self._seen[known]
             roles = [_ROLE_OF[layout.names[number]] for number in key]
             usable = self._suspects is None or in_order(roles)
             shape = self._template.shape(roles) if usable else None

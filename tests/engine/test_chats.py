@@ -1,0 +1,85 @@
+"""Conversations filled as JSON writes them: whatever escapes, blanks and tokens their contents are written with."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sftprep.config import BuildConfig
+from sftprep.engine.prepare import Preparer
+from sftprep.engine.recipe import Recipe
+from sftprep.engine.setup import prepare_recipe
+from sftprep.lookup import Letters
+from tests.engine.both_ways import both_ways
+from tests.tokenize.made import CHATML, START, STOP, byte_level, live
+
+TEMPLATES = {
+    "chatml": CHATML,
+    "trimmed": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>{% endfor %}",
+    "left": "{% for m in messages %}<|im_start|>{{ m.content.lstrip('\\n') }}<|im_end|>{% endfor %}",
+    "right": "{% for m in messages %}{{ m.role }}: {{ m.content.rstrip() }}<|im_end|>\n{% endfor %}",
+    "other letters": "{% for m in messages %}<|im_start|>{{ m.content.strip('ab') }}<|im_end|>{% endfor %}",
+    "no tokens": "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
+    "digits beside": "{% for m in messages %}0a{{ m.content }}00<|im_end|>{% endfor %}",
+    "nothing between": "{% for m in messages %}{{ m.content }}{% endfor %}",
+    "marked": "{% for m in messages %}<|im_start|>{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{% endfor %}",
+}
+WRITTEN = ["a", "b", " ", "0", "\\n", "\\t", "\\\\", '\\"', "\\/", "\\u0041", "\\u0020", "\\u003c", "\\ud83d\\ude00", "中", "\u3000"]
+WRITTEN += [STOP, START, "\\u003c|im_end|>", "e\u0301", "\u1e135", "\\u0000"]
+BROKEN = ["\\u", "\\u0", "\\u00", "\\u004", "\\ud83d", "\\ude00", "\\x", "\\ud83d\\u"]
+"""What no text ends with, and mostly what is after it makes it none."""
+
+sound = st.lists(st.sampled_from(WRITTEN), max_size=4).map("".join)
+broken = st.lists(st.sampled_from([*WRITTEN, *BROKEN]), max_size=4).map("".join)
+
+
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Recipe]:
+    made = {}
+    for name, template in TEMPLATES.items():
+        folder = tmp_path_factory.mktemp("tokenizer")
+        live(byte_level(nfc=True, gpt4=True), eos_token=STOP, chat_template=template).save_pretrained(folder)
+        made[name] = prepare_recipe(BuildConfig.of(inputs="x", tokenizer=str(folder), output="o", max_length=4096))[0]
+    return made
+
+
+def line(contents: list[str]) -> bytes:
+    turns = [f'{{"role": "{("user", "assistant")[k % 2]}", "content": "{text}"}}' for k, text in enumerate(contents)]
+    return f'{{"messages": [{", ".join(turns)}]}}\n'.encode()
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@settings(max_examples=120, deadline=None)
+@given(data=st.data())
+def test_contents_as_they_are_written(recipes: dict[str, Recipe], name: str, data: st.DataObject) -> None:
+    kinds = st.sampled_from([sound, sound, broken]).flatmap(lambda kind: st.lists(kind, min_size=1, max_size=3))
+    conversations = data.draw(st.lists(kinds, min_size=1, max_size=8))
+    both_ways(b"".join(map(line, conversations * 2)), "messages", recipes[name], sample=2)
+
+
+def test_an_escape_that_its_neighbour_would_complete(recipes: dict[str, Recipe]) -> None:
+    data = line(["x\\u0", "a"]) * 3 + line(["x", "a"]) * 3 + line(["\\ud83d", "\\ude00"]) * 2
+    got, _, lines = both_ways(data, "messages", recipes["digits beside"])
+    assert lines == [3, 4, 5]
+    assert sorted(record.line for record in got.rejected) == [0, 1, 2, 6, 7]
+
+
+@pytest.mark.parametrize(("name", "framed"), [("chatml", True), ("trimmed", True), ("no tokens", False), ("marked", True)])
+def test_ordinary_chats_are_framed(recipes: dict[str, Recipe], name: str, framed: bool) -> None:
+    data = line(["Hello there", "Hi!"]) * 5 + line(["one", "two", "three"]) * 4 + line(["alone"])
+    texts = Preparer(recipes[name], threads=False)._columns.texts(data, Letters(data), "messages", __import__("collections").Counter())
+    assert sum(map(len, texts.framed)) == (9 if framed else 0)
+    assert len(texts.lines) == 9
+    both_ways(data, "messages", recipes[name])
+
+
+def test_weights_beside_framed_conversations(recipes: dict[str, Recipe]) -> None:
+    heavy = {"role": "assistant", "content": "b", "weight": 0.5}
+    other = json.dumps({"messages": [{"role": "user", "content": "a"}, heavy]}).encode() + b"\n"
+    got, _, lines = both_ways(line(["a", "b"]) * 3 + other + line(["a", "b"]), "messages", recipes["chatml"])
+    assert lines == [0, 1, 2, 4]
+    assert got.loss_weights is not None
+    assert set(got.loss_weights.tolist()) == {0.5, 1.0} or set(got.loss_weights.tolist()) == {0.0, 0.5, 1.0}
