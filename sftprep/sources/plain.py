@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 _UNKNOWN = 255
 _BACKSLASHES = 64
 """More of them before a quote than anyone writes: such a line is left to the general way, for each one takes a look."""
-_LONGEST_ESCAPE = 6
-"""Letters, as of `\\u0020`."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +36,14 @@ class Turns:
 
     def written(self, conversations: Collection[int]) -> list[bytes]:
         """The contents of these conversations as they are written, one after the other. conversations: in order."""
-        first, last, data = self.first, self.last, self.data
-        if len(conversations) < len(self.lines):
-            chosen = np.zeros(len(self.lines), np.bool_)
-            chosen[list(conversations)] = True
-            rows = np.repeat(chosen, np.diff(self.bounds))
-            first, last = first[rows], last[rows]
-        return [data[a:b] for a, b in zip(first.tolist(), last.tolist(), strict=True)]
+        rows, data = self.messages(conversations), self.data
+        return [data[a:b] for a, b in zip(self.first[rows].tolist(), self.last[rows].tolist(), strict=True)]
+
+    def messages(self, conversations: Collection[int]) -> NDArray[np.bool_]:
+        """The messages of these conversations: bool [messages]."""
+        chosen = np.zeros(len(self.lines), np.bool_)
+        chosen[list(conversations)] = True
+        return np.repeat(chosen, np.diff(self.bounds))
 
     def conversations(self, messages: Sequence[int]) -> set[int]:
         """The conversations that hold these messages."""
@@ -87,17 +86,26 @@ class Turns:
 
     def end_with_letter(self) -> NDArray[np.bool_]:
         """Whether a content ends with one."""
-        escaped = np.zeros(len(self.last), np.bool_)
-        for before in range(2, _LONGEST_ESCAPE + 1):
-            escaped |= self._bytes[self.last - before] == ord("\\")
-        return (self.first < self.last) & _is_sign(self._bytes[self.last - 1]) & ~escaped
+        # The longest escape has six letters. Of the last eight, the first two are made something else than a backslash.
+        found = (self._last_eight | np.uint64(0xFFFF)) ^ np.uint64(0x5C5C5C5C5C5C5C5C)
+        escaped = (found - np.uint64(0x0101010101010101)) & ~found & np.uint64(0x8080808080808080)
+        ends: NDArray[np.bool_] = _is_sign((self._last_eight >> np.uint64(56)).astype(np.uint8)) & (escaped == 0)
+        return (self.first < self.last) & ends
 
     def may_end_early(self) -> NDArray[np.bool_]:
         """Whether a content may end within an escape, which what is written after it could complete: bool [messages]."""
         early = np.zeros(len(self.last), np.bool_)
-        for before in range(2, _LONGEST_ESCAPE):
-            early |= (self._bytes[self.last - before] == ord("\\")) & (self._bytes[self.last - before + 1] == ord("u"))
+        for letters in (2, 3, 4, 5):
+            begun = (self._last_eight >> np.uint64(64 - 8 * letters)) & np.uint64(0xFFFF)
+            early |= begun == int.from_bytes(rb"\u", "little")
         return early
+
+    @cached_property
+    def _last_eight(self) -> NDArray[np.uint64]:
+        """The last eight bytes of each content, or of what stands before a shorter one; the last one is the highest."""
+        words = np.ndarray((len(self.data) - 7,), "<u8", buffer=self.data, strides=(1,))
+        # In front of a content there is at least the brace, a key, and their quotes.
+        return words[self.last - 8]
 
     @property
     def _bytes(self) -> NDArray[np.uint8]:

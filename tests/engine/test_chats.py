@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -27,8 +28,8 @@ TEMPLATES = {
     "nothing between": "{% for m in messages %}{{ m.content }}{% endfor %}",
     "marked": "{% for m in messages %}<|im_start|>{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{% endfor %}",
 }
-WRITTEN = ["a", "b", " ", "0", "\\n", "\\t", "\\\\", '\\"', "\\/", "\\u0041", "\\u0020", "\\u003c", "\\ud83d\\ude00", "中", "\u3000"]
-WRITTEN += [STOP, START, "\\u003c|im_end|>", "e\u0301", "\u1e135", "\\u0000"]
+WRITTEN = ["a", "b", " ", "0", "\\n", "\\t", "\\\\", '\\"', "\\/", "\\u0041", "\\u0020", "\\u003c", "\\ud83d\\ude00"]
+WRITTEN += ["中", "\u3000", STOP, START, "\\u003c|im_end|>", "e\u0301", "\u1e135", "\\u0000"]
 BROKEN = ["\\u", "\\u0", "\\u00", "\\u004", "\\ud83d", "\\ude00", "\\x", "\\ud83d\\u"]
 """What no text ends with, and mostly what is after it makes it none."""
 
@@ -70,7 +71,7 @@ def test_an_escape_that_its_neighbour_would_complete(recipes: dict[str, Recipe])
 @pytest.mark.parametrize(("name", "framed"), [("chatml", True), ("trimmed", True), ("no tokens", False), ("marked", True)])
 def test_ordinary_chats_are_framed(recipes: dict[str, Recipe], name: str, framed: bool) -> None:
     data = line(["Hello there", "Hi!"]) * 5 + line(["one", "two", "three"]) * 4 + line(["alone"])
-    texts = Preparer(recipes[name], threads=False)._columns.texts(data, Letters(data), "messages", __import__("collections").Counter())
+    texts = Preparer(recipes[name], threads=False)._columns.texts(data, Letters(data), "messages", Counter())
     assert sum(map(len, texts.framed)) == (9 if framed else 0)
     assert len(texts.lines) == 9
     both_ways(data, "messages", recipes[name])

@@ -27,8 +27,10 @@ MADE = {
     "bare letters": byte_level(added=(AddedToken("a", normalized=False), AddedToken("r\na", normalized=False))),
 }
 LITERALS = [f"{START}user\n", f"{STOP}\n{START}user\n", f"{STOP}\n{START}assistant\n", f"{STOP}\n", STOP, "", "user: ", "\n"]
-LITERALS += [f"{STOP} ", f"{START}{START}", f"{STOP}{END}x", END, f"x{STOP}\n{START}", f"{STOP}<", f">{STOP}\n\n", f"{STOP}e\u0301"]
-PIECES = [END, START, STOP, STOP[:3], STOP[3:], START[:-1], "\n", " ", "  ", "\t", "user", "hello", "a", "x", "ser", "1", "23", "'s"]
+LITERALS += [f"{STOP} ", f"{START}{START}", f"{STOP}{END}x", END, f"x{STOP}\n{START}", f"{STOP}<", f">{STOP}\n\n"]
+LITERALS += [f"{STOP}e\u0301"]
+PIECES = [END, START, STOP, STOP[:3], STOP[3:], START[:-1], "\n", " ", "  ", "\t", "user", "hello", "a", "x", "ser", "1"]
+PIECES += ["23", "'s"]
 PIECES += ["\u0301", "e", "\u00e9", "中", "\U0001f600", "\u1e0b\u0323", "\u1e135", "\u0000", "<", ">", "|", "/", '"', "\\"]
 contents = st.lists(st.sampled_from(PIECES), max_size=5).map("".join)
 
@@ -57,10 +59,10 @@ def check(name: str, shapes: list[list[str]], picked: list[tuple[int, list[str]]
         frame, literals = frames[number % len(shapes)], shapes[number % len(shapes)]
         if frame is None:
             continue
-        own = (own * len(literals))[: len(literals) - 1] if own else [""] * (len(literals) - 1)
+        filling = (own * len(literals))[: len(literals) - 1] if own else [""] * (len(literals) - 1)
         used.append(frame)
-        parts += [tail + content for tail, content in zip(frame.tails, own, strict=True)]
-        texts.append("".join(a + b for a, b in zip(literals, [*own, ""], strict=True)))
+        parts += [tail + content for tail, content in zip(frame.tails, filling, strict=True)]
+        texts.append("".join(a + b for a, b in zip(literals, [*filling, ""], strict=True)))
     if seams is None or not texts:
         return None
     known: dict[Frame, FramedIds] = {}
