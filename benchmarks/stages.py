@@ -4,7 +4,8 @@
     python -m benchmarks.stages --data my.jsonl --tokenizer DIR --copies 4
 
 The raw encoder encodes the finished texts, and the prompts where they are encoded too, by the library's own call for many texts;
-a build may be better at it, where it need not encode what is the same in many. One process, everything loaded and warm; each stage runs over all partitions, and the fastest of several rounds counts.
+a build may be better at it, where it need not encode what is the same in many. One process, everything loaded and warm; each
+stage runs over all partitions, and the fastest of several rounds counts.
 """
 
 from __future__ import annotations

@@ -79,7 +79,8 @@ class Chats:
             else:
                 self._filled(turns, chosen, made)
         except orjson.JSONDecodeError:
-            return self.texts(turns.readable(), layout, letters)
+            readable = turns.readable()
+            return Texts() if readable is turns else self.texts(readable, layout, letters)
         others = Texts()
         for number, each in enumerate(known):
             if each is not None and number not in left and number not in chosen:
