@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +16,8 @@ from sftprep.engine.prepare import Preparer
 from sftprep.engine.recipe import Recipe
 from sftprep.engine.setup import prepare_recipe
 from sftprep.lookup import Letters
+from sftprep.tokenize.between import Between
+from sftprep.tokenize.fast import FastEncoder
 from tests.engine.both_ways import both_ways
 from tests.tokenize.made import CHATML, START, STOP, byte_level, live
 
@@ -84,3 +88,22 @@ def test_weights_beside_framed_conversations(recipes: dict[str, Recipe]) -> None
     assert lines == [0, 1, 2, 4]
     assert got.loss_weights is not None
     assert set(got.loss_weights.tolist()) == {0.5, 1.0} or set(got.loss_weights.tolist()) == {0.0, 0.5, 1.0}
+
+
+@pytest.mark.parametrize("answer", ["wrong ids", "a look at each"])
+def test_frames_that_cannot_be_trusted_are_done_without(
+    recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    whole = FastEncoder.encode_parts
+
+    def spoilt(self: FastEncoder, joined: str, between: Between, count: int) -> Any:
+        if answer != "wrong ids":
+            return None
+        found = whole(self, joined, between, count)
+        assert found is not None
+        ids, places = found
+        return np.where(ids == between.id, ids, ids ^ 1), places
+
+    monkeypatch.setattr(FastEncoder, "encode_parts", spoilt)
+    got, _, _ = both_ways(line(["Hello there", "Hi!"]) * 5 + line(["alone"]), "messages", recipes["chatml"], sample=2)
+    assert got.counts.get("warnings.encoder_failed_over", 0) == (answer == "wrong ids")
