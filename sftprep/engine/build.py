@@ -83,8 +83,12 @@ def build(
                 _write(file.path, recipe.to_json())
         executor = make_executor(workers, partial(load_preparers, recipes))
         try:
-            parts = _tokenize(setup, config, folder, recipes, executor, progress)
-            beside.clear()  # which ends them
+            try:
+                parts = _tokenize(setup, config, folder, recipes, executor, progress)
+            finally:
+                for own in beside:
+                    if own is not None:
+                        own.close()
             sides = choose(parts, setup, config)
             check_rejected(parts, sides, setup, config, folder)
             manifests = [_side(side, setup, config, folder, executor, progress) for side in sides]

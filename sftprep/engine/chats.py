@@ -18,8 +18,8 @@ import orjson
 from sftprep.chat.jinja import OUTPUT_FLOOR
 from sftprep.chat.shapes import Conditions, Shape
 from sftprep.chat.template import ChatTemplate
-from sftprep.chat.written import Literals, Stripped, joined_written, literals_of, stripped, texts_written
-from sftprep.engine.framed import Framed, Framing
+from sftprep.chat.written import Literals, Stripped, literals_of, stripped, texts_written
+from sftprep.engine.framed import Framed, Framer, Framing
 from sftprep.engine.recipe import Recipe
 from sftprep.engine.texts import Texts
 from sftprep.errors import TemplateError
@@ -28,7 +28,7 @@ from sftprep.messages import ROLES, SHAREGPT_ROLES
 from sftprep.sources.plain import Layout, Turns
 from sftprep.suspects import in_order, suspect_contents
 from sftprep.tokenize.fast import FastEncoder
-from sftprep.tokenize.seams import Frame, FramedIds, seams_of
+from sftprep.tokenize.seams import seams_of
 
 _MOST_SHAPES = 1_000
 """Conversations of further shapes are rendered one by one: where hardly two are alike, there is nothing to gain."""
@@ -58,8 +58,8 @@ class Chats:
         self._spanned = recipe.train_on == "assistant"
         escaped = recipe.escape_special
         self._suspects = suspect_contents(recipe.tokenizer, escaped=escaped) if recipe.reject_suspects else None
-        self._seams = seams_of(recipe.tokenizer) if recipe.encoder == FastEncoder.name else None
-        self._frames: dict[Frame, FramedIds] = {}
+        seams = seams_of(recipe.tokenizer) if recipe.encoder == FastEncoder.name else None
+        self._framer = None if seams is None else Framer(seams)
         self._shapes: dict[tuple[Layout, bytes], _Known | None] = {}
         self._seen: Counter[tuple[Layout, bytes]] = Counter()
 
@@ -74,8 +74,9 @@ class Chats:
             left = self._left(turns, self._template.conditions, may_hold=may_hold)
             chosen = self._at_once(turns, known, left)
             made = Texts()
-            if chosen and all(each.framing for each in chosen.values()):
-                made.framed = self._framed(turns, chosen)
+            framings = {number: each.framing for number, each in chosen.items() if each.framing}
+            if self._framer is not None and framings and len(framings) == len(chosen):
+                made.framed = self._framed(turns, framings, self._framer)
             else:
                 self._filled(turns, chosen, made)
         except orjson.JSONDecodeError:
@@ -87,21 +88,12 @@ class Chats:
                 self._one(turns, number, each.shape, others)
         return made.with_others(others)
 
-    def _framed(self, turns: Turns, chosen: dict[int, _Known]) -> tuple[Framed, ...]:
-        joined = self._joined(turns, chosen)
-        kept = {number: each for number, each in chosen.items() if self._counts(turns, number, each.shape)}
-        if not kept:
-            return ()
-        if len(kept) < len(chosen):
-            joined = self._joined(turns, kept)
-        assert self._seams is not None
-        framings = [each.framing for each in kept.values() if each.framing]
-        return (Framed(turns, [*kept], framings, joined, self._seams, self._frames),)
-
-    def _joined(self, turns: Turns, chosen: dict[int, _Known]) -> str:
-        assert self._seams is not None
-        tails = (each.framing.tails for each in chosen.values() if each.framing)
-        return joined_written(tails, turns.written(chosen), self._seams.between.text)
+    def _framed(self, turns: Turns, framings: dict[int, Framing], framer: Framer) -> tuple[Framed, ...]:
+        made = framer.framed(turns, framings)
+        kept = {number: each for number, each in framings.items() if self._counts(turns, number, each.shape)}
+        if len(kept) == len(framings):
+            return (made,)
+        return (framer.framed(turns, kept),) if kept else ()
 
     def _filled(self, turns: Turns, chosen: dict[int, _Known], made: Texts) -> None:
         literals = (each.literals for each in chosen.values() if each.literals)
@@ -167,24 +159,16 @@ class Chats:
             roles = [_ROLE_OF[layout.names[number]] for number in key]
             usable = self._suspects is None or in_order(roles)
             shape = self._template.shape(roles) if usable else None
-            self._shapes[known] = None if shape is None else self._known(shape)
+            self._shapes[known] = None if shape is None else self._prepared(shape)
         return self._shapes[known]
 
-    def _known(self, shape: Shape) -> _Known:
+    def _prepared(self, shape: Shape) -> _Known:
         size = sum(map(len, shape.literals))
         at_once = None if self._spanned else stripped(shape)
         literals = None if at_once is None else literals_of(shape.literals)
         if literals is None:
             return _Known(shape, size, None, None, None)
-        return _Known(shape, size, at_once, literals, self._framing(shape))
-
-    def _framing(self, shape: Shape) -> Framing | None:
-        frame = None if self._seams is None else self._seams.frame(shape.literals)
-        if self._seams is None or frame is None:
-            return None
-        first, *others = frame.tails
-        tails = literals_of((first, *(self._seams.between.text + tail for tail in others), ""))
-        return None if tails is None else Framing(shape, frame, tails)
+        return _Known(shape, size, at_once, literals, None if self._framer is None else self._framer.framing(shape))
 
 
 def layouts(format_name: str, key: str) -> list[Layout]:

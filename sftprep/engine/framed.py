@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, overload
 
 from sftprep.chat.shapes import Shape
-from sftprep.chat.written import Literals
+from sftprep.chat.written import Literals, joined_written, literals_of
 from sftprep.sources.plain import Turns
-from sftprep.tokenize.seams import Frame, FramedIds, PartsEncoder, Seams, encode_framed
+from sftprep.tokenize.fast import FastEncoder
+from sftprep.tokenize.seams import Frame, FramedIds, Seams, encode_framed
 from sftprep.tokenize.tokens import Tokens
 
 
@@ -21,6 +22,29 @@ class Framing(NamedTuple):
     tails: Literals
 
 
+class Framer:
+    """Frames shapes for one tokenizer. encoded: what the frames were encoded to so far."""
+
+    def __init__(self, seams: Seams) -> None:
+        self.seams = seams
+        self.encoded: dict[Frame, FramedIds] = {}
+
+    def framing(self, shape: Shape) -> Framing | None:
+        """None where the literals of a shape cannot be cut."""
+        frame = self.seams.frame(shape.literals)
+        if frame is None:
+            return None
+        first, *others = frame.tails
+        tails = literals_of((first, *(self.seams.between.text + tail for tail in others), ""))
+        return None if tails is None else Framing(shape, frame, tails)
+
+    def framed(self, turns: Turns, framings: Mapping[int, Framing]) -> Framed:
+        """Conversations by their numbers, in order. Raises orjson.JSONDecodeError where a content is no text."""
+        tails = (each.tails for each in framings.values())
+        joined = joined_written(tails, turns.written(framings), self.seams.between.text)
+        return Framed(turns, [*framings], [*framings.values()], joined, self)
+
+
 @dataclass(frozen=True)
 class Framed(Sequence[str]):
     """Conversations of `turns`, some of them, by their numbers; as a sequence, their texts, each made when it is asked for."""
@@ -29,8 +53,7 @@ class Framed(Sequence[str]):
     numbers: list[int]
     framings: list[Framing]
     joined: str
-    seams: Seams
-    known: dict[Frame, FramedIds]
+    framer: Framer
 
     @property
     def origin(self) -> list[int]:
@@ -38,9 +61,10 @@ class Framed(Sequence[str]):
         lines: list[int] = self.turns.lines[self.numbers].tolist()
         return lines
 
-    def encode(self, encoder: PartsEncoder) -> Tokens | None:
+    def encode(self, encoder: FastEncoder) -> Tokens | None:
         """Ids of the texts; None where they have to be made. Raises EncoderFault."""
-        return encode_framed(encoder, [each.frame for each in self.framings], self.joined, self.seams, self.known)
+        frames = [each.frame for each in self.framings]
+        return encode_framed(encoder, frames, self.joined, self.framer.seams, self.framer.encoded)
 
     def __len__(self) -> int:
         return len(self.numbers)

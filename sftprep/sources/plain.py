@@ -36,14 +36,10 @@ class Turns:
 
     def written(self, conversations: Collection[int]) -> list[bytes]:
         """The contents of these conversations as they are written, one after the other. conversations: in order."""
-        rows, data = self.messages(conversations), self.data
-        return [data[a:b] for a, b in zip(self.first[rows].tolist(), self.last[rows].tolist(), strict=True)]
-
-    def messages(self, conversations: Collection[int]) -> NDArray[np.bool_]:
-        """The messages of these conversations: bool [messages]."""
         chosen = np.zeros(len(self.lines), np.bool_)
         chosen[list(conversations)] = True
-        return np.repeat(chosen, np.diff(self.bounds))
+        rows = np.repeat(chosen, np.diff(self.bounds))
+        return _pieces(self.data, self.first[rows], self.last[rows])
 
     def conversations(self, messages: Sequence[int]) -> set[int]:
         """The conversations that hold these messages."""
@@ -340,14 +336,14 @@ def _written(name: str) -> bytes:
 
 def _texts(data: bytes, first: NDArray[np.int64], last: NDArray[np.int64]) -> list[str]:
     """The texts that stand between these places and quotes around them. Raises orjson.JSONDecodeError."""
-    texts: list[str] = orjson.loads(b"[" + b",".join(_quoted(data, first, last)) + b"]")
+    texts: list[str] = orjson.loads(b"[" + b",".join(_pieces(data, first - 1, last + 1)) + b"]")
     return texts
 
 
 def _each_text(data: bytes, first: NDArray[np.int64], last: NDArray[np.int64]) -> tuple[list[str], list[int]]:
     """The same, "" for what is no text, and the numbers of those."""
     texts, unreadable = [""] * len(first), []
-    for number, string in enumerate(_quoted(data, first, last)):
+    for number, string in enumerate(_pieces(data, first - 1, last + 1)):
         try:
             texts[number] = orjson.loads(string)
         except orjson.JSONDecodeError:
@@ -355,8 +351,8 @@ def _each_text(data: bytes, first: NDArray[np.int64], last: NDArray[np.int64]) -
     return texts, unreadable
 
 
-def _quoted(data: bytes, first: NDArray[np.int64], last: NDArray[np.int64]) -> list[bytes]:
-    return [data[a:b] for a, b in zip((first - 1).tolist(), (last + 1).tolist(), strict=True)]
+def _pieces(data: bytes, first: NDArray[np.int64], last: NDArray[np.int64]) -> list[bytes]:
+    return [data[a:b] for a, b in zip(first.tolist(), last.tolist(), strict=True)]
 
 
 def _is_sign(letters: NDArray[np.uint8]) -> NDArray[np.bool_]:

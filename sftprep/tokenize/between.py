@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from sftprep.tokenize.spec import TokenizerSpec
+from sftprep.tokenize.spec import TokenizerSpec, takes_only_itself
 
 
 class Between(NamedTuple):
@@ -32,7 +32,7 @@ def between_texts(spec: TokenizerSpec) -> Between | None:
         Between(entry["content"], entry["id"])
         for entry in entries
         if entry.get("special")
-        and not any(entry.get(flag) for flag in ("normalized", "lstrip", "rstrip", "single_word"))
+        and takes_only_itself(entry)
         and not any(letter.isalnum() or letter == "_" for letter in (entry["content"][0], entry["content"][-1]))
         and not any(entry["content"][0] in other["content"][1:] for other in entries)
         and not any(other is not entry and other["content"].startswith(entry["content"]) for other in entries)

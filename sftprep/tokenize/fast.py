@@ -91,14 +91,12 @@ class FastEncoder:
         tokens = self.encode(texts)
         return tokens, self.token_chars(texts, tokens)
 
-    def encode_parts(self, joined: str, between: Between, count: int) -> tuple[NDArray[np.int32], NDArray[np.int64]] | None:
-        """Ids of `count` parts that were joined with `between`, and where its ids are; None where parts need a look each."""
+    def encode_parts(self, joined: str, between: Between, count: int) -> Tokens | None:
+        """Ids of `count` parts that were joined with `between`; None where parts need a look each."""
         if not joined.isascii() and (unsettled_texts([joined]) or (self._changes and not is_normalized("NFC", joined))):
             return None
         self._make_room(len(joined), ascii_only=joined.isascii())
-        ids = _guarded(lambda: self._backend.encode(joined)).view(np.int32)
-        places = np.flatnonzero(ids == between.id)
-        return (ids, places) if len(places) == count - 1 else None
+        return _divided(_guarded(lambda: self._backend.encode(joined)), between.id, count)
 
     @property
     def _changes(self) -> bool:

@@ -19,7 +19,7 @@ import orjson
 import xxhash
 
 from sftprep.tokenize.cache import read_entry, write_entry, write_whole
-from sftprep.tokenize.spec import TokenizerSpec
+from sftprep.tokenize.spec import TokenizerSpec, takes_only_itself
 
 _FORMAT = "1"
 """Raised when what is proven, or the way it is kept, changes."""
@@ -123,8 +123,7 @@ def _byte_of_letter() -> dict[str, int]:
 
 def _scheme(spec: TokenizerSpec) -> str | None:
     """gigatoken's name for how the tokenizer cuts texts; None where ranks cannot say all that it does."""
-    flags = ("normalized", "lstrip", "rstrip", "single_word")
-    if any(entry.get(flag) for entry in spec.part("added_tokens") or () for flag in flags):
+    if not all(map(takes_only_itself, spec.part("added_tokens") or ())):
         return None
     if spec.part("normalizer") not in (None, {"type": "NFC"}):
         return None

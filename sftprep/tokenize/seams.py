@@ -11,14 +11,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.tokenize.between import Between, between_texts
-from sftprep.tokenize.spec import TokenizerSpec
-from sftprep.tokenize.tokens import Encoder, Tokens, edges
+from sftprep.tokenize.fast import FastEncoder
+from sftprep.tokenize.spec import TokenizerSpec, takes_only_itself
+from sftprep.tokenize.tokens import Tokens, edges
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,17 +75,9 @@ def seams_of(spec: TokenizerSpec) -> Seams | None:
     """None where it is not known that added tokens divide texts, whatever stands beside them."""
     between = between_texts(spec)
     entries = spec.part("added_tokens") or []
-    unusual = ("normalized", "lstrip", "rstrip", "single_word")
-    if between is None or any(entry.get(flag) for entry in entries for flag in unusual):
+    if between is None or not all(map(takes_only_itself, entries)):
         return None
     return Seams(between, [entry["content"] for entry in entries])
-
-
-class PartsEncoder(Encoder, Protocol):
-    """An encoder that many parts can be given to at once."""
-
-    def encode_parts(self, joined: str, between: Between, count: int) -> tuple[NDArray[np.int32], NDArray[np.int64]] | None:
-        """Ids of `count` parts that were joined with `between`, and where its ids are; None where parts need a look each."""
 
 
 @dataclass(slots=True)
@@ -97,7 +89,7 @@ class FramedIds:
 
 
 def encode_framed(
-    encoder: PartsEncoder, frames: Sequence[Frame], joined: str, seams: Seams, known: dict[Frame, FramedIds]
+    encoder: FastEncoder, frames: Sequence[Frame], joined: str, seams: Seams, known: dict[Frame, FramedIds]
 ) -> Tokens | None:
     """Ids of texts, each of a frame and its contents; None where the parts have to be encoded one by one.
 
@@ -116,17 +108,15 @@ def encode_framed(
     parts = encoder.encode_parts(joined, seams.between, total)
     if parts is None:
         return None
-    ids, places = parts
-    own = np.diff(np.concatenate(([-1], places, [len(ids)]))) - 1
     framed = [known[frame] for frame in frames]
     # head, part, head, part, ..., head of each text.
     is_head = np.ones(2 * total + len(frames), np.bool_)
     is_head[2 * np.arange(total) + 1 + np.repeat(np.arange(len(frames)), counts)] = False
     sizes = np.empty(len(is_head), np.int64)
     sizes[is_head] = np.concatenate([each.lengths for each in framed])
-    sizes[~is_head] = own
+    sizes[~is_head] = np.diff(parts.offsets)
     from_head = np.repeat(is_head, sizes)
     made = np.empty(len(from_head), np.int32)
     made[from_head] = np.concatenate([each.ids for each in framed])
-    made[~from_head] = ids[ids != seams.between.id]
+    made[~from_head] = parts.input_ids
     return Tokens(made, edges(np.add.reduceat(sizes, edges(2 * counts + 1)[:-1])))

@@ -230,3 +230,8 @@ def _roles_digest(special_tokens: dict[str, str]) -> str:
 
 def _id_or_none(value: Any) -> int | None:
     return int(value) if value is not None else None
+
+
+def takes_only_itself(added_token: dict[str, Any]) -> bool:
+    """Whether an added token is found wherever it is spelled, before anything is normalized, and takes no blanks beside it."""
+    return not any(added_token.get(flag) for flag in ("normalized", "lstrip", "rstrip", "single_word"))

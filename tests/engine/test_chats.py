@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +17,7 @@ from sftprep.engine.setup import prepare_recipe
 from sftprep.lookup import Letters
 from sftprep.tokenize.between import Between
 from sftprep.tokenize.fast import FastEncoder
+from sftprep.tokenize.tokens import Tokens
 from tests.engine.both_ways import both_ways
 from tests.tokenize.made import CHATML, START, STOP, byte_level, live
 
@@ -87,7 +87,7 @@ def test_weights_beside_framed_conversations(recipes: dict[str, Recipe]) -> None
     got, _, lines = both_ways(line(["a", "b"]) * 3 + other + line(["a", "b"]), "messages", recipes["chatml"])
     assert lines == [0, 1, 2, 4]
     assert got.loss_weights is not None
-    assert set(got.loss_weights.tolist()) == {0.5, 1.0} or set(got.loss_weights.tolist()) == {0.0, 0.5, 1.0}
+    assert set(got.loss_weights.tolist()) == {0.0, 0.5, 1.0}
 
 
 @pytest.mark.parametrize("answer", ["wrong ids", "a look at each"])
@@ -101,8 +101,7 @@ def test_frames_that_cannot_be_trusted_are_done_without(
             return None
         found = whole(self, joined, between, count)
         assert found is not None
-        ids, places = found
-        return np.where(ids == between.id, ids, ids ^ 1), places
+        return Tokens(found.input_ids ^ 1, found.offsets)
 
     monkeypatch.setattr(FastEncoder, "encode_parts", spoilt)
     got, _, _ = both_ways(line(["Hello there", "Hi!"]) * 5 + line(["alone"]), "messages", recipes["chatml"], sample=2)
