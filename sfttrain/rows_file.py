@@ -6,6 +6,7 @@ import fcntl
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,28 @@ def write_rows(rows: Callable[[], Iterable[Mapping[str, Any]]], folder: Path, *,
                     file.write(lines)
         content = state.hexdigest()
         path = folder / f"{content}.jsonl"
-        os.replace(half, path)
+        _name(Path(half), path)
     finally:
         Path(half).unlink(missing_ok=True)
     if link is not None:
         link.unlink(missing_ok=True)
-        link.symlink_to(path.name)
+        with suppress(FileExistsError):  # another process was quicker, with the same content
+            link.symlink_to(path.name)
     return path, content
+
+
+def _name(half: Path, path: Path) -> None:
+    """Give a file its name, unless that stands for the same content already.
+
+    A build may be reading the file of that name, and would take another one in its place for a change.
+    """
+    try:
+        os.link(half, path)
+    except FileExistsError:
+        if path.stat().st_size != half.stat().st_size:  # cut off, when the machine went down
+            os.replace(half, path)
+    except OSError:  # a file system without hard links
+        os.replace(half, path)
 
 
 def _own_file(folder: Path) -> tuple[int, str]:

@@ -78,6 +78,19 @@ def test_rows_that_datasets_knows_are_not_read_again(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*.tmp"))
 
 
+def test_rows_that_are_written_again_leave_the_file_as_it_is(tmp_path: Path) -> None:
+    """Another process may be building from it, and would take a new one for a change."""
+    path, content = write_rows(lambda: iter(TEXTS), tmp_path, known_as=None)
+    before = path.stat()
+    assert write_rows(lambda: iter(TEXTS), tmp_path, known_as="b") == (path, content)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    assert write_rows(lambda: iter(TEXTS), tmp_path, known_as=None) == (path, content)
+    assert path.read_bytes() == whole
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([path.name, "known-b"])
+
+
 def test_a_file_that_changed_is_prepared_again(model: Path, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "rows.jsonl", TEXTS)
     before = sequences(face(model, tmp_path, path).train_dataset)
