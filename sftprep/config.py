@@ -143,7 +143,7 @@ class OutputConfig:
     """Replace a finished build that stands in the output folder."""
     position_ids: bool = True
     """Store position ids in the shards; without them readers derive them from seq_lengths."""
-    shard_tokens: int = 16 * 1024 * 1024
+    shard_tokens: int = 4 * 1024 * 1024
     """Tokens in a shard file, about."""
     workers: int | None = None
     """Worker processes; by default one a core, and none for small inputs."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, pairwise
-from operator import attrgetter
 from typing import Any, NamedTuple, NoReturn
 
 from sftprep.chat import runtime
@@ -49,16 +48,22 @@ class Conditions:
 class Shape:
     """Literal text, content, literal text, ... content, literal text.
 
-    roles: of the messages; literals: one more than there are contents; order: numbers of the messages whose contents they are,
-    None where that is all of them in order; changes: of single contents, by their places among literals and contents; marks: for
-    each span that the template marks, the contents before its start and the literal characters, and both before its end.
+    roles: of the messages; content_first: in each, the content stands before the role; literals: one more than there are
+    contents; order: numbers of the messages whose contents they are, None where that is all of them in order; changes: of single
+    contents, by their places among literals and contents; marks: for each span that the template marks, the contents before its
+    start and the literal characters, and both before its end.
     """
 
     roles: tuple[str, ...]
+    content_first: bool
     literals: tuple[str, ...]
     order: tuple[int, ...] | None
     changes: tuple[tuple[int, Change], ...]
     marks: tuple[tuple[int, int, int, int], ...]
+
+    def messages(self, contents: Sequence[str]) -> list[dict[str, str]]:
+        """The conversation with these contents."""
+        return _messages(self.roles, contents, self.content_first)
 
     def fill(self, contents: Sequence[str]) -> tuple[str, tuple[tuple[int, int], ...]]:
         """The text, and the character ranges of its marked spans."""
@@ -73,20 +78,19 @@ class Shape:
         return "".join(parts), tuple((before[a] + b, before[c] + d) for a, b, c, d in self.marks)
 
 
-def shape_of(outline: Outline, roles: Sequence[str], variables: Mapping[str, Any], conditions: Conditions) -> Shape | None:
+def shape_of(
+    outline: Outline, roles: Sequence[str], variables: Mapping[str, Any], conditions: Conditions, *, content_first: bool
+) -> Shape | None:
     """The shape of conversations of these roles, whose messages have a content beside the role and nothing else.
 
-    None where there is none; what contents must meet is added to `conditions`.
+    content_first: in this order, for a template that goes over the keys of a message tells which came first. None where there is
+    no shape; what contents must meet is added to `conditions`.
     """
     noted = Conditions()
     contents = [_Content((_Hole(number, ()),), noted) for number in range(len(roles))]
-    pairs = [*zip(roles, contents, strict=True)]
     try:
-        shape = _shape(*outline([{"role": role, "content": own} for role, own in pairs], None, False, variables), tuple(roles))
-        # A template that goes over the keys of a message tells which came first, and a shape does not.
-        turned = _shape(*outline([{"content": own, "role": role} for role, own in pairs], None, False, variables), tuple(roles))
-        if _parts(shape) != _parts(turned):
-            return None
+        messages = _messages(roles, contents, content_first)
+        shape = _shape(*outline(messages, None, False, variables), tuple(roles), content_first)
     except (Exception, _Unanswerable):  # whatever it is, the general way finds it again and says it in its own words
         return None
     conditions.absent |= noted.absent
@@ -94,7 +98,11 @@ def shape_of(outline: Outline, roles: Sequence[str], variables: Mapping[str, Any
     return shape
 
 
-_parts = attrgetter("literals", "order", "changes", "marks")
+def _messages(roles: Sequence[str], contents: Sequence[Any], content_first: bool) -> list[dict[str, Any]]:
+    pairs = zip(roles, contents, strict=True)
+    if content_first:
+        return [{"content": content, "role": role} for role, content in pairs]
+    return [{"role": role, "content": content} for role, content in pairs]
 
 
 def symbolic(names: Mapping[str, object]) -> dict[str, object]:
@@ -152,6 +160,8 @@ class _Content:  # noqa: PLW1641 - its hash refuses, below
         return self._stripped("rstrip", arguments)
 
     def __contains__(self, text: Any) -> bool:
+        if len(self.parts) == 1 and type(text) is str and text in self._noted.absent:
+            return False  # it is only a content, of which this was asked before
         if type(text) is str and any(text in part for part in self.parts if type(part) is str):
             return True
         return self._lacks(text)
@@ -342,7 +352,7 @@ def _join_filter(usual: Any) -> Callable[..., Any]:
     return join
 
 
-def _shape(written: Sequence[Any], marks: Sequence[int], roles: tuple[str, ...]) -> Shape:
+def _shape(written: Sequence[Any], marks: Sequence[int], roles: tuple[str, ...], content_first: bool) -> Shape:
     parts: list[list[str]] = [[]]
     holes: list[int] = []
     changes: list[tuple[int, Change]] = []
@@ -362,4 +372,4 @@ def _shape(written: Sequence[Any], marks: Sequence[int], roles: tuple[str, ...])
     places.append((len(holes), sum(map(len, chain.from_iterable(parts)))))
     spans = tuple((*places[first], *places[last]) for first, last in zip(marks[::2], marks[1::2], strict=True))
     order = None if holes == list(range(len(roles))) else tuple(holes)
-    return Shape(roles, tuple(map("".join, parts)), order, tuple(changes), spans)
+    return Shape(roles, content_first, tuple(map("".join, parts)), order, tuple(changes), spans)

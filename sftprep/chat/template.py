@@ -126,14 +126,15 @@ class ChatTemplate:
         self._by_jinja += 1
         return self._run(messages, tools, add_generation_prompt, variables)
 
-    def shape(self, roles: Sequence[str]) -> Shape | None:
+    def shape(self, roles: Sequence[str], *, content_first: bool = False) -> Shape | None:
         """What all conversations of these roles look like whose messages have contents that meet `conditions`, and nothing else.
 
-        None where the template looks at contents in other ways, or pieces are not in use.
+        content_first: the content of each message stands before its role. None where the template looks at contents in other
+        ways, or pieces are not in use.
         """
         if self._pieces is None or self._outline is None:
             return None
-        return shape_of(self._outline, roles, self._variables, self.conditions)
+        return shape_of(self._outline, roles, self._variables, self.conditions, content_first=content_first)
 
     def fill(self, shape: Shape, contents: Sequence[str]) -> Rendered | None:
         """A conversation of a shape, rendered; None where `render` is to do it. Raises TemplateError as `counted` does."""
@@ -154,7 +155,7 @@ class ChatTemplate:
         if not self._is_due(shape, self._filled):
             return True
         texts = contents()
-        messages = [{"role": role, "content": text} for role, text in zip(shape.roles, texts, strict=True)]
+        messages = shape.messages(texts)
         fast = Rendered(*shape.fill(texts))
         return self._checked(messages, None, False, self._variables, fast) is fast
 

@@ -1,21 +1,18 @@
-"""Shapes filled with contents as JSON writes them, so that the texts of many conversations are decoded in one go."""
+"""Shapes filled with contents as JSON writes them, so that the texts of many conversations are made and decoded in one go."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from sftprep.chat.shapes import Shape
+from sftprep.ragged import SLOT, Pieces, Ragged
 
-
-class Literals(NamedTuple):
-    """Literal text as JSON writes it: before the first content, before each other one, and after the last."""
-
-    first: bytes
-    others: tuple[bytes, ...]
-    last: bytes
+_BEGIN, _END, _BETWEEN = 0, 1, 2
 
 
 class Stripped(NamedTuple):
@@ -40,37 +37,39 @@ def stripped(shape: Shape) -> Stripped | None:
     return Stripped(tuple(sorted(begins)), tuple(sorted(ends)))
 
 
-def literals_of(texts: Sequence[str]) -> Literals | None:
-    """The literals as JSON writes them; None where it cannot, for half of a surrogate pair."""
-    try:
-        first, *others, last = (orjson.dumps(text)[1:-1] for text in texts)
-    except orjson.JSONEncodeError:
-        return None
-    return Literals(first, tuple(others), last)
+class Writer:
+    """Literals as JSON writes them, and JSON of literals and contents. Between two conversations stands `between`."""
 
+    def __init__(self, begin: bytes, between: bytes, end: bytes) -> None:
+        self._numbers: dict[str, int] = {}
+        self._written = [begin, end, between]
 
-def texts_written(literals: Iterable[Literals], contents: Sequence[bytes]) -> list[str]:
-    """The text of each conversation. contents: of all their messages, one after the other, as written; none ends in an escape.
+    def order(self, literals: Sequence[str]) -> NDArray[np.int64] | None:
+        """For `read`: literal, content, ... literal, and what stands between conversations: int64.
 
-    Raises orjson.JSONDecodeError where a content is no text.
-    """
-    texts: list[str] = orjson.loads(b'["' + _filled(literals, contents, b'","') + b'"]') if contents else []
-    return texts
+        None where JSON cannot write a literal, for half of a surrogate pair.
+        """
+        try:
+            numbers = [*map(self._number, literals)]
+        except orjson.JSONEncodeError:
+            return None
+        order = np.full(2 * len(numbers), SLOT)
+        order[::2], order[-1] = numbers, _BETWEEN
+        return order
 
+    def read(self, orders: Sequence[NDArray[np.int64]], contents: Pieces[np.uint8]) -> Any:
+        """What the JSON says. orders: of all conversations; contents: of their messages, one after the other, as written; none
+        ends in an escape.
 
-def joined_written(literals: Iterable[Literals], contents: Sequence[bytes], between: str) -> str:
-    """The same as one text, with `between` between conversations."""
-    text: str = orjson.loads(b'"' + _filled(literals, contents, orjson.dumps(between)[1:-1]) + b'"')
-    return text
+        Raises orjson.JSONDecodeError where a content is no text.
+        """
+        whole = np.concatenate(([_BEGIN], *orders))
+        whole = np.append(whole[:-1], _END) if orders else np.append(whole, _END)
+        fixed: Ragged[np.uint8] = Ragged.of([np.frombuffer(each, np.uint8) for each in self._written], np.uint8)
+        return orjson.loads(contents.within(whole, fixed).values.data)
 
-
-def _filled(literals: Iterable[Literals], contents: Sequence[bytes], between: bytes) -> bytes:
-    befores: list[bytes] = []
-    end = b""
-    for first, others, last in literals:
-        befores.append(end + first)
-        befores.extend(others)
-        end = last + between
-    parts = [b""] * (2 * len(contents) + 1)
-    parts[:-1:2], parts[1::2], parts[-1] = befores, contents, end[: len(end) - len(between)]
-    return b"".join(parts)
+    def _number(self, literal: str) -> int:
+        if literal not in self._numbers:
+            self._written.append(orjson.dumps(literal)[1:-1])
+            self._numbers[literal] = len(self._written) - 1
+        return self._numbers[literal]

@@ -14,11 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from sftprep.chat.jinja import OUTPUT_FLOOR
 from sftprep.chat.shapes import Conditions, Shape
 from sftprep.chat.template import ChatTemplate
-from sftprep.chat.written import Literals, Stripped, literals_of, stripped, texts_written
+from sftprep.chat.written import Stripped, Writer, stripped
 from sftprep.engine.framed import Framed, Framer, Framing
 from sftprep.engine.recipe import Recipe
 from sftprep.engine.texts import Texts
@@ -40,13 +41,17 @@ _LONGEST_SHAPE = 500
 """Messages."""
 
 
+_Key = tuple[Layout, bytes, bool]
+"""How conversations are written, their speakers, and whether contents come first."""
+
+
 class _Known(NamedTuple):
-    """A shape. size: characters of its literals; stripped: None where its conversations are filled one by one."""
+    """A shape. size: characters of its literals; stripped and order: None where its conversations are filled one by one."""
 
     shape: Shape
     size: int
     stripped: Stripped | None
-    literals: Literals | None
+    order: NDArray[np.int64] | None
     framing: Framing | None
 
 
@@ -60,13 +65,17 @@ class Chats:
         self._suspects = suspect_contents(recipe.tokenizer, escaped=escaped) if recipe.reject_suspects else None
         seams = seams_of(recipe.tokenizer) if recipe.encoder == FastEncoder.name else None
         self._framer = None if seams is None else Framer(seams)
-        self._shapes: dict[tuple[Layout, bytes], _Known | None] = {}
-        self._seen: Counter[tuple[Layout, bytes]] = Counter()
+        self._writer = Writer(b'["', b'","', b'"]')
+        self._shapes: dict[_Key, _Known | None] = {}
+        self._seen: Counter[_Key] = Counter()
 
     def texts(self, turns: Turns, layout: Layout, letters: Letters) -> Texts:
         """Those of conversations that have a shape and meet its conditions. letters: of the lines that they stand in."""
-        keys = [turns.speakers[first:last] for first, last in pairwise(turns.bounds.tolist())]
-        shapes = {key: self._shape(layout, key, times) for key, times in Counter(keys).items()}
+        keys = [
+            (layout, turns.speakers[first:last], content_first)
+            for (first, last), content_first in zip(pairwise(turns.bounds.tolist()), turns.content_first.tolist(), strict=True)
+        ]
+        shapes = {key: self._shape(key, times) for key, times in Counter(keys).items()}
         known = [shapes[key] for key in keys]
         # Only now, for each shape may add a condition.
         may_hold = letters.may_hold(self._template.conditions.absent)
@@ -96,8 +105,8 @@ class Chats:
         return (framer.framed(turns, kept),) if kept else ()
 
     def _filled(self, turns: Turns, chosen: dict[int, _Known], made: Texts) -> None:
-        literals = (each.literals for each in chosen.values() if each.literals)
-        texts = texts_written(literals, turns.written(chosen))
+        orders = [each.order for each in chosen.values() if each.order is not None]
+        texts = self._writer.read(orders, turns.written(chosen)) if chosen else []
         for (number, each), text in zip(chosen.items(), texts, strict=True):
             if self._counts(turns, number, each.shape):
                 made.add(int(turns.lines[number]), text, plain=False, spans=None, prompt=None)
@@ -145,30 +154,32 @@ class Chats:
             chosen[number] = each
         return chosen
 
-    def _shape(self, layout: Layout, key: bytes, times: int) -> _Known | None:
-        """The shape of conversations between these speakers, of which there are so many now."""
-        known = (layout, key)
-        if known not in self._shapes:
-            if len(self._shapes) >= _MOST_SHAPES or len(key) > _LONGEST_SHAPE:
+    def _shape(self, key: _Key, times: int) -> _Known | None:
+        """The shape of such conversations, of which there are so many now."""
+        if key not in self._shapes:
+            layout, speakers, content_first = key
+            if len(self._shapes) >= _MOST_SHAPES or len(speakers) > _LONGEST_SHAPE:
                 return None
-            if times + self._seen[known] < _WORTH:
+            if times + self._seen[key] < _WORTH:
                 if len(self._seen) < _MOST_SEEN:
-                    self._seen[known] = times
+                    self._seen[key] = times
                 return None
-            del self._seen[known]
-            roles = [_ROLE_OF[layout.names[number]] for number in key]
+            del self._seen[key]
+            roles = [_ROLE_OF[layout.names[number]] for number in speakers]
             usable = self._suspects is None or in_order(roles)
-            shape = self._template.shape(roles) if usable else None
-            self._shapes[known] = None if shape is None else self._prepared(shape)
-        return self._shapes[known]
+            # What sharegpt calls from and value is written anew, always in this order.
+            content_first = content_first and layout.speaker == "role"
+            shape = self._template.shape(roles, content_first=content_first) if usable else None
+            self._shapes[key] = None if shape is None else self._prepared(shape)
+        return self._shapes[key]
 
     def _prepared(self, shape: Shape) -> _Known:
         size = sum(map(len, shape.literals))
         at_once = None if self._spanned else stripped(shape)
-        literals = None if at_once is None else literals_of(shape.literals)
-        if literals is None:
+        order = None if at_once is None else self._writer.order(shape.literals)
+        if order is None:
             return _Known(shape, size, None, None, None)
-        return _Known(shape, size, at_once, literals, None if self._framer is None else self._framer.framing(shape))
+        return _Known(shape, size, at_once, order, None if self._framer is None else self._framer.framing(shape))
 
 
 def layouts(format_name: str, key: str) -> list[Layout]:

@@ -6,28 +6,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, overload
 
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
 from sftprep.chat.shapes import Shape
-from sftprep.chat.written import Literals, joined_written, literals_of
+from sftprep.chat.written import Writer
 from sftprep.sources.plain import Turns
 from sftprep.tokenize.fast import FastEncoder
-from sftprep.tokenize.seams import Frame, FramedIds, Seams, encode_framed
+from sftprep.tokenize.seams import Frame, Heads, Seams, encode_framed
 from sftprep.tokenize.tokens import Tokens
 
 
 class Framing(NamedTuple):
-    """A shape cut at the seams of its tokenizer. tails: with what stands between parts before each but the first."""
+    """A shape cut at the seams of its tokenizer. order: of its tails and contents (`Writer.order`)."""
 
     shape: Shape
     frame: Frame
-    tails: Literals
+    order: NDArray[np.int64]
 
 
 class Framer:
-    """Frames shapes for one tokenizer. encoded: what the frames were encoded to so far."""
+    """Frames shapes for one tokenizer. heads: those that were encoded so far."""
 
     def __init__(self, seams: Seams) -> None:
-        self.seams = seams
-        self.encoded: dict[Frame, FramedIds] = {}
+        self.seams, self.heads = seams, Heads()
+        self._writer = Writer(b'"', orjson.dumps(seams.between.text)[1:-1], b'"')
 
     def framing(self, shape: Shape) -> Framing | None:
         """None where the literals of a shape cannot be cut."""
@@ -35,13 +39,12 @@ class Framer:
         if frame is None:
             return None
         first, *others = frame.tails
-        tails = literals_of((first, *(self.seams.between.text + tail for tail in others), ""))
-        return None if tails is None else Framing(shape, frame, tails)
+        order = self._writer.order((first, *(self.seams.between.text + tail for tail in others), ""))
+        return None if order is None else Framing(shape, frame, order)
 
     def framed(self, turns: Turns, framings: Mapping[int, Framing]) -> Framed:
         """Conversations by their numbers, in order. Raises orjson.JSONDecodeError where a content is no text."""
-        tails = (each.tails for each in framings.values())
-        joined = joined_written(tails, turns.written(framings), self.seams.between.text)
+        joined = self._writer.read([each.order for each in framings.values()], turns.written(framings))
         return Framed(turns, [*framings], [*framings.values()], joined, self)
 
 
@@ -64,7 +67,7 @@ class Framed(Sequence[str]):
     def encode(self, encoder: FastEncoder) -> Tokens | None:
         """Ids of the texts; None where they have to be made. Raises EncoderFault."""
         frames = [each.frame for each in self.framings]
-        return encode_framed(encoder, frames, self.joined, self.framer.seams, self.framer.encoded)
+        return encode_framed(encoder, frames, self.joined, self.framer.seams, self.framer.heads)
 
     def __len__(self) -> int:
         return len(self.numbers)

@@ -16,6 +16,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from sftprep.ragged import SLOT, Pieces, Ragged, edges
+
 _UNKNOWN = 255
 _BACKSLASHES = 64
 """More of them before a quote than anyone writes: such a line is left to the general way, for each one takes a look."""
@@ -24,22 +26,24 @@ _BACKSLASHES = 64
 @dataclass(frozen=True)
 class Turns:
     """Conversations. lines: int64 [n]; message m is of conversation k for bounds[k] <= m < bounds[k + 1], int64 [n + 1];
-    speakers: a byte a message, its place in the names of the layout; its content is written as data[first[m] : last[m]], without
-    the quotes, int64 [messages]; it may be no text at all, with escapes that JSON does not have."""
+    content_first: whether the content of each message comes before its speaker, bool [n]; speakers: a byte a message, its place
+    in the names of the layout; its content is written as data[first[m] : last[m]], without the quotes, int64 [messages]; it may
+    be no text at all, with escapes that JSON does not have."""
 
     lines: NDArray[np.int64]
     bounds: NDArray[np.int64]
+    content_first: NDArray[np.bool_]
     speakers: bytes
     data: bytes
     first: NDArray[np.int64]
     last: NDArray[np.int64]
 
-    def written(self, conversations: Collection[int]) -> list[bytes]:
+    def written(self, conversations: Collection[int]) -> Pieces[np.uint8]:
         """The contents of these conversations as they are written, one after the other. conversations: in order."""
         chosen = np.zeros(len(self.lines), np.bool_)
         chosen[list(conversations)] = True
         rows = np.repeat(chosen, np.diff(self.bounds))
-        return _pieces(self.data, self.first[rows], self.last[rows])
+        return Pieces(self._bytes, self.first[rows], self.last[rows])
 
     def conversations(self, messages: Sequence[int]) -> set[int]:
         """The conversations that hold these messages."""
@@ -57,7 +61,7 @@ class Turns:
 
     def sizes(self) -> NDArray[np.int64]:
         """Bytes in the contents of each conversation: int64 [n]."""
-        ends = _edges(self.last - self.first)
+        ends = edges(self.last - self.first)
         return np.diff(ends[self.bounds])
 
     def readable(self) -> Turns:
@@ -74,7 +78,8 @@ class Turns:
         keep[list(self.conversations(unreadable))] = False
         rows = np.repeat(keep, counts)
         speakers = np.frombuffer(self.speakers, np.uint8)[rows].tobytes()
-        return Turns(self.lines[keep], _edges(counts[keep]), speakers, self.data, self.first[rows], self.last[rows])
+        bounds, first, last = edges(counts[keep]), self.first[rows], self.last[rows]
+        return Turns(self.lines[keep], bounds, self.content_first[keep], speakers, self.data, first, last)
 
     def begin_with_letter(self) -> NDArray[np.bool_]:
         """Whether a content begins with a sign of ASCII that is no blank and written as it is: bool [messages]."""
@@ -164,26 +169,23 @@ class PlainLines:
         counts = (closes - opens) // 4
         firsts = np.cumsum(counts) - counts
         key = np.arange(int(counts.sum())) * 4 + np.repeat(opens + 1 - 4 * firsts, counts)
-        speaks_first = self._spells(key, layout.speaker)
-        right = np.where(
-            speaks_first,
-            self._spells(key + 2, layout.content),
-            self._spells(key, layout.content) & self._spells(key + 2, layout.speaker),
-        )
+        content_first = ~self._spells(opens + 1, layout.speaker)
+        shift = np.repeat(2 * content_first, counts)
+        who, what = key + shift, key + 2 - shift
+        # Keys in another order than in the first message are not these.
+        right = self._spells(who, layout.speaker) & self._spells(what, layout.content)
         right &= self._follows(key, b":") & self._follows(key + 2, b":") & self._follows(key + 1, b",")
         followed = self._follows(key + 3, b"},", b"{")
         followed[firsts + counts - 1] = True
-        # Templates may show the keys of a message: a shape is good for either order, not for both in one conversation.
-        right &= speaks_first == np.repeat(speaks_first[firsts], counts)
-        who = np.where(speaks_first, key + 1, key + 3)
-        speakers = self._named(who, layout.names)
+        speakers = self._named(who + 1, layout.names)
         right &= followed & (speakers != _UNKNOWN)
         kept = np.logical_and.reduceat(right, firsts) if len(firsts) else np.zeros(0, np.bool_)
         kept &= self._alone(lines, opens, closes, layout.key, looked, kept)
         chosen = np.repeat(kept, counts)
-        what = np.where(speaks_first, key + 3, key + 1)[chosen]
+        texts = what[chosen] + 1
         speaks = speakers[chosen].tobytes()
-        return Turns(lines[kept], _edges(counts[kept]), speaks, self._data, self.first[what], self.last[what])
+        bounds = edges(counts[kept])
+        return Turns(lines[kept], bounds, content_first[kept], speaks, self._data, self.first[texts], self.last[texts])
 
     def fields(self, wanted: Sequence[str], looked: frozenset[str]) -> Fields:
         """The lines that are objects of strings and have each wanted key once, and none of the others in `looked`."""
@@ -336,29 +338,30 @@ def _written(name: str) -> bytes:
 
 def _texts(data: bytes, first: NDArray[np.int64], last: NDArray[np.int64]) -> list[str]:
     """The texts that stand between these places and quotes around them. Raises orjson.JSONDecodeError."""
-    texts: list[str] = orjson.loads(b"[" + b",".join(_pieces(data, first - 1, last + 1)) + b"]")
+    if not len(first):
+        return []
+    order = np.full(2 * len(first) + 1, SLOT)
+    order[::2] = 1
+    order[0], order[-1] = 0, 2
+    strings = Pieces(np.frombuffer(data, np.uint8), first - 1, last + 1)
+    texts: list[str] = orjson.loads(strings.within(order, _LIST).values.data)
     return texts
+
+
+_LIST: Ragged[np.uint8] = Ragged.of([np.frombuffer(sign, np.uint8) for sign in (b"[", b",", b"]")], np.uint8)
 
 
 def _each_text(data: bytes, first: NDArray[np.int64], last: NDArray[np.int64]) -> tuple[list[str], list[int]]:
     """The same, "" for what is no text, and the numbers of those."""
     texts, unreadable = [""] * len(first), []
-    for number, string in enumerate(_pieces(data, first - 1, last + 1)):
+    for number, (begin, end) in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
         try:
-            texts[number] = orjson.loads(string)
+            texts[number] = orjson.loads(data[begin - 1 : end + 1])
         except orjson.JSONDecodeError:
             unreadable.append(number)
     return texts, unreadable
 
 
-def _pieces(data: bytes, first: NDArray[np.int64], last: NDArray[np.int64]) -> list[bytes]:
-    return [data[a:b] for a, b in zip(first.tolist(), last.tolist(), strict=True)]
-
-
 def _is_sign(letters: NDArray[np.uint8]) -> NDArray[np.bool_]:
     signs: NDArray[np.bool_] = (letters > 32) & (letters < 127) & (letters != ord("\\"))
     return signs
-
-
-def _edges(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.concatenate(([0], np.cumsum(counts)))

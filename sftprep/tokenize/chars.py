@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sftprep.ragged import edges
 from sftprep.tokenize.spec import TokenizerSpec
-from sftprep.tokenize.tokens import Tokens, edges
+from sftprep.tokenize.tokens import Tokens
 
 _BLANK = "▁".encode()
 _GROUP_CHARACTERS = 1 << 18

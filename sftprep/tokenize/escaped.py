@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.lookup import Letters
+from sftprep.ragged import edges
 from sftprep.tokenize.spec import TokenizerSpec
-from sftprep.tokenize.tokens import Tokens, edges
+from sftprep.tokenize.tokens import Tokens
 
 MARKS = ("\U0010fffd", "\U0010fffc", "\U0010fffb")
 """Characters that mean nothing, the first of which that is not in a record is its mark."""

@@ -14,12 +14,13 @@ from unicodedata import is_normalized
 import numpy as np
 from numpy.typing import NDArray
 
+from sftprep.ragged import Pieces, edges
 from sftprep.tokenize.between import Between, between_texts
 from sftprep.tokenize.chars import TokenBytes, char_ranges, token_bytes
 from sftprep.tokenize.hf import not_unicode
 from sftprep.tokenize.ranks import Ranks
 from sftprep.tokenize.spec import TokenizerSpec
-from sftprep.tokenize.tokens import Encoder, EncoderFault, Tokens, edges, flat_tokens
+from sftprep.tokenize.tokens import Encoder, EncoderFault, Tokens, flat_tokens
 from sftprep.tokenize.unicode14 import unsettled_texts
 
 T = TypeVar("T")
@@ -91,7 +92,7 @@ class FastEncoder:
         tokens = self.encode(texts)
         return tokens, self.token_chars(texts, tokens)
 
-    def encode_parts(self, joined: str, between: Between, count: int) -> Tokens | None:
+    def encode_parts(self, joined: str, between: Between, count: int) -> Pieces[np.int32] | None:
         """Ids of `count` parts that were joined with `between`; None where parts need a look each."""
         if not joined.isascii() and (unsettled_texts([joined]) or (self._changes and not is_normalized("NFC", joined))):
             return None
@@ -125,9 +126,10 @@ class FastEncoder:
             return Tokens(np.asarray(batch.content.data).view(np.int32), np.asarray(batch.offsets.data, np.int64))
         encode, between = self._backend.encode, self._between
         if between is not None and len(texts) > 1:
-            tokens = _divided(_guarded(lambda: encode(between.text.join(texts))), between.id, len(texts))
-            if tokens is not None:
-                return tokens
+            parts = _divided(_guarded(lambda: encode(between.text.join(texts))), between.id, len(texts))
+            if parts is not None:
+                joined = parts.joined()
+                return Tokens(joined.values, joined.edges)
         # One call a text costs a microsecond and spares the import of awkward; no thread is ever started.
         return flat_tokens(_guarded(lambda: [encode(text) for text in texts]))
 
@@ -208,13 +210,12 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _divided(ids: NDArray[np.uint32], between: int, count: int) -> Tokens | None:
-    """The tokens of `count` texts that were encoded as one, with this token between them; None where it is in a text too."""
+def _divided(ids: NDArray[np.uint32], between: int, count: int) -> Pieces[np.int32] | None:
+    """The ids of `count` texts that were encoded as one, with this token between them; None where it is in a text too."""
     places = np.flatnonzero(ids == between)
     if len(places) != count - 1:
         return None
-    lengths = np.diff(np.concatenate(([-1], places, [len(ids)]))) - 1
-    return Tokens(np.delete(ids, places).view(np.int32), edges(lengths))
+    return Pieces(ids.view(np.int32), np.concatenate(([0], places + 1)), np.append(places, len(ids)))
 
 
 def _interleaved(chosen: NDArray[np.bool_], yes: Tokens, no: Tokens) -> Tokens:

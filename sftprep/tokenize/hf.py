@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from sftprep.errors import TokenizerError
 from sftprep.groups import in_groups
+from sftprep.ragged import edges
 from sftprep.tokenize.spec import TokenizerSpec
-from sftprep.tokenize.tokens import EncoderFault, Tokens, edges, first_mismatch
+from sftprep.tokenize.tokens import EncoderFault, Tokens, first_mismatch
 
 _BATCH_CHARACTERS = 1 << 20
 """Texts are given to the library in groups of about this size: it keeps some 100 bytes a token until they are copied out."""

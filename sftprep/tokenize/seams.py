@@ -11,14 +11,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sftprep.ragged import SLOT, Ragged, edges
 from sftprep.tokenize.between import Between, between_texts
 from sftprep.tokenize.fast import FastEncoder
 from sftprep.tokenize.spec import TokenizerSpec, takes_only_itself
-from sftprep.tokenize.tokens import Tokens, edges
+from sftprep.tokenize.tokens import Tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,43 +82,38 @@ def seams_of(spec: TokenizerSpec) -> Seams | None:
     return Seams(between, [entry["content"] for entry in entries])
 
 
-@dataclass(slots=True)
-class FramedIds:
-    """The ids of a frame's heads: flat int32, and how many of each, int64 [heads]."""
+class Heads:
+    """Ids of the heads of frames, each encoded once."""
 
-    ids: NDArray[np.int32]
-    lengths: NDArray[np.int64]
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._orders: dict[Frame, NDArray[np.int64]] = {}
+        self.ids: Ragged[np.int32] = Ragged.of([], np.int32)
+
+    def orders(self, encoder: FastEncoder, frames: Sequence[Frame]) -> list[NDArray[np.int64]]:
+        """Of each frame: the number of a head, SLOT for what is between it and the next, ... the number of the last head."""
+        new = [frame for frame in dict.fromkeys(frames) if frame not in self._orders]
+        heads = [head for head in dict.fromkeys(chain.from_iterable(frame.heads for frame in new)) if head not in self._numbers]
+        if heads:
+            found = encoder.encode(heads)
+            self._numbers.update(zip(heads, range(len(self._numbers), len(self._numbers) + len(heads)), strict=True))
+            known = [self.ids.values, found.input_ids], [self.ids.edges, self.ids.edges[-1] + found.offsets[1:]]
+            self.ids = Ragged(*map(np.concatenate, known))
+        for frame in new:
+            order = self._orders[frame] = np.full(2 * len(frame.heads) - 1, SLOT)
+            order[::2] = [self._numbers[head] for head in frame.heads]
+        return [self._orders[frame] for frame in frames]
 
 
-def encode_framed(
-    encoder: FastEncoder, frames: Sequence[Frame], joined: str, seams: Seams, known: dict[Frame, FramedIds]
-) -> Tokens | None:
+def encode_framed(encoder: FastEncoder, frames: Sequence[Frame], joined: str, seams: Seams, heads: Heads) -> Tokens | None:
     """Ids of texts, each of a frame and its contents; None where the parts have to be encoded one by one.
 
-    joined: tail and content, and so on, with `seams.between` between each two; known: what the frames were encoded to before.
+    joined: tail and content, and so on, with `seams.between` between each two; heads: those that were encoded before.
     """
-    new = [frame for frame in dict.fromkeys(frames) if frame not in known]
-    if new:
-        heads = encoder.encode([head for frame in new for head in frame.heads])
-        lengths, at = np.diff(heads.offsets), 0
-        for frame in new:
-            until = at + len(frame.heads)
-            known[frame] = FramedIds(heads.input_ids[heads.offsets[at] : heads.offsets[until]], lengths[at:until])
-            at = until
-    counts = np.fromiter((len(frame.tails) for frame in frames), np.int64, len(frames))
-    total = int(counts.sum())
-    parts = encoder.encode_parts(joined, seams.between, total)
+    orders = heads.orders(encoder, frames)
+    parts = encoder.encode_parts(joined, seams.between, sum(len(frame.tails) for frame in frames))
     if parts is None:
         return None
-    framed = [known[frame] for frame in frames]
-    # head, part, head, part, ..., head of each text.
-    is_head = np.ones(2 * total + len(frames), np.bool_)
-    is_head[2 * np.arange(total) + 1 + np.repeat(np.arange(len(frames)), counts)] = False
-    sizes = np.empty(len(is_head), np.int64)
-    sizes[is_head] = np.concatenate([each.lengths for each in framed])
-    sizes[~is_head] = np.diff(parts.offsets)
-    from_head = np.repeat(is_head, sizes)
-    made = np.empty(len(from_head), np.int32)
-    made[from_head] = np.concatenate([each.ids for each in framed])
-    made[~from_head] = parts.input_ids
-    return Tokens(made, edges(np.add.reduceat(sizes, edges(2 * counts + 1)[:-1])))
+    made = parts.within(np.concatenate(orders), heads.ids)
+    texts = edges(np.fromiter(map(len, orders), np.int64, len(orders)))
+    return Tokens(made.values, made.edges[texts])

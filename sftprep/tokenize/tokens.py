@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sftprep.ragged import edges
+
 
 @dataclass(slots=True)
 class Tokens:
@@ -89,13 +91,6 @@ def flat_tokens(parts: Sequence[NDArray[Any]]) -> Tokens:
     """One array of ids a text (4-byte integers), as Tokens."""
     flat = np.concatenate(parts) if parts else np.empty(0, np.int32)
     return Tokens(flat.view(np.int32), edges(np.fromiter(map(len, parts), np.int64, len(parts))))
-
-
-def edges(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where pieces of these lengths begin and end, one after the other: int64 [n + 1]."""
-    found = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=found[1:])
-    return found
 
 
 def first_mismatch(texts: Sequence[str], expected: Tokens, got: Tokens) -> Mismatch | None:

@@ -314,6 +314,17 @@ def test_templates_that_note_turns_have_no_shapes() -> None:
     assert template.shape(("user", "assistant")) is None
 
 
+def test_a_shape_is_good_for_one_order_of_keys() -> None:
+    source = "{% for m in messages %}{% for key in m %}{{ key }}={{ m[key] }};{% endfor %}{% endfor %}"
+    template, jinja = (ChatTemplate(source, variables=VARIABLES, way=way) for way in ("auto", "jinja"))
+    for content_first in (False, True):
+        shape = template.shape(("user", "assistant"), content_first=content_first)
+        assert shape is not None
+        messages = shape.messages(["a", "b"])
+        assert [*messages[0]] == (["content", "role"] if content_first else ["role", "content"])
+        assert Rendered(*shape.fill(["a", "b"])) == jinja.render(messages)
+
+
 def test_conditions_name_the_contents_that_break_them() -> None:
     template = ChatTemplate(
         "{% for m in messages %}{% if '</think>' in m.content %}1{% elif m.content | trim %}2{% endif %}{% endfor %}",

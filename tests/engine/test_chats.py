@@ -15,9 +15,9 @@ from sftprep.engine.prepare import Preparer
 from sftprep.engine.recipe import Recipe
 from sftprep.engine.setup import prepare_recipe
 from sftprep.lookup import Letters
+from sftprep.ragged import Pieces
 from sftprep.tokenize.between import Between
 from sftprep.tokenize.fast import FastEncoder
-from sftprep.tokenize.tokens import Tokens
 from tests.engine.both_ways import both_ways
 from tests.tokenize.made import CHATML, START, STOP, byte_level, live
 
@@ -101,7 +101,7 @@ def test_frames_that_cannot_be_trusted_are_done_without(
             return None
         found = whole(self, joined, between, count)
         assert found is not None
-        return Tokens(found.input_ids ^ 1, found.offsets)
+        return Pieces(found.values ^ 1, found.first, found.last)
 
     monkeypatch.setattr(FastEncoder, "encode_parts", spoilt)
     got, _, _ = both_ways(line(["Hello there", "Hi!"]) * 5 + line(["alone"]), "messages", recipes["chatml"], sample=2)

@@ -11,7 +11,7 @@ from tokenizers import AddedToken
 
 from sftprep.tokenize.fast import FastEncoder
 from sftprep.tokenize.hf import HfEncoder
-from sftprep.tokenize.seams import Frame, FramedIds, encode_framed, seams_of
+from sftprep.tokenize.seams import Frame, Heads, encode_framed, seams_of
 from sftprep.tokenize.spec import TokenizerSpec
 from tests.support import needs_shared
 from tests.tokenize.made import END, START, STOP, byte_level, sentence_piece, spec_of
@@ -65,9 +65,9 @@ def check(name: str, shapes: list[list[str]], picked: list[tuple[int, list[str]]
         texts.append("".join(a + b for a, b in zip(literals, [*filling, ""], strict=True)))
     if seams is None or not texts:
         return None
-    known: dict[Frame, FramedIds] = {}
-    for _ in range(2):  # the second time, frames are known
-        got = encode_framed(fast(name), used, seams.between.text.join(parts), seams, known)
+    heads = Heads()
+    for _ in range(2):  # the second time, they are known
+        got = encode_framed(fast(name), used, seams.between.text.join(parts), seams, heads)
         if got is None:
             return False
         want = reference(name).encode(texts)
