@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +47,6 @@ __all__ = [
     "TokenizeConfig",
     "TrainOn",
     "TruncateSide",
-    "digest",
     "read_config_file",
 ]
 
@@ -233,11 +230,6 @@ class BuildConfig:
     def flat(self) -> dict[str, Any]:
         """The settings as one flat dictionary of JSON values."""
         return {name: value for part in _PARTS for name, value in dataclasses.asdict(getattr(self, part)).items()}
-
-
-def digest(*parts: object) -> str:
-    """SHA-256, in hex, of JSON-able values: the same on every machine and in every version of Python."""
-    return sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def read_config_file(path: str) -> dict[str, Any]:

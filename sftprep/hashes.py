@@ -1,9 +1,17 @@
-"""Numbers without pattern, the same on every machine and in every version of NumPy. Source: SplitMix64, Steele et al. 2014."""
+"""Digests of values, and numbers without pattern (SplitMix64, Steele et al. 2014): the same on every machine, for good."""
 
 from __future__ import annotations
 
+import json
+from hashlib import sha256
+
 import numpy as np
 from numpy.typing import NDArray
+
+
+def digest(*parts: object) -> str:
+    """SHA-256, in hex, of JSON-able values: the same on every machine and in every version of Python."""
+    return sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def mixed(*parts: int) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 import xxhash
 
 import sftprep
-from sftprep.config import BuildConfig, digest
+from sftprep.config import BuildConfig
 from sftprep.engine.assemble import Assembled, Progress, assemble
 from sftprep.engine.executors import Executor, available_cores, make_executor
 from sftprep.engine.inputs import stamp
@@ -27,6 +27,7 @@ from sftprep.engine.selection import Side, choose, wanted_facts
 from sftprep.engine.setup import Setup, prepare_setup
 from sftprep.engine.windows import lane_block
 from sftprep.errors import InputChanged
+from sftprep.hashes import digest
 from sftprep.packing.strategies import SMALL, pack_lengths
 from sftprep.shards.files import write_file
 from sftprep.shards.manifest import MANIFEST_NAME, Manifest

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from sftprep.batch import Rejected, TokenBatch
-from sftprep.config import TruncateSide
+from sftprep.choices import TruncateSide
 from sftprep.masking import targets_of
 
 Fit = Callable[[TokenBatch, int, TruncateSide, Counter[str], list[Rejected]], TokenBatch]

@@ -16,11 +16,11 @@ import xxhash
 from numpy.typing import NDArray
 
 from sftprep.batch import Rejected
-from sftprep.config import digest
+from sftprep.engine.facts import Facts, Wanted, facts_of
 from sftprep.engine.prepare import Preparer
 from sftprep.engine.recipe import RecipeFile
-from sftprep.engine.selection import Facts, Wanted, facts_of
 from sftprep.engine.spill import map_spill, read_spill, spill_path, write_spill
+from sftprep.hashes import digest
 from sftprep.shards.manifest import ShardInfo
 from sftprep.shards.writer import ShardRows, write_shard
 from sftprep.sources.lanes import Places, places_of

@@ -11,11 +11,12 @@ import orjson
 
 from sftprep.chat.jinja import REASONING_KEYS
 from sftprep.chat.template import ChatTemplate
-from sftprep.config import TemplateWay, TrainOn, TruncateSide, digest
+from sftprep.choices import TemplateWay, TrainOn, TruncateSide
 from sftprep.functions import load_function, source_digest
+from sftprep.hashes import digest
 from sftprep.records import Reading
 from sftprep.tokenize.beside import Place
-from sftprep.tokenize.load import TokenizerSpec
+from sftprep.tokenize.spec import TokenizerSpec
 
 _VERSION = 3
 """Raised when the same recipe would give other tokens than before, so that older spills are not taken for its own."""

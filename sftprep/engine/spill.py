@@ -7,10 +7,12 @@ A spill is not synced to the disk; a torn one is noticed by its digest and made 
 from __future__ import annotations
 
 import dataclasses
+import mmap
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 
 from sftprep.batch import Rejected, TokenBatch
 from sftprep.shards.files import storage_errors
-from sftprep.shards.schema import arrow_array, numpy_view
+from sftprep.shards.schema import arrow_array
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,33 +86,54 @@ def write_spill(path: Path, batch: TokenBatch) -> None:
 def read_spill(path: Path) -> Spill | None:
     """Map a spill and check it; None where there is none, or where it is not whole."""
     try:
-        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-    except (OSError, pa.ArrowInvalid):
+        spill = map_spill(path)
+        written = _layout_of(path).digest
+    except (OSError, ValueError, pa.ArrowInvalid):
         return None
-    spill = _view(batch)
     buffers: list[NDArray[Any]] = [spill.input_ids, spill.offsets, spill.completion_mask, spill.origin]
     if spill.loss_weights is not None:
         buffers.append(spill.loss_weights)
-    written = (batch.schema.metadata or {}).get(b"digest", b"")
     return spill if _digest(spill.facts, buffers).encode() == written else None
 
 
 def map_spill(path: Path) -> Spill:
     """Map a spill that this build has written or checked already."""
-    return _view(pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0))
+    layout = _layout_of(path)
+    with open(path, "rb") as file:
+        data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    arrays = {name: data[first:last].view(dtype) for name, (first, last, dtype) in layout.places.items()}
+    return Spill(facts=layout.facts, **arrays)
 
 
-def _view(batch: pa.RecordBatch) -> Spill:
+class _Layout(NamedTuple):
+    """Where the buffers of a file are: first byte, last + 1, and type of the values."""
+
+    places: dict[str, tuple[int, int, np.dtype[Any]]]
+    facts: bytes
+    digest: bytes
+
+
+def _layout_of(path: Path) -> _Layout:
+    stat = path.stat()
+    return _layout(path, stat.st_size, stat.st_mtime_ns)
+
+
+# Each shard maps each spill, and reading the same footer again takes ten times as long as mapping the file.
+@lru_cache(maxsize=100_000)
+def _layout(path: Path, size: int, time: int) -> _Layout:
+    """size, time: of the file when it was looked at."""
+    file = pa.memory_map(str(path)).read_buffer()
+    batch = pa.ipc.open_file(file).get_batch(0)
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-    ids, mask, weights = columns["input_ids"], columns["completion_mask"], columns.get("loss_weights")
-    return Spill(
-        input_ids=numpy_view(ids.values),
-        offsets=numpy_view(ids.offsets),
-        completion_mask=numpy_view(mask.values),
-        origin=numpy_view(columns["origin"]),
-        facts=(batch.schema.metadata or {}).get(b"facts", b"{}"),
-        loss_weights=None if weights is None else numpy_view(weights.values),
-    )
+    arrays = {name: columns[name].values for name in columns if name != "origin"}
+    arrays.update(offsets=columns["input_ids"].offsets, origin=columns["origin"])
+    places = {}
+    for name, array in arrays.items():
+        first = array.buffers()[1].address - file.address if len(array) else 0
+        dtype = np.dtype(array.type.to_pandas_dtype())
+        places[name] = (first, first + len(array) * dtype.itemsize, dtype)
+    metadata = batch.schema.metadata or {}
+    return _Layout(places, metadata.get(b"facts", b"{}"), metadata.get(b"digest", b""))
 
 
 def _digest(facts: bytes, buffers: list[NDArray[Any]]) -> str:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from sftprep.config import digest
 from sftprep.errors import ConfigError, FormatError, HubError, InputNotFound
+from sftprep.hashes import digest
 from sftprep.sources.files import choose_split, is_data, kind_of
 from sftprep.sources.hub_splits import choose_config, files_of_splits, glob_matches
 from sftprep.tokenize.cache import cache_dir, read_entry, write_entry

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from sftprep.batch import Rejected
-from sftprep.config import BuildConfig, Order, digest
+from sftprep.config import BuildConfig, Order
 from sftprep.engine.prepare import Preparer
 from sftprep.engine.setup import prepare_recipe
 from sftprep.errors import ConfigError, EmptyInput, MismatchError, RecordError, TooManyRejected
+from sftprep.hashes import digest
 from sftprep.shards.reader import Pack
 from sftprep.shards.schema import position_dtype
 from sftprep.stream.blocks import Block, Dealt, insistently

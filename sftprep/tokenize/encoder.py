@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from sftprep.tokenize.probe import ProbeResult, cached_probe
 from sftprep.tokenize.ranks import find_ranks
 from sftprep.tokenize.spec import TokenizerSpec
 from sftprep.tokenize.tokens import Encoder, EncoderFault, Mismatch, Tokens
+from sftprep.tokenize.versions import version_of
 
 __all__ = [
     "Encoder",
@@ -70,7 +70,7 @@ def load_encoder(spec: TokenizerSpec, name: str, *, threads: bool, reference: Ca
 
 def _chosen(spec: TokenizerSpec, choice: Choice, samples: Sequence[str], cache_folder: Path | None) -> ProbeResult:
     if choice == "tokenizers":
-        return ProbeResult(HfEncoder.name, metadata.version("tokenizers"), equal=True, checked=0, reason="asked for")
+        return ProbeResult(HfEncoder.name, version_of("tokenizers"), equal=True, checked=0, reason="asked for")
     result = cached_probe(spec, samples, cache_folder or cache_dir())
     if not result.equal:
         why = f"gigatoken cannot be used for {spec.name}: {result.reason}" + (f": {result.example}" if result.example else "")

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 from unicodedata import is_normalized
@@ -22,6 +21,7 @@ from sftprep.tokenize.ranks import Ranks
 from sftprep.tokenize.spec import TokenizerSpec
 from sftprep.tokenize.tokens import Encoder, EncoderFault, Tokens, flat_tokens
 from sftprep.tokenize.unicode14 import unsettled_texts
+from sftprep.tokenize.versions import version_of
 
 T = TypeVar("T")
 
@@ -53,13 +53,17 @@ class FastEncoder:
         self._reference = reference
         self._table: TokenBytes | None = None
         self._table_tried = False
-        self.version = gigatoken_version()
         if spec.split_special_tokens:
             raise EncoderFault("gigatoken always recognises special tokens, and this tokenizer is set not to")
         self._between = between_texts(spec)
         self._backend: Any = None
         self._bytes_at_load = self._since_look = 0
         self._load()
+
+    @cached_property
+    def version(self) -> str:
+        """Of gigatoken."""
+        return version_of("gigatoken")
 
     def encode(self, texts: Sequence[str]) -> Tokens:
         """Ids of each text."""
@@ -158,14 +162,6 @@ class FastEncoder:
             self._table_tried = True
             self._table = token_bytes(self._spec, self._backend.vocab, self._decode)
         return self._table
-
-
-def gigatoken_version() -> str:
-    """Version of the installed package, "" where there is none; without importing it."""
-    try:
-        return metadata.version("gigatoken")
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def load_gigatoken(spec: TokenizerSpec, ranks: Ranks | None = None) -> Any:

@@ -17,7 +17,6 @@ import tempfile
 from fnmatch import fnmatch
 from functools import cache
 from hashlib import sha256
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from sftprep.errors import TokenizerError
 from sftprep.tokenize.cache import cache_dir, read_entry, write_entry
 from sftprep.tokenize.child import module_command, module_environment
 from sftprep.tokenize.spec import TokenizerSpec, tokenizer_spec
+from sftprep.tokenize.versions import version_of
 
 __all__ = ["TokenizerSpec", "load_tokenizer", "read_spec", "tokenizer_spec", "write_spec"]
 
@@ -155,13 +155,8 @@ def _digest(name: str, folder: Path, files: list[str]) -> str:
 @cache
 def _versions() -> dict[str, str]:
     """Versions of the packages that take part in resolving, read without importing them."""
-    found = {}
-    for package in ("transformers", "tokenizers", "sentencepiece", "tiktoken", "mistral-common"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = ""
-    return found
+    packages = ("transformers", "tokenizers", "sentencepiece", "tiktoken", "mistral-common")
+    return {package: version_of(package) for package in packages}
 
 
 def _config_of(folder: Path) -> Any:

@@ -6,7 +6,6 @@ import dataclasses
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,13 @@ import numpy as np
 import xxhash
 
 from sftprep.tokenize.cache import read_entry, write_entry
-from sftprep.tokenize.fast import FastEncoder, gigatoken_version
+from sftprep.tokenize.fast import FastEncoder
 from sftprep.tokenize.hf import HfEncoder
 from sftprep.tokenize.nasty import NASTY_VERSION, nasty_texts
 from sftprep.tokenize.ranks import find_ranks, keep_ranks
 from sftprep.tokenize.spec import TokenizerSpec
 from sftprep.tokenize.tokens import Encoder, EncoderFault, Mismatch, first_mismatch
+from sftprep.tokenize.versions import version_of
 
 _FORMAT = "2"
 """Raised when an entry of the cache, or what is compared, changes."""
@@ -115,7 +115,7 @@ def _known(place: Path) -> tuple[ProbeResult | None, list[str]]:
 
 def _key(spec: TokenizerSpec) -> str:
     """Everything that the answer depends on; the processor too, since gigatoken has code for several."""
-    versions = gigatoken_version(), metadata.version("tokenizers"), platform.machine()
+    versions = version_of("gigatoken"), version_of("tokenizers"), platform.machine()
     return xxhash.xxh3_128_hexdigest("\n".join((_FORMAT, str(NASTY_VERSION), spec.fingerprint, *versions)).encode())
 
 

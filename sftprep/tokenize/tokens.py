@@ -35,7 +35,10 @@ class Encoder(Protocol):
     """
 
     name: str
-    version: str
+
+    @property
+    def version(self) -> str:
+        """Of the library."""
 
     def encode(self, texts: Sequence[str]) -> Tokens:
         """Ids of each text."""
