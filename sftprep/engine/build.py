@@ -35,8 +35,8 @@ from sftprep.sources.partition import Source, cut
 from sftprep.tokenize.beside import Beside
 from sftprep.tokenize.hf import HfEncoder
 
-# Below this a spawned worker spends longer on its imports than on its work.
-_SMALL_INPUT = 96 * 1024 * 1024
+_WORTH_A_WORKER = 24 << 20
+"""Bytes of input: with less, a spawned worker spends longer on its imports than on its work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +244,7 @@ def _check_unchanged(setup: Setup) -> None:
 def _workers(config: BuildConfig, setup: Setup) -> int:
     if config.output.workers is not None:
         return config.output.workers
-    return 1 if sum(_sizes(setup)) < _SMALL_INPUT else available_cores()
+    return min(available_cores(), max(1, sum(_sizes(setup)) // _WORTH_A_WORKER))
 
 
 def _sizes(setup: Setup) -> Iterator[int]:

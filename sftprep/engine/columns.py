@@ -7,6 +7,8 @@ conversation, the template treats all of its shape alike (chats.py). All other l
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from functools import cached_property
 
 from sftprep.chat.template import ChatTemplate
 from sftprep.engine.chats import Chats, layouts
@@ -21,9 +23,9 @@ from sftprep.sources.plain import PlainLines
 class Columns:
     """A recipe, ready for plain lines."""
 
-    def __init__(self, recipe: Recipe, reading: Reading, template: ChatTemplate | None) -> None:
-        """template: renders conversations as they are; None where single messages of them count."""
-        self._chats = None if template is None else Chats(recipe, template)
+    def __init__(self, recipe: Recipe, reading: Reading, template: Callable[[], ChatTemplate | None]) -> None:
+        """template: gives what renders conversations as they are; None where single messages of them count."""
+        self._recipe, self._template = recipe, template
         self._prompted = recipe.train_on != "all"
         self._reading = reading
         self._end = closing(recipe.tokenizer)
@@ -60,6 +62,11 @@ class Columns:
         else:
             self._completions(lines, made, counts)
         return made
+
+    @cached_property
+    def _chats(self) -> Chats | None:
+        template = self._template()
+        return None if template is None else Chats(self._recipe, template)
 
     def _source(self, key: str) -> str:
         """The key under which records hold what `key` names."""

@@ -7,11 +7,13 @@ import datetime
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from sftprep.chat.spans import Unproven
+from sftprep.chat.template import ChatTemplate
 from sftprep.config import BuildConfig, FormatConfig, SourceEntry
 from sftprep.engine.inputs import Input, find_inputs
 from sftprep.engine.recipe import Recipe
@@ -126,7 +128,6 @@ def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
         formatting_func=config.format.formatting_func,
         reject_suspects=config.rejects_suspects,
     )
-    recipe.template()  # one that does not compile is refused now
     return recipe, facts
 
 
@@ -159,13 +160,21 @@ def _template_source(config: BuildConfig, spec: TokenizerSpec) -> str | None:
     if path is None:
         return spec.chat_template
     try:
-        return Path(path).read_text(encoding="utf-8")
+        source = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise TemplateError(
             f"cannot read the chat template {path}: {error.strerror}", remedy="check the path given to --chat-template"
         ) from error
     except UnicodeDecodeError as error:
         raise TemplateError(f"the chat template {path} is not UTF-8 text", remedy="give a file with a Jinja template") from error
+    _refuse_broken(source)
+    return source
+
+
+@lru_cache(maxsize=16)
+def _refuse_broken(source: str) -> None:
+    """Raises TemplateError where a chat template does not compile."""
+    ChatTemplate(source, variables={})
 
 
 def _looked_at(file: str, records: Iterator[dict[str, Any]], config: BuildConfig, reading: Reading) -> _Look:
@@ -207,8 +216,10 @@ def _check_together(recipe: Recipe, look: _Look) -> None:
             f"{where}, which are conversations, and the tokenizer {recipe.tokenizer.name} has no chat template",
             remedy="give one with --chat-template FILE, or use the tokenizer of an instruction-tuned model",
         )
-    plain = look.format != "tokens" and not look.chat and not (look.format == "alpaca" and recipe.chat_template)
-    if plain and recipe.tokenizer.eos_token is None:
+    templated = recipe.chat_template is not None and (look.chat or look.format == "alpaca")
+    if templated:
+        _refuse_broken(recipe.chat_template or "")
+    if look.format != "tokens" and not templated and recipe.tokenizer.eos_token is None:
         raise TokenizerError(
             f"{where}, which are plain text, and the tokenizer {recipe.tokenizer.name} has no end-of-sequence token",
             remedy="name one of its tokens with --eos-token",
@@ -224,7 +235,7 @@ def _check_together(recipe: Recipe, look: _Look) -> None:
         raise ConfigError(f"{asked}: {where}, without turns", remedy="use --train-on all")
     if look.format == "tokens":
         _check_tokens(recipe, look)
-    if by_turn and (look.chat or look.format == "alpaca"):
+    if by_turn and templated:
         _check_masks(recipe)
 
 

@@ -121,17 +121,10 @@ class Renderer:
     """A recipe's template and rules, ready to run."""
 
     def __init__(self, recipe: Recipe) -> None:
-        """Raises TemplateError."""
         self._recipe = recipe
-        self._template = recipe.template()
         self._closing = closing(recipe.tokenizer)
         self._shows_calls = recipe.chat_template is not None and "tool_calls" in recipe.chat_template
-        self._shows_tools = self._template is not None and self._template.reads("tools")
-        train_on = recipe.train_on
-        marked = self._template is not None and self._template.has_generation_marks
-        self._spanned = train_on in ("assistant", "last-assistant")
-        # What the template marks is what TRL trains; only what the marks do not tell is asked of the turns.
-        self._by_turn = train_on == "last-assistant" or (train_on == "assistant" and not marked)
+        self._spanned = recipe.train_on in ("assistant", "last-assistant")
 
     def render(
         self, examples: Sequence[Example], rejected: list[Rejected], counts: Counter[str], *, watch: bool = False
@@ -159,18 +152,35 @@ class Renderer:
 
     def ways(self) -> Counter[str]:
         """Conversations rendered so far, by the way they took."""
-        used = (self._template, self.__dict__.get("_turning"))
+        used = (self.__dict__.get("_template"), self.__dict__.get("_turning"))
         return sum((Counter(template.renders) for template in used if template is not None), Counter())
 
-    @property
     def whole_template(self) -> ChatTemplate | None:
-        """The template, where conversations are rendered as they are and no single message of them counts."""
+        """The template, where conversations are rendered as they are and no single message of them counts.
+
+        Raises TemplateError where it does not compile.
+        """
         return None if self._by_turn else self._template
 
     def check_masks(self) -> None:
         """Raises Unproven where assistant turns are to be trained and the template does not tell them."""
         if self._by_turn and self._template is not None:
             _ = self._rule
+
+    @cached_property
+    def _template(self) -> ChatTemplate | None:
+        # Records that are plain text have no use for it.
+        return self._recipe.template()
+
+    @cached_property
+    def _by_turn(self) -> bool:
+        # What the template marks is what TRL trains; only what the marks do not tell is asked of the turns.
+        marked = self._template is not None and self._template.has_generation_marks
+        return self._recipe.train_on == "last-assistant" or (self._recipe.train_on == "assistant" and not marked)
+
+    @cached_property
+    def _shows_tools(self) -> bool:
+        return self._template is not None and self._template.reads("tools")
 
     @cached_property
     def spelled(self) -> Spelled:
@@ -232,7 +242,7 @@ class Renderer:
             out.add(example.origin, whole.text, plain=False, spans=whole.spans if self._spanned else None, prompt=prompt)
         if not self._shows_calls and any("tool_calls" in message for message in messages):
             counts["warnings.tool_calls_not_shown"] += 1
-        if not self._shows_tools and example.tools:
+        if example.tools and not self._shows_tools:
             counts["warnings.tools_not_shown"] += 1
         if example.prompt_messages is not None and _says_nothing(messages[-1]):
             counts["warnings.empty_target"] += 1
