@@ -61,7 +61,7 @@ def main() -> None:
 def stages(config: BuildConfig, folder: Path, rounds: int) -> list[dict[str, Any]]:
     """Seconds and MB/s of each stage of pass 1, of pass 1 as a whole, and of the floor."""
     setup = prepare_setup(config)
-    preparer = Preparer(setup.recipe, threads=False)
+    preparer = Preparer(setup.recipe, threads=True)  # as a build of one process has it
     partitions = list(cut(setup.files))
     blocks = [read_partition(partition) for partition in partitions]
     size = sum(map(len, blocks))

@@ -137,27 +137,37 @@ class ChatTemplate:
         return shape_of(self._outline, roles, self._variables, self.conditions, content_first=content_first)
 
     def fill(self, shape: Shape, contents: Sequence[str]) -> Rendered | None:
-        """A conversation of a shape, rendered; None where `render` is to do it. Raises TemplateError as `counted` does."""
+        """A conversation of a shape, rendered; None where `render` is to do it."""
         rendered = Rendered(*shape.fill(contents))
-        if len(rendered.text) > OUTPUT_FLOOR or not self.counted(shape, lambda: contents):
+        if len(rendered.text) > OUTPUT_FLOOR or not self.counted([shape], lambda _: contents):
             return None
         return rendered
 
-    def counted(self, shape: Shape, contents: Callable[[], Sequence[str]]) -> bool:
-        """Count a conversation that a shape is filled with, of at most OUTPUT_FLOOR characters; False where `render` is to do it.
+    def counted(self, shapes: Sequence[Shape], contents: Callable[[int], Sequence[str]]) -> int:
+        """Count conversations that these shapes are filled with, each of at most OUTPUT_FLOOR characters.
 
-        The first of each shape is checked, within the limits above, and one in CHECKED_EVERY. Raises TemplateError where a check
-        finds that the template refuses the conversation.
+        contents: of a conversation by its number. The first of each shape is checked, within the limits above, and one in
+        CHECKED_EVERY. Returns how many of them count, from the first on: where one is wrong, `render` is to do all from there on.
         """
         if self._pieces is None:
-            return False
-        self._by_pieces += 1
-        if not self._is_due(shape, self._filled):
-            return True
-        texts = contents()
-        messages = shape.messages(texts)
-        fast = Rendered(*shape.fill(texts))
-        return self._checked(messages, None, False, self._variables, fast) is fast
+            return 0
+        before = self._by_pieces
+        firsts = dict(zip(reversed(shapes), range(len(shapes) - 1, -1, -1), strict=True))
+        due: set[int] = {*firsts.values(), *range((-before - 1) % CHECKED_EVERY, len(shapes), CHECKED_EVERY)}
+        for number in sorted(due):
+            self._by_pieces = before + number + 1
+            shape = shapes[number]
+            if self._is_due(shape, self._filled):
+                texts = contents(number)
+                fast = Rendered(*shape.fill(texts))
+                try:
+                    slow = self._checked(shape.messages(texts), None, False, self._variables, fast)
+                except TemplateError:
+                    return number
+                if slow is not fast:
+                    return number
+        self._by_pieces = before + len(shapes)
+        return len(shapes)
 
     def reads(self, name: str) -> bool:
         """Whether the template looks at a variable, such as `tools`."""

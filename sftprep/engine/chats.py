@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -23,7 +22,6 @@ from sftprep.chat.written import Stripped, Writer, stripped
 from sftprep.engine.framed import Framed, Framer, Framing
 from sftprep.engine.recipe import Recipe
 from sftprep.engine.texts import Texts
-from sftprep.errors import TemplateError
 from sftprep.lookup import Letters
 from sftprep.messages import ROLES, SHAREGPT_ROLES
 from sftprep.sources.plain import Layout, Turns
@@ -71,63 +69,35 @@ class Chats:
 
     def texts(self, turns: Turns, layout: Layout, letters: Letters) -> Texts:
         """Those of conversations that have a shape and meet its conditions. letters: of the lines that they stand in."""
-        keys = [
-            (layout, turns.speakers[first:last], content_first)
-            for (first, last), content_first in zip(pairwise(turns.bounds.tolist()), turns.content_first.tolist(), strict=True)
-        ]
-        shapes = {key: self._shape(key, times) for key, times in Counter(keys).items()}
-        known = [shapes[key] for key in keys]
+        which, shapes = self._sorted(turns, layout)
         # Only now, for each shape may add a condition.
         may_hold = letters.may_hold(self._template.conditions.absent)
         try:
-            left = self._left(turns, self._template.conditions, may_hold=may_hold)
-            chosen = self._at_once(turns, known, left)
-            made = Texts()
-            framings = {number: each.framing for number, each in chosen.items() if each.framing}
-            if self._framer is not None and framings and len(framings) == len(chosen):
-                made.framed = self._framed(turns, framings, self._framer)
-            else:
-                self._filled(turns, chosen, made)
+            usable = np.array([each is not None for each in shapes], np.bool_)[which]
+            usable &= ~self._left(turns, self._template.conditions, may_hold=may_hold)
+            at_once = usable & _at_once(turns, which, shapes)
+            made = self._together(turns, np.flatnonzero(at_once), which, shapes)
         except orjson.JSONDecodeError:
             readable = turns.readable()
             return Texts() if readable is turns else self.texts(readable, layout, letters)
         others = Texts()
-        for number, each in enumerate(known):
-            if each is not None and number not in left and number not in chosen:
+        for number in np.flatnonzero(usable & ~at_once).tolist():
+            each = shapes[which[number]]
+            if each is not None:
                 self._one(turns, number, each.shape, others)
         return made.with_others(others)
 
-    def _framed(self, turns: Turns, framings: dict[int, Framing], framer: Framer) -> tuple[Framed, ...]:
-        made = framer.framed(turns, framings)
-        kept = {number: each for number, each in framings.items() if self._counts(turns, number, each.shape)}
-        if len(kept) == len(framings):
-            return (made,)
-        return (framer.framed(turns, kept),) if kept else ()
+    def _sorted(self, turns: Turns, layout: Layout) -> tuple[NDArray[np.int64], list[_Known | None]]:
+        """The number of each conversation's shape, and the shapes; None where there is none."""
+        speakers = [turns.speakers[first:last] for first, last in pairwise(turns.bounds.tolist())]
+        keys = [*zip(speakers, turns.content_first.tolist(), strict=True)]
+        times = Counter(keys)
+        numbers = dict(zip(times, range(len(times)), strict=True))
+        shapes = [self._shape((layout, *key), count) for key, count in times.items()]
+        return np.fromiter(map(numbers.__getitem__, keys), np.int64, len(keys)), shapes
 
-    def _filled(self, turns: Turns, chosen: dict[int, _Known], made: Texts) -> None:
-        orders = [each.order for each in chosen.values() if each.order is not None]
-        texts = self._writer.read(orders, turns.written(chosen)) if chosen else []
-        for (number, each), text in zip(chosen.items(), texts, strict=True):
-            if self._counts(turns, number, each.shape):
-                made.add(int(turns.lines[number]), text, plain=False, spans=None, prompt=None)
-
-    def _one(self, turns: Turns, number: int, shape: Shape, made: Texts) -> None:
-        try:
-            filled = self._template.fill(shape, turns.contents_of(number))
-        except (TemplateError, orjson.JSONDecodeError):
-            return  # the general way says what it is
-        if filled is not None:
-            spans = filled.spans if self._spanned else None
-            made.add(int(turns.lines[number]), filled.text, plain=False, spans=spans, prompt=None)
-
-    def _counts(self, turns: Turns, number: int, shape: Shape) -> bool:
-        try:
-            return self._template.counted(shape, partial(turns.contents_of, number))
-        except TemplateError:
-            return False
-
-    def _left(self, turns: Turns, conditions: Conditions, *, may_hold: bool) -> set[int]:
-        """Conversations that the shapes are not good for."""
+    def _left(self, turns: Turns, conditions: Conditions, *, may_hold: bool) -> NDArray[np.bool_]:
+        """Conversations that the shapes are not good for: bool [n]."""
         if may_hold or self._suspects is not None or conditions.filled - {()}:
             broken = conditions.broken(turns.contents, may_hold=may_hold)
             broken += self._suspects(turns.contents) if self._suspects is not None else []
@@ -135,24 +105,35 @@ class Chats:
             broken = np.flatnonzero(turns.first == turns.last).tolist() if conditions.filled else []
         return turns.conversations(broken)
 
-    def _at_once(self, turns: Turns, known: Sequence[_Known | None], left: set[int]) -> dict[int, _Known]:
-        """Conversations whose texts can be made of their contents as they are written."""
-        left = left | turns.conversations(np.flatnonzero(turns.may_end_early()).tolist())
-        sizes, begins, ends = turns.sizes().tolist(), None, None
-        chosen: dict[int, _Known] = {}
-        for number, each in enumerate(known):
-            if each is None or each.stripped is None or number in left or sizes[number] + each.size > OUTPUT_FLOOR:
-                continue
-            if each.stripped.begins or each.stripped.ends:
-                if begins is None or ends is None:
-                    begins, ends = turns.begin_with_letter(), turns.end_with_letter()
-                place = int(turns.bounds[number])
-                if not all(begins[place + k] for k in each.stripped.begins):
-                    continue
-                if not all(ends[place + k] for k in each.stripped.ends):
-                    continue
-            chosen[number] = each
-        return chosen
+    def _together(
+        self, turns: Turns, chosen: NDArray[np.int64], which: NDArray[np.int64], shapes: Sequence[_Known | None]
+    ) -> Texts:
+        """The texts of these conversations, made of their contents as they are written."""
+        known = [each for each in (shapes[number] for number in which[chosen].tolist()) if each is not None]
+        made = Texts()
+        framed: Framed | None = None
+        texts: list[str] = []
+        framings = [each.framing for each in known if each.framing is not None]
+        if self._framer is not None and framings and len(framings) == len(known):
+            framed = self._framer.framed(turns, chosen, framings)
+        elif known:
+            texts = self._writer.read([each.order for each in known if each.order is not None], turns.written(chosen))
+        kept = self._template.counted([each.shape for each in known], lambda place: turns.contents_of(chosen[place]))
+        if framed is not None and self._framer is not None and kept:
+            whole = kept == len(known)
+            made.framed = (framed if whole else self._framer.framed(turns, chosen[:kept], framings[:kept]),)
+        for number, text in zip(chosen[:kept].tolist(), texts[:kept], strict=False):
+            made.add(int(turns.lines[number]), text, plain=False, spans=None, prompt=None)
+        return made
+
+    def _one(self, turns: Turns, number: int, shape: Shape, made: Texts) -> None:
+        try:
+            filled = self._template.fill(shape, turns.contents_of(number))
+        except orjson.JSONDecodeError:
+            return  # the general way says what it is
+        if filled is not None:
+            spans = filled.spans if self._spanned else None
+            made.add(int(turns.lines[number]), filled.text, plain=False, spans=spans, prompt=None)
 
     def _shape(self, key: _Key, times: int) -> _Known | None:
         """The shape of such conversations, of which there are so many now."""
@@ -180,6 +161,21 @@ class Chats:
         if order is None:
             return _Known(shape, size, None, None, None)
         return _Known(shape, size, at_once, order, None if self._framer is None else self._framer.framing(shape))
+
+
+def _at_once(turns: Turns, which: NDArray[np.int64], shapes: Sequence[_Known | None]) -> NDArray[np.bool_]:
+    """Conversations whose texts can be made of their contents as they are written: bool [n]."""
+    able = np.array([each is not None and each.stripped is not None for each in shapes], np.bool_)
+    sizes = np.array([0 if each is None else each.size for each in shapes], np.int64)
+    chosen: NDArray[np.bool_] = able[which] & (turns.sizes() + sizes[which] <= OUTPUT_FLOOR)
+    chosen &= ~turns.conversations(np.flatnonzero(turns.may_end_early()))
+    for number, each in enumerate(shapes):
+        if each is not None and each.stripped is not None:
+            for places, are_letters in ((each.stripped.begins, turns.begins), (each.stripped.ends, turns.ends)):
+                if places:
+                    rows = np.flatnonzero(which == number)
+                    chosen[rows] &= are_letters[turns.bounds[rows][:, None] + np.array(places)].all(axis=1)
+    return chosen
 
 
 def layouts(format_name: str, key: str) -> list[Layout]:

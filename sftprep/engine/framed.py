@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, overload
 
@@ -42,10 +42,10 @@ class Framer:
         order = self._writer.order((first, *(self.seams.between.text + tail for tail in others), ""))
         return None if order is None else Framing(shape, frame, order)
 
-    def framed(self, turns: Turns, framings: Mapping[int, Framing]) -> Framed:
+    def framed(self, turns: Turns, numbers: NDArray[np.int64], framings: Sequence[Framing]) -> Framed:
         """Conversations by their numbers, in order. Raises orjson.JSONDecodeError where a content is no text."""
-        joined = self._writer.read([each.order for each in framings.values()], turns.written(framings))
-        return Framed(turns, [*framings], [*framings.values()], joined, self)
+        joined = self._writer.read([each.order for each in framings], turns.written(numbers))
+        return Framed(turns, numbers, framings, joined, self)
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Framed(Sequence[str]):
     """Conversations of `turns`, some of them, by their numbers; as a sequence, their texts, each made when it is asked for."""
 
     turns: Turns
-    numbers: list[int]
-    framings: list[Framing]
+    numbers: NDArray[np.int64]
+    framings: Sequence[Framing]
     joined: str
     framer: Framer
 

@@ -84,12 +84,12 @@ class Preparer:
         return load_encoder(self.recipe.tokenizer, self.recipe.encoder, threads=self._threads, reference=self._reference)
 
     @cached_property
-    def _check_with(self) -> Callable[[Sequence[str]], Tokens]:
+    def _check_with(self) -> Callable[[Sequence[str]], Callable[[], Tokens]]:
         """What the spot check compares with; where another core is free, it loads there."""
         if self._asked is None and self._threads and self.recipe.encoder != HfEncoder.name:
             self._beside = Beside(self.recipe.tokenizer)
             self._asked = self._beside.place
-        return Asking(self._asked, self._reference).encode
+        return Asking(self._asked, self._reference).ask
 
     @_without_collection()
     def prepare(self, data: bytes, format_name: str, *, seed: int, sample: int = 0) -> TokenBatch:
@@ -140,10 +140,11 @@ class Preparer:
         made = []
         for each in conversations:
             assert isinstance(self._encoder, FastEncoder)
+            check = self._check(each, self._encoder, seed, sample)
             tokens = each.encode(self._encoder)
             if tokens is None:
                 return None
-            self._check(each, tokens, self._encoder, seed, sample)
+            check(tokens)
             mask = np.ones(len(tokens.input_ids), dtype=np.bool_)
             made.append(TokenBatch(tokens.input_ids, tokens.offsets, mask, np.array(each.origin, dtype=np.int64)))
         return made
@@ -204,8 +205,9 @@ class Preparer:
 
     def _tokenize(self, texts: Texts, encoder: Encoder, counts: Counter[str], seed: int, sample: int) -> TokenBatch:
         spec = self.recipe.tokenizer
+        check = self._check(texts.texts, encoder, seed, sample)
         tokens = encoder.encode(texts.texts)
-        self._check(texts.texts, tokens, encoder, seed, sample)
+        check(tokens)
         plain = np.array(texts.plain, dtype=np.bool_)
         chars = encoder.token_chars(texts.texts, tokens) if texts.have_parts else None
         if texts.marked:
@@ -224,12 +226,17 @@ class Preparer:
             weights *= mask
         return TokenBatch(ids, offsets, mask, np.array(texts.origin, dtype=np.int64), loss_weights=weights)
 
-    def _check(self, texts: Sequence[str], tokens: Tokens, encoder: Encoder, seed: int, sample: int) -> None:
-        """Raises EncoderFault where a text whose turn it is has other ids than the reference gives."""
+    def _check(self, texts: Sequence[str], encoder: Encoder, seed: int, sample: int) -> Callable[[Tokens], None]:
+        """For the tokens of these texts: raises EncoderFault where one whose turn it is is not as the reference encodes it."""
         # A partition's check depends on the partition alone, so that its outcome does not depend on the workers.
-        mismatch = spot_check(encoder, self._check_with, texts, tokens, seed=seed, first=sample)
-        if mismatch is not None:
-            raise EncoderFault("other ids than tokenizers", mismatch)
+        mismatch_in = spot_check(encoder, self._check_with, texts, seed=seed, first=sample)
+
+        def check(tokens: Tokens) -> None:
+            mismatch = mismatch_in(tokens)
+            if mismatch is not None:
+                raise EncoderFault("other ids than tokenizers", mismatch)
+
+        return check
 
     @cached_property
     def _escaping(self) -> EscapedEncoder:

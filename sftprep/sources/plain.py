@@ -8,7 +8,7 @@ that this way has nothing to say about errors. tests/sources/test_plain.py holds
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -38,16 +38,18 @@ class Turns:
     first: NDArray[np.int64]
     last: NDArray[np.int64]
 
-    def written(self, conversations: Collection[int]) -> Pieces[np.uint8]:
+    def written(self, conversations: NDArray[np.int64]) -> Pieces[np.uint8]:
         """The contents of these conversations as they are written, one after the other. conversations: in order."""
         chosen = np.zeros(len(self.lines), np.bool_)
-        chosen[list(conversations)] = True
+        chosen[conversations] = True
         rows = np.repeat(chosen, np.diff(self.bounds))
         return Pieces(self._bytes, self.first[rows], self.last[rows])
 
-    def conversations(self, messages: Sequence[int]) -> set[int]:
-        """The conversations that hold these messages."""
-        return set((np.searchsorted(self.bounds, messages, side="right") - 1).tolist())
+    def conversations(self, messages: Sequence[int] | NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which conversations hold one of these messages: bool [n]."""
+        held = np.zeros(len(self.lines), np.bool_)
+        held[np.searchsorted(self.bounds, messages, side="right") - 1] = True
+        return held
 
     @cached_property
     def contents(self) -> list[str]:
@@ -74,18 +76,19 @@ class Turns:
             return self
         _, unreadable = _each_text(self.data, self.first, self.last)
         counts = np.diff(self.bounds)
-        keep = np.ones(len(self.lines), np.bool_)
-        keep[list(self.conversations(unreadable))] = False
+        keep = ~self.conversations(unreadable)
         rows = np.repeat(keep, counts)
         speakers = np.frombuffer(self.speakers, np.uint8)[rows].tobytes()
         bounds, first, last = edges(counts[keep]), self.first[rows], self.last[rows]
         return Turns(self.lines[keep], bounds, self.content_first[keep], speakers, self.data, first, last)
 
-    def begin_with_letter(self) -> NDArray[np.bool_]:
+    @cached_property
+    def begins(self) -> NDArray[np.bool_]:
         """Whether a content begins with a sign of ASCII that is no blank and written as it is: bool [messages]."""
         return (self.first < self.last) & _is_sign(self._bytes[self.first])
 
-    def end_with_letter(self) -> NDArray[np.bool_]:
+    @cached_property
+    def ends(self) -> NDArray[np.bool_]:
         """Whether a content ends with one."""
         # The longest escape has six letters. Of the last eight, the first two are made something else than a backslash.
         found = (self._last_eight | np.uint64(0xFFFF)) ^ np.uint64(0x5C5C5C5C5C5C5C5C)

@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
@@ -75,15 +76,30 @@ class Asking:
         """here: makes the encoder in this process."""
         self._place, self._here = place, here
         self._child: Connection | None = None
+        self._owes = False
 
-    def encode(self, texts: Sequence[str]) -> Tokens:
-        """Ids of each text. Raises TokenizerError as `HfEncoder.encode` does."""
+    def ask(self, texts: Sequence[str]) -> Callable[[], Tokens]:
+        """Have texts encoded while this process does something else; what it gets waits for their ids.
+
+        Only the last one that was asked for is answered. The answer raises TokenizerError as `HfEncoder.encode` does.
+        """
         try:
             if self._place is not None:
                 self._child = self._child or _connected(self._place)
+                if self._owes:
+                    self._child.recv()  # nobody wanted it
                 self._child.send(list(texts))
-                return flat_tokens([np.array(ids, np.int32) for ids in self._child.recv()])
+                self._owes = True
         except (OSError, EOFError, AuthenticationError):
+            self._place = self._child = None
+        return partial(self._answer, texts)
+
+    def _answer(self, texts: Sequence[str]) -> Tokens:
+        try:
+            if self._child is not None:
+                self._owes = False
+                return flat_tokens([np.array(ids, np.int32) for ids in self._child.recv()])
+        except (OSError, EOFError):
             self._place = self._child = None
         return self._here().encode(texts)
 

@@ -14,24 +14,24 @@ EVERY = 1000
 
 def spot_check(
     encoder: Encoder,
-    reference: Callable[[Sequence[str]], Tokens],
+    ask: Callable[[Sequence[str]], Callable[[], Tokens]],
     texts: Sequence[str],
-    tokens: Tokens,
     *,
     seed: int,
     first: int = 0,
     every: int = EVERY,
-) -> Mismatch | None:
-    """Compare the texts whose turn it is; None where they are equal.
+) -> Callable[[Tokens], Mismatch | None]:
+    """A comparison of the texts whose turn it is, for what `encoder` gives for all of them; it says None where they are equal.
 
-    tokens: what `encoder` gave for `texts`; reference: encodes with `tokenizers`, called only when there is something to check;
-    first: so many texts at the start are checked as well.
+    ask: has `tokenizers` encode some texts meanwhile (`Asking.ask`), called only when there is something to check; first: so many
+    texts at the start are checked as well.
     """
     numbers = [] if encoder.name == "tokenizers" else spot_numbers(len(texts), seed, first=first, every=every)
     if not numbers:
-        return None
+        return lambda _: None
     chosen = [texts[number] for number in numbers]
-    return first_mismatch(chosen, reference(chosen), flat_tokens([tokens.of(number) for number in numbers]))
+    answer = ask(chosen)
+    return lambda tokens: first_mismatch(chosen, answer(), flat_tokens([tokens.of(number) for number in numbers]))
 
 
 def spot_numbers(count: int, seed: int, *, first: int = 0, every: int = EVERY) -> list[int]:

@@ -31,7 +31,7 @@ def test_the_same_ids_and_nothing_is_loaded_here() -> None:
     assert beside.place is not None
     for asking in (Asking(beside.place, never), Asking(pickle.loads(pickle.dumps(beside.place)), never)):
         for texts in (TEXTS, TEXTS[:1], []):
-            want, got = HfEncoder(spec, threads=False).encode(texts), asking.encode(texts)
+            want, got = HfEncoder(spec, threads=False).encode(texts), asking.ask(texts)()
             assert np.array_equal(want.input_ids, got.input_ids)
             assert np.array_equal(want.offsets, got.offsets)
 
@@ -42,21 +42,33 @@ def test_a_child_that_is_gone_is_done_without(when: str) -> None:
     beside = Beside(spec)
     asking = Asking(None if when == "no child" else beside.place, lambda: HfEncoder(spec, threads=False))
     if when == "after the first":
-        asking.encode(TEXTS)
+        asking.ask(TEXTS)()
     beside.close()
     want = HfEncoder(spec, threads=False).encode(TEXTS)
-    assert np.array_equal(asking.encode(TEXTS).input_ids, want.input_ids)
-    assert np.array_equal(asking.encode(TEXTS).input_ids, want.input_ids)
+    assert np.array_equal(asking.ask(TEXTS)().input_ids, want.input_ids)
+    assert np.array_equal(asking.ask(TEXTS)().input_ids, want.input_ids)
 
 
 def test_only_who_has_the_key_is_answered() -> None:
     spec = spec_of(byte_level())
     beside = Beside(spec)
     assert beside.place is not None
-    Asking(beside.place, lambda: HfEncoder(spec, threads=False)).encode(TEXTS)  # it listens
+    Asking(beside.place, lambda: HfEncoder(spec, threads=False)).ask(TEXTS)()  # it listens
     with pytest.raises(AuthenticationError):
         Client(beside.place.address, authkey=b"another")
-    assert len(Asking(beside.place, lambda: HfEncoder(spec, threads=False)).encode(TEXTS).input_ids)
+    assert len(Asking(beside.place, lambda: HfEncoder(spec, threads=False)).ask(TEXTS)().input_ids)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_an_answer_that_nobody_took_is_not_that_to_the_next_question(gone: bool) -> None:
+    spec = spec_of(byte_level())
+    beside = Beside(spec)
+    asking = Asking(beside.place, lambda: HfEncoder(spec, threads=False))
+    asking.ask(TEXTS)
+    answer = asking.ask(TEXTS[:1])
+    if gone:
+        beside.close()
+    assert np.array_equal(answer().input_ids, HfEncoder(spec, threads=False).encode(TEXTS[:1]).input_ids)
 
 
 def test_nothing_is_left_behind() -> None:
@@ -71,14 +83,14 @@ def test_a_text_that_is_no_unicode_is_refused_as_ever() -> None:
     spec = spec_of(byte_level())
     beside = Beside(spec)
     with pytest.raises(TokenizerError, match="surrogate"):
-        Asking(beside.place, lambda: HfEncoder(spec, threads=False)).encode(["\ud800"])
+        Asking(beside.place, lambda: HfEncoder(spec, threads=False)).ask(["\ud800"])()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a pipe of Windows stands in no folder")
 def test_the_child_ends_with_a_parent_that_is_killed() -> None:
     code = (
         "import time; from sftprep.tokenize.beside import Asking, Beside; from tests.tokenize.made import byte_level, spec_of\n"
-        "b = Beside(spec_of(byte_level())); Asking(b.place, None).encode(['a'])\n"
+        "b = Beside(spec_of(byte_level())); Asking(b.place, None).ask(['a'])()\n"
         "print(b.place.address, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from hypothesis import given
@@ -38,14 +38,14 @@ def test_a_lie_is_found_where_it_is_looked_for() -> None:
     liar = Liar(truth, "ids")
     asked: list[int] = []
 
-    def reference(texts: Sequence[str]) -> Tokens:
+    def ask(texts: Sequence[str]) -> Callable[[], Tokens]:
         asked.append(len(texts))
-        return truth.encode(texts)
+        return lambda: truth.encode(texts)
 
     texts = [f"the fox {number}" for number in range(1500)]
-    assert spot_check(truth, reference, texts, truth.encode(texts), seed=0) is None
-    assert spot_check(liar, reference, [], liar.encode([]), seed=0) is None
+    assert spot_check(truth, ask, texts, seed=0)(truth.encode(texts)) is None
+    assert spot_check(liar, ask, [], seed=0)(liar.encode([])) is None
     assert asked == []
-    assert spot_check(liar, reference, texts, liar.encode(texts), seed=0, first=8) is not None
+    assert spot_check(liar, ask, texts, seed=0, first=8)(liar.encode(texts)) is not None
     assert asked[0] >= 9
-    assert spot_check(Liar(truth, "nothing"), reference, texts, truth.encode(texts), seed=0, every=10) is None
+    assert spot_check(Liar(truth, "nothing"), ask, texts, seed=0, every=10)(truth.encode(texts)) is None
