@@ -27,7 +27,7 @@ DEFAULT_LENGTHS = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 EPILOG = """
 what is measured
   sftprep          pack_lengths(strategy="bfd"): one plan over all sequences. After one call to warm up, the median of --repeat.
-                   Plans of up to 50,000 sequences are made without the compiled kernels, whose import costs more.
+                   In a process that has not loaded the compiled kernels, plans of up to 200,000 sequences are made without them.
   TRL planning     TRL's segment tree, in the loop that trl.data_utils._pack_bfd has around it: the plan alone, like ours. It is
                    given Python integers, with which it is faster than with the NumPy scalars of the original.
   TRL one window   trl.data_utils._pack_bfd on all sequences at once. It moves the tokens too (of one byte here), which is a

@@ -31,7 +31,7 @@ what is measured
   TRL 1,000        trl.data_utils.pack_dataset as its trainer calls it: windows of 1,000 rows; it moves the tokens too.
   ms-swift 128     binpacking.to_constant_volume on windows of 128, with which ms-swift packs streams; what is left of a window
                    (its last pack, where that is not full) goes into the next.
-  Grain 8 bins     grain's best-fit packer with 8 open bins. Peers that are not installed are left out.
+  Grain            grain's best-fit packer with 64 open bins; padded rows of tokens. Peers that are not installed are left out.
 
 columns
   over    packs more than the lower bound, ceil(tokens / capacity), in percent of it
@@ -147,7 +147,7 @@ def swift(lengths: Lengths, capacity: int) -> Made:
 
 def grain(lengths: Lengths, capacity: int) -> Made:
     """Grain's packer; it has no windows, so places are those in the whole."""
-    packs: Packs = packs_of_grain(start_grain("best_fit")(lengths, capacity)(), lengths)
+    packs: Packs = packs_of_grain(start_grain("BestFitPackIterDataset")(lengths, capacity)(), lengths)
     sizes = np.diff(packs.offsets)
     return sizes, np.arange(sizes.size) / sizes.size, sizes.size
 
