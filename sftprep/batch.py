@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sftprep.ragged import edges
 
 _Value = TypeVar("_Value", np.int32, np.bool_, np.float32)
 
@@ -90,31 +93,38 @@ class TokenBatch:
         if not len(others.origin) or not len(self.origin):
             return self if len(self.origin) else others
         pair = (self, others)
+        origin = np.concatenate((self.origin, others.origin))
+        order = np.argsort(origin, kind="stable")
+        begins = np.concatenate([each.offsets[:-1] for each in pair])[order]
+        lengths = np.concatenate([each.lengths for each in pair])[order]
         weighted = any(each.loss_weights is not None for each in pair)
-        both = TokenBatch(
-            np.concatenate((self.input_ids, others.input_ids)),
-            np.concatenate((self.offsets, self.offsets[-1] + others.offsets[1:])),
-            np.concatenate((self.completion_mask, others.completion_mask)),
-            np.concatenate((self.origin, others.origin)),
-            loss_weights=np.concatenate([each.weighed() for each in pair]) if weighted else None,
+        runs = _runs(begins, begins + lengths, order >= len(self.origin))
+        return TokenBatch(
+            _taken([each.input_ids for each in pair], runs),
+            edges(lengths),
+            _taken([each.completion_mask for each in pair], runs),
+            origin[order],
+            loss_weights=_taken([each.weighed() for each in pair], runs) if weighted else None,
         )
-        order = np.argsort(both.origin, kind="stable")
-        return both.gathered(order, both.lengths[order])
 
     def gathered(
         self, which: NDArray[np.int64], lengths: NDArray[np.int64], starts: NDArray[np.int64] | None = None
     ) -> TokenBatch:
         """Sequence i is `lengths[i]` tokens of sequence `which[i]`, from its token `starts[i]` on, or from its first."""
-        offsets = np.concatenate(([0], np.cumsum(lengths)))
         begins = self.offsets[:-1][which] if starts is None else self.offsets[:-1][which] + starts
-        ends = begins + lengths
-        # Most sequences stay next to each other, and are copied together.
-        apart = begins[1:] != ends[:-1]
-        firsts, lasts = begins[np.r_[True, apart][: len(begins)]], ends[np.r_[apart, True][: len(begins)]]
-        runs = [slice(first, last) for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True)]
+        runs = _runs(begins, begins + lengths, np.zeros(len(begins), np.bool_))
+        ids, mask = _taken([self.input_ids], runs), _taken([self.completion_mask], runs)
+        weights = None if self.loss_weights is None else _taken([self.loss_weights], runs)
+        return TokenBatch(ids, edges(lengths), mask, self.origin[which], loss_weights=weights)
 
-        def taken(values: NDArray[_Value]) -> NDArray[_Value]:
-            return np.concatenate([values[:0], *(values[run] for run in runs)])
 
-        weights = None if self.loss_weights is None else taken(self.loss_weights)
-        return TokenBatch(taken(self.input_ids), offsets, taken(self.completion_mask), self.origin[which], loss_weights=weights)
+def _runs(begins: NDArray[np.int64], ends: NDArray[np.int64], source: NDArray[np.bool_]) -> list[tuple[bool, slice]]:
+    """Pieces of one of two sources each, those that stand next to each other in it as one: most do."""
+    apart = (begins[1:] != ends[:-1]) | (source[1:] != source[:-1])
+    first, last = np.r_[True, apart][: len(begins)], np.r_[apart, True][: len(begins)]
+    pieces = zip(source[first].tolist(), begins[first].tolist(), ends[last].tolist(), strict=True)
+    return [(number, slice(begin, end)) for number, begin, end in pieces]
+
+
+def _taken(sources: Sequence[NDArray[_Value]], runs: list[tuple[bool, slice]]) -> NDArray[_Value]:
+    return np.concatenate([sources[0][:0], *(sources[number][run] for number, run in runs)])

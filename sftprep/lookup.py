@@ -17,13 +17,14 @@ class Letters:
     """
 
     def __init__(self, data: bytes) -> None:
+        self.data = data
         self._letters = np.frombuffer(data, np.uint8)
         self._places: dict[int, NDArray[np.int64]] = {}
 
     def hold_any(self, words: Iterable[bytes]) -> bool:
         """Whether one of the words, none of them empty, is there."""
         for first, group in groupby(sorted(words), key=lambda word: word[0]):
-            if _go_on(self._letters, self._of(first), list(group), 1):
+            if _go_on(self._letters, self.places(first), list(group), 1):
                 return True
         return False
 
@@ -40,7 +41,8 @@ class Letters:
         within = {_SHORT[letter] for word in wanted for letter in word if letter in _SHORT}
         return self.hold_any(begun) and self.hold_any({*written, *within, rb"\u"})
 
-    def _of(self, letter: int) -> NDArray[np.int64]:
+    def places(self, letter: int) -> NDArray[np.int64]:
+        """Where a byte stands, which is looked for once."""
         if letter not in self._places:
             self._places[letter] = np.flatnonzero(self._letters == letter)
         return self._places[letter]

@@ -37,10 +37,10 @@ class Columns:
         self._renamed = frozenset(sources)
         self._idle = chained or reading.function is not None or recipe.expand_turns
 
-    def texts(self, data: bytes, letters: Letters, format_name: str, counts: Counter[str]) -> Texts:
+    def texts(self, letters: Letters, format_name: str, counts: Counter[str]) -> Texts:
         """The texts of plain lines, layout by layout; none where there is no such line.
 
-        letters: of the data; counts: what is counted of them.
+        letters: of the lines; counts: what is counted of them.
         """
         made = Texts()
         chats = self._chats if format_name in ("messages", "sharegpt") else None
@@ -49,7 +49,7 @@ class Columns:
         if not self._renamed.isdisjoint(keys_of(format_name, self._reading)):
             return made  # what is renamed to something else is no longer there
         try:
-            lines = PlainLines(data)
+            lines = PlainLines(letters)
         except UnicodeDecodeError:
             return made
         if chats is not None:

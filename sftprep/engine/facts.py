@@ -40,7 +40,8 @@ class Wanted:
 
 def facts_of(spill: Spill, data: bytes, wanted: Wanted) -> Facts:
     """The facts on a partition. data: its lines."""
-    targets = targets_of(spill.completion_mask, spill.offsets)
+    mask = np.ones(len(spill.input_ids), np.uint8) if spill.completion_mask is None else spill.completion_mask
+    targets = targets_of(mask, spill.offsets)
     facts = Facts(spill.origin.astype(np.int32), targets.astype(np.int32))
     if wanted.key_seed is None and not wanted.compare:
         return facts

@@ -137,7 +137,7 @@ def assemble_shard(task: AssembleTask) -> Assembled:
     lengths = task.seq_lengths
     ends = np.cumsum(lengths, dtype=np.int64)
     ids = np.empty(int(ends[-1]), dtype=np.int32)
-    mask = np.empty(len(ids), dtype=np.uint8)
+    mask = np.ones(len(ids), dtype=np.uint8)
     origin = np.empty(len(lengths), dtype=np.int64)
     weights = np.ones(len(ids), dtype=np.float32) if task.loss_weights else None
     by_spill = np.argsort(task.spill, kind="stable")
@@ -152,7 +152,9 @@ def assemble_shard(task: AssembleTask) -> Assembled:
         from_ids, from_mask = spill.input_ids, spill.completion_mask
         for to, begin, length in places:
             ids[to : to + length] = from_ids[begin : begin + length]
-            mask[to : to + length] = from_mask[begin : begin + length]
+        if from_mask is not None:
+            for to, begin, length in places:
+                mask[to : to + length] = from_mask[begin : begin + length]
         if weights is not None and spill.loss_weights is not None:
             for to, begin, length in places:
                 weights[to : to + length] = spill.loss_weights[begin : begin + length]

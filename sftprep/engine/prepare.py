@@ -101,7 +101,7 @@ class Preparer:
         counts: Counter[str] = Counter()
         rejected: list[Rejected] = []
         if format_name == "tokens":
-            examples = self._read(data, format_name, rejected, counts)
+            examples = self._read(Letters(data), format_name, rejected, counts)
             batch = given_batch(examples, self.recipe.tokenizer.vocab_size, rejected, counts)
         else:
             if sample:
@@ -164,17 +164,18 @@ class Preparer:
         letters = Letters(data)
         watch = self.recipe.escape_special or self._renderer.spelled.may_be_in(letters)
         before = self._renderer.ways()
-        plain = Texts() if watch else self._columns.texts(data, letters, format_name, counts)
-        examples = self._read(data, format_name, rejected, counts, but=plain.lines)
+        plain = Texts() if watch else self._columns.texts(letters, format_name, counts)
+        examples = self._read(letters, format_name, rejected, counts, but=plain.lines)
         texts = plain.with_others(self._renderer.render(examples, rejected, counts, watch=watch))
         counts.update({f"template.{way}": number for way, number in (self._renderer.ways() - before).items()})
         return texts
 
     def _read(
-        self, data: bytes, format_name: str, rejected: list[Rejected], counts: Counter[str], *, but: Sequence[int] = ()
+        self, letters: Letters, format_name: str, rejected: list[Rejected], counts: Counter[str], *, but: Sequence[int] = ()
     ) -> list[Example]:
         """The examples of all lines but some."""
-        edges = line_edges(data)
+        data = letters.data
+        edges = line_edges(letters)
         total = len(edges) - 1
         examples: list[Example] = []
         blank = 0

@@ -27,14 +27,14 @@ from sftprep.shards.schema import arrow_array
 
 @dataclass(frozen=True, slots=True)
 class Spill:
-    """A spill, mapped: the flat buffers of a TokenBatch. completion_mask: uint8, 1 = trained; facts: JSON of what was counted;
-    loss_weights: None where every trained token weighs 1."""
+    """A spill, mapped: the flat buffers of a TokenBatch. facts: JSON of what was counted; completion_mask: uint8, 1 = trained,
+    None where every token is; loss_weights: None where every trained token weighs 1."""
 
     input_ids: NDArray[np.int32]
     offsets: NDArray[np.int32]
-    completion_mask: NDArray[np.uint8]
     origin: NDArray[np.int64]
     facts: bytes
+    completion_mask: NDArray[np.uint8] | None = None
     loss_weights: NDArray[np.float32] | None = None
 
     @property
@@ -63,15 +63,15 @@ def write_spill(path: Path, batch: TokenBatch) -> None:
     """Write a spill, whole or not at all. Raises StorageError."""
     facts = orjson.dumps({"counts": batch.counts, "rejected": [dataclasses.astuple(r) for r in batch.rejected]})
     offsets = batch.offsets.astype(np.int32)
-    buffers: list[NDArray[Any]] = [batch.input_ids, offsets, batch.completion_mask.view(np.uint8), batch.origin]
-    flat = {"input_ids": buffers[0], "completion_mask": buffers[2]}
+    flat: dict[str, NDArray[Any]] = {"input_ids": batch.input_ids}
+    if not batch.completion_mask.all():
+        flat["completion_mask"] = batch.completion_mask.view(np.uint8)
     if batch.loss_weights is not None:
         flat["loss_weights"] = batch.loss_weights
-        buffers.append(batch.loss_weights)
     lists = {name: pa.ListArray.from_arrays(arrow_array(offsets), arrow_array(values)) for name, values in flat.items()}
     schema = pa.schema(
         [*((name, column.type) for name, column in lists.items()), ("origin", pa.int64())],
-        metadata={b"facts": facts, b"digest": _digest(facts, buffers).encode()},
+        metadata={b"facts": facts, b"digest": _digest(facts, [*flat.values(), offsets, batch.origin]).encode()},
     )
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with storage_errors(path):
@@ -90,10 +90,8 @@ def read_spill(path: Path) -> Spill | None:
         written = _layout_of(path).digest
     except (OSError, ValueError, pa.ArrowInvalid):
         return None
-    buffers: list[NDArray[Any]] = [spill.input_ids, spill.offsets, spill.completion_mask, spill.origin]
-    if spill.loss_weights is not None:
-        buffers.append(spill.loss_weights)
-    return spill if _digest(spill.facts, buffers).encode() == written else None
+    flat = (spill.input_ids, spill.completion_mask, spill.loss_weights, spill.offsets, spill.origin)
+    return spill if _digest(spill.facts, [each for each in flat if each is not None]).encode() == written else None
 
 
 def map_spill(path: Path) -> Spill:

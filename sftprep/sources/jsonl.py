@@ -10,6 +10,7 @@ import orjson
 from numpy.typing import NDArray
 
 from sftprep.batch import Rejected
+from sftprep.lookup import Letters
 from sftprep.sources.lines import LARGEST_LINE
 from sftprep.sources.rows import OPAQUE, UNUSABLE
 
@@ -26,10 +27,10 @@ def split_lines(data: bytes) -> list[bytes]:
     return lines
 
 
-def line_edges(data: bytes) -> NDArray[np.int64]:
+def line_edges(letters: Letters) -> NDArray[np.int64]:
     """Where lines begin: line k of `split_lines` is data[edges[k] : edges[k + 1] - 1]; int64 [lines + 1]."""
-    ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
-    edges = np.concatenate((np.zeros(1, np.int64), ends))
+    data = letters.data
+    edges = np.concatenate((np.zeros(1, np.int64), letters.places(ord("\n")) + 1))
     return np.append(edges, len(data) + 1) if data and not data.endswith(b"\n") else edges
 
 

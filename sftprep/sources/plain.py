@@ -16,6 +16,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from sftprep.lookup import Letters
 from sftprep.ragged import SLOT, Pieces, Ragged, edges
 
 _UNKNOWN = 255
@@ -140,21 +141,24 @@ class PlainLines:
     String i is data[first[i] : last[i]], without its quotes and as it is written; those of line n are bounds[n] .. bounds[n+1]-1.
     """
 
-    def __init__(self, data: bytes) -> None:
-        """data: whole lines. Raises UnicodeDecodeError where they are not UTF-8."""
+    def __init__(self, letters: Letters) -> None:
+        """letters: of whole lines. Raises UnicodeDecodeError where they are not UTF-8."""
+        data = letters.data
         if not data.isascii():
             data.decode()
         ended = data if data.endswith(b"\n") else data + b"\n"
         self._data = ended + bytes(16)  # so that eight bytes can be read from each place
         self._bytes = np.frombuffer(self._data, np.uint8)[: len(ended)]
         self._words = np.ndarray((len(self._data) - 8,), "<u8", buffer=self._data, strides=(1,))
-        control = np.flatnonzero(self._bytes < 32)
-        kinds = self._bytes[control]
-        self.ends = control[kinds == 10]
+        newlines = letters.places(ord("\n"))
+        self.ends = newlines if ended is data else np.append(newlines, len(data))
         self.odd = np.zeros(len(self.ends), np.bool_)
         """Lines that may be of no plain shape, whatever they look like."""
-        others = control[(kinds != 10) & ~((kinds == 13) & (self._bytes[np.minimum(control + 1, len(ended) - 1)] == 10))]
-        self.odd[np.searchsorted(self.ends, others)] = True
+        control = self._bytes < 32
+        if np.count_nonzero(control) > len(self.ends):
+            places = np.flatnonzero(control)
+            kinds, following = self._bytes[places], self._bytes[np.minimum(places + 1, len(ended) - 1)]
+            self.odd[np.searchsorted(self.ends, places[(kinds != 10) & ~((kinds == 13) & (following == 10))])] = True
         quotes = self._quotes()
         counts = np.diff(np.searchsorted(quotes, self.ends), prepend=0)
         unpaired = counts % 2 == 1

@@ -23,4 +23,4 @@ def both_ways(
         assert np.array_equal(getattr(got, part), getattr(want, part)), part
     assert (got.loss_weights is None) == (want.loss_weights is None)
     assert got.rejected == want.rejected
-    return got, want, sorted(by_columns._columns.texts(data, Letters(data), name, Counter()).lines)
+    return got, want, sorted(by_columns._columns.texts(Letters(data), name, Counter()).lines)

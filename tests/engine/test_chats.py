@@ -75,7 +75,7 @@ def test_an_escape_that_its_neighbour_would_complete(recipes: dict[str, Recipe])
 @pytest.mark.parametrize(("name", "framed"), [("chatml", True), ("trimmed", True), ("no tokens", False), ("marked", True)])
 def test_ordinary_chats_are_framed(recipes: dict[str, Recipe], name: str, framed: bool) -> None:
     data = line(["Hello there", "Hi!"]) * 5 + line(["one", "two", "three"]) * 4 + line(["alone"])
-    texts = Preparer(recipes[name], threads=False)._columns.texts(data, Letters(data), "messages", Counter())
+    texts = Preparer(recipes[name], threads=False)._columns.texts(Letters(data), "messages", Counter())
     assert sum(map(len, texts.framed)) == (9 if framed else 0)
     assert len(texts.lines) == 9
     both_ways(data, "messages", recipes[name])

@@ -46,7 +46,7 @@ def check_fields(data: bytes, fields: Fields, wanted: list[str]) -> None:
 def check(data: bytes) -> int:
     """How many lines were read as columns, in any of the ways; each was compared."""
     try:
-        lines = PlainLines(data)
+        lines = PlainLines(Letters(data))
     except UnicodeDecodeError:
         return 0
     found = 0
@@ -189,14 +189,14 @@ def test_names_that_are_never_written_as_they_are(key: str) -> None:
     """Raw bytes that look like such a name are no string of that name."""
     data = b'{"a": [{"role": "user", "content": "x"}]}\n{"a\\n": [{"role": "user", "content": "x"}]}\n{"a": "b", "a\\n": "c"}\n'
     layout = Layout(key, "role", "content", ("user",))
-    assert len(PlainLines(data).turns(layout, LOOKED).lines) == 0
-    assert len(PlainLines(data).fields([key], LOOKED | {key}).lines) == 0
+    assert len(PlainLines(Letters(data)).turns(layout, LOOKED).lines) == 0
+    assert len(PlainLines(Letters(data)).fields([key], LOOKED | {key}).lines) == 0
 
 
 def test_more_keys_that_matter_than_a_byte_counts() -> None:
     looked = frozenset(f"key{number:03}" for number in range(400))
     data = b"".join(b'{"text": "a", "key%03d": "b"}\n' % number for number in range(0, 400, 3)) + b'{"text": "a", "key": "b"}\n'
-    assert PlainLines(data).fields(["text"], looked).lines.tolist() == [data.count(b"\n") - 1]
+    assert PlainLines(Letters(data)).fields(["text"], looked).lines.tolist() == [data.count(b"\n") - 1]
 
 
 def test_one_order_of_keys_in_a_conversation() -> None:
