@@ -38,33 +38,29 @@ def stripped(shape: Shape) -> Stripped | None:
 
 
 class Writer:
-    """Literals as JSON writes them, and JSON of literals and contents. Between two conversations stands `between`."""
+    """Literals as JSON writes them, and JSON of literals and contents. Between two conversations stands `between`, as a rule."""
 
     def __init__(self, begin: bytes, between: bytes, end: bytes) -> None:
         self._numbers: dict[str, int] = {}
         self._written = [begin, end, between]
 
-    def order(self, literals: Sequence[str]) -> NDArray[np.int64] | None:
-        """For `read`: literal, content, ... literal, and what stands between conversations: int64.
+    def order(self, literals: Sequence[str], last: str = "", between: str | None = None) -> NDArray[np.int64]:
+        """For `read`: literal, content, ... literal, content, the last literal if there is one, and what stands between: int64.
 
-        None where JSON cannot write a literal, for half of a surrogate pair.
+        Raises orjson.JSONEncodeError where JSON cannot write a literal, for half of a surrogate pair.
         """
-        try:
-            numbers = [*map(self._number, literals)]
-        except orjson.JSONEncodeError:
-            return None
-        order = np.full(2 * len(numbers), SLOT)
-        order[::2], order[-1] = numbers, _BETWEEN
-        return order
+        order = np.full(2 * len(literals), SLOT)
+        order[::2] = [*map(self._number, literals)]
+        ends = [self._number(last)] if last else []
+        return np.append(order, [*ends, _BETWEEN if between is None else self._number(between)])
 
-    def read(self, orders: Sequence[NDArray[np.int64]], contents: Pieces[np.uint8]) -> Any:
-        """What the JSON says. orders: of all conversations; contents: of their messages, one after the other, as written; none
+    def read(self, order: NDArray[np.int64], contents: Pieces[np.uint8]) -> Any:
+        """What the JSON says. order: of all conversations; contents: of their messages, one after the other, as written; none
         ends in an escape.
 
         Raises orjson.JSONDecodeError where a content is no text.
         """
-        whole = np.concatenate(([_BEGIN], *orders))
-        whole = np.append(whole[:-1], _END) if orders else np.append(whole, _END)
+        whole = np.concatenate(([_BEGIN], order[:-1], [_END]))
         fixed: Ragged[np.uint8] = Ragged.of([np.frombuffer(each, np.uint8) for each in self._written], np.uint8)
         return orjson.loads(contents.within(whole, fixed).values.data)
 

@@ -117,7 +117,8 @@ class Chats:
         if self._framer is not None and framings and len(framings) == len(known):
             framed = self._framer.framed(turns, chosen, framings)
         elif known:
-            texts = self._writer.read([each.order for each in known if each.order is not None], turns.written(chosen))
+            order = np.concatenate([each.order for each in known if each.order is not None])
+            texts = self._writer.read(order, turns.written(chosen))
         kept = self._template.counted([each.shape for each in known], lambda place: turns.contents_of(chosen[place]))
         if framed is not None and self._framer is not None and kept:
             whole = kept == len(known)
@@ -157,7 +158,10 @@ class Chats:
     def _prepared(self, shape: Shape) -> _Known:
         size = sum(map(len, shape.literals))
         at_once = None if self._spanned else stripped(shape)
-        order = None if at_once is None else self._writer.order(shape.literals)
+        try:
+            order = None if at_once is None else self._writer.order(shape.literals[:-1], shape.literals[-1])
+        except orjson.JSONEncodeError:
+            order = None  # half of a surrogate pair
         if order is None:
             return _Known(shape, size, None, None, None)
         return _Known(shape, size, at_once, order, None if self._framer is None else self._framer.framing(shape))

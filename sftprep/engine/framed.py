@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from sftprep.chat.shapes import Shape
 from sftprep.chat.written import Writer
+from sftprep.ragged import SLOT
 from sftprep.sources.plain import Turns
+from sftprep.tokenize.between import COMMA
 from sftprep.tokenize.fast import FastEncoder
 from sftprep.tokenize.seams import Frame, Heads, Seams, encode_framed
 from sftprep.tokenize.tokens import Tokens
@@ -32,6 +34,8 @@ class Framer:
     def __init__(self, seams: Seams) -> None:
         self.seams, self.heads = seams, Heads()
         self._writer = Writer(b'"', orjson.dumps(seams.between.text)[1:-1], b'"')
+        self._commas: dict[int, int] = {}
+        """Numbers of literals that start with a comma, by those of the same with a token instead."""
 
     def framing(self, shape: Shape) -> Framing | None:
         """None where the literals of a shape cannot be cut."""
@@ -39,23 +43,42 @@ class Framer:
         if frame is None:
             return None
         first, *others = frame.tails
-        order = self._writer.order((first, *(self.seams.between.text + tail for tail in others), ""))
-        return None if order is None else Framing(shape, frame, order)
+        try:
+            order = self._writer.order((first, *(self.seams.between.text + tail for tail in others)))
+            if self.seams.commas:
+                commas = self._writer.order((first, *(COMMA + tail for tail in others)), between=COMMA)
+                self._commas.update(zip(order[2::2].tolist(), commas[2::2].tolist(), strict=True))
+        except orjson.JSONEncodeError:
+            return None  # half of a surrogate pair
+        return Framing(shape, frame, order)
 
     def framed(self, turns: Turns, numbers: NDArray[np.int64], framings: Sequence[Framing]) -> Framed:
         """Conversations by their numbers, in order. Raises orjson.JSONDecodeError where a content is no text."""
-        joined = self._writer.read([each.order for each in framings], turns.written(numbers))
-        return Framed(turns, numbers, framings, joined, self)
+        contents = turns.written(numbers)
+        order = np.concatenate([each.order for each in framings])
+        commas = 0
+        if self._commas:
+            with_commas = np.arange(max(*self._commas, *self._commas.values()) + 1)
+            with_commas[[*self._commas]] = [*self._commas.values()]
+            after = np.flatnonzero(order == SLOT)[turns.ends[turns.rows(numbers)]] + 1
+            order[after] = with_commas[order[after]]
+            # Nothing stands after the last content.
+            commas = len(after) - int(len(after) > 0 and after[-1] == len(order) - 1)
+        return Framed(turns, numbers, framings, self._writer.read(order, contents), commas, self)
 
 
 @dataclass(frozen=True)
 class Framed(Sequence[str]):
-    """Conversations of `turns`, some of them, by their numbers; as a sequence, their texts, each made when it is asked for."""
+    """Conversations of `turns`, some of them, by their numbers; as a sequence, their texts, each made when it is asked for.
+
+    joined: their tails and contents, with tokens and so many commas between them.
+    """
 
     turns: Turns
     numbers: NDArray[np.int64]
     framings: Sequence[Framing]
     joined: str
+    commas: int
     framer: Framer
 
     @property
@@ -67,7 +90,7 @@ class Framed(Sequence[str]):
     def encode(self, encoder: FastEncoder) -> Tokens | None:
         """Ids of the texts; None where they have to be made. Raises EncoderFault."""
         frames = [each.frame for each in self.framings]
-        return encode_framed(encoder, frames, self.joined, self.framer.seams, self.framer.heads)
+        return encode_framed(encoder, frames, self.joined, self.commas, self.framer.heads)
 
     def __len__(self) -> int:
         return len(self.numbers)

@@ -41,10 +41,14 @@ class Turns:
 
     def written(self, conversations: NDArray[np.int64]) -> Pieces[np.uint8]:
         """The contents of these conversations as they are written, one after the other. conversations: in order."""
+        rows = self.rows(conversations)
+        return Pieces(self._bytes, self.first[rows], self.last[rows])
+
+    def rows(self, conversations: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which messages are theirs: bool [messages]."""
         chosen = np.zeros(len(self.lines), np.bool_)
         chosen[conversations] = True
-        rows = np.repeat(chosen, np.diff(self.bounds))
-        return Pieces(self._bytes, self.first[rows], self.last[rows])
+        return np.repeat(chosen, np.diff(self.bounds))
 
     def conversations(self, messages: Sequence[int] | NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which conversations hold one of these messages: bool [n]."""

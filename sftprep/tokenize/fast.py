@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.ragged import Pieces, edges
-from sftprep.tokenize.between import Between, between_texts
+from sftprep.tokenize.between import COMMA, between_texts, may_end, takes_commas
 from sftprep.tokenize.chars import TokenBytes, char_ranges, token_bytes
 from sftprep.tokenize.hf import not_unicode
 from sftprep.tokenize.ranks import Ranks
@@ -96,12 +96,12 @@ class FastEncoder:
         tokens = self.encode(texts)
         return tokens, self.token_chars(texts, tokens)
 
-    def encode_parts(self, joined: str, between: Between, count: int) -> Pieces[np.int32] | None:
-        """Ids of `count` parts that were joined with `between`; None where parts need a look each."""
+    def encode_parts(self, joined: str, tokens: int, commas: int) -> Pieces[np.int32] | None:
+        """Ids of parts with so many tokens (`between_texts`) and commas between them; None where parts need a look each."""
         if not joined.isascii() and (unsettled_texts([joined]) or (self._changes and not is_normalized("NFC", joined))):
             return None
         self._make_room(len(joined), ascii_only=joined.isascii())
-        return _divided(_guarded(lambda: self._backend.encode(joined)), between.id, count)
+        return self._divided(joined, tokens, commas)
 
     @property
     def _changes(self) -> bool:
@@ -130,12 +130,38 @@ class FastEncoder:
             return Tokens(np.asarray(batch.content.data).view(np.int32), np.asarray(batch.offsets.data, np.int64))
         encode, between = self._backend.encode, self._between
         if between is not None and len(texts) > 1:
-            parts = _divided(_guarded(lambda: encode(between.text.join(texts))), between.id, len(texts))
+            apart = len(texts) - 1
+            if self._comma is not None and all(map(may_end, texts)):
+                parts = self._divided(COMMA.join(texts), 0, apart)
+            else:
+                parts = self._divided(between.text.join(texts), apart, 0)
             if parts is not None:
                 joined = parts.joined()
                 return Tokens(joined.values, joined.edges)
         # One call a text costs a microsecond and spares the import of awkward; no thread is ever started.
         return flat_tokens(_guarded(lambda: [encode(text) for text in texts]))
+
+    def _divided(self, joined: str, tokens: int, commas: int) -> Pieces[np.int32] | None:
+        """The ids of texts that are encoded as one, without those between them; None where a text holds one of those too."""
+        assert self._between is not None
+        ids = _guarded(lambda: self._backend.encode(joined))
+        found = ids == self._between.id
+        if commas:
+            found |= ids == self._comma
+        places = np.flatnonzero(found)
+        within = (ids[places] == self._comma).view(np.int8) if commas else 0  # a comma has a digit on each side
+        if len(places) != tokens + commas or np.count_nonzero(within) != commas:
+            return None
+        first, last = places + 1 + within, places - within
+        return Pieces(ids.view(np.int32), np.concatenate(([0], first)), np.append(last, len(ids)))
+
+    @cached_property
+    def _comma(self) -> int | None:
+        """The id of the sign in a comma; None where commas change what is beside them."""
+        if not takes_commas(self._spec):
+            return None
+        ids = _guarded(lambda: self._backend.encode(COMMA)).tolist()
+        return ids[1] if len(ids) == 3 and ids[0] == ids[2] != ids[1] else None
 
     def _decode(self, ids: NDArray[np.uint32]) -> bytes:
         return bytes(self._backend.decode(ids))
@@ -204,14 +230,6 @@ def _guarded(call: Callable[[], T], doing: str = "encode these texts") -> T:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _divided(ids: NDArray[np.uint32], between: int, count: int) -> Pieces[np.int32] | None:
-    """The ids of `count` texts that were encoded as one, with this token between them; None where it is in a text too."""
-    places = np.flatnonzero(ids == between)
-    if len(places) != count - 1:
-        return None
-    return Pieces(ids.view(np.int32), np.concatenate(([0], places + 1)), np.append(places, len(ids)))
 
 
 def _interleaved(chosen: NDArray[np.bool_], yes: Tokens, no: Tokens) -> Tokens:

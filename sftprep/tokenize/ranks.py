@@ -44,7 +44,7 @@ class Ranks:
 
 def find_ranks(spec: TokenizerSpec, folder: Path) -> Ranks | None:
     """The ranks of a tokenizer, where `keep_ranks` found some and they are undamaged. folder: that of the cache."""
-    scheme = _scheme(spec)
+    scheme = scheme_of(spec)
     entry = read_entry(_entry(spec, folder)) if scheme else None
     if scheme is None or entry is None or not entry[0].get("ranks"):
         return None
@@ -59,7 +59,7 @@ def find_ranks(spec: TokenizerSpec, folder: Path) -> Ranks | None:
 
 def keep_ranks(spec: TokenizerSpec, folder: Path) -> None:
     """Work out once whether a tokenizer has ranks, and keep them in the cache. One that cannot be written costs time only."""
-    if _scheme(spec) is None or read_entry(_entry(spec, folder)) is not None:
+    if scheme_of(spec) is None or read_entry(_entry(spec, folder)) is not None:
         return
     ranks = ranks_of(orjson.loads(spec.json)["model"], spec.added_tokens())
     name = ""
@@ -121,8 +121,8 @@ def _byte_of_letter() -> dict[str, int]:
     return {chr(byte): byte for byte in shown} | {chr(256 + place): byte for place, byte in enumerate(hidden)}
 
 
-def _scheme(spec: TokenizerSpec) -> str | None:
-    """gigatoken's name for how the tokenizer cuts texts; None where ranks cannot say all that it does."""
+def scheme_of(spec: TokenizerSpec) -> str | None:
+    """gigatoken's name for how the tokenizer cuts texts; None where it is none of those known here, or does more than that."""
     if not all(map(takes_only_itself, spec.part("added_tokens") or ())):
         return None
     if spec.part("normalizer") not in (None, {"type": "NFC"}):

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.ragged import SLOT, Ragged, edges
-from sftprep.tokenize.between import Between, between_texts
+from sftprep.tokenize.between import COMMA, Between, between_texts, takes_commas
 from sftprep.tokenize.fast import FastEncoder
 from sftprep.tokenize.spec import TokenizerSpec, takes_only_itself
 from sftprep.tokenize.tokens import Tokens
@@ -35,11 +35,11 @@ class Frame:
 
 
 class Seams:
-    """Where the texts of a tokenizer can be cut. between: stands between contents that are encoded at once."""
+    """Where the texts of a tokenizer can be cut. between: stands between contents that are encoded at once; commas may too."""
 
-    def __init__(self, between: Between, added: Sequence[str]) -> None:
+    def __init__(self, between: Between, added: Sequence[str], *, commas: bool) -> None:
         """added: the tokens of `between`'s tokenizer that divide texts, all of them."""
-        self.between = between
+        self.between, self.commas = between, commas
         self._added = [*added]
         # Templates write the same few literals again and again.
         self._cut = lru_cache(maxsize=10_000)(self._new_cut)
@@ -60,7 +60,7 @@ class Seams:
         apart = first or (bool(found) and found[0].start() == 0) or (last and not literal)
         if not apart or (not first and self._may_end_in(literal)) or (not last and self._may_begin_in(literal)):
             return None
-        if self.between.text in literal:
+        if self.between.text in literal or COMMA[1] in literal:
             return None
         end = len(literal) if last else found[-1].end() if found else 0
         return literal[:end], literal[end:]
@@ -79,7 +79,7 @@ def seams_of(spec: TokenizerSpec) -> Seams | None:
     entries = spec.part("added_tokens") or []
     if between is None or not all(map(takes_only_itself, entries)):
         return None
-    return Seams(between, [entry["content"] for entry in entries])
+    return Seams(between, [entry["content"] for entry in entries], commas=takes_commas(spec))
 
 
 class Heads:
@@ -105,13 +105,14 @@ class Heads:
         return [self._orders[frame] for frame in frames]
 
 
-def encode_framed(encoder: FastEncoder, frames: Sequence[Frame], joined: str, seams: Seams, heads: Heads) -> Tokens | None:
+def encode_framed(encoder: FastEncoder, frames: Sequence[Frame], joined: str, commas: int, heads: Heads) -> Tokens | None:
     """Ids of texts, each of a frame and its contents; None where the parts have to be encoded one by one.
 
-    joined: tail and content, and so on, with `seams.between` between each two; heads: those that were encoded before.
+    joined: tail and content, and so on, with the encoder's `between` or, so often, a comma between each two; heads: those that
+    were encoded before.
     """
     orders = heads.orders(encoder, frames)
-    parts = encoder.encode_parts(joined, seams.between, sum(len(frame.tails) for frame in frames))
+    parts = encoder.encode_parts(joined, sum(len(frame.tails) for frame in frames) - 1 - commas, commas)
     if parts is None:
         return None
     made = parts.within(np.concatenate(orders), heads.ids)

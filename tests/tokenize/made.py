@@ -26,16 +26,17 @@ def byte_level(
     added: tuple[AddedToken, ...] = (),
     nfc: bool = False,
     gpt4: bool = False,
+    qwen: bool = False,
     add_prefix_space: bool = False,
     trim: bool = False,
 ) -> Tokenizer:
-    """A byte-level BPE of 400 tokens, as GPT-2 (or, with gpt4, as Qwen and Llama 3) splits."""
+    """A byte-level BPE of 400 tokens, as GPT-2 splits, with gpt4 as Llama 3, with qwen as Qwen, digit by digit."""
     tokenizer = Tokenizer(models.BPE())
     if nfc:
         tokenizer.normalizer = normalizers.NFC()
-    level = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=not gpt4)
-    split = pre_tokenizers.Split(Regex(_GPT4), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, level]) if gpt4 else level
+    level = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=not (gpt4 or qwen))
+    split = pre_tokenizers.Split(Regex(_GPT4.replace("{1,3}", "") if qwen else _GPT4), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, level]) if gpt4 or qwen else level
     tokenizer.decoder = decoders.ByteLevel()
     if trim:
         tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)

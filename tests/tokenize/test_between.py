@@ -20,7 +20,8 @@ from tests.tokenize.real import FAST, real_spec
 _longer = f"{END}system"
 MADE: dict[str, Tokenizer] = {
     "as gpt-2": byte_level(),
-    "as qwen": byte_level(nfc=True, gpt4=True),
+    "as llama": byte_level(nfc=True, gpt4=True),
+    "as qwen": byte_level(nfc=True, qwen=True),
     "one that takes blanks": byte_level(added=(AddedToken("<mask>", lstrip=True, rstrip=True, normalized=False),)),
     "blanks as tokens": byte_level(added=(AddedToken("  ", normalized=False), AddedToken("\n\n", normalized=False))),
     "a longer one": byte_level(added=(AddedToken(_longer, special=True, normalized=False),)),
@@ -28,7 +29,26 @@ MADE: dict[str, Tokenizer] = {
     "bare letters": byte_level(added=(AddedToken("a", normalized=False), AddedToken(">", normalized=False))),
 }
 PIECES = [END, START, STOP, _longer, END[:-1], END[1:], "<", "<|", "|>", "system", "<mask>", " ", "  ", "\n", "\n\n", "a", "x"]
-PIECES += ["e", "\u00e9x", "\u0301", "\u0323", "\u3099", "\uac00", "\u11a8", "hello", "'s", "12", "中", "\U0001f600", "\x00", "_"]
+PIECES += [
+    "0",
+    "\x01",
+    "0\x010",
+    ".",
+    "e",
+    "\u00e9x",
+    "\u0301",
+    "\u0323",
+    "\u3099",
+    "\uac00",
+    "\u11a8",
+    "hello",
+    "'s",
+    "12",
+    "中",
+    "\U0001f600",
+    "\x00",
+    "_",
+]
 
 
 @cache

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
+from sftprep.tokenize.between import COMMA, may_end, takes_commas
 from sftprep.tokenize.fast import FastEncoder
 from sftprep.tokenize.hf import HfEncoder
 from sftprep.tokenize.seams import Frame, Heads, encode_framed, seams_of
@@ -20,7 +21,8 @@ from tests.tokenize.real import FAST, real_fast, real_reference, real_spec
 LONGER = f"{STOP}\n{START}user"
 MADE = {
     "as gpt-2": byte_level(),
-    "as qwen": byte_level(nfc=True, gpt4=True),
+    "as llama": byte_level(nfc=True, gpt4=True),
+    "as qwen": byte_level(nfc=True, qwen=True),
     "a longer one": byte_level(added=(AddedToken(LONGER, special=True, normalized=False),)),
     "one that starts with an end": byte_level(added=(AddedToken("\nuser", normalized=False), AddedToken(">x", normalized=False))),
     "blanks as tokens": byte_level(gpt4=True, added=(AddedToken("  ", normalized=False), AddedToken("\n\n", normalized=False))),
@@ -30,7 +32,7 @@ LITERALS = [f"{START}user\n", f"{STOP}\n{START}user\n", f"{STOP}\n{START}assista
 LITERALS += [f"{STOP} ", f"{START}{START}", f"{STOP}{END}x", END, f"x{STOP}\n{START}", f"{STOP}<", f">{STOP}\n\n"]
 LITERALS += [f"{STOP}e\u0301"]
 PIECES = [END, START, STOP, STOP[:3], STOP[3:], START[:-1], "\n", " ", "  ", "\t", "user", "hello", "a", "x", "ser", "1"]
-PIECES += ["23", "'s"]
+PIECES += ["23", "'s", "0", "07", "'l", ".", "!\n", COMMA, COMMA[:2], COMMA[1]]
 PIECES += ["\u0301", "e", "\u00e9", "中", "\U0001f600", "\u1e0b\u0323", "\u1e135", "\u0000", "<", ">", "|", "/", '"', "\\"]
 contents = st.lists(st.sampled_from(PIECES), max_size=5).map("".join)
 
@@ -54,20 +56,22 @@ def check(name: str, shapes: list[list[str]], picked: list[tuple[int, list[str]]
     """Whether the texts were encoded without being made, None where no shape has a frame; what was encoded is compared."""
     seams = seams_of(spec(name))
     frames = [None if seams is None else seams.frame(literals) for literals in shapes]
-    texts, parts, used = [], [], list[Frame]()
+    texts, parts, used = list[str](), list[tuple[str, str]](), list[Frame]()
     for number, own in picked:
         frame, literals = frames[number % len(shapes)], shapes[number % len(shapes)]
         if frame is None:
             continue
         filling = (own * len(literals))[: len(literals) - 1] if own else [""] * (len(literals) - 1)
         used.append(frame)
-        parts += [tail + content for tail, content in zip(frame.tails, filling, strict=True)]
+        parts += zip(frame.tails, filling, strict=True)
         texts.append("".join(a + b for a, b in zip(literals, [*filling, ""], strict=True)))
     if seams is None or not texts:
         return None
+    after = [COMMA if seams.commas and may_end(content) else seams.between.text for _, content in parts]
+    joined = "".join(tail + content + between for (tail, content), between in zip(parts, [*after[:-1], ""], strict=True))
     heads = Heads()
     for _ in range(2):  # the second time, they are known
-        got = encode_framed(fast(name), used, seams.between.text.join(parts), seams, heads)
+        got = encode_framed(fast(name), used, joined, after[:-1].count(COMMA), heads)
         if got is None:
             return False
         want = reference(name).encode(texts)
@@ -114,6 +118,18 @@ def test_contents_that_spell_what_stands_between_are_encoded_as_texts() -> None:
     seams = seams_of(spec("as qwen"))
     assert seams is not None
     assert check("as qwen", [CHAT], [(0, ["a", f"b{seams.between.text}c"])]) is False
+
+
+def test_contents_that_hold_a_comma_are_encoded_as_texts() -> None:
+    assert check("as qwen", [CHAT], [(0, ["a", f"b{COMMA}c"]), (0, ["d", "e"])]) is False
+
+
+@pytest.mark.parametrize("token", ["x0", "0x", "a\x01b"])
+def test_tokens_that_a_comma_could_complete_allow_none(token: str) -> None:
+    made = byte_level(nfc=True, qwen=True, added=(AddedToken(token, normalized=False),))
+    assert takes_commas(spec("as qwen"))
+    assert not takes_commas(spec_of(made))
+    assert not takes_commas(spec("as gpt-2"))
 
 
 def test_tokenizers_whose_tokens_take_blanks_have_no_seams() -> None:
