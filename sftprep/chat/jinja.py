@@ -214,8 +214,9 @@ def size_of(value: Any) -> int:
     return 8
 
 
-def with_reasoning(messages: list[Message]) -> list[Message]:
-    """Give a turn's reasoning under the names that templates read, as transformers 5.23 does; without any, the same list.
+def as_templates_get(messages: list[Message]) -> list[Message]:
+    """Messages without keys whose value is None, and a turn's reasoning under the names that templates read; the same list where
+    there is nothing to do. Source: `apply_chat_template` of transformers 5.23.
 
     Raises TemplateError for a message that is no dictionary.
     """
@@ -226,6 +227,10 @@ def with_reasoning(messages: list[Message]) -> list[Message]:
                 f"message {index + 1} is a {type(message).__name__}, not an object",
                 remedy='write each message as {"role": ..., "content": ...}',
             )
+        if None in message.values():
+            if shown is messages:
+                shown = list(messages)
+            message = shown[index] = {key: value for key, value in message.items() if value is not None}  # noqa: PLW2901
         if "reasoning_content" in message or "thinking" in message or "reasoning" in message:
             reasoning = next((message[key] for key in REASONING_KEYS if message.get(key) is not None), None)
             if reasoning is not None:

@@ -16,10 +16,10 @@ from sftprep.batch import Message
 from sftprep.chat.jinja import (
     OUTPUT_FLOOR,
     ChatEnvironment,
+    as_templates_get,
     check_output,
     compile_template,
     run_template,
-    with_reasoning,
 )
 from sftprep.chat.pieces import Render, compile_pieces
 from sftprep.chat.runtime import HandOver
@@ -103,7 +103,7 @@ class ChatTemplate:
         and one thing beside it, so that none brings reasoning. Raises TemplateError where the template refuses the conversation,
         with its own message, and where it fails.
         """
-        messages = messages if bare else with_reasoning(messages)
+        messages = messages if bare else as_templates_get(messages)
         variables = self._given(template_kwargs) if template_kwargs else self._variables
         if tools is not None:
             _check_tools(tools)

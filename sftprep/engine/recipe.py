@@ -18,7 +18,7 @@ from sftprep.records import Reading
 from sftprep.tokenize.beside import Place
 from sftprep.tokenize.spec import TokenizerSpec
 
-_VERSION = 3
+_VERSION = 4
 """Raised when the same recipe would give other tokens than before, so that older spills are not taken for its own."""
 
 

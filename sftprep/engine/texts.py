@@ -240,7 +240,7 @@ class Renderer:
             # Rendered before anything is stored, so that a template that refuses the prompt leaves nothing half done.
             prompt = self._prompt(example)
             out.add(example.origin, whole.text, plain=False, spans=whole.spans if self._spanned else None, prompt=prompt)
-        if not self._shows_calls and any("tool_calls" in message for message in messages):
+        if not self._shows_calls and any(message.get("tool_calls") is not None for message in messages):
             counts["warnings.tool_calls_not_shown"] += 1
         if example.tools and not self._shows_tools:
             counts["warnings.tools_not_shown"] += 1

@@ -36,7 +36,8 @@ def by_transformers(source: str, case: Case, *, add_generation_prompt: bool, mar
 
     try:
         texts, spans = render_jinja_template(
-            [copy.deepcopy(case.messages)],
+            # `apply_chat_template` leaves these keys out before it comes here.
+            [[{key: value for key, value in m.items() if value is not None} for m in copy.deepcopy(case.messages)]],
             tools=copy.deepcopy(case.tools),
             chat_template=source,
             return_assistant_tokens_mask=marks,
@@ -99,6 +100,10 @@ _ARGUMENTS = {"city": "Köln", "unit": "C", "days": 2, "options": {"deep": [1.5,
 CONVERSATIONS: dict[str, Case] = {
     "two turns": Case(turns("What is 2+2?", "4")),
     "question only": Case(turns("What is 2+2?")),
+    "null keys": Case([{**turn, "tool_calls": None, "name": None} for turn in turns("hi", "hello")]),
+    "null contents": Case(
+        [*turns("hi"), {"role": "assistant", "content": None, "reasoning_content": None, "tool_calls": [_call({"a": 1})]}]
+    ),
     "system first": Case(turns("hi", "hello", "more", "ok", system="You are terse.")),
     "system only": Case(turns(system="alone")),
     "long": Case(turns(*(f"turn {i}" for i in range(12)), system="s")),

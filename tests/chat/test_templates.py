@@ -81,7 +81,7 @@ def test_the_text_is_that_of_the_tokenizer(tokenizer: str) -> None:
 
     real = AutoTokenizer.from_pretrained(SHARED / "tokenizers" / tokenizer)
     template = ChatTemplate(real.chat_template, variables=real.special_tokens_map)
-    for name in ("two turns", "system first", "calls", "tools and system"):
+    for name in ("two turns", "system first", "calls", "tools and system", "null keys"):
         case = CONVERSATIONS[name]
         text = real.apply_chat_template(case.messages, tools=case.tools, tokenize=False)
         assert template.render(case.messages, tools=case.tools).text == text

@@ -192,7 +192,7 @@ CALLS = [
 
 
 def test_nulls_that_a_table_puts_in_stay_as_with_trl_and_go_when_asked(tokenizer_dir, tmp_path):
-    """`datasets` gives every row the keys of every other; TRL hands the nulls to the template, and so do we."""
+    """`datasets` gives every row the keys of every other; TRL hands those in tools to the template, and so do we."""
     table = pa.Table.from_pylist(CALLS)
     assert table.to_pylist()[0]["tools"] == [{"x": 8.854e-12, "y": None}]
     template = tmp_path / "t.jinja"

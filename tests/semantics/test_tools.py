@@ -40,17 +40,17 @@ def test_calls_without_content_are_as_with_empty_content(folder_with, content, a
     assert made.trained(0) == made.trained(1)
 
 
-def test_a_template_that_takes_none_as_content_gets_it(folder_with):
-    """As in TRL: what the template does with the record as it is comes first."""
+def test_a_template_gets_no_key_that_is_null(folder_with):
+    """As in TRL, for `apply_chat_template` leaves them out; what the template does without comes first."""
     template = "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}"
     rows = [{"messages": [{"role": "user", "content": "Hi"}, call({}, content=None)]}]
-    assert "assistant None<|im_end|>" in prepare(rows, folder_with(template)).text()
+    assert "assistant <|im_end|>" in prepare(rows, folder_with(template)).text()
 
 
 def test_a_refusal_says_what_it_says_of_the_record_as_it_is(folder_with):
-    template = "{{ raise_exception('is none: ' ~ (messages[0].content is none)) }}"
+    template = "{{ raise_exception('is defined: ' ~ (messages[0].content is defined)) }}"
     (rejected,) = prepare([{"messages": [call({"a": 1}, content=None)]}], folder_with(template)).batch.rejected
-    assert rejected.message.endswith("is none: True")
+    assert rejected.message.endswith("is defined: False")
 
 
 def test_tools_that_the_template_does_not_show_are_counted(folder_with):
