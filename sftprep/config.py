@@ -143,7 +143,7 @@ class OutputConfig:
     shard_tokens: int = 4 * 1024 * 1024
     """Tokens in a shard file, about."""
     workers: int | None = None
-    """Worker processes; by default one a core, and none for small inputs."""
+    """Worker processes; by default one for each 24 MB of input, up to one a core."""
     on_bad_record: OnBadRecord = "error"
     """error: stop at the first record that cannot be used; quarantine: set it aside in rejected.jsonl and go on."""
     max_rejected: str = "1%"
