@@ -14,10 +14,10 @@ from sftprep.config import (
     OutputConfig,
     PackConfig,
     TokenizeConfig,
-    digest,
     read_config_file,
 )
 from sftprep.errors import ConfigError, MissingDependency, RecordError, SftprepError
+from sftprep.hashes import digest
 
 
 def test_flat_settings_reach_their_part():
