@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.batch import Example, Given, Rejected, TokenBatch
+from sftprep.ragged import edges
 from sftprep.reading import Reading, Record, Unusable
 
 MASKS = frozenset({"labels", "completion_mask", "assistant_masks"})
@@ -102,7 +103,7 @@ def given_batch(examples: Sequence[Example], vocab_size: int, rejected: list[Rej
     origins = [np.full(len(given.lengths), origin, np.int64) for origin, given in kept]
     return TokenBatch(
         np.concatenate([np.zeros(0, np.int32), *(given.input_ids for _, given in kept)]),
-        np.concatenate(([0], np.cumsum(lengths))),
+        edges(lengths),
         np.concatenate([np.zeros(0, np.bool_), *(given.trained for _, given in kept)]),
         np.concatenate([np.zeros(0, np.int64), *origins]),
     )

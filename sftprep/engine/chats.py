@@ -19,7 +19,7 @@ from sftprep.chat.jinja import OUTPUT_FLOOR
 from sftprep.chat.shapes import Conditions, Shape
 from sftprep.chat.template import ChatTemplate
 from sftprep.chat.written import Stripped, Writer, stripped
-from sftprep.engine.framed import Framed, Framer, Framing
+from sftprep.engine.framed import Framer, Framing
 from sftprep.engine.recipe import Recipe
 from sftprep.engine.texts import Texts
 from sftprep.lookup import Letters
@@ -110,21 +110,22 @@ class Chats:
     ) -> Texts:
         """The texts of these conversations, made of their contents as they are written."""
         known = [each for each in (shapes[number] for number in which[chosen].tolist()) if each is not None]
-        made = Texts()
-        framed: Framed | None = None
-        texts: list[str] = []
         framings = [each.framing for each in known if each.framing is not None]
+
+        def kept() -> int:
+            return self._template.counted([each.shape for each in known], lambda place: turns.contents_of(chosen[place]))
+
         if self._framer is not None and framings and len(framings) == len(known):
-            framed = self._framer.framed(turns, chosen, framings)
-        elif known:
+            framed, count = self._framer.framed(turns, chosen, framings), kept()
+            if count < len(known):
+                return Texts(framed=(self._framer.framed(turns, chosen[:count], framings[:count]),)) if count else Texts()
+            return Texts(framed=(framed,))
+        made = Texts()
+        if known:
             order = np.concatenate([each.order for each in known if each.order is not None])
-            texts = self._writer.read(order, turns.written(chosen))
-        kept = self._template.counted([each.shape for each in known], lambda place: turns.contents_of(chosen[place]))
-        if framed is not None and self._framer is not None and kept:
-            whole = kept == len(known)
-            made.framed = (framed if whole else self._framer.framed(turns, chosen[:kept], framings[:kept]),)
-        for number, text in zip(chosen[:kept].tolist(), texts[:kept], strict=False):
-            made.add(int(turns.lines[number]), text, plain=False, spans=None, prompt=None)
+            texts, count = self._writer.read(order, turns.written(chosen)), kept()
+            for number, text in zip(chosen[:count].tolist(), texts[:count], strict=True):
+                made.add(int(turns.lines[number]), text, plain=False, spans=None, prompt=None)
         return made
 
     def _one(self, turns: Turns, number: int, shape: Shape, made: Texts) -> None:

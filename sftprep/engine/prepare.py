@@ -24,6 +24,7 @@ from sftprep.engine.warnings import count_double_bos, count_untrained_ends
 from sftprep.given import given_batch
 from sftprep.lookup import Letters
 from sftprep.masking import completion_starts, mask_from, mask_spans, weigh_spans
+from sftprep.ragged import edges
 from sftprep.records import Unusable, read_record
 from sftprep.sources.jsonl import excerpt, line_edges, parse_line, split_lines
 from sftprep.suspects import suspect_check
@@ -175,15 +176,15 @@ class Preparer:
     ) -> list[Example]:
         """The examples of all lines but some."""
         data = letters.data
-        edges = line_edges(letters)
-        total = len(edges) - 1
+        begins = line_edges(letters)
+        total = len(begins) - 1
         examples: list[Example] = []
         blank = 0
         suspect = self._suspect
         others = np.ones(total, dtype=np.bool_)
         others[list(but)] = False
         numbers = np.flatnonzero(others)
-        for number, begin, end in zip(numbers.tolist(), edges[numbers].tolist(), edges[numbers + 1].tolist(), strict=True):
+        for number, begin, end in zip(numbers.tolist(), begins[numbers].tolist(), begins[numbers + 1].tolist(), strict=True):
             line = data[begin : end - 1]
             record = parse_line(line, number)
             if isinstance(record, dict):
@@ -267,7 +268,7 @@ class Preparer:
         # Texts without a prompt have an empty one: their completion starts at their first token.
         lengths = np.zeros(len(texts.texts), dtype=np.int64)
         lengths[of] = np.diff(prompt_offsets)
-        all_offsets = np.concatenate(([0], np.cumsum(lengths)))
+        all_offsets = edges(lengths)
         starts = completion_starts(prompt_ids, all_offsets, ids, offsets)
         merged = int(np.count_nonzero(starts < lengths))
         if merged:
@@ -288,7 +289,7 @@ def _surrounded(
 ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
     """Ids and offsets with `prefix` before and `suffix` after each sequence that `where` marks, and the place of each old id."""
     lengths = np.diff(tokens.offsets)
-    offsets = np.concatenate(([0], np.cumsum(lengths + where * (len(prefix) + len(suffix)))))
+    offsets = edges(lengths + where * (len(prefix) + len(suffix)))
     ids = np.empty(int(offsets[-1]), dtype=np.int32)
     shift = offsets[:-1] + where * len(prefix) - tokens.offsets[:-1]
     place_of = np.arange(len(tokens.input_ids)) + np.repeat(shift, lengths)

@@ -174,7 +174,7 @@ def _template_source(config: BuildConfig, spec: TokenizerSpec) -> str | None:
 @lru_cache(maxsize=16)
 def _refuse_broken(source: str) -> None:
     """Raises TemplateError where a chat template does not compile."""
-    ChatTemplate(source, variables={})
+    ChatTemplate(source, variables={}, way="jinja")  # pieces are compiled where it is used
 
 
 def _looked_at(file: str, records: Iterator[dict[str, Any]], config: BuildConfig, reading: Reading) -> _Look:

@@ -171,7 +171,7 @@ class PlainLines:
             quotes = quotes[~np.repeat(unpaired, counts)]
             counts[unpaired] = 0
         self.first, self.last = quotes[0::2] + 1, quotes[1::2]
-        self.bounds = np.concatenate(([0], np.cumsum(counts // 2)))
+        self.bounds = edges(counts // 2)
         self._after = self._words[self.last + 1]
 
     def turns(self, layout: Layout, looked: frozenset[str]) -> Turns:

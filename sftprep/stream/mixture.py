@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sftprep.batch import Rejected, TokenBatch
 from sftprep.errors import ConfigError
+from sftprep.ragged import edges
 from sftprep.stream.blocks import PART_BITS, Block, Cursor, Dealt, Piece, Reader, Source
 
 Stop = Literal["all", "first"]
@@ -83,7 +84,7 @@ def in_places(batches: Sequence[TokenBatch], places: Sequence[NDArray[np.int64]]
     lengths = np.concatenate([batch.lengths for batch in batches])
     joined = TokenBatch(
         np.concatenate([batch.input_ids for batch in batches]),
-        np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths))),
+        edges(lengths),
         np.concatenate([batch.completion_mask for batch in batches]),
         origins,
         loss_weights=_weights(batches),
