@@ -12,8 +12,6 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.ragged import edges
-
 
 def best_fit_decreasing_small(
     lengths: NDArray[np.int32], capacity: int
@@ -47,5 +45,5 @@ def best_fit_decreasing_small(
     bin_of = np.full(len(lengths), -1, dtype=np.int64)
     bin_of[order] = ordered
     members = order[np.argsort(ordered, kind="stable")].astype(np.int64, copy=False)
-    offsets = edges(np.bincount(ordered, minlength=count))
+    offsets = np.concatenate(([0], np.cumsum(np.bincount(ordered, minlength=count)))).astype(np.int64)
     return bin_of, members, offsets
