@@ -36,15 +36,16 @@ class Ragged(Generic[Value]):
 
     def taken(self, which: NDArray[np.int64]) -> Ragged[Value]:
         """The pieces of these numbers, in this order."""
-        # Whoever only reads a tokenizer needs no Arrow.
+        # Whoever only reads a tokenizer needs no Arrow; and pyarrow.compute makes a function of each of its 280 when it is
+        # imported, which takes as long as gathering the pieces of a small build.
         import pyarrow as pa
-        import pyarrow.compute as pc
+        from pyarrow._compute import TakeOptions, call_function
 
         width = self.values.itemsize
         buffers = [None, pa.py_buffer(self.edges * width), pa.py_buffer(np.ascontiguousarray(self.values))]
         pieces = pa.Array.from_buffers(pa.large_binary(), len(self.edges) - 1, buffers)
         numbers = pa.Array.from_buffers(pa.int64(), len(which), [None, pa.py_buffer(np.ascontiguousarray(which))])
-        _, places, values = pc.take(pieces, numbers, boundscheck=False).buffers()
+        _, places, values = call_function("take", [pieces, numbers], TakeOptions(boundscheck=False)).buffers()
         made = np.frombuffer(places, np.int64)[: len(which) + 1] // width
         return Ragged(np.frombuffer(values or b"", self.values.dtype)[: made[-1]], made)
 

@@ -6,7 +6,9 @@ import datetime
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from string import Formatter
+from types import CodeType
 from typing import Any, NamedTuple
 
 import jinja2
@@ -143,12 +145,10 @@ def compile_template(environment: ChatEnvironment, source: str, *, turns: bool =
     """
     remedy = "correct the chat template, or give another with --chat-template"
     try:
-        tree = environment.parse(source)
-        if turns:
-            note_turns(tree, environment, GenerationTag.identifier)
+        tree, code = _compiled(source, turns)
         return Parsed(
             tree,
-            environment.from_string(tree),
+            jinja2.Template.from_code(environment, code, environment.make_globals(None)),
             marks=any(is_generation(node) for node in tree.find_all(nodes.CallBlock)),
             writes=any(isinstance(node.target, nodes.NSRef | nodes.Tuple) for node in tree.find_all(nodes.AssignBlock)),
         )
@@ -156,6 +156,16 @@ def compile_template(environment: ChatEnvironment, source: str, *, turns: bool =
         raise TemplateError(f"line {error.lineno} of the chat template: {error.message}", remedy=remedy) from error
     except (jinja2.TemplateError, SyntaxError, ValueError, OverflowError, RecursionError, MemoryError) as error:
         raise TemplateError(f"the chat template does not compile: {type(error).__name__}: {error}", remedy=remedy) from error
+
+
+# A build looks whether its template compiles before it needs it; no environment has anything of its own in the code.
+@lru_cache(maxsize=4)
+def _compiled(source: str, turns: bool) -> tuple[nodes.Template, CodeType]:
+    environment = ChatEnvironment(datetime.date.min)
+    tree = environment.parse(source)
+    if turns:
+        note_turns(tree, environment, GenerationTag.identifier)
+    return tree, environment.compile(tree)
 
 
 def run_template(
