@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -21,6 +22,7 @@ from sftprep.engine.prepare import Preparer
 from sftprep.engine.recipe import RecipeFile
 from sftprep.engine.spill import map_spill, read_spill, spill_path, write_spill
 from sftprep.hashes import digest
+from sftprep.ragged import Ragged, edges
 from sftprep.shards.manifest import ShardInfo
 from sftprep.shards.writer import ShardRows, write_shard
 from sftprep.sources.lanes import Places, places_of
@@ -133,36 +135,54 @@ def assemble_shard(task: AssembleTask) -> Assembled:
     """Gather the sequences of a shard from the spills and write it. Raises StorageError.
 
     Spill after spill, so that no more than one of them is mapped at a time: of a large corpus, a shard needs some pages of each.
+    So they are gathered twice, first in the order of the spills.
     """
-    lengths = task.seq_lengths
-    ends = np.cumsum(lengths, dtype=np.int64)
+    by_spill = np.argsort(task.spill, kind="stable")
+    bounds = np.searchsorted(task.spill[by_spill], np.arange(len(task.spills) + 1))
+    ends = edges(task.seq_lengths[by_spill].astype(np.int64))
     ids = np.empty(int(ends[-1]), dtype=np.int32)
     mask = np.ones(len(ids), dtype=np.uint8)
-    origin = np.empty(len(lengths), dtype=np.int64)
     weights = np.ones(len(ids), dtype=np.float32) if task.loss_weights else None
-    by_spill = np.argsort(task.spill, kind="stable")
-    edges = np.searchsorted(task.spill[by_spill], np.arange(len(task.spills) + 1))
+    origin = np.empty(len(by_spill), dtype=np.int64)
     for number, path in enumerate(task.spills):
-        own = by_spill[edges[number] : edges[number + 1]]
+        own = by_spill[bounds[number] : bounds[number + 1]]
         spill = map_spill(path)
         rows = task.row[own]
         origin[own] = spill.origin[rows] + task.first_ordinal[number]
-        begins = spill.offsets[rows] if task.starts is None else spill.offsets[rows] + task.starts[own]
-        places = list(zip((ends - lengths)[own].tolist(), begins.tolist(), lengths[own].tolist(), strict=True))
-        from_ids, from_mask = spill.input_ids, spill.completion_mask
-        for to, begin, length in places:
-            ids[to : to + length] = from_ids[begin : begin + length]
-        if from_mask is not None:
-            for to, begin, length in places:
-                mask[to : to + length] = from_mask[begin : begin + length]
-        if weights is not None and spill.loss_weights is not None:
-            for to, begin, length in places:
-                weights[to : to + length] = spill.loss_weights[begin : begin + length]
+        here = slice(ends[bounds[number]], ends[bounds[number + 1]])
+        starts = None if task.starts is None else task.starts[own]
+        columns = (spill.input_ids, ids), (spill.completion_mask, mask), (spill.loss_weights, weights)
+        for values, column in columns:
+            if values is not None and column is not None:
+                column[here] = _pieces(values, spill.offsets, rows, starts, task.seq_lengths[own])
     if weights is not None:
         weights *= mask  # what came from a spill without weights weighs 1 where it is trained
-    rows_of_shard = ShardRows(ids, mask.view(np.bool_), lengths, origin, task.pack_offsets, weights)
-    info = write_shard(task.shard_folder, task.index, rows_of_shard, max_length=task.max_length, position_ids=task.position_ids)
+    place_of = np.empty_like(by_spill)
+    place_of[by_spill] = np.arange(len(by_spill))
+    shard = ShardRows(
+        Ragged(ids, ends).taken(place_of).values,
+        (mask if mask.all() else Ragged(mask, ends).taken(place_of).values).view(np.bool_),
+        task.seq_lengths,
+        origin,
+        task.pack_offsets,
+        None if weights is None else Ragged(weights, ends).taken(place_of).values,
+    )
+    info = write_shard(task.shard_folder, task.index, shard, max_length=task.max_length, position_ids=task.position_ids)
     return Assembled(task.index, info, int(ids.max()))
+
+
+def _pieces(
+    values: NDArray[Any],
+    offsets: NDArray[np.int32],
+    rows: NDArray[np.int32],
+    starts: NDArray[np.int64] | None,
+    lengths: NDArray[np.int32],
+) -> NDArray[Any]:
+    """Rows of a column one after the other, or of each so many values from its start on."""
+    if starts is None:
+        return Ragged(values, offsets.astype(np.int64)).taken(rows.astype(np.int64)).values
+    begins = offsets[rows] + starts
+    return np.concatenate([values[:0], *map(values.__getitem__, map(slice, begins.tolist(), (begins + lengths).tolist()))])
 
 
 @lru_cache(maxsize=8)

@@ -19,22 +19,19 @@ def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
     permission); the temporary file is removed then.
     """
 
-    def named(file: BinaryIO) -> str:
-        write(file)
-        return path.name
-
-    write_named(path.parent, path.name, named)
+    write_named(path.parent, path.name, write, lambda: path.name)
 
 
-def write_named(folder: Path, working_name: str, write: Callable[[BinaryIO], str]) -> str:
-    """As `write_file`, for a file whose name is known, and given by `write`, only when it has been written. Returns the name."""
+def write_named(folder: Path, working_name: str, write: Callable[[BinaryIO], None], name_of: Callable[[], str]) -> str:
+    """As `write_file`, for a file whose name is known only when it is on the disk: then `name_of` is called. Returns the name."""
     temporary = folder / f".{working_name}.{os.getpid()}.tmp"
     with storage_errors(folder / working_name):
         try:
             with open(temporary, "wb") as file:
-                name = write(file)
+                write(file)
                 file.flush()
                 os.fsync(file.fileno())
+            name = name_of()
             os.replace(temporary, folder / name)
             sync_folder(folder)
         finally:
