@@ -81,7 +81,7 @@ def build(
         ]
         if workers > 1:
             for file, recipe in zip(recipes, setup.recipes, strict=True):
-                _write(file.path, recipe.to_json())
+                _write(file.path, recipe.to_bytes())
         executor = make_executor(workers, partial(load_preparers, recipes))
         try:
             try:

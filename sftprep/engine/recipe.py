@@ -81,10 +81,10 @@ class Recipe:
             self.chat_template, variables=self.tokenizer.special_tokens, date=day, way=self.template_way, turns=turns
         )
 
-    def to_json(self) -> bytes:
-        """The recipe as JSON, for a file."""
+    def to_bytes(self) -> bytes:
+        """The recipe for a file: a line of JSON, and then the tokenizer's own."""
         parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "tokenizer"}
-        return orjson.dumps({**parts, "tokenizer": self.tokenizer.to_dict()})
+        return orjson.dumps({**parts, "tokenizer": self.tokenizer.facts()}) + b"\n" + self.tokenizer.json
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,8 @@ def recipe_file(folder: Path, recipe: Recipe, reference: Place | None = None) ->
 
 
 def _read(path: Path) -> Recipe:
-    parts = orjson.loads(path.read_bytes())
-    parts["tokenizer"] = TokenizerSpec.from_dict(parts["tokenizer"])
+    line, _, tokenizer = path.read_bytes().partition(b"\n")
+    parts = orjson.loads(line)
+    parts["tokenizer"] = TokenizerSpec.from_facts(parts["tokenizer"], tokenizer)
     parts["renames"] = tuple((source, target) for source, target in parts["renames"])
     return Recipe(**parts)

@@ -16,12 +16,13 @@ from typing import Any
 
 def _serve() -> None:
     """Answers until stdin ends, with the parent."""
-    address, key, written, split_special_tokens = pickle.load(sys.stdin.buffer)
+    address, key, split_special_tokens, size = pickle.load(sys.stdin.buffer)
+    written = sys.stdin.buffer.read(size)
     # Whoever connects meanwhile waits, and is answered as soon as the tokenizer is there.
     listener = Listener(address, authkey=key, backlog=64)
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_str(written)
+    tokenizer = Tokenizer.from_buffer(written)
     tokenizer.encode_special_tokens = split_special_tokens
     threading.Thread(target=_accept, args=(listener, tokenizer), daemon=True).start()
     sys.stdin.buffer.read()

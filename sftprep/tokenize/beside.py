@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection
@@ -59,9 +60,9 @@ class Beside:
             return
         address = rf"\\.\pipe\{Path(folder).name}" if sys.platform == "win32" else str(Path(folder, "reference"))
         self.place = Place(address, secrets.token_bytes(32))
-        asked = (*self.place, spec.json, spec.split_special_tokens)
+        asked = pickle.dumps((*self.place, spec.split_special_tokens, len(spec.json)))
         # The pipe takes less than a spec at a time, and the child reads it when it has imported what it needs.
-        threading.Thread(target=_tell, args=(child, asked), daemon=True).start()
+        threading.Thread(target=_tell, args=(child, asked, spec.json), daemon=True).start()
         self._end = weakref.finalize(self, _end, child, folder)
 
     def close(self) -> None:
@@ -76,31 +77,30 @@ class Asking:
         """here: makes the encoder in this process."""
         self._place, self._here = place, here
         self._child: Connection | None = None
-        self._owes = False
+        # A thread waits for a child that still loads; one, so that answers come in the order of the questions.
+        self._thread = None if place is None else ThreadPoolExecutor(1)
 
     def ask(self, texts: Sequence[str]) -> Callable[[], Tokens]:
         """Have texts encoded while this process does something else; what it gets waits for their ids.
 
-        Only the last one that was asked for is answered. The answer raises TokenizerError as `HfEncoder.encode` does.
+        The answer raises TokenizerError as `HfEncoder.encode` does.
         """
-        try:
-            if self._place is not None:
-                self._child = self._child or _connected(self._place)
-                if self._owes:
-                    self._child.recv()  # nobody wanted it
-                self._child.send(list(texts))
-                self._owes = True
-        except (OSError, EOFError, AuthenticationError):
-            self._place = self._child = None
-        return partial(self._answer, texts)
+        asked = None if self._thread is None else self._thread.submit(self._exchange, list(texts))
+        return partial(self._answer, texts, asked)
 
-    def _answer(self, texts: Sequence[str]) -> Tokens:
+    def _exchange(self, texts: list[str]) -> list[list[int]]:
+        assert self._place is not None
+        self._child = self._child or _connected(self._place)
+        self._child.send(texts)
+        ids: list[list[int]] = self._child.recv()
+        return ids
+
+    def _answer(self, texts: Sequence[str], asked: Future[list[list[int]]] | None) -> Tokens:
         try:
-            if self._child is not None:
-                self._owes = False
-                return flat_tokens([np.array(ids, np.int32) for ids in self._child.recv()])
-        except (OSError, EOFError):
-            self._place = self._child = None
+            if asked is not None:
+                return flat_tokens([np.array(ids, np.int32) for ids in asked.result()])
+        except (OSError, EOFError, AuthenticationError):
+            self._thread = None
         return self._here().encode(texts)
 
 
@@ -115,10 +115,11 @@ def _connected(place: Place) -> Connection:
             time.sleep(0.01)
 
 
-def _tell(child: subprocess.Popen[bytes], asked: object) -> None:
+def _tell(child: subprocess.Popen[bytes], *parts: bytes) -> None:
     assert child.stdin is not None
     with contextlib.suppress(OSError, ValueError):  # it is gone
-        pickle.dump(asked, child.stdin)
+        for part in parts:
+            child.stdin.write(part)
         child.stdin.flush()
 
 

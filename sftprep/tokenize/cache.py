@@ -24,7 +24,7 @@ def cache_dir() -> Path:
     return (Path(shared).expanduser() if shared else Path.home() / ".cache") / "sftprep"
 
 
-def read_entry(path: Path) -> tuple[dict[str, Any], str] | None:
+def read_entry(path: Path) -> tuple[dict[str, Any], bytes] | None:
     """What `write_entry` put there; None where there is no such file, or a damaged one (which is as good as none)."""
     try:
         content = path.read_bytes()
@@ -36,16 +36,16 @@ def read_entry(path: Path) -> tuple[dict[str, Any], str] | None:
         _log.warning("%s is damaged: it is made anew", path)
         return None
     entry = orjson.loads(head)
-    return (entry, body.decode()) if isinstance(entry, dict) else None
+    return (entry, body) if isinstance(entry, dict) else None
 
 
-def write_entry(path: Path, entry: dict[str, Any], body: str = "") -> bool:
-    """Keep `entry` (JSON values) and `body` (any text, apart because parsing megabytes of it as JSON takes twice as long).
+def write_entry(path: Path, entry: dict[str, Any], body: bytes = b"") -> bool:
+    """Keep `entry` (JSON values) and `body` (anything, apart because parsing megabytes of it as JSON takes twice as long).
 
     A reader sees the old file or the new one, never half of one. A cache that cannot be written (read-only home, full disk)
     costs time and nothing else: it is logged, and False is returned.
     """
-    payload = orjson.dumps(entry) + b"\n" + body.encode()
+    payload = orjson.dumps(entry) + b"\n" + body
     return write_whole(path, _check_of(payload) + b"\n" + payload)
 
 

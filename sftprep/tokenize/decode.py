@@ -23,5 +23,5 @@ def decoder_of(name_or_dir: str, fingerprint: str, *, cache: Path | None = None)
             f"{name_or_dir} is not the tokenizer that these shards were built with",
             remedy="name that one with --tokenizer; the manifest has its name and fingerprint",
         )
-    backend = Tokenizer.from_str(spec.json)
+    backend = Tokenizer.from_buffer(spec.json)
     return lambda ids: str(backend.decode(ids, skip_special_tokens=False))

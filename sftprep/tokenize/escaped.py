@@ -95,14 +95,14 @@ class EscapedEncoder:
     def _whole(self) -> Any:
         import tokenizers
 
-        return tokenizers.Tokenizer.from_str(self._spec.json)
+        return tokenizers.Tokenizer.from_buffer(self._spec.json)
 
     @cached_property
     def _plain(self) -> Any:
         """Recognises no special token but a new one, after which a stretch is not the first of its text."""
         import tokenizers
 
-        tokenizer = tokenizers.Tokenizer.from_str(self._spec.json)
+        tokenizer = tokenizers.Tokenizer.from_buffer(self._spec.json)
         tokenizer.add_tokens([tokenizers.AddedToken(self._ANCHOR, normalized=False, special=False)])
         tokenizer.encode_special_tokens = True
         return tokenizer

@@ -34,7 +34,7 @@ class HfEncoder:
         self.version = str(tokenizers.__version__)
         self._threads = threads
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(spec.json)
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(spec.json)
         except Exception as error:  # the bindings raise the bare class
             raise TokenizerError(
                 f"tokenizers {self.version} cannot load {spec.name}: {error}",

@@ -24,7 +24,7 @@ def tokenizer_file(tokenizer: Any, *, cache: Path | None = None) -> Path:
     """
     spec = tokenizer_spec(tokenizer)
     check_json(spec, tokenizer)
-    name = sha256(orjson.dumps(spec.to_dict(), option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
+    name = sha256(orjson.dumps(spec.facts(), option=orjson.OPT_SORT_KEYS) + spec.json).hexdigest()[:32]
     place = (cache or cache_dir()) / "tokenizers" / "live" / (name + SPEC_SUFFIX)
     if read_spec(place) is None and not write_spec(place, spec):
         raise StorageError(f"cannot write the tokenizer to {place}", remedy="set SFTPREP_CACHE to a folder that can be written")

@@ -90,15 +90,14 @@ def load_tokenizer(name_or_dir: str, *, revision: str | None = None, cache: Path
 
 def write_spec(path: Path, spec: TokenizerSpec) -> bool:
     """Write a spec to a file for `read_spec`, in this process or another; False where it cannot be written (which is logged)."""
-    values = spec.to_dict()
-    return write_entry(path, values, body=values.pop("json"))
+    return write_entry(path, spec.facts(), body=spec.json)
 
 
 def read_spec(path: Path) -> TokenizerSpec | None:
     """The spec in a file of `write_spec`; None where there is none, or a damaged one."""
     found = read_entry(path)
     try:
-        return TokenizerSpec.from_dict({**found[0], "json": found[1]}) if found else None
+        return TokenizerSpec.from_facts(*found) if found else None
     except (KeyError, TypeError):  # written by another version of TokenizerSpec, whose author forgot to raise _FORMAT
         return None
 
@@ -208,4 +207,4 @@ def _resolve(name: str, directory: Path, scratch: Path) -> TokenizerSpec:
     values = json.loads(answer.read_text(encoding="utf-8"))
     if "error" in values:
         raise TokenizerError(values["error"], remedy=values["remedy"])
-    return TokenizerSpec.from_dict(values)
+    return TokenizerSpec.from_facts(values, values.pop("json").encode())

@@ -18,7 +18,8 @@ from sftprep.tokenize.spec import TokenizerSpec, tokenizer_spec
 def main(name: str, answer_file: str) -> int:
     """Write the answer, whole or not at all; 0 where it is a tokenizer, 1 where it is an error."""
     try:
-        answer = resolve(name).to_dict()
+        spec = resolve(name)
+        answer = {**spec.facts(), "json": spec.json.decode()}
     except TokenizerError as error:
         answer = {"error": error.message, "remedy": error.remedy}
     temporary = answer_file + ".part"
@@ -67,7 +68,7 @@ def check_json(spec: TokenizerSpec, tokenizer: Any) -> None:
     """A setting of the live object that its JSON lacks would make other ids later: compare them now. Raises TokenizerError."""
     from tokenizers import Tokenizer
 
-    written = Tokenizer.from_str(spec.json)
+    written = Tokenizer.from_buffer(spec.json)
     written.encode_special_tokens = spec.split_special_tokens
     for text in nasty_texts(spec):
         live = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -22,15 +22,16 @@ _WRAPPED_TEXTS = ("a", "", "Hello, world!", "  two  blanks\n\n", "12345 中文 �
 
 @dataclass(frozen=True, slots=True)
 class TokenizerSpec:
-    """A tokenizer as plain data, which can be sent to a worker process (`to_dict`, `from_dict`).
+    """A tokenizer as plain data, which can be sent to a worker process (`facts`, `from_facts`).
 
     Source: what `transformers.AutoTokenizer` (5.x) makes of the same name, since that is what people train with.
     """
 
     name: str
     """What the user gave: a folder, or a name on the Hub."""
-    json: str
-    """The tokenizer in the format of tokenizer.json, as the backend of transformers holds it; without truncation and padding."""
+    json: bytes = field(repr=False)
+    """The tokenizer in the format of tokenizer.json, as the backend of transformers holds it; without truncation and padding.
+    Megabytes, and nobody here needs them as text."""
     vocab_size: int
     """One more than the highest id."""
     special_tokens: dict[str, str]
@@ -90,30 +91,25 @@ class TokenizerSpec:
     def part(self, name: str) -> Any:
         """One part of the JSON (normalizer, pre_tokenizer, post_processor, decoder, model, added_tokens), None if absent.
 
-        Only that part is parsed: the model is megabytes. Inside a JSON string a quote is escaped, so that the
-        first `"name":` is the key and nothing else.
+        The model, which is megabytes, comes last, and is parsed only where it is asked for. Inside a JSON string a quote is
+        escaped, so that the first `"model":` is the key and nothing else.
         """
-        key = f'"{name}":'
-        position = self.json.find(key)
-        if position < 0:
-            return None
-        position += len(key)
-        while self.json[position].isspace():
-            position += 1
-        return json.JSONDecoder().raw_decode(self.json, position)[0]
+        place = self.json.index(b'"model":')
+        return orjson.loads(self.json if name == "model" else self.json[:place].rstrip(b", \n\t") + b"}").get(name)
 
     def steps(self, name: str, key: str) -> list[dict[str, Any]]:
         """A part of the JSON as a list of steps: a Sequence, whose steps are under `key`, is unfolded; none is empty."""
         return _unfolded(self.part(name), key)
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values, for a file."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    def facts(self) -> dict[str, Any]:
+        """All but `json`, as JSON values, for a file."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "json"}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TokenizerSpec:
-        """The inverse of `to_dict`. Raises TypeError or KeyError where `values` is something else."""
-        return cls(**{**values, "prefix_ids": tuple(values["prefix_ids"]), "suffix_ids": tuple(values["suffix_ids"])})
+    def from_facts(cls, facts: dict[str, Any], json: bytes) -> TokenizerSpec:
+        """The inverse of `facts`. Raises TypeError or KeyError where they are something else."""
+        around = {name: tuple(facts[name]) for name in ("prefix_ids", "suffix_ids")}
+        return cls(json=json, **{**facts, **around})
 
 
 def _unfolded(part: Any, key: str) -> list[dict[str, Any]]:
@@ -156,7 +152,7 @@ def tokenizer_spec(tokenizer: Any, *, name: str | None = None) -> TokenizerSpec:
     split = bool(getattr(tokenizer, "split_special_tokens", False))
     return TokenizerSpec(
         name=name,
-        json=_quick_to_load(text),
+        json=_quick_to_load(text.encode()),
         vocab_size=max(len(tokenizer), 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)),
         special_tokens=special_tokens,
         eos_token=special_tokens.get("eos_token"),
@@ -205,7 +201,7 @@ def _without_truncation_and_padding(text: str) -> str:
     return json.dumps({**fields, "truncation": None, "padding": None}, separators=(",", ":"))[:-1] + "," + key + rest
 
 
-def _quick_to_load(text: str) -> str:
+def _quick_to_load(text: bytes) -> bytes:
     """The same tokenizer, its vocabulary sorted and its merges as text: `tokenizers` loads that in two thirds of the time."""
     values = orjson.loads(text)
     model = values["model"]
@@ -215,7 +211,7 @@ def _quick_to_load(text: str) -> str:
     if all(isinstance(merge, list) and not any(" " in part for part in merge) for merge in merges):
         model["merges"] = [" ".join(merge) for merge in merges]
     model["vocab"] = dict(sorted(model["vocab"].items()))
-    return orjson.dumps(values).decode()
+    return orjson.dumps(values)
 
 
 def _fingerprint(text: str, special_tokens: dict[str, str], split_special_tokens: bool) -> str:

@@ -64,7 +64,7 @@ def test_an_end_that_a_text_has_already_is_not_counted(tokenizer_dir):
 def test_what_is_escaped_is_what_the_tokenizer_makes_of_plain_text(name):
     spec = load_tokenizer(str(SHARED / "tokenizers" / name))
     spelled, encoder = Spelled(spec), EscapedEncoder(spec)
-    plain = Tokenizer.from_str(spec.json)
+    plain = Tokenizer.from_buffer(spec.json)
     plain.encode_special_tokens = True
     specials = [entry["content"] for entry in spec.part("added_tokens") if entry["special"]][:6]
 

@@ -91,9 +91,7 @@ def test_a_damaged_entry_is_as_good_as_none(resolved: Resolved) -> None:
             load_tokenizer(str(resolved.folder), cache=resolved.cache)
     resolved.entry.write_bytes(whole)
     spec = load_tokenizer(str(resolved.folder), cache=resolved.cache)
-    values = spec.to_dict()
-    text = values.pop("json")
-    write_entry(resolved.entry, {**values, "unheard_of": 1}, text)  # by another version of this software
+    write_entry(resolved.entry, {**spec.facts(), "unheard_of": 1}, spec.json)  # by another version of this software
     assert read_spec(resolved.entry) is None
 
 
@@ -206,8 +204,8 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_entries_are_whole_or_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     place = tmp_path / "deep" / "entry.json"
     assert read_entry(place) is None
-    assert write_entry(place, {"a": ["é\n"]}, "body\nof lines\n")
-    assert read_entry(place) == ({"a": ["é\n"]}, "body\nof lines\n")
+    assert write_entry(place, {"a": ["é\n"]}, b"body\nof lines\n")
+    assert read_entry(place) == ({"a": ["é\n"]}, b"body\nof lines\n")
     assert [path.name for path in place.parent.iterdir()] == ["entry.json"]
     whole = place.read_bytes()
     for length in range(len(whole)):
