@@ -60,4 +60,4 @@ def prepare(rows: list[Any], folder: Path, *, format: str = "auto", **settings: 
     name = name if format == "auto" else format
     assert name is not None
     data = "".join(line + "\n" for line in lines).encode()
-    return Prepared(preparer.prepare(data, name, seed=0), Tokenizer.from_str(recipe.tokenizer.json))
+    return Prepared(preparer.prepare(data, name, seed=0), Tokenizer.from_buffer(recipe.tokenizer.json))
