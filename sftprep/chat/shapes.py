@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, NoReturn
 
 from sftprep.chat import runtime
@@ -78,24 +78,32 @@ class Shape:
         return "".join(parts), tuple((before[a] + b, before[c] + d) for a, b, c, d in self.marks)
 
 
-def shape_of(
-    outline: Outline, roles: Sequence[str], variables: Mapping[str, Any], conditions: Conditions, *, content_first: bool
-) -> Shape | None:
-    """The shape of conversations of these roles, whose messages have a content beside the role and nothing else.
+class Shaper:
+    """Makes the shapes of one template. conditions: what contents must meet for those that were made so far."""
 
-    content_first: in this order, for a template that goes over the keys of a message tells which came first. None where there is
-    no shape; what contents must meet is added to `conditions`.
-    """
-    noted = Conditions()
-    contents = [_Content((_Hole(number, ()),), noted) for number in range(len(roles))]
-    try:
-        messages = _messages(roles, contents, content_first)
-        shape = _shape(*outline(messages, None, False, variables), tuple(roles), content_first)
-    except (Exception, _Unanswerable):  # whatever it is, the general way finds it again and says it in its own words
-        return None
-    conditions.absent |= noted.absent
-    conditions.filled |= noted.filled
-    return shape
+    def __init__(self, outline: Outline) -> None:
+        self._outline = outline
+        self.conditions = Conditions()
+        self._noted = Conditions()
+        self._contents: list[_Content] = []
+
+    def shape(self, roles: Sequence[str], variables: Mapping[str, Any], *, content_first: bool) -> Shape | None:
+        """The shape of conversations of these roles, whose messages have a content beside the role and nothing else.
+
+        content_first: in this order, for a template that goes over the keys of a message tells which came first. None where there
+        is no shape.
+        """
+        self._noted.absent.clear()
+        self._noted.filled.clear()
+        self._contents += [_Content((_Hole(number, ()),), self._noted) for number in range(len(self._contents), len(roles))]
+        try:
+            messages = _messages(roles, self._contents[: len(roles)], content_first)
+            shape = _shape(*self._outline(messages, None, False, variables), tuple(roles), content_first)
+        except (Exception, _Unanswerable):  # whatever it is, the general way finds it again and says it in its own words
+            return None
+        self.conditions.absent |= self._noted.absent
+        self.conditions.filled |= self._noted.filled
+        return shape
 
 
 def _messages(roles: Sequence[str], contents: Sequence[Any], content_first: bool) -> list[dict[str, Any]]:
@@ -353,23 +361,29 @@ def _join_filter(usual: Any) -> Callable[..., Any]:
 
 
 def _shape(written: Sequence[Any], marks: Sequence[int], roles: tuple[str, ...], content_first: bool) -> Shape:
-    parts: list[list[str]] = [[]]
+    literals: list[str] = []
+    literal: list[str] = []
     holes: list[int] = []
     changes: list[tuple[int, Change]] = []
     places: list[tuple[int, int]] = []
-    for part in written:
+    for part in [*written, ""]:
         if marks:
-            places.append((len(holes), sum(map(len, chain.from_iterable(parts)))))
+            places.append((len(holes), sum(map(len, literals)) + sum(map(len, literal))))
+        if type(part) is str:
+            literal.append(part)
+            continue
         for piece in part.parts if type(part) is _Content else (part,):
             if type(piece) is str:
-                parts[-1].append(piece)
+                literal.append(piece)
             elif type(piece) is _Hole:
-                changes += [(2 * len(holes) + 1, change) for change in piece.changes]
+                if piece.changes:
+                    changes += [(2 * len(holes) + 1, change) for change in piece.changes]
                 holes.append(piece.message)
-                parts.append([])
+                literals.append("".join(literal))
+                literal.clear()
             else:
                 _refuse()  # not text, or Markup, which escapes what it is added to
-    places.append((len(holes), sum(map(len, chain.from_iterable(parts)))))
+    literals.append("".join(literal))
     spans = tuple((*places[first], *places[last]) for first, last in zip(marks[::2], marks[1::2], strict=True))
     order = None if holes == list(range(len(roles))) else tuple(holes)
-    return Shape(roles, content_first, tuple(map("".join, parts)), order, tuple(changes), spans)
+    return Shape(roles, content_first, tuple(literals), order, tuple(changes), spans)

@@ -23,7 +23,7 @@ from sftprep.chat.jinja import (
 )
 from sftprep.chat.pieces import Render, compile_pieces
 from sftprep.chat.runtime import HandOver
-from sftprep.chat.shapes import Conditions, Outline, Shape, shape_of
+from sftprep.chat.shapes import Conditions, Shape, Shaper
 from sftprep.chat.turns import Region, regions_of
 from sftprep.errors import TemplateError
 
@@ -75,9 +75,7 @@ class ChatTemplate:
         self.has_generation_marks = self._parsed.marks
         self._variables: dict[str, Any] = {"documents": None, **variables}
         self._pieces: Render | None = None
-        self._outline: Outline | None = None
-        self.conditions = Conditions()
-        """What contents must meet for the shapes made so far."""
+        self._shaper: Shaper | None = None
         self._filled: set[Shape] = set()
         self._why_jinja = "asked for"
         self._constructs: tuple[str, ...] = ()
@@ -132,9 +130,14 @@ class ChatTemplate:
         content_first: the content of each message stands before its role. None where the template looks at contents in other
         ways, or pieces are not in use.
         """
-        if self._pieces is None or self._outline is None:
+        if self._pieces is None or self._shaper is None:
             return None
-        return shape_of(self._outline, roles, self._variables, self.conditions, content_first=content_first)
+        return self._shaper.shape(roles, self._variables, content_first=content_first)
+
+    @property
+    def conditions(self) -> Conditions:
+        """What contents must meet for the shapes made so far."""
+        return Conditions() if self._shaper is None else self._shaper.conditions
 
     def fill(self, shape: Shape, contents: Sequence[str]) -> Rendered | None:
         """A conversation of a shape, rendered; None where `render` is to do it."""
@@ -210,7 +213,8 @@ class ChatTemplate:
             # Nested too deeply for Python, or a kind of template that nobody thought of: Jinja runs it, and the report says so.
             self._why_jinja = f"the template cannot be compiled: {type(error).__name__}: {error}"
         else:
-            self._pieces, self._outline, self._constructs = compiled.render, compiled.outline, compiled.constructs
+            self._pieces, self._constructs = compiled.render, compiled.constructs
+            self._shaper = Shaper(compiled.outline)
 
     def _given(self, template_kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The variables of the tokenizer, and over them those of the record."""

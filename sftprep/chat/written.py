@@ -10,9 +10,10 @@ import orjson
 from numpy.typing import NDArray
 
 from sftprep.chat.shapes import Shape
+from sftprep.memo import Memo
 from sftprep.ragged import SLOT, Pieces, Ragged
 
-_BEGIN, _END, _BETWEEN = 0, 1, 2
+_BEGIN, _END, BETWEEN = 0, 1, 2
 
 
 class Stripped(NamedTuple):
@@ -41,18 +42,15 @@ class Writer:
     """Literals as JSON writes them, and JSON of literals and contents. Between two conversations stands `between`, as a rule."""
 
     def __init__(self, begin: bytes, between: bytes, end: bytes) -> None:
-        self._numbers: dict[str, int] = {}
+        self._numbers = Memo(self._new)
         self._written = [begin, end, between]
 
-    def order(self, literals: Sequence[str], last: str = "", between: str | None = None) -> NDArray[np.int64]:
+    def order(self, literals: Sequence[str], last: str = "") -> NDArray[np.int64]:
         """For `read`: literal, content, ... literal, content, the last literal if there is one, and what stands between: int64.
 
         Raises orjson.JSONEncodeError where JSON cannot write a literal, for half of a surrogate pair.
         """
-        order = np.full(2 * len(literals), SLOT)
-        order[::2] = [*map(self._number, literals)]
-        ends = [self._number(last)] if last else []
-        return np.append(order, [*ends, _BETWEEN if between is None else self._number(between)])
+        return order_of([*map(self._numbers.__getitem__, literals)], [self.number(last)] if last else [])
 
     def read(self, order: NDArray[np.int64], contents: Pieces[np.uint8]) -> Any:
         """What the JSON says. order: of all conversations; contents: of their messages, one after the other, as written; none
@@ -64,8 +62,18 @@ class Writer:
         fixed: Ragged[np.uint8] = Ragged.of([np.frombuffer(each, np.uint8) for each in self._written], np.uint8)
         return orjson.loads(contents.within(whole, fixed).values.data)
 
-    def _number(self, literal: str) -> int:
-        if literal not in self._numbers:
-            self._written.append(orjson.dumps(literal)[1:-1])
-            self._numbers[literal] = len(self._written) - 1
+    def number(self, literal: str) -> int:
+        """The number of a literal, for an order. Raises orjson.JSONEncodeError as `order` does."""
         return self._numbers[literal]
+
+    def _new(self, literal: str) -> int:
+        self._written.append(orjson.dumps(literal)[1:-1])
+        return len(self._written) - 1
+
+
+def order_of(numbers: Sequence[int], ends: Sequence[int] = ()) -> NDArray[np.int64]:
+    """The order of literals with these numbers, each before a content, and of those that come after the last one."""
+    order = np.full(2 * len(numbers) + len(ends) + 1, SLOT)
+    order[: 2 * len(numbers) : 2] = numbers
+    order[2 * len(numbers) :] = [*ends, BETWEEN]
+    return order

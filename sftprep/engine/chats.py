@@ -6,7 +6,7 @@ and decoded at once; where the tokenizer allows it, what is the same in all of t
 
 from __future__ import annotations
 
-from collections import Counter
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from sftprep.engine.framed import Framer, Framing
 from sftprep.engine.recipe import Recipe
 from sftprep.engine.texts import Texts
 from sftprep.lookup import Letters
+from sftprep.memo import Memo
 from sftprep.messages import ROLES, SHAREGPT_ROLES
 from sftprep.sources.plain import Layout, Turns
 from sftprep.suspects import in_order, suspect_contents
@@ -30,26 +31,23 @@ from sftprep.tokenize.fast import FastEncoder
 from sftprep.tokenize.seams import seams_of
 
 _MOST_SHAPES = 1_000
-"""Conversations of further shapes are rendered one by one: where hardly two are alike, there is nothing to gain."""
-_WORTH = 2
-"""Conversations of one shape, from which on it is made: to make one takes as long as to render several."""
-_MOST_SEEN = 10_000
-"""Shapes that are counted while they are not worth it yet."""
+"""Conversations of further shapes are rendered one by one, and once there are so many, all are forgotten: where hardly two
+conversations are alike, there is nothing to gain."""
 _LONGEST_SHAPE = 500
 """Messages."""
-
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 _Key = tuple[Layout, bytes, bool]
 """How conversations are written, their speakers, and whether contents come first."""
 
 
 class _Known(NamedTuple):
-    """A shape. size: characters of its literals; stripped and order: None where its conversations are filled one by one."""
+    """A shape. size: characters of its literals; stripped: None where its conversations are filled one by one; framing: None
+    where their texts have to be made."""
 
     shape: Shape
     size: int
     stripped: Stripped | None
-    order: NDArray[np.int64] | None
     framing: Framing | None
 
 
@@ -58,14 +56,19 @@ class Chats:
 
     def __init__(self, recipe: Recipe, template: ChatTemplate) -> None:
         self._template = template
+        self._seams = seams_of(recipe.tokenizer) if recipe.encoder == FastEncoder.name else None
         self._spanned = recipe.train_on == "assistant"
         escaped = recipe.escape_special
         self._suspects = suspect_contents(recipe.tokenizer, escaped=escaped) if recipe.reject_suspects else None
-        seams = seams_of(recipe.tokenizer) if recipe.encoder == FastEncoder.name else None
-        self._framer = None if seams is None else Framer(seams)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._framer = None if self._seams is None else Framer(self._seams)
         self._writer = Writer(b'["', b'","', b'"]')
         self._shapes: dict[_Key, _Known | None] = {}
-        self._seen: Counter[_Key] = Counter()
+        self._order: Memo[Shape, NDArray[np.int64]] = Memo(
+            lambda shape: self._writer.order(shape.literals[:-1], shape.literals[-1])
+        )
 
     def texts(self, turns: Turns, layout: Layout, letters: Letters) -> Texts:
         """Those of conversations that have a shape and meet its conditions. letters: of the lines that they stand in."""
@@ -91,9 +94,11 @@ class Chats:
         """The number of each conversation's shape, and the shapes; None where there is none."""
         speakers = [turns.speakers[first:last] for first, last in pairwise(turns.bounds.tolist())]
         keys = [*zip(speakers, turns.content_first.tolist(), strict=True)]
-        times = Counter(keys)
-        numbers = dict(zip(times, range(len(times)), strict=True))
-        shapes = [self._shape((layout, *key), count) for key, count in times.items()]
+        if len(self._shapes) >= _MOST_SHAPES:
+            self._forget()
+        kinds = dict.fromkeys(keys)
+        numbers = dict(zip(kinds, range(len(kinds)), strict=True))
+        shapes = [self._shape((layout, *key)) for key in kinds]
         return np.fromiter(map(numbers.__getitem__, keys), np.int64, len(keys)), shapes
 
     def _left(self, turns: Turns, conditions: Conditions, *, may_hold: bool) -> NDArray[np.bool_]:
@@ -122,7 +127,7 @@ class Chats:
             return Texts(framed=(framed,))
         made = Texts()
         if known:
-            order = np.concatenate([each.order for each in known if each.order is not None])
+            order = np.concatenate([self._order[each.shape] for each in known])
             texts, count = self._writer.read(order, turns.written(chosen)), kept()
             for number, text in zip(chosen[:count].tolist(), texts[:count], strict=True):
                 made.add(int(turns.lines[number]), text, plain=False, spans=None, prompt=None)
@@ -137,17 +142,12 @@ class Chats:
             spans = filled.spans if self._spanned else None
             made.add(int(turns.lines[number]), filled.text, plain=False, spans=spans, prompt=None)
 
-    def _shape(self, key: _Key, times: int) -> _Known | None:
-        """The shape of such conversations, of which there are so many now."""
+    def _shape(self, key: _Key) -> _Known | None:
+        """The shape of such conversations."""
         if key not in self._shapes:
             layout, speakers, content_first = key
             if len(self._shapes) >= _MOST_SHAPES or len(speakers) > _LONGEST_SHAPE:
                 return None
-            if times + self._seen[key] < _WORTH:
-                if len(self._seen) < _MOST_SEEN:
-                    self._seen[key] = times
-                return None
-            del self._seen[key]
             roles = [_ROLE_OF[layout.names[number]] for number in speakers]
             usable = self._suspects is None or in_order(roles)
             # What sharegpt calls from and value is written anew, always in this order.
@@ -157,15 +157,11 @@ class Chats:
         return self._shapes[key]
 
     def _prepared(self, shape: Shape) -> _Known:
-        size = sum(map(len, shape.literals))
-        at_once = None if self._spanned else stripped(shape)
-        try:
-            order = None if at_once is None else self._writer.order(shape.literals[:-1], shape.literals[-1])
-        except orjson.JSONEncodeError:
-            order = None  # half of a surrogate pair
-        if order is None:
-            return _Known(shape, size, None, None, None)
-        return _Known(shape, size, at_once, order, None if self._framer is None else self._framer.framing(shape))
+        text = "".join(shape.literals)
+        # JSON cannot write half of a surrogate pair.
+        at_once = None if self._spanned or _SURROGATE.search(text) else stripped(shape)
+        framing = None if at_once is None or self._framer is None else self._framer.framing(shape)
+        return _Known(shape, len(text), at_once, framing)
 
 
 def _at_once(turns: Turns, which: NDArray[np.int64], shapes: Sequence[_Known | None]) -> NDArray[np.bool_]:

@@ -11,7 +11,8 @@ import orjson
 from numpy.typing import NDArray
 
 from sftprep.chat.shapes import Shape
-from sftprep.chat.written import Writer
+from sftprep.chat.written import BETWEEN, Writer, order_of
+from sftprep.memo import Memo
 from sftprep.ragged import SLOT
 from sftprep.sources.plain import Turns
 from sftprep.tokenize.between import COMMA
@@ -34,23 +35,24 @@ class Framer:
     def __init__(self, seams: Seams) -> None:
         self.seams, self.heads = seams, Heads()
         self._writer = Writer(b'"', orjson.dumps(seams.between.text)[1:-1], b'"')
-        self._commas: dict[int, int] = {}
+        self._commas = {BETWEEN: self._writer.number(COMMA)} if seams.commas else {}
         """Numbers of literals that start with a comma, by those of the same with a token instead."""
+        self._after = Memo(self._number_after)
 
     def framing(self, shape: Shape) -> Framing | None:
-        """None where the literals of a shape cannot be cut."""
+        """None where the literals of a shape, which are Unicode, cannot be cut."""
         frame = self.seams.frame(shape.literals)
         if frame is None:
             return None
         first, *others = frame.tails
-        try:
-            order = self._writer.order((first, *(self.seams.between.text + tail for tail in others)))
-            if self.seams.commas:
-                commas = self._writer.order((first, *(COMMA + tail for tail in others)), between=COMMA)
-                self._commas.update(zip(order[2::2].tolist(), commas[2::2].tolist(), strict=True))
-        except orjson.JSONEncodeError:
-            return None  # half of a surrogate pair
-        return Framing(shape, frame, order)
+        return Framing(shape, frame, order_of([self._writer.number(first), *map(self._after.__getitem__, others)]))
+
+    def _number_after(self, tail: str) -> int:
+        """The number of a tail that stands after a content, with a token before it; the same with a comma is known then too."""
+        number = self._writer.number(self.seams.between.text + tail)
+        if self.seams.commas:
+            self._commas[number] = self._writer.number(COMMA + tail)
+        return number
 
     def framed(self, turns: Turns, numbers: NDArray[np.int64], framings: Sequence[Framing]) -> Framed:
         """Conversations by their numbers, in order. Raises orjson.JSONDecodeError where a content is no text."""

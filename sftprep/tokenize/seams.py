@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sftprep.memo import Memo
 from sftprep.ragged import SLOT, Ragged, edges
 from sftprep.tokenize.between import COMMA, Between, between_texts, takes_commas
 from sftprep.tokenize.fast import FastEncoder
@@ -42,19 +43,23 @@ class Seams:
         self.between, self.commas = between, commas
         self._added = [*added]
         # Templates write the same few literals again and again.
-        self._cut = lru_cache(maxsize=10_000)(self._new_cut)
+        self._first, self._middle, self._last = (
+            Memo(partial(self._cut, first=first, last=last)) for first, last in ((True, False), (False, False), (False, True))
+        )
         self._find = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True)))).finditer
 
     def frame(self, literals: Sequence[str]) -> Frame | None:
         """The literals of a shape, cut; None where they cannot be."""
-        last = len(literals) - 1
-        cuts = [self._cut(literal, first=number == 0, last=number == last) for number, literal in enumerate(literals)]
+        if len(literals) < 2:
+            return None
+        first, *middle, last = literals
+        cuts = [self._first[first], *map(self._middle.__getitem__, middle), self._last[last]]
         if None in cuts:
             return None
         heads, tails = zip(*(cut for cut in cuts if cut), strict=True)
         return Frame(heads, tails[:-1])
 
-    def _new_cut(self, literal: str, first: bool, last: bool) -> tuple[str, str] | None:
+    def _cut(self, literal: str, *, first: bool, last: bool) -> tuple[str, str] | None:
         """The head and the tail of a literal; None where a token may stand across its ends, or none cuts it."""
         found = [*self._find(literal)]
         apart = first or (bool(found) and found[0].start() == 0) or (last and not literal)
@@ -101,7 +106,7 @@ class Heads:
             self.ids = Ragged(*map(np.concatenate, known))
         for frame in new:
             order = self._orders[frame] = np.full(2 * len(frame.heads) - 1, SLOT)
-            order[::2] = [self._numbers[head] for head in frame.heads]
+            order[::2] = [*map(self._numbers.__getitem__, frame.heads)]
         return [self._orders[frame] for frame in frames]
 
 

@@ -6,11 +6,13 @@ import json
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftprep.config import BuildConfig
+from sftprep.engine import chats
 from sftprep.engine.prepare import Preparer
 from sftprep.engine.recipe import Recipe
 from sftprep.engine.setup import prepare_recipe
@@ -76,9 +78,26 @@ def test_an_escape_that_its_neighbour_would_complete(recipes: dict[str, Recipe])
 def test_ordinary_chats_are_framed(recipes: dict[str, Recipe], name: str, framed: bool) -> None:
     data = line(["Hello there", "Hi!"]) * 5 + line(["one", "two", "three"]) * 4 + line(["alone"])
     texts = Preparer(recipes[name], threads=False)._columns.texts(Letters(data), "messages", Counter())
-    assert sum(map(len, texts.framed)) == (9 if framed else 0)
-    assert len(texts.lines) == 9
+    assert sum(map(len, texts.framed)) == (10 if framed else 0)
+    assert len(texts.lines) == 10
     both_ways(data, "messages", recipes[name])
+
+
+def test_shapes_beyond_number_are_forgotten(recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chats, "_MOST_SHAPES", 3)
+    preparer, plain = (Preparer(recipes["chatml"], threads=False) for _ in range(2))
+    plain._columns._idle = True
+    for first in (1, 3, 2, 5):
+        data = b"".join(line(["a", "b", "c", "d", "e"][:count]) for count in (first, first + 1, first, 1) for _ in range(2))
+        got, want = (each.prepare(data, "messages", seed=0) for each in (preparer, plain))
+        assert np.array_equal(got.input_ids, want.input_ids)
+        assert preparer._columns.texts(Letters(data), "messages", Counter()).lines
+    # As many as fit, of a partition with more.
+    data = b"".join(line(["a"] * count) for count in (1, 2, 3, 4, 5, 1, 2, 3, 4, 5))
+    lines = preparer._columns.texts(Letters(data), "messages", Counter()).lines
+    assert len(lines) == 6
+    assert len({number % 5 for number in lines}) == 3
+    assert np.array_equal(preparer.prepare(data, "messages", seed=0).input_ids, plain.prepare(data, "messages", seed=0).input_ids)
 
 
 def test_weights_beside_framed_conversations(recipes: dict[str, Recipe]) -> None:
