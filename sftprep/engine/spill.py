@@ -88,7 +88,7 @@ def read_spill(path: Path) -> Spill | None:
     try:
         spill = map_spill(path)
         written = _layout_of(path).digest
-    except (OSError, ValueError, pa.ArrowInvalid):
+    except Exception:  # of a damaged file, Arrow and what looks at its schema say it in a dozen ways
         return None
     flat = (spill.input_ids, spill.completion_mask, spill.loss_weights, spill.offsets, spill.origin)
     return spill if _digest(spill.facts, [each for each in flat if each is not None]).encode() == written else None
@@ -101,6 +101,15 @@ def map_spill(path: Path) -> Spill:
         data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
     arrays = {name: data[first:last].view(dtype) for name, (first, last, dtype) in layout.places.items()}
     return Spill(facts=layout.facts, **arrays)
+
+
+_TYPES: dict[str, np.dtype[Any]] = {
+    "input_ids": np.dtype(np.int32),
+    "completion_mask": np.dtype(np.uint8),
+    "loss_weights": np.dtype(np.float32),
+    "offsets": np.dtype(np.int32),
+    "origin": np.dtype(np.int64),
+}
 
 
 class _Layout(NamedTuple):
@@ -128,7 +137,8 @@ def _layout(path: Path, size: int, time: int) -> _Layout:
     places = {}
     for name, array in arrays.items():
         first = array.buffers()[1].address - file.address if len(array) else 0
-        dtype = np.dtype(array.type.to_pandas_dtype())
+        # The digest is of the values, not of the types that a schema says they are of.
+        dtype = _TYPES[name]
         places[name] = (first, first + len(array) * dtype.itemsize, dtype)
     metadata = batch.schema.metadata or {}
     return _Layout(places, metadata.get(b"facts", b"{}"), metadata.get(b"digest", b""))
