@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -89,8 +90,11 @@ def compare(data: str, tokenizer: str, arguments: argparse.Namespace) -> list[di
 
 
 def _run(side: str, task: dict[str, Any]) -> dict[str, Any]:
+    # What is installed has its bytecode beside it; a checkout has it from the first run on, if that is allowed.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     child = subprocess.run(
         [sys.executable, "-m", "benchmarks.prepare_vs_trl", "--side", side],
+        env=environment,
         input=json.dumps(task),
         capture_output=True,
         text=True,

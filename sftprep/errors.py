@@ -81,9 +81,10 @@ class RecordError(SftprepError):
 
     def __init__(self, *, file: str, line: int, column: int, reason: str, message: str, excerpt: str) -> None:
         place = f"{file}:{line}" + (f":{column}" if column else "")
+        other_template = ", give another template with --chat-template" if reason == "template_error" else ""
         super().__init__(
             f"{place}: {message} [{reason}]\n  {excerpt}",
-            remedy="fix the line, or run with --on-bad-record quarantine to set such lines aside",
+            remedy=f"fix the line{other_template}, or run with --on-bad-record quarantine to set such lines aside",
         )
         self.file, self.line, self.column, self.reason, self.excerpt = file, line, column, reason, excerpt
 

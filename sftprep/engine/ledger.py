@@ -90,6 +90,7 @@ def check_rejected(parts: list[Tokenized], sides: list[Side], setup: Setup, conf
             f"{rejected.total():,} of {records:,} records were rejected ({reasons}), "
             f"more than --max-rejected {config.output.max_rejected}",
             remedy=f"look at {path}; mend the records, or raise --max-rejected"
+            + (", or give another template with --chat-template" if rejected["template_error"] else "")
             + (", or train on what only looks wrong: --suspect keep" if rejected.keys() & REASONS else ""),
         )
 

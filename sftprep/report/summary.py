@@ -83,10 +83,15 @@ def equations(accounts: Accounting) -> tuple[str, str]:
     )
 
 
+def _some(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
 def manifest_line(manifest: Manifest) -> str:
     """A build in a line."""
     return (
-        f"{manifest.rows:,} packs of up to {manifest.max_length:,} tokens, {manifest.accounting.sequences:,} sequences, "
+        f"{_some(manifest.rows, 'pack')} of up to {manifest.max_length:,} tokens, "
+        f"{_some(manifest.accounting.sequences, 'sequence')}, "
         f"{manifest.tokens:,} tokens ({manifest.trained_tokens:,} trained), tokenizer {manifest.tokenizer['name']}"
     )
 
