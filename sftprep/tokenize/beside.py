@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import secrets
 import shutil
@@ -79,12 +80,15 @@ class Asking:
         self._child: Connection | None = None
         # A thread waits for a child that still loads; one, so that answers come in the order of the questions.
         self._thread = None if place is None else ThreadPoolExecutor(1)
+        self._process = os.getpid()
 
     def ask(self, texts: Sequence[str]) -> Callable[[], Tokens]:
         """Have texts encoded while this process does something else; what it gets waits for their ids.
 
         The answer raises TokenizerError as `HfEncoder.encode` does.
         """
+        if os.getpid() != self._process:
+            self._thread = None  # a fork has no thread, and the connection is its parent's
         asked = None if self._thread is None else self._thread.submit(self._exchange, list(texts))
         return partial(self._answer, texts, asked)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
 import subprocess
 import sys
 import time
@@ -69,6 +71,20 @@ def test_an_answer_that_nobody_took_is_not_that_to_the_next_question(gone: bool)
     if gone:
         beside.close()
     assert np.array_equal(answer().input_ids, HfEncoder(spec, threads=False).encode(TEXTS[:1]).input_ids)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+def test_a_fork_asks_for_itself() -> None:
+    spec = spec_of(byte_level())
+    beside = Beside(spec)
+    asking = Asking(beside.place, lambda: HfEncoder(spec, threads=False))
+    want = asking.ask(TEXTS)().input_ids
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        os._exit(0 if np.array_equal(asking.ask(TEXTS)().input_ids, want) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert np.array_equal(asking.ask(TEXTS)().input_ids, want)
 
 
 def test_nothing_is_left_behind() -> None:
