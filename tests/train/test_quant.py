@@ -154,5 +154,5 @@ def test_a_quantized_base_is_merged_in_full_precision(tmp_path: Path, bits: str)
     with torch.no_grad():
         found, trained = merged(input_ids=IDS).logits.float(), trainer.model.eval()(input_ids=IDS).logits.float()
     # As near as 8-bit activations and bfloat16 products let it be.
-    tolerance = {"fp4, float32": 1e-4, "nf4": 0.05, "int8": 0.25}[bits] * float(trained.std())
+    tolerance = {"fp4, float32": 1e-4, "nf4": 0.1, "int8": 0.25}[bits] * float(trained.std())
     torch.testing.assert_close(found, trained, rtol=0, atol=tolerance)
