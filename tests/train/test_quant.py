@@ -152,7 +152,11 @@ def test_a_quantized_base_is_merged_in_full_precision(tmp_path: Path, bits: str)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert getattr(merged.config, "quantization_config", None) is None
     with torch.no_grad():
+        # In products of bfloat16, two kinds of CPU differ by more than that.
+        for layer in trainer.model.modules():
+            if hasattr(layer, "compute_dtype"):
+                layer.compute_dtype = torch.float32
         found, trained = merged(input_ids=IDS).logits.float(), trainer.model.eval()(input_ids=IDS).logits.float()
-    # As near as 8-bit activations and bfloat16 products let it be.
-    tolerance = {"fp4, float32": 1e-4, "nf4": 0.1, "int8": 0.25}[bits] * float(trained.std())
+    # As near as 8-bit activations let it be.
+    tolerance = {"fp4, float32": 1e-4, "nf4": 1e-4, "int8": 0.25}[bits] * float(trained.std())
     torch.testing.assert_close(found, trained, rtol=0, atol=tolerance)
