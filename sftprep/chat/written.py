@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,6 @@ import orjson
 from numpy.typing import NDArray
 
 from sftprep.chat.shapes import Shape
-from sftprep.memo import Memo
 from sftprep.ragged import SLOT, Pieces, Ragged
 
 _BEGIN, _END, BETWEEN = 0, 1, 2
@@ -42,7 +42,8 @@ class Writer:
     """Literals as JSON writes them, and JSON of literals and contents. Between two conversations stands `between`, as a rule."""
 
     def __init__(self, begin: bytes, between: bytes, end: bytes) -> None:
-        self._numbers = Memo(self._new)
+        self.number = cache(self._number)
+        """The number of a literal, for an order. Raises orjson.JSONEncodeError as `order` does."""
         self._written = [begin, end, between]
 
     def order(self, literals: Sequence[str], last: str = "") -> NDArray[np.int64]:
@@ -50,7 +51,7 @@ class Writer:
 
         Raises orjson.JSONEncodeError where JSON cannot write a literal, for half of a surrogate pair.
         """
-        return order_of([*map(self._numbers.__getitem__, literals)], [self.number(last)] if last else [])
+        return order_of([*map(self.number, literals)], [self.number(last)] if last else [])
 
     def read(self, order: NDArray[np.int64], contents: Pieces[np.uint8]) -> Any:
         """What the JSON says. order: of all conversations; contents: of their messages, one after the other, as written; none
@@ -62,11 +63,7 @@ class Writer:
         fixed: Ragged[np.uint8] = Ragged.of([np.frombuffer(each, np.uint8) for each in self._written], np.uint8)
         return orjson.loads(contents.within(whole, fixed).values.data)
 
-    def number(self, literal: str) -> int:
-        """The number of a literal, for an order. Raises orjson.JSONEncodeError as `order` does."""
-        return self._numbers[literal]
-
-    def _new(self, literal: str) -> int:
+    def _number(self, literal: str) -> int:
         self._written.append(orjson.dumps(literal)[1:-1])
         return len(self._written) - 1
 

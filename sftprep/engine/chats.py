@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -23,7 +24,6 @@ from sftprep.engine.framed import Framer, Framing
 from sftprep.engine.recipe import Recipe
 from sftprep.engine.texts import Texts
 from sftprep.lookup import Letters
-from sftprep.memo import Memo
 from sftprep.messages import ROLES, SHAREGPT_ROLES
 from sftprep.sources.plain import Layout, Turns
 from sftprep.suspects import in_order, suspect_contents
@@ -66,9 +66,7 @@ class Chats:
         self._framer = None if self._seams is None else Framer(self._seams)
         self._writer = Writer(b'["', b'","', b'"]')
         self._shapes: dict[_Key, _Known | None] = {}
-        self._order: Memo[Shape, NDArray[np.int64]] = Memo(
-            lambda shape: self._writer.order(shape.literals[:-1], shape.literals[-1])
-        )
+        self._order = cache(lambda shape: self._writer.order(shape.literals[:-1], shape.literals[-1]))
 
     def texts(self, turns: Turns, layout: Layout, letters: Letters) -> Texts:
         """Those of conversations that have a shape and meet its conditions. letters: of the lines that they stand in."""
@@ -127,7 +125,7 @@ class Chats:
             return Texts(framed=(framed,))
         made = Texts()
         if known:
-            order = np.concatenate([self._order[each.shape] for each in known])
+            order = np.concatenate([self._order(each.shape) for each in known])
             texts, count = self._writer.read(order, turns.written(chosen)), kept()
             for number, text in zip(chosen[:count].tolist(), texts[:count], strict=True):
                 made.add(int(turns.lines[number]), text, plain=False, spans=None, prompt=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -12,7 +13,6 @@ from numpy.typing import NDArray
 
 from sftprep.chat.shapes import Shape
 from sftprep.chat.written import BETWEEN, Writer, order_of
-from sftprep.memo import Memo
 from sftprep.ragged import SLOT
 from sftprep.sources.plain import Turns
 from sftprep.tokenize.between import COMMA
@@ -37,7 +37,7 @@ class Framer:
         self._writer = Writer(b'"', orjson.dumps(seams.between.text)[1:-1], b'"')
         self._commas = {BETWEEN: self._writer.number(COMMA)} if seams.commas else {}
         """Numbers of literals that start with a comma, by those of the same with a token instead."""
-        self._after = Memo(self._number_after)
+        self._after = cache(self._number_after)
 
     def framing(self, shape: Shape) -> Framing | None:
         """None where the literals of a shape, which are Unicode, cannot be cut."""
@@ -45,7 +45,7 @@ class Framer:
         if frame is None:
             return None
         first, *others = frame.tails
-        return Framing(shape, frame, order_of([self._writer.number(first), *map(self._after.__getitem__, others)]))
+        return Framing(shape, frame, order_of([self._writer.number(first), *map(self._after, others)]))
 
     def _number_after(self, tail: str) -> int:
         """The number of a tail that stands after a content, with a token before it; the same with a comma is known then too."""

@@ -157,8 +157,7 @@ def assemble_shard(task: AssembleTask) -> Assembled:
                 column[here] = _pieces(values, spill.offsets, rows, starts, task.seq_lengths[own])
     if weights is not None:
         weights *= mask  # what came from a spill without weights weighs 1 where it is trained
-    place_of = np.empty_like(by_spill)
-    place_of[by_spill] = np.arange(len(by_spill))
+    place_of = np.argsort(by_spill)
     shard = ShardRows(
         Ragged(ids, ends).taken(place_of).values,
         (mask if mask.all() else Ragged(mask, ends).taken(place_of).values).view(np.bool_),

@@ -110,7 +110,7 @@ def recipe_file(folder: Path, recipe: Recipe, reference: Place | None = None) ->
     """The file of a recipe, which is not written yet."""
     # The encoder changes no token, and so not the digest; but who has this recipe prepared has it with its encoder.
     name = digest(recipe.digest, recipe.encoder, recipe.template_way, recipe.tokenizer.name)
-    return RecipeFile(folder / f"recipe-{name[:16]}.json", recipe, reference)
+    return RecipeFile(folder / f"recipe-{name[:16]}.jsonl", recipe, reference)
 
 
 def _read(path: Path) -> Recipe:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.memo import Memo
 from sftprep.ragged import SLOT, Ragged, edges
 from sftprep.tokenize.between import COMMA, Between, between_texts, takes_commas
 from sftprep.tokenize.fast import FastEncoder
@@ -44,7 +43,7 @@ class Seams:
         self._added = [*added]
         # Templates write the same few literals again and again.
         self._first, self._middle, self._last = (
-            Memo(partial(self._cut, first=first, last=last)) for first, last in ((True, False), (False, False), (False, True))
+            cache(partial(self._cut, first=first, last=last)) for first, last in ((True, False), (False, False), (False, True))
         )
         self._find = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True)))).finditer
 
@@ -53,7 +52,7 @@ class Seams:
         if len(literals) < 2:
             return None
         first, *middle, last = literals
-        cuts = [self._first[first], *map(self._middle.__getitem__, middle), self._last[last]]
+        cuts = [self._first(first), *map(self._middle, middle), self._last(last)]
         if None in cuts:
             return None
         heads, tails = zip(*(cut for cut in cuts if cut), strict=True)
