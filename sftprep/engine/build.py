@@ -21,7 +21,7 @@ from sftprep.engine.executors import Executor, available_cores, make_executor
 from sftprep.engine.inputs import stamp
 from sftprep.engine.ledger import check_not_empty, check_rejected, first_bad_record, input_infos, total
 from sftprep.engine.output import EVAL_FOLDER, SPILL_FOLDER, claimed, clean
-from sftprep.engine.passes import Tokenized, TokenizeTask, load_preparers, tokenize_partition
+from sftprep.engine.passes import Tokenized, TokenizeTask, load_preparers, tokenize_in_turn, tokenize_partition
 from sftprep.engine.recipe import RecipeFile, recipe_file
 from sftprep.engine.selection import Side, choose, wanted_facts
 from sftprep.engine.setup import Setup, prepare_setup
@@ -142,7 +142,7 @@ def _tokenize(
     parts: list[Tokenized] = []
     sequences = 0
     size, done = sum(_sizes(setup)), 0
-    for part in executor.map_unordered(tokenize_partition, tasks()):
+    for part in tokenize_in_turn(tasks()) if alone else executor.map_unordered(tokenize_partition, tasks()):
         parts.append(part)
         if stop and part.rejected:
             # Partitions before this one are running or done; the first bad record of the input is in one of them or here.

@@ -6,7 +6,8 @@ Each is a pure function of its task and of the files that the task names, so it 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from sftprep.batch import Rejected
+from sftprep.batch import Rejected, TokenBatch
 from sftprep.engine.facts import Facts, Wanted, facts_of
 from sftprep.engine.prepare import Preparer
 from sftprep.engine.recipe import RecipeFile
@@ -30,6 +31,8 @@ from sftprep.sources.partition import Partition, read_partition
 
 _SAMPLE = 16
 """Texts at the start of a build that the reference encodes too, beside one in a thousand of all."""
+_OPEN = 16 << 20
+"""Bytes of partitions that may be encoded and not checked yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,24 +75,52 @@ class Tokenized:
 
 def tokenize_partition(task: TokenizeTask) -> Tokenized:
     """Make the spill of a partition, or find it made already. Raises what reading, templates and storage raise."""
+    _, finish = _begun(task)
+    return finish()
+
+
+def tokenize_in_turn(tasks: Iterable[TokenizeTask]) -> Iterator[Tokenized]:
+    """`tokenize_partition` for one after the other, each kept open until some more are encoded.
+
+    The reference encoder, in a process of its own, takes longer to load than a small build to encode: nobody waits for it.
+    """
+    begun: deque[tuple[int, Callable[[], Tokenized]]] = deque()
+    for task in tasks:
+        begun.append(_begun(task))
+        while len(begun) > 1 and sum(size for size, _ in begun) > _OPEN:
+            _, finish = begun.popleft()
+            yield finish()
+    for _, finish in begun:
+        yield finish()
+
+
+def _begun(task: TokenizeTask) -> tuple[int, Callable[[], Tokenized]]:
+    """`tokenize_partition` as far as it goes without the reference encoder: bytes of the partition, and what does the rest."""
     data = read_partition(task.partition)
     content = xxhash.xxh3_128_hexdigest(data)
     key = digest(task.recipe_digest, task.format, content)[:40]
     path = spill_path(task.spill_folder, key)
     spill = read_spill(path)
-    reused = spill is not None
+    prepare: Callable[[], TokenBatch] | None = None
     if spill is None:
         sample = _SAMPLE if task.partition.index == 0 else 0
         preparer = _preparer(task.recipe, task.threads)
         preparer.ask(task.recipe.reference)
-        batch = preparer.prepare(data, task.format, seed=int(key[:16], 16), sample=sample)
-        write_spill(path, batch)
-        spill = map_spill(path)
-    where = dataclasses.replace(task.partition, payload=None)
-    places = places_of(task.partition, data, spill.origin, task.lane_block) if task.lane_block else None
-    facts = facts_of(spill, data, task.facts) if task.facts is not None else None
-    weighted = spill.loss_weights is not None
-    return Tokenized(where, key, content, len(data), spill.lengths, spill.counts, spill.rejected, reused, places, facts, weighted)
+        prepare = preparer.begin(data, task.format, seed=int(key[:16], 16), sample=sample)
+
+    def finish() -> Tokenized:
+        if prepare is not None:
+            write_spill(path, prepare())
+        made = spill or map_spill(path)
+        where = dataclasses.replace(task.partition, payload=None)
+        places = places_of(task.partition, data, made.origin, task.lane_block) if task.lane_block else None
+        facts = facts_of(made, data, task.facts) if task.facts is not None else None
+        weighted = made.loss_weights is not None
+        reused = spill is not None
+        counts, rejected = made.counts, made.rejected
+        return Tokenized(where, key, content, len(data), made.lengths, counts, rejected, reused, places, facts, weighted)
+
+    return len(data), finish
 
 
 def load_preparers(recipes: Sequence[RecipeFile]) -> None:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from sftprep.batch import Example, Rejected, TokenBatch
 from sftprep.engine.columns import Columns
-from sftprep.engine.framed import Framed
 from sftprep.engine.lengths import fit_lengths, without_untrained
 from sftprep.engine.recipe import Recipe
 from sftprep.engine.texts import Renderer, Texts
@@ -33,7 +32,7 @@ from sftprep.tokenize.encoder import Encoder, EncoderFault, Tokens, load_encoder
 from sftprep.tokenize.escaped import EscapedEncoder, Marked, with_replaced
 from sftprep.tokenize.fast import FastEncoder
 from sftprep.tokenize.hf import HfEncoder
-from sftprep.tokenize.spot import spot_check
+from sftprep.tokenize.spot import SpotChecks
 
 # Every digit made a 0, so that a long number is found by a plain look, five times as fast as by an expression.
 _DIGITS_AS_0 = bytes(48 if 48 <= byte < 58 else byte for byte in range(256))
@@ -92,22 +91,56 @@ class Preparer:
             self._asked = self._beside.place
         return Asking(self._asked, self._reference).ask
 
-    @_without_collection()
+    def _compared(self, texts: Sequence[str]) -> Callable[[], Tokens]:
+        return self._check_with(texts)  # made when there is something to compare
+
     def prepare(self, data: bytes, format_name: str, *, seed: int, sample: int = 0) -> TokenBatch:
         """The sequences of whole lines of JSON. Records that cannot be used are in `rejected`, in the order of their lines.
 
         seed: chooses the texts that the reference encodes too, and the first `sample` ones with them; where it gives other ids,
         it encodes this partition.
         """
+        return self.begin(data, format_name, seed=seed, sample=sample)()
+
+    def begin(self, data: bytes, format_name: str, *, seed: int, sample: int = 0) -> Callable[[], TokenBatch]:
+        """`prepare`, but for waiting for the reference, which may still be loading: what it returns does that."""
+        checks = None
+        if self.recipe.encoder != HfEncoder.name and format_name != "tokens":
+            if sample:
+                _ = self._check_with  # starts to load now, while this process reads and loads the encoder
+            checks = SpotChecks(self._compared, seed=seed, first=sample)
+        try:
+            batch = self._sequences(data, format_name, lambda: self._encoder, checks)
+        except EncoderFault as fault:
+            return partial(self._failed_over, fault, data, format_name)
+
+        def checked() -> TokenBatch:
+            mismatch = checks.mismatch() if checks is not None else None
+            if mismatch is None:
+                return batch
+            return self._failed_over(EncoderFault("other ids than tokenizers", mismatch), data, format_name)
+
+        return checked
+
+    def _failed_over(self, fault: EncoderFault, data: bytes, format_name: str) -> TokenBatch:
+        if not self._told:  # the first fault of the fast encoder in this process is logged; all are counted
+            self._told = True
+            _log.warning("%s is not used for a part of the records: %s", self.recipe.encoder, fault)
+        batch = self._sequences(data, format_name, self._reference, None)
+        batch.counts["warnings.encoder_failed_over"] = 1
+        return batch
+
+    @_without_collection()
+    def _sequences(self, data: bytes, format_name: str, encoder: Callable[[], Encoder], checks: SpotChecks | None) -> TokenBatch:
+        """What `prepare` gives, by one encoder. Raises EncoderFault."""
         counts: Counter[str] = Counter()
         rejected: list[Rejected] = []
         if format_name == "tokens":
             examples = self._read(Letters(data), format_name, rejected, counts)
             batch = given_batch(examples, self.recipe.tokenizer.vocab_size, rejected, counts)
         else:
-            if sample:
-                _ = self._check_with  # starts to load now, while this process reads and loads the encoder
-            batch = self._encoded(self._texts(data, format_name, rejected, counts), counts, seed, sample)
+            texts = self._texts(data, format_name, rejected, counts)
+            batch = self._encoded(texts, encoder(), counts, checks)
         recipe = self.recipe
         batch = fit_lengths(batch, recipe.overlong, recipe.max_length, recipe.truncate_side, counts, rejected)
         batch = without_untrained(batch, counts)
@@ -116,17 +149,11 @@ class Preparer:
         batch.counts = dict(counts)
         return batch
 
-    def _encoded(self, texts: Texts, counts: Counter[str], seed: int, sample: int) -> TokenBatch:
-        try:
-            framed = self._framed(texts.framed, seed, sample)
-            if framed is None:
-                texts, framed = texts.rendered(), []
-            batch = self._tokenize(texts, self._encoder, counts, seed, 0 if framed else sample)
-        except EncoderFault as fault:
-            self._tell(str(fault))
-            counts["warnings.encoder_failed_over"] += 1
+    def _encoded(self, texts: Texts, encoder: Encoder, counts: Counter[str], checks: SpotChecks | None) -> TokenBatch:
+        framed = self._framed(texts, encoder, checks)
+        if framed is None:
             texts, framed = texts.rendered(), []
-            batch = self._tokenize(texts, self._reference(), counts, seed, sample)
+        batch = self._tokenize(texts, encoder, counts, checks)
         chats = ~np.array(texts.plain, dtype=np.bool_)
         for own, are_chats in [(batch, chats), *((each, np.ones(len(each.origin), np.bool_)) for each in framed)]:
             count_double_bos(own, self.recipe.tokenizer, counts)
@@ -136,25 +163,21 @@ class Preparer:
             batch = batch.with_others(each)
         return batch
 
-    def _framed(self, conversations: Sequence[Framed], seed: int, sample: int) -> list[TokenBatch] | None:
-        """The sequences of conversations without their texts; None where those are needed. Raises EncoderFault."""
-        made = []
-        for each in conversations:
-            assert isinstance(self._encoder, FastEncoder)
-            check = self._check(each, self._encoder, seed, sample)
-            tokens = each.encode(self._encoder)
+    def _framed(self, texts: Texts, encoder: Encoder, checks: SpotChecks | None) -> list[TokenBatch] | None:
+        """The sequences of conversations without their texts; None where those are needed."""
+        made: list[TokenBatch] = []
+        for each in texts.framed:
+            if not isinstance(encoder, FastEncoder):
+                return None
+            check = checks.begin(each) if checks is not None else None
+            tokens = each.encode(encoder)
             if tokens is None:
                 return None
-            check(tokens)
+            if check is not None:
+                check(tokens)
             mask = np.ones(len(tokens.input_ids), dtype=np.bool_)
             made.append(TokenBatch(tokens.input_ids, tokens.offsets, mask, np.array(each.origin, dtype=np.int64)))
         return made
-
-    def _tell(self, fault: str) -> None:
-        """Log the first fault of the fast encoder in this process; all are counted."""
-        if not self._told:
-            self._told = True
-            _log.warning("%s is not used for a part of the records: %s", self.recipe.encoder, fault)
 
     @cached_property
     def _added(self) -> NDArray[np.int32]:
@@ -205,11 +228,12 @@ class Preparer:
         counts.update(lines=total, blank=blank, records=total - blank)
         return examples
 
-    def _tokenize(self, texts: Texts, encoder: Encoder, counts: Counter[str], seed: int, sample: int) -> TokenBatch:
+    def _tokenize(self, texts: Texts, encoder: Encoder, counts: Counter[str], checks: SpotChecks | None) -> TokenBatch:
         spec = self.recipe.tokenizer
-        check = self._check(texts.texts, encoder, seed, sample)
+        check = checks.begin(texts.texts) if checks is not None else None
         tokens = encoder.encode(texts.texts)
-        check(tokens)
+        if check is not None:
+            check(tokens)
         plain = np.array(texts.plain, dtype=np.bool_)
         chars = encoder.token_chars(texts.texts, tokens) if texts.have_parts else None
         if texts.marked:
@@ -227,18 +251,6 @@ class Preparer:
         if weights is not None:
             weights *= mask
         return TokenBatch(ids, offsets, mask, np.array(texts.origin, dtype=np.int64), loss_weights=weights)
-
-    def _check(self, texts: Sequence[str], encoder: Encoder, seed: int, sample: int) -> Callable[[Tokens], None]:
-        """For the tokens of these texts: raises EncoderFault where one whose turn it is is not as the reference encodes it."""
-        # A partition's check depends on the partition alone, so that its outcome does not depend on the workers.
-        mismatch_in = spot_check(encoder, self._check_with, texts, seed=seed, first=sample)
-
-        def check(tokens: Tokens) -> None:
-            mismatch = mismatch_in(tokens)
-            if mismatch is not None:
-                raise EncoderFault("other ids than tokenizers", mismatch)
-
-        return check
 
     @cached_property
     def _escaping(self) -> EscapedEncoder:

@@ -7,31 +7,38 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from sftprep.hashes import mixed_each
-from sftprep.tokenize.tokens import Encoder, Mismatch, Tokens, first_mismatch, flat_tokens
+from sftprep.tokenize.tokens import Mismatch, Tokens, first_mismatch, flat_tokens
 
 EVERY = 1000
 
 
-def spot_check(
-    encoder: Encoder,
-    ask: Callable[[Sequence[str]], Callable[[], Tokens]],
-    texts: Sequence[str],
-    *,
-    seed: int,
-    first: int = 0,
-    every: int = EVERY,
-) -> Callable[[Tokens], Mismatch | None]:
-    """A comparison of the texts whose turn it is, for what `encoder` gives for all of them; it says None where they are equal.
+class SpotChecks:
+    """The checks of one partition, whose answers are waited for at its end. ask: has `tokenizers` encode some texts meanwhile
+    (`Asking.ask`), called only where there is something to check; first: so many texts at the start are checked as well."""
 
-    ask: has `tokenizers` encode some texts meanwhile (`Asking.ask`), called only when there is something to check; first: so many
-    texts at the start are checked as well.
-    """
-    numbers = [] if encoder.name == "tokenizers" else spot_numbers(len(texts), seed, first=first, every=every)
-    if not numbers:
-        return lambda _: None
-    chosen = [texts[number] for number in numbers]
-    answer = ask(chosen)
-    return lambda tokens: first_mismatch(chosen, answer(), flat_tokens([tokens.of(number) for number in numbers]))
+    def __init__(
+        self, ask: Callable[[Sequence[str]], Callable[[], Tokens]], *, seed: int, first: int = 0, every: int = EVERY
+    ) -> None:
+        self._ask, self._seed, self._first, self._every = ask, seed, first, every
+        self._open: list[tuple[list[str], Callable[[], Tokens], Tokens]] = []
+
+    def begin(self, texts: Sequence[str]) -> Callable[[Tokens], None]:
+        """Ask for the texts whose turn it is; what it returns is to be called with what the fast encoder gives for all."""
+        numbers = spot_numbers(len(texts), self._seed, first=self._first, every=self._every)
+        self._first = max(0, self._first - len(texts))
+        if not numbers:
+            return lambda _: None
+        chosen = [texts[number] for number in numbers]
+        answer = self._ask(chosen)
+        return lambda tokens: self._open.append((chosen, answer, flat_tokens([tokens.of(number) for number in numbers])))
+
+    def mismatch(self) -> Mismatch | None:
+        """The first text that the two encode differently, None where there is none; waits for the answers."""
+        for texts, answer, got in self._open:
+            found = first_mismatch(texts, answer(), got)
+            if found is not None:
+                return found
+        return None
 
 
 def spot_numbers(count: int, seed: int, *, first: int = 0, every: int = EVERY) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sftprep import build
 from sftprep.config import BuildConfig
+from sftprep.engine import build as build_module
 from sftprep.engine import chats
 from sftprep.engine.prepare import Preparer
 from sftprep.engine.recipe import Recipe
 from sftprep.engine.setup import prepare_recipe
 from sftprep.lookup import Letters
 from sftprep.ragged import Pieces
+from sftprep.sources import partition
 from sftprep.tokenize.between import Between
 from sftprep.tokenize.fast import FastEncoder
+from sftprep.tokenize.spot import SpotChecks
+from sftprep.tokenize.tokens import Mismatch
 from tests.engine.both_ways import both_ways
+from tests.engine.builds import content
 from tests.tokenize.made import CHATML, START, STOP, byte_level, live
 
 TEMPLATES = {
@@ -125,3 +132,35 @@ def test_frames_that_cannot_be_trusted_are_done_without(
     monkeypatch.setattr(FastEncoder, "encode_parts", spoilt)
     got, _, _ = both_ways(line(["Hello there", "Hi!"]) * 5 + line(["alone"]), "messages", recipes["chatml"], sample=2)
     assert got.counts.get("warnings.encoder_failed_over", 0) == (answer == "wrong ids")
+
+
+def test_a_partition_found_wrong_after_others_were_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    live(byte_level(nfc=True, gpt4=True), eos_token=STOP, chat_template=CHATML).save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "rows.jsonl").write_bytes(b"".join(line([f"question {k}", "answer"]) for k in range(400)))
+    monkeypatch.setattr(build_module, "cut", lambda inputs: partition.cut(inputs, 4_000))
+    order: list[str] = []
+    whole, answer = FastEncoder.encode_parts, SpotChecks.mismatch
+
+    def spoilt(self: FastEncoder, joined: str, between: int, count: int) -> Pieces[np.int32] | None:
+        order.append("encoded")
+        found = whole(self, joined, between, count)
+        assert found is not None
+        return Pieces(found.values ^ 1, found.first, found.last) if "question 0" in joined else found
+
+    def asked(self: SpotChecks) -> Mismatch | None:
+        order.append("checked")
+        return answer(self)
+
+    def built(name: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+        settings = {"tokenizer": str(tmp_path / "tokenizer"), "max_length": 64, "workers": 1}
+        build(BuildConfig.of(inputs=str(tmp_path / "rows.jsonl"), output=str(tmp_path / name), **settings))
+        accounting = json.loads((tmp_path / name / "manifest.json").read_bytes())["accounting"]
+        return accounting, content(tmp_path / name / "shards")
+
+    right, shards = built("right")
+    monkeypatch.setattr(FastEncoder, "encode_parts", spoilt)
+    monkeypatch.setattr(SpotChecks, "mismatch", asked)
+    wrong, others = built("wrong")
+    assert order[:6] == ["encoded"] * 6
+    assert others == shards
+    assert (right["warnings"].get("encoder_failed_over", 0), wrong["warnings"]["encoder_failed_over"]) == (0, 1)

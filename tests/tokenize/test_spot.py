@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftprep.tokenize.hf import HfEncoder
-from sftprep.tokenize.spot import spot_check, spot_numbers
-from sftprep.tokenize.tokens import Tokens
+from sftprep.tokenize.spot import SpotChecks, spot_numbers
+from sftprep.tokenize.tokens import Encoder, Mismatch, Tokens
 from tests.tokenize.made import byte_level, spec_of
 from tests.tokenize.test_probe import Liar
 
@@ -42,10 +42,40 @@ def test_a_lie_is_found_where_it_is_looked_for() -> None:
         asked.append(len(texts))
         return lambda: truth.encode(texts)
 
+    def mismatch(encoder: Encoder, texts: list[str], first: int = 0, every: int = 1000) -> Mismatch | None:
+        checks = SpotChecks(ask, seed=0, first=first, every=every)
+        checks.begin(texts)(encoder.encode(texts))
+        return checks.mismatch()
+
     texts = [f"the fox {number}" for number in range(1500)]
-    assert spot_check(truth, ask, texts, seed=0)(truth.encode(texts)) is None
-    assert spot_check(liar, ask, [], seed=0)(liar.encode([])) is None
-    assert asked == []
-    assert spot_check(liar, ask, texts, seed=0, first=8)(liar.encode(texts)) is not None
-    assert asked[0] >= 9
-    assert spot_check(Liar(truth, "nothing"), ask, texts, seed=0, every=10)(truth.encode(texts)) is None
+    assert mismatch(truth, texts) is None
+    assert mismatch(liar, []) is None
+    assert mismatch(liar, texts, first=8) is not None
+    assert asked[-1] >= 9
+    assert mismatch(Liar(truth, "nothing"), texts, every=10) is None
+
+
+def test_texts_in_parts_are_asked_for_at_once_and_waited_for_at_the_end() -> None:
+    truth = HfEncoder(spec_of(byte_level()), threads=False)
+    answered: list[list[str]] = []
+    asked: list[list[str]] = []
+
+    def ask(texts: Sequence[str]) -> Callable[[], Tokens]:
+        asked.append([*texts])
+
+        def answer() -> Tokens:
+            answered.append([*texts])
+            return truth.encode(texts)
+
+        return answer
+
+    checks = SpotChecks(ask, seed=0, first=3, every=1_000_000)
+    parts = [["the", "fox"], ["quick", "brown"], ["the fox"]]
+    for part in parts:
+        checks.begin(part)(truth.encode(part))
+    # The first three of all, and not of each part, beside what the seed draws: in parts so small, nothing but the first.
+    assert asked[0] == parts[0]
+    assert asked[1][0] == "quick"
+    assert not answered
+    assert checks.mismatch() is None
+    assert answered == asked
