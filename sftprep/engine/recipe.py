@@ -114,7 +114,8 @@ def recipe_file(folder: Path, recipe: Recipe, reference: Place | None = None) ->
 
 
 def _read(path: Path) -> Recipe:
-    line, _, tokenizer = path.read_bytes().partition(b"\n")
+    with open(path, "rb") as file:
+        line, tokenizer = file.readline(), file.read()
     parts = orjson.loads(line)
     parts["tokenizer"] = TokenizerSpec.from_facts(parts["tokenizer"], tokenizer)
     parts["renames"] = tuple((source, target) for source, target in parts["renames"])

@@ -27,12 +27,12 @@ def cache_dir() -> Path:
 def read_entry(path: Path) -> tuple[dict[str, Any], bytes] | None:
     """What `write_entry` put there; None where there is no such file, or a damaged one (which is as good as none)."""
     try:
-        content = path.read_bytes()
+        with open(path, "rb") as file:
+            # Read in parts, for a copy of a large body costs as much as reading it.
+            check, head, body = file.readline(), file.readline(), file.read()
     except OSError:
         return None
-    check, line_end, payload = content.partition(b"\n")
-    head, head_end, body = payload.partition(b"\n")
-    if not (line_end and head_end) or check != _check_of(payload):
+    if not head.endswith(b"\n") or check != _check_of(head, body):
         _log.warning("%s is damaged: it is made anew", path)
         return None
     entry = orjson.loads(head)
@@ -45,8 +45,8 @@ def write_entry(path: Path, entry: dict[str, Any], body: bytes = b"") -> bool:
     A reader sees the old file or the new one, never half of one. A cache that cannot be written (read-only home, full disk)
     costs time and nothing else: it is logged, and False is returned.
     """
-    payload = orjson.dumps(entry) + b"\n" + body
-    return write_whole(path, _check_of(payload) + b"\n" + payload)
+    head = orjson.dumps(entry) + b"\n"
+    return write_whole(path, _check_of(head, body) + head + body)
 
 
 def write_whole(path: Path, content: bytes) -> bool:
@@ -68,5 +68,8 @@ def write_whole(path: Path, content: bytes) -> bool:
     return True
 
 
-def _check_of(payload: bytes) -> bytes:
-    return xxhash.xxh3_128_hexdigest(payload).encode()
+def _check_of(*parts: bytes) -> bytes:
+    state = xxhash.xxh3_128()
+    for part in parts:
+        state.update(part)
+    return state.hexdigest().encode() + b"\n"

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from fnmatch import fnmatch
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ _VOCABULARIES = ("tokenizer.json", "*.model", "*.tiktoken", "vocab*", "tekken.js
 _CONFIG = "config.json"
 _CONFIG_KEYS = ("model_type", "model_name", "tokenizer_class", "auto_map", "transformers_version")
 """What AutoTokenizer looks at in the model's config.json; the rest of it may change without touching the tokenizer."""
+_READ = 256 << 10
+"""Bytes read at a time."""
 
 
 def load_tokenizer(name_or_dir: str, *, revision: str | None = None, cache: Path | None = None) -> TokenizerSpec:
@@ -143,11 +145,13 @@ def _digest(name: str, folder: Path, files: list[str]) -> str:
     state = sha256(json.dumps([_FORMAT, _versions(), "" if os.path.isabs(name) else name, _config_of(folder)]).encode())
     for file in files:
         try:
-            content = (folder / file).read_bytes()
+            with open(folder / file, "rb") as stream:
+                state.update(f"\n{file} {os.fstat(stream.fileno()).st_size}\n".encode())
+                # In parts: fresh memory for ten megabytes takes longer than their digest.
+                for part in iter(partial(stream.read, _READ), b""):
+                    state.update(part)
         except OSError as error:
             raise TokenizerError(f"cannot read {folder / file}: {error.strerror}", remedy="check its permissions") from error
-        state.update(f"\n{file} {len(content)}\n".encode())
-        state.update(content)
     return state.hexdigest()
 
 
