@@ -110,6 +110,7 @@ def verify(directory: str, *, json: bool = False, debug: bool = False) -> int:
     debug
         Show a traceback with errors.
     """
+    from sftprep.report.summary import some
     from sftprep.shards.verify import verify as run
 
     with _Bar(quiet=json) as bar:
@@ -119,7 +120,8 @@ def verify(directory: str, *, json: bool = False, debug: bool = False) -> int:
     else:
         for problem in found.problems:
             print(f"problem: {problem}", file=sys.stderr)
-        counted = f"{found.shards:,} shards, {found.rows:,} packs, {found.sequences:,} sequences, {found.tokens:,} tokens"
+        numbers = {"shard": found.shards, "pack": found.rows, "sequence": found.sequences, "token": found.tokens}
+        counted = ", ".join(some(number, what) for what, number in numbers.items())
         print(f"{'ok' if found.ok else 'DAMAGED'}: {counted} in {found.folder}")
     return 0 if found.ok else 1
 
@@ -157,14 +159,14 @@ def inspect(
         Show a traceback with errors.
     """
     from sftprep.report.draw import draw_pack, pack_data
-    from sftprep.report.summary import manifest_line
+    from sftprep.report.summary import manifest_line, some
     from sftprep.shards.reader import open_shards
     from sftprep.tokenize.decode import decoder_of
 
     shards = open_shards(directory)
     if not -len(shards) <= row < len(shards):
         raise ConfigError(
-            f"there is no row {row}: {directory} has {len(shards):,} packs", remedy=f"give --row 0 to {len(shards) - 1}"
+            f"there is no row {row}: {directory} has {some(len(shards), 'pack')}", remedy=f"give --row 0 to {len(shards) - 1}"
         )
     decode = decoder_of(tokenizer or shards.manifest.tokenizer["name"], shards.manifest.tokenizer["fingerprint"])
     index = row % len(shards)
@@ -260,6 +262,8 @@ class _Bar:
 
             columns = (TextColumn("{task.description:<9}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
             self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+            # Until there is something to count: the first use of a tokenizer takes some seconds.
+            self._tasks[""] = self._progress.add_task("prepare", total=None)
             self._progress.start()
         return self
 
@@ -270,6 +274,8 @@ class _Bar:
     def __call__(self, stage: str, done: int, total: int) -> None:
         if self._progress is None:
             return
+        if "" in self._tasks:
+            self._progress.remove_task(self._tasks.pop(""))
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=total)
         self._progress.update(self._tasks[stage], completed=done, total=total)

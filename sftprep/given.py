@@ -25,7 +25,7 @@ def from_tokens(record: Record, line: int, reading: Reading) -> Example:
     ids = _integers(record["input_ids"], '"input_ids"', low=0)
     trained = np.ones(len(ids), dtype=np.bool_)
     if record.get("attention_mask") is not None:
-        seen = _integers(record["attention_mask"], '"attention_mask"', low=0, length=len(ids))
+        seen = _integers(record["attention_mask"], '"attention_mask"', low=0, length=len(ids), truths=True)
         if not seen.all():
             raise Unusable("padding", '"attention_mask" has zeros: take the padding out of "input_ids"')
     if record.get("labels") is not None:
@@ -40,14 +40,19 @@ def from_tokens(record: Record, line: int, reading: Reading) -> Example:
     return Example(line, given=Given(ids, trained, _sequence_lengths(record, len(ids))))
 
 
-def _integers(value: Any, what: str, *, low: int, length: int | None = None) -> NDArray[np.int32]:
-    """A list of whole numbers, or of truth values, as int32. Raises Unusable for anything else, and for another length."""
+def _integers(value: Any, what: str, *, low: int, length: int | None = None, truths: bool = False) -> NDArray[np.int32]:
+    """A list of whole numbers as int32. truths: true and false are 1 and 0.
+
+    Raises Unusable for anything else, and for another length.
+    """
     try:
         found = np.asarray(value)
     except ValueError as error:
         raise Unusable("bad_type", f"{what} is no list of numbers: {error}") from error
     if not isinstance(value, list) or found.ndim != 1 or (found.size and found.dtype.kind not in "iub"):
         raise Unusable("bad_type", f"{what} is no list of whole numbers")
+    if not truths and bool in {*map(type, value)}:
+        raise Unusable("bad_type", f"{what} holds true or false, which is no number")
     if found.size and not (low <= int(found.min()) and int(found.max()) < 2**31):
         raise Unusable("bad_type", f"{what} holds {int(found.min())} or {int(found.max())}, which is out of range")
     if length is not None and found.size != length:
@@ -57,7 +62,7 @@ def _integers(value: Any, what: str, *, low: int, length: int | None = None) -> 
 
 def _truths(value: Any, what: str, *, length: int) -> NDArray[np.bool_]:
     """A list of 0, 1, true or false, as bool. Raises Unusable for anything else, and for another length."""
-    found = _integers(value, what, low=0, length=length)
+    found = _integers(value, what, low=0, length=length, truths=True)
     if found.size and int(found.max()) > 1:
         raise Unusable("bad_type", f"{what} holds {int(found.max())}: a mask is of 0 and 1, or of true and false")
     return found.astype(np.bool_)

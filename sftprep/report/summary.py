@@ -83,15 +83,16 @@ def equations(accounts: Accounting) -> tuple[str, str]:
     )
 
 
-def _some(number: int, what: str) -> str:
+def some(number: int, what: str) -> str:
+    """So many of something, in words."""
     return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def manifest_line(manifest: Manifest) -> str:
     """A build in a line."""
     return (
-        f"{_some(manifest.rows, 'pack')} of up to {manifest.max_length:,} tokens, "
-        f"{_some(manifest.accounting.sequences, 'sequence')}, "
+        f"{some(manifest.rows, 'pack')} of up to {manifest.max_length:,} tokens, "
+        f"{some(manifest.accounting.sequences, 'sequence')}, "
         f"{manifest.tokens:,} tokens ({manifest.trained_tokens:,} trained), tokenizer {manifest.tokenizer['name']}"
     )
 
