@@ -1,0 +1,51 @@
+"""The bars of a build, on a terminal and elsewhere."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import EXAMPLES
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are Unix's")
+
+
+def shown(tokenizer: Path, output: Path, *flags: str) -> str:
+    """What a build writes to a terminal that is its stderr."""
+    command = [sys.executable, "-m", "sftprep", "build", str(EXAMPLES / "data" / "qa.jsonl"), *flags]
+    command += ["--tokenizer", str(tokenizer), "--output", str(output), "--max-length", "256"]
+    ours, theirs = os.openpty()
+    parts: list[bytes] = []
+
+    def collect() -> None:
+        try:
+            while part := os.read(ours, 4096):
+                parts.append(part)
+        except OSError:  # the other end is closed
+            pass
+
+    reader = threading.Thread(target=collect)
+    reader.start()
+    try:
+        child = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, "TERM": "xterm"}, check=False)
+    finally:
+        os.close(theirs)
+        reader.join()
+        os.close(ours)
+    assert child.returncode == 0
+    return b"".join(parts).decode()
+
+
+def test_a_bar_from_the_first_moment(tokenizer_dir: Path, tmp_path: Path) -> None:
+    text = shown(tokenizer_dir, tmp_path / "o")
+    assert 0 <= text.index("prepare") < text.index("tokenize") < text.index("write")
+    assert "prepare" not in text[text.index("write") :]
+
+
+def test_none_beside_json(tokenizer_dir: Path, tmp_path: Path) -> None:
+    assert shown(tokenizer_dir, tmp_path / "o", "--json") == ""
