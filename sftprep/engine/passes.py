@@ -6,6 +6,7 @@ Each is a pure function of its task and of the files that the task names, so it 
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,8 +32,9 @@ from sftprep.sources.partition import Partition, read_partition
 
 _SAMPLE = 16
 """Texts at the start of a build that the reference encodes too, beside one in a thousand of all."""
-_OPEN = 16 << 20
-"""Bytes of partitions that may be encoded and not checked yet."""
+_OPEN_BYTES = 20 << 20
+_OPEN_SECONDS = 1.0
+"""Partitions of so many bytes may be encoded and not checked yet, each for so long: the reference has loaded by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +82,17 @@ def tokenize_partition(task: TokenizeTask) -> Tokenized:
 
 
 def tokenize_in_turn(tasks: Iterable[TokenizeTask]) -> Iterator[Tokenized]:
-    """`tokenize_partition` for one after the other, each kept open until some more are encoded.
+    """`tokenize_partition` for one after the other, each kept open for a moment, in which the next ones are encoded.
 
     The reference encoder, in a process of its own, takes longer to load than a small build to encode: nobody waits for it.
     """
-    begun: deque[tuple[int, Callable[[], Tokenized]]] = deque()
+    begun: deque[tuple[float, int, Callable[[], Tokenized]]] = deque()
     for task in tasks:
-        begun.append(_begun(task))
-        while len(begun) > 1 and sum(size for size, _ in begun) > _OPEN:
-            _, finish = begun.popleft()
+        begun.append((time.monotonic(), *_begun(task)))
+        while begun and (time.monotonic() - begun[0][0] > _OPEN_SECONDS or sum(size for _, size, _ in begun) > _OPEN_BYTES):
+            _, _, finish = begun.popleft()
             yield finish()
-    for _, finish in begun:
+    for _, _, finish in begun:
         yield finish()
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sftprep import build
 from sftprep.config import BuildConfig
 from sftprep.engine import build as build_module
-from sftprep.engine import chats
+from sftprep.engine import chats, passes
 from sftprep.engine.prepare import Preparer
 from sftprep.engine.recipe import Recipe
 from sftprep.engine.setup import prepare_recipe
@@ -138,6 +138,7 @@ def test_a_partition_found_wrong_after_others_were_encoded(tmp_path: Path, monke
     live(byte_level(nfc=True, gpt4=True), eos_token=STOP, chat_template=CHATML).save_pretrained(tmp_path / "tokenizer")
     (tmp_path / "rows.jsonl").write_bytes(b"".join(line([f"question {k}", "answer"]) for k in range(400)))
     monkeypatch.setattr(build_module, "cut", lambda inputs: partition.cut(inputs, 4_000))
+    monkeypatch.setattr(passes, "_OPEN_SECONDS", 1e9)
     order: list[str] = []
     whole, answer = FastEncoder.encode_parts, SpotChecks.mismatch
 
