@@ -19,6 +19,7 @@ def bars(
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
     axes.set_xlabel(measure + (" (log)" if log else ""))
+    axes.set_xlim(right=max(values) * (1.5 if log else 1.1))  # room for the number beside the longest
     for place, value in enumerate(values):
         axes.annotate(f" {value:,.3g}", (value, place), va="center")
     _save(figure, path)
