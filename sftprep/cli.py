@@ -247,6 +247,10 @@ def _print_json(data: Any) -> None:
     print(json.dumps(data, indent=1, ensure_ascii=False))
 
 
+_BEFORE = "prepare"
+"""What is shown until there is something to count: the first use of a tokenizer takes some seconds."""
+
+
 class _Bar:
     """A progress bar on a terminal, and nothing elsewhere."""
 
@@ -262,8 +266,7 @@ class _Bar:
 
             columns = (TextColumn("{task.description:<9}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
             self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
-            # Until there is something to count: the first use of a tokenizer takes some seconds.
-            self._tasks[""] = self._progress.add_task("prepare", total=None)
+            self._tasks[_BEFORE] = self._progress.add_task(_BEFORE, total=None)
             self._progress.start()
         return self
 
@@ -274,8 +277,8 @@ class _Bar:
     def __call__(self, stage: str, done: int, total: int) -> None:
         if self._progress is None:
             return
-        if "" in self._tasks:
-            self._progress.remove_task(self._tasks.pop(""))
+        if _BEFORE in self._tasks:
+            self._progress.remove_task(self._tasks.pop(_BEFORE))
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=total)
         self._progress.update(self._tasks[stage], completed=done, total=total)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -77,8 +77,7 @@ class Tokenized:
 
 def tokenize_partition(task: TokenizeTask) -> Tokenized:
     """Make the spill of a partition, or find it made already. Raises what reading, templates and storage raise."""
-    _, finish = _begun(task)
-    return finish()
+    return _begun(task).finish()
 
 
 def tokenize_in_turn(tasks: Iterable[TokenizeTask]) -> Iterator[Tokenized]:
@@ -86,18 +85,27 @@ def tokenize_in_turn(tasks: Iterable[TokenizeTask]) -> Iterator[Tokenized]:
 
     The reference encoder, in a process of its own, takes longer to load than a small build to encode: nobody waits for it.
     """
-    begun: deque[tuple[float, int, Callable[[], Tokenized]]] = deque()
+    begun: deque[_Begun] = deque()
     for task in tasks:
-        begun.append((time.monotonic(), *_begun(task)))
-        while begun and (time.monotonic() - begun[0][0] > _OPEN_SECONDS or sum(size for _, size, _ in begun) > _OPEN_BYTES):
-            _, _, finish = begun.popleft()
-            yield finish()
-    for _, _, finish in begun:
-        yield finish()
+        begun.append(_begun(task))
+        while begun and (time.monotonic() - begun[0].since > _OPEN_SECONDS or sum(each.bytes for each in begun) > _OPEN_BYTES):
+            yield begun.popleft().finish()
+    for each in begun:
+        yield each.finish()
 
 
-def _begun(task: TokenizeTask) -> tuple[int, Callable[[], Tokenized]]:
-    """`tokenize_partition` as far as it goes without the reference encoder: bytes of the partition, and what does the rest."""
+class _Begun(NamedTuple):
+    """A partition that is encoded, or was before. since: when it was begun, by the monotonic clock; bytes: of its lines; finish:
+    waits for its check and keeps it."""
+
+    since: float
+    bytes: int
+    finish: Callable[[], Tokenized]
+
+
+def _begun(task: TokenizeTask) -> _Begun:
+    """`tokenize_partition` as far as it goes without the reference encoder."""
+    since = time.monotonic()
     data = read_partition(task.partition)
     content = xxhash.xxh3_128_hexdigest(data)
     key = digest(task.recipe_digest, task.format, content)[:40]
@@ -122,7 +130,7 @@ def _begun(task: TokenizeTask) -> tuple[int, Callable[[], Tokenized]]:
         counts, rejected = made.counts, made.rejected
         return Tokenized(where, key, content, len(data), made.lengths, counts, rejected, reused, places, facts, weighted)
 
-    return len(data), finish
+    return _Begun(since, len(data), finish)
 
 
 def load_preparers(recipes: Sequence[RecipeFile]) -> None:

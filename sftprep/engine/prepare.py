@@ -104,18 +104,17 @@ class Preparer:
 
     def begin(self, data: bytes, format_name: str, *, seed: int, sample: int = 0) -> Callable[[], TokenBatch]:
         """`prepare`, but for waiting for the reference, which may still be loading: what it returns does that."""
-        checks = None
-        if self.recipe.encoder != HfEncoder.name and format_name != "tokens":
-            if sample:
-                _ = self._check_with  # starts to load now, while this process reads and loads the encoder
-            checks = SpotChecks(self._compared, seed=seed, first=sample)
+        if sample and format_name != "tokens":
+            _ = self._check_with  # starts to load now, while this process reads and loads the encoder
+        # What the reference encodes is not compared with the reference.
+        checks = SpotChecks(None if self.recipe.encoder == HfEncoder.name else self._compared, seed=seed, first=sample)
         try:
             batch = self._sequences(data, format_name, lambda: self._encoder, checks)
         except EncoderFault as fault:
             return partial(self._failed_over, fault, data, format_name)
 
         def checked() -> TokenBatch:
-            mismatch = checks.mismatch() if checks is not None else None
+            mismatch = checks.mismatch()
             if mismatch is None:
                 return batch
             return self._failed_over(EncoderFault("other ids than tokenizers", mismatch), data, format_name)
@@ -126,12 +125,12 @@ class Preparer:
         if not self._told:  # the first fault of the fast encoder in this process is logged; all are counted
             self._told = True
             _log.warning("%s is not used for a part of the records: %s", self.recipe.encoder, fault)
-        batch = self._sequences(data, format_name, self._reference, None)
+        batch = self._sequences(data, format_name, self._reference, SpotChecks(None))
         batch.counts["warnings.encoder_failed_over"] = 1
         return batch
 
     @_without_collection()
-    def _sequences(self, data: bytes, format_name: str, encoder: Callable[[], Encoder], checks: SpotChecks | None) -> TokenBatch:
+    def _sequences(self, data: bytes, format_name: str, encoder: Callable[[], Encoder], checks: SpotChecks) -> TokenBatch:
         """What `prepare` gives, by one encoder. Raises EncoderFault."""
         counts: Counter[str] = Counter()
         rejected: list[Rejected] = []
@@ -149,7 +148,7 @@ class Preparer:
         batch.counts = dict(counts)
         return batch
 
-    def _encoded(self, texts: Texts, encoder: Encoder, counts: Counter[str], checks: SpotChecks | None) -> TokenBatch:
+    def _encoded(self, texts: Texts, encoder: Encoder, counts: Counter[str], checks: SpotChecks) -> TokenBatch:
         framed = self._framed(texts, encoder, checks)
         if framed is None:
             texts, framed = texts.rendered(), []
@@ -163,18 +162,17 @@ class Preparer:
             batch = batch.with_others(each)
         return batch
 
-    def _framed(self, texts: Texts, encoder: Encoder, checks: SpotChecks | None) -> list[TokenBatch] | None:
+    def _framed(self, texts: Texts, encoder: Encoder, checks: SpotChecks) -> list[TokenBatch] | None:
         """The sequences of conversations without their texts; None where those are needed."""
         made: list[TokenBatch] = []
         for each in texts.framed:
             if not isinstance(encoder, FastEncoder):
                 return None
-            check = checks.begin(each) if checks is not None else None
+            check = checks.begin(each)
             tokens = each.encode(encoder)
             if tokens is None:
                 return None
-            if check is not None:
-                check(tokens)
+            check(tokens)
             mask = np.ones(len(tokens.input_ids), dtype=np.bool_)
             made.append(TokenBatch(tokens.input_ids, tokens.offsets, mask, np.array(each.origin, dtype=np.int64)))
         return made
@@ -228,12 +226,11 @@ class Preparer:
         counts.update(lines=total, blank=blank, records=total - blank)
         return examples
 
-    def _tokenize(self, texts: Texts, encoder: Encoder, counts: Counter[str], checks: SpotChecks | None) -> TokenBatch:
+    def _tokenize(self, texts: Texts, encoder: Encoder, counts: Counter[str], checks: SpotChecks) -> TokenBatch:
         spec = self.recipe.tokenizer
-        check = checks.begin(texts.texts) if checks is not None else None
+        check = checks.begin(texts.texts)
         tokens = encoder.encode(texts.texts)
-        if check is not None:
-            check(tokens)
+        check(tokens)
         plain = np.array(texts.plain, dtype=np.bool_)
         chars = encoder.token_chars(texts.texts, tokens) if texts.have_parts else None
         if texts.marked:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sftprep.report.summary import some
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.reader import Pack
 from sftprep.shards.writer import count_targets
@@ -26,7 +27,7 @@ def draw_pack(
     total = len(pack.input_ids)
     trained = count_targets(pack.completion_mask, pack.seq_lengths)
     lines = [
-        f"pack {index}: {len(pack.seq_lengths)} sequences, {total:,} of {manifest.max_length:,} tokens "
+        f"pack {index}: {some(len(pack.seq_lengths), 'sequence')}, {total:,} of {manifest.max_length:,} tokens "
         f"({total / manifest.max_length:.1%} full), {trained:,} trained ({trained / max(1, total):.1%})",
         _bar(pack, manifest.max_length, color=color),
     ]
@@ -37,7 +38,7 @@ def draw_pack(
         lines.append("")
         # As everywhere, the first token of a sequence counts for nothing: nothing predicts it.
         trained_here = f"{np.count_nonzero(mask[1:]):,} trained{_weights_line(pack, start, end)}"
-        lines.append(f"sequence {number}: {end - start:,} tokens, {trained_here}, from {file}:{line}")
+        lines.append(f"sequence {number}: {some(end - start, 'token')}, {trained_here}, from {file}:{line}")
         lines += _text(pack.input_ids[start:end].tolist(), mask.tolist(), decode, color=color, full=full)
     return lines
 

@@ -15,7 +15,7 @@ def summary_lines(report: BuildReport) -> list[str]:
     """The summary as lines of plain text."""
     manifest, accounts = report.manifest, report.manifest.accounting
     rows = [
-        ("records", accounts.records, "from " + _count(len(manifest.inputs), "file") + f", {report.bytes_read / 1e6:,.1f} MB"),
+        ("records", accounts.records, "from " + some(len(manifest.inputs), "file") + f", {report.bytes_read / 1e6:,.1f} MB"),
         ("  packed", accounts.sequences, f"{_percent(accounts.sequences, accounts.records)} as sequences"),
         *((f"  rejected: {reason}", n, "set aside in rejected.jsonl") for reason, n in accounts.rejected.items()),
         *_reasons("dropped", accounts.dropped),
@@ -23,7 +23,7 @@ def summary_lines(report: BuildReport) -> list[str]:
         *_reasons("more", accounts.extra),
         ("tokens", accounts.tokens_in, ""),
         ("  packed", accounts.tokens, _percent(accounts.tokens, accounts.tokens_in)),
-        ("  truncated", accounts.tokens_truncated, f"of {_count(accounts.truncated, 'sequence')} beyond {manifest.max_length:,}"),
+        ("  truncated", accounts.tokens_truncated, f"of {some(accounts.truncated, 'sequence')} beyond {manifest.max_length:,}"),
         *_reasons("dropped", accounts.tokens_dropped),
         *_reasons("left out", accounts.tokens_left_out),
         *_reasons("more", accounts.tokens_extra),
@@ -35,7 +35,7 @@ def summary_lines(report: BuildReport) -> list[str]:
         ),
     ]
     table = [f"{name:<34}{number:>14,}   {note}".rstrip() for name, number, note in rows if number or not name.startswith("  ")]
-    warned = [f"warning: {_WARNINGS.get(name, name)} ({_count(n, 'record')})" for name, n in accounts.warnings.items()]
+    warned = [f"warning: {_WARNINGS.get(name, name)} ({some(n, 'record')})" for name, n in accounts.warnings.items()]
     return [*table, *_source_lines(manifest), *warned, *_evaluation_lines(report), _speed(report)]
 
 
@@ -83,9 +83,9 @@ def equations(accounts: Accounting) -> tuple[str, str]:
     )
 
 
-def some(number: int, what: str) -> str:
-    """So many of something, in words."""
-    return f"{number:,} {what}{'s' * (number != 1)}"
+def some(number: int, thing: str, plural: str = "s") -> str:
+    """So many of a thing, in words. plural: what its name ends with where it is not one."""
+    return f"{number:,} {thing}{plural if number != 1 else ''}"
 
 
 def manifest_line(manifest: Manifest) -> str:
@@ -144,7 +144,7 @@ def _evaluation_lines(report: BuildReport) -> list[str]:
     if held is None:
         return []
     return [
-        f"evaluation: {_count(held.accounting.sequences, 'sequence')}, {held.tokens:,} tokens in {_count(held.rows, 'pack')} "
+        f"evaluation: {some(held.accounting.sequences, 'sequence')}, {held.tokens:,} tokens in {some(held.rows, 'pack')} "
         f"({held.plan['strategy']}), in {report.folder / 'eval'}"
     ]
 
@@ -161,17 +161,13 @@ def _evaluation_data(held: Manifest) -> dict[str, Any]:
 def _speed(report: BuildReport) -> str:
     manifest = report.manifest
     size = sum(shard.bytes for shard in manifest.shards)
-    reused = f", {_count(report.reused, 'partition')} reused" if report.reused else ""
+    reused = f", {some(report.reused, 'partition')} reused" if report.reused else ""
     return (
-        f"{_count(len(manifest.shards), 'shard')} ({size / 1e6:,.1f} MB, {size / max(1, manifest.tokens):.2f} bytes a token) "
+        f"{some(len(manifest.shards), 'shard')} ({size / 1e6:,.1f} MB, {size / max(1, manifest.tokens):.2f} bytes a token) "
         f"in {report.folder}: {report.seconds:.1f} s, {report.bytes_read / 1e6 / report.seconds:,.1f} MB/s, "
-        f"{_count(report.workers, 'process', 'es')}, {manifest.encoder.get('encoder', '')}{reused}"
+        f"{some(report.workers, 'process', 'es')}, {manifest.encoder.get('encoder', '')}{reused}"
     )
 
 
 def _percent(part: int, whole: int) -> str:
     return f"{part / whole:.2%}" if whole else "-"
-
-
-def _count(n: int, thing: str, plural: str = "s") -> str:
-    return f"{n:,} {thing}{plural if n != 1 else ''}"

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from fnmatch import fnmatch
-from functools import cache, partial
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,6 @@ _VOCABULARIES = ("tokenizer.json", "*.model", "*.tiktoken", "vocab*", "tekken.js
 _CONFIG = "config.json"
 _CONFIG_KEYS = ("model_type", "model_name", "tokenizer_class", "auto_map", "transformers_version")
 """What AutoTokenizer looks at in the model's config.json; the rest of it may change without touching the tokenizer."""
-_READ = 256 << 10
-"""Bytes read at a time."""
 
 
 def load_tokenizer(name_or_dir: str, *, revision: str | None = None, cache: Path | None = None) -> TokenizerSpec:
@@ -148,7 +146,7 @@ def _digest(name: str, folder: Path, files: list[str]) -> str:
             with open(folder / file, "rb") as stream:
                 state.update(f"\n{file} {os.fstat(stream.fileno()).st_size}\n".encode())
                 # In parts: fresh memory for ten megabytes takes longer than their digest.
-                for part in iter(partial(stream.read, _READ), b""):
+                while part := stream.read(1 << 18):
                     state.update(part)
         except OSError as error:
             raise TokenizerError(f"cannot read {folder / file}: {error.strerror}", remedy="check its permissions") from error

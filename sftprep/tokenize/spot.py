@@ -14,10 +14,11 @@ EVERY = 1000
 
 class SpotChecks:
     """The checks of one partition, whose answers are waited for at its end. ask: has `tokenizers` encode some texts meanwhile
-    (`Asking.ask`), called only where there is something to check; first: so many texts at the start are checked as well."""
+    (`Asking.ask`), called only where there is something to check; None: nothing is; first: so many texts at the start are checked
+    as well."""
 
     def __init__(
-        self, ask: Callable[[Sequence[str]], Callable[[], Tokens]], *, seed: int, first: int = 0, every: int = EVERY
+        self, ask: Callable[[Sequence[str]], Callable[[], Tokens]] | None, *, seed: int = 0, first: int = 0, every: int = EVERY
     ) -> None:
         self._ask, self._seed, self._first, self._every = ask, seed, first, every
         self._open: list[tuple[list[str], Callable[[], Tokens], Tokens]] = []
@@ -26,7 +27,7 @@ class SpotChecks:
         """Ask for the texts whose turn it is; what it returns is to be called with what the fast encoder gives for all."""
         numbers = spot_numbers(len(texts), self._seed, first=self._first, every=self._every)
         self._first = max(0, self._first - len(texts))
-        if not numbers:
+        if self._ask is None or not numbers:
             return lambda _: None
         chosen = [texts[number] for number in numbers]
         answer = self._ask(chosen)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,11 @@ from sftprep.engine.setup import prepare_recipe
 from sftprep.lookup import Letters
 from sftprep.ragged import Pieces
 from sftprep.sources import partition
+from sftprep.tokenize.beside import Asking
 from sftprep.tokenize.between import Between
 from sftprep.tokenize.fast import FastEncoder
 from sftprep.tokenize.spot import SpotChecks
-from sftprep.tokenize.tokens import Mismatch
+from sftprep.tokenize.tokens import Mismatch, Tokens
 from tests.engine.both_ways import both_ways
 from tests.engine.builds import content
 from tests.tokenize.made import CHATML, START, STOP, byte_level, live
@@ -165,3 +168,21 @@ def test_a_partition_found_wrong_after_others_were_encoded(tmp_path: Path, monke
     assert order[:6] == ["encoded"] * 6
     assert others == shards
     assert (right["warnings"].get("encoder_failed_over", 0), wrong["warnings"]["encoder_failed_over"]) == (0, 1)
+
+
+def test_what_the_reference_encodes_is_not_compared_with_it(recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    ask = Asking.ask
+
+    def counted(self: Asking, texts: Sequence[str]) -> Callable[[], Tokens]:
+        asked.append(len(texts))
+        return ask(self, texts)
+
+    monkeypatch.setattr(Asking, "ask", counted)
+    data = line(["Hello there", "Hi!"]) * 3
+    by_reference = dataclasses.replace(recipes["chatml"], encoder="tokenizers")
+    got = Preparer(by_reference, threads=False).prepare(data, "messages", seed=0, sample=3)
+    assert asked == []
+    want = Preparer(recipes["chatml"], threads=False).prepare(data, "messages", seed=0, sample=3)
+    assert asked == [3]
+    assert np.array_equal(got.input_ids, want.input_ids)
