@@ -1,4 +1,5 @@
-"""Real text for the benchmarks, as JSON lines: a folder of data beside the checkout, a PyPI package, or any file given."""
+"""Real text for the benchmarks, as JSON lines: a folder of data beside the checkout, a PyPI
+package, or any file given."""
 
 from __future__ import annotations
 
@@ -12,14 +13,18 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def corpus(name: str, folder: Path) -> tuple[Path, list[str]]:
-    """A file of JSON lines and the keys to rename in it (as for --map). name: chitchat, gsm8k, or a path.
+    """A file of JSON lines and the keys to rename in it (as for --map). name: chitchat, gsm8k, or a
+    path.
 
-    chitchat: 7,168 conversations of the PyPI package chitchat-dataset (MIT), as messages. gsm8k: 7,473 questions and answers.
-    Raises SystemExit with what to do where it is not there.
+    chitchat: 7,168 conversations of the PyPI package chitchat-dataset (MIT), as messages. gsm8k:
+    7,473 questions and answers. Raises SystemExit with what to do where it is not there.
     """
     if name == "chitchat":
         path = folder / "chitchat.jsonl"
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in _chitchat()), encoding="utf-8")
+        path.write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in _chitchat()),
+            encoding="utf-8",
+        )
         return path, []
     if name == "gsm8k":
         path = SHARED / "datasets" / "gsm8k_train.jsonl"
@@ -39,7 +44,8 @@ def positive(text: str) -> int:
 
 
 def tokenizer_folder(name: str) -> Path:
-    """The folder of a tokenizer: a path, or the name of one in the folder of data. Raises SystemExit."""
+    """The folder of a tokenizer: a path, or the name of one in the folder of data. Raises
+    SystemExit."""
     for path in (Path(name), SHARED / "tokenizers" / name):
         if path.is_dir():
             return path
@@ -47,13 +53,16 @@ def tokenizer_folder(name: str) -> Path:
 
 
 def repeated(path: Path, copies: int, output: Path, *, limit: int | None = None) -> Path:
-    """The file, several times over, with a number put before each text so that no two records are the same; at most `limit`."""
+    """The file, several times over, with a number put before each text so that no two records are
+    the same; at most `limit`."""
     with open(path, encoding="utf-8") as source:
         rows = [json.loads(line) for line in source if line.strip()][:limit]
     with open(output, "w", encoding="utf-8") as target:
         for copy in range(copies):
             for number, row in enumerate(rows):
-                target.write(json.dumps(_marked(row, f"{copy}.{number} "), ensure_ascii=False) + "\n")
+                target.write(
+                    json.dumps(_marked(row, f"{copy}.{number} "), ensure_ascii=False) + "\n"
+                )
     return output
 
 
@@ -61,7 +70,12 @@ def _marked(row: dict[str, Any], mark: str) -> dict[str, Any]:
     for key, value in row.items():
         if isinstance(value, str):
             return {**row, key: mark + value}
-        if isinstance(value, list) and value and isinstance(value[0], dict) and isinstance(value[0].get("content"), str):
+        if (
+            isinstance(value, list)
+            and value
+            and isinstance(value[0], dict)
+            and isinstance(value[0].get("content"), str)
+        ):
             return {**row, key: [{**value[0], "content": mark + value[0]["content"]}, *value[1:]]}
     return row
 
@@ -70,12 +84,16 @@ def _chitchat() -> Iterator[dict[str, Any]]:
     try:
         import chitchat_dataset
     except ImportError as error:
-        raise SystemExit("the chitchat corpus needs a package: pip install chitchat-dataset") from error
+        raise SystemExit(
+            "the chitchat corpus needs a package: pip install chitchat-dataset"
+        ) from error
     for conversation in chitchat_dataset.Dataset().values():
         speakers: dict[str, str] = {}
         messages = []
         for turn in conversation["messages"]:
             role = speakers.setdefault(turn[0]["sender"], "assistant" if speakers else "user")
-            messages.append({"role": role, "content": "\n".join(message["text"] for message in turn)})
+            messages.append(
+                {"role": role, "content": "\n".join(message["text"] for message in turn)}
+            )
         if messages:
             yield {"messages": messages}

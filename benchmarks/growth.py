@@ -1,10 +1,12 @@
-"""Does the cost of a record grow with the corpus? Builds of 10^4, 10^5 and 10^6 records, and the largest memory of each.
+"""Does the cost of a record grow with the corpus? Builds of 10^4, 10^5 and 10^6 records, and the
+largest memory of each.
 
     python -m benchmarks.growth                       # gsm8k, repeated
     python -m benchmarks.growth --sizes 10000 100000 --tokenizer DIR
 
-Each build runs in a process of its own with two workers. Before those, a build of 100 records tells what starting costs; the last
-column is without it, and flat microseconds a record there are the point. The peak is of any process.
+Each build runs in a process of its own with two workers. Before those, a build of 100 records tells
+what starting costs; the last column is without it, and flat microseconds a record there are the
+point. The peak is of any process.
 """
 
 from __future__ import annotations
@@ -23,13 +25,23 @@ from benchmarks.plots import over_size
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", default="gsm8k", help="chitchat, gsm8k, or a JSONL file")
     parser.add_argument("--tokenizer", default="qwen3", help="folder of a tokenizer")
-    parser.add_argument("--sizes", type=positive, nargs="+", default=[10_000, 100_000, 1_000_000], help="records, about")
+    parser.add_argument(
+        "--sizes",
+        type=positive,
+        nargs="+",
+        default=[10_000, 100_000, 1_000_000],
+        help="records, about",
+    )
     parser.add_argument("--workers", type=positive, default=2)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--plot", type=Path, help="draw cost and memory over the number of records into this file")
+    parser.add_argument(
+        "--plot", type=Path, help="draw cost and memory over the number of records into this file"
+    )
     parser.add_argument("--task", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.task:
@@ -51,7 +63,9 @@ def measure(arguments: argparse.Namespace, records: int) -> dict[str, Any]:
         path, renames = corpus(arguments.data, Path(scratch))
         with open(path, "rb") as file:
             lines = sum(1 for _ in file)
-        path = repeated(path, max(1, round(records / lines)), Path(scratch) / "repeated.jsonl", limit=records)
+        path = repeated(
+            path, max(1, round(records / lines)), Path(scratch) / "repeated.jsonl", limit=records
+        )
         task = {
             "inputs": str(path),
             "map": renames,
@@ -61,7 +75,13 @@ def measure(arguments: argparse.Namespace, records: int) -> dict[str, Any]:
             "max_length": 4096,
         }
         command = [sys.executable, "-m", "benchmarks.growth", "--task", json.dumps(task)]
-        child = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).resolve().parents[1], check=True)
+        child = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).resolve().parents[1],
+            check=True,
+        )
         row: dict[str, Any] = json.loads(child.stdout.strip().split("\n")[-1])
         return row
 
@@ -70,7 +90,10 @@ def _build(task: dict[str, Any]) -> dict[str, Any]:
     from sftprep import BuildConfig, build
 
     report = build(BuildConfig.of(**task))
-    peak = 1024 * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    peak = 1024 * max(
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
     accounts = report.manifest.accounting
     return {
         "records": accounts.records,
@@ -92,7 +115,8 @@ _PLOTTED = {
 
 def _table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        f"{'records':>10}{'MB':>9}{'seconds':>9}{'us/record':>11}{'MB/s':>8}{'tokens/s':>13}{'peak MB':>9}{'net us/record':>15}"
+        f"{'records':>10}{'MB':>9}{'seconds':>9}{'us/record':>11}{'MB/s':>8}"
+        f"{'tokens/s':>13}{'peak MB':>9}{'net us/record':>15}"
     ]
     lines += [
         f"{r['records']:>10,}{r['megabytes']:>9,.0f}{r['seconds']:>9.2f}{r['us_per_record']:>11.1f}{r['mb_per_second']:>8.1f}"

@@ -1,11 +1,13 @@
-"""What the loader costs a training step: shards and streams of sftprep, beside `datasets` with the collator of TRL.
+"""What the loader costs a training step: shards and streams of sftprep, beside `datasets` with the
+collator of TRL.
 
-    python -m benchmarks.loader                        # chitchat with qwen3, packs of 4,096, batches of 8
-    python -m benchmarks.loader --data gsm8k --batch 4
+    python -m benchmarks.loader                        # chitchat with qwen3, packs of 4,096,
+    batches of 8 python -m benchmarks.loader --data gsm8k --batch 4
 
-All loaders give the same packs in batches of the same size, as one padding-free row each. Nothing is trained: what is measured is
-the time from batch to batch where the training takes none. With workers, batches are made beside the training, so `step` is what
-a step of --step-ms, slept here, waits for its batch.
+All loaders give the same packs in batches of the same size, as one padding-free row each. Nothing
+is trained: what is measured is the time from batch to batch where the training takes none. With
+workers, batches are made beside the training, so `step` is what a step of --step-ms, slept here,
+waits for its batch.
 """
 
 from __future__ import annotations
@@ -35,23 +37,31 @@ class Way:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", default="chitchat", help="chitchat, gsm8k, or a JSONL file")
     parser.add_argument("--tokenizer", default="qwen3", help="folder of a tokenizer")
     parser.add_argument("--max-length", type=int, default=4096)
     parser.add_argument("--batch", type=int, default=8, help="packs in a batch")
     parser.add_argument("--batches", type=int, default=60, help="batches that are timed")
-    parser.add_argument("--step-ms", type=float, default=100.0, help="how long a step is taken to be")
+    parser.add_argument(
+        "--step-ms", type=float, default=100.0, help="how long a step is taken to be"
+    )
     options = parser.parse_args()
     print(machine_line())
     with tempfile.TemporaryDirectory(prefix="sftprep-bench-") as scratch:
-        print(f"{'loader':<44}{'first':>9}{'ms/batch':>11}{'packs/s':>10}{'waits':>9}{'of a step':>11}{'tokens':>13}")
+        print(
+            f"{'loader':<44}{'first':>9}{'ms/batch':>11}{'packs/s':>10}"
+            f"{'waits':>9}{'of a step':>11}{'tokens':>13}"
+        )
         expected = None
         for way in ways(options, Path(scratch)):
             first, each, tokens = timed(way.make(), options.batches)
             waits = waited(way.make(), min(options.batches, 20), options.step_ms / 1000)
             print(
-                f"{way.name:<44}{first * 1000:>7.0f}ms{each * 1000:>11.2f}{options.batch / each:>10,.0f}{waits * 1000:>7.2f}ms"
+                f"{way.name:<44}{first * 1000:>7.0f}ms{each * 1000:>11.2f}"
+                f"{options.batch / each:>10,.0f}{waits * 1000:>7.2f}ms"
                 f"{100 * waits / (options.step_ms / 1000):>10.2f}%{tokens:>13,}",
                 flush=True,
             )
@@ -89,7 +99,9 @@ def ways(options: argparse.Namespace, folder: Path) -> Iterator[Way]:
         return lambda: PackLoader(shards, StepSampler(plan), workers=workers)
 
     def streamed(workers: int) -> Callable[[], Iterable[Any]]:
-        return lambda: StreamLoader(PackedStream(str(path), config=config), rows, collate_packs, workers=workers)
+        return lambda: StreamLoader(
+            PackedStream(str(path), config=config), rows, collate_packs, workers=workers
+        )
 
     yield Way("sfttrain, shards", ours(0))
     yield Way("sfttrain, shards, 1 worker", ours(1))
@@ -117,10 +129,15 @@ def ways(options: argparse.Namespace, folder: Path) -> Iterator[Way]:
     for workers in (0, 1):
         yield Way(
             f"datasets + TRL collator{', 1 worker' if workers else ''}",
-            lambda workers=workers: DataLoader(packed, batch_size=rows, collate_fn=collate, num_workers=workers),
+            lambda workers=workers: DataLoader(
+                packed, batch_size=rows, collate_fn=collate, num_workers=workers
+            ),
         )
     iterable = packed.to_iterable_dataset()
-    yield Way("datasets streaming + TRL collator", lambda: DataLoader(iterable, batch_size=rows, collate_fn=collate))
+    yield Way(
+        "datasets streaming + TRL collator",
+        lambda: DataLoader(iterable, batch_size=rows, collate_fn=collate),
+    )
 
 
 def timed(loader: Iterable[Any], batches: int) -> tuple[float, float, int]:

@@ -1,10 +1,11 @@
-"""How much memory a build of 2 GB takes: the largest resident set of any of its processes, sampled while it runs.
+"""How much memory a build of 2 GB takes: the largest resident set of any of its processes, sampled
+while it runs.
 
     python -m benchmarks.memory                        # chitchat, repeated until it is 2 GB
     python -m benchmarks.memory --gigabytes 0.3 --workers 1
 
-The size of the corpus must not matter: every spill is gone when the build is done, and the planner holds some bytes a sequence.
-Linux only, since it reads /proc.
+The size of the corpus must not matter: every spill is gone when the build is done, and the planner
+holds some bytes a sequence. Linux only, since it reads /proc.
 """
 
 from __future__ import annotations
@@ -25,13 +26,19 @@ _LIMIT = 2**30
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", default="chitchat", help="chitchat, gsm8k, or a JSONL file")
     parser.add_argument("--tokenizer", default="qwen3", help="folder of a tokenizer")
-    parser.add_argument("--gigabytes", type=float, default=2.0, help="repeat the data until it has this size")
+    parser.add_argument(
+        "--gigabytes", type=float, default=2.0, help="repeat the data until it has this size"
+    )
     parser.add_argument("--workers", type=positive, default=2)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--scratch", help="folder for the corpus and the build; three times --gigabytes are needed")
+    parser.add_argument(
+        "--scratch", help="folder for the corpus and the build; three times --gigabytes are needed"
+    )
     arguments = parser.parse_args()
     row = measure(arguments)
     print(json.dumps(row, indent=1) if arguments.json else _table(row))
@@ -58,7 +65,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             str(output),
             "--json",
         ]
-        command += ["--tokenizer", str(tokenizer_folder(arguments.tokenizer)), "--workers", str(arguments.workers)]
+        command += [
+            "--tokenizer",
+            str(tokenizer_folder(arguments.tokenizer)),
+            "--workers",
+            str(arguments.workers),
+        ]
         command += ["--max-length", "4096", *(["--map", ",".join(renames)] if renames else [])]
         started = time.perf_counter()
         child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -70,7 +82,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         seconds = time.perf_counter() - started
         if child.returncode:
             raise SystemExit("the build failed")
-        spills = sum(file.stat().st_size for file in output.rglob("*") if "shards" not in file.parts and file.suffix == ".arrow")
+        spills = sum(
+            file.stat().st_size
+            for file in output.rglob("*")
+            if "shards" not in file.parts and file.suffix == ".arrow"
+        )
         return {
             "megabytes": path.stat().st_size / 1e6,
             "seconds": seconds,
@@ -105,9 +121,18 @@ def _table(row: dict[str, Any]) -> str:
     others = ", ".join(f"{peak / 1e6:,.0f}" for peak in row["peaks"][1:4])
     return "\n".join(
         [
-            f"{row['megabytes']:,.0f} MB of JSONL in {row['seconds']:.0f} s: {row['megabytes'] / row['seconds']:.0f} MB/s",
-            f"largest resident set of a process: {row['peak_bytes'] / 1e6:,.0f} MB (the others: {others or 'none'})",
-            f"on the disk afterwards: {row['shard_bytes'] / 1e6:,.0f} MB of shards, {row['spill_bytes_left']:,} bytes of spills",
+            (
+                f"{row['megabytes']:,.0f} MB of JSONL in {row['seconds']:.0f} s:"
+                f" {row['megabytes'] / row['seconds']:.0f} MB/s"
+            ),
+            (
+                f"largest resident set of a process: {row['peak_bytes'] / 1e6:,.0f} MB (the others:"
+                f" {others or 'none'})"
+            ),
+            (
+                f"on the disk afterwards: {row['shard_bytes'] / 1e6:,.0f} MB of shards,"
+                f" {row['spill_bytes_left']:,} bytes of spills"
+            ),
         ]
     )
 

@@ -1,4 +1,5 @@
-"""How fast and how tight is `pack_lengths`, beside the packers of TRL, ms-swift and Grain on the same lengths in the same run."""
+"""How fast and how tight is `pack_lengths`, beside the packers of TRL, ms-swift and Grain on the
+same lengths in the same run."""
 
 from __future__ import annotations
 
@@ -22,24 +23,31 @@ from numpy.typing import NDArray
 
 from sftprep.packing import pack_lengths
 
-DEFAULT_LENGTHS = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "datasets" / "lengths"
+DEFAULT_LENGTHS = (
+    Path(__file__).resolve().parents[1].parent / "shared" / "data" / "datasets" / "lengths"
+)
 
 EPILOG = """
 what is measured
-  sftprep          pack_lengths(strategy="bfd"): one plan over all sequences. After one call to warm up, the median of --repeat.
-                   In a process that has not loaded the compiled kernels, plans of up to 200,000 sequences are made without them.
-  TRL planning     TRL's segment tree, in the loop that trl.data_utils._pack_bfd has around it: the plan alone, like ours. It is
-                   given Python integers, with which it is faster than with the NumPy scalars of the original.
-  TRL one window   trl.data_utils._pack_bfd on all sequences at once. It moves the tokens too (of one byte here), which is a
-                   third of its time at capacity 4,096 and more above.
+  sftprep          pack_lengths(strategy="bfd"): one plan over all sequences. After one call to warm
+                   up, the median of --repeat. In a process that has not loaded the compiled
+                   kernels, plans of up to 200,000 sequences are made without them.
+  TRL planning     TRL's segment tree, in the loop that trl.data_utils._pack_bfd has around it: the
+                   plan alone, like ours. It is given Python integers, with which it is faster than
+                   with the NumPy scalars of the original.
+  TRL one window   trl.data_utils._pack_bfd on all sequences at once. It moves the tokens too (of
+                   one byte here), which is a third of its time at capacity 4,096 and more above.
   TRL pack_dataset as its trainer calls it: windows of 1,000 rows, tokens moved, a data set made.
   binpacking       binpacking.to_constant_volume, which ms-swift packs with: the plan alone.
-  Grain            the best-fit and first-fit packers of grain.experimental, with 64 open bins: padded rows of tokens.
-  Peers run once where a call takes over two seconds, else the median of three. One that is not installed is left out, and
-  each stops at the size from which it would take minutes (--all-sizes runs it all the same).
+  Grain            the best-fit and first-fit packers of grain.experimental, with 64 open bins:
+                   padded rows of tokens.
+  Peers run once where a call takes over two seconds, else the median of three. One that is not
+  installed is left out, and each stops at the size from which it would take minutes (--all-sizes
+  runs it all the same).
 
 what is checked in each row
-  each non-empty sequence is in one pack, no pack is over capacity; TRL on one window gives our packs in our order.
+  each non-empty sequence is in one pack, no pack is over capacity; TRL on one window gives our
+  packs in our order.
 
 columns
   over    packs more than the lower bound, ceil(tokens / capacity), in percent of it
@@ -56,7 +64,8 @@ Lengths = NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class Packs:
-    """What a packer did: lengths of the sequences, pack after pack, and where each pack begins (int64 [packs + 1])."""
+    """What a packer did: lengths of the sequences, pack after pack, and where each pack begins
+    (int64 [packs + 1])."""
 
     lengths: NDArray[np.int64]
     offsets: NDArray[np.int64]
@@ -64,9 +73,11 @@ class Packs:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A packer. `start(lengths, capacity)` prepares its input and returns the call to be timed; `packs` reads its result.
+    """A packer. `start(lengths, capacity)` prepares its input and returns the call to be timed;
+    `packs` reads its result.
 
-    most_sequences, most_tokens: the size up to which it runs in reasonable time and memory; same_packs: it has our rule.
+    most_sequences, most_tokens: the size up to which it runs in reasonable time and memory;
+    same_packs: it has our rule.
     """
 
     name: str
@@ -105,7 +116,9 @@ def main() -> int:
     for peer in PEERS:
         if wanted(peer, options) and not peer.is_here:
             print(f"left out: {peer.name}, the package {peer.package} is not installed")
-    print(f"{'lengths':<28}{'packer':<20}{'sequences':>12}{'capacity':>9}{'lengths/s':>14}{'packs':>12}{'over':>8}{'ratio':>10}")
+    print(
+        f"{'lengths':<28}{'packer':<20}{'sequences':>12}{'capacity':>9}{'lengths/s':>14}{'packs':>12}{'over':>8}{'ratio':>10}"
+    )
     for name, lengths, capacity in cases(options):
         for row in compare(name, lengths, capacity, options):
             rows.append(row)
@@ -115,7 +128,11 @@ def main() -> int:
                 flush=True,
             )
     if options.json:
-        document = {"machine": machine_line(), "command": sys.argv[1:], "rows": [asdict(row) for row in rows]}
+        document = {
+            "machine": machine_line(),
+            "command": sys.argv[1:],
+            "rows": [asdict(row) for row in rows],
+        }
         Path(options.json).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if options.plot:
         plot(rows, Path(options.plot))
@@ -125,21 +142,60 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     names = ", ".join(repr(peer.name) for peer in PEERS)
     add = parser.add_argument
-    add("--quick", action="store_true", help="10,000 and 100,000 sequences, capacity 4,096, peers up to 10,000: under a minute")
-    add("--sizes", type=int, nargs="+", metavar="N", help="sequences to generate (default 10^4 10^5 10^6 10^7)")
+    add(
+        "--quick",
+        action="store_true",
+        help="10,000 and 100,000 sequences, capacity 4,096, peers up to 10,000: under a minute",
+    )
+    add(
+        "--sizes",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="sequences to generate (default 10^4 10^5 10^6 10^7)",
+    )
     add("--huge", action="store_true", help="10^8 sequences as well: 6 GB of memory")
-    add("--capacities", type=int, nargs="+", metavar="C", help="tokens in a pack (default 2048 4096 32768 131072)")
-    add("--lengths", type=Path, metavar="DIR", help=f"folder of .npy files of real lengths (default {DEFAULT_LENGTHS})")
-    add("--only", nargs="+", metavar="PACKER", help=f"packers to run beside us, of: {names}; sftprep for none")
+    add(
+        "--capacities",
+        type=int,
+        nargs="+",
+        metavar="C",
+        help="tokens in a pack (default 2048 4096 32768 131072)",
+    )
+    add(
+        "--lengths",
+        type=Path,
+        metavar="DIR",
+        help=f"folder of .npy files of real lengths (default {DEFAULT_LENGTHS})",
+    )
+    add(
+        "--only",
+        nargs="+",
+        metavar="PACKER",
+        help=f"packers to run beside us, of: {names}; sftprep for none",
+    )
     add("--all-sizes", action="store_true", help="run peers at every size, however long it takes")
-    add("--repeat", type=int, default=5, metavar="K", help="calls of ours, of which the median counts (default 5)")
+    add(
+        "--repeat",
+        type=int,
+        default=5,
+        metavar="K",
+        help="calls of ours, of which the median counts (default 5)",
+    )
     add("--seed", type=int, default=0, help="seed of the generated lengths (default 0)")
     add("--json", metavar="FILE", help="write the rows as JSON")
-    add("--plot", metavar="FILE", help="draw lengths a second over sequences (.png, .svg, .pdf); needs matplotlib")
+    add(
+        "--plot",
+        metavar="FILE",
+        help="draw lengths a second over sequences (.png, .svg, .pdf); needs matplotlib",
+    )
     options = parser.parse_args()
     if options.only and (unknown := set(options.only) - {"sftprep", *(p.name for p in PEERS)}):
         parser.error(f"--only: unknown packer {sorted(unknown)[0]!r}; known: {names}")
@@ -147,18 +203,27 @@ def parse() -> argparse.Namespace:
         parser.error(f"--lengths: {options.lengths} is no folder")
     if options.repeat < 1:
         parser.error("--repeat: at least one call is needed")
-    options.sizes = options.sizes or ([10_000, 100_000] if options.quick else [10_000, 100_000, 1_000_000, 10_000_000])
+    options.sizes = options.sizes or (
+        [10_000, 100_000] if options.quick else [10_000, 100_000, 1_000_000, 10_000_000]
+    )
     options.sizes += [100_000_000] if options.huge else []
-    options.capacities = options.capacities or ([4_096] if options.quick else [2_048, 4_096, 32_768, 131_072])
+    options.capacities = options.capacities or (
+        [4_096] if options.quick else [2_048, 4_096, 32_768, 131_072]
+    )
     return options
 
 
 def cases(options: argparse.Namespace) -> Iterator[tuple[str, Lengths, int]]:
-    """Name, lengths and capacity of each case: real ones first. Lengths over capacity are cut to it, as truncation does."""
+    """Name, lengths and capacity of each case: real ones first. Lengths over capacity are cut to
+    it, as truncation does."""
     folder = options.lengths or DEFAULT_LENGTHS
     for file in sorted(folder.glob("*.npy")) if folder.is_dir() else []:
         for capacity in options.capacities:
-            yield file.stem.removeprefix("qwen3_chatml_"), np.minimum(np.load(file), capacity).astype(np.int32), capacity
+            yield (
+                file.stem.removeprefix("qwen3_chatml_"),
+                np.minimum(np.load(file), capacity).astype(np.int32),
+                capacity,
+            )
     for name, generate in GENERATED.items():
         for size in options.sizes:
             for capacity in options.capacities:
@@ -187,7 +252,9 @@ GENERATED: dict[str, Callable[[np.random.Generator, int, int], Lengths]] = {
 }
 
 
-def compare(name: str, lengths: Lengths, capacity: int, options: argparse.Namespace) -> Iterator[Row]:
+def compare(
+    name: str, lengths: Lengths, capacity: int, options: argparse.Namespace
+) -> Iterator[Row]:
     """Run us, then each peer that is here and not too slow for the size, on the same lengths."""
     import sftprep.packing.bestfit  # noqa: F401  # what a large plan loads by itself
 
@@ -204,7 +271,10 @@ def compare(name: str, lengths: Lengths, capacity: int, options: argparse.Namesp
         if lengths.size > most and not options.all_sizes:
             continue
         if tokens > peer.most_tokens:
-            print(f"{'':<28}{peer.name:<20}left out: more than {peer.most_tokens:,} tokens to move", flush=True)
+            print(
+                f"{'':<28}{peer.name:<20}left out: more than {peer.most_tokens:,} tokens to move",
+                flush=True,
+            )
             continue
         call = peer.start(lengths, capacity)
         seconds, result = timed(call, 1)
@@ -213,9 +283,13 @@ def compare(name: str, lengths: Lengths, capacity: int, options: argparse.Namesp
         theirs = peer.packs(result, lengths)
         check(peer.name, theirs, lengths, capacity)
         if peer.same_packs and not (
-            np.array_equal(ours.lengths, theirs.lengths) and np.array_equal(ours.offsets, theirs.offsets)
+            np.array_equal(ours.lengths, theirs.lengths)
+            and np.array_equal(ours.offsets, theirs.offsets)
         ):
-            raise SystemExit(f"check failed: on {name}, capacity {capacity}, our packs are not those of {peer.name}")
+            raise SystemExit(
+                f"check failed: on {name}, capacity {capacity}, our packs are not those of"
+                f" {peer.name}"
+            )
         yield row_of(name, peer.name, theirs, lengths, capacity, seconds, ours_seconds)
 
 
@@ -233,7 +307,9 @@ def timed(call: Callable[[], Any], repeat: int) -> tuple[float, Any]:
 
 def check(peer: str, packs: Packs, lengths: Lengths, capacity: int) -> None:
     """Stop unless each non-empty sequence is in one pack and no pack is empty or over capacity."""
-    sums = np.add.reduceat(packs.lengths, packs.offsets[:-1]) if packs.lengths.size else packs.lengths
+    sums = (
+        np.add.reduceat(packs.lengths, packs.offsets[:-1]) if packs.lengths.size else packs.lengths
+    )
     sound = (
         np.array_equal(np.sort(packs.lengths), np.sort(lengths[lengths > 0]))
         and packs.offsets[-1] == packs.lengths.size
@@ -241,10 +317,15 @@ def check(peer: str, packs: Packs, lengths: Lengths, capacity: int) -> None:
         and int(sums.max(initial=0)) <= capacity
     )
     if not sound:
-        raise SystemExit(f"check failed: {peer} lost or repeated a sequence, or overfilled a pack, at capacity {capacity}")
+        raise SystemExit(
+            f"check failed: {peer} lost or repeated a sequence, or overfilled a pack, at capacity"
+            f" {capacity}"
+        )
 
 
-def row_of(name: str, peer: str, packs: Packs, lengths: Lengths, capacity: int, seconds: float, ours: float) -> Row:
+def row_of(
+    name: str, peer: str, packs: Packs, lengths: Lengths, capacity: int, seconds: float, ours: float
+) -> Row:
     """The line of one run."""
     num_packs = packs.offsets.size - 1
     bound = max(1, -(-int(lengths.sum(dtype=np.int64)) // capacity))
@@ -266,7 +347,8 @@ def wanted(peer: Peer, options: argparse.Namespace) -> bool:
 
 
 def start_trl_planning(lengths: Lengths, capacity: int) -> Callable[[], Any]:
-    """TRL's segment tree of spaces, and what its kernel does around it: a queue of bins a space, bins in the order opened."""
+    """TRL's segment tree of spaces, and what its kernel does around it: a queue of bins a space,
+    bins in the order opened."""
     tree_of = import_module("trl.data_utils")._SegmentTree
     given = lengths.tolist()
 
@@ -333,7 +415,9 @@ def packs_of_trl(result: Any, lengths: Lengths) -> Packs:
     table = result if hasattr(result, "column") and not hasattr(result, "data") else result.data
     column = table.column("seq_lengths").combine_chunks()
     counts = np.array([len(row) for row in column], np.int64)
-    return Packs(column.flatten().to_numpy().astype(np.int64), np.concatenate(([0], np.cumsum(counts))))
+    return Packs(
+        column.flatten().to_numpy().astype(np.int64), np.concatenate(([0], np.cumsum(counts)))
+    )
 
 
 def start_binpacking(lengths: Lengths, capacity: int) -> Callable[[], Any]:
@@ -349,7 +433,8 @@ def packs_of_binpacking(result: Any, lengths: Lengths) -> Packs:
 
 
 def start_grain(kind: str) -> Callable[[Lengths, int], Callable[[], Any]]:
-    """A packer of Grain over documents in memory; its rows number their documents, of which the counts are kept."""
+    """A packer of Grain over documents in memory; its rows number their documents, of which the
+    counts are kept."""
 
     def start(lengths: Lengths, capacity: int) -> Callable[[], Any]:
         packer = getattr(import_module("grain.experimental"), kind)
@@ -357,7 +442,9 @@ def start_grain(kind: str) -> Callable[[Lengths, int], Callable[[], Any]]:
         source = import_module("grain").MapDataset.source(documents).to_iter_dataset()
 
         def call() -> list[NDArray[np.int64]]:
-            rows = packer(source, length_struct={"tokens": capacity}, num_packing_bins=64, shuffle_bins=False)
+            rows = packer(
+                source, length_struct={"tokens": capacity}, num_packing_bins=64, shuffle_bins=False
+            )
             return [np.bincount(row["tokens_segment_ids"])[1:] for row in rows]
 
         return call
@@ -371,30 +458,74 @@ def packs_of_grain(result: Any, lengths: Lengths) -> Packs:
 
 
 PEERS: tuple[Peer, ...] = (
-    Peer("TRL planning", "trl", 1_000_000, 10**12, start_trl_planning, packs_of_index_lists, same_packs=True),
-    Peer("TRL one window", "trl", 100_000, 2 * 10**8, start_trl_one_window, packs_of_trl, same_packs=True),
+    Peer(
+        "TRL planning",
+        "trl",
+        1_000_000,
+        10**12,
+        start_trl_planning,
+        packs_of_index_lists,
+        same_packs=True,
+    ),
+    Peer(
+        "TRL one window",
+        "trl",
+        100_000,
+        2 * 10**8,
+        start_trl_one_window,
+        packs_of_trl,
+        same_packs=True,
+    ),
     Peer("TRL pack_dataset", "trl", 100_000, 2 * 10**8, start_trl_pack_dataset, packs_of_trl),
     Peer("binpacking", "binpacking", 10_000, 10**12, start_binpacking, packs_of_binpacking),
-    Peer("Grain best fit", "grain", 10_000, 2 * 10**8, start_grain("BestFitPackIterDataset"), packs_of_grain),
-    Peer("Grain first fit", "grain", 10_000, 2 * 10**8, start_grain("FirstFitPackIterDataset"), packs_of_grain),  # add yours here
+    Peer(
+        "Grain best fit",
+        "grain",
+        10_000,
+        2 * 10**8,
+        start_grain("BestFitPackIterDataset"),
+        packs_of_grain,
+    ),
+    Peer(
+        "Grain first fit",
+        "grain",
+        10_000,
+        2 * 10**8,
+        start_grain("FirstFitPackIterDataset"),
+        packs_of_grain,
+    ),  # add yours here
 )
 
 
 def machine_line() -> str:
     """Where the figures are from."""
-    versions = ", ".join(f"{p} {metadata.version(p)}" for p in ("numpy", "numba", "trl", "binpacking", "grain") if find_spec(p))
-    return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, {versions}"
+    versions = ", ".join(
+        f"{p} {metadata.version(p)}"
+        for p in ("numpy", "numba", "trl", "binpacking", "grain")
+        if find_spec(p)
+    )
+    return (
+        f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()},"
+        f" {versions}"
+    )
 
 
 def plot(rows: list[Row], file: Path) -> None:
-    """Lengths a second over the number of sequences: a panel a kind of lengths, a line a packer, at the smallest capacity."""
+    """Lengths a second over the number of sequences: a panel a kind of lengths, a line a packer, at
+    the smallest capacity."""
     pyplot = import_module("matplotlib.pyplot")
     kinds = [kind for kind in GENERATED if any(row.lengths == kind for row in rows)]
     capacity = min(row.capacity for row in rows)
-    figure, panels = pyplot.subplots(1, len(kinds), figsize=(4.5 * len(kinds), 4), sharey=True, squeeze=False)
+    figure, panels = pyplot.subplots(
+        1, len(kinds), figsize=(4.5 * len(kinds), 4), sharey=True, squeeze=False
+    )
     for panel, kind in zip(panels[0], kinds, strict=True):
         for peer in ("sftprep", *(p.name for p in PEERS)):
-            line = [(r.sequences, r.per_second) for r in rows if (r.lengths, r.peer, r.capacity) == (kind, peer, capacity)]
+            line = [
+                (r.sequences, r.per_second)
+                for r in rows
+                if (r.lengths, r.peer, r.capacity) == (kind, peer, capacity)
+            ]
             if line:
                 panel.loglog(*zip(*line, strict=True), marker="o", label=peer)
         panel.set(title=f"{kind} lengths, capacity {capacity:,}", xlabel="sequences")

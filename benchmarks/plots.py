@@ -1,4 +1,5 @@
-"""The plots that the benchmarks draw: bars beside each other, and a measure over the size of a corpus."""
+"""The plots that the benchmarks draw: bars beside each other, and a measure over the size of a
+corpus."""
 
 from __future__ import annotations
 
@@ -10,25 +11,41 @@ _OURS, _OTHERS = "#2a7f62", "#9aa0a6"
 
 
 def bars(
-    path: Path, labels: Sequence[str], values: Sequence[float], *, ours: Sequence[bool], measure: str, log: bool = False
+    path: Path,
+    labels: Sequence[str],
+    values: Sequence[float],
+    *,
+    ours: Sequence[bool],
+    measure: str,
+    log: bool = False,
 ) -> None:
-    """One horizontal bar a label, ours in colour. Raises SystemExit where matplotlib is not installed."""
+    """One horizontal bar a label, ours in colour. Raises SystemExit where matplotlib is not
+    installed."""
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(8, 0.5 * len(labels) + 1))
-    axes.barh(range(len(labels)), values, color=[_OURS if own else _OTHERS for own in ours], log=log)
+    axes.barh(
+        range(len(labels)), values, color=[_OURS if own else _OTHERS for own in ours], log=log
+    )
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
     axes.set_xlabel(measure + (" (log)" if log else ""))
-    axes.set_xlim(right=max(values) * (1.5 if log else 1.1))  # room for the number beside the longest
+    axes.set_xlim(
+        right=max(values) * (1.5 if log else 1.1)
+    )  # room for the number beside the longest
     for place, value in enumerate(values):
         axes.annotate(f" {value:,.3g}", (value, place), va="center")
     _save(figure, path)
 
 
-def over_size(path: Path, sizes: Sequence[float], values: dict[str, Sequence[float]], *, size: str) -> None:
-    """One panel a measure, over the size of the corpus on a logarithmic axis. Raises SystemExit as `bars` does."""
+def over_size(
+    path: Path, sizes: Sequence[float], values: dict[str, Sequence[float]], *, size: str
+) -> None:
+    """One panel a measure, over the size of the corpus on a logarithmic axis. Raises SystemExit as
+    `bars` does."""
     pyplot = _pyplot()
-    figure, panels = pyplot.subplots(1, len(values), figsize=(4.5 * len(values), 3.2), squeeze=False)
+    figure, panels = pyplot.subplots(
+        1, len(values), figsize=(4.5 * len(values), 3.2), squeeze=False
+    )
     for axes, (measure, series) in zip(panels[0], values.items(), strict=True):
         axes.plot(sizes, series, marker="o", color=_OURS)
         axes.set_xscale("log")

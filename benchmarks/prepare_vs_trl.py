@@ -1,10 +1,13 @@
-"""The whole preparation, ours beside TRL's: the same file, the same tokenizer, load + tokenize + mask + pack + write.
+"""The whole preparation, ours beside TRL's: the same file, the same tokenizer, load + tokenize +
+mask + pack + write.
 
-    python -m benchmarks.prepare_vs_trl                        # chitchat and gsm8k, qwen3 and mistral-v3 where they fit
-    python -m benchmarks.prepare_vs_trl --data my.jsonl --tokenizer path/to/tokenizer
+    python -m benchmarks.prepare_vs_trl                        # chitchat and gsm8k, qwen3 and
+    mistral-v3 where they fit python -m benchmarks.prepare_vs_trl --data my.jsonl --tokenizer
+    path/to/tokenizer
 
-Each side runs in a process of its own, timed from after its imports to the packed dataset on the disk. TRL's caches are off. Both
-outputs are then compared: the same sequences, with the same trained tokens, as often. The ratio is only printed if they are.
+Each side runs in a process of its own, timed from after its imports to the packed dataset on the
+disk. TRL's caches are off. Both outputs are then compared: the same sequences, with the same
+trained tokens, as often. The ratio is only printed if they are.
 """
 
 from __future__ import annotations
@@ -32,16 +35,36 @@ PAIRS = [("chitchat", "qwen3"), ("gsm8k", "qwen3"), ("gsm8k", "mistral-v3")]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="chitchat, gsm8k, or a JSONL file; by default both, each with its tokenizers")
-    parser.add_argument("--tokenizer", help="with --data: folder of a tokenizer, qwen3 if not given")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--copies", type=positive, default=1, help="repeat the data so often, each record with a number before its text"
+        "--data", help="chitchat, gsm8k, or a JSONL file; by default both, each with its tokenizers"
+    )
+    parser.add_argument(
+        "--tokenizer", help="with --data: folder of a tokenizer, qwen3 if not given"
+    )
+    parser.add_argument(
+        "--copies",
+        type=positive,
+        default=1,
+        help="repeat the data so often, each record with a number before its text",
     )
     parser.add_argument("--max-length", type=positive, default=4096)
-    parser.add_argument("--procs", type=positive, nargs="+", default=[1, 2], help="TRL's dataset_num_proc")
-    parser.add_argument("--runs", type=positive, default=3, help="runs of ours, of which the median counts; TRL runs once")
-    parser.add_argument("--workers", type=positive, help="our worker processes; by default chosen as in a normal build")
+    parser.add_argument(
+        "--procs", type=positive, nargs="+", default=[1, 2], help="TRL's dataset_num_proc"
+    )
+    parser.add_argument(
+        "--runs",
+        type=positive,
+        default=3,
+        help="runs of ours, of which the median counts; TRL runs once",
+    )
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        help="our worker processes; by default chosen as in a normal build",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--plot", type=Path, help="draw the throughputs into this file")
     parser.add_argument("--side", help=argparse.SUPPRESS)
@@ -72,26 +95,38 @@ def compare(data: str, tokenizer: str, arguments: argparse.Namespace) -> list[di
             "max_length": arguments.max_length,
             "workers": arguments.workers,
         }
-        runs = [_run("ours", {**task, "output": str(folder / f"ours{n}")}) for n in range(arguments.runs)]
+        runs = [
+            _run("ours", {**task, "output": str(folder / f"ours{n}")})
+            for n in range(arguments.runs)
+        ]
         ours = sorted(runs, key=lambda run: run["seconds"])[len(runs) // 2]
         rows = [{"side": "sftprep", **ours}]
         for procs in arguments.procs:
             theirs = _run("trl", {**task, "procs": procs, "output": str(folder / f"trl{procs}")})
             if theirs["content"] != ours["content"]:
-                raise SystemExit(f"{data} with {tokenizer}: the two sides did not train on the same sequences; no ratio")
+                raise SystemExit(
+                    f"{data} with {tokenizer}: the two sides did not train on the same sequences;"
+                    " no ratio"
+                )
             rows.append({"side": f"TRL, num_proc={procs}", **theirs})
             shutil.rmtree(folder / f"trl{procs}")
         megabytes = path.stat().st_size / 1e6
         for row in rows:
             row.update(data=data, tokenizer=tokenizer, mb_per_second=megabytes / row["seconds"])
-            row.update(tokens_per_second=row["tokens"] / row["seconds"], ratio=row["seconds"] / ours["seconds"])
+            row.update(
+                tokens_per_second=row["tokens"] / row["seconds"],
+                ratio=row["seconds"] / ours["seconds"],
+            )
             row.update(bytes_per_token=row["disk"] / row["tokens"])
         return rows
 
 
 def _run(side: str, task: dict[str, Any]) -> dict[str, Any]:
-    # What is installed has its bytecode beside it; a checkout has it from the first run on, if that is allowed.
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    # What is installed has its bytecode beside it; a checkout has it from the first run on, if that
+    # is allowed.
+    environment = {
+        name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
+    }
     child = subprocess.run(
         [sys.executable, "-m", "benchmarks.prepare_vs_trl", "--side", side],
         env=environment,
@@ -111,7 +146,8 @@ def _ours(task: dict[str, Any]) -> dict[str, Any]:
     import sftprep.engine.build  # noqa: F401 - what a first call imports: imports count on neither side
     from sftprep import BuildConfig, build, load_tokenizer, open_shards
 
-    # A tokenizer that was never used before is resolved once, for all builds to come; that is no part of a build.
+    # A tokenizer that was never used before is resolved once, for all builds to come; that is no
+    # part of a build.
     load_tokenizer(task["tokenizer"])
     settings = {name: task[name] for name in ("tokenizer", "output", "max_length", "workers")}
     started = time.perf_counter()
@@ -134,7 +170,13 @@ def _trl(task: dict[str, Any]) -> dict[str, Any]:
     renames = dict(pair.split("=") for pair in task["map"])
     output = Path(task["output"])
     model = LlamaForCausalLM(
-        LlamaConfig(vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+        LlamaConfig(
+            vocab_size=32,
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+        )
     )
     arguments = SFTConfig(
         output_dir=str(output),
@@ -148,7 +190,9 @@ def _trl(task: dict[str, Any]) -> dict[str, Any]:
     )
     started = time.perf_counter()
     tokenizer = AutoTokenizer.from_pretrained(task["tokenizer"])
-    dataset = datasets.load_dataset("json", data_files=task["path"], split="train", cache_dir=str(output / "cache"))
+    dataset = datasets.load_dataset(
+        "json", data_files=task["path"], split="train", cache_dir=str(output / "cache")
+    )
     dataset = dataset.rename_columns(renames) if renames else dataset
     trainer = SFTTrainer(model, args=arguments, train_dataset=dataset, processing_class=tokenizer)
     trainer.train_dataset.save_to_disk(str(output / "packed"))
@@ -173,15 +217,22 @@ def _keys(ids: Any, mask: Any, seq_lengths: Any) -> list[bytes]:
     for length in np.asarray(seq_lengths).tolist():
         own = np.asarray(mask[at : at + length])
         if own[1:].any():
-            content = np.asarray(ids[at : at + length], np.int32).tobytes() + own.astype(np.uint8).tobytes()
+            content = (
+                np.asarray(ids[at : at + length], np.int32).tobytes()
+                + own.astype(np.uint8).tobytes()
+            )
             keys.append(blake2b(content, digest_size=12).digest())
         at += length
     return keys
 
 
-def _result(seconds: float, peak: int, tokens: int, packs: int, output: Path, counter: Counter[bytes]) -> dict[str, Any]:
+def _result(
+    seconds: float, peak: int, tokens: int, packs: int, output: Path, counter: Counter[bytes]
+) -> dict[str, Any]:
     disk = sum(path.stat().st_size for path in output.rglob("*.arrow"))
-    content = blake2b("".join(f"{key.hex()}:{n}" for key, n in sorted(counter.items())).encode(), digest_size=16).hexdigest()
+    content = blake2b(
+        "".join(f"{key.hex()}:{n}" for key, n in sorted(counter.items())).encode(), digest_size=16
+    ).hexdigest()
     sequences = sum(counter.values())
     facts = {"seconds": seconds, "peak_bytes": peak, "tokens": tokens, "packs": packs, "disk": disk}
     return {**facts, "sequences": sequences, "content": content}
@@ -189,19 +240,42 @@ def _result(seconds: float, peak: int, tokens: int, packs: int, output: Path, co
 
 def _peak_bytes() -> int:
     """The largest resident set of this process or of one of its children."""
-    return 1024 * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return 1024 * max(
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
 
 
 _COLUMNS = (10, 12, 18, 9, 8, 13, 8, 9, 9, 12)
 
 
 def _table(results: list[dict[str, Any]]) -> str:
-    rows = [("data", "tokenizer", "side", "seconds", "MB/s", "tokens/s", "packs", "peak MB", "B/token", "sftprep is")]
+    rows = [
+        (
+            "data",
+            "tokenizer",
+            "side",
+            "seconds",
+            "MB/s",
+            "tokens/s",
+            "packs",
+            "peak MB",
+            "B/token",
+            "sftprep is",
+        )
+    ]
     for r in results:
-        speed = (f"{r['seconds']:.2f}", f"{r['mb_per_second']:.2f}", f"{r['tokens_per_second']:,.0f}", f"{r['packs']:,}")
+        speed = (
+            f"{r['seconds']:.2f}",
+            f"{r['mb_per_second']:.2f}",
+            f"{r['tokens_per_second']:,.0f}",
+            f"{r['packs']:,}",
+        )
         size = (f"{r['peak_bytes'] / 1e6:,.0f}", f"{r['bytes_per_token']:.2f}")
         ratio = "" if r["side"] == "sftprep" else f"{r['ratio']:.1f}x"
-        rows.append((Path(r["data"]).name, Path(r["tokenizer"]).name, r["side"], *speed, *size, ratio))
+        rows.append(
+            (Path(r["data"]).name, Path(r["tokenizer"]).name, r["side"], *speed, *size, ratio)
+        )
     lines = [
         "".join(
             text.ljust(width) if column < 3 else text.rjust(width)
@@ -209,7 +283,15 @@ def _table(results: list[dict[str, Any]]) -> str:
         )
         for row in rows
     ]
-    return "\n".join([*lines, "The same sequences with the same trained tokens on both sides, each as often (checked)."])
+    return "\n".join(
+        [
+            *lines,
+            (
+                "The same sequences with the same trained tokens on both sides, each as often"
+                " (checked)."
+            ),
+        ]
+    )
 
 
 def _draw(results: list[dict[str, Any]], path: Path) -> None:

@@ -1,13 +1,15 @@
-"""Training, ours beside TRL's: the same model, the same sequences, the same trained tokens, an epoch each.
+"""Training, ours beside TRL's: the same model, the same sequences, the same trained tokens, an
+epoch each.
 
-    python -m benchmarks.train_vs_trl                     # on the GPU where there is one, else on the CPU
-    python -m benchmarks.train_vs_trl --plot docs/train_vs_trl.png --steps 24
+    python -m benchmarks.train_vs_trl                     # on the GPU where there is one, else on
+    the CPU python -m benchmarks.train_vs_trl --plot docs/train_vs_trl.png --steps 24
 
-Three sides: ours, TRL with packing (bfd, its default), TRL with padding. Each lives in a process of its own and trains one
-optimizer step at a time, in turn with the others, so that a busy machine slows them alike. A step is timed from the end of the
-one before: loading, forward, backward, optimizer and logging. The first step of each is left out. That all sides trained on the
-same number of tokens, as targets, is checked; the memory is the highest resident set of the process (on a GPU: the highest
-allocation).
+Three sides: ours, TRL with packing (bfd, its default), TRL with padding. Each lives in a process of
+its own and trains one optimizer step at a time, in turn with the others, so that a busy machine
+slows them alike. A step is timed from the end of the one before: loading, forward, backward,
+optimizer and logging. The first step of each is left out. That all sides trained on the same number
+of tokens, as targets, is checked; the memory is the highest resident set of the process (on a GPU:
+the highest allocation).
 """
 
 from __future__ import annotations
@@ -28,7 +30,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_KEEP = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**26)}
+_KEEP = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**33),
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
 SIDES = {"ours": "sfttrain", "packed": "TRL 1.16, packed", "padded": "TRL 1.16, padded"}
 
 
@@ -50,22 +56,42 @@ class Task:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--masked", type=float, nargs="+", default=[0.6, 0.0], help="shares of each sequence that are not trained"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=6, help="steps of an epoch of ours, or one more; the first is not counted")
+    parser.add_argument(
+        "--masked",
+        type=float,
+        nargs="+",
+        default=[0.6, 0.0],
+        help="shares of each sequence that are not trained",
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=6,
+        help="steps of an epoch of ours, or one more; the first is not counted",
+    )
     parser.add_argument("--length", type=int, default=2048, help="tokens of a pack")
-    parser.add_argument("--hidden", type=int, default=256, help="width of the model; on a GPU take 2048 or so")
+    parser.add_argument(
+        "--hidden", type=int, default=256, help="width of the model; on a GPU take 2048 or so"
+    )
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--vocabulary", type=int, default=32768)
-    parser.add_argument("--bf16", action="store_true", help="mixed precision, on all sides; on a GPU always")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of torch, on both sides")
+    parser.add_argument(
+        "--bf16", action="store_true", help="mixed precision, on all sides; on a GPU always"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count() or 1, help="threads of torch, on both sides"
+    )
     parser.add_argument(
         "--default-malloc",
         action="store_true",
-        help="leave glibc as it is: it gives large blocks back to the system, and on some virtual machines taking them anew "
-        "costs more than the training; by default it is told to keep them, on all sides",
+        help=(
+            "leave glibc as it is: it gives large blocks back to the system, and on some virtual"
+            " machines taking them anew costs more than the training; by default it is told to keep"
+            " them, on all sides"
+        ),
     )
     parser.add_argument(
         "--clock",
@@ -83,8 +109,17 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="sfttrain-bench-") as folder:
         _make_model(folder, arguments)
-        shared = {"model": folder, "length": arguments.length, "vocabulary": arguments.vocabulary, "steps": arguments.steps}
-        shared |= {"bf16": arguments.bf16, "threads": arguments.threads, "keep_memory": not arguments.default_malloc}
+        shared = {
+            "model": folder,
+            "length": arguments.length,
+            "vocabulary": arguments.vocabulary,
+            "steps": arguments.steps,
+        }
+        shared |= {
+            "bf16": arguments.bf16,
+            "threads": arguments.threads,
+            "keep_memory": not arguments.default_malloc,
+        }
         shared |= {"clock": arguments.clock}
         tasks = [Task(masked=share, **shared) for share in arguments.masked]
         results = [result for task in tasks for result in compare(task, arguments.sides)]
@@ -94,7 +129,8 @@ def main() -> None:
 
 
 def compare(task: Task, sides: list[str]) -> list[dict[str, Any]]:
-    """A row of the table for each side. Raises SystemExit where they did not train on the same tokens."""
+    """A row of the table for each side. Raises SystemExit where they did not train on the same
+    tokens."""
     children = [_Side(name, task) for name in sides]
     try:
         while any(child.running for child in children):
@@ -105,7 +141,9 @@ def compare(task: Task, sides: list[str]) -> list[dict[str, Any]]:
         for child in children:
             child.stop()
     if len({(r["trained"], r["tokens"]) for r in results}) > 1:
-        raise SystemExit(f"not the same tokens: {[(r['side'], r['trained'], r['tokens']) for r in results]}")
+        raise SystemExit(
+            f"not the same tokens: {[(r['side'], r['trained'], r['tokens']) for r in results]}"
+        )
     for result in results:
         result["masked"] = task.masked
         result["ratio"] = results[0]["trained_per_second"] / result["trained_per_second"]
@@ -114,9 +152,11 @@ def compare(task: Task, sides: list[str]) -> list[dict[str, Any]]:
 
 
 def sequences(task: Task) -> list[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
-    """Ids and mask of each sequence: chat-like lengths (mean some 310), words of Zipf's law, the prompt first.
+    """Ids and mask of each sequence: chat-like lengths (mean some 310), words of Zipf's law, the
+    prompt first.
 
-    As many as fill `steps` packs all but some tokens, so that an epoch of packs has that many steps.
+    As many as fill `steps` packs all but some tokens, so that an epoch of packs has that many
+    steps.
     """
     random = np.random.default_rng(0)
     found: list[tuple[NDArray[np.int32], NDArray[np.bool_]]] = []
@@ -141,7 +181,11 @@ class _Side:
             stderr=subprocess.PIPE,
             text=True,
             cwd=Path(__file__).resolve().parents[1],
-            env={**os.environ, "OMP_NUM_THREADS": str(task.threads), **(_KEEP if task.keep_memory else {})},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": str(task.threads),
+                **(_KEEP if task.keep_memory else {}),
+            },
         )
         self._tell(json.dumps(asdict(task)))
         self._read()  # it is ready
@@ -163,7 +207,13 @@ class _Side:
         timed = list(zip(self.seconds[1:], facts.pop("trained_by_step")[1:], strict=True))
         speed = sum(n for _, n in timed) / sum(s for s, _ in timed)
         rates = [n / s for s, n in timed]
-        return {"side": self.name, "trained_per_second": speed, "median_rate": median(rates), "steps": len(self.seconds), **facts}
+        return {
+            "side": self.name,
+            "trained_per_second": speed,
+            "median_rate": median(rates),
+            "steps": len(self.seconds),
+            **facts,
+        }
 
     def stop(self) -> None:
         self._process.kill()
@@ -197,7 +247,11 @@ def _child(side: str) -> None:
 
     def counting_step(model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
         labels = inputs["labels"]
-        real = inputs["attention_mask"].sum() if "attention_mask" in inputs else torch.tensor(inputs["input_ids"].numel())
+        real = (
+            inputs["attention_mask"].sum()
+            if "attention_mask" in inputs
+            else torch.tensor(inputs["input_ids"].numel())
+        )
         counts.append((int((labels[..., 1:] != -100).sum()), int(real)))
         return train_step(model, inputs, *rest, **options)
 
@@ -211,7 +265,11 @@ def _child(side: str) -> None:
     trainer.add_callback(_turns(answer, clock))
     trainer.train()
     cuda = torch.cuda.is_available()
-    peak = torch.cuda.max_memory_allocated() if cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if cuda
+        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )
     result = {
         "trained_by_step": [n for n, _ in counts],
         "trained": sum(n for n, _ in counts),
@@ -225,7 +283,8 @@ def _child(side: str) -> None:
 
 
 def _turns(answer: Any, clock: Any) -> Any:
-    """A callback that says after each step how long it took, and waits until it is told to go on."""
+    """A callback that says after each step how long it took, and waits until it is told to go
+    on."""
     import torch
     from transformers import TrainerCallback
 
@@ -326,22 +385,33 @@ def _trl(side: str, task: Task) -> Any:
         "input_ids": [ids.tolist() for ids, _ in rows],
         "labels": [np.where(mask, ids, -100).tolist() for ids, mask in rows],
     }
-    # As many sequences in a padded batch as our packs have, so that a step trains on as many tokens.
+    # As many sequences in a padded batch as our packs have, so that a step trains on as many
+    # tokens.
     batch = 1 if side == "packed" else max(1, round(len(rows) / task.steps))
     arguments = SFTConfig(
-        per_device_train_batch_size=batch, max_length=task.length, packing=side == "packed", eos_token=None, **_settings(task)
+        per_device_train_batch_size=batch,
+        max_length=task.length,
+        packing=side == "packed",
+        eos_token=None,
+        **_settings(task),
     )
     from tokenizers import Tokenizer, models
 
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0, "<s>": 1, "</s>": 2}, unk_token="<pad>")),
+        tokenizer_object=Tokenizer(
+            models.WordLevel({"<pad>": 0, "<s>": 1, "</s>": 2}, unk_token="<pad>")
+        ),
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",
     )
-    flash = torch.cuda.is_available() and find_spec("flash_attn") is not None  # as TRL recommends for packing
+    flash = (
+        torch.cuda.is_available() and find_spec("flash_attn") is not None
+    )  # as TRL recommends for packing
     return SFTTrainer(
-        AutoModelForCausalLM.from_pretrained(task.model, attn_implementation="flash_attention_2" if flash else None),
+        AutoModelForCausalLM.from_pretrained(
+            task.model, attn_implementation="flash_attention_2" if flash else None
+        ),
         args=arguments,
         train_dataset=datasets.Dataset.from_dict(columns),
         processing_class=tokenizer,
@@ -352,11 +422,30 @@ _COLUMNS = (8, 20, 7, 15, 15, 10, 13, 14)
 
 
 def _table(results: list[dict[str, Any]]) -> str:
-    rows = [("masked", "side", "steps", "trained tok/s", "all tok/s", "peak MB", "sfttrain is", "their memory")]
+    rows = [
+        (
+            "masked",
+            "side",
+            "steps",
+            "trained tok/s",
+            "all tok/s",
+            "peak MB",
+            "sfttrain is",
+            "their memory",
+        )
+    ]
     for r in results:
         scale = r["tokens"] / r["trained"]
-        speed = (f"{r['trained_per_second']:,.0f}", f"{r['trained_per_second'] * scale:,.0f}", f"{r['peak_bytes'] / 1e6:,.0f}")
-        ratios = ("", "") if r["side"] == "ours" else (f"{r['ratio']:.2f}x", f"{r['memory_ratio']:.2f}x ours")
+        speed = (
+            f"{r['trained_per_second']:,.0f}",
+            f"{r['trained_per_second'] * scale:,.0f}",
+            f"{r['peak_bytes'] / 1e6:,.0f}",
+        )
+        ratios = (
+            ("", "")
+            if r["side"] == "ours"
+            else (f"{r['ratio']:.2f}x", f"{r['memory_ratio']:.2f}x ours")
+        )
         rows.append((f"{r['masked']:.0%}", SIDES[r["side"]], str(r["steps"]), *speed, *ratios))
     lines = [
         "".join(
@@ -366,7 +455,15 @@ def _table(results: list[dict[str, Any]]) -> str:
         for row in rows
     ]
     last = [f"{SIDES[r['side']]} {r['losses'][0]:.3f} → {r['losses'][-1]:.3f}" for r in results]
-    return "\n".join([*lines, f"{results[0]['device']}; the same tokens on all sides (checked). Loss: {'; '.join(last)}"])
+    return "\n".join(
+        [
+            *lines,
+            (
+                f"{results[0]['device']}; the same tokens on all sides (checked). Loss:"
+                f" {'; '.join(last)}"
+            ),
+        ]
+    )
 
 
 def _draw(results: list[dict[str, Any]], path: Path) -> None:
@@ -376,7 +473,9 @@ def _draw(results: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     shares = sorted({r["masked"] for r in results}, reverse=True)
-    figure, panels = pyplot.subplots(1, len(shares), figsize=(5 * len(shares), 3.4), squeeze=False, sharey=True)
+    figure, panels = pyplot.subplots(
+        1, len(shares), figsize=(5 * len(shares), 3.4), squeeze=False, sharey=True
+    )
     for share, axes in zip(shares, panels[0], strict=True):
         for r in (r for r in results if r["masked"] == share):
             color = {"ours": "#2a7", "packed": "#c60", "padded": "#999"}[r["side"]]

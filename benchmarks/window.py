@@ -1,4 +1,5 @@
-"""How tight and how fast packing in a window is, beside one plan over all and the windows of TRL, ms-swift and Grain."""
+"""How tight and how fast packing in a window is, beside one plan over all and the windows of TRL,
+ms-swift and Grain."""
 
 from __future__ import annotations
 
@@ -26,17 +27,21 @@ from sftprep.packing.window import CarryingWindow, Emission, plan_lane
 EPILOG = """
 what is measured
   one plan         pack_lengths over all sequences: what a window is to come near to.
-  carry W          sftprep's window: W sequences are held, the fullest half of the packs leaves, the rest is carried.
+  carry W          sftprep's window: W sequences are held, the fullest half of the packs leaves, the
+                   rest is carried.
   cut off W        the same kernel on windows of W that are flushed, for comparison.
-  TRL 1,000        trl.data_utils.pack_dataset as its trainer calls it: windows of 1,000 rows; it moves the tokens too.
-  ms-swift 128     binpacking.to_constant_volume on windows of 128, with which ms-swift packs streams; what is left of a window
-                   (its last pack, where that is not full) goes into the next.
-  Grain            grain's best-fit packer with 64 open bins; padded rows of tokens. Peers that are not installed are left out.
+  TRL 1,000        trl.data_utils.pack_dataset as its trainer calls it: windows of 1,000 rows; it
+                   moves the tokens too.
+  ms-swift 128     binpacking.to_constant_volume on windows of 128, with which ms-swift packs
+                   streams; what is left of a window (its last pack, where that is not full) goes
+                   into the next.
+  Grain            grain's best-fit packer with 64 open bins; padded rows of tokens. Peers that are
+                   not installed are left out.
 
 columns
   over    packs more than the lower bound, ceil(tokens / capacity), in percent of it
-  trend   correlation of the number of sequences in a pack with its place in its window: what makes the cost of batches go up
-          and down; 0 is none
+  trend   correlation of the number of sequences in a pack with its place in its window: what makes
+          the cost of batches go up and down; 0 is none
   seq/s   sequences a second
 """
 
@@ -47,18 +52,37 @@ Made = tuple[NDArray[np.int64], NDArray[np.float64], int]
 
 def main() -> None:
     """Print a table for each distribution of lengths."""
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sequences", type=int, default=40_000, help="sequences of each distribution (default 40,000)")
-    parser.add_argument("--lengths", type=Path, default=DEFAULT_LENGTHS, help="folder of .npy files of real lengths")
-    parser.add_argument("--skip", nargs="*", default=[], help="packers to leave out, by the first word of their names")
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--sequences",
+        type=int,
+        default=40_000,
+        help="sequences of each distribution (default 40,000)",
+    )
+    parser.add_argument(
+        "--lengths", type=Path, default=DEFAULT_LENGTHS, help="folder of .npy files of real lengths"
+    )
+    parser.add_argument(
+        "--skip",
+        nargs="*",
+        default=[],
+        help="packers to leave out, by the first word of their names",
+    )
     options = parser.parse_args()
     print(machine_line())
     plan_lane(np.ones(5000, np.int32), 8, 1000, seed=0, lane=0)  # the kernels are loaded
-    print(f"{'lengths':<24}{'capacity':>9}  {'packer':<14}{'packs':>8}{'over':>8}{'trend':>8}{'seq/s':>13}")
+    print(
+        f"{'lengths':<24}{'capacity':>9} "
+        f" {'packer':<14}{'packs':>8}{'over':>8}{'trend':>8}{'seq/s':>13}"
+    )
     for name, capacity, lengths in cases(options):
         bound = -(-int(lengths.sum(dtype=np.int64)) // capacity)
         for packer, call in PACKERS.items():
-            if packer.split()[0] in options.skip or (packer in NEEDS and find_spec(NEEDS[packer]) is None):
+            if packer.split()[0] in options.skip or (
+                packer in NEEDS and find_spec(NEEDS[packer]) is None
+            ):
                 continue
             start = time.perf_counter()
             sizes, places, packs = call(lengths, capacity)
@@ -67,7 +91,8 @@ def main() -> None:
                 raise SystemExit(f"{packer} packed {int(sizes.sum())} of {lengths.size} sequences")
             trend = float(np.corrcoef(places, sizes)[0, 1]) if sizes.std() and places.std() else 0.0
             print(
-                f"{name:<24}{capacity:>9,}  {packer:<14}{packs:>8,}{100 * (packs / bound - 1):>7.2f}%{trend:>8.2f}"
+                f"{name:<24}{capacity:>9,} "
+                f" {packer:<14}{packs:>8,}{100 * (packs / bound - 1):>7.2f}%{trend:>8.2f}"
                 f"{lengths.size / seconds:>13,.0f}",
                 flush=True,
             )
@@ -79,12 +104,19 @@ def cases(options: argparse.Namespace) -> list[tuple[str, int, Lengths]]:
     for file in sorted(options.lengths.glob("*.npy")) if options.lengths.is_dir() else []:
         real = np.load(file)
         drawn = np.random.default_rng(0).choice(real[real > 0], options.sequences).astype(np.int32)
-        found += [(file.stem.removeprefix("qwen3_chatml_"), size, np.minimum(drawn, size)) for size in (4096, 16_384)]
+        found += [
+            (file.stem.removeprefix("qwen3_chatml_"), size, np.minimum(drawn, size))
+            for size in (4096, 16_384)
+        ]
     draw = np.random.default_rng(1)
     for mean in (6256, 2799):
-        lognormal = np.clip(draw.lognormal(np.log(mean) - 0.5, 1.0, options.sequences), 1, 16_384).astype(np.int32)
+        lognormal = np.clip(
+            draw.lognormal(np.log(mean) - 0.5, 1.0, options.sequences), 1, 16_384
+        ).astype(np.int32)
         found.append((f"log-normal, mean {mean:,}", 16_384, lognormal))
-    found.append(("uniform 1..16,384", 16_384, draw.integers(1, 16_385, options.sequences).astype(np.int32)))
+    found.append(
+        ("uniform 1..16,384", 16_384, draw.integers(1, 16_385, options.sequences).astype(np.int32))
+    )
     return found
 
 
@@ -113,7 +145,9 @@ def cut_off(size: int) -> Callable[[Lengths, int], Made]:
     """Windows that are flushed."""
 
     def call(lengths: Lengths, capacity: int) -> Made:
-        plans = [pack_lengths(lengths[at : at + size], capacity) for at in range(0, lengths.size, size)]
+        plans = [
+            pack_lengths(lengths[at : at + size], capacity) for at in range(0, lengths.size, size)
+        ]
         return _joined([Emission(plan.members, plan.offsets) for plan in plans])
 
     return call
@@ -147,7 +181,9 @@ def swift(lengths: Lengths, capacity: int) -> Made:
 
 def grain(lengths: Lengths, capacity: int) -> Made:
     """Grain's packer; it has no windows, so places are those in the whole."""
-    packs: Packs = packs_of_grain(start_grain("BestFitPackIterDataset")(lengths, capacity)(), lengths)
+    packs: Packs = packs_of_grain(
+        start_grain("BestFitPackIterDataset")(lengths, capacity)(), lengths
+    )
     sizes = np.diff(packs.offsets)
     return sizes, np.arange(sizes.size) / sizes.size, sizes.size
 

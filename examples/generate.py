@@ -14,22 +14,38 @@ from transformers.utils import logging
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", required=True, help="folder or Hub name of the base model")
-    parser.add_argument("--adapter", required=True, help="folder of the adapter, the --output_dir of sfttrain run")
+    parser.add_argument(
+        "--adapter", required=True, help="folder of the adapter, the --output_dir of sfttrain run"
+    )
     parser.add_argument("--ask", required=True, help="what the user says")
     parser.add_argument("--max-new-tokens", type=int, default=60)
     arguments = parser.parse_args()
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(arguments.adapter)
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(arguments.model), arguments.adapter).eval()
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(arguments.model), arguments.adapter
+    ).eval()
     chat = [{"role": "user", "content": arguments.ask}]
-    inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    inputs = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
-        output = model.generate(**inputs, max_new_tokens=arguments.max_new_tokens, do_sample=False, repetition_penalty=1.3)
+        output = model.generate(
+            **inputs,
+            max_new_tokens=arguments.max_new_tokens,
+            do_sample=False,
+            repetition_penalty=1.3,
+        )
     print(f"user: {arguments.ask}")
-    print(f"assistant: {tokenizer.decode(output[0, inputs['input_ids'].shape[1] :], skip_special_tokens=True)}")
+    print(
+        "assistant:"
+        f" {tokenizer.decode(output[0, inputs['input_ids'].shape[1] :], skip_special_tokens=True)}"
+    )
 
 
 if __name__ == "__main__":

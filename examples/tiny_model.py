@@ -1,4 +1,5 @@
-"""A tiny model to try things with: a tokenizer trained on the spot, and a Llama made from a config. Nothing is downloaded.
+"""A tiny model to try things with: a tokenizer trained on the spot, and a Llama made from a config.
+Nothing is downloaded.
 
 python examples/tiny_model.py --output demo/model
 """
@@ -19,9 +20,16 @@ VOCABULARY = 2048
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder for model and tokenizer")
-    parser.add_argument("--data", type=Path, default=HERE / "data", help="folder of .jsonl files to train the tokenizer on")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=HERE / "data",
+        help="folder of .jsonl files to train the tokenizer on",
+    )
     arguments = parser.parse_args()
     logging.disable_progress_bar()
     tokenizer = train_tokenizer(arguments.data)
@@ -43,10 +51,18 @@ def train_tokenizer(data: Path) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=special,
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(_strings(data), trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=2048
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        model_max_length=2048,
     )
     fast.chat_template = (HERE / "chatml.jinja").read_text(encoding="utf-8")
     return fast
@@ -74,9 +90,11 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 def _pattern() -> object:
     from tokenizers import Regex
 
-    # The split of GPT-4 and Qwen: words with one leading sign, single digits, runs of signs, line breaks, blanks.
+    # The split of GPT-4 and Qwen: words with one leading sign, single digits, runs of signs, line
+    # breaks, blanks.
     return Regex(
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     )
 
 
@@ -91,7 +109,11 @@ def _leaves(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
-        yield json.dumps(value, ensure_ascii=False) if "parameters" in value or "arguments" in value else ""
+        yield (
+            json.dumps(value, ensure_ascii=False)
+            if "parameters" in value or "arguments" in value
+            else ""
+        )
         for inner in value.values():
             yield from _leaves(inner)
     elif isinstance(value, list):

@@ -1,4 +1,5 @@
-"""The central types of pass 1: what the user meant (`Example`), and its tokens in flat buffers (`TokenBatch`)."""
+"""The central types of pass 1: what the user meant (`Example`), and its tokens in flat buffers
+(`TokenBatch`)."""
 
 from __future__ import annotations
 
@@ -14,13 +15,14 @@ from sftprep.ragged import edges
 _Value = TypeVar("_Value", np.int32, np.bool_, np.float32)
 
 Message = dict[str, Any]
-"""One turn, as chat templates take it: `role`, `content`, and whatever else the template reads (`tool_calls`, ...)."""
+"""One turn, as chat templates take it: `role`, `content`, and whatever else the template reads
+(`tool_calls`, ...)."""
 
 
 @dataclass(slots=True)
 class Given:
-    """Tokens that a record brings along: ids int32 [n], which of them are trained bool [n], and the lengths of the sequences
-    that they are, int64 [s], which sum to n."""
+    """Tokens that a record brings along: ids int32 [n], which of them are trained bool [n], and the
+    lengths of the sequences that they are, int64 [s], which sum to n."""
 
     input_ids: NDArray[np.int32]
     trained: NDArray[np.bool_]
@@ -29,12 +31,12 @@ class Given:
 
 @dataclass(slots=True)
 class Example:
-    """One record, in one of six shapes: text; several texts; prompt + completion text; messages; prompt + completion messages;
-    tokens.
+    """One record, in one of six shapes: text; several texts; prompt + completion text; messages;
+    prompt + completion messages; tokens.
 
-    origin: line of the record within its partition, from 0. The fields of the other shapes are None. weights: what each message
-    weighs in the loss, None for one that does not say; None where no message does. bare: it is known that no message has more
-    than a role and one thing beside it.
+    origin: line of the record within its partition, from 0. The fields of the other shapes are
+    None. weights: what each message weighs in the loss, None for one that does not say; None where
+    no message does. bare: it is known that no message has more than a role and one thing beside it.
     """
 
     origin: int
@@ -53,7 +55,8 @@ class Example:
 
 @dataclass(slots=True)
 class Rejected:
-    """A record that is set aside. line: from 0 within its partition; column: from 1, 0 where unknown."""
+    """A record that is set aside. line: from 0 within its partition; column: from 1, 0 where
+    unknown."""
 
     line: int
     column: int
@@ -66,9 +69,10 @@ class Rejected:
 class TokenBatch:
     """Tokenized sequences, flat.
 
-    input_ids: int32 [tokens]; offsets: int64 [n + 1], sequence k is input_ids[offsets[k]:offsets[k + 1]];
-    completion_mask: bool [tokens], True = trained; origin: int64 [n], line of each sequence's record within its partition;
-    loss_weights: float32 [tokens], what a trained token weighs in the loss, None where every one weighs 1.
+    input_ids: int32 [tokens]; offsets: int64 [n + 1], sequence k is input_ids[offsets[k]:offsets[k
+    + 1]]; completion_mask: bool [tokens], True = trained; origin: int64 [n], line of each
+    sequence's record within its partition; loss_weights: float32 [tokens], what a trained token
+    weighs in the loss, None where every one weighs 1.
     """
 
     input_ids: NDArray[np.int32]
@@ -86,10 +90,15 @@ class TokenBatch:
 
     def weighed(self) -> NDArray[np.float32]:
         """The loss weights, 1 where nothing else is said: float32 [tokens]."""
-        return np.ones(len(self.input_ids), np.float32) if self.loss_weights is None else self.loss_weights
+        return (
+            np.ones(len(self.input_ids), np.float32)
+            if self.loss_weights is None
+            else self.loss_weights
+        )
 
     def with_others(self, others: TokenBatch) -> TokenBatch:
-        """These sequences and those of other lines, in the order of the lines. Neither has counts or rejected records yet."""
+        """These sequences and those of other lines, in the order of the lines. Neither has counts
+        or rejected records yet."""
         if not len(others.origin) or not len(self.origin):
             return self if len(self.origin) else others
         pair = (self, others)
@@ -108,9 +117,13 @@ class TokenBatch:
         )
 
     def gathered(
-        self, which: NDArray[np.int64], lengths: NDArray[np.int64], starts: NDArray[np.int64] | None = None
+        self,
+        which: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        starts: NDArray[np.int64] | None = None,
     ) -> TokenBatch:
-        """Sequence i is `lengths[i]` tokens of sequence `which[i]`, from its token `starts[i]` on, or from its first."""
+        """Sequence i is `lengths[i]` tokens of sequence `which[i]`, from its token `starts[i]` on,
+        or from its first."""
         begins = self.offsets[:-1][which] if starts is None else self.offsets[:-1][which] + starts
         runs = _runs(begins, begins + lengths, np.zeros(len(begins), np.bool_))
         ids, mask = _taken([self.input_ids], runs), _taken([self.completion_mask], runs)
@@ -118,8 +131,11 @@ class TokenBatch:
         return TokenBatch(ids, edges(lengths), mask, self.origin[which], loss_weights=weights)
 
 
-def _runs(begins: NDArray[np.int64], ends: NDArray[np.int64], source: NDArray[np.bool_]) -> list[tuple[bool, slice]]:
-    """Pieces of one of two sources each, those that stand next to each other in it as one: most do."""
+def _runs(
+    begins: NDArray[np.int64], ends: NDArray[np.int64], source: NDArray[np.bool_]
+) -> list[tuple[bool, slice]]:
+    """Pieces of one of two sources each, those that stand next to each other in it as one: most
+    do."""
     apart = (begins[1:] != ends[:-1]) | (source[1:] != source[:-1])
     first, last = np.r_[True, apart][: len(begins)], np.r_[apart, True][: len(begins)]
     pieces = zip(source[first].tolist(), begins[first].tolist(), ends[last].tolist(), strict=True)

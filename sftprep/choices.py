@@ -8,7 +8,9 @@ from typing import Any, Literal, get_args
 
 from sftprep.errors import ConfigError
 
-FormatName = Literal["auto", "text", "messages", "prompt-completion", "sharegpt", "alpaca", "tokens"]
+FormatName = Literal[
+    "auto", "text", "messages", "prompt-completion", "sharegpt", "alpaca", "tokens"
+]
 TrainOn = Literal["auto", "all", "completion", "assistant", "last-assistant"]
 Packing = Literal["bfd", "bfd_split", "wrapped", "none"]
 EvalPacking = Literal["bfd", "none"]
@@ -41,7 +43,9 @@ def strings(value: Any) -> tuple[str, ...]:
 def check_strings(value: Any, name: str) -> tuple[str, ...]:
     """As `strings`. Raises ConfigError for what is neither text nor a list of texts."""
     items = (value,) if isinstance(value, (str, Path)) else value
-    if not isinstance(items, (list, tuple)) or not all(isinstance(item, (str, Path)) for item in items):
+    if not isinstance(items, (list, tuple)) or not all(
+        isinstance(item, (str, Path)) for item in items
+    ):
         raise ConfigError(f"{name} is {value!r}", remedy="give text, or a list of texts")
     return strings(value)
 
@@ -63,19 +67,32 @@ def number_of(value: Any) -> Any:
 def check_limit(limit: int | None, name: str) -> None:
     """Raises ConfigError for what is no whole number of records, 1 or more."""
     if limit is not None and (type(limit) is not int or limit < 1):
-        raise ConfigError(f"{name} is {limit!r}", remedy="give a whole number of records, 1 or more")
+        raise ConfigError(
+            f"{name} is {limit!r}", remedy="give a whole number of records, 1 or more"
+        )
 
 
 def check_whole(value: object, name: str, low: int, high: int) -> None:
     """Raises ConfigError for what is no whole number from `low` to `high`; None is none given."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high):
-        raise ConfigError(f"{name} is {value!r}", remedy=f"give --{name.replace('_', '-')} a whole number from {low} to {high}")
+    if value is not None and (
+        isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high
+    ):
+        raise ConfigError(
+            f"{name} is {value!r}",
+            remedy=f"give --{name.replace('_', '-')} a whole number from {low} to {high}",
+        )
 
 
 def check_factor(factor: object, name: str, low: float, high: float) -> None:
     """Raises ConfigError for what is no number from `low` to `high`."""
-    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not low <= factor <= high:
-        raise ConfigError(f"{name} is {factor!r}", remedy=f"give a number from {low:g} to {high:,g}")
+    if (
+        isinstance(factor, bool)
+        or not isinstance(factor, (int, float))
+        or not low <= factor <= high
+    ):
+        raise ConfigError(
+            f"{name} is {factor!r}", remedy=f"give a number from {low:g} to {high:,g}"
+        )
 
 
 def check_choice(name: str, value: object, kind: Any) -> None:

@@ -61,17 +61,20 @@ def build(
 ) -> int:
     """Tokenize, mask and pack records into shards.
 
-    The format of the records is detected: text; messages; prompt and completion (text or messages); conversations
-    (sharegpt); instruction and output (alpaca). Rename keys where yours differ:
+    The format of the records is detected: text; messages; prompt and completion (text or messages);
+    conversations (sharegpt); instruction and output (alpaca). Rename keys where yours differ:
 
-        sftprep build gsm8k.jsonl --map question=prompt,answer=completion --tokenizer gpt2 --output shards
+        sftprep build gsm8k.jsonl --map question=prompt,answer=completion --tokenizer gpt2 --output
+        shards
 
     Parameters
     ----------
     inputs
-        Files, globs or folders of JSON lines, JSON arrays, Parquet, CSV, TSV or Arrow; or data sets on the Hub: org/name.
+        Files, globs or folders of JSON lines, JSON arrays, Parquet, CSV, TSV or Arrow; or data sets
+        on the Hub: org/name.
     config
-        YAML file with inputs (or the sources of a mixture) and settings by the names below (max_length: 2048); flags win over it.
+        YAML file with inputs (or the sources of a mixture) and settings by the names below
+        (max_length: 2048); flags win over it.
     json
         Print the summary as JSON.
     debug
@@ -120,7 +123,12 @@ def verify(directory: str, *, json: bool = False, debug: bool = False) -> int:
     else:
         for problem in found.problems:
             print(f"problem: {problem}", file=sys.stderr)
-        numbers = {"shard": found.shards, "pack": found.rows, "sequence": found.sequences, "token": found.tokens}
+        numbers = {
+            "shard": found.shards,
+            "pack": found.rows,
+            "sequence": found.sequences,
+            "token": found.tokens,
+        }
         counted = ", ".join(some(number, what) for what, number in numbers.items())
         print(f"{'ok' if found.ok else 'DAMAGED'}: {counted} in {found.folder}")
     return 0 if found.ok else 1
@@ -166,16 +174,23 @@ def inspect(
     shards = open_shards(directory)
     if not -len(shards) <= row < len(shards):
         raise ConfigError(
-            f"there is no row {row}: {directory} has {some(len(shards), 'pack')}", remedy=f"give --row 0 to {len(shards) - 1}"
+            f"there is no row {row}: {directory} has {some(len(shards), 'pack')}",
+            remedy=f"give --row 0 to {len(shards) - 1}",
         )
-    decode = decoder_of(tokenizer or shards.manifest.tokenizer["name"], shards.manifest.tokenizer["fingerprint"])
+    decode = decoder_of(
+        tokenizer or shards.manifest.tokenizer["name"], shards.manifest.tokenizer["fingerprint"]
+    )
     index = row % len(shards)
     if json:
         _print_json(pack_data(shards[index], index, shards.manifest, decode))
     else:
         colored = sys.stdout.isatty() if color is None else color
         print(manifest_line(shards.manifest))
-        print("\n".join(draw_pack(shards[index], index, shards.manifest, decode, color=colored, full=full)))
+        print(
+            "\n".join(
+                draw_pack(shards[index], index, shards.manifest, decode, color=colored, full=full)
+            )
+        )
     return 0
 
 
@@ -196,7 +211,8 @@ def main(arguments: list[str] | None = None) -> None:
         print("\ninterrupted; run the same command again to go on from here", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        # Settings are checked where they are made, which is inside the parser: it wraps what they say.
+        # Settings are checked where they are made, which is inside the parser: it wraps what they
+        # say.
         inner = error.__cause__ or error.__context__
         if isinstance(inner, SftprepError):
             _fail(inner, error, inner.exit_code, debug=debug)
@@ -220,13 +236,17 @@ def _settings_file(tokens: list[str]) -> tuple[Dict, ...]:
 
 
 def _refuse_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Raises ConfigError where a setting that is a whole number is given another, which the parser would round."""
+    """Raises ConfigError where a setting that is a whole number is given another, which the parser
+    would round."""
     for argument in arguments:
         if int not in (argument.hint, *get_args(argument.hint)):
             continue
         for token in argument.tokens:
             if "." in token.value and not _is_whole(token.value):
-                raise ConfigError(f"{argument.name} is {token.value}", remedy=f"give {argument.name} a whole number")
+                raise ConfigError(
+                    f"{argument.name} is {token.value}",
+                    remedy=f"give {argument.name} a whole number",
+                )
 
 
 def _is_whole(text: str) -> bool:
@@ -248,7 +268,8 @@ def _print_json(data: Any) -> None:
 
 
 _BEFORE = "prepare"
-"""What is shown until there is something to count: the first use of a tokenizer takes some seconds."""
+"""What is shown until there is something to count: the first use of a tokenizer takes some
+seconds."""
 
 
 class _Bar:
@@ -262,9 +283,20 @@ class _Bar:
     def __enter__(self) -> _Bar:
         if self._shown:
             from rich.console import Console
-            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import (
+                BarColumn,
+                Progress,
+                TaskProgressColumn,
+                TextColumn,
+                TimeRemainingColumn,
+            )
 
-            columns = (TextColumn("{task.description:<9}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description:<9}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TimeRemainingColumn(),
+            )
             self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
             self._tasks[_BEFORE] = self._progress.add_task(_BEFORE, total=None)
             self._progress.start()

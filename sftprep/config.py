@@ -64,9 +64,11 @@ class TokenizeConfig:
     date: str | None = None
     """Day that templates see as today, YYYY-MM-DD; the day of the build where it is not given."""
     encoder: EncoderChoice = "auto"
-    """auto: gigatoken where it gives the ids of tokenizers on this tokenizer, tokenizers otherwise."""
+    """auto: gigatoken where it gives the ids of tokenizers on this tokenizer, tokenizers
+    otherwise."""
     template_way: TemplateWay = "auto"
-    """auto: chat templates run as compiled pieces where that is exact, as Jinja otherwise; jinja: always as Jinja."""
+    """auto: chat templates run as compiled pieces where that is exact, as Jinja otherwise; jinja:
+    always as Jinja."""
 
     def __post_init__(self) -> None:
         check_choice("encoder", self.encoder, EncoderChoice)
@@ -75,7 +77,9 @@ class TokenizeConfig:
             try:
                 datetime.date.fromisoformat(self.date)
             except ValueError as error:
-                raise ConfigError(f"--date {self.date!r} is no date", remedy="write it as 2026-01-31") from error
+                raise ConfigError(
+                    f"--date {self.date!r} is no date", remedy="write it as 2026-01-31"
+                ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +87,22 @@ class PackConfig:
     """How sequences become packs."""
 
     max_length: int | None = None
-    """Tokens in a pack, and the longest sequence kept; longer ones are cut. Default: the tokenizer's limit, at most 1024."""
+    """Tokens in a pack, and the longest sequence kept; longer ones are cut. Default: the
+    tokenizer's limit, at most 1024."""
     packing: Packing = "bfd"
-    """bfd: best-fit decreasing over the whole corpus; bfd_split: the same, with --overlong split; wrapped: one stream, cut every
-    max_length tokens; none: one sequence a row."""
+    """bfd: best-fit decreasing over the whole corpus; bfd_split: the same, with --overlong split;
+    wrapped: one stream, cut every max_length tokens; none: one sequence a row."""
     overlong: Overlong = "truncate"
-    """What happens to a sequence longer than max_length. truncate: cut off; split: cut into several; drop: left out; error: its
-    record is a bad one."""
+    """What happens to a sequence longer than max_length. truncate: cut off; split: cut into
+    several; drop: left out; error: its record is a bad one."""
     truncate_side: TruncateSide = "right"
     """End at which a sequence is cut: right keeps its start, left its end."""
     pack_window: int | None = None
-    """Pack windows of so many sequences, as a stream does, and not the whole corpus at once: 4096, say."""
+    """Pack windows of so many sequences, as a stream does, and not the whole corpus at once: 4096,
+    say."""
     order: Order = "shuffle"
-    """shuffle: packs are written in an order that the seed chooses; keep: in the order in which they were made."""
+    """shuffle: packs are written in an order that the seed chooses; keep: in the order in which
+    they were made."""
     lanes: int = 16
     """With --pack-window: parts that the input is dealt into, each with a window of its own."""
     seed: int = 0
@@ -115,14 +122,16 @@ class PackConfig:
             )
         if self.packing == "wrapped" and self.overlong != "truncate":
             raise ConfigError(
-                f"--packing wrapped has no overlong sequences: --overlong {self.overlong} means nothing there",
+                f"--packing wrapped has no overlong sequences: --overlong {self.overlong} means"
+                " nothing there",
                 remedy="leave out --overlong, or choose --packing bfd",
             )
         check_choice("order", self.order, Order)
         check_whole(self.pack_window, "pack_window", 1, 2**31 - 1)
         if self.pack_window is not None and self.packing != "bfd":
             raise ConfigError(
-                f"--packing {self.packing} knows no window", remedy="leave out --pack-window, or take --packing bfd"
+                f"--packing {self.packing} knows no window",
+                remedy="leave out --pack-window, or take --packing bfd",
             )
         check_whole(self.lanes, "lanes", 1, 65_536)
         # A sequence needs two tokens to train one, and lengths are 32-bit.
@@ -132,7 +141,8 @@ class PackConfig:
 
 @dataclass(frozen=True, slots=True)
 class OutputConfig:
-    """Where the build goes and how it is run; nothing here but `position_ids` and `shard_tokens` changes a byte of it."""
+    """Where the build goes and how it is run; nothing here but `position_ids` and `shard_tokens`
+    changes a byte of it."""
 
     output: str = ""
     """Folder for the build."""
@@ -145,11 +155,13 @@ class OutputConfig:
     workers: int | None = None
     """Worker processes; by default one for each 24 MB of input, up to one a core."""
     on_bad_record: OnBadRecord = "error"
-    """error: stop at the first record that cannot be used; quarantine: set it aside in rejected.jsonl and go on."""
+    """error: stop at the first record that cannot be used; quarantine: set it aside in
+    rejected.jsonl and go on."""
     max_rejected: str = "1%"
     """Quarantine fails above this many rejected records: a percentage (1%) or a count (250)."""
     keep_spill: bool = False
-    """Keep the intermediate files, which a later build with the same records and settings reuses."""
+    """Keep the intermediate files, which a later build with the same records and settings
+    reuses."""
 
     def __post_init__(self) -> None:
         check_choice("on_bad_record", self.on_bad_record, OnBadRecord)
@@ -166,14 +178,16 @@ class OutputConfig:
             value = -1.0
         if not 0 <= value < float("inf") or (text.endswith("%") and value > 100):
             raise ConfigError(
-                f"max_rejected is {self.max_rejected!r}", remedy="write a percentage such as 1%, or a count such as 250"
+                f"max_rejected is {self.max_rejected!r}",
+                remedy="write a percentage such as 1%, or a count such as 250",
             )
         return value / 100 * records if text.endswith("%") else value
 
 
 @dataclass(frozen=True, slots=True)
 class BuildConfig:
-    """A whole build. `BuildConfig.of(...)` takes the same settings flat, by the names they have on the command line."""
+    """A whole build. `BuildConfig.of(...)` takes the same settings flat, by the names they have on
+    the command line."""
 
     source: SourceConfig = field(default_factory=SourceConfig)
     read: ReadConfig = field(default_factory=ReadConfig)
@@ -186,13 +200,15 @@ class BuildConfig:
     def __post_init__(self) -> None:
         if self.evaluation.eval_packing is not None and self.pack.packing == "wrapped":
             raise ConfigError(
-                f"--packing wrapped and --eval-packing {self.evaluation.eval_packing} cut sequences differently",
+                f"--packing wrapped and --eval-packing {self.evaluation.eval_packing} cut sequences"
+                " differently",
                 remedy="leave out --eval-packing, or build the evaluation records by themselves",
             )
 
     @classmethod
     def of(cls, **settings: Any) -> BuildConfig:
-        """Make a config from flat settings, as `BuildConfig.of(inputs="a.jsonl", tokenizer="gpt2", output="out")`.
+        """Make a config from flat settings, as `BuildConfig.of(inputs="a.jsonl", tokenizer="gpt2",
+        output="out")`.
 
         Raises ConfigError for an unknown name, with the nearest known one.
         """
@@ -207,14 +223,22 @@ class BuildConfig:
     @property
     def rejects_suspects(self) -> bool:
         """Whether conversations that look wrong are bad records."""
-        return self.read.suspect == "reject" or (self.read.suspect == "auto" and self.output.on_bad_record == "quarantine")
+        return self.read.suspect == "reject" or (
+            self.read.suspect == "auto" and self.output.on_bad_record == "quarantine"
+        )
 
     def entries(self) -> tuple[SourceEntry, ...]:
         """The sources to train on, each with what holds for the whole build filled in."""
         given = self.source.sources or tuple(SourceEntry((name,)) for name in self.source.inputs)
-        whole = {name: getattr(self.read, name) for name in ("split", "config_name", "revision", "limit", "strip_nulls")}
+        whole = {
+            name: getattr(self.read, name)
+            for name in ("split", "config_name", "revision", "limit", "strip_nulls")
+        }
         return tuple(
-            dataclasses.replace(entry, **{name: value for name, value in whole.items() if getattr(entry, name) is None})
+            dataclasses.replace(
+                entry,
+                **{name: value for name, value in whole.items() if getattr(entry, name) is None},
+            )
             for entry in given
         )
 
@@ -222,14 +246,22 @@ class BuildConfig:
         """The sources to evaluate on, where they are others than those to train on."""
         if self.evaluation.eval_split is not None:
             return tuple(
-                dataclasses.replace(entry, split=self.evaluation.eval_split, name=f"{entry.name} ({self.evaluation.eval_split})")
+                dataclasses.replace(
+                    entry,
+                    split=self.evaluation.eval_split,
+                    name=f"{entry.name} ({self.evaluation.eval_split})",
+                )
                 for entry in self.entries()
             )
         return dataclasses.replace(self, source=SourceConfig(self.evaluation.eval_input)).entries()
 
     def flat(self) -> dict[str, Any]:
         """The settings as one flat dictionary of JSON values."""
-        return {name: value for part in _PARTS for name, value in dataclasses.asdict(getattr(self, part)).items()}
+        return {
+            name: value
+            for part in _PARTS
+            for name, value in dataclasses.asdict(getattr(self, part)).items()
+        }
 
 
 def read_config_file(path: str) -> dict[str, Any]:
@@ -243,15 +275,19 @@ def read_config_file(path: str) -> dict[str, Any]:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
-            f"cannot read the config file {path}: {error.strerror}", remedy="check the path given to --config"
+            f"cannot read the config file {path}: {error.strerror}",
+            remedy="check the path given to --config",
         ) from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}", remedy="write lines such as  max_length: 2048") from error
+        raise ConfigError(
+            f"{path} is not YAML: {error}", remedy="write lines such as  max_length: 2048"
+        ) from error
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(
-            f"{path} holds a {type(content).__name__}, not settings", remedy="write lines such as  max_length: 2048"
+            f"{path} holds a {type(content).__name__}, not settings",
+            remedy="write lines such as  max_length: 2048",
         )
     return {str(name).replace("-", "_"): value for name, value in content.items()}
 

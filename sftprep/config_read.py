@@ -1,4 +1,5 @@
-"""What a build reads: its sources, how their records are read, and which of them are held out for evaluation."""
+"""What a build reads: its sources, how their records are read, and which of them are held out for
+evaluation."""
 
 from __future__ import annotations
 
@@ -27,11 +28,13 @@ from sftprep.functions import name_of
 
 @dataclass(frozen=True, slots=True)
 class SourceEntry:
-    """One source of a mixture, an item of `sources:` in a config file. What is None is as for the whole build.
+    """One source of a mixture, an item of `sources:` in a config file. What is None is as for the
+    whole build.
 
-    Of its records, in this order: the first `limit` are read; those held out for the evaluation are set apart; of the rest, each
-    stands in the build `repeat` times (a fraction: that share of them, chosen by a seeded hash, once more). weight: the shares of
-    sources in records; the source with the least records for its weight is used whole, the others in part.
+    Of its records, in this order: the first `limit` are read; those held out for the evaluation are
+    set apart; of the rest, each stands in the build `repeat` times (a fraction: that share of them,
+    chosen by a seeded hash, once more). weight: the shares of sources in records; the source with
+    the least records for its weight is used whole, the others in part.
     """
 
     inputs: tuple[str, ...]
@@ -66,11 +69,15 @@ class SourceEntry:
 
     @classmethod
     def of(cls, item: object) -> SourceEntry:
-        """From an item of a config file: a path, or a mapping with `path` or `inputs`. Raises ConfigError."""
+        """From an item of a config file: a path, or a mapping with `path` or `inputs`. Raises
+        ConfigError."""
         if isinstance(item, (SourceEntry, str)):
             return item if isinstance(item, SourceEntry) else cls((item,))
         if not isinstance(item, dict):
-            raise ConfigError(f"a source is {item!r}", remedy="write a path, or settings such as  - path: chats.jsonl")
+            raise ConfigError(
+                f"a source is {item!r}",
+                remedy="write a path, or settings such as  - path: chats.jsonl",
+            )
         values = {str(name).replace("-", "_"): value for name, value in item.items()}
         if "path" in values:
             values["inputs"] = values.pop("path")
@@ -84,7 +91,10 @@ class SourceEntry:
 
     def format_config(self, whole: FormatConfig) -> FormatConfig:
         """How the records of this source are read. Raises ConfigError."""
-        own = {name: getattr(self, name) for name in ("format", "text_field", "map", "train_on", "formatting_func")}
+        own = {
+            name: getattr(self, name)
+            for name in ("format", "text_field", "map", "train_on", "formatting_func")
+        }
         given = {name: value for name, value in own.items() if value is not None}
         return dataclasses.replace(whole, **given) if given else whole
 
@@ -94,23 +104,30 @@ class SourceConfig:
     """Where records come from."""
 
     inputs: tuple[str, ...] = ()
-    """Files, globs, folders, or data sets on the Hub (org/name); several are read in the order given."""
+    """Files, globs, folders, or data sets on the Hub (org/name); several are read in the order
+    given."""
     sources: tuple[SourceEntry, ...] = ()
     """Instead of inputs: the sources of a mixture, each with settings of its own."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", strings(self.inputs))
         if not isinstance(self.sources, (list, tuple)):
-            raise ConfigError(f"sources is {self.sources!r}", remedy="write a list of sources: - path: chats.jsonl")
+            raise ConfigError(
+                f"sources is {self.sources!r}",
+                remedy="write a list of sources: - path: chats.jsonl",
+            )
         object.__setattr__(self, "sources", tuple(SourceEntry.of(item) for item in self.sources))
         if self.inputs and self.sources:
-            raise ConfigError("inputs and sources are both given", remedy="name all inputs in one of the two")
+            raise ConfigError(
+                "inputs and sources are both given", remedy="name all inputs in one of the two"
+            )
         object.__setattr__(self, "sources", _with_own_names(self.sources))
         weighted = [entry for entry in self.sources if entry.weight is not None]
         if weighted and len(weighted) < len(self.sources):
             without = next(entry.name for entry in self.sources if entry.weight is None)
             raise ConfigError(
-                f"the source {without} has no weight, and others have", remedy="give every source a weight, or none"
+                f"the source {without} has no weight, and others have",
+                remedy="give every source a weight, or none",
             )
 
 
@@ -142,11 +159,13 @@ class ReadConfig:
     limit: int | None = None
     """Read so many records of each source at most."""
     strip_nulls: bool = False
-    """Leave out keys whose value is null, at every depth; tables have them where other rows have the key."""
+    """Leave out keys whose value is null, at every depth; tables have them where other rows have
+    the key."""
 
     suspect: Suspect = "auto"
-    """Conversations that can be read and look wrong (role order, empty turns, no assistant turn, a tool's answer without a call,
-    special tokens or image placeholders in the text). reject: as bad records; keep: train on them, as TRL does; auto: reject with
+    """Conversations that can be read and look wrong (role order, empty turns, no assistant turn, a
+    tool's answer without a call, special tokens or image placeholders in the text). reject: as bad
+    records; keep: train on them, as TRL does; auto: reject with
     --on-bad-record quarantine, keep otherwise."""
     duplicates: Duplicates = "keep"
     """drop: of records that are the same, or the same but for blanks, use the first one only."""
@@ -162,7 +181,8 @@ class EvalConfig:
     """Records that are held out for evaluation, as a build of their own in OUTPUT/eval."""
 
     eval_fraction: float = 0.0
-    """Share of the records to hold out, chosen by a hash of the record: equal records are on the same side, in any order."""
+    """Share of the records to hold out, chosen by a hash of the record: equal records are on the
+    same side, in any order."""
     eval_seed: int = 0
     """Seed of that hash."""
     eval_input: tuple[str, ...] = ()
@@ -176,13 +196,21 @@ class EvalConfig:
         object.__setattr__(self, "eval_input", strings(self.eval_input))
         check_factor(self.eval_fraction, "eval_fraction", 0, 1)
         if not self.eval_fraction < 1:
-            raise ConfigError(f"eval_fraction is {self.eval_fraction}", remedy="give --eval-fraction from 0 to below 1, 0.05 say")
+            raise ConfigError(
+                f"eval_fraction is {self.eval_fraction}",
+                remedy="give --eval-fraction from 0 to below 1, 0.05 say",
+            )
         check_whole(self.eval_seed, "eval_seed", 0, 2**64 - 1)
         if self.eval_packing is not None:
             check_choice("eval_packing", self.eval_packing, EvalPacking)
-        given = [name for name in ("eval_fraction", "eval_input", "eval_split") if getattr(self, name)]
+        given = [
+            name for name in ("eval_fraction", "eval_input", "eval_split") if getattr(self, name)
+        ]
         if len(given) > 1:
-            raise ConfigError(f"{' and '.join(given)} are both given", remedy="choose one way to get evaluation records")
+            raise ConfigError(
+                f"{' and '.join(given)} are both given",
+                remedy="choose one way to get evaluation records",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,13 +224,14 @@ class FormatConfig:
     map: tuple[str, ...] = ()
     """Renames keys before the format is read: question=prompt,answer=completion."""
     train_on: TrainOn = "auto"
-    """Tokens that are trained. auto: the completion where there is one, else every token; assistant: what the assistant says;
-    last-assistant: its last turn."""
+    """Tokens that are trained. auto: the completion where there is one, else every token;
+    assistant: what the assistant says; last-assistant: its last turn."""
     expand_turns: bool = False
-    """One example for each assistant turn, as the model sees the conversation when it writes that turn; for templates that show
-    earlier turns differently, as those that strip reasoning do."""
+    """One example for each assistant turn, as the model sees the conversation when it writes that
+    turn; for templates that show earlier turns differently, as those that strip reasoning do."""
     escape_special: bool = False
-    """Take special tokens that a record spells out in its texts, such as <|im_end|>, for plain text."""
+    """Take special tokens that a record spells out in its texts, such as <|im_end|>, for plain
+    text."""
     formatting_func: str | None = None
     """Function that makes the text of a record: package.module:function, or file.py:function."""
 
@@ -211,11 +240,13 @@ class FormatConfig:
             object.__setattr__(self, "formatting_func", name_of(self.formatting_func))
         if self.formatting_func is not None and self.format not in ("auto", "text"):
             raise ConfigError(
-                f"--formatting-func makes texts of records, and --format is {self.format}", remedy="leave out one of the two"
+                f"--formatting-func makes texts of records, and --format is {self.format}",
+                remedy="leave out one of the two",
             )
         if self.expand_turns and self.train_on == "all":
             raise ConfigError(
-                "--expand-turns with --train-on all would train the early turns of a conversation again in each of its examples",
+                "--expand-turns with --train-on all would train the early turns of a conversation"
+                " again in each of its examples",
                 remedy="leave out --train-on, or give --train-on assistant",
             )
         check_choice("format", self.format, FormatName)
@@ -226,7 +257,8 @@ class FormatConfig:
             source, equals, target = pair.partition("=")
             if not (equals and source and target):
                 raise ConfigError(
-                    f"--map {pair!r} is not of the form key=name", remedy="write --map question=prompt,answer=completion"
+                    f"--map {pair!r} is not of the form key=name",
+                    remedy="write --map question=prompt,answer=completion",
                 )
         object.__setattr__(self, "map", pairs)
 

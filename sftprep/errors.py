@@ -1,7 +1,7 @@
 """Every mistake a user can meet: one typed error a kind, each with what to do next.
 
-The tree has one root, `SftprepError`. Its `exit_code` is what the commands return: 1 a check failed, 2 usage or bad input,
-3 the environment (disk, permission, a lock).
+The tree has one root, `SftprepError`. Its `exit_code` is what the commands return: 1 a check
+failed, 2 usage or bad input, 3 the environment (disk, permission, a lock).
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from typing import ClassVar
 
 
 class SftprepError(Exception):
-    """Root of all errors of this project. `str(error)` is the message, then the remedy on its own line."""
+    """Root of all errors of this project. `str(error)` is the message, then the remedy on its own
+    line."""
 
     exit_code: ClassVar[int] = 2
 
@@ -23,11 +24,14 @@ class SftprepError(Exception):
         return f"{self.message}\n  → {self.remedy}" if self.remedy else self.message
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Exceptions with keyword arguments do not survive the way back from a worker process by themselves.
+        # Exceptions with keyword arguments do not survive the way back from a worker process by
+        # themselves.
         return (_rebuild, (type(self), dict(self.__dict__), self.args))
 
 
-def _rebuild(kind: type[SftprepError], state: dict[str, object], args: tuple[object, ...]) -> SftprepError:
+def _rebuild(
+    kind: type[SftprepError], state: dict[str, object], args: tuple[object, ...]
+) -> SftprepError:
     error = kind.__new__(kind)
     error.args = args
     error.__dict__.update(state)
@@ -47,7 +51,8 @@ class EmptyInput(SftprepError):
 
 
 class InputUnreadable(SftprepError):
-    """A file that is damaged or not what its name says: a gzip cut short, UTF-16, a folder without permission."""
+    """A file that is damaged or not what its name says: a gzip cut short, UTF-16, a folder without
+    permission."""
 
 
 class InputChanged(SftprepError):
@@ -57,7 +62,8 @@ class InputChanged(SftprepError):
 
 
 class SourceError(SftprepError):
-    """A source of a stream that raises again and again while it is read; what it raised is the cause."""
+    """A source of a stream that raises again and again while it is read; what it raised is the
+    cause."""
 
     exit_code = 3
 
@@ -75,18 +81,31 @@ class FormatError(SftprepError):
 class RecordError(SftprepError):
     """One record that cannot be used.
 
-    file, line (1-based), column (1-based, 0 unknown): where; reason: a short stable name such as `bad_json`;
-    excerpt: what stands there, made safe for a terminal.
+    file, line (1-based), column (1-based, 0 unknown): where; reason: a short stable name such as
+    `bad_json`; excerpt: what stands there, made safe for a terminal.
     """
 
-    def __init__(self, *, file: str, line: int, column: int, reason: str, message: str, excerpt: str) -> None:
+    def __init__(
+        self, *, file: str, line: int, column: int, reason: str, message: str, excerpt: str
+    ) -> None:
         place = f"{file}:{line}" + (f":{column}" if column else "")
-        other_template = ", give another template with --chat-template" if reason == "template_error" else ""
+        other_template = (
+            ", give another template with --chat-template" if reason == "template_error" else ""
+        )
         super().__init__(
             f"{place}: {message} [{reason}]\n  {excerpt}",
-            remedy=f"fix the line{other_template}, or run with --on-bad-record quarantine to set such lines aside",
+            remedy=(
+                f"fix the line{other_template}, or run with --on-bad-record quarantine to set such"
+                " lines aside"
+            ),
         )
-        self.file, self.line, self.column, self.reason, self.excerpt = file, line, column, reason, excerpt
+        self.file, self.line, self.column, self.reason, self.excerpt = (
+            file,
+            line,
+            column,
+            reason,
+            excerpt,
+        )
 
 
 class TooManyRejected(SftprepError):
@@ -140,7 +159,8 @@ class MismatchError(SftprepError):
 
 
 class AttentionError(SftprepError):
-    """An attention implementation that is not there, or that would let packed sequences see each other."""
+    """An attention implementation that is not there, or that would let packed sequences see each
+    other."""
 
 
 class TrainingDiverged(SftprepError):
@@ -153,5 +173,7 @@ class MissingDependency(SftprepError):
     """An optional package that this feature needs."""
 
     def __init__(self, package: str, *, extra: str, needed_for: str) -> None:
-        super().__init__(f"{needed_for} needs the package {package}", remedy=f'pip install "sftprep[{extra}]"')
+        super().__init__(
+            f"{needed_for} needs the package {package}", remedy=f'pip install "sftprep[{extra}]"'
+        )
         self.package, self.extra = package, extra

@@ -9,7 +9,8 @@ _Item = TypeVar("_Item", str, bytes)
 
 
 def in_groups(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
-    """Items, in order, in lists that end with the item that brings them to `size` characters or bytes; none is empty."""
+    """Items, in order, in lists that end with the item that brings them to `size` characters or
+    bytes; none is empty."""
     group: list[_Item] = []
     total = 0
     for item in items:

@@ -1,4 +1,5 @@
-"""Digests of values, and numbers without pattern (SplitMix64, Steele et al. 2014): the same on every machine, for good."""
+"""Digests of values, and numbers without pattern (SplitMix64, Steele et al. 2014): the same on
+every machine, for good."""
 
 from __future__ import annotations
 
@@ -10,8 +11,13 @@ from numpy.typing import NDArray
 
 
 def digest(*parts: object) -> str:
-    """SHA-256, in hex, of JSON-able values: the same on every machine and in every version of Python."""
-    return sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")).hexdigest()
+    """SHA-256, in hex, of JSON-able values: the same on every machine and in every version of
+    Python."""
+    return sha256(
+        json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str).encode(
+            "utf-8", "surrogatepass"
+        )
+    ).hexdigest()
 
 
 def mixed(*parts: int) -> int:
@@ -28,7 +34,9 @@ def mixed(*parts: int) -> int:
 def mixed_each(numbers: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
     """A hash of each non-negative number: uint64 [n]."""
     with np.errstate(over="ignore"):
-        z = (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed % 2**64)
+        z = (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(
+            seed % 2**64
+        )
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         hashes: NDArray[np.uint64] = z ^ (z >> np.uint64(31))

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 class Letters:
     """Bytes in which words are looked for.
 
-    Looking for a letter is several times faster than looking for a word, so a word is looked for where its first letter is; the
-    places of a letter are found once.
+    Looking for a letter is several times faster than looking for a word, so a word is looked for
+    where its first letter is; the places of a letter are found once.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -29,12 +29,16 @@ class Letters:
         return False
 
     def may_hold(self, words: Iterable[str]) -> bool:
-        """Whether texts in these lines of JSON may hold one of the words; False is sure, and the usual answer.
+        """Whether texts in these lines of JSON may hold one of the words; False is sure, and the
+        usual answer.
 
-        JSON may write letters as escapes. Those of the first two letters are looked for; the rest counts where a word has begun.
+        JSON may write letters as escapes. Those of the first two letters are looked for; the rest
+        counts where a word has begun.
         """
         wanted = [word for word in words if word]
-        if self.hold_any({sign for word in wanted for letter in word[:2] for sign in _escapes(letter)}):
+        if self.hold_any(
+            {sign for word in wanted for letter in word[:2] for sign in _escapes(letter)}
+        ):
             return True
         written = [word.encode("utf-8", "surrogatepass") for word in wanted]
         begun = {word[:2].encode("utf-8", "surrogatepass") for word in wanted}
@@ -48,8 +52,11 @@ class Letters:
         return self._places[letter]
 
 
-def _go_on(letters: NDArray[np.uint8], places: NDArray[np.int64], words: Sequence[bytes], known: int) -> bool:
-    """Whether one of the words, sorted and alike in their first `known` letters, which stand at these places, is there."""
+def _go_on(
+    letters: NDArray[np.uint8], places: NDArray[np.int64], words: Sequence[bytes], known: int
+) -> bool:
+    """Whether one of the words, sorted and alike in their first `known` letters, which stand at
+    these places, is there."""
     if not len(places):
         return False
     if len(words[0]) == known:
@@ -69,7 +76,16 @@ def _escapes(letter: str) -> list[bytes]:
     return _by_number(letter)
 
 
-_SHORT = {"/": rb"\/", '"': rb"\"", "\\": rb"\\", "\b": rb"\b", "\f": rb"\f", "\n": rb"\n", "\r": rb"\r", "\t": rb"\t"}
+_SHORT = {
+    "/": rb"\/",
+    '"': rb"\"",
+    "\\": rb"\\",
+    "\b": rb"\b",
+    "\f": rb"\f",
+    "\n": rb"\n",
+    "\r": rb"\r",
+    "\t": rb"\t",
+}
 
 
 def _by_number(letter: str) -> list[bytes]:

@@ -1,4 +1,5 @@
-"""Which tokens are trained: from where a completion starts, or from the marked spans of a rendered conversation."""
+"""Which tokens are trained: from where a completion starts, or from the marked spans of a rendered
+conversation."""
 
 from __future__ import annotations
 
@@ -10,31 +11,40 @@ from numpy.typing import NDArray
 
 
 def completion_starts(
-    prompt_ids: NDArray[np.int32], prompt_offsets: NDArray[np.int64], ids: NDArray[np.int32], offsets: NDArray[np.int64]
+    prompt_ids: NDArray[np.int32],
+    prompt_offsets: NDArray[np.int64],
+    ids: NDArray[np.int32],
+    offsets: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """Where each completion starts: the length of the longest common start of the prompt's ids and the whole's.
+    """Where each completion starts: the length of the longest common start of the prompt's ids and
+    the whole's.
 
-    Flat ids and offsets [n + 1] of the prompts alone, and of prompt + completion; returns int64 [n]. A start before the
-    prompt's end means that tokens merge across the border, or that the template writes a prompt differently.
-    Source: `common_prefix_length` of TRL 1.16.
+    Flat ids and offsets [n + 1] of the prompts alone, and of prompt + completion; returns int64
+    [n]. A start before the prompt's end means that tokens merge across the border, or that the
+    template writes a prompt differently. Source: `common_prefix_length` of TRL 1.16.
     """
     prompt_lengths, lengths = np.diff(prompt_offsets), np.diff(offsets)
     shared = np.minimum(prompt_lengths, lengths)
     firsts = np.cumsum(shared) - shared
-    # The compared parts of both, one after the other: a byte a token tells which those are, not an index of eight.
+    # The compared parts of both, one after the other: a byte a token tells which those are, not an
+    # index of eight.
     heads, prompts = ids[~mask_from(shared, offsets)], prompt_ids
     if len(prompts) != len(heads):  # a prompt longer than the whole
         prompts = prompt_ids[~mask_from(shared, prompt_offsets)]
     differs = np.flatnonzero(heads != prompts)
-    # The first difference at or after a sequence's first compared token, if it is still this sequence's.
+    # The first difference at or after a sequence's first compared token, if it is still this
+    # sequence's.
     following = np.searchsorted(differs, firsts)
     first_difference = np.append(differs, np.iinfo(np.int64).max)[following]
     starts: NDArray[np.int64] = np.minimum(shared, first_difference - firsts)
     return starts
 
 
-def targets_of(completion_mask: NDArray[np.bool_] | NDArray[np.uint8], offsets: NDArray[Any]) -> NDArray[np.int64]:
-    """Tokens that each sequence trains, which its first one never is, for nothing predicts it: int64 [n].
+def targets_of(
+    completion_mask: NDArray[np.bool_] | NDArray[np.uint8], offsets: NDArray[Any]
+) -> NDArray[np.int64]:
+    """Tokens that each sequence trains, which its first one never is, for nothing predicts it:
+    int64 [n].
 
     completion_mask: [tokens], 1 or True = trained; offsets: integers [n + 1].
     """
@@ -55,20 +65,25 @@ def mask_from(starts: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[
 
 
 def mask_spans(
-    spans: Sequence[tuple[tuple[int, int], ...] | None], token_chars: NDArray[np.int64], offsets: NDArray[np.int64]
+    spans: Sequence[tuple[tuple[int, int], ...] | None],
+    token_chars: NDArray[np.int64],
+    offsets: NDArray[np.int64],
 ) -> NDArray[np.bool_]:
     """Mark the tokens of character spans, text by text: bool [tokens].
 
-    spans[k]: ranges [first, last + 1) in text k, None for all of it; token_chars: int64 [tokens, 2], first and last + 1
-    character of each token.
-    A span marks from the token that holds its first character to the first token that holds its last one, both included;
-    where no token holds its first character nothing is marked, and where none holds its last one the text is marked to its
-    end. Source: `apply_chat_template(return_assistant_tokens_mask=True)` of transformers 5.23, which is what TRL trains on.
+    spans[k]: ranges [first, last + 1) in text k, None for all of it; token_chars: int64 [tokens,
+    2], first and last + 1 character of each token. A span marks from the token that holds its first
+    character to the first token that holds its last one, both included; where no token holds its
+    first character nothing is marked, and where none holds its last one the text is marked to its
+    end. Source: `apply_chat_template(return_assistant_tokens_mask=True)` of transformers 5.23,
+    which is what TRL trains on.
     """
     of = [k for k, ranges in enumerate(spans) for _ in ranges or ()]
     flat = [span for ranges in spans for span in ranges or ()]
     whole = np.array([k for k, ranges in enumerate(spans) if ranges is None], dtype=np.int64)
-    opens, closes = _token_ranges(np.array(of, np.int64), np.array(flat, np.int64).reshape(-1, 2), token_chars, offsets)
+    opens, closes = _token_ranges(
+        np.array(of, np.int64), np.array(flat, np.int64).reshape(-1, 2), token_chars, offsets
+    )
     steps = np.zeros(len(token_chars) + 1, dtype=np.int32)
     # Spans can meet at one token, so edges are added and not assigned.
     np.add.at(steps, np.concatenate((opens, offsets[:-1][whole])), 1)
@@ -83,16 +98,19 @@ def weigh_spans(
     offsets: NDArray[np.int64],
     mask: NDArray[np.bool_],
 ) -> NDArray[np.float32] | None:
-    """What each token weighs in the loss where it is trained: float32 [tokens], or None where every one weighs 1.
+    """What each token weighs in the loss where it is trained: float32 [tokens], or None where every
+    one weighs 1.
 
-    weights[k]: character ranges of text k, in order, and what their tokens weigh; those that weigh nothing are taken out of
-    `mask`. The rest is as for `mask_spans`.
+    weights[k]: character ranges of text k, in order, and what their tokens weigh; those that weigh
+    nothing are taken out of `mask`. The rest is as for `mask_spans`.
     """
     weighed = np.ones(len(token_chars), dtype=np.float32)
     of = [k for k, ranges in weights.items() for _ in ranges]
     flat = [(first, last) for ranges in weights.values() for first, last, _ in ranges]
     each = [weight for ranges in weights.values() for _, _, weight in ranges]
-    opens, closes = _token_ranges(np.array(of, np.int64), np.array(flat, np.int64).reshape(-1, 2), token_chars, offsets)
+    opens, closes = _token_ranges(
+        np.array(of, np.int64), np.array(flat, np.int64).reshape(-1, 2), token_chars, offsets
+    )
     for first, last, weight in zip(opens.tolist(), closes.tolist(), each, strict=True):
         weighed[first:last] = weight
     mask &= weighed != 0
@@ -100,9 +118,13 @@ def weigh_spans(
 
 
 def _token_ranges(
-    of: NDArray[np.int64], spans: NDArray[np.int64], chars: NDArray[np.int64], offsets: NDArray[np.int64]
+    of: NDArray[np.int64],
+    spans: NDArray[np.int64],
+    chars: NDArray[np.int64],
+    offsets: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First and last + 1 token of each character span [spans, 2], the span k in text of[k]; both 0 where it marks none.
+    """First and last + 1 token of each character span [spans, 2], the span k in text of[k]; both 0
+    where it marks none.
 
     The characters of all texts are numbered through, so that all tokens are looked up at once.
     """
@@ -125,10 +147,15 @@ def _token_ranges(
 
 
 def _tokens_at(
-    positions: NDArray[np.int64], of: NDArray[np.int64], chars: NDArray[np.int64], offsets: NDArray[np.int64]
+    positions: NDArray[np.int64],
+    of: NDArray[np.int64],
+    chars: NDArray[np.int64],
+    offsets: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """The first token of text of[k] whose characters hold positions[k], -1 where there is none: int64 [positions]."""
-    # Ends never fall, so the first token that ends beyond the position is the only candidate for the first that holds it.
+    """The first token of text of[k] whose characters hold positions[k], -1 where there is none:
+    int64 [positions]."""
+    # Ends never fall, so the first token that ends beyond the position is the only candidate for
+    # the first that holds it.
     at = np.searchsorted(chars[:, 1], positions, side="right")
     after = offsets[1:][of]
     last = max(len(chars) - 1, 0)
@@ -140,5 +167,7 @@ def _tokens_at(
         if not empty.any():
             break
         at = at + empty
-    found: NDArray[np.int64] = np.where((at < after) & (token[:, 0] <= positions) & (positions < token[:, 1]), at, -1)
+    found: NDArray[np.int64] = np.where(
+        (at < after) & (token[:, 0] <= positions) & (positions < token[:, 1]), at, -1
+    )
     return found

@@ -1,4 +1,5 @@
-"""Pieces of one flat array, taken in another order by one call, however many they are (Arrow copies 100 million a second)."""
+"""Pieces of one flat array, taken in another order by one call, however many they are (Arrow copies
+100 million a second)."""
 
 from __future__ import annotations
 
@@ -32,27 +33,40 @@ class Ragged(Generic[Value]):
     @classmethod
     def of(cls, pieces: Sequence[NDArray[Any]], dtype: Any) -> Ragged[Value]:
         """Arrays, copied side by side."""
-        return cls(np.concatenate([np.empty(0, dtype), *pieces]), edges(np.fromiter(map(len, pieces), np.int64, len(pieces))))
+        return cls(
+            np.concatenate([np.empty(0, dtype), *pieces]),
+            edges(np.fromiter(map(len, pieces), np.int64, len(pieces))),
+        )
 
     def taken(self, which: NDArray[np.int64]) -> Ragged[Value]:
         """The pieces of these numbers, in this order."""
-        # Whoever only reads a tokenizer needs no Arrow; and pyarrow.compute makes a function of each of its 280 when it is
-        # imported, which takes as long as gathering the pieces of a small build.
+        # Whoever only reads a tokenizer needs no Arrow; and pyarrow.compute makes a function of
+        # each of its 280 when it is imported, which takes as long as gathering the pieces of a
+        # small build.
         import pyarrow as pa
         from pyarrow._compute import TakeOptions, call_function
 
         width = self.values.itemsize
-        buffers = [None, pa.py_buffer(self.edges * width), pa.py_buffer(np.ascontiguousarray(self.values))]
+        buffers = [
+            None,
+            pa.py_buffer(self.edges * width),
+            pa.py_buffer(np.ascontiguousarray(self.values)),
+        ]
         pieces = pa.Array.from_buffers(pa.large_binary(), len(self.edges) - 1, buffers)
-        numbers = pa.Array.from_buffers(pa.int64(), len(which), [None, pa.py_buffer(np.ascontiguousarray(which))])
-        _, places, values = call_function("take", [pieces, numbers], TakeOptions(boundscheck=False)).buffers()
+        numbers = pa.Array.from_buffers(
+            pa.int64(), len(which), [None, pa.py_buffer(np.ascontiguousarray(which))]
+        )
+        _, places, values = call_function(
+            "take", [pieces, numbers], TakeOptions(boundscheck=False)
+        ).buffers()
         made = np.frombuffer(places, np.int64)[: len(which) + 1] // width
         return Ragged(np.frombuffer(values or b"", self.values.dtype)[: made[-1]], made)
 
 
 @dataclass(frozen=True, slots=True)
 class Pieces(Generic[Value]):
-    """Pieces with something between them: piece k is values[first[k]:last[k]]; both int64 [n], in order."""
+    """Pieces with something between them: piece k is values[first[k]:last[k]]; both int64 [n], in
+    order."""
 
     values: NDArray[Value]
     first: NDArray[np.int64]
@@ -60,14 +74,22 @@ class Pieces(Generic[Value]):
 
     def joined(self) -> Ragged[Value]:
         """Without what stands between them."""
-        return self.within(np.full(len(self.first), SLOT), Ragged(self.values[:0], edges(self.first[:0])))
+        return self.within(
+            np.full(len(self.first), SLOT), Ragged(self.values[:0], edges(self.first[:0]))
+        )
 
     def within(self, order: NDArray[np.int64], fixed: Ragged[Value]) -> Ragged[Value]:
-        """These and others. order: numbers of `fixed` pieces, and SLOT for the next one of these, each of them once."""
+        """These and others. order: numbers of `fixed` pieces, and SLOT for the next one of these,
+        each of them once."""
         begin, end = (int(self.first[0]), int(self.last[-1])) if len(self.first) else (0, 0)
         own = 2 * len(self.first) + 1
         cuts = np.empty(own + len(fixed.edges), np.int64)
-        cuts[0], cuts[1:own:2], cuts[2:own:2], cuts[own:] = begin, self.first, self.last, fixed.edges + end
+        cuts[0], cuts[1:own:2], cuts[2:own:2], cuts[own:] = (
+            begin,
+            self.first,
+            self.last,
+            fixed.edges + end,
+        )
         cuts -= begin
         which = order + own
         which[order == SLOT] = np.arange(1, own, 2)

@@ -1,4 +1,5 @@
-"""How records are read: what a reader of a format is told, what it may raise, and the values that all of them read."""
+"""How records are read: what a reader of a format is told, what it may raise, and the values that
+all of them read."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ Record = dict[str, Any]
 
 
 class Unusable(Exception):
-    """A record that does not fit its format. reason: short and stable; the text says what is wrong where."""
+    """A record that does not fit its format. reason: short and stable; the text says what is wrong
+    where."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -22,10 +24,11 @@ class Unusable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How records of one input are read: the keys to rename, the key of plain text, and what the template can show.
+    """How records of one input are read: the keys to rename, the key of plain text, and what the
+    template can show.
 
-    chat: there is a chat template; tool_calls: it shows `tool_calls`; reasoning: it shows a turn's reasoning; function: makes
-    the text of a record.
+    chat: there is a chat template; tool_calls: it shows `tool_calls`; reasoning: it shows a turn's
+    reasoning; function: makes the text of a record.
     """
 
     renames: tuple[tuple[str, str], ...] = ()
@@ -48,7 +51,8 @@ def string_of(value: Any, what: str) -> str:
 
 
 def decoded(value: Any, what: str) -> Any:
-    """What stands in JSON text; anything that is no text as it is. Raises Unusable where it is no JSON."""
+    """What stands in JSON text; anything that is no text as it is. Raises Unusable where it is no
+    JSON."""
     if not isinstance(value, str):
         return value
     try:

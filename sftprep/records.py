@@ -15,7 +15,17 @@ from sftprep.given import from_tokens
 from sftprep.messages import SWITCHES, check_messages, sharegpt_message, weight_of
 from sftprep.reading import Reading, Record, Unusable, decoded, string_of
 
-__all__ = ["FORMATS", "Format", "Reading", "Record", "Unusable", "detect_format", "keys_of", "keys_read", "read_record"]
+__all__ = [
+    "FORMATS",
+    "Format",
+    "Reading",
+    "Record",
+    "Unusable",
+    "detect_format",
+    "keys_of",
+    "keys_read",
+    "read_record",
+]
 __all__ += ["unknown_format"]
 
 
@@ -28,8 +38,8 @@ class Format:
 
 
 def read_record(record: Record, line: int, format_name: str, reading: Reading) -> Example:
-    """One record as an Example, which takes its parts over. Raises Unusable; reason `other_schema` where the keys are those of
-    another format."""
+    """One record as an Example, which takes its parts over. Raises Unusable; reason `other_schema`
+    where the keys are those of another format."""
     if reading.renames:
         record = _renamed(record, reading.renames)
     if reading.function is not None:
@@ -45,7 +55,8 @@ def keys_of(format_name: str, reading: Reading) -> frozenset[str]:
 
 
 def detect_format(record: Record, reading: Reading) -> str | None:
-    """The first format in FORMATS whose keys the record has, or None; what a function formats is text."""
+    """The first format in FORMATS whose keys the record has, or None; what a function formats is
+    text."""
     if reading.function is not None:
         return "text"
     if reading.renames:
@@ -57,7 +68,8 @@ def detect_format(record: Record, reading: Reading) -> str | None:
 
 
 def keys_read(reading: Reading) -> frozenset[str] | None:
-    """The keys of a record that any format looks at; None where a function of the user's may look at all."""
+    """The keys of a record that any format looks at; None where a function of the user's may look
+    at all."""
     if reading.function is not None:
         return None
     of_formats = frozenset(key for kind in FORMATS.values() for key in kind.keys)
@@ -70,20 +82,31 @@ def unknown_format(file: str, record: Record, reading: Reading) -> FormatError:
     known = "; ".join(f"{name}: {', '.join(sorted(kind.keys))}" for name, kind in FORMATS.items())
     keys = ", ".join(map(repr, list(record)[:12])) or "none"
     return FormatError(
-        f"no format fits {file}: its records have the keys {keys}" + (" after --map" if reading.renames else ""),
-        remedy=f"name the text with --text-field KEY, rename keys with --map question=prompt,answer=completion, "
-        f"or convert them. Formats and their keys: {known}",
+        f"no format fits {file}: its records have the keys {keys}"
+        + (" after --map" if reading.renames else ""),
+        remedy=(
+            "name the text with --text-field KEY, rename keys with --map"
+            f" question=prompt,answer=completion, or convert them. Formats and their keys: {known}"
+        ),
     )
 
 
 _BESIDE = frozenset({"tools", "chat_template_kwargs", "system", "input", "history"}) | frozenset(
-    {"labels", "completion_mask", "assistant_masks", "attention_mask", "position_ids", "seq_lengths"}
+    {
+        "labels",
+        "completion_mask",
+        "assistant_masks",
+        "attention_mask",
+        "position_ids",
+        "seq_lengths",
+    }
 )
 """Keys that formats read beside those that tell them."""
 
 
 def _renamed(record: Record, renames: tuple[tuple[str, str], ...]) -> Record:
-    # A renamed key wins over one that had the name before: the user asked for it. A key that is not there renames nothing.
+    # A renamed key wins over one that had the name before: the user asked for it. A key that is not
+    # there renames nothing.
     taken = {target: record.pop(source) for source, target in renames if source in record}
     record.update(taken)
     return record
@@ -94,11 +117,13 @@ def _missing_keys(record: Record, format_name: str, reading: Reading) -> Unusabl
     missing = ", ".join(f'"{key}"' for key in sorted(wanted - record.keys()))
     other = detect_format(record, Reading(text_field=reading.text_field))
     if other is not None and other != format_name:
-        return Unusable("other_schema", f"a {other} record among {format_name} records: {missing} is missing")
+        return Unusable(
+            "other_schema", f"a {other} record among {format_name} records: {missing} is missing"
+        )
     return Unusable("bad_row", f"{missing} is missing from this {format_name} record")
 
 
-# --- the formats -------------------------------------------------------------------------------------------------------
+# --- the formats ----------------------------------------------------------------------------------
 
 
 def from_text(record: Record, line: int, reading: Reading) -> Example:
@@ -110,20 +135,30 @@ def from_prompt_completion(record: Record, line: int, reading: Reading) -> Examp
     """A prompt and its completion, both text or both lists of messages."""
     prompt, completion = record["prompt"], record["completion"]
     if isinstance(prompt, list) and isinstance(completion, list):
-        head, tail = check_messages(prompt, "prompt", reading), check_messages(completion, "completion", reading)
+        head, tail = (
+            check_messages(prompt, "prompt", reading),
+            check_messages(completion, "completion", reading),
+        )
         return _chat(Example(line, prompt_messages=head, messages=head + tail), record)
     if isinstance(prompt, list) or isinstance(completion, list):
-        raise Unusable("bad_type", '"prompt" and "completion" are to be both text or both lists of messages')
-    return Example(line, prompt=string_of(prompt, '"prompt"'), completion=string_of(completion, '"completion"'))
+        raise Unusable(
+            "bad_type", '"prompt" and "completion" are to be both text or both lists of messages'
+        )
+    return Example(
+        line, prompt=string_of(prompt, '"prompt"'), completion=string_of(completion, '"completion"')
+    )
 
 
 def from_messages(record: Record, line: int, reading: Reading) -> Example:
     """A conversation in the OpenAI layout."""
-    return _chat(Example(line, messages=check_messages(record["messages"], "messages", reading)), record)
+    return _chat(
+        Example(line, messages=check_messages(record["messages"], "messages", reading)), record
+    )
 
 
 def from_sharegpt(record: Record, line: int, reading: Reading) -> Example:
-    """A conversation as from/value turns (or role/content ones), with `system` and `tools` beside it."""
+    """A conversation as from/value turns (or role/content ones), with `system` and `tools` beside
+    it."""
     turns = record["conversations"]
     if not isinstance(turns, list):
         raise Unusable("bad_row", '"conversations" is not a list of turns')
@@ -135,21 +170,28 @@ def from_sharegpt(record: Record, line: int, reading: Reading) -> Example:
 
 
 def from_alpaca(record: Record, line: int, reading: Reading) -> Example:
-    """An instruction, an optional input, and the output that is trained; the Stanford layout where there is no chat template."""
+    """An instruction, an optional input, and the output that is trained; the Stanford layout where
+    there is no chat template."""
     instruction = string_of(record["instruction"], '"instruction"')
     given = string_of(record.get("input") or "", '"input"')
     output = string_of(record["output"], '"output"')
     system = string_of(record.get("system") or "", '"system"')
     history = _history(record)
     if not reading.chat:
-        earlier = "".join(f"{_alpaca_prompt(asked, '')}{answered}\n\n" for asked, answered in history)
+        earlier = "".join(
+            f"{_alpaca_prompt(asked, '')}{answered}\n\n" for asked, answered in history
+        )
         head = f"{system}\n\n" if system else ""
-        return Example(line, prompt=head + earlier + _alpaca_prompt(instruction, given), completion=output)
+        return Example(
+            line, prompt=head + earlier + _alpaca_prompt(instruction, given), completion=output
+        )
     prompt: list[Message] = [{"role": "system", "content": system}] if system else []
     for asked, answered in history:
         prompt += ({"role": "user", "content": asked}, {"role": "assistant", "content": answered})
     prompt.append({"role": "user", "content": f"{instruction}\n{given}" if given else instruction})
-    return Example(line, prompt_messages=prompt, messages=[*prompt, {"role": "assistant", "content": output}])
+    return Example(
+        line, prompt_messages=prompt, messages=[*prompt, {"role": "assistant", "content": output}]
+    )
 
 
 FORMATS: dict[str, Format] = {
@@ -163,11 +205,12 @@ FORMATS: dict[str, Format] = {
 """In the order of detection."""
 
 
-# --- beside the messages ----------------------------------------------------------------------------------------------
+# --- beside the messages --------------------------------------------------------------------------
 
 
 def _chat(example: Example, record: Record) -> Example:
-    """The example with what stands beside its messages, and with the switches that stand in them."""
+    """The example with what stands beside its messages, and with the switches that stand in
+    them."""
     example.tools, example.template_kwargs = _tools(record), _template_kwargs(record)
     messages = example.messages or []
     # Most have a role and a content, and nothing else.
@@ -178,7 +221,8 @@ def _chat(example: Example, record: Record) -> Example:
 
 
 def _tools(record: Record) -> list[Any] | None:
-    """Tool schemas as objects, whether they came as objects or as JSON text; none at all is None, not an empty list."""
+    """Tool schemas as objects, whether they came as objects or as JSON text; none at all is None,
+    not an empty list."""
     tools = record.get("tools")
     if not tools:
         return None
@@ -190,9 +234,14 @@ def _tools(record: Record) -> list[Any] | None:
 
 def _history(record: Record) -> list[tuple[str, str]]:
     pairs = record.get("history") or []
-    if not isinstance(pairs, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in pairs):
+    if not isinstance(pairs, list) or not all(
+        isinstance(turn, list) and len(turn) == 2 for turn in pairs
+    ):
         raise Unusable("bad_row", '"history" is not a list of [instruction, output] pairs')
-    return [(string_of(asked, '"history"'), string_of(answered, '"history"')) for asked, answered in pairs]
+    return [
+        (string_of(asked, '"history"'), string_of(answered, '"history"'))
+        for asked, answered in pairs
+    ]
 
 
 def _formatted(record: Record, line: int, function: Callable[[Record], Any]) -> Example:
@@ -201,14 +250,32 @@ def _formatted(record: Record, line: int, function: Callable[[Record], Any]) -> 
         made = function(record)
     except Exception as error:
         # Code of the user, which may raise anything: that is a fault of this record.
-        raise Unusable("function_failed", f"the formatting function raised {type(error).__name__}: {error}") from error
+        raise Unusable(
+            "function_failed", f"the formatting function raised {type(error).__name__}: {error}"
+        ) from error
     texts = [made] if isinstance(made, str) else made
     if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts):
-        if any("\ud800" <= character <= "\udfff" for text in texts if not text.isascii() for character in text):
-            raise Unusable("bad_unicode", "the formatting function gave half of a surrogate pair, which cannot be text")
+        if any(
+            "\ud800" <= character <= "\udfff"
+            for text in texts
+            if not text.isascii()
+            for character in text
+        ):
+            raise Unusable(
+                "bad_unicode",
+                "the formatting function gave half of a surrogate pair, which cannot be text",
+            )
         return Example(line, text=made) if isinstance(made, str) else Example(line, texts=texts)
-    what = f"a {type(made).__name__}" if not isinstance(made, list) else "an empty list" if not made else "a list of other things"
-    raise Unusable("bad_function_result", f"the formatting function gave {what}, not a text or a list of texts")
+    what = (
+        f"a {type(made).__name__}"
+        if not isinstance(made, list)
+        else "an empty list"
+        if not made
+        else "a list of other things"
+    )
+    raise Unusable(
+        "bad_function_result", f"the formatting function gave {what}, not a text or a list of texts"
+    )
 
 
 def _template_kwargs(record: Record) -> dict[str, Any] | None:
@@ -223,11 +290,11 @@ def _template_kwargs(record: Record) -> dict[str, Any] | None:
 def _alpaca_prompt(instruction: str, given: str) -> str:
     if given:
         return (
-            "Below is an instruction that describes a task, paired with an input that provides further context. "
-            "Write a response that appropriately completes the request.\n\n"
-            f"### Instruction:\n{instruction}\n\n### Input:\n{given}\n\n### Response:\n"
+            "Below is an instruction that describes a task, paired with an input that provides"
+            " further context. Write a response that appropriately completes the request.\n\n###"
+            f" Instruction:\n{instruction}\n\n### Input:\n{given}\n\n### Response:\n"
         )
     return (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-        f"### Instruction:\n{instruction}\n\n### Response:\n"
+        "Below is an instruction that describes a task. Write a response that appropriately"
+        f" completes the request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
     )

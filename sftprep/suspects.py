@@ -1,6 +1,8 @@
-"""Conversations that can be read and look wrong: what a careful person would not train on, by a reason each.
+"""Conversations that can be read and look wrong: what a careful person would not train on, by a
+reason each.
 
-Nothing here is about the format: TRL trains on all of these, and so does a build unless it is asked not to.
+Nothing here is about the format: TRL trains on all of these, and so does a build unless it is asked
+not to.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from sftprep.tokenize.spec import TokenizerSpec
 
 Check = Callable[[Example], None]
 
-REASONS = frozenset({"no_target", "role_order", "bad_tool", "empty_turn", "empty_target", "special_tokens_in_text"})
+REASONS = frozenset(
+    {"no_target", "role_order", "bad_tool", "empty_turn", "empty_target", "special_tokens_in_text"}
+)
 
 _PLACEHOLDERS = ("<image>", "<video>", "<audio>")
 _HEADS = ("system", "developer")
@@ -23,12 +27,18 @@ _ANSWERS = ("tool", "function", "ipython", "environment")
 
 
 def suspect_check(spec: TokenizerSpec, *, escaped: bool) -> Check:
-    """A function that raises Unusable for a suspicious conversation, and leaves everything else alone.
+    """A function that raises Unusable for a suspicious conversation, and leaves everything else
+    alone.
 
-    The REASONS: no_target (the assistant says nothing), role_order, bad_tool (a tool answers that nobody called), empty_turn,
-    empty_target, special_tokens_in_text (the tokenizer's special tokens, unless they are escaped, or placeholders of images).
+    The REASONS: no_target (the assistant says nothing), role_order, bad_tool (a tool answers that
+    nobody called), empty_turn, empty_target, special_tokens_in_text (the tokenizer's special
+    tokens, unless they are escaped, or placeholders of images).
     """
-    spelled = re.compile("|".join(map(re.escape, sorted(_not_to_spell(spec, escaped=escaped), key=len, reverse=True))))
+    spelled = re.compile(
+        "|".join(
+            map(re.escape, sorted(_not_to_spell(spec, escaped=escaped), key=len, reverse=True))
+        )
+    )
 
     def check(example: Example) -> None:
         if example.messages is None:
@@ -41,12 +51,17 @@ def suspect_check(spec: TokenizerSpec, *, escaped: bool) -> Check:
 
 
 def suspect_contents(spec: TokenizerSpec, *, escaped: bool) -> Callable[[Sequence[str]], list[int]]:
-    """A function that finds, among contents, the numbers of those that the check may not let pass."""
+    """A function that finds, among contents, the numbers of those that the check may not let
+    pass."""
     words = _not_to_spell(spec, escaped=escaped)
 
     def find(contents: Sequence[str]) -> list[int]:
         spelled = Letters("\0".join(contents).encode()).hold_any(map(str.encode, words))
-        return [n for n, text in enumerate(contents) if not text.strip() or (spelled and any(word in text for word in words))]
+        return [
+            n
+            for n, text in enumerate(contents)
+            if not text.strip() or (spelled and any(word in text for word in words))
+        ]
 
     return find
 
@@ -61,7 +76,11 @@ def in_order(roles: Sequence[str]) -> bool:
 
 
 def _not_to_spell(spec: TokenizerSpec, *, escaped: bool) -> set[str]:
-    special = [] if escaped else [t["content"] for t in spec.part("added_tokens") or () if t.get("special")]
+    special = (
+        []
+        if escaped
+        else [t["content"] for t in spec.part("added_tokens") or () if t.get("special")]
+    )
     return {*special, *_PLACEHOLDERS}
 
 
@@ -71,13 +90,23 @@ def _check_order(roles: Sequence[str]) -> None:
     before = None
     for number, role in enumerate(roles, 1):
         if role in _HEADS and number > 1:
-            raise Unusable("role_order", f"message {number} is from the {role}, which speaks first or not at all")
+            raise Unusable(
+                "role_order",
+                f"message {number} is from the {role}, which speaks first or not at all",
+            )
         if role == "assistant" and before in (None, *_HEADS):
-            raise Unusable("role_order", f"message {number} is from the assistant, and nobody has asked anything")
+            raise Unusable(
+                "role_order",
+                f"message {number} is from the assistant, and nobody has asked anything",
+            )
         if role == "assistant" and before == "assistant":
-            raise Unusable("role_order", f"messages {number - 1} and {number} are both from the assistant")
+            raise Unusable(
+                "role_order", f"messages {number - 1} and {number} are both from the assistant"
+            )
         if role in _ANSWERS and before not in ("assistant", *_ANSWERS):
-            raise Unusable("bad_tool", f"message {number} is from a tool, and the assistant has called none")
+            raise Unusable(
+                "bad_tool", f"message {number} is from a tool, and the assistant has called none"
+            )
         before = role
 
 

@@ -1,4 +1,5 @@
-"""Streams for torch: as an IterableDataset, and as a loader that goes on exactly with any number of workers and ranks.
+"""Streams for torch: as an IterableDataset, and as a loader that goes on exactly with any number of
+workers and ranks.
 
 The only module of sftprep that imports torch.
 """
@@ -26,10 +27,13 @@ _PREFETCH_TOKENS = 4 * 1024 * 1024
 
 
 class PackedDataset(IterableDataset[Row]):
-    """A stream as a torch IterableDataset: each pack a dictionary of tensors by column. Loader workers share the lanes.
+    """A stream as a torch IterableDataset: each pack a dictionary of tensors by column. Loader
+    workers share the lanes.
 
-    Works with `DataLoader` and, for a resume, with `torchdata.stateful_dataloader.StatefulDataLoader`, which keeps the state of
-    each worker and wants as many again; `StreamLoader` takes any number. Give `batch_size=None`, or `collate_fn=row_of`.
+    Works with `DataLoader` and, for a resume, with
+    `torchdata.stateful_dataloader.StatefulDataLoader`, which keeps the state of each worker and
+    wants as many again; `StreamLoader` takes any number. Give `batch_size=None`, or
+    `collate_fn=row_of`.
     """
 
     def __init__(self, stream: PackedStream) -> None:
@@ -63,12 +67,14 @@ class PackedDataset(IterableDataset[Row]):
 
 
 def columns(pack: Pack) -> Row:
-    """The columns of a pack as tensors, by their names in shards; position ids come as int32 where they are stored as uint16."""
+    """The columns of a pack as tensors, by their names in shards; position ids come as int32 where
+    they are stored as uint16."""
     return {name: torch.from_numpy(_known(values)) for name, values in columns_of(pack).items()}
 
 
 def row_of(packs: Sequence[Row]) -> Row:
-    """Packs (of a `PackedDataset`, or `columns` of each) as one padding-free row for a transformers model.
+    """Packs (of a `PackedDataset`, or `columns` of each) as one padding-free row for a transformers
+    model.
 
     Returns input_ids, position_ids and labels, int64 [1, T] each.
 
@@ -76,18 +82,23 @@ def row_of(packs: Sequence[Row]) -> Row:
     """
     ids = torch.cat([pack["input_ids"] for pack in packs]).long()
     positions = torch.cat([pack["position_ids"] for pack in packs]).long()
-    labels = ids.masked_fill(~torch.cat([pack["completion_mask"] for pack in packs]) | (positions == 0), -100)
+    labels = ids.masked_fill(
+        ~torch.cat([pack["completion_mask"] for pack in packs]) | (positions == 0), -100
+    )
     return {"input_ids": ids[None], "position_ids": positions[None], "labels": labels[None]}
 
 
 class StreamLoader(Generic[Batch]):
-    """Batches of a stream, one pass an iteration. Tokenizing happens in `workers` processes while a step runs, or here for 0.
+    """Batches of a stream, one pass an iteration. Tokenizing happens in `workers` processes while a
+    step runs, or here for 0.
 
-    batch_size: packs in a batch. collate: makes a batch of packs. prefetch: packs that each worker makes ahead, by default so
-    many that all together hold 4 M tokens (30 MB). The state counts the packs of batches that were handed out, by lane: it can be
-    loaded with another number of workers, batch size or ranks. Where there are several ranks, those whose lanes have ended get
-    batches of one pack that trains nothing until all have: every rank makes as many steps. With as many ranks and workers as
-    divide the lanes, the batches of all ranks at a step are the next packs of the global order.
+    batch_size: packs in a batch. collate: makes a batch of packs. prefetch: packs that each worker
+    makes ahead, by default so many that all together hold 4 M tokens (30 MB). The state counts the
+    packs of batches that were handed out, by lane: it can be loaded with another number of workers,
+    batch size or ranks. Where there are several ranks, those whose lanes have ended get batches of
+    one pack that trains nothing until all have: every rank makes as many steps. With as many ranks
+    and workers as divide the lanes, the batches of all ranks at a step are the next packs of the
+    global order.
     """
 
     def __init__(
@@ -104,13 +115,18 @@ class StreamLoader(Generic[Batch]):
         self.stream, self.batch_size, self.collate = stream, batch_size, collate
         self.workers = min(workers, len(stream.owned))
         # Windows are filled in bursts: what waits meanwhile is what a worker has made before.
-        self.prefetch = prefetch or max(2, _PREFETCH_TOKENS // (stream.max_length * max(1, self.workers)))
+        self.prefetch = prefetch or max(
+            2, _PREFETCH_TOKENS // (stream.max_length * max(1, self.workers))
+        )
         self._done, self._resumed = stream.state_dict(), False
         self._last: list[dict[str, Any]] = []
-        self._flags = _flag_group() if stream.owned != tuple(range(stream.config.pack.lanes)) else None
+        self._flags = (
+            _flag_group() if stream.owned != tuple(range(stream.config.pack.lanes)) else None
+        )
 
     def __iter__(self) -> Iterator[Batch]:
-        """One pass, or the rest of one; where a loaded state leaves nothing of its pass, the next one."""
+        """One pass, or the rest of one; where a loaded state leaves nothing of its pass, the next
+        one."""
         given = 0
         for batch in self._even_batches():
             given += 1
@@ -128,23 +144,30 @@ class StreamLoader(Generic[Batch]):
             going = batch is not None
             if self._flags is not None:
                 flag = torch.tensor([going], dtype=torch.int32)
-                torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX, group=self._flags)
+                torch.distributed.all_reduce(
+                    flag, op=torch.distributed.ReduceOp.MAX, group=self._flags
+                )
                 going = bool(flag.item())
             if not going:
                 return
             yield batch if batch is not None else [self.stream.padding()]
 
     def begin(self, epoch: int) -> None:
-        """Begin pass `epoch` from its start. Not needed between passes: each iteration makes the next by itself."""
+        """Begin pass `epoch` from its start. Not needed between passes: each iteration makes the
+        next by itself."""
         self._last = list(self._done["lanes"].values())
         self._done, self._resumed = {**self._done, "epoch": epoch, "lanes": {}}, False
 
     def state_dict(self) -> State:
         """Where the batches that were handed out end: JSON, of the lanes of this rank."""
-        return {**self._done, "lanes": {name: dict(state) for name, state in self._done["lanes"].items()}}
+        return {
+            **self._done,
+            "lanes": {name: dict(state) for name, state in self._done["lanes"].items()},
+        }
 
     def load_state_dict(self, state: State | Sequence[State]) -> None:
-        """Go on from there; of several ranks, give the states of all. Raises MismatchError for the state of another stream."""
+        """Go on from there; of several ranks, give the states of all. Raises MismatchError for the
+        state of another stream."""
         self.stream.load_state_dict(state)
         self._done, self._resumed = self.stream.state_dict(), True
 
@@ -169,7 +192,8 @@ class StreamLoader(Generic[Batch]):
 
     @property
     def counts(self) -> dict[str, int]:
-        """What was counted in this pass, or in the last one after its end, in the windows of which packs were handed out."""
+        """What was counted in this pass, or in the last one after its end, in the windows of which
+        packs were handed out."""
         total: Counter[str] = Counter()
         for state in self._done["lanes"].values() or self._last:
             total.update((state["window"] or {}).get("counts", {}))
@@ -180,7 +204,11 @@ class StreamLoader(Generic[Batch]):
         data: Any = _Placed(self.stream)
         if not self.workers:
             return iter(data)
-        return iter(DataLoader(data, batch_size=None, num_workers=self.workers, prefetch_factor=self.prefetch))
+        return iter(
+            DataLoader(
+                data, batch_size=None, num_workers=self.workers, prefetch_factor=self.prefetch
+            )
+        )
 
 
 _SAME = "same"
@@ -191,7 +219,8 @@ _Item = tuple[Pack, str, dict[str, Any]] | SftprepError
 
 
 class _Placed(IterableDataset[Any]):
-    """Packs with their lanes and the states of these, each window only once; an error of ours comes as what it is.
+    """Packs with their lanes and the states of these, each window only once; an error of ours comes
+    as what it is.
 
     A DataLoader would make another of it, without what it says.
     """
@@ -207,7 +236,11 @@ class _Placed(IterableDataset[Any]):
 
     def _packs(self) -> Iterator[_Item]:
         worker = get_worker_info()
-        stream = self.stream if worker is None else self.stream.share(worker.id, worker.num_workers, threads=False)
+        stream = (
+            self.stream
+            if worker is None
+            else self.stream.share(worker.id, worker.num_workers, threads=False)
+        )
         _divide_no_further()
         sent: dict[int, Any] = {}
         for placed in stream.placed():
@@ -222,7 +255,8 @@ class _Placed(IterableDataset[Any]):
 def _divide_no_further() -> None:
     """Hide from what is read here that this process is one worker of several.
 
-    `datasets.IterableDataset` would share out its rows among workers by itself, and the lanes have shared them out already.
+    `datasets.IterableDataset` would share out its rows among workers by itself, and the lanes have
+    shared them out already.
     """
     from torch.utils.data._utils import worker
 
@@ -230,9 +264,14 @@ def _divide_no_further() -> None:
 
 
 def _flag_group() -> Any:
-    """A group in which ranks tell each other, on the CPU, whether they have a batch; None where there is one rank."""
+    """A group in which ranks tell each other, on the CPU, whether they have a batch; None where
+    there is one rank."""
     distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+    if not (
+        distributed.is_available()
+        and distributed.is_initialized()
+        and distributed.get_world_size() > 1
+    ):
         return None
     return distributed.new_group(backend="gloo")
 

@@ -1,4 +1,5 @@
-"""sfttrain: fine-tuning on the packed, padding-free shards that sftprep builds, with the names that TRL's scripts use.
+"""sfttrain: fine-tuning on the packed, padding-free shards that sftprep builds, with the names that
+TRL's scripts use.
 
 The public names are imported when they are first used, so that `import sfttrain` costs nothing.
 """

@@ -1,4 +1,5 @@
-"""Adapters: put into a model, with the embeddings of new tokens trained beside them, and merged into it in the end."""
+"""Adapters: put into a model, with the embeddings of new tokens trained beside them, and merged
+into it in the end."""
 
 from __future__ import annotations
 
@@ -23,23 +24,32 @@ MERGED_NAME = "merged"
 def add_adapter(model: Any, peft_config: Any, *, tokenizer: Any | None = None) -> Any:
     """Put an adapter into `model`, and make quantized models ready for it.
 
-    The embeddings of tokens that the checkpoint did not know are trained too (see `new_token_rows`; tokenizer: the one that
-    is trained with), and so are their rows of a head that is not tied to the embedding: frozen, they would stay as random as
-    they began. `peft_config` itself is not changed.
-    Raises ConfigError where the adapter names layers the model does not have, or where the model has an adapter already.
+    The embeddings of tokens that the checkpoint did not know are trained too (see `new_token_rows`;
+    tokenizer: the one that is trained with), and so are their rows of a head that is not tied to
+    the embedding: frozen, they would stay as random as they began. `peft_config` itself is not
+    changed. Raises ConfigError where the adapter names layers the model does not have, or where the
+    model has an adapter already.
     """
     from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 
     if isinstance(model, PeftModel):
-        raise ConfigError("the model has an adapter already", remedy="leave peft_config out to train that one further")
-    if getattr(model, "is_loaded_in_8bit", False) and getattr(peft_config, "use_dora", False) and model.device.type == "cpu":
+        raise ConfigError(
+            "the model has an adapter already",
+            remedy="leave peft_config out to train that one further",
+        )
+    if (
+        getattr(model, "is_loaded_in_8bit", False)
+        and getattr(peft_config, "use_dora", False)
+        and model.device.type == "cpu"
+    ):
         # Its weight norms lose the scales of the weights at the second forward (peft 0.21).
         raise ConfigError(
             "DoRA does not work over an 8-bit base on a CPU",
             remedy="use --load_in_4bit, or leave --use_dora or --load_in_8bit out",
         )
     if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
-        # It freezes all, and keeps norms and head in float32. Checkpointing is the trainer's to switch on.
+        # It freezes all, and keeps norms and head in float32. Checkpointing is the trainer's to
+        # switch on.
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         keep_gradients(model)
     peft_config = _with_new_tokens(model, peft_config, new_token_rows(model, tokenizer))
@@ -47,24 +57,28 @@ def add_adapter(model: Any, peft_config: Any, *, tokenizer: Any | None = None) -
         adapted = get_peft_model(model, peft_config)
     except ValueError as error:
         raise ConfigError(
-            f"no adapter can be put into {type(model).__name__}: {_first_line(error)}", remedy=_LORA_NAMES
+            f"no adapter can be put into {type(model).__name__}: {_first_line(error)}",
+            remedy=_LORA_NAMES,
         ) from error
-    # With checkpointing the first layer's input must ask for gradients, or none flow to the adapters behind it.
+    # With checkpointing the first layer's input must ask for gradients, or none flow to the
+    # adapters behind it.
     adapted.enable_input_require_grads()
     return adapted
 
 
 def note_new_tokens(model: Any, ids: list[int]) -> None:
-    """Write down on a model that its embedding has new rows (clone_chat_template does), for `new_token_rows`."""
+    """Write down on a model that its embedding has new rows (clone_chat_template does), for
+    `new_token_rows`."""
     model.sft_new_tokens = sorted({*getattr(model, "sft_new_tokens", ()), *ids})
 
 
 def new_token_rows(model: Any, tokenizer: Any | None = None) -> list[int]:
     """Rows of the embedding that the model's checkpoint has not trained, ascending.
 
-    Those that were noted; those beyond the embedding of the checkpoint, as its config says; and those of tokens that
-    `tokenizer` has and the checkpoint's own does not, where the embedding had room for them. Where the checkpoint or its
-    tokenizer cannot be found again on this machine, that part is left out.
+    Those that were noted; those beyond the embedding of the checkpoint, as its config says; and
+    those of tokens that `tokenizer` has and the checkpoint's own does not, where the embedding had
+    room for them. Where the checkpoint or its tokenizer cannot be found again on this machine, that
+    part is left out.
     """
     rows = int(model.get_input_embeddings().weight.shape[0])
     found = set(getattr(model, "sft_new_tokens", ()))
@@ -80,15 +94,21 @@ def new_token_rows(model: Any, tokenizer: Any | None = None) -> list[int]:
 
 
 def grow_embedding(model: Any, tokenizer: Any, largest: int) -> int:
-    """Make room in the embedding for a tokenizer that has more tokens than the model knows; how many rows were added.
+    """Make room in the embedding for a tokenizer that has more tokens than the model knows; how
+    many rows were added.
 
-    largest: the largest id in the shards. Nothing is done where it fits already, or where `tokenizer` is another one than the
-    checkpoint's own with tokens added: then their ids mean other things, and growing would only hide it.
+    largest: the largest id in the shards. Nothing is done where it fits already, or where
+    `tokenizer` is another one than the checkpoint's own with tokens added: then their ids mean
+    other things, and growing would only hide it.
     """
     rows = int(model.get_input_embeddings().weight.shape[0])
     own = _own_vocabulary(str(getattr(model.config, "_name_or_path", "") or ""))
     theirs = tokenizer.get_vocab()
-    if largest < rows or own is None or any(theirs.get(token) != number for token, number in own.items()):
+    if (
+        largest < rows
+        or own is None
+        or any(theirs.get(token) != number for token, number in own.items())
+    ):
         return 0
     wanted: int = max(largest, *theirs.values()) + 1
     model.resize_token_embeddings(wanted)
@@ -105,12 +125,13 @@ def merge_adapter(
     rows: int | None = None,
     tokenizer: Any | None = None,
 ) -> None:
-    """Merge a saved adapter into its base model, and save a whole model that plain transformers loads.
+    """Merge a saved adapter into its base model, and save a whole model that plain transformers
+    loads.
 
-    base: as it was loaded for training, of which a fresh copy is loaded; rows: of the embedding, where it had grown;
-    tokenizer: saved beside the model. A quantized base is merged into what its weights were while it was trained, in full
-    precision: merging into 4 bits would round the adapter away, and the weights before quantization are not those it was
-    trained on.
+    base: as it was loaded for training, of which a fresh copy is loaded; rows: of the embedding,
+    where it had grown; tokenizer: saved beside the model. A quantized base is merged into what its
+    weights were while it was trained, in full precision: merging into 4 bits would round the
+    adapter away, and the weights before quantization are not those it was trained on.
     """
     from peft import PeftModel
 
@@ -125,17 +146,23 @@ def merge_adapter(
     embedding, head = merged.get_input_embeddings(), merged.get_output_embeddings()
     if head is not None and head.weight is not embedding.weight:
         # It may have been tied before: one of the two trained in full is no longer the other.
-        merged.config.get_text_config().tie_word_embeddings = merged.config.tie_word_embeddings = False
+        merged.config.get_text_config().tie_word_embeddings = merged.config.tie_word_embeddings = (
+            False
+        )
     merged.save_pretrained(output)
     if tokenizer is not None:
         tokenizer.save_pretrained(output)
 
 
-_LORA_NAMES = "name layers of this model with --lora_target_modules, or leave it out to take all linear layers"
+_LORA_NAMES = (
+    "name layers of this model with --lora_target_modules, or leave it out to take all linear"
+    " layers"
+)
 
 
 def _with_new_tokens(model: Any, peft_config: Any, new: list[int]) -> Any:
-    """The configuration with these rows to be trained, in the embedding and in a head of its own."""
+    """The configuration with these rows to be trained, in the embedding and in a head of its
+    own."""
     if not new or not hasattr(peft_config, "trainable_token_indices"):
         return peft_config
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -144,13 +171,19 @@ def _with_new_tokens(model: Any, peft_config: Any, new: list[int]) -> Any:
         if getattr(head, "bias", None) is None:
             layers.append(head)
         else:  # peft's layer for chosen rows leaves the bias out, and so would change the model
-            logger.warning("%s's head has a bias: its rows for %d new tokens stay as they are", type(model).__name__, len(new))
+            logger.warning(
+                "%s's head has a bias: its rows for %d new tokens stay as they are",
+                type(model).__name__,
+                len(new),
+            )
     names = [name for layer in layers for name, module in model.named_modules() if module is layer]
     trained_in_full = [*(peft_config.modules_to_save or ()), *_layers_adapted(peft_config)]
     names = [name for name in names if not any(_is_named(name, other) for other in trained_in_full)]
     given = peft_config.trainable_token_indices or {}
     if not isinstance(given, dict):
-        given = {next(name for name, module in model.named_modules() if module is embedding): list(given)}
+        given = {
+            next(name for name, module in model.named_modules() if module is embedding): list(given)
+        }
     rows = dict(given)
     for name in names:
         same = next((key for key in rows if _is_named(name, key)), name)
@@ -158,7 +191,9 @@ def _with_new_tokens(model: Any, peft_config: Any, new: list[int]) -> Any:
     peft_config = copy.copy(peft_config)
     peft_config.trainable_token_indices = rows or None
     if names:
-        logger.info("the embeddings of %d new tokens are trained too, in %s", len(new), ", ".join(names))
+        logger.info(
+            "the embeddings of %d new tokens are trained too, in %s", len(new), ", ".join(names)
+        )
     return peft_config
 
 
@@ -173,7 +208,8 @@ def _is_named(name: str, given: str) -> bool:
 
 
 def _rows_of_checkpoint(name: str) -> int | None:
-    """Rows of the embedding that a checkpoint was saved with; None where it cannot be found on this machine."""
+    """Rows of the embedding that a checkpoint was saved with; None where it cannot be found on this
+    machine."""
     if not name:
         return None
     from transformers import AutoConfig
@@ -193,7 +229,9 @@ def _own_vocabulary(name: str) -> dict[str, int] | None:
     from transformers import AutoTokenizer
 
     try:
-        found: dict[str, int] = AutoTokenizer.from_pretrained(name, local_files_only=True).get_vocab()
+        found: dict[str, int] = AutoTokenizer.from_pretrained(
+            name, local_files_only=True
+        ).get_vocab()
     except (OSError, ValueError):
         return None
     return found

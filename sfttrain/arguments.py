@@ -1,4 +1,5 @@
-"""The command line and the YAML file of `sfttrain run`, read into the three dataclasses that say what to do."""
+"""The command line and the YAML file of `sfttrain run`, read into the three dataclasses that say
+what to do."""
 
 from __future__ import annotations
 
@@ -23,29 +24,65 @@ class RunConfig:
     """What is run, and how it is told."""
 
     data: str | None = field(
-        default=None, metadata={"help": "Folder of packs that `sftprep build` made, or raw records (or DIR without a flag)."}
+        default=None,
+        metadata={
+            "help": (
+                "Folder of packs that `sftprep build` made, or raw records (or DIR without a flag)."
+            )
+        },
     )
-    eval_data: str | None = field(default=None, metadata={"help": "Folder of packs, or raw records, to evaluate on."})
+    eval_data: str | None = field(
+        default=None, metadata={"help": "Folder of packs, or raw records, to evaluate on."}
+    )
     dataset_name: str | None = field(
-        default=None, metadata={"help": "As in TRL, in place of DIR: a dataset on the Hub, or whatever DIR may be."}
+        default=None,
+        metadata={
+            "help": "As in TRL, in place of DIR: a dataset on the Hub, or whatever DIR may be."
+        },
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of dataset_name."})
-    dataset_train_split: str = field(default="train", metadata={"help": "Split of dataset_name that is trained on."})
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of dataset_name."}
+    )
+    dataset_train_split: str = field(
+        default="train", metadata={"help": "Split of dataset_name that is trained on."}
+    )
     dataset_test_split: str = field(
-        default="test", metadata={"help": "Split of dataset_name that is evaluated on, if eval_strategy is not no."}
+        default="test",
+        metadata={
+            "help": "Split of dataset_name that is evaluated on, if eval_strategy is not no."
+        },
     )
-    dataset_streaming: bool = field(default=False, metadata={"help": "Read dataset_name without downloading it first."})
+    dataset_streaming: bool = field(
+        default=False, metadata={"help": "Read dataset_name without downloading it first."}
+    )
     stream: list[str] | None = field(
         default=None,
-        metadata={"help": "Raw records that are tokenized while the model trains, instead of DIR; needs --max_steps."},
+        metadata={
+            "help": (
+                "Raw records that are tokenized while the model trains, instead of DIR; needs"
+                " --max_steps."
+            )
+        },
     )
-    stream_window: int = field(default=4096, metadata={"help": "With --stream: sequences of which packs are made at a time."})
+    stream_window: int = field(
+        default=4096,
+        metadata={"help": "With --stream: sequences of which packs are made at a time."},
+    )
     stream_lanes: int = field(
-        default=16, metadata={"help": "With --stream: parts that the records are dealt into; a multiple of the number of ranks."}
+        default=16,
+        metadata={
+            "help": (
+                "With --stream: parts that the records are dealt into; a multiple of the number of"
+                " ranks."
+            )
+        },
     )
     stream_order: str = field(
         default="shuffle",
-        metadata={"help": "With --stream: shuffle, or keep the order of the records.", "choices": ["shuffle", "keep"]},
+        metadata={
+            "help": "With --stream: shuffle, or keep the order of the records.",
+            "choices": ["shuffle", "keep"],
+        },
     )
     json: bool = field(default=False, metadata={"help": "Print the summary as JSON on stdout."})
 
@@ -60,32 +97,49 @@ class Request:
 
 
 def read_arguments(arguments: Sequence[str]) -> Request:
-    """Read the arguments after `sfttrain run`. A YAML file given with --config comes first, so flags win over it.
+    """Read the arguments after `sfttrain run`. A YAML file given with --config comes first, so
+    flags win over it.
 
-    Raises ConfigError for unknown names, with the nearest known one, for values of the wrong kind, and for what is missing.
+    Raises ConfigError for unknown names, with the nearest known one, for values of the wrong kind,
+    and for what is missing.
     """
     parser = _Parser()
     flags, files = _take_config(list(arguments))
-    from_files = [token for path in files for token in _as_flags(read_config_file(path), parser.names(), path)]
+    from_files = [
+        token for path in files for token in _as_flags(read_config_file(path), parser.names(), path)
+    ]
     namespace, rest = parser.parse_known_args([*from_files, *flags])
     unknown = [token for token in rest if token.startswith("-")]
     if unknown:
-        raise ConfigError(f"unknown option {unknown[0]}", remedy=_nearest(unknown[0].partition("=")[0], parser.names(), "--"))
+        raise ConfigError(
+            f"unknown option {unknown[0]}",
+            remedy=_nearest(unknown[0].partition("=")[0], parser.names(), "--"),
+        )
     if len(rest) > 1:
-        raise ConfigError(f"one folder of packs is trained on, and these were given: {', '.join(rest)}", remedy="give one DIR")
+        raise ConfigError(
+            f"one folder of packs is trained on, and these were given: {', '.join(rest)}",
+            remedy="give one DIR",
+        )
     values = vars(namespace)
     if rest:
         values["data"] = rest[0]
-    given = {token.partition("=")[0].lstrip("-").replace("-", "_") for token in [*from_files, *flags] if token.startswith("--")}
+    given = {
+        token.partition("=")[0].lstrip("-").replace("-", "_")
+        for token in [*from_files, *flags]
+        if token.startswith("--")
+    }
     if values["use_peft"] and "learning_rate" not in given:
         values["learning_rate"] = LORA_LEARNING_RATE
     values["data"] = values["data"] or values["dataset_name"]
     _require(values)
     parts: dict[str, Any] = {
-        name: kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.init}) for name, kind in _KINDS.items()
+        name: kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.init})
+        for name, kind in _KINDS.items()
     }
     if parts["model"].attn_implementation and "attn" not in given:
-        parts["training"] = dataclasses.replace(parts["training"], attn=parts["model"].attn_implementation)
+        parts["training"] = dataclasses.replace(
+            parts["training"], attn=parts["model"].attn_implementation
+        )
     return Request(**parts)
 
 
@@ -96,7 +150,8 @@ def full_help() -> str:
 
 
 class _Parser(HfArgumentParser):  # type: ignore[misc]
-    """HfArgumentParser whose mistakes are ConfigErrors, and which takes no abbreviations: they change as options come."""
+    """HfArgumentParser whose mistakes are ConfigErrors, and which takes no abbreviations: they
+    change as options come."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -104,16 +159,25 @@ class _Parser(HfArgumentParser):  # type: ignore[misc]
             prog="sfttrain run",
             usage="sfttrain run DIR --model M --output_dir DIR [options]",
             allow_abbrev=False,
-            conflict_handler="resolve",  # trust_remote_code is a setting of the model and of the training, as in TRL
+            # trust_remote_code is a setting of the model and of the training, as in TRL.
+            conflict_handler="resolve",
         )
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(message, remedy="`sfttrain run --help` lists the options that matter most, `--help-all` all of them")
+        raise ConfigError(
+            message,
+            remedy=(
+                "`sfttrain run --help` lists the options that matter most, `--help-all` all of them"
+            ),
+        )
 
     def names(self) -> list[str]:
         """Settings by their names, without dashes."""
         return [
-            o.lstrip("-") for action in self._actions for o in action.option_strings if o.startswith("--") and "-" not in o[2:]
+            o.lstrip("-")
+            for action in self._actions
+            for o in action.option_strings
+            if o.startswith("--") and "-" not in o[2:]
         ]
 
 
@@ -138,7 +202,8 @@ def _take_config(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _as_flags(settings: dict[str, Any], known: list[str], path: str) -> list[str]:
-    """Settings of a YAML file as the flags that say the same, so that they are checked in the same way."""
+    """Settings of a YAML file as the flags that say the same, so that they are checked in the same
+    way."""
     tokens: list[str] = []
     for name, value in settings.items():
         if name not in known:
@@ -154,17 +219,26 @@ def _as_flags(settings: dict[str, Any], known: list[str], path: str) -> list[str
 
 def _nearest(name: str, known: list[str], dashes: str) -> str:
     near = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), known, n=1)
-    return f"did you mean {dashes}{near[0]}?" if near else "`sfttrain run --help-all` lists every setting"
+    return (
+        f"did you mean {dashes}{near[0]}?"
+        if near
+        else "`sfttrain run --help-all` lists every setting"
+    )
 
 
 def _require(values: dict[str, Any]) -> None:
     if values["stream"] and values["data"]:
-        raise ConfigError(f"--stream and {values['data']} are both to be trained on", remedy="give one of them")
+        raise ConfigError(
+            f"--stream and {values['data']} are both to be trained on", remedy="give one of them"
+        )
     for name, flag, remedy in (
         (
             "data",
             "DIR",
-            "give the folder that `sftprep build` wrote, or a file of records: sfttrain run DIR --model M --output_dir OUT",
+            (
+                "give the folder that `sftprep build` wrote, or a file of records: sfttrain run DIR"
+                " --model M --output_dir OUT"
+            ),
         ),
         ("model_name_or_path", "--model", "add --model FOLDER_OR_NAME"),
         ("output_dir", "--output_dir", "add --output_dir DIR, where the trained model goes"),

@@ -1,4 +1,5 @@
-"""Which attention a model is trained with, so that the sequences of a packed row cannot see each other."""
+"""Which attention a model is trained with, so that the sequences of a packed row cannot see each
+other."""
 
 from __future__ import annotations
 
@@ -15,7 +16,15 @@ from sfttrain.feeding import Feeding, below_adapter
 from sfttrain.fourbit import keep_gradients
 from sfttrain.guard import IsolationGuard, Verdict
 
-CHOICES = ("auto", "flash_attention_4", "flash_attention_3", "flash_attention_2", "torch_varlen", "sft_varlen", "unpack")
+CHOICES = (
+    "auto",
+    "flash_attention_4",
+    "flash_attention_3",
+    "flash_attention_2",
+    "torch_varlen",
+    "sft_varlen",
+    "unpack",
+)
 """What --attn takes, besides the name of a kernel repository (kernels-community/flash-attn2)."""
 
 _FLASH_PACKAGES = {
@@ -29,22 +38,33 @@ logger = logging.getLogger(__name__)
 
 
 def settle_attention(
-    model: nn.Module, asked: str, *, longest: int, autocast: torch.dtype | None = None, guard: bool = True
+    model: nn.Module,
+    asked: str,
+    *,
+    longest: int,
+    autocast: torch.dtype | None = None,
+    guard: bool = True,
 ) -> Feeding:
-    """Set the model to the first attention that is there and keeps sequences apart, and say how rows are fed to it.
+    """Set the model to the first attention that is there and keeps sequences apart, and say how
+    rows are fed to it.
 
-    model: on its device; asked: one of CHOICES; longest: tokens of the longest sequence; autocast: dtype of mixed
-    precision. auto falls back from one implementation to the next, and at last to unpacking, with one warning; anything
-    else is used or refused. With guard=False the first that can be set is trusted.
-    Raises AttentionError: eager, sdpa and flex_attention asked for by name; an implementation that is not there, or that
-    fails the guard; a model that does not even train right unpacked.
+    model: on its device; asked: one of CHOICES; longest: tokens of the longest sequence; autocast:
+    dtype of mixed precision. auto falls back from one implementation to the next, and at last to
+    unpacking, with one warning; anything else is used or refused. With guard=False the first that
+    can be set is trusted. Raises AttentionError: eager, sdpa and flex_attention asked for by name;
+    an implementation that is not there, or that fails the guard; a model that does not even train
+    right unpacked.
     """
     varlen.register()
     refuse_mixing(asked)
     keep_gradients(model)
     base = below_adapter(model)
     before = str(base.config._attn_implementation)
-    judge = IsolationGuard(model, int(base.get_input_embeddings().weight.shape[0]), autocast) if guard else None
+    judge = (
+        IsolationGuard(model, int(base.get_input_embeddings().weight.shape[0]), autocast)
+        if guard
+        else None
+    )
     failures: list[str] = []
     for name in _candidates(asked, before, next(model.parameters()), autocast):
         feeding, failure = _attempt(model, name, longest, judge)
@@ -63,15 +83,20 @@ def settle_attention(
     if verdict is not None and not verdict.isolated:
         if "no attribute 'logits'" in verdict.error:
             raise AttentionError(
-                f"{type(base).__name__} has no logits", remedy="give a causal language model: AutoModelForCausalLM"
+                f"{type(base).__name__} has no logits",
+                remedy="give a causal language model: AutoModelForCausalLM",
             )
         raise AttentionError(
             f"{type(base).__name__} gives other logits in a padded batch than alone: {verdict}",
-            remedy="train it on batches of one sequence: build with --packing none and set --per_device_train_batch_size 1",
+            remedy=(
+                "train it on batches of one sequence: build with --packing none and set"
+                " --per_device_train_batch_size 1"
+            ),
         )
     if asked == "auto":
         logger.warning(
-            "%s cannot keep packed sequences apart (%s); rows are unpacked into padded batches: as exact, but slower",
+            "%s cannot keep packed sequences apart (%s); rows are unpacked into padded batches: as"
+            " exact, but slower",
             type(base).__name__,
             "; ".join(failures),
         )
@@ -82,7 +107,8 @@ def refuse_mixing(asked: str) -> None:
     """Raise AttentionError for implementations under which packed sequences may see each other."""
     if asked in _MIXES:
         raise AttentionError(
-            f"attention {asked!r} would let packed sequences see each other in many models, and is slow where it does not",
+            f"attention {asked!r} would let packed sequences see each other in many models, and is"
+            " slow where it does not",
             remedy=f"use --attn auto, or one of: {', '.join(CHOICES[1:])}",
         )
 
@@ -92,28 +118,39 @@ def missing_for(name: str, device: torch.device) -> str:
     if name in ("sft_varlen", "unpack"):
         return ""
     if device.type != "cuda":
-        return f"it needs a CUDA device, and the model is on {device.type} (torch {torch.__version__})"
+        return (
+            f"it needs a CUDA device, and the model is on {device.type} (torch {torch.__version__})"
+        )
     if name == "torch_varlen":
         return (
-            "" if importlib.util.find_spec("torch.nn.attention.varlen") else f"torch {torch.__version__} has no varlen attention"
+            ""
+            if importlib.util.find_spec("torch.nn.attention.varlen")
+            else f"torch {torch.__version__} has no varlen attention"
         )
     major = torch.cuda.get_device_capability(device)[0]
     if name in _FLASH_PACKAGES:
         if not _importable(_FLASH_PACKAGES[name]):
-            return f'the package {_FLASH_PACKAGES[name]} is not installed (pip install "sftprep[flash]" --no-build-isolation)'
+            return (
+                f"the package {_FLASH_PACKAGES[name]} is not installed (pip install"
+                ' "sftprep[flash]" --no-build-isolation)'
+            )
         needed = {"flash_attention_2": 8, "flash_attention_3": 9, "flash_attention_4": 9}[name]
         if major < needed or (name == "flash_attention_3" and major != 9):
             return f"it does not run on a GPU of compute capability {major}"
     return ""
 
 
-def _candidates(asked: str, before: str, parameter: nn.Parameter, autocast: torch.dtype | None) -> Iterator[str]:
+def _candidates(
+    asked: str, before: str, parameter: nn.Parameter, autocast: torch.dtype | None
+) -> Iterator[str]:
     if asked == "unpack":
         return
     if asked != "auto":
         reason = missing_for(asked, parameter.device)
         if reason:
-            raise AttentionError(f"--attn {asked} is not possible here: {reason}", remedy="use --attn auto")
+            raise AttentionError(
+                f"--attn {asked} is not possible here: {reason}", remedy="use --attn auto"
+            )
         yield asked
         return
     narrow = autocast is not None or parameter.dtype in (torch.float16, torch.bfloat16)
@@ -124,16 +161,29 @@ def _candidates(asked: str, before: str, parameter: nn.Parameter, autocast: torc
     yield "sft_varlen"
 
 
-def _attempt(model: nn.Module, name: str, longest: int, judge: IsolationGuard | None) -> tuple[Feeding | None, str]:
+def _attempt(
+    model: nn.Module, name: str, longest: int, judge: IsolationGuard | None
+) -> tuple[Feeding | None, str]:
     """Set the model to `name` and ask the guard; a Feeding, or why not."""
     base = below_adapter(model)
     chunk = getattr(base.config.get_text_config(), "attention_chunk_size", None)
-    chunked = "chunked_attention" in (getattr(base.config.get_text_config(), "layer_types", None) or ())
+    chunked = "chunked_attention" in (
+        getattr(base.config.get_text_config(), "layer_types", None) or ()
+    )
     if chunked and chunk is not None and longest > chunk:
-        return None, f"its attention works in chunks of {chunk} tokens, which no packed attention knows, and sequences are longer"
+        return (
+            None,
+            (
+                f"its attention works in chunks of {chunk} tokens, which no packed attention knows,"
+                " and sequences are longer"
+            ),
+        )
     if not getattr(base, "_can_set_attn_implementation", lambda: True)():
         # Asked first because set_attn_implementation would only log a warning, and change nothing.
-        return None, "its attention cannot be set (the model does not use transformers' AttentionInterface)"
+        return (
+            None,
+            "its attention cannot be set (the model does not use transformers' AttentionInterface)",
+        )
     try:
         base.set_attn_implementation(name)
     except (ImportError, ValueError, KeyError, RuntimeError, OSError) as error:

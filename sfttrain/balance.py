@@ -1,4 +1,5 @@
-"""The loss that keeps the experts of a mixture equally busy, where a model has one: heard at the model's own output."""
+"""The loss that keeps the experts of a mixture equally busy, where a model has one: heard at the
+model's own output."""
 
 from __future__ import annotations
 
@@ -16,8 +17,9 @@ from sfttrain.feeding import below_adapter
 class ExpertBalance:
     """Adds the model's own auxiliary loss, weighted, to that of the tokens.
 
-    asked: the weight, or None for that of the model's config; a model without experts has none. The mean over the micro-batches
-    of a step is added, as in TRL 1.16. Raises ConfigError where a weight is asked for and the model has no such loss.
+    asked: the weight, or None for that of the model's config; a model without experts has none. The
+    mean over the micro-batches of a step is added, as in TRL 1.16. Raises ConfigError where a
+    weight is asked for and the model has no such loss.
     """
 
     def __init__(self, model: nn.Module, asked: float | None) -> None:
@@ -26,17 +28,23 @@ class ExpertBalance:
         known = hasattr(config, "output_router_logits")
         if asked and not known:
             raise ConfigError(
-                f"router_aux_loss_coef is {asked}, and {type(inner).__name__} has no experts whose use it could balance",
+                f"router_aux_loss_coef is {asked}, and {type(inner).__name__} has no experts whose"
+                " use it could balance",
                 remedy="leave router_aux_loss_coef out",
             )
-        self.weight = float((getattr(config, "router_aux_loss_coef", 0.0) or 0.0) if asked is None else asked) if known else 0.0
+        self.weight = (
+            float((getattr(config, "router_aux_loss_coef", 0.0) or 0.0) if asked is None else asked)
+            if known
+            else 0.0
+        )
         self._inner, self._config = inner, config
         self._sum: Tensor | None = None
         self._count = 0
 
     @contextlib.contextmanager
     def listening(self, training: bool) -> Iterator[list[Tensor]]:
-        """While this is open, what the model says of its experts in training is put into the list."""
+        """While this is open, what the model says of its experts in training is put into the
+        list."""
         heard: list[Tensor] = []
         if not (self.weight and training):
             yield heard
@@ -64,7 +72,8 @@ class ExpertBalance:
         return self.weight * mean / micro_batches
 
     def read(self, accelerator: Any) -> dict[str, float]:
-        """The mean of the auxiliary loss since the last reading, over all ranks, as it is logged; nothing without experts."""
+        """The mean of the auxiliary loss since the last reading, over all ranks, as it is logged;
+        nothing without experts."""
         if self._sum is None:
             return {}
         mean: float = accelerator.reduce(self._sum / self._count, reduction="mean").item()

@@ -1,6 +1,7 @@
 """A build inside a training run: here, or with several workers in a process of its own.
 
-What a large build needs, its workers and the tokenizers that they keep, is then given back before the training starts.
+What a large build needs, its workers and the tokenizers that they keep, is then given back before
+the training starts.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ _LARGE = 128 * 2**20
 
 
 def run_build(settings: dict[str, Any], *, name: str, rows: str | None = None) -> None:
-    """Build with these flat settings. name: what the records are called in errors; rows: the file of ours that holds them.
+    """Build with these flat settings. name: what the records are called in errors; rows: the file
+    of ours that holds them.
 
     Raises the errors of `sftprep.build`, in the words of the trainer (see `sfttrain.words`).
     """

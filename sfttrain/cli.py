@@ -17,7 +17,8 @@ _HELP = {"-h", "--help", "--help-all"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. Returns 0 done, 1 failed, 2 usage or bad input, 3 environment (disk, memory, a missing device)."""
+    """Run the command. Returns 0 done, 1 failed, 2 usage or bad input, 3 environment (disk, memory,
+    a missing device)."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     command, rest = (tokens[0], tokens[1:]) if tokens else ("", [])
     if command == "run":
@@ -55,7 +56,13 @@ def _guarded(arguments: list[str], debug: bool) -> int:
             raise
         return _leave(_tell(error.message, error.remedy, error.exit_code))
     except KeyboardInterrupt:
-        return _leave(_tell("interrupted", "go on with --resume_from_checkpoint latest, if a checkpoint was saved", 1))
+        return _leave(
+            _tell(
+                "interrupted",
+                "go on with --resume_from_checkpoint latest, if a checkpoint was saved",
+                1,
+            )
+        )
     except Exception as error:
         if debug:
             raise
@@ -75,13 +82,17 @@ def _run(arguments: list[str]) -> int:
 
 
 def _leave(code: int) -> int:
-    """Return `code`; a rank of several ends with it at once, for taking down its process group may hang or abort.
+    """Return `code`; a rank of several ends with it at once, for taking down its process group may
+    hang or abort.
 
-    gloo's threads wait for Python's lock to let go of the tensors of the last collective, while the group's destructor
-    holds that lock and waits for them (seen with torch 2.13). What others have registered for the end is still run.
+    gloo's threads wait for Python's lock to let go of the tensors of the last collective, while the
+    group's destructor holds that lock and waits for them (seen with torch 2.13). What others have
+    registered for the end is still run.
     """
     torch: Any = sys.modules.get("torch")
-    group: Any = torch.distributed if torch is not None and torch.distributed.is_available() else None
+    group: Any = (
+        torch.distributed if torch is not None and torch.distributed.is_available() else None
+    )
     if group is not None and group.is_initialized() and group.get_world_size() > 1:
         atexit._run_exitfuncs()
         sys.stdout.flush()
@@ -91,7 +102,8 @@ def _leave(code: int) -> int:
 
 
 def _quieten_libraries() -> None:
-    """Deprecations inside other libraries are not the user's, and their bars would fill a log file."""
+    """Deprecations inside other libraries are not the user's, and their bars would fill a log
+    file."""
     from transformers.utils import logging
 
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -100,11 +112,14 @@ def _quieten_libraries() -> None:
 
 
 def _take_debug(tokens: list[str]) -> tuple[list[str], bool]:
-    """Take out a --debug without a value, which is ours; transformers' has one (--debug underflow_overflow)."""
+    """Take out a --debug without a value, which is ours; transformers' has one (--debug
+    underflow_overflow)."""
     kept: list[str] = []
     found = False
     for number, token in enumerate(tokens):
-        if token == "--debug" and (number + 1 == len(tokens) or "overflow" not in tokens[number + 1]):
+        if token == "--debug" and (
+            number + 1 == len(tokens) or "overflow" not in tokens[number + 1]
+        ):
             found = True
         else:
             kept.append(token)
@@ -116,7 +131,10 @@ def _tell_foreign(error: Exception) -> int:
     text = " ".join(str(error).split())[:500] or type(error).__name__
     if "out of memory" in text.lower():
         return _tell(
-            text, "lower --per_device_train_batch_size, add --gradient_checkpointing, or train an adapter with --use_peft", 3
+            text,
+            "lower --per_device_train_batch_size, add --gradient_checkpointing, or train an adapter"
+            " with --use_peft",
+            3,
         )
     if isinstance(error, OSError):
         return _tell(text, "check the disk, and who may write there", 3)
@@ -124,7 +142,9 @@ def _tell_foreign(error: Exception) -> int:
         return _tell(text, "install the package it names", 3)
     if isinstance(error, ValueError):
         return _tell(text, "check the setting it names; --debug shows where it comes from", 2)
-    return _tell(f"{type(error).__name__}: {text}", "run again with --debug to see where it comes from", 1)
+    return _tell(
+        f"{type(error).__name__}: {text}", "run again with --debug to see where it comes from", 1
+    )
 
 
 def _tell(message: str, remedy: str, code: int) -> int:

@@ -1,4 +1,5 @@
-"""Take the chat template of one tokenizer over to another, with its special tokens, and make room for them in the model."""
+"""Take the chat template of one tokenizer over to another, with its special tokens, and make room
+for them in the model."""
 
 from __future__ import annotations
 
@@ -12,12 +13,14 @@ from sfttrain.adapter import note_new_tokens
 
 
 class Cloned(tuple[Any, Any, list[int]]):
-    """model, tokenizer and the ids of the tokens that were added: a tuple of three, as TRL 1.16 returns it.
+    """model, tokenizer and the ids of the tokens that were added: a tuple of three, as TRL 1.16
+    returns it.
 
-    Older TRL returned two, and scripts of both kinds are about: `model, tokenizer = clone_chat_template(...)` and
-    `model, tokenizer, added = clone_chat_template(...)` both work. To tell them apart, the instruction that takes this tuple
-    apart is looked at: CPython's says how many values it wants. Where it does not say (list(...), a star, another Python) there
-    are three. A function has no other way to know; whoever minds says `[:2]`.
+    Older TRL returned two, and scripts of both kinds are about: `model, tokenizer =
+    clone_chat_template(...)` and `model, tokenizer, added = clone_chat_template(...)` both work. To
+    tell them apart, the instruction that takes this tuple apart is looked at: CPython's says how
+    many values it wants. Where it does not say (list(...), a star, another Python) there are three.
+    A function has no other way to know; whoever minds says `[:2]`.
     """
 
     __slots__ = ()
@@ -34,7 +37,8 @@ class Cloned(tuple[Any, Any, list[int]]):
 
     @property
     def added_tokens(self) -> list[int]:
-        """Ids that the tokenizer did not have before; their embeddings are new, so they must be trained."""
+        """Ids that the tokenizer did not have before; their embeddings are new, so they must be
+        trained."""
         return list(self[2])
 
     def __iter__(self) -> Iterator[Any]:
@@ -43,26 +47,40 @@ class Cloned(tuple[Any, Any, list[int]]):
 
 
 def clone_chat_template(
-    model: Any, tokenizer: Any, source_tokenizer_path: str, resize_to_multiple_of: int | None = 64, *, source: Any | None = None
+    model: Any,
+    tokenizer: Any,
+    source_tokenizer_path: str,
+    resize_to_multiple_of: int | None = 64,
+    *,
+    source: Any | None = None,
 ) -> Cloned:
-    """Give `tokenizer` the template, special tokens and end token of another, and `model` an embedding with room for them.
+    """Give `tokenizer` the template, special tokens and end token of another, and `model` an
+    embedding with room for them.
 
-    source_tokenizer_path: folder or Hub name of that other tokenizer; source: itself, where it is loaded already.
-    resize_to_multiple_of: the embedding is rounded up to a multiple of so many rows, and the tokenizer is filled up with
-    `<extra_id_n>` tokens; None: no rounding. An embedding that has room already keeps its size.
-    Returns model, tokenizer and the ids that are new to the tokenizer; see `Cloned` for scripts that want two values.
-    Raises TokenizerError where the other tokenizer cannot be loaded, or has no template. Source: TRL 1.16 `clone_chat_template`,
-    which shrinks an embedding that is larger than the vocabulary, and here it is never shrunk: its rows may be in use.
+    source_tokenizer_path: folder or Hub name of that other tokenizer; source: itself, where it is
+    loaded already. resize_to_multiple_of: the embedding is rounded up to a multiple of so many
+    rows, and the tokenizer is filled up with `<extra_id_n>` tokens; None: no rounding. An embedding
+    that has room already keeps its size. Returns model, tokenizer and the ids that are new to the
+    tokenizer; see `Cloned` for scripts that want two values. Raises TokenizerError where the other
+    tokenizer cannot be loaded, or has no template. Source: TRL 1.16 `clone_chat_template`, which
+    shrinks an embedding that is larger than the vocabulary, and here it is never shrunk: its rows
+    may be in use.
     """
     theirs = source if source is not None else _loaded(source_tokenizer_path)
     if not theirs.chat_template:
         raise TokenizerError(
-            f"{source_tokenizer_path} has no chat template", remedy="give the tokenizer of an instruction-tuned model"
+            f"{source_tokenizer_path} has no chat template",
+            remedy="give the tokenizer of an instruction-tuned model",
         )
     if resize_to_multiple_of is not None and resize_to_multiple_of < 1:
-        raise ConfigError(f"resize_to_multiple_of is {resize_to_multiple_of}", remedy="give a number from 1 on, or None")
+        raise ConfigError(
+            f"resize_to_multiple_of is {resize_to_multiple_of}",
+            remedy="give a number from 1 on, or None",
+        )
     known = tokenizer.get_vocab()
-    missing = [token for token in theirs.added_tokens_decoder.values() if token.content not in known]
+    missing = [
+        token for token in theirs.added_tokens_decoder.values() if token.content not in known
+    ]
     tokenizer.add_tokens(missing)
     tokenizer.chat_template = theirs.chat_template
     tokenizer.eos_token = theirs.eos_token
@@ -74,7 +92,8 @@ def clone_chat_template(
 
 
 def end_with(model: Any, tokenizer: Any, *, only: bool) -> None:
-    """Tell the model the tokenizer's end token: its config, and what ends a generation (`only` that, or that too)."""
+    """Tell the model the tokenizer's end token: its config, and what ends a generation (`only`
+    that, or that too)."""
     end = tokenizer.eos_token_id
     model.config.get_text_config().eos_token_id = end
     generation = getattr(model, "generation_config", None)
@@ -99,7 +118,8 @@ def _loaded(path: str) -> Any:
 
 
 def _resize(model: Any, tokenizer: Any, multiple: int | None) -> list[str]:
-    """Make the embedding as long as the vocabulary, rounded up, and fill the vocabulary up to it; the filler tokens."""
+    """Make the embedding as long as the vocabulary, rounded up, and fill the vocabulary up to it;
+    the filler tokens."""
     step = multiple or 1
     rows = int(model.get_input_embeddings().weight.shape[0])
     wanted = -(-len(tokenizer.get_vocab()) // step) * step
@@ -118,7 +138,8 @@ def _resize(model: Any, tokenizer: Any, multiple: int | None) -> list[str]:
 
 
 def _values_unpacked(frame: FrameType) -> int | None:
-    """How many values the caller's running instruction takes apart; None where it is another instruction, or cannot be read."""
+    """How many values the caller's running instruction takes apart; None where it is another
+    instruction, or cannot be read."""
     code, at = frame.f_code.co_code, frame.f_lasti
     if sys.implementation.name != "cpython" or not 0 <= at < len(code) - 1:
         return None

@@ -1,4 +1,5 @@
-"""What a person sees of a run: a line where something is logged, and on a terminal a progress bar."""
+"""What a person sees of a run: a line where something is logged, and on a terminal a progress
+bar."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from transformers import TrainerCallback
 
 
 class Console(TrainerCallback):  # type: ignore[misc]
-    """Writes to `out` (stderr): stdout is left to the summary. first: lines that come before all others."""
+    """Writes to `out` (stderr): stdout is left to the summary. first: lines that come before all
+    others."""
 
     def __init__(self, first: Sequence[str] = (), out: TextIO | None = None) -> None:
         self._first = first
@@ -28,7 +30,11 @@ class Console(TrainerCallback):  # type: ignore[misc]
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
             self._bar = Progress(
-                BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Terminal(file=self._out), transient=True
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=Terminal(file=self._out),
+                transient=True,
             )
             self._bar.add_task("", total=state.max_steps, completed=state.global_step)
             self._bar.start()
@@ -38,7 +44,9 @@ class Console(TrainerCallback):  # type: ignore[misc]
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=state.global_step)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
         """Write a line, if it is of training or evaluation."""
         line = log_line(state.global_step, state.max_steps, logs or {})
         if not line or not state.is_world_process_zero:
@@ -60,10 +68,15 @@ def log_line(step: int, steps: int, logs: dict[str, float]) -> str:
     at = f"step {step:>{len(str(steps))}}/{steps}"
     if "loss" in logs:
         return (
-            f"{at}  loss {logs['loss']:.4f}  accuracy {logs['mean_token_accuracy']:.1%}  lr {logs['learning_rate']:.1e}"
-            f"  {logs['tokens_per_second']:,.0f} trained tok/s  {logs['num_tokens']:,.0f} trained tokens"
+            f"{at}  loss {logs['loss']:.4f}  accuracy {logs['mean_token_accuracy']:.1%}  lr"
+            f" {logs['learning_rate']:.1e}  {logs['tokens_per_second']:,.0f} trained tok/s "
+            f" {logs['num_tokens']:,.0f} trained tokens"
         )
-    found = [name.removesuffix("_loss") for name in logs if name.startswith("eval") and name.endswith("_loss")]
+    found = [
+        name.removesuffix("_loss")
+        for name in logs
+        if name.startswith("eval") and name.endswith("_loss")
+    ]
     return "\n".join(
         f"{at}  {name} loss {logs[f'{name}_loss']:.4f}  perplexity {logs[f'{name}_perplexity']:.2f}"
         f"  accuracy {logs[f'{name}_mean_token_accuracy']:.1%}"

@@ -1,4 +1,5 @@
-"""From packs to batches: which packs each rank trains on at each step, and how they become one padding-free row."""
+"""From packs to batches: which packs each rank trains on at each step, and how they become one
+padding-free row."""
 
 from __future__ import annotations
 
@@ -52,9 +53,10 @@ class PackSource(Protocol):
 def collate_packs(packs: Sequence[PackLike]) -> RowBatch:
     """Put the packs of a device batch into one padding-free row; see `RowBatch`.
 
-    No pack at all gives a row of two tokens, neither trained: what a rank gets that has nothing left in the last step.
-    A pack may have `loss_weights`, float32 [T]: what each token weighs in the loss where it is trained. One that has none
-    beside one that has some weighs 1 a token; a token of weight 0 is not trained.
+    No pack at all gives a row of two tokens, neither trained: what a rank gets that has nothing
+    left in the last step. A pack may have `loss_weights`, float32 [T]: what each token weighs in
+    the loss where it is trained. One that has none beside one that has some weighs 1 a token; a
+    token of weight 0 is not trained.
     """
     ids = _joined([p.input_ids for p in packs], [0, 0], np.int64)
     trained = _joined([p.completion_mask for p in packs], [0, 0], np.bool_)
@@ -71,7 +73,8 @@ def collate_packs(packs: Sequence[PackLike]) -> RowBatch:
     scored = np.flatnonzero(labels[1:] != -100)
     targets = labels[scored + 1]
     if len(scored) == 0:
-        # The row still goes through the model, so that every rank takes part in every step; its loss is 0.
+        # The row still goes through the model, so that every rank takes part in every step; its
+        # loss is 0.
         scored, targets, token_weights = np.zeros(1, np.int64), np.full(1, -100, np.int64), None
     weights = None if token_weights is None else token_weights[scored + 1]
     cu_seq_lens = torch.from_numpy(bounds.astype(np.int32))
@@ -88,17 +91,24 @@ def collate_packs(packs: Sequence[PackLike]) -> RowBatch:
         scored=torch.from_numpy(scored),
         targets=torch.from_numpy(targets),
         weights=None if weights is None else torch.from_numpy(weights),
-        total_weight=float((targets != -100).sum() if weights is None else weights.sum(dtype=np.float64)),
+        total_weight=float(
+            (targets != -100).sum() if weights is None else weights.sum(dtype=np.float64)
+        ),
     )
 
 
 def _weights(packs: Sequence[PackLike]) -> NDArray[np.float32] | None:
-    """What the tokens of all packs weigh, float32 [T], or None where no pack says anything of it."""
+    """What the tokens of all packs weigh, float32 [T], or None where no pack says anything of
+    it."""
     parts = [getattr(p, "loss_weights", None) for p in packs]
     if all(part is None for part in parts):
         return None
     return np.concatenate(
-        [np.ones(len(p.input_ids), np.float32) if w is None else w for p, w in zip(packs, parts, strict=True)], dtype=np.float32
+        [
+            np.ones(len(p.input_ids), np.float32) if w is None else w
+            for p, w in zip(packs, parts, strict=True)
+        ],
+        dtype=np.float32,
     )
 
 
@@ -112,14 +122,17 @@ class _Filler:
 
 
 def collate_filled(packs: Sequence[PackLike], *, multiple: int, pad_token_id: int) -> RowBatch:
-    """As `collate_packs`, with the row filled up to a multiple of so many tokens, by one sequence that trains nothing."""
+    """As `collate_packs`, with the row filled up to a multiple of so many tokens, by one sequence
+    that trains nothing."""
     tokens = sum(len(p.input_ids) for p in packs) or 2
     missing = -tokens % multiple
     if not missing:
         return collate_packs(packs)
     # Where there is no pack at all, the two tokens that stand for it are the filler's own.
     size = missing if packs else missing + 2
-    filler = _Filler(np.full(size, pad_token_id, np.int32), np.zeros(size, np.bool_), np.array([size], np.int32))
+    filler = _Filler(
+        np.full(size, pad_token_id, np.int32), np.zeros(size, np.bool_), np.array([size], np.int32)
+    )
     return collate_packs([*packs, filler])
 
 
@@ -130,15 +143,17 @@ def _joined(parts: list[NDArray[Any]], instead: list[int], dtype: type[np.generi
 
 def longest_sequence(source: PackSource) -> int:
     """Tokens of the longest sequence in any pack; reads their lengths only."""
-    return max((int(source.seq_lengths(index).max(initial=0)) for index in range(len(source))), default=0)
+    return max(
+        (int(source.seq_lengths(index).max(initial=0)) for index in range(len(source))), default=0
+    )
 
 
 @dataclass(frozen=True)
 class StepPlan:
     """Which packs are trained at which step: a pure function of the seed, the epoch and the step.
 
-    The packs of an optimizer step do not depend on how many ranks share them, so a run goes the same way on any number
-    of them, as long as rows * accumulation * world stays the same.
+    The packs of an optimizer step do not depend on how many ranks share them, so a run goes the
+    same way on any number of them, as long as rows * accumulation * world stays the same.
     """
 
     packs: int
@@ -161,7 +176,8 @@ class StepPlan:
 
     @property
     def batches(self) -> int:
-        """Device batches of each rank in an epoch: the same for all ranks, known without asking them."""
+        """Device batches of each rank in an epoch: the same for all ranks, known without asking
+        them."""
         whole, rest = divmod(self.packs, self.packs_per_step)
         tail = -(-rest // (self.rows * self.world))
         return whole * self.accumulation + (0 if self.drop_last and whole else tail)
@@ -173,15 +189,18 @@ class StepPlan:
         return np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(self.packs)
 
     def batch(self, order: NDArray[np.int64], number: int, rank: int) -> NDArray[np.int64]:
-        """Packs of device batch `number` (from 0) of a rank: at most `rows`; none where the last step has run out."""
+        """Packs of device batch `number` (from 0) of a rank: at most `rows`; none where the last
+        step has run out."""
         begin = (number * self.world + rank) * self.rows
         return order[begin : begin + self.rows]
 
 
 class StepSampler(Sampler[list[int]]):
-    """The plan of one rank as a batch sampler: for the loader, and for transformers' skip and set_epoch.
+    """The plan of one rank as a batch sampler: for the loader, and for transformers' skip and
+    set_epoch.
 
-    It is rank-aware already, and must not be prepared by accelerate, which would share it out once more.
+    It is rank-aware already, and must not be prepared by accelerate, which would share it out once
+    more.
     """
 
     def __init__(self, plan: StepPlan, rank: int = 0) -> None:
@@ -212,7 +231,8 @@ class PackLoader(DataLoader[RowBatch]):
         workers: int = 0,
         **options: Any,
     ) -> None:
-        """source: packs, or rows for another `collate`, by number; options: those of torch's DataLoader."""
+        """source: packs, or rows for another `collate`, by number; options: those of torch's
+        DataLoader."""
         super().__init__(
             cast(Any, _PackDataset(source)),
             batch_sampler=cast(Any, sampler),

@@ -1,4 +1,5 @@
-"""How a packed row is given to a model: as it is, with the bounds of its sequences, or unpacked into padded batches."""
+"""How a packed row is given to a model: as it is, with the bounds of its sequences, or unpacked
+into padded batches."""
 
 from __future__ import annotations
 
@@ -15,9 +16,11 @@ from sfttrain.unpack import groups_of_like_length
 
 
 class RowBatch(TypedDict):
-    """The packs of a device batch as one padding-free row of T tokens, S sequences and n scored positions (n >= 1).
+    """The packs of a device batch as one padding-free row of T tokens, S sequences and n scored
+    positions (n >= 1).
 
-    A scored position is one whose next token is trained; where nothing is, position 0 stands alone with target -100.
+    A scored position is one whose next token is trained; where nothing is, position 0 stands alone
+    with target -100.
     """
 
     input_ids: Tensor
@@ -25,7 +28,8 @@ class RowBatch(TypedDict):
     position_ids: Tensor
     """int64 [1, T], restarting at 0 with every sequence"""
     labels: Tensor
-    """int64 [1, T]: the token where it is trained, else -100; never at the first token of a sequence"""
+    """int64 [1, T]: the token where it is trained, else -100; never at the first token of a
+    sequence"""
     cu_seq_lens_q: Tensor
     """int32 [S + 1]: where sequences start and end"""
     cu_seq_lens_k: Tensor
@@ -83,15 +87,21 @@ class Feeding:
 
 
 def scored_outputs(model: nn.Module, batch: RowBatch, feeding: Feeding) -> Scored:
-    """Run the model and return its logits where they are scored, with the tokens that should have come.
+    """Run the model and return its logits where they are scored, with the tokens that should have
+    come.
 
-    Logits are made only there, through the model's own `logits_to_keep`, where its forward has that parameter.
-    With `feeding.unpack` the order is that of the padded batches, and n may differ by targets of -100.
+    Logits are made only there, through the model's own `logits_to_keep`, where its forward has that
+    parameter. With `feeding.unpack` the order is that of the padded batches, and n may differ by
+    targets of -100.
     """
     if not feeding.unpack:
         return Scored(_packed_outputs(model, batch, feeding), batch["targets"], batch["weights"])
     outputs, targets, weights = zip(*_unpacked_outputs(model, batch, feeding), strict=True)
-    return Scored(torch.cat(outputs), torch.cat(targets), None if batch["weights"] is None else torch.cat(weights))
+    return Scored(
+        torch.cat(outputs),
+        torch.cat(targets),
+        None if batch["weights"] is None else torch.cat(weights),
+    )
 
 
 def below_adapter(model: Any) -> Any:
@@ -100,7 +110,8 @@ def below_adapter(model: Any) -> Any:
 
 
 def packed_arguments(batch: RowBatch, feeding: Feeding) -> dict[str, Any]:
-    """What the model is called with for a packed row. There is never an attention mask: it would hide the bounds."""
+    """What the model is called with for a packed row. There is never an attention mask: it would
+    hide the bounds."""
     arguments: dict[str, Any] = {
         "input_ids": batch["input_ids"],
         "position_ids": batch["position_ids"],
@@ -131,8 +142,8 @@ def _packed_outputs(model: nn.Module, batch: RowBatch, feeding: Feeding) -> Tens
 def _bounds_are_known() -> Iterator[None]:
     """While this is open, transformers does not look for sequences in the position_ids of a row.
 
-    It would, to build a mask that attention with explicit bounds has no use for, and the program would wait for the device
-    at every forward to see whether there are any.
+    It would, to build a mask that attention with explicit bounds has no use for, and the program
+    would wait for the device at every forward to see whether there are any.
     """
     from transformers import masking_utils
 
@@ -152,7 +163,9 @@ def _found_none(position_ids: Tensor) -> None:
     """In place of transformers' search: one sequence a row, as far as masks go."""
 
 
-def _unpacked_outputs(model: nn.Module, batch: RowBatch, feeding: Feeding) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _unpacked_outputs(
+    model: nn.Module, batch: RowBatch, feeding: Feeding
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Outputs, targets and weights of one padded batch after another.
 
     Batches in which nothing is trained are left out, except the last one standing.

@@ -1,4 +1,5 @@
-"""A user's function that makes texts of rows: called once a row, or on columns of several rows, as older TRL did."""
+"""A user's function that makes texts of rows: called once a row, or on columns of several rows, as
+older TRL did."""
 
 from __future__ import annotations
 
@@ -14,12 +15,15 @@ Row = Mapping[str, Any]
 _BATCH = 1000
 
 
-def formatted(rows: Iterable[Row], function: FormattingFunction, text_field: str) -> Iterator[dict[str, str]]:
+def formatted(
+    rows: Iterable[Row], function: FormattingFunction, text_field: str
+) -> Iterator[dict[str, str]]:
     """The rows as `{text_field: text}`, and nothing else of them.
 
-    A function that returns text is called once a row. One that returns a list is either of the older kind, called with a
-    dictionary of columns for several rows and returning a text for each; or it makes several texts of one row. Which one is found
-    out by calling it on two rows and on three. Raises ConfigError where it returns something else, or fails.
+    A function that returns text is called once a row. One that returns a list is either of the
+    older kind, called with a dictionary of columns for several rows and returning a text for each;
+    or it makes several texts of one row. Which one is found out by calling it on two rows and on
+    three. Raises ConfigError where it returns something else, or fails.
     """
     remaining = iter(rows)
     first = list(islice(remaining, 3))
@@ -28,10 +32,13 @@ def formatted(rows: Iterable[Row], function: FormattingFunction, text_field: str
     every = chain(first, remaining)
     if _is_for_columns(function, first):
         for number, batch in enumerate(_batches(every)):
-            texts = _texts_of(function, _columns(batch), f"in the {len(batch)} rows after row {number * _BATCH}")
+            texts = _texts_of(
+                function, _columns(batch), f"in the {len(batch)} rows after row {number * _BATCH}"
+            )
             if len(texts) != len(batch):
                 raise ConfigError(
-                    f"formatting_func returned {len(texts)} texts for {len(batch)} rows", remedy="return one text a row"
+                    f"formatting_func returned {len(texts)} texts for {len(batch)} rows",
+                    remedy="return one text a row",
                 )
             yield from ({text_field: text} for text in texts)
         return
@@ -40,12 +47,14 @@ def formatted(rows: Iterable[Row], function: FormattingFunction, text_field: str
 
 
 def _is_for_columns(function: FormattingFunction, first: list[Row]) -> bool:
-    """Whether the function takes columns: a list for the first row, and one text a row for two rows and for three."""
+    """Whether the function takes columns: a list for the first row, and one text a row for two rows
+    and for three."""
     try:
         if isinstance(function(first[0]), str):
             return False
     except Exception:
-        # A function for columns may well fail on a row; one for rows fails on its first row again, where the user sees it.
+        # A function for columns may well fail on a row; one for rows fails on its first row again,
+        # where the user sees it.
         return _one_text_a_row(function, first)
     return _one_text_a_row(function, first)
 
@@ -57,7 +66,11 @@ def _one_text_a_row(function: FormattingFunction, first: list[Row]) -> bool:
             texts = function(_columns(rows))
         except Exception:
             return False
-        if not isinstance(texts, list) or len(texts) != count or not all(isinstance(text, str) for text in texts):
+        if (
+            not isinstance(texts, list)
+            or len(texts) != count
+            or not all(isinstance(text, str) for text in texts)
+        ):
             return False
     return True
 
@@ -77,10 +90,18 @@ def _texts_of(function: FormattingFunction, given: Any, where: str) -> list[str]
         result = function(given)
     except Exception as error:
         raise ConfigError(
-            f"formatting_func failed {where}: {type(error).__name__}: {error}", remedy="mend the function, or the row"
+            f"formatting_func failed {where}: {type(error).__name__}: {error}",
+            remedy="mend the function, or the row",
         ) from error
     texts = [result] if isinstance(result, str) else result
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        found = type(result).__name__ if not isinstance(result, list) else "list that holds something else"
-        raise ConfigError(f"formatting_func returned a {found}", remedy="return the text of the row, or a list of texts")
+        found = (
+            type(result).__name__
+            if not isinstance(result, list)
+            else "list that holds something else"
+        )
+        raise ConfigError(
+            f"formatting_func returned a {found}",
+            remedy="return the text of the row, or a list of texts",
+        )
     return texts

@@ -1,4 +1,5 @@
-"""Does this model, as it is set up now, keep the sequences of a packed row apart? Asked of the model itself, not of a list."""
+"""Does this model, as it is set up now, keep the sequences of a packed row apart? Asked of the
+model itself, not of a list."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ _LENGTHS = (5, 9, 4)
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the guard saw. leak, difference: in standard deviations of the logits; error: what the model raised, or ''."""
+    """What the guard saw. leak, difference: in standard deviations of the logits; error: what the
+    model raised, or ''."""
 
     leak: float
     """How far logits of later sequences move when the first sequence is another one."""
@@ -28,7 +30,11 @@ class Verdict:
     @property
     def isolated(self) -> bool:
         """Whether packed rows are safe (a NaN is not)."""
-        return not self.error and self.leak <= self.tolerance[0] and self.difference <= self.tolerance[1]
+        return (
+            not self.error
+            and self.leak <= self.tolerance[0]
+            and self.difference <= self.tolerance[1]
+        )
 
     def __str__(self) -> str:
         if self.error:
@@ -40,13 +46,16 @@ class Verdict:
 
 
 class IsolationGuard:
-    """Three short forwards on random tokens; the reference is taken once, before the model's attention is changed.
+    """Three short forwards on random tokens; the reference is taken once, before the model's
+    attention is changed.
 
-    model: on its device; autocast: dtype of mixed precision, or None. Raises nothing: a model that cannot be run alone
-    gives a verdict with an error, for every feeding.
+    model: on its device; autocast: dtype of mixed precision, or None. Raises nothing: a model that
+    cannot be run alone gives a verdict with an error, for every feeding.
     """
 
-    def __init__(self, model: nn.Module, vocabulary: int, autocast: torch.dtype | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, vocabulary: int, autocast: torch.dtype | None = None
+    ) -> None:
         self._model, self._autocast = model, autocast
         parameter = next(model.parameters())
         self._device = parameter.device
@@ -63,12 +72,13 @@ class IsolationGuard:
 
     def ask(self, feeding: Feeding) -> Verdict:
         """Compare rows given by `feeding` with each other and with the sequence alone."""
-        # Rounding in 16 bits differs between kernels, and may send a token to another expert: there the median position
-        # must agree. A leak is of another order (0.5 to 5 sigma where it was seen), and rounding does not cause one.
+        # Rounding in 16 bits differs between kernels, and may send a token to another expert: there
+        # the median position must agree. A leak is of another order (0.5 to 5 sigma where it was
+        # seen), and rounding does not cause one.
         tolerance = (2e-2, 1.5e-1) if self._half else (1e-3, 1e-3)
         if self._int8:
-            # bitsandbytes multiplies in 8 bits all columns in which no token of the row has an outlier, so what else is in
-            # the row decides how a token is rounded.
+            # bitsandbytes multiplies in 8 bits all columns in which no token of the row has an
+            # outlier, so what else is in the row decides how a token is rounded.
             tolerance = (2e-1, 2e-1)
         if self._alone is None:
             return Verdict(0.0, 0.0, self._alone_error, tolerance)
@@ -78,19 +88,29 @@ class IsolationGuard:
             return Verdict(0.0, 0.0, error or error2, tolerance)
         scale = first.std()
         leak = ((first - second)[_LENGTHS[0] :].abs().amax(-1).max() / scale).item()
-        by_position = (first[_LENGTHS[0] : _LENGTHS[0] + _LENGTHS[1]] - self._alone).abs().amax(-1) / scale
-        return Verdict(leak, (by_position.median() if self._half else by_position.max()).item(), "", tolerance)
+        by_position = (first[_LENGTHS[0] : _LENGTHS[0] + _LENGTHS[1]] - self._alone).abs().amax(
+            -1
+        ) / scale
+        return Verdict(
+            leak, (by_position.median() if self._half else by_position.max()).item(), "", tolerance
+        )
 
     def _run(self, forward: Any) -> tuple[Tensor | None, str]:
         was = self._model.training
         self._model.eval()
-        mixed = torch.autocast(self._device.type, self._autocast) if self._autocast is not None else contextlib.nullcontext()
+        mixed = (
+            torch.autocast(self._device.type, self._autocast)
+            if self._autocast is not None
+            else contextlib.nullcontext()
+        )
         try:
             with torch.no_grad(), mixed:
                 return forward().float(), ""
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # whatever a model raises on a packed row, it means: not this way
+        except (
+            Exception
+        ) as error:  # whatever a model raises on a packed row, it means: not this way
             return None, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         finally:
             self._model.train(was)
@@ -115,7 +135,8 @@ class IsolationGuard:
             max_length_k=max(_LENGTHS),
             seq_lens=_LENGTHS,
             scored=torch.arange(len(ids), device=self._device),
-            # The target of a position is its own place: it comes back with the logits, whatever their order.
+            # The target of a position is its own place: it comes back with the logits, whatever
+            # their order.
             targets=torch.arange(len(ids), device=self._device),
             weights=None,
             total_weight=float(len(ids)),

@@ -1,4 +1,5 @@
-"""What `sfttrain run --help` prints, written down so that it comes at once: the classes that know take seconds to import.
+"""What `sfttrain run --help` prints, written down so that it comes at once: the classes that know
+take seconds to import.
 
 tests/train/test_cli.py holds every line of it against those classes.
 """
@@ -8,9 +9,17 @@ from __future__ import annotations
 USAGE = "sfttrain run DIR --model NAME_OR_DIR --output_dir DIR [options]"
 
 OURS: tuple[tuple[str, str, str], ...] = (
-    ("data", "", "DIR: folder of packs that `sftprep build` made, or a file or folder of raw records"),
+    (
+        "data",
+        "",
+        "DIR: folder of packs that `sftprep build` made, or a file or folder of raw records",
+    ),
     ("eval_data", "", "the same, to evaluate on"),
-    ("dataset_name", "", "in place of DIR, as in TRL: a dataset on the Hub, or whatever DIR may be"),
+    (
+        "dataset_name",
+        "",
+        "in place of DIR, as in TRL: a dataset on the Hub, or whatever DIR may be",
+    ),
     ("dataset_config", "", "configuration of dataset_name"),
     ("dataset_train_split", "train", "split of dataset_name that is trained on"),
     ("dataset_test_split", "test", "split that is evaluated on, if eval_strategy is not no"),
@@ -27,12 +36,27 @@ OURS: tuple[tuple[str, str, str], ...] = (
     ("load_in_4bit", "False", "keep the base model in 4 bits, for adapters"),
     ("load_in_8bit", "False", "keep the base model in 8 bits, for adapters"),
     ("dtype", "", "precision of the weights: float32, bfloat16, float16, auto"),
-    ("attn", "auto", "attention over packed rows: auto, flash_attention_4, _3, _2, torch_varlen, sft_varlen, unpack"),
+    (
+        "attn",
+        "auto",
+        (
+            "attention over packed rows: auto, flash_attention_4, _3, _2, torch_varlen, sft_varlen,"
+            " unpack"
+        ),
+    ),
     ("loss_impl", "auto", "auto, logits, or fused (logits are never kept)"),
     ("loss_type", "nll", "nll, or dft (tokens weighted by their own probability)"),
-    ("isolation_guard", "True", "prove first that packed sequences cannot see each other (--no_isolation_guard: do not)"),
+    (
+        "isolation_guard",
+        "True",
+        "prove first that packed sequences cannot see each other (--no_isolation_guard: do not)",
+    ),
     ("allow_mismatch", "", "train although shards and model differ in: tokenizer, length"),
-    ("packing", "False", "put several raw records into a row of max_length (folders of packs are packed already)"),
+    (
+        "packing",
+        "False",
+        "put several raw records into a row of max_length (folders of packs are packed already)",
+    ),
     ("packing_strategy", "bfd", "bfd, bfd_split, or wrapped, for raw records"),
     ("eval_packing", "", "pack raw evaluation records; as packing"),
     ("max_length", "1024", "tokens at which raw records are cut, and in a row"),
@@ -54,14 +78,26 @@ OURS: tuple[tuple[str, str, str], ...] = (
     ("pad_to_multiple_of", "auto", "fill rows up to a multiple of so many tokens"),
     ("activation_offloading", "False", "keep activations in the memory of the CPU"),
     ("router_aux_loss_coef", "", "weight of the loss that balances experts; that of the model"),
-    ("stream", "", "INPUT...: raw records that are tokenized while the model trains, instead of DIR; needs --max_steps"),
+    (
+        "stream",
+        "",
+        (
+            "INPUT...: raw records that are tokenized while the model trains, instead of DIR; needs"
+            " --max_steps"
+        ),
+    ),
     ("stream_window", "4096", "with --stream: sequences of which packs are made at a time"),
-    ("stream_lanes", "16", "with --stream: parts that the records are dealt into; a multiple of the ranks"),
+    (
+        "stream_lanes",
+        "16",
+        "with --stream: parts that the records are dealt into; a multiple of the ranks",
+    ),
     ("stream_order", "shuffle", "with --stream: shuffle, or keep the order of the records"),
     ("json", "False", "print the summary as JSON"),
     ("debug", "", "show the traceback of an error"),
 )
-"""(setting, default, help): those of sfttrain. A default of '' is None, or one that the help tells."""
+"""(setting, default, help): those of sfttrain. A default of '' is None, or one that the help
+tells."""
 
 TRAINING: tuple[tuple[str, str, str], ...] = (
     ("output_dir", "", "where checkpoints and the trained model go"),
@@ -99,7 +135,11 @@ Fine-tunes a causal language model on packs that `sftprep build` made.
 def short_help() -> str:
     """The text of `sfttrain run --help`."""
     sections = (("options", OURS), ("training (transformers' TrainingArguments)", TRAINING))
-    lines = [f"usage: {USAGE}", "", "Fine-tunes a causal language model on packs that `sftprep build` made."]
+    lines = [
+        f"usage: {USAGE}",
+        "",
+        "Fine-tunes a causal language model on packs that `sftprep build` made.",
+    ]
     for title, options in sections:
         lines += ["", f"{title}:"]
         for name, default, text in options:
@@ -108,6 +148,9 @@ def short_help() -> str:
             lines.append(f"  {shown:<31} {told}" + (f" [{default}]" if default else ""))
     lines += [
         "",
-        "`sfttrain run --help-all` lists every option. Exit codes: 0 done, 1 failed, 2 usage or bad input, 3 environment.",
+        (
+            "`sfttrain run --help-all` lists every option. Exit codes: 0 done, 1 failed, 2 usage or"
+            " bad input, 3 environment."
+        ),
     ]
     return "\n".join(lines)

@@ -13,13 +13,16 @@ from sfttrain.loss import LossSums
 
 
 class Counters:
-    """Sums over the positions trained since the last reading: of their loss, their right guesses, and how many they are.
+    """Sums over the positions trained since the last reading: of their loss, their right guesses,
+    and how many they are.
 
     Adding never waits for the device; `read` does, once, and adds up the ranks.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(3, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+        self._sums = torch.zeros(
+            3, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device
+        )
         self._since = time.perf_counter()
 
     def add(self, sums: LossSums) -> None:
@@ -27,7 +30,8 @@ class Counters:
         self._sums += torch.stack([sums.nll, sums.correct, sums.tokens]).to(self._sums.dtype)
 
     def read(self, accelerator: Any) -> Reading:
-        """The sums over all ranks since the last reading, which start again at 0. Every rank must call it."""
+        """The sums over all ranks since the last reading, which start again at 0. Every rank must
+        call it."""
         reading = self.peek(accelerator)
         self._since += reading.seconds
         self._sums.zero_()
@@ -41,7 +45,8 @@ class Counters:
 
 
 class Reading:
-    """What counters said. nll: summed; correct, tokens: counts; seconds: since the reading before."""
+    """What counters said. nll: summed; correct, tokens: counts; seconds: since the reading
+    before."""
 
     def __init__(self, nll: float, correct: int, tokens: int, seconds: float) -> None:
         self.nll, self.correct, self.tokens, self.seconds = nll, correct, tokens, seconds

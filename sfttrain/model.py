@@ -11,7 +11,13 @@ import torch
 from torch import nn
 
 import sftprep
-from sftprep.errors import ConfigError, InputNotFound, MismatchError, MissingDependency, TokenizerError
+from sftprep.errors import (
+    ConfigError,
+    InputNotFound,
+    MismatchError,
+    MissingDependency,
+    TokenizerError,
+)
 from sfttrain.config import ModelConfig
 from sfttrain.data import PackSource, longest_sequence
 
@@ -26,7 +32,8 @@ class ManifestLike(Protocol):
 
     @property
     def tokenizer(self) -> dict[str, Any]:
-        """name, fingerprint, vocab_size, max_id (largest id in the shards), eos_token_id, pad_token_id"""
+        """name, fingerprint, vocab_size, max_id (largest id in the shards), eos_token_id,
+        pad_token_id"""
         ...
 
     @property
@@ -44,11 +51,15 @@ class ShardsLike(PackSource, Protocol):
         ...
 
 
-def load_model(config: ModelConfig, *, device: torch.device, options: Mapping[str, Any] | None = None) -> Any:
-    """Load a causal language model by folder or Hub name, in the precision that `config.dtype` says (see ModelConfig).
+def load_model(
+    config: ModelConfig, *, device: torch.device, options: Mapping[str, Any] | None = None
+) -> Any:
+    """Load a causal language model by folder or Hub name, in the precision that `config.dtype` says
+    (see ModelConfig).
 
-    options: further arguments of from_pretrained, which win (model_init_kwargs).
-    Raises InputNotFound where there is no such model, ConfigError where it is no causal language model, or takes no such option.
+    options: further arguments of from_pretrained, which win (model_init_kwargs). Raises
+    InputNotFound where there is no such model, ConfigError where it is no causal language model, or
+    takes no such option.
     """
     from transformers import AutoModelForCausalLM
 
@@ -57,7 +68,8 @@ def load_model(config: ModelConfig, *, device: torch.device, options: Mapping[st
         raise ConfigError("no model was given", remedy="add --model FOLDER_OR_NAME")
     if _is_path(name) and not Path(name).expanduser().is_dir():
         raise InputNotFound(
-            f"there is no folder {name}", remedy="check the folder, or give a name on the Hub such as Qwen/Qwen3-8B"
+            f"there is no folder {name}",
+            remedy="check the folder, or give a name on the Hub such as Qwen/Qwen3-8B",
         )
     quantization = get_quantization_config(config)
     arguments = {
@@ -72,12 +84,15 @@ def load_model(config: ModelConfig, *, device: torch.device, options: Mapping[st
         return AutoModelForCausalLM.from_pretrained(name, **arguments)
     except TypeError as error:
         raise ConfigError(
-            f"{name} cannot be loaded: {_first_line(error)}", remedy="look at model_init_kwargs: it goes to from_pretrained"
+            f"{name} cannot be loaded: {_first_line(error)}",
+            remedy="look at model_init_kwargs: it goes to from_pretrained",
         ) from error
     except OSError as error:
         raise InputNotFound(_first_line(error), remedy=_remedy_for_missing(name)) from error
     except ValueError as error:
-        raise ConfigError(f"{name} cannot be loaded: {_first_line(error)}", remedy="give a causal language model") from error
+        raise ConfigError(
+            f"{name} cannot be loaded: {_first_line(error)}", remedy="give a causal language model"
+        ) from error
 
 
 def get_peft_config(config: ModelConfig) -> Any | None:
@@ -104,7 +119,8 @@ def get_peft_config(config: ModelConfig) -> Any | None:
 
 
 def get_quantization_config(config: ModelConfig) -> Any | None:
-    """The BitsAndBytesConfig that a ModelConfig asks for, or None. Raises MissingDependency without bitsandbytes."""
+    """The BitsAndBytesConfig that a ModelConfig asks for, or None. Raises MissingDependency without
+    bitsandbytes."""
     if not (config.load_in_4bit or config.load_in_8bit):
         return None
     from importlib.util import find_spec
@@ -134,11 +150,14 @@ def get_kbit_device_map() -> dict[str, int] | None:
     return {"": PartialState().local_process_index}
 
 
-def check_match(model: Any, shards: ShardsLike, fingerprint: str | None, allowed: Sequence[str] = ()) -> list[str]:
+def check_match(
+    model: Any, shards: ShardsLike, fingerprint: str | None, allowed: Sequence[str] = ()
+) -> list[str]:
     """Check that shards and model belong together, before anything is trained.
 
-    fingerprint: that of the model's own tokenizer, None where the model has none. allowed: mismatches that are only
-    told, of tokenizer and length. Returns what was told. Raises MismatchError.
+    fingerprint: that of the model's own tokenizer, None where the model has none. allowed:
+    mismatches that are only told, of tokenizer and length. Returns what was told. Raises
+    MismatchError.
     """
     manifest = shards.manifest
     told: list[str] = []
@@ -147,39 +166,66 @@ def check_match(model: Any, shards: ShardsLike, fingerprint: str | None, allowed
     if largest >= rows:
         raise MismatchError(
             f"the shards hold token id {largest}, and the model's embedding has {rows} rows",
-            remedy="build the shards with the tokenizer of this model: sftprep build ... --tokenizer MODEL",
+            remedy=(
+                "build the shards with the tokenizer of this model: sftprep build ... --tokenizer"
+                " MODEL"
+            ),
         )
     theirs = str(manifest.tokenizer.get("fingerprint", ""))
     if fingerprint is not None and theirs and fingerprint != theirs:
-        text = f"the shards were built with another tokenizer ({manifest.tokenizer.get('name')}) than the model's own"
+        text = (
+            f"the shards were built with another tokenizer ({manifest.tokenizer.get('name')}) than"
+            " the model's own"
+        )
         if "tokenizer" not in allowed:
             raise MismatchError(
-                text, remedy="build them with --tokenizer MODEL, or train all the same with --allow_mismatch tokenizer"
+                text,
+                remedy=(
+                    "build them with --tokenizer MODEL, or train all the same with --allow_mismatch"
+                    " tokenizer"
+                ),
             )
         told.append(text)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    # Packs may well be longer than the model's context, since positions restart: sequences may not. Only then are they looked at.
-    if isinstance(context, int) and 0 < context < manifest.max_length and (longest := longest_sequence(shards)) > context:
-        text = f"the longest sequence has {longest} tokens, and the model's positions end at {context}"
+    # Packs may well be longer than the model's context, since positions restart: sequences may not.
+    # Only then are they looked at.
+    if (
+        isinstance(context, int)
+        and 0 < context < manifest.max_length
+        and (longest := longest_sequence(shards)) > context
+    ):
+        text = (
+            f"the longest sequence has {longest} tokens, and the model's positions end at {context}"
+        )
         if "length" not in allowed:
             raise MismatchError(
-                text, remedy=f"build with --max-length {context}, or train all the same with --allow_mismatch length"
+                text,
+                remedy=(
+                    f"build with --max-length {context}, or train all the same with"
+                    " --allow_mismatch length"
+                ),
             )
         told.append(text)
     return told
 
 
-def tokenizer_for(model_name: str, manifest: ManifestLike, *, trust_remote_code: bool = False) -> tuple[Any | None, str | None]:
-    """The tokenizer to save beside the model, with the template of the shards; and the fingerprint of the model's own.
+def tokenizer_for(
+    model_name: str, manifest: ManifestLike, *, trust_remote_code: bool = False
+) -> tuple[Any | None, str | None]:
+    """The tokenizer to save beside the model, with the template of the shards; and the fingerprint
+    of the model's own.
 
-    The model's own is taken where it has one, else that of the shards; (None, None) where neither can be loaded.
+    The model's own is taken where it has one, else that of the shards; (None, None) where neither
+    can be loaded.
     """
     theirs = str(manifest.tokenizer.get("fingerprint", ""))
     own = _load_tokenizer(model_name, trust_remote_code)
     fingerprint = _fingerprint(own, manifest) if own is not None else None
     tokenizer = own
     if own is None or (theirs and fingerprint != theirs):
-        tokenizer = _load_tokenizer(str(manifest.tokenizer.get("name") or ""), trust_remote_code) or own
+        tokenizer = (
+            _load_tokenizer(str(manifest.tokenizer.get("name") or ""), trust_remote_code) or own
+        )
     if tokenizer is not None:
         # Inference must write its prompts, and know the end of an answer, as the shards did.
         if manifest.chat_template is not None:
@@ -191,7 +237,8 @@ def tokenizer_for(model_name: str, manifest: ManifestLike, *, trust_remote_code:
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies in bfloat16, so that mixed precision pays; False where torch cannot tell, as older ones."""
+    """Whether this CPU multiplies in bfloat16, so that mixed precision pays; False where torch
+    cannot tell, as older ones."""
     found: dict[str, Any] = dict(getattr(torch.cpu, "get_capabilities", dict)())
     return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
@@ -203,7 +250,8 @@ def trainable_share(model: nn.Module) -> tuple[int, int]:
 
 
 def _fingerprint(tokenizer: Any, manifest: ManifestLike) -> str | None:
-    """Fingerprint of a tokenizer, with the end token of the shards (`sftprep build --eos-token`); None if it has none."""
+    """Fingerprint of a tokenizer, with the end token of the shards (`sftprep build --eos-token`);
+    None if it has none."""
     try:
         spec = sftprep.tokenizer_spec(tokenizer)
         end = manifest.tokenizer.get("eos_token_id")
@@ -217,7 +265,8 @@ def _fingerprint(tokenizer: Any, manifest: ManifestLike) -> str | None:
 def _dtype(config: ModelConfig, device: torch.device) -> Any:
     if config.dtype is not None:
         return "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
-    # Full training in 16 bits loses updates smaller than a weight's last bit; a frozen base loses nothing.
+    # Full training in 16 bits loses updates smaller than a weight's last bit; a frozen base loses
+    # nothing.
     return "auto" if config.use_peft and device.type != "cpu" else torch.float32
 
 
@@ -235,7 +284,13 @@ def _load_tokenizer(name: str, trust_remote_code: bool) -> Any | None:
         return None
 
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "spiece.model",
+)
 
 
 def _remedy_for_missing(name: str) -> str:
@@ -245,7 +300,8 @@ def _remedy_for_missing(name: str) -> str:
 
 
 def _is_path(name: str) -> bool:
-    """Whether a name can only be meant as a path: names on the Hub have one slash at most, and none at the start."""
+    """Whether a name can only be meant as a path: names on the Hub have one slash at most, and none
+    at the start."""
     return name.startswith(("/", ".", "~")) or name.count("/") > 1
 
 

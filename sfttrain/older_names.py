@@ -22,12 +22,17 @@ NOW = {
     "save_safetensors": "",
     "logging_dir": "",
 }
-"""Older names, and the names of today; '' where there is none, because the setting means nothing any more."""
+"""Older names, and the names of today; '' where there is none, because the setting means nothing
+any more."""
 
 
 def _old(name: str) -> Any:
     """A field that only older scripts give."""
-    text = f"Old name of {NOW[name]}." if NOW[name] else "Of older versions; does nothing, and says so."
+    text = (
+        f"Old name of {NOW[name]}."
+        if NOW[name]
+        else "Of older versions; does nothing, and says so."
+    )
     return field(default=None, metadata={"help": text})
 
 
@@ -50,7 +55,8 @@ class OlderNames:
 
 
 def take_older_names(config: Any) -> None:
-    """Give the settings of today the values that came under older names, and say so of those that do nothing any more.
+    """Give the settings of today the values that came under older names, and say so of those that
+    do nothing any more.
 
     Raises ConfigError where a setting came under both names with unlike values.
     """
@@ -60,7 +66,9 @@ def take_older_names(config: Any) -> None:
         if value is None:
             continue
         if not now:
-            warnings.warn(f"{name} does nothing any more: leave it out", FutureWarning, stacklevel=4)
+            warnings.warn(
+                f"{name} does nothing any more: leave it out", FutureWarning, stacklevel=4
+            )
             continue
         if name == "group_by_length":
             value = "group_by_length" if value else "random"
@@ -68,7 +76,10 @@ def take_older_names(config: Any) -> None:
         given_too = before != fields[now].default and before is not None
         if given_too and before != value:
             raise ConfigError(
-                f"{name} is {value!r} and {now} is {before!r}, which are the same setting", remedy=f"leave {name} out"
+                f"{name} is {value!r} and {now} is {before!r}, which are the same setting",
+                remedy=f"leave {name} out",
             )
         setattr(config, now, value)
-        setattr(config, name, None)  # so that a copy of the settings that changes the name of today is not held back
+        setattr(
+            config, name, None
+        )  # so that a copy of the settings that changes the name of today is not held back

@@ -1,4 +1,5 @@
-"""Work that one process of each machine does, while the others wait at the file system and not in a collective that times out."""
+"""Work that one process of each machine does, while the others wait at the file system and not in a
+collective that times out."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ _LOCK = "working"
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which process this is: of `world` in all, and of those on its machine the `local`-th (from 0)."""
+    """Which process this is: of `world` in all, and of those on its machine the `local`-th (from
+    0)."""
 
     rank: int = 0
     local: int = 0
@@ -36,11 +38,13 @@ class Ranks:
 
 
 class OncePerMachine:
-    """Runs work in the first process of each machine and hands its result, or its error, to the others.
+    """Runs work in the first process of each machine and hands its result, or its error, to the
+    others.
 
-    The processes meet once, before the first work begins, to learn of a folder of their leader's; that is a collective, but
-    nobody is late for it. From then on they look into that folder. The leader holds a lock in it: when it is free and no
-    result is there, the leader has died, and the others say so instead of waiting for ever.
+    The processes meet once, before the first work begins, to learn of a folder of their leader's;
+    that is a collective, but nobody is late for it. From then on they look into that folder. The
+    leader holds a lock in it: when it is free and no result is there, the leader has died, and the
+    others say so instead of waiting for ever.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -48,7 +52,8 @@ class OncePerMachine:
         self._folder: Path | None = None
 
     def do(self, work: Callable[[], Result]) -> Result:
-        """What `work` returns in the leader. Every process must call this, in the same order. Raises what `work` raises there."""
+        """What `work` returns in the leader. Every process must call this, in the same order.
+        Raises what `work` raises there."""
         if self._ranks.world == 1:
             return work()
         if self._folder is None:
@@ -79,7 +84,13 @@ class OncePerMachine:
             _write(place, error)
             raise
         except BaseException as error:
-            _write(place, WorkerError(f"the process that prepares the data failed: {error!r:.500}", remedy="see its own message"))
+            _write(
+                place,
+                WorkerError(
+                    f"the process that prepares the data failed: {error!r:.500}",
+                    remedy="see its own message",
+                ),
+            )
             raise
         _write(place, result)
         return result
@@ -88,7 +99,8 @@ class OncePerMachine:
         while not place.exists():
             if self._leader_is_gone() and not place.exists():
                 raise WorkerError(
-                    "the process that prepares the data for this machine has ended", remedy="see its own message, further up"
+                    "the process that prepares the data for this machine has ended",
+                    remedy="see its own message, further up",
                 )
             time.sleep(_POLL_SECONDS)
         found: Any = pickle.loads(place.read_bytes())

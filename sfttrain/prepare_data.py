@@ -1,4 +1,5 @@
-"""From whatever a user gives to train on to packs: opened where they are built, or built once into a cache by sftprep."""
+"""From whatever a user gives to train on to packs: opened where they are built, or built once into
+a cache by sftprep."""
 
 from __future__ import annotations
 
@@ -58,11 +59,13 @@ class DataSettings:
     completion_masks: bool
     """Tokenized rows: their completion_mask counts."""
     all_of_completions: bool
-    """Only assistant turns are trained, also in the prompt (completion_only_loss=False with assistant_only_loss)."""
+    """Only assistant turns are trained, also in the prompt (completion_only_loss=False with
+    assistant_only_loss)."""
 
     @classmethod
     def of(cls, args: Any, tokenizer: Any | None) -> DataSettings:
-        """Read from an SFTConfig. tokenizer: whose own limit counts where nobody gave a max_length."""
+        """Read from an SFTConfig. tokenizer: whose own limit counts where nobody gave a
+        max_length."""
         from sfttrain.config import DefaultLength
 
         length = NO_CUT if args.max_length is None else int(args.max_length)
@@ -72,12 +75,17 @@ class DataSettings:
         unknown = sorted(set(options) - {"skip_prepare_dataset"})
         if unknown:
             raise ConfigError(
-                f"dataset_kwargs has {', '.join(unknown)}, and only skip_prepare_dataset means something",
+                f"dataset_kwargs has {', '.join(unknown)}, and only skip_prepare_dataset means"
+                " something",
                 remedy="leave the rest out",
             )
         return cls(
             text_field=args.dataset_text_field,
-            train_on=_TRAIN_ON[args.completion_only_loss] if not args.assistant_only_loss else "assistant",
+            train_on=(
+                _TRAIN_ON[args.completion_only_loss]
+                if not args.assistant_only_loss
+                else "assistant"
+            ),
             max_length=length,
             strategy=args.packing_strategy,
             truncate_side={"keep_start": "right", "keep_end": "left"}[args.truncation_mode],
@@ -112,8 +120,8 @@ _TRAIN_ON = {None: "auto", True: "completion", False: "all"}
 class DataPreparation:
     """Prepares the datasets of one trainer, each once for all its processes.
 
-    tokenizer: with what raw records are tokenized; None where there is none, and then there may be no raw records.
-    folder: where prepared datasets are kept, by default in sftprep's cache.
+    tokenizer: with what raw records are tokenized; None where there is none, and then there may be
+    no raw records. folder: where prepared datasets are kept, by default in sftprep's cache.
     """
 
     def __init__(
@@ -131,12 +139,14 @@ class DataPreparation:
         self._folder = Path(folder).expanduser() if folder else cache_dir() / "prepared"
         if formatting is not None and settings.train_on == "completion":
             raise ConfigError(
-                "formatting_func makes plain texts, in which no completion can be told from its prompt",
+                "formatting_func makes plain texts, in which no completion can be told from its"
+                " prompt",
                 remedy="leave completion_only_loss out, or give the rows as prompt and completion",
             )
 
     def packs(self, source: Any, name: str, *, packing: bool) -> PackSource:
-        """Packs of a dataset. name: how it is called in messages; packing: whether raw records are packed.
+        """Packs of a dataset. name: how it is called in messages; packing: whether raw records are
+        packed.
 
         Raises ConfigError for what holds no records, and whatever `sftprep.build` raises.
         """
@@ -164,20 +174,29 @@ class DataPreparation:
         return cast(PackSource, shards)
 
     def stream(self, source: Any, name: str, *, packing: bool) -> PackedStream | None:
-        """Packs of an iterable dataset, made while they are trained on; None where `packs` is to prepare it first.
+        """Packs of an iterable dataset, made while they are trained on; None where `packs` is to
+        prepare it first.
 
-        That is so for rows that are tokenized and packed already, and for packing that needs the whole of the data.
+        That is so for rows that are tokenized and packed already, and for packing that needs the
+        whole of the data.
         """
         settings = self._settings
         first = first_row(source, name)
-        if self._is_ready(first) or (packing and settings.strategy != "bfd") or self._tokenizer is None:
+        if (
+            self._is_ready(first)
+            or (packing and settings.strategy != "bfd")
+            or self._tokenizer is None
+        ):
             return None
         self._check_raw(first, name)
         given: Any = source
         if self._formatting is not None:
             given = partial(_formatted_rows, source, self._formatting, settings.text_field, name)
             given.__qualname__ = name  # what messages call its rows
-        config = {**settings.build_settings(packing), "tokenizer": str(sftprep.tokenizer_file(self._tokenizer))}
+        config = {
+            **settings.build_settings(packing),
+            "tokenizer": str(sftprep.tokenizer_file(self._tokenizer)),
+        }
         try:
             return PackedStream(
                 given,
@@ -195,48 +214,79 @@ class DataPreparation:
         return holds_packs(first) or (self._settings.as_they_are and holds_tokens(first))
 
     def _check_transform(self, source: Any, name: str) -> None:
-        """Raise ConfigError where rows are made anew each time they are read, so that once is not enough."""
+        """Raise ConfigError where rows are made anew each time they are read, so that once is not
+        enough."""
         made = getattr(source, "format", None)
-        if isinstance(made, Mapping) and made.get("type") == "custom" and not self._settings.as_they_are:
+        if (
+            isinstance(made, Mapping)
+            and made.get("type") == "custom"
+            and not self._settings.as_they_are
+        ):
             raise ConfigError(
                 f"{name} has a transform, whose results would be kept as they are now",
-                remedy=f"apply it once: {name}.map(...), or make tokens in it and set skip_prepare_dataset in dataset_kwargs",
+                remedy=(
+                    f"apply it once: {name}.map(...), or make tokens in it and set"
+                    " skip_prepare_dataset in dataset_kwargs"
+                ),
             )
 
     def _check_raw(self, first: Mapping[str, Any], name: str) -> None:
         """Raise ConfigError where rows like this one cannot be prepared."""
         if self._settings.as_they_are:
             raise ConfigError(
-                f"skip_prepare_dataset: {name} is not tokenized, its rows have the keys {', '.join(map(str, first))}",
-                remedy="give a data_collator that makes batches of them, or leave skip_prepare_dataset out",
+                f"skip_prepare_dataset: {name} is not tokenized, its rows have the keys"
+                f" {', '.join(map(str, first))}",
+                remedy=(
+                    "give a data_collator that makes batches of them, or leave"
+                    " skip_prepare_dataset out"
+                ),
             )
         pictures = [key for key in ("image", "images") if first.get(key) is not None]
         if pictures:
             raise ConfigError(
                 f"{name} has the column {pictures[0]}: records with pictures are not prepared here",
-                remedy="give a data_collator that makes batches of them, and dataset_kwargs={'skip_prepare_dataset': True}",
+                remedy=(
+                    "give a data_collator that makes batches of them, and"
+                    " dataset_kwargs={'skip_prepare_dataset': True}"
+                ),
             )
 
     def _built(self, source: Any, name: str, packing: bool) -> str:
         """Build, if that was not done before; the folder. Runs in one process of each machine."""
         if self._tokenizer is None:
-            raise ConfigError(f"{name} is not tokenized, and there is no tokenizer", remedy="give processing_class")
+            raise ConfigError(
+                f"{name} is not tokenized, and there is no tokenizer",
+                remedy="give processing_class",
+            )
         try:
             inputs, content = self._inputs(source, name)
         except StorageError as error:
             raise in_words_of_the_trainer(error, name, None) from error
         rows = None if isinstance(source, (str, os.PathLike)) else inputs[0]
-        settings = {**self._settings.build_settings(packing), "tokenizer": str(sftprep.tokenizer_file(self._tokenizer))}
+        settings = {
+            **self._settings.build_settings(packing),
+            "tokenizer": str(sftprep.tokenizer_file(self._tokenizer)),
+        }
         template = self._tokenizer.chat_template
         if template is not None and "strftime_now" in str(template):
             settings["date"] = datetime.date.today().isoformat()
-        key = sha256(json.dumps([sftprep.__version__, content, settings], sort_keys=True).encode()).hexdigest()[:32]
+        key = sha256(
+            json.dumps([sftprep.__version__, content, settings], sort_keys=True).encode()
+        ).hexdigest()[:32]
         folder = self._folder / key
         fresh = content is None  # what stands behind a name on the Hub may have changed
         while fresh or not (folder / MANIFEST_NAME).exists():
             try:
-                options = {"overwrite": fresh, "keep_spill": fresh, "workers": self._settings.workers}
-                run_build({**settings, **options, "inputs": inputs, "output": str(folder)}, name=name, rows=rows)
+                options = {
+                    "overwrite": fresh,
+                    "keep_spill": fresh,
+                    "workers": self._settings.workers,
+                }
+                run_build(
+                    {**settings, **options, "inputs": inputs, "output": str(folder)},
+                    name=name,
+                    rows=rows,
+                )
             except OutputBusy:
                 time.sleep(0.5)  # another run prepares the same data
                 continue
@@ -253,17 +303,24 @@ class DataPreparation:
             if self._formatting is not None:
                 raise ConfigError(
                     f"formatting_func is for rows, and {name} is a path",
-                    remedy='load it first: datasets.load_dataset("json", data_files=PATH, split="train")',
+                    remedy=(
+                        'load it first: datasets.load_dataset("json", data_files=PATH,'
+                        ' split="train")'
+                    ),
                 )
             if self._settings.shuffle and self._settings.strategy == "wrapped":
                 raise ConfigError(
                     f"shuffle_dataset shuffles rows before they are joined, and {name} is a path",
-                    remedy='load it first: datasets.load_dataset("json", data_files=PATH, split="train")',
+                    remedy=(
+                        'load it first: datasets.load_dataset("json", data_files=PATH,'
+                        ' split="train")'
+                    ),
                 )
             return (os.fspath(source),), _stamps(os.fspath(source))
         shuffled = _shuffled(source, self._settings.seed) if self._settings.shuffle else source
         rows: Callable[[], Iterator[Mapping[str, Any]]] = partial(iter, shuffled)
-        # datasets names the state of a dataset itself, so that it need not be read again to know that it is the same.
+        # datasets names the state of a dataset itself, so that it need not be read again to know
+        # that it is the same.
         known = getattr(shuffled, "_fingerprint", None) if self._formatting is None else None
         if self._formatting is not None:
             formatting, field = self._formatting, self._settings.text_field
@@ -275,46 +332,59 @@ class DataPreparation:
         formats = {info.format for info in shards.manifest.inputs}
         if self._settings.all_of_completions and "prompt-completion" in formats:
             raise ConfigError(
-                f"{name} has prompts and completions; with assistant_only_loss only completions are trained in them, and "
-                "completion_only_loss is False",
+                f"{name} has prompts and completions; with assistant_only_loss only completions are"
+                " trained in them, and completion_only_loss is False",
                 remedy="leave completion_only_loss out, or give whole conversations as messages",
             )
 
 
 def longest_in(source: Any) -> int:
-    """Tokens that a sequence of these packs may have: as was asked of their build or stream, else as they have."""
+    """Tokens that a sequence of these packs may have: as was asked of their build or stream, else
+    as they have."""
     if is_stream(source):
         return int(source.max_length)
     manifest = getattr(source, "manifest", None)
-    return int(manifest.max_length) if manifest is not None and manifest.max_length < NO_CUT else longest_sequence(source)
+    return (
+        int(manifest.max_length)
+        if manifest is not None and manifest.max_length < NO_CUT
+        else longest_sequence(source)
+    )
 
 
 def needs_tokenizer(source: Any, *, as_they_are: bool) -> bool:
-    """Whether `source` is prepared with a tokenizer: not where it is packs, or rows of tokens that are taken as they are."""
+    """Whether `source` is prepared with a tokenizer: not where it is packs, or rows of tokens that
+    are taken as they are."""
     if source is None or is_packs(source) or _is_build(source):
         return False
     if isinstance(source, (str, os.PathLike, Mapping)) or not hasattr(source, "__iter__"):
         return True
     first = next(iter(source), None)
-    return not (isinstance(first, Mapping) and (holds_packs(first) or (as_they_are and holds_tokens(first))))
+    return not (
+        isinstance(first, Mapping) and (holds_packs(first) or (as_they_are and holds_tokens(first)))
+    )
 
 
 def first_row(source: Any, name: str) -> Mapping[str, Any]:
-    """The first row of a dataset. Raises ConfigError where there is none, or where it is no mapping."""
+    """The first row of a dataset. Raises ConfigError where there is none, or where it is no
+    mapping."""
     try:
         first = next(iter(source), None)
     except TypeError as error:
-        raise ConfigError(f"{name} is a {type(source).__name__}, which holds no rows", remedy=_WHAT_IS_TAKEN) from error
+        raise ConfigError(
+            f"{name} is a {type(source).__name__}, which holds no rows", remedy=_WHAT_IS_TAKEN
+        ) from error
     if first is None:
         raise ConfigError(f"{name} holds no row", remedy="check that it is the dataset you meant")
     if not isinstance(first, Mapping):
-        raise ConfigError(f"{name} holds a {type(first).__name__} where a row is to be", remedy=_WHAT_IS_TAKEN)
+        raise ConfigError(
+            f"{name} holds a {type(first).__name__} where a row is to be", remedy=_WHAT_IS_TAKEN
+        )
     return first
 
 
 _WHAT_IS_TAKEN = (
-    "give a datasets.Dataset or IterableDataset, a list of dictionaries, the path of a file of records, "
-    "or a folder of packs that `sftprep build` made"
+    "give a datasets.Dataset or IterableDataset, a list of dictionaries, the path of a file of"
+    " records, or a folder of packs that `sftprep build` made"
 )
 
 
@@ -328,17 +398,25 @@ def _one_split(source: Any, name: str) -> Any:
         return source
     if "train" in source or len(source) == 1:
         return source["train"] if "train" in source else next(iter(source.values()))
-    raise ConfigError(f"{name} has the splits {', '.join(map(str, source))}", remedy=f"choose one: {name}=dataset[SPLIT]")
+    raise ConfigError(
+        f"{name} has the splits {', '.join(map(str, source))}",
+        remedy=f"choose one: {name}=dataset[SPLIT]",
+    )
 
 
 def _stamps(path: str) -> list[Any] | None:
-    """Path, size and time of change of every file that a path, a folder or a glob names; None where it names none here."""
+    """Path, size and time of change of every file that a path, a folder or a glob names; None where
+    it names none here."""
     expanded = os.path.expanduser(path)
     places = sorted(glob.glob(expanded)) if glob.has_magic(expanded) else [expanded]
     files = [
         str(file)
         for place in places
-        for file in (sorted(p for p in Path(place).rglob("*") if p.is_file()) if Path(place).is_dir() else [Path(place)])
+        for file in (
+            sorted(p for p in Path(place).rglob("*") if p.is_file())
+            if Path(place).is_dir()
+            else [Path(place)]
+        )
         if file.is_file()
     ]
     return [[os.path.abspath(f), os.path.getsize(f), os.stat(f).st_mtime_ns] for f in files] or None
@@ -350,14 +428,21 @@ def _shuffled(source: Any, seed: int) -> Any:
     import numpy as np
 
     rows = list(source)
-    return [rows[k] for k in np.random.Generator(np.random.Philox(key=[seed, 0])).permutation(len(rows))]
+    return [
+        rows[k] for k in np.random.Generator(np.random.Philox(key=[seed, 0])).permutation(len(rows))
+    ]
 
 
-def _formatted_rows(source: Any, formatting: FormattingFunction, field: str, name: str) -> Iterator[Mapping[str, Any]]:
+def _formatted_rows(
+    source: Any, formatting: FormattingFunction, field: str, name: str
+) -> Iterator[Mapping[str, Any]]:
     rows = iter(source)
     first = list(islice(rows, 1))
     if first and holds_tokens(first[0]):
-        raise ConfigError(f"{name} is tokenized already, so formatting_func cannot be", remedy="leave formatting_func out")
+        raise ConfigError(
+            f"{name} is tokenized already, so formatting_func cannot be",
+            remedy="leave formatting_func out",
+        )
     return formatted(chain(first, rows), formatting, field)
 
 
@@ -366,14 +451,23 @@ def _tell(folder: Path, name: str) -> None:
     manifest = sftprep.read_manifest(folder)
     account = manifest.accounting
     lost = account.tokens_truncated + sum(account.tokens_dropped.values())
-    text = f"{name}: {account.records:,} records, {account.sequences:,} sequences, {manifest.rows:,} packs in {folder}"
+    text = (
+        f"{name}: {account.records:,} records, {account.sequences:,} sequences, {manifest.rows:,}"
+        f" packs in {folder}"
+    )
     details = [
-        f"{account.truncated:,} sequences cut at {manifest.max_length:,} tokens" if account.truncated else "",
+        (
+            f"{account.truncated:,} sequences cut at {manifest.max_length:,} tokens"
+            if account.truncated
+            else ""
+        ),
         *(f"{count:,} dropped ({reason})" for reason, count in account.dropped.items()),
         *(f"{count:,} rejected ({reason})" for reason, count in account.rejected.items()),
     ]
     shown = "; ".join(detail for detail in details if detail)
     if lost or account.rejected:
-        logger.warning("%s; %s; %.1f%% of the tokens lost", text, shown, 100 * lost / max(1, account.tokens_in))
+        logger.warning(
+            "%s; %s; %.1f%% of the tokens lost", text, shown, 100 * lost / max(1, account.tokens_in)
+        )
     else:
         logger.info("%s%s", text, f"; {shown}" if shown else "")

@@ -1,4 +1,5 @@
-"""Settings that TRL or Trainer know and that are not done here: refused by name, each with what to do instead."""
+"""Settings that TRL or Trainer know and that are not done here: refused by name, each with what to
+do instead."""
 
 from __future__ import annotations
 
@@ -29,7 +30,12 @@ def _off(value: Any) -> bool:
 
 
 REFUSALS: tuple[Refusal, ...] = (
-    Refusal("label_smoothing_factor", _off, "label smoothing is not done here", "leave label_smoothing_factor at 0"),
+    Refusal(
+        "label_smoothing_factor",
+        _off,
+        "label smoothing is not done here",
+        "leave label_smoothing_factor at 0",
+    ),
     Refusal(
         "auto_find_batch_size",
         _off,
@@ -39,22 +45,46 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal(
         "train_sampling_strategy",
         lambda value: value in ("random", "sequential"),
-        "train_sampling_strategy orders rows by length to save padding, and rows are never padded here",
+        "train_sampling_strategy orders rows by length to save padding, and rows are never padded"
+        " here",
         "choose random or sequential; packing=True fills the rows",
     ),
     Refusal(
-        "batch_eval_metrics", _off, "compute_metrics gets a whole evaluation set, not its batches", "leave batch_eval_metrics out"
+        "batch_eval_metrics",
+        _off,
+        "compute_metrics gets a whole evaluation set, not its batches",
+        "leave batch_eval_metrics out",
     ),
-    Refusal("include_for_metrics", _off, "compute_metrics gets predictions and labels only", "leave include_for_metrics out"),
+    Refusal(
+        "include_for_metrics",
+        _off,
+        "compute_metrics gets predictions and labels only",
+        "leave include_for_metrics out",
+    ),
     Refusal(
         "eval_do_concat_batches",
         bool,
         "predictions come back as one array, a row a sequence",
         "leave eval_do_concat_batches at True",
     ),
-    Refusal("fp16_full_eval", _off, "evaluation has the precision of training", "leave fp16_full_eval out"),
-    Refusal("bf16_full_eval", _off, "evaluation has the precision of training", "leave bf16_full_eval out"),
-    Refusal("use_cache", _off, "a cache of keys would hide the bounds of packed sequences", "leave use_cache out"),
+    Refusal(
+        "fp16_full_eval",
+        _off,
+        "evaluation has the precision of training",
+        "leave fp16_full_eval out",
+    ),
+    Refusal(
+        "bf16_full_eval",
+        _off,
+        "evaluation has the precision of training",
+        "leave bf16_full_eval out",
+    ),
+    Refusal(
+        "use_cache",
+        _off,
+        "a cache of keys would hide the bounds of packed sequences",
+        "leave use_cache out",
+    ),
     Refusal(
         "label_names",
         lambda value: value in (None, ["labels"]),
@@ -91,15 +121,24 @@ LEAST: dict[str, float] = {
 
 
 def check_numbers(config: Any) -> None:
-    """Raise ConfigError for a text where a number or a switch is to be, and for a number that is too small or not whole."""
+    """Raise ConfigError for a text where a number or a switch is to be, and for a number that is
+    too small or not whole."""
     kinds = typing.get_type_hints(type(config))
     for name, kind in kinds.items():
         allowed = {kind, *typing.get_args(kind)}
         value = getattr(config, name, None)
         if isinstance(value, str) and allowed & {int, float, bool} and str not in allowed:
             number = f"a number: {name}={value} (2e-4 is a text in YAML, 2.0e-4 is not)"
-            raise ConfigError(f"{name} is {value!r}, a text", remedy=f"write {'True or False' if bool in allowed else number}")
-        if isinstance(value, float) and int in allowed and float not in allowed and not value.is_integer():
+            raise ConfigError(
+                f"{name} is {value!r}, a text",
+                remedy=f"write {'True or False' if bool in allowed else number}",
+            )
+        if (
+            isinstance(value, float)
+            and int in allowed
+            and float not in allowed
+            and not value.is_integer()
+        ):
             raise ConfigError(f"{name} is {value}", remedy="give a whole number")
     for name, least in LEAST.items():
         value = getattr(config, name)
@@ -116,21 +155,35 @@ def check_choices(config: Any) -> None:
             raise ConfigError(f"{name} is {value!r}", remedy=f"choose one of: {', '.join(choices)}")
         setattr(config, name, value)
     if not set(config.allow_mismatch or ()) <= {"tokenizer", "length"}:
-        raise ConfigError(f"allow_mismatch is {config.allow_mismatch}", remedy="choose from: tokenizer, length")
+        raise ConfigError(
+            f"allow_mismatch is {config.allow_mismatch}", remedy="choose from: tokenizer, length"
+        )
     config.pad_to_multiple_of = _multiple(config.pad_to_multiple_of)
-    if isinstance(config.max_length, str) or (config.max_length is not None and config.max_length < 2):
-        raise ConfigError(f"max_length is {config.max_length}", remedy="give a number of tokens from 2 on, or None")
+    if isinstance(config.max_length, str) or (
+        config.max_length is not None and config.max_length < 2
+    ):
+        raise ConfigError(
+            f"max_length is {config.max_length}",
+            remedy="give a number of tokens from 2 on, or None",
+        )
     if config.packing and config.max_length is None:
-        raise ConfigError("packing needs to know how long a row is, and max_length is None", remedy="give max_length")
+        raise ConfigError(
+            "packing needs to know how long a row is, and max_length is None",
+            remedy="give max_length",
+        )
 
 
 def refuse_unsupported(config: Any) -> None:
-    """Raise ConfigError for a setting that is not done here, MissingDependency for one that needs a package."""
+    """Raise ConfigError for a setting that is not done here, MissingDependency for one that needs a
+    package."""
     for refusal in REFUSALS:
         value = getattr(config, refusal.name)
         if not refusal.holds(value):
             raise ConfigError(f"{refusal.name} is {value!r}: {refusal.why}", remedy=refusal.remedy)
-    checkpointing = getattr(config, "activation_checkpointing_kwargs", None) or config.gradient_checkpointing_kwargs
+    checkpointing = (
+        getattr(config, "activation_checkpointing_kwargs", None)
+        or config.gradient_checkpointing_kwargs
+    )
     if isinstance(checkpointing, dict) and checkpointing.get("selective"):
         raise ConfigError(
             "gradient_checkpointing_kwargs: selective is TRL's own, and not done here",
@@ -138,16 +191,22 @@ def refuse_unsupported(config: Any) -> None:
         )
     accelerator = config.accelerator_config
     for name in ("split_batches", "dispatch_batches"):
-        if (accelerator.get(name) if isinstance(accelerator, dict) else getattr(accelerator, name, None)) is True:
+        if (
+            accelerator.get(name)
+            if isinstance(accelerator, dict)
+            else getattr(accelerator, name, None)
+        ) is True:
             raise ConfigError(
-                f"accelerator_config: {name} would share rows out once more", remedy=f"leave {name} out: each rank has its own"
+                f"accelerator_config: {name} would share rows out once more",
+                remedy=f"leave {name} out: each rank has its own",
             )
     if config.use_liger_kernel:
         _refuse_liger_without_gpu(config)
 
 
 def _refuse_liger_without_gpu(config: Any) -> None:
-    """Liger's kernels are Triton's: they need a GPU. Only those of layers are used; the loss of packed rows is ours."""
+    """Liger's kernels are Triton's: they need a GPU. Only those of layers are used; the loss of
+    packed rows is ours."""
     if not torch.cuda.is_available() or config.use_cpu:
         raise ConfigError(
             "use_liger_kernel needs a GPU with Triton, and there is none",
@@ -162,7 +221,11 @@ def _refuse_liger_without_gpu(config: Any) -> None:
                 f"liger_kernel_config: {name} would replace the loss of packed rows",
                 remedy=f"leave {name} out: loss_impl='fused' never keeps the logits either",
             )
-    config.liger_kernel_config = {**asked, "fused_linear_cross_entropy": False, "cross_entropy": False}
+    config.liger_kernel_config = {
+        **asked,
+        "fused_linear_cross_entropy": False,
+        "cross_entropy": False,
+    }
 
 
 def _multiple(value: Any) -> int | None:
@@ -174,5 +237,8 @@ def _multiple(value: Any) -> int | None:
     except ValueError:
         number = -1
     if number < 1:
-        raise ConfigError(f"pad_to_multiple_of is {value!r}", remedy="give a number of tokens such as 64, auto, or none")
+        raise ConfigError(
+            f"pad_to_multiple_of is {value!r}",
+            remedy="give a number of tokens such as 64, auto, or none",
+        )
     return number

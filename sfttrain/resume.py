@@ -14,10 +14,11 @@ STATE_NAME = "sft_state.json"
 
 @dataclass(frozen=True)
 class RunState:
-    """What a checkpoint keeps beside transformers' own files, so that going on is exact: counters and identities, no data.
+    """What a checkpoint keeps beside transformers' own files, so that going on is exact: counters
+    and identities, no data.
 
-    data: digest of the shards' manifest ('' for data without one); packs_per_step, seed: what decides which packs a step
-    trains on; trained_tokens: targets seen so far, over all ranks.
+    data: digest of the shards' manifest ('' for data without one); packs_per_step, seed: what
+    decides which packs a step trains on; trained_tokens: targets seen so far, over all ranks.
     """
 
     data: str
@@ -28,7 +29,9 @@ class RunState:
     def save(self, folder: str | Path) -> None:
         """Write into a checkpoint folder."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / STATE_NAME).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
+        (Path(folder) / STATE_NAME).write_text(
+            json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8"
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> RunState | None:
@@ -43,22 +46,31 @@ class RunState:
         if before.data != self.data:
             raise MismatchError(
                 f"{folder} was trained on other shards",
-                remedy="give the shards it was trained on, or start anew without --resume_from_checkpoint",
+                remedy=(
+                    "give the shards it was trained on, or start anew without"
+                    " --resume_from_checkpoint"
+                ),
             )
         if before.packs_per_step != self.packs_per_step:
             raise MismatchError(
-                f"{folder} was trained with {before.packs_per_step} packs a step, and this run has {self.packs_per_step}",
-                remedy="keep per_device_train_batch_size * gradient_accumulation_steps * processes as it was",
+                f"{folder} was trained with {before.packs_per_step} packs a step, and this run has"
+                f" {self.packs_per_step}",
+                remedy=(
+                    "keep per_device_train_batch_size * gradient_accumulation_steps * processes as"
+                    " it was"
+                ),
             )
         if before.seed != self.seed:
             raise MismatchError(
-                f"{folder} was trained in the order of seed {before.seed}, and this run has {self.seed}",
+                f"{folder} was trained in the order of seed {before.seed}, and this run has"
+                f" {self.seed}",
                 remedy=f"give --seed {before.seed}",
             )
 
 
 def find_checkpoint(asked: str | bool, output_dir: str) -> str:
-    """The folder to go on from. asked: a folder, or True | "true" | "latest" for the newest complete one in output_dir.
+    """The folder to go on from. asked: a folder, or True | "true" | "latest" for the newest
+    complete one in output_dir.
 
     Raises InputNotFound where there is none, ConfigError where the folder given is cut short.
     """
@@ -66,13 +78,19 @@ def find_checkpoint(asked: str | bool, output_dir: str) -> str:
         missing = _missing_in(Path(str(asked)))
         if not Path(str(asked)).is_dir():
             raise InputNotFound(
-                f"there is no checkpoint {asked}", remedy="give a folder such as OUTPUT_DIR/checkpoint-500, or latest"
+                f"there is no checkpoint {asked}",
+                remedy="give a folder such as OUTPUT_DIR/checkpoint-500, or latest",
             )
         if missing:
-            raise ConfigError(f"{asked} is no complete checkpoint: {missing}", remedy="give an older one, or latest")
+            raise ConfigError(
+                f"{asked} is no complete checkpoint: {missing}",
+                remedy="give an older one, or latest",
+            )
         return str(asked)
     found = {
-        int(p.name.rpartition("-")[2]): p for p in Path(output_dir).glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit()
+        int(p.name.rpartition("-")[2]): p
+        for p in Path(output_dir).glob("checkpoint-*")
+        if p.name.rpartition("-")[2].isdigit()
     }
     skipped: list[str] = []
     for step in sorted(found, reverse=True):
@@ -81,15 +99,20 @@ def find_checkpoint(asked: str | bool, output_dir: str) -> str:
             return str(found[step])
         skipped.append(f"{found[step].name} ({missing})")
     raise InputNotFound(
-        f"{output_dir} holds no complete checkpoint" + (f"; skipped {', '.join(skipped)}" if skipped else ""),
+        f"{output_dir} holds no complete checkpoint"
+        + (f"; skipped {', '.join(skipped)}" if skipped else ""),
         remedy="start without --resume_from_checkpoint",
     )
 
 
 def _missing_in(folder: Path) -> str:
-    """What a checkpoint lacks to go on exactly; '' for a complete one. A run killed while it saved leaves such folders."""
+    """What a checkpoint lacks to go on exactly; '' for a complete one. A run killed while it saved
+    leaves such folders."""
     for name in ("optimizer.pt", "scheduler.pt"):
-        sharded = folder / name.replace(".pt", "_0"), folder / "latest"  # FSDP and DeepSpeed have other files
+        sharded = (
+            folder / name.replace(".pt", "_0"),
+            folder / "latest",
+        )  # FSDP and DeepSpeed have other files
         if not (folder / name).is_file() and not any(path.exists() for path in sharded):
             return f"{name} is missing"
     try:

@@ -1,4 +1,5 @@
-"""Rows of a dataset as a file of JSON lines, named by its content, so that a build reads it as any other."""
+"""Rows of a dataset as a file of JSON lines, named by its content, so that a build reads it as any
+other."""
 
 from __future__ import annotations
 
@@ -19,11 +20,13 @@ from sftprep.sources.rows import iter_lines
 _RUN_BYTES = 2**20
 
 
-def write_rows(rows: Callable[[], Iterable[Mapping[str, Any]]], folder: Path, *, known_as: str | None) -> tuple[Path, str]:
+def write_rows(
+    rows: Callable[[], Iterable[Mapping[str, Any]]], folder: Path, *, known_as: str | None
+) -> tuple[Path, str]:
     """Write the rows, unless they are there already; the file, and the digest of its content.
 
-    rows: starts an iteration over them; known_as: what `datasets` calls this state of a dataset, None where nothing names it.
-    Raises StorageError where the folder cannot be written.
+    rows: starts an iteration over them; known_as: what `datasets` calls this state of a dataset,
+    None where nothing names it. Raises StorageError where the folder cannot be written.
     """
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +58,8 @@ def write_rows(rows: Callable[[], Iterable[Mapping[str, Any]]], folder: Path, *,
 def _name(half: Path, path: Path) -> None:
     """Give a file its name, unless that stands for the same content already.
 
-    A build may be reading the file of that name, and would take another one in its place for a change.
+    A build may be reading the file of that name, and would take another one in its place for a
+    change.
     """
     try:
         os.link(half, path)
@@ -67,11 +71,14 @@ def _name(half: Path, path: Path) -> None:
 
 
 def _own_file(folder: Path) -> tuple[int, str]:
-    """A new file, locked for as long as it is written, so that others can tell that somebody does."""
+    """A new file, locked for as long as it is written, so that others can tell that somebody
+    does."""
     while True:
         handle, path = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
         fcntl.flock(handle, fcntl.LOCK_EX)
-        if os.path.exists(path):  # between its making and the lock it may have been taken for an orphan
+        if os.path.exists(
+            path
+        ):  # between its making and the lock it may have been taken for an orphan
             return handle, path
         os.close(handle)
 

@@ -1,4 +1,5 @@
-"""What a user gives as a dataset, as something that can be read from its first row to its last, more than once."""
+"""What a user gives as a dataset, as something that can be read from its first row to its last,
+more than once."""
 
 from __future__ import annotations
 
@@ -11,15 +12,17 @@ from sfttrain.streaming import is_stream
 
 
 def is_packs(source: Any) -> bool:
-    """Whether `source` is packs: by number, as `sftprep.open_shards` gives them, or a stream of them."""
+    """Whether `source` is packs: by number, as `sftprep.open_shards` gives them, or a stream of
+    them."""
     return callable(getattr(source, "seq_lengths", None)) or is_stream(source)
 
 
 def rows_given(source: Any, name: str) -> Any:
-    """The source, or the rows of one that knows them by number only, such as a torch Dataset. name: what to call it in messages.
+    """The source, or the rows of one that knows them by number only, such as a torch Dataset. name:
+    what to call it in messages.
 
-    Raises ConfigError for what can be read once only (a generator): the look at its first rows would take them out of the
-    training, and each process of a run would need its own.
+    Raises ConfigError for what can be read once only (a generator): the look at its first rows
+    would take them out of the training, and each process of a run would need its own.
     """
     if source is None or is_packs(source) or isinstance(source, (str, bytes, PurePath, Mapping)):
         return source
@@ -27,7 +30,10 @@ def rows_given(source: Any, name: str) -> Any:
         if iter(source) is iter(source):
             raise ConfigError(
                 f"{name} is a {type(source).__name__}, which can be read once only",
-                remedy=f"give list({name}), or datasets.Dataset.from_generator with the function that makes it",
+                remedy=(
+                    f"give list({name}), or datasets.Dataset.from_generator with the function that"
+                    " makes it"
+                ),
             )
         return source
     if not hasattr(source, "__getitem__"):

@@ -35,7 +35,8 @@ from sfttrain.trainer import SFTTrainer
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run did. Losses are means over trained tokens between logs; None where nothing was logged."""
+    """What a run did. Losses are means over trained tokens between logs; None where nothing was
+    logged."""
 
     steps: int
     """Optimizer steps of this run, without those before a resume."""
@@ -71,20 +72,30 @@ class RunSummary:
     def text(self) -> str:
         """For people."""
         losses = (
-            "" if self.first_loss is None or self.last_loss is None else f", loss {self.first_loss:.4f} → {self.last_loss:.4f}"
+            ""
+            if self.first_loss is None or self.last_loss is None
+            else f", loss {self.first_loss:.4f} → {self.last_loss:.4f}"
         )
         lines = [
             f"{self.steps} steps in {self.seconds:.0f} s{losses}",
             f"{self.trained_tokens:,} trained tokens, {self.tokens_per_second:,.0f} a second",
-            f"the {self.kind} is in {self.output_dir} ({self.trained_parameters:,} of {self.parameters:,} parameters trained)",
+            (
+                f"the {self.kind} is in {self.output_dir} ({self.trained_parameters:,} of"
+                f" {self.parameters:,} parameters trained)"
+            ),
         ]
         if self.rejected:
-            lines.append(f"records of the stream that were set aside, since they cannot be used: {self.rejected:,}")
+            lines.append(
+                "records of the stream that were set aside, since they cannot be used:"
+                f" {self.rejected:,}"
+            )
         if self.merged:
             lines.append(f"the model with the adapter merged into it is in {self.merged}")
         if "eval_loss" in self.evaluation:
             lines.insert(
-                1, f"evaluation: loss {self.evaluation['eval_loss']:.4f}, perplexity {self.evaluation['eval_perplexity']:.2f}"
+                1,
+                f"evaluation: loss {self.evaluation['eval_loss']:.4f}, perplexity"
+                f" {self.evaluation['eval_perplexity']:.2f}",
             )
         return "\n".join(lines)
 
@@ -105,10 +116,11 @@ class Prepared:
 
 
 def prepare(request: Request) -> Prepared:
-    """Find the data, load the model, and check that they belong together and that it keeps sequences apart.
+    """Find the data, load the model, and check that they belong together and that it keeps
+    sequences apart.
 
-    Raises the errors of sftprep.errors: ManifestError or ShardError for the packs, InputNotFound for the model,
-    MismatchError where they do not belong together, AttentionError, ConfigError.
+    Raises the errors of sftprep.errors: ManifestError or ShardError for the packs, InputNotFound
+    for the model, MismatchError where they do not belong together, AttentionError, ConfigError.
     """
     training, wanted = request.training, request.model
     if wanted.merge and training.model_init_kwargs:
@@ -125,17 +137,27 @@ def prepare(request: Request) -> Prepared:
         shards, held_out = run_datasets(request.run, evaluating=training.eval_strategy != "no")
     evaluation = open_data(request.run.eval_data) if request.run.eval_data else held_out
     if training.eval_strategy != "no" and evaluation is None:
-        raise ConfigError("there is nothing to evaluate on", remedy="give --eval_data DIR, or --eval_strategy no")
+        raise ConfigError(
+            "there is nothing to evaluate on", remedy="give --eval_data DIR, or --eval_strategy no"
+        )
     asked = training.resume_from_checkpoint
-    checkpoint = find_checkpoint(asked, training.output_dir) if asked and str(asked).lower() != "false" else None
+    checkpoint = (
+        find_checkpoint(asked, training.output_dir)
+        if asked and str(asked).lower() != "false"
+        else None
+    )
     name = str(wanted.model_name_or_path)
     built = hasattr(shards, "manifest")
     fingerprint = None
     if built:
-        tokenizer, fingerprint = tokenizer_for(name, shards.manifest, trust_remote_code=wanted.trust_remote_code)
+        tokenizer, fingerprint = tokenizer_for(
+            name, shards.manifest, trust_remote_code=wanted.trust_remote_code
+        )
     options: dict[str, Any] = {}
     if training.model_init_kwargs:
-        options, training.attn = init_options(training, get_quantization_config(wanted), keep_attention=False)
+        options, training.attn = init_options(
+            training, get_quantization_config(wanted), keep_attention=False
+        )
         training.model_init_kwargs = None  # the trainer is given a model that is loaded
     model = load_model(wanted, device=training.device, options=options)
     grown = 0
@@ -153,17 +175,25 @@ def prepare(request: Request) -> Prepared:
         peft_config=peft_config,
     )
     if grown:
-        told.append(f"the tokenizer of the shards has more tokens than the model: its embedding has {grown} new rows")
+        told.append(
+            f"the tokenizer of the shards has more tokens than the model: its embedding has {grown}"
+            " new rows"
+        )
     _tell_here(trainer, told)
     kind = "adapter" if peft_config is not None else "model"
     return Prepared(trainer, kind, checkpoint, tuple(told), wanted if wanted.merge else None)
 
 
 def train(prepared: Prepared) -> RunSummary:
-    """Train, and leave the adapter or model, with its tokenizer, in the output folder. Raises TrainingDiverged."""
+    """Train, and leave the adapter or model, with its tokenizer, in the output folder. Raises
+    TrainingDiverged."""
     trainer, checkpoint = prepared.trainer, prepared.checkpoint
     start = time.perf_counter()
-    before = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step if checkpoint else 0
+    before = (
+        TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step
+        if checkpoint
+        else 0
+    )
     result = trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start
     trainer.save_model()
@@ -196,7 +226,8 @@ def train(prepared: Prepared) -> RunSummary:
 
 
 def _merge(trainer: SFTTrainer, base: ModelConfig) -> str:
-    """Merge the adapter that was just saved; by one process, from what is on the disk, however the model is spread out here."""
+    """Merge the adapter that was just saved; by one process, from what is on the disk, however the
+    model is spread out here."""
     output = str(Path(str(trainer.args.output_dir)) / MERGED_NAME)
     if trainer.is_world_process_zero():
         merge_adapter(
@@ -211,15 +242,23 @@ def _merge(trainer: SFTTrainer, base: ModelConfig) -> str:
 
 
 def _tell_here(trainer: SFTTrainer, told: Sequence[str]) -> None:
-    """Leave the telling to Console: Trainer's own callbacks write to stdout, which belongs to the summary."""
+    """Leave the telling to Console: Trainer's own callbacks write to stdout, which belongs to the
+    summary."""
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     feeding, trained = trainer.feeding, trainable_share(trainer.model)
-    way = f"rows unpacked into padded batches ({feeding.attention})" if feeding.unpack else feeding.attention
+    way = (
+        f"rows unpacked into padded batches ({feeding.attention})"
+        if feeding.unpack
+        else feeding.attention
+    )
     lines = [
         *(f"warning: {text}" for text in told),
-        f"attention: {way}; loss: {'fused' if trainer.loss_plan.head is not None else 'from logits'}; "
-        f"{trained[0]:,} of {trained[1]:,} parameters trained; {_how_many(trainer.train_dataset)}",
+        (
+            f"attention: {way}; loss:"
+            f" {'fused' if trainer.loss_plan.head is not None else 'from logits'}; {trained[0]:,}"
+            f" of {trained[1]:,} parameters trained; {_how_many(trainer.train_dataset)}"
+        ),
     ]
     if trainer.args.device.type == "cpu" and not trainer.args.bf16 and cpu_has_bfloat16():
         lines.append("this CPU computes in bfloat16 too: --bf16 trains faster, in mixed precision")

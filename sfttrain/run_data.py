@@ -1,4 +1,5 @@
-"""What `sfttrain run` trains and evaluates on: packs, a path of raw records, or a dataset of the Hub by TRL's settings."""
+"""What `sfttrain run` trains and evaluates on: packs, a path of raw records, or a dataset of the
+Hub by TRL's settings."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ _REMOTE = ("hf://", "s3://")
 def run_datasets(run: RunConfig, *, evaluating: bool) -> tuple[Any, Any | None]:
     """What is trained on, and the test split of `dataset_name` where one is evaluated on.
 
-    Raises InputNotFound where there is nothing of that name, ConfigError for a split that it does not have.
+    Raises InputNotFound where there is nothing of that name, ConfigError for a split that it does
+    not have.
     """
     name = str(run.data)
     if name != run.dataset_name or os.path.exists(name):
@@ -28,19 +30,25 @@ def run_datasets(run: RunConfig, *, evaluating: bool) -> tuple[Any, Any | None]:
     found = _load(run)
     train = _split(found, run.dataset_train_split, "dataset_train_split", name)
     wanted = evaluating and run.eval_data is None
-    return train, _split(found, run.dataset_test_split, "dataset_test_split", name) if wanted else None
+    return train, _split(
+        found, run.dataset_test_split, "dataset_test_split", name
+    ) if wanted else None
 
 
 def open_data(path: str) -> Any:
-    """Packs, where `path` is a folder of them; otherwise the path itself, whose records the trainer prepares."""
+    """Packs, where `path` is a folder of them; otherwise the path itself, whose records the trainer
+    prepares."""
     if path.startswith(_REMOTE):
         return path
     place = Path(path).expanduser()
-    if (place / MANIFEST_NAME).exists() or (place.is_dir() and not any(_is_data(file) for file in place.iterdir())):
+    if (place / MANIFEST_NAME).exists() or (
+        place.is_dir() and not any(_is_data(file) for file in place.iterdir())
+    ):
         return sftprep.open_shards(os.fspath(place))
     if not glob.glob(str(place)):
         raise InputNotFound(
-            f"there is no file or folder {path}", remedy="give the folder that `sftprep build` wrote, or a file of records"
+            f"there is no file or folder {path}",
+            remedy="give the folder that `sftprep build` wrote, or a file of records",
         )
     return os.fspath(place)
 
@@ -53,7 +61,9 @@ def _load(run: RunConfig) -> Any:
     from datasets import load_dataset
 
     try:
-        return load_dataset(str(run.dataset_name), name=run.dataset_config, streaming=run.dataset_streaming)
+        return load_dataset(
+            str(run.dataset_name), name=run.dataset_config, streaming=run.dataset_streaming
+        )
     except Exception as error:  # datasets passes on what a dozen libraries raise
         detail = (str(error).splitlines() or [""])[0][:300]
         raise InputNotFound(
@@ -64,5 +74,8 @@ def _load(run: RunConfig) -> Any:
 
 def _split(found: Any, split: str, setting: str, name: str) -> Any:
     if split not in found:
-        raise ConfigError(f"{name} has no split {split}; it has {', '.join(found)}", remedy=f"choose one with --{setting}")
+        raise ConfigError(
+            f"{name} has no split {split}; it has {', '.join(found)}",
+            remedy=f"choose one with --{setting}",
+        )
     return found[split]

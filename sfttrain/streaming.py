@@ -1,4 +1,5 @@
-"""Training on raw records while they are tokenized: the stream of a run, its loader, and its place in a checkpoint."""
+"""Training on raw records while they are tokenized: the stream of a run, its loader, and its place
+in a checkpoint."""
 
 from __future__ import annotations
 
@@ -28,10 +29,11 @@ def is_stream(source: Any) -> bool:
 
 
 def stream_of_run(run: RunConfig, training: Any, model: str) -> tuple[PackedStream, Any]:
-    """The stream that `sfttrain run --stream` trains on, with the tokenizer to save beside the model.
+    """The stream that `sfttrain run --stream` trains on, with the tokenizer to save beside the
+    model.
 
-    Records become tokens as they do for a raw `train_dataset` of SFTTrainer. Raises ConfigError where --max_steps is missing,
-    TokenizerError, and what the first records raise.
+    Records become tokens as they do for a raw `train_dataset` of SFTTrainer. Raises ConfigError
+    where --max_steps is missing, TokenizerError, and what the first records raise.
     """
     from sfttrain.prepare_data import DataSettings
     from sfttrain.tokenizer import tokenizer_of
@@ -40,7 +42,14 @@ def stream_of_run(run: RunConfig, training: Any, model: str) -> tuple[PackedStre
         raise ConfigError("a stream does not say how long it is", remedy="give --max_steps N")
     tokenizer = tokenizer_of(model, trust_remote_code=training.trust_remote_code)
     settings = DataSettings.of(training, tokenizer).build_settings(packing=True)
-    config = BuildConfig.of(**{**settings, "tokenizer": model, "pack_window": run.stream_window, "lanes": run.stream_lanes})
+    config = BuildConfig.of(
+        **{
+            **settings,
+            "tokenizer": model,
+            "pack_window": run.stream_window,
+            "lanes": run.stream_lanes,
+        }
+    )
     return (
         PackedStream(
             list(run.stream or ()),
@@ -54,12 +63,18 @@ def stream_of_run(run: RunConfig, training: Any, model: str) -> tuple[PackedStre
 
 
 class TrainLoader(StreamLoader[Any]):
-    """A StreamLoader as transformers' Trainer takes it. At least one process tokenizes beside the training."""
+    """A StreamLoader as transformers' Trainer takes it. At least one process tokenizes beside the
+    training."""
 
-    def __init__(self, stream: PackedStream, args: Any, rows: int, collate: Callable[[list[Any]], Any]) -> None:
+    def __init__(
+        self, stream: PackedStream, args: Any, rows: int, collate: Callable[[list[Any]], Any]
+    ) -> None:
         pin = args.dataloader_pin_memory and args.device.type == "cuda"
         super().__init__(
-            stream, rows, (lambda packs: _pinned(collate(packs))) if pin else collate, workers=max(1, args.dataloader_num_workers)
+            stream,
+            rows,
+            (lambda packs: _pinned(collate(packs))) if pin else collate,
+            workers=max(1, args.dataloader_num_workers),
         )
 
     def __iter__(self) -> Iterator[Any]:
@@ -73,20 +88,30 @@ class TrainLoader(StreamLoader[Any]):
         """Write where this rank stands into a checkpoint folder."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         state = {"ranks": world, "state": self.state_dict()}
-        (Path(folder) / STATE_NAME.format(rank=rank)).write_text(json.dumps(state), encoding="utf-8")
+        (Path(folder) / STATE_NAME.format(rank=rank)).write_text(
+            json.dumps(state), encoding="utf-8"
+        )
 
     def go_on(self, folder: str | os.PathLike[str]) -> None:
-        """Stand where the ranks stood that wrote a checkpoint, however many. Raises MismatchError."""
+        """Stand where the ranks stood that wrote a checkpoint, however many. Raises
+        MismatchError."""
         try:
-            first = json.loads((Path(folder) / STATE_NAME.format(rank=0)).read_text(encoding="utf-8"))
+            first = json.loads(
+                (Path(folder) / STATE_NAME.format(rank=0)).read_text(encoding="utf-8")
+            )
             states = [
-                json.loads((Path(folder) / STATE_NAME.format(rank=rank)).read_text(encoding="utf-8"))["state"]
+                json.loads(
+                    (Path(folder) / STATE_NAME.format(rank=rank)).read_text(encoding="utf-8")
+                )["state"]
                 for rank in range(first["ranks"])
             ]
         except (OSError, ValueError, KeyError) as error:
             raise MismatchError(
                 f"{folder} does not tell where its stream stood: {error}",
-                remedy="go on from a checkpoint of a run with --stream, with the files of all its ranks",
+                remedy=(
+                    "go on from a checkpoint of a run with --stream, with the files of all its"
+                    " ranks"
+                ),
             ) from error
         self.load_state_dict(states)
 
@@ -95,10 +120,14 @@ def refuse_evaluation(sources: Sequence[Any]) -> None:
     """Raise ConfigError where an evaluation set is a stream."""
     if any(is_stream(source) for source in sources):
         raise ConfigError(
-            "an evaluation set is a stream, of which nobody knows the end", remedy="build it: sftprep build, or give its records"
+            "an evaluation set is a stream, of which nobody knows the end",
+            remedy="build it: sftprep build, or give its records",
         )
 
 
 def _pinned(batch: dict[str, Any]) -> dict[str, Any]:
     """A batch whose tensors can go to the device while the host does something else."""
-    return {name: value.pin_memory() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    return {
+        name: value.pin_memory() if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+    }

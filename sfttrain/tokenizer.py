@@ -1,4 +1,5 @@
-"""The tokenizer of a run: the one given or the model's own, with the end, the padding and the template that were asked for."""
+"""The tokenizer of a run: the one given or the model's own, with the end, the padding and the
+template that were asked for."""
 
 from __future__ import annotations
 
@@ -24,13 +25,21 @@ class RunTokenizer:
     """Ids that are new to the tokenizer, and so to the model."""
 
 
-def settle_tokenizer(model: Any, processing: Any | None, args: Any, *, needed: bool) -> RunTokenizer:
-    """The tokenizer with what `args` asks of it (eos_token, pad_token, chat_template_path), told to the model too.
+def settle_tokenizer(
+    model: Any, processing: Any | None, args: Any, *, needed: bool
+) -> RunTokenizer:
+    """The tokenizer with what `args` asks of it (eos_token, pad_token, chat_template_path), told to
+    the model too.
 
-    needed: raw records are to be tokenized, so that one is loaded from the model's own folder where none is given.
-    Raises TokenizerError where that fails, ConfigError for a token that is not in the vocabulary, TemplateError.
+    needed: raw records are to be tokenized, so that one is loaded from the model's own folder where
+    none is given. Raises TokenizerError where that fails, ConfigError for a token that is not in
+    the vocabulary, TemplateError.
     """
-    asked = args.eos_token is not None or args.pad_token is not None or args.chat_template_path is not None
+    asked = (
+        args.eos_token is not None
+        or args.pad_token is not None
+        or args.chat_template_path is not None
+    )
     if processing is None and (needed or asked):
         processing = _own_tokenizer(model, args)
     run = RunTokenizer(processing, getattr(processing, "tokenizer", processing))
@@ -47,8 +56,11 @@ def settle_tokenizer(model: Any, processing: Any | None, args: Any, *, needed: b
     return run
 
 
-def tokenizer_of(name: str, *, trust_remote_code: bool = False, revision: str | None = None, kind: str = "") -> Any:
-    """The tokenizer in a model's folder, or of its name on the Hub; kind: what to call a model without a name.
+def tokenizer_of(
+    name: str, *, trust_remote_code: bool = False, revision: str | None = None, kind: str = ""
+) -> Any:
+    """The tokenizer in a model's folder, or of its name on the Hub; kind: what to call a model
+    without a name.
 
     Raises TokenizerError where there is none.
     """
@@ -57,12 +69,16 @@ def tokenizer_of(name: str, *, trust_remote_code: bool = False, revision: str | 
     try:
         if not name:
             raise OSError("the model was made from a config")
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(
+            name, revision=revision, trust_remote_code=trust_remote_code
+        )
     except (OSError, ValueError) as error:
         raise TokenizerError(
             f"raw records need a tokenizer, and the model {name or kind} has none: "
             f"{(str(error).strip().splitlines() or [''])[0][:300]}",
-            remedy="give a model that has one, or processing_class=AutoTokenizer.from_pretrained(...)",
+            remedy=(
+                "give a model that has one, or processing_class=AutoTokenizer.from_pretrained(...)"
+            ),
         ) from error
 
 
@@ -70,20 +86,24 @@ def _own_tokenizer(model: Any, args: Any) -> Any:
     name = str(getattr(below_adapter(model).config, "_name_or_path", "") or "")
     options = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
     kind = type(model).__name__
-    return tokenizer_of(name, trust_remote_code=args.trust_remote_code, revision=options.get("revision"), kind=kind)
+    return tokenizer_of(
+        name, trust_remote_code=args.trust_remote_code, revision=options.get("revision"), kind=kind
+    )
 
 
 def _known(tokenizer: Any, name: str, token: str) -> str:
     if token not in tokenizer.get_vocab():
         some = ", ".join(tokenizer.all_special_tokens[:12]) or "it has none"
         raise ConfigError(
-            f"{name} is {token!r}, which is not in the vocabulary of the tokenizer", remedy=f"its special tokens: {some}"
+            f"{name} is {token!r}, which is not in the vocabulary of the tokenizer",
+            remedy=f"its special tokens: {some}",
         )
     return token
 
 
 def _with_template(model: Any, run: RunTokenizer, path: str) -> list[int]:
-    """Set the template from a file, or take it over from another tokenizer; the ids that are new by that."""
+    """Set the template from a file, or take it over from another tokenizer; the ids that are new by
+    that."""
     assert run.tokenizer is not None
     assert run.processing is not None
     if not path.endswith((".jinja", ".j2", ".jinja2")):
@@ -92,7 +112,8 @@ def _with_template(model: Any, run: RunTokenizer, path: str) -> list[int]:
         source = Path(os.path.expanduser(path)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise TemplateError(
-            f"cannot read the chat template {path}: {error}", remedy="check the path given as chat_template_path"
+            f"cannot read the chat template {path}: {error}",
+            remedy="check the path given as chat_template_path",
         ) from error
     run.tokenizer.chat_template = source
     run.processing.chat_template = source

@@ -1,4 +1,5 @@
-"""transformers' Trainer, fed with packs: its loop, checkpoints and trackers; our order, attention, loss and evaluation."""
+"""transformers' Trainer, fed with packs: its loop, checkpoints and trackers; our order, attention,
+loss and evaluation."""
 
 from __future__ import annotations
 
@@ -38,21 +39,24 @@ logger = logging.getLogger(__name__)
 class SFTTrainer(Trainer):  # type: ignore[misc]
     """Fine-tunes a causal language model; takes what TRL's SFTTrainer takes.
 
-    model: a transformers model, a PeftModel, or the folder or Hub name of a model; args: an SFTConfig.
-    train_dataset, eval_dataset: a datasets.Dataset or IterableDataset, a list of dictionaries, or the path of a file of records,
-    which are prepared once by sftprep and kept in its cache; or packs: a build's folder, what `sftprep.open_shards` gives,
-    anything like it (`PackSource`), taken as they are, whatever `args` says of packing. eval_dataset may be a mapping of names
-    to such.
-    processing_class: the tokenizer (or a processor that has one), by default the model's own; it is saved beside the model.
-    formatting_func: makes the text of a row; data_collator: makes whole batches of rows, in place of ours, and nothing is packed.
-    peft_config: a peft.LoraConfig, to train an adapter; quantization_config: for a model given by name.
-    compute_loss_func(outputs, labels, num_items_in_batch): a loss of your own, from the logits of whole rows; compute_metrics and
-    preprocess_logits_for_metrics: see `sfttrain.predictions`.
-    Raises AttentionError where packed sequences cannot be kept apart, ConfigError for what does not go together, and the errors
-    of loading a model and of `sftprep.build`.
+    model: a transformers model, a PeftModel, or the folder or Hub name of a model; args: an
+    SFTConfig. train_dataset, eval_dataset: a datasets.Dataset or IterableDataset, a list of
+    dictionaries, or the path of a file of records, which are prepared once by sftprep and kept in
+    its cache; or packs: a build's folder, what `sftprep.open_shards` gives, anything like it
+    (`PackSource`), taken as they are, whatever `args` says of packing. eval_dataset may be a
+    mapping of names to such. processing_class: the tokenizer (or a processor that has one), by
+    default the model's own; it is saved beside the model. formatting_func: makes the text of a row;
+    data_collator: makes whole batches of rows, in place of ours, and nothing is packed.
+    peft_config: a peft.LoraConfig, to train an adapter; quantization_config: for a model given by
+    name. compute_loss_func(outputs, labels, num_items_in_batch): a loss of your own, from the
+    logits of whole rows; compute_metrics and preprocess_logits_for_metrics: see
+    `sfttrain.predictions`. Raises AttentionError where packed sequences cannot be kept apart,
+    ConfigError for what does not go together, and the errors of loading a model and of
+    `sftprep.build`.
     """
 
-    # The loss is divided by the trained tokens of the whole step, so it must not be divided by the micro-batches again.
+    # The loss is divided by the trained tokens of the whole step, so it must not be divided by the
+    # micro-batches again.
     loss_is_scaled_for_ga = True
 
     def __init__(
@@ -88,7 +92,8 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         settings = parts.args
         if compute_loss_func is not None and settings.loss_type != "nll":
             raise ConfigError(
-                "compute_loss_func is a loss of its own, and loss_type asks for another", remedy="leave one of them out"
+                "compute_loss_func is a loss of its own, and loss_type asks for another",
+                remedy="leave one of them out",
             )
         super().__init__(
             model=parts.model,
@@ -104,9 +109,11 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        # Trainer counts the trained tokens of a step only for models whose forward takes the count; here the loss does.
+        # Trainer counts the trained tokens of a step only for models whose forward takes the count;
+        # here the loss does.
         self.model_accepts_loss_kwargs = True
-        # Trainer's NEFTune scales by the length of the row; ours, by that of the sequence, is switched on in train().
+        # Trainer's NEFTune scales by the length of the row; ours, by that of the sequence, is
+        # switched on in train().
         self._noise, self.neftune_noise_alpha = settings.neftune_noise_alpha, None
         self.feeding, self.loss_plan = self._settle_feeding()
         self._stream: TrainLoader | None = None
@@ -127,12 +134,23 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
             # What a foreign collator makes is fed as it is.
             implementation = str(below_adapter(self.model).config._attn_implementation)
             return Feeding.of(self.model, implementation, unpack=True), LossPlan(args.loss_type)
-        sets = list(self.eval_dataset.values()) if isinstance(self.eval_dataset, Mapping) else [self.eval_dataset]
+        sets = (
+            list(self.eval_dataset.values())
+            if isinstance(self.eval_dataset, Mapping)
+            else [self.eval_dataset]
+        )
         refuse_evaluation(sets)
-        longest = max((longest_in(source) for source in [self.train_dataset, *sets] if source is not None), default=0)
+        longest = max(
+            (longest_in(source) for source in [self.train_dataset, *sets] if source is not None),
+            default=0,
+        )
         mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.mixed_precision)
         feeding: Feeding = settle_attention(
-            self.model, self._parts.attention, longest=longest, autocast=mixed, guard=args.isolation_guard
+            self.model,
+            self._parts.attention,
+            longest=longest,
+            autocast=mixed,
+            guard=args.isolation_guard,
         )
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled or args.torch_compile
         return feeding, plan_loss(self.model, args.loss_impl, args.loss_type, fusable=not sharded)
@@ -163,25 +181,33 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         return self._loader(self.train_dataset, self.step_plan())
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> PackLoader:
-        """The share of this rank in an evaluation set: the trainer's, one of its sets by name, or packs; in their order."""
+        """The share of this rank in an evaluation set: the trainer's, one of its sets by name, or
+        packs; in their order."""
         chosen = eval_dataset if eval_dataset is not None else self.eval_dataset
         if isinstance(chosen, str):
             chosen = self.eval_dataset[chosen]
         if chosen is None:
             raise ConfigError("there is nothing to evaluate on", remedy="give eval_dataset")
         rows = self.args.per_device_eval_batch_size
-        return self._loader(chosen, StepPlan(packs=len(chosen), rows=rows, world=self.args.world_size, shuffle=False))
+        return self._loader(
+            chosen,
+            StepPlan(packs=len(chosen), rows=rows, world=self.args.world_size, shuffle=False),
+        )
 
     def _loader(self, source: Any, plan: StepPlan) -> PackLoader:
         args = self.args
         workers = args.dataloader_num_workers
-        options: dict[str, Any] = {"pin_memory": args.dataloader_pin_memory and args.device.type == "cuda"}
+        options: dict[str, Any] = {
+            "pin_memory": args.dataloader_pin_memory and args.device.type == "cuda"
+        }
         if workers:
             options["prefetch_factor"] = args.dataloader_prefetch_factor
             options["multiprocessing_context"] = args.dataloader_multiprocessing_context
             options["in_order"] = args.dataloader_in_order
         sampler = StepSampler(plan, args.process_index)
-        return PackLoader(source, sampler, collate=self._collate_for(source), workers=workers, **options)
+        return PackLoader(
+            source, sampler, collate=self._collate_for(source), workers=workers, **options
+        )
 
     def _collate_for(self, source: Any) -> Callable[[list[Any]], Any]:
         if self._collator is not None:
@@ -190,12 +216,17 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         if multiple is None:
             return collate_packs
         tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
-        return partial(collate_filled, multiple=multiple, pad_token_id=getattr(tokenizer, "pad_token_id", None) or 0)
+        return partial(
+            collate_filled,
+            multiple=multiple,
+            pad_token_id=getattr(tokenizer, "pad_token_id", None) or 0,
+        )
 
     # ---- loss ----
 
     def row_sums(self, model: nn.Module, batch: RowBatch) -> tuple[LossSums, Tensor]:
-        """Run the model on a row; the sums of its loss, and what they were made from ([n, V] logits, or hidden states)."""
+        """Run the model on a row; the sums of its loss, and what they were made from ([n, V]
+        logits, or hidden states)."""
         with self.loss_plan.outputs_are_hidden():
             scored = scored_outputs(model, batch, self.feeding)
         return self.loss_plan.sums(*scored), scored.outputs
@@ -207,35 +238,52 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """The share of this row in the mean loss of the step's trained tokens, over all its rows and ranks.
+        """The share of this row in the mean loss of the step's trained tokens, over all its rows
+        and ranks.
 
-        num_items_in_batch: what the trained tokens of the step weigh together (without weights: how many they are);
-        without it (evaluation) those of the row.
+        num_items_in_batch: what the trained tokens of the step weigh together (without weights: how
+        many they are); without it (evaluation) those of the row.
         """
         with self._activations_kept(model), self._balance.listening(model.training) as heard:
             sums, outputs = self._sums(model, inputs, num_items_in_batch)
         if model.training:
             self._counters.add(sums)
-        items = sums.weight if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=sums.loss.device)
-        loss = sums.loss / torch.where(items == 0, 1, items)  # where nothing is trained the sum is 0, and so the mean
+        items = (
+            sums.weight
+            if num_items_in_batch is None
+            else torch.as_tensor(num_items_in_batch, device=sums.loss.device)
+        )
+        loss = sums.loss / torch.where(
+            items == 0, 1, items
+        )  # where nothing is trained the sum is 0, and so the mean
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            loss = loss * self.accelerator.num_processes  # gradients are averaged over ranks, and must be summed
+            loss = (
+                loss * self.accelerator.num_processes
+            )  # gradients are averaged over ranks, and must be summed
         if heard:
-            loss = loss + self._balance.share(heard, self.current_gradient_accumulation_steps, loss.device)
+            loss = loss + self._balance.share(
+                heard, self.current_gradient_accumulation_steps, loss.device
+            )
         return (loss, {"outputs": outputs}) if return_outputs else loss
 
-    def _sums(self, model: nn.Module, inputs: Any, items: Tensor | int | None = None) -> tuple[LossSums, Tensor]:
+    def _sums(
+        self, model: nn.Module, inputs: Any, items: Tensor | int | None = None
+    ) -> tuple[LossSums, Tensor]:
         """The sums of a batch of either kind, and what the model put out."""
         if self._collator is not None:
             sums, outputs = foreign_sums(model, inputs, self.loss_plan.kind)
         elif self.compute_loss_func is not None:
             outputs = all_logits(model, inputs, self.feeding)
-            sums = loss_from_logits(outputs[0, inputs["scored"]], inputs["targets"], weights=inputs["weights"])
+            sums = loss_from_logits(
+                outputs[0, inputs["scored"]], inputs["targets"], weights=inputs["weights"]
+            )
         else:
             return self.row_sums(model, inputs)
         if self.compute_loss_func is None:
             return sums, outputs
-        of_users: Tensor = self.compute_loss_func(CausalLMOutput(logits=outputs), inputs["labels"], num_items_in_batch=items)
+        of_users: Tensor = self.compute_loss_func(
+            CausalLMOutput(logits=outputs), inputs["labels"], num_items_in_batch=items
+        )
         # It is divided by the step's items already; ours is divided later.
         return sums._replace(loss=of_users * (sums.weight if items is None else items)), outputs
 
@@ -245,8 +293,11 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         return torch.autograd.graph.save_on_cpu(pin_memory=self.args.device.type == "cuda")
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
-        """What all trained tokens of a step weigh together, over its rows and ranks; Trainer would count labels."""
-        total = torch.tensor(sum(batch["total_weight"] for batch in batch_samples), dtype=torch.float32).to(device)
+        """What all trained tokens of a step weigh together, over its rows and ranks; Trainer would
+        count labels."""
+        total = torch.tensor(
+            sum(batch["total_weight"] for batch in batch_samples), dtype=torch.float32
+        ).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             total = self.accelerator.gather(total).sum()
         share: Tensor = total / self.get_tp_size()
@@ -255,11 +306,17 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
     # ---- training, logging, saving ----
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **options: Any) -> Any:
-        """Train, from the start or from a checkpoint (a folder, or True for the newest complete one in output_dir).
+        """Train, from the start or from a checkpoint (a folder, or True for the newest complete one
+        in output_dir).
 
-        Raises InputNotFound or ConfigError where there is no such checkpoint, MismatchError where it is of another run.
+        Raises InputNotFound or ConfigError where there is no such checkpoint, MismatchError where
+        it is of another run.
         """
-        folder = find_checkpoint(resume_from_checkpoint, self.args.output_dir) if resume_from_checkpoint else None
+        folder = (
+            find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+            if resume_from_checkpoint
+            else None
+        )
         self.trained_tokens = self.trained_tokens_here = 0
         if folder is not None:
             before = RunState.load(folder)
@@ -269,7 +326,9 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         self._counters = Counters(self.args.device)
         self._going_on_from = folder
         if is_stream(self.train_dataset):
-            self.args.ignore_data_skip = True  # its loader goes on by itself, and has passed nothing again
+            self.args.ignore_data_skip = (
+                True  # its loader goes on by itself, and has passed nothing again
+            )
         with noise_by_sequence(self.model, self._noise):
             result = super().train(resume_from_checkpoint=folder, **options)
         self._read_counters()  # what came after the last log
@@ -278,7 +337,11 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
     def _run_epoch(self, *given: Any, **options: Any) -> None:
         """A pass; none where max_steps are done already, which Trainer asks after a step only."""
         if 0 < self.args.max_steps <= self.state.global_step:
-            logger.warning("step %d of %d: nothing is left to train", self.state.global_step, self.args.max_steps)
+            logger.warning(
+                "step %d of %d: nothing is left to train",
+                self.state.global_step,
+                self.args.max_steps,
+            )
             self.control.should_training_stop = True
             return
         super()._run_epoch(*given, **options)
@@ -296,7 +359,8 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         return RunState(digest, plan.packs_per_step, plan.seed, self.trained_tokens)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add trained tokens, their speed and token accuracy to what is logged of training; stop where the loss is no number."""
+        """Add trained tokens, their speed and token accuracy to what is logged of training; stop
+        where the loss is no number."""
         if "loss" in logs:
             reading = self._read_counters()
             logs = {
@@ -309,7 +373,10 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
             if not math.isfinite(logs["loss"]):
                 raise TrainingDiverged(
                     f"the loss is {logs['loss']} at step {self.state.global_step}",
-                    remedy="go on from an earlier checkpoint with a lower --learning_rate, or a longer --warmup_steps",
+                    remedy=(
+                        "go on from an earlier checkpoint with a lower --learning_rate, or a longer"
+                        " --warmup_steps"
+                    ),
                 )
         super().log(logs, start_time)
 
@@ -320,10 +387,12 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         return reading
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        # Read before it is saved: a run that goes on from here has seen these tokens, logged or not. What was read is kept
-        # for the next log.
+        # Read before it is saved: a run that goes on from here has seen these tokens, logged or
+        # not. What was read is kept for the next log.
         total = self.trained_tokens + self._counters.peek(self.accelerator).tokens
-        folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+        folder = os.path.join(
+            self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}"
+        )
         if self._stream is not None:
             self._stream.save(folder, self.args.process_index, self.args.world_size)
         if self.args.should_save:
@@ -331,7 +400,9 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
             RunState(state.data, state.packs_per_step, state.seed, total).save(folder)
         super()._save_checkpoint(model, trial)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
         # Trainer pickles its arguments beside the model, the access token for the Hub among them.
         token, self.args.hub_token = self.args.hub_token, None
         try:
@@ -347,30 +418,42 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Loss, perplexity and accuracy over all trained positions of an evaluation set, each counted once.
+        """Loss, perplexity and accuracy over all trained positions of an evaluation set, each
+        counted once.
 
-        eval_dataset: what the trainer takes as one, the name of one of its sets, or a mapping of names to such; raw records are
-        prepared as evaluation sets are, packs are taken as they are. With several sets each has its own metrics, `eval_NAME_loss`
-        and so on. ignore_keys is Trainer's, and not used.
+        eval_dataset: what the trainer takes as one, the name of one of its sets, or a mapping of
+        names to such; raw records are prepared as evaluation sets are, packs are taken as they are.
+        With several sets each has its own metrics, `eval_NAME_loss` and so on. ignore_keys is
+        Trainer's, and not used.
         """
         chosen = eval_dataset if eval_dataset is not None else self.eval_dataset
         if isinstance(chosen, Mapping):
             metrics: dict[str, float] = {}
             for name, source in chosen.items():
-                metrics.update(self.evaluate(source, metric_key_prefix=f"{metric_key_prefix}_{name}"))
+                metrics.update(
+                    self.evaluate(source, metric_key_prefix=f"{metric_key_prefix}_{name}")
+                )
             return metrics
         predicting = self.compute_metrics is not None and not self.args.prediction_loss_only
         return self._evaluated(chosen, metric_key_prefix, predicting)[1]
 
     def predict(
-        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+        self,
+        test_dataset: Any,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "test",
     ) -> PredictionOutput:
-        """As `evaluate` on one set, with the predictions: a row a sequence, filled up with -100; see `sfttrain.predictions`."""
+        """As `evaluate` on one set, with the predictions: a row a sequence, filled up with -100;
+        see `sfttrain.predictions`."""
         predictions, metrics = self._evaluated(test_dataset, metric_key_prefix, True)
         assert predictions is not None
-        return PredictionOutput(predictions=predictions.predictions, label_ids=predictions.label_ids, metrics=metrics)
+        return PredictionOutput(
+            predictions=predictions.predictions, label_ids=predictions.label_ids, metrics=metrics
+        )
 
-    def _evaluated(self, chosen: Any, prefix: str, predicting: bool) -> tuple[Any, dict[str, float]]:
+    def _evaluated(
+        self, chosen: Any, prefix: str, predicting: bool
+    ) -> tuple[Any, dict[str, float]]:
         loader = self.get_eval_dataloader(self._prepared(chosen))
         predictions = Predictions(self.preprocess_logits_for_metrics) if predicting else None
         was = self.model.training
@@ -380,7 +463,9 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
             for batch in loader:
                 inputs: Any = self._prepare_inputs(cast(Any, batch))
                 sums, outputs = (
-                    self._sums(self.model, inputs) if self._collator is not None else self.row_sums(self.model, inputs)
+                    self._sums(self.model, inputs)
+                    if self._collator is not None
+                    else self.row_sums(self.model, inputs)
                 )
                 counters.add(sums)
                 if predictions is not None and self._collator is not None:
@@ -401,15 +486,29 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         gathered = predictions.gathered(self.args.world_size) if predictions is not None else None
         if self.compute_metrics is not None and gathered is not None:
             found.update(self.compute_metrics(gathered))
-        metrics = {name if name.startswith(f"{prefix}_") else f"{prefix}_{name}": value for name, value in found.items()}
+        metrics = {
+            name if name.startswith(f"{prefix}_") else f"{prefix}_{name}": value
+            for name, value in found.items()
+        }
         self.log(metrics)
-        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
         return gathered, metrics
 
     def _prepared(self, chosen: Any) -> Any:
-        """An evaluation set as it can be loaded: packs, or rows for the collator. One that is so already stays as it is."""
-        named = isinstance(chosen, str) and isinstance(self.eval_dataset, Mapping) and chosen in self.eval_dataset
-        sets = self.eval_dataset.values() if isinstance(self.eval_dataset, Mapping) else [self.eval_dataset]
+        """An evaluation set as it can be loaded: packs, or rows for the collator. One that is so
+        already stays as it is."""
+        named = (
+            isinstance(chosen, str)
+            and isinstance(self.eval_dataset, Mapping)
+            and chosen in self.eval_dataset
+        )
+        sets = (
+            self.eval_dataset.values()
+            if isinstance(self.eval_dataset, Mapping)
+            else [self.eval_dataset]
+        )
         if chosen is None or named or is_packs(chosen) or any(chosen is source for source in sets):
             return chosen
         prepare = rows_for_collator if self._collator is not None else packs_for_evaluation

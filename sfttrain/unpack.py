@@ -1,4 +1,5 @@
-"""The sequences of a packed row as padded batches, for models that cannot keep them apart in one row."""
+"""The sequences of a packed row as padded batches, for models that cannot keep them apart in one
+row."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from torch import Tensor
 class Group:
     """Some sequences of a row, right-padded to the longest of them.
 
-    index: int64 [sequences, longest], where in the row each token is (0 where padded); real: bool, the same shape.
+    index: int64 [sequences, longest], where in the row each token is (0 where padded); real: bool,
+    the same shape.
     """
 
     index: Tensor
@@ -23,8 +25,8 @@ class Group:
 def groups_of_like_length(lengths: Sequence[int]) -> Iterator[Group]:
     """Cut a row of sequences into groups in which none is shorter than half of the longest.
 
-    So padding at most doubles the tokens, and there are at most log2(longest) + 1 groups. Every token of the row is in
-    exactly one group, once; sequences of no token are in none.
+    So padding at most doubles the tokens, and there are at most log2(longest) + 1 groups. Every
+    token of the row is in exactly one group, once; sequences of no token are in none.
     """
     starts = [0]
     for length in lengths:

@@ -1,7 +1,8 @@
-"""Attention over a packed row, one sequence at a time: ours through SDPA (any device), and torch's own kernel (CUDA).
+"""Attention over a packed row, one sequence at a time: ours through SDPA (any device), and torch's
+own kernel (CUDA).
 
-Both have the signature that transformers calls attention functions with, and are known to it under the names
-`sft_varlen` and `torch_varlen` after `register()`.
+Both have the signature that transformers calls attention functions with, and are known to it under
+the names `sft_varlen` and `torch_varlen` after `register()`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 
 def register() -> None:
-    """Make `sft_varlen` and `torch_varlen` known to transformers. Doing it again changes nothing."""
+    """Make `sft_varlen` and `torch_varlen` known to transformers. Doing it again changes
+    nothing."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     for name, function in (("sft_varlen", sft_varlen), ("torch_varlen", torch_varlen)):
@@ -42,27 +44,33 @@ def sft_varlen(
     seq_lens: Sequence[int] | None = None,
     **_ignored: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention inside each sequence of a row, through scaled_dot_product_attention; its cost is sum(len ** 2).
+    """Causal attention inside each sequence of a row, through scaled_dot_product_attention; its
+    cost is sum(len ** 2).
 
-    query: [1, heads, T, D]; key: [1, kv heads, T, D]; value: [1, kv heads, T, Dv]; cu_seq_lens_q: int32 [S + 1], the
-    bounds of the sequences, or seq_lens: their lengths as Python ints. Returns [1, T, heads, Dv].
-    Without either, the rows are ordinary ones (generation, padded batches): `attention_mask` decides, as in `sdpa`.
-    Takes grouped-query heads, sliding windows, softcapping, attention sinks (s_aux) and heads whose value is narrower
-    than their key; refuses a position bias, which belongs to whole rows, with NotImplementedError.
+    query: [1, heads, T, D]; key: [1, kv heads, T, D]; value: [1, kv heads, T, Dv]; cu_seq_lens_q:
+    int32 [S + 1], the bounds of the sequences, or seq_lens: their lengths as Python ints. Returns
+    [1, T, heads, Dv]. Without either, the rows are ordinary ones (generation, padded batches):
+    `attention_mask` decides, as in `sdpa`. Takes grouped-query heads, sliding windows, softcapping,
+    attention sinks (s_aux) and heads whose value is narrower than their key; refuses a position
+    bias, which belongs to whole rows, with NotImplementedError.
     """
     if position_bias is not None:
         raise NotImplementedError("sft_varlen has no position bias")
     causal = is_causal if is_causal is not None else bool(getattr(module, "is_causal", True))
     options = _Options(dropout, scaling, causal, sliding_window, softcap, s_aux)
     if seq_lens is None and cu_seq_lens_q is None:
-        return _attend(query, key, value, attention_mask, options).transpose(1, 2).contiguous(), None
+        return _attend(query, key, value, attention_mask, options).transpose(
+            1, 2
+        ).contiguous(), None
     if seq_lens is None:
         assert cu_seq_lens_q is not None
         seq_lens = (cu_seq_lens_q[1:] - cu_seq_lens_q[:-1]).tolist()
     lengths = list(seq_lens)
     pieces = zip(*(torch.split(t, lengths, 2) for t in (query, key, value)), strict=True)
     # Put together in the layout that is asked for, which is the one that the CPU's kernel writes.
-    return torch.cat([_attend(q, k, v, None, options).transpose(1, 2) for q, k, v in pieces], 1), None
+    return torch.cat(
+        [_attend(q, k, v, None, options).transpose(1, 2) for q, k, v in pieces], 1
+    ), None
 
 
 def torch_varlen(
@@ -85,10 +93,11 @@ def torch_varlen(
     max_length_k: int | None = None,
     **ignored: Any,
 ) -> tuple[Tensor, None]:
-    """`torch.nn.attention.varlen.varlen_attn` (CUDA, 16-bit) under transformers' signature; shapes as in `sft_varlen`.
+    """`torch.nn.attention.varlen.varlen_attn` (CUDA, 16-bit) under transformers' signature; shapes
+    as in `sft_varlen`.
 
-    Rows without bounds go through `sft_varlen`. Raises NotImplementedError for softcapping, sinks, dropout, a position
-    bias, and attention that is not causal, which that kernel does not have.
+    Rows without bounds go through `sft_varlen`. Raises NotImplementedError for softcapping, sinks,
+    dropout, a position bias, and attention that is not causal, which that kernel does not have.
     """
     if cu_seq_lens_q is None or max_length_q is None:
         return sft_varlen(
@@ -106,8 +115,16 @@ def torch_varlen(
             position_bias=position_bias,
         )
     causal = is_causal if is_causal is not None else bool(getattr(module, "is_causal", True))
-    if softcap is not None or s_aux is not None or dropout or position_bias is not None or not causal:
-        raise NotImplementedError("torch_varlen has no softcap, sinks, dropout or position bias, and is causal")
+    if (
+        softcap is not None
+        or s_aux is not None
+        or dropout
+        or position_bias is not None
+        or not causal
+    ):
+        raise NotImplementedError(
+            "torch_varlen has no softcap, sinks, dropout or position bias, and is causal"
+        )
     q, k, v = (_kernel_layout(t) for t in (query, key, value))
     window = (-1, 0) if sliding_window is None else (sliding_window - 1, 0)
     bounds = (cu_seq_lens_q, cu_seq_lens_q if cu_seq_lens_k is None else cu_seq_lens_k)
@@ -116,14 +133,22 @@ def torch_varlen(
     return out[None].to(query.dtype), None
 
 
-def mask_only_for_padding(*args: Any, attention_mask: Tensor | None = None, **options: Any) -> Tensor | None:
-    """The mask of these implementations: none for packed rows, whose bounds say all; SDPA's for a padded batch.
+def mask_only_for_padding(
+    *args: Any, attention_mask: Tensor | None = None, **options: Any
+) -> Tensor | None:
+    """The mask of these implementations: none for packed rows, whose bounds say all; SDPA's for a
+    padded batch.
 
-    Without it a model that was trained with `sft_varlen` would ignore the padding of a batch it generates for.
+    Without it a model that was trained with `sft_varlen` would ignore the padding of a batch it
+    generates for.
     """
     from transformers.masking_utils import sdpa_mask
 
-    mask: Tensor | None = None if attention_mask is None else sdpa_mask(*args, attention_mask=attention_mask, **options)
+    mask: Tensor | None = (
+        None
+        if attention_mask is None
+        else sdpa_mask(*args, attention_mask=attention_mask, **options)
+    )
     return mask
 
 
@@ -161,13 +186,17 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: _Opti
 
 
 def _band(n: int, m: int, window: int | None, device: torch.device) -> Tensor:
-    """bool [n, m]: the last n of m positions look back, at most `window` positions including themselves."""
+    """bool [n, m]: the last n of m positions look back, at most `window` positions including
+    themselves."""
     back = torch.arange(m - n, m, device=device)[:, None] - torch.arange(m, device=device)
     return (back >= 0) & (back < window) if window is not None else back >= 0
 
 
-def _attend_by_hand(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: _Options) -> Tensor:
-    """Softcapping and sinks, which SDPA does not know: scores are made in full, for one sequence at a time."""
+def _attend_by_hand(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: _Options
+) -> Tensor:
+    """Softcapping and sinks, which SDPA does not know: scores are made in full, for one sequence at
+    a time."""
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     scale = options.scaling if options.scaling is not None else q.shape[-1] ** -0.5
@@ -175,10 +204,17 @@ def _attend_by_hand(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, option
     if options.softcap is not None:
         scores = torch.tanh(scores / options.softcap) * options.softcap
     if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+        scores = (
+            scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+        )
     if options.sinks is not None:
-        # A sink is one more score a head may spend its attention on; it has no value, so its column is dropped after.
-        sink = options.sinks.to(scores.dtype).reshape(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
+        # A sink is one more score a head may spend its attention on; it has no value, so its column
+        # is dropped after.
+        sink = (
+            options.sinks.to(scores.dtype)
+            .reshape(1, -1, 1, 1)
+            .expand(scores.shape[0], -1, scores.shape[2], 1)
+        )
         scores = torch.cat([scores, sink], -1)
     weights = torch.softmax(scores, -1, dtype=torch.float32).to(v.dtype)
     if options.sinks is not None:
@@ -187,7 +223,8 @@ def _attend_by_hand(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, option
 
 
 def _kernel_layout(tensor: Tensor) -> Tensor:
-    """[1, H, T, D] to [T, H, D], in 16 bits: under autocast the projections come in float32 after rotary embedding."""
+    """[1, H, T, D] to [T, H, D], in 16 bits: under autocast the projections come in float32 after
+    rotary embedding."""
     if tensor.dtype not in (torch.float16, torch.bfloat16):
         tensor = tensor.to(torch.get_autocast_dtype("cuda"))
     return tensor[0].transpose(0, 1)
@@ -201,7 +238,8 @@ def _varlen_kernel(
     scale: float | None,
     window: tuple[int, int],
 ) -> Tensor:
-    """torch's kernel. tensors: q [T, H, D], k and v [T, kv heads, D]; bounds, longest: of queries, of keys -> [T, H, D]."""
+    """torch's kernel. tensors: q [T, H, D], k and v [T, kv heads, D]; bounds, longest: of queries,
+    of keys -> [T, H, D]."""
     from torch.nn.attention import varlen
 
     q, k, v = tensors

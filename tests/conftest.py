@@ -24,7 +24,8 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A byte-level BPE tokenizer of 600 tokens with ChatML markers, and a chat template that marks assistant turns."""
+    """A byte-level BPE tokenizer of 600 tokens with ChatML markers, and a chat template that marks
+    assistant turns."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     folder = tmp_path_factory.mktemp("tokenizer")
@@ -33,9 +34,14 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=600, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=600,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
-    tokenizer.train_from_iterator((EXAMPLES / "data" / "chats.jsonl").read_text(encoding="utf-8").split("\n")[:60], trainer)
+    tokenizer.train_from_iterator(
+        (EXAMPLES / "data" / "chats.jsonl").read_text(encoding="utf-8").split("\n")[:60], trainer
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -45,7 +51,9 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "clean_up_tokenization_spaces": False,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    (folder / "chat_template.jinja").write_text((EXAMPLES / "chatml.jinja").read_text(encoding="utf-8"), encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(
+        (EXAMPLES / "chatml.jinja").read_text(encoding="utf-8"), encoding="utf-8"
+    )
     return folder
 
 
@@ -55,7 +63,9 @@ def records(tmp_path: Path) -> Callable[..., str]:
 
     def write(rows: list[Any], name: str = "data.jsonl") -> str:
         path = tmp_path / name
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        path.write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+        )
         return str(path)
 
     return write

@@ -21,15 +21,23 @@ from sftprep.hashes import digest
 
 
 def test_flat_settings_reach_their_part():
-    config = BuildConfig.of(inputs="a.jsonl", tokenizer="t", output="o", max_length=64, map="q=p,a=c", train_on="all")
+    config = BuildConfig.of(
+        inputs="a.jsonl", tokenizer="t", output="o", max_length=64, map="q=p,a=c", train_on="all"
+    )
     assert config.source.inputs == ("a.jsonl",)
     assert config.format.renames() == {"q": "p", "a": "c"}
-    assert (config.pack.max_length, config.tokenize.tokenizer, config.output.output) == (64, "t", "o")
+    assert (config.pack.max_length, config.tokenize.tokenizer, config.output.output) == (
+        64,
+        "t",
+        "o",
+    )
     assert BuildConfig.of(**config.flat()) == config
 
 
 def test_an_unknown_setting_names_the_nearest_one():
-    with pytest.raises(ConfigError, match=r"unknown setting 'max_lenght'[\s\S]*did you mean 'max_length'"):
+    with pytest.raises(
+        ConfigError, match=r"unknown setting 'max_lenght'[\s\S]*did you mean 'max_length'"
+    ):
         BuildConfig.of(max_lenght=3)
 
 
@@ -122,19 +130,32 @@ def test_a_path_that_is_no_text_is_refused(path):
 
 
 def test_numbers_that_yaml_takes_for_text_are_numbers():
-    (entry,) = BuildConfig.of(sources=[{"path": "a", "weight": "1e-3", "repeat": "2"}]).source.sources
+    (entry,) = BuildConfig.of(
+        sources=[{"path": "a", "weight": "1e-3", "repeat": "2"}]
+    ).source.sources
     assert (entry.weight, entry.repeat) == (0.001, 2.0)
 
 
 def test_sources_of_one_name_are_told_apart():
-    given = [{"path": path, "name": name} for path, name in (("1", "a"), ("2", "a"), ("3", "a (2)"), ("4", "a"), ("5", "b"))]
+    given = [
+        {"path": path, "name": name}
+        for path, name in (("1", "a"), ("2", "a"), ("3", "a (2)"), ("4", "a"), ("5", "b"))
+    ]
     made = BuildConfig.of(sources=given)
     assert [entry.name for entry in made.source.sources] == ["a", "a (3)", "a (2)", "a (4)", "b"]
     assert BuildConfig.of(**made.flat()) == made
 
 
 @pytest.mark.parametrize(
-    "flags", ["--max-length 2.5", "--max-length=99.9", "--lanes 1.5", "--seed -0.5", "--pack-window 1e1.5", "--config FILE"]
+    "flags",
+    [
+        "--max-length 2.5",
+        "--max-length=99.9",
+        "--lanes 1.5",
+        "--seed -0.5",
+        "--pack-window 1e1.5",
+        "--config FILE",
+    ],
 )
 def test_whole_numbers_are_not_rounded(flags, tmp_path, capsys):
     (tmp_path / "c.yaml").write_text("max_length: 2.5\n")

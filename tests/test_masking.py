@@ -13,9 +13,9 @@ IDS = st.lists(st.integers(0, 2), max_size=8)
 
 def flat(rows):
     lengths = [len(row) for row in rows]
-    return np.array([x for row in rows for x in row], np.int32), np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))).astype(
-        np.int64
-    )
+    return np.array([x for row in rows for x in row], np.int32), np.concatenate(
+        ([0], np.cumsum(lengths, dtype=np.int64))
+    ).astype(np.int64)
 
 
 @given(st.lists(st.tuples(IDS, IDS), max_size=8))
@@ -24,12 +24,19 @@ def test_a_completion_starts_where_ids_first_differ(pairs):
     starts = completion_starts(*flat(prompts), *flat(wholes))
 
     def slow(prompt, whole):
-        return next((k for k, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), min(len(prompt), len(whole)))
+        return next(
+            (k for k, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b),
+            min(len(prompt), len(whole)),
+        )
 
     assert starts.tolist() == [slow(p, w) for p, w in pairs]
 
 
-@given(st.lists(st.integers(0, 6).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))), max_size=10))
+@given(
+    st.lists(
+        st.integers(0, 6).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))), max_size=10
+    )
+)
 def test_a_mask_is_true_from_each_start_on(sequences):
     offsets = np.concatenate(([0], np.cumsum([n for n, _ in sequences]))).astype(np.int64)
     mask = mask_from(np.array([s for _, s in sequences], np.int64), offsets)
@@ -42,7 +49,8 @@ def char_to_token(chars, position):
 
 @st.composite
 def tokens_and_spans(draw):
-    """Tokens that cover a text, some sharing a character and some with blanks before them that belong to none."""
+    """Tokens that cover a text, some sharing a character and some with blanks before them that
+    belong to none."""
     chars, at = [], 0
     for _ in range(draw(st.integers(0, 10))):
         at += draw(st.integers(0, 1))
@@ -68,5 +76,7 @@ def test_spans_mark_the_tokens_that_transformers_marks(texts):
         expected += mask
     every = [pair for chars, _ in texts for pair in chars]
     offsets = np.concatenate(([0], np.cumsum([len(chars) for chars, _ in texts]))).astype(np.int64)
-    got = mask_spans([spans for _, spans in texts], np.array(every, np.int64).reshape(-1, 2), offsets)
+    got = mask_spans(
+        [spans for _, spans in texts], np.array(every, np.int64).reshape(-1, 2), offsets
+    )
     assert got.tolist() == expected

@@ -16,7 +16,10 @@ several = st.lists(st.lists(st.integers(0, 255), max_size=5), max_size=8)
 @given(pieces=several, data=st.data())
 def test_pieces_in_another_order(dtype: type, pieces: list[list[int]], data: st.DataObject) -> None:
     ragged: Ragged[np.int32] = Ragged.of([np.array(piece, dtype) for piece in pieces], dtype)
-    assert ragged.edges.tolist() == edges(np.array([len(piece) for piece in pieces], np.int64)).tolist()
+    assert (
+        ragged.edges.tolist()
+        == edges(np.array([len(piece) for piece in pieces], np.int64)).tolist()
+    )
     which = data.draw(st.lists(st.integers(0, len(pieces) - 1), max_size=12)) if pieces else []
     taken = ragged.taken(np.array(which, np.int64))
     assert taken.values.dtype == dtype
@@ -35,14 +38,18 @@ def test_pieces_among_fixed_ones(
         values += part
         last.append(len(values))
         values += [7] * apart
-    pieces: Pieces[np.int32] = Pieces(np.array(values, dtype), np.array(first, np.int64), np.array(last, np.int64))
+    pieces: Pieces[np.int32] = Pieces(
+        np.array(values, dtype), np.array(first, np.int64), np.array(last, np.int64)
+    )
     joined = pieces.joined()
     assert joined.values.tolist() == [value for part in parts for value in part]
     assert np.diff(joined.edges).tolist() == [*map(len, parts)]
 
     others = data.draw(st.lists(st.integers(0, len(fixed) - 1), max_size=8)) if fixed else []
     order = data.draw(st.permutations([SLOT] * len(parts) + others))
-    made = pieces.within(np.array(order, np.int64), Ragged.of([np.array(piece, dtype) for piece in fixed], dtype))
+    made = pieces.within(
+        np.array(order, np.int64), Ragged.of([np.array(piece, dtype) for piece in fixed], dtype)
+    )
     slots = iter(parts)
     expected = [next(slots) if number == SLOT else fixed[number] for number in order]
     assert made.values.tolist() == [value for piece in expected for value in piece]

@@ -1,4 +1,5 @@
-"""Real files with real tokenizers: everything is packed or counted, and what is trained is what should be."""
+"""Real files with real tokenizers: everything is packed or counted, and what is trained is what
+should be."""
 
 from __future__ import annotations
 
@@ -27,7 +28,12 @@ def run(name: str, tokenizer: str, folder: Path, lines: int = 120, **settings):
     settings = {"max_length": 1024, **settings}
     inputs = cut(name, folder, lines)
     return build(
-        BuildConfig.of(inputs=inputs, tokenizer=str(SHARED / "tokenizers" / tokenizer), output=str(folder / "out"), **settings)
+        BuildConfig.of(
+            inputs=inputs,
+            tokenizer=str(SHARED / "tokenizers" / tokenizer),
+            output=str(folder / "out"),
+            **settings,
+        )
     )
 
 
@@ -64,7 +70,10 @@ def test_gsm8k_with_renamed_keys(tokenizer, tmp_path):
 def test_chitchat_messages(tokenizer, tmp_path):
     report = run("chitchat_600_messages.jsonl", tokenizer, tmp_path)
     assert report.manifest.accounting.sequences == 120
-    assert report.manifest.tokens == report.manifest.accounting.tokens_in - report.manifest.accounting.tokens_truncated
+    assert (
+        report.manifest.tokens
+        == report.manifest.accounting.tokens_in - report.manifest.accounting.tokens_truncated
+    )
     assert verify(report.folder).ok
 
 

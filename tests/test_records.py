@@ -51,17 +51,35 @@ def test_the_text_field_can_have_another_name():
 
 
 def test_sharegpt_roles_are_mapped_and_its_system_comes_first():
-    turns = [("human", "a"), ("chatgpt", "b"), ("user", "c"), ("bing", "d"), ("observation", "e"), ("gpt", "f")]
+    turns = [
+        ("human", "a"),
+        ("chatgpt", "b"),
+        ("user", "c"),
+        ("bing", "d"),
+        ("observation", "e"),
+        ("gpt", "f"),
+    ]
     record = {"system": "s", "conversations": [{"from": who, "value": text} for who, text in turns]}
     example = read_record(record, 0, "sharegpt", Reading())
-    assert [m["role"] for m in example.messages] == ["system", "user", "assistant", "user", "assistant", "tool", "assistant"]
+    assert [m["role"] for m in example.messages] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+        "assistant",
+        "tool",
+        "assistant",
+    ]
     assert [m["content"] for m in example.messages] == ["s", "a", "b", "c", "d", "e", "f"]
 
 
 def test_a_sharegpt_call_becomes_a_tool_call_where_the_template_shows_them():
     call = {"name": "f", "arguments": {"x": 8.854e-12}}
     record = {
-        "conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": json.dumps(call)}],
+        "conversations": [
+            {"from": "human", "value": "a"},
+            {"from": "function_call", "value": json.dumps(call)},
+        ],
         "tools": '[{"name": "f"}]',
     }
     shown = read_record(copy.deepcopy(record), 0, "sharegpt", Reading())
@@ -89,8 +107,14 @@ def test_alpaca_is_a_chat_or_the_stanford_layout():
 
 
 def test_typed_text_parts_are_joined():
-    parts = [{"type": "text", "text": "a"}, {"type": "text", "value": "b"}, {"type": "text", "content": "c"}]
-    example = read_record({"messages": [{"role": "user", "content": parts}, CHAT[1]]}, 0, "messages", Reading())
+    parts = [
+        {"type": "text", "text": "a"},
+        {"type": "text", "value": "b"},
+        {"type": "text", "content": "c"},
+    ]
+    example = read_record(
+        {"messages": [{"role": "user", "content": parts}, CHAT[1]]}, 0, "messages", Reading()
+    )
     assert example.messages[0]["content"] == "abc"
 
 
@@ -102,7 +126,7 @@ def test_reasoning_and_tool_call_parts_stand_beside_the_text():
         {"type": "tool_call", "value": json.dumps(call)},
     ]
     record = {"messages": [CHAT[0], {"role": "assistant", "content": parts}]}
-    (_, message) = read_record(copy.deepcopy(record), 0, "messages", Reading()).messages
+    _, message = read_record(copy.deepcopy(record), 0, "messages", Reading()).messages
     assert message == {
         "role": "assistant",
         "content": "a",
@@ -110,7 +134,12 @@ def test_reasoning_and_tool_call_parts_stand_beside_the_text():
         "tool_calls": [{"type": "function", "function": call}],
     }
     for reading in (Reading(reasoning=False), Reading(tool_calls=False)):
-        with pytest.raises(Unusable, match=r"content part of type '(reasoning|tool_call)', which the chat template cannot show"):
+        with pytest.raises(
+            Unusable,
+            match=(
+                r"content part of type '(reasoning|tool_call)', which the chat template cannot show"
+            ),
+        ):
             read_record(copy.deepcopy(record), 0, "messages", reading)
 
 
@@ -122,7 +151,11 @@ def test_alpaca_without_a_template_keeps_system_and_history():
 
 
 def test_switches_are_weights():
-    messages = [{**CHAT[0], "train": False}, {**CHAT[1], "loss_weight": 0.5}, {**CHAT[1], "weight": None}]
+    messages = [
+        {**CHAT[0], "train": False},
+        {**CHAT[1], "loss_weight": 0.5},
+        {**CHAT[1], "weight": None},
+    ]
     assert read_record({"messages": messages}, 0, "messages", Reading()).weights == [0.0, 0.5, None]
     assert read_record({"messages": CHAT}, 0, "messages", Reading()).weights is None
 
@@ -133,10 +166,22 @@ def test_switches_are_weights():
         ({}, [1, 1, 1, 1], [4]),
         ({"labels": [-100, 5, -100, 7]}, [0, 1, 0, 1], [4]),
         ({"labels": [4, -100, 6, -100], "completion_mask": [0, 0, 0, 0]}, [1, 0, 1, 0], [4]),
-        ({"completion_mask": [0, 1, 1, 1], "assistant_masks": [True, True, False, True]}, [0, 1, 0, 1], [4]),
+        (
+            {"completion_mask": [0, 1, 1, 1], "assistant_masks": [True, True, False, True]},
+            [0, 1, 0, 1],
+            [4],
+        ),
         ({"seq_lengths": [3, 1]}, [1, 1, 1, 1], [3, 1]),
         ({"position_ids": [0, 1, 0, 1]}, [1, 1, 1, 1], [2, 2]),
-        ({"position_ids": [0, 1, 0, 1], "seq_lengths": [2, 0, 2], "attention_mask": [1, 1, 1, 1]}, [1, 1, 1, 1], [2, 2]),
+        (
+            {
+                "position_ids": [0, 1, 0, 1],
+                "seq_lengths": [2, 0, 2],
+                "attention_mask": [1, 1, 1, 1],
+            },
+            [1, 1, 1, 1],
+            [2, 2],
+        ),
     ],
 )
 def test_tokens_are_used_as_they_are(beside, trained, lengths):
@@ -173,7 +218,9 @@ def test_no_tools_at_all_is_none_and_text_tools_are_objects():
     assert read_record({"messages": CHAT, "tools": []}, 0, "messages", Reading()).tools is None
     tool = {"type": "function", "function": {"name": "f"}}
     for given in ([tool], json.dumps([tool]), [json.dumps(tool)]):
-        assert read_record({"messages": CHAT, "tools": given}, 0, "messages", Reading()).tools == [tool]
+        assert read_record({"messages": CHAT, "tools": given}, 0, "messages", Reading()).tools == [
+            tool
+        ]
 
 
 @pytest.mark.parametrize(
@@ -190,10 +237,22 @@ def test_no_tools_at_all_is_none_and_text_tools_are_objects():
         ("messages", {"messages": [{"role": "USER", "content": "a"}]}, "unknown_role"),
         ("messages", {"messages": [{"role": "user", "content": None}]}, "bad_row"),
         ("messages", {"messages": [{"role": "user", "content": 7}]}, "bad_type"),
-        ("messages", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "unsupported_part"),
+        (
+            "messages",
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+            "unsupported_part",
+        ),
         ("messages", {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "bad_row"),
-        ("messages", {"messages": [{"role": "assistant", "content": [{"type": "tool_call", "value": "{"}]}]}, "bad_tool"),
-        ("messages", {"messages": [{"role": "user", "content": "a", "weight": float("nan")}]}, "bad_type"),
+        (
+            "messages",
+            {"messages": [{"role": "assistant", "content": [{"type": "tool_call", "value": "{"}]}]},
+            "bad_tool",
+        ),
+        (
+            "messages",
+            {"messages": [{"role": "user", "content": "a", "weight": float("nan")}]},
+            "bad_type",
+        ),
         ("tokens", {"input_ids": "a"}, "bad_type"),
         ("tokens", {"input_ids": [1.5]}, "bad_type"),
         ("tokens", {"input_ids": [1, True]}, "bad_type"),
@@ -208,7 +267,11 @@ def test_no_tools_at_all_is_none_and_text_tools_are_objects():
         ("tokens", {"input_ids": [1, 2], "labels": [-100, 3]}, "other_labels"),
         ("tokens", {"input_ids": [1, 2], "seq_lengths": [1]}, "bad_row"),
         ("tokens", {"input_ids": [1, 2], "position_ids": [1, 2]}, "bad_row"),
-        ("tokens", {"input_ids": [1, 2, 3], "position_ids": [0, 1, 0], "seq_lengths": [1, 2]}, "bad_row"),
+        (
+            "tokens",
+            {"input_ids": [1, 2, 3], "position_ids": [0, 1, 0], "seq_lengths": [1, 2]},
+            "bad_row",
+        ),
         ("messages", {"messages": CHAT, "tools": "{"}, "bad_tool"),
         ("messages", {"messages": CHAT, "tools": {"name": "f"}}, "bad_tool"),
         ("messages", {"messages": CHAT, "chat_template_kwargs": [1]}, "bad_type"),
@@ -235,7 +298,21 @@ def test_what_does_not_fit_is_refused_with_a_reason(name, record, reason):
 
 
 def test_no_hostile_value_gets_past_as_another_kind_of_error():
-    for value in (None, 0, 1.5, True, "", "x", [], [None], [[]], {}, {"role": []}, [{"role": []}], [{"from": [], "value": 1}]):
+    for value in (
+        None,
+        0,
+        1.5,
+        True,
+        "",
+        "x",
+        [],
+        [None],
+        [[]],
+        {},
+        {"role": []},
+        [{"role": []}],
+        [{"from": [], "value": 1}],
+    ):
         for name, kind in FORMATS.items():
             for key in kind.keys:
                 record = {k: value if k == key else "x" for k in kind.keys}

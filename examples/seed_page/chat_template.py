@@ -13,14 +13,19 @@ tokenizer = AutoTokenizer.from_pretrained("demo/opt-350m")
 model, tokenizer = clone_chat_template(model, tokenizer, "demo/Qwen3-0.6B")
 assert "<|im_start|>" in tokenizer.get_vocab()
 
-# ... and as TRL has it today: the ids that are new come back too. The embedding is rounded up to a multiple.
+# ... and as TRL has it today: the ids that are new come back too. The embedding is rounded up to a
+# multiple.
 model = AutoModelForCausalLM.from_pretrained("demo/opt-350m")
 tokenizer = AutoTokenizer.from_pretrained("demo/opt-350m")
-model, tokenizer, added = clone_chat_template(model, tokenizer, "demo/Qwen3-0.6B", resize_to_multiple_of=128)
+model, tokenizer, added = clone_chat_template(
+    model, tokenizer, "demo/Qwen3-0.6B", resize_to_multiple_of=128
+)
 assert model.get_input_embeddings().weight.shape[0] % 128 == 0
 assert len(added) >= 2
 
-dataset = load_dataset("json", data_files="examples/data/chats.jsonl", split="train").select(range(12))
+dataset = load_dataset("json", data_files="examples/data/chats.jsonl", split="train").select(
+    range(12)
+)
 trainer = SFTTrainer(
     model,
     train_dataset=dataset,

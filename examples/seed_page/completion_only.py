@@ -1,4 +1,5 @@
-"""Prompts and completions: the loss is of the completions, or with completion_only_loss=False of both."""
+"""Prompts and completions: the loss is of the completions, or with completion_only_loss=False of
+both."""
 
 from datasets import load_dataset
 
@@ -8,7 +9,9 @@ dataset = load_dataset("json", data_files="examples/data/qa.jsonl", split="train
 
 trained = {}
 for completion_only_loss in (None, False):
-    training_args = SFTConfig(output_dir="demo/out", completion_only_loss=completion_only_loss, num_train_epochs=1)
+    training_args = SFTConfig(
+        output_dir="demo/out", completion_only_loss=completion_only_loss, num_train_epochs=1
+    )
     trainer = SFTTrainer("demo/opt-350m", train_dataset=dataset, args=training_args)
     trainer.train()
     trained[completion_only_loss] = trainer.trained_tokens

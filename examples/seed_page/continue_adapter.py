@@ -1,4 +1,5 @@
-"""Go on training an adapter that was trained before: it is loaded outside, and no peft_config is given.
+"""Go on training an adapter that was trained before: it is loaded outside, and no peft_config is
+given.
 
 Run lora.py first.
 """
@@ -9,7 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from sfttrain import SFTConfig, SFTTrainer
 
-dataset = load_dataset("json", data_files="examples/data/chats.jsonl", split="train").select(range(8))
+dataset = load_dataset("json", data_files="examples/data/chats.jsonl", split="train").select(
+    range(8)
+)
 
 base = AutoModelForCausalLM.from_pretrained("demo/Qwen2.5-0.5B")
 model = PeftModel.from_pretrained(base, "demo/Qwen2.5-0.5B-SFT", is_trainable=True)

@@ -5,7 +5,9 @@ from datasets import load_dataset
 from sfttrain import SFTConfig, SFTTrainer
 
 # Conversations: {"messages": [{"role": "system", "content": "You are helpful"}, ...]}
-conversations = load_dataset("json", data_files="examples/data/chats.jsonl", split="train").select(range(12))
+conversations = load_dataset("json", data_files="examples/data/chats.jsonl", split="train").select(
+    range(12)
+)
 # Instructions: {"prompt": "<prompt text>", "completion": "<ideal generated text>"}
 instructions = load_dataset("json", data_files="examples/data/qa.jsonl", split="train")
 

@@ -4,12 +4,16 @@ from datasets import load_dataset
 
 from sfttrain import SFTConfig, SFTTrainer
 
-dataset = load_dataset("json", data_files="examples/data/chats.jsonl", split="train").select(range(16))
+dataset = load_dataset("json", data_files="examples/data/chats.jsonl", split="train").select(
+    range(16)
+)
 
 trainer = SFTTrainer(
     "demo/Qwen2.5-0.5B",
     train_dataset=dataset,
-    args=SFTConfig(output_dir="demo/out", eos_token="<|im_end|>", max_length=512, num_train_epochs=1),
+    args=SFTConfig(
+        output_dir="demo/out", eos_token="<|im_end|>", max_length=512, num_train_epochs=1
+    ),
 )
 trainer.train()
 assert trainer.processing_class.eos_token == "<|im_end|>"

@@ -1,4 +1,5 @@
-"""An implementation of attention that is asked for is used or refused, never replaced by another."""
+"""An implementation of attention that is asked for is used or refused, never replaced by
+another."""
 
 import torch
 from datasets import load_dataset
@@ -11,7 +12,9 @@ dataset = load_dataset("json", data_files="examples/seed_page/reviews.jsonl", sp
 
 if torch.cuda.is_available():
     model = AutoModelForCausalLM.from_pretrained(
-        model_id, quantization_config=BitsAndBytesConfig(load_in_4bit=True), attn_implementation="flash_attention_2"
+        model_id,
+        quantization_config=BitsAndBytesConfig(load_in_4bit=True),
+        attn_implementation="flash_attention_2",
     )
 else:
     try:
@@ -30,6 +33,7 @@ trainer = SFTTrainer(model, train_dataset=dataset, args=SFTConfig(packing=True, 
 
 # Flash Attention 1, as the page has it: torch's own kernels, chosen around train().
 with torch.nn.attention.sdpa_kernel(
-    [torch.nn.attention.SDPBackend.FLASH_ATTENTION, torch.nn.attention.SDPBackend.MATH], set_priority=True
+    [torch.nn.attention.SDPBackend.FLASH_ATTENTION, torch.nn.attention.SDPBackend.MATH],
+    set_priority=True,
 ):
     trainer.train()

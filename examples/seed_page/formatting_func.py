@@ -32,5 +32,7 @@ def formatting_columns_func(examples):
     ]
 
 
-again = SFTTrainer(model, args=training_args, train_dataset=dataset, formatting_func=formatting_columns_func)
+again = SFTTrainer(
+    model, args=training_args, train_dataset=dataset, formatting_func=formatting_columns_func
+)
 assert len(again.train_dataset) == len(trainer.train_dataset) == len(dataset)

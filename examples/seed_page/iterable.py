@@ -1,4 +1,5 @@
-"""A dataset that is read as it is trained, in place of one that is all on the disk: max_steps says when it is enough."""
+"""A dataset that is read as it is trained, in place of one that is all on the disk: max_steps says
+when it is enough."""
 
 from datasets import load_dataset
 

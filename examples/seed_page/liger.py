@@ -1,4 +1,5 @@
-"""Liger's kernels in the layers of the model. They need a GPU with Triton; elsewhere the setting is refused."""
+"""Liger's kernels in the layers of the model. They need a GPU with Triton; elsewhere the setting is
+refused."""
 
 import torch
 from datasets import load_dataset

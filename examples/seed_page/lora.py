@@ -5,7 +5,9 @@ from peft import LoraConfig
 
 from sfttrain import SFTConfig, SFTTrainer
 
-dataset = load_dataset("json", data_files="examples/data/chats.jsonl", split="train").select(range(8))
+dataset = load_dataset("json", data_files="examples/data/chats.jsonl", split="train").select(
+    range(8)
+)
 
 peft_config = LoraConfig(
     r=16,

@@ -1,4 +1,5 @@
-"""Train an adapter on a base model in 8 bits, and in 4. Without a GPU bitsandbytes computes on the CPU."""
+"""Train an adapter on a base model in 8 bits, and in 4. Without a GPU bitsandbytes computes on the
+CPU."""
 
 from datasets import load_dataset
 from peft import LoraConfig

@@ -1,4 +1,5 @@
-"""The models that the scripts of this folder name, tiny and random, and their tokenizers. Nothing is downloaded.
+"""The models that the scripts of this folder name, tiny and random, and their tokenizers. Nothing
+is downloaded.
 
 python examples/seed_page/make_models.py
 """
@@ -36,8 +37,9 @@ from tiny_model import train_tokenizer  # noqa: E402
 
 WIDTH, LAYERS, HEADS, POSITIONS, PICTURE = 64, 2, 4, 1024, 32
 LLAVA_TEMPLATE = (
-    "{% for message in messages %}{{ 'USER: ' if message['role'] == 'user' else ' ASSISTANT: ' }}"
-    "{% for part in message['content'] %}{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}{% endfor %}"
+    "{% for message in messages %}{{ 'USER: ' if message['role'] == 'user' else ' ASSISTANT: ' }}{%"
+    " for part in message['content'] %}{{ '<image>' if part['type'] == 'image' else part['text']"
+    " }}{% endfor %}{% endfor %}"
 )
 
 
@@ -46,9 +48,18 @@ def main(folder: Path = Path("demo")) -> None:
     chat = train_tokenizer(HERE.parent / "data")
     # The tokenizer of a base model does not know the marks of chats.
     backend = chat.backend_tokenizer
-    text = backend.to_str().replace("<|im_start|>", "<|unused_0|>").replace("<|im_end|>", "<|unused_1|>")
+    text = (
+        backend.to_str()
+        .replace("<|im_start|>", "<|unused_0|>")
+        .replace("<|im_end|>", "<|unused_1|>")
+    )
     end = "<|endoftext|>"
-    base = Tokenizer(tokenizer_object=type(backend).from_str(text), eos_token=end, pad_token=end, model_max_length=POSITIONS)
+    base = Tokenizer(
+        tokenizer_object=type(backend).from_str(text),
+        eos_token=end,
+        pad_token=end,
+        model_max_length=POSITIONS,
+    )
     set_seed(0)
     _save(folder / "opt-350m", _opt(base), base)
     _save(folder / "gpt-neo-125m", _neo(base), base)
@@ -116,11 +127,20 @@ def _qwen(tokenizer: Tokenizer) -> PreTrainedModel:
 
 
 def _llava(tokenizer: Tokenizer) -> PreTrainedModel:
-    sizes = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+    sizes = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+    }
     return LlavaForConditionalGeneration(
         LlavaConfig(
-            vision_config=CLIPVisionConfig(**sizes, image_size=PICTURE, patch_size=PICTURE // 2, projection_dim=WIDTH),
-            text_config=LlamaConfig(**sizes, vocab_size=len(tokenizer), max_position_embeddings=POSITIONS),
+            vision_config=CLIPVisionConfig(
+                **sizes, image_size=PICTURE, patch_size=PICTURE // 2, projection_dim=WIDTH
+            ),
+            text_config=LlamaConfig(
+                **sizes, vocab_size=len(tokenizer), max_position_embeddings=POSITIONS
+            ),
             image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
             image_seq_length=4,
         )
@@ -129,7 +149,9 @@ def _llava(tokenizer: Tokenizer) -> PreTrainedModel:
 
 def _llava_processor(tokenizer: Tokenizer) -> LlavaProcessor:
     return LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(size={"shortest_edge": PICTURE}, crop_size={"height": PICTURE, "width": PICTURE}),
+        image_processor=CLIPImageProcessorPil(
+            size={"shortest_edge": PICTURE}, crop_size={"height": PICTURE, "width": PICTURE}
+        ),
         tokenizer=tokenizer,
         patch_size=PICTURE // 2,
         vision_feature_select_strategy="default",

@@ -4,14 +4,25 @@ import torch
 from datasets import load_dataset
 from transformers import AutoModelForCausalLM
 
-from sfttrain import ModelConfig, SFTConfig, SFTTrainer, get_kbit_device_map, get_peft_config, get_quantization_config
+from sfttrain import (
+    ModelConfig,
+    SFTConfig,
+    SFTTrainer,
+    get_kbit_device_map,
+    get_peft_config,
+    get_quantization_config,
+)
 
 training_args = SFTConfig(output_dir="demo/out", num_train_epochs=1)
 model_args = ModelConfig(
     model_name_or_path="demo/opt-350m",
     attn_implementation=None,  # or "flash_attention_2"
 )
-torch_dtype = model_args.torch_dtype if model_args.torch_dtype in ["auto", None] else getattr(torch, model_args.torch_dtype)
+torch_dtype = (
+    model_args.torch_dtype
+    if model_args.torch_dtype in ["auto", None]
+    else getattr(torch, model_args.torch_dtype)
+)
 quantization_config = get_quantization_config(model_args)
 model_kwargs = dict(  # noqa: C408
     revision=model_args.model_revision,
@@ -24,7 +35,9 @@ model_kwargs = dict(  # noqa: C408
 )
 model = AutoModelForCausalLM.from_pretrained(model_args.model_name_or_path, **model_kwargs)
 trainer = SFTTrainer(
-    train_dataset=load_dataset("json", data_files="examples/seed_page/reviews.jsonl", split="train"),
+    train_dataset=load_dataset(
+        "json", data_files="examples/seed_page/reviews.jsonl", split="train"
+    ),
     args=training_args,
     model=model_args.model_name_or_path,
     peft_config=get_peft_config(model_args),

@@ -1,4 +1,5 @@
-"""Several processes: torchrun --nproc_per_node 2 examples/seed_page/multi_gpu.py, or accelerate launch."""
+"""Several processes: torchrun --nproc_per_node 2 examples/seed_page/multi_gpu.py, or accelerate
+launch."""
 
 import os
 import sys

@@ -10,7 +10,9 @@ dataset = dataset.select(range(6, len(dataset)))
 
 training_args = SFTConfig(packing=True, eval_packing=False)
 
-trainer = SFTTrainer("demo/opt-350m", train_dataset=dataset, eval_dataset=held_out, args=training_args)
+trainer = SFTTrainer(
+    "demo/opt-350m", train_dataset=dataset, eval_dataset=held_out, args=training_args
+)
 
 trainer.train()
 assert len(trainer.train_dataset) < len(dataset)

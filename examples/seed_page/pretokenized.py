@@ -7,7 +7,10 @@ from sfttrain import SFTConfig, SFTTrainer
 
 tokenizer = AutoTokenizer.from_pretrained("demo/opt-350m")
 dataset = load_dataset("json", data_files="examples/seed_page/reviews.jsonl", split="train")
-dataset = dataset.map(lambda example: {"input_ids": tokenizer(example["text"])["input_ids"]}, remove_columns=["text", "label"])
+dataset = dataset.map(
+    lambda example: {"input_ids": tokenizer(example["text"])["input_ids"]},
+    remove_columns=["text", "label"],
+)
 
 trainer = SFTTrainer(
     "demo/opt-350m",
@@ -15,4 +18,6 @@ trainer = SFTTrainer(
     args=SFTConfig(output_dir="demo/out"),
 )
 trainer.train()
-assert sorted(pack.input_ids.tolist() for pack in trainer.train_dataset) == sorted(dataset["input_ids"])
+assert sorted(pack.input_ids.tolist() for pack in trainer.train_dataset) == sorted(
+    dataset["input_ids"]
+)

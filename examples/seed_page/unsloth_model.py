@@ -1,4 +1,5 @@
-"""A model that unsloth loaded and gave an adapter, passed in as it is. Needs unsloth, and says so where it is missing."""
+"""A model that unsloth loaded and gave an adapter, passed in as it is. Needs unsloth, and says so
+where it is missing."""
 
 import importlib.util
 import sys

@@ -1,4 +1,5 @@
-"""A collator of one's own for pictures and text: the processor of the model makes batches, and nothing is prepared before."""
+"""A collator of one's own for pictures and text: the processor of the model makes batches, and
+nothing is prepared before."""
 
 from datasets import Dataset
 from PIL import Image
@@ -12,15 +13,26 @@ processor = AutoProcessor.from_pretrained("demo/llava-1.5-7b-hf")
 
 def conversation(question, answer):
     return [
-        {"role": "user", "content": [{"type": "text", "text": question}, {"type": "image", "text": None}]},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": question}, {"type": "image", "text": None}],
+        },
         {"role": "assistant", "content": [{"type": "text", "text": answer}]},
     ]
 
 
-colours = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (30, 60, 200), "grey": (120, 120, 120)}
+colours = {
+    "red": (200, 30, 30),
+    "green": (30, 160, 60),
+    "blue": (30, 60, 200),
+    "grey": (120, 120, 120),
+}
 dataset = Dataset.from_list(
     [
-        {"messages": conversation("Which colour is this?", f"It is {name}."), "images": [Image.new("RGB", (48, 32), rgb)]}
+        {
+            "messages": conversation("Which colour is this?", f"It is {name}."),
+            "images": [Image.new("RGB", (48, 32), rgb)],
+        }
         for name, rgb in colours.items()
     ]
 )
@@ -28,7 +40,9 @@ dataset = Dataset.from_list(
 
 def collate_fn(examples):
     # The texts and the images, with the chat template applied
-    texts = [processor.apply_chat_template(example["messages"], tokenize=False) for example in examples]
+    texts = [
+        processor.apply_chat_template(example["messages"], tokenize=False) for example in examples
+    ]
     images = [example["images"][0] for example in examples]
 
     # Tokenize the texts and process the images

@@ -13,10 +13,14 @@ from sftprep.stream import pack
 from sftprep.torch import StreamLoader, columns, row_of
 
 
-def main(model_folder: str = "demo/model", data: str = "examples/data/chats.jsonl", steps: int = 4) -> list[float]:
+def main(
+    model_folder: str = "demo/model", data: str = "examples/data/chats.jsonl", steps: int = 4
+) -> list[float]:
     """Train for some steps, save, and go on as another process would; the losses."""
     losses = train(model_folder, data, steps // 2, state_file=Path(model_folder) / "stream.json")
-    losses += train(model_folder, data, steps - steps // 2, state_file=Path(model_folder) / "stream.json")
+    losses += train(
+        model_folder, data, steps - steps // 2, state_file=Path(model_folder) / "stream.json"
+    )
     print("losses:", ", ".join(f"{loss:.3f}" for loss in losses))
     return losses
 
@@ -26,7 +30,9 @@ def train(model_folder: str, data: str, steps: int, state_file: Path) -> list[fl
     model = AutoModelForCausalLM.from_pretrained(model_folder)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     stream = pack(data, tokenizer=model_folder, max_length=512, lanes=4)
-    loader = StreamLoader(stream, 2, lambda packs: row_of([columns(one) for one in packs]), workers=1)
+    loader = StreamLoader(
+        stream, 2, lambda packs: row_of([columns(one) for one in packs]), workers=1
+    )
     if state_file.exists():
         loader.load_state_dict(json.loads(state_file.read_text()))
     losses = []

@@ -1,6 +1,8 @@
-"""A stream of the Hub, or any `datasets.IterableDataset`, mixed with a file; shared out to ranks by accelerate.
+"""A stream of the Hub, or any `datasets.IterableDataset`, mixed with a file; shared out to ranks by
+accelerate.
 
-python examples/tiny_model.py --output demo/model && accelerate launch --cpu examples/stream/with_datasets.py
+python examples/tiny_model.py --output demo/model && accelerate launch --cpu
+examples/stream/with_datasets.py
 """
 
 import torch
@@ -12,13 +14,17 @@ from sftprep.stream import Mixture, PackedStream
 from sftprep.torch import StreamLoader, columns, row_of
 
 
-def main(model_folder: str = "demo/model", folder: str = "examples/data", steps: int = 3) -> list[float]:
+def main(
+    model_folder: str = "demo/model", folder: str = "examples/data", steps: int = 3
+) -> list[float]:
     """Train for some steps; the losses of this rank."""
     accelerator = Accelerator()
     # In place of the file: load_dataset("org/name", split="train", streaming=True)
     hub = load_dataset("json", data_files=f"{folder}/chats.jsonl", split="train", streaming=True)
     source = Mixture([hub, f"{folder}/qa.jsonl"], weights=[3, 1])
-    stream = PackedStream(source, model_folder, rank=accelerator.process_index, world_size=accelerator.num_processes)
+    stream = PackedStream(
+        source, model_folder, rank=accelerator.process_index, world_size=accelerator.num_processes
+    )
     # The loader is this rank's own already: it is not given to accelerator.prepare.
     loader = StreamLoader(stream, 2, lambda packs: row_of([columns(one) for one in packs]))
     model = AutoModelForCausalLM.from_pretrained(model_folder)

@@ -1,4 +1,5 @@
-"""TRL's trainer on a stream, as a `datasets.IterableDataset`: packed already, so that TRL does nothing to it.
+"""TRL's trainer on a stream, as a `datasets.IterableDataset`: packed already, so that TRL does
+nothing to it.
 
 python examples/tiny_model.py --output demo/model && python examples/stream/with_trl.py
 """
@@ -10,12 +11,17 @@ from trl import SFTConfig, SFTTrainer
 from sftprep.stream import pack
 
 
-def main(model_folder: str = "demo/model", data: str = "examples/data/qa.jsonl", output: str = "demo/trl") -> float:
+def main(
+    model_folder: str = "demo/model", data: str = "examples/data/qa.jsonl", output: str = "demo/trl"
+) -> float:
     """Train for three steps; the loss."""
     packs = pack(data, tokenizer=model_folder, max_length=512, lanes=4).to_hf(epochs=None)
 
     def labelled(row: dict[str, Any]) -> dict[str, Any]:
-        labels = [i if trained else -100 for i, trained in zip(row["input_ids"], row["completion_mask"], strict=True)]
+        labels = [
+            i if trained else -100
+            for i, trained in zip(row["input_ids"], row["completion_mask"], strict=True)
+        ]
         return {"input_ids": row["input_ids"], "labels": labels, "seq_lengths": row["seq_lengths"]}
 
     trainer = SFTTrainer(

@@ -13,7 +13,8 @@ Kind = Literal["text", "int", "texts", "value"]
 
 
 class Code(NamedTuple):
-    """Source of one expression. literal: the text, where it is a constant one; atom: a name, which may be written twice."""
+    """Source of one expression. literal: the text, where it is a constant one; atom: a name, which
+    may be written twice."""
 
     source: str
     kind: Kind = "value"
@@ -23,7 +24,8 @@ class Code(NamedTuple):
 
 @dataclass(slots=True)
 class Loop:
-    """Names of the Python variables of a running `for`: its sequence, the index of the turn, the index of the last turn."""
+    """Names of the Python variables of a running `for`: its sequence, the index of the turn, the
+    index of the last turn."""
 
     sequence: str
     index: str

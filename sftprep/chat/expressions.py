@@ -1,7 +1,9 @@
-"""Jinja expressions as Python source with the same value, for the part of Jinja that chat templates use.
+"""Jinja expressions as Python source with the same value, for the part of Jinja that chat templates
+use.
 
-Every expression is translated; what is not in that part becomes a call of `hand_over`, which raises when, and only when, it is
-reached. The names that the source uses are bound by pieces.py: U (undefined), the functions of runtime.py, filters and tests.
+Every expression is translated; what is not in that part becomes a call of `hand_over`, which raises
+when, and only when, it is reached. The names that the source uses are bound by pieces.py: U
+(undefined), the functions of runtime.py, filters and tests.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ from sftprep.chat.runtime import NAMES_OF_MAPPINGS, NAMES_OF_VALUES
 
 @dataclass
 class Expressions:
-    """Writes expressions. `symbols` is the scope that names are looked up in; whoever walks the statements sets it."""
+    """Writes expressions. `symbols` is the scope that names are looked up in; whoever walks the
+    statements sets it."""
 
     facts: Facts
     environment: ChatEnvironment
@@ -47,7 +50,8 @@ class Expressions:
     loops: dict[str, Loop] = field(default_factory=dict)
     """By Jinja's reference of `loop`."""
     fields: dict[str, dict[str, str]] = field(default_factory=dict)
-    """By the reference of a loop variable that is a dictionary: its fields that stand in Python variables."""
+    """By the reference of a loop variable that is a dictionary: its fields that stand in Python
+    variables."""
     macros: dict[str, Macro] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
     """Variables given from outside that the template reads: name -> Python variable."""
@@ -70,7 +74,8 @@ class Expressions:
         return self._variables[ref]
 
     def input(self, name: str) -> Code:
-        """A variable given from outside; those that Jinja itself brings are functions, and no values here."""
+        """A variable given from outside; those that Jinja itself brings are functions, and no
+        values here."""
         if name in _ARGUMENTS:
             return Code(name, atom=True)
         if name not in self.inputs:
@@ -88,10 +93,14 @@ class Expressions:
         scope: Symbols | None = self.symbols
         while scope is not None and name not in scope.refs:
             scope = scope.parent
-        return scope is None or (name not in scope.stores and scope.loads.get(scope.refs[name]) == (VAR_LOAD_RESOLVE, name))
+        return scope is None or (
+            name not in scope.stores
+            and scope.loads.get(scope.refs[name]) == (VAR_LOAD_RESOLVE, name)
+        )
 
     def pieces(self, node: nodes.Node) -> list[Code]:
-        """The value as text, in parts to be joined; parts that may turn out to be no text are refused by the join itself."""
+        """The value as text, in parts to be joined; parts that may turn out to be no text are
+        refused by the join itself."""
         if isinstance(node, nodes.TemplateData):
             return [literal(node.data)]
         if isinstance(node, nodes.Concat):
@@ -102,7 +111,8 @@ class Expressions:
         if isinstance(node, nodes.Add):
             leaves = summands(node)
             codes = [self.expression(leaf) for leaf in leaves]
-            # A sum with one plain text in it has only texts in it, or cannot be made: so its parts can be joined.
+            # A sum with one plain text in it has only texts in it, or cannot be made: so its parts
+            # can be joined.
             if any(code.kind == "text" for code in codes):
                 return [self._summand(code) for code in codes]
         return [shown(self.expression(node))]
@@ -137,7 +147,11 @@ class Expressions:
         if name in _SPECIAL_NAMES or name in self.facts.namespaces or name in self.facts.macros:
             return self.only_jinja(node, f"{name} as a value")
         if self.is_input(name):
-            return self.only_jinja(node, f"{name} as a value") if name in self.environment.globals else self.input(name)
+            return (
+                self.only_jinja(node, f"{name} as a value")
+                if name in self.environment.globals
+                else self.input(name)
+            )
         return Code(self.variable(self.symbols.ref(name)), atom=True)
 
     def _getattr(self, node: nodes.Getattr) -> Code:
@@ -145,10 +159,16 @@ class Expressions:
         if isinstance(owner, nodes.Name):
             if owner.name == "loop":
                 return self._of_loop(node, owner)
-            if owner.name in self.facts.namespaces and not self.is_input(owner.name) and not node.attr.startswith("_"):
+            if (
+                owner.name in self.facts.namespaces
+                and not self.is_input(owner.name)
+                and not node.attr.startswith("_")
+            ):
                 variable = self.variable(self.symbols.ref(owner.name))
                 known = node.attr in self.facts.namespaces[owner.name]
-                return Code(f"{variable}[{node.attr!r}]" if known else f"{variable}.get({node.attr!r}, U)")
+                return Code(
+                    f"{variable}[{node.attr!r}]" if known else f"{variable}.get({node.attr!r}, U)"
+                )
         if node.attr in NAMES_OF_MAPPINGS:
             return self.only_jinja(node, f".{node.attr} as a value")
         return self._field(node, owner, node.attr)
@@ -157,7 +177,9 @@ class Expressions:
         if isinstance(node.arg, nodes.Slice):
             value = self.expression(node.node)
             parts = [node.arg.start, node.arg.stop, node.arg.step]
-            written = ":".join("" if part is None else self.expression(part).source for part in parts)
+            written = ":".join(
+                "" if part is None else self.expression(part).source for part in parts
+            )
             return Code(f"{value.source}[{written}]", "text" if value.kind == "text" else "value")
         constant = node.arg.value if isinstance(node.arg, nodes.Const) else None
         if isinstance(constant, str) and constant not in NAMES_OF_MAPPINGS:
@@ -168,7 +190,9 @@ class Expressions:
                 return Code(f"{value.source}[{key.source}]", "text")
             if value.atom and key.source in {"0", "(-1)"}:
                 v = value.source
-                return Code(f"({v}[{key.source}] if type({v}) is list and {v} else item({v}, {key.source}))")
+                return Code(
+                    f"({v}[{key.source}] if type({v}) is list and {v} else item({v}, {key.source}))"
+                )
         return Code(f"item({value.source}, {key.source})")
 
     def _field(self, node: nodes.Node, owner: nodes.Node, key: str) -> Code:
@@ -185,7 +209,9 @@ class Expressions:
         helper = "attr_of_mapping" if key in NAMES_OF_VALUES else "attr"
         general = f"{helper}({value.source}, {key!r})"
         if value.atom:
-            return Code(f"({value.source}.get({key!r}, U) if type({value.source}) is dict else {general})")
+            return Code(
+                f"({value.source}.get({key!r}, U) if type({value.source}) is dict else {general})"
+            )
         return Code(general)
 
     def _of_loop(self, node: nodes.Getattr, owner: nodes.Name) -> Code:
@@ -212,7 +238,12 @@ class Expressions:
         kind = self._text_kind(value)
         if method in TEXT_METHODS:
             return Code(source, kind)
-        splits = method in {"split", "rsplit"} and len(node.args) == 1 and not node.kwargs and is_some_text(node.args[0])
+        splits = (
+            method in {"split", "rsplit"}
+            and len(node.args) == 1
+            and not node.kwargs
+            and is_some_text(node.args[0])
+        )
         return Code(source, "texts" if splits and kind == "text" else "value")
 
     def _call_name(self, node: nodes.Call, name: str) -> Code:
@@ -229,11 +260,18 @@ class Expressions:
     def _call_macro(self, node: nodes.Call, name: str) -> Code:
         macro = self.macros.get(self.symbols.ref(name))
         given = [argument.key for argument in node.kwargs]
-        if macro is None or len(node.args) > len(macro.parameters) or any(key not in macro.parameters for key in given):
+        if (
+            macro is None
+            or len(node.args) > len(macro.parameters)
+            or any(key not in macro.parameters for key in given)
+        ):
             return self.only_jinja(node, f"this call of {name}")
         arguments = [self.expression(argument).source for argument in node.args]
         # By place only: the names in the template are no names of the Python function.
-        places = {macro.parameters.index(argument.key): self.expression(argument.value).source for argument in node.kwargs}
+        places = {
+            macro.parameters.index(argument.key): self.expression(argument.value).source
+            for argument in node.kwargs
+        }
         if any(place < len(arguments) for place in places):
             return self.only_jinja(node, f"this call of {name}")
         for place in range(len(arguments), max(places, default=-1) + 1):
@@ -249,7 +287,9 @@ class Expressions:
             return short
         function = self.environment.filters[node.name]
         self.bound[f"filter_{node.name}"] = function
-        arguments = ", ".join(part for part in (passed_first(function), value.source, self._arguments(node)) if part)
+        arguments = ", ".join(
+            part for part in (passed_first(function), value.source, self._arguments(node)) if part
+        )
         kind: Kind = "text" if node.name in TEXT_FILTERS else "value"
         if node.name in TEXT_KEEPING_FILTERS:
             kind = self._text_kind(value)
@@ -261,11 +301,19 @@ class Expressions:
         kind: Kind = self._text_kind(value)
         if node.name in {"default", "d"} and len(node.args) == 1 and not node.kwargs and value.atom:
             if is_safe_to_skip(node.args[0]):
-                source, kind = f"({self.expression(node.args[0]).source} if {value.source} is U else {value.source})", "value"
+                source, kind = (
+                    (
+                        f"({self.expression(node.args[0]).source} if {value.source} is U else"
+                        f" {value.source})"
+                    ),
+                    "value",
+                )
         elif has_arguments(node):
             return None
         elif node.name == "trim" and value.atom:
-            source = f"({value.source}.strip() if type({value.source}) is str else trim({value.source}))"
+            source = (
+                f"({value.source}.strip() if type({value.source}) is str else trim({value.source}))"
+            )
         elif node.name == "trim":
             source = f"{value.source}.strip()" if value.kind == "text" else f"trim({value.source})"
         elif node.name in {"length", "count"}:
@@ -295,7 +343,10 @@ class Expressions:
         if counted is not None:
             return Code(f"is_filled({self.expression(counted).source})")
         parts = [self.expression(node.expr).source]
-        parts += [f"{COMPARISONS[operand.op]} {self.expression(operand.expr).source}" for operand in node.ops]
+        parts += [
+            f"{COMPARISONS[operand.op]} {self.expression(operand.expr).source}"
+            for operand in node.ops
+        ]
         return Code(f"({' '.join(parts)})")
 
     def _add(self, node: nodes.Add) -> Code:
@@ -320,7 +371,10 @@ class Expressions:
 
     def _logic(self, node: nodes.And | nodes.Or) -> Code:
         left, right = self.expression(node.left), self.expression(node.right)
-        return Code(f"({left.source} {node.operator} {right.source})", left.kind if left.kind == right.kind else "value")
+        return Code(
+            f"({left.source} {node.operator} {right.source})",
+            left.kind if left.kind == right.kind else "value",
+        )
 
     def _not(self, node: nodes.Not) -> Code:
         return Code(f"(not {self.expression(node.node).source})")
@@ -332,13 +386,18 @@ class Expressions:
     def _concat(self, node: nodes.Concat) -> Code:
         pieces = joined(self.pieces(node))
         if len(pieces) == 1:
-            return pieces[0] if pieces[0].kind == "text" else Code(f"text({pieces[0].source})", "text")
+            return (
+                pieces[0] if pieces[0].kind == "text" else Code(f"text({pieces[0].source})", "text")
+            )
         return Code(f"join(({', '.join(piece.source for piece in pieces)}))", "text")
 
     def _choice(self, node: nodes.CondExpr) -> Code:
         yes, test = self.expression(node.expr1), self.expression(node.test)
         no = Code("U") if node.expr2 is None else self.expression(node.expr2)
-        return Code(f"({yes.source} if {test.source} else {no.source})", yes.kind if yes.kind == no.kind else "value")
+        return Code(
+            f"({yes.source} if {test.source} else {no.source})",
+            yes.kind if yes.kind == no.kind else "value",
+        )
 
     def _list(self, node: nodes.List) -> Code:
         return Code(f"[{', '.join(self.expression(part).source for part in node.items)}]")
@@ -347,12 +406,18 @@ class Expressions:
         return Code(f"({''.join(self.expression(part).source + ', ' for part in node.items)})")
 
     def _dict(self, node: nodes.Dict) -> Code:
-        pairs = [f"{self.expression(pair.key).source}: {self.expression(pair.value).source}" for pair in node.items]
+        pairs = [
+            f"{self.expression(pair.key).source}: {self.expression(pair.value).source}"
+            for pair in node.items
+        ]
         return Code(f"{{{', '.join(pairs)}}}")
 
     def namespace(self, node: nodes.Call) -> Code:
         """The dictionary that stands for a `namespace(...)`; it never leaves its variable."""
-        pairs = [f"{argument.key!r}: {self.expression(argument.value).source}" for argument in node.kwargs]
+        pairs = [
+            f"{argument.key!r}: {self.expression(argument.value).source}"
+            for argument in node.kwargs
+        ]
         return Code(f"{{{', '.join(pairs)}}}")
 
     def is_namespace(self, node: nodes.Node) -> bool:

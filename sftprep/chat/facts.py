@@ -14,8 +14,9 @@ MARKUP_FILTERS = frozenset({"safe"})
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """namespaces: names that only ever hold a `namespace(...)`, each with the attributes that it has from its start;
-    macros: names that only ever hold one macro; markup: whether a value may be `Markup`."""
+    """namespaces: names that only ever hold a `namespace(...)`, each with the attributes that it
+    has from its start; macros: names that only ever hold one macro; markup: whether a value may be
+    `Markup`."""
 
     namespaces: dict[str, frozenset[str]]
     macros: frozenset[str]
@@ -23,26 +24,44 @@ class Facts:
 
 
 def facts_of(template: nodes.Template) -> Facts:
-    """Read the facts from a syntax tree. They go by name, whatever the scope: they hold for each variable of that name."""
+    """Read the facts from a syntax tree. They go by name, whatever the scope: they hold for each
+    variable of that name."""
     namespaces: dict[str, frozenset[str]] = {}
     as_namespace: set[int] = set()
     for assign in template.find_all(nodes.Assign):
-        if isinstance(assign.target, nodes.Name) and (keys := namespace_keys(assign.node)) is not None:
+        if (
+            isinstance(assign.target, nodes.Name)
+            and (keys := namespace_keys(assign.node)) is not None
+        ):
             name = assign.target.name
             as_namespace.add(id(assign.target))
             namespaces[name] = namespaces[name] & keys if name in namespaces else keys
-    stores = Counter(node.name for node in template.find_all(nodes.Name) if node.ctx != "load" and id(node) not in as_namespace)
+    stores = Counter(
+        node.name
+        for node in template.find_all(nodes.Name)
+        if node.ctx != "load" and id(node) not in as_namespace
+    )
     macros = Counter(node.name for node in template.find_all(nodes.Macro))
     return Facts(
-        namespaces={name: keys for name, keys in namespaces.items() if not stores[name] and not macros[name]},
-        macros=frozenset(name for name, times in macros.items() if times == 1 and not stores[name] and name not in namespaces),
+        namespaces={
+            name: keys for name, keys in namespaces.items() if not stores[name] and not macros[name]
+        },
+        macros=frozenset(
+            name
+            for name, times in macros.items()
+            if times == 1 and not stores[name] and name not in namespaces
+        ),
         markup=_makes_markup(template),
     )
 
 
 def namespace_keys(node: nodes.Node) -> frozenset[str] | None:
     """Attributes that a call of `namespace` with keywords gives; None for any other expression."""
-    if not isinstance(node, nodes.Call) or not isinstance(node.node, nodes.Name) or node.node.name != "namespace":
+    if (
+        not isinstance(node, nodes.Call)
+        or not isinstance(node.node, nodes.Name)
+        or node.node.name != "namespace"
+    ):
         return None
     if node.args or node.dyn_args is not None or node.dyn_kwargs is not None:
         return None
@@ -54,7 +73,11 @@ def uses_of_fields(body: Iterable[nodes.Node], name: str) -> Counter[str]:
     """How often each field `name.key` or `name["key"]` is written in a piece of template."""
     counts: Counter[str] = Counter()
     for node in _all(body, (nodes.Getattr, nodes.Getitem)):
-        if isinstance(node, nodes.Getattr | nodes.Getitem) and isinstance(node.node, nodes.Name) and node.node.name == name:
+        if (
+            isinstance(node, nodes.Getattr | nodes.Getitem)
+            and isinstance(node.node, nodes.Name)
+            and node.node.name == name
+        ):
             if isinstance(node, nodes.Getattr):
                 counts[node.attr] += 1
             elif isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str):
@@ -64,21 +87,35 @@ def uses_of_fields(body: Iterable[nodes.Node], name: str) -> Counter[str]:
 
 def stores_name(body: Iterable[nodes.Node], name: str) -> bool:
     """Whether a piece of template assigns to a name, in whatever scope."""
-    if any(node.name == name for node in _all(body, (nodes.Macro,)) if isinstance(node, nodes.Macro)):
+    if any(
+        node.name == name for node in _all(body, (nodes.Macro,)) if isinstance(node, nodes.Macro)
+    ):
         return True
-    return any(node.name == name and node.ctx != "load" for node in _all(body, (nodes.Name,)) if isinstance(node, nodes.Name))
+    return any(
+        node.name == name and node.ctx != "load"
+        for node in _all(body, (nodes.Name,))
+        if isinstance(node, nodes.Name)
+    )
 
 
 def shown_filter(node: nodes.Node) -> nodes.Node | None:
-    """The operand of `safe` or `string` without arguments, which change nothing where the value becomes text at once."""
-    if isinstance(node, nodes.Filter) and node.name in {"safe", "string"} and node.node is not None and not has_arguments(node):
+    """The operand of `safe` or `string` without arguments, which change nothing where the value
+    becomes text at once."""
+    if (
+        isinstance(node, nodes.Filter)
+        and node.name in {"safe", "string"}
+        and node.node is not None
+        and not has_arguments(node)
+    ):
         return node.node
     return None
 
 
 def has_arguments(node: nodes.Filter | nodes.Test | nodes.Call) -> bool:
     """Whether a filter, test or call is written with arguments."""
-    return bool(node.args or node.kwargs or node.dyn_args is not None or node.dyn_kwargs is not None)
+    return bool(
+        node.args or node.kwargs or node.dyn_args is not None or node.dyn_kwargs is not None
+    )
 
 
 def _makes_markup(template: nodes.Template) -> bool:
@@ -90,7 +127,10 @@ def _makes_markup(template: nodes.Template) -> bool:
         while shown is not None:
             harmless.add(id(shown))
             shown = shown_filter(shown)
-    return any(node.name in MARKUP_FILTERS and id(node) not in harmless for node in template.find_all(nodes.Filter))
+    return any(
+        node.name in MARKUP_FILTERS and id(node) not in harmless
+        for node in template.find_all(nodes.Filter)
+    )
 
 
 def _all(body: Iterable[nodes.Node], kinds: tuple[type[nodes.Node], ...]) -> Iterator[nodes.Node]:

@@ -1,4 +1,5 @@
-"""Chat templates run by Jinja itself, in a sandbox, exactly as transformers runs them: the reference for the fast way."""
+"""Chat templates run by Jinja itself, in a sandbox, exactly as transformers runs them: the
+reference for the fast way."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ from sftprep.chat.turns import Mark, note_turns
 from sftprep.errors import TemplateError
 
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
-"""Names under which data sets carry a turn's reasoning; templates read the first, those of gpt-oss the second."""
+"""Names under which data sets carry a turn's reasoning; templates read the first, those of gpt-oss
+the second."""
 
 OUTPUT_FLOOR = 1 << 20
 """Characters that any template may write, however small its input."""
@@ -34,17 +36,23 @@ OUTPUT_RATIO = 64
 
 
 class ChatEnvironment(ImmutableSandboxedEnvironment):
-    """Jinja's immutable sandbox with what chat templates expect: `generation`, `tojson`, `raise_exception`, `strftime_now`.
+    """Jinja's immutable sandbox with what chat templates expect: `generation`, `tojson`,
+    `raise_exception`, `strftime_now`.
 
-    Operations that would make a huge value in one step raise SecurityError. Growth in many small steps, and time, have no limit.
+    Operations that would make a huge value in one step raise SecurityError. Growth in many small
+    steps, and time, have no limit.
     """
 
     intercepted_binops = frozenset({"*", "**", "%"})
 
     def __init__(self, date: datetime.date) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols])
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
+        )
         self.filters["tojson"] = tojson
-        self.filters.update({name: _with_small_numbers(self.filters[name]) for name in _PADDING_FILTERS})
+        self.filters.update(
+            {name: _with_small_numbers(self.filters[name]) for name in _PADDING_FILTERS}
+        )
         self.filters["format"] = _with_small_widths(self.filters["format"])
         self.globals["raise_exception"] = raise_exception
         self.globals["strftime_now"] = _frozen_clock(date)
@@ -77,14 +85,18 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         if wrapped is not None:
             for _, _, layout, _ in Formatter().parse(value.__self__):
                 if layout and ("{" in layout or _LARGE_NUMBER.search(layout)):
-                    raise SecurityError("the chat template formats to a width that it computes, or a huge one")
+                    raise SecurityError(
+                        "the chat template formats to a width that it computes, or a huge one"
+                    )
         return wrapped
 
 
 class GenerationTag(Extension):
-    """`{% generation %} ... {% endgeneration %}`: what the assistant wrote. Notes the range of each block in the output.
+    """`{% generation %} ... {% endgeneration %}`: what the assistant wrote. Notes the range of each
+    block in the output.
 
-    Only one render at a time may use it: `start` begins one, `written` is kept by whoever collects the output.
+    Only one render at a time may use it: `start` begins one, `written` is kept by whoever collects
+    the output.
     """
 
     tags = {"generation"}  # noqa: RUF012  (the way Jinja's extensions declare their tags)
@@ -128,8 +140,8 @@ def is_generation(node: nodes.Node) -> bool:
 class Parsed(NamedTuple):
     """A chat template, read. marks: whether it has `generation` blocks.
 
-    writes: whether it may change what it is given: Jinja 3.1 lets `{% set message.role %}...{% endset %}` write into a
-    dictionary, where `{% set message.role = 1 %}` fails.
+    writes: whether it may change what it is given: Jinja 3.1 lets `{% set message.role %}...{%
+    endset %}` write into a dictionary, where `{% set message.role = 1 %}` fails.
     """
 
     tree: nodes.Template
@@ -150,15 +162,30 @@ def compile_template(environment: ChatEnvironment, source: str, *, turns: bool =
             tree,
             jinja2.Template.from_code(environment, code, environment.make_globals(None)),
             marks=any(is_generation(node) for node in tree.find_all(nodes.CallBlock)),
-            writes=any(isinstance(node.target, nodes.NSRef | nodes.Tuple) for node in tree.find_all(nodes.AssignBlock)),
+            writes=any(
+                isinstance(node.target, nodes.NSRef | nodes.Tuple)
+                for node in tree.find_all(nodes.AssignBlock)
+            ),
         )
     except jinja2.TemplateSyntaxError as error:
-        raise TemplateError(f"line {error.lineno} of the chat template: {error.message}", remedy=remedy) from error
-    except (jinja2.TemplateError, SyntaxError, ValueError, OverflowError, RecursionError, MemoryError) as error:
-        raise TemplateError(f"the chat template does not compile: {type(error).__name__}: {error}", remedy=remedy) from error
+        raise TemplateError(
+            f"line {error.lineno} of the chat template: {error.message}", remedy=remedy
+        ) from error
+    except (
+        jinja2.TemplateError,
+        SyntaxError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+        MemoryError,
+    ) as error:
+        raise TemplateError(
+            f"the chat template does not compile: {type(error).__name__}: {error}", remedy=remedy
+        ) from error
 
 
-# A build looks whether its template compiles before it needs it; no environment has anything of its own in the code.
+# A build looks whether its template compiles before it needs it; no environment has anything of its
+# own in the code.
 @lru_cache(maxsize=4)
 def _compiled(source: str, turns: bool) -> tuple[nodes.Template, CodeType]:
     environment = ChatEnvironment(datetime.date.min)
@@ -173,7 +200,8 @@ def run_template(
 ) -> tuple[str, tuple[tuple[int, int], ...]]:
     """Render with Jinja: the text, and the character ranges of its `generation` blocks.
 
-    Raises TemplateError with the template's own message where it refuses the conversation, and for whatever else goes wrong.
+    Raises TemplateError with the template's own message where it refuses the conversation, and for
+    whatever else goes wrong.
     """
     tag = environment.generation
     tag.start()
@@ -187,7 +215,8 @@ def run_template(
     except TemplateError:
         raise
     except Exception as error:
-        # A template is a program written by strangers: it may raise anything, and each is a fault of this conversation.
+        # A template is a program written by strangers: it may raise anything, and each is a fault
+        # of this conversation.
         own = type(error) is jinja2.TemplateError
         message = str(error) if own else f"{type(error).__name__}: {error}"
         absent = _SPECIAL_NAME.search(message) if isinstance(error, jinja2.UndefinedError) else None
@@ -195,7 +224,10 @@ def run_template(
             message += f": the tokenizer has no such token, and the template writes its {absent[1]}"
         raise TemplateError(
             f"the chat template refuses the conversation: {message}",
-            remedy="change the record to what the template takes, or give another template with --chat-template",
+            remedy=(
+                "change the record to what the template takes, or give another template with"
+                " --chat-template"
+            ),
         ) from error
     return "".join(blocks), tuple(tag.spans)
 
@@ -225,8 +257,9 @@ def size_of(value: Any) -> int:
 
 
 def as_templates_get(messages: list[Message]) -> list[Message]:
-    """Messages without keys whose value is None, and a turn's reasoning under the names that templates read; the same list where
-    there is nothing to do. Source: `apply_chat_template` of transformers 5.23.
+    """Messages without keys whose value is None, and a turn's reasoning under the names that
+    templates read; the same list where there is nothing to do. Source: `apply_chat_template` of
+    transformers 5.23.
 
     Raises TemplateError for a message that is no dictionary.
     """
@@ -240,9 +273,12 @@ def as_templates_get(messages: list[Message]) -> list[Message]:
         if None in message.values():
             if shown is messages:
                 shown = list(messages)
-            message = shown[index] = {key: value for key, value in message.items() if value is not None}  # noqa: PLW2901
+            message = {key: value for key, value in message.items() if value is not None}  # noqa: PLW2901
+            shown[index] = message
         if "reasoning_content" in message or "thinking" in message or "reasoning" in message:
-            reasoning = next((message[key] for key in REASONING_KEYS if message.get(key) is not None), None)
+            reasoning = next(
+                (message[key] for key in REASONING_KEYS if message.get(key) is not None), None
+            )
             if reasoning is not None:
                 if shown is messages:
                     shown = list(messages)
@@ -257,11 +293,14 @@ def tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """The `tojson` of chat templates: plain JSON, where Jinja's own escapes HTML. Raises SecurityError for a huge indent."""
+    """The `tojson` of chat templates: plain JSON, where Jinja's own escapes HTML. Raises
+    SecurityError for a huge indent."""
     if not (ensure_ascii or indent is not None or separators is not None or sort_keys):
         return _PLAIN_JSON(value)
     _check_small(indent)
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def raise_exception(message: str) -> None:
@@ -280,7 +319,8 @@ class _Dict:
 
 
 class _ChatNamespace(Namespace):
-    """`namespace` for templates: names with a leading underscore are refused, which would reach into Python."""
+    """`namespace` for templates: names with a leading underscore are refused, which would reach
+    into Python."""
 
     # `self` is taken from args, since namespace(self=...) is allowed in templates.
     def __init__(*args: Any, **kwargs: Any) -> None:
@@ -315,7 +355,10 @@ def _frozen_clock(date: datetime.date) -> Callable[[str], str]:
 
 def _check_attribute(name: object) -> None:
     if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"chat templates cannot store the attribute {name!r} on a namespace: it starts with an underscore")
+        raise SecurityError(
+            f"chat templates cannot store the attribute {name!r} on a namespace: it starts with an"
+            " underscore"
+        )
 
 
 def _with_small_numbers(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -356,7 +399,11 @@ def _is_huge(operator: str, left: Any, right: Any) -> bool:
     if operator == "%":
         return isinstance(left, str) and _LARGE_PERCENT.search(left) is not None
     if operator == "**":
-        return isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > _HUGE_VALUE
+        return (
+            isinstance(left, int)
+            and isinstance(right, int)
+            and left.bit_length() * right > _HUGE_VALUE
+        )
     if isinstance(left, int) and isinstance(right, int):
         return left.bit_length() + right.bit_length() > _HUGE_VALUE
     size, count = (left, right) if isinstance(right, int) else (right, left)

@@ -1,11 +1,15 @@
-"""A chat template as one Python function that appends literal pieces and contents to a list: exact, or it hands over to Jinja.
+"""A chat template as one Python function that appends literal pieces and contents to a list: exact,
+or it hands over to Jinja.
 
-The template's own syntax tree is translated statement by statement into Python, with Jinja's own analysis of scopes (which name
-means which variable where). The result does what Jinja's code does, less what Jinja does for the general case: lookups through
-the sandbox, a context, loop objects, generators. It is compiled once a template, whatever the shapes of the conversations. It is
-safe for templates of strangers: only names made here, constants through `repr`, and operations from fixed lists get into it.
+The template's own syntax tree is translated statement by statement into Python, with Jinja's own
+analysis of scopes (which name means which variable where). The result does what Jinja's code does,
+less what Jinja does for the general case: lookups through the sandbox, a context, loop objects,
+generators. It is compiled once a template, whatever the shapes of the conversations. It is safe for
+templates of strangers: only names made here, constants through `repr`, and operations from fixed
+lists get into it.
 
-Where a conversation reaches something outside the translated part, or anything at all is raised, Jinja renders that conversation.
+Where a conversation reaches something outside the translated part, or anything at all is raised,
+Jinja renders that conversation.
 """
 
 from __future__ import annotations
@@ -30,14 +34,17 @@ from sftprep.chat.shapes import Outline, symbolic
 from sftprep.chat.turns import Mark, in_characters, turn_of
 
 Spans = tuple[tuple[int, int], ...]
-Render = Callable[[list[dict[str, Any]], Any, bool, Mapping[str, Any]], tuple[str, Spans, Sequence[Mark]]]
-"""(messages, tools, add_generation_prompt, the other variables) -> (text, character ranges of its generation blocks, turns)."""
+Render = Callable[
+    [list[dict[str, Any]], Any, bool, Mapping[str, Any]], tuple[str, Spans, Sequence[Mark]]
+]
+"""(messages, tools, add_generation_prompt, the other variables) -> (text, character ranges of its
+generation blocks, turns)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """render: the function; outline: the same for stand-ins of contents (shapes.py); source: its Python source; constructs: what
-    it leaves to Jinja, with lines of the template."""
+    """render: the function; outline: the same for stand-ins of contents (shapes.py); source: its
+    Python source; constructs: what it leaves to Jinja, with lines of the template."""
 
     render: Render
     outline: Outline
@@ -45,11 +52,14 @@ class Compiled:
     constructs: tuple[str, ...]
 
 
-def compile_pieces(tree: nodes.Template, template: jinja2.Template, environment: ChatEnvironment) -> Compiled:
+def compile_pieces(
+    tree: nodes.Template, template: jinja2.Template, environment: ChatEnvironment
+) -> Compiled:
     """Translate a chat template.
 
-    The function raises HandOver, or anything else, for a conversation that Jinja is to render instead. Raises SyntaxError,
-    RecursionError or MemoryError where Python cannot take the translation, which is nested too deeply.
+    The function raises HandOver, or anything else, for a conversation that Jinja is to render
+    instead. Raises SyntaxError, RecursionError or MemoryError where Python cannot take the
+    translation, which is nested too deeply.
     """
     writer = _Statements(Expressions(facts_of(tree), environment))
     source = writer.function(tree)
@@ -71,7 +81,8 @@ def compile_pieces(tree: nodes.Template, template: jinja2.Template, environment:
         **writer.write.bound,
     }
     with warnings.catch_warnings():
-        # Odd templates make odd Python, such as an index into a constant: it raises when it is reached, as it should.
+        # Odd templates make odd Python, such as an index into a constant: it raises when it is
+        # reached, as it should.
         warnings.simplefilter("ignore", SyntaxWarning)
         code = compile(source, "<chat template>", "exec")
     return Compiled(
@@ -87,9 +98,15 @@ def _function(code: CodeType, names: dict[str, object]) -> Any:
     return names["render"]
 
 
-def _finished(out: list[str], marks: list[int], turns: list[Mark]) -> tuple[str, Spans, Sequence[Mark]]:
+def _finished(
+    out: list[str], marks: list[int], turns: list[Mark]
+) -> tuple[str, Spans, Sequence[Mark]]:
     """What `render` returns: the text, its marked spans, and its turns."""
-    return "".join(out), runtime.spans_of(out, marks) if marks else (), in_characters(out, turns) if turns else ()
+    return (
+        "".join(out),
+        runtime.spans_of(out, marks) if marks else (),
+        in_characters(out, turns) if turns else (),
+    )
 
 
 class _Statements:
@@ -102,7 +119,8 @@ class _Statements:
         self.out = "out"
         self.loops_open = 0
         self.marking = True
-        """Whether a generation block may stand here: not inside another, a macro, or a block that is assigned."""
+        """Whether a generation block may stand here: not inside another, a macro, or a block that
+        is assigned."""
 
     def function(self, tree: nodes.Template) -> str:
         """The source of `render`."""
@@ -115,8 +133,16 @@ class _Statements:
         self._enter(self.write.symbols)
         self._body(tree.body)
         head = ["def render(messages, tools, add_generation_prompt, given):"]
-        head += [f"    {variable} = given.get({name!r}, U)" for name, variable in self.write.inputs.items()]
-        head += ["    out = []", "    marks = []", "    turns = []", "    most = 64 + 16 * len(messages)"]
+        head += [
+            f"    {variable} = given.get({name!r}, U)"
+            for name, variable in self.write.inputs.items()
+        ]
+        head += [
+            "    out = []",
+            "    marks = []",
+            "    turns = []",
+            "    most = 64 + 16 * len(messages)",
+        ]
         tail = [
             "    if len(out) > most and size(out) > 1 << 20: hand_over('a long output')",
             "    return finish(out, marks, turns)",
@@ -213,7 +239,10 @@ class _Statements:
             if not self.write.is_namespace(value):
                 self._only_jinja(node, "another namespace function")
                 return
-            self._line(f"{self.write.variable(self.write.symbols.ref(target.name))} = {self.write.namespace(value).source}")
+            self._line(
+                f"{self.write.variable(self.write.symbols.ref(target.name))} ="
+                f" {self.write.namespace(value).source}"
+            )
             return
         written = self._target(target)
         if written is None:
@@ -227,7 +256,11 @@ class _Statements:
             taken = target.name in self.write.facts.namespaces or target.name == "loop"
             return None if taken else self.write.variable(self.write.symbols.ref(target.name))
         if isinstance(target, nodes.NSRef):
-            if target.name not in self.write.facts.namespaces or target.attr.startswith("_") or self.write.is_input(target.name):
+            if (
+                target.name not in self.write.facts.namespaces
+                or target.attr.startswith("_")
+                or self.write.is_input(target.name)
+            ):
                 return None
             return f"{self.write.variable(self.write.symbols.ref(target.name))}[{target.attr!r}]"
         if isinstance(target, nodes.Tuple):
@@ -273,7 +306,9 @@ class _Statements:
             loop = Loop(self.write.fresh("s"), self.write.fresh("i"), self.write.fresh("last"))
             self.write.loops[loop_ref] = loop
             self._line(f"{loop.sequence} = {sequence}")
-            self._line(f"if type({loop.sequence}) is not list: {loop.sequence} = list({loop.sequence})")
+            self._line(
+                f"if type({loop.sequence}) is not list: {loop.sequence} = list({loop.sequence})"
+            )
             self._line(f"{loop.last} = len({loop.sequence}) - 1")
             self._line(f"for {loop.index}, {target} in enumerate({loop.sequence}):")
         else:
@@ -307,11 +342,14 @@ class _Statements:
         return picked
 
     def _loop_body(self, node: nodes.For, inner: Symbols, target: str) -> None:
-        """Write one turn of a loop. A loop variable with fields is taken for a dictionary; fields used often, in many a
-        branch, are fetched once (of messages, role and content; most others stand in a branch that few turns take)."""
+        """Write one turn of a loop. A loop variable with fields is taken for a dictionary; fields
+        used often, in many a branch, are fetched once (of messages, role and content; most others
+        stand in a branch that few turns take)."""
         name = node.target.name if isinstance(node.target, nodes.Name) else ""
         uses = uses_of_fields(node.body, name) if name else {}
-        plain = [key for key in uses if not key.startswith("_") and key not in runtime.NAMES_OF_MAPPINGS]
+        plain = [
+            key for key in uses if not key.startswith("_") and key not in runtime.NAMES_OF_MAPPINGS
+        ]
         is_object = any(key not in runtime.NAMES_OF_VALUES for key in plain)
         ref = inner.refs[name] if is_object and not stores_name(node.body, name) else ""
         before = self.write.fields.get(ref)
@@ -319,7 +357,10 @@ class _Statements:
             # Loops in loops are where a hostile template would write without end.
             self._line(f"if len({self.out}) > 1_000_000: hand_over('a long output')")
         if ref:
-            self._line(f"if type({target}) is not dict: hand_over('a loop over something else than objects')")
+            self._line(
+                f"if type({target}) is not dict: hand_over('a loop over something else than"
+                " objects')"
+            )
             fetched = {key: self.write.fresh("f") for key in plain if uses[key] > 3}
             for key, variable in fetched.items():
                 self._line(f"{variable} = {target}.get({key!r}, U)")
@@ -338,7 +379,11 @@ class _Statements:
         ref = self.write.symbols.ref(node.name)
         parameters = [argument.name for argument in node.args]
         special = find_undeclared(node.body, _SPECIAL) or _SPECIAL.intersection(parameters)
-        if special or node.name not in self.write.facts.macros or not all(isinstance(d, nodes.Const) for d in node.defaults):
+        if (
+            special
+            or node.name not in self.write.facts.macros
+            or not all(isinstance(d, nodes.Const) for d in node.defaults)
+        ):
             return None
         self.write.macros[ref] = Macro(self.write.variable(ref), parameters)
         return self.write.macros[ref]
@@ -364,11 +409,15 @@ class _Statements:
             {},
         )
         variables = [self.write.variable(inner.refs[parameter]) for parameter in macro.parameters]
-        self._line(f"def {macro.function}({', '.join(f'{variable}=MISSING' for variable in variables)}):")
+        self._line(
+            f"def {macro.function}({', '.join(f'{variable}=MISSING' for variable in variables)}):"
+        )
         self.indent += 1
         self._line(f"{self.out} = []")
         self._enter(inner)
-        defaults = [Code("U")] * (len(variables) - len(node.defaults)) + [self.write.expression(d) for d in node.defaults]
+        defaults = [Code("U")] * (len(variables) - len(node.defaults)) + [
+            self.write.expression(d) for d in node.defaults
+        ]
         for variable, default in zip(variables, defaults, strict=True):
             self._line(f"if {variable} is MISSING: {variable} = {default.source}")
         self._body(node.body)
@@ -379,7 +428,14 @@ class _Statements:
 
     def _call_block(self, node: nodes.CallBlock) -> None:
         if not is_generation(node) or not self.marking or find_undeclared(node.body, _SPECIAL):
-            self._only_jinja(node, "this call block" if not is_generation(node) else "a generation block inside another block")
+            self._only_jinja(
+                node,
+                (
+                    "this call block"
+                    if not is_generation(node)
+                    else "a generation block inside another block"
+                ),
+            )
             return
         outer = self.write.symbols
         inner = Symbols(parent=outer)

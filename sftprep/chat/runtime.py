@@ -1,6 +1,8 @@
-"""What compiled templates call while they run: Jinja's ways with attributes and items, on plain JSON values only.
+"""What compiled templates call while they run: Jinja's ways with attributes and items, on plain
+JSON values only.
 
-Each function gives exactly what Jinja gives, or raises: then Jinja renders the conversation, or says what is wrong with it.
+Each function gives exactly what Jinja gives, or raises: then Jinja renders the conversation, or
+says what is wrong with it.
 """
 
 from __future__ import annotations
@@ -12,20 +14,25 @@ from jinja2 import Undefined
 from markupsafe import Markup, soft_str
 
 UNDEFINED = Undefined(name="value")
-"""What is not there. Jinja makes one for each lookup; they are all equal, and differ in their error messages only."""
+"""What is not there. Jinja makes one for each lookup; they are all equal, and differ in their error
+messages only."""
 
 MISSING = object()
 """Argument of a macro that the call does not give."""
 
 NAMES_OF_MAPPINGS = frozenset(dir(dict))
-"""Names for which Jinja finds a method of a dictionary before its key, or instead of a missing key."""
+"""Names for which Jinja finds a method of a dictionary before its key, or instead of a missing
+key."""
 
-NAMES_OF_VALUES = frozenset(name for kind in (str, int, float, list, tuple, NoneType, Markup) for name in dir(kind))
+NAMES_OF_VALUES = frozenset(
+    name for kind in (str, int, float, list, tuple, NoneType, Markup) for name in dir(kind)
+)
 """Names under which values other than dictionaries have something."""
 
 
 class HandOver(Exception):
-    """The compiled template met what only Jinja can do. `reason` is short, and one of few for each template."""
+    """The compiled template met what only Jinja can do. `reason` is short, and one of few for each
+    template."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -48,7 +55,8 @@ def attr(value: Any, name: str) -> Any:
 
 
 def attr_of_mapping(value: Any, name: str) -> Any:
-    """`value.name` or `value["name"]`, for a name that some plain values, but no dictionary, have as an attribute."""
+    """`value.name` or `value["name"]`, for a name that some plain values, but no dictionary, have
+    as an attribute."""
     if type(value) is dict:
         return value.get(name, UNDEFINED)
     raise HandOver(f"{name!r} of a {type(value).__name__}")
@@ -93,7 +101,8 @@ def size(pieces: list[str]) -> int:
 
 
 def spans_of(pieces: list[str], marks: list[int]) -> tuple[tuple[int, int], ...]:
-    """Character ranges from piece numbers: marks holds first and last+1 piece of each range, in order."""
+    """Character ranges from piece numbers: marks holds first and last+1 piece of each range, in
+    order."""
     spans = []
     position = done = 0
     for first, last in zip(marks[::2], marks[1::2], strict=True):

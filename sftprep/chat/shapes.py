@@ -1,11 +1,15 @@
-"""What a chat template makes of all conversations of one shape, the same roles in the same order: literal text around contents.
+"""What a chat template makes of all conversations of one shape, the same roles in the same order:
+literal text around contents.
 
-The compiled template (pieces.py) is run once with stand-ins for the contents. A stand-in knows nothing of its content, so it
-answers only what can be answered for every content that meets a condition ("does not hold `</think>`", "is not empty"), and
-notes the condition; blanks that are stripped off become a step to take later. Anything else that a template does with a content
-(its length, its letters, what it is in JSON) ends the attempt, and such conversations are rendered one by one.
+The compiled template (pieces.py) is run once with stand-ins for the contents. A stand-in knows
+nothing of its content, so it answers only what can be answered for every content that meets a
+condition ("does not hold `</think>`", "is not empty"), and notes the condition; blanks that are
+stripped off become a step to take later. Anything else that a template does with a content (its
+length, its letters, what it is in JSON) ends the attempt, and such conversations are rendered one
+by one.
 
-Stand-ins are no texts: a function that looks into a text without asking fails on them, and never sees a made-up content.
+Stand-ins are no texts: a function that looks into a text without asking fails on them, and never
+sees a made-up content.
 """
 
 from __future__ import annotations
@@ -19,22 +23,31 @@ from sftprep.chat import runtime
 
 Change = tuple[str, tuple[str, ...]]
 """A method of texts that strips, and its arguments."""
-Outline = Callable[[list[dict[str, Any]], Any, bool, Mapping[str, Any]], tuple[list[Any], list[int]]]
-"""(messages, tools, add_generation_prompt, the other variables) -> (texts and stand-ins in order, marks: as in pieces.py)."""
+Outline = Callable[
+    [list[dict[str, Any]], Any, bool, Mapping[str, Any]], tuple[list[Any], list[int]]
+]
+"""(messages, tools, add_generation_prompt, the other variables) -> (texts and stand-ins in order,
+marks: as in pieces.py)."""
 
 
 @dataclass(slots=True)
 class Conditions:
-    """What contents must meet for shapes to hold: none of `absent` is in one, and none is empty after `filled` changes."""
+    """What contents must meet for shapes to hold: none of `absent` is in one, and none is empty
+    after `filled` changes."""
 
     absent: set[str] = field(default_factory=set)
     filled: set[tuple[Change, ...]] = field(default_factory=set)
 
     def broken(self, contents: Sequence[str], *, may_hold: bool = True) -> list[int]:
-        """Numbers of the contents that do not meet them, in order. may_hold: it is not known that no `absent` is in any."""
+        """Numbers of the contents that do not meet them, in order. may_hold: it is not known that
+        no `absent` is in any."""
         found: set[int] = set()
         if self.absent and may_hold:
-            found.update(n for n, content in enumerate(contents) if any(text in content for text in self.absent))
+            found.update(
+                n
+                for n, content in enumerate(contents)
+                if any(text in content for text in self.absent)
+            )
         for changes in self.filled:
             left = list(contents) if changes else contents
             for method, arguments in changes:
@@ -48,10 +61,11 @@ class Conditions:
 class Shape:
     """Literal text, content, literal text, ... content, literal text.
 
-    roles: of the messages; content_first: in each, the content stands before the role; literals: one more than there are
-    contents; order: numbers of the messages whose contents they are, None where that is all of them in order; changes: of single
-    contents, by their places among literals and contents; marks: for each span that the template marks, the contents before its
-    start and the literal characters, and both before its end.
+    roles: of the messages; content_first: in each, the content stands before the role; literals:
+    one more than there are contents; order: numbers of the messages whose contents they are, None
+    where that is all of them in order; changes: of single contents, by their places among literals
+    and contents; marks: for each span that the template marks, the contents before its start and
+    the literal characters, and both before its end.
     """
 
     roles: tuple[str, ...]
@@ -69,7 +83,9 @@ class Shape:
         """The text, and the character ranges of its marked spans."""
         parts = [""] * (2 * len(self.literals) - 1)
         parts[::2] = self.literals
-        parts[1::2] = contents if self.order is None else [contents[number] for number in self.order]
+        parts[1::2] = (
+            contents if self.order is None else [contents[number] for number in self.order]
+        )
         for place, (method, arguments) in self.changes:
             parts[place] = getattr(parts[place], method)(*arguments)
         if not self.marks:
@@ -79,7 +95,8 @@ class Shape:
 
 
 class Shaper:
-    """Makes the shapes of one template. conditions: what contents must meet for those that were made so far."""
+    """Makes the shapes of one template. conditions: what contents must meet for those that were
+    made so far."""
 
     def __init__(self, outline: Outline) -> None:
         self._outline = outline
@@ -87,26 +104,39 @@ class Shaper:
         self._noted = Conditions()
         self._contents: list[_Content] = []
 
-    def shape(self, roles: Sequence[str], variables: Mapping[str, Any], *, content_first: bool) -> Shape | None:
-        """The shape of conversations of these roles, whose messages have a content beside the role and nothing else.
+    def shape(
+        self, roles: Sequence[str], variables: Mapping[str, Any], *, content_first: bool
+    ) -> Shape | None:
+        """The shape of conversations of these roles, whose messages have a content beside the role
+        and nothing else.
 
-        content_first: in this order, for a template that goes over the keys of a message tells which came first. None where there
-        is no shape.
+        content_first: in this order, for a template that goes over the keys of a message tells
+        which came first. None where there is no shape.
         """
         self._noted.absent.clear()
         self._noted.filled.clear()
-        self._contents += [_Content((_Hole(number, ()),), self._noted) for number in range(len(self._contents), len(roles))]
+        self._contents += [
+            _Content((_Hole(number, ()),), self._noted)
+            for number in range(len(self._contents), len(roles))
+        ]
         try:
             messages = _messages(roles, self._contents[: len(roles)], content_first)
-            shape = _shape(*self._outline(messages, None, False, variables), tuple(roles), content_first)
-        except (Exception, _Unanswerable):  # whatever it is, the general way finds it again and says it in its own words
+            shape = _shape(
+                *self._outline(messages, None, False, variables), tuple(roles), content_first
+            )
+        except (
+            Exception,
+            _Unanswerable,
+        ):  # whatever it is, the general way finds it again and says it in its own words
             return None
         self.conditions.absent |= self._noted.absent
         self.conditions.filled |= self._noted.filled
         return shape
 
 
-def _messages(roles: Sequence[str], contents: Sequence[Any], content_first: bool) -> list[dict[str, Any]]:
+def _messages(
+    roles: Sequence[str], contents: Sequence[Any], content_first: bool
+) -> list[dict[str, Any]]:
     pairs = zip(roles, contents, strict=True)
     if content_first:
         return [{"content": content, "role": role} for role, content in pairs]
@@ -121,20 +151,27 @@ def symbolic(names: Mapping[str, object]) -> dict[str, object]:
         "join": _joined,
         "trim": lambda value: value.strip() if type(value) is _Content else runtime.trim(value),
         "exact": lambda value: value if type(value) is _Content else runtime.exact(value),
-        "attr": lambda value, name: runtime.UNDEFINED if type(value) is _Content else runtime.attr(value, name),
-        "is_filled": lambda value: bool(value) if type(value) is _Content else runtime.is_filled(value),
+        "attr": lambda value, name: (
+            runtime.UNDEFINED if type(value) is _Content else runtime.attr(value, name)
+        ),
+        "is_filled": lambda value: (
+            bool(value) if type(value) is _Content else runtime.is_filled(value)
+        ),
         "size": lambda _out: 0,  # `fill` is followed by a look at the length
         "finish": lambda out, marks, turns: _refuse() if turns else (out, marks),
         "filter_join": _join_filter(names.get("filter_join")),
         # Whether two equal texts are one object differs from conversation to conversation.
         "test_sameas": _refuse,
         # A text before `%` takes what has items for a mapping.
-        "test_divisibleby": lambda value, by, /: _refuse() if type(by) is _Content else value % by == 0,
+        "test_divisibleby": lambda value, by, /: (
+            _refuse() if type(by) is _Content else value % by == 0
+        ),
     }
 
 
 class _Unanswerable(BaseException):
-    """A question about a content that has no one answer. No `Exception`, for Jinja's filters catch those and answer anyhow."""
+    """A question about a content that has no one answer. No `Exception`, for Jinja's filters catch
+    those and answer anyhow."""
 
 
 class _Hole(NamedTuple):
@@ -148,7 +185,8 @@ class _Hole(NamedTuple):
 
 
 class _Content:  # noqa: PLW1641 - its hash refuses, below
-    """Stands for a text that consists of literal texts, none of them empty or beside another, and of contents nobody knows."""
+    """Stands for a text that consists of literal texts, none of them empty or beside another, and
+    of contents nobody knows."""
 
     __slots__ = ("_noted", "parts")
 
@@ -192,7 +230,10 @@ class _Content:  # noqa: PLW1641 - its hash refuses, below
             first, *others = part.split(separator) if type(part) is str else (part,)
             found[-1] += (first,) if first else ()
             found += [(other,) if other else () for other in others]
-        return [_Content(parts, self._noted) if any(map(_is_hole, parts)) else "".join(map(str, parts)) for parts in found]
+        return [
+            _Content(parts, self._noted) if any(map(_is_hole, parts)) else "".join(map(str, parts))
+            for parts in found
+        ]
 
     def rsplit(self, separator: Any = None, most: Any = -1, /) -> list[Any]:
         self._hole()
@@ -272,7 +313,8 @@ class _Content:  # noqa: PLW1641 - its hash refuses, below
         return _Content(tuple(parts), self._noted)
 
     def _lacks(self, *texts: Any) -> bool:
-        """False: none of them is in a content, nor was it before that was stripped; that is a condition from now on.
+        """False: none of them is in a content, nor was it before that was stripped; that is a
+        condition from now on.
 
         Nor is any in a content and a literal beside it.
         """
@@ -300,10 +342,38 @@ def _refuse(*_: Any, **__: Any) -> NoReturn:
     raise _Unanswerable
 
 
-# What Python asks of a text by itself, and would answer or refuse in some other way if it were left out here.
+# What Python asks of a text by itself, and would answer or refuse in some other way if it were left
+# out here.
 for _name in (
-    *("str", "repr", "format", "hash", "bytes", "len", "iter", "reversed", "getitem", "lt", "le", "gt", "ge"),
-    *("mul", "rmul", "mod", "rmod", "sub", "rsub", "truediv", "floordiv", "pow", "neg", "abs", "round"),
+    *(
+        "str",
+        "repr",
+        "format",
+        "hash",
+        "bytes",
+        "len",
+        "iter",
+        "reversed",
+        "getitem",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+    ),
+    *(
+        "mul",
+        "rmul",
+        "mod",
+        "rmod",
+        "sub",
+        "rsub",
+        "truediv",
+        "floordiv",
+        "pow",
+        "neg",
+        "abs",
+        "round",
+    ),
     *("int", "float", "complex", "index"),
 ):
     setattr(_Content, f"__{_name}__", _refuse)
@@ -341,7 +411,11 @@ def _joined(parts: Iterable[Any]) -> Any:
         return "".join(parts)
     joined: Any = ""
     for part in parts:
-        joined = joined + part if type(joined) is _Content or type(part) is str else _summed(joined, part, known[0]._noted)
+        joined = (
+            joined + part
+            if type(joined) is _Content or type(part) is str
+            else _summed(joined, part, known[0]._noted)
+        )
     return joined
 
 
@@ -354,13 +428,17 @@ def _join_filter(usual: Any) -> Callable[..., Any]:
         if len(arguments) > 1 or not all(type(argument) is str for argument in arguments):
             _refuse()
         between = arguments[0] if arguments else ""
-        parts = [part for one in value for part in (between, one if type(one) is _Content else str(one))]
+        parts = [
+            part for one in value for part in (between, one if type(one) is _Content else str(one))
+        ]
         return _joined(parts[1:])
 
     return join
 
 
-def _shape(written: Sequence[Any], marks: Sequence[int], roles: tuple[str, ...], content_first: bool) -> Shape:
+def _shape(
+    written: Sequence[Any], marks: Sequence[int], roles: tuple[str, ...], content_first: bool
+) -> Shape:
     literals: list[str] = []
     literal: list[str] = []
     holes: list[int] = []
@@ -384,6 +462,8 @@ def _shape(written: Sequence[Any], marks: Sequence[int], roles: tuple[str, ...],
             else:
                 _refuse()  # not text, or Markup, which escapes what it is added to
     literals.append("".join(literal))
-    spans = tuple((*places[first], *places[last]) for first, last in zip(marks[::2], marks[1::2], strict=True))
+    spans = tuple(
+        (*places[first], *places[last]) for first, last in zip(marks[::2], marks[1::2], strict=True)
+    )
     order = None if holes == list(range(len(roles))) else tuple(holes)
     return Shape(roles, content_first, tuple(literals), order, tuple(changes), spans)

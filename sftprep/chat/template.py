@@ -1,4 +1,5 @@
-"""A chat template, ready to turn conversations into text: compiled to pieces where that is exact, run by Jinja otherwise."""
+"""A chat template, ready to turn conversations into text: compiled to pieces where that is exact,
+run by Jinja otherwise."""
 
 from __future__ import annotations
 
@@ -39,8 +40,8 @@ CHECKED_MESSAGES = 500
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A conversation as text. spans: character ranges [first, last+1) that `{% generation %}` marks, in order; regions: which
-    message wrote what, where the template notes turns."""
+    """A conversation as text. spans: character ranges [first, last+1) that `{% generation %}`
+    marks, in order; regions: which message wrote what, where the template notes turns."""
 
     text: str
     spans: tuple[tuple[int, int], ...]
@@ -48,10 +49,12 @@ class Rendered:
 
 
 class ChatTemplate:
-    """A chat template with the variables of its tokenizer. Renders one conversation at a time: one instance a thread.
+    """A chat template with the variables of its tokenizer. Renders one conversation at a time: one
+    instance a thread.
 
-    The text, the spans and the refusals are those of transformers 5.23 `apply_chat_template`. The compiled way is checked against
-    Jinja while it runs; on any difference it is switched off, and `report` says so.
+    The text, the spans and the refusals are those of transformers 5.23 `apply_chat_template`. The
+    compiled way is checked against Jinja while it runs; on any difference it is switched off, and
+    `report` says so.
     """
 
     def __init__(
@@ -63,8 +66,8 @@ class ChatTemplate:
         way: Literal["auto", "jinja"] = "auto",
         turns: bool = False,
     ) -> None:
-        """variables: the tokenizer's special tokens, by the names that templates know; date: what templates see as today;
-        turns: renders tell which message wrote what.
+        """variables: the tokenizer's special tokens, by the names that templates know; date: what
+        templates see as today; turns: renders tell which message wrote what.
 
         Raises TemplateError, with the line, where the source is no template.
         """
@@ -97,9 +100,10 @@ class ChatTemplate:
     ) -> Rendered:
         """Turn one conversation into text.
 
-        messages, tools and template_kwargs are plain JSON values, which are not changed; bare: no message has more than a role
-        and one thing beside it, so that none brings reasoning. Raises TemplateError where the template refuses the conversation,
-        with its own message, and where it fails.
+        messages, tools and template_kwargs are plain JSON values, which are not changed; bare: no
+        message has more than a role and one thing beside it, so that none brings reasoning. Raises
+        TemplateError where the template refuses the conversation, with its own message, and where
+        it fails.
         """
         messages = messages if bare else as_templates_get(messages)
         variables = self._given(template_kwargs) if template_kwargs else self._variables
@@ -111,13 +115,16 @@ class ChatTemplate:
             except HandOver as way:
                 self._handed_over[way.reason] += 1
             except Exception as error:
-                # Whatever went wrong, Jinja finds the same and says it in its own words, or renders what pieces cannot.
+                # Whatever went wrong, Jinja finds the same and says it in its own words, or renders
+                # what pieces cannot.
                 self._handed_over[type(error).__name__] += 1
             else:
                 if len(text) > OUTPUT_FLOOR:
                     check_output(len(text), {**variables, "messages": messages, "tools": tools})
                 self._by_pieces += 1
-                fast = Rendered(text, spans, regions_of(turns, messages, len(text)) if turns else ())
+                fast = Rendered(
+                    text, spans, regions_of(turns, messages, len(text)) if turns else ()
+                )
                 if self._is_checked(messages, tools, add_generation_prompt):
                     return self._checked(messages, tools, add_generation_prompt, variables, fast)
                 return fast
@@ -125,10 +132,11 @@ class ChatTemplate:
         return self._run(messages, tools, add_generation_prompt, variables)
 
     def shape(self, roles: Sequence[str], *, content_first: bool = False) -> Shape | None:
-        """What all conversations of these roles look like whose messages have contents that meet `conditions`, and nothing else.
+        """What all conversations of these roles look like whose messages have contents that meet
+        `conditions`, and nothing else.
 
-        content_first: the content of each message stands before its role. None where the template looks at contents in other
-        ways, or pieces are not in use.
+        content_first: the content of each message stands before its role. None where the template
+        looks at contents in other ways, or pieces are not in use.
         """
         if self._pieces is None or self._shaper is None:
             return None
@@ -147,16 +155,21 @@ class ChatTemplate:
         return rendered
 
     def counted(self, shapes: Sequence[Shape], contents: Callable[[int], Sequence[str]]) -> int:
-        """Count conversations that these shapes are filled with, each of at most OUTPUT_FLOOR characters.
+        """Count conversations that these shapes are filled with, each of at most OUTPUT_FLOOR
+        characters.
 
-        contents: of a conversation by its number. The first of each shape is checked, within the limits above, and one in
-        CHECKED_EVERY. Returns how many of them count, from the first on: where one is wrong, `render` is to do all from there on.
+        contents: of a conversation by its number. The first of each shape is checked, within the
+        limits above, and one in CHECKED_EVERY. Returns how many of them count, from the first on:
+        where one is wrong, `render` is to do all from there on.
         """
         if self._pieces is None:
             return 0
         before = self._by_pieces
         firsts = dict(zip(reversed(shapes), range(len(shapes) - 1, -1, -1), strict=True))
-        due: set[int] = {*firsts.values(), *range((-before - 1) % CHECKED_EVERY, len(shapes), CHECKED_EVERY)}
+        due: set[int] = {
+            *firsts.values(),
+            *range((-before - 1) % CHECKED_EVERY, len(shapes), CHECKED_EVERY),
+        }
         for number in sorted(due):
             self._by_pieces = before + number + 1
             shape = shapes[number]
@@ -174,10 +187,14 @@ class ChatTemplate:
 
     def reads(self, name: str) -> bool:
         """Whether the template looks at a variable, such as `tools`."""
-        return any(node.name == name and node.ctx == "load" for node in self._parsed.tree.find_all(nodes.Name))
+        return any(
+            node.name == name and node.ctx == "load"
+            for node in self._parsed.tree.find_all(nodes.Name)
+        )
 
     def way(self) -> str:
-        """Which way the renders so far took: pieces, jinja or mixed; before the first, the way that it would try."""
+        """Which way the renders so far took: pieces, jinja or mixed; before the first, the way that
+        it would try."""
         if self._by_pieces and self._by_jinja:
             return "mixed"
         if self._by_pieces or self._by_jinja:
@@ -192,15 +209,20 @@ class ChatTemplate:
     def report(self) -> dict[str, Any]:
         """For the manifest: JSON values only.
 
-        way: as `way()`; possible: whether pieces are in use; why_jinja: why not; renders: how many by each way, and how many of
-        those by pieces were checked; handed_over: why single conversations went to Jinja; only_jinja: parts of the template that
-        were not compiled, with their lines; mismatch: the check that failed.
+        way: as `way()`; possible: whether pieces are in use; why_jinja: why not; renders: how many
+        by each way, and how many of those by pieces were checked; handed_over: why single
+        conversations went to Jinja; only_jinja: parts of the template that were not compiled, with
+        their lines; mismatch: the check that failed.
         """
         return {
             "way": self.way(),
             "possible": "jinja" if self._pieces is None else "pieces",
             "why_jinja": self._why_jinja if self._pieces is None else None,
-            "renders": {"pieces": self._by_pieces, "jinja": self._by_jinja, "checked": self._checks},
+            "renders": {
+                "pieces": self._by_pieces,
+                "jinja": self._by_jinja,
+                "checked": self._checks,
+            },
             "handed_over": dict(sorted(self._handed_over.items())),
             "only_jinja": list(self._constructs),
             "mismatch": self._mismatch,
@@ -210,7 +232,8 @@ class ChatTemplate:
         try:
             compiled = compile_pieces(self._parsed.tree, self._parsed.template, self._environment)
         except Exception as error:
-            # Nested too deeply for Python, or a kind of template that nobody thought of: Jinja runs it, and the report says so.
+            # Nested too deeply for Python, or a kind of template that nobody thought of: Jinja runs
+            # it, and the report says so.
             self._why_jinja = f"the template cannot be compiled: {type(error).__name__}: {error}"
         else:
             self._pieces, self._constructs = compiled.render, compiled.constructs
@@ -232,26 +255,49 @@ class ChatTemplate:
         return not self._environment.globals.keys().isdisjoint(template_kwargs)
 
     def _run(
-        self, messages: list[Message], tools: list[Any] | None, add_generation_prompt: bool, variables: Mapping[str, Any]
+        self,
+        messages: list[Message],
+        tools: list[Any] | None,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any],
     ) -> Rendered:
-        given = {**variables, "messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
+        given = {
+            **variables,
+            "messages": messages,
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+        }
         if self._parsed.writes:
             given = copy.deepcopy(given)
         text, spans = run_template(self._environment, self._parsed.template, given)
         turns = self._environment.generation.turns
-        return Rendered(text, spans, regions_of(turns, given["messages"], len(text)) if turns else ())
+        return Rendered(
+            text, spans, regions_of(turns, given["messages"], len(text)) if turns else ()
+        )
 
-    def _is_checked(self, messages: list[Message], tools: list[Any] | None, add_generation_prompt: bool) -> bool:
-        shape = (len(messages), max(map(len, messages), default=0), tools is None, add_generation_prompt)
+    def _is_checked(
+        self, messages: list[Message], tools: list[Any] | None, add_generation_prompt: bool
+    ) -> bool:
+        shape = (
+            len(messages),
+            max(map(len, messages), default=0),
+            tools is None,
+            add_generation_prompt,
+        )
         return self._is_due(shape, self._shapes) or (
             self._by_pieces <= CHECKED_FIRST and self._checked_messages <= CHECKED_MESSAGES
         )
 
     def _is_due(self, shape: object, seen: set[Any]) -> bool:
-        """Whether this render is the one in CHECKED_EVERY, or the first of its shape, of which some were seen."""
+        """Whether this render is the one in CHECKED_EVERY, or the first of its shape, of which some
+        were seen."""
         if self._by_pieces % CHECKED_EVERY == 0:
             return True
-        if self._checked_messages > CHECKED_MESSAGES or shape in seen or len(seen) >= CHECKED_SHAPES:
+        if (
+            self._checked_messages > CHECKED_MESSAGES
+            or shape in seen
+            or len(seen) >= CHECKED_SHAPES
+        ):
             return False
         seen.add(shape)
         return True
@@ -268,13 +314,17 @@ class ChatTemplate:
         self._checks += 1
         self._checked_messages += len(messages)
         try:
-            slow: Rendered | TemplateError = self._run(messages, tools, add_generation_prompt, variables)
+            slow: Rendered | TemplateError = self._run(
+                messages, tools, add_generation_prompt, variables
+            )
         except TemplateError as error:
             slow = error
         if slow == fast:
             return fast
         self._mismatch = {"render": self._by_pieces + self._by_jinja, "messages": len(messages)}
-        self._why_jinja = "a render by pieces differed from Jinja's; renders before it were not all compared"
+        self._why_jinja = (
+            "a render by pieces differed from Jinja's; renders before it were not all compared"
+        )
         self._pieces = None
         if isinstance(slow, TemplateError):
             raise slow
@@ -282,8 +332,24 @@ class ChatTemplate:
 
 
 _PARAMETERS = frozenset(
-    {"messages", "conversation", "conversations", "tools", "add_generation_prompt", "chat_template", "continue_final_message"}
-    | {"tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"}
+    {
+        "messages",
+        "conversation",
+        "conversations",
+        "tools",
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+    }
+    | {
+        "tokenize",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "return_assistant_tokens_mask",
+    }
 )
 """Parameters of `apply_chat_template`: under these names nothing reaches a template."""
 
@@ -293,5 +359,8 @@ def _check_tools(tools: list[Any]) -> None:
         if not isinstance(tool, dict):
             raise TemplateError(
                 f"tool {index + 1} is a {type(tool).__name__}, not a JSON schema",
-                remedy='write each tool as {"type": "function", "function": {"name": ..., "parameters": ...}}',
+                remedy=(
+                    'write each tool as {"type": "function", "function": {"name": ...,'
+                    ' "parameters": ...}}'
+                ),
             )

@@ -1,8 +1,9 @@
-"""Which message wrote which part of a rendered conversation: loops of a chat template note the item that they are at.
+"""Which message wrote which part of a rendered conversation: loops of a chat template note the item
+that they are at.
 
-A statement is put at the start of each loop of the syntax tree, and one after it. What is written while a loop is at a message
-belongs to that message; loops over other things (tools, parts of a content) change nothing. Both ways of rendering run the same
-tree.
+A statement is put at the start of each loop of the syntax tree, and one after it. What is written
+while a loop is at a message belongs to that message; loops over other things (tools, parts of a
+content) change nothing. Both ways of rendering run the same tree.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import jinja2
 from jinja2 import nodes
 
 Mark = tuple[int, int, Any]
-"""Position in the output, depth of the loop from 0, and the item that it is at: None after the loop."""
+"""Position in the output, depth of the loop from 0, and the item that it is at: None after the
+loop."""
 
 
 class Region(NamedTuple):
-    """Characters [first, last) of a rendered conversation, and the number of the message that wrote them: -1 for none."""
+    """Characters [first, last) of a rendered conversation, and the number of the message that wrote
+    them: -1 for none."""
 
     first: int
     last: int
@@ -26,15 +29,21 @@ class Region(NamedTuple):
 
 
 def note_turns(tree: nodes.Template, environment: jinja2.Environment, identifier: str) -> None:
-    """Make the loops of a template call the method `_turn(depth, item)` of the extension with this identifier."""
+    """Make the loops of a template call the method `_turn(depth, item)` of the extension with this
+    identifier."""
     tree.body = _noted(tree.body, 0, identifier)
     tree.set_environment(environment)
 
 
 def turn_of(node: nodes.ExprStmt) -> tuple[int, nodes.Expr | None] | None:
-    """Depth and item of a statement that `note_turns` made, the item None after a loop; None for any other statement."""
+    """Depth and item of a statement that `note_turns` made, the item None after a loop; None for
+    any other statement."""
     call = node.node
-    if not (isinstance(call, nodes.Call) and isinstance(call.node, nodes.ExtensionAttribute) and call.node.name == "_turn"):
+    if not (
+        isinstance(call, nodes.Call)
+        and isinstance(call.node, nodes.ExtensionAttribute)
+        and call.node.name == "_turn"
+    ):
         return None
     depth, item = call.args
     assert isinstance(depth, nodes.Const)
@@ -42,7 +51,8 @@ def turn_of(node: nodes.ExprStmt) -> tuple[int, nodes.Expr | None] | None:
 
 
 def in_characters(pieces: Sequence[str], marks: Sequence[Mark]) -> list[Mark]:
-    """The same marks with positions in characters, from marks whose positions count pieces, in order."""
+    """The same marks with positions in characters, from marks whose positions count pieces, in
+    order."""
     found: list[Mark] = []
     position = done = 0
     for piece, depth, item in marks:
@@ -53,10 +63,11 @@ def in_characters(pieces: Sequence[str], marks: Sequence[Mark]) -> list[Mark]:
 
 
 def regions_of(marks: Sequence[Mark], messages: Sequence[Any], end: int) -> tuple[Region, ...]:
-    """The parts of a text of `end` characters, in order, none empty; neighbours are of different messages.
+    """The parts of a text of `end` characters, in order, none empty; neighbours are of different
+    messages.
 
-    Templates that make new messages, some of them out of several neighbours of one role, are followed by role and content;
-    what came of several belongs to the first.
+    Templates that make new messages, some of them out of several neighbours of one role, are
+    followed by role and content; what came of several belongs to the first.
     """
     numbers = {id(message): number for number, message in enumerate(messages)}
     levels: list[int] = []
@@ -65,7 +76,9 @@ def regions_of(marks: Sequence[Mark], messages: Sequence[Any], end: int) -> tupl
     after = [*marks[1:], (end, -1, None)]
     for (position, depth, item), (next_position, next_depth, _) in zip(marks, after, strict=False):
         if next_position == position and next_depth == depth and item is not None:
-            continue  # nothing was written at this item: templates look through all messages before they write the first
+            # Nothing was written at this item: templates look through all messages before they
+            # write the first.
+            continue
         del levels[depth:]
         if item is None:
             following = 0
@@ -86,7 +99,8 @@ def regions_of(marks: Sequence[Mark], messages: Sequence[Any], end: int) -> tupl
 
 
 def _remade(item: dict[str, Any], messages: Sequence[Any], following: int) -> tuple[int, int]:
-    """The message from `following` on that a new message was made of, and the one after it: -1 where there is none."""
+    """The message from `following` on that a new message was made of, and the one after it: -1
+    where there is none."""
     role, content = item["role"], item.get("content") or ""
     for first in range(following, len(messages)):
         made = ""
@@ -122,15 +136,21 @@ def _noted(body: list[nodes.Node], depth: int, identifier: str) -> list[nodes.No
             node.body = _noted(node.body, depth, identifier)
         elif isinstance(node, nodes.For) and isinstance(node.target, nodes.Name):
             item = nodes.Name(node.target.name, "load", lineno=node.lineno)
-            node.body = [_statement(depth, item, node, identifier), *_noted(node.body, depth + 1, identifier)]
+            node.body = [
+                _statement(depth, item, node, identifier),
+                *_noted(node.body, depth + 1, identifier),
+            ]
             noted.append(_statement(depth, nodes.Const(None, lineno=node.lineno), node, identifier))
         elif isinstance(node, nodes.For):
             node.body = _noted(node.body, depth, identifier)
-        # Macros, block assignments and generation blocks collect what they write, so positions inside them say nothing.
+        # Macros, block assignments and generation blocks collect what they write, so positions
+        # inside them say nothing.
     return noted
 
 
 def _statement(depth: int, item: nodes.Expr, loop: nodes.For, identifier: str) -> nodes.ExprStmt:
     method = nodes.ExtensionAttribute(identifier, "_turn", lineno=loop.lineno)
     arguments = [nodes.Const(depth, lineno=loop.lineno), item]
-    return nodes.ExprStmt(nodes.Call(method, arguments, [], None, None, lineno=loop.lineno), lineno=loop.lineno)
+    return nodes.ExprStmt(
+        nodes.Call(method, arguments, [], None, None, lineno=loop.lineno), lineno=loop.lineno
+    )

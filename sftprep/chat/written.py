@@ -1,4 +1,5 @@
-"""Shapes filled with contents as JSON writes them, so that the texts of many conversations are made and decoded in one go."""
+"""Shapes filled with contents as JSON writes them, so that the texts of many conversations are made
+and decoded in one go."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ _BEGIN, _END, BETWEEN = 0, 1, 2
 
 
 class Stripped(NamedTuple):
-    """Numbers of the messages whose contents are stripped of blanks at their begin, and at their end."""
+    """Numbers of the messages whose contents are stripped of blanks at their begin, and at their
+    end."""
 
     begins: tuple[int, ...]
     ends: tuple[int, ...]
@@ -39,7 +41,8 @@ def stripped(shape: Shape) -> Stripped | None:
 
 
 class Writer:
-    """Literals as JSON writes them, and JSON of literals and contents. Between two conversations stands `between`, as a rule."""
+    """Literals as JSON writes them, and JSON of literals and contents. Between two conversations
+    stands `between`, as a rule."""
 
     def __init__(self, begin: bytes, between: bytes, end: bytes) -> None:
         self.number = cache(self._number)
@@ -47,20 +50,24 @@ class Writer:
         self._written = [begin, end, between]
 
     def order(self, literals: Sequence[str], last: str = "") -> NDArray[np.int64]:
-        """For `read`: literal, content, ... literal, content, the last literal if there is one, and what stands between: int64.
+        """For `read`: literal, content, ... literal, content, the last literal if there is one, and
+        what stands between: int64.
 
-        Raises orjson.JSONEncodeError where JSON cannot write a literal, for half of a surrogate pair.
+        Raises orjson.JSONEncodeError where JSON cannot write a literal, for half of a surrogate
+        pair.
         """
         return order_of([*map(self.number, literals)], [self.number(last)] if last else [])
 
     def read(self, order: NDArray[np.int64], contents: Pieces[np.uint8]) -> Any:
-        """What the JSON says. order: of all conversations; contents: of their messages, one after the other, as written; none
-        ends in an escape.
+        """What the JSON says. order: of all conversations; contents: of their messages, one after
+        the other, as written; none ends in an escape.
 
         Raises orjson.JSONDecodeError where a content is no text.
         """
         whole = np.concatenate(([_BEGIN], order[:-1], [_END]))
-        fixed: Ragged[np.uint8] = Ragged.of([np.frombuffer(each, np.uint8) for each in self._written], np.uint8)
+        fixed: Ragged[np.uint8] = Ragged.of(
+            [np.frombuffer(each, np.uint8) for each in self._written], np.uint8
+        )
         return orjson.loads(contents.within(whole, fixed).values.data)
 
     def _number(self, literal: str) -> int:
@@ -69,7 +76,8 @@ class Writer:
 
 
 def order_of(numbers: Sequence[int], ends: Sequence[int] = ()) -> NDArray[np.int64]:
-    """The order of literals with these numbers, each before a content, and of those that come after the last one."""
+    """The order of literals with these numbers, each before a content, and of those that come after
+    the last one."""
     order = np.full(2 * len(numbers) + len(ends) + 1, SLOT)
     order[: 2 * len(numbers) : 2] = numbers
     order[2 * len(numbers) :] = [*ends, BETWEEN]

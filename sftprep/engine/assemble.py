@@ -1,4 +1,5 @@
-"""Passes 2 and 3 for one build: its sequences planned into packs, and the packs written to shards."""
+"""Passes 2 and 3 for one build: its sequences planned into packs, and the packs written to
+shards."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """The packs of a build, and the shards that hold them in this order. max_id: the highest token id."""
+    """The packs of a build, and the shards that hold them in this order. max_id: the highest token
+    id."""
 
     plan: PackPlan
     order: NDArray[np.int64]
@@ -45,7 +47,8 @@ def assemble(
     executor: Executor,
     progress: Progress,
 ) -> Assembled:
-    """Plan and write the shards of a side into `folder`; spills: the folder of the spills. Raises StorageError."""
+    """Plan and write the shards of a side into `folder`; spills: the folder of the spills. Raises
+    StorageError."""
     with storage_errors(folder):
         (folder / SHARD_FOLDER).mkdir(parents=True, exist_ok=True)
     plan = plan_packs(side.parts, config, max_length, side.take)
@@ -82,7 +85,9 @@ class _Tasks:
         self._members = members if side.take is None else side.take[members]
         lengths = np.concatenate([part.lengths for part in side.parts])
         # Where the plan cuts sequences, members are parts of rows.
-        self._sizes = lengths[self._members] if plan.sizes is None else plan.sizes[places].astype(np.int32)
+        self._sizes = (
+            lengths[self._members] if plan.sizes is None else plan.sizes[places].astype(np.int32)
+        )
         self._starts = None if plan.starts is None else plan.starts[places]
         counts = [len(part.lengths) for part in side.parts]
         self._part_of = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
@@ -98,13 +103,19 @@ class _Tasks:
 
     def __iter__(self) -> Iterator[AssembleTask]:
         for index, (first, last) in enumerate(pairwise(self._edges)):
-            begin, end = int(self._pack_ends[first - 1]) if first else 0, int(self._pack_ends[last - 1])
+            begin, end = (
+                int(self._pack_ends[first - 1]) if first else 0,
+                int(self._pack_ends[last - 1]),
+            )
             own = self._members[begin:end]
             used, spill = np.unique(self._part_of[own], return_inverse=True)
             yield AssembleTask(
                 index=index,
                 shard_folder=self._folder / SHARD_FOLDER,
-                spills=tuple(spill_path(self._spills / SPILL_FOLDER, self._parts[p].key) for p in used.tolist()),
+                spills=tuple(
+                    spill_path(self._spills / SPILL_FOLDER, self._parts[p].key)
+                    for p in used.tolist()
+                ),
                 spill=spill.astype(np.int32),
                 row=self._row[own],
                 seq_lengths=self._sizes[begin:end],
@@ -126,9 +137,11 @@ def _first_ordinals(side: Side) -> NDArray[np.int64]:
 
 
 def _shard_edges(token_ends: NDArray[np.int64], shard_tokens: int) -> list[int]:
-    """First pack of each shard, and the number of packs at the end: a shard ends with the pack that fills it.
+    """First pack of each shard, and the number of packs at the end: a shard ends with the pack that
+    fills it.
 
-    As many shards as are needed, all about alike, so that the last worker is not done long after the others.
+    As many shards as are needed, all about alike, so that the last worker is not done long after
+    the others.
     """
     total = int(token_ends[-1]) if len(token_ends) else 0
     shard_tokens = -(-total // max(1, -(-total // shard_tokens)))

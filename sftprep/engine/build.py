@@ -1,4 +1,5 @@
-"""A build, from raw records to a manifest: the three passes in order, and what is checked between them."""
+"""A build, from raw records to a manifest: the three passes in order, and what is checked between
+them."""
 
 from __future__ import annotations
 
@@ -19,9 +20,21 @@ from sftprep.config import BuildConfig
 from sftprep.engine.assemble import Assembled, Progress, assemble
 from sftprep.engine.executors import Executor, available_cores, make_executor
 from sftprep.engine.inputs import stamp
-from sftprep.engine.ledger import check_not_empty, check_rejected, first_bad_record, input_infos, total
+from sftprep.engine.ledger import (
+    check_not_empty,
+    check_rejected,
+    first_bad_record,
+    input_infos,
+    total,
+)
 from sftprep.engine.output import EVAL_FOLDER, SPILL_FOLDER, claimed, clean
-from sftprep.engine.passes import Tokenized, TokenizeTask, load_preparers, tokenize_in_turn, tokenize_partition
+from sftprep.engine.passes import (
+    Tokenized,
+    TokenizeTask,
+    load_preparers,
+    tokenize_in_turn,
+    tokenize_partition,
+)
 from sftprep.engine.recipe import RecipeFile, recipe_file
 from sftprep.engine.selection import Side, choose, wanted_facts
 from sftprep.engine.setup import Setup, prepare_setup
@@ -41,7 +54,8 @@ _WORTH_A_WORKER = 24 << 20
 
 @dataclass(frozen=True, slots=True)
 class BuildReport:
-    """What a build made, and how fast. bytes_read: of records, unpacked; reused: partitions found done already.
+    """What a build made, and how fast. bytes_read: of records, unpacked; reused: partitions found
+    done already.
 
     evaluation: the manifest of the evaluation build in folder/eval, where there is one.
     """
@@ -64,9 +78,10 @@ def build(
 ) -> BuildReport:
     """Prepare records for training: tokenize, pack, write shards, and the manifest last.
 
-    data, eval_data: sources in memory, used instead of those that the config names (`sftprep.build` makes them).
-    The same records and settings give the same bytes, whatever the number of workers and however often it was killed
-    before. Raises the errors of `sftprep.errors`; the output folder then holds no new build, and an old one as it was.
+    data, eval_data: sources in memory, used instead of those that the config names (`sftprep.build`
+    makes them). The same records and settings give the same bytes, whatever the number of workers
+    and however often it was killed before. Raises the errors of `sftprep.errors`; the output folder
+    then holds no new build, and an old one as it was.
     """
     started = time.monotonic()
     setup = prepare_setup(config, data, eval_data)
@@ -74,7 +89,10 @@ def build(
     with claimed(folder, overwrite=config.output.overwrite):
         workers = _workers(config, setup)
         # Many workers ask one child what the reference gives; one by itself has its own.
-        beside = [Beside(r.tokenizer) if workers > 1 and r.encoder != HfEncoder.name else None for r in setup.recipes]
+        beside = [
+            Beside(r.tokenizer) if workers > 1 and r.encoder != HfEncoder.name else None
+            for r in setup.recipes
+        ]
         recipes = [
             recipe_file(folder / SPILL_FOLDER, recipe, own.place if own else None)
             for recipe, own in zip(setup.recipes, beside, strict=True)
@@ -100,20 +118,29 @@ def build(
         evaluation = manifests[0] if len(manifests) > 1 else None
         if evaluation is not None:
             _commit(folder / EVAL_FOLDER, evaluation)
-            manifests[-1] = dataclasses.replace(manifests[-1], eval={"folder": EVAL_FOLDER, "digest": evaluation.digest})
+            manifests[-1] = dataclasses.replace(
+                manifests[-1], eval={"folder": EVAL_FOLDER, "digest": evaluation.digest}
+            )
         manifest = manifests[-1]
         _commit(folder, manifest)
         clean(folder, manifest, evaluation, keep_spill=config.output.keep_spill)
     reused = sum(part.reused for part in parts)
     seconds = time.monotonic() - started
-    return BuildReport(folder, manifest, seconds, sum(p.bytes for p in parts), reused, workers, evaluation)
+    return BuildReport(
+        folder, manifest, seconds, sum(p.bytes for p in parts), reused, workers, evaluation
+    )
 
 
-# --- pass 1 ------------------------------------------------------------------------------------------------------------
+# --- pass 1 ---------------------------------------------------------------------------------------
 
 
 def _tokenize(
-    setup: Setup, config: BuildConfig, folder: Path, recipes: Sequence[RecipeFile], executor: Executor, progress: Progress
+    setup: Setup,
+    config: BuildConfig,
+    folder: Path,
+    recipes: Sequence[RecipeFile],
+    executor: Executor,
+    progress: Progress,
 ) -> list[Tokenized]:
     """The spills of all partitions, in the order of the input."""
     stop = config.output.on_bad_record == "error"
@@ -142,10 +169,13 @@ def _tokenize(
     parts: list[Tokenized] = []
     sequences = 0
     size, done = sum(_sizes(setup)), 0
-    for part in tokenize_in_turn(tasks()) if alone else executor.map_unordered(tokenize_partition, tasks()):
+    for part in (
+        tokenize_in_turn(tasks()) if alone else executor.map_unordered(tokenize_partition, tasks())
+    ):
         parts.append(part)
         if stop and part.rejected:
-            # Partitions before this one are running or done; the first bad record of the input is in one of them or here.
+            # Partitions before this one are running or done; the first bad record of the input is
+            # in one of them or here.
             failed_at.append(part.partition.index)
         if sequences <= SMALL < sequences + len(part.lengths):
             threading.Thread(target=_warm_packing, daemon=True).start()
@@ -158,10 +188,17 @@ def _tokenize(
     return parts
 
 
-# --- pass 2 and 3, and the commit --------------------------------------------------------------------------------------
+# --- pass 2 and 3, and the commit -----------------------------------------------------------------
 
 
-def _side(side: Side, setup: Setup, config: BuildConfig, folder: Path, executor: Executor, progress: Progress) -> Manifest:
+def _side(
+    side: Side,
+    setup: Setup,
+    config: BuildConfig,
+    folder: Path,
+    executor: Executor,
+    progress: Progress,
+) -> Manifest:
     """The shards of one side, written, and its manifest, which is not."""
     check_not_empty(side, total(side.accounts))
     if side.evaluation:
@@ -178,13 +215,20 @@ def _commit(folder: Path, manifest: Manifest) -> None:
 
 def _manifest(config: BuildConfig, setup: Setup, side: Side, made: Assembled) -> Manifest:
     recipe, spec, plan = setup.recipe, setup.recipe.tokenizer, made.plan
-    # What does not change a byte of the shards stays out: the same build elsewhere has the same manifest.
+    # What does not change a byte of the shards stays out: the same build elsewhere has the same
+    # manifest.
     elsewhere = ("output", "workers", "overwrite", "keep_spill", "on_bad_record", "max_rejected")
-    settings: dict[str, Any] = {name: value for name, value in config.flat().items() if name not in elsewhere}
+    settings: dict[str, Any] = {
+        name: value for name, value in config.flat().items() if name not in elsewhere
+    }
     settings.update(max_length=recipe.max_length, date=recipe.date, map=list(config.format.map))
-    settings["inputs"] = list(config.source.inputs) or [setup.names[number] for number in side.inputs]
+    settings["inputs"] = list(config.source.inputs) or [
+        setup.names[number] for number in side.inputs
+    ]
     accounting = total(side.accounts)
-    plan_digest = xxhash.xxh3_128_hexdigest(np.concatenate((plan.members, plan.offsets, made.order)).astype("<i8").tobytes())
+    plan_digest = xxhash.xxh3_128_hexdigest(
+        np.concatenate((plan.members, plan.offsets, made.order)).astype("<i8").tobytes()
+    )
     return Manifest(
         config=settings,
         config_digest=digest(
@@ -217,7 +261,8 @@ def _manifest(config: BuildConfig, setup: Setup, side: Side, made: Assembled) ->
         max_length=recipe.max_length,
         rows=plan.num_bins,
         tokens=accounting.tokens,
-        # Not that of the accounts where the plan cuts sequences: what follows a cut trains one token less.
+        # Not that of the accounts where the plan cuts sequences: what follows a cut trains one
+        # token less.
         trained_tokens=sum(shard.trained_tokens for shard in made.shards),
         shards=made.shards,
         sftprep_version=sftprep.__version__,
@@ -225,19 +270,28 @@ def _manifest(config: BuildConfig, setup: Setup, side: Side, made: Assembled) ->
 
 
 def _template(source: str | None, side: Side) -> dict[str, Any]:
-    """Which template rendered the conversations, and how many went which way: compiled pieces, or Jinja."""
+    """Which template rendered the conversations, and how many went which way: compiled pieces, or
+    Jinja."""
     if source is None:
         return {}
-    renders = {way: sum(part.counts.get(f"template.{way}", 0) for part in side.parts) for way in ("pieces", "jinja")}
+    renders = {
+        way: sum(part.counts.get(f"template.{way}", 0) for part in side.parts)
+        for way in ("pieces", "jinja")
+    }
     ways = [way for way, number in renders.items() if number]
-    return {"digest": digest(source), "way": "mixed" if len(ways) > 1 else "".join(ways) or "none", "renders": renders}
+    return {
+        "digest": digest(source),
+        "way": "mixed" if len(ways) > 1 else "".join(ways) or "none",
+        "renders": renders,
+    }
 
 
 def _check_unchanged(setup: Setup) -> None:
     for each in setup.inputs:
         if each.stamp is not None and stamp(each.source.file) != each.stamp:
             raise InputChanged(
-                f"{each.source.name} changed while it was read", remedy="run the build again when nothing writes to the file"
+                f"{each.source.name} changed while it was read",
+                remedy="run the build again when nothing writes to the file",
             )
 
 
@@ -252,7 +306,8 @@ def _sizes(setup: Setup) -> Iterator[int]:
 
 
 def _warm_packing() -> None:
-    # The compiled planner, which large plans use, takes half a second to load; that passes while partitions are tokenized.
+    # The compiled planner, which large plans use, takes half a second to load; that passes while
+    # partitions are tokenized.
     pack_lengths(np.ones(SMALL + 1, dtype=np.int32), 2)
 
 

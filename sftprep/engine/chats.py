@@ -1,7 +1,9 @@
-"""Plain conversations to texts: those between the same speakers, in the same order, have one shape of their template.
+"""Plain conversations to texts: those between the same speakers, in the same order, have one shape
+of their template.
 
-Most of them are not even decoded one by one. Contents are joined as they are written, with what the template writes around them,
-and decoded at once; where the tokenizer allows it, what is the same in all of them is left out, and encoded once (framed.py).
+Most of them are not even decoded one by one. Contents are joined as they are written, with what the
+template writes around them, and decoded at once; where the tokenizer allows it, what is the same in
+all of them is left out, and encoded once (framed.py).
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ from sftprep.tokenize.fast import FastEncoder
 from sftprep.tokenize.seams import seams_of
 
 _MOST_SHAPES = 1_000
-"""Conversations of further shapes are rendered one by one, and once there are so many, all are forgotten: where hardly two
-conversations are alike, there is nothing to gain."""
+"""Conversations of further shapes are rendered one by one, and once there are so many, all are
+forgotten: where hardly two conversations are alike, there is nothing to gain."""
 _LONGEST_SHAPE = 500
 """Messages."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -42,8 +44,8 @@ _Key = tuple[Layout, bytes, bool]
 
 
 class _Known(NamedTuple):
-    """A shape. size: characters of its literals; stripped: None where its conversations are filled one by one; framing: None
-    where their texts have to be made."""
+    """A shape. size: characters of its literals; stripped: None where its conversations are filled
+    one by one; framing: None where their texts have to be made."""
 
     shape: Shape
     size: int
@@ -59,17 +61,22 @@ class Chats:
         self._seams = seams_of(recipe.tokenizer) if recipe.encoder == FastEncoder.name else None
         self._spanned = recipe.train_on == "assistant"
         escaped = recipe.escape_special
-        self._suspects = suspect_contents(recipe.tokenizer, escaped=escaped) if recipe.reject_suspects else None
+        self._suspects = (
+            suspect_contents(recipe.tokenizer, escaped=escaped) if recipe.reject_suspects else None
+        )
         self._forget()
 
     def _forget(self) -> None:
         self._framer = None if self._seams is None else Framer(self._seams)
         self._writer = Writer(b'["', b'","', b'"]')
         self._shapes: dict[_Key, _Known | None] = {}
-        self._order = cache(lambda shape: self._writer.order(shape.literals[:-1], shape.literals[-1]))
+        self._order = cache(
+            lambda shape: self._writer.order(shape.literals[:-1], shape.literals[-1])
+        )
 
     def texts(self, turns: Turns, layout: Layout, letters: Letters) -> Texts:
-        """Those of conversations that have a shape and meet its conditions. letters: of the lines that they stand in."""
+        """Those of conversations that have a shape and meet its conditions. letters: of the lines
+        that they stand in."""
         which, shapes = self._sorted(turns, layout)
         # Only now, for each shape may add a condition.
         may_hold = letters.may_hold(self._template.conditions.absent)
@@ -88,7 +95,9 @@ class Chats:
                 self._one(turns, number, each.shape, others)
         return made.with_others(others)
 
-    def _sorted(self, turns: Turns, layout: Layout) -> tuple[NDArray[np.int64], list[_Known | None]]:
+    def _sorted(
+        self, turns: Turns, layout: Layout
+    ) -> tuple[NDArray[np.int64], list[_Known | None]]:
         """The number of each conversation's shape, and the shapes; None where there is none."""
         speakers = [turns.speakers[first:last] for first, last in pairwise(turns.bounds.tolist())]
         keys = [*zip(speakers, turns.content_first.tolist(), strict=True)]
@@ -109,19 +118,33 @@ class Chats:
         return turns.conversations(broken)
 
     def _together(
-        self, turns: Turns, chosen: NDArray[np.int64], which: NDArray[np.int64], shapes: Sequence[_Known | None]
+        self,
+        turns: Turns,
+        chosen: NDArray[np.int64],
+        which: NDArray[np.int64],
+        shapes: Sequence[_Known | None],
     ) -> Texts:
         """The texts of these conversations, made of their contents as they are written."""
-        known = [each for each in (shapes[number] for number in which[chosen].tolist()) if each is not None]
+        known = [
+            each
+            for each in (shapes[number] for number in which[chosen].tolist())
+            if each is not None
+        ]
         framings = [each.framing for each in known if each.framing is not None]
 
         def kept() -> int:
-            return self._template.counted([each.shape for each in known], lambda place: turns.contents_of(chosen[place]))
+            return self._template.counted(
+                [each.shape for each in known], lambda place: turns.contents_of(chosen[place])
+            )
 
         if self._framer is not None and framings and len(framings) == len(known):
             framed, count = self._framer.framed(turns, chosen, framings), kept()
             if count < len(known):
-                return Texts(framed=(self._framer.framed(turns, chosen[:count], framings[:count]),)) if count else Texts()
+                return (
+                    Texts(framed=(self._framer.framed(turns, chosen[:count], framings[:count]),))
+                    if count
+                    else Texts()
+                )
             return Texts(framed=(framed,))
         made = Texts()
         if known:
@@ -162,7 +185,9 @@ class Chats:
         return _Known(shape, len(text), at_once, framing)
 
 
-def _at_once(turns: Turns, which: NDArray[np.int64], shapes: Sequence[_Known | None]) -> NDArray[np.bool_]:
+def _at_once(
+    turns: Turns, which: NDArray[np.int64], shapes: Sequence[_Known | None]
+) -> NDArray[np.bool_]:
     """Conversations whose texts can be made of their contents as they are written: bool [n]."""
     able = np.array([each is not None and each.stripped is not None for each in shapes], np.bool_)
     sizes = np.array([0 if each is None else each.size for each in shapes], np.int64)
@@ -170,19 +195,33 @@ def _at_once(turns: Turns, which: NDArray[np.int64], shapes: Sequence[_Known | N
     chosen &= ~turns.conversations(np.flatnonzero(turns.may_end_early()))
     for number, each in enumerate(shapes):
         if each is not None and each.stripped is not None:
-            for places, are_letters in ((each.stripped.begins, turns.begins), (each.stripped.ends, turns.ends)):
+            for places, are_letters in (
+                (each.stripped.begins, turns.begins),
+                (each.stripped.ends, turns.ends),
+            ):
                 if places:
                     rows = np.flatnonzero(which == number)
-                    chosen[rows] &= are_letters[turns.bounds[rows][:, None] + np.array(places)].all(axis=1)
+                    chosen[rows] &= are_letters[turns.bounds[rows][:, None] + np.array(places)].all(
+                        axis=1
+                    )
     return chosen
 
 
 def layouts(format_name: str, key: str) -> list[Layout]:
-    """How conversations of a format may be written. key: that of the list; a function call of sharegpt is more than text."""
+    """How conversations of a format may be written. key: that of the list; a function call of
+    sharegpt is more than text."""
     openai = Layout(key, "role", "content", tuple(sorted(ROLES)))
     if format_name != "sharegpt":
         return [openai]
-    return [Layout(key, "from", "value", tuple(name for name, role in SHAREGPT_ROLES.items() if role in ROLES)), openai]
+    return [
+        Layout(
+            key,
+            "from",
+            "value",
+            tuple(name for name, role in SHAREGPT_ROLES.items() if role in ROLES),
+        ),
+        openai,
+    ]
 
 
 _ROLE_OF = {**{role: role for role in ROLES}, **SHAREGPT_ROLES}

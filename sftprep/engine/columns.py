@@ -1,7 +1,9 @@
-"""Plain lines to texts, column by column: what pass 1 does with most lines of most files, and the same texts as the general way.
+"""Plain lines to texts, column by column: what pass 1 does with most lines of most files, and the
+same texts as the general way.
 
-A line is plain where its JSON has the plainest shape (sources/plain.py), its record needs nothing but its texts, and, for a
-conversation, the template treats all of its shape alike (chats.py). All other lines are left to the general way.
+A line is plain where its JSON has the plainest shape (sources/plain.py), its record needs nothing
+but its texts, and, for a conversation, the template treats all of its shape alike (chats.py). All
+other lines are left to the general way.
 """
 
 from __future__ import annotations
@@ -23,8 +25,11 @@ from sftprep.sources.plain import PlainLines
 class Columns:
     """A recipe, ready for plain lines."""
 
-    def __init__(self, recipe: Recipe, reading: Reading, template: Callable[[], ChatTemplate | None]) -> None:
-        """template: gives what renders conversations as they are; None where single messages of them count."""
+    def __init__(
+        self, recipe: Recipe, reading: Reading, template: Callable[[], ChatTemplate | None]
+    ) -> None:
+        """template: gives what renders conversations as they are; None where single messages of
+        them count."""
         self._recipe, self._template = recipe, template
         self._prompted = recipe.train_on != "all"
         self._reading = reading
@@ -33,7 +38,9 @@ class Columns:
         self._looked = (keys_read(reading) or frozenset()) | self._targets.keys()
         sources = [source for source, _ in reading.renames]
         # A chain of renames, or two of one name, is for the general way.
-        chained = len(self._targets) < len(sources) or len({*sources, *self._targets}) < 2 * len(sources)
+        chained = len(self._targets) < len(sources) or len({*sources, *self._targets}) < 2 * len(
+            sources
+        )
         self._renamed = frozenset(sources)
         self._idle = chained or reading.function is not None or recipe.expand_turns
 
@@ -76,7 +83,11 @@ class Columns:
         key = self._source(self._reading.text_field)
         fields = lines.fields([key], self._looked - {key})
         end = self._end
-        self._add(fields.lines.tolist(), [text if text.endswith(end) else text + end for text in fields.values[key]], made)
+        self._add(
+            fields.lines.tolist(),
+            [text if text.endswith(end) else text + end for text in fields.values[key]],
+            made,
+        )
 
     def _completions(self, lines: PlainLines, made: Texts, counts: Counter[str]) -> None:
         keys = self._source("prompt"), self._source("completion")

@@ -1,4 +1,5 @@
-"""Who runs the passes: this process, or worker processes. The output is the same bytes either way."""
+"""Who runs the passes: this process, or worker processes. The output is the same bytes either
+way."""
 
 from __future__ import annotations
 
@@ -28,21 +29,26 @@ _log = logging.getLogger(__name__)
 
 
 class Executor(Protocol):
-    """Runs a function over specs, in any order; functions and specs must be such that a second run does no harm."""
+    """Runs a function over specs, in any order; functions and specs must be such that a second run
+    does no harm."""
 
     @property
     def capacity(self) -> int:
         """How many specs run at the same time."""
 
-    def map_unordered(self, fn: Callable[[Spec], Result], specs: Iterable[Spec]) -> Iterator[Result]:
-        """Results as they come; specs are taken from the iterable only as there is room for them."""
+    def map_unordered(
+        self, fn: Callable[[Spec], Result], specs: Iterable[Spec]
+    ) -> Iterator[Result]:
+        """Results as they come; specs are taken from the iterable only as there is room for
+        them."""
 
     def close(self) -> None:
         """Stop the workers; what still runs is abandoned."""
 
 
 def make_executor(workers: int, first: Callable[[], None] | None = None) -> Executor:
-    """This process for one worker; for more, this process and a pool of all others. first: what those are to do first."""
+    """This process for one worker; for more, this process and a pool of all others. first: what
+    those are to do first."""
     return InProcess() if workers <= 1 else Processes(workers - 1, with_this_one=True, first=first)
 
 
@@ -56,7 +62,9 @@ class InProcess:
 
     capacity = 1
 
-    def map_unordered(self, fn: Callable[[Spec], Result], specs: Iterable[Spec]) -> Iterator[Result]:
+    def map_unordered(
+        self, fn: Callable[[Spec], Result], specs: Iterable[Spec]
+    ) -> Iterator[Result]:
         return map(fn, specs)
 
     def close(self) -> None:
@@ -64,13 +72,21 @@ class InProcess:
 
 
 class Processes:
-    """A pool of spawned processes. A spec whose worker died is tried again in a fresh pool, three times in all.
+    """A pool of spawned processes. A spec whose worker died is tried again in a fresh pool, three
+    times in all.
 
-    with_this_one: this process works too, from the start, while the others take a second to load; one that has loaded gets specs.
-    first: loads in the others what their specs will need; where it fails, those will say why.
+    with_this_one: this process works too, from the start, while the others take a second to load;
+    one that has loaded gets specs. first: loads in the others what their specs will need; where it
+    fails, those will say why.
     """
 
-    def __init__(self, processes: int, *, with_this_one: bool = False, first: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        processes: int,
+        *,
+        with_this_one: bool = False,
+        first: Callable[[], None] | None = None,
+    ) -> None:
         self.capacity = processes + with_this_one
         self._processes, self._with_this_one = processes, with_this_one
         self._pool = self._fresh_pool()
@@ -83,13 +99,17 @@ class Processes:
                 for _ in range(processes - 1):
                     self._pool.submit(_loaded, first)
 
-    def map_unordered(self, fn: Callable[[Spec], Result], specs: Iterable[Spec]) -> Iterator[Result]:
-        """Raises WorkerError where workers die on the same spec again and again, and whatever `fn` raises."""
+    def map_unordered(
+        self, fn: Callable[[Spec], Result], specs: Iterable[Spec]
+    ) -> Iterator[Result]:
+        """Raises WorkerError where workers die on the same spec again and again, and whatever `fn`
+        raises."""
         waiting = _Ahead((spec, 0) for spec in specs)
         again: deque[tuple[Spec, int]] = deque()
         running: dict[Future[Result], tuple[Spec, int]] = {}
         while True:
-            # One spec more than there are workers, so that none waits for the next; no more, for specs can hold data.
+            # One spec more than there are workers, so that none waits for the next; no more, for
+            # specs can hold data.
             while len(running) <= self._processes and self._has_loaded():
                 if self._with_this_one and len(running) == self._processes and not waiting.has(2):
                     break  # the last one is for this process, which would have nothing to do
@@ -137,14 +157,20 @@ class Processes:
             return True
         if not self._told:
             self._told = True
-            _log.warning("worker processes cannot be started (%s); this one does all the work", self._loading.exception())
+            _log.warning(
+                "worker processes cannot be started (%s); this one does all the work",
+                self._loading.exception(),
+            )
         return False
 
     def _once_more(self, spec: Spec, tries: int) -> tuple[Spec, int]:
         if tries + 1 >= _TRIES:
             raise WorkerError(
                 f"worker processes died {_TRIES} times; the last piece of work was {spec!r:.300}",
-                remedy="look for an out-of-memory kill (dmesg); run with fewer --workers, or --workers 1 to see the error",
+                remedy=(
+                    "look for an out-of-memory kill (dmesg); run with fewer --workers, or --workers"
+                    " 1 to see the error"
+                ),
             )
         return spec, tries + 1
 
@@ -153,7 +179,9 @@ class Processes:
         self._pool = self._fresh_pool()
 
     def _fresh_pool(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(self._processes, mp_context=get_context("spawn"), initializer=_live_with_parent)
+        return ProcessPoolExecutor(
+            self._processes, mp_context=get_context("spawn"), initializer=_live_with_parent
+        )
 
 
 class _Ahead(Generic[Spec]):
@@ -173,7 +201,8 @@ class _Ahead(Generic[Spec]):
 
 @contextmanager
 def _main_module_hidden() -> Iterator[None]:
-    """Start processes in here: what is spawned runs the script of its parent first, again and from its top, if it finds one.
+    """Start processes in here: what is spawned runs the script of its parent first, again and from
+    its top, if it finds one.
 
     Scripts without `if __name__ == "__main__"` are common, and the passes need nothing of them.
     """
@@ -186,7 +215,8 @@ def _main_module_hidden() -> Iterator[None]:
 
 
 def _loaded(first: Callable[[], None] | None) -> None:
-    """What a worker runs first: it has this module, and so whatever the passes import, and what they load."""
+    """What a worker runs first: it has this module, and so whatever the passes import, and what
+    they load."""
     from sftprep.engine import passes  # noqa: F401
 
     if first is not None:
@@ -195,8 +225,11 @@ def _loaded(first: Callable[[], None] | None) -> None:
 
 
 def _live_with_parent() -> None:
-    """Make this worker end when the build does, even by SIGKILL, and leave Ctrl-C and stdout to it."""
-    sys.stdout = sys.stderr  # functions of the user may print, and the build's own stdout may be read as JSON
+    """Make this worker end when the build does, even by SIGKILL, and leave Ctrl-C and stdout to
+    it."""
+    sys.stdout = (
+        sys.stderr
+    )  # functions of the user may print, and the build's own stdout may be read as JSON
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None
@@ -204,6 +237,7 @@ def _live_with_parent() -> None:
 
 
 def _end_after(sentinel: int) -> None:
-    # A worker waits on a pipe that its siblings hold open too, so it would never see that nobody writes to it any more.
+    # A worker waits on a pipe that its siblings hold open too, so it would never see that nobody
+    # writes to it any more.
     connection.wait([sentinel])
     os._exit(1)

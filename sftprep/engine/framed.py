@@ -1,4 +1,5 @@
-"""Conversations whose texts are not made: contents as they are written, in the frames of their shapes."""
+"""Conversations whose texts are not made: contents as they are written, in the frames of their
+shapes."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from sftprep.tokenize.tokens import Tokens
 
 
 class Framing(NamedTuple):
-    """A shape cut at the seams of its tokenizer. order: of its tails and contents (`Writer.order`)."""
+    """A shape cut at the seams of its tokenizer. order: of its tails and contents
+    (`Writer.order`)."""
 
     shape: Shape
     frame: Frame
@@ -36,7 +38,8 @@ class Framer:
         self.seams, self.heads = seams, Heads()
         self._writer = Writer(b'"', orjson.dumps(seams.between.text)[1:-1], b'"')
         self._commas = {BETWEEN: self._writer.number(COMMA)} if seams.commas else {}
-        """Numbers of literals that start with a comma, by those of the same with a token instead."""
+        """Numbers of literals that start with a comma, by those of the same with a token
+        instead."""
         self._after = cache(self._number_after)
 
     def framing(self, shape: Shape) -> Framing | None:
@@ -45,17 +48,23 @@ class Framer:
         if frame is None:
             return None
         first, *others = frame.tails
-        return Framing(shape, frame, order_of([self._writer.number(first), *map(self._after, others)]))
+        return Framing(
+            shape, frame, order_of([self._writer.number(first), *map(self._after, others)])
+        )
 
     def _number_after(self, tail: str) -> int:
-        """The number of a tail that stands after a content, with a token before it; the same with a comma is known then too."""
+        """The number of a tail that stands after a content, with a token before it; the same with a
+        comma is known then too."""
         number = self._writer.number(self.seams.between.text + tail)
         if self.seams.commas:
             self._commas[number] = self._writer.number(COMMA + tail)
         return number
 
-    def framed(self, turns: Turns, numbers: NDArray[np.int64], framings: Sequence[Framing]) -> Framed:
-        """Conversations by their numbers, in order. Raises orjson.JSONDecodeError where a content is no text."""
+    def framed(
+        self, turns: Turns, numbers: NDArray[np.int64], framings: Sequence[Framing]
+    ) -> Framed:
+        """Conversations by their numbers, in order. Raises orjson.JSONDecodeError where a content
+        is no text."""
         contents = turns.written(numbers)
         order = np.concatenate([each.order for each in framings])
         commas = 0
@@ -71,7 +80,8 @@ class Framer:
 
 @dataclass(frozen=True)
 class Framed(Sequence[str]):
-    """Conversations of `turns`, some of them, by their numbers; as a sequence, their texts, each made when it is asked for.
+    """Conversations of `turns`, some of them, by their numbers; as a sequence, their texts, each
+    made when it is asked for.
 
     joined: their tails and contents, with tokens and so many commas between them.
     """

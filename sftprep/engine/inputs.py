@@ -17,7 +17,8 @@ Stamp = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One file of a build, or data from memory. entry: number of its source; stamp: None for what has no file."""
+    """One file of a build, or data from memory. entry: number of its source; stamp: None for what
+    has no file."""
 
     source: Source
     entry: int
@@ -30,8 +31,8 @@ def find_inputs(
 ) -> tuple[list[Input], list[SourceEntry]]:
     """All inputs, those to train on first, and the sources that they belong to.
 
-    data, eval_data: sources in memory, used instead of what the config names. Raises InputNotFound, FormatError, ConfigError,
-    HubError.
+    data, eval_data: sources in memory, used instead of what the config names. Raises InputNotFound,
+    FormatError, ConfigError, HubError.
     """
     entries: list[SourceEntry] = []
     inputs: list[Input] = []
@@ -39,17 +40,28 @@ def find_inputs(
         asked = config.evaluation.eval_input or config.evaluation.eval_split
         if memory:
             for source in memory:
-                inputs.append(Input(_limited(source, config, len(entries)), len(entries), None, evaluation))
+                inputs.append(
+                    Input(_limited(source, config, len(entries)), len(entries), None, evaluation)
+                )
                 entries.append(SourceEntry((source.name,)))
             continue
         for entry in (config.eval_entries() if asked else ()) if evaluation else config.entries():
-            inputs += (Input(s, len(entries), stamp(s.file), evaluation) for s in _sources(entry, len(entries)))
+            inputs += (
+                Input(s, len(entries), stamp(s.file), evaluation)
+                for s in _sources(entry, len(entries))
+            )
             entries.append(entry)
     if not inputs or inputs[0].evaluation:
-        raise ConfigError("no input is given", remedy="name a .jsonl file, a glob or a folder: sftprep build data.jsonl ...")
+        raise ConfigError(
+            "no input is given",
+            remedy="name a .jsonl file, a glob or a folder: sftprep build data.jsonl ...",
+        )
     held = config.evaluation.eval_fraction or any(each.evaluation for each in inputs)
     if config.evaluation.eval_packing is not None and not held:
-        raise ConfigError("--eval-packing is given, and no evaluation records are", remedy="give --eval-fraction 0.05, say")
+        raise ConfigError(
+            "--eval-packing is given, and no evaluation records are",
+            remedy="give --eval-fraction 0.05, say",
+        )
     refuse_twice([each.source.file for each in inputs if each.stamp is not None])
     return inputs, entries
 
@@ -64,12 +76,19 @@ def _sources(entry: SourceEntry, number: int) -> list[Source]:
     files: list[HubFile] = []
     for name in entry.inputs:
         if is_hub_name(name):
-            files += hub_files(name, config_name=entry.config_name, split=entry.split, revision=entry.revision)
+            files += hub_files(
+                name, config_name=entry.config_name, split=entry.split, revision=entry.revision
+            )
         else:
             files += (HubFile(file, file) for file in find_files((name,), entry.split))
     strip = bool(entry.strip_nulls)
-    return [Source(f.name, kind_of(f.path) or "lines", entry.limit, number, strip, path=f.path) for f in files]
+    return [
+        Source(f.name, kind_of(f.path) or "lines", entry.limit, number, strip, path=f.path)
+        for f in files
+    ]
 
 
 def _limited(source: Source, config: BuildConfig, number: int) -> Source:
-    return Source(source.name, source.kind, config.read.limit, number, config.read.strip_nulls, source.blocks)
+    return Source(
+        source.name, source.kind, config.read.limit, number, config.read.strip_nulls, source.blocks
+    )

@@ -1,4 +1,5 @@
-"""Sequences that are too long: cut at one end, cut into several, left out, or an error; and those that train nothing left out."""
+"""Sequences that are too long: cut at one end, cut into several, left out, or an error; and those
+that train nothing left out."""
 
 from __future__ import annotations
 
@@ -15,11 +16,18 @@ Fit = Callable[[TokenBatch, int, TruncateSide, Counter[str], list[Rejected]], To
 
 
 def fit_lengths(
-    batch: TokenBatch, overlong: str, max_length: int, side: TruncateSide, counts: Counter[str], rejected: list[Rejected]
+    batch: TokenBatch,
+    overlong: str,
+    max_length: int,
+    side: TruncateSide,
+    counts: Counter[str],
+    rejected: list[Rejected],
 ) -> TokenBatch:
-    """The batch with no sequence above `max_length` tokens, by one of OVERLONG; "keep" leaves all as they are.
+    """The batch with no sequence above `max_length` tokens, by one of OVERLONG; "keep" leaves all
+    as they are.
 
-    What is cut off or left out is counted; with "error", records are set aside in `rejected`, each with all its sequences.
+    What is cut off or left out is counted; with "error", records are set aside in `rejected`, each
+    with all its sequences.
     """
     counts["tokens_in"] += int(batch.offsets[-1])
     if overlong == "keep" or not (batch.lengths > max_length).any():
@@ -28,7 +36,8 @@ def fit_lengths(
 
 
 def without_untrained(batch: TokenBatch, counts: Counter[str]) -> TokenBatch:
-    """Without the sequences that train nothing: no token is marked beyond their first, which nothing predicts."""
+    """Without the sequences that train nothing: no token is marked beyond their first, which
+    nothing predicts."""
     lengths = batch.lengths
     targets = targets_of(batch.completion_mask, batch.offsets)
     trained = targets > 0
@@ -43,7 +52,11 @@ def without_untrained(batch: TokenBatch, counts: Counter[str]) -> TokenBatch:
 
 
 def _truncated(
-    batch: TokenBatch, max_length: int, side: TruncateSide, counts: Counter[str], rejected: list[Rejected]
+    batch: TokenBatch,
+    max_length: int,
+    side: TruncateSide,
+    counts: Counter[str],
+    rejected: list[Rejected],
 ) -> TokenBatch:
     lengths = batch.lengths
     kept = np.minimum(lengths, max_length)
@@ -53,8 +66,15 @@ def _truncated(
     return batch.gathered(np.arange(len(lengths)), kept, cut if side == "left" else None)
 
 
-def _split(batch: TokenBatch, max_length: int, side: TruncateSide, counts: Counter[str], rejected: list[Rejected]) -> TokenBatch:
-    """Each too long sequence as several of `max_length` tokens, the last one shorter. Source: `bfd_split` of TRL 1.16."""
+def _split(
+    batch: TokenBatch,
+    max_length: int,
+    side: TruncateSide,
+    counts: Counter[str],
+    rejected: list[Rejected],
+) -> TokenBatch:
+    """Each too long sequence as several of `max_length` tokens, the last one shorter. Source:
+    `bfd_split` of TRL 1.16."""
     pieces = np.maximum(1, -(-batch.lengths // max_length))
     which = np.repeat(np.arange(len(pieces)), pieces)
     starts = (np.arange(len(which)) - np.repeat(np.cumsum(pieces) - pieces, pieces)) * max_length
@@ -63,7 +83,11 @@ def _split(batch: TokenBatch, max_length: int, side: TruncateSide, counts: Count
 
 
 def _dropped(
-    batch: TokenBatch, max_length: int, side: TruncateSide, counts: Counter[str], rejected: list[Rejected]
+    batch: TokenBatch,
+    max_length: int,
+    side: TruncateSide,
+    counts: Counter[str],
+    rejected: list[Rejected],
 ) -> TokenBatch:
     long = batch.lengths > max_length
     counts["dropped.overlong"] += int(np.count_nonzero(long))
@@ -72,7 +96,11 @@ def _dropped(
 
 
 def _refused(
-    batch: TokenBatch, max_length: int, side: TruncateSide, counts: Counter[str], rejected: list[Rejected]
+    batch: TokenBatch,
+    max_length: int,
+    side: TruncateSide,
+    counts: Counter[str],
+    rejected: list[Rejected],
 ) -> TokenBatch:
     long = batch.lengths > max_length
     lines = np.unique(batch.origin[long])
@@ -87,4 +115,9 @@ def _refused(
     return batch.gathered(np.flatnonzero(~gone), batch.lengths[~gone])
 
 
-OVERLONG: dict[str, Fit] = {"truncate": _truncated, "split": _split, "drop": _dropped, "error": _refused}
+OVERLONG: dict[str, Fit] = {
+    "truncate": _truncated,
+    "split": _split,
+    "drop": _dropped,
+    "error": _refused,
+}

@@ -24,8 +24,8 @@ _OURS = {SPILL_FOLDER, SHARD_FOLDER, EVAL_FOLDER, REJECTED_NAME, MANIFEST_NAME, 
 def claimed(folder: Path, *, overwrite: bool) -> Iterator[None]:
     """Make the folder and hold it while the build runs.
 
-    Raises OutputExists where it holds a finished build (without overwrite) or files that are not ours, OutputBusy where
-    another build holds it, StorageError where it cannot be written.
+    Raises OutputExists where it holds a finished build (without overwrite) or files that are not
+    ours, OutputBusy where another build holds it, StorageError where it cannot be written.
     """
     with storage_errors(folder):
         existed = folder.is_dir()
@@ -39,10 +39,14 @@ def claimed(folder: Path, *, overwrite: bool) -> Iterator[None]:
         yield
 
 
-def clean(folder: Path, manifest: Manifest, evaluation: Manifest | None = None, *, keep_spill: bool) -> None:
-    """After the commit: remove the spills, shards that no manifest lists, and what killed builds left half-written.
+def clean(
+    folder: Path, manifest: Manifest, evaluation: Manifest | None = None, *, keep_spill: bool
+) -> None:
+    """After the commit: remove the spills, shards that no manifest lists, and what killed builds
+    left half-written.
 
-    evaluation: the manifest of the build in folder/eval; where there is none now, one of before is removed.
+    evaluation: the manifest of the build in folder/eval; where there is none now, one of before is
+    removed.
     """
     _clean_shards(folder, manifest)
     if evaluation is not None:
@@ -67,26 +71,37 @@ def _clean_shards(folder: Path, manifest: Manifest) -> None:
 def _check_contents(folder: Path, *, overwrite: bool) -> None:
     names = set(os.listdir(folder))
     inside = set(os.listdir(folder / EVAL_FOLDER)) if (folder / EVAL_FOLDER).is_dir() else set()
-    not_ours = sorted(f"{EVAL_FOLDER}/{name}" for name in inside - {SHARD_FOLDER, MANIFEST_NAME} if not name.startswith("."))
+    not_ours = sorted(
+        f"{EVAL_FOLDER}/{name}"
+        for name in inside - {SHARD_FOLDER, MANIFEST_NAME}
+        if not name.startswith(".")
+    )
     if MANIFEST_NAME in names and not not_ours:
         if overwrite:
             return
         try:
             manifest = read_manifest(folder)
-            what = f"a finished build of {manifest.rows:,} packs from {', '.join(i.path for i in manifest.inputs[:3])}"
+            what = (
+                f"a finished build of {manifest.rows:,} packs from"
+                f" {', '.join(i.path for i in manifest.inputs[:3])}"
+            )
         except ManifestError:
             what = "a build whose manifest cannot be read"
-        raise OutputExists(f"{folder} holds {what}", remedy="give --overwrite to replace it, or another --output")
+        raise OutputExists(
+            f"{folder} holds {what}", remedy="give --overwrite to replace it, or another --output"
+        )
     foreign = sorted(name for name in names - _OURS if not name.startswith(".")) + not_ours
     if foreign:
         raise OutputExists(
-            f"{folder} is not empty: it holds {', '.join(foreign[:5])}", remedy="give an --output folder that is new or empty"
+            f"{folder} is not empty: it holds {', '.join(foreign[:5])}",
+            remedy="give an --output folder that is new or empty",
         )
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    # The system drops the lock when its process ends, however it ends; a file that is left behind means nothing.
+    # The system drops the lock when its process ends, however it ends; a file that is left behind
+    # means nothing.
     import fcntl
 
     with storage_errors(path):
@@ -94,7 +109,8 @@ def _locked(path: Path) -> Iterator[None]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held it before may have removed the file between our open and our lock: then it locks nothing.
+            # Whoever held it before may have removed the file between our open and our lock: then
+            # it locks nothing.
             held = path.exists() and os.path.samestat(os.fstat(lock.fileno()), os.stat(path))
         except OSError:
             held = False

@@ -1,6 +1,7 @@
 """The two passes that workers run: a partition to its spill, and the rows of a plan to a shard.
 
-Each is a pure function of its task and of the files that the task names, so it may be run twice, or elsewhere.
+Each is a pure function of its task and of the files that the task names, so it may be run twice, or
+elsewhere.
 """
 
 from __future__ import annotations
@@ -34,15 +35,16 @@ _SAMPLE = 16
 """Texts at the start of a build that the reference encodes too, beside one in a thousand of all."""
 _OPEN_BYTES = 20 << 20
 _OPEN_SECONDS = 1.0
-"""Partitions of so many bytes may be encoded and not checked yet, each for so long: the reference has loaded by then."""
+"""Partitions of so many bytes may be encoded and not checked yet, each for so long: the reference
+has loaded by then."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizeTask:
     """Pass 1 for one partition. threads: the encoder may use every core.
 
-    lane_block: bytes of a block that is dealt to a lane, where the build packs in windows; facts: what is wanted of each
-    sequence, where some are to be chosen.
+    lane_block: bytes of a block that is dealt to a lane, where the build packs in windows; facts:
+    what is wanted of each sequence, where some are to be chosen.
     """
 
     partition: Partition
@@ -57,9 +59,11 @@ class TokenizeTask:
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """What travels back from pass 1: no tokens, but where they are. lengths: int32 [sequences]; content: digest of the bytes.
+    """What travels back from pass 1: no tokens, but where they are. lengths: int32 [sequences];
+    content: digest of the bytes.
 
-    places: what decides the lanes of the sequences, where the build packs in windows; weighted: some tokens weigh other than 1.
+    places: what decides the lanes of the sequences, where the build packs in windows; weighted:
+    some tokens weigh other than 1.
     """
 
     partition: Partition
@@ -76,27 +80,33 @@ class Tokenized:
 
 
 def tokenize_partition(task: TokenizeTask) -> Tokenized:
-    """Make the spill of a partition, or find it made already. Raises what reading, templates and storage raise."""
+    """Make the spill of a partition, or find it made already. Raises what reading, templates and
+    storage raise."""
     return _begun(task).finish()
 
 
 def tokenize_in_turn(tasks: Iterable[TokenizeTask]) -> Iterator[Tokenized]:
-    """`tokenize_partition` for one after the other, each kept open for a moment, in which the next ones are encoded.
+    """`tokenize_partition` for one after the other, each kept open for a moment, in which the next
+    ones are encoded.
 
-    The reference encoder, in a process of its own, takes longer to load than a small build to encode: nobody waits for it.
+    The reference encoder, in a process of its own, takes longer to load than a small build to
+    encode: nobody waits for it.
     """
     begun: deque[_Begun] = deque()
     for task in tasks:
         begun.append(_begun(task))
-        while begun and (time.monotonic() - begun[0].since > _OPEN_SECONDS or sum(each.bytes for each in begun) > _OPEN_BYTES):
+        while begun and (
+            time.monotonic() - begun[0].since > _OPEN_SECONDS
+            or sum(each.bytes for each in begun) > _OPEN_BYTES
+        ):
             yield begun.popleft().finish()
     for each in begun:
         yield each.finish()
 
 
 class _Begun(NamedTuple):
-    """A partition that is encoded, or was before. since: when it was begun, by the monotonic clock; bytes: of its lines; finish:
-    waits for its check and keeps it."""
+    """A partition that is encoded, or was before. since: when it was begun, by the monotonic clock;
+    bytes: of its lines; finish: waits for its check and keeps it."""
 
     since: float
     bytes: int
@@ -123,12 +133,28 @@ def _begun(task: TokenizeTask) -> _Begun:
             write_spill(path, prepare())
         made = spill or map_spill(path)
         where = dataclasses.replace(task.partition, payload=None)
-        places = places_of(task.partition, data, made.origin, task.lane_block) if task.lane_block else None
+        places = (
+            places_of(task.partition, data, made.origin, task.lane_block)
+            if task.lane_block
+            else None
+        )
         facts = facts_of(made, data, task.facts) if task.facts is not None else None
         weighted = made.loss_weights is not None
         reused = spill is not None
         counts, rejected = made.counts, made.rejected
-        return Tokenized(where, key, content, len(data), made.lengths, counts, rejected, reused, places, facts, weighted)
+        return Tokenized(
+            where,
+            key,
+            content,
+            len(data),
+            made.lengths,
+            counts,
+            rejected,
+            reused,
+            places,
+            facts,
+            weighted,
+        )
 
     return _Begun(since, len(data), finish)
 
@@ -143,10 +169,11 @@ def load_preparers(recipes: Sequence[RecipeFile]) -> None:
 class AssembleTask:
     """Pass 3 for one shard: which sequences it holds, in order.
 
-    spills: files; spill int32 [sequences] and row int32 [sequences]: sequence k is row[k] of spills[spill[k]];
-    seq_lengths int32 [sequences]: tokens of each; starts int64 [sequences]: the first of them in the row of the spill, None
-    where sequences are whole rows; first_ordinal int64 [spills]: ordinal of the first line of each spill's partition;
-    pack_offsets int64 [packs + 1]; loss_weights: the build has that column.
+    spills: files; spill int32 [sequences] and row int32 [sequences]: sequence k is row[k] of
+    spills[spill[k]]; seq_lengths int32 [sequences]: tokens of each; starts int64 [sequences]: the
+    first of them in the row of the spill, None where sequences are whole rows; first_ordinal int64
+    [spills]: ordinal of the first line of each spill's partition; pack_offsets int64 [packs + 1];
+    loss_weights: the build has that column.
     """
 
     index: int
@@ -175,8 +202,8 @@ class Assembled:
 def assemble_shard(task: AssembleTask) -> Assembled:
     """Gather the sequences of a shard from the spills and write it. Raises StorageError.
 
-    Spill after spill, so that no more than one of them is mapped at a time: of a large corpus, a shard needs some pages of each.
-    So they are gathered twice, first in the order of the spills.
+    Spill after spill, so that no more than one of them is mapped at a time: of a large corpus, a
+    shard needs some pages of each. So they are gathered twice, first in the order of the spills.
     """
     by_spill = np.argsort(task.spill, kind="stable")
     bounds = np.searchsorted(task.spill[by_spill], np.arange(len(task.spills) + 1))
@@ -192,7 +219,11 @@ def assemble_shard(task: AssembleTask) -> Assembled:
         origin[own] = spill.origin[rows] + task.first_ordinal[number]
         here = slice(ends[bounds[number]], ends[bounds[number + 1]])
         starts = None if task.starts is None else task.starts[own]
-        columns = (spill.input_ids, ids), (spill.completion_mask, mask), (spill.loss_weights, weights)
+        columns = (
+            (spill.input_ids, ids),
+            (spill.completion_mask, mask),
+            (spill.loss_weights, weights),
+        )
         for values, column in columns:
             if values is not None and column is not None:
                 column[here] = _pieces(values, spill.offsets, rows, starts, task.seq_lengths[own])
@@ -207,7 +238,13 @@ def assemble_shard(task: AssembleTask) -> Assembled:
         task.pack_offsets,
         None if weights is None else Ragged(weights, ends).taken(place_of).values,
     )
-    info = write_shard(task.shard_folder, task.index, shard, max_length=task.max_length, position_ids=task.position_ids)
+    info = write_shard(
+        task.shard_folder,
+        task.index,
+        shard,
+        max_length=task.max_length,
+        position_ids=task.position_ids,
+    )
     return Assembled(task.index, info, int(ids.max()))
 
 
@@ -222,7 +259,12 @@ def _pieces(
     if starts is None:
         return Ragged(values, offsets.astype(np.int64)).taken(rows.astype(np.int64)).values
     begins = offsets[rows] + starts
-    return np.concatenate([values[:0], *map(values.__getitem__, map(slice, begins.tolist(), (begins + lengths).tolist()))])
+    return np.concatenate(
+        [
+            values[:0],
+            *map(values.__getitem__, map(slice, begins.tolist(), (begins + lengths).tolist())),
+        ]
+    )
 
 
 @lru_cache(maxsize=8)

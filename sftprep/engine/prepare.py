@@ -1,4 +1,5 @@
-"""Pass 1 for the lines of one partition: read, convert, render, encode, mask, cut. A pure function of bytes and recipe."""
+"""Pass 1 for the lines of one partition: read, convert, render, encode, mask, cut. A pure function
+of bytes and recipe."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ from sftprep.tokenize.fast import FastEncoder
 from sftprep.tokenize.hf import HfEncoder
 from sftprep.tokenize.spot import SpotChecks
 
-# Every digit made a 0, so that a long number is found by a plain look, five times as fast as by an expression.
+# Every digit made a 0, so that a long number is found by a plain look, five times as fast as by an
+# expression.
 _DIGITS_AS_0 = bytes(48 if 48 <= byte < 58 else byte for byte in range(256))
 _LONG_NUMBER = b"0" * 19
 _Value = TypeVar("_Value", np.bool_, np.float32)
@@ -43,7 +45,8 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    # A partition makes a million objects and no cycle among them: looking for some takes a tenth of the time.
+    # A partition makes a million objects and no cycle among them: looking for some takes a tenth of
+    # the time.
     was = gc.isenabled()
     gc.disable()
     try:
@@ -54,14 +57,19 @@ def _without_collection() -> Iterator[None]:
 
 
 class Preparer:
-    """A recipe made ready to run: its tokenizer and template loaded once, used for many partitions."""
+    """A recipe made ready to run: its tokenizer and template loaded once, used for many
+    partitions."""
 
     def __init__(self, recipe: Recipe, *, threads: bool) -> None:
         """threads: the encoder may use every core. Raises TemplateError, TokenizerError."""
         self.recipe = recipe
         self._renderer = Renderer(recipe)
         self.reading = recipe.reading()
-        self._suspect = suspect_check(recipe.tokenizer, escaped=recipe.escape_special) if recipe.reject_suspects else None
+        self._suspect = (
+            suspect_check(recipe.tokenizer, escaped=recipe.escape_special)
+            if recipe.reject_suspects
+            else None
+        )
         self._columns = Columns(recipe, self.reading, self._renderer.whole_template)
         self._threads = threads
         self._told = False
@@ -74,14 +82,20 @@ class Preparer:
         _ = self._encoder
 
     def ask(self, place: Place | None) -> None:
-        """Let the child there have the reference encoder, instead of one of this process; None: as before."""
+        """Let the child there have the reference encoder, instead of one of this process; None: as
+        before."""
         if place is not None and place != self._asked:
             self._asked = place
             self.__dict__.pop("_check_with", None)
 
     @cached_property
     def _encoder(self) -> Encoder:
-        return load_encoder(self.recipe.tokenizer, self.recipe.encoder, threads=self._threads, reference=self._reference)
+        return load_encoder(
+            self.recipe.tokenizer,
+            self.recipe.encoder,
+            threads=self._threads,
+            reference=self._reference,
+        )
 
     @cached_property
     def _check_with(self) -> Callable[[Sequence[str]], Callable[[], Tokens]]:
@@ -95,19 +109,29 @@ class Preparer:
         return self._check_with(texts)  # made when there is something to compare
 
     def prepare(self, data: bytes, format_name: str, *, seed: int, sample: int = 0) -> TokenBatch:
-        """The sequences of whole lines of JSON. Records that cannot be used are in `rejected`, in the order of their lines.
+        """The sequences of whole lines of JSON. Records that cannot be used are in `rejected`, in
+        the order of their lines.
 
-        seed: chooses the texts that the reference encodes too, and the first `sample` ones with them; where it gives other ids,
-        it encodes this partition.
+        seed: chooses the texts that the reference encodes too, and the first `sample` ones with
+        them; where it gives other ids, it encodes this partition.
         """
         return self.begin(data, format_name, seed=seed, sample=sample)()
 
-    def begin(self, data: bytes, format_name: str, *, seed: int, sample: int = 0) -> Callable[[], TokenBatch]:
-        """`prepare`, but for waiting for the reference, which may still be loading: what it returns does that."""
+    def begin(
+        self, data: bytes, format_name: str, *, seed: int, sample: int = 0
+    ) -> Callable[[], TokenBatch]:
+        """`prepare`, but for waiting for the reference, which may still be loading: what it returns
+        does that."""
         if sample and format_name != "tokens":
-            _ = self._check_with  # starts to load now, while this process reads and loads the encoder
+            _ = (
+                self._check_with
+            )  # starts to load now, while this process reads and loads the encoder
         # What the reference encodes is not compared with the reference.
-        checks = SpotChecks(None if self.recipe.encoder == HfEncoder.name else self._compared, seed=seed, first=sample)
+        checks = SpotChecks(
+            None if self.recipe.encoder == HfEncoder.name else self._compared,
+            seed=seed,
+            first=sample,
+        )
         try:
             batch = self._sequences(data, format_name, lambda: self._encoder, checks)
         except EncoderFault as fault:
@@ -117,12 +141,16 @@ class Preparer:
             mismatch = checks.mismatch()
             if mismatch is None:
                 return batch
-            return self._failed_over(EncoderFault("other ids than tokenizers", mismatch), data, format_name)
+            return self._failed_over(
+                EncoderFault("other ids than tokenizers", mismatch), data, format_name
+            )
 
         return checked
 
     def _failed_over(self, fault: EncoderFault, data: bytes, format_name: str) -> TokenBatch:
-        if not self._told:  # the first fault of the fast encoder in this process is logged; all are counted
+        if (
+            not self._told
+        ):  # the first fault of the fast encoder in this process is logged; all are counted
             self._told = True
             _log.warning("%s is not used for a part of the records: %s", self.recipe.encoder, fault)
         batch = self._sequences(data, format_name, self._reference, SpotChecks(None))
@@ -130,7 +158,9 @@ class Preparer:
         return batch
 
     @_without_collection()
-    def _sequences(self, data: bytes, format_name: str, encoder: Callable[[], Encoder], checks: SpotChecks) -> TokenBatch:
+    def _sequences(
+        self, data: bytes, format_name: str, encoder: Callable[[], Encoder], checks: SpotChecks
+    ) -> TokenBatch:
         """What `prepare` gives, by one encoder. Raises EncoderFault."""
         counts: Counter[str] = Counter()
         rejected: list[Rejected] = []
@@ -141,20 +171,27 @@ class Preparer:
             texts = self._texts(data, format_name, rejected, counts)
             batch = self._encoded(texts, encoder(), counts, checks)
         recipe = self.recipe
-        batch = fit_lengths(batch, recipe.overlong, recipe.max_length, recipe.truncate_side, counts, rejected)
+        batch = fit_lengths(
+            batch, recipe.overlong, recipe.max_length, recipe.truncate_side, counts, rejected
+        )
         batch = without_untrained(batch, counts)
         _show(rejected, data)
         batch.rejected = sorted(rejected, key=lambda r: r.line)
         batch.counts = dict(counts)
         return batch
 
-    def _encoded(self, texts: Texts, encoder: Encoder, counts: Counter[str], checks: SpotChecks) -> TokenBatch:
+    def _encoded(
+        self, texts: Texts, encoder: Encoder, counts: Counter[str], checks: SpotChecks
+    ) -> TokenBatch:
         framed = self._framed(texts, encoder, checks)
         if framed is None:
             texts, framed = texts.rendered(), []
         batch = self._tokenize(texts, encoder, counts, checks)
         chats = ~np.array(texts.plain, dtype=np.bool_)
-        for own, are_chats in [(batch, chats), *((each, np.ones(len(each.origin), np.bool_)) for each in framed)]:
+        for own, are_chats in [
+            (batch, chats),
+            *((each, np.ones(len(each.origin), np.bool_)) for each in framed),
+        ]:
             count_double_bos(own, self.recipe.tokenizer, counts)
             if self.recipe.train_on != "all":
                 count_untrained_ends(own, are_chats, self._added, counts)
@@ -162,7 +199,9 @@ class Preparer:
             batch = batch.with_others(each)
         return batch
 
-    def _framed(self, texts: Texts, encoder: Encoder, checks: SpotChecks) -> list[TokenBatch] | None:
+    def _framed(
+        self, texts: Texts, encoder: Encoder, checks: SpotChecks
+    ) -> list[TokenBatch] | None:
         """The sequences of conversations without their texts; None where those are needed."""
         made: list[TokenBatch] = []
         for each in texts.framed:
@@ -174,26 +213,41 @@ class Preparer:
                 return None
             check(tokens)
             mask = np.ones(len(tokens.input_ids), dtype=np.bool_)
-            made.append(TokenBatch(tokens.input_ids, tokens.offsets, mask, np.array(each.origin, dtype=np.int64)))
+            made.append(
+                TokenBatch(
+                    tokens.input_ids, tokens.offsets, mask, np.array(each.origin, dtype=np.int64)
+                )
+            )
         return made
 
     @cached_property
     def _added(self) -> NDArray[np.int32]:
         return np.array(list(self.recipe.tokenizer.added_tokens().values()), dtype=np.int32)
 
-    def _texts(self, data: bytes, format_name: str, rejected: list[Rejected], counts: Counter[str]) -> Texts:
-        """Plain lines by columns, where no text needs a look of its own, and all others one by one."""
+    def _texts(
+        self, data: bytes, format_name: str, rejected: list[Rejected], counts: Counter[str]
+    ) -> Texts:
+        """Plain lines by columns, where no text needs a look of its own, and all others one by
+        one."""
         letters = Letters(data)
         watch = self.recipe.escape_special or self._renderer.spelled.may_be_in(letters)
         before = self._renderer.ways()
         plain = Texts() if watch else self._columns.texts(letters, format_name, counts)
         examples = self._read(letters, format_name, rejected, counts, but=plain.lines)
         texts = plain.with_others(self._renderer.render(examples, rejected, counts, watch=watch))
-        counts.update({f"template.{way}": number for way, number in (self._renderer.ways() - before).items()})
+        counts.update(
+            {f"template.{way}": number for way, number in (self._renderer.ways() - before).items()}
+        )
         return texts
 
     def _read(
-        self, letters: Letters, format_name: str, rejected: list[Rejected], counts: Counter[str], *, but: Sequence[int] = ()
+        self,
+        letters: Letters,
+        format_name: str,
+        rejected: list[Rejected],
+        counts: Counter[str],
+        *,
+        but: Sequence[int] = (),
     ) -> list[Example]:
         """The examples of all lines but some."""
         data = letters.data
@@ -205,12 +259,15 @@ class Preparer:
         others = np.ones(total, dtype=np.bool_)
         others[list(but)] = False
         numbers = np.flatnonzero(others)
-        for number, begin, end in zip(numbers.tolist(), begins[numbers].tolist(), begins[numbers + 1].tolist(), strict=True):
+        for number, begin, end in zip(
+            numbers.tolist(), begins[numbers].tolist(), begins[numbers + 1].tolist(), strict=True
+        ):
             line = data[begin : end - 1]
             record = parse_line(line, number)
             if isinstance(record, dict):
                 if b'"tool' in line and _LONG_NUMBER in line.translate(_DIGITS_AS_0):
-                    # orjson makes fractions of whole numbers beyond 64 bits, which templates would show in tools and calls.
+                    # orjson makes fractions of whole numbers beyond 64 bits, which templates would
+                    # show in tools and calls.
                     record = json.loads(line)
                 try:
                     example = read_record(record, number, format_name, self.reading)
@@ -218,7 +275,9 @@ class Preparer:
                         suspect(example)
                     examples.append(example)
                 except Unusable as problem:
-                    rejected.append(Rejected(number, 0, problem.reason, str(problem), excerpt(line)))
+                    rejected.append(
+                        Rejected(number, 0, problem.reason, str(problem), excerpt(line))
+                    )
             elif record is None:
                 blank += 1
             else:
@@ -226,7 +285,9 @@ class Preparer:
         counts.update(lines=total, blank=blank, records=total - blank)
         return examples
 
-    def _tokenize(self, texts: Texts, encoder: Encoder, counts: Counter[str], checks: SpotChecks) -> TokenBatch:
+    def _tokenize(
+        self, texts: Texts, encoder: Encoder, counts: Counter[str], checks: SpotChecks
+    ) -> TokenBatch:
         spec = self.recipe.tokenizer
         check = checks.begin(texts.texts)
         tokens = encoder.encode(texts.texts)
@@ -247,7 +308,9 @@ class Preparer:
             mask &= self._completion_mask(texts, encoder, plain, ids, offsets, counts)
         if weights is not None:
             weights *= mask
-        return TokenBatch(ids, offsets, mask, np.array(texts.origin, dtype=np.int64), loss_weights=weights)
+        return TokenBatch(
+            ids, offsets, mask, np.array(texts.origin, dtype=np.int64), loss_weights=weights
+        )
 
     @cached_property
     def _escaping(self) -> EscapedEncoder:
@@ -257,7 +320,9 @@ class Preparer:
         self, tokens: Tokens, chars: NDArray[np.int64] | None, marked: dict[int, Marked]
     ) -> tuple[Tokens, NDArray[np.int64] | None]:
         """The tokens in which special tokens that texts spell are plain text."""
-        return with_replaced(tokens, chars, {number: self._escaping.encode(text) for number, text in marked.items()})
+        return with_replaced(
+            tokens, chars, {number: self._escaping.encode(text) for number, text in marked.items()}
+        )
 
     def _completion_mask(
         self,
@@ -273,7 +338,9 @@ class Preparer:
             prompts, _ = self._escaped(prompts, None, texts.marked_prompts)
         prompt_ids, prompt_offsets = prompts.input_ids, prompts.offsets
         if self.recipe.tokenizer.prefix_ids and plain.any():
-            prompt_ids, prompt_offsets, _ = _surrounded(prompts, plain[of], self.recipe.tokenizer.prefix_ids, ())
+            prompt_ids, prompt_offsets, _ = _surrounded(
+                prompts, plain[of], self.recipe.tokenizer.prefix_ids, ()
+            )
         # Texts without a prompt have an empty one: their completion starts at their first token.
         lengths = np.zeros(len(texts.texts), dtype=np.int64)
         lengths[of] = np.diff(prompt_offsets)
@@ -285,8 +352,11 @@ class Preparer:
         return mask_from(starts, offsets)
 
 
-def _parts(texts: Texts, chars: NDArray[np.int64] | None, tokens: Tokens) -> tuple[NDArray[np.bool_], NDArray[np.float32] | None]:
-    """Which tokens the spans of the texts train, all where chars is None, and what they weigh where any weighs other than 1."""
+def _parts(
+    texts: Texts, chars: NDArray[np.int64] | None, tokens: Tokens
+) -> tuple[NDArray[np.bool_], NDArray[np.float32] | None]:
+    """Which tokens the spans of the texts train, all where chars is None, and what they weigh where
+    any weighs other than 1."""
     if chars is None:
         return np.ones(len(tokens.input_ids), dtype=np.bool_), None
     mask = mask_spans(texts.spans, chars, tokens.offsets)
@@ -296,7 +366,8 @@ def _parts(texts: Texts, chars: NDArray[np.int64] | None, tokens: Tokens) -> tup
 def _surrounded(
     tokens: Tokens, where: NDArray[np.bool_], prefix: tuple[int, ...], suffix: tuple[int, ...]
 ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
-    """Ids and offsets with `prefix` before and `suffix` after each sequence that `where` marks, and the place of each old id."""
+    """Ids and offsets with `prefix` before and `suffix` after each sequence that `where` marks, and
+    the place of each old id."""
     lengths = np.diff(tokens.offsets)
     offsets = edges(lengths + where * (len(prefix) + len(suffix)))
     ids = np.empty(int(offsets[-1]), dtype=np.int32)
@@ -311,7 +382,8 @@ def _surrounded(
 
 
 def _placed(values: NDArray[_Value], length: int, place_of: NDArray[np.int64]) -> NDArray[_Value]:
-    """`values` at the places of their tokens among `length`; what is new between them is trained, and weighs 1."""
+    """`values` at the places of their tokens among `length`; what is new between them is trained,
+    and weighs 1."""
     wider = np.ones(length, dtype=values.dtype)
     wider[place_of] = values
     return wider

@@ -1,4 +1,5 @@
-"""What pass 1 depends on beside the bytes of a partition, as plain data that travels to workers as a file."""
+"""What pass 1 depends on beside the bytes of a partition, as plain data that travels to workers as
+a file."""
 
 from __future__ import annotations
 
@@ -19,16 +20,18 @@ from sftprep.tokenize.beside import Place
 from sftprep.tokenize.spec import TokenizerSpec
 
 _VERSION = 4
-"""Raised when the same recipe would give other tokens than before, so that older spills are not taken for its own."""
+"""Raised when the same recipe would give other tokens than before, so that older spills are not
+taken for its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """How the records of a partition become sequences. Two equal recipes give equal sequences.
 
-    date: what templates see as today, YYYY-MM-DD, None where they do not look; max_length: tokens that a sequence may have;
-    overlong: what happens to a longer one, as in PackConfig, or "keep"; formatting_func: name of the user's function;
-    reject_suspects: conversations that look wrong are set aside (`sftprep.suspects`).
+    date: what templates see as today, YYYY-MM-DD, None where they do not look; max_length: tokens
+    that a sequence may have; overlong: what happens to a longer one, as in PackConfig, or "keep";
+    formatting_func: name of the user's function; reject_suspects: conversations that look wrong are
+    set aside (`sftprep.suspects`).
     """
 
     tokenizer: TokenizerSpec
@@ -49,7 +52,8 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """Names the recipe: SHA-256, in hex. Which encoder runs does not count, for all give the same ids."""
+        """Names the recipe: SHA-256, in hex. Which encoder runs does not count, for all give the
+        same ids."""
         parts = {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
@@ -58,10 +62,13 @@ class Recipe:
         spec = self.tokenizer
         if self.formatting_func is not None:
             parts["formatting_source"] = source_digest(self.formatting_func)
-        return digest(_VERSION, spec.fingerprint, spec.special_tokens, spec.prefix_ids, spec.suffix_ids, parts)
+        return digest(
+            _VERSION, spec.fingerprint, spec.special_tokens, spec.prefix_ids, spec.suffix_ids, parts
+        )
 
     def reading(self) -> Reading:
-        """How records are read under this recipe. Raises ConfigError where the formatting function is not there."""
+        """How records are read under this recipe. Raises ConfigError where the formatting function
+        is not there."""
         template = self.chat_template or ""
         return Reading(
             self.renames,
@@ -73,23 +80,35 @@ class Recipe:
         )
 
     def template(self, *, turns: bool = False) -> ChatTemplate | None:
-        """The chat template, compiled; turns: its renders tell which message wrote what. Raises TemplateError."""
+        """The chat template, compiled; turns: its renders tell which message wrote what. Raises
+        TemplateError."""
         if self.chat_template is None:
             return None
         day = datetime.date.fromisoformat(self.date) if self.date else None
         return ChatTemplate(
-            self.chat_template, variables=self.tokenizer.special_tokens, date=day, way=self.template_way, turns=turns
+            self.chat_template,
+            variables=self.tokenizer.special_tokens,
+            date=day,
+            way=self.template_way,
+            turns=turns,
         )
 
     def to_bytes(self) -> bytes:
         """The recipe for a file: a line of JSON, and then the tokenizer's own."""
-        parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "tokenizer"}
-        return orjson.dumps({**parts, "tokenizer": self.tokenizer.facts()}) + b"\n" + self.tokenizer.json
+        parts = {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "tokenizer"
+        }
+        return (
+            orjson.dumps({**parts, "tokenizer": self.tokenizer.facts()})
+            + b"\n"
+            + self.tokenizer.json
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class RecipeFile:
-    """A recipe as workers get it: the name of a file, and in the process that made it the recipe itself (megabytes).
+    """A recipe as workers get it: the name of a file, and in the process that made it the recipe
+    itself (megabytes).
 
     reference: the child that has its reference encoder, where all of them ask the same.
     """
@@ -108,7 +127,8 @@ class RecipeFile:
 
 def recipe_file(folder: Path, recipe: Recipe, reference: Place | None = None) -> RecipeFile:
     """The file of a recipe, which is not written yet."""
-    # The encoder changes no token, and so not the digest; but who has this recipe prepared has it with its encoder.
+    # The encoder changes no token, and so not the digest; but who has this recipe prepared has it
+    # with its encoder.
     name = digest(recipe.digest, recipe.encoder, recipe.template_way, recipe.tokenizer.name)
     return RecipeFile(folder / f"recipe-{name[:16]}.jsonl", recipe, reference)
 

@@ -1,7 +1,9 @@
-"""Which sequences stand in the build, and how often; which are held out for evaluation; and the accounts of both.
+"""Which sequences stand in the build, and how often; which are held out for evaluation; and the
+accounts of both.
 
-Everything is decided from the records alone: their place in their source, or a hash of their line. So it does not depend on how
-many workers there are, and holding out does not even depend on the order of the inputs.
+Everything is decided from the records alone: their place in their source, or a hash of their line.
+So it does not depend on how many workers there are, and holding out does not even depend on the
+order of the inputs.
 """
 
 from __future__ import annotations
@@ -27,10 +29,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """The build itself, or that of the evaluation. inputs: numbers of its inputs in the setup; accounts: one for each.
+    """The build itself, or that of the evaluation. inputs: numbers of its inputs in the setup;
+    accounts: one for each.
 
-    take: int64 [sequences of this side], each one's number among the sequences of `parts`; None for all, once; aside: records
-    left out because they stand there already, by the number of their partition.
+    take: int64 [sequences of this side], each one's number among the sequences of `parts`; None for
+    all, once; aside: records left out because they stand there already, by the number of their
+    partition.
     """
 
     evaluation: bool
@@ -42,7 +46,8 @@ class Side:
 
 
 def wanted_facts(config: BuildConfig, setup: Setup) -> Wanted | None:
-    """What workers have to say of each sequence beside its length; None where nothing is to be chosen."""
+    """What workers have to say of each sequence beside its length; None where nothing is to be
+    chosen."""
     key_seed = config.evaluation.eval_seed if config.evaluation.eval_fraction else None
     compare = config.read.duplicates == "drop"
     mixed_up = any(each.repeat != 1 or each.weight is not None for each in setup.entries)
@@ -63,7 +68,9 @@ def choose(parts: list[Tokenized], setup: Setup, config: BuildConfig) -> list[Si
     again = _repeated(table) if config.read.duplicates == "drop" else {}
     held = np.zeros(len(table.input), dtype=np.bool_)
     if config.evaluation.eval_fraction:
-        held = ~_any(again, held) & (table.keys < np.uint64(int(config.evaluation.eval_fraction * 2**64)))
+        held = ~_any(again, held) & (
+            table.keys < np.uint64(int(config.evaluation.eval_fraction * 2**64))
+        )
         sides.append(_held_out(table, held, again, training, config))
     trained = _sampled(table, held, again, training, setup.entries, config.pack.seed)
     return [*sides, replace(trained, aside=_aside(table, again))]
@@ -77,7 +84,8 @@ def _whole(evaluation: bool, parts: list[Tokenized], inputs: list[int]) -> Side:
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """All sequences to train on, side by side. record: number of each one's record, over all inputs; entry: of its source."""
+    """All sequences to train on, side by side. record: number of each one's record, over all
+    inputs; entry: of its source."""
 
     parts: list[Tokenized]
     input: NDArray[np.int64]
@@ -94,12 +102,15 @@ class _Table:
         facts = [part.facts for part in parts if part.facts is not None]
         sizes = [len(part.lengths) for part in parts]
         lines = np.array([part.counts["lines"] for part in parts], dtype=np.int64)
-        inputs = np.repeat(np.array([part.partition.input for part in parts], dtype=np.int64), sizes)
+        inputs = np.repeat(
+            np.array([part.partition.input for part in parts], dtype=np.int64), sizes
+        )
         return cls(
             parts=parts,
             input=inputs,
             entry=np.array([each.entry for each in setup.inputs], dtype=np.int64)[inputs],
-            record=np.repeat(np.cumsum(lines) - lines, sizes) + _joined([f.origin for f in facts], np.int64),
+            record=np.repeat(np.cumsum(lines) - lines, sizes)
+            + _joined([f.origin for f in facts], np.int64),
             lengths=_joined([part.lengths for part in parts], np.int64),
             targets=_joined([f.targets for f in facts], np.int64),
             keys=_joined([f.keys for f in facts if f.keys is not None], np.uint64),
@@ -109,7 +120,11 @@ class _Table:
 
 
 def _joined(arrays: list[NDArray[Any]], kind: type) -> NDArray[Any]:
-    return np.concatenate([array.astype(kind) for array in arrays]) if arrays else np.zeros(0, dtype=kind)
+    return (
+        np.concatenate([array.astype(kind) for array in arrays])
+        if arrays
+        else np.zeros(0, dtype=kind)
+    )
 
 
 def _repeated(table: _Table) -> dict[str, NDArray[np.bool_]]:
@@ -132,26 +147,39 @@ def _aside(table: _Table, again: dict[str, NDArray[np.bool_]]) -> dict[int, list
     found: dict[int, list[Rejected]] = {}
     starts = np.cumsum([0] + [part.counts["lines"] for part in table.parts])
     for reason, which in again.items():
-        what = "an earlier record is the same" + (" but for blanks" if reason == "near_duplicate" else "")
+        what = "an earlier record is the same" + (
+            " but for blanks" if reason == "near_duplicate" else ""
+        )
         for record in np.unique(table.record[which]).tolist():
             part = int(np.searchsorted(starts, record, side="right")) - 1
             line = record - int(starts[part])
-            found.setdefault(table.parts[part].partition.index, []).append(Rejected(line, 0, reason, what, ""))
+            found.setdefault(table.parts[part].partition.index, []).append(
+                Rejected(line, 0, reason, what, "")
+            )
     return found
 
 
 def _held_out(
-    table: _Table, held: NDArray[np.bool_], again: dict[str, NDArray[np.bool_]], inputs: list[int], config: BuildConfig
+    table: _Table,
+    held: NDArray[np.bool_],
+    again: dict[str, NDArray[np.bool_]],
+    inputs: list[int],
+    config: BuildConfig,
 ) -> Side:
     take = np.flatnonzero(held)
     if not len(take) or held.all():
         what = "no record" if not len(take) else "every record"
         raise EmptyInput(
-            f"--eval-fraction {config.evaluation.eval_fraction} holds out {what} of {len(np.unique(table.record)):,}",
-            remedy="give another fraction or --eval-seed, or name evaluation records with --eval-input",
+            f"--eval-fraction {config.evaluation.eval_fraction} holds out {what} of"
+            f" {len(np.unique(table.record)):,}",
+            remedy=(
+                "give another fraction or --eval-seed, or name evaluation records with --eval-input"
+            ),
         )
     out = {**again, "in_training": ~held & ~_any(again, held)}
-    return Side(True, table.parts, inputs, _changed(table, inputs, out, np.zeros_like(held), held), take)
+    return Side(
+        True, table.parts, inputs, _changed(table, inputs, out, np.zeros_like(held), held), take
+    )
 
 
 def _sampled(
@@ -164,11 +192,16 @@ def _sampled(
 ) -> Side:
     not_here = held | _any(again, held)
     copies = np.where(not_here, 0, _copies(table, not_here, entries, seed))
-    # Once through all, then again through those that stand there twice, and so on: copies of a record keep apart.
+    # Once through all, then again through those that stand there twice, and so on: copies of a
+    # record keep apart.
     rounds = [np.flatnonzero(copies > done) for done in range(int(copies.max(initial=0)))]
     out = {**again, "held_out": held, "not_sampled": (copies == 0) & ~not_here}
     return Side(
-        False, table.parts, inputs, _changed(table, inputs, out, np.maximum(copies - 1, 0), copies), _joined(rounds, np.int64)
+        False,
+        table.parts,
+        inputs,
+        _changed(table, inputs, out, np.maximum(copies - 1, 0), copies),
+        _joined(rounds, np.int64),
     )
 
 
@@ -179,8 +212,11 @@ def _any(groups: dict[str, NDArray[np.bool_]], like: NDArray[np.bool_]) -> NDArr
     return found
 
 
-def _copies(table: _Table, out: NDArray[np.bool_], entries: list[SourceEntry], seed: int) -> NDArray[np.int64]:
-    """How often each sequence stands in the build: as often as its record. out: those that do not stand there at all."""
+def _copies(
+    table: _Table, out: NDArray[np.bool_], entries: list[SourceEntry], seed: int
+) -> NDArray[np.int64]:
+    """How often each sequence stands in the build: as often as its record. out: those that do not
+    stand there at all."""
     records, which = np.unique(table.record, return_inverse=True)
     entry = np.zeros(len(records), dtype=np.int64)
     entry[which] = table.entry
@@ -193,10 +229,16 @@ def _copies(table: _Table, out: NDArray[np.bool_], entries: list[SourceEntry], s
         for number, each in enumerate(entries):
             if each.weight is not None and not found[number]:
                 raise EmptyInput(
-                    f"the source {each.name} has a weight, and no usable record", remedy="look at its records, or leave it out"
+                    f"the source {each.name} has a weight, and no usable record",
+                    remedy="look at its records, or leave it out",
                 )
-        unit = min(found[n] * times[n] / weight for n, weight in enumerate(weights) if weight is not None)
-        times = [times[n] if weight is None else weight * unit / found[n] for n, weight in enumerate(weights)]
+        unit = min(
+            found[n] * times[n] / weight for n, weight in enumerate(weights) if weight is not None
+        )
+        times = [
+            times[n] if weight is None else weight * unit / found[n]
+            for n, weight in enumerate(weights)
+        ]
     copies = np.zeros(len(records), dtype=np.int64)
     for number, factor in enumerate(times):
         own = np.flatnonzero(usable & (entry == number))
@@ -204,21 +246,34 @@ def _copies(table: _Table, out: NDArray[np.bool_], entries: list[SourceEntry], s
         copies[own] = int(factor)
         if once_more:
             # By a hash of the place in the source, so that what other sources hold does not matter.
-            copies[own[np.argsort(mixed_each(records[own] - records[own[0]], seed), kind="stable")[:once_more]]] += 1
+            copies[
+                own[
+                    np.argsort(mixed_each(records[own] - records[own[0]], seed), kind="stable")[
+                        :once_more
+                    ]
+                ]
+            ] += 1
     return copies[which]
 
 
-# --- the accounts ------------------------------------------------------------------------------------------------------
+# --- the accounts ---------------------------------------------------------------------------------
 
 
 def _changed(
-    table: _Table, inputs: list[int], left_out: dict[str, NDArray[np.bool_]], repeated: NDArray[Any], copies: NDArray[Any]
+    table: _Table,
+    inputs: list[int],
+    left_out: dict[str, NDArray[np.bool_]],
+    repeated: NDArray[Any],
+    copies: NDArray[Any],
 ) -> list[Accounting]:
-    """The accounts of the inputs after sequences were left out, for reasons by name, or stand there more than once."""
+    """The accounts of the inputs after sequences were left out, for reasons by name, or stand there
+    more than once."""
     changes: dict[int, Counter[str]] = {number: Counter() for number in inputs}
 
     def add(name: str, numbers: NDArray[Any]) -> None:
-        for number, total in enumerate(np.bincount(table.input, weights=numbers, minlength=len(inputs)).tolist()):
+        for number, total in enumerate(
+            np.bincount(table.input, weights=numbers, minlength=len(inputs)).tolist()
+        ):
             changes[number][name] += round(total)
 
     for reason, which in left_out.items():
@@ -232,7 +287,9 @@ def _changed(
     return _accounts(table.parts, inputs, changes)
 
 
-def _accounts(parts: list[Tokenized], inputs: list[int], changes: dict[int, Counter[str]]) -> list[Accounting]:
+def _accounts(
+    parts: list[Tokenized], inputs: list[int], changes: dict[int, Counter[str]]
+) -> list[Accounting]:
     counts: dict[int, Counter[str]] = {number: Counter() for number in inputs}
     for part in parts:
         own = counts[part.partition.input]
@@ -241,4 +298,7 @@ def _accounts(parts: list[Tokenized], inputs: list[int], changes: dict[int, Coun
     for number, change in changes.items():
         counts[number].update(change)
     # A reason that nothing fell to is no reason to speak of.
-    return [Accounting.of({name: n for name, n in own.items() if n or "." not in name}) for own in counts.values()]
+    return [
+        Accounting.of({name: n for name, n in own.items() if n or "." not in name})
+        for own in counts.values()
+    ]

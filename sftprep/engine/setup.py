@@ -1,4 +1,5 @@
-"""Before the first pass: inputs found, tokenizer and template loaded, formats detected, and what cannot work refused."""
+"""Before the first pass: inputs found, tokenizer and template loaded, formats detected, and what
+cannot work refused."""
 
 from __future__ import annotations
 
@@ -37,8 +38,8 @@ _DEFAULT_MAX_LENGTH = 1024
 class Setup:
     """All that is known before the first pass.
 
-    formats[k] and recipe_of[k] are of inputs[k]: its format, and the number of its recipe in `recipes`, which differ only in how
-    records are read; encoder: for the manifest.
+    formats[k] and recipe_of[k] are of inputs[k]: its format, and the number of its recipe in
+    `recipes`, which differ only in how records are read; encoder: for the manifest.
     """
 
     inputs: list[Input]
@@ -50,7 +51,8 @@ class Setup:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe of the first input: its tokenizer, template and max_length are those of all."""
+        """The recipe of the first input: its tokenizer, template and max_length are those of
+        all."""
         return self.recipes[0]
 
     @property
@@ -66,8 +68,8 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What a look at a file's first records tells. chat: they are conversations, which need a template; masks: keys of a record
-    of tokens that say what is trained."""
+    """What a look at a file's first records tells. chat: they are conversations, which need a
+    template; masks: keys of a record of tokens that say what is trained."""
 
     file: str
     format: str
@@ -75,7 +77,9 @@ class _Look:
     masks: frozenset[str] = frozenset()
 
 
-def prepare_setup(config: BuildConfig, data: Sequence[Source] = (), eval_data: Sequence[Source] = ()) -> Setup:
+def prepare_setup(
+    config: BuildConfig, data: Sequence[Source] = (), eval_data: Sequence[Source] = ()
+) -> Setup:
     """Everything that can go wrong before work starts goes wrong here, each with its own error.
 
     data, eval_data: sources in memory instead of those that the config names.
@@ -97,14 +101,19 @@ def prepare_setup(config: BuildConfig, data: Sequence[Source] = (), eval_data: S
             recipe, facts = prepare_recipe(own)
             made.append(recipe)
         recipe_of.append(recipes[own.format])
-        formats.append(format_of(each.source.name, _first_records(each.source), own, made[recipe_of[-1]]))
+        formats.append(
+            format_of(each.source.name, _first_records(each.source), own, made[recipe_of[-1]])
+        )
         columns = keys_read(made[recipe_of[-1]].reading())
-        narrowed.append(dataclasses.replace(each, source=dataclasses.replace(each.source, columns=columns)))
+        narrowed.append(
+            dataclasses.replace(each, source=dataclasses.replace(each.source, columns=columns))
+        )
     return Setup(narrowed, entries, formats, recipe_of, made, facts)
 
 
 def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe that the settings ask for, and facts on its encoder. Raises TokenizerError, TemplateError, ConfigError."""
+    """The recipe that the settings ask for, and facts on its encoder. Raises TokenizerError,
+    TemplateError, ConfigError."""
     _require_tokenizer(config)
     spec = load_tokenizer(config.tokenize.tokenizer)
     if config.tokenize.eos_token is not None:
@@ -118,7 +127,8 @@ def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
         train_on=config.format.train_on,
         text_field=config.format.text_field,
         renames=tuple(config.format.renames().items()),
-        max_length=config.pack.max_length or min(spec.model_max_length or _DEFAULT_MAX_LENGTH, _DEFAULT_MAX_LENGTH),
+        max_length=config.pack.max_length
+        or min(spec.model_max_length or _DEFAULT_MAX_LENGTH, _DEFAULT_MAX_LENGTH),
         encoder=encoder,
         template_way=config.tokenize.template_way,
         overlong="keep" if config.pack.packing == "wrapped" else config.pack.overlong,
@@ -131,7 +141,9 @@ def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
     return recipe, facts
 
 
-def format_of(name: str, records: Iterator[dict[str, Any]], config: BuildConfig, recipe: Recipe) -> str:
+def format_of(
+    name: str, records: Iterator[dict[str, Any]], config: BuildConfig, recipe: Recipe
+) -> str:
     """The format of a source, from its first records; what the recipe cannot do with it is refused.
 
     Raises FormatError, TemplateError, TokenizerError, ConfigError.
@@ -144,12 +156,14 @@ def format_of(name: str, records: Iterator[dict[str, Any]], config: BuildConfig,
 def _require_tokenizer(config: BuildConfig) -> None:
     if not config.tokenize.tokenizer:
         raise ConfigError(
-            "no tokenizer is given", remedy="give --tokenizer with a folder, or a name on the Hub such as Qwen/Qwen3-8B"
+            "no tokenizer is given",
+            remedy="give --tokenizer with a folder, or a name on the Hub such as Qwen/Qwen3-8B",
         )
 
 
 def _date(config: BuildConfig, source: str | None) -> str | None:
-    """The day that templates see as today; None where the template does not look, so that the day does not matter."""
+    """The day that templates see as today; None where the template does not look, so that the day
+    does not matter."""
     if config.tokenize.date is None and source is not None and "strftime_now" in source:
         return datetime.date.today().isoformat()
     return config.tokenize.date
@@ -163,10 +177,14 @@ def _template_source(config: BuildConfig, spec: TokenizerSpec) -> str | None:
         source = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise TemplateError(
-            f"cannot read the chat template {path}: {error.strerror}", remedy="check the path given to --chat-template"
+            f"cannot read the chat template {path}: {error.strerror}",
+            remedy="check the path given to --chat-template",
         ) from error
     except UnicodeDecodeError as error:
-        raise TemplateError(f"the chat template {path} is not UTF-8 text", remedy="give a file with a Jinja template") from error
+        raise TemplateError(
+            f"the chat template {path} is not UTF-8 text",
+            remedy="give a file with a Jinja template",
+        ) from error
     _refuse_broken(source)
     return source
 
@@ -177,17 +195,30 @@ def _refuse_broken(source: str) -> None:
     ChatTemplate(source, variables={}, way="jinja")  # pieces are compiled where it is used
 
 
-def _looked_at(file: str, records: Iterator[dict[str, Any]], config: BuildConfig, reading: Reading) -> _Look:
-    """The format asked for, or the one that the first records of a file have. Raises FormatError where none fits."""
+def _looked_at(
+    file: str, records: Iterator[dict[str, Any]], config: BuildConfig, reading: Reading
+) -> _Look:
+    """The format asked for, or the one that the first records of a file have. Raises FormatError
+    where none fits."""
     first = None
     for record in records:
-        name = detect_format(record, reading) if config.format.format == "auto" else config.format.format
+        name = (
+            detect_format(record, reading)
+            if config.format.format == "auto"
+            else config.format.format
+        )
         if name is not None:
             absent = [source for source, _ in reading.renames if source not in record]
             if absent:
-                _log.warning("--map: the first record of %s has no key %s", file, ", ".join(map(repr, absent)))
+                _log.warning(
+                    "--map: the first record of %s has no key %s",
+                    file,
+                    ", ".join(map(repr, absent)),
+                )
             masks = frozenset(MASKS & record.keys()) if name == "tokens" else frozenset()
-            return _Look(file, name, chat=name in _CHAT_FORMATS or _has_turns(record, reading), masks=masks)
+            return _Look(
+                file, name, chat=name in _CHAT_FORMATS or _has_turns(record, reading), masks=masks
+            )
         first = first or record
     if first is not None:
         raise unknown_format(file, first, reading)
@@ -213,21 +244,33 @@ def _check_together(recipe: Recipe, look: _Look) -> None:
     where = f"{look.file} holds {look.format} records"
     if look.chat and recipe.chat_template is None:
         raise TemplateError(
-            f"{where}, which are conversations, and the tokenizer {recipe.tokenizer.name} has no chat template",
-            remedy="give one with --chat-template FILE, or use the tokenizer of an instruction-tuned model",
+            f"{where}, which are conversations, and the tokenizer {recipe.tokenizer.name} has no"
+            " chat template",
+            remedy=(
+                "give one with --chat-template FILE, or use the tokenizer of an instruction-tuned"
+                " model"
+            ),
         )
     templated = recipe.chat_template is not None and (look.chat or look.format == "alpaca")
     if templated:
         _refuse_broken(recipe.chat_template or "")
     if look.format != "tokens" and not templated and recipe.tokenizer.eos_token is None:
         raise TokenizerError(
-            f"{where}, which are plain text, and the tokenizer {recipe.tokenizer.name} has no end-of-sequence token",
+            f"{where}, which are plain text, and the tokenizer {recipe.tokenizer.name} has no"
+            " end-of-sequence token",
             remedy="name one of its tokens with --eos-token",
         )
-    if recipe.train_on == "completion" and look.format in (*_CHAT_FORMATS, "text") and not (look.chat and recipe.expand_turns):
+    if (
+        recipe.train_on == "completion"
+        and look.format in (*_CHAT_FORMATS, "text")
+        and not (look.chat and recipe.expand_turns)
+    ):
         raise ConfigError(
             f"--train-on completion: {where}, which have no completion",
-            remedy="use --train-on all or assistant, or rename keys to prompt and completion with --map",
+            remedy=(
+                "use --train-on all or assistant, or rename keys to prompt and completion with"
+                " --map"
+            ),
         )
     by_turn = recipe.train_on in ("assistant", "last-assistant")
     if (by_turn or recipe.expand_turns) and look.format == "text":
@@ -241,16 +284,24 @@ def _check_together(recipe: Recipe, look: _Look) -> None:
 
 def _check_tokens(recipe: Recipe, look: _Look) -> None:
     """Tokens say themselves what is trained; refuse what is asked of them and they do not say."""
-    said = recipe.train_on in ("auto", "all") or look.masks & _SAYING.get(recipe.train_on, frozenset())
+    said = recipe.train_on in ("auto", "all") or look.masks & _SAYING.get(
+        recipe.train_on, frozenset()
+    )
     if recipe.expand_turns or not said:
         asked = "--expand-turns" if recipe.expand_turns else f"--train-on {recipe.train_on}"
         raise ConfigError(
             f"{asked}: {look.file} holds tokens, which do not tell what that is",
-            remedy='leave it out; what is trained of tokens is said by their "labels", "completion_mask" or "assistant_masks"',
+            remedy=(
+                'leave it out; what is trained of tokens is said by their "labels",'
+                ' "completion_mask" or "assistant_masks"'
+            ),
         )
 
 
-_SAYING = {"completion": frozenset({"labels", "completion_mask"}), "assistant": frozenset({"labels", "assistant_masks"})}
+_SAYING = {
+    "completion": frozenset({"labels", "completion_mask"}),
+    "assistant": frozenset({"labels", "assistant_masks"}),
+}
 """What of a record of tokens tells what a --train-on asks for."""
 
 
@@ -259,8 +310,11 @@ def _check_masks(recipe: Recipe) -> None:
         Renderer(recipe).check_masks()
     except Unproven as error:
         raise TemplateError(
-            f"--train-on {recipe.train_on}: the chat template does not mark what the assistant says with {{% generation %}}, "
-            f"and {error.message}",
-            remedy="give a template that does with --chat-template FILE (models' training templates have the marks), "
-            "or use prompt-completion records or --expand-turns, whose completions are trained without marks",
+            f"--train-on {recipe.train_on}: the chat template does not mark what the assistant says"
+            f" with {{% generation %}}, and {error.message}",
+            remedy=(
+                "give a template that does with --chat-template FILE (models' training templates"
+                " have the marks), or use prompt-completion records or --expand-turns, whose"
+                " completions are trained without marks"
+            ),
         ) from error

@@ -1,7 +1,8 @@
 """Spills: what pass 1 made of one partition, in a file named by what it was made from.
 
-If the name is there and its content is whole, the work is done: that is the cache, the resume and the exactly-once.
-A spill is not synced to the disk; a torn one is noticed by its digest and made again.
+If the name is there and its content is whole, the work is done: that is the cache, the resume and
+the exactly-once. A spill is not synced to the disk; a torn one is noticed by its digest and made
+again.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from sftprep.shards.schema import arrow_array
 
 @dataclass(frozen=True, slots=True)
 class Spill:
-    """A spill, mapped: the flat buffers of a TokenBatch. facts: JSON of what was counted; completion_mask: uint8, 1 = trained,
-    None where every token is; loss_weights: None where every trained token weighs 1."""
+    """A spill, mapped: the flat buffers of a TokenBatch. facts: JSON of what was counted;
+    completion_mask: uint8, 1 = trained, None where every token is; loss_weights: None where every
+    trained token weighs 1."""
 
     input_ids: NDArray[np.int32]
     offsets: NDArray[np.int32]
@@ -61,23 +63,35 @@ def spill_path(folder: Path, key: str) -> Path:
 
 def write_spill(path: Path, batch: TokenBatch) -> None:
     """Write a spill, whole or not at all. Raises StorageError."""
-    facts = orjson.dumps({"counts": batch.counts, "rejected": [dataclasses.astuple(r) for r in batch.rejected]})
+    facts = orjson.dumps(
+        {"counts": batch.counts, "rejected": [dataclasses.astuple(r) for r in batch.rejected]}
+    )
     offsets = batch.offsets.astype(np.int32)
     flat: dict[str, NDArray[Any]] = {"input_ids": batch.input_ids}
     if not batch.completion_mask.all():
         flat["completion_mask"] = batch.completion_mask.view(np.uint8)
     if batch.loss_weights is not None:
         flat["loss_weights"] = batch.loss_weights
-    lists = {name: pa.ListArray.from_arrays(arrow_array(offsets), arrow_array(values)) for name, values in flat.items()}
+    lists = {
+        name: pa.ListArray.from_arrays(arrow_array(offsets), arrow_array(values))
+        for name, values in flat.items()
+    }
     schema = pa.schema(
         [*((name, column.type) for name, column in lists.items()), ("origin", pa.int64())],
-        metadata={b"facts": facts, b"digest": _digest(facts, [*flat.values(), offsets, batch.origin]).encode()},
+        metadata={
+            b"facts": facts,
+            b"digest": _digest(facts, [*flat.values(), offsets, batch.origin]).encode(),
+        },
     )
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with storage_errors(path):
         try:
             with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-                writer.write_batch(pa.RecordBatch.from_arrays([*lists.values(), arrow_array(batch.origin)], schema=schema))
+                writer.write_batch(
+                    pa.RecordBatch.from_arrays(
+                        [*lists.values(), arrow_array(batch.origin)], schema=schema
+                    )
+                )
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -88,10 +102,16 @@ def read_spill(path: Path) -> Spill | None:
     try:
         spill = map_spill(path)
         written = _layout_of(path).digest
-    except Exception:  # of a damaged file, Arrow and what looks at its schema say it in a dozen ways
+    except (
+        Exception
+    ):  # of a damaged file, Arrow and what looks at its schema say it in a dozen ways
         return None
     flat = (spill.input_ids, spill.completion_mask, spill.loss_weights, spill.offsets, spill.origin)
-    return spill if _digest(spill.facts, [each for each in flat if each is not None]).encode() == written else None
+    return (
+        spill
+        if _digest(spill.facts, [each for each in flat if each is not None]).encode() == written
+        else None
+    )
 
 
 def map_spill(path: Path) -> Spill:
@@ -99,7 +119,9 @@ def map_spill(path: Path) -> Spill:
     layout = _layout_of(path)
     with open(path, "rb") as file:
         data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-    arrays = {name: data[first:last].view(dtype) for name, (first, last, dtype) in layout.places.items()}
+    arrays = {
+        name: data[first:last].view(dtype) for name, (first, last, dtype) in layout.places.items()
+    }
     return Spill(facts=layout.facts, **arrays)
 
 
@@ -125,7 +147,8 @@ def _layout_of(path: Path) -> _Layout:
     return _layout(path, stat.st_size, stat.st_mtime_ns)
 
 
-# Each shard maps each spill, and reading the same footer again takes ten times as long as mapping the file.
+# Each shard maps each spill, and reading the same footer again takes ten times as long as mapping
+# the file.
 @lru_cache(maxsize=100_000)
 def _layout(path: Path, size: int, time: int) -> _Layout:
     """size, time: of the file when it was looked at."""

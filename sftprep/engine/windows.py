@@ -1,4 +1,5 @@
-"""The plan of a build that packs in windows: that of a stream with the same window, from lengths alone."""
+"""The plan of a build that packs in windows: that of a stream with the same window, from lengths
+alone."""
 
 from __future__ import annotations
 
@@ -19,17 +20,24 @@ from sftprep.sources.partition import Source
 
 
 def lane_block(config: BuildConfig, sources: Iterable[Source]) -> int | None:
-    """Bytes of a block that is dealt to a lane; None where the build packs the whole corpus at once."""
+    """Bytes of a block that is dealt to a lane; None where the build packs the whole corpus at
+    once."""
     if config.pack.pack_window is None:
         return None
     files = [source.file for source in sources if source.blocks is None and is_plain(source.file)]
     return block_bytes([os.path.getsize(file) for file in files], config.pack.lanes)
 
 
-def plan_packs(parts: list[Tokenized], config: BuildConfig, max_length: int, take: NDArray[np.int64] | None = None) -> PackPlan:
+def plan_packs(
+    parts: list[Tokenized],
+    config: BuildConfig,
+    max_length: int,
+    take: NDArray[np.int64] | None = None,
+) -> PackPlan:
     """The plan that the settings ask for: over all sequences at once, or in windows.
 
-    take: int64 [planned], the sequences to plan, where it is not each once; the members of the plan are places in it.
+    take: int64 [planned], the sequences to plan, where it is not each once; the members of the plan
+    are places in it.
     """
     lengths, pack = np.concatenate([part.lengths for part in parts]), config.pack
     lengths = lengths if take is None else lengths[take]
@@ -37,7 +45,14 @@ def plan_packs(parts: list[Tokenized], config: BuildConfig, max_length: int, tak
         return pack_lengths(lengths, max_length, pack.packing)
     lane = lanes_of(parts, pack.lanes)
     lane = lane if take is None else lane[take]
-    return plan_in_windows(lengths, lane, capacity=max_length, window=pack.pack_window, lanes=pack.lanes, seed=pack.seed)
+    return plan_in_windows(
+        lengths,
+        lane,
+        capacity=max_length,
+        window=pack.pack_window,
+        lanes=pack.lanes,
+        seed=pack.seed,
+    )
 
 
 def lanes_of(parts: list[Tokenized], lanes: int) -> NDArray[np.int32]:
@@ -54,7 +69,13 @@ def lanes_of(parts: list[Tokenized], lanes: int) -> NDArray[np.int32]:
 
 
 def plan_in_windows(
-    lengths: NDArray[np.int32], lane: NDArray[np.int32], *, capacity: int, window: int, lanes: int, seed: int
+    lengths: NDArray[np.int32],
+    lane: NDArray[np.int32],
+    *,
+    capacity: int,
+    window: int,
+    lanes: int,
+    seed: int,
 ) -> PackPlan:
     """Pack each lane's sequences in its own window; the packs are in the order of a stream.
 
@@ -68,4 +89,6 @@ def plan_in_windows(
     packs = in_global_order(emitted)
     bin_of = np.full(lengths.size, -1, np.int64)
     bin_of[packs.members] = np.repeat(np.arange(len(packs)), np.diff(packs.offsets))
-    return PackPlan(bin_of, packs.members, packs.offsets, capacity, tokens=int(lengths.sum(dtype=np.int64)))
+    return PackPlan(
+        bin_of, packs.members, packs.offsets, capacity, tokens=int(lengths.sum(dtype=np.int64))
+    )

@@ -1,6 +1,8 @@
-"""Best-fit decreasing over millions of lengths, compiled: the planner works on runs of equal lengths, not on sequences.
+"""Best-fit decreasing over millions of lengths, compiled: the planner works on runs of equal
+lengths, not on sequences.
 
-Importing this module imports numba and compiles the kernels, or loads them from numba's cache: import it where it is used.
+Importing this module imports numba and compiles the kernels, or loads them from numba's cache:
+import it where it is used.
 """
 
 from __future__ import annotations
@@ -21,16 +23,19 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 def best_fit_decreasing(
     lengths: NDArray[np.int32], capacity: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Pack sequences into bins: the longest first, each into the fullest open bin that can take it, else into a new one.
+    """Pack sequences into bins: the longest first, each into the fullest open bin that can take it,
+    else into a new one.
 
-    lengths: int32 [n], C-contiguous, 0 <= length <= capacity (not checked here), n < 2**31; capacity: 1 .. 2**31 - 1.
-    Returns `bin_of` int64 [n] (-1 where the length is 0), `members` int64 [sequences in bins] and `offsets` int64 [bins + 1]:
-    bin b holds members[offsets[b]:offsets[b + 1]], in the order they went in; bins are in the order they were opened.
-    Of equal lengths the first in the input goes first; of bins with equal space the one that has had this space longest.
-    Memory: the result (16 bytes a sequence, 8 a bin) and, while planning, 4 bytes a sequence, 16 a token of the longest, 100 a
-    distinct length, at most 2 MB for the capacity. Where the longest has over four times as many tokens as there are
-    sequences, and 65,536 more, they are sorted by comparison instead: about 30 bytes a sequence more, none for the longest.
-    Source: the rule of TRL 1.16 `pack_dataset(strategy="bfd")` on one window.
+    lengths: int32 [n], C-contiguous, 0 <= length <= capacity (not checked here), n < 2**31;
+    capacity: 1 .. 2**31 - 1. Returns `bin_of` int64 [n] (-1 where the length is 0), `members` int64
+    [sequences in bins] and `offsets` int64 [bins + 1]: bin b holds members[offsets[b]:offsets[b +
+    1]], in the order they went in; bins are in the order they were opened. Of equal lengths the
+    first in the input goes first; of bins with equal space the one that has had this space longest.
+    Memory: the result (16 bytes a sequence, 8 a bin) and, while planning, 4 bytes a sequence, 16 a
+    token of the longest, 100 a distinct length, at most 2 MB for the capacity. Where the longest
+    has over four times as many tokens as there are sequences, and 65,536 more, they are sorted by
+    comparison instead: about 30 bytes a sequence more, none for the longest. Source: the rule of
+    TRL 1.16 `pack_dataset(strategy="bfd")` on one window.
     """
     key, length_of_key = _sort_keys(lengths)
     count_of = _count_keys(key, int(key.max(initial=0)))
@@ -52,9 +57,11 @@ def best_fit_decreasing(
 
 
 def _sort_keys(lengths: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64] | None]:
-    """Keys to sort the sequences by, small enough for a table with an entry a key: 0 for empty ones, larger for longer ones.
+    """Keys to sort the sequences by, small enough for a table with an entry a key: 0 for empty
+    ones, larger for longer ones.
 
-    Returns the keys int32 [n], and the length that each key stands for, int64 [keys]; None: the keys are the lengths.
+    Returns the keys int32 [n], and the length that each key stands for, int64 [keys]; None: the
+    keys are the lengths.
     """
     if int(lengths.max(initial=0)) <= 4 * lengths.size + 65_536:
         return lengths, None
@@ -65,10 +72,12 @@ def _sort_keys(lengths: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[n
 
 
 def _compiled(*arguments: Any) -> Callable[[_Function], _Function]:
-    """Compile for exactly these argument types, at import, and keep the machine code in numba's cache where that works.
+    """Compile for exactly these argument types, at import, and keep the machine code in numba's
+    cache where that works.
 
-    Numba caches beside this file, or in the user's cache folder where the package is read-only. Where neither can be
-    written, the disk is full or a cached file is damaged, it raises; a plan is worth two seconds of compiling, so go without.
+    Numba caches beside this file, or in the user's cache folder where the package is read-only.
+    Where neither can be written, the disk is full or a cached file is damaged, it raises; a plan is
+    worth two seconds of compiling, so go without.
     """
 
     def decorate(function: _Function) -> _Function:
@@ -84,8 +93,8 @@ def _compiled(*arguments: Any) -> Callable[[_Function], _Function]:
 @functools.cache  # said once, not once a kernel
 def _say_uncached(reason: str) -> None:
     warnings.warn(
-        f"the packing kernels are compiled anew in each process, since numba's cache cannot be used ({reason}); "
-        "set NUMBA_CACHE_DIR to an empty, writable folder",
+        "the packing kernels are compiled anew in each process, since numba's cache cannot be used"
+        f" ({reason}); set NUMBA_CACHE_DIR to an empty, writable folder",
         RuntimeWarning,
         stacklevel=3,
     )
@@ -96,8 +105,8 @@ def _inlined(function: _Function) -> _Function:
     return cast(_Function, numba.njit(nogil=True)(function))
 
 
-# Kernels, with what they call before them: each is compiled where it stands. They stay in this one file, because numba's
-# cache looks for changes in the file of the kernel only.
+# Kernels, with what they call before them: each is compiled where it stands. They stay in this one
+# file, because numba's cache looks for changes in the file of the kernel only.
 
 _I64 = numba.int64
 _I64_ARRAY = numba.int64[::1]
@@ -115,8 +124,11 @@ def _count_keys(keys: NDArray[np.int32], largest: int) -> NDArray[np.int64]:
 
 
 @_compiled(_KEYS, _I64_ARRAY, _I32_ARRAY)
-def _place_by_key(keys: NDArray[np.int32], place_of: NDArray[np.int64], order: NDArray[np.int32]) -> None:
-    """Second half of a counting sort: write each index to the next place of its key; key 0 has none. `place_of` is used up."""
+def _place_by_key(
+    keys: NDArray[np.int32], place_of: NDArray[np.int64], order: NDArray[np.int32]
+) -> None:
+    """Second half of a counting sort: write each index to the next place of its key; key 0 has
+    none. `place_of` is used up."""
     for index in range(keys.size):
         key = keys[index]
         if key > 0:
@@ -125,29 +137,27 @@ def _place_by_key(keys: NDArray[np.int32], place_of: NDArray[np.int64], order: N
             place_of[key] = place + 1
 
 
-# The planner.
-#
-# Idea. Sequences arrive longest first, so equal lengths arrive together, in runs; and bins that were opened in a row for
-# one run hold the same lengths for as long as they are treated alike. So the unit of work is a *segment*: bins
-# first .. first + size - 1, all with the same free space. Give a run of length l to the segment with the smallest
-# space >= l: the first bin of the segment takes k = space // l sequences in succession, because after each its space is the
-# smallest that still fits; then the second bin, and so on. The whole segment has moved from `space` to `space - k * l` in one
-# step, whatever its size. Only where the run ends within a segment is it cut: the bins that took k, one that took fewer, and
-# the untouched rest. A move (first, size, k) is all that is written; sequences are named when the moves are played back.
-#
-# Structure. Segments with one space form a FIFO list, found through a bitmap with one bit a space and a summary with one bit
-# a word of it. Above 2**18 spaces, 2**shift neighbouring spaces share a list, which is searched for the smallest space that
-# fits; with shift 0 the search ends at the head of the list.
-#
-# Invariants. (1) Bit b is set if and only if list b is not empty. (2) Segments of equal space stand in the order in which
-# their bins got that space, and so do the bins of a segment: the first bin of the first segment is the one that textbook
-# best-fit with a FIFO tie rule takes. (3) No list holds a segment with less space than the shortest sequence: nothing could
-# use it. (4) A run adds at most two segments, since it is only cut where it ends.
-#
-# Cost. A few word operations a move, and moves are few: 12 thousand for 10 million chats of capacity 4,096, never more than
-# sequences. What remains is sorting and playing back: a sequential and a scattered access or two a sequence.
-#
-# Plain version: tests/packing/textbook.py, one sequence at a time over a list of bins; the packs are equal, not only as few.
+# The planner.  Idea. Sequences arrive longest first, so equal lengths arrive together, in runs; and
+# bins that were opened in a row for one run hold the same lengths for as long as they are treated
+# alike. So the unit of work is a *segment*: bins first .. first + size - 1, all with the same free
+# space. Give a run of length l to the segment with the smallest space >= l: the first bin of the
+# segment takes k = space // l sequences in succession, because after each its space is the smallest
+# that still fits; then the second bin, and so on. The whole segment has moved from `space` to
+# `space - k * l` in one step, whatever its size. Only where the run ends within a segment is it
+# cut: the bins that took k, one that took fewer, and the untouched rest. A move (first, size, k) is
+# all that is written; sequences are named when the moves are played back.  Structure. Segments with
+# one space form a FIFO list, found through a bitmap with one bit a space and a summary with one bit
+# a word of it. Above 2**18 spaces, 2**shift neighbouring spaces share a list, which is searched for
+# the smallest space that fits; with shift 0 the search ends at the head of the list.  Invariants.
+# (1) Bit b is set if and only if list b is not empty. (2) Segments of equal space stand in the
+# order in which their bins got that space, and so do the bins of a segment: the first bin of the
+# first segment is the one that textbook best-fit with a FIFO tie rule takes. (3) No list holds a
+# segment with less space than the shortest sequence: nothing could use it. (4) A run adds at most
+# two segments, since it is only cut where it ends.  Cost. A few word operations a move, and moves
+# are few: 12 thousand for 10 million chats of capacity 4,096, never more than sequences. What
+# remains is sorting and playing back: a sequential and a scattered access or two a sequence.  Plain
+# version: tests/packing/textbook.py, one sequence at a time over a list of bins; the packs are
+# equal, not only as few.
 
 _MOST_LISTS = 1 << 18
 _WORDS, _SUMMARY = 0, 1  # rows of `bits`: uint64 [2, words]
@@ -162,8 +172,11 @@ for _bit in range(64):
 
 @_inlined
 def _lowest_bit(word: np.uint64) -> int:
-    """Position of the lowest set bit of a word that has one: its product with a de Bruijn sequence tells, in the top 6 bits."""
-    return np.int64(_BIT_OF_PRODUCT[((word & (~word + np.uint64(1))) * _DE_BRUIJN) >> np.uint64(58)])  # type: ignore[return-value]
+    """Position of the lowest set bit of a word that has one: its product with a de Bruijn sequence
+    tells, in the top 6 bits."""
+    return np.int64(
+        _BIT_OF_PRODUCT[((word & (~word + np.uint64(1))) * _DE_BRUIJN) >> np.uint64(58)]
+    )  # type: ignore[return-value]
 
 
 @_inlined
@@ -188,9 +201,14 @@ def _next_list(start: int, bits: NDArray[np.uint64]) -> int:
 
 @_inlined
 def _best_fit(
-    length: int, shift: int, bits: NDArray[np.uint64], lists: NDArray[np.int32], segments: NDArray[np.int32]
+    length: int,
+    shift: int,
+    bits: NDArray[np.uint64],
+    lists: NDArray[np.int32],
+    segments: NDArray[np.int32],
 ) -> tuple[int, int, int]:
-    """The first segment with the smallest space >= length, the one before it in its list, and the list; -1: none."""
+    """The first segment with the smallest space >= length, the one before it in its list, and the
+    list; -1: none."""
     at = _next_list(length >> shift, bits)
     while at >= 0:
         best = before_best = before = -1
@@ -204,12 +222,19 @@ def _best_fit(
             before, segment = segment, segments[segment, _NEXT]
         if best >= 0:
             return best, before_best, at
-        at = _next_list(at + 1, bits)  # only the list that `length` itself falls into can hold nothing that fits
+        at = _next_list(
+            at + 1, bits
+        )  # only the list that `length` itself falls into can hold nothing that fits
     return -1, -1, -1
 
 
 @_inlined
-def _unlink(found: tuple[int, int, int], bits: NDArray[np.uint64], lists: NDArray[np.int32], segments: NDArray[np.int32]) -> None:
+def _unlink(
+    found: tuple[int, int, int],
+    bits: NDArray[np.uint64],
+    lists: NDArray[np.int32],
+    segments: NDArray[np.int32],
+) -> None:
     """Take a segment that `_best_fit` found out of its list."""
     segment, before, at = found
     after = segments[segment, _NEXT]
@@ -227,7 +252,13 @@ def _unlink(found: tuple[int, int, int], bits: NDArray[np.uint64], lists: NDArra
 
 
 @_inlined
-def _append(segment: int, at: int, bits: NDArray[np.uint64], lists: NDArray[np.int32], segments: NDArray[np.int32]) -> None:
+def _append(
+    segment: int,
+    at: int,
+    bits: NDArray[np.uint64],
+    lists: NDArray[np.int32],
+    segments: NDArray[np.int32],
+) -> None:
     """Put a segment at the end of list `at`."""
     segments[segment, _NEXT] = -1
     if lists[at, _TAIL] >= 0:
@@ -246,8 +277,9 @@ def _plan_moves(  # noqa: PLR0912, PLR0915 - one loop over local state; its step
 ) -> tuple[NDArray[np.int32], int, int]:
     """Best-fit decreasing over runs of equal length, longest first.
 
-    Returns moves int32 [>= number of moves, 3], their number, and the number of bins. A move (first, size, k) puts the next
-    size * k sequences, in sorted order, into the bins first .. first + size - 1: k into the first, then k into the second ...
+    Returns moves int32 [>= number of moves, 3], their number, and the number of bins. A move
+    (first, size, k) puts the next size * k sequences, in sorted order, into the bins first .. first
+    + size - 1: k into the first, then k into the second ...
     """
     shortest = run_length[-1] if run_length.size else 1
     shift = 0
@@ -265,20 +297,31 @@ def _plan_moves(  # noqa: PLR0912, PLR0915 - one loop over local state; its step
         while left > 0:
             if num_moves + 2 > moves.shape[0]:
                 grown = np.empty((2 * moves.shape[0], 3), np.int32)
-                for row in range(num_moves):  # copying a slice instead would double the time that numba compiles
-                    grown[row, 0], grown[row, 1], grown[row, 2] = moves[row, 0], moves[row, 1], moves[row, 2]
+                for row in range(
+                    num_moves
+                ):  # copying a slice instead would double the time that numba compiles
+                    grown[row, 0], grown[row, 1], grown[row, 2] = (
+                        moves[row, 0],
+                        moves[row, 1],
+                        moves[row, 2],
+                    )
                 moves = grown
             found = _best_fit(length, shift, bits, lists, segments)
             segment = found[0]
             if segment >= 0:
-                first, size, space = segments[segment, _FIRST], segments[segment, _SIZE], segments[segment, _SPACE]
+                first, size, space = (
+                    segments[segment, _FIRST],
+                    segments[segment, _SIZE],
+                    segments[segment, _SPACE],
+                )
                 k = space // length
             else:  # as if a segment of empty bins stood ready, of just the size that the run needs
                 first, space = num_bins, capacity
                 k = space // length
                 size = (left + k - 1) // k
                 num_bins += size
-            # `full` bins take k each; where the run ends within the segment, one more takes the `rest`.
+            # `full` bins take k each; where the run ends within the segment, one more takes the
+            # `rest`.
             full = min(size, left // k)
             rest = 0 if full == size else left - full * k
             used = full + (1 if rest > 0 else 0)
@@ -291,7 +334,9 @@ def _plan_moves(  # noqa: PLR0912, PLR0915 - one loop over local state; its step
                 segments[segment, _FIRST] = first + used
                 segments[segment, _SIZE] = size - used
             for takers in range(2):
-                start, count, each = (first, full, k) if takers == 0 else (first + full, used - full, rest)
+                start, count, each = (
+                    (first, full, k) if takers == 0 else (first + full, used - full, rest)
+                )
                 if count == 0:
                     continue
                 moves[num_moves, 0], moves[num_moves, 1], moves[num_moves, 2] = start, count, each
@@ -302,7 +347,11 @@ def _plan_moves(  # noqa: PLR0912, PLR0915 - one loop over local state; its step
                 if free < 0:
                     free = num_segments
                     num_segments += 1
-                segments[free, _FIRST], segments[free, _SIZE], segments[free, _SPACE] = start, count, remaining
+                segments[free, _FIRST], segments[free, _SIZE], segments[free, _SPACE] = (
+                    start,
+                    count,
+                    remaining,
+                )
                 _append(free, remaining >> shift, bits, lists, segments)
                 free = -1
     return moves, num_moves, num_bins
@@ -310,12 +359,15 @@ def _plan_moves(  # noqa: PLR0912, PLR0915 - one loop over local state; its step
 
 @_compiled(numba.int32[:, ::1], _I32_ARRAY, _I64_ARRAY, _I64_ARRAY)
 def _write_members(
-    moves: NDArray[np.int32], order: NDArray[np.int32], bounds: NDArray[np.int64], members: NDArray[np.int64]
+    moves: NDArray[np.int32],
+    order: NDArray[np.int32],
+    bounds: NDArray[np.int64],
+    members: NDArray[np.int64],
 ) -> None:
     """Play the moves back: name the sequences in each bin, and replace each in `order` by its bin.
 
-    bounds: zeros [bins + 2]; its first bins + 1 entries become the offsets. While bins are being filled, bounds[b + 1] is the
-    next free place of bin b; it ends as the first place of bin b + 1.
+    bounds: zeros [bins + 2]; its first bins + 1 entries become the offsets. While bins are being
+    filled, bounds[b + 1] is the next free place of bin b; it ends as the first place of bin b + 1.
     """
     for move in range(moves.shape[0]):
         first = moves[move, 0]
@@ -338,11 +390,16 @@ def _write_members(
 
 @_compiled(_KEYS, _I64_ARRAY, _I32_ARRAY, _I64_ARRAY)
 def _write_bin_of(
-    keys: NDArray[np.int32], place_of: NDArray[np.int64], bin_at: NDArray[np.int32], bin_of: NDArray[np.int64]
+    keys: NDArray[np.int32],
+    place_of: NDArray[np.int64],
+    bin_at: NDArray[np.int32],
+    bin_of: NDArray[np.int64],
 ) -> None:
-    """Bring the bins from sorted order into the order of the input, by the places of the sort again. `place_of` is used up.
+    """Bring the bins from sorted order into the order of the input, by the places of the sort
+    again. `place_of` is used up.
 
-    Writing bin_of while the moves are played back would jump through all of it: this reads few streams and writes one.
+    Writing bin_of while the moves are played back would jump through all of it: this reads few
+    streams and writes one.
     """
     for index in range(keys.size):
         key = keys[index]

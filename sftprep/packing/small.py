@@ -1,7 +1,7 @@
 """Best-fit decreasing in plain Python, for plans too small to be worth loading a compiler for.
 
-The rule and the result are those of `bestfit.py`, against which it is tested. An item costs two microseconds instead of a tenth;
-importing numba costs half a second.
+The rule and the result are those of `bestfit.py`, against which it is tested. An item costs two
+microseconds instead of a tenth; importing numba costs half a second.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 def best_fit_decreasing_small(
     lengths: NDArray[np.int32], capacity: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """As `bestfit.best_fit_decreasing`: bin_of int64 [n], members int64, offsets int64 [bins + 1]."""
+    """As `bestfit.best_fit_decreasing`: bin_of int64 [n], members int64, offsets int64 [bins +
+    1]."""
     order = np.argsort(-lengths.astype(np.int64), kind="stable")
     order = order[: int(np.count_nonzero(lengths))]
     bins_with: dict[int, deque[int]] = {}
@@ -45,5 +46,7 @@ def best_fit_decreasing_small(
     bin_of = np.full(len(lengths), -1, dtype=np.int64)
     bin_of[order] = ordered
     members = order[np.argsort(ordered, kind="stable")].astype(np.int64, copy=False)
-    offsets = np.concatenate(([0], np.cumsum(np.bincount(ordered, minlength=count)))).astype(np.int64)
+    offsets = np.concatenate(([0], np.cumsum(np.bincount(ordered, minlength=count)))).astype(
+        np.int64
+    )
     return bin_of, members, offsets

@@ -1,1 +1,2 @@
-"""Shards: packed sequences in Arrow files, and the manifest that says which of them make a build."""
+"""Shards: packed sequences in Arrow files, and the manifest that says which of them make a
+build."""

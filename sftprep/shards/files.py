@@ -15,15 +15,18 @@ from sftprep.errors import StorageError
 def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Make `path` hold what `write` writes, or leave it as it was.
 
-    The data is on the disk before the name is, and the name before this returns. Raises StorageError (disk full, no
-    permission); the temporary file is removed then.
+    The data is on the disk before the name is, and the name before this returns. Raises
+    StorageError (disk full, no permission); the temporary file is removed then.
     """
 
     write_named(path.parent, path.name, write, lambda: path.name)
 
 
-def write_named(folder: Path, working_name: str, write: Callable[[BinaryIO], None], name_of: Callable[[], str]) -> str:
-    """As `write_file`, for a file whose name is known only when it is on the disk: then `name_of` is called. Returns the name."""
+def write_named(
+    folder: Path, working_name: str, write: Callable[[BinaryIO], None], name_of: Callable[[], str]
+) -> str:
+    """As `write_file`, for a file whose name is known only when it is on the disk: then `name_of`
+    is called. Returns the name."""
     temporary = folder / f".{working_name}.{os.getpid()}.tmp"
     with storage_errors(folder / working_name):
         try:
@@ -55,9 +58,16 @@ def storage_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         remedies = {
-            errno.ENOSPC: "free some space, or build on another disk with --output; what is done so far is kept and reused",
-            errno.EDQUOT: "your quota is used up: free some space, or build elsewhere with --output",
-            errno.EFBIG: "a limit on file sizes is set (ulimit -f): raise it, or lower --shard-tokens",
+            errno.ENOSPC: (
+                "free some space, or build on another disk with --output; what is done so far is"
+                " kept and reused"
+            ),
+            errno.EDQUOT: (
+                "your quota is used up: free some space, or build elsewhere with --output"
+            ),
+            errno.EFBIG: (
+                "a limit on file sizes is set (ulimit -f): raise it, or lower --shard-tokens"
+            ),
             errno.EACCES: "check the permissions of the folder, or choose another --output",
             errno.EROFS: "the file system is read-only: choose another --output",
             errno.ENOTDIR: "a part of the path is a file: choose another --output",
@@ -65,5 +75,7 @@ def storage_errors(path: Path) -> Iterator[None]:
         }
         raise StorageError(
             f"cannot write {path}: {error.strerror or error}",
-            remedy=remedies.get(error.errno or 0, "check the disk, then run the same command again"),
+            remedy=remedies.get(
+                error.errno or 0, "check the disk, then run the same command again"
+            ),
         ) from error

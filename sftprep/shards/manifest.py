@@ -1,4 +1,5 @@
-"""The manifest: the one file that makes a folder of shards a build. It is written last, and readers follow only it."""
+"""The manifest: the one file that makes a folder of shards a build. It is written last, and readers
+follow only it."""
 
 from __future__ import annotations
 
@@ -39,11 +40,12 @@ class ShardInfo:
 class Accounting:
     """Where every row and every token went.
 
-    lines = blank + records; records + sum(extra) = sequences + sum(rejected) + sum(dropped) + sum(left_out);
-    tokens_in + sum(tokens_extra) = tokens + tokens_truncated + sum(tokens_dropped) + sum(tokens_left_out).
-    extra: sequences beyond one a record, by what made them: split, repeated, ...; left_out: sequences that are fine and not in
-    this build: held_out for the evaluation, in_training, not_sampled by the weights of a mixture.
-    trained_tokens counts targets: the first token of a sequence is never one, for nothing predicts it.
+    lines = blank + records; records + sum(extra) = sequences + sum(rejected) + sum(dropped) +
+    sum(left_out); tokens_in + sum(tokens_extra) = tokens + tokens_truncated + sum(tokens_dropped) +
+    sum(tokens_left_out). extra: sequences beyond one a record, by what made them: split, repeated,
+    ...; left_out: sequences that are fine and not in this build: held_out for the evaluation,
+    in_training, not_sampled by the weights of a mixture. trained_tokens counts targets: the first
+    token of a sequence is never one, for nothing predicts it.
     """
 
     lines: int = 0
@@ -66,11 +68,15 @@ class Accounting:
 
     @classmethod
     def of(cls, counts: Mapping[str, int]) -> Accounting:
-        """From flat counts, in which `rejected.bad_json` is an entry of `rejected`; other names are left alone."""
+        """From flat counts, in which `rejected.bad_json` is an entry of `rejected`; other names are
+        left alone."""
         groups: dict[str, dict[str, int] | None] = {
-            f.name: {} if f.default is dataclasses.MISSING else None for f in dataclasses.fields(cls)
+            f.name: {} if f.default is dataclasses.MISSING else None
+            for f in dataclasses.fields(cls)
         }
-        values: dict[str, Any] = {name: counts.get(name, 0) if group is None else group for name, group in groups.items()}
+        values: dict[str, Any] = {
+            name: counts.get(name, 0) if group is None else group for name, group in groups.items()
+        }
         for name, number in sorted(counts.items()):
             group, dot, reason = name.partition(".")
             if dot and isinstance(values.get(group), dict):
@@ -81,21 +87,31 @@ class Accounting:
         """Flat counts, for `of` and for sums."""
         flat: Counter[str] = Counter()
         for name, value in dataclasses.asdict(self).items():
-            flat.update({f"{name}.{reason}": n for reason, n in value.items()} if isinstance(value, dict) else {name: value})
+            flat.update(
+                {f"{name}.{reason}": n for reason, n in value.items()}
+                if isinstance(value, dict)
+                else {name: value}
+            )
         return flat
 
     def check(self) -> list[str]:
         """The sums that do not hold, in words; empty where all do."""
-        rejected, dropped, left_out, extra = (sum(g.values()) for g in (self.rejected, self.dropped, self.left_out, self.extra))
-        lost, left, more = (sum(g.values()) for g in (self.tokens_dropped, self.tokens_left_out, self.tokens_extra))
+        rejected, dropped, left_out, extra = (
+            sum(g.values()) for g in (self.rejected, self.dropped, self.left_out, self.extra)
+        )
+        lost, left, more = (
+            sum(g.values()) for g in (self.tokens_dropped, self.tokens_left_out, self.tokens_extra)
+        )
         sums = {
-            f"lines ({self.lines}) = blank ({self.blank}) + records ({self.records})": self.blank + self.records == self.lines,
-            f"records ({self.records}) + extra ({extra}) = sequences ({self.sequences}) + rejected ({rejected}) "
-            f"+ dropped ({dropped}) + left out ({left_out})": (
+            f"lines ({self.lines}) = blank ({self.blank}) + records ({self.records})": (
+                self.blank + self.records == self.lines
+            ),
+            f"records ({self.records}) + extra ({extra}) = sequences ({self.sequences}) "
+            f"+ rejected ({rejected}) + dropped ({dropped}) + left out ({left_out})": (
                 self.sequences + rejected + dropped + left_out == self.records + extra
             ),
-            f"tokens in ({self.tokens_in}) + extra ({more}) = packed ({self.tokens}) + truncated ({self.tokens_truncated}) "
-            f"+ dropped ({lost}) + left out ({left})": (
+            f"tokens in ({self.tokens_in}) + extra ({more}) = packed ({self.tokens}) "
+            f"+ truncated ({self.tokens_truncated}) + dropped ({lost}) + left out ({left})": (
                 self.tokens + self.tokens_truncated + lost + left == self.tokens_in + more
             ),
         }
@@ -104,10 +120,11 @@ class Accounting:
 
 @dataclass(frozen=True, slots=True)
 class InputInfo:
-    """One input file, or data from memory. Its lines have the ordinals first_ordinal .. first_ordinal + lines - 1.
+    """One input file, or data from memory. Its lines have the ordinals first_ordinal ..
+    first_ordinal + lines - 1.
 
-    source: the entry of a mixture that it belongs to; accounting: where its rows and tokens went (empty before 1.1); limit: how
-    many records of its source were read at most.
+    source: the entry of a mixture that it belongs to; accounting: where its rows and tokens went
+    (empty before 1.1); limit: how many records of its source were read at most.
     """
 
     path: str
@@ -124,9 +141,11 @@ class InputInfo:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a build is. `tokenizer` holds name, fingerprint, vocab_size, max_id, eos_token_id and pad_token_id.
+    """What a build is. `tokenizer` holds name, fingerprint, vocab_size, max_id, eos_token_id and
+    pad_token_id.
 
-    eval: folder (below this build's) and digest of the evaluation build that belongs to it; empty where there is none.
+    eval: folder (below this build's) and digest of the evaluation build that belongs to it; empty
+    where there is none.
     """
 
     config: dict[str, Any]
@@ -154,13 +173,18 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """The manifest's bytes: UTF-8 JSON, keys sorted, the same wherever the build ran."""
-        return (json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode("utf-8")
+        return (
+            json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, ensure_ascii=False)
+            + "\n"
+        ).encode("utf-8")
 
     def locate(self, origin: int) -> tuple[str, int]:
-        """File and line (from 1) of the record with this ordinal. Raises IndexError where there is none."""
+        """File and line (from 1) of the record with this ordinal. Raises IndexError where there is
+        none."""
         starts = [info.first_ordinal for info in self.inputs]
         at = bisect_right(starts, origin) - 1
-        # An input without lines shares its first ordinal with the next one; bisect_right has then gone past it already.
+        # An input without lines shares its first ordinal with the next one; bisect_right has then
+        # gone past it already.
         if at < 0 or not 0 <= origin - starts[at] < self.inputs[at].lines:
             raise IndexError(f"no record has the ordinal {origin}")
         return self.inputs[at].path, origin - starts[at] + 1
@@ -169,15 +193,16 @@ class Manifest:
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     """Read the manifest of a build.
 
-    Raises ManifestError where there is none, where it is damaged, names files outside the folder, or was written by a
-    newer version of the format.
+    Raises ManifestError where there is none, where it is damaged, names files outside the folder,
+    or was written by a newer version of the format.
     """
     root = Path(folder)
     path = root / MANIFEST_NAME
     try:
         if path.stat().st_size > _LARGEST_MANIFEST:
             raise ManifestError(
-                f"{path} is larger than {_LARGEST_MANIFEST >> 20} MiB", remedy="build again: this is no manifest of ours"
+                f"{path} is larger than {_LARGEST_MANIFEST >> 20} MiB",
+                remedy="build again: this is no manifest of ours",
             )
         raw = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -188,11 +213,17 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
             if not root.exists()
             else "is no folder"
         )
-        raise ManifestError(f"{root} {what}", remedy="give the --output folder of a finished `sftprep build`") from error
+        raise ManifestError(
+            f"{root} {what}", remedy="give the --output folder of a finished `sftprep build`"
+        ) from error
     except OSError as error:
-        raise ManifestError(f"cannot read {path}: {error.strerror}", remedy="check its permissions") from error
+        raise ManifestError(
+            f"cannot read {path}: {error.strerror}", remedy="check its permissions"
+        ) from error
     except ValueError as error:
-        raise ManifestError(f"{path} is damaged: {error}", remedy="build again with --overwrite") from error
+        raise ManifestError(
+            f"{path} is damaged: {error}", remedy="build again with --overwrite"
+        ) from error
     return _from_raw(raw, path)
 
 
@@ -206,12 +237,16 @@ def _from_raw(raw: Any, path: Path) -> Manifest:
         )
     try:
         nested = dict(raw)
-        nested["inputs"] = tuple(_known(InputInfo, _with_accounting(item)) for item in raw["inputs"])
+        nested["inputs"] = tuple(
+            _known(InputInfo, _with_accounting(item)) for item in raw["inputs"]
+        )
         nested["shards"] = tuple(_known(ShardInfo, item) for item in raw["shards"])
         nested["accounting"] = _known(Accounting, raw["accounting"])
         manifest: Manifest = _known(Manifest, nested)
     except (KeyError, TypeError) as error:
-        raise ManifestError(f"{path} is damaged: {error}", remedy="build again with --overwrite") from error
+        raise ManifestError(
+            f"{path} is damaged: {error}", remedy="build again with --overwrite"
+        ) from error
     for shard in manifest.shards:
         if not SHARD_NAME.match(shard.name):
             raise ManifestError(
@@ -222,7 +257,11 @@ def _from_raw(raw: Any, path: Path) -> Manifest:
 
 
 def _with_accounting(item: dict[str, Any]) -> dict[str, Any]:
-    return {**item, "accounting": _known(Accounting, item["accounting"])} if "accounting" in item else item
+    return (
+        {**item, "accounting": _known(Accounting, item["accounting"])}
+        if "accounting" in item
+        else item
+    )
 
 
 def _known(kind: Any, values: dict[str, Any]) -> Any:

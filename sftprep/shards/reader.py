@@ -23,9 +23,10 @@ from sftprep.shards.writer import positions_of
 class Pack:
     """One row of a shard: several sequences, one after the other.
 
-    input_ids int32 [T]; position_ids uint16 or int32 [T]; completion_mask bool [T]; seq_lengths int32 [S], summing to T;
-    origin int64 [S]; loss_weights float32 [T], what each token weighs in the loss, None where every trained one weighs 1.
-    All but completion_mask (which is stored as bits) and derived position_ids are views of the file.
+    input_ids int32 [T]; position_ids uint16 or int32 [T]; completion_mask bool [T]; seq_lengths
+    int32 [S], summing to T; origin int64 [S]; loss_weights float32 [T], what each token weighs in
+    the loss, None where every trained one weighs 1. All but completion_mask (which is stored as
+    bits) and derived position_ids are views of the file.
     """
 
     input_ids: NDArray[np.int32]
@@ -39,8 +40,9 @@ class Pack:
 def open_shards(folder: str | os.PathLike[str], *, verify: bool = True) -> Shards:
     """Open a finished build for reading.
 
-    verify: check a shard's digest when it is first touched (some 20 GB/s), so that a damaged one is an error and never
-    wrong tokens. Raises ManifestError where the folder is no finished build, ShardError where a shard is missing or cut.
+    verify: check a shard's digest when it is first touched (some 20 GB/s), so that a damaged one is
+    an error and never wrong tokens. Raises ManifestError where the folder is no finished build,
+    ShardError where a shard is missing or cut.
     """
     root = Path(folder)
     manifest = read_manifest(root)
@@ -50,7 +52,8 @@ def open_shards(folder: str | os.PathLike[str], *, verify: bool = True) -> Shard
 
 
 class Shards:
-    """A build, as a sequence of packs: `len(shards)`, `shards[i]`, iteration. Cheap to make, safe to send to a process."""
+    """A build, as a sequence of packs: `len(shards)`, `shards[i]`, iteration. Cheap to make, safe
+    to send to a process."""
 
     def __init__(self, root: Path, manifest: Manifest, *, verify: bool) -> None:
         self.root, self.manifest, self.verify = root, manifest, verify
@@ -69,7 +72,14 @@ class Shards:
             else positions_of(seq_lengths, position_dtype(self.manifest.max_length))
         )
         weights = columns.row("loss_weights", row) if "loss_weights" in columns.values else None
-        return Pack(columns.row("input_ids", row), positions, columns.mask(row), seq_lengths, columns.row("origin", row), weights)
+        return Pack(
+            columns.row("input_ids", row),
+            positions,
+            columns.mask(row),
+            seq_lengths,
+            columns.row("origin", row),
+            weights,
+        )
 
     def __iter__(self) -> Iterator[Pack]:
         return (self[index] for index in range(len(self)))
@@ -78,7 +88,8 @@ class Shards:
         return (_reopen, (str(self.root), self.manifest, self.verify))
 
     def seq_lengths(self, index: int) -> NDArray[np.int32]:
-        """Lengths of the sequences in pack `index`: int32 [S], a view; touches none of its tokens."""
+        """Lengths of the sequences in pack `index`: int32 [S], a view; touches none of its
+        tokens."""
         columns, row = self._find(index)
         return columns.row("seq_lengths", row)
 
@@ -89,7 +100,9 @@ class Shards:
         shard = int(np.searchsorted(self._ends, at, side="right"))
         if shard not in self._open:
             info = self.manifest.shards[shard]
-            self._open[shard] = _Columns(self.root / SHARD_FOLDER / info.name, info, verify=self.verify)
+            self._open[shard] = _Columns(
+                self.root / SHARD_FOLDER / info.name, info, verify=self.verify
+            )
         return self._open[shard], at - int(self._ends[shard] - self.manifest.shards[shard].rows)
 
 
@@ -112,7 +125,10 @@ class _Columns:
         return self.values[name][offsets[row] : offsets[row + 1]]
 
     def mask(self, row: int) -> NDArray[np.bool_]:
-        start, end = int(self.offsets["completion_mask"][row]), int(self.offsets["completion_mask"][row + 1])
+        start, end = (
+            int(self.offsets["completion_mask"][row]),
+            int(self.offsets["completion_mask"][row + 1]),
+        )
         first = start // 8
         bits = np.unpackbits(self._bits[first : (end + 7) // 8], bitorder="little")
         return bits[start - 8 * first : end - 8 * first].view(np.bool_)
@@ -121,17 +137,24 @@ class _Columns:
 def map_shard(path: Path, info: ShardInfo, *, verify: bool) -> pa.RecordBatch:
     """Map a shard and return its one record batch.
 
-    Raises ShardError where the file is missing, of another size, unlike its digest (verify), or no shard.
+    Raises ShardError where the file is missing, of another size, unlike its digest (verify), or no
+    shard.
     """
-    # A file that is shorter than its map kills the process that reads it, so its size is looked at first.
+    # A file that is shorter than its map kills the process that reads it, so its size is looked at
+    # first.
     _check_size(path, info)
     try:
         source = pa.memory_map(str(path))
         if verify and xxhash.xxh3_128_hexdigest(source.read_buffer()) != info.xxh3:
-            raise ShardError(f"{path} is damaged: its content is not what was written", remedy=_BUILD_AGAIN)
+            raise ShardError(
+                f"{path} is damaged: its content is not what was written", remedy=_BUILD_AGAIN
+            )
         reader = pa.ipc.open_file(source)
         if reader.num_record_batches != 1:
-            raise ShardError(f"{path} holds {reader.num_record_batches} record batches, not 1", remedy=_BUILD_AGAIN)
+            raise ShardError(
+                f"{path} holds {reader.num_record_batches} record batches, not 1",
+                remedy=_BUILD_AGAIN,
+            )
         return reader.get_batch(0)
     except (pa.ArrowInvalid, OSError) as error:
         raise ShardError(f"{path} is damaged: {error}", remedy=_BUILD_AGAIN) from error
@@ -143,11 +166,16 @@ def _check_size(path: Path, info: ShardInfo) -> None:
     except OSError as error:
         raise ShardError(f"{path} is missing", remedy=_BUILD_AGAIN) from error
     if size != info.bytes:
-        raise ShardError(f"{path} has {size} bytes, not the {info.bytes} that were written", remedy=_BUILD_AGAIN)
+        raise ShardError(
+            f"{path} has {size} bytes, not the {info.bytes} that were written", remedy=_BUILD_AGAIN
+        )
 
 
 def _reopen(root: str, manifest: Manifest, verify: bool) -> Shards:
     return Shards(Path(root), manifest, verify=verify)
 
 
-_BUILD_AGAIN = "copy the folder again, or build it again with --overwrite; `sftprep verify DIR` checks every shard"
+_BUILD_AGAIN = (
+    "copy the folder again, or build it again with --overwrite; `sftprep verify DIR` checks every"
+    " shard"
+)

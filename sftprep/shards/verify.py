@@ -1,4 +1,5 @@
-"""Is a build whole? Digests, schema and invariants of every shard, and the accounts of the manifest."""
+"""Is a build whole? Digests, schema and invariants of every shard, and the accounts of the
+manifest."""
 
 from __future__ import annotations
 
@@ -37,8 +38,11 @@ class Verification:
         return not self.problems
 
 
-def verify(folder: str | os.PathLike[str], *, progress: Callable[[int, int], None] = lambda *_: None) -> Verification:
-    """Check a build, all of it. Raises ManifestError where the folder is no build; what is wrong inside is in `problems`."""
+def verify(
+    folder: str | os.PathLike[str], *, progress: Callable[[int, int], None] = lambda *_: None
+) -> Verification:
+    """Check a build, all of it. Raises ManifestError where the folder is no build; what is wrong
+    inside is in `problems`."""
     root = Path(folder)
     manifest = read_manifest(root)
     found = Verification(root)
@@ -49,7 +53,9 @@ def verify(folder: str | os.PathLike[str], *, progress: Callable[[int, int], Non
             found.problems.append(error.message)
         progress(number, len(manifest.shards))
     accounts = manifest.accounting
-    found.problems += [f"the manifest's accounts do not balance: {text} does not hold" for text in accounts.check()]
+    found.problems += [
+        f"the manifest's accounts do not balance: {text} does not hold" for text in accounts.check()
+    ]
     found.problems += _input_problems(manifest)
     found.problems += _eval_problems(root, manifest)
     totals = {
@@ -59,14 +65,19 @@ def verify(folder: str | os.PathLike[str], *, progress: Callable[[int, int], Non
         "trained tokens": (found.trained_tokens, manifest.trained_tokens),
     }
     if found.shards == len(manifest.shards):
-        # Where a shard could not be read its rows are missing anyway, and saying so for each sum would hide what matters.
+        # Where a shard could not be read its rows are missing anyway, and saying so for each sum
+        # would hide what matters.
         wrong = ((name, seen, said) for name, (seen, said) in totals.items() if seen != said)
-        found.problems += [f"the shards hold {seen:,} {name}, the manifest says {said:,}" for name, seen, said in wrong]
+        found.problems += [
+            f"the shards hold {seen:,} {name}, the manifest says {said:,}"
+            for name, seen, said in wrong
+        ]
     return found
 
 
 def _input_problems(manifest: Manifest) -> list[str]:
-    """Whether the accounts of the inputs balance, and sum to those of the build; builds of version 1.0 have none."""
+    """Whether the accounts of the inputs balance, and sum to those of the build; builds of version
+    1.0 have none."""
     if all(info.accounting == Accounting() for info in manifest.inputs):
         return []
     problems = [
@@ -93,7 +104,10 @@ def _eval_problems(root: Path, manifest: Manifest) -> list[str]:
         return [f"the evaluation build: {error.message}"]
     if digest == manifest.eval.get("digest"):
         return []
-    return [f"the evaluation build in {place} belongs to another build than this one: run the build again"]
+    return [
+        f"the evaluation build in {place} belongs to another build than this one: run the build"
+        " again"
+    ]
 
 
 def _verify_shard(path: Path, info: ShardInfo, manifest: Manifest, found: Verification) -> None:
@@ -112,11 +126,21 @@ def _verify_shard(path: Path, info: ShardInfo, manifest: Manifest, found: Verifi
     weighted = "loss_weights" in batch.schema.names
     wanted = shard_schema(manifest.max_length, position_ids=stored_positions, loss_weights=weighted)
     if not batch.schema.equals(wanted):
-        raise ShardError(f"{path}: its columns are {batch.schema.names}, of other types than a shard has", remedy="")
+        raise ShardError(
+            f"{path}: its columns are {batch.schema.names}, of other types than a shard has",
+            remedy="",
+        )
     _verify_rows(path, batch, manifest, found, stored_positions=stored_positions)
 
 
-def _verify_rows(path: Path, batch: pa.RecordBatch, manifest: Manifest, found: Verification, *, stored_positions: bool) -> None:
+def _verify_rows(
+    path: Path,
+    batch: pa.RecordBatch,
+    manifest: Manifest,
+    found: Verification,
+    *,
+    stored_positions: bool,
+) -> None:
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     ids = numpy_view(columns["input_ids"].values)
     mask = numpy_view(columns["completion_mask"].values)
@@ -137,9 +161,15 @@ def _verify_rows(path: Path, batch: pa.RecordBatch, manifest: Manifest, found: V
         problem(f"row {max(0, wrong[0] - 1)}: its seq_lengths do not sum to its length")
         return
     if (wrong := np.flatnonzero((seq_lengths < 1) | (seq_lengths > manifest.max_length))).size:
-        problem(f"row {row_of(wrong[0])}: a sequence of {seq_lengths[wrong[0]]} tokens (1 to {manifest.max_length} are allowed)")
+        problem(
+            f"row {row_of(wrong[0])}: a sequence of {seq_lengths[wrong[0]]} tokens (1 to"
+            f" {manifest.max_length} are allowed)"
+        )
     if (wrong := np.flatnonzero(np.diff(token_offsets) > manifest.max_length)).size:
-        problem(f"row {wrong[0]}: {np.diff(token_offsets)[wrong[0]]} tokens, more than {manifest.max_length}")
+        problem(
+            f"row {wrong[0]}: {np.diff(token_offsets)[wrong[0]]} tokens, more than"
+            f" {manifest.max_length}"
+        )
     if not np.array_equal(numpy_view(columns["completion_mask"].offsets), token_offsets):
         problem("completion_mask and input_ids have other lengths")
     if "loss_weights" in columns:
@@ -150,10 +180,15 @@ def _verify_rows(path: Path, batch: pa.RecordBatch, manifest: Manifest, found: V
             problem("loss_weights are not above 0 exactly where tokens are trained")
     if (wrong := np.flatnonzero((ids < 0) | (ids >= manifest.tokenizer["vocab_size"]))).size:
         row = int(np.searchsorted(token_offsets, wrong[0], side="right")) - 1
-        problem(f"row {row}: the token id {ids[wrong[0]]} is outside the vocabulary of {manifest.tokenizer['vocab_size']}")
+        problem(
+            f"row {row}: the token id {ids[wrong[0]]} is outside the vocabulary of"
+            f" {manifest.tokenizer['vocab_size']}"
+        )
     if stored_positions:
         positions = numpy_view(columns["position_ids"].values)
-        if not np.array_equal(positions, positions_of(seq_lengths, position_dtype(manifest.max_length))):
+        if not np.array_equal(
+            positions, positions_of(seq_lengths, position_dtype(manifest.max_length))
+        ):
             problem("position_ids do not restart at 0 with each sequence")
     if (wrong := np.flatnonzero((origin < 0) | (origin >= lines))).size:
         problem(f"row {row_of(wrong[0])}: origin {origin[wrong[0]]} is no line of the inputs")

@@ -22,9 +22,10 @@ from sftprep.shards.schema import arrow_array, position_dtype, shard_schema
 class ShardRows:
     """The packs of one shard, flat.
 
-    input_ids int32 [tokens], completion_mask bool [tokens]: sequence after sequence, pack after pack; seq_lengths
-    int32 [sequences], origin int64 [sequences]; pack_offsets int64 [packs + 1]: pack k holds the sequences
-    pack_offsets[k] .. pack_offsets[k + 1] - 1; loss_weights float32 [tokens], or None.
+    input_ids int32 [tokens], completion_mask bool [tokens]: sequence after sequence, pack after
+    pack; seq_lengths int32 [sequences], origin int64 [sequences]; pack_offsets int64 [packs + 1]:
+    pack k holds the sequences pack_offsets[k] .. pack_offsets[k + 1] - 1; loss_weights float32
+    [tokens], or None.
     """
 
     input_ids: NDArray[np.int32]
@@ -35,7 +36,9 @@ class ShardRows:
     loss_weights: NDArray[np.float32] | None = None
 
 
-def write_shard(folder: Path, index: int, rows: ShardRows, *, max_length: int, position_ids: bool) -> ShardInfo:
+def write_shard(
+    folder: Path, index: int, rows: ShardRows, *, max_length: int, position_ids: bool
+) -> ShardInfo:
     """Write shard number `index` into `folder` under its final, content-addressed name.
 
     The same rows give the same bytes and the same name. Raises StorageError.
@@ -67,7 +70,8 @@ def write_shard(folder: Path, index: int, rows: ShardRows, *, max_length: int, p
 
 
 def count_targets(completion_mask: NDArray[np.bool_], seq_lengths: NDArray[np.int32]) -> int:
-    """Trained tokens that something predicts: all that the mask marks but the first of each sequence."""
+    """Trained tokens that something predicts: all that the mask marks but the first of each
+    sequence."""
     filled = seq_lengths[seq_lengths > 0]
     firsts = np.cumsum(filled, dtype=np.int64) - filled
     return int(np.count_nonzero(completion_mask)) - int(np.count_nonzero(completion_mask[firsts]))
@@ -81,7 +85,8 @@ def positions_of(seq_lengths: NDArray[np.int32], dtype: Any) -> NDArray[Any]:
 
 
 class _Sink:
-    """A file that knows the digests of what is written to it: no copy is made of a shard, and it is not read again.
+    """A file that knows the digests of what is written to it: no copy is made of a shard, and it is
+    not read again.
 
     beside: one thread. SHA-256 takes as long as writing and syncing together, and runs beside them.
     """
@@ -106,8 +111,12 @@ class _Sink:
 
 
 def _record_batch(rows: ShardRows, max_length: int, *, position_ids: bool) -> pa.RecordBatch:
-    schema = shard_schema(max_length, position_ids=position_ids, loss_weights=rows.loss_weights is not None)
-    token_offsets = np.concatenate(([0], np.cumsum(rows.seq_lengths, dtype=np.int64)))[rows.pack_offsets].astype(np.int32)
+    schema = shard_schema(
+        max_length, position_ids=position_ids, loss_weights=rows.loss_weights is not None
+    )
+    token_offsets = np.concatenate(([0], np.cumsum(rows.seq_lengths, dtype=np.int64)))[
+        rows.pack_offsets
+    ].astype(np.int32)
     sequence_offsets = rows.pack_offsets.astype(np.int32)
     values: dict[str, tuple[NDArray[np.int32], NDArray[Any]]] = {
         "input_ids": (token_offsets, rows.input_ids),
@@ -118,8 +127,14 @@ def _record_batch(rows: ShardRows, max_length: int, *, position_ids: bool) -> pa
     if rows.loss_weights is not None:
         values["loss_weights"] = (token_offsets, rows.loss_weights)
     if position_ids:
-        values["position_ids"] = (token_offsets, positions_of(rows.seq_lengths, position_dtype(max_length)))
-    lists = {name: pa.ListArray.from_arrays(*map(arrow_array, pair)) for name, pair in values.items()}
-    # The types are right as they are; a cast would import pyarrow.compute, which takes longer than a small build.
+        values["position_ids"] = (
+            token_offsets,
+            positions_of(rows.seq_lengths, position_dtype(max_length)),
+        )
+    lists = {
+        name: pa.ListArray.from_arrays(*map(arrow_array, pair)) for name, pair in values.items()
+    }
+    # The types are right as they are; a cast would import pyarrow.compute, which takes longer than
+    # a small build.
     columns = [lists[name] for name in schema.names]
     return pa.RecordBatch.from_arrays(columns, schema=schema)

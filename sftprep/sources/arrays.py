@@ -1,6 +1,7 @@
 """JSON documents: the elements of one array, read as a stream and written a line each.
 
-An element is found by parsing it, and its own bytes are handed on: nothing about it changes, not even the text of a number.
+An element is found by parsing it, and its own bytes are handed on: nothing about it changes, not
+even the text of a number.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ _CHUNK = 1 << 20
 def document_pieces(file: str, target: int) -> Iterator[Piece]:
     """The records of a .json file, a line each, in pieces of about `target` bytes.
 
-    The file may be an array of objects, an object that holds such an array under a key like "data", or, as is common, JSON lines
-    by another name. It is never held in memory whole. Raises InputUnreadable where it is damaged.
+    The file may be an array of objects, an object that holds such an array under a key like "data",
+    or, as is common, JSON lines by another name. It is never held in memory whole. Raises
+    InputUnreadable where it is damaged.
     """
     document = _Document(file)
     opening = document.peek()
@@ -42,7 +44,9 @@ def document_pieces(file: str, target: int) -> Iterator[Piece]:
     rows = start = size = 0
     lines: list[bytes] = []
     for element in document.elements():
-        lines.append(element.replace(b"\n", b" ") + b"\n")  # a newline in JSON stands between values, where a blank does as well
+        lines.append(
+            element.replace(b"\n", b" ") + b"\n"
+        )  # a newline in JSON stands between values, where a blank does as well
         size += len(lines[-1])
         rows += 1
         if size >= target:
@@ -59,7 +63,8 @@ class _Document:
 
     def __init__(self, file: str) -> None:
         self._file = file
-        # Bytes that are no UTF-8 pass through: the record that holds them is rejected, not the file.
+        # Bytes that are no UTF-8 pass through: the record that holds them is rejected, not the
+        # file.
         self._chunks = unpacked_chunks(file, _CHUNK)
         self._undecoded = b""
         self._text = ""
@@ -84,7 +89,9 @@ class _Document:
 
     def first_line_is_whole(self) -> bool:
         """Whether the first line is an object by itself, as in JSON lines."""
-        while "\n" not in self._text[self._at :] and len(self._text) < LARGEST_LINE and self._more():
+        while (
+            "\n" not in self._text[self._at :] and len(self._text) < LARGEST_LINE and self._more()
+        ):
             pass
         line, newline, _ = self._text[self._at :].partition("\n")
         rest = self._at + len(line)
@@ -94,13 +101,15 @@ class _Document:
         try:
             value, end = self._parse(line)
         except ValueError:
-            # A first line that is broken, of a file whose second line starts an object too: lines, the first of them bad.
+            # A first line that is broken, of a file whose second line starts an object too: lines,
+            # the first of them bad.
             return newline == "\n" and after == "{"
         alone = not after and any(_is_table(value.get(key)) for key in _DATA_KEYS)
         return not line[end:].strip(_BLANK) and not alone
 
     def enter_object(self) -> None:
-        """Go into the array under the first of the usual keys of an object; what stands before it is skipped."""
+        """Go into the array under the first of the usual keys of an object; what stands before it
+        is skipped."""
         self.skip(1)
         while self.peek() not in ("}", ""):
             key = self._key()
@@ -111,7 +120,8 @@ class _Document:
             if self.peek() == ",":
                 self.skip(1)
         raise InputUnreadable(
-            f"{self._file} is one JSON object without an array of records under {', '.join(_DATA_KEYS)}",
+            f"{self._file} is one JSON object without an array of records under"
+            f" {', '.join(_DATA_KEYS)}",
             remedy="write an array of objects, or JSON lines: jq -c '.KEY[]' FILE > FILE.jsonl",
         )
 
@@ -126,11 +136,16 @@ class _Document:
             if separator == "]":
                 return
             if separator != ",":
-                raise self.damaged("it is cut short" if not separator else f"there is {separator!r} where , or ] is to be")
+                raise self.damaged(
+                    "it is cut short"
+                    if not separator
+                    else f"there is {separator!r} where , or ] is to be"
+                )
             self.skip(1)
 
     def leave(self, *, inside_object: bool) -> None:
-        """Read what follows the array, which is nothing, or the rest of the object that it stands in. Raises InputUnreadable."""
+        """Read what follows the array, which is nothing, or the rest of the object that it stands
+        in. Raises InputUnreadable."""
         self.skip(1)
         if inside_object:
             while self.peek() == ",":
@@ -167,22 +182,33 @@ class _Document:
             try:
                 _, end = self._parse(self._text, start)
                 # A number at the edge of what was read may go on behind it.
-                if self._ended or self._text[start] not in _NUMBER or self._text[end : end + 1] in _AFTER:
+                if (
+                    self._ended
+                    or self._text[start] not in _NUMBER
+                    or self._text[end : end + 1] in _AFTER
+                ):
                     self._at = end
                     return self._text[start:end]
             except RecursionError as error:
                 raise self.damaged("it is nested too deeply") from error
             except json.JSONDecodeError as error:
                 # What is wrong at the edge of what was read may be right with the rest of it.
-                if self._ended or (error.pos < len(self._text) - 64 and "Unterminated" not in error.msg):
+                if self._ended or (
+                    error.pos < len(self._text) - 64 and "Unterminated" not in error.msg
+                ):
                     self._at = min(error.pos, len(self._text))
                     raise self.damaged(
-                        "it is cut short" if self._ended and error.pos >= len(self._text) else error.msg
+                        "it is cut short"
+                        if self._ended and error.pos >= len(self._text)
+                        else error.msg
                     ) from error
-            # What was handed on is let go; only here, so that a small value does not cost a copy of all that was read.
+            # What was handed on is let go; only here, so that a small value does not cost a copy of
+            # all that was read.
             self._text, self._before, self._at = self._text[start:], self._before + start, 0
             if len(self._text) > LARGEST_LINE:
-                raise self.damaged(f"a record is longer than {LARGEST_LINE >> 20} MiB, or is not closed")
+                raise self.damaged(
+                    f"a record is longer than {LARGEST_LINE >> 20} MiB, or is not closed"
+                )
             # Each time twice as much, so that a long element is not parsed again for every chunk.
             wanted = 2 * len(self._text)
             while self._more() and len(self._text) < wanted:

@@ -19,8 +19,9 @@ _JSON_COLUMNS = frozenset({"messages", "conversations"})
 def delimited_pieces(file: str, target: int) -> Iterator[Piece]:
     """The rows below the header as lines of JSON, in pieces of about `target` bytes.
 
-    The separator is a tab in .tsv files, else the first of , ; tab | that the header holds. Raises InputUnreadable where the file
-    is damaged or its header names a column twice; a row with another number of cells is rejected by pass 1.
+    The separator is a tab in .tsv files, else the first of , ; tab | that the header holds. Raises
+    InputUnreadable where the file is damaged or its header names a column twice; a row with another
+    number of cells is rejected by pass 1.
     """
     # A cell may be as long as a line; the limit is the library's own and holds for the process.
     csv.field_size_limit(LARGEST_LINE)
@@ -29,10 +30,13 @@ def delimited_pieces(file: str, target: int) -> Iterator[Piece]:
         try:
             yield from _pieces(file, text, target)
         except csv.Error as error:
-            raise InputUnreadable(f"{file} is no CSV that can be read: {error}", remedy="write the file again") from error
+            raise InputUnreadable(
+                f"{file} is no CSV that can be read: {error}", remedy="write the file again"
+            ) from error
         except OSError as error:
             raise InputUnreadable(
-                f"{file} is damaged or cut short: {error.strerror or error}", remedy="fetch or make the file again"
+                f"{file} is damaged or cut short: {error.strerror or error}",
+                remedy="fetch or make the file again",
             ) from error
 
 
@@ -43,7 +47,10 @@ def _pieces(file: str, text: io.TextIOWrapper, target: int) -> Iterator[Piece]:
     reader = csv.reader(text, delimiter=delimiter, strict=True)
     twice = {name for name in header if header.count(name) > 1}
     if twice:
-        raise InputUnreadable(f"{file} names the column {min(twice)!r} twice in its header", remedy="rename one of them")
+        raise InputUnreadable(
+            f"{file} names the column {min(twice)!r} twice in its header",
+            remedy="rename one of them",
+        )
     lines: list[bytes] = []
     start = rows = size = 0
     for cells in reader:
@@ -66,7 +73,9 @@ def _line(header: list[str], cells: list[str]) -> bytes:
     if not cells:
         return b"\n"
     if len(cells) != len(header):
-        return unusable_line("bad_row", f"the row has {len(cells)} cells, the header {len(header)}", cells)
+        return unusable_line(
+            "bad_row", f"the row has {len(cells)} cells, the header {len(header)}", cells
+        )
     row: dict[str, Any] = dict(zip(header, cells, strict=True))
     for name in _JSON_COLUMNS & row.keys():
         row[name] = _parsed(row[name])
@@ -75,7 +84,8 @@ def _line(header: list[str], cells: list[str]) -> bytes:
 
 
 def _not_utf8(cells: list[str], header: list[str]) -> bytes | None:
-    """The line of a row with bytes that are no UTF-8, which were read as halves of surrogates; None for another."""
+    """The line of a row with bytes that are no UTF-8, which were read as halves of surrogates; None
+    for another."""
     for text in (*cells, *header):
         wrong = next((c for c in text if "\udc80" <= c <= "\udcff"), None)
         if wrong is not None:

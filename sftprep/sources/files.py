@@ -11,9 +11,15 @@ from sftprep.errors import ConfigError, FormatError, InputNotFound
 from sftprep.sources.lines import COMPRESSION
 
 SUFFIXES: dict[str, str] = {
-    **{f"{name}{packed}": "lines" for name in (".jsonl", ".ndjson") for packed in ("", *COMPRESSION)},
+    **{
+        f"{name}{packed}": "lines"
+        for name in (".jsonl", ".ndjson")
+        for packed in ("", *COMPRESSION)
+    },
     **{f".json{packed}": "document" for packed in ("", *COMPRESSION)},
-    **{f"{name}{packed}": "delimited" for name in (".csv", ".tsv") for packed in ("", *COMPRESSION)},
+    **{
+        f"{name}{packed}": "delimited" for name in (".csv", ".tsv") for packed in ("", *COMPRESSION)
+    },
     ".parquet": "parquet",
     ".arrow": "arrow",
     ".feather": "arrow",
@@ -44,19 +50,28 @@ def kind_of(file: str) -> str | None:
 
 
 def is_data(path: str) -> bool:
-    """Whether a path in a folder is of a file that is read: not one about the data, and in no hidden folder."""
-    return kind_of(path) is not None and os.path.basename(path) not in _ABOUT_DATA and not f"/{path}".count("/.")
+    """Whether a path in a folder is of a file that is read: not one about the data, and in no
+    hidden folder."""
+    return (
+        kind_of(path) is not None
+        and os.path.basename(path) not in _ABOUT_DATA
+        and not f"/{path}".count("/.")
+    )
 
 
 def find_files(inputs: tuple[str, ...], split: str | None = None) -> list[str]:
     """The files that paths, globs and folders name, in the order given, sorted within each.
 
-    split: of a folder made by `DatasetDict.save_to_disk`, train where it is not given; of another folder, all its files where it
-    is not given, else those whose names tell that split, as on the Hub.
-    Raises InputNotFound, FormatError (a kind of file that is not read), ConfigError (the same file twice, a split to choose).
+    split: of a folder made by `DatasetDict.save_to_disk`, train where it is not given; of another
+    folder, all its files where it is not given, else those whose names tell that split, as on the
+    Hub. Raises InputNotFound, FormatError (a kind of file that is not read), ConfigError (the same
+    file twice, a split to choose).
     """
     if not inputs:
-        raise ConfigError("no input is given", remedy="name a .jsonl file, a glob or a folder: sftprep build data.jsonl ...")
+        raise ConfigError(
+            "no input is given",
+            remedy="name a .jsonl file, a glob or a folder: sftprep build data.jsonl ...",
+        )
     files = [file for name in inputs for file in _expand(name, split)]
     refuse_twice(files)
     return files
@@ -70,7 +85,10 @@ def refuse_twice(files: list[str]) -> None:
         if real in seen:
             raise ConfigError(
                 f"{file} is named twice among the inputs",
-                remedy="name it once; to train its records more often, give it a repeat in a mixture (--config, sources:)",
+                remedy=(
+                    "name it once; to train its records more often, give it a repeat in a mixture"
+                    " (--config, sources:)"
+                ),
             )
         seen.add(real)
 
@@ -79,14 +97,18 @@ def choose_split(splits: list[str], split: str | None, where: str) -> str:
     """The split asked for, else train, else the only one. Raises ConfigError."""
     if split is not None:
         if split not in splits:
-            raise ConfigError(f"{where} has no split {split!r}", remedy=f"give --split with one of: {', '.join(splits)}")
+            raise ConfigError(
+                f"{where} has no split {split!r}",
+                remedy=f"give --split with one of: {', '.join(splits)}",
+            )
         return split
     if "train" in splits:
         return "train"
     if len(splits) == 1:
         return splits[0]
     raise ConfigError(
-        f"{where} has the splits {', '.join(splits)}", remedy=f"choose one with --split {splits[0] if splits else ''}"
+        f"{where} has the splits {', '.join(splits)}",
+        remedy=f"choose one with --split {splits[0] if splits else ''}",
     )
 
 
@@ -95,23 +117,31 @@ def _expand(name: str, split: str | None) -> list[str]:
     if path.is_dir():
         return _inside(path, split)
     if split not in (None, "train"):
-        raise ConfigError(f"{name} has no split {split!r}: files have none", remedy="name the file that you mean, or a folder")
+        raise ConfigError(
+            f"{name} has no split {split!r}: files have none",
+            remedy="name the file that you mean, or a folder",
+        )
     if path.exists():
         if kind_of(name) is None:
             raise FormatError(
                 f"{name} is not a kind of file that is read: {', '.join(SUFFIXES)}",
-                remedy="convert it to JSON lines, one object a line, or rename it if it is one of these already",
+                remedy=(
+                    "convert it to JSON lines, one object a line, or rename it if it is one of"
+                    " these already"
+                ),
             )
         return [name]
     matches = sorted(match for match in glob.glob(name, recursive=True) if os.path.isfile(match))
     if not matches:
         raise InputNotFound(
-            f"{name} does not exist, and matches no file as a pattern", remedy="check the path; quote patterns: 'data/*.jsonl'"
+            f"{name} does not exist, and matches no file as a pattern",
+            remedy="check the path; quote patterns: 'data/*.jsonl'",
         )
     wrong = [match for match in matches if kind_of(match) is None]
     if wrong:
         raise FormatError(
-            f"{name} matches {wrong[0]}, which is not a kind of file that is read: {', '.join(SUFFIXES)}",
+            f"{name} matches {wrong[0]}, which is not a kind of file that is read:"
+            f" {', '.join(SUFFIXES)}",
             remedy="narrow the pattern",
         )
     return matches
@@ -127,14 +157,24 @@ def _inside(folder: Path, split: str | None) -> list[str]:
             f"the folder {folder} is a build of sftprep: its records are tokenized already",
             remedy="give the inputs that it was built from, or train on it: sfttrain run",
         )
-    found = sorted(str(p) for p in folder.rglob("*") if is_data(p.relative_to(folder).as_posix()) and p.is_file())
+    found = sorted(
+        str(p)
+        for p in folder.rglob("*")
+        if is_data(p.relative_to(folder).as_posix()) and p.is_file()
+    )
     if not found:
         raise InputNotFound(
-            f"the folder {folder} holds no {', '.join(SUFFIXES)} file", remedy="name a folder with data, or convert the files"
+            f"the folder {folder} holds no {', '.join(SUFFIXES)} file",
+            remedy="name a folder with data, or convert the files",
         )
     if split is None or (folder / "state.json").is_file():
         return found
     from sftprep.sources.hub_splits import HubConfig, files_of_splits
 
-    splits = files_of_splits(HubConfig("default", None), [os.path.relpath(file, folder) for file in found])
-    return sorted(os.path.join(folder, file) for file in splits[choose_split(list(splits), split, f"the folder {folder}")])
+    splits = files_of_splits(
+        HubConfig("default", None), [os.path.relpath(file, folder) for file in found]
+    )
+    return sorted(
+        os.path.join(folder, file)
+        for file in splits[choose_split(list(splits), split, f"the folder {folder}")]
+    )

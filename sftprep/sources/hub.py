@@ -1,4 +1,5 @@
-"""Data sets on the Hugging Face Hub: which of their files hold a split, fetched into the Hub's own cache."""
+"""Data sets on the Hugging Face Hub: which of their files hold a split, fetched into the Hub's own
+cache."""
 
 from __future__ import annotations
 
@@ -19,13 +20,17 @@ from sftprep.sources.hub_splits import choose_config, files_of_splits, glob_matc
 from sftprep.tokenize.cache import cache_dir, read_entry, write_entry
 
 _PREFIX = "hf://datasets/"
-_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:/]+))?(?::(?P<config>[^/]+))?(?:/(?P<rest>.+))?", re.ASCII)
+_NAME = re.compile(
+    r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:/]+))?(?::(?P<config>[^/]+))?(?:/(?P<rest>.+))?",
+    re.ASCII,
+)
 _DOWNLOADS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """A file of a data set: where it is here, and what to call it, with the commit that it is of."""
+    """A file of a data set: where it is here, and what to call it, with the commit that it is
+    of."""
 
     path: str
     name: str
@@ -33,7 +38,8 @@ class HubFile:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What a name asks for. rest: a split, or the path of a file (or a pattern) in the repository."""
+    """What a name asks for. rest: a split, or the path of a file (or a pattern) in the
+    repository."""
 
     repo: str
     revision: str | None
@@ -42,28 +48,39 @@ class _Asked:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name is of a data set on the Hub: hf://datasets/org/name..., or org/name where that is no path."""
+    """Whether a name is of a data set on the Hub: hf://datasets/org/name..., or org/name where that
+    is no path."""
     if name.startswith("hf://"):
         return True
     if os.path.exists(name) or any(c in name for c in "*?[~\\") or kind_of(name) is not None:
         return False
     found = _NAME.fullmatch(name)
-    return found is not None and found["rest"] is None and not name.startswith(".") and ".." not in name
+    return (
+        found is not None
+        and found["rest"] is None
+        and not name.startswith(".")
+        and ".." not in name
+    )
 
 
-def hub_files(name: str, *, config_name: str | None, split: str | None, revision: str | None) -> list[HubFile]:
+def hub_files(
+    name: str, *, config_name: str | None, split: str | None, revision: str | None
+) -> list[HubFile]:
     """The files of a split, sorted, downloaded where they are not in the cache yet.
 
-    name: hf://datasets/org/name[@revision][:config][/split or file], or org/name[@revision][:config]; what it says wins over the
-    other arguments. Which files are a split's is as `datasets` has it: by the README's `configs`, else by their names.
-    Raises HubError (no network, no permission), InputNotFound (no such data set, revision or file), ConfigError (a split or a
-    configuration to choose), FormatError (no file that can be read).
+    name: hf://datasets/org/name[@revision][:config][/split or file], or
+    org/name[@revision][:config]; what it says wins over the other arguments. Which files are a
+    split's is as `datasets` has it: by the README's `configs`, else by their names. Raises HubError
+    (no network, no permission), InputNotFound (no such data set, revision or file), ConfigError (a
+    split or a configuration to choose), FormatError (no file that can be read).
     """
     asked = _parsed(name)
     revision = asked.revision or revision
     with _explained(asked.repo, revision, written=name):
         commit, paths = _listing(asked.repo, revision)
-        wanted = _wanted(asked, paths, config_name, split, lambda path: _fetched(asked.repo, commit, [path])[0])
+        wanted = _wanted(
+            asked, paths, config_name, split, lambda path: _fetched(asked.repo, commit, [path])[0]
+        )
         local = _fetched(asked.repo, commit, wanted)
     label = f"{_PREFIX}{asked.repo}@{commit}"
     return [HubFile(path, f"{label}/{remote}") for path, remote in zip(local, wanted, strict=True)]
@@ -74,17 +91,24 @@ def _parsed(name: str) -> _Asked:
         raise ConfigError(f"{name} is no data set", remedy=f"write {_PREFIX}org/name")
     found = _NAME.fullmatch(name.removeprefix(_PREFIX))
     if found is None:
-        raise ConfigError(f"{name} names no data set on the Hub", remedy=f"write {_PREFIX}org/name[@revision][:config][/split]")
+        raise ConfigError(
+            f"{name} names no data set on the Hub",
+            remedy=f"write {_PREFIX}org/name[@revision][:config][/split]",
+        )
     revision = found["revision"]
-    return _Asked(found["repo"], unquote(revision) if revision else None, found["config"], found["rest"])
+    return _Asked(
+        found["repo"], unquote(revision) if revision else None, found["config"], found["rest"]
+    )
 
 
 def _listing(repo: str, revision: str | None) -> tuple[str, list[str]]:
-    """The commit that a revision is, and all the files that it has; as it was last, where the Hub is not to be asked."""
+    """The commit that a revision is, and all the files that it has; as it was last, where the Hub
+    is not to be asked."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    # The Hub's own cache knows only of files that were fetched: half a data set would pass for all of it.
+    # The Hub's own cache knows only of files that were fetched: half a data set would pass for all
+    # of it.
     kept = cache_dir() / "hub" / f"{digest(constants.ENDPOINT, repo, revision)[:32]}.json"
     try:
         info = HfApi().dataset_info(repo, revision=revision)
@@ -99,26 +123,43 @@ def _listing(repo: str, revision: str | None) -> tuple[str, list[str]]:
 
 
 def _wanted(
-    asked: _Asked, paths: list[str], config_name: str | None, split: str | None, fetch: Callable[[str], str]
+    asked: _Asked,
+    paths: list[str],
+    config_name: str | None,
+    split: str | None,
+    fetch: Callable[[str], str],
 ) -> list[str]:
     """The files that are asked for, sorted."""
     where = f"the data set {asked.repo}"
     if asked.rest is not None and ("/" in asked.rest or kind_of(asked.rest) or "*" in asked.rest):
         found = sorted(path for path in paths if glob_matches(asked.rest, path))
         if not found:
-            raise InputNotFound(f"{where} has no file {asked.rest}", remedy="look at its files on the Hub")
+            raise InputNotFound(
+                f"{where} has no file {asked.rest}", remedy="look at its files on the Hub"
+            )
         if any(kind_of(path) is None for path in found):
-            raise FormatError(f"{asked.rest} of {where} is no kind of file that is read", remedy="narrow the pattern")
+            raise FormatError(
+                f"{asked.rest} of {where} is no kind of file that is read",
+                remedy="narrow the pattern",
+            )
         return found
     data = [path for path in paths if is_data(path)]
     if not data:
-        others = sorted({os.path.splitext(path)[1] for path in paths if not path.startswith(".")} - {""})
+        others = sorted(
+            {os.path.splitext(path)[1] for path in paths if not path.startswith(".")} - {""}
+        )
         raise FormatError(
             f"{where} has no file that can be read here; it has {', '.join(others) or 'none'}",
-            remedy="try --revision refs/convert/parquet, which the Hub makes of most data sets; or load it with `datasets`, and "
-            "give what that loads to sftprep.build",
+            remedy=(
+                "try --revision refs/convert/parquet, which the Hub makes of most data sets; or"
+                " load it with `datasets`, and give what that loads to sftprep.build"
+            ),
         )
-    readme = Path(fetch("README.md")).read_text(encoding="utf-8", errors="replace") if "README.md" in paths else ""
+    readme = (
+        Path(fetch("README.md")).read_text(encoding="utf-8", errors="replace")
+        if "README.md" in paths
+        else ""
+    )
     config = choose_config(readme, data, asked.config or config_name, where)
     splits = files_of_splits(config, data)
     return sorted(splits[choose_split(list(splits), asked.rest or split, where)])
@@ -128,7 +169,12 @@ def _fetched(repo: str, commit: str, paths: list[str]) -> list[str]:
     from huggingface_hub import hf_hub_download
 
     with ThreadPoolExecutor(_DOWNLOADS) as pool:
-        return list(pool.map(lambda path: str(hf_hub_download(repo, path, repo_type="dataset", revision=commit)), paths))
+        return list(
+            pool.map(
+                lambda path: str(hf_hub_download(repo, path, repo_type="dataset", revision=commit)),
+                paths,
+            )
+        )
 
 
 @contextmanager
@@ -152,13 +198,17 @@ def _explained(repo: str, revision: str | None, *, written: str) -> Iterator[Non
         ) from error
     except errors.RevisionNotFoundError as error:
         raise InputNotFound(
-            f"{where} has no revision {revision!r}", remedy="give a branch, a tag or a commit that it has"
+            f"{where} has no revision {revision!r}",
+            remedy="give a branch, a tag or a commit that it has",
         ) from error
     except errors.HFValidationError as error:
-        raise ConfigError(f"{repo} cannot be the name of a data set: {error}", remedy="write org/name") from error
+        raise ConfigError(
+            f"{repo} cannot be the name of a data set: {error}", remedy="write org/name"
+        ) from error
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
         raise HubError(
-            f"{no_path}{where} is not in the cache, and the Hub cannot be asked: {_first_line(error)}",
+            f"{no_path}{where} is not in the cache, and the Hub cannot be asked:"
+            f" {_first_line(error)}",
             remedy="connect to the network (and unset HF_HUB_OFFLINE), or give a path",
         ) from error
     except Exception as error:
@@ -173,7 +223,9 @@ def _explained(repo: str, revision: str | None, *, written: str) -> Iterator[Non
 def _is_of_network(error: Any) -> bool:
     # The library's HTTP client is its own affair: it has been requests, httpx and httpx2.
     modules = [kind.__module__ for kind in type(error).__mro__]
-    return isinstance(error, OSError) or any(m.startswith(("http", "requests", "huggingface_hub", "hf_xet")) for m in modules)
+    return isinstance(error, OSError) or any(
+        m.startswith(("http", "requests", "huggingface_hub", "hf_xet")) for m in modules
+    )
 
 
 def _first_line(error: BaseException) -> str:

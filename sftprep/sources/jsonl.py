@@ -1,4 +1,5 @@
-"""Lines of bytes to JSON objects; what is no object comes back as a `Rejected`, with its column and reason."""
+"""Lines of bytes to JSON objects; what is no object comes back as a `Rejected`, with its column and
+reason."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ _OPAQUE_VALUE = re.compile(r'\{"' + re.escape(OPAQUE) + r'":"([^"]*)"\}')
 
 
 def split_lines(data: bytes) -> list[bytes]:
-    """Lines of a partition, without their newline; only \\n ends a line (U+2028 and the like are text)."""
+    """Lines of a partition, without their newline; only \\n ends a line (U+2028 and the like are
+    text)."""
     lines = data.split(b"\n")
     if not lines[-1]:
         lines.pop()
@@ -28,7 +30,8 @@ def split_lines(data: bytes) -> list[bytes]:
 
 
 def line_edges(letters: Letters) -> NDArray[np.int64]:
-    """Where lines begin: line k of `split_lines` is data[edges[k] : edges[k + 1] - 1]; int64 [lines + 1]."""
+    """Where lines begin: line k of `split_lines` is data[edges[k] : edges[k + 1] - 1]; int64 [lines
+    + 1]."""
     data = letters.data
     edges = np.concatenate((np.zeros(1, np.int64), letters.places(ord("\n")) + 1))
     return np.append(edges, len(data) + 1) if data and not data.endswith(b"\n") else edges
@@ -37,7 +40,8 @@ def line_edges(letters: Letters) -> NDArray[np.int64]:
 def parse_line(line: bytes, number: int) -> dict[str, Any] | Rejected | None:
     """The object on a line; None where the line is blank.
 
-    Strict JSON: no NaN, no lone surrogates, at most 1,024 levels; a byte order mark before it is skipped.
+    Strict JSON: no NaN, no lone surrogates, at most 1,024 levels; a byte order mark before it is
+    skipped.
     """
     try:
         record = orjson.loads(line)
@@ -45,21 +49,29 @@ def parse_line(line: bytes, number: int) -> dict[str, Any] | Rejected | None:
         return _unparsable(line, number, error)
     if type(record) is dict:
         return record
-    return Rejected(number, 1, "bad_row", f"a record is a JSON object, not {_kind(record)}", excerpt(line))
+    return Rejected(
+        number, 1, "bad_row", f"a record is a JSON object, not {_kind(record)}", excerpt(line)
+    )
 
 
 def excerpt(line: bytes | str, column: int = 1) -> str:
-    """A piece of a line around a column, on one line, with control and direction-changing characters made visible."""
+    """A piece of a line around a column, on one line, with control and direction-changing
+    characters made visible."""
     text = line.decode("utf-8", "replace") if isinstance(line, bytes) else line
     if column <= 1:
         text = _OPAQUE_VALUE.sub(r"<\1>", text)
     start = max(0, column - 1 - _EXCERPT // 2) if len(text) > _EXCERPT else 0
     piece = text[start : start + _EXCERPT]
-    shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}" for c in piece)
+    shown = "".join(
+        c if c.isprintable() else f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}"
+        for c in piece
+    )
     return ("…" if start else "") + shown + ("…" if start + _EXCERPT < len(text) else "")
 
 
-def _unparsable(line: bytes, number: int, error: orjson.JSONDecodeError) -> dict[str, Any] | Rejected | None:
+def _unparsable(
+    line: bytes, number: int, error: orjson.JSONDecodeError
+) -> dict[str, Any] | Rejected | None:
     stripped = line.strip()
     if not stripped:
         return None
@@ -68,19 +80,32 @@ def _unparsable(line: bytes, number: int, error: orjson.JSONDecodeError) -> dict
     if stripped.startswith(_BOM):
         return parse_line(stripped[len(_BOM) :], number)
     if len(line) > LARGEST_LINE:
-        return Rejected(number, 0, "line_too_long", f"the line is longer than {LARGEST_LINE >> 20} MiB", excerpt(line[:400]))
+        return Rejected(
+            number,
+            0,
+            "line_too_long",
+            f"the line is longer than {LARGEST_LINE >> 20} MiB",
+            excerpt(line[:400]),
+        )
     try:
         line.decode("utf-8")
     except UnicodeDecodeError as wrong:
         column = len(line[: wrong.start].decode("utf-8", "replace")) + 1
-        return Rejected(number, column, "bad_utf8", f"byte 0x{line[wrong.start]:02x} is not UTF-8", excerpt(line, column))
+        return Rejected(
+            number,
+            column,
+            "bad_utf8",
+            f"byte 0x{line[wrong.start]:02x} is not UTF-8",
+            excerpt(line, column),
+        )
     reason = "bad_unicode" if "surrogate" in error.msg else "bad_json"
     what = "half of a surrogate pair cannot be text" if reason == "bad_unicode" else error.msg
     return Rejected(number, error.colno, reason, what, excerpt(line, error.colno))
 
 
 def _unusable(written: bytes, number: int) -> Rejected:
-    """What `rows_to_lines` wrote of a row that JSON cannot hold; anything else that looks like it is no JSON at all."""
+    """What `rows_to_lines` wrote of a row that JSON cannot hold; anything else that looks like it
+    is no JSON at all."""
     try:
         reason, message, shown = orjson.loads(written)
         return Rejected(number, 0, str(reason), str(message), excerpt(str(shown)))

@@ -1,4 +1,5 @@
-"""The rule by which records are dealt to lanes, the same for a stream and for a build that packs in windows."""
+"""The rule by which records are dealt to lanes, the same for a stream and for a build that packs in
+windows."""
 
 from __future__ import annotations
 
@@ -23,13 +24,15 @@ def is_plain(file: str) -> bool:
 
 
 def block_bytes(sizes: Sequence[int], lanes: int) -> int:
-    """Bytes of a block of plain files: a power of two that gives each lane several, and 256 KiB for all that is large."""
+    """Bytes of a block of plain files: a power of two that gives each lane several, and 256 KiB for
+    all that is large."""
     wanted = max(sum(sizes) // (lanes * _BLOCKS_A_LANE), 1)
     return min(max(1 << (wanted.bit_length() - 1), _SMALLEST), _LARGEST)
 
 
 def lane_of(place: Any, part: int, lanes: int) -> Any:
-    """The lane of block `place` of a plain file, or of row `place` of any other input: one after the other.
+    """The lane of block `place` of a plain file, or of row `place` of any other input: one after
+    the other.
 
     part: number of the input; each begins one lane further.
     """
@@ -45,15 +48,17 @@ def line_starts(data: bytes, begin: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """What decides the lanes of a partition's records: int64 [n], the block of a plain file that each one's line starts in, or
-    (rows) its line in the partition, to which the lines of the partitions before are to be added."""
+    """What decides the lanes of a partition's records: int64 [n], the block of a plain file that
+    each one's line starts in, or (rows) its line in the partition, to which the lines of the
+    partitions before are to be added."""
 
     numbers: NDArray[np.int64]
     rows: bool
 
 
 def places_of(partition: Partition, data: bytes, lines: NDArray[np.int64], block: int) -> Places:
-    """The places of records. data: the lines of the partition; lines: int64 [n], that of each record in it; block: bytes."""
+    """The places of records. data: the lines of the partition; lines: int64 [n], that of each
+    record in it; block: bytes."""
     if partition.payload is not None or partition.strip_nulls or not is_plain(partition.file):
         return Places(lines, rows=True)
     begin = partition.start

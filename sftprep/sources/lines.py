@@ -14,13 +14,15 @@ LARGEST_LINE = 64 * 1024 * 1024
 """Bytes; longer lines are rejected, and never held in memory whole."""
 
 Piece = tuple[int, int, "bytes | None"]
-"""Where a partition starts and ends, in bytes or rows, and its lines where workers cannot read them by themselves."""
+"""Where a partition starts and ends, in bytes or rows, and its lines where workers cannot read them
+by themselves."""
 
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 
 
 def line_pieces(file: str, target: int) -> Iterator[Piece]:
-    """A file of lines in pieces of about `target` bytes; a compressed one is read as the iterator advances."""
+    """A file of lines in pieces of about `target` bytes; a compressed one is read as the iterator
+    advances."""
     if compression(file):
         for start, block in unpacked_blocks(file, target):
             yield start, start + len(block), block
@@ -33,7 +35,8 @@ def line_pieces(file: str, target: int) -> Iterator[Piece]:
 
 
 def read_line_range(file: str, start: int, end: int) -> bytes:
-    """The whole lines that start in [start, end). A line beyond LARGEST_LINE comes cut one byte after that."""
+    """The whole lines that start in [start, end). A line beyond LARGEST_LINE comes cut one byte
+    after that."""
     return locate_lines(file, start, end)[1]
 
 
@@ -49,7 +52,8 @@ def locate_lines(file: str, start: int, end: int) -> tuple[int, bytes]:
 
 
 def unpacked_blocks(file: str, target: int) -> Iterator[tuple[int, bytes]]:
-    """Runs of whole lines of about `target` unpacked bytes, each with the unpacked position of its first."""
+    """Runs of whole lines of about `target` unpacked bytes, each with the unpacked position of its
+    first."""
     position, pending = 0, b""
     for chunk in unpacked_chunks(file, target):
         if len(pending) > LARGEST_LINE and b"\n" not in chunk and chunk:
@@ -63,7 +67,8 @@ def unpacked_blocks(file: str, target: int) -> Iterator[tuple[int, bytes]]:
 
 
 def unpacked_chunks(file: str, target: int) -> Iterator[bytes]:
-    """The unpacked bytes of a file in chunks of `target`, and an empty one at its end. Raises InputUnreadable."""
+    """The unpacked bytes of a file in chunks of `target`, and an empty one at its end. Raises
+    InputUnreadable."""
     position = 0
     with open_input(file) as stream:
         while True:
@@ -71,7 +76,8 @@ def unpacked_chunks(file: str, target: int) -> Iterator[bytes]:
                 chunk = stream.read(target)
             except OSError as error:
                 raise InputUnreadable(
-                    f"{file} is damaged or cut short: {error.strerror or error}, after {position:,} bytes",
+                    f"{file} is damaged or cut short: {error.strerror or error}, after {position:,}"
+                    " bytes",
                     remedy="fetch or make the file again",
                 ) from error
             position += len(chunk)
@@ -81,8 +87,8 @@ def unpacked_chunks(file: str, target: int) -> Iterator[bytes]:
 
 
 def open_input(file: str) -> BinaryIO:
-    """Open a file for reading, unpacked. Raises InputUnreadable where it cannot be opened, or is of a kind that its
-    name does not tell."""
+    """Open a file for reading, unpacked. Raises InputUnreadable where it cannot be opened, or is of
+    a kind that its name does not tell."""
     import pyarrow as pa
 
     with unreadable(file):
@@ -108,10 +114,15 @@ def _refuse_other_kinds(file: str) -> None:
     with open(file, "rb") as raw:
         start = raw.read(8)
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise InputUnreadable(f"{file} is UTF-16", remedy=f"convert it: iconv -f UTF-16 -t UTF-8 {file} > {file}.utf8.jsonl")
+        raise InputUnreadable(
+            f"{file} is UTF-16",
+            remedy=f"convert it: iconv -f UTF-16 -t UTF-8 {file} > {file}.utf8.jsonl",
+        )
     for beginning, (what, remedy) in _BEGINNINGS.items():
         if start.startswith(beginning) and not what.endswith(str(compression(file))):
-            raise InputUnreadable(f"{file} is {what}, which its name does not tell", remedy=remedy.format(file))
+            raise InputUnreadable(
+                f"{file} is {what}, which its name does not tell", remedy=remedy.format(file)
+            )
 
 
 def compression(file: str) -> str | None:
@@ -126,7 +137,8 @@ def unreadable(file: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputUnreadable(
-            f"cannot read {file}: {error.strerror or error}", remedy="check that it exists and may be read"
+            f"cannot read {file}: {error.strerror or error}",
+            remedy="check that it exists and may be read",
         ) from error
 
 

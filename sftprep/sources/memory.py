@@ -1,4 +1,5 @@
-"""Records that live in no file: data sets of `datasets`, tables, and whatever can be iterated, as sources."""
+"""Records that live in no file: data sets of `datasets`, tables, and whatever can be iterated, as
+sources."""
 
 from __future__ import annotations
 
@@ -21,20 +22,28 @@ _grouped = partial(grouped, size=PARTITION_BYTES)
 def memory_source(data: Any) -> Source:
     """Records as a source, cut into partitions by their content alone.
 
-    data: a `datasets.Dataset` or `IterableDataset`, a `pyarrow.Table`, an iterable of mappings, or a function without arguments
-    that gives one. Raises ConfigError for anything else.
+    data: a `datasets.Dataset` or `IterableDataset`, a `pyarrow.Table`, an iterable of mappings, or
+    a function without arguments that gives one. Raises ConfigError for anything else.
     """
     refuse_columns(data)
     kind = dataset_kind(data)
     if kind == "Dataset":
         return Source(_name(data, "Dataset"), blocks=lambda: _grouped(_dataset_lines(data)))
     if kind == "IterableDataset":
-        return Source(_name(data, "IterableDataset"), blocks=_Replay(lambda: _grouped(iter_lines(data))))
+        return Source(
+            _name(data, "IterableDataset"), blocks=_Replay(lambda: _grouped(iter_lines(data)))
+        )
     if type(data).__module__.partition(".")[0] == "pyarrow" and hasattr(data, "to_batches"):
-        return Source("<Table>", blocks=lambda: _grouped(table_lines(batch, data.schema) for batch in data.to_batches(_BATCH)))
+        return Source(
+            "<Table>",
+            blocks=lambda: _grouped(
+                table_lines(batch, data.schema) for batch in data.to_batches(_BATCH)
+            ),
+        )
     if callable(data):
         return Source(
-            f"<{getattr(data, '__qualname__', 'function')}>", blocks=_Replay(lambda: _grouped(iter_lines(_called(data))))
+            f"<{getattr(data, '__qualname__', 'function')}>",
+            blocks=_Replay(lambda: _grouped(iter_lines(_called(data)))),
         )
     if isinstance(data, Mapping) or not isinstance(data, Iterable):
         raise ConfigError(
@@ -42,19 +51,24 @@ def memory_source(data: Any) -> Source:
             remedy="give a path, a data set of `datasets`, or an iterable of dictionaries",
         )
     if isinstance(data, Iterator):
-        return Source(f"<{type(data).__name__}>", blocks=_Replay(lambda: _grouped(iter_lines(data))))
+        return Source(
+            f"<{type(data).__name__}>", blocks=_Replay(lambda: _grouped(iter_lines(data)))
+        )
     return Source(f"<{type(data).__name__}>", blocks=lambda: _grouped(iter_lines(data)))
 
 
 def refuse_columns(data: Any) -> None:
-    """Raises ConfigError for data that is columns and not records: a pandas DataFrame, a dictionary of lists."""
+    """Raises ConfigError for data that is columns and not records: a pandas DataFrame, a dictionary
+    of lists."""
     if type(data).__module__.partition(".")[0] == "pandas":
         raise ConfigError(
-            f"records are given as a pandas {type(data).__name__}", remedy="give datasets.Dataset.from_pandas(frame)"
+            f"records are given as a pandas {type(data).__name__}",
+            remedy="give datasets.Dataset.from_pandas(frame)",
         )
     if isinstance(data, Mapping) and data and all(_is_column(value) for value in data.values()):
         raise ConfigError(
-            f"records are given as a {type(data).__name__} of columns", remedy="give datasets.Dataset.from_dict(columns)"
+            f"records are given as a {type(data).__name__} of columns",
+            remedy="give datasets.Dataset.from_dict(columns)",
         )
 
 
@@ -65,14 +79,16 @@ def _is_column(value: Any) -> bool:
 
 
 def dataset_kind(data: Any) -> str | None:
-    """Which class of `datasets` an object is of, without importing that library; None for other objects."""
+    """Which class of `datasets` an object is of, without importing that library; None for other
+    objects."""
     kinds = ("Dataset", "IterableDataset", "DatasetDict", "IterableDatasetDict")
     names = (c.__name__ for c in type(data).__mro__ if c.__module__.partition(".")[0] == "datasets")
     return next((name for name in names if name in kinds), None)
 
 
 class _Replay:
-    """Blocks of something that can be read once: what the first call took, the second gives again before it goes on."""
+    """Blocks of something that can be read once: what the first call took, the second gives again
+    before it goes on."""
 
     def __init__(self, blocks: Callable[[], Iterator[bytes]]) -> None:
         self._make = blocks

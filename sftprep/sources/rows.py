@@ -1,7 +1,8 @@
 """Rows of tables and iterables to lines of JSON bytes, so that pass 1 sees one kind of input.
 
-Row k is line k + 1: what is said of lines (origins, places of errors) holds for rows. A row that JSON cannot hold becomes a line
-that `sources.jsonl.parse_line` rejects with the reason written here, so that it is stopped at or set aside as any other.
+Row k is line k + 1: what is said of lines (origins, places of errors) holds for rows. A row that
+JSON cannot hold becomes a line that `sources.jsonl.parse_line` rejects with the reason written
+here, so that it is stopped at or set aside as any other.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from typing import Any
 import orjson
 
 UNUSABLE = b"\x00unusable "
-"""Starts the line of a row that JSON cannot hold; then a JSON array of reason, message and excerpt. No JSON starts so."""
+"""Starts the line of a row that JSON cannot hold; then a JSON array of reason, message and excerpt.
+No JSON starts so."""
 
 OPAQUE = "$opaque"
-"""Key of the object that stands for a whole column that is no JSON (`{"$opaque": "bytes"}`): it hurts only where it is read."""
+"""Key of the object that stands for a whole column that is no JSON (`{"$opaque": "bytes"}`): it
+hurts only where it is read."""
 
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
 _LARGEST_INT = 2**63
@@ -27,11 +30,12 @@ _LARGEST_INT = 2**63
 def rows_to_lines(rows: Iterable[Mapping[str, Any]], *, strip_nulls: bool = False) -> bytes:
     """One line of JSON a row, each with its newline.
 
-    NumPy values and arrays, dates, decimals and integers of any size are written; a missing number (NaN) that is a whole column
-    is null, as it is in pandas. Images and bytes that are a whole column become `{"$opaque": ...}`; inside other values they
-    make the row unusable, as do NaN, half surrogates and keys that are no text; the message names the column.
-    strip_nulls: keys with null are left out at every depth, as `trl.trainer.utils.remove_none_values` does; TRL itself keeps
-    them, and so does this by default.
+    NumPy values and arrays, dates, decimals and integers of any size are written; a missing number
+    (NaN) that is a whole column is null, as it is in pandas. Images and bytes that are a whole
+    column become `{"$opaque": ...}`; inside other values they make the row unusable, as do NaN,
+    half surrogates and keys that are no text; the message names the column. strip_nulls: keys with
+    null are left out at every depth, as `trl.trainer.utils.remove_none_values` does; TRL itself
+    keeps them, and so does this by default.
     """
     return b"".join(iter_lines(rows, strip_nulls=strip_nulls))
 
@@ -40,31 +44,44 @@ def iter_lines(rows: Iterable[Mapping[str, Any]], *, strip_nulls: bool = False) 
     """The lines of `rows_to_lines`, one by one as rows come."""
     for row in rows:
         if not isinstance(row, Mapping):
-            yield unusable_line("bad_row", f"a row is a mapping of names to values, not a {type(row).__name__}", row)
+            yield unusable_line(
+                "bad_row", f"a row is a mapping of names to values, not a {type(row).__name__}", row
+            )
             continue
         whole = row if type(row) is dict else dict(row)
         yield _line(without_nulls(whole) if strip_nulls else whole)
 
 
 def without_nulls(value: Any) -> Any:
-    """Without the keys whose value is None, at every depth; None in a list stays. Source: TRL 1.16 `remove_none_values`."""
+    """Without the keys whose value is None, at every depth; None in a list stays. Source: TRL 1.16
+    `remove_none_values`."""
     if isinstance(value, list):
         return [without_nulls(item) if isinstance(item, (dict, list)) else item for item in value]
     kept = ((key, item) for key, item in value.items() if item is not None)
-    return {key: without_nulls(item) if isinstance(item, (dict, list)) else item for key, item in kept}
+    return {
+        key: without_nulls(item) if isinstance(item, (dict, list)) else item for key, item in kept
+    }
 
 
 def strip_null_lines(data: bytes) -> bytes:
-    """Lines of JSON objects without the keys whose value is null, at every depth; a line that is no object stays as it is."""
+    """Lines of JSON objects without the keys whose value is null, at every depth; a line that is no
+    object stays as it is."""
     return b"\n".join(_stripped(line) for line in data.split(b"\n")) if b"null" in data else data
 
 
 def unusable_line(reason: str, message: str, value: object) -> bytes:
-    """The line of a row that cannot be used: `parse_line` rejects it with this reason and message, and shows the value."""
+    """The line of a row that cannot be used: `parse_line` rejects it with this reason and message,
+    and shows the value."""
     shown = f"{value!r:.200}"
     return (
         UNUSABLE
-        + orjson.dumps([reason, message.encode("utf-8", "replace").decode(), shown.encode("utf-8", "replace").decode()])
+        + orjson.dumps(
+            [
+                reason,
+                message.encode("utf-8", "replace").decode(),
+                shown.encode("utf-8", "replace").decode(),
+            ]
+        )
         + b"\n"
     )
 
@@ -105,12 +122,15 @@ def _column_by_column(row: dict[str, Any]) -> bytes:
             parts.append(orjson.dumps(name) + b":" + cell)
         except (TypeError, ValueError, UnicodeEncodeError) as problem:
             reason = "bad_unicode" if "surrogate" in str(problem) else "bad_type"
-            return unusable_line(reason, f"the column {name!a} holds what JSON cannot: {problem}", value)
+            return unusable_line(
+                reason, f"the column {name!a} holds what JSON cannot: {problem}", value
+            )
     return b"{" + b",".join(parts) + b"}\n"
 
 
 def _exact(value: Any) -> bytes:
-    """A value through the standard library, which knows integers of any size. Raises TypeError, ValueError."""
+    """A value through the standard library, which knows integers of any size. Raises TypeError,
+    ValueError."""
     plain = _checked(value)
     return json.dumps(plain, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
@@ -141,7 +161,9 @@ def _plain(value: Any) -> Any:
         return orjson.Fragment(str(value).encode())
     if hasattr(value, "isoformat"):
         return value.isoformat()
-    if hasattr(value, "tolist"):  # arrays that orjson does not take: not contiguous, of objects, of text
+    if hasattr(
+        value, "tolist"
+    ):  # arrays that orjson does not take: not contiguous, of objects, of text
         return value.tolist()
     raise TypeError(f"a {type(value).__name__}")
 

@@ -1,4 +1,5 @@
-"""Parquet files and Arrow IPC files: their rows as lines of JSON, by ranges of rows that workers read by themselves."""
+"""Parquet files and Arrow IPC files: their rows as lines of JSON, by ranges of rows that workers
+read by themselves."""
 
 from __future__ import annotations
 
@@ -17,11 +18,13 @@ Columns = frozenset[str] | None
 """The columns that anybody looks at; None for all."""
 
 _STREAMED = 8
-"""A row group of more than this many targets is read by one process as a stream: ranges of it would each unpack it whole."""
+"""A row group of more than this many targets is read by one process as a stream: ranges of it would
+each unpack it whole."""
 
 
 def parquet_pieces(file: str, target: int, columns: Columns = None) -> Iterator[Piece]:
-    """Runs of row groups of about `target` unpacked bytes; larger ones come as lines, in runs of rows."""
+    """Runs of row groups of about `target` unpacked bytes; larger ones come as lines, in runs of
+    rows."""
     with _damaged(file):
         parquet = _parquet(file)
         wanted = _readable(parquet.schema_arrow, columns)
@@ -32,8 +35,14 @@ def parquet_pieces(file: str, target: int, columns: Columns = None) -> Iterator[
                 if end > start:
                     yield start, end, None
                 rows = max(1, facts.num_rows * target // facts.total_byte_size)
-                for batch in parquet.iter_batches(batch_size=rows, row_groups=[group], columns=wanted):
-                    yield end, end + batch.num_rows, table_lines(batch, parquet.schema_arrow, columns)
+                for batch in parquet.iter_batches(
+                    batch_size=rows, row_groups=[group], columns=wanted
+                ):
+                    yield (
+                        end,
+                        end + batch.num_rows,
+                        table_lines(batch, parquet.schema_arrow, columns),
+                    )
                     end += batch.num_rows
                 start, size = end, 0
                 continue
@@ -57,13 +66,18 @@ def read_parquet_rows(file: str, start: int, end: int, columns: Columns = None) 
                 first = at if not groups else first
                 groups.append(group)
             at += rows
-        table = parquet.read_row_groups(groups, columns=_readable(parquet.schema_arrow, columns), use_threads=False)
+        table = parquet.read_row_groups(
+            groups, columns=_readable(parquet.schema_arrow, columns), use_threads=False
+        )
         table = table.slice(start - first, end - start)
-        return b"".join(table_lines(batch, parquet.schema_arrow, columns) for batch in table.to_batches())
+        return b"".join(
+            table_lines(batch, parquet.schema_arrow, columns) for batch in table.to_batches()
+        )
 
 
 def arrow_pieces(file: str, target: int, columns: Columns = None) -> Iterator[Piece]:
-    """Runs of rows of about `target` bytes of an Arrow file or stream (what `datasets` writes). Raises InputUnreadable."""
+    """Runs of rows of about `target` bytes of an Arrow file or stream (what `datasets` writes).
+    Raises InputUnreadable."""
     with _damaged(file):
         start = end = size = 0
         for batch in _batches(file):
@@ -95,14 +109,18 @@ def read_arrow_rows(file: str, start: int, end: int, columns: Columns = None) ->
 def table_lines(batch: Any, schema: Any, wanted: Columns = None) -> bytes:
     """The rows of a record batch as lines of JSON.
 
-    schema: all columns of the table; those that are no JSON stand in each row as what cannot be read, if they are not in the
-    batch. wanted: the columns that anybody looks at; None for all.
-    JSON that is stored as text (`arrow.json`, the Json feature of `datasets`) is written as it is, so numbers keep their text and
-    absent keys stay absent.
+    schema: all columns of the table; those that are no JSON stand in each row as what cannot be
+    read, if they are not in the batch. wanted: the columns that anybody looks at; None for all.
+    JSON that is stored as text (`arrow.json`, the Json feature of `datasets`) is written as it is,
+    so numbers keep their text and absent keys stay absent.
     """
     names = [name for name in batch.schema.names if wanted is None or name in wanted]
     columns = [_values(batch.column(name)) for name in names]
-    there = [field for field in schema if field.name not in names and (wanted is None or field.name in wanted)]
+    there = [
+        field
+        for field in schema
+        if field.name not in names and (wanted is None or field.name in wanted)
+    ]
     missing = {field.name: {OPAQUE: _opaque(field.type)} for field in there}
     if not columns:
         return rows_to_lines(missing for _ in range(batch.num_rows))
@@ -133,24 +151,38 @@ def _batches(file: str) -> Iterator[Any]:
 
 def _readable(schema: Any, wanted: Columns) -> list[str]:
     """The wanted columns without those that are no JSON: a text build is not to unpack images."""
-    return [field.name for field in schema if _opaque(field.type) is None and (wanted is None or field.name in wanted)]
+    return [
+        field.name
+        for field in schema
+        if _opaque(field.type) is None and (wanted is None or field.name in wanted)
+    ]
 
 
 def _opaque(kind: Any) -> str | None:
     """What a column holds that is no JSON, or None."""
     import pyarrow as pa
 
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+    if (
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    ):
         return "bytes"
-    if pa.types.is_struct(kind) and {kind.field(k).name for k in range(kind.num_fields)} == {"bytes", "path"}:
+    if pa.types.is_struct(kind) and {kind.field(k).name for k in range(kind.num_fields)} == {
+        "bytes",
+        "path",
+    }:
         return "image"
-    if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and (inner := _opaque(kind.value_type)):
+    if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and (
+        inner := _opaque(kind.value_type)
+    ):
         return f"list of {inner}"
     return None
 
 
 def _values(array: Any) -> list[Any]:
-    """The values of an array as Python objects, column by column at every depth: ten times faster than value by value."""
+    """The values of an array as Python objects, column by column at every depth: ten times faster
+    than value by value."""
     import pyarrow as pa
 
     kind = array.type
@@ -163,9 +195,14 @@ def _values(array: Any) -> list[Any]:
     if pa.types.is_dictionary(kind):
         return _values(array.dictionary_decode())
     if pa.types.is_timestamp(kind) and kind.unit == "ns":
-        array = array.cast(pa.timestamp("us", kind.tz), safe=False)  # Python's datetime holds no nanoseconds
+        array = array.cast(
+            pa.timestamp("us", kind.tz), safe=False
+        )  # Python's datetime holds no nanoseconds
     if pa.types.is_duration(kind):
-        return [None if value is None else str(value) for value in array.cast(pa.duration("us"), safe=False).to_pylist()]
+        return [
+            None if value is None else str(value)
+            for value in array.cast(pa.duration("us"), safe=False).to_pylist()
+        ]
     shape = next((shape for test, shape in _SHAPES if getattr(pa.types, test)(kind)), None)
     values: list[Any] = shape(array) if shape is not None else array.to_pylist()
     return values
@@ -175,7 +212,9 @@ def _struct_values(array: Any) -> list[Any]:
     names = [array.type.field(k).name for k in range(array.type.num_fields)]
     fields = [_values(array.field(k)) for k in range(array.type.num_fields)]
     whole: list[Any] = (
-        [dict(zip(names, cells, strict=True)) for cells in zip(*fields, strict=True)] if names else [{}] * len(array)
+        [dict(zip(names, cells, strict=True)) for cells in zip(*fields, strict=True)]
+        if names
+        else [{}] * len(array)
     )
     return _with_nulls(whole, array)
 
@@ -202,7 +241,10 @@ _SHAPES: tuple[tuple[str, Callable[[Any], list[Any]]], ...] = (
 def _with_nulls(values: list[Any], array: Any) -> list[Any]:
     if array.null_count == 0:
         return values
-    return [value if there else None for value, there in zip(values, array.is_valid().to_pylist(), strict=True)]
+    return [
+        value if there else None
+        for value, there in zip(values, array.is_valid().to_pylist(), strict=True)
+    ]
 
 
 def _fragment(text: str) -> Any:

@@ -1,4 +1,5 @@
-"""What a stream reads: blocks of records dealt to lanes, each of which can be read again at its cursor."""
+"""What a stream reads: blocks of records dealt to lanes, each of which can be read again at its
+cursor."""
 
 from __future__ import annotations
 
@@ -24,12 +25,14 @@ Result = TypeVar("Result")
 _MISTAKES = (TypeError, AttributeError, NameError, ImportError, AssertionError)
 
 PART_BITS = 44
-"""An origin is the number of its part (file, shard) times 2**44, plus the position in it: the first byte of a line, or a row."""
+"""An origin is the number of its part (file, shard) times 2**44, plus the position in it: the first
+byte of a line, or a row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Lines of JSON of one format. places: int64 [lines], the number of each in its block; None where they are all of it."""
+    """Lines of JSON of one format. places: int64 [lines], the number of each in its block; None
+    where they are all of it."""
 
     data: bytes
     format: str
@@ -38,7 +41,8 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Some records of one lane, in pieces of one format each. origins: int64 [lines]; after: cursor of the lane's next block."""
+    """Some records of one lane, in pieces of one format each. origins: int64 [lines]; after: cursor
+    of the lane's next block."""
 
     pieces: tuple[Piece, ...]
     origins: NDArray[np.int64]
@@ -47,7 +51,8 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Dealt:
-    """Which lanes of how many are read, in which pass. start: where each begins, from which it never goes back."""
+    """Which lanes of how many are read, in which pass. start: where each begins, from which it
+    never goes back."""
 
     lanes: tuple[int, ...]
     of: int
@@ -66,12 +71,14 @@ class Reader(Protocol):
         ...
 
     def read(self, lane: int, cursor: Cursor) -> Block | None:
-        """The block at a cursor, None after the last. What it raises may be met again: the block is then read once more."""
+        """The block at a cursor, None after the last. What it raises may be met again: the block is
+        then read once more."""
         ...
 
 
 class Source(Protocol):
-    """Where records come from. A part is a file, a shard or the whole; its number is in the origins."""
+    """Where records come from. A part is a file, a shard or the whole; its number is in the
+    origins."""
 
     @property
     def identity(self) -> Any:
@@ -87,11 +94,15 @@ class Source(Protocol):
         ...
 
 
-def insistently(call: Callable[[], Result], retries: int, pause: float, *, what: Callable[[], str]) -> Result:
-    """What `call` returns; where it raises, it is called again, up to `retries` times, after `pause` seconds, doubled each time.
+def insistently(
+    call: Callable[[], Result], retries: int, pause: float, *, what: Callable[[], str]
+) -> Result:
+    """What `call` returns; where it raises, it is called again, up to `retries` times, after
+    `pause` seconds, doubled each time.
 
-    Errors of ours say what is wrong already, and mistakes in a user's code do not go away by waiting: these are raised as they
-    are. what: called for what was tried. Raises SourceError, with the last error as its cause, where nothing helps.
+    Errors of ours say what is wrong already, and mistakes in a user's code do not go away by
+    waiting: these are raised as they are. what: called for what was tried. Raises SourceError, with
+    the last error as its cause, where nothing helps.
     """
     attempt = 0
     while True:
@@ -107,10 +118,17 @@ def insistently(call: Callable[[], Result], retries: int, pause: float, *, what:
 
 
 def _given_up(error: Exception, what: str, retries: int, pause: float) -> SourceError:
-    tried = f"{retries + 1} times with {pause * (2**retries - 1):g} s of waiting in between" if retries else "once"
+    tried = (
+        f"{retries + 1} times with {pause * (2**retries - 1):g} s of waiting in between"
+        if retries
+        else "once"
+    )
     return SourceError(
         f"{what} cannot be read; tried {tried}, and it raised {type(error).__name__}: {error}",
-        remedy="mend the source, or give the stream larger retries= and retry_wait=; iterated again, it goes on where it stood",
+        remedy=(
+            "mend the source, or give the stream larger retries= and retry_wait=; iterated again,"
+            " it goes on where it stood"
+        ),
     )
 
 
@@ -118,8 +136,8 @@ def _given_up(error: Exception, what: str, retries: int, pause: float) -> Source
 class LineFiles:
     """Plain files of lines, cut by byte ranges: any block is read by itself.
 
-    names: what to call the files; sizes: theirs when the stream was made; block: bytes; first_part: number of the first file
-    among all inputs.
+    names: what to call the files; sizes: theirs when the stream was made; block: bytes; first_part:
+    number of the first file among all inputs.
     """
 
     files: tuple[str, ...]
@@ -139,7 +157,8 @@ class LineFiles:
         for file, size in zip(self.files, self.sizes, strict=True):
             if os.path.getsize(file) != size:
                 raise InputChanged(
-                    f"{file} has {os.path.getsize(file):,} bytes, and had {size:,}", remedy="begin a new stream over the new file"
+                    f"{file} has {os.path.getsize(file):,} bytes, and had {size:,}",
+                    remedy="begin a new stream over the new file",
                 )
         return _LineReader(self, dealt)
 
@@ -178,7 +197,8 @@ class _LineReader:
         return Block((Piece(data, source.formats[part]),), origins, at + 1)
 
     def _blocks_of(self, lane: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """File and number of each block of a lane, in the order of the pass: int64 [blocks] each."""
+        """File and number of each block of a lane, in the order of the pass: int64 [blocks]
+        each."""
         source, dealt = self.source, self.dealt
         numbers = []
         for part, size in enumerate(source.sizes):
@@ -187,6 +207,8 @@ class _LineReader:
         parts = np.repeat(np.arange(len(numbers)), [len(n) for n in numbers])
         every = np.concatenate([np.empty(0, np.int64), *numbers])
         if dealt.shuffle:
-            order = np.random.Generator(np.random.Philox(key=mixed(dealt.seed, dealt.epoch, lane))).permutation(len(every))
+            order = np.random.Generator(
+                np.random.Philox(key=mixed(dealt.seed, dealt.epoch, lane))
+            ).permutation(len(every))
             parts, every = parts[order], every[order]
         return parts, every

@@ -27,7 +27,9 @@ class Chain:
     def locate(self, origin: int) -> tuple[str, int]:
         """As the input says that it is of."""
         part = origin >> PART_BITS
-        return self.sources[max(k for k, first in enumerate(self.first_parts) if first <= part)].locate(origin)
+        return self.sources[
+            max(k for k, first in enumerate(self.first_parts) if first <= part)
+        ].locate(origin)
 
 
 class _ChainReader:
@@ -58,5 +60,7 @@ class _ChainReader:
             lanes = tuple(lane for lane in self.dealt.lanes if starts[lane][0] <= number)
             begin = {lane: starts[lane][1] for lane in lanes if starts[lane][0] == number}
             d = self.dealt
-            self._readers[number] = self.source.sources[number].open(Dealt(lanes, d.of, d.epoch, d.seed, d.shuffle, begin))
+            self._readers[number] = self.source.sources[number].open(
+                Dealt(lanes, d.of, d.epoch, d.seed, d.shuffle, begin)
+            )
         return self._readers[number]

@@ -14,11 +14,19 @@ def to_hf(stream: Any, *, shards: int = 1, epochs: int | None = 1) -> Any:
     import datasets
     import numpy as np
 
-    kinds = {"input_ids": "int32", "position_ids": np.dtype(position_dtype(stream.max_length)).name, "completion_mask": "bool"}
+    kinds = {
+        "input_ids": "int32",
+        "position_ids": np.dtype(position_dtype(stream.max_length)).name,
+        "completion_mask": "bool",
+    }
     kinds |= {"seq_lengths": "int32", "origin": "int64"}
-    features = datasets.Features({name: datasets.List(datasets.Value(kind)) for name, kind in kinds.items()})
+    features = datasets.Features(
+        {name: datasets.List(datasets.Value(kind)) for name, kind in kinds.items()}
+    )
     parts = [stream.share(number, shards) for number in range(shards)]
-    return datasets.IterableDataset.from_generator(_rows, features=features, gen_kwargs={"parts": parts, "epochs": epochs})
+    return datasets.IterableDataset.from_generator(
+        _rows, features=features, gen_kwargs={"parts": parts, "epochs": epochs}
+    )
 
 
 def columns_of(pack: Pack) -> dict[str, Any]:
@@ -34,7 +42,8 @@ def columns_of(pack: Pack) -> dict[str, Any]:
 
 def _rows(parts: list[Any], epochs: int | None) -> Iterator[dict[str, Any]]:
     for part in parts:
-        # `datasets` calls this for every iteration and expects the same rows: the stream itself is left where it stands.
+        # `datasets` calls this for every iteration and expects the same rows: the stream itself is
+        # left where it stands.
         own = part.share(0, 1)
         done = 0
         while epochs is None or done < epochs:

@@ -1,4 +1,5 @@
-"""One lane of a stream: its blocks tokenized, its window packed, and where it stands, as a small state."""
+"""One lane of a stream: its blocks tokenized, its window packed, and where it stands, as a small
+state."""
 
 from __future__ import annotations
 
@@ -24,19 +25,22 @@ from sftprep.stream.mixture import in_places
 from sftprep.tokenize.spot import spot_numbers
 
 LaneState = dict[str, Any]
-"""JSON. taken: packs handed out; window: what was held when the window was last packed, None before the first time."""
+"""JSON. taken: packs handed out; window: what was held when the window was last packed, None before
+the first time."""
 
 _SHIFT = 32
 _AWAY, _WAITING, _CARRIED = ord("."), ord("+"), ord("A")
-"""A character a sequence of a block: gone; not in the window yet; in the window, carried so often (A: never, B: once ...)."""
+"""A character a sequence of a block: gone; not in the window yet; in the window, carried so often
+(A: never, B: once ...)."""
 
 
 @dataclass(frozen=True, slots=True)
 class LaneRules:
     """What all lanes of a pass have in common.
 
-    buffer: packs that one is drawn from, 0 for the order of the window; retries, pause: how often a block is read again when
-    its source raises, and the seconds before the first time, doubled each time.
+    buffer: packs that one is drawn from, 0 for the order of the window; retries, pause: how often a
+    block is read again when its source raises, and the seconds before the first time, doubled each
+    time.
     """
 
     capacity: int
@@ -61,7 +65,8 @@ class _Held:
 
 @dataclass(slots=True)
 class Lane:
-    """The packs of one lane, in order. told: called with a block and each record of it that cannot be used; may raise."""
+    """The packs of one lane, in order. told: called with a block and each record of it that cannot
+    be used; may raise."""
 
     number: int
     reader: Reader
@@ -87,19 +92,24 @@ class Lane:
 
     def __post_init__(self) -> None:
         rules = self.rules
-        self._window = CarryingWindow(rules.capacity, rules.window, seed=mixed(rules.seed, rules.epoch), lane=self.number)
+        self._window = CarryingWindow(
+            rules.capacity, rules.window, seed=mixed(rules.seed, rules.epoch), lane=self.number
+        )
 
     def next(self) -> Pack | None:
-        """The next pack, None at the end. Raises what the source raises again and again, and what `told` raises."""
+        """The next pack, None at the end. Raises what the source raises again and again, and what
+        `told` raises."""
         pack = self._draw()
         return None if pack is None else self._assembled(pack)
 
     def state(self) -> LaneState:
-        """Where it stands, for `restore`. The part that is not a number is made anew only when a window was packed."""
+        """Where it stands, for `restore`. The part that is not a number is made anew only when a
+        window was packed."""
         return {"taken": self.taken, "ended": self.ended, "window": self._snapshot}
 
     def restore(self, state: LaneState) -> None:
-        """Stand where another lane stood. Blocks of which sequences were held are read and tokenized again."""
+        """Stand where another lane stood. Blocks of which sequences were held are read and
+        tokenized again."""
         snapshot = state["window"]
         self.taken, self.ended = state["taken"], state["ended"]
         if snapshot is None:
@@ -109,11 +119,17 @@ class Lane:
             self._snapshot = snapshot
             return
         self.taken = snapshot["taken"]
-        self._next, self._dry, self._window.number = snapshot["next"], snapshot["dry"], snapshot["number"]
+        self._next, self._dry, self._window.number = (
+            snapshot["next"],
+            snapshot["dry"],
+            snapshot["number"],
+        )
         for serial, (cursor, marks) in enumerate(snapshot["blocks"]):
             self._put_back(serial, cursor, np.frombuffer(marks.encode("ascii"), np.uint8))
         self._serial = len(snapshot["blocks"])
-        self._pool = [np.array([(s << _SHIFT) + k for s, k in pack], np.int64) for pack in snapshot["pool"]]
+        self._pool = [
+            np.array([(s << _SHIFT) + k for s, k in pack], np.int64) for pack in snapshot["pool"]
+        ]
         for serial in (s for pack in snapshot["pool"] for s, _ in pack):
             self._blocks[serial].left += 1
         self._pack_window()
@@ -122,7 +138,7 @@ class Lane:
             assert pack is not None
             self._release(pack)
 
-    # --- packs -----------------------------------------------------------------------------------------------------------
+    # --- packs ------------------------------------------------------------------------------------
 
     def _draw(self) -> NDArray[np.int64] | None:
         """References of the next pack, which counts as taken from now on."""
@@ -132,7 +148,11 @@ class Lane:
             self.ended = True
             return None
         rules = self.rules
-        at = mixed(rules.seed, rules.epoch, self.number, self.taken) % len(self._pool) if rules.buffer else 0
+        at = (
+            mixed(rules.seed, rules.epoch, self.number, self.taken) % len(self._pool)
+            if rules.buffer
+            else 0
+        )
         self.taken += 1
         return self._pool.pop(at)
 
@@ -150,7 +170,11 @@ class Lane:
         window = self._window
         if self.rules.packing == "none":
             packs = [window.members[k : k + 1] for k in range(window.members.size)]
-            window.members, window.lengths, window.waits = window.members[:0], window.lengths[:0], window.waits[:0]
+            window.members, window.lengths, window.waits = (
+                window.members[:0],
+                window.lengths[:0],
+                window.waits[:0],
+            )
             window.number += 1
         else:
             emission = window.pack(flush=window.room > 0)
@@ -159,7 +183,10 @@ class Lane:
 
     def _assembled(self, pack: NDArray[np.int64]) -> Pack:
         places = [(self._blocks[ref >> _SHIFT], ref & ((1 << _SHIFT) - 1)) for ref in pack.tolist()]
-        bounds = [(held.batch, int(held.batch.offsets[k]), int(held.batch.offsets[k + 1])) for held, k in places]
+        bounds = [
+            (held.batch, int(held.batch.offsets[k]), int(held.batch.offsets[k + 1]))
+            for held, k in places
+        ]
         lengths = np.array([end - begin for _, begin, end in bounds], np.int32)
         mask = np.concatenate([batch.completion_mask[begin:end] for batch, begin, end in bounds])
         made = Pack(
@@ -181,7 +208,7 @@ class Lane:
             if held.left == 0:
                 del self._blocks[ref >> _SHIFT]
 
-    # --- blocks ----------------------------------------------------------------------------------------------------------
+    # --- blocks -----------------------------------------------------------------------------------
 
     def _read(self) -> bool:
         """Tokenize the next block that has a sequence; False where the source has ended."""
@@ -199,7 +226,9 @@ class Lane:
                 self.told(block, rejected)
             self._next = block.after
             if len(batch.offsets) > 1:
-                self._blocks[self._serial] = _Held(cursor, batch, block.origins, len(batch.offsets) - 1)
+                self._blocks[self._serial] = _Held(
+                    cursor, batch, block.origins, len(batch.offsets) - 1
+                )
                 self._waiting = (self._serial, 0)
                 self._serial += 1
                 return True
@@ -211,7 +240,9 @@ class Lane:
         batch = self._blocks[serial].batch
         count = len(batch.offsets) - 1
         last = min(count, first + self._window.room)
-        self._window.add((serial << _SHIFT) + np.arange(first, last), batch.lengths[first:last].astype(np.int32))
+        self._window.add(
+            (serial << _SHIFT) + np.arange(first, last), batch.lengths[first:last].astype(np.int32)
+        )
         self._waiting = None if last == count else (serial, last)
 
     def _block_at(self, cursor: Cursor) -> Block | None:
@@ -233,17 +264,20 @@ class Lane:
     def _prepared_piece(self, piece: Piece, lines: int) -> TokenBatch:
         seed = xxhash.xxh3_64_intdigest(piece.data)
         if self._window.number == 0:
-            # The first packs are not to wait for the reference encoder, as small builds do not: no text of theirs is checked.
+            # The first packs are not to wait for the reference encoder, as small builds do not: no
+            # text of theirs is checked.
             while spot_numbers(lines if piece.places is None else len(piece.places), seed):
                 seed += 1
         return self.preparer.prepare(piece.data, piece.format, seed=seed)
 
-    # --- the state -------------------------------------------------------------------------------------------------------
+    # --- the state --------------------------------------------------------------------------------
 
     def _taken_down(self) -> LaneState:
         """The window before it is packed, by the cursors of its blocks."""
         place = {serial: number for number, serial in enumerate(self._blocks)}
-        marks = [np.full(len(held.batch.offsets) - 1, _AWAY, np.uint8) for held in self._blocks.values()]
+        marks = [
+            np.full(len(held.batch.offsets) - 1, _AWAY, np.uint8) for held in self._blocks.values()
+        ]
         serials, rows = self._window.members >> _SHIFT, self._window.members & ((1 << _SHIFT) - 1)
         signs = (_CARRIED + self._window.waits).astype(np.uint8)
         for serial in np.unique(serials).tolist():
@@ -256,8 +290,14 @@ class Lane:
             "number": self._window.number,
             "next": self._next,
             "dry": self._dry,
-            "blocks": [[held.cursor, m.tobytes().decode("ascii")] for held, m in zip(self._blocks.values(), marks, strict=True)],
-            "pool": [[[place[ref >> _SHIFT], ref & ((1 << _SHIFT) - 1)] for ref in pack.tolist()] for pack in self._pool],
+            "blocks": [
+                [held.cursor, m.tobytes().decode("ascii")]
+                for held, m in zip(self._blocks.values(), marks, strict=True)
+            ],
+            "pool": [
+                [[place[ref >> _SHIFT], ref & ((1 << _SHIFT) - 1)] for ref in pack.tolist()]
+                for pack in self._pool
+            ],
             "counts": dict(self.counts),
         }
 
@@ -268,23 +308,32 @@ class Lane:
         if block is None or batch is None or len(batch.offsets) - 1 != marks.size:
             raise MismatchError(
                 f"lane {self.number} does not hold the records any more that its state names",
-                remedy="go on with the data and settings that the state was made with, or begin a new stream",
+                remedy=(
+                    "go on with the data and settings that the state was made with, or begin a new"
+                    " stream"
+                ),
             )
         inside = (marks >= _CARRIED) & (marks <= _CARRIED + MOST_WAITS)
         rows, waiting = np.flatnonzero(inside), np.flatnonzero(marks == _WAITING)
         self._blocks[serial] = _Held(cursor, batch, block.origins, 0)
         refs = (serial << _SHIFT) + rows
-        self._window.add(refs, batch.lengths[rows].astype(np.int32), marks[rows].astype(np.int32) - _CARRIED)
+        self._window.add(
+            refs, batch.lengths[rows].astype(np.int32), marks[rows].astype(np.int32) - _CARRIED
+        )
         if waiting.size:
             self._waiting = (serial, int(waiting[0]))
         self._blocks[serial].left = rows.size + waiting.size
 
 
-def _weights(bounds: list[tuple[TokenBatch, int, int]], mask: NDArray[np.bool_]) -> NDArray[np.float32] | None:
-    """What the tokens of a pack weigh, None where no sequence in it comes from a block that says so."""
+def _weights(
+    bounds: list[tuple[TokenBatch, int, int]], mask: NDArray[np.bool_]
+) -> NDArray[np.float32] | None:
+    """What the tokens of a pack weigh, None where no sequence in it comes from a block that says
+    so."""
     if all(batch.loss_weights is None for batch, _, _ in bounds):
         return None
     parts = [
-        np.ones(end - begin, np.float32) if b.loss_weights is None else b.loss_weights[begin:end] for b, begin, end in bounds
+        np.ones(end - begin, np.float32) if b.loss_weights is None else b.loss_weights[begin:end]
+        for b, begin, end in bounds
     ]
     return np.concatenate(parts) * mask

@@ -25,12 +25,14 @@ _GOLDEN = 0.6180339887498949
 
 @dataclass(frozen=True)
 class Mixture:
-    """Several sources side by side: of each lane's records, source k gives the share weights[k] / sum(weights).
+    """Several sources side by side: of each lane's records, source k gives the share weights[k] /
+    sum(weights).
 
-    sources: whatever a stream takes; weights: positive. stop: "all", a source that has ended leaves its share to the others
-    until all have; "first", a lane ends with the first source that ends in it, and at once where one has no record for it.
-    Of two sources, each is less than one record away from its share in every lane after every record (of n sources less than
-    n - 1), and the lanes begin at different points of the turn, so that this does not add up over them.
+    sources: whatever a stream takes; weights: positive. stop: "all", a source that has ended leaves
+    its share to the others until all have; "first", a lane ends with the first source that ends in
+    it, and at once where one has no record for it. Of two sources, each is less than one record
+    away from its share in every lane after every record (of n sources less than n - 1), and the
+    lanes begin at different points of the turn, so that this does not add up over them.
     """
 
     sources: Sequence[Any]
@@ -40,10 +42,13 @@ class Mixture:
     def __post_init__(self) -> None:
         if len(self.sources) != len(self.weights) or not self.sources:
             raise ConfigError(
-                f"{len(self.sources)} sources have {len(self.weights)} weights", remedy="give one weight for each source"
+                f"{len(self.sources)} sources have {len(self.weights)} weights",
+                remedy="give one weight for each source",
             )
         if not all(0 < weight < float("inf") for weight in self.weights):
-            raise ConfigError(f"the weights are {list(self.weights)}", remedy="give positive numbers")
+            raise ConfigError(
+                f"the weights are {list(self.weights)}", remedy="give positive numbers"
+            )
         if self.stop not in ("all", "first"):
             raise ConfigError(f"stop is {self.stop!r}", remedy="choose one of: all, first")
 
@@ -60,7 +65,12 @@ class Mixed:
     @property
     def identity(self) -> Any:
         """Sources, weights, when it stops, and the rule of the turns."""
-        return [[source.identity for source in self.sources], list(self.weights), self.stop, "by records"]
+        return [
+            [source.identity for source in self.sources],
+            list(self.weights),
+            self.stop,
+            "by records",
+        ]
 
     def open(self, dealt: Dealt) -> Reader:
         """Every source is read by the lanes of the stream."""
@@ -69,7 +79,9 @@ class Mixed:
     def locate(self, origin: int) -> tuple[str, int]:
         """As the source says that it is of."""
         part = origin >> PART_BITS
-        return self.sources[max(k for k, first in enumerate(self.first_parts) if first <= part)].locate(origin)
+        return self.sources[
+            max(k for k, first in enumerate(self.first_parts) if first <= part)
+        ].locate(origin)
 
 
 def in_places(batches: Sequence[TokenBatch], places: Sequence[NDArray[np.int64]]) -> TokenBatch:
@@ -80,7 +92,9 @@ def in_places(batches: Sequence[TokenBatch], places: Sequence[NDArray[np.int64]]
     counts: Counter[str] = Counter()
     for batch in batches:
         counts.update(batch.counts)
-    origins = np.concatenate([place[batch.origin] for batch, place in zip(batches, places, strict=True)])
+    origins = np.concatenate(
+        [place[batch.origin] for batch, place in zip(batches, places, strict=True)]
+    )
     lengths = np.concatenate([batch.lengths for batch in batches])
     joined = TokenBatch(
         np.concatenate([batch.input_ids for batch in batches]),
@@ -106,7 +120,12 @@ def _weights(batches: Sequence[TokenBatch]) -> NDArray[np.float32] | None:
     if all(batch.loss_weights is None for batch in batches):
         return None
     return np.concatenate(
-        [np.ones(len(batch.input_ids), np.float32) if batch.loss_weights is None else batch.loss_weights for batch in batches]
+        [
+            np.ones(len(batch.input_ids), np.float32)
+            if batch.loss_weights is None
+            else batch.loss_weights
+            for batch in batches
+        ]
     )
 
 
@@ -122,7 +141,8 @@ class _Stock:
 
 @dataclass(slots=True)
 class _Place:
-    """Where a lane stands in one source: cursor of a block, lines taken of it; records taken in all; 1 where it has ended."""
+    """Where a lane stands in one source: cursor of a block, lines taken of it; records taken in
+    all; 1 where it has ended."""
 
     cursor: Cursor = None
     line: int = 0
@@ -139,14 +159,22 @@ class _MixedReader:
         self._readers = [
             one.open(
                 Dealt(
-                    d.lanes, d.of, d.epoch, d.seed, d.shuffle, {lane: at[k][0] for lane, at in d.start.items() if at is not None}
+                    d.lanes,
+                    d.of,
+                    d.epoch,
+                    d.seed,
+                    d.shuffle,
+                    {lane: at[k][0] for lane, at in d.start.items() if at is not None},
                 )
             )
             for k, one in enumerate(source.sources)
         ]
         self._last = 0
-        # What the block being made is taken from. It stays where a source raises: going back means a new start to some.
-        self._stocks: dict[int, list[list[_Stock]]] = {lane: [[] for _ in self._readers] for lane in d.lanes}
+        # What the block being made is taken from. It stays where a source raises: going back means
+        # a new start to some.
+        self._stocks: dict[int, list[list[_Stock]]] = {
+            lane: [[] for _ in self._readers] for lane in d.lanes
+        }
 
     @property
     def reading(self) -> str:
@@ -181,7 +209,11 @@ class _MixedReader:
     def _turn(self, lane: int, places: list[_Place]) -> int | None:
         """The source that is furthest behind its share, None where the lane ends."""
         weights = self.source.weights
-        due = [((place.taken + _phase(lane, self._of, k)) / weights[k], k) for k, place in enumerate(places) if not place.ended]
+        due = [
+            ((place.taken + _phase(lane, self._of, k)) / weights[k], k)
+            for k, place in enumerate(places)
+            if not place.ended
+        ]
         if not due:
             return None
         first, turn = min(due)
@@ -192,7 +224,8 @@ class _MixedReader:
         return turn
 
     def _filled(self, lane: int, k: int, place: _Place) -> _Stock | None:
-        """The block that holds the next line of a source, to which its place is moved; None where the source has ended."""
+        """The block that holds the next line of a source, to which its place is moved; None where
+        the source has ended."""
         while not place.ended:
             stock = self._stock(lane, k, place.cursor)
             if stock is None:
@@ -217,7 +250,8 @@ class _MixedReader:
 
 
 def _phase(lane: int, of: int, k: int) -> float:
-    """Where in its turn a source begins in a lane, from 0 to 1: spread evenly over the lanes, and differently for each source."""
+    """Where in its turn a source begins in a lane, from 0 to 1: spread evenly over the lanes, and
+    differently for each source."""
     return ((lane + 0.5) / of + k * _GOLDEN) % 1.0
 
 
@@ -227,7 +261,9 @@ def _lines(block: Block) -> list[tuple[bytes, str, bool]]:
     for piece in block.pieces:
         lines = piece.data.split(b"\n")
         numbers = range(len(block.origins)) if piece.places is None else piece.places.tolist()
-        for number, line in zip(numbers, lines, strict=False):  # after the last newline nothing comes
+        for number, line in zip(
+            numbers, lines, strict=False
+        ):  # after the last newline nothing comes
             found[number] = (line + b"\n", piece.format, not line.strip())
     return found
 

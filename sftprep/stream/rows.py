@@ -16,7 +16,8 @@ ROWS = 64
 """Records in a block."""
 
 Lines = Callable[[int, int], Iterator[bytes]]
-"""Called with the epoch and a number, gives the records from that number on, a line of JSON each."""
+"""Called with the epoch and a number, gives the records from that number on, a line of JSON
+each."""
 
 Mark = tuple[int, Any]
 """Number of a record, and the state of the source before it."""
@@ -37,9 +38,11 @@ class Markable(Protocol):
 
 @dataclass(frozen=True)
 class Rows:
-    """Every k-th record of something that gives its records again from any number on, at the cost of passing those before.
+    """Every k-th record of something that gives its records again from any number on, at the cost
+    of passing those before.
 
-    part: number of this input; name, known: what to call it, and what tells it from others in a state.
+    part: number of this input; name, known: what to call it, and what tells it from others in a
+    state.
     """
 
     lines: Lines
@@ -63,11 +66,12 @@ class Rows:
 
 
 class _RowReader:
-    """Cursor: how many records of the lane come before; where the source can be marked, a list with a mark before it as well.
+    """Cursor: how many records of the lane come before; where the source can be marked, a list with
+    a mark before it as well.
 
-    The iterator runs as far as the lane that has read most; what comes by for the others waits in their queues. Where a lane
-    needs what has gone by, or the iterator broke, it begins again at the first record that any lane still wants, from the last
-    mark before that.
+    The iterator runs as far as the lane that has read most; what comes by for the others waits in
+    their queues. Where a lane needs what has gone by, or the iterator broke, it begins again at the
+    first record that any lane still wants, from the last mark before that.
     """
 
     def __init__(self, source: Rows, dealt: Dealt) -> None:
@@ -75,11 +79,15 @@ class _RowReader:
         self.reading = source.name
         begin = {lane: _parsed(dealt.start.get(lane)) for lane in dealt.lanes}
         self._wanted = {lane: at for lane, (at, _) in begin.items()}
-        self._marks: list[Mark] = sorted((mark for _, mark in begin.values() if mark is not None), key=lambda mark: mark[0])
+        self._marks: list[Mark] = sorted(
+            (mark for _, mark in begin.values() if mark is not None), key=lambda mark: mark[0]
+        )
         self._queues: dict[int, deque[bytes]] = {}
         self._rest: Iterator[bytes] | None = None
         self._next = 0
-        self._begun = self._ended = False  # an iterator says where it stands only when it has been asked for something
+        self._begun = self._ended = (
+            False  # an iterator says where it stands only when it has been asked for something
+        )
 
     def read(self, lane: int, cursor: Cursor) -> Block | None:
         at, mark = _parsed(cursor)
@@ -101,7 +109,11 @@ class _RowReader:
             return None
         rows = self._row(lane, at) + np.arange(len(lines), dtype=np.int64) * self.dealt.of
         after = self._cursor(lane, at + len(lines))
-        return Block((Piece(b"".join(lines), self.source.format),), rows + (self.source.part << PART_BITS), after)
+        return Block(
+            (Piece(b"".join(lines), self.source.format),),
+            rows + (self.source.part << PART_BITS),
+            after,
+        )
 
     def _cursor(self, lane: int, at: int) -> Cursor:
         row = self._row(lane, at)
@@ -143,7 +155,9 @@ class _RowReader:
 
     def _put_mark(self) -> None:
         """Remember where the source stands, and forget the marks that no lane will begin at."""
-        if not isinstance(self.source.lines, Markable) or (self._marks and self._marks[-1][0] >= self._next):
+        if not isinstance(self.source.lines, Markable) or (
+            self._marks and self._marks[-1][0] >= self._next
+        ):
             return
         state = self.source.lines.mark()
         if state is None:

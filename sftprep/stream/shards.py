@@ -1,4 +1,5 @@
-"""A `datasets.IterableDataset` whose lanes are its shards: each goes on from its own state, so a resume costs nothing."""
+"""A `datasets.IterableDataset` whose lanes are its shards: each goes on from its own state, so a
+resume costs nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from sftprep.stream.rows import ROWS
 
 @dataclass(frozen=True)
 class ShardedDataset:
-    """data: an IterableDataset with at least as many shards as there are lanes; lane k has the shards k, k + lanes, ..."""
+    """data: an IterableDataset with at least as many shards as there are lanes; lane k has the
+    shards k, k + lanes, ..."""
 
     data: Any
     format: str
@@ -42,7 +44,8 @@ class ShardedDataset:
 def goes_on_exactly(data: Any) -> bool:
     """Whether an IterableDataset goes on from its `state_dict` where it was.
 
-    Shuffle buffers do not: `datasets` fills them anew and loses what they held. The stream then passes what was read once more.
+    Shuffle buffers do not: `datasets` fills them anew and loses what they held. The stream then
+    passes what was read once more.
     """
     waiting, names = [getattr(data, "_ex_iterable", None)], set()
     while waiting:
@@ -53,11 +56,16 @@ def goes_on_exactly(data: Any) -> bool:
         waiting += getattr(one, "ex_iterables", None) or []
     # Tables that are put together anew may lose some rows too, says `datasets`.
     plain = getattr(data, "_formatting", None) is None
-    return plain and hasattr(data, "load_state_dict") and not any("Shuffled" in name or name == "NoneType" for name in names)
+    return (
+        plain
+        and hasattr(data, "load_state_dict")
+        and not any("Shuffled" in name or name == "NoneType" for name in names)
+    )
 
 
 class _ShardReader:
-    """Cursor: how many records of the lane come before, and the state of its data set there (None: pass them again)."""
+    """Cursor: how many records of the lane come before, and the state of its data set there (None:
+    pass them again)."""
 
     def __init__(self, source: ShardedDataset, dealt: Dealt) -> None:
         self.source, self.dealt = source, dealt
@@ -76,7 +84,9 @@ class _ShardReader:
             if state is not None:
                 data.load_state_dict(copy.deepcopy(state))
             rows = iter(data) if state is not None else islice(iter(data), at, None)
-        taken = list(islice(rows, ROWS))  # raises what the source raises: the iterator is dropped then
+        taken = list(
+            islice(rows, ROWS)
+        )  # raises what the source raises: the iterator is dropped then
         if not taken:
             return None
         after = at + len(taken)
@@ -84,4 +94,6 @@ class _ShardReader:
         origins = np.arange(at, after, dtype=np.int64) + ((self.source.part + lane) << PART_BITS)
         lines = rows_to_lines(taken, strip_nulls=self.source.strip_nulls)
         pieces = (Piece(lines, self.source.format),)
-        return Block(pieces, origins, [after, copy.deepcopy(data.state_dict()) if self._exact else None])
+        return Block(
+            pieces, origins, [after, copy.deepcopy(data.state_dict()) if self._exact else None]
+        )

@@ -1,4 +1,5 @@
-"""What a stream can be made of: paths, data sets, functions that give records, and mixtures of them."""
+"""What a stream can be made of: paths, data sets, functions that give records, and mixtures of
+them."""
 
 from __future__ import annotations
 
@@ -33,9 +34,10 @@ _PIECE = 1 << 20
 def open_source(given: Any, config: BuildConfig, recipe: Recipe) -> Source:
     """A source for what the user gave; its first records are looked at.
 
-    given: paths, globs, folders or names on the Hub; a `datasets.Dataset` or `IterableDataset`; a sequence of records; a function
-    that returns a new iterator over the records each time, the same ones; a Mixture of such.
-    Raises ConfigError for anything else, and what reading and detecting formats raise.
+    given: paths, globs, folders or names on the Hub; a `datasets.Dataset` or `IterableDataset`; a
+    sequence of records; a function that returns a new iterator over the records each time, the same
+    ones; a Mixture of such. Raises ConfigError for anything else, and what reading and detecting
+    formats raise.
     """
     return _opened(given, config, recipe, 0)[0]
 
@@ -48,34 +50,72 @@ def _opened(given: Any, config: BuildConfig, recipe: Recipe, part: int) -> tuple
             firsts.append(part)
             source, part = _opened(one, config, recipe, part)
             sources.append(source)
-        return Mixed(tuple(sources), tuple(float(w) for w in given.weights), given.stop, tuple(firsts)), part
+        return (
+            Mixed(
+                tuple(sources), tuple(float(w) for w in given.weights), given.stop, tuple(firsts)
+            ),
+            part,
+        )
     if isinstance(given, (str, os.PathLike)):
         return _files((os.fspath(given),), config, recipe, part)
-    if isinstance(given, Sequence) and given and all(isinstance(one, (str, os.PathLike)) for one in given):
+    if (
+        isinstance(given, Sequence)
+        and given
+        and all(isinstance(one, (str, os.PathLike)) for one in given)
+    ):
         return _files(tuple(os.fspath(one) for one in given), config, recipe, part)
     if hasattr(given, "num_shards") and hasattr(given, "load_state_dict"):
         return _iterable_dataset(given, config, recipe, part)
     if callable(given):
         _refuse_one_iterator(given)
-        return _rows(FunctionLines(given, config.read.strip_nulls), _called(given), None, config, recipe, part)
-    if hasattr(given, "__getitem__") and hasattr(given, "__len__") and not isinstance(given, Mapping):
-        return _rows(SequenceLines(given, config.read.strip_nulls), f"{len(given):,} records", len(given), config, recipe, part)
+        return _rows(
+            FunctionLines(given, config.read.strip_nulls),
+            _called(given),
+            None,
+            config,
+            recipe,
+            part,
+        )
+    if (
+        hasattr(given, "__getitem__")
+        and hasattr(given, "__len__")
+        and not isinstance(given, Mapping)
+    ):
+        return _rows(
+            SequenceLines(given, config.read.strip_nulls),
+            f"{len(given):,} records",
+            len(given),
+            config,
+            recipe,
+            part,
+        )
     raise ConfigError(
         f"a stream cannot be made of a {type(given).__name__}",
-        remedy="give paths, a data set, a list of records, or a function that returns a new iterator over them each time",
+        remedy=(
+            "give paths, a data set, a list of records, or a function that returns a new iterator"
+            " over them each time"
+        ),
     )
 
 
-def _files(names: tuple[str, ...], config: BuildConfig, recipe: Recipe, part: int) -> tuple[Source, int]:
+def _files(
+    names: tuple[str, ...], config: BuildConfig, recipe: Recipe, part: int
+) -> tuple[Source, int]:
     """Plain files of lines side by side are one source, so that a shuffled pass mixes them all."""
     strip = config.read.strip_nulls
     found = [file for name in names for file in _found(name, config)]
     refuse_twice([file.path for file in found])
     lines = [FileLines(file.path, strip) for file in found]
-    formats = [format_of(file.name, _objects(each(0, 0)), config, recipe) for file, each in zip(found, lines, strict=True)]
+    formats = [
+        format_of(file.name, _objects(each(0, 0)), config, recipe)
+        for file, each in zip(found, lines, strict=True)
+    ]
     plain = [is_plain(file.path) and not strip for file in found]
     sizes = [os.path.getsize(file.path) for file in found]
-    block = block_bytes([size for size, file in zip(sizes, found, strict=True) if is_plain(file.path)], config.pack.lanes)
+    block = block_bytes(
+        [size for size, file in zip(sizes, found, strict=True) if is_plain(file.path)],
+        config.pack.lanes,
+    )
     sources: list[Source] = []
     firsts: list[int] = []
     at = 0
@@ -84,41 +124,68 @@ def _files(names: tuple[str, ...], config: BuildConfig, recipe: Recipe, part: in
         while plain[at] and end < len(found) and plain[end]:
             end += 1
         if plain[at]:
-            paths, shown = tuple(file.path for file in found[at:end]), tuple(file.name for file in found[at:end])
-            sources.append(LineFiles(paths, shown, tuple(formats[at:end]), tuple(sizes[at:end]), block, part + at))
+            paths, shown = (
+                tuple(file.path for file in found[at:end]),
+                tuple(file.name for file in found[at:end]),
+            )
+            sources.append(
+                LineFiles(
+                    paths, shown, tuple(formats[at:end]), tuple(sizes[at:end]), block, part + at
+                )
+            )
         else:
             sources.append(Rows(lines[at], found[at].name, formats[at], part + at, sizes[at]))
         firsts.append(part + at)
         at = end
-    return (sources[0] if len(sources) == 1 else Chain(tuple(sources), tuple(firsts))), part + len(found)
+    return (sources[0] if len(sources) == 1 else Chain(tuple(sources), tuple(firsts))), part + len(
+        found
+    )
 
 
 def _found(name: str, config: BuildConfig) -> list[HubFile]:
     read = config.read
     if is_hub_name(name):
-        return hub_files(name, config_name=read.config_name, split=read.split, revision=read.revision)
+        return hub_files(
+            name, config_name=read.config_name, split=read.split, revision=read.revision
+        )
     return [HubFile(file, file) for file in find_files((name,), read.split)]
 
 
-def _iterable_dataset(given: Any, config: BuildConfig, recipe: Recipe, part: int) -> tuple[Source, int]:
+def _iterable_dataset(
+    given: Any, config: BuildConfig, recipe: Recipe, part: int
+) -> tuple[Source, int]:
     if given.num_shards < config.pack.lanes:
         return _rows(
-            DatasetLines(copy.copy(given), config.read.strip_nulls), "the data set", int(given.num_shards), config, recipe, part
+            DatasetLines(copy.copy(given), config.read.strip_nulls),
+            "the data set",
+            int(given.num_shards),
+            config,
+            recipe,
+            part,
         )
-    name = format_of("the data set", (dict(row) for row in islice(iter(given), _DETECT_FROM)), config, recipe)
+    name = format_of(
+        "the data set", (dict(row) for row in islice(iter(given), _DETECT_FROM)), config, recipe
+    )
     return ShardedDataset(given, name, config.read.strip_nulls, part), part + config.pack.lanes
 
 
-def _rows(lines: Lines, name: str, known: Any, config: BuildConfig, recipe: Recipe, part: int) -> tuple[Source, int]:
-    return Rows(lines, name, format_of(name, _objects(lines(0, 0)), config, recipe), part, known), part + 1
+def _rows(
+    lines: Lines, name: str, known: Any, config: BuildConfig, recipe: Recipe, part: int
+) -> tuple[Source, int]:
+    return (
+        Rows(lines, name, format_of(name, _objects(lines(0, 0)), config, recipe), part, known),
+        part + 1,
+    )
 
 
-# Each of these gives the lines of an epoch from a number on. They are classes because they travel to loader workers.
+# Each of these gives the lines of an epoch from a number on. They are classes because they travel
+# to loader workers.
 
 
 @dataclass(frozen=True)
 class FileLines:
-    """Lines or rows of a file; ranges of a table that come before are not read. strip_nulls: leave out keys with null."""
+    """Lines or rows of a file; ranges of a table that come before are not read. strip_nulls: leave
+    out keys with null."""
 
     file: str
     strip_nulls: bool = False
@@ -183,12 +250,16 @@ class DatasetLines:
 
 
 def _refuse_one_iterator(function: Callable[[], Any]) -> None:
-    """Raise ConfigError where a function gives the same iterator each time: what one pass has read, the next would lack."""
+    """Raise ConfigError where a function gives the same iterator each time: what one pass has read,
+    the next would lack."""
     made = function()
     if isinstance(made, Iterator) and function() is made:
         raise ConfigError(
             f"the function {_called(function)} gives the same iterator each time",
-            remedy="make the iterator inside the function: a stream reads its records anew in each pass, and after a resume",
+            remedy=(
+                "make the iterator inside the function: a stream reads its records anew in each"
+                " pass, and after a resume"
+            ),
         )
 
 

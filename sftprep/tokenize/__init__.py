@@ -1,1 +1,2 @@
-"""Texts to ids: which tokenizer (load, spec), which encoder (probe, fast, hf), and whether it tells the truth (probe, spot)."""
+"""Texts to ids: which tokenizer (load, spec), which encoder (probe, fast, hf), and whether it tells
+the truth (probe, spot)."""

@@ -1,4 +1,5 @@
-"""The child of beside.py: reads a tokenizer from stdin, and gives the ids of batches of texts to whoever connects.
+"""The child of beside.py: reads a tokenizer from stdin, and gives the ids of batches of texts to
+whoever connects.
 
 It imports little, and no NumPy: it is there to have loaded the tokenizer before anybody else has.
 """
@@ -34,14 +35,18 @@ def _serve() -> None:
 def _accept(listener: Listener, tokenizer: Any) -> None:
     while True:
         with contextlib.suppress(Exception):  # one that does not know the key, or is gone already
-            threading.Thread(target=_answer, args=(listener.accept(), tokenizer), daemon=True).start()
+            threading.Thread(
+                target=_answer, args=(listener.accept(), tokenizer), daemon=True
+            ).start()
 
 
 def _answer(asker: Connection, tokenizer: Any) -> None:
     """Texts that cannot be encoded end the connection, and the asker finds out why itself."""
     with asker, contextlib.suppress(Exception):
         while True:
-            asker.send([tokenizer.encode(text, add_special_tokens=False).ids for text in asker.recv()])
+            asker.send(
+                [tokenizer.encode(text, add_special_tokens=False).ids for text in asker.recv()]
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The reference encoder in a process beside this one (answers.py): it loads there once, for all processes of a build."""
+"""The reference encoder in a process beside this one (answers.py): it loads there once, for all
+processes of a build."""
 
 from __future__ import annotations
 
@@ -41,8 +42,9 @@ class Place(NamedTuple):
 class Beside:
     """`tokenizers` on a spec, in a child process that is started at once and ends with this object.
 
-    Loading a large vocabulary takes 0.3 s and holds the interpreter's lock, so a thread would not help, and in each process of a
-    build it would be loaded again. place: None where no child can be started.
+    Loading a large vocabulary takes 0.3 s and holds the interpreter's lock, so a thread would not
+    help, and in each process of a build it would be loaded again. place: None where no child can be
+    started.
     """
 
     def __init__(self, spec: TokenizerSpec) -> None:
@@ -59,10 +61,15 @@ class Beside:
             )
         except OSError:
             return
-        address = rf"\\.\pipe\{Path(folder).name}" if sys.platform == "win32" else str(Path(folder, "reference"))
+        address = (
+            rf"\\.\pipe\{Path(folder).name}"
+            if sys.platform == "win32"
+            else str(Path(folder, "reference"))
+        )
         self.place = Place(address, secrets.token_bytes(32))
         asked = pickle.dumps((*self.place, spec.split_special_tokens, len(spec.json)))
-        # The pipe takes less than a spec at a time, and the child reads it when it has imported what it needs.
+        # The pipe takes less than a spec at a time, and the child reads it when it has imported
+        # what it needs.
         threading.Thread(target=_tell, args=(child, asked, spec.json), daemon=True).start()
         self._end = weakref.finalize(self, _end, child, folder)
 
@@ -72,18 +79,21 @@ class Beside:
 
 
 class Asking:
-    """An encoder for a few texts, which a child has; where that does not answer, it is loaded here."""
+    """An encoder for a few texts, which a child has; where that does not answer, it is loaded
+    here."""
 
     def __init__(self, place: Place | None, here: Callable[[], Encoder]) -> None:
         """here: makes the encoder in this process."""
         self._place, self._here = place, here
         self._child: Connection | None = None
-        # A thread waits for a child that still loads; one, so that answers come in the order of the questions.
+        # A thread waits for a child that still loads; one, so that answers come in the order of the
+        # questions.
         self._thread = None if place is None else ThreadPoolExecutor(1)
         self._process = os.getpid()
 
     def ask(self, texts: Sequence[str]) -> Callable[[], Tokens]:
-        """Have texts encoded while this process does something else; what it gets waits for their ids.
+        """Have texts encoded while this process does something else; what it gets waits for their
+        ids.
 
         The answer raises TokenizerError as `HfEncoder.encode` does.
         """

@@ -1,4 +1,5 @@
-"""What can stand between texts without changing their tokens, so that many short texts are encoded in one call."""
+"""What can stand between texts without changing their tokens, so that many short texts are encoded
+in one call."""
 
 from __future__ import annotations
 
@@ -16,13 +17,17 @@ class Between(NamedTuple):
 
 
 def between_texts(spec: TokenizerSpec) -> Between | None:
-    """The token, best one that neither the chat template writes nor texts end with; None where there is none.
+    """The token, best one that neither the chat template writes nor texts end with; None where
+    there is none.
 
-    An added token divides a text before anything else looks at it, and byte-level BPE then treats each part as a text of its own.
-    It must be found wherever it stands: no other added token may hold the letter that it starts with, but as its own first,
-    none may be a longer one that starts with it, and its ends may be no part of a word, for some tokens are only found as words.
+    An added token divides a text before anything else looks at it, and byte-level BPE then treats
+    each part as a text of its own. It must be found wherever it stands: no other added token may
+    hold the letter that it starts with, but as its own first, none may be a longer one that starts
+    with it, and its ends may be no part of a word, for some tokens are only found as words.
     """
-    if spec.split_special_tokens or not _is_byte_level(spec.steps("pre_tokenizer", "pretokenizers")):
+    if spec.split_special_tokens or not _is_byte_level(
+        spec.steps("pre_tokenizer", "pretokenizers")
+    ):
         return None
     if not all(part.get("type") == "NFC" for part in spec.steps("normalizer", "normalizers")):
         return None
@@ -34,11 +39,20 @@ def between_texts(spec: TokenizerSpec) -> Between | None:
         for entry in entries
         if entry.get("special")
         and takes_only_itself(entry)
-        and not any(letter.isalnum() or letter == "_" for letter in (entry["content"][0], entry["content"][-1]))
+        and not any(
+            letter.isalnum() or letter == "_"
+            for letter in (entry["content"][0], entry["content"][-1])
+        )
         and not any(entry["content"][0] in other["content"][1:] for other in entries)
-        and not any(other is not entry and other["content"].startswith(entry["content"]) for other in entries)
+        and not any(
+            other is not entry and other["content"].startswith(entry["content"])
+            for other in entries
+        )
     ]
-    return next((each for each in plain if each.text not in used and each.text not in template), next(iter(plain), None))
+    return next(
+        (each for each in plain if each.text not in used and each.text not in template),
+        next(iter(plain), None),
+    )
 
 
 COMMA = "0\x010"
@@ -46,10 +60,12 @@ COMMA = "0\x010"
 
 
 def takes_commas(spec: TokenizerSpec) -> bool:
-    """Whether COMMA is three tokens wherever it stands, and texts beside it keep theirs, if none before it ends with a blank.
+    """Whether COMMA is three tokens wherever it stands, and texts beside it keep theirs, if none
+    before it ends with a blank.
 
-    Where each digit is a word of its own, whatever is beside it: the expression finds words from the left, never looks back,
-    and looks ahead only from blanks. The sign between the digits is a word because they are; no one writes it.
+    Where each digit is a word of its own, whatever is beside it: the expression finds words from
+    the left, never looks back, and looks ahead only from blanks. The sign between the digits is a
+    word because they are; no one writes it.
     """
     digit, sign = COMMA[0], COMMA[1]
     added = spec.added_tokens()

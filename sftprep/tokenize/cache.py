@@ -1,4 +1,5 @@
-"""Where what was worked out once about a tokenizer is kept between runs: checked files, each replaced as a whole."""
+"""Where what was worked out once about a tokenizer is kept between runs: checked files, each
+replaced as a whole."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ _log = logging.getLogger(__name__)
 
 
 def cache_dir() -> Path:
-    """The folder: $SFTPREP_CACHE, else $XDG_CACHE_HOME/sftprep, else ~/.cache/sftprep. Nothing else reads these variables."""
+    """The folder: $SFTPREP_CACHE, else $XDG_CACHE_HOME/sftprep, else ~/.cache/sftprep. Nothing else
+    reads these variables."""
     own = os.environ.get("SFTPREP_CACHE")
     if own:
         return Path(own).expanduser()
@@ -25,7 +27,8 @@ def cache_dir() -> Path:
 
 
 def read_entry(path: Path) -> tuple[dict[str, Any], bytes] | None:
-    """What `write_entry` put there; None where there is no such file, or a damaged one (which is as good as none)."""
+    """What `write_entry` put there; None where there is no such file, or a damaged one (which is as
+    good as none)."""
     try:
         with open(path, "rb") as file:
             # Read in parts, for a copy of a large body costs as much as reading it.
@@ -40,10 +43,11 @@ def read_entry(path: Path) -> tuple[dict[str, Any], bytes] | None:
 
 
 def write_entry(path: Path, entry: dict[str, Any], body: bytes = b"") -> bool:
-    """Keep `entry` (JSON values) and `body` (anything, apart because parsing megabytes of it as JSON takes twice as long).
+    """Keep `entry` (JSON values) and `body` (anything, apart because parsing megabytes of it as
+    JSON takes twice as long).
 
-    A reader sees the old file or the new one, never half of one. A cache that cannot be written (read-only home, full disk)
-    costs time and nothing else: it is logged, and False is returned.
+    A reader sees the old file or the new one, never half of one. A cache that cannot be written
+    (read-only home, full disk) costs time and nothing else: it is logged, and False is returned.
     """
     head = orjson.dumps(entry) + b"\n"
     return write_whole(path, _check_of(head, body) + head + body)

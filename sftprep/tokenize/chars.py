@@ -1,13 +1,17 @@
-"""Which characters of a text each token stands for, from the bytes of the tokens alone: what `tokenizers` calls offsets.
+"""Which characters of a text each token stands for, from the bytes of the tokens alone: what
+`tokenizers` calls offsets.
 
-The idea: for two families of tokenizers, the bytes of a text's tokens, one after the other, are the bytes of the text. Then
-the end of each token is a cumulative sum of lengths, and characters come from counting the bytes that begin one. It is never
-assumed: the bytes are compared with the text, and a text on which they differ (a normalizer changed it, an added token
-swallowed blanks, unknown characters were dropped) is left to `tokenizers`.
+The idea: for two families of tokenizers, the bytes of a text's tokens, one after the other, are the
+bytes of the text. Then the end of each token is a cumulative sum of lengths, and characters come
+from counting the bytes that begin one. It is never assumed: the bytes are compared with the text,
+and a text on which they differ (a normalizer changed it, an added token swallowed blanks, unknown
+characters were dropped) is left to `tokenizers`.
 
 - byte-level BPE, without a normalizer or with NFC: a token's bytes as they are.
-- SentencePiece as BPE with byte fallback: "▁" stands for a blank, and a blank that is not in the text is put before the
-  text and after each added token: the token that starts there holds one byte less of the text, at its front, maybe none.
+- SentencePiece as BPE with byte fallback: "▁" stands for a blank, and a blank that is not in the
+  text is put before the
+  text and after each added token: the token that starts there holds one byte less of the text, at
+  its front, maybe none.
 """
 
 from __future__ import annotations
@@ -25,16 +29,18 @@ from sftprep.tokenize.tokens import Tokens
 
 _BLANK = "▁".encode()
 _GROUP_CHARACTERS = 1 << 18
-"""Texts are worked on in groups of about this size, whose arrays fit into a processor's cache: some 20 bytes for each byte."""
+"""Texts are worked on in groups of about this size, whose arrays fit into a processor's cache: some
+20 bytes for each byte."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenBytes:
     """The text that each id stands for.
 
-    data: uint8, the bytes of all ids; start, length: int64 [ids], where those of an id lie; added: bool [ids], an added token;
-    leads: bool [ids], begins with a blank; prepends: whether a blank is put before the text and after added tokens;
-    decode: gives the bytes of uint32 [tokens] as they are, one token after the other, faster than a look into `data` does.
+    data: uint8, the bytes of all ids; start, length: int64 [ids], where those of an id lie; added:
+    bool [ids], an added token; leads: bool [ids], begins with a blank; prepends: whether a blank is
+    put before the text and after added tokens; decode: gives the bytes of uint32 [tokens] as they
+    are, one token after the other, faster than a look into `data` does.
     """
 
     data: NDArray[np.uint8]
@@ -72,12 +78,17 @@ def token_bytes(
         added=added,
         leads=np.fromiter((piece[:1] == b" " for piece in pieces), np.bool_, size),
         prepends=family.prepends,
-        decode=None if family.blanks else decode,  # where "▁" is a blank, decoding drops the first one
+        decode=(
+            None if family.blanks else decode
+        ),  # where "▁" is a blank, decoding drops the first one
     )
 
 
-def char_ranges(texts: Sequence[str], tokens: Tokens, table: TokenBytes) -> tuple[NDArray[np.int64], list[int]]:
-    """First and last+1 character of each token: int64 [tokens, 2]; and the numbers of the texts for which that cannot be said.
+def char_ranges(
+    texts: Sequence[str], tokens: Tokens, table: TokenBytes
+) -> tuple[NDArray[np.int64], list[int]]:
+    """First and last+1 character of each token: int64 [tokens, 2]; and the numbers of the texts for
+    which that cannot be said.
 
     The rows of those texts mean nothing.
     """
@@ -91,7 +102,9 @@ def char_ranges(texts: Sequence[str], tokens: Tokens, table: TokenBytes) -> tupl
             last += 1
         bounds = tokens.offsets[first : last + 1]
         rows = slice(int(bounds[0]), int(bounds[-1]))
-        missed = _group_ranges(list(texts[first:last]), tokens.input_ids[rows], bounds - bounds[0], table, chars[rows])
+        missed = _group_ranges(
+            list(texts[first:last]), tokens.input_ids[rows], bounds - bounds[0], table, chars[rows]
+        )
         unknown += [first + number for number in missed]
         first = last
     return chars, unknown
@@ -104,17 +117,27 @@ class _Family:
 
 
 def _family(spec: TokenizerSpec) -> _Family | None:
-    """What the parts of the tokenizer say; whatever is not known to keep bytes and offsets is not guessed at."""
+    """What the parts of the tokenizer say; whatever is not known to keep bytes and offsets is not
+    guessed at."""
     if not all(_keeps_offsets(part) for part in spec.steps("post_processor", "processors")):
         return None
     normalizers = spec.steps("normalizer", "normalizers")
     pre_tokenizers = spec.steps("pre_tokenizer", "pretokenizers")
     if any(part["type"] == "ByteLevel" for part in pre_tokenizers):
-        return _Family(blanks=False, prepends=False) if all(part["type"] == "NFC" for part in normalizers) else None
+        return (
+            _Family(blanks=False, prepends=False)
+            if all(part["type"] == "NFC" for part in normalizers)
+            else None
+        )
     prepend = {"type": "Prepend", "prepend": "▁"}
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     # Gemma splits at blanks, of which its normalizer has left none.
-    idle = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+    idle = {
+        "type": "Split",
+        "pattern": {"String": " "},
+        "behavior": "MergedWithPrevious",
+        "invert": False,
+    }
     if pre_tokenizers not in ([], [idle]) or normalizers not in ([prepend, replace], [replace]):
         return None
     return _Family(blanks=True, prepends=prepend in normalizers)
@@ -122,26 +145,36 @@ def _family(spec: TokenizerSpec) -> _Family | None:
 
 def _keeps_offsets(post_processor: dict[str, Any]) -> bool:
     kind = post_processor["type"]
-    return kind == "TemplateProcessing" or (kind == "ByteLevel" and not post_processor.get("trim_offsets", True))
+    return kind == "TemplateProcessing" or (
+        kind == "ByteLevel" and not post_processor.get("trim_offsets", True)
+    )
 
 
 def _group_ranges(
-    texts: list[str], ids: NDArray[np.int32], bounds: NDArray[np.int64], table: TokenBytes, chars: NDArray[np.int64]
+    texts: list[str],
+    ids: NDArray[np.int32],
+    bounds: NDArray[np.int64],
+    table: TokenBytes,
+    chars: NDArray[np.int64],
 ) -> list[int]:
-    """Fill `chars` for one group of texts, whose tokens are ids[bounds[k]:bounds[k + 1]]; give the texts that do not fit."""
+    """Fill `chars` for one group of texts, whose tokens are ids[bounds[k]:bounds[k + 1]]; give the
+    texts that do not fit."""
     joined = "".join(texts)
     content = np.frombuffer(joined.encode(), np.uint8)
     text_chars = edges(np.fromiter(map(len, texts), np.int64, len(texts)))
     ascii_only = len(content) == len(joined)
     text_bytes = (
-        text_chars if ascii_only else edges(np.array([len(t) if t.isascii() else len(t.encode()) for t in texts], np.int64))
+        text_chars
+        if ascii_only
+        else edges(np.array([len(t) if t.isascii() else len(t.encode()) for t in texts], np.int64))
     )
     if len(ids) and (not len(content) or ids.min() < 0 or ids.max() >= len(table.length)):
         return list(range(len(texts)))
     length = table.length[ids]
     start = table.start[ids]
     if table.prepends:
-        # The blank that is not in the text: at the first token of a text, and of what follows an added token.
+        # The blank that is not in the text: at the first token of a text, and of what follows an
+        # added token.
         fronts = np.zeros(len(ids), np.bool_)
         fronts[bounds[:-1][bounds[:-1] < bounds[1:]]] = True
         fronts[1:] |= table.added[ids[:-1]]
@@ -163,11 +196,15 @@ def _group_ranges(
     if ascii_only:
         chars[:, 0], chars[:, 1] = first, last
     else:
-        number = np.cumsum((content & 0xC0) != 0x80, dtype=np.int32)  # of the character that each byte belongs to, from 1
+        number = np.cumsum(
+            (content & 0xC0) != 0x80, dtype=np.int32
+        )  # of the character that each byte belongs to, from 1
         chars[:, 0] = number[np.minimum(first, len(number) - 1)] - 1
         chars[:, 1] = number[np.maximum(last, 1) - 1]
     empty = length == 0
-    if empty.any():  # a token that is nothing but the blank before a text: tokenizers gives it the character that follows
+    # A token that is nothing but the blank before a text: tokenizers gives it the character that
+    # follows.
+    if empty.any():
         chars[empty, 1] = chars[empty, 0] + 1
     chars -= np.repeat(text_chars[:-1], np.diff(bounds))[:, None]
     return []
@@ -193,8 +230,11 @@ def _without(
     return sorted([*misfit.tolist(), *(kept[k] for k in missed)])
 
 
-def _written(table: TokenBytes, ids: NDArray[np.int32], start: NDArray[np.int64], length: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """The bytes of the tokens: table.data[start[k] : start[k] + length[k]] of all k, one after the other."""
+def _written(
+    table: TokenBytes, ids: NDArray[np.int32], start: NDArray[np.int64], length: NDArray[np.int64]
+) -> NDArray[np.uint8]:
+    """The bytes of the tokens: table.data[start[k] : start[k] + length[k]] of all k, one after the
+    other."""
     if table.decode is not None:
         decoded = np.frombuffer(table.decode(ids.view(np.uint32)), np.uint8)
         if len(decoded) == int(length.sum()):

@@ -1,4 +1,5 @@
-"""Which encoder a tokenizer gets: gigatoken (fast.py) where it is known to be right, else `tokenizers` (hf.py)."""
+"""Which encoder a tokenizer gets: gigatoken (fast.py) where it is known to be right, else
+`tokenizers` (hf.py)."""
 
 from __future__ import annotations
 
@@ -35,32 +36,46 @@ _log = logging.getLogger(__name__)
 
 
 def make_encoder(
-    spec: TokenizerSpec, choice: Choice, *, threads: bool, samples: Sequence[str] = (), cache_folder: Path | None = None
+    spec: TokenizerSpec,
+    choice: Choice,
+    *,
+    threads: bool,
+    samples: Sequence[str] = (),
+    cache_folder: Path | None = None,
 ) -> tuple[Encoder, ProbeResult]:
     """The encoder to use, and why.
 
-    auto: gigatoken where it loads the tokenizer and gives what tokenizers gives, on the fixed texts of nasty.py and on `samples`.
-    The answer is kept (cache_folder, `cache_dir()` by default) by tokenizer, versions and digest of the samples: what was
-    compared before costs nothing, anything else loads both (0.2 to 1 s). For a few records, leave `samples` empty.
-    Raises TokenizerError where gigatoken was asked for by name and is not equal, or does not load.
+    auto: gigatoken where it loads the tokenizer and gives what tokenizers gives, on the fixed texts
+    of nasty.py and on `samples`. The answer is kept (cache_folder, `cache_dir()` by default) by
+    tokenizer, versions and digest of the samples: what was compared before costs nothing, anything
+    else loads both (0.2 to 1 s). For a few records, leave `samples` empty. Raises TokenizerError
+    where gigatoken was asked for by name and is not equal, or does not load.
     """
     result = _chosen(spec, choice, samples, cache_folder)
     return load_encoder(spec, result.encoder, threads=threads), result
 
 
 def probe_encoder(
-    spec: TokenizerSpec, choice: Choice, *, samples: Sequence[str] = (), cache_folder: Path | None = None
+    spec: TokenizerSpec,
+    choice: Choice,
+    *,
+    samples: Sequence[str] = (),
+    cache_folder: Path | None = None,
 ) -> tuple[str, dict[str, Any]]:
-    """As `make_encoder`, without loading it: its name, for `load_encoder` in a worker, and the facts, for the manifest."""
+    """As `make_encoder`, without loading it: its name, for `load_encoder` in a worker, and the
+    facts, for the manifest."""
     result = _chosen(spec, choice, samples, cache_folder)
     return result.encoder, result.to_dict()
 
 
-def load_encoder(spec: TokenizerSpec, name: str, *, threads: bool, reference: Callable[[], Encoder] | None = None) -> Encoder:
-    """The encoder of that name, without asking whether it is right: for workers, and to fail over to "tokenizers".
+def load_encoder(
+    spec: TokenizerSpec, name: str, *, threads: bool, reference: Callable[[], Encoder] | None = None
+) -> Encoder:
+    """The encoder of that name, without asking whether it is right: for workers, and to fail over
+    to "tokenizers".
 
-    threads: whether it may use every core; a worker process among others does not. reference: makes the "tokenizers" encoder, for
-    one that is loaded anyway. Raises EncoderFault, TokenizerError.
+    threads: whether it may use every core; a worker process among others does not. reference: makes
+    the "tokenizers" encoder, for one that is loaded anyway. Raises EncoderFault, TokenizerError.
     """
     made = reference or cache(partial(HfEncoder, spec, threads=threads))
     if name != FastEncoder.name:
@@ -68,12 +83,18 @@ def load_encoder(spec: TokenizerSpec, name: str, *, threads: bool, reference: Ca
     return FastEncoder(spec, threads=threads, reference=made, ranks=find_ranks(spec, cache_dir()))
 
 
-def _chosen(spec: TokenizerSpec, choice: Choice, samples: Sequence[str], cache_folder: Path | None) -> ProbeResult:
+def _chosen(
+    spec: TokenizerSpec, choice: Choice, samples: Sequence[str], cache_folder: Path | None
+) -> ProbeResult:
     if choice == "tokenizers":
-        return ProbeResult(HfEncoder.name, version_of("tokenizers"), equal=True, checked=0, reason="asked for")
+        return ProbeResult(
+            HfEncoder.name, version_of("tokenizers"), equal=True, checked=0, reason="asked for"
+        )
     result = cached_probe(spec, samples, cache_folder or cache_dir())
     if not result.equal:
-        why = f"gigatoken cannot be used for {spec.name}: {result.reason}" + (f": {result.example}" if result.example else "")
+        why = f"gigatoken cannot be used for {spec.name}: {result.reason}" + (
+            f": {result.example}" if result.example else ""
+        )
         if choice == "gigatoken":
             raise TokenizerError(why, remedy="use --encoder auto or --encoder tokenizers")
         _log.warning("%s; tokenizers is used, which is slower", why)

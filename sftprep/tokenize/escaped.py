@@ -1,8 +1,10 @@
-"""Special tokens that a text spells out: found in it, and encoded as plain text where that is asked for.
+"""Special tokens that a text spells out: found in it, and encoded as plain text where that is asked
+for.
 
-A mark is put into each of them (`<` mark `|im_end|>`) before a template sees the text, so that what the template itself writes
-can be told from it afterwards. A marked text is encoded as it is, which finds the template's own tokens; each stretch between
-those that has a mark in it is then encoded again, without the mark, by a tokenizer that recognises no special token.
+A mark is put into each of them (`<` mark `|im_end|>`) before a template sees the text, so that what
+the template itself writes can be told from it afterwards. A marked text is encoded as it is, which
+finds the template's own tokens; each stretch between those that has a mark in it is then encoded
+again, without the mark, by a tokenizer that recognises no special token.
 """
 
 from __future__ import annotations
@@ -30,19 +32,28 @@ class Spelled:
 
     def __init__(self, spec: TokenizerSpec) -> None:
         entries = spec.part("added_tokens") or []
-        # One of a single letter cannot be broken, nor is it something that a text spells by mistake.
-        tokens = sorted({e["content"] for e in entries if e.get("special") and len(e["content"]) > 1}, key=len, reverse=True)
+        # One of a single letter cannot be broken, nor is it something that a text spells by
+        # mistake.
+        tokens = sorted(
+            {e["content"] for e in entries if e.get("special") and len(e["content"]) > 1},
+            key=len,
+            reverse=True,
+        )
         if spec.split_special_tokens:
             tokens = []  # then they are plain text anyway
         self._search = re.compile("|".join(map(re.escape, tokens)) or r"(?!)").search
-        self._sub = re.compile("|".join(f"(?<={re.escape(t[0])}){re.escape(t[1:])}" for t in tokens) or r"(?!)").sub
+        self._sub = re.compile(
+            "|".join(f"(?<={re.escape(t[0])}){re.escape(t[1:])}" for t in tokens) or r"(?!)"
+        ).sub
         pairs = {token[:2] for token in tokens}
         self._tokens = tokens
-        # A look for a short text is some forty times faster than one by an expression; with many of them, one letter each does.
+        # A look for a short text is some forty times faster than one by an expression; with many of
+        # them, one letter each does.
         self._starts = tuple(sorted(pairs if len(pairs) <= 3 else {pair[:1] for pair in pairs}))
 
     def may_be_in(self, data: Letters) -> bool:
-        """Whether lines of JSON may hold one; most do not, and then no text of theirs needs a look."""
+        """Whether lines of JSON may hold one; most do not, and then no text of theirs needs a
+        look."""
         return data.may_hold(self._tokens)
 
     def is_in(self, text: str) -> bool:
@@ -58,9 +69,12 @@ class Spelled:
         return isinstance(value, list) and any(map(self.any_in, value))
 
     def marked(self, value: Any, mark: str) -> Any:
-        """The same plain JSON data with `mark` after the first character of each special token in its texts."""
+        """The same plain JSON data with `mark` after the first character of each special token in
+        its texts."""
         if isinstance(value, str):
-            return self._sub(lambda found: mark + found.group(), value) if self.is_in(value) else value
+            return (
+                self._sub(lambda found: mark + found.group(), value) if self.is_in(value) else value
+            )
         if isinstance(value, dict):
             return {key: self.marked(item, mark) for key, item in value.items()}
         return [self.marked(item, mark) for item in value] if isinstance(value, list) else value
@@ -99,7 +113,8 @@ class EscapedEncoder:
 
     @cached_property
     def _plain(self) -> Any:
-        """Recognises no special token but a new one, after which a stretch is not the first of its text."""
+        """Recognises no special token but a new one, after which a stretch is not the first of its
+        text."""
         import tokenizers
 
         tokenizer = tokenizers.Tokenizer.from_buffer(self._spec.json)
@@ -109,7 +124,9 @@ class EscapedEncoder:
 
     @cached_property
     def _special(self) -> frozenset[int]:
-        return frozenset(entry["id"] for entry in self._spec.part("added_tokens") or [] if entry.get("special"))
+        return frozenset(
+            entry["id"] for entry in self._spec.part("added_tokens") or [] if entry.get("special")
+        )
 
     def encode(self, marked: Marked) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids of a marked text, and the characters of the clean text that each stands for."""
@@ -135,11 +152,14 @@ class EscapedEncoder:
     def _stretch(
         self, marked: Marked, first: int, last: int, whole: Any, numbers: list[int]
     ) -> tuple[list[int], list[tuple[int, int]]]:
-        """The tokens of one stretch between special tokens: those of the whole, or where there is a mark in it, its own."""
+        """The tokens of one stretch between special tokens: those of the whole, or where there is a
+        mark in it, its own."""
         text = marked.text[first:last]
         if marked.mark not in text:
             places = [whole.offsets[number] for number in numbers]
-            return [whole.ids[number] for number in numbers], [(marked.place(a), marked.place(b)) for a, b in places]
+            return [whole.ids[number] for number in numbers], [
+                (marked.place(a), marked.place(b)) for a, b in places
+            ]
         anchor = self._ANCHOR if first else ""
         own = self._plain.encode(anchor + text.replace(marked.mark, ""), add_special_tokens=False)
         skip, shift = (1 if anchor else 0), marked.place(first) - len(anchor)
@@ -147,9 +167,12 @@ class EscapedEncoder:
 
 
 def with_replaced(
-    tokens: Tokens, chars: NDArray[np.int64] | None, new: dict[int, tuple[Sequence[int], Sequence[tuple[int, int]]]]
+    tokens: Tokens,
+    chars: NDArray[np.int64] | None,
+    new: dict[int, tuple[Sequence[int], Sequence[tuple[int, int]]]],
 ) -> tuple[Tokens, NDArray[np.int64] | None]:
-    """Tokens, and their characters if given, in which the texts of `new` have those ids and characters."""
+    """Tokens, and their characters if given, in which the texts of `new` have those ids and
+    characters."""
     ids: list[NDArray[np.int32]] = []
     places: list[NDArray[np.int64]] = []
     lengths = np.diff(tokens.offsets)
@@ -164,4 +187,6 @@ def with_replaced(
         done = number + 1
     rest = int(tokens.offsets[done])
     flat = np.concatenate([*ids, tokens.input_ids[rest:]])
-    return Tokens(flat, edges(lengths)), None if chars is None else np.concatenate([*places, chars[rest:]])
+    return Tokens(flat, edges(lengths)), None if chars is None else np.concatenate(
+        [*places, chars[rest:]]
+    )

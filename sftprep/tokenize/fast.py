@@ -1,4 +1,5 @@
-"""The fast encoder: gigatoken, guarded. What it is not known to do like `tokenizers` is given to `tokenizers`."""
+"""The fast encoder: gigatoken, guarded. What it is not known to do like `tokenizers` is given to
+`tokenizers`."""
 
 from __future__ import annotations
 
@@ -26,27 +27,35 @@ from sftprep.tokenize.versions import version_of
 T = TypeVar("T")
 
 _CACHE_BYTES = 256 << 20
-"""gigatoken 0.10 keeps every word it has met, some 5 bytes for each byte of a text of nothing but new words, without end. Once
-the process has grown by this much, the tokenizer is loaded anew (0.1 to 0.4 s)."""
+"""gigatoken 0.10 keeps every word it has met, some 5 bytes for each byte of a text of nothing but
+new words, without end. Once the process has grown by this much, the tokenizer is loaded anew (0.1
+to 0.4 s)."""
 _LOOK_EVERY = 64 << 20
-"""Bytes of text, about, between two looks at the size of the process: the words in so many take no more than some 300 MB."""
+"""Bytes of text, about, between two looks at the size of the process: the words in so many take no
+more than some 300 MB."""
 _THREADS_FROM = 16 << 20
-"""Characters in a batch from which on threads are worth importing awkward for (0.2 s), which gigatoken needs to give a batch."""
+"""Characters in a batch from which on threads are worth importing awkward for (0.2 s), which
+gigatoken needs to give a batch."""
 
 
 class FastEncoder:
-    """gigatoken on a spec. threads: whether large batches use all cores; reference: makes the `tokenizers` encoder, when needed;
-    ranks: the spec as ranks, which load faster (ranks.py).
+    """gigatoken on a spec. threads: whether large batches use all cores; reference: makes the
+    `tokenizers` encoder, when needed; ranks: the spec as ranks, which load faster (ranks.py).
 
-    Texts with characters newer than the Unicode tables of either library (unicode14.py) are encoded by the reference, and so
-    are the character ranges that the bytes of the tokens do not tell (chars.py).
-    Raises EncoderFault where gigatoken cannot load the spec.
+    Texts with characters newer than the Unicode tables of either library (unicode14.py) are encoded
+    by the reference, and so are the character ranges that the bytes of the tokens do not tell
+    (chars.py). Raises EncoderFault where gigatoken cannot load the spec.
     """
 
     name = "gigatoken"
 
     def __init__(
-        self, spec: TokenizerSpec, *, threads: bool, reference: Callable[[], Encoder], ranks: Ranks | None = None
+        self,
+        spec: TokenizerSpec,
+        *,
+        threads: bool,
+        reference: Callable[[], Encoder],
+        ranks: Ranks | None = None,
     ) -> None:
         self._spec, self._ranks = spec, ranks
         self._threads = threads
@@ -54,7 +63,9 @@ class FastEncoder:
         self._table: TokenBytes | None = None
         self._table_tried = False
         if spec.split_special_tokens:
-            raise EncoderFault("gigatoken always recognises special tokens, and this tokenizer is set not to")
+            raise EncoderFault(
+                "gigatoken always recognises special tokens, and this tokenizer is set not to"
+            )
         self._between = between_texts(spec)
         self._backend: Any = None
         self._bytes_at_load = self._since_look = 0
@@ -88,7 +99,9 @@ class FastEncoder:
             part = flat_tokens([tokens.of(k) for k in unknown])
             rows = np.zeros(len(texts), np.bool_)
             rows[unknown] = True
-            chars[np.repeat(rows, np.diff(tokens.offsets))] = self._reference().token_chars([texts[k] for k in unknown], part)
+            chars[np.repeat(rows, np.diff(tokens.offsets))] = self._reference().token_chars(
+                [texts[k] for k in unknown], part
+            )
         return chars
 
     def encode_with_chars(self, texts: Sequence[str]) -> tuple[Tokens, NDArray[np.int64]]:
@@ -97,8 +110,11 @@ class FastEncoder:
         return tokens, self.token_chars(texts, tokens)
 
     def encode_parts(self, joined: str, tokens: int, commas: int) -> Pieces[np.int32] | None:
-        """Ids of parts with so many tokens (`between_texts`) and commas between them; None where parts need a look each."""
-        if not joined.isascii() and (unsettled_texts([joined]) or (self._changes and not is_normalized("NFC", joined))):
+        """Ids of parts with so many tokens (`between_texts`) and commas between them; None where
+        parts need a look each."""
+        if not joined.isascii() and (
+            unsettled_texts([joined]) or (self._changes and not is_normalized("NFC", joined))
+        ):
             return None
         self._make_room(len(joined), ascii_only=joined.isascii())
         return self._divided(joined, tokens, commas)
@@ -109,7 +125,8 @@ class FastEncoder:
         return self._ranks is not None and self._ranks.normalizes
 
     def _make_room(self, size: int, *, ascii_only: bool) -> None:
-        """Load anew before so many more characters, where what was met so far takes too much memory."""
+        """Load anew before so many more characters, where what was met so far takes too much
+        memory."""
         self._since_look += size if ascii_only else 3 * size
         if self._since_look > _LOOK_EVERY:
             self._since_look = 0
@@ -120,14 +137,24 @@ class FastEncoder:
         size = sum(map(len, texts))
         ascii_only = all(map(str.isascii, texts))
         if not ascii_only and self._changes:
-            changed = np.array([not (text.isascii() or is_normalized("NFC", text)) for text in texts], np.bool_)
+            changed = np.array(
+                [not (text.isascii() or is_normalized("NFC", text)) for text in texts], np.bool_
+            )
             if changed.any():
-                their, own = ([texts[k] for k in np.flatnonzero(rows).tolist()] for rows in (changed, ~changed))
-                return _interleaved(changed, self._normalizing._encode_settled(their), self._encode_settled(own))
+                their, own = (
+                    [texts[k] for k in np.flatnonzero(rows).tolist()]
+                    for rows in (changed, ~changed)
+                )
+                return _interleaved(
+                    changed, self._normalizing._encode_settled(their), self._encode_settled(own)
+                )
         self._make_room(size, ascii_only=ascii_only)
         if self._threads and size >= _THREADS_FROM:
             batch = _guarded(lambda: self._backend.encode_batch(list(texts), parallel=True)).layout
-            return Tokens(np.asarray(batch.content.data).view(np.int32), np.asarray(batch.offsets.data, np.int64))
+            return Tokens(
+                np.asarray(batch.content.data).view(np.int32),
+                np.asarray(batch.offsets.data, np.int64),
+            )
         encode, between = self._backend.encode, self._between
         if between is not None and len(texts) > 1:
             apart = len(texts) - 1
@@ -138,18 +165,22 @@ class FastEncoder:
             if parts is not None:
                 joined = parts.joined()
                 return Tokens(joined.values, joined.edges)
-        # One call a text costs a microsecond and spares the import of awkward; no thread is ever started.
+        # One call a text costs a microsecond and spares the import of awkward; no thread is ever
+        # started.
         return flat_tokens(_guarded(lambda: [encode(text) for text in texts]))
 
     def _divided(self, joined: str, tokens: int, commas: int) -> Pieces[np.int32] | None:
-        """The ids of texts that are encoded as one, without those between them; None where a text holds one of those too."""
+        """The ids of texts that are encoded as one, without those between them; None where a text
+        holds one of those too."""
         assert self._between is not None
         ids = _guarded(lambda: self._backend.encode(joined))
         found = ids == self._between.id
         if commas:
             found |= ids == self._comma
         places = np.flatnonzero(found)
-        within = (ids[places] == self._comma).view(np.int8) if commas else 0  # a comma has a digit on each side
+        within = (
+            (ids[places] == self._comma).view(np.int8) if commas else 0
+        )  # a comma has a digit on each side
         if len(places) != tokens + commas or np.count_nonzero(within) != commas:
             return None
         first, last = places + 1 + within, places - within
@@ -191,14 +222,16 @@ class FastEncoder:
 
 
 def load_gigatoken(spec: TokenizerSpec, ranks: Ranks | None = None) -> Any:
-    """gigatoken's own tokenizer object. Raises EncoderFault with its reason where it does not take this tokenizer."""
+    """gigatoken's own tokenizer object. Raises EncoderFault with its reason where it does not take
+    this tokenizer."""
     try:
         from gigatoken.gigatoken_rs import BPETokenizer, load_hf_json
     except ImportError as error:
         raise EncoderFault(f"gigatoken is not installed here: {error}") from error
     if ranks is not None:
         return _guarded(
-            lambda: BPETokenizer.from_tiktoken(str(ranks.path), ranks.scheme, ranks.specials), doing="load this tokenizer's ranks"
+            lambda: BPETokenizer.from_tiktoken(str(ranks.path), ranks.scheme, ranks.specials),
+            doing="load this tokenizer's ranks",
         )
     return _guarded(lambda: load_hf_json(spec.json), doing="load this tokenizer")
 
@@ -217,7 +250,8 @@ def process_bytes() -> int:
 
 
 def _guarded(call: Callable[[], T], doing: str = "encode these texts") -> T:
-    """Run `call`; what goes wrong inside gigatoken becomes an EncoderFault, a panic too (which is no Exception in Python)."""
+    """Run `call`; what goes wrong inside gigatoken becomes an EncoderFault, a panic too (which is
+    no Exception in Python)."""
     try:
         return call()
     except Exception as error:
@@ -225,7 +259,9 @@ def _guarded(call: Callable[[], T], doing: str = "encode these texts") -> T:
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        raise EncoderFault(f"gigatoken broke down when asked to {doing}: {_first_line(error)}") from error
+        raise EncoderFault(
+            f"gigatoken broke down when asked to {doing}: {_first_line(error)}"
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:

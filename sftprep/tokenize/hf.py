@@ -16,14 +16,16 @@ from sftprep.tokenize.spec import TokenizerSpec
 from sftprep.tokenize.tokens import EncoderFault, Tokens, first_mismatch
 
 _BATCH_CHARACTERS = 1 << 20
-"""Texts are given to the library in groups of about this size: it keeps some 100 bytes a token until they are copied out."""
+"""Texts are given to the library in groups of about this size: it keeps some 100 bytes a token
+until they are copied out."""
 
 
 class HfEncoder:
-    """`tokenizers` on a spec. threads: whether its thread pool is used; without, texts are encoded one by one on this thread.
+    """`tokenizers` on a spec. threads: whether its thread pool is used; without, texts are encoded
+    one by one on this thread.
 
-    The library's own variable TOKENIZERS_PARALLELISM keeps its meaning and is neither read nor set here.
-    Raises TokenizerError where the library does not accept the spec's JSON.
+    The library's own variable TOKENIZERS_PARALLELISM keeps its meaning and is neither read nor set
+    here. Raises TokenizerError where the library does not accept the spec's JSON.
     """
 
     name = "tokenizers"
@@ -38,7 +40,10 @@ class HfEncoder:
         except Exception as error:  # the bindings raise the bare class
             raise TokenizerError(
                 f"tokenizers {self.version} cannot load {spec.name}: {error}",
-                remedy="install the version of tokenizers that wrote its tokenizer.json, or a later one",
+                remedy=(
+                    "install the version of tokenizers that wrote its tokenizer.json, or a"
+                    " later one"
+                ),
             ) from error
         self._tokenizer.encode_special_tokens = spec.split_special_tokens
 
@@ -53,7 +58,8 @@ class HfEncoder:
         return Tokens(_joined(ids, np.int32), edges(np.array(lengths, np.int64)))
 
     def token_chars(self, texts: Sequence[str], tokens: Tokens) -> NDArray[np.int64]:
-        """First and last+1 character of each token: int64 [tokens, 2]. Encodes again; see `encode_with_chars`."""
+        """First and last+1 character of each token: int64 [tokens, 2]. Encodes again; see
+        `encode_with_chars`."""
         again, chars = self.encode_with_chars(texts)
         mismatch = first_mismatch(texts, again, tokens)
         if mismatch:
@@ -70,8 +76,12 @@ class HfEncoder:
             total = sum(map(len, encodings))
             lengths.extend(map(len, encodings))
             ids.append(_integers((e.ids for e in encodings), np.int32, total))
-            chars.append(_integers((chain.from_iterable(e.offsets) for e in encodings), np.int64, 2 * total))
-        return Tokens(_joined(ids, np.int32), edges(np.array(lengths, np.int64))), _joined(chars, np.int64).reshape(-1, 2)
+            chars.append(
+                _integers((chain.from_iterable(e.offsets) for e in encodings), np.int64, 2 * total)
+            )
+        return Tokens(_joined(ids, np.int32), edges(np.array(lengths, np.int64))), _joined(
+            chars, np.int64
+        ).reshape(-1, 2)
 
     def _encodings(self, texts: list[str], *, offsets: bool) -> list[Any]:
         try:
@@ -84,7 +94,8 @@ class HfEncoder:
 
 
 def not_unicode(texts: Sequence[str], error: Exception) -> TokenizerError:
-    """The error for texts that an encoder refuses; `error` itself where the texts are not to blame."""
+    """The error for texts that an encoder refuses; `error` itself where the texts are not to
+    blame."""
     for text in texts:
         try:
             text.encode()
@@ -92,7 +103,10 @@ def not_unicode(texts: Sequence[str], error: Exception) -> TokenizerError:
             excerpt = text[max(cause.start - 20, 0) : cause.start + 20]
             return TokenizerError(
                 f"a text holds half of a surrogate pair at character {cause.start}: {excerpt!r}",
-                remedy="such a text is no Unicode: repair the escapes (\\ud83d without its second half) in the input",
+                remedy=(
+                    "such a text is no Unicode: repair the escapes (\\ud83d without its second"
+                    " half) in the input"
+                ),
             )
     return TokenizerError(f"the texts cannot be encoded: {error}", remedy="give a list of str")
 

@@ -16,16 +16,22 @@ from sftprep.tokenize.spec import tokenizer_spec
 
 
 def tokenizer_file(tokenizer: Any, *, cache: Path | None = None) -> Path:
-    """Write a tokenizer of transformers down, and return the file that a build takes as its `tokenizer`.
+    """Write a tokenizer of transformers down, and return the file that a build takes as its
+    `tokenizer`.
 
-    Whatever was changed in memory holds: tokens added, another template, another end token. The file is named by its content.
-    Raises TokenizerError where the tokenizer has no fast backend or does more than that backend says, StorageError where the
-    cache cannot be written.
+    Whatever was changed in memory holds: tokens added, another template, another end token. The
+    file is named by its content. Raises TokenizerError where the tokenizer has no fast backend or
+    does more than that backend says, StorageError where the cache cannot be written.
     """
     spec = tokenizer_spec(tokenizer)
     check_json(spec, tokenizer)
-    name = sha256(orjson.dumps(spec.facts(), option=orjson.OPT_SORT_KEYS) + spec.json).hexdigest()[:32]
+    name = sha256(orjson.dumps(spec.facts(), option=orjson.OPT_SORT_KEYS) + spec.json).hexdigest()[
+        :32
+    ]
     place = (cache or cache_dir()) / "tokenizers" / "live" / (name + SPEC_SUFFIX)
     if read_spec(place) is None and not write_spec(place, spec):
-        raise StorageError(f"cannot write the tokenizer to {place}", remedy="set SFTPREP_CACHE to a folder that can be written")
+        raise StorageError(
+            f"cannot write the tokenizer to {place}",
+            remedy="set SFTPREP_CACHE to a folder that can be written",
+        )
     return place

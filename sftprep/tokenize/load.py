@@ -1,8 +1,10 @@
-"""From the name of a tokenizer to its `TokenizerSpec`: found on disk or on the Hub, resolved once, then kept in the cache.
+"""From the name of a tokenizer to its `TokenizerSpec`: found on disk or on the Hub, resolved once,
+then kept in the cache.
 
-What a tokenizer does is what `transformers.AutoTokenizer` makes of it, and that is not always what its tokenizer.json says
-(Qwen2's class replaces the pre-tokenizer, T5's the vocabulary). But importing it imports torch: seconds, and hundreds of
-megabytes. So a child process asks it (`sftprep.tokenize.resolve`), once for each state of the tokenizer's files.
+What a tokenizer does is what `transformers.AutoTokenizer` makes of it, and that is not always what
+its tokenizer.json says (Qwen2's class replaces the pre-tokenizer, T5's the vocabulary). But
+importing it imports torch: seconds, and hundreds of megabytes. So a child process asks it
+(`sftprep.tokenize.resolve`), once for each state of the tokenizer's files.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from sftprep.tokenize.versions import version_of
 __all__ = ["TokenizerSpec", "load_tokenizer", "read_spec", "tokenizer_spec", "write_spec"]
 
 SPEC_SUFFIX = ".spec"
-"""Ends the name of a file of `write_spec` that is given for a tokenizer; see `sftprep.tokenize.live`."""
+"""Ends the name of a file of `write_spec` that is given for a tokenizer; see
+`sftprep.tokenize.live`."""
 
 _FORMAT = 2
 """Raised when an entry of the cache, or the way it is made, changes."""
@@ -50,19 +53,25 @@ _VOCABULARIES = ("tokenizer.json", "*.model", "*.tiktoken", "vocab*", "tekken.js
 """At least one of these makes a folder one that holds a tokenizer."""
 _CONFIG = "config.json"
 _CONFIG_KEYS = ("model_type", "model_name", "tokenizer_class", "auto_map", "transformers_version")
-"""What AutoTokenizer looks at in the model's config.json; the rest of it may change without touching the tokenizer."""
+"""What AutoTokenizer looks at in the model's config.json; the rest of it may change without
+touching the tokenizer."""
 
 
-def load_tokenizer(name_or_dir: str, *, revision: str | None = None, cache: Path | None = None) -> TokenizerSpec:
-    """The tokenizer of a folder, or of a name on the Hub (at `revision`: branch, tag or commit), as AutoTokenizer sees it.
+def load_tokenizer(
+    name_or_dir: str, *, revision: str | None = None, cache: Path | None = None
+) -> TokenizerSpec:
+    """The tokenizer of a folder, or of a name on the Hub (at `revision`: branch, tag or commit), as
+    AutoTokenizer sees it.
 
-    cache: folder of resolved tokenizers, `cache_dir()` by default; the first use of a tokenizer takes seconds, the next
-    ones milliseconds. Code that a repository brings along is never run.
-    Raises TokenizerError: nothing there, no tokenizer in it, damaged, of a kind that cannot be used.
+    cache: folder of resolved tokenizers, `cache_dir()` by default; the first use of a tokenizer
+    takes seconds, the next ones milliseconds. Code that a repository brings along is never run.
+    Raises TokenizerError: nothing there, no tokenizer in it, damaged, of a kind that cannot be
+    used.
     """
     if not name_or_dir:
         raise TokenizerError(
-            "no tokenizer was named", remedy="give --tokenizer a folder, or a name on the Hub such as Qwen/Qwen3-8B"
+            "no tokenizer was named",
+            remedy="give --tokenizer a folder, or a name on the Hub such as Qwen/Qwen3-8B",
         )
     local = Path(name_or_dir).expanduser()
     if local.suffix == SPEC_SUFFIX and local.is_file():
@@ -89,7 +98,8 @@ def load_tokenizer(name_or_dir: str, *, revision: str | None = None, cache: Path
 
 
 def write_spec(path: Path, spec: TokenizerSpec) -> bool:
-    """Write a spec to a file for `read_spec`, in this process or another; False where it cannot be written (which is logged)."""
+    """Write a spec to a file for `read_spec`, in this process or another; False where it cannot be
+    written (which is logged)."""
     return write_entry(path, spec.facts(), body=spec.json)
 
 
@@ -98,34 +108,48 @@ def read_spec(path: Path) -> TokenizerSpec | None:
     found = read_entry(path)
     try:
         return TokenizerSpec.from_facts(*found) if found else None
-    except (KeyError, TypeError):  # written by another version of TokenizerSpec, whose author forgot to raise _FORMAT
+    except (
+        KeyError,
+        TypeError,
+    ):  # written by another version of TokenizerSpec, whose author forgot to raise _FORMAT
         return None
 
 
 def _written_down(path: Path) -> TokenizerSpec:
     spec = read_spec(path)
     if spec is None:
-        raise TokenizerError(f"{path} is damaged", remedy="remove it; it is written again by the trainer that needs it")
+        raise TokenizerError(
+            f"{path} is damaged",
+            remedy="remove it; it is written again by the trainer that needs it",
+        )
     return spec
 
 
 def _download(name: str, local: Path, revision: str | None) -> Path:
-    """The folder of a Hub name in the Hub's own cache, with the files of its tokenizer and whatever else was there."""
+    """The folder of a Hub name in the Hub's own cache, with the files of its tokenizer and whatever
+    else was there."""
     if local.exists():
         raise TokenizerError(f"{name} is a file", remedy=f"give its folder: {local.parent}")
     if local.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise TokenizerError(
-            f"there is no folder {name}", remedy="check the path, or give a name on the Hub such as Qwen/Qwen3-8B"
+            f"there is no folder {name}",
+            remedy="check the path, or give a name on the Hub such as Qwen/Qwen3-8B",
         )
     try:
         from huggingface_hub import snapshot_download
 
         folder = snapshot_download(name, revision=revision, allow_patterns=[*_FILES, _CONFIG])
-    except Exception as error:  # a dozen kinds from four libraries: no network, no such name, gated, offline ...
+    except (
+        Exception
+    ) as error:  # a dozen kinds from four libraries: no network, no such name, gated, offline ...
         detail = str(error).strip().splitlines() or [""]
         raise TokenizerError(
-            f"there is no folder {name}, and the Hub does not give a tokenizer of that name: {type(error).__name__}: {detail[0]}",
-            remedy="check the name; log in (`hf auth login`) where it is gated; without a network, give a folder",
+            f"there is no folder {name}, and the Hub does not give a tokenizer of that name:"
+            f" {type(error).__name__}: {detail[0]}",
+            remedy=(
+                "check the name; log in (`hf auth login`) where it is gated; without a network,"
+                " give a folder"
+            ),
         ) from error
     return Path(folder)
 
@@ -139,8 +163,13 @@ def _tokenizer_files(folder: Path) -> list[str]:
 
 def _digest(name: str, folder: Path, files: list[str]) -> str:
     """SHA-256 of all that a resolved tokenizer depends on."""
-    # AutoTokenizer goes by the name for a few repositories (deepseek-ai/deepseek-coder-*): an absolute path is none of them.
-    state = sha256(json.dumps([_FORMAT, _versions(), "" if os.path.isabs(name) else name, _config_of(folder)]).encode())
+    # AutoTokenizer goes by the name for a few repositories (deepseek-ai/deepseek-coder-*): an
+    # absolute path is none of them.
+    state = sha256(
+        json.dumps(
+            [_FORMAT, _versions(), "" if os.path.isabs(name) else name, _config_of(folder)]
+        ).encode()
+    )
     for file in files:
         try:
             with open(folder / file, "rb") as stream:
@@ -149,7 +178,9 @@ def _digest(name: str, folder: Path, files: list[str]) -> str:
                 while part := stream.read(1 << 18):
                     state.update(part)
         except OSError as error:
-            raise TokenizerError(f"cannot read {folder / file}: {error.strerror}", remedy="check its permissions") from error
+            raise TokenizerError(
+                f"cannot read {folder / file}: {error.strerror}", remedy="check its permissions"
+            ) from error
     return state.hexdigest()
 
 
@@ -173,7 +204,8 @@ def _config_of(folder: Path) -> Any:
 
 
 def _copy_of(folder: Path, files: list[str], target: Path) -> None:
-    """The tokenizer of a Hub repository under its own name, where AutoTokenizer finds all of it and looks for nothing online."""
+    """The tokenizer of a Hub repository under its own name, where AutoTokenizer finds all of it and
+    looks for nothing online."""
     for file in [*files, _CONFIG]:
         if (folder / file).exists():
             (target / file).parent.mkdir(parents=True, exist_ok=True)
@@ -181,13 +213,18 @@ def _copy_of(folder: Path, files: list[str], target: Path) -> None:
 
 
 def _resolve(name: str, directory: Path, scratch: Path) -> TokenizerSpec:
-    """Ask AutoTokenizer in a child process that runs in `directory`. Raises TokenizerError with what it had to say."""
+    """Ask AutoTokenizer in a child process that runs in `directory`. Raises TokenizerError with
+    what it had to say."""
     answer = scratch / "answer.json"
     try:
         child = subprocess.run(
             module_command("sftprep.tokenize.resolve", name, str(answer)),
             cwd=directory,
-            env={**module_environment(), "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"},
+            env={
+                **module_environment(),
+                "TRANSFORMERS_VERBOSITY": "error",
+                "TOKENIZERS_PARALLELISM": "false",
+            },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -197,14 +234,19 @@ def _resolve(name: str, directory: Path, scratch: Path) -> TokenizerSpec:
         )
     except OSError as error:
         raise TokenizerError(
-            f"cannot start Python ({sys.executable}) to load the tokenizer {name}: {error.strerror}",
+            f"cannot start Python ({sys.executable}) to load the tokenizer {name}:"
+            f" {error.strerror}",
             remedy="run sftprep with a Python that is still installed",
         ) from error
     if not answer.exists():
         last = (child.stderr.strip().splitlines() or ["no message"])[-1]
         raise TokenizerError(
-            f"the process that loads the tokenizer {name} ended with exit code {child.returncode}: {last}",
-            remedy='run `python -c "from transformers import AutoTokenizer"`: it must work in this environment',
+            f"the process that loads the tokenizer {name} ended with exit code {child.returncode}:"
+            f" {last}",
+            remedy=(
+                'run `python -c "from transformers import AutoTokenizer"`: it must work in this'
+                " environment"
+            ),
         )
     values = json.loads(answer.read_text(encoding="utf-8"))
     if "error" in values:

@@ -11,7 +11,8 @@ NASTY_VERSION = 1
 
 
 def nasty_texts(spec: TokenizerSpec) -> list[str]:
-    """The fixed texts, and each token that is recognised as a whole inside a text, with neighbours, blanks and doubled."""
+    """The fixed texts, and each token that is recognised as a whole inside a text, with neighbours,
+    blanks and doubled."""
     added = list(spec.added_tokens())
     texts = [*_PLAIN, *_long_texts()]
     for token in added:
@@ -71,20 +72,33 @@ _PLAIN = (
     "joiners a\u200db\u200cc\u2060d bidi \u202eabc\u202c \u2066x\u2069",
     "!!! ??? ... --- === *** ### ~~~ ``` ''' \"\"\" ((( ))) [[[ ]]] {{{ }}}",
     "<<< >>> /// \\\\\\ ||| &&& %%% $$$ @@@ ^^^ ___ ;;; :::",
-    "!a ?b .c -d =e *f #g ~h `i 'j \"k (l )m [n ]o {p }q <r >s /t \\u |v &w %x $y @z ^1 _2 ;3 :4 ,5",
+    (
+        "!a ?b .c -d =e *f #g ~h `i 'j \"k (l )m [n ]o {p }q <r >s /t \\u |v &w %x $y @z ^1 _2 ;3"
+        " :4 ,5"
+    ),
     "a!\n b?\r\n c.\n\n d)\t\n .\n,\n;\n",
-    "CamelCase snake_case SCREAMING_CASE kebab-case dot.case path/to/file.txt C:\\dir\\file.txt user@example.com",
-    'https://example.com/a/b?c=d&e=%20f#g <a href="x">&amp;&nbsp;</a> {{ user }} {% if x %} ${y} $z^2$ \\frac{1}{2}',
+    (
+        "CamelCase snake_case SCREAMING_CASE kebab-case dot.case path/to/file.txt C:\\dir\\file.txt"
+        " user@example.com"
+    ),
+    (
+        'https://example.com/a/b?c=d&e=%20f#g <a href="x">&amp;&nbsp;</a> {{ user }} {% if x %}'
+        " ${y} $z^2$ \\frac{1}{2}"
+    ),
     "▁ ▁▁ a▁b ▁a Ġ Ġa Ċ <0x0A> <0xE4> <unk> <s> </s> <pad> [INST] <|im_start|> <|endoftext|> <|end",
     "ẛ̣ ϓ ﹺ ʹ ΅ ẋ̣ 각ᆯ ક્ષ ☃̈ ॐ̀",
     "i̇ İ ı ss ß ﬃ K k Å å ſs ŝ",
     "x" * 70 + " " + "y" * 300,
-    "supercalifragilisticexpialidocious pneumonoultramicroscopicsilicovolcanoconiosis Donaudampfschifffahrtsgesellschaft",
+    (
+        "supercalifragilisticexpialidocious pneumonoultramicroscopicsilicovolcanoconiosis"
+        " Donaudampfschifffahrtsgesellschaft"
+    ),
 )
 
 
 def _long_texts() -> list[str]:
-    """One very long word, blanks without end, and a text of many kinds, each above the sizes at which buffers are split."""
+    """One very long word, blanks without end, and a text of many kinds, each above the sizes at
+    which buffers are split."""
     return [
         "ab" * 5000,
         " " * 5000 + "x",

@@ -1,4 +1,5 @@
-"""Do gigatoken and `tokenizers` give the same for this tokenizer? Compared once, answered from the cache from then on."""
+"""Do gigatoken and `tokenizers` give the same for this tokenizer? Compared once, answered from the
+cache from then on."""
 
 from __future__ import annotations
 
@@ -30,8 +31,9 @@ _SAMPLES_REMEMBERED = 64
 class ProbeResult:
     """Which encoder a build uses, and why; it goes into the manifest.
 
-    equal: whether gigatoken gives what tokenizers gives (True, unchecked, where tokenizers was asked for);
-    checked: texts compared, now or when the answer was found; example: a text on which they differ.
+    equal: whether gigatoken gives what tokenizers gives (True, unchecked, where tokenizers was
+    asked for); checked: texts compared, now or when the answer was found; example: a text on which
+    they differ.
     """
 
     encoder: str
@@ -54,7 +56,8 @@ class ProbeResult:
 
 
 def cached_probe(spec: TokenizerSpec, samples: Sequence[str], folder: Path) -> ProbeResult:
-    """The answer for the fixed texts and for `samples`, from the cache folder or found out now and left there.
+    """The answer for the fixed texts and for `samples`, from the cache folder or found out now and
+    left there.
 
     A difference on samples is a fact about the tokenizer: from then on it holds without them too.
     """
@@ -67,10 +70,14 @@ def cached_probe(spec: TokenizerSpec, samples: Sequence[str], folder: Path) -> P
     texts = [*([] if known else nasty_texts(spec)), *samples]
     keep_ranks(spec, folder)
     try:
-        fast = FastEncoder(spec, threads=True, reference=lambda: reference, ranks=find_ranks(spec, folder))
+        fast = FastEncoder(
+            spec, threads=True, reference=lambda: reference, ranks=find_ranks(spec, folder)
+        )
         result = compare_encoders(fast, reference, texts)
     except EncoderFault as fault:
-        result = ProbeResult(reference.name, reference.version, equal=False, checked=0, reason=fault.reason)
+        result = ProbeResult(
+            reference.name, reference.version, equal=False, checked=0, reason=fault.reason
+        )
     if known:
         result = dataclasses.replace(result, checked=known.checked + len(samples))
     if samples and result.equal:
@@ -80,7 +87,8 @@ def cached_probe(spec: TokenizerSpec, samples: Sequence[str], folder: Path) -> P
 
 
 def compare_encoders(fast: Encoder, reference: Encoder, texts: Sequence[str]) -> ProbeResult:
-    """Compare on `texts` the ids, and the characters that each token stands for. The encoder of the result is the one to use."""
+    """Compare on `texts` the ids, and the characters that each token stands for. The encoder of the
+    result is the one to use."""
 
     def answer(equal: bool, reason: str, example: Mismatch | None = None) -> ProbeResult:
         chosen = fast if equal else reference
@@ -100,7 +108,9 @@ def compare_encoders(fast: Encoder, reference: Encoder, texts: Sequence[str]) ->
         text = int(np.searchsorted(want.offsets, row, side="right")) - 1
         token, expected = row - int(want.offsets[text]), tuple(want_chars[row].tolist())
         example = Mismatch(texts[text][:200], token, expected, tuple(got_chars[row].tolist()))
-        return answer(False, "its tokens stand for other characters than those of tokenizers", example)
+        return answer(
+            False, "its tokens stand for other characters than those of tokenizers", example
+        )
     return answer(True, "equal")
 
 
@@ -108,15 +118,25 @@ def _known(place: Path) -> tuple[ProbeResult | None, list[str]]:
     """What the cache holds: the answer, and digests of the samples that it holds for too."""
     found = read_entry(place)
     try:
-        return (ProbeResult.from_dict(found[0]["result"]), list(found[0]["samples"])) if found else (None, [])
-    except (KeyError, TypeError):  # written by another version of ProbeResult, whose author forgot to raise _FORMAT
+        return (
+            (ProbeResult.from_dict(found[0]["result"]), list(found[0]["samples"]))
+            if found
+            else (None, [])
+        )
+    except (
+        KeyError,
+        TypeError,
+    ):  # written by another version of ProbeResult, whose author forgot to raise _FORMAT
         return None, []
 
 
 def _key(spec: TokenizerSpec) -> str:
-    """Everything that the answer depends on; the processor too, since gigatoken has code for several."""
+    """Everything that the answer depends on; the processor too, since gigatoken has code for
+    several."""
     versions = version_of("gigatoken"), version_of("tokenizers"), platform.machine()
-    return xxhash.xxh3_128_hexdigest("\n".join((_FORMAT, str(NASTY_VERSION), spec.fingerprint, *versions)).encode())
+    return xxhash.xxh3_128_hexdigest(
+        "\n".join((_FORMAT, str(NASTY_VERSION), spec.fingerprint, *versions)).encode()
+    )
 
 
 def _digest(samples: Sequence[str]) -> str:

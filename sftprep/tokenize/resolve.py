@@ -1,6 +1,8 @@
-"""The child process that asks transformers what a tokenizer is: python -m sftprep.tokenize.resolve NAME ANSWER_FILE.
+"""The child process that asks transformers what a tokenizer is: python -m sftprep.tokenize.resolve
+NAME ANSWER_FILE.
 
-The answer is a JSON file: the fields of a `TokenizerSpec`, or `error` and `remedy`. Only this process imports transformers.
+The answer is a JSON file: the fields of a `TokenizerSpec`, or `error` and `remedy`. Only this
+process imports transformers.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ def resolve(name: str) -> TokenizerSpec:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # anything: transformers passes on what the tokenizer's own class raises
+    except (
+        Exception
+    ) as error:  # anything: transformers passes on what the tokenizer's own class raises
         raise _explained(name, error) from error
     spec = tokenizer_spec(tokenizer, name=name)
     check_json(spec, tokenizer)
@@ -50,13 +54,21 @@ def _explained(name: str, error: Exception) -> TokenizerError:
     detail = text if len(text) <= 400 else text[:400] + " ..."
     if "trust_remote_code" in text:
         return TokenizerError(
-            f"the tokenizer of {name} needs Python code from its repository, which is never run here",
-            remedy="save it once as a fast tokenizer (tokenizer.json) in a folder of its own, and give that folder",
+            f"the tokenizer of {name} needs Python code from its repository, which is never run"
+            " here",
+            remedy=(
+                "save it once as a fast tokenizer (tokenizer.json) in a folder of its own, and give"
+                " that folder"
+            ),
         )
     if "sentencepiece" in text or "tiktoken" in text:
         return TokenizerError(
-            f"the tokenizer of {name} has no tokenizer.json, and cannot be converted here: {detail}",
-            remedy="pip install sentencepiece tiktoken protobuf, or give a folder with a tokenizer.json",
+            f"the tokenizer of {name} has no tokenizer.json, and cannot be converted here:"
+            f" {detail}",
+            remedy=(
+                "pip install sentencepiece tiktoken protobuf, or give a folder with a"
+                " tokenizer.json"
+            ),
         )
     return TokenizerError(
         f"transformers cannot load the tokenizer of {name}: {type(error).__name__}: {detail}",
@@ -65,7 +77,8 @@ def _explained(name: str, error: Exception) -> TokenizerError:
 
 
 def check_json(spec: TokenizerSpec, tokenizer: Any) -> None:
-    """A setting of the live object that its JSON lacks would make other ids later: compare them now. Raises TokenizerError."""
+    """A setting of the live object that its JSON lacks would make other ids later: compare them
+    now. Raises TokenizerError."""
     from tokenizers import Tokenizer
 
     written = Tokenizer.from_buffer(spec.json)

@@ -1,8 +1,10 @@
-"""Texts of which much is the same, cut so that what is the same is encoded once: conversations in the frame of their template.
+"""Texts of which much is the same, cut so that what is the same is encoded once: conversations in
+the frame of their template.
 
-An added token divides a text before anything else looks at it (between.py), so the text around it gives the ids that it gives
-alone. Of a template's literal text between two contents, everything up to its last added token is encoded by itself; what
-follows is encoded together with the content after it, so that nothing need be known of how words are found.
+An added token divides a text before anything else looks at it (between.py), so the text around it
+gives the ids that it gives alone. Of a template's literal text between two contents, everything up
+to its last added token is encoded by itself; what follows is encoded together with the content
+after it, so that nothing need be known of how words are found.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from sftprep.tokenize.tokens import Tokens
 class Frame:
     """Literal text of which one piece more than there are contents stands around them, cut.
 
-    heads: of each literal up to its last added token, the last one whole; tails: what is left of each but the last.
+    heads: of each literal up to its last added token, the last one whole; tails: what is left of
+    each but the last.
     """
 
     heads: tuple[str, ...]
@@ -35,7 +38,8 @@ class Frame:
 
 
 class Seams:
-    """Where the texts of a tokenizer can be cut. between: stands between contents that are encoded at once; commas may too."""
+    """Where the texts of a tokenizer can be cut. between: stands between contents that are encoded
+    at once; commas may too."""
 
     def __init__(self, between: Between, added: Sequence[str], *, commas: bool) -> None:
         """added: the tokens of `between`'s tokenizer that divide texts, all of them."""
@@ -43,9 +47,12 @@ class Seams:
         self._added = [*added]
         # Templates write the same few literals again and again.
         self._first, self._middle, self._last = (
-            cache(partial(self._cut, first=first, last=last)) for first, last in ((True, False), (False, False), (False, True))
+            cache(partial(self._cut, first=first, last=last))
+            for first, last in ((True, False), (False, False), (False, True))
         )
-        self._find = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True)))).finditer
+        self._find = re.compile(
+            "|".join(map(re.escape, sorted(added, key=len, reverse=True)))
+        ).finditer
 
     def frame(self, literals: Sequence[str]) -> Frame | None:
         """The literals of a shape, cut; None where they cannot be."""
@@ -59,10 +66,15 @@ class Seams:
         return Frame(heads, tails[:-1])
 
     def _cut(self, literal: str, *, first: bool, last: bool) -> tuple[str, str] | None:
-        """The head and the tail of a literal; None where a token may stand across its ends, or none cuts it."""
+        """The head and the tail of a literal; None where a token may stand across its ends, or none
+        cuts it."""
         found = [*self._find(literal)]
         apart = first or (bool(found) and found[0].start() == 0) or (last and not literal)
-        if not apart or (not first and self._may_end_in(literal)) or (not last and self._may_begin_in(literal)):
+        if (
+            not apart
+            or (not first and self._may_end_in(literal))
+            or (not last and self._may_begin_in(literal))
+        ):
             return None
         if self.between.text in literal or COMMA[1] in literal:
             return None
@@ -71,10 +83,14 @@ class Seams:
 
     def _may_end_in(self, literal: str) -> bool:
         rests = (token[cut:] for token in self._added for cut in range(1, len(token)))
-        return bool(literal) and any(literal.startswith(rest) or rest.startswith(literal) for rest in rests)
+        return bool(literal) and any(
+            literal.startswith(rest) or rest.startswith(literal) for rest in rests
+        )
 
     def _may_begin_in(self, literal: str) -> bool:
-        return any(literal.endswith(token[:cut]) for token in self._added for cut in range(1, len(token)))
+        return any(
+            literal.endswith(token[:cut]) for token in self._added for cut in range(1, len(token))
+        )
 
 
 def seams_of(spec: TokenizerSpec) -> Seams | None:
@@ -95,13 +111,23 @@ class Heads:
         self.ids: Ragged[np.int32] = Ragged.of([], np.int32)
 
     def orders(self, encoder: FastEncoder, frames: Sequence[Frame]) -> list[NDArray[np.int64]]:
-        """Of each frame: the number of a head, SLOT for what is between it and the next, ... the number of the last head."""
+        """Of each frame: the number of a head, SLOT for what is between it and the next, ... the
+        number of the last head."""
         new = [frame for frame in dict.fromkeys(frames) if frame not in self._orders]
-        heads = [head for head in dict.fromkeys(chain.from_iterable(frame.heads for frame in new)) if head not in self._numbers]
+        heads = [
+            head
+            for head in dict.fromkeys(chain.from_iterable(frame.heads for frame in new))
+            if head not in self._numbers
+        ]
         if heads:
             found = encoder.encode(heads)
-            self._numbers.update(zip(heads, range(len(self._numbers), len(self._numbers) + len(heads)), strict=True))
-            known = [self.ids.values, found.input_ids], [self.ids.edges, self.ids.edges[-1] + found.offsets[1:]]
+            self._numbers.update(
+                zip(heads, range(len(self._numbers), len(self._numbers) + len(heads)), strict=True)
+            )
+            known = (
+                [self.ids.values, found.input_ids],
+                [self.ids.edges, self.ids.edges[-1] + found.offsets[1:]],
+            )
             self.ids = Ragged(*map(np.concatenate, known))
         for frame in new:
             order = self._orders[frame] = np.full(2 * len(frame.heads) - 1, SLOT)
@@ -109,14 +135,19 @@ class Heads:
         return [self._orders[frame] for frame in frames]
 
 
-def encode_framed(encoder: FastEncoder, frames: Sequence[Frame], joined: str, commas: int, heads: Heads) -> Tokens | None:
-    """Ids of texts, each of a frame and its contents; None where the parts have to be encoded one by one.
+def encode_framed(
+    encoder: FastEncoder, frames: Sequence[Frame], joined: str, commas: int, heads: Heads
+) -> Tokens | None:
+    """Ids of texts, each of a frame and its contents; None where the parts have to be encoded one
+    by one.
 
-    joined: tail and content, and so on, with the encoder's `between` or, so often, a comma between each two; heads: those that
-    were encoded before.
+    joined: tail and content, and so on, with the encoder's `between` or, so often, a comma between
+    each two; heads: those that were encoded before.
     """
     orders = heads.orders(encoder, frames)
-    parts = encoder.encode_parts(joined, sum(len(frame.tails) for frame in frames) - 1 - commas, commas)
+    parts = encoder.encode_parts(
+        joined, sum(len(frame.tails) for frame in frames) - 1 - commas, commas
+    )
     if parts is None:
         return None
     made = parts.within(np.concatenate(orders), heads.ids)

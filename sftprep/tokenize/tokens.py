@@ -1,4 +1,5 @@
-"""Ids of many texts in flat arrays (`Tokens`), what makes them (`Encoder`), and where two of those do not agree (`Mismatch`)."""
+"""Ids of many texts in flat arrays (`Tokens`), what makes them (`Encoder`), and where two of those
+do not agree (`Mismatch`)."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from sftprep.ragged import edges
 class Tokens:
     """Ids of several texts, flat.
 
-    input_ids: int32 [tokens]; offsets: int64 [texts + 1], text k is input_ids[offsets[k]:offsets[k + 1]].
+    input_ids: int32 [tokens]; offsets: int64 [texts + 1], text k is input_ids[offsets[k]:offsets[k
+    + 1]].
     """
 
     input_ids: NDArray[np.int32]
@@ -28,10 +30,12 @@ class Tokens:
 
 
 class Encoder(Protocol):
-    """Texts to ids. Nothing is put around a text; tokens that it spells out are recognised, as transformers does by default.
+    """Texts to ids. Nothing is put around a text; tokens that it spells out are recognised, as
+    transformers does by default.
 
-    All raise TokenizerError for a text that is no Unicode (half of a surrogate pair), and EncoderFault where the encoder is
-    found to be wrong or breaks down: then the caller goes over to `tokenizers`.
+    All raise TokenizerError for a text that is no Unicode (half of a surrogate pair), and
+    EncoderFault where the encoder is found to be wrong or breaks down: then the caller goes over to
+    `tokenizers`.
     """
 
     name: str
@@ -44,9 +48,11 @@ class Encoder(Protocol):
         """Ids of each text."""
 
     def token_chars(self, texts: Sequence[str], tokens: Tokens) -> NDArray[np.int64]:
-        """First and last+1 character of each token in its text: int64 [tokens, 2]. `tokens` is what `encode(texts)` gave.
+        """First and last+1 character of each token in its text: int64 [tokens, 2]. `tokens` is what
+        `encode(texts)` gave.
 
-        Exactly the offsets of `tokenizers`: a token that holds a part of a character covers the whole of it.
+        Exactly the offsets of `tokenizers`: a token that holds a part of a character covers the
+        whole of it.
         """
 
     def encode_with_chars(self, texts: Sequence[str]) -> tuple[Tokens, NDArray[np.int64]]:
@@ -57,8 +63,8 @@ class Encoder(Protocol):
 class Mismatch:
     """A text that two encoders do not agree on.
 
-    text: the text, or 200 characters of it around the first difference; token: number of the first differing token;
-    expected, got: up to 8 ids from there, of `tokenizers` and of the other one.
+    text: the text, or 200 characters of it around the first difference; token: number of the first
+    differing token; expected, got: up to 8 ids from there, of `tokenizers` and of the other one.
     """
 
     text: str
@@ -67,11 +73,18 @@ class Mismatch:
     got: tuple[int, ...]
 
     def __str__(self) -> str:
-        return f"{self.text!r}: from token {self.token} on {list(self.got)}, not {list(self.expected)}"
+        return (
+            f"{self.text!r}: from token {self.token} on {list(self.got)}, not {list(self.expected)}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return {"text": self.text, "token": self.token, "expected": list(self.expected), "got": list(self.got)}
+        return {
+            "text": self.text,
+            "token": self.token,
+            "expected": list(self.expected),
+            "got": list(self.got),
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Mismatch:
@@ -80,7 +93,8 @@ class Mismatch:
 
 
 class EncoderFault(Exception):
-    """The fast encoder gave other ids than `tokenizers`, or broke down. No user sees it: the build goes on with `tokenizers`."""
+    """The fast encoder gave other ids than `tokenizers`, or broke down. No user sees it: the build
+    goes on with `tokenizers`."""
 
     def __init__(self, reason: str, mismatch: Mismatch | None = None) -> None:
         super().__init__(reason, mismatch)
@@ -98,7 +112,9 @@ def flat_tokens(parts: Sequence[NDArray[Any]]) -> Tokens:
 
 def first_mismatch(texts: Sequence[str], expected: Tokens, got: Tokens) -> Mismatch | None:
     """The first text whose ids differ."""
-    if np.array_equal(expected.offsets, got.offsets) and np.array_equal(expected.input_ids, got.input_ids):
+    if np.array_equal(expected.offsets, got.offsets) and np.array_equal(
+        expected.input_ids, got.input_ids
+    ):
         return None
     for number, text in enumerate(texts):
         want, have = expected.of(number), got.of(number)
@@ -106,8 +122,14 @@ def first_mismatch(texts: Sequence[str], expected: Tokens, got: Tokens) -> Misma
             shared = min(len(want), len(have))
             differing = np.flatnonzero(want[:shared] != have[:shared])
             token = int(differing[0]) if len(differing) else shared
-            # Where in the text that is nobody knows exactly; a token's share of the characters is near enough for an excerpt.
+            # Where in the text that is nobody knows exactly; a token's share of the characters is
+            # near enough for an excerpt.
             near = int(len(text) * token / max(len(want), 1))
             excerpt = text if len(text) <= 200 else text[max(near - 100, 0) : near + 100]
-            return Mismatch(excerpt, token, tuple(want[token : token + 8].tolist()), tuple(have[token : token + 8].tolist()))
+            return Mismatch(
+                excerpt,
+                token,
+                tuple(want[token : token + 8].tolist()),
+                tuple(have[token : token + 8].tolist()),
+            )
     return None

@@ -1,14 +1,39 @@
-"""Random chat templates: small programs that mix everything the compiled way knows, and some that it does not."""
+"""Random chat templates: small programs that mix everything the compiled way knows, and some that
+it does not."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
 
-NAMES = ["messages", "tools", "x", "y", "m", "p", "bos_token", "given", "absent", "add_generation_prompt", "content"]
+NAMES = [
+    "messages",
+    "tools",
+    "x",
+    "y",
+    "m",
+    "p",
+    "bos_token",
+    "given",
+    "absent",
+    "add_generation_prompt",
+    "content",
+]
 KEYS = ["role", "content", "name", "a", "b", "items", "title", "tool_calls"]
 TEXTS = ["'a'", "''", "'user'", "' b '", "'</think>'", "'<b>'", "'role'", "'\\n'"]
-OTHERS = ["0", "1", "2", "true", "false", "none", "[]", "1.5", "range(3)", "raise_exception('no')", "ns"]
+OTHERS = [
+    "0",
+    "1",
+    "2",
+    "true",
+    "false",
+    "none",
+    "[]",
+    "1.5",
+    "range(3)",
+    "raise_exception('no')",
+    "ns",
+]
 FILTERS = [
     *(
         "trim",
@@ -25,8 +50,22 @@ FILTERS = [
         "first",
         "reverse",
     ),
-    *("default('d')", "default(absent.b)", "default('e', true)", "join(',')", "join", "replace('a', '<')", "map('upper')"),
-    *("tojson(indent=1)", "selectattr('role', 'equalto', 'user')", "string | trim", "trim('a')", "escape"),
+    *(
+        "default('d')",
+        "default(absent.b)",
+        "default('e', true)",
+        "join(',')",
+        "join",
+        "replace('a', '<')",
+        "map('upper')",
+    ),
+    *(
+        "tojson(indent=1)",
+        "selectattr('role', 'equalto', 'user')",
+        "string | trim",
+        "trim('a')",
+        "escape",
+    ),
 ]
 TESTS = [
     "defined",
@@ -43,9 +82,37 @@ TESTS = [
     "odd",
 ]
 METHODS = [
-    *(".strip()", ".split('a')", ".split('</think>')[-1]", ".split('a')[0].rstrip('b')", ".startswith('a')", ".get('role')"),
-    *(".items()", ".lstrip('\\n')", ".upper()", ".replace('a', 'b')", ".get('a', 'z')", ".keys()", ".format(1)", ".endswith(y)"),
-    *(".title()", "[0]", "[-1]", "[1:]", "[::-1]", "[:2]", "['role']", "['items']", "[x]", "[loop.index0 - 1]", "[1]"),
+    *(
+        ".strip()",
+        ".split('a')",
+        ".split('</think>')[-1]",
+        ".split('a')[0].rstrip('b')",
+        ".startswith('a')",
+        ".get('role')",
+    ),
+    *(
+        ".items()",
+        ".lstrip('\\n')",
+        ".upper()",
+        ".replace('a', 'b')",
+        ".get('a', 'z')",
+        ".keys()",
+        ".format(1)",
+        ".endswith(y)",
+    ),
+    *(
+        ".title()",
+        "[0]",
+        "[-1]",
+        "[1:]",
+        "[::-1]",
+        "[:2]",
+        "['role']",
+        "['items']",
+        "[x]",
+        "[loop.index0 - 1]",
+        "[1]",
+    ),
 ]
 LOOP = ["index", "index0", "first", "last", "length", "revindex", "previtem", "nextitem", "cycle"]
 
@@ -88,7 +155,9 @@ class Grammar:
         return "data\n"
 
     def assign(self, depth: int) -> str:
-        target = self.choose(["x", "y", "m", "content", "messages", "ns.a", "ns.b", "ns.c", "x, y", "p"])
+        target = self.choose(
+            ["x", "y", "m", "content", "messages", "ns.a", "ns.b", "ns.c", "x, y", "p"]
+        )
         return f"{{% set {target} = {self.expression(2)} %}}"
 
     def namespace(self, depth: int) -> str:
@@ -103,15 +172,28 @@ class Grammar:
         return text + "{% endif %}"
 
     def loop(self, depth: int) -> str:
-        over = self.choose(["messages", "messages", "messages", "m.tool_calls", "messages[::-1]", self.expression(2)])
+        over = self.choose(
+            [
+                "messages",
+                "messages",
+                "messages",
+                "m.tool_calls",
+                "messages[::-1]",
+                self.expression(2),
+            ]
+        )
         name = self.choose(["m", "m", "m", "x", "p", "k, v"])
         if name == "k, v":
-            over = self.choose(["m.items()", "messages[0] | items", "given | dictsort", "given.items()"])
+            over = self.choose(
+                ["m.items()", "messages[0] | items", "given | dictsort", "given.items()"]
+            )
         only = f" if {self.expression(1)}" if self.random.random() < 0.1 else ""
         self.in_loop += 1
         text = f"{{% for {name} in {over}{only} %}}{self.body(depth)}"
         self.in_loop -= 1
-        return text + ("{% else %}none{% endfor %}" if self.random.random() < 0.05 else "{% endfor %}")
+        return text + (
+            "{% else %}none{% endfor %}" if self.random.random() < 0.05 else "{% endfor %}"
+        )
 
     def block(self, depth: int) -> str:
         return f"{{% set {self.choose(['x', 'y', 'ns.a'])} %}}{self.body(depth)}{{% endset %}}"
@@ -127,11 +209,24 @@ class Grammar:
 
     def word(self, depth: int) -> str:
         if self.in_loop:
-            return f"{{% if {self.expression(1)} %}}{{% {self.choose(['break', 'continue'])} %}}{{% endif %}}"
-        return f"{{% macro {self.choose(['mac', 'other'])}(p, q=2) %}}{self.body(depth)}{{% endmacro %}}"
+            return (
+                f"{{% if {self.expression(1)} %}}{{% {self.choose(['break', 'continue'])} %}}{{%"
+                " endif %}"
+            )
+        return (
+            f"{{% macro {self.choose(['mac', 'other'])}(p, q=2) %}}{self.body(depth)}{{%"
+            " endmacro %}"
+        )
 
     def expression(self, depth: int) -> str:
-        kinds: list[Callable[[int], str]] = [self.simple, self.field, self.of_loop, self.sum, self.compare, self.logic]
+        kinds: list[Callable[[int], str]] = [
+            self.simple,
+            self.field,
+            self.of_loop,
+            self.sum,
+            self.compare,
+            self.logic,
+        ]
         kinds += [self.choice, self.filter, self.test, self.method, self.call]
         kind = self.random.choices(kinds, [25, 20, 10, 10, 7, 6, 4, 9, 4, 4, 2])[0]
         return kind(depth - 1) if depth else self.simple(depth)
@@ -144,31 +239,55 @@ class Grammar:
         return owner + self.choose([f".{self.choose(KEYS)}", f"[{self.choose(KEYS)!r}]"])
 
     def of_loop(self, depth: int) -> str:
-        return "loop." + self.choose(LOOP) if self.in_loop and self.random.random() < 0.5 else "ns." + self.choose("abc")
+        return (
+            "loop." + self.choose(LOOP)
+            if self.in_loop and self.random.random() < 0.5
+            else "ns." + self.choose("abc")
+        )
 
     def sum(self, depth: int) -> str:
         return f"({self.expression(depth)} {self.choose('~~~~++-%')} {self.expression(depth)})"
 
     def compare(self, depth: int) -> str:
-        return f"({self.expression(depth)} {self.choose(['==', '==', '!=', 'in', 'not in', '<'])} {self.expression(depth)})"
+        return (
+            f"({self.expression(depth)} {self.choose(['==', '==', '!=', 'in', 'not in', '<'])}"
+            f" {self.expression(depth)})"
+        )
 
     def logic(self, depth: int) -> str:
-        return f"({self.choose(['', 'not '])}{self.expression(depth)} {self.choose(['and', 'or'])} {self.expression(depth)})"
+        return (
+            f"({self.choose(['', 'not '])}{self.expression(depth)} {self.choose(['and', 'or'])}"
+            f" {self.expression(depth)})"
+        )
 
     def choice(self, depth: int) -> str:
         otherwise = f" else {self.expression(depth)}" if self.random.random() < 0.8 else ""
         return f"({self.expression(depth)} if {self.expression(depth)}{otherwise})"
 
     def filter(self, depth: int) -> str:
-        return f"({self.expression(depth)}{self.choose(['', ' | string'])} | {self.choose(FILTERS)})"
+        return (
+            f"({self.expression(depth)}{self.choose(['', ' | string'])} | {self.choose(FILTERS)})"
+        )
 
     def test(self, depth: int) -> str:
         return f"({self.expression(depth)} is {self.choose(['', 'not '])}{self.choose(TESTS)})"
 
     def method(self, depth: int) -> str:
         owner = self.expression(depth)
-        return f"({owner} | string){self.choose(METHODS)}" if self.random.random() < 0.7 else f"{owner}{self.choose(METHODS)}"
+        return (
+            f"({owner} | string){self.choose(METHODS)}"
+            if self.random.random() < 0.7
+            else f"{owner}{self.choose(METHODS)}"
+        )
 
     def call(self, depth: int) -> str:
         inner = self.expression(depth)
-        return self.choose([f"mac({inner})", f"mac(q={inner})", f"other(x, {inner})", f"[{inner}, x]", f"{{'a': {inner}}}"])
+        return self.choose(
+            [
+                f"mac({inner})",
+                f"mac(q={inner})",
+                f"other(x, {inner})",
+                f"[{inner}, x]",
+                f"{{'a': {inner}}}",
+            ]
+        )

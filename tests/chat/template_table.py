@@ -1,4 +1,5 @@
-"""The table of docs/templates.md: what can be done with each chat template. `python -m tests.chat.template_table` writes it."""
+"""The table of docs/templates.md: what can be done with each chat template. `python -m
+tests.chat.template_table` writes it."""
 
 from __future__ import annotations
 
@@ -34,13 +35,26 @@ def talk(*, reasoning: bool = False, parts: bool = False) -> list[dict[str, Any]
     messages: list[dict[str, Any]] = []
     for asked, answered in (("How are you?", "Fine."), ("And now?", "Still fine.")):
         messages.append({"role": "user", "content": asked})
-        messages.append({"role": "assistant", "content": answered} | ({"reasoning_content": "Say so."} if reasoning else {}))
-    return [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages] if parts else messages
+        messages.append(
+            {"role": "assistant", "content": answered}
+            | ({"reasoning_content": "Say so."} if reasoning else {})
+        )
+    return (
+        [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
+        if parts
+        else messages
+    )
 
 
 def call(arguments: Any) -> list[dict[str, Any]]:
     """A question, a call of a tool, its result and the answer."""
-    calls = [{"id": "call00001", "type": "function", "function": {"name": "weather_of", "arguments": arguments}}]
+    calls = [
+        {
+            "id": "call00001",
+            "type": "function",
+            "function": {"name": "weather_of", "arguments": arguments},
+        }
+    ]
     return [
         {"role": "user", "content": "What is the weather in Wuhan?"},
         {"role": "assistant", "content": "", "tool_calls": calls},
@@ -52,7 +66,9 @@ def call(arguments: Any) -> list[dict[str, Any]]:
 def template_of(path: Path, *, turns: bool = True, way: Any = "auto") -> ChatTemplate:
     """A template as the tests use it."""
     day = datetime.date(2026, 1, 31)
-    return ChatTemplate(path.read_text(encoding="utf-8"), variables=VARIABLES, date=day, turns=turns, way=way)
+    return ChatTemplate(
+        path.read_text(encoding="utf-8"), variables=VARIABLES, date=day, turns=turns, way=way
+    )
 
 
 def text_of(template: ChatTemplate, messages: list[dict[str, Any]], **settings: Any) -> str | None:
@@ -75,7 +91,10 @@ def row(path: Path) -> str:
         beside = (
             "derived"
             if rule.tools is None
-            else f"refused: {rule.tools.removeprefix('the chat template refuses the conversation: ')}"
+            else (
+                "refused:"
+                f" {rule.tools.removeprefix('the chat template refuses the conversation: ')}"
+            )
         )
     if template.has_generation_marks:
         masks = beside = "marks"
@@ -84,15 +103,27 @@ def row(path: Path) -> str:
     if tools == "no":
         beside = "-"
     parts = "Still fine." not in (text_of(template, talk()) or "")
-    kept = all(_is_kept(template, talk(reasoning=reasoning, parts=parts)) for reasoning in (False, True))
+    kept = all(
+        _is_kept(template, talk(reasoning=reasoning, parts=parts)) for reasoning in (False, True)
+    )
     prefix = _is_prefix(template, talk(parts=parts))
-    cells = (name_of(path), masks, tools, beside, "kept" if kept else "changes", "yes" if prefix else "no")
+    cells = (
+        name_of(path),
+        masks,
+        tools,
+        beside,
+        "kept" if kept else "changes",
+        "yes" if prefix else "no",
+    )
     return f"| {' | '.join(cells)} |"
 
 
 def table() -> str:
     """The table."""
-    head = "| template | masks | tools: arguments as | masks beside tools | earlier turns | prompt is a prefix |"
+    head = (
+        "| template | masks | tools: arguments as | masks beside tools | earlier turns | prompt is"
+        " a prefix |"
+    )
     return "\n".join([head, "|---|---|---|---|---|---|", *map(row, TEMPLATES)])
 
 
@@ -108,10 +139,17 @@ _ARGUMENTS: dict[str, Any] = {"objects": {"city": "Wuhan"}, "text": '{"city": "W
 
 
 def _shows_tools(template: ChatTemplate, arguments: Any) -> bool:
-    text, asked = text_of(template, call(arguments), tools=TOOLS), text_of(template, call(arguments)[:1], tools=TOOLS)
+    text, asked = (
+        text_of(template, call(arguments), tools=TOOLS),
+        text_of(template, call(arguments)[:1], tools=TOOLS),
+    )
     if text is None or asked is None:
         return False
-    return "RAINY17" in text and "It rains." in text and text.count("weather_of") > asked.count("weather_of")
+    return (
+        "RAINY17" in text
+        and "It rains." in text
+        and text.count("weather_of") > asked.count("weather_of")
+    )
 
 
 def _is_kept(template: ChatTemplate, messages: list[dict[str, Any]]) -> bool:
@@ -120,7 +158,10 @@ def _is_kept(template: ChatTemplate, messages: list[dict[str, Any]]) -> bool:
 
 
 def _is_prefix(template: ChatTemplate, messages: list[dict[str, Any]]) -> bool:
-    whole, prompt = text_of(template, messages), text_of(template, messages[:3], add_generation_prompt=True)
+    whole, prompt = (
+        text_of(template, messages),
+        text_of(template, messages[:3], add_generation_prompt=True),
+    )
     return whole is not None and prompt is not None and whole.startswith(prompt)
 
 

@@ -1,4 +1,5 @@
-"""Templates come from strangers: they reach nothing of Python, change nothing, and write no more than they may."""
+"""Templates come from strangers: they reach nothing of Python, change nothing, and write no more
+than they may."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ REACHING_OUT = {
     "frame of a generator": "{{ (messages | map('upper')).gi_frame.f_globals }}",
     "namespace with dunder": "{% set ns = namespace(__class__=1) %}{{ ns }}",
     "namespace with dunder, later": "{% set ns = namespace() %}{% set ns.__class__ = 1 %}{{ ns }}",
-    "namespace with underscore from dict": "{% set ns = namespace({'_Namespace__attrs': 1}) %}{{ ns }}",
+    "namespace with underscore from dict": (
+        "{% set ns = namespace({'_Namespace__attrs': 1}) %}{{ ns }}"
+    ),
     "include": "{% include '/etc/passwd' %}",
     "import": "{% import 'os' as os %}{{ os.name }}",
     "extends": "{% extends '/etc/passwd' %}",
@@ -47,9 +50,13 @@ CHANGING = {
     "sort": "{{ tools.sort() }}",
     "setdefault": "{{ given.setdefault('a', 1) }}",
     "assignment": "{% set m = messages[0] %}{% set m.content = 'evil' %}",
-    "block assignment": "{% set m = messages[0] %}{% set m.content %}evil{% endset %}{{ m.content }}",
+    "block assignment": (
+        "{% set m = messages[0] %}{% set m.content %}evil{% endset %}{{ m.content }}"
+    ),
     "block assignment to kwargs": "{% set given.a %}evil{% endset %}{{ given.a }}",
-    "namespace from outside": "{% if absent %}{% set given = namespace(a=1) %}{% endif %}{% set given.a = 2 %}",
+    "namespace from outside": (
+        "{% if absent %}{% set given = namespace(a=1) %}{% endif %}{% set given.a = 2 %}"
+    ),
     "map": "{{ [messages] | map('append', 1) | list }}",
 }
 HUGE = {
@@ -70,21 +77,30 @@ HUGE = {
     "indent": "{{ 'a\nb' | indent(999999999) }}",
     "json indent": "{{ messages | tojson(indent=999999999) }}",
     "lipsum": "{{ lipsum(n=99999999) }}",
-    "loops in loops": "{% for i in range(9999) %}{% for j in range(9999) %}xxxxxxxxxxxxxxxxxxxxxxxx{% endfor %}{% endfor %}",
-    "long lines in a loop": "{% for i in range(99999) %}{{ messages | tojson }}" + "y" * 2000 + "{% endfor %}",
+    "loops in loops": (
+        "{% for i in range(9999) %}{% for j in range(9999) %}xxxxxxxxxxxxxxxxxxxxxxxx{% endfor %}{%"
+        " endfor %}"
+    ),
+    "long lines in a loop": (
+        "{% for i in range(99999) %}{{ messages | tojson }}" + "y" * 2000 + "{% endfor %}"
+    ),
     "macro without end": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("source", [pytest.param(source, id=name) for name, source in REACHING_OUT.items()])
+@pytest.mark.parametrize(
+    "source", [pytest.param(source, id=name) for name, source in REACHING_OUT.items()]
+)
 def test_nothing_of_python_is_reached(source: str, way: Any) -> None:
     with pytest.raises(TemplateError):
         ChatTemplate(source, variables={}, way=way).render(turns("a", "b"), tools=[{}])
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("source", [pytest.param(source, id=name) for name, source in CHANGING.items()])
+@pytest.mark.parametrize(
+    "source", [pytest.param(source, id=name) for name, source in CHANGING.items()]
+)
 def test_nothing_is_changed(source: str, way: Any) -> None:
     messages, tools, kwargs = turns("a", "b"), [{"name": "t"}, {}], {"given": {"b": 1}}
     before = copy.deepcopy((messages, tools, kwargs))
@@ -105,18 +121,22 @@ def test_what_is_huge_is_refused(source: str, way: Any) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_what_is_large_for_a_reason_is_written(way: Any) -> None:
     template = ChatTemplate(
-        "{% for m in messages %}{{ m.content * 1 }}{{ m.content }}{{ m.content }}{% endfor %}", variables={}, way=way
+        "{% for m in messages %}{{ m.content * 1 }}{{ m.content }}{{ m.content }}{% endfor %}",
+        variables={},
+        way=way,
     )
     content = "x" * OUTPUT_FLOOR
     assert len(template.render(turns(content, content)).text) == 6 * OUTPUT_FLOOR
-    assert ChatTemplate("{{ '-' * 40 }}{{ '%5.1f|%s' % (1, 'a') }}{{ '{:>8}'.format(1) }}", variables={}, way=way).render(
-        []
-    ).text == ("-" * 40 + "  1.0|a" + "       1")
+    assert ChatTemplate(
+        "{{ '-' * 40 }}{{ '%5.1f|%s' % (1, 'a') }}{{ '{:>8}'.format(1) }}", variables={}, way=way
+    ).render([]).text == ("-" * 40 + "  1.0|a" + "       1")
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_nothing_is_remembered_from_one_render_to_the_next(way: Any) -> None:
-    source = "{{ x }}{% set x = 1 %}{% set ns = namespace(n=0) %}{% set ns.n = ns.n + 1 %}{{ ns.n }}"
+    source = (
+        "{{ x }}{% set x = 1 %}{% set ns = namespace(n=0) %}{% set ns.n = ns.n + 1 %}{{ ns.n }}"
+    )
     source += "{% set c = cycler(1, 2) %}{{ c.next() }}"
     template = ChatTemplate(source, variables={}, way=way)
     assert {template.render([]).text for _ in range(3)} == {"11"}

@@ -1,4 +1,5 @@
-"""Text, generation spans and refusals are those of transformers, by both ways, for every template at hand."""
+"""Text, generation spans and refusals are those of transformers, by both ways, for every template
+at hand."""
 
 from __future__ import annotations
 
@@ -22,14 +23,18 @@ from tests.chat.cases import (
 )
 from tests.support import SHARED, needs_shared
 
-# No skip by name: where the data is absent the lists are empty, and pytest says that the parameters are.
+# No skip by name: where the data is absent the lists are empty, and pytest says that the parameters
+# are.
 ALL = [pytest.param(path, id=name_of(path)) for path in [*TEMPLATES, *OWN_TEMPLATES]]
 
 
 def by_us(template: ChatTemplate, case: Case, *, add_generation_prompt: bool) -> object:
     try:
         done = template.render(
-            case.messages, tools=case.tools, add_generation_prompt=add_generation_prompt, template_kwargs=case.kwargs
+            case.messages,
+            tools=case.tools,
+            add_generation_prompt=add_generation_prompt,
+            template_kwargs=case.kwargs,
         )
     except TemplateError:
         return Refused()
@@ -46,11 +51,16 @@ def test_all_templates_are_there() -> None:
 @pytest.mark.parametrize("path", ALL)
 def test_both_ways_are_transformers(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
-    pieces, slow = ChatTemplate(source, variables=VARIABLES), ChatTemplate(source, variables=VARIABLES, way="jinja")
+    pieces, slow = (
+        ChatTemplate(source, variables=VARIABLES),
+        ChatTemplate(source, variables=VARIABLES, way="jinja"),
+    )
     rendered = 0
     for name, case in CONVERSATIONS.items():
         for prompt in (False, True):
-            expected = by_transformers(source, case, add_generation_prompt=prompt, marks=pieces.has_generation_marks)
+            expected = by_transformers(
+                source, case, add_generation_prompt=prompt, marks=pieces.has_generation_marks
+            )
             before = copy.deepcopy(case)
             assert by_us(slow, case, add_generation_prompt=prompt) == expected, name
             assert by_us(pieces, case, add_generation_prompt=prompt) == expected, name
@@ -69,7 +79,9 @@ def test_nasty_contents_are_rendered_as_transformers_does(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     pieces = ChatTemplate(source, variables=VARIABLES)
     for name, case in adversarial().items():
-        expected = by_transformers(source, case, add_generation_prompt=True, marks=pieces.has_generation_marks)
+        expected = by_transformers(
+            source, case, add_generation_prompt=True, marks=pieces.has_generation_marks
+        )
         assert by_us(pieces, case, add_generation_prompt=True) == expected, name
     assert pieces.report()["mismatch"] is None
 

@@ -1,4 +1,5 @@
-"""Which way a template takes, what the report says of it, and how the compiled way is kept honest."""
+"""Which way a template takes, what the report says of it, and how the compiled way is kept
+honest."""
 
 from __future__ import annotations
 
@@ -18,8 +19,9 @@ from tests.chat.cases import CONVERSATIONS, OWN_TEMPLATES, TEMPLATES, VARIABLES,
 from tests.support import needs_shared
 
 CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% generation %}{{ m.content + '<|im_end|>' }}"
-    "{% endgeneration %}\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% generation %}{{ m.content +"
+    " '<|im_end|>' }}{% endgeneration %}\n{% endfor %}{% if add_generation_prompt"
+    " %}<|im_start|>assistant\n{% endif %}"
 )
 MUST = {
     "qwen3",
@@ -46,14 +48,21 @@ def test_all_templates_are_compiled() -> None:
     for path in [*TEMPLATES, *OWN_TEMPLATES]:
         # Templates of models for images write contents as parts only, and know no tools.
         images = name_of(path).startswith(("llava", "idefics", "smolvlm"))
-        names = ["parts"] if images else ["two turns", "tools and system", "calls", "arguments as text", "results in a row"]
+        names = (
+            ["parts"]
+            if images
+            else ["two turns", "tools and system", "calls", "arguments as text", "results in a row"]
+        )
         template = ChatTemplate(path.read_text(encoding="utf-8"), variables=VARIABLES)
         for case in (CONVERSATIONS[name] for name in names):
             before = template.report()["renders"]["jinja"]
             # Some templates want their tool calls otherwise, and refuse these.
             with suppress(TemplateError):
                 template.render(case.messages, tools=case.tools)
-                assert template.report()["renders"]["jinja"] == before, (path, template.report()["handed_over"])
+                assert template.report()["renders"]["jinja"] == before, (
+                    path,
+                    template.report()["handed_over"],
+                )
                 taken.add(name_of(path))
     assert taken >= MUST
     # All of them, in fact: one that falls back to Jinja is a loss of speed that must be seen.
@@ -65,15 +74,23 @@ def test_text_spans_and_ways() -> None:
     assert template.way() == "pieces"
     assert template.has_generation_marks
     done = template.render(turns("hi", "hello"), add_generation_prompt=True)
-    assert done.text == "<|im_start|>user\nhi<|im_end|><|im_start|>assistant\nhello<|im_end|><|im_start|>assistant\n"
-    assert [done.text[first:last] for first, last in done.spans] == ["hi<|im_end|>", "hello<|im_end|>"]
+    assert done.text == (
+        "<|im_start|>user\nhi<|im_end|><|im_start|>assistant\nhello<|im_end|>"
+        "<|im_start|>assistant\n"
+    )
+    assert [done.text[first:last] for first, last in done.spans] == [
+        "hi<|im_end|>",
+        "hello<|im_end|>",
+    ]
     assert done == chatml(way="jinja").render(turns("hi", "hello"), add_generation_prompt=True)
     assert chatml(way="jinja").way() == "jinja"
 
 
 def test_a_single_conversation_may_go_to_jinja() -> None:
     template = ChatTemplate(
-        "{% for m in messages %}{{ m.content if m.content is string else m.content | first }}{% endfor %}", variables={}
+        "{% for m in messages %}{{ m.content if m.content is string else m.content | first }}{%"
+        " endfor %}",
+        variables={},
     )
     assert template.render(turns("a", "b")).text == "ab"
     assert template.way() == "pieces"
@@ -87,7 +104,8 @@ def test_a_single_conversation_may_go_to_jinja() -> None:
 
 def test_refusals_carry_the_words_of_the_template() -> None:
     source = (
-        "{% if messages[0].role != 'user' %}{{ raise_exception('must start with a user') }}{% endif %}{{ messages[1].content }}"
+        "{% if messages[0].role != 'user' %}{{ raise_exception('must start with a user') }}{% endif"
+        " %}{{ messages[1].content }}"
     )
     for way in ("auto", "jinja"):
         template = ChatTemplate(source, variables={}, way=way)
@@ -136,39 +154,62 @@ def test_tools_that_are_no_schemas() -> None:
         chatml().render(turns("a"), tools=[print])
 
 
-@pytest.mark.parametrize("name", ["messages", "tools", "chat_template", "continue_final_message", "tokenize"])
+@pytest.mark.parametrize(
+    "name", ["messages", "tools", "chat_template", "continue_final_message", "tokenize"]
+)
 def test_kwargs_that_are_no_variables(name: str) -> None:
     with pytest.raises(TemplateError, match=name):
         chatml().render(turns("a"), template_kwargs={name: 1})
 
 
 def test_kwargs_are_seen_and_forgotten() -> None:
-    template = ChatTemplate("{{ bos_token }}{{ mood }}{{ documents }}", variables={"bos_token": "<s>"})
+    template = ChatTemplate(
+        "{{ bos_token }}{{ mood }}{{ documents }}", variables={"bos_token": "<s>"}
+    )
     assert template.render([]).text == "<s>None"
-    assert template.render([], template_kwargs={"mood": "good", "bos_token": "B", "documents": ["d"]}).text == "Bgood['d']"
+    assert (
+        template.render(
+            [], template_kwargs={"mood": "good", "bos_token": "B", "documents": ["d"]}
+        ).text
+        == "Bgood['d']"
+    )
     assert template.render([]).text == "<s>None"
 
 
 @pytest.mark.parametrize("way", ["auto", "jinja"])
 def test_kwargs_with_the_name_of_a_function(way: Any) -> None:
-    template = ChatTemplate("{{ 1 if range is defined }}{{ strftime_now('%Y') if range is callable }}", variables={}, way=way)
+    template = ChatTemplate(
+        "{{ 1 if range is defined }}{{ strftime_now('%Y') if range is callable }}",
+        variables={},
+        way=way,
+    )
     assert template.render([]).text == f"1{datetime.date.today().year}"
     assert template.render([], template_kwargs={"range": "r"}).text == "1"
 
 
 @pytest.mark.parametrize("way", ["auto", "jinja"])
 def test_the_date_is_frozen(way: Any) -> None:
-    template = ChatTemplate("{{ strftime_now('%d %B %Y %H:%M') }}", variables={}, date=datetime.date(2024, 2, 29), way=way)
+    template = ChatTemplate(
+        "{{ strftime_now('%d %B %Y %H:%M') }}",
+        variables={},
+        date=datetime.date(2024, 2, 29),
+        way=way,
+    )
     assert template.render([]).text == "29 February 2024 00:00"
     today = ChatTemplate("{{ strftime_now('%Y-%m-%d') }}", variables={}, way=way)
-    assert abs(datetime.date.fromisoformat(today.render([]).text) - datetime.date.today()) <= datetime.timedelta(days=1)
+    assert abs(
+        datetime.date.fromisoformat(today.render([]).text) - datetime.date.today()
+    ) <= datetime.timedelta(days=1)
 
 
 def test_reasoning_is_seen_under_each_name_and_the_record_stays() -> None:
     template = ChatTemplate("{% for m in messages %}{{ m | tojson }}{% endfor %}", variables={})
     message = {"role": "assistant", "content": "a", "reasoning": "r"}
     text = template.render([message]).text
-    assert text == '{"thinking": "r", "role": "assistant", "content": "a", "reasoning": "r", "reasoning_content": "r"}'
+    assert (
+        text == '{"thinking": "r", "role": "assistant", "content": "a", "reasoning": "r",'
+        ' "reasoning_content": "r"}'
+    )
     assert message == {"role": "assistant", "content": "a", "reasoning": "r"}
 
 
@@ -183,7 +224,9 @@ def test_the_first_renders_and_later_samples_are_checked(monkeypatch: pytest.Mon
     assert template.report()["renders"]["checked"] == 7
 
 
-@pytest.mark.parametrize("wrong", [("other text", ()), ("<|im_start|>user\na<|im_end|>", ((0, 1),))])
+@pytest.mark.parametrize(
+    "wrong", [("other text", ()), ("<|im_start|>user\na<|im_end|>", ((0, 1),))]
+)
 def test_a_difference_switches_the_compiled_way_off(wrong: Any) -> None:
     template = chatml()
     right = chatml(way="jinja").render(turns("a"))
@@ -218,6 +261,9 @@ def test_rendered_is_a_value() -> None:
 
 
 def test_nothing_heavy_is_imported() -> None:
-    script = "import sys, sftprep.chat.template; print({'torch', 'transformers', 'numba', 'pyarrow'} & set(sys.modules))"
+    script = (
+        "import sys, sftprep.chat.template; print({'torch', 'transformers', 'numba', 'pyarrow'} &"
+        " set(sys.modules))"
+    )
     done = run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -10,7 +10,9 @@ from sftprep import open_shards, read_manifest, verify
 
 def content(folder: Path) -> dict[str, bytes]:
     """Every file below a folder."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def origins(folder: Path) -> Counter[int]:
@@ -39,4 +41,6 @@ def check_ledger(folder: Path) -> None:
         assert (info.accounting.lines, info.accounting.records) == (info.lines, info.records)
         summed.update(info.accounting.counts())
     assert type(manifest.accounting).of(summed) == manifest.accounting
-    assert manifest.accounting.trained_tokens == sum(shard.trained_tokens for shard in manifest.shards)
+    assert manifest.accounting.trained_tokens == sum(
+        shard.trained_tokens for shard in manifest.shards
+    )

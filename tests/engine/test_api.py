@@ -53,25 +53,38 @@ HOLDERS = {
     "function": lambda: generated,
     "table": lambda: pa.Table.from_pylist(ROWS),
     "Dataset": lambda: datasets.Dataset.from_list(ROWS),
-    "a part of a Dataset": lambda: datasets.Dataset.from_list(ROWS[:3] + ROWS).select(range(3, 3 + len(ROWS))),
+    "a part of a Dataset": (
+        lambda: datasets.Dataset.from_list(ROWS[:3] + ROWS).select(range(3, 3 + len(ROWS)))
+    ),
     "IterableDataset": lambda: datasets.Dataset.from_list(ROWS).to_iterable_dataset(num_shards=2),
     "IterableDataset of a generator": lambda: datasets.IterableDataset.from_generator(generated),
-    "with a transform": lambda: datasets.Dataset.from_list([{"raw": json.dumps(row)} for row in ROWS]).with_transform(
-        lambda batch: {"messages": [json.loads(raw)["messages"] for raw in batch["raw"]]}
+    "with a transform": (
+        lambda: datasets.Dataset.from_list(
+            [{"raw": json.dumps(row)} for row in ROWS]
+        ).with_transform(
+            lambda batch: {"messages": [json.loads(raw)["messages"] for raw in batch["raw"]]}
+        )
     ),
     "with a format": lambda: datasets.Dataset.from_list(ROWS).with_format("numpy"),
 }
 
 
 @pytest.mark.parametrize("name", HOLDERS)
-def test_the_same_sequences_from_whatever_holds_the_records(tokenizer_dir, tmp_path, monkeypatch, from_file, name):
+def test_the_same_sequences_from_whatever_holds_the_records(
+    tokenizer_dir, tmp_path, monkeypatch, from_file, name
+):
     monkeypatch.setattr(memory, "PARTITION_BYTES", 20_000)
     report = of(HOLDERS[name](), tokenizer_dir, tmp_path / "o")
     assert texts(report.folder) == from_file
     check_ledger(report.folder)
     assert report.manifest.accounting.records == len(ROWS)
     # Again, and with workers: the same bytes, and the digest of the input is of its content.
-    again = of(HOLDERS[name](), tokenizer_dir, tmp_path / "again", workers=2 if name in ("list", "Dataset") else 1)
+    again = of(
+        HOLDERS[name](),
+        tokenizer_dir,
+        tmp_path / "again",
+        workers=2 if name in ("list", "Dataset") else 1,
+    )
     assert content(again.folder) == content(report.folder)
 
 
@@ -85,7 +98,9 @@ def test_the_digest_of_data_in_memory_is_of_its_content(tokenizer_dir, tmp_path)
 
 def test_a_spill_is_found_again(tokenizer_dir, tmp_path):
     of(ROWS, tokenizer_dir, tmp_path / "o", keep_spill=True)
-    assert of(iter(ROWS), tokenizer_dir, tmp_path / "o", keep_spill=True, overwrite=True).reused == 1
+    assert (
+        of(iter(ROWS), tokenizer_dir, tmp_path / "o", keep_spill=True, overwrite=True).reused == 1
+    )
 
 
 def test_bad_rows_are_named_by_their_number(tokenizer_dir, tmp_path):
@@ -102,7 +117,9 @@ SPLITS = {"train": ROWS[:100], "test": ROWS[100:130], "other": ROWS[130:]}
 def dataset_dict(*names, streamed=False):
     made = {name: datasets.Dataset.from_list(SPLITS[name]) for name in names}
     if streamed:
-        return datasets.IterableDatasetDict({name: data.to_iterable_dataset() for name, data in made.items()})
+        return datasets.IterableDatasetDict(
+            {name: data.to_iterable_dataset() for name, data in made.items()}
+        )
     return datasets.DatasetDict(made)
 
 
@@ -112,15 +129,22 @@ def test_a_dict_of_splits_is_a_build_and_its_evaluation(tokenizer_dir, tmp_path,
     assert report.manifest.accounting.records == 100
     assert report.evaluation is not None
     assert report.evaluation.accounting.records == 30
-    assert texts(tmp_path / "o" / "eval") == texts(of(SPLITS["test"], tokenizer_dir, tmp_path / "t").folder)
+    assert texts(tmp_path / "o" / "eval") == texts(
+        of(SPLITS["test"], tokenizer_dir, tmp_path / "t").folder
+    )
 
 
 def test_splits_are_chosen_where_there_are_several(tokenizer_dir, tmp_path):
     three = dataset_dict("train", "test", "other")
-    with pytest.raises(ConfigError, match=r"train, test, other[\s\S]*eval_split='test'[\s\S]*split='train'"):
+    with pytest.raises(
+        ConfigError, match=r"train, test, other[\s\S]*eval_split='test'[\s\S]*split='train'"
+    ):
         of(three, tokenizer_dir, tmp_path / "o")
     report = of(three, tokenizer_dir, tmp_path / "o", eval_split="other")
-    assert (report.manifest.accounting.records, report.evaluation.accounting.records) == (100, len(ROWS) - 130)
+    assert (report.manifest.accounting.records, report.evaluation.accounting.records) == (
+        100,
+        len(ROWS) - 130,
+    )
     alone = of(three, tokenizer_dir, tmp_path / "alone", split="test")
     assert (alone.manifest.accounting.records, alone.evaluation) == (30, None)
     with pytest.raises(ConfigError, match="no split 'dev'"):
@@ -136,9 +160,13 @@ def test_evaluation_records_may_come_from_elsewhere(tokenizer_dir, tmp_path):
 
 
 def test_mixtures_and_configs(tokenizer_dir, tmp_path):
-    report = build(sources=[{"path": str(CHATS), "limit": 10}], tokenizer=tokenizer_dir, output=tmp_path / "o")
+    report = build(
+        sources=[{"path": str(CHATS), "limit": 10}], tokenizer=tokenizer_dir, output=tmp_path / "o"
+    )
     assert report.manifest.accounting.records == 10
-    config = BuildConfig.of(inputs=str(CHATS), tokenizer=str(tokenizer_dir), output=str(tmp_path / "c"), max_length=256)
+    config = BuildConfig.of(
+        inputs=str(CHATS), tokenizer=str(tokenizer_dir), output=str(tmp_path / "c"), max_length=256
+    )
     assert build(config).manifest.accounting.records == len(ROWS)
     with pytest.raises(ConfigError, match="beside a BuildConfig"):
         build(config, max_length=3)
@@ -149,7 +177,10 @@ def test_mixtures_and_configs(tokenizer_dir, tmp_path):
 def test_a_live_tokenizer(tokenizer_dir, tmp_path, from_file):
     transformers = pytest.importorskip("transformers")
     live = transformers.AutoTokenizer.from_pretrained(tokenizer_dir)
-    assert texts(build(ROWS, tokenizer=live, output=tmp_path / "o", max_length=256).folder) == from_file
+    assert (
+        texts(build(ROWS, tokenizer=live, output=tmp_path / "o", max_length=256).folder)
+        == from_file
+    )
 
 
 @pytest.mark.parametrize(
@@ -178,21 +209,33 @@ def test_a_report_is_shown_in_a_line(tokenizer_dir, tmp_path):
 
 
 def test_python_m_is_the_command():
-    made = subprocess.run([sys.executable, "-m", "sftprep", "--help"], check=False, capture_output=True, text=True)
+    made = subprocess.run(
+        [sys.executable, "-m", "sftprep", "--help"], check=False, capture_output=True, text=True
+    )
     assert made.returncode == 0
     assert "sftprep build" in made.stdout
 
 
-# --- what tables do to records -----------------------------------------------------------------------------------------
+# --- what tables do to records --------------------------------------------------------------------
 
 CALLS = [
-    {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}], "tools": [{"x": 8.854e-12}]},
-    {"messages": [{"role": "user", "content": "Hi", "name": "Ann"}, {"role": "assistant", "content": "No"}], "tools": [{"y": 1}]},
+    {
+        "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}],
+        "tools": [{"x": 8.854e-12}],
+    },
+    {
+        "messages": [
+            {"role": "user", "content": "Hi", "name": "Ann"},
+            {"role": "assistant", "content": "No"},
+        ],
+        "tools": [{"y": 1}],
+    },
 ]
 
 
 def test_nulls_that_a_table_puts_in_stay_as_with_trl_and_go_when_asked(tokenizer_dir, tmp_path):
-    """`datasets` gives every row the keys of every other; TRL hands those in tools to the template, and so do we."""
+    """`datasets` gives every row the keys of every other; TRL hands those in tools to the template,
+    and so do we."""
     table = pa.Table.from_pylist(CALLS)
     assert table.to_pylist()[0]["tools"] == [{"x": 8.854e-12, "y": None}]
     template = tmp_path / "t.jinja"
@@ -203,7 +246,14 @@ def test_nulls_that_a_table_puts_in_stay_as_with_trl_and_go_when_asked(tokenizer
         ("table", table, {}),
         ("stripped", table, {"strip_nulls": True}),
     ):
-        out = of(source, tokenizer_dir, tmp_path / name, chat_template=str(template), train_on="all", **more).folder
+        out = of(
+            source,
+            tokenizer_dir,
+            tmp_path / name,
+            chat_template=str(template),
+            train_on="all",
+            **more,
+        ).folder
         shown[name] = texts(out)
     assert shown["table"] != shown["records"]
     assert shown["stripped"] == shown["records"]
@@ -213,14 +263,16 @@ def test_records_from_memory_keep_their_numbers_and_absent_keys(tokenizer_dir, t
     line = "".join(json.dumps(row) + "\n" for row in CALLS)
     path = tmp_path / "a.jsonl"
     path.write_text(line)
-    assert texts(of(CALLS, tokenizer_dir, tmp_path / "m").folder) == texts(of(path, tokenizer_dir, tmp_path / "f").folder)
+    assert texts(of(CALLS, tokenizer_dir, tmp_path / "m").folder) == texts(
+        of(path, tokenizer_dir, tmp_path / "f").folder
+    )
 
 
 def test_datasets_is_not_imported_for_records_that_are_not_its_own(tokenizer_dir, tmp_path):
     code = (
-        "import sys, sftprep\n"
-        f"sftprep.build([{{'text': 'a b'}}], tokenizer={str(tokenizer_dir)!r}, output={str(tmp_path / 'o')!r})\n"
-        "assert not {'datasets', 'torch', 'transformers', 'huggingface_hub'} & set(sys.modules), 'imported'"
+        f"import sys, sftprep\nsftprep.build([{{'text': 'a b'}}], tokenizer={str(tokenizer_dir)!r},"
+        f" output={str(tmp_path / 'o')!r})\nassert not {{'datasets', 'torch', 'transformers',"
+        " 'huggingface_hub'} & set(sys.modules), 'imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(sftprep.__file__).parents[1])
 

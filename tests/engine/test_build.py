@@ -1,4 +1,5 @@
-"""A build from end to end: every record is in the shards once, or counted; and the bytes depend on the input only."""
+"""A build from end to end: every record is in the shards once, or counted; and the bytes depend on
+the input only."""
 
 from __future__ import annotations
 
@@ -34,11 +35,15 @@ QA = str(EXAMPLES / "data" / "qa.jsonl")
 
 def run(inputs, tokenizer, output, **settings):
     settings = {"max_length": 256, **settings}
-    return build(BuildConfig.of(inputs=inputs, tokenizer=str(tokenizer), output=str(output), **settings))
+    return build(
+        BuildConfig.of(inputs=inputs, tokenizer=str(tokenizer), output=str(output), **settings)
+    )
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def sequences(folder: Path) -> dict[int, tuple[list[int], list[bool]]]:
@@ -48,7 +53,10 @@ def sequences(folder: Path) -> dict[int, tuple[list[int], list[bool]]]:
         at = 0
         for length, origin in zip(pack.seq_lengths.tolist(), pack.origin.tolist(), strict=True):
             assert origin not in found
-            found[origin] = (pack.input_ids[at : at + length].tolist(), pack.completion_mask[at : at + length].tolist())
+            found[origin] = (
+                pack.input_ids[at : at + length].tolist(),
+                pack.completion_mask[at : at + length].tolist(),
+            )
             at += length
     return found
 
@@ -59,7 +67,9 @@ def decoded(folder: Path, tokenizer_dir: Path) -> dict[int, tuple[str, str]]:
     return {
         origin: (
             tokenizer.decode(ids, skip_special_tokens=False),
-            tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m], skip_special_tokens=False),
+            tokenizer.decode(
+                [i for i, m in zip(ids, mask, strict=True) if m], skip_special_tokens=False
+            ),
         )
         for origin, (ids, mask) in sequences(folder).items()
     }
@@ -73,7 +83,9 @@ def test_text_ends_with_the_end_token_once(records, tokenizer_dir, tmp_path):
 
 
 def test_only_the_completion_is_trained(records, tokenizer_dir, tmp_path):
-    path = records([{"prompt": "Q: 1+1?\nA:", "completion": " 2"}, {"prompt": "", "completion": "alone"}])
+    path = records(
+        [{"prompt": "Q: 1+1?\nA:", "completion": " 2"}, {"prompt": "", "completion": "alone"}]
+    )
     run(path, tokenizer_dir, tmp_path / "o")
     assert decoded(tmp_path / "o", tokenizer_dir) == {
         0: ("Q: 1+1?\nA: 2<|im_end|>", " 2<|im_end|>"),
@@ -98,10 +110,14 @@ def test_conversations_go_through_the_template(records, tokenizer_dir, tmp_path)
     run(path, tokenizer_dir, tmp_path / "all")
     assert decoded(tmp_path / "all", tokenizer_dir) == {0: (whole, whole)}
     run(path, tokenizer_dir, tmp_path / "assistant", train_on="assistant")
-    assert decoded(tmp_path / "assistant", tokenizer_dir) == {0: (whole, "Hello.<|im_end|>Farewell.<|im_end|>")}
+    assert decoded(tmp_path / "assistant", tokenizer_dir) == {
+        0: (whole, "Hello.<|im_end|>Farewell.<|im_end|>")
+    }
 
 
-def test_a_conversational_completion_starts_after_the_generation_prompt(records, tokenizer_dir, tmp_path):
+def test_a_conversational_completion_starts_after_the_generation_prompt(
+    records, tokenizer_dir, tmp_path
+):
     path = records([{"prompt": CHAT[:4], "completion": CHAT[4:]}])
     run(path, tokenizer_dir, tmp_path / "o")
     assert decoded(tmp_path / "o", tokenizer_dir)[0][1] == "Farewell.<|im_end|>\n"
@@ -111,9 +127,19 @@ def test_a_conversational_completion_starts_after_the_generation_prompt(records,
 
 def test_another_end_token_and_another_template(records, tokenizer_dir, tmp_path):
     template = tmp_path / "t.jinja"
-    template.write_text("{% for m in messages %}[{{ m.role }}] {{ m.content | trim }}{{ eos_token }}{% endfor %}")
-    run(records([{"messages": CHAT[1:3]}]), tokenizer_dir, tmp_path / "a", chat_template=str(template))
-    assert decoded(tmp_path / "a", tokenizer_dir)[0][0] == "[user] Hi<|im_end|>[assistant] Hello.<|im_end|>"
+    template.write_text(
+        "{% for m in messages %}[{{ m.role }}] {{ m.content | trim }}{{ eos_token }}{% endfor %}"
+    )
+    run(
+        records([{"messages": CHAT[1:3]}]),
+        tokenizer_dir,
+        tmp_path / "a",
+        chat_template=str(template),
+    )
+    assert (
+        decoded(tmp_path / "a", tokenizer_dir)[0][0]
+        == "[user] Hi<|im_end|>[assistant] Hello.<|im_end|>"
+    )
     run(records([{"text": "a"}]), tokenizer_dir, tmp_path / "b", eos_token="<|endoftext|>")
     assert decoded(tmp_path / "b", tokenizer_dir)[0][0] == "a<|endoftext|>"
 
@@ -125,39 +151,58 @@ def test_a_long_sequence_keeps_its_start_and_the_rest_is_counted(records, tokeni
     report = run(records(rows[:1]), tokenizer_dir, tmp_path / "cut", max_length=16)
     assert sequences(tmp_path / "cut")[0][0] == whole[:16]
     accounts = report.manifest.accounting
-    assert (accounts.truncated, accounts.tokens_truncated, accounts.tokens_in) == (1, len(whole) - 16, len(whole))
-    # A completion that is cut off whole leaves nothing to train: dropped and counted, packed or not.
+    assert (accounts.truncated, accounts.tokens_truncated, accounts.tokens_in) == (
+        1,
+        len(whole) - 16,
+        len(whole),
+    )
+    # A completion that is cut off whole leaves nothing to train: dropped and counted, packed or
+    # not.
     both = records([*rows[1:], {"prompt": "a", "completion": "b"}])
     for packing in ("bfd", "none"):
-        accounts = run(both, tokenizer_dir, tmp_path / packing, max_length=16, packing=packing).manifest.accounting
+        accounts = run(
+            both, tokenizer_dir, tmp_path / packing, max_length=16, packing=packing
+        ).manifest.accounting
         assert accounts.dropped == {"no_trained_token": 1}
         assert accounts.tokens_dropped == {"no_trained_token": 16}
         assert accounts.sequences == 1
 
 
-def test_rows_come_out_in_another_order_with_another_seed_and_the_same_with_the_same(tokenizer_dir, tmp_path):
-    one, two, three = (run(CHATS, tokenizer_dir, tmp_path / n, seed=s) for n, s in (("a", 1), ("b", 2), ("c", 1)))
+def test_rows_come_out_in_another_order_with_another_seed_and_the_same_with_the_same(
+    tokenizer_dir, tmp_path
+):
+    one, two, three = (
+        run(CHATS, tokenizer_dir, tmp_path / n, seed=s) for n, s in (("a", 1), ("b", 2), ("c", 1))
+    )
     assert content(one.folder) == content(three.folder)
     assert one.manifest.digest != two.manifest.digest
     assert sequences(one.folder) == sequences(two.folder)
 
 
 def test_without_packing_every_row_is_one_sequence(tokenizer_dir, tmp_path):
-    packed, apart = run(CHATS, tokenizer_dir, tmp_path / "p"), run(CHATS, tokenizer_dir, tmp_path / "n", packing="none")
+    packed, apart = (
+        run(CHATS, tokenizer_dir, tmp_path / "p"),
+        run(CHATS, tokenizer_dir, tmp_path / "n", packing="none"),
+    )
     assert all(len(pack.seq_lengths) == 1 for pack in open_shards(apart.folder))
     assert sequences(packed.folder) == sequences(apart.folder)
     assert packed.manifest.rows < apart.manifest.rows
 
 
 def test_position_ids_can_be_left_out_and_are_derived(tokenizer_dir, tmp_path):
-    stored, derived = run(CHATS, tokenizer_dir, tmp_path / "s"), run(CHATS, tokenizer_dir, tmp_path / "d", position_ids=False)
+    stored, derived = (
+        run(CHATS, tokenizer_dir, tmp_path / "s"),
+        run(CHATS, tokenizer_dir, tmp_path / "d", position_ids=False),
+    )
     assert derived.manifest.shards[0].bytes < stored.manifest.shards[0].bytes
     for a, b in zip(open_shards(stored.folder), open_shards(derived.folder), strict=True):
         assert np.array_equal(a.position_ids, b.position_ids)
         assert a.position_ids.dtype == b.position_ids.dtype == np.uint16
 
 
-def test_the_bytes_do_not_depend_on_workers_compression_or_the_size_of_shards_in_flight(tokenizer_dir, tmp_path, monkeypatch):
+def test_the_bytes_do_not_depend_on_workers_compression_or_the_size_of_shards_in_flight(
+    tokenizer_dir, tmp_path, monkeypatch
+):
     from sftprep.sources import partition
 
     plain = tmp_path / "in" / "a.jsonl"
@@ -180,7 +225,10 @@ def test_the_bytes_do_not_depend_on_workers_compression_or_the_size_of_shards_in
 def test_every_sequence_is_traced_to_its_file_and_line(records, tokenizer_dir, tmp_path):
     first = records([{"text": f"first {k}"} for k in range(30)], "a.jsonl")
     path = tmp_path / "b.jsonl"
-    path.write_text("".join(f'{{"text": "second {k}"}}\n\n' for k in range(30)) + '{"text": "no newline at the end"}')
+    path.write_text(
+        "".join(f'{{"text": "second {k}"}}\n\n' for k in range(30))
+        + '{"text": "no newline at the end"}'
+    )
     report = run((first, str(path)), tokenizer_dir, tmp_path / "o")
     assert verify(report.folder).ok
     texts = decoded(report.folder, tokenizer_dir)
@@ -192,8 +240,14 @@ def test_every_sequence_is_traced_to_its_file_and_line(records, tokenizer_dir, t
 
 
 def test_several_formats_in_a_folder(tokenizer_dir, tmp_path):
-    report = run(str(EXAMPLES / "data"), tokenizer_dir, tmp_path / "o", train_on="assistant", max_length=2048)
-    assert [i.format for i in report.manifest.inputs] == ["messages", "prompt-completion", "messages"]
+    report = run(
+        str(EXAMPLES / "data"), tokenizer_dir, tmp_path / "o", train_on="assistant", max_length=2048
+    )
+    assert [i.format for i in report.manifest.inputs] == [
+        "messages",
+        "prompt-completion",
+        "messages",
+    ]
     assert report.manifest.accounting.records == report.manifest.accounting.sequences == 315
     assert verify(report.folder).ok
     assert sorted(os.listdir(report.folder)) == ["manifest.json", "shards"]
@@ -223,19 +277,29 @@ def test_quarantine_sets_bad_records_aside_up_to_a_limit(tokenizer_dir, tmp_path
     path.write_text(BAD)
     with pytest.raises(TooManyRejected, match="2 of 4 records"):
         run(str(path), tokenizer_dir, tmp_path / "o", on_bad_record="quarantine")
-    report = run(str(path), tokenizer_dir, tmp_path / "o", on_bad_record="quarantine", max_rejected="50%")
-    rejected = [json.loads(line) for line in (tmp_path / "o" / "rejected.jsonl").read_text().splitlines()]
-    assert [(r["file"], r["line"], r["reason"]) for r in rejected] == [(str(path), 3, "bad_type"), (str(path), 5, "bad_json")]
+    report = run(
+        str(path), tokenizer_dir, tmp_path / "o", on_bad_record="quarantine", max_rejected="50%"
+    )
+    rejected = [
+        json.loads(line) for line in (tmp_path / "o" / "rejected.jsonl").read_text().splitlines()
+    ]
+    assert [(r["file"], r["line"], r["reason"]) for r in rejected] == [
+        (str(path), 3, "bad_type"),
+        (str(path), 5, "bad_json"),
+    ]
     accounts = report.manifest.accounting
     assert accounts.rejected == {"bad_json": 1, "bad_type": 1}
     assert (accounts.lines, accounts.blank, accounts.records, accounts.sequences) == (5, 1, 4, 2)
     assert sorted(sequences(report.folder)) == [0, 3]
 
 
-def test_a_template_that_refuses_a_conversation_rejects_its_record(records, tokenizer_dir, tmp_path):
+def test_a_template_that_refuses_a_conversation_rejects_its_record(
+    records, tokenizer_dir, tmp_path
+):
     template = tmp_path / "t.jinja"
     template.write_text(
-        "{% if messages[0].role != 'user' %}{{ raise_exception('user first') }}{% endif %}{{ messages[0].content }}"
+        "{% if messages[0].role != 'user' %}{{ raise_exception('user first') }}{% endif %}{{"
+        " messages[0].content }}"
     )
     path = records([{"messages": CHAT[1:]}, {"messages": CHAT}])
     with pytest.raises(RecordError, match=r"(?s):2: .*user first.*template_error.*--chat-template"):
@@ -256,9 +320,27 @@ def test_what_cannot_work_is_refused_before_work_starts(records, tokenizer_dir, 
     cases = [
         (ConfigError, "no completion", chat, tokenizer_dir, {"train_on": "completion"}),
         (ConfigError, "without turns", text, tokenizer_dir, {"train_on": "assistant"}),
-        (TemplateError, "mark", chat, tokenizer_dir, {"train_on": "assistant", "chat_template": str(unmarked)}),
-        (TemplateError, "line 1 of the chat template", chat, tokenizer_dir, {"chat_template": str(broken)}),
-        (TemplateError, "cannot read", chat, tokenizer_dir, {"chat_template": str(tmp_path / "none")}),
+        (
+            TemplateError,
+            "mark",
+            chat,
+            tokenizer_dir,
+            {"train_on": "assistant", "chat_template": str(unmarked)},
+        ),
+        (
+            TemplateError,
+            "line 1 of the chat template",
+            chat,
+            tokenizer_dir,
+            {"chat_template": str(broken)},
+        ),
+        (
+            TemplateError,
+            "cannot read",
+            chat,
+            tokenizer_dir,
+            {"chat_template": str(tmp_path / "none")},
+        ),
         (TemplateError, "no chat template", chat, bare, {}),
         (TokenizerError, "no end-of-sequence token", text, bare, {}),
         (TokenizerError, "nope", text, tokenizer_dir, {"eos_token": "<|nope|>"}),
@@ -289,7 +371,9 @@ def test_a_finished_build_is_replaced_only_when_asked(records, tokenizer_dir, tm
     assert read_manifest(tmp_path / "o").digest == first.digest
     second = run(other, tokenizer_dir, tmp_path / "o", overwrite=True).manifest
     assert second.digest != first.digest
-    assert {p.name for p in (tmp_path / "o" / "shards").iterdir()} == {s.name for s in second.shards}
+    assert {p.name for p in (tmp_path / "o" / "shards").iterdir()} == {
+        s.name for s in second.shards
+    }
 
 
 def test_a_folder_with_other_files_is_left_alone(records, tokenizer_dir, tmp_path):
@@ -317,7 +401,9 @@ def test_an_input_that_changes_meanwhile_is_noticed(records, tokenizer_dir, tmp_
         with open(path, "a") as file:
             file.write('{"text": "late"}\n')
 
-    config = BuildConfig.of(inputs=path, tokenizer=str(tokenizer_dir), output=str(tmp_path / "o"), max_length=64)
+    config = BuildConfig.of(
+        inputs=path, tokenizer=str(tokenizer_dir), output=str(tmp_path / "o"), max_length=64
+    )
     with pytest.raises(InputChanged, match=path):
         build(config, progress=meddle)
     assert not (tmp_path / "o" / "manifest.json").exists()

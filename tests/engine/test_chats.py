@@ -1,4 +1,5 @@
-"""Conversations filled as JSON writes them: whatever escapes, blanks and tokens their contents are written with."""
+"""Conversations filled as JSON writes them: whatever escapes, blanks and tokens their contents are
+written with."""
 
 from __future__ import annotations
 
@@ -35,16 +36,42 @@ from tests.tokenize.made import CHATML, START, STOP, byte_level, live
 
 TEMPLATES = {
     "chatml": CHATML,
-    "trimmed": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>{% endfor %}",
-    "left": "{% for m in messages %}<|im_start|>{{ m.content.lstrip('\\n') }}<|im_end|>{% endfor %}",
-    "right": "{% for m in messages %}{{ m.role }}: {{ m.content.rstrip() }}<|im_end|>\n{% endfor %}",
-    "other letters": "{% for m in messages %}<|im_start|>{{ m.content.strip('ab') }}<|im_end|>{% endfor %}",
+    "trimmed": (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>{%"
+        " endfor %}"
+    ),
+    "left": (
+        "{% for m in messages %}<|im_start|>{{ m.content.lstrip('\\n') }}<|im_end|>{% endfor %}"
+    ),
+    "right": (
+        "{% for m in messages %}{{ m.role }}: {{ m.content.rstrip() }}<|im_end|>\n{% endfor %}"
+    ),
+    "other letters": (
+        "{% for m in messages %}<|im_start|>{{ m.content.strip('ab') }}<|im_end|>{% endfor %}"
+    ),
     "no tokens": "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
     "digits beside": "{% for m in messages %}0a{{ m.content }}00<|im_end|>{% endfor %}",
     "nothing between": "{% for m in messages %}{{ m.content }}{% endfor %}",
-    "marked": "{% for m in messages %}<|im_start|>{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{% endfor %}",
+    "marked": (
+        "{% for m in messages %}<|im_start|>{% generation %}{{ m.content }}<|im_end|>{%"
+        " endgeneration %}{% endfor %}"
+    ),
 }
-WRITTEN = ["a", "b", " ", "0", "\\n", "\\t", "\\\\", '\\"', "\\/", "\\u0041", "\\u0020", "\\u003c", "\\ud83d\\ude00"]
+WRITTEN = [
+    "a",
+    "b",
+    " ",
+    "0",
+    "\\n",
+    "\\t",
+    "\\\\",
+    '\\"',
+    "\\/",
+    "\\u0041",
+    "\\u0020",
+    "\\u003c",
+    "\\ud83d\\ude00",
+]
 WRITTEN += ["中", "\u3000", STOP, START, "\\u003c|im_end|>", "e\u0301", "\u1e135", "\\u0000"]
 BROKEN = ["\\u", "\\u0", "\\u00", "\\u004", "\\ud83d", "\\ude00", "\\x", "\\ud83d\\u"]
 """What no text ends with, and mostly what is after it makes it none."""
@@ -58,21 +85,32 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Recipe]:
     made = {}
     for name, template in TEMPLATES.items():
         folder = tmp_path_factory.mktemp("tokenizer")
-        live(byte_level(nfc=True, gpt4=True), eos_token=STOP, chat_template=template).save_pretrained(folder)
-        made[name] = prepare_recipe(BuildConfig.of(inputs="x", tokenizer=str(folder), output="o", max_length=4096))[0]
+        live(
+            byte_level(nfc=True, gpt4=True), eos_token=STOP, chat_template=template
+        ).save_pretrained(folder)
+        made[name] = prepare_recipe(
+            BuildConfig.of(inputs="x", tokenizer=str(folder), output="o", max_length=4096)
+        )[0]
     return made
 
 
 def line(contents: list[str]) -> bytes:
-    turns = [f'{{"role": "{("user", "assistant")[k % 2]}", "content": "{text}"}}' for k, text in enumerate(contents)]
+    turns = [
+        f'{{"role": "{("user", "assistant")[k % 2]}", "content": "{text}"}}'
+        for k, text in enumerate(contents)
+    ]
     return f'{{"messages": [{", ".join(turns)}]}}\n'.encode()
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 @settings(max_examples=120, deadline=None)
 @given(data=st.data())
-def test_contents_as_they_are_written(recipes: dict[str, Recipe], name: str, data: st.DataObject) -> None:
-    kinds = st.sampled_from([sound, sound, broken]).flatmap(lambda kind: st.lists(kind, min_size=1, max_size=3))
+def test_contents_as_they_are_written(
+    recipes: dict[str, Recipe], name: str, data: st.DataObject
+) -> None:
+    kinds = st.sampled_from([sound, sound, broken]).flatmap(
+        lambda kind: st.lists(kind, min_size=1, max_size=3)
+    )
     conversations = data.draw(st.lists(kinds, min_size=1, max_size=8))
     both_ways(b"".join(map(line, conversations * 2)), "messages", recipes[name], sample=2)
 
@@ -84,21 +122,32 @@ def test_an_escape_that_its_neighbour_would_complete(recipes: dict[str, Recipe])
     assert sorted(record.line for record in got.rejected) == [0, 1, 2, 6, 7]
 
 
-@pytest.mark.parametrize(("name", "framed"), [("chatml", True), ("trimmed", True), ("no tokens", False), ("marked", True)])
+@pytest.mark.parametrize(
+    ("name", "framed"),
+    [("chatml", True), ("trimmed", True), ("no tokens", False), ("marked", True)],
+)
 def test_ordinary_chats_are_framed(recipes: dict[str, Recipe], name: str, framed: bool) -> None:
     data = line(["Hello there", "Hi!"]) * 5 + line(["one", "two", "three"]) * 4 + line(["alone"])
-    texts = Preparer(recipes[name], threads=False)._columns.texts(Letters(data), "messages", Counter())
+    texts = Preparer(recipes[name], threads=False)._columns.texts(
+        Letters(data), "messages", Counter()
+    )
     assert sum(map(len, texts.framed)) == (10 if framed else 0)
     assert len(texts.lines) == 10
     both_ways(data, "messages", recipes[name])
 
 
-def test_shapes_beyond_number_are_forgotten(recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shapes_beyond_number_are_forgotten(
+    recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(chats, "_MOST_SHAPES", 3)
     preparer, plain = (Preparer(recipes["chatml"], threads=False) for _ in range(2))
     plain._columns._idle = True
     for first in (1, 3, 2, 5):
-        data = b"".join(line(["a", "b", "c", "d", "e"][:count]) for count in (first, first + 1, first, 1) for _ in range(2))
+        data = b"".join(
+            line(["a", "b", "c", "d", "e"][:count])
+            for count in (first, first + 1, first, 1)
+            for _ in range(2)
+        )
         got, want = (each.prepare(data, "messages", seed=0) for each in (preparer, plain))
         assert np.array_equal(got.input_ids, want.input_ids)
         assert preparer._columns.texts(Letters(data), "messages", Counter()).lines
@@ -107,13 +156,18 @@ def test_shapes_beyond_number_are_forgotten(recipes: dict[str, Recipe], monkeypa
     lines = preparer._columns.texts(Letters(data), "messages", Counter()).lines
     assert len(lines) == 6
     assert len({number % 5 for number in lines}) == 3
-    assert np.array_equal(preparer.prepare(data, "messages", seed=0).input_ids, plain.prepare(data, "messages", seed=0).input_ids)
+    assert np.array_equal(
+        preparer.prepare(data, "messages", seed=0).input_ids,
+        plain.prepare(data, "messages", seed=0).input_ids,
+    )
 
 
 def test_weights_beside_framed_conversations(recipes: dict[str, Recipe]) -> None:
     heavy = {"role": "assistant", "content": "b", "weight": 0.5}
     other = json.dumps({"messages": [{"role": "user", "content": "a"}, heavy]}).encode() + b"\n"
-    got, _, lines = both_ways(line(["a", "b"]) * 3 + other + line(["a", "b"]), "messages", recipes["chatml"])
+    got, _, lines = both_ways(
+        line(["a", "b"]) * 3 + other + line(["a", "b"]), "messages", recipes["chatml"]
+    )
     assert lines == [0, 1, 2, 4]
     assert got.loss_weights is not None
     assert set(got.loss_weights.tolist()) == {0.0, 0.5, 1.0}
@@ -133,13 +187,21 @@ def test_frames_that_cannot_be_trusted_are_done_without(
         return Pieces(found.values ^ 1, found.first, found.last)
 
     monkeypatch.setattr(FastEncoder, "encode_parts", spoilt)
-    got, _, _ = both_ways(line(["Hello there", "Hi!"]) * 5 + line(["alone"]), "messages", recipes["chatml"], sample=2)
+    got, _, _ = both_ways(
+        line(["Hello there", "Hi!"]) * 5 + line(["alone"]), "messages", recipes["chatml"], sample=2
+    )
     assert got.counts.get("warnings.encoder_failed_over", 0) == (answer == "wrong ids")
 
 
-def test_a_partition_found_wrong_after_others_were_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    live(byte_level(nfc=True, gpt4=True), eos_token=STOP, chat_template=CHATML).save_pretrained(tmp_path / "tokenizer")
-    (tmp_path / "rows.jsonl").write_bytes(b"".join(line([f"question {k}", "answer"]) for k in range(400)))
+def test_a_partition_found_wrong_after_others_were_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live(byte_level(nfc=True, gpt4=True), eos_token=STOP, chat_template=CHATML).save_pretrained(
+        tmp_path / "tokenizer"
+    )
+    (tmp_path / "rows.jsonl").write_bytes(
+        b"".join(line([f"question {k}", "answer"]) for k in range(400))
+    )
     monkeypatch.setattr(build_module, "cut", lambda inputs: partition.cut(inputs, 4_000))
     monkeypatch.setattr(passes, "_OPEN_SECONDS", 1e9)
     order: list[str] = []
@@ -149,7 +211,9 @@ def test_a_partition_found_wrong_after_others_were_encoded(tmp_path: Path, monke
         order.append("encoded")
         found = whole(self, joined, between, count)
         assert found is not None
-        return Pieces(found.values ^ 1, found.first, found.last) if "question 0" in joined else found
+        return (
+            Pieces(found.values ^ 1, found.first, found.last) if "question 0" in joined else found
+        )
 
     def asked(self: SpotChecks) -> Mismatch | None:
         order.append("checked")
@@ -157,7 +221,11 @@ def test_a_partition_found_wrong_after_others_were_encoded(tmp_path: Path, monke
 
     def built(name: str) -> tuple[dict[str, Any], dict[str, bytes]]:
         settings = {"tokenizer": str(tmp_path / "tokenizer"), "max_length": 64, "workers": 1}
-        build(BuildConfig.of(inputs=str(tmp_path / "rows.jsonl"), output=str(tmp_path / name), **settings))
+        build(
+            BuildConfig.of(
+                inputs=str(tmp_path / "rows.jsonl"), output=str(tmp_path / name), **settings
+            )
+        )
         accounting = json.loads((tmp_path / name / "manifest.json").read_bytes())["accounting"]
         return accounting, content(tmp_path / name / "shards")
 
@@ -167,10 +235,15 @@ def test_a_partition_found_wrong_after_others_were_encoded(tmp_path: Path, monke
     wrong, others = built("wrong")
     assert order[:6] == ["encoded"] * 6
     assert others == shards
-    assert (right["warnings"].get("encoder_failed_over", 0), wrong["warnings"]["encoder_failed_over"]) == (0, 1)
+    assert (
+        right["warnings"].get("encoder_failed_over", 0),
+        wrong["warnings"]["encoder_failed_over"],
+    ) == (0, 1)
 
 
-def test_what_the_reference_encodes_is_not_compared_with_it(recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_reference_encodes_is_not_compared_with_it(
+    recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[int] = []
     ask = Asking.ask
 

@@ -1,4 +1,5 @@
-"""Records held out for evaluation: a build of their own, none of them in both, the same ones in any order of the inputs."""
+"""Records held out for evaluation: a build of their own, none of them in both, the same ones in any
+order of the inputs."""
 
 from __future__ import annotations
 
@@ -18,7 +19,11 @@ QA = str(EXAMPLES / "data" / "qa.jsonl")
 
 
 def run(inputs, tokenizer_dir, output, **more):
-    return build(BuildConfig.of(inputs=inputs, tokenizer=str(tokenizer_dir), output=str(output), max_length=256, **more))
+    return build(
+        BuildConfig.of(
+            inputs=inputs, tokenizer=str(tokenizer_dir), output=str(output), max_length=256, **more
+        )
+    )
 
 
 def test_every_record_is_on_one_side_and_none_is_lost(tokenizer_dir, tmp_path):
@@ -36,34 +41,65 @@ def test_every_record_is_on_one_side_and_none_is_lost(tokenizer_dir, tmp_path):
     assert other.left_out == {"in_training": accounts.sequences}
     assert accounts.tokens_left_out["held_out"] == other.tokens
     assert report.evaluation is not None
-    assert report.manifest.eval == {"folder": "eval", "digest": read_manifest(report.folder / "eval").digest}
+    assert report.manifest.eval == {
+        "folder": "eval",
+        "digest": read_manifest(report.folder / "eval").digest,
+    }
 
 
 def test_the_same_records_are_held_out_in_any_order_and_kind_of_input(tokenizer_dir, tmp_path):
-    lines = [line for file in (CHATS, QA) for line in Path(file).read_text().splitlines(keepends=True)]
+    lines = [
+        line for file in (CHATS, QA) for line in Path(file).read_text().splitlines(keepends=True)
+    ]
     one = run((CHATS, QA), tokenizer_dir, tmp_path / "one", eval_fraction=0.2)
     held = texts(one.folder / "eval")
-    assert texts(run((QA, CHATS), tokenizer_dir, tmp_path / "two", eval_fraction=0.2).folder / "eval") == held
-    # The seed of the packs does not matter, nor does the length at which sequences are cut; the seed of the hash does.
+    assert (
+        texts(run((QA, CHATS), tokenizer_dir, tmp_path / "two", eval_fraction=0.2).folder / "eval")
+        == held
+    )
+    # The seed of the packs does not matter, nor does the length at which sequences are cut; the
+    # seed of the hash does.
     by_seed = run((CHATS, QA), tokenizer_dir, tmp_path / "seed", eval_fraction=0.2, seed=9)
     assert texts(by_seed.folder / "eval") == held
-    assert texts(run((CHATS, QA), tokenizer_dir, tmp_path / "other", eval_fraction=0.2, eval_seed=1).folder / "eval") != held
+    assert (
+        texts(
+            run(
+                (CHATS, QA), tokenizer_dir, tmp_path / "other", eval_fraction=0.2, eval_seed=1
+            ).folder
+            / "eval"
+        )
+        != held
+    )
     # Nor does the kind of file.
     rows = [json.loads(line) for line in Path(CHATS).read_text().splitlines()]
-    (tmp_path / "a.json").write_text(json.dumps([dict(reversed(row.items())) for row in rows], indent=1))
+    (tmp_path / "a.json").write_text(
+        json.dumps([dict(reversed(row.items())) for row in rows], indent=1)
+    )
     kinds = [
-        run(file, tokenizer_dir, tmp_path / f"k{n}", eval_fraction=0.2) for n, file in enumerate((CHATS, tmp_path / "a.json"))
+        run(file, tokenizer_dir, tmp_path / f"k{n}", eval_fraction=0.2)
+        for n, file in enumerate((CHATS, tmp_path / "a.json"))
     ]
     assert texts(kinds[0].folder / "eval") == texts(kinds[1].folder / "eval")
     # More records change nothing about those that were there.
     path = tmp_path / "more.jsonl"
     path.write_text("".join(reversed(lines[:150])))
-    assert set(texts(run(str(path), tokenizer_dir, tmp_path / "part", eval_fraction=0.2).folder / "eval")) <= set(held)
+    assert set(
+        texts(run(str(path), tokenizer_dir, tmp_path / "part", eval_fraction=0.2).folder / "eval")
+    ) <= set(held)
 
 
-def test_equal_records_and_all_sequences_of_a_record_are_on_the_same_side(records, tokenizer_dir, tmp_path):
+def test_equal_records_and_all_sequences_of_a_record_are_on_the_same_side(
+    records, tokenizer_dir, tmp_path
+):
     path = records([{"text": f"record {k % 20} " + "word " * 60} for k in range(60)])
-    report = build(path, tokenizer=tokenizer_dir, output=tmp_path / "o", eval_fraction=0.3, overlong="split", max_length=16)
+    report = build(
+        path,
+        tokenizer=tokenizer_dir,
+        output=tmp_path / "o",
+        eval_fraction=0.3,
+        overlong="split",
+        max_length=16,
+    )
     train, held = origins(report.folder), origins(report.folder / "eval")
     assert not set(train) & set(held)
     assert set(Counter(train + held).values()) == {next(iter(train.values()))}
@@ -82,8 +118,12 @@ def test_the_evaluation_may_be_packed_otherwise(tokenizer_dir, tmp_path):
 
 def test_evaluation_inputs_of_their_own(tokenizer_dir, tmp_path):
     report = run(CHATS, tokenizer_dir, tmp_path / "o", eval_input=QA)
-    assert content(run(CHATS, tokenizer_dir, tmp_path / "a").folder / "shards") == content(report.folder / "shards")
-    assert content(run(QA, tokenizer_dir, tmp_path / "b").folder / "shards") == content(report.folder / "eval" / "shards")
+    assert content(run(CHATS, tokenizer_dir, tmp_path / "a").folder / "shards") == content(
+        report.folder / "shards"
+    )
+    assert content(run(QA, tokenizer_dir, tmp_path / "b").folder / "shards") == content(
+        report.folder / "eval" / "shards"
+    )
     assert [i.path for i in read_manifest(report.folder / "eval").inputs] == [QA]
     assert read_manifest(report.folder / "eval").inputs[0].first_ordinal == 0
     with pytest.raises(ConfigError, match="named twice"):
@@ -94,7 +134,10 @@ def test_what_cannot_be(tokenizer_dir, tmp_path, records):
     for settings, message in [
         ({"eval_fraction": 1.0}, "eval_fraction is 1.0"),
         ({"eval_fraction": 0.1, "eval_input": "x"}, "eval_fraction and eval_input"),
-        ({"eval_fraction": 0.1, "eval_packing": "none", "packing": "wrapped"}, "cut sequences differently"),
+        (
+            {"eval_fraction": 0.1, "eval_packing": "none", "packing": "wrapped"},
+            "cut sequences differently",
+        ),
     ]:
         with pytest.raises(ConfigError, match=message):
             BuildConfig.of(**settings)
@@ -138,8 +181,19 @@ def test_windows_pack_what_was_chosen(tokenizer_dir, tmp_path):
 
 def test_rejected_records_are_on_no_side(tokenizer_dir, tmp_path):
     path = tmp_path / "bad.jsonl"
-    path.write_text("".join(json.dumps({"text": f"text {k}"} if k % 5 else {"text": k}) + "\n" for k in range(50)))
-    report = run(str(path), tokenizer_dir, tmp_path / "o", eval_fraction=0.3, on_bad_record="quarantine", max_rejected="50%")
+    path.write_text(
+        "".join(
+            json.dumps({"text": f"text {k}"} if k % 5 else {"text": k}) + "\n" for k in range(50)
+        )
+    )
+    report = run(
+        str(path),
+        tokenizer_dir,
+        tmp_path / "o",
+        eval_fraction=0.3,
+        on_bad_record="quarantine",
+        max_rejected="50%",
+    )
     assert len((tmp_path / "o" / "rejected.jsonl").read_text().splitlines()) == 10
     for folder in (report.folder, report.folder / "eval"):
         check_ledger(folder)

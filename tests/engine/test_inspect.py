@@ -16,10 +16,21 @@ def weighed(tokenizer_dir, tmp_path):
     said = lambda *weights: [  # noqa: E731
         turn
         for weight in weights
-        for turn in ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes", "loss_weight": weight})
+        for turn in (
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Yes", "loss_weight": weight},
+        )
     ]
     rows = [{"messages": said(0.5, 2)}, {"messages": said(1)}, {"messages": said(None)}]
-    return str(build(rows, tokenizer=tokenizer_dir, output=tmp_path / "o", train_on="assistant", max_length=256).folder)
+    return str(
+        build(
+            rows,
+            tokenizer=tokenizer_dir,
+            output=tmp_path / "o",
+            train_on="assistant",
+            max_length=256,
+        ).folder
+    )
 
 
 def shown(capsys, *words):
@@ -42,11 +53,17 @@ def test_json_has_the_weights_of_every_token(weighed, capsys):
     capsys.readouterr()
     (pack,) = open_shards(weighed)
     sequences = json.loads(shown(capsys, weighed, "--json"))["sequences"]
-    assert [weight for each in sequences for weight in each["loss_weights"]] == pack.loss_weights.tolist()
+    assert [
+        weight for each in sequences for weight in each["loss_weights"]
+    ] == pack.loss_weights.tolist()
 
 
 def test_builds_without_weights_show_none(tokenizer_dir, tmp_path, capsys):
-    folder = str(build([{"text": "a b"}], tokenizer=tokenizer_dir, output=tmp_path / "o", max_length=64).folder)
+    folder = str(
+        build(
+            [{"text": "a b"}], tokenizer=tokenizer_dir, output=tmp_path / "o", max_length=64
+        ).folder
+    )
     capsys.readouterr()
     assert "weights" not in shown(capsys, folder)
     assert "loss_weights" not in shown(capsys, folder, "--json")

@@ -1,4 +1,5 @@
-"""A mixture says which records stand in the build and how often: to the record, for any number of workers, and accounted for."""
+"""A mixture says which records stand in the build and how often: to the record, for any number of
+workers, and accounted for."""
 
 from __future__ import annotations
 
@@ -25,13 +26,21 @@ def files(tmp_path):
     made = {}
     for name, rows in (("a", 40), ("b", 30), ("c", 10)):
         path = tmp_path / f"{name}.jsonl"
-        path.write_text("".join(json.dumps({"text": f"{name} {k} " + "word " * (k % 7)}) + "\n" for k in range(rows)))
+        path.write_text(
+            "".join(
+                json.dumps({"text": f"{name} {k} " + "word " * (k % 7)}) + "\n" for k in range(rows)
+            )
+        )
         made[name] = str(path)
     return made
 
 
 def run(sources, tokenizer_dir, output, **more):
-    return build(BuildConfig.of(sources=sources, tokenizer=str(tokenizer_dir), output=str(output), max_length=64, **more))
+    return build(
+        BuildConfig.of(
+            sources=sources, tokenizer=str(tokenizer_dir), output=str(output), max_length=64, **more
+        )
+    )
 
 
 def by_source(report):
@@ -45,7 +54,11 @@ def by_source(report):
 
 
 def test_records_are_repeated_whole_and_in_part(files, tokenizer_dir, tmp_path):
-    sources = [{"path": files["a"], "repeat": 2}, {"path": files["b"], "repeat": 0.5}, {"path": files["c"], "repeat": 1.3}]
+    sources = [
+        {"path": files["a"], "repeat": 2},
+        {"path": files["b"], "repeat": 0.5},
+        {"path": files["c"], "repeat": 1.3},
+    ]
     report = run(sources, tokenizer_dir, tmp_path / "o")
     found = by_source(report)
     assert set(found["a"].values()) == {2}
@@ -63,10 +76,17 @@ def test_records_are_repeated_whole_and_in_part(files, tokenizer_dir, tmp_path):
 
 @pytest.mark.parametrize(
     ("weights", "counts"),
-    [((1, 1, 1), (10, 10, 10)), ((2, 1, 1), (20, 10, 10)), ((4, 3, 1), (40, 30, 10)), ((1, 1, 0.1), (30, 30, 3))],
+    [
+        ((1, 1, 1), (10, 10, 10)),
+        ((2, 1, 1), (20, 10, 10)),
+        ((4, 3, 1), (40, 30, 10)),
+        ((1, 1, 0.1), (30, 30, 3)),
+    ],
 )
 def test_weights_are_shares_of_records(files, tokenizer_dir, tmp_path, weights, counts):
-    sources = [{"path": files[name], "weight": weight} for name, weight in zip("abc", weights, strict=True)]
+    sources = [
+        {"path": files[name], "weight": weight} for name, weight in zip("abc", weights, strict=True)
+    ]
     found = by_source(run(sources, tokenizer_dir, tmp_path / "o"))
     assert tuple(len(found[name]) for name in "abc") == counts
     assert all(times == 1 for own in found.values() for times in own.values())
@@ -87,7 +107,9 @@ def test_limits_hold_for_a_source_and_what_follows_is_not_read(files, tokenizer_
     assert {name: len(own) for name, own in by_source(report).items()} == {"a": 7, "b": 30}
     with pytest.raises(RecordError, match=r"b\.jsonl:31"):
         run([{"path": files["b"]}], tokenizer_dir, tmp_path / "o2")
-    report = build(files["a"], tokenizer=tokenizer_dir, output=tmp_path / "o3", limit=5, max_length=64)
+    report = build(
+        files["a"], tokenizer=tokenizer_dir, output=tmp_path / "o3", limit=5, max_length=64
+    )
     assert report.manifest.accounting.records == 5
 
 
@@ -103,8 +125,18 @@ def test_each_source_has_a_format_of_its_own(files, tokenizer_dir, tmp_path):
     ]
     report = run(sources, tokenizer_dir, tmp_path / "o")
     assert [i.format for i in report.manifest.inputs] == ["text", "prompt-completion", "text"]
-    assert [name for name, _ in source_accounts(report.manifest)] == [files["c"], "questions", str(raw)]
-    alone = build(str(qa), tokenizer=tokenizer_dir, output=tmp_path / "q", map="question=prompt,answer=completion", max_length=64)
+    assert [name for name, _ in source_accounts(report.manifest)] == [
+        files["c"],
+        "questions",
+        str(raw),
+    ]
+    alone = build(
+        str(qa),
+        tokenizer=tokenizer_dir,
+        output=tmp_path / "q",
+        map="question=prompt,answer=completion",
+        max_length=64,
+    )
     assert all(text in texts(report.folder) for text in texts(alone.folder))
     all_trained = run([{**sources[1], "train_on": "all"}], tokenizer_dir, tmp_path / "all").manifest
     assert all_trained.trained_tokens > alone.manifest.trained_tokens
@@ -127,14 +159,18 @@ def test_the_bytes_do_not_depend_on_workers(files, tokenizer_dir, tmp_path, monk
     check_ledger(one.folder / "eval")
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     repeats=st.lists(st.floats(0.05, 3), min_size=3, max_size=3),
     weights=st.none() | st.lists(st.floats(0.1, 10), min_size=3, max_size=3),
     limits=st.lists(st.none() | st.integers(1, 50), min_size=3, max_size=3),
     fraction=st.sampled_from([0.0, 0.0, 0.3]),
 )
-def test_every_record_is_accounted_for(files, tokenizer_dir, tmp_path_factory, repeats, weights, limits, fraction):
+def test_every_record_is_accounted_for(
+    files, tokenizer_dir, tmp_path_factory, repeats, weights, limits, fraction
+):
     sources = [
         {"path": files[name], "repeat": repeat, "limit": limit, "weight": weights and weights[n]}
         for n, (name, repeat, limit) in enumerate(zip("abc", repeats, limits, strict=True))
@@ -157,14 +193,19 @@ def test_every_record_is_accounted_for(files, tokenizer_dir, tmp_path_factory, r
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_every_kind_of_file_is_built_by_any_number_of_workers(tokenizer_dir, tmp_path, monkeypatch, name):
+def test_every_kind_of_file_is_built_by_any_number_of_workers(
+    tokenizer_dir, tmp_path, monkeypatch, name
+):
     from sftprep.sources import partition
 
     monkeypatch.setattr(build_module, "cut", lambda inputs: partition.cut(inputs, 600))
     rows = [{"text": f"row {k} " + "word " * (k % 9)} for k in range(60)]
     path = str(tmp_path / name)
     WRITERS[name](rows, path)
-    builds = [build(path, tokenizer=tokenizer_dir, output=tmp_path / f"o{w}", workers=w, max_length=64) for w in (1, 2)]
+    builds = [
+        build(path, tokenizer=tokenizer_dir, output=tmp_path / f"o{w}", workers=w, max_length=64)
+        for w in (1, 2)
+    ]
     assert content(builds[0].folder) == content(builds[1].folder)
     assert sorted(origins(builds[0].folder)) == list(range(60))
     for origin in (0, 31, 59):
@@ -191,7 +232,11 @@ def test_settings_of_sources_that_cannot_be(files, tokenizer_dir, tmp_path):
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     with pytest.raises(EmptyInput, match=r"empty\.jsonl has a weight"):
-        run([{"path": str(empty), "weight": 1}, {"path": files["a"], "weight": 1}], tokenizer_dir, tmp_path / "o")
+        run(
+            [{"path": str(empty), "weight": 1}, {"path": files["a"], "weight": 1}],
+            tokenizer_dir,
+            tmp_path / "o",
+        )
     with pytest.raises(ConfigError, match="named twice"):
         run([files["a"], {"path": files["a"], "limit": 3}], tokenizer_dir, tmp_path / "o")
 
@@ -208,7 +253,9 @@ def test_a_mixture_in_a_config_file_and_its_ledger(files, tokenizer_dir, tmp_pat
     said = json.loads(capsys.readouterr().out)
     first, second = said["sources"]
     assert (first["source"], second["source"]) == (files["a"], files["c"])
-    assert first["accounting"]["extra"]["repeated"] + first["accounting"]["left_out"]["held_out"] == 40
+    assert (
+        first["accounting"]["extra"]["repeated"] + first["accounting"]["left_out"]["held_out"] == 40
+    )
     assert second["accounting"]["records"] == 4
     assert said["evaluation"]["accounting"]["sequences"] == sum(
         s["accounting"]["left_out"].get("held_out", 0) for s in said["sources"]
@@ -224,9 +271,14 @@ def test_a_mixture_in_a_config_file_and_its_ledger(files, tokenizer_dir, tmp_pat
 
 
 def test_sources_of_one_name_have_accounts_of_their_own(files, tokenizer_dir, tmp_path):
-    report = run([{"path": files[name], "name": "same"} for name in "ab"], tokenizer_dir, tmp_path / "o")
+    report = run(
+        [{"path": files[name], "name": "same"} for name in "ab"], tokenizer_dir, tmp_path / "o"
+    )
     check_ledger(report.folder)
-    assert [(name, own.records) for name, own in source_accounts(report.manifest)] == [("same", 40), ("same (2)", 30)]
+    assert [(name, own.records) for name, own in source_accounts(report.manifest)] == [
+        ("same", 40),
+        ("same (2)", 30),
+    ]
 
 
 def test_an_entry_fills_in_its_name():

@@ -17,7 +17,14 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminal
 
 def shown(tokenizer: Path, output: Path, *flags: str) -> str:
     """What a build writes to a terminal that is its stderr."""
-    command = [sys.executable, "-m", "sftprep", "build", str(EXAMPLES / "data" / "qa.jsonl"), *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "sftprep",
+        "build",
+        str(EXAMPLES / "data" / "qa.jsonl"),
+        *flags,
+    ]
     command += ["--tokenizer", str(tokenizer), "--output", str(output), "--max-length", "256"]
     ours, theirs = os.openpty()
     parts: list[bytes] = []
@@ -32,7 +39,13 @@ def shown(tokenizer: Path, output: Path, *flags: str) -> str:
     reader = threading.Thread(target=collect)
     reader.start()
     try:
-        child = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, "TERM": "xterm"}, check=False)
+        child = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            env={**os.environ, "TERM": "xterm"},
+            check=False,
+        )
     finally:
         os.close(theirs)
         reader.join()

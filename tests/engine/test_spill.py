@@ -27,7 +27,11 @@ def batch(*, masked: bool, weighted: bool) -> TokenBatch:
 def holds(spill: Spill, made: TokenBatch) -> bool:
     """Whether a spill says what was written."""
     mask = np.ones(10, np.uint8) if spill.completion_mask is None else spill.completion_mask
-    pairs = [(spill.input_ids, made.input_ids), (spill.offsets, made.offsets), (spill.origin, made.origin)]
+    pairs = [
+        (spill.input_ids, made.input_ids),
+        (spill.offsets, made.offsets),
+        (spill.origin, made.origin),
+    ]
     pairs += [(mask.astype(bool), made.completion_mask)]
     if made.loss_weights is not None and spill.loss_weights is not None:
         pairs.append((spill.loss_weights, made.loss_weights))
@@ -52,7 +56,9 @@ def test_a_damaged_spill_is_noticed(tmp_path: Path, masked: bool, weighted: bool
     for place in range(len(whole)):
         # A name of its own: what stands in a file is remembered by its name, size and time.
         damaged = tmp_path / f"{place}.arrow"
-        damaged.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << chance.randrange(8)]) + whole[place + 1 :])
+        damaged.write_bytes(
+            whole[:place] + bytes([whole[place] ^ 1 << chance.randrange(8)]) + whole[place + 1 :]
+        )
         spill = read_spill(damaged)
         assert spill is None or holds(spill, made), place
         damaged.write_bytes(whole[:place])

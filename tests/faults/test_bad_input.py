@@ -1,4 +1,5 @@
-"""Dirty data: each line gets the verdict that it should, each file the error, and what only looks wrong is kept unless asked."""
+"""Dirty data: each line gets the verdict that it should, each file the error, and what only looks
+wrong is kept unless asked."""
 
 from __future__ import annotations
 
@@ -17,17 +18,34 @@ QWEN = SHARED / "tokenizers" / "qwen3"
 
 
 def dirty_build(output, **settings):
-    """Used lines, and reasons by line of those set aside, of the file with an expected verdict for each line."""
-    fixed = {"max_length": 32_768, "overlong": "error", "train_on": "assistant", "max_rejected": "100%"}
-    report = build(DIRTY / "dirty_messages.jsonl", tokenizer=QWEN, output=output, **{**fixed, **settings})
+    """Used lines, and reasons by line of those set aside, of the file with an expected verdict for
+    each line."""
+    fixed = {
+        "max_length": 32_768,
+        "overlong": "error",
+        "train_on": "assistant",
+        "max_rejected": "100%",
+    }
+    report = build(
+        DIRTY / "dirty_messages.jsonl", tokenizer=QWEN, output=output, **{**fixed, **settings}
+    )
     check_ledger(report.folder)
-    aside = [json.loads(line) for line in (report.folder / "rejected.jsonl").read_text().splitlines()]
+    aside = [
+        json.loads(line) for line in (report.folder / "rejected.jsonl").read_text().splitlines()
+    ]
     assert len({entry["line"] for entry in aside}) == len(aside)
-    return {origin + 1 for origin in origins(report.folder)}, {entry["line"]: entry["reason"] for entry in aside}, report
+    return (
+        {origin + 1 for origin in origins(report.folder)},
+        {entry["line"]: entry["reason"] for entry in aside},
+        report,
+    )
 
 
 def expected():
-    return {entry["line"]: entry["verdict"] for entry in json.loads((DIRTY / "dirty_messages.expect.json").read_text())["expect"]}
+    return {
+        entry["line"]: entry["verdict"]
+        for entry in json.loads((DIRTY / "dirty_messages.expect.json").read_text())["expect"]
+    }
 
 
 OURS = {"bad_json_strict": "bad_json", "too_long": "overlong"}
@@ -59,9 +77,15 @@ def test_every_line_of_the_dirty_file_gets_its_verdict(quarantined):
 @needs_shared
 def test_duplicates_are_dropped_when_asked(quarantined, tmp_path):
     before = quarantined[1]
-    used, reasons, report = dirty_build(tmp_path / "o", on_bad_record="quarantine", duplicates="drop")
+    used, reasons, report = dirty_build(
+        tmp_path / "o", on_bad_record="quarantine", duplicates="drop"
+    )
     # Line 36 is line 1 with another line end.
-    assert {n: r for n, r in reasons.items() if n not in before} == {36: "duplicate", 47: "duplicate", 48: "near_duplicate"}
+    assert {n: r for n, r in reasons.items() if n not in before} == {
+        36: "duplicate",
+        47: "duplicate",
+        48: "near_duplicate",
+    }
     assert report.manifest.accounting.left_out == {"duplicate": 2, "near_duplicate": 1}
     assert 1 in used
     verdicts = expected()
@@ -77,7 +101,9 @@ def test_what_only_looks_wrong_is_kept_where_it_is_asked(quarantined, tmp_path):
     assert len(suspicious) > 8
 
 
-def test_above_the_limit_the_error_says_how_to_keep_what_looks_wrong(records, tokenizer_dir, tmp_path):
+def test_above_the_limit_the_error_says_how_to_keep_what_looks_wrong(
+    records, tokenizer_dir, tmp_path
+):
     path = records([GOOD, chat(("user", "q"))])
     with pytest.raises(TooManyRejected, match="--suspect keep"):
         build(path, tokenizer=tokenizer_dir, output=tmp_path / "o", on_bad_record="quarantine")
@@ -96,20 +122,28 @@ def test_above_the_limit_the_error_says_how_to_keep_what_looks_wrong(records, to
 def test_files_that_cannot_be_used_are_named(tokenizer_dir, tmp_path, name, error, said):
     for workers in (1, 2):
         with pytest.raises(error, match=said) as caught:
-            build(DIRTY / name, tokenizer=tokenizer_dir, output=tmp_path / "o", workers=workers, on_bad_record="quarantine")
+            build(
+                DIRTY / name,
+                tokenizer=tokenizer_dir,
+                output=tmp_path / "o",
+                workers=workers,
+                on_bad_record="quarantine",
+            )
         assert caught.value.remedy
         assert not (tmp_path / "o" / "manifest.json").exists()
 
 
 @needs_shared
-@pytest.mark.parametrize(("name", "records"), [("good_2000.jsonl.gz", 2000), ("schema_drift.jsonl", 1600)])
+@pytest.mark.parametrize(
+    ("name", "records"), [("good_2000.jsonl.gz", 2000), ("schema_drift.jsonl", 1600)]
+)
 def test_files_that_are_fine_are_used_whole(tokenizer_dir, tmp_path, name, records):
     report = build(DIRTY / name, tokenizer=tokenizer_dir, output=tmp_path / "o")
     assert report.manifest.accounting.sequences == records
     check_ledger(report.folder)
 
 
-# --- duplicates and suspects on files of our own -----------------------------------------------------------------------
+# --- duplicates and suspects on files of our own --------------------------------------------------
 
 
 def chat(*turns):
@@ -119,7 +153,9 @@ def chat(*turns):
 GOOD = chat(("user", "q"), ("assistant", "a"))
 
 
-def test_duplicates_across_files_partitions_and_sources(records, tokenizer_dir, tmp_path, monkeypatch):
+def test_duplicates_across_files_partitions_and_sources(
+    records, tokenizer_dir, tmp_path, monkeypatch
+):
     from sftprep.engine import build as build_module
     from sftprep.sources import partition
 
@@ -129,7 +165,14 @@ def test_duplicates_across_files_partitions_and_sources(records, tokenizer_dir, 
     files = [records(rows, "a.jsonl"), records(spaced, "b.jsonl")]
     for workers in (1, 2):
         output = tmp_path / f"o{workers}"
-        report = build(files, tokenizer=tokenizer_dir, output=output, duplicates="drop", workers=workers, eval_fraction=0.3)
+        report = build(
+            files,
+            tokenizer=tokenizer_dir,
+            output=output,
+            duplicates="drop",
+            workers=workers,
+            eval_fraction=0.3,
+        )
         accounts = report.manifest.accounting
         assert accounts.left_out["duplicate"] == 13
         assert accounts.left_out["near_duplicate"] == 7
@@ -137,8 +180,12 @@ def test_duplicates_across_files_partitions_and_sources(records, tokenizer_dir, 
         check_ledger(report.folder)
         check_ledger(report.folder / "eval")
     aside = [json.loads(line) for line in (output / "rejected.jsonl").read_text().splitlines()]
-    assert [(a["file"], a["line"]) for a in aside] == [(files[0], k) for k in range(8, 21)] + [(files[1], k) for k in range(1, 8)]
-    assert (tmp_path / "o1" / "rejected.jsonl").read_bytes() == (tmp_path / "o2" / "rejected.jsonl").read_bytes()
+    assert [(a["file"], a["line"]) for a in aside] == [(files[0], k) for k in range(8, 21)] + [
+        (files[1], k) for k in range(1, 8)
+    ]
+    assert (tmp_path / "o1" / "rejected.jsonl").read_bytes() == (
+        tmp_path / "o2" / "rejected.jsonl"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -156,7 +203,16 @@ def test_duplicates_across_files_partitions_and_sources(records, tokenizer_dir, 
         ([("user", "<image> what?"), ("assistant", "a")], "special_tokens_in_text"),
         ([("user", "q"), ("user", "r"), ("assistant", "a")], None),
         ([("developer", "d"), ("user", "q"), ("assistant", "a")], None),
-        ([("user", "q"), ("assistant", "call"), ("tool", "t"), ("tool", "u"), ("assistant", "a")], None),
+        (
+            [
+                ("user", "q"),
+                ("assistant", "call"),
+                ("tool", "t"),
+                ("tool", "u"),
+                ("assistant", "a"),
+            ],
+            None,
+        ),
         ([("user", "a < b | c > d"), ("assistant", "<think>t</think>a")], None),
     ],
 )
@@ -165,18 +221,26 @@ def test_suspicious_conversations(records, tokenizer_dir, tmp_path, turns, reaso
     kept = build(path, tokenizer=tokenizer_dir, output=tmp_path / "keep", train_on="all")
     assert kept.manifest.accounting.sequences == 2
     if reason is None:
-        build(path, tokenizer=tokenizer_dir, output=tmp_path / "o", suspect="reject", train_on="all")
+        build(
+            path, tokenizer=tokenizer_dir, output=tmp_path / "o", suspect="reject", train_on="all"
+        )
         return
     with pytest.raises(RecordError, match=rf":2: .*\[{reason}\]"):
-        build(path, tokenizer=tokenizer_dir, output=tmp_path / "o", suspect="reject", train_on="all")
+        build(
+            path, tokenizer=tokenizer_dir, output=tmp_path / "o", suspect="reject", train_on="all"
+        )
     settings = {"on_bad_record": "quarantine", "max_rejected": "50%", "train_on": "all"}
     report = build(path, tokenizer=tokenizer_dir, output=tmp_path / "q", **settings)
     assert report.manifest.accounting.rejected == {reason: 1}
 
 
-def test_escaped_special_tokens_are_no_matter_and_texts_are_no_conversations(records, tokenizer_dir, tmp_path):
+def test_escaped_special_tokens_are_no_matter_and_texts_are_no_conversations(
+    records, tokenizer_dir, tmp_path
+):
     path = records([chat(("user", "<|im_end|>"), ("assistant", "a"))])
-    build(path, tokenizer=tokenizer_dir, output=tmp_path / "o", suspect="reject", escape_special=True)
+    build(
+        path, tokenizer=tokenizer_dir, output=tmp_path / "o", suspect="reject", escape_special=True
+    )
     text = records([{"text": "<|im_end|> <image>"}], "t.jsonl")
     build(text, tokenizer=tokenizer_dir, output=tmp_path / "t", suspect="reject")
     with pytest.raises(ConfigError, match="suspect is 'maybe'"):

@@ -1,7 +1,9 @@
-"""Killed at any moment, a build leaves the old build or the new one, and the same command then gives the very same bytes.
+"""Killed at any moment, a build leaves the old build or the new one, and the same command then
+gives the very same bytes.
 
-The child is stopped before each change that it makes to the output folder, one after the other, until it gets through. That the
-harness has teeth is shown by a writer that publishes its manifest first: it must be caught.
+The child is stopped before each change that it makes to the output folder, one after the other,
+until it gets through. That the harness has teeth is shown by a writer that publishes its manifest
+first: it must be caught.
 """
 
 from __future__ import annotations
@@ -24,14 +26,19 @@ _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 
 
 def killed_before(change: int, folder: Path, action: Callable[[], None]) -> bool:
-    """Run `action` in a forked child that is killed before its change number `change` to the folder; False if it got through."""
+    """Run `action` in a forked child that is killed before its change number `change` to the
+    folder; False if it got through."""
     child = os.fork()
     if child == 0:
         left = change
 
         def watch(event: str, arguments: tuple[object, ...]) -> None:
             nonlocal left
-            writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+            writes = (
+                event == "open"
+                and isinstance(arguments[2], int)
+                and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+            )
             if (event in _CHANGES or writes) and str(arguments[0]).startswith(str(folder)):
                 if left == 0:
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -50,11 +57,14 @@ def killed_before(change: int, folder: Path, action: Callable[[], None]) -> bool
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def state(folder: Path) -> str | None:
-    """Digest of the build that a reader sees, all of it read and checked; None where there is none."""
+    """Digest of the build that a reader sees, all of it read and checked; None where there is
+    none."""
     try:
         digest = read_manifest(folder).digest
     except ManifestError:
@@ -72,20 +82,34 @@ def small(monkeypatch, tmp_path, tokenizer_dir):
     source.write_bytes((EXAMPLES / "data" / "qa.jsonl").read_bytes())
 
     def config(output: Path, **settings) -> BuildConfig:
-        fixed = {"tokenizer": str(tokenizer_dir), "max_length": 256, "shard_tokens": 4_000, "workers": 1}
+        fixed = {
+            "tokenizer": str(tokenizer_dir),
+            "max_length": 256,
+            "shard_tokens": 4_000,
+            "workers": 1,
+        }
         return BuildConfig.of(inputs=str(source), output=str(output), **{**fixed, **settings})
 
     return config
 
 
-def survives(folder: Path, before: str | None, golden: dict[str, bytes], after: str, run: Callable[[], object]) -> int:
+def survives(
+    folder: Path,
+    before: str | None,
+    golden: dict[str, bytes],
+    after: str,
+    run: Callable[[], object],
+) -> int:
     """Kill `run` before each of its changes; returns how many there were."""
     for change in range(1000):
         if not killed_before(change, folder, lambda: run() and None):
             assert state(folder) == after
             return change
         seen = state(folder)
-        assert seen in {before, after}, f"before change {change} a reader saw neither the old build nor the new one"
+        assert seen in {
+            before,
+            after,
+        }, f"before change {change} a reader saw neither the old build nor the new one"
         before = seen
     raise AssertionError("the build never ended")
 
@@ -94,7 +118,9 @@ def test_a_first_build(small, tmp_path):
     golden_folder = tmp_path / "golden"
     after = build(small(golden_folder)).manifest.digest
     golden = content(golden_folder)
-    changes = survives(tmp_path / "o", None, golden, after, lambda: build(small(tmp_path / "o", overwrite=True)))
+    changes = survives(
+        tmp_path / "o", None, golden, after, lambda: build(small(tmp_path / "o", overwrite=True))
+    )
     assert changes > 5
     assert content(tmp_path / "o") == golden
 
@@ -104,7 +130,13 @@ def test_a_build_over_another(small, tmp_path):
     golden = content(tmp_path / "golden")
     before = build(small(tmp_path / "o", seed=2)).manifest.digest
     assert before != after
-    survives(tmp_path / "o", before, golden, after, lambda: build(small(tmp_path / "o", seed=1, overwrite=True)))
+    survives(
+        tmp_path / "o",
+        before,
+        golden,
+        after,
+        lambda: build(small(tmp_path / "o", seed=1, overwrite=True)),
+    )
     assert content(tmp_path / "o") == golden
 
 
@@ -115,14 +147,17 @@ def test_a_kill_after_a_kill_at_every_moment_still_ends_in_the_same_bytes(small,
         folder = tmp_path / f"o{change}"
         killed = killed_before(change, folder, lambda f=folder: build(small(f)) and None)
         if killed and state(folder) is not None:
-            continue  # killed between the commit and the cleaning: the build is there, and a new one would be refused
+            # Killed between the commit and the cleaning: the build is there, and a new one would be
+            # refused.
+            continue
         if killed:
             build(small(folder))
         assert content(folder) == golden
 
 
 def test_a_build_with_an_evaluation_build(small, tmp_path):
-    """Where the manifest of the build is there, its evaluation is too, and the same command again repairs both."""
+    """Where the manifest of the build is there, its evaluation is too, and the same command again
+    repairs both."""
     settings = {"eval_fraction": 0.3, "eval_packing": "none", "overwrite": True}
     after = build(small(tmp_path / "golden", **settings)).manifest.digest
     golden = content(tmp_path / "golden")
@@ -131,7 +166,8 @@ def test_a_build_with_an_evaluation_build(small, tmp_path):
 
 
 def test_an_evaluation_build_over_another(small, tmp_path):
-    """Between the two commits the old build stands beside the new evaluation: `verify` says so, and a rerun repairs it."""
+    """Between the two commits the old build stands beside the new evaluation: `verify` says so, and
+    a rerun repairs it."""
     settings = {"eval_fraction": 0.3, "overwrite": True}
     after = build(small(tmp_path / "golden", **settings)).manifest.digest
     folder, seen = tmp_path / "o", set()
@@ -144,7 +180,8 @@ def test_an_evaluation_build_over_another(small, tmp_path):
         found = verify(folder)
         seen.add((read_manifest(folder).digest == after, found.ok))
         assert found.ok or found.problems == [
-            f"the evaluation build in {folder / 'eval'} belongs to another build than this one: run the build again"
+            f"the evaluation build in {folder / 'eval'} belongs to another build than this one: run"
+            " the build again"
         ]
         assert read_manifest(folder).digest in {before, after}
         if not found.ok:
@@ -163,7 +200,9 @@ def test_the_harness_has_teeth(small, tmp_path, monkeypatch):
         folder = tmp_path / "o"
         (folder / "manifest.json").write_bytes(good.to_json())
         for shard in good.shards:
-            (folder / "shards" / shard.name).write_bytes((tmp_path / "golden" / "shards" / shard.name).read_bytes())
+            (folder / "shards" / shard.name).write_bytes(
+                (tmp_path / "golden" / "shards" / shard.name).read_bytes()
+            )
 
     before = read_manifest(tmp_path / "o").digest
     with pytest.raises((AssertionError, SftprepError)):

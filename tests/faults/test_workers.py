@@ -54,7 +54,9 @@ def pool():
 
 
 def test_executors_give_the_same_results(any_pool):
-    assert sorted(any_pool.map_unordered(double, iter(range(20)))) == sorted(InProcess().map_unordered(double, range(20)))
+    assert sorted(any_pool.map_unordered(double, iter(range(20)))) == sorted(
+        InProcess().map_unordered(double, range(20))
+    )
     assert list(any_pool.map_unordered(double, [])) == []
 
 
@@ -158,11 +160,14 @@ def test_an_error_in_a_worker_comes_back(pool):
 @linux
 def test_workers_end_with_a_build_that_is_killed():
     code = (
-        "import time; from sftprep.engine.executors import Processes; from tests.faults.test_workers import double\n"
-        "pool = Processes(2); list(pool.map_unordered(double, range(8))); print('ready', flush=True); time.sleep(60)"
+        "import time; from sftprep.engine.executors import Processes; from"
+        " tests.faults.test_workers import double\npool = Processes(2);"
+        " list(pool.map_unordered(double, range(8))); print('ready', flush=True); time.sleep(60)"
     )
     root = Path(__file__).resolve().parents[2]
-    with subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True) as build:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True
+    ) as build:
         assert build.stdout is not None
         assert build.stdout.readline() == "ready\n"
         workers = children(build.pid)

@@ -1,4 +1,5 @@
-"""The kernels as a part of a process: imported late, cached where it works, plain where it does not, small in memory."""
+"""The kernels as a part of a process: imported late, cached where it works, plain where it does
+not, small in memory."""
 
 from __future__ import annotations
 
@@ -35,13 +36,20 @@ def run(code: str, root: Path, **environment: str) -> subprocess.CompletedProces
 
 @pytest.fixture(scope="module")
 def package_without_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the package into whose folder nothing can be cached, as where it is installed read-only."""
+    """A copy of the package into whose folder nothing can be cached, as where it is installed
+    read-only."""
     root = tmp_path_factory.mktemp("read-only")
     (root / "sftprep").mkdir()
     for name in ("__init__.py", "errors.py"):
         shutil.copy(PACKAGE / name, root / "sftprep" / name)
-    shutil.copytree(PACKAGE / "packing", root / "sftprep" / "packing", ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "sftprep" / "packing" / "__pycache__").write_text("a file where the folder would be: not even root can write there")
+    shutil.copytree(
+        PACKAGE / "packing",
+        root / "sftprep" / "packing",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    (root / "sftprep" / "packing" / "__pycache__").write_text(
+        "a file where the folder would be: not even root can write there"
+    )
     return root
 
 
@@ -83,12 +91,12 @@ def test_memory_follows_the_sequences_not_the_capacity() -> None:
     if sys.platform != "linux":
         pytest.skip("reads /proc")
     code = (
-        "import resource; import numpy as np; from sftprep.packing.bestfit import best_fit_decreasing\n"
-        "best_fit_decreasing(np.array([1, 2], np.int32), 4)\n"
-        "mapped = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (mapped + 64 * 2**20, resource.RLIM_INFINITY))\n"
-        "lengths = np.array([2**31 - 1, 2**30, 7, 2**30 - 1], np.int32)\n"
-        "print(best_fit_decreasing(lengths, 2**31 - 1)[0].tolist())"
+        "import resource; import numpy as np; from sftprep.packing.bestfit import"
+        " best_fit_decreasing\nbest_fit_decreasing(np.array([1, 2], np.int32), 4)\nmapped ="
+        " int(open('/proc/self/statm').read().split()[0]) *"
+        " resource.getpagesize()\nresource.setrlimit(resource.RLIMIT_AS, (mapped + 64 * 2**20,"
+        " resource.RLIM_INFINITY))\nlengths = np.array([2**31 - 1, 2**30, 7, 2**30 - 1],"
+        " np.int32)\nprint(best_fit_decreasing(lengths, 2**31 - 1)[0].tolist())"
     )
     assert run(code, PACKAGE.parent).stdout == "[0, 1, 2, 1]\n"
 
@@ -96,7 +104,8 @@ def test_memory_follows_the_sequences_not_the_capacity() -> None:
 def test_no_kernel_reaches_outside_its_arrays(tmp_path: Path) -> None:
     code = (
         "import numpy as np; import sftprep.packing.bestfit as b; rng = np.random.default_rng(0)\n"
-        "plan = lambda lengths, capacity: b.best_fit_decreasing(np.asarray(lengths).astype(np.int32), capacity)\n"
+        "plan = lambda lengths, capacity:"
+        " b.best_fit_decreasing(np.asarray(lengths).astype(np.int32), capacity)\n"
         "for capacity in (1, 63, 64, 65, 4096, 2**18, 2**18 + 1, 2**31 - 1):\n"
         "    for shape in (0.3, 1, 3):\n"
         "        for n in (0, 1, 2, 50, 3000):\n"
@@ -107,4 +116,7 @@ def test_no_kernel_reaches_outside_its_arrays(tmp_path: Path) -> None:
         "try: b._count_keys(np.array([9], np.int32), 3)\n"
         "except IndexError: print('checked')"
     )
-    assert run(code, PACKAGE.parent, NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path)).stdout == "checked\n"
+    assert (
+        run(code, PACKAGE.parent, NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path)).stdout
+        == "checked\n"
+    )

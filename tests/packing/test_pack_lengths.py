@@ -1,4 +1,5 @@
-"""Laws of `pack_lengths`: what is in a bin fits, nothing is lost, and the packs are those of the textbook."""
+"""Laws of `pack_lengths`: what is in a bin fits, nothing is lost, and the packs are those of the
+textbook."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ def _way(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def packs(plan: PackPlan) -> list[list[int]]:
     """The members of each bin, as lists."""
-    return [plan.members[a:b].tolist() for a, b in zip(plan.offsets[:-1], plan.offsets[1:], strict=True)]
+    return [
+        plan.members[a:b].tolist() for a, b in zip(plan.offsets[:-1], plan.offsets[1:], strict=True)
+    ]
 
 
 def assert_sound(plan: PackPlan, lengths: NDArray[Any], capacity: int) -> None:
@@ -58,16 +61,21 @@ def assert_sound(plan: PackPlan, lengths: NDArray[Any], capacity: int) -> None:
 
 @st.composite
 def lengths_and_capacity(draw: st.DrawFn) -> tuple[list[int], int]:
-    """Few or many distinct lengths, ties, zeros, lengths near fractions of the capacity; capacities small, usual and huge."""
+    """Few or many distinct lengths, ties, zeros, lengths near fractions of the capacity; capacities
+    small, usual and huge."""
     capacity = draw(
         st.one_of(
             st.integers(1, 100),
             st.sampled_from([64, 4095, 4096, 4097, 131_072]),
-            st.integers(2**18 - 2, 2**18 + 2),  # around the capacity from which several spaces share a list
+            st.integers(
+                2**18 - 2, 2**18 + 2
+            ),  # around the capacity from which several spaces share a list
             st.integers(2**18, LARGEST),
         )
     )
-    near_fraction = st.tuples(st.integers(1, 9), st.integers(-3, 3)).map(lambda f: min(max(capacity // f[0] + f[1], 0), capacity))
+    near_fraction = st.tuples(st.integers(1, 9), st.integers(-3, 3)).map(
+        lambda f: min(max(capacity // f[0] + f[1], 0), capacity)
+    )
     few = st.sampled_from(draw(st.lists(st.integers(0, capacity), min_size=1, max_size=4)))
     anything = st.integers(0, capacity)
     return draw(st.lists(st.one_of(near_fraction, few, anything), max_size=150)), capacity
@@ -87,7 +95,9 @@ def test_packs_are_those_of_textbook_best_fit_decreasing(case: tuple[list[int], 
 def test_packs_of_two_thousand_are_those_of_the_textbook(kind: str, capacity: int) -> None:
     rng = np.random.default_rng(capacity)
     lengths = {
-        "log-normal": np.minimum(rng.lognormal(np.log(capacity / 6), 1.0, 2_000), capacity).astype(np.int64),
+        "log-normal": np.minimum(rng.lognormal(np.log(capacity / 6), 1.0, 2_000), capacity).astype(
+            np.int64
+        ),
         "uniform": rng.integers(0, capacity, 2_000, endpoint=True),
         "few": rng.choice(rng.integers(1, capacity // 2, 5), 2_000),
     }[kind]
@@ -97,8 +107,9 @@ def test_packs_of_two_thousand_are_those_of_the_textbook(kind: str, capacity: in
 
 
 def test_spaces_that_share_a_list_are_told_apart() -> None:
-    # Beyond 2**18 neighbouring spaces share a list. Before the last sequence is placed, the list holds the second bin with 40
-    # tokens of space, then the first, which has come down from 30 to 10: the last sequence belongs there.
+    # Beyond 2**18 neighbouring spaces share a list. Before the last sequence is placed, the list
+    # holds the second bin with 40 tokens of space, then the first, which has come down from 30 to
+    # 10: the last sequence belongs there.
     capacity = 2**24
     assert packs(pack_lengths([capacity - 30, capacity - 40, 20, 10], capacity)) == [[0, 2, 3], [1]]
 
@@ -116,14 +127,18 @@ def test_laws_hold_for_three_hundred_thousand(capacity: int) -> None:
 
 @given(st.lists(st.integers(0, 50), max_size=60), st.integers(50, 70))
 @settings(max_examples=100, deadline=None)
-def test_none_gives_each_sequence_its_own_bin_in_input_order(lengths: list[int], capacity: int) -> None:
+def test_none_gives_each_sequence_its_own_bin_in_input_order(
+    lengths: list[int], capacity: int
+) -> None:
     plan = pack_lengths(lengths, capacity, "none")
     assert_sound(plan, np.array(lengths, np.int64), capacity)
     assert packs(plan) == [[i] for i, length in enumerate(lengths) if length]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("dtype", ["i1", "u1", "<i2", "<u2", "<i4", ">i4", "<u4", "<i8", ">i8", "<u8"])
+@pytest.mark.parametrize(
+    "dtype", ["i1", "u1", "<i2", "<u2", "<i4", ">i4", "<u4", "<i8", ">i8", "<u8"]
+)
 def test_every_integer_dtype_gives_the_same_plan(dtype: str, strategy: str) -> None:
     lengths = [7, 0, 3, 7, 120, 64, 1, 1, 0, 99]
     expected = pack_lengths(lengths, 127, strategy)
@@ -146,7 +161,9 @@ def test_input_is_not_changed_and_the_plan_is_the_same_each_time() -> None:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("lengths", [[], [0], [0, 0, 0], np.array([], np.float64), np.zeros(4, np.uint8)])
+@pytest.mark.parametrize(
+    "lengths", [[], [0], [0, 0, 0], np.array([], np.float64), np.zeros(4, np.uint8)]
+)
 def test_nothing_to_pack_gives_no_bin(lengths: Any, strategy: str) -> None:
     plan = pack_lengths(lengths, 16, strategy)
     assert (plan.num_bins, plan.fill, plan.tokens) == (0, 1.0, 0)

@@ -1,4 +1,5 @@
-"""Packing in a window that carries: no sequence is lost or late, packs are nearly as few as with one plan, and of no order."""
+"""Packing in a window that carries: no sequence is lost or late, packs are nearly as few as with
+one plan, and of no order."""
 
 from __future__ import annotations
 
@@ -9,7 +10,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from sftprep.packing import pack_lengths
-from sftprep.packing.window import LATE, MOST_WAITS, CarryingWindow, Emission, in_global_order, plan_lane, window_size
+from sftprep.packing.window import (
+    LATE,
+    MOST_WAITS,
+    CarryingWindow,
+    Emission,
+    in_global_order,
+    plan_lane,
+    window_size,
+)
 from tests.packing.textbook import best_fit_decreasing_slow
 from tests.support import SHARED, needs_shared
 
@@ -19,7 +28,8 @@ def packs_of(emission: Emission) -> list[list[int]]:
 
 
 def carried_slowly(lengths: list[int], capacity: int, size: int) -> list[set[frozenset[int]]]:
-    """The packs that leave each window, by the rule in words: one sequence at a time, over lists."""
+    """The packs that leave each window, by the rule in words: one sequence at a time, over
+    lists."""
     windows, held, waits, rest = [], [], {}, list(range(len(lengths)))
     while rest or held:
         wanted = window_size(len(windows), size) - len(held)
@@ -33,10 +43,18 @@ def carried_slowly(lengths: list[int], capacity: int, size: int) -> list[set[fro
                 pieces[-1].append(k)
             else:
                 pieces.append([k])
-        bins = best_fit_decreasing_slow([sum(lengths[k] for k in piece) for piece in pieces], capacity)
+        bins = best_fit_decreasing_slow(
+            [sum(lengths[k] for k in piece) for piece in pieces], capacity
+        )
         packs = [[k for number in chosen for k in pieces[number]] for chosen in bins]
-        fullest = sorted(packs, key=lambda pack: -sum(lengths[k] for k in pack))[: (len(packs) + 1) // 2]
-        gone = [p for p in packs if last or p in fullest or any(waits.get(k, 0) >= MOST_WAITS for k in p)]
+        fullest = sorted(packs, key=lambda pack: -sum(lengths[k] for k in pack))[
+            : (len(packs) + 1) // 2
+        ]
+        gone = [
+            p
+            for p in packs
+            if last or p in fullest or any(waits.get(k, 0) >= MOST_WAITS for k in p)
+        ]
         windows.append({frozenset(pack) for pack in gone})
         held = [k for k in held if not any(k in pack for pack in gone)]
         waits.update({k: waits.get(k, 0) + 1 for k in held})
@@ -44,8 +62,12 @@ def carried_slowly(lengths: list[int], capacity: int, size: int) -> list[set[fro
 
 
 @settings(deadline=None)
-@example(lengths=np.array([21, *[22] * 8, 21, 1], np.int32), capacity=40, size=2)  # one waits for long
-@example(lengths=np.random.default_rng(0).integers(1, 6, 1500).astype(np.int32), capacity=60, size=30)  # many wait for long
+@example(
+    lengths=np.array([21, *[22] * 8, 21, 1], np.int32), capacity=40, size=2
+)  # one waits for long
+@example(
+    lengths=np.random.default_rng(0).integers(1, 6, 1500).astype(np.int32), capacity=60, size=30
+)  # many wait for long
 @given(
     lengths=arrays(np.int32, st.integers(0, 300), elements=st.integers(1, 40)),
     capacity=st.integers(40, 64),
@@ -88,7 +110,8 @@ def test_compiled_and_plain_windows_pack_alike(monkeypatch):
 
 
 def test_no_sequence_waits_for_long():
-    # Sequences of just over half a pack fit with nothing, and are never in the fullest half while full packs come.
+    # Sequences of just over half a pack fit with nothing, and are never in the fullest half while
+    # full packs come.
     lengths = np.where(np.arange(9000) % 100 == 0, 501, 1000).astype(np.int32)
     window, came, left = CarryingWindow(1000, 512), {}, {}
     at = 0
@@ -119,12 +142,16 @@ def test_nearly_as_few_packs_as_one_plan_over_all(name):
     lengths = make(np.random.default_rng(1))
     whole = pack_lengths(lengths, 16_384).num_bins
     for window in (1000, 4096, 16_384):
-        assert len(plan_lane(lengths, 16_384, window, seed=0, lane=0)) <= whole * (1 + percent / 100)
+        assert len(plan_lane(lengths, 16_384, window, seed=0, lane=0)) <= whole * (
+            1 + percent / 100
+        )
 
 
 @needs_shared
 @pytest.mark.parametrize("capacity", [4096, 16_384])
-@pytest.mark.parametrize("name", [path.name for path in sorted((SHARED / "datasets" / "lengths").glob("*.npy"))])
+@pytest.mark.parametrize(
+    "name", [path.name for path in sorted((SHARED / "datasets" / "lengths").glob("*.npy"))]
+)
 def test_nearly_as_few_packs_on_real_lengths(name, capacity):
     real = np.load(SHARED / "datasets" / "lengths" / name)
     real = real[real > 0]
@@ -156,13 +183,19 @@ def test_the_cost_of_a_pack_tells_nothing_of_its_place():
 
 def test_each_seed_and_lane_has_its_order_of_the_same_packs():
     lengths = np.random.default_rng(3).integers(1, 300, 900).astype(np.int32)
-    plans = [packs_of(plan_lane(lengths, 1000, 2000, seed=seed, lane=lane)) for seed, lane in ((0, 0), (1, 0), (0, 1))]
+    plans = [
+        packs_of(plan_lane(lengths, 1000, 2000, seed=seed, lane=lane))
+        for seed, lane in ((0, 0), (1, 0), (0, 1))
+    ]
     assert plans[0] != plans[1] != plans[2] != plans[0]
     flushed = [sorted(map(sorted, plan)) for plan in plans]
     assert flushed[0] == flushed[1] == flushed[2]
 
 
 def test_lanes_take_turns():
-    lanes = [Emission(np.arange(first, first + n), np.arange(n + 1)) for first, n in ((0, 3), (10, 1), (20, 2))]
+    lanes = [
+        Emission(np.arange(first, first + n), np.arange(n + 1))
+        for first, n in ((0, 3), (10, 1), (20, 2))
+    ]
     assert packs_of(in_global_order(lanes)) == [[0], [10], [20], [1], [21], [2]]
     assert packs_of(in_global_order([])) == []

@@ -1,4 +1,5 @@
-"""Best-fit decreasing as a textbook has it: one sequence at a time, over a list of open bins. Slow and obvious."""
+"""Best-fit decreasing as a textbook has it: one sequence at a time, over a list of open bins. Slow
+and obvious."""
 
 from __future__ import annotations
 
@@ -6,15 +7,19 @@ from collections.abc import Sequence
 
 
 def best_fit_decreasing_slow(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Indices of the sequences in each bin, in the order they went in; bins in the order they were opened.
+    """Indices of the sequences in each bin, in the order they went in; bins in the order they were
+    opened.
 
-    Longest first, the first of equals first; into the bin with the least space that is enough, and of bins with equal space
-    into the one that has had it longest; else into a new bin. Sequences of length 0 are left out.
+    Longest first, the first of equals first; into the bin with the least space that is enough, and
+    of bins with equal space into the one that has had it longest; else into a new bin. Sequences of
+    length 0 are left out.
     """
     bins: list[list[int]] = []
     space: list[int] = []
     since: list[int] = []
-    order = sorted((i for i in range(len(lengths)) if lengths[i] > 0), key=lambda i: (-lengths[i], i))
+    order = sorted(
+        (i for i in range(len(lengths)) if lengths[i] > 0), key=lambda i: (-lengths[i], i)
+    )
     for step, i in enumerate(order):
         fitting = [b for b in range(len(bins)) if space[b] >= lengths[i]]
         if fitting:

@@ -1,4 +1,5 @@
-"""The data files as TRL takes them, beside how they are given to us: converted here by hand, apart from our own converters."""
+"""The data files as TRL takes them, beside how they are given to us: converted here by hand, apart
+from our own converters."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """file: read for both; theirs, ours: a row as TRL takes it and as we do (None: not used); chat: needs a template."""
+    """file: read for both; theirs, ours: a row as TRL takes it and as we do (None: not used); chat:
+    needs a template."""
 
     file: str
     theirs: Callable[[Row], Row | None]
@@ -30,9 +32,17 @@ class Case:
         """Both sides' rows, at most `limit`, spread over the file where `step` says so."""
         text = (SHARED / "datasets" / self.file).read_text(encoding="utf-8")
         lines = [line for line in text.split("\n") if line.strip()]
-        read = [{"text": line} for line in lines] if self.file.endswith(".txt") else [json.loads(line) for line in lines]
+        read = (
+            [{"text": line} for line in lines]
+            if self.file.endswith(".txt")
+            else [json.loads(line) for line in lines]
+        )
         step = self.step if limit is not None else 1
-        pairs = [(made, self.ours(json.loads(json.dumps(row)))) for row in read[::step][:limit] if (made := self.theirs(row))]
+        pairs = [
+            (made, self.ours(json.loads(json.dumps(row))))
+            for row in read[::step][:limit]
+            if (made := self.theirs(row))
+        ]
         return [theirs for theirs, _ in pairs], [ours for _, ours in pairs]
 
 
@@ -58,9 +68,13 @@ def alpaca_text(row: Row) -> Row:
     beside = f"### Input:\n{row['input']}\n\n" if row["input"] else ""
     context = ", paired with an input that provides further context" if row["input"] else ""
     prompt = (
-        f"Below is an instruction that describes a task{context}. Write a response that appropriately completes the request.\n\n"
+        f"Below is an instruction that describes a task{context}. Write a response that"
+        " appropriately completes the request.\n\n"
     )
-    return {"prompt": f"{prompt}### Instruction:\n{row['instruction']}\n\n{beside}### Response:\n", "completion": row["output"]}
+    return {
+        "prompt": f"{prompt}### Instruction:\n{row['instruction']}\n\n{beside}### Response:\n",
+        "completion": row["output"],
+    }
 
 
 def sharegpt_turns(row: Row) -> list[Row]:
@@ -69,7 +83,13 @@ def sharegpt_turns(row: Row) -> list[Row]:
     for turn in row["conversations"]:
         if turn["from"] == "function_call":
             call = json.loads(turn["value"])
-            turns.append({"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]})
+            turns.append(
+                {
+                    "role": "assistant",
+                    "content": "",
+                    "tool_calls": [{"type": "function", "function": call}],
+                }
+            )
         else:
             turns.append({"role": names[turn["from"]], "content": turn["value"]})
     return turns
@@ -80,13 +100,18 @@ def sharegpt(row: Row) -> Row:
 
 
 def without_fractions(row: Row) -> bool:
-    """On its way to TRL, `datasets` turns 0.6 into 0.6000000000000001, 8.854e-12 into 0: see tests/semantics/test_numbers.py."""
+    """On its way to TRL, `datasets` turns 0.6 into 0.6000000000000001, 8.854e-12 into 0: see
+    tests/semantics/test_numbers.py."""
     return not re.search(r"[0-9]\.[0-9]|[0-9]e-", json.dumps(row))
 
 
 def glaive(row: Row) -> Row | None:
     turns = sharegpt_turns(row)
-    if not all(isinstance(call["function"]["arguments"], dict) for turn in turns for call in turn.get("tool_calls", ())):
+    if not all(
+        isinstance(call["function"]["arguments"], dict)
+        for turn in turns
+        for call in turn.get("tool_calls", ())
+    ):
         return None
     # A column that the first row lacks is left out by `datasets`.
     made = {"messages": turns, "tools": json.loads(row["tools"]) or None}
@@ -99,7 +124,12 @@ def bfcl(row: Row) -> Row | None:
 
 
 def joined_parts(row: Row) -> Row:
-    return {"messages": [{"role": m["role"], "content": "".join(p["value"] for p in m["content"])} for m in row["messages"]]}
+    return {
+        "messages": [
+            {"role": m["role"], "content": "".join(p["value"] for p in m["content"])}
+            for m in row["messages"]
+        ]
+    }
 
 
 def seed_task(row: Row) -> Row:
@@ -113,15 +143,28 @@ def first_turn(row: Row) -> Row | None:
 
 
 NO_TOOLS = frozenset({"smollm2", "mistral-v1", "mistral-v3", "deepseek-v4"})
-"""They show no tools, or ask for call ids, which these files lack, or for arguments as text, which `datasets` does not keep."""
+"""They show no tools, or ask for call ids, which these files lack, or for arguments as text, which
+`datasets` does not keep."""
 
 CASES = {
-    "text": Case("gsm8k_train.jsonl", lambda r: {"text": r["answer"]}, lambda r: {"text": r["answer"]}),
+    "text": Case(
+        "gsm8k_train.jsonl", lambda r: {"text": r["answer"]}, lambda r: {"text": r["answer"]}
+    ),
     "text, wiki": Case("wiki_demo.txt", dict, step=3),
-    "text, several languages": Case("alpaca_zh_demo.jsonl", lambda r: {"text": r["output"]}, lambda r: {"text": r["output"]}),
-    "question-answer": Case("gsm8k_train.jsonl", qa, settings={"map": "question=prompt,answer=completion"}),
+    "text, several languages": Case(
+        "alpaca_zh_demo.jsonl", lambda r: {"text": r["output"]}, lambda r: {"text": r["output"]}
+    ),
+    "question-answer": Case(
+        "gsm8k_train.jsonl", qa, settings={"map": "question=prompt,answer=completion"}
+    ),
     "question-answer, test": Case("gsm8k_test.jsonl", qa, qa),
-    "every token of both": Case("gsm8k_train.jsonl", qa, qa, trl={"completion_only_loss": False}, settings={"train_on": "all"}),
+    "every token of both": Case(
+        "gsm8k_train.jsonl",
+        qa,
+        qa,
+        trl={"completion_only_loss": False},
+        settings={"train_on": "all"},
+    ),
     "twelve languages": Case("xquad_12lang_prompt_completion.jsonl", dict, step=12),
     "code": Case(
         "humaneval.jsonl",
@@ -129,7 +172,9 @@ CASES = {
         settings={"map": "canonical_solution=completion"},
     ),
     "code, mbpp": Case(
-        "mbpp.jsonl", lambda r: {"prompt": r["text"], "completion": r["code"]}, settings={"map": "text=prompt,code=completion"}
+        "mbpp.jsonl",
+        lambda r: {"prompt": r["text"], "completion": r["code"]},
+        settings={"map": "text=prompt,code=completion"},
     ),
     "instructions": Case(
         "torchtune_instruct_tiny.jsonl",
@@ -140,21 +185,32 @@ CASES = {
     "alpaca, Chinese": Case("alpaca_zh_demo.jsonl", alpaca_chat, chat=True),
     "alpaca, identity": Case("identity.jsonl", alpaca_chat, chat=True),
     "alpaca, torchtune": Case("torchtune_alpaca_tiny.jsonl", alpaca_chat, chat=True),
-    "messages": Case("chitchat_600_messages.jsonl", lambda r: {"messages": r["messages"]}, chat=True),
+    "messages": Case(
+        "chitchat_600_messages.jsonl", lambda r: {"messages": r["messages"]}, chat=True
+    ),
     "messages, languages": Case(
-        "chatterbot_multilingual_messages.jsonl", lambda r: {"messages": r["messages"]}, chat=True, step=150
+        "chatterbot_multilingual_messages.jsonl",
+        lambda r: {"messages": r["messages"]},
+        chat=True,
+        step=150,
     ),
     "messages in parts": Case(
         "v1_sft_demo.jsonl",
         joined_parts,
-        lambda r: {"messages": [{"role": m["role"], "content": m["content"]} for m in r["messages"]]},
+        lambda r: {
+            "messages": [{"role": m["role"], "content": m["content"]} for m in r["messages"]]
+        },
         chat=True,
     ),
-    "a conversation as completion": Case("chitchat_600_messages.jsonl", first_turn, lambda r: first_turn(r) or r, chat=True),
+    "a conversation as completion": Case(
+        "chitchat_600_messages.jsonl", first_turn, lambda r: first_turn(r) or r, chat=True
+    ),
     "sharegpt": Case("fastchat_dummy_conversation.jsonl", sharegpt, chat=True),
     "sharegpt, axolotl": Case("axolotl_conversation.jsonl", sharegpt, chat=True),
     "sharegpt, torchtune": Case("torchtune_chat_tiny.jsonl", sharegpt, chat=True),
     "sharegpt, tools": Case("glaive_toolcall_en_demo.jsonl", glaive, chat=True, not_for=NO_TOOLS),
-    "sharegpt, tools, Chinese": Case("glaive_toolcall_zh_demo.jsonl", glaive, chat=True, not_for=NO_TOOLS),
+    "sharegpt, tools, Chinese": Case(
+        "glaive_toolcall_zh_demo.jsonl", glaive, chat=True, not_for=NO_TOOLS
+    ),
     "tools": Case("bfcl_toolcall_messages.jsonl", bfcl, chat=True, not_for=NO_TOOLS),
 }

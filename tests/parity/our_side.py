@@ -23,12 +23,22 @@ def encoder_of(folder: str, name: str) -> Encoder:
 
 
 def our_sequences(
-    rows: list[dict[str, Any]], folder: Path, *, format: str = "auto", rejected: int = 0, **settings: Any
+    rows: list[dict[str, Any]],
+    folder: Path,
+    *,
+    format: str = "auto",
+    rejected: int = 0,
+    **settings: Any,
 ) -> list[Sequence]:
-    """Ids and trained positions of each sequence. settings: as on the command line; rejected: how many rows are no use."""
-    recipe, _ = prepare_recipe(BuildConfig.of(inputs="-", tokenizer=str(folder), output="-", format=format, **settings))
+    """Ids and trained positions of each sequence. settings: as on the command line; rejected: how
+    many rows are no use."""
+    recipe, _ = prepare_recipe(
+        BuildConfig.of(inputs="-", tokenizer=str(folder), output="-", format=format, **settings)
+    )
     preparer = Preparer(recipe, threads=False)
-    preparer.__dict__["_encoder"] = encoder_of(str(folder), recipe.encoder)  # in place of one that it would load itself
+    preparer.__dict__["_encoder"] = encoder_of(
+        str(folder), recipe.encoder
+    )  # in place of one that it would load itself
     name = detect_format(dict(rows[0]), preparer.reading) if format == "auto" else format
     assert name is not None
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -1,4 +1,5 @@
-"""Nulls that tables put into records are stripped, when asked, as TRL's own function for it does."""
+"""Nulls that tables put into records are stripped, when asked, as TRL's own function for it
+does."""
 
 from __future__ import annotations
 
@@ -11,7 +12,11 @@ from sftprep.sources.rows import without_nulls
 pytestmark = pytest.mark.parity
 
 LEAF = st.none() | st.booleans() | st.integers() | st.text(max_size=4)
-VALUE = st.recursive(LEAF, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner), max_leaves=8)
+VALUE = st.recursive(
+    LEAF,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=8,
+)
 
 
 @settings(deadline=None)  # TRL's import is within the first

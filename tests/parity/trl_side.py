@@ -27,7 +27,13 @@ def stand_in(vocab_size: int) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(
-        LlamaConfig(vocab_size=vocab_size, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+        LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+        )
     )
 
 
@@ -42,7 +48,8 @@ def trl_dataset(
 ) -> Any:
     """What TRL's SFTTrainer trains on: its prepared train_dataset.
 
-    settings: fields of SFTConfig; template: another chat template; formatting: a formatting function.
+    settings: fields of SFTConfig; template: another chat template; formatting: a formatting
+    function.
     """
     import datasets
     from trl import SFTConfig, SFTTrainer
@@ -75,15 +82,22 @@ def trl_dataset(
     return trainer.train_dataset
 
 
-def trl_sequences(rows: list[dict[str, Any]], folder: Path, output: Path, **settings: Any) -> list[Sequence]:
+def trl_sequences(
+    rows: list[dict[str, Any]], folder: Path, output: Path, **settings: Any
+) -> list[Sequence]:
     """Ids and trained positions of each row that TRL prepares."""
     return [
-        (tuple(row["input_ids"]), tuple(label != -100 for label in row.get("labels", row["input_ids"])))
+        (
+            tuple(row["input_ids"]),
+            tuple(label != -100 for label in row.get("labels", row["input_ids"])),
+        )
         for row in trl_dataset(rows, folder, output, **settings)
     ]
 
 
-def trl_packed_sequences(rows: list[dict[str, Any]], folder: Path, output: Path, **settings: Any) -> list[Sequence]:
+def trl_packed_sequences(
+    rows: list[dict[str, Any]], folder: Path, output: Path, **settings: Any
+) -> list[Sequence]:
     """Ids and trained positions of each sequence in the packs that TRL makes."""
     found: list[Sequence] = []
     for row in trl_dataset(rows, folder, output, packing=True, **settings):

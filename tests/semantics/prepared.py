@@ -30,11 +30,18 @@ class Prepared:
         return slice(int(self.batch.offsets[number]), int(self.batch.offsets[number + 1]))
 
     def text(self, number: int = 0) -> str:
-        return str(self.tokenizer.decode(self.batch.input_ids[self.slice(number)].tolist(), skip_special_tokens=False))
+        return str(
+            self.tokenizer.decode(
+                self.batch.input_ids[self.slice(number)].tolist(), skip_special_tokens=False
+            )
+        )
 
     def trained(self, number: int = 0) -> list[str]:
         """The runs of trained tokens of a sequence, as text."""
-        ids, mask = self.batch.input_ids[self.slice(number)].tolist(), self.batch.completion_mask[self.slice(number)].tolist()
+        ids, mask = (
+            self.batch.input_ids[self.slice(number)].tolist(),
+            self.batch.completion_mask[self.slice(number)].tolist(),
+        )
         runs: list[list[int]] = []
         before = False
         for token, now in zip(ids, mask, strict=True):
@@ -53,11 +60,17 @@ class Prepared:
 
 def prepare(rows: list[Any], folder: Path, *, format: str = "auto", **settings: Any) -> Prepared:
     """Records as pass 1 makes sequences of them. settings: as on the command line."""
-    recipe, _ = prepare_recipe(BuildConfig.of(inputs="-", tokenizer=str(folder), output="-", format=format, **settings))
+    recipe, _ = prepare_recipe(
+        BuildConfig.of(inputs="-", tokenizer=str(folder), output="-", format=format, **settings)
+    )
     preparer = Preparer(recipe, threads=False)
     lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
-    name = "messages" if isinstance(rows[0], str) else detect_format(dict(rows[0]), preparer.reading)
+    name = (
+        "messages" if isinstance(rows[0], str) else detect_format(dict(rows[0]), preparer.reading)
+    )
     name = name if format == "auto" else format
     assert name is not None
     data = "".join(line + "\n" for line in lines).encode()
-    return Prepared(preparer.prepare(data, name, seed=0), Tokenizer.from_buffer(recipe.tokenizer.json))
+    return Prepared(
+        preparer.prepare(data, name, seed=0), Tokenizer.from_buffer(recipe.tokenizer.json)
+    )

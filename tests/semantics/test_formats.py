@@ -1,4 +1,5 @@
-"""Formats that pass 1 treats in a way of their own: tokens that are there already, functions, rows that fit two formats."""
+"""Formats that pass 1 treats in a way of their own: tokens that are there already, functions, rows
+that fit two formats."""
 
 from __future__ import annotations
 
@@ -38,12 +39,19 @@ def test_given_tokens_stay_separate_sequences(tokenizer_dir):
     assert [(r.line, r.reason) for r in made.batch.rejected] == [(2, "bad_ids")]
     assert made.batch.rejected[0].excerpt == '{"input_ids": [600]}'
     counts = made.batch.counts
-    assert counts["records"] + counts["extra.given"] == counts["sequences"] + counts["dropped.no_token"] + 1
+    assert (
+        counts["records"] + counts["extra.given"]
+        == counts["sequences"] + counts["dropped.no_token"] + 1
+    )
 
 
 def test_given_tokens_are_cut_like_others(tokenizer_dir):
     made = prepare([{"input_ids": list(range(10))}], tokenizer_dir, max_length=4, overlong="split")
-    assert [made.batch.input_ids[made.slice(k)].tolist() for k in range(3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert [made.batch.input_ids[made.slice(k)].tolist() for k in range(3)] == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [8, 9],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +68,9 @@ def test_given_tokens_are_cut_like_others(tokenizer_dir):
         ({"assistant_masks": [0, 1]}, "completion", False),
     ],
 )
-def test_tokens_say_themselves_what_is_trained(records, tokenizer_dir, tmp_path, mask, train_on, fine):
+def test_tokens_say_themselves_what_is_trained(
+    records, tokenizer_dir, tmp_path, mask, train_on, fine
+):
     path = records([{"input_ids": [1, 2], **mask}])
     settings = {"tokenizer": tokenizer_dir, "output": tmp_path / "o", "train_on": train_on}
     if fine:
@@ -72,13 +82,21 @@ def test_tokens_say_themselves_what_is_trained(records, tokenizer_dir, tmp_path,
 
 def test_tokens_have_no_turns_to_expand(records, tokenizer_dir, tmp_path):
     with pytest.raises(ConfigError, match=r"--expand-turns: .* holds tokens"):
-        build(records([{"input_ids": [1, 2]}]), tokenizer=tokenizer_dir, output=tmp_path / "o", expand_turns=True)
+        build(
+            records([{"input_ids": [1, 2]}]),
+            tokenizer=tokenizer_dir,
+            output=tmp_path / "o",
+            expand_turns=True,
+        )
 
 
 def test_rows_with_a_prompt_text_and_messages_are_conversations(folder_with):
     messages = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Two."}]
     row = {"prompt": "One?", "prompt_id": "7", "messages": messages}
-    assert prepare([row], folder_with(CHATML)).text() == prepare([{"messages": messages}], folder_with(CHATML)).text()
+    assert (
+        prepare([row], folder_with(CHATML)).text()
+        == prepare([{"messages": messages}], folder_with(CHATML)).text()
+    )
 
 
 def test_a_formatting_function_by_name(tokenizer_dir):
@@ -105,7 +123,12 @@ def test_another_source_of_the_function_is_another_recipe(tokenizer_dir, tmp_pat
         file = tmp_path / f"{number}" / "mine.py"
         file.parent.mkdir()
         file.write_text(f"def f(record):\n    {body}\n")
-        settings = {"inputs": "-", "output": "-", "tokenizer": str(tokenizer_dir), "formatting_func": f"{file}:f"}
+        settings = {
+            "inputs": "-",
+            "output": "-",
+            "tokenizer": str(tokenizer_dir),
+            "formatting_func": f"{file}:f",
+        }
         assert source_digest(f"{file}:f") != ""
         digests.append(prepare_recipe(BuildConfig.of(**settings))[0].digest)
     assert digests[0] != digests[1]

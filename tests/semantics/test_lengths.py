@@ -33,7 +33,8 @@ def as_lists(batch):
 
 
 def slow(masks, overlong, limit, side):
-    """The plain definition: (ids, mask, origin) of each sequence, and the lines of rejected records."""
+    """The plain definition: (ids, mask, origin) of each sequence, and the lines of rejected
+    records."""
     kept, rejected, at = [], set(), 0
     for number, mask in enumerate(masks):
         ids, origin = list(range(at, at + len(mask))), number // 2
@@ -41,9 +42,16 @@ def slow(masks, overlong, limit, side):
         pieces = [(ids, mask, origin)]
         if len(ids) > limit:
             if overlong == "truncate":
-                pieces = [(ids[:limit], mask[:limit], origin) if side == "right" else (ids[-limit:], mask[-limit:], origin)]
+                pieces = [
+                    (ids[:limit], mask[:limit], origin)
+                    if side == "right"
+                    else (ids[-limit:], mask[-limit:], origin)
+                ]
             elif overlong == "split":
-                pieces = [(ids[k : k + limit], mask[k : k + limit], origin) for k in range(0, len(ids), limit)]
+                pieces = [
+                    (ids[k : k + limit], mask[k : k + limit], origin)
+                    for k in range(0, len(ids), limit)
+                ]
             else:
                 pieces = []
                 if overlong == "error":
@@ -52,7 +60,12 @@ def slow(masks, overlong, limit, side):
     return [piece for piece in kept if piece[2] not in rejected], rejected
 
 
-@given(SEQUENCES, st.sampled_from([*OVERLONG, "keep"]), st.integers(1, 6), st.sampled_from(["right", "left"]))
+@given(
+    SEQUENCES,
+    st.sampled_from([*OVERLONG, "keep"]),
+    st.integers(1, 6),
+    st.sampled_from(["right", "left"]),
+)
 def test_each_way_is_its_plain_definition_and_the_accounts_balance(masks, overlong, limit, side):
     from collections import Counter
 
@@ -89,7 +102,9 @@ def test_a_prompt_that_fills_the_length_leaves_nothing_to_train(tokenizer_dir):
 
 
 def built(records, tokenizer_dir, tmp_path, rows, name="out", **settings):
-    config = BuildConfig.of(inputs=records(rows), tokenizer=str(tokenizer_dir), output=str(tmp_path / name), **settings)
+    config = BuildConfig.of(
+        inputs=records(rows), tokenizer=str(tokenizer_dir), output=str(tmp_path / name), **settings
+    )
     return build(config), open_shards(tmp_path / name)
 
 
@@ -98,7 +113,9 @@ TEXTS = [{"text": " ".join(f"w{k}" for k in range(n))} for n in (3, 30, 1, 12, 7
 
 def test_wrapped_is_one_stream(records, tokenizer_dir, tmp_path):
     whole = prepare(TEXTS, tokenizer_dir, max_length=100_000)
-    report, shards = built(records, tokenizer_dir, tmp_path, TEXTS, packing="wrapped", max_length=16, order="keep")
+    report, shards = built(
+        records, tokenizer_dir, tmp_path, TEXTS, packing="wrapped", max_length=16, order="keep"
+    )
     stream = np.concatenate([pack.input_ids for pack in shards])
     assert stream.tolist() == whole.batch.input_ids.tolist()
     assert {len(pack.input_ids) for pack in list(shards)[:-1]} == {16}
@@ -106,41 +123,62 @@ def test_wrapped_is_one_stream(records, tokenizer_dir, tmp_path):
     at = 0
     for pack in shards:
         for length, origin in zip(pack.seq_lengths.tolist(), pack.origin.tolist(), strict=True):
-            assert at in starts or at % 16 == 0  # positions restart at documents, and where a row starts
+            assert (
+                at in starts or at % 16 == 0
+            )  # positions restart at documents, and where a row starts
             assert whole.batch.offsets[origin] <= at < whole.batch.offsets[origin + 1]
             at += length
         assert (pack.position_ids == 0).sum() == len(pack.seq_lengths)
     accounts = report.manifest.accounting
     assert accounts.check() == []
-    assert report.manifest.plan["cuts"] == sum(len(pack.seq_lengths) for pack in shards) - len(TEXTS)
+    assert report.manifest.plan["cuts"] == sum(len(pack.seq_lengths) for pack in shards) - len(
+        TEXTS
+    )
     assert verify(tmp_path / "out").problems == []
 
 
 @pytest.mark.parametrize("settings", [{"packing": "bfd_split"}, {"overlong": "split"}])
-def test_split_keeps_every_token_but_a_last_one_that_nothing_predicts(records, tokenizer_dir, tmp_path, settings):
+def test_split_keeps_every_token_but_a_last_one_that_nothing_predicts(
+    records, tokenizer_dir, tmp_path, settings
+):
     report, shards = built(records, tokenizer_dir, tmp_path, TEXTS, max_length=16, **settings)
     whole = prepare(TEXTS, tokenizer_dir, max_length=100_000)
     lonely = sum(n > 16 and n % 16 == 1 for n in whole.batch.lengths.tolist())
     assert sum(len(pack.input_ids) for pack in shards) == len(whole.batch.input_ids) - lonely
     assert report.manifest.accounting.dropped.get("no_trained_token", 0) == lonely
-    assert report.manifest.accounting.extra["split"] == sum(-(-n // 16) - 1 for n in whole.batch.lengths.tolist())
+    assert report.manifest.accounting.extra["split"] == sum(
+        -(-n // 16) - 1 for n in whole.batch.lengths.tolist()
+    )
     assert verify(tmp_path / "out").problems == []
 
 
 def test_overlong_records_can_be_errors(records, tokenizer_dir, tmp_path):
     with pytest.raises(RecordError, match=r"data.jsonl:2.*more than --max-length 16 \[overlong\]"):
         built(records, tokenizer_dir, tmp_path, TEXTS, max_length=16, overlong="error")
-    settings = {"max_length": 16, "overlong": "error", "on_bad_record": "quarantine", "max_rejected": "100%"}
+    settings = {
+        "max_length": 16,
+        "overlong": "error",
+        "on_bad_record": "quarantine",
+        "max_rejected": "100%",
+    }
     report, _ = built(records, tokenizer_dir, tmp_path, TEXTS, "other", **settings)
     assert report.manifest.accounting.rejected == {"overlong": 3}
-    report, _ = built(records, tokenizer_dir, tmp_path, TEXTS, "third", max_length=16, overlong="drop")
+    report, _ = built(
+        records, tokenizer_dir, tmp_path, TEXTS, "third", max_length=16, overlong="drop"
+    )
     assert report.manifest.accounting.dropped["overlong"] == 3
     assert report.manifest.accounting.check() == []
 
 
 def test_loss_weights_reach_the_shards(records, tokenizer_dir, tmp_path):
-    talk = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Two.", "loss_weight": 0.5}]
-    rows = [{"messages": talk}, {"messages": [{**m, "loss_weight": 1.0} for m in talk[:1]] + [talk[1]]}]
+    talk = [
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "Two.", "loss_weight": 0.5},
+    ]
+    rows = [
+        {"messages": talk},
+        {"messages": [{**m, "loss_weight": 1.0} for m in talk[:1]] + [talk[1]]},
+    ]
     _, shards = built(records, tokenizer_dir, tmp_path, rows, max_length=64)
     weights = np.concatenate([pack.loss_weights for pack in shards])
     mask = np.concatenate([pack.completion_mask for pack in shards])
@@ -155,12 +193,22 @@ def test_loss_weights_reach_the_shards(records, tokenizer_dir, tmp_path):
     assert len(build(many).manifest.shards) > 2
     assert all(pack.loss_weights is not None for pack in open_shards(tmp_path / "many"))
     assert verify(tmp_path / "many").problems == []
-    _, plain = built(records, tokenizer_dir, tmp_path, [{"messages": [talk[0], {"role": "assistant", "content": "a"}]}], "plain")
+    _, plain = built(
+        records,
+        tokenizer_dir,
+        tmp_path,
+        [{"messages": [talk[0], {"role": "assistant", "content": "a"}]}],
+        "plain",
+    )
     assert plain[0].loss_weights is None
     import datasets
 
     datasets.disable_progress_bars()
-    table = datasets.load_dataset("arrow", data_files=str(tmp_path / "out" / "shards" / "*.arrow"), cache_dir=str(tmp_path / "c"))
+    table = datasets.load_dataset(
+        "arrow",
+        data_files=str(tmp_path / "out" / "shards" / "*.arrow"),
+        cache_dir=str(tmp_path / "c"),
+    )
     assert table["train"].features["loss_weights"].feature.dtype == "float32"
 
 

@@ -1,4 +1,5 @@
-"""Tools and arguments travel as JSON: numbers keep their value and kind, and keys that are not there stay so."""
+"""Tools and arguments travel as JSON: numbers keep their value and kind, and keys that are not
+there stay so."""
 
 from __future__ import annotations
 
@@ -9,9 +10,10 @@ import pytest
 from tests.semantics.prepared import prepare
 
 SHOWING = (
-    "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}"
-    "{% for call in m.tool_calls or [] %}{{ call.function.name }}({{ call.function.arguments | tojson }}){% endfor %}"
-    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for m in messages %}{{ '<|im_start|>' +"
+    " m.role + '\n' + m.content }}{% for call in m.tool_calls or [] %}{{ call.function.name }}({{"
+    " call.function.arguments | tojson }}){% endfor %}{{ '<|im_end|>\n' }}{% endfor %}{% if"
+    " add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 NUMBERS = [
     "8.854e-12",
@@ -28,11 +30,13 @@ NUMBERS = [
 
 
 def rows_of(number: str) -> list[str]:
-    """Lines of JSON, as a file has them: the number in a schema and in arguments; a second record has other keys."""
+    """Lines of JSON, as a file has them: the number in a schema and in arguments; a second record
+    has other keys."""
     line = (
-        '{"messages": [{"role": "user", "content": "go"}, {"role": "assistant", "content": "", "tool_calls": '
-        '[{"type": "function", "function": {"name": "f", "arguments": {"x": NUMBER}}}]}], '
-        '"tools": [{"type": "function", "function": {"name": "f", "parameters": {"x": {"minimum": NUMBER}}}}]}'
+        '{"messages": [{"role": "user", "content": "go"}, {"role": "assistant", "content": "",'
+        ' "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x":'
+        ' NUMBER}}}]}], "tools": [{"type": "function", "function": {"name": "f", "parameters":'
+        ' {"x": {"minimum": NUMBER}}}}]}'
     )
     return [line.replace("NUMBER", number), line.replace("NUMBER", number).replace('"x"', '"y"')]
 
@@ -47,7 +51,9 @@ def test_a_number_keeps_its_text(folder_with, number):
         assert "null" not in text
 
 
-@pytest.mark.parametrize(("written", "shown"), [("1E5", "100000.0"), ("1.10", "1.1"), ("1e400", None)])
+@pytest.mark.parametrize(
+    ("written", "shown"), [("1E5", "100000.0"), ("1.10", "1.1"), ("1e400", None)]
+)
 def test_other_spellings_of_a_number_are_those_of_pythons_json(folder_with, written, shown):
     """As TRL shows them where it is given the same JSON; what no float can hold is bad JSON."""
     made = prepare(rows_of(written)[:1], folder_with(SHOWING), max_length=4096)
@@ -68,38 +74,59 @@ def test_tools_that_come_as_text_are_the_same(folder_with, number):
 
 
 def test_what_datasets_makes_of_them():
-    """Why they do not travel through Arrow: small numbers become 0, fractions others, and missing keys null."""
+    """Why they do not travel through Arrow: small numbers become 0, fractions others, and missing
+    keys null."""
     datasets = pytest.importorskip("datasets")
     rows = [json.loads(line) for line in (rows_of("8.854e-12")[0], rows_of("0.6")[1])]
     mixed = datasets.Dataset.from_list(rows, on_mixed_types="use_json")
     parameters = [row["tools"][0]["function"]["parameters"] for row in mixed]
     assert parameters == [{"x": {"minimum": 0.0}}, {"y": {"minimum": 0.6000000000000001}}]
-    structs = datasets.Dataset.from_list([{"tools": [row["tools"][0]["function"]["parameters"]]} for row in rows])
+    structs = datasets.Dataset.from_list(
+        [{"tools": [row["tools"][0]["function"]["parameters"]]} for row in rows]
+    )
     assert structs[0]["tools"] == [{"x": {"minimum": 8.854e-12}, "y": None}]
 
 
 CALL = "m.tool_calls[0].function.arguments"
 WANTS = {
-    "objects": f"{{% if m.tool_calls %}}{{% for k, v in {CALL}.items() %}}{{{{ k }}}}={{{{ v }}}}{{% endfor %}}{{% endif %}}",
+    "objects": (
+        f"{{% if m.tool_calls %}}{{% for k, v in {CALL}.items() %}}{{{{ k }}}}={{{{ v }}}}{{%"
+        " endfor %}{% endif %}"
+    ),
     "text": f"{{% if m.tool_calls %}}{{{{ '' + {CALL} }}}}{{% endif %}}",
 }
 
 
 @pytest.mark.parametrize("wants", WANTS)
-@pytest.mark.parametrize("arguments", [{"x": 8.854e-12}, '{"x": 8.854e-12}'], ids=["objects given", "text given"])
+@pytest.mark.parametrize(
+    "arguments", [{"x": 8.854e-12}, '{"x": 8.854e-12}'], ids=["objects given", "text given"]
+)
 @pytest.mark.parametrize("way", ["auto", "jinja"])
 def test_a_template_gets_arguments_as_it_wants_them(folder_with, wants, arguments, way):
-    template = "{% for m in messages %}{{ m.role + ':' + m.content }}" + WANTS[wants] + "{{ '<|im_end|>\n' }}{% endfor %}"
+    template = (
+        "{% for m in messages %}{{ m.role + ':' + m.content }}"
+        + WANTS[wants]
+        + "{{ '<|im_end|>\n' }}{% endfor %}"
+    )
     call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
-    messages = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    messages = [
+        {"role": "user", "content": "go"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
     made = prepare([{"messages": messages}], folder_with(template), template_way=way)
     shown = "x=8.854e-12" if wants == "objects" else '{"x": 8.854e-12}'
     assert made.text() == f"user:go<|im_end|>\nassistant:{shown}<|im_end|>\n"
 
 
 def test_a_template_that_refuses_both_says_what_it_says_of_the_record(folder_with):
-    template = "{% for m in messages %}{% if m.tool_calls %}{{ raise_exception('no tools here') }}{% endif %}{% endfor %}"
+    template = (
+        "{% for m in messages %}{% if m.tool_calls %}{{ raise_exception('no tools here') }}{% endif"
+        " %}{% endfor %}"
+    )
     call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
-    messages = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    messages = [
+        {"role": "user", "content": "go"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
     (rejected,) = prepare([{"messages": messages}], folder_with(template)).batch.rejected
     assert (rejected.reason, "no tools here" in rejected.message) == ("template_error", True)

@@ -13,16 +13,20 @@ from tests.support import SHARED, needs_shared
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 CALLING = (
-    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role + '\n' }}"
-    "{{ 'thought' if '</think>' in m.content }}{{ m.content }}"
-    "{% for c in m.tool_calls or [] %}[{{ c.function.name }} {{ c.function.arguments | items | list }}]{% endfor %}<|im_end|>\n"
-    "{% endfor %}"
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role +"
+    " '\n' }}{{ 'thought' if '</think>' in m.content }}{{ m.content }}{% for c in m.tool_calls or"
+    " [] %}[{{ c.function.name }} {{ c.function.arguments | items | list }}]{% endfor"
+    " %}<|im_end|>\n{% endfor %}"
 )
 """Fails on content that is none, as Qwen3's does, and on arguments that are text."""
 
 
 def call(arguments, **more):
-    return {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": arguments}}], **more}
+    return {
+        "role": "assistant",
+        "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": arguments}}],
+        **more,
+    }
 
 
 @pytest.mark.parametrize("train_on", ["all", "assistant"])
@@ -30,7 +34,13 @@ def call(arguments, **more):
 def test_calls_without_content_are_as_with_empty_content(folder_with, content, as_text, train_on):
     arguments = '{"a": 1}' if as_text else {"a": 1}
     rows = [
-        {"messages": [{"role": "user", "content": "Hi"}, call(arguments, **more), {"role": "tool", "content": "2"}]}
+        {
+            "messages": [
+                {"role": "user", "content": "Hi"},
+                call(arguments, **more),
+                {"role": "tool", "content": "2"},
+            ]
+        }
         for more in (content, {"content": ""})
     ]
     made = prepare(rows, folder_with(CALLING), train_on=train_on)
@@ -41,21 +51,30 @@ def test_calls_without_content_are_as_with_empty_content(folder_with, content, a
 
 
 def test_a_template_gets_no_key_that_is_null(folder_with):
-    """As in TRL, for `apply_chat_template` leaves them out; what the template does without comes first."""
-    template = "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}"
+    """As in TRL, for `apply_chat_template` leaves them out; what the template does without comes
+    first."""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}"
+    )
     rows = [{"messages": [{"role": "user", "content": "Hi"}, call({}, content=None)]}]
     assert "assistant <|im_end|>" in prepare(rows, folder_with(template)).text()
 
 
 def test_a_refusal_says_what_it_says_of_the_record_as_it_is(folder_with):
     template = "{{ raise_exception('is defined: ' ~ (messages[0].content is defined)) }}"
-    (rejected,) = prepare([{"messages": [call({"a": 1}, content=None)]}], folder_with(template)).batch.rejected
+    (rejected,) = prepare(
+        [{"messages": [call({"a": 1}, content=None)]}], folder_with(template)
+    ).batch.rejected
     assert rejected.message.endswith("is defined: False")
 
 
 def test_tools_that_the_template_does_not_show_are_counted(folder_with):
     chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
-    rows = [{"messages": chat, "tools": [TOOL]}, {"messages": chat, "tools": []}, {"messages": chat}]
+    rows = [
+        {"messages": chat, "tools": [TOOL]},
+        {"messages": chat, "tools": []},
+        {"messages": chat},
+    ]
     assert prepare(rows, folder_with(CHATML)).batch.counts["warnings.tools_not_shown"] == 1
     assert "warnings.tools_not_shown" not in prepare(rows, folder_with(CALLING)).batch.counts
     mentioned = "{# tools #}the tools: {{ messages[0].tools }}"
@@ -64,16 +83,25 @@ def test_tools_that_the_template_does_not_show_are_counted(folder_with):
 
 def test_a_special_token_that_the_tokenizer_lacks_is_named(folder_with):
     row = {"messages": [{"role": "user", "content": "Hi"}]}
-    (rejected,) = prepare([row], folder_with("{{ bos_token + messages[0].content }}")).batch.rejected
-    assert "the tokenizer has no such token, and the template writes its bos_token" in rejected.message
-    (rejected,) = prepare([row], folder_with("{{ other_name + messages[0].content }}")).batch.rejected
+    (rejected,) = prepare(
+        [row], folder_with("{{ bos_token + messages[0].content }}")
+    ).batch.rejected
+    assert (
+        "the tokenizer has no such token, and the template writes its bos_token" in rejected.message
+    )
+    (rejected,) = prepare(
+        [row], folder_with("{{ other_name + messages[0].content }}")
+    ).batch.rejected
     assert "no such token" not in rejected.message
 
 
 @needs_shared
 @pytest.mark.parametrize(("name", "told"), [("qwen3", False), ("deepseek-v4", True)])
 def test_real_templates(name, told):
-    row = {"messages": [{"role": "user", "content": "Hi"}, call(json.dumps({"a": 1}), content=None)], "tools": [TOOL]}
+    row = {
+        "messages": [{"role": "user", "content": "Hi"}, call(json.dumps({"a": 1}), content=None)],
+        "tools": [TOOL],
+    }
     made = prepare([row], SHARED / "tokenizers" / name)
     assert made.batch.rejected == []
     assert ("warnings.tools_not_shown" in made.batch.counts) == told

@@ -1,4 +1,5 @@
-"""Which turns are trained: by --train-on, by switches of single messages, and one example a turn."""
+"""Which turns are trained: by --train-on, by switches of single messages, and one example a
+turn."""
 
 from __future__ import annotations
 
@@ -25,13 +26,15 @@ TALK = [
 ]
 MARKED = CHATML.replace(
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}",
-    "{{ '<|im_start|>' + message['role'] + '\n' }}{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}"
-    "<|im_end|>{% endgeneration %}{% else %}{{ message['content'] }}<|im_end|>{% endif %}{{ '\n' }}",
+    "{{ '<|im_start|>' + message['role'] + '\n' }}{% if message['role'] == 'assistant' %}{%"
+    " generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}{% else %}{{"
+    " message['content'] }}<|im_end|>{% endif %}{{ '\n' }}",
 )
 
 
 def switched(**switches):
-    """The talk, with switches on some of its messages: by role and number, as a4={"train": False}."""
+    """The talk, with switches on some of its messages: by role and number, as a4={"train":
+    False}."""
     return [{**m, **switches.get(f"{m['role'][0]}{number}", {})} for number, m in enumerate(TALK)]
 
 
@@ -59,9 +62,13 @@ def test_both_masks_are_needed_where_there_are_both(folder_with, template):
     assert made.trained() == [made.text().partition("assistant\n")[2]]
     made = prepare([row], folder_with(template), train_on="assistant")
     assert made.trained() == ["Two.<|im_end|>", "Four.<|im_end|>"]
-    made = prepare([{"prompt": TALK[:4], "completion": TALK[4:]}], folder_with(template), train_on="assistant")
+    made = prepare(
+        [{"prompt": TALK[:4], "completion": TALK[4:]}], folder_with(template), train_on="assistant"
+    )
     assert made.trained() == ["Four.<|im_end|>"]
-    assert prepare([row], folder_with(template), train_on="last-assistant").trained() == ["Four.<|im_end|>"]
+    assert prepare([row], folder_with(template), train_on="last-assistant").trained() == [
+        "Four.<|im_end|>"
+    ]
 
 
 SWITCHES = [
@@ -70,10 +77,25 @@ SWITCHES = [
     ({"a2": {"weight": 1}}, "auto", ["Two.<|im_end|>", "Four.<|im_end|>"], None),
     ({"a2": {"train": False}}, "assistant", ["Four.<|im_end|>"], None),
     ({"a4": {"train": False}}, "last-assistant", [], None),
-    ({"u1": {"train": True}, "a4": {"train": False}}, "auto", ["One?<|im_end|>", "Two.<|im_end|>"], None),
-    ({"u1": {"loss_weight": 0.0}, "a2": {"loss_weight": 0.5}}, "auto", ["Two.<|im_end|>", "Four.<|im_end|>"], [0.5, 1.0]),
+    (
+        {"u1": {"train": True}, "a4": {"train": False}},
+        "auto",
+        ["One?<|im_end|>", "Two.<|im_end|>"],
+        None,
+    ),
+    (
+        {"u1": {"loss_weight": 0.0}, "a2": {"loss_weight": 0.5}},
+        "auto",
+        ["Two.<|im_end|>", "Four.<|im_end|>"],
+        [0.5, 1.0],
+    ),
     ({"u3": {"loss_weight": 0.25}}, "last-assistant", ["Four.<|im_end|>"], None),
-    ({"s0": {"weight": 2}}, "assistant", ["Be brief.<|im_end|>", "Two.<|im_end|>", "Four.<|im_end|>"], [2.0, 1.0, 1.0]),
+    (
+        {"s0": {"weight": 2}},
+        "assistant",
+        ["Be brief.<|im_end|>", "Two.<|im_end|>", "Four.<|im_end|>"],
+        [2.0, 1.0, 1.0],
+    ),
 ]
 
 
@@ -92,18 +114,27 @@ def test_switches_of_messages(folder_with, template, switches, train_on, expecte
         return
     found = [weight for weight in made.weights() if weight]
     steps = [weight for k, weight in enumerate(found) if k == 0 or found[k - 1] != weight]
-    assert steps == [weight for k, weight in enumerate(weights) if k == 0 or weights[k - 1] != weight]
+    assert steps == [
+        weight for k, weight in enumerate(weights) if k == 0 or weights[k - 1] != weight
+    ]
     assert [weight > 0 for weight in made.weights()] == made.batch.completion_mask.tolist()
 
 
 def test_with_all_only_what_is_switched_off_is_left_out(folder_with):
-    made = prepare([{"messages": switched(a2={"weight": 0}, a4={"loss_weight": 0.5})}], folder_with(CHATML), train_on="all")
+    made = prepare(
+        [{"messages": switched(a2={"weight": 0}, a4={"loss_weight": 0.5})}],
+        folder_with(CHATML),
+        train_on="all",
+    )
     before, after = made.text().split("Two.<|im_end|>")
     assert made.trained() == [before, after]
     weights = made.weights()
     assert sorted(set(weights)) == [0, 0.5, 1]
     half = [k for k, weight in enumerate(weights) if weight == 0.5]
-    assert made.tokenizer.decode(made.batch.input_ids[half].tolist(), skip_special_tokens=False) == "Four.<|im_end|>"
+    assert (
+        made.tokenizer.decode(made.batch.input_ids[half].tolist(), skip_special_tokens=False)
+        == "Four.<|im_end|>"
+    )
 
 
 def test_records_without_switches_are_as_ever_beside_those_with_some(folder_with):
@@ -113,7 +144,9 @@ def test_records_without_switches_are_as_ever_beside_those_with_some(folder_with
     assert made.trained(1) == ["Four.<|im_end|>"]
 
 
-@pytest.mark.parametrize("switch", [{"weight": "1"}, {"weight": -1}, {"loss_weight": [1]}, {"train": {}}])
+@pytest.mark.parametrize(
+    "switch", [{"weight": "1"}, {"weight": -1}, {"loss_weight": [1]}, {"train": {}}]
+)
 def test_a_switch_that_is_no_number_is_refused(folder_with, switch):
     made = prepare([{"messages": switched(a2=switch)}], folder_with(CHATML))
     assert [r.reason for r in made.batch.rejected] == ["bad_type"]
@@ -139,7 +172,7 @@ def test_a_real_file_with_loss_weights(tokenizer):
         assert trained.endswith(("<|im_end|>", "</s>"))
 
 
-# --- one example a turn ------------------------------------------------------------------------------------------------------
+# --- one example a turn ---------------------------------------------------------------------------
 
 THOUGHTS = [
     {"role": "user", "content": "One?"},
@@ -151,7 +184,9 @@ THOUGHTS = [
 
 @pytest.mark.parametrize("train_on", ["auto", "completion", "assistant"])
 def test_each_turn_is_trained_as_the_model_sees_it(folder_with, train_on):
-    made = prepare([{"messages": THOUGHTS}], folder_with(FORGETFUL), expand_turns=True, train_on=train_on)
+    made = prepare(
+        [{"messages": THOUGHTS}], folder_with(FORGETFUL), expand_turns=True, train_on=train_on
+    )
     start = "<|im_start|>user\nOne?<|im_end|>\n<|im_start|>assistant\n"
     first, second = made.text(0), made.text(1)
     assert first == start + "<think>Hm.</think>Two.<|im_end|>\n"
@@ -168,7 +203,12 @@ def test_each_turn_is_trained_as_the_model_sees_it(folder_with, train_on):
 
 
 def test_of_the_last_turn_alone_there_is_one_example(folder_with):
-    made = prepare([{"messages": THOUGHTS}], folder_with(FORGETFUL), expand_turns=True, train_on="last-assistant")
+    made = prepare(
+        [{"messages": THOUGHTS}],
+        folder_with(FORGETFUL),
+        expand_turns=True,
+        train_on="last-assistant",
+    )
     assert [made.trained(k) for k in range(len(made))] == [["<think>Hm hm.</think>Four.<|im_end|>"]]
 
 
@@ -176,16 +216,30 @@ def test_switched_off_turns_make_no_example_and_weights_hold_for_theirs(folder_w
     messages = [dict(m) for m in THOUGHTS]
     messages[1]["weight"] = 0
     messages[3]["loss_weight"] = 0.5
-    made = prepare([{"messages": messages}, {"messages": THOUGHTS[:1]}], folder_with(FORGETFUL), expand_turns=True)
+    made = prepare(
+        [{"messages": messages}, {"messages": THOUGHTS[:1]}],
+        folder_with(FORGETFUL),
+        expand_turns=True,
+    )
     assert len(made) == 1
     assert {weight for weight in made.weights() if weight} == {0.5}
     counts = made.batch.counts
-    assert (counts["dropped.no_assistant_turn"], counts["records"], counts["sequences"]) == (1, 2, 1)
+    assert (counts["dropped.no_assistant_turn"], counts["records"], counts["sequences"]) == (
+        1,
+        2,
+        1,
+    )
 
 
 def test_expanded_turns_of_a_completion_only(folder_with):
-    made = prepare([{"prompt": THOUGHTS[:2], "completion": THOUGHTS[2:]}], folder_with(FORGETFUL), expand_turns=True)
-    assert [made.trained(k) for k in range(len(made))] == [["<think>Hm hm.</think>Four.<|im_end|>\n"]]
+    made = prepare(
+        [{"prompt": THOUGHTS[:2], "completion": THOUGHTS[2:]}],
+        folder_with(FORGETFUL),
+        expand_turns=True,
+    )
+    assert [made.trained(k) for k in range(len(made))] == [
+        ["<think>Hm hm.</think>Four.<|im_end|>\n"]
+    ]
 
 
 def test_all_tokens_of_expanded_turns_make_no_sense():
@@ -193,37 +247,60 @@ def test_all_tokens_of_expanded_turns_make_no_sense():
         BuildConfig.of(expand_turns=True, train_on="all")
 
 
-# --- what cannot be told -------------------------------------------------------------------------------------------------------
+# --- what cannot be told --------------------------------------------------------------------------
 
 
 def test_a_template_without_provable_turns_is_refused_by_name(folder_with):
     folder = folder_with("{{ messages | map(attribute='content') | join(' ') }}")
-    recipe, _ = prepare_recipe(BuildConfig.of(inputs="-", tokenizer=str(folder), output="-", train_on="assistant"))
+    recipe, _ = prepare_recipe(
+        BuildConfig.of(inputs="-", tokenizer=str(folder), output="-", train_on="assistant")
+    )
     with pytest.raises(TemplateError, match="while its loop is at that"):
         Renderer(recipe).check_masks()
 
 
 def test_a_conversation_whose_mask_cannot_be_shown_is_set_aside(folder_with):
-    folder = folder_with(CHATML.replace("message['content'] +", "message['content'] | replace('Two', '2') +"))
-    made = prepare([{"messages": TALK}, {"messages": TALK[:2] + TALK[4:]}], folder, train_on="assistant")
+    folder = folder_with(
+        CHATML.replace("message['content'] +", "message['content'] | replace('Two', '2') +")
+    )
+    made = prepare(
+        [{"messages": TALK}, {"messages": TALK[:2] + TALK[4:]}], folder, train_on="assistant"
+    )
     assert [(r.line, r.reason) for r in made.batch.rejected] == [(0, "mask_unproven")]
     assert made.trained(0) == ["Four.<|im_end|>"]
 
 
 @needs_shared
-@pytest.mark.parametrize("tokenizer", ["qwen3", "smollm2", "mistral-v1", "mistral-v3", "deepseek-v4", "tiny-chatml-4k"])
+@pytest.mark.parametrize(
+    "tokenizer", ["qwen3", "smollm2", "mistral-v1", "mistral-v3", "deepseek-v4", "tiny-chatml-4k"]
+)
 def test_trained_tokens_of_real_tokenizers_say_what_the_assistant_says(tokenizer):
-    with open(SHARED / "datasets" / "chatterbot_multilingual_messages.jsonl", encoding="utf-8") as file:
+    with open(
+        SHARED / "datasets" / "chatterbot_multilingual_messages.jsonl", encoding="utf-8"
+    ) as file:
         rows = [{"messages": json.loads(line)["messages"]} for line in islice(file, 0, None, 120)]
-    made = prepare(rows, SHARED / "tokenizers" / tokenizer, train_on="assistant", max_length=100_000)
+    made = prepare(
+        rows, SHARED / "tokenizers" / tokenizer, train_on="assistant", max_length=100_000
+    )
     assert made.batch.rejected == []
     assert "warnings.end_of_turn_not_trained" not in made.batch.counts
     for number, origin in enumerate(made.batch.origin.tolist()):
         # Some tokenizers compose characters.
-        said = [normalize("NFC", m["content"].strip()) for m in rows[origin]["messages"] if m["role"] == "assistant"]
+        said = [
+            normalize("NFC", m["content"].strip())
+            for m in rows[origin]["messages"]
+            if m["role"] == "assistant"
+        ]
         runs = made.trained(number)
         assert len(runs) == len(said)
         ends = ("<|im_end|>", "</s>", "<｜end▁of▁sentence｜>")
-        assert all(text in normalize("NFC", run) and run.rstrip().endswith(ends) for text, run in zip(said, runs, strict=True))
-        heard = [m["content"].strip() for m in rows[origin]["messages"] if m["role"] == "user" and len(m["content"]) > 30]
+        assert all(
+            text in normalize("NFC", run) and run.rstrip().endswith(ends)
+            for text, run in zip(said, runs, strict=True)
+        )
+        heard = [
+            m["content"].strip()
+            for m in rows[origin]["messages"]
+            if m["role"] == "user" and len(m["content"]) > 30
+        ]
         assert not any(text in run for text in heard for run in runs)

@@ -16,7 +16,8 @@ SEQUENCE = st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=6)
 
 @given(st.lists(st.tuples(SEQUENCE, st.booleans()), max_size=6))
 def test_ends_that_are_not_trained(sequences):
-    """A conversation ends well where its last trained token, or the trained one just before that, is an added token (3 here)."""
+    """A conversation ends well where its last trained token, or the trained one just before that,
+    is an added token (3 here)."""
     lengths = [len(tokens) for tokens, _ in sequences]
     flat = [pair for tokens, _ in sequences for pair in tokens]
     batch = TokenBatch(
@@ -33,5 +34,7 @@ def test_ends_that_are_not_trained(sequences):
             ends = [tokens[last][0], *(tokens[last - 1][:1] if last - 1 in places else ())]
             expected += 3 not in ends
     counts = Counter()
-    count_untrained_ends(batch, np.array([chat for _, chat in sequences], np.bool_), np.array([3], np.int32), counts)
+    count_untrained_ends(
+        batch, np.array([chat for _, chat in sequences], np.bool_), np.array([3], np.int32), counts
+    )
     assert counts["warnings.end_of_turn_not_trained"] == expected

@@ -13,7 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftprep.errors import ManifestError, ShardError
-from sftprep.shards.manifest import MANIFEST_NAME, SHARD_FOLDER, Accounting, InputInfo, Manifest, read_manifest
+from sftprep.shards.manifest import (
+    MANIFEST_NAME,
+    SHARD_FOLDER,
+    Accounting,
+    InputInfo,
+    Manifest,
+    read_manifest,
+)
 from sftprep.shards.reader import open_shards
 from sftprep.shards.verify import verify
 from sftprep.shards.writer import ShardRows, count_targets, write_shard
@@ -22,7 +29,12 @@ MAX_LENGTH = 16
 
 
 def write_build(
-    root: Path, packs: list[list[int]], *, shard_rows: int = 2, position_ids: bool = True, max_length: int = MAX_LENGTH
+    root: Path,
+    packs: list[list[int]],
+    *,
+    shard_rows: int = 2,
+    position_ids: bool = True,
+    max_length: int = MAX_LENGTH,
 ) -> list[dict]:
     """A build of made-up packs, each a list of sequence lengths; returns what each pack holds."""
     (root / SHARD_FOLDER).mkdir(parents=True)
@@ -40,7 +52,11 @@ def write_build(
             pack_offsets=np.concatenate(([0], np.cumsum([len(pack) for pack in own]))),
         )
         ordinal += len(seq_lengths)
-        infos.append(write_shard(root / SHARD_FOLDER, index, shard, max_length=max_length, position_ids=position_ids))
+        infos.append(
+            write_shard(
+                root / SHARD_FOLDER, index, shard, max_length=max_length, position_ids=position_ids
+            )
+        )
         at = 0
         for number, pack in enumerate(own):
             size, begin = sum(pack), int(shard.pack_offsets[number])
@@ -58,13 +74,25 @@ def write_build(
     manifest = Manifest(
         config={},
         config_digest="",
-        tokenizer={"name": "t", "fingerprint": "f", "vocab_size": 100, "max_id": 99, "eos_token_id": 1, "pad_token_id": 0},
+        tokenizer={
+            "name": "t",
+            "fingerprint": "f",
+            "vocab_size": 100,
+            "max_id": 99,
+            "eos_token_id": 1,
+            "pad_token_id": 0,
+        },
         chat_template=None,
         encoder={},
         template={},
         inputs=(InputInfo("a.jsonl", 1, "", "text", 0, ordinal, ordinal),),
         accounting=Accounting(
-            lines=ordinal, records=ordinal, sequences=ordinal, tokens_in=tokens, tokens=tokens, trained_tokens=trained
+            lines=ordinal,
+            records=ordinal,
+            sequences=ordinal,
+            tokens_in=tokens,
+            tokens=tokens,
+            trained_tokens=trained,
         ),
         plan={},
         max_length=max_length,
@@ -91,10 +119,16 @@ def test_packs_come_back_as_they_were_written(tmp_path_factory, packs, position_
     for _ in range(2):
         for index in reversed(range(len(packs))):
             pack = shards[index]
-            assert {name: getattr(pack, name).tolist() for name in expected[index]} == expected[index]
+            assert {name: getattr(pack, name).tolist() for name in expected[index]} == expected[
+                index
+            ]
             assert shards.seq_lengths(index).tolist() == packs[index]
     assert pack.position_ids.dtype == (np.uint16 if max_length <= 65_535 else np.int32)
-    assert (pack.input_ids.dtype, pack.seq_lengths.dtype, pack.origin.dtype) == (np.int32, np.int32, np.int64)
+    assert (pack.input_ids.dtype, pack.seq_lengths.dtype, pack.origin.dtype) == (
+        np.int32,
+        np.int32,
+        np.int64,
+    )
     assert verify(root).ok
 
 
@@ -132,10 +166,14 @@ def test_datasets_reads_the_shards(tmp_path, position_ids):
     datasets = pytest.importorskip("datasets")
     expected = write_build(tmp_path / "b", [[4, 4], [3], [2, 1]], position_ids=position_ids)
     files = str(tmp_path / "b" / "shards" / "*.arrow")
-    loaded = datasets.load_dataset("arrow", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    loaded = datasets.load_dataset(
+        "arrow", data_files=files, split="train", cache_dir=str(tmp_path / "cache")
+    )
     columns = [name for name in expected[0] if position_ids or name != "position_ids"]
     assert sorted(loaded.column_names) == sorted(columns)
-    assert [{name: row[name] for name in columns} for row in loaded] == [{n: row[n] for n in columns} for row in expected]
+    assert [{name: row[name] for name in columns} for row in loaded] == [
+        {n: row[n] for n in columns} for row in expected
+    ]
 
 
 def test_any_flipped_bit_is_an_error_that_names_the_shard(tmp_path):
@@ -187,7 +225,10 @@ def test_verify_sees_what_does_not_fit(tmp_path, change, problem):
     assert any(problem in text for text in found.problems), found.problems
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "shard-00000-0123456789abcdef.arrow/..", "shard-0.arrow"])
+@pytest.mark.parametrize(
+    "name",
+    ["../../etc/passwd", "/etc/passwd", "shard-00000-0123456789abcdef.arrow/..", "shard-0.arrow"],
+)
 def test_a_manifest_cannot_lead_out_of_its_folder(tmp_path, name):
     write_build(tmp_path / "b", [[1]])
     rewritten(tmp_path / "b", lambda m: m["shards"][0].update(name=name))
@@ -214,10 +255,17 @@ def test_what_is_no_build_is_named(tmp_path):
 
 def test_an_origin_is_found_in_its_file():
     inputs = tuple(
-        InputInfo(p, 0, "", "text", first, lines, lines) for p, first, lines in [("a", 0, 2), ("b", 2, 0), ("c", 2, 3)]
+        InputInfo(p, 0, "", "text", first, lines, lines)
+        for p, first, lines in [("a", 0, 2), ("b", 2, 0), ("c", 2, 3)]
     )
     manifest = Manifest({}, "", {}, None, {}, {}, inputs, Accounting(), {}, 1, 0, 0, 0, (), "0")
-    assert [manifest.locate(k) for k in range(5)] == [("a", 1), ("a", 2), ("c", 1), ("c", 2), ("c", 3)]
+    assert [manifest.locate(k) for k in range(5)] == [
+        ("a", 1),
+        ("a", 2),
+        ("c", 1),
+        ("c", 2),
+        ("c", 3),
+    ]
     for outside in (-1, 5):
         with pytest.raises(IndexError):
             manifest.locate(outside)

@@ -12,7 +12,12 @@ NEW_IN_1_1 = ("left_out", "extra", "tokens_left_out", "tokens_extra")
 
 
 def test_a_build_of_version_1_0(tokenizer_dir, tmp_path):
-    folder = build(EXAMPLES / "data" / "chats.jsonl", tokenizer=tokenizer_dir, output=tmp_path / "o", max_length=256).folder
+    folder = build(
+        EXAMPLES / "data" / "chats.jsonl",
+        tokenizer=tokenizer_dir,
+        output=tmp_path / "o",
+        max_length=256,
+    ).folder
     before = read_manifest(folder)
     raw = json.loads((folder / "manifest.json").read_bytes())
     del raw["eval"]
@@ -32,7 +37,12 @@ def test_a_build_of_version_1_0(tokenizer_dir, tmp_path):
 
 
 def test_accounts_of_an_input_that_do_not_fit_are_a_problem(tokenizer_dir, tmp_path):
-    folder = build(EXAMPLES / "data" / "chats.jsonl", tokenizer=tokenizer_dir, output=tmp_path / "o", max_length=256).folder
+    folder = build(
+        EXAMPLES / "data" / "chats.jsonl",
+        tokenizer=tokenizer_dir,
+        output=tmp_path / "o",
+        max_length=256,
+    ).folder
     raw = json.loads((folder / "manifest.json").read_bytes())
     raw["inputs"][0]["accounting"]["records"] += 1
     (folder / "manifest.json").write_text(json.dumps(raw))

@@ -1,4 +1,5 @@
-"""A Hugging Face Hub on loopback: the few endpoints that clients ask for repositories, trees and files, with ranges and etags."""
+"""A Hugging Face Hub on loopback: the few endpoints that clients ask for repositories, trees and
+files, with ranges and etags."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ from urllib.parse import unquote, urlsplit
 _API = re.compile(
     r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)(?:/(?P<what>revision|tree)/(?P<revision>[^/]+)(?P<rest>/.*)?)?"
 )
-_FILE = re.compile(r"/(?P<kind>datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+_FILE = re.compile(
+    r"/(?P<kind>datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)"
+)
 
 
 @dataclass
@@ -34,8 +37,8 @@ class Repo:
 
 @dataclass
 class Hub:
-    """The stand-in: its repositories by (kind, name), and what was asked of it. broken: it answers with errors; cuts: so many
-    downloads end halfway."""
+    """The stand-in: its repositories by (kind, name), and what was asked of it. broken: it answers
+    with errors; cuts: so many downloads end halfway."""
 
     repos: dict[tuple[str, str], Repo] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
@@ -81,14 +84,24 @@ class _Handler(BaseHTTPRequestHandler):
         """The commit and files, or None after the answer that there are none."""
         repo = self.stand_in.repos.get((kind, name))
         if repo is None:
-            self._send(401, b"{}", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+            self._send(
+                401,
+                b"{}",
+                {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"},
+            )
             return None
         if repo.gated and "Authorization" not in self.headers:
-            self._send(403, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"})
+            self._send(
+                403, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"}
+            )
             return None
         found = repo.find(unquote(revision))
         if found is None:
-            self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"})
+            self._send(
+                404,
+                b"{}",
+                {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"},
+            )
         return found
 
     def _api(self, found: re.Match[str], *, body: bool) -> None:
@@ -98,12 +111,21 @@ class _Handler(BaseHTTPRequestHandler):
         commit, files = answer
         if found["what"] == "tree":
             items = [
-                {"type": "file", "path": name, "size": len(data), "oid": sha1(data).hexdigest()} for name, data in files.items()
+                {"type": "file", "path": name, "size": len(data), "oid": sha1(data).hexdigest()}
+                for name, data in files.items()
             ]
             return self._json(items, body=body)
         siblings = [{"rfilename": name} for name in files]
         self._json(
-            {"id": found["repo"], "sha": commit, "siblings": siblings, "private": False, "gated": False, "tags": []}, body=body
+            {
+                "id": found["repo"],
+                "sha": commit,
+                "siblings": siblings,
+                "private": False,
+                "gated": False,
+                "tags": [],
+            },
+            body=body,
         )
 
     def _file(self, found: re.Match[str], *, body: bool) -> None:
@@ -115,7 +137,11 @@ class _Handler(BaseHTTPRequestHandler):
         data = files.get(unquote(found["path"]))
         headers = {"X-Repo-Commit": commit}
         if data is None:
-            return self._send(404, b"", {**headers, "X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"})
+            return self._send(
+                404,
+                b"",
+                {**headers, "X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"},
+            )
         headers |= {"ETag": f'"{sha256(data).hexdigest()}"', "Accept-Ranges": "bytes"}
         status = 200
         if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
@@ -133,7 +159,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _json(self, value: object, *, body: bool) -> None:
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"}, body=body)
 
-    def _send(self, status: int, data: bytes, headers: dict[str, str] | None = None, *, body: bool = True) -> None:
+    def _send(
+        self, status: int, data: bytes, headers: dict[str, str] | None = None, *, body: bool = True
+    ) -> None:
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)

@@ -1,4 +1,5 @@
-"""Of a table only the columns that a format reads are unpacked, and a build of all of them is the same."""
+"""Of a table only the columns that a format reads are unpacked, and a build of all of them is the
+same."""
 
 from __future__ import annotations
 
@@ -17,9 +18,14 @@ from tests.engine.builds import texts
 
 TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 SAMPLES = {
-    "prompt-completion": [{"prompt": "p", "completion": "c"}, {"prompt": TURNS[:1], "completion": TURNS[1:]}],
+    "prompt-completion": [
+        {"prompt": "p", "completion": "c"},
+        {"prompt": TURNS[:1], "completion": TURNS[1:]},
+    ],
     "messages": [{"messages": TURNS}],
-    "sharegpt": [{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}],
+    "sharegpt": [
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
+    ],
     "alpaca": [{"instruction": "i", "output": "o"}],
     "text": [{"text": "t"}],
     "tokens": [{"input_ids": [1, 2, 3]}],
@@ -77,7 +83,9 @@ def test_what_is_asked_for_by_name_is_read():
 
 @pytest.mark.parametrize("kind", ["a.parquet", "a.arrow"])
 def test_only_those_columns_are_read(tmp_path, tokenizer_dir, kind):
-    rows = [{"messages": TURNS, "tools": None, "vector": [0.5] * 8, "note": f"{k}"} for k in range(30)]
+    rows = [
+        {"messages": TURNS, "tools": None, "vector": [0.5] * 8, "note": f"{k}"} for k in range(30)
+    ]
     table = pa.Table.from_pylist(rows).append_column("blob", pa.array([b"x"] * 30))
     path = str(tmp_path / kind)
     if kind == "a.parquet":
@@ -87,11 +95,19 @@ def test_only_those_columns_are_read(tmp_path, tokenizer_dir, kind):
             writer.write_table(table)
     source = dataclasses.replace(source_of(path), columns=keys_read(Reading()))
     (part,) = cut([source])
-    assert [json.loads(line) for line in split_lines(read_partition(part))] == [{"messages": TURNS, "tools": None}] * 30
+    assert [json.loads(line) for line in split_lines(read_partition(part))] == [
+        {"messages": TURNS, "tools": None}
+    ] * 30
     nothing = dataclasses.replace(source, columns=frozenset({"other"}))
-    assert [json.loads(line) for line in split_lines(read_partition(next(cut([nothing]))))] == [{}] * 30
+    assert [json.loads(line) for line in split_lines(read_partition(next(cut([nothing]))))] == [
+        {}
+    ] * 30
     report = build(path, tokenizer=tokenizer_dir, output=tmp_path / "o")
-    assert texts(report.folder) == texts(build(rows, tokenizer=tokenizer_dir, output=tmp_path / "p").folder)
+    assert texts(report.folder) == texts(
+        build(rows, tokenizer=tokenizer_dir, output=tmp_path / "p").folder
+    )
     # A text that lies in a column by another name is found.
-    named = build(path, tokenizer=tokenizer_dir, output=tmp_path / "n", format="text", text_field="note")
+    named = build(
+        path, tokenizer=tokenizer_dir, output=tmp_path / "n", format="text", text_field="note"
+    )
     assert named.manifest.accounting.sequences == 30

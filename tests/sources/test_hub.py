@@ -1,4 +1,5 @@
-"""Data sets and tokenizers by their name on the Hub, against a Hub on loopback: the right files, or why there are none."""
+"""Data sets and tokenizers by their name on the Hub, against a Hub on loopback: the right files, or
+why there are none."""
 
 from __future__ import annotations
 
@@ -87,11 +88,17 @@ def hub(tokenizer_dir):
     return Hub(
         {
             ("datasets", "org/plain"): Repo(
-                {"main": plain, "v1": {"train.jsonl": lines("old")}, "refs/convert/parquet": converted}
+                {
+                    "main": plain,
+                    "v1": {"train.jsonl": lines("old")},
+                    "refs/convert/parquet": converted,
+                }
             ),
             ("datasets", "org/configured"): Repo({"main": configured}),
             ("datasets", "org/gated"): Repo({"main": plain}, gated=True),
-            ("datasets", "org/large"): Repo({"main": {"a.jsonl": lines(*(f"text {k}" for k in range(400)))}}),
+            ("datasets", "org/large"): Repo(
+                {"main": {"a.jsonl": lines(*(f"text {k}" for k in range(400)))}}
+            ),
             ("datasets", "org/pictures"): Repo({"main": {"a.png": b"", "script.py": b""}}),
             ("models", "org/model"): Repo({"main": files}),
         }
@@ -105,7 +112,8 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(hub, home, tokenizer_dir):
-    """Runs `sftprep build` against the stand-in, in a process whose environment says where the Hub is."""
+    """Runs `sftprep build` against the stand-in, in a process whose environment says where the Hub
+    is."""
     server = hub.serve()
 
     def run(*builds, **environment):
@@ -121,9 +129,17 @@ def client(hub, home, tokenizer_dir):
             **environment,
         }
         tasks = [["build", *map(str, arguments)] for arguments in builds]
-        tasks = [task if "--tokenizer" in task else [*task, "--tokenizer", str(tokenizer_dir)] for task in tasks]
+        tasks = [
+            task if "--tokenizer" in task else [*task, "--tokenizer", str(tokenizer_dir)]
+            for task in tasks
+        ]
         done = subprocess.run(
-            [sys.executable, "-c", CHILD, json.dumps(tasks)], check=True, capture_output=True, text=True, env=variables, cwd=ROOT
+            [sys.executable, "-c", CHILD, json.dumps(tasks)],
+            check=True,
+            capture_output=True,
+            text=True,
+            env=variables,
+            cwd=ROOT,
         )
         return [tuple(answer) for answer in json.loads(done.stdout.splitlines()[-1])]
 
@@ -139,7 +155,11 @@ def texts(folder, tokenizer_dir):
     for pack in open_shards(folder):
         at = 0
         for length in pack.seq_lengths.tolist():
-            found.append(tokenizer.decode(pack.input_ids[at : at + length].tolist(), skip_special_tokens=True))
+            found.append(
+                tokenizer.decode(
+                    pack.input_ids[at : at + length].tolist(), skip_special_tokens=True
+                )
+            )
             at += length
     return sorted(found)
 
@@ -148,7 +168,9 @@ def fetched(hub):
     return len([line for line in hub.asked if "/resolve/" in line and line.startswith("GET")])
 
 
-def test_the_files_of_a_split_are_read_and_named_with_their_commit(client, hub, home, tokenizer_dir, tmp_path):
+def test_the_files_of_a_split_are_read_and_named_with_their_commit(
+    client, hub, home, tokenizer_dir, tmp_path
+):
     [(code, said)] = client(["org/plain", "--eval-split", "test", "--output", tmp_path / "o"])
     assert code == 0, said
     assert texts(tmp_path / "o", tokenizer_dir) == ["one", "three", "two"]
@@ -179,7 +201,9 @@ def test_configurations_splits_and_revisions(client, tokenizer_dir, tmp_path):
         (["org/plain", "--revision", "v1"], ["old"]),
         (["hf://datasets/org/plain@refs%2Fconvert%2Fparquet/train_sft"], ["converted sft"]),
     ]
-    answers = client(*([*arguments, "--output", tmp_path / str(n)] for n, (arguments, _) in enumerate(cases)))
+    answers = client(
+        *([*arguments, "--output", tmp_path / str(n)] for n, (arguments, _) in enumerate(cases))
+    )
     for number, ((_, wanted), (code, said)) in enumerate(zip(cases, answers, strict=True)):
         assert code == 0, said
         assert texts(tmp_path / str(number), tokenizer_dir) == wanted
@@ -230,29 +254,44 @@ def test_a_token_opens_what_is_gated_and_is_written_nowhere(client, tokenizer_di
     [(code, said)] = client(["org/gated", "--output", tmp_path / "o"], HF_TOKEN="hf_secret")
     assert code == 0, said
     assert texts(tmp_path / "o", tokenizer_dir) == ["one", "three", "two"]
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"hf_secret" in path.read_bytes()]
+    assert not [
+        path for path in tmp_path.rglob("*") if path.is_file() and b"hf_secret" in path.read_bytes()
+    ]
 
 
 def test_a_tokenizer_by_its_name(client, tokenizer_dir, tmp_path):
     given = ["org/plain", "--output", tmp_path / "o", "--tokenizer", "org/model"]
     (code, said), (none, refused) = client(
-        given, ["org/plain", "--output", tmp_path / "p", "--tokenizer", "org/none"], SFTPREP_CACHE=str(tmp_path / "c")
+        given,
+        ["org/plain", "--output", tmp_path / "p", "--tokenizer", "org/none"],
+        SFTPREP_CACHE=str(tmp_path / "c"),
     )
     assert code == 0, said
     assert texts(tmp_path / "o", tokenizer_dir) == ["one", "three", "two"]
     assert read_manifest(tmp_path / "o").tokenizer["name"] == "org/model"
-    assert (none, "org/none" in refused, "→" in refused, "Traceback" in refused) == (2, True, True, False), refused
+    assert (none, "org/none" in refused, "→" in refused, "Traceback" in refused) == (
+        2,
+        True,
+        True,
+        False,
+    ), refused
 
 
-# --- the rules, without a network --------------------------------------------------------------------------------------
+# --- the rules, without a network -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("files", "splits"),
     [
-        (["data/train-00000-of-00001.parquet", "data/odd.split-00000-of-00001.parquet"], {"train": 1, "odd.split": 1}),
+        (
+            ["data/train-00000-of-00001.parquet", "data/odd.split-00000-of-00001.parquet"],
+            {"train": 1, "odd.split": 1},
+        ),
         (["a.jsonl", "b.jsonl"], {"train": 2}),
-        (["training.csv", "dev.csv", "eval.csv", "other.csv"], {"train": 1, "validation": 1, "test": 1}),
+        (
+            ["training.csv", "dev.csv", "eval.csv", "other.csv"],
+            {"train": 1, "validation": 1, "test": 1},
+        ),
         (["train/x.json", "valid/x.json"], {"train": 1, "validation": 1}),
         (["my_test_file.jsonl", "constraint.jsonl"], {"test": 1}),
         (["train.jsonl", "train.parquet", "train2.parquet"], {"train": 2}),
@@ -267,29 +306,46 @@ def test_splits_are_those_of_datasets():
     """The library's own rule gives the same, for names as people give them."""
     data_files = pytest.importorskip("datasets.data_files")
     for files in (
-        ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet", "data/test-00000-of-00001.parquet"],
+        [
+            "data/train-00000-of-00002.parquet",
+            "data/train-00001-of-00002.parquet",
+            "data/test-00000-of-00001.parquet",
+        ],
         ["train.jsonl", "test.jsonl", "README.md"],
         ["x/dev.jsonl", "x/train.jsonl"],
         ["a.jsonl", "b.jsonl"],
         ["validation/1.parquet", "train/1.parquet"],
         ["foo_train.csv", "foo_valid.csv", "foo_eval.csv"],
     ):
-        patterns = data_files._get_data_files_patterns(lambda pattern, f=files: [n for n in f if glob_matches(pattern, n)])
+        patterns = data_files._get_data_files_patterns(
+            lambda pattern, f=files: [n for n in f if glob_matches(pattern, n)]
+        )
         theirs = {
-            str(s): sorted({n for p in ps for n in files if glob_matches(p, n)} - {"README.md"}) for s, ps in patterns.items()
+            str(s): sorted({n for p in ps for n in files if glob_matches(p, n)} - {"README.md"})
+            for s, ps in patterns.items()
         }
         ours = files_of_splits(HubConfig("default", None), [n for n in files if n != "README.md"])
         assert {split: sorted(own) for split, own in ours.items()} == theirs
 
 
 def test_configurations_by_the_readme_and_by_folders():
-    assert choose_config(README.decode(), [], None, "it").splits == {"train": ["d/train*.jsonl"], "test": ["d/test.jsonl"]}
-    many = "---\nconfigs:\n- config_name: a\n  data_files: x.jsonl\n- config_name: b\n  data_dir: y\n---\n"
+    assert choose_config(README.decode(), [], None, "it").splits == {
+        "train": ["d/train*.jsonl"],
+        "test": ["d/test.jsonl"],
+    }
+    many = (
+        "---\nconfigs:\n- config_name: a\n  data_files: x.jsonl\n- config_name: b\n  data_dir:"
+        " y\n---\n"
+    )
     with pytest.raises(ConfigError, match=r"configurations a, b[\s\S]*--config-name a"):
         choose_config(many, [], None, "it")
     assert choose_config(many, [], "b", "it") == HubConfig("b", None, "y/")
-    assert files_of_splits(choose_config(many, [], "b", "it"), ["y/test.jsonl", "x.jsonl"]) == {"test": ["y/test.jsonl"]}
-    assert choose_config("---\nnot: [yaml\n---", ["a.jsonl"], None, "it") == HubConfig("default", None)
+    assert files_of_splits(choose_config(many, [], "b", "it"), ["y/test.jsonl", "x.jsonl"]) == {
+        "test": ["y/test.jsonl"]
+    }
+    assert choose_config("---\nnot: [yaml\n---", ["a.jsonl"], None, "it") == HubConfig(
+        "default", None
+    )
     assert choose_config("", ["fr/a.jsonl"], "fr", "it").within == "fr/"
 
 

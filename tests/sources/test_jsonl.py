@@ -14,7 +14,12 @@ from sftprep.sources.jsonl import excerpt, parse_line, split_lines
 TEXT = st.text(st.characters(blacklist_categories=("Cs",)), max_size=30)
 
 
-@given(st.lists(st.dictionaries(TEXT, TEXT | st.integers(-(2**53), 2**53) | st.none(), max_size=4), max_size=8))
+@given(
+    st.lists(
+        st.dictionaries(TEXT, TEXT | st.integers(-(2**53), 2**53) | st.none(), max_size=4),
+        max_size=8,
+    )
+)
 def test_objects_come_back_as_they_were_written(records):
     data = "".join(json.dumps(record, ensure_ascii=False) + "\r\n" for record in records).encode()
     assert [parse_line(line, n) for n, line in enumerate(split_lines(data))] == records
@@ -55,7 +60,9 @@ def test_blank_lines_are_nothing(line):
 def test_marks_and_odd_line_separators_are_no_errors():
     assert parse_line(b'\xef\xbb\xbf{"a": 1}', 0) == {"a": 1}
     text = '{"a": "x\u2028y\u0085z"}'
-    assert [parse_line(line, 0) for line in split_lines(f"{text}\n".encode())] == [{"a": "x\u2028y\u0085z"}]
+    assert [parse_line(line, 0) for line in split_lines(f"{text}\n".encode())] == [
+        {"a": "x\u2028y\u0085z"}
+    ]
     assert parse_line(b'{"a": 123456789012345678901234567890}', 0) is not None
 
 

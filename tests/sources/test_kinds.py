@@ -1,4 +1,5 @@
-"""Whatever kind of file records are in, the same records come out, in order, in the same partitions for everybody."""
+"""Whatever kind of file records are in, the same records come out, in order, in the same partitions
+for everybody."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ from sftprep.sources.partition import Source, cut, first_lines, read_partition, 
 from sftprep.sources.rows import OPAQUE
 
 TEXT = st.text(st.characters(blacklist_categories=("Cs",)), max_size=10)
-CHEAP = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+CHEAP = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def records_of(given, target=200):
@@ -40,7 +43,13 @@ def chats(n):
     draw = random.Random(n)
     word = lambda: "".join(draw.choices(string.ascii_letters + ' é漢\n"\\', k=draw.randint(0, 30)))  # noqa: E731
     return [
-        {"messages": [{"role": "user", "content": word()}, {"role": "assistant", "content": word()}], "id": number}
+        {
+            "messages": [
+                {"role": "user", "content": word()},
+                {"role": "assistant", "content": word()},
+            ],
+            "id": number,
+        }
         for number in range(n)
     ]
 
@@ -68,12 +77,28 @@ WRITERS = {
     "stream.arrow": write_arrow_stream,
     "one_batch.feather": lambda rows, path: write_arrow_file(rows, path, 10_000),
     "a.json": lambda rows, path: Path(path).write_text(json.dumps(rows)),
-    "pretty.json": lambda rows, path: Path(path).write_text(json.dumps(rows, indent=2, ensure_ascii=False), encoding="utf-8"),
-    "a.json.gz": lambda rows, path: Path(path).write_bytes(gzip.compress(json.dumps(rows).encode())),
-    "a.json.zst": lambda rows, path: Path(path).write_bytes(zstandard.compress(json.dumps(rows).encode())),
-    "under_a_key.json": lambda rows, path: Path(path).write_text(json.dumps({"version": [1, {}], "data": rows, "end": 1})),
-    "lines.json": lambda rows, path: Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows)),
-    "a.jsonl": lambda rows, path: Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows)),
+    "pretty.json": (
+        lambda rows, path: Path(path).write_text(
+            json.dumps(rows, indent=2, ensure_ascii=False), encoding="utf-8"
+        )
+    ),
+    "a.json.gz": (
+        lambda rows, path: Path(path).write_bytes(gzip.compress(json.dumps(rows).encode()))
+    ),
+    "a.json.zst": (
+        lambda rows, path: Path(path).write_bytes(zstandard.compress(json.dumps(rows).encode()))
+    ),
+    "under_a_key.json": (
+        lambda rows, path: Path(path).write_text(
+            json.dumps({"version": [1, {}], "data": rows, "end": 1})
+        )
+    ),
+    "lines.json": (
+        lambda rows, path: Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ),
+    "a.jsonl": (
+        lambda rows, path: Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ),
 }
 
 
@@ -89,7 +114,9 @@ def test_the_same_records_from_every_kind_of_file(tmp_path, name):
     assert records_of(str(path), 10**7)[0] == rows
     assert [json.loads(line) for line in first_lines(str(path)) if line] == rows
     for limit in (0, 1, 8, 9, 10, 49, 50, 60):
-        assert records_of(Source(str(path), source_of(str(path)).kind, limit=limit))[0] == rows[:limit]
+        assert (
+            records_of(Source(str(path), source_of(str(path)).kind, limit=limit))[0] == rows[:limit]
+        )
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -121,11 +148,18 @@ def typed(leaf):
     nested = st.none() | st.fixed_dictionaries(
         {"x": st.none() | values, "y": st.none() | st.lists(st.none() | values, max_size=3)}
     )
-    return pa.list_(pa.struct([("x", kind), ("y", pa.large_list(kind))])), st.none() | st.lists(nested, max_size=3)
+    return pa.list_(pa.struct([("x", kind), ("y", pa.large_list(kind))])), st.none() | st.lists(
+        nested, max_size=3
+    )
 
 
 @CHEAP
-@given(data=st.data(), leaf=st.sampled_from(sorted(LEAF)), stream=st.booleans(), chunk=st.integers(1, 5))
+@given(
+    data=st.data(),
+    leaf=st.sampled_from(sorted(LEAF)),
+    stream=st.booleans(),
+    chunk=st.integers(1, 5),
+)
 def test_nested_columns_are_what_pyarrow_says_they_are(tmp_path, data, leaf, stream, chunk):
     kind, values = typed(leaf)
     column = data.draw(st.lists(values, min_size=1, max_size=9))
@@ -155,7 +189,10 @@ def test_json_kept_as_text_in_arrow_keeps_its_numbers_and_its_keys(tmp_path):
     with pa.ipc.new_stream(str(tmp_path / "a.arrow"), table.schema) as writer:
         writer.write_table(table)
     (part,) = cut([str(tmp_path / "a.arrow")])
-    assert read_partition(part) == b'{"messages":[{"role":"user","x":8.854e-12},{"role": "b","y":{"z":1E5}}]}\n'
+    assert (
+        read_partition(part)
+        == b'{"messages":[{"role":"user","x":8.854e-12},{"role": "b","y":{"z":1E5}}]}\n'
+    )
 
 
 def test_columns_that_are_no_json_are_not_read_and_say_so(tmp_path):
@@ -186,7 +223,7 @@ def test_columns_that_are_no_json_are_not_read_and_say_so(tmp_path):
     assert records_of(str(tmp_path / "a.arrow"))[0] == [wanted]
 
 
-# --- CSV ---------------------------------------------------------------------------------------------------------------
+# --- CSV ------------------------------------------------------------------------------------------
 
 
 @CHEAP
@@ -206,7 +243,10 @@ def test_cells_are_text_as_they_are_written(tmp_path, rows, suffix, newline):
 
 def test_numbers_stay_text_and_json_columns_are_read(tmp_path):
     path = tmp_path / "a.csv"
-    path.write_text('\ufeffid;messages;text\n007;"[{""role"": ""user"", ""n"": 1}]";NA\n\n1.10;"[broken";\n', encoding="utf-8")
+    path.write_text(
+        '\ufeffid;messages;text\n007;"[{""role"": ""user"", ""n"": 1}]";NA\n\n1.10;"[broken";\n',
+        encoding="utf-8",
+    )
     assert records_of(str(path))[0] == [
         {"id": "007", "messages": [{"role": "user", "n": 1}], "text": "NA"},
         None,
@@ -218,7 +258,10 @@ def test_rows_that_do_not_fit_the_header_are_rejected_by_themselves(tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes(b"prompt,completion\na,b\nonly\nx,y,z\n\xe9,c\nlast,d\n")
     first, short, wide, latin, last = records_of(str(path))[0]
-    assert (first, last) == ({"prompt": "a", "completion": "b"}, {"prompt": "last", "completion": "d"})
+    assert (first, last) == (
+        {"prompt": "a", "completion": "b"},
+        {"prompt": "last", "completion": "d"},
+    )
     assert [(type(r), r.line, r.reason) for r in (short, wide, latin)] == [
         (Rejected, 1, "bad_row"),
         (Rejected, 2, "bad_row"),
@@ -234,18 +277,29 @@ def test_rows_that_do_not_fit_the_header_are_rejected_by_themselves(tmp_path):
         records_of(str(path))
 
 
-# --- JSON documents ----------------------------------------------------------------------------------------------------
+# --- JSON documents -------------------------------------------------------------------------------
 
 VALUE = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
 )
 
 
 @CHEAP
-@given(rows=st.lists(VALUE, max_size=6), indent=st.none() | st.integers(0, 2), ascii_only=st.booleans(), chunk=st.integers(1, 50))
-def test_the_elements_of_an_array_are_its_elements(tmp_path, monkeypatch, rows, indent, ascii_only, chunk):
+@given(
+    rows=st.lists(VALUE, max_size=6),
+    indent=st.none() | st.integers(0, 2),
+    ascii_only=st.booleans(),
+    chunk=st.integers(1, 50),
+)
+def test_the_elements_of_an_array_are_its_elements(
+    tmp_path, monkeypatch, rows, indent, ascii_only, chunk
+):
     from sftprep.sources import arrays
 
     monkeypatch.setattr(arrays, "_CHUNK", chunk)
@@ -279,7 +333,13 @@ def test_one_bad_element_is_one_bad_record(tmp_path):
     [
         ('[{"a": 1}, {"a": 2', "cut short"),
         ('[{"a": 1} {"a": 2}]', "where , or ] is to be"),
-        ('[{"a": 1},\n {"a" 2}, {"a": 3}, {"a": 4}, {"a": 5}, {"a": 6}, {"a": 7}, {"a": 8}, {"a": 9}]', "delimiter"),
+        (
+            (
+                '[{"a": 1},\n {"a" 2}, {"a": 3}, {"a": 4}, {"a": 5}, {"a": 6}, {"a": 7}, {"a": 8},'
+                ' {"a": 9}]'
+            ),
+            "delimiter",
+        ),
         ("hello", "neither"),
         ('{\n"x": {"data": []}, "y": 1}', "without an array"),
         ("[" + "[" * 100_000, "deeply|cut short"),
@@ -303,13 +363,15 @@ def test_a_document_may_be_empty_or_one_record(tmp_path):
         assert records_of(str(path))[0] == rows
 
 
-# --- folders -----------------------------------------------------------------------------------------------------------
+# --- folders --------------------------------------------------------------------------------------
 
 
 def test_a_folder_of_mixed_kinds_and_what_is_about_data_left_out(tmp_path):
     rows = chats(3)
     for name in ("b.parquet", "a.jsonl", "c.json", "d.arrow"):
-        WRITERS[{"b.parquet": "a.parquet", "c.json": "a.json", "d.arrow": "a.arrow"}.get(name, name)](rows, str(tmp_path / name))
+        WRITERS[
+            {"b.parquet": "a.parquet", "c.json": "a.json", "d.arrow": "a.arrow"}.get(name, name)
+        ](rows, str(tmp_path / name))
     (tmp_path / "dataset_info.json").write_text("{}")
     (tmp_path / "README.md").write_text("about")
     found = find_files((str(tmp_path),))
@@ -362,8 +424,15 @@ def test_data_in_memory_and_stripped_nulls():
     source = Source("<rows>", blocks=blocks)
     assert records_of(source)[0] == [{"a": None, "b": 1}, {"a": 2}, {"c": [None, {"d": None}]}]
     assert [(part.start, part.end) for part in records_of(source)[1]] == [(0, 2), (2, 3)]
-    assert records_of(Source("<rows>", blocks=blocks, strip_nulls=True))[0] == [{"b": 1}, {"a": 2}, {"c": [None, {}]}]
-    assert records_of(Source("<rows>", blocks=blocks, limit=2))[0] == [{"a": None, "b": 1}, {"a": 2}]
+    assert records_of(Source("<rows>", blocks=blocks, strip_nulls=True))[0] == [
+        {"b": 1},
+        {"a": 2},
+        {"c": [None, {}]},
+    ]
+    assert records_of(Source("<rows>", blocks=blocks, limit=2))[0] == [
+        {"a": None, "b": 1},
+        {"a": 2},
+    ]
 
 
 def test_a_limit_holds_for_the_files_of_a_group_together(tmp_path):
@@ -372,9 +441,21 @@ def test_a_limit_holds_for_the_files_of_a_group_together(tmp_path):
         path = tmp_path / f"{name}.jsonl"
         path.write_text("\n".join(f'{{"text": "{name}{k}"}}\n' for k in range(4)))
         files.append(str(path))
-    sources = [Source(file, limit=6, group=1) for file in files[:2]] + [Source(files[2], limit=1, group=2)]
-    lines = [parse_line(line, 0) for part in cut(sources) for line in split_lines(read_partition(part))]
-    assert [record["text"] for record in lines if record] == ["a0", "a1", "a2", "a3", "b0", "b1", "c0"]
+    sources = [Source(file, limit=6, group=1) for file in files[:2]] + [
+        Source(files[2], limit=1, group=2)
+    ]
+    lines = [
+        parse_line(line, 0) for part in cut(sources) for line in split_lines(read_partition(part))
+    ]
+    assert [record["text"] for record in lines if record] == [
+        "a0",
+        "a1",
+        "a2",
+        "a3",
+        "b0",
+        "b1",
+        "c0",
+    ]
 
 
 def test_scalars_of_numpy_are_numbers(tmp_path):

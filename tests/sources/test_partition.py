@@ -17,8 +17,15 @@ from sftprep.sources.partition import cut, find_files, open_input, read_partitio
 LINES = st.lists(st.binary(max_size=40).map(lambda b: b.replace(b"\n", b"")), max_size=30)
 
 
-@given(lines=LINES, target=st.integers(1, 60), last_newline=st.booleans(), kind=st.sampled_from(["", ".gz", ".zst"]))
-def test_partitions_hold_every_line_once_in_order(tmp_path_factory, lines, target, last_newline, kind):
+@given(
+    lines=LINES,
+    target=st.integers(1, 60),
+    last_newline=st.booleans(),
+    kind=st.sampled_from(["", ".gz", ".zst"]),
+)
+def test_partitions_hold_every_line_once_in_order(
+    tmp_path_factory, lines, target, last_newline, kind
+):
     content = b"\n".join(lines) + (b"\n" if last_newline else b"")
     # UTF-16, and what begins as other kinds of files do, is refused.
     assume(not content.startswith((b"\xff\xfe", b"\xfe\xff", *room._BEGINNINGS)))
@@ -30,7 +37,11 @@ def test_partitions_hold_every_line_once_in_order(tmp_path_factory, lines, targe
     assert b"".join(blocks) == content
     assert [line for block in blocks for line in split_lines(block)] == split_lines(content)
     assert [part.index for part in parts] == list(range(len(parts)))
-    assert all(block.endswith(b"\n") for block in blocks[:-1] if block and b"".join(blocks[blocks.index(block) + 1 :]))
+    assert all(
+        block.endswith(b"\n")
+        for block in blocks[:-1]
+        if block and b"".join(blocks[blocks.index(block) + 1 :])
+    )
 
 
 def test_partitions_do_not_depend_on_what_else_is_built(tmp_path):
@@ -98,7 +109,13 @@ def test_utf16_is_named(tmp_path):
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".jsonl.gz", ".jsonl.zst"])
 @pytest.mark.parametrize(
     ("start", "kind"),
-    [(b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"PAR1", "Parquet"), (b"ARROW1", "Arrow"), (b"PK\x03\x04", "zip")],
+    [
+        (b"\x1f\x8b", "gzip"),
+        (b"\x28\xb5\x2f\xfd", "zstd"),
+        (b"PAR1", "Parquet"),
+        (b"ARROW1", "Arrow"),
+        (b"PK\x03\x04", "zip"),
+    ],
 )
 def test_a_file_of_another_kind_than_its_name_tells_is_named(tmp_path, suffix, start, kind):
     path = tmp_path / f"a{suffix}"

@@ -14,10 +14,18 @@ from hypothesis import strategies as st
 from sftprep.lookup import Letters
 from sftprep.sources.plain import Fields, Layout, PlainLines, Turns
 
-LAYOUT = Layout("messages", "role", "content", ("user", "assistant", "environment", "a_name_of_more_than_sixteen_letters"))
+LAYOUT = Layout(
+    "messages",
+    "role",
+    "content",
+    ("user", "assistant", "environment", "a_name_of_more_than_sixteen_letters"),
+)
 SHAREGPT = Layout("conversations", "from", "value", ("human", "gpt"))
 LOOKED = frozenset({"tools", "prompt", "completion", "system", "chat_template_kwargs"})
-MESSAGES = [{"role": "user", "content": 'Hi "you"\n\\ 中 \U0001f600'}, {"role": "assistant", "content": ""}]
+MESSAGES = [
+    {"role": "user", "content": 'Hi "you"\n\\ 中 \U0001f600'},
+    {"role": "assistant", "content": ""},
+]
 
 
 def check_turns(data: bytes, turns: Turns, layout: Layout) -> None:
@@ -29,7 +37,9 @@ def check_turns(data: bytes, turns: Turns, layout: Layout) -> None:
         first, last = turns.bounds[number : number + 2].tolist()
         read = [
             {layout.speaker: layout.names[speaker], layout.content: content}
-            for speaker, content in zip(turns.speakers[first:last], turns.contents[first:last], strict=True)
+            for speaker, content in zip(
+                turns.speakers[first:last], turns.contents[first:last], strict=True
+            )
         ]
         assert read == record[layout.key]
     assert len(turns.speakers) == len(turns.contents) == turns.bounds[-1]
@@ -40,7 +50,9 @@ def check_fields(data: bytes, fields: Fields, wanted: list[str]) -> None:
     for number, line in enumerate(fields.lines.tolist()):
         record = orjson.loads(lines[line])
         assert LOOKED.isdisjoint(record.keys() - {*wanted})
-        assert {key: fields.values[key][number] for key in wanted} == {key: record[key] for key in wanted}
+        assert {key: fields.values[key][number] for key in wanted} == {
+            key: record[key] for key in wanted
+        }
 
 
 def check(data: bytes) -> int:
@@ -72,8 +84,20 @@ ORDINARY: list[dict[str, Any]] = [
     {"messages": MESSAGES},
     {"messages": [{"content": m["content"], "role": m["role"]} for m in MESSAGES]},
     {"id": 3, "messages": MESSAGES},
-    {"id": "x", "meta": {"a": [1, None, "}]"]}, "messages": MESSAGES, "score": 1.5, "ok": True, "s": '\\"}]'},
-    {"messages": [{"role": "environment", "content": "x"}, {"role": LAYOUT.names[3], "content": "y"}]},
+    {
+        "id": "x",
+        "meta": {"a": [1, None, "}]"]},
+        "messages": MESSAGES,
+        "score": 1.5,
+        "ok": True,
+        "s": '\\"}]',
+    },
+    {
+        "messages": [
+            {"role": "environment", "content": "x"},
+            {"role": LAYOUT.names[3], "content": "y"},
+        ]
+    },
     {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
     {"prompt": "q\n", "completion": "\ta"},
     {"completion": "a", "source": "web", "prompt": "q"},
@@ -85,7 +109,9 @@ ORDINARY: list[dict[str, Any]] = [
 @pytest.mark.parametrize("dumps", DUMPS)
 @pytest.mark.parametrize("record", ORDINARY)
 @pytest.mark.parametrize("end", ["\n", "\r\n", ""])
-def test_ordinary_lines_are_read_as_columns(record: dict[str, Any], dumps: Callable[[Any], str], end: str) -> None:
+def test_ordinary_lines_are_read_as_columns(
+    record: dict[str, Any], dumps: Callable[[Any], str], end: str
+) -> None:
     if dumps in (DUMPS[0], DUMPS[2]) and "é" in record:
         return  # a key with an escape in it is left to the general way
     line = dumps(record)
@@ -143,13 +169,22 @@ def test_other_lines_are_left_alone(line: bytes) -> None:
     assert check(b"\n".join((good, line, good, b""))) == 2
 
 
-texts = st.text(st.sampled_from('ab"\\\n\t{}[],: é中\U0001f600\x7f\u2028') | st.characters(codec="utf-8"), max_size=8)
+texts = st.text(
+    st.sampled_from('ab"\\\n\t{}[],: é中\U0001f600\x7f\u2028') | st.characters(codec="utf-8"),
+    max_size=8,
+)
 messages = st.fixed_dictionaries({"role": st.sampled_from(LAYOUT.names), "content": texts})
 extras = st.dictionaries(
-    st.sampled_from(["id", "x", "tools", "text"]), st.integers() | texts | st.lists(texts, max_size=2), max_size=2
+    st.sampled_from(["id", "x", "tools", "text"]),
+    st.integers() | texts | st.lists(texts, max_size=2),
+    max_size=2,
 )
-records = st.tuples(extras, st.lists(messages, max_size=4), extras).map(lambda r: {**r[0], "messages": r[1], **r[2]}) | (
-    st.dictionaries(st.sampled_from(["prompt", "completion", "text", "tools", "x"]), texts, max_size=4)
+records = st.tuples(extras, st.lists(messages, max_size=4), extras).map(
+    lambda r: {**r[0], "messages": r[1], **r[2]}
+) | (
+    st.dictionaries(
+        st.sampled_from(["prompt", "completion", "text", "tools", "x"]), texts, max_size=4
+    )
 )
 lines_of = st.tuples(records, st.sampled_from(DUMPS)).map(lambda pair: pair[1](pair[0]).encode())
 
@@ -187,7 +222,10 @@ def test_looking_for_short_texts(data: bytes, words: list[bytes]) -> None:
 @pytest.mark.parametrize("key", ['a": [{"role', "a\\n", 'a"b', "\udcff"])
 def test_names_that_are_never_written_as_they_are(key: str) -> None:
     """Raw bytes that look like such a name are no string of that name."""
-    data = b'{"a": [{"role": "user", "content": "x"}]}\n{"a\\n": [{"role": "user", "content": "x"}]}\n{"a": "b", "a\\n": "c"}\n'
+    data = (
+        b'{"a": [{"role": "user", "content": "x"}]}\n{"a\\n": [{"role": "user", "content":'
+        b' "x"}]}\n{"a": "b", "a\\n": "c"}\n'
+    )
     layout = Layout(key, "role", "content", ("user",))
     assert len(PlainLines(Letters(data)).turns(layout, LOOKED).lines) == 0
     assert len(PlainLines(Letters(data)).fields([key], LOOKED | {key}).lines) == 0
@@ -195,8 +233,13 @@ def test_names_that_are_never_written_as_they_are(key: str) -> None:
 
 def test_more_keys_that_matter_than_a_byte_counts() -> None:
     looked = frozenset(f"key{number:03}" for number in range(400))
-    data = b"".join(b'{"text": "a", "key%03d": "b"}\n' % number for number in range(0, 400, 3)) + b'{"text": "a", "key": "b"}\n'
-    assert PlainLines(Letters(data)).fields(["text"], looked).lines.tolist() == [data.count(b"\n") - 1]
+    data = (
+        b"".join(b'{"text": "a", "key%03d": "b"}\n' % number for number in range(0, 400, 3))
+        + b'{"text": "a", "key": "b"}\n'
+    )
+    assert PlainLines(Letters(data)).fields(["text"], looked).lines.tolist() == [
+        data.count(b"\n") - 1
+    ]
 
 
 def test_one_order_of_keys_in_a_conversation() -> None:
@@ -208,9 +251,17 @@ short = st.text(st.sampled_from('<|/"\\a\n｜\U0001f600'), min_size=1, max_size=
 
 
 @given(
-    st.lists(st.text(st.sampled_from('<|/"\\a\n｜\U0001f600 '), max_size=8)), st.lists(short, max_size=3), st.sampled_from(DUMPS)
+    st.lists(st.text(st.sampled_from('<|/"\\a\n｜\U0001f600 '), max_size=8)),
+    st.lists(short, max_size=3),
+    st.sampled_from(DUMPS),
 )
-def test_what_lines_of_json_may_hold(texts: list[str], words: list[str], dumps: Callable[[Any], str]) -> None:
-    for written in (dumps(texts), dumps(texts).replace("/", "\\/"), dumps(texts).replace("<", "\\u003C").replace("a", "\\u0061")):
+def test_what_lines_of_json_may_hold(
+    texts: list[str], words: list[str], dumps: Callable[[Any], str]
+) -> None:
+    for written in (
+        dumps(texts),
+        dumps(texts).replace("/", "\\/"),
+        dumps(texts).replace("<", "\\u003C").replace("a", "\\u0061"),
+    ):
         held = any(word in text for text in texts for word in words)
         assert Letters(written.encode()).may_hold(words) or not held

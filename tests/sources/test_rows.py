@@ -1,4 +1,5 @@
-"""A row comes back from its line as it was, or is rejected with what is wrong; nothing changes silently."""
+"""A row comes back from its line as it was, or is rejected with what is wrong; nothing changes
+silently."""
 
 from __future__ import annotations
 
@@ -18,13 +19,26 @@ from sftprep.sources.jsonl import parse_line, split_lines
 from sftprep.sources.rows import OPAQUE, rows_to_lines
 
 TEXT = st.text(st.characters(blacklist_categories=("Cs",)), max_size=12)
-LEAF = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False) | TEXT
-VALUE = st.recursive(LEAF, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=8)
+LEAF = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXT
+)
+VALUE = st.recursive(
+    LEAF,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=8,
+)
 ROWS = st.lists(st.dictionaries(TEXT, VALUE, max_size=4), max_size=5)
 
 
 def read(rows, **options):
-    return [parse_line(line, number) for number, line in enumerate(split_lines(rows_to_lines(rows, **options)))]
+    return [
+        parse_line(line, number)
+        for number, line in enumerate(split_lines(rows_to_lines(rows, **options)))
+    ]
 
 
 @given(ROWS)
@@ -60,7 +74,10 @@ def test_values_of_numpy_dates_decimals_and_other_mappings():
 
 
 def test_integers_of_any_size_are_written_whole():
-    assert rows_to_lines([{"n": 10**30, "text": "é"}]) == '{"n":1000000000000000000000000000000,"text":"é"}\n'.encode()
+    assert (
+        rows_to_lines([{"n": 10**30, "text": "é"}])
+        == '{"n":1000000000000000000000000000000,"text":"é"}\n'.encode()
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,7 +105,14 @@ def test_whole_columns_that_are_no_json_hurt_only_where_they_are_read():
     class Image:
         pass
 
-    row = {"text": "a", "b": b"1", "i": Image(), "l": [Image()], "s": {"bytes": b"1", "path": None}, "score": float("nan")}
+    row = {
+        "text": "a",
+        "b": b"1",
+        "i": Image(),
+        "l": [Image()],
+        "s": {"bytes": b"1", "path": None},
+        "score": float("nan"),
+    }
     assert read([row]) == [
         {
             "text": "a",

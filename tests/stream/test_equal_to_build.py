@@ -1,4 +1,5 @@
-"""A stream gives the packs of a build with the same window and order, token for token, and they trace to the same records."""
+"""A stream gives the packs of a build with the same window and order, token for token, and they
+trace to the same records."""
 
 from __future__ import annotations
 
@@ -24,8 +25,16 @@ def written(path: Path, records: list[dict]) -> str:
 
 def both(inputs, tokenizer_dir, folder, **settings):
     """The packs of a build and of a stream, in order, and the two to locate records with."""
-    settings = {"max_length": 160, "pack_window": 40, "order": "keep", "shard_tokens": 20_000, **settings}
-    config = BuildConfig.of(inputs=inputs, tokenizer=str(tokenizer_dir), output=str(folder), **settings)
+    settings = {
+        "max_length": 160,
+        "pack_window": 40,
+        "order": "keep",
+        "shard_tokens": 20_000,
+        **settings,
+    }
+    config = BuildConfig.of(
+        inputs=inputs, tokenizer=str(tokenizer_dir), output=str(folder), **settings
+    )
     build(config)
     stream = PackedStream(inputs, config=config)
     return open_shards(folder), stream
@@ -57,15 +66,23 @@ def test_several_files_and_kinds(tokenizer_dir, tmp_path):
     files = [written(tmp_path / f"{k}.jsonl", rows("messages", 150, seed=k)) for k in range(2)]
     with gzip.open(tmp_path / "2.jsonl.gz", "wt", encoding="utf-8") as packed:
         packed.write("".join(json.dumps(row) + "\n" for row in rows("messages", 150, seed=2)))
-    pq.write_table(pa.Table.from_pylist(rows("text", 150, seed=3)), tmp_path / "3.parquet", row_group_size=40)
-    files += [str(tmp_path / "2.jsonl.gz"), str(tmp_path / "3.parquet"), written(tmp_path / "4.jsonl", rows("text", 90, seed=4))]
+    pq.write_table(
+        pa.Table.from_pylist(rows("text", 150, seed=3)), tmp_path / "3.parquet", row_group_size=40
+    )
+    files += [
+        str(tmp_path / "2.jsonl.gz"),
+        str(tmp_path / "3.parquet"),
+        written(tmp_path / "4.jsonl", rows("text", 90, seed=4)),
+    ]
     assert_equal(*both(files, tokenizer_dir, tmp_path / "build"))
 
 
 def test_blank_and_bad_lines_are_passed_over_alike(tokenizer_dir, tmp_path):
     good = [json.dumps(row) for row in rows("text", 400)]
     lines = [
-        line for k, row in enumerate(good) for line in ([row, ""] if k % 7 == 0 else [row, "{bad"] if k % 31 == 0 else [row])
+        line
+        for k, row in enumerate(good)
+        for line in ([row, ""] if k % 7 == 0 else [row, "{bad"] if k % 31 == 0 else [row])
     ]
     path = tmp_path / "data.jsonl"
     path.write_text("\n".join(lines), encoding="utf-8")
@@ -74,8 +91,12 @@ def test_blank_and_bad_lines_are_passed_over_alike(tokenizer_dir, tmp_path):
     assert_equal(shards, stream)
     accounts = shards.manifest.accounting
     counts = stream.counts
-    assert {name: counts[name] for name in ("lines", "blank", "records", "sequences", "tokens", "trained_tokens")} == {
-        name: getattr(accounts, name) for name in ("lines", "blank", "records", "sequences", "tokens", "trained_tokens")
+    assert {
+        name: counts[name]
+        for name in ("lines", "blank", "records", "sequences", "tokens", "trained_tokens")
+    } == {
+        name: getattr(accounts, name)
+        for name in ("lines", "blank", "records", "sequences", "tokens", "trained_tokens")
     }
     assert counts["rejected.bad_json"] == accounts.rejected["bad_json"] == 11
 
@@ -86,19 +107,37 @@ def test_a_shuffled_build_in_windows_holds_the_same_packs(tokenizer_dir, tmp_pat
     assert sorted(plains(stream)) == sorted(plains(shards))
 
 
-def test_the_bytes_of_a_build_in_windows_depend_on_the_input_only(tokenizer_dir, tmp_path, monkeypatch):
+def test_the_bytes_of_a_build_in_windows_depend_on_the_input_only(
+    tokenizer_dir, tmp_path, monkeypatch
+):
     path = written(tmp_path / "data.jsonl", rows("messages", 300))
-    settings = {"inputs": path, "tokenizer": str(tokenizer_dir), "max_length": 160, "pack_window": 40, "lanes": 3}
+    settings = {
+        "inputs": path,
+        "tokenizer": str(tokenizer_dir),
+        "max_length": 160,
+        "pack_window": 40,
+        "lanes": 3,
+    }
     build(BuildConfig.of(output=str(tmp_path / "a"), **settings))
     monkeypatch.setattr("sftprep.sources.partition.PARTITION_BYTES", 9_000)
     build(BuildConfig.of(output=str(tmp_path / "b"), workers=2, **settings))
-    assert open_shards(tmp_path / "a").manifest.digest == open_shards(tmp_path / "b").manifest.digest
+    assert (
+        open_shards(tmp_path / "a").manifest.digest == open_shards(tmp_path / "b").manifest.digest
+    )
     assert verify(tmp_path / "a").ok
     build(BuildConfig.of(output=str(tmp_path / "c"), **{**settings, "lanes": 4}))
-    assert open_shards(tmp_path / "c").manifest.config_digest != open_shards(tmp_path / "a").manifest.config_digest
+    assert (
+        open_shards(tmp_path / "c").manifest.config_digest
+        != open_shards(tmp_path / "a").manifest.config_digest
+    )
 
 
 def test_settings_that_make_no_sense():
-    for settings in ({"pack_window": 0}, {"lanes": 0}, {"order": "sorted"}, {"pack_window": 9, "packing": "none"}):
+    for settings in (
+        {"pack_window": 0},
+        {"lanes": 0},
+        {"order": "sorted"},
+        {"pack_window": 9, "packing": "none"},
+    ):
         with pytest.raises(ConfigError):
             BuildConfig.of(inputs="a.jsonl", tokenizer="t", output="o", **settings)

@@ -28,7 +28,11 @@ def main_of(name: str):
 
 
 def test_every_example_is_tested():
-    assert {path.name for path in FOLDER.glob("*.py")} == {"plain_loop.py", "with_trl.py", "with_datasets.py"}
+    assert {path.name for path in FOLDER.glob("*.py")} == {
+        "plain_loop.py",
+        "with_trl.py",
+        "with_datasets.py",
+    }
 
 
 def test_plain_loop(model, tmp_path):
@@ -41,7 +45,9 @@ def test_plain_loop(model, tmp_path):
 @pytest.mark.parity
 def test_with_trl(model, tmp_path):
     pytest.importorskip("trl")
-    assert 0 < main_of("with_trl.py")(model, str(EXAMPLES / "data" / "qa.jsonl"), str(tmp_path)) < 20
+    assert (
+        0 < main_of("with_trl.py")(model, str(EXAMPLES / "data" / "qa.jsonl"), str(tmp_path)) < 20
+    )
 
 
 def test_with_datasets(model, tmp_path, monkeypatch):

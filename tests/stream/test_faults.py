@@ -1,4 +1,5 @@
-"""What goes wrong while a stream runs: sources that raise, records that cannot be used, files that change, nothing to give."""
+"""What goes wrong while a stream runs: sources that raise, records that cannot be used, files that
+change, nothing to give."""
 
 from __future__ import annotations
 
@@ -13,13 +14,26 @@ import datasets
 import pytest
 
 from sftprep import BuildConfig
-from sftprep.errors import ConfigError, EmptyInput, InputChanged, RecordError, SourceError, TooManyRejected
+from sftprep.errors import (
+    ConfigError,
+    EmptyInput,
+    InputChanged,
+    RecordError,
+    SourceError,
+    TooManyRejected,
+)
 from sftprep.stream import Mixture, PackedStream, pack
 from tests.stream.made import plains, rows
 
 
 def stream_of(source, tokenizer_dir, retries=4, **settings):
-    chosen = {"max_length": 256, "pack_window": 30, "lanes": 4, "tokenizer": str(tokenizer_dir), **settings}
+    chosen = {
+        "max_length": 256,
+        "pack_window": 30,
+        "lanes": 4,
+        "tokenizer": str(tokenizer_dir),
+        **settings,
+    }
     return PackedStream(source, config=BuildConfig.of(**chosen), retries=retries, retry_wait=0.0)
 
 
@@ -31,7 +45,11 @@ class Cut:
 
     def __call__(self) -> Iterator[dict]:
         self.opened += 1
-        yield from self.records[: self.after[self.opened - 1]] if self.opened <= len(self.after) else self.records
+        yield from (
+            self.records[: self.after[self.opened - 1]]
+            if self.opened <= len(self.after)
+            else self.records
+        )
         if self.opened <= len(self.after):
             raise ConnectionResetError("cut")
 
@@ -41,7 +59,9 @@ def test_a_source_that_raises_is_read_again_without_loss_or_repeat(order, tokeni
     records = rows("text", 500)
     settings = {"window": 30, "lanes": 4, "order": order, "retry_wait": 0.0}
     whole = plains(PackedStream(lambda: iter(records), str(tokenizer_dir), **settings))
-    cut = Cut(records, [0, 100, 0, 17, 201, 200, 333, 499])  # the first two are for a look at the first records
+    cut = Cut(
+        records, [0, 100, 0, 17, 201, 200, 333, 499]
+    )  # the first two are for a look at the first records
     assert plains(PackedStream(cut, str(tokenizer_dir), **settings)) == whole
     assert cut.opened == 9
 
@@ -62,7 +82,8 @@ def test_a_stream_goes_on_after_an_error_when_asked_again(tokenizer_dir):
 
 
 class Server(BaseHTTPRequestHandler):
-    """Serves the records of a file as they are asked for, and cuts each third connection in the middle."""
+    """Serves the records of a file as they are asked for, and cuts each third connection in the
+    middle."""
 
     lines: tuple[bytes, ...] = ()
     asked = 0
@@ -113,7 +134,10 @@ def test_a_source_that_raises_again_and_again_is_not_waited_for(tokenizer_dir):
         raise ValueError("no more")
 
     with pytest.raises(
-        SourceError, match=r"broken \(lane \d of the stream\) cannot be read; tried 3 times .*ValueError: no more"
+        SourceError,
+        match=(
+            r"broken \(lane \d of the stream\) cannot be read; tried 3 times .*ValueError: no more"
+        ),
     ) as caught:
         list(stream_of(broken, tokenizer_dir, retries=2))
     assert isinstance(caught.value.__cause__, ValueError)
@@ -128,11 +152,17 @@ def test_the_source_that_raises_is_named_among_others(tokenizer_dir, corpus):
 
     nested = Mixture([corpus, Mixture([rows("text", 90), broken], [1, 1])], [1, 1])
     with pytest.raises(
-        SourceError, match=r"broken \(lane \d of the stream\) cannot be read; tried once, and it raised ValueError"
+        SourceError,
+        match=(
+            r"broken \(lane \d of the stream\) cannot be read; tried once, and it raised ValueError"
+        ),
     ):
         list(stream_of(nested, tokenizer_dir, retries=0))
     empty = Cut(rows("text", 9), [0] * 9)
-    with pytest.raises(SourceError, match=r"the start of the source cannot be read; tried 5 times .*ConnectionResetError: cut"):
+    with pytest.raises(
+        SourceError,
+        match=r"the start of the source cannot be read; tried 5 times .*ConnectionResetError: cut",
+    ):
         stream_of(empty, tokenizer_dir)
     assert empty.opened == 5
 
@@ -179,7 +209,9 @@ def test_bad_records_are_set_aside_up_to_a_limit(tokenizer_dir, tmp_path):
     assert stream.counts["rejected.bad_type"] == 1
     for limit in ("1", "0.5%"):
         with pytest.raises(TooManyRejected, match=r"2 of 2\d\d records|1 of"):
-            list(stream_of(str(path), tokenizer_dir, on_bad_record="quarantine", max_rejected=limit))
+            list(
+                stream_of(str(path), tokenizer_dir, on_bad_record="quarantine", max_rejected=limit)
+            )
 
 
 def test_a_file_that_grew_is_noticed(tokenizer_dir, tmp_path):
@@ -208,7 +240,10 @@ def test_what_a_stream_cannot_be_made_of(tokenizer_dir):
         stream_of(lambda: only, tokenizer_dir)
     assert len(list(only)) == 3
     with pytest.raises(ConfigError, match="cannot pack by 'wrapped'"):
-        PackedStream(lambda: iter(rows("text", 3)), config=BuildConfig.of(packing="wrapped", tokenizer=str(tokenizer_dir)))
+        PackedStream(
+            lambda: iter(rows("text", 3)),
+            config=BuildConfig.of(packing="wrapped", tokenizer=str(tokenizer_dir)),
+        )
     with pytest.raises(ConfigError, match="did you mean"):
         pack(lambda: iter(rows("text", 3)), tokenizer=str(tokenizer_dir), max_lengt=7)
 

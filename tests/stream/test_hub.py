@@ -1,4 +1,5 @@
-"""A data set streamed from the Hub, by `datasets`, over a connection that is cut: every record once, and a resume goes on."""
+"""A data set streamed from the Hub, by `datasets`, over a connection that is cut: every record
+once, and a resume goes on."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ for number, pack in enumerate(stream):
 again = made()
 again.load_state_dict(state)
 rest = [pack.input_ids.tolist() for pack in again]
-print(json.dumps({"counts": stream.counts, "packs": len(packs), "goes_on": rest == packs[21:], "shards": data.num_shards}))
+seen = {"counts": stream.counts, "packs": len(packs)}
+print(json.dumps({**seen, "goes_on": rest == packs[21:], "shards": data.num_shards}))
 """
 
 
@@ -46,7 +48,13 @@ class Cutting(_Handler):
     files = 0
 
     def _send(self, status, data, headers=None, *, body=True):
-        if body and self.command == "GET" and "/resolve/" in self.path and status in (200, 206) and len(data) > 1000:
+        if (
+            body
+            and self.command == "GET"
+            and "/resolve/" in self.path
+            and status in (200, 206)
+            and len(data) > 1000
+        ):
             Cutting.files += 1
             if Cutting.files % 3 == 0:
                 Cutting.cuts += 1
@@ -64,8 +72,15 @@ class Cutting(_Handler):
 @pytest.mark.parametrize("lanes", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_stream_of_the_hub(lanes, tokenizer_dir, tmp_path):
     records = rows("text", 400)
-    files = {f"train-0000{k}-of-00004.jsonl": "".join(json.dumps(row) + "\n" for row in records[k::4]).encode() for k in range(4)}
-    Cutting.stand_in = Hub(repos={("datasets", "org/chats"): Repo({"main": {"README.md": b"# about", **files}})})
+    files = {
+        f"train-0000{k}-of-00004.jsonl": (
+            "".join(json.dumps(row) + "\n" for row in records[k::4]).encode()
+        )
+        for k in range(4)
+    }
+    Cutting.stand_in = Hub(
+        repos={("datasets", "org/chats"): Repo({"main": {"README.md": b"# about", **files}})}
+    )
     Cutting.cuts = Cutting.files = 0
     server = ThreadingHTTPServer(("127.0.0.1", 0), Cutting)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -1,4 +1,5 @@
-"""Who makes which packs does not matter: ranks and workers share out the lanes, and all of them together make the same stream."""
+"""Who makes which packs does not matter: ranks and workers share out the lanes, and all of them
+together make the same stream."""
 
 from __future__ import annotations
 
@@ -14,8 +15,16 @@ from tests.stream.made import plain, plains, rows
 
 
 def stream_of(source, tokenizer_dir, rank=0, world_size=1, order="keep", **settings):
-    chosen = {"max_length": 256, "pack_window": 30, "lanes": 8, "tokenizer": str(tokenizer_dir), **settings}
-    return PackedStream(source, config=BuildConfig.of(**chosen), rank=rank, world_size=world_size, order=order)
+    chosen = {
+        "max_length": 256,
+        "pack_window": 30,
+        "lanes": 8,
+        "tokenizer": str(tokenizer_dir),
+        **settings,
+    }
+    return PackedStream(
+        source, config=BuildConfig.of(**chosen), rank=rank, world_size=world_size, order=order
+    )
 
 
 def kinds(corpus):
@@ -33,21 +42,31 @@ def test_ranks_make_the_packs_of_one(kind, world, corpus, tokenizer_dir):
     ranks = [stream_of(source, tokenizer_dir, rank, world) for rank in range(world)]
     shared = [[(p.number, p.lane, plain(p.pack)) for p in rank.placed()] for rank in ranks]
     assert sorted(p for rank in shared for p in rank) == sorted(everything)
-    if world != 3:  # where the ranks divide the lanes, and while every lane goes on, each step is the next of the global order
-        steps = min(len({n for n, lane, _ in everything if lane == k}) for k in range(8)) * 8 // world
-        assert [rank[step] for step in range(steps) for rank in shared] == everything[: steps * world]
+    # Where the ranks divide the lanes, and while every lane goes on, each step is the next of the
+    # global order.
+    if world != 3:
+        steps = (
+            min(len({n for n, lane, _ in everything if lane == k}) for k in range(8)) * 8 // world
+        )
+        assert [rank[step] for step in range(steps) for rank in shared] == everything[
+            : steps * world
+        ]
 
 
 def test_each_record_is_in_one_pack_of_one_rank(corpus, tokenizer_dir):
     ranks = [stream_of(corpus, tokenizer_dir, rank, 4) for rank in range(4)]
-    lines = sorted(rank.locate(int(origin))[1] for rank in ranks for pack in rank for origin in pack.origin)
+    lines = sorted(
+        rank.locate(int(origin))[1] for rank in ranks for pack in rank for origin in pack.origin
+    )
     assert lines == list(range(1, 801))
     assert sum(rank.counts["records"] for rank in ranks) == 800
 
 
 @pytest.mark.parametrize("order", ["keep", "shuffle"])
 @pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 2), (2, 3), (3, 1)])
-def test_another_number_of_ranks_goes_on_with_the_same_stream(before, after, order, corpus, tokenizer_dir):
+def test_another_number_of_ranks_goes_on_with_the_same_stream(
+    before, after, order, corpus, tokenizer_dir
+):
     everything = plains(stream_of(corpus, tokenizer_dir, order=order))
     ranks = [stream_of(corpus, tokenizer_dir, rank, before, order) for rank in range(before)]
     packs, iterators = [], [iter(rank) for rank in ranks]

@@ -1,4 +1,5 @@
-"""A mixture: records of its sources in the shares of their weights from the first on, each exactly where it is said to be."""
+"""A mixture: records of its sources in the shares of their weights from the first on, each exactly
+where it is said to be."""
 
 from __future__ import annotations
 
@@ -23,9 +24,17 @@ from tests.stream.made import plain, plains, rows
 
 
 def stream_of(source, tokenizer_dir, rank=0, world_size=1, order="keep", **settings):
-    chosen = {"max_length": 256, "pack_window": 30, "lanes": 4, "tokenizer": str(tokenizer_dir), **settings}
+    chosen = {
+        "max_length": 256,
+        "pack_window": 30,
+        "lanes": 4,
+        "tokenizer": str(tokenizer_dir),
+        **settings,
+    }
     config = BuildConfig.of(**chosen)
-    return PackedStream(source, config=config, rank=rank, world_size=world_size, order=order, retry_wait=0.0)
+    return PackedStream(
+        source, config=config, rank=rank, world_size=world_size, order=order, retry_wait=0.0
+    )
 
 
 def marked(mark, count):
@@ -42,7 +51,7 @@ def counts_of(stream):
     return Counter(int(origin) >> 44 for found in stream for origin in found.origin)
 
 
-# --- shares ----------------------------------------------------------------------------------------------------------------
+# --- shares ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sizes", [[800, 800], [1600, 90], [37, 2000]])
@@ -52,19 +61,23 @@ def test_small_sources_dealt_to_many_lanes_hold_their_shares(sizes, weights, tok
     counts = counts_of(stream_of(mixture, tokenizer_dir, lanes=16))
     first = min((0, 1), key=lambda k: sizes[k] / weights[k])
     other = 1 - first
-    # The records of a source are dealt one by one: the last few may go to lanes where the other one ends first.
+    # The records of a source are dealt one by one: the last few may go to lanes where the other one
+    # ends first.
     assert sizes[first] - 1 <= counts[first] <= sizes[first]
     assert counts[other] == pytest.approx(sizes[first] * weights[other] / weights[first], abs=3)
 
 
 def test_the_shares_hold_at_every_moment(tokenizer_dir):
-    mixture = Mixture([marked("a", 4000), marked("b", 4000), marked("c", 4000)], [6, 3, 1], stop="first")
+    mixture = Mixture(
+        [marked("a", 4000), marked("b", 4000), marked("c", 4000)], [6, 3, 1], stop="first"
+    )
     seen, number = Counter(), 0
     for found in stream_of(mixture, tokenizer_dir, lanes=4):
         seen.update(int(origin) >> 44 for origin in found.origin)
         number = sum(seen.values())
         for k, share in enumerate((0.6, 0.3, 0.1)):
-            # What a window of 30 in each of 4 lanes has not given yet, and a record or two of each lane.
+            # What a window of 30 in each of 4 lanes has not given yet, and a record or two of each
+            # lane.
             assert abs(seen[k] - number * share) <= 4 * (30 * share + 2)
     assert seen[0] == 4000
     assert seen[1] == pytest.approx(2000, abs=4)
@@ -74,7 +87,9 @@ def test_the_shares_hold_at_every_moment(tokenizer_dir):
 def test_in_each_lane_after_every_record(tokenizer_dir):
     mixture = Mixture([marked("a", 900), marked("b", 900)], [9, 1], stop="first")
     seen = {lane: Counter() for lane in range(3)}
-    for placed in stream_of(mixture, tokenizer_dir, lanes=3, packing="none", pack_window=None).placed():
+    for placed in stream_of(
+        mixture, tokenizer_dir, lanes=3, packing="none", pack_window=None
+    ).placed():
         counts = seen[placed.lane]
         counts[int(placed.pack.origin[0]) >> 44] += 1
         assert abs(counts[1] - sum(counts.values()) / 10) < 1
@@ -82,12 +97,16 @@ def test_in_each_lane_after_every_record(tokenizer_dir):
 
 
 def mixed_of(sizes, weights, stop):
-    sources = tuple(Rows(SequenceLines(marked("abcd"[k], n)), "abcd"[k], "text", k, n) for k, n in enumerate(sizes))
+    sources = tuple(
+        Rows(SequenceLines(marked("abcd"[k], n)), "abcd"[k], "text", k, n)
+        for k, n in enumerate(sizes)
+    )
     return Mixed(sources, tuple(map(float, weights)), stop, tuple(range(len(sizes))))
 
 
 def blocks_of(source, lane, lanes, *, anew=False):
-    """The blocks of a lane, from one reader, or each from a new one that begins at the cursor as it is after JSON."""
+    """The blocks of a lane, from one reader, or each from a new one that begins at the cursor as it
+    is after JSON."""
     cursor, found = None, []
     reader = source.open(Dealt((lane,), lanes))
     while (block := reader.read(lane, cursor)) is not None:
@@ -129,14 +148,24 @@ def test_the_rule_of_the_turns(chosen, stop, lanes):
                 break
             shares = [weight / sum(weights) for weight in weights]
             most = max(1, len(sizes) - 1)
-            assert all(abs(seen[k] - number * share) < most + 1e-6 for k, share in enumerate(shares))
+            assert all(
+                abs(seen[k] - number * share) < most + 1e-6 for k, share in enumerate(shares)
+            )
 
 
 def test_a_lane_without_a_record_of_a_source(tokenizer_dir):
     few, many = marked("a", 2), marked("b", 400)
-    counts = counts_of(stream_of(Mixture([few, many], [1, 3], stop="first"), tokenizer_dir, lanes=4))
-    assert counts == {0: 2, 1: 6}  # two lanes have one record of the first source; the other two end at once
-    assert counts_of(stream_of(Mixture([few, many], [1, 3]), tokenizer_dir, lanes=4)) == {0: 2, 1: 400}
+    counts = counts_of(
+        stream_of(Mixture([few, many], [1, 3], stop="first"), tokenizer_dir, lanes=4)
+    )
+    assert counts == {
+        0: 2,
+        1: 6,
+    }  # two lanes have one record of the first source; the other two end at once
+    assert counts_of(stream_of(Mixture([few, many], [1, 3]), tokenizer_dir, lanes=4)) == {
+        0: 2,
+        1: 400,
+    }
 
 
 def test_blank_lines_are_no_records(tmp_path):
@@ -148,13 +177,17 @@ def test_blank_lines_are_no_records(tmp_path):
     other = Rows(SequenceLines(marked("b", 500)), "b", "text", 1, 500)
     source = Mixed((file, other), (1.0, 1.0), "first", (0, 1))
     found = blocks_of(source, 0, 1)
-    data = [line for _, block in found for piece in block.pieces for line in piece.data.splitlines()]
-    assert all(len(block.origins) == sum(len(piece.places) for piece in block.pieces) for _, block in found)
+    data = [
+        line for _, block in found for piece in block.pieces for line in piece.data.splitlines()
+    ]
+    assert all(
+        len(block.origins) == sum(len(piece.places) for piece in block.pieces) for _, block in found
+    )
     assert sum(b'"b ' in line for line in data) == pytest.approx(120, abs=1)
     assert sum(1 for line in data if line.strip()) == pytest.approx(240, abs=1)
 
 
-# --- packs ------------------------------------------------------------------------------------------------------------------
+# --- packs ----------------------------------------------------------------------------------------
 
 
 def various(corpus, tmp_path):
@@ -171,9 +204,17 @@ def test_each_record_is_there_once_and_is_located(corpus, tokenizer_dir, tmp_pat
     assert len(set(where)) == len(where) == 800 + 120 + 150 + 300
     assert sorted(line for name, line in where if name == corpus) == list(range(1, 801))
     assert stream.counts["records"] == 1370
-    tokens = Counter(found.input_ids[begin : begin + n].tobytes() for found in stream for begin, n in bounds(found))
+    tokens = Counter(
+        found.input_ids[begin : begin + n].tobytes()
+        for found in stream
+        for begin, n in bounds(found)
+    )
     alone = PackedStream(corpus, config=stream.config)
-    assert all(tokens[found.input_ids[begin : begin + n].tobytes()] for found in alone for begin, n in bounds(found))
+    assert all(
+        tokens[found.input_ids[begin : begin + n].tobytes()]
+        for found in alone
+        for begin, n in bounds(found)
+    )
 
 
 def bounds(pack):
@@ -192,7 +233,9 @@ def test_resume_at_every_step(order, tokenizer_dir, tmp_path):
     again = stream_of(source, tokenizer_dir, order=order)
     for step in range(0, len(packs), 1 if order == "keep" else 9):
         again.load_state_dict(states[step])
-        rest = [(plain(found), found.origin.tolist()) for found, _ in zip(again, range(8), strict=False)]
+        rest = [
+            (plain(found), found.origin.tolist()) for found, _ in zip(again, range(8), strict=False)
+        ]
         assert rest == packs[step : step + 8], f"after {step} packs"
     for step in range(0, len(packs), 30):
         again.load_state_dict(states[step])
@@ -204,9 +247,13 @@ def test_resume_at_every_step(order, tokenizer_dir, tmp_path):
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_make_the_packs_of_one(world, stop, corpus, tokenizer_dir):
     mixture = Mixture([corpus, rows("messages", 200, seed=7)], [3, 1], stop=stop)
-    everything = [(p.number, p.lane, plain(p.pack)) for p in stream_of(mixture, tokenizer_dir).placed()]
+    everything = [
+        (p.number, p.lane, plain(p.pack)) for p in stream_of(mixture, tokenizer_dir).placed()
+    ]
     ranks = [stream_of(mixture, tokenizer_dir, rank, world) for rank in range(world)]
-    assert sorted((p.number, p.lane, plain(p.pack)) for rank in ranks for p in rank.placed()) == sorted(everything)
+    assert sorted(
+        (p.number, p.lane, plain(p.pack)) for rank in ranks for p in rank.placed()
+    ) == sorted(everything)
 
 
 class Cut:
@@ -226,9 +273,17 @@ class Cut:
 def test_a_source_that_raises_does_not_make_the_others_begin_again(tokenizer_dir):
     records, others = rows("text", 500), rows("text", 900, seed=8)
     settings = {"lanes": 2}
-    whole = plains(stream_of(Mixture([lambda: iter(others), lambda: iter(records)], [2, 1]), tokenizer_dir, **settings))
+    whole = plains(
+        stream_of(
+            Mixture([lambda: iter(others), lambda: iter(records)], [2, 1]),
+            tokenizer_dir,
+            **settings,
+        )
+    )
     steady = Cut(others, [])
-    cut = Cut(records, [0, 100, 0, 17, 201, 200, 333, 499])  # the first two are for a look at the first records
+    cut = Cut(
+        records, [0, 100, 0, 17, 201, 200, 333, 499]
+    )  # the first two are for a look at the first records
     stream = stream_of(Mixture([steady, cut], [2, 1]), tokenizer_dir, **settings)
     opened = steady.opened
     assert plains(stream) == whole
@@ -240,18 +295,32 @@ def test_bad_records_of_a_mixture_are_located(corpus, tokenizer_dir, tmp_path):
     path = tmp_path / "bad.jsonl"
     lines = [json.dumps(row) for row in rows("messages", 90)]
     path.write_text("\n".join([*lines[:50], '{"messages": 5}', *lines[50:], "{bad"]) + "\n")
-    stream = stream_of(Mixture([str(path), corpus], [1, 2]), tokenizer_dir, on_bad_record="quarantine")
+    stream = stream_of(
+        Mixture([str(path), corpus], [1, 2]), tokenizer_dir, on_bad_record="quarantine"
+    )
     assert sum(len(found.seq_lengths) for found in stream) == 890
-    assert sorted((where, line) for where, line, _ in stream.rejected) == [(str(path), 51), (str(path), 92)]
+    assert sorted((where, line) for where, line, _ in stream.rejected) == [
+        (str(path), 51),
+        (str(path), 92),
+    ]
     assert stream.counts["records"] == 892
 
 
 def test_pieces_are_put_together_in_the_order_of_their_records():
-    one = TokenBatch(np.array([1, 2, 3], np.int32), np.array([0, 1, 3]), np.array([True, False, True]), np.array([0, 2]))
+    one = TokenBatch(
+        np.array([1, 2, 3], np.int32),
+        np.array([0, 1, 3]),
+        np.array([True, False, True]),
+        np.array([0, 2]),
+    )
     one.rejected, one.counts = [Rejected(1, 0, "bad_json", "", "")], {"records": 3}
     weights = np.array([0.5, 0.5, 2.0, 2.0], np.float32)
     two = TokenBatch(
-        np.array([7, 7, 8, 8], np.int32), np.array([0, 2, 4]), np.ones(4, np.bool_), np.array([0, 0]), loss_weights=weights
+        np.array([7, 7, 8, 8], np.int32),
+        np.array([0, 2, 4]),
+        np.ones(4, np.bool_),
+        np.array([0, 0]),
+        loss_weights=weights,
     )
     two.counts = {"records": 1}
     both = in_places([one, two], [np.array([0, 1, 3]), np.array([2])])
@@ -265,6 +334,11 @@ def test_pieces_are_put_together_in_the_order_of_their_records():
 
 
 def test_mixtures_that_cannot_be(corpus):
-    for sources, weights, stop in (([corpus] * 2, [1], "all"), ([corpus], [0], "all"), ([], [], "all"), ([corpus], [1], "last")):
+    for sources, weights, stop in (
+        ([corpus] * 2, [1], "all"),
+        ([corpus], [0], "all"),
+        ([], [], "all"),
+        ([corpus], [1], "last"),
+    ):
         with pytest.raises(ConfigError):
             Mixture(sources, weights, stop)

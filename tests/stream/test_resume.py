@@ -1,4 +1,5 @@
-"""A state taken after any pack, written as JSON and given to a new stream, goes on with exactly the packs that were left."""
+"""A state taken after any pack, written as JSON and given to a new stream, goes on with exactly the
+packs that were left."""
 
 from __future__ import annotations
 
@@ -42,11 +43,22 @@ KINDS = [
 
 
 def stream_of(source, tokenizer_dir, **settings):
-    chosen = {"max_length": 256, "pack_window": 30, "lanes": 4, "tokenizer": str(tokenizer_dir), **settings}
-    return PackedStream(source, config=BuildConfig.of(**chosen), order=settings.get("order", "keep"))
+    chosen = {
+        "max_length": 256,
+        "pack_window": 30,
+        "lanes": 4,
+        "tokenizer": str(tokenizer_dir),
+        **settings,
+    }
+    return PackedStream(
+        source, config=BuildConfig.of(**chosen), order=settings.get("order", "keep")
+    )
 
 
-@pytest.mark.parametrize(("kind", "order"), [*((kind, "keep") for kind in KINDS), *((kind, "shuffle") for kind in KINDS[::3])])
+@pytest.mark.parametrize(
+    ("kind", "order"),
+    [*((kind, "keep") for kind in KINDS), *((kind, "shuffle") for kind in KINDS[::3])],
+)
 def test_at_every_step(kind, order, corpus, tokenizer_dir):
     source = source_of(kind, corpus)
     straight = stream_of(source, tokenizer_dir, order=order)
@@ -57,7 +69,11 @@ def test_at_every_step(kind, order, corpus, tokenizer_dir):
     assert len(packs) > 40
     again = stream_of(source, tokenizer_dir, order=order)
     # At every step of the kind that is quick, at every tenth of the others.
-    steps = range(len(packs)) if kind == "files" and order == "keep" else [*range(0, len(packs), 10), len(packs) - 1]
+    steps = (
+        range(len(packs))
+        if kind == "files" and order == "keep"
+        else [*range(0, len(packs), 10), len(packs) - 1]
+    )
     for step in steps:
         again.load_state_dict(states[step])
         rest = [(plain(pack), pack.origin.tolist()) for pack in again]
@@ -95,7 +111,11 @@ def test_a_file_is_not_read_again_from_its_start(corpus, tokenizer_dir, monkeypa
     state = straight.state_dict()
     read = []
     locate = blocks.locate_lines
-    monkeypatch.setattr(blocks, "locate_lines", lambda file, start, end: read.append(start) or locate(file, start, end))
+    monkeypatch.setattr(
+        blocks,
+        "locate_lines",
+        lambda file, start, end: read.append(start) or locate(file, start, end),
+    )
     again = stream_of(corpus, tokenizer_dir)
     again.load_state_dict(state)
     assert plain(next(iter(again))) == plain(next(packs))
@@ -112,7 +132,11 @@ def test_a_data_set_is_not_passed_again(shards, tokenizer_dir):
         seen.append(row["text"])
         return row
 
-    data = datasets.Dataset.from_list(rows("text", 4000, seed=4)).to_iterable_dataset(num_shards=shards).map(noted)
+    data = (
+        datasets.Dataset.from_list(rows("text", 4000, seed=4))
+        .to_iterable_dataset(num_shards=shards)
+        .map(noted)
+    )
     straight = stream_of(data, tokenizer_dir)
     packs = iter(straight)
     while straight.counts.get("lines", 0) < 3600:
@@ -140,7 +164,10 @@ def test_a_second_pass_goes_on_too(corpus, tokenizer_dir):
 
 
 def test_a_state_from_the_end_of_a_pass_leaves_nothing_of_it(corpus, tokenizer_dir):
-    straight, again = stream_of(corpus, tokenizer_dir, order="shuffle"), stream_of(corpus, tokenizer_dir, order="shuffle")
+    straight, again = (
+        stream_of(corpus, tokenizer_dir, order="shuffle"),
+        stream_of(corpus, tokenizer_dir, order="shuffle"),
+    )
     list(straight)
     again.load_state_dict(json.loads(json.dumps(straight.state_dict())))
     assert list(again) == []
@@ -188,11 +215,25 @@ def test_what_is_no_state_is_refused(corpus, tokenizer_dir):
         *(None, 7, "x", [], [None], {}, [state, {}]),
         *({name: value for name, value in state.items() if name != left_out} for left_out in state),
         *({**state, "epoch": epoch} for epoch in (None, -1, "0", True)),
-        *({**state, "lanes": lanes} for lanes in (3, None, [], {"a": lane}, {"4": lane}, {"0": None}, {"0": 7})),
+        *(
+            {**state, "lanes": lanes}
+            for lanes in (3, None, [], {"a": lane}, {"4": lane}, {"0": None}, {"0": 7})
+        ),
         *({**state, "lanes": {"0": {k: v for k, v in lane.items() if k != name}}} for name in lane),
         *({**state, "lanes": {"0": {**lane, name: "x"}}} for name in lane),
-        *({**state, "lanes": {"0": {**lane, "window": {k: v for k, v in window.items() if k != name}}}} for name in window),
-        *(with_window(**{name: value}) for name in window if name != "next" for value in ("x", None, -1)),
+        *(
+            {
+                **state,
+                "lanes": {"0": {**lane, "window": {k: v for k, v in window.items() if k != name}}},
+            }
+            for name in window
+        ),
+        *(
+            with_window(**{name: value})
+            for name in window
+            if name != "next"
+            for value in ("x", None, -1)
+        ),
         *(with_window(blocks=blocks) for blocks in ([3], [[None]], [[None, 3]], [[None, "ä"]])),
         *(with_window(pool=pool) for pool in ([3], [[3]], [[[0]]], [[[99, 0]]], [[[0, 10**6]]])),
         with_window(counts={"lines": "x"}),

@@ -1,4 +1,5 @@
-"""Loaders of torch, torchdata and datasets give the packs of the stream, and go on with exactly those that were left."""
+"""Loaders of torch, torchdata and datasets give the packs of the stream, and go on with exactly
+those that were left."""
 
 from __future__ import annotations
 
@@ -21,7 +22,13 @@ from tests.stream.made import plain, plains, rows
 
 
 def stream_of(source, tokenizer_dir, **settings):
-    chosen = {"max_length": 256, "pack_window": 30, "lanes": 4, "tokenizer": str(tokenizer_dir), **settings}
+    chosen = {
+        "max_length": 256,
+        "pack_window": 30,
+        "lanes": 4,
+        "tokenizer": str(tokenizer_dir),
+        **settings,
+    }
     return PackedStream(source, config=BuildConfig.of(**chosen))
 
 
@@ -34,7 +41,9 @@ def test_stateful_loader(workers, corpus, tokenizer_dir):
     stateful = pytest.importorskip("torchdata.stateful_dataloader")
 
     def loader():
-        return stateful.StatefulDataLoader(PackedDataset(stream_of(corpus, tokenizer_dir)), batch_size=None, num_workers=workers)
+        return stateful.StatefulDataLoader(
+            PackedDataset(stream_of(corpus, tokenizer_dir)), batch_size=None, num_workers=workers
+        )
 
     straight = loader()
     packs, states = [], []
@@ -49,7 +58,9 @@ def test_stateful_loader(workers, corpus, tokenizer_dir):
 
 
 def test_rows_for_a_plain_loop(corpus, tokenizer_dir):
-    loader = DataLoader(PackedDataset(stream_of(corpus, tokenizer_dir)), batch_size=3, collate_fn=row_of)
+    loader = DataLoader(
+        PackedDataset(stream_of(corpus, tokenizer_dir)), batch_size=3, collate_fn=row_of
+    )
     expected = list(stream_of(corpus, tokenizer_dir))
     batch = next(iter(loader))
     packs = expected[:3]
@@ -93,7 +104,9 @@ def test_loader_goes_on_with_another_number_of_workers(before, after, corpus, to
 def test_a_loader_that_goes_on_from_the_end_of_a_pass_begins_the_next(corpus, tokenizer_dir):
     first = StreamLoader(stream_of(corpus, tokenizer_dir), 3, as_lists)
     for _ in first:
-        last = json.loads(json.dumps(first.state_dict()))  # as a trainer, which does not know yet that it was the last batch
+        last = json.loads(
+            json.dumps(first.state_dict())
+        )  # as a trainer, which does not know yet that it was the last batch
     second = StreamLoader(stream_of(corpus, tokenizer_dir), 3, as_lists)
     second.load_state_dict(last)
     assert list(second) == list(first)
@@ -127,15 +140,22 @@ def test_hugging_face_data_set(corpus, tokenizer_dir):
     everything = plains(stream_of(corpus, tokenizer_dir))
     data = stream.to_hf()
     assert isinstance(data, datasets.IterableDataset)
-    found = [(r["input_ids"], r["completion_mask"], r["seq_lengths"], r["position_ids"]) for r in data]
+    found = [
+        (r["input_ids"], r["completion_mask"], r["seq_lengths"], r["position_ids"]) for r in data
+    ]
     assert found == everything
-    assert [r["input_ids"] for r in data] == [pack[0] for pack in everything], "the same rows each time"
+    assert [r["input_ids"] for r in data] == [pack[0] for pack in everything], (
+        "the same rows each time"
+    )
     assert data.features["completion_mask"] == datasets.List(datasets.Value("bool"))
     twice = list(stream.to_hf(epochs=2))
     assert len(twice) == 2 * len(everything)
     split = stream.to_hf(shards=2)
     assert split.num_shards == 2
-    rows_of_workers = [r["input_ids"].tolist() for r in DataLoader(split.with_format("torch"), batch_size=None, num_workers=2)]
+    rows_of_workers = [
+        r["input_ids"].tolist()
+        for r in DataLoader(split.with_format("torch"), batch_size=None, num_workers=2)
+    ]
     assert sorted(rows_of_workers) == sorted(pack[0] for pack in everything)
 
 
@@ -151,7 +171,8 @@ rank, world = dist.get_rank(), dist.get_world_size()
 corpus, tokenizer, out = sys.argv[1:]
 config = BuildConfig.of(max_length=256, pack_window=30, lanes=3, tokenizer=tokenizer)
 stream = PackedStream(corpus, config=config, rank=rank, world_size=world)
-steps = [[[p.input_ids.tolist(), int(p.completion_mask.sum())] for p in batch] for batch in StreamLoader(stream, 2, list)]
+batches = list(StreamLoader(stream, 2, list))
+steps = [[[p.input_ids.tolist(), int(p.completion_mask.sum())] for p in batch] for batch in batches]
 open(f"{out}/{rank}.json", "w").write(json.dumps(steps))
 sys.stdout.flush()
 os._exit(0)
@@ -165,10 +186,19 @@ def test_ranks_make_as_many_steps(corpus, tokenizer_dir, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    base = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    base = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": "1",
+    }
     base["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
     ranks = [
-        subprocess.Popen([sys.executable, str(script), corpus, str(tokenizer_dir), str(tmp_path)], env={**base, "RANK": str(r)})
+        subprocess.Popen(
+            [sys.executable, str(script), corpus, str(tokenizer_dir), str(tmp_path)],
+            env={**base, "RANK": str(r)},
+        )
         for r in range(2)
     ]
     assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
@@ -177,7 +207,10 @@ def test_ranks_make_as_many_steps(corpus, tokenizer_dir, tmp_path):
     real = [pack for rank in steps for step in rank for pack in step if pack[1]]
     padding = [pack for rank in steps for step in rank for pack in step if not pack[1]]
     everything = PackedStream(
-        corpus, config=BuildConfig.of(max_length=256, pack_window=30, lanes=3, tokenizer=str(tokenizer_dir))
+        corpus,
+        config=BuildConfig.of(
+            max_length=256, pack_window=30, lanes=3, tokenizer=str(tokenizer_dir)
+        ),
     )
     assert sorted(ids for ids, _ in real) == sorted(pack[0] for pack in plains(everything))
     assert len(padding) > 5

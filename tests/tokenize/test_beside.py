@@ -1,4 +1,5 @@
-"""The reference encoder in a process of its own answers as it does here, and is replaced by the one here when it is gone."""
+"""The reference encoder in a process of its own answers as it does here, and is replaced by the one
+here when it is gone."""
 
 from __future__ import annotations
 
@@ -31,7 +32,10 @@ def test_the_same_ids_and_nothing_is_loaded_here() -> None:
 
     beside = Beside(spec)
     assert beside.place is not None
-    for asking in (Asking(beside.place, never), Asking(pickle.loads(pickle.dumps(beside.place)), never)):
+    for asking in (
+        Asking(beside.place, never),
+        Asking(pickle.loads(pickle.dumps(beside.place)), never),
+    ):
         for texts in (TEXTS, TEXTS[:1], []):
             want, got = HfEncoder(spec, threads=False).encode(texts), asking.ask(texts)()
             assert np.array_equal(want.input_ids, got.input_ids)
@@ -42,7 +46,9 @@ def test_the_same_ids_and_nothing_is_loaded_here() -> None:
 def test_a_child_that_is_gone_is_done_without(when: str) -> None:
     spec = spec_of(byte_level())
     beside = Beside(spec)
-    asking = Asking(None if when == "no child" else beside.place, lambda: HfEncoder(spec, threads=False))
+    asking = Asking(
+        None if when == "no child" else beside.place, lambda: HfEncoder(spec, threads=False)
+    )
     if when == "after the first":
         asking.ask(TEXTS)()
     beside.close()
@@ -70,7 +76,9 @@ def test_an_answer_that_nobody_took_is_not_that_to_the_next_question(gone: bool)
     answer = asking.ask(TEXTS[:1])
     if gone:
         beside.close()
-    assert np.array_equal(answer().input_ids, HfEncoder(spec, threads=False).encode(TEXTS[:1]).input_ids)
+    assert np.array_equal(
+        answer().input_ids, HfEncoder(spec, threads=False).encode(TEXTS[:1]).input_ids
+    )
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
@@ -105,9 +113,9 @@ def test_a_text_that_is_no_unicode_is_refused_as_ever() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="a pipe of Windows stands in no folder")
 def test_the_child_ends_with_a_parent_that_is_killed() -> None:
     code = (
-        "import time; from sftprep.tokenize.beside import Asking, Beside; from tests.tokenize.made import byte_level, spec_of\n"
-        "b = Beside(spec_of(byte_level())); Asking(b.place, None).ask(['a'])()\n"
-        "print(b.place.address, flush=True); time.sleep(60)"
+        "import time; from sftprep.tokenize.beside import Asking, Beside; from tests.tokenize.made"
+        " import byte_level, spec_of\nb = Beside(spec_of(byte_level())); Asking(b.place,"
+        " None).ask(['a'])()\nprint(b.place.address, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None

@@ -1,4 +1,5 @@
-"""Texts that are encoded in one call, with a token between them, get the ids that each gets alone."""
+"""Texts that are encoded in one call, with a token between them, get the ids that each gets
+alone."""
 
 from __future__ import annotations
 
@@ -22,13 +23,37 @@ MADE: dict[str, Tokenizer] = {
     "as gpt-2": byte_level(),
     "as llama": byte_level(nfc=True, gpt4=True),
     "as qwen": byte_level(nfc=True, qwen=True),
-    "one that takes blanks": byte_level(added=(AddedToken("<mask>", lstrip=True, rstrip=True, normalized=False),)),
-    "blanks as tokens": byte_level(added=(AddedToken("  ", normalized=False), AddedToken("\n\n", normalized=False))),
+    "one that takes blanks": byte_level(
+        added=(AddedToken("<mask>", lstrip=True, rstrip=True, normalized=False),)
+    ),
+    "blanks as tokens": byte_level(
+        added=(AddedToken("  ", normalized=False), AddedToken("\n\n", normalized=False))
+    ),
     "a longer one": byte_level(added=(AddedToken(_longer, special=True, normalized=False),)),
     "one after normalizing": byte_level(nfc=True, added=(AddedToken("\u00e9x", normalized=True),)),
-    "bare letters": byte_level(added=(AddedToken("a", normalized=False), AddedToken(">", normalized=False))),
+    "bare letters": byte_level(
+        added=(AddedToken("a", normalized=False), AddedToken(">", normalized=False))
+    ),
 }
-PIECES = [END, START, STOP, _longer, END[:-1], END[1:], "<", "<|", "|>", "system", "<mask>", " ", "  ", "\n", "\n\n", "a", "x"]
+PIECES = [
+    END,
+    START,
+    STOP,
+    _longer,
+    END[:-1],
+    END[1:],
+    "<",
+    "<|",
+    "|>",
+    "system",
+    "<mask>",
+    " ",
+    "  ",
+    "\n",
+    "\n\n",
+    "a",
+    "x",
+]
 PIECES += [
     "0",
     "\x01",
@@ -58,12 +83,16 @@ def spec(name: str) -> TokenizerSpec:
 
 @cache
 def encoder(name: str) -> FastEncoder:
-    return FastEncoder(spec(name), threads=False, reference=lambda: HfEncoder(spec(name), threads=False))
+    return FastEncoder(
+        spec(name), threads=False, reference=lambda: HfEncoder(spec(name), threads=False)
+    )
 
 
 def check(name: str, texts: list[str]) -> None:
     together = encoder(name).encode(texts)
-    assert [together.of(k).tolist() for k in range(len(texts))] == [encoder(name).encode([t]).input_ids.tolist() for t in texts]
+    assert [together.of(k).tolist() for k in range(len(texts))] == [
+        encoder(name).encode([t]).input_ids.tolist() for t in texts
+    ]
 
 
 def texts_of(name: str) -> st.SearchStrategy[list[str]]:
@@ -96,13 +125,16 @@ def test_a_token_is_found_where_there_may_be_one() -> None:
 
 
 def test_one_that_no_text_ends_with_is_best() -> None:
-    between = between_texts(spec_of(byte_level(), eos_token=END, chat_template=f"{START} and no other"))
+    between = between_texts(
+        spec_of(byte_level(), eos_token=END, chat_template=f"{START} and no other")
+    )
     assert between is not None
     assert between.text == STOP
 
 
 def test_a_token_that_starts_another_does_not_stand_between() -> None:
-    """What comes after it would make it the other one, and with a text that spells it the number of them would be right."""
+    """What comes after it would make it the other one, and with a text that spells it the number of
+    them would be right."""
     between = between_texts(spec("a longer one"))
     assert between is not None
     assert between.text != END

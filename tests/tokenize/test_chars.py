@@ -1,4 +1,5 @@
-"""Character ranges from bytes: right for the texts they are given for, and given for all that the bytes allow."""
+"""Character ranges from bytes: right for the texts they are given for, and given for all that the
+bytes allow."""
 
 from __future__ import annotations
 
@@ -40,18 +41,29 @@ def cut_texts(draw: st.DrawFn) -> tuple[str, list[bytes]]:
     """A text, and its bytes cut anywhere."""
     text = draw(st.text(st.sampled_from("aé中🤯 \u0301"), min_size=1, max_size=12))
     content = text.encode()
-    cuts = sorted(draw(st.sets(st.integers(1, max(len(content) - 1, 1)))) if len(content) > 1 else [])
+    cuts = sorted(
+        draw(st.sets(st.integers(1, max(len(content) - 1, 1)))) if len(content) > 1 else []
+    )
     return text, [content[a:b] for a, b in zip([0, *cuts], [*cuts, len(content)], strict=True)]
 
 
 @settings(max_examples=150, deadline=None)
-@given(cases=st.lists(st.one_of(cut_texts(), st.just(("", []))), max_size=5), wrong=st.sets(st.integers(0, 4)))
-def test_equals_byte_by_byte_and_says_what_does_not_fit(cases: list[tuple[str, list[bytes]]], wrong: set[int]) -> None:
+@given(
+    cases=st.lists(st.one_of(cut_texts(), st.just(("", []))), max_size=5),
+    wrong=st.sets(st.integers(0, 4)),
+)
+def test_equals_byte_by_byte_and_says_what_does_not_fit(
+    cases: list[tuple[str, list[bytes]]], wrong: set[int]
+) -> None:
     pieces = sorted({piece for _, cut in cases for piece in cut}) or [b"x"]
-    tokens = flat_tokens([np.array([pieces.index(piece) for piece in cut], np.int32) for _, cut in cases])
+    tokens = flat_tokens(
+        [np.array([pieces.index(piece) for piece in cut], np.int32) for _, cut in cases]
+    )
     # A text that says something else than its tokens: longer, or of the same length.
     wrong = {number for number in wrong if number < len(cases) and cases[number][0]}
-    shown = [text[:-1] + "\x01" if number in wrong else text for number, (text, _) in enumerate(cases)]
+    shown = [
+        text[:-1] + "\x01" if number in wrong else text for number, (text, _) in enumerate(cases)
+    ]
     chars, unknown = char_ranges(shown, tokens, table_of(pieces, [], prepends=False))
     assert set(unknown) == wrong
     for number, (text, cut) in enumerate(cases):
@@ -63,7 +75,9 @@ def test_equals_byte_by_byte_and_says_what_does_not_fit(cases: list[tuple[str, l
 def test_the_blank_before_a_text_belongs_to_its_first_character() -> None:
     table = table_of([b" ", b" a", b"<x>", b"  ", b"b"], [2], prepends=True)
     ids = [[0, 1], [1, 2, 1], [3], [1, 4], [4, 1]]
-    chars, unknown = char_ranges([" a", "a<x>a", " ", "ab", "ba"], flat_tokens([np.array(i, np.int32) for i in ids]), table)
+    chars, unknown = char_ranges(
+        [" a", "a<x>a", " ", "ab", "ba"], flat_tokens([np.array(i, np.int32) for i in ids]), table
+    )
     assert unknown == [4]  # its tokens say "b a", and no blank was put before it
     assert chars[:8].tolist() == [[0, 1], [0, 2], [0, 1], [1, 4], [4, 5], [0, 1], [0, 1], [1, 2]]
 

@@ -1,4 +1,5 @@
-"""Both encoders give the ids and the offsets of transformers, whatever the text and whichever way they go."""
+"""Both encoders give the ids and the offsets of transformers, whatever the text and whichever way
+they go."""
 
 from __future__ import annotations
 
@@ -28,13 +29,17 @@ from tests.tokenize.made import STOP, byte_level, live, sentence_piece, spec_of
 from tests.tokenize.real import FAST, REAL, real_fast, real_reference, real_spec, real_tokenizer
 from tests.tokenize.strategies import texts
 
-NEW = "\U0001e135\U00011235"  # two marks that Unicode 17 puts in another order, and Unicode 9 does not know
+NEW = (  # two marks that Unicode 17 puts in another order, and Unicode 9 does not know
+    "\U0001e135\U00011235"
+)
 _strip = AddedToken("<mask>", lstrip=True, rstrip=True, normalized=False)
 MADE: dict[str, Tokenizer] = {
     "as gpt-2": byte_level(),
     "as qwen": byte_level(nfc=True, gpt4=True),
     "a token that takes blanks": byte_level(added=(_strip,)),
-    "blanks as a token": byte_level(added=(AddedToken("  ", normalized=False), AddedToken("\n\n", normalized=False))),
+    "blanks as a token": byte_level(
+        added=(AddedToken("  ", normalized=False), AddedToken("\n\n", normalized=False))
+    ),
     "a blank before the text": byte_level(add_prefix_space=True),
     "offsets without blanks": byte_level(trim=True),
     "as llama-2": sentence_piece(prepend=True),
@@ -73,7 +78,9 @@ def test_fast_equals_reference_on_made_tokenizers(name: str, data: st.DataObject
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_fast_equals_reference_on_real_tokenizers(name: str, data: st.DataObject) -> None:
-    assert_equal(name, data.draw(st.lists(texts(list(real_spec(name).added_tokens())[:40]), max_size=6)))
+    assert_equal(
+        name, data.draw(st.lists(texts(list(real_spec(name).added_tokens())[:40]), max_size=6))
+    )
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -87,12 +94,20 @@ def test_fast_equals_reference_on_nasty_texts(name: str) -> None:
 @needs_shared
 @pytest.mark.parametrize("name", REAL)
 def test_reference_is_what_transformers_does(name: str) -> None:
-    """Ids and offsets of a direct call, each text alone, against those of batches: with and without threads."""
+    """Ids and offsets of a direct call, each text alone, against those of batches: with and without
+    threads."""
     sample = [*nasty_texts(real_spec(name))[:50], *nasty_texts(real_spec(name))[59:80]]
-    expected = [real_tokenizer(name)(text, add_special_tokens=False, return_offsets_mapping=True) for text in sample]
+    expected = [
+        real_tokenizer(name)(text, add_special_tokens=False, return_offsets_mapping=True)
+        for text in sample
+    ]
     for encoder in (real_reference(name), HfEncoder(real_spec(name), threads=False)):
         tokens, chars = encoder.encode_with_chars(sample)
-        assert (tokens.input_ids.dtype, tokens.offsets.dtype, chars.dtype) == (np.int32, np.int64, np.int64)
+        assert (tokens.input_ids.dtype, tokens.offsets.dtype, chars.dtype) == (
+            np.int32,
+            np.int64,
+            np.int64,
+        )
         for number, want in enumerate(expected):
             rows = slice(int(tokens.offsets[number]), int(tokens.offsets[number + 1]))
             assert tokens.input_ids[rows].tolist() == want["input_ids"]
@@ -109,12 +124,16 @@ def test_reference_works_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, chars = encoder.encode_with_chars(sample)
     monkeypatch.setattr("sftprep.tokenize.hf._BATCH_CHARACTERS", 10)
     parts, part_chars = encoder.encode_with_chars(sample)
-    assert (parts.input_ids.tolist(), parts.offsets.tolist()) == (whole.input_ids.tolist(), whole.offsets.tolist())
+    assert (parts.input_ids.tolist(), parts.offsets.tolist()) == (
+        whole.input_ids.tolist(),
+        whole.offsets.tolist(),
+    )
     assert part_chars.tolist() == chars.tolist()
 
 
 def test_char_to_token_of_transformers_follows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The offsets are good for what they are made for: TRL finds the token of a character with `char_to_token`."""
+    """The offsets are good for what they are made for: TRL finds the token of a character with
+    `char_to_token`."""
     monkeypatch.setattr("sftprep.tokenize.chars._GROUP_CHARACTERS", 7)
     tokenizer = live(MADE["as qwen"])
     sample = ["<|im_start|>user\nnaïve 中文 🤯?<|im_end|>\n", "e\u0301 two", "a  b"]
@@ -129,7 +148,9 @@ def test_char_to_token_of_transformers_follows(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("name", ["as qwen", "as llama-2"])
-def test_every_way_through_the_fast_encoder_gives_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_way_through_the_fast_encoder_gives_the_same(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = made_spec(name)
     sample = [*nasty_texts(spec), NEW, "plain " * 50]
     expected = HfEncoder(spec, threads=False).encode(sample)
@@ -151,7 +172,8 @@ def test_every_way_through_the_fast_encoder_gives_the_same(name: str, monkeypatc
 
 
 def count_loads() -> None:
-    """Words that never come again, until the limit is passed; prints how often the encoder was loaded."""
+    """Words that never come again, until the limit is passed; prints how often the encoder was
+    loaded."""
     fast._LOOK_EVERY, fast._CACHE_BYTES = 1 << 19, 8 << 20
     encoder = load_encoder(made_spec("as gpt-2"), "gigatoken", threads=False)
     assert isinstance(encoder, FastEncoder)
@@ -167,10 +189,13 @@ def count_loads() -> None:
 
 
 def test_memory_is_given_back_before_it_is_too_much() -> None:
-    # In a process of its own: here, memory that other tests have let go of may be used again, and nothing seems to grow.
+    # In a process of its own: here, memory that other tests have let go of may be used again, and
+    # nothing seems to grow.
     code = "from tests.tokenize.test_encoders import count_loads; count_loads()"
     root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
     assert int(done.stdout) > 1
 
 
@@ -211,7 +236,9 @@ def test_offsets_of_other_ids_are_a_fault() -> None:
     encoder, _ = pair("offsets without blanks")  # a kind that chars.py leaves to the reference
     tokens = encoder.encode(["hello world"])
     tokens.input_ids[0] += 1
-    with pytest.raises(EncoderFault, match=r"ids that tokenizers does not give: 'hello world': from token 0 on"):
+    with pytest.raises(
+        EncoderFault, match=r"ids that tokenizers does not give: 'hello world': from token 0 on"
+    ):
         encoder.token_chars(["hello world"], tokens)
 
 
@@ -232,15 +259,23 @@ def test_a_panic_is_a_fault_and_an_interrupt_is_not() -> None:
     def fail(error: BaseException) -> list[str]:
         raise error
 
-    for error in (PanicException("index out of bounds"), RuntimeError("no such token\n\nLocation: src"), OverflowError()):
+    for error in (
+        PanicException("index out of bounds"),
+        RuntimeError("no such token\n\nLocation: src"),
+        OverflowError(),
+    ):
         with pytest.raises(EncoderFault, match=r"gigatoken (cannot|broke down)"):
             fast._guarded(lambda error=error: fail(error))
     with pytest.raises(KeyboardInterrupt):
         fast._guarded(lambda: fail(KeyboardInterrupt()))
 
 
-@pytest.mark.parametrize("tokenizer", [byte_level(), sentence_piece(prepend=True)], ids=["bytes", "pieces"])
-def test_no_environment_variable_is_left_behind(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "tokenizer", [byte_level(), sentence_piece(prepend=True)], ids=["bytes", "pieces"]
+)
+def test_no_environment_variable_is_left_behind(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import os
 
     monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)

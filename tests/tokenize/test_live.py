@@ -54,5 +54,7 @@ def test_a_tokenizer_that_does_more_than_its_file_is_refused(live: Any, tmp_path
             return super().__call__(text.upper() if len(text) > 60 else text, **options)
 
     live.__class__ = Shouting
-    with pytest.raises(TokenizerError, match=r"does more than its tokenizer\.json|changes texts in Python"):
+    with pytest.raises(
+        TokenizerError, match=r"does more than its tokenizer\.json|changes texts in Python"
+    ):
         tokenizer_file(live, cache=tmp_path)

@@ -1,4 +1,5 @@
-"""A tokenizer is resolved once for each state of its files, and every way not to find one has its own words."""
+"""A tokenizer is resolved once for each state of its files, and every way not to find one has its
+own words."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Resolved:
-    """A folder with a tokenizer, and a cache in which it is resolved: made once, and copied for each test."""
+    """A folder with a tokenizer, and a cache in which it is resolved: made once, and copied for
+    each test."""
 
     def __init__(self, folder: Path, cache: Path) -> None:
         self.folder, self.cache = folder, cache
@@ -57,12 +59,19 @@ def resolved(resolved_once: Resolved, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_the_cache_answers_for_the_same_content(resolved: Resolved, tmp_path: Path) -> None:
     spec = load_tokenizer(str(resolved.folder), cache=resolved.cache)
-    assert (spec.name, spec.eos_token, spec.chat_template, spec.model_max_length) == (str(resolved.folder), STOP, CHATML, 4096)
+    assert (spec.name, spec.eos_token, spec.chat_template, spec.model_max_length) == (
+        str(resolved.folder),
+        STOP,
+        CHATML,
+        4096,
+    )
     (resolved.folder / "README.md").write_text("not part of the tokenizer")
     assert load_tokenizer(str(resolved.folder), cache=resolved.cache) == spec
     # A copy elsewhere is the same tokenizer, under the name that was given.
     copy = shutil.copytree(resolved.folder, tmp_path / "copy")
-    assert load_tokenizer(str(copy), cache=resolved.cache) == dataclasses.replace(spec, name=str(copy))
+    assert load_tokenizer(str(copy), cache=resolved.cache) == dataclasses.replace(
+        spec, name=str(copy)
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,7 +100,9 @@ def test_a_damaged_entry_is_as_good_as_none(resolved: Resolved) -> None:
             load_tokenizer(str(resolved.folder), cache=resolved.cache)
     resolved.entry.write_bytes(whole)
     spec = load_tokenizer(str(resolved.folder), cache=resolved.cache)
-    write_entry(resolved.entry, {**spec.facts(), "unheard_of": 1}, spec.json)  # by another version of this software
+    write_entry(
+        resolved.entry, {**spec.facts(), "unheard_of": 1}, spec.json
+    )  # by another version of this software
     assert read_spec(resolved.entry) is None
 
 
@@ -100,7 +111,10 @@ def test_a_class_that_rebuilds_its_tokenizer_is_seen_as_it_is() -> None:
     folder = SHARED / "tokenizers" / "qwen3"
     spec = resolve(str(folder))
     assert spec == tokenizer_spec(real_tokenizer("qwen3"), name=str(folder))
-    assert spec.part("decoder") != json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["decoder"]
+    assert (
+        spec.part("decoder")
+        != json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["decoder"]
+    )
 
 
 def test_says_what_is_wrong_with_a_name(tmp_path: Path) -> None:
@@ -124,7 +138,9 @@ def test_says_what_is_wrong_with_a_name(tmp_path: Path) -> None:
 
 def test_a_damaged_tokenizer_is_named(tmp_path: Path) -> None:
     folder = save(byte_level(), tmp_path / "made")
-    (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text(encoding="utf-8")[:5000], encoding="utf-8")
+    (folder / "tokenizer.json").write_text(
+        (folder / "tokenizer.json").read_text(encoding="utf-8")[:5000], encoding="utf-8"
+    )
     with pytest.raises(TokenizerError, match=r"cannot load the tokenizer of .*made") as caught:
         load_tokenizer(str(folder), cache=tmp_path / "cache")
     assert "damaged" in caught.value.remedy
@@ -132,7 +148,12 @@ def test_a_damaged_tokenizer_is_named(tmp_path: Path) -> None:
 
 
 def test_code_of_a_repository_is_not_run(tmp_path: Path) -> None:
-    folder = save(byte_level(), tmp_path / "made", tokenizer_class="Evil", auto_map={"AutoTokenizer": [None, "evil.Evil"]})
+    folder = save(
+        byte_level(),
+        tmp_path / "made",
+        tokenizer_class="Evil",
+        auto_map={"AutoTokenizer": [None, "evil.Evil"]},
+    )
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'was-run')!r}, 'w')")
     with pytest.raises(TokenizerError, match="never run"):
         resolve(str(folder))
@@ -165,15 +186,25 @@ print(spec.name, spec.vocab_size, sorted(m for m in ("torch", "transformers") if
 
 
 def test_a_name_on_the_hub_without_a_network(tmp_path: Path) -> None:
-    """The Hub's cache as a download leaves it, and the variables that forbid the network: both names are looked up for real."""
+    """The Hub's cache as a download leaves it, and the variables that forbid the network: both
+    names are looked up for real."""
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "hub" / "hub" / "models--maker--tiny"
     save(byte_level(), repository / "snapshots" / commit)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "HF_HOME": str(tmp_path / "hub"),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(ROOT),
+    }
     run = subprocess.run(
-        [sys.executable, "-c", HUB, str(tmp_path / "cache")], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", HUB, str(tmp_path / "cache")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 0, run.stderr
     assert "the Hub does not give a tokenizer of that name" in run.stdout
@@ -219,10 +250,10 @@ def test_entries_are_whole_or_not_there(tmp_path: Path, caplog: pytest.LogCaptur
 
 def test_reading_the_cache_imports_no_library(resolved_once: Resolved) -> None:
     code = (
-        "import sys; from pathlib import Path; from sftprep.tokenize.load import load_tokenizer;"
-        "import sftprep.tokenize.encoder; load_tokenizer(sys.argv[1], cache=Path(sys.argv[2]));"
-        "heavy = 'torch', 'transformers', 'tokenizers', 'numba', 'pyarrow', 'awkward', 'huggingface_hub';"
-        "print([m for m in heavy if m in sys.modules])"
+        "import sys; from pathlib import Path; from sftprep.tokenize.load import"
+        " load_tokenizer;import sftprep.tokenize.encoder; load_tokenizer(sys.argv[1],"
+        " cache=Path(sys.argv[2]));heavy = 'torch', 'transformers', 'tokenizers', 'numba',"
+        " 'pyarrow', 'awkward', 'huggingface_hub';print([m for m in heavy if m in sys.modules])"
     )
     arguments = [sys.executable, "-c", code, str(resolved_once.folder), str(resolved_once.cache)]
     run = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -24,7 +24,9 @@ from tests.tokenize.real import FAST, SLOW, real_fast, real_reference, real_spec
 
 WHOLE_WORDS = byte_level(added=(AddedToken("zq", single_word=True, normalized=False),))
 """gigatoken 0.10 takes such a token inside of words too: a real difference."""
-BLANKS_TWICE = byte_level(added=(AddedToken("<m>", rstrip=True, normalized=False), AddedToken("  ", normalized=False)))
+BLANKS_TWICE = byte_level(
+    added=(AddedToken("<m>", rstrip=True, normalized=False), AddedToken("  ", normalized=False))
+)
 """Two added tokens want the same blanks: another one."""
 
 
@@ -58,7 +60,12 @@ class Liar:
 
 @pytest.mark.parametrize(
     ("lie", "reason"),
-    [("ids", "other ids"), ("chars", "other characters"), ("fault", "broke down"), ("nothing", "equal")],
+    [
+        ("ids", "other ids"),
+        ("chars", "other characters"),
+        ("fault", "broke down"),
+        ("nothing", "equal"),
+    ],
 )
 def test_every_lie_is_found(lie: str, reason: str) -> None:
     spec = spec_of(byte_level())
@@ -74,8 +81,12 @@ def test_every_lie_is_found(lie: str, reason: str) -> None:
         assert result.example.expected[0] == result.example.got[0] ^ 1
 
 
-@pytest.mark.parametrize(("tokenizer", "token"), [(WHOLE_WORDS, "zq"), (BLANKS_TWICE, "<m>")], ids=["words", "blanks"])
-def test_a_tokenizer_on_which_gigatoken_differs_gets_tokenizers(tokenizer: Tokenizer, token: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("tokenizer", "token"), [(WHOLE_WORDS, "zq"), (BLANKS_TWICE, "<m>")], ids=["words", "blanks"]
+)
+def test_a_tokenizer_on_which_gigatoken_differs_gets_tokenizers(
+    tokenizer: Tokenizer, token: str, tmp_path: Path
+) -> None:
     spec = spec_of(tokenizer)
     encoder, result = make_encoder(spec, "auto", threads=False, cache_folder=tmp_path)
     assert isinstance(encoder, HfEncoder)
@@ -83,7 +94,9 @@ def test_a_tokenizer_on_which_gigatoken_differs_gets_tokenizers(tokenizer: Token
     assert result.example is not None
     assert token in result.example.text
     assert probe_encoder(spec, "auto", cache_folder=tmp_path) == ("tokenizers", result.to_dict())
-    with pytest.raises(TokenizerError, match="gigatoken cannot be used for made: it gives other ids") as caught:
+    with pytest.raises(
+        TokenizerError, match="gigatoken cannot be used for made: it gives other ids"
+    ) as caught:
         make_encoder(spec, "gigatoken", threads=False, cache_folder=tmp_path)
     assert "--encoder" in caught.value.remedy
     assert ProbeResult.from_dict(result.to_dict()) == result
@@ -95,12 +108,19 @@ def test_a_tokenizer_on_which_it_does_not_gets_gigatoken(choice: str, tmp_path: 
         spec = spec_of(tokenizer)
         encoder, result = make_encoder(spec, choice, threads=False, cache_folder=tmp_path)  # type: ignore[arg-type]
         assert isinstance(encoder, FastEncoder)
-        assert (result.encoder, result.equal, result.reason, result.example) == ("gigatoken", True, "equal", None)
+        assert (result.encoder, result.equal, result.reason, result.example) == (
+            "gigatoken",
+            True,
+            "equal",
+            None,
+        )
         assert result.checked == len(nasty_texts(spec))
 
 
 def test_tokenizers_is_used_where_it_is_asked_for(tmp_path: Path) -> None:
-    encoder, result = make_encoder(spec_of(byte_level()), "tokenizers", threads=False, cache_folder=tmp_path)
+    encoder, result = make_encoder(
+        spec_of(byte_level()), "tokenizers", threads=False, cache_folder=tmp_path
+    )
     assert (encoder.name, encoder.version) == (result.encoder, result.encoder_version)
     assert isinstance(encoder, HfEncoder)
     assert list(tmp_path.iterdir()) == []
@@ -134,13 +154,25 @@ def test_an_answer_is_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_samples_show_holds_from_then_on(tmp_path: Path) -> None:
-    """As if the fixed texts had not shown the difference: the answer that they left behind says equal."""
+    """As if the fixed texts had not shown the difference: the answer that they left behind says
+    equal."""
     spec = spec_of(WHOLE_WORDS)
     cached_probe(spec, (), tmp_path)
     (entry,) = (tmp_path / "probes").iterdir()
     found = read_entry(entry)
     assert found is not None
-    write_entry(entry, {"result": {**found[0]["result"], "equal": True, "encoder": "gigatoken", "example": None}, "samples": []})
+    write_entry(
+        entry,
+        {
+            "result": {
+                **found[0]["result"],
+                "equal": True,
+                "encoder": "gigatoken",
+                "example": None,
+            },
+            "samples": [],
+        },
+    )
     assert cached_probe(spec, (), tmp_path).equal
     assert cached_probe(spec, ("harmless",), tmp_path).equal
     shown = cached_probe(spec, ("harmless", "azqb"), tmp_path)
@@ -182,7 +214,11 @@ def test_the_first_difference_is_shown() -> None:
     other = tokens([1, 2], [*range(50), 7, *range(51, 100)])
     shown = first_mismatch(texts, same, other)
     assert shown is not None
-    assert (shown.token, shown.expected, shown.got) == (50, tuple(range(50, 58)), (7, *range(51, 58)))
+    assert (shown.token, shown.expected, shown.got) == (
+        50,
+        tuple(range(50, 58)),
+        (7, *range(51, 58)),
+    )
     assert len(shown.text) == 200
     assert shown.text in texts[1]
     shorter = first_mismatch(texts, same, tokens([1], range(100)))

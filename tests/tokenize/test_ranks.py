@@ -1,4 +1,5 @@
-"""Ranks are used where they are proven to give the same tokens, and then they do; everything else is loaded as it was."""
+"""Ranks are used where they are proven to give the same tokens, and then they do; everything else
+is loaded as it was."""
 
 from __future__ import annotations
 
@@ -23,19 +24,32 @@ from tests.support import needs_shared
 from tests.tokenize.made import END, START, STOP, byte_level, spec_of
 from tests.tokenize.real import real_spec
 
-QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
-def qwen_like(*, nfc: bool = True, added: tuple[AddedToken, ...] = (), cut: str = QWEN) -> TokenizerSpec:
+def qwen_like(
+    *, nfc: bool = True, added: tuple[AddedToken, ...] = (), cut: str = QWEN
+) -> TokenizerSpec:
     made = json.loads(byte_level().to_str())["model"]
-    words = [word for word in sorted(made["vocab"], key=made["vocab"].__getitem__) if word not in (END, START, STOP)]
+    words = [
+        word
+        for word in sorted(made["vocab"], key=made["vocab"].__getitem__)
+        if word not in (END, START, STOP)
+    ]
     pairs = [tuple(pair) for pair in made["merges"]]
     tokenizer = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, pairs))
     tokenizer.normalizer = normalizers.NFC() if nfc else None
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(cut), "isolated"), level])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(cut), "isolated"), level]
+    )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in (END, START, STOP)])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, normalized=False, special=True) for token in (END, START, STOP)]
+    )
     tokenizer.add_tokens(list(added))
     return spec_of(tokenizer)
 
@@ -73,7 +87,9 @@ def test_what_is_proven_merges_alike(model: dict[str, Any], word: str) -> None:
     pairs = [(left, right) for left, right in (merge.split(" ") for merge in model["merges"])]
     tokenizer = Tokenizer(models.BPE(model["vocab"], pairs))
     ids = dict(ranks)
-    assert [ids[part] for part in _merged(word.encode(), sys.maxsize, ids)] == tokenizer.encode(word).ids
+    assert [ids[part] for part in _merged(word.encode(), sys.maxsize, ids)] == tokenizer.encode(
+        word
+    ).ids
 
 
 def test_a_token_that_two_pairs_make_is_not_proven() -> None:
@@ -82,9 +98,15 @@ def test_a_token_that_two_pairs_make_is_not_proven() -> None:
     model = {"type": "BPE", "vocab": vocab, "merges": ["a b", "b c", "ab c"]}
     assert ranks_of(model, {}) is not None
     assert ranks_of({**model, "merges": ["a b", "b c", "a bc"]}, {}) is None
-    assert ranks_of({**model, "merges": ["b c", "a b", "ab c"]}, {}) is None, "ids that do not follow the merges"
-    assert ranks_of({**model, "vocab": {**vocab, "cab": 259}}, {}) is None, "a token that nothing makes"
-    assert ranks_of({**model, "vocab": {**vocab, "cab": 259}}, {"cab": 259}) is not None, "but an added one needs no merge"
+    assert ranks_of({**model, "merges": ["b c", "a b", "ab c"]}, {}) is None, (
+        "ids that do not follow the merges"
+    )
+    assert ranks_of({**model, "vocab": {**vocab, "cab": 259}}, {}) is None, (
+        "a token that nothing makes"
+    )
+    assert ranks_of({**model, "vocab": {**vocab, "cab": 259}}, {"cab": 259}) is not None, (
+        "but an added one needs no merge"
+    )
     assert ranks_of({**model, "byte_fallback": True}, {}) is None
 
 
@@ -98,7 +120,14 @@ def test_ranks_give_what_tokenizers_gives(tmp_path: Path, nfc: bool) -> None:
 
 def test_what_a_normalizer_changes_is_not_left_to_ranks(tmp_path: Path) -> None:
     fast, reference = encoder_of(qwen_like(), tmp_path)
-    texts = ["cafe\u0301", "plain", "caf\u00e9", "<|im_end|>\u0338 a\u0301", "", "\u1112\u1161\u11ab"]
+    texts = [
+        "cafe\u0301",
+        "plain",
+        "caf\u00e9",
+        "<|im_end|>\u0338 a\u0301",
+        "",
+        "\u1112\u1161\u11ab",
+    ]
     want, got = reference.encode(texts), fast.encode(texts)
     assert np.array_equal(want.offsets, got.offsets)
     assert np.array_equal(want.input_ids, got.input_ids)

@@ -1,4 +1,5 @@
-"""Texts that are encoded in the frame of their literals get the ids that `tokenizers` gives the whole."""
+"""Texts that are encoded in the frame of their literals get the ids that `tokenizers` gives the
+whole."""
 
 from __future__ import annotations
 
@@ -24,16 +25,71 @@ MADE = {
     "as llama": byte_level(nfc=True, gpt4=True),
     "as qwen": byte_level(nfc=True, qwen=True),
     "a longer one": byte_level(added=(AddedToken(LONGER, special=True, normalized=False),)),
-    "one that starts with an end": byte_level(added=(AddedToken("\nuser", normalized=False), AddedToken(">x", normalized=False))),
-    "blanks as tokens": byte_level(gpt4=True, added=(AddedToken("  ", normalized=False), AddedToken("\n\n", normalized=False))),
-    "bare letters": byte_level(added=(AddedToken("a", normalized=False), AddedToken("r\na", normalized=False))),
+    "one that starts with an end": byte_level(
+        added=(AddedToken("\nuser", normalized=False), AddedToken(">x", normalized=False))
+    ),
+    "blanks as tokens": byte_level(
+        gpt4=True, added=(AddedToken("  ", normalized=False), AddedToken("\n\n", normalized=False))
+    ),
+    "bare letters": byte_level(
+        added=(AddedToken("a", normalized=False), AddedToken("r\na", normalized=False))
+    ),
 }
-LITERALS = [f"{START}user\n", f"{STOP}\n{START}user\n", f"{STOP}\n{START}assistant\n", f"{STOP}\n", STOP, "", "user: ", "\n"]
-LITERALS += [f"{STOP} ", f"{START}{START}", f"{STOP}{END}x", END, f"x{STOP}\n{START}", f"{STOP}<", f">{STOP}\n\n"]
+LITERALS = [
+    f"{START}user\n",
+    f"{STOP}\n{START}user\n",
+    f"{STOP}\n{START}assistant\n",
+    f"{STOP}\n",
+    STOP,
+    "",
+    "user: ",
+    "\n",
+]
+LITERALS += [
+    f"{STOP} ",
+    f"{START}{START}",
+    f"{STOP}{END}x",
+    END,
+    f"x{STOP}\n{START}",
+    f"{STOP}<",
+    f">{STOP}\n\n",
+]
 LITERALS += [f"{STOP}e\u0301"]
-PIECES = [END, START, STOP, STOP[:3], STOP[3:], START[:-1], "\n", " ", "  ", "\t", "user", "hello", "a", "x", "ser", "1"]
+PIECES = [
+    END,
+    START,
+    STOP,
+    STOP[:3],
+    STOP[3:],
+    START[:-1],
+    "\n",
+    " ",
+    "  ",
+    "\t",
+    "user",
+    "hello",
+    "a",
+    "x",
+    "ser",
+    "1",
+]
 PIECES += ["23", "'s", "0", "07", "'l", ".", "!\n", COMMA, COMMA[:2], COMMA[1]]
-PIECES += ["\u0301", "e", "\u00e9", "中", "\U0001f600", "\u1e0b\u0323", "\u1e135", "\u0000", "<", ">", "|", "/", '"', "\\"]
+PIECES += [
+    "\u0301",
+    "e",
+    "\u00e9",
+    "中",
+    "\U0001f600",
+    "\u1e0b\u0323",
+    "\u1e135",
+    "\u0000",
+    "<",
+    ">",
+    "|",
+    "/",
+    '"',
+    "\\",
+]
 contents = st.lists(st.sampled_from(PIECES), max_size=5).map("".join)
 
 
@@ -44,7 +100,11 @@ def spec(name: str) -> TokenizerSpec:
 
 @cache
 def fast(name: str) -> FastEncoder:
-    return FastEncoder(spec(name), threads=False, reference=lambda: reference(name)) if name in MADE else real_fast(name)
+    return (
+        FastEncoder(spec(name), threads=False, reference=lambda: reference(name))
+        if name in MADE
+        else real_fast(name)
+    )
 
 
 @cache
@@ -53,7 +113,8 @@ def reference(name: str) -> HfEncoder:
 
 
 def check(name: str, shapes: list[list[str]], picked: list[tuple[int, list[str]]]) -> bool | None:
-    """Whether the texts were encoded without being made, None where no shape has a frame; what was encoded is compared."""
+    """Whether the texts were encoded without being made, None where no shape has a frame; what was
+    encoded is compared."""
     seams = seams_of(spec(name))
     frames = [None if seams is None else seams.frame(literals) for literals in shapes]
     texts, parts, used = list[str](), list[tuple[str, str]](), list[Frame]()
@@ -67,8 +128,13 @@ def check(name: str, shapes: list[list[str]], picked: list[tuple[int, list[str]]
         texts.append("".join(a + b for a, b in zip(literals, [*filling, ""], strict=True)))
     if seams is None or not texts:
         return None
-    after = [COMMA if seams.commas and may_end(content) else seams.between.text for _, content in parts]
-    joined = "".join(tail + content + between for (tail, content), between in zip(parts, [*after[:-1], ""], strict=True))
+    after = [
+        COMMA if seams.commas and may_end(content) else seams.between.text for _, content in parts
+    ]
+    joined = "".join(
+        tail + content + between
+        for (tail, content), between in zip(parts, [*after[:-1], ""], strict=True)
+    )
     heads = Heads()
     for _ in range(2):  # the second time, they are known
         got = encode_framed(fast(name), used, joined, after[:-1].count(COMMA), heads)
@@ -80,14 +146,20 @@ def check(name: str, shapes: list[list[str]], picked: list[tuple[int, list[str]]
     return True
 
 
-shapes = st.lists(st.lists(st.sampled_from(LITERALS), min_size=2, max_size=5), min_size=1, max_size=3)
-picked = st.lists(st.tuples(st.integers(0, 2), st.lists(contents, max_size=3)), min_size=1, max_size=4)
+shapes = st.lists(
+    st.lists(st.sampled_from(LITERALS), min_size=2, max_size=5), min_size=1, max_size=3
+)
+picked = st.lists(
+    st.tuples(st.integers(0, 2), st.lists(contents, max_size=3)), min_size=1, max_size=4
+)
 
 
 @pytest.mark.parametrize("name", MADE)
 @settings(max_examples=200, deadline=None)
 @given(shapes=shapes, picked=picked)
-def test_in_frames_as_whole(name: str, shapes: list[list[str]], picked: list[tuple[int, list[str]]]) -> None:
+def test_in_frames_as_whole(
+    name: str, shapes: list[list[str]], picked: list[tuple[int, list[str]]]
+) -> None:
     check(name, shapes, picked)
 
 
@@ -95,7 +167,9 @@ def test_in_frames_as_whole(name: str, shapes: list[list[str]], picked: list[tup
 @pytest.mark.parametrize("name", FAST)
 @settings(max_examples=100, deadline=None)
 @given(shapes=shapes, picked=picked)
-def test_real_tokenizers(name: str, shapes: list[list[str]], picked: list[tuple[int, list[str]]]) -> None:
+def test_real_tokenizers(
+    name: str, shapes: list[list[str]], picked: list[tuple[int, list[str]]]
+) -> None:
     check(name, shapes, picked)
 
 
@@ -110,7 +184,11 @@ def test_ordinary_chats_have_frames(name: str) -> None:
 @pytest.mark.parametrize("name", ["a longer one", "one that starts with an end", "bare letters"])
 def test_a_token_that_may_stand_across_a_seam_is_no_frame(name: str) -> None:
     seams = seams_of(spec(name))
-    literals = [f"{START}user", f"{LONGER[:-3]}", STOP] if name == "a longer one" else [*CHAT[:2], f"{STOP}\n"]
+    literals = (
+        [f"{START}user", f"{LONGER[:-3]}", STOP]
+        if name == "a longer one"
+        else [*CHAT[:2], f"{STOP}\n"]
+    )
     assert seams is None or seams.frame(literals) is None
 
 

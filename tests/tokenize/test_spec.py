@@ -25,10 +25,15 @@ def test_equals_auto_tokenizer(name: str) -> None:
     tokenizer, spec = real_tokenizer(name), real_spec(name)
     assert spec.special_tokens == tokenizer.special_tokens_map
     assert (spec.eos_token, spec.eos_token_id) == (tokenizer.eos_token, tokenizer.eos_token_id)
-    assert (spec.bos_token_id, spec.pad_token_id) == (tokenizer.bos_token_id, tokenizer.pad_token_id)
+    assert (spec.bos_token_id, spec.pad_token_id) == (
+        tokenizer.bos_token_id,
+        tokenizer.pad_token_id,
+    )
     assert spec.chat_template == tokenizer.chat_template
     assert spec.vocab_size == 1 + max(tokenizer.get_vocab().values())
-    assert spec.model_max_length == (tokenizer.model_max_length if tokenizer.model_max_length < 1e20 else None)
+    assert spec.model_max_length == (
+        tokenizer.model_max_length if tokenizer.model_max_length < 1e20 else None
+    )
 
     texts = [*nasty_texts(spec)[:50], *nasty_texts(spec)[59:100]]
     tokens = HfEncoder(spec, threads=True).encode(texts)
@@ -39,9 +44,26 @@ def test_equals_auto_tokenizer(name: str) -> None:
 
 
 def test_fields_of_a_made_tokenizer() -> None:
-    spec = spec_of(byte_level(), eos_token=STOP, bos_token=START, pad_token=END, chat_template=CHATML, model_max_length=512)
-    assert (spec.eos_token, spec.eos_token_id, spec.bos_token_id, spec.pad_token_id) == (STOP, 2, 1, 0)
-    assert (spec.vocab_size, spec.model_max_length, spec.chat_template, spec.named_templates) == (400, 512, CHATML, {})
+    spec = spec_of(
+        byte_level(),
+        eos_token=STOP,
+        bos_token=START,
+        pad_token=END,
+        chat_template=CHATML,
+        model_max_length=512,
+    )
+    assert (spec.eos_token, spec.eos_token_id, spec.bos_token_id, spec.pad_token_id) == (
+        STOP,
+        2,
+        1,
+        0,
+    )
+    assert (spec.vocab_size, spec.model_max_length, spec.chat_template, spec.named_templates) == (
+        400,
+        512,
+        CHATML,
+        {},
+    )
     assert (spec.prefix_ids, spec.suffix_ids, spec.split_special_tokens) == ((), (), False)
     assert spec.added_tokens() == {END: 0, START: 1, STOP: 2}
     assert spec_of(sentence_piece(prepend=True)).prefix_ids == (1,)
@@ -56,19 +78,31 @@ def test_named_templates_keep_the_default_one_apart() -> None:
 
 
 def test_survives_json() -> None:
-    spec = spec_of(sentence_piece(prepend=True), eos_token="</s>", chat_template={"default": CHATML, "tool_use": "x"})
+    spec = spec_of(
+        sentence_piece(prepend=True),
+        eos_token="</s>",
+        chat_template={"default": CHATML, "tool_use": "x"},
+    )
     assert TokenizerSpec.from_facts(json.loads(json.dumps(spec.facts())), spec.json) == spec
 
 
 def test_with_eos_changes_the_role_and_not_the_ids() -> None:
     spec = spec_of(byte_level(), eos_token=END)
     other = spec.with_eos(STOP)
-    assert (other.eos_token, other.eos_token_id, other.special_tokens["eos_token"]) == (STOP, 2, STOP)
+    assert (other.eos_token, other.eos_token_id, other.special_tokens["eos_token"]) == (
+        STOP,
+        2,
+        STOP,
+    )
     assert other.fingerprint[:32] == spec.fingerprint[:32]
     assert other.fingerprint[32:] != spec.fingerprint[32:]
     assert other.with_eos(END) == spec
-    assert spec.with_eos("a").eos_token_id == spec.token_id("a")  # any token of the vocabulary will do
-    with pytest.raises(TokenizerError, match=r"<nowhere>.*not in the vocabulary[\s\S]*<\|im_end\|>"):
+    assert spec.with_eos("a").eos_token_id == spec.token_id(
+        "a"
+    )  # any token of the vocabulary will do
+    with pytest.raises(
+        TokenizerError, match=r"<nowhere>.*not in the vocabulary[\s\S]*<\|im_end\|>"
+    ):
         spec.with_eos("<nowhere>")
 
 
@@ -90,7 +124,10 @@ def test_fingerprint_is_of_the_ids_and_not_of_the_last_use() -> None:
     tokenizer.backend_tokenizer.enable_truncation(2)
     after = tokenizer_spec(tokenizer)
     assert (after.fingerprint, after.json) == (before.fingerprint, before.json)
-    assert HfEncoder(after, threads=False).encode(["a b c d e f"]).of(0).tolist() == tokenizer("a b c d e f")["input_ids"]
+    assert (
+        HfEncoder(after, threads=False).encode(["a b c d e f"]).of(0).tolist()
+        == tokenizer("a b c d e f")["input_ids"]
+    )
 
     tokenizer.add_tokens(["<new>"])
     assert tokenizer_spec(tokenizer).fingerprint[:32] != before.fingerprint[:32]
@@ -104,7 +141,11 @@ def test_setting_to_split_special_tokens_is_kept() -> None:
 
 
 def test_part_is_found_among_contents_that_look_like_it() -> None:
-    spec = spec_of(byte_level(nfc=True, added=(AddedToken('"normalizer":{"type":"Fake"},"model":', normalized=False),)))
+    spec = spec_of(
+        byte_level(
+            nfc=True, added=(AddedToken('"normalizer":{"type":"Fake"},"model":', normalized=False),)
+        )
+    )
     assert spec.part("normalizer") == {"type": "NFC"}
     assert spec.part("model")["type"] == "BPE"
     assert spec.part("nothing") is None

@@ -15,8 +15,15 @@ from tests.tokenize.made import byte_level, spec_of
 from tests.tokenize.test_probe import Liar
 
 
-@given(count=st.integers(0, 400), seed=st.integers(0, 2**64 - 1), every=st.integers(1, 50), first=st.integers(0, 20))
-def test_the_first_ones_and_one_in_each_block(count: int, seed: int, every: int, first: int) -> None:
+@given(
+    count=st.integers(0, 400),
+    seed=st.integers(0, 2**64 - 1),
+    every=st.integers(1, 50),
+    first=st.integers(0, 20),
+)
+def test_the_first_ones_and_one_in_each_block(
+    count: int, seed: int, every: int, first: int
+) -> None:
     found = spot_numbers(count, seed, first=first, every=every)
     assert found == sorted(set(found))
     assert all(0 <= number < count for number in found)
@@ -42,7 +49,9 @@ def test_a_lie_is_found_where_it_is_looked_for() -> None:
         asked.append(len(texts))
         return lambda: truth.encode(texts)
 
-    def mismatch(encoder: Encoder, texts: list[str], first: int = 0, every: int = 1000) -> Mismatch | None:
+    def mismatch(
+        encoder: Encoder, texts: list[str], first: int = 0, every: int = 1000
+    ) -> Mismatch | None:
         checks = SpotChecks(ask, seed=0, first=first, every=every)
         checks.begin(texts)(encoder.encode(texts))
         return checks.mismatch()
@@ -74,7 +83,8 @@ def test_texts_in_parts_are_asked_for_at_once_and_waited_for_at_the_end() -> Non
     parts = [["the", "fox"], ["quick", "brown"], ["the fox"]]
     for part in parts:
         checks.begin(part)(truth.encode(part))
-    # The first three of all, and not of each part, beside what the seed draws: in parts so small, nothing but the first.
+    # The first three of all, and not of each part, beside what the seed draws: in parts so small,
+    # nothing but the first.
     assert asked[0] == parts[0]
     assert asked[1][0] == "quick"
     assert not answered

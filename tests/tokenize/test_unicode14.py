@@ -18,13 +18,19 @@ from tests.tokenize.made import byte_level, spec_of
 from tests.tokenize.real import real_fast, real_reference
 
 _codes = np.flatnonzero(_table()).tolist()
-_marks = [code for code in _codes if unicodedata.combining(chr(code)) or unicodedata.decomposition(chr(code))]
+_marks = [
+    code
+    for code in _codes
+    if unicodedata.combining(chr(code)) or unicodedata.decomposition(chr(code))
+]
 
 
 def test_ranges_are_sorted_and_apart() -> None:
     bounds = [int(part, 16) for entry in SETTLED.split() for part in (entry.split("-") * 2)[:2]]
     assert bounds == sorted(bounds)
-    assert all(later > earlier + 1 for earlier, later in zip(bounds[1:-1:2], bounds[2::2], strict=True))
+    assert all(
+        later > earlier + 1 for earlier, later in zip(bounds[1:-1:2], bounds[2::2], strict=True)
+    )
 
 
 def test_all_are_assigned_and_what_people_write_is_there() -> None:
@@ -51,20 +57,29 @@ def test_tokenizers_composes_settled_text_as_unicode_does(text: str) -> None:
 def test_each_settled_mark_composes_alike() -> None:
     nfc = normalizers.NFC()
     for code in _marks:
-        for text in (f"a{chr(code)}", f"a\u0345{chr(code)}", f"a{chr(code)}\u0334", f"{chr(code)}\u0301"):
+        for text in (
+            f"a{chr(code)}",
+            f"a\u0345{chr(code)}",
+            f"a{chr(code)}\u0334",
+            f"{chr(code)}\u0301",
+        ):
             assert nfc.normalize_str(text) == unicodedata.normalize("NFC", text), hex(code)
 
 
 @needs_shared
 @pytest.mark.parametrize("name", ["deepseek-v4", "qwen3"])
 def test_every_settled_character_is_of_the_same_class_to_both(name: str) -> None:
-    """Each with letters, digits, blanks, symbols and line ends around it. Of long runs of letters every 97th is taken."""
+    """Each with letters, digits, blanks, symbols and line ends around it. Of long runs of letters
+    every 97th is taken."""
     plain = [c for c in _codes if 0x3400 <= c < 0xFA00 or c >= 0x20000]
     codes = [c for c in _codes if not (0x3400 <= c < 0xFA00 or c >= 0x20000)] + plain[::97]
     texts = [f"a{c}b {c} 1{c}2!{c}!\n{c}\n {c}{c}a" for c in map(chr, codes)]
     texts = ["".join(texts[i : i + 50]) for i in range(0, len(texts), 50)]
     assert unsettled_texts(texts) == []
-    assert first_mismatch(texts, real_reference(name).encode(texts), real_fast(name).encode(texts)) is None
+    assert (
+        first_mismatch(texts, real_reference(name).encode(texts), real_fast(name).encode(texts))
+        is None
+    )
 
 
 @needs_shared
@@ -74,13 +89,22 @@ def test_the_table_is_needed() -> None:
         raw = flat_tokens([real_fast(name)._backend.encode(text)])
         assert first_mismatch([text], real_reference(name).encode([text]), raw) is not None
         assert unsettled_texts(["a", text]) == [1]
-        assert first_mismatch([text], real_reference(name).encode([text]), real_fast(name).encode([text])) is None
+        assert (
+            first_mismatch(
+                [text], real_reference(name).encode([text]), real_fast(name).encode([text])
+            )
+            is None
+        )
 
 
 @given(st.lists(st.text(st.sampled_from("aé中🤯\u0378\ufffe\U0001faea"), max_size=5)))
 def test_finds_the_texts_that_hold_one(texts: list[str]) -> None:
     table = _table()
-    slow = [number for number, text in enumerate(texts) if not all(table[ord(character)] for character in text)]
+    slow = [
+        number
+        for number, text in enumerate(texts)
+        if not all(table[ord(character)] for character in text)
+    ]
     assert unsettled_texts(texts) == slow
 
 

@@ -12,8 +12,11 @@ from sftprep.shards.writer import ShardRows, write_shard
 from tests.train.packs import MemoryPacks
 
 
-def write_build(folder: Path, packs: MemoryPacks, *, tokenizer: dict[str, Any], chat_template: str | None = None) -> Path:
-    """Write `packs` as a finished build. tokenizer: what the manifest says of it, besides max_id."""
+def write_build(
+    folder: Path, packs: MemoryPacks, *, tokenizer: dict[str, Any], chat_template: str | None = None
+) -> Path:
+    """Write `packs` as a finished build. tokenizer: what the manifest says of it, besides
+    max_id."""
     parts = packs.packs
     lengths = np.concatenate([p.seq_lengths for p in parts])
     rows = ShardRows(

@@ -1,4 +1,5 @@
-"""A tiny model with a tokenizer in a folder, and trainers on it: what the tests of the trainer's face share."""
+"""A tiny model with a tokenizer in a folder, and trainers on it: what the tests of the trainer's
+face share."""
 
 from __future__ import annotations
 
@@ -11,12 +12,23 @@ from sfttrain import SFTConfig, SFTTrainer
 from tests.train.tiny import tiny_model
 
 TEXTS = [
-    {"text": f"The {thing} is {colour}."} for thing in ("sky", "sea", "old house", "road") for colour in ("blue", "grey and wide")
+    {"text": f"The {thing} is {colour}."}
+    for thing in ("sky", "sea", "old house", "road")
+    for colour in ("blue", "grey and wide")
 ]
-QUESTIONS = [{"question": f"What is {a} plus {b}?", "answer": f"{a + b}."} for a in range(2) for b in range(3)]
+QUESTIONS = [
+    {"question": f"What is {a} plus {b}?", "answer": f"{a + b}."}
+    for a in range(2)
+    for b in range(3)
+]
 COMPLETIONS = [{"prompt": row["question"], "completion": " " + row["answer"]} for row in QUESTIONS]
 CHATS = [
-    {"messages": [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]}
+    {
+        "messages": [
+            {"role": "user", "content": row["question"]},
+            {"role": "assistant", "content": row["answer"]},
+        ]
+    }
     for row in QUESTIONS
 ]
 
@@ -24,12 +36,17 @@ CHATS = [
 def model_folder(folder: Path, tokenizer_dir: Path, kind: str = "llama") -> Path:
     """A model of 600 tokens and its tokenizer."""
     shutil.copytree(tokenizer_dir, folder, dirs_exist_ok=True)
-    tiny_model(kind, vocab_size=600, pad_token_id=0, eos_token_id=2, max_position_embeddings=4096).save_pretrained(folder)
+    tiny_model(
+        kind, vocab_size=600, pad_token_id=0, eos_token_id=2, max_position_embeddings=4096
+    ).save_pretrained(folder)
     return folder
 
 
-def face(model: Any, folder: Path, data: Any, *, options: dict[str, Any] | None = None, **settings: Any) -> SFTTrainer:
-    """A trainer as a script of TRL's makes it. options: of the trainer; settings: of its SFTConfig."""
+def face(
+    model: Any, folder: Path, data: Any, *, options: dict[str, Any] | None = None, **settings: Any
+) -> SFTTrainer:
+    """A trainer as a script of TRL's makes it. options: of the trainer; settings: of its
+    SFTConfig."""
     given: dict[str, Any] = {
         "output_dir": str(folder / "out"),
         "prepared_dir": str(folder / "prepared"),
@@ -42,7 +59,9 @@ def face(model: Any, folder: Path, data: Any, *, options: dict[str, Any] | None 
         "use_cpu": True,
     }
     name = str(model) if isinstance(model, Path) else model
-    return SFTTrainer(name, SFTConfig(**{**given, **settings}), train_dataset=data, **(options or {}))
+    return SFTTrainer(
+        name, SFTConfig(**{**given, **settings}), train_dataset=data, **(options or {})
+    )
 
 
 def sequences(source: Any) -> list[tuple[list[int], list[bool]]]:
@@ -51,7 +70,12 @@ def sequences(source: Any) -> list[tuple[list[int], list[bool]]]:
     for pack in source:
         begin = 0
         for length in pack.seq_lengths.tolist():
-            found.append((pack.input_ids[begin : begin + length].tolist(), pack.completion_mask[begin : begin + length].tolist()))
+            found.append(
+                (
+                    pack.input_ids[begin : begin + length].tolist(),
+                    pack.completion_mask[begin : begin + length].tolist(),
+                )
+            )
             begin += length
     return sorted(found)
 

@@ -37,22 +37,30 @@ class MemoryPacks:
         return self.packs[index].seq_lengths
 
 
-def make_pack(lengths: Sequence[int], *, seed: int = 0, trained: float = 0.6, vocabulary: int = VOCABULARY) -> MemoryPack:
+def make_pack(
+    lengths: Sequence[int], *, seed: int = 0, trained: float = 0.6, vocabulary: int = VOCABULARY
+) -> MemoryPack:
     """A pack of random tokens with sequences of these lengths, of which a share is trained."""
     random = np.random.default_rng(seed)
     tokens = sum(lengths)
     return MemoryPack(
-        random.integers(3, vocabulary, tokens).astype(np.int32), random.random(tokens) < trained, np.array(lengths, np.int32)
+        random.integers(3, vocabulary, tokens).astype(np.int32),
+        random.random(tokens) < trained,
+        np.array(lengths, np.int32),
     )
 
 
-def make_packs(count: int, *, seed: int = 0, longest: int = 12, vocabulary: int = VOCABULARY) -> MemoryPacks:
+def make_packs(
+    count: int, *, seed: int = 0, longest: int = 12, vocabulary: int = VOCABULARY
+) -> MemoryPacks:
     """Packs of one to five random sequences."""
     random = np.random.default_rng(seed)
     return MemoryPacks(
         [
             make_pack(
-                random.integers(1, longest + 1, random.integers(1, 6)).tolist(), seed=seed * 1000 + number, vocabulary=vocabulary
+                random.integers(1, longest + 1, random.integers(1, 6)).tolist(),
+                seed=seed * 1000 + number,
+                vocabulary=vocabulary,
             )
             for number in range(count)
         ]

@@ -25,7 +25,13 @@ MODULE = nn.Module()
 
 
 def attend_slow(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None, sinks: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     """One head, one query at a time. q: [n, D]; k: [n, D]; v: [n, Dv]; sinks: scalar or None."""
     rows = []
@@ -68,9 +74,20 @@ def test_each_sequence_attends_to_itself_only(
     v = torch.randn(1, key_heads, tokens, value_width, generator=generator)
     sinks = torch.randn(query_heads, generator=generator) if with_sinks else None
     bounds = torch.tensor([0, *lengths]).cumsum(0).int()
-    given_bounds: dict[str, Any] = {"seq_lens": tuple(lengths)} if ints else {"cu_seq_lens_q": bounds}
+    given_bounds: dict[str, Any] = (
+        {"seq_lens": tuple(lengths)} if ints else {"cu_seq_lens_q": bounds}
+    )
     out, _ = varlen.sft_varlen(
-        MODULE, q, k, v, None, scaling=scaling, sliding_window=window, softcap=softcap, s_aux=sinks, **given_bounds
+        MODULE,
+        q,
+        k,
+        v,
+        None,
+        scaling=scaling,
+        sliding_window=window,
+        softcap=softcap,
+        s_aux=sinks,
+        **given_bounds,
     )
     assert out.shape == (1, tokens, query_heads, value_width)
     for head in range(query_heads):
@@ -107,7 +124,10 @@ def varlen_attn_stand_in(
     window = None if window_size[0] < 0 else window_size[0] + 1
     heads = [
         torch.cat(
-            [attend_slow(q[a:b, h], k[a:b, h], v[a:b, h], scale, window, None, None) for a, b in pairwise(bounds_q.tolist())]
+            [
+                attend_slow(q[a:b, h], k[a:b, h], v[a:b, h], scale, window, None, None)
+                for a, b in pairwise(bounds_q.tolist())
+            ]
         )
         for h in range(q.shape[1])
     ]
@@ -120,10 +140,14 @@ def test_the_adapter_to_torchs_kernel(monkeypatch: pytest.MonkeyPatch, window: i
 
     monkeypatch.setattr(torchs, "varlen_attn", varlen_attn_stand_in)
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, h, 14, 4, generator=generator, dtype=torch.bfloat16) for h in (4, 2, 2))
+    q, k, v = (
+        torch.randn(1, h, 14, 4, generator=generator, dtype=torch.bfloat16) for h in (4, 2, 2)
+    )
     bounds = torch.tensor([0, 5, 6, 14], dtype=torch.int32)
     common: dict[str, Any] = {"scaling": 0.5, "sliding_window": window, "cu_seq_lens_q": bounds}
-    found, _ = varlen.torch_varlen(MODULE, q, k, v, None, cu_seq_lens_k=bounds, max_length_q=8, max_length_k=8, **common)
+    found, _ = varlen.torch_varlen(
+        MODULE, q, k, v, None, cu_seq_lens_k=bounds, max_length_q=8, max_length_k=8, **common
+    )
     wanted, _ = varlen.sft_varlen(MODULE, q, k, v, None, **common)
     torch.testing.assert_close(found, wanted, rtol=2e-2, atol=2e-2)
     with pytest.raises(NotImplementedError):
@@ -142,7 +166,8 @@ def flash_stand_in(
     max_length_k: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """What flash attention is given, checked; then ours. A kernel that gets no bounds sees the whole row."""
+    """What flash attention is given, checked; then ours. A kernel that gets no bounds sees the
+    whole row."""
     if cu_seq_lens_q is not None:
         assert attention_mask is None
         assert cu_seq_lens_q.dtype == torch.int32
@@ -150,17 +175,22 @@ def flash_stand_in(
         assert type(max_length_q) is int
         assert type(max_length_k) is int
     options.pop("seq_lens", None)
-    return varlen.sft_varlen(module, query, key, value, attention_mask, cu_seq_lens_q=cu_seq_lens_q, **options)
+    return varlen.sft_varlen(
+        module, query, key, value, attention_mask, cu_seq_lens_q=cu_seq_lens_q, **options
+    )
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral", "gemma3_text", "gpt2", "gpt_oss"])
 def test_the_flash_path_on_a_cpu(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """Through transformers' own registry and masks of flash attention, with a stand-in for the kernel only."""
+    """Through transformers' own registry and masks of flash attention, with a stand-in for the
+    kernel only."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     model = tiny_model(kind)
     guard = IsolationGuard(model, VOCABULARY)
-    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", flash_stand_in)
+    monkeypatch.setitem(
+        ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", flash_stand_in
+    )
     model.config._attn_implementation_internal = "flash_attention_2"
     feeding = Feeding.of(model, "flash_attention_2")
     verdict = guard.ask(feeding)
@@ -168,7 +198,8 @@ def test_the_flash_path_on_a_cpu(monkeypatch: pytest.MonkeyPatch, kind: str) -> 
 
 
 def test_a_padded_batch_keeps_its_padding_mask() -> None:
-    """Generating with the model that was trained: bounds are gone, and the padding must still be hidden."""
+    """Generating with the model that was trained: bounds are gone, and the padding must still be
+    hidden."""
     model = tiny_model("llama")
     ids = torch.arange(3, 15).reshape(2, 6)
     mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]])
@@ -178,7 +209,9 @@ def test_a_padded_batch_keeps_its_padding_mask() -> None:
     torch.testing.assert_close(found[mask.bool()], wanted[mask.bool()], rtol=1e-5, atol=1e-5)
     generated = model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False)
     model.set_attn_implementation("sdpa")
-    assert torch.equal(generated, model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False))
+    assert torch.equal(
+        generated, model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False)
+    )
 
 
 @pytest.mark.parametrize("name", ["eager", "sdpa", "flex_attention"])
@@ -199,10 +232,15 @@ def test_what_is_not_there_is_said(name: str) -> None:
         settle_attention(tiny_model("llama"), name, longest=8)
 
 
-@pytest.mark.parametrize(("before", "first"), [("sdpa", "flash_attention_4"), ("flash_attention_2", "flash_attention_2")])
+@pytest.mark.parametrize(
+    ("before", "first"), [("sdpa", "flash_attention_4"), ("flash_attention_2", "flash_attention_2")]
+)
 def test_the_order_on_a_gpu(monkeypatch: pytest.MonkeyPatch, before: str, first: str) -> None:
     monkeypatch.setattr(attention, "missing_for", lambda name, device: "")
-    half, full = (SimpleNamespace(dtype=d, device=torch.device("cuda")) for d in (torch.bfloat16, torch.float32))
+    half, full = (
+        SimpleNamespace(dtype=d, device=torch.device("cuda"))
+        for d in (torch.bfloat16, torch.float32)
+    )
     order = list(attention._candidates("auto", before, half, None))  # type: ignore[arg-type]
     assert order[0] == first
     assert sorted(order) == sorted(CHOICES[1:6])

@@ -20,16 +20,24 @@ PACKS = MemoryPacks([make_pack([9], seed=1, trained=1.0), make_pack([12], seed=2
 
 
 def stepped(model: Any, weight: float, rate: float) -> dict[str, torch.Tensor]:
-    """The slow way: both packs apart, the mean of all tokens plus the mean of what the router says."""
+    """The slow way: both packs apart, the mean of all tokens plus the mean of what the router
+    says."""
     tokens = sum(len(pack.input_ids) - 1 for pack in PACKS.packs)
     total: Any = 0.0
     for pack in PACKS.packs:
         ids = collate_packs([pack])["input_ids"]
         out = model(input_ids=ids, output_router_logits=True, use_cache=False)
-        total = total + functional.cross_entropy(out.logits[0, :-1], ids[0, 1:], reduction="sum") / tokens
+        total = (
+            total
+            + functional.cross_entropy(out.logits[0, :-1], ids[0, 1:], reduction="sum") / tokens
+        )
         total = total + weight * out.aux_loss / len(PACKS)
     total.backward()
-    return {name: value.detach() - rate * value.grad for name, value in model.named_parameters() if value.grad is not None}
+    return {
+        name: value.detach() - rate * value.grad
+        for name, value in model.named_parameters()
+        if value.grad is not None
+    }
 
 
 @pytest.mark.parametrize("asked", [None, 0.0, 0.5])
@@ -52,7 +60,9 @@ def test_a_step_with_experts(tmp_path: Path, asked: float | None, loss_impl: str
     )
     trainer.train()
     for name, value in trainer.model.named_parameters():
-        torch.testing.assert_close(value, wanted.get(name, value), rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            value, wanted.get(name, value), rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
     assert any("aux_loss" in entry for entry in trainer.state.log_history) == (asked != 0.0)
     assert len(losses(trainer)) == 1
     assert not trainer.model.config.output_router_logits

@@ -28,7 +28,11 @@ REQUIRED = ["DIR", "--model", "M", "--output_dir", "O"]
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_build(tmp_path_factory.mktemp("build") / "packs", make_packs(12), tokenizer={"name": "", "fingerprint": ""})
+    return write_build(
+        tmp_path_factory.mktemp("build") / "packs",
+        make_packs(12),
+        tokenizer={"name": "", "fingerprint": ""},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +65,20 @@ def command(build: Path, model: Path, out: Path, *more: str) -> list[str]:
 
 
 def test_short_help_tells_the_defaults_that_are() -> None:
-    defaults = {f.name: f.default for kind in (RunConfig, ModelConfig, SFTConfig) for f in dataclasses.fields(kind)}
+    defaults = {
+        f.name: f.default
+        for kind in (RunConfig, ModelConfig, SFTConfig)
+        for f in dataclasses.fields(kind)
+    }
     for name, told, _ in (*helptext.OURS, *helptext.TRAINING):
         if name in ("config", "debug"):  # read before the dataclasses are
             continue
         default = defaults[name]
-        shown = "" if default is None or default is dataclasses.MISSING else str(getattr(default, "value", default))
+        shown = (
+            ""
+            if default is None or default is dataclasses.MISSING
+            else str(getattr(default, "value", default))
+        )
         assert told == shown, name
 
 
@@ -74,7 +86,11 @@ def test_short_help_has_all_of_ours_that_are_not_trls_and_twenty_of_trainers() -
     from transformers import TrainingArguments
 
     theirs = {f.name for f in dataclasses.fields(TrainingArguments)}
-    ours = {f.name for f in (*dataclasses.fields(SFTConfig), *dataclasses.fields(RunConfig))} - theirs - NOW.keys()
+    ours = (
+        {f.name for f in (*dataclasses.fields(SFTConfig), *dataclasses.fields(RunConfig))}
+        - theirs
+        - NOW.keys()
+    )
     assert ours <= {name for name, _, _ in helptext.OURS}
     assert len(helptext.TRAINING) == 20
     assert {name for name, _, _ in helptext.TRAINING} <= theirs
@@ -103,12 +119,23 @@ def test_full_help_has_everything(capsys: pytest.CaptureFixture[str]) -> None:
 def test_flags_win_over_the_file_which_wins_over_defaults(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(
-        "data: D\nmodel_name_or_path: M\noutput_dir: O\nlearning_rate: 1e-3\nlora-r: 4\nuse_peft: true\nlogging_steps: 3\n"
+        "data: D\nmodel_name_or_path: M\noutput_dir: O\nlearning_rate: 1e-3\nlora-r: 4\nuse_peft:"
+        " true\nlogging_steps: 3\n"
     )
-    request = read_arguments(["--config", str(path), "--logging_steps", "7", "--lora_target_modules", "a", "b"])
-    assert (request.run.data, request.model.model_name_or_path, request.training.output_dir) == ("D", "M", "O")
+    request = read_arguments(
+        ["--config", str(path), "--logging_steps", "7", "--lora_target_modules", "a", "b"]
+    )
+    assert (request.run.data, request.model.model_name_or_path, request.training.output_dir) == (
+        "D",
+        "M",
+        "O",
+    )
     assert (request.training.learning_rate, request.training.logging_steps) == (1e-3, 7)
-    assert (request.model.lora_r, request.model.use_peft, request.model.lora_target_modules) == (4, True, ["a", "b"])
+    assert (request.model.lora_r, request.model.use_peft, request.model.lora_target_modules) == (
+        4,
+        True,
+        ["a", "b"],
+    )
     path.write_text("lora_target_modules: [x, y]\nlr_scheduler_kwargs: {a: 1}\nseed:\n")
     request = read_arguments([*REQUIRED, f"--config={path}"])
     assert request.model.lora_target_modules == ["x", "y"]
@@ -117,16 +144,28 @@ def test_flags_win_over_the_file_which_wins_over_defaults(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("more", "expected"), [([], 2e-5), (["--use_peft"], LORA_LEARNING_RATE), (["--use_peft", "--learning-rate", "1e-3"], 1e-3)]
+    ("more", "expected"),
+    [
+        ([], 2e-5),
+        (["--use_peft"], LORA_LEARNING_RATE),
+        (["--use_peft", "--learning-rate", "1e-3"], 1e-3),
+    ],
 )
 def test_learning_rate(more: list[str], expected: float) -> None:
     assert read_arguments([*REQUIRED, *more]).training.learning_rate == expected
 
 
 def test_switches() -> None:
-    training = read_arguments([*REQUIRED, "--no_isolation_guard", "--bf16", "--attn_implementation", "unpack"]).training
+    training = read_arguments(
+        [*REQUIRED, "--no_isolation_guard", "--bf16", "--attn_implementation", "unpack"]
+    ).training
     assert (training.isolation_guard, training.bf16, training.attn) == (False, True, "unpack")
-    assert read_arguments([*REQUIRED, "--attn", "sft_varlen", "--attn_implementation", "unpack"]).training.attn == "sft_varlen"
+    assert (
+        read_arguments(
+            [*REQUIRED, "--attn", "sft_varlen", "--attn_implementation", "unpack"]
+        ).training.attn
+        == "sft_varlen"
+    )
     assert read_arguments([*REQUIRED, "--bf16", "false"]).training.bf16 is False
 
 
@@ -164,7 +203,9 @@ def test_an_unknown_setting_in_a_file_is_told(tmp_path: Path) -> None:
 # ---- running ----
 
 
-def test_a_run_leaves_a_model_and_a_summary(build: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_leaves_a_model_and_a_summary(
+    build: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(command(build, model, tmp_path, "--json", "--eval_data", str(build))) == 0
     printed = capsys.readouterr()
     summary = json.loads(printed.out)
@@ -183,36 +224,66 @@ def test_a_run_leaves_a_model_and_a_summary(build: Path, model: Path, tmp_path: 
     assert "Traceback" not in printed.err
 
 
-def test_arguments_of_from_pretrained(build: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_arguments_of_from_pretrained(
+    build: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def run(more: str) -> int:
-        return main(command(build, model, tmp_path / "out", "--max_steps", "1", "--model_init_kwargs", more))
+        return main(
+            command(build, model, tmp_path / "out", "--max_steps", "1", "--model_init_kwargs", more)
+        )
 
     assert run('{"torch_dtype": "bfloat16", "attn_implementation": "unpack"}') == 0
     assert "rows unpacked" in capsys.readouterr().err
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.bfloat16
+    assert (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.bfloat16
+    )
     assert run('{"dtype": "float32", "torch_dtype": "bfloat16"}') == 2
     assert "which are the same" in capsys.readouterr().err
     assert run('{"no_such_option": 1}') == 2
     assert "model_init_kwargs" in capsys.readouterr().err
     assert run("bfloat16") == 2
     assert "no JSON object" in capsys.readouterr().err
-    assert main(command(build, model, tmp_path, "--use_peft", "--merge", "--model_init_kwargs", '{"dtype": "float32"}')) == 2
+    assert (
+        main(
+            command(
+                build,
+                model,
+                tmp_path,
+                "--use_peft",
+                "--merge",
+                "--model_init_kwargs",
+                '{"dtype": "float32"}',
+            )
+        )
+        == 2
+    )
     assert "--model_revision" in capsys.readouterr().err
 
 
-def test_a_run_that_is_done_trains_no_more(build: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_is_done_trains_no_more(
+    build: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     assert main(command(build, model, out, "--save_steps", "4", "--json")) == 0
     before = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     weights = (out / "model.safetensors").read_bytes()
-    assert main(command(build, model, out, "--save_steps", "4", "--json", "--resume_from_checkpoint", "true")) == 0
+    assert (
+        main(
+            command(
+                build, model, out, "--save_steps", "4", "--json", "--resume_from_checkpoint", "true"
+            )
+        )
+        == 0
+    )
     after = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert (before["steps"], after["steps"]) == (4, 0)
     assert after["trained_tokens"] == before["trained_tokens"]
     assert (out / "model.safetensors").read_bytes() == weights
 
 
-def test_output_is_a_folder_of_its_own(build: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_is_a_folder_of_its_own(
+    build: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").touch()
     for out in (build, build / "out", build / ".." / build.name, tmp_path / "file"):
         assert main(command(build, model, out)) == 2
@@ -232,10 +303,17 @@ def test_a_run_with_an_adapter_and_one_that_goes_on(
     assert main(command(build, model, stopped, *lora, "--json")) == 0
     for leftover in (stopped / "checkpoint-4").iterdir():
         leftover.unlink()
-    assert main(command(build, model, stopped, *lora, "--json", "--resume_from_checkpoint", "latest")) == 0
+    assert (
+        main(command(build, model, stopped, *lora, "--json", "--resume_from_checkpoint", "latest"))
+        == 0
+    )
     first, _, resumed = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert resumed["resumed_from"].endswith("checkpoint-2")
-    assert (resumed["steps"], resumed["trained_tokens"], resumed["last_loss"]) == (2, first["trained_tokens"], first["last_loss"])
+    assert (resumed["steps"], resumed["trained_tokens"], resumed["last_loss"]) == (
+        2,
+        first["trained_tokens"],
+        first["last_loss"],
+    )
     assert first["kind"] == "adapter"
     assert first["trained_parameters"] < first["parameters"]
     logits = []
@@ -246,7 +324,9 @@ def test_a_run_with_an_adapter_and_one_that_goes_on(
     assert torch.equal(*logits)
 
 
-def test_text_summary(build: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_summary(
+    build: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(command(build, model, tmp_path)) == 0
     out = capsys.readouterr().out
     assert "4 steps in" in out
@@ -300,14 +380,24 @@ def test_debug_shows_where_an_error_comes_from(build: Path, tmp_path: Path) -> N
         main(command(build, tmp_path / "nowhere", tmp_path / "out", "--debug"))
 
 
-def test_shards_of_a_larger_vocabulary_are_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    foreign = write_build(tmp_path / "packs", make_packs(3, vocabulary=4000), tokenizer={"name": "", "fingerprint": ""})
+def test_shards_of_a_larger_vocabulary_are_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign = write_build(
+        tmp_path / "packs",
+        make_packs(3, vocabulary=4000),
+        tokenizer={"name": "", "fingerprint": ""},
+    )
     assert main(command(foreign, model, tmp_path / "out")) == 2
     assert "embedding has 128 rows" in capsys.readouterr().err
 
 
-def test_a_damaged_shard_is_told(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    damaged = write_build(tmp_path / "packs", make_packs(3), tokenizer={"name": "", "fingerprint": ""})
+def test_a_damaged_shard_is_told(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = write_build(
+        tmp_path / "packs", make_packs(3), tokenizer={"name": "", "fingerprint": ""}
+    )
     (shard,) = (damaged / "shards").iterdir()
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1

@@ -1,4 +1,5 @@
-"""A template taken over from another tokenizer: tokens, end, room in the model, and both ways to unpack what comes back."""
+"""A template taken over from another tokenizer: tokens, end, room in the model, and both ways to
+unpack what comes back."""
 
 from __future__ import annotations
 
@@ -20,10 +21,17 @@ from tests.train.tiny import tiny_model
 def plain(tokenizer_dir: Path, tmp_path: Path) -> Any:
     """The tokenizer of a base model: without the marks of chats, and without a template."""
     text = (
-        (tokenizer_dir / "tokenizer.json").read_text(encoding="utf-8").replace("<|im_start|>", "<a>").replace("<|im_end|>", "<b>")
+        (tokenizer_dir / "tokenizer.json")
+        .read_text(encoding="utf-8")
+        .replace("<|im_start|>", "<a>")
+        .replace("<|im_end|>", "<b>")
     )
     (tmp_path / "tokenizer.json").write_text(text, encoding="utf-8")
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+    }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     return AutoTokenizer.from_pretrained(str(tmp_path))
 
@@ -39,17 +47,23 @@ def test_the_model_gets_room_and_the_tokenizer_the_rest(
 ) -> None:
     before = make(kind)
     kept = before.get_input_embeddings().weight[:600].detach().clone()
-    model, tokenizer, added = clone_chat_template(before, plain, str(tokenizer_dir), resize_to_multiple_of=multiple)
+    model, tokenizer, added = clone_chat_template(
+        before, plain, str(tokenizer_dir), resize_to_multiple_of=multiple
+    )
     source = AutoTokenizer.from_pretrained(str(tokenizer_dir))
     assert tokenizer.chat_template == source.chat_template
     assert tokenizer.eos_token == source.eos_token == "<|im_end|>"
-    assert model.config.eos_token_id == model.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert (
+        model.config.eos_token_id == model.generation_config.eos_token_id == tokenizer.eos_token_id
+    )
     assert model.get_input_embeddings().weight.shape[0] == rows == len(tokenizer.get_vocab())
     assert torch.equal(model.get_input_embeddings().weight[:600], kept)
     assert added == list(range(600, rows))
     assert tokenizer.convert_ids_to_tokens(added[:2]) == ["<|im_start|>", "<|im_end|>"]
     messages = [{"role": "user", "content": "Hi"}]
-    assert tokenizer.apply_chat_template(messages, tokenize=False) == source.apply_chat_template(messages, tokenize=False)
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == source.apply_chat_template(
+        messages, tokenize=False
+    )
 
 
 def test_an_embedding_that_has_room_keeps_its_size(plain: Any, tokenizer_dir: Path) -> None:
@@ -60,7 +74,9 @@ def test_an_embedding_that_has_room_keeps_its_size(plain: Any, tokenizer_dir: Pa
 
 def test_equal_to_trls(plain: Any, tokenizer_dir: Path) -> None:
     trl = pytest.importorskip("trl")
-    theirs = trl.clone_chat_template(make(), AutoTokenizer.from_pretrained(plain.name_or_path), str(tokenizer_dir))
+    theirs = trl.clone_chat_template(
+        make(), AutoTokenizer.from_pretrained(plain.name_or_path), str(tokenizer_dir)
+    )
     ours = clone_chat_template(make(), plain, str(tokenizer_dir))
     assert ours.added_tokens == theirs[2]
     assert ours.tokenizer.get_vocab() == theirs[1].get_vocab()
@@ -80,7 +96,12 @@ def test_both_ways_to_unpack() -> None:
     first, *rest = found
     assert (first, rest) == ("model", ["tokenizer", [7]])
     assert list(found) == ["model", "tokenizer", [7]]
-    assert (found[2], found.added_tokens, len(found), found == ("model", "tokenizer", [7])) == ([7], [7], 3, True)
+    assert (found[2], found.added_tokens, len(found), found == ("model", "tokenizer", [7])) == (
+        [7],
+        [7],
+        3,
+        True,
+    )
     with pytest.raises(ValueError, match="unpack"):
         _a, _b, _c, _d = found
 

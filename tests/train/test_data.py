@@ -22,7 +22,10 @@ plans = st.builds(
 
 
 @settings(max_examples=100, deadline=None)
-@given(lengths=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=4), seed=st.integers(0, 99))
+@given(
+    lengths=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=4),
+    seed=st.integers(0, 99),
+)
 def test_a_row_says_what_its_packs_say(lengths: list[list[int]], seed: int) -> None:
     packs = [make_pack(each, seed=seed + number) for number, each in enumerate(lengths)]
     row = collate_packs(packs)
@@ -36,7 +39,9 @@ def test_a_row_says_what_its_packs_say(lengths: list[list[int]], seed: int) -> N
                 if i > 0 and pack.completion_mask[at]:
                     scored.append(len(ids) - 1)
                     targets.append(int(pack.input_ids[at]))
-                labels.append(int(pack.input_ids[at]) if i > 0 and pack.completion_mask[at] else -100)
+                labels.append(
+                    int(pack.input_ids[at]) if i > 0 and pack.completion_mask[at] else -100
+                )
                 ids.append(int(pack.input_ids[at]))
                 positions.append(i)
                 at += 1
@@ -45,7 +50,11 @@ def test_a_row_says_what_its_packs_say(lengths: list[list[int]], seed: int) -> N
     assert row["labels"].tolist() == [labels]
     assert row["cu_seq_lens_q"].tolist() == np.cumsum([0, *flat]).tolist()
     assert row["cu_seq_lens_k"].dtype == torch.int32
-    assert (row["max_length_q"], row["max_length_k"], row["seq_lens"]) == (max(flat), max(flat), tuple(flat))
+    assert (row["max_length_q"], row["max_length_k"], row["seq_lens"]) == (
+        max(flat),
+        max(flat),
+        tuple(flat),
+    )
     assert type(row["max_length_q"]) is int
     assert row["scored"].tolist() == (scored or [0])
     assert row["targets"].tolist() == (targets or [-100])
@@ -60,7 +69,9 @@ def test_no_pack_gives_a_row_in_which_nothing_is_trained() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(plan=plans, epoch=st.integers(0, 3))
-def test_every_pack_is_trained_once_an_epoch_and_all_ranks_have_as_many_batches(plan: StepPlan, epoch: int) -> None:
+def test_every_pack_is_trained_once_an_epoch_and_all_ranks_have_as_many_batches(
+    plan: StepPlan, epoch: int
+) -> None:
     seen: list[int] = []
     for rank in range(plan.world):
         sampler = StepSampler(plan, rank)
@@ -79,15 +90,25 @@ def test_every_pack_is_trained_once_an_epoch_and_all_ranks_have_as_many_batches(
     epoch=st.integers(0, 2),
     ways=st.permutations([(1, 12), (2, 6), (3, 4), (4, 3), (6, 2)]),
 )
-def test_the_packs_of_a_step_do_not_depend_on_the_ranks(packs: int, seed: int, epoch: int, ways: list[tuple[int, int]]) -> None:
+def test_the_packs_of_a_step_do_not_depend_on_the_ranks(
+    packs: int, seed: int, epoch: int, ways: list[tuple[int, int]]
+) -> None:
     steps = []
     for world, accumulation in ways[:2]:
         plan = StepPlan(packs=packs, rows=1, accumulation=accumulation, world=world, seed=seed)
         order = plan.order(epoch)
-        per_rank = [[plan.batch(order, n, rank).tolist() for n in range(plan.batches)] for rank in range(world)]
+        per_rank = [
+            [plan.batch(order, n, rank).tolist() for n in range(plan.batches)]
+            for rank in range(world)
+        ]
         steps.append(
             [
-                sorted(pack for of_rank in per_rank for batch in of_rank[at : at + accumulation] for pack in batch)
+                sorted(
+                    pack
+                    for of_rank in per_rank
+                    for batch in of_rank[at : at + accumulation]
+                    for pack in batch
+                )
                 for at in range(0, plan.batches, accumulation)
             ]
         )
@@ -95,7 +116,11 @@ def test_the_packs_of_a_step_do_not_depend_on_the_ranks(packs: int, seed: int, e
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    orders = {tuple(StepPlan(packs=50, rows=1, seed=s).order(e).tolist()) for s in range(3) for e in range(3)}
+    orders = {
+        tuple(StepPlan(packs=50, rows=1, seed=s).order(e).tolist())
+        for s in range(3)
+        for e in range(3)
+    }
     assert len(orders) == 9
     assert StepPlan(packs=50, rows=1, shuffle=False).order(3).tolist() == list(range(50))
 

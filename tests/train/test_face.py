@@ -35,7 +35,9 @@ def test_masks_follow_the_settings(model: Path, tmp_path: Path) -> None:
         found = sequences(face(model, tmp_path, data, **settings).train_dataset)
         return sum(sum(mask[1:]) for _, mask in found)
 
-    prompts = sum(len(ids) - 1 for ids, _ in sequences(face(model, tmp_path, COMPLETIONS).train_dataset))
+    prompts = sum(
+        len(ids) - 1 for ids, _ in sequences(face(model, tmp_path, COMPLETIONS).train_dataset)
+    )
     assert trained(COMPLETIONS) == trained(COMPLETIONS, completion_only_loss=True) < prompts
     assert trained(COMPLETIONS, completion_only_loss=False) == prompts
     assert 0 < trained(CHATS, assistant_only_loss=True) < trained(CHATS)
@@ -44,9 +46,26 @@ def test_masks_follow_the_settings(model: Path, tmp_path: Path) -> None:
 def test_packing_changes_the_rows_and_not_the_loss(model: Path, tmp_path: Path) -> None:
     # One step over all there is, packed or not: the same mean over the same tokens.
     apart = face(model, tmp_path, TEXTS, per_device_train_batch_size=8, max_steps=1)
-    packed = face(model, tmp_path, TEXTS, packing=True, max_length=64, per_device_train_batch_size=8, max_steps=1)
-    filled = face(model, tmp_path, TEXTS, pad_to_multiple_of=64, per_device_train_batch_size=8, max_steps=1)
-    offloaded = face(model, tmp_path, TEXTS, activation_offloading=True, per_device_train_batch_size=8, max_steps=1)
+    packed = face(
+        model,
+        tmp_path,
+        TEXTS,
+        packing=True,
+        max_length=64,
+        per_device_train_batch_size=8,
+        max_steps=1,
+    )
+    filled = face(
+        model, tmp_path, TEXTS, pad_to_multiple_of=64, per_device_train_batch_size=8, max_steps=1
+    )
+    offloaded = face(
+        model,
+        tmp_path,
+        TEXTS,
+        activation_offloading=True,
+        per_device_train_batch_size=8,
+        max_steps=1,
+    )
     assert len(packed.train_dataset) < len(apart.train_dataset) == len(TEXTS)
     for trainer in (apart, packed, filled, offloaded):
         trainer.train()
@@ -70,7 +89,9 @@ def test_rows_keep_their_order_where_it_is_not_to_be_changed(model: Path, tmp_pa
     decoded = [tokenizer.decode(pack.input_ids, skip_special_tokens=True) for pack in kept]
     assert decoded == [row["text"] for row in TEXTS]
     shuffled = face(model, tmp_path, TEXTS, shuffle_dataset=True).train_dataset
-    assert [pack.input_ids.tolist() for pack in shuffled] != [pack.input_ids.tolist() for pack in kept]
+    assert [pack.input_ids.tolist() for pack in shuffled] != [
+        pack.input_ids.tolist() for pack in kept
+    ]
     assert sequences(shuffled) == sequences(kept)
 
 
@@ -86,8 +107,11 @@ def test_noise_on_the_embeddings_is_off_again(model: Path, tmp_path: Path) -> No
 # ---- evaluation ----
 
 
-def test_evaluation_sets_have_their_own_packing_and_are_never_packed_twice(model: Path, tmp_path: Path) -> None:
-    """B2 and B3 of TRL 1.16: evaluating a set again packed it again; eval_packing with unpacked training lost the bounds."""
+def test_evaluation_sets_have_their_own_packing_and_are_never_packed_twice(
+    model: Path, tmp_path: Path
+) -> None:
+    """B2 and B3 of TRL 1.16: evaluating a set again packed it again; eval_packing with unpacked
+    training lost the bounds."""
     found = {}
     for packing, eval_packing in ((False, None), (False, True), (True, False), (True, None)):
         trainer = face(
@@ -104,8 +128,12 @@ def test_evaluation_sets_have_their_own_packing_and_are_never_packed_twice(model
         first = trainer.evaluate()
         before = [pack.seq_lengths.tolist() for pack in trainer.eval_dataset]
         for again in (trainer.eval_dataset, COMPLETIONS, Dataset.from_list(COMPLETIONS)):
-            assert trainer.evaluate(again)["eval_loss"] == pytest.approx(first["eval_loss"], rel=1e-6)
-        assert trainer.evaluate({"raw": COMPLETIONS})["eval_raw_loss"] == pytest.approx(first["eval_loss"], rel=1e-6)
+            assert trainer.evaluate(again)["eval_loss"] == pytest.approx(
+                first["eval_loss"], rel=1e-6
+            )
+        assert trainer.evaluate({"raw": COMPLETIONS})["eval_raw_loss"] == pytest.approx(
+            first["eval_loss"], rel=1e-6
+        )
         assert [pack.seq_lengths.tolist() for pack in trainer.eval_dataset] == before
         found[packing, eval_packing] = first["eval_loss"]
     assert list(found.values()) == pytest.approx([found[False, None]] * 4, rel=1e-5)
@@ -113,16 +141,21 @@ def test_evaluation_sets_have_their_own_packing_and_are_never_packed_twice(model
 
 def test_several_evaluation_sets_have_a_loss_each(model: Path, tmp_path: Path) -> None:
     sets = DatasetDict({"a": Dataset.from_list(TEXTS), "b": Dataset.from_list(COMPLETIONS)})
-    trainer = face(model, tmp_path, TEXTS, options={"eval_dataset": sets}, eval_strategy="steps", eval_steps=3)
+    trainer = face(
+        model, tmp_path, TEXTS, options={"eval_dataset": sets}, eval_strategy="steps", eval_steps=3
+    )
     trainer.train()
     logged = {name for entry in trainer.state.log_history for name in entry}
     assert {"eval_a_loss", "eval_b_loss"} <= logged
-    assert trainer.evaluate("a")["eval_loss"] == pytest.approx(trainer.evaluate()["eval_a_loss"], rel=1e-6)
+    assert trainer.evaluate("a")["eval_loss"] == pytest.approx(
+        trainer.evaluate()["eval_a_loss"], rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("kind", ["llama", "mamba"])
 def test_metrics_of_ones_own(model: Path, tmp_path: Path, kind: str) -> None:
-    """Accuracy from predictions, a row a sequence, is the accuracy that the trainer counts; also where rows are unpacked."""
+    """Accuracy from predictions, a row a sequence, is the accuracy that the trainer counts; also
+    where rows are unpacked."""
 
     def accuracy(predicted: Any) -> dict[str, float]:
         guesses, labels = predicted.predictions[:, :-1], predicted.label_ids[:, 1:]
@@ -149,7 +182,10 @@ def test_metrics_of_ones_own(model: Path, tmp_path: Path, kind: str) -> None:
     trainer.preprocess_logits_for_metrics = trainer.compute_metrics = None
     whole = trainer.predict(COMPLETIONS, metric_key_prefix="test")
     assert whole.predictions.shape[2] == 600
-    predicted, wanted = torch.tensor(whole.predictions[:, :-1]), torch.tensor(whole.label_ids[:, 1:])
+    predicted, wanted = (
+        torch.tensor(whole.predictions[:, :-1]),
+        torch.tensor(whole.label_ids[:, 1:]),
+    )
     mean = functional.cross_entropy(predicted.flatten(0, 1), wanted.flatten(), ignore_index=-100)
     assert whole.metrics["test_loss"] == pytest.approx(float(mean), rel=1e-5)
     assert whole.metrics["test_loss"] == pytest.approx(metrics["eval_loss"], rel=1e-6)
@@ -164,7 +200,12 @@ def test_metrics_of_ones_own(model: Path, tmp_path: Path, kind: str) -> None:
 def test_a_loss_of_ones_own_that_is_ours_trains_the_same(model: Path, tmp_path: Path) -> None:
     def own(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
         logits = outputs.logits[:, :-1].flatten(0, 1)
-        return functional.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=-100, reduction="sum") / num_items_in_batch
+        return (
+            functional.cross_entropy(
+                logits, labels[:, 1:].flatten(), ignore_index=-100, reduction="sum"
+            )
+            / num_items_in_batch
+        )
 
     settings: dict[str, Any] = {
         "packing": True,
@@ -187,13 +228,22 @@ def padded(rows: list[Any]) -> dict[str, torch.Tensor]:
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
     for number, row in enumerate(rows):
         size = len(row["input_ids"])
-        ids[number, :size], labels[number, :size] = torch.tensor(row["input_ids"]), torch.tensor(row["labels"])
+        ids[number, :size], labels[number, :size] = (
+            torch.tensor(row["input_ids"]),
+            torch.tensor(row["labels"]),
+        )
         mask[number, :size] = 1
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
 def test_a_collator_of_ones_own_trains_and_evaluates_as_ours(model: Path, tmp_path: Path) -> None:
-    ours = face(model, tmp_path, COMPLETIONS, per_device_train_batch_size=4, options={"eval_dataset": COMPLETIONS})
+    ours = face(
+        model,
+        tmp_path,
+        COMPLETIONS,
+        per_device_train_batch_size=4,
+        options={"eval_dataset": COMPLETIONS},
+    )
     options = {"data_collator": padded, "eval_dataset": COMPLETIONS}
     theirs = face(model, tmp_path, COMPLETIONS, per_device_train_batch_size=4, options=options)
     tokens = [
@@ -210,7 +260,9 @@ def test_a_collator_of_ones_own_trains_and_evaluates_as_ours(model: Path, tmp_pa
     )
     first = ours.evaluate()
     assert theirs.evaluate()["eval_loss"] == pytest.approx(first["eval_loss"], rel=1e-5)
-    assert skipped.evaluate(Dataset.from_list(tokens))["eval_num_tokens"] == first["eval_num_tokens"]
+    assert (
+        skipped.evaluate(Dataset.from_list(tokens))["eval_num_tokens"] == first["eval_num_tokens"]
+    )
     ours.train()
     theirs.train()
     skipped.train()
@@ -223,9 +275,17 @@ def test_what_a_collator_cannot_do_is_refused(model: Path, tmp_path: Path) -> No
         face(model, tmp_path, TEXTS, packing=True, options={"data_collator": padded})
     stream = Dataset.from_list(TEXTS).to_iterable_dataset()
     with pytest.raises(ConfigError, match="by number"):
-        face(model, tmp_path, stream, dataset_kwargs={"skip_prepare_dataset": True}, options={"data_collator": padded})
+        face(
+            model,
+            tmp_path,
+            stream,
+            dataset_kwargs={"skip_prepare_dataset": True},
+            options={"data_collator": padded},
+        )
     with pytest.raises(ConfigError, match="has no labels"):
-        collated([{"input_ids": [1]}], collator=lambda rows: {"input_ids": torch.ones(1, 1)}, spare=None)
+        collated(
+            [{"input_ids": [1]}], collator=lambda rows: {"input_ids": torch.ones(1, 1)}, spare=None
+        )
     empty = collated([], collator=padded, spare={"input_ids": [4, 5], "labels": [4, 5]})
     assert empty["total_weight"] == 0
     assert (empty["labels"] == -100).all()
@@ -235,7 +295,11 @@ def test_what_a_collator_cannot_do_is_refused(model: Path, tmp_path: Path) -> No
 
 
 def test_a_model_by_name_is_loaded_as_model_init_kwargs_say(model: Path, tmp_path: Path) -> None:
-    for given in ({"torch_dtype": "bfloat16"}, {"dtype": torch.bfloat16}, '{"torch_dtype": "bfloat16"}'):
+    for given in (
+        {"torch_dtype": "bfloat16"},
+        {"dtype": torch.bfloat16},
+        '{"torch_dtype": "bfloat16"}',
+    ):
         assert face(model, tmp_path, TEXTS, model_init_kwargs=given).model.dtype == torch.bfloat16
     assert face(model, tmp_path, TEXTS).model.dtype == torch.float32
 
@@ -243,11 +307,31 @@ def test_a_model_by_name_is_loaded_as_model_init_kwargs_say(model: Path, tmp_pat
 @pytest.mark.parametrize(
     ("settings", "options", "error", "message"),
     [
-        ({"model_init_kwargs": {"torch_dtype": "float16", "dtype": "bfloat16"}}, {}, ConfigError, "which are the same"),
+        (
+            {"model_init_kwargs": {"torch_dtype": "float16", "dtype": "bfloat16"}},
+            {},
+            ConfigError,
+            "which are the same",
+        ),
         ({"model_init_kwargs": {"nonsense": 1}}, {}, ConfigError, "nonsense"),
-        ({"model_init_kwargs": {"attn_implementation": "eager"}}, {}, AttentionError, "see each other"),
-        ({"model_init_kwargs": {"attn_implementation": "flash_attention_2"}}, {}, AttentionError, "flash_attention_2"),
-        ({"model_init_kwargs": {"quantization_config": {}}}, {"quantization_config": 1}, ConfigError, "given twice"),
+        (
+            {"model_init_kwargs": {"attn_implementation": "eager"}},
+            {},
+            AttentionError,
+            "see each other",
+        ),
+        (
+            {"model_init_kwargs": {"attn_implementation": "flash_attention_2"}},
+            {},
+            AttentionError,
+            "flash_attention_2",
+        ),
+        (
+            {"model_init_kwargs": {"quantization_config": {}}},
+            {"quantization_config": 1},
+            ConfigError,
+            "given twice",
+        ),
         ({"eos_token": "<no such>"}, {}, ConfigError, "eos_token is '<no such>'"),
         ({"pad_token": "<no such>"}, {}, ConfigError, "pad_token is '<no such>'"),
         ({"chat_template_path": "/nowhere.jinja"}, {}, TemplateError, "/nowhere.jinja"),
@@ -255,7 +339,12 @@ def test_a_model_by_name_is_loaded_as_model_init_kwargs_say(model: Path, tmp_pat
     ],
 )
 def test_what_a_model_cannot_be_is_refused(
-    model: Path, tmp_path: Path, settings: Any, options: Any, error: type[SftprepError], message: str
+    model: Path,
+    tmp_path: Path,
+    settings: Any,
+    options: Any,
+    error: type[SftprepError],
+    message: str,
 ) -> None:
     if torch.cuda.is_available() and "flash" in message:
         pytest.skip("there is a GPU, which may have it")
@@ -269,15 +358,25 @@ def test_settings_of_loading_are_refused_for_a_model_that_is_loaded(tmp_path: Pa
     with pytest.raises(ConfigError, match="model_init_kwargs is for a model given by name"):
         face(tiny_model("llama"), tmp_path, packs, model_init_kwargs={"dtype": "bfloat16"})
     with pytest.raises(ConfigError, match="quantization_config is for a model given by name"):
-        face(tiny_model("llama"), tmp_path, packs, options={"quantization_config": BitsAndBytesConfig(load_in_8bit=True)})
+        face(
+            tiny_model("llama"),
+            tmp_path,
+            packs,
+            options={"quantization_config": BitsAndBytesConfig(load_in_8bit=True)},
+        )
 
 
-def test_tokens_and_templates_are_told_to_tokenizer_and_model(model: Path, tmp_path: Path, tokenizer_dir: Path) -> None:
+def test_tokens_and_templates_are_told_to_tokenizer_and_model(
+    model: Path, tmp_path: Path, tokenizer_dir: Path
+) -> None:
     trainer = face(model, tmp_path, TEXTS, eos_token="<|endoftext|>", pad_token="<|im_start|>")
     tokenizer = trainer.processing_class
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|endoftext|>", "<|im_start|>")
     config = trainer.model.config
-    assert (config.eos_token_id, config.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    assert (config.eos_token_id, config.pad_token_id) == (
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+    )
     assert trainer.model.generation_config.eos_token_id == [tokenizer.eos_token_id, 2]
     assert all(ids[-1] == tokenizer.eos_token_id for ids, _ in sequences(trainer.train_dataset))
 
@@ -301,22 +400,37 @@ def test_no_settings_at_all(model: Path, tmp_path: Path, monkeypatch: pytest.Mon
 # ---- adapters ----
 
 
-def test_an_adapter_with_whole_layers_and_going_on_with_it(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", modules_to_save=["lm_head", "embed_token"])
+def test_an_adapter_with_whole_layers_and_going_on_with_it(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=4,
+        target_modules="all-linear",
+        modules_to_save=["lm_head", "embed_token"],
+    )
     with caplog.at_level(logging.WARNING):
         trainer = face(model, tmp_path, CHATS, options={"peft_config": lora})
     assert "modules_to_save names 'embed_token'" in caplog.text
     assert "did you mean 'embed_tokens'?" in caplog.text
-    before = {name: value.clone() for name, value in trainer.model.named_parameters() if value.requires_grad}
+    before = {
+        name: value.clone()
+        for name, value in trainer.model.named_parameters()
+        if value.requires_grad
+    }
     assert any("lm_head" in name for name in before)
     trainer.train()
     trainer.save_model(str(tmp_path / "adapter"))
     moved = [
-        name for name, value in trainer.model.named_parameters() if value.requires_grad and not torch.equal(value, before[name])
+        name
+        for name, value in trainer.model.named_parameters()
+        if value.requires_grad and not torch.equal(value, before[name])
     ]
     assert any("lm_head" in name for name in moved)
 
-    base = tiny_model("llama", vocab_size=600, pad_token_id=0, eos_token_id=2, max_position_embeddings=512)
+    base = tiny_model(
+        "llama", vocab_size=600, pad_token_id=0, eos_token_id=2, max_position_embeddings=512
+    )
     adapted = PeftModel.from_pretrained(base, str(tmp_path / "adapter"), is_trainable=True)
     tokenizer = AutoTokenizer.from_pretrained(str(model))
     more = face(adapted, tmp_path, CHATS, options={"processing_class": tokenizer})

@@ -21,15 +21,22 @@ trl = pytest.importorskip("trl", reason="compares with TRL's own settings")
 
 OURS = {f.name: f for f in dataclasses.fields(SFTConfig)}
 
-# What each setting of TRL's SFTConfig does here, seen from outside: a value, and a question to the settings made with it.
-# TrainingArguments' own are Trainer's to honour; those that our loops would not are in REFUSALS.
+# What each setting of TRL's SFTConfig does here, seen from outside: a value, and a question to the
+# settings made with it. TrainingArguments' own are Trainer's to honour; those that our loops would
+# not are in REFUSALS.
 MEANING: dict[str, tuple[Any, Any]] = {
-    "model_init_kwargs": ({"torch_dtype": "bfloat16"}, lambda c: c.model_init_kwargs == {"torch_dtype": "bfloat16"}),
+    "model_init_kwargs": (
+        {"torch_dtype": "bfloat16"},
+        lambda c: c.model_init_kwargs == {"torch_dtype": "bfloat16"},
+    ),
     "trust_remote_code": (True, lambda c: c.trust_remote_code),
     "router_aux_loss_coef": (0.5, lambda c: c.router_aux_loss_coef == 0.5),
     "chat_template_path": ("a.jinja", lambda c: c.chat_template_path == "a.jinja"),
     "dataset_text_field": ("body", lambda c: settings(c)["text_field"] == "body"),
-    "dataset_kwargs": ({"skip_prepare_dataset": True}, lambda c: DataSettings.of(c, None).as_they_are),
+    "dataset_kwargs": (
+        {"skip_prepare_dataset": True},
+        lambda c: DataSettings.of(c, None).as_they_are,
+    ),
     "dataset_num_proc": (2, lambda c: DataSettings.of(c, None).workers == 2),
     "eos_token": ("</s>", lambda c: c.eos_token == "</s>"),
     "pad_token": ("<pad>", lambda c: c.pad_token == "<pad>"),
@@ -57,9 +64,13 @@ def settings(made: SFTConfig, packing: bool = True) -> dict[str, Any]:
 
 
 def test_the_trainer_takes_what_trls_does_in_the_same_order() -> None:
-    ours, theirs = (inspect.signature(kind.__init__).parameters for kind in (SFTTrainer, trl.SFTTrainer))
+    ours, theirs = (
+        inspect.signature(kind.__init__).parameters for kind in (SFTTrainer, trl.SFTTrainer)
+    )
     assert list(ours) == list(theirs)
-    assert {name: p.default for name, p in ours.items()} == {name: p.default for name, p in theirs.items()} | {
+    assert {name: p.default for name, p in ours.items()} == {
+        name: p.default for name, p in theirs.items()
+    } | {
         "train_dataset": None  # there may be none where there is only something to evaluate
     }
 
@@ -69,13 +80,19 @@ def test_every_setting_of_trl_is_known() -> None:
     assert theirs.keys() <= OURS.keys()
     differing = {name for name, f in theirs.items() if f.default != OURS[name].default}
     # Told in the docstring of SFTConfig.
-    assert differing == {"gradient_checkpointing", "logging_nan_inf_filter", "remove_unused_columns"}
+    assert differing == {
+        "gradient_checkpointing",
+        "logging_nan_inf_filter",
+        "remove_unused_columns",
+    }
 
 
 def test_every_setting_of_its_own_that_trl_adds_has_a_meaning_here() -> None:
     from transformers import TrainingArguments
 
-    added = {f.name for f in dataclasses.fields(trl.SFTConfig)} - {f.name for f in dataclasses.fields(TrainingArguments)}
+    added = {f.name for f in dataclasses.fields(trl.SFTConfig)} - {
+        f.name for f in dataclasses.fields(TrainingArguments)
+    }
     assert added == MEANING.keys()
 
 
@@ -99,7 +116,10 @@ def test_a_setting_means_what_it_says(name: str) -> None:
         ({"bf16_full_eval": True}, "leave"),
         ({"use_cache": True}, "leave"),
         ({"label_names": ["start"]}, "leave"),
-        ({"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"selective": True}}, "selective"),
+        (
+            {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"selective": True}},
+            "selective",
+        ),
         ({"accelerator_config": {"split_batches": True}}, "split_batches"),
         ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches"),
         ({"packing": True, "max_length": None}, "max_length"),
@@ -157,16 +177,31 @@ def test_least_numbers_pass() -> None:
     [
         ({"model": None}, "model is None", "from_pretrained"),
         ({"model": {"name": "x"}}, "model is a dict", "from_pretrained"),
-        ({"processing_class": "gpt2"}, "processing_class is 'gpt2'", "AutoTokenizer.from_pretrained('gpt2')"),
+        (
+            {"processing_class": "gpt2"},
+            "processing_class is 'gpt2'",
+            "AutoTokenizer.from_pretrained('gpt2')",
+        ),
         ({"peft_config": LoraConfig(task_type="SEQ_CLS")}, "SEQ_CLS", "CAUSAL_LM"),
-        ({"args": config(model_init_kwargs={"torch_dtype": "float33"})}, "dtype is 'float33'", "bfloat16"),
+        (
+            {"args": config(model_init_kwargs={"torch_dtype": "float33"})},
+            "dtype is 'float33'",
+            "bfloat16",
+        ),
         ({"args": {"output_dir": "x"}}, "args is a dict", "SFTConfig("),
         ({"peft_config": {}}, "peft_config is a dict", "LoraConfig("),
         ({"peft_config": {"r": 4}}, "peft_config is a dict", "LoraConfig("),
     ],
 )
-def test_parts_of_another_kind_are_refused(given: dict[str, Any], message: str, remedy: str) -> None:
-    parts: dict[str, Any] = {"model": "x", "args": config(), "train_dataset": [{"text": "a"}], **given}
+def test_parts_of_another_kind_are_refused(
+    given: dict[str, Any], message: str, remedy: str
+) -> None:
+    parts: dict[str, Any] = {
+        "model": "x",
+        "args": config(),
+        "train_dataset": [{"text": "a"}],
+        **given,
+    }
     with pytest.raises(ConfigError, match=message) as caught:
         SFTTrainer(**parts)
     assert remedy in caught.value.remedy
@@ -206,7 +241,9 @@ def test_the_tokenizers_limit_counts_where_no_length_was_given() -> None:
 
 def test_older_names_give_todays_settings_their_values() -> None:
     with pytest.warns(FutureWarning, match="dataset_batch_size does nothing"):
-        made = config(max_seq_length=99, warmup_ratio=0.1, evaluation_strategy="no", dataset_batch_size=7)
+        made = config(
+            max_seq_length=99, warmup_ratio=0.1, evaluation_strategy="no", dataset_batch_size=7
+        )
     assert (made.max_length, made.warmup_steps) == (99, 0.1)
     assert dataclasses.replace(made, dataset_batch_size=None, max_length=55).max_length == 55
     with pytest.raises(ConfigError, match="the same setting"):
@@ -229,13 +266,23 @@ def test_arguments_of_transformers_become_ours(tmp_path: Path) -> None:
 
     from sfttrain.parts import config_of
 
-    plain = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, max_steps=3, learning_rate=1e-3)
+    plain = TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, max_steps=3, learning_rate=1e-3
+    )
     made = config_of(plain, None)
-    assert (made.output_dir, made.max_steps, made.learning_rate, made.logging_steps) == (str(tmp_path), 3, 1e-3, 10)
+    assert (made.output_dir, made.max_steps, made.learning_rate, made.logging_steps) == (
+        str(tmp_path),
+        3,
+        1e-3,
+        10,
+    )
 
 
 def test_the_model_config_has_every_field_of_trls_and_the_older_name() -> None:
     ours = {f.name for f in dataclasses.fields(ModelConfig)}
-    assert {f.name for f in dataclasses.fields(trl.ModelConfig)} | {"torch_dtype", "trust_remote_code"} <= ours
+    assert {f.name for f in dataclasses.fields(trl.ModelConfig)} | {
+        "torch_dtype",
+        "trust_remote_code",
+    } <= ours
     assert ModelConfig(torch_dtype="bfloat16").dtype == "bfloat16"
     assert ModelConfig(dtype="bfloat16").torch_dtype == "bfloat16"

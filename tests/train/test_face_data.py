@@ -22,7 +22,17 @@ from sfttrain.prepare_data import DataPreparation, DataSettings
 from sfttrain.rows_file import write_rows
 from sfttrain.streaming import is_stream
 from sfttrain.token_rows import TokenRows
-from tests.train.face import CHATS, COMPLETIONS, QUESTIONS, TEXTS, face, losses, model_folder, sequences, write_lines
+from tests.train.face import (
+    CHATS,
+    COMPLETIONS,
+    QUESTIONS,
+    TEXTS,
+    face,
+    losses,
+    model_folder,
+    sequences,
+    write_lines,
+)
 from tests.train.packs import make_pack
 from tests.train.tiny import tiny_model
 
@@ -33,10 +43,16 @@ def model(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path
 
 
 @pytest.mark.parametrize("rows", [TEXTS, COMPLETIONS, CHATS], ids=["text", "completions", "chats"])
-def test_every_kind_of_dataset_gives_the_same_sequences(model: Path, tmp_path: Path, rows: list[Any]) -> None:
+def test_every_kind_of_dataset_gives_the_same_sequences(
+    model: Path, tmp_path: Path, rows: list[Any]
+) -> None:
     built = tmp_path / "built"
     path = write_lines(tmp_path / "rows.jsonl", rows)
-    sftprep.build(sftprep.BuildConfig.of(inputs=(path,), tokenizer=str(model), output=str(built), packing="none"))
+    sftprep.build(
+        sftprep.BuildConfig.of(
+            inputs=(path,), tokenizer=str(model), output=str(built), packing="none"
+        )
+    )
     wanted = sequences(sftprep.open_shards(built))
     dataset = Dataset.from_list(rows)
     kinds = {
@@ -101,18 +117,23 @@ def test_a_file_that_changed_is_prepared_again(model: Path, tmp_path: Path) -> N
 def test_a_tokenizer_changed_in_memory_is_honoured(model: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(str(model))
     tokenizer.add_tokens(["<said>", "What is"], special_tokens=False)
-    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}<said>{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}<said>{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    )
     tokenizer.eos_token = "<|endoftext|>"
     own = tiny_model("llama", vocab_size=640, max_position_embeddings=512)
     trainer = face(own, tmp_path, CHATS, options={"processing_class": tokenizer})
-    # Other kinds of return values came and went: the ids of the rendered text are what it trains on.
+    # Other kinds of return values came and went: the ids of the rendered text are what it trains
+    # on.
     rendered = [tokenizer.apply_chat_template(row["messages"], tokenize=False) for row in CHATS]
     wanted = sorted(tokenizer(text, add_special_tokens=False)["input_ids"] for text in rendered)
     assert [ids for ids, _ in sequences(trainer.train_dataset)] == wanted
     assert tokenizer.convert_tokens_to_ids("<said>") in wanted[0]
 
 
-def test_a_build_with_workers_runs_apart_from_a_script_without_a_main_guard(model: Path, tmp_path: Path) -> None:
+def test_a_build_with_workers_runs_apart_from_a_script_without_a_main_guard(
+    model: Path, tmp_path: Path
+) -> None:
     one = face(model, tmp_path / "one", TEXTS)
     two = face(model, tmp_path / "two", TEXTS, dataset_num_proc=2)
     assert sequences(one.train_dataset) == sequences(two.train_dataset)
@@ -120,7 +141,9 @@ def test_a_build_with_workers_runs_apart_from_a_script_without_a_main_guard(mode
         face(model, tmp_path / "two", [*TEXTS[:1], {"text": None}], dataset_num_proc=2)
 
 
-def test_a_bad_row_is_named_or_set_aside(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bad_row_is_named_or_set_aside(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     rows = [*TEXTS, {"text": 3}]
     with pytest.raises(RecordError, match=rf"train_dataset:{len(rows)}: ") as caught:
         face(model, tmp_path, rows)
@@ -131,7 +154,9 @@ def test_a_bad_row_is_named_or_set_aside(model: Path, tmp_path: Path, caplog: py
     assert "1 rejected (bad_type)" in caplog.text
 
 
-def test_lost_tokens_are_told(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_lost_tokens_are_told(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     long = [{"text": "word " * 300}, *TEXTS]
     with caplog.at_level(logging.WARNING):
         trainer = face(model, tmp_path, long, max_length=64)
@@ -150,7 +175,10 @@ def test_sequences_beyond_the_models_positions_are_refused(model: Path, tmp_path
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (DatasetDict({"a": Dataset.from_list(TEXTS), "b": Dataset.from_list(TEXTS)}), "splits a, b"),
+        (
+            DatasetDict({"a": Dataset.from_list(TEXTS), "b": Dataset.from_list(TEXTS)}),
+            "splits a, b",
+        ),
         ([], "holds no row"),
         (["text"], "holds a str"),
         (7, "int, which holds no rows"),
@@ -158,7 +186,9 @@ def test_sequences_beyond_the_models_positions_are_refused(model: Path, tmp_path
         (Dataset.from_list(TEXTS).with_transform(lambda batch: batch), "has a transform"),
     ],
 )
-def test_what_holds_no_records_is_refused(model: Path, tmp_path: Path, source: Any, message: str) -> None:
+def test_what_holds_no_records_is_refused(
+    model: Path, tmp_path: Path, source: Any, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         face(model, tmp_path, source)
     assert caught.value.remedy
@@ -175,7 +205,10 @@ def test_masks_that_cannot_be_are_refused(model: Path, tmp_path: Path) -> None:
 # ---- tokenized rows ----
 
 
-TOKENS = [{"input_ids": [5, 6, 7, 8, 9], "labels": [-100, -100, 7, 8, 9]}, {"input_ids": [11, 12], "labels": [-100, 12]}]
+TOKENS = [
+    {"input_ids": [5, 6, 7, 8, 9], "labels": [-100, -100, 7, 8, 9]},
+    {"input_ids": [11, 12], "labels": [-100, 12]},
+]
 
 
 def test_tokenized_rows_are_taken_as_they_are(model: Path, tmp_path: Path) -> None:
@@ -196,16 +229,30 @@ def test_rows_that_are_packed_already_are_never_packed_again(model: Path, tmp_pa
         {"input_ids": [11, 12, 13], "position_ids": [0, 1, 0]},
     ]
     trainer = face(
-        model, tmp_path, Dataset.from_list([{**dict.fromkeys(["seq_lengths", "position_ids"]), **r} for r in rows]), packing=True
+        model,
+        tmp_path,
+        Dataset.from_list([{**dict.fromkeys(["seq_lengths", "position_ids"]), **r} for r in rows]),
+        packing=True,
     )
-    assert [pack.seq_lengths.tolist() for pack in (trainer.train_dataset[0], trainer.train_dataset[1])] == [[2, 3], [2, 1]]
+    assert [
+        pack.seq_lengths.tolist() for pack in (trainer.train_dataset[0], trainer.train_dataset[1])
+    ] == [[2, 3], [2, 1]]
     assert trainer.train_dataset.seq_lengths(1).tolist() == [2, 1]
 
 
 def test_masks_of_tokenized_rows() -> None:
-    row = {"input_ids": [1, 2, 3, 4], "completion_mask": [0, 1, 1, 1], "assistant_masks": [1, 1, 0, 1]}
+    row = {
+        "input_ids": [1, 2, 3, 4],
+        "completion_mask": [0, 1, 1, 1],
+        "assistant_masks": [1, 1, 0, 1],
+    }
     assert TokenRows([row])[0].completion_mask.tolist() == [False, True, False, True]
-    assert TokenRows([row], completion_only=False)[0].completion_mask.tolist() == [True, True, False, True]
+    assert TokenRows([row], completion_only=False)[0].completion_mask.tolist() == [
+        True,
+        True,
+        False,
+        True,
+    ]
     for wrong, message in (
         ({"labels": [1, 2]}, "2 labels for 4"),
         ({"labels": [9, 2, 3, 4]}, "neither -100 nor the token"),
@@ -230,7 +277,9 @@ def of_row(example: Any) -> str:
 
 
 def of_columns(examples: Any) -> list[str]:
-    return [f"Q: {q} A: {a}" for q, a in zip(examples["question"], examples["answer"], strict=False)]
+    return [
+        f"Q: {q} A: {a}" for q, a in zip(examples["question"], examples["answer"], strict=False)
+    ]
 
 
 def several_of_row(example: Any) -> list[str]:
@@ -243,7 +292,9 @@ def test_a_function_is_called_as_it_was_meant(count: int) -> None:
     wanted = [{"body": of_row(row)} for row in rows]
     assert list(formatted(iter(rows), of_row, "body")) == wanted
     assert list(formatted(iter(rows), of_columns, "body")) == wanted
-    assert list(formatted(rows, several_of_row, "t")) == [{"t": text} for row in rows for text in several_of_row(row)]
+    assert list(formatted(rows, several_of_row, "t")) == [
+        {"t": text} for row in rows for text in several_of_row(row)
+    ]
 
 
 def test_a_function_wins_over_the_columns_that_are_there(model: Path, tmp_path: Path) -> None:
@@ -258,12 +309,23 @@ def test_mistakes_of_a_function_are_told(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="returned a dict"):
         face(model, tmp_path, QUESTIONS, options={"formatting_func": dict})
     with pytest.raises(ConfigError, match="failed at row 1: KeyError: 'nothing'") as caught:
-        face(model, tmp_path, QUESTIONS, options={"formatting_func": lambda example: example["nothing"]})
+        face(
+            model,
+            tmp_path,
+            QUESTIONS,
+            options={"formatting_func": lambda example: example["nothing"]},
+        )
     assert isinstance(caught.value.__cause__, KeyError)
     with pytest.raises(ConfigError, match="tokenized already"):
         face(model, tmp_path, TOKENS, options={"formatting_func": of_row})
     with pytest.raises(ConfigError, match="no completion"):
-        face(model, tmp_path, QUESTIONS, options={"formatting_func": of_row}, completion_only_loss=True)
+        face(
+            model,
+            tmp_path,
+            QUESTIONS,
+            options={"formatting_func": of_row},
+            completion_only_loss=True,
+        )
     path = write_lines(tmp_path / "q.jsonl", QUESTIONS)
     with pytest.raises(ConfigError, match="for rows"):
         face(model, tmp_path, path, options={"formatting_func": of_row})
@@ -278,7 +340,9 @@ def test_mistakes_of_a_function_are_told(model: Path, tmp_path: Path) -> None:
     multiple=st.integers(2, 16),
     seed=st.integers(0, 9),
 )
-def test_filling_a_row_up_trains_nothing_more(lengths: list[list[int]], multiple: int, seed: int) -> None:
+def test_filling_a_row_up_trains_nothing_more(
+    lengths: list[list[int]], multiple: int, seed: int
+) -> None:
     packs = [make_pack(each, seed=seed + number) for number, each in enumerate(lengths)]
     plain, filled = collate_packs(packs), collate_filled(packs, multiple=multiple, pad_token_id=3)
     assert filled["input_ids"].shape[1] % multiple == 0
@@ -289,8 +353,11 @@ def test_filling_a_row_up_trains_nothing_more(lengths: list[list[int]], multiple
     assert len(filled["seq_lens"]) <= len(added) + 1
 
 
-def test_the_errors_of_the_leader_reach_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A leader and a follower in one process, one after the other: they share nothing but the folder."""
+def test_the_errors_of_the_leader_reach_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A leader and a follower in one process, one after the other: they share nothing but the
+    folder."""
     monkeypatch.setattr("accelerate.utils.gather_object", lambda own: own if own[0] else folders)
     folders: list[str] = []
     leader = OncePerMachine(Ranks(0, 0, 2))
@@ -315,7 +382,9 @@ def test_the_errors_of_the_leader_reach_the_others(tmp_path: Path, monkeypatch: 
 def test_a_preparation_without_a_tokenizer_says_so(tmp_path: Path) -> None:
     from sfttrain import SFTConfig
 
-    prepared = DataPreparation(DataSettings.of(SFTConfig(output_dir="x", use_cpu=True), None), tokenizer=None)
+    prepared = DataPreparation(
+        DataSettings.of(SFTConfig(output_dir="x", use_cpu=True), None), tokenizer=None
+    )
     with pytest.raises(ConfigError, match="no tokenizer"):
         prepared.packs(TEXTS, "train_dataset", packing=False)
 
@@ -324,15 +393,31 @@ def test_a_preparation_without_a_tokenizer_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("packing", [False, True])
-def test_an_iterable_dataset_is_tokenized_while_the_model_trains(model: Path, tmp_path: Path, packing: bool) -> None:
+def test_an_iterable_dataset_is_tokenized_while_the_model_trains(
+    model: Path, tmp_path: Path, packing: bool
+) -> None:
     rows = Dataset.from_list(TEXTS * 3)
-    trainer = face(model, tmp_path, rows.to_iterable_dataset(num_shards=2), packing=packing, max_length=64, max_steps=4)
+    trainer = face(
+        model,
+        tmp_path,
+        rows.to_iterable_dataset(num_shards=2),
+        packing=packing,
+        max_length=64,
+        max_steps=4,
+    )
     assert is_stream(trainer.train_dataset)
     assert trainer.train_dataset.recipe.max_length == 64
     trainer.train()
     assert len(losses(trainer)) == 4
     assert not (tmp_path / "prepared").exists()
-    again = face(model, tmp_path, rows.to_iterable_dataset(num_shards=2), packing=packing, max_length=64, max_steps=4)
+    again = face(
+        model,
+        tmp_path,
+        rows.to_iterable_dataset(num_shards=2),
+        packing=packing,
+        max_length=64,
+        max_steps=4,
+    )
     again.train()
     assert losses(again) == losses(trainer)
 
@@ -347,11 +432,17 @@ def test_a_function_formats_a_stream_too(model: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_an_iterable_dataset_is_prepared_first_where_it_must_be(model: Path, tmp_path: Path) -> None:
+def test_an_iterable_dataset_is_prepared_first_where_it_must_be(
+    model: Path, tmp_path: Path
+) -> None:
     stream = Dataset.from_list(TEXTS).to_iterable_dataset()
     whole = face(model, tmp_path, stream, max_steps=-1, num_train_epochs=1)
     joined = face(model, tmp_path, stream, packing=True, packing_strategy="wrapped", max_length=32)
-    tokens = face(model, tmp_path, Dataset.from_list([{**TOKENS[0], "seq_lengths": [2, 3]}]).to_iterable_dataset())
+    tokens = face(
+        model,
+        tmp_path,
+        Dataset.from_list([{**TOKENS[0], "seq_lengths": [2, 3]}]).to_iterable_dataset(),
+    )
     assert len(whole.train_dataset) == len(TEXTS)
     assert len(tokens.train_dataset) == 1
     assert not any(is_stream(trainer.train_dataset) for trainer in (whole, joined, tokens))

@@ -22,14 +22,29 @@ def question(example: Any) -> str:
     return f"### {example['question']} ### {example['answer']}"
 
 
-CHAT_COMPLETIONS = [{"prompt": row["messages"][:1], "completion": row["messages"][1:]} for row in CHATS]
-SHAREGPT = [{"conversations": [{"from": m["role"], "value": m["content"]} for m in row["messages"]]} for row in CHATS]
-TOKENS = [{"input_ids": [5, 6, 7, 8, 9, 10], "labels": [-100, -100, 7, -100, 9, 10]}, {"input_ids": [5, 6], "labels": [-100, 6]}]
-MASKED = [{"input_ids": [5, 6, 7, 8], "completion_mask": [0, 1, 1, 1]}, {"input_ids": [9, 10], "completion_mask": [0, 1]}]
+CHAT_COMPLETIONS = [
+    {"prompt": row["messages"][:1], "completion": row["messages"][1:]} for row in CHATS
+]
+SHAREGPT = [
+    {"conversations": [{"from": m["role"], "value": m["content"]} for m in row["messages"]]}
+    for row in CHATS
+]
+TOKENS = [
+    {"input_ids": [5, 6, 7, 8, 9, 10], "labels": [-100, -100, 7, -100, 9, 10]},
+    {"input_ids": [5, 6], "labels": [-100, 6]},
+]
+MASKED = [
+    {"input_ids": [5, 6, 7, 8], "completion_mask": [0, 1, 1, 1]},
+    {"input_ids": [9, 10], "completion_mask": [0, 1]},
+]
 
 CASES: dict[str, tuple[list[Any], dict[str, Any], Any]] = {
     "text": (TEXTS, {}, None),
-    "text, another field": ([{"body": row["text"]} for row in TEXTS], {"dataset_text_field": "body"}, None),
+    "text, another field": (
+        [{"body": row["text"]} for row in TEXTS],
+        {"dataset_text_field": "body"},
+        None,
+    ),
     "text, cut": (TEXTS, {"max_length": 5}, None),
     "text, cut at its start": (TEXTS, {"max_length": 5, "truncation_mode": "keep_end"}, None),
     "text, not cut": ([{"text": "word " * 1200}], {"max_length": None}, None),
@@ -49,8 +64,16 @@ CASES: dict[str, tuple[list[Any], dict[str, Any], Any]] = {
     "tokens, cut": (TOKENS, {"max_length": 4}, None),
     "tokens, masked": (MASKED, {"completion_only_loss": True}, None),
     "text, packed": (TEXTS, {"packing": True, "max_length": 24}, None),
-    "text, packed and split": (TEXTS, {"packing": True, "max_length": 6, "packing_strategy": "bfd_split"}, None),
-    "chats, packed": (CHATS, {"packing": True, "max_length": 64, "assistant_only_loss": True}, None),
+    "text, packed and split": (
+        TEXTS,
+        {"packing": True, "max_length": 6, "packing_strategy": "bfd_split"},
+        None,
+    ),
+    "chats, packed": (
+        CHATS,
+        {"packing": True, "max_length": 64, "assistant_only_loss": True},
+        None,
+    ),
 }
 
 
@@ -72,7 +95,8 @@ def test_the_same_tokens_and_labels(case: str, model: Path, tmp_path: Path) -> N
 
 
 def their_sequences(dataset: Any) -> list[tuple[list[int], list[bool]]]:
-    """Ids and marks of every sequence in TRL's rows that trains something: packed, TRL keeps the others too (B1)."""
+    """Ids and marks of every sequence in TRL's rows that trains something: packed, TRL keeps the
+    others too (B1)."""
     found = []
     for row in dataset:
         begin = 0

@@ -1,4 +1,5 @@
-"""A script of TRL's in several processes: one of them prepares the data, the others wait, and all train as one."""
+"""A script of TRL's in several processes: one of them prepares the data, the others wait, and all
+train as one."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from datasets import load_dataset
 from sfttrain import SFTConfig, SFTTrainer
 import sfttrain.prepare_data as prepare
 
-model, data, out, rows, slow = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), float(sys.argv[5])
+model, data, out = sys.argv[1:4]
+rows, slow = int(sys.argv[4]), float(sys.argv[5])
 built = []
 run_build = prepare.run_build
 def noted(settings, **options):
@@ -33,12 +35,14 @@ prepare.run_build = noted
 
 dataset = load_dataset("json", data_files=data, split="train")
 args = SFTConfig(
-    out, prepared_dir=out, use_cpu=True, per_device_train_batch_size=rows, num_train_epochs=2, logging_steps=1, optim="sgd",
-    learning_rate=0.05, save_strategy="no", disable_tqdm=True, ddp_timeout=60,
+    out, prepared_dir=out, use_cpu=True, per_device_train_batch_size=rows, num_train_epochs=2,
+    logging_steps=1, optim="sgd", learning_rate=0.05, save_strategy="no", disable_tqdm=True,
+    ddp_timeout=60,
 )
 code = 0
 try:
-    trainer = SFTTrainer(model, args=args, train_dataset=dataset, eval_dataset={"again": dataset.select(range(3))})
+    held = {"again": dataset.select(range(3))}
+    trainer = SFTTrainer(model, args=args, train_dataset=dataset, eval_dataset=held)
     trainer.train()
     said = {
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
@@ -54,11 +58,17 @@ os._exit(code)  # taking gloo's process group down may hang (torch 2.13)
 """
 
 
-def run(folder: Path, ranks: int, data: str, *, rows: int, slow: float = 0.0, fails: bool = False) -> list[dict[str, Any]]:
+def run(
+    folder: Path, ranks: int, data: str, *, rows: int, slow: float = 0.0, fails: bool = False
+) -> list[dict[str, Any]]:
     """What each process said, by rank."""
     script = folder / "script.py"
     script.write_text(SCRIPT)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+        if ranks > 1
+        else []
+    )
     command = [
         sys.executable,
         *launcher,
@@ -69,10 +79,27 @@ def run(folder: Path, ranks: int, data: str, *, rows: int, slow: float = 0.0, fa
         str(rows),
         str(slow),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "hf")}
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=180, check=False)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "HF_HOME": str(folder / "hf"),
+    }
+    done = subprocess.run(
+        command,
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
     assert (done.returncode != 0) == fails, done.stderr[-3000:]
-    said = [json.loads(line.partition("SAID ")[2]) for line in done.stdout.splitlines() if "SAID " in line]
+    said = [
+        json.loads(line.partition("SAID ")[2])
+        for line in done.stdout.splitlines()
+        if "SAID " in line
+    ]
     return sorted(said, key=lambda each: each["rank"])
 
 

@@ -26,8 +26,13 @@ def summary(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, An
     return found
 
 
-def test_raw_records_are_prepared_and_trained(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data, held_out = write_lines(tmp_path / "a.jsonl", COMPLETIONS), write_lines(tmp_path / "b.jsonl", TEXTS)
+def test_raw_records_are_prepared_and_trained(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, held_out = (
+        write_lines(tmp_path / "a.jsonl", COMPLETIONS),
+        write_lines(tmp_path / "b.jsonl", TEXTS),
+    )
     where = [
         data,
         "--model",
@@ -38,15 +43,29 @@ def test_raw_records_are_prepared_and_trained(model: Path, tmp_path: Path, capsy
         "--prepared_dir",
         str(tmp_path / "p"),
     ]
-    told = summary(capsys, *where, "--eval_data", held_out, "--packing", "--max_length", "64", "--max_steps", "2")
+    told = summary(
+        capsys,
+        *where,
+        "--eval_data",
+        held_out,
+        "--packing",
+        "--max_length",
+        "64",
+        "--max_steps",
+        "2",
+    )
     assert (told["steps"], told["kind"]) == (2, "model")
     assert told["evaluation"]["eval_loss"] > 0
-    adapter = summary(capsys, *where, "--use_peft", "--lora_r", "4", "--max_steps", "2", "--no_isolation_guard")
+    adapter = summary(
+        capsys, *where, "--use_peft", "--lora_r", "4", "--max_steps", "2", "--no_isolation_guard"
+    )
     assert adapter["kind"] == "adapter"
     assert (tmp_path / "out" / "tokenizer.json").exists()
 
 
-def test_a_file_of_settings_as_trl_takes_it(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_of_settings_as_trl_takes_it(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = f"""
 model_name_or_path: {model}
 torch_dtype: float32
@@ -86,10 +105,16 @@ def test_what_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         open_data(str(tmp_path / "nothing"))
     assert run_datasets(RunConfig(data=path, dataset_name=path), evaluating=True) == (path, None)
     with pytest.raises(InputNotFound, match="no/such-dataset cannot be loaded"):
-        run_datasets(RunConfig(data="no/such-dataset", dataset_name="no/such-dataset"), evaluating=False)
-    monkeypatch.setattr("datasets.load_dataset", lambda path, **_: {"train": TEXTS, "test": COMPLETIONS})
+        run_datasets(
+            RunConfig(data="no/such-dataset", dataset_name="no/such-dataset"), evaluating=False
+        )
+    monkeypatch.setattr(
+        "datasets.load_dataset", lambda path, **_: {"train": TEXTS, "test": COMPLETIONS}
+    )
     named = RunConfig(data="a/b", dataset_name="a/b")
     assert run_datasets(named, evaluating=True) == (TEXTS, COMPLETIONS)
     assert run_datasets(named, evaluating=False) == (TEXTS, None)
     with pytest.raises(ConfigError, match="has no split valid; it has train, test"):
-        run_datasets(RunConfig(data="a/b", dataset_name="a/b", dataset_train_split="valid"), evaluating=False)
+        run_datasets(
+            RunConfig(data="a/b", dataset_name="a/b", dataset_train_split="valid"), evaluating=False
+        )

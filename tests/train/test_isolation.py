@@ -1,4 +1,5 @@
-"""The promise: a pack gives the logits and gradients of its sequences run alone, in whatever model it is put."""
+"""The promise: a pack gives the logits and gradients of its sequences run alone, in whatever model
+it is put."""
 
 from __future__ import annotations
 
@@ -25,21 +26,29 @@ LENGTHS = (7, 1, 13, 24, 3)
 
 # fmt: off
 PACKED = (
-    "llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "mixtral", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "gpt2",
-    "gpt_neox", "gpt_bigcode", "starcoder2", "olmo", "olmo2", "olmo3", "smollm3", "cohere", "cohere2", "deepseek_v3", "glm",
-    "glm4", "granite", "exaone4", "ernie4_5", "seed_oss", "hunyuan_v1_dense", "persimmon", "gpt_oss", "afmoe", "opt",
-    "biogpt", "helium", "arcee", "olmoe",
+    "llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "mixtral", "gemma", "gemma2",
+    "gemma3_text", "phi", "phi3", "gpt2", "gpt_neox", "gpt_bigcode", "starcoder2", "olmo",
+    "olmo2", "olmo3", "smollm3", "cohere", "cohere2", "deepseek_v3", "glm", "glm4", "granite",
+    "exaone4", "ernie4_5", "seed_oss", "hunyuan_v1_dense", "persimmon", "gpt_oss", "afmoe",
+    "opt", "biogpt", "helium", "arcee", "olmoe",
 )
 UNPACKED = (
-    "gpt_neo", "gptj", "codegen", "stablelm", "xglm", "bloom", "mpt", "falcon", "mamba", "mamba2", "falcon_mamba", "rwkv",
-    "jamba", "recurrent_gemma", "qwen3_next", "olmo_hybrid", "minimax", "xlstm", "llama4_text", "nemotron",
+    "gpt_neo", "gptj", "codegen", "stablelm", "xglm", "bloom", "mpt", "falcon", "mamba",
+    "mamba2", "falcon_mamba", "rwkv", "jamba", "recurrent_gemma", "qwen3_next", "olmo_hybrid",
+    "minimax", "xlstm", "llama4_text", "nemotron",
 )
 # fmt: on
 
 
 def alone(model: Any, lengths: tuple[int, ...], ids: torch.Tensor) -> torch.Tensor:
-    """Logits of each sequence run by itself, as transformers runs it, one after the other: [tokens, V]."""
-    return torch.cat([model(input_ids=piece[None], use_cache=False).logits[0] for piece in ids.split(list(lengths))])
+    """Logits of each sequence run by itself, as transformers runs it, one after the other: [tokens,
+    V]."""
+    return torch.cat(
+        [
+            model(input_ids=piece[None], use_cache=False).logits[0]
+            for piece in ids.split(list(lengths))
+        ]
+    )
 
 
 def row_of(pack: Any) -> Any:
@@ -52,7 +61,9 @@ def row_of(pack: Any) -> Any:
 
 def weighted_sum(logits: torch.Tensor) -> torch.Tensor:
     """Something to take gradients of, that looks at every logit in its own way."""
-    return (logits * torch.sin(torch.arange(logits.numel()).reshape(logits.shape) * 0.1)).sum() / logits.shape[0]
+    return (
+        logits * torch.sin(torch.arange(logits.numel()).reshape(logits.shape) * 0.1)
+    ).sum() / logits.shape[0]
 
 
 @pytest.mark.parametrize("kind", PACKED + UNPACKED)
@@ -70,12 +81,18 @@ def test_logits_and_gradients_equal_those_of_the_sequences_alone(kind: str) -> N
     weighted_sum(logits).backward()
 
     assert feeding.unpack == (kind in UNPACKED)
-    # Some architectures amplify rounding (state spaces, scores of experts); these two must meet the promise as it stands.
+    # Some architectures amplify rounding (state spaces, scores of experts); these two must meet the
+    # promise as it stands.
     absolute = kind in ("llama", "qwen2")
-    for name, found, wanted in [("logits", logits, expected), *((n, p.grad, gradients[n]) for n, p in model.named_parameters())]:
+    for name, found, wanted in [
+        ("logits", logits, expected),
+        *((n, p.grad, gradients[n]) for n, p in model.named_parameters()),
+    ]:
         if wanted is not None:
             tolerance = 1e-5 if absolute else 4e-5 * max(1.0, wanted.detach().abs().max().item())
-            torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                found, wanted, rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+            )
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
@@ -92,12 +109,18 @@ def test_first_token_of_a_neighbour_does_not_reach_a_sequence(kind: str) -> None
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma", "gpt2", "opt", "falcon", "mamba"])
 @pytest.mark.parametrize("loss_impl", ["logits", "fused"])
-def test_loss_and_gradients_of_a_pack_equal_those_of_its_sequences(kind: str, loss_impl: str) -> None:
+def test_loss_and_gradients_of_a_pack_equal_those_of_its_sequences(
+    kind: str, loss_impl: str
+) -> None:
     model, pack = tiny_model(kind), make_pack(LENGTHS)
     tokens, expected = 0, torch.zeros(())
     for piece in split(pack):
-        labels = torch.from_numpy(np.where(piece.completion_mask, piece.input_ids, -100).astype(np.int64))
-        logits = model(input_ids=torch.from_numpy(piece.input_ids.astype(np.int64))[None], use_cache=False).logits[0]
+        labels = torch.from_numpy(
+            np.where(piece.completion_mask, piece.input_ids, -100).astype(np.int64)
+        )
+        logits = model(
+            input_ids=torch.from_numpy(piece.input_ids.astype(np.int64))[None], use_cache=False
+        ).logits[0]
         expected = expected + F.cross_entropy(logits[:-1], labels[1:], reduction="sum")
         tokens += int((labels[1:] != -100).sum())
     (expected / tokens).backward()
@@ -115,11 +138,18 @@ def test_loss_and_gradients_of_a_pack_equal_those_of_its_sequences(kind: str, lo
     torch.testing.assert_close(sums.loss / tokens, expected / tokens, rtol=1e-6, atol=1e-6)
     for name, parameter in model.named_parameters():
         if gradients[name] is not None:
-            torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                parameter.grad,
+                gradients[name],
+                rtol=1e-4,
+                atol=1e-6,
+                msg=lambda m, n=name: f"{n}: {m}",
+            )
 
 
 @pytest.mark.parametrize(
-    ("kind", "attention"), [("gpt_oss", "eager"), ("opt", "sdpa"), ("mamba", "eager"), ("stablelm", "sft_varlen")]
+    ("kind", "attention"),
+    [("gpt_oss", "eager"), ("opt", "sdpa"), ("mamba", "eager"), ("stablelm", "sft_varlen")],
 )
 def test_the_guard_sees_a_leak(kind: str, attention: str) -> None:
     model = tiny_model(kind)
@@ -164,14 +194,20 @@ def test_unpacking_may_be_asked_for() -> None:
     assert feeding.attention == "sdpa"
 
 
-@pytest.mark.parametrize("lengths", [(1,), (5, 5, 5), (1, 2, 3, 40), (64, 32, 31, 16, 0, 1), tuple(range(1, 30))])
+@pytest.mark.parametrize(
+    "lengths", [(1,), (5, 5, 5), (1, 2, 3, 40), (64, 32, 31, 16, 0, 1), tuple(range(1, 30))]
+)
 def test_groups_hold_every_token_once_and_at_most_double_them(lengths: tuple[int, ...]) -> None:
     groups = list(groups_of_like_length(lengths))
-    assert sorted(torch.cat([g.index[g.real] for g in groups]).tolist()) == list(range(sum(lengths)))
+    assert sorted(torch.cat([g.index[g.real] for g in groups]).tolist()) == list(
+        range(sum(lengths))
+    )
     assert sum(g.index.numel() for g in groups) <= 2 * sum(lengths)
     for group in groups:
         rows = [row[real] for row, real in zip(group.index, group.real, strict=True)]
-        assert all(torch.equal(row, torch.arange(int(row[0]), int(row[0]) + len(row))) for row in rows)
+        assert all(
+            torch.equal(row, torch.arange(int(row[0]), int(row[0]) + len(row))) for row in rows
+        )
 
 
 @pytest.mark.parametrize("kind", ["llama", "falcon"])
@@ -182,4 +218,6 @@ def test_a_row_in_which_nothing_is_trained_has_no_loss_and_gradients_of_zero(kin
     sums = loss_from_logits(outputs, targets)
     sums.loss.backward()
     assert (sums.loss.item(), int(sums.tokens), int(sums.correct)) == (0.0, 0, 0)
-    assert all(p.grad is not None and not p.grad.any() for p in model.parameters() if p.requires_grad)
+    assert all(
+        p.grad is not None and not p.grad.any() for p in model.parameters() if p.requires_grad
+    )

@@ -27,7 +27,9 @@ from tests.train.tiny import tiny_model
     chunk=st.integers(1, 64),
     weighted=st.booleans(),
 )
-def test_fused_equals_logits(n: int, masked: float, bias: bool, kind: Any, frozen: bool, chunk: int, weighted: bool) -> None:
+def test_fused_equals_logits(
+    n: int, masked: float, bias: bool, kind: Any, frozen: bool, chunk: int, weighted: bool
+) -> None:
     generator = torch.Generator().manual_seed(n)
     hidden = torch.randn(n, 8, generator=generator, dtype=torch.float64)
     head = nn.Linear(8, 21, bias=bias, dtype=torch.float64)
@@ -48,7 +50,17 @@ def test_fused_equals_logits(n: int, masked: float, bias: bool, kind: Any, froze
                 else loss_from_logits(head(h), targets, kind, weights)
             )
             (sums.loss * 0.3).backward()
-            into.extend([sums.loss.detach(), sums.nll, sums.correct, sums.tokens, sums.weight, h.grad, head.weight.grad])
+            into.extend(
+                [
+                    sums.loss.detach(),
+                    sums.nll,
+                    sums.correct,
+                    sums.tokens,
+                    sums.weight,
+                    h.grad,
+                    head.weight.grad,
+                ]
+            )
             into.append(head.bias.grad if bias else None)
     finally:
         loss_room._CHUNK_BYTES = before
@@ -63,17 +75,27 @@ def test_sums_are_those_of_cross_entropy_and_argmax() -> None:
     logits, targets = torch.randn(9, 5), torch.tensor([0, 1, -100, 3, 4, -100, 2, 2, 1])
     logits[0, 0] = 50.0
     sums = loss_from_logits(logits, targets)
-    torch.testing.assert_close(sums.loss, F.cross_entropy(logits, targets, reduction="sum", ignore_index=-100))
+    torch.testing.assert_close(
+        sums.loss, F.cross_entropy(logits, targets, reduction="sum", ignore_index=-100)
+    )
     assert int(sums.tokens) == 7
-    assert int(sums.correct) == sum(int(row.argmax()) == int(t) for row, t in zip(logits, targets, strict=True))
+    assert int(sums.correct) == sum(
+        int(row.argmax()) == int(t) for row, t in zip(logits, targets, strict=True)
+    )
 
 
 def test_weights_multiply_the_loss_and_are_what_it_is_divided_by() -> None:
     logits, targets = torch.randn(5, 7), torch.tensor([1, -100, 3, 4, 0])
     weights = torch.tensor([0.5, 9.0, 2.0, 1.0, 0.25])
     sums = loss_from_logits(logits, targets, "nll", weights)
-    each = [-float(torch.log_softmax(row.double(), -1)[t]) for row, t in zip(logits, targets, strict=True) if t != -100]
-    assert sums.loss.item() == pytest.approx(0.5 * each[0] + 2 * each[1] + each[2] + 0.25 * each[3], rel=1e-6)
+    each = [
+        -float(torch.log_softmax(row.double(), -1)[t])
+        for row, t in zip(logits, targets, strict=True)
+        if t != -100
+    ]
+    assert sums.loss.item() == pytest.approx(
+        0.5 * each[0] + 2 * each[1] + each[2] + 0.25 * each[3], rel=1e-6
+    )
     assert sums.nll.item() == pytest.approx(sum(each), rel=1e-6)
     assert (sums.weight.item(), int(sums.tokens)) == (3.75, 4)
     assert loss_from_logits(logits, targets).weight.item() == 4
@@ -95,12 +117,20 @@ def test_nothing_is_computed_for_gradients_that_nobody_takes() -> None:
 
 
 def test_fused_under_autocast_is_near_logits_under_autocast() -> None:
-    head, hidden, targets = nn.Linear(16, 33, bias=False), torch.randn(20, 16), torch.randint(0, 33, (20,))
+    head, hidden, targets = (
+        nn.Linear(16, 33, bias=False),
+        torch.randn(20, 16),
+        torch.randint(0, 33, (20,)),
+    )
     losses = []
     for fused in (True, False):
         head.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
-            sums = fused_loss(hidden, head.weight, None, targets) if fused else loss_from_logits(head(hidden), targets)
+            sums = (
+                fused_loss(hidden, head.weight, None, targets)
+                if fused
+                else loss_from_logits(head(hidden), targets)
+            )
         sums.loss.backward()
         losses.append((sums.loss.item(), head.weight.grad.clone()))  # type: ignore[union-attr]
     assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-3)
@@ -121,8 +151,12 @@ def test_heads_with_softcapping_are_not_fused() -> None:
         plan_loss(model, "fused", "nll")
 
 
-@pytest.mark.parametrize(("kind", "changes"), [("cohere", {"logit_scale": 0.1}), ("granite", {"logits_scaling": 5.0})])
-def test_heads_with_a_scale_after_them_are_fused_with_it(kind: str, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "changes"), [("cohere", {"logit_scale": 0.1}), ("granite", {"logits_scaling": 5.0})]
+)
+def test_heads_with_a_scale_after_them_are_fused_with_it(
+    kind: str, changes: dict[str, Any]
+) -> None:
     model = tiny_model(kind, **changes)
     ids, targets = torch.arange(12)[None], torch.arange(1, 13)
     results = []
@@ -141,10 +175,15 @@ def test_heads_with_a_scale_after_them_are_fused_with_it(kind: str, changes: dic
 def test_heads_that_are_adapted_are_not_fused() -> None:
     from peft import LoraConfig, get_peft_model
 
-    for options in ({"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}):
+    for options in (
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    ):
         model = get_peft_model(tiny_model("llama"), LoraConfig(task_type="CAUSAL_LM", **options))
         assert plan_loss(model, "auto", "nll").head is None
-    model = get_peft_model(tiny_model("llama"), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+    model = get_peft_model(
+        tiny_model("llama"), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
+    )
     assert plan_loss(model, "auto", "nll").head is not None
 
 

@@ -33,7 +33,11 @@ class Shards(MemoryPacks):
     @property
     def manifest(self) -> Any:
         tokenizer = {"name": "theirs", "fingerprint": self.fingerprint, "max_id": self.max_id}
-        return SimpleNamespace(max_length=max(len(p.input_ids) for p in self.packs), tokenizer=tokenizer, chat_template=None)
+        return SimpleNamespace(
+            max_length=max(len(p.input_ids) for p in self.packs),
+            tokenizer=tokenizer,
+            chat_template=None,
+        )
 
 
 def test_shards_of_the_model_pass() -> None:
@@ -74,7 +78,10 @@ def test_sequences_longer_than_the_context_are_refused_and_packs_are_not() -> No
 )
 def test_precision(tmp_path: Path, settings: dict[str, Any], dtype: torch.dtype) -> None:
     tiny_model("llama").to(torch.bfloat16).save_pretrained(tmp_path)
-    assert load_model(ModelConfig(model_name_or_path=str(tmp_path), **settings), device=CPU).dtype == dtype
+    assert (
+        load_model(ModelConfig(model_name_or_path=str(tmp_path), **settings), device=CPU).dtype
+        == dtype
+    )
 
 
 def test_no_model_is_said(tmp_path: Path) -> None:
@@ -88,7 +95,12 @@ def test_no_model_is_said(tmp_path: Path) -> None:
 
 
 def test_whether_the_cpu_has_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    for found, wanted in (({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx512_f": True}, False), ({}, False)):
+    for found, wanted in (
+        ({"avx512_bf16": True}, True),
+        ({"amx_bf16": True}, True),
+        ({"avx512_f": True}, False),
+        ({}, False),
+    ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found, raising=False)
         assert cpu_has_bfloat16() == wanted
     monkeypatch.delattr(torch.cpu, "get_capabilities")
@@ -98,19 +110,33 @@ def test_whether_the_cpu_has_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_adapters() -> None:
     assert get_peft_config(ModelConfig()) is None
     config = get_peft_config(
-        ModelConfig(use_peft=True, lora_r=4, lora_alpha=7, lora_modules_to_save=["lm_head"], use_rslora=True)
+        ModelConfig(
+            use_peft=True, lora_r=4, lora_alpha=7, lora_modules_to_save=["lm_head"], use_rslora=True
+        )
     )
     assert config is not None
-    assert (config.r, config.lora_alpha, config.lora_dropout, config.target_modules) == (4, 7, 0.05, "all-linear")
+    assert (config.r, config.lora_alpha, config.lora_dropout, config.target_modules) == (
+        4,
+        7,
+        0.05,
+        "all-linear",
+    )
     model = add_adapter(tiny_model("llama"), config)
-    names = {name.split(".lora_A")[0].rsplit(".", 1)[-1] for name, _ in model.named_parameters() if "lora_A" in name}
+    names = {
+        name.split(".lora_A")[0].rsplit(".", 1)[-1]
+        for name, _ in model.named_parameters()
+        if "lora_A" in name
+    }
     assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     trained, every = trainable_share(model)
     assert 0 < trained < every
     with pytest.raises(ConfigError, match="adapter already"):
         add_adapter(model, config)
     with pytest.raises(ConfigError, match="no adapter can be put into") as caught:
-        add_adapter(tiny_model("llama"), get_peft_config(ModelConfig(use_peft=True, lora_target_modules=["nothing"])))
+        add_adapter(
+            tiny_model("llama"),
+            get_peft_config(ModelConfig(use_peft=True, lora_target_modules=["nothing"])),
+        )
     assert "--lora_target_modules" in caught.value.remedy
 
 
@@ -146,7 +172,11 @@ def test_the_tokenizer_beside_the_model_has_the_template_and_end_of_the_shards()
     spec = tokenizer_spec(AutoTokenizer.from_pretrained(name))
     manifest = SimpleNamespace(
         max_length=10,
-        tokenizer={"name": name, "fingerprint": spec.fingerprint, "eos_token_id": spec.eos_token_id},
+        tokenizer={
+            "name": name,
+            "fingerprint": spec.fingerprint,
+            "eos_token_id": spec.eos_token_id,
+        },
         chat_template="{{ 1 }}",
     )
     tokenizer, fingerprint = tokenizer_for(name, manifest)
@@ -155,7 +185,11 @@ def test_the_tokenizer_beside_the_model_has_the_template_and_end_of_the_shards()
     assert tokenizer.chat_template == "{{ 1 }}"
     # Built with --eos-token: another fingerprint, of the same tokenizer.
     other = spec.with_eos("<s>")
-    manifest.tokenizer = {"name": name, "fingerprint": other.fingerprint, "eos_token_id": other.eos_token_id}
+    manifest.tokenizer = {
+        "name": name,
+        "fingerprint": other.fingerprint,
+        "eos_token_id": other.eos_token_id,
+    }
     tokenizer, fingerprint = tokenizer_for(name, manifest)
     assert fingerprint == other.fingerprint != spec.fingerprint
     assert tokenizer is not None
@@ -165,7 +199,11 @@ def test_the_tokenizer_beside_the_model_has_the_template_and_end_of_the_shards()
 @needs_shared
 def test_a_model_without_a_tokenizer_gets_that_of_the_shards(tmp_path: Path) -> None:
     tiny_model("llama").save_pretrained(tmp_path)
-    manifest = SimpleNamespace(max_length=10, tokenizer={"name": str(SHARED / "models" / "stories260k")}, chat_template=None)
+    manifest = SimpleNamespace(
+        max_length=10,
+        tokenizer={"name": str(SHARED / "models" / "stories260k")},
+        chat_template=None,
+    )
     tokenizer, fingerprint = tokenizer_for(str(tmp_path), manifest)
     assert fingerprint is None
     assert tokenizer is not None

@@ -17,7 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from sftprep import tokenizer_spec
 from sftprep.errors import ConfigError
 from sfttrain import ModelConfig
-from sfttrain.adapter import add_adapter, grow_embedding, merge_adapter, new_token_rows, note_new_tokens
+from sfttrain.adapter import (
+    add_adapter,
+    grow_embedding,
+    merge_adapter,
+    new_token_rows,
+    note_new_tokens,
+)
 from sfttrain.cli import main
 from tests.train.builds import write_build
 from tests.train.packs import MemoryPacks, make_pack
@@ -36,7 +42,9 @@ def lora(**options: Any) -> LoraConfig:
 def tokenizer_of(tokens: int, *added: str) -> PreTrainedTokenizerFast:
     """A tokenizer of so many words, and some more."""
     words = {f"w{number}": number for number in range(tokens)}
-    found = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")), pad_token="w0")
+    found = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")), pad_token="w0"
+    )
     found.add_tokens(list(added))
     return found
 
@@ -62,7 +70,10 @@ def test_new_tokens_are_trained_and_no_others(tmp_path: Path, kind: str, tied: b
     model = tiny_model(kind, tie_word_embeddings=tied)
     model.resize_token_embeddings(VOCABULARY + 3)
     note_new_tokens(model, NEW)
-    before = [layer.weight.detach().clone() for layer in (model.get_input_embeddings(), model.get_output_embeddings())]
+    before = [
+        layer.weight.detach().clone()
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings())
+    ]
     trainer = trainer_for(tmp_path, model=model, packs=packs_with(NEW), peft_config=lora())
     trainer.train()
     inner = trainer.model.merge_and_unload()
@@ -79,7 +90,10 @@ def test_base_weights_stay_as_they_are(tmp_path: Path) -> None:
     before = weights(model)
     trainer = trainer_for(tmp_path, model=model, peft_config=lora())
     trainer.train()
-    after = {name.replace("base_model.model.", "").replace(".base_layer", ""): v for name, v in weights(trainer.model).items()}
+    after = {
+        name.replace("base_model.model.", "").replace(".base_layer", ""): v
+        for name, v in weights(trainer.model).items()
+    }
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
@@ -103,13 +117,20 @@ def test_which_tokens_are_new(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(checkpoint(tmp_path / "base"))
     assert new_token_rows(model) == []
     assert new_token_rows(model, tokenizer_of(VOCABULARY)) == []
-    # The embedding had room: rows that the checkpoint has, but that its own tokenizer has no token for.
+    # The embedding had room: rows that the checkpoint has, but that its own tokenizer has no token
+    # for.
     tokenizer_of(VOCABULARY - 8).save_pretrained(tmp_path / "base")
     assert new_token_rows(model) == []
-    assert new_token_rows(model, tokenizer_of(VOCABULARY - 8, "<a>", "<b>")) == [VOCABULARY - 8, VOCABULARY - 7]
+    assert new_token_rows(model, tokenizer_of(VOCABULARY - 8, "<a>", "<b>")) == [
+        VOCABULARY - 8,
+        VOCABULARY - 7,
+    ]
     # Rows beyond it, of which only those of tokens count.
     model.resize_token_embeddings(VOCABULARY + 16)
-    assert new_token_rows(model, tokenizer_of(VOCABULARY, "<a>")) == [*range(VOCABULARY - 8, VOCABULARY), VOCABULARY]
+    assert new_token_rows(model, tokenizer_of(VOCABULARY, "<a>")) == [
+        *range(VOCABULARY - 8, VOCABULARY),
+        VOCABULARY,
+    ]
     note_new_tokens(model, [3])
     assert new_token_rows(model)[0] == 3
     assert new_token_rows(tiny_model("llama")) == []
@@ -133,7 +154,10 @@ def test_an_embedding_grows_for_a_tokenizer_with_more_tokens_only(tmp_path: Path
         ({"modules_to_save": ["embed_tokens", "lm_head"]}, None),
         ({"target_modules": ["q_proj", "lm_head"]}, {"model.embed_tokens": NEW}),
         ({"trainable_token_indices": [4]}, {"model.embed_tokens": [4, *NEW], "lm_head": NEW}),
-        ({"trainable_token_indices": {"embed_tokens": [4]}}, {"embed_tokens": [4, *NEW], "lm_head": NEW}),
+        (
+            {"trainable_token_indices": {"embed_tokens": [4]}},
+            {"embed_tokens": [4, *NEW], "lm_head": NEW},
+        ),
     ],
 )
 def test_what_was_asked_for_is_kept(options: dict[str, Any], rows: Any) -> None:
@@ -161,18 +185,36 @@ def test_a_head_with_a_bias_keeps_it(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"use_rslora": True}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"trainable_token_indices": [5]}]
+    "options",
+    [
+        {},
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"modules_to_save": ["lm_head"]},
+        {"trainable_token_indices": [5]},
+    ],
 )
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_merged_model_is_the_one_that_was_trained(tmp_path: Path, options: dict[str, Any], tied: bool) -> None:
+def test_a_merged_model_is_the_one_that_was_trained(
+    tmp_path: Path, options: dict[str, Any], tied: bool
+) -> None:
     folder = checkpoint(tmp_path / "base", tie_word_embeddings=tied)
     trainer = trainer_for(
-        tmp_path / "out", model=AutoModelForCausalLM.from_pretrained(folder), packs=packs_with([5]), peft_config=lora(**options)
+        tmp_path / "out",
+        model=AutoModelForCausalLM.from_pretrained(folder),
+        packs=packs_with([5]),
+        peft_config=lora(**options),
     )
     trainer.train()
     trainer.save_model()
     base = ModelConfig(model_name_or_path=str(folder), use_peft=True)
-    merge_adapter(tmp_path / "out", tmp_path / "merged", base=base, device=CPU, tokenizer=tokenizer_of(VOCABULARY))
+    merge_adapter(
+        tmp_path / "out",
+        tmp_path / "merged",
+        base=base,
+        device=CPU,
+        tokenizer=tokenizer_of(VOCABULARY),
+    )
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     with torch.no_grad():
         found, wanted = merged(input_ids=IDS).logits, trainer.model.eval()(input_ids=IDS).logits
@@ -183,45 +225,74 @@ def test_a_merged_model_is_the_one_that_was_trained(tmp_path: Path, options: dic
     assert not (tmp_path / "merged" / "adapter_config.json").exists()
     # A head that was trained in full beside a frozen embedding is not tied to it any more.
     assert merged.config.tie_word_embeddings == (tied and "modules_to_save" not in options)
-    assert sorted(merged.state_dict()) == sorted(tiny_model("llama", tie_word_embeddings=tied).state_dict())
+    assert sorted(merged.state_dict()) == sorted(
+        tiny_model("llama", tie_word_embeddings=tied).state_dict()
+    )
 
 
-def run(capsys: pytest.CaptureFixture[str], packs: Path, base: Path, out: Path, *more: str) -> dict[str, Any]:
+def run(
+    capsys: pytest.CaptureFixture[str], packs: Path, base: Path, out: Path, *more: str
+) -> dict[str, Any]:
     """`sfttrain run`, and its summary."""
     capsys.readouterr()
-    command = ["run", str(packs), "--model", str(base), "--output_dir", str(out), "--json", "--use_cpu", "--max_steps", "4"]
+    command = [
+        "run",
+        str(packs),
+        "--model",
+        str(base),
+        "--output_dir",
+        str(out),
+        "--json",
+        "--use_cpu",
+        "--max_steps",
+        "4",
+    ]
     assert main([*command, "--use_peft", "--lora_r", "4", "--learning_rate", "1e-2", *more]) == 0
     summary: dict[str, Any] = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     return summary
 
 
 @pytest.mark.parametrize("bits", [[], ["--load_in_4bit"]])
-def test_merging_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], bits: list[str]) -> None:
+def test_merging_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], bits: list[str]
+) -> None:
     if bits:
         pytest.importorskip("bitsandbytes", reason="the extra [quant] is not installed")
     base = checkpoint(tmp_path / "base")
-    packs = write_build(tmp_path / "packs", packs_with([5]), tokenizer={"name": "", "fingerprint": ""})
+    packs = write_build(
+        tmp_path / "packs", packs_with([5]), tokenizer={"name": "", "fingerprint": ""}
+    )
     summary = run(capsys, packs, base, tmp_path / "out", "--merge", *bits)
     assert summary["merged"] == str(tmp_path / "out" / "merged")
     merged = AutoModelForCausalLM.from_pretrained(summary["merged"])
     if bits:  # what is merged then: test_quant.py
         assert getattr(merged.config, "quantization_config", None) is None
     else:
-        adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(tmp_path / "out")).eval()
+        adapted = PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(base), str(tmp_path / "out")
+        ).eval()
         with torch.no_grad():
-            torch.testing.assert_close(merged(input_ids=IDS).logits, adapted(input_ids=IDS).logits, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                merged(input_ids=IDS).logits, adapted(input_ids=IDS).logits, rtol=1e-5, atol=1e-5
+            )
     assert (tmp_path / "out" / "merged" / "tokenizer.json").exists()
 
 
-def test_a_tokenizer_with_more_tokens_than_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its tokens get an embedding, which is trained beside the adapter, and is in the merged model."""
+def test_a_tokenizer_with_more_tokens_than_the_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its tokens get an embedding, which is trained beside the adapter, and is in the merged
+    model."""
     base = checkpoint(tmp_path / "base")
     longer = tokenizer_of(VOCABULARY, "<a>", "<b>")
     longer.save_pretrained(tmp_path / "longer")
     packs = write_build(
         tmp_path / "packs",
         packs_with(NEW),
-        tokenizer={"name": str(tmp_path / "longer"), "fingerprint": tokenizer_spec(longer).fingerprint},
+        tokenizer={
+            "name": str(tmp_path / "longer"),
+            "fingerprint": tokenizer_spec(longer).fingerprint,
+        },
     )
     summary = run(capsys, packs, base, tmp_path / "out", "--merge", "--allow_mismatch", "tokenizer")
     assert "2 new rows" in " ".join(summary["told"])
@@ -233,7 +304,9 @@ def test_a_tokenizer_with_more_tokens_than_the_model(tmp_path: Path, capsys: pyt
     adapted = PeftModel.from_pretrained(grown, str(tmp_path / "out")).eval()
     ids = torch.tensor([[5, NEW[0], 7, NEW[1], 9]])
     with torch.no_grad():
-        torch.testing.assert_close(merged(input_ids=ids).logits, adapted(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            merged(input_ids=ids).logits, adapted(input_ids=ids).logits, rtol=1e-5, atol=1e-5
+        )
 
 
 def test_merging_without_an_adapter_is_refused() -> None:

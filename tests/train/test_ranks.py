@@ -24,11 +24,22 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def train(folder: Path, out: str, ranks: int, *more: str) -> dict[str, Any]:
-    """`sfttrain run` in `ranks` processes, or in this one for one; its JSON summary with the losses it logged."""
+    """`sfttrain run` in `ranks` processes, or in this one for one; its JSON summary with the losses
+    it logged."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
     arguments = [
         *("run", str(folder / "packs"), "--model", str(folder / "model"), "--json"),
-        *("--output_dir", str(folder / out), "--use_cpu", "--logging_steps", "1", "--optim", "sgd", "--learning_rate", "0.05"),
+        *(
+            "--output_dir",
+            str(folder / out),
+            "--use_cpu",
+            "--logging_steps",
+            "1",
+            "--optim",
+            "sgd",
+            "--learning_rate",
+            "0.05",
+        ),
         *(
             "--per_device_train_batch_size",
             "1",
@@ -47,7 +58,15 @@ def train(folder: Path, out: str, ranks: int, *more: str) -> dict[str, Any]:
     else:
         command = [sys.executable, *launcher, "-m", "sfttrain", *arguments]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         said = done.stdout
     summary: dict[str, Any] = json.loads(said.strip().splitlines()[-1])
@@ -63,7 +82,9 @@ def test_two_ranks_train_as_one_and_either_goes_on_from_the_other(tmp_path: Path
     tiny_model("llama").save_pretrained(tmp_path / "model")
     one = train(tmp_path, "one", 1, "--save_steps", "2", "--eval_data", str(tmp_path / "packs"))
     two = train(tmp_path, "two", 2, "--eval_data", str(tmp_path / "packs"))
-    resumed = train(tmp_path, "resumed", 2, "--resume_from_checkpoint", str(tmp_path / "one" / "checkpoint-2"))
+    resumed = train(
+        tmp_path, "resumed", 2, "--resume_from_checkpoint", str(tmp_path / "one" / "checkpoint-2")
+    )
     assert one["steps"] == two["steps"] == 4
     for other in (two, resumed):
         assert other["losses"] == pytest.approx(one["losses"], rel=1e-5)

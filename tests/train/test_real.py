@@ -23,9 +23,18 @@ CHATML = (
 
 def build(folder: Path, tokenizer: Path) -> Path:
     """Packs of 240 questions of gsm8k as chats."""
-    rows = [json.loads(line) for line in (SHARED / "datasets" / "gsm8k_train.jsonl").read_text().splitlines()[:240]]
+    rows = [
+        json.loads(line)
+        for line in (SHARED / "datasets" / "gsm8k_train.jsonl").read_text().splitlines()[:240]
+    ]
     chats = [
-        {"messages": [{"role": "user", "content": r["question"]}, {"role": "assistant", "content": r["answer"]}]} for r in rows
+        {
+            "messages": [
+                {"role": "user", "content": r["question"]},
+                {"role": "assistant", "content": r["answer"]},
+            ]
+        }
+        for r in rows
     ]
     (folder / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     (folder / "chatml.jinja").write_text(CHATML)
@@ -47,8 +56,26 @@ def test_a_real_model_learns_real_chats(tmp_path: Path, capsys: pytest.CaptureFi
 
     packs = build(tmp_path, MODEL)
     arguments = [
-        *("run", str(packs), "--model", str(MODEL), "--output_dir", str(tmp_path / "out"), "--use_cpu", "--json"),
-        *("--max_steps", "40", "--per_device_train_batch_size", "2", "--learning_rate", "4e-3", "--logging_steps", "5"),
+        *(
+            "run",
+            str(packs),
+            "--model",
+            str(MODEL),
+            "--output_dir",
+            str(tmp_path / "out"),
+            "--use_cpu",
+            "--json",
+        ),
+        *(
+            "--max_steps",
+            "40",
+            "--per_device_train_batch_size",
+            "2",
+            "--learning_rate",
+            "4e-3",
+            "--logging_steps",
+            "5",
+        ),
     ]
     assert main(arguments) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -58,20 +85,44 @@ def test_a_real_model_learns_real_chats(tmp_path: Path, capsys: pytest.CaptureFi
     assert tokenizer.chat_template == CHATML
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "How many?"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        [{"role": "user", "content": "How many?"}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
     )
     assert model.generate(**prompt, max_new_tokens=8).shape[1] > prompt["input_ids"].shape[1]
 
 
 @needs_shared
-def test_an_adapter_on_a_real_model_loads_in_peft(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_adapter_on_a_real_model_loads_in_peft(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     packs = build(tmp_path, MODEL)
     arguments = [
-        *("run", str(packs), "--model", str(MODEL), "--output_dir", str(tmp_path / "out"), "--use_cpu", "--json", "--use_peft"),
-        *("--max_steps", "20", "--per_device_train_batch_size", "2", "--learning_rate", "1e-2", "--logging_steps", "5"),
+        *(
+            "run",
+            str(packs),
+            "--model",
+            str(MODEL),
+            "--output_dir",
+            str(tmp_path / "out"),
+            "--use_cpu",
+            "--json",
+            "--use_peft",
+        ),
+        *(
+            "--max_steps",
+            "20",
+            "--per_device_train_batch_size",
+            "2",
+            "--learning_rate",
+            "1e-2",
+            "--logging_steps",
+            "5",
+        ),
     ]
     assert main(arguments) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -86,9 +137,19 @@ def test_an_adapter_on_a_real_model_loads_in_peft(tmp_path: Path, capsys: pytest
 
 
 @needs_shared
-def test_shards_of_another_tokenizer_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shards_of_another_tokenizer_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     packs = build(tmp_path, SHARED / "tokenizers" / "tiny-chatml-4k")
-    arguments = ["run", str(packs), "--model", str(MODEL), "--output_dir", str(tmp_path / "out"), "--use_cpu"]
+    arguments = [
+        "run",
+        str(packs),
+        "--model",
+        str(MODEL),
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--use_cpu",
+    ]
     assert main(arguments) == 2
     told = capsys.readouterr().err
     assert "embedding has 512 rows" in told

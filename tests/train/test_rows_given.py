@@ -1,4 +1,5 @@
-"""Datasets of every make are read whole, or refused by name; what is wrong with them is said in a script's own words."""
+"""Datasets of every make are read whole, or refused by name; what is wrong with them is said in a
+script's own words."""
 
 from __future__ import annotations
 
@@ -76,30 +77,48 @@ def model(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path
 
 
 @pytest.mark.parametrize("settings", [{}, {"shuffle_dataset": True}], ids=["in order", "shuffled"])
-def test_torch_datasets_are_read_to_their_end(model: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_torch_datasets_are_read_to_their_end(
+    model: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
     wanted = sequences(face(model, tmp_path, TEXTS, **settings).train_dataset)
     assert len(wanted) == len(TEXTS)
-    for kind in (Endless(TEXTS), torch.utils.data.Subset(Endless(TEXTS), range(len(TEXTS))), Again()):
-        assert sequences(face(model, tmp_path, kind, **settings).train_dataset) == wanted, type(kind)
+    for kind in (
+        Endless(TEXTS),
+        torch.utils.data.Subset(Endless(TEXTS), range(len(TEXTS))),
+        Again(),
+    ):
+        assert sequences(face(model, tmp_path, kind, **settings).train_dataset) == wanted, type(
+            kind
+        )
 
 
 def test_rows_of_tokens_in_a_torch_dataset(model: Path, tmp_path: Path) -> None:
     rows = [{"input_ids": [5, 6, 7, 8]}, {"input_ids": [9, 10, 11]}]
     skip = {"dataset_kwargs": {"skip_prepare_dataset": True}}
-    assert [ids for ids, _ in sequences(face(model, tmp_path, Endless(rows), **skip).train_dataset)] == [
+    assert [
+        ids for ids, _ in sequences(face(model, tmp_path, Endless(rows), **skip).train_dataset)
+    ] == [
         [5, 6, 7, 8],
         [9, 10, 11],
     ]
 
 
 def test_evaluation_sets_are_looked_at_too(model: Path, tmp_path: Path) -> None:
-    trainer = face(model, tmp_path, TEXTS, options={"eval_dataset": {"a": Endless(TEXTS), "b": TEXTS}})
+    trainer = face(
+        model, tmp_path, TEXTS, options={"eval_dataset": {"a": Endless(TEXTS), "b": TEXTS}}
+    )
     found = trainer.evaluate()
-    assert found["eval_a_loss"] == found["eval_b_loss"] == trainer.evaluate(Endless(TEXTS))["eval_loss"]
+    assert (
+        found["eval_a_loss"]
+        == found["eval_b_loss"]
+        == trainer.evaluate(Endless(TEXTS))["eval_loss"]
+    )
     for given in (iter(TEXTS), {"a": iter(TEXTS)}):
         with pytest.raises(ConfigError, match="can be read once only"):
             face(model, tmp_path, TEXTS, options={"eval_dataset": given})
-    with pytest.raises(ConfigError, match="eval_dataset is a list_iterator, which can be read once only"):
+    with pytest.raises(
+        ConfigError, match="eval_dataset is a list_iterator, which can be read once only"
+    ):
         trainer.evaluate(iter(TEXTS))
 
 
@@ -113,7 +132,9 @@ def test_evaluation_sets_are_looked_at_too(model: Path, tmp_path: Path) -> None:
         (3, "train_dataset is a int, which holds no rows"),
     ],
 )
-def test_what_cannot_be_read_whole_is_refused_by_name(model: Path, tmp_path: Path, rows: Any, what: str) -> None:
+def test_what_cannot_be_read_whole_is_refused_by_name(
+    model: Path, tmp_path: Path, rows: Any, what: str
+) -> None:
     with pytest.raises(ConfigError, match=what) as caught:
         face(model, tmp_path, rows)
     assert caught.value.remedy
@@ -133,8 +154,9 @@ def test_nothing_is_taken_from_what_is_refused() -> None:
 
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
     script = (
-        "import sys, itertools\nfrom pathlib import Path\nfrom sfttrain.rows_file import write_rows\n"
-        "rows = lambda: ({'text': 'x' * 1000} for _ in itertools.count())\nwrite_rows(rows, Path(sys.argv[1]), known_as=None)\n"
+        "import sys, itertools\nfrom pathlib import Path\nfrom sfttrain.rows_file import"
+        " write_rows\nrows = lambda: ({'text': 'x' * 1000} for _ in"
+        " itertools.count())\nwrite_rows(rows, Path(sys.argv[1]), known_as=None)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT)
     try:
@@ -184,25 +206,72 @@ def test_a_folder_for_prepared_data_that_is_a_file(model: Path, tmp_path: Path) 
 def test_a_model_without_logits(model: Path, tmp_path: Path) -> None:
     bare = tiny_model("llama", vocab_size=600).model
     with pytest.raises(AttentionError, match="LlamaModel has no logits"):
-        face(bare, tmp_path, TEXTS, options={"processing_class": AutoTokenizer.from_pretrained(str(model))})
+        face(
+            bare,
+            tmp_path,
+            TEXTS,
+            options={"processing_class": AutoTokenizer.from_pretrained(str(model))},
+        )
 
 
 # ---- words ----
 
 MISTAKES: list[tuple[Any, dict[str, Any], type[SftprepError], str, str]] = [
-    ([*TEXTS, {"text": 3}], {}, RecordError, f"train_dataset:{len(TEXTS) + 1}: ", 'on_bad_record="quarantine"'),
-    ([{"question": "a", "answer": "b"}], {}, FormatError, "no format fits train_dataset", 'dataset_text_field="KEY"'),
-    ([{"question": "a", "answer": "b"}], {}, FormatError, "the keys 'question', 'answer'", "train_dataset.rename_columns"),
-    (TEXTS, {"completion_only_loss": True}, ConfigError, "completion_only_loss=True: train_dataset", "completion_only_loss out"),
-    (TEXTS, {"assistant_only_loss": True}, ConfigError, "assistant_only_loss=True: train_dataset", "assistant_only_loss out"),
-    ([*TEXTS, {"text": 3}], {"dataset_num_proc": 2}, RecordError, f"train_dataset:{len(TEXTS) + 1}: ", "fix the row"),
+    (
+        [*TEXTS, {"text": 3}],
+        {},
+        RecordError,
+        f"train_dataset:{len(TEXTS) + 1}: ",
+        'on_bad_record="quarantine"',
+    ),
+    (
+        [{"question": "a", "answer": "b"}],
+        {},
+        FormatError,
+        "no format fits train_dataset",
+        'dataset_text_field="KEY"',
+    ),
+    (
+        [{"question": "a", "answer": "b"}],
+        {},
+        FormatError,
+        "the keys 'question', 'answer'",
+        "train_dataset.rename_columns",
+    ),
+    (
+        TEXTS,
+        {"completion_only_loss": True},
+        ConfigError,
+        "completion_only_loss=True: train_dataset",
+        "completion_only_loss out",
+    ),
+    (
+        TEXTS,
+        {"assistant_only_loss": True},
+        ConfigError,
+        "assistant_only_loss=True: train_dataset",
+        "assistant_only_loss out",
+    ),
+    (
+        [*TEXTS, {"text": 3}],
+        {"dataset_num_proc": 2},
+        RecordError,
+        f"train_dataset:{len(TEXTS) + 1}: ",
+        "fix the row",
+    ),
     ([{"text": ""}], {}, EmptyInput, "no usable record", "max_length"),
 ]
 
 
 @pytest.mark.parametrize(("rows", "settings", "kind", "message", "remedy"), MISTAKES)
 def test_mistakes_are_told_in_words_of_the_script(
-    model: Path, tmp_path: Path, rows: Any, settings: dict[str, Any], kind: Any, message: str, remedy: str
+    model: Path,
+    tmp_path: Path,
+    rows: Any,
+    settings: dict[str, Any],
+    kind: Any,
+    message: str,
+    remedy: str,
 ) -> None:
     with pytest.raises(kind) as caught:
         face(model, tmp_path, rows, **settings)
@@ -238,16 +307,24 @@ def test_a_conversation_without_a_template(tmp_path: Path, model: Path) -> None:
 
 def test_sequences_that_are_too_long_for_the_model(model: Path, tmp_path: Path) -> None:
     short = tiny_model("llama", vocab_size=600, max_position_embeddings=16)
-    rows, options = [{"text": "The sky is blue. " * 40}], {"processing_class": AutoTokenizer.from_pretrained(str(model))}
+    rows, options = (
+        [{"text": "The sky is blue. " * 40}],
+        {"processing_class": AutoTokenizer.from_pretrained(str(model))},
+    )
     with pytest.raises(MismatchError, match="positions end at 16") as caught:
         face(short, tmp_path, rows, options=options)
-    assert caught.value.remedy == 'give max_length=16, or train all the same with allow_mismatch=["length"]'
+    assert (
+        caught.value.remedy
+        == 'give max_length=16, or train all the same with allow_mismatch=["length"]'
+    )
     assert len(face(short, tmp_path, rows, options=options, max_length=16).train_dataset) == 1
 
 
 def test_a_file_of_the_users_keeps_its_name(model: Path, tmp_path: Path) -> None:
     (tmp_path / "rows").mkdir()
-    path = write_lines(tmp_path / "rows" / "mine.jsonl", [*COMPLETIONS, {"prompt": "a", "completion": None}])
+    path = write_lines(
+        tmp_path / "rows" / "mine.jsonl", [*COMPLETIONS, {"prompt": "a", "completion": None}]
+    )
     with pytest.raises(RecordError) as caught:
         face(model, tmp_path, path)
     assert caught.value.message.startswith(f"{path}:{len(COMPLETIONS) + 1}")
@@ -257,7 +334,12 @@ def test_a_file_of_the_users_keeps_its_name(model: Path, tmp_path: Path) -> None
 
 def test_what_a_record_holds_is_not_reworded() -> None:
     error = RecordError(
-        file="f", line=3, column=2, reason="r", message="more than --max-length 9", excerpt="--train-on completion"
+        file="f",
+        line=3,
+        column=2,
+        reason="r",
+        message="more than --max-length 9",
+        excerpt="--train-on completion",
     )
     told = in_words_of_the_trainer(error, "train_dataset", "f")
     assert told.message == "train_dataset:3: more than max_length 9 [r]\n  --train-on completion"
@@ -268,13 +350,30 @@ def test_no_flag_is_left_in_what_a_build_may_say() -> None:
     """Every remedy of sftprep with a flag that a trainer's build can meet."""
     said = [
         "check --format, --train-on and --max-length, and that the files are those you meant",
-        "look at x; mend the records, or raise --max-rejected, or train on what only looks wrong: --suspect keep",
+        (
+            "look at x; mend the records, or raise --max-rejected, or train on what only looks"
+            " wrong: --suspect keep"
+        ),
         "name one of its tokens with --eos-token",
-        "change the record to what the template takes, or give another template with --chat-template",
-        "free some space, or build on another disk with --output; what is done so far is kept and reused",
+        (
+            "change the record to what the template takes, or give another template with"
+            " --chat-template"
+        ),
+        (
+            "free some space, or build on another disk with --output; what is done so far is kept"
+            " and reused"
+        ),
         "your quota is used up: free some space, or build elsewhere with --output",
-        "look for an out-of-memory kill (dmesg); run with fewer --workers, or --workers 1 to see the error",
+        (
+            "look for an out-of-memory kill (dmesg); run with fewer --workers, or --workers 1 to"
+            " see the error"
+        ),
         "choose one with --split train",
     ]
     for text in said:
-        assert "--" not in in_words_of_the_trainer(EmptyInput("nothing", remedy=text), "train_dataset", None).remedy, text
+        assert (
+            "--"
+            not in in_words_of_the_trainer(
+                EmptyInput("nothing", remedy=text), "train_dataset", None
+            ).remedy
+        ), text

@@ -1,4 +1,5 @@
-"""Every snippet of TRL's page runs with one import changed: the scripts of examples/seed_page, on tiny models."""
+"""Every snippet of TRL's page runs with one import changed: the scripts of examples/seed_page, on
+tiny models."""
 
 from __future__ import annotations
 
@@ -29,7 +30,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("workplace")
     (folder / "examples").symlink_to(ROOT / "examples")
     runpy.run_path(str(SCRIPTS / "make_models.py"))["main"](folder / "demo")
-    before, datasets.config.HF_DATASETS_CACHE = datasets.config.HF_DATASETS_CACHE, str(folder / "cache")
+    before, datasets.config.HF_DATASETS_CACHE = (
+        datasets.config.HF_DATASETS_CACHE,
+        str(folder / "cache"),
+    )
     yield folder
     datasets.config.HF_DATASETS_CACHE = before
 
@@ -43,33 +47,68 @@ def run(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_script_runs(name: str, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_script_runs(
+    name: str, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
         pytest.skip(f"{NEEDS[name]} is not installed")
     monkeypatch.chdir(workplace)
-    if name in AFTER and not (workplace / "demo" / "Qwen2.5-0.5B-SFT" / "adapter_config.json").exists():
+    if (
+        name in AFTER
+        and not (workplace / "demo" / "Qwen2.5-0.5B-SFT" / "adapter_config.json").exists()
+    ):
         run(AFTER[name])
     run(name)
     said = capsys.readouterr().out
-    refused = {"liger": "needs a GPU", "unsloth_model": "not installed", "flash_attention": "refused, as it should be"}
-    assert "train_loss" in said or refused.get(name, "no such text") in said or name == "unsloth_model"
+    refused = {
+        "liger": "needs a GPU",
+        "unsloth_model": "not installed",
+        "flash_attention": "refused, as it should be",
+    }
+    assert (
+        "train_loss" in said or refused.get(name, "no such text") in said or name == "unsloth_model"
+    )
 
 
 def test_a_script_runs_under_accelerate_launch(workplace: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HOME": str(workplace / "hf")}
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "HF_HOME": str(workplace / "hf"),
+    }
+    launch = [
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "1",
+        "--num_machines",
+        "1",
+    ]
     options = ["--mixed_precision", "no", "--dynamo_backend", "no"]
     command = [sys.executable, *launch, *options, str(SCRIPTS / "multi_gpu.py")]
-    done = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command,
+        cwd=workplace,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "rank 0 of 1: losses [" in done.stdout
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("vlm_collator",)])
 def test_only_our_import_is_another(name: str) -> None:
-    """Nothing of ours but what TRL has too; a script of TRL's needs no other change than this one."""
+    """Nothing of ours but what TRL has too; a script of TRL's needs no other change than this
+    one."""
     text = (SCRIPTS / f"{name}.py").read_text(encoding="utf-8")
-    ours = re.findall(r"^(?:from (sf\w+)(?:\.\w+)* import|import (sf\w+))", text, flags=re.MULTILINE)
+    ours = re.findall(
+        r"^(?:from (sf\w+)(?:\.\w+)* import|import (sf\w+))", text, flags=re.MULTILINE
+    )
     assert ours == [("sfttrain", "")]
     names = re.search(r"^from sfttrain import (.+)$", text, flags=re.MULTILINE)
     assert names is not None

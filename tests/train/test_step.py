@@ -1,4 +1,5 @@
-"""One step of training: it waits for no device, runs in bfloat16 on a CPU, and gives 0 where nothing is trained."""
+"""One step of training: it waits for no device, runs in bfloat16 on a CPU, and gives 0 where
+nothing is trained."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonze
 
 
 class Waits(TorchDispatchMode):
-    """Counts operations whose result the program must see, for which a GPU would have to finish all that it was told before."""
+    """Counts operations whose result the program must see, for which a GPU would have to finish all
+    that it was told before."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +30,9 @@ class Waits(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         places = args[1] if len(args) > 1 and isinstance(args[1], (list, tuple)) else ()
-        by_mask = name.startswith("index") and any(t is not None and t.dtype == torch.bool for t in places)
+        by_mask = name.startswith("index") and any(
+            t is not None and t.dtype == torch.bool for t in places
+        )
         if name in WAITING or by_mask:
             self.seen.append(name)
         return func(*args, **(kwargs or {}))
@@ -52,9 +56,16 @@ def test_the_counter_sees_what_waits() -> None:
         ("fused", False, {"neftune_noise_alpha": 5.0}),
     ],
 )
-def test_a_micro_step_waits_for_nothing(tmp_path: Path, loss_impl: str, weighted: bool, settings: dict[str, Any]) -> None:
-    packs = [weigh(make_pack([5, 9, 4], seed=n)) if weighted else make_pack([5, 9, 4], seed=n) for n in range(4)]
-    trainer = trainer_for(tmp_path, packs=MemoryPacks(packs), loss_impl=loss_impl, max_steps=2, **settings)
+def test_a_micro_step_waits_for_nothing(
+    tmp_path: Path, loss_impl: str, weighted: bool, settings: dict[str, Any]
+) -> None:
+    packs = [
+        weigh(make_pack([5, 9, 4], seed=n)) if weighted else make_pack([5, 9, 4], seed=n)
+        for n in range(4)
+    ]
+    trainer = trainer_for(
+        tmp_path, packs=MemoryPacks(packs), loss_impl=loss_impl, max_steps=2, **settings
+    )
     step, counts = trainer.training_step, []
 
     def watched(*args: Any, **options: Any) -> Any:
@@ -91,11 +102,24 @@ def test_bfloat16_on_a_cpu_is_near_float32(tmp_path: Path, kind: str) -> None:
         ("one token each", {"loss_impl": "logits"}),
     ],
 )
-def test_a_step_with_nothing_to_train_gives_0(tmp_path: Path, nothing: str, settings: dict[str, Any]) -> None:
-    pack = make_pack([1] * 9 if nothing == "one token each" else [4, 5], trained=0.0 if nothing == "masked" else 1.0)
+def test_a_step_with_nothing_to_train_gives_0(
+    tmp_path: Path, nothing: str, settings: dict[str, Any]
+) -> None:
+    pack = make_pack(
+        [1] * 9 if nothing == "one token each" else [4, 5],
+        trained=0.0 if nothing == "masked" else 1.0,
+    )
     if nothing == "weight 0":
-        pack = MemoryPack(pack.input_ids, pack.completion_mask, pack.seq_lengths, np.zeros(9, np.float32))
-    trainer = trainer_for(tmp_path, packs=MemoryPacks([pack] * 4), max_steps=2, eval_dataset=MemoryPacks([pack]), **settings)
+        pack = MemoryPack(
+            pack.input_ids, pack.completion_mask, pack.seq_lengths, np.zeros(9, np.float32)
+        )
+    trainer = trainer_for(
+        tmp_path,
+        packs=MemoryPacks([pack] * 4),
+        max_steps=2,
+        eval_dataset=MemoryPacks([pack]),
+        **settings,
+    )
     before = weights(trainer.model)
     trainer.train()
     assert losses(trainer) == [0.0, 0.0]
@@ -107,7 +131,14 @@ def test_a_micro_batch_with_nothing_to_train_beside_others_changes_nothing(tmp_p
     empty = make_pack([4, 5], trained=0.0)
     some = make_packs(3, seed=3).packs
     with_empty, without = (
-        trainer_for(tmp_path, packs=MemoryPacks(p), optim="sgd", max_steps=1, train_sampling_strategy="sequential", **settings)
+        trainer_for(
+            tmp_path,
+            packs=MemoryPacks(p),
+            optim="sgd",
+            max_steps=1,
+            train_sampling_strategy="sequential",
+            **settings,
+        )
         for p, settings in (
             ([*some, empty], {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}),
             (some, {"per_device_train_batch_size": 3}),

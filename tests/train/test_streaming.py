@@ -1,4 +1,5 @@
-"""Training on raw records while they are tokenized goes the way of training on the build of them, and goes on exactly."""
+"""Training on raw records while they are tokenized goes the way of training on the build of them,
+and goes on exactly."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ SETTINGS = {"max_length": 128, "pack_window": 40, "lanes": 4}
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = Path(tmp_path_factory.mktemp("raw")) / "data.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows("prompt-completion", 200)), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(row) + "\n" for row in rows("prompt-completion", 200)), encoding="utf-8"
+    )
     return str(path)
 
 
@@ -35,17 +38,37 @@ def model(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> str:
     """A tiny model in a folder, with a tokenizer."""
     folder = tmp_path_factory.mktemp("model")
     set_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=600, max_position_embeddings=256, **sizes)).save_pretrained(folder)
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=600, max_position_embeddings=256, **sizes)
+    ).save_pretrained(folder)
     for file in tokenizer_dir.iterdir():
         shutil.copy(file, folder)
     return str(folder)
 
 
 def trainer_of(source, model: str, out: Path, **settings) -> SFTTrainer:
-    chosen = {"max_steps": 12, "per_device_train_batch_size": 2, "logging_steps": 1, "use_cpu": True, "learning_rate": 0.05}
-    chosen |= {"optim": "sgd", "save_strategy": "no", "train_sampling_strategy": "sequential", "disable_tqdm": True}
-    return SFTTrainer(model, SFTConfig(output_dir=str(out), **{**chosen, **settings}), train_dataset=source)
+    chosen = {
+        "max_steps": 12,
+        "per_device_train_batch_size": 2,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "learning_rate": 0.05,
+    }
+    chosen |= {
+        "optim": "sgd",
+        "save_strategy": "no",
+        "train_sampling_strategy": "sequential",
+        "disable_tqdm": True,
+    }
+    return SFTTrainer(
+        model, SFTConfig(output_dir=str(out), **{**chosen, **settings}), train_dataset=source
+    )
 
 
 def losses(trainer: SFTTrainer) -> list[float]:
@@ -57,7 +80,9 @@ def stream_of(corpus: str, model: str, **more) -> PackedStream:
 
 
 def test_losses_are_those_of_the_build(corpus, model, tmp_path):
-    config = BuildConfig.of(inputs=corpus, tokenizer=model, output=str(tmp_path / "packs"), order="keep", **SETTINGS)
+    config = BuildConfig.of(
+        inputs=corpus, tokenizer=model, output=str(tmp_path / "packs"), order="keep", **SETTINGS
+    )
     build(config)
     built = trainer_of(str(tmp_path / "packs"), model, tmp_path / "a")
     built.train()
@@ -73,26 +98,61 @@ def test_a_resume_goes_on_with_the_next_pack(saved, order, corpus, model, tmp_pa
     # The second checkpoint is in the second pass.
     steps = {"max_steps": saved + 5, "gradient_accumulation_steps": 2}
     straight = trainer_of(
-        stream_of(corpus, model, order=order), model, tmp_path / "a", save_strategy="steps", save_steps=saved, **steps
+        stream_of(corpus, model, order=order),
+        model,
+        tmp_path / "a",
+        save_strategy="steps",
+        save_steps=saved,
+        **steps,
     )
     straight.train()
     state = json.loads((tmp_path / "a" / f"checkpoint-{saved}" / "stream_state-0.json").read_text())
     assert state["state"]["epoch"] == (0 if saved == 5 else 1)
-    resumed = trainer_of(stream_of(corpus, model, order=order), model, tmp_path / "b", dataloader_num_workers=2, **steps)
+    resumed = trainer_of(
+        stream_of(corpus, model, order=order),
+        model,
+        tmp_path / "b",
+        dataloader_num_workers=2,
+        **steps,
+    )
     resumed.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{saved}"))
     assert losses(resumed) == pytest.approx(losses(straight), rel=1e-6)
     assert resumed.trained_tokens == straight.trained_tokens
-    other = trainer_of(stream_of(corpus, model, window=41, order=order), model, tmp_path / "c", **steps)
+    other = trainer_of(
+        stream_of(corpus, model, window=41, order=order), model, tmp_path / "c", **steps
+    )
     with pytest.raises(MismatchError):
         other.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{saved}"))
 
 
 def flags(model: str, out: Path, *more: str) -> list[str]:
-    return ["run", "--model", model, "--output_dir", str(out), "--use_cpu", "--max_length", "128", "--logging_steps", "1", *more]
+    return [
+        "run",
+        "--model",
+        model,
+        "--output_dir",
+        str(out),
+        "--use_cpu",
+        "--max_length",
+        "128",
+        "--logging_steps",
+        "1",
+        *more,
+    ]
 
 
 def test_the_command(corpus, model, tmp_path, capsys):
-    more = ("--stream", corpus, "--max_steps", "3", "--stream_window", "40", "--stream_lanes", "4", "--json")
+    more = (
+        "--stream",
+        corpus,
+        "--max_steps",
+        "3",
+        "--stream_window",
+        "40",
+        "--stream_lanes",
+        "4",
+        "--json",
+    )
     assert main(flags(model, tmp_path / "out", *more)) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert summary["steps"] == 3
@@ -104,7 +164,16 @@ def test_the_command(corpus, model, tmp_path, capsys):
 def test_records_that_are_set_aside_are_told(model, tmp_path, capsys):
     path = tmp_path / "data.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows("text", 200)) + '{"text": 1}\n')
-    more = ("--stream", str(path), "--max_steps", "2", "--stream_order", "keep", "--stream_lanes", "1")
+    more = (
+        "--stream",
+        str(path),
+        "--max_steps",
+        "2",
+        "--stream_order",
+        "keep",
+        "--stream_lanes",
+        "1",
+    )
     assert main(flags(model, tmp_path / "out", *more, "--on_bad_record", "quarantine")) == 0
     assert "cannot be used: 1" in capsys.readouterr().out
     assert main(flags(model, tmp_path / "out", *more, "--on_bad_record", "error")) == 2
@@ -114,7 +183,16 @@ def test_records_that_are_set_aside_are_told(model, tmp_path, capsys):
 def test_what_the_command_refuses(corpus, model, tmp_path, capsys):
     assert main(flags(model, tmp_path / "out", "--stream", corpus)) == 2
     assert "--max_steps" in capsys.readouterr().err
-    assert main([*flags(model, tmp_path / "out", "--max_steps", "1", "--stream", corpus), "--data", "DIR"]) == 2
+    assert (
+        main(
+            [
+                *flags(model, tmp_path / "out", "--max_steps", "1", "--stream", corpus),
+                "--data",
+                "DIR",
+            ]
+        )
+        == 2
+    )
     assert "--stream and DIR" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="an evaluation set is a stream"):
         SFTTrainer(
@@ -128,12 +206,25 @@ def test_what_the_command_refuses(corpus, model, tmp_path, capsys):
 def summary_of(printed: str, out: Path) -> dict:
     """The JSON summary of a run, with the losses it logged."""
     history = json.loads((out / "trainer_state.json").read_text())["log_history"]
-    return {**json.loads(printed.strip().splitlines()[-1]), "losses": [e["loss"] for e in history if "loss" in e]}
+    return {
+        **json.loads(printed.strip().splitlines()[-1]),
+        "losses": [e["loss"] for e in history if "loss" in e],
+    }
 
 
 def run_on_two_ranks(arguments: list[str], out: Path) -> dict:
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "sfttrain", *arguments],
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            "2",
+            "-m",
+            "sfttrain",
+            *arguments,
+        ],
         cwd=Path(__file__).resolve().parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -159,10 +250,24 @@ def test_two_ranks_go_on_from_one(corpus, model, tmp_path, capsys):
             "8",
             "--json",
         )
-        return flags(model, tmp_path / out, "--stream", corpus, *size, "--optim", "sgd", "--learning_rate", "0.05", *more)
+        return flags(
+            model,
+            tmp_path / out,
+            "--stream",
+            corpus,
+            *size,
+            "--optim",
+            "sgd",
+            "--learning_rate",
+            "0.05",
+            *more,
+        )
 
     assert main(command("one", "--gradient_accumulation_steps", "2", "--save_steps", "4")) == 0
     one = summary_of(capsys.readouterr().out, tmp_path / "one")
-    two = run_on_two_ranks(command("two", "--resume_from_checkpoint", str(tmp_path / "one" / "checkpoint-4")), tmp_path / "two")
+    two = run_on_two_ranks(
+        command("two", "--resume_from_checkpoint", str(tmp_path / "one" / "checkpoint-4")),
+        tmp_path / "two",
+    )
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
     assert two["trained_tokens"] == one["trained_tokens"]

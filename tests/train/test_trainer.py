@@ -12,7 +12,13 @@ import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 
-from sftprep.errors import ConfigError, InputNotFound, MismatchError, TokenizerError, TrainingDiverged
+from sftprep.errors import (
+    ConfigError,
+    InputNotFound,
+    MismatchError,
+    TokenizerError,
+    TrainingDiverged,
+)
 from sfttrain import SFTConfig, SFTTrainer
 from sfttrain.resume import RunState, find_checkpoint
 from tests.train.packs import MemoryPacks, make_pack, make_packs, split
@@ -21,7 +27,9 @@ from tests.train.tiny import tiny_model
 PACKS = make_packs(12)
 
 
-def trainer_for(folder: Path, *, packs: Any = PACKS, model: Any = None, **settings: Any) -> SFTTrainer:
+def trainer_for(
+    folder: Path, *, packs: Any = PACKS, model: Any = None, **settings: Any
+) -> SFTTrainer:
     """A trainer on a tiny Llama, that logs every step."""
     options: dict[str, Any] = {
         "output_dir": str(folder),
@@ -33,8 +41,15 @@ def trainer_for(folder: Path, *, packs: Any = PACKS, model: Any = None, **settin
         "disable_tqdm": True,
         "use_cpu": True,
     }
-    extra = {name: settings.pop(name) for name in ("eval_dataset", "peft_config") if name in settings}
-    return SFTTrainer(model or tiny_model("llama"), SFTConfig(**{**options, **settings}), train_dataset=packs, **extra)
+    extra = {
+        name: settings.pop(name) for name in ("eval_dataset", "peft_config") if name in settings
+    }
+    return SFTTrainer(
+        model or tiny_model("llama"),
+        SFTConfig(**{**options, **settings}),
+        train_dataset=packs,
+        **extra,
+    )
 
 
 def losses(trainer: SFTTrainer) -> list[float]:
@@ -49,25 +64,42 @@ def assert_same_run(one: SFTTrainer, other: SFTTrainer, tolerance: float = 1e-5)
     np.testing.assert_allclose(losses(one), losses(other), rtol=tolerance)
     theirs = weights(other.model)
     for name, value in weights(one.model).items():
-        torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            value, theirs[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
-@pytest.mark.parametrize("settings", [{"attn": "unpack"}, {"loss_impl": "logits"}, {"gradient_checkpointing": True}])
-def test_the_way_a_step_is_computed_does_not_change_the_run(tmp_path: Path, settings: dict[str, Any]) -> None:
-    # SGD: Adam divides a gradient by its own size, and would make a rounding error of a zero gradient a whole step.
-    plain, other = (trainer_for(tmp_path, optim="sgd", **s) for s in ({"loss_impl": "fused"}, settings))
+@pytest.mark.parametrize(
+    "settings", [{"attn": "unpack"}, {"loss_impl": "logits"}, {"gradient_checkpointing": True}]
+)
+def test_the_way_a_step_is_computed_does_not_change_the_run(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    # SGD: Adam divides a gradient by its own size, and would make a rounding error of a zero
+    # gradient a whole step.
+    plain, other = (
+        trainer_for(tmp_path, optim="sgd", **s) for s in ({"loss_impl": "fused"}, settings)
+    )
     plain.train()
     other.train()
     assert_same_run(plain, other)
 
 
 @pytest.mark.parametrize(("rows", "accumulation"), [(4, 1), (2, 2), (1, 4)])
-def test_a_step_is_one_step_however_it_is_split_into_micro_batches(tmp_path: Path, rows: int, accumulation: int) -> None:
+def test_a_step_is_one_step_however_it_is_split_into_micro_batches(
+    tmp_path: Path, rows: int, accumulation: int
+) -> None:
     """Packs of unlike numbers of trained tokens: a mean of means would differ."""
-    packs = MemoryPacks([make_pack([30], seed=n, trained=t) for n, t in enumerate([1.0, 0.1, 0.5, 0.05] * 3)])
+    packs = MemoryPacks(
+        [make_pack([30], seed=n, trained=t) for n, t in enumerate([1.0, 0.1, 0.5, 0.05] * 3)]
+    )
     whole = trainer_for(tmp_path, packs=packs, optim="sgd", per_device_train_batch_size=4)
     split_up = trainer_for(
-        tmp_path, packs=packs, optim="sgd", per_device_train_batch_size=rows, gradient_accumulation_steps=accumulation
+        tmp_path,
+        packs=packs,
+        optim="sgd",
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=accumulation,
     )
     whole.train()
     split_up.train()
@@ -76,8 +108,12 @@ def test_a_step_is_one_step_however_it_is_split_into_micro_batches(tmp_path: Pat
 
 def test_packs_train_as_their_sequences_in_packs_of_their_own(tmp_path: Path) -> None:
     pack = make_pack([5, 9, 1, 7])
-    packed = trainer_for(tmp_path, packs=MemoryPacks([pack]), optim="sgd", per_device_train_batch_size=1)
-    apart = trainer_for(tmp_path, packs=MemoryPacks(split(pack)), optim="sgd", per_device_train_batch_size=4)
+    packed = trainer_for(
+        tmp_path, packs=MemoryPacks([pack]), optim="sgd", per_device_train_batch_size=1
+    )
+    apart = trainer_for(
+        tmp_path, packs=MemoryPacks(split(pack)), optim="sgd", per_device_train_batch_size=4
+    )
     packed.train()
     apart.train()
     assert_same_run(packed, apart)
@@ -90,7 +126,9 @@ def test_logs_say_what_was_trained(tmp_path: Path) -> None:
     targets = [int((p.completion_mask & (positions(p) > 0)).sum()) for p in PACKS.packs]
     assert len(logs) == 6
     assert logs[-1]["num_tokens"] == sum(targets) == trainer.trained_tokens
-    assert all(0 <= entry["mean_token_accuracy"] <= 1 and entry["tokens_per_second"] > 0 for entry in logs)
+    assert all(
+        0 <= entry["mean_token_accuracy"] <= 1 and entry["tokens_per_second"] > 0 for entry in logs
+    )
     assert logs[-1]["loss"] < logs[0]["loss"]
 
 
@@ -119,7 +157,9 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("model", ["llama", "mamba"])
 def test_evaluation_counts_every_trained_position_once(tmp_path: Path, model: str) -> None:
     kept = tiny_model(model)
-    trainer = trainer_for(tmp_path, model=tiny_model(model), eval_dataset=PACKS, per_device_eval_batch_size=5)
+    trainer = trainer_for(
+        tmp_path, model=tiny_model(model), eval_dataset=PACKS, per_device_eval_batch_size=5
+    )
     metrics = trainer.evaluate()
     total, correct, count = 0.0, 0, 0
     for pack in PACKS.packs:
@@ -138,7 +178,9 @@ def test_evaluation_counts_every_trained_position_once(tmp_path: Path, model: st
     assert metrics["eval_mean_token_accuracy"] == pytest.approx(correct / count)
 
 
-def test_several_evaluation_sets_have_a_loss_each_and_evaluating_again_gives_the_same(tmp_path: Path) -> None:
+def test_several_evaluation_sets_have_a_loss_each_and_evaluating_again_gives_the_same(
+    tmp_path: Path,
+) -> None:
     sets = {"a": make_packs(3, seed=1), "b": make_packs(4, seed=2)}
     trainer = trainer_for(tmp_path, eval_dataset=sets)
     first = trainer.evaluate()
@@ -148,7 +190,9 @@ def test_several_evaluation_sets_have_a_loss_each_and_evaluating_again_gives_the
 
 
 def test_training_goes_on_after_an_evaluation_as_if_there_had_been_none(tmp_path: Path) -> None:
-    with_eval = trainer_for(tmp_path, eval_dataset=make_packs(3, seed=1), eval_strategy="steps", eval_steps=2)
+    with_eval = trainer_for(
+        tmp_path, eval_dataset=make_packs(3, seed=1), eval_strategy="steps", eval_steps=2
+    )
     without = trainer_for(tmp_path)
     with_eval.train()
     without.train()
@@ -184,7 +228,10 @@ def test_resuming_goes_on_exactly(tmp_path: Path, stop: int, adapter: bool) -> N
 
 def test_going_on_with_another_run_is_refused(tmp_path: Path) -> None:
     trainer_for(tmp_path, save_strategy="steps", save_steps=3).train()
-    for settings, remedy in (({"per_device_train_batch_size": 3}, "keep per_device"), ({"seed": 7}, "--seed 42")):
+    for settings, remedy in (
+        ({"per_device_train_batch_size": 3}, "keep per_device"),
+        ({"seed": 7}, "--seed 42"),
+    ):
         with pytest.raises(MismatchError) as caught:
             trainer_for(tmp_path, **settings).train(resume_from_checkpoint=True)
         assert remedy in caught.value.remedy
@@ -206,12 +253,18 @@ def test_the_newest_complete_checkpoint_is_found(tmp_path: Path) -> None:
         find_checkpoint("latest", str(tmp_path / "elsewhere"))
 
 
-@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}])
-def test_an_adapter_is_saved_and_loads_in_plain_peft(tmp_path: Path, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"use_rslora": True}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}]
+)
+def test_an_adapter_is_saved_and_loads_in_plain_peft(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
     lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", **options)
     trainer = trainer_for(tmp_path, peft_config=lora)
     base = {
-        n: v for n, v in weights(trainer.model).items() if "lora" not in n and "modules_to_save" not in n and "magnitude" not in n
+        n: v
+        for n, v in weights(trainer.model).items()
+        if "lora" not in n and "modules_to_save" not in n and "magnitude" not in n
     }
     trainer.train()
     trainer.save_model()
@@ -236,7 +289,12 @@ def test_a_fully_trained_model_is_saved_and_loads(tmp_path: Path) -> None:
     ids = torch.arange(3, 20)[None]
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     with torch.no_grad():
-        torch.testing.assert_close(loaded(input_ids=ids).logits, trainer.model.eval()(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            loaded(input_ids=ids).logits,
+            trainer.model.eval()(input_ids=ids).logits,
+            rtol=1e-5,
+            atol=1e-5,
+        )
     assert "lm_head.weight" in load_file(tmp_path / "model.safetensors")
 
 
@@ -258,7 +316,9 @@ def test_noise_on_embeddings_has_the_size_of_each_sequence(tmp_path: Path) -> No
 
     trainer = trainer_for(tmp_path, neftune_noise_alpha=5.0)
     model, seen = trainer.model, []
-    handle = model.model.layers[0].register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
+    handle = model.model.layers[0].register_forward_pre_hook(
+        lambda module, args: seen.append(args[0].detach())
+    )
     pack = make_pack([4, 16, 36])
     row = collate_packs([pack])
     model.train()
@@ -292,7 +352,9 @@ def test_noise_on_embeddings_acts_in_training_only(tmp_path: Path) -> None:
         ({"loss_impl": "x"}, "loss_impl"),
     ],
 )
-def test_what_cannot_be_honoured_is_refused_by_name(tmp_path: Path, settings: dict[str, Any], named: str) -> None:
+def test_what_cannot_be_honoured_is_refused_by_name(
+    tmp_path: Path, settings: dict[str, Any], named: str
+) -> None:
     with pytest.raises(ConfigError, match=named):
         trainer_for(tmp_path, **settings)
 

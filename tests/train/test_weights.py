@@ -1,4 +1,5 @@
-"""Weights of tokens: the loss is their weighted mean over the whole step, however the step is put together."""
+"""Weights of tokens: the loss is their weighted mean over the whole step, however the step is put
+together."""
 
 from __future__ import annotations
 
@@ -27,7 +28,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def weigh(pack: MemoryPack, seed: int = 0) -> MemoryPack:
     """The pack, with weights that differ from token to token; some are 0."""
-    weights = np.random.default_rng(seed).choice([0.0, 0.1, 0.5, 1.0, 3.0], len(pack.input_ids)).astype(np.float32)
+    weights = (
+        np.random.default_rng(seed)
+        .choice([0.0, 0.1, 0.5, 1.0, 3.0], len(pack.input_ids))
+        .astype(np.float32)
+    )
     return MemoryPack(pack.input_ids, pack.completion_mask, pack.seq_lengths, weights)
 
 
@@ -63,29 +68,54 @@ def test_loss_and_gradients_are_those_of_the_weighted_mean(kind: str, loss_impl:
     assert (sums.loss / sums.weight).item() == pytest.approx(wanted.item(), rel=1e-6)
     for name, parameter in model.named_parameters():
         if gradients[name] is not None:
-            torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                parameter.grad,
+                gradients[name],
+                rtol=1e-4,
+                atol=1e-6,
+                msg=lambda m, n=name: f"{n}: {m}",
+            )
 
 
 def test_a_token_of_weight_0_is_a_token_that_is_not_trained() -> None:
     pack = weigh(make_pack([9, 6, 12]))
     assert pack.loss_weights is not None
-    masked = MemoryPack(pack.input_ids, pack.completion_mask & (pack.loss_weights != 0), pack.seq_lengths, pack.loss_weights)
+    masked = MemoryPack(
+        pack.input_ids,
+        pack.completion_mask & (pack.loss_weights != 0),
+        pack.seq_lengths,
+        pack.loss_weights,
+    )
     found, wanted = collate_packs([pack]), collate_packs([masked])
     for name in ("labels", "scored", "targets", "weights"):
         assert torch.equal(found[name], wanted[name])  # type: ignore[literal-required]
-    nothing = MemoryPack(pack.input_ids, pack.completion_mask, pack.seq_lengths, np.zeros_like(pack.loss_weights))
+    nothing = MemoryPack(
+        pack.input_ids, pack.completion_mask, pack.seq_lengths, np.zeros_like(pack.loss_weights)
+    )
     assert collate_packs([nothing])["total_weight"] == 0
     assert collate_packs([nothing])["targets"].tolist() == [-100]
 
 
-WEIGHTED = MemoryPacks([weigh(make_pack([5, 1, 9, 4], seed=n, trained=t), n) for n, t in enumerate([1.0, 0.1, 0.5, 0.05] * 3)])
+WEIGHTED = MemoryPacks(
+    [
+        weigh(make_pack([5, 1, 9, 4], seed=n, trained=t), n)
+        for n, t in enumerate([1.0, 0.1, 0.5, 0.05] * 3)
+    ]
+)
 
 
 @pytest.mark.parametrize(("rows", "accumulation"), [(2, 2), (1, 4)])
-def test_a_weighted_step_is_one_step_however_it_is_split(tmp_path: Path, rows: int, accumulation: int) -> None:
+def test_a_weighted_step_is_one_step_however_it_is_split(
+    tmp_path: Path, rows: int, accumulation: int
+) -> None:
     settings: dict[str, Any] = {"packs": WEIGHTED, "optim": "sgd"}
     whole = trainer_for(tmp_path, per_device_train_batch_size=4, **settings)
-    parts = trainer_for(tmp_path, per_device_train_batch_size=rows, gradient_accumulation_steps=accumulation, **settings)
+    parts = trainer_for(
+        tmp_path,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=accumulation,
+        **settings,
+    )
     unpacked = trainer_for(tmp_path, per_device_train_batch_size=4, attn="unpack", **settings)
     first = mean_alone(tiny_model("llama"), [WEIGHTED[n] for n in whole.step_plan().order(0)[:4]])
     for trainer in (whole, parts, unpacked):
@@ -97,8 +127,13 @@ def test_a_weighted_step_is_one_step_however_it_is_split(tmp_path: Path, rows: i
 
 def test_equal_weights_are_no_weights(tmp_path: Path) -> None:
     packs = [make_pack([5, 9, 4], seed=n) for n in range(6)]
-    quarter = [MemoryPack(p.input_ids, p.completion_mask, p.seq_lengths, np.full(18, 0.25, np.float32)) for p in packs]
-    plain, weighted = (trainer_for(tmp_path, packs=MemoryPacks(p), optim="sgd") for p in (packs, quarter))
+    quarter = [
+        MemoryPack(p.input_ids, p.completion_mask, p.seq_lengths, np.full(18, 0.25, np.float32))
+        for p in packs
+    ]
+    plain, weighted = (
+        trainer_for(tmp_path, packs=MemoryPacks(p), optim="sgd") for p in (packs, quarter)
+    )
     plain.train()
     weighted.train()
     assert_same_run(plain, weighted, 1e-6)
@@ -107,21 +142,30 @@ def test_equal_weights_are_no_weights(tmp_path: Path) -> None:
 
 def test_weights_of_records_reach_the_loss(tmp_path: Path, tokenizer_dir: Path) -> None:
     """From the switches of messages, through a build, to the step."""
-    turns = [{"role": "user", "content": "What is up?"}, {"role": "assistant", "content": "The sky.", "loss_weight": 0.5}]
+    turns = [
+        {"role": "user", "content": "What is up?"},
+        {"role": "assistant", "content": "The sky.", "loss_weight": 0.5},
+    ]
     turns += [
         {"role": "user", "content": "And then?"},
         {"role": "assistant", "content": "The sun and the moon.", "loss_weight": 3},
     ]
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"messages": turns}) + "\n")
-    settings: dict[str, Any] = {"inputs": str(path), "tokenizer": str(tokenizer_dir), "train_on": "assistant"}
+    settings: dict[str, Any] = {
+        "inputs": str(path),
+        "tokenizer": str(tokenizer_dir),
+        "train_on": "assistant",
+    }
     sftprep.build(sftprep.BuildConfig.of(output=str(tmp_path / "packs"), **settings))
     packs = sftprep.open_shards(tmp_path / "packs")
     batch = collate_packs([packs[0]])
     assert batch["weights"] is not None
     assert set(batch["weights"].tolist()) == {0.5, 3.0}
     model = tiny_model("llama", vocab_size=600, max_position_embeddings=128)
-    pack = MemoryPack(packs[0].input_ids, packs[0].completion_mask, packs[0].seq_lengths, packs[0].loss_weights)
+    pack = MemoryPack(
+        packs[0].input_ids, packs[0].completion_mask, packs[0].seq_lengths, packs[0].loss_weights
+    )
     wanted = mean_alone(model, [pack]).item()
     trainer = trainer_for(tmp_path / "out", model=model, packs=str(tmp_path / "packs"), max_steps=1)
     trainer.train()
@@ -130,10 +174,23 @@ def test_weights_of_records_reach_the_loss(tmp_path: Path, tokenizer_dir: Path) 
 
 def run_of_ranks(folder: Path, ranks: int) -> list[float]:
     """Losses of a weighted run in `ranks` processes, logged by this file run as a script."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
-    command = [sys.executable, *launcher, "-m", "tests.train.test_weights", str(folder), str(4 // ranks)]
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+        if ranks > 1
+        else []
+    )
+    command = [
+        sys.executable,
+        *launcher,
+        "-m",
+        "tests.train.test_weights",
+        str(folder),
+        str(4 // ranks),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     found: list[float] = json.loads((folder / "losses.json").read_text())
     return found
@@ -149,7 +206,10 @@ def test_two_ranks_train_a_weighted_step_as_one(tmp_path: Path) -> None:
 
 def main(folder: str, accumulation: str) -> None:
     """One rank of such a run."""
-    settings: dict[str, Any] = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": int(accumulation)}
+    settings: dict[str, Any] = {
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": int(accumulation),
+    }
     trainer = trainer_for(Path(folder), packs=WEIGHTED, optim="sgd", **settings)
     trainer.train()
     if trainer.is_world_process_zero():

@@ -75,7 +75,8 @@ _SPECIAL: dict[str, dict[str, Any]] = {
 
 
 def tiny_model(kind: str, **changes: Any) -> Any:
-    """A causal language model of this architecture: float32, without dropout, in eval mode, the same at every call."""
+    """A causal language model of this architecture: float32, without dropout, in eval mode, the
+    same at every call."""
     config_class = CONFIG_MAPPING[kind]
     known = set(config_class().to_dict()) | set(getattr(config_class, "attribute_map", {}))
     sizes = {name: value for name, value in _SIZES.items() if name in known}
@@ -84,7 +85,8 @@ def tiny_model(kind: str, **changes: Any) -> Any:
     settings = {n: v for n, v in {**sizes, **special, **changes}.items() if v is not None}
     set_seed(0)
     model = AutoModelForCausalLM.from_config(config_class(**settings), dtype=torch.float32)
-    # Larger weights than training starts from: logits of a new model hardly depend on anything but the last token.
+    # Larger weights than training starts from: logits of a new model hardly depend on anything but
+    # the last token.
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2 and "embed" not in name:
