@@ -1,5 +1,7 @@
-"""Functions of the user by name: `package.module:function` or `file.py:function`, so that workers
-and digests can have them."""
+"""User functions by name, for worker processes and digests.
+
+A name is `package.module:function` or `path/to/file.py:function`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from hashlib import sha256
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,14 +23,17 @@ from sftprep.errors import ConfigError
 UserFunction = Callable[..., Any]
 
 _REMEDY = (
-    "write package.module:function or path/to/file.py:function, of a function that stands at the"
-    " top of its module"
+    "write package.module:function or path/to/file.py:function, of a function at the top level of "
+    "its module"
 )
 
 
 def name_of(function: UserFunction) -> str:
-    """The name under which `load_function` finds a function again. Raises ConfigError for one that
-    has none, as a lambda."""
+    """Return the name under which `load_function` finds a function again.
+
+    Raises:
+        ConfigError: the function has no such name, as a lambda.
+    """
     qualified = getattr(function, "__qualname__", "")
     module = getattr(function, "__module__", None) or ""
     if not qualified or not module or "<" in qualified:
@@ -38,7 +44,7 @@ def name_of(function: UserFunction) -> str:
         file = getattr(sys.modules["__main__"], "__file__", None)
         if file is None:
             raise ConfigError(
-                f"the function {qualified} stands in no file, so no worker process could find it",
+                f"the function {qualified} is in no file, so no worker process could find it",
                 remedy=_REMEDY,
             )
         return f"{Path(file).resolve()}:{qualified}"
@@ -47,12 +53,18 @@ def name_of(function: UserFunction) -> str:
 
 @cache
 def load_function(name: str) -> UserFunction:
-    """The function of that name; modules are looked for in the working directory too. Raises
-    ConfigError."""
+    """Load the function of that name.
+
+    A module that is not installed is searched for in the working directory; nothing that it
+    imports is, except the other modules of its own package.
+
+    Raises:
+        ConfigError: there is no such function, or its module raises.
+    """
     place, colon, qualified = name.rpartition(":")
     if not (colon and place and qualified):
-        raise ConfigError(f"{name!r} names no function", remedy=_REMEDY)
-    found: Any = _module(place, name)
+        raise ConfigError(f"{name!r} does not name a function", remedy=_REMEDY)
+    found: Any = _load_module(place, name)
     for part in qualified.split("."):
         found = getattr(found, part, None)
     if not callable(found):
@@ -62,8 +74,11 @@ def load_function(name: str) -> UserFunction:
 
 
 def source_digest(name: str) -> str:
-    """SHA-256, in hex, of the module that a function stands in: another source may give another
-    text. Raises ConfigError."""
+    """Return the SHA-256, in hex, of the module of a function: another source may give other text.
+
+    Raises:
+        ConfigError: there is no such function, or its source cannot be read.
+    """
     function = load_function(name)
     try:
         text = Path(inspect.getsourcefile(inspect.unwrap(function)) or "").read_bytes()
@@ -74,28 +89,52 @@ def source_digest(name: str) -> str:
     return sha256(text).hexdigest()
 
 
-def _module(place: str, name: str) -> ModuleType:
+def _load_module(place: str, name: str) -> ModuleType:
     try:
         if place.endswith(".py"):
-            return _of_file(Path(place).resolve())
-        if os.getcwd() not in sys.path:
-            # Commands are started from a folder of their own; what the user means stands where the
-            # user is.
-            sys.path.append(os.getcwd())
+            return _module_of_file(Path(place).resolve())
+        _import_from_working_directory(place.partition(".")[0])
         return importlib.import_module(place)
     except Exception as error:
         # Importing runs code of the user, which may raise anything.
+        remedy = _REMEDY
+        if isinstance(error, ModuleNotFoundError):
+            remedy += (
+                "; its module may import what is installed, and other modules of its own package"
+            )
         raise ConfigError(
-            f"cannot load {name}: {type(error).__name__}: {error}", remedy=_REMEDY
+            f"cannot load {name}: {type(error).__name__}: {error}", remedy=remedy
         ) from error
 
 
-def _of_file(path: Path) -> ModuleType:
-    module_name = f"sftprep_user_{sha256(str(path).encode()).hexdigest()[:16]}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
+def _import_from_working_directory(package: str) -> None:
+    """Import a module or package of the working directory, unless one of that name is installed.
+
+    The working directory does not become a part of the search path: what else is in there must not
+    be imported by its name.
+    """
+    if package in sys.modules or importlib.util.find_spec(package) is not None:
+        return
+    spec = PathFinder.find_spec(package, [os.getcwd()])
+    if spec is not None:
+        _execute(package, spec)
+
+
+def _module_of_file(path: Path) -> ModuleType:
+    name = f"sftprep_user_{sha256(str(path).encode()).hexdigest()[:16]}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
+        raise ImportError(f"{path} is not a Python file")
+    return _execute(name, spec)
+
+
+def _execute(name: str, spec: importlib.machinery.ModuleSpec) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    spec.loader.exec_module(module)
+    sys.modules[name] = module
+    try:
+        assert spec.loader is not None
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]  # a module that raised must not be found half-made the next time
+        raise
     return module

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sftprep.errors import SftprepError, WorkerError
+from sftprep.tokenize.child import module_command, module_environment
 from sfttrain.words import in_words_of_the_trainer
 
 _LARGE = 128 * 2**20
@@ -57,14 +58,12 @@ def _build(settings: dict[str, Any]) -> None:
 
 
 def _build_in_child(settings: dict[str, Any]) -> None:
-    root = str(Path(__file__).resolve().parents[1])
     with tempfile.TemporaryDirectory(prefix="sfttrain-build-") as scratch:
         asked, answer = Path(scratch) / "settings", Path(scratch) / "answer"
         asked.write_bytes(pickle.dumps(settings))
-        search = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         done = subprocess.run(
-            [sys.executable, "-m", "sfttrain.build_child", str(asked), str(answer)],
-            env={**os.environ, "PYTHONPATH": search},
+            module_command("sfttrain.build_child", str(asked), str(answer)),
+            env=module_environment(),
             check=False,
         )
         if answer.exists():

@@ -12,13 +12,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import islice
 from multiprocessing import connection, get_context, parent_process
-from types import ModuleType
 from typing import Generic, Protocol, TypeVar
 
 from sftprep.errors import WorkerError
+from sftprep.tokenize.child import isolated_spawn
 
 Spec = TypeVar("Spec")
 Result = TypeVar("Result")
@@ -93,7 +93,7 @@ class Processes:
         self._told = False
         self._loading: Future[None] | None = None
         if with_this_one:
-            with _main_module_hidden():
+            with isolated_spawn():
                 self._loading = self._pool.submit(_loaded, first)
                 # One for each process; as soon as one of them is ready, there are specs for it.
                 for _ in range(processes - 1):
@@ -117,7 +117,7 @@ class Processes:
                 if taken is None:
                     break
                 try:
-                    with _main_module_hidden():
+                    with isolated_spawn():
                         running[self._pool.submit(fn, taken[0])] = taken
                 except BrokenProcessPool:
                     again.append(self._once_more(*taken))
@@ -179,9 +179,10 @@ class Processes:
         self._pool = self._fresh_pool()
 
     def _fresh_pool(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(
-            self._processes, mp_context=get_context("spawn"), initializer=_live_with_parent
-        )
+        with isolated_spawn():  # the queues of the pool may start a process too
+            return ProcessPoolExecutor(
+                self._processes, mp_context=get_context("spawn"), initializer=_live_with_parent
+            )
 
 
 class _Ahead(Generic[Spec]):
@@ -197,21 +198,6 @@ class _Ahead(Generic[Spec]):
 
     def take(self) -> Spec | None:
         return self._taken.popleft() if self.has(1) else None
-
-
-@contextmanager
-def _main_module_hidden() -> Iterator[None]:
-    """Start processes in here: what is spawned runs the script of its parent first, again and from
-    its top, if it finds one.
-
-    Scripts without `if __name__ == "__main__"` are common, and the passes need nothing of them.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
 
 
 def _loaded(first: Callable[[], None] | None) -> None:

@@ -8,14 +8,22 @@ import it where it is used.
 from __future__ import annotations
 
 import functools
+import os
 import pickle
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+# numba reads `.numba_config.yaml` in the working directory, and two of its settings name code: the
+# folder of cached machine code and the classes that find it. Variables win over that file; empty
+# ones mean numba's own defaults.
+for _name in ("NUMBA_CACHE_DIR", "NUMBA_CACHE_LOCATOR_CLASSES"):
+    os.environ.setdefault(_name, "")
+
+import numba  # noqa: E402
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

@@ -1,21 +1,53 @@
-"""Modules of ours run in a child process, which finds them wherever this package was found."""
+"""Child processes that run modules of this project and never search the working directory.
+
+A file in the working directory that has the name of a module (`json.py`, `tokenizers.py`) may come
+with a downloaded data set, and must not be executed.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
+
+PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
+"""Folder in which this package was found."""
 
 
 def module_command(module: str, *arguments: str) -> list[str]:
-    """The command that runs a module under the Python that runs us."""
-    return [sys.executable, "-m", module, *arguments]
+    """Return the command that runs a module under the current interpreter."""
+    # With -m alone, Python searches the working directory first; -P leaves it out.
+    return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def module_environment() -> dict[str, str]:
-    """The environment for such a command."""
-    package_root = str(Path(__file__).resolve().parents[2])
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH")))),
-    }
+    """Return the environment for such a command: this package is found, also in grandchildren."""
+    # An empty entry of PYTHONPATH means the working directory.
+    paths = [PACKAGE_ROOT, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+
+
+@contextmanager
+def isolated_spawn() -> Iterator[None]:
+    """Start the processes of `multiprocessing` without the working directory and the main script.
+
+    A spawned process runs the script of its parent from the top if it finds one: scripts without
+    `if __name__ == "__main__"` are common, and the passes need nothing from them. It starts with
+    `python -c`, which searches the working directory first, and copies the search path of its
+    parent, in which an empty entry (an interactive session) means the working directory.
+    """
+    main, path, safe = sys.modules["__main__"], sys.path, os.environ.get("PYTHONSAFEPATH")
+    sys.modules["__main__"] = ModuleType("__main__")
+    sys.path = [*dict.fromkeys([*filter(None, path), PACKAGE_ROOT])]
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        sys.modules["__main__"], sys.path = main, path
+        if safe is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = safe
