@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -100,3 +101,17 @@ def check_choice(name: str, value: object, kind: Any) -> None:
     choices = get_args(kind)
     if value not in choices:
         raise ConfigError(f"{name} is {value!r}", remedy=f"choose one of: {', '.join(choices)}")
+
+
+def check_local_path(path: str, name: str) -> None:
+    """Raises ConfigError for a URL, which would otherwise be taken for a relative path.
+
+    One slash is enough, since `Path("s3://bucket/x")` is `s3:/bucket/x`; a drive (`C:/x`) has one
+    letter.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", path):
+        scheme = path.partition(":")[0]
+        raise ConfigError(
+            f"{name} is {path}, and {scheme}: URLs are not supported",
+            remedy="give a path on a local disk, and copy the data with the tools of the store",
+        )

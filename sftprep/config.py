@@ -22,6 +22,7 @@ from sftprep.choices import (
     TrainOn,
     TruncateSide,
     check_choice,
+    check_local_path,
     check_whole,
     unknown_setting,
 )
@@ -164,6 +165,7 @@ class OutputConfig:
     reuses."""
 
     def __post_init__(self) -> None:
+        check_local_path(self.output, "--output")
         check_choice("on_bad_record", self.on_bad_record, OnBadRecord)
         check_whole(self.workers, "workers", 1, 4096)
         check_whole(self.shard_tokens, "shard_tokens", 1, 2**31 - 1)

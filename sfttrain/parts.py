@@ -17,7 +17,7 @@ from torch import nn
 from transformers import TrainingArguments, set_seed
 
 from sftprep.errors import ConfigError, MismatchError
-from sftprep.shards.manifest import MANIFEST_NAME
+from sftprep.shards.layout import MANIFEST_NAME
 from sfttrain.adapter import add_adapter
 from sfttrain.attention import refuse_mixing
 from sfttrain.config import ModelConfig, SFTConfig

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import sftprep
 from sftprep.errors import ConfigError, OutputBusy, OutputExists, SftprepError, StorageError
-from sftprep.shards.manifest import MANIFEST_NAME
+from sftprep.shards.layout import MANIFEST_NAME
 from sftprep.stream import PackedStream
 from sftprep.tokenize.cache import cache_dir
 from sfttrain.build_child import run_build

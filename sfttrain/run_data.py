@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import sftprep
 from sftprep.errors import ConfigError, InputNotFound
-from sftprep.shards.manifest import MANIFEST_NAME
+from sftprep.shards.layout import MANIFEST_NAME
 
 if TYPE_CHECKING:
     from sfttrain.arguments import RunConfig

@@ -13,18 +13,20 @@ from numpy.typing import NDArray
 
 from sftprep.config import BuildConfig
 from sftprep.engine.executors import Executor
-from sftprep.engine.output import SPILL_FOLDER
 from sftprep.engine.passes import AssembleTask, assemble_shard
 from sftprep.engine.selection import Side
 from sftprep.engine.spill import spill_path
 from sftprep.engine.windows import plan_packs
+from sftprep.errors import ConfigError
 from sftprep.hashes import mixed_order
 from sftprep.packing.strategies import PackPlan
-from sftprep.shards.files import storage_errors
-from sftprep.shards.manifest import SHARD_FOLDER, ShardInfo
+from sftprep.shards.manifest import ShardInfo, check_manifest_size
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a pass, what is done and what there is to do, in bytes or shards."""
+
+_MOST_TOKENS = 2**31 - 1
+"""Offsets in a shard are int32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +49,18 @@ def assemble(
     executor: Executor,
     progress: Progress,
 ) -> Assembled:
-    """Plan and write the shards of a side into `folder`; spills: the folder of the spills. Raises
-    StorageError."""
-    with storage_errors(folder):
-        (folder / SHARD_FOLDER).mkdir(parents=True, exist_ok=True)
+    """Plan and write the shards of a side into `folder`; spills: the folder of the spills.
+
+    Raises:
+        StorageError: a shard cannot be written.
+        ConfigError: a shard would have more tokens than its offsets can count.
+    """
     plan = plan_packs(side.parts, config, max_length, side.take)
     keep = config.pack.order == "keep"
     # Best-fit order follows length, so packs are shuffled.
     order = np.arange(plan.num_bins) if keep else mixed_order(plan.num_bins, config.pack.seed)
     tasks, shards = _Tasks(side, plan, order, config, max_length, folder, spills), {}
+    check_manifest_size([], len(tasks))
     for shard in executor.map_unordered(assemble_shard, tasks):
         shards[shard.index] = shard
         progress("write", len(shards), len(tasks))
@@ -111,11 +116,8 @@ class _Tasks:
             used, spill = np.unique(self._part_of[own], return_inverse=True)
             yield AssembleTask(
                 index=index,
-                shard_folder=self._folder / SHARD_FOLDER,
-                spills=tuple(
-                    spill_path(self._spills / SPILL_FOLDER, self._parts[p].key)
-                    for p in used.tolist()
-                ),
+                shard_folder=self._folder,
+                spills=tuple(spill_path(self._spills, self._parts[p].key) for p in used.tolist()),
                 spill=spill.astype(np.int32),
                 row=self._row[own],
                 seq_lengths=self._sizes[begin:end],
@@ -149,5 +151,10 @@ def _shard_edges(token_ends: NDArray[np.int64], shard_tokens: int) -> list[int]:
     while edges[-1] < len(token_ends):
         last = int(np.searchsorted(token_ends, done + shard_tokens)) + 1
         edges.append(min(last, len(token_ends)))
-        done = int(token_ends[edges[-1] - 1])
+        tokens, done = int(token_ends[edges[-1] - 1]) - done, int(token_ends[edges[-1] - 1])
+        if tokens > _MOST_TOKENS:
+            raise ConfigError(
+                f"a shard would have {tokens:,} tokens, and {_MOST_TOKENS:,} is the most",
+                remedy="lower --shard-tokens",
+            )
     return edges

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -27,7 +27,7 @@ from sftprep.engine.ledger import (
     input_infos,
     total,
 )
-from sftprep.engine.output import EVAL_FOLDER, SPILL_FOLDER, claimed, clean
+from sftprep.engine.output import OutputFolder, claim_output
 from sftprep.engine.passes import (
     Tokenized,
     TokenizeTask,
@@ -42,8 +42,9 @@ from sftprep.engine.windows import lane_block
 from sftprep.errors import InputChanged
 from sftprep.hashes import digest
 from sftprep.packing.strategies import SMALL, pack_lengths
-from sftprep.shards.files import write_file
-from sftprep.shards.manifest import MANIFEST_NAME, Manifest
+from sftprep.shards.files import write_bytes
+from sftprep.shards.layout import EVAL_FOLDER, REJECTED_NAME
+from sftprep.shards.manifest import Manifest
 from sftprep.sources.partition import Source, cut
 from sftprep.tokenize.beside import Beside
 from sftprep.tokenize.hf import HfEncoder
@@ -86,7 +87,7 @@ def build(
     started = time.monotonic()
     setup = prepare_setup(config, data, eval_data)
     folder = Path(config.output.output)
-    with claimed(folder, overwrite=config.output.overwrite):
+    with claim_output(folder, overwrite=config.output.overwrite) as output:
         workers = _workers(config, setup)
         # Many workers ask one child what the reference gives; one by itself has its own.
         beside = [
@@ -94,36 +95,33 @@ def build(
             for r in setup.recipes
         ]
         recipes = [
-            recipe_file(folder / SPILL_FOLDER, recipe, own.place if own else None)
+            recipe_file(output.work, recipe, own.place if own else None)
             for recipe, own in zip(setup.recipes, beside, strict=True)
         ]
         if workers > 1:
             for file, recipe in zip(recipes, setup.recipes, strict=True):
-                _write(file.path, recipe.to_bytes())
+                write_bytes(file.path, recipe.to_bytes())
         executor = make_executor(workers, partial(load_preparers, recipes))
         try:
             try:
-                parts = _tokenize(setup, config, folder, recipes, executor, progress)
+                parts = _tokenize(setup, config, output.work, recipes, executor, progress)
             finally:
                 for own in beside:
                     if own is not None:
                         own.close()
             sides = choose(parts, setup, config)
-            check_rejected(parts, sides, setup, config, folder)
-            manifests = [_side(side, setup, config, folder, executor, progress) for side in sides]
+            check_rejected(parts, sides, setup, config, output.work / REJECTED_NAME)
+            manifests = [_side(side, setup, config, output, executor, progress) for side in sides]
         finally:
             executor.close()
         _check_unchanged(setup)
-        # The evaluation first: where the manifest of the build is there, all of it is.
         evaluation = manifests[0] if len(manifests) > 1 else None
         if evaluation is not None:
-            _commit(folder / EVAL_FOLDER, evaluation)
             manifests[-1] = dataclasses.replace(
                 manifests[-1], eval={"folder": EVAL_FOLDER, "digest": evaluation.digest}
             )
         manifest = manifests[-1]
-        _commit(folder, manifest)
-        clean(folder, manifest, evaluation, keep_spill=config.output.keep_spill)
+        output.commit(manifest, evaluation, keep_spill=config.output.keep_spill)
     reused = sum(part.reused for part in parts)
     seconds = time.monotonic() - started
     return BuildReport(
@@ -137,7 +135,7 @@ def build(
 def _tokenize(
     setup: Setup,
     config: BuildConfig,
-    folder: Path,
+    spills: Path,
     recipes: Sequence[RecipeFile],
     executor: Executor,
     progress: Progress,
@@ -160,7 +158,7 @@ def _tokenize(
                 format=setup.formats[partition.input],
                 recipe=recipes[number],
                 recipe_digest=digests[number],
-                spill_folder=folder / SPILL_FOLDER,
+                spill_folder=spills,
                 threads=alone,
                 lane_block=block,
                 facts=facts,
@@ -195,7 +193,7 @@ def _side(
     side: Side,
     setup: Setup,
     config: BuildConfig,
-    folder: Path,
+    output: OutputFolder,
     executor: Executor,
     progress: Progress,
 ) -> Manifest:
@@ -204,13 +202,10 @@ def _side(
     if side.evaluation:
         packing = config.evaluation.eval_packing or config.pack.packing
         config = dataclasses.replace(config, pack=dataclasses.replace(config.pack, packing=packing))
-    own = folder / EVAL_FOLDER if side.evaluation else folder
-    made = assemble(side, config, setup.recipe.max_length, own, folder, executor, progress)
+    shards = output.staging(evaluation=side.evaluation)
+    max_length = setup.recipe.max_length
+    made = assemble(side, config, max_length, shards, output.work, executor, progress)
     return _manifest(config, setup, side, made)
-
-
-def _commit(folder: Path, manifest: Manifest) -> None:
-    _write(folder / MANIFEST_NAME, manifest.to_json())
 
 
 def _manifest(config: BuildConfig, setup: Setup, side: Side, made: Assembled) -> Manifest:
@@ -309,10 +304,3 @@ def _warm_packing() -> None:
     # The compiled planner, which large plans use, takes half a second to load; that passes while
     # partitions are tokenized.
     pack_lengths(np.ones(SMALL + 1, dtype=np.int32), 2)
-
-
-def _write(path: Path, data: bytes) -> None:
-    def write(file: BinaryIO) -> None:
-        file.write(data)
-
-    write_file(path, write)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from sftprep.config import BuildConfig, SourceEntry
 from sftprep.errors import ConfigError
-from sftprep.sources.files import find_files, kind_of, refuse_twice
+from sftprep.sources.file_types import kind_of
+from sftprep.sources.files import find_files, refuse_twice
 from sftprep.sources.hub import HubFile, hub_files, is_hub_name
 from sftprep.sources.partition import Source
 
@@ -48,7 +49,7 @@ def find_inputs(
         for entry in (config.eval_entries() if asked else ()) if evaluation else config.entries():
             inputs += (
                 Input(s, len(entries), stamp(s.file), evaluation)
-                for s in _sources(entry, len(entries))
+                for s in _sources(entry, len(entries), config.output.output)
             )
             entries.append(entry)
     if not inputs or inputs[0].evaluation:
@@ -72,7 +73,7 @@ def stamp(file: str) -> Stamp:
     return status.st_size, status.st_mtime_ns
 
 
-def _sources(entry: SourceEntry, number: int) -> list[Source]:
+def _sources(entry: SourceEntry, number: int, output: str) -> list[Source]:
     files: list[HubFile] = []
     for name in entry.inputs:
         if is_hub_name(name):
@@ -80,7 +81,8 @@ def _sources(entry: SourceEntry, number: int) -> list[Source]:
                 name, config_name=entry.config_name, split=entry.split, revision=entry.revision
             )
         else:
-            files += (HubFile(file, file) for file in find_files((name,), entry.split))
+            found = find_files((name,), entry.split, output=output)
+            files += (HubFile(file, file) for file in found)
     strip = bool(entry.strip_nulls)
     return [
         Source(f.name, kind_of(f.path) or "lines", entry.limit, number, strip, path=f.path)

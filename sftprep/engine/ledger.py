@@ -13,7 +13,6 @@ import xxhash
 
 from sftprep.batch import Rejected
 from sftprep.config import BuildConfig
-from sftprep.engine.output import REJECTED_NAME
 from sftprep.engine.passes import Tokenized
 from sftprep.engine.selection import Side
 from sftprep.engine.setup import Setup
@@ -85,11 +84,10 @@ def total(accounts: list[Accounting]) -> Accounting:
 
 
 def check_rejected(
-    parts: list[Tokenized], sides: list[Side], setup: Setup, config: BuildConfig, folder: Path
+    parts: list[Tokenized], sides: list[Side], setup: Setup, config: BuildConfig, path: Path
 ) -> None:
     """Write what was set aside. Raises TooManyRejected above the limit; duplicates do not count
     against it."""
-    path = folder / REJECTED_NAME
     rejected = Counter(r.reason for part in parts for r in part.rejected)
     records = sum(part.counts["records"] for part in parts)
     aside = sides[-1].aside

@@ -1,101 +1,310 @@
-"""The output folder: may this build write there, and what is left in it afterwards."""
+"""The output folder: which of its paths belong to builds, and how a build is put in place.
+
+A build works in `OUTPUT/spill`, a folder that it creates and marks as its own. Everything that is
+not final is in there: spills, recipes, finished shards, manifests. The commit
+1. writes the names of the files that it puts in place, and those of the build before, to
+   `spill/commit.json`;
+2. moves the files to these names, the manifest last: until then, a reader sees the build before;
+3. removes what only the build before has, and the work folder.
+
+A file is removed or replaced only if the manifest of the build in the folder or `commit.json` names
+it, or if it has a name in the marked work folder that builds give there. Any other file belongs to
+somebody else: the build refuses to start and names it. Hidden files stay where they are, and links
+are never followed.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import shutil
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from sftprep.errors import ManifestError, OutputBusy, OutputExists
-from sftprep.shards.files import storage_errors
-from sftprep.shards.manifest import MANIFEST_NAME, SHARD_FOLDER, Manifest, read_manifest
+from sftprep.shards.files import storage_errors, sync_folder, write_bytes
+from sftprep.shards.layout import (
+    EVAL_FOLDER,
+    MANIFEST_NAME,
+    MARKER_NAME,
+    REJECTED_NAME,
+    SHARD_FOLDER,
+    WORK_FOLDER,
+    has_work_folder,
+    is_file,
+    is_folder,
+    mark_work_folder,
+)
+from sftprep.shards.manifest import Manifest, manifest_bytes, read_manifest
+from sftprep.shards.schema import SHARD_NAME
 
-SPILL_FOLDER = "spill"
-EVAL_FOLDER = "eval"
-REJECTED_NAME = "rejected.jsonl"
-_LOCK_NAME = ".lock"
-_OURS = {SPILL_FOLDER, SHARD_FOLDER, EVAL_FOLDER, REJECTED_NAME, MANIFEST_NAME, _LOCK_NAME}
+_LOCK_NAME = "lock"
+_COMMIT_NAME = "commit.json"
+_SHARD = SHARD_NAME.pattern.strip("^$")
+
+_FINAL_NAME = re.compile(rf"(eval/)?(manifest\.json|shards/{_SHARD})|rejected\.jsonl")
+"""Paths in the output folder that builds put in place."""
+_SPILL_NAME = re.compile(r"build\.json|[0-9a-f]{40}\.arrow|recipe-[0-9a-f]{16}\.jsonl")
+"""Paths in the work folder that --keep-spill keeps."""
+_WORK_NAME = re.compile(
+    rf"{_SPILL_NAME.pattern}|lock|commit\.json|(eval-)?manifest\.json|rejected\.jsonl"
+    rf"|(shards|eval)/({_SHARD}|shard-\d{{5,}})"
+)
+"""Paths in the work folder; while a file is written, it has a temporary name, in the case of a
+shard one without its digest."""
+_TEMPORARY_NAME = re.compile(r"((?:\w+/)?)\.(.+)\.[0-9a-f]{16}\.tmp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputFolder:
+    """An output folder that this build has claimed.
+
+    root: the folder; before: the paths in it that earlier builds put in place, relative to it.
+    """
+
+    root: Path
+    before: frozenset[str]
+
+    @property
+    def work(self) -> Path:
+        """Folder of the spills, the recipes and whatever is not committed yet."""
+        return self.root / WORK_FOLDER
+
+    def staging(self, *, evaluation: bool) -> Path:
+        """Create the folder in which shards are written before the commit."""
+        folder = self.work / (EVAL_FOLDER if evaluation else SHARD_FOLDER)
+        with storage_errors(folder):
+            folder.mkdir(exist_ok=True)
+        return folder
+
+    def commit(self, manifest: Manifest, evaluation: Manifest | None, *, keep_spill: bool) -> None:
+        """Put a finished build in place of the one before.
+
+        Raises:
+            ConfigError: a manifest is larger than what can be read back; nothing has changed then.
+            StorageError: a file cannot be written.
+        """
+        with storage_errors(self.root):
+            staged = self._staged(manifest, evaluation)
+            names = {name for _, name in staged}
+            write_bytes(self.work / _COMMIT_NAME, json.dumps(sorted(names | self.before)).encode())
+            _move_into_place(self.root, staged)
+            # The manifest first, so that nobody takes what is left for a build.
+            left = sorted(self.before - names, key=lambda name: not name.endswith(MANIFEST_NAME))
+            _remove(self.root, left)
+            _clean_work_folder(self.work, keep_spill=keep_spill)
+
+    def _staged(self, manifest: Manifest, evaluation: Manifest | None) -> list[tuple[Path, str]]:
+        """Write the manifests to the work folder, and list all files with their final names.
+
+        They are moved in this order: where the manifest of the build is, all of it is.
+        """
+        work, last = self.work, []
+        held_out = () if evaluation is None else evaluation.shards
+        if evaluation is not None:
+            last.append((work / f"eval-{MANIFEST_NAME}", f"{EVAL_FOLDER}/{MANIFEST_NAME}"))
+            write_bytes(last[-1][0], manifest_bytes(evaluation))
+        if (work / REJECTED_NAME).exists():
+            last.append((work / REJECTED_NAME, REJECTED_NAME))
+        last.append((work / MANIFEST_NAME, MANIFEST_NAME))
+        write_bytes(last[-1][0], manifest_bytes(manifest))
+        return [
+            *((work / SHARD_FOLDER / s.name, f"{SHARD_FOLDER}/{s.name}") for s in manifest.shards),
+            *(
+                (work / EVAL_FOLDER / s.name, f"{EVAL_FOLDER}/{SHARD_FOLDER}/{s.name}")
+                for s in held_out
+            ),
+            *last,
+        ]
 
 
 @contextmanager
-def claimed(folder: Path, *, overwrite: bool) -> Iterator[None]:
-    """Make the folder and hold it while the build runs.
+def claim_output(root: Path, *, overwrite: bool) -> Iterator[OutputFolder]:
+    """Create the output folder and hold it while the build runs.
 
-    Raises OutputExists where it holds a finished build (without overwrite) or files that are not
-    ours, OutputBusy where another build holds it, StorageError where it cannot be written.
+    Raises:
+        OutputExists: it holds a finished build (without `overwrite`), or files of somebody else.
+        OutputBusy: another build holds it.
+        StorageError: it cannot be written.
     """
-    with storage_errors(folder):
-        existed = folder.is_dir()
-        if existed:
-            _check_contents(folder, overwrite=overwrite)
-        folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / _LOCK_NAME):
-        with storage_errors(folder):
-            for name in (SPILL_FOLDER, SHARD_FOLDER):
-                (folder / name).mkdir(exist_ok=True)
-        yield
-
-
-def clean(
-    folder: Path, manifest: Manifest, evaluation: Manifest | None = None, *, keep_spill: bool
-) -> None:
-    """After the commit: remove the spills, shards that no manifest lists, and what killed builds
-    left half-written.
-
-    evaluation: the manifest of the build in folder/eval; where there is none now, one of before is
-    removed.
-    """
-    _clean_shards(folder, manifest)
-    if evaluation is not None:
-        _clean_shards(folder / EVAL_FOLDER, evaluation)
-    else:
-        # Its manifest first, so that nobody takes what is left for a build.
-        (folder / EVAL_FOLDER / MANIFEST_NAME).unlink(missing_ok=True)
-        shutil.rmtree(folder / EVAL_FOLDER, ignore_errors=True)
-    for path in folder.rglob(".*.tmp"):
-        path.unlink(missing_ok=True)
-    if not keep_spill:
-        shutil.rmtree(folder / SPILL_FOLDER, ignore_errors=True)
-
-
-def _clean_shards(folder: Path, manifest: Manifest) -> None:
-    listed = {shard.name for shard in manifest.shards}
-    for path in (folder / SHARD_FOLDER).iterdir():
-        if path.name not in listed:
-            path.unlink(missing_ok=True)
-
-
-def _check_contents(folder: Path, *, overwrite: bool) -> None:
-    names = set(os.listdir(folder))
-    inside = set(os.listdir(folder / EVAL_FOLDER)) if (folder / EVAL_FOLDER).is_dir() else set()
-    not_ours = sorted(
-        f"{EVAL_FOLDER}/{name}"
-        for name in inside - {SHARD_FOLDER, MANIFEST_NAME}
-        if not name.startswith(".")
-    )
-    if MANIFEST_NAME in names and not not_ours:
-        if overwrite:
-            return
+    work, created = root / WORK_FOLDER, not root.exists()
+    with storage_errors(root):
+        root.mkdir(parents=True, exist_ok=True)
+        if not has_work_folder(root):
+            _check_contents(root, overwrite=overwrite)
+            mark_work_folder(root)
+    with _locked(work / _LOCK_NAME):
         try:
-            manifest = read_manifest(folder)
-            what = (
-                f"a finished build of {manifest.rows:,} packs from"
-                f" {', '.join(i.path for i in manifest.inputs[:3])}"
-            )
-        except ManifestError:
-            what = "a build whose manifest cannot be read"
-        raise OutputExists(
-            f"{folder} holds {what}", remedy="give --overwrite to replace it, or another --output"
-        )
-    foreign = sorted(name for name in names - _OURS if not name.startswith(".")) + not_ours
+            # Another build may have ended since the first look.
+            before = _check_contents(root, overwrite=overwrite)
+            yield OutputFolder(root=root, before=frozenset(before))
+        finally:
+            # What a build did before it failed is kept and reused; if there is nothing, it leaves
+            # nothing.
+            if set(_work_files(work)) <= {MARKER_NAME, _LOCK_NAME}:
+                _clean_work_folder(work, keep_spill=False)
+                if created:
+                    _remove_empty(root)
+
+
+# --- whose paths are in the folder -------------------------------------------------------------
+
+
+def _check_contents(root: Path, *, overwrite: bool) -> set[str]:
+    """Return the paths in a folder that earlier builds put in place.
+
+    Raises:
+        OutputExists: there are others, or a finished build that is not to be replaced.
+    """
+    manifest, problem = _manifest_in(root)
+    known = _known_paths(root, manifest)
+    own: set[str] = set()
+    folders = {SHARD_FOLDER, EVAL_FOLDER, f"{EVAL_FOLDER}/{SHARD_FOLDER}", WORK_FOLDER}
+    if has_work_folder(root):
+        own = {f"{WORK_FOLDER}/{name}" for name in _work_files(root / WORK_FOLDER)}
+        folders |= {f"{WORK_FOLDER}/{SHARD_FOLDER}", f"{WORK_FOLDER}/{EVAL_FOLDER}"}
+    found = {name: regular for name, regular in _entries(root, folders) if "/." not in f"/{name}"}
+    foreign = sorted(
+        name for name, regular in found.items() if not (regular and name in known | own)
+    )
     if foreign:
+        more = f" and {len(foreign) - 5:,} more" if len(foreign) > 5 else ""
         raise OutputExists(
-            f"{folder} is not empty: it holds {', '.join(foreign[:5])}",
-            remedy="give an --output folder that is new or empty",
+            f"{root} holds files that do not belong to a build in it: "
+            f"{', '.join(foreign[:5])}{more}" + (f" ({problem})" if problem else ""),
+            remedy="give an --output folder that is new or empty, or move these files away",
         )
+    if manifest is not None and not overwrite:
+        inputs = ", ".join(info.path for info in manifest.inputs[:3])
+        raise OutputExists(
+            f"{root} holds a finished build of {manifest.rows:,} packs from {inputs}",
+            remedy="give --overwrite to replace it, or another --output",
+        )
+    return known & found.keys()
+
+
+def _known_paths(root: Path, manifest: Manifest | None) -> set[str]:
+    """Return the paths that the manifests in a folder and its `commit.json` name."""
+    known = _committed_names(root) if has_work_folder(root) else set()
+    if manifest is None:
+        return known
+    known |= _names_of(manifest)
+    evaluation = None
+    if manifest.eval.get("folder") == EVAL_FOLDER and is_folder(root / EVAL_FOLDER):
+        evaluation, _ = _manifest_in(root / EVAL_FOLDER)
+    # With another digest, it is a build of its own that somebody made in this folder.
+    if evaluation is not None and evaluation.digest == manifest.eval.get("digest"):
+        names = _names_of(evaluation)
+        known |= {f"{EVAL_FOLDER}/{name}" for name in names} | (names & {REJECTED_NAME})
+    return known
+
+
+def _committed_names(root: Path) -> set[str]:
+    path = root / WORK_FOLDER / _COMMIT_NAME
+    if not is_file(path):
+        return set()
+    try:
+        names = json.loads(path.read_bytes())
+    except ValueError:  # torn, where the machine went down
+        return set()
+    return {name for name in names if _FINAL_NAME.fullmatch(name)}
+
+
+def _manifest_in(folder: Path) -> tuple[Manifest | None, str]:
+    """Return the manifest in a folder, or None and what is wrong with it."""
+    if not is_file(folder / MANIFEST_NAME):
+        return None, ""
+    try:
+        return read_manifest(folder), ""
+    except ManifestError as error:
+        return None, error.message
+
+
+def _names_of(manifest: Manifest) -> set[str]:
+    names = {MANIFEST_NAME, *(f"{SHARD_FOLDER}/{info.name}" for info in manifest.shards)}
+    accounting = manifest.accounting
+    if accounting.rejected or {"duplicate", "near_duplicate"} & accounting.left_out.keys():
+        names.add(REJECTED_NAME)
+    return names
+
+
+def _work_files(work: Path) -> Iterator[str]:
+    """Yield the files in a work folder that builds have put there, relative to it."""
+    if not is_folder(work):
+        return
+    for name, regular in _entries(work, {SHARD_FOLDER, EVAL_FOLDER}):
+        final = _TEMPORARY_NAME.sub(r"\1\2", name)
+        if regular and _WORK_NAME.fullmatch(final):
+            yield name
+
+
+def _entries(root: Path, folders: set[str]) -> list[tuple[str, bool]]:
+    """List a folder: each path relative to it, and whether it is a regular file.
+
+    folders: these are entered and not listed, where they are folders and not links to one.
+    """
+    found, waiting = [], [""]
+    while waiting:
+        inside = waiting.pop()
+        with os.scandir(root / inside) as entries:
+            for entry in entries:
+                name = inside + entry.name
+                if name in folders and entry.is_dir(follow_symlinks=False):
+                    waiting.append(f"{name}/")
+                else:
+                    found.append((name, entry.is_file(follow_symlinks=False)))
+    return found
+
+
+# --- changes to the folder ---------------------------------------------------------------------
+
+
+def _move_into_place(root: Path, staged: list[tuple[Path, str]]) -> None:
+    """Rename files, in order; each is on the disk under its name before a manifest is."""
+    for _, name in staged:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+    unsynced: set[Path] = {root}
+    for path, name in staged:
+        if name.endswith(MANIFEST_NAME):
+            for folder in unsynced:
+                sync_folder(folder)
+            unsynced = set()
+        os.replace(path, root / name)
+        unsynced.add((root / name).parent)
+    sync_folder(root)
+
+
+def _remove(root: Path, names: list[str]) -> None:
+    """Remove files, and the folders below `root` that are empty then."""
+    for name in names:
+        (root / name).unlink(missing_ok=True)
+    folders = {parent for name in names for parent in Path(name).parents if parent.name}
+    for folder in sorted(folders, key=lambda folder: -len(folder.parts)):
+        _remove_empty(root / folder)
+
+
+def _clean_work_folder(work: Path, *, keep_spill: bool) -> None:
+    """Remove what builds have put into a work folder, but for the spills if they are kept."""
+    kept = _SPILL_NAME if keep_spill else re.compile(re.escape(MARKER_NAME))
+    _remove(work, [name for name in _work_files(work) if not kept.fullmatch(name)])
+    for folder in (SHARD_FOLDER, EVAL_FOLDER):
+        _remove_empty(work / folder)
+    if not keep_spill:
+        # The marker last: until then, what a kill leaves is known to be of a build.
+        (work / MARKER_NAME).unlink(missing_ok=True)
+        _remove_empty(work)
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # it is not there, or not empty
+        folder.rmdir()
+
+
+# --- one build at a time -----------------------------------------------------------------------
 
 
 @contextmanager
@@ -105,28 +314,46 @@ def _locked(path: Path) -> Iterator[None]:
     import fcntl
 
     with storage_errors(path):
-        lock = path.open("a+b")
+        lock = _open_lock(path)
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held it before may have removed the file between our open and our lock: then
-            # it locks nothing.
-            held = path.exists() and os.path.samestat(os.fstat(lock.fileno()), os.stat(path))
-        except OSError:
-            held = False
-        if not held:
-            lock.seek(0)
-            raise OutputBusy(
-                f"another build{_holder(lock.read())} is writing to {path.parent}",
-                remedy="wait for it to end, or give another --output",
-            )
-        lock.truncate(0)
-        lock.write(json.dumps({"pid": os.getpid(), "host": os.uname().nodename}).encode())
-        lock.flush()
+        with storage_errors(path):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Whoever held it before may have removed the file between our open and our lock:
+                # then it locks nothing.
+                held = os.path.samestat(os.fstat(lock.fileno()), os.lstat(path))
+            except (BlockingIOError, FileNotFoundError):
+                held = False
+            if not held:
+                lock.seek(0)
+                raise OutputBusy(
+                    f"another build{_holder(lock.read())} is writing to {path.parents[1]}",
+                    remedy="wait for it to end, or give another --output",
+                )
+            lock.truncate(0)
+            lock.write(json.dumps({"pid": os.getpid(), "host": os.uname().nodename}).encode())
+            lock.flush()
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def _open_lock(path: Path) -> BinaryIO:
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW, 0o666)
+
+    try:
+        return open(path, "a+b", opener=opener)
+    except FileNotFoundError as error:
+        raise OutputBusy(
+            f"another build that wrote to {path.parents[1]} has just ended",
+            remedy="run the command again",
+        ) from error
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise OutputExists(f"{path} is a link", remedy="remove it, if it is not yours") from error
 
 
 def _holder(content: bytes) -> str:

@@ -22,6 +22,7 @@ from sftprep.engine.texts import Renderer
 from sftprep.errors import ConfigError, TemplateError, TokenizerError
 from sftprep.given import MASKS
 from sftprep.records import Reading, detect_format, keys_read, unknown_format
+from sftprep.shards.manifest import check_manifest_size
 from sftprep.sources.jsonl import parse_line
 from sftprep.sources.partition import Source, first_lines
 from sftprep.tokenize.encoder import probe_encoder
@@ -88,6 +89,7 @@ def prepare_setup(
         raise ConfigError("no output folder is given", remedy="give --output DIR")
     _require_tokenizer(config)
     inputs, entries = find_inputs(config, data, eval_data)
+    check_manifest_size([each.source.name for each in inputs])
     recipes: dict[FormatConfig, int] = {}
     made: list[Recipe] = []
     narrowed: list[Input] = []

@@ -22,7 +22,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from sftprep.batch import Rejected, TokenBatch
-from sftprep.shards.files import storage_errors
+from sftprep.shards.files import storage_errors, temporary_name
 from sftprep.shards.schema import arrow_array
 
 
@@ -83,7 +83,7 @@ def write_spill(path: Path, batch: TokenBatch) -> None:
             b"digest": _digest(facts, [*flat.values(), offsets, batch.origin]).encode(),
         },
     )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(temporary_name(path.name))
     with storage_errors(path):
         try:
             with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,12 +23,29 @@ def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
     write_named(path.parent, path.name, write, lambda: path.name)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Make `path` hold these bytes, or leave it as it was; as `write_file`."""
+
+    def write(file: BinaryIO) -> None:
+        file.write(content)
+
+    write_file(path, write)
+
+
+def temporary_name(name: str) -> str:
+    """Return a name for a file that is renamed to `name` when it is complete.
+
+    No two processes use the same one, on any machines that share the folder.
+    """
+    return f".{name}.{secrets.token_hex(8)}.tmp"
+
+
 def write_named(
     folder: Path, working_name: str, write: Callable[[BinaryIO], None], name_of: Callable[[], str]
 ) -> str:
     """As `write_file`, for a file whose name is known only when it is on the disk: then `name_of`
     is called. Returns the name."""
-    temporary = folder / f".{working_name}.{os.getpid()}.tmp"
+    temporary = folder / temporary_name(working_name)
     with storage_errors(folder / working_name):
         try:
             with open(temporary, "wb") as file:

@@ -8,19 +8,17 @@ import json
 import os
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from sftprep.errors import ManifestError
+from sftprep.errors import ConfigError, ManifestError
+from sftprep.shards.layout import LARGEST_MANIFEST, MANIFEST_NAME
 from sftprep.shards.schema import SHARD_NAME
 
-MANIFEST_NAME = "manifest.json"
-SHARD_FOLDER = "shards"
 FORMAT_VERSION = "1.1"
-_LARGEST_MANIFEST = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +188,44 @@ class Manifest:
         return self.inputs[at].path, origin - starts[at] + 1
 
 
+def check_manifest_size(paths: Sequence[str], shards: int = 1) -> None:
+    """Check that the manifest of a build will not be larger than what `read_manifest` takes.
+
+    Args:
+        paths: names of the inputs.
+        shards: how many there are at least.
+
+    Raises:
+        ConfigError: it will be.
+    """
+    empty = InputInfo("", 0, "0" * 32, "", 0, 0, 0)
+    entry = len(json.dumps(dataclasses.asdict(empty), indent=1))
+    shard = len(json.dumps(dataclasses.asdict(ShardInfo("", 0, 0, 0, 0, "0" * 64, "0" * 32))))
+    size = shards * shard + len(paths) * entry + sum(len(path.encode()) for path in paths)
+    if size > LARGEST_MANIFEST:
+        raise _too_large(size, len(paths), shards)
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """Return the bytes of a manifest.
+
+    Raises:
+        ConfigError: there are more of them than `read_manifest` takes.
+    """
+    content = manifest.to_json()
+    if len(content) > LARGEST_MANIFEST:
+        raise _too_large(len(content), len(manifest.inputs), len(manifest.shards))
+    return content
+
+
+def _too_large(size: int, inputs: int, shards: int) -> ConfigError:
+    return ConfigError(
+        f"the manifest of {inputs:,} inputs and {shards:,} shards has {size / 2**20:,.0f} MiB or "
+        f"more, and {LARGEST_MANIFEST >> 20} MiB at most can be read",
+        remedy="join small input files, raise --shard-tokens, or make several builds",
+    )
+
+
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     """Read the manifest of a build.
 
@@ -199,9 +235,9 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     root = Path(folder)
     path = root / MANIFEST_NAME
     try:
-        if path.stat().st_size > _LARGEST_MANIFEST:
+        if path.stat().st_size > LARGEST_MANIFEST:
             raise ManifestError(
-                f"{path} is larger than {_LARGEST_MANIFEST >> 20} MiB",
+                f"{path} is larger than {LARGEST_MANIFEST >> 20} MiB",
                 remedy="build again: this is no manifest of ours",
             )
         raw = json.loads(path.read_bytes())

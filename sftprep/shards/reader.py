@@ -14,7 +14,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from sftprep.errors import ShardError
-from sftprep.shards.manifest import SHARD_FOLDER, Manifest, ShardInfo, read_manifest
+from sftprep.shards.layout import SHARD_FOLDER
+from sftprep.shards.manifest import Manifest, ShardInfo, read_manifest
 from sftprep.shards.schema import numpy_view, position_dtype
 from sftprep.shards.writer import positions_of
 

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from sftprep.errors import ManifestError, ShardError
-from sftprep.shards.manifest import SHARD_FOLDER, Accounting, Manifest, ShardInfo, read_manifest
+from sftprep.shards.layout import SHARD_FOLDER
+from sftprep.shards.manifest import Accounting, Manifest, ShardInfo, read_manifest
 from sftprep.shards.reader import map_shard
 from sftprep.shards.schema import numpy_view, position_dtype, shard_schema
 from sftprep.shards.writer import count_targets, positions_of

@@ -1,78 +1,60 @@
-"""Which files are meant by paths, globs and folders, and of what kind each is."""
+"""Which files are meant by paths, globs and folders.
+
+Only what is named is read: nothing below the output folder, no build in a folder that is searched
+(unless it is named itself), no folder behind a link. What is skipped is logged once, and what
+cannot be listed or read is an error.
+"""
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
+import logging
 import os
+import stat
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from sftprep.errors import ConfigError, FormatError, InputNotFound
-from sftprep.sources.lines import COMPRESSION
-
-SUFFIXES: dict[str, str] = {
-    **{
-        f"{name}{packed}": "lines"
-        for name in (".jsonl", ".ndjson")
-        for packed in ("", *COMPRESSION)
-    },
-    **{f".json{packed}": "document" for packed in ("", *COMPRESSION)},
-    **{
-        f"{name}{packed}": "delimited" for name in (".csv", ".tsv") for packed in ("", *COMPRESSION)
-    },
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-    ".ipc": "arrow",
-}
-"""How the name of a file ends -> its kind, a key of `sources.partition.KINDS`."""
-
-_ABOUT_DATA = frozenset(
-    {
-        "dataset_info.json",
-        "dataset_infos.json",
-        "dataset_dict.json",
-        "state.json",
-        "manifest.json",
-        "metadata.json",
-        "config.json",
-    }
-)
-"""Files beside data that hold none; in a folder they are passed over."""
+from sftprep.choices import check_local_path
+from sftprep.errors import ConfigError, FormatError, InputNotFound, InputUnreadable
+from sftprep.shards.layout import SHARD_FOLDER, is_build_folder
+from sftprep.sources.file_types import SUFFIXES, is_about_data, is_data, kind_of
+from sftprep.sources.hub_splits import HubConfig, files_of_splits
+from sftprep.sources.lines import unreadable
 
 SAVED_SPLITS = "dataset_dict.json"
 
-
-def kind_of(file: str) -> str | None:
-    """The kind of a file by its name, None where it is not read."""
-    name = os.path.basename(file)
-    return next((kind for suffix, kind in SUFFIXES.items() if name.endswith(suffix)), None)
+_log = logging.getLogger(__name__)
 
 
-def is_data(path: str) -> bool:
-    """Whether a path in a folder is of a file that is read: not one about the data, and in no
-    hidden folder."""
-    return (
-        kind_of(path) is not None
-        and os.path.basename(path) not in _ABOUT_DATA
-        and not f"/{path}".count("/.")
-    )
+def find_files(
+    inputs: tuple[str, ...], split: str | None = None, *, output: str | None = None
+) -> list[str]:
+    """Find the files that paths, globs and folders name, in the order given, sorted within each.
 
+    Args:
+        inputs: what the user wrote.
+        split: of a folder made by `DatasetDict.save_to_disk`, "train" by default; of another
+            folder, by default all its files, else those whose names tell that split, as on the
+            Hub.
+        output: folder that is written to: nothing in it is read.
 
-def find_files(inputs: tuple[str, ...], split: str | None = None) -> list[str]:
-    """The files that paths, globs and folders name, in the order given, sorted within each.
-
-    split: of a folder made by `DatasetDict.save_to_disk`, train where it is not given; of another
-    folder, all its files where it is not given, else those whose names tell that split, as on the
-    Hub. Raises InputNotFound, FormatError (a kind of file that is not read), ConfigError (the same
-    file twice, a split to choose).
+    Raises:
+        InputNotFound: a name means no file.
+        InputUnreadable: a folder cannot be listed, or a file is a pipe, or a link to nothing.
+        FormatError: a kind of file that is not read, or a build.
+        ConfigError: the same file twice, a split to choose, a URL, a file in the output folder.
     """
     if not inputs:
         raise ConfigError(
             "no input is given",
             remedy="name a .jsonl file, a glob or a folder: sftprep build data.jsonl ...",
         )
-    files = [file for name in inputs for file in _expand(name, split)]
+    search = _Search(None if output is None else os.path.realpath(output))
+    files = [file for name in inputs for file in _expand(name, split, search)]
+    search.report()
     refuse_twice(files)
     return files
 
@@ -85,10 +67,8 @@ def refuse_twice(files: list[str]) -> None:
         if real in seen:
             raise ConfigError(
                 f"{file} is named twice among the inputs",
-                remedy=(
-                    "name it once; to train its records more often, give it a repeat in a mixture"
-                    " (--config, sources:)"
-                ),
+                remedy="name it once; to train its records more often, give it a repeat in a "
+                "mixture (--config, sources:)",
             )
         seen.add(real)
 
@@ -112,27 +92,188 @@ def choose_split(splits: list[str], split: str | None, where: str) -> str:
     )
 
 
-def _expand(name: str, split: str | None) -> list[str]:
-    path = Path(name)
-    if path.is_dir():
-        return _inside(path, split)
+class _Search:
+    """Lists folders for `find_files`, and collects what it skips.
+
+    output: real path of the folder that is written to.
+    """
+
+    def __init__(self, output: str | None) -> None:
+        self.output = output
+        self._skipped: dict[str, list[str]] = {}
+        """Why -> paths."""
+
+    def is_output(self, real: str) -> bool:
+        """Whether a real path is the output folder or in it."""
+        return self.output is not None and f"{real}/".startswith(f"{self.output}/")
+
+    def walk(self, top: str) -> list[str]:
+        """Return the data files in a folder and its subfolders, sorted; each once."""
+        found: list[str] = []
+        inside = f"{os.path.realpath(top)}/"
+        waiting = [top]
+        while waiting:
+            folder = waiting.pop()
+            for entry in self.entries(folder):
+                if entry.is_dir(follow_symlinks=False):
+                    waiting += [entry.path] if self.enters(entry.path) else []
+                elif _is_folder(entry.path):
+                    # What is in there is read anyway, if the link leads to another place in `top`.
+                    if not f"{os.path.realpath(entry.path)}/".startswith(inside):
+                        why = "links to folders, which are read only if they are named"
+                        self._skip(why, entry.path)
+                elif self._is_wanted(entry.path):
+                    found.append(entry.path)
+        return self.distinct(found)
+
+    def distinct(self, paths: list[str]) -> list[str]:
+        """Return the paths of different files, sorted; of several to one, the one without links."""
+        kept: dict[str, str] = {}
+        for path in sorted(paths, key=lambda path: (os.path.islink(path), path)):
+            real = os.path.realpath(path)
+            if self.is_output(real):
+                self._skip("the output folder", path)
+            elif kept.setdefault(real, path) != path:
+                self._skip("links to files that are read already", path)
+        return sorted(kept.values())
+
+    def match(self, parts: Sequence[str], at: str = "") -> Iterator[str]:
+        """Yield the paths that match a pattern, as `glob.glob(recursive=True)` does.
+
+        `glob` skips folders that cannot be listed; here they are an error.
+
+        Args:
+            parts: the pattern, split at slashes.
+            at: folder in which it is searched for, with a slash at its end.
+        """
+        if not parts:
+            yield at.removesuffix("/")
+            return
+        head, rest = parts[0], parts[1:]
+        if not glob.has_magic(head):
+            if os.path.lexists(at + head):
+                yield from self.match(rest, f"{at}{head}/")
+            return
+        if head == "**":
+            rest = rest or ["*"]
+            yield from self.match(rest, at)
+        for entry in self.entries(at or ".", hidden=head.startswith(".")):
+            path = at + entry.name
+            if head == "**":
+                if entry.is_dir(follow_symlinks=False) and self.enters(path):
+                    yield from self.match(parts, f"{path}/")
+            # A pattern that goes on with the folder of shards means builds.
+            elif fnmatchcase(entry.name, head) and (
+                not rest or (_is_folder(path) and self.enters(path, rest[0] == SHARD_FOLDER))
+            ):
+                yield from self.match(rest, f"{path}/")
+
+    def entries(self, folder: str, *, hidden: bool = False) -> list[os.DirEntry[str]]:
+        """List a folder without hidden entries; nothing where it is not a folder."""
+        with unreadable(folder):
+            try:
+                with os.scandir(folder) as entries:
+                    return [e for e in entries if hidden or not e.name.startswith(".")]
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+
+    def enters(self, folder: str, named: bool = False) -> bool:
+        """Whether what is in a subfolder is read. named: also where it is a build."""
+        with unreadable(folder):
+            if self.is_output(os.path.realpath(folder)):
+                self._skip("the output folder", folder)
+                return False
+            if not named and is_build_folder(Path(folder)):
+                self._skip("a build of sftprep, which is read only if it is named", folder)
+                return False
+        return True
+
+    def report(self) -> None:
+        """Log what was skipped."""
+        for why, paths in self._skipped.items():
+            more = f" and {len(paths) - 5:,} more" if len(paths) > 5 else ""
+            _log.warning("not read: %s%s (%s)", ", ".join(sorted(paths)[:5]), more, why)
+
+    def _is_wanted(self, path: str) -> bool:
+        if is_data(os.path.basename(path)):
+            check_regular(path)
+            return True
+        if not is_about_data(path):
+            self._skip("not a kind of file that is read", path)
+        return False
+
+    def _skip(self, why: str, path: str) -> None:
+        if path not in self._skipped.setdefault(why, []):
+            self._skipped[why].append(path)
+
+
+def check_regular(path: str) -> None:
+    """Check that a path is of a file, or of a link to one.
+
+    Raises:
+        InputUnreadable: it is something else, such as a pipe, which would be waited for.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError as error:
+        raise InputUnreadable(
+            f"{path} is a link to a file that does not exist",
+            remedy="fetch that file (git lfs pull, git annex get), or remove the link",
+        ) from error
+    except OSError as error:
+        raise InputUnreadable(
+            f"cannot read {path}: {error.strerror}", remedy="check that it may be read"
+        ) from error
+    if not stat.S_ISREG(mode):
+        raise InputUnreadable(
+            f"{path} is not a file, but a pipe, a socket or a device",
+            remedy="write its content to a file first",
+        )
+
+
+def _is_folder(path: str) -> bool:
+    """Whether a path is of a folder, or of a link to one. Raises InputUnreadable."""
+    with unreadable(path):
+        try:
+            return stat.S_ISDIR(os.stat(path).st_mode)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                return False
+            raise
+
+
+def _expand(name: str, split: str | None, search: _Search) -> list[str]:
+    if not os.path.lexists(name):
+        check_local_path(name, "the input")
+    if search.is_output(os.path.realpath(name)):
+        raise ConfigError(
+            f"the input {name} is in the output folder",
+            remedy="give another --output, or move the input away",
+        )
+    if _is_folder(name):
+        return _inside(name, split, search)
     if split not in (None, "train"):
         raise ConfigError(
             f"{name} has no split {split!r}: files have none",
             remedy="name the file that you mean, or a folder",
         )
-    if path.exists():
+    if os.path.lexists(name):
+        check_regular(name)
         if kind_of(name) is None:
             raise FormatError(
                 f"{name} is not a kind of file that is read: {', '.join(SUFFIXES)}",
-                remedy=(
-                    "convert it to JSON lines, one object a line, or rename it if it is one of"
-                    " these already"
-                ),
+                remedy="convert it to JSON lines, one object a line, or rename it if it is one of "
+                "these already",
             )
         return [name]
-    matches = sorted(match for match in glob.glob(name, recursive=True) if os.path.isfile(match))
+    at = "/" if name.startswith("/") else ""
+    parts = [part for part in name.split("/") if part]
+    found = {match for match in search.match(parts, at) if not _is_folder(match)}
+    for match in found:
+        check_regular(match)
+    matches = search.distinct(list(found))
     if not matches:
+        search.report()
         raise InputNotFound(
             f"{name} does not exist, and matches no file as a pattern",
             remedy="check the path; quote patterns: 'data/*.jsonl'",
@@ -140,41 +281,55 @@ def _expand(name: str, split: str | None) -> list[str]:
     wrong = [match for match in matches if kind_of(match) is None]
     if wrong:
         raise FormatError(
-            f"{name} matches {wrong[0]}, which is not a kind of file that is read:"
-            f" {', '.join(SUFFIXES)}",
+            f"{name} matches {wrong[0]}, which is not a kind of file that is read: "
+            f"{', '.join(SUFFIXES)}",
             remedy="narrow the pattern",
         )
     return matches
 
 
-def _inside(folder: Path, split: str | None) -> list[str]:
+def _inside(folder: str, split: str | None, search: _Search) -> list[str]:
     """The data files in a folder, those of hidden folders left out."""
-    if (folder / SAVED_SPLITS).is_file():
-        splits = json.loads((folder / SAVED_SPLITS).read_bytes())["splits"]
-        folder = folder / choose_split(splits, split, f"the folder {folder}")
-    if (folder / "manifest.json").is_file() and (folder / "shards").is_dir():
+    if os.path.isfile(os.path.join(folder, SAVED_SPLITS)):
+        splits = _saved_splits(os.path.join(folder, SAVED_SPLITS))
+        folder = os.path.join(folder, choose_split(splits, split, f"the folder {folder}"))
+    with unreadable(folder):
+        is_build = is_build_folder(Path(folder))
+    if is_build:
         raise FormatError(
             f"the folder {folder} is a build of sftprep: its records are tokenized already",
             remedy="give the inputs that it was built from, or train on it: sfttrain run",
         )
-    found = sorted(
-        str(p)
-        for p in folder.rglob("*")
-        if is_data(p.relative_to(folder).as_posix()) and p.is_file()
-    )
+    found = search.walk(folder)
     if not found:
+        search.report()
         raise InputNotFound(
             f"the folder {folder} holds no {', '.join(SUFFIXES)} file",
             remedy="name a folder with data, or convert the files",
         )
-    if split is None or (folder / "state.json").is_file():
+    if split is None or os.path.isfile(os.path.join(folder, "state.json")):
         return found
-    from sftprep.sources.hub_splits import HubConfig, files_of_splits
-
-    splits = files_of_splits(
+    splits_of = files_of_splits(
         HubConfig("default", None), [os.path.relpath(file, folder) for file in found]
     )
-    return sorted(
-        os.path.join(folder, file)
-        for file in splits[choose_split(list(splits), split, f"the folder {folder}")]
-    )
+    chosen = choose_split(list(splits_of), split, f"the folder {folder}")
+    return sorted(os.path.join(folder, file) for file in splits_of[chosen])
+
+
+def _saved_splits(path: str) -> list[str]:
+    """Return the splits of a folder made by `DatasetDict.save_to_disk`."""
+    try:
+        with unreadable(path), open(path, "rb") as file:
+            splits = json.loads(file.read())["splits"]
+        names = [str(name) for name in splits]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InputUnreadable(
+            f"{path} does not list the splits of a data set", remedy="save the data set again"
+        ) from error
+    outside = [name for name in names if name in ("", ".", "..") or "/" in name]
+    if outside:
+        raise InputUnreadable(
+            f"{path} names a split outside of its folder: {outside[0]!r}",
+            remedy="do not use this folder: it was tampered with",
+        )
+    return names

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.sources.files import kind_of
+from sftprep.sources.file_types import kind_of
 from sftprep.sources.lines import compression, unreadable
 from sftprep.sources.partition import Partition
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from sftprep.sources.arrays import document_pieces
 from sftprep.sources.delimited import delimited_pieces
-from sftprep.sources.files import find_files, kind_of
+from sftprep.sources.file_types import kind_of
+from sftprep.sources.files import find_files
 from sftprep.sources.lines import Piece, line_pieces, open_input, read_line_range, unpacked_blocks
 from sftprep.sources.rows import strip_null_lines
 from sftprep.sources.tables import (

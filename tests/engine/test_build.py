@@ -27,6 +27,7 @@ from sftprep.errors import (
     TokenizerError,
     TooManyRejected,
 )
+from sftprep.shards.layout import mark_work_folder
 from tests.conftest import EXAMPLES
 
 CHATS = str(EXAMPLES / "data" / "chats.jsonl")
@@ -388,7 +389,8 @@ def test_two_builds_do_not_share_a_folder(records, tokenizer_dir, tmp_path):
     import fcntl
 
     (tmp_path / "o").mkdir()
-    with open(tmp_path / "o" / ".lock", "w") as lock:
+    mark_work_folder(tmp_path / "o")
+    with open(tmp_path / "o" / "spill" / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(OutputBusy, match="another build"):
             run(records([{"text": "a b"}]), tokenizer_dir, tmp_path / "o")

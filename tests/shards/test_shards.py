@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftprep.errors import ManifestError, ShardError
+from sftprep.shards.layout import MANIFEST_NAME, SHARD_FOLDER
 from sftprep.shards.manifest import (
-    MANIFEST_NAME,
-    SHARD_FOLDER,
     Accounting,
     InputInfo,
     Manifest,

@@ -411,7 +411,7 @@ def test_splits_of_a_folder_by_the_names_of_its_files(tmp_path):
 
 def test_a_build_is_no_input(tmp_path):
     (tmp_path / "shards").mkdir()
-    (tmp_path / "manifest.json").write_text("{}")
+    (tmp_path / "manifest.json").write_text('{"format_version": "1.1", "sftprep_version": "0"}')
     with pytest.raises(FormatError, match="is a build"):
         find_files((str(tmp_path),))
     (tmp_path / "x").mkdir()

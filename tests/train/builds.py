@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from sftprep.shards.manifest import MANIFEST_NAME, SHARD_FOLDER, Accounting, Manifest
+from sftprep.shards.layout import MANIFEST_NAME, SHARD_FOLDER
+from sftprep.shards.manifest import Accounting, Manifest
 from sftprep.shards.writer import ShardRows, write_shard
 from tests.train.packs import MemoryPacks
 
