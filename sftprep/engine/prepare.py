@@ -27,6 +27,7 @@ from sftprep.masking import completion_starts, mask_from, mask_spans, weigh_span
 from sftprep.ragged import edges
 from sftprep.records import Unusable, read_record
 from sftprep.sources.jsonl import excerpt, line_edges, parse_line, split_lines
+from sftprep.sources.lines import LARGEST_LINE
 from sftprep.suspects import suspect_check
 from sftprep.tokenize.beside import Asking, Beside, Place
 from sftprep.tokenize.encoder import Encoder, EncoderFault, Tokens, load_encoder
@@ -231,6 +232,7 @@ class Preparer:
         one."""
         letters = Letters(data)
         watch = self.recipe.escape_special or self._renderer.spelled.may_be_in(letters)
+        watch |= len(data) > LARGEST_LINE  # a line may be too long, which columns do not check
         before = self._renderer.ways()
         plain = Texts() if watch else self._columns.texts(letters, format_name, counts)
         examples = self._read(letters, format_name, rejected, counts, but=plain.lines)

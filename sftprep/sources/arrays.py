@@ -7,16 +7,20 @@ even the text of a number.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 
 from sftprep.errors import InputUnreadable
 from sftprep.sources.lines import LARGEST_LINE, Piece, line_pieces, unpacked_chunks
+from sftprep.sources.rows import unusable_line
 
 _DATA_KEYS = ("data", "train", "rows", "records", "examples")
 """Keys under which a document of one object may hold its array of records."""
 
 _BLANK = " \t\r\n"
 _NUMBER = "-0123456789"
+_STRUCTURE = re.compile(r'\\.|["\[\]{}]', re.DOTALL)
+"""What decides where a value ends: escapes, quotes and brackets."""
 _AFTER = tuple(_BLANK + ",]}:")
 _CHUNK = 1 << 20
 
@@ -43,10 +47,8 @@ def document_pieces(file: str, target: int) -> Iterator[Piece]:
         return
     rows = start = size = 0
     lines: list[bytes] = []
-    for element in document.elements():
-        lines.append(
-            element.replace(b"\n", b" ") + b"\n"
-        )  # a newline in JSON stands between values, where a blank does as well
+    for line in document.elements():
+        lines.append(line)
         size += len(lines[-1])
         rows += 1
         if size >= target:
@@ -116,7 +118,7 @@ class _Document:
             if self.peek() == "[" and key.strip('"') in _DATA_KEYS:
                 self.skip(1)
                 return
-            self._value()
+            self._pass_value()
             if self.peek() == ",":
                 self.skip(1)
         raise InputUnreadable(
@@ -126,12 +128,23 @@ class _Document:
         )
 
     def elements(self) -> Iterator[bytes]:
-        """The bytes of each element of the array in which we stand."""
+        """Yield a line for each element of the array in which we stand.
+
+        One that is too long is not held in memory: its line is one that is rejected.
+        """
         if self.peek() == "]":
             return
         while True:
             self.peek()
-            yield self._value().encode("utf-8", "surrogateescape")
+            try:
+                # A newline in JSON is whitespace between values.
+                text = self._value().encode("utf-8", "surrogateescape").replace(b"\n", b" ")
+                yield text + b"\n"
+            except _TooLongError:
+                what = f"the record is longer than {LARGEST_LINE >> 20} MiB"
+                shown = self._text[self._at : self._at + 400]
+                yield unusable_line("line_too_long", what, shown)
+                self._skip_value()
             separator = self.peek()
             if separator == "]":
                 return
@@ -151,7 +164,7 @@ class _Document:
             while self.peek() == ",":
                 self.skip(1)
                 self._key()
-                self._value()
+                self._pass_value()
             if self.peek() != "}":
                 raise self.damaged("the object around the records is not closed")
             self.skip(1)
@@ -168,7 +181,10 @@ class _Document:
         )
 
     def _key(self) -> str:
-        key = self._value()
+        try:
+            key = self._value()
+        except _TooLongError as error:
+            raise self.damaged("a key is not closed") from error
         if self.peek() != ":":
             raise self.damaged("a colon is missing")
         self.skip(1)
@@ -206,13 +222,38 @@ class _Document:
             # all that was read.
             self._text, self._before, self._at = self._text[start:], self._before + start, 0
             if len(self._text) > LARGEST_LINE:
-                raise self.damaged(
-                    f"a record is longer than {LARGEST_LINE >> 20} MiB, or is not closed"
-                )
+                raise _TooLongError
             # Each time twice as much, so that a long element is not parsed again for every chunk.
             wanted = 2 * len(self._text)
             while self._more() and len(self._text) < wanted:
                 pass
+
+    def _pass_value(self) -> None:
+        """Pass over the value that starts here, whatever its length."""
+        try:
+            self._value()
+        except _TooLongError:
+            self._skip_value()
+
+    def _skip_value(self) -> None:
+        """Pass over an object, an array or a string, with no more than a chunk of it in memory."""
+        depth, in_string = 0, False
+        while True:
+            for found in _STRUCTURE.finditer(self._text, self._at):
+                sign = found[0]
+                if sign == '"':
+                    in_string = not in_string
+                elif not in_string and sign[0] != "\\":
+                    depth += 1 if sign in "[{" else -1
+                if depth <= 0 and not in_string:
+                    self._at = found.end()
+                    return
+            # A backslash at the edge belongs to the character that comes next.
+            rest = self._text[-1:] if _ends_in_escape(self._text) else ""
+            self._before += len(self._text) - len(rest)
+            self._text, self._at = rest, 0
+            if not self._more():
+                raise self.damaged("it is cut short")
 
     def _more(self) -> bool:
         """Read a chunk; False at the end."""
@@ -231,6 +272,15 @@ class _Document:
         self._text += text
         self._undecoded = data[keep:]
         return True
+
+
+class _TooLongError(Exception):
+    """A value is longer than what is held in memory."""
+
+
+def _ends_in_escape(text: str) -> bool:
+    """Whether the last character is a backslash that belongs to the next one."""
+    return (len(text) - len(text.rstrip("\\"))) % 2 == 1
 
 
 def _is_table(value: object) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,8 +24,9 @@ def delimited_pieces(file: str, target: int) -> Iterator[Piece]:
     InputUnreadable where the file is damaged or its header names a column twice; a row with another
     number of cells is rejected by pass 1.
     """
-    # A cell may be as long as a line; the limit is the library's own and holds for the process.
-    csv.field_size_limit(LARGEST_LINE)
+    # A record may be as long as a line, and is checked as a whole; the limit is the library's own
+    # and holds for the process.
+    csv.field_size_limit(2 * LARGEST_LINE)
     with open_input(file) as raw:
         text = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
         try:
@@ -41,10 +43,16 @@ def delimited_pieces(file: str, target: int) -> Iterator[Piece]:
 
 
 def _pieces(file: str, text: io.TextIOWrapper, target: int) -> Iterator[Piece]:
-    first = text.readline()
+    first = text.readline(LARGEST_LINE)
+    if len(first) == LARGEST_LINE:
+        raise InputUnreadable(
+            f"{file} has a header of more than {LARGEST_LINE >> 20} MiB",
+            remedy="check that it is a CSV file, with names of columns in its first line",
+        )
     delimiter = "\t" if ".tsv" in file else next((d for d in _DELIMITERS if d in first), ",")
     header = next(csv.reader(_with_first(first, text), delimiter=delimiter, strict=True), [])
-    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    guard = _LineGuard(text, delimiter)
+    reader = csv.reader(guard, delimiter=delimiter, strict=True)
     twice = {name for name in header if header.count(name) > 1}
     if twice:
         raise InputUnreadable(
@@ -54,7 +62,8 @@ def _pieces(file: str, text: io.TextIOWrapper, target: int) -> Iterator[Piece]:
     lines: list[bytes] = []
     start = rows = size = 0
     for cells in reader:
-        lines.append(_line(header, cells))
+        lines.append(_too_long(cells) if guard.size > LARGEST_LINE else _line(header, cells))
+        guard.size = 0
         size += len(lines[-1])
         rows += 1
         if size >= target:
@@ -62,6 +71,55 @@ def _pieces(file: str, text: io.TextIOWrapper, target: int) -> Iterator[Piece]:
             lines, size, start = [], 0, rows
     if lines:
         yield start, rows, b"".join(lines)
+
+
+class _LineGuard(Iterator[str]):
+    """The lines of a file for csv.reader, which bounds what it holds of a record.
+
+    size: characters of the record so far; whoever takes a record sets it back. Beyond LARGEST_LINE,
+    only what divides cells and records is handed on, with an x for everything in between.
+    """
+
+    def __init__(self, text: io.TextIOWrapper, delimiter: str) -> None:
+        self.size = 0
+        self._text = text
+        self._ahead = ""
+        """A character that was read after a \\r, and is not the \\n of the same line."""
+        self._content = re.compile(f'[^"\\r\\n{re.escape(delimiter)}]+')
+        self._quotes = re.compile('(?:"")+')
+
+    def __next__(self) -> str:
+        line = self._readline()
+        if not line:
+            raise StopIteration
+        self.size += len(line)
+        if len(line) < LARGEST_LINE and self.size <= LARGEST_LINE:
+            return line
+        self.size = LARGEST_LINE + 1
+        parts = [self._outline(line)]
+        while not line.endswith(("\n", "\r")) and (line := self._readline()):
+            parts.append(self._outline(line))
+        return "".join(parts)
+
+    def _readline(self) -> str:
+        """Read a line, or as much of it as may be held; never the first half of \\r\\n."""
+        line, self._ahead = self._ahead, ""
+        if line != "\r":
+            line += self._text.readline(LARGEST_LINE)
+        if line.endswith("\r"):
+            self._ahead = self._text.read(1)
+            if self._ahead == "\n":
+                line, self._ahead = f"{line}\n", ""
+        return line
+
+    def _outline(self, line: str) -> str:
+        # Two quotes are a quote in a cell, or a cell that is empty.
+        return self._content.sub("x", self._quotes.sub("", line))
+
+
+def _too_long(cells: list[str]) -> bytes:
+    what = f"the row is longer than {LARGEST_LINE >> 20} MiB"
+    return unusable_line("line_too_long", what, [cell[:40] for cell in cells[:8]])
 
 
 def _with_first(first: str, rest: Iterator[str]) -> Iterator[str]:

@@ -41,8 +41,12 @@ def parse_line(line: bytes, number: int) -> dict[str, Any] | Rejected | None:
     """The object on a line; None where the line is blank.
 
     Strict JSON: no NaN, no lone surrogates, at most 1,024 levels; a byte order mark before it is
-    skipped.
+    skipped. A line beyond LARGEST_LINE is rejected: readers cut such lines, and what is left may
+    be valid JSON.
     """
+    if len(line) > LARGEST_LINE:
+        what = f"the line is longer than {LARGEST_LINE >> 20} MiB"
+        return Rejected(number, 0, "line_too_long", what, excerpt(line[:400]))
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -79,14 +83,6 @@ def _unparsable(
         return _unusable(stripped[len(UNUSABLE) :], number)
     if stripped.startswith(_BOM):
         return parse_line(stripped[len(_BOM) :], number)
-    if len(line) > LARGEST_LINE:
-        return Rejected(
-            number,
-            0,
-            "line_too_long",
-            f"the line is longer than {LARGEST_LINE >> 20} MiB",
-            excerpt(line[:400]),
-        )
     try:
         line.decode("utf-8")
     except UnicodeDecodeError as wrong:

@@ -52,18 +52,28 @@ def locate_lines(file: str, start: int, end: int) -> tuple[int, bytes]:
 
 
 def unpacked_blocks(file: str, target: int) -> Iterator[tuple[int, bytes]]:
-    """Runs of whole lines of about `target` unpacked bytes, each with the unpacked position of its
-    first."""
+    """Yield runs of whole lines of about `target` unpacked bytes, with the position of the first.
+
+    A line beyond LARGEST_LINE comes cut one byte after that, in a run of its own.
+    """
     position, pending = 0, b""
+    in_cut_line = False  # the line of which the start was yielded goes on
     for chunk in unpacked_chunks(file, target):
-        if len(pending) > LARGEST_LINE and b"\n" not in chunk and chunk:
-            position += len(chunk)  # the rest of a line that is rejected for its length anyway
-            continue
-        pending += chunk
-        last = len(pending) if not chunk else pending.rfind(b"\n") + 1
+        at_end = not chunk
+        if in_cut_line:
+            rest, newline, following = chunk.partition(b"\n")
+            position += len(rest) + len(newline)
+            in_cut_line = not newline
+        else:
+            following = chunk
+        pending += following
+        last = len(pending) if at_end else pending.rfind(b"\n") + 1
         if last:
             yield position, pending[:last]
             position, pending = position + last, pending[last:]
+        if len(pending) > LARGEST_LINE:
+            yield position, pending[: LARGEST_LINE + 1]
+            position, pending, in_cut_line = position + len(pending), b"", True
 
 
 def unpacked_chunks(file: str, target: int) -> Iterator[bytes]:

@@ -3,14 +3,17 @@ read by themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
 import orjson
 
 from sftprep.errors import InputUnreadable
+from sftprep.sources.arrow_ipc import ArrowFile, open_arrow
 from sftprep.sources.lines import Piece, unreadable
 from sftprep.sources.rows import OPAQUE, rows_to_lines
 
@@ -18,8 +21,8 @@ Columns = frozenset[str] | None
 """The columns that anybody looks at; None for all."""
 
 _STREAMED = 8
-"""A row group of more than this many targets is read by one process as a stream: ranges of it would
-each unpack it whole."""
+"""A row group or batch of more than this many targets is read by one process: ranges of it would
+each read it whole."""
 
 
 def parquet_pieces(file: str, target: int, columns: Columns = None) -> Iterator[Piece]:
@@ -66,6 +69,7 @@ def read_parquet_rows(file: str, start: int, end: int, columns: Columns = None) 
                 first = at if not groups else first
                 groups.append(group)
             at += rows
+        _check_rows(file, at, end)
         table = parquet.read_row_groups(
             groups, columns=_readable(parquet.schema_arrow, columns), use_threads=False
         )
@@ -77,13 +81,28 @@ def read_parquet_rows(file: str, start: int, end: int, columns: Columns = None) 
 
 def arrow_pieces(file: str, target: int, columns: Columns = None) -> Iterator[Piece]:
     """Runs of rows of about `target` bytes of an Arrow file or stream (what `datasets` writes).
-    Raises InputUnreadable."""
+
+    A batch of more than `_STREAMED` targets comes as lines, and so do all where columns refer to
+    dictionaries: such a batch is held in memory by one process. Raises InputUnreadable.
+    """
     with _damaged(file):
+        arrow = open_arrow(file)
+        if arrow.has_dictionaries:
+            yield from _lines_of(arrow.read_in_order(), arrow, 0, target, columns)
+            return
         start = end = size = 0
-        for batch in _batches(file):
-            per_row = max(1, batch.nbytes // max(1, batch.num_rows))
-            for first in range(0, batch.num_rows, max(1, target // per_row)):
-                rows = min(max(1, target // per_row), batch.num_rows - first)
+        for number, batch in enumerate(arrow.batches):
+            if batch.length > _STREAMED * target:
+                if end > start:
+                    yield start, end, None
+                yield from _lines_of([arrow.read(number)], arrow, end, target, columns)
+                start = end = arrow.first_rows[number + 1]
+                size = 0
+                continue
+            per_row = max(1, batch.length // max(1, batch.rows))
+            step = max(1, target // per_row)
+            for first in range(0, batch.rows, step):
+                rows = min(step, batch.rows - first)
                 end, size = end + rows, size + rows * per_row
                 if size >= target:
                     yield start, end, None
@@ -92,18 +111,37 @@ def arrow_pieces(file: str, target: int, columns: Columns = None) -> Iterator[Pi
             yield start, end, None
 
 
+def _lines_of(
+    batches: Iterable[Any], arrow: ArrowFile, start: int, target: int, columns: Columns
+) -> Iterator[Piece]:
+    """The rows of batches as lines, in pieces of about `target` bytes; start: the first one's."""
+    for batch in batches:
+        step = max(1, target * batch.num_rows // max(1, batch.nbytes))
+        for first in range(0, batch.num_rows, step):
+            part = batch.slice(first, step)
+            yield start, start + part.num_rows, table_lines(part, arrow.schema, columns)
+            start += part.num_rows
+
+
 def read_arrow_rows(file: str, start: int, end: int, columns: Columns = None) -> bytes:
     """The rows [start, end) as lines of JSON. Raises InputUnreadable."""
-    lines, at = [], 0
+    lines = []
     with _damaged(file):
-        for batch in _batches(file):
-            first, last = max(start - at, 0), min(end - at, batch.num_rows)
-            if first < last:
-                lines.append(table_lines(batch.slice(first, last - first), batch.schema, columns))
-            at += batch.num_rows
+        arrow = open_arrow(file)
+        _check_rows(file, arrow.first_rows[-1], end)
+        for number in range(bisect_right(arrow.first_rows, start) - 1, len(arrow.batches)):
+            at = arrow.first_rows[number]
             if at >= end:
                 break
+            part = _read_batch(arrow, number)[max(start - at, 0) : end - at]
+            lines.append(table_lines(part, arrow.schema, columns))
     return b"".join(lines)
+
+
+@lru_cache(maxsize=1)
+def _read_batch(arrow: ArrowFile, number: int) -> Any:
+    # The next partition usually begins in the batch in which this one ends.
+    return arrow.read(number)
 
 
 def table_lines(batch: Any, schema: Any, wanted: Columns = None) -> bytes:
@@ -128,25 +166,19 @@ def table_lines(batch: Any, schema: Any, wanted: Columns = None) -> bytes:
     return rows_to_lines(rows)
 
 
+def _check_rows(file: str, rows: int, end: int) -> None:
+    """Raises InputUnreadable where a file has fewer rows than when it was cut into partitions."""
+    if rows < end:
+        raise InputUnreadable(
+            f"{file} has {rows:,} rows, and had {end:,} or more when it was opened",
+            remedy="run the command again when nothing writes to the file",
+        )
+
+
 def _parquet(file: str) -> Any:
     import pyarrow.parquet as pq
 
     return pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
-
-
-def _batches(file: str) -> Iterator[Any]:
-    import pyarrow as pa
-
-    source = pa.memory_map(file)
-    if source.size() == 0:
-        return
-    magic = source.read(6)
-    source.seek(0)
-    if magic == b"ARROW1":
-        reader = pa.ipc.open_file(source)
-        yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
-    else:
-        yield from pa.ipc.open_stream(source)
 
 
 def _readable(schema: Any, wanted: Columns) -> list[str]:
@@ -259,10 +291,12 @@ def _damaged(file: str) -> Iterator[None]:
     with unreadable(file):
         try:
             yield
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
+            # Values that Python cannot hold, such as dates beyond its years, are ValueErrors.
+            what = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputUnreadable(
-                f"{file} is damaged, or not what its name says: {str(error).splitlines()[0]}",
+                f"{file} is damaged, or not what its name says: {what}",
                 remedy="fetch or make the file again",
             ) from error

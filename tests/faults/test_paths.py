@@ -28,12 +28,13 @@ from sftprep.errors import (
     InputUnreadable,
     OutputExists,
     SftprepError,
+    StorageError,
 )
 from sftprep.sources.files import find_files
 from tests.faults.test_crash import killed_before
 
 ROWS = "".join(json.dumps({"text": f"record {k}"}) + "\n" for k in range(3)).encode()
-REFUSALS = (OutputExists, ConfigError, FormatError, InputNotFound, InputUnreadable)
+REFUSALS = (OutputExists, ConfigError, FormatError, InputNotFound, InputUnreadable, StorageError)
 
 FOLDERS = ["", "in", "in/sub", "in/.hidden", "out", "out/sub", "out/shards", "out/eval"]
 FOLDERS += ["out/eval/shards", "out/spill", "out/spill/shards", "in/out", "in/out/shards", "other"]

@@ -1,0 +1,215 @@
+"""Arrow files of others: a build reads what Arrow reads, or reports what is wrong."""
+
+from __future__ import annotations
+
+import collections
+import io
+import os
+import random
+import struct
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sftprep import build
+from sftprep.batch import Rejected
+from sftprep.errors import InputUnreadable
+from sftprep.sources import tables
+from sftprep.sources.arrow_ipc import open_arrow
+from sftprep.sources.jsonl import parse_line, split_lines
+from sftprep.sources.partition import cut, read_partition
+
+TABLE = pa.table({"text": [f"text number {i}" for i in range(100)], "n": list(range(100))})
+
+
+def written(table, kind="file", rows=30, **options) -> bytes:
+    sink = io.BytesIO()
+    maker = pa.ipc.new_file if kind == "file" else pa.ipc.new_stream
+    with maker(sink, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
+        writer.write_table(table, max_chunksize=rows)
+    return sink.getvalue()
+
+
+def records_of(path, target=500):
+    return [
+        parse_line(line, 0)
+        for partition in cut([str(path)], target)
+        for line in split_lines(read_partition(partition))
+    ]
+
+
+values = st.one_of(st.none(), st.text(st.characters(exclude_categories=("Cs",)), max_size=12))
+nested = st.lists(st.fixed_dictionaries({"role": values, "n": st.integers(-5, 5)}), max_size=3)
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    column=st.lists(values, max_size=20),
+    messages=st.lists(nested, min_size=20, max_size=20),
+    kind=st.sampled_from(["file", "stream"]),
+    rows=st.integers(1, 25),
+    target=st.sampled_from([1, 100, 1000, 10**6]),
+    streamed=st.sampled_from([0, 8]),
+    compression=st.sampled_from([None, "lz4", "zstd"]),
+    type_=st.sampled_from(["string", "large_string", "dictionary", "string_view"]),
+)
+def test_every_row_is_read_once_in_order(
+    tmp_path_factory, column, messages, kind, rows, target, streamed, compression, type_
+):
+    types = {
+        "string": pa.string(),
+        "large_string": pa.large_string(),
+        "dictionary": pa.dictionary(pa.int32(), pa.string()),
+        "string_view": pa.string_view(),
+    }
+    messages_of = messages[: len(column)]
+    table = pa.table(
+        {
+            "text": pa.array(column, types[type_]),
+            "messages": pa.array(
+                messages_of, pa.list_(pa.struct([("role", pa.string()), ("n", pa.int8())]))
+            ),
+        }
+    )
+    path = tmp_path_factory.mktemp("arrow") / "a.arrow"
+    options = {"compression": compression, "unify_dictionaries": True}
+    path.write_bytes(written(table, kind, rows, **options))
+    before, tables._STREAMED = tables._STREAMED, streamed
+    try:
+        found = records_of(path, target)
+    finally:
+        tables._STREAMED = before
+    assert found == [
+        {"text": text, "messages": turns} for text, turns in zip(column, messages_of, strict=True)
+    ]
+
+
+def test_an_empty_file_and_one_without_rows_have_no_records(tmp_path):
+    (tmp_path / "a.arrow").write_bytes(b"")
+    for kind in ("file", "stream"):
+        (tmp_path / f"{kind}.arrow").write_bytes(written(TABLE.slice(0, 0), kind))
+    assert [records_of(path) for path in sorted(tmp_path.iterdir())] == [[], [], []]
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+@pytest.mark.parametrize("value", [2**31 - 1, -(2**31), 40])
+def test_offsets_that_lead_elsewhere_are_an_error(tmp_path, tokenizer_dir, kind, value):
+    content = bytearray(written(TABLE, kind, rows=100))
+    at = content.find(struct.pack("<4i", 0, 13, 26, 39))
+    assert at > 0
+    struct.pack_into("<i", content, at + 4 * 50, value)
+    (tmp_path / "a.arrow").write_bytes(content)
+    with pytest.raises(InputUnreadable, match=r"a\.arrow is damaged"):
+        build(tmp_path / "a.arrow", tokenizer=tokenizer_dir, output=tmp_path / "o")
+    assert not (tmp_path / "o" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+def test_a_header_that_claims_too_much_is_an_error_and_not_a_loop(tmp_path, kind):
+    content = written(TABLE, kind, rows=100)
+    for size, fake in ((100, 2**62), (100, 2**31), (100, -1)):
+        found = content.find(struct.pack("<q", size), 200)
+        while found >= 0:
+            changed = bytearray(content)
+            struct.pack_into("<q", changed, found, fake)
+            (tmp_path / "a.arrow").write_bytes(changed)
+            try:
+                records = records_of(tmp_path / "a.arrow")
+                assert len(records) <= 100
+            except InputUnreadable:
+                pass
+            found = content.find(struct.pack("<q", size), found + 1)
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+def test_a_file_that_is_truncated_while_it_is_read_is_an_error(tmp_path, kind):
+    path = tmp_path / "a.arrow"
+    content = written(TABLE, kind, rows=10)
+    for length in range(0, len(content), 97):
+        path.write_bytes(content)
+        os.utime(path, ns=(length, length))
+        partitions = list(cut([str(path)], 300))
+        arrow = open_arrow(str(path))
+        read_partition(partitions[0])
+        os.truncate(path, length)
+        end = arrow.batches[-1].offset + arrow.batches[-1].length
+        if length < end:
+            with pytest.raises(InputUnreadable, match=str(path)):
+                collections.deque(map(read_partition, partitions[1:]), 0)
+            # Also where it happens between a look at its size and the reading.
+            with pytest.raises((InputUnreadable, pa.ArrowException)):
+                collections.deque(map(arrow.read, range(len(arrow.batches))), 0)
+
+
+FUZZ = """
+import random, sys
+from pathlib import Path
+from sftprep.errors import InputUnreadable
+from tests.sources.test_hostile_arrow import records_of
+
+path, seed = Path(sys.argv[1]), int(sys.argv[2])
+content = path.read_bytes()
+draw = random.Random(seed)
+damaged = 0
+for number in range(int(sys.argv[3])):
+    changed = bytearray(content)
+    for _ in range(draw.choice([1, 1, 2, 5])):
+        at = draw.randrange(len(changed))
+        changed[at] = draw.choice([0, 255, 127, 128, changed[at] ^ (1 << draw.randrange(8))])
+    if draw.random() < 0.2:
+        del changed[draw.randrange(len(changed)):]
+    file = path.with_name(f"mutant-{number}{path.suffix}")
+    file.write_bytes(changed)
+    try:
+        records_of(file)
+    except InputUnreadable:
+        damaged += 1
+    file.unlink()
+print(damaged)
+"""
+
+
+@pytest.mark.parametrize("name", ["file.arrow", "stream.arrow", "lz4.arrow", "a.parquet"])
+def test_no_mutant_of_a_file_ends_the_process(tmp_path, name):
+    chats = [[{"role": "user", "content": f"hello {k}"}] * (k % 4) for k in range(100)]
+    table = TABLE.append_column("messages", pa.array(chats))
+    path = tmp_path / name
+    if name == "a.parquet":
+        pq.write_table(table, path, row_group_size=30)
+    else:
+        kind = "stream" if name.startswith("stream") else "file"
+        path.write_bytes(written(table, kind, compression="lz4" if "lz4" in name else None))
+    root = str(os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..")))
+    done = subprocess.run(
+        [sys.executable, "-c", FUZZ, str(path), str(random.Random(name).randrange(10**6)), "300"],
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) > 20
+
+
+def test_text_that_is_not_utf_8_is_an_error_that_names_the_file(tmp_path):
+    bad = pa.array([b"fine", b"\xff\xfe"]).view(pa.string())
+    (tmp_path / "a.arrow").write_bytes(written(pa.table({"text": bad})))
+    pq.write_table(pa.table({"text": bad}), tmp_path / "a.parquet")
+    for name in ("a.arrow", "a.parquet"):
+        with pytest.raises(InputUnreadable, match=name):
+            records_of(tmp_path / name)
+
+
+def test_values_that_python_cannot_hold_are_an_error_that_names_the_file(tmp_path):
+    table = pa.table({"day": pa.array([2**40], pa.timestamp("s"))})
+    (tmp_path / "a.arrow").write_bytes(written(table))
+    with pytest.raises(InputUnreadable, match=r"a\.arrow"):
+        assert not [r for r in records_of(tmp_path / "a.arrow") if not isinstance(r, Rejected)]
