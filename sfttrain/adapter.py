@@ -215,7 +215,7 @@ def _rows_of_checkpoint(name: str) -> int | None:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(name, local_files_only=True)
+        config = AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError):
         return None
     size = getattr(config.get_text_config(), "vocab_size", None)
@@ -230,7 +230,7 @@ def _own_vocabulary(name: str) -> dict[str, int] | None:
 
     try:
         found: dict[str, int] = AutoTokenizer.from_pretrained(
-            name, local_files_only=True
+            name, local_files_only=True, trust_remote_code=False
         ).get_vocab()
     except (OSError, ValueError):
         return None

@@ -210,11 +210,28 @@ def _as_flags(settings: dict[str, Any], known: list[str], path: str) -> list[str
             raise ConfigError(f"{path}: unknown setting {name!r}", remedy=_nearest(name, known, ""))
         if value is None:
             continue
+        _refuse_trust(name, value, path)
         if isinstance(value, list):
             tokens += [f"--{name}", *(str(item) for item in value)]
         else:
             tokens.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
     return tokens
+
+
+def _refuse_trust(name: str, value: Any, path: str) -> None:
+    """Raise ConfigError where a file allows code to be run.
+
+    Files are passed on, and only the person at the command line knows which model is trusted.
+    """
+    allows = value if name == "trust_remote_code" else None
+    if name == "model_init_kwargs":
+        given = json.loads(value) if isinstance(value, str) and value.startswith("{") else value
+        allows = given.get("trust_remote_code") if isinstance(given, dict) else None
+    if allows and str(allows).lower() != "false":
+        raise ConfigError(
+            f"{path} sets trust_remote_code, which is taken from the command line only",
+            remedy="write --trust_remote_code after reading the code of the model",
+        )
 
 
 def _nearest(name: str, known: list[str], dashes: str) -> str:

@@ -109,7 +109,7 @@ def _loaded(path: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise TokenizerError(
             f"no tokenizer can be loaded from {path}: {(str(error).splitlines() or [''])[0]}",

@@ -9,9 +9,11 @@ from typing import Any, Literal
 import torch
 from transformers import TrainingArguments
 
+from sftprep.choices import check_local_path
 from sftprep.errors import ConfigError
 from sfttrain.attention import refuse_mixing
 from sfttrain.older_names import OlderNames, take_older_names
+from sfttrain.once import launched_ranks
 from sfttrain.refusals import check_choices, check_numbers, refuse_unsupported
 
 LossImpl = Literal["auto", "logits", "fused"]
@@ -229,11 +231,15 @@ class SFTConfig(OlderNames, TrainingArguments):  # type: ignore[misc]
     )
 
     def __post_init__(self) -> None:
+        for name in ("output_dir", "prepared_dir"):
+            check_local_path(str(getattr(self, name) or ""), name)
+        if launched_ranks() > 1 and not torch.accelerator.is_available():
+            self.use_cpu = True  # without it, every rank would be a run of its own
         on_cuda = torch.cuda.is_available() and not self.use_cpu
         if self.bf16 is None:
             self.bf16 = on_cuda and not self.fp16 and torch.cuda.is_bf16_supported()
         if self.bf16 and not torch.accelerator.is_available():
-            self.use_cpu: bool = True  # Trainer wants it said that bfloat16 on a CPU is meant
+            self.use_cpu = True  # Trainer wants it said that bfloat16 on a CPU is meant
         self._checkpoint_activations_on_gpus(on_cuda)
         take_older_names(self)
         check_numbers(self)
@@ -241,6 +247,12 @@ class SFTConfig(OlderNames, TrainingArguments):  # type: ignore[misc]
         check_choices(self)
         refuse_unsupported(self)
         super().__post_init__()
+        if self.world_size == 1 and launched_ranks() > 1:
+            raise ConfigError(
+                f"{launched_ranks()} processes were launched, and each would train by itself and"
+                f" write to {self.output_dir}",
+                remedy="launch one process, or several with torchrun or accelerate launch",
+            )
         for name in ("model_init_kwargs", "dataset_kwargs"):
             if isinstance(getattr(self, name), str):
                 raise ConfigError(

@@ -94,6 +94,9 @@ def collate_packs(packs: Sequence[PackLike]) -> RowBatch:
         total_weight=float(
             (targets != -100).sum() if weights is None else weights.sum(dtype=np.float64)
         ),
+        origins=tuple(
+            int(origin) for pack in packs for origin in getattr(pack, "origin", np.empty(0))
+        ),
     )
 
 

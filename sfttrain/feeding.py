@@ -48,6 +48,8 @@ class RowBatch(TypedDict):
     """float32 [n]: what each target weighs in the loss; None where all weigh 1"""
     total_weight: float
     """sum of those weights; without them the number of targets that count"""
+    origins: tuple[int, ...]
+    """origin of each sequence that has one, to name its row where training fails"""
 
 
 class Scored(NamedTuple):

@@ -138,6 +138,7 @@ class IsolationGuard:
             # The target of a position is its own place: it comes back with the logits, whatever
             # their order.
             targets=torch.arange(len(ids), device=self._device),
+            origins=(),
             weights=None,
             total_weight=float(len(ids)),
         )

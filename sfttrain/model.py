@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -93,6 +94,40 @@ def load_model(
         raise ConfigError(
             f"{name} cannot be loaded: {_first_line(error)}", remedy="give a causal language model"
         ) from error
+
+
+def check_code_is_pinned(config: ModelConfig) -> None:
+    """Check that code of a repository, where it is to be run, is that of a commit.
+
+    A branch or tag may lead to other code tomorrow.
+
+    Raises:
+        ConfigError: --trust_remote_code without a commit.
+    """
+    name = str(config.model_name_or_path)
+    if (
+        config.trust_remote_code
+        and not os.path.isdir(name)
+        and not is_commit(config.model_revision)
+    ):
+        raise ConfigError(
+            f"--trust_remote_code would run code of {name} at {config.model_revision}, which may"
+            " change",
+            remedy="read the code, and give its commit: --model_revision COMMIT (40 hex digits)",
+        )
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision is a whole commit id."""
+    return re.fullmatch(r"[0-9a-f]{40}", revision or "") is not None
+
+
+def code_that_runs(config: ModelConfig) -> str:
+    """Name the code that --trust_remote_code allows: repository@commit, or folder; else ''."""
+    if not config.trust_remote_code:
+        return ""
+    name = str(config.model_name_or_path)
+    return os.path.abspath(name) if os.path.isdir(name) else f"{name}@{config.model_revision}"
 
 
 def get_peft_config(config: ModelConfig) -> Any | None:
@@ -210,22 +245,33 @@ def check_match(
 
 
 def tokenizer_for(
-    model_name: str, manifest: ManifestLike, *, trust_remote_code: bool = False
+    config: ModelConfig, manifest: ManifestLike, allowed: Sequence[str] = ()
 ) -> tuple[Any | None, str | None]:
-    """The tokenizer to save beside the model, with the template of the shards; and the fingerprint
-    of the model's own.
+    """Load the tokenizer to save with the model; its template and end token are the shards'.
 
-    The model's own is taken where it has one, else that of the shards; (None, None) where neither
-    can be loaded.
+    It is the model's own if it has one, else the one that the shards name. `trust_remote_code` is
+    about the model, which the user named: code of a tokenizer that a manifest names is never run.
+
+    Args:
+        config: the model.
+        manifest: of the shards.
+        allowed: mismatches that are accepted, as in `check_match`. If "tokenizer" is among them,
+            the tokenizer of the shards is preferred.
+
+    Returns:
+        The tokenizer and the fingerprint of the model's own; None where there is none.
     """
     theirs = str(manifest.tokenizer.get("fingerprint", ""))
-    own = _load_tokenizer(model_name, trust_remote_code)
+    own = _load_tokenizer(
+        str(config.model_name_or_path),
+        revision=config.model_revision,
+        trust_remote_code=config.trust_remote_code,
+    )
     fingerprint = _fingerprint(own, manifest) if own is not None else None
     tokenizer = own
-    if own is None or (theirs and fingerprint != theirs):
-        tokenizer = (
-            _load_tokenizer(str(manifest.tokenizer.get("name") or ""), trust_remote_code) or own
-        )
+    differs = bool(theirs) and fingerprint != theirs
+    if own is None or (differs and (fingerprint is None or "tokenizer" in allowed)):
+        tokenizer = _load_tokenizer(str(manifest.tokenizer.get("name") or "")) or own
     if tokenizer is not None:
         # Inference must write its prompts, and know the end of an answer, as the shards did.
         if manifest.chat_template is not None:
@@ -270,8 +316,10 @@ def _dtype(config: ModelConfig, device: torch.device) -> Any:
     return "auto" if config.use_peft and device.type != "cpu" else torch.float32
 
 
-def _load_tokenizer(name: str, trust_remote_code: bool) -> Any | None:
-    """A transformers tokenizer, or None where `name` has none."""
+def _load_tokenizer(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> Any | None:
+    """Load a transformers tokenizer; None where `name` has none, or one that needs its code."""
     if not name:
         return None
     if os.path.isdir(name) and not any((Path(name) / file).exists() for file in _TOKENIZER_FILES):
@@ -279,7 +327,9 @@ def _load_tokenizer(name: str, trust_remote_code: bool) -> Any | None:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(
+            name, revision=revision, trust_remote_code=trust_remote_code
+        )
     except (OSError, ValueError):
         return None
 

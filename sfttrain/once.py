@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import atexit
 import fcntl
+import os
 import pickle
 import shutil
 import tempfile
@@ -35,6 +36,14 @@ class Ranks:
     def leads(self) -> bool:
         """Whether this process does the work for its machine."""
         return self.local == 0
+
+
+def launched_ranks() -> int:
+    """Return how many processes a launcher has started as one run, by what it left in the
+    environment."""
+    names = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+    values = [os.environ.get(name, "") for name in names]
+    return max((int(value) for value in values if value.isdigit()), default=1)
 
 
 class OncePerMachine:

@@ -28,6 +28,7 @@ from sfttrain.model import (
     check_match,
     get_kbit_device_map,
     get_quantization_config,
+    is_commit,
     load_model,
 )
 from sfttrain.once import Ranks
@@ -320,6 +321,15 @@ def _load(
     """A model by name, with what model_init_kwargs says of it; and the attention that is asked
     for."""
     options, attention = init_options(args, quantization_config, keep_attention=keep_attention)
+    if (
+        args.trust_remote_code
+        and not os.path.isdir(name)
+        and not is_commit(options.get("revision"))
+    ):
+        logger.warning(
+            "code of %s is run as it is today: pin it with model_init_kwargs={'revision': COMMIT}",
+            name,
+        )
     config = ModelConfig(
         model_name_or_path=name,
         use_peft=peft_config is not None,

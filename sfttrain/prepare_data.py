@@ -36,6 +36,8 @@ NO_CUT = 2**31 - 1
 """A max_length that cuts nothing."""
 
 _LANES = 16
+_ROWS = "rows"
+"""In the folder of prepared datasets: the rows of datasets in memory, as JSON lines."""
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +137,7 @@ class DataPreparation:
     ) -> None:
         self._settings, self._tokenizer, self._formatting = settings, tokenizer, formatting
         self._ranks = ranks or Ranks()
-        self._once = OncePerMachine(self._ranks)
+        self.once = OncePerMachine(self._ranks)
         self._folder = Path(folder).expanduser() if folder else cache_dir() / "prepared"
         if formatting is not None and settings.train_on == "completion":
             raise ConfigError(
@@ -168,7 +170,7 @@ class DataPreparation:
                 f"skip_prepare_dataset is for rows, and {name} is a path",
                 remedy="leave it out; rows that are tokenized are not tokenized again",
             )
-        folder = self._once.do(partial(self._built, source, name, packing))
+        folder = self.once.do(partial(self._built, source, name, packing))
         shards = sftprep.open_shards(folder)
         self._check_masks(shards, name)
         return cast(PackSource, shards)
@@ -251,6 +253,10 @@ class DataPreparation:
                 ),
             )
 
+    def holds_rows(self, file: str) -> bool:
+        """Whether a file is one of ours, with the rows of a dataset that was given in memory."""
+        return Path(file).parent == self._folder / _ROWS
+
     def _built(self, source: Any, name: str, packing: bool) -> str:
         """Build, if that was not done before; the folder. Runs in one process of each machine."""
         if self._tokenizer is None:
@@ -325,7 +331,7 @@ class DataPreparation:
         if self._formatting is not None:
             formatting, field = self._formatting, self._settings.text_field
             rows = partial(_formatted_rows, shuffled, formatting, field, name)
-        path, content = write_rows(rows, self._folder / "rows", known_as=known)
+        path, content = write_rows(rows, self._folder / _ROWS, known_as=known)
         return (str(path),), content
 
     def _check_masks(self, shards: Any, name: str) -> None:

@@ -18,7 +18,9 @@ from sfttrain.config import ModelConfig
 from sfttrain.console import Console
 from sfttrain.feeding import below_adapter
 from sfttrain.model import (
+    check_code_is_pinned,
     check_match,
+    code_that_runs,
     cpu_has_bfloat16,
     get_peft_config,
     get_quantization_config,
@@ -27,7 +29,7 @@ from sfttrain.model import (
     trainable_share,
 )
 from sfttrain.parts import init_options
-from sfttrain.resume import find_checkpoint
+from sfttrain.resume import find_checkpoint, is_asked
 from sfttrain.run_data import open_data, run_datasets
 from sfttrain.streaming import is_stream, stream_of_run
 from sfttrain.trainer import SFTTrainer
@@ -107,8 +109,8 @@ class Prepared:
     trainer: SFTTrainer
     kind: str
     """adapter or model"""
-    checkpoint: str | None
-    """Folder of the checkpoint it goes on from."""
+    resume: str | bool | None
+    """The checkpoint to resume from, as it was asked for."""
     told: tuple[str, ...]
     """Mismatches that were allowed."""
     merge: ModelConfig | None = None
@@ -128,11 +130,12 @@ def prepare(request: Request) -> Prepared:
             "merge loads the model once more, without model_init_kwargs",
             remedy="say the same with --model_revision and --dtype, or leave --merge out",
         )
+    check_code_is_pinned(wanted)
     shards: Any
     tokenizer: Any = None
     held_out: Any = None
     if request.run.stream:
-        shards, tokenizer = stream_of_run(request.run, training, str(wanted.model_name_or_path))
+        shards, tokenizer = stream_of_run(request.run, training, wanted)
     else:
         shards, held_out = run_datasets(request.run, evaluating=training.eval_strategy != "no")
     evaluation = open_data(request.run.eval_data) if request.run.eval_data else held_out
@@ -140,18 +143,14 @@ def prepare(request: Request) -> Prepared:
         raise ConfigError(
             "there is nothing to evaluate on", remedy="give --eval_data DIR, or --eval_strategy no"
         )
-    asked = training.resume_from_checkpoint
-    checkpoint = (
-        find_checkpoint(asked, training.output_dir)
-        if asked and str(asked).lower() != "false"
-        else None
-    )
-    name = str(wanted.model_name_or_path)
+    asked = training.resume_from_checkpoint if is_asked(training.resume_from_checkpoint) else None
+    if asked is not None:
+        find_checkpoint(asked, training.output_dir, read=False)  # before the model is loaded
     built = hasattr(shards, "manifest")
     fingerprint = None
     if built:
         tokenizer, fingerprint = tokenizer_for(
-            name, shards.manifest, trust_remote_code=wanted.trust_remote_code
+            wanted, shards.manifest, training.allow_mismatch or ()
         )
     options: dict[str, Any] = {}
     if training.model_init_kwargs:
@@ -179,23 +178,27 @@ def prepare(request: Request) -> Prepared:
             f"the tokenizer of the shards has more tokens than the model: its embedding has {grown}"
             " new rows"
         )
+    trainer.code = code_that_runs(wanted)
+    if trainer.code:
+        told.append(f"code of {trainer.code} is run (--trust_remote_code)")
     _tell_here(trainer, told)
     kind = "adapter" if peft_config is not None else "model"
-    return Prepared(trainer, kind, checkpoint, tuple(told), wanted if wanted.merge else None)
+    return Prepared(trainer, kind, asked, tuple(told), wanted if wanted.merge else None)
 
 
 def train(prepared: Prepared) -> RunSummary:
     """Train, and leave the adapter or model, with its tokenizer, in the output folder. Raises
     TrainingDiverged."""
-    trainer, checkpoint = prepared.trainer, prepared.checkpoint
+    trainer = prepared.trainer
     start = time.perf_counter()
+    result = trainer.train(resume_from_checkpoint=prepared.resume)
+    seconds = time.perf_counter() - start
+    checkpoint = trainer.resumed_from
     before = (
         TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step
         if checkpoint
         else 0
     )
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    seconds = time.perf_counter() - start
     trainer.save_model()
     if trainer.is_world_process_zero():
         trainer.save_state()

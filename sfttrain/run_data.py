@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sftprep
+from sftprep.choices import check_local_path
 from sftprep.errors import ConfigError, InputNotFound
 from sftprep.shards.layout import MANIFEST_NAME
 
 if TYPE_CHECKING:
     from sfttrain.arguments import RunConfig
 
-_REMOTE = ("hf://", "s3://")
+_HUB = "hf://"
 
 
 def run_datasets(run: RunConfig, *, evaluating: bool) -> tuple[Any, Any | None]:
@@ -38,8 +39,10 @@ def run_datasets(run: RunConfig, *, evaluating: bool) -> tuple[Any, Any | None]:
 def open_data(path: str) -> Any:
     """Packs, where `path` is a folder of them; otherwise the path itself, whose records the trainer
     prepares."""
-    if path.startswith(_REMOTE):
+    if path.startswith(_HUB):
         return path
+    if not os.path.exists(path):
+        check_local_path(path, "DIR")
     place = Path(path).expanduser()
     if (place / MANIFEST_NAME).exists() or (
         place.is_dir() and not any(_is_data(file) for file in place.iterdir())

@@ -19,6 +19,7 @@ from sfttrain.words import DATASET_OF_STREAM, in_words_of_the_trainer
 
 if TYPE_CHECKING:
     from sfttrain.arguments import RunConfig
+    from sfttrain.config import ModelConfig
 
 STATE_NAME = "stream_state-{rank}.json"
 
@@ -28,7 +29,7 @@ def is_stream(source: Any) -> bool:
     return isinstance(source, PackedStream)
 
 
-def stream_of_run(run: RunConfig, training: Any, model: str) -> tuple[PackedStream, Any]:
+def stream_of_run(run: RunConfig, training: Any, wanted: ModelConfig) -> tuple[PackedStream, Any]:
     """The stream that `sfttrain run --stream` trains on, with the tokenizer to save beside the
     model.
 
@@ -40,7 +41,10 @@ def stream_of_run(run: RunConfig, training: Any, model: str) -> tuple[PackedStre
 
     if training.max_steps <= 0:
         raise ConfigError("a stream does not say how long it is", remedy="give --max_steps N")
-    tokenizer = tokenizer_of(model, trust_remote_code=training.trust_remote_code)
+    model = str(wanted.model_name_or_path)
+    tokenizer = tokenizer_of(
+        model, revision=wanted.model_revision, trust_remote_code=wanted.trust_remote_code
+    )
     settings = DataSettings.of(training, tokenizer).build_settings(packing=True)
     config = BuildConfig.of(
         **{

@@ -83,11 +83,16 @@ def tokenizer_of(
 
 
 def _own_tokenizer(model: Any, args: Any) -> Any:
-    name = str(getattr(below_adapter(model).config, "_name_or_path", "") or "")
+    config = below_adapter(model).config
+    name = str(getattr(config, "_name_or_path", "") or "")
     options = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
     kind = type(model).__name__
     return tokenizer_of(
-        name, trust_remote_code=args.trust_remote_code, revision=options.get("revision"), kind=kind
+        name,
+        trust_remote_code=args.trust_remote_code,
+        # Of the same commit as the model, which the user may have pinned.
+        revision=options.get("revision") or getattr(config, "_commit_hash", None),
+        kind=kind,
     )
 
 

@@ -4,11 +4,12 @@ loss and evaluation."""
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
-import math
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,11 +18,14 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.trainer_utils import PredictionOutput
 
-from sftprep.errors import ConfigError, TrainingDiverged
+from sftprep.errors import ConfigError
+from sftprep.shards.files import storage_errors
+from sftprep.shards.locks import exclusive
 from sfttrain.attention import settle_attention
 from sfttrain.balance import ExpertBalance
 from sfttrain.data import PackLoader, StepPlan, StepSampler, collate_filled, collate_packs
 from sfttrain.feeding import Feeding, RowBatch, below_adapter, scored_outputs
+from sfttrain.finite import FiniteGuard
 from sfttrain.foreign import Collator, collated, foreign_sums, rows_for_collator
 from sfttrain.loss import LossPlan, LossSums, loss_from_logits, plan_loss
 from sfttrain.metrics import Counters, Reading
@@ -29,7 +33,7 @@ from sfttrain.neftune import noise_by_sequence
 from sfttrain.parts import packs_for_evaluation, settle_parts
 from sfttrain.predictions import Predictions, Preprocess, all_logits
 from sfttrain.prepare_data import longest_in
-from sfttrain.resume import RunState, find_checkpoint
+from sfttrain.resume import RunState, find_checkpoint, is_asked, seal_checkpoint
 from sfttrain.rows_given import is_packs
 from sfttrain.streaming import TrainLoader, is_stream, refuse_evaluation
 
@@ -117,7 +121,11 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         self._noise, self.neftune_noise_alpha = settings.neftune_noise_alpha, None
         self.feeding, self.loss_plan = self._settle_feeding()
         self._stream: TrainLoader | None = None
-        self._going_on_from: str | None = None
+        self.code = ""
+        """Whose code --trust_remote_code runs, and of which commit; for the checkpoints."""
+        self.resumed_from: str | None = None
+        """Folder of the checkpoint that this call of train() resumed from."""
+        self._finite = FiniteGuard(self.accelerator, self._row_name)
         self._balance = ExpertBalance(self.model, settings.router_aux_loss_coef)
         self._counters = Counters(settings.device)
         self.trained_tokens = 0
@@ -175,8 +183,8 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         if is_stream(self.train_dataset):
             rows, collate = self._train_batch_size, self._collate_for(self.train_dataset)
             self._stream = TrainLoader(self.train_dataset, self.args, rows, collate)
-            if self._going_on_from is not None:
-                self._stream.go_on(self._going_on_from)
+            if self.resumed_from is not None:
+                self._stream.go_on(self.resumed_from)
             return self._stream
         return self._loader(self.train_dataset, self.step_plan())
 
@@ -312,27 +320,36 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         Raises InputNotFound or ConfigError where there is no such checkpoint, MismatchError where
         it is of another run.
         """
-        folder = (
-            find_checkpoint(resume_from_checkpoint, self.args.output_dir)
-            if resume_from_checkpoint
-            else None
-        )
+        folder = None
+        if resume_from_checkpoint is not None and is_asked(resume_from_checkpoint):
+            # All files of a checkpoint are read, which one process of each machine does.
+            find = partial(find_checkpoint, resume_from_checkpoint, self.args.output_dir)
+            folder = self._parts.preparation.once.do(find)
         self.trained_tokens = self.trained_tokens_here = 0
         if folder is not None:
             before = RunState.load(folder)
-            if before is not None:
-                self.run_state().must_continue(before, folder)
-                self.trained_tokens = before.trained_tokens
+            self.run_state().must_continue(before, folder)
+            self.trained_tokens = before.trained_tokens
         self._counters = Counters(self.args.device)
-        self._going_on_from = folder
+        self.resumed_from = folder
         if is_stream(self.train_dataset):
             self.args.ignore_data_skip = (
                 True  # its loader goes on by itself, and has passed nothing again
             )
-        with noise_by_sequence(self.model, self._noise):
+        with self._output_held(), noise_by_sequence(self.model, self._noise):
             result = super().train(resume_from_checkpoint=folder, **options)
         self._read_counters()  # what came after the last log
         return result
+
+    def _output_held(self) -> contextlib.AbstractContextManager[None]:
+        """Keep other runs out of the output folder, also ranks that do not know of each other."""
+        folder = Path(self.args.output_dir)
+        if not self.is_world_process_zero() or self.hp_search_backend is not None:
+            return contextlib.nullcontext()
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        remedy = "give each run an output_dir of its own; start the ranks of one run with torchrun"
+        return exclusive(folder / ".sfttrain-lock", "another run", folder, remedy=remedy)
 
     def _run_epoch(self, *given: Any, **options: Any) -> None:
         """A pass; none where max_steps are done already, which Trainer asks after a step only."""
@@ -356,11 +373,11 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         plan = self.step_plan()
         stream = self.train_dataset.identity if is_stream(self.train_dataset) else ""
         digest = str(getattr(getattr(self.train_dataset, "manifest", None), "digest", stream))
-        return RunState(digest, plan.packs_per_step, plan.seed, self.trained_tokens)
+        return RunState(digest, plan.packs_per_step, plan.seed, self.trained_tokens, self.code)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add trained tokens, their speed and token accuracy to what is logged of training; stop
-        where the loss is no number."""
+        """Add trained tokens, their speed and token accuracy to what is logged of
+        training."""
         if "loss" in logs:
             reading = self._read_counters()
             logs = {
@@ -370,14 +387,6 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
                 "tokens_per_second": reading.tokens_per_second,
                 **self._balance.read(self.accelerator),
             }
-            if not math.isfinite(logs["loss"]):
-                raise TrainingDiverged(
-                    f"the loss is {logs['loss']} at step {self.state.global_step}",
-                    remedy=(
-                        "go on from an earlier checkpoint with a lower --learning_rate, or a longer"
-                        " --warmup_steps"
-                    ),
-                )
         super().log(logs, start_time)
 
     def _read_counters(self) -> Reading:
@@ -386,7 +395,51 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         self.trained_tokens_here += reading.tokens
         return reading
 
+    # ---- nothing that is not finite is trained on or saved ----
+
+    def training_step(self, model: nn.Module, inputs: Any, *given: Any, **options: Any) -> Tensor:
+        """Trainer's step on one device batch, whose loss is noted for `FiniteGuard`."""
+        origins = inputs.get("origins", ()) if isinstance(inputs, Mapping) else ()
+        loss: Tensor = super().training_step(model, inputs, *given, **options)
+        self._finite.add_batch(loss, origins)
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self._finite.check_gradient(norm, self.state.global_step + 1)
+        return norm
+
+    def _maybe_log_save_evaluate(self, *given: Any, **options: Any) -> None:
+        self._finite.check_step(self.state.global_step)
+        super()._maybe_log_save_evaluate(*given, **options)
+
+    def _row_name(self, origin: int) -> str:
+        """File and line of the record of a sequence, or row of the dataset."""
+        source = self.train_dataset
+        locate = getattr(
+            source, "locate", getattr(getattr(source, "manifest", None), "locate", None)
+        )
+        try:
+            file, line = locate(origin) if locate is not None else ("", 0)
+        except IndexError:
+            file = ""
+        if not file:  # packs that do not know where they come from
+            return f"sequence {origin}"
+        own = self._parts.preparation.holds_rows(file)
+        return f"{'train_dataset' if own else file}:{line}"
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model or adapter, as Trainer does.
+
+        Raises:
+            TrainingDiverged: a trained weight is not finite; nothing is written then.
+        """
+        if not _internal_call:  # of a checkpoint, they have been checked
+            self._finite.check_weights(self.model, self.state.global_step)
+        super().save_model(output_dir, _internal_call=_internal_call)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._finite.check_weights(self.model, self.state.global_step)
         # Read before it is saved: a run that goes on from here has seen these tokens, logged or
         # not. What was read is kept for the next log.
         total = self.trained_tokens + self._counters.peek(self.accelerator).tokens
@@ -397,8 +450,11 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
             self._stream.save(folder, self.args.process_index, self.args.world_size)
         if self.args.should_save:
             state = self.run_state()
-            RunState(state.data, state.packs_per_step, state.seed, total).save(folder)
+            dataclasses.replace(state, trained_tokens=total).save(folder)
         super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # each process has written files of its own
+        if self.args.should_save:
+            seal_checkpoint(folder)
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None

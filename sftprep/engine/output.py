@@ -15,7 +15,6 @@ are never followed.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -23,9 +22,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
-from sftprep.errors import ManifestError, OutputBusy, OutputExists
+from sftprep.errors import ManifestError, OutputExists
 from sftprep.shards.files import storage_errors, sync_folder, write_bytes
 from sftprep.shards.layout import (
     EVAL_FOLDER,
@@ -39,6 +37,7 @@ from sftprep.shards.layout import (
     is_folder,
     mark_work_folder,
 )
+from sftprep.shards.locks import exclusive
 from sftprep.shards.manifest import Manifest, manifest_bytes, read_manifest
 from sftprep.shards.schema import SHARD_NAME
 
@@ -137,7 +136,8 @@ def claim_output(root: Path, *, overwrite: bool) -> Iterator[OutputFolder]:
         if not has_work_folder(root):
             _check_contents(root, overwrite=overwrite)
             mark_work_folder(root)
-    with _locked(work / _LOCK_NAME):
+    remedy = "wait for it to end, or give another --output"
+    with exclusive(work / _LOCK_NAME, "another build", root, remedy=remedy):
         try:
             # Another build may have ended since the first look.
             before = _check_contents(root, overwrite=overwrite)
@@ -302,63 +302,3 @@ def _clean_work_folder(work: Path, *, keep_spill: bool) -> None:
 def _remove_empty(folder: Path) -> None:
     with suppress(OSError):  # it is not there, or not empty
         folder.rmdir()
-
-
-# --- one build at a time -----------------------------------------------------------------------
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    # The system drops the lock when its process ends, however it ends; a file that is left behind
-    # means nothing.
-    import fcntl
-
-    with storage_errors(path):
-        lock = _open_lock(path)
-    with lock:
-        with storage_errors(path):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Whoever held it before may have removed the file between our open and our lock:
-                # then it locks nothing.
-                held = os.path.samestat(os.fstat(lock.fileno()), os.lstat(path))
-            except (BlockingIOError, FileNotFoundError):
-                held = False
-            if not held:
-                lock.seek(0)
-                raise OutputBusy(
-                    f"another build{_holder(lock.read())} is writing to {path.parents[1]}",
-                    remedy="wait for it to end, or give another --output",
-                )
-            lock.truncate(0)
-            lock.write(json.dumps({"pid": os.getpid(), "host": os.uname().nodename}).encode())
-            lock.flush()
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _open_lock(path: Path) -> BinaryIO:
-    def opener(name: str, flags: int) -> int:
-        return os.open(name, flags | os.O_NOFOLLOW, 0o666)
-
-    try:
-        return open(path, "a+b", opener=opener)
-    except FileNotFoundError as error:
-        raise OutputBusy(
-            f"another build that wrote to {path.parents[1]} has just ended",
-            remedy="run the command again",
-        ) from error
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        raise OutputExists(f"{path} is a link", remedy="remove it, if it is not yours") from error
-
-
-def _holder(content: bytes) -> str:
-    try:
-        facts = json.loads(content)
-        return f" (process {facts['pid']} on {facts['host']})"
-    except (ValueError, KeyError, TypeError):
-        return ""

@@ -14,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from sftprep.choices import check_local_path
 from sftprep.errors import ConfigError, ManifestError
 from sftprep.shards.layout import LARGEST_MANIFEST, MANIFEST_NAME
 from sftprep.shards.schema import SHARD_NAME
@@ -233,6 +234,8 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     or was written by a newer version of the format.
     """
     root = Path(folder)
+    if not root.exists():
+        check_local_path(os.fspath(folder), "the folder")
     path = root / MANIFEST_NAME
     try:
         if path.stat().st_size > LARGEST_MANIFEST:

@@ -42,6 +42,7 @@ NAMES = ["a.jsonl", "b.jsonl", "notes.txt", "manifest.json", "rejected.jsonl", "
 NAMES += ["lock", ".lock", "commit.json", ".a.jsonl.123.tmp", "recipe-0123456789abcdef.jsonl"]
 NAMES += [f"{'0' * 40}.arrow", "shard-00000-0123456789abcdef.arrow", "README.md", "state.json"]
 NAMES += ["spill", "shards", "eval"]
+NO_DATA = {"manifest.json", "state.json"}
 LINKS = ["../a.jsonl", "a.jsonl", "../other", "../out", "../in", ".", "nowhere.jsonl", "../nowhere"]
 
 entries = st.lists(
@@ -139,7 +140,9 @@ def wanted_files(root: Path, named: str, output: Path) -> set[Path] | None:
                 if path.is_symlink() or path.resolve() == output.resolve() or is_ours(path):
                     continue
                 waiting.append(path)
-            elif path.suffix == ".jsonl" and output.resolve() not in path.resolve().parents:
+            elif path.suffix not in (".jsonl", ".json") or path.name in NO_DATA:
+                continue
+            elif output.resolve() not in path.resolve().parents:
                 found.add(path.resolve())
     return found
 

@@ -179,7 +179,7 @@ def test_the_tokenizer_beside_the_model_has_the_template_and_end_of_the_shards()
         },
         chat_template="{{ 1 }}",
     )
-    tokenizer, fingerprint = tokenizer_for(name, manifest)
+    tokenizer, fingerprint = tokenizer_for(ModelConfig(model_name_or_path=name), manifest)
     assert fingerprint == spec.fingerprint
     assert tokenizer is not None
     assert tokenizer.chat_template == "{{ 1 }}"
@@ -190,7 +190,7 @@ def test_the_tokenizer_beside_the_model_has_the_template_and_end_of_the_shards()
         "fingerprint": other.fingerprint,
         "eos_token_id": other.eos_token_id,
     }
-    tokenizer, fingerprint = tokenizer_for(name, manifest)
+    tokenizer, fingerprint = tokenizer_for(ModelConfig(model_name_or_path=name), manifest)
     assert fingerprint == other.fingerprint != spec.fingerprint
     assert tokenizer is not None
     assert tokenizer.eos_token == "<s>"
@@ -204,9 +204,9 @@ def test_a_model_without_a_tokenizer_gets_that_of_the_shards(tmp_path: Path) -> 
         tokenizer={"name": str(SHARED / "models" / "stories260k")},
         chat_template=None,
     )
-    tokenizer, fingerprint = tokenizer_for(str(tmp_path), manifest)
+    tokenizer, fingerprint = tokenizer_for(ModelConfig(model_name_or_path=str(tmp_path)), manifest)
     assert fingerprint is None
     assert tokenizer is not None
     assert len(tokenizer) == 512
     manifest.tokenizer = {"name": str(tmp_path / "gone")}
-    assert tokenizer_for(str(tmp_path), manifest) == (None, None)
+    assert tokenizer_for(ModelConfig(model_name_or_path=str(tmp_path)), manifest) == (None, None)

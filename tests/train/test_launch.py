@@ -1,0 +1,147 @@
+"""Several processes are one run or none: never several that write to one folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sftprep.errors import OutputBusy
+from sfttrain.cli import main
+from sfttrain.once import launched_ranks
+from tests.train.builds import write_build
+from tests.train.packs import make_packs
+from tests.train.test_trainer import trainer_for
+from tests.train.tiny import tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+on_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="ranks get devices here")
+
+
+@on_cpu
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed")
+def test_torchrun_on_a_cpu_makes_one_run_without_being_told_use_cpu(tmp_path: Path) -> None:
+    write_build(tmp_path / "packs", make_packs(8), tokenizer={"name": "", "fingerprint": ""})
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc_per_node", "2", "-m", "sfttrain", "run", str(tmp_path / "packs")),
+            *("--model", str(tmp_path / "model"), "--output_dir", str(tmp_path / "o")),
+            *("--max_steps", "2", "--logging_steps", "1", "--save_steps", "1", "--json"),
+            *("--per_device_train_batch_size", "1"),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("step 1/2") == 1
+    assert len(done.stdout.strip().splitlines()) == 1
+    assert json.loads(done.stdout)["steps"] == 2
+    state = json.loads((tmp_path / "o" / "checkpoint-1" / "sft_state.json").read_text())
+    assert state["packs_per_step"] == 2
+    assert sorted(p.name for p in (tmp_path / "o" / "checkpoint-1").glob("rng_state*")) == [
+        "rng_state_0.pth",
+        "rng_state_1.pth",
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"]
+)
+def test_ranks_that_do_not_become_one_run_are_refused(tmp_path: Path, name: str) -> None:
+    """As under mpirun on a machine with GPUs, whose ranks accelerate takes for single runs."""
+    code = (
+        "import sys, torch\n"
+        "torch.accelerator.is_available = lambda: True\n"
+        "from sfttrain import SFTConfig\n"
+        "try:\n"
+        "    SFTConfig(output_dir=sys.argv[1], bf16=False)\n"
+        "except Exception as error:\n"
+        "    print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, name: "2"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "ConfigError 2 processes were launched, and each would train by itself" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_launchers_are_known_by_their_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launched_ranks() == 1
+    for value, ranks in (("4", 4), ("", 1), ("many", 1)):
+        monkeypatch.setenv("PMI_SIZE", value)
+        assert launched_ranks() == ranks
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, capsys: Any) -> None:
+    """Whatever has started it."""
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from tests.train.test_trainer import trainer_for\n"
+        "try:\n"
+        "    trainer_for(Path(sys.argv[1])).train()\n"
+        "except Exception as error:\n"
+        "    print(type(error).__name__, error)\n"
+    )
+    first = trainer_for(tmp_path)
+    with first._output_held():
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert f"OutputBusy another run (process {os.getpid()} on" in done.stdout, done.stderr
+    with first._output_held(), pytest.raises(OutputBusy):
+        trainer_for(tmp_path).train()
+    # One after the other may.
+    for _ in range(2):
+        trainer_for(tmp_path).train()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("setting", ["--output_dir", "--prepared_dir"])
+def test_urls_are_refused_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, setting: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = {"--output_dir": "o", setting: "s3://bucket/x"}
+    arguments = [part for pair in paths.items() for part in pair]
+    assert main(["run", "packs", "--model", "model", *arguments, "--use_cpu"]) == 2
+    assert "URLs are not supported" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_urls_as_data_are_refused_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, tokenizer_dir: Path
+) -> None:
+    from tests.train.face import model_folder
+
+    model = model_folder(tmp_path / "model", tokenizer_dir)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    for data in (["s3://b/x.jsonl"], ["gs://b/x"], ["--stream", "s3://b/x.jsonl"]):
+        arguments = ["--model", str(model), "--output_dir", "o", "--use_cpu", "--max_steps", "1"]
+        assert main(["run", *data, *arguments]) == 2
+        assert "URLs are not supported" in capsys.readouterr().err
+        assert list((tmp_path / "work").iterdir()) == []
