@@ -294,7 +294,8 @@ def _check_kinds(model: Any, args: Any, processing: Any, peft_config: Any) -> No
 
 
 def _check_output(folder: str, sets: Sequence[Any]) -> None:
-    """Raise ConfigError where the output folder is a file, or lies in packs."""
+    """Raise ConfigError where the output folder is a file, or in a folder that is trained on: the
+    next run would take checkpoints for data."""
     output = Path(folder).expanduser().resolve()
     if output.exists() and not output.is_dir():
         raise ConfigError(
@@ -302,12 +303,12 @@ def _check_output(folder: str, sets: Sequence[Any]) -> None:
         )
     for source in sets:
         place = getattr(source, "root", source)
-        if not _is_folder_of_packs(place):
+        if not isinstance(place, (str, os.PathLike)) or not Path(place).is_dir():
             continue
-        packs = Path(place).resolve()
-        if output == packs or packs in output.parents:
+        data = Path(place).resolve()
+        if output == data or data in output.parents:
             raise ConfigError(
-                f"output_dir {folder} lies in the packs {place}", remedy="give a folder of its own"
+                f"output_dir {folder} is in the data {place}", remedy="give a folder of its own"
             )
 
 

@@ -109,17 +109,19 @@ class Preparer:
     def _compared(self, texts: Sequence[str]) -> Callable[[], Tokens]:
         return self._check_with(texts)  # made when there is something to compare
 
-    def prepare(self, data: bytes, format_name: str, *, seed: int, sample: int = 0) -> TokenBatch:
+    def prepare(
+        self, data: bytes, format_name: str, *, seed: int | None, sample: int = 0
+    ) -> TokenBatch:
         """The sequences of whole lines of JSON. Records that cannot be used are in `rejected`, in
         the order of their lines.
 
         seed: chooses the texts that the reference encodes too, and the first `sample` ones with
-        them; where it gives other ids, it encodes this partition.
+        them; where it gives other ids, it encodes this partition. None: nothing is compared.
         """
         return self.begin(data, format_name, seed=seed, sample=sample)()
 
     def begin(
-        self, data: bytes, format_name: str, *, seed: int, sample: int = 0
+        self, data: bytes, format_name: str, *, seed: int | None, sample: int = 0
     ) -> Callable[[], TokenBatch]:
         """`prepare`, but for waiting for the reference, which may still be loading: what it returns
         does that."""
@@ -128,11 +130,8 @@ class Preparer:
                 self._check_with
             )  # starts to load now, while this process reads and loads the encoder
         # What the reference encodes is not compared with the reference.
-        checks = SpotChecks(
-            None if self.recipe.encoder == HfEncoder.name else self._compared,
-            seed=seed,
-            first=sample,
-        )
+        compared = seed is not None and self.recipe.encoder != HfEncoder.name
+        checks = SpotChecks(self._compared if compared else None, seed=seed or 0, first=sample)
         try:
             batch = self._sequences(data, format_name, lambda: self._encoder, checks)
         except EncoderFault as fault:

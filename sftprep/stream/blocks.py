@@ -104,8 +104,7 @@ def insistently(
     waiting: these are raised as they are. what: called for what was tried. Raises SourceError, with
     the last error as its cause, where nothing helps.
     """
-    attempt = 0
-    while True:
+    for attempt in range(retries + 1):
         try:
             return call()
         except (SftprepError, *_MISTAKES):
@@ -114,7 +113,7 @@ def insistently(
             if attempt == retries:
                 raise _given_up(error, what(), retries, pause) from error
             time.sleep(pause * 2**attempt)
-            attempt += 1
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _given_up(error: Exception, what: str, retries: int, pause: float) -> SourceError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,7 +46,10 @@ def _rows(parts: list[Any], epochs: int | None) -> Iterator[dict[str, Any]]:
         # `datasets` calls this for every iteration and expects the same rows: the stream itself is
         # left where it stands.
         own = part.share(0, 1)
-        done = 0
-        while epochs is None or done < epochs:
-            yield from (columns_of(pack) for pack in own)
-            done += 1
+        for _ in itertools.count() if epochs is None else range(epochs):
+            packs = 0
+            for pack in own:
+                packs += 1
+                yield columns_of(pack)
+            if not packs:
+                break  # its lanes have no record, and would have none in any pass

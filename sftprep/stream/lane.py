@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sftprep.batch import Rejected, TokenBatch
 from sftprep.engine.prepare import Preparer
-from sftprep.errors import MismatchError
+from sftprep.errors import EmptyInput, MismatchError
 from sftprep.hashes import mixed
 from sftprep.packing.window import MOST_WAITS, CarryingWindow
 from sftprep.shards.reader import Pack
@@ -22,13 +22,14 @@ from sftprep.shards.schema import position_dtype
 from sftprep.shards.writer import positions_of
 from sftprep.stream.blocks import Block, Cursor, Piece, Reader, insistently
 from sftprep.stream.mixture import in_places
-from sftprep.tokenize.spot import spot_numbers
 
 LaneState = dict[str, Any]
 """JSON. taken: packs handed out; window: what was held when the window was last packed, None before
 the first time."""
 
 _SHIFT = 32
+_MOST_WITHOUT_SEQUENCE = 1_000_000
+"""Records of a lane in a row."""
 _AWAY, _WAITING, _CARRIED = ord("."), ord("+"), ord("A")
 """A character a sequence of a block: gone; not in the window yet; in the window, carried so often
 (A: never, B: once ...)."""
@@ -135,7 +136,8 @@ class Lane:
         self._pack_window()
         while self.taken < state["taken"]:
             pack = self._draw()
-            assert pack is not None
+            if pack is None:
+                raise self._other_data()
             self._release(pack)
 
     # --- packs ------------------------------------------------------------------------------------
@@ -211,7 +213,12 @@ class Lane:
     # --- blocks -----------------------------------------------------------------------------------
 
     def _read(self) -> bool:
-        """Tokenize the next block that has a sequence; False where the source has ended."""
+        """Tokenize the next block that has a sequence; False where the source has ended.
+
+        Raises:
+            EmptyInput: very many records in a row have none; the source may never end.
+        """
+        without = 0
         while not self._dry:
             cursor = self._next
             block = self._block_at(cursor)
@@ -232,6 +239,14 @@ class Lane:
                 self._waiting = (self._serial, 0)
                 self._serial += 1
                 return True
+            without += len(block.origins)
+            if without >= _MOST_WITHOUT_SEQUENCE:
+                raise EmptyInput(
+                    f"{without:,} records in a row gave no sequence that can be trained on"
+                    f" ({dict(self.counts)})",
+                    remedy="check --format, --train-on and --max-length, and that the source is the"
+                    " one you meant",
+                )
         return False
 
     def _add_waiting(self) -> None:
@@ -257,17 +272,13 @@ class Lane:
         )
 
     def _prepared(self, block: Block) -> TokenBatch:
-        batches = [self._prepared_piece(piece, len(block.origins)) for piece in block.pieces]
+        batches = [self._prepared_piece(piece) for piece in block.pieces]
         places = [piece.places for piece in block.pieces if piece.places is not None]
         return in_places(batches, places) if places else batches[0]
 
-    def _prepared_piece(self, piece: Piece, lines: int) -> TokenBatch:
-        seed = xxhash.xxh3_64_intdigest(piece.data)
-        if self._window.number == 0:
-            # The first packs are not to wait for the reference encoder, as small builds do not: no
-            # text of theirs is checked.
-            while spot_numbers(lines if piece.places is None else len(piece.places), seed):
-                seed += 1
+    def _prepared_piece(self, piece: Piece) -> TokenBatch:
+        # The first packs do not wait for the reference encoder, as those of small builds do not.
+        seed = xxhash.xxh3_64_intdigest(piece.data) if self._window.number > 0 else None
         return self.preparer.prepare(piece.data, piece.format, seed=seed)
 
     # --- the state --------------------------------------------------------------------------------
@@ -301,18 +312,19 @@ class Lane:
             "counts": dict(self.counts),
         }
 
+    def _other_data(self) -> MismatchError:
+        return MismatchError(
+            f"lane {self.number} does not hold the records any more that its state names",
+            remedy="resume with the data and settings that the state was made with, or begin a new"
+            " stream",
+        )
+
     def _put_back(self, serial: int, cursor: Cursor, marks: NDArray[np.uint8]) -> None:
         """Read a block again, and hold what was held of it."""
         block = self._block_at(cursor)
         batch = None if block is None else self._prepared(block)
         if block is None or batch is None or len(batch.offsets) - 1 != marks.size:
-            raise MismatchError(
-                f"lane {self.number} does not hold the records any more that its state names",
-                remedy=(
-                    "go on with the data and settings that the state was made with, or begin a new"
-                    " stream"
-                ),
-            )
+            raise self._other_data()
         inside = (marks >= _CARRIED) & (marks <= _CARRIED + MOST_WAITS)
         rows, waiting = np.flatnonzero(inside), np.flatnonzero(marks == _WAITING)
         self._blocks[serial] = _Held(cursor, batch, block.origins, 0)

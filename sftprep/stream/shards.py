@@ -48,8 +48,12 @@ def goes_on_exactly(data: Any) -> bool:
     passes what was read once more.
     """
     waiting, names = [getattr(data, "_ex_iterable", None)], set()
+    seen: set[int] = set()
     while waiting:
         one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
         names.add(type(one).__name__)
         inner = getattr(one, "ex_iterable", None)
         waiting += [] if inner is None else [inner]

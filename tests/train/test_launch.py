@@ -145,3 +145,18 @@ def test_urls_as_data_are_refused_and_nothing_is_written(
         assert main(["run", *data, *arguments]) == 2
         assert "URLs are not supported" in capsys.readouterr().err
         assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_an_output_folder_in_the_data_is_refused(
+    tmp_path: Path, capsys: Any, tokenizer_dir: Path
+) -> None:
+    """The next run would read checkpoints as records."""
+    from tests.train.face import model_folder
+
+    model = model_folder(tmp_path / "model", tokenizer_dir)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.jsonl").write_text('{"text": "a b c"}\n')
+    arguments = ["run", str(tmp_path / "data"), "--model", str(model), "--use_cpu"]
+    assert main([*arguments, "--output_dir", str(tmp_path / "data" / "out")]) == 2
+    assert "is in the data" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "data").iterdir()] == ["a.jsonl"]
