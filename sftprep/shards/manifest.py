@@ -261,7 +261,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         ) from error
     except ValueError as error:
         raise ManifestError(
-            f"{path} is damaged: {error}", remedy="build again with --overwrite"
+            f"{path} is damaged: {error}", remedy="remove the folder, and build again"
         ) from error
     return _from_raw(raw, path)
 
@@ -272,7 +272,7 @@ def _from_raw(raw: Any, path: Path) -> Manifest:
     if major != FORMAT_VERSION.partition(".")[0]:
         raise ManifestError(
             f"{path} has format version {version or 'none'}; this sftprep reads {FORMAT_VERSION}",
-            remedy="update sftprep" if major.isdigit() else "build again with --overwrite",
+            remedy="update sftprep" if major.isdigit() else "remove the folder, and build again",
         )
     try:
         nested = dict(raw)
@@ -284,7 +284,7 @@ def _from_raw(raw: Any, path: Path) -> Manifest:
         manifest: Manifest = _known(Manifest, nested)
     except (KeyError, TypeError) as error:
         raise ManifestError(
-            f"{path} is damaged: {error}", remedy="build again with --overwrite"
+            f"{path} is damaged: {error}", remedy="remove the folder, and build again"
         ) from error
     for shard in manifest.shards:
         if not SHARD_NAME.match(shard.name):

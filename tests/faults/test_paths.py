@@ -123,13 +123,18 @@ def texts_of(files: set[Path]) -> list[str]:
     return sorted(found)
 
 
+def real(path: Path) -> Path:
+    """Where a path leads; a link that leads to itself leads to itself."""
+    return Path(os.path.realpath(path))
+
+
 def wanted_files(root: Path, named: str, output: Path) -> set[Path] | None:
     """The real files that a folder or file means; None for a pattern, which is checked less."""
     if "*" in named:
         return None
     top, found = root / named, set()
     if top.is_file():
-        return {top.resolve()}
+        return {real(top)}
     waiting = [top]
     while waiting:
         folder = waiting.pop()
@@ -137,13 +142,13 @@ def wanted_files(root: Path, named: str, output: Path) -> set[Path] | None:
             if path.name.startswith("."):
                 continue
             if path.is_dir():
-                if path.is_symlink() or path.resolve() == output.resolve() or is_ours(path):
+                if path.is_symlink() or real(path) == real(output) or is_ours(path):
                     continue
                 waiting.append(path)
-            elif path.suffix not in (".jsonl", ".json") or path.name in NO_DATA:
+            elif path.suffix not in (".jsonl", ".json", ".arrow") or path.name in NO_DATA:
                 continue
-            elif output.resolve() not in path.resolve().parents:
-                found.add(path.resolve())
+            elif real(output) not in real(path).parents:
+                found.add(real(path))
     return found
 
 
