@@ -4,17 +4,25 @@ package, or any file given."""
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.varied import write_varied
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-def corpus(name: str, folder: Path) -> tuple[Path, list[str]]:
-    """A file of JSON lines and the keys to rename in it (as for --map). name: chitchat, gsm8k, or a
+CORPORA = ("varied", "short", "chitchat", "gsm8k")
+
+
+def corpus(name: str, folder: Path, megabytes: int = 120) -> tuple[Path, list[str]]:
+    """A file of JSON lines and the keys to rename in it (as for --map). name: one of CORPORA, or a
     path.
+
+    varied, short: chats of which no content is repeated (benchmarks/varied.py), of that size.
 
     chitchat: 7,168 conversations of the PyPI package chitchat-dataset (MIT), as messages. gsm8k:
     7,473 questions and answers. Raises SystemExit with what to do where it is not there.
@@ -26,13 +34,17 @@ def corpus(name: str, folder: Path) -> tuple[Path, list[str]]:
             encoding="utf-8",
         )
         return path, []
+    if name in ("varied", "short"):
+        path = folder / f"{name}.jsonl"
+        write_varied(path, megabytes, lengths="chats" if name == "varied" else "short")
+        return path, []
     if name == "gsm8k":
         path = SHARED / "datasets" / "gsm8k_train.jsonl"
         if not path.exists():
             raise SystemExit(f"{path} is not there: give --data FILE.jsonl instead")
         return path, ["question=prompt", "answer=completion"]
     if not Path(name).exists():
-        raise SystemExit(f"{name} is neither chitchat, gsm8k nor a file")
+        raise SystemExit(f"{name} is not one of {', '.join(CORPORA)}, and not a file")
     return Path(name), []
 
 
@@ -50,6 +62,16 @@ def tokenizer_folder(name: str) -> Path:
         if path.is_dir():
             return path
     raise SystemExit(f"no tokenizer folder {name}: give --tokenizer DIR")
+
+
+def training_template(tokenizer: Path) -> Path | None:
+    """TRL's template with `{% generation %}` marks for a tokenizer, by the name of its folder, in
+    the package trl; None if there is none."""
+    spec = importlib.util.find_spec("trl")
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).parent / "chat_templates" / f"{tokenizer.name}_training.jinja"
+    return path if path.exists() else None
 
 
 def repeated(path: Path, copies: int, output: Path, *, limit: int | None = None) -> Path:

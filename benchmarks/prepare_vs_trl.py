@@ -1,9 +1,12 @@
-"""The whole preparation, ours beside TRL's: the same file, the same tokenizer, load + tokenize +
-mask + pack + write.
+"""The whole preparation, ours and TRL's, of the same file with the same tokenizer: load, tokenize,
+mask, pack and write.
 
-    python -m benchmarks.prepare_vs_trl                        # chitchat and gsm8k, qwen3 and
-    mistral-v3 where they fit python -m benchmarks.prepare_vs_trl --data my.jsonl --tokenizer
-    path/to/tokenizer
+    python -m benchmarks.prepare_vs_trl                        # chitchat and gsm8k
+    python -m benchmarks.prepare_vs_trl --data varied --megabytes 120 --train-on all assistant
+    python -m benchmarks.prepare_vs_trl --data my.jsonl --tokenizer path/to/tokenizer
+
+`assistant` gives both sides TRL's training template for the tokenizer's own one, as a file, and TRL
+`assistant_only_loss=True`; `completion` gives both the last turn of each chat as its completion.
 
 Each side runs in a process of its own, timed from after its imports to the packed dataset on the
 disk. TRL's caches are off. Both outputs are then compared: the same sequences, with the same
@@ -28,9 +31,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.corpora import corpus, positive, repeated, tokenizer_folder
+from benchmarks.corpora import (
+    CORPORA,
+    corpus,
+    positive,
+    repeated,
+    tokenizer_folder,
+    training_template,
+)
 from benchmarks.plots import bars
 
+_MODES = ("all", "assistant", "completion")
 PAIRS = [("chitchat", "qwen3"), ("gsm8k", "qwen3"), ("gsm8k", "mistral-v3")]
 
 
@@ -39,8 +50,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--data", help="chitchat, gsm8k, or a JSONL file; by default both, each with its tokenizers"
+        "--data",
+        help=f"{', '.join(CORPORA)}, or a JSONL file; by default chitchat and gsm8k, each with its"
+        " tokenizers",
     )
+    parser.add_argument("--megabytes", type=positive, default=120, help="of varied or short chats")
+    parser.add_argument("--train-on", nargs="+", default=["default"], choices=("default", *_MODES))
     parser.add_argument(
         "--tokenizer", help="with --data: folder of a tokenizer, qwen3 if not given"
     )
@@ -75,17 +90,32 @@ def main() -> None:
     if arguments.tokenizer and not arguments.data:
         parser.error("--tokenizer needs --data: without it, each corpus has its own tokenizers")
     pairs = [(arguments.data, arguments.tokenizer or "qwen3")] if arguments.data else PAIRS
-    results = [row for data, tokenizer in pairs for row in compare(data, tokenizer, arguments)]
+    results = [
+        row
+        for data, tokenizer in pairs
+        for mode in arguments.train_on
+        for row in compare(data, tokenizer, mode, arguments)
+    ]
     print(json.dumps(results, indent=1)) if arguments.json else print(_table(results))
     if arguments.plot:
         _draw(results, arguments.plot)
 
 
-def compare(data: str, tokenizer: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of the table for one file and tokenizer: ours, then TRL for each number of processes."""
+def compare(
+    data: str, tokenizer: str, mode: str, arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Rows of the table for one file, tokenizer and mode: ours, then TRL for each number of
+    processes."""
     with tempfile.TemporaryDirectory(prefix="sftprep-bench-") as scratch:
         folder = Path(scratch)
-        path, renames = corpus(data, folder)
+        path, renames = corpus(data, folder, arguments.megabytes)
+        template = None
+        if mode == "assistant":
+            template = training_template(tokenizer_folder(tokenizer))
+            if template is None:
+                raise SystemExit(f"TRL has no training template for {tokenizer}")
+        if mode == "completion":
+            path = _completions(path, folder / "completions.jsonl")
         if arguments.copies > 1:
             path = repeated(path, arguments.copies, folder / "repeated.jsonl")
         task = {
@@ -94,6 +124,8 @@ def compare(data: str, tokenizer: str, arguments: argparse.Namespace) -> list[di
             "tokenizer": str(tokenizer_folder(tokenizer)),
             "max_length": arguments.max_length,
             "workers": arguments.workers,
+            "train_on": None if mode == "default" else mode,
+            "template": None if template is None else str(template),
         }
         runs = [
             _run("ours", {**task, "output": str(folder / f"ours{n}")})
@@ -112,7 +144,9 @@ def compare(data: str, tokenizer: str, arguments: argparse.Namespace) -> list[di
             shutil.rmtree(folder / f"trl{procs}")
         megabytes = path.stat().st_size / 1e6
         for row in rows:
-            row.update(data=data, tokenizer=tokenizer, mb_per_second=megabytes / row["seconds"])
+            row.update(
+                data=data, tokenizer=tokenizer, mode=mode, mb_per_second=megabytes / row["seconds"]
+            )
             row.update(
                 tokens_per_second=row["tokens"] / row["seconds"],
                 ratio=row["seconds"] / ours["seconds"],
@@ -150,6 +184,10 @@ def _ours(task: dict[str, Any]) -> dict[str, Any]:
     # part of a build.
     load_tokenizer(task["tokenizer"])
     settings = {name: task[name] for name in ("tokenizer", "output", "max_length", "workers")}
+    if task["train_on"]:
+        settings["train_on"] = task["train_on"]
+    if task["template"]:
+        settings["chat_template"] = task["template"]
     started = time.perf_counter()
     build(BuildConfig.of(inputs=task["path"], map=tuple(task["map"]), **settings))
     seconds = time.perf_counter() - started
@@ -183,6 +221,8 @@ def _trl(task: dict[str, Any]) -> dict[str, Any]:
         max_length=task["max_length"],
         packing=True,
         dataset_num_proc=task["procs"] if task["procs"] > 1 else None,
+        assistant_only_loss=task["train_on"] == "assistant",
+        chat_template_path=task["template"],
         report_to="none",
         use_cpu=True,
         bf16=False,
@@ -209,6 +249,17 @@ def _trl(task: dict[str, Any]) -> dict[str, Any]:
 
 
 _SIDES = {"ours": _ours, "trl": _trl}
+
+
+def _completions(path: Path, output: Path) -> Path:
+    """The chats of a file as prompts with their last turn as the completion."""
+    with open(path, encoding="utf-8") as source, open(output, "w", encoding="utf-8") as target:
+        for line in source:
+            row = json.loads(line)
+            *prompt, completion = row.pop("messages")
+            row.update(prompt=prompt, completion=[completion])
+            target.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return output
 
 
 def _keys(ids: Any, mask: Any, seq_lengths: Any) -> list[bytes]:
@@ -246,7 +297,7 @@ def _peak_bytes() -> int:
     )
 
 
-_COLUMNS = (10, 12, 18, 9, 8, 13, 8, 9, 9, 12)
+_COLUMNS = (10, 12, 12, 18, 9, 8, 13, 8, 9, 9, 12)
 
 
 def _table(results: list[dict[str, Any]]) -> str:
@@ -254,6 +305,7 @@ def _table(results: list[dict[str, Any]]) -> str:
         (
             "data",
             "tokenizer",
+            "train on",
             "side",
             "seconds",
             "MB/s",
@@ -274,11 +326,19 @@ def _table(results: list[dict[str, Any]]) -> str:
         size = (f"{r['peak_bytes'] / 1e6:,.0f}", f"{r['bytes_per_token']:.2f}")
         ratio = "" if r["side"] == "sftprep" else f"{r['ratio']:.1f}x"
         rows.append(
-            (Path(r["data"]).name, Path(r["tokenizer"]).name, r["side"], *speed, *size, ratio)
+            (
+                Path(r["data"]).name,
+                Path(r["tokenizer"]).name,
+                r["mode"],
+                r["side"],
+                *speed,
+                *size,
+                ratio,
+            )
         )
     lines = [
         "".join(
-            text.ljust(width) if column < 3 else text.rjust(width)
+            text.ljust(width) if column < 4 else text.rjust(width)
             for column, (text, width) in enumerate(zip(row, _COLUMNS, strict=True))
         )
         for row in rows

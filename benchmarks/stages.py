@@ -1,40 +1,41 @@
-"""Where the time of a build goes, beside the floor: reading, parsing, the raw encoder and writing
-cannot be saved.
+"""The cost of pass 1 compared with its floor: reading, parsing and the raw encoder.
 
-    python -m benchmarks.stages                      # chitchat with qwen3
-    python -m benchmarks.stages --data my.jsonl --tokenizer DIR --copies 4
+    python -m benchmarks.stages                                  # 120 MB of varied chats, qwen3
+    python -m benchmarks.stages --data short --megabytes 60      # records of about 220 bytes
+    python -m benchmarks.stages --data my.jsonl --tokenizer DIR --chat-template FILE
 
-The raw encoder encodes the finished texts, and the prompts where they are encoded too, by the
-library's own call for many texts; a build may be better at it, where it need not encode what is the
-same in many. One process, everything loaded and warm; each stage runs over all partitions, and the
-fastest of several rounds counts.
+Pass 1 is measured where every token is trained (`all`), and where only the assistant's are: derived
+from the tokenizer's own template (`assistant`), and by the marks of a training template, if one is
+found in the package trl or specified. One process with one thread, everything loaded and warm,
+nothing written. CPU seconds, the median of several rounds; the stages alternate in each round.
+
+The floor reads the file, parses each line with orjson, and encodes the rendered texts, joined with
+a separator, by one call of the encoder for each partition (`tokenizers`: one call for each text).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gigatoken
-import numpy as np
 import orjson
 
-from benchmarks.corpora import corpus, positive, repeated, tokenizer_folder
+from benchmarks.corpora import CORPORA, corpus, positive, tokenizer_folder, training_template
 from benchmarks.plots import bars
 from sftprep.config import BuildConfig
-from sftprep.engine.build import build
-from sftprep.engine.prepare import Preparer
-from sftprep.engine.recipe import Recipe
-from sftprep.engine.setup import prepare_setup
-from sftprep.engine.spill import write_spill
+from sftprep.engine.setup import Setup, prepare_setup
+from sftprep.lookup import Letters
+from sftprep.pipeline.preprocess import Preprocessor, preprocess, read_examples
 from sftprep.sources.partition import cut, read_partition
+from sftprep.tokenize.between import between_texts
+from sftprep.tokenize.fast import load_gigatoken
 from sftprep.tokenize.hf import HfEncoder
 
 
@@ -42,125 +43,152 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", default="chitchat", help="chitchat, gsm8k, or a JSONL file")
+    parser.add_argument("--data", default="varied", help=f"{', '.join(CORPORA)}, or a JSONL file")
+    parser.add_argument("--megabytes", type=positive, default=120, help="of varied or short chats")
     parser.add_argument("--tokenizer", default="qwen3", help="folder of a tokenizer")
-    parser.add_argument(
-        "--copies", type=positive, default=1, help="repeat the data so often, each record numbered"
-    )
-    parser.add_argument("--rounds", type=positive, default=5)
+    parser.add_argument("--chat-template", help="instead of the tokenizer's own")
+    parser.add_argument("--encoder", default="auto", choices=("auto", "gigatoken", "tokenizers"))
+    parser.add_argument("--train-on", nargs="+", default=["all", "assistant"])
+    parser.add_argument("--rounds", type=positive, default=7)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--plot", type=Path, help="draw the seconds of each stage into this file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="sftprep-bench-") as scratch:
-        path, renames = corpus(arguments.data, Path(scratch))
-        if arguments.copies > 1:
-            path = repeated(path, arguments.copies, Path(scratch) / "repeated.jsonl")
-        settings = {
-            "tokenizer": str(tokenizer_folder(arguments.tokenizer)),
-            "output": f"{scratch}/build",
-            "max_length": 4096,
+        path, renames = corpus(arguments.data, Path(scratch), arguments.megabytes)
+        folder = tokenizer_folder(arguments.tokenizer)
+        modes = {mode: (mode, arguments.chat_template) for mode in arguments.train_on}
+        marked = arguments.chat_template or training_template(folder)
+        if "assistant" in modes and marked != arguments.chat_template:
+            modes["assistant, marked"] = ("assistant", str(marked))
+        setups = {
+            name: prepare_setup(
+                BuildConfig.of(
+                    inputs=str(path),
+                    map=tuple(renames),
+                    tokenizer=str(folder),
+                    output=f"{scratch}/build",
+                    max_length=4096,
+                    workers=1,
+                    train_on=mode,
+                    encoder=arguments.encoder,
+                    **({"chat_template": template} if template else {}),
+                )
+            )
+            for name, (mode, template) in modes.items()
         }
-        config = BuildConfig.of(
-            inputs=str(path), map=tuple(renames), workers=1, overwrite=True, **settings
-        )
-        rows = stages(config, Path(scratch), arguments.rounds)
+        rows = stages(setups, arguments.rounds)
     print(json.dumps(rows, indent=1)) if arguments.json else print(_table(rows))
     if arguments.plot:
-        ours = [not r["stage"].startswith(("orjson", "raw encoder", "floor")) for r in rows]
         bars(
             arguments.plot,
-            [r["stage"] for r in rows],
-            [r["seconds"] for r in rows],
-            ours=ours,
-            measure="seconds",
+            [row["stage"] for row in rows],
+            [row["seconds"] for row in rows],
+            ours=[row["stage"].startswith("pass 1") for row in rows],
+            measure="CPU seconds",
         )
 
 
-def stages(config: BuildConfig, folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """Seconds and MB/s of each stage of pass 1, of pass 1 as a whole, and of the floor."""
-    setup = prepare_setup(config)
-    preparer = Preparer(setup.recipe, threads=True)  # as a build of one process has it
+def stages(setups: dict[str, Setup], rounds: int) -> list[dict[str, Any]]:
+    """CPU seconds and MB/s of each part of the floor, of the floor, and of pass 1 in each mode."""
+    loaded = {name: Preprocessor(setup.recipe, threads=False) for name, setup in setups.items()}
+    first, setup = next(iter(loaded.values())), next(iter(setups.values()))
     partitions = list(cut(setup.files))
     blocks = [read_partition(partition) for partition in partitions]
-    size = sum(map(len, blocks))
-    name = setup.formats[0]
-    # The stages are the steps of Preparer.prepare, each fed with what the one before it made.
-    texts = [preparer._texts(block, name, [], Counter()).rendered() for block in blocks]
-    raw = _raw_encoder(setup.recipe)
-    batches = [preparer.prepare(block, name, seed=0) for block in blocks]
-
-    def spill(number: int, batch: Any) -> None:
-        write_spill(folder / f"{number}.arrow", batch)
-
+    megabytes = sum(map(len, blocks)) / 1e6
+    encode = RawEncoder(first)
+    texts = [encode.prepared(_texts_of(first, block, setup.formats[0])) for block in blocks]
     work: dict[str, Callable[[], Any]] = {
         "read": lambda: [read_partition(partition) for partition in partitions],
-        "orjson alone": lambda: [
+        "orjson": lambda: [
             orjson.loads(line) for block in blocks for line in block.split(b"\n") if line
         ],
-        "lines to texts": lambda: [preparer._texts(block, name, [], Counter()) for block in blocks],
-        "raw encoder": lambda: [
-            raw(part) for own in texts for part in (own.texts, own.prompts) if part
-        ],
-        "write spill": lambda: [spill(number, batch) for number, batch in enumerate(batches)],
-        "pass 1, all of it": lambda: [
-            spill(number, preparer.prepare(read_partition(p), name, seed=0))
-            for number, p in enumerate(partitions)
-        ],
-        # In one process, which keeps its tokenizer from the first round to the others.
-        "whole build": lambda: build(config),
+        "raw encoder": lambda: [encode.run(own) for own in texts],
     }
-    seconds = {stage: _fastest(run, rounds) for stage, run in work.items()}
-    seconds["floor: read + orjson + raw encoder + write"] = sum(
-        seconds[stage] for stage in ("read", "orjson alone", "raw encoder", "write spill")
-    )
-    tokens = int(np.sum([batch.offsets[-1] for batch in batches]))
+    for name, own in loaded.items():
+        work[f"pass 1, {name}"] = lambda own=own: [  # type: ignore[misc]
+            preprocess(own, read_partition(partition), setup.formats[0], seed=None)
+            for partition in partitions
+        ]
+    for run in work.values():
+        run()
+    taken: dict[str, list[float]] = {stage: [] for stage in work}
+    for _ in range(rounds):
+        for stage, run in work.items():
+            started = time.process_time()
+            run()
+            taken[stage].append(time.process_time() - started)
+    seconds = {stage: statistics.median(each) for stage, each in taken.items()}
+    floor = sum(seconds[stage] for stage in ("read", "orjson", "raw encoder"))
+    order = ["read", "orjson", "raw encoder", "floor", *(s for s in work if s.startswith("pass"))]
+    seconds["floor"] = floor
     return [
         {
             "stage": stage,
-            "seconds": taken,
-            "mb_per_second": size / 1e6 / taken,
-            "tokens_per_second": tokens / taken,
+            "seconds": seconds[stage],
+            "mb_per_second": megabytes / seconds[stage],
+            "of_floor": floor / seconds[stage],
+            "of_first_mode": seconds[order[4]] / seconds[stage],
+            "paths": _paths(loaded, stage, blocks, setup.formats[0]),
         }
-        for stage, taken in seconds.items()
+        for stage in order
     ]
 
 
-def _raw_encoder(recipe: Recipe) -> Callable[[list[str]], Any]:
-    """The library that encodes, by its own call for many texts, on one thread."""
-    if recipe.encoder != "gigatoken":
-        return HfEncoder(recipe.tokenizer, threads=False).encode
-    return partial(
-        gigatoken.Tokenizer.from_json(recipe.tokenizer.json).encode_batch, parallel=False
-    )
+class RawEncoder:
+    """The library that encodes, called in the form that it processes fastest."""
+
+    def __init__(self, stages: Preprocessor) -> None:
+        spec, self._separator = stages.recipe.tokenizer, between_texts(stages.recipe.tokenizer)
+        self._fast = stages.recipe.encoder == "gigatoken"
+        if self._fast:
+            self._encode: Callable[[Any], Any] = load_gigatoken(spec).encode
+        else:
+            self._encode = HfEncoder(spec, threads=False).encode
+
+    def prepared(self, texts: list[str]) -> Any:
+        if not self._fast:
+            return texts
+        encoded = [text.encode() for text in texts]
+        if self._separator is None:
+            return encoded
+        return [self._separator.text.encode().join(encoded)]
+
+    def run(self, prepared: Any) -> None:
+        if not self._fast:
+            self._encode(prepared)
+        else:
+            for text in prepared:
+                self._encode(text)
 
 
-def _fastest(run: Callable[[], Any], rounds: int) -> float:
-    best = float("inf")
-    for _ in range(rounds):
-        started = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - started)
-    return best
+def _texts_of(stages: Preprocessor, block: bytes, format_name: str) -> list[str]:
+    counts: Counter[str] = Counter()
+    examples = read_examples(stages, Letters(block), format_name, [], counts)
+    return stages.renderer.render(examples, [], counts).texts
+
+
+def _paths(
+    loaded: dict[str, Preprocessor], stage: str, blocks: list[bytes], format_name: str
+) -> dict[str, int]:
+    """How many conversations took which path, of pass 1."""
+    counts: Counter[str] = Counter()
+    stages = loaded.get(stage.removeprefix("pass 1, "))
+    for block in blocks if stages is not None else ():
+        assert stages is not None
+        counts.update(preprocess(stages, block, format_name, seed=None).counts)
+    return {key: number for key, number in counts.items() if key.startswith(("masks.", "template"))}
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    encoder = next(row for row in rows if row["stage"] == "raw encoder")["seconds"]
-    first = next(row for row in rows if row["stage"].startswith("pass 1"))["seconds"]
-    whole = next(row for row in rows if row["stage"] == "whole build")["seconds"]
-    lines = [f"{'stage':<46}{'seconds':>9}{'MB/s':>9}{'tokens/s':>14}"]
-    lines += [
-        f"{r['stage']:<46}{r['seconds']:>9.3f}{r['mb_per_second']:>9,.0f}{r['tokens_per_second']:>14,.0f}"
-        for r in rows
-    ]
-    return "\n".join(
-        [
-            *lines,
-            (
-                f"of the raw encoder's throughput: pass 1 {encoder / first:.2f}, whole build"
-                f" {encoder / whole:.2f}"
-            ),
-        ]
-    )
+    lines = [f"{'stage':<28}{'CPU s':>8}{'MB/s':>8}{'of the floor':>14}{'of the first mode':>19}"]
+    for row in rows:
+        own = row["stage"].startswith("pass")
+        ratios = f"{row['of_floor']:>14.2f}{row['of_first_mode']:>19.2f}" if own else ""
+        lines.append(
+            f"{row['stage']:<28}{row['seconds']:>8.3f}{row['mb_per_second']:>8,.0f}{ratios}"
+        )
+        lines += [f"    {key}: {number:,}" for key, number in row["paths"].items()]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

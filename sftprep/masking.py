@@ -76,7 +76,8 @@ def mask_spans(
     character to the first token that holds its last one, both included; where no token holds its
     first character nothing is marked, and where none holds its last one the text is marked to its
     end. Source: `apply_chat_template(return_assistant_tokens_mask=True)` of transformers 5.23,
-    which is what TRL trains on.
+    which is what TRL trains on; only a span that ends with the first token of its text differs:
+    transformers takes the number of that token, 0, for no token, and marks the text to its end.
     """
     of = [k for k, ranges in enumerate(spans) for _ in ranges or ()]
     flat = [span for ranges in spans for span in ranges or ()]
@@ -137,8 +138,7 @@ def _token_ranges(
     opens = _tokens_at(spans[:, 0] + bases[of], of, numbered, offsets)
     closes = _tokens_at(spans[:, 1] - 1 + bases[of], of, numbered, offsets)
     begins, after = offsets[:-1][of], offsets[1:][of]
-    # That the first token of a text cannot end a span is how transformers has it.
-    closes = np.where(closes <= begins, after, closes + 1)
+    closes = np.where(closes < begins, after, closes + 1)
     missing = opens < 0
     for k in np.flatnonzero(missing).tolist():
         # After a span that starts nowhere, no further one of its text is marked.

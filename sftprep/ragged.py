@@ -12,9 +12,6 @@ from numpy.typing import NDArray
 
 Value = TypeVar("Value", bound=np.generic)
 
-SLOT = -1
-"""In an order of fixed pieces: here stands the next of those that differ."""
-
 
 def edges(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """Where pieces of these lengths begin and end, one after the other: int64 [n + 1]."""
@@ -61,36 +58,3 @@ class Ragged(Generic[Value]):
         ).buffers()
         made = np.frombuffer(places, np.int64)[: len(which) + 1] // width
         return Ragged(np.frombuffer(values or b"", self.values.dtype)[: made[-1]], made)
-
-
-@dataclass(frozen=True, slots=True)
-class Pieces(Generic[Value]):
-    """Pieces with something between them: piece k is values[first[k]:last[k]]; both int64 [n], in
-    order."""
-
-    values: NDArray[Value]
-    first: NDArray[np.int64]
-    last: NDArray[np.int64]
-
-    def joined(self) -> Ragged[Value]:
-        """Without what stands between them."""
-        return self.within(
-            np.full(len(self.first), SLOT), Ragged(self.values[:0], edges(self.first[:0]))
-        )
-
-    def within(self, order: NDArray[np.int64], fixed: Ragged[Value]) -> Ragged[Value]:
-        """These and others. order: numbers of `fixed` pieces, and SLOT for the next one of these,
-        each of them once."""
-        begin, end = (int(self.first[0]), int(self.last[-1])) if len(self.first) else (0, 0)
-        own = 2 * len(self.first) + 1
-        cuts = np.empty(own + len(fixed.edges), np.int64)
-        cuts[0], cuts[1:own:2], cuts[2:own:2], cuts[own:] = (
-            begin,
-            self.first,
-            self.last,
-            fixed.edges + end,
-        )
-        cuts -= begin
-        which = order + own
-        which[order == SLOT] = np.arange(1, own, 2)
-        return Ragged(np.concatenate((self.values[begin:end], fixed.values)), cuts).taken(which)

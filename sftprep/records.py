@@ -25,6 +25,7 @@ __all__ = [
     "keys_of",
     "keys_read",
     "read_record",
+    "record_reader",
 ]
 __all__ += ["unknown_format"]
 
@@ -37,16 +38,30 @@ class Format:
     convert: Callable[[Record, int, Reading], Example]
 
 
+def record_reader(format_name: str, reading: Reading) -> Callable[[Record, int], Example]:
+    """A function that reads one record, with the number of its line, as an Example.
+
+    The Example takes over parts of the record. Raises Unusable; reason `other_schema` if the keys
+    are those of another format.
+    """
+    keys, convert = keys_of(format_name, reading), FORMATS[format_name].convert
+
+    def read(record: Record, line: int) -> Example:
+        if reading.renames:
+            record = _renamed(record, reading.renames)
+        if reading.function is not None:
+            return _formatted(record, line, reading.function)
+        for key in keys:
+            if key not in record:
+                raise _missing_keys(record, format_name, reading)
+        return convert(record, line, reading)
+
+    return read
+
+
 def read_record(record: Record, line: int, format_name: str, reading: Reading) -> Example:
-    """One record as an Example, which takes its parts over. Raises Unusable; reason `other_schema`
-    where the keys are those of another format."""
-    if reading.renames:
-        record = _renamed(record, reading.renames)
-    if reading.function is not None:
-        return _formatted(record, line, reading.function)
-    if not keys_of(format_name, reading) <= record.keys():
-        raise _missing_keys(record, format_name, reading)
-    return FORMATS[format_name].convert(record, line, reading)
+    """As `record_reader`, for a single record."""
+    return record_reader(format_name, reading)(record, line)
 
 
 def keys_of(format_name: str, reading: Reading) -> frozenset[str]:
@@ -211,7 +226,10 @@ FORMATS: dict[str, Format] = {
 def _chat(example: Example, record: Record) -> Example:
     """The example with what stands beside its messages, and with the switches that stand in
     them."""
-    example.tools, example.template_kwargs = _tools(record), _template_kwargs(record)
+    if record.get("tools"):
+        example.tools = _tools(record["tools"])
+    if record.get("chat_template_kwargs"):
+        example.template_kwargs = _template_kwargs(record["chat_template_kwargs"])
     messages = example.messages or []
     # Most have a role and a content, and nothing else.
     example.bare = max(map(len, messages)) <= 2
@@ -220,12 +238,9 @@ def _chat(example: Example, record: Record) -> Example:
     return example
 
 
-def _tools(record: Record) -> list[Any] | None:
+def _tools(tools: Any) -> list[Any] | None:
     """Tool schemas as objects, whether they came as objects or as JSON text; none at all is None,
     not an empty list."""
-    tools = record.get("tools")
-    if not tools:
-        return None
     tools = decoded(tools, '"tools"')
     if not isinstance(tools, list):
         raise Unusable("bad_tool", '"tools" is not a list of tool schemas')
@@ -278,10 +293,7 @@ def _formatted(record: Record, line: int, function: Callable[[Record], Any]) -> 
     )
 
 
-def _template_kwargs(record: Record) -> dict[str, Any] | None:
-    kwargs = record.get("chat_template_kwargs")
-    if not kwargs:
-        return None
+def _template_kwargs(kwargs: Any) -> dict[str, Any]:
     if not isinstance(kwargs, Mapping):
         raise Unusable("bad_type", '"chat_template_kwargs" is not an object')
     return dict(kwargs)

@@ -14,12 +14,14 @@ Kind = Literal["text", "int", "texts", "value"]
 
 class Code(NamedTuple):
     """Source of one expression. literal: the text, where it is a constant one; atom: a name, which
-    may be written twice."""
+    may be written twice; anchors: source of the number of anchors that the template itself writes
+    with this value, empty for none (constants are counted when they are written)."""
 
     source: str
     kind: Kind = "value"
     literal: str | None = None
     atom: bool = False
+    anchors: str = ""
 
 
 @dataclass(slots=True)
@@ -47,7 +49,9 @@ def literal(text: str) -> Code:
 
 def shown(code: Code) -> Code:
     """A value as the text that `{{ value }}` writes."""
-    return code if code.kind == "text" else Code(f"text({code.source})", "text")
+    if code.kind == "text":
+        return code
+    return Code(f"text({code.source})", "text", anchors=code.anchors)
 
 
 def joined(pieces: Iterable[Code]) -> list[Code]:

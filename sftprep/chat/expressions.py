@@ -55,6 +55,10 @@ class Expressions:
     macros: dict[str, Macro] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
     """Variables given from outside that the template reads: name -> Python variable."""
+    special: frozenset[str] = frozenset()
+    """Those of them that hold a special token, which may be an anchor."""
+    carrying: frozenset[str] = frozenset()
+    """Names of the template's own variables whose anchors are counted with their value."""
     bound: dict[str, object] = field(default_factory=dict)
     """Functions that the source calls, by their Python names."""
     constructs: list[str] = field(default_factory=list)
@@ -80,7 +84,9 @@ class Expressions:
             return Code(name, atom=True)
         if name not in self.inputs:
             self.inputs[name] = self.fresh("n")
-        return Code(self.inputs[name], atom=True)
+        variable = self.inputs[name]
+        anchors = anchor_count(variable) if name in self.special else ""
+        return Code(variable, atom=True, anchors=anchors)
 
     def only_jinja(self, node: nodes.Node, what: str) -> Code:
         """The expression that gives the conversation to Jinja when it is reached."""
@@ -125,7 +131,9 @@ class Expressions:
         return write(self, node)
 
     def _summand(self, code: Code) -> Code:
-        return Code(f"exact({code.source})") if self.facts.markup and code.kind != "text" else code
+        if not self.facts.markup or code.kind == "text":
+            return code
+        return Code(f"exact({code.source})", anchors=code.anchors)
 
     def _text_kind(self, receiver: Code) -> Kind:
         """Kind of what a method gives that gives text: Markup gives Markup."""
@@ -152,7 +160,10 @@ class Expressions:
                 if name in self.environment.globals
                 else self.input(name)
             )
-        return Code(self.variable(self.symbols.ref(name)), atom=True)
+        variable = self.variable(self.symbols.ref(name))
+        return Code(
+            variable, atom=True, anchors=anchor_count(variable) if name in self.carrying else ""
+        )
 
     def _getattr(self, node: nodes.Getattr) -> Code:
         owner = node.node
@@ -432,6 +443,11 @@ class Expressions:
             else:
                 written.append(self.only_jinja(node, f"the argument {argument.key}").source)
         return ", ".join(written)
+
+
+def anchor_count(variable: str) -> str:
+    """The Python variable that counts the anchors in the value of another one."""
+    return f"a_{variable}"
 
 
 _ARGUMENTS = frozenset({"messages", "tools", "add_generation_prompt"})

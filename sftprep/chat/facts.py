@@ -16,11 +16,12 @@ MARKUP_FILTERS = frozenset({"safe"})
 class Facts:
     """namespaces: names that only ever hold a `namespace(...)`, each with the attributes that it
     has from its start; macros: names that only ever hold one macro; markup: whether a value may be
-    `Markup`."""
+    `Markup`; assigned: names that only ever get a value by a plain `set name = ...`."""
 
     namespaces: dict[str, frozenset[str]]
     macros: frozenset[str]
     markup: bool
+    assigned: frozenset[str]
 
 
 def facts_of(template: nodes.Template) -> Facts:
@@ -42,6 +43,11 @@ def facts_of(template: nodes.Template) -> Facts:
         if node.ctx != "load" and id(node) not in as_namespace
     )
     macros = Counter(node.name for node in template.find_all(nodes.Macro))
+    plain = Counter(
+        assign.target.name
+        for assign in template.find_all(nodes.Assign)
+        if isinstance(assign.target, nodes.Name) and id(assign.target) not in as_namespace
+    )
     return Facts(
         namespaces={
             name: keys for name, keys in namespaces.items() if not stores[name] and not macros[name]
@@ -52,6 +58,11 @@ def facts_of(template: nodes.Template) -> Facts:
             if times == 1 and not stores[name] and name not in namespaces
         ),
         markup=_makes_markup(template),
+        assigned=frozenset(
+            name
+            for name, times in stores.items()
+            if times == plain[name] and not macros[name] and name not in namespaces
+        ),
     )
 
 

@@ -15,10 +15,10 @@ Jinja renders that conversation.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import CodeType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 from jinja2 import nodes
@@ -27,41 +27,64 @@ from jinja2.idtracking import VAR_LOAD_ALIAS, VAR_LOAD_RESOLVE, VAR_LOAD_UNDEFIN
 
 from sftprep.chat import runtime
 from sftprep.chat.code import Code, Loop, Macro, joined
-from sftprep.chat.expressions import Expressions
+from sftprep.chat.expressions import Expressions, anchor_count
 from sftprep.chat.facts import facts_of, stores_name, uses_of_fields
 from sftprep.chat.jinja import ChatEnvironment, is_generation
-from sftprep.chat.shapes import Outline, symbolic
-from sftprep.chat.turns import Mark, in_characters, turn_of
+from sftprep.chat.turns import turn_of
 
-Spans = tuple[tuple[int, int], ...]
-Render = Callable[
-    [list[dict[str, Any]], Any, bool, Mapping[str, Any]], tuple[str, Spans, Sequence[Mark]]
-]
-"""(messages, tools, add_generation_prompt, the other variables) -> (text, character ranges of its
-generation blocks, turns)."""
+
+class Pieces(NamedTuple):
+    """A conversation as a compiled template writes it.
+
+    text: all pieces joined; pieces: constants and contents, in order; anchors: how many anchors the
+    template itself wrote; marks: where `{% generation %}` blocks start and end, in turn; turns:
+    where its loops are at which item (turns.py). A position is a number of pieces, followed by the
+    number of anchors before it.
+    """
+
+    text: str
+    pieces: list[str]
+    anchors: int
+    marks: list[tuple[int, int]]
+    turns: list[tuple[int, int, int, Any]]
+
+
+Render = Callable[[list[dict[str, Any]], Any, bool, Mapping[str, Any]], Pieces]
+"""Arguments: messages, tools, add_generation_prompt, the other variables."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """render: the function; outline: the same for stand-ins of contents (shapes.py); source: its
-    Python source; constructs: what it leaves to Jinja, with lines of the template."""
+    """render: the function; source: its Python source; constructs: what it leaves to Jinja, with
+    lines of the template."""
 
     render: Render
-    outline: Outline
     source: str
     constructs: tuple[str, ...]
 
 
 def compile_pieces(
-    tree: nodes.Template, template: jinja2.Template, environment: ChatEnvironment
+    tree: nodes.Template,
+    template: jinja2.Template,
+    environment: ChatEnvironment,
+    *,
+    anchors: Callable[[str], int] = lambda _: 0,
+    special: Iterable[str] = (),
 ) -> Compiled:
     """Translate a chat template.
+
+    anchors: counts the anchors in a text; special: names of the variables that hold a special
+    token.
 
     The function raises HandOver, or anything else, for a conversation that Jinja is to render
     instead. Raises SyntaxError, RecursionError or MemoryError where Python cannot take the
     translation, which is nested too deeply.
     """
-    writer = _Statements(Expressions(facts_of(tree), environment))
+    facts = facts_of(tree)
+    names_of_special = frozenset(special) - facts.assigned
+    carrying = _carrying(tree, facts.assigned, names_of_special, anchors)
+    write = Expressions(facts, environment, special=names_of_special, carrying=carrying)
+    writer = _Statements(write, anchors)
     source = writer.function(tree)
     names: dict[str, object] = {
         "U": runtime.UNDEFINED,
@@ -77,7 +100,8 @@ def compile_pieces(
         "join": "".join,
         "is_filled": runtime.is_filled,
         "size": runtime.size,
-        "finish": _finished,
+        "Pieces": Pieces,
+        "anchors_in": lambda value: anchors(value) if type(value) is str else 0,
         **writer.write.bound,
     }
     with warnings.catch_warnings():
@@ -87,7 +111,6 @@ def compile_pieces(
         code = compile(source, "<chat template>", "exec")
     return Compiled(
         render=_function(code, names),
-        outline=_function(code, symbolic(names)),
         source=source,
         constructs=tuple(dict.fromkeys(writer.write.constructs)),
     )
@@ -98,22 +121,44 @@ def _function(code: CodeType, names: dict[str, object]) -> Any:
     return names["render"]
 
 
-def _finished(
-    out: list[str], marks: list[int], turns: list[Mark]
-) -> tuple[str, Spans, Sequence[Mark]]:
-    """What `render` returns: the text, its marked spans, and its turns."""
-    return (
-        "".join(out),
-        runtime.spans_of(out, marks) if marks else (),
-        in_characters(out, turns) if turns else (),
-    )
+def _carrying(
+    tree: nodes.Template,
+    assigned: frozenset[str],
+    special: frozenset[str],
+    anchors: Callable[[str], int],
+) -> frozenset[str]:
+    """Names of variables that may get a value in which the template writes an anchor."""
+    values = [
+        (assign.target.name, assign.node)
+        for assign in tree.find_all(nodes.Assign)
+        if isinstance(assign.target, nodes.Name) and assign.target.name in assigned
+    ]
+    found: set[str] = set()
+    for _ in values:  # each turn finds one more, or is the last
+        new = {
+            name
+            for name, value in values
+            if any(
+                (
+                    (isinstance(part, nodes.Const) and isinstance(part.value, str))
+                    and anchors(part.value)
+                )
+                or (isinstance(part, nodes.Name) and part.name in special | found)
+                for part in [value, *value.find_all((nodes.Const, nodes.Name))]
+            )
+        }
+        if new <= found:
+            break
+        found |= new
+    return frozenset(found)
 
 
 class _Statements:
     """Writes statements, one Python line at a time, into `lines`."""
 
-    def __init__(self, write: Expressions) -> None:
+    def __init__(self, write: Expressions, anchors: Callable[[str], int]) -> None:
         self.write = write
+        self.anchors = anchors
         self.lines: list[str] = []
         self.indent = 0
         self.out = "out"
@@ -138,14 +183,20 @@ class _Statements:
             for name, variable in self.write.inputs.items()
         ]
         head += [
+            f"    {anchor_count(self.write.inputs[name])} = anchors_in({self.write.inputs[name]})"
+            for name in self.write.inputs
+            if name in self.write.special
+        ]
+        head += [
             "    out = []",
+            "    k = 0",
             "    marks = []",
             "    turns = []",
             "    most = 64 + 16 * len(messages)",
         ]
         tail = [
             "    if len(out) > most and size(out) > 1 << 20: hand_over('a long output')",
-            "    return finish(out, marks, turns)",
+            "    return Pieces(join(out), out, k, marks, turns)",
         ]
         return "\n".join([*head, *self.lines, *tail, ""])
 
@@ -170,10 +221,20 @@ class _Statements:
                 if self.write.is_input(name):
                     self._assign_input(symbols, self.write.variable(ref), name)
                 else:
-                    self._line(f"{self.write.variable(ref)} = {self.write.variable(origin)}")
+                    variable, source = self.write.variable(ref), self.write.variable(origin)
+                    self._line(f"{variable} = {source}")
+                    if name in self.write.carrying:
+                        self._line(f"{anchor_count(variable)} = {anchor_count(source)}")
                 self.write.symbols = outer
         if undefined:
             self._line(f"{' = '.join(undefined)} = U")
+            counts = [
+                anchor_count(self.write.variable(ref))
+                for ref, (action, _) in symbols.loads.items()
+                if action == VAR_LOAD_UNDEFINED and names[ref] in self.write.carrying
+            ]
+            if counts:
+                self._line(f"{' = '.join(counts)} = 0")
 
     def _assign_input(self, symbols: Symbols, variable: str, name: str) -> None:
         """Start a variable of the template with the value of the same name from outside."""
@@ -182,6 +243,8 @@ class _Statements:
             return
         given = self.write.input(name).source
         self._line(f"{variable} = {given}")
+        if name in self.write.carrying:
+            self._line(f"{anchor_count(variable)} = 0")
         if name in self.write.facts.namespaces:
             # What is written to a namespace must not land in a value of the user.
             self._line(f"if {given} is not U: hand_over({f'{name} is given from outside'!r})")
@@ -201,12 +264,24 @@ class _Statements:
 
     def _flush(self, pieces: list[Code]) -> None:
         """Write what was collected to the output, in one operation."""
-        sources = [piece.source for piece in joined(pieces)]
+        parts = joined(pieces)
+        sources = [piece.source for piece in parts]
         pieces.clear()
+        # What macros and assigned blocks write is not counted: a text that contains more anchors
+        # than were counted takes the reference path.
+        count = self._count(parts) if self.out == "out" else ""
         if len(sources) == 1:
             self._line(f"{self.out}.append({sources[0]})")
         elif sources:
             self._line(f"{self.out} += ({', '.join(sources)})")
+        if count:
+            self._line(f"k += {count}")
+
+    def _count(self, parts: Iterable[Code]) -> str:
+        """Source of the number of anchors that these parts write; empty for none."""
+        known = sum(self.anchors(part.literal) for part in parts if part.literal is not None)
+        counts = [str(known)] if known else []
+        return " + ".join([*counts, *(part.anchors for part in parts if part.anchors)])
 
     def _statement(self, node: nodes.Node) -> None:
         write = _WRITERS.get(type(node))
@@ -249,6 +324,9 @@ class _Statements:
             self._only_jinja(node, "this assignment")
         else:
             self._line(f"{written} = {self.write.expression(value).source}")
+            if isinstance(target, nodes.Name) and target.name in self.write.carrying:
+                count = self._count(joined(self.write.pieces(value))) or "0"
+                self._line(f"{anchor_count(written)} = {count}")
 
     def _target(self, target: nodes.Node) -> str | None:
         """What stands on the left of an assignment; None where only Jinja can assign to it."""
@@ -444,9 +522,9 @@ class _Statements:
         inner.analyze_node(node)
         self.write.symbols, self.marking = inner, False
         self._enter(inner)
-        self._line("marks.append(len(out))")
+        self._line("marks.append((len(out), k))")
         self._body(node.body)
-        self._line("marks.append(len(out))")
+        self._line("marks.append((len(out), k))")
         self.write.symbols, self.marking = outer, True
 
     def _turn(self, node: nodes.ExprStmt) -> None:
@@ -456,7 +534,7 @@ class _Statements:
             return
         depth, item = turn
         source = "None" if item is None else self.write.expression(item).source
-        self._line(f"turns.append((len(out), {depth}, {source}))")
+        self._line(f"turns.append((len(out), k, {depth}, {source}))")
 
     def _word(self, node: nodes.Node) -> None:
         self._line(type(node).__name__.lower())

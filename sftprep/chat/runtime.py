@@ -100,18 +100,5 @@ def size(pieces: list[str]) -> int:
     return sum(map(len, pieces))
 
 
-def spans_of(pieces: list[str], marks: list[int]) -> tuple[tuple[int, int], ...]:
-    """Character ranges from piece numbers: marks holds first and last+1 piece of each range, in
-    order."""
-    spans = []
-    position = done = 0
-    for first, last in zip(marks[::2], marks[1::2], strict=True):
-        start = position + sum(map(len, pieces[done:first]))
-        position = start + sum(map(len, pieces[first:last]))
-        done = last
-        spans.append((start, position))
-    return tuple(spans)
-
-
 _PLAIN = frozenset({str, int, float, bool, NoneType, list})
 _SEQUENCES = frozenset({str, list, tuple})

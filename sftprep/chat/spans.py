@@ -122,10 +122,10 @@ def marked_spans(rendered: Rendered) -> list[TurnSpan]:
 
 def is_assistant(message: Message) -> bool:
     """Whether a message is one that the model is to write."""
-    return message.get("role") in _ASSISTANTS
+    return message.get("role") in ASSISTANTS
 
 
-_ASSISTANTS = frozenset({"assistant", "model"})
+ASSISTANTS = frozenset({"assistant", "model"})
 _USER, _ANSWER, _USER_2, _ANSWER_2, _RESULT = "Qq7kuza", "Zz3mabe", "Qq8vitu", "Zz4nolo", "Ww5rexi"
 _OPENED = re.compile(r"<think>.*", re.DOTALL)
 """A reasoning block that a generation prompt opens, or skips: it counts as the assistant's own
@@ -153,7 +153,7 @@ def _rule(
     """The rule that holds for a probe. Raises TemplateError where none does."""
     rendered = template.render(messages, tools=tools)
     chunk = _text_of(rendered, len(messages) - 1)
-    answer = _contents(messages[-1])[0]
+    answer = contents_of(messages[-1])[0]
     if answer not in chunk:
         raise TemplateError("it does not write a turn while its loop is at that turn")
     rule = TurnRule(
@@ -169,7 +169,7 @@ def _rule(
     ]
     for text, own in zip(texts, assistants, strict=True):
         for number, message in enumerate(messages):
-            if any((content in text) != (number == own) for content in _contents(message)):
+            if any((content in text) != (number == own) for content in contents_of(message)):
                 raise TemplateError(
                     f"message {number + 1} of a probe is written in the turn of message {own + 1}"
                 )
@@ -263,7 +263,7 @@ def _check_merged(
         and bool(spans)
         and messages[number - 1].get("role") == messages[number].get("role")
     )
-    if not all(same and content in merged for content in _contents(messages[number])):
+    if not all(same and content in merged for content in contents_of(messages[number])):
         raise Unproven(f"message {number + 1} is written nowhere, or not in its own turn")
 
 
@@ -293,7 +293,7 @@ def _parts_of(
     text: str, number: int, message: Message, parts: list[tuple[int, int]], rule: TurnRule
 ) -> list[TurnSpan]:
     """The spans of any turn. Raises Unproven."""
-    contents = _contents(message)
+    contents = contents_of(message)
     first, last = parts[0][0], parts[-1][1]
     if is_assistant(message):
         chunk = text[first : parts[0][1]]
@@ -324,7 +324,7 @@ def _parts_of(
     return spans
 
 
-def _contents(message: Message) -> list[str]:
+def contents_of(message: Message) -> list[str]:
     """The texts that a message says, without blanks around them; templates trim those."""
     content = message.get("content")
     texts = (

@@ -6,9 +6,10 @@ from __future__ import annotations
 import copy
 import datetime
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import accumulate
 from typing import Any, Literal
 
 from jinja2 import nodes
@@ -22,9 +23,8 @@ from sftprep.chat.jinja import (
     compile_template,
     run_template,
 )
-from sftprep.chat.pieces import Render, compile_pieces
+from sftprep.chat.pieces import Pieces, Render, compile_pieces
 from sftprep.chat.runtime import HandOver
-from sftprep.chat.shapes import Conditions, Shape, Shaper
 from sftprep.chat.turns import Region, regions_of
 from sftprep.errors import TemplateError
 
@@ -65,9 +65,11 @@ class ChatTemplate:
         date: datetime.date | None = None,
         way: Literal["auto", "jinja"] = "auto",
         turns: bool = False,
+        anchors: Callable[[str], int] | None = None,
     ) -> None:
         """variables: the tokenizer's special tokens, by the names that templates know; date: what
-        templates see as today; turns: renders tell which message wrote what.
+        templates see as today; turns: renders tell which message wrote what; anchors: counts the
+        tokens in a text that can mark the boundaries of trained regions (`Pieces.anchors`).
 
         Raises TemplateError, with the line, where the source is no template.
         """
@@ -77,9 +79,8 @@ class ChatTemplate:
         self._parsed = compile_template(self._environment, source, turns=turns)
         self.has_generation_marks = self._parsed.marks
         self._variables: dict[str, Any] = {"documents": None, **variables}
+        self._anchors = anchors or (lambda _: 0)
         self._pieces: Render | None = None
-        self._shaper: Shaper | None = None
-        self._filled: set[Shape] = set()
         self._why_jinja = "asked for"
         self._constructs: tuple[str, ...] = ()
         if way == "auto":
@@ -105,13 +106,33 @@ class ChatTemplate:
         TemplateError where the template refuses the conversation, with its own message, and where
         it fails.
         """
+        made = self.render_pieces(
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            template_kwargs=template_kwargs,
+            bare=bare,
+        )
+        return made if isinstance(made, Rendered) else in_characters(*made)
+
+    def render_pieces(
+        self,
+        messages: list[Message],
+        *,
+        tools: list[Any] | None = None,
+        add_generation_prompt: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
+        bare: bool = False,
+    ) -> tuple[Pieces, list[Message]] | Rendered:
+        """As `render`, with the pieces of the text and the messages as the template saw them; what
+        Jinja rendered has no pieces."""
         messages = messages if bare else as_templates_get(messages)
         variables = self._given(template_kwargs) if template_kwargs else self._variables
         if tools is not None:
             _check_tools(tools)
         if self._pieces is not None and not (template_kwargs and self._shadows(template_kwargs)):
             try:
-                text, spans, turns = self._pieces(messages, tools, add_generation_prompt, variables)
+                made = self._pieces(messages, tools, add_generation_prompt, variables)
             except HandOver as way:
                 self._handed_over[way.reason] += 1
             except Exception as error:
@@ -119,71 +140,22 @@ class ChatTemplate:
                 # what pieces cannot.
                 self._handed_over[type(error).__name__] += 1
             else:
-                if len(text) > OUTPUT_FLOOR:
-                    check_output(len(text), {**variables, "messages": messages, "tools": tools})
+                if len(made.text) > OUTPUT_FLOOR:
+                    check_output(
+                        len(made.text), {**variables, "messages": messages, "tools": tools}
+                    )
                 self._by_pieces += 1
-                fast = Rendered(
-                    text, spans, regions_of(turns, messages, len(text)) if turns else ()
-                )
-                if self._is_checked(messages, tools, add_generation_prompt):
-                    return self._checked(messages, tools, add_generation_prompt, variables, fast)
-                return fast
+                if (
+                    self._by_pieces % CHECKED_EVERY == 0
+                    or self._checked_messages <= CHECKED_MESSAGES
+                ) and self._is_checked(messages, tools, add_generation_prompt):
+                    fast = in_characters(made, messages)
+                    slow = self._checked(messages, tools, add_generation_prompt, variables, fast)
+                    if slow is not fast:
+                        return slow
+                return made, messages
         self._by_jinja += 1
         return self._run(messages, tools, add_generation_prompt, variables)
-
-    def shape(self, roles: Sequence[str], *, content_first: bool = False) -> Shape | None:
-        """What all conversations of these roles look like whose messages have contents that meet
-        `conditions`, and nothing else.
-
-        content_first: the content of each message stands before its role. None where the template
-        looks at contents in other ways, or pieces are not in use.
-        """
-        if self._pieces is None or self._shaper is None:
-            return None
-        return self._shaper.shape(roles, self._variables, content_first=content_first)
-
-    @property
-    def conditions(self) -> Conditions:
-        """What contents must meet for the shapes made so far."""
-        return Conditions() if self._shaper is None else self._shaper.conditions
-
-    def fill(self, shape: Shape, contents: Sequence[str]) -> Rendered | None:
-        """A conversation of a shape, rendered; None where `render` is to do it."""
-        rendered = Rendered(*shape.fill(contents))
-        if len(rendered.text) > OUTPUT_FLOOR or not self.counted([shape], lambda _: contents):
-            return None
-        return rendered
-
-    def counted(self, shapes: Sequence[Shape], contents: Callable[[int], Sequence[str]]) -> int:
-        """Count conversations that these shapes are filled with, each of at most OUTPUT_FLOOR
-        characters.
-
-        contents: of a conversation by its number. The first of each shape is checked, within the
-        limits above, and one in CHECKED_EVERY. Returns how many of them count, from the first on:
-        where one is wrong, `render` is to do all from there on.
-        """
-        if self._pieces is None:
-            return 0
-        before = self._by_pieces
-        firsts = dict(zip(reversed(shapes), range(len(shapes) - 1, -1, -1), strict=True))
-        due: set[int] = {
-            *firsts.values(),
-            *range((-before - 1) % CHECKED_EVERY, len(shapes), CHECKED_EVERY),
-        }
-        for number in sorted(due):
-            self._by_pieces = before + number + 1
-            shape = shapes[number]
-            if self._is_due(shape, self._filled):
-                texts = contents(number)
-                fast = Rendered(*shape.fill(texts))
-                try:
-                    slow = self._checked(shape.messages(texts), None, False, self._variables, fast)
-                except TemplateError:
-                    return number
-                if slow is not fast:
-                    return number
-        self._by_pieces = before + len(shapes)
-        return len(shapes)
 
     def reads(self, name: str) -> bool:
         """Whether the template looks at a variable, such as `tools`."""
@@ -230,14 +202,19 @@ class ChatTemplate:
 
     def _compile(self) -> None:
         try:
-            compiled = compile_pieces(self._parsed.tree, self._parsed.template, self._environment)
+            compiled = compile_pieces(
+                self._parsed.tree,
+                self._parsed.template,
+                self._environment,
+                anchors=self._anchors,
+                special=self._variables.keys(),
+            )
         except Exception as error:
             # Nested too deeply for Python, or a kind of template that nobody thought of: Jinja runs
             # it, and the report says so.
             self._why_jinja = f"the template cannot be compiled: {type(error).__name__}: {error}"
         else:
             self._pieces, self._constructs = compiled.render, compiled.constructs
-            self._shaper = Shaper(compiled.outline)
 
     def _given(self, template_kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The variables of the tokenizer, and over them those of the record."""
@@ -278,29 +255,16 @@ class ChatTemplate:
     def _is_checked(
         self, messages: list[Message], tools: list[Any] | None, add_generation_prompt: bool
     ) -> bool:
-        shape = (
-            len(messages),
-            max(map(len, messages), default=0),
-            tools is None,
-            add_generation_prompt,
-        )
-        return self._is_due(shape, self._shapes) or (
-            self._by_pieces <= CHECKED_FIRST and self._checked_messages <= CHECKED_MESSAGES
-        )
-
-    def _is_due(self, shape: object, seen: set[Any]) -> bool:
-        """Whether this render is the one in CHECKED_EVERY, or the first of its shape, of which some
-        were seen."""
+        """Whether this render is the one in CHECKED_EVERY, or one of the first, or the first of its
+        shape."""
         if self._by_pieces % CHECKED_EVERY == 0:
             return True
-        if (
-            self._checked_messages > CHECKED_MESSAGES
-            or shape in seen
-            or len(seen) >= CHECKED_SHAPES
-        ):
-            return False
-        seen.add(shape)
-        return True
+        longest = max(map(len, messages), default=0)
+        shape = (len(messages), longest, tools is None, add_generation_prompt)
+        is_new = shape not in self._shapes and len(self._shapes) < CHECKED_SHAPES
+        if is_new:
+            self._shapes.add(shape)
+        return is_new or self._by_pieces <= CHECKED_FIRST
 
     def _checked(
         self,
@@ -352,6 +316,21 @@ _PARAMETERS = frozenset(
     }
 )
 """Parameters of `apply_chat_template`: under these names nothing reaches a template."""
+
+
+def in_characters(made: Pieces, messages: list[Message]) -> Rendered:
+    """A conversation of pieces with its positions in characters. messages: as the template saw
+    them."""
+    if not (made.marks or made.turns):
+        return Rendered(made.text, ())
+    starts = [0, *accumulate(map(len, made.pieces))]
+    marks = [starts[piece] for piece, _ in made.marks]
+    turns = [(starts[piece], depth, item) for piece, _, depth, item in made.turns]
+    return Rendered(
+        made.text,
+        tuple(zip(marks[::2], marks[1::2], strict=True)),
+        regions_of(turns, messages, len(made.text)) if turns else (),
+    )
 
 
 def _check_tools(tools: list[Any]) -> None:

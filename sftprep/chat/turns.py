@@ -50,18 +50,6 @@ def turn_of(node: nodes.ExprStmt) -> tuple[int, nodes.Expr | None] | None:
     return depth.value, None if isinstance(item, nodes.Const) else item
 
 
-def in_characters(pieces: Sequence[str], marks: Sequence[Mark]) -> list[Mark]:
-    """The same marks with positions in characters, from marks whose positions count pieces, in
-    order."""
-    found: list[Mark] = []
-    position = done = 0
-    for piece, depth, item in marks:
-        position += sum(map(len, pieces[done:piece]))
-        done = piece
-        found.append((position, depth, item))
-    return found
-
-
 def regions_of(marks: Sequence[Mark], messages: Sequence[Any], end: int) -> tuple[Region, ...]:
     """The parts of a text of `end` characters, in order, none empty; neighbours are of different
     messages.
@@ -134,6 +122,8 @@ def _noted(body: list[nodes.Node], depth: int, identifier: str) -> list[nodes.No
             node.else_ = _noted(node.else_, depth, identifier)
         elif isinstance(node, nodes.With):
             node.body = _noted(node.body, depth, identifier)
+        elif isinstance(node, nodes.For) and not _writes(node):
+            continue  # a loop that only looks at the messages
         elif isinstance(node, nodes.For) and isinstance(node.target, nodes.Name):
             item = nodes.Name(node.target.name, "load", lineno=node.lineno)
             node.body = [
@@ -146,6 +136,10 @@ def _noted(body: list[nodes.Node], depth: int, identifier: str) -> list[nodes.No
         # Macros, block assignments and generation blocks collect what they write, so positions
         # inside them say nothing.
     return noted
+
+
+def _writes(loop: nodes.For) -> bool:
+    return next(loop.find_all((nodes.Output, nodes.CallBlock)), None) is not None
 
 
 def _statement(depth: int, item: nodes.Expr, loop: nodes.For, identifier: str) -> nodes.ExprStmt:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,7 +32,7 @@ from sftprep.engine.output import OutputFolder, claim_output
 from sftprep.engine.passes import (
     Tokenized,
     TokenizeTask,
-    load_preparers,
+    load_preprocessors,
     tokenize_in_turn,
     tokenize_partition,
 )
@@ -49,6 +50,7 @@ from sftprep.sources.partition import Source, cut
 from sftprep.tokenize.beside import Beside
 from sftprep.tokenize.hf import HfEncoder
 
+_BECAUSE = "masks.because."
 _WORTH_A_WORKER = 24 << 20
 """Bytes of input: with less, a spawned worker spends longer on its imports than on its work."""
 
@@ -101,7 +103,7 @@ def build(
         if workers > 1:
             for file, recipe in zip(recipes, setup.recipes, strict=True):
                 write_bytes(file.path, recipe.to_bytes())
-        executor = make_executor(workers, partial(load_preparers, recipes))
+        executor = make_executor(workers, partial(load_preprocessors, recipes))
         try:
             try:
                 parts = _tokenize(setup, config, output.work, recipes, executor, progress)
@@ -265,8 +267,8 @@ def _manifest(config: BuildConfig, setup: Setup, side: Side, made: Assembled) ->
 
 
 def _template(source: str | None, side: Side) -> dict[str, Any]:
-    """Which template rendered the conversations, and how many went which way: compiled pieces, or
-    Jinja."""
+    """Which template rendered the conversations, and how many took which path: compiled pieces or
+    Jinja, and masks by token ids or by the characters of the tokens, with the reasons."""
     if source is None:
         return {}
     renders = {
@@ -274,10 +276,19 @@ def _template(source: str | None, side: Side) -> dict[str, Any]:
         for way in ("pieces", "jinja")
     }
     ways = [way for way, number in renders.items() if number]
+    masks: Counter[str] = Counter()
+    for part in side.parts:
+        masks.update({k: n for k, n in part.counts.items() if k.startswith("masks.")})
+    because = {k.removeprefix(_BECAUSE): n for k, n in masks.items() if k.startswith(_BECAUSE)}
     return {
         "digest": digest(source),
         "way": "mixed" if len(ways) > 1 else "".join(ways) or "none",
         "renders": renders,
+        "masks": {
+            "by_ids": masks["masks.by_ids"],
+            "by_characters": masks["masks.by_characters"],
+            "because": dict(sorted(because.items())),
+        },
     }
 
 

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from sftprep.batch import Rejected, TokenBatch
 from sftprep.engine.facts import Facts, Wanted, facts_of
-from sftprep.engine.prepare import Preparer
 from sftprep.engine.recipe import RecipeFile
 from sftprep.engine.spill import map_spill, read_spill, spill_path, write_spill
 from sftprep.hashes import digest
+from sftprep.pipeline.preprocess import Preprocessor, begin_preprocess
 from sftprep.ragged import Ragged, edges
 from sftprep.shards.manifest import ShardInfo
 from sftprep.shards.writer import ShardRows, write_shard
@@ -124,9 +124,9 @@ def _begun(task: TokenizeTask) -> _Begun:
     prepare: Callable[[], TokenBatch] | None = None
     if spill is None:
         sample = _SAMPLE if task.partition.index == 0 else 0
-        preparer = _preparer(task.recipe, task.threads)
-        preparer.ask(task.recipe.reference)
-        prepare = preparer.begin(data, task.format, seed=int(key[:16], 16), sample=sample)
+        stages = _preprocessor(task.recipe, task.threads)
+        stages.encoder.ask(task.recipe.reference)
+        prepare = begin_preprocess(stages, data, task.format, seed=int(key[:16], 16), first=sample)
 
     def finish() -> Tokenized:
         if prepare is not None:
@@ -159,10 +159,10 @@ def _begun(task: TokenizeTask) -> _Begun:
     return _Begun(since, len(data), finish)
 
 
-def load_preparers(recipes: Sequence[RecipeFile]) -> None:
+def load_preprocessors(recipes: Sequence[RecipeFile]) -> None:
     """Load what `tokenize_partition` will need, in a process that does not use every core."""
     for recipe in recipes:
-        _preparer(recipe, False).load()
+        _preprocessor(recipe, False).load()
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +268,6 @@ def _pieces(
 
 
 @lru_cache(maxsize=8)
-def _preparer(recipe: RecipeFile, threads: bool) -> Preparer:
+def _preprocessor(recipe: RecipeFile, threads: bool) -> Preprocessor:
     # Loading a tokenizer takes up to half a second, so a process does it once and keeps it.
-    return Preparer(recipe.recipe(), threads=threads)
+    return Preprocessor(recipe.recipe(), threads=threads)

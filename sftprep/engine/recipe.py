@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,9 +80,11 @@ class Recipe:
             function=load_function(self.formatting_func) if self.formatting_func else None,
         )
 
-    def template(self, *, turns: bool = False) -> ChatTemplate | None:
-        """The chat template, compiled; turns: its renders tell which message wrote what. Raises
-        TemplateError."""
+    def template(
+        self, *, turns: bool = False, anchors: Callable[[str], int] | None = None
+    ) -> ChatTemplate | None:
+        """The chat template, compiled; turns: its renders tell which message wrote what; anchors:
+        as for `ChatTemplate`. Raises TemplateError."""
         if self.chat_template is None:
             return None
         day = datetime.date.fromisoformat(self.date) if self.date else None
@@ -91,6 +94,7 @@ class Recipe:
             date=day,
             way=self.template_way,
             turns=turns,
+            anchors=anchors,
         )
 
     def to_bytes(self) -> bytes:

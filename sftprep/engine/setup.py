@@ -18,10 +18,10 @@ from sftprep.chat.template import ChatTemplate
 from sftprep.config import BuildConfig, FormatConfig, SourceEntry
 from sftprep.engine.inputs import Input, find_inputs
 from sftprep.engine.recipe import Recipe
-from sftprep.engine.texts import Renderer
 from sftprep.errors import ConfigError, TemplateError, TokenizerError
 from sftprep.given import MASKS
 from sftprep.records import Reading, detect_format, keys_read, unknown_format
+from sftprep.render.renderer import Renderer
 from sftprep.shards.manifest import check_manifest_size
 from sftprep.sources.jsonl import parse_line
 from sftprep.sources.partition import Source, first_lines

@@ -65,7 +65,26 @@ def summary_lines(report: BuildReport) -> list[str]:
         f"warning: {_WARNINGS.get(name, name)} ({some(n, 'record')})"
         for name, n in accounts.warnings.items()
     ]
-    return [*table, *_source_lines(manifest), *warned, *_evaluation_lines(report), _speed(report)]
+    return [
+        *table,
+        *_mask_lines(manifest),
+        *_source_lines(manifest),
+        *warned,
+        *_evaluation_lines(report),
+        _speed(report),
+    ]
+
+
+def _mask_lines(manifest: Manifest) -> Iterator[str]:
+    """Why masks took the slower path, if more than a tenth of them did."""
+    masks = manifest.template.get("masks", {})
+    slow, fast = masks.get("by_characters", 0), masks.get("by_ids", 0)
+    if 10 * slow > slow + fast:
+        reason = max(masks["because"], key=masks["because"].__getitem__)
+        yield (
+            f"masks of {slow:,} of {slow + fast:,} conversations were set by characters, which is"
+            f" slower: mostly because {reason}"
+        )
 
 
 def summary_data(report: BuildReport) -> dict[str, Any]:
@@ -87,6 +106,7 @@ def summary_data(report: BuildReport) -> dict[str, Any]:
         "shard_bytes": sum(shard.bytes for shard in manifest.shards),
         "max_length": manifest.max_length,
         "encoder": manifest.encoder,
+        "template": manifest.template,
         "seconds": round(report.seconds, 3),
         "bytes_read": report.bytes_read,
         "mb_per_second": round(report.bytes_read / 1e6 / report.seconds, 2),
@@ -133,6 +153,10 @@ def manifest_line(manifest: Manifest) -> str:
 _WARNINGS = {
     "encoder_failed_over": (
         "the fast encoder gave other ids than tokenizers, which encoded these partitions instead"
+    ),
+    "mask_failed_over": (
+        "a mask by token ids differed from that by characters, which set the masks of these"
+        " partitions instead"
     ),
     "prompt_not_prefix": (
         "the tokens of a prompt are no start of those of prompt + completion; training starts where"

@@ -6,12 +6,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import numpy as np
 import orjson
-from numpy.typing import NDArray
 
 from sftprep.batch import Rejected
-from sftprep.lookup import Letters
 from sftprep.sources.lines import LARGEST_LINE
 from sftprep.sources.rows import OPAQUE, UNUSABLE
 
@@ -27,14 +24,6 @@ def split_lines(data: bytes) -> list[bytes]:
     if not lines[-1]:
         lines.pop()
     return lines
-
-
-def line_edges(letters: Letters) -> NDArray[np.int64]:
-    """Where lines begin: line k of `split_lines` is data[edges[k] : edges[k + 1] - 1]; int64 [lines
-    + 1]."""
-    data = letters.data
-    edges = np.concatenate((np.zeros(1, np.int64), letters.places(ord("\n")) + 1))
-    return np.append(edges, len(data) + 1) if data and not data.endswith(b"\n") else edges
 
 
 def parse_line(line: bytes, number: int) -> dict[str, Any] | Rejected | None:

@@ -13,10 +13,10 @@ import xxhash
 from numpy.typing import NDArray
 
 from sftprep.batch import Rejected, TokenBatch
-from sftprep.engine.prepare import Preparer
 from sftprep.errors import EmptyInput, MismatchError
 from sftprep.hashes import mixed
 from sftprep.packing.window import MOST_WAITS, CarryingWindow
+from sftprep.pipeline.preprocess import Preprocessor, preprocess
 from sftprep.shards.reader import Pack
 from sftprep.shards.schema import position_dtype
 from sftprep.shards.writer import positions_of
@@ -71,7 +71,7 @@ class Lane:
 
     number: int
     reader: Reader
-    preparer: Preparer
+    preprocessor: Preprocessor
     rules: LaneRules
     told: Callable[[Block, Rejected], None]
     taken: int = 0
@@ -279,7 +279,7 @@ class Lane:
     def _prepared_piece(self, piece: Piece) -> TokenBatch:
         # The first packs do not wait for the reference encoder, as those of small builds do not.
         seed = xxhash.xxh3_64_intdigest(piece.data) if self._window.number > 0 else None
-        return self.preparer.prepare(piece.data, piece.format, seed=seed)
+        return preprocess(self.preprocessor, piece.data, piece.format, seed=seed)
 
     # --- the state --------------------------------------------------------------------------------
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from sftprep.batch import Rejected
 from sftprep.config import BuildConfig, Order
-from sftprep.engine.prepare import Preparer
 from sftprep.engine.setup import prepare_recipe
 from sftprep.errors import ConfigError, EmptyInput, MismatchError, RecordError, TooManyRejected
 from sftprep.hashes import digest
+from sftprep.pipeline.preprocess import Preprocessor
 from sftprep.shards.reader import Pack
 from sftprep.shards.schema import position_dtype
 from sftprep.stream.blocks import Block, Dealt, insistently
@@ -107,7 +107,7 @@ class PackedStream:
         self._lanes: dict[int, Lane] | None = None
         self._states: dict[int, LaneState] = {}
         self._loaded = False
-        self._preparer: Preparer | None = None
+        self._preprocessor: Preprocessor | None = None
         self._threads = True
 
     # --- packs ------------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ class PackedStream:
         part.rejected = deque(maxlen=_KEPT_REJECTED)
         part._lanes, part._states = None, self._lane_states()
         if threads != self._threads:
-            part._threads, part._preparer = threads, None
+            part._threads, part._preprocessor = threads, None
         return part
 
     def to_hf(self, *, shards: int = 1, epochs: int | None = 1) -> Any:
@@ -270,7 +270,12 @@ class PackedStream:
         return all(lane in states and states[lane]["ended"] for lane in self.owned)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_lanes": None, "_states": self._lane_states(), "_preparer": None}
+        return {
+            **self.__dict__,
+            "_lanes": None,
+            "_states": self._lane_states(),
+            "_preprocessor": None,
+        }
 
     def _lane_states(self) -> dict[int, LaneState]:
         if self._lanes is None:
@@ -299,10 +304,10 @@ class PackedStream:
                 retries=self.retries,
                 pause=self.retry_wait,
             )
-            if self._preparer is None:
-                self._preparer = Preparer(self.recipe, threads=self._threads)
+            if self._preprocessor is None:
+                self._preprocessor = Preprocessor(self.recipe, threads=self._threads)
             lanes = {
-                number: Lane(number, reader, self._preparer, rules, self._tell)
+                number: Lane(number, reader, self._preprocessor, rules, self._tell)
                 for number in self.owned
             }
             for number, lane in lanes.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from sftprep.tokenize.ranks import scheme_of
 from sftprep.tokenize.spec import TokenizerSpec, takes_only_itself
 
 
@@ -53,29 +52,6 @@ def between_texts(spec: TokenizerSpec) -> Between | None:
         (each for each in plain if each.text not in used and each.text not in template),
         next(iter(plain), None),
     )
-
-
-COMMA = "0\x010"
-"""Stands between texts where `takes_commas`. An added token costs as much there as ten words."""
-
-
-def takes_commas(spec: TokenizerSpec) -> bool:
-    """Whether COMMA is three tokens wherever it stands, and texts beside it keep theirs, if none
-    before it ends with a blank.
-
-    Where each digit is a word of its own, whatever is beside it: the expression finds words from
-    the left, never looks back, and looks ahead only from blanks. The sign between the digits is a
-    word because they are; no one writes it.
-    """
-    digit, sign = COMMA[0], COMMA[1]
-    added = spec.added_tokens()
-    apart = not any(token[0] == digit or token[-1] == digit or sign in token for token in added)
-    return apart and scheme_of(spec) == "qwen2"
-
-
-def may_end(text: str) -> bool:
-    """Whether a comma may follow a text: its last letter is a sign of ASCII, and no blank."""
-    return "!" <= text[-1:] <= "~"
 
 
 def _is_byte_level(pre_tokenizers: list[dict[str, Any]]) -> bool:

@@ -59,7 +59,7 @@ def token_bytes(
 
     vocabulary: bytes of each id, added ones included; decode: ids to bytes, as the vocabulary says.
     """
-    family = _family(spec)
+    family = byte_family(spec)
     if family is None:
         return None
     added_ids = np.array(sorted(spec.added_tokens().values()), np.int64)
@@ -111,21 +111,24 @@ def char_ranges(
 
 
 @dataclass(frozen=True, slots=True)
-class _Family:
+class Family:
+    """blanks: "▁" represents a blank (SentencePiece); otherwise the tokenizer is byte-level.
+    prepends: a blank is added to the start of a text and after each added token."""
+
     blanks: bool
     prepends: bool
 
 
-def _family(spec: TokenizerSpec) -> _Family | None:
-    """What the parts of the tokenizer say; whatever is not known to keep bytes and offsets is not
-    guessed at."""
+def byte_family(spec: TokenizerSpec) -> Family | None:
+    """The family of a tokenizer whose tokens' bytes are the bytes of the text; None if its parts
+    are not known to keep bytes and offsets."""
     if not all(_keeps_offsets(part) for part in spec.steps("post_processor", "processors")):
         return None
     normalizers = spec.steps("normalizer", "normalizers")
     pre_tokenizers = spec.steps("pre_tokenizer", "pretokenizers")
     if any(part["type"] == "ByteLevel" for part in pre_tokenizers):
         return (
-            _Family(blanks=False, prepends=False)
+            Family(blanks=False, prepends=False)
             if all(part["type"] == "NFC" for part in normalizers)
             else None
         )
@@ -140,7 +143,7 @@ def _family(spec: TokenizerSpec) -> _Family | None:
     }
     if pre_tokenizers not in ([], [idle]) or normalizers not in ([prepend, replace], [replace]):
         return None
-    return _Family(blanks=True, prepends=prepend in normalizers)
+    return Family(blanks=True, prepends=prepend in normalizers)
 
 
 def _keeps_offsets(post_processor: dict[str, Any]) -> bool:

@@ -80,7 +80,7 @@ def load_encoder(
     made = reference or cache(partial(HfEncoder, spec, threads=threads))
     if name != FastEncoder.name:
         return made()
-    return FastEncoder(spec, threads=threads, reference=made, ranks=find_ranks(spec, cache_dir()))
+    return FastEncoder(spec, reference=made, ranks=find_ranks(spec, cache_dir()))
 
 
 def _chosen(

@@ -14,14 +14,14 @@ from unicodedata import is_normalized
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.ragged import Pieces, edges
-from sftprep.tokenize.between import COMMA, between_texts, may_end, takes_commas
+from sftprep.ragged import edges
+from sftprep.tokenize.between import between_texts
 from sftprep.tokenize.chars import TokenBytes, char_ranges, token_bytes
 from sftprep.tokenize.hf import not_unicode
 from sftprep.tokenize.ranks import Ranks
 from sftprep.tokenize.spec import TokenizerSpec
 from sftprep.tokenize.tokens import Encoder, EncoderFault, Tokens, flat_tokens
-from sftprep.tokenize.unicode14 import unsettled_texts
+from sftprep.tokenize.unicode14 import is_settled, texts_to_check
 from sftprep.tokenize.versions import version_of
 
 T = TypeVar("T")
@@ -33,14 +33,11 @@ to 0.4 s)."""
 _LOOK_EVERY = 64 << 20
 """Bytes of text, about, between two looks at the size of the process: the words in so many take no
 more than some 300 MB."""
-_THREADS_FROM = 16 << 20
-"""Characters in a batch from which on threads are worth importing awkward for (0.2 s), which
-gigatoken needs to give a batch."""
 
 
 class FastEncoder:
-    """gigatoken on a spec. threads: whether large batches use all cores; reference: makes the
-    `tokenizers` encoder, when needed; ranks: the spec as ranks, which load faster (ranks.py).
+    """gigatoken on a spec. reference: makes the `tokenizers` encoder, when needed; ranks: the spec
+    as ranks, which load faster (ranks.py).
 
     Texts with characters newer than the Unicode tables of either library (unicode14.py) are encoded
     by the reference, and so are the character ranges that the bytes of the tokens do not tell
@@ -53,12 +50,10 @@ class FastEncoder:
         self,
         spec: TokenizerSpec,
         *,
-        threads: bool,
         reference: Callable[[], Encoder],
         ranks: Ranks | None = None,
     ) -> None:
         self._spec, self._ranks = spec, ranks
-        self._threads = threads
         self._reference = reference
         self._table: TokenBytes | None = None
         self._table_tried = False
@@ -79,15 +74,25 @@ class FastEncoder:
     def encode(self, texts: Sequence[str]) -> Tokens:
         """Ids of each text."""
         try:
-            unsettled = unsettled_texts(texts)
+            encoded = [text.encode() for text in texts]
         except UnicodeEncodeError as error:
             raise not_unicode(texts, error) from error
-        if not unsettled:
-            return self._encode_settled(texts)
-        chosen = np.zeros(len(texts), np.bool_)
-        chosen[unsettled] = True
-        others = self._encode_settled([texts[k] for k in np.flatnonzero(~chosen).tolist()])
-        return _interleaved(chosen, self._reference().encode([texts[k] for k in unsettled]), others)
+        odd = texts_to_check(texts, encoded)
+        if not odd:
+            return self._encode_utf8(encoded)
+        unsettled = [number for number in odd if not is_settled(texts[number])]
+        altered: list[int] = []
+        if self._normalizes:
+            altered = [number for number in odd if not is_normalized("NFC", texts[number])]
+        tokens = self._encode_utf8(encoded)
+        if self._ranks is not None and altered:  # ranks do not normalize
+            own = self._normalizing._encode_utf8([encoded[number] for number in altered])
+            tokens = _replaced(tokens, altered, own)
+        if unsettled:  # gigatoken has another table for them
+            own = self._reference().encode([texts[number] for number in unsettled])
+            tokens = _replaced(tokens, unsettled, own)
+        changed = sorted({*unsettled, *altered}) if self._normalizes else ()
+        return Tokens(tokens.input_ids, tokens.offsets, changed)
 
     def token_chars(self, texts: Sequence[str], tokens: Tokens) -> NDArray[np.int64]:
         """First and last+1 character of each token: int64 [tokens, 2]."""
@@ -109,90 +114,38 @@ class FastEncoder:
         tokens = self.encode(texts)
         return tokens, self.token_chars(texts, tokens)
 
-    def encode_parts(self, joined: str, tokens: int, commas: int) -> Pieces[np.int32] | None:
-        """Ids of parts with so many tokens (`between_texts`) and commas between them; None where
-        parts need a look each."""
-        if not joined.isascii() and (
-            unsettled_texts([joined]) or (self._changes and not is_normalized("NFC", joined))
-        ):
-            return None
-        self._make_room(len(joined), ascii_only=joined.isascii())
-        return self._divided(joined, tokens, commas)
+    @cached_property
+    def _normalizes(self) -> bool:
+        return bool(self._spec.part("normalizer"))
 
-    @property
-    def _changes(self) -> bool:
-        """Whether texts would have to be normalized first."""
-        return self._ranks is not None and self._ranks.normalizes
-
-    def _make_room(self, size: int, *, ascii_only: bool) -> None:
-        """Load anew before so many more characters, where what was met so far takes too much
-        memory."""
-        self._since_look += size if ascii_only else 3 * size
+    def _make_room(self, size: int) -> None:
+        """Load anew before so many more bytes, where what was met so far takes too much memory."""
+        self._since_look += size
         if self._since_look > _LOOK_EVERY:
             self._since_look = 0
             if process_bytes() - self._bytes_at_load > _CACHE_BYTES:
                 self._load()
 
-    def _encode_settled(self, texts: Sequence[str]) -> Tokens:
-        size = sum(map(len, texts))
-        ascii_only = all(map(str.isascii, texts))
-        if not ascii_only and self._changes:
-            changed = np.array(
-                [not (text.isascii() or is_normalized("NFC", text)) for text in texts], np.bool_
-            )
-            if changed.any():
-                their, own = (
-                    [texts[k] for k in np.flatnonzero(rows).tolist()]
-                    for rows in (changed, ~changed)
-                )
-                return _interleaved(
-                    changed, self._normalizing._encode_settled(their), self._encode_settled(own)
-                )
-        self._make_room(size, ascii_only=ascii_only)
-        if self._threads and size >= _THREADS_FROM:
-            batch = _guarded(lambda: self._backend.encode_batch(list(texts), parallel=True)).layout
-            return Tokens(
-                np.asarray(batch.content.data).view(np.int32),
-                np.asarray(batch.offsets.data, np.int64),
-            )
+    def _encode_utf8(self, encoded: Sequence[bytes]) -> Tokens:
+        """Ids of texts that contain nothing to be encoded by somebody else."""
+        self._make_room(sum(map(len, encoded)))
         encode, between = self._backend.encode, self._between
-        if between is not None and len(texts) > 1:
-            apart = len(texts) - 1
-            if self._comma is not None and all(map(may_end, texts)):
-                parts = self._divided(COMMA.join(texts), 0, apart)
-            else:
-                parts = self._divided(between.text.join(texts), apart, 0)
-            if parts is not None:
-                joined = parts.joined()
-                return Tokens(joined.values, joined.edges)
-        # One call a text costs a microsecond and spares the import of awkward; no thread is ever
-        # started.
-        return flat_tokens(_guarded(lambda: [encode(text) for text in texts]))
-
-    def _divided(self, joined: str, tokens: int, commas: int) -> Pieces[np.int32] | None:
-        """The ids of texts that are encoded as one, without those between them; None where a text
-        holds one of those too."""
-        assert self._between is not None
-        ids = _guarded(lambda: self._backend.encode(joined))
-        found = ids == self._between.id
-        if commas:
-            found |= ids == self._comma
-        places = np.flatnonzero(found)
-        within = (
-            (ids[places] == self._comma).view(np.int8) if commas else 0
-        )  # a comma has a digit on each side
-        if len(places) != tokens + commas or np.count_nonzero(within) != commas:
-            return None
-        first, last = places + 1 + within, places - within
-        return Pieces(ids.view(np.int32), np.concatenate(([0], first)), np.append(last, len(ids)))
-
-    @cached_property
-    def _comma(self) -> int | None:
-        """The id of the sign in a comma; None where commas change what is beside them."""
-        if not takes_commas(self._spec):
-            return None
-        ids = _guarded(lambda: self._backend.encode(COMMA)).tolist()
-        return ids[1] if len(ids) == 3 and ids[0] == ids[2] != ids[1] else None
+        if between is None or len(encoded) < 2:
+            # One call for each text costs a microsecond.
+            return flat_tokens(_guarded(lambda: [encode(text) for text in encoded]))
+        separator = between.text.encode()
+        ids = _guarded(lambda: encode(separator.join(encoded)))
+        apart = ids == between.id
+        places = np.flatnonzero(apart)
+        if len(places) == len(encoded) - 1:
+            ends = np.append(places - np.arange(len(places)), len(ids) - len(places))
+            return Tokens(ids[~apart].view(np.int32), np.concatenate(([0], ends)))
+        spelled = [number for number, text in enumerate(encoded) if separator in text]
+        if not spelled:
+            raise EncoderFault(f"gigatoken does not find each {between.text!r} between texts")
+        own = flat_tokens(_guarded(lambda: [encode(encoded[number]) for number in spelled]))
+        others = self._encode_utf8([b"" if separator in text else text for text in encoded])
+        return _replaced(others, spelled, own)
 
     def _decode(self, ids: NDArray[np.uint32]) -> bytes:
         return bytes(self._backend.decode(ids))
@@ -212,7 +165,7 @@ class FastEncoder:
     @cached_property
     def _normalizing(self) -> FastEncoder:
         """For the few texts that a normalizer changes, which ranks know nothing of."""
-        return FastEncoder(self._spec, threads=self._threads, reference=self._reference)
+        return FastEncoder(self._spec, reference=self._reference)
 
     def _token_bytes(self) -> TokenBytes | None:
         if not self._table_tried:
@@ -268,12 +221,13 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _interleaved(chosen: NDArray[np.bool_], yes: Tokens, no: Tokens) -> Tokens:
-    """Texts of `yes` where `chosen`, of `no` elsewhere, in their order. chosen: bool [texts]."""
-    lengths = np.empty(len(chosen), np.int64)
-    lengths[chosen], lengths[~chosen] = np.diff(yes.offsets), np.diff(no.offsets)
-    offsets = edges(lengths)
-    ids = np.empty(int(offsets[-1]), np.int32)
-    rows = np.repeat(chosen, lengths)
-    ids[rows], ids[~rows] = yes.input_ids, no.input_ids
-    return Tokens(ids, offsets)
+def _replaced(tokens: Tokens, numbers: Sequence[int], new: Tokens) -> Tokens:
+    """The same tokens, but for some texts, in order, those of `new`."""
+    lengths = np.diff(tokens.offsets)
+    lengths[list(numbers)] = np.diff(new.offsets)
+    parts: list[NDArray[np.int32]] = []
+    done = 0
+    for place, number in enumerate(numbers):
+        parts += (tokens.input_ids[done : tokens.offsets[number]], new.of(place))
+        done = int(tokens.offsets[number + 1])
+    return Tokens(np.concatenate([*parts, tokens.input_ids[done:]]), edges(lengths))

@@ -70,9 +70,7 @@ def cached_probe(spec: TokenizerSpec, samples: Sequence[str], folder: Path) -> P
     texts = [*([] if known else nasty_texts(spec)), *samples]
     keep_ranks(spec, folder)
     try:
-        fast = FastEncoder(
-            spec, threads=True, reference=lambda: reference, ranks=find_ranks(spec, folder)
-        )
+        fast = FastEncoder(spec, reference=lambda: reference, ranks=find_ranks(spec, folder))
         result = compare_encoders(fast, reference, texts)
     except EncoderFault as fault:
         result = ProbeResult(

@@ -86,7 +86,7 @@ def ranks_of(model: dict[str, Any], added: dict[str, int]) -> list[tuple[bytes, 
         model.get(key)
         for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
     )
-    letters = _byte_of_letter()
+    letters = byte_of_letter()
     vocabulary = {
         token: number for token, number in model["vocab"].items() if added.get(token) != number
     }
@@ -134,7 +134,7 @@ def _merged(token: bytes, below: int, ids: dict[bytes, int]) -> Sequence[bytes]:
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
 
 
-def _byte_of_letter() -> dict[str, int]:
+def byte_of_letter() -> dict[str, int]:
     """The letters that byte-level BPE writes for bytes. Source: `bytes_to_unicode` of GPT-2."""
     shown = [
         *range(ord("!"), ord("~") + 1),

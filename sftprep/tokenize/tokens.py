@@ -18,11 +18,12 @@ class Tokens:
     """Ids of several texts, flat.
 
     input_ids: int32 [tokens]; offsets: int64 [texts + 1], text k is input_ids[offsets[k]:offsets[k
-    + 1]].
+    + 1]]; altered: numbers of the texts that the tokenizer's normalizer changed.
     """
 
     input_ids: NDArray[np.int32]
     offsets: NDArray[np.int64]
+    altered: Sequence[int] = ()
 
     def of(self, text: int) -> NDArray[np.int32]:
         """The ids of one text: a view."""

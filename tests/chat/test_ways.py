@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from sftprep.chat import template as module
+from sftprep.chat.pieces import Pieces
 from sftprep.chat.template import ChatTemplate, Rendered
 from sftprep.errors import TemplateError
 from tests.chat.cases import CONVERSATIONS, OWN_TEMPLATES, TEMPLATES, VARIABLES, name_of, turns
@@ -133,7 +134,7 @@ def test_a_source_that_is_no_template(source: str, words: str) -> None:
 
 
 def test_what_cannot_be_compiled_is_left_to_jinja(monkeypatch: pytest.MonkeyPatch) -> None:
-    def too_deep(*_: Any) -> None:
+    def too_deep(*_: Any, **__: Any) -> None:
         raise RecursionError("too deep")
 
     monkeypatch.setattr(module, "compile_pieces", too_deep)
@@ -225,12 +226,16 @@ def test_the_first_renders_and_later_samples_are_checked(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    "wrong", [("other text", ()), ("<|im_start|>user\na<|im_end|>", ((0, 1),))]
+    "wrong",
+    [
+        Pieces("other text", ["other text"], 0, [], []),
+        Pieces("<|im_start|>user\na<|im_end|>", ["<", "rest"], 0, [(0, 0), (1, 0)], []),
+    ],
 )
-def test_a_difference_switches_the_compiled_way_off(wrong: Any) -> None:
+def test_a_difference_switches_the_compiled_way_off(wrong: Pieces) -> None:
     template = chatml()
     right = chatml(way="jinja").render(turns("a"))
-    template._pieces = lambda *_: (*wrong, ())  # a compiler with a fault
+    template._pieces = lambda *_: wrong  # a compiler with a fault
     assert template.render(turns("a")) == right
     assert template.render(turns("a")) == right
     report = template.report()
@@ -242,7 +247,7 @@ def test_a_difference_switches_the_compiled_way_off(wrong: Any) -> None:
 
 def test_a_text_where_jinja_refuses_switches_the_compiled_way_off() -> None:
     template = ChatTemplate("{{ raise_exception('no') }}", variables={})
-    template._pieces = lambda *_: ("yes", (), ())  # a compiler with a fault
+    template._pieces = lambda *_: Pieces("yes", ["yes"], 0, [], [])  # a compiler with a fault
     with pytest.raises(TemplateError, match="no"):
         template.render([])
     assert template.report()["mismatch"] is not None

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sftprep.config import BuildConfig
-from sftprep.engine.prepare import Preparer
 from sftprep.engine.setup import prepare_recipe
+from sftprep.pipeline.preprocess import Preprocessor, preprocess
 from sftprep.records import detect_format
 from sftprep.tokenize.encoder import Encoder, load_encoder
 from sftprep.tokenize.load import load_tokenizer
@@ -35,14 +35,14 @@ def our_sequences(
     recipe, _ = prepare_recipe(
         BuildConfig.of(inputs="-", tokenizer=str(folder), output="-", format=format, **settings)
     )
-    preparer = Preparer(recipe, threads=False)
-    preparer.__dict__["_encoder"] = encoder_of(
+    stages = Preprocessor(recipe, threads=False)
+    stages.encoder.__dict__["fast"] = encoder_of(
         str(folder), recipe.encoder
     )  # in place of one that it would load itself
-    name = detect_format(dict(rows[0]), preparer.reading) if format == "auto" else format
+    name = detect_format(dict(rows[0]), stages.reading) if format == "auto" else format
     assert name is not None
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    batch = preparer.prepare(lines.encode(), name, seed=0)
+    batch = preprocess(stages, lines.encode(), name, seed=0)
     assert len(batch.rejected) == rejected, batch.rejected[:1]
     return [
         (tuple(batch.input_ids[a:b].tolist()), tuple(batch.completion_mask[a:b].tolist()))

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 
 from sftprep.batch import TokenBatch
 from sftprep.config import BuildConfig
-from sftprep.engine.prepare import Preparer
 from sftprep.engine.setup import prepare_recipe
+from sftprep.pipeline.preprocess import Preprocessor, preprocess
 from sftprep.records import detect_format
 
 
@@ -63,14 +63,12 @@ def prepare(rows: list[Any], folder: Path, *, format: str = "auto", **settings: 
     recipe, _ = prepare_recipe(
         BuildConfig.of(inputs="-", tokenizer=str(folder), output="-", format=format, **settings)
     )
-    preparer = Preparer(recipe, threads=False)
+    stages = Preprocessor(recipe, threads=False)
     lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
-    name = (
-        "messages" if isinstance(rows[0], str) else detect_format(dict(rows[0]), preparer.reading)
-    )
+    name = "messages" if isinstance(rows[0], str) else detect_format(dict(rows[0]), stages.reading)
     name = name if format == "auto" else format
     assert name is not None
     data = "".join(line + "\n" for line in lines).encode()
     return Prepared(
-        preparer.prepare(data, name, seed=0), Tokenizer.from_buffer(recipe.tokenizer.json)
+        preprocess(stages, data, name, seed=0), Tokenizer.from_buffer(recipe.tokenizer.json)
     )

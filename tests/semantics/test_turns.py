@@ -11,8 +11,8 @@ import pytest
 
 from sftprep.config import BuildConfig
 from sftprep.engine.setup import prepare_recipe
-from sftprep.engine.texts import Renderer
 from sftprep.errors import ConfigError, TemplateError
+from sftprep.render.renderer import Renderer
 from tests.semantics.conftest import CHATML, FORGETFUL
 from tests.semantics.prepared import prepare
 from tests.support import SHARED, needs_shared

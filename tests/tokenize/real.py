@@ -33,7 +33,7 @@ def real_spec(name: str) -> TokenizerSpec:
 @cache
 def real_fast(name: str) -> FastEncoder:
     """The fast encoder for it."""
-    return FastEncoder(real_spec(name), threads=False, reference=lambda: real_reference(name))
+    return FastEncoder(real_spec(name), reference=lambda: real_reference(name))
 
 
 @cache

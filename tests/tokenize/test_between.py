@@ -83,9 +83,7 @@ def spec(name: str) -> TokenizerSpec:
 
 @cache
 def encoder(name: str) -> FastEncoder:
-    return FastEncoder(
-        spec(name), threads=False, reference=lambda: HfEncoder(spec(name), threads=False)
-    )
+    return FastEncoder(spec(name), reference=lambda: HfEncoder(spec(name), threads=False))
 
 
 def check(name: str, texts: list[str]) -> None:

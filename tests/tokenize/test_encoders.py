@@ -155,20 +155,18 @@ def test_every_way_through_the_fast_encoder_gives_the_same(
     sample = [*nasty_texts(spec), NEW, "plain " * 50]
     expected = HfEncoder(spec, threads=False).encode(sample)
 
-    def check(threads: bool) -> None:
-        encoder = load_encoder(spec, "gigatoken", threads=threads)
+    def check() -> None:
+        encoder = load_encoder(spec, "gigatoken", threads=False)
         for _ in range(3):
             got = encoder.encode(sample)
             assert (got.input_ids.dtype, got.offsets.dtype) == (np.int32, np.int64)
             assert got.input_ids.tolist() == expected.input_ids.tolist()
             assert got.offsets.tolist() == expected.offsets.tolist()
 
-    check(threads=True)
-    monkeypatch.setattr(fast, "_THREADS_FROM", 0)  # every batch is large
-    check(threads=True)
+    check()
     monkeypatch.setattr(fast, "_LOOK_EVERY", 0)  # the process has always grown too much
     monkeypatch.setattr(fast, "_CACHE_BYTES", -(1 << 60))
-    check(threads=False)
+    check()
 
 
 def count_loads() -> None:
@@ -222,7 +220,7 @@ class Recorder:
 def test_only_what_is_not_settled_goes_to_the_reference() -> None:
     spec = made_spec("as qwen")
     reference = Recorder(HfEncoder(spec, threads=False))
-    encoder = FastEncoder(spec, threads=False, reference=lambda: reference)
+    encoder = FastEncoder(spec, reference=lambda: reference)
     sample = ["plain", "中文 🤯 é", f"a{NEW}", "", "\U0001faea", "e\u0301 decomposed"]
     tokens = encoder.encode(sample)
     assert reference.asked == [sample[2], sample[4]]

@@ -18,7 +18,7 @@ from sftprep.tokenize.fast import FastEncoder
 from sftprep.tokenize.hf import HfEncoder
 from sftprep.tokenize.nasty import nasty_texts
 from sftprep.tokenize.probe import compare_encoders
-from sftprep.tokenize.ranks import _byte_of_letter, _merged, find_ranks, keep_ranks, ranks_of
+from sftprep.tokenize.ranks import _merged, byte_of_letter, find_ranks, keep_ranks, ranks_of
 from sftprep.tokenize.spec import TokenizerSpec
 from tests.support import needs_shared
 from tests.tokenize.made import END, START, STOP, byte_level, spec_of
@@ -59,13 +59,13 @@ def encoder_of(spec: TokenizerSpec, folder: Path) -> tuple[FastEncoder, HfEncode
     ranks = find_ranks(spec, folder)
     assert ranks is not None
     reference = HfEncoder(spec, threads=False)
-    return FastEncoder(spec, threads=False, reference=lambda: reference, ranks=ranks), reference
+    return FastEncoder(spec, reference=lambda: reference, ranks=ranks), reference
 
 
 @st.composite
 def bpe_models(draw: st.DrawFn) -> dict[str, Any]:
     """Small models over three letters, most of which merging by ranks would get wrong."""
-    letters = {byte: letter for letter, byte in _byte_of_letter().items()}
+    letters = {byte: letter for letter, byte in byte_of_letter().items()}
     vocab = {letters[byte]: byte for byte in range(256)}
     merges: list[tuple[str, str]] = []
     words = ["a", "b", "c"]
@@ -93,7 +93,7 @@ def test_what_is_proven_merges_alike(model: dict[str, Any], word: str) -> None:
 
 
 def test_a_token_that_two_pairs_make_is_not_proven() -> None:
-    letters = {byte: letter for letter, byte in _byte_of_letter().items()}
+    letters = {byte: letter for letter, byte in byte_of_letter().items()}
     vocab = {letters[byte]: byte for byte in range(256)} | {"ab": 256, "bc": 257, "abc": 258}
     model = {"type": "BPE", "vocab": vocab, "merges": ["a b", "b c", "ab c"]}
     assert ranks_of(model, {}) is not None

@@ -10,14 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import normalizers
 
+from sftprep.errors import TokenizerError
 from sftprep.tokenize.encoder import load_encoder
 from sftprep.tokenize.tokens import first_mismatch, flat_tokens
-from sftprep.tokenize.unicode14 import SETTLED, _table, unsettled_texts
+from sftprep.tokenize.unicode14 import (
+    COMBINING,
+    SETTLED,
+    _ranges,
+    _settled,
+    is_settled,
+    texts_to_check,
+)
 from tests.support import needs_shared
 from tests.tokenize.made import byte_level, spec_of
 from tests.tokenize.real import real_fast, real_reference
 
-_codes = np.flatnonzero(_table()).tolist()
+_codes = np.flatnonzero(_settled()).tolist()
 _marks = [
     code
     for code in _codes
@@ -45,7 +53,7 @@ def test_all_are_assigned_and_what_people_write_is_there() -> None:
         "𝔘∑→▁",
         "\ue000\ufffd",
     ]
-    assert unsettled_texts(texts) == []
+    assert all(map(is_settled, texts))
 
 
 @settings(max_examples=300, deadline=None)
@@ -75,7 +83,7 @@ def test_every_settled_character_is_of_the_same_class_to_both(name: str) -> None
     codes = [c for c in _codes if not (0x3400 <= c < 0xFA00 or c >= 0x20000)] + plain[::97]
     texts = [f"a{c}b {c} 1{c}2!{c}!\n{c}\n {c}{c}a" for c in map(chr, codes)]
     texts = ["".join(texts[i : i + 50]) for i in range(0, len(texts), 50)]
-    assert unsettled_texts(texts) == []
+    assert all(map(is_settled, texts))
     assert (
         first_mismatch(texts, real_reference(name).encode(texts), real_fast(name).encode(texts))
         is None
@@ -88,7 +96,8 @@ def test_the_table_is_needed() -> None:
     for name, text in (("qwen3", "\U0001e135\U00011235"), ("deepseek-v4", "a \U0001faea")):
         raw = flat_tokens([real_fast(name)._backend.encode(text)])
         assert first_mismatch([text], real_reference(name).encode([text]), raw) is not None
-        assert unsettled_texts(["a", text]) == [1]
+        assert texts_to_check(["a", text], [b"a", text.encode()]) == [1]
+        assert not is_settled(text)
         assert (
             first_mismatch(
                 [text], real_reference(name).encode([text]), real_fast(name).encode([text])
@@ -97,20 +106,47 @@ def test_the_table_is_needed() -> None:
         )
 
 
-@given(st.lists(st.text(st.sampled_from("aé中🤯\u0378\ufffe\U0001faea"), max_size=5)))
-def test_finds_the_texts_that_hold_one(texts: list[str]) -> None:
-    table = _table()
-    slow = [
-        number
-        for number, text in enumerate(texts)
-        if not all(table[ord(character)] for character in text)
-    ]
-    assert unsettled_texts(texts) == slow
+@given(
+    st.lists(
+        st.text(st.sampled_from("aé中🤯\u0378\ufffe\U0001faea\u0301\u093c\uac00\u11a8")), max_size=5
+    )
+)
+def test_finds_the_texts_to_check(texts: list[str]) -> None:
+    found = texts_to_check(texts, [text.encode() for text in texts])
+    odd = {"\u0378", "\ufffe", "\U0001faea", "\u0301", "\u093c", "\u11a8"}
+    assert found == [number for number, text in enumerate(texts) if odd & {*text}]
+
+
+def test_every_character_is_found_by_its_bytes() -> None:
+    careful = ~_settled() | _ranges(COMBINING)
+    codes = [code for code in range(0x80, 0x110000) if not 0xD800 <= code < 0xE000]
+    texts = [chr(code) for code in codes]
+    found = texts_to_check(texts, [text.encode() for text in texts])
+    assert found == np.flatnonzero(careful[codes]).tolist()
+
+
+@given(st.text(max_size=8))
+def test_texts_that_need_no_check_are_settled_and_normalized(text: str) -> None:
+    if not texts_to_check([text], [text.encode()]):
+        assert is_settled(text)
+        assert unicodedata.is_normalized("NFC", text)
+
+
+def test_what_composes_is_combining() -> None:
+    combining = _ranges(COMBINING)
+    for code in np.flatnonzero(_settled()).tolist():
+        parts = unicodedata.decomposition(chr(code))
+        pair = [int(part, 16) for part in parts.split()] if parts and parts[0] != "<" else []
+        moves = unicodedata.combining(chr(code)) > 0
+        moves |= not unicodedata.is_normalized("NFC", chr(code))
+        assert combining[code] or not moves, hex(code)
+        if len(pair) == 2:
+            assert combining[pair[1]] or not _settled()[pair[1]], hex(pair[1])
 
 
 def test_half_a_surrogate_pair_is_refused() -> None:
-    with pytest.raises(UnicodeEncodeError):
-        unsettled_texts(["a", "\ud800"])
+    with pytest.raises(TokenizerError, match="surrogate"):
+        load_encoder(spec_of(byte_level()), "gigatoken", threads=False).encode(["a", "\ud800"])
 
 
 def test_made_tokenizers_need_no_real_data() -> None:

@@ -3,16 +3,16 @@ trained part."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
 from sftprep.batch import Example, Message, Rejected
 from sftprep.chat.other_ways import other_ways
+from sftprep.chat.pieces import Pieces
 from sftprep.chat.spans import (
+    ASSISTANTS,
     TurnRule,
     TurnSpan,
     Unproven,
@@ -21,130 +21,18 @@ from sftprep.chat.spans import (
     marked_spans,
     turn_spans,
 )
-from sftprep.chat.template import ChatTemplate, Rendered
-from sftprep.engine.framed import Framed
+from sftprep.chat.template import ChatTemplate, Rendered, in_characters
 from sftprep.engine.recipe import Recipe
 from sftprep.errors import TemplateError
+from sftprep.render.rendered_batch import Conversation, RenderedBatch, Span, Weight
+from sftprep.render.token_space.anchors import Anchors, find_anchors
+from sftprep.render.token_space.regions import RegionFinder
 from sftprep.sources.jsonl import excerpt
-from sftprep.tokenize.escaped import MARKS, Marked, Spelled
+from sftprep.tokenize.escaped import MARKS, Spelled
 from sftprep.tokenize.spec import TokenizerSpec
 
-Span = tuple[int, int]
-Weight = tuple[int, int, float]
-"""Characters [first, last) of a text, and what their tokens weigh in the loss; 0: they are not
-trained."""
-
-
-@dataclass(slots=True)
-class Texts:
-    """Rendered examples, side by side: text k is of record line origin[k]; plain texts get the
-    tokenizer's own prefix and suffix, rendered conversations do not; prompts[j] is the prompt of
-    text prompt_of[j]; spans[k]: what is trained, None: all of it; weights: of the texts where
-    something weighs other than 1."""
-
-    texts: list[str] = field(default_factory=list)
-    origin: list[int] = field(default_factory=list)
-    plain: list[bool] = field(default_factory=list)
-    prompts: list[str] = field(default_factory=list)
-    prompt_of: list[int] = field(default_factory=list)
-    spans: list[tuple[Span, ...] | None] = field(default_factory=list)
-    weights: dict[int, list[Weight]] = field(default_factory=dict)
-    mark: str | None = None
-    """Stands in the special tokens that the texts to be added spell, where those are plain text."""
-    marked: dict[int, Marked] = field(default_factory=dict)
-    """Texts in which such a mark stands, by their numbers; in `texts` they are without."""
-    marked_prompts: dict[int, Marked] = field(default_factory=dict)
-    framed: tuple[Framed, ...] = ()
-    """Conversations beside these texts, trained as a whole, whose texts are not made."""
-
-    def add(
-        self,
-        origin: int,
-        text: str,
-        *,
-        plain: bool,
-        spans: tuple[Span, ...] | None,
-        prompt: str | None,
-    ) -> None:
-        """Add a text."""
-        if self.mark is not None:
-            text, spans, prompt = self._without_mark(text, spans, prompt, self.mark)
-        if prompt is not None:
-            self.prompts.append(prompt)
-            self.prompt_of.append(len(self.texts))
-        self.texts.append(text)
-        self.origin.append(origin)
-        self.plain.append(plain)
-        self.spans.append(spans)
-
-    @property
-    def have_parts(self) -> bool:
-        """Whether of some text not all is trained alike."""
-        return bool(self.weights) or any(spans is not None for spans in self.spans)
-
-    @property
-    def lines(self) -> list[int]:
-        """Lines of all these examples, in no order."""
-        return [*self.origin, *(line for framed in self.framed for line in framed.origin)]
-
-    def rendered(self) -> Texts:
-        """All as texts."""
-        made = self
-        for framed in self.framed:
-            count = len(framed)
-            own = Texts([*framed], framed.origin, plain=[False] * count, spans=[None] * count)
-            made = dataclasses.replace(made, framed=()).with_others(own)
-        return made
-
-    def with_others(self, others: Texts) -> Texts:
-        """These texts and those of other lines, in the order of the lines. Neither has marked
-        texts; each line has one text."""
-        framed = self.framed + others.framed
-        if not others.texts or not self.texts:
-            return dataclasses.replace(self if self.texts else others, framed=framed)
-        first = len(self.texts)
-        origin = self.origin + others.origin
-        order = sorted(range(len(origin)), key=origin.__getitem__)
-        place = {number: new for new, number in enumerate(order)}
-        prompts = [*zip((place[k] for k in self.prompt_of), self.prompts, strict=True)]
-        prompts += zip((place[first + k] for k in others.prompt_of), others.prompts, strict=True)
-        prompts.sort(key=lambda pair: pair[0])
-        texts, plain, spans = (
-            self.texts + others.texts,
-            self.plain + others.plain,
-            self.spans + others.spans,
-        )
-        return Texts(
-            texts=[texts[k] for k in order],
-            origin=[origin[k] for k in order],
-            plain=[plain[k] for k in order],
-            prompts=[prompt for _, prompt in prompts],
-            prompt_of=[of for of, _ in prompts],
-            spans=[spans[k] for k in order],
-            weights={
-                place[first * own + k]: w
-                for own, each in ((0, self), (1, others))
-                for k, w in each.weights.items()
-            },
-            framed=framed,
-        )
-
-    def _without_mark(
-        self, text: str, spans: tuple[Span, ...] | None, prompt: str | None, mark: str
-    ) -> tuple[str, tuple[Span, ...] | None, str | None]:
-        number = len(self.texts)
-        if prompt is not None and mark in prompt:
-            prompt = self.marked_prompts.setdefault(len(self.prompts), Marked(prompt, mark)).clean
-        if mark not in text:
-            return text, spans, prompt
-        marked = self.marked[number] = Marked(text, mark)
-        if spans is not None:
-            spans = tuple((marked.place(first), marked.place(last)) for first, last in spans)
-        if number in self.weights:
-            self.weights[number] = [
-                (marked.place(a), marked.place(b), weight) for a, b, weight in self.weights[number]
-            ]
-        return marked.clean, spans, prompt
+_Made = tuple[Pieces, list[Message]] | Rendered
+"""A conversation that the compiled template wrote, or that Jinja rendered."""
 
 
 class Renderer:
@@ -157,6 +45,7 @@ class Renderer:
             recipe.chat_template is not None and "tool_calls" in recipe.chat_template
         )
         self._spanned = recipe.train_on in ("assistant", "last-assistant")
+        self._finder: RegionFinder | str = ""
 
     def render(
         self,
@@ -165,14 +54,18 @@ class Renderer:
         counts: Counter[str],
         *,
         watch: bool = False,
-    ) -> Texts:
+    ) -> RenderedBatch:
         """The texts of all examples; those that the template refuses, or whose masks are not
         proven, are set aside.
 
         watch: whether any of them may spell special tokens, which are counted, or marked to become
         plain text.
         """
-        out = Texts()
+        # A new one for each batch: which path a record takes depends on nothing before its batch.
+        self._finder = self.anchors if isinstance(self.anchors, str) else RegionFinder(self.anchors)
+        out = RenderedBatch()
+        if isinstance(self._finder, RegionFinder):
+            out.literals = self._finder.literals
         for example in examples:
             try:
                 if watch:
@@ -196,14 +89,6 @@ class Renderer:
             (Counter(template.renders) for template in used if template is not None), Counter()
         )
 
-    def whole_template(self) -> ChatTemplate | None:
-        """The template, where conversations are rendered as they are and no single message of them
-        counts.
-
-        Raises TemplateError where it does not compile.
-        """
-        return None if self._by_turn else self._template
-
     def check_masks(self) -> None:
         """Raises Unproven where assistant turns are to be trained and the template does not tell
         them."""
@@ -213,7 +98,7 @@ class Renderer:
     @cached_property
     def _template(self) -> ChatTemplate | None:
         # Records that are plain text have no use for it.
-        return self._recipe.template()
+        return self._recipe.template(anchors=self._count_anchors)
 
     @cached_property
     def _by_turn(self) -> bool:
@@ -288,9 +173,13 @@ class Renderer:
     @cached_property
     def _turning(self) -> ChatTemplate:
         """The template, noting its turns."""
-        template = self._recipe.template(turns=True)
+        template = self._recipe.template(turns=True, anchors=self._count_anchors)
         assert template is not None
         return template
+
+    @property
+    def _count_anchors(self) -> Callable[[str], int] | None:
+        return None if isinstance(self.anchors, str) else self.anchors.count
 
     @cached_property
     def _rule(self) -> TurnRule:
@@ -301,26 +190,14 @@ class Renderer:
         return derive_rule(template)
 
     def _chat(
-        self, example: Example, messages: list[Message], out: Texts, counts: Counter[str]
+        self, example: Example, messages: list[Message], out: RenderedBatch, counts: Counter[str]
     ) -> None:
         if self._template is None:
             raise TemplateError("there is no chat template")
         if self._recipe.expand_turns:
             self._expanded(example, messages, out, counts)
-        elif self._by_turn or example.weights is not None:
-            self._weighed(example, messages, out)
         else:
-            whole = self._rendered(self._template, messages, example)
-            # Rendered before anything is stored, so that a template that refuses the prompt leaves
-            # nothing half done.
-            prompt = self._prompt(example)
-            out.add(
-                example.origin,
-                whole.text,
-                plain=False,
-                spans=whole.spans if self._spanned else None,
-                prompt=prompt,
-            )
+            self._conversation(example, messages, out, counts)
         if not self._shows_calls and any(
             message.get("tool_calls") is not None for message in messages
         ):
@@ -330,25 +207,98 @@ class Renderer:
         if example.prompt_messages is not None and _says_nothing(messages[-1]):
             counts["warnings.empty_target"] += 1
 
-    def _prompt(self, example: Example) -> str | None:
-        if example.prompt_messages is None or self._recipe.train_on == "all":
-            return None
-        assert self._template is not None
-        return self._rendered(self._template, example.prompt_messages, example, prompt=True).text
+    def _conversation(
+        self, example: Example, messages: list[Message], out: RenderedBatch, counts: Counter[str]
+    ) -> None:
+        template = self._template_of(example)
+        made = self._made(template, messages, example)
+        # Rendered before anything is stored, so that a template that refuses the prompt leaves
+        # nothing half done.
+        prompt: _Made | None = None
+        if example.prompt_messages is not None and self._recipe.train_on != "all":
+            prompt = self._made(template, example.prompt_messages, example, asks=True)
+        prompt_text = None if prompt is None else _text(prompt)
+        if prompt is None and example.weights is None and not self._spanned:
+            out.add(example.origin, _text(made), plain=False, spans=None, prompt=None)
+            return
+        reason = self._place(example, made, prompt, out)
+        if reason is None:
+            return
+        counts["masks.by_characters"] += 1
+        counts[f"masks.because.{reason}"] += 1
+        whole = made if isinstance(made, Rendered) else in_characters(*made)
+        spans, weights = self._spans(example, messages, whole)
+        if weights:
+            out.weights[len(out.texts)] = weights
+        out.add(example.origin, whole.text, plain=False, spans=spans, prompt=prompt_text)
 
-    def _rendered(
+    def _place(
+        self, example: Example, made: _Made, prompt: _Made | None, out: RenderedBatch
+    ) -> str | None:
+        """Add a conversation by its anchors; a reason if it has to take the reference path."""
+        finder = self._finder
+        if out.mark is not None or example.weights is not None:
+            return "the record has weights or escaped special tokens"
+        if isinstance(finder, str):
+            return finder
+        if isinstance(made, Rendered) or isinstance(prompt, Rendered):
+            return "Jinja rendered the conversation"
+        pieces, messages = made
+        regions: list[int] | str | None = None
+        if self._spanned and not self._by_turn:
+            regions = finder.marked(pieces)
+        elif self._spanned:
+            wanted = [k for k, message in enumerate(messages) if message["role"] in ASSISTANTS]
+            if self._recipe.train_on == "last-assistant":
+                wanted = wanted[-1:]
+            regions = finder.derived(pieces, messages, self._rule, wanted)
+        if isinstance(regions, str):
+            return regions
+        start = None if prompt is None else finder.prompt_end(pieces, prompt[0])
+        if isinstance(start, str):
+            return start
+        out.anchored.add(len(out.texts), pieces.anchors, regions, start)
+        out.conversations.append((example, pieces, messages, prompt and prompt[0].text))
+        out.add(example.origin, pieces.text, plain=False, spans=(), prompt=None)
+        return None
+
+    def in_spans(self, conversation: Conversation) -> tuple[Span, ...] | None:
+        """The spans of a conversation that was added by its anchors: what the reference path
+        trains."""
+        example, pieces, messages, _ = conversation
+        whole = in_characters(pieces, messages)
+        return self._spans(example, example.messages or [], whole)[0]
+
+    @cached_property
+    def anchors(self) -> Anchors | str:
+        """The anchors of the template, or why it has none."""
+        source = self._recipe.chat_template
+        if self._recipe.train_on == "all":
+            return "everything is trained"
+        return find_anchors(self._recipe.tokenizer, source) if source else "there is no template"
+
+    def _template_of(self, example: Example) -> ChatTemplate:
+        """The template that notes the turns of a conversation, if they are needed."""
+        if self._by_turn or example.weights is not None:
+            return self._turning
+        assert self._template is not None
+        return self._template
+
+    def _made(
         self,
         template: ChatTemplate,
         messages: list[Message],
         example: Example,
         *,
-        prompt: bool = False,
-    ) -> Rendered:
+        asks: bool = False,
+    ) -> _Made:
+        """A conversation as the template renders it, or as it renders one of `other_ways`; asks:
+        with the generation prompt."""
         try:
-            return template.render(
+            return template.render_pieces(
                 messages,
                 tools=example.tools,
-                add_generation_prompt=prompt,
+                add_generation_prompt=asks,
                 template_kwargs=example.template_kwargs,
                 bare=example.bare,
             )
@@ -358,7 +308,7 @@ class Renderer:
                     return template.render(
                         other,
                         tools=example.tools,
-                        add_generation_prompt=prompt,
+                        add_generation_prompt=asks,
                         template_kwargs=example.template_kwargs,
                     )
                 except TemplateError:
@@ -366,14 +316,24 @@ class Renderer:
                     continue
             raise
 
-    def _weighed(self, example: Example, messages: list[Message], out: Texts) -> None:
-        """A conversation of which single messages are trained."""
-        whole = self._rendered(self._turning, messages, example)
-        spans, weights = self._trained(whole, messages, example.weights)
-        prompt = self._prompt(example)
-        if weights:
-            out.weights[len(out.texts)] = weights
-        out.add(example.origin, whole.text, plain=False, spans=spans, prompt=prompt)
+    def _rendered(
+        self,
+        template: ChatTemplate,
+        messages: list[Message],
+        example: Example,
+        *,
+        prompt: bool = False,
+    ) -> Rendered:
+        made = self._made(template, messages, example, asks=prompt)
+        return made if isinstance(made, Rendered) else in_characters(*made)
+
+    def _spans(
+        self, example: Example, messages: list[Message], whole: Rendered
+    ) -> tuple[tuple[Span, ...] | None, list[Weight]]:
+        """What is trained of a conversation, and what weighs other than 1."""
+        if self._by_turn or example.weights is not None:
+            return self._trained(whole, messages, example.weights)
+        return (whole.spans if self._spanned else None), []
 
     def _trained(
         self, whole: Rendered, messages: list[Message], own: list[float | None] | None
@@ -419,7 +379,7 @@ class Renderer:
         )
 
     def _expanded(
-        self, example: Example, messages: list[Message], out: Texts, counts: Counter[str]
+        self, example: Example, messages: list[Message], out: RenderedBatch, counts: Counter[str]
     ) -> None:
         """One text for each turn of the assistant: all before it as its prompt, as the model sees
         it."""
@@ -455,7 +415,7 @@ class Renderer:
 
     # --- plain texts ------------------------------------------------------------------------------
 
-    def _plain(self, example: Example, out: Texts, counts: Counter[str]) -> None:
+    def _plain(self, example: Example, out: RenderedBatch, counts: Counter[str]) -> None:
         if example.text is not None:
             out.add(example.origin, self._ended(example.text), plain=True, spans=None, prompt=None)
             return
@@ -472,7 +432,7 @@ class Renderer:
         return text if text.endswith(self._closing) else text + self._closing
 
     def _several(
-        self, example: Example, texts: list[str], out: Texts, counts: Counter[str]
+        self, example: Example, texts: list[str], out: RenderedBatch, counts: Counter[str]
     ) -> None:
         for text in texts:
             out.add(example.origin, self._ended(text), plain=True, spans=None, prompt=None)
@@ -486,6 +446,10 @@ def closing(spec: TokenizerSpec) -> str:
     a tokenizer that adds its own to every text has done it already.
     """
     return "" if spec.eos_token is None or spec.eos_token_id in spec.suffix_ids else spec.eos_token
+
+
+def _text(made: _Made) -> str:
+    return made.text if isinstance(made, Rendered) else made[0].text
 
 
 def _says_nothing(message: Message) -> bool:

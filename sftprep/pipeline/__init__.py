@@ -1,0 +1,1 @@
+"""The passes of a build, and what each of them is made of."""

@@ -1,0 +1,1 @@
+"""From rendered conversations to the tokens that are trained."""

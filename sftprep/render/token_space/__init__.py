@@ -1,0 +1,1 @@
+"""Loss masks from token ids alone: regions lie between added tokens that the template writes."""

@@ -1,0 +1,306 @@
+"""The trained regions of a rendered conversation as positions between anchors.
+
+Each function returns what the reference path would train (`chat/spans.py`), or a short reason why
+the conversation has to take the reference path. Regions are lists of integers: the ordinal and the
+literal (`Boundary`) of the start of a region and of its end, and so on. None of them raises an
+error about a conversation: the reference path finds out what is wrong with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from sftprep.batch import Message
+from sftprep.chat.pieces import Pieces
+from sftprep.chat.spans import TurnRule, contents_of
+from sftprep.render.token_space.anchors import Anchors, Ending
+
+BEFORE = -1
+"""Instead of the number of a literal: a region ends before the anchor, not after it. As in the
+reference path, it ends with the first token of its last character."""
+AT = -2
+"""Instead of the number of a literal: the boundary is the first token of the anchor itself."""
+_MOST_LITERALS = 200
+_LONGEST_LITERAL = 200
+"""Characters. A longer text between an anchor and a boundary is content, not a literal."""
+
+
+class Boundary(NamedTuple):
+    """ordinal: number of an anchor within its text, from 0; the number of anchors stands for the
+    end of the text. literal: number of the text that begins with the anchor and ends at the
+    boundary, or BEFORE or AT."""
+
+    ordinal: int
+    literal: int
+
+
+Turn = tuple[int, int, int, Any]
+"""A note of a loop, as in `Pieces.turns`: pieces and anchors so far, depth, item."""
+
+
+class Literals:
+    """The texts of an anchor and what follows it up to a boundary, numbered."""
+
+    def __init__(self, anchors: Anchors) -> None:
+        self._anchors = anchors
+        self._numbers: dict[tuple[str, str], int | None] = {}
+        self.texts: list[str] = []
+        self.tails: list[str] = []
+        """What follows the anchor in each of them."""
+
+    def number(self, anchor: str, tail: str) -> int | None:
+        """The number of an anchor and the literal after it; None if it cannot be one."""
+        known = self._numbers.get((anchor, tail), -1)
+        if known != -1:
+            return known
+        if len(self.texts) >= _MOST_LITERALS or len(tail) > _LONGEST_LITERAL:
+            return None
+        number, text = None, anchor + tail
+        if tail.isascii() and not any(token in text for token in self._anchors.unsafe):
+            number = len(self.texts)
+            self.texts.append(text)
+            self.tails.append(tail)
+        self._numbers[anchor, tail] = number
+        return number
+
+
+class RegionFinder:
+    """Finds the regions of conversations that one template rendered."""
+
+    def __init__(self, anchors: Anchors) -> None:
+        self.anchors = anchors
+        self.literals = Literals(anchors)
+        self._endings: dict[str, Ending | None] = {}
+        self._known_headers: dict[str, tuple[str, int, int | None]] = {}
+        self._known_turns: dict[tuple[str, ...], tuple[int, int, int]] = {}
+        self._header_pieces = 1
+
+    def marked(self, made: Pieces) -> list[int] | str:
+        """The regions that `{% generation %}` marks."""
+        found: list[int] = []
+        for number, (piece, ordinal) in enumerate(made.marks):
+            if number % 2:
+                boundary = self._end(made, piece, ordinal)
+            elif self._is_at_anchor(made, piece):
+                boundary = Boundary(ordinal, AT)
+            else:
+                boundary = self._after(made, piece, ordinal)
+            if boundary is None:
+                return "a region does not start or end at a special token"
+            found += boundary
+        return found
+
+    def prompt_end(self, whole: Pieces, prompt: Pieces) -> Boundary | str:
+        """Where the completion of a conversation starts, whose prompt is rendered alone as well.
+
+        The literal is what the prompt writes after its last anchor; the conversation may continue
+        differently from there on.
+        """
+        boundary = self._after(prompt, len(prompt.pieces), prompt.anchors)
+        if boundary is None:
+            return "the prompt does not end with a literal after a special token"
+        tail = len(self.literals.tails[boundary.literal])
+        if not whole.text.startswith(prompt.text[: len(prompt.text) - tail]):
+            return "the template writes the prompt differently when it stands alone"
+        return boundary
+
+    def derived(
+        self, made: Pieces, messages: Sequence[Message], rule: TurnRule, wanted: Sequence[int]
+    ) -> list[int] | str:
+        """The regions of these messages, which are assistant turns, under a derived rule."""
+        if rule.tools is not None and any(
+            message.get("role") == "tool" or message.get("tool_calls") for message in messages
+        ):
+            return "turns beside tools are not proven"
+        found = _loop_over(made, messages)
+        if found is None:
+            return "the template does not write each message in a turn of its own"
+        turns, shift = found
+        pieces, known_turns, size = made.pieces, self._known_turns, self._header_pieces
+        regions: list[int] = []
+        if wanted and wanted[0] < shift:
+            return "the template does not write each message in a turn of its own"
+        for number in wanted:
+            first, ordinal, _, _ = start = turns[number - shift]
+            last, after, _, _ = end = turns[number - shift + 1]
+            # Most turns look like one before, apart from their content, which is one of the pieces.
+            content = messages[number].get("content")
+            known = known_turns.get((*pieces[first : first + size], pieces[last - 1]))
+            if known is not None:
+                for piece in pieces[first + size : last]:
+                    if piece is content:
+                        regions += (ordinal + known[0], known[1], after - 1, known[2])
+                        break
+                else:
+                    known = None
+            if known is None:
+                region = self._turn(made, start, end, messages[number], rule)
+                if isinstance(region, str):
+                    return region
+                regions += (*region[0], *region[1])
+        if rule.closes and len(messages) - 1 in wanted:
+            place, ordinal = turns[-1][:2]
+            closes = "".join(made.pieces[place:]).strip()
+            if closes and not self._is_at_anchor(made, place):
+                return "a region does not start or end at a special token"
+            regions += (ordinal, AT, made.anchors, BEFORE) if closes else ()
+        return regions
+
+    def _turn(
+        self, made: Pieces, start: Turn, end: Turn, message: Message, rule: TurnRule
+    ) -> tuple[Boundary, Boundary] | str:
+        """The region of one assistant turn, from one note of the loop to the next."""
+        first, ordinal = start[:2]
+        last, after = end[:2]
+        pieces = made.pieces
+        content = message.get("content")
+        head, place = "", first
+        longest = len(rule.headers[0])
+        while len(head) < longest and place < last:
+            head += pieces[place][:longest]
+            place += 1
+        found = self._header(head, rule)
+        if found is None:
+            return "a turn does not start with the header of the template"
+        text, count, literal_or_none = found
+        if rule.ends:
+            ended = self._closing(pieces, first, last, after)
+        else:
+            ended = self._end(made, last, after)
+        opened = ordinal + count - 1
+        if literal_or_none is None or count == 0 or ended is None or ended.ordinal <= opened:
+            return "a region does not start or end at a special token"
+        # The content cannot be told from its piece alone if the header is equal to a part of it.
+        if not (type(content) is str and any(piece is content for piece in pieces[place:last])):
+            written = "".join(pieces[first:last])[len(text) :]
+            written = written.rstrip() if rule.ends else written
+            if not written or not _is_written(message, written):
+                return "a message is not written as it is in the record"
+        elif self._ending(pieces[last - 1]) is not None and ended.literal >= 0:
+            self._remember(pieces[first:place], pieces[last - 1], count, literal_or_none, ended)
+        return Boundary(opened, literal_or_none), ended
+
+    def _remember(
+        self, header: list[str], last: str, count: int, literal: int, ended: Boundary
+    ) -> None:
+        """Keep what a turn of these pieces is, with any content between them."""
+        if sum(map(len, header)) + len(last) > _LONGEST_LITERAL:
+            return  # the content is among them
+        if not self._known_turns:
+            self._header_pieces = len(header)
+        if len(header) == self._header_pieces and len(self._known_turns) < _MOST_LITERALS:
+            self._known_turns[*header, last] = (count - 1, literal, ended.literal)
+
+    def _header(self, head: str, rule: TurnRule) -> tuple[str, int, int | None] | None:
+        for header in rule.headers:
+            if head.startswith(header):
+                break
+        else:
+            return None
+        found = self._known_headers.get(header)
+        if found is None:
+            ending = self.anchors.ending(header)
+            literal = None if ending is None else self.literals.number(*ending)
+            found = self._known_headers[header] = header, self.anchors.count(header), literal
+        return found
+
+    def _closing(
+        self, pieces: Sequence[str], first: int, last: int, ordinal: int
+    ) -> Boundary | None:
+        """The end of a turn after the last anchor written in it, if only whitespace follows the
+        anchor."""
+        for place in range(last - 1, first - 1, -1):
+            ending = self._ending(pieces[place])
+            if ending is not None and not ending.tail.strip():
+                literal = self.literals.number(ending.anchor, "")
+                return None if literal is None else Boundary(ordinal - 1, literal)
+            if pieces[place].strip():
+                return None
+        return None
+
+    def _after(self, made: Pieces, piece: int, ordinal: int) -> Boundary | None:
+        """A boundary after the literal of the last anchor before a piece."""
+        tail = ""
+        for place in range(piece - 1, -1, -1):
+            ending = self._ending(made.pieces[place])
+            if ending is not None:
+                literal = self.literals.number(ending.anchor, ending.tail + tail)
+                return None if literal is None else Boundary(ordinal - 1, literal)
+            tail = made.pieces[place] + tail
+            if len(tail) > _LONGEST_LITERAL:
+                return None
+        return None
+
+    def _end(self, made: Pieces, piece: int, ordinal: int) -> Boundary | None:
+        """The end of a region: before the next anchor if it follows at once, otherwise as
+        `_after`."""
+        before = made.pieces[piece - 1] if piece else ""
+        if before.endswith(self.anchors.texts):
+            # What an anchor has written last belongs to the anchor, whatever follows.
+            return self._after(made, piece, ordinal)
+        if self.anchors.prepends:
+            return None  # the blank that is added after an anchor may count as the last character
+        if self._is_at_anchor(made, piece):
+            return Boundary(ordinal, BEFORE)
+        return self._after(made, piece, ordinal)
+
+    def _is_at_anchor(self, made: Pieces, piece: int) -> bool:
+        """Whether an anchor, or the end of the text, follows."""
+        following = next(filter(None, made.pieces[piece:]), None)
+        return following is None or following.startswith(self.anchors.texts)
+
+    def _ending(self, piece: str) -> Ending | None:
+        """The last anchor of a piece, remembered for short pieces, which are the constants."""
+        if len(piece) > _LONGEST_LITERAL:
+            return self.anchors.ending(piece[-_LONGEST_LITERAL:])
+        if piece not in self._endings:
+            if len(self._endings) >= _MOST_LITERALS:
+                self._endings.clear()
+            self._endings[piece] = self.anchors.ending(piece)
+        return self._endings[piece]
+
+
+def _loop_over(made: Pieces, messages: Sequence[Message]) -> tuple[Sequence[Turn], int] | None:
+    """The notes of the one loop that writes the messages, from one of them to the last, with that
+    after the loop; and the number of the first message. None if there is not exactly one."""
+    turns: Sequence[Turn] = made.turns
+    if not turns or turns[-1][2] or turns[-1][3] is not None:
+        return None
+    if len(turns) == len(messages) + 1:
+        for turn, message in zip(turns, messages, strict=False):
+            if turn[3] is not message:
+                break
+        else:
+            return turns, 0
+    nested = [turn for turn in turns if turn[2]]
+    if nested:
+        # A loop inside a turn may go through tool calls or parts, but not through messages.
+        if any(map(_is_message, nested)):
+            return None
+        turns = [turn for turn in turns if not turn[2]]
+    ends = [number for number, turn in enumerate(turns[:-1]) if turn[3] is None]
+    if ends:
+        earlier, turns = turns[: ends[-1] + 1], turns[ends[-1] + 1 :]
+        if earlier[0][0] != earlier[-1][0] and any(map(_is_message, earlier)):
+            return None  # an earlier loop may have written a part of a message
+    shift = len(messages) - len(turns) + 1
+    same = shift >= 0 and all(
+        turn[3] is message for turn, message in zip(turns, messages[shift:], strict=False)
+    )
+    return (turns, shift) if same else None
+
+
+def _is_message(turn: Turn) -> bool:
+    return type(turn[3]) is dict and "role" in turn[3]
+
+
+def _is_written(message: Message, written: str) -> bool:
+    """Whether a turn contains its message. Source: the rule of `chat/spans.py`."""
+    content = message.get("content")
+    if isinstance(content, str) and content.strip() in written:
+        return True
+    return bool(message.get("tool_calls")) or all(
+        text in written or text.rpartition("</think>")[2].strip() in written
+        for text in contents_of(message)
+    )

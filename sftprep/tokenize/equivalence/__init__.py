@@ -1,0 +1,1 @@
+"""Whether the fast encoder gives what `tokenizers` gives."""

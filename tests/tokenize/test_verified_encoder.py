@@ -1,0 +1,89 @@
+"""The first texts and one text in each thousand are checked, chosen by the seed alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sftprep.tokenize.equivalence.verified_encoder import VerifiedEncoder, sample_numbers
+from sftprep.tokenize.hf import HfEncoder
+from sftprep.tokenize.tokens import Tokens
+from tests.tokenize.made import byte_level, spec_of
+from tests.tokenize.test_probe import Liar
+
+
+@given(count=st.integers(0, 5000), seed=st.integers(0, 2**64 - 1), first=st.integers(0, 20))
+def test_the_first_ones_and_one_in_each_block(count: int, seed: int, first: int) -> None:
+    found = sample_numbers(count, seed, first=first)
+    assert found == sorted(set(found))
+    assert all(0 <= number < count for number in found)
+    assert found[: min(first, count)] == list(range(min(first, count)))
+    drawn = sample_numbers(count, seed)
+    assert set(found) == {*drawn, *range(min(first, count))}
+    counts = np.bincount(np.array(drawn, np.int64) // 1000, minlength=count // 1000)
+    assert (counts[: count // 1000] == 1).all()
+    assert sample_numbers(count + 100, seed)[: len(drawn)] == drawn
+
+
+def test_another_seed_samples_other_texts() -> None:
+    assert sample_numbers(100_000, seed=1) != sample_numbers(100_000, seed=2)
+    assert len({number % 1000 for number in sample_numbers(100_000, seed=1)}) > 50
+
+
+class Watched(VerifiedEncoder):
+    """An encoder of which the tests choose what is fast, and see what the reference is asked."""
+
+    def __init__(self, fast: object) -> None:
+        super().__init__(spec_of(byte_level()), "gigatoken", threads=False)
+        self.__dict__["fast"] = fast
+        self.asked: list[list[str]] = []
+        self.answered: list[list[str]] = []
+
+    def ask_reference(self, texts: Sequence[str]) -> Callable[[], Tokens]:
+        self.asked.append([*texts])
+
+        def answer() -> Tokens:
+            self.answered.append([*texts])
+            return self.reference.encode(texts)
+
+        return answer
+
+
+def test_a_lie_is_found_where_it_is_looked_for() -> None:
+    truth = HfEncoder(spec_of(byte_level()), threads=False)
+    texts = [f"the fox {number}" for number in range(1500)]
+    for lie, first, found in (("ids", 8, True), ("nothing", 8, False)):
+        encoder = Watched(Liar(truth, lie))
+        own = encoder.partition(seed=0, first=first)
+        own.encode([])
+        assert encoder.asked == []
+        own.encode(texts)
+        assert len(encoder.asked[0]) >= 9
+        assert own.samples[:8] == [*range(8)]
+        assert (own.verify() is not None) == found
+
+
+def test_without_a_seed_nothing_is_compared() -> None:
+    truth = HfEncoder(spec_of(byte_level()), threads=False)
+    encoder = Watched(Liar(truth, "ids"))
+    own = encoder.partition(seed=None, first=8)
+    own.encode(["the fox"] * 2000)
+    assert own.samples == []
+    assert own.verify() is None
+    assert encoder.asked == []
+
+
+def test_texts_in_parts_are_asked_for_at_once_and_waited_for_at_the_end() -> None:
+    encoder = Watched(HfEncoder(spec_of(byte_level()), threads=False))
+    own = encoder.partition(seed=2, first=3)
+    parts = [["the", "fox"], ["quick", "brown"], ["the fox"]]
+    for part in parts:
+        own.encode(part)
+    # The first three of all, and not of each part, and what the seed draws.
+    assert encoder.asked[:2] == [parts[0], parts[1][:1]]
+    assert not encoder.answered
+    assert own.verify() is None
+    assert encoder.answered == encoder.asked
