@@ -146,6 +146,12 @@ def find_checkpoint(asked: str | bool, output_dir: str, *, read: bool = True) ->
     )
 
 
+def step_of_checkpoint(folder: str | Path) -> int:
+    """Return the optimizer steps that a checkpoint was saved after."""
+    state = json.loads((Path(folder) / "trainer_state.json").read_text(encoding="utf-8"))
+    return int(state["global_step"])
+
+
 def seal_checkpoint(folder: str | Path) -> None:
     """Write the size and digest of each file in a checkpoint; the last thing that is written."""
     root = Path(folder)

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -33,7 +33,13 @@ from sfttrain.neftune import noise_by_sequence
 from sfttrain.parts import packs_for_evaluation, settle_parts
 from sfttrain.predictions import Predictions, Preprocess, all_logits
 from sfttrain.prepare_data import longest_in
-from sfttrain.resume import RunState, find_checkpoint, is_asked, seal_checkpoint
+from sfttrain.resume import (
+    RunState,
+    find_checkpoint,
+    is_asked,
+    seal_checkpoint,
+    step_of_checkpoint,
+)
 from sfttrain.rows_given import is_packs
 from sfttrain.streaming import TrainLoader, is_stream, refuse_evaluation
 
@@ -125,6 +131,9 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         """Whose code --trust_remote_code runs, and of which commit; for the checkpoints."""
         self.resumed_from: str | None = None
         """Folder of the checkpoint that this call of train() resumed from."""
+        self.steps_before = 0
+        """Optimizer steps of the run before this call of train()."""
+        self._holds_output = False
         self._finite = FiniteGuard(self.accelerator, self._row_name)
         self._balance = ExpertBalance(self.model, settings.router_aux_loss_coef)
         self._counters = Counters(settings.device)
@@ -318,38 +327,61 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         in output_dir).
 
         Raises InputNotFound or ConfigError where there is no such checkpoint, MismatchError where
-        it is of another run.
+        it is of another run, OutputBusy where another run writes to output_dir.
         """
-        folder = None
-        if resume_from_checkpoint is not None and is_asked(resume_from_checkpoint):
-            # All files of a checkpoint are read, which one process of each machine does.
-            find = partial(find_checkpoint, resume_from_checkpoint, self.args.output_dir)
-            folder = self._parts.preparation.once.do(find)
-        self.trained_tokens = self.trained_tokens_here = 0
-        if folder is not None:
-            before = RunState.load(folder)
-            self.run_state().must_continue(before, folder)
-            self.trained_tokens = before.trained_tokens
-        self._counters = Counters(self.args.device)
-        self.resumed_from = folder
-        if is_stream(self.train_dataset):
-            self.args.ignore_data_skip = (
-                True  # its loader goes on by itself, and has passed nothing again
-            )
-        with self._output_held(), noise_by_sequence(self.model, self._noise):
-            result = super().train(resume_from_checkpoint=folder, **options)
-        self._read_counters()  # what came after the last log
+        with self.output_held():
+            folder = self._checkpoint_to_resume(resume_from_checkpoint)
+            self.trained_tokens = self.trained_tokens_here = self.steps_before = 0
+            if folder is not None:
+                before = RunState.load(folder)
+                self.run_state().must_continue(before, folder)
+                self.trained_tokens = before.trained_tokens
+                # Read now: the checkpoint may be deleted while the run goes on (save_total_limit).
+                self.steps_before = step_of_checkpoint(folder)
+            self._counters = Counters(self.args.device)
+            self.resumed_from = folder
+            if is_stream(self.train_dataset):
+                # Its loader goes on by itself, and has passed nothing again.
+                self.args.ignore_data_skip = True
+            with noise_by_sequence(self.model, self._noise):
+                result = super().train(resume_from_checkpoint=folder, **options)
+            self._read_counters()  # what came after the last log
         return result
 
-    def _output_held(self) -> contextlib.AbstractContextManager[None]:
-        """Keep other runs out of the output folder, also ranks that do not know of each other."""
+    def _checkpoint_to_resume(self, asked: str | bool | None) -> str | None:
+        if asked is None or not is_asked(asked):
+            return None
+        # All files of a checkpoint are read, which one process of each machine does.
+        find = partial(find_checkpoint, asked, self.args.output_dir)
+        return self._parts.preparation.once.do(find)
+
+    @contextlib.contextmanager
+    def output_held(self) -> Iterator[None]:
+        """Keep other runs out of the output folder, also ranks that do not know of each other.
+
+        Blocks may be nested: the outermost one holds the lock, so that what is saved and evaluated
+        after `train` can be in the same block.
+
+        Raises:
+            OutputBusy: another run writes to the folder.
+        """
+        if (
+            self._holds_output
+            or not self.is_world_process_zero()
+            or self.hp_search_backend is not None
+        ):
+            yield
+            return
         folder = Path(self.args.output_dir)
-        if not self.is_world_process_zero() or self.hp_search_backend is not None:
-            return contextlib.nullcontext()
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         remedy = "give each run an output_dir of its own; start the ranks of one run with torchrun"
-        return exclusive(folder / ".sfttrain-lock", "another run", folder, remedy=remedy)
+        with exclusive(folder / ".sfttrain-lock", "another run", folder, remedy=remedy):
+            self._holds_output = True
+            try:
+                yield
+            finally:
+                self._holds_output = False
 
     def _run_epoch(self, *given: Any, **options: Any) -> None:
         """A pass; none where max_steps are done already, which Trainer asks after a step only."""

@@ -12,8 +12,12 @@ import pytest
 import torch
 
 from sftprep.errors import ConfigError, InputNotFound, MismatchError
+from sfttrain.cli import main
 from sfttrain.resume import SEAL_NAME, STATE_NAME, find_checkpoint, seal_checkpoint
+from tests.train.builds import write_build
+from tests.train.packs import make_packs
 from tests.train.test_trainer import losses, trainer_for
+from tests.train.tiny import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +135,28 @@ def test_the_run_goes_on_from_the_older_checkpoint(copy: Path) -> None:
     resumed.train(resume_from_checkpoint="latest")
     assert resumed.resumed_from == str(copy / "checkpoint-2")
     assert len(losses(resumed)) == resumed.state.global_step == 6
+
+
+def test_a_resumed_run_may_delete_the_checkpoint_that_it_resumed_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With save_total_limit; the final model is saved all the same."""
+    write_build(tmp_path / "packs", make_packs(8), tokenizer={"name": "", "fingerprint": ""})
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+    arguments = [
+        *("run", str(tmp_path / "packs"), "--model", str(tmp_path / "model"), "--use_cpu"),
+        *("--output_dir", str(tmp_path / "o"), "--save_steps", "1", "--save_total_limit", "1"),
+        *("--json", "--resume_from_checkpoint"),
+    ]
+    assert main([*arguments, "false", "--max_steps", "2"]) == 0
+    (tmp_path / "o" / "model.safetensors").unlink()
+    capsys.readouterr()
+    assert main([*arguments, "latest", "--max_steps", "4"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["steps"] == 2
+    assert summary["resumed_from"].endswith("checkpoint-2")
+    assert not (tmp_path / "o" / "checkpoint-2").exists()
+    assert (tmp_path / "o" / "model.safetensors").exists()
 
 
 def test_a_checkpoint_is_complete_only_when_its_last_file_is_written(

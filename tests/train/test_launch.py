@@ -102,7 +102,7 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, capsys: Any)
         "    print(type(error).__name__, error)\n"
     )
     first = trainer_for(tmp_path)
-    with first._output_held():
+    with first.output_held():
         done = subprocess.run(
             [sys.executable, "-c", code, str(tmp_path)],
             cwd=ROOT,
@@ -112,12 +112,47 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, capsys: Any)
             check=False,
         )
     assert f"OutputBusy another run (process {os.getpid()} on" in done.stdout, done.stderr
-    with first._output_held(), pytest.raises(OutputBusy):
+    with first.output_held(), pytest.raises(OutputBusy):
         trainer_for(tmp_path).train()
     # One after the other may.
     for _ in range(2):
         trainer_for(tmp_path).train()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_is_held_until_the_command_has_written_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Also while the final model is saved, evaluated and merged."""
+    from sfttrain import run as run_module
+    from sfttrain.trainer import SFTTrainer
+
+    write_build(tmp_path / "packs", make_packs(8), tokenizer={"name": "", "fingerprint": ""})
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+    held: dict[str, bool] = {}
+
+    def watched(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def call(*given: Any, **options: Any) -> Any:
+            held[name] = (tmp_path / "o" / ".sfttrain-lock").exists()
+            return real(*given, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+    watched(run_module, "merge_adapter")
+    for name in ("train", "save_model", "save_state", "evaluate"):
+        watched(SFTTrainer, name)
+    arguments = [
+        *("run", str(tmp_path / "packs"), "--model", str(tmp_path / "model"), "--use_cpu"),
+        *("--eval_data", str(tmp_path / "packs"), "--output_dir", str(tmp_path / "o")),
+        *("--max_steps", "1", "--use_peft", "--merge"),
+    ]
+    assert main(arguments) == 0, capsys.readouterr().err
+    assert held == dict.fromkeys(
+        ("train", "save_model", "save_state", "evaluate", "merge_adapter"), True
+    )
+    assert not (tmp_path / "o" / ".sfttrain-lock").exists()
 
 
 @pytest.mark.parametrize("setting", ["--output_dir", "--prepared_dir"])
