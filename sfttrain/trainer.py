@@ -395,6 +395,18 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
             return
         super()._run_epoch(*given, **options)
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The batches of a step and what they weigh, as Trainer does; none ends the pass.
+
+        The length of a stream is not known, so Trainer would ask for `max_steps` more of them.
+        """
+        samples, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not samples:
+            self.control.should_epoch_stop = True
+        return samples, items
+
     def records_rejected(self) -> int:
         """Records of a stream that were set aside in its last pass, by this process."""
         counts = {} if self._stream is None else self._stream.counts
