@@ -14,6 +14,7 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 from sftprep.errors import ConfigError
 from sfttrain.adapter import MERGED_NAME, grow_embedding, merge_adapter
 from sfttrain.arguments import Request
+from sfttrain.checkpoint_files import Needs
 from sfttrain.config import ModelConfig
 from sfttrain.console import Console
 from sfttrain.feeding import below_adapter
@@ -145,7 +146,14 @@ def prepare(request: Request) -> Prepared:
         )
     asked = training.resume_from_checkpoint if is_asked(training.resume_from_checkpoint) else None
     if asked is not None:
-        find_checkpoint(asked, training.output_dir, read=False)  # before the model is loaded
+        needs = Needs(
+            ranks=training.world_size,
+            stream=bool(request.run.stream),
+            adapter=wanted.use_peft,
+            optimizer=not training.save_only_model,
+        )
+        # Before the model is loaded; train() looks for it again, and reads it.
+        find_checkpoint(asked, training.output_dir, needs=needs, read=False)
     built = hasattr(shards, "manifest")
     fingerprint = None
     if built:

@@ -23,6 +23,7 @@ from sftprep.shards.files import storage_errors
 from sftprep.shards.locks import exclusive
 from sfttrain.attention import settle_attention
 from sfttrain.balance import ExpertBalance
+from sfttrain.checkpoint_files import Needs, seal_checkpoint
 from sfttrain.data import PackLoader, StepPlan, StepSampler, collate_filled, collate_packs
 from sfttrain.feeding import Feeding, RowBatch, below_adapter, scored_outputs
 from sfttrain.finite import FiniteGuard
@@ -37,7 +38,6 @@ from sfttrain.resume import (
     RunState,
     find_checkpoint,
     is_asked,
-    seal_checkpoint,
     step_of_checkpoint,
 )
 from sfttrain.rows_given import is_packs
@@ -352,8 +352,21 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         if asked is None or not is_asked(asked):
             return None
         # All files of a checkpoint are read, which one process of each machine does.
-        find = partial(find_checkpoint, asked, self.args.output_dir)
-        return self._parts.preparation.once.do(find)
+        needs = Needs(
+            ranks=self.args.world_size,
+            stream=is_stream(self.train_dataset),
+            adapter=below_adapter(self.model) is not self.model,
+            optimizer=not self.args.save_only_model,
+        )
+        find = partial(find_checkpoint, asked, self.args.output_dir, needs=needs)
+        folder = self._parts.preparation.once.do(find)
+        if not needs.optimizer:
+            logger.warning(
+                "checkpoints with save_only_model have no optimizer and no schedule: both start "
+                "from the beginning, with the weights of %s",
+                folder,
+            )
+        return folder
 
     @contextlib.contextmanager
     def output_held(self) -> Iterator[None]:
@@ -417,7 +430,14 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         plan = self.step_plan()
         stream = self.train_dataset.identity if is_stream(self.train_dataset) else ""
         digest = str(getattr(getattr(self.train_dataset, "manifest", None), "digest", stream))
-        return RunState(digest, plan.packs_per_step, plan.seed, self.trained_tokens, self.code)
+        return RunState(
+            digest,
+            plan.packs_per_step,
+            plan.seed,
+            self.trained_tokens,
+            self.code,
+            self.args.world_size,
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add trained tokens, their speed and token accuracy to what is logged of
@@ -499,6 +519,12 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()  # each process has written files of its own
         if self.args.should_save:
             seal_checkpoint(folder)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The last file of each process. Older checkpoints are deleted next (save_total_limit), and
+        # not before all processes have written theirs.
+        self.accelerator.wait_for_everyone()
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None

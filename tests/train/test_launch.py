@@ -49,7 +49,7 @@ def test_torchrun_on_a_cpu_makes_one_run_without_being_told_use_cpu(tmp_path: Pa
     assert len(done.stdout.strip().splitlines()) == 1
     assert json.loads(done.stdout)["steps"] == 2
     state = json.loads((tmp_path / "o" / "checkpoint-1" / "sft_state.json").read_text())
-    assert state["packs_per_step"] == 2
+    assert state["packs_per_step"] == state["ranks"] == 2
     assert sorted(p.name for p in (tmp_path / "o" / "checkpoint-1").glob("rng_state*")) == [
         "rng_state_0.pth",
         "rng_state_1.pth",
