@@ -6,9 +6,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +28,7 @@ from sfttrain.balance import ExpertBalance
 from sfttrain.checkpoint_files import Needs, seal_checkpoint
 from sfttrain.data import PackLoader, StepPlan, StepSampler, collate_filled, collate_packs
 from sfttrain.feeding import Feeding, RowBatch, below_adapter, scored_outputs
-from sfttrain.finite import FiniteGuard
+from sfttrain.finite import FiniteGuard, tensors_not_finite
 from sfttrain.foreign import Collator, collated, foreign_sums, rows_for_collator
 from sfttrain.loss import LossPlan, LossSums, loss_from_logits, plan_loss
 from sfttrain.metrics import Counters, Reading
@@ -343,6 +345,12 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
             if is_stream(self.train_dataset):
                 # Its loader goes on by itself, and has passed nothing again.
                 self.args.ignore_data_skip = True
+            if names := tensors_not_finite(self.model):
+                logger.warning(
+                    "the model is not finite before training (%s%s): while it is not, it is not "
+                    "saved whole, nor with an adapter merged into it",
+                    *(names[0], " and others" if names[1:] else ""),
+                )
             with noise_by_sequence(self.model, self._noise):
                 result = super().train(resume_from_checkpoint=folder, **options)
             self._read_counters()  # what came after the last log
@@ -496,11 +504,20 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         """Save the model or adapter, as Trainer does.
 
         Raises:
-            TrainingDiverged: a trained weight is not finite; nothing is written then.
+            TrainingDiverged: a tensor of it is not finite; nothing is written then.
         """
-        if not _internal_call:  # of a checkpoint, they have been checked
-            self._finite.check_weights(self.model, self.state.global_step)
+        if not _internal_call:  # of a checkpoint or a push, they have been checked
+            self._finite.check_all(self.model, self.state.global_step)
         super().save_model(output_dir, _internal_call=_internal_call)
+
+    def push_to_hub(self, *given: Any, **options: Any) -> Any:
+        """Save the model or adapter and upload it, as Trainer does.
+
+        Raises:
+            TrainingDiverged: a tensor of it is not finite; nothing is written or uploaded then.
+        """
+        self._finite.check_all(self.model, self.state.global_step)
+        return super().push_to_hub(*given, **options)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._finite.check_weights(self.model, self.state.global_step)
@@ -616,11 +633,26 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
             name if name.startswith(f"{prefix}_") else f"{prefix}_{name}": value
             for name, value in found.items()
         }
+        for name, value in metrics.items():
+            finite = not isinstance(value, Real) or math.isfinite(value)
+            if not finite and self.is_world_process_zero():
+                logger.warning(
+                    "%s is %s at step %d, which never counts as the best one",
+                    *(name, value, self.state.global_step),
+                )
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         return gathered, metrics
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Whether an evaluation is the best one so far; never with a value that is not finite."""
+        name = f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
+        value = metrics.get(name)
+        if isinstance(value, Real) and not math.isfinite(value):
+            return False
+        return bool(super()._determine_best_metric(metrics=metrics, trial=trial))
 
     def _prepared(self, chosen: Any) -> Any:
         """An evaluation set as it can be loaded: packs, or rows for the collator. One that is so
