@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from sftprep.errors import ConfigError
+from sftprep.errors import ConfigError, TrainingDiverged
 from sfttrain.config import ModelConfig
+from sfttrain.finite import tensors_not_finite
 from sfttrain.fourbit import keep_gradients
 
 logger = logging.getLogger(__name__)
@@ -131,7 +132,8 @@ def merge_adapter(
     base: as it was loaded for training, of which a fresh copy is loaded; rows: of the embedding,
     where it had grown; tokenizer: saved beside the model. A quantized base is merged into what its
     weights were while it was trained, in full precision: merging into 4 bits would round the
-    adapter away, and the weights before quantization are not those it was trained on.
+    adapter away, and the weights before quantization are not those it was trained on. Raises
+    TrainingDiverged where the merged model is not finite; nothing is written then.
     """
     from peft import PeftModel
 
@@ -142,7 +144,14 @@ def merge_adapter(
         model = model.dequantize()
     if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(rows)
-    merged = PeftModel.from_pretrained(model, os.fspath(adapter)).merge_and_unload(safe_merge=True)
+    adapted = PeftModel.from_pretrained(model, os.fspath(adapter))
+    merged = adapted.merge_and_unload(safe_merge=False)  # all of its tensors are checked here
+    if names := tensors_not_finite(merged):
+        raise TrainingDiverged(
+            f"the merged model is not finite ({names[0]}{' and others' if names[1:] else ''}), so"
+            f" it is not saved; the adapter is in {os.fspath(adapter)}",
+            remedy="check that the base model is finite, and that its --dtype can hold the sum",
+        )
     embedding, head = merged.get_input_embeddings(), merged.get_output_embeddings()
     if head is not None and head.weight is not embedding.weight:
         # It may have been tied before: one of the two trained in full is no longer the other.

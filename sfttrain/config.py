@@ -13,7 +13,7 @@ from sftprep.choices import check_local_path
 from sftprep.errors import ConfigError
 from sfttrain.attention import refuse_mixing
 from sfttrain.older_names import OlderNames, take_older_names
-from sfttrain.once import launched_ranks
+from sfttrain.once import launched_ranks, launcher_variables
 from sfttrain.refusals import check_choices, check_numbers, refuse_unsupported
 
 LossImpl = Literal["auto", "logits", "fused"]
@@ -251,7 +251,8 @@ class SFTConfig(OlderNames, TrainingArguments):  # type: ignore[misc]
             raise ConfigError(
                 f"{launched_ranks()} processes were launched, and each would train by itself and"
                 f" write to {self.output_dir}",
-                remedy="launch one process, or several with torchrun or accelerate launch",
+                remedy="launch one process, or several with torchrun or accelerate launch; where"
+                f" this is one process, unset {', '.join(launcher_variables())}",
             )
         for name in ("model_init_kwargs", "dataset_kwargs"):
             if isinstance(getattr(self, name), str):

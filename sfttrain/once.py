@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sftprep.errors import SftprepError, WorkerError
+from sftprep.errors import ConfigError, SftprepError, WorkerError
 
 Result = TypeVar("Result")
 
@@ -38,12 +38,55 @@ class Ranks:
         return self.local == 0
 
 
+LAUNCHERS: tuple[tuple[str, str], ...] = (
+    ("WORLD_SIZE", ""),  # torchrun and accelerate; RANK alone may be of anything
+    ("SLURM_STEP_NUM_TASKS", ""),  # srun; SLURM_NTASKS and SLURM_PROCID are in batch scripts too
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),  # Open MPI
+    ("PMI_SIZE", "PMI_RANK"),  # MPICH, Intel MPI, Cray
+    ("PMIX_SIZE", "PMIX_RANK"),  # PMIx, which leaves out the size in most cases
+    ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),  # MVAPICH2
+    ("MPI_LOCALNRANKS", "MPI_LOCALRANKID"),  # MPICH and Intel MPI, on one machine
+    ("PALS_LOCAL_SIZE", "PALS_RANKID"),  # HPE Cray; its size is that of one machine
+    ("JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_RANK"),  # IBM jsrun
+)
+"""Variables that launchers set in each process: of the number of processes, and of the number of
+this process, from 0, which shows that there are several where it is more than 0."""
+
+
 def launched_ranks() -> int:
     """Return how many processes a launcher has started as one run, by what it left in the
-    environment."""
-    names = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
-    values = [os.environ.get(name, "") for name in names]
-    return max((int(value) for value in values if value.isdigit()), default=1)
+    environment.
+
+    Where only the number of this process is known, it is the least number there can be.
+
+    Raises:
+        ConfigError: a variable of a launcher is not a number.
+    """
+    sizes = [_number_in(size) for size, _ in LAUNCHERS]
+    ranks = [_number_in(rank) + 1 for _, rank in LAUNCHERS if os.environ.get(rank, "").strip()]
+    return max(1, *sizes, *ranks)
+
+
+def launcher_variables() -> list[str]:
+    """Return the variables that say that several processes were launched."""
+    return [
+        name
+        for size, rank in LAUNCHERS
+        for name, least in ((size, 2), (rank, 1))
+        if _number_in(name) >= least
+    ]
+
+
+def _number_in(variable: str) -> int:
+    """The number in an environment variable; 0 where it is not set or empty."""
+    value = os.environ.get(variable, "").strip()
+    try:
+        return int(value or 0)
+    except ValueError as error:
+        raise ConfigError(
+            f"the environment variable {variable} is {value!r}, and a launcher sets a number",
+            remedy=f"unset {variable}, or start with torchrun or accelerate launch",
+        ) from error
 
 
 class OncePerMachine:

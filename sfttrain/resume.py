@@ -1,8 +1,6 @@
 """Which checkpoint a run resumes from: a complete one, of the same run.
 
-A checkpoint is sealed when all of its files are written: `sft_files.json`, written last, has the
-size and digest of each. A sealed checkpoint is complete if its files have these digests. One
-without a seal (of an older version, or of a run that was killed at its end) is read in full.
+What makes a checkpoint complete is in `checkpoint_files`.
 """
 
 from __future__ import annotations
@@ -10,22 +8,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
-import zipfile
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from sftprep.errors import ConfigError, InputNotFound, MismatchError
 from sftprep.shards.files import write_bytes
+from sfttrain.checkpoint_files import STATE_NAME, TRAINER_STATE_NAME, Needs, fault_of
 
-STATE_NAME = "sft_state.json"
-SEAL_NAME = "sft_files.json"
-_INCOMPLETE_NAME = "checkpoint-is-incomplete.txt"
-"""transformers writes it before a checkpoint, and removes it after."""
-_CHUNK = 1 << 24
+_CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
+_ANY_RUN = Needs()
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +30,8 @@ class RunState:
 
     data: digest of the shards' manifest ('' for data without one); packs_per_step, seed: what
     decides which packs a step trains on; trained_tokens: targets seen so far, over all ranks; code:
-    repository and commit of the code that --trust_remote_code ran, '' if none.
+    repository and commit of the code that --trust_remote_code ran, '' if none; ranks: processes
+    that saved the checkpoint, 0 if unknown.
     """
 
     data: str
@@ -45,6 +39,7 @@ class RunState:
     seed: int
     trained_tokens: int = 0
     code: str = ""
+    ranks: int = 0
 
     def save(self, folder: str | Path) -> None:
         """Write into a checkpoint folder."""
@@ -99,11 +94,14 @@ def is_asked(resume: Any) -> bool:
     return bool(resume) and str(resume).lower() != "false"
 
 
-def find_checkpoint(asked: str | bool, output_dir: str, *, read: bool = True) -> str:
+def find_checkpoint(
+    asked: str | bool, output_dir: str, *, needs: Needs = _ANY_RUN, read: bool = True
+) -> str:
     """Find the checkpoint to resume from.
 
     Args:
         asked: a folder, or True | "true" | "latest" for the newest complete one in output_dir.
+        needs: what the run must find in a checkpoint.
         read: check all of its files; otherwise only that they are there, which takes no time.
 
     Raises:
@@ -117,7 +115,7 @@ def find_checkpoint(asked: str | bool, output_dir: str, *, read: bool = True) ->
                 f"there is no checkpoint {asked}",
                 remedy="give a folder such as OUTPUT_DIR/checkpoint-500, or latest",
             )
-        fault = _fault_of(folder, read=read)
+        fault = fault_of(folder, needs, read=read)
         if fault:
             raise ConfigError(
                 f"{asked} is not a complete checkpoint: {fault}",
@@ -125,13 +123,13 @@ def find_checkpoint(asked: str | bool, output_dir: str, *, read: bool = True) ->
             )
         return str(asked)
     found = {
-        int(p.name.rpartition("-")[2]): p
-        for p in Path(output_dir).glob("checkpoint-*")
-        if p.name.rpartition("-")[2].isdigit()
+        int(name[1]): path
+        for path in Path(output_dir).glob("checkpoint-*")
+        if (name := _CHECKPOINT.fullmatch(path.name)) and path.is_dir()
     }
     skipped: list[str] = []
     for step in sorted(found, reverse=True):
-        fault = _fault_of(found[step], read=read)
+        fault = fault_of(found[step], needs, read=read)
         if not fault:
             if skipped and read:
                 logger.warning(
@@ -146,93 +144,7 @@ def find_checkpoint(asked: str | bool, output_dir: str, *, read: bool = True) ->
     )
 
 
-def seal_checkpoint(folder: str | Path) -> None:
-    """Write the size and digest of each file in a checkpoint; the last thing that is written."""
-    root = Path(folder)
-    files = {
-        name: {"bytes": path.stat().st_size, "xxh3": _digest(path)}
-        for name, path in _files_in(root).items()
-        if name not in (SEAL_NAME, _INCOMPLETE_NAME)
-    }
-    write_bytes(root / SEAL_NAME, json.dumps({"files": files}, indent=1).encode())
-
-
-def _fault_of(folder: Path, *, read: bool) -> str:
-    """What is wrong with a checkpoint; '' for a complete one."""
-    if (folder / _INCOMPLETE_NAME).exists():
-        return f"transformers marked it as incomplete ({_INCOMPLETE_NAME})"
-    for name in ("optimizer.pt", "scheduler.pt"):
-        sharded = (
-            folder / name.replace(".pt", "_0"),
-            folder / "latest",
-        )  # FSDP and DeepSpeed have other files
-        if not (folder / name).is_file() and not any(path.exists() for path in sharded):
-            return f"{name} is missing"
-    for name in ("trainer_state.json", STATE_NAME):
-        if _file_fault(folder / name):
-            return f"{name} is missing or cut short"
-    if not read:
-        return ""
-    if (folder / SEAL_NAME).exists():
-        return _seal_fault(folder)
-    logger.warning(
-        "%s has no %s: it is of an older version, or its run was killed; reading all of its files",
-        *(folder, SEAL_NAME),
-    )
-    faults = {name: _file_fault(path) for name, path in _files_in(folder).items()}
-    return next((f"{name} {fault}" for name, fault in faults.items() if fault), "")
-
-
-def _seal_fault(folder: Path) -> str:
-    try:
-        files = json.loads((folder / SEAL_NAME).read_bytes())["files"]
-        sealed = {str(name): (entry["bytes"], entry["xxh3"]) for name, entry in files.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return f"{SEAL_NAME} is damaged"
-    present = _files_in(folder)
-    for name, (size, digest) in sealed.items():
-        if name not in present:
-            return f"{name} is missing"
-        if present[name].stat().st_size != size:
-            return f"{name} has another size than was written"
-        if _digest(present[name]) != digest:
-            return f"{name} is damaged: its content is not what was written"
-    return ""
-
-
-def _files_in(folder: Path) -> dict[str, Path]:
-    """The files below a folder by their paths in it, sorted."""
-    files = sorted(Path(root, name) for root, _, names in os.walk(folder) for name in names)
-    return {path.relative_to(folder).as_posix(): path for path in files}
-
-
-def _digest(path: Path) -> str:
-    state = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            state.update(chunk)
-    return state.hexdigest()
-
-
-def _file_fault(path: Path) -> str:
-    """What is wrong with a file of which no digest is known, read in full; '' if nothing is."""
-    try:
-        if path.suffix == ".json":
-            json.loads(path.read_bytes())
-        elif path.suffix == ".safetensors":
-            from safetensors import safe_open
-
-            with safe_open(str(path), framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118  # it is not a dictionary
-                    tensors.get_tensor(name)
-        elif path.suffix in (".pt", ".pth", ".bin"):
-            # torch writes zip files, with a checksum of each member. They may be pickles, and are
-            # not loaded to be checked.
-            with zipfile.ZipFile(path) as archive:
-                member = archive.testzip()
-            return f"is damaged at {member}" if member else ""
-        else:
-            _digest(path)
-    except Exception as error:  # whatever its format says of a damaged file
-        return f"cannot be read: {(str(error).splitlines() or [type(error).__name__])[0][:200]}"
-    return ""
+def step_of_checkpoint(folder: str | Path) -> int:
+    """Return the optimizer steps that a checkpoint was saved after."""
+    state = json.loads((Path(folder) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    return int(state["global_step"])

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, ProgressCallback, TrainerState, set_seed
+from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from sftprep.errors import ConfigError
 from sfttrain.adapter import MERGED_NAME, grow_embedding, merge_adapter
 from sfttrain.arguments import Request
+from sfttrain.checkpoint_files import Needs
 from sfttrain.config import ModelConfig
 from sfttrain.console import Console
 from sfttrain.feeding import below_adapter
@@ -145,7 +146,14 @@ def prepare(request: Request) -> Prepared:
         )
     asked = training.resume_from_checkpoint if is_asked(training.resume_from_checkpoint) else None
     if asked is not None:
-        find_checkpoint(asked, training.output_dir, read=False)  # before the model is loaded
+        needs = Needs(
+            ranks=training.world_size,
+            stream=bool(request.run.stream),
+            adapter=wanted.use_peft,
+            optimizer=not training.save_only_model,
+        )
+        # Before the model is loaded; train() looks for it again, and reads it.
+        find_checkpoint(asked, training.output_dir, needs=needs, read=False)
     built = hasattr(shards, "manifest")
     fingerprint = None
     if built:
@@ -188,17 +196,16 @@ def prepare(request: Request) -> Prepared:
 
 def train(prepared: Prepared) -> RunSummary:
     """Train, and leave the adapter or model, with its tokenizer, in the output folder. Raises
-    TrainingDiverged."""
+    TrainingDiverged, and OutputBusy where another run writes to the folder."""
+    with prepared.trainer.output_held():
+        return _train(prepared)
+
+
+def _train(prepared: Prepared) -> RunSummary:
     trainer = prepared.trainer
     start = time.perf_counter()
     result = trainer.train(resume_from_checkpoint=prepared.resume)
     seconds = time.perf_counter() - start
-    checkpoint = trainer.resumed_from
-    before = (
-        TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step
-        if checkpoint
-        else 0
-    )
     trainer.save_model()
     if trainer.is_world_process_zero():
         trainer.save_state()
@@ -207,7 +214,7 @@ def train(prepared: Prepared) -> RunSummary:
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     trained, every = trainable_share(trainer.model)
     return RunSummary(
-        steps=result.global_step - before,
+        steps=result.global_step - trainer.steps_before,
         first_loss=losses[0] if losses else None,
         last_loss=losses[-1] if losses else None,
         trained_tokens=trainer.trained_tokens,
@@ -220,7 +227,7 @@ def train(prepared: Prepared) -> RunSummary:
         loss_impl="fused" if trainer.loss_plan.head is not None else "logits",
         kind=prepared.kind,
         output_dir=str(trainer.args.output_dir),
-        resumed_from=checkpoint,
+        resumed_from=trainer.resumed_from,
         evaluation=final,
         told=prepared.told,
         merged=merged,

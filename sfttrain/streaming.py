@@ -68,7 +68,12 @@ def stream_of_run(run: RunConfig, training: Any, wanted: ModelConfig) -> tuple[P
 
 class TrainLoader(StreamLoader[Any]):
     """A StreamLoader as transformers' Trainer takes it. At least one process tokenizes beside the
-    training."""
+    training.
+
+    Every pass ends with a whole optimizer step: where the batches of its last step are fewer than
+    `gradient_accumulation_steps`, batches that train nothing follow. Trainer makes a step of so
+    many batches only, and would add the gradients of a shorter rest to the next step.
+    """
 
     def __init__(
         self, stream: PackedStream, args: Any, rows: int, collate: Callable[[list[Any]], Any]
@@ -80,13 +85,30 @@ class TrainLoader(StreamLoader[Any]):
             (lambda packs: _pinned(collate(packs))) if pin else collate,
             workers=max(1, args.dataloader_num_workers),
         )
+        self._accumulation = args.gradient_accumulation_steps
 
     def __iter__(self) -> Iterator[Any]:
         """The batches of a pass. Raises the errors of the stream, in the words of the trainer."""
+        batches, count = super().__iter__(), 0
         try:
-            yield from super().__iter__()
+            while (batch := self._next(batches, first=count == 0)) is not None:
+                count += 1
+                yield batch
         except SftprepError as error:
             raise in_words_of_the_trainer(error, "train_dataset", DATASET_OF_STREAM) from error
+        # All ranks have had the same number of batches, so they add the same number.
+        for _ in range(-count % self._accumulation):
+            yield self.collate([self.stream.padding()])
+
+    def _next(self, batches: Iterator[Any], *, first: bool) -> Any:
+        """The next batch, None at the end of the pass."""
+        if not first:
+            return next(batches, None)
+        # The first one starts the workers, for which torch takes a number from the random state of
+        # the training: a resumed run, that starts them in the middle of a pass, would go on with
+        # other random numbers.
+        with torch.random.fork_rng(devices=()):
+            return next(batches, None)
 
     def save(self, folder: str | os.PathLike[str], rank: int, world: int) -> None:
         """Write where this rank stands into a checkpoint folder."""

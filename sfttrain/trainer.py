@@ -6,9 +6,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,9 +25,10 @@ from sftprep.shards.files import storage_errors
 from sftprep.shards.locks import exclusive
 from sfttrain.attention import settle_attention
 from sfttrain.balance import ExpertBalance
+from sfttrain.checkpoint_files import Needs, seal_checkpoint
 from sfttrain.data import PackLoader, StepPlan, StepSampler, collate_filled, collate_packs
 from sfttrain.feeding import Feeding, RowBatch, below_adapter, scored_outputs
-from sfttrain.finite import FiniteGuard
+from sfttrain.finite import FiniteGuard, tensors_not_finite
 from sfttrain.foreign import Collator, collated, foreign_sums, rows_for_collator
 from sfttrain.loss import LossPlan, LossSums, loss_from_logits, plan_loss
 from sfttrain.metrics import Counters, Reading
@@ -33,7 +36,12 @@ from sfttrain.neftune import noise_by_sequence
 from sfttrain.parts import packs_for_evaluation, settle_parts
 from sfttrain.predictions import Predictions, Preprocess, all_logits
 from sfttrain.prepare_data import longest_in
-from sfttrain.resume import RunState, find_checkpoint, is_asked, seal_checkpoint
+from sfttrain.resume import (
+    RunState,
+    find_checkpoint,
+    is_asked,
+    step_of_checkpoint,
+)
 from sfttrain.rows_given import is_packs
 from sfttrain.streaming import TrainLoader, is_stream, refuse_evaluation
 
@@ -125,6 +133,9 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         """Whose code --trust_remote_code runs, and of which commit; for the checkpoints."""
         self.resumed_from: str | None = None
         """Folder of the checkpoint that this call of train() resumed from."""
+        self.steps_before = 0
+        """Optimizer steps of the run before this call of train()."""
+        self._holds_output = False
         self._finite = FiniteGuard(self.accelerator, self._row_name)
         self._balance = ExpertBalance(self.model, settings.router_aux_loss_coef)
         self._counters = Counters(settings.device)
@@ -318,38 +329,80 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         in output_dir).
 
         Raises InputNotFound or ConfigError where there is no such checkpoint, MismatchError where
-        it is of another run.
+        it is of another run, OutputBusy where another run writes to output_dir.
         """
-        folder = None
-        if resume_from_checkpoint is not None and is_asked(resume_from_checkpoint):
-            # All files of a checkpoint are read, which one process of each machine does.
-            find = partial(find_checkpoint, resume_from_checkpoint, self.args.output_dir)
-            folder = self._parts.preparation.once.do(find)
-        self.trained_tokens = self.trained_tokens_here = 0
-        if folder is not None:
-            before = RunState.load(folder)
-            self.run_state().must_continue(before, folder)
-            self.trained_tokens = before.trained_tokens
-        self._counters = Counters(self.args.device)
-        self.resumed_from = folder
-        if is_stream(self.train_dataset):
-            self.args.ignore_data_skip = (
-                True  # its loader goes on by itself, and has passed nothing again
-            )
-        with self._output_held(), noise_by_sequence(self.model, self._noise):
-            result = super().train(resume_from_checkpoint=folder, **options)
-        self._read_counters()  # what came after the last log
+        with self.output_held():
+            folder = self._checkpoint_to_resume(resume_from_checkpoint)
+            self.trained_tokens = self.trained_tokens_here = self.steps_before = 0
+            if folder is not None:
+                before = RunState.load(folder)
+                self.run_state().must_continue(before, folder)
+                self.trained_tokens = before.trained_tokens
+                # Read now: the checkpoint may be deleted while the run goes on (save_total_limit).
+                self.steps_before = step_of_checkpoint(folder)
+            self._counters = Counters(self.args.device)
+            self.resumed_from = folder
+            if is_stream(self.train_dataset):
+                # Its loader goes on by itself, and has passed nothing again.
+                self.args.ignore_data_skip = True
+            if names := tensors_not_finite(self.model):
+                logger.warning(
+                    "the model is not finite before training (%s%s): while it is not, it is not "
+                    "saved whole, nor with an adapter merged into it",
+                    *(names[0], " and others" if names[1:] else ""),
+                )
+            with noise_by_sequence(self.model, self._noise):
+                result = super().train(resume_from_checkpoint=folder, **options)
+            self._read_counters()  # what came after the last log
         return result
 
-    def _output_held(self) -> contextlib.AbstractContextManager[None]:
-        """Keep other runs out of the output folder, also ranks that do not know of each other."""
+    def _checkpoint_to_resume(self, asked: str | bool | None) -> str | None:
+        if asked is None or not is_asked(asked):
+            return None
+        # All files of a checkpoint are read, which one process of each machine does.
+        needs = Needs(
+            ranks=self.args.world_size,
+            stream=is_stream(self.train_dataset),
+            adapter=below_adapter(self.model) is not self.model,
+            optimizer=not self.args.save_only_model,
+        )
+        find = partial(find_checkpoint, asked, self.args.output_dir, needs=needs)
+        folder = self._parts.preparation.once.do(find)
+        if not needs.optimizer:
+            logger.warning(
+                "checkpoints with save_only_model have no optimizer and no schedule: both start "
+                "from the beginning, with the weights of %s",
+                folder,
+            )
+        return folder
+
+    @contextlib.contextmanager
+    def output_held(self) -> Iterator[None]:
+        """Keep other runs out of the output folder, also ranks that do not know of each other.
+
+        Blocks may be nested: the outermost one holds the lock, so that what is saved and evaluated
+        after `train` can be in the same block.
+
+        Raises:
+            OutputBusy: another run writes to the folder.
+        """
+        if (
+            self._holds_output
+            or not self.is_world_process_zero()
+            or self.hp_search_backend is not None
+        ):
+            yield
+            return
         folder = Path(self.args.output_dir)
-        if not self.is_world_process_zero() or self.hp_search_backend is not None:
-            return contextlib.nullcontext()
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         remedy = "give each run an output_dir of its own; start the ranks of one run with torchrun"
-        return exclusive(folder / ".sfttrain-lock", "another run", folder, remedy=remedy)
+        with exclusive(folder / ".sfttrain-lock", "another run", folder, remedy=remedy):
+            self._holds_output = True
+            try:
+                yield
+            finally:
+                self._holds_output = False
 
     def _run_epoch(self, *given: Any, **options: Any) -> None:
         """A pass; none where max_steps are done already, which Trainer asks after a step only."""
@@ -363,6 +416,18 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
             return
         super()._run_epoch(*given, **options)
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The batches of a step and what they weigh, as Trainer does; none ends the pass.
+
+        The length of a stream is not known, so Trainer would ask for `max_steps` more of them.
+        """
+        samples, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not samples:
+            self.control.should_epoch_stop = True
+        return samples, items
+
     def records_rejected(self) -> int:
         """Records of a stream that were set aside in its last pass, by this process."""
         counts = {} if self._stream is None else self._stream.counts
@@ -373,7 +438,14 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         plan = self.step_plan()
         stream = self.train_dataset.identity if is_stream(self.train_dataset) else ""
         digest = str(getattr(getattr(self.train_dataset, "manifest", None), "digest", stream))
-        return RunState(digest, plan.packs_per_step, plan.seed, self.trained_tokens, self.code)
+        return RunState(
+            digest,
+            plan.packs_per_step,
+            plan.seed,
+            self.trained_tokens,
+            self.code,
+            self.args.world_size,
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add trained tokens, their speed and token accuracy to what is logged of
@@ -432,11 +504,20 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         """Save the model or adapter, as Trainer does.
 
         Raises:
-            TrainingDiverged: a trained weight is not finite; nothing is written then.
+            TrainingDiverged: a tensor of it is not finite; nothing is written then.
         """
-        if not _internal_call:  # of a checkpoint, they have been checked
-            self._finite.check_weights(self.model, self.state.global_step)
+        if not _internal_call:  # of a checkpoint or a push, they have been checked
+            self._finite.check_all(self.model, self.state.global_step)
         super().save_model(output_dir, _internal_call=_internal_call)
+
+    def push_to_hub(self, *given: Any, **options: Any) -> Any:
+        """Save the model or adapter and upload it, as Trainer does.
+
+        Raises:
+            TrainingDiverged: a tensor of it is not finite; nothing is written or uploaded then.
+        """
+        self._finite.check_all(self.model, self.state.global_step)
+        return super().push_to_hub(*given, **options)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._finite.check_weights(self.model, self.state.global_step)
@@ -455,6 +536,12 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()  # each process has written files of its own
         if self.args.should_save:
             seal_checkpoint(folder)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The last file of each process. Older checkpoints are deleted next (save_total_limit), and
+        # not before all processes have written theirs.
+        self.accelerator.wait_for_everyone()
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
@@ -546,11 +633,26 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
             name if name.startswith(f"{prefix}_") else f"{prefix}_{name}": value
             for name, value in found.items()
         }
+        for name, value in metrics.items():
+            finite = not isinstance(value, Real) or math.isfinite(value)
+            if not finite and self.is_world_process_zero():
+                logger.warning(
+                    "%s is %s at step %d, which never counts as the best one",
+                    *(name, value, self.state.global_step),
+                )
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         return gathered, metrics
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Whether an evaluation is the best one so far; never with a value that is not finite."""
+        name = f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
+        value = metrics.get(name)
+        if isinstance(value, Real) and not math.isfinite(value):
+            return False
+        return bool(super()._determine_best_metric(metrics=metrics, trial=trial))
 
     def _prepared(self, chosen: Any) -> Any:
         """An evaluation set as it can be loaded: packs, or rows for the collator. One that is so

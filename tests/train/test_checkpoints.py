@@ -7,13 +7,19 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from sftprep.errors import ConfigError, InputNotFound, MismatchError
-from sfttrain.resume import SEAL_NAME, STATE_NAME, find_checkpoint, seal_checkpoint
+from sfttrain.checkpoint_files import SEAL_NAME, STATE_NAME, Needs, seal_checkpoint
+from sfttrain.cli import main
+from sfttrain.resume import RunState, find_checkpoint
+from tests.train.builds import write_build
+from tests.train.packs import make_packs
 from tests.train.test_trainer import losses, trainer_for
+from tests.train.tiny import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +80,9 @@ def test_without_digests_all_files_are_read(copy: Path, how: str) -> None:
         (copy / f"checkpoint-{step}" / SEAL_NAME).unlink()
     assert find_checkpoint("latest", str(copy)).endswith("checkpoint-4")
     good = copy / "good"
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors", STATE_NAME):
+    needed = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors")
+    for name in (*needed, STATE_NAME, "trainer_state.json"):
         path = copy / "checkpoint-4" / name
-        if how == "remove" and name in ("rng_state.pth", "model.safetensors"):
-            continue  # nobody knows that it was there
         shutil.copy(path, good)
         if how == "remove":
             path.unlink()
@@ -85,6 +90,123 @@ def test_without_digests_all_files_are_read(copy: Path, how: str) -> None:
             os.truncate(path, path.stat().st_size * 2 // 3 if how == "truncate" else 0)
         assert find_checkpoint("latest", str(copy)).endswith("checkpoint-2"), name
         shutil.copy(good, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        (STATE_NAME, "[]", "is empty or cut short"),
+        (STATE_NAME, "{}", "is empty or cut short"),
+        (STATE_NAME, '{"data": "x", "packs_per_step": 2}', "has no valid seed"),
+        ("trainer_state.json", "{}", "is empty or cut short"),
+        ("trainer_state.json", '{"global_step": "4"}', "has no valid global_step"),
+    ],
+)
+def test_without_digests_the_fields_of_the_states_are_checked(
+    copy: Path, name: str, content: str, fault: str
+) -> None:
+    (copy / "checkpoint-4" / SEAL_NAME).unlink()
+    (copy / "checkpoint-4" / name).write_text(content)
+    assert find_checkpoint("latest", str(copy)).endswith("checkpoint-2")
+    with pytest.raises(ConfigError, match=f"{name} {fault}"):
+        find_checkpoint(str(copy / "checkpoint-4"), str(copy))
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    """Empty files, by name those of two checkpoints that are not sealed."""
+    states = {"trainer_state.json": {"global_step": 4, "max_steps": 6, "log_history": []}}
+    states[STATE_NAME] = {"data": "x", "packs_per_step": 2, "seed": 1}
+    for step in (2, 4):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        for name, values in states.items():
+            (folder / name).write_text(json.dumps(values))
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"):
+            (folder / name).touch()
+    return tmp_path
+
+
+def step_found(run: Path, **needs: Any) -> str:
+    """The newest checkpoint that has all files, whatever is in them."""
+    found = find_checkpoint("latest", str(run), needs=Needs(**needs), read=False)
+    return Path(found).name.removeprefix("checkpoint-")
+
+
+def test_without_digests_all_shards_of_the_weights_are_needed(two: Path) -> None:
+    newest = two / "checkpoint-4"
+    (newest / "model.safetensors").unlink()
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (newest / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    (newest / shards["a"]).touch()
+    assert step_found(two) == "2"
+    (newest / shards["b"]).touch()
+    assert step_found(two) == "4"
+
+
+def test_without_digests_the_adapter_is_needed(two: Path) -> None:
+    for step, name in ((2, "adapter_model.safetensors"), (4, "adapter_config.json")):
+        (two / f"checkpoint-{step}" / "model.safetensors").unlink()
+        (two / f"checkpoint-{step}" / name).touch()
+    assert step_found(two, adapter=True) == "2"
+    (two / "checkpoint-4" / "adapter_model.safetensors").touch()
+    assert step_found(two, adapter=True) == "4"
+
+
+def test_without_digests_the_states_of_all_ranks_are_needed(two: Path) -> None:
+    newest = two / "checkpoint-4"
+    (newest / "rng_state.pth").rename(newest / "rng_state_0.pth")
+    assert step_found(two) == "2"
+    (newest / "rng_state_1.pth").touch()
+    assert step_found(two) == "4"
+    assert step_found(two, ranks=2) == "4"
+    state = json.loads((newest / STATE_NAME).read_text())
+    (newest / STATE_NAME).write_text(json.dumps({**state, "ranks": 3}))
+    assert step_found(two) == "2"
+    (newest / "rng_state_2.pth").touch()
+    assert step_found(two) == "4"
+
+
+def test_without_digests_the_position_of_the_stream_is_needed(two: Path) -> None:
+    position = json.dumps({"ranks": 2, "state": {}})
+    for step, rank in ((2, 0), (2, 1), (4, 0)):
+        (two / f"checkpoint-{step}" / f"stream_state-{rank}.json").write_text(position)
+    assert step_found(two, stream=True) == "2"
+    assert step_found(two) == "4"
+    (two / "checkpoint-4" / "stream_state-1.json").write_text(position)
+    assert step_found(two, stream=True) == "4"
+
+
+def test_with_save_only_model_there_is_no_optimizer(two: Path) -> None:
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        (two / "checkpoint-4" / name).unlink()
+    assert step_found(two) == "2"
+    assert step_found(two, optimizer=False) == "4"
+
+
+@pytest.mark.parametrize("target", ["/nonexistent/x", "model.safetensors"])
+@pytest.mark.parametrize("name", ["model.safetensors", SEAL_NAME])
+def test_a_link_that_leads_nowhere_is_a_fault_of_its_checkpoint(
+    copy: Path, caplog: pytest.LogCaptureFixture, name: str, target: str
+) -> None:
+    path = copy / "checkpoint-4" / name
+    path.unlink()
+    path.symlink_to(name if target == "model.safetensors" else target)
+    assert find_checkpoint("latest", str(copy)).endswith("checkpoint-2")
+    assert f"checkpoint-4 ({name} " in caplog.text
+
+
+def test_only_folders_named_by_a_step_are_checkpoints(copy: Path) -> None:
+    for name in ("checkpoint-²", "checkpoint-٣", "checkpoint-zz-4", "checkpoint-04"):
+        (copy / name).mkdir()
+    (copy / "checkpoint-9").touch()
+    assert find_checkpoint("latest", str(copy)).endswith("checkpoint-4")
+
+
+@pytest.mark.parametrize("content", ['{"files": {}}', '{"files": []}', "{}", "[]", ""])
+def test_a_seal_that_names_no_files_is_not_a_seal(copy: Path, content: str) -> None:
+    (copy / "checkpoint-4" / SEAL_NAME).write_text(content)
+    assert find_checkpoint("latest", str(copy)).endswith("checkpoint-2")
 
 
 def test_reading_a_checkpoint_without_digests_is_logged(
@@ -120,9 +242,8 @@ def test_without_the_state_of_the_data_a_resume_is_refused(copy: Path) -> None:
         trainer.train(resume_from_checkpoint=True)
     with pytest.raises(ConfigError, match=f"{STATE_NAME} is missing"):
         trainer.train(resume_from_checkpoint=str(copy / "checkpoint-2"))
-    (copy / "checkpoint-4" / STATE_NAME).write_text("[]")
     with pytest.raises(MismatchError, match="it is not known which data"):
-        trainer.train(resume_from_checkpoint=True)
+        RunState.load(copy / "checkpoint-4")
 
 
 def test_the_run_goes_on_from_the_older_checkpoint(copy: Path) -> None:
@@ -131,6 +252,28 @@ def test_the_run_goes_on_from_the_older_checkpoint(copy: Path) -> None:
     resumed.train(resume_from_checkpoint="latest")
     assert resumed.resumed_from == str(copy / "checkpoint-2")
     assert len(losses(resumed)) == resumed.state.global_step == 6
+
+
+def test_a_resumed_run_may_delete_the_checkpoint_that_it_resumed_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With save_total_limit; the final model is saved all the same."""
+    write_build(tmp_path / "packs", make_packs(8), tokenizer={"name": "", "fingerprint": ""})
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+    arguments = [
+        *("run", str(tmp_path / "packs"), "--model", str(tmp_path / "model"), "--use_cpu"),
+        *("--output_dir", str(tmp_path / "o"), "--save_steps", "1", "--save_total_limit", "1"),
+        *("--json", "--resume_from_checkpoint"),
+    ]
+    assert main([*arguments, "false", "--max_steps", "2"]) == 0
+    (tmp_path / "o" / "model.safetensors").unlink()
+    capsys.readouterr()
+    assert main([*arguments, "latest", "--max_steps", "4"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["steps"] == 2
+    assert summary["resumed_from"].endswith("checkpoint-2")
+    assert not (tmp_path / "o" / "checkpoint-2").exists()
+    assert (tmp_path / "o" / "model.safetensors").exists()
 
 
 def test_a_checkpoint_is_complete_only_when_its_last_file_is_written(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import Trainer
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, Trainer
 
 from sftprep import build
 from sftprep.errors import TrainingDiverged
@@ -70,6 +72,8 @@ def test_a_learning_rate_that_destroys_the_model_ends_the_command(
         assert "data.jsonl:" in error
     else:
         assert "weights are not finite after step 1" in error
+        assert "the step was trained on" in error
+        assert "data.jsonl:" in error
 
 
 class Poisoned(torch.nn.Module):
@@ -166,6 +170,7 @@ class ManyRanks:
     """What `FiniteGuard` uses of an accelerator. others: what the other ranks report."""
 
     scaler = None
+    device = torch.device("cpu")
 
     def __init__(self, others: float) -> None:
         self.others = others
@@ -180,8 +185,12 @@ def test_every_rank_stops_where_one_has_a_fault() -> None:
     guard.add_batch(torch.tensor(1.0), [7, -1])
     with pytest.raises(TrainingDiverged, match="not finite in another process at step 3"):
         guard.check_gradient(1.0, 3)
-    with pytest.raises(TrainingDiverged, match="weights are not finite after step 3, so"):
-        guard.check_weights(torch.nn.Linear(2, 2), 3)
+    for check in (guard.check_weights, guard.check_all):
+        with pytest.raises(
+            TrainingDiverged,
+            match=r"weights are not finite after step 3, so.*; the step was trained on a:7",
+        ):
+            check(torch.nn.Linear(2, 2), 3)
 
 
 def test_a_scaler_that_skips_every_step_ends_the_run() -> None:
@@ -216,20 +225,122 @@ def test_weights_are_checked_before_each_save(tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
-def test_frozen_weights_are_not_checked(tmp_path: Path) -> None:
-    """What a base has from the start is not of this run."""
-    trainer = trainer_for(tmp_path, max_steps=1)
-    parameter = trainer.model.lm_head.weight
-    parameter.requires_grad = False
+@pytest.mark.parametrize("where", ["frozen", "buffer"])
+def test_all_tensors_are_checked_before_the_final_save(
+    tmp_path: Path, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also those that are not trained; a checkpoint needs the trained ones only."""
+    trainer = trainer_for(tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
+    if where == "frozen":
+        layer = torch.nn.Linear(2, 2)
+        layer.weight.requires_grad = False
+        trainer.model.extra = layer
+        tensor, name = layer.weight, r"extra\.weight"
+    else:
+        trainer.model.register_buffer("extra", torch.zeros(3))
+        tensor, name = trainer.model.extra, "extra"
     with torch.no_grad():
-        parameter[5] = math.inf
+        tensor.view(-1)[1] = math.inf
+    trainer.train()
+    assert "the model is not finite before training (extra" in caplog.text
+    assert (tmp_path / "checkpoint-1").exists()
+    with pytest.raises(TrainingDiverged, match=rf"not finite after step 1 \({name}\)"):
+        trainer.save_model()
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_buffers_that_are_not_saved_are_not_checked(tmp_path: Path) -> None:
+    """Such as a mask, which is made of infinities."""
+    trainer = trainer_for(tmp_path)
+    trainer.model.register_buffer("mask", torch.full((3,), -math.inf), persistent=False)
     trainer.save_model()
     assert (tmp_path / "model.safetensors").exists()
 
 
+def test_the_base_of_an_adapter_is_not_checked_with_it(tmp_path: Path) -> None:
+    """It is not saved."""
+    trainer = trainer_for(tmp_path, peft_config=LoraConfig(target_modules=["q_proj"]))
+    with torch.no_grad():
+        trainer.model.get_base_model().lm_head.weight[5] = math.inf
+    trainer.save_model()
+    assert (tmp_path / "adapter_model.safetensors").exists()
+
+
+def test_a_merged_model_that_is_not_finite_is_not_saved(
+    tmp_path: Path, model: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A value of the base that no row touches shows up in the merged model only."""
+    base = AutoModelForCausalLM.from_pretrained(model)
+    with torch.no_grad():
+        base.model.embed_tokens.weight[599] = math.nan
+    base.config.tie_word_embeddings = False
+    base.save_pretrained(tmp_path / "base")
+    for file in model.glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "base")
+    code = main(
+        [
+            *("run", str(shards), "--model", str(tmp_path / "base"), "--use_cpu"),
+            *("--output_dir", str(tmp_path / "o"), "--max_steps", "1", "--use_peft", "--merge"),
+            *("--lora_target_modules", "q_proj"),
+        ]
+    )
+    error = capsys.readouterr().err
+    assert code == 1, error
+    assert "the merged model is not finite (model.embed_tokens.weight)" in error
+    assert (tmp_path / "o" / "adapter_model.safetensors").exists()
+    assert not (tmp_path / "o" / "merged").exists()
+
+
+def test_weights_are_checked_before_they_are_pushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pushed(*_: Any, **__: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(Trainer, "push_to_hub", pushed)
+    trainer = trainer_for(tmp_path)
+    with torch.no_grad():
+        trainer.model.model.norm.weight[0] = math.nan
+    with pytest.raises(TrainingDiverged, match="so they are not saved"):
+        trainer.push_to_hub()
+    assert files(tmp_path) == []
+
+
+def test_a_training_step_of_ones_own_is_checked_by_its_gradient(tmp_path: Path) -> None:
+    trainer = trainer_for(tmp_path)
+
+    def training_step(model: Any, inputs: Any, items: Any = None) -> torch.Tensor:
+        loss = trainer.compute_loss(model, inputs, num_items_in_batch=items) * math.nan
+        trainer.accelerator.backward(loss)
+        return loss.detach()
+
+    trainer.training_step = training_step  # type: ignore[method-assign]
+    with pytest.raises(TrainingDiverged, match="the gradient norm is nan at step 1"):
+        trainer.train()
+    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("greater", [True, False])
+def test_an_evaluation_that_is_not_finite_is_never_the_best(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, greater: bool
+) -> None:
+    trainer = trainer_for(
+        tmp_path, metric_for_best_model="loss", greater_is_better=greater, eval_dataset=PACKS
+    )
+    for value in (math.nan, math.inf, -math.inf):
+        assert not trainer._determine_best_metric({"eval_loss": value}, None)
+    assert trainer._determine_best_metric({"eval_loss": 2.0}, None)
+    with torch.no_grad():
+        trainer.model.model.norm.weight[0] = math.nan
+    trainer.evaluate()
+    assert "eval_loss is nan at step 0" in caplog.text
+
+
 def test_the_methods_that_are_extended_still_exist() -> None:
     """They are transformers' own; without them, nothing would be checked."""
-    for name in ("training_step", "_get_grad_norm", "_maybe_log_save_evaluate", "_save_checkpoint"):
+    names = ["training_step", "_get_grad_norm", "_maybe_log_save_evaluate", "_save_checkpoint"]
+    names += ["get_batch_samples", "push_to_hub", "_determine_best_metric", "_save_rng_state"]
+    for name in names:
         assert callable(getattr(Trainer, name))
 
 

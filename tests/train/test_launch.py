@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from sftprep.errors import OutputBusy
+from sftprep.errors import ConfigError, OutputBusy
 from sfttrain.cli import main
-from sfttrain.once import launched_ranks
+from sfttrain.once import LAUNCHERS, launched_ranks
 from tests.train.builds import write_build
 from tests.train.packs import make_packs
 from tests.train.test_trainer import trainer_for
@@ -49,7 +49,7 @@ def test_torchrun_on_a_cpu_makes_one_run_without_being_told_use_cpu(tmp_path: Pa
     assert len(done.stdout.strip().splitlines()) == 1
     assert json.loads(done.stdout)["steps"] == 2
     state = json.loads((tmp_path / "o" / "checkpoint-1" / "sft_state.json").read_text())
-    assert state["packs_per_step"] == 2
+    assert state["packs_per_step"] == state["ranks"] == 2
     assert sorted(p.name for p in (tmp_path / "o" / "checkpoint-1").glob("rng_state*")) == [
         "rng_state_0.pth",
         "rng_state_1.pth",
@@ -57,9 +57,18 @@ def test_torchrun_on_a_cpu_makes_one_run_without_being_told_use_cpu(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"]
+    ("name", "value"),
+    [
+        ("WORLD_SIZE", " 2 "),
+        ("OMPI_COMM_WORLD_SIZE", "2"),
+        ("PMI_SIZE", "2"),
+        ("SLURM_STEP_NUM_TASKS", "2"),
+        ("PMIX_RANK", "1"),
+    ],
 )
-def test_ranks_that_do_not_become_one_run_are_refused(tmp_path: Path, name: str) -> None:
+def test_ranks_that_do_not_become_one_run_are_refused(
+    tmp_path: Path, name: str, value: str
+) -> None:
     """As under mpirun on a machine with GPUs, whose ranks accelerate takes for single runs."""
     code = (
         "import sys, torch\n"
@@ -73,21 +82,62 @@ def test_ranks_that_do_not_become_one_run_are_refused(tmp_path: Path, name: str)
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],
         cwd=ROOT,
-        env={**os.environ, name: "2"},
+        env={**os.environ, name: value},
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
     assert "ConfigError 2 processes were launched, and each would train by itself" in done.stdout
+    assert f"unset {name}" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
-def test_launchers_are_known_by_their_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert launched_ranks() == 1
-    for value, ranks in (("4", 4), ("", 1), ("many", 1)):
-        monkeypatch.setenv("PMI_SIZE", value)
-        assert launched_ranks() == ranks
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The environment without what launchers leave in it."""
+    for names in LAUNCHERS:
+        for name in filter(None, names):
+            monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("variables", "ranks"),
+    [
+        ({}, 1),
+        ({"WORLD_SIZE": " 2 "}, 2),
+        ({"WORLD_SIZE": "1", "PMI_SIZE": ""}, 1),
+        ({"RANK": "3"}, 1),
+        ({"PMI_SIZE": "4", "PMI_RANK": "0"}, 4),
+        ({"PMIX_RANK": "1", "PMIX_NAMESPACE": "x"}, 2),
+        ({"PMIX_RANK": "0", "PMIX_NAMESPACE": "x"}, 1),
+        ({"PMIX_RANK": "0", "PMIX_SIZE": "3"}, 3),
+        ({"MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": "0"}, 2),
+        ({"PALS_RANKID": "0", "PALS_LOCAL_SIZE": "2"}, 2),
+        ({"PALS_RANKID": "1", "PALS_LOCAL_SIZE": "1"}, 2),
+        ({"JSM_NAMESPACE_SIZE": "2", "JSM_NAMESPACE_RANK": "1"}, 2),
+        ({"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}, 2),
+        # A batch script, and a shell that salloc started: one process, whatever was allocated.
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, 1),
+        ({"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, 1),
+    ],
+)
+def test_launchers_are_known_by_their_environment(
+    environment: pytest.MonkeyPatch, variables: dict[str, str], ranks: int
+) -> None:
+    for name, value in variables.items():
+        environment.setenv(name, value)
+    assert launched_ranks() == ranks
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "PMI_SIZE", "PMIX_RANK"])
+def test_a_number_of_processes_that_is_not_a_number_is_refused(
+    environment: pytest.MonkeyPatch, name: str
+) -> None:
+    environment.setenv(name, "many")
+    with pytest.raises(ConfigError, match=f"the environment variable {name} is 'many'"):
+        launched_ranks()
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, capsys: Any) -> None:
@@ -102,7 +152,7 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, capsys: Any)
         "    print(type(error).__name__, error)\n"
     )
     first = trainer_for(tmp_path)
-    with first._output_held():
+    with first.output_held():
         done = subprocess.run(
             [sys.executable, "-c", code, str(tmp_path)],
             cwd=ROOT,
@@ -112,12 +162,47 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, capsys: Any)
             check=False,
         )
     assert f"OutputBusy another run (process {os.getpid()} on" in done.stdout, done.stderr
-    with first._output_held(), pytest.raises(OutputBusy):
+    with first.output_held(), pytest.raises(OutputBusy):
         trainer_for(tmp_path).train()
     # One after the other may.
     for _ in range(2):
         trainer_for(tmp_path).train()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_is_held_until_the_command_has_written_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Also while the final model is saved, evaluated and merged."""
+    from sfttrain import run as run_module
+    from sfttrain.trainer import SFTTrainer
+
+    write_build(tmp_path / "packs", make_packs(8), tokenizer={"name": "", "fingerprint": ""})
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+    held: dict[str, bool] = {}
+
+    def watched(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def call(*given: Any, **options: Any) -> Any:
+            held[name] = (tmp_path / "o" / ".sfttrain-lock").exists()
+            return real(*given, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+    watched(run_module, "merge_adapter")
+    for name in ("train", "save_model", "save_state", "evaluate"):
+        watched(SFTTrainer, name)
+    arguments = [
+        *("run", str(tmp_path / "packs"), "--model", str(tmp_path / "model"), "--use_cpu"),
+        *("--eval_data", str(tmp_path / "packs"), "--output_dir", str(tmp_path / "o")),
+        *("--max_steps", "1", "--use_peft", "--merge"),
+    ]
+    assert main(arguments) == 0, capsys.readouterr().err
+    assert held == dict.fromkeys(
+        ("train", "save_model", "save_state", "evaluate", "merge_adapter"), True
+    )
+    assert not (tmp_path / "o" / ".sfttrain-lock").exists()
 
 
 @pytest.mark.parametrize("setting", ["--output_dir", "--prepared_dir"])

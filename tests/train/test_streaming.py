@@ -3,6 +3,7 @@ and goes on exactly."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -21,6 +22,8 @@ from sfttrain import SFTConfig, SFTTrainer
 from sfttrain.cli import main
 from tests.stream.made import rows
 
+BATCHES = 14
+"""Batches of a pass over the corpus, of ten packs each."""
 SETTINGS = {"max_length": 128, "pack_window": 40, "lanes": 4}
 
 
@@ -123,6 +126,69 @@ def test_a_resume_goes_on_with_the_next_pack(saved, order, corpus, model, tmp_pa
     )
     with pytest.raises(MismatchError):
         other.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{saved}"))
+
+
+@pytest.mark.parametrize("accumulation", [3, 5, 20])
+def test_the_short_rest_of_a_pass_is_a_step_of_its_own(accumulation, corpus, model, tmp_path):
+    """Nothing is left for the next step, and a pass shorter than a step does not hang."""
+
+    def logs(count: int, steps: int) -> list[dict]:
+        trainer = trainer_of(
+            stream_of(corpus, model, order="keep"), model, tmp_path, learning_rate=0.0,
+            gradient_accumulation_steps=count, max_steps=steps, per_device_train_batch_size=10,
+        )  # fmt: skip
+        trainer.train()
+        assert trainer.state.global_step == steps
+        return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+    single = logs(1, 2 * BATCHES)
+    totals = [0, *(entry["num_tokens"] for entry in single)]
+    tokens = [after - before for before, after in itertools.pairwise(totals)]
+    expected = []
+    for begin in (0, BATCHES):
+        for first in range(begin, begin + BATCHES, accumulation):
+            part = slice(first, min(first + accumulation, begin + BATCHES))
+            sums = [entry["loss"] * n for entry, n in zip(single[part], tokens[part], strict=True)]
+            expected.append(sum(sums) / sum(tokens[part]))
+    found = logs(accumulation, len(expected))
+    assert [entry["loss"] for entry in found] == pytest.approx(expected, rel=1e-5)
+    assert found[-1]["num_tokens"] == totals[-1]
+
+
+def test_a_resume_after_the_short_rest_begins_the_next_pass(corpus, model, tmp_path):
+    whole = -(-BATCHES // 5)
+    options = {
+        "gradient_accumulation_steps": 5,
+        "max_steps": whole + 2,
+        "per_device_train_batch_size": 10,
+    }
+    straight = trainer_of(
+        stream_of(corpus, model), model, tmp_path / "a",
+        save_strategy="steps", save_steps=whole, **options,
+    )  # fmt: skip
+    straight.train()
+    resumed = trainer_of(stream_of(corpus, model), model, tmp_path / "b", **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{whole}"))
+    assert losses(resumed) == pytest.approx(losses(straight), rel=1e-6)
+    assert resumed.trained_tokens == straight.trained_tokens
+
+
+@pytest.mark.parametrize("saved", [2, BATCHES + 1])
+def test_a_resume_goes_on_with_the_same_random_numbers(saved, corpus, model, tmp_path):
+    """Those of dropout, and of the noise on embeddings."""
+    options = {
+        "neftune_noise_alpha": 5.0,
+        "max_steps": saved + 2,
+        "per_device_train_batch_size": 10,
+    }
+    straight = trainer_of(
+        stream_of(corpus, model), model, tmp_path / "a",
+        save_strategy="steps", save_steps=saved, **options,
+    )  # fmt: skip
+    straight.train()
+    resumed = trainer_of(stream_of(corpus, model), model, tmp_path / "b", **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{saved}"))
+    assert losses(resumed) == losses(straight)
 
 
 def flags(model: str, out: Path, *more: str) -> list[str]:
