@@ -20,6 +20,8 @@ from typing import Any
 from sftprep.errors import InputUnreadable
 
 _MAGIC = b"ARROW1"
+_CONTINUATION = b"\xff\xff\xff\xff"
+"""Start of a message; Arrow before 0.15 did not write it."""
 _DICTIONARY_BATCH, _RECORD_BATCH = 2, 3
 
 
@@ -111,15 +113,23 @@ def _open_arrow(path: str, size: int, _mtime: int) -> ArrowFile:
 
 
 def _messages_of_stream(file: Any, size: int) -> list[tuple[int, Batch]]:
-    """Return the kinds and positions of the messages of a stream, up to its end mark or its end."""
+    """Return the kinds and positions of the messages of a stream, which ends with an end mark."""
     found = []
     at = 0
-    while at < size:
-        message = _message_at(file, at)
-        if message is None:
-            break
+    while (message := _message_at(file, at)) is not None:
         found.append(message)
         at = message[1].offset + message[1].length
+        if at >= size:
+            raise _damaged(file.name, "it is cut short: the mark at the end of a stream is missing")
+    end = at + (8 if _read(file, at, 4) == _CONTINUATION else 4)
+    if end != size:
+        raise _damaged(
+            file.name,
+            f"{size - end:,} bytes follow the mark at the end of the stream, as in files that were"
+            " joined"
+            if end < size
+            else "it is cut short in the mark at the end of the stream",
+        )
     return found
 
 

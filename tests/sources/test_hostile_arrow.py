@@ -213,3 +213,25 @@ def test_values_that_python_cannot_hold_are_an_error_that_names_the_file(tmp_pat
     (tmp_path / "a.arrow").write_bytes(written(table))
     with pytest.raises(InputUnreadable, match=r"a\.arrow"):
         assert not [r for r in records_of(tmp_path / "a.arrow") if not isinstance(r, Rejected)]
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_stream_ends_with_its_mark_and_nothing_follows(tmp_path, legacy):
+    options = {"use_legacy_format": True} if legacy else {}
+    whole, path = written(TABLE, "stream", **options), tmp_path / "a.arrow"
+    path.write_bytes(whole)
+    assert len(records_of(path)) == 100
+    mark = 4 if legacy else 8
+    for damaged, what in (
+        (whole[:-mark], "cut short: the mark at the end"),
+        (whole[: -mark // 2], "(cut short|ends before)"),
+        (whole + b"x", "1 bytes follow"),
+        (whole + whole, "bytes follow"),
+        (whole + bytes(8), "bytes follow"),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(InputUnreadable, match=f"{path}.*{what}"):
+            records_of(path)
+    batch = TABLE.schema.empty_table()
+    path.write_bytes(written(batch, "stream", **options))
+    assert records_of(path) == []
