@@ -11,11 +11,9 @@ import glob
 import json
 import os
 from itertools import takewhile
-from pathlib import Path
 
 from sftprep.choices import check_local_path, expand_path, printable
 from sftprep.errors import ConfigError, FormatError, InputNotFound, InputUnreadable
-from sftprep.shards.layout import WORK_FOLDER, has_work_folder
 from sftprep.sources.file_types import SUFFIXES, kind_of
 from sftprep.sources.hub_splits import HubConfig, files_of_splits
 from sftprep.sources.lines import unreadable
@@ -25,6 +23,7 @@ from sftprep.sources.search import (
     file_identity,
     is_build,
     is_folder,
+    work_folder_of,
 )
 
 SAVED_SPLITS = "dataset_dict.json"
@@ -107,15 +106,12 @@ def choose_split(splits: list[str], split: str | None, where: str) -> str:
 
 def _refuse_work_files(name: str) -> None:
     """Raises FormatError for the work folder of a build, and for what is in it."""
-    path = Path(os.path.realpath(name))
-    for folder in (path, *path.parents):
-        with unreadable(str(folder)):
-            found = folder.name == WORK_FOLDER and has_work_folder(folder.parent)
-        if found:
-            raise FormatError(
-                f"{name} is in {folder}, the intermediate files of a build, which are not records",
-                remedy="give the inputs that it was built from",
-            )
+    folder = work_folder_of(name)
+    if folder is not None:
+        raise FormatError(
+            f"{name} is in {folder}, the intermediate files of a build, which are not records",
+            remedy="give the inputs that it was built from",
+        )
 
 
 def _check_input_name(name: str) -> None:

@@ -26,6 +26,8 @@ from sftprep.sources.file_types import is_about_data, is_data, is_named_like_met
 from sftprep.sources.lines import unreadable
 from sftprep.tokenize.cache import cache_dir
 
+_INTERMEDIATE = "intermediate files of a build"
+
 _log = logging.getLogger(__name__)
 
 
@@ -82,6 +84,8 @@ class FolderSearch:
         for path in sorted(set(paths), key=lambda path: (os.path.islink(path), path)):
             if self.is_output(os.path.realpath(path)):
                 self._skip("the output folder", path)
+            elif os.path.islink(path) and work_folder_of(path) is not None:
+                self._skip(_INTERMEDIATE, path)
             elif kept.setdefault(file_identity(path), path) != path:
                 self._skip("links to files that are read already", path)
         return sorted(kept.values())
@@ -173,7 +177,7 @@ class FolderSearch:
             elif real == self._cache:
                 why = "the cache of sftprep"
             elif os.path.basename(real) == WORK_FOLDER and has_work_folder(Path(real).parent):
-                why = "intermediate files of a build"
+                why = _INTERMEDIATE
             elif not build and is_build(folder):
                 why = "a build of sftprep, which is read only if it is named"
             elif not (build or named_parent) and _holds_left_shards(folder):
@@ -206,6 +210,16 @@ class FolderSearch:
     def _skip(self, why: str, path: str) -> None:
         if path not in self._skipped.setdefault(why, []):
             self._skipped[why].append(path)
+
+
+def work_folder_of(path: str) -> Path | None:
+    """Return the work folder of a build that a path leads to or into, None where it is not."""
+    real = Path(os.path.realpath(path))
+    for folder in (real, *real.parents):
+        with unreadable(str(folder)):
+            if folder.name == WORK_FOLDER and has_work_folder(folder.parent):
+                return folder
+    return None
 
 
 def file_identity(path: str) -> object:

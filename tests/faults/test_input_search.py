@@ -75,6 +75,15 @@ def test_intermediate_files_are_refused_by_name_and_skipped_in_a_search(make, tm
         assert f"{root}/spill (intermediate files of a build)" in caplog.text
 
 
+def test_a_link_to_an_intermediate_file_is_skipped(make, tmp_path, caplog):
+    root = make(tmp_path / "prev", keep_spill=True)
+    first = add(tmp_path / "in" / "a.jsonl")
+    spill = next((root / "spill").glob("[0-9a-f]*.arrow"))
+    (tmp_path / "in" / "s.arrow").symlink_to(spill)
+    assert find_files((str(tmp_path / "in"),)) == [first]
+    assert "in/s.arrow (intermediate files of a build)" in caplog.text
+
+
 def test_hard_links_are_the_same_file(tmp_path, caplog):
     first = add(tmp_path / "in" / "a.jsonl")
     for name in ("in/b.jsonl", "in/sub/c.jsonl", "outside.jsonl"):
