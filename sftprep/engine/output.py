@@ -313,10 +313,11 @@ def _entries(root: Path, folders: set[str]) -> list[tuple[str, bool]]:
 
 
 def _check_writable(root: Path, names: set[str]) -> None:
-    """Raises OSError where a file cannot be put into a folder, or removed from it."""
+    """Raises StorageError where a file cannot be put into a folder, or removed from it."""
     for folder in {root / parent for name in names for parent in Path(name).parents}:
         if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+            with storage_errors(folder):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def _move_into_place(root: Path, staged: list[tuple[Path, str]]) -> None:

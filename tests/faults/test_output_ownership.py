@@ -146,7 +146,7 @@ def test_a_folder_that_may_not_be_written_is_found_before_the_first_move(
         "access",
         lambda path, mode: Path(path) != locked and access(path, mode),
     )
-    with pytest.raises(StorageError, match=os.strerror(errno.EACCES)):
+    with pytest.raises(StorageError, match=f"cannot write {locked}: {os.strerror(errno.EACCES)}"):
         make(eval_fraction=0.3, seed=7, eval_seed=3)
     monkeypatch.undo()
     assert before.items() <= snapshot(tmp_path / "o").items()
