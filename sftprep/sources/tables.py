@@ -41,6 +41,9 @@ _MOST_EXPANDED = 16
 """A row group of which the text is longer than its bytes by more than this factor is read by one
 process, which cuts it by the sizes of its rows."""
 
+_FIRST_ROWS = 64
+"""Rows of a row group that are read for its dictionaries."""
+
 _SMALL_GROUP = 8 << 20
 """Bytes of a row group of which the text is read as dictionaries, if those may be referred to
 often."""
@@ -141,8 +144,10 @@ def _longest_values(file: str, parquet: Any, number: int, columns: Columns) -> f
     for path, values in paths.items():
         # Extensions are read as what they store.
         options = {"read_dictionary": [path], "arrow_extensions_enabled": False}
+        chosen = {"row_groups": [number], "columns": [path]}
+        dictionary = None
         with _parquet(file, metadata=parquet.metadata, **options) as dictionaries:
-            for batch in dictionaries.iter_batches(1024, row_groups=[number], columns=[path]):
+            for batch in dictionaries.iter_batches(_FIRST_ROWS, **chosen):
                 dictionary = _dictionary_in(batch.column(0))
                 if dictionary is None or len(dictionary):
                     break
@@ -198,7 +203,7 @@ def _expands(file: str, parquet: Any, group: _Group, columns: Columns) -> bool:
 def _parquet_batches(file: str, parquet: Any, group: _Group, columns: Columns) -> Iterator[Any]:
     """Yield the rows of a row group, as many at a time as may be held in memory."""
     chosen = {"row_groups": [group.number], "columns": _readable(parquet.schema_arrow, columns)}
-    if group.longest == 0 or group.bytes > _SMALL_GROUP:
+    if group.longest * group.rows <= 4 * _SLICE or group.bytes > _SMALL_GROUP:
         yield from parquet.iter_batches(group.batch, **chosen)
         return
     # All values may be in one row. Dictionaries take little memory, but time.
