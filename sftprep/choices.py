@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -103,15 +104,55 @@ def check_choice(name: str, value: object, kind: Any) -> None:
         raise ConfigError(f"{name} is {value!r}", remedy=f"choose one of: {', '.join(choices)}")
 
 
-def check_local_path(path: str, name: str) -> None:
-    """Raises ConfigError for a URL, which would otherwise be taken for a relative path.
+def expand_path(path: str, name: str) -> str:
+    """Return a path with `~` and `~user` expanded. Raises ConfigError for a NUL character."""
+    if "\0" in path:
+        raise ConfigError(f"{name} is {path!r}, with a NUL character", remedy="remove it")
+    return os.path.expanduser(path)
 
-    One slash is enough, since `Path("s3://bucket/x")` is `s3:/bucket/x`; a drive (`C:/x`) has one
-    letter.
+
+def local_folder(path: str, name: str) -> str:
+    """Return the path of a folder that is written to, with `~` and `~user` expanded.
+
+    Raises:
+        ConfigError: it is not a path on a local disk, as `check_local_path` says, or is of a user
+            that does not exist.
     """
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", path):
-        scheme = path.partition(":")[0]
+    expanded = expand_path(path, name)
+    check_local_path(expanded, name)
+    if expanded.startswith("~"):
         raise ConfigError(
-            f"{name} is {path}, and {scheme}: URLs are not supported",
-            remedy="give a path on a local disk, and copy the data with the tools of the store",
+            f"{name} is {path}, and there is no such user",
+            remedy=f"for a local folder of this name, write ./{path}",
         )
+    return expanded
+
+
+def check_local_path(path: str, name: str) -> None:
+    """Raises ConfigError for a URL or a path of another system, which would otherwise be taken for
+    a relative path.
+
+    A colon in the first component is enough, since `Path("s3://bucket/x")` is `s3:/bucket/x`. Only
+    Windows has drives (`C:/x`).
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{name} is {printable(path)}, which is not UTF-8", remedy="choose another name"
+        ) from error
+    bare = path.strip()
+    if os.name == "nt" and re.match(r"[A-Za-z]:[\\/]", bare):
+        return
+    if "://" in bare or ":" in bare.partition("/")[0] or bare.startswith("\\\\"):
+        local = re.sub(r"/+", "/", bare)
+        raise ConfigError(
+            f"{name} is {path}: URLs are not supported, nor are paths of other systems",
+            remedy="give a path on a local disk, and copy the data with the tools of the store; for"
+            f" a local path of this name, write {local if local.startswith('/') else './' + local}",
+        )
+
+
+def printable(path: str) -> str:
+    """Return a path with the bytes that are not UTF-8 as escapes."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

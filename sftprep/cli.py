@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from contextlib import redirect_stdout
@@ -117,7 +118,9 @@ def verify(directory: str, *, json: bool = False, debug: bool = False) -> int:
     from sftprep.shards.verify import verify as run
 
     with _Bar(quiet=json) as bar:
-        found = run(directory, progress=lambda done, total: bar("verify", done, total))
+        found = run(
+            os.path.expanduser(directory), progress=lambda done, total: bar("verify", done, total)
+        )
     if json:
         _print_json({**asdict(found), "folder": str(found.folder), "ok": found.ok})
     else:
@@ -171,7 +174,7 @@ def inspect(
     from sftprep.shards.reader import open_shards
     from sftprep.tokenize.decode import decoder_of
 
-    shards = open_shards(directory)
+    shards = open_shards(os.path.expanduser(directory))
     if not -len(shards) <= row < len(shards):
         raise ConfigError(
             f"there is no row {row}: {directory} has {some(len(shards), 'pack')}",

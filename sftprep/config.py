@@ -22,8 +22,9 @@ from sftprep.choices import (
     TrainOn,
     TruncateSide,
     check_choice,
-    check_local_path,
     check_whole,
+    expand_path,
+    local_folder,
     unknown_setting,
 )
 from sftprep.config_read import EvalConfig, FormatConfig, ReadConfig, SourceConfig, SourceEntry
@@ -72,6 +73,10 @@ class TokenizeConfig:
     always as Jinja."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "tokenizer", expand_path(self.tokenizer, "--tokenizer"))
+        if self.chat_template is not None:
+            template = expand_path(self.chat_template, "--chat-template")
+            object.__setattr__(self, "chat_template", template)
         check_choice("encoder", self.encoder, EncoderChoice)
         check_choice("template_way", self.template_way, TemplateWay)
         if self.date is not None:
@@ -165,7 +170,7 @@ class OutputConfig:
     reuses."""
 
     def __post_init__(self) -> None:
-        check_local_path(self.output, "--output")
+        object.__setattr__(self, "output", local_folder(self.output, "--output"))
         check_choice("on_bad_record", self.on_bad_record, OnBadRecord)
         check_whole(self.workers, "workers", 1, 4096)
         check_whole(self.shard_tokens, "shard_tokens", 1, 2**31 - 1)
@@ -274,7 +279,7 @@ def read_config_file(path: str) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             f"cannot read the config file {path}: {error.strerror}",

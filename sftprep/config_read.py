@@ -18,6 +18,7 @@ from sftprep.choices import (
     check_limit,
     check_strings,
     check_whole,
+    expand_path,
     number_of,
     strings,
     unknown_setting,
@@ -53,7 +54,8 @@ class SourceEntry:
     formatting_func: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inputs", check_strings(self.inputs, "the path of a source"))
+        inputs = check_strings(self.inputs, "the path of a source")
+        object.__setattr__(self, "inputs", _expanded(inputs))
         object.__setattr__(self, "name", str(self.name or ", ".join(self.inputs)))
         if self.map is not None:
             object.__setattr__(self, "map", check_strings(self.map, f"the map of {self.name}"))
@@ -110,7 +112,7 @@ class SourceConfig:
     """Instead of inputs: the sources of a mixture, each with settings of its own."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inputs", strings(self.inputs))
+        object.__setattr__(self, "inputs", _expanded(strings(self.inputs)))
         if not isinstance(self.sources, (list, tuple)):
             raise ConfigError(
                 f"sources is {self.sources!r}",
@@ -129,6 +131,10 @@ class SourceConfig:
                 f"the source {without} has no weight, and others have",
                 remedy="give every source a weight, or none",
             )
+
+
+def _expanded(inputs: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(expand_path(name, "an input") for name in inputs)
 
 
 def _with_own_names(entries: tuple[SourceEntry, ...]) -> tuple[SourceEntry, ...]:
@@ -193,7 +199,7 @@ class EvalConfig:
     """Packing of the evaluation build; that of --packing where it is not given."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "eval_input", strings(self.eval_input))
+        object.__setattr__(self, "eval_input", _expanded(strings(self.eval_input)))
         check_factor(self.eval_fraction, "eval_fraction", 0, 1)
         if not self.eval_fraction < 1:
             raise ConfigError(
@@ -238,6 +244,9 @@ class FormatConfig:
     def __post_init__(self) -> None:
         if callable(self.formatting_func):  # from Python, people give the function itself
             object.__setattr__(self, "formatting_func", name_of(self.formatting_func))
+        if self.formatting_func is not None:
+            function = expand_path(self.formatting_func, "--formatting-func")
+            object.__setattr__(self, "formatting_func", function)
         if self.formatting_func is not None and self.format not in ("auto", "text"):
             raise ConfigError(
                 f"--formatting-func makes texts of records, and --format is {self.format}",

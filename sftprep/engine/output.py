@@ -8,14 +8,14 @@ not final is in there: spills, recipes, finished shards, manifests. The commit
 3. removes what only the build before has, and the work folder.
 
 A file is removed or replaced only if the manifest of the build in the folder or `commit.json` names
-it, or if it has a name in the marked work folder that builds give there. Any other file belongs to
-somebody else: the build refuses to start and names it. Hidden files stay where they are, and links
-are never followed.
+it, or if it is in the marked work folder and its content shows that a build wrote it. Any other
+file belongs to somebody else: the build refuses to start, or to commit, and names it. Hidden files
+stay where they are, and links are never followed.
 """
 
 from __future__ import annotations
 
-import json
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -26,36 +26,32 @@ from pathlib import Path
 from sftprep.errors import ManifestError, OutputExists
 from sftprep.shards.files import storage_errors, sync_folder, write_bytes
 from sftprep.shards.layout import (
+    COMMIT_NAME,
     EVAL_FOLDER,
+    LOCK_NAME,
     MANIFEST_NAME,
     MARKER_NAME,
     REJECTED_NAME,
     SHARD_FOLDER,
     WORK_FOLDER,
     has_work_folder,
+    is_build_folder,
     is_file,
     is_folder,
+    is_work_folder_created,
     mark_work_folder,
 )
 from sftprep.shards.locks import exclusive
 from sftprep.shards.manifest import Manifest, manifest_bytes, read_manifest
+from sftprep.shards.ownership import commit_bytes, committed_names, is_work_file
 from sftprep.shards.schema import SHARD_NAME
 
-_LOCK_NAME = "lock"
-_COMMIT_NAME = "commit.json"
 _SHARD = SHARD_NAME.pattern.strip("^$")
 
 _FINAL_NAME = re.compile(rf"(eval/)?(manifest\.json|shards/{_SHARD})|rejected\.jsonl")
 """Paths in the output folder that builds put in place."""
 _SPILL_NAME = re.compile(r"build\.json|[0-9a-f]{40}\.arrow|recipe-[0-9a-f]{16}\.jsonl")
 """Paths in the work folder that --keep-spill keeps."""
-_WORK_NAME = re.compile(
-    rf"{_SPILL_NAME.pattern}|lock|commit\.json|(eval-)?manifest\.json|rejected\.jsonl"
-    rf"|(shards|eval)/({_SHARD}|shard-\d{{5,}})"
-)
-"""Paths in the work folder; while a file is written, it has a temporary name, in the case of a
-shard one without its digest."""
-_TEMPORARY_NAME = re.compile(r"((?:\w+/)?)\.(.+)\.[0-9a-f]{16}\.tmp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,19 +79,30 @@ class OutputFolder:
     def commit(self, manifest: Manifest, evaluation: Manifest | None, *, keep_spill: bool) -> None:
         """Put a finished build in place of the one before.
 
+        In each of these cases but a disk error between the moves, the build before is as it was.
+
         Raises:
-            ConfigError: a manifest is larger than what can be read back; nothing has changed then.
+            ConfigError: a manifest is larger than what can be read back.
+            OutputExists: files of somebody else appeared in the folder while the build ran.
             StorageError: a file cannot be written.
         """
         with storage_errors(self.root):
+            self._check_unchanged()
             staged = self._staged(manifest, evaluation)
             names = {name for _, name in staged}
-            write_bytes(self.work / _COMMIT_NAME, json.dumps(sorted(names | self.before)).encode())
+            _check_writable(self.root, names | self.before)
+            write_bytes(self.work / COMMIT_NAME, commit_bytes(sorted(names | self.before)))
             _move_into_place(self.root, staged)
             # The manifest first, so that nobody takes what is left for a build.
             left = sorted(self.before - names, key=lambda name: not name.endswith(MANIFEST_NAME))
             _remove(self.root, left)
             _clean_work_folder(self.work, keep_spill=keep_spill)
+
+    def _check_unchanged(self) -> None:
+        """Check that nobody else put files into the folder while the build ran."""
+        appeared = _check_contents(self.root, overwrite=True) - self.before
+        if appeared:
+            raise _foreign_files(self.root, sorted(appeared))
 
     def _staged(self, manifest: Manifest, evaluation: Manifest | None) -> list[tuple[Path, str]]:
         """Write the manifests to the work folder, and list all files with their final names.
@@ -126,29 +133,61 @@ def claim_output(root: Path, *, overwrite: bool) -> Iterator[OutputFolder]:
     """Create the output folder and hold it while the build runs.
 
     Raises:
-        OutputExists: it holds a finished build (without `overwrite`), or files of somebody else.
+        OutputExists: it holds a finished build (without `overwrite`), or files of somebody else, or
+            it is in the folder of another build.
         OutputBusy: another build holds it.
         StorageError: it cannot be written.
     """
-    work, created = root / WORK_FOLDER, not root.exists()
+    work = root / WORK_FOLDER
     with storage_errors(root):
+        _check_not_in_build(root)
+        created = not root.exists()
         root.mkdir(parents=True, exist_ok=True)
         if not has_work_folder(root):
             _check_contents(root, overwrite=overwrite)
-            mark_work_folder(root)
+            _mark(root)
     remedy = "wait for it to end, or give another --output"
-    with exclusive(work / _LOCK_NAME, "another build", root, remedy=remedy):
-        try:
+    with exclusive(work / LOCK_NAME, "another build", root, remedy=remedy):
+        with storage_errors(root):
             # Another build may have ended since the first look.
             before = _check_contents(root, overwrite=overwrite)
+            if not has_work_folder(root):
+                _mark(root)
+            marker = os.lstat(work / MARKER_NAME)
+            remove_work = is_work_folder_created(work)
+        try:
             yield OutputFolder(root=root, before=frozenset(before))
         finally:
             # What a build did before it failed is kept and reused; if there is nothing, it leaves
             # nothing.
-            if set(_work_files(work)) <= {MARKER_NAME, _LOCK_NAME}:
+            is_done = set(_work_files(work)) <= {MARKER_NAME, LOCK_NAME}
+            if is_done:
                 _clean_work_folder(work, keep_spill=False)
-                if created:
-                    _remove_empty(root)
+                # While the lock is held, nobody else marks the folder or locks it.
+                _unlink_own(work / MARKER_NAME, marker)
+    if is_done and remove_work:
+        _remove_empty(work)
+    if is_done and created:
+        _remove_empty(root)
+
+
+def _check_not_in_build(root: Path) -> None:
+    """Raises OutputExists where a folder is inside the folder of another build."""
+    for parent in Path(os.path.realpath(root)).parents:
+        if is_build_folder(parent):
+            raise OutputExists(
+                f"{root} is inside {parent}, which holds a build",
+                remedy="give an --output folder outside of it",
+            )
+
+
+def _mark(root: Path) -> None:
+    """Create and mark the work folder."""
+    work = root / WORK_FOLDER
+    # Our lock is all that is left where a kill hit the end of a build, after the marker.
+    created = not work.exists() or is_file(work / LOCK_NAME)
+    work.mkdir(exist_ok=True)
+    mark_work_folder(root, created=created)
 
 
 # --- whose paths are in the folder -------------------------------------------------------------
@@ -167,17 +206,14 @@ def _check_contents(root: Path, *, overwrite: bool) -> set[str]:
     if has_work_folder(root):
         own = {f"{WORK_FOLDER}/{name}" for name in _work_files(root / WORK_FOLDER)}
         folders |= {f"{WORK_FOLDER}/{SHARD_FOLDER}", f"{WORK_FOLDER}/{EVAL_FOLDER}"}
+    elif _is_left_lock(root / WORK_FOLDER / LOCK_NAME):
+        own = {f"{WORK_FOLDER}/{LOCK_NAME}"}
     found = {name: regular for name, regular in _entries(root, folders) if "/." not in f"/{name}"}
     foreign = sorted(
         name for name, regular in found.items() if not (regular and name in known | own)
     )
     if foreign:
-        more = f" and {len(foreign) - 5:,} more" if len(foreign) > 5 else ""
-        raise OutputExists(
-            f"{root} holds files that do not belong to a build in it: "
-            f"{', '.join(foreign[:5])}{more}" + (f" ({problem})" if problem else ""),
-            remedy="give an --output folder that is new or empty, or move these files away",
-        )
+        raise _foreign_files(root, foreign, problem)
     if manifest is not None and not overwrite:
         inputs = ", ".join(info.path for info in manifest.inputs[:3])
         raise OutputExists(
@@ -185,6 +221,25 @@ def _check_contents(root: Path, *, overwrite: bool) -> set[str]:
             remedy="give --overwrite to replace it, or another --output",
         )
     return known & found.keys()
+
+
+def _foreign_files(root: Path, names: list[str], problem: str = "") -> OutputExists:
+    more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+    return OutputExists(
+        f"{root} holds files that do not belong to a build in it: "
+        f"{', '.join(names[:5])}{more}" + (f" ({problem})" if problem else ""),
+        remedy="give an --output folder that is new or empty, or move these files away",
+    )
+
+
+def _is_left_lock(path: Path) -> bool:
+    """Whether a lock without a marker is what a kill left, at the end of a build."""
+    return (
+        is_folder(path.parent)
+        and is_file(path)
+        and path.stat().st_size > 0
+        and (is_work_file(path.parent, path.name))
+    )
 
 
 def _known_paths(root: Path, manifest: Manifest | None) -> set[str]:
@@ -204,14 +259,9 @@ def _known_paths(root: Path, manifest: Manifest | None) -> set[str]:
 
 
 def _committed_names(root: Path) -> set[str]:
-    path = root / WORK_FOLDER / _COMMIT_NAME
-    if not is_file(path):
-        return set()
-    try:
-        names = json.loads(path.read_bytes())
-    except ValueError:  # torn, where the machine went down
-        return set()
-    return {name for name in names if _FINAL_NAME.fullmatch(name)}
+    path = root / WORK_FOLDER / COMMIT_NAME
+    names = committed_names(path) if is_file(path) else None
+    return {name for name in names or () if _FINAL_NAME.fullmatch(name)}
 
 
 def _manifest_in(folder: Path) -> tuple[Manifest | None, str]:
@@ -237,8 +287,7 @@ def _work_files(work: Path) -> Iterator[str]:
     if not is_folder(work):
         return
     for name, regular in _entries(work, {SHARD_FOLDER, EVAL_FOLDER}):
-        final = _TEMPORARY_NAME.sub(r"\1\2", name)
-        if regular and _WORK_NAME.fullmatch(final):
+        if regular and is_work_file(work, name):
             yield name
 
 
@@ -261,6 +310,14 @@ def _entries(root: Path, folders: set[str]) -> list[tuple[str, bool]]:
 
 
 # --- changes to the folder ---------------------------------------------------------------------
+
+
+def _check_writable(root: Path, names: set[str]) -> None:
+    """Raises StorageError where a file cannot be put into a folder, or removed from it."""
+    for folder in {root / parent for name in names for parent in Path(name).parents}:
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            with storage_errors(folder):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def _move_into_place(root: Path, staged: list[tuple[Path, str]]) -> None:
@@ -288,15 +345,21 @@ def _remove(root: Path, names: list[str]) -> None:
 
 
 def _clean_work_folder(work: Path, *, keep_spill: bool) -> None:
-    """Remove what builds have put into a work folder, but for the spills if they are kept."""
-    kept = _SPILL_NAME if keep_spill else re.compile(re.escape(MARKER_NAME))
-    _remove(work, [name for name in _work_files(work) if not kept.fullmatch(name)])
+    """Remove what builds have put into a work folder, but for the marker, the lock and, if they are
+    kept, the spills."""
+    kept = {MARKER_NAME, LOCK_NAME}
+    for name in list(_work_files(work)):
+        if name not in kept and not (keep_spill and _SPILL_NAME.fullmatch(name)):
+            (work / name).unlink(missing_ok=True)
     for folder in (SHARD_FOLDER, EVAL_FOLDER):
         _remove_empty(work / folder)
-    if not keep_spill:
-        # The marker last: until then, what a kill leaves is known to be of a build.
-        (work / MARKER_NAME).unlink(missing_ok=True)
-        _remove_empty(work)
+
+
+def _unlink_own(path: Path, status: os.stat_result) -> None:
+    """Remove a file if it is still the one with this status."""
+    with suppress(FileNotFoundError):
+        if os.path.samestat(os.lstat(path), status):
+            path.unlink()
 
 
 def _remove_empty(folder: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,9 +37,24 @@ def write_bytes(path: Path, content: bytes) -> None:
 def temporary_name(name: str) -> str:
     """Return a name for a file that is renamed to `name` when it is complete.
 
-    No two processes use the same one, on any machines that share the folder.
+    No two processes use the same one, on any machines that share the folder. The name ends in a
+    check sum of itself, by which `is_temporary_name` tells it from the names of users.
     """
-    return f".{name}.{secrets.token_hex(8)}.tmp"
+    token = secrets.token_hex(8)
+    return f".{name}.{token}{_check_of(name, token)}.tmp"
+
+
+def is_temporary_name(name: str) -> bool:
+    """Whether `temporary_name` made a file name."""
+    found = _TEMPORARY_NAME.fullmatch(name)
+    return found is not None and found["check"] == _check_of(found["name"], found["token"])
+
+
+_TEMPORARY_NAME = re.compile(r"\.(?P<name>.+)\.(?P<token>[0-9a-f]{16})(?P<check>[0-9a-f]{8})\.tmp")
+
+
+def _check_of(name: str, token: str) -> str:
+    return sha256(f"sftprep {name} {token}".encode()).hexdigest()[:8]
 
 
 def write_named(

@@ -14,37 +14,64 @@ EVAL_FOLDER = "eval"
 WORK_FOLDER = "spill"
 """Everything that an unfinished build writes is in here."""
 MARKER_NAME = "build.json"
+LOCK_NAME = "lock"
+COMMIT_NAME = "commit.json"
 REJECTED_NAME = "rejected.jsonl"
 
 LARGEST_MANIFEST = 64 * 1024 * 1024
 """Bytes; a larger manifest is neither read nor written."""
 
-_MARKER = b'{"sftprep": "an unfinished build works in this folder"}\n'
+_MARKERS = {
+    created: json.dumps(
+        {"sftprep": "an unfinished build works in this folder", "created": created}
+    ).encode()
+    + b"\n"
+    for created in (True, False)
+}
+"""Whether a build created the work folder -> content of the marker in it."""
 
 
-def mark_work_folder(root: Path) -> None:
-    """Create the work folder of a build, with the marker that tells it from a folder of a user.
+def mark_work_folder(root: Path, *, created: bool) -> None:
+    """Mark a work folder, so that it can be told from a folder of a user.
+
+    Args:
+        root: the folder of the build.
+        created: whether a build created the work folder; otherwise it is never removed.
 
     Raises:
         StorageError: it cannot be written.
     """
-    (root / WORK_FOLDER).mkdir(exist_ok=True)
-    write_bytes(root / WORK_FOLDER / MARKER_NAME, _MARKER)
+    write_bytes(root / WORK_FOLDER / MARKER_NAME, _MARKERS[created])
 
 
 def has_work_folder(root: Path) -> bool:
     """Whether an unfinished build works in a folder, or kept its spills there."""
-    marker = root / WORK_FOLDER / MARKER_NAME
-    return is_folder(root / WORK_FOLDER) and is_file(marker) and marker.read_bytes() == _MARKER
+    return is_folder(root / WORK_FOLDER) and is_marker(root / WORK_FOLDER / MARKER_NAME)
+
+
+def is_marker(path: Path) -> bool:
+    """Whether a file is the marker of a work folder."""
+    return _marker_content(path) in _MARKERS.values()
+
+
+def is_work_folder_created(work: Path) -> bool:
+    """Whether the marker of a work folder says that a build created the folder."""
+    return _marker_content(work / MARKER_NAME) == _MARKERS[True]
+
+
+def _marker_content(path: Path) -> bytes:
+    if not is_file(path) or path.stat().st_size > 4096:
+        return b""
+    return path.read_bytes()
 
 
 def is_build_folder(root: Path) -> bool:
     """Whether a folder holds a build of this project, finished or not."""
-    return has_work_folder(root) or _has_manifest(root)
+    return has_work_folder(root) or has_manifest(root / MANIFEST_NAME)
 
 
-def _has_manifest(root: Path) -> bool:
-    path = root / MANIFEST_NAME
+def has_manifest(path: Path) -> bool:
+    """Whether a file is the manifest of a build."""
     try:
         if not path.is_file() or os.path.getsize(path) > LARGEST_MANIFEST:
             return False

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from sftprep.errors import ManifestError, ShardError
-from sftprep.shards.layout import SHARD_FOLDER
+from sftprep.shards.layout import EVAL_FOLDER, SHARD_FOLDER
 from sftprep.shards.manifest import Accounting, Manifest, ShardInfo, read_manifest
 from sftprep.shards.reader import map_shard
 from sftprep.shards.schema import numpy_view, position_dtype, shard_schema
@@ -58,6 +58,7 @@ def verify(
         f"the manifest's accounts do not balance: {text} does not hold" for text in accounts.check()
     ]
     found.problems += _input_problems(manifest)
+    found.problems += _unlisted_problems(root, manifest)
     found.problems += _eval_problems(root, manifest)
     totals = {
         "rows": (found.rows, manifest.rows),
@@ -91,6 +92,27 @@ def _input_problems(manifest: Manifest) -> list[str]:
         summed.update(info.accounting.counts())
     if Accounting.of(summed) != manifest.accounting:
         problems.append("the accounts of the inputs do not sum to those of the build")
+    return problems
+
+
+def _unlisted_problems(root: Path, manifest: Manifest) -> list[str]:
+    """Whether the folders of shards hold others: a pattern such as shards/*.arrow reads them too.
+
+    A build that was killed while it replaced another one leaves such files.
+    """
+    try:
+        evaluation = read_manifest(root / EVAL_FOLDER).shards
+    except ManifestError:
+        evaluation = ()
+    listed = {SHARD_FOLDER: manifest.shards, f"{EVAL_FOLDER}/{SHARD_FOLDER}": evaluation}
+    problems = []
+    for folder, shards in listed.items():
+        names = {path.name for path in (root / folder).glob("*.arrow")}
+        if unlisted := sorted(names - {info.name for info in shards}):
+            problems.append(
+                f"{root / folder} holds files that no manifest lists: {', '.join(unlisted)}; run "
+                "the build again with --overwrite, or move them away"
+            )
     return problems
 
 

@@ -17,6 +17,9 @@ from sftprep.sources.rows import unusable_line
 _DATA_KEYS = ("data", "train", "rows", "records", "examples")
 """Keys under which a document of one object may hold its array of records."""
 
+_DESCRIBING_KEYS = ("features",)
+"""Keys of arrays of objects that describe records, as in what the Hub answers."""
+
 _BLANK = " \t\r\n"
 _NUMBER = "-0123456789"
 _STRUCTURE = re.compile(r'\\.|["\[\]{}]', re.DOTALL)
@@ -28,9 +31,9 @@ _CHUNK = 1 << 20
 def document_pieces(file: str, target: int) -> Iterator[Piece]:
     """The records of a .json file, a line each, in pieces of about `target` bytes.
 
-    The file may be an array of objects, an object that holds such an array under a key like "data",
-    or, as is common, JSON lines by another name. It is never held in memory whole. Raises
-    InputUnreadable where it is damaged.
+    The file may be an array of objects, an object that holds one such array, under a key like
+    "data", or, as is common, JSON lines by another name. It is never held in memory whole. Raises
+    InputUnreadable where it is damaged, or holds several arrays of records.
     """
     document = _Document(file)
     opening = document.peek()
@@ -74,6 +77,8 @@ class _Document:
         self._before = 0  # characters that are not held any more
         self._ended = False
         self._parse = json.JSONDecoder().raw_decode
+        self._arrays: list[str] = []
+        """Keys of the arrays of records that were found in the object."""
 
     def peek(self) -> str:
         """The next character that is no blank; empty at the end."""
@@ -115,10 +120,11 @@ class _Document:
         self.skip(1)
         while self.peek() not in ("}", ""):
             key = self._key()
-            if self.peek() == "[" and key.strip('"') in _DATA_KEYS:
+            if self.peek() == "[" and key in _DATA_KEYS:
+                self._arrays.append(key)
                 self.skip(1)
                 return
-            self._pass_value()
+            self._pass_member(key)
             if self.peek() == ",":
                 self.skip(1)
         raise InputUnreadable(
@@ -163,10 +169,15 @@ class _Document:
         if inside_object:
             while self.peek() == ",":
                 self.skip(1)
-                self._key()
-                self._pass_value()
+                self._pass_member(self._key())
             if self.peek() != "}":
                 raise self.damaged("the object around the records is not closed")
+            if len(self._arrays) > 1:
+                raise InputUnreadable(
+                    f"{self._file} holds several arrays of records: {', '.join(self._arrays)}",
+                    remedy="write each to a file of its own, and name those that you mean: "
+                    f"jq -c '.{self._arrays[0]}[]' FILE > {self._arrays[0]}.jsonl",
+                )
             self.skip(1)
         if self.peek():
             raise self.damaged("something follows the array of records")
@@ -188,7 +199,7 @@ class _Document:
         if self.peek() != ":":
             raise self.damaged("a colon is missing")
         self.skip(1)
-        return key
+        return str(json.loads(key))
 
     def _value(self) -> str:
         """The text of the value that starts here."""
@@ -227,6 +238,17 @@ class _Document:
             wanted = 2 * len(self._text)
             while self._more() and len(self._text) < wanted:
                 pass
+
+    def _pass_member(self, key: str) -> None:
+        """Pass over the value of a key of the object, and note it if it is an array of records."""
+        if self.peek() == "[":
+            # Brackets at the edge of what was read: the first element tells.
+            while not self._text[self._at + 1 :].strip(_BLANK) and self._more():
+                pass
+            first = self._text[self._at + 1 :].lstrip(_BLANK)[:1]
+            if key in _DATA_KEYS or (first == "{" and key not in _DESCRIBING_KEYS):
+                self._arrays.append(key)
+        self._pass_value()
 
     def _pass_value(self) -> None:
         """Pass over the value that starts here, whatever its length."""

@@ -55,3 +55,15 @@ def is_about_data(path: str) -> bool:
     """Whether a file of this name is no data by its nature: a description, a README, a licence."""
     name = os.path.basename(path)
     return name in _ABOUT_DATA or name.upper().startswith(("README", "LICENSE", "LICENCE"))
+
+
+def is_named_like_metadata(path: str) -> bool:
+    """Whether a file is skipped for its name alone, and may hold records all the same."""
+    name = os.path.basename(path)
+    if not is_about_data(path) or kind_of(name.lower()) is None:
+        return False
+    # A folder of `datasets` has these by its format.
+    saved = os.path.exists(os.path.join(os.path.dirname(path), "dataset_info.json"))
+    return not name.startswith(("dataset_info", "dataset_dict")) and (
+        not saved or name != "state.json"
+    )

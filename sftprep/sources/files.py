@@ -1,32 +1,32 @@
 """Which files are meant by paths, globs and folders.
 
-Only what is named is read: nothing below the output folder, no build in a folder that is searched
-(unless it is named itself), no folder behind a link. What is skipped is logged once, and what
-cannot be listed or read is an error.
+Only what is named is read: nothing in the output folder or our cache, no build in a folder that is
+searched (unless it is named itself), no intermediate file of a build, no hidden file, no folder
+behind a link. What is skipped is logged once, and what cannot be listed or read is an error.
 """
 
 from __future__ import annotations
 
-import errno
 import glob
 import json
-import logging
 import os
-import stat
-from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
-from pathlib import Path
+from itertools import takewhile
 
-from sftprep.choices import check_local_path
+from sftprep.choices import check_local_path, expand_path, printable
 from sftprep.errors import ConfigError, FormatError, InputNotFound, InputUnreadable
-from sftprep.shards.layout import SHARD_FOLDER, is_build_folder
-from sftprep.sources.file_types import SUFFIXES, is_about_data, is_data, kind_of
+from sftprep.sources.file_types import SUFFIXES, kind_of
 from sftprep.sources.hub_splits import HubConfig, files_of_splits
 from sftprep.sources.lines import unreadable
+from sftprep.sources.search import (
+    FolderSearch,
+    check_regular,
+    file_identity,
+    is_build,
+    is_folder,
+    work_folder_of,
+)
 
 SAVED_SPLITS = "dataset_dict.json"
-
-_log = logging.getLogger(__name__)
 
 
 def find_files(
@@ -52,18 +52,20 @@ def find_files(
             "no input is given",
             remedy="name a .jsonl file, a glob or a folder: sftprep build data.jsonl ...",
         )
-    search = _Search(None if output is None else os.path.realpath(output))
+    search = FolderSearch(None if output is None else os.path.realpath(output))
     files = [file for name in inputs for file in _expand(name, split, search)]
     search.report()
+    for file in files:
+        _check_encoding(file)
     refuse_twice(files)
     return files
 
 
 def refuse_twice(files: list[str]) -> None:
     """Raises ConfigError where a file is among them twice."""
-    seen: set[str] = set()
+    seen: set[object] = set()
     for file in files:
-        real = os.path.realpath(file)
+        real = file_identity(file)
         if real in seen:
             raise ConfigError(
                 f"{file} is named twice among the inputs",
@@ -71,6 +73,16 @@ def refuse_twice(files: list[str]) -> None:
                 "mixture (--config, sources:)",
             )
         seen.add(real)
+
+
+def _check_encoding(path: str) -> None:
+    """Raises InputUnreadable for a name that is not UTF-8: manifests could not hold it."""
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise InputUnreadable(
+            f"{printable(path)} has a name that is not UTF-8", remedy="rename it"
+        ) from error
 
 
 def choose_split(splits: list[str], split: str | None, where: str) -> str:
@@ -92,210 +104,99 @@ def choose_split(splits: list[str], split: str | None, where: str) -> str:
     )
 
 
-class _Search:
-    """Lists folders for `find_files`, and collects what it skips.
-
-    output: real path of the folder that is written to.
-    """
-
-    def __init__(self, output: str | None) -> None:
-        self.output = output
-        self._skipped: dict[str, list[str]] = {}
-        """Why -> paths."""
-
-    def is_output(self, real: str) -> bool:
-        """Whether a real path is the output folder or in it."""
-        return self.output is not None and f"{real}/".startswith(f"{self.output}/")
-
-    def walk(self, top: str) -> list[str]:
-        """Return the data files in a folder and its subfolders, sorted; each once."""
-        found: list[str] = []
-        inside = f"{os.path.realpath(top)}/"
-        waiting = [top]
-        while waiting:
-            folder = waiting.pop()
-            for entry in self.entries(folder):
-                if entry.is_dir(follow_symlinks=False):
-                    waiting += [entry.path] if self.enters(entry.path) else []
-                elif _is_folder(entry.path):
-                    # What is in there is read anyway, if the link leads to another place in `top`.
-                    if not f"{os.path.realpath(entry.path)}/".startswith(inside):
-                        why = "links to folders, which are read only if they are named"
-                        self._skip(why, entry.path)
-                elif self._is_wanted(entry.path):
-                    found.append(entry.path)
-        return self.distinct(found)
-
-    def distinct(self, paths: list[str]) -> list[str]:
-        """Return the paths of different files, sorted; of several to one, the one without links."""
-        kept: dict[str, str] = {}
-        for path in sorted(paths, key=lambda path: (os.path.islink(path), path)):
-            real = os.path.realpath(path)
-            if self.is_output(real):
-                self._skip("the output folder", path)
-            elif kept.setdefault(real, path) != path:
-                self._skip("links to files that are read already", path)
-        return sorted(kept.values())
-
-    def match(self, parts: Sequence[str], at: str = "") -> Iterator[str]:
-        """Yield the paths that match a pattern, as `glob.glob(recursive=True)` does.
-
-        `glob` skips folders that cannot be listed; here they are an error.
-
-        Args:
-            parts: the pattern, split at slashes.
-            at: folder in which it is searched for, with a slash at its end.
-        """
-        if not parts:
-            yield at.removesuffix("/")
-            return
-        head, rest = parts[0], parts[1:]
-        if not glob.has_magic(head):
-            if os.path.lexists(at + head):
-                yield from self.match(rest, f"{at}{head}/")
-            return
-        if head == "**":
-            rest = rest or ["*"]
-            yield from self.match(rest, at)
-        for entry in self.entries(at or ".", hidden=head.startswith(".")):
-            path = at + entry.name
-            if head == "**":
-                if entry.is_dir(follow_symlinks=False) and self.enters(path):
-                    yield from self.match(parts, f"{path}/")
-            # A pattern that goes on with the folder of shards means builds.
-            elif fnmatchcase(entry.name, head) and (
-                not rest or (_is_folder(path) and self.enters(path, rest[0] == SHARD_FOLDER))
-            ):
-                yield from self.match(rest, f"{path}/")
-
-    def entries(self, folder: str, *, hidden: bool = False) -> list[os.DirEntry[str]]:
-        """List a folder without hidden entries; nothing where it is not a folder."""
-        with unreadable(folder):
-            try:
-                with os.scandir(folder) as entries:
-                    return [e for e in entries if hidden or not e.name.startswith(".")]
-            except (FileNotFoundError, NotADirectoryError):
-                return []
-
-    def enters(self, folder: str, named: bool = False) -> bool:
-        """Whether what is in a subfolder is read. named: also where it is a build."""
-        with unreadable(folder):
-            if self.is_output(os.path.realpath(folder)):
-                self._skip("the output folder", folder)
-                return False
-            if not named and is_build_folder(Path(folder)):
-                self._skip("a build of sftprep, which is read only if it is named", folder)
-                return False
-        return True
-
-    def report(self) -> None:
-        """Log what was skipped."""
-        for why, paths in self._skipped.items():
-            more = f" and {len(paths) - 5:,} more" if len(paths) > 5 else ""
-            _log.warning("not read: %s%s (%s)", ", ".join(sorted(paths)[:5]), more, why)
-
-    def _is_wanted(self, path: str) -> bool:
-        if is_data(os.path.basename(path)):
-            check_regular(path)
-            return True
-        if not is_about_data(path):
-            self._skip("not a kind of file that is read", path)
-        return False
-
-    def _skip(self, why: str, path: str) -> None:
-        if path not in self._skipped.setdefault(why, []):
-            self._skipped[why].append(path)
-
-
-def check_regular(path: str) -> None:
-    """Check that a path is of a file, or of a link to one.
-
-    Raises:
-        InputUnreadable: it is something else, such as a pipe, which would be waited for.
-    """
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError as error:
-        raise InputUnreadable(
-            f"{path} is a link to a file that does not exist",
-            remedy="fetch that file (git lfs pull, git annex get), or remove the link",
-        ) from error
-    except OSError as error:
-        raise InputUnreadable(
-            f"cannot read {path}: {error.strerror}", remedy="check that it may be read"
-        ) from error
-    if not stat.S_ISREG(mode):
-        raise InputUnreadable(
-            f"{path} is not a file, but a pipe, a socket or a device",
-            remedy="write its content to a file first",
+def _refuse_work_files(name: str) -> None:
+    """Raises FormatError for the work folder of a build, and for what is in it."""
+    folder = work_folder_of(name)
+    if folder is not None:
+        raise FormatError(
+            f"{name} is in {folder}, the intermediate files of a build, which are not records",
+            remedy="give the inputs that it was built from",
         )
 
 
-def _is_folder(path: str) -> bool:
-    """Whether a path is of a folder, or of a link to one. Raises InputUnreadable."""
-    with unreadable(path):
-        try:
-            return stat.S_ISDIR(os.stat(path).st_mode)
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                return False
-            raise
-
-
-def _expand(name: str, split: str | None, search: _Search) -> list[str]:
-    if not os.path.lexists(name):
+def _check_input_name(name: str) -> None:
+    """Raises ConfigError for a name that is not a path, and for one in a folder that does not
+    exist and looks like a URL."""
+    expand_path(name, "an input")
+    first = name.partition("/")[0]
+    if "://" in name or not (os.path.lexists(first) or os.path.lexists(name)):
+        _check_encoding(name)
         check_local_path(name, "the input")
+
+
+def _expand(name: str, split: str | None, search: FolderSearch) -> list[str]:
+    _check_input_name(name)
     if search.is_output(os.path.realpath(name)):
         raise ConfigError(
             f"the input {name} is in the output folder",
             remedy="give another --output, or move the input away",
         )
-    if _is_folder(name):
+    _refuse_work_files(name)
+    if is_folder(name):
         return _inside(name, split, search)
     if split not in (None, "train"):
         raise ConfigError(
             f"{name} has no split {split!r}: files have none",
             remedy="name the file that you mean, or a folder",
         )
-    if os.path.lexists(name):
-        check_regular(name)
-        if kind_of(name) is None:
-            raise FormatError(
-                f"{name} is not a kind of file that is read: {', '.join(SUFFIXES)}",
-                remedy="convert it to JSON lines, one object a line, or rename it if it is one of "
-                "these already",
-            )
-        return [name]
-    at = "/" if name.startswith("/") else ""
-    parts = [part for part in name.split("/") if part]
-    found = {match for match in search.match(parts, at) if not _is_folder(match)}
-    for match in found:
-        check_regular(match)
-    matches = search.distinct(list(found))
+    if not os.path.lexists(name):
+        return _matching(name, search)
+    check_regular(name)
+    if kind_of(name) is None:
+        raise FormatError(
+            f"{name} is not a kind of file that is read: {', '.join(SUFFIXES)}",
+            remedy="convert it to JSON lines, one object a line, or rename it if it is one of "
+            "these already",
+        )
+    return [name]
+
+
+def _matching(pattern: str, search: FolderSearch) -> list[str]:
+    """The files that a pattern matches, and the data files in the folders that it matches."""
+    at = "/" if pattern.startswith("/") else ""
+    parts = [part for part in pattern.split("/") if part]
+    literal = list(takewhile(lambda part: not glob.has_magic(part), parts))
+    _refuse_work_files(at + "/".join(literal))
+    found = set(search.match(parts, at))
+    folders = sorted(path for path in found if is_folder(path))
+    files = sorted(found.difference(folders))
+    for file in files:
+        check_regular(file)
+    wrong = [file for file in search.distinct(files) if kind_of(file) is None]
+    if wrong:
+        raise FormatError(
+            f"{pattern} matches {wrong[0]}, which is not a kind of file that is read: "
+            f"{', '.join(SUFFIXES)}",
+            remedy="narrow the pattern",
+        )
+    named = not glob.has_magic(parts[-1])
+    searched: list[str] = []
+    for folder in folders:
+        if "**" in parts and os.path.islink(folder):
+            search.pass_link(folder)
+        elif not folder.startswith(tuple(f"{top}/" for top in searched)) and (
+            search.enters(folder, named)
+        ):
+            searched.append(folder)
+            files += search.files_below(folder, named=named)
+    matches = search.distinct(files)
     if not matches:
         search.report()
         raise InputNotFound(
-            f"{name} does not exist, and matches no file as a pattern",
+            f"{pattern} does not exist, and matches no file as a pattern",
             remedy="check the path; quote patterns: 'data/*.jsonl'",
-        )
-    wrong = [match for match in matches if kind_of(match) is None]
-    if wrong:
-        raise FormatError(
-            f"{name} matches {wrong[0]}, which is not a kind of file that is read: "
-            f"{', '.join(SUFFIXES)}",
-            remedy="narrow the pattern",
         )
     return matches
 
 
-def _inside(folder: str, split: str | None, search: _Search) -> list[str]:
+def _inside(folder: str, split: str | None, search: FolderSearch) -> list[str]:
     """The data files in a folder, those of hidden folders left out."""
     if os.path.isfile(os.path.join(folder, SAVED_SPLITS)):
         splits = _saved_splits(os.path.join(folder, SAVED_SPLITS))
         folder = os.path.join(folder, choose_split(splits, split, f"the folder {folder}"))
     with unreadable(folder):
-        is_build = is_build_folder(Path(folder))
-    if is_build:
+        found_build = is_build(folder)
+    if found_build:
         raise FormatError(
             f"the folder {folder} is a build of sftprep: its records are tokenized already",
             remedy="give the inputs that it was built from, or train on it: sfttrain run",

@@ -53,7 +53,7 @@ def is_hub_name(name: str) -> bool:
     is no path."""
     if name.startswith("hf://"):
         return True
-    if os.path.exists(name) or any(c in name for c in "*?[~\\") or kind_of(name) is not None:
+    if _is_local(name) or any(c in name for c in "*?[~\\") or kind_of(name) is not None:
         return False
     found = _NAME.fullmatch(name)
     return (
@@ -62,6 +62,20 @@ def is_hub_name(name: str) -> bool:
         and not name.startswith(".")
         and ".." not in name
     )
+
+
+def _is_local(name: str) -> bool:
+    """Whether something local has this name, also what cannot be accessed or is a broken link."""
+    first = name.partition("/")[0]
+    if os.path.islink(first) and not os.path.exists(first):
+        return True
+    try:
+        os.lstat(name)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError):
+        return True
+    return True
 
 
 def hub_files(

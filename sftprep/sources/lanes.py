@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.sources.file_types import kind_of
-from sftprep.sources.lines import compression, unreadable
+from sftprep.sources.lines import compression, open_regular, unreadable
 from sftprep.sources.partition import Partition
 
 _SMALLEST, _LARGEST = 4 * 1024, 256 * 1024
@@ -63,7 +63,7 @@ def places_of(partition: Partition, data: bytes, lines: NDArray[np.int64], block
         return Places(lines, rows=True)
     begin = partition.start
     if begin:
-        with unreadable(partition.file), open(partition.file, "rb") as file:
+        with unreadable(partition.file), open_regular(partition.file) as file:
             file.seek(begin - 1)
             begin += len(file.readline()) - 1
     return Places(line_starts(data, begin)[lines] // block, rows=False)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
-from sftprep.errors import InputUnreadable
+from sftprep.errors import InputChanged, InputUnreadable
 from sftprep.groups import in_groups
 
 LARGEST_LINE = 64 * 1024 * 1024
@@ -36,19 +37,33 @@ def line_pieces(file: str, target: int) -> Iterator[Piece]:
 
 def read_line_range(file: str, start: int, end: int) -> bytes:
     """The whole lines that start in [start, end). A line beyond LARGEST_LINE comes cut one byte
-    after that."""
+    after that. Raises InputChanged where the file is shorter than `end`."""
     return locate_lines(file, start, end)[1]
 
 
 def locate_lines(file: str, start: int, end: int) -> tuple[int, bytes]:
     """As `read_line_range`, and before it the position of the first of the lines."""
-    with unreadable(file), open(file, "rb") as stream:
+    with unreadable(file), open_regular(file) as stream:
         begin = 0 if start == 0 else _line_start(stream, start - 1, end - 1)
         if begin is None:
-            return end, b""
-        stream.seek(begin)
-        data = stream.read(end - begin)
-        return begin, data if data.endswith(b"\n") else data + _rest_of_line(stream, data)
+            begin, data = end, b""
+        else:
+            stream.seek(begin)
+            data = stream.read(end - begin)
+            data = data if data.endswith(b"\n") else data + _rest_of_line(stream, data)
+        # After the reading: what was read before is complete then.
+        refuse_shorter(file, os.fstat(stream.fileno()).st_size, end)
+        return begin, data
+
+
+def refuse_shorter(file: str, size: int, size_before: int) -> None:
+    """Raise InputChanged where a file has fewer bytes than it had before."""
+    if size < size_before:
+        raise InputChanged(
+            f"{file} became shorter while it was read: it has {size:,} bytes, and had"
+            f" {size_before:,} or more",
+            remedy="run the command again when nothing writes to the file",
+        )
 
 
 def unpacked_blocks(file: str, target: int) -> Iterator[tuple[int, bytes]]:
@@ -105,9 +120,30 @@ def open_input(file: str) -> BinaryIO:
         _refuse_other_kinds(file)
         kind = compression(file)
         if kind is None:
-            return open(file, "rb")
-        stream: BinaryIO = pa.CompressedInputStream(pa.OSFile(file), kind)
+            return open_regular(file)
+        stream: BinaryIO = pa.CompressedInputStream(pa.PythonFile(open_regular(file), "r"), kind)
         return stream
+
+
+def open_regular(file: str) -> BinaryIO:
+    """Open a file for reading without waiting: an input may have been replaced by a named pipe.
+
+    Raises:
+        InputUnreadable: it is not a regular file.
+        OSError: it cannot be opened.
+    """
+    return open(file, "rb", opener=_open_without_waiting)
+
+
+def _open_without_waiting(file: str, flags: int) -> int:
+    descriptor = os.open(file, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise InputUnreadable(
+        f"cannot read {file}: it is not a regular file",
+        remedy="give a regular file: write what a pipe or device gives to one first",
+    )
 
 
 _BEGINNINGS: dict[bytes, tuple[str, str]] = {
@@ -121,7 +157,7 @@ _BEGINNINGS: dict[bytes, tuple[str, str]] = {
 
 
 def _refuse_other_kinds(file: str) -> None:
-    with open(file, "rb") as raw:
+    with open_regular(file) as raw:
         start = raw.read(8)
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise InputUnreadable(

@@ -11,7 +11,7 @@ from sftprep.errors import ConfigError
 from sftprep.sources.lines import grouped
 from sftprep.sources.partition import PARTITION_BYTES, Source
 from sftprep.sources.rows import iter_lines
-from sftprep.sources.tables import table_lines
+from sftprep.sources.tables import iter_table_lines
 
 _BATCH = 1000
 
@@ -37,7 +37,9 @@ def memory_source(data: Any) -> Source:
         return Source(
             "<Table>",
             blocks=lambda: _grouped(
-                table_lines(batch, data.schema) for batch in data.to_batches(_BATCH)
+                lines
+                for batch in data.to_batches(_BATCH)
+                for lines in iter_table_lines(batch, data.schema)
             ),
         )
     if callable(data):
@@ -131,7 +133,7 @@ def _dataset_lines(data: Any) -> Iterator[bytes]:
         return
     for table in data.with_format("arrow", columns=shape["columns"]).iter(batch_size=_BATCH):
         for batch in table.to_batches():
-            yield table_lines(batch, table.schema)
+            yield from iter_table_lines(batch, table.schema)
 
 
 def _name(data: Any, kind: str) -> str:

@@ -6,16 +6,19 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import orjson
 
 from sftprep.errors import InputUnreadable
 from sftprep.sources.arrow_ipc import ArrowFile, open_arrow
-from sftprep.sources.lines import Piece, unreadable
-from sftprep.sources.rows import OPAQUE, rows_to_lines
+from sftprep.sources.lines import LARGEST_LINE, Piece, open_regular, unreadable
+from sftprep.sources.row_sizes import Floats, row_sizes, runs_of_rows, shares_values
+from sftprep.sources.rows import OPAQUE, rows_to_lines, unusable_line
 
 Columns = frozenset[str] | None
 """The columns that anybody looks at; None for all."""
@@ -25,31 +28,44 @@ _STREAMED = 8
 each read it whole."""
 
 
+_SLICE = 16 << 20
+"""Bytes of text, about, that rows have which are made into lines together."""
+
+_ROWS = 1 << 16
+"""Rows that are looked at together; some types need no bytes for a row."""
+
+_SCALAR = 16.0
+"""Bytes for a value and what surrounds it, in text or as a Python object."""
+
+_MOST_EXPANDED = 16
+"""A row group of which the text is longer than its bytes by more than this factor is read by one
+process, which cuts it by the sizes of its rows."""
+
+_FIRST_ROWS = 64
+"""Rows of a row group that are read for its dictionaries."""
+
+_SMALL_GROUP = 8 << 20
+"""Bytes of a row group of which the text is read as dictionaries, if those may be referred to
+often."""
+
+
 def parquet_pieces(file: str, target: int, columns: Columns = None) -> Iterator[Piece]:
     """Runs of row groups of about `target` unpacked bytes; larger ones come as lines, in runs of
     rows."""
-    with _damaged(file):
-        parquet = _parquet(file)
-        wanted = _readable(parquet.schema_arrow, columns)
+    with _damaged(file), _parquet(file) as parquet:
+        schema = parquet.schema_arrow
         start = end = size = 0
         for group in range(parquet.metadata.num_row_groups):
-            facts = parquet.metadata.row_group(group)
-            if facts.total_byte_size > _STREAMED * target:
+            facts = _group_of(file, parquet, group, columns)
+            if facts.text > _STREAMED * target or _expands(file, parquet, facts, columns):
                 if end > start:
                     yield start, end, None
-                rows = max(1, facts.num_rows * target // facts.total_byte_size)
-                for batch in parquet.iter_batches(
-                    batch_size=rows, row_groups=[group], columns=wanted
-                ):
-                    yield (
-                        end,
-                        end + batch.num_rows,
-                        table_lines(batch, parquet.schema_arrow, columns),
-                    )
-                    end += batch.num_rows
-                start, size = end, 0
+                batches = _parquet_batches(file, parquet, facts, columns)
+                yield from _lines_of(batches, schema, end, target, columns)
+                start = end = end + facts.rows
+                size = 0
                 continue
-            end, size = end + facts.num_rows, size + facts.total_byte_size
+            end, size = end + facts.rows, size + facts.text
             if size >= target:
                 yield start, end, None
                 start, size = end, 0
@@ -59,24 +75,145 @@ def parquet_pieces(file: str, target: int, columns: Columns = None) -> Iterator[
 
 def read_parquet_rows(file: str, start: int, end: int, columns: Columns = None) -> bytes:
     """The rows [start, end) as lines of JSON. Raises InputUnreadable."""
-    with _damaged(file):
-        parquet = _parquet(file)
-        groups: list[int] = []
-        first = at = 0
+    lines = []
+    with _damaged(file), _parquet(file) as parquet:
+        at = 0
         for group in range(parquet.metadata.num_row_groups):
             rows = parquet.metadata.row_group(group).num_rows
             if at < end and at + rows > start:
-                first = at if not groups else first
-                groups.append(group)
+                facts = _group_of(file, parquet, group, columns)
+                before = at
+                for batch in _parquet_batches(file, parquet, facts, columns):
+                    part = batch[max(start - before, 0) : max(end - before, 0)]
+                    lines.append(table_lines(part, parquet.schema_arrow, columns))
+                    before += batch.num_rows
+                    if before >= end:
+                        break
             at += rows
         _check_rows(file, at, end)
-        table = parquet.read_row_groups(
-            groups, columns=_readable(parquet.schema_arrow, columns), use_threads=False
-        )
-        table = table.slice(start - first, end - start)
-        return b"".join(
-            table_lines(batch, parquet.schema_arrow, columns) for batch in table.to_batches()
-        )
+    return b"".join(lines)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Group:
+    """A row group of a Parquet file.
+
+    bytes: decompressed; text: bytes that it has as text at least, as far as its metadata tells;
+    longest: bytes that dictionaries may add to a row, on average where rows have several values;
+    batch: rows that may be decoded together.
+    """
+
+    number: int
+    rows: int
+    bytes: int
+    text: int
+    longest: float
+    batch: int
+
+
+def _group_of(file: str, parquet: Any, number: int, columns: Columns) -> _Group:
+    facts = parquet.metadata.row_group(number)
+    rows = max(facts.num_rows, 1)
+    values = sum(facts.column(k).num_values for k in range(facts.num_columns))
+    longest = _longest_values(file, parquet, number, columns)
+    return _Group(
+        number=number,
+        rows=facts.num_rows,
+        bytes=facts.total_byte_size,
+        text=_text_bytes(facts.total_byte_size, rows, values, parquet.schema_arrow, columns),
+        longest=longest,
+        batch=max(1, min(_ROWS, int(4 * _SLICE / (longest + _SCALAR * values / rows + 1)))),
+    )
+
+
+def _longest_values(file: str, parquet: Any, number: int, columns: Columns) -> float:
+    """Return the bytes that dictionaries of a row group may add to a row; see `_Group`.
+
+    A dictionary comes as a whole with the first values that are in it. Text outside of dictionaries
+    is as long as its bytes in the file.
+    """
+    import pyarrow.compute as pc
+
+    facts = parquet.metadata.row_group(number)
+    paths = {
+        path: facts.column(k).num_values / facts.num_rows
+        for k, path in _text_columns(parquet, number, columns)
+        if facts.column(k).num_values * facts.column(k).total_uncompressed_size > _SLICE
+    }
+    total = 0.0
+    for path, values in paths.items():
+        # Extensions are read as what they store.
+        options = {"read_dictionary": [path], "arrow_extensions_enabled": False}
+        chosen = {"row_groups": [number], "columns": [path]}
+        dictionary = None
+        with _parquet(file, metadata=parquet.metadata, **options) as dictionaries:
+            for batch in dictionaries.iter_batches(_FIRST_ROWS, **chosen):
+                dictionary = _dictionary_in(batch.column(0))
+                if dictionary is None or len(dictionary):
+                    break
+        longest = 0 if dictionary is None else pc.max(pc.binary_length(dictionary)).as_py() or 0
+        total += longest * max(values, 1.0)
+    return total
+
+
+def _text_columns(parquet: Any, number: int, columns: Columns) -> list[tuple[int, str]]:
+    """Return number and path of the wanted columns of text that have a dictionary."""
+    facts = parquet.metadata.row_group(number)
+    wanted = set(_readable(parquet.schema_arrow, columns))
+    kinds = ("STRING", "JSON", "ENUM")
+    return [
+        (k, described.path)
+        for k in range(facts.num_columns if facts.num_rows else 0)
+        if (described := parquet.schema.column(k)).physical_type == "BYTE_ARRAY"
+        and described.logical_type.type in kinds
+        and described.path.split(".")[0] in wanted
+        and facts.column(k).has_dictionary_page
+    ]
+
+
+def _dictionary_in(array: Any) -> Any:
+    """Return the dictionary of an array, or of the array in it that has one."""
+    import pyarrow as pa
+
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        return array.dictionary
+    if pa.types.is_map(kind):
+        inner = [array.keys, array.items]
+    elif pa.types.is_struct(kind):
+        inner = [array.field(k) for k in range(kind.num_fields)]
+    else:
+        inner = [array.values] if kind.num_fields else []
+    return next((found for each in inner if (found := _dictionary_in(each)) is not None), None)
+
+
+def _expands(file: str, parquet: Any, group: _Group, columns: Columns) -> bool:
+    """Return whether the text of a row group is much longer than its bytes."""
+    limit = max(4 * _SLICE, _MOST_EXPANDED * group.bytes)
+    if group.longest * group.rows <= limit:
+        return False
+    size = 0.0
+    for batch in _parquet_batches(file, parquet, group, columns):
+        size += _sizes(batch, columns).sum()
+        if size > limit:
+            return True
+    return False
+
+
+def _parquet_batches(file: str, parquet: Any, group: _Group, columns: Columns) -> Iterator[Any]:
+    """Yield the rows of a row group, as many at a time as may be held in memory."""
+    chosen = {"row_groups": [group.number], "columns": _readable(parquet.schema_arrow, columns)}
+    if group.longest * group.rows <= 4 * _SLICE or group.bytes > _SMALL_GROUP:
+        yield from parquet.iter_batches(group.batch, **chosen)
+        return
+    # All values may be in one row. Dictionaries take little memory, but time.
+    paths = [
+        path
+        for k, path in _text_columns(parquet, group.number, columns)
+        if parquet.schema.column(k).logical_type.type != "JSON"
+    ]
+    with _parquet(file, metadata=parquet.metadata, read_dictionary=paths) as dictionaries:
+        yield from dictionaries.iter_batches(group.batch, **chosen)
 
 
 def arrow_pieces(file: str, target: int, columns: Columns = None) -> Iterator[Piece]:
@@ -88,22 +225,29 @@ def arrow_pieces(file: str, target: int, columns: Columns = None) -> Iterator[Pi
     with _damaged(file):
         arrow = open_arrow(file)
         if arrow.has_dictionaries:
-            yield from _lines_of(arrow.read_in_order(), arrow, 0, target, columns)
+            yield from _lines_of(arrow.read_in_order(), arrow.schema, 0, target, columns)
             return
+        shares = any(shares_values(field.type) for field in _wanted(arrow.schema, columns))
         start = end = size = 0
         for number, batch in enumerate(arrow.batches):
-            if batch.length > _STREAMED * target:
+            if batch.rows == 0:
+                # No range of rows leads to it, and its header may be what is damaged.
+                arrow.read(number)
+            least = max(batch.length, batch.expanded)
+            text = _text_bytes(least, batch.rows, batch.values, arrow.schema, columns)
+            if text > _STREAMED * target:
                 if end > start:
                     yield start, end, None
-                yield from _lines_of([arrow.read(number)], arrow, end, target, columns)
+                yield from _lines_of([arrow.read(number)], arrow.schema, end, target, columns)
                 start = end = arrow.first_rows[number + 1]
                 size = 0
                 continue
-            per_row = max(1, batch.length // max(1, batch.rows))
-            step = max(1, target // per_row)
-            for first in range(0, batch.rows, step):
-                rows = min(step, batch.rows - first)
-                end, size = end + rows, size + rows * per_row
+            for rows, bytes_ in (
+                _runs_of_batch(_read_batch(arrow, number), target, columns)
+                if shares
+                else _even_runs(batch.rows, text, target)
+            ):
+                end, size = end + rows, size + bytes_
                 if size >= target:
                     yield start, end, None
                     start, size = end, 0
@@ -111,16 +255,49 @@ def arrow_pieces(file: str, target: int, columns: Columns = None) -> Iterator[Pi
             yield start, end, None
 
 
+def _even_runs(rows: int, size: int, target: int) -> Iterator[tuple[int, int]]:
+    """Yield numbers of rows that are about `target` bytes together, and those bytes."""
+    per_row = max(1, size // max(1, rows))
+    step = max(1, target // per_row)
+    for first in range(0, rows, step):
+        count = min(step, rows - first)
+        yield count, count * per_row
+
+
+def _runs_of_batch(batch: Any, target: int, columns: Columns) -> Iterator[tuple[int, int]]:
+    """As `_even_runs`, by the sizes of the rows."""
+    for first in range(0, batch.num_rows, _ROWS):
+        sizes = _sizes(batch.slice(first, _ROWS), columns)
+        for begin, end in runs_of_rows(sizes, target):
+            yield end - begin, int(sizes[begin:end].sum())
+
+
 def _lines_of(
-    batches: Iterable[Any], arrow: ArrowFile, start: int, target: int, columns: Columns
+    batches: Iterable[Any], schema: Any, start: int, target: int, columns: Columns
 ) -> Iterator[Piece]:
     """The rows of batches as lines, in pieces of about `target` bytes; start: the first one's."""
     for batch in batches:
-        step = max(1, target * batch.num_rows // max(1, batch.nbytes))
-        for first in range(0, batch.num_rows, step):
-            part = batch.slice(first, step)
-            yield start, start + part.num_rows, table_lines(part, arrow.schema, columns)
-            start += part.num_rows
+        first = 0
+        for rows, _ in _runs_of_batch(batch, min(target, _SLICE), columns):
+            part = batch.slice(first, rows)
+            yield start, start + rows, table_lines(part, schema, columns)
+            first, start = first + rows, start + rows
+
+
+def _text_bytes(least: int, rows: int, values: int, schema: Any, columns: Columns) -> int:
+    """Return about how many bytes rows have as text, from what headers tell of them.
+
+    Names of columns and fields are repeated in the text, and some values need no bytes in a file.
+    """
+    names = sum(len(field.name) + 4 for field in _wanted(schema, columns))
+    longest = max((_longest_name(field.type) for field in _wanted(schema, columns)), default=0)
+    return int(max(least, rows * names, values * max(longest, 2)))
+
+
+def _longest_name(kind: Any) -> int:
+    """Return the length of the longest name of a field in a type."""
+    fields = [kind.field(k) for k in range(kind.num_fields)]
+    return max((max(len(field.name), _longest_name(field.type)) for field in fields), default=0)
 
 
 def read_arrow_rows(file: str, start: int, end: int, columns: Columns = None) -> bytes:
@@ -145,13 +322,44 @@ def _read_batch(arrow: ArrowFile, number: int) -> Any:
 
 
 def table_lines(batch: Any, schema: Any, wanted: Columns = None) -> bytes:
-    """The rows of a record batch as lines of JSON.
+    """The rows of a record batch as lines of JSON; see `iter_table_lines`."""
+    return b"".join(iter_table_lines(batch, schema, wanted))
+
+
+def iter_table_lines(batch: Any, schema: Any, wanted: Columns = None) -> Iterator[bytes]:
+    """Yield the rows of a record batch as lines of JSON, in runs of about `_SLICE` bytes.
+
+    A row of which the text is longer than LARGEST_LINE becomes a line that is rejected.
 
     schema: all columns of the table; those that are no JSON stand in each row as what cannot be
     read, if they are not in the batch. wanted: the columns that anybody looks at; None for all.
     JSON that is stored as text (`arrow.json`, the Json feature of `datasets`) is written as it is,
     so numbers keep their text and absent keys stay absent.
     """
+    for first in range(0, batch.num_rows, _ROWS):
+        part = batch.slice(first, _ROWS)
+        sizes = _sizes(part, wanted)
+        for begin, end in runs_of_rows(sizes, _SLICE):
+            run = part.slice(begin, end - begin)
+            # Numbers may be shorter than they were taken for.
+            if sizes[begin] > LARGEST_LINE and _sizes(run, wanted, 2.0)[0] > LARGEST_LINE:
+                what = f"the row is longer than {LARGEST_LINE >> 20} MiB"
+                yield unusable_line("line_too_long", what, batch.schema.names)
+            else:
+                yield _lines(run, schema, wanted)
+
+
+def _sizes(batch: Any, wanted: Columns, scalar: float = _SCALAR) -> Floats:
+    """Return about how many bytes rows have as text; those that are not JSON are short."""
+    names = [
+        name
+        for name, kind in zip(batch.schema.names, batch.schema.types, strict=True)
+        if (wanted is None or name in wanted) and _opaque(kind) is None
+    ]
+    return row_sizes({name: batch.column(name) for name in names}, batch.num_rows, scalar)
+
+
+def _lines(batch: Any, schema: Any, wanted: Columns) -> bytes:
     names = [name for name in batch.schema.names if wanted is None or name in wanted]
     columns = [_values(batch.column(name)) for name in names]
     there = [
@@ -175,10 +383,18 @@ def _check_rows(file: str, rows: int, end: int) -> None:
         )
 
 
-def _parquet(file: str) -> Any:
+@contextmanager
+def _parquet(file: str, **options: Any) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
+    options = {"pre_buffer": False, "buffer_size": 1 << 20, **options}
+    with open_regular(file) as source, pq.ParquetFile(source, **options) as parquet:
+        yield parquet
+
+
+def _wanted(schema: Any, wanted: Columns) -> list[Any]:
+    """Return the fields of the wanted columns."""
+    return [field for field in schema if wanted is None or field.name in wanted]
 
 
 def _readable(schema: Any, wanted: Columns) -> list[str]:
@@ -225,7 +441,7 @@ def _values(array: Any) -> list[Any]:
     if isinstance(array, pa.ExtensionArray):
         return _values(array.storage)
     if pa.types.is_dictionary(kind):
-        return _values(array.dictionary_decode())
+        return _dictionary_values(array)
     if pa.types.is_timestamp(kind) and kind.unit == "ns":
         array = array.cast(
             pa.timestamp("us", kind.tz), safe=False
@@ -238,6 +454,21 @@ def _values(array: Any) -> list[Any]:
     shape = next((shape for test, shape in _SHAPES if getattr(pa.types, test)(kind)), None)
     values: list[Any] = shape(array) if shape is not None else array.to_pylist()
     return values
+
+
+def _dictionary_values(array: Any) -> list[Any]:
+    """The values of a dictionary array, each made once however often it occurs."""
+    import pyarrow as pa
+
+    if len(array) == array.null_count:
+        return [None] * len(array)
+    indices = array.indices.drop_null().to_numpy(zero_copy_only=False)
+    used, places = np.unique(indices, return_inverse=True)
+    values = _values(array.dictionary.take(pa.array(used)))
+    found = (values[place] for place in places.tolist())
+    if array.indices.null_count == 0:
+        return list(found)
+    return [next(found) if there else None for there in array.indices.is_valid().to_pylist()]
 
 
 def _struct_values(array: Any) -> list[Any]:

@@ -4,9 +4,12 @@ cursor."""
 from __future__ import annotations
 
 import os
+import threading
 import time
+from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -15,7 +18,7 @@ from numpy.typing import NDArray
 from sftprep.errors import InputChanged, SftprepError, SourceError
 from sftprep.hashes import mixed
 from sftprep.sources.lanes import line_starts
-from sftprep.sources.lines import locate_lines
+from sftprep.sources.lines import locate_lines, open_regular, refuse_shorter, unreadable
 
 Cursor = Any
 """Where a block is read: JSON, to be kept and given back; None is the first of its lane."""
@@ -162,17 +165,44 @@ class LineFiles:
         return _LineReader(self, dealt)
 
     def locate(self, origin: int) -> tuple[str, int]:
-        """File and line; lines before it are counted."""
+        """File and line."""
         number = (origin >> PART_BITS) - self.first_part
-        file = self.files[number]
-        position, line = origin & ((1 << PART_BITS) - 1), 1
-        with open(file, "rb") as stream:
-            while position > 0:
-                chunk = stream.read(min(position, 1 << 20))
-                if not chunk:
-                    break
-                line, position = line + chunk.count(b"\n"), position - len(chunk)
-        return self.names[number], line
+        file, position = self.files[number], origin & ((1 << PART_BITS) - 1)
+        with unreadable(file):
+            status = os.stat(file)
+            index = _line_index(file, status.st_size, status.st_mtime_ns)
+            return self.names[number], index.newlines_before(position) + 1
+
+
+class _LineIndex:
+    """Numbers of newlines before positions of a file.
+
+    They are counted once, as far as they are asked for, and remembered for every 64 KiB.
+    """
+
+    _STEP = 1 << 16
+
+    def __init__(self, file: str) -> None:
+        self._file = file
+        self._counts = array("q", [0])  # of newlines before each multiple of _STEP
+        self._lock = threading.Lock()
+
+    def newlines_before(self, position: int) -> int:
+        """Return how many there are before a byte; behind the end, as before the end."""
+        with self._lock, open_regular(self._file) as stream:
+            wanted = position // self._STEP
+            if wanted >= len(self._counts):
+                stream.seek((len(self._counts) - 1) * self._STEP)
+            while wanted >= len(self._counts) and (chunk := stream.read(self._STEP)):
+                self._counts.append(self._counts[-1] + chunk.count(b"\n"))
+            known = min(wanted, len(self._counts) - 1)
+            rest = os.pread(stream.fileno(), position - known * self._STEP, known * self._STEP)
+            return self._counts[known] + rest.count(b"\n")
+
+
+@lru_cache(maxsize=256)
+def _line_index(file: str, _size: int, _mtime: int) -> _LineIndex:
+    return _LineIndex(file)
 
 
 class _LineReader:
@@ -192,6 +222,9 @@ class _LineReader:
         self.reading = source.names[part]
         file, start = source.files[part], number * source.block
         begin, data = locate_lines(file, start, min(start + source.block, source.sizes[part]))
+        with unreadable(file):
+            # Also behind the block: the last line of it may have been cut there.
+            refuse_shorter(file, os.path.getsize(file), source.sizes[part])
         origins = line_starts(data, begin) + ((part + source.first_part) << PART_BITS)
         return Block((Piece(data, source.formats[part]),), origins, at + 1)
 

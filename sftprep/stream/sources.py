@@ -19,6 +19,7 @@ from sftprep.sources.files import find_files, refuse_twice
 from sftprep.sources.hub import HubFile, hub_files, is_hub_name
 from sftprep.sources.jsonl import parse_line
 from sftprep.sources.lanes import block_bytes, is_plain
+from sftprep.sources.lines import refuse_shorter, unreadable
 from sftprep.sources.partition import cut, read_partition, source_of
 from sftprep.sources.rows import iter_lines
 from sftprep.stream.blocks import LineFiles, Source
@@ -105,13 +106,13 @@ def _files(
     strip = config.read.strip_nulls
     found = [file for name in names for file in _found(name, config)]
     refuse_twice([file.path for file in found])
-    lines = [FileLines(file.path, strip) for file in found]
+    sizes = [os.path.getsize(file.path) for file in found]
+    lines = [FileLines(file.path, strip, size) for file, size in zip(found, sizes, strict=True)]
     formats = [
         format_of(file.name, _objects(each(0, 0)), config, recipe)
         for file, each in zip(found, lines, strict=True)
     ]
     plain = [is_plain(file.path) and not strip for file in found]
-    sizes = [os.path.getsize(file.path) for file in found]
     block = block_bytes(
         [size for size, file in zip(sizes, found, strict=True) if is_plain(file.path)],
         config.pack.lanes,
@@ -184,11 +185,15 @@ def _rows(
 
 @dataclass(frozen=True)
 class FileLines:
-    """Lines or rows of a file; ranges of a table that come before are not read. strip_nulls: leave
-    out keys with null."""
+    """Lines or rows of a file; ranges of a table that come before are not read.
+
+    strip_nulls: leave out keys with null; size: bytes when the stream was made. Raises InputChanged
+    where the file is shorter than that.
+    """
 
     file: str
     strip_nulls: bool = False
+    size: int = 0
 
     def __call__(self, _epoch: int, first: int) -> Iterator[bytes]:
         at = 0
@@ -197,10 +202,17 @@ class FileLines:
             if partition.kind in ("parquet", "arrow") and partition.end <= first:
                 at = partition.end
                 continue
-            for line in _whole_lines(read_partition(partition)):
+            data = read_partition(partition)
+            self._check()
+            for line in _whole_lines(data):
                 if at >= first:
                     yield line
                 at += 1
+        self._check()
+
+    def _check(self) -> None:
+        with unreadable(self.file):
+            refuse_shorter(self.file, os.path.getsize(self.file), self.size)
 
 
 @dataclass(frozen=True)

@@ -388,8 +388,8 @@ def test_a_folder_with_other_files_is_left_alone(records, tokenizer_dir, tmp_pat
 def test_two_builds_do_not_share_a_folder(records, tokenizer_dir, tmp_path):
     import fcntl
 
-    (tmp_path / "o").mkdir()
-    mark_work_folder(tmp_path / "o")
+    (tmp_path / "o" / "spill").mkdir(parents=True)
+    mark_work_folder(tmp_path / "o", created=True)
     with open(tmp_path / "o" / "spill" / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(OutputBusy, match="another build"):

@@ -70,7 +70,8 @@ def state(folder: Path) -> str | None:
     except ManifestError:
         return None
     assert sum(len(pack.input_ids) for pack in open_shards(folder)) == read_manifest(folder).tokens
-    assert verify(folder).ok
+    # A kill between the moves of a commit leaves shards of the other build.
+    assert all("no manifest lists" in problem for problem in verify(folder).problems)
     return digest
 
 
@@ -171,20 +172,20 @@ def test_an_evaluation_build_over_another(small, tmp_path):
     settings = {"eval_fraction": 0.3, "overwrite": True}
     after = build(small(tmp_path / "golden", **settings)).manifest.digest
     folder, seen = tmp_path / "o", set()
-    for change in range(0, 1000, 2):
+    for change in range(1000):
         if not (folder / "manifest.json").exists() or read_manifest(folder).digest == after:
             build(small(folder, **settings, eval_seed=5))
             before = read_manifest(folder).digest
         if not killed_before(change, folder, lambda: build(small(folder, **settings)) and None):
             break
-        found = verify(folder)
-        seen.add((read_manifest(folder).digest == after, found.ok))
-        assert found.ok or found.problems == [
+        problems = [text for text in verify(folder).problems if "no manifest lists" not in text]
+        seen.add((read_manifest(folder).digest == after, not problems))
+        assert not problems or problems == [
             f"the evaluation build in {folder / 'eval'} belongs to another build than this one: run"
             " the build again"
         ]
         assert read_manifest(folder).digest in {before, after}
-        if not found.ok:
+        if problems:
             build(small(folder, **settings))
             assert verify(folder).ok
     assert content(folder) == content(tmp_path / "golden")

@@ -249,7 +249,9 @@ def test_an_evaluation_build_of_its_own_beside_a_finished_build_is_not_removed(
     path = records([{"text": f"a {k}"} for k in range(20)])
     build(path, tokenizer=tokenizer_dir, output=tmp_path / "data", eval_fraction=0.3)
     other = records([{"text": "other"}], "other.jsonl")
-    build(other, tokenizer=tokenizer_dir, output=tmp_path / "data" / "eval", overwrite=True)
+    build(other, tokenizer=tokenizer_dir, output=tmp_path / "other")
+    shutil.rmtree(tmp_path / "data" / "eval")
+    (tmp_path / "other").rename(tmp_path / "data" / "eval")
     before = snapshot(tmp_path / "data")
     with pytest.raises(OutputExists, match=r"eval/manifest\.json"):
         build(path, tokenizer=tokenizer_dir, output=tmp_path / "data", overwrite=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import io
 import os
 import random
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from sftprep import build
 from sftprep.batch import Rejected
 from sftprep.errors import InputUnreadable
-from sftprep.sources import tables
+from sftprep.sources import arrow_ipc, tables
 from sftprep.sources.arrow_ipc import open_arrow
 from sftprep.sources.jsonl import parse_line, split_lines
 from sftprep.sources.partition import cut, read_partition
@@ -213,3 +214,142 @@ def test_values_that_python_cannot_hold_are_an_error_that_names_the_file(tmp_pat
     (tmp_path / "a.arrow").write_bytes(written(table))
     with pytest.raises(InputUnreadable, match=r"a\.arrow"):
         assert not [r for r in records_of(tmp_path / "a.arrow") if not isinstance(r, Rejected)]
+
+
+def arrow_rows(content: bytes) -> bytes | None:
+    """What pyarrow reads, as lines; None where it refuses."""
+    maker = pa.ipc.open_file if content.startswith(b"ARROW1") else pa.ipc.open_stream
+    try:
+        table = maker(pa.py_buffer(content)).read_all()
+        table.validate(full=True)
+        return b"".join(tables.table_lines(batch, table.schema) for batch in table.to_batches())
+    except (pa.ArrowException, OSError, ValueError, OverflowError):
+        return None
+
+
+SMALL = {
+    "text": pa.table({"text": [f"text number {i}" for i in range(9)], "n": [*range(8), None]}),
+    "view": pa.table({"text": pa.array([f"text number {i}" for i in range(9)], pa.string_view())}),
+    "list": pa.table({"input_ids": [[i] * (i % 4) for i in range(9)]}),
+    "dictionary": pa.table({"text": pa.array(["a", "b", "c"] * 3).dictionary_encode()}),
+}
+
+
+@settings(
+    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    name=st.sampled_from([*SMALL]),
+    kind=st.sampled_from(["file", "stream"]),
+    compression=st.sampled_from([None, "lz4"]),
+    data=st.data(),
+)
+def test_a_file_with_flipped_bits_is_refused_or_read_as_pyarrow_reads_it(
+    tmp_path_factory, name, kind, compression, data
+):
+    content = bytearray(written(SMALL[name], kind, 4, compression=compression))
+    for _ in range(data.draw(st.integers(1, 2))):
+        content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path = tmp_path_factory.mktemp("flipped") / "a.arrow"
+    path.write_bytes(content)
+    try:
+        lines = b"".join(map(read_partition, cut([str(path)], 100)))
+    except InputUnreadable:
+        return
+    assert lines == arrow_rows(bytes(content))
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+@pytest.mark.parametrize("name", ["text", "dictionary"])
+def test_no_flipped_bit_of_a_header_hides_a_batch(tmp_path, kind, name):
+    content = written(SMALL[name], kind, 3)
+    path = tmp_path / "a.arrow"
+    path.write_bytes(content)
+    batch = open_arrow(str(path)).batches[1]
+    for at in range(batch.offset, batch.offset + 80):
+        for bit in range(8):
+            changed = bytearray(content)
+            changed[at] ^= 1 << bit
+            path.write_bytes(changed)
+            os.utime(path, ns=(0, at * 8 + bit))
+            with contextlib.suppress(InputUnreadable):
+                assert len(records_of(path)) == 9
+
+
+def test_a_stream_ends_with_its_mark_and_nothing_after_it(tmp_path):
+    content = written(TABLE, "stream")
+    path = tmp_path / "a.arrow"
+    path.write_bytes(content)
+    batch = open_arrow(str(path)).batches[1]
+    changed = {
+        "cut before a batch": content[: batch.offset],
+        "cut within its length": content[: batch.offset + 4],
+        "cut before the mark": content[:-8],
+        "cut within the mark": content[:-4],
+        "two streams": content * 2,
+        "bytes after the end": content + b"\0",
+        "cut to one byte": content[:1],
+    }
+    for damaged in changed.values():
+        path.write_bytes(damaged)
+        with pytest.raises(InputUnreadable, match=r"a\.arrow"):
+            records_of(path)
+
+
+def test_the_short_mark_of_old_writers_ends_a_stream(tmp_path):
+    old = written(
+        TABLE, "stream", use_legacy_format=True, metadata_version=pa.ipc.MetadataVersion.V4
+    )
+    assert not old.endswith(b"\xff\xff\xff\xff\0\0\0\0")
+    (tmp_path / "a.arrow").write_bytes(old)
+    assert records_of(tmp_path / "a.arrow") == TABLE.to_pylist()
+
+
+def test_a_batch_that_the_footer_does_not_list_is_an_error(tmp_path):
+    content = bytearray(written(TABLE, rows=30))
+    count = content.rfind(struct.pack("<I", 4), 0, len(content) - 10)
+    while count > 0:
+        changed = bytearray(content)
+        struct.pack_into("<I", changed, count, 3)
+        if (rows := arrow_rows(bytes(changed))) is not None and rows.count(b"\n") == 90:
+            break
+        count = content.rfind(struct.pack("<I", 4), 0, count)
+    assert count > 0
+    (tmp_path / "a.arrow").write_bytes(changed)
+    with pytest.raises(InputUnreadable, match="footer does not list"):
+        records_of(tmp_path / "a.arrow")
+
+
+def test_a_damaged_batch_without_rows_is_an_error(tmp_path):
+    empty = pa.record_batch({"n": pa.array([], pa.int64())})
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, empty.schema) as writer:
+        writer.write_batch(pa.record_batch({"n": [1, 2]}))
+        writer.write_batch(empty)
+    path = tmp_path / "a.arrow"
+    content = sink.getvalue()
+    path.write_bytes(content)
+    batch = open_arrow(str(path)).batches[1]
+    damaged = 0
+    for at in range(batch.offset + 8, batch.offset + batch.length):
+        changed = bytearray(content)
+        changed[at] ^= 0x10
+        if arrow_rows(bytes(changed)) is None:
+            path.write_bytes(changed)
+            os.utime(path, ns=(0, at))
+            damaged += 1
+            with pytest.raises(InputUnreadable):
+                records_of(path)
+    assert damaged > 5
+
+
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+def test_a_batch_that_is_too_large_decompressed_is_refused(tmp_path, monkeypatch, compression):
+    table = pa.table({"text": pa.array(["word " * 10_000] * 100)})
+    path = tmp_path / "a.arrow"
+    path.write_bytes(written(table, rows=100, compression=compression))
+    assert len(records_of(path, 10**6)) == 100
+    monkeypatch.setattr(arrow_ipc, "LARGEST_BATCH", 4_900_000)
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(InputUnreadable, match=r"a\.arrow has a batch of 5,0"):
+        records_of(path, 10**6)

@@ -462,3 +462,31 @@ def test_scalars_of_numpy_are_numbers(tmp_path):
     table = pa.table({"x": pa.array(np.array([0.5, 1.5], dtype=np.float16))})
     pq.write_table(table, tmp_path / "a.parquet")
     assert records_of(str(tmp_path / "a.parquet"))[0] == [{"x": 0.5}, {"x": 1.5}]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [("train", 2), ("data", 3)],
+        [("train", 2), ("test", 3)],
+        [("meta", 1), ("data", 2)],
+        [("data", 0), ("rows", 2)],
+        [("train", 2), ("train", 1)],
+        [("train", 2), ("tr\\u0061in", 1)],
+    ],
+)
+def test_a_document_with_several_arrays_of_records_is_refused(tmp_path, pairs, indent):
+    space = "\n" if indent else ""
+    rows = lambda count: json.dumps([{"text": "a b"}] * count, indent=indent)  # noqa: E731
+    body = f",{space}".join(f'"{key}":{space}{rows(count)}' for key, count in pairs)
+    (tmp_path / "a.json").write_text(f"{{{space}{body}{space}}}")
+    names = [json.loads(f'"{key}"') for key, _ in pairs]
+    with pytest.raises(InputUnreadable, match=f"several arrays of records: {', '.join(names)}"):
+        records_of(str(tmp_path / "a.json"))
+
+
+def test_an_answer_of_the_hub_has_one_array_of_records(tmp_path):
+    answer = {"features": [{"name": "text"}], "rows": [{"text": "a"}], "num_rows_total": 1}
+    (tmp_path / "a.json").write_text(json.dumps(answer))
+    assert records_of(str(tmp_path / "a.json"))[0] == [{"text": "a"}]

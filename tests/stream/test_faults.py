@@ -3,7 +3,10 @@ change, nothing to give."""
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
+import os
 import pickle
 import threading
 from collections.abc import Iterator
@@ -11,6 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.request import urlopen
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sftprep import BuildConfig
@@ -18,11 +23,12 @@ from sftprep.errors import (
     ConfigError,
     EmptyInput,
     InputChanged,
+    InputUnreadable,
     RecordError,
     SourceError,
     TooManyRejected,
 )
-from sftprep.stream import Mixture, PackedStream, pack
+from sftprep.stream import Mixture, PackedStream, blocks, pack
 from tests.stream.made import plains, rows
 
 
@@ -261,3 +267,79 @@ def test_one_sequence_a_pack_in_order(tokenizer_dir):
     last = pack(lambda: iter(records), tokenizer=str(tokenizer_dir), packing="none", lanes=1)
     last.load_state_dict(json.loads(json.dumps(again.state_dict())))
     assert plains(last) == plains(packs[70:])
+
+
+@pytest.mark.parametrize("mode", ["error", "quarantine"])
+@pytest.mark.parametrize("whole_line", [True, False])
+@pytest.mark.parametrize("name", ["data.jsonl", "data.csv"])
+def test_a_file_that_is_cut_short_within_a_pass_is_an_error(
+    tokenizer_dir, tmp_path, mode, whole_line, name
+):
+    path = tmp_path / name
+    start = "text\n" if name == "data.csv" else ""
+    lines = [f"record {k} with some words in it" for k in range(60_000)]
+    if name == "data.jsonl":
+        lines = [json.dumps({"text": line}) for line in lines]
+    content = start + "\n".join(lines) + "\n"
+    path.write_text(content)
+    stream = stream_of(str(path), tokenizer_dir, on_bad_record=mode, max_rejected="100%")
+    packs = iter(stream)
+    next(packs)
+    os.truncate(path, content.rfind("\n", 0, len(content) // 2) + (1 if whole_line else -7))
+    with pytest.raises(InputChanged, match=f"{name} became shorter"):
+        list(packs)
+
+
+def test_a_file_that_loses_the_end_of_the_last_line_of_a_block_is_an_error(tokenizer_dir, tmp_path):
+    """The line begins in the last block that can be read in full, and ends behind it."""
+    path = tmp_path / "data.jsonl"
+    path.write_text((json.dumps({"text": "word " * 20}) + "\n") * 1000)
+    stream = stream_of(str(path), tokenizer_dir, lanes=1)
+    block = stream.source.block
+    packs = iter(stream)
+    next(packs)
+    os.truncate(path, (os.path.getsize(path) // block - 1) * block + 3)
+    with pytest.raises(InputChanged, match="became shorter"):
+        list(packs)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.csv", "a.parquet", "a.arrow"])
+def test_a_file_that_is_replaced_by_a_pipe_does_not_hang(tokenizer_dir, tmp_path, name):
+    path = tmp_path / name
+    table = pa.table({"text": [f"record {k} with some words" for k in range(20_000)]})
+    if name == "a.parquet":
+        pq.write_table(table, path, row_group_size=1000)
+    elif name == "a.arrow":
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table, max_chunksize=1000)
+    else:
+        opened = gzip.open if name.endswith("gz") else open
+        with opened(path, "wt") as file:
+            file.writelines(
+                f"{row['text'] if name == 'a.csv' else json.dumps(row)}\n"
+                for row in [{"text": "text"}, *table.to_pylist()]
+            )
+    stream = stream_of(str(path), tokenizer_dir)
+    next(iter(stream))
+    stream = stream_of(str(path), tokenizer_dir)
+    os.unlink(path)
+    os.mkfifo(path)
+    with pytest.raises((InputUnreadable, InputChanged), match=name.replace(".", r"\.")):
+        next(iter(stream))
+
+
+class PreadOnly(io.FileIO):
+    """A file of which no more than a piece at a position can be read."""
+
+    def read(self, *_):
+        raise AssertionError
+
+
+def test_locating_does_not_read_a_file_from_its_start(tokenizer_dir, tmp_path, monkeypatch):
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(f'{{"text": "number {k}"}}\n' for k in range(30_000)))
+    stream = stream_of(str(path), tokenizer_dir)
+    origins = sorted(int(origin) for pack_ in stream for origin in pack_.origin)
+    assert [stream.locate(origin)[1] for origin in reversed(origins)] == list(range(30_000, 0, -1))
+    monkeypatch.setattr(blocks, "open_regular", PreadOnly)
+    assert stream.locate(origins[-1]) == (str(path), 30_000)

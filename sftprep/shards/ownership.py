@@ -1,0 +1,136 @@
+"""Recognition of files that builds wrote, by their content.
+
+A file with one of our names may still belong to a user. A build removes a file in its work folder
+only if the content shows that a build wrote it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sftprep.shards.files import is_temporary_name
+from sftprep.shards.layout import (
+    COMMIT_NAME,
+    EVAL_FOLDER,
+    LOCK_NAME,
+    MANIFEST_NAME,
+    MARKER_NAME,
+    REJECTED_NAME,
+    SHARD_FOLDER,
+    has_manifest,
+    is_marker,
+)
+from sftprep.shards.locks import is_lock_content
+from sftprep.shards.schema import SHARD_NAME
+
+_LARGEST_LINE = 64 * 1024 * 1024
+_ARROW_START = b"ARROW1\0\0"
+_COMMIT_KEY = "sftprep_commit"
+_SHARD = SHARD_NAME.pattern.strip("^$")
+
+
+def is_work_file(work: Path, name: str) -> bool:
+    """Whether a regular file in a work folder was written by a build.
+
+    Args:
+        work: the work folder.
+        name: the path of the file, relative to it.
+    """
+    if is_temporary_name(os.path.basename(name)):
+        return True
+    test = next((test for pattern, test in _TESTS if pattern.fullmatch(name)), None)
+    return test is not None and test(work / name)
+
+
+def is_shard(path: Path) -> bool:
+    """Whether a file is a shard of a build, by the schema at its start."""
+    schema = _arrow_schema(path)
+    return schema is not None and (
+        {"input_ids", "completion_mask", "seq_lengths", "origin"} <= set(schema.names)
+        and b"huggingface" in (schema.metadata or {})
+    )
+
+
+def commit_bytes(names: list[str]) -> bytes:
+    """Return the content of `commit.json` for the paths that a commit puts in place or removes."""
+    return json.dumps({_COMMIT_KEY: names}).encode()
+
+
+def committed_names(path: Path) -> list[str] | None:
+    """Return the paths in a `commit.json`; None where a build did not write the file."""
+    try:
+        names = json.loads(path.read_bytes())[_COMMIT_KEY]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    valid = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if valid else None
+
+
+def _is_commit(path: Path) -> bool:
+    return committed_names(path) is not None
+
+
+def _is_lock(path: Path) -> bool:
+    return is_lock_content(path.read_bytes()) if path.stat().st_size < 4096 else False
+
+
+def _is_spill(path: Path) -> bool:
+    """Whether a file is a spill, whole or torn by a crash of the machine."""
+    schema = _arrow_schema(path)
+    if schema is None:
+        return _is_zeros(path)
+    return "origin" in schema.names and {b"facts", b"digest"} <= (schema.metadata or {}).keys()
+
+
+def _is_zeros(path: Path) -> bool:
+    """Whether a file holds nothing: spills are not synced, and a crash may leave them like this."""
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            if chunk.strip(b"\0"):
+                return False
+    return True
+
+
+def _arrow_schema(path: Path) -> Any:
+    """Return the schema at the start of an Arrow file; None where there is none."""
+    import pyarrow as pa
+
+    try:
+        with pa.OSFile(str(path)) as file:
+            if file.read(len(_ARROW_START)) != _ARROW_START:
+                return None
+            return pa.ipc.read_schema(file)
+    except (OSError, ValueError, pa.ArrowException):
+        return None
+
+
+def _starts_with(*keys: str) -> Callable[[Path], bool]:
+    """Return a test for a file whose first line is a JSON object with these keys."""
+
+    def test(path: Path) -> bool:
+        try:
+            with open(path, "rb") as file:
+                found = json.loads(file.readline(_LARGEST_LINE))
+        except (OSError, ValueError, RecursionError):
+            return False
+        return isinstance(found, dict) and set(keys) <= found.keys()
+
+    return test
+
+
+_TESTS: tuple[tuple[re.Pattern[str], Callable[[Path], bool]], ...] = (
+    (re.compile(re.escape(MARKER_NAME)), is_marker),
+    (re.compile(re.escape(LOCK_NAME)), _is_lock),
+    (re.compile(re.escape(COMMIT_NAME)), _is_commit),
+    (re.compile(rf"(eval-)?{re.escape(MANIFEST_NAME)}"), has_manifest),
+    (re.compile(re.escape(REJECTED_NAME)), _starts_with("file", "line", "reason")),
+    (re.compile(r"recipe-[0-9a-f]{16}\.jsonl"), _starts_with("tokenizer", "train_on", "renames")),
+    (re.compile(r"[0-9a-f]{40}\.arrow"), _is_spill),
+    (re.compile(rf"({SHARD_FOLDER}|{EVAL_FOLDER})/{_SHARD}"), is_shard),
+)
+"""Names of files in a work folder, and how the content of each is recognised."""

@@ -1,0 +1,299 @@
+"""Search of folders for data files, with a list of what is skipped."""
+
+from __future__ import annotations
+
+import errno
+import glob
+import logging
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from sftprep.choices import printable
+from sftprep.errors import InputUnreadable
+from sftprep.shards.layout import (
+    MANIFEST_NAME,
+    SHARD_FOLDER,
+    WORK_FOLDER,
+    has_work_folder,
+    is_build_folder,
+)
+from sftprep.shards.ownership import is_shard
+from sftprep.shards.schema import SHARD_NAME
+from sftprep.sources.file_types import is_about_data, is_data, is_named_like_metadata, kind_of
+from sftprep.sources.lines import unreadable
+from sftprep.tokenize.cache import cache_dir
+
+_INTERMEDIATE = "intermediate files of a build"
+
+_log = logging.getLogger(__name__)
+
+
+class FolderSearch:
+    """Lists folders for `files.find_files`, and collects what it skips.
+
+    output: real path of the folder that is written to.
+    """
+
+    def __init__(self, output: str | None) -> None:
+        self.output = output
+        self._cache = os.path.realpath(cache_dir())
+        self._skipped: dict[str, list[str]] = {}
+        """Why -> paths."""
+        self._links: list[str] = []
+        """Links to folders that were not followed."""
+        self._listed: set[str] = set()
+        """Real paths of the folders that were listed."""
+
+    def is_output(self, real: str) -> bool:
+        """Whether a real path is the output folder or in it."""
+        return self.output is not None and f"{real}/".startswith(f"{self.output}/")
+
+    def walk(self, top: str) -> list[str]:
+        """Return the data files in a folder and its subfolders, sorted; each once."""
+        return self.distinct(self.files_below(top, named=True))
+
+    def files_below(self, top: str, *, named: bool) -> list[str]:
+        """Return the data files in a folder and its subfolders.
+
+        named: whether the user wrote its path.
+        """
+        found: list[str] = []
+        waiting = [top]
+        while waiting:
+            folder = waiting.pop()
+            for entry in self.entries(folder):
+                if entry.is_dir(follow_symlinks=False):
+                    if self.enters(entry.path, named and folder == top):
+                        waiting.append(entry.path)
+                elif is_folder(entry.path):
+                    self.pass_link(entry.path)
+                elif self._is_wanted(entry.path):
+                    found.append(entry.path)
+        return found
+
+    def pass_link(self, path: str) -> None:
+        """Note a link to a folder that is not followed."""
+        self._links.append(path)
+
+    def distinct(self, paths: list[str]) -> list[str]:
+        """Return the paths of different files, sorted; of several to one, the one without links."""
+        kept: dict[object, str] = {}
+        for path in sorted(set(paths), key=lambda path: (os.path.islink(path), path)):
+            if self.is_output(os.path.realpath(path)):
+                self._skip("the output folder", path)
+            elif os.path.islink(path) and work_folder_of(path) is not None:
+                self._skip(_INTERMEDIATE, path)
+            elif kept.setdefault(file_identity(path), path) != path:
+                self._skip("links to files that are read already", path)
+        return sorted(kept.values())
+
+    def match(self, parts: Sequence[str], at: str = "", *, named: bool = True) -> Iterator[str]:
+        """Yield the paths that match a pattern, as `glob.glob(recursive=True)` does.
+
+        `glob` skips folders that cannot be listed; here they are an error.
+
+        Args:
+            parts: the pattern, split at slashes.
+            at: folder in which it is searched for, with a slash at its end.
+            named: whether the user wrote the path of that folder.
+        """
+        if not parts:
+            yield at.removesuffix("/")
+            return
+        head, rest = parts[0], parts[1:]
+        if not glob.has_magic(head):
+            if _exists(at + head):
+                yield from self.match(rest, f"{at}{head}/", named=named)
+            return
+        if head == "**":
+            rest = rest or ["*"]
+            yield from self.match(rest, at, named=named)
+        wants_files = head != "**" and not rest
+        for entry in self.entries(at or ".", head, files=wants_files):
+            path = at + entry.name
+            if head == "**":
+                if entry.is_dir(follow_symlinks=False):
+                    if self.enters(path, named and bool(at)):
+                        yield from self.match(parts, f"{path}/", named=False)
+                elif is_folder(path):
+                    self.pass_link(path)
+            # A pattern that goes on with the folder of shards means builds.
+            elif fnmatchcase(entry.name, head) and (
+                not rest
+                or (
+                    is_folder(path)
+                    and self.enters(path, named and bool(at), build=rest[0] == SHARD_FOLDER)
+                )
+            ):
+                yield from self.match(rest, f"{path}/", named=False)
+
+    def entries(
+        self, folder: str, pattern: str = "*", *, files: bool = True
+    ) -> list[os.DirEntry[str]]:
+        """List a folder without hidden entries; nothing where it is not a folder.
+
+        Hidden entries that would match a pattern are listed if it starts with a dot, and noted as
+        skipped otherwise: folders, and where `files` are wanted, those of data.
+        """
+        self._listed.add(os.path.realpath(folder))
+        found = []
+        with unreadable(folder):
+            try:
+                with os.scandir(folder) as entries:
+                    listed = list(entries)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        for entry in listed:
+            if pattern.startswith(".") or not entry.name.startswith("."):
+                found.append(entry)
+            elif fnmatchcase(entry.name, pattern):
+                self._note_hidden(os.path.normpath(entry.path), files=files)
+        return found
+
+    def _note_hidden(self, path: str, *, files: bool) -> None:
+        if is_folder(path):
+            with unreadable(path):
+                os.scandir(path).close()
+            self._skip("hidden", path)
+        elif files and kind_of(path) is not None:
+            self._skip("hidden", path)
+
+    def enters(self, folder: str, named_parent: bool = False, *, build: bool = False) -> bool:
+        """Whether what is in a subfolder is read.
+
+        Args:
+            folder: the subfolder.
+            named_parent: whether the user wrote the path of the folder that it is in.
+            build: also where it is a build.
+        """
+        real = os.path.realpath(folder)
+        with unreadable(folder):
+            why = None
+            if self.is_output(real):
+                why = "the output folder"
+            elif real == self._cache:
+                why = "the cache of sftprep"
+            elif os.path.basename(real) == WORK_FOLDER and has_work_folder(Path(real).parent):
+                why = _INTERMEDIATE
+            elif not build and is_build(folder):
+                why = "a build of sftprep, which is read only if it is named"
+            elif not (build or named_parent) and _holds_left_shards(folder):
+                why = "shards of a build without a manifest, which are read only if they are named"
+        if why is not None:
+            self._skip(why, folder)
+        return why is None
+
+    def report(self) -> None:
+        """Log what was skipped."""
+        for link in self._links:
+            # What is in there may be read by its own path.
+            if os.path.realpath(link) not in self._listed:
+                self._skip("links to folders, which are read only if they are named", link)
+        for why, paths in self._skipped.items():
+            more = f" and {len(paths) - 5:,} more" if len(paths) > 5 else ""
+            shown = ", ".join(map(printable, sorted(paths)[:5]))
+            _log.warning("not read: %s%s (%s)", shown, more, why)
+
+    def _is_wanted(self, path: str) -> bool:
+        if is_data(os.path.basename(path)):
+            check_regular(path)
+            return True
+        if is_named_like_metadata(path):
+            self._skip("files with names of metadata, which are read only if they are named", path)
+        elif not is_about_data(path):
+            self._skip("not a kind of file that is read", path)
+        return False
+
+    def _skip(self, why: str, path: str) -> None:
+        if path not in self._skipped.setdefault(why, []):
+            self._skipped[why].append(path)
+
+
+def work_folder_of(path: str) -> Path | None:
+    """Return the work folder of a build that a path leads to or into, None where it is not."""
+    real = Path(os.path.realpath(path))
+    for folder in (real, *real.parents):
+        with unreadable(str(folder)):
+            if folder.name == WORK_FOLDER and has_work_folder(folder.parent):
+                return folder
+    return None
+
+
+def file_identity(path: str) -> object:
+    """Return what two paths of the same file have in common, also hard links."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return os.path.realpath(path)
+    return status.st_dev, status.st_ino
+
+
+def check_regular(path: str) -> None:
+    """Check that a path is of a file, or of a link to one.
+
+    Raises:
+        InputUnreadable: it is something else, such as a pipe, which would be waited for.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError as error:
+        raise InputUnreadable(
+            f"{path} is a link to a file that does not exist",
+            remedy="fetch that file (git lfs pull, git annex get), or remove the link",
+        ) from error
+    except OSError as error:
+        raise InputUnreadable(
+            f"cannot read {path}: {error.strerror}", remedy="check that it may be read"
+        ) from error
+    if not stat.S_ISREG(mode):
+        raise InputUnreadable(
+            f"{path} is not a file, but a pipe, a socket or a device",
+            remedy="write its content to a file first",
+        )
+
+
+def is_folder(path: str) -> bool:
+    """Whether a path is of a folder, or of a link to one. Raises InputUnreadable."""
+    with unreadable(path):
+        try:
+            return stat.S_ISDIR(os.stat(path).st_mode)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                return False
+            raise
+
+
+def _exists(path: str) -> bool:
+    """Whether a path exists, also as a link to nothing. Raises InputUnreadable if it may not be
+    looked at."""
+    with unreadable(path):
+        try:
+            os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+    return True
+
+
+def is_build(folder: str) -> bool:
+    """Whether a folder holds a build. Raises InputUnreadable where that cannot be told."""
+    manifest = os.path.join(folder, MANIFEST_NAME)
+    if (
+        os.path.isdir(os.path.join(folder, SHARD_FOLDER))
+        and os.path.exists(manifest)
+        and not os.access(manifest, os.R_OK)
+    ):
+        raise InputUnreadable(
+            f"cannot read {manifest}, which tells whether {folder} is a build of sftprep",
+            remedy="check that it may be read, or name the files that you mean",
+        )
+    return is_build_folder(Path(folder))
+
+
+def _holds_left_shards(folder: str) -> bool:
+    """Whether a folder is that of the shards of a build of which the manifest is lost."""
+    return os.path.basename(folder) == SHARD_FOLDER and any(
+        SHARD_NAME.fullmatch(name) and is_shard(Path(folder, name)) for name in os.listdir(folder)
+    )

@@ -1,0 +1,226 @@
+"""A build removes and replaces only what builds wrote, also with names that both could have."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sftprep import build, read_manifest, verify
+from sftprep.engine import build as build_module
+from sftprep.engine import output as output_module
+from sftprep.errors import OutputBusy, OutputExists, StorageError
+from sftprep.shards.files import is_temporary_name, temporary_name
+from sftprep.shards.locks import exclusive
+from tests.faults.test_paths import snapshot
+
+SHARD = "shard-00000-0123456789abcdef.arrow"
+
+
+@pytest.fixture
+def make(records, tokenizer_dir, tmp_path):
+    """Build into tmp_path / "o"."""
+    rows = records([{"text": f"a {k}"} for k in range(20)])
+
+    def run(**settings):
+        settings = {"output": tmp_path / "o", "overwrite": True, "max_length": 64, **settings}
+        return build(rows, tokenizer=tokenizer_dir, **settings)
+
+    return run
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_hard_link_with_the_name_of_the_lock_is_not_written_to(make, tmp_path, kept):
+    if kept:
+        make(keep_spill=True)
+    (tmp_path / "o" / "spill").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "mine.txt").write_text("precious")
+    os.link(tmp_path / "mine.txt", tmp_path / "o" / "spill" / "lock")
+    before = snapshot(tmp_path)
+    with pytest.raises(OutputExists, match="lock"):
+        make()
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lock",
+        "commit.json",
+        "manifest.json",
+        "eval-manifest.json",
+        "rejected.jsonl",
+        "recipe-0123456789abcdef.jsonl",
+        f"{'0' * 40}.arrow",
+        f"shards/{SHARD}",
+        "shards/shard-00000",
+    ],
+)
+@pytest.mark.parametrize("content", ["mine", '{"mine": 1}\n', '["rejected.jsonl"]'])
+def test_user_files_with_our_names_in_kept_spills_stay(make, tmp_path, name, content):
+    make(keep_spill=True)
+    path = tmp_path / "o" / "spill" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    before = snapshot(tmp_path / "o")
+    with pytest.raises(OutputExists, match=rf"spill/{name}"):
+        make()
+    assert snapshot(tmp_path / "o") == before
+
+
+def test_only_our_temporary_files_are_removed(make, tmp_path):
+    make(keep_spill=True)
+    mine = tmp_path / "o" / "spill" / ".build.json.0123456789abcdef01234567.tmp"
+    ours = tmp_path / "o" / "spill" / temporary_name("build.json")
+    for path in (mine, ours):
+        path.write_text("x")
+    make()
+    assert mine.exists()
+    assert not ours.exists()
+    assert not is_temporary_name(mine.name)
+
+
+def test_an_empty_spill_folder_of_a_user_stays(make, tmp_path):
+    (tmp_path / "o" / "spill").mkdir(parents=True)
+    make()
+    assert (tmp_path / "o" / "spill").is_dir()
+    make(keep_spill=True)
+    make()
+    assert list((tmp_path / "o" / "spill").iterdir()) == []
+    make(output=tmp_path / "other")
+    assert not (tmp_path / "other" / "spill").exists()
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize(
+    "name", ["shards", "eval", "rejected.jsonl", "manifest.json", "notes.txt", "spill/notes.txt"]
+)
+@pytest.mark.parametrize("as_link", [True, False])
+def test_what_appears_while_a_build_runs_stays(
+    make, records, tmp_path, monkeypatch, name, before, as_link
+):
+    output, mine = tmp_path / "o", tmp_path / "mine"
+    if before:
+        make()
+    mine.mkdir()
+    (mine / "file").write_text("precious")
+    seen = {}
+
+    def plant(setup):
+        path = output / name
+        if path.is_dir():
+            shutil.move(path, tmp_path / "moved")
+        path.unlink(missing_ok=True)
+        if as_link:
+            path.symlink_to(mine if name in ("shards", "eval") else mine / "file")
+        elif name in ("shards", "eval"):
+            path.mkdir()
+            (path / "mine.txt").write_text("precious")
+        else:
+            path.write_text("precious")
+        seen.update({p: c for p, c in snapshot(tmp_path).items() if not p.startswith("o/spill/")})
+
+    monkeypatch.setattr(build_module, "_check_unchanged", plant)
+    with pytest.raises(OutputExists, match=name):
+        make(seed=1)
+    after = snapshot(tmp_path)
+    assert seen.items() <= after.items()
+
+
+@pytest.mark.parametrize("folder", ["", "shards", "eval", "eval/shards"])
+def test_a_folder_that_may_not_be_written_is_found_before_the_first_move(
+    make, tmp_path, monkeypatch, folder
+):
+    make(eval_fraction=0.3)
+    before = {p: c for p, c in snapshot(tmp_path / "o").items() if not p.startswith("spill")}
+    locked, access = tmp_path / "o" / folder, os.access
+    monkeypatch.setattr(
+        output_module.os,
+        "access",
+        lambda path, mode: Path(path) != locked and access(path, mode),
+    )
+    with pytest.raises(StorageError, match=f"cannot write {locked}: {os.strerror(errno.EACCES)}"):
+        make(eval_fraction=0.3, seed=7, eval_seed=3)
+    monkeypatch.undo()
+    assert before.items() <= snapshot(tmp_path / "o").items()
+    assert verify(tmp_path / "o").ok
+    assert verify(tmp_path / "o" / "eval").ok
+
+
+def test_a_lock_that_is_removed_while_it_is_taken_is_taken_again(tmp_path, monkeypatch):
+    path, flock, raced = tmp_path / "lock", fcntl.flock, []
+
+    def remove_first(file, flags):
+        if not raced:
+            raced.append(path.unlink())
+        flock(file, flags)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    with exclusive(path, "another build", tmp_path, remedy=""):
+        assert path.exists()
+        with (
+            pytest.raises(OutputBusy, match=f"process {os.getpid()}"),
+            exclusive(path, "another build", tmp_path, remedy=""),
+        ):
+            pass
+    assert not path.exists()
+
+
+def test_a_lock_of_another_process_is_not_removed(tmp_path):
+    path = tmp_path / "lock"
+    with exclusive(path, "another build", tmp_path, remedy=""):
+        path.unlink()
+        path.write_text("of another process")
+    assert path.read_text() == "of another process"
+
+
+def test_the_lock_is_held_until_the_marker_is_gone(make, tmp_path, monkeypatch):
+    """Otherwise a build that starts at that moment would lose its own marker and lock."""
+    unlink, removed = Path.unlink, []
+
+    def watch(path, **options):
+        if path.parent.name == "spill" and path.name in ("lock", "build.json"):
+            removed.append((path.name, (path.parent / "lock").exists()))
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", watch)
+    make()
+    assert removed == [("build.json", True), ("lock", True)]
+
+
+def test_a_lock_left_without_its_marker_does_not_stop_the_next_build(make, tmp_path):
+    (tmp_path / "o" / "spill").mkdir(parents=True)
+    (tmp_path / "o" / "spill" / "lock").write_text(json.dumps({"pid": 1, "host": "h"}))
+    make()
+    assert not (tmp_path / "o" / "spill").exists()
+
+
+@pytest.mark.parametrize("inside", ["new", "shards/new", "spill", "eval", ".hidden/new"])
+@pytest.mark.parametrize("finished", [True, False])
+def test_an_output_inside_another_build_is_refused(make, tmp_path, inside, finished):
+    make(keep_spill=True)
+    if not finished:
+        (tmp_path / "o" / "manifest.json").unlink()
+    before = snapshot(tmp_path / "o")
+    with pytest.raises(OutputExists, match=r"is inside .*, which holds a build"):
+        make(output=tmp_path / "o" / inside)
+    assert snapshot(tmp_path / "o") == before
+
+
+@pytest.mark.parametrize("folder", ["shards", "eval/shards"])
+def test_verify_names_shards_that_no_manifest_lists(make, tmp_path, folder):
+    make(eval_fraction=0.3)
+    assert verify(tmp_path / "o").ok
+    info = read_manifest(tmp_path / "o").shards[0]
+    shutil.copy(tmp_path / "o" / "shards" / info.name, tmp_path / "o" / folder / SHARD)
+    command = [sys.executable, "-m", "sftprep", "verify", str(tmp_path / "o")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"{folder} holds files that no manifest lists: {SHARD}" in done.stderr
