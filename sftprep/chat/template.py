@@ -83,8 +83,7 @@ class ChatTemplate:
         self._pieces: Render | None = None
         self._why_jinja = "asked for"
         self._constructs: tuple[str, ...] = ()
-        if way == "auto":
-            self._compile()
+        self._to_compile = way == "auto"
         self._by_pieces = self._by_jinja = self._checks = self._checked_messages = 0
         self._handed_over: Counter[str] = Counter()
         self._shapes: set[tuple[int, int, bool, bool]] = set()
@@ -130,6 +129,8 @@ class ChatTemplate:
         variables = self._given(template_kwargs) if template_kwargs else self._variables
         if tools is not None:
             _check_tools(tools)
+        if self._to_compile:
+            self._compile()
         if self._pieces is not None and not (template_kwargs and self._shadows(template_kwargs)):
             try:
                 made = self._pieces(messages, tools, add_generation_prompt, variables)
@@ -171,6 +172,8 @@ class ChatTemplate:
             return "mixed"
         if self._by_pieces or self._by_jinja:
             return "pieces" if self._by_pieces else "jinja"
+        if self._to_compile:
+            self._compile()
         return "jinja" if self._pieces is None else "pieces"
 
     @property
@@ -186,8 +189,9 @@ class ChatTemplate:
         conversations went to Jinja; only_jinja: parts of the template that were not compiled, with
         their lines; mismatch: the check that failed.
         """
+        way = self.way()
         return {
-            "way": self.way(),
+            "way": way,
             "possible": "jinja" if self._pieces is None else "pieces",
             "why_jinja": self._why_jinja if self._pieces is None else None,
             "renders": {
@@ -201,6 +205,8 @@ class ChatTemplate:
         }
 
     def _compile(self) -> None:
+        """Compile the template, when it renders for the first time."""
+        self._to_compile = False
         try:
             compiled = compile_pieces(
                 self._parsed.tree,

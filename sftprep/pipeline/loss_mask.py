@@ -124,10 +124,14 @@ class LossMask:
         """
         own, text = batch.anchored, batch.texts[batch.anchored.numbers[place]]
         literals, known = own.literals_of(place), batch.literals
+        anchors = self._renderer.anchors
         assert known is not None
-        if BEFORE in literals:
+        assert not isinstance(anchors, str)
+        if BEFORE in literals and any(
+            may_combine(part[-1]) for part in anchors.split(text) if part
+        ):
             return True
-        for literal in literals - {AT}:
+        for literal in literals - {AT, BEFORE}:
             _, *following = text.split(known.texts[literal])
             if any(may_combine(part[0]) for part in following if part):
                 return True

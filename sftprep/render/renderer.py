@@ -3,9 +3,10 @@ trained part."""
 
 from __future__ import annotations
 
+import datetime
 from collections import Counter
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
 from typing import Any
 
 from sftprep.batch import Example, Message, Rejected
@@ -22,6 +23,7 @@ from sftprep.chat.spans import (
     turn_spans,
 )
 from sftprep.chat.template import ChatTemplate, Rendered, in_characters
+from sftprep.choices import TemplateWay
 from sftprep.engine.recipe import Recipe
 from sftprep.errors import TemplateError
 from sftprep.render.rendered_batch import Conversation, RenderedBatch, Span, Weight
@@ -177,17 +179,15 @@ class Renderer:
         assert template is not None
         return template
 
-    @property
-    def _count_anchors(self) -> Callable[[str], int] | None:
-        return None if isinstance(self.anchors, str) else self.anchors.count
+    def _count_anchors(self, text: str) -> int:
+        # Called when a template is compiled, which a check of the settings does not need.
+        return 0 if isinstance(self.anchors, str) else self.anchors.count(text)
 
     @cached_property
     def _rule(self) -> TurnRule:
-        # With a template of its own, so that the probes do not count among the renders of the
-        # records.
-        template = self._recipe.template(turns=True)
-        assert template is not None
-        return derive_rule(template)
+        recipe = self._recipe
+        specials = tuple(sorted(recipe.tokenizer.special_tokens.items()))
+        return _rule_of(recipe.chat_template or "", specials, recipe.date, recipe.template_way)
 
     def _chat(
         self, example: Example, messages: list[Message], out: RenderedBatch, counts: Counter[str]
@@ -275,7 +275,11 @@ class Renderer:
         source = self._recipe.chat_template
         if self._recipe.train_on == "all":
             return "everything is trained"
-        return find_anchors(self._recipe.tokenizer, source) if source else "there is no template"
+        if not source:
+            return "there is no template"
+        # gigatoken loads byte-level tokenizers only if they have a token for every byte.
+        has_bytes = self._recipe.encoder == "gigatoken"
+        return find_anchors(self._recipe.tokenizer, source, has_every_byte=has_bytes)
 
     def _template_of(self, example: Example) -> ChatTemplate:
         """The template that notes the turns of a conversation, if they are needed."""
@@ -446,6 +450,18 @@ def closing(spec: TokenizerSpec) -> str:
     a tokenizer that adds its own to every text has done it already.
     """
     return "" if spec.eos_token is None or spec.eos_token_id in spec.suffix_ids else spec.eos_token
+
+
+@lru_cache(maxsize=8)
+def _rule_of(
+    source: str, specials: tuple[tuple[str, str], ...], date: str | None, way: TemplateWay
+) -> TurnRule:
+    """The rule of a template, derived once. Raises Unproven."""
+    # With a template of its own, so that the probes do not count among the renders of the records.
+    day = datetime.date.fromisoformat(date) if date else None
+    return derive_rule(
+        ChatTemplate(source, variables=dict(specials), date=day, way=way, turns=True)
+    )
 
 
 def _text(made: _Made) -> str:

@@ -4,19 +4,20 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
-from unicodedata import is_normalized
+from unicodedata import is_normalized, normalize
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.ragged import edges
 from sftprep.tokenize.between import between_texts
-from sftprep.tokenize.chars import TokenBytes, char_ranges, token_bytes
+from sftprep.tokenize.chars import TokenBytes, byte_family, char_ranges, token_bytes
 from sftprep.tokenize.hf import not_unicode
 from sftprep.tokenize.ranks import Ranks
 from sftprep.tokenize.spec import TokenizerSpec
@@ -33,6 +34,9 @@ to 0.4 s)."""
 _LOOK_EVERY = 64 << 20
 """Bytes of text, about, between two looks at the size of the process: the words in so many take no
 more than some 300 MB."""
+
+
+_FEW_TOKENS = 1 << 16
 
 
 class FastEncoder:
@@ -56,7 +60,7 @@ class FastEncoder:
         self._spec, self._ranks = spec, ranks
         self._reference = reference
         self._table: TokenBytes | None = None
-        self._table_tried = False
+        self._table_tried = self._asked_for_bytes = False
         if spec.split_special_tokens:
             raise EncoderFault(
                 "gigatoken always recognises special tokens, and this tokenizer is set not to"
@@ -84,10 +88,10 @@ class FastEncoder:
         altered: list[int] = []
         if self._normalizes:
             altered = [number for number in odd if not is_normalized("NFC", texts[number])]
+        if self._ranks is not None:  # which do not normalize
+            for number in altered:
+                encoded[number] = self._normalized(texts[number]).encode()
         tokens = self._encode_utf8(encoded)
-        if self._ranks is not None and altered:  # ranks do not normalize
-            own = self._normalizing._encode_utf8([encoded[number] for number in altered])
-            tokens = _replaced(tokens, altered, own)
         if unsettled:  # gigatoken has another table for them
             own = self._reference().encode([texts[number] for number in unsettled])
             tokens = _replaced(tokens, unsettled, own)
@@ -96,7 +100,7 @@ class FastEncoder:
 
     def token_chars(self, texts: Sequence[str], tokens: Tokens) -> NDArray[np.int64]:
         """First and last+1 character of each token: int64 [tokens, 2]."""
-        table = self._token_bytes()
+        table = self._token_bytes(tokens.input_ids)
         if table is None:
             return self._reference().token_chars(texts, tokens)
         chars, unknown = char_ranges(texts, tokens, table)
@@ -163,11 +167,27 @@ class FastEncoder:
         self._since_look = 0
 
     @cached_property
-    def _normalizing(self) -> FastEncoder:
-        """For the few texts that a normalizer changes, which ranks know nothing of."""
-        return FastEncoder(self._spec, reference=self._reference)
+    def _split_added(self) -> Callable[[str], list[str]]:
+        tokens = sorted(self._spec.added_tokens(), key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, tokens)) or '(?!)'})").split
 
-    def _token_bytes(self) -> TokenBytes | None:
+    def _normalized(self, text: str) -> str:
+        """NFC of each part of a text between added tokens, which are found before it is
+        normalized."""
+        return "".join(normalize("NFC", part) for part in self._split_added(text))
+
+    def _token_bytes(self, ids: NDArray[np.int32]) -> TokenBytes | None:
+        """The bytes of these tokens at least. The first time, few tokens are looked up one by one:
+        the table of all takes a tenth of a second."""
+        family = byte_family(self._spec)
+        if family is None:
+            return None
+        # Where "▁" is a blank, decoding a token alone drops its first blank.
+        if not self._asked_for_bytes and not family.blanks and len(ids) <= _FEW_TOKENS:
+            self._asked_for_bytes = True
+            used = np.unique(ids)
+            known = {int(own): self._decode(np.array([own], np.uint32)) for own in used}
+            return token_bytes(self._spec, known, self._decode)
         if not self._table_tried:
             self._table_tried = True
             self._table = token_bytes(self._spec, self._backend.vocab, self._decode)

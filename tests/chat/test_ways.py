@@ -235,6 +235,7 @@ def test_the_first_renders_and_later_samples_are_checked(monkeypatch: pytest.Mon
 def test_a_difference_switches_the_compiled_way_off(wrong: Pieces) -> None:
     template = chatml()
     right = chatml(way="jinja").render(turns("a"))
+    assert template.way() == "pieces"  # compiles it
     template._pieces = lambda *_: wrong  # a compiler with a fault
     assert template.render(turns("a")) == right
     assert template.render(turns("a")) == right
@@ -247,6 +248,7 @@ def test_a_difference_switches_the_compiled_way_off(wrong: Pieces) -> None:
 
 def test_a_text_where_jinja_refuses_switches_the_compiled_way_off() -> None:
     template = ChatTemplate("{{ raise_exception('no') }}", variables={})
+    assert template.way() == "pieces"  # compiles it
     template._pieces = lambda *_: Pieces("yes", ["yes"], 0, [], [])  # a compiler with a fault
     with pytest.raises(TemplateError, match="no"):
         template.render([])

@@ -53,15 +53,24 @@ class Anchors:
         """How many anchors a text contains."""
         return len(self._pattern.findall(text))
 
+    def split(self, text: str) -> list[str]:
+        """The parts of a text between its anchors."""
+        return self._pattern.split(text)
+
     def ending(self, text: str) -> Ending | None:
         """The last anchor of a text; None if it contains none."""
         found = [*self._pattern.finditer(text)]
         return Ending(found[-1].group(), text[found[-1].end() :]) if found else None
 
 
-def find_anchors(spec: TokenizerSpec, template: str) -> Anchors | str:
-    """The anchors of a tokenizer that a template writes; if there are none, the reason."""
-    fault = _dropped_bytes(spec)
+def find_anchors(
+    spec: TokenizerSpec, template: str, *, has_every_byte: bool = False
+) -> Anchors | str:
+    """The anchors of a tokenizer that a template writes; if there are none, the reason.
+
+    has_every_byte: it is known that the vocabulary of a byte-level tokenizer does not lack a byte.
+    """
+    fault = _dropped_bytes(spec, has_every_byte=has_every_byte)
     if fault is not None:
         return fault
     entries: list[dict[str, Any]] = spec.part("added_tokens") or []
@@ -99,13 +108,15 @@ def continuation_ids(spec: TokenizerSpec) -> frozenset[int]:
     )
 
 
-def _dropped_bytes(spec: TokenizerSpec) -> str | None:
+def _dropped_bytes(spec: TokenizerSpec, *, has_every_byte: bool) -> str | None:
     """Why the tokens may not cover all bytes of a text (condition S1); None if they do."""
     family = byte_family(spec)
     if spec.split_special_tokens:
         return "the tokenizer does not recognise special tokens inside a text"
     if family is None or not all(map(_keeps_bytes, spec.steps("pre_tokenizer", "pretokenizers"))):
         return "it is not known that the tokens cover every byte of a text"
+    if has_every_byte and not family.blanks:
+        return None
     model = spec.part("model")
     needed = {f"<0x{byte:02X}>" for byte in range(256)} if family.blanks else {*byte_of_letter()}
     covered = model["type"] == "BPE" and model["vocab"].keys() >= needed

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from sftprep.render.token_space.regions import AT, BEFORE, Boundary
 from sftprep.tokenize.tokens import Tokens
 
+_FEW = 8
+"""Anchors."""
+
 
 @dataclass(slots=True)
 class AnchoredTexts:
@@ -83,7 +86,7 @@ def place_regions(
     first_token, last_token = offsets[numbers], offsets[numbers + 1]
     expected = np.array(texts.anchors, np.int64)
     # C1 and C2: as many anchors as the template wrote.
-    places = np.flatnonzero(table.is_anchor[ids])
+    places = _anchor_places(ids, table.is_anchor)
     first_anchor = np.searchsorted(places, first_token)
     failed: NDArray[np.bool_] = np.searchsorted(places, last_token) - first_anchor != expected
     places = np.append(places, len(ids))
@@ -141,6 +144,17 @@ def place_regions(
     for first, last in zip(opens[kept].tolist(), closes[kept].tolist(), strict=True):
         mask[first:last] = True
     return Placed(failed, cut)
+
+
+def _anchor_places(ids: NDArray[np.int32], is_anchor: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Where the ids of anchors are. For few anchors, comparisons are faster than a table."""
+    anchors = np.flatnonzero(is_anchor).tolist()
+    if len(anchors) > _FEW:
+        return np.flatnonzero(np.take(is_anchor, ids))
+    found = np.zeros(len(ids), np.bool_)
+    for anchor in anchors:
+        found |= ids == anchor
+    return np.flatnonzero(found)
 
 
 def _without_last_character(

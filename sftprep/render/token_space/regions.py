@@ -80,6 +80,7 @@ class RegionFinder:
         """The regions that `{% generation %}` marks."""
         found: list[int] = []
         for number, (piece, ordinal) in enumerate(made.marks):
+            boundary: Boundary | None
             if number % 2:
                 boundary = self._end(made, piece, ordinal)
             elif self._is_at_anchor(made, piece):
@@ -247,8 +248,10 @@ class RegionFinder:
 
     def _is_at_anchor(self, made: Pieces, piece: int) -> bool:
         """Whether an anchor, or the end of the text, follows."""
-        following = next(filter(None, made.pieces[piece:]), None)
-        return following is None or following.startswith(self.anchors.texts)
+        pieces = made.pieces
+        while piece < len(pieces) and not pieces[piece]:
+            piece += 1
+        return piece == len(pieces) or pieces[piece].startswith(self.anchors.texts)
 
     def _ending(self, piece: str) -> Ending | None:
         """The last anchor of a piece, remembered for short pieces, which are the constants."""
