@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -88,34 +87,6 @@ class TokenBatch:
         """Tokens in each sequence: int64 [n]."""
         return np.diff(self.offsets)
 
-    def weighed(self) -> NDArray[np.float32]:
-        """The loss weights, 1 where nothing else is said: float32 [tokens]."""
-        return (
-            np.ones(len(self.input_ids), np.float32)
-            if self.loss_weights is None
-            else self.loss_weights
-        )
-
-    def with_others(self, others: TokenBatch) -> TokenBatch:
-        """These sequences and those of other lines, in the order of the lines. Neither has counts
-        or rejected records yet."""
-        if not len(others.origin) or not len(self.origin):
-            return self if len(self.origin) else others
-        pair = (self, others)
-        origin = np.concatenate((self.origin, others.origin))
-        order = np.argsort(origin, kind="stable")
-        begins = np.concatenate([each.offsets[:-1] for each in pair])[order]
-        lengths = np.concatenate([each.lengths for each in pair])[order]
-        weighted = any(each.loss_weights is not None for each in pair)
-        runs = _runs(begins, begins + lengths, order >= len(self.origin))
-        return TokenBatch(
-            _taken([each.input_ids for each in pair], runs),
-            edges(lengths),
-            _taken([each.completion_mask for each in pair], runs),
-            origin[order],
-            loss_weights=_taken([each.weighed() for each in pair], runs) if weighted else None,
-        )
-
     def gathered(
         self,
         which: NDArray[np.int64],
@@ -125,22 +96,18 @@ class TokenBatch:
         """Sequence i is `lengths[i]` tokens of sequence `which[i]`, from its token `starts[i]` on,
         or from its first."""
         begins = self.offsets[:-1][which] if starts is None else self.offsets[:-1][which] + starts
-        runs = _runs(begins, begins + lengths, np.zeros(len(begins), np.bool_))
-        ids, mask = _taken([self.input_ids], runs), _taken([self.completion_mask], runs)
-        weights = None if self.loss_weights is None else _taken([self.loss_weights], runs)
+        runs = _runs(begins, begins + lengths)
+        ids, mask = _taken(self.input_ids, runs), _taken(self.completion_mask, runs)
+        weights = None if self.loss_weights is None else _taken(self.loss_weights, runs)
         return TokenBatch(ids, edges(lengths), mask, self.origin[which], loss_weights=weights)
 
 
-def _runs(
-    begins: NDArray[np.int64], ends: NDArray[np.int64], source: NDArray[np.bool_]
-) -> list[tuple[bool, slice]]:
-    """Pieces of one of two sources each, those that stand next to each other in it as one: most
-    do."""
-    apart = (begins[1:] != ends[:-1]) | (source[1:] != source[:-1])
+def _runs(begins: NDArray[np.int64], ends: NDArray[np.int64]) -> list[slice]:
+    """Ranges of tokens, those that follow each other as one: most do."""
+    apart = begins[1:] != ends[:-1]
     first, last = np.r_[True, apart][: len(begins)], np.r_[apart, True][: len(begins)]
-    pieces = zip(source[first].tolist(), begins[first].tolist(), ends[last].tolist(), strict=True)
-    return [(number, slice(begin, end)) for number, begin, end in pieces]
+    return [*map(slice, begins[first].tolist(), ends[last].tolist())]
 
 
-def _taken(sources: Sequence[NDArray[_Value]], runs: list[tuple[bool, slice]]) -> NDArray[_Value]:
-    return np.concatenate([sources[0][:0], *(sources[number][run] for number, run in runs)])
+def _taken(values: NDArray[_Value], runs: list[slice]) -> NDArray[_Value]:
+    return np.concatenate([values[:0], *(values[run] for run in runs)])

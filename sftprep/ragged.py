@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -20,20 +20,30 @@ def edges(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     return found
 
 
+def replace_segments(
+    values: NDArray[Any], offsets: NDArray[np.int64], new: Mapping[int, NDArray[Any]]
+) -> NDArray[Any]:
+    """Segments side by side, some of them replaced.
+
+    Args:
+        values: the segments, along the first axis.
+        offsets: int64 [n + 1], where each begins and the last one ends.
+        new: other segments for some numbers, of any length.
+    """
+    parts: list[NDArray[Any]] = []
+    done = 0
+    for number in sorted(new):
+        parts += (values[done : offsets[number]], new[number])
+        done = int(offsets[number + 1])
+    return np.concatenate([*parts, values[done:]])
+
+
 @dataclass(frozen=True, slots=True)
 class Ragged(Generic[Value]):
     """Pieces side by side: piece k is values[edges[k]:edges[k + 1]]; edges: int64 [n + 1]."""
 
     values: NDArray[Value]
     edges: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, pieces: Sequence[NDArray[Any]], dtype: Any) -> Ragged[Value]:
-        """Arrays, copied side by side."""
-        return cls(
-            np.concatenate([np.empty(0, dtype), *pieces]),
-            edges(np.fromiter(map(len, pieces), np.int64, len(pieces))),
-        )
 
     def taken(self, which: NDArray[np.int64]) -> Ragged[Value]:
         """The pieces of these numbers, in this order."""

@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Sequence
 
 from sftprep.batch import Example, Message
-from sftprep.lookup import Letters
 from sftprep.reading import Unusable
 from sftprep.tokenize.spec import TokenizerSpec
 
@@ -34,11 +33,9 @@ def suspect_check(spec: TokenizerSpec, *, escaped: bool) -> Check:
     nobody called), empty_turn, empty_target, special_tokens_in_text (the tokenizer's special
     tokens, unless they are escaped, or placeholders of images).
     """
-    spelled = re.compile(
-        "|".join(
-            map(re.escape, sorted(_not_to_spell(spec, escaped=escaped), key=len, reverse=True))
-        )
-    )
+    special = [t["content"] for t in spec.part("added_tokens") or () if t.get("special")]
+    words = sorted({*_PLACEHOLDERS, *(() if escaped else special)}, key=len, reverse=True)
+    spelled = re.compile("|".join(map(re.escape, words)))
 
     def check(example: Example) -> None:
         if example.messages is None:
@@ -48,40 +45,6 @@ def suspect_check(spec: TokenizerSpec, *, escaped: bool) -> Check:
             _check_text(message, number, spelled)
 
     return check
-
-
-def suspect_contents(spec: TokenizerSpec, *, escaped: bool) -> Callable[[Sequence[str]], list[int]]:
-    """A function that finds, among contents, the numbers of those that the check may not let
-    pass."""
-    words = _not_to_spell(spec, escaped=escaped)
-
-    def find(contents: Sequence[str]) -> list[int]:
-        spelled = Letters("\0".join(contents).encode()).hold_any(map(str.encode, words))
-        return [
-            n
-            for n, text in enumerate(contents)
-            if not text.strip() or (spelled and any(word in text for word in words))
-        ]
-
-    return find
-
-
-def in_order(roles: Sequence[str]) -> bool:
-    """Whether nothing is suspicious about who speaks after whom."""
-    try:
-        _check_order(roles)
-    except Unusable:
-        return False
-    return True
-
-
-def _not_to_spell(spec: TokenizerSpec, *, escaped: bool) -> set[str]:
-    special = (
-        []
-        if escaped
-        else [t["content"] for t in spec.part("added_tokens") or () if t.get("special")]
-    )
-    return {*special, *_PLACEHOLDERS}
 
 
 def _check_order(roles: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftprep.ragged import Ragged, edges
+from sftprep.ragged import Ragged, edges, replace_segments
 
 several = st.lists(st.lists(st.integers(0, 255), max_size=5), max_size=8)
 
@@ -15,7 +15,9 @@ several = st.lists(st.lists(st.integers(0, 255), max_size=5), max_size=8)
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32])
 @given(pieces=several, data=st.data())
 def test_pieces_in_another_order(dtype: type, pieces: list[list[int]], data: st.DataObject) -> None:
-    ragged: Ragged[np.int32] = Ragged.of([np.array(piece, dtype) for piece in pieces], dtype)
+    lengths = np.array([len(piece) for piece in pieces], np.int64)
+    flat = np.array([value for piece in pieces for value in piece], dtype)
+    ragged: Ragged[np.int32] = Ragged(flat, edges(lengths))
     assert (
         ragged.edges.tolist()
         == edges(np.array([len(piece) for piece in pieces], np.int64)).tolist()
@@ -25,3 +27,17 @@ def test_pieces_in_another_order(dtype: type, pieces: list[list[int]], data: st.
     assert taken.values.dtype == dtype
     assert taken.values.tolist() == [value for number in which for value in pieces[number]]
     assert np.diff(taken.edges).tolist() == [len(pieces[number]) for number in which]
+
+
+@given(pieces=several, data=st.data())
+def test_some_segments_replaced(pieces: list[list[int]], data: st.DataObject) -> None:
+    new = {
+        number: data.draw(st.lists(st.integers(0, 255), max_size=3))
+        for number in range(len(pieces))
+        if data.draw(st.booleans())
+    }
+    flat = np.array([value for piece in pieces for value in piece], np.int32)
+    offsets = edges(np.array([len(piece) for piece in pieces], np.int64))
+    got = replace_segments(flat, offsets, {k: np.array(v, np.int32) for k, v in new.items()})
+    want = [value for k, piece in enumerate(pieces) for value in new.get(k, piece)]
+    assert got.tolist() == want

@@ -44,11 +44,9 @@ from sftprep.shards.layout import (
 from sftprep.shards.locks import exclusive
 from sftprep.shards.manifest import Manifest, manifest_bytes, read_manifest
 from sftprep.shards.ownership import commit_bytes, committed_names, is_work_file
-from sftprep.shards.schema import SHARD_NAME
+from sftprep.shards.schema import SHARD_PATTERN
 
-_SHARD = SHARD_NAME.pattern.strip("^$")
-
-_FINAL_NAME = re.compile(rf"(eval/)?(manifest\.json|shards/{_SHARD})|rejected\.jsonl")
+_FINAL_NAME = re.compile(rf"(eval/)?(manifest\.json|shards/{SHARD_PATTERN})|rejected\.jsonl")
 """Paths in the output folder that builds put in place."""
 _SPILL_NAME = re.compile(r"build\.json|[0-9a-f]{40}\.arrow|recipe-[0-9a-f]{16}\.jsonl")
 """Paths in the work folder that --keep-spill keeps."""

@@ -17,16 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.masking import completion_starts, mask_from, mask_spans, weigh_spans
-from sftprep.ragged import edges
+from sftprep.ragged import edges, replace_segments
 from sftprep.render.rendered_batch import RenderedBatch
 from sftprep.render.renderer import Renderer
 from sftprep.render.token_space.anchors import continuation_ids
-from sftprep.render.token_space.placing import AnchorTable, place_regions
+from sftprep.render.token_space.placing import AnchorTable, find_ids, place_regions
 from sftprep.render.token_space.regions import AT, BEFORE, Literals
 from sftprep.tokenize.encoder import Encoder, Tokens
 from sftprep.tokenize.escaped import EscapedEncoder, Marked, with_replaced
 from sftprep.tokenize.spec import TokenizerSpec
-from sftprep.tokenize.tokens import flat_tokens
 from sftprep.tokenize.unicode14 import may_combine
 
 _Value = TypeVar("_Value", np.bool_, np.float32)
@@ -72,8 +71,8 @@ class LossMask:
             return Masked(tokens, mask, None)
         rows = np.flatnonzero(~by_ids).tolist()
         part = batch.part(rows, self._renderer.in_spans)
-        others = self._by_characters(part, _taken(tokens, rows), encoder, counts)
-        return _merged(by_ids, Masked(tokens, mask, None), others)
+        others = self._by_characters(part, tokens.take(rows), encoder, counts)
+        return _merged(rows, Masked(tokens, mask, None), others)
 
     def _place(
         self,
@@ -91,7 +90,7 @@ class LossMask:
         )
         numbers = np.array(own.numbers, np.int64)
         table = AnchorTable(
-            self._is_anchor,
+            self._anchor_ids,
             self._literal_ids(batch.literals, encoder),
             self._continues if needs_bytes else None,
         )
@@ -147,18 +146,15 @@ class LossMask:
     ) -> bool:
         """Whether the reference path gives the same masks for these texts."""
         part = batch.part(numbers, self._renderer.in_spans)
-        theirs = self._by_characters(part, _taken(tokens, numbers), encoder, Counter())
+        theirs = self._by_characters(part, tokens.take(numbers), encoder, Counter())
         own = [mask[tokens.offsets[k] : tokens.offsets[k + 1]] for k in numbers]
         return np.array_equal(np.concatenate(own), theirs.mask)
 
     @cached_property
-    def _is_anchor(self) -> NDArray[np.bool_]:
+    def _anchor_ids(self) -> NDArray[np.int32]:
         anchors = self._renderer.anchors
         assert not isinstance(anchors, str)
-        ids = np.array([*anchors.ids.values()], np.int64)
-        table = np.zeros(max(self._spec.vocab_size, int(ids.max()) + 1), np.bool_)
-        table[ids] = True
-        return table
+        return np.array([*anchors.ids.values()], np.int32)
 
     @cached_property
     def _continues(self) -> NDArray[np.bool_]:
@@ -185,7 +181,7 @@ class LossMask:
 
     def _begins_with_anchor(self, ids: NDArray[np.int32]) -> bool:
         """Whether the first id, and no other one, is that of an anchor."""
-        return len(ids) > 0 and self._is_anchor[ids].nonzero()[0].tolist() == [0]
+        return bool(find_ids(ids, self._anchor_ids).tolist() == [0])
 
     # --- the reference path -----------------------------------------------------------------------
 
@@ -284,24 +280,16 @@ def _placed(values: NDArray[_Value], length: int, place_of: NDArray[np.int64]) -
     return wider
 
 
-def _taken(tokens: Tokens, numbers: Sequence[int]) -> Tokens:
-    return flat_tokens([tokens.of(number) for number in numbers])
+def _merged(rows: Sequence[int], own: Masked, others: Masked) -> Masked:
+    """The batch of `own` with the texts of `others` at these numbers, in order."""
+    offsets, tokens = own.tokens.offsets, own.tokens.replace(rows, others.tokens)
+    ends = others.tokens.offsets
 
+    def with_others(values: NDArray[_Value], new: NDArray[_Value]) -> NDArray[_Value]:
+        parts = {k: new[ends[place] : ends[place + 1]] for place, k in enumerate(rows)}
+        return replace_segments(values, offsets, parts)
 
-def _merged(by_ids: NDArray[np.bool_], own: Masked, others: Masked) -> Masked:
-    """The batch of `own`, in which the texts that `by_ids` leaves out are those of `others`, in
-    their order."""
-    lengths = np.diff(own.tokens.offsets)
-    kept = np.repeat(by_ids, lengths)
-    lengths[~by_ids] = np.diff(others.tokens.offsets)
-    rows = np.repeat(by_ids, lengths)
-    weights = None
+    mask, weights = with_others(own.mask, others.mask), None
     if others.weights is not None:
-        weights = np.ones(len(rows), np.float32)
-        weights[~rows] = others.weights
-    ids, mask = np.empty(len(rows), np.int32), np.empty(len(rows), np.bool_)
-    ids[rows], ids[~rows] = own.tokens.input_ids[kept], others.tokens.input_ids
-    mask[rows], mask[~rows] = own.mask[kept], others.mask
-    if weights is not None:
-        weights *= mask
-    return Masked(Tokens(ids, edges(lengths)), mask, weights)
+        weights = with_others(np.ones(len(own.mask), np.float32), others.weights) * mask
+    return Masked(tokens, mask, weights)

@@ -24,7 +24,7 @@ from sftprep.records import Unusable, record_reader
 from sftprep.render.renderer import Renderer
 from sftprep.sources.jsonl import excerpt, parse_line, split_lines
 from sftprep.suspects import suspect_check
-from sftprep.tokenize.encoder import Encoder, EncoderFault
+from sftprep.tokenize.encoder import EncoderFault
 from sftprep.tokenize.equivalence.verified_encoder import EncodedPartition, VerifiedEncoder
 
 # Every digit made a 0, so that a long number is found by a plain look, five times as fast as by an
@@ -93,7 +93,7 @@ def _failed_over(
     stages: Preprocessor, data: bytes, format_name: str, fault: EncoderFault
 ) -> TokenBatch:
     stages.encoder.report(fault)
-    batch = _sequences(stages, data, format_name, None)
+    batch = _sequences(stages, data, format_name, stages.encoder.partition_by_reference())
     batch.counts["warnings.encoder_failed_over"] = 1
     return batch
 
@@ -113,9 +113,9 @@ def _without_collection() -> Iterator[None]:
 
 @_without_collection()
 def _sequences(
-    stages: Preprocessor, data: bytes, format_name: str, own: EncodedPartition | None
+    stages: Preprocessor, data: bytes, format_name: str, own: EncodedPartition
 ) -> TokenBatch:
-    """The sequences by one encoder, None for the reference. Raises EncoderFault."""
+    """The sequences by one encoder. Raises EncoderFault."""
     recipe, counts = stages.recipe, Counter[str]()
     rejected: list[Rejected] = []
     letters = Letters(data)
@@ -138,7 +138,7 @@ def _encoded(
     stages: Preprocessor,
     letters: Letters,
     examples: list[Example],
-    own: EncodedPartition | None,
+    own: EncodedPartition,
     rejected: list[Rejected],
     counts: Counter[str],
 ) -> TokenBatch:
@@ -149,10 +149,8 @@ def _encoded(
     texts = renderer.render(examples, rejected, counts, watch=watch)
     ways = renderer.ways() - before
     counts.update({f"template.{way}": number for way, number in ways.items()})
-    encoder: Encoder = stages.encoder.reference if own is None else own.encoder
-    tokens = encoder.encode(texts.texts) if own is None else own.encode(texts.texts)
-    samples = () if own is None else own.samples
-    tokens, mask, weights = stages.masks.mask(texts, tokens, encoder, counts, samples)
+    tokens = own.encode(texts.texts)
+    tokens, mask, weights = stages.masks.mask(texts, tokens, own.encoder, counts, own.samples)
     origin = np.array(texts.origin, dtype=np.int64)
     batch = TokenBatch(tokens.input_ids, tokens.offsets, mask, origin, loss_weights=weights)
     count_double_bos(batch, recipe.tokenizer, counts)

@@ -248,10 +248,7 @@ class Renderer:
         if self._spanned and not self._by_turn:
             regions = finder.marked(pieces)
         elif self._spanned:
-            wanted = [k for k, message in enumerate(messages) if message["role"] in ASSISTANTS]
-            if self._recipe.train_on == "last-assistant":
-                wanted = wanted[-1:]
-            regions = finder.derived(pieces, messages, self._rule, wanted)
+            regions = finder.derived(pieces, messages, self._rule, self._targets_of(messages))
         if isinstance(regions, str):
             return regions
         start = None if prompt is None else finder.prompt_end(pieces, prompt[0])
@@ -360,14 +357,18 @@ class Renderer:
         """What each message weighs: what it says itself, else by --train-on; auto is the assistant
         where any message says it."""
         mode = self._recipe.train_on
-        weights = [float(mode == "all" or is_assistant(message)) for message in messages]
-        if mode == "last-assistant":
-            last = max((number for number, weight in enumerate(weights) if weight), default=-1)
-            weights = [float(number == last) for number in range(len(messages))]
+        weights = [float(mode == "all")] * len(messages)
+        for number in self._targets_of(messages):
+            weights[number] = 1.0
         for number, weight in enumerate(own or ()):
             if weight is not None and (mode != "last-assistant" or weights[number]):
                 weights[number] = weight
         return weights
+
+    def _targets_of(self, messages: list[Message]) -> list[int]:
+        """The numbers of the assistant's messages, with last-assistant only that of the last."""
+        found = [k for k, message in enumerate(messages) if message.get("role") in ASSISTANTS]
+        return found[-1:] if self._recipe.train_on == "last-assistant" else found
 
     def _spans_of(
         self, whole: Rendered, messages: list[Message], wanted: list[int]

@@ -26,12 +26,11 @@ from sftprep.shards.layout import (
     is_marker,
 )
 from sftprep.shards.locks import is_lock_content
-from sftprep.shards.schema import SHARD_NAME
+from sftprep.shards.schema import SHARD_PATTERN
 
 _LARGEST_LINE = 64 * 1024 * 1024
 _ARROW_START = b"ARROW1\0\0"
 _COMMIT_KEY = "sftprep_commit"
-_SHARD = SHARD_NAME.pattern.strip("^$")
 
 
 def is_work_file(work: Path, name: str) -> bool:
@@ -131,6 +130,6 @@ _TESTS: tuple[tuple[re.Pattern[str], Callable[[Path], bool]], ...] = (
     (re.compile(re.escape(REJECTED_NAME)), _starts_with("file", "line", "reason")),
     (re.compile(r"recipe-[0-9a-f]{16}\.jsonl"), _starts_with("tokenizer", "train_on", "renames")),
     (re.compile(r"[0-9a-f]{40}\.arrow"), _is_spill),
-    (re.compile(rf"({SHARD_FOLDER}|{EVAL_FOLDER})/{_SHARD}"), is_shard),
+    (re.compile(rf"({SHARD_FOLDER}|{EVAL_FOLDER})/{SHARD_PATTERN}"), is_shard),
 )
 """Names of files in a work folder, and how the content of each is recognised."""

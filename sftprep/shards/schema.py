@@ -20,7 +20,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import DTypeLike, NDArray
 
-SHARD_NAME = re.compile(r"^shard-\d{5,}-[0-9a-f]{16}\.arrow$")
+SHARD_PATTERN = r"shard-\d{5,}-[0-9a-f]{16}\.arrow"
+SHARD_NAME = re.compile(f"^{SHARD_PATTERN}$")
 """Names a manifest may list: nothing that leads out of the folder."""
 
 LARGEST_UINT16_LENGTH = 65_535

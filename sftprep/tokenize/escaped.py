@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.lookup import Letters
-from sftprep.ragged import edges
+from sftprep.ragged import replace_segments
 from sftprep.tokenize.spec import TokenizerSpec
-from sftprep.tokenize.tokens import Tokens
+from sftprep.tokenize.tokens import Tokens, flat_tokens
 
 MARKS = ("\U0010fffd", "\U0010fffc", "\U0010fffb")
 """Characters that mean nothing, the first of which that is not in a record is its mark."""
@@ -173,20 +173,9 @@ def with_replaced(
 ) -> tuple[Tokens, NDArray[np.int64] | None]:
     """Tokens, and their characters if given, in which the texts of `new` have those ids and
     characters."""
-    ids: list[NDArray[np.int32]] = []
-    places: list[NDArray[np.int64]] = []
-    lengths = np.diff(tokens.offsets)
-    done = 0
-    for number in sorted(new):
-        own_ids, own_chars = new[number]
-        begin, end = int(tokens.offsets[done]), int(tokens.offsets[number])
-        ids += (tokens.input_ids[begin:end], np.array(own_ids, np.int32))
-        if chars is not None:
-            places += (chars[begin:end], np.array(own_chars, np.int64).reshape(-1, 2))
-        lengths[number] = len(own_ids)
-        done = number + 1
-    rest = int(tokens.offsets[done])
-    flat = np.concatenate([*ids, tokens.input_ids[rest:]])
-    return Tokens(flat, edges(lengths)), None if chars is None else np.concatenate(
-        [*places, chars[rest:]]
-    )
+    own = sorted(new)
+    replaced = flat_tokens([np.array(new[number][0], np.int32) for number in own])
+    if chars is not None:
+        places = {k: np.array(new[k][1], np.int64).reshape(-1, 2) for k in own}
+        chars = replace_segments(chars, tokens.offsets, places)
+    return tokens.replace(own, replaced), chars

@@ -10,19 +10,18 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
-from unicodedata import is_normalized, normalize
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.ragged import edges
 from sftprep.tokenize.between import between_texts
-from sftprep.tokenize.chars import TokenBytes, byte_family, char_ranges, token_bytes
+from sftprep.tokenize.chars import Family, TokenBytes, byte_family, char_ranges, token_bytes
 from sftprep.tokenize.hf import not_unicode
 from sftprep.tokenize.ranks import Ranks
 from sftprep.tokenize.spec import TokenizerSpec
 from sftprep.tokenize.tokens import Encoder, EncoderFault, Tokens, flat_tokens
-from sftprep.tokenize.unicode14 import is_settled, texts_to_check
+from sftprep.tokenize.unicode14 import changed_texts
 from sftprep.tokenize.versions import version_of
 
 T = TypeVar("T")
@@ -81,20 +80,15 @@ class FastEncoder:
             encoded = [text.encode() for text in texts]
         except UnicodeEncodeError as error:
             raise not_unicode(texts, error) from error
-        odd = texts_to_check(texts, encoded)
-        if not odd:
-            return self._encode_utf8(encoded)
-        unsettled = [number for number in odd if not is_settled(texts[number])]
-        altered: list[int] = []
-        if self._normalizes:
-            altered = [number for number in odd if not is_normalized("NFC", texts[number])]
+        unsettled, altered = changed_texts(texts, encoded)
+        altered = altered if self._normalizes else []
         if self._ranks is not None:  # which do not normalize
             for number in altered:
                 encoded[number] = self._normalized(texts[number]).encode()
         tokens = self._encode_utf8(encoded)
         if unsettled:  # gigatoken has another table for them
             own = self._reference().encode([texts[number] for number in unsettled])
-            tokens = _replaced(tokens, unsettled, own)
+            tokens = tokens.replace(unsettled, own)
         changed = sorted({*unsettled, *altered}) if self._normalizes else ()
         return Tokens(tokens.input_ids, tokens.offsets, changed)
 
@@ -105,11 +99,10 @@ class FastEncoder:
             return self._reference().token_chars(texts, tokens)
         chars, unknown = char_ranges(texts, tokens, table)
         if unknown:
-            part = flat_tokens([tokens.of(k) for k in unknown])
             rows = np.zeros(len(texts), np.bool_)
             rows[unknown] = True
             chars[np.repeat(rows, np.diff(tokens.offsets))] = self._reference().token_chars(
-                [texts[k] for k in unknown], part
+                [texts[k] for k in unknown], tokens.take(unknown)
             )
         return chars
 
@@ -149,7 +142,7 @@ class FastEncoder:
             raise EncoderFault(f"gigatoken does not find each {between.text!r} between texts")
         own = flat_tokens(_guarded(lambda: [encode(encoded[number]) for number in spelled]))
         others = self._encode_utf8([b"" if separator in text else text for text in encoded])
-        return _replaced(others, spelled, own)
+        return others.replace(spelled, own)
 
     def _decode(self, ids: NDArray[np.uint32]) -> bytes:
         return bytes(self._backend.decode(ids))
@@ -176,10 +169,14 @@ class FastEncoder:
         normalized."""
         return "".join(normalize("NFC", part) for part in self._split_added(text))
 
+    @cached_property
+    def _family(self) -> Family | None:
+        return byte_family(self._spec)
+
     def _token_bytes(self, ids: NDArray[np.int32]) -> TokenBytes | None:
         """The bytes of these tokens at least. The first time, few tokens are looked up one by one:
         the table of all takes a tenth of a second."""
-        family = byte_family(self._spec)
+        family = self._family
         if family is None:
             return None
         # Where "▁" is a blank, decoding a token alone drops its first blank.
@@ -239,15 +236,3 @@ def _guarded(call: Callable[[], T], doing: str = "encode these texts") -> T:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _replaced(tokens: Tokens, numbers: Sequence[int], new: Tokens) -> Tokens:
-    """The same tokens, but for some texts, in order, those of `new`."""
-    lengths = np.diff(tokens.offsets)
-    lengths[list(numbers)] = np.diff(new.offsets)
-    parts: list[NDArray[np.int32]] = []
-    done = 0
-    for place, number in enumerate(numbers):
-        parts += (tokens.input_ids[done : tokens.offsets[number]], new.of(place))
-        done = int(tokens.offsets[number + 1])
-    return Tokens(np.concatenate([*parts, tokens.input_ids[done:]]), edges(lengths))

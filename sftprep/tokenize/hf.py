@@ -14,6 +14,7 @@ from sftprep.groups import in_groups
 from sftprep.ragged import edges
 from sftprep.tokenize.spec import TokenizerSpec
 from sftprep.tokenize.tokens import EncoderFault, Tokens, first_mismatch
+from sftprep.tokenize.unicode14 import changed_texts
 
 _BATCH_CHARACTERS = 1 << 20
 """Texts are given to the library in groups of about this size: it keeps some 100 bytes a token
@@ -35,6 +36,7 @@ class HfEncoder:
 
         self.version = str(tokenizers.__version__)
         self._threads = threads
+        self._normalizes = bool(spec.part("normalizer"))
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(spec.json)
         except Exception as error:  # the bindings raise the bare class
@@ -55,7 +57,11 @@ class HfEncoder:
             encodings = self._encodings(group, offsets=False)
             lengths.extend(map(len, encodings))
             ids.append(_integers((e.ids for e in encodings), np.int32, sum(map(len, encodings))))
-        return Tokens(_joined(ids, np.int32), edges(np.array(lengths, np.int64)))
+        changed: list[int] = []
+        if self._normalizes:
+            unsettled, altered = changed_texts(texts, [text.encode() for text in texts])
+            changed = sorted({*unsettled, *altered})
+        return Tokens(_joined(ids, np.int32), edges(np.array(lengths, np.int64)), changed)
 
     def token_chars(self, texts: Sequence[str], tokens: Tokens) -> NDArray[np.int64]:
         """First and last+1 character of each token: int64 [tokens, 2]. Encodes again; see

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.ragged import edges
+from sftprep.ragged import edges, replace_segments
 
 
 @dataclass(slots=True)
@@ -28,6 +28,17 @@ class Tokens:
     def of(self, text: int) -> NDArray[np.int32]:
         """The ids of one text: a view."""
         return self.input_ids[self.offsets[text] : self.offsets[text + 1]]
+
+    def take(self, numbers: Sequence[int]) -> Tokens:
+        """The texts of these numbers."""
+        return flat_tokens([self.of(number) for number in numbers])
+
+    def replace(self, numbers: Sequence[int], new: Tokens) -> Tokens:
+        """The same texts, but for some of them, in order, those of `new`."""
+        lengths = np.diff(self.offsets)
+        lengths[list(numbers)] = np.diff(new.offsets)
+        own = {number: new.of(index) for index, number in enumerate(numbers)}
+        return Tokens(replace_segments(self.input_ids, self.offsets, own), edges(lengths))
 
 
 class Encoder(Protocol):

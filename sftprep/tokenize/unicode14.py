@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from unicodedata import is_normalized
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,15 @@ def texts_to_check(texts: Sequence[str], encoded: Sequence[bytes]) -> list[int]:
             found.update(group[k] for k in np.searchsorted(ends, places, side="right").tolist())
         first = last
     return sorted(found)
+
+
+def changed_texts(texts: Sequence[str], encoded: Sequence[bytes]) -> tuple[list[int], list[int]]:
+    """Numbers of the texts with a character outside of `SETTLED`, and of those that are not NFC."""
+    odd = texts_to_check(texts, encoded)
+    return (
+        [number for number in odd if not is_settled(texts[number])],
+        [number for number in odd if not is_normalized("NFC", texts[number])],
+    )
 
 
 def is_settled(text: str) -> bool:

@@ -19,7 +19,7 @@ from sftprep.engine.recipe import Recipe
 from sftprep.errors import TemplateError
 from sftprep.pipeline.preprocess import Preprocessor, preprocess
 from sftprep.render.token_space.anchors import Anchors, continuation_ids, find_anchors
-from sftprep.tokenize.encoder import EncoderFault
+from sftprep.tokenize.encoder import Choice, probe_encoder
 from sftprep.tokenize.equivalence.verified_encoder import VerifiedEncoder
 from sftprep.tokenize.spec import TokenizerSpec
 from tests.tokenize.made import END, START, STOP, byte_level, sentence_piece, spec_of
@@ -187,19 +187,15 @@ def spec(tokenizer: str) -> TokenizerSpec:
 
 
 @cache
-def encoder_of(tokenizer: str, name: str) -> VerifiedEncoder:
-    """The fast encoder where it loads, or `tokenizers`."""
-    encoder = VerifiedEncoder(spec(tokenizer), name, threads=False)
-    try:
-        _ = encoder.fast
-    except EncoderFault:
-        return encoder_of(tokenizer, "tokenizers")
-    return encoder
+def encoder_of(tokenizer: str, name: Choice) -> VerifiedEncoder:
+    """`tokenizers`, or with "auto" the encoder that a build would choose."""
+    chosen, _ = probe_encoder(spec(tokenizer), name)
+    return VerifiedEncoder(spec(tokenizer), chosen, threads=False)
 
 
 @cache
 def paths_of(
-    tokenizer: str, template: str, train_on: TrainOn, format: str, encoder: str = "gigatoken"
+    tokenizer: str, template: str, train_on: TrainOn, format: str, encoder: Choice = "auto"
 ) -> Paths | None:
     """Both paths for a tokenizer and a template; None if no mask is proven for them."""
     recipe = Recipe(
@@ -210,7 +206,7 @@ def paths_of(
         text_field="text",
         renames=(),
         max_length=4096,
-        encoder=encoder,
+        encoder=encoder_of(tokenizer, encoder).fast.name,
         template_way="auto",
     )
     fast, slow = (Preprocessor(recipe, threads=False) for _ in range(2))
@@ -223,9 +219,9 @@ def paths_of(
     return Paths(fast, slow, format)
 
 
-@pytest.mark.parametrize("encoder", ["gigatoken", "tokenizers"])
+@pytest.mark.parametrize("encoder", ["auto", "tokenizers"])
 @pytest.mark.parametrize("template", TEMPLATES)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_both_paths_give_the_same_masks(template: str, encoder: str, data: st.DataObject) -> None:
     tokenizer = data.draw(st.sampled_from([*TOKENIZERS]))
@@ -264,6 +260,16 @@ def test_ordinary_conversations_take_the_fast_path(tokenizer: str, template: str
     assert by_ids == (0 if added_blank else 3)
     assert batch.completion_mask.any()
     assert not batch.completion_mask.all()
+
+
+@pytest.mark.parametrize("encoder", ["auto", "tokenizers"])
+@pytest.mark.parametrize("content", ["\u0928\u093c", "a\u0301 b", "x e\u0301"])
+def test_a_text_that_nfc_changes_keeps_its_mask(encoder: Choice, content: str) -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": content}]
+    for template in ("before", "chatml", "marked"):
+        paths = paths_of("as qwen", template, "assistant", "messages", encoder)
+        assert paths is not None
+        paths.compare([{"messages": turns}])
 
 
 def test_a_changed_mask_is_found_by_the_samples(

@@ -14,7 +14,7 @@ from sftprep.render.token_space.regions import AT, BEFORE, Boundary
 from sftprep.tokenize.tokens import Tokens
 
 _FEW = 8
-"""Anchors."""
+"""Ids."""
 
 
 @dataclass(slots=True)
@@ -56,12 +56,14 @@ class AnchoredTexts:
 
 @dataclass(slots=True)
 class AnchorTable:
-    """What the checks need of a tokenizer. is_anchor: bool [ids]; literals: of each literal, with
-    its anchor, the int32 ids at the end of a text, and those before other text if they differ; none
-    if it cannot be used; continues: bool [ids],
-    tokens that contain no first byte of a character, None if all characters are ASCII."""
+    """What the checks need of a tokenizer.
 
-    is_anchor: NDArray[np.bool_]
+    anchors: their int32 ids; literals: of each literal, with its anchor, the int32 ids at the end
+    of a text, and those before other text if they differ; none if it cannot be used; continues:
+    bool [ids], tokens that contain no first byte of a character, None if all characters are ASCII.
+    """
+
+    anchors: NDArray[np.int32]
     literals: Sequence[Sequence[NDArray[np.int32]]]
     continues: NDArray[np.bool_] | None
 
@@ -86,7 +88,7 @@ def place_regions(
     first_token, last_token = offsets[numbers], offsets[numbers + 1]
     expected = np.array(texts.anchors, np.int64)
     # C1 and C2: as many anchors as the template wrote.
-    places = _anchor_places(ids, table.is_anchor)
+    places = find_ids(ids, table.anchors)
     first_anchor = np.searchsorted(places, first_token)
     failed: NDArray[np.bool_] = np.searchsorted(places, last_token) - first_anchor != expected
     places = np.append(places, len(ids))
@@ -146,14 +148,13 @@ def place_regions(
     return Placed(failed, cut)
 
 
-def _anchor_places(ids: NDArray[np.int32], is_anchor: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Where the ids of anchors are. For few anchors, comparisons are faster than a table."""
-    anchors = np.flatnonzero(is_anchor).tolist()
-    if len(anchors) > _FEW:
-        return np.flatnonzero(np.take(is_anchor, ids))
+def find_ids(ids: NDArray[np.int32], wanted: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Where any of some ids are. For few of them, comparisons are faster than a table."""
+    if len(wanted) > _FEW:
+        return np.flatnonzero(np.isin(ids, wanted))
     found = np.zeros(len(ids), np.bool_)
-    for anchor in anchors:
-        found |= ids == anchor
+    for each in wanted.tolist():
+        found |= ids == each
     return np.flatnonzero(found)
 
 

@@ -14,7 +14,7 @@ from sftprep.tokenize.beside import Asking, Beside, Place
 from sftprep.tokenize.encoder import Encoder, EncoderFault, Tokens, load_encoder
 from sftprep.tokenize.hf import HfEncoder
 from sftprep.tokenize.spec import TokenizerSpec
-from sftprep.tokenize.tokens import first_mismatch, flat_tokens
+from sftprep.tokenize.tokens import first_mismatch
 
 CHECKED_EVERY = 1_000
 """One text in so many is compared."""
@@ -33,6 +33,7 @@ class VerifiedEncoder:
         self._reference = cache(partial(HfEncoder, spec, threads=threads))
         self._place: Place | None = None
         self._child: Beside | None = None
+        self._asking: Asking | None = None
         self._reported = False
 
     @cached_property
@@ -48,8 +49,7 @@ class VerifiedEncoder:
     def ask(self, place: Place | None) -> None:
         """Use the reference encoder of a child process; None: as before."""
         if place is not None and place != self._place:
-            self._place = place
-            self.__dict__.pop("_ask", None)
+            self._place, self._asking = place, None
 
     def partition(self, *, seed: int | None, first: int = 0) -> EncodedPartition:
         """The encoder for one partition.
@@ -59,8 +59,12 @@ class VerifiedEncoder:
         """
         compared = seed is not None and self._name != HfEncoder.name
         if compared and first:
-            _ = self._ask  # a child starts to load now, while this process reads
+            self._start_asking()  # a child starts to load now, while this process reads
         return EncodedPartition(self, seed or 0, first, compared=compared)
+
+    def partition_by_reference(self) -> EncodedPartition:
+        """The reference encoder for one partition."""
+        return EncodedPartition(self, 0, 0, compared=False, by_reference=True)
 
     def report(self, fault: EncoderFault) -> None:
         """Log the first fault of this process; all are counted."""
@@ -68,23 +72,33 @@ class VerifiedEncoder:
             self._reported = True
             _log.warning("%s is not used for a part of the records: %s", self._name, fault)
 
-    @cached_property
-    def _ask(self) -> Callable[[Sequence[str]], Callable[[], Tokens]]:
-        if self._place is None and self._threads and self._name != HfEncoder.name:
-            self._child = Beside(self.spec)
-            self._place = self._child.place
-        return Asking(self._place, self._reference).ask
+    def _start_asking(self) -> Asking:
+        if self._asking is None:
+            if self._place is None and self._threads and self._name != HfEncoder.name:
+                self._child = Beside(self.spec)
+                self._place = self._child.place
+            self._asking = Asking(self._place, self._reference)
+        return self._asking
 
     def ask_reference(self, texts: Sequence[str]) -> Callable[[], Tokens]:
         """Have the reference encode these texts meanwhile; the result waits for them."""
-        return self._ask(texts)
+        return self._start_asking().ask(texts)
 
 
 class EncodedPartition:
     """Encodes the texts of one partition, and keeps samples until they are compared."""
 
-    def __init__(self, encoder: VerifiedEncoder, seed: int, first: int, *, compared: bool) -> None:
-        self._encoder, self._seed, self._first, self._compared = encoder, seed, first, compared
+    def __init__(
+        self,
+        encoder: VerifiedEncoder,
+        seed: int,
+        first: int,
+        *,
+        compared: bool,
+        by_reference: bool = False,
+    ) -> None:
+        self._encoder, self._by_reference = encoder, by_reference
+        self._seed, self._first, self._compared = seed, first, compared
         self._open: list[tuple[list[str], Callable[[], Tokens], Tokens]] = []
         self.samples: list[int] = []
         """Numbers of the texts in the last call of `encode` that are compared."""
@@ -92,7 +106,7 @@ class EncodedPartition:
     @property
     def encoder(self) -> Encoder:
         """The encoder itself."""
-        return self._encoder.fast
+        return self._encoder.reference if self._by_reference else self._encoder.fast
 
     def encode(self, texts: Sequence[str]) -> Tokens:
         """Ids of each text. Raises EncoderFault, TokenizerError."""
@@ -104,8 +118,7 @@ class EncodedPartition:
         answer = self._encoder.ask_reference(chosen) if chosen else None
         tokens = self.encoder.encode(texts)
         if answer is not None:
-            own = flat_tokens([tokens.of(number) for number in self.samples])
-            self._open.append((chosen, answer, own))
+            self._open.append((chosen, answer, tokens.take(self.samples)))
         return tokens
 
     def verify(self) -> EncoderFault | None:
