@@ -73,6 +73,12 @@ class Reader(Protocol):
         """What is being read, or was last, by name: for the message where reading raises."""
         ...
 
+    @property
+    def queued(self) -> int:
+        """Bytes of records that were read and wait for their lanes; 0 where every lane reads by
+        itself."""
+        ...
+
     def read(self, lane: int, cursor: Cursor) -> Block | None:
         """The block at a cursor, None after the last. What it raises may be met again: the block is
         then read once more."""
@@ -207,6 +213,8 @@ def _line_index(file: str, _size: int, _mtime: int) -> _LineIndex:
 
 class _LineReader:
     """Cursor: how many blocks of the lane come before."""
+
+    queued = 0
 
     def __init__(self, source: LineFiles, dealt: Dealt) -> None:
         self.source, self.dealt = source, dealt
