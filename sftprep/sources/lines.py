@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
 from sftprep.errors import InputChanged, InputUnreadable
 from sftprep.groups import in_groups
+from sftprep.regular import NotRegularError, open_regular_file
 
 LARGEST_LINE = 64 * 1024 * 1024
 """Bytes; longer lines are rejected, and never held in memory whole."""
@@ -132,18 +132,13 @@ def open_regular(file: str) -> BinaryIO:
         InputUnreadable: it is not a regular file.
         OSError: it cannot be opened.
     """
-    return open(file, "rb", opener=_open_without_waiting)
-
-
-def _open_without_waiting(file: str, flags: int) -> int:
-    descriptor = os.open(file, flags | os.O_NONBLOCK | os.O_CLOEXEC)
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return descriptor
-    os.close(descriptor)
-    raise InputUnreadable(
-        f"cannot read {file}: it is not a regular file",
-        remedy="give a regular file: write what a pipe or device gives to one first",
-    )
+    try:
+        return open_regular_file(file)
+    except NotRegularError as error:
+        raise InputUnreadable(
+            f"cannot read {file}: {error.strerror}",
+            remedy="give a regular file: write what a pipe or device gives to one first",
+        ) from error
 
 
 _BEGINNINGS: dict[bytes, tuple[str, str]] = {

@@ -72,8 +72,9 @@ class _RowReader:
     a mark before it as well.
 
     The iterator runs as far as the lane that has read most; what comes by for the others waits in
-    their queues, whose size `sftprep.stream.backlog` keeps bounded. Where a lane needs what has gone by, or the iterator broke, it begins again at the
-    first record that any lane still wants, from the last mark before that.
+    their queues, whose size `sftprep.stream.backlog` keeps bounded. Where a lane needs what has
+    gone by, or the iterator broke, it begins again at the first record that any lane still wants,
+    from the last mark before that.
     """
 
     def __init__(self, source: Rows, dealt: Dealt) -> None:

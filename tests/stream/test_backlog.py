@@ -51,7 +51,8 @@ def test_records_without_a_sequence_are_not_queued(tokenizer_dir, monkeypatch, m
     small_limits(monkeypatch)
     good = rows("text", 40)
     stream = stream_of(lambda: itertools.chain(without_text(30_000), good), tokenizer_dir)
-    assert plains(stream) and stream.counts["sequences"] == 40
+    assert plains(stream)
+    assert stream.counts["sequences"] == 40
     assert stream.counts["records"] == 30_040
     assert most_queued[0] < 60_000
 
@@ -64,7 +65,7 @@ def test_an_endless_source_without_a_sequence_is_an_error(tokenizer_dir, monkeyp
         for number in itertools.count():
             yield {"prompt": "so it goes " * 30, "completion": str(number)}
 
-    with pytest.raises(EmptyInput, match="50,[0-9]{3} records in a row of .* gave no sequence"):
+    with pytest.raises(EmptyInput, match=r"50,[0-9]{3} records in a row of .* gave no sequence"):
         next(iter(stream_of(long_prompts, tokenizer_dir, max_length=16)))
     assert most_queued[0] < 400_000
 
@@ -79,7 +80,7 @@ def test_a_lane_that_starves_is_an_error_before_the_queues_are_large(
             yield {"text": "" if number % LANES == 1 else f"record {number}"}
 
     stream = stream_of(every_fourth_is_empty, tokenizer_dir)
-    with pytest.raises(EmptyInput, match="lane 1 of .*every_fourth_is_empty got 0 seq") as raised:
+    with pytest.raises(EmptyInput, match=r"lane 1 of .*every_fourth_is_empty got 0 seq") as raised:
         list(stream)
     assert "--lanes 1" in raised.value.remedy
     assert most_queued[0] < 250_000
