@@ -67,27 +67,12 @@ def test_a_file_of_a_tokenizer_that_is_not_regular_is_named(kind, name, tokenize
         load_tokenizer(str(folder), cache=tmp_path / "cache")
 
 
-def test_a_config_of_a_model_that_is_nested_too_deeply_is_an_error_or_unread(
-    tokenizer_dir, tmp_path
-):
+def test_a_config_of_a_model_that_is_nested_too_deeply_is_an_error(tokenizer_dir, tmp_path):
     folder = tmp_path / "tokenizer"
     shutil.copytree(tokenizer_dir, folder)
     (folder / "config.json").write_text(f'{{"model_type": {DEEP}}}')
-    try:
+    with pytest.raises(TokenizerError, match=f"{folder}.*RecursionError"):
         load_tokenizer(str(folder), cache=tmp_path / "cache")
-    except TokenizerError as error:
-        assert str(folder) in error.message
-
-
-def test_splits_in_a_pipe_are_not_waited_for(tokenizer_dir, tmp_path):
-    (tmp_path / "data").mkdir()
-    os.mkfifo(tmp_path / "data" / "dataset_dict.json")
-    (tmp_path / "data" / "a.jsonl").write_text('{"text": "a"}\n')
-    with at_most(20):
-        try:
-            build(tmp_path / "data", tokenizer=tokenizer_dir, output=tmp_path / "o")
-        except InputUnreadable as error:
-            assert "dataset_dict.json" in error.message
 
 
 @pytest.mark.parametrize(
@@ -168,7 +153,7 @@ def test_rows_in_memory_that_no_text_can_show_are_bad_records():
 
 def test_a_module_that_exits_cannot_be_loaded(tmp_path):
     (tmp_path / "exits.py").write_text("def f(record): return 'a'\nraise SystemExit(0)\n")
-    with pytest.raises(ConfigError, match="cannot load .*SystemExit"):
+    with pytest.raises(ConfigError, match=r"cannot load .*SystemExit"):
         load_function(f"{tmp_path}/exits.py:f")
 
 
