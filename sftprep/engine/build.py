@@ -40,7 +40,7 @@ from sftprep.engine.recipe import RecipeFile, recipe_file
 from sftprep.engine.selection import Side, choose, wanted_facts
 from sftprep.engine.setup import Setup, prepare_setup
 from sftprep.engine.windows import lane_block
-from sftprep.errors import InputChanged
+from sftprep.errors import InputChanged, InputUnreadable
 from sftprep.hashes import digest
 from sftprep.packing.strategies import SMALL, pack_lengths
 from sftprep.shards.files import write_bytes
@@ -294,7 +294,16 @@ def _template(source: str | None, side: Side) -> dict[str, Any]:
 
 def _check_unchanged(setup: Setup) -> None:
     for each in setup.inputs:
-        if each.stamp is not None and stamp(each.source.file) != each.stamp:
+        if each.stamp is None:
+            continue
+        try:
+            is_unchanged = stamp(each.source.file) == each.stamp
+        except InputUnreadable as error:
+            raise InputChanged(
+                f"{each.source.name} was removed or replaced while the build ran",
+                remedy="put the file back, or leave it out, and run the build again",
+            ) from error
+        if not is_unchanged:
             raise InputChanged(
                 f"{each.source.name} changed while it was read",
                 remedy="run the build again when nothing writes to the file",

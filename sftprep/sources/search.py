@@ -121,12 +121,16 @@ class FolderSearch:
                     self.pass_link(path)
                 else:
                     refuse_broken_link(path)
-            # A pattern that goes on with the folder of shards means builds.
-            elif fnmatchcase(entry.name, head):
-                if rest and not is_folder(path):
-                    refuse_broken_link(path)
-                elif not rest or self.enters(path, build=rest[0] == SHARD_FOLDER):
-                    yield from self.match(rest, f"{path}/")
+            elif fnmatchcase(entry.name, head) and (not rest or self._leads_on(path, rest)):
+                yield from self.match(rest, f"{path}/")
+
+    def _leads_on(self, path: str, rest: Sequence[str]) -> bool:
+        """Whether the rest of a pattern is searched for in a path that its first part matches."""
+        if not is_folder(path):
+            refuse_broken_link(path)
+            return False
+        # A pattern that goes on with the folder of shards means builds.
+        return self.enters(path, build=rest[0] == SHARD_FOLDER)
 
     def entries(
         self, folder: str, pattern: str = "*", *, files: bool = True

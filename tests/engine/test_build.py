@@ -9,17 +9,22 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
+from pyarrow import feather
 from tokenizers import Tokenizer
 
 from sftprep import BuildConfig, build, open_shards, read_manifest, verify
 from sftprep.engine import build as build_module
+from sftprep.engine import inputs as inputs_module
 from sftprep.errors import (
     ConfigError,
     EmptyInput,
     FormatError,
     InputChanged,
+    InputUnreadable,
     OutputBusy,
     OutputExists,
     RecordError,
@@ -32,6 +37,17 @@ from tests.conftest import EXAMPLES
 
 CHATS = str(EXAMPLES / "data" / "chats.jsonl")
 QA = str(EXAMPLES / "data" / "qa.jsonl")
+TABLE = pa.table({"text": ["a b", "c d"]})
+LINES = b'{"text": "a b"}\n' * 3
+WRITERS = {
+    "a.jsonl": lambda path: path.write_bytes(LINES),
+    "a.jsonl.gz": lambda path: path.write_bytes(gzip.compress(LINES)),
+    "a.json": lambda path: path.write_bytes(b'[{"text": "a b"}]'),
+    "a.csv": lambda path: path.write_bytes(b"text\na b\n"),
+    "a.parquet": lambda path: pq.write_table(TABLE, path),
+    "a.feather": lambda path: feather.write_feather(TABLE, path),
+}
+"""One writer for each kind of file."""
 
 
 def run(inputs, tokenizer, output, **settings):
@@ -409,6 +425,54 @@ def test_an_input_that_changes_meanwhile_is_noticed(records, tokenizer_dir, tmp_
     with pytest.raises(InputChanged, match=path):
         build(config, progress=meddle)
     assert not (tmp_path / "o" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("instead", ["nothing", "folder", "pipe", "link"])
+def test_an_input_that_is_removed_or_replaced_meanwhile_is_noticed(
+    records, tokenizer_dir, tmp_path, instead
+):
+    path = Path(records([{"text": "a b"}] * 50))
+
+    def meddle(stage, done, total):
+        path.unlink(missing_ok=True)
+        if instead == "folder":
+            path.mkdir()
+        elif instead == "pipe":
+            os.mkfifo(path)
+        elif instead == "link":
+            path.symlink_to("nowhere")
+
+    config = BuildConfig.of(
+        inputs=str(path), tokenizer=str(tokenizer_dir), output=str(tmp_path / "o"), max_length=64
+    )
+    stages = []
+    with pytest.raises(InputChanged, match=str(path)) as caught:
+        build(config, progress=lambda *now: stages or (meddle(*now), stages.append(now)))
+    assert caught.value.remedy
+    assert not (tmp_path / "o" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("moment", ["listed", "prepared"])
+@pytest.mark.parametrize("name", list(WRITERS))
+def test_an_input_that_is_removed_before_it_is_read_is_named(
+    tokenizer_dir, tmp_path, monkeypatch, name, moment
+):
+    path = tmp_path / name
+    module, listing = (
+        (inputs_module, "find_files") if moment == "listed" else (build_module, "prepare_setup")
+    )
+    found_by = getattr(module, listing)
+
+    def remove_after(*arguments, **settings):
+        found = found_by(*arguments, **settings)
+        path.unlink()
+        return found
+
+    monkeypatch.setattr(module, listing, remove_after)
+    for window in (None, 16):
+        WRITERS[name](path)
+        with pytest.raises(InputUnreadable, match=f"cannot read {path}"):
+            run(str(path), tokenizer_dir, tmp_path / "o", pack_window=window)
 
 
 def test_kept_spills_are_used_again_and_torn_ones_are_not(tokenizer_dir, tmp_path):
