@@ -175,10 +175,10 @@ def _matching(pattern: str, search: FolderSearch) -> list[str]:
         if "**" in parts and os.path.islink(folder):
             search.pass_link(folder)
         elif not folder.startswith(tuple(f"{top}/" for top in searched)) and (
-            search.enters(folder, named)
+            search.enters(folder, named=named)
         ):
             searched.append(folder)
-            files += search.files_below(folder, named=named)
+            files += search.files_below(folder)
     matches = search.distinct(files)
     if not matches:
         search.report()

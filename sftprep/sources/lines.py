@@ -28,8 +28,8 @@ def line_pieces(file: str, target: int) -> Iterator[Piece]:
         for start, block in unpacked_blocks(file, target):
             yield start, start + len(block), block
     else:
+        size = file_size(file)
         with unreadable(file):
-            size = os.path.getsize(file)
             _refuse_other_kinds(file)
         for start in range(0, size, target):
             yield start, min(start + target, size), None
@@ -181,6 +181,12 @@ def unreadable(file: str) -> Iterator[None]:
             f"cannot read {file}: {error.strerror or error}",
             remedy="check that it exists and may be read",
         ) from error
+
+
+def file_size(file: str) -> int:
+    """Return the bytes of a file. Raises InputUnreadable, also where it was removed meanwhile."""
+    with unreadable(file):
+        return os.path.getsize(file)
 
 
 def _line_start(file: BinaryIO, first: int, last: int) -> int | None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sftprep.errors import InputChanged, SftprepError, SourceError
 from sftprep.hashes import mixed
 from sftprep.sources.lanes import line_starts
-from sftprep.sources.lines import locate_lines, open_regular, refuse_shorter, unreadable
+from sftprep.sources.lines import file_size, locate_lines, open_regular, refuse_shorter, unreadable
 
 Cursor = Any
 """Where a block is read: JSON, to be kept and given back; None is the first of its lane."""
@@ -161,11 +161,12 @@ class LineFiles:
         return [list(self.sizes), self.block]
 
     def open(self, dealt: Dealt) -> Reader:
-        """Raises InputChanged where a file has another size than when the stream was made."""
+        """Raises InputChanged where a file has another size than when the stream was made, and
+        InputUnreadable where it was removed."""
         for file, size in zip(self.files, self.sizes, strict=True):
-            if os.path.getsize(file) != size:
+            if (found := file_size(file)) != size:
                 raise InputChanged(
-                    f"{file} has {os.path.getsize(file):,} bytes, and had {size:,}",
+                    f"{file} has {found:,} bytes, and had {size:,}",
                     remedy="begin a new stream over the new file",
                 )
         return _LineReader(self, dealt)
@@ -230,9 +231,8 @@ class _LineReader:
         self.reading = source.names[part]
         file, start = source.files[part], number * source.block
         begin, data = locate_lines(file, start, min(start + source.block, source.sizes[part]))
-        with unreadable(file):
-            # Also behind the block: the last line of it may have been cut there.
-            refuse_shorter(file, os.path.getsize(file), source.sizes[part])
+        # Also behind the block: the last line of it may have been cut there.
+        refuse_shorter(file, file_size(file), source.sizes[part])
         origins = line_starts(data, begin) + ((part + source.first_part) << PART_BITS)
         return Block((Piece(data, source.formats[part]),), origins, at + 1)
 
