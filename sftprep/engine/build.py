@@ -45,7 +45,8 @@ from sftprep.hashes import digest
 from sftprep.packing.strategies import SMALL, pack_lengths
 from sftprep.shards.files import write_bytes
 from sftprep.shards.layout import EVAL_FOLDER, REJECTED_NAME
-from sftprep.shards.manifest import InputInfo, Manifest, check_manifest_size
+from sftprep.shards.manifest import InputInfo, Manifest
+from sftprep.shards.manifest_size import check_manifest_size
 from sftprep.sources.partition import Source, cut
 from sftprep.tokenize.beside import Beside
 from sftprep.tokenize.hf import HfEncoder

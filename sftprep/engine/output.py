@@ -42,7 +42,8 @@ from sftprep.shards.layout import (
     mark_work_folder,
 )
 from sftprep.shards.locks import exclusive
-from sftprep.shards.manifest import Manifest, manifest_bytes, read_manifest
+from sftprep.shards.manifest import Manifest, read_manifest
+from sftprep.shards.manifest_size import manifest_bytes
 from sftprep.shards.ownership import commit_bytes, committed_names, is_work_file
 from sftprep.shards.schema import SHARD_PATTERN
 

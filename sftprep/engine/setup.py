@@ -22,7 +22,7 @@ from sftprep.errors import ConfigError, TemplateError, TokenizerError
 from sftprep.given import MASKS
 from sftprep.records import Reading, detect_format, keys_read, unknown_format
 from sftprep.render.renderer import Renderer
-from sftprep.shards.manifest import check_manifest_size, expected_input
+from sftprep.shards.manifest_size import check_manifest_size, expected_input
 from sftprep.sources.jsonl import parse_line
 from sftprep.sources.partition import Source, first_lines
 from sftprep.tokenize.encoder import probe_encoder

@@ -32,7 +32,7 @@ from sftprep.errors import (
     TokenizerError,
     TooManyRejected,
 )
-from sftprep.shards import manifest as manifest_module
+from sftprep.shards import manifest_size as manifest_module
 from sftprep.shards.layout import mark_work_folder
 from tests.conftest import EXAMPLES
 

@@ -9,12 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftprep.errors import ConfigError
-from sftprep.shards import manifest as manifest_module
-from sftprep.shards.manifest import (
-    Accounting,
-    InputInfo,
-    Manifest,
-    ShardInfo,
+from sftprep.shards import manifest_size as manifest_module
+from sftprep.shards.manifest import Accounting, InputInfo, Manifest, ShardInfo
+from sftprep.shards.manifest_size import (
     check_manifest_size,
     expected_input,
     manifest_bytes,
