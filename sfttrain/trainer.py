@@ -670,10 +670,11 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         self._finite.check_saved(self.model, self.state.global_step, optimizer)
         folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
         self._refuse_to_replace(folder)
+        run_state = self._state_to_save()  # on all ranks: it sums what they have trained on
         with save_errors(folder), self._limit_hidden() as limit:
             if self.args.should_save:
                 # First of all: it marks the folder as ours. An old seal is of other files.
-                self._state_to_save().save(folder)
+                run_state.save(folder)
                 (folder / SEAL_NAME).unlink(missing_ok=True)
                 self._written.add(folder.name)
             self.accelerator.wait_for_everyone()
