@@ -12,9 +12,12 @@ from typing import Any
 import torch
 
 from sftprep.errors import ConfigError, TrainingDiverged
+from sftprep.shards.files import write_bytes
+from sfttrain.checkpoint_files import SEAL_NAME, seal_checkpoint
 from sfttrain.config import ModelConfig
-from sfttrain.finite import tensors_not_finite
+from sfttrain.finite import all_tensors, names_not_finite
 from sfttrain.fourbit import keep_gradients
+from sfttrain.output_folders import refuse_to_replace, save_errors
 
 logger = logging.getLogger(__name__)
 
@@ -133,12 +136,14 @@ def merge_adapter(
     where it had grown; tokenizer: saved beside the model. A quantized base is merged into what its
     weights were while it was trained, in full precision: merging into 4 bits would round the
     adapter away, and the weights before quantization are not those it was trained on. Raises
-    TrainingDiverged where the merged model is not finite; nothing is written then.
+    TrainingDiverged where the merged model is not finite, OutputExists where `output` has files
+    that are not of an earlier merge; nothing is written then.
     """
     from peft import PeftModel
 
     from sfttrain.model import load_model
 
+    refuse_to_replace(Path(output))
     model = load_model(base, device=device)
     if base.load_in_4bit or base.load_in_8bit:
         model = model.dequantize()
@@ -146,7 +151,7 @@ def merge_adapter(
         model.resize_token_embeddings(rows)
     adapted = PeftModel.from_pretrained(model, os.fspath(adapter))
     merged = adapted.merge_and_unload(safe_merge=False)  # all of its tensors are checked here
-    if names := tensors_not_finite(merged):
+    if names := names_not_finite(all_tensors(merged)):
         raise TrainingDiverged(
             f"the merged model is not finite ({names[0]}{' and others' if names[1:] else ''}), so"
             f" it is not saved; the adapter is in {os.fspath(adapter)}",
@@ -158,9 +163,15 @@ def merge_adapter(
         merged.config.get_text_config().tie_word_embeddings = merged.config.tie_word_embeddings = (
             False
         )
-    merged.save_pretrained(output)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(output)
+    with save_errors(output):
+        Path(output).mkdir(parents=True, exist_ok=True)
+        write_bytes(
+            Path(output) / SEAL_NAME, b'{"files": {}}'
+        )  # first: it marks the folder as ours
+        merged.save_pretrained(output)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(output)
+        seal_checkpoint(os.fspath(output))
 
 
 _LORA_NAMES = (

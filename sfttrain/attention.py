@@ -13,6 +13,7 @@ from torch import nn
 from sftprep.errors import AttentionError
 from sfttrain import varlen
 from sfttrain.feeding import Feeding, below_adapter
+from sfttrain.finite import refuse_not_finite
 from sfttrain.fourbit import keep_gradients
 from sfttrain.guard import IsolationGuard, Verdict
 
@@ -53,7 +54,7 @@ def settle_attention(
     unpacking, with one warning; anything else is used or refused. With guard=False the first that
     can be set is trusted. Raises AttentionError: eager, sdpa and flex_attention asked for by name;
     an implementation that is not there, or that fails the guard; a model that does not even train
-    right unpacked.
+    right unpacked. Raises ConfigError for a model with weights that are not finite.
     """
     varlen.register()
     refuse_mixing(asked)
@@ -65,6 +66,8 @@ def settle_attention(
         if guard
         else None
     )
+    if judge is not None and not judge.is_finite_alone:
+        refuse_not_finite(model)  # otherwise nothing but NaN would be compared
     failures: list[str] = []
     for name in _candidates(asked, before, next(model.parameters()), autocast):
         feeding, failure = _attempt(model, name, longest, judge)

@@ -3,7 +3,7 @@
 A checkpoint is sealed when all of its files are written: `sft_files.json`, written last, has the
 size and digest of each. A sealed checkpoint is complete if its files have these digests. One
 without a seal (of an older version, or of a run that was killed at its end) must have the files
-that a resume needs, and they are read in full.
+that a resume needs; they are read in full, and must belong together (`checkpoint_contents`).
 """
 
 from __future__ import annotations
@@ -11,16 +11,20 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
 from sftprep.shards.files import write_bytes
 from sfttrain.streaming import STATE_NAME as STREAM_STATE_NAME
+
+if TYPE_CHECKING:
+    from sfttrain.checkpoint_contents import ExpectedTensors
 
 STATE_NAME = "sft_state.json"
 SEAL_NAME = "sft_files.json"
@@ -61,6 +65,8 @@ class Needs:
     """Whether it trains an adapter and not the whole model."""
     optimizer: bool = True
     """Whether checkpoints hold the optimizer and the random states; not with save_only_model."""
+    tensors: ExpectedTensors | None = None
+    """Tensors of the model file; None where the model is not loaded yet."""
 
 
 def seal_checkpoint(folder: str | Path) -> None:
@@ -90,7 +96,7 @@ def fault_of(folder: Path, needs: Needs, *, read: bool) -> str:
 
 
 def _first_fault(folder: Path, needs: Needs, read: bool) -> str:
-    if fault := _state_fault(folder, needs):
+    if fault := _state_fault(folder, needs) or _step_fault(folder):
         return fault
     if os.path.lexists(folder / SEAL_NAME):
         return _seal_fault(folder) if read else ""
@@ -102,7 +108,27 @@ def _first_fault(folder: Path, needs: Needs, read: bool) -> str:
         *(folder, SEAL_NAME),
     )
     faults = {name: _file_fault(path) for name, path in _files_in(folder).items()}
-    return next((f"{name} {fault}" for name, fault in faults.items() if fault), "")
+    if fault := next((f"{name} {fault}" for name, fault in faults.items() if fault), ""):
+        return fault
+    from sfttrain.checkpoint_contents import contents_fault
+
+    step = int(_read_fields(folder / TRAINER_STATE_NAME)["global_step"])
+    steps = _read_fields(folder / STATE_NAME).get("steps")
+    recorded = {
+        str(name): count
+        for name, count in (steps.items() if isinstance(steps, dict) else ())
+        if isinstance(count, int)
+    }
+    return contents_fault(folder, step, recorded, needs.tensors)
+
+
+def _step_fault(folder: Path) -> str:
+    """Where a checkpoint is named by another step than its state: a copy, or files of several."""
+    named = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+    step = _read_fields(folder / TRAINER_STATE_NAME).get("global_step")
+    if named and int(named[1]) != step:
+        return f"{TRAINER_STATE_NAME} is of step {step}"
+    return ""
 
 
 def _state_fault(folder: Path, needs: Needs) -> str:

@@ -13,7 +13,7 @@ from sftprep.choices import check_local_path
 from sftprep.errors import ConfigError
 from sfttrain.attention import refuse_mixing
 from sfttrain.older_names import OlderNames, take_older_names
-from sfttrain.once import launched_ranks, launcher_variables
+from sfttrain.once import launched_ranks, launcher_variables, refused_launch, unmet_launch
 from sfttrain.refusals import check_choices, check_numbers, refuse_unsupported
 
 LossImpl = Literal["auto", "logits", "fused"]
@@ -246,14 +246,15 @@ class SFTConfig(OlderNames, TrainingArguments):  # type: ignore[misc]
         refuse_mixing(self.attn)
         check_choices(self)
         refuse_unsupported(self)
-        super().__post_init__()
+        unmet = unmet_launch(str(self.output_dir))  # before accelerate sets some of the variables
+        try:
+            super().__post_init__()
+        except (ValueError, RuntimeError) as error:
+            if unmet is not None:
+                raise unmet from error  # what torch or accelerate says of its variables
+            raise
         if self.world_size == 1 and launched_ranks() > 1:
-            raise ConfigError(
-                f"{launched_ranks()} processes were launched, and each would train by itself and"
-                f" write to {self.output_dir}",
-                remedy="launch one process, or several with torchrun or accelerate launch; where"
-                f" this is one process, unset {', '.join(launcher_variables())}",
-            )
+            raise refused_launch(str(self.output_dir), launcher_variables())
         for name in ("model_init_kwargs", "dataset_kwargs"):
             if isinstance(getattr(self, name), str):
                 raise ConfigError(

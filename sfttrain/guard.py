@@ -70,6 +70,11 @@ class IsolationGuard:
         middle = slice(_LENGTHS[0], _LENGTHS[0] + _LENGTHS[1])
         self._alone, self._alone_error = self._run(lambda: self._plain(self._ids[middle]))
 
+    @property
+    def is_finite_alone(self) -> bool:
+        """Whether the logits of a sequence alone are finite, or not known."""
+        return self._alone is None or bool(self._alone.isfinite().all())
+
     def ask(self, feeding: Feeding) -> Verdict:
         """Compare rows given by `feeding` with each other and with the sequence alone."""
         # Rounding in 16 bits differs between kernels, and may send a token to another expert: there

@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from sfttrain.feeding import below_adapter
+from sfttrain.finite import refuse_not_finite
 
 LossType = Literal["nll", "dft"]
 
@@ -175,6 +176,9 @@ def _why_not_plain(model: Any, head: Any, device: torch.device) -> str:
             again = head(hidden)
     finally:
         model.train(was)
+    if not bool(logits.isfinite().all()):
+        refuse_not_finite(model)  # training cannot succeed, whatever the head is
+        return "its logits are not finite"
     same = torch.allclose(
         logits.float(), again.float(), rtol=1e-3, atol=1e-3 * float(logits.float().std())
     )

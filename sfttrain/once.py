@@ -77,6 +77,38 @@ def launcher_variables() -> list[str]:
     ]
 
 
+RENDEZVOUS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Variables by which torch's processes find each other; torchrun and accelerate set all of them."""
+
+
+def unmet_launch(output_dir: str) -> ConfigError | None:
+    """Return the error for processes that were launched and cannot become one run.
+
+    Args:
+        output_dir: the folder that each of them would write to.
+
+    Returns:
+        None where no launcher has left a trace, or torch has all that it needs.
+    """
+    variables = launcher_variables()
+    if os.environ.get("LOCAL_RANK", "").strip() not in ("", "-1"):
+        variables.append("LOCAL_RANK")
+    if not variables or all(os.environ.get(name, "").strip() for name in RENDEZVOUS):
+        return None
+    return refused_launch(output_dir, variables)
+
+
+def refused_launch(output_dir: str, variables: list[str]) -> ConfigError:
+    """Return the error for processes that would each train by itself."""
+    ranks = launched_ranks()
+    number = f"{ranks} processes were launched" if ranks > 1 else "several processes were launched"
+    return ConfigError(
+        f"{number}, and each would train by itself and write to {output_dir}",
+        remedy="launch one process, or several with torchrun or accelerate launch; where"
+        f" this is one process, unset {', '.join(variables)}",
+    )
+
+
 def _number_in(variable: str) -> int:
     """The number in an environment variable; 0 where it is not set or empty."""
     value = os.environ.get(variable, "").strip()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from typing import Any
 from sftprep.errors import ConfigError, InputNotFound, MismatchError
 from sftprep.shards.files import write_bytes
 from sfttrain.checkpoint_files import STATE_NAME, TRAINER_STATE_NAME, Needs, fault_of
+from sfttrain.output_folders import checkpoints_in
 
-_CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 _ANY_RUN = Needs()
 
 logger = logging.getLogger(__name__)
@@ -31,7 +30,9 @@ class RunState:
     data: digest of the shards' manifest ('' for data without one); packs_per_step, seed: what
     decides which packs a step trains on; trained_tokens: targets seen so far, over all ranks; code:
     repository and commit of the code that --trust_remote_code ran, '' if none; ranks: processes
-    that saved the checkpoint, 0 if unknown.
+    that saved the checkpoint, 0 if unknown; steps: what the trainer, the optimizer and the schedule
+    count; settings: those of optimizer and schedule, which a resume restores or not
+    (`resumed_settings`). Older versions wrote neither of the last two.
     """
 
     data: str
@@ -40,6 +41,8 @@ class RunState:
     trained_tokens: int = 0
     code: str = ""
     ranks: int = 0
+    steps: dict[str, int] = dataclasses.field(default_factory=dict)
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def save(self, folder: str | Path) -> None:
         """Write into a checkpoint folder."""
@@ -122,11 +125,7 @@ def find_checkpoint(
                 remedy="give an older one, or latest",
             )
         return str(asked)
-    found = {
-        int(name[1]): path
-        for path in Path(output_dir).glob("checkpoint-*")
-        if (name := _CHECKPOINT.fullmatch(path.name)) and path.is_dir()
-    }
+    found = {step: path for step, path in checkpoints_in(output_dir).items() if path.is_dir()}
     skipped: list[str] = []
     for step in sorted(found, reverse=True):
         fault = fault_of(found[step], needs, read=read)

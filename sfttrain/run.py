@@ -29,6 +29,7 @@ from sfttrain.model import (
     tokenizer_for,
     trainable_share,
 )
+from sfttrain.output_folders import refuse_to_replace
 from sfttrain.parts import init_options
 from sfttrain.resume import find_checkpoint, is_asked
 from sfttrain.run_data import open_data, run_datasets
@@ -131,6 +132,8 @@ def prepare(request: Request) -> Prepared:
             "merge loads the model once more, without model_init_kwargs",
             remedy="say the same with --model_revision and --dtype, or leave --merge out",
         )
+    if wanted.merge:
+        refuse_to_replace(Path(str(training.output_dir)) / MERGED_NAME)  # before hours of training
     check_code_is_pinned(wanted)
     shards: Any
     tokenizer: Any = None

@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import math
 import os
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from numbers import Real
@@ -20,19 +21,32 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.trainer_utils import PredictionOutput
 
-from sftprep.errors import ConfigError
+from sftprep.errors import ConfigError, MismatchError, OutputExists, TrainingDiverged
 from sftprep.shards.files import storage_errors
 from sftprep.shards.locks import exclusive
 from sfttrain.attention import settle_attention
 from sfttrain.balance import ExpertBalance
-from sfttrain.checkpoint_files import Needs, seal_checkpoint
+from sfttrain.checkpoint_contents import ExpectedTensors, optimizer_step
+from sfttrain.checkpoint_files import SEAL_NAME, Needs, seal_checkpoint
 from sfttrain.data import PackLoader, StepPlan, StepSampler, collate_filled, collate_packs
 from sfttrain.feeding import Feeding, RowBatch, below_adapter, scored_outputs
-from sfttrain.finite import FiniteGuard, tensors_not_finite
+from sfttrain.finite import (
+    FiniteGuard,
+    adapter_tensors,
+    all_tensors,
+    names_not_finite,
+    saved_tensors,
+)
 from sfttrain.foreign import Collator, collated, foreign_sums, rows_for_collator
 from sfttrain.loss import LossPlan, LossSums, loss_from_logits, plan_loss
 from sfttrain.metrics import Counters, Reading
 from sfttrain.neftune import noise_by_sequence
+from sfttrain.output_folders import (
+    checkpoints_in,
+    refuse_to_replace,
+    rotate_checkpoints,
+    save_errors,
+)
 from sfttrain.parts import packs_for_evaluation, settle_parts
 from sfttrain.predictions import Predictions, Preprocess, all_logits
 from sfttrain.prepare_data import longest_in
@@ -41,6 +55,12 @@ from sfttrain.resume import (
     find_checkpoint,
     is_asked,
     step_of_checkpoint,
+)
+from sfttrain.resumed_settings import (
+    groups_of,
+    refuse_other_optimizer,
+    settings_to_record,
+    warn_of_changes,
 )
 from sfttrain.rows_given import is_packs
 from sfttrain.streaming import TrainLoader, is_stream, refuse_evaluation
@@ -136,7 +156,11 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         self.steps_before = 0
         """Optimizer steps of the run before this call of train()."""
         self._holds_output = False
-        self._finite = FiniteGuard(self.accelerator, self._row_name)
+        self._finite = FiniteGuard(self.accelerator, self._row_name, lambda: self.model)
+        self._written: set[str] = set()
+        """Names of the checkpoints that this trainer has written."""
+        self._limit: int | None = None
+        """save_total_limit, while it is hidden from Trainer."""
         self._balance = ExpertBalance(self.model, settings.router_aux_loss_coef)
         self._counters = Counters(settings.device)
         self.trained_tokens = 0
@@ -345,16 +369,29 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
             if is_stream(self.train_dataset):
                 # Its loader goes on by itself, and has passed nothing again.
                 self.args.ignore_data_skip = True
-            if names := tensors_not_finite(self.model):
-                logger.warning(
-                    "the model is not finite before training (%s%s): while it is not, it is not "
-                    "saved whole, nor with an adapter merged into it",
-                    *(names[0], " and others" if names[1:] else ""),
-                )
+            self._check_before_training()
             with noise_by_sequence(self.model, self._noise):
                 result = super().train(resume_from_checkpoint=folder, **options)
             self._read_counters()  # what came after the last log
         return result
+
+    def _check_before_training(self) -> None:
+        """Refuse to train what could not be saved; warn of a base that could not be merged."""
+        names = names_not_finite(all_tensors(self.model))
+        self._finite.bad_before = frozenset(names)
+        if not names:
+            return
+        if kept := names_not_finite(saved_tensors(self.model)):
+            raise TrainingDiverged(
+                f"the model is not finite before training ({kept[0]}"
+                f"{' and others' if kept[1:] else ''}), so nothing of it could be saved",
+                remedy="check the file of the model; it was probably saved after training diverged",
+            )
+        logger.warning(
+            "the base model is not finite before training (%s%s): while it is not, no adapter can"
+            " be merged into it",
+            *(names[0], " and others" if names[1:] else ""),
+        )
 
     def _checkpoint_to_resume(self, asked: str | bool | None) -> str | None:
         if asked is None or not is_asked(asked):
@@ -365,6 +402,7 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
             stream=is_stream(self.train_dataset),
             adapter=below_adapter(self.model) is not self.model,
             optimizer=not self.args.save_only_model,
+            tensors=self._expected_tensors(),
         )
         find = partial(find_checkpoint, asked, self.args.output_dir, needs=needs)
         folder = self._parts.preparation.once.do(find)
@@ -375,6 +413,83 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
                 folder,
             )
         return folder
+
+    def _expected_tensors(self) -> ExpectedTensors | None:
+        """What a model file of this run has; None where it is not known, as of sharded weights."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return None
+        adapter = (
+            str(getattr(self.model, "active_adapters", [""])[0]) if _is_adapted(self.model) else ""
+        )
+        if adapter:
+            return ExpectedTensors(
+                shapes=_shapes(adapter_tensors(self.model, adapter)), adapter=adapter
+            )
+        tensors = all_tensors(self.model)
+        saved = _as_saved(self.model, tensors)
+        return (
+            None
+            if saved is None
+            else ExpectedTensors(shapes=_shapes(saved), optional=frozenset(_tied(self.model)))
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load the weights, as Trainer does.
+
+        Raises:
+            MismatchError: they are not those of this model.
+        """
+        with _mismatches(resume_from_checkpoint, "weights"):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            self._load_converted(resume_from_checkpoint, self.model if model is None else model)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_converted(str(self.state.best_model_checkpoint), self.model)
+
+    def _load_converted(self, folder: str, model: Any) -> None:
+        """Load weights whose names in the file are others than in the model, such as experts.
+
+        Trainer takes the tensors by their names and would leave these as they were.
+        """
+        if _is_adapted(model) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return
+        saved = _as_saved(model, all_tensors(model))
+        if saved is None or saved.keys() == all_tensors(model).keys():
+            return
+        loaded = type(model).from_pretrained(folder, config=model.config, dtype=model.dtype)
+        model.load_state_dict(loaded.state_dict())
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _mismatches(checkpoint, "random states"):
+            super()._load_rng_state(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with _mismatches(checkpoint, "scaler"):
+            super()._load_scaler(checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Restore optimizer and schedule, and log where settings of this run have no effect.
+
+        Raises:
+            MismatchError: the states are those of another optimizer.
+        """
+        if checkpoint is None or self.args.save_only_model:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        recorded = RunState.load(checkpoint).settings
+        simple = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        path = Path(checkpoint) / "optimizer.pt"
+        with _mismatches(checkpoint, "optimizer and schedule"):
+            wanted = groups_of(self.optimizer) if simple else []
+            if simple:
+                # Only old checkpoints do not name their optimizer.
+                known = "optimizer" in recorded or not path.is_file()
+                saved = None if known else torch.load(path, weights_only=True, mmap=True)
+                refuse_other_optimizer(recorded, saved, self.args, self.optimizer, checkpoint)
+            super()._load_optimizer_and_scheduler(checkpoint)
+            if simple and self.is_world_process_zero():
+                warn_of_changes(recorded, self.args, wanted, self.optimizer)
 
     @contextlib.contextmanager
     def output_held(self) -> Iterator[None]:
@@ -414,7 +529,35 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
             )
             self.control.should_training_stop = True
             return
+        self._check_folders_to_write()
         super()._run_epoch(*given, **options)
+
+    def _check_folders_to_write(self) -> None:
+        """Refuse to train where a checkpoint could not be saved, as far as its step is known."""
+        state = self.state
+        if not self.args.should_save or self.args.save_strategy != "steps":
+            return
+        for step, folder in sorted(checkpoints_in(self._get_output_dir(None)).items()):
+            due = step % max(state.save_steps, 1) == 0 or step == state.max_steps
+            if state.global_step < step <= state.max_steps and due:
+                refuse_to_replace(folder)
+
+    def _finalize_training(self, *given: Any, **options: Any) -> Any:
+        with self._limit_hidden() as limit:
+            result = super()._finalize_training(*given, **options)
+        best = self.state.best_model_checkpoint
+        if self.args.should_save and limit == 1 and best is not None:
+            rotate_checkpoints(Path(best).parent, 1, kept={Path(best).name}, written=self._written)
+        return result
+
+    @contextlib.contextmanager
+    def _limit_hidden(self) -> Iterator[int | None]:
+        """Hide save_total_limit from Trainer, which would delete folders of others; gives it."""
+        self._limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            yield self._limit
+        finally:
+            self.args.save_total_limit, self._limit = self._limit, None
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -506,9 +649,12 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         Raises:
             TrainingDiverged: a tensor of it is not finite; nothing is written then.
         """
-        if not _internal_call:  # of a checkpoint or a push, they have been checked
-            self._finite.check_all(self.model, self.state.global_step)
-        super().save_model(output_dir, _internal_call=_internal_call)
+        if _internal_call:  # of a checkpoint or a push, which have been checked
+            super().save_model(output_dir, _internal_call=True)
+            return
+        self._finite.check_saved(self.model, self.state.global_step)
+        with save_errors(output_dir or str(self.args.output_dir)):
+            super().save_model(output_dir)
 
     def push_to_hub(self, *given: Any, **options: Any) -> Any:
         """Save the model or adapter and upload it, as Trainer does.
@@ -516,42 +662,76 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         Raises:
             TrainingDiverged: a tensor of it is not finite; nothing is written or uploaded then.
         """
-        self._finite.check_all(self.model, self.state.global_step)
+        self._finite.check_saved(self.model, self.state.global_step)
         return super().push_to_hub(*given, **options)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self._finite.check_weights(self.model, self.state.global_step)
+        optimizer = None if self.args.save_only_model else self.optimizer
+        self._finite.check_saved(self.model, self.state.global_step, optimizer)
+        folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+        self._refuse_to_replace(folder)
+        run_state = self._state_to_save()  # on all ranks: it sums what they have trained on
+        with save_errors(folder), self._limit_hidden() as limit:
+            if self.args.should_save:
+                # First of all: it marks the folder as ours. An old seal is of other files.
+                run_state.save(folder)
+                (folder / SEAL_NAME).unlink(missing_ok=True)
+                self._written.add(folder.name)
+            self.accelerator.wait_for_everyone()
+            if self._stream is not None:
+                self._stream.save(str(folder), self.args.process_index, self.args.world_size)
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # each process has written files of its own
+            if not self.args.should_save:
+                return
+            seal_checkpoint(folder)
+            if limit is not None and limit > 0:
+                best = self.state.best_model_checkpoint
+                kept = {folder.name, *([Path(best).name] if best else [])}
+                rotate_checkpoints(folder.parent, limit, kept=kept, written=self._written)
+
+    def _refuse_to_replace(self, folder: Path) -> None:
+        """Refuse, on all ranks together, to write a checkpoint over files of others."""
+        fault: OutputExists | None = None
+        if self.args.should_save and folder.name not in self._written:
+            try:
+                refuse_to_replace(folder)
+            except OutputExists as error:
+                fault = error
+        bad = torch.tensor(float(fault is not None), device=self.accelerator.device)
+        if self.accelerator.reduce(bad, reduction="sum").item():
+            raise fault or OutputExists(f"another process cannot write {folder}")
+
+    def _state_to_save(self) -> RunState:
+        """What the checkpoint that is being saved says of the run."""
         # Read before it is saved: a run that goes on from here has seen these tokens, logged or
         # not. What was read is kept for the next log.
         total = self.trained_tokens + self._counters.peek(self.accelerator).tokens
-        folder = os.path.join(
-            self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}"
+        counted = {
+            "trainer": self.state.global_step,
+            "optimizer": optimizer_step(getattr(self.optimizer, "state", {}).values()),
+            "schedule": getattr(self.lr_scheduler, "last_epoch", None),
+        }
+        return dataclasses.replace(
+            self.run_state(),
+            trained_tokens=total,
+            steps={name: step for name, step in counted.items() if isinstance(step, int)},
+            settings=settings_to_record(self.args, self.optimizer),
         )
-        if self._stream is not None:
-            self._stream.save(folder, self.args.process_index, self.args.world_size)
-        if self.args.should_save:
-            state = self.run_state()
-            dataclasses.replace(state, trained_tokens=total).save(folder)
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()  # each process has written files of its own
-        if self.args.should_save:
-            seal_checkpoint(folder)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        # The last file of each process. Older checkpoints are deleted next (save_total_limit), and
-        # not before all processes have written theirs.
-        self.accelerator.wait_for_everyone()
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
         # Trainer pickles its arguments beside the model, the access token for the Hub among them.
         token, self.args.hub_token = self.args.hub_token, None
+        limit, self.args.save_total_limit = (
+            self.args.save_total_limit,
+            self._limit or self.args.save_total_limit,
+        )
         try:
             super()._save(output_dir, state_dict)
         finally:
-            self.args.hub_token = token
+            self.args.hub_token, self.args.save_total_limit = token, limit
 
     # ---- evaluation ----
 
@@ -675,3 +855,56 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
     def _evaluation_precision(self) -> Any:
         """The precision of training: before training, the model has not been wrapped for it."""
         return self.accelerator.autocast()
+
+
+def _is_adapted(model: Any) -> bool:
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _tied(model: nn.Module) -> set[str]:
+    """Names of tensors that have another name too: a file has only one of them."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name for same in names.values() if len(same) > 1 for name in same}
+
+
+def _as_saved(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """The tensors as transformers writes them, which names and divides some (experts) differently;
+    without their values. None where that is not known."""
+    without_values = {name: tensor.to("meta") for name, tensor in tensors.items()}
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+
+        saved: dict[str, Tensor] = revert_weight_conversion(model, without_values)
+    except Exception:  # it is not a documented function; the check is left out then
+        return None
+    return saved
+
+
+@contextlib.contextmanager
+def _mismatches(checkpoint: str | None, what: str) -> Iterator[None]:
+    """Turn what torch, peft and transformers raise on files of another run into MismatchError."""
+    try:
+        yield
+    except (
+        KeyError,
+        ValueError,
+        RuntimeError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        pickle.UnpicklingError,
+    ) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        detail = " ".join(str(error).split())[:300]
+        verb = "does" if what == "scaler" else "do"
+        raise MismatchError(
+            f"the {what} of {checkpoint} {verb} not fit this run: {type(error).__name__}: {detail}",
+            remedy="resume with the model and the settings of the checkpoint, or from another one",
+        ) from error

@@ -115,11 +115,14 @@ def test_without_digests_the_fields_of_the_states_are_checked(
 @pytest.fixture
 def two(tmp_path: Path) -> Path:
     """Empty files, by name those of two checkpoints that are not sealed."""
-    states = {"trainer_state.json": {"global_step": 4, "max_steps": 6, "log_history": []}}
-    states[STATE_NAME] = {"data": "x", "packs_per_step": 2, "seed": 1}
+    states: dict[str, dict[str, Any]] = {
+        "trainer_state.json": {"max_steps": 6, "log_history": []},
+        STATE_NAME: {"data": "x", "packs_per_step": 2, "seed": 1},
+    }
     for step in (2, 4):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
+        states["trainer_state.json"]["global_step"] = step
         for name, values in states.items():
             (folder / name).write_text(json.dumps(values))
         for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"):

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig
-from transformers import AutoModelForCausalLM, Trainer
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
 
 from sftprep import build
 from sftprep.errors import TrainingDiverged
 from sfttrain.cli import main
-from sfttrain.finite import FiniteGuard
+from sfttrain.finite import FiniteGuard, names_not_finite
 from tests.train.face import COMPLETIONS, face, model_folder
 from tests.train.packs import MemoryPacks, make_pack
 from tests.train.test_trainer import PACKS, trainer_for
@@ -185,12 +186,11 @@ def test_every_rank_stops_where_one_has_a_fault() -> None:
     guard.add_batch(torch.tensor(1.0), [7, -1])
     with pytest.raises(TrainingDiverged, match="not finite in another process at step 3"):
         guard.check_gradient(1.0, 3)
-    for check in (guard.check_weights, guard.check_all):
-        with pytest.raises(
-            TrainingDiverged,
-            match=r"weights are not finite after step 3, so.*; the step was trained on a:7",
-        ):
-            check(torch.nn.Linear(2, 2), 3)
+    with pytest.raises(
+        TrainingDiverged,
+        match=r"weights are not finite after step 3, so.*; the step was trained on a:7",
+    ):
+        guard.check_saved(torch.nn.Linear(2, 2), 3)
 
 
 def test_a_scaler_that_skips_every_step_ends_the_run() -> None:
@@ -225,28 +225,171 @@ def test_weights_are_checked_before_each_save(tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
-@pytest.mark.parametrize("where", ["frozen", "buffer"])
-def test_all_tensors_are_checked_before_the_final_save(
-    tmp_path: Path, where: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Also those that are not trained; a checkpoint needs the trained ones only."""
-    trainer = trainer_for(tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
+def with_extra_tensor(trainer: Any, where: str) -> torch.Tensor:
+    """A tensor of the model that no step changes."""
     if where == "frozen":
-        layer = torch.nn.Linear(2, 2)
-        layer.weight.requires_grad = False
-        trainer.model.extra = layer
-        tensor, name = layer.weight, r"extra\.weight"
-    else:
-        trainer.model.register_buffer("extra", torch.zeros(3))
-        tensor, name = trainer.model.extra, "extra"
-    with torch.no_grad():
-        tensor.view(-1)[1] = math.inf
-    trainer.train()
-    assert "the model is not finite before training (extra" in caplog.text
-    assert (tmp_path / "checkpoint-1").exists()
-    with pytest.raises(TrainingDiverged, match=rf"not finite after step 1 \({name}\)"):
+        trainer.model.extra = torch.nn.Linear(2, 2)
+        trainer.model.extra.weight.requires_grad = False
+        return trainer.model.extra.weight
+    trainer.model.register_buffer("extra", torch.zeros(3))
+    return trainer.model.extra
+
+
+class Poisoning(TrainerCallback):
+    """Calls a function when a step has ended, or before its update."""
+
+    def __init__(
+        self, poison: Callable[[], Any], step: int, *, before_update: bool = False
+    ) -> None:
+        self.poison, self.step, self.before_update = poison, step, before_update
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not self.before_update and state.global_step == self.step:
+            self.poison()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.before_update and state.global_step + 1 == self.step:
+            self.poison()
+
+
+@pytest.mark.parametrize("where", ["frozen", "buffer"])
+def test_tensors_that_are_not_trained_are_checked_before_each_save(
+    tmp_path: Path, where: str
+) -> None:
+    """Callbacks can change them, so once is not enough."""
+    trainer = trainer_for(tmp_path, max_steps=2, save_strategy="steps", save_steps=1)
+    tensor = with_extra_tensor(trainer, where)
+    trainer.add_callback(Poisoning(lambda: tensor.view(-1)[1].fill_(math.inf), 2))
+    with pytest.raises(TrainingDiverged, match=r"not finite after step 2 \(extra"):
+        trainer.train()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-1"]
+    with pytest.raises(TrainingDiverged, match=r"not finite after step 2 \(extra"):
         trainer.save_model()
     assert not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("where", ["frozen", "buffer"])
+def test_a_model_that_could_never_be_saved_is_not_trained(tmp_path: Path, where: str) -> None:
+    trainer = trainer_for(tmp_path)
+    with torch.no_grad():
+        with_extra_tensor(trainer, where).view(-1)[1] = math.nan
+    with pytest.raises(TrainingDiverged, match=r"not finite before training \(extra"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_states_of_the_optimizer_are_checked_before_a_checkpoint(tmp_path: Path) -> None:
+    trainer = trainer_for(
+        tmp_path, optim="adamw_torch", max_steps=2, save_strategy="steps", save_steps=1
+    )
+    norm = trainer.model.model.norm.weight
+
+    def poison() -> None:
+        trainer.optimizer.state[norm]["exp_avg_sq"][0] = math.inf
+
+    trainer.add_callback(Poisoning(poison, 2))
+    with pytest.raises(
+        TrainingDiverged,
+        match=r"states of the optimizer are not finite after step 2 \(exp_avg_sq of model\.norm",
+    ):
+        trainer.train()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-1"]
+
+
+@pytest.mark.parametrize("place", ["embedding", "other adapter", "modules_to_save"])
+def test_all_that_peft_saves_is_checked(tmp_path: Path, place: str) -> None:
+    """Also frozen tensors: an embedding that is saved in full, and other adapters."""
+    model = tiny_model("llama", tie_word_embeddings=False)
+    layers = ["q_proj", "embed_tokens"] if place == "embedding" else ["q_proj"]
+    modules = ["norm"] if place == "modules_to_save" else None
+    adapted = get_peft_model(model, LoraConfig(target_modules=layers, modules_to_save=modules))
+    if place == "other adapter":
+        adapted.add_adapter("other", LoraConfig(target_modules=layers))
+        adapted.set_adapter("default")
+    part = {"embedding": "embed_tokens.base_layer", "other adapter": "lora_B.other"}.get(
+        place, "norm.modules_to_save"
+    )
+    tensor = next(p for name, p in adapted.named_parameters() if part in name)
+    trainer = trainer_for(tmp_path, model=adapted, max_steps=1)
+    trainer.add_callback(Poisoning(lambda: tensor.data.view(-1)[-1].fill_(math.nan), 1))
+    trainer.train()
+    for save in (trainer.save_model, lambda: trainer._save_checkpoint(trainer.model, None)):
+        with pytest.raises(TrainingDiverged, match="weights are not finite after step 1"):
+            save()
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("guard", [True, False])
+def test_a_model_file_that_is_not_finite_is_named_as_such(
+    shards: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], guard: bool
+) -> None:
+    """It has nothing to do with packing, which the isolation guard would blame."""
+    bad = AutoModelForCausalLM.from_pretrained(model)
+    with torch.no_grad():
+        bad.model.layers[1].mlp.up_proj.weight[0, 0] = math.nan
+    bad.save_pretrained(tmp_path / "bad")
+    for file in model.glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "bad")
+    arguments = ["run", str(shards), "--model", str(tmp_path / "bad"), "--use_cpu"]
+    arguments += ["--output_dir", str(tmp_path / "o"), "--max_steps", "1"]
+    code = main([*arguments, *([] if guard else ["--no_isolation_guard"])])
+    error = capsys.readouterr().err
+    assert code == 2, error
+    assert "the model has non-finite weights: model.layers.1.mlp.up_proj.weight" in error
+
+
+@pytest.mark.parametrize("how", ["gradient", "weights"])
+def test_weights_that_an_update_destroys_are_blamed_on_its_step(tmp_path: Path, how: str) -> None:
+    trainer = trainer_for(tmp_path, max_steps=4)
+    norm = trainer.model.model.norm.weight
+    trainer._row_name = lambda origin: f"data:{origin}"  # type: ignore[method-assign]
+    trainer._finite._locate = trainer._row_name
+    rows: list[list[int]] = []
+    add = trainer._finite.add_batch
+
+    def add_batch(loss: torch.Tensor, origins: Any) -> None:
+        rows.append([7 + len(rows)])
+        add(loss, rows[-1])
+
+    trainer._finite.add_batch = add_batch  # type: ignore[method-assign]
+
+    def poison() -> None:
+        target = norm.grad if how == "gradient" else norm.data
+        assert target is not None
+        target[0] = math.nan
+
+    trainer.add_callback(Poisoning(poison, 2, before_update=how == "gradient"))
+    with pytest.raises(
+        TrainingDiverged,
+        match=r"non-finite in the update of step 2 \(model\..*\), trained on data:8\n",
+    ):
+        trainer.train()
+    assert trainer.state.global_step == 2
+
+
+def test_the_remedy_of_a_divergence_is_not_to_resume_with_another_rate(tmp_path: Path) -> None:
+    """A resume keeps the learning rate of its checkpoint."""
+    trainer = trainer_for(tmp_path, max_steps=1)
+    trainer.train()
+    with torch.no_grad():
+        trainer.model.model.norm.weight[3] = math.nan
+    with pytest.raises(TrainingDiverged) as caught:
+        trainer.save_model()
+    assert "start a new run with a lower --learning_rate" in caught.value.remedy
+    assert "--model OUTPUT_DIR/checkpoint-N" in caught.value.remedy
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_any_value_that_is_not_finite_is_found(kind: torch.dtype) -> None:
+    """And sums that overflow, of values that do not, are no fault."""
+    large = torch.full((1000,), torch.finfo(kind).max, dtype=kind)
+    assert names_not_finite({"a": large, "b": -large}) == []
+    for value in (math.nan, math.inf, -math.inf):
+        for place in (0, 517, 999):
+            bad = large.clone()
+            bad[place] = value
+            bad[(place + 1) % 1000] = -value
+            assert names_not_finite({"a": large, "b": bad}) == ["b"]
 
 
 def test_buffers_that_are_not_saved_are_not_checked(tmp_path: Path) -> None:
@@ -339,7 +482,9 @@ def test_an_evaluation_that_is_not_finite_is_never_the_best(
 def test_the_methods_that_are_extended_still_exist() -> None:
     """They are transformers' own; without them, nothing would be checked."""
     names = ["training_step", "_get_grad_norm", "_maybe_log_save_evaluate", "_save_checkpoint"]
-    names += ["get_batch_samples", "push_to_hub", "_determine_best_metric", "_save_rng_state"]
+    names += ["get_batch_samples", "push_to_hub", "_determine_best_metric", "_finalize_training"]
+    names += ["_load_from_checkpoint", "_load_best_model", "_load_optimizer_and_scheduler"]
+    names += ["_load_rng_state", "_load_scaler", "_run_epoch"]
     for name in names:
         assert callable(getattr(Trainer, name))
 
@@ -348,8 +493,8 @@ def test_packs_without_origins_are_named_by_nothing(tmp_path: Path) -> None:
     trainer = trainer_for(
         tmp_path, packs=MemoryPacks([make_pack([5, 9], seed=n) for n in range(4)])
     )
-    with torch.no_grad():
-        trainer.model.model.norm.weight[0] = math.nan
+    compute = trainer.compute_loss
+    trainer.compute_loss = lambda *given, **options: compute(*given, **options) * math.nan  # type: ignore[method-assign]
     with pytest.raises(TrainingDiverged, match=r"^the loss is nan at step 1\n"):
         trainer.train()
     assert len(PACKS) > 0

@@ -93,6 +93,40 @@ def test_ranks_that_do_not_become_one_run_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+@on_cpu
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"PMI_SIZE": "2", "PMI_RANK": "1"},
+        {"OMPI_COMM_WORLD_SIZE": "2"},
+        {"WORLD_SIZE": "2"},
+        {"WORLD_SIZE": "2", "RANK": "0"},
+        {"LOCAL_RANK": "1"},
+        {"SLURM_STEP_NUM_TASKS": "2"},
+    ],
+)
+def test_ranks_that_cannot_find_each_other_are_refused_on_a_cpu_too(
+    tmp_path: Path, variables: dict[str, str]
+) -> None:
+    """Where accelerate and torch would say which of their variables is missing."""
+    arguments = ["run", "packs", "--model", "model", "--output_dir", str(tmp_path / "o")]
+    launchers = {name for names in LAUNCHERS for name in names}
+    clean = {name: value for name, value in os.environ.items() if name not in launchers}
+    done = subprocess.run(
+        [sys.executable, "-m", "sfttrain", *arguments],
+        cwd=ROOT,
+        env={**clean, **variables},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "processes were launched, and each would train by itself" in done.stderr
+    assert f"unset {', '.join(name for name in variables if name != 'RANK')}"[:-2] in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The environment without what launchers leave in it."""
