@@ -285,9 +285,11 @@ def read_config_file(path: str) -> dict[str, Any]:
             f"cannot read the config file {path}: {error.strerror}",
             remedy="check the path given to --config",
         ) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # ValueError: not UTF-8, or an integer of thousands of digits.
+        what = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ConfigError(
-            f"{path} is not YAML: {error}", remedy="write lines such as  max_length: 2048"
+            f"{path} is not YAML: {what}", remedy="write lines such as  max_length: 2048"
         ) from error
     if content is None:
         return {}

@@ -47,7 +47,8 @@ class InputNotFound(SftprepError):
 
 
 class EmptyInput(SftprepError):
-    """Inputs that hold no record, or no record that can be trained on."""
+    """Inputs that hold no record, or no record that can be trained on; a lane of a stream that
+    holds too few of these."""
 
 
 class InputUnreadable(SftprepError):

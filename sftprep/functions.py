@@ -95,8 +95,8 @@ def _load_module(place: str, name: str) -> ModuleType:
             return _module_of_file(Path(place).resolve())
         _import_from_working_directory(place.partition(".")[0])
         return importlib.import_module(place)
-    except Exception as error:
-        # Importing runs code of the user, which may raise anything.
+    except (Exception, SystemExit) as error:
+        # Importing runs code of the user, which may raise anything, and may be a script that exits.
         remedy = _REMEDY
         if isinstance(error, ModuleNotFoundError):
             remedy += (

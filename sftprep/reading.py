@@ -57,5 +57,6 @@ def decoded(value: Any, what: str) -> Any:
         return value
     try:
         return json.loads(value)
-    except ValueError as error:
-        raise Unusable("bad_tool", f"{what} is text, but no JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise Unusable("bad_tool", f"{what} is text, but no JSON: {why}") from error

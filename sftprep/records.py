@@ -263,7 +263,7 @@ def _formatted(record: Record, line: int, function: Callable[[Record], Any]) -> 
     """What a function of the user makes of a record: a text, or several."""
     try:
         made = function(record)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # Code of the user, which may raise anything: that is a fault of this record.
         raise Unusable(
             "function_failed", f"the formatting function raised {type(error).__name__}: {error}"

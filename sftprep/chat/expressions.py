@@ -18,6 +18,7 @@ from jinja2.idtracking import VAR_LOAD_RESOLVE, Symbols
 
 from sftprep.chat.code import Code, Kind, Loop, Macro, joined, literal, shown, summands
 from sftprep.chat.facts import Facts, has_arguments, namespace_keys, shown_filter
+from sftprep.chat.growth import SHORT
 from sftprep.chat.jinja import ChatEnvironment
 from sftprep.chat.operations import (
     COMPARISONS,
@@ -36,7 +37,7 @@ from sftprep.chat.operations import (
     is_some_text,
     passed_first,
 )
-from sftprep.chat.runtime import NAMES_OF_MAPPINGS, NAMES_OF_VALUES
+from sftprep.chat.runtime import NAMES_OF_MAPPINGS, NAMES_OF_VALUES, join_by, replace
 
 
 @dataclass
@@ -246,6 +247,12 @@ class Expressions:
         if method not in METHODS or (isinstance(owner, nodes.Const) and value.literal is None):
             return self.only_jinja(node, f"a call of .{method}")
         source = f"{value.source}.{method}({self._arguments(node)})"
+        guard = _GUARDS.get(method)
+        if guard is not None and not self._repeats_little(node, method, value):
+            if node.kwargs:
+                return self.only_jinja(node, f"a call of .{method} with names")
+            self.bound[f"guarded_{method}"] = guard
+            source = f"guarded_{method}({value.source}, {self._arguments(node)})"
         kind = self._text_kind(value)
         if method in TEXT_METHODS:
             return Code(source, kind)
@@ -256,6 +263,13 @@ class Expressions:
             and is_some_text(node.args[0])
         )
         return Code(source, "texts" if splits and kind == "text" else "value")
+
+    def _repeats_little(self, node: nodes.Call, method: str, value: Code) -> bool:
+        """Whether the text that `replace` or `join` writes many times is a short constant."""
+        repeated = value.literal
+        if method == "replace":
+            repeated = self.expression(node.args[1]).literal if len(node.args) > 1 else None
+        return repeated is not None and len(repeated) <= SHORT
 
     def _call_name(self, node: nodes.Call, name: str) -> Code:
         outside = self.is_input(name)
@@ -450,6 +464,8 @@ def anchor_count(variable: str) -> str:
     return f"a_{variable}"
 
 
+_GUARDS: dict[str, Callable[..., object]] = {"replace": replace, "join": join_by}
+"""Methods that may make a huge value of two short ones."""
 _ARGUMENTS = frozenset({"messages", "tools", "add_generation_prompt"})
 _SPECIAL_NAMES = frozenset({"self", "super", "caller", "varargs", "kwargs", "loop"})
 _WRITERS: dict[type, Callable[[Expressions, Any], Code]] = {

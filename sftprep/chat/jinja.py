@@ -13,7 +13,7 @@ from types import CodeType
 from typing import Any, NamedTuple
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import filters, nodes, pass_environment, pass_eval_context
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -22,6 +22,18 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, generate_lorem_ipsum
 
 from sftprep.batch import Message
+from sftprep.chat.growth import (
+    HUGE_SIZE,
+    METHOD_CHECKS,
+    SHORT,
+    check_format,
+    check_growth,
+    check_indent,
+    check_join,
+    check_replace,
+    check_sum,
+    check_wordwrap,
+)
 from sftprep.chat.turns import Mark, note_turns
 from sftprep.errors import TemplateError
 
@@ -54,11 +66,16 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             {name: _with_small_numbers(self.filters[name]) for name in _PADDING_FILTERS}
         )
         self.filters["format"] = _with_small_widths(self.filters["format"])
+        self.filters["replace"] = _replace
+        self.filters["join"] = _join
+        self.filters["sum"] = _sum
+        self.filters["indent"] = _with_check(self.filters["indent"], check_indent, 0)
+        self.filters["wordwrap"] = _with_check(self.filters["wordwrap"], check_wordwrap, 1)
         self.globals["raise_exception"] = raise_exception
         self.globals["strftime_now"] = _frozen_clock(date)
         self.globals["dict"] = _Dict()
         self.globals["namespace"] = _ChatNamespace
-        self.globals["lipsum"] = _with_small_numbers(generate_lorem_ipsum)
+        self.globals["lipsum"] = _with_small_numbers(_lipsum)
 
     @property
     def generation(self) -> GenerationTag:
@@ -74,21 +91,41 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        """Call what a template calls. Raises SecurityError for padding to a huge width."""
-        if getattr(__obj, "__name__", None) in _PADDING_METHODS:
+        """Call what a template calls. Raises SecurityError for padding to a huge width, and for
+        strings that would be multiplied."""
+        name = getattr(__obj, "__name__", None)
+        if name in _PADDING_METHODS:
             _check_small((args, kwargs))
+        text = getattr(__obj, "__self__", None)
+        if isinstance(text, str):
+            if name == "join" and len(args) == 1:
+                args = (_as_items(args[0]),)
+                check_join(text, args[0])
+            elif name in METHOD_CHECKS:
+                named = {key: kwargs[key] for key in kwargs if key not in _ADDED_ARGUMENTS}
+                METHOD_CHECKS[name](text, *args, **named)
         return super().call(__context, __obj, *args, **kwargs)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """The sandboxed `str.format`, which refuses huge widths too."""
         wrapped = super().wrap_str_format(value)
-        if wrapped is not None:
-            for _, _, layout, _ in Formatter().parse(value.__self__):
-                if layout and ("{" in layout or _LARGE_NUMBER.search(layout)):
-                    raise SecurityError(
-                        "the chat template formats to a width that it computes, or a huge one"
-                    )
-        return wrapped
+        if wrapped is None:
+            return None
+        fields = 0
+        for _, name, layout, _ in Formatter().parse(value.__self__):
+            fields += name is not None
+            if layout and ("{" in layout or _LARGE_NUMBER.search(layout)):
+                raise SecurityError(
+                    "the chat template formats to a width that it computes, or a huge one"
+                )
+        if fields <= SHORT:
+            return wrapped
+
+        def checked(*args: Any, **kwargs: Any) -> str:
+            check_format(value.__self__, fields, [*args, kwargs], size_of)
+            return wrapped(*args, **kwargs)
+
+        return checked
 
 
 class GenerationTag(Extension):
@@ -294,10 +331,13 @@ def tojson(
     sort_keys: bool = False,
 ) -> str:
     """The `tojson` of chat templates: plain JSON, where Jinja's own escapes HTML. Raises
-    SecurityError for a huge indent."""
+    SecurityError for a huge indent, or long separators."""
     if not (ensure_ascii or indent is not None or separators is not None or sort_keys):
         return _PLAIN_JSON(value)
     _check_small(indent)
+    for text in (indent, *(separators or ())):
+        if isinstance(text, str) and len(text) > SHORT:
+            raise SecurityError("the chat template asks for JSON with long separators")
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
@@ -336,12 +376,13 @@ class _ChatNamespace(Namespace):
 
 
 _PLAIN_JSON = json.JSONEncoder(ensure_ascii=False).encode
+_ADDED_ARGUMENTS = frozenset({"_loop_vars", "_block_vars"})
+"""What compiled templates of Jinja add to each call in a loop or block."""
 _PADDING_METHODS = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs"})
 _PADDING_FILTERS = ("center", "indent", "batch", "slice", "wordwrap")
 _SMALL = 10_000
 _LARGE_NUMBER = re.compile(r"\d{5,}")
 _LARGE_PERCENT = re.compile(r"%[^a-zA-Z%]*(\d{5,}|\*)")
-_HUGE_VALUE = 1 << 24
 
 
 def _frozen_clock(date: datetime.date) -> Callable[[str], str]:
@@ -374,12 +415,73 @@ def _with_small_numbers(function: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
+def _with_check(
+    function: Callable[..., Any], check: Callable[..., None], passed: int
+) -> Callable[..., Any]:
+    """The same filter after a check of what it gets. passed: arguments that Jinja puts first."""
+
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        check(*args[passed:], **kwargs)
+        return function(*args, **kwargs)
+
+    if hasattr(function, "jinja_pass_arg"):
+        checked.jinja_pass_arg = function.jinja_pass_arg  # type: ignore[attr-defined]
+    return checked
+
+
+@pass_eval_context
+def _replace(
+    context: nodes.EvalContext, s: Any, old: Any, new: Any, count: int | None = None
+) -> str:
+    check_replace(s, old, new, count)
+    return filters.do_replace(context, s, old, new, count)
+
+
+@pass_eval_context
+def _join(
+    context: nodes.EvalContext, value: Any, d: Any = "", attribute: str | int | None = None
+) -> str:
+    if attribute is not None:
+        value = map(filters.make_attrgetter(context.environment, attribute), value)
+    items = _as_items(value)
+    check_join(d, items)
+    return filters.sync_do_join(context, items, d)
+
+
+@pass_environment
+def _sum(
+    environment: jinja2.Environment,
+    iterable: Any,
+    attribute: str | int | None = None,
+    start: Any = 0,
+) -> Any:
+    if isinstance(start, list | tuple):
+        if attribute is not None:
+            iterable = map(filters.make_attrgetter(environment, attribute), iterable)
+        iterable, attribute = list(iterable), None
+        check_sum(iterable, start)
+    return filters.sync_do_sum(environment, iterable, attribute, start)
+
+
+def _lipsum(n: int = 5, html: bool = True, min: int = 20, max: int = 100) -> str:
+    check_growth("lipsum", 8 * n * max, 0)
+    return generate_lorem_ipsum(n, html, min, max)
+
+
+def _as_items(value: Any) -> Any:
+    """An iterable that can be gone through again."""
+    if type(value) in (list, str, tuple):  # the usual ones, without the slower test
+        return value
+    return value if isinstance(value, str | Sequence | Mapping) else list(value)
+
+
 def _with_small_widths(function: Callable[..., str]) -> Callable[..., str]:
     """The `format` filter, refusing large widths."""
 
     def checked(value: Any, *args: Any, **kwargs: Any) -> str:
         if _LARGE_PERCENT.search(str(value)):
             raise SecurityError("the chat template formats to a huge width")
+        check_format(str(value), str(value).count("%"), [*args, kwargs], size_of)
         return function(value, *args, **kwargs)
 
     return checked
@@ -397,14 +499,17 @@ def _check_small(value: Any) -> None:
 
 def _is_huge(operator: str, left: Any, right: Any) -> bool:
     if operator == "%":
-        return isinstance(left, str) and _LARGE_PERCENT.search(left) is not None
+        if not isinstance(left, str):
+            return False
+        check_format(left, left.count("%"), right, size_of)
+        return _LARGE_PERCENT.search(left) is not None
     if operator == "**":
         return (
             isinstance(left, int)
             and isinstance(right, int)
-            and left.bit_length() * right > _HUGE_VALUE
+            and left.bit_length() * right > HUGE_SIZE
         )
     if isinstance(left, int) and isinstance(right, int):
-        return left.bit_length() + right.bit_length() > _HUGE_VALUE
+        return left.bit_length() + right.bit_length() > HUGE_SIZE
     size, count = (left, right) if isinstance(right, int) else (right, left)
-    return isinstance(count, int) and hasattr(size, "__len__") and len(size) * count > _HUGE_VALUE
+    return isinstance(count, int) and hasattr(size, "__len__") and len(size) * count > HUGE_SIZE

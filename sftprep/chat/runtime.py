@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 from jinja2 import Undefined
 from markupsafe import Markup, soft_str
 
+from sftprep.chat.growth import HUGE_SIZE
+
 UNDEFINED = Undefined(name="value")
 """What is not there. Jinja makes one for each lookup; they are all equal, and differ in their error
 messages only."""
@@ -93,6 +95,20 @@ def trim(value: Any) -> str:
 def is_filled(value: Any) -> bool:
     """`value | length > 0`."""
     return len(value) > 0
+
+
+def replace(value: Any, old: Any, new: Any, *count: Any) -> Any:
+    """`value.replace(old, new)`, where `new` may be long."""
+    if type(value) is type(new) is str and (len(value) + 1) * len(new) <= HUGE_SIZE:
+        return value.replace(old, new, *count)
+    raise HandOver("a long replacement")
+
+
+def join_by(separator: Any, items: Any) -> Any:
+    """`separator.join(items)`, where the separator may be long."""
+    if type(separator) is str and type(items) is list and len(separator) * len(items) <= HUGE_SIZE:
+        return separator.join(items)
+    raise HandOver("a long separator")
 
 
 def size(pieces: list[str]) -> int:

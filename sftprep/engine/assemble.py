@@ -20,7 +20,7 @@ from sftprep.engine.windows import plan_packs
 from sftprep.errors import ConfigError
 from sftprep.hashes import mixed_order
 from sftprep.packing.strategies import PackPlan
-from sftprep.shards.manifest import ShardInfo, check_manifest_size
+from sftprep.shards.manifest import ShardInfo
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a pass, what is done and what there is to do, in bytes or shards."""
@@ -48,8 +48,11 @@ def assemble(
     spills: Path,
     executor: Executor,
     progress: Progress,
+    check_shards: Callable[[int], None],
 ) -> Assembled:
     """Plan and write the shards of a side into `folder`; spills: the folder of the spills.
+
+    check_shards: called with the number of shards before the first is written.
 
     Raises:
         StorageError: a shard cannot be written.
@@ -60,7 +63,7 @@ def assemble(
     # Best-fit order follows length, so packs are shuffled.
     order = np.arange(plan.num_bins) if keep else mixed_order(plan.num_bins, config.pack.seed)
     tasks, shards = _Tasks(side, plan, order, config, max_length, folder, spills), {}
-    check_manifest_size([], len(tasks))
+    check_shards(len(tasks))
     for shard in executor.map_unordered(assemble_shard, tasks):
         shards[shard.index] = shard
         progress("write", len(shards), len(tasks))

@@ -38,14 +38,15 @@ from sftprep.engine.passes import (
 )
 from sftprep.engine.recipe import RecipeFile, recipe_file
 from sftprep.engine.selection import Side, choose, wanted_facts
-from sftprep.engine.setup import Setup, prepare_setup
+from sftprep.engine.setup import Setup, manifest_facts, manifest_settings, prepare_setup
 from sftprep.engine.windows import lane_block
-from sftprep.errors import InputChanged
+from sftprep.errors import InputChanged, InputUnreadable
 from sftprep.hashes import digest
 from sftprep.packing.strategies import SMALL, pack_lengths
 from sftprep.shards.files import write_bytes
 from sftprep.shards.layout import EVAL_FOLDER, REJECTED_NAME
-from sftprep.shards.manifest import Manifest
+from sftprep.shards.manifest import InputInfo, Manifest
+from sftprep.shards.manifest_size import check_manifest_size
 from sftprep.sources.partition import Source, cut
 from sftprep.tokenize.beside import Beside
 from sftprep.tokenize.hf import HfEncoder
@@ -206,22 +207,28 @@ def _side(
         config = dataclasses.replace(config, pack=dataclasses.replace(config.pack, packing=packing))
     shards = output.staging(evaluation=side.evaluation)
     max_length = setup.recipe.max_length
-    made = assemble(side, config, max_length, shards, output.work, executor, progress)
-    return _manifest(config, setup, side, made)
+    settings = manifest_settings(config, [setup.names[number] for number in side.inputs])
+    infos = input_infos(side, setup)
+    check_shards = partial(
+        check_manifest_size,
+        {"config": settings, **manifest_facts(setup.recipe, setup.encoder)},
+        [(info, [info.path]) for info in infos],
+    )
+    made = assemble(side, config, max_length, shards, output.work, executor, progress, check_shards)
+    return _manifest(config, setup, side, made, settings, infos)
 
 
-def _manifest(config: BuildConfig, setup: Setup, side: Side, made: Assembled) -> Manifest:
-    recipe, spec, plan = setup.recipe, setup.recipe.tokenizer, made.plan
-    # What does not change a byte of the shards stays out: the same build elsewhere has the same
-    # manifest.
-    elsewhere = ("output", "workers", "overwrite", "keep_spill", "on_bad_record", "max_rejected")
-    settings: dict[str, Any] = {
-        name: value for name, value in config.flat().items() if name not in elsewhere
-    }
-    settings.update(max_length=recipe.max_length, date=recipe.date, map=list(config.format.map))
-    settings["inputs"] = list(config.source.inputs) or [
-        setup.names[number] for number in side.inputs
-    ]
+def _manifest(
+    config: BuildConfig,
+    setup: Setup,
+    side: Side,
+    made: Assembled,
+    settings: dict[str, Any],
+    infos: tuple[InputInfo, ...],
+) -> Manifest:
+    recipe, plan = setup.recipe, made.plan
+    facts = manifest_facts(recipe, setup.encoder)
+    settings = {**settings, "max_length": recipe.max_length, "date": recipe.date}
     accounting = total(side.accounts)
     plan_digest = xxhash.xxh3_128_hexdigest(
         np.concatenate((plan.members, plan.offsets, made.order)).astype("<i8").tobytes()
@@ -234,18 +241,11 @@ def _manifest(config: BuildConfig, setup: Setup, side: Side, made: Assembled) ->
             config.output.position_ids,
             config.output.shard_tokens,
         ),
-        tokenizer={
-            "name": spec.name,
-            "fingerprint": spec.fingerprint,
-            "vocab_size": spec.vocab_size,
-            "max_id": made.max_id,
-            "eos_token_id": spec.eos_token_id,
-            "pad_token_id": spec.pad_token_id,
-        },
-        chat_template=recipe.chat_template,
-        encoder=setup.encoder,
+        tokenizer={**facts["tokenizer"], "max_id": made.max_id},
+        chat_template=facts["chat_template"],
+        encoder=facts["encoder"],
         template=_template(recipe.chat_template, side),
-        inputs=input_infos(side, setup),
+        inputs=infos,
         accounting=accounting,
         plan={
             "strategy": config.pack.packing,
@@ -294,7 +294,16 @@ def _template(source: str | None, side: Side) -> dict[str, Any]:
 
 def _check_unchanged(setup: Setup) -> None:
     for each in setup.inputs:
-        if each.stamp is not None and stamp(each.source.file) != each.stamp:
+        if each.stamp is None:
+            continue
+        try:
+            is_unchanged = stamp(each.source.file) == each.stamp
+        except InputUnreadable as error:
+            raise InputChanged(
+                f"{each.source.name} was removed or replaced while the build ran",
+                remedy="put the file back, or leave it out, and run the build again",
+            ) from error
+        if not is_unchanged:
             raise InputChanged(
                 f"{each.source.name} changed while it was read",
                 remedy="run the build again when nothing writes to the file",

@@ -11,6 +11,7 @@ from sftprep.errors import ConfigError
 from sftprep.sources.file_types import kind_of
 from sftprep.sources.files import find_files, refuse_twice
 from sftprep.sources.hub import HubFile, hub_files, is_hub_name
+from sftprep.sources.lines import unreadable
 from sftprep.sources.partition import Source
 
 Stamp = tuple[int, int]
@@ -68,8 +69,13 @@ def find_inputs(
 
 
 def stamp(file: str) -> Stamp:
-    """Size and time of last change of a file: another stamp is another content."""
-    status = os.stat(file)
+    """Return size and time of last change of a file: another stamp is another content.
+
+    Raises:
+        InputUnreadable: it was removed, or may not be looked at.
+    """
+    with unreadable(file):
+        status = os.stat(file)
     return status.st_size, status.st_mtime_ns
 
 

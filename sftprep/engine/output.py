@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftprep.errors import ManifestError, OutputExists
+from sftprep.errors import ManifestError, OutputExists, StorageError
 from sftprep.shards.files import storage_errors, sync_folder, write_bytes
 from sftprep.shards.layout import (
     COMMIT_NAME,
@@ -42,7 +42,8 @@ from sftprep.shards.layout import (
     mark_work_folder,
 )
 from sftprep.shards.locks import exclusive
-from sftprep.shards.manifest import Manifest, manifest_bytes, read_manifest
+from sftprep.shards.manifest import Manifest, read_manifest
+from sftprep.shards.manifest_size import manifest_bytes
 from sftprep.shards.ownership import commit_bytes, committed_names, is_work_file
 from sftprep.shards.schema import SHARD_PATTERN
 
@@ -50,6 +51,11 @@ _FINAL_NAME = re.compile(rf"(eval/)?(manifest\.json|shards/{SHARD_PATTERN})|reje
 """Paths in the output folder that builds put in place."""
 _SPILL_NAME = re.compile(r"build\.json|[0-9a-f]{40}\.arrow|recipe-[0-9a-f]{16}\.jsonl")
 """Paths in the work folder that --keep-spill keeps."""
+
+_WORTHLESS_NAME = re.compile(
+    rf"{re.escape(MARKER_NAME)}|{re.escape(LOCK_NAME)}|recipe-[0-9a-f]{{16}}\.jsonl"
+)
+"""Paths in the work folder that save no work if there is nothing else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,37 +142,63 @@ def claim_output(root: Path, *, overwrite: bool) -> Iterator[OutputFolder]:
         OutputBusy: another build holds it.
         StorageError: it cannot be written.
     """
-    work = root / WORK_FOLDER
+    with _created_folders(root):
+        with storage_errors(root):
+            if not has_work_folder(root):
+                _check_contents(root, overwrite=overwrite)
+                _mark(root)
+        with _held(root, overwrite=overwrite) as output:
+            yield output
+
+
+@contextmanager
+def _created_folders(root: Path) -> Iterator[None]:
+    """Create the output folder while the block runs.
+
+    At the end, it and its parents are removed if this build created them and left nothing there.
+    """
     with storage_errors(root):
         _check_not_in_build(root)
-        created = not root.exists()
-        root.mkdir(parents=True, exist_ok=True)
-        if not has_work_folder(root):
-            _check_contents(root, overwrite=overwrite)
-            _mark(root)
-    remedy = "wait for it to end, or give another --output"
-    with exclusive(work / LOCK_NAME, "another build", root, remedy=remedy):
+        created = [folder for folder in (root, *root.parents) if not folder.exists()]
+    try:
         with storage_errors(root):
-            # Another build may have ended since the first look.
-            before = _check_contents(root, overwrite=overwrite)
-            if not has_work_folder(root):
-                _mark(root)
-            marker = os.lstat(work / MARKER_NAME)
-            remove_work = is_work_folder_created(work)
-        try:
-            yield OutputFolder(root=root, before=frozenset(before))
-        finally:
-            # What a build did before it failed is kept and reused; if there is nothing, it leaves
-            # nothing.
-            is_done = set(_work_files(work)) <= {MARKER_NAME, LOCK_NAME}
-            if is_done:
-                _clean_work_folder(work, keep_spill=False)
-                # While the lock is held, nobody else marks the folder or locks it.
-                _unlink_own(work / MARKER_NAME, marker)
-    if is_done and remove_work:
-        _remove_empty(work)
-    if is_done and created:
-        _remove_empty(root)
+            root.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for folder in created:
+            _remove_empty(folder)
+
+
+@contextmanager
+def _held(root: Path, *, overwrite: bool) -> Iterator[OutputFolder]:
+    """Hold an output folder with a marked work folder while the block runs.
+
+    What a build did before it failed is kept and reused. If there is nothing to keep, the work
+    folder is removed as well, unless the marker says that a user created it.
+    """
+    work, remove_work = root / WORK_FOLDER, False
+    remedy = "wait for it to end, or give another --output"
+    try:
+        with exclusive(work / LOCK_NAME, "another build", root, remedy=remedy):
+            with storage_errors(root):
+                # Another build may have ended since the first look.
+                before = _check_contents(root, overwrite=overwrite)
+                if not has_work_folder(root):
+                    _mark(root)
+                marker = os.lstat(work / MARKER_NAME)
+                is_created = is_work_folder_created(work)
+            try:
+                yield OutputFolder(root=root, before=frozenset(before))
+            finally:
+                if all(_WORTHLESS_NAME.fullmatch(name) for name in _work_files(work)):
+                    _clean_work_folder(work, keep_spill=False)
+                    # While the lock is held, nobody else marks the folder or locks it.
+                    _unlink_own(work / MARKER_NAME, marker)
+                    remove_work = is_created
+    finally:
+        # After the lock file is gone, and also where the build failed.
+        if remove_work:
+            _remove_empty(work)
 
 
 def _check_not_in_build(root: Path) -> None:
@@ -185,7 +217,13 @@ def _mark(root: Path) -> None:
     # Our lock is all that is left where a kill hit the end of a build, after the marker.
     created = not work.exists() or is_file(work / LOCK_NAME)
     work.mkdir(exist_ok=True)
-    mark_work_folder(root, created=created)
+    try:
+        mark_work_folder(root, created=created)
+    except StorageError:
+        # Without its marker, an empty folder could be a user's and would stay for good.
+        if created:
+            _remove_empty(work)
+        raise
 
 
 # --- whose paths are in the folder -------------------------------------------------------------

@@ -8,7 +8,7 @@ import datetime
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from sftprep.errors import ConfigError, TemplateError, TokenizerError
 from sftprep.given import MASKS
 from sftprep.records import Reading, detect_format, keys_read, unknown_format
 from sftprep.render.renderer import Renderer
-from sftprep.shards.manifest import check_manifest_size
+from sftprep.shards.manifest_size import check_manifest_size, expected_input
 from sftprep.sources.jsonl import parse_line
 from sftprep.sources.partition import Source, first_lines
 from sftprep.tokenize.encoder import probe_encoder
@@ -89,7 +89,9 @@ def prepare_setup(
         raise ConfigError("no output folder is given", remedy="give --output DIR")
     _require_tokenizer(config)
     inputs, entries = find_inputs(config, data, eval_data)
-    check_manifest_size([each.source.name for each in inputs])
+    check_size = partial(_check_manifest_size, config, inputs, entries)
+    # Before each input is looked at, which takes long if there are many.
+    check_size({})
     recipes: dict[FormatConfig, int] = {}
     made: list[Recipe] = []
     narrowed: list[Input] = []
@@ -101,6 +103,8 @@ def prepare_setup(
         if own.format not in recipes:
             recipes[own.format] = len(made)
             recipe, facts = prepare_recipe(own)
+            if not made:
+                check_size(manifest_facts(recipe, facts))
             made.append(recipe)
         recipe_of.append(recipes[own.format])
         formats.append(
@@ -153,6 +157,65 @@ def format_of(
     look = _looked_at(name, records, config, recipe.reading())
     _check_together(recipe, look)
     return look.format
+
+
+def manifest_settings(config: BuildConfig, names: Sequence[str]) -> dict[str, Any]:
+    """Return the settings that the manifest of a build holds. names: of its inputs."""
+    # What does not change a byte of the shards stays out: the same build elsewhere has the same
+    # manifest.
+    elsewhere = ("output", "workers", "overwrite", "keep_spill", "on_bad_record", "max_rejected")
+    settings: dict[str, Any] = {
+        name: value for name, value in config.flat().items() if name not in elsewhere
+    }
+    return {
+        **settings,
+        "map": list(config.format.map),
+        "inputs": list(config.source.inputs) or list(names),
+    }
+
+
+def manifest_facts(recipe: Recipe, encoder: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a manifest that are known from the recipe and the facts on its
+    encoder."""
+    spec = recipe.tokenizer
+    return {
+        "tokenizer": {
+            "name": spec.name,
+            "fingerprint": spec.fingerprint,
+            "vocab_size": spec.vocab_size,
+            "eos_token_id": spec.eos_token_id,
+            "pad_token_id": spec.pad_token_id,
+        },
+        "chat_template": recipe.chat_template,
+        "encoder": encoder,
+    }
+
+
+def _check_manifest_size(
+    config: BuildConfig, inputs: list[Input], entries: list[SourceEntry], facts: dict[str, Any]
+) -> None:
+    """Raises ConfigError where the manifest of the build or of its evaluation would be too large.
+
+    facts: fields of the manifest that are known, but for its settings and inputs.
+    """
+    reasons: list[str] = []
+    if config.evaluation.eval_fraction:
+        reasons += ["left_out.in_training", "tokens_left_out.in_training"]
+    if any(entry.weight is not None for entry in entries):
+        reasons += ["left_out.not_sampled", "tokens_left_out.not_sampled"]
+    if any(entry.repeat != 1 for entry in entries):
+        reasons += ["extra.repeated", "tokens_extra.repeated"]
+    for evaluation in (False, True):
+        names: dict[tuple[str, int | None], list[str]] = {}
+        for each in inputs:
+            if each.evaluation == evaluation:
+                kind = (entries[each.entry].name, each.source.limit)
+                names.setdefault(kind, []).append(each.source.name)
+        paths = [path for own in names.values() for path in own]
+        check_manifest_size(
+            {"config": manifest_settings(config, paths), **facts},
+            [(expected_input(*kind, reasons), own) for kind, own in names.items()],
+        )
 
 
 def _require_tokenizer(config: BuildConfig) -> None:

@@ -3,7 +3,6 @@ alone."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from itertools import groupby
 
@@ -16,6 +15,7 @@ from sftprep.hashes import mixed
 from sftprep.packing.strategies import PackPlan, pack_lengths
 from sftprep.packing.window import Emission, in_global_order, plan_lane
 from sftprep.sources.lanes import block_bytes, is_plain, lane_of
+from sftprep.sources.lines import file_size
 from sftprep.sources.partition import Source
 
 
@@ -25,7 +25,7 @@ def lane_block(config: BuildConfig, sources: Iterable[Source]) -> int | None:
     if config.pack.pack_window is None:
         return None
     files = [source.file for source in sources if source.blocks is None and is_plain(source.file)]
-    return block_bytes([os.path.getsize(file) for file in files], config.pack.lanes)
+    return block_bytes([file_size(file) for file in files], config.pack.lanes)
 
 
 def plan_packs(

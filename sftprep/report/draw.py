@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sftprep.errors import ShardError
 from sftprep.report.summary import some
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.reader import Pack
@@ -45,7 +46,7 @@ def draw_pack(
     for number, (start, end) in enumerate(
         zip((ends - pack.seq_lengths).tolist(), ends.tolist(), strict=True)
     ):
-        file, line = manifest.locate(int(pack.origin[number]))
+        file, line = _located(int(pack.origin[number]), manifest)
         mask = pack.completion_mask[start:end]
         lines.append("")
         # As everywhere, the first token of a sequence counts for nothing: nothing predicts it.
@@ -69,7 +70,7 @@ def pack_data(
     for number, (start, end) in enumerate(
         zip((ends - pack.seq_lengths).tolist(), ends.tolist(), strict=True)
     ):
-        file, line = manifest.locate(int(pack.origin[number]))
+        file, line = _located(int(pack.origin[number]), manifest)
         ids, mask = pack.input_ids[start:end].tolist(), pack.completion_mask[start:end].tolist()
         runs = [{"trained": trained, "text": decode(run)} for trained, run in _runs(ids, mask)]
         made = {"file": file, "line": line, "input_ids": ids, "completion_mask": mask, "runs": runs}
@@ -77,6 +78,17 @@ def pack_data(
             made["loss_weights"] = pack.loss_weights[start:end].tolist()
         sequences.append(made)
     return {"row": index, "tokens": len(pack.input_ids), "sequences": sequences}
+
+
+def _located(origin: int, manifest: Manifest) -> tuple[str, int]:
+    """File and line of a record. Raises ShardError where the inputs have no such record."""
+    try:
+        return manifest.locate(origin)
+    except IndexError as error:
+        raise ShardError(
+            f"a sequence has the origin {origin}, which is not a record of the inputs",
+            remedy="run `sftprep verify` on the folder, and build it again",
+        ) from error
 
 
 def _weights_line(pack: Pack, start: int, end: int) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
+from sftprep.regular import read_regular_file
 from sftprep.shards.files import write_bytes
 
 MANIFEST_NAME = "manifest.json"
@@ -60,9 +60,10 @@ def is_work_folder_created(work: Path) -> bool:
 
 
 def _marker_content(path: Path) -> bytes:
-    if not is_file(path) or path.stat().st_size > 4096:
+    try:
+        return b"" if path.is_symlink() else read_regular_file(path, 4096)
+    except OSError:
         return b""
-    return path.read_bytes()
 
 
 def is_build_folder(root: Path) -> bool:
@@ -73,9 +74,10 @@ def is_build_folder(root: Path) -> bool:
 def has_manifest(path: Path) -> bool:
     """Whether a file is the manifest of a build."""
     try:
-        if not path.is_file() or os.path.getsize(path) > LARGEST_MANIFEST:
+        content = read_regular_file(path, LARGEST_MANIFEST)
+        if len(content) > LARGEST_MANIFEST:
             return False
-        found = json.loads(path.read_bytes())
+        found = json.loads(content)
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(found, dict) and {"format_version", "sftprep_version"} <= found.keys()

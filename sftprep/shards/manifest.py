@@ -6,16 +6,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from sftprep.choices import check_local_path
-from sftprep.errors import ConfigError, ManifestError
+from sftprep.errors import ManifestError
+from sftprep.regular import read_regular_file
 from sftprep.shards.layout import LARGEST_MANIFEST, MANIFEST_NAME
 from sftprep.shards.schema import SHARD_NAME
 
@@ -189,44 +192,6 @@ class Manifest:
         return self.inputs[at].path, origin - starts[at] + 1
 
 
-def check_manifest_size(paths: Sequence[str], shards: int = 1) -> None:
-    """Check that the manifest of a build will not be larger than what `read_manifest` takes.
-
-    Args:
-        paths: names of the inputs.
-        shards: how many there are at least.
-
-    Raises:
-        ConfigError: it will be.
-    """
-    empty = InputInfo("", 0, "0" * 32, "", 0, 0, 0)
-    entry = len(json.dumps(dataclasses.asdict(empty), indent=1))
-    shard = len(json.dumps(dataclasses.asdict(ShardInfo("", 0, 0, 0, 0, "0" * 64, "0" * 32))))
-    size = shards * shard + len(paths) * entry + sum(len(path.encode()) for path in paths)
-    if size > LARGEST_MANIFEST:
-        raise _too_large(size, len(paths), shards)
-
-
-def manifest_bytes(manifest: Manifest) -> bytes:
-    """Return the bytes of a manifest.
-
-    Raises:
-        ConfigError: there are more of them than `read_manifest` takes.
-    """
-    content = manifest.to_json()
-    if len(content) > LARGEST_MANIFEST:
-        raise _too_large(len(content), len(manifest.inputs), len(manifest.shards))
-    return content
-
-
-def _too_large(size: int, inputs: int, shards: int) -> ConfigError:
-    return ConfigError(
-        f"the manifest of {inputs:,} inputs and {shards:,} shards has {size / 2**20:,.0f} MiB or "
-        f"more, and {LARGEST_MANIFEST >> 20} MiB at most can be read",
-        remedy="join small input files, raise --shard-tokens, or make several builds",
-    )
-
-
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     """Read the manifest of a build.
 
@@ -238,12 +203,13 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         check_local_path(os.fspath(folder), "the folder")
     path = root / MANIFEST_NAME
     try:
-        if path.stat().st_size > LARGEST_MANIFEST:
+        content = read_regular_file(path, LARGEST_MANIFEST)
+        if len(content) > LARGEST_MANIFEST:
             raise ManifestError(
                 f"{path} is larger than {LARGEST_MANIFEST >> 20} MiB",
                 remedy="build again: this is no manifest of ours",
             )
-        raw = json.loads(path.read_bytes())
+        raw = json.loads(content)
     except (FileNotFoundError, NotADirectoryError) as error:
         what = (
             "is no finished build: it has no manifest.json"
@@ -257,11 +223,13 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         ) from error
     except OSError as error:
         raise ManifestError(
-            f"cannot read {path}: {error.strerror}", remedy="check its permissions"
+            f"cannot read {path}: {error.strerror}",
+            remedy="check that it is a file, and its permissions",
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
+        what = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ManifestError(
-            f"{path} is damaged: {error}", remedy="remove the folder, and build again"
+            f"{path} is damaged: {what}", remedy="remove the folder, and build again"
         ) from error
     return _from_raw(raw, path)
 
@@ -275,14 +243,17 @@ def _from_raw(raw: Any, path: Path) -> Manifest:
             remedy="update sftprep" if major.isdigit() else "remove the folder, and build again",
         )
     try:
-        nested = dict(raw)
-        nested["inputs"] = tuple(
-            _known(InputInfo, _with_accounting(item)) for item in raw["inputs"]
-        )
-        nested["shards"] = tuple(_known(ShardInfo, item) for item in raw["shards"])
-        nested["accounting"] = _known(Accounting, raw["accounting"])
-        manifest: Manifest = _known(Manifest, nested)
-    except (KeyError, TypeError) as error:
+        manifest: Manifest = _parse(Manifest, raw, "")
+        for name, (kind, required) in _TOKENIZER_FIELDS.items():
+            if required or name in manifest.tokenizer:
+                _check(kind, manifest.tokenizer.get(name), f"tokenizer.{name}")
+        if manifest.tokenizer.get("max_id", -1) != -1:  # of a build without a token
+            _check(int, manifest.tokenizer["max_id"], "tokenizer.max_id")
+        _check(int, manifest.plan.get("cuts", 0), "plan.cuts")
+        if manifest.eval:
+            _check(str, manifest.eval.get("folder"), "eval.folder")
+            _check(str, manifest.eval.get("digest"), "eval.digest")
+    except _FieldError as error:
         raise ManifestError(
             f"{path} is damaged: {error}", remedy="remove the folder, and build again"
         ) from error
@@ -295,15 +266,100 @@ def _from_raw(raw: Any, path: Path) -> Manifest:
     return manifest
 
 
-def _with_accounting(item: dict[str, Any]) -> dict[str, Any]:
-    return (
-        {**item, "accounting": _known(Accounting, item["accounting"])}
-        if "accounting" in item
-        else item
-    )
+class _FieldError(Exception):
+    """A field that is missing, or of another type."""
 
 
-def _known(kind: Any, values: dict[str, Any]) -> Any:
+def _parse(kind: Any, values: Any, place: str) -> Any:
+    """Make a dataclass of a JSON object whose fields have the types that it declares.
+
+    Args:
+        kind: a dataclass of this module.
+        values: what stands in the manifest.
+        place: the path of its fields, as `inputs[0].`; empty at the top.
+
+    Raises:
+        _FieldError: a field is missing or of another type.
+    """
+    if not isinstance(values, dict):
+        raise _FieldError(f"{place.rstrip('.') or 'it'} is {_shown(values)}, not an object")
+    types, made = _types_of(kind), {}
     # A later minor version may add fields; what this version does not know it leaves alone.
-    names = {f.name for f in dataclasses.fields(kind)}
-    return kind(**{name: value for name, value in values.items() if name in names})
+    for each in dataclasses.fields(kind):
+        name = each.name
+        if name in values:
+            made[name] = _parse_field(types[name], values[name], place + name)
+        elif each.default is each.default_factory is dataclasses.MISSING:
+            raise _FieldError(f"{place}{name} is missing")
+    return kind(**made)
+
+
+def _parse_field(wanted: Any, value: Any, place: str) -> Any:
+    if wanted is Accounting:
+        return _parse(Accounting, value, f"{place}.")
+    if get_origin(wanted) is tuple:
+        if not isinstance(value, list):
+            raise _FieldError(f"{place} is {_shown(value)}, not a list")
+        kind = get_args(wanted)[0]
+        return tuple(_parse(kind, item, f"{place}[{k}].") for k, item in enumerate(value))
+    return _check(wanted, value, place)
+
+
+def _check(wanted: Any, value: Any, place: str) -> Any:
+    """Return a value that is of a type. Raises _FieldError."""
+    words, is_right = _TYPES[wanted]
+    if not is_right(value):
+        raise _FieldError(f"{place} is {_shown(value)}, not {words}")
+    return value
+
+
+def _shown(value: Any) -> str:
+    return "an object" if isinstance(value, dict) else f"{value!a:.40}"
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is a string that can be written as UTF-8: half a surrogate pair cannot."""
+    return isinstance(value, str) and (value.isascii() or not _SURROGATE.search(value))
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(_is_text(k) and _is_count(n) for k, n in value.items())
+
+
+def _is_json(value: Any, levels: int = 32) -> bool:
+    """Whether a JSON value can be written again: it is not nested too deeply, and all is text."""
+    if isinstance(value, dict):
+        return levels > 0 and all(
+            _is_text(key) and _is_json(item, levels - 1) for key, item in value.items()
+        )
+    if isinstance(value, list):
+        return levels > 0 and all(_is_json(item, levels - 1) for item in value)
+    return not isinstance(value, str) or _is_text(value)
+
+
+_types_of = lru_cache(get_type_hints)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_TYPES: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    str: ("text", _is_text),
+    int: ("a whole number from 0 to 2^63 - 1", _is_count),
+    str | None: ("text or null", lambda value: value is None or _is_text(value)),
+    int | None: ("a whole number or null", lambda value: value is None or _is_count(value)),
+    dict[str, int]: ("an object of whole numbers from 0 to 2^63 - 1", _are_counts),
+    dict[str, Any]: (
+        "an object that can be read",
+        lambda value: isinstance(value, dict) and _is_json(value),
+    ),
+}
+"""Declared type of a field -> the type in words, and whether a JSON value is of it."""
+_TOKENIZER_FIELDS = {
+    "name": (str, True),
+    "fingerprint": (str, True),
+    "vocab_size": (int, True),
+    "eos_token_id": (int | None, False),
+    "pad_token_id": (int | None, False),
+}
+"""Field of `tokenizer` that readers use -> its type, and whether it must be there."""

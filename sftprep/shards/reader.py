@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,10 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from sftprep.errors import ShardError
-from sftprep.shards.layout import SHARD_FOLDER
+from sftprep.errors import ManifestError, ShardError
+from sftprep.shards.layout import MANIFEST_NAME, SHARD_FOLDER
 from sftprep.shards.manifest import Manifest, ShardInfo, read_manifest
-from sftprep.shards.schema import numpy_view, position_dtype
+from sftprep.shards.schema import numpy_view, position_dtype, shard_schema
 from sftprep.shards.writer import positions_of
 
 
@@ -47,6 +48,12 @@ def open_shards(folder: str | os.PathLike[str], *, verify: bool = True) -> Shard
     """
     root = Path(folder)
     manifest = read_manifest(root)
+    if (held := sum(info.rows for info in manifest.shards)) != manifest.rows:
+        raise ManifestError(
+            f"{root / MANIFEST_NAME} is damaged: rows is {manifest.rows}, and the shards that it"
+            f" lists have {held}",
+            remedy=_BUILD_AGAIN,
+        )
     for info in manifest.shards:
         _check_size(root / SHARD_FOLDER / info.name, info)
     return Shards(root, manifest, verify=verify)
@@ -102,7 +109,10 @@ class Shards:
         if shard not in self._open:
             info = self.manifest.shards[shard]
             self._open[shard] = _Columns(
-                self.root / SHARD_FOLDER / info.name, info, verify=self.verify
+                self.root / SHARD_FOLDER / info.name,
+                info,
+                self.manifest.max_length,
+                verify=self.verify,
             )
         return self._open[shard], at - int(self._ends[shard] - self.manifest.shards[shard].rows)
 
@@ -110,8 +120,8 @@ class Shards:
 class _Columns:
     """The flat values and offsets of one shard's columns, as views of its memory map."""
 
-    def __init__(self, path: Path, info: ShardInfo, *, verify: bool) -> None:
-        batch = map_shard(path, info, verify=verify)
+    def __init__(self, path: Path, info: ShardInfo, max_length: int, *, verify: bool) -> None:
+        batch = map_shard(path, info, max_length, verify=verify)
         self.offsets: dict[str, NDArray[np.int32]] = {}
         self.values: dict[str, NDArray[Any]] = {}
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
@@ -135,11 +145,20 @@ class _Columns:
         return bits[start - 8 * first : end - 8 * first].view(np.bool_)
 
 
-def map_shard(path: Path, info: ShardInfo, *, verify: bool) -> pa.RecordBatch:
+def map_shard(path: Path, info: ShardInfo, max_length: int, *, verify: bool) -> pa.RecordBatch:
     """Map a shard and return its one record batch.
 
-    Raises ShardError where the file is missing, of another size, unlike its digest (verify), or no
-    shard.
+    Its columns have the types of a shard, and their offsets fit each other, so that rows can be
+    read without looking at them again.
+
+    Args:
+        path: the file.
+        info: what the manifest says of it.
+        max_length: tokens of a pack at most; the type of position ids depends on it.
+        verify: compare the digest of the file too.
+
+    Raises:
+        ShardError: the file is missing, of another size, unlike its digest, or not a shard.
     """
     # A file that is shorter than its map kills the process that reads it, so its size is looked at
     # first.
@@ -156,16 +175,68 @@ def map_shard(path: Path, info: ShardInfo, *, verify: bool) -> pa.RecordBatch:
                 f"{path} holds {reader.num_record_batches} record batches, not 1",
                 remedy=_BUILD_AGAIN,
             )
-        return reader.get_batch(0)
-    except (pa.ArrowInvalid, OSError) as error:
+        names = reader.schema.names
+        wanted = shard_schema(
+            max_length,
+            position_ids="position_ids" in names,
+            loss_weights="loss_weights" in names,
+        )
+        if not reader.schema.equals(wanted):
+            raise ShardError(
+                f"{path}: its columns are {names}, of other types than a shard has",
+                remedy=_BUILD_AGAIN,
+            )
+        batch = reader.get_batch(0)
+        batch.validate(full=True)
+        problem = next(_layout_problems(batch, info), None)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        # Arrow raises ValueError too, for a name that is not UTF-8.
         raise ShardError(f"{path} is damaged: {error}", remedy=_BUILD_AGAIN) from error
+    if problem:
+        raise ShardError(f"{path}: {problem}", remedy=_BUILD_AGAIN)
+    return batch
+
+
+def _layout_problems(batch: pa.RecordBatch, info: ShardInfo) -> Iterator[str]:
+    """Yield what is wrong with the offsets and lengths of a shard; each check relies on those
+    before it."""
+    if batch.num_rows != info.rows:
+        yield f"it has {batch.num_rows} rows, and the manifest says {info.rows}"
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    for name, column in columns.items():
+        if column.null_count or column.values.null_count:
+            yield f"{name} holds null"
+        offsets = numpy_view(column.offsets)
+        if offsets[0] != 0 or offsets[-1] != len(column.values):
+            yield f"the rows of {name} do not hold all of its values"
+    token_offsets = numpy_view(columns["input_ids"].offsets)
+    pack_offsets = numpy_view(columns["seq_lengths"].offsets)
+    for name, column in columns.items():
+        same_as = "seq_lengths" if name in ("seq_lengths", "origin") else "input_ids"
+        if not np.array_equal(numpy_view(column.offsets), numpy_view(columns[same_as].offsets)):
+            yield f"{name} and {same_as} have other lengths"
+    seq_lengths = numpy_view(columns["seq_lengths"].values)
+    for at in np.flatnonzero(seq_lengths < 1):
+        row = int(np.searchsorted(pack_offsets, at, side="right")) - 1
+        yield f"row {row}: a sequence of {seq_lengths[at]} tokens"
+    ends = np.concatenate(([0], np.cumsum(seq_lengths, dtype=np.int64)))
+    for at in np.flatnonzero(ends[pack_offsets] != token_offsets):
+        yield f"row {at - 1}: its seq_lengths do not sum to its length"
+    ids = numpy_view(columns["input_ids"].values)
+    for at in np.flatnonzero(ids < 0):
+        row = int(np.searchsorted(token_offsets, at, side="right")) - 1
+        yield f"row {row}: the token id {ids[at]}"
 
 
 def _check_size(path: Path, info: ShardInfo) -> None:
     try:
-        size = path.stat().st_size
+        status = path.stat()
     except OSError as error:
         raise ShardError(f"{path} is missing", remedy=_BUILD_AGAIN) from error
+    if not stat.S_ISREG(status.st_mode):
+        # Opening a pipe would wait for who writes to it.
+        raise ShardError(f"{path} is not a regular file", remedy=_BUILD_AGAIN)
+    size = status.st_size
     if size != info.bytes:
         raise ShardError(
             f"{path} has {size} bytes, not the {info.bytes} that were written", remedy=_BUILD_AGAIN

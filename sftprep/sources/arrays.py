@@ -76,7 +76,9 @@ class _Document:
         self._at = 0
         self._before = 0  # characters that are not held any more
         self._ended = False
-        self._parse = json.JSONDecoder().raw_decode
+        # The end of a value is looked for, and not its number: Python makes no integer of more
+        # than 4,300 digits.
+        self._parse = json.JSONDecoder(parse_int=str).raw_decode
         self._arrays: list[str] = []
         """Keys of the arrays of records that were found in the object."""
 
@@ -107,7 +109,7 @@ class _Document:
         after = self._text[rest:].lstrip(_BLANK)[:1]
         try:
             value, end = self._parse(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             # A first line that is broken, of a file whose second line starts an object too: lines,
             # the first of them bad.
             return newline == "\n" and after == "{"
@@ -199,7 +201,7 @@ class _Document:
         if self.peek() != ":":
             raise self.damaged("a colon is missing")
         self.skip(1)
-        return str(json.loads(key))
+        return str(self._parse(key)[0])
 
     def _value(self) -> str:
         """The text of the value that starts here."""

@@ -16,7 +16,7 @@ from sftprep.choices import check_local_path, expand_path, printable
 from sftprep.errors import ConfigError, FormatError, InputNotFound, InputUnreadable
 from sftprep.sources.file_types import SUFFIXES, kind_of
 from sftprep.sources.hub_splits import HubConfig, files_of_splits
-from sftprep.sources.lines import unreadable
+from sftprep.sources.lines import open_regular, unreadable
 from sftprep.sources.search import (
     FolderSearch,
     check_regular,
@@ -175,10 +175,10 @@ def _matching(pattern: str, search: FolderSearch) -> list[str]:
         if "**" in parts and os.path.islink(folder):
             search.pass_link(folder)
         elif not folder.startswith(tuple(f"{top}/" for top in searched)) and (
-            search.enters(folder, named)
+            search.enters(folder, named=named)
         ):
             searched.append(folder)
-            files += search.files_below(folder, named=named)
+            files += search.files_below(folder)
     matches = search.distinct(files)
     if not matches:
         search.report()
@@ -220,7 +220,7 @@ def _inside(folder: str, split: str | None, search: FolderSearch) -> list[str]:
 def _saved_splits(path: str) -> list[str]:
     """Return the splits of a folder made by `DatasetDict.save_to_disk`."""
     try:
-        with unreadable(path), open(path, "rb") as file:
+        with unreadable(path), open_regular(path) as file:
             splits = json.loads(file.read())["splits"]
         names = [str(name) for name in splits]
     except (ValueError, TypeError, KeyError, RecursionError) as error:

@@ -99,7 +99,7 @@ def _written(readme: str) -> dict[str, HubConfig]:
     found = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", readme, re.DOTALL)
     try:
         head = yaml.safe_load(found[1]) if found else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return {}
     entries = head.get("configs") if isinstance(head, dict) else None
     configs: dict[str, HubConfig] = {}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
 from sftprep.errors import InputChanged, InputUnreadable
 from sftprep.groups import in_groups
+from sftprep.regular import NotRegularError, open_regular_file
 
 LARGEST_LINE = 64 * 1024 * 1024
 """Bytes; longer lines are rejected, and never held in memory whole."""
@@ -28,8 +28,8 @@ def line_pieces(file: str, target: int) -> Iterator[Piece]:
         for start, block in unpacked_blocks(file, target):
             yield start, start + len(block), block
     else:
+        size = file_size(file)
         with unreadable(file):
-            size = os.path.getsize(file)
             _refuse_other_kinds(file)
         for start in range(0, size, target):
             yield start, min(start + target, size), None
@@ -132,18 +132,13 @@ def open_regular(file: str) -> BinaryIO:
         InputUnreadable: it is not a regular file.
         OSError: it cannot be opened.
     """
-    return open(file, "rb", opener=_open_without_waiting)
-
-
-def _open_without_waiting(file: str, flags: int) -> int:
-    descriptor = os.open(file, flags | os.O_NONBLOCK | os.O_CLOEXEC)
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return descriptor
-    os.close(descriptor)
-    raise InputUnreadable(
-        f"cannot read {file}: it is not a regular file",
-        remedy="give a regular file: write what a pipe or device gives to one first",
-    )
+    try:
+        return open_regular_file(file)
+    except NotRegularError as error:
+        raise InputUnreadable(
+            f"cannot read {file}: {error.strerror}",
+            remedy="give a regular file: write what a pipe or device gives to one first",
+        ) from error
 
 
 _BEGINNINGS: dict[bytes, tuple[str, str]] = {
@@ -186,6 +181,12 @@ def unreadable(file: str) -> Iterator[None]:
             f"cannot read {file}: {error.strerror or error}",
             remedy="check that it exists and may be read",
         ) from error
+
+
+def file_size(file: str) -> int:
+    """Return the bytes of a file. Raises InputUnreadable, also where it was removed meanwhile."""
+    with unreadable(file):
+        return os.path.getsize(file)
 
 
 def _line_start(file: BinaryIO, first: int, last: int) -> int | None:

@@ -49,7 +49,11 @@ def iter_lines(rows: Iterable[Mapping[str, Any]], *, strip_nulls: bool = False) 
             )
             continue
         whole = row if type(row) is dict else dict(row)
-        yield _line(without_nulls(whole) if strip_nulls else whole)
+        try:
+            line = _line(without_nulls(whole) if strip_nulls else whole)
+        except RecursionError:
+            line = unusable_line("bad_row", "the row is nested too deeply", row)
+        yield line
 
 
 def without_nulls(value: Any) -> Any:
@@ -72,7 +76,11 @@ def strip_null_lines(data: bytes) -> bytes:
 def unusable_line(reason: str, message: str, value: object) -> bytes:
     """The line of a row that cannot be used: `parse_line` rejects it with this reason and message,
     and shows the value."""
-    shown = f"{value!r:.200}"
+    try:
+        shown = f"{value!r:.200}"
+    except Exception:
+        # An integer of more than 4,300 digits, values nested too deeply, or an object of the user.
+        shown = f"a {type(value).__name__}"
     return (
         UNUSABLE
         + orjson.dumps(

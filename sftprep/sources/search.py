@@ -27,6 +27,8 @@ from sftprep.sources.lines import unreadable
 from sftprep.tokenize.cache import cache_dir
 
 _INTERMEDIATE = "intermediate files of a build"
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""Errors of the system for a path that leads nowhere."""
 
 _log = logging.getLogger(__name__)
 
@@ -53,20 +55,17 @@ class FolderSearch:
 
     def walk(self, top: str) -> list[str]:
         """Return the data files in a folder and its subfolders, sorted; each once."""
-        return self.distinct(self.files_below(top, named=True))
+        return self.distinct(self.files_below(top))
 
-    def files_below(self, top: str, *, named: bool) -> list[str]:
-        """Return the data files in a folder and its subfolders.
-
-        named: whether the user wrote its path.
-        """
+    def files_below(self, top: str) -> list[str]:
+        """Return the data files in a folder and its subfolders."""
         found: list[str] = []
         waiting = [top]
         while waiting:
             folder = waiting.pop()
             for entry in self.entries(folder):
                 if entry.is_dir(follow_symlinks=False):
-                    if self.enters(entry.path, named and folder == top):
+                    if self.enters(entry.path):
                         waiting.append(entry.path)
                 elif is_folder(entry.path):
                     self.pass_link(entry.path)
@@ -90,15 +89,15 @@ class FolderSearch:
                 self._skip("links to files that are read already", path)
         return sorted(kept.values())
 
-    def match(self, parts: Sequence[str], at: str = "", *, named: bool = True) -> Iterator[str]:
+    def match(self, parts: Sequence[str], at: str = "") -> Iterator[str]:
         """Yield the paths that match a pattern, as `glob.glob(recursive=True)` does.
 
-        `glob` skips folders that cannot be listed; here they are an error.
+        `glob` skips folders that cannot be listed and links to nothing that may have been one;
+        here they are an error.
 
         Args:
             parts: the pattern, split at slashes.
             at: folder in which it is searched for, with a slash at its end.
-            named: whether the user wrote the path of that folder.
         """
         if not parts:
             yield at.removesuffix("/")
@@ -106,29 +105,32 @@ class FolderSearch:
         head, rest = parts[0], parts[1:]
         if not glob.has_magic(head):
             if _exists(at + head):
-                yield from self.match(rest, f"{at}{head}/", named=named)
+                yield from self.match(rest, f"{at}{head}/")
             return
         if head == "**":
             rest = rest or ["*"]
-            yield from self.match(rest, at, named=named)
+            yield from self.match(rest, at)
         wants_files = head != "**" and not rest
         for entry in self.entries(at or ".", head, files=wants_files):
             path = at + entry.name
             if head == "**":
                 if entry.is_dir(follow_symlinks=False):
-                    if self.enters(path, named and bool(at)):
-                        yield from self.match(parts, f"{path}/", named=False)
+                    if self.enters(path):
+                        yield from self.match(parts, f"{path}/")
                 elif is_folder(path):
                     self.pass_link(path)
-            # A pattern that goes on with the folder of shards means builds.
-            elif fnmatchcase(entry.name, head) and (
-                not rest
-                or (
-                    is_folder(path)
-                    and self.enters(path, named and bool(at), build=rest[0] == SHARD_FOLDER)
-                )
-            ):
-                yield from self.match(rest, f"{path}/", named=False)
+                else:
+                    refuse_broken_link(path)
+            elif fnmatchcase(entry.name, head) and (not rest or self._leads_on(path, rest)):
+                yield from self.match(rest, f"{path}/")
+
+    def _leads_on(self, path: str, rest: Sequence[str]) -> bool:
+        """Whether the rest of a pattern is searched for in a path that its first part matches."""
+        if not is_folder(path):
+            refuse_broken_link(path)
+            return False
+        # A pattern that goes on with the folder of shards means builds.
+        return self.enters(path, build=rest[0] == SHARD_FOLDER)
 
     def entries(
         self, folder: str, pattern: str = "*", *, files: bool = True
@@ -161,12 +163,12 @@ class FolderSearch:
         elif files and kind_of(path) is not None:
             self._skip("hidden", path)
 
-    def enters(self, folder: str, named_parent: bool = False, *, build: bool = False) -> bool:
+    def enters(self, folder: str, *, named: bool = False, build: bool = False) -> bool:
         """Whether what is in a subfolder is read.
 
         Args:
             folder: the subfolder.
-            named_parent: whether the user wrote the path of the folder that it is in.
+            named: whether the user wrote its own name, and not a pattern.
             build: also where it is a build.
         """
         real = os.path.realpath(folder)
@@ -180,19 +182,21 @@ class FolderSearch:
                 why = _INTERMEDIATE
             elif not build and is_build(folder):
                 why = "a build of sftprep, which is read only if it is named"
-            elif not (build or named_parent) and _holds_left_shards(folder):
-                why = "shards of a build without a manifest, which are read only if they are named"
+            elif not named and _holds_shards(real):
+                left = "" if is_build(os.path.dirname(real)) else " without a manifest"
+                why = f"shards of a build{left}, which are read only if they are named"
         if why is not None:
             self._skip(why, folder)
         return why is None
 
     def report(self) -> None:
-        """Log what was skipped."""
+        """Log what was skipped, but for folders that were listed by another path."""
         for link in self._links:
-            # What is in there may be read by its own path.
-            if os.path.realpath(link) not in self._listed:
-                self._skip("links to folders, which are read only if they are named", link)
-        for why, paths in self._skipped.items():
+            self._skip("links to folders, which are read only if they are named", link)
+        for why, skipped in self._skipped.items():
+            paths = [path for path in skipped if os.path.realpath(path) not in self._listed]
+            if not paths:
+                continue
             more = f" and {len(paths) - 5:,} more" if len(paths) > 5 else ""
             shown = ", ".join(map(printable, sorted(paths)[:5]))
             _log.warning("not read: %s%s (%s)", shown, more, why)
@@ -201,6 +205,8 @@ class FolderSearch:
         if is_data(os.path.basename(path)):
             check_regular(path)
             return True
+        # Its name does not tell what it led to: that may have been a folder of data.
+        refuse_broken_link(path)
         if is_named_like_metadata(path):
             self._skip("files with names of metadata, which are read only if they are named", path)
         elif not is_about_data(path):
@@ -239,12 +245,8 @@ def check_regular(path: str) -> None:
     """
     try:
         mode = os.stat(path).st_mode
-    except FileNotFoundError as error:
-        raise InputUnreadable(
-            f"{path} is a link to a file that does not exist",
-            remedy="fetch that file (git lfs pull, git annex get), or remove the link",
-        ) from error
     except OSError as error:
+        refuse_broken_link(path)
         raise InputUnreadable(
             f"cannot read {path}: {error.strerror}", remedy="check that it may be read"
         ) from error
@@ -255,13 +257,35 @@ def check_regular(path: str) -> None:
         )
 
 
+def refuse_broken_link(path: str) -> None:
+    """Check that a path is not a link to nothing.
+
+    Raises:
+        InputUnreadable: it is one, or a link to itself, or that cannot be told.
+    """
+    with unreadable(path):
+        if not os.path.islink(path):
+            return
+        try:
+            os.stat(path)
+        except OSError as error:
+            if error.errno not in _NOT_THERE:
+                raise
+            what = "itself" if error.errno == errno.ELOOP else "a path that does not exist"
+            raise InputUnreadable(
+                f"{path} is a link to {what}",
+                remedy="fetch what it leads to (git lfs pull, git annex get), mount its disk, or"
+                " remove the link",
+            ) from error
+
+
 def is_folder(path: str) -> bool:
     """Whether a path is of a folder, or of a link to one. Raises InputUnreadable."""
     with unreadable(path):
         try:
             return stat.S_ISDIR(os.stat(path).st_mode)
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            if error.errno in _NOT_THERE:
                 return False
             raise
 
@@ -292,8 +316,8 @@ def is_build(folder: str) -> bool:
     return is_build_folder(Path(folder))
 
 
-def _holds_left_shards(folder: str) -> bool:
-    """Whether a folder is that of the shards of a build of which the manifest is lost."""
-    return os.path.basename(folder) == SHARD_FOLDER and any(
-        SHARD_NAME.fullmatch(name) and is_shard(Path(folder, name)) for name in os.listdir(folder)
+def _holds_shards(real: str) -> bool:
+    """Whether a real path is of the folder of a build's shards, also if its manifest is lost."""
+    return os.path.basename(real) == SHARD_FOLDER and any(
+        SHARD_NAME.fullmatch(name) and is_shard(Path(real, name)) for name in os.listdir(real)
     )

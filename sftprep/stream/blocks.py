@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sftprep.errors import InputChanged, SftprepError, SourceError
 from sftprep.hashes import mixed
 from sftprep.sources.lanes import line_starts
-from sftprep.sources.lines import locate_lines, open_regular, refuse_shorter, unreadable
+from sftprep.sources.lines import file_size, locate_lines, open_regular, refuse_shorter, unreadable
 
 Cursor = Any
 """Where a block is read: JSON, to be kept and given back; None is the first of its lane."""
@@ -71,6 +71,12 @@ class Reader(Protocol):
     @property
     def reading(self) -> str:
         """What is being read, or was last, by name: for the message where reading raises."""
+        ...
+
+    @property
+    def queued(self) -> int:
+        """Bytes of records that were read and wait for their lanes; 0 where every lane reads by
+        itself."""
         ...
 
     def read(self, lane: int, cursor: Cursor) -> Block | None:
@@ -155,11 +161,12 @@ class LineFiles:
         return [list(self.sizes), self.block]
 
     def open(self, dealt: Dealt) -> Reader:
-        """Raises InputChanged where a file has another size than when the stream was made."""
+        """Raises InputChanged where a file has another size than when the stream was made, and
+        InputUnreadable where it was removed."""
         for file, size in zip(self.files, self.sizes, strict=True):
-            if os.path.getsize(file) != size:
+            if (found := file_size(file)) != size:
                 raise InputChanged(
-                    f"{file} has {os.path.getsize(file):,} bytes, and had {size:,}",
+                    f"{file} has {found:,} bytes, and had {size:,}",
                     remedy="begin a new stream over the new file",
                 )
         return _LineReader(self, dealt)
@@ -208,6 +215,8 @@ def _line_index(file: str, _size: int, _mtime: int) -> _LineIndex:
 class _LineReader:
     """Cursor: how many blocks of the lane come before."""
 
+    queued = 0
+
     def __init__(self, source: LineFiles, dealt: Dealt) -> None:
         self.source, self.dealt = source, dealt
         self.reading = ", ".join(source.names)
@@ -222,9 +231,8 @@ class _LineReader:
         self.reading = source.names[part]
         file, start = source.files[part], number * source.block
         begin, data = locate_lines(file, start, min(start + source.block, source.sizes[part]))
-        with unreadable(file):
-            # Also behind the block: the last line of it may have been cut there.
-            refuse_shorter(file, os.path.getsize(file), source.sizes[part])
+        # Also behind the block: the last line of it may have been cut there.
+        refuse_shorter(file, file_size(file), source.sizes[part])
         origins = line_starts(data, begin) + ((part + source.first_part) << PART_BITS)
         return Block((Piece(data, source.formats[part]),), origins, at + 1)
 

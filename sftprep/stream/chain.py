@@ -44,6 +44,10 @@ class _ChainReader:
     def reading(self) -> str:
         return self._reader(self._last).reading
 
+    @property
+    def queued(self) -> int:
+        return sum(reader.queued for reader in self._readers.values())
+
     def read(self, lane: int, cursor: Cursor) -> Block | None:
         number, inner = cursor or (0, None)
         while number < len(self.source.sources):

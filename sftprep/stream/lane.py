@@ -13,7 +13,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from sftprep.batch import Rejected, TokenBatch
-from sftprep.errors import EmptyInput, MismatchError
+from sftprep.errors import MismatchError
 from sftprep.hashes import mixed
 from sftprep.packing.window import MOST_WAITS, CarryingWindow
 from sftprep.pipeline.preprocess import Preprocessor, preprocess
@@ -28,8 +28,6 @@ LaneState = dict[str, Any]
 the first time."""
 
 _SHIFT = 32
-_MOST_WITHOUT_SEQUENCE = 1_000_000
-"""Records of a lane in a row."""
 _AWAY, _WAITING, _CARRIED = ord("."), ord("+"), ord("A")
 """A character a sequence of a block: gone; not in the window yet; in the window, carried so often
 (A: never, B: once ...)."""
@@ -66,14 +64,19 @@ class _Held:
 
 @dataclass(slots=True)
 class Lane:
-    """The packs of one lane, in order. told: called with a block and each record of it that cannot
-    be used; may raise."""
+    """The packs of one lane, in order.
+
+    told: called with a block and each record of it that cannot be used; may raise. after_block:
+    called with this lane after each block that it read, how many records that had and how many
+    sequences they gave; may raise.
+    """
 
     number: int
     reader: Reader
     preprocessor: Preprocessor
     rules: LaneRules
     told: Callable[[Block, Rejected], None]
+    after_block: Callable[[Lane, int, int], None]
     taken: int = 0
     ended: bool = False
     counts: Counter[str] = field(default_factory=Counter)
@@ -212,42 +215,48 @@ class Lane:
 
     # --- blocks -----------------------------------------------------------------------------------
 
-    def _read(self) -> bool:
-        """Tokenize the next block that has a sequence; False where the source has ended.
+    def read_ahead(self) -> bool:
+        """Read one block before it is needed; False where the window is full, or nothing is left.
 
-        Raises:
-            EmptyInput: very many records in a row have none; the source may never end.
+        The packs are the same with and without it: the window gets the same sequences.
         """
-        without = 0
+        if self._waiting is not None:
+            self._add_waiting()
+        if self.ended or self._dry or self._window.room <= 0:
+            return False
+        block_read = self._read_block()
+        if self._waiting is not None:
+            self._add_waiting()
+        return block_read
+
+    def _read(self) -> bool:
+        """Tokenize blocks up to one that has a sequence; False where the source has ended."""
         while not self._dry:
-            cursor = self._next
-            block = self._block_at(cursor)
-            if block is None:
-                self._dry = True
-                return False
-            batch = self._prepared(block)
-            for rejected in batch.rejected:
-                self.counts[f"rejected.{rejected.reason}"] += 1
-            self.counts.update(batch.counts)
-            for rejected in batch.rejected:
-                self.told(block, rejected)
-            self._next = block.after
-            if len(batch.offsets) > 1:
-                self._blocks[self._serial] = _Held(
-                    cursor, batch, block.origins, len(batch.offsets) - 1
-                )
-                self._waiting = (self._serial, 0)
-                self._serial += 1
+            if self._read_block() and self._waiting is not None:
                 return True
-            without += len(block.origins)
-            if without >= _MOST_WITHOUT_SEQUENCE:
-                raise EmptyInput(
-                    f"{without:,} records in a row gave no sequence that can be trained on"
-                    f" ({dict(self.counts)})",
-                    remedy="check --format, --train-on and --max-length, and that the source is the"
-                    " one you meant",
-                )
         return False
+
+    def _read_block(self) -> bool:
+        """Tokenize the next block, and hold it if it has a sequence; False where there is none."""
+        cursor = self._next
+        block = self._block_at(cursor)
+        if block is None:
+            self._dry = True
+            return False
+        batch = self._prepared(block)
+        for rejected in batch.rejected:
+            self.counts[f"rejected.{rejected.reason}"] += 1
+        self.counts.update(batch.counts)
+        for rejected in batch.rejected:
+            self.told(block, rejected)
+        self._next = block.after
+        sequences = len(batch.offsets) - 1
+        if sequences:
+            self._blocks[self._serial] = _Held(cursor, batch, block.origins, sequences)
+            self._waiting = (self._serial, 0)
+            self._serial += 1
+        self.after_block(self, len(block.origins), sequences)
+        return True
 
     def _add_waiting(self) -> None:
         assert self._waiting is not None

@@ -180,6 +180,10 @@ class _MixedReader:
     def reading(self) -> str:
         return self._readers[self._last].reading
 
+    @property
+    def queued(self) -> int:
+        return sum(reader.queued for reader in self._readers)
+
     def read(self, lane: int, cursor: Cursor) -> Block | None:
         places = [_Place(*one) for one in cursor] if cursor else [_Place() for _ in self._readers]
         stocks = [self._filled(lane, k, place) for k, place in enumerate(places)]

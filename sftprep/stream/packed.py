@@ -19,6 +19,7 @@ from sftprep.hashes import digest
 from sftprep.pipeline.preprocess import Preprocessor
 from sftprep.shards.reader import Pack
 from sftprep.shards.schema import position_dtype
+from sftprep.stream.backlog import Backlog
 from sftprep.stream.blocks import Block, Dealt, insistently
 from sftprep.stream.lane import Lane, LaneRules, LaneState
 from sftprep.stream.sources import open_source
@@ -306,14 +307,17 @@ class PackedStream:
             )
             if self._preprocessor is None:
                 self._preprocessor = Preprocessor(self.recipe, threads=self._threads)
+            backlog = Backlog(reader)
             lanes = {
-                number: Lane(number, reader, self._preprocessor, rules, self._tell)
+                number: Lane(
+                    number, reader, self._preprocessor, rules, self._tell, backlog.after_block
+                )
                 for number in self.owned
             }
             for number, lane in lanes.items():
                 if number in self._states:
                     lane.restore(self._states[number])
-            self._lanes = lanes
+            self._lanes = backlog.lanes = lanes
         return self._lanes
 
     # --- records that cannot be used --------------------------------------------------------------

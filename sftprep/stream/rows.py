@@ -14,6 +14,8 @@ from sftprep.stream.blocks import PART_BITS, Block, Cursor, Dealt, Piece, Reader
 
 ROWS = 64
 """Records in a block."""
+_ENTRY_BYTES = 64
+"""What a queued record costs beyond its own bytes: its object and its entry in the queue."""
 
 Lines = Callable[[int, int], Iterator[bytes]]
 """Called with the epoch and a number, gives the records from that number on, a line of JSON
@@ -70,8 +72,9 @@ class _RowReader:
     a mark before it as well.
 
     The iterator runs as far as the lane that has read most; what comes by for the others waits in
-    their queues. Where a lane needs what has gone by, or the iterator broke, it begins again at the
-    first record that any lane still wants, from the last mark before that.
+    their queues, whose size `sftprep.stream.backlog` keeps bounded. Where a lane needs what has
+    gone by, or the iterator broke, it begins again at the first record that any lane still wants,
+    from the last mark before that.
     """
 
     def __init__(self, source: Rows, dealt: Dealt) -> None:
@@ -83,6 +86,7 @@ class _RowReader:
             (mark for _, mark in begin.values() if mark is not None), key=lambda mark: mark[0]
         )
         self._queues: dict[int, deque[bytes]] = {}
+        self.queued = 0
         self._rest: Iterator[bytes] | None = None
         self._next = 0
         self._begun = self._ended = (
@@ -97,7 +101,7 @@ class _RowReader:
         queue = self._queues.get(lane)
         if self._rest is not None and queue is not None:
             for _ in range(min(at - self._wanted[lane], len(queue))):
-                queue.popleft()
+                self.queued -= len(queue.popleft()) + _ENTRY_BYTES
         self._wanted[lane] = at
         if self._rest is None:
             self._restart()
@@ -122,6 +126,7 @@ class _RowReader:
 
     def _restart(self) -> None:
         self._queues = {lane: deque() for lane in self.dealt.lanes}
+        self.queued = 0
         self._next = min(self._row(lane, wanted) for lane, wanted in self._wanted.items())
         self._marks = [mark for mark in self._marks if mark[0] <= self._next]
         lines, epoch = self.source.lines, self.dealt.epoch
@@ -151,7 +156,9 @@ class _RowReader:
         row, self._next = self._next, self._next + 1
         lane = lane_of(row, self.source.part, self.dealt.of)
         if lane in self._queues and row >= self._row(lane, self._wanted[lane]):
-            self._queues[lane].append(line)
+            # A copy: what orjson wrote keeps its first buffer, of a kilobyte and more.
+            self._queues[lane].append(bytes(memoryview(line)))
+            self.queued += len(line) + _ENTRY_BYTES
 
     def _put_mark(self) -> None:
         """Remember where the source stands, and forget the marks that no lane will begin at."""

@@ -71,6 +71,8 @@ class _ShardReader:
     """Cursor: how many records of the lane come before, and the state of its data set there (None:
     pass them again)."""
 
+    queued = 0
+
     def __init__(self, source: ShardedDataset, dealt: Dealt) -> None:
         self.source, self.dealt = source, dealt
         self.reading = "the data set"

@@ -19,7 +19,7 @@ from sftprep.sources.files import find_files, refuse_twice
 from sftprep.sources.hub import HubFile, hub_files, is_hub_name
 from sftprep.sources.jsonl import parse_line
 from sftprep.sources.lanes import block_bytes, is_plain
-from sftprep.sources.lines import refuse_shorter, unreadable
+from sftprep.sources.lines import file_size, refuse_shorter
 from sftprep.sources.partition import cut, read_partition, source_of
 from sftprep.sources.rows import iter_lines
 from sftprep.stream.blocks import LineFiles, Source
@@ -106,7 +106,7 @@ def _files(
     strip = config.read.strip_nulls
     found = [file for name in names for file in _found(name, config)]
     refuse_twice([file.path for file in found])
-    sizes = [os.path.getsize(file.path) for file in found]
+    sizes = [file_size(file.path) for file in found]
     lines = [FileLines(file.path, strip, size) for file, size in zip(found, sizes, strict=True)]
     formats = [
         format_of(file.name, _objects(each(0, 0)), config, recipe)
@@ -211,8 +211,7 @@ class FileLines:
         self._check()
 
     def _check(self) -> None:
-        with unreadable(self.file):
-            refuse_shorter(self.file, os.path.getsize(self.file), self.size)
+        refuse_shorter(self.file, file_size(self.file), self.size)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from sftprep.errors import TokenizerError
+from sftprep.regular import open_regular_file
 from sftprep.tokenize.cache import cache_dir, read_entry, write_entry
 from sftprep.tokenize.child import module_command, module_environment
 from sftprep.tokenize.spec import TokenizerSpec, tokenizer_spec
@@ -51,6 +52,8 @@ _FILES = (
 )
 _VOCABULARIES = ("tokenizer.json", "*.model", "*.tiktoken", "vocab*", "tekken.json")
 """At least one of these makes a folder one that holds a tokenizer."""
+_READ_SUFFIXES = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken", ".py"})
+"""Ends of the names of all files that transformers may open in the folder of a tokenizer."""
 _CONFIG = "config.json"
 _CONFIG_KEYS = ("model_type", "model_name", "tokenizer_class", "auto_map", "transformers_version")
 """What AutoTokenizer looks at in the model's config.json; the rest of it may change without
@@ -156,7 +159,24 @@ def _download(name: str, local: Path, revision: str | None) -> Path:
 
 def _tokenizer_files(folder: Path) -> list[str]:
     """Names, relative to the folder and sorted, of the files that make the tokenizer."""
-    candidates = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*.jinja")]
+    try:
+        candidates = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*.jinja")]
+    except OSError as error:
+        raise TokenizerError(
+            f"cannot read the folder {folder}: {error.strerror}", remedy="check its permissions"
+        ) from error
+    for path in candidates:
+        # transformers would wait for who writes to a pipe, or read a device for ever.
+        if (
+            path.suffix in _READ_SUFFIXES
+            and path.exists()
+            and not (path.is_file() or path.is_dir())
+        ):
+            raise TokenizerError(
+                f"{path} is not a regular file",
+                remedy="replace it by a regular file: the tokenizer cannot be read from a pipe or"
+                " device",
+            )
     names = (str(path.relative_to(folder).as_posix()) for path in candidates if path.is_file())
     return sorted(name for name in names if any(fnmatch(name, pattern) for pattern in _FILES))
 
@@ -172,7 +192,7 @@ def _digest(name: str, folder: Path, files: list[str]) -> str:
     )
     for file in files:
         try:
-            with open(folder / file, "rb") as stream:
+            with open_regular_file(folder / file) as stream:
                 state.update(f"\n{file} {os.fstat(stream.fileno()).st_size}\n".encode())
                 # In parts: fresh memory for ten megabytes takes longer than their digest.
                 while part := stream.read(1 << 18):
@@ -193,12 +213,13 @@ def _versions() -> dict[str, str]:
 
 def _config_of(folder: Path) -> Any:
     try:
-        content = (folder / _CONFIG).read_bytes()
+        with open_regular_file(folder / _CONFIG) as stream:
+            content = stream.read()
     except OSError:
         return None
     try:
         values = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return sha256(content).hexdigest()
     return {key: values.get(key) for key in _CONFIG_KEYS} if isinstance(values, dict) else None
 

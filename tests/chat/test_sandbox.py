@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from sftprep.chat.growth import HUGE_SIZE
 from sftprep.chat.jinja import OUTPUT_FLOOR
 from sftprep.chat.template import ChatTemplate
 from sftprep.errors import TemplateError
@@ -87,6 +88,40 @@ HUGE = {
     "macro without end": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
 }
 
+LONG = "{% set a = 'a' * 100000 %}"
+MULTIPLYING = {
+    "replace": f"{LONG}{{{{ a.replace('a', a) | length }}}}",
+    "replace nothing": f"{LONG}{{{{ a.replace('', a) | length }}}}",
+    "replace by name": f"{LONG}{{% set f = a.replace %}}{{{{ f('a', a) | length }}}}",
+    "replace of markup": f"{LONG}{{{{ (a | safe).replace('a', a) | length }}}}",
+    "replace filter": f"{LONG}{{{{ a | replace('a', a) | length }}}}",
+    "replace filter, mapped": f"{LONG}{{{{ [a] | map('replace', 'a', a) | list | length }}}}",
+    "join": f"{LONG}{{{{ a.join(a) | length }}}}",
+    "join of a list": f"{LONG}{{{{ a.join(a | list) | length }}}}",
+    "join of a generator": f"{LONG}{{{{ a.join(a | list | map('upper')) | length }}}}",
+    "join filter": f"{LONG}{{{{ a | join(a) | length }}}}",
+    "join of one string": f"{LONG}{{{{ ([a] * 10000) | join | length }}}}",
+    "join of attributes": f"{LONG}{{{{ ([{{'a': a}}] * 10000) | join(attribute='a') | length }}}}",
+    "translate": f"{LONG}{{{{ a.translate({{97: a}}) | length }}}}",
+    "translate by list": f"{LONG}{{{{ a.translate([a] * 128) | length }}}}",
+    "sum of lists": "{% set a = [0] * 1000000 %}{{ ([a] * 1000) | sum(start=[]) | length }}",
+    "sum of attributes": (
+        "{% set a = [0] * 1000000 %}"
+        "{{ ([{'a': a}] * 1000) | sum(attribute='a', start=[]) | length }}"
+    ),
+    "format of fields": f"{LONG}{{{{ ('{{0}}' * 10000).format(a) | length }}}}",
+    "format_map of fields": f"{LONG}{{{{ ('{{a}}' * 10000).format_map({{'a': a}}) | length }}}}",
+    "percent of fields": f"{LONG}{{{{ (('%(a)s' * 10000) % {{'a': a}}) | length }}}}",
+    "format filter of fields": (f"{LONG}{{{{ ('%(a)s' * 10000) | format(a=a) | length }}}}"),
+    "indent by a string": f"{LONG}{{{{ ('x\n' * 100000) | indent(a) | length }}}}",
+    "many small indents": "{{ ('x\n' * 1000000) | indent(9999) | length }}",
+    "many tabs": "{{ ('\t' * 1000000).expandtabs(9999) | length }}",
+    "many long paragraphs": "{{ lipsum(9999, max=9999) | length }}",
+    "wordwrap": f"{LONG}{{{{ ('x ' * 100000) | wordwrap(1, wrapstring=a) | length }}}}",
+    "json indent by a string": f"{LONG}{{{{ ([0] * 100000) | tojson(indent=a) | length }}}}",
+    "json separators": f"{LONG}{{{{ ([0] * 100000) | tojson(separators=(a, a)) | length }}}}",
+}
+
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
@@ -119,6 +154,18 @@ def test_what_is_huge_is_refused(source: str, way: Any) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "source", [pytest.param(source, id=name) for name, source in MULTIPLYING.items()]
+)
+def test_what_multiplies_strings_or_lists_is_refused_before_it_runs(source: str, way: Any) -> None:
+    with pytest.raises(TemplateError, match="SecurityError"):
+        ChatTemplate(source, variables={}, way=way).render(turns("a"))
+    source = f"{{% for m in messages %}}{source}{{% endfor %}}"
+    with pytest.raises(TemplateError, match="SecurityError"):
+        ChatTemplate(source, variables={}, way=way).render(turns("a"))
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_what_is_large_for_a_reason_is_written(way: Any) -> None:
     template = ChatTemplate(
         "{% for m in messages %}{{ m.content * 1 }}{{ m.content }}{{ m.content }}{% endfor %}",
@@ -130,6 +177,26 @@ def test_what_is_large_for_a_reason_is_written(way: Any) -> None:
     assert ChatTemplate(
         "{{ '-' * 40 }}{{ '%5.1f|%s' % (1, 'a') }}{{ '{:>8}'.format(1) }}", variables={}, way=way
     ).render([]).text == ("-" * 40 + "  1.0|a" + "       1")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_long_conversations_are_changed_as_a_template_likes(way: Any) -> None:
+    source = (
+        "{% for m in messages %}"
+        "{{ m.content.replace('x', '-+') }}{{ m.content | replace('x', 'y') }}"
+        "{{ m.content.replace(m.role, m.content) }}"
+        "{% endfor %}"
+        "{{ messages[0].role.join(['a', 'b']) }}"
+        "{{ messages | map(attribute='content') | join(', ') }}"
+        "{{ ''.join(messages | map(attribute='role')) }}{{ ', '.join([messages[0].role] * 3) }}"
+        "{{ ['ab', 'c'] | join(messages[0].role) }}{{ messages | sum(attribute='n', start=0) }}"
+        "{{ ([[1], [2]] | sum(start=[])) }}{{ '%s %s' % (1, 2) }}{{ '{} {}'.format(1, 2) }}"
+    )
+    content = "x" * (HUGE_SIZE + 1)
+    messages = [{"role": "user", "content": content, "n": 1}]
+    text = ChatTemplate(source, variables={}, way=way).render(messages).text
+    end = "auserb" + content + "user" + "user, user, user" + "abuserc" + "1" + "[1, 2]" + "1 21 2"
+    assert text == "-+" * len(content) + "y" * len(content) + content + end
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -9,17 +9,22 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
+from pyarrow import feather
 from tokenizers import Tokenizer
 
 from sftprep import BuildConfig, build, open_shards, read_manifest, verify
 from sftprep.engine import build as build_module
+from sftprep.engine import inputs as inputs_module
 from sftprep.errors import (
     ConfigError,
     EmptyInput,
     FormatError,
     InputChanged,
+    InputUnreadable,
     OutputBusy,
     OutputExists,
     RecordError,
@@ -27,11 +32,23 @@ from sftprep.errors import (
     TokenizerError,
     TooManyRejected,
 )
+from sftprep.shards import manifest_size as manifest_module
 from sftprep.shards.layout import mark_work_folder
 from tests.conftest import EXAMPLES
 
 CHATS = str(EXAMPLES / "data" / "chats.jsonl")
 QA = str(EXAMPLES / "data" / "qa.jsonl")
+TABLE = pa.table({"text": ["a b", "c d"]})
+LINES = b'{"text": "a b"}\n' * 3
+WRITERS = {
+    "a.jsonl": lambda path: path.write_bytes(LINES),
+    "a.jsonl.gz": lambda path: path.write_bytes(gzip.compress(LINES)),
+    "a.json": lambda path: path.write_bytes(b'[{"text": "a b"}]'),
+    "a.csv": lambda path: path.write_bytes(b"text\na b\n"),
+    "a.parquet": lambda path: pq.write_table(TABLE, path),
+    "a.feather": lambda path: feather.write_feather(TABLE, path),
+}
+"""One writer for each kind of file."""
 
 
 def run(inputs, tokenizer, output, **settings):
@@ -409,6 +426,145 @@ def test_an_input_that_changes_meanwhile_is_noticed(records, tokenizer_dir, tmp_
     with pytest.raises(InputChanged, match=path):
         build(config, progress=meddle)
     assert not (tmp_path / "o" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("instead", ["nothing", "folder", "pipe", "link"])
+def test_an_input_that_is_removed_or_replaced_meanwhile_is_noticed(
+    records, tokenizer_dir, tmp_path, instead
+):
+    path = Path(records([{"text": "a b"}] * 50))
+
+    def meddle(stage, done, total):
+        path.unlink(missing_ok=True)
+        if instead == "folder":
+            path.mkdir()
+        elif instead == "pipe":
+            os.mkfifo(path)
+        elif instead == "link":
+            path.symlink_to("nowhere")
+
+    config = BuildConfig.of(
+        inputs=str(path), tokenizer=str(tokenizer_dir), output=str(tmp_path / "o"), max_length=64
+    )
+    stages = []
+    with pytest.raises(InputChanged, match=str(path)) as caught:
+        build(config, progress=lambda *now: stages or (meddle(*now), stages.append(now)))
+    assert caught.value.remedy
+    assert not (tmp_path / "o" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("moment", ["listed", "prepared"])
+@pytest.mark.parametrize("name", list(WRITERS))
+def test_an_input_that_is_removed_before_it_is_read_is_named(
+    tokenizer_dir, tmp_path, monkeypatch, name, moment
+):
+    path = tmp_path / name
+    module, listing = (
+        (inputs_module, "find_files") if moment == "listed" else (build_module, "prepare_setup")
+    )
+    found_by = getattr(module, listing)
+
+    def remove_after(*arguments, **settings):
+        found = found_by(*arguments, **settings)
+        path.unlink()
+        return found
+
+    monkeypatch.setattr(module, listing, remove_after)
+    for window in (None, 16):
+        WRITERS[name](path)
+        with pytest.raises(InputUnreadable, match=f"cannot read {path}"):
+            run(str(path), tokenizer_dir, tmp_path / "o", pack_window=window)
+
+
+@pytest.mark.parametrize(
+    ("setting", "remedy"),
+    [
+        ("chat_template", "--chat-template"),
+        ("text_field", "--text-field"),
+        ("map", "--map"),
+        ("sources", "sources"),
+    ],
+)
+def test_a_setting_that_no_manifest_can_hold_is_refused_before_anything_is_written(
+    records, tokenizer_dir, tmp_path, setting, remedy
+):
+    rows, large = records([{"text": "a b"}] * 5), "x" * (65 << 20)
+    values = {"text_field": large, "map": f"{large}=text"}
+    if setting == "chat_template":
+        template = tmp_path / "large.jinja"
+        template.write_text(
+            "{#" + large + "#}" + (tokenizer_dir / "chat_template.jinja").read_text()
+        )
+        values[setting] = str(template)
+    elif setting == "sources":
+        values[setting] = ({"path": rows, "name": large},)
+    given = {"inputs": rows} if setting != "sources" else {}
+    config = BuildConfig.of(
+        **given,
+        tokenizer=str(tokenizer_dir),
+        output=str(tmp_path / "o"),
+        **{setting: values[setting]},
+    )
+    with pytest.raises(ConfigError, match="64 MiB at most can be read") as caught:
+        build(config)
+    assert remedy in caught.value.remedy
+    assert "join small" not in caught.value.remedy
+    assert len(str(caught.value)) < 500
+    assert not (tmp_path / "o").exists()
+
+
+MIXTURE = {"weight": 1, "repeat": 2}
+
+
+@pytest.mark.parametrize("settings", [{}, {"eval_fraction": 0.3}, MIXTURE, {"eval_input": QA}])
+def test_a_build_whose_manifest_is_too_large_is_refused_first(
+    tokenizer_dir, tmp_path, monkeypatch, settings
+):
+    """The size that is expected of many inputs is not below what they have."""
+    (tmp_path / "in").mkdir()
+    for number in range(60):
+        lines = (json.dumps({"text": f"{number} {k} a b"}) + "\n" for k in range(20))
+        (tmp_path / "in" / f"{number}.jsonl").write_text("".join(lines))
+    given = {"inputs": str(tmp_path / "in"), **settings}
+    if settings == MIXTURE:
+        given = {"sources": ({"path": str(tmp_path / "in"), **settings},)}
+    given |= {"tokenizer": str(tokenizer_dir), "max_length": 64}
+    report = build(BuildConfig.of(**given, output=str(tmp_path / "first")))
+    size = len(report.manifest.to_json())
+    monkeypatch.setattr(manifest_module, "_UNKNOWN_BYTES", 0)
+    monkeypatch.setattr(manifest_module, "LARGEST_MANIFEST", size - 1)
+    with pytest.raises(ConfigError, match="join small input files"):
+        build(BuildConfig.of(**given, output=str(tmp_path / "o")))
+    assert not (tmp_path / "o").exists()
+    monkeypatch.setattr(manifest_module, "LARGEST_MANIFEST", round(size * 1.6))
+    build(BuildConfig.of(**given, output=str(tmp_path / "o")))
+    assert content(tmp_path / "o") == content(tmp_path / "first")
+
+
+def test_counts_that_nobody_expected_are_found_before_the_shards_are_written(
+    tokenizer_dir, tmp_path, monkeypatch
+):
+    (tmp_path / "in").mkdir()
+    for number in range(300):
+        (tmp_path / "in" / f"{number}.jsonl").write_text('{"text": "a b"}\n{"text": 1}\n[\n')
+    config = BuildConfig.of(
+        inputs=str(tmp_path / "in"),
+        tokenizer=str(tokenizer_dir),
+        output=str(tmp_path / "o"),
+        on_bad_record="quarantine",
+        max_rejected="100%",
+    )
+    monkeypatch.setattr(manifest_module, "_COUNT", 1)
+    monkeypatch.setattr(manifest_module, "_UNKNOWN_BYTES", 0)
+    source, paths = str(tmp_path / "in"), [str(p) for p in (tmp_path / "in").iterdir()]
+    entries = [(manifest_module.expected_input(source, None), paths)]
+    room = sum(manifest_module.manifest_sizes({}, entries).values())
+    # 8,000 bytes for the settings and the template.
+    monkeypatch.setattr(manifest_module, "LARGEST_MANIFEST", room + 8_000)
+    stages = set()
+    with pytest.raises(ConfigError, match="the entries of the inputs"):
+        build(config, progress=lambda stage, *_: stages.add(stage))
+    assert stages == {"tokenize"}
 
 
 def test_kept_spills_are_used_again_and_torn_ones_are_not(tokenizer_dir, tmp_path):

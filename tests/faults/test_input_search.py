@@ -69,9 +69,11 @@ def test_intermediate_files_are_refused_by_name_and_skipped_in_a_search(make, tm
         with pytest.raises(FormatError, match="intermediate files of a build"):
             find_files((str(named),))
     shards = sorted(map(str, (root / "shards").iterdir()))
-    for pattern in ("**/*.arrow", "*/*.arrow"):
+    assert find_files((f"{root}/shards/*.arrow",)) == shards
+    add(root / "more" / "a.jsonl")
+    for pattern in ("**/*.*l*", "*/*.jsonl"):
         caplog.clear()
-        assert find_files((f"{root}/{pattern}",)) == shards
+        assert find_files((f"{root}/{pattern}",)) == [f"{root}/more/a.jsonl"]
         assert f"{root}/spill (intermediate files of a build)" in caplog.text
 
 
@@ -188,6 +190,9 @@ def test_folders_that_match_a_pattern_are_searched(make, tmp_path, caplog):
     assert find_files((f"{tmp_path}/in/**",)) == [first, second, third]
 
 
+SHARDS_BY_NAME = ("in/*/shards", "in/*/shards/*.arrow", "in/**/shards/*.arrow")
+
+
 @pytest.mark.parametrize("damage", ["missing", "short"])
 def test_shards_of_a_build_that_lost_its_manifest_are_named(make, tmp_path, caplog, damage):
     root = make(tmp_path / "in" / "prev")
@@ -201,11 +206,46 @@ def test_shards_of_a_build_that_lost_its_manifest_are_named(make, tmp_path, capl
         caplog.clear()
         assert find_files((named,)) == [first]
         assert f"{root}/shards (shards of a build without a manifest" in caplog.text
-    for named in (root, root / "shards", root / "shards" / "*", f"{tmp_path}/in/*/shards/*.arrow"):
-        assert find_files((str(named),)) == shards
+    for named in (root, root / "sh*", root / "**" / "*.arrow", root / "*" / "*.arrow"):
+        caplog.clear()
+        with pytest.raises(InputNotFound):
+            find_files((str(named),))
+        assert f"{root}/shards (shards of a build without a manifest" in caplog.text
+    for named in (root / "shards", root / "shards" / "*", *SHARDS_BY_NAME):
+        caplog.clear()
+        assert find_files((str(tmp_path / named),)) == shards
+        assert not caplog.records
     # Other data in a folder of that name is read.
     (root / "shards" / Path(shards[0]).name).write_bytes(ROWS)
     assert len(find_files((str(tmp_path / "in"),))) == 2
+
+
+def test_shards_of_a_finished_build_are_read_only_if_their_folder_is_named(make, tmp_path, caplog):
+    root = make(tmp_path / "in" / "prev")
+    shards = sorted(map(str, (root / "shards").iterdir()))
+    for pattern in ("**/*.arrow", "*/*.arrow", "*s/*", "sh*"):
+        caplog.clear()
+        with pytest.raises(InputNotFound):
+            find_files((f"{root}/{pattern}",))
+        assert f"not read: {root}/shards (shards of a build, which" in caplog.text
+    with pytest.raises(FormatError, match="is a build of sftprep"):
+        find_files((str(root),))
+    for named in (root / "shards", root / "shards" / "*", *SHARDS_BY_NAME[:2]):
+        assert find_files((str(tmp_path / named),)) == shards
+
+
+@pytest.mark.parametrize("target", ["/mnt/nothing/here", "disk", "a.jsonl/b"])
+def test_a_link_to_nothing_is_an_error_whatever_its_name(tmp_path, target):
+    top = tmp_path / "in"
+    add(top / "a.jsonl")
+    add(top / "sub" / "b.jsonl")
+    (top / "disk").symlink_to(target)
+    for named in (top, f"{top}/*", f"{top}/**", f"{top}/**/*.jsonl", f"{top}/*/*.jsonl"):
+        with pytest.raises(InputUnreadable, match=f"{top}/disk is a link to"):
+            find_files((str(named),))
+    # What a pattern does not match is not looked at.
+    assert find_files((f"{top}/*.jsonl",)) == [f"{top}/a.jsonl"]
+    assert find_files((f"{top}/s*/*.jsonl",)) == [f"{top}/sub/b.jsonl"]
 
 
 def test_a_manifest_that_cannot_be_read_is_an_error(make, tmp_path):
@@ -235,7 +275,7 @@ def test_a_broken_link_is_not_taken_for_a_data_set_of_the_hub(tmp_path, monkeypa
     assert not is_hub_name("x/y")
     assert not is_hub_name("gone/y")
     assert is_hub_name("other/y")
-    with pytest.raises(InputUnreadable, match="x/y is a link to a file that does not exist"):
+    with pytest.raises(InputUnreadable, match="x/y is a link to a path that does not exist"):
         find_files(("x/y",))
 
 

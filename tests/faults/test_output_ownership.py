@@ -16,8 +16,12 @@ import pytest
 from sftprep import build, read_manifest, verify
 from sftprep.engine import build as build_module
 from sftprep.engine import output as output_module
+from sftprep.engine import passes as passes_module
 from sftprep.errors import OutputBusy, OutputExists, StorageError
-from sftprep.shards.files import is_temporary_name, temporary_name
+from sftprep.shards import layout as layout_module
+from sftprep.shards import locks as locks_module
+from sftprep.shards.files import is_temporary_name, storage_errors, temporary_name
+from sftprep.shards.layout import is_work_folder_created
 from sftprep.shards.locks import exclusive
 from tests.faults.test_paths import snapshot
 
@@ -96,6 +100,57 @@ def test_an_empty_spill_folder_of_a_user_stays(make, tmp_path):
     assert list((tmp_path / "o" / "spill").iterdir()) == []
     make(output=tmp_path / "other")
     assert not (tmp_path / "other" / "spill").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_build_that_fails_without_usable_work_leaves_nothing(
+    records, tokenizer_dir, tmp_path, workers
+):
+    rows = records([{"text": "a b c " * 20}] * 2000)
+    (tmp_path / "user" / "spill").mkdir(parents=True)
+    for output in ("new/a/b", "user"):
+        command = 'ulimit -f 300; exec "$@"'
+        arguments = [sys.executable, "-P", "-m", "sftprep", "build", rows]
+        arguments += ["--tokenizer", str(tokenizer_dir), "--output", str(tmp_path / output)]
+        arguments += ["--workers", str(workers)]
+        done = subprocess.run(
+            ["bash", "-c", command, "bash", *arguments], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 3, done.stderr
+        assert "ulimit" in done.stderr
+    assert not (tmp_path / "new").exists()
+    # The empty folder of a user stays.
+    assert list((tmp_path / "user").rglob("*")) == [tmp_path / "user" / "spill"]
+
+
+@pytest.mark.parametrize("name", ["build.json", "lock", "recipe", "spill"])
+def test_a_full_disk_leaves_no_unmarked_folder(make, tmp_path, monkeypatch, name):
+    """Whatever is left, the next build removes it."""
+
+    def fail(*_arguments, **_settings):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def refuse(path, *arguments, **settings):
+        with storage_errors(path):
+            fail()
+
+    if name == "build.json":
+        monkeypatch.setattr(layout_module, "write_bytes", refuse)
+    elif name == "lock":
+        monkeypatch.setattr(locks_module.os, "uname", fail)
+    elif name == "recipe":
+        monkeypatch.setattr(build_module, "recipe_file", refuse)
+    else:
+        monkeypatch.setattr(passes_module, "write_spill", refuse)
+    with pytest.raises(StorageError):
+        make()
+    monkeypatch.undo()
+    work = tmp_path / "o" / "spill"
+    assert not work.exists() or is_work_folder_created(work)
+    if name != "lock":
+        assert not (tmp_path / "o").exists()
+    make()
+    assert not work.exists()
 
 
 @pytest.mark.parametrize("before", [True, False])

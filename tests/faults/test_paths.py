@@ -396,7 +396,7 @@ def test_links_in_a_folder(tmp_path, caplog):
     assert "loop" not in caplog.text
     assert find_files((f"{folder}/**/*.jsonl",)) == found
     (folder / "gone.jsonl").symlink_to("nowhere")
-    with pytest.raises(InputUnreadable, match=r"gone\.jsonl is a link to a file that does not"):
+    with pytest.raises(InputUnreadable, match=r"gone\.jsonl is a link to a path that does not"):
         find_files((str(folder),))
 
 

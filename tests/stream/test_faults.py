@@ -230,6 +230,15 @@ def test_a_file_that_grew_is_noticed(tokenizer_dir, tmp_path):
         list(stream)
 
 
+def test_a_file_that_was_removed_is_named(tokenizer_dir, tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(LINES) + "\n")
+    stream = stream_of(str(path), tokenizer_dir)
+    path.unlink()
+    with pytest.raises(InputUnreadable, match=f"cannot read {path}"):
+        list(stream)
+
+
 def test_nothing_to_give(tokenizer_dir, tmp_path):
     path = tmp_path / "empty.jsonl"
     path.write_text("\n\n")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sftprep import BuildConfig
 from sftprep.errors import EmptyInput, MismatchError, SftprepError
-from sftprep.stream import Mixture, PackedStream, lane, pack
+from sftprep.stream import Mixture, PackedStream, backlog, pack
 from tests.stream.made import rows
 
 
@@ -111,8 +111,11 @@ def endless():
 
 
 def test_a_source_that_never_gives_a_sequence_is_an_error(tokenizer_dir, monkeypatch):
-    monkeypatch.setattr(lane, "_MOST_WITHOUT_SEQUENCE", 5_000)
-    with at_most(60), pytest.raises(EmptyInput, match="records in a row gave no sequence"):
+    monkeypatch.setattr(backlog, "MOST_WITHOUT_SEQUENCE", 5_000)
+    with (
+        at_most(60),
+        pytest.raises(EmptyInput, match=r"records in a row of .*endless gave no sequence"),
+    ):
         list(pack(endless, tokenizer=str(tokenizer_dir), max_length=64))
 
 

@@ -1,0 +1,169 @@
+"""Files of a user that are not what they seem: pipes, devices, numbers and nesting without end, and
+modules that exit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from contextlib import contextmanager
+
+import pytest
+
+from sftprep import build
+from sftprep.config import read_config_file
+from sftprep.errors import ConfigError, InputUnreadable, RecordError, TokenizerError
+from sftprep.functions import load_function
+from sftprep.sources.jsonl import parse_line, split_lines
+from sftprep.sources.partition import cut, read_partition
+from sftprep.sources.rows import rows_to_lines
+from sftprep.tokenize.load import load_tokenizer
+
+HUGE = "7" * 5_000
+"""An integer that Python does not convert."""
+DEEP = "[" * 200_000 + "]" * 200_000
+
+
+@contextmanager
+def at_most(seconds: int):
+    """Raise TimeoutError in this process where the block waits longer."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"it did not end within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+        "vocab.json",
+        "additional_chat_templates/tool.jinja",
+    ],
+)
+def test_a_file_of_a_tokenizer_that_is_not_regular_is_named(kind, name, tokenizer_dir, tmp_path):
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(tokenizer_dir, folder)
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with at_most(20), pytest.raises(TokenizerError, match=f"{path.name} is not a regular file"):
+        load_tokenizer(str(folder), cache=tmp_path / "cache")
+
+
+def test_a_config_of_a_model_that_is_nested_too_deeply_is_an_error(tokenizer_dir, tmp_path):
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(tokenizer_dir, folder)
+    (folder / "config.json").write_text(f'{{"model_type": {DEEP}}}')
+    with pytest.raises(TokenizerError, match=f"{folder}.*RecursionError"):
+        load_tokenizer(str(folder), cache=tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"a: {DEEP}", "nested too deeply"),
+        (f'{{"a": {DEEP}}}', "nested too deeply"),
+        (f"max_length: {HUGE}", "is not YAML"),
+    ],
+)
+def test_a_config_file_without_end_is_an_error(text, said, tmp_path):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=rf"c\.yaml .*{said}"):
+        read_config_file(str(tmp_path / "c.yaml"))
+
+
+# --- documents ------------------------------------------------------------------------------------
+
+
+def records_of(path):
+    lines = [line for part in cut([str(path)]) for line in split_lines(read_partition(part))]
+    return [parse_line(line, number) for number, line in enumerate(lines)]
+
+
+@pytest.mark.parametrize("around", ["[%s]", '{"version": %s, "data": [%s]}'])
+def test_a_huge_integer_in_a_document_is_one_bad_record(around, tmp_path):
+    path = tmp_path / "a.json"
+    elements = f'{{"text": "a"}}, {{"text": {HUGE}}}, {{"text": "b"}}'
+    path.write_text(
+        around.replace("%s", HUGE, 1) % elements if "{" in around else around % elements
+    )
+    first, bad, last = records_of(path)
+    assert (first, last) == ({"text": "a"}, {"text": "b"})
+    assert (bad.reason, bad.line) == ("bad_json", 1)
+
+
+def test_a_huge_integer_is_named_by_file_and_line(tokenizer_dir, tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(f'[{{"text": "a"}}, {{"text": "b", "n": {HUGE}}}]')
+    with pytest.raises(RecordError, match=r"a\.json:2"):
+        build(path, tokenizer=tokenizer_dir, output=tmp_path / "o")
+
+
+def test_a_huge_integer_on_the_first_line_of_a_document(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(f'{{"text": {HUGE}}}\n{{"text": "b"}}\n')
+    bad, good = records_of(path)
+    assert (bad.reason, good) == ("bad_json", {"text": "b"})
+
+
+@pytest.mark.parametrize("text", ['{"a": %s}', '{"a": %s, "data": [{"text": "a"}]}', '[{"a": %s}]'])
+def test_a_document_that_is_nested_too_deeply_is_named(text, tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(text % DEEP)
+    with pytest.raises(InputUnreadable, match=r"a\.json .*nested too deeply"):
+        records_of(path)
+
+
+def test_rows_in_memory_that_no_text_can_show_are_bad_records():
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    rows = [
+        {"text": int("7" * 4_000) ** 2},
+        {"text": deep},
+        {"text": "a"},
+        10**5_000,
+        {1: 10**9999},
+    ]
+    lines = split_lines(rows_to_lines(rows))  # type: ignore[arg-type]
+    found = [parse_line(line, number) for number, line in enumerate(lines)]
+    assert found[2] == {"text": "a"}
+    assert [found[k].reason for k in (0, 1, 3, 4)] == ["bad_type", "bad_row", "bad_row", "bad_row"]
+
+
+# --- functions ------------------------------------------------------------------------------------
+
+
+def test_a_module_that_exits_cannot_be_loaded(tmp_path):
+    (tmp_path / "exits.py").write_text("def f(record): return 'a'\nraise SystemExit(0)\n")
+    with pytest.raises(ConfigError, match=r"cannot load .*SystemExit"):
+        load_function(f"{tmp_path}/exits.py:f")
+
+
+def test_a_function_that_exits_is_a_fault_of_the_record(tokenizer_dir, tmp_path):
+    (tmp_path / "exits.py").write_text("import sys\ndef f(record): sys.exit(0)\n")
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(RecordError, match=r"a\.jsonl:1: the formatting function raised SystemExit"):
+        build(
+            tmp_path / "a.jsonl",
+            tokenizer=tokenizer_dir,
+            output=tmp_path / "o",
+            formatting_func=f"{tmp_path}/exits.py:f",
+        )

@@ -1,0 +1,117 @@
+"""What is queued for lanes that do not read now is bounded, and changes no pack."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+from unittest import mock
+
+import pytest
+
+from sftprep.errors import EmptyInput
+from sftprep.stream import Mixture, backlog, pack
+from sftprep.stream.rows import _RowReader
+from tests.stream.made import plain, plains, rows
+
+LANES = 4
+
+
+@pytest.fixture
+def most_queued(monkeypatch):
+    """The largest `queued` of any reader, in a list of one number."""
+    largest = [0]
+    advance = _RowReader._advance
+
+    def measured(reader: _RowReader) -> None:
+        advance(reader)
+        largest[0] = max(largest[0], reader.queued)
+
+    monkeypatch.setattr(_RowReader, "_advance", measured)
+    return largest
+
+
+def small_limits(monkeypatch):
+    """A block of each lane is more than what may be queued before others read ahead."""
+    monkeypatch.setattr(backlog, "READ_AHEAD_FROM", 20_000)
+    monkeypatch.setattr(backlog, "MOST_QUEUED", 200_000)
+
+
+def stream_of(source, tokenizer_dir, **settings):
+    chosen = {"max_length": 64, "lanes": LANES, "pack_window": 200, **settings}
+    return pack(source, tokenizer=str(tokenizer_dir), **chosen)
+
+
+def without_text(count):
+    return itertools.repeat({"text": ""}, count)
+
+
+def test_records_without_a_sequence_are_not_queued(tokenizer_dir, monkeypatch, most_queued):
+    """As a finite source that has very many of them before the first good one."""
+    small_limits(monkeypatch)
+    good = rows("text", 40)
+    stream = stream_of(lambda: itertools.chain(without_text(30_000), good), tokenizer_dir)
+    assert plains(stream)
+    assert stream.counts["sequences"] == 40
+    assert stream.counts["records"] == 30_040
+    assert most_queued[0] < 60_000
+
+
+def test_an_endless_source_without_a_sequence_is_an_error(tokenizer_dir, monkeypatch, most_queued):
+    small_limits(monkeypatch)
+    monkeypatch.setattr(backlog, "MOST_WITHOUT_SEQUENCE", 50_000)
+
+    def long_prompts():
+        for number in itertools.count():
+            yield {"prompt": "so it goes " * 30, "completion": str(number)}
+
+    with pytest.raises(EmptyInput, match=r"50,[0-9]{3} records in a row of .* gave no sequence"):
+        next(iter(stream_of(long_prompts, tokenizer_dir, max_length=16)))
+    assert most_queued[0] < 400_000
+
+
+def test_a_lane_that_starves_is_an_error_before_the_queues_are_large(
+    tokenizer_dir, monkeypatch, most_queued
+):
+    small_limits(monkeypatch)
+
+    def every_fourth_is_empty():
+        for number in itertools.count():
+            yield {"text": "" if number % LANES == 1 else f"record {number}"}
+
+    stream = stream_of(every_fourth_is_empty, tokenizer_dir)
+    with pytest.raises(EmptyInput, match=r"lane 1 of .*every_fourth_is_empty got 0 seq") as raised:
+        list(stream)
+    assert "--lanes 1" in raised.value.remedy
+    assert most_queued[0] < 250_000
+
+
+@pytest.mark.parametrize("order", ["keep", "shuffle"])
+@pytest.mark.parametrize("kind", ["function", "gz", "mixture"])
+def test_reading_ahead_changes_no_pack(kind, order, tokenizer_dir, tmp_path, monkeypatch):
+    texts = rows("text", 3_000)
+    for number in range(0, 3_000, 3):
+        texts[number] = {"text": ""}
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in texts).encode()))
+    source = {
+        "function": lambda: iter(texts),
+        "gz": str(path),
+        "mixture": Mixture([lambda: iter(texts), str(path)], [2.0, 1.0]),
+    }[kind]
+    expected = plains(stream_of(source, tokenizer_dir, order=order))
+    monkeypatch.setattr(backlog, "READ_AHEAD_FROM", 0)
+    with mock.patch.object(
+        backlog.Lane, "read_ahead", autospec=True, side_effect=backlog.Lane.read_ahead
+    ) as read_ahead:
+        stream = stream_of(source, tokenizer_dir, order=order)
+        assert plains(stream) == expected
+        assert read_ahead.called
+    for taken in (1, len(expected) // 2, len(expected) - 2):
+        stream = stream_of(source, tokenizer_dir, order=order)
+        packs = iter(stream)
+        head = [plain(next(packs)) for _ in range(taken)]
+        state = json.loads(json.dumps(stream.state_dict()))
+        again = stream_of(source, tokenizer_dir, order=order)
+        again.load_state_dict(state)
+        assert head + plains(again) == expected
