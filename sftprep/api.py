@@ -48,10 +48,8 @@ def build(
         from sftprep.tokenize.live import tokenizer_file
 
         given["tokenizer"] = tokenizer_file(given["tokenizer"])
-    if "tokenizer" in given:
-        given["tokenizer"] = str(given["tokenizer"])
-    if "output" in given:
-        given["output"] = str(given["output"])
+    paths = {name: value for name, value in given.items() if isinstance(value, os.PathLike)}
+    given |= {name: str(path) for name, path in paths.items()}
     if eval_source is None and not _is_paths(given.get("eval_input", "")):
         eval_source = given.pop("eval_input")
     refuse_columns(source)

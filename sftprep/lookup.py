@@ -8,12 +8,17 @@ from itertools import groupby, product
 import numpy as np
 from numpy.typing import NDArray
 
+_FEW_PAIRS = 4
+_STEP = 1 << 17
+"""Numbers in one step of a comparison, whose result fits into a processor's cache."""
+
 
 class Letters:
     """Bytes in which words are looked for.
 
-    Looking for a letter is several times faster than looking for a word, so a word is looked for
-    where its first letter is; the places of a letter are found once.
+    Most words are absent, and so are their first two letters, which are compared as one number: ten
+    times as fast as looking for the word. Otherwise a word is looked for where its first letter is;
+    the places of a letter are found once.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -23,6 +28,11 @@ class Letters:
 
     def hold_any(self, words: Iterable[bytes]) -> bool:
         """Whether one of the words, none of them empty, is there."""
+        words = [*words]
+        pairs = {word[:2] for word in words if len(word) > 1}
+        if len(pairs) <= _FEW_PAIRS:
+            absent = pairs - self._pairs(pairs)
+            words = [word for word in words if word[:2] not in absent]
         for first, group in groupby(sorted(words), key=lambda word: word[0]):
             if _go_on(self._letters, self.places(first), list(group), 1):
                 return True
@@ -44,6 +54,18 @@ class Letters:
         begun = {word[:2].encode("utf-8", "surrogatepass") for word in wanted}
         within = {_SHORT[letter] for word in wanted for letter in word if letter in _SHORT}
         return self.hold_any(begun) and self.hold_any({*written, *within, rb"\u"})
+
+    def _pairs(self, wanted: Iterable[bytes]) -> set[bytes]:
+        """Which of these pairs of letters are there."""
+        missing = {int.from_bytes(pair, "little"): pair for pair in wanted}
+        found: set[bytes] = set()
+        for first in range(min(2, len(self.data))):
+            numbers = np.frombuffer(self.data, "<u2", (len(self.data) - first) // 2, first)
+            for place in range(0, len(numbers), _STEP):
+                step = numbers[place : place + _STEP]
+                here = [number for number in missing if (step == number).any()]
+                found.update(missing.pop(number) for number in here)
+        return found
 
     def places(self, letter: int) -> NDArray[np.int64]:
         """Where a byte stands, which is looked for once."""

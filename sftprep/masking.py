@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sftprep.ragged import edges
+
 
 def completion_starts(
     prompt_ids: NDArray[np.int32],
@@ -48,13 +50,31 @@ def targets_of(
 
     completion_mask: [tokens], 1 or True = trained; offsets: integers [n + 1].
     """
-    targets = np.zeros(len(offsets) - 1, dtype=np.int64)
+    marks = completion_mask.view(np.bool_)
+    firsts, lasts = trained_runs(marks)
+    lengths = lasts - firsts
+    before = edges(lengths)
+    # How many tokens are trained before each offset: all of the runs that end before it, and a part
+    # of the one around it.
+    run = np.searchsorted(lasts, offsets)
+    within = np.maximum(offsets - np.append(firsts, len(marks))[run], 0)
+    targets: NDArray[np.int64] = np.diff(before[run] + within)
     filled = np.diff(offsets) > 0
-    firsts = offsets[:-1][filled]
-    if len(firsts):
-        marks = completion_mask.view(np.uint8)
-        targets[filled] = np.add.reduceat(marks, firsts, dtype=np.int64) - marks[firsts]
+    targets[filled] -= marks[offsets[:-1][filled]]
     return targets
+
+
+def trained_runs(
+    completion_mask: NDArray[np.bool_],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The runs of trained tokens [first, last), in order: two int64 [runs]."""
+    if not len(completion_mask):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    turns = np.flatnonzero(completion_mask[1:] != completion_mask[:-1]) + 1
+    first = [0] if completion_mask[0] else []
+    last = [len(completion_mask)] if completion_mask[-1] else []
+    bounds = np.concatenate([first, turns, last]).astype(np.int64)
+    return bounds[::2], bounds[1::2]
 
 
 def mask_from(starts: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.bool_]:

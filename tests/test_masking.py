@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftprep.masking import completion_starts, mask_from, mask_spans
+from sftprep.masking import completion_starts, mask_from, mask_spans, targets_of, trained_runs
 
 IDS = st.lists(st.integers(0, 2), max_size=8)
 
@@ -81,3 +81,17 @@ def test_spans_mark_the_tokens_that_transformers_marks(texts):
         [spans for _, spans in texts], np.array(every, np.int64).reshape(-1, 2), offsets
     )
     assert got.tolist() == expected
+
+
+@given(st.lists(st.lists(st.booleans(), max_size=6), max_size=10))
+def test_the_targets_of_a_sequence_are_its_trained_tokens_but_the_first(sequences):
+    mask = np.array([trained for sequence in sequences for trained in sequence], np.bool_)
+    offsets = np.concatenate(([0], np.cumsum([len(s) for s in sequences]))).astype(np.int64)
+    expected = [sum(sequence[1:]) for sequence in sequences]
+    assert targets_of(mask, offsets).tolist() == expected
+    assert targets_of(mask.view(np.uint8), offsets).tolist() == expected
+    firsts, lasts = trained_runs(mask)
+    assert np.array_equal(
+        np.flatnonzero(mask), [k for a, b in zip(firsts, lasts, strict=True) for k in range(a, b)]
+    )
+    assert (firsts[1:] > lasts[:-1]).all()

@@ -384,7 +384,8 @@ class Expressions:
             kind = "text"
         elif kinds == {"int"}:
             kind = "int"
-        return Code(f"({left.source} + {right.source})", kind)
+        anchors = " + ".join(filter(None, (left.anchors, right.anchors)))
+        return Code(f"({left.source} + {right.source})", kind, anchors=anchors)
 
     def _arithmetic(self, node: nodes.BinExpr) -> Code:
         left, right = self.expression(node.left), self.expression(node.right)

@@ -54,14 +54,14 @@ def _other_arguments(messages: list[Message]) -> list[Message] | None:
 def _turned(call: Any) -> Any:
     function = call.get("function", call) if isinstance(call, dict) else None
     arguments = function.get("arguments") if isinstance(function, dict) else None
-    if isinstance(arguments, str):
-        try:
+    try:
+        if isinstance(arguments, str):
             arguments = json.loads(arguments)
-        except ValueError:
+        elif isinstance(arguments, dict):
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        else:
             return call
-    elif isinstance(arguments, dict):
-        arguments = json.dumps(arguments, ensure_ascii=False)
-    else:
+    except (ValueError, RecursionError):
         return call
     turned = {**function, "arguments": arguments}  # type: ignore[dict-item]
     return {**call, "function": turned} if "function" in call else turned

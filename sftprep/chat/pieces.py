@@ -25,6 +25,7 @@ from jinja2 import nodes
 from jinja2.compiler import find_undeclared
 from jinja2.idtracking import VAR_LOAD_ALIAS, VAR_LOAD_RESOLVE, VAR_LOAD_UNDEFINED, Symbols
 
+from sftprep.batch import Message
 from sftprep.chat import runtime
 from sftprep.chat.code import Code, Loop, Macro, joined
 from sftprep.chat.expressions import Expressions, anchor_count
@@ -37,16 +38,18 @@ class Pieces(NamedTuple):
     """A conversation as a compiled template writes it.
 
     text: all pieces joined; pieces: constants and contents, in order; anchors: how many anchors the
-    template itself wrote; marks: where `{% generation %}` blocks start and end, in turn; turns:
-    where its loops are at which item (turns.py). A position is a number of pieces, followed by the
-    number of anchors before it.
+    template itself wrote; marks: where `{% generation %}` blocks start and end, in turn, two
+    entries for each, a position; turns: where its loops are at which item (turns.py), four entries
+    for each, a position, the depth of the loop and the item; messages: as the template saw them. A
+    position is a number of pieces, followed by the number of anchors before it.
     """
 
     text: str
     pieces: list[str]
     anchors: int
-    marks: list[tuple[int, int]]
-    turns: list[tuple[int, int, int, Any]]
+    marks: list[int]
+    turns: list[Any]
+    messages: list[Message]
 
 
 Render = Callable[[list[dict[str, Any]], Any, bool, Mapping[str, Any]], Pieces]
@@ -101,6 +104,7 @@ def compile_pieces(
         "is_filled": runtime.is_filled,
         "size": runtime.size,
         "Pieces": Pieces,
+        "new": tuple.__new__,
         "anchors_in": lambda value: anchors(value) if type(value) is str else 0,
         **writer.write.bound,
     }
@@ -196,7 +200,8 @@ class _Statements:
         ]
         tail = [
             "    if len(out) > most and size(out) > 1 << 20: hand_over('a long output')",
-            "    return Pieces(join(out), out, k, marks, turns)",
+            # As `Pieces(...)`, in half of the time.
+            "    return new(Pieces, (join(out), out, k, marks, turns, messages))",
         ]
         return "\n".join([*head, *self.lines, *tail, ""])
 
@@ -522,9 +527,9 @@ class _Statements:
         inner.analyze_node(node)
         self.write.symbols, self.marking = inner, False
         self._enter(inner)
-        self._line("marks.append((len(out), k))")
+        self._line("marks += (len(out), k)")
         self._body(node.body)
-        self._line("marks.append((len(out), k))")
+        self._line("marks += (len(out), k)")
         self.write.symbols, self.marking = outer, True
 
     def _turn(self, node: nodes.ExprStmt) -> None:
@@ -534,7 +539,7 @@ class _Statements:
             return
         depth, item = turn
         source = "None" if item is None else self.write.expression(item).source
-        self._line(f"turns.append((len(out), k, {depth}, {source}))")
+        self._line(f"turns += (len(out), k, {depth}, {source})")
 
     def _word(self, node: nodes.Node) -> None:
         self._line(type(node).__name__.lower())

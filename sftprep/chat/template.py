@@ -92,8 +92,8 @@ class ChatTemplate:
     def render(
         self,
         messages: list[Message],
-        *,
         tools: list[Any] | None = None,
+        *,
         add_generation_prompt: bool = False,
         template_kwargs: Mapping[str, Any] | None = None,
         bare: bool = False,
@@ -105,26 +105,19 @@ class ChatTemplate:
         TemplateError where the template refuses the conversation, with its own message, and where
         it fails.
         """
-        made = self.render_pieces(
-            messages,
-            tools=tools,
-            add_generation_prompt=add_generation_prompt,
-            template_kwargs=template_kwargs,
-            bare=bare,
+        return in_characters(
+            self.render_pieces(messages, tools, add_generation_prompt, template_kwargs, bare)
         )
-        return made if isinstance(made, Rendered) else in_characters(*made)
 
     def render_pieces(
         self,
         messages: list[Message],
-        *,
         tools: list[Any] | None = None,
         add_generation_prompt: bool = False,
         template_kwargs: Mapping[str, Any] | None = None,
         bare: bool = False,
-    ) -> tuple[Pieces, list[Message]] | Rendered:
-        """As `render`, with the pieces of the text and the messages as the template saw them; what
-        Jinja rendered has no pieces."""
+    ) -> Pieces | Rendered:
+        """As `render`, with the pieces of the text; what Jinja rendered has none."""
         messages = messages if bare else as_templates_get(messages)
         variables = self._given(template_kwargs) if template_kwargs else self._variables
         if tools is not None:
@@ -150,11 +143,11 @@ class ChatTemplate:
                     self._by_pieces % CHECKED_EVERY == 0
                     or self._checked_messages <= CHECKED_MESSAGES
                 ) and self._is_checked(messages, tools, add_generation_prompt):
-                    fast = in_characters(made, messages)
+                    fast = in_characters(made)
                     slow = self._checked(messages, tools, add_generation_prompt, variables, fast)
                     if slow is not fast:
                         return slow
-                return made, messages
+                return made
         self._by_jinja += 1
         return self._run(messages, tools, add_generation_prompt, variables)
 
@@ -324,18 +317,20 @@ _PARAMETERS = frozenset(
 """Parameters of `apply_chat_template`: under these names nothing reaches a template."""
 
 
-def in_characters(made: Pieces, messages: list[Message]) -> Rendered:
-    """A conversation of pieces with its positions in characters. messages: as the template saw
-    them."""
+def in_characters(made: Pieces | Rendered) -> Rendered:
+    """A rendered conversation with its positions in characters."""
+    if isinstance(made, Rendered):
+        return made
     if not (made.marks or made.turns):
         return Rendered(made.text, ())
     starts = [0, *accumulate(map(len, made.pieces))]
-    marks = [starts[piece] for piece, _ in made.marks]
-    turns = [(starts[piece], depth, item) for piece, _, depth, item in made.turns]
+    marks = [starts[piece] for piece in made.marks[::2]]
+    places = [starts[piece] for piece in made.turns[::4]]
+    turns = [*zip(places, made.turns[2::4], made.turns[3::4], strict=True)]
     return Rendered(
         made.text,
         tuple(zip(marks[::2], marks[1::2], strict=True)),
-        regions_of(turns, messages, len(made.text)) if turns else (),
+        regions_of(turns, made.messages, len(made.text)) if turns else (),
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.batch import TokenBatch
+from sftprep.masking import trained_runs
 from sftprep.tokenize.load import TokenizerSpec
 
 
@@ -35,15 +36,14 @@ def count_untrained_ends(
     ChatML. Source: the check of TRL 1.16, `is_chat_template_stop_token_trained`, which looks at a
     template; this looks at what was made.
     """
-    some = chats & (batch.lengths > 0)
-    if not some.any():
+    firsts, lasts = trained_runs(batch.completion_mask)
+    if not chats.any() or not len(firsts):
         return
-    last = batch.offsets[1:][some] - 1
-    if not batch.completion_mask[last].all():
-        trained = np.flatnonzero(batch.completion_mask)
-        ends = np.searchsorted(trained, batch.offsets[1:])
-        some &= ends > np.searchsorted(trained, batch.offsets[:-1])
-        last = trained[ends[some] - 1]
+    # The last trained token of each sequence is in the last run that begins before its end.
+    run = np.searchsorted(firsts, batch.offsets[1:]) - 1
+    last = np.minimum(lasts[run], batch.offsets[1:]) - 1
+    some = chats & (run >= 0) & (last >= batch.offsets[:-1])
+    last = last[some]
     before = np.maximum(last - 1, 0)
     stops = np.isin(batch.input_ids[last], added)
     # The one before counts if it is trained, and of the same sequence: where it is not, the last

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,9 +178,9 @@ def read_examples(
     for number, line in enumerate(lines):
         record = parse_line(line, number)
         if type(record) is dict:
-            if has_tools and b'"tool' in line and _LONG_NUMBER in line.translate(_DIGITS_AS_0):
-                record = json.loads(line)
             try:
+                if has_tools and b'"tool' in line and _LONG_NUMBER in line.translate(_DIGITS_AS_0):
+                    record = _with_long_numbers(line)
                 example = read(record, number)
                 if suspect is not None:
                     suspect(example)
@@ -192,6 +193,17 @@ def read_examples(
             blank += 1
     counts.update(lines=len(lines), blank=blank, records=len(lines) - blank)
     return examples
+
+
+def _with_long_numbers(line: bytes) -> dict[str, Any]:
+    """The record of a line that orjson parses, with all digits of its whole numbers. Raises
+    Unusable."""
+    try:
+        record: dict[str, Any] = json.loads(line)
+    except (ValueError, RecursionError) as error:  # Python reads 4,300 digits at most
+        what = "a number has too many digits, or values are nested too deeply"
+        raise Unusable("bad_json", what) from error
+    return record
 
 
 def _show(rejected: list[Rejected], data: bytes) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from sftprep.batch import Example, Message
-from sftprep.chat.pieces import Pieces
+from sftprep.batch import Example
 from sftprep.render.token_space.placing import AnchoredTexts
 from sftprep.render.token_space.regions import Literals
 from sftprep.tokenize.escaped import Marked
@@ -16,11 +15,6 @@ Span = tuple[int, int]
 Weight = tuple[int, int, float]
 """Characters [first, last) of a text, and what their tokens weigh in the loss; 0: they are not
 trained."""
-
-
-Conversation = tuple[Example, Pieces, list[Message], str | None]
-"""A rendered conversation from which its spans can still be worked out: the record, its pieces, the
-messages as the template saw them, and the text of its prompt alone, None if it has none."""
 
 
 @dataclass(slots=True)
@@ -43,8 +37,8 @@ class RenderedBatch:
     spans: list[tuple[Span, ...] | None] = field(default_factory=list)
     weights: dict[int, list[Weight]] = field(default_factory=dict)
     anchored: AnchoredTexts = field(default_factory=AnchoredTexts)
-    conversations: list[Conversation] = field(default_factory=list)
-    """Those of the anchored texts."""
+    conversations: list[Example] = field(default_factory=list)
+    """Those of the anchored texts, from which their spans can still be worked out."""
     literals: Literals | None = None
     """The literals that the boundaries in `anchored` refer to."""
     mark: str | None = None
@@ -80,10 +74,12 @@ class RenderedBatch:
         return bool(self.weights) or any(spans is not None for spans in self.spans)
 
     def part(
-        self, numbers: Sequence[int], in_spans: Callable[[Conversation], tuple[Span, ...] | None]
+        self,
+        numbers: Sequence[int],
+        in_spans: Callable[[Example], tuple[tuple[Span, ...] | None, str | None]],
     ) -> RenderedBatch:
         """Some of the texts, for the reference path. in_spans: works out the spans of a
-        conversation."""
+        conversation, and the text of its prompt alone, None if it has none."""
         made = RenderedBatch()
         by_number = dict(zip(self.anchored.numbers, self.conversations, strict=True))
         place = {number: own for own, number in enumerate(self.prompt_of)}
@@ -91,7 +87,7 @@ class RenderedBatch:
             conversation = by_number.get(number)
             spans, prompt = self.spans[number], None
             if conversation is not None:
-                spans, prompt = in_spans(conversation), conversation[3]
+                spans, prompt = in_spans(conversation)
             elif number in place:
                 prompt = self.prompts[place[number]]
                 if place[number] in self.marked_prompts:

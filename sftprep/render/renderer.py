@@ -26,15 +26,11 @@ from sftprep.chat.template import ChatTemplate, Rendered, in_characters
 from sftprep.choices import TemplateWay
 from sftprep.engine.recipe import Recipe
 from sftprep.errors import TemplateError
-from sftprep.render.rendered_batch import Conversation, RenderedBatch, Span, Weight
+from sftprep.render.rendered_batch import RenderedBatch, Span, Weight
 from sftprep.render.token_space.anchors import Anchors, find_anchors
 from sftprep.render.token_space.regions import RegionFinder
-from sftprep.sources.jsonl import excerpt
 from sftprep.tokenize.escaped import MARKS, Spelled
 from sftprep.tokenize.spec import TokenizerSpec
-
-_Made = tuple[Pieces, list[Message]] | Rendered
-"""A conversation that the compiled template wrote, or that Jinja rendered."""
 
 
 class Renderer:
@@ -80,8 +76,10 @@ class Renderer:
                     self._plain(example, out, counts)
             except TemplateError as problem:
                 reason = "mask_unproven" if isinstance(problem, Unproven) else "template_error"
-                shown = excerpt(str(example.messages)[:2000])
-                rejected.append(Rejected(example.origin, 0, reason, problem.message, shown))
+                rejected.append(Rejected(example.origin, 0, reason, problem.message, ""))
+            except RecursionError:
+                what = "its values are nested too deeply"
+                rejected.append(Rejected(example.origin, 0, "template_error", what, ""))
         return out
 
     def ways(self) -> Counter[str]:
@@ -192,12 +190,20 @@ class Renderer:
     def _chat(
         self, example: Example, messages: list[Message], out: RenderedBatch, counts: Counter[str]
     ) -> None:
-        if self._template is None:
-            raise TemplateError("there is no chat template")
-        if self._recipe.expand_turns:
+        recipe = self._recipe
+        template = self._template_of(example)
+        if recipe.expand_turns:
             self._expanded(example, messages, out, counts)
         else:
-            self._conversation(example, messages, out, counts)
+            made, prompt = self._made(template, messages, example), None
+            if example.prompt_messages is not None and recipe.train_on != "all":
+                # Before anything is stored, so that a template that refuses the prompt leaves
+                # nothing half done.
+                prompt = self._made(template, example.prompt_messages, example, asks=True)
+            if prompt is not None or self._spanned or example.weights is not None:
+                self._add_trained(example, made, prompt, out, counts)
+            else:
+                out.add(example.origin, made.text, plain=False, spans=None, prompt=None)
         if not self._shows_calls and any(
             message.get("tool_calls") is not None for message in messages
         ):
@@ -207,33 +213,41 @@ class Renderer:
         if example.prompt_messages is not None and _says_nothing(messages[-1]):
             counts["warnings.empty_target"] += 1
 
-    def _conversation(
-        self, example: Example, messages: list[Message], out: RenderedBatch, counts: Counter[str]
+    def _template_of(self, example: Example) -> ChatTemplate:
+        """The template that notes the turns of a conversation, if they are needed."""
+        if self._by_turn or example.weights is not None:
+            return self._turning
+        if self._template is None:
+            raise TemplateError("there is no chat template")
+        return self._template
+
+    def _add_trained(
+        self,
+        example: Example,
+        made: Pieces | Rendered,
+        prompt: Pieces | Rendered | None,
+        out: RenderedBatch,
+        counts: Counter[str],
     ) -> None:
-        template = self._template_of(example)
-        made = self._made(template, messages, example)
-        # Rendered before anything is stored, so that a template that refuses the prompt leaves
-        # nothing half done.
-        prompt: _Made | None = None
-        if example.prompt_messages is not None and self._recipe.train_on != "all":
-            prompt = self._made(template, example.prompt_messages, example, asks=True)
-        prompt_text = None if prompt is None else _text(prompt)
-        if prompt is None and example.weights is None and not self._spanned:
-            out.add(example.origin, _text(made), plain=False, spans=None, prompt=None)
-            return
+        """Add a conversation of which a part is trained."""
         reason = self._place(example, made, prompt, out)
         if reason is None:
             return
         counts["masks.by_characters"] += 1
         counts[f"masks.because.{reason}"] += 1
-        whole = made if isinstance(made, Rendered) else in_characters(*made)
-        spans, weights = self._spans(example, messages, whole)
+        whole = in_characters(made)
+        spans, weights = self._spans(example, whole)
         if weights:
             out.weights[len(out.texts)] = weights
+        prompt_text = None if prompt is None else prompt.text
         out.add(example.origin, whole.text, plain=False, spans=spans, prompt=prompt_text)
 
     def _place(
-        self, example: Example, made: _Made, prompt: _Made | None, out: RenderedBatch
+        self,
+        example: Example,
+        made: Pieces | Rendered,
+        prompt: Pieces | Rendered | None,
+        out: RenderedBatch,
     ) -> str | None:
         """Add a conversation by its anchors; a reason if it has to take the reference path."""
         finder = self._finder
@@ -243,28 +257,33 @@ class Renderer:
             return finder
         if isinstance(made, Rendered) or isinstance(prompt, Rendered):
             return "Jinja rendered the conversation"
-        pieces, messages = made
         regions: list[int] | str | None = None
         if self._spanned and not self._by_turn:
-            regions = finder.marked(pieces)
+            regions = finder.marked(made)
         elif self._spanned:
-            regions = finder.derived(pieces, messages, self._rule, self._targets_of(messages))
+            regions = finder.derived(made, self._rule, self._targets_of(made.messages))
         if isinstance(regions, str):
             return regions
-        start = None if prompt is None else finder.prompt_end(pieces, prompt[0])
+        start = None if prompt is None else finder.prompt_end(made, prompt)
         if isinstance(start, str):
             return start
-        out.anchored.add(len(out.texts), pieces.anchors, regions, start)
-        out.conversations.append((example, pieces, messages, prompt and prompt[0].text))
-        out.add(example.origin, pieces.text, plain=False, spans=(), prompt=None)
+        out.anchored.add(len(out.texts), made.anchors, regions, start)
+        out.conversations.append(example)
+        out.add(example.origin, made.text, plain=False, spans=(), prompt=None)
         return None
 
-    def in_spans(self, conversation: Conversation) -> tuple[Span, ...] | None:
-        """The spans of a conversation that was added by its anchors: what the reference path
-        trains."""
-        example, pieces, messages, _ = conversation
-        whole = in_characters(pieces, messages)
-        return self._spans(example, example.messages or [], whole)[0]
+    def in_spans(self, example: Example) -> tuple[tuple[Span, ...] | None, str | None]:
+        """The spans of a conversation that was added by its anchors, which the reference path
+        trains, and the text of its prompt alone, None if it has none.
+
+        It is rendered again: to keep the pieces of all conversations, of which few are asked for
+        here, costs more.
+        """
+        template, messages = self._template_of(example), example.messages or []
+        whole, prompt = self._rendered(template, messages, example), None
+        if example.prompt_messages is not None:
+            prompt = self._rendered(template, example.prompt_messages, example, prompt=True).text
+        return self._spans(example, whole)[0], prompt
 
     @cached_property
     def anchors(self) -> Anchors | str:
@@ -278,13 +297,6 @@ class Renderer:
         has_bytes = self._recipe.encoder == "gigatoken"
         return find_anchors(self._recipe.tokenizer, source, has_every_byte=has_bytes)
 
-    def _template_of(self, example: Example) -> ChatTemplate:
-        """The template that notes the turns of a conversation, if they are needed."""
-        if self._by_turn or example.weights is not None:
-            return self._turning
-        assert self._template is not None
-        return self._template
-
     def _made(
         self,
         template: ChatTemplate,
@@ -292,16 +304,12 @@ class Renderer:
         example: Example,
         *,
         asks: bool = False,
-    ) -> _Made:
+    ) -> Pieces | Rendered:
         """A conversation as the template renders it, or as it renders one of `other_ways`; asks:
         with the generation prompt."""
         try:
             return template.render_pieces(
-                messages,
-                tools=example.tools,
-                add_generation_prompt=asks,
-                template_kwargs=example.template_kwargs,
-                bare=example.bare,
+                messages, example.tools, asks, example.template_kwargs, example.bare
             )
         except TemplateError:
             for other in other_ways(messages):
@@ -325,15 +333,14 @@ class Renderer:
         *,
         prompt: bool = False,
     ) -> Rendered:
-        made = self._made(template, messages, example, asks=prompt)
-        return made if isinstance(made, Rendered) else in_characters(*made)
+        return in_characters(self._made(template, messages, example, asks=prompt))
 
     def _spans(
-        self, example: Example, messages: list[Message], whole: Rendered
+        self, example: Example, whole: Rendered
     ) -> tuple[tuple[Span, ...] | None, list[Weight]]:
         """What is trained of a conversation, and what weighs other than 1."""
         if self._by_turn or example.weights is not None:
-            return self._trained(whole, messages, example.weights)
+            return self._trained(whole, example.messages or [], example.weights)
         return (whole.spans if self._spanned else None), []
 
     def _trained(
@@ -463,10 +470,6 @@ def _rule_of(
     return derive_rule(
         ChatTemplate(source, variables=dict(specials), date=day, way=way, turns=True)
     )
-
-
-def _text(made: _Made) -> str:
-    return made.text if isinstance(made, Rendered) else made[0].text
 
 
 def _says_nothing(message: Message) -> bool:

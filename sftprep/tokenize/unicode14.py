@@ -19,7 +19,7 @@ from unicodedata import is_normalized
 import numpy as np
 from numpy.typing import NDArray
 
-_STEP = 1 << 18
+_STEP = 1 << 20
 """Bytes in one step of the scan, whose arrays fit into a processor's cache."""
 
 
@@ -38,7 +38,7 @@ def texts_to_check(texts: Sequence[str], encoded: Sequence[bytes]) -> list[int]:
             size += len(encoded[rows[last]])
             last += 1
         group = rows[first:last]
-        places = _places_to_check(b"".join([encoded[number] for number in group]))
+        places = _places_to_check(b"".join([*(encoded[number] for number in group), bytes(3)]))
         if len(places):
             ends = np.cumsum([len(encoded[number]) for number in group])
             found.update(group[k] for k in np.searchsorted(ends, places, side="right").tolist())
@@ -67,13 +67,14 @@ def may_combine(character: str) -> bool:
 
 
 def _places_to_check(data: bytes) -> NDArray[np.int64]:
-    """Where characters to check begin in UTF-8."""
-    # Three more bytes, so that a last character of fewer than four can be read as one of four.
-    values = np.frombuffer(data + bytes(3), np.uint8)
+    """Where characters to check begin in UTF-8 with three more bytes at its end, so that a last
+    character of fewer than four can be read as one of four."""
+    values = np.frombuffer(data, np.uint8)
     begins = np.flatnonzero(values >= 0xC0)
     blocks, careful = _tables()
-    pairs = (values[begins].astype(np.uint16) << 8) | values[begins + 1]
-    begins = begins[blocks[pairs]]
+    # Every two bytes in succession as one number: half of the time of two lookups.
+    pairs = np.ndarray((len(data) - 1,), "<u2", data, strides=(1,))
+    begins = begins[blocks[pairs[begins]]]
     if not len(begins):
         return np.empty(0, np.int64)
     one, two, three, four = (values[begins + place].astype(np.uint32) for place in range(4))
@@ -93,19 +94,20 @@ def _places_to_check(data: bytes) -> NDArray[np.int64]:
 
 @cache
 def _tables() -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """By the first two bytes of a character, bool [0x10000], and by the character, bool [0x110000]:
-    True = to be checked. For two bytes, whether any character that begins with them is."""
+    """By the first two bytes of a character, the second times 256, bool [0x10000], and by the
+    character, bool [0x110000]: True = to be checked. For two bytes, whether any character that
+    begins with them is."""
     careful = ~_settled()
     careful |= _ranges(COMBINING)
     codes = np.flatnonzero(careful)
     codes = codes[codes >= 0x80]
     first = np.where(
         codes < 0x800,
-        (0xC0 | codes >> 6) << 8 | 0x80 | codes & 0x3F,
+        0xC0 | codes >> 6 | (0x80 | codes & 0x3F) << 8,
         np.where(
             codes < 0x10000,
-            (0xE0 | codes >> 12) << 8 | 0x80 | codes >> 6 & 0x3F,
-            (0xF0 | codes >> 18) << 8 | 0x80 | codes >> 12 & 0x3F,
+            0xE0 | codes >> 12 | (0x80 | codes >> 6 & 0x3F) << 8,
+            0xF0 | codes >> 18 | (0x80 | codes >> 12 & 0x3F) << 8,
         ),
     )
     blocks = np.zeros(0x10000, np.bool_)

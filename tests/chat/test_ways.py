@@ -228,8 +228,8 @@ def test_the_first_renders_and_later_samples_are_checked(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     "wrong",
     [
-        Pieces("other text", ["other text"], 0, [], []),
-        Pieces("<|im_start|>user\na<|im_end|>", ["<", "rest"], 0, [(0, 0), (1, 0)], []),
+        Pieces("other text", ["other text"], 0, [], [], []),
+        Pieces("<|im_start|>user\na<|im_end|>", ["<", "rest"], 0, [0, 0, 1, 0], [], []),
     ],
 )
 def test_a_difference_switches_the_compiled_way_off(wrong: Pieces) -> None:
@@ -249,7 +249,7 @@ def test_a_difference_switches_the_compiled_way_off(wrong: Pieces) -> None:
 def test_a_text_where_jinja_refuses_switches_the_compiled_way_off() -> None:
     template = ChatTemplate("{{ raise_exception('no') }}", variables={})
     assert template.way() == "pieces"  # compiles it
-    template._pieces = lambda *_: Pieces("yes", ["yes"], 0, [], [])  # a compiler with a fault
+    template._pieces = lambda *_: Pieces("yes", ["yes"], 0, [], [], [])  # a compiler with a fault
     with pytest.raises(TemplateError, match="no"):
         template.render([])
     assert template.report()["mismatch"] is not None

@@ -4,6 +4,7 @@ modules that exit."""
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 from contextlib import contextmanager
@@ -167,3 +168,48 @@ def test_a_function_that_exits_is_a_fault_of_the_record(tokenizer_dir, tmp_path)
             output=tmp_path / "o",
             formatting_func=f"{tmp_path}/exits.py:f",
         )
+
+
+# --- tool calls -----------------------------------------------------------------------------------
+
+_NESTED = "[" * 990 + "1" + "]" * 990
+"""Fewer levels than the parser of JSON lines refuses, and more than Python's own takes."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (f'{{"x": {HUGE}}}', "bad_json"),
+        (f'{{"x": {_NESTED}, "y": 12345678901234567890123}}', "nested too deeply"),
+        (f'{{"x": {_NESTED}}}', "nested too deeply|recursion"),
+        ('"' + "[" * 100_000 + '"', None),
+    ],
+)
+def test_a_tool_call_that_cannot_be_written_is_one_bad_record(
+    arguments, said, tokenizer_dir, tmp_path
+):
+    call = f'{{"type": "function", "function": {{"name": "f", "arguments": {arguments}}}}}'
+    asked, answered = '{"role": "user", "content": "a"}', '"role": "assistant", "content": "b"'
+    plain = f'{{"messages": [{asked}, {{{answered}}}]}}'
+    talk = f'{{"messages": [{asked}, {{{answered}, "tool_calls": [{call}]}}]}}'
+    (tmp_path / "a.jsonl").write_text(f"{plain}\n{talk}\n{plain}\n")
+    (tmp_path / "tools.jinja").write_text(TOOLS)
+    made = build(
+        tmp_path / "a.jsonl",
+        tokenizer=tokenizer_dir,
+        output=tmp_path / "o",
+        on_bad_record="quarantine",
+        max_rejected="100%",
+        chat_template=tmp_path / "tools.jinja",
+    )
+    assert made.manifest.accounting.records == 3
+    rejected = (tmp_path / "o/rejected.jsonl").read_text() if said else ""
+    assert made.manifest.accounting.sequences == (2 if said else 3)
+    assert not said or re.search(said, rejected)
+
+
+TOOLS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for c in m.tool_calls %}{{ c.function.arguments | tojson }}{% endfor %}<|im_end|>\n"
+    "{% endfor %}"
+)

@@ -85,6 +85,9 @@ TEMPLATES = {
     "assigned": "{% for m in messages %}{% set c = '<|im_start|>' + m.role + '\n' + m.content +"
     " '<|im_end|>' %}{% if loop.first %}{% set c = '<|a|>' + c %}{% endif %}{{ c }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    "assigned with a variable": "{% for m in messages %}{% set c = '<|im_start|>' + m.role + '\n' +"
+    " m.content + '<|im_end|>' %}{% if loop.first %}{% set c = bos_token + c %}{% endif %}{{ c }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
     "marked": "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
     f"{_SAID}{{% else %}}{{{{ m.content }}}}<|im_end|>\n{{% endif %}}{{% endfor %}}",
     "before": "{% for m in messages %}{% if m.role == 'assistant' %}<|a|>{% generation %}"

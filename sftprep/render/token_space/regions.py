@@ -9,6 +9,8 @@ error about a conversation: the reference path finds out what is wrong with it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
+from operator import is_
 from typing import Any, NamedTuple
 
 from sftprep.batch import Message
@@ -33,10 +35,6 @@ class Boundary(NamedTuple):
 
     ordinal: int
     literal: int
-
-
-Turn = tuple[int, int, int, Any]
-"""A note of a loop, as in `Pieces.turns`: pieces and anchors so far, depth, item."""
 
 
 class Literals:
@@ -79,17 +77,15 @@ class RegionFinder:
     def marked(self, made: Pieces) -> list[int] | str:
         """The regions that `{% generation %}` marks."""
         found: list[int] = []
-        for number, (piece, ordinal) in enumerate(made.marks):
-            boundary: Boundary | None
-            if number % 2:
-                boundary = self._end(made, piece, ordinal)
-            elif self._is_at_anchor(made, piece):
-                boundary = Boundary(ordinal, AT)
-            else:
-                boundary = self._after(made, piece, ordinal)
-            if boundary is None:
+        marks = iter(made.marks)
+        for first, before, last, after in zip(marks, marks, marks, marks, strict=True):
+            start: Boundary | None = Boundary(before, AT)
+            if not self._is_at_anchor(made, first):
+                start = self._after(made, first, before)
+            end = self._end(made, last, after)
+            if start is None or end is None:
                 return "a region does not start or end at a special token"
-            found += boundary
+            found += (*start, *end)
         return found
 
     def prompt_end(self, whole: Pieces, prompt: Pieces) -> Boundary | str:
@@ -106,42 +102,36 @@ class RegionFinder:
             return "the template writes the prompt differently when it stands alone"
         return boundary
 
-    def derived(
-        self, made: Pieces, messages: Sequence[Message], rule: TurnRule, wanted: Sequence[int]
-    ) -> list[int] | str:
+    def derived(self, made: Pieces, rule: TurnRule, wanted: Sequence[int]) -> list[int] | str:
         """The regions of these messages, which are assistant turns, under a derived rule."""
+        messages = made.messages
         if rule.tools is not None and any(
             message.get("role") == "tool" or message.get("tool_calls") for message in messages
         ):
             return "turns beside tools are not proven"
         found = _loop_over(made, messages)
-        if found is None:
+        if found is None or (wanted and wanted[0] < found[1]):
             return "the template does not write each message in a turn of its own"
         turns, shift = found
         pieces, known_turns, size = made.pieces, self._known_turns, self._header_pieces
         regions: list[int] = []
-        if wanted and wanted[0] < shift:
-            return "the template does not write each message in a turn of its own"
         for number in wanted:
-            first, ordinal, _, _ = start = turns[number - shift]
-            last, after, _, _ = end = turns[number - shift + 1]
+            at = 4 * (number - shift)
+            first, ordinal, last, after = turns[at], turns[at + 1], turns[at + 4], turns[at + 5]
             # Most turns look like one before, apart from their content, which is one of the pieces.
-            content = messages[number].get("content")
+            message = messages[number]
             known = known_turns.get((*pieces[first : first + size], pieces[last - 1]))
             if known is not None:
-                for piece in pieces[first + size : last]:
-                    if piece is content:
-                        regions += (ordinal + known[0], known[1], after - 1, known[2])
-                        break
-                else:
-                    known = None
-            if known is None:
-                region = self._turn(made, start, end, messages[number], rule)
-                if isinstance(region, str):
-                    return region
-                regions += (*region[0], *region[1])
+                written = pieces[first + size : last]
+                if message.get("content") in written or _is_shown(message, written):
+                    regions += (ordinal + known[0], known[1], after - 1, known[2])
+                    continue
+            region = self._turn(made, turns[at : at + 8], message, rule)
+            if isinstance(region, str):
+                return region
+            regions += region
         if rule.closes and len(messages) - 1 in wanted:
-            place, ordinal = turns[-1][:2]
+            place, ordinal = turns[-4:-2]
             closes = "".join(made.pieces[place:]).strip()
             if closes and not self._is_at_anchor(made, place):
                 return "a region does not start or end at a special token"
@@ -149,11 +139,10 @@ class RegionFinder:
         return regions
 
     def _turn(
-        self, made: Pieces, start: Turn, end: Turn, message: Message, rule: TurnRule
-    ) -> tuple[Boundary, Boundary] | str:
-        """The region of one assistant turn, from one note of the loop to the next."""
-        first, ordinal = start[:2]
-        last, after = end[:2]
+        self, made: Pieces, notes: Sequence[Any], message: Message, rule: TurnRule
+    ) -> tuple[int, int, int, int] | str:
+        """The region of one assistant turn. notes: that of the loop at this turn, and the next."""
+        first, ordinal, _, _, last, after, _, _ = notes
         pieces = made.pieces
         content = message.get("content")
         head, place = "", first
@@ -180,7 +169,7 @@ class RegionFinder:
                 return "a message is not written as it is in the record"
         elif self._ending(pieces[last - 1]) is not None and ended.literal >= 0:
             self._remember(pieces[first:place], pieces[last - 1], count, literal_or_none, ended)
-        return Boundary(opened, literal_or_none), ended
+        return opened, literal_or_none, *ended
 
     def _remember(
         self, header: list[str], last: str, count: int, literal: int, ended: Boundary
@@ -264,38 +253,43 @@ class RegionFinder:
         return self._endings[piece]
 
 
-def _loop_over(made: Pieces, messages: Sequence[Message]) -> tuple[Sequence[Turn], int] | None:
-    """The notes of the one loop that writes the messages, from one of them to the last, with that
-    after the loop; and the number of the first message. None if there is not exactly one."""
-    turns: Sequence[Turn] = made.turns
-    if not turns or turns[-1][2] or turns[-1][3] is not None:
+def _loop_over(made: Pieces, messages: Sequence[Message]) -> tuple[Sequence[Any], int] | None:
+    """The notes of the one loop that writes the messages, as in `Pieces.turns`, from one of them to
+    the last, with that after the loop; and the number of the first message. None if there is not
+    exactly one."""
+    notes = made.turns
+    if not notes or notes[-2] or notes[-1] is not None:
         return None
-    if len(turns) == len(messages) + 1:
-        for turn, message in zip(turns, messages, strict=False):
-            if turn[3] is not message:
-                break
-        else:
-            return turns, 0
-    nested = [turn for turn in turns if turn[2]]
-    if nested:
-        # A loop inside a turn may go through tool calls or parts, but not through messages.
-        if any(map(_is_message, nested)):
-            return None
-        turns = [turn for turn in turns if not turn[2]]
+    items = notes[3::4]
+    if len(items) == len(messages) + 1 and all(map(is_, items, messages)):
+        return notes, 0
+    turns = [*zip(notes[::4], notes[1::4], notes[2::4], items, strict=True)]
+    # A loop inside a turn may go through tool calls or parts, but not through messages.
+    if any(depth and _is_message(item) for _, _, depth, item in turns):
+        return None
+    turns = [turn for turn in turns if not turn[2]]
     ends = [number for number, turn in enumerate(turns[:-1]) if turn[3] is None]
     if ends:
         earlier, turns = turns[: ends[-1] + 1], turns[ends[-1] + 1 :]
-        if earlier[0][0] != earlier[-1][0] and any(map(_is_message, earlier)):
+        if earlier[0][0] != earlier[-1][0] and any(_is_message(turn[3]) for turn in earlier):
             return None  # an earlier loop may have written a part of a message
     shift = len(messages) - len(turns) + 1
     same = shift >= 0 and all(
         turn[3] is message for turn, message in zip(turns, messages[shift:], strict=False)
     )
-    return (turns, shift) if same else None
+    return ([*chain(*turns)], shift) if same else None
 
 
-def _is_message(turn: Turn) -> bool:
-    return type(turn[3]) is dict and "role" in turn[3]
+def _is_message(item: Any) -> bool:
+    return type(item) is dict and "role" in item
+
+
+def _is_shown(message: Message, pieces: Sequence[str]) -> bool:
+    """Whether it is known from pieces of a turn alone that `_is_written`."""
+    content = message.get("content")
+    return bool(message.get("tool_calls")) or (
+        type(content) is str and content.rpartition("</think>")[2].strip() in (*pieces, "")
+    )
 
 
 def _is_written(message: Message, written: str) -> bool:
