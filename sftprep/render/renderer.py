@@ -260,6 +260,8 @@ class Renderer:
         regions: list[int] | str | None = None
         if self._spanned and not self._by_turn:
             regions = finder.marked(made)
+        elif self._spanned and self._turning.has_generation_marks:
+            return "the template marks all turns, and only the last one is trained"
         elif self._spanned:
             regions = finder.derived(made, self._rule, self._targets_of(made.messages))
         if isinstance(regions, str):

@@ -113,6 +113,10 @@ TEMPLATES = {
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
     "variable": "{% for m in messages %}{{ bos_token }}{{ m.role }}\n{{ m.content }}{{ eos_token }}"
     "{% endfor %}{% if add_generation_prompt %}{{ bos_token }}assistant\n{% endif %}",
+    "made anew": "{% set ns = namespace(turns=[]) %}{% for m in messages %}{% set ns.turns ="
+    " ns.turns + [{'role': m.role, 'content': m.content}] %}{% endfor %}{% for m in ns.turns %}"
+    "{% if m.role == 'assistant' %} {{ m.content }}<|im_end|>{% else %}<|a|>{{ m.content }}<|b|>"
+    "{% endif %}{% endfor %}",
     "plain text": "{% for m in messages %}### {{ m.role }}:\n{{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}### assistant:\n{% endif %}",
 }

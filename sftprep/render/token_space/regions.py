@@ -70,9 +70,8 @@ class RegionFinder:
         self.anchors = anchors
         self.literals = Literals(anchors)
         self._endings: dict[str, Ending | None] = {}
-        self._known_headers: dict[str, tuple[str, int, int | None]] = {}
-        self._known_turns: dict[tuple[str, ...], tuple[int, int, int]] = {}
-        self._header_pieces = 1
+        self._headers: dict[str, tuple[int, int | None]] = {}
+        self._closings: dict[str, int] = {}
 
     def marked(self, made: Pieces) -> list[int] | str:
         """The regions that `{% generation %}` marks."""
@@ -113,20 +112,10 @@ class RegionFinder:
         if found is None or (wanted and wanted[0] < found[1]):
             return "the template does not write each message in a turn of its own"
         turns, shift = found
-        pieces, known_turns, size = made.pieces, self._known_turns, self._header_pieces
         regions: list[int] = []
         for number in wanted:
             at = 4 * (number - shift)
-            first, ordinal, last, after = turns[at], turns[at + 1], turns[at + 4], turns[at + 5]
-            # Most turns look like one before, apart from their content, which is one of the pieces.
-            message = messages[number]
-            known = known_turns.get((*pieces[first : first + size], pieces[last - 1]))
-            if known is not None:
-                written = pieces[first + size : last]
-                if message.get("content") in written or _is_shown(message, written):
-                    regions += (ordinal + known[0], known[1], after - 1, known[2])
-                    continue
-            region = self._turn(made, turns[at : at + 8], message, rule)
+            region = self._turn(made, turns[at : at + 6], messages[number], rule)
             if isinstance(region, str):
                 return region
             regions += region
@@ -141,73 +130,62 @@ class RegionFinder:
     def _turn(
         self, made: Pieces, notes: Sequence[Any], message: Message, rule: TurnRule
     ) -> tuple[int, int, int, int] | str:
-        """The region of one assistant turn. notes: that of the loop at this turn, and the next."""
-        first, ordinal, _, _, last, after, _, _ = notes
+        """The region of one assistant turn. notes: that of the loop at this turn, and the place of
+        the next."""
+        first, ordinal, _, _, last, after = notes
         pieces = made.pieces
-        content = message.get("content")
-        head, place = "", first
-        longest = len(rule.headers[0])
-        while len(head) < longest and place < last:
-            head += pieces[place][:longest]
-            place += 1
-        found = self._header(head, rule)
-        if found is None:
-            return "a turn does not start with the header of the template"
-        text, count, literal_or_none = found
-        if rule.ends:
-            ended = self._closing(pieces, first, last, after)
-        else:
-            ended = self._end(made, last, after)
-        opened = ordinal + count - 1
-        if literal_or_none is None or count == 0 or ended is None or ended.ordinal <= opened:
-            return "a region does not start or end at a special token"
-        # The content cannot be told from its piece alone if the header is equal to a part of it.
-        if not (type(content) is str and any(piece is content for piece in pieces[place:last])):
-            written = "".join(pieces[first:last])[len(text) :]
-            written = written.rstrip() if rule.ends else written
-            if not written or not _is_written(message, written):
-                return "a message is not written as it is in the record"
-        elif self._ending(pieces[last - 1]) is not None and ended.literal >= 0:
-            self._remember(pieces[first:place], pieces[last - 1], count, literal_or_none, ended)
-        return opened, literal_or_none, *ended
-
-    def _remember(
-        self, header: list[str], last: str, count: int, literal: int, ended: Boundary
-    ) -> None:
-        """Keep what a turn of these pieces is, with any content between them."""
-        if sum(map(len, header)) + len(last) > _LONGEST_LITERAL:
-            return  # the content is among them
-        if not self._known_turns:
-            self._header_pieces = len(header)
-        if len(header) == self._header_pieces and len(self._known_turns) < _MOST_LITERALS:
-            self._known_turns[*header, last] = (count - 1, literal, ended.literal)
-
-    def _header(self, head: str, rule: TurnRule) -> tuple[str, int, int | None] | None:
+        text = pieces[first] if last - first == 1 else "".join(pieces[first:last])
         for header in rule.headers:
-            if head.startswith(header):
+            if text.startswith(header):
                 break
         else:
-            return None
-        found = self._known_headers.get(header)
+            return "a turn does not start with the header of the template"
+        literal: int | None
+        if header:
+            count, literal = self._header(header)
+            opened = ordinal + count - 1
+        else:
+            opened, literal = self._after(made, first, ordinal) or (0, None)
+        closing, ended = "", None
+        if not rule.ends:
+            ended = self._end(made, last, after)
+        elif literal is not None:
+            closing, number = self._closing(text)
+            ended = None if number is None else Boundary(after - 1, number)
+        if literal is None or ended is None or ended.ordinal <= opened:
+            return "a region does not start or end at a special token"
+        content = message.get("content")
+        written = text[len(header) : len(text) - len(closing)]
+        if type(content) is str and content and content in written:
+            return opened, literal, *ended
+        written += closing.rstrip()
+        if not written or not _is_written(message, written):
+            return "a message is not written as it is in the record"
+        return opened, literal, *ended
+
+    def _header(self, header: str) -> tuple[int, int | None]:
+        """How many anchors a header contains, and the number of its last one and what follows."""
+        found = self._headers.get(header)
         if found is None:
             ending = self.anchors.ending(header)
             literal = None if ending is None else self.literals.number(*ending)
-            found = self._known_headers[header] = header, self.anchors.count(header), literal
+            found = self._headers[header] = self.anchors.count(header), literal
         return found
 
-    def _closing(
-        self, pieces: Sequence[str], first: int, last: int, ordinal: int
-    ) -> Boundary | None:
-        """The end of a turn after the last anchor written in it, if only whitespace follows the
-        anchor."""
-        for place in range(last - 1, first - 1, -1):
-            ending = self._ending(pieces[place])
-            if ending is not None and not ending.tail.strip():
-                literal = self.literals.number(ending.anchor, "")
-                return None if literal is None else Boundary(ordinal - 1, literal)
-            if pieces[place].strip():
-                return None
-        return None
+    def _closing(self, text: str) -> tuple[str, int | None]:
+        """The last anchor of a turn with the whitespace after it, and the number of the anchor;
+        None if other text follows."""
+        for closing, number in self._closings.items():
+            if text.endswith(closing):
+                return closing, number
+        ending = self.anchors.ending(text[-_LONGEST_LITERAL:])
+        if ending is None or ending.tail.strip():
+            return "", None
+        literal = self.literals.number(ending.anchor, "")
+        closing = ending.anchor + ending.tail
+        if literal is not None and len(self._closings) < _MOST_LITERALS:
+            self._closings[closing] = literal
+        return closing, literal
 
     def _after(self, made: Pieces, piece: int, ordinal: int) -> Boundary | None:
         """A boundary after the literal of the last anchor before a piece."""
@@ -274,22 +252,26 @@ def _loop_over(made: Pieces, messages: Sequence[Message]) -> tuple[Sequence[Any]
         if earlier[0][0] != earlier[-1][0] and any(_is_message(turn[3]) for turn in earlier):
             return None  # an earlier loop may have written a part of a message
     shift = len(messages) - len(turns) + 1
-    same = shift >= 0 and all(
-        turn[3] is message for turn, message in zip(turns, messages[shift:], strict=False)
-    )
+    if shift < 0:
+        return None
+    items, written = [turn[3] for turn in turns[:-1]], messages[shift:]
+    same = all(map(is_, items, written)) or all(map(_is_copy, items, written))
     return ([*chain(*turns)], shift) if same else None
+
+
+def _is_copy(item: Any, message: Message) -> bool:
+    """Whether a template made an item of a message, and not of several (`turns.regions_of`)."""
+    return (
+        type(item) is dict
+        and item is not message
+        and item.get("role") == message.get("role")
+        and type(message.get("content") or "") is str
+        and (item.get("content") or "") == (message.get("content") or "")
+    )
 
 
 def _is_message(item: Any) -> bool:
     return type(item) is dict and "role" in item
-
-
-def _is_shown(message: Message, pieces: Sequence[str]) -> bool:
-    """Whether it is known from pieces of a turn alone that `_is_written`."""
-    content = message.get("content")
-    return bool(message.get("tool_calls")) or (
-        type(content) is str and content.rpartition("</think>")[2].strip() in (*pieces, "")
-    )
 
 
 def _is_written(message: Message, written: str) -> bool:
