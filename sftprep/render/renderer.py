@@ -257,13 +257,7 @@ class Renderer:
             return finder
         if isinstance(made, Rendered) or isinstance(prompt, Rendered):
             return "Jinja rendered the conversation"
-        regions: list[int] | str | None = None
-        if self._spanned and not self._by_turn:
-            regions = finder.marked(made)
-        elif self._spanned and self._turning.has_generation_marks:
-            return "the template marks all turns, and only the last one is trained"
-        elif self._spanned:
-            regions = finder.derived(made, self._rule, self._targets_of(made.messages))
+        regions = self._regions(finder, made) if self._spanned else None
         if isinstance(regions, str):
             return regions
         start = None if prompt is None else finder.prompt_end(made, prompt)
@@ -273,6 +267,13 @@ class Renderer:
         out.conversations.append(example)
         out.add(example.origin, made.text, plain=False, spans=(), prompt=None)
         return None
+
+    def _regions(self, finder: RegionFinder, made: Pieces) -> list[int] | str:
+        if not self._by_turn:
+            return finder.marked(made)
+        if self._turning.has_generation_marks:
+            return "the template marks all turns, and only the last one is trained"
+        return finder.derived(made, self._rule, self._targets_of(made.messages))
 
     def in_spans(self, example: Example) -> tuple[tuple[Span, ...] | None, str | None]:
         """The spans of a conversation that was added by its anchors, which the reference path

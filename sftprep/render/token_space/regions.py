@@ -72,6 +72,8 @@ class RegionFinder:
         self._endings: dict[str, Ending | None] = {}
         self._headers: dict[str, tuple[int, int | None]] = {}
         self._closings: dict[str, int] = {}
+        self._known_turns: dict[tuple[str, ...], tuple[int, int, int]] = {}
+        self._header_pieces = 1
 
     def marked(self, made: Pieces) -> list[int] | str:
         """The regions that `{% generation %}` marks."""
@@ -112,10 +114,20 @@ class RegionFinder:
         if found is None or (wanted and wanted[0] < found[1]):
             return "the template does not write each message in a turn of its own"
         turns, shift = found
+        pieces, known_turns, size = made.pieces, self._known_turns, self._header_pieces
         regions: list[int] = []
         for number in wanted:
             at = 4 * (number - shift)
-            region = self._turn(made, turns[at : at + 6], messages[number], rule)
+            first, ordinal, last, after = turns[at], turns[at + 1], turns[at + 4], turns[at + 5]
+            # Most turns look like one before, apart from their content, which is one of the pieces.
+            message = messages[number]
+            known = known_turns.get((*pieces[first : first + size], pieces[last - 1]))
+            if known is not None:
+                written = pieces[first + size : last]
+                if message.get("content") in written or _is_shown(message, written):
+                    regions += (ordinal + known[0], known[1], after - 1, known[2])
+                    continue
+            region = self._turn(made, turns[at : at + 6], message, rule)
             if isinstance(region, str):
                 return region
             regions += region
@@ -155,13 +167,33 @@ class RegionFinder:
         if literal is None or ended is None or ended.ordinal <= opened:
             return "a region does not start or end at a special token"
         content = message.get("content")
-        written = text[len(header) : len(text) - len(closing)]
-        if type(content) is str and content and content in written:
+        # To look for a long text takes ten times as long as to compare it at one place.
+        if (
+            type(content) is str
+            and content
+            and text.endswith(content, len(header), len(text) - len(closing))
+        ):
+            if header and closing and pieces[last - 1].endswith(closing):
+                self._remember(pieces[first:last], header, (opened - ordinal, literal, ended[1]))
             return opened, literal, *ended
-        written += closing.rstrip()
+        written = text[len(header) :].rstrip() if rule.ends else text[len(header) :]
         if not written or not _is_written(message, written):
             return "a message is not written as it is in the record"
         return opened, literal, *ended
+
+    def _remember(self, pieces: list[str], header: str, region: tuple[int, int, int]) -> None:
+        """Keep what a turn of these pieces is, with any content between its header and its last
+        piece."""
+        size = 1
+        while sum(map(len, pieces[:size])) < len(header):
+            size += 1
+        known = *pieces[:size], pieces[-1]
+        if size == len(pieces) or sum(map(len, known)) > _LONGEST_LITERAL:
+            return  # the content is a part of them
+        if not self._known_turns:
+            self._header_pieces = size
+        if size == self._header_pieces and len(self._known_turns) < _MOST_LITERALS:
+            self._known_turns[known] = region
 
     def _header(self, header: str) -> tuple[int, int | None]:
         """How many anchors a header contains, and the number of its last one and what follows."""
@@ -272,6 +304,14 @@ def _is_copy(item: Any, message: Message) -> bool:
 
 def _is_message(item: Any) -> bool:
     return type(item) is dict and "role" in item
+
+
+def _is_shown(message: Message, pieces: Sequence[str]) -> bool:
+    """Whether it is known from pieces of a turn alone that `_is_written`."""
+    content = message.get("content")
+    return bool(message.get("tool_calls")) or (
+        type(content) is str and content.rpartition("</think>")[2].strip() in (*pieces, "")
+    )
 
 
 def _is_written(message: Message, written: str) -> bool:
