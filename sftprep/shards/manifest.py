@@ -358,7 +358,7 @@ _TYPES: dict[Any, tuple[str, Callable[[Any], bool]]] = {
 _TOKENIZER_FIELDS = {
     "name": (str, True),
     "fingerprint": (str, True),
-    "vocab_size": (int, True),
+    "vocab_size": (int, False),
     "eos_token_id": (int | None, False),
     "pad_token_id": (int | None, False),
 }
