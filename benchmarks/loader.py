@@ -77,7 +77,7 @@ def ways(options: argparse.Namespace, folder: Path) -> Iterator[Way]:
     from sftprep import BuildConfig, build, open_shards
     from sftprep.stream import PackedStream
     from sftprep.torch import StreamLoader
-    from sfttrain.data import PackLoader, StepPlan, StepSampler, collate_packs
+    from sfttrain.data.batching import PackLoader, StepPlan, StepSampler, collate_packs
 
     path, renames = corpus(options.data, folder)
     tokenizer = str(tokenizer_folder(options.tokenizer))

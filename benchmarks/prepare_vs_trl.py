@@ -177,7 +177,7 @@ def _run(side: str, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ours(task: dict[str, Any]) -> dict[str, Any]:
-    import sftprep.engine.build  # noqa: F401 - what a first call imports: imports count on neither side
+    import sftprep.pipeline.build  # noqa: F401 - what a first call imports: imports count on neither side
     from sftprep import BuildConfig, build, load_tokenizer, open_shards
 
     # A tokenizer that was never used before is resolved once, for all builds to come; that is no

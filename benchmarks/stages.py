@@ -30,13 +30,13 @@ import orjson
 from benchmarks.corpora import CORPORA, corpus, positive, tokenizer_folder, training_template
 from benchmarks.plots import bars
 from sftprep.config import BuildConfig
-from sftprep.engine.setup import Setup, prepare_setup
-from sftprep.lookup import Letters
+from sftprep.core.byte_search import Letters
 from sftprep.pipeline.preprocess import Preprocessor, preprocess, read_examples
+from sftprep.pipeline.setup import Setup, prepare_setup
 from sftprep.sources.partition import cut, read_partition
-from sftprep.tokenize.between import between_texts
-from sftprep.tokenize.fast import load_gigatoken
-from sftprep.tokenize.hf import HfEncoder
+from sftprep.tokenize.encoders.gigatoken import load_gigatoken
+from sftprep.tokenize.encoders.reference import HfEncoder
+from sftprep.tokenize.encoders.separators import between_texts
 
 
 def main() -> None:

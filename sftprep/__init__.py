@@ -13,23 +13,23 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from sftprep.api import build as build
     from sftprep.config import BuildConfig as BuildConfig
-    from sftprep.engine.build import BuildReport as BuildReport
     from sftprep.packing.strategies import PackPlan as PackPlan
     from sftprep.packing.strategies import pack_lengths as pack_lengths
+    from sftprep.pipeline.build import BuildReport as BuildReport
     from sftprep.shards.manifest import Manifest as Manifest
     from sftprep.shards.manifest import read_manifest as read_manifest
     from sftprep.shards.reader import Pack as Pack
     from sftprep.shards.reader import Shards as Shards
     from sftprep.shards.reader import open_shards as open_shards
     from sftprep.shards.verify import verify as verify
-    from sftprep.tokenize.live import tokenizer_file as tokenizer_file
-    from sftprep.tokenize.load import TokenizerSpec as TokenizerSpec
-    from sftprep.tokenize.load import load_tokenizer as load_tokenizer
-    from sftprep.tokenize.load import tokenizer_spec as tokenizer_spec
+    from sftprep.tokenize.loading.export import tokenizer_file as tokenizer_file
+    from sftprep.tokenize.loading.load import TokenizerSpec as TokenizerSpec
+    from sftprep.tokenize.loading.load import load_tokenizer as load_tokenizer
+    from sftprep.tokenize.loading.load import tokenizer_spec as tokenizer_spec
 
 _HOME = {
     "BuildConfig": "sftprep.config",
-    "BuildReport": "sftprep.engine.build",
+    "BuildReport": "sftprep.pipeline.build",
     "build": "sftprep.api",
     "PackPlan": "sftprep.packing.strategies",
     "pack_lengths": "sftprep.packing.strategies",
@@ -39,10 +39,10 @@ _HOME = {
     "Shards": "sftprep.shards.reader",
     "open_shards": "sftprep.shards.reader",
     "verify": "sftprep.shards.verify",
-    "tokenizer_file": "sftprep.tokenize.live",
-    "TokenizerSpec": "sftprep.tokenize.load",
-    "load_tokenizer": "sftprep.tokenize.load",
-    "tokenizer_spec": "sftprep.tokenize.load",
+    "tokenizer_file": "sftprep.tokenize.loading.export",
+    "TokenizerSpec": "sftprep.tokenize.loading.load",
+    "load_tokenizer": "sftprep.tokenize.loading.load",
+    "tokenizer_spec": "sftprep.tokenize.loading.load",
 }
 
 __all__ = list(_HOME)

@@ -6,13 +6,13 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sftprep.choices import strings
-from sftprep.config import BuildConfig
-from sftprep.engine.build import BuildReport
-from sftprep.engine.build import build as run
+from sftprep.config.build import BuildConfig
+from sftprep.config.validation import strings
 from sftprep.errors import ConfigError
+from sftprep.pipeline.build import BuildReport
+from sftprep.pipeline.build import build as run
 from sftprep.sources.files import choose_split
-from sftprep.sources.memory import dataset_kind, memory_source, refuse_columns
+from sftprep.sources.in_memory import dataset_kind, memory_source, refuse_columns
 from sftprep.sources.partition import Source
 
 
@@ -45,7 +45,7 @@ def build(
         return run(source, progress=progress)
     given = {name: value for name, value in settings.items() if value is not None}
     if not isinstance(given.get("tokenizer", ""), (str, os.PathLike)):
-        from sftprep.tokenize.live import tokenizer_file
+        from sftprep.tokenize.loading.export import tokenizer_file
 
         given["tokenizer"] = tokenizer_file(given["tokenizer"])
     paths = {name: value for name, value in given.items() if isinstance(value, os.PathLike)}

@@ -14,7 +14,7 @@ from cyclopts import App, ArgumentCollection, Parameter
 from cyclopts.config import Dict
 
 from sftprep import __version__
-from sftprep.config import (
+from sftprep.config.build import (
     BuildConfig,
     EvalConfig,
     FormatConfig,
@@ -81,7 +81,7 @@ def build(
     debug
         Show a traceback with errors.
     """
-    from sftprep.engine.build import build as run
+    from sftprep.pipeline.build import build as run
     from sftprep.report.summary import summary_data, summary_lines
 
     named = read_config_file(config) if config else {}
@@ -172,7 +172,7 @@ def inspect(
     from sftprep.report.draw import draw_pack, pack_data
     from sftprep.report.summary import manifest_line, some
     from sftprep.shards.reader import open_shards
-    from sftprep.tokenize.decode import decoder_of
+    from sftprep.tokenize.loading.decode import decoder_of
 
     shards = open_shards(os.path.expanduser(directory))
     if not -len(shards) <= row < len(shards):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.ragged import edges
+from sftprep.core.ragged import edges
 
 
 def completion_starts(

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from sftprep.errors import ConfigError, SftprepError
 from sftprep.shards.reader import Pack
-from sftprep.stream.hub import columns_of
-from sftprep.stream.packed import PackedStream, State
+from sftprep.stream.hf_dataset import columns_of
+from sftprep.stream.packed_stream import PackedStream, State
 
 Batch = TypeVar("Batch")
 Row = dict[str, Tensor]

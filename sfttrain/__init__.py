@@ -10,22 +10,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sfttrain.clone import clone_chat_template as clone_chat_template
     from sfttrain.config import ModelConfig as ModelConfig
     from sfttrain.config import SFTConfig as SFTConfig
-    from sfttrain.model import get_kbit_device_map as get_kbit_device_map
-    from sfttrain.model import get_peft_config as get_peft_config
-    from sfttrain.model import get_quantization_config as get_quantization_config
+    from sfttrain.models.clone_template import clone_chat_template as clone_chat_template
+    from sfttrain.models.loading import get_kbit_device_map as get_kbit_device_map
+    from sfttrain.models.loading import get_peft_config as get_peft_config
+    from sfttrain.models.loading import get_quantization_config as get_quantization_config
     from sfttrain.trainer import SFTTrainer as SFTTrainer
 
 _HOME = {
     "SFTTrainer": "sfttrain.trainer",
     "SFTConfig": "sfttrain.config",
     "ModelConfig": "sfttrain.config",
-    "clone_chat_template": "sfttrain.clone",
-    "get_peft_config": "sfttrain.model",
-    "get_quantization_config": "sfttrain.model",
-    "get_kbit_device_map": "sfttrain.model",
+    "clone_chat_template": "sfttrain.models.clone_template",
+    "get_peft_config": "sfttrain.models.loading",
+    "get_quantization_config": "sfttrain.models.loading",
+    "get_kbit_device_map": "sfttrain.models.loading",
 }
 
 __all__ = list(_HOME)

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from sftprep.shards.files import write_bytes
-from sfttrain.streaming import STATE_NAME as STREAM_STATE_NAME
+from sftprep.core.atomic_write import write_bytes
+from sfttrain.data.streaming import STATE_NAME as STREAM_STATE_NAME
 
 if TYPE_CHECKING:
     from sfttrain.checkpoint_contents import ExpectedTensors

@@ -16,8 +16,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sftprep.core.atomic_write import is_temporary_name
 from sftprep.errors import OutputExists, StorageError
-from sftprep.shards.files import is_temporary_name
 from sfttrain.checkpoint_files import SEAL_NAME, STATE_NAME
 
 _CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]*)")

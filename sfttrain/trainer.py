@@ -21,15 +21,22 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.trainer_utils import PredictionOutput
 
+from sftprep.core.atomic_write import storage_errors
 from sftprep.errors import ConfigError, MismatchError, OutputExists, TrainingDiverged
-from sftprep.shards.files import storage_errors
 from sftprep.shards.locks import exclusive
-from sfttrain.attention import settle_attention
-from sfttrain.balance import ExpertBalance
+from sfttrain.checkpoint import (
+    RunState,
+    find_checkpoint,
+    is_asked,
+    step_of_checkpoint,
+)
 from sfttrain.checkpoint_contents import ExpectedTensors, optimizer_step
 from sfttrain.checkpoint_files import SEAL_NAME, Needs, seal_checkpoint
-from sfttrain.data import PackLoader, StepPlan, StepSampler, collate_filled, collate_packs
-from sfttrain.feeding import Feeding, RowBatch, below_adapter, scored_outputs
+from sfttrain.data.batching import PackLoader, StepPlan, StepSampler, collate_filled, collate_packs
+from sfttrain.data.custom_collator import Collator, collated, foreign_sums, rows_for_collator
+from sfttrain.data.inputs import is_packs
+from sfttrain.data.prepare import longest_in
+from sfttrain.data.streaming import TrainLoader, is_stream, refuse_evaluation
 from sfttrain.finite import (
     FiniteGuard,
     adapter_tensors,
@@ -37,33 +44,26 @@ from sfttrain.finite import (
     names_not_finite,
     saved_tensors,
 )
-from sfttrain.foreign import Collator, collated, foreign_sums, rows_for_collator
-from sfttrain.loss import LossPlan, LossSums, loss_from_logits, plan_loss
-from sfttrain.metrics import Counters, Reading
-from sfttrain.neftune import noise_by_sequence
+from sfttrain.losses.fused_cross_entropy import LossPlan, LossSums, loss_from_logits, plan_loss
+from sfttrain.losses.router_aux import ExpertBalance
+from sfttrain.metrics.predictions import Predictions, Preprocess, all_logits
+from sfttrain.metrics.token_metrics import Counters, Reading
 from sfttrain.output_folders import (
     checkpoints_in,
     refuse_to_replace,
     rotate_checkpoints,
     save_errors,
 )
-from sfttrain.parts import packs_for_evaluation, settle_parts
-from sfttrain.predictions import Predictions, Preprocess, all_logits
-from sfttrain.prepare_data import longest_in
-from sfttrain.resume import (
-    RunState,
-    find_checkpoint,
-    is_asked,
-    step_of_checkpoint,
-)
+from sfttrain.packed.attention import settle_attention
+from sfttrain.packed.forward import Feeding, RowBatch, below_adapter, scored_outputs
+from sfttrain.packed.neftune import noise_by_sequence
 from sfttrain.resumed_settings import (
     groups_of,
     refuse_other_optimizer,
     settings_to_record,
     warn_of_changes,
 )
-from sfttrain.rows_given import is_packs
-from sfttrain.streaming import TrainLoader, is_stream, refuse_evaluation
+from sfttrain.trainer_setup import packs_for_evaluation, settle_parts
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +82,8 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
     peft_config: a peft.LoraConfig, to train an adapter; quantization_config: for a model given by
     name. compute_loss_func(outputs, labels, num_items_in_batch): a loss of your own, from the
     logits of whole rows; compute_metrics and preprocess_logits_for_metrics: see
-    `sfttrain.predictions`. Raises AttentionError where packed sequences cannot be kept apart,
-    ConfigError for what does not go together, and the errors of loading a model and of
+    `sfttrain.metrics.predictions`. Raises AttentionError where packed sequences cannot be kept
+    apart, ConfigError for what does not go together, and the errors of loading a model and of
     `sftprep.build`.
     """
 
@@ -767,7 +767,7 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         metric_key_prefix: str = "test",
     ) -> PredictionOutput:
         """As `evaluate` on one set, with the predictions: a row a sequence, filled up with -100;
-        see `sfttrain.predictions`."""
+        see `sfttrain.metrics.predictions`."""
         predictions, metrics = self._evaluated(test_dataset, metric_key_prefix, True)
         assert predictions is not None
         return PredictionOutput(

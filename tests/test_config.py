@@ -16,8 +16,8 @@ from sftprep.config import (
     TokenizeConfig,
     read_config_file,
 )
+from sftprep.core.hashing import digest
 from sftprep.errors import ConfigError, MissingDependency, RecordError, SftprepError
-from sftprep.hashes import digest
 
 
 def test_flat_settings_reach_their_part():

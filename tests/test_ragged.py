@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftprep.ragged import Ragged, edges, replace_segments
+from sftprep.core.ragged import Ragged, edges, replace_segments
 
 several = st.lists(st.lists(st.integers(0, 255), max_size=5), max_size=8)
 

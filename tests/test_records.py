@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from sftprep.records import FORMATS, Reading, Unusable, detect_format, read_record
+from sftprep.records.formats import FORMATS, Reading, Unusable, detect_format, read_record
 from sftprep.sources.jsonl import excerpt
 
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.hashes import mixed, mixed_order
+from sftprep.core.hashing import mixed, mixed_order
 from sftprep.packing.small import best_fit_decreasing_small
 
 MOST_WAITS = 16

@@ -16,17 +16,17 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from sftprep.core.ragged import edges, replace_segments
 from sftprep.masking import completion_starts, mask_from, mask_spans, weigh_spans
-from sftprep.ragged import edges, replace_segments
 from sftprep.render.rendered_batch import RenderedBatch
 from sftprep.render.renderer import Renderer
 from sftprep.render.token_space.anchors import continuation_ids
 from sftprep.render.token_space.placing import AnchorTable, find_ids, place_regions
 from sftprep.render.token_space.regions import AT, BEFORE, Literals
-from sftprep.tokenize.encoder import Encoder, Tokens
-from sftprep.tokenize.escaped import EscapedEncoder, Marked, with_replaced
-from sftprep.tokenize.spec import TokenizerSpec
-from sftprep.tokenize.unicode14 import may_combine
+from sftprep.tokenize.encoders.special_tokens import EscapedEncoder, Marked, with_replaced
+from sftprep.tokenize.encoders.unicode_safe import may_combine
+from sftprep.tokenize.loading.spec import TokenizerSpec
+from sftprep.tokenize.select import Encoder, Tokens
 
 _Value = TypeVar("_Value", np.bool_, np.float32)
 _log = logging.getLogger(__name__)

@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.batch import Example, Rejected, TokenBatch
-from sftprep.engine.lengths import fit_lengths, without_untrained
-from sftprep.engine.recipe import Recipe
-from sftprep.engine.warnings import count_double_bos, count_untrained_ends
-from sftprep.given import given_batch
-from sftprep.lookup import Letters
+from sftprep.core.byte_search import Letters
+from sftprep.core.types import Example, Rejected, TokenBatch
+from sftprep.pipeline.diagnostics import count_double_bos, count_untrained_ends
 from sftprep.pipeline.loss_mask import LossMask
-from sftprep.records import Unusable, record_reader
+from sftprep.pipeline.overlong import fit_lengths, without_untrained
+from sftprep.recipe import Recipe
+from sftprep.records.formats import Unusable, record_reader
+from sftprep.records.pretokenized import given_batch
+from sftprep.records.quality_checks import suspect_check
 from sftprep.render.renderer import Renderer
 from sftprep.sources.jsonl import excerpt, parse_line, split_lines
-from sftprep.suspects import suspect_check
-from sftprep.tokenize.encoder import EncoderFault
 from sftprep.tokenize.equivalence.verified_encoder import EncodedPartition, VerifiedEncoder
+from sftprep.tokenize.select import EncoderFault
 
 # Every digit made a 0, so that a long number is found by a plain look, five times as fast as by an
 # expression.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from sftprep.batch import Example
+from sftprep.core.types import Example
 from sftprep.render.token_space.placing import AnchoredTexts
 from sftprep.render.token_space.regions import Literals
-from sftprep.tokenize.escaped import Marked
+from sftprep.tokenize.encoders.special_tokens import Marked
 
 Span = tuple[int, int]
 """Characters [first, last) of a text."""

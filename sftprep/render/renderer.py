@@ -9,10 +9,7 @@ from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
-from sftprep.batch import Example, Message, Rejected
-from sftprep.chat.other_ways import other_ways
-from sftprep.chat.pieces import Pieces
-from sftprep.chat.spans import (
+from sftprep.chat_template.assistant_spans import (
     ASSISTANTS,
     TurnRule,
     TurnSpan,
@@ -22,15 +19,18 @@ from sftprep.chat.spans import (
     marked_spans,
     turn_spans,
 )
-from sftprep.chat.template import ChatTemplate, Rendered, in_characters
-from sftprep.choices import TemplateWay
-from sftprep.engine.recipe import Recipe
+from sftprep.chat_template.compiler.statements import Pieces
+from sftprep.chat_template.template import ChatTemplate, Rendered, in_characters
+from sftprep.chat_template.tool_call_fallbacks import other_ways
+from sftprep.config.validation import TemplateWay
+from sftprep.core.types import Example, Message, Rejected
 from sftprep.errors import TemplateError
+from sftprep.recipe import Recipe
 from sftprep.render.rendered_batch import RenderedBatch, Span, Weight
 from sftprep.render.token_space.anchors import Anchors, find_anchors
 from sftprep.render.token_space.regions import RegionFinder
-from sftprep.tokenize.escaped import MARKS, Spelled
-from sftprep.tokenize.spec import TokenizerSpec
+from sftprep.tokenize.encoders.special_tokens import MARKS, Spelled
+from sftprep.tokenize.loading.spec import TokenizerSpec
 
 
 class Renderer:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from sftprep.engine.build import BuildReport
+from sftprep.pipeline.build import BuildReport
 from sftprep.shards.manifest import Accounting, Manifest
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sftprep.regular import read_regular_file
-from sftprep.shards.files import write_bytes
+from sftprep.core.atomic_write import write_bytes
+from sftprep.core.regular_files import read_regular_file
 
 MANIFEST_NAME = "manifest.json"
 SHARD_FOLDER = "shards"

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from sftprep.core.atomic_write import storage_errors
 from sftprep.errors import OutputBusy, OutputExists
-from sftprep.shards.files import storage_errors
 
 _ATTEMPTS = 20
 """How often a lock file is opened again because another process removed it meanwhile."""

@@ -16,9 +16,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from sftprep.choices import check_local_path
+from sftprep.config.validation import check_local_path
+from sftprep.core.regular_files import read_regular_file
 from sftprep.errors import ManifestError
-from sftprep.regular import read_regular_file
 from sftprep.shards.layout import LARGEST_MANIFEST, MANIFEST_NAME
 from sftprep.shards.schema import SHARD_NAME
 

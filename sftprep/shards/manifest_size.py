@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
-from sftprep.choices import FormatName
+from sftprep.config.validation import FormatName
 from sftprep.errors import ConfigError
 from sftprep.shards.layout import LARGEST_MANIFEST
 from sftprep.shards.manifest import Accounting, InputInfo, Manifest, ShardInfo

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sftprep.shards.files import is_temporary_name
+from sftprep.core.atomic_write import is_temporary_name
 from sftprep.shards.layout import (
     COMMIT_NAME,
     EVAL_FOLDER,

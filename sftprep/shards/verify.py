@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from sftprep.core.regular_files import open_regular_file
 from sftprep.errors import ManifestError, ShardError
-from sftprep.regular import open_regular_file
 from sftprep.shards.layout import EVAL_FOLDER, SHARD_FOLDER
 from sftprep.shards.manifest import Accounting, Manifest, ShardInfo, read_manifest
 from sftprep.shards.reader import map_shard

@@ -13,7 +13,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from sftprep.shards.files import write_named
+from sftprep.core.atomic_write import write_named
 from sftprep.shards.manifest import ShardInfo
 from sftprep.shards.schema import arrow_array, position_dtype, shard_schema
 

@@ -12,7 +12,7 @@ import json
 import os
 from itertools import takewhile
 
-from sftprep.choices import check_local_path, expand_path, printable
+from sftprep.config.validation import check_local_path, expand_path, printable
 from sftprep.errors import ConfigError, FormatError, InputNotFound, InputUnreadable
 from sftprep.sources.file_types import SUFFIXES, kind_of
 from sftprep.sources.hub_splits import HubConfig, files_of_splits

@@ -8,9 +8,9 @@ from typing import Any
 
 import orjson
 
-from sftprep.batch import Rejected
+from sftprep.core.types import Rejected
 from sftprep.sources.lines import LARGEST_LINE
-from sftprep.sources.rows import OPAQUE, UNUSABLE
+from sftprep.sources.to_jsonl import OPAQUE, UNUSABLE
 
 _BOM = b"\xef\xbb\xbf"
 _EXCERPT = 200

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
+from sftprep.core.chunking import in_groups
+from sftprep.core.regular_files import NotRegularError, open_regular_file
 from sftprep.errors import InputChanged, InputUnreadable
-from sftprep.groups import in_groups
-from sftprep.regular import NotRegularError, open_regular_file
 
 LARGEST_LINE = 64 * 1024 * 1024
 """Bytes; longer lines are rejected, and never held in memory whole."""

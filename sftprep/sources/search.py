@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from sftprep.choices import printable
+from sftprep.config.validation import printable
+from sftprep.core.disk_cache import cache_dir
 from sftprep.errors import InputUnreadable
 from sftprep.shards.layout import (
     MANIFEST_NAME,
@@ -24,7 +25,6 @@ from sftprep.shards.ownership import is_shard
 from sftprep.shards.schema import SHARD_NAME
 from sftprep.sources.file_types import is_about_data, is_data, is_named_like_metadata, kind_of
 from sftprep.sources.lines import unreadable
-from sftprep.tokenize.cache import cache_dir
 
 _INTERMEDIATE = "intermediate files of a build"
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)

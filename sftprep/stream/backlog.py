@@ -19,8 +19,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sftprep.errors import EmptyInput
-from sftprep.stream.blocks import Reader
 from sftprep.stream.lane import Lane
+from sftprep.stream.sources.base import Reader
 
 READ_AHEAD_FROM = 64 << 20
 """Bytes of queued records."""

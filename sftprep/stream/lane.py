@@ -12,16 +12,16 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from sftprep.batch import Rejected, TokenBatch
+from sftprep.core.hashing import mixed
+from sftprep.core.types import Rejected, TokenBatch
 from sftprep.errors import MismatchError
-from sftprep.hashes import mixed
 from sftprep.packing.window import MOST_WAITS, CarryingWindow
 from sftprep.pipeline.preprocess import Preprocessor, preprocess
 from sftprep.shards.reader import Pack
 from sftprep.shards.schema import position_dtype
 from sftprep.shards.writer import positions_of
-from sftprep.stream.blocks import Block, Cursor, Piece, Reader, insistently
-from sftprep.stream.mixture import in_places
+from sftprep.stream.sources.base import Block, Cursor, Piece, Reader, insistently
+from sftprep.stream.sources.mixture import in_places
 
 LaneState = dict[str, Any]
 """JSON. taken: packs handed out; window: what was held when the window was last packed, None before

@@ -1,2 +1,1 @@
-"""Texts to ids: which tokenizer (load, spec), which encoder (probe, fast, hf), and whether it tells
-the truth (probe, spot)."""
+"""Texts to token ids: loading a tokenizer, encoders, and the proof that they are equal."""

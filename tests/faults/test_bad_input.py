@@ -9,8 +9,8 @@ import pytest
 
 from sftprep import build
 from sftprep.errors import ConfigError, EmptyInput, InputUnreadable, RecordError, TooManyRejected
-from sftprep.suspects import REASONS
-from tests.engine.builds import check_ledger, origins
+from sftprep.records.quality_checks import REASONS
+from tests.pipeline.builds import check_ledger, origins
 from tests.support import SHARED, needs_shared
 
 DIRTY = SHARED / "datasets" / "dirty"
@@ -156,7 +156,7 @@ GOOD = chat(("user", "q"), ("assistant", "a"))
 def test_duplicates_across_files_partitions_and_sources(
     records, tokenizer_dir, tmp_path, monkeypatch
 ):
-    from sftprep.engine import build as build_module
+    from sftprep.pipeline import build as build_module
     from sftprep.sources import partition
 
     monkeypatch.setattr(build_module, "cut", lambda inputs: partition.cut(inputs, 100))

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from sftprep import BuildConfig, build, open_shards, read_manifest, verify
-from sftprep.engine import build as build_module
 from sftprep.errors import ManifestError, SftprepError
+from sftprep.pipeline import build as build_module
 from sftprep.sources import partition
 from tests.conftest import EXAMPLES
 

@@ -13,12 +13,12 @@ import pytest
 
 from sftprep import build
 from sftprep.config import read_config_file
+from sftprep.config.user_functions import load_function
 from sftprep.errors import ConfigError, InputUnreadable, RecordError, TokenizerError
-from sftprep.functions import load_function
 from sftprep.sources.jsonl import parse_line, split_lines
 from sftprep.sources.partition import cut, read_partition
-from sftprep.sources.rows import rows_to_lines
-from sftprep.tokenize.load import load_tokenizer
+from sftprep.sources.to_jsonl import rows_to_lines
+from sftprep.tokenize.loading.load import load_tokenizer
 
 HUGE = "7" * 5_000
 """An integer that Python does not convert."""

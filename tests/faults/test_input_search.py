@@ -32,7 +32,7 @@ def run_as_nobody(folder: Path, code: str, *arguments: object) -> list[str]:
     code = (
         "import os, sys\n"
         "from sftprep.errors import SftprepError\n"
-        "from sftprep.engine.output import claim_output\n"
+        "from sftprep.pipeline.output_dir import claim_output\n"
         "from sftprep.sources.files import find_files\n"
         "from sftprep.sources.hub import is_hub_name\n"
         "from pathlib import Path\n"

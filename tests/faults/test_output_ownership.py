@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from sftprep import build, read_manifest, verify
-from sftprep.engine import build as build_module
-from sftprep.engine import output as output_module
-from sftprep.engine import passes as passes_module
+from sftprep.core.atomic_write import is_temporary_name, storage_errors, temporary_name
 from sftprep.errors import OutputBusy, OutputExists, StorageError
+from sftprep.pipeline import build as build_module
+from sftprep.pipeline import output_dir as output_module
+from sftprep.pipeline import tokenize_pass as passes_module
 from sftprep.shards import layout as layout_module
 from sftprep.shards import locks as locks_module
-from sftprep.shards.files import is_temporary_name, storage_errors, temporary_name
 from sftprep.shards.layout import is_work_folder_created
 from sftprep.shards.locks import exclusive
 from tests.faults.test_paths import snapshot

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sftprep.engine.executors import InProcess, Processes
 from sftprep.errors import WorkerError
+from sftprep.pipeline.executors import InProcess, Processes
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -112,7 +112,7 @@ def test_a_script_without_a_guard_is_not_run_again_by_workers(tmp_path):
     script = tmp_path / "unguarded.py"
     script.write_text(
         "print('started', flush=True)\n"
-        "from sftprep.engine.executors import Processes\n"
+        "from sftprep.pipeline.executors import Processes\n"
         "from tests.faults.test_workers import process_of\n"
         "executor = Processes(1, with_this_one=True)\n"
         "print(len(set(executor.map_unordered(process_of, range(60)))))\n"
@@ -132,7 +132,7 @@ def test_a_script_without_a_guard_is_not_run_again_by_workers(tmp_path):
 
 
 def test_where_workers_cannot_load_this_process_does_the_work(monkeypatch, caplog):
-    monkeypatch.setattr("sftprep.engine.executors._loaded", die_loading)
+    monkeypatch.setattr("sftprep.pipeline.executors._loaded", die_loading)
     executor = Processes(1, with_this_one=True)
     try:
         while not executor._loading.done():
@@ -160,7 +160,7 @@ def test_an_error_in_a_worker_comes_back(pool):
 @linux
 def test_workers_end_with_a_build_that_is_killed():
     code = (
-        "import time; from sftprep.engine.executors import Processes; from"
+        "import time; from sftprep.pipeline.executors import Processes; from"
         " tests.faults.test_workers import double\npool = Processes(2);"
         " list(pool.map_unordered(double, range(8))); print('ready', flush=True); time.sleep(60)"
     )

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from sftprep import build
+from sftprep.config.user_functions import load_function
 from sftprep.errors import ConfigError
-from sftprep.functions import load_function
 from tests.conftest import EXAMPLES
-from tests.train.tiny import tiny_model
+from tests.sfttrain.tiny import tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 QUESTIONS = EXAMPLES / "data" / "qa.jsonl"
@@ -100,7 +100,7 @@ def test_workers_of_an_interactive_session_do_not_search_the_working_directory(t
     code = (
         "import sys\n"
         "path, sys.path = sys.path, [entry for entry in sys.path if entry]\n"
-        "from sftprep.engine.executors import Processes\n"
+        "from sftprep.pipeline.executors import Processes\n"
         "sys.path = path\n"
         "pool = Processes(2)\n"
         "print(list(pool.map_unordered(len, ['ab'])))\n"

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sftprep.config import BuildConfig
-from sftprep.engine.setup import prepare_recipe
 from sftprep.pipeline.preprocess import Preprocessor, preprocess
-from sftprep.records import detect_format
-from sftprep.tokenize.encoder import Encoder, load_encoder
-from sftprep.tokenize.load import load_tokenizer
+from sftprep.pipeline.setup import prepare_recipe
+from sftprep.records.formats import detect_format
+from sftprep.tokenize.loading.load import load_tokenizer
+from sftprep.tokenize.select import Encoder, load_encoder
 from tests.parity.trl_side import Sequence
 
 

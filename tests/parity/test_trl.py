@@ -154,8 +154,8 @@ def test_marked_assistant_turns(template, tmp_path):
 def test_derived_assistant_turns_are_those_of_the_template_that_trl_puts_in_its_place(
     template, tmp_path
 ):
-    """Of the other models, TRL trains a line break or a header more; tests/chat/test_spans.py
-    compares them all."""
+    """Of the other models, TRL trains a line break or a header more;
+    tests/chat_template/test_spans.py compares them all."""
     assert_same_assistant_turns(template, tmp_path)
 
 

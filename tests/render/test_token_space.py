@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 
-from sftprep.batch import TokenBatch
-from sftprep.choices import TrainOn
-from sftprep.engine.recipe import Recipe
+from sftprep.config.validation import TrainOn
+from sftprep.core.types import TokenBatch
 from sftprep.errors import TemplateError
 from sftprep.pipeline.preprocess import Preprocessor, preprocess
+from sftprep.recipe import Recipe
 from sftprep.render.token_space.anchors import Anchors, continuation_ids, find_anchors
-from sftprep.tokenize.encoder import Choice, probe_encoder
 from sftprep.tokenize.equivalence.verified_encoder import VerifiedEncoder
-from sftprep.tokenize.spec import TokenizerSpec
+from sftprep.tokenize.loading.spec import TokenizerSpec
+from sftprep.tokenize.select import Choice, probe_encoder
 from tests.tokenize.made import END, START, STOP, byte_level, sentence_piece, spec_of
 
 MARKS = ("<|a|>", "<|b|>", "[/INST]", "<think>", "</think>")

@@ -9,11 +9,11 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from sftprep.batch import TokenBatch
 from sftprep.config import BuildConfig
-from sftprep.engine.setup import prepare_recipe
+from sftprep.core.types import TokenBatch
 from sftprep.pipeline.preprocess import Preprocessor, preprocess
-from sftprep.records import detect_format
+from sftprep.pipeline.setup import prepare_recipe
+from sftprep.records.formats import detect_format
 
 
 @dataclass

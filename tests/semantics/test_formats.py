@@ -11,9 +11,9 @@ import pytest
 
 from sftprep import build
 from sftprep.config import BuildConfig
-from sftprep.engine.setup import prepare_recipe
+from sftprep.config.user_functions import load_function, name_of, source_digest
 from sftprep.errors import ConfigError
-from sftprep.functions import load_function, name_of, source_digest
+from sftprep.pipeline.setup import prepare_recipe
 from tests.semantics.conftest import CHATML
 from tests.semantics.prepared import prepare
 from tests.support import SHARED, needs_shared

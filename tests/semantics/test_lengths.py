@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftprep import BuildConfig, build, open_shards, verify
-from sftprep.batch import TokenBatch
-from sftprep.engine.lengths import OVERLONG, fit_lengths, without_untrained
+from sftprep.core.types import TokenBatch
 from sftprep.errors import ConfigError, RecordError
+from sftprep.pipeline.overlong import OVERLONG, fit_lengths, without_untrained
 from tests.semantics.prepared import prepare
 
 SEQUENCES = st.lists(st.lists(st.booleans(), max_size=12), max_size=8)

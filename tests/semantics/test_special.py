@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from sftprep.tokenize.escaped import EscapedEncoder, Marked, Spelled
-from sftprep.tokenize.load import load_tokenizer
+from sftprep.tokenize.encoders.special_tokens import EscapedEncoder, Marked, Spelled
+from sftprep.tokenize.loading.load import load_tokenizer
 from tests.semantics.conftest import CHATML
 from tests.semantics.prepared import prepare
 from tests.support import SHARED, needs_shared

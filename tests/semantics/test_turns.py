@@ -10,8 +10,8 @@ from unicodedata import normalize
 import pytest
 
 from sftprep.config import BuildConfig
-from sftprep.engine.setup import prepare_recipe
 from sftprep.errors import ConfigError, TemplateError
+from sftprep.pipeline.setup import prepare_recipe
 from sftprep.render.renderer import Renderer
 from tests.semantics.conftest import CHATML, FORGETFUL
 from tests.semantics.prepared import prepare

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftprep.batch import TokenBatch
-from sftprep.engine.warnings import count_untrained_ends
+from sftprep.core.types import TokenBatch
+from sftprep.pipeline.diagnostics import count_untrained_ends
 
 SEQUENCE = st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=6)
 

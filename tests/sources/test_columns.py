@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from sftprep import build
-from sftprep.records import FORMATS, Reading, keys_read, read_record
+from sftprep.records.formats import FORMATS, Reading, keys_read, read_record
 from sftprep.sources.jsonl import split_lines
 from sftprep.sources.partition import cut, read_partition, source_of
-from tests.engine.builds import texts
+from tests.pipeline.builds import texts
 
 TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 SAMPLES = {

@@ -18,9 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sftprep import build
-from sftprep.batch import Rejected
+from sftprep.core.types import Rejected
 from sftprep.errors import InputUnreadable
-from sftprep.sources import arrow_ipc, tables
+from sftprep.sources import arrow_ipc
+from sftprep.sources import arrow_tables as tables
 from sftprep.sources.arrow_ipc import open_arrow
 from sftprep.sources.jsonl import parse_line, split_lines
 from sftprep.sources.partition import cut, read_partition

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftprep.batch import Rejected
+from sftprep.core.types import Rejected
 from sftprep.sources.jsonl import excerpt, parse_line, split_lines
 
 TEXT = st.text(st.characters(blacklist_categories=("Cs",)), max_size=30)

@@ -11,7 +11,7 @@ import pytest
 
 from sftprep.errors import EmptyInput
 from sftprep.stream import Mixture, backlog, pack
-from sftprep.stream.rows import _RowReader
+from sftprep.stream.sources.sequential import _RowReader
 from tests.stream.made import plain, plains, rows
 
 LANES = 4

@@ -13,7 +13,7 @@ import pytest
 
 from sftprep import BuildConfig, build, open_shards, verify
 from sftprep.errors import ConfigError
-from sftprep.records import FORMATS
+from sftprep.records.formats import FORMATS
 from sftprep.stream import PackedStream
 from tests.stream.made import plains, rows
 

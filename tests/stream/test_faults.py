@@ -28,7 +28,8 @@ from sftprep.errors import (
     SourceError,
     TooManyRejected,
 )
-from sftprep.stream import Mixture, PackedStream, blocks, pack
+from sftprep.stream import Mixture, PackedStream, pack
+from sftprep.stream.sources.open import base as blocks
 from tests.stream.made import plains, rows
 
 

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftprep import BuildConfig
-from sftprep.batch import Rejected, TokenBatch
+from sftprep.core.types import Rejected, TokenBatch
 from sftprep.errors import ConfigError
 from sftprep.stream import Mixture, PackedStream
-from sftprep.stream.blocks import Dealt, LineFiles
-from sftprep.stream.mixture import Mixed, in_places
-from sftprep.stream.rows import Rows
-from sftprep.stream.sources import SequenceLines
+from sftprep.stream.sources.base import Dealt, LineFiles
+from sftprep.stream.sources.mixture import Mixed, in_places
+from sftprep.stream.sources.open import SequenceLines
+from sftprep.stream.sources.sequential import Rows
 from tests.stream.made import plain, plains, rows
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from sftprep import BuildConfig
 from sftprep.errors import ConfigError, MismatchError
-from sftprep.stream import Mixture, PackedStream, blocks
+from sftprep.stream import Mixture, PackedStream
+from sftprep.stream.sources.open import base as blocks
 from tests.stream.made import plain, plains, rows
 
 

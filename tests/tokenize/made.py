@@ -19,7 +19,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from sftprep.tokenize.spec import TokenizerSpec, tokenizer_spec
+from sftprep.tokenize.loading.spec import TokenizerSpec, tokenizer_spec
 
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

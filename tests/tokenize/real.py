@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from sftprep.tokenize.fast import FastEncoder
-from sftprep.tokenize.hf import HfEncoder
-from sftprep.tokenize.spec import TokenizerSpec, tokenizer_spec
+from sftprep.tokenize.encoders.gigatoken import FastEncoder
+from sftprep.tokenize.encoders.reference import HfEncoder
+from sftprep.tokenize.loading.spec import TokenizerSpec, tokenizer_spec
 from tests.support import SHARED
 
 FAST = ("qwen3", "mistral-v3", "mistral-v1", "deepseek-v4", "gpt2", "../models/stories260k")

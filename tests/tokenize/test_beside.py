@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from sftprep.errors import TokenizerError
-from sftprep.tokenize.beside import Asking, Beside
-from sftprep.tokenize.hf import HfEncoder
+from sftprep.tokenize.encoders.reference import HfEncoder
+from sftprep.tokenize.equivalence.reference_client import Asking, Beside
 from tests.tokenize.made import byte_level, spec_of
 
 TEXTS = ["the fox jumps", "", "ééé\u4e2d", "  two  blanks "]
@@ -113,8 +113,9 @@ def test_a_text_that_is_no_unicode_is_refused_as_ever() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="a pipe of Windows stands in no folder")
 def test_the_child_ends_with_a_parent_that_is_killed() -> None:
     code = (
-        "import time; from sftprep.tokenize.beside import Asking, Beside; from tests.tokenize.made"
-        " import byte_level, spec_of\nb = Beside(spec_of(byte_level())); Asking(b.place,"
+        "import time; from sftprep.tokenize.equivalence.reference_client import Asking, Beside;"
+        " from tests.tokenize.made import byte_level, spec_of\n"
+        "b = Beside(spec_of(byte_level())); Asking(b.place,"
         " None).ask(['a'])()\nprint(b.place.address, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
-from sftprep.tokenize.between import between_texts
-from sftprep.tokenize.fast import FastEncoder
-from sftprep.tokenize.hf import HfEncoder
-from sftprep.tokenize.spec import TokenizerSpec
+from sftprep.tokenize.encoders.gigatoken import FastEncoder
+from sftprep.tokenize.encoders.reference import HfEncoder
+from sftprep.tokenize.encoders.separators import between_texts
+from sftprep.tokenize.loading.spec import TokenizerSpec
 from tests.support import needs_shared
 from tests.tokenize.made import END, START, STOP, byte_level, sentence_piece, spec_of
 from tests.tokenize.real import FAST, real_spec

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sftprep.tokenize.chars import TokenBytes, char_ranges, token_bytes
-from sftprep.tokenize.tokens import flat_tokens
+from sftprep.tokenize.encoders.base import flat_tokens
+from sftprep.tokenize.encoders.char_offsets import TokenBytes, char_ranges, token_bytes
 from tests.tokenize.made import byte_level, sentence_piece, spec_of
 
 

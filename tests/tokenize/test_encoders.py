@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
 from sftprep.errors import TokenizerError
-from sftprep.tokenize import fast
-from sftprep.tokenize.encoder import load_encoder
-from sftprep.tokenize.fast import FastEncoder
-from sftprep.tokenize.hf import HfEncoder
-from sftprep.tokenize.nasty import nasty_texts
-from sftprep.tokenize.probe import compare_encoders
-from sftprep.tokenize.spec import TokenizerSpec
-from sftprep.tokenize.tokens import Encoder, EncoderFault, Tokens
+from sftprep.tokenize.encoders import gigatoken as fast
+from sftprep.tokenize.encoders.base import Encoder, EncoderFault, Tokens
+from sftprep.tokenize.encoders.gigatoken import FastEncoder
+from sftprep.tokenize.encoders.reference import HfEncoder
+from sftprep.tokenize.equivalence.probe import compare_encoders
+from sftprep.tokenize.loading.adversarial_texts import nasty_texts
+from sftprep.tokenize.loading.spec import TokenizerSpec
+from sftprep.tokenize.select import load_encoder
 from tests.support import needs_shared
 from tests.tokenize.made import STOP, byte_level, live, sentence_piece, spec_of
 from tests.tokenize.real import FAST, REAL, real_fast, real_reference, real_spec, real_tokenizer
@@ -122,7 +122,7 @@ def test_reference_works_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = nasty_texts(made_spec("as qwen"))
     encoder = HfEncoder(made_spec("as qwen"), threads=False)
     whole, chars = encoder.encode_with_chars(sample)
-    monkeypatch.setattr("sftprep.tokenize.hf._BATCH_CHARACTERS", 10)
+    monkeypatch.setattr("sftprep.tokenize.encoders.reference._BATCH_CHARACTERS", 10)
     parts, part_chars = encoder.encode_with_chars(sample)
     assert (parts.input_ids.tolist(), parts.offsets.tolist()) == (
         whole.input_ids.tolist(),
@@ -134,7 +134,7 @@ def test_reference_works_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_char_to_token_of_transformers_follows(monkeypatch: pytest.MonkeyPatch) -> None:
     """The offsets are good for what they are made for: TRL finds the token of a character with
     `char_to_token`."""
-    monkeypatch.setattr("sftprep.tokenize.chars._GROUP_CHARACTERS", 7)
+    monkeypatch.setattr("sftprep.tokenize.encoders.char_offsets._GROUP_CHARACTERS", 7)
     tokenizer = live(MADE["as qwen"])
     sample = ["<|im_start|>user\nnaïve 中文 🤯?<|im_end|>\n", "e\u0301 two", "a  b"]
     encoder, _ = pair("as qwen")

@@ -9,7 +9,7 @@ import pytest
 
 from sftprep import load_tokenizer, tokenizer_file, tokenizer_spec
 from sftprep.errors import StorageError, TokenizerError
-from sftprep.tokenize.load import SPEC_SUFFIX
+from sftprep.tokenize.loading.load import SPEC_SUFFIX
 
 transformers = pytest.importorskip("transformers")
 

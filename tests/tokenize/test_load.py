@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from sftprep.core.disk_cache import cache_dir, read_entry, write_entry
 from sftprep.errors import MismatchError, TokenizerError
-from sftprep.tokenize.cache import cache_dir, read_entry, write_entry
-from sftprep.tokenize.decode import decoder_of
-from sftprep.tokenize.load import load_tokenizer, read_spec
-from sftprep.tokenize.resolve import resolve
-from sftprep.tokenize.spec import tokenizer_spec
+from sftprep.tokenize.loading.decode import decoder_of
+from sftprep.tokenize.loading.load import load_tokenizer, read_spec
+from sftprep.tokenize.loading.resolve import resolve
+from sftprep.tokenize.loading.spec import tokenizer_spec
 from tests.support import SHARED, needs_shared
 from tests.tokenize.made import CHATML, STOP, byte_level, save
 from tests.tokenize.real import real_tokenizer
@@ -175,7 +175,7 @@ HUB = """
 import sys
 from pathlib import Path
 from sftprep.errors import TokenizerError
-from sftprep.tokenize.load import load_tokenizer
+from sftprep.tokenize.loading.load import load_tokenizer
 try:
     load_tokenizer("maker/absent", cache=Path(sys.argv[1]))
 except TokenizerError as error:
@@ -250,8 +250,8 @@ def test_entries_are_whole_or_not_there(tmp_path: Path, caplog: pytest.LogCaptur
 
 def test_reading_the_cache_imports_no_library(resolved_once: Resolved) -> None:
     code = (
-        "import sys; from pathlib import Path; from sftprep.tokenize.load import"
-        " load_tokenizer;import sftprep.tokenize.encoder; load_tokenizer(sys.argv[1],"
+        "import sys; from pathlib import Path; from sftprep.tokenize.loading.load import"
+        " load_tokenizer;import sftprep.tokenize.select; load_tokenizer(sys.argv[1],"
         " cache=Path(sys.argv[2]));heavy = 'torch', 'transformers', 'tokenizers', 'numba',"
         " 'pyarrow', 'awkward', 'huggingface_hub';print([m for m in heavy if m in sys.modules])"
     )

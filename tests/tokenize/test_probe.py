@@ -10,14 +10,14 @@ import pytest
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer
 
+from sftprep.core.disk_cache import read_entry, write_entry
 from sftprep.errors import TokenizerError
-from sftprep.tokenize.cache import read_entry, write_entry
-from sftprep.tokenize.encoder import ProbeResult, make_encoder, probe_encoder
-from sftprep.tokenize.fast import FastEncoder
-from sftprep.tokenize.hf import HfEncoder
-from sftprep.tokenize.nasty import nasty_texts
-from sftprep.tokenize.probe import cached_probe, compare_encoders
-from sftprep.tokenize.tokens import EncoderFault, Mismatch, Tokens, first_mismatch
+from sftprep.tokenize.encoders.base import EncoderFault, Mismatch, Tokens, first_mismatch
+from sftprep.tokenize.encoders.gigatoken import FastEncoder
+from sftprep.tokenize.encoders.reference import HfEncoder
+from sftprep.tokenize.equivalence.probe import cached_probe, compare_encoders
+from sftprep.tokenize.loading.adversarial_texts import nasty_texts
+from sftprep.tokenize.select import ProbeResult, make_encoder, probe_encoder
 from tests.support import needs_shared
 from tests.tokenize.made import byte_level, sentence_piece, spec_of
 from tests.tokenize.real import FAST, SLOW, real_fast, real_reference, real_spec
@@ -141,8 +141,8 @@ def test_an_answer_is_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("compared again")
 
-    monkeypatch.setattr("sftprep.tokenize.probe.compare_encoders", refuse)
-    monkeypatch.setattr("sftprep.tokenize.probe.HfEncoder", refuse)
+    monkeypatch.setattr("sftprep.tokenize.equivalence.probe.compare_encoders", refuse)
+    monkeypatch.setattr("sftprep.tokenize.equivalence.probe.HfEncoder", refuse)
     assert cached_probe(spec, (), tmp_path) == with_samples
     assert cached_probe(spec, ("one", "two \ud800"[:4]), tmp_path) == with_samples
     with pytest.raises(AssertionError, match="compared again"):

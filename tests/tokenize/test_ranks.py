@@ -14,12 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from sftprep.tokenize.fast import FastEncoder
-from sftprep.tokenize.hf import HfEncoder
-from sftprep.tokenize.nasty import nasty_texts
-from sftprep.tokenize.probe import compare_encoders
-from sftprep.tokenize.ranks import _merged, byte_of_letter, find_ranks, keep_ranks, ranks_of
-from sftprep.tokenize.spec import TokenizerSpec
+from sftprep.tokenize.encoders.bpe_ranks import (
+    _merged,
+    byte_of_letter,
+    find_ranks,
+    keep_ranks,
+    ranks_of,
+)
+from sftprep.tokenize.encoders.gigatoken import FastEncoder
+from sftprep.tokenize.encoders.reference import HfEncoder
+from sftprep.tokenize.equivalence.probe import compare_encoders
+from sftprep.tokenize.loading.adversarial_texts import nasty_texts
+from sftprep.tokenize.loading.spec import TokenizerSpec
 from tests.support import needs_shared
 from tests.tokenize.made import END, START, STOP, byte_level, spec_of
 from tests.tokenize.real import real_spec

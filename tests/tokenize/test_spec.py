@@ -11,9 +11,9 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import ByT5Tokenizer
 
 from sftprep.errors import TokenizerError
-from sftprep.tokenize.hf import HfEncoder
-from sftprep.tokenize.nasty import nasty_texts
-from sftprep.tokenize.spec import TokenizerSpec, tokenizer_spec
+from sftprep.tokenize.encoders.reference import HfEncoder
+from sftprep.tokenize.loading.adversarial_texts import nasty_texts
+from sftprep.tokenize.loading.spec import TokenizerSpec, tokenizer_spec
 from tests.support import needs_shared
 from tests.tokenize.made import CHATML, END, START, STOP, byte_level, live, sentence_piece, spec_of
 from tests.tokenize.real import REAL, real_spec, real_tokenizer

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import normalizers
 
 from sftprep.errors import TokenizerError
-from sftprep.tokenize.encoder import load_encoder
-from sftprep.tokenize.tokens import first_mismatch, flat_tokens
-from sftprep.tokenize.unicode14 import (
+from sftprep.tokenize.encoders.base import first_mismatch, flat_tokens
+from sftprep.tokenize.encoders.unicode_safe import (
     COMBINING,
     SETTLED,
     _ranges,
@@ -21,6 +20,7 @@ from sftprep.tokenize.unicode14 import (
     is_settled,
     texts_to_check,
 )
+from sftprep.tokenize.select import load_encoder
 from tests.support import needs_shared
 from tests.tokenize.made import byte_level, spec_of
 from tests.tokenize.real import real_fast, real_reference

@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sftprep.tokenize.encoders.base import Tokens
+from sftprep.tokenize.encoders.reference import HfEncoder
 from sftprep.tokenize.equivalence.verified_encoder import VerifiedEncoder, sample_numbers
-from sftprep.tokenize.hf import HfEncoder
-from sftprep.tokenize.tokens import Tokens
 from tests.tokenize.made import byte_level, spec_of
 from tests.tokenize.test_probe import Liar
 

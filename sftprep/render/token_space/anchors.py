@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from sftprep.tokenize.chars import byte_family
-from sftprep.tokenize.ranks import byte_of_letter
-from sftprep.tokenize.spec import TokenizerSpec, takes_only_itself
+from sftprep.tokenize.encoders.bpe_ranks import byte_of_letter
+from sftprep.tokenize.encoders.char_offsets import byte_family
+from sftprep.tokenize.loading.spec import TokenizerSpec, takes_only_itself
 
 _KEEPING_SPLITS = frozenset({"Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"})
 _CONTINUATION_BYTE = re.compile(r"<0x[89AB][0-9A-F]>")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.render.token_space.regions import AT, BEFORE, Boundary
-from sftprep.tokenize.tokens import Tokens
+from sftprep.tokenize.encoders.base import Tokens
 
 _FEW = 8
 """Ids."""

@@ -1,9 +1,9 @@
 """The trained regions of a rendered conversation as positions between anchors.
 
-Each function returns what the reference path would train (`chat/spans.py`), or a short reason why
-the conversation has to take the reference path. Regions are lists of integers: the ordinal and the
-literal (`Boundary`) of the start of a region and of its end, and so on. None of them raises an
-error about a conversation: the reference path finds out what is wrong with it.
+Each function returns what the reference path would train (`chat_template/assistant_spans.py`), or a
+short reason why the conversation has to take the reference path. Regions are lists of integers: the
+ordinal and the literal (`Boundary`) of the start of a region and of its end, and so on. None of
+them raises an error about a conversation: the reference path finds out what is wrong with it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from itertools import chain
 from operator import is_
 from typing import Any, NamedTuple
 
-from sftprep.batch import Message
-from sftprep.chat.pieces import Pieces
-from sftprep.chat.spans import TurnRule, contents_of
+from sftprep.chat_template.assistant_spans import TurnRule, contents_of
+from sftprep.chat_template.compiler.statements import Pieces
+from sftprep.core.types import Message
 from sftprep.render.token_space.anchors import Anchors, Ending
 
 BEFORE = -1
@@ -315,7 +315,8 @@ def _is_shown(message: Message, pieces: Sequence[str]) -> bool:
 
 
 def _is_written(message: Message, written: str) -> bool:
-    """Whether a turn contains its message. Source: the rule of `chat/spans.py`."""
+    """Whether a turn contains its message. Source: the rule of
+    `chat_template/assistant_spans.py`."""
     content = message.get("content")
     if isinstance(content, str) and content.strip() in written:
         return True

@@ -1,1 +1,1 @@
-"""Whether the fast encoder gives what `tokenizers` gives."""
+"""The proof that the fast encoder gives the ids of the reference."""

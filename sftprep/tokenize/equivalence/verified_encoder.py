@@ -9,12 +9,12 @@ from functools import cache, cached_property, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.hashes import mixed_each
-from sftprep.tokenize.beside import Asking, Beside, Place
-from sftprep.tokenize.encoder import Encoder, EncoderFault, Tokens, load_encoder
-from sftprep.tokenize.hf import HfEncoder
-from sftprep.tokenize.spec import TokenizerSpec
-from sftprep.tokenize.tokens import first_mismatch
+from sftprep.core.hashing import mixed_each
+from sftprep.tokenize.encoders.base import first_mismatch
+from sftprep.tokenize.encoders.reference import HfEncoder
+from sftprep.tokenize.equivalence.reference_client import Asking, Beside, Place
+from sftprep.tokenize.loading.spec import TokenizerSpec
+from sftprep.tokenize.select import Encoder, EncoderFault, Tokens, load_encoder
 
 CHECKED_EVERY = 1_000
 """One text in so many is compared."""

@@ -1,0 +1,1 @@
+"""The central types, and helpers that know nothing of the project's purpose."""

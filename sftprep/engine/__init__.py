@@ -1,1 +1,0 @@
-"""The three passes of a build, and who runs them."""

@@ -1,0 +1,403 @@
+"""The output folder: which of its paths belong to builds, and how a build is put in place.
+
+A build works in `OUTPUT/spill`, a folder that it creates and marks as its own. Everything that is
+not final is in there: spills, recipes, finished shards, manifests. The commit
+1. writes the names of the files that it puts in place, and those of the build before, to
+   `spill/commit.json`;
+2. moves the files to these names, the manifest last: until then, a reader sees the build before;
+3. removes what only the build before has, and the work folder.
+
+A file is removed or replaced only if the manifest of the build in the folder or `commit.json` names
+it, or if it is in the marked work folder and its content shows that a build wrote it. Any other
+file belongs to somebody else: the build refuses to start, or to commit, and names it. Hidden files
+stay where they are, and links are never followed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from sftprep.core.atomic_write import storage_errors, sync_folder, write_bytes
+from sftprep.errors import ManifestError, OutputExists, StorageError
+from sftprep.shards.layout import (
+    COMMIT_NAME,
+    EVAL_FOLDER,
+    LOCK_NAME,
+    MANIFEST_NAME,
+    MARKER_NAME,
+    REJECTED_NAME,
+    SHARD_FOLDER,
+    WORK_FOLDER,
+    has_work_folder,
+    is_build_folder,
+    is_file,
+    is_folder,
+    is_work_folder_created,
+    mark_work_folder,
+)
+from sftprep.shards.locks import exclusive
+from sftprep.shards.manifest import Manifest, read_manifest
+from sftprep.shards.manifest_size import manifest_bytes
+from sftprep.shards.ownership import commit_bytes, committed_names, is_work_file
+from sftprep.shards.schema import SHARD_PATTERN
+
+_FINAL_NAME = re.compile(rf"(eval/)?(manifest\.json|shards/{SHARD_PATTERN})|rejected\.jsonl")
+"""Paths in the output folder that builds put in place."""
+_SPILL_NAME = re.compile(r"build\.json|[0-9a-f]{40}\.arrow|recipe-[0-9a-f]{16}\.jsonl")
+"""Paths in the work folder that --keep-spill keeps."""
+
+_WORTHLESS_NAME = re.compile(
+    rf"{re.escape(MARKER_NAME)}|{re.escape(LOCK_NAME)}|recipe-[0-9a-f]{{16}}\.jsonl"
+)
+"""Paths in the work folder that save no work if there is nothing else."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputFolder:
+    """An output folder that this build has claimed.
+
+    root: the folder; before: the paths in it that earlier builds put in place, relative to it.
+    """
+
+    root: Path
+    before: frozenset[str]
+
+    @property
+    def work(self) -> Path:
+        """Folder of the spills, the recipes and whatever is not committed yet."""
+        return self.root / WORK_FOLDER
+
+    def staging(self, *, evaluation: bool) -> Path:
+        """Create the folder in which shards are written before the commit."""
+        folder = self.work / (EVAL_FOLDER if evaluation else SHARD_FOLDER)
+        with storage_errors(folder):
+            folder.mkdir(exist_ok=True)
+        return folder
+
+    def commit(self, manifest: Manifest, evaluation: Manifest | None, *, keep_spill: bool) -> None:
+        """Put a finished build in place of the one before.
+
+        In each of these cases but a disk error between the moves, the build before is as it was.
+
+        Raises:
+            ConfigError: a manifest is larger than what can be read back.
+            OutputExists: files of somebody else appeared in the folder while the build ran.
+            StorageError: a file cannot be written.
+        """
+        with storage_errors(self.root):
+            self._check_unchanged()
+            staged = self._staged(manifest, evaluation)
+            names = {name for _, name in staged}
+            _check_writable(self.root, names | self.before)
+            write_bytes(self.work / COMMIT_NAME, commit_bytes(sorted(names | self.before)))
+            _move_into_place(self.root, staged)
+            # The manifest first, so that nobody takes what is left for a build.
+            left = sorted(self.before - names, key=lambda name: not name.endswith(MANIFEST_NAME))
+            _remove(self.root, left)
+            _clean_work_folder(self.work, keep_spill=keep_spill)
+
+    def _check_unchanged(self) -> None:
+        """Check that nobody else put files into the folder while the build ran."""
+        appeared = _check_contents(self.root, overwrite=True) - self.before
+        if appeared:
+            raise _foreign_files(self.root, sorted(appeared))
+
+    def _staged(self, manifest: Manifest, evaluation: Manifest | None) -> list[tuple[Path, str]]:
+        """Write the manifests to the work folder, and list all files with their final names.
+
+        They are moved in this order: where the manifest of the build is, all of it is.
+        """
+        work, last = self.work, []
+        held_out = () if evaluation is None else evaluation.shards
+        if evaluation is not None:
+            last.append((work / f"eval-{MANIFEST_NAME}", f"{EVAL_FOLDER}/{MANIFEST_NAME}"))
+            write_bytes(last[-1][0], manifest_bytes(evaluation))
+        if (work / REJECTED_NAME).exists():
+            last.append((work / REJECTED_NAME, REJECTED_NAME))
+        last.append((work / MANIFEST_NAME, MANIFEST_NAME))
+        write_bytes(last[-1][0], manifest_bytes(manifest))
+        return [
+            *((work / SHARD_FOLDER / s.name, f"{SHARD_FOLDER}/{s.name}") for s in manifest.shards),
+            *(
+                (work / EVAL_FOLDER / s.name, f"{EVAL_FOLDER}/{SHARD_FOLDER}/{s.name}")
+                for s in held_out
+            ),
+            *last,
+        ]
+
+
+@contextmanager
+def claim_output(root: Path, *, overwrite: bool) -> Iterator[OutputFolder]:
+    """Create the output folder and hold it while the build runs.
+
+    Raises:
+        OutputExists: it holds a finished build (without `overwrite`), or files of somebody else, or
+            it is in the folder of another build.
+        OutputBusy: another build holds it.
+        StorageError: it cannot be written.
+    """
+    with _created_folders(root):
+        with storage_errors(root):
+            if not has_work_folder(root):
+                _check_contents(root, overwrite=overwrite)
+                _mark(root)
+        with _held(root, overwrite=overwrite) as output:
+            yield output
+
+
+@contextmanager
+def _created_folders(root: Path) -> Iterator[None]:
+    """Create the output folder while the block runs.
+
+    At the end, it and its parents are removed if this build created them and left nothing there.
+    """
+    with storage_errors(root):
+        _check_not_in_build(root)
+        created = [folder for folder in (root, *root.parents) if not folder.exists()]
+    try:
+        with storage_errors(root):
+            root.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for folder in created:
+            _remove_empty(folder)
+
+
+@contextmanager
+def _held(root: Path, *, overwrite: bool) -> Iterator[OutputFolder]:
+    """Hold an output folder with a marked work folder while the block runs.
+
+    What a build did before it failed is kept and reused. If there is nothing to keep, the work
+    folder is removed as well, unless the marker says that a user created it.
+    """
+    work, remove_work = root / WORK_FOLDER, False
+    remedy = "wait for it to end, or give another --output"
+    try:
+        with exclusive(work / LOCK_NAME, "another build", root, remedy=remedy):
+            with storage_errors(root):
+                # Another build may have ended since the first look.
+                before = _check_contents(root, overwrite=overwrite)
+                if not has_work_folder(root):
+                    _mark(root)
+                marker = os.lstat(work / MARKER_NAME)
+                is_created = is_work_folder_created(work)
+            try:
+                yield OutputFolder(root=root, before=frozenset(before))
+            finally:
+                if all(_WORTHLESS_NAME.fullmatch(name) for name in _work_files(work)):
+                    _clean_work_folder(work, keep_spill=False)
+                    # While the lock is held, nobody else marks the folder or locks it.
+                    _unlink_own(work / MARKER_NAME, marker)
+                    remove_work = is_created
+    finally:
+        # After the lock file is gone, and also where the build failed.
+        if remove_work:
+            _remove_empty(work)
+
+
+def _check_not_in_build(root: Path) -> None:
+    """Raises OutputExists where a folder is inside the folder of another build."""
+    for parent in Path(os.path.realpath(root)).parents:
+        if is_build_folder(parent):
+            raise OutputExists(
+                f"{root} is inside {parent}, which holds a build",
+                remedy="give an --output folder outside of it",
+            )
+
+
+def _mark(root: Path) -> None:
+    """Create and mark the work folder."""
+    work = root / WORK_FOLDER
+    # Our lock is all that is left where a kill hit the end of a build, after the marker.
+    created = not work.exists() or is_file(work / LOCK_NAME)
+    work.mkdir(exist_ok=True)
+    try:
+        mark_work_folder(root, created=created)
+    except StorageError:
+        # Without its marker, an empty folder could be a user's and would stay for good.
+        if created:
+            _remove_empty(work)
+        raise
+
+
+# --- whose paths are in the folder -------------------------------------------------------------
+
+
+def _check_contents(root: Path, *, overwrite: bool) -> set[str]:
+    """Return the paths in a folder that earlier builds put in place.
+
+    Raises:
+        OutputExists: there are others, or a finished build that is not to be replaced.
+    """
+    manifest, problem = _manifest_in(root)
+    known = _known_paths(root, manifest)
+    own: set[str] = set()
+    folders = {SHARD_FOLDER, EVAL_FOLDER, f"{EVAL_FOLDER}/{SHARD_FOLDER}", WORK_FOLDER}
+    if has_work_folder(root):
+        own = {f"{WORK_FOLDER}/{name}" for name in _work_files(root / WORK_FOLDER)}
+        folders |= {f"{WORK_FOLDER}/{SHARD_FOLDER}", f"{WORK_FOLDER}/{EVAL_FOLDER}"}
+    elif _is_left_lock(root / WORK_FOLDER / LOCK_NAME):
+        own = {f"{WORK_FOLDER}/{LOCK_NAME}"}
+    found = {name: regular for name, regular in _entries(root, folders) if "/." not in f"/{name}"}
+    foreign = sorted(
+        name for name, regular in found.items() if not (regular and name in known | own)
+    )
+    if foreign:
+        raise _foreign_files(root, foreign, problem)
+    if manifest is not None and not overwrite:
+        inputs = ", ".join(info.path for info in manifest.inputs[:3])
+        raise OutputExists(
+            f"{root} holds a finished build of {manifest.rows:,} packs from {inputs}",
+            remedy="give --overwrite to replace it, or another --output",
+        )
+    return known & found.keys()
+
+
+def _foreign_files(root: Path, names: list[str], problem: str = "") -> OutputExists:
+    more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+    return OutputExists(
+        f"{root} holds files that do not belong to a build in it: "
+        f"{', '.join(names[:5])}{more}" + (f" ({problem})" if problem else ""),
+        remedy="give an --output folder that is new or empty, or move these files away",
+    )
+
+
+def _is_left_lock(path: Path) -> bool:
+    """Whether a lock without a marker is what a kill left, at the end of a build."""
+    return (
+        is_folder(path.parent)
+        and is_file(path)
+        and path.stat().st_size > 0
+        and (is_work_file(path.parent, path.name))
+    )
+
+
+def _known_paths(root: Path, manifest: Manifest | None) -> set[str]:
+    """Return the paths that the manifests in a folder and its `commit.json` name."""
+    known = _committed_names(root) if has_work_folder(root) else set()
+    if manifest is None:
+        return known
+    known |= _names_of(manifest)
+    evaluation = None
+    if manifest.eval.get("folder") == EVAL_FOLDER and is_folder(root / EVAL_FOLDER):
+        evaluation, _ = _manifest_in(root / EVAL_FOLDER)
+    # With another digest, it is a build of its own that somebody made in this folder.
+    if evaluation is not None and evaluation.digest == manifest.eval.get("digest"):
+        names = _names_of(evaluation)
+        known |= {f"{EVAL_FOLDER}/{name}" for name in names} | (names & {REJECTED_NAME})
+    return known
+
+
+def _committed_names(root: Path) -> set[str]:
+    path = root / WORK_FOLDER / COMMIT_NAME
+    names = committed_names(path) if is_file(path) else None
+    return {name for name in names or () if _FINAL_NAME.fullmatch(name)}
+
+
+def _manifest_in(folder: Path) -> tuple[Manifest | None, str]:
+    """Return the manifest in a folder, or None and what is wrong with it."""
+    if not is_file(folder / MANIFEST_NAME):
+        return None, ""
+    try:
+        return read_manifest(folder), ""
+    except ManifestError as error:
+        return None, error.message
+
+
+def _names_of(manifest: Manifest) -> set[str]:
+    names = {MANIFEST_NAME, *(f"{SHARD_FOLDER}/{info.name}" for info in manifest.shards)}
+    accounting = manifest.accounting
+    if accounting.rejected or {"duplicate", "near_duplicate"} & accounting.left_out.keys():
+        names.add(REJECTED_NAME)
+    return names
+
+
+def _work_files(work: Path) -> Iterator[str]:
+    """Yield the files in a work folder that builds have put there, relative to it."""
+    if not is_folder(work):
+        return
+    for name, regular in _entries(work, {SHARD_FOLDER, EVAL_FOLDER}):
+        if regular and is_work_file(work, name):
+            yield name
+
+
+def _entries(root: Path, folders: set[str]) -> list[tuple[str, bool]]:
+    """List a folder: each path relative to it, and whether it is a regular file.
+
+    folders: these are entered and not listed, where they are folders and not links to one.
+    """
+    found, waiting = [], [""]
+    while waiting:
+        inside = waiting.pop()
+        with os.scandir(root / inside) as entries:
+            for entry in entries:
+                name = inside + entry.name
+                if name in folders and entry.is_dir(follow_symlinks=False):
+                    waiting.append(f"{name}/")
+                else:
+                    found.append((name, entry.is_file(follow_symlinks=False)))
+    return found
+
+
+# --- changes to the folder ---------------------------------------------------------------------
+
+
+def _check_writable(root: Path, names: set[str]) -> None:
+    """Raises StorageError where a file cannot be put into a folder, or removed from it."""
+    for folder in {root / parent for name in names for parent in Path(name).parents}:
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            with storage_errors(folder):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def _move_into_place(root: Path, staged: list[tuple[Path, str]]) -> None:
+    """Rename files, in order; each is on the disk under its name before a manifest is."""
+    for _, name in staged:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+    unsynced: set[Path] = {root}
+    for path, name in staged:
+        if name.endswith(MANIFEST_NAME):
+            for folder in unsynced:
+                sync_folder(folder)
+            unsynced = set()
+        os.replace(path, root / name)
+        unsynced.add((root / name).parent)
+    sync_folder(root)
+
+
+def _remove(root: Path, names: list[str]) -> None:
+    """Remove files, and the folders below `root` that are empty then."""
+    for name in names:
+        (root / name).unlink(missing_ok=True)
+    folders = {parent for name in names for parent in Path(name).parents if parent.name}
+    for folder in sorted(folders, key=lambda folder: -len(folder.parts)):
+        _remove_empty(root / folder)
+
+
+def _clean_work_folder(work: Path, *, keep_spill: bool) -> None:
+    """Remove what builds have put into a work folder, but for the marker, the lock and, if they are
+    kept, the spills."""
+    kept = {MARKER_NAME, LOCK_NAME}
+    for name in list(_work_files(work)):
+        if name not in kept and not (keep_spill and _SPILL_NAME.fullmatch(name)):
+            (work / name).unlink(missing_ok=True)
+    for folder in (SHARD_FOLDER, EVAL_FOLDER):
+        _remove_empty(work / folder)
+
+
+def _unlink_own(path: Path, status: os.stat_result) -> None:
+    """Remove a file if it is still the one with this status."""
+    with suppress(FileNotFoundError):
+        if os.path.samestat(os.lstat(path), status):
+            path.unlink()
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # it is not there, or not empty
+        folder.rmdir()

@@ -1,0 +1,1 @@
+"""Where the records of a stream come from, in blocks for each lane."""

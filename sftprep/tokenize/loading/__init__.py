@@ -1,0 +1,1 @@
+"""From a name, a folder or a live tokenizer to its specification."""

@@ -1,0 +1,1 @@
+"""From records or packs to the batches of a training step."""

@@ -1,0 +1,1 @@
+"""Loading a model, its tokenizer and its adapters."""

@@ -1,0 +1,1 @@
+"""Packed sequences through a model, each one isolated from the others."""

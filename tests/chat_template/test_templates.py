@@ -1,0 +1,99 @@
+"""Text, generation spans and refusals are those of transformers, by both ways, for every template
+at hand."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+
+from sftprep.chat_template.template import ChatTemplate
+from sftprep.errors import TemplateError
+from tests.chat_template.cases import (
+    CONVERSATIONS,
+    OWN_TEMPLATES,
+    TEMPLATES,
+    VARIABLES,
+    Case,
+    Refused,
+    adversarial,
+    by_transformers,
+    name_of,
+)
+from tests.support import SHARED, needs_shared
+
+# No skip by name: where the data is absent the lists are empty, and pytest says that the parameters
+# are.
+ALL = [pytest.param(path, id=name_of(path)) for path in [*TEMPLATES, *OWN_TEMPLATES]]
+
+
+def by_us(template: ChatTemplate, case: Case, *, add_generation_prompt: bool) -> object:
+    try:
+        done = template.render(
+            case.messages,
+            tools=case.tools,
+            add_generation_prompt=add_generation_prompt,
+            template_kwargs=case.kwargs,
+        )
+    except TemplateError:
+        return Refused()
+    return done.text, done.spans
+
+
+@needs_shared
+def test_all_templates_are_there() -> None:
+    assert len(TEMPLATES) == 72
+    assert len(OWN_TEMPLATES) == 6
+
+
+@needs_shared
+@pytest.mark.parametrize("path", ALL)
+def test_both_ways_are_transformers(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    pieces, slow = (
+        ChatTemplate(source, variables=VARIABLES),
+        ChatTemplate(source, variables=VARIABLES, way="jinja"),
+    )
+    rendered = 0
+    for name, case in CONVERSATIONS.items():
+        for prompt in (False, True):
+            expected = by_transformers(
+                source, case, add_generation_prompt=prompt, marks=pieces.has_generation_marks
+            )
+            before = copy.deepcopy(case)
+            assert by_us(slow, case, add_generation_prompt=prompt) == expected, name
+            assert by_us(pieces, case, add_generation_prompt=prompt) == expected, name
+            assert case == before, "a render changed its input"
+            rendered += expected != Refused()
+    # Templates for images take contents as parts only, of which there are three conversations.
+    assert rendered > (5 if "llava" in path.name else 20), "what all refuse shows nothing"
+    # A difference that the check inside found would have been hidden by its cure.
+    assert pieces.report()["mismatch"] is None
+    assert pieces.report()["renders"]["pieces"] > 0
+
+
+@needs_shared
+@pytest.mark.parametrize("path", ALL)
+def test_nasty_contents_are_rendered_as_transformers_does(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    pieces = ChatTemplate(source, variables=VARIABLES)
+    for name, case in adversarial().items():
+        expected = by_transformers(
+            source, case, add_generation_prompt=True, marks=pieces.has_generation_marks
+        )
+        assert by_us(pieces, case, add_generation_prompt=True) == expected, name
+    assert pieces.report()["mismatch"] is None
+
+
+@needs_shared
+@pytest.mark.parametrize("tokenizer", ["tiny-chatml-4k", "mistral-v3"])
+def test_the_text_is_that_of_the_tokenizer(tokenizer: str) -> None:
+    from transformers import AutoTokenizer
+
+    real = AutoTokenizer.from_pretrained(SHARED / "tokenizers" / tokenizer)
+    template = ChatTemplate(real.chat_template, variables=real.special_tokens_map)
+    for name in ("two turns", "system first", "calls", "tools and system", "null keys"):
+        case = CONVERSATIONS[name]
+        text = real.apply_chat_template(case.messages, tools=case.tools, tokenize=False)
+        assert template.render(case.messages, tools=case.tools).text == text

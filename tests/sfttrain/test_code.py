@@ -1,0 +1,156 @@
+"""Code of others runs only if the user allowed it, for what the user named, at a commit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sftprep import build
+from sftprep.errors import ConfigError, MismatchError
+from sfttrain import ModelConfig
+from sfttrain.cli.arguments import read_arguments
+from sfttrain.cli.main import main
+from sfttrain.models.loading import check_code_is_pinned, code_that_runs, tokenizer_for
+from tests.sfttrain.face import COMPLETIONS, model_folder
+from tests.sfttrain.tiny import tiny_model
+
+
+@pytest.fixture
+def model(tmp_path: Path, tokenizer_dir: Path) -> Path:
+    return model_folder(tmp_path / "model", tokenizer_dir)
+
+
+def with_code(folder: Path, source: Path, mark: Path) -> Path:
+    """A tokenizer whose class is in a file beside it, which leaves a mark when it is run."""
+    folder.mkdir()
+    shutil.copy(source / "tokenizer.json", folder)
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["tok.Evil", "tok.Evil"]}}
+        )
+    )
+    (folder / "tok.py").write_text(
+        f"open({str(mark)!r}, 'w').write('x')\n"
+        "from transformers import PreTrainedTokenizerFast\n"
+        "class Evil(PreTrainedTokenizerFast): pass\n"
+    )
+    return folder
+
+
+@pytest.fixture
+def hostile(tmp_path: Path, model: Path) -> tuple[Path, Path]:
+    """Shards whose manifest names a tokenizer with code, and the mark of that code."""
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in COMPLETIONS))
+    build(data, tokenizer=model, output=tmp_path / "shards", max_length=64)
+    tokenizer = with_code(tmp_path / "tok", model, tmp_path / "code-ran")
+    path = tmp_path / "shards" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["tokenizer"] |= {"name": str(tokenizer), "fingerprint": "0" * 64}
+    path.write_text(json.dumps(manifest))
+    return tmp_path / "shards", tmp_path / "code-ran"
+
+
+@pytest.mark.parametrize("allowed", [[], ["--allow_mismatch", "tokenizer"]])
+@pytest.mark.parametrize("model_has_tokenizer", [True, False])
+def test_code_that_a_manifest_names_is_never_run(
+    hostile: tuple[Path, Path],
+    model: Path,
+    tmp_path: Path,
+    capsys: Any,
+    allowed: list[str],
+    model_has_tokenizer: bool,
+) -> None:
+    shards, mark = hostile
+    if not model_has_tokenizer:
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            (model / name).unlink()
+    code = main(
+        [
+            *("run", str(shards), "--model", str(model), "--output_dir", str(tmp_path / "o")),
+            *("--use_cpu", "--max_steps", "1", "--trust_remote_code", "true", *allowed),
+        ]
+    )
+    assert not mark.exists()
+    error = capsys.readouterr().err
+    if model_has_tokenizer and not allowed:
+        assert code == 2
+        assert "another tokenizer" in error
+    else:
+        assert code == 0, error
+        assert f"code of {model} is run" in error
+
+
+def test_the_tokenizers_are_compared_before_that_of_the_shards_is_loaded(
+    model: Path, tmp_path: Path
+) -> None:
+    class Manifest:
+        max_length = 10
+        chat_template = None
+        tokenizer = {"name": "org/not-to-be-fetched", "fingerprint": "0" * 64}  # noqa: RUF012
+
+    tokenizer, fingerprint = tokenizer_for(ModelConfig(model_name_or_path=str(model)), Manifest())
+    assert tokenizer is not None
+    assert fingerprint != "0" * 64
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "trust_remote_code: true",
+        "trust_remote_code: 'True'",
+        "trust-remote-code: 1",
+        "model_init_kwargs: {trust_remote_code: true}",
+        "model_init_kwargs: '{\"trust_remote_code\": true}'",
+    ],
+)
+def test_a_settings_file_cannot_allow_code(tmp_path: Path, settings: str) -> None:
+    (tmp_path / "run.yaml").write_text(settings)
+    command = ["DIR", "--model", "M", "--output_dir", str(tmp_path / "o"), "--config"]
+    with pytest.raises(ConfigError, match="taken from the command line only"):
+        read_arguments([*command, str(tmp_path / "run.yaml")])
+    (tmp_path / "run.yaml").write_text("trust_remote_code: false")
+    request = read_arguments([*command, str(tmp_path / "run.yaml"), "--trust_remote_code"])
+    assert request.model.trust_remote_code
+
+
+def test_code_of_a_repository_needs_a_commit(tmp_path: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    for revision in ("main", "v1.0", commit[:39], commit.upper()):
+        config = ModelConfig("org/model", model_revision=revision, trust_remote_code=True)
+        with pytest.raises(ConfigError, match=f"org/model at {revision}"):
+            check_code_is_pinned(config)
+    pinned = ModelConfig("org/model", model_revision=commit, trust_remote_code=True)
+    check_code_is_pinned(pinned)
+    assert code_that_runs(pinned) == f"org/model@{commit}"
+    local = ModelConfig(str(tmp_path), trust_remote_code=True)
+    check_code_is_pinned(local)
+    assert code_that_runs(local) == str(tmp_path)
+    assert code_that_runs(ModelConfig("org/model")) == ""
+
+
+def test_whose_code_ran_is_recorded_in_the_checkpoint(model: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in COMPLETIONS))
+    build(data, tokenizer=model, output=tmp_path / "shards", max_length=64)
+    arguments = ["run", str(tmp_path / "shards"), "--model", str(model), "--use_cpu"]
+    arguments += ["--output_dir", str(tmp_path / "o"), "--max_steps", "1", "--save_steps", "1"]
+    assert main([*arguments, "--trust_remote_code"]) == 0
+    state = json.loads((tmp_path / "o" / "checkpoint-1" / "sft_state.json").read_text())
+    assert state["code"] == str(model)
+
+
+def test_a_mismatch_is_an_error_without_code_too(
+    hostile: tuple[Path, Path], model: Path, tmp_path: Path
+) -> None:
+    from sftprep import open_shards
+    from sfttrain.models.loading import check_match
+
+    shards = open_shards(hostile[0])
+    _, fingerprint = tokenizer_for(ModelConfig(model_name_or_path=str(model)), shards.manifest)
+    with pytest.raises(MismatchError, match="another tokenizer"):
+        check_match(tiny_model("llama", vocab_size=600), shards, fingerprint)

@@ -1,0 +1,281 @@
+"""Several processes are one run or none: never several that write to one folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sftprep.errors import ConfigError, OutputBusy
+from sfttrain.cli.main import main
+from sfttrain.data.once_per_node import LAUNCHERS, launched_ranks
+from tests.sfttrain.builds import write_build
+from tests.sfttrain.packs import make_packs
+from tests.sfttrain.test_trainer import trainer_for
+from tests.sfttrain.tiny import tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+on_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="ranks get devices here")
+
+
+@on_cpu
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed")
+def test_torchrun_on_a_cpu_makes_one_run_without_being_told_use_cpu(tmp_path: Path) -> None:
+    write_build(tmp_path / "packs", make_packs(8), tokenizer={"name": "", "fingerprint": ""})
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc_per_node", "2", "-m", "sfttrain", "run", str(tmp_path / "packs")),
+            *("--model", str(tmp_path / "model"), "--output_dir", str(tmp_path / "o")),
+            *("--max_steps", "2", "--logging_steps", "1", "--save_steps", "1", "--json"),
+            *("--per_device_train_batch_size", "1"),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("step 1/2") == 1
+    assert len(done.stdout.strip().splitlines()) == 1
+    assert json.loads(done.stdout)["steps"] == 2
+    state = json.loads((tmp_path / "o" / "checkpoint-1" / "sft_state.json").read_text())
+    assert state["packs_per_step"] == state["ranks"] == 2
+    assert sorted(p.name for p in (tmp_path / "o" / "checkpoint-1").glob("rng_state*")) == [
+        "rng_state_0.pth",
+        "rng_state_1.pth",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WORLD_SIZE", " 2 "),
+        ("OMPI_COMM_WORLD_SIZE", "2"),
+        ("PMI_SIZE", "2"),
+        ("SLURM_STEP_NUM_TASKS", "2"),
+        ("PMIX_RANK", "1"),
+    ],
+)
+def test_ranks_that_do_not_become_one_run_are_refused(
+    tmp_path: Path, name: str, value: str
+) -> None:
+    """As under mpirun on a machine with GPUs, whose ranks accelerate takes for single runs."""
+    code = (
+        "import sys, torch\n"
+        "torch.accelerator.is_available = lambda: True\n"
+        "from sfttrain import SFTConfig\n"
+        "try:\n"
+        "    SFTConfig(output_dir=sys.argv[1], bf16=False)\n"
+        "except Exception as error:\n"
+        "    print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, name: value},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "ConfigError 2 processes were launched, and each would train by itself" in done.stdout
+    assert f"unset {name}" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@on_cpu
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"PMI_SIZE": "2", "PMI_RANK": "1"},
+        {"OMPI_COMM_WORLD_SIZE": "2"},
+        {"WORLD_SIZE": "2"},
+        {"WORLD_SIZE": "2", "RANK": "0"},
+        {"LOCAL_RANK": "1"},
+        {"SLURM_STEP_NUM_TASKS": "2"},
+    ],
+)
+def test_ranks_that_cannot_find_each_other_are_refused_on_a_cpu_too(
+    tmp_path: Path, variables: dict[str, str]
+) -> None:
+    """Where accelerate and torch would say which of their variables is missing."""
+    arguments = ["run", "packs", "--model", "model", "--output_dir", str(tmp_path / "o")]
+    launchers = {name for names in LAUNCHERS for name in names}
+    clean = {name: value for name, value in os.environ.items() if name not in launchers}
+    done = subprocess.run(
+        [sys.executable, "-m", "sfttrain", *arguments],
+        cwd=ROOT,
+        env={**clean, **variables},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "processes were launched, and each would train by itself" in done.stderr
+    assert f"unset {', '.join(name for name in variables if name != 'RANK')}"[:-2] in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The environment without what launchers leave in it."""
+    for names in LAUNCHERS:
+        for name in filter(None, names):
+            monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("variables", "ranks"),
+    [
+        ({}, 1),
+        ({"WORLD_SIZE": " 2 "}, 2),
+        ({"WORLD_SIZE": "1", "PMI_SIZE": ""}, 1),
+        ({"RANK": "3"}, 1),
+        ({"PMI_SIZE": "4", "PMI_RANK": "0"}, 4),
+        ({"PMIX_RANK": "1", "PMIX_NAMESPACE": "x"}, 2),
+        ({"PMIX_RANK": "0", "PMIX_NAMESPACE": "x"}, 1),
+        ({"PMIX_RANK": "0", "PMIX_SIZE": "3"}, 3),
+        ({"MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": "0"}, 2),
+        ({"PALS_RANKID": "0", "PALS_LOCAL_SIZE": "2"}, 2),
+        ({"PALS_RANKID": "1", "PALS_LOCAL_SIZE": "1"}, 2),
+        ({"JSM_NAMESPACE_SIZE": "2", "JSM_NAMESPACE_RANK": "1"}, 2),
+        ({"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}, 2),
+        # A batch script, and a shell that salloc started: one process, whatever was allocated.
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, 1),
+        ({"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, 1),
+    ],
+)
+def test_launchers_are_known_by_their_environment(
+    environment: pytest.MonkeyPatch, variables: dict[str, str], ranks: int
+) -> None:
+    for name, value in variables.items():
+        environment.setenv(name, value)
+    assert launched_ranks() == ranks
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "PMI_SIZE", "PMIX_RANK"])
+def test_a_number_of_processes_that_is_not_a_number_is_refused(
+    environment: pytest.MonkeyPatch, name: str
+) -> None:
+    environment.setenv(name, "many")
+    with pytest.raises(ConfigError, match=f"the environment variable {name} is 'many'"):
+        launched_ranks()
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, capsys: Any) -> None:
+    """Whatever has started it."""
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from tests.sfttrain.test_trainer import trainer_for\n"
+        "try:\n"
+        "    trainer_for(Path(sys.argv[1])).train()\n"
+        "except Exception as error:\n"
+        "    print(type(error).__name__, error)\n"
+    )
+    first = trainer_for(tmp_path)
+    with first.output_held():
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert f"OutputBusy another run (process {os.getpid()} on" in done.stdout, done.stderr
+    with first.output_held(), pytest.raises(OutputBusy):
+        trainer_for(tmp_path).train()
+    # One after the other may.
+    for _ in range(2):
+        trainer_for(tmp_path).train()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_is_held_until_the_command_has_written_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Also while the final model is saved, evaluated and merged."""
+    from sfttrain.cli.main import run as run_module
+    from sfttrain.trainer import SFTTrainer
+
+    write_build(tmp_path / "packs", make_packs(8), tokenizer={"name": "", "fingerprint": ""})
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+    held: dict[str, bool] = {}
+
+    def watched(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def call(*given: Any, **options: Any) -> Any:
+            held[name] = (tmp_path / "o" / ".sfttrain-lock").exists()
+            return real(*given, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+    watched(run_module, "merge_adapter")
+    for name in ("train", "save_model", "save_state", "evaluate"):
+        watched(SFTTrainer, name)
+    arguments = [
+        *("run", str(tmp_path / "packs"), "--model", str(tmp_path / "model"), "--use_cpu"),
+        *("--eval_data", str(tmp_path / "packs"), "--output_dir", str(tmp_path / "o")),
+        *("--max_steps", "1", "--use_peft", "--merge"),
+    ]
+    assert main(arguments) == 0, capsys.readouterr().err
+    assert held == dict.fromkeys(
+        ("train", "save_model", "save_state", "evaluate", "merge_adapter"), True
+    )
+    assert not (tmp_path / "o" / ".sfttrain-lock").exists()
+
+
+@pytest.mark.parametrize("setting", ["--output_dir", "--prepared_dir"])
+def test_urls_are_refused_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, setting: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = {"--output_dir": "o", setting: "s3://bucket/x"}
+    arguments = [part for pair in paths.items() for part in pair]
+    assert main(["run", "packs", "--model", "model", *arguments, "--use_cpu"]) == 2
+    assert "URLs are not supported" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_urls_as_data_are_refused_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, tokenizer_dir: Path
+) -> None:
+    from tests.sfttrain.face import model_folder
+
+    model = model_folder(tmp_path / "model", tokenizer_dir)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    for data in (["s3://b/x.jsonl"], ["gs://b/x"], ["--stream", "s3://b/x.jsonl"]):
+        arguments = ["--model", str(model), "--output_dir", "o", "--use_cpu", "--max_steps", "1"]
+        assert main(["run", *data, *arguments]) == 2
+        assert "URLs are not supported" in capsys.readouterr().err
+        assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_an_output_folder_in_the_data_is_refused(
+    tmp_path: Path, capsys: Any, tokenizer_dir: Path
+) -> None:
+    """The next run would read checkpoints as records."""
+    from tests.sfttrain.face import model_folder
+
+    model = model_folder(tmp_path / "model", tokenizer_dir)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.jsonl").write_text('{"text": "a b c"}\n')
+    arguments = ["run", str(tmp_path / "data"), "--model", str(model), "--use_cpu"]
+    assert main([*arguments, "--output_dir", str(tmp_path / "data" / "out")]) == 2
+    assert "is in the data" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "data").iterdir()] == ["a.jsonl"]

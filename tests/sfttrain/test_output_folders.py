@@ -1,0 +1,211 @@
+"""A run replaces and deletes its own folders only."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import TrainerCallback
+
+from sftprep.errors import OutputExists, StorageError
+from sfttrain.checkpoint import find_checkpoint
+from sfttrain.checkpoint_files import SEAL_NAME, STATE_NAME
+from sfttrain.cli.main import main
+from sfttrain.output_folders import rotate_checkpoints, save_errors
+from tests.sfttrain.builds import write_build
+from tests.sfttrain.packs import make_packs
+from tests.sfttrain.test_trainer import PACKS, trainer_for
+from tests.sfttrain.tiny import tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+USERS = ("checkpoint-7", "checkpoint-notes", "checkpoint-1-best", "checkpoint-000")
+
+
+def saving(folder: Path, **settings: Any) -> Any:
+    return trainer_for(
+        folder, **{"max_steps": 3, "save_strategy": "steps", "save_steps": 1, **settings}
+    )
+
+
+def folders_of_users(output: Path, elsewhere: Path) -> list[str]:
+    """Folders that look like checkpoints and are newer than any, and a link to another one."""
+    for name in USERS:
+        (output / name).mkdir(parents=True)
+        (output / name / "notes.txt").write_text("mine")
+        os.utime(output / name, (time.time() + 9999,) * 2)
+    elsewhere.mkdir()
+    (elsewhere / SEAL_NAME).write_text('{"files": {}}')
+    (output / "checkpoint-5").symlink_to(elsewhere)
+    return sorted([*USERS, "checkpoint-5"])
+
+
+def checkpoints(output: Path) -> list[str]:
+    return sorted(p.name for p in output.iterdir())
+
+
+def test_rotation_deletes_only_checkpoints_of_ours(tmp_path: Path) -> None:
+    output = tmp_path / "o"
+    theirs = folders_of_users(output, tmp_path / "elsewhere")
+    saving(output, save_total_limit=1).train()
+    assert checkpoints(output) == sorted([*theirs, "checkpoint-3"])
+    assert all((output / name / "notes.txt").read_text() == "mine" for name in USERS)
+    assert (tmp_path / "elsewhere" / SEAL_NAME).exists()
+
+
+def test_rotation_keeps_the_best_checkpoint_and_the_newest(tmp_path: Path) -> None:
+    """As transformers does, also at the end of training, where it keeps the best one only."""
+
+    class FirstIsBest(TrainerCallback):
+        def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **_: Any) -> None:
+            metrics["eval_loss"] = float(state.global_step)
+
+    for limit, left in ((2, ["checkpoint-1", "checkpoint-4"]), (1, ["checkpoint-1"])):
+        output = tmp_path / str(limit)
+        theirs = folders_of_users(output, tmp_path / f"elsewhere-{limit}")
+        trainer = saving(
+            output,
+            max_steps=4,
+            save_total_limit=limit,
+            eval_dataset=PACKS,
+            eval_strategy="steps",
+            eval_steps=1,
+            load_best_model_at_end=True,
+            metric_for_best_model="loss",
+            greater_is_better=False,
+        )
+        trainer.add_callback(FirstIsBest())
+        trainer.train()
+        assert trainer.args.save_total_limit == limit
+        assert checkpoints(output) == sorted([*theirs, *left])
+
+
+def test_rotation_goes_by_steps_and_not_by_times(tmp_path: Path) -> None:
+    for step in (2, 10, 4):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / SEAL_NAME).touch()
+        os.utime(folder, (1000 - step,) * 2)
+    rotate_checkpoints(tmp_path, 2, kept={"checkpoint-10"})
+    assert checkpoints(tmp_path) == ["checkpoint-10", "checkpoint-4"]
+    # Those of an earlier run go before those of this one, whatever their steps.
+    rotate_checkpoints(tmp_path, 1, kept=(), written={"checkpoint-4"})
+    assert checkpoints(tmp_path) == ["checkpoint-4"]
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "file", "link in a checkpoint", "dangling"])
+@pytest.mark.parametrize("known", [True, False])
+def test_a_checkpoint_is_not_written_over_what_is_not_ours(
+    tmp_path: Path, kind: str, known: bool
+) -> None:
+    """Where the step is known in advance, nothing is trained."""
+    output, elsewhere = tmp_path / "o", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "config.json").write_text("mine")
+    path = output / "checkpoint-2"
+    output.mkdir()
+    if kind == "link":
+        path.symlink_to(elsewhere)
+    elif kind == "dangling":
+        path.symlink_to(tmp_path / "nowhere")
+    elif kind == "file":
+        path.write_text("mine")
+    else:
+        path.mkdir()
+        (path / "trainer_state.json").write_text("mine")
+    if kind == "link in a checkpoint":
+        (path / STATE_NAME).touch()
+        (path / "config.json").symlink_to(elsewhere / "config.json")
+    trainer = saving(output)
+    if not known:
+        trainer._check_folders_to_write = lambda: None
+    with pytest.raises(OutputExists, match="checkpoint-2"):
+        trainer.train()
+    assert trainer.state.global_step == (0 if known else 2)
+    assert (elsewhere / "config.json").read_text() == "mine"
+    assert len(list(elsewhere.iterdir())) == 1
+    assert not (tmp_path / "nowhere").exists()
+    if kind == "folder":
+        assert [p.name for p in path.iterdir()] == ["trainer_state.json"]
+
+
+def test_a_torn_checkpoint_of_ours_is_replaced(tmp_path: Path) -> None:
+    """Of a run that was killed right after the first file, or before the last."""
+    saving(tmp_path).train()
+    for name in [p.name for p in (tmp_path / "checkpoint-2").iterdir() if p.name != STATE_NAME]:
+        (tmp_path / "checkpoint-2" / name).unlink()
+    (tmp_path / "checkpoint-3" / SEAL_NAME).unlink()
+    os.truncate(tmp_path / "checkpoint-3" / "optimizer.pt", 10)
+    resumed = saving(tmp_path)
+    resumed.train(resume_from_checkpoint=True)
+    assert str(resumed.resumed_from).endswith("checkpoint-1")
+    assert find_checkpoint(str(tmp_path / "checkpoint-2"), "").endswith("checkpoint-2")
+    assert find_checkpoint("latest", str(tmp_path)).endswith("checkpoint-3")
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    write_build(tmp_path / "packs", make_packs(8), tokenizer={"name": "", "fingerprint": ""})
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+    return [
+        *("run", str(tmp_path / "packs"), "--model", str(tmp_path / "model"), "--use_cpu"),
+        *("--output_dir", str(tmp_path / "o"), "--max_steps", "1"),
+    ]
+
+
+def test_a_merged_folder_that_is_not_ours_is_not_replaced(
+    tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    merged = tmp_path / "o" / "merged"
+    merged.mkdir(parents=True)
+    (merged / "config.json").write_text("mine")
+    command += ["--use_peft", "--merge"]
+    assert main(command) == 2
+    assert f"{merged} has files that sfttrain did not write" in capsys.readouterr().err
+    assert not (tmp_path / "o" / "adapter_model.safetensors").exists()  # nothing was trained
+    assert (merged / "config.json").read_text() == "mine"
+    (merged / "config.json").unlink()
+    for _ in range(2):  # an empty one is fine, and so is that of an earlier run
+        assert main(command) == 0, capsys.readouterr().err
+    assert json.loads((merged / "config.json").read_text())["model_type"] == "llama"
+
+
+@pytest.mark.parametrize("limit", [20_000, 100_000, 400_000])
+def test_a_disk_that_is_full_is_a_storage_error(
+    tmp_path: Path, command: list[str], limit: int
+) -> None:
+    """A limit on the size of files fails the writes in the same places."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "sfttrain", *command, "--save_steps", "1"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    size = (tmp_path / "model" / "model.safetensors").stat().st_size
+    if limit > 3 * size:
+        assert done.returncode == 0, done.stderr
+        return
+    assert done.returncode == 3, done.stderr
+    assert f"error: cannot write {tmp_path / 'o' / 'checkpoint-1'}" in done.stderr
+    assert "resume with --resume_from_checkpoint latest" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "text", ["[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"]
+)
+def test_failed_writes_of_torch_are_storage_errors(tmp_path: Path, text: str) -> None:
+    with pytest.raises(StorageError, match="cannot write"), save_errors(tmp_path):
+        raise RuntimeError(text)
+    with pytest.raises(RuntimeError, match="other"), save_errors(tmp_path):
+        raise RuntimeError("other")
+    with pytest.raises(ConnectionError), save_errors(tmp_path):
+        raise ConnectionError(1, "of a push")

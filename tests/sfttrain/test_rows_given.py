@@ -1,0 +1,387 @@
+"""Datasets of every make are read whole, or refused by name; what is wrong with them is said in a
+script's own words."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from torch.utils.data import Dataset as MapDataset
+from torch.utils.data import IterableDataset as TorchIterable
+from transformers import AutoTokenizer
+
+from sftprep.errors import (
+    AttentionError,
+    ConfigError,
+    EmptyInput,
+    FormatError,
+    MismatchError,
+    RecordError,
+    SftprepError,
+    StorageError,
+    TemplateError,
+)
+from sfttrain.data.inputs import rows_given
+from sfttrain.data.jsonl_cache import write_rows
+from sfttrain.words import in_words_of_the_trainer
+from tests.sfttrain.face import (
+    CHATS,
+    COMPLETIONS,
+    TEXTS,
+    face,
+    model_folder,
+    sequences,
+    write_lines,
+)
+from tests.sfttrain.tiny import tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Endless(MapDataset[Any]):
+    """A torch Dataset whose __getitem__ goes round for ever, as many do that wrap their index."""
+
+    def __init__(self, rows: list[Any]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[index % len(self.rows)]
+
+
+class Lengthless(MapDataset[Any]):
+    def __getitem__(self, index: int) -> Any:
+        return TEXTS[index % len(TEXTS)]
+
+
+class Once(TorchIterable[Any]):
+    """A torch IterableDataset that hands out the same iterator again."""
+
+    def __init__(self) -> None:
+        self.rows = iter(TEXTS)
+
+    def __iter__(self) -> Any:
+        return self.rows
+
+
+class Again(TorchIterable[Any]):
+    def __iter__(self) -> Any:
+        return iter(TEXTS)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
+    return model_folder(tmp_path_factory.mktemp("model"), tokenizer_dir)
+
+
+@pytest.mark.parametrize("settings", [{}, {"shuffle_dataset": True}], ids=["in order", "shuffled"])
+def test_torch_datasets_are_read_to_their_end(
+    model: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    wanted = sequences(face(model, tmp_path, TEXTS, **settings).train_dataset)
+    assert len(wanted) == len(TEXTS)
+    for kind in (
+        Endless(TEXTS),
+        torch.utils.data.Subset(Endless(TEXTS), range(len(TEXTS))),
+        Again(),
+    ):
+        assert sequences(face(model, tmp_path, kind, **settings).train_dataset) == wanted, type(
+            kind
+        )
+
+
+def test_rows_of_tokens_in_a_torch_dataset(model: Path, tmp_path: Path) -> None:
+    rows = [{"input_ids": [5, 6, 7, 8]}, {"input_ids": [9, 10, 11]}]
+    skip = {"dataset_kwargs": {"skip_prepare_dataset": True}}
+    assert [
+        ids for ids, _ in sequences(face(model, tmp_path, Endless(rows), **skip).train_dataset)
+    ] == [
+        [5, 6, 7, 8],
+        [9, 10, 11],
+    ]
+
+
+def test_evaluation_sets_are_looked_at_too(model: Path, tmp_path: Path) -> None:
+    trainer = face(
+        model, tmp_path, TEXTS, options={"eval_dataset": {"a": Endless(TEXTS), "b": TEXTS}}
+    )
+    found = trainer.evaluate()
+    assert (
+        found["eval_a_loss"]
+        == found["eval_b_loss"]
+        == trainer.evaluate(Endless(TEXTS))["eval_loss"]
+    )
+    for given in (iter(TEXTS), {"a": iter(TEXTS)}):
+        with pytest.raises(ConfigError, match="can be read once only"):
+            face(model, tmp_path, TEXTS, options={"eval_dataset": given})
+    with pytest.raises(
+        ConfigError, match="eval_dataset is a list_iterator, which can be read once only"
+    ):
+        trainer.evaluate(iter(TEXTS))
+
+
+@pytest.mark.parametrize(
+    ("rows", "what"),
+    [
+        ((row for row in TEXTS), "train_dataset is a generator, which can be read once only"),
+        (map(dict, TEXTS), "train_dataset is a map, which can be read once only"),
+        (Once(), "train_dataset is a Once, which can be read once only"),
+        (Lengthless(), "does not say how many rows it has"),
+        (3, "train_dataset is a int, which holds no rows"),
+    ],
+)
+def test_what_cannot_be_read_whole_is_refused_by_name(
+    model: Path, tmp_path: Path, rows: Any, what: str
+) -> None:
+    with pytest.raises(ConfigError, match=what) as caught:
+        face(model, tmp_path, rows)
+    assert caught.value.remedy
+
+
+def test_nothing_is_taken_from_what_is_refused() -> None:
+    rows = iter(TEXTS)
+    with pytest.raises(ConfigError):
+        rows_given(rows, "rows")
+    assert list(rows) == TEXTS
+    assert rows_given(TEXTS, "rows") is TEXTS
+    for row in (-len(TEXTS) - 1, len(TEXTS)):
+        with pytest.raises(IndexError):
+            rows_given(Endless(TEXTS), "rows")[row]
+    assert rows_given(Endless(TEXTS), "rows")[-1] == TEXTS[-1]
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    script = (
+        "import sys, itertools\nfrom pathlib import Path\nfrom sfttrain.data.jsonl_cache import"
+        " write_rows\nrows = lambda: ({'text': 'x' * 1000} for _ in"
+        " itertools.count())\nwrite_rows(rows, Path(sys.argv[1]), known_as=None)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT)
+    try:
+        while not any(path.stat().st_size for path in tmp_path.glob(".*.tmp")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        write_rows(lambda: TEXTS[:1], tmp_path, known_as=None)
+        assert len(list(tmp_path.glob(".*.tmp"))) == 1  # that of a writer who lives is left alone
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    write_rows(lambda: TEXTS[:2], tmp_path, known_as=None)
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_dataset_that_fails_leaves_nothing_half(tmp_path: Path) -> None:
+    def rows() -> Any:
+        yield from TEXTS
+        raise KeyError("no more")
+
+    with pytest.raises(KeyError):
+        write_rows(rows, tmp_path, known_as=None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_function_that_fails_says_at_which_row(model: Path, tmp_path: Path) -> None:
+    def of_row(row: Any) -> str:
+        return str(row["text"] if row["text"] != TEXTS[3]["text"] else row["nope"])
+
+    with pytest.raises(ConfigError, match="formatting_func failed at row 4: KeyError: 'nope'"):
+        face(model, tmp_path, TEXTS, options={"formatting_func": of_row})
+
+
+def test_a_path_is_not_taken_as_rows_of_tokens(model: Path, tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "rows.jsonl", TEXTS)
+    with pytest.raises(ConfigError, match="skip_prepare_dataset is for rows"):
+        face(model, tmp_path, path, dataset_kwargs={"skip_prepare_dataset": True})
+
+
+def test_a_folder_for_prepared_data_that_is_a_file(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError) as caught:
+        face(model, tmp_path, TEXTS, prepared_dir=str(tmp_path / "file"))
+    assert "another prepared_dir" in caught.value.remedy
+
+
+def test_a_model_without_logits(model: Path, tmp_path: Path) -> None:
+    bare = tiny_model("llama", vocab_size=600).model
+    with pytest.raises(AttentionError, match="LlamaModel has no logits"):
+        face(
+            bare,
+            tmp_path,
+            TEXTS,
+            options={"processing_class": AutoTokenizer.from_pretrained(str(model))},
+        )
+
+
+# ---- words ----
+
+MISTAKES: list[tuple[Any, dict[str, Any], type[SftprepError], str, str]] = [
+    (
+        [*TEXTS, {"text": 3}],
+        {},
+        RecordError,
+        f"train_dataset:{len(TEXTS) + 1}: ",
+        'on_bad_record="quarantine"',
+    ),
+    (
+        [{"question": "a", "answer": "b"}],
+        {},
+        FormatError,
+        "no format fits train_dataset",
+        'dataset_text_field="KEY"',
+    ),
+    (
+        [{"question": "a", "answer": "b"}],
+        {},
+        FormatError,
+        "the keys 'question', 'answer'",
+        "train_dataset.rename_columns",
+    ),
+    (
+        TEXTS,
+        {"completion_only_loss": True},
+        ConfigError,
+        "completion_only_loss=True: train_dataset",
+        "completion_only_loss out",
+    ),
+    (
+        TEXTS,
+        {"assistant_only_loss": True},
+        ConfigError,
+        "assistant_only_loss=True: train_dataset",
+        "assistant_only_loss out",
+    ),
+    (
+        [*TEXTS, {"text": 3}],
+        {"dataset_num_proc": 2},
+        RecordError,
+        f"train_dataset:{len(TEXTS) + 1}: ",
+        "fix the row",
+    ),
+    ([{"text": ""}], {}, EmptyInput, "no usable record", "max_length"),
+]
+
+
+@pytest.mark.parametrize(("rows", "settings", "kind", "message", "remedy"), MISTAKES)
+def test_mistakes_are_told_in_words_of_the_script(
+    model: Path,
+    tmp_path: Path,
+    rows: Any,
+    settings: dict[str, Any],
+    kind: Any,
+    message: str,
+    remedy: str,
+) -> None:
+    with pytest.raises(kind) as caught:
+        face(model, tmp_path, rows, **settings)
+    told = str(caught.value)
+    assert message in caught.value.message
+    assert remedy in caught.value.remedy
+    assert "/rows" not in told
+    assert " --" not in told
+
+
+def test_mistakes_in_a_stream_are_told_so_too(model: Path, tmp_path: Path) -> None:
+    def stream_of(rows: list[Any]) -> Any:
+        return Dataset.from_list(rows).to_iterable_dataset()
+
+    with pytest.raises(FormatError, match="no format fits train_dataset") as wrong:
+        face(model, tmp_path, stream_of([{"question": "a", "answer": "b"}]))
+    assert "--" not in str(wrong.value)
+    bad = [*TEXTS, {"text": None}]
+    with pytest.raises(RecordError, match=f"train_dataset:{len(bad)}: ") as caught:
+        face(model, tmp_path, stream_of(bad)).train()
+    assert 'on_bad_record="quarantine"' in caught.value.remedy
+    assert "--" not in caught.value.remedy
+
+
+def test_a_conversation_without_a_template(tmp_path: Path, model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(str(model))
+    tokenizer.chat_template = None
+    with pytest.raises(TemplateError, match="train_dataset holds") as caught:
+        face(model, tmp_path, CHATS, options={"processing_class": tokenizer})
+    assert "chat_template_path" in caught.value.remedy
+    assert "--" not in str(caught.value)
+
+
+def test_sequences_that_are_too_long_for_the_model(model: Path, tmp_path: Path) -> None:
+    short = tiny_model("llama", vocab_size=600, max_position_embeddings=16)
+    rows, options = (
+        [{"text": "The sky is blue. " * 40}],
+        {"processing_class": AutoTokenizer.from_pretrained(str(model))},
+    )
+    with pytest.raises(MismatchError, match="positions end at 16") as caught:
+        face(short, tmp_path, rows, options=options)
+    assert (
+        caught.value.remedy
+        == 'give max_length=16, or train all the same with allow_mismatch=["length"]'
+    )
+    assert len(face(short, tmp_path, rows, options=options, max_length=16).train_dataset) == 1
+
+
+def test_a_file_of_the_users_keeps_its_name(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    path = write_lines(
+        tmp_path / "rows" / "mine.jsonl", [*COMPLETIONS, {"prompt": "a", "completion": None}]
+    )
+    with pytest.raises(RecordError) as caught:
+        face(model, tmp_path, path)
+    assert caught.value.message.startswith(f"{path}:{len(COMPLETIONS) + 1}")
+    assert "fix the line" in caught.value.remedy
+    assert 'on_bad_record="quarantine"' in caught.value.remedy
+
+
+def test_what_a_record_holds_is_not_reworded() -> None:
+    error = RecordError(
+        file="f",
+        line=3,
+        column=2,
+        reason="r",
+        message="more than --max-length 9",
+        excerpt="--train-on completion",
+    )
+    told = in_words_of_the_trainer(error, "train_dataset", "f")
+    assert told.message == "train_dataset:3: more than max_length 9 [r]\n  --train-on completion"
+    assert (error.file, error.message.partition(":")[0]) == ("f", "f")
+
+
+def test_no_flag_is_left_in_what_a_build_may_say() -> None:
+    """Every remedy of sftprep with a flag that a trainer's build can meet."""
+    said = [
+        "check --format, --train-on and --max-length, and that the files are those you meant",
+        (
+            "look at x; mend the records, or raise --max-rejected, or train on what only looks"
+            " wrong: --suspect keep"
+        ),
+        "name one of its tokens with --eos-token",
+        (
+            "change the record to what the template takes, or give another template with"
+            " --chat-template"
+        ),
+        (
+            "free some space, or build on another disk with --output; what is done so far is kept"
+            " and reused"
+        ),
+        "your quota is used up: free some space, or build elsewhere with --output",
+        (
+            "look for an out-of-memory kill (dmesg); run with fewer --workers, or --workers 1 to"
+            " see the error"
+        ),
+        "choose one with --split train",
+    ]
+    for text in said:
+        assert (
+            "--"
+            not in in_words_of_the_trainer(
+                EmptyInput("nothing", remedy=text), "train_dataset", None
+            ).remedy
+        ), text
