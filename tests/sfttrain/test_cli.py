@@ -14,8 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sftprep.errors import ConfigError
+from sfttrain.cli import help_text as helptext
 from sfttrain.cli.arguments import LORA_LEARNING_RATE, RunConfig, read_arguments
-from sfttrain.cli.main import help_text as helptext
 from sfttrain.cli.main import main
 from sfttrain.config import ModelConfig, SFTConfig
 from sfttrain.config.deprecated import NOW

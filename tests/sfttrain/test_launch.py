@@ -208,7 +208,7 @@ def test_the_folder_is_held_until_the_command_has_written_everything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """Also while the final model is saved, evaluated and merged."""
-    from sfttrain.cli.main import run as run_module
+    from sfttrain.cli import run as run_module
     from sfttrain.trainer import SFTTrainer
 
     write_build(tmp_path / "packs", make_packs(8), tokenizer={"name": "", "fingerprint": ""})

@@ -29,7 +29,7 @@ from sftprep.errors import (
     TooManyRejected,
 )
 from sftprep.stream import Mixture, PackedStream, pack
-from sftprep.stream.sources.open import base as blocks
+from sftprep.stream.sources import base as blocks
 from tests.stream.made import plains, rows
 
 

@@ -11,7 +11,7 @@ import pytest
 from sftprep import BuildConfig
 from sftprep.errors import ConfigError, MismatchError
 from sftprep.stream import Mixture, PackedStream
-from sftprep.stream.sources.open import base as blocks
+from sftprep.stream.sources import base as blocks
 from tests.stream.made import plain, plains, rows
 
 
