@@ -13,7 +13,6 @@ from typing import Annotated, Any, get_args
 from cyclopts import App, ArgumentCollection, Parameter
 from cyclopts.config import Dict
 
-from sftprep import __version__
 from sftprep.config.build import (
     BuildConfig,
     EvalConfig,
@@ -26,6 +25,7 @@ from sftprep.config.build import (
     read_config_file,
 )
 from sftprep.errors import ConfigError, SftprepError
+from sftprep.version import __version__
 
 app = App(
     name="sftprep",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import orjson
 
-from sftprep.chat_template.sandbox import REASONING_KEYS
+from sftprep.chat_template.reference.sandbox import REASONING_KEYS
 from sftprep.chat_template.template import ChatTemplate
 from sftprep.config.user_functions import load_function, source_digest
 from sftprep.config.validation import TemplateWay, TrainOn, TruncateSide

@@ -16,7 +16,7 @@ from jinja2 import nodes
 
 from sftprep.chat_template.compiler.runtime import HandOver
 from sftprep.chat_template.compiler.statements import Pieces, Render, compile_pieces
-from sftprep.chat_template.sandbox import (
+from sftprep.chat_template.reference.sandbox import (
     OUTPUT_FLOOR,
     ChatEnvironment,
     as_templates_get,
@@ -24,7 +24,7 @@ from sftprep.chat_template.sandbox import (
     compile_template,
     run_template,
 )
-from sftprep.chat_template.turn_tracking import Region, regions_of
+from sftprep.chat_template.reference.turn_tracking import Region, regions_of
 from sftprep.core.types import Message
 from sftprep.errors import TemplateError
 

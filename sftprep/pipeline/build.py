@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import xxhash
 
-import sftprep
 from sftprep.config.build import BuildConfig
 from sftprep.core.atomic_write import write_bytes
 from sftprep.core.hashing import digest
@@ -50,6 +49,7 @@ from sftprep.shards.manifest_size import check_manifest_size
 from sftprep.sources.partition import Source, cut
 from sftprep.tokenize.encoders.reference import HfEncoder
 from sftprep.tokenize.equivalence.reference_client import Beside
+from sftprep.version import __version__
 
 _BECAUSE = "masks.because."
 _WORTH_A_WORKER = 24 << 20
@@ -262,7 +262,7 @@ def _manifest(
         # token less.
         trained_tokens=sum(shard.trained_tokens for shard in made.shards),
         shards=made.shards,
-        sftprep_version=sftprep.__version__,
+        sftprep_version=__version__,
     )
 
 

@@ -23,10 +23,10 @@ from sftprep.render.renderer import Renderer
 from sftprep.render.token_space.anchors import continuation_ids
 from sftprep.render.token_space.placing import AnchorTable, find_ids, place_regions
 from sftprep.render.token_space.regions import AT, BEFORE, Literals
+from sftprep.tokenize.encoders.base import Encoder, Tokens
 from sftprep.tokenize.encoders.special_tokens import EscapedEncoder, Marked, with_replaced
 from sftprep.tokenize.encoders.unicode_safe import may_combine
 from sftprep.tokenize.loading.spec import TokenizerSpec
-from sftprep.tokenize.select import Encoder, Tokens
 
 _Value = TypeVar("_Value", np.bool_, np.float32)
 _log = logging.getLogger(__name__)

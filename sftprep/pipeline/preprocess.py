@@ -25,8 +25,8 @@ from sftprep.records.pretokenized import given_batch
 from sftprep.records.quality_checks import suspect_check
 from sftprep.render.renderer import Renderer
 from sftprep.sources.jsonl import excerpt, parse_line, split_lines
+from sftprep.tokenize.encoders.base import EncoderFault
 from sftprep.tokenize.equivalence.verified_encoder import EncodedPartition, VerifiedEncoder
-from sftprep.tokenize.select import EncoderFault
 
 # Every digit made a 0, so that a long number is found by a plain look, five times as fast as by an
 # expression.

@@ -1,34 +1,21 @@
 """Which encoder a tokenizer gets: gigatoken (gigatoken.py) where it is known to be right, else
-`tokenizers` (hf.py)."""
+`tokenizers` (reference.py)."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from sftprep.core.disk_cache import cache_dir
+from sftprep.core.versions import version_of
 from sftprep.errors import TokenizerError
-from sftprep.tokenize.encoders.base import Encoder, EncoderFault, Mismatch, Tokens
-from sftprep.tokenize.encoders.bpe_ranks import find_ranks
-from sftprep.tokenize.encoders.gigatoken import FastEncoder
+from sftprep.tokenize.encoders.base import Encoder
+from sftprep.tokenize.encoders.load import load_encoder
 from sftprep.tokenize.encoders.reference import HfEncoder
 from sftprep.tokenize.equivalence.probe import ProbeResult, cached_probe
 from sftprep.tokenize.loading.spec import TokenizerSpec
-from sftprep.tokenize.versions import version_of
-
-__all__ = [
-    "Encoder",
-    "EncoderFault",
-    "Mismatch",
-    "ProbeResult",
-    "Tokens",
-    "load_encoder",
-    "make_encoder",
-    "probe_encoder",
-]
 
 Choice = Literal["auto", "gigatoken", "tokenizers"]
 
@@ -66,21 +53,6 @@ def probe_encoder(
     facts, for the manifest."""
     result = _chosen(spec, choice, samples, cache_folder)
     return result.encoder, result.to_dict()
-
-
-def load_encoder(
-    spec: TokenizerSpec, name: str, *, threads: bool, reference: Callable[[], Encoder] | None = None
-) -> Encoder:
-    """The encoder of that name, without asking whether it is right: for workers, and to fail over
-    to "tokenizers".
-
-    threads: whether it may use every core; a worker process among others does not. reference: makes
-    the "tokenizers" encoder, for one that is loaded anyway. Raises EncoderFault, TokenizerError.
-    """
-    made = reference or cache(partial(HfEncoder, spec, threads=threads))
-    if name != FastEncoder.name:
-        return made()
-    return FastEncoder(spec, reference=made, ranks=find_ranks(spec, cache_dir()))
 
 
 def _chosen(

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftprep.chat_template.compiler.statements import compile_pieces
-from sftprep.chat_template.sandbox import ChatEnvironment, compile_template, run_template
+from sftprep.chat_template.reference.sandbox import ChatEnvironment, compile_template, run_template
 from sftprep.chat_template.template import in_characters
 from sftprep.errors import TemplateError
 from tests.chat_template.cases import TOOLS, VARIABLES, Case, turns

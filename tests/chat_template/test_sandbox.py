@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from sftprep.chat_template.growth_limits import HUGE_SIZE
-from sftprep.chat_template.sandbox import OUTPUT_FLOOR
+from sftprep.chat_template.reference.growth_limits import HUGE_SIZE
+from sftprep.chat_template.reference.sandbox import OUTPUT_FLOOR
 from sftprep.chat_template.template import ChatTemplate
 from sftprep.errors import TemplateError
 from tests.chat_template.cases import turns

@@ -18,8 +18,8 @@ from sftprep.chat_template.assistant_spans import (
     marked_spans,
     turn_spans,
 )
+from sftprep.chat_template.reference.turn_tracking import Region, regions_of
 from sftprep.chat_template.template import ChatTemplate
-from sftprep.chat_template.turn_tracking import Region, regions_of
 from sftprep.errors import TemplateError
 from tests.chat_template.cases import OWN_TEMPLATES, TEMPLATES, VARIABLES, name_of
 from tests.chat_template.template_table import (

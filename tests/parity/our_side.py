@@ -11,8 +11,9 @@ from sftprep.config import BuildConfig
 from sftprep.pipeline.preprocess import Preprocessor, preprocess
 from sftprep.pipeline.setup import prepare_recipe
 from sftprep.records.formats import detect_format
+from sftprep.tokenize.encoders.base import Encoder
+from sftprep.tokenize.encoders.load import load_encoder
 from sftprep.tokenize.loading.load import load_tokenizer
-from sftprep.tokenize.select import Encoder, load_encoder
 from tests.parity.trl_side import Sequence
 
 

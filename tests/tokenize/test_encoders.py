@@ -19,11 +19,11 @@ from sftprep.errors import TokenizerError
 from sftprep.tokenize.encoders import gigatoken as fast
 from sftprep.tokenize.encoders.base import Encoder, EncoderFault, Tokens
 from sftprep.tokenize.encoders.gigatoken import FastEncoder
+from sftprep.tokenize.encoders.load import load_encoder
 from sftprep.tokenize.encoders.reference import HfEncoder
 from sftprep.tokenize.equivalence.probe import compare_encoders
 from sftprep.tokenize.loading.adversarial_texts import nasty_texts
 from sftprep.tokenize.loading.spec import TokenizerSpec
-from sftprep.tokenize.select import load_encoder
 from tests.support import needs_shared
 from tests.tokenize.made import STOP, byte_level, live, sentence_piece, spec_of
 from tests.tokenize.real import FAST, REAL, real_fast, real_reference, real_spec, real_tokenizer

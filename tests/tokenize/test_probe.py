@@ -15,9 +15,9 @@ from sftprep.errors import TokenizerError
 from sftprep.tokenize.encoders.base import EncoderFault, Mismatch, Tokens, first_mismatch
 from sftprep.tokenize.encoders.gigatoken import FastEncoder
 from sftprep.tokenize.encoders.reference import HfEncoder
-from sftprep.tokenize.equivalence.probe import cached_probe, compare_encoders
+from sftprep.tokenize.equivalence.probe import ProbeResult, cached_probe, compare_encoders
 from sftprep.tokenize.loading.adversarial_texts import nasty_texts
-from sftprep.tokenize.select import ProbeResult, make_encoder, probe_encoder
+from sftprep.tokenize.select import make_encoder, probe_encoder
 from tests.support import needs_shared
 from tests.tokenize.made import byte_level, sentence_piece, spec_of
 from tests.tokenize.real import FAST, SLOW, real_fast, real_reference, real_spec

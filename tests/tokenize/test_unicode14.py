@@ -12,6 +12,7 @@ from tokenizers import normalizers
 
 from sftprep.errors import TokenizerError
 from sftprep.tokenize.encoders.base import first_mismatch, flat_tokens
+from sftprep.tokenize.encoders.load import load_encoder
 from sftprep.tokenize.encoders.unicode_safe import (
     COMBINING,
     SETTLED,
@@ -20,7 +21,6 @@ from sftprep.tokenize.encoders.unicode_safe import (
     is_settled,
     texts_to_check,
 )
-from sftprep.tokenize.select import load_encoder
 from tests.support import needs_shared
 from tests.tokenize.made import byte_level, spec_of
 from tests.tokenize.real import real_fast, real_reference

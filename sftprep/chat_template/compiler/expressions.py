@@ -55,8 +55,8 @@ from sftprep.chat_template.compiler.runtime import (
     join_by,
     replace,
 )
-from sftprep.chat_template.growth_limits import SHORT
-from sftprep.chat_template.sandbox import ChatEnvironment
+from sftprep.chat_template.reference.growth_limits import SHORT
+from sftprep.chat_template.reference.sandbox import ChatEnvironment
 
 
 @dataclass

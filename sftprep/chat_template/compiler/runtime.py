@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from jinja2 import Undefined
 from markupsafe import Markup, soft_str
 
-from sftprep.chat_template.growth_limits import HUGE_SIZE
+from sftprep.chat_template.reference.growth_limits import HUGE_SIZE
 
 UNDEFINED = Undefined(name="value")
 """What is not there. Jinja makes one for each lookup; they are all equal, and differ in their error

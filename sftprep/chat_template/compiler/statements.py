@@ -29,8 +29,8 @@ from sftprep.chat_template.compiler import runtime
 from sftprep.chat_template.compiler.analysis import facts_of, stores_name, uses_of_fields
 from sftprep.chat_template.compiler.expressions import Expressions, anchor_count
 from sftprep.chat_template.compiler.fragments import Code, Loop, Macro, joined
-from sftprep.chat_template.sandbox import ChatEnvironment, is_generation
-from sftprep.chat_template.turn_tracking import turn_of
+from sftprep.chat_template.reference.sandbox import ChatEnvironment, is_generation
+from sftprep.chat_template.reference.turn_tracking import turn_of
 from sftprep.core.types import Message
 
 

@@ -15,6 +15,7 @@ from unicodedata import normalize
 import numpy as np
 from numpy.typing import NDArray
 
+from sftprep.core.versions import version_of
 from sftprep.tokenize.encoders.base import Encoder, EncoderFault, Tokens, flat_tokens
 from sftprep.tokenize.encoders.bpe_ranks import Ranks
 from sftprep.tokenize.encoders.char_offsets import (
@@ -28,7 +29,6 @@ from sftprep.tokenize.encoders.reference import not_unicode
 from sftprep.tokenize.encoders.separators import between_texts
 from sftprep.tokenize.encoders.unicode_safe import changed_texts
 from sftprep.tokenize.loading.spec import TokenizerSpec
-from sftprep.tokenize.versions import version_of
 
 T = TypeVar("T")
 

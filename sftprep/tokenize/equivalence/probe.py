@@ -14,13 +14,13 @@ import numpy as np
 import xxhash
 
 from sftprep.core.disk_cache import read_entry, write_entry
+from sftprep.core.versions import version_of
 from sftprep.tokenize.encoders.base import Encoder, EncoderFault, Mismatch, first_mismatch
 from sftprep.tokenize.encoders.bpe_ranks import find_ranks, keep_ranks
 from sftprep.tokenize.encoders.gigatoken import FastEncoder
 from sftprep.tokenize.encoders.reference import HfEncoder
 from sftprep.tokenize.loading.adversarial_texts import NASTY_VERSION, nasty_texts
 from sftprep.tokenize.loading.spec import TokenizerSpec
-from sftprep.tokenize.versions import version_of
 
 _FORMAT = "2"
 """Raised when an entry of the cache, or what is compared, changes."""

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.core.hashing import mixed_each
-from sftprep.tokenize.encoders.base import first_mismatch
+from sftprep.tokenize.encoders.base import Encoder, EncoderFault, Tokens, first_mismatch
+from sftprep.tokenize.encoders.load import load_encoder
 from sftprep.tokenize.encoders.reference import HfEncoder
 from sftprep.tokenize.equivalence.reference_client import Asking, Beside, Place
 from sftprep.tokenize.loading.spec import TokenizerSpec
-from sftprep.tokenize.select import Encoder, EncoderFault, Tokens, load_encoder
 
 CHECKED_EVERY = 1_000
 """One text in so many is compared."""

@@ -25,9 +25,9 @@ from typing import Any
 from sftprep.core.disk_cache import cache_dir, read_entry, write_entry
 from sftprep.core.regular_files import open_regular_file
 from sftprep.core.subprocesses import module_command, module_environment
+from sftprep.core.versions import version_of
 from sftprep.errors import TokenizerError
 from sftprep.tokenize.loading.spec import TokenizerSpec, tokenizer_spec
-from sftprep.tokenize.versions import version_of
 
 __all__ = ["TokenizerSpec", "load_tokenizer", "read_spec", "tokenizer_spec", "write_spec"]
 

@@ -21,7 +21,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, generate_lorem_ipsum
 
-from sftprep.chat_template.growth_limits import (
+from sftprep.chat_template.reference.growth_limits import (
     HUGE_SIZE,
     METHOD_CHECKS,
     SHORT,
@@ -33,7 +33,7 @@ from sftprep.chat_template.growth_limits import (
     check_sum,
     check_wordwrap,
 )
-from sftprep.chat_template.turn_tracking import Mark, note_turns
+from sftprep.chat_template.reference.turn_tracking import Mark, note_turns
 from sftprep.core.types import Message
 from sftprep.errors import TemplateError
 

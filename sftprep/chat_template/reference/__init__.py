@@ -1,0 +1,1 @@
+"""Chat templates run by Jinja: in a sandbox, with limits, noting which message writes what."""
