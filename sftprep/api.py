@@ -11,9 +11,9 @@ from sftprep.config import BuildConfig
 from sftprep.engine.build import BuildReport
 from sftprep.engine.build import build as run
 from sftprep.errors import ConfigError
-from sftprep.sources.files import choose_split
 from sftprep.sources.memory import dataset_kind, memory_source, refuse_columns
 from sftprep.sources.partition import Source
+from sftprep.sources.saved import choose_split
 
 
 def build(

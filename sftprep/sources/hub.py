@@ -16,8 +16,8 @@ from urllib.parse import unquote
 from sftprep.errors import ConfigError, FormatError, HubError, InputNotFound
 from sftprep.hashes import digest
 from sftprep.sources.file_types import is_data, kind_of
-from sftprep.sources.files import choose_split
 from sftprep.sources.hub_splits import choose_config, files_of_splits, glob_matches
+from sftprep.sources.saved import choose_split
 from sftprep.tokenize.cache import cache_dir, read_entry, write_entry
 
 _PREFIX = "hf://datasets/"

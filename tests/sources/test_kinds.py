@@ -426,6 +426,16 @@ def test_splits_of_a_folder_by_the_names_of_its_files(tmp_path):
         find_files((str(tmp_path / "test.jsonl"),), "test")
 
 
+def test_a_split_is_read_in_all_kinds_of_files_and_the_other_files_are_named(tmp_path, caplog):
+    names = ("train-1.jsonl", "train-2.jsonl", "train-3.parquet", "test.csv", "notes.jsonl")
+    for name in names:
+        (tmp_path / name).write_text("")
+    found = find_files((str(tmp_path),), "train")
+    assert [Path(file).name for file in found] == list(names[:3])
+    left = f"{tmp_path}/notes.jsonl, {tmp_path}/test.csv"
+    assert f"not read: {left} (not of the split 'train' by their names)" in caplog.text
+
+
 def test_a_build_is_no_input(tmp_path):
     (tmp_path / "shards").mkdir()
     (tmp_path / "manifest.json").write_text('{"format_version": "1.1", "sftprep_version": "0"}')
