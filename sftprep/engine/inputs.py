@@ -14,7 +14,7 @@ from sftprep.sources.hub import HubFile, hub_files, is_hub_name
 from sftprep.sources.lines import unreadable
 from sftprep.sources.partition import Source
 
-Stamp = tuple[int, int]
+Stamp = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +69,18 @@ def find_inputs(
 
 
 def stamp(file: str) -> Stamp:
-    """Return size and time of last change of a file: another stamp is another content.
+    """Return size, times and inode of a file: another stamp is another content.
+
+    Programs can set the time of the content back (`cp -p`, `rsync -t`); they cannot set that of the
+    inode. Stamps are only compared within one build, so inputs may be copied between a build that
+    was interrupted and its resumption.
 
     Raises:
         InputUnreadable: it was removed, or may not be looked at.
     """
     with unreadable(file):
         status = os.stat(file)
-    return status.st_size, status.st_mtime_ns
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def _sources(
