@@ -279,7 +279,7 @@ def read_config_file(path: str) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        content = yaml.safe_load(Path(expand_path(path, "--config")).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             f"cannot read the config file {path}: {error.strerror}",

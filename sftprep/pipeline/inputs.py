@@ -14,7 +14,7 @@ from sftprep.sources.hub import HubFile, hub_files, is_hub_name
 from sftprep.sources.lines import unreadable
 from sftprep.sources.partition import Source
 
-Stamp = tuple[int, int]
+Stamp = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def find_inputs(
         for entry in (config.eval_entries() if asked else ()) if evaluation else config.entries():
             inputs += (
                 Input(s, len(entries), stamp(s.file), evaluation)
-                for s in _sources(entry, len(entries), config.output.output)
+                for s in _sources(entry, len(entries), config, evaluation=evaluation)
             )
             entries.append(entry)
     if not inputs or inputs[0].evaluation:
@@ -69,17 +69,27 @@ def find_inputs(
 
 
 def stamp(file: str) -> Stamp:
-    """Return size and time of last change of a file: another stamp is another content.
+    """Return size, times and inode of a file: another stamp is another content.
+
+    Programs can set the time of the content back (`cp -p`, `rsync -t`); they cannot set that of the
+    inode. Stamps are only compared within one build, so inputs may be copied between a build that
+    was interrupted and its resumption.
 
     Raises:
         InputUnreadable: it was removed, or may not be looked at.
     """
     with unreadable(file):
         status = os.stat(file)
-    return status.st_size, status.st_mtime_ns
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
-def _sources(entry: SourceEntry, number: int, output: str) -> list[Source]:
+def _sources(
+    entry: SourceEntry, number: int, config: BuildConfig, *, evaluation: bool
+) -> list[Source]:
+    # With --eval-split, each source is searched once for each of the two splits.
+    other_split = config.evaluation.eval_split
+    if evaluation and other_split is not None:
+        other_split = config.read.split or "train"
     files: list[HubFile] = []
     for name in entry.inputs:
         if is_hub_name(name):
@@ -87,7 +97,9 @@ def _sources(entry: SourceEntry, number: int, output: str) -> list[Source]:
                 name, config_name=entry.config_name, split=entry.split, revision=entry.revision
             )
         else:
-            found = find_files((name,), entry.split, output=output)
+            found = find_files(
+                (name,), entry.split, output=config.output.output, other_split=other_split
+            )
             files += (HubFile(file, file) for file in found)
     strip = bool(entry.strip_nulls)
     return [

@@ -258,7 +258,7 @@ def _from_raw(raw: Any, path: Path) -> Manifest:
             f"{path} is damaged: {error}", remedy="remove the folder, and build again"
         ) from error
     for shard in manifest.shards:
-        if not SHARD_NAME.match(shard.name):
+        if not SHARD_NAME.fullmatch(shard.name):
             raise ManifestError(
                 f"{path} lists a shard with the name {shard.name!r}",
                 remedy="do not use this folder: its manifest was tampered with",

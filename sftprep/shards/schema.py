@@ -21,8 +21,9 @@ import pyarrow as pa
 from numpy.typing import DTypeLike, NDArray
 
 SHARD_PATTERN = r"shard-\d{5,}-[0-9a-f]{16}\.arrow"
-SHARD_NAME = re.compile(f"^{SHARD_PATTERN}$")
-"""Names a manifest may list: nothing that leads out of the folder."""
+SHARD_NAME = re.compile(SHARD_PATTERN)
+"""Names a manifest may list, to be matched with `fullmatch`: nothing that leads out of the
+folder."""
 
 LARGEST_UINT16_LENGTH = 65_535
 

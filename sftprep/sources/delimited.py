@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from sftprep.errors import InputUnreadable
@@ -45,14 +46,16 @@ def delimited_pieces(file: str, target: int) -> Iterator[Piece]:
 def _pieces(file: str, text: io.TextIOWrapper, target: int) -> Iterator[Piece]:
     first = text.readline(LARGEST_LINE)
     if len(first) == LARGEST_LINE:
-        raise InputUnreadable(
-            f"{file} has a header of more than {LARGEST_LINE >> 20} MiB",
-            remedy="check that it is a CSV file, with names of columns in its first line",
-        )
+        raise _long_header(file)
     delimiter = "\t" if ".tsv" in file else next((d for d in _DELIMITERS if d in first), ",")
-    header = next(csv.reader(_with_first(first, text), delimiter=delimiter, strict=True), [])
     guard = _LineGuard(text, delimiter)
-    reader = csv.reader(guard, delimiter=delimiter, strict=True)
+    # One reader for header and rows: a quoted name may hold a newline, so that the header goes on
+    # behind the first line.
+    reader = csv.reader(chain([first], guard), delimiter=delimiter, strict=True)
+    header = next(reader, [])
+    if guard.size > LARGEST_LINE:
+        raise _long_header(file)
+    guard.size = 0
     twice = {name for name in header if header.count(name) > 1}
     if twice:
         raise InputUnreadable(
@@ -122,9 +125,11 @@ def _too_long(cells: list[str]) -> bytes:
     return unusable_line("line_too_long", what, [cell[:40] for cell in cells[:8]])
 
 
-def _with_first(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
+def _long_header(file: str) -> InputUnreadable:
+    return InputUnreadable(
+        f"{file} has a header of more than {LARGEST_LINE >> 20} MiB",
+        remedy="check that it is a CSV file, with names of columns in its first line",
+    )
 
 
 def _line(header: list[str], cells: list[str]) -> bytes:

@@ -8,7 +8,6 @@ behind a link. What is skipped is logged once, and what cannot be listed or read
 from __future__ import annotations
 
 import glob
-import json
 import os
 from itertools import takewhile
 
@@ -16,7 +15,8 @@ from sftprep.config.validation import check_local_path, expand_path, printable
 from sftprep.errors import ConfigError, FormatError, InputNotFound, InputUnreadable
 from sftprep.sources.file_types import SUFFIXES, kind_of
 from sftprep.sources.hub_splits import HubConfig, files_of_splits
-from sftprep.sources.lines import open_regular, unreadable
+from sftprep.sources.lines import unreadable
+from sftprep.sources.saved import choose_split, read_saved_folder
 from sftprep.sources.search import (
     FolderSearch,
     check_regular,
@@ -26,11 +26,13 @@ from sftprep.sources.search import (
     work_folder_of,
 )
 
-SAVED_SPLITS = "dataset_dict.json"
-
 
 def find_files(
-    inputs: tuple[str, ...], split: str | None = None, *, output: str | None = None
+    inputs: tuple[str, ...],
+    split: str | None = None,
+    *,
+    output: str | None = None,
+    other_split: str | None = None,
 ) -> list[str]:
     """Find the files that paths, globs and folders name, in the order given, sorted within each.
 
@@ -40,6 +42,7 @@ def find_files(
             folder, by default all its files, else those whose names tell that split, as on the
             Hub.
         output: folder that is written to: nothing in it is read.
+        other_split: a split that another call reads, which is not logged as skipped.
 
     Raises:
         InputNotFound: a name means no file.
@@ -52,8 +55,10 @@ def find_files(
             "no input is given",
             remedy="name a .jsonl file, a glob or a folder: sftprep build data.jsonl ...",
         )
-    search = FolderSearch(None if output is None else os.path.realpath(output))
-    files = [file for name in inputs for file in _expand(name, split, search)]
+    search = FolderSearch(
+        None if output is None else os.path.realpath(output), split, other_split=other_split
+    )
+    files = [file for name in inputs for file in _expand(name, search)]
     search.report()
     for file in files:
         _check_encoding(file)
@@ -85,25 +90,6 @@ def _check_encoding(path: str) -> None:
         ) from error
 
 
-def choose_split(splits: list[str], split: str | None, where: str) -> str:
-    """The split asked for, else train, else the only one. Raises ConfigError."""
-    if split is not None:
-        if split not in splits:
-            raise ConfigError(
-                f"{where} has no split {split!r}",
-                remedy=f"give --split with one of: {', '.join(splits)}",
-            )
-        return split
-    if "train" in splits:
-        return "train"
-    if len(splits) == 1:
-        return splits[0]
-    raise ConfigError(
-        f"{where} has the splits {', '.join(splits)}",
-        remedy=f"choose one with --split {splits[0] if splits else ''}",
-    )
-
-
 def _refuse_work_files(name: str) -> None:
     """Raises FormatError for the work folder of a build, and for what is in it."""
     folder = work_folder_of(name)
@@ -124,7 +110,7 @@ def _check_input_name(name: str) -> None:
         check_local_path(name, "the input")
 
 
-def _expand(name: str, split: str | None, search: FolderSearch) -> list[str]:
+def _expand(name: str, search: FolderSearch) -> list[str]:
     _check_input_name(name)
     if search.is_output(os.path.realpath(name)):
         raise ConfigError(
@@ -133,10 +119,10 @@ def _expand(name: str, split: str | None, search: FolderSearch) -> list[str]:
         )
     _refuse_work_files(name)
     if is_folder(name):
-        return _inside(name, split, search)
-    if split not in (None, "train"):
+        return _inside(name, search)
+    if search.split not in (None, "train"):
         raise ConfigError(
-            f"{name} has no split {split!r}: files have none",
+            f"{name} has no split {search.split!r}: files have none",
             remedy="name the file that you mean, or a folder",
         )
     if not os.path.lexists(name):
@@ -178,7 +164,7 @@ def _matching(pattern: str, search: FolderSearch) -> list[str]:
             search.enters(folder, named=named)
         ):
             searched.append(folder)
-            files += search.files_below(folder)
+            files += _of_split(folder, search.files_below(folder), search)
     matches = search.distinct(files)
     if not matches:
         search.report()
@@ -189,11 +175,12 @@ def _matching(pattern: str, search: FolderSearch) -> list[str]:
     return matches
 
 
-def _inside(folder: str, split: str | None, search: FolderSearch) -> list[str]:
+def _inside(folder: str, search: FolderSearch) -> list[str]:
     """The data files in a folder, those of hidden folders left out."""
-    if os.path.isfile(os.path.join(folder, SAVED_SPLITS)):
-        splits = _saved_splits(os.path.join(folder, SAVED_SPLITS))
-        folder = os.path.join(folder, choose_split(splits, split, f"the folder {folder}"))
+    saved = read_saved_folder(folder, search.split)
+    if saved is not None and saved.split is not None:
+        search.entries(folder)  # notes the other splits
+        folder = os.path.join(folder, saved.split)
     with unreadable(folder):
         found_build = is_build(folder)
     if found_build:
@@ -208,29 +195,29 @@ def _inside(folder: str, split: str | None, search: FolderSearch) -> list[str]:
             f"the folder {folder} holds no {', '.join(SUFFIXES)} file",
             remedy="name a folder with data, or convert the files",
         )
-    if split is None or os.path.isfile(os.path.join(folder, "state.json")):
+    return _of_split(folder, found, search)
+
+
+def _of_split(folder: str, found: list[str], search: FolderSearch) -> list[str]:
+    """Return those of the files in a folder that are of the split asked for, and note the others.
+
+    Raises:
+        ConfigError: none is.
+    """
+    split = search.split
+    if split is None or read_saved_folder(folder, split) is not None:
         return found
-    splits_of = files_of_splits(
-        HubConfig("default", None), [os.path.relpath(file, folder) for file in found]
-    )
-    chosen = choose_split(list(splits_of), split, f"the folder {folder}")
-    return sorted(os.path.join(folder, file) for file in splits_of[chosen])
-
-
-def _saved_splits(path: str) -> list[str]:
-    """Return the splits of a folder made by `DatasetDict.save_to_disk`."""
-    try:
-        with unreadable(path), open_regular(path) as file:
-            splits = json.loads(file.read())["splits"]
-        names = [str(name) for name in splits]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InputUnreadable(
-            f"{path} does not list the splits of a data set", remedy="save the data set again"
-        ) from error
-    outside = [name for name in names if name in ("", ".", "..") or "/" in name]
-    if outside:
-        raise InputUnreadable(
-            f"{path} names a split outside of its folder: {outside[0]!r}",
-            remedy="do not use this folder: it was tampered with",
-        )
-    return names
+    # Of data sets that were saved, the search has found the split by their own lists.
+    by_name = [file for file in found if not search.is_in_saved_split(file)]
+    if not by_name:
+        return found
+    paths = {os.path.relpath(file, folder): file for file in by_name}
+    splits = files_of_splits(HubConfig("default", None), list(paths), one_kind=False)
+    chosen: set[str] = set()
+    if split in splits or len(by_name) == len(found):
+        named = splits[choose_split(list(splits), split, f"the folder {folder}")]
+        chosen = {paths[path] for path in named}
+    for path, file in paths.items():
+        if file not in chosen and path not in splits.get(search.other_split or "", ()):
+            search.skip(f"not of the split {split!r} by their names", file)
+    return sorted(chosen.union(file for file in found if search.is_in_saved_split(file)))

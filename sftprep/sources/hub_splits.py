@@ -55,8 +55,14 @@ def choose_config(readme: str, files: list[str], name: str | None, where: str) -
     return HubConfig(str(name), None, f"{name}/")
 
 
-def files_of_splits(config: HubConfig, files: list[str]) -> dict[str, list[str]]:
-    """The files of each split of a configuration; a split without files is left out."""
+def files_of_splits(
+    config: HubConfig, files: list[str], *, one_kind: bool = True
+) -> dict[str, list[str]]:
+    """The files of each split of a configuration; a split without files is left out.
+
+    one_kind: where names tell the split, only files of the most common kind are read, as `datasets`
+    does: repositories on the Hub hold copies of the same data in other kinds.
+    """
     if config.splits is not None:
         found = {
             split: [f for f in files if any(glob_matches(p, f) for p in ps)]
@@ -64,14 +70,10 @@ def files_of_splits(config: HubConfig, files: list[str]) -> dict[str, list[str]]
         }
         return {split: own for split, own in found.items() if own}
     inside = [file for file in files if file.startswith(config.within)]
-    # Copies of the same data in another kind of file are not read twice: the most common kind it
-    # is.
-    kinds = Counter(kind_of(file) for file in inside)
-    inside = [
-        file
-        for file in inside
-        if kind_of(file) == max(kinds, key=lambda kind: (kinds[kind], str(kind)))
-    ]
+    if one_kind and inside:
+        kinds = Counter(kind_of(file) for file in inside)
+        most_common = max(kinds, key=lambda kind: (kinds[kind], str(kind)))
+        inside = [file for file in inside if kind_of(file) == most_common]
     splits: dict[str, list[str]] = {}
     for file in inside:
         split = _split_of(file.removeprefix(config.within))

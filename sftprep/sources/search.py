@@ -25,6 +25,7 @@ from sftprep.shards.ownership import is_shard
 from sftprep.shards.schema import SHARD_NAME
 from sftprep.sources.file_types import is_about_data, is_data, is_named_like_metadata, kind_of
 from sftprep.sources.lines import unreadable
+from sftprep.sources.saved import SPLITS, STATE, SavedFolder, read_saved_folder
 
 _INTERMEDIATE = "intermediate files of a build"
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
@@ -36,11 +37,18 @@ _log = logging.getLogger(__name__)
 class FolderSearch:
     """Lists folders for `files.find_files`, and collects what it skips.
 
-    output: real path of the folder that is written to.
+    Attributes:
+        output: real path of the folder that is written to.
+        split: the split that was asked for.
+        other_split: a split that another search reads, which is not noted as skipped.
     """
 
-    def __init__(self, output: str | None) -> None:
+    def __init__(
+        self, output: str | None, split: str | None = None, *, other_split: str | None = None
+    ) -> None:
         self.output = output
+        self.split = split
+        self.other_split = other_split
         self._cache = os.path.realpath(cache_dir())
         self._skipped: dict[str, list[str]] = {}
         """Why -> paths."""
@@ -48,10 +56,16 @@ class FolderSearch:
         """Links to folders that were not followed."""
         self._listed: set[str] = set()
         """Real paths of the folders that were listed."""
+        self._saved_splits: list[str] = []
+        """Folders of the splits that were chosen of saved data sets, with a slash at their end."""
 
     def is_output(self, real: str) -> bool:
         """Whether a real path is the output folder or in it."""
         return self.output is not None and f"{real}/".startswith(f"{self.output}/")
+
+    def is_in_saved_split(self, path: str) -> bool:
+        """Whether a path is in the split that was chosen of a saved data set."""
+        return path.startswith(tuple(self._saved_splits))
 
     def walk(self, top: str) -> list[str]:
         """Return the data files in a folder and its subfolders, sorted; each once."""
@@ -82,11 +96,11 @@ class FolderSearch:
         kept: dict[object, str] = {}
         for path in sorted(set(paths), key=lambda path: (os.path.islink(path), path)):
             if self.is_output(os.path.realpath(path)):
-                self._skip("the output folder", path)
+                self.skip("the output folder", path)
             elif os.path.islink(path) and work_folder_of(path) is not None:
-                self._skip(_INTERMEDIATE, path)
+                self.skip(_INTERMEDIATE, path)
             elif kept.setdefault(file_identity(path), path) != path:
-                self._skip("links to files that are read already", path)
+                self.skip("links to files that are read already", path)
         return sorted(kept.values())
 
     def match(self, parts: Sequence[str], at: str = "") -> Iterator[str]:
@@ -138,7 +152,12 @@ class FolderSearch:
         """List a folder without hidden entries; nothing where it is not a folder.
 
         Hidden entries that would match a pattern are listed if it starts with a dot, and noted as
-        skipped otherwise: folders, and where `files` are wanted, those of data.
+        skipped otherwise: folders, and where `files` are wanted, those of data. In a folder that
+        `datasets` saved, the same holds for what is not of the data set or of another split.
+
+        Raises:
+            InputUnreadable: it cannot be listed, or a file or split of a saved data set that
+                matches the pattern is missing.
         """
         self._listed.add(os.path.realpath(folder))
         found = []
@@ -148,20 +167,50 @@ class FolderSearch:
                     listed = list(entries)
             except (FileNotFoundError, NotADirectoryError):
                 return []
+        saved = self._saved_in(folder, {entry.name for entry in listed}, pattern, files=files)
         for entry in listed:
-            if pattern.startswith(".") or not entry.name.startswith("."):
+            if entry.name.startswith(".") and not pattern.startswith("."):
+                if fnmatchcase(entry.name, pattern):
+                    self._note_hidden(os.path.normpath(entry.path), files=files)
+            elif saved is None or entry.name in saved.members:
                 found.append(entry)
             elif fnmatchcase(entry.name, pattern):
-                self._note_hidden(os.path.normpath(entry.path), files=files)
+                self._note_not_saved(os.path.normpath(entry.path), saved, files=files)
         return found
+
+    def _saved_in(
+        self, folder: str, names: set[str], pattern: str, *, files: bool
+    ) -> SavedFolder | None:
+        """Return what is read of a folder with these names in it, if `datasets` saved it."""
+        if not names.intersection((STATE, SPLITS)):
+            return None
+        saved = read_saved_folder(folder, self.split)
+        if saved is None:
+            return None
+        if saved.split is not None:
+            self._saved_splits.append(os.path.join(folder, saved.split, ""))
+        missing = sorted(name for name in saved.members - names if fnmatchcase(name, pattern))
+        if missing and (files or saved.split is not None):
+            raise InputUnreadable(
+                f"{os.path.join(folder, missing[0])} is missing: {saved.list_file} lists it",
+                remedy="copy or save the data set again, or name the files that you mean",
+            )
+        return saved
+
+    def _note_not_saved(self, path: str, saved: SavedFolder, *, files: bool) -> None:
+        refuse_broken_link(path)
+        if saved.split is not None and os.path.basename(path) == self.other_split:
+            return
+        if is_folder(path) or (files and not is_about_data(path)):
+            self.skip(saved.why_not, path)
 
     def _note_hidden(self, path: str, *, files: bool) -> None:
         if is_folder(path):
             with unreadable(path):
                 os.scandir(path).close()
-            self._skip("hidden", path)
+            self.skip("hidden", path)
         elif files and kind_of(path) is not None:
-            self._skip("hidden", path)
+            self.skip("hidden", path)
 
     def enters(self, folder: str, *, named: bool = False, build: bool = False) -> bool:
         """Whether what is in a subfolder is read.
@@ -186,13 +235,13 @@ class FolderSearch:
                 left = "" if is_build(os.path.dirname(real)) else " without a manifest"
                 why = f"shards of a build{left}, which are read only if they are named"
         if why is not None:
-            self._skip(why, folder)
+            self.skip(why, folder)
         return why is None
 
     def report(self) -> None:
         """Log what was skipped, but for folders that were listed by another path."""
         for link in self._links:
-            self._skip("links to folders, which are read only if they are named", link)
+            self.skip("links to folders, which are read only if they are named", link)
         for why, skipped in self._skipped.items():
             paths = [path for path in skipped if os.path.realpath(path) not in self._listed]
             if not paths:
@@ -208,12 +257,13 @@ class FolderSearch:
         # Its name does not tell what it led to: that may have been a folder of data.
         refuse_broken_link(path)
         if is_named_like_metadata(path):
-            self._skip("files with names of metadata, which are read only if they are named", path)
+            self.skip("files with names of metadata, which are read only if they are named", path)
         elif not is_about_data(path):
-            self._skip("not a kind of file that is read", path)
+            self.skip("not a kind of file that is read", path)
         return False
 
-    def _skip(self, why: str, path: str) -> None:
+    def skip(self, why: str, path: str) -> None:
+        """Note a path that is not read, for `report`."""
         if path not in self._skipped.setdefault(why, []):
             self._skipped[why].append(path)
 

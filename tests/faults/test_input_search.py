@@ -389,6 +389,18 @@ def test_names_that_no_system_accepts_end_without_a_traceback(
     assert "error: " in done.stderr
 
 
+@pytest.mark.parametrize("setting", ["--tokenizer", "--config"])
+def test_a_home_of_nobody_ends_without_a_traceback(records, tokenizer_dir, tmp_path, setting):
+    path = "~nobody-of-this-name/x"
+    settings = {"--tokenizer": tokenizer_dir, "--output": tmp_path / "o", setting: path}
+    named = [part for pair in settings.items() for part in pair]
+    command = [sys.executable, "-m", "sftprep", "build", records([{"text": "a"}]), *map(str, named)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert path in done.stderr
+
+
 def test_an_output_without_permission_is_an_error_of_the_environment(tmp_path):
     (tmp_path / "locked").mkdir(mode=0)
     code = "claim_output(Path(named), overwrite=False).__enter__()"

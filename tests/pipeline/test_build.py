@@ -453,6 +453,28 @@ def test_an_input_that_is_removed_or_replaced_meanwhile_is_noticed(
     assert not (tmp_path / "o" / "manifest.json").exists()
 
 
+@pytest.mark.parametrize("by", ["rename", "write"])
+def test_a_replacement_of_equal_size_and_time_is_noticed(records, tokenizer_dir, tmp_path, by):
+    path = Path(records([{"text": "a b"}] * 50))
+    before = path.stat()
+    stages = []
+
+    def replace(*now):
+        if stages:
+            return
+        stages.append(now)
+        target = path if by == "write" else tmp_path / "new.jsonl"
+        target.write_bytes(path.read_bytes().replace(b"a b", b"c d"))
+        os.utime(target, ns=(before.st_atime_ns, before.st_mtime_ns))
+        target.rename(path)
+
+    config = BuildConfig.of(
+        inputs=str(path), tokenizer=str(tokenizer_dir), output=str(tmp_path / "o"), max_length=64
+    )
+    with pytest.raises(InputChanged, match=str(path)):
+        build(config, progress=replace)
+
+
 @pytest.mark.parametrize("moment", ["listed", "prepared"])
 @pytest.mark.parametrize("name", list(WRITERS))
 def test_an_input_that_is_removed_before_it_is_read_is_named(

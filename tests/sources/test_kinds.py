@@ -241,6 +241,23 @@ def test_cells_are_text_as_they_are_written(tmp_path, rows, suffix, newline):
     assert records_of(str(path), 20)[0] == [{"prompt": a, "a b": b} for a, b in rows]
 
 
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
+def test_a_name_of_a_column_may_hold_a_newline(tmp_path, suffix, newline):
+    text = f'"a{newline}""b""{newline}",c{newline}1,"2{newline}"{newline}3,4{newline}'
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes((gzip.compress if suffix.endswith(".gz") else bytes)(text.encode()))
+    name = f'a{newline}"b"{newline}'
+    assert records_of(str(path), 20)[0] == [{name: "1", "c": f"2{newline}"}, {name: "3", "c": "4"}]
+
+
+def test_a_header_whose_quotes_are_never_closed_is_an_error(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('"a,b\n1,2\n')
+    with pytest.raises(InputUnreadable, match="no CSV that can be read"):
+        records_of(str(path))
+
+
 def test_numbers_stay_text_and_json_columns_are_read(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text(
@@ -407,6 +424,16 @@ def test_splits_of_a_folder_by_the_names_of_its_files(tmp_path):
         names("dev")
     with pytest.raises(ConfigError, match="files have none"):
         find_files((str(tmp_path / "test.jsonl"),), "test")
+
+
+def test_a_split_is_read_in_all_kinds_of_files_and_the_other_files_are_named(tmp_path, caplog):
+    names = ("train-1.jsonl", "train-2.jsonl", "train-3.parquet", "test.csv", "notes.jsonl")
+    for name in names:
+        (tmp_path / name).write_text("")
+    found = find_files((str(tmp_path),), "train")
+    assert [Path(file).name for file in found] == list(names[:3])
+    left = f"{tmp_path}/notes.jsonl, {tmp_path}/test.csv"
+    assert f"not read: {left} (not of the split 'train' by their names)" in caplog.text
 
 
 def test_a_build_is_no_input(tmp_path):

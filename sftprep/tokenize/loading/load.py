@@ -76,7 +76,8 @@ def load_tokenizer(
             "no tokenizer was named",
             remedy="give --tokenizer a folder, or a name on the Hub such as Qwen/Qwen3-8B",
         )
-    local = Path(name_or_dir).expanduser()
+    # Path.expanduser raises RuntimeError for a user that does not exist.
+    local = Path(os.path.expanduser(name_or_dir))
     if local.suffix == SPEC_SUFFIX and local.is_file():
         return _written_down(local)
     on_disk = local.is_dir()
