@@ -23,8 +23,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sftprep.errors import EmptyInput
-from sftprep.stream.blocks import Block, Reader
-from sftprep.stream.lane import Lane
+from sftprep.stream.blocks import Block, Cursor, Reader
+from sftprep.stream.lane import Lane, LaneState
 
 READ_AHEAD_FROM = 64 << 20
 """Bytes of queued records."""
@@ -49,6 +49,31 @@ class Backlog:
         self.lanes: Mapping[int, Lane] = {}
         self._records, self._bytes = 0, 0  # in a row without a sequence
         self._reading_ahead = False
+
+    def restore(self, lanes: Mapping[int, Lane], states: Mapping[int, LaneState]) -> None:
+        """Let lanes stand where others stood, which takes the blocks that these held.
+
+        The lanes take turns, a block each, and those whose block is queued come first: one lane
+        after the other would queue the windows of all.
+        """
+        restored = {
+            number: lane.restore(states[number])
+            for number, lane in lanes.items()
+            if number in states
+        }
+        cursors: dict[int, Cursor] = {}
+        turns = list(restored)
+        while restored:
+            for number in turns:
+                try:
+                    cursors[number] = next(restored[number])
+                except StopIteration:
+                    del restored[number]
+            turns = list(restored)
+            if self.reader.queued > READ_AHEAD_FROM:
+                queued = [n for n in turns if self.reader.has_queued(n, cursors[n])]
+                turns = queued or turns
+                self._read_ahead([lane for n, lane in lanes.items() if n not in restored])
 
     def after_block(self, lane: Lane, block: Block, sequences: int) -> None:
         """Count a block that a lane read, and let the others read where much is queued for them.
@@ -86,13 +111,7 @@ class Backlog:
         self._reading_ahead = True
         try:
             others = [other for other in self.lanes.values() if other is not lane]
-            ready = others
-            while ready and self.reader.queued > READ_AHEAD_FROM:
-                # A lane with less than a block in its queue would read the source, and fill the
-                # queues further.
-                ready = [o for o in others if o.can_read_ahead() and o.has_queued()]
-                for other in ready:
-                    other.read_ahead()
+            self._read_ahead(others)
         finally:
             self._reading_ahead = False
         if (
@@ -101,6 +120,16 @@ class Backlog:
             and not any(other.can_read_ahead() for other in others)
         ):
             raise self._starved(lane)
+
+    def _read_ahead(self, lanes: list[Lane]) -> None:
+        """Let lanes read what is queued for them until few bytes are queued."""
+        ready = lanes
+        while ready and self.reader.queued > READ_AHEAD_FROM:
+            # A lane with less than a block in its queue would read the source, and fill the queues
+            # further.
+            ready = [lane for lane in lanes if lane.can_read_ahead() and lane.has_queued()]
+            for lane in ready:
+                lane.read_ahead()
 
     def _starved(self, lane: Lane) -> EmptyInput:
         counts = lane.counts

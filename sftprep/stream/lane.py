@@ -4,7 +4,7 @@ state."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,9 +111,12 @@ class Lane:
         window was packed."""
         return {"taken": self.taken, "ended": self.ended, "window": self._snapshot}
 
-    def restore(self, state: LaneState) -> None:
-        """Stand where another lane stood. Blocks of which sequences were held are read and
-        tokenized again."""
+    def restore(self, state: LaneState) -> Iterator[Cursor]:
+        """Stand where another lane stood, at the end of the iterator.
+
+        Blocks of which sequences were held are read and tokenized again: yields the cursor of each
+        before it is read.
+        """
         snapshot = state["window"]
         self.taken, self.ended = state["taken"], state["ended"]
         if snapshot is None:
@@ -129,6 +132,7 @@ class Lane:
             snapshot["number"],
         )
         for serial, (cursor, marks) in enumerate(snapshot["blocks"]):
+            yield cursor
             self._put_back(serial, cursor, np.frombuffer(marks.encode("ascii"), np.uint8))
         self._serial = len(snapshot["blocks"])
         self._pool = [

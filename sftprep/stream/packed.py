@@ -322,9 +322,7 @@ class PackedStream:
                 )
                 for number in self.owned
             }
-            for number, lane in lanes.items():
-                if number in self._states:
-                    lane.restore(self._states[number])
+            backlog.restore(lanes, self._states)
             self._lanes = backlog.lanes = lanes
         return self._lanes
 
