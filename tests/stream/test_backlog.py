@@ -161,7 +161,7 @@ def test_large_records_do_not_fill_the_memory(kind, tokenizer_dir):
     """A window of 64 in each of 16 lanes is 500 MB of these records, and 192 MB in one lane."""
     command = [sys.executable, "-c", LARGE_RECORDS, kind, str(tokenizer_dir)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    assert int(done.stdout) < 250  # MiB
+    assert int(done.stdout) < 350  # MiB
 
 
 def test_large_records_without_a_sequence_are_an_error(tokenizer_dir, monkeypatch):
