@@ -7,10 +7,11 @@ not final is in there: spills, recipes, finished shards, manifests. The commit
 2. moves the files to these names, the manifest last: until then, a reader sees the build before;
 3. removes what only the build before has, and the work folder.
 
-A file is removed or replaced only if the manifest of the build in the folder or `commit.json` names
-it, or if it is in the marked work folder and its content shows that a build wrote it. Any other
-file belongs to somebody else: the build refuses to start, or to commit, and names it. Hidden files
-stay where they are, and links are never followed.
+A file is removed or replaced only if its content shows that a build wrote it, and it is in the
+marked work folder, or the manifest of the build in the folder or `commit.json` names it; a damaged
+shard that the manifest names is replaced too. Any other file belongs to somebody else: the build
+refuses to start, or to commit, and names it. Hidden files stay where they are, and links are never
+followed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftprep.core.atomic_write import storage_errors, sync_folder, write_bytes
+from sftprep.core.atomic_write import (
+    is_temporary_name,
+    storage_errors,
+    sync_folder,
+    temporary_name,
+    write_bytes,
+)
 from sftprep.errors import ManifestError, OutputExists, StorageError
 from sftprep.shards.layout import (
     COMMIT_NAME,
@@ -44,7 +51,7 @@ from sftprep.shards.layout import (
 from sftprep.shards.locks import exclusive
 from sftprep.shards.manifest import Manifest, read_manifest
 from sftprep.shards.manifest_size import manifest_bytes
-from sftprep.shards.ownership import commit_bytes, committed_names, is_work_file
+from sftprep.shards.ownership import commit_bytes, committed_names, is_final_file, is_work_file
 from sftprep.shards.schema import SHARD_PATTERN
 
 _FINAL_NAME = re.compile(rf"(eval/)?(manifest\.json|shards/{SHARD_PATTERN})|rejected\.jsonl")
@@ -56,6 +63,10 @@ _WORTHLESS_NAME = re.compile(
     rf"{re.escape(MARKER_NAME)}|{re.escape(LOCK_NAME)}|recipe-[0-9a-f]{{16}}\.jsonl"
 )
 """Paths in the work folder that save no work if there is nothing else."""
+
+
+_KEPT_NAMES = {MARKER_NAME, LOCK_NAME}
+"""Names in the work folder that stay while a build holds it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,29 +187,28 @@ def _held(root: Path, *, overwrite: bool) -> Iterator[OutputFolder]:
     What a build did before it failed is kept and reused. If there is nothing to keep, the work
     folder is removed as well, unless the marker says that a user created it.
     """
-    work, remove_work = root / WORK_FOLDER, False
+    work = root / WORK_FOLDER
     remedy = "wait for it to end, or give another --output"
-    try:
-        with exclusive(work / LOCK_NAME, "another build", root, remedy=remedy):
-            with storage_errors(root):
-                # Another build may have ended since the first look.
-                before = _check_contents(root, overwrite=overwrite)
-                if not has_work_folder(root):
-                    _mark(root)
-                marker = os.lstat(work / MARKER_NAME)
-                is_created = is_work_folder_created(work)
-            try:
-                yield OutputFolder(root=root, before=frozenset(before))
-            finally:
-                if all(_WORTHLESS_NAME.fullmatch(name) for name in _work_files(work)):
-                    _clean_work_folder(work, keep_spill=False)
-                    # While the lock is held, nobody else marks the folder or locks it.
-                    _unlink_own(work / MARKER_NAME, marker)
-                    remove_work = is_created
-    finally:
-        # After the lock file is gone, and also where the build failed.
-        if remove_work:
-            _remove_empty(work)
+    with exclusive(work / LOCK_NAME, "another build", root, remedy=remedy):
+        with storage_errors(root):
+            # Another build may have ended since the first look.
+            before = _check_contents(root, overwrite=overwrite)
+            if not has_work_folder(root):
+                _mark(root)
+            marker = os.lstat(work / MARKER_NAME)
+            is_created = is_work_folder_created(work)
+            _remove_left_transits(root)
+        try:
+            yield OutputFolder(root=root, before=frozenset(before))
+        finally:
+            if all(_WORTHLESS_NAME.fullmatch(name) for name in _work_files(work)):
+                _clean_work_folder(work, keep_spill=False)
+                # While the lock is held, nobody else marks the folder or locks it.
+                if _is_same_file(work / MARKER_NAME, marker):
+                    if is_created and {name for name, _ in _entries(work, set())} <= _KEPT_NAMES:
+                        _remove_work_folder(root)
+                    else:
+                        (work / MARKER_NAME).unlink(missing_ok=True)
 
 
 def _check_not_in_build(root: Path) -> None:
@@ -212,18 +222,56 @@ def _check_not_in_build(root: Path) -> None:
 
 
 def _mark(root: Path) -> None:
-    """Create and mark the work folder."""
+    """Create and mark the work folder.
+
+    A folder that a build creates has its marker from the start: after a kill between the two, an
+    empty folder could be a user's and would stay for good.
+    """
     work = root / WORK_FOLDER
-    # Our lock is all that is left where a kill hit the end of a build, after the marker.
-    created = not work.exists() or is_file(work / LOCK_NAME)
-    work.mkdir(exist_ok=True)
+    if work.exists():
+        # Our lock is all that is left where a kill hit the end of a build, after the marker.
+        mark_work_folder(root, created=is_file(work / LOCK_NAME))
+        return
+    transit = root / temporary_name(WORK_FOLDER)
     try:
-        mark_work_folder(root, created=created)
-    except StorageError:
-        # Without its marker, an empty folder could be a user's and would stay for good.
-        if created:
-            _remove_empty(work)
-        raise
+        (transit / WORK_FOLDER).mkdir(parents=True)
+        mark_work_folder(transit, created=True)
+        os.rename(transit / WORK_FOLDER, work)
+    except (OSError, StorageError):
+        # Another build may have been faster; whether it still runs is seen from its lock.
+        if not has_work_folder(root):
+            raise
+    finally:
+        _remove_transit(transit)
+
+
+def _remove_work_folder(root: Path) -> None:
+    """Remove a work folder that a build created, with the marker and the lock in it.
+
+    It leaves its name first, whole, for the same reason as in `_mark`.
+    """
+    transit = root / temporary_name(WORK_FOLDER)
+    with suppress(OSError):  # a folder that cannot be removed stays marked, and the next build's
+        transit.mkdir()
+        os.rename(root / WORK_FOLDER, transit / WORK_FOLDER)
+    _remove_transit(transit)
+
+
+def _remove_transit(transit: Path) -> None:
+    """Remove a folder that held a work folder before it had its name, or after."""
+    work = transit / WORK_FOLDER
+    with suppress(OSError):
+        for name in list(_work_files(work)):
+            (work / name).unlink(missing_ok=True)
+    _remove_empty(work)
+    _remove_empty(transit)
+
+
+def _remove_left_transits(root: Path) -> None:
+    """Remove what builds that were killed in `_mark` or `_remove_work_folder` left."""
+    for name, regular in _entries(root, set()):
+        if not regular and is_temporary_name(name) and is_folder(root / name):
+            _remove_transit(root / name)
 
 
 # --- whose paths are in the folder -------------------------------------------------------------
@@ -279,19 +327,31 @@ def _is_left_lock(path: Path) -> bool:
 
 
 def _known_paths(root: Path, manifest: Manifest | None) -> set[str]:
-    """Return the paths that the manifests in a folder and its `commit.json` name."""
+    """Return the paths that the manifests in a folder and its `commit.json` name.
+
+    A name alone proves nothing: a user may have put a file there since, or have written the
+    `commit.json`. Only shards that a manifest names count without a look at them, since a rebuild
+    is what repairs damaged ones.
+    """
     known = _committed_names(root) if has_work_folder(root) else set()
-    if manifest is None:
-        return known
-    known |= _names_of(manifest)
-    evaluation = None
-    if manifest.eval.get("folder") == EVAL_FOLDER and is_folder(root / EVAL_FOLDER):
-        evaluation, _ = _manifest_in(root / EVAL_FOLDER)
-    # With another digest, it is a build of its own that somebody made in this folder.
-    if evaluation is not None and evaluation.digest == manifest.eval.get("digest"):
-        names = _names_of(evaluation)
-        known |= {f"{EVAL_FOLDER}/{name}" for name in names} | (names & {REJECTED_NAME})
-    return known
+    unproven = known | {REJECTED_NAME}
+    if manifest is not None:
+        named = _names_of(manifest)
+        evaluation = None
+        if manifest.eval.get("folder") == EVAL_FOLDER and is_folder(root / EVAL_FOLDER):
+            evaluation, _ = _manifest_in(root / EVAL_FOLDER)
+        # With another digest, it is a build of its own that somebody made in this folder.
+        if evaluation is not None and evaluation.digest == manifest.eval.get("digest"):
+            names = _names_of(evaluation)
+            named |= {f"{EVAL_FOLDER}/{name}" for name in names - {REJECTED_NAME}}
+            named |= names & {REJECTED_NAME}
+        known |= named
+        unproven -= named - {REJECTED_NAME}
+    return known - {name for name in unproven if not _is_own(root / name)}
+
+
+def _is_own(path: Path) -> bool:
+    return is_file(path) and is_final_file(path)
 
 
 def _committed_names(root: Path) -> set[str]:
@@ -383,19 +443,19 @@ def _remove(root: Path, names: list[str]) -> None:
 def _clean_work_folder(work: Path, *, keep_spill: bool) -> None:
     """Remove what builds have put into a work folder, but for the marker, the lock and, if they are
     kept, the spills."""
-    kept = {MARKER_NAME, LOCK_NAME}
     for name in list(_work_files(work)):
-        if name not in kept and not (keep_spill and _SPILL_NAME.fullmatch(name)):
+        if name not in _KEPT_NAMES and not (keep_spill and _SPILL_NAME.fullmatch(name)):
             (work / name).unlink(missing_ok=True)
     for folder in (SHARD_FOLDER, EVAL_FOLDER):
         _remove_empty(work / folder)
 
 
-def _unlink_own(path: Path, status: os.stat_result) -> None:
-    """Remove a file if it is still the one with this status."""
-    with suppress(FileNotFoundError):
-        if os.path.samestat(os.lstat(path), status):
-            path.unlink()
+def _is_same_file(path: Path, status: os.stat_result) -> bool:
+    """Whether a file is still the one with this status."""
+    try:
+        return os.path.samestat(os.lstat(path), status)
+    except FileNotFoundError:
+        return False
 
 
 def _remove_empty(folder: Path) -> None:

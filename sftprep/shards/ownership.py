@@ -1,7 +1,7 @@
 """Recognition of files that builds wrote, by their content.
 
-A file with one of our names may still belong to a user. A build removes a file in its work folder
-only if the content shows that a build wrote it.
+A file with one of our names may still belong to a user. A build removes or replaces a file in its
+work folder, and one that a build puts in place, only if the content shows that a build wrote it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from sftprep.shards.schema import SHARD_PATTERN
 _LARGEST_LINE = 64 * 1024 * 1024
 _ARROW_START = b"ARROW1\0\0"
 _COMMIT_KEY = "sftprep_commit"
+_REJECTED_KEYS = {"file", "line", "column", "reason", "message", "excerpt"}
 
 
 def is_work_file(work: Path, name: str) -> bool:
@@ -44,6 +45,13 @@ def is_work_file(work: Path, name: str) -> bool:
         return True
     test = next((test for pattern, test in _TESTS if pattern.fullmatch(name)), None)
     return test is not None and test(work / name)
+
+
+def is_final_file(path: Path) -> bool:
+    """Whether a file with the name of one that a commit puts in place was written by a build."""
+    if path.name == MANIFEST_NAME:
+        return has_manifest(path)
+    return _is_rejected(path) if path.name == REJECTED_NAME else is_shard(path)
 
 
 def is_shard(path: Path) -> bool:
@@ -108,6 +116,21 @@ def _arrow_schema(path: Path) -> Any:
         return None
 
 
+def _is_rejected(path: Path) -> bool:
+    """Whether each line of a file says of a record why it was rejected, and there is one."""
+    found = False
+    try:
+        with open(path, "rb") as file:
+            while line := file.readline(_LARGEST_LINE):
+                entry = json.loads(line)
+                if not (isinstance(entry, dict) and entry.keys() == _REJECTED_KEYS):
+                    return False
+                found = True
+    except (OSError, ValueError, RecursionError):
+        return False
+    return found
+
+
 def _starts_with(*keys: str) -> Callable[[Path], bool]:
     """Return a test for a file whose first line is a JSON object with these keys."""
 
@@ -127,7 +150,7 @@ _TESTS: tuple[tuple[re.Pattern[str], Callable[[Path], bool]], ...] = (
     (re.compile(re.escape(LOCK_NAME)), _is_lock),
     (re.compile(re.escape(COMMIT_NAME)), _is_commit),
     (re.compile(rf"(eval-)?{re.escape(MANIFEST_NAME)}"), has_manifest),
-    (re.compile(re.escape(REJECTED_NAME)), _starts_with("file", "line", "reason")),
+    (re.compile(re.escape(REJECTED_NAME)), _is_rejected),
     (re.compile(r"recipe-[0-9a-f]{16}\.jsonl"), _starts_with("tokenizer", "train_on", "renames")),
     (re.compile(r"[0-9a-f]{40}\.arrow"), _is_spill),
     (re.compile(rf"({SHARD_FOLDER}|{EVAL_FOLDER})/{SHARD_PATTERN}"), is_shard),

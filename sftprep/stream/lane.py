@@ -4,7 +4,7 @@ state."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,8 +67,8 @@ class Lane:
     """The packs of one lane, in order.
 
     told: called with a block and each record of it that cannot be used; may raise. after_block:
-    called with this lane after each block that it read, how many records that had and how many
-    sequences they gave; may raise.
+    called with this lane after each block that it read, the block, and how many sequences it gave;
+    may raise.
     """
 
     number: int
@@ -76,7 +76,7 @@ class Lane:
     preprocessor: Preprocessor
     rules: LaneRules
     told: Callable[[Block, Rejected], None]
-    after_block: Callable[[Lane, int, int], None]
+    after_block: Callable[[Lane, Block, int], None]
     taken: int = 0
     ended: bool = False
     counts: Counter[str] = field(default_factory=Counter)
@@ -111,9 +111,12 @@ class Lane:
         window was packed."""
         return {"taken": self.taken, "ended": self.ended, "window": self._snapshot}
 
-    def restore(self, state: LaneState) -> None:
-        """Stand where another lane stood. Blocks of which sequences were held are read and
-        tokenized again."""
+    def restore(self, state: LaneState) -> Iterator[Cursor]:
+        """Stand where another lane stood, at the end of the iterator.
+
+        Blocks of which sequences were held are read and tokenized again: yields the cursor of each
+        before it is read.
+        """
         snapshot = state["window"]
         self.taken, self.ended = state["taken"], state["ended"]
         if snapshot is None:
@@ -129,6 +132,7 @@ class Lane:
             snapshot["number"],
         )
         for serial, (cursor, marks) in enumerate(snapshot["blocks"]):
+            yield cursor
             self._put_back(serial, cursor, np.frombuffer(marks.encode("ascii"), np.uint8))
         self._serial = len(snapshot["blocks"])
         self._pool = [
@@ -215,14 +219,22 @@ class Lane:
 
     # --- blocks -----------------------------------------------------------------------------------
 
+    def can_read_ahead(self) -> bool:
+        """Return False where the window is full, or nothing is left."""
+        if self._waiting is not None:
+            self._add_waiting()
+        return not self.ended and not self._dry and self._window.room > 0
+
+    def has_queued(self) -> bool:
+        """Whether the next block is in a queue of the reader."""
+        return self.reader.has_queued(self.number, self._next)
+
     def read_ahead(self) -> bool:
-        """Read one block before it is needed; False where the window is full, or nothing is left.
+        """Read one block before it is needed; False where `can_read_ahead` is, or at the end.
 
         The packs are the same with and without it: the window gets the same sequences.
         """
-        if self._waiting is not None:
-            self._add_waiting()
-        if self.ended or self._dry or self._window.room <= 0:
+        if not self.can_read_ahead():
             return False
         block_read = self._read_block()
         if self._waiting is not None:
@@ -255,7 +267,7 @@ class Lane:
             self._blocks[self._serial] = _Held(cursor, batch, block.origins, sequences)
             self._waiting = (self._serial, 0)
             self._serial += 1
-        self.after_block(self, len(block.origins), sequences)
+        self.after_block(self, block, sequences)
         return True
 
     def _add_waiting(self) -> None:

@@ -292,8 +292,17 @@ class PackedStream:
                 if (start := _first_cursor(self._states.get(lane))) is not None
             }
             shuffle = pack.order == "shuffle"
-            reader = self.source.open(
-                Dealt(self.owned, pack.lanes, self.epoch, pack.seed, shuffle, starts)
+            backlog = Backlog()
+            reader = backlog.reader = self.source.open(
+                Dealt(
+                    lanes=self.owned,
+                    of=pack.lanes,
+                    epoch=self.epoch,
+                    seed=pack.seed,
+                    shuffle=shuffle,
+                    start=starts,
+                    on_queued=backlog.on_queued,
+                )
             )
             rules = LaneRules(
                 capacity=self.max_length,
@@ -307,16 +316,13 @@ class PackedStream:
             )
             if self._preprocessor is None:
                 self._preprocessor = Preprocessor(self.recipe, threads=self._threads)
-            backlog = Backlog(reader)
             lanes = {
                 number: Lane(
                     number, reader, self._preprocessor, rules, self._tell, backlog.after_block
                 )
                 for number in self.owned
             }
-            for number, lane in lanes.items():
-                if number in self._states:
-                    lane.restore(self._states[number])
+            backlog.restore(lanes, self._states)
             self._lanes = backlog.lanes = lanes
         return self._lanes
 

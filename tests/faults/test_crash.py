@@ -156,6 +156,21 @@ def test_a_kill_after_a_kill_at_every_moment_still_ends_in_the_same_bytes(small,
         assert content(folder) == golden
 
 
+def test_a_build_after_a_kill_at_every_moment_leaves_no_folder_of_its_work(small, tmp_path):
+    build(small(tmp_path / "golden"))
+    for change in range(1000):
+        folder = tmp_path / f"o{change}"
+        killed = killed_before(change, folder, lambda f=folder: build(small(f)) and None)
+        if killed:
+            build(small(folder, overwrite=True))
+        assert {path.relative_to(folder) for path in folder.rglob("*")} == {
+            path.relative_to(tmp_path / "golden") for path in (tmp_path / "golden").rglob("*")
+        }, f"killed before change {change}"
+        if not killed:
+            break
+    assert change > 20
+
+
 def test_a_build_with_an_evaluation_build(small, tmp_path):
     """Where the manifest of the build is there, its evaluation is too, and the same command again
     repairs both."""

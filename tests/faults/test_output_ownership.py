@@ -23,6 +23,7 @@ from sftprep.shards import layout as layout_module
 from sftprep.shards import locks as locks_module
 from sftprep.shards.layout import is_work_folder_created
 from sftprep.shards.locks import exclusive
+from sftprep.shards.ownership import commit_bytes
 from tests.faults.test_paths import snapshot
 
 SHARD = "shard-00000-0123456789abcdef.arrow"
@@ -236,18 +237,99 @@ def test_a_lock_of_another_process_is_not_removed(tmp_path):
     assert path.read_text() == "of another process"
 
 
-def test_the_lock_is_held_until_the_marker_is_gone(make, tmp_path, monkeypatch):
+@pytest.mark.parametrize("created", [True, False])
+def test_the_lock_is_held_until_the_marker_is_gone(make, tmp_path, monkeypatch, created):
     """Otherwise a build that starts at that moment would lose its own marker and lock."""
-    unlink, removed = Path.unlink, []
+    work = tmp_path / "o" / "spill"
+    if not created:
+        work.mkdir(parents=True)
+    unlink, rename, removed = Path.unlink, os.rename, []
 
-    def watch(path, **options):
-        if path.parent.name == "spill" and path.name in ("lock", "build.json"):
+    def watch_unlink(path, **options):
+        if path.parent == work and path.name in ("lock", "build.json"):
             removed.append((path.name, (path.parent / "lock").exists()))
         unlink(path, **options)
 
-    monkeypatch.setattr(Path, "unlink", watch)
+    def watch_rename(source, target):
+        if source == work:
+            removed.append((source.name, (source / "lock").exists()))
+        rename(source, target)
+
+    monkeypatch.setattr(Path, "unlink", watch_unlink)
+    monkeypatch.setattr(output_module.os, "rename", watch_rename)
     make()
-    assert removed == [("build.json", True), ("lock", True)]
+    assert removed == ([("spill", True)] if created else [("build.json", True), ("lock", True)])
+
+
+REJECTED = json.dumps(
+    dict.fromkeys(("file", "line", "column", "reason", "message", "excerpt"), "said")
+)
+
+
+@pytest.fixture
+def interrupted(make, tmp_path):
+    """A folder as a kill leaves it after `commit.json` was written, before the first move."""
+
+    def leave(names, **settings):
+        make(keep_spill=True, **settings)
+        output = tmp_path / "o"
+        for path in list(output.iterdir()):
+            if path.name != "spill":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        (output / "spill" / "commit.json").write_bytes(commit_bytes(names))
+        return output
+
+    return leave
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("manifest.json", "my own notes"),
+        ("manifest.json", "{}"),
+        ("eval/manifest.json", '{"mine": 1}'),
+        (f"shards/{SHARD}", "mine"),
+        ("rejected.jsonl", "mine"),
+        ("rejected.jsonl", ""),
+        ("rejected.jsonl", '{"file": "a", "line": 1, "reason": "mine"}\n'),
+        ("rejected.jsonl", f"{REJECTED}\nmine\n"),
+    ],
+)
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_user_files_that_commit_json_names_stay(
+    make, interrupted, tmp_path, name, content, overwrite
+):
+    output = interrupted([name, "manifest.json", "rejected.jsonl"])
+    (output / name).parent.mkdir(exist_ok=True)
+    (output / name).write_text(content)
+    before = snapshot(output)
+    with pytest.raises(OutputExists, match=rf": {name}") as raised:
+        make(overwrite=overwrite)
+    assert raised.value.exit_code == 2
+    assert snapshot(output) == before
+
+
+def test_own_files_that_commit_json_names_are_replaced(make, interrupted, tmp_path):
+    output = interrupted(["rejected.jsonl"])
+    (output / "rejected.jsonl").write_text(f"{REJECTED}\n" * 2)
+    make(overwrite=False)
+    assert not (output / "rejected.jsonl").exists()
+
+
+def test_a_user_file_in_place_of_the_rejected_records_of_the_build_stays(
+    records, tokenizer_dir, tmp_path
+):
+    rows = records([{"text": "a b c"}, {"text": 5}] * 5)
+    path = tmp_path / "o" / "rejected.jsonl"
+    settings = {"on_bad_record": "quarantine", "max_rejected": "100%", "max_length": 64}
+    settings |= {"output": tmp_path / "o", "overwrite": True, "tokenizer": tokenizer_dir}
+    build(rows, **settings)
+    assert path.exists()
+    build(rows, **settings)
+    path.write_text("mine")
+    with pytest.raises(OutputExists, match=r": rejected\.jsonl"):
+        build(rows, **settings)
+    assert path.read_text() == "mine"
 
 
 def test_a_lock_left_without_its_marker_does_not_stop_the_next_build(make, tmp_path):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import subprocess
+import sys
 from unittest import mock
 
 import pytest
 
 from sftprep.errors import EmptyInput
 from sftprep.stream import Mixture, backlog, pack
+from sftprep.stream import rows as stream_rows
 from sftprep.stream.sources.sequential import _RowReader
 from tests.stream.made import plain, plains, rows
 
@@ -114,4 +117,75 @@ def test_reading_ahead_changes_no_pack(kind, order, tokenizer_dir, tmp_path, mon
         state = json.loads(json.dumps(stream.state_dict()))
         again = stream_of(source, tokenizer_dir, order=order)
         again.load_state_dict(state)
+        assert head + plains(again) == expected
+
+
+LARGE_RECORDS = """
+import itertools, resource, sys
+from sftprep.stream import pack
+
+kind, tokenizer = sys.argv[1:]
+
+
+def source():
+    for number in itertools.count():
+        size = 500_000 if kind == "all" else 3_000_000 if number % 16 == 1 else 10
+        yield {"text": f"a b c {number}", "p": "y" * size}
+
+
+def stream():
+    return pack(source, tokenizer=tokenizer, max_length=64, pack_window=64)
+
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+
+first = stream()
+before = peak()
+packs = iter(first)
+next(packs), next(packs)
+state = first.state_dict()
+expected = next(packs).input_ids.tolist()
+del first, packs
+if kind == "all":
+    again = stream()
+    again.load_state_dict(state)
+    assert next(iter(again)).input_ids.tolist() == expected
+print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize("kind", ["all", "one lane"])
+def test_large_records_do_not_fill_the_memory(kind, tokenizer_dir):
+    """A window of 64 in each of 16 lanes is 500 MB of these records, and 192 MB in one lane."""
+    command = [sys.executable, "-c", LARGE_RECORDS, kind, str(tokenizer_dir)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert int(done.stdout) < 350  # MiB
+
+
+def test_large_records_without_a_sequence_are_an_error(tokenizer_dir, monkeypatch):
+    monkeypatch.setattr(backlog, "MOST_BYTES_WITHOUT_SEQUENCE", 20 << 20)
+
+    def numbers():
+        while True:
+            yield {"text": 5, "p": "y" * 500_000}
+
+    settings = {"on_bad_record": "quarantine", "max_rejected": "100%"}
+    stream = stream_of(numbers, tokenizer_dir, **settings)
+    with pytest.raises(EmptyInput, match=r"\(2[0-9] MiB\) gave no sequence"):
+        next(iter(stream))
+
+
+def test_blocks_that_end_by_their_bytes_change_no_pack(tokenizer_dir, monkeypatch):
+    texts = rows("text", 1_000)
+    expected = plains(stream_of(lambda: iter(texts), tokenizer_dir, order="shuffle"))
+    for size in (1, 500, 3_000):
+        monkeypatch.setattr(stream_rows, "BLOCK_BYTES", size)
+        monkeypatch.setattr(backlog, "READ_AHEAD_FROM", size)
+        stream = stream_of(lambda: iter(texts), tokenizer_dir, order="shuffle")
+        packs = iter(stream)
+        head = [plain(next(packs)) for _ in range(len(expected) // 3)]
+        again = stream_of(lambda: iter(texts), tokenizer_dir, order="shuffle")
+        again.load_state_dict(json.loads(json.dumps(stream.state_dict())))
         assert head + plains(again) == expected

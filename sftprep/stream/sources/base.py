@@ -25,6 +25,9 @@ Cursor = Any
 
 Result = TypeVar("Result")
 
+BLOCK_BYTES = 1 << 20
+"""A block of records that have no size known beforehand ends with the record that reaches it."""
+
 _MISTAKES = (TypeError, AttributeError, NameError, ImportError, AssertionError)
 
 PART_BITS = 44
@@ -55,7 +58,8 @@ class Block:
 @dataclass(frozen=True, slots=True)
 class Dealt:
     """Which lanes of how many are read, in which pass. start: where each begins, from which it
-    never goes back."""
+    never goes back. on_queued: called with a lane, while its block is collected, whenever another
+    `BLOCK_BYTES` were queued for other lanes; it may read blocks of these, and may raise."""
 
     lanes: tuple[int, ...]
     of: int
@@ -63,6 +67,7 @@ class Dealt:
     seed: int = 0
     shuffle: bool = False
     start: Mapping[int, Cursor] = field(default_factory=dict)
+    on_queued: Callable[[int], None] = lambda _lane: None
 
 
 class Reader(Protocol):
@@ -77,6 +82,10 @@ class Reader(Protocol):
     def queued(self) -> int:
         """Bytes of records that were read and wait for their lanes; 0 where every lane reads by
         itself."""
+        ...
+
+    def has_queued(self, lane: int, cursor: Cursor) -> bool:
+        """Whether the block at a cursor is in a queue, so that `read` takes it from there."""
         ...
 
     def read(self, lane: int, cursor: Cursor) -> Block | None:
@@ -221,6 +230,9 @@ class _LineReader:
         self.source, self.dealt = source, dealt
         self.reading = ", ".join(source.names)
         self._blocks = {lane: self._blocks_of(lane) for lane in dealt.lanes}
+
+    def has_queued(self, _lane: int, _cursor: Cursor) -> bool:
+        return False
 
     def read(self, lane: int, cursor: Cursor) -> Block | None:
         at, source = cursor or 0, self.source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,10 @@ class _ChainReader:
     def queued(self) -> int:
         return sum(reader.queued for reader in self._readers.values())
 
+    def has_queued(self, lane: int, cursor: Cursor) -> bool:
+        number, inner = cursor or (0, None)
+        return number in self._readers and self._readers[number].has_queued(lane, inner)
+
     def read(self, lane: int, cursor: Cursor) -> Block | None:
         number, inner = cursor or (0, None)
         while number < len(self.source.sources):
@@ -63,8 +68,7 @@ class _ChainReader:
             starts = {lane: self.dealt.start.get(lane) or (0, None) for lane in self.dealt.lanes}
             lanes = tuple(lane for lane in self.dealt.lanes if starts[lane][0] <= number)
             begin = {lane: starts[lane][1] for lane in lanes if starts[lane][0] == number}
-            d = self.dealt
             self._readers[number] = self.source.sources[number].open(
-                Dealt(lanes, d.of, d.epoch, d.seed, d.shuffle, begin)
+                dataclasses.replace(self.dealt, lanes=lanes, start=begin)
             )
         return self._readers[number]

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from sftprep.sources.to_jsonl import rows_to_lines
-from sftprep.stream.sources.base import PART_BITS, Block, Cursor, Dealt, Piece, Reader
+from sftprep.sources.to_jsonl import iter_lines
+from sftprep.stream.sources.base import BLOCK_BYTES, PART_BITS, Block, Cursor, Dealt, Piece, Reader
 from sftprep.stream.sources.sequential import ROWS
 
 
@@ -79,6 +79,9 @@ class _ShardReader:
         self._exact = goes_on_exactly(source.data)
         self._open: dict[int, tuple[int, Any, Iterator[Any]]] = {}
 
+    def has_queued(self, _lane: int, _cursor: Cursor) -> bool:
+        return False
+
     def read(self, lane: int, cursor: Cursor) -> Block | None:
         at, state = cursor or (0, None)
         self.reading = f"shards {lane}::{self.dealt.of} of the data set"
@@ -90,16 +93,20 @@ class _ShardReader:
             if state is not None:
                 data.load_state_dict(copy.deepcopy(state))
             rows = iter(data) if state is not None else islice(iter(data), at, None)
-        taken = list(
-            islice(rows, ROWS)
-        )  # raises what the source raises: the iterator is dropped then
-        if not taken:
+        lines: list[bytes] = []
+        size = 0
+        # Raises what the source raises: the iterator is dropped then.
+        for line in iter_lines(islice(rows, ROWS), strip_nulls=self.source.strip_nulls):
+            lines.append(line)
+            size += len(line)
+            if size >= BLOCK_BYTES:
+                break
+        if not lines:
             return None
-        after = at + len(taken)
+        after = at + len(lines)
         self._open[lane] = (after, data, rows)
         origins = np.arange(at, after, dtype=np.int64) + ((self.source.part + lane) << PART_BITS)
-        lines = rows_to_lines(taken, strip_nulls=self.source.strip_nulls)
-        pieces = (Piece(lines, self.source.format),)
+        pieces = (Piece(b"".join(lines), self.source.format),)
         return Block(
             pieces, origins, [after, copy.deepcopy(data.state_dict()) if self._exact else None]
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -154,26 +155,17 @@ class _MixedReader:
     """Cursor: the place in each source, as a list."""
 
     def __init__(self, source: Mixed, dealt: Dealt) -> None:
-        self.source, d = source, dealt
-        self._of = d.of
-        self._readers = [
-            one.open(
-                Dealt(
-                    d.lanes,
-                    d.of,
-                    d.epoch,
-                    d.seed,
-                    d.shuffle,
-                    {lane: at[k][0] for lane, at in d.start.items() if at is not None},
-                )
-            )
-            for k, one in enumerate(source.sources)
-        ]
+        self.source = source
+        self._of = dealt.of
+        self._readers = []
+        for k, one in enumerate(source.sources):
+            starts = {lane: at[k][0] for lane, at in dealt.start.items() if at is not None}
+            self._readers.append(one.open(dataclasses.replace(dealt, start=starts)))
         self._last = 0
         # What the block being made is taken from. It stays where a source raises: going back means
         # a new start to some.
         self._stocks: dict[int, list[list[_Stock]]] = {
-            lane: [[] for _ in self._readers] for lane in d.lanes
+            lane: [[] for _ in self._readers] for lane in dealt.lanes
         }
 
     @property
@@ -183,6 +175,15 @@ class _MixedReader:
     @property
     def queued(self) -> int:
         return sum(reader.queued for reader in self._readers)
+
+    def has_queued(self, lane: int, cursor: Cursor) -> bool:
+        """Whether one of the sources has queued the next block that the lane reads of it."""
+        places = [_Place(*one) for one in cursor] if cursor else [_Place() for _ in self._readers]
+        return any(
+            reader.has_queued(lane, kept[-1].after if kept else place.cursor)
+            for place, kept, reader in zip(places, self._stocks[lane], self._readers, strict=True)
+            if not place.ended
+        )
 
     def read(self, lane: int, cursor: Cursor) -> Block | None:
         places = [_Place(*one) for one in cursor] if cursor else [_Place() for _ in self._readers]

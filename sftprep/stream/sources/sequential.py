@@ -10,10 +10,11 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from sftprep.sources.lanes import lane_of
-from sftprep.stream.sources.base import PART_BITS, Block, Cursor, Dealt, Piece, Reader
+from sftprep.stream.sources.base import BLOCK_BYTES, PART_BITS, Block, Cursor, Dealt, Piece, Reader
 
 ROWS = 64
-"""Records in a block."""
+"""Most records in a block. Large ones end it at `BLOCK_BYTES`: where a block ends depends on the
+records of its lane only, so it is the same after a resume."""
 _ENTRY_BYTES = 64
 """What a queued record costs beyond its own bytes: its object and its entry in the queue."""
 
@@ -87,6 +88,7 @@ class _RowReader:
         )
         self._queues: dict[int, deque[bytes]] = {}
         self.queued = 0
+        self._unreported = 0  # bytes queued since the last call of `on_queued`
         self._rest: Iterator[bytes] | None = None
         self._next = 0
         self._begun = self._ended = (
@@ -105,10 +107,11 @@ class _RowReader:
         self._wanted[lane] = at
         if self._rest is None:
             self._restart()
-        queue = self._queues[lane]
-        while len(queue) < ROWS and not self._ended:
-            self._advance()
-        lines = [queue[k] for k in range(min(ROWS, len(queue)))]
+        lines: list[bytes] = []
+        size = 0
+        while len(lines) < ROWS and size < BLOCK_BYTES and self._find_next(lane, len(lines)):
+            lines.append(self._queues[lane][len(lines)])
+            size += len(lines[-1])
         if not lines:
             return None
         rows = self._row(lane, at) + np.arange(len(lines), dtype=np.int64) * self.dealt.of
@@ -118,6 +121,29 @@ class _RowReader:
             rows + (self.source.part << PART_BITS),
             after,
         )
+
+    def has_queued(self, lane: int, cursor: Cursor) -> bool:
+        at, queue = _parsed(cursor)[0], self._queues.get(lane)
+        if self._rest is None or queue is None or at < self._wanted[lane]:
+            return False
+        first = at - self._wanted[lane]
+        size = 0
+        for number in range(first, min(first + ROWS, len(queue))):
+            size += len(queue[number])
+            if size >= BLOCK_BYTES:
+                return True
+        return len(queue) >= first + ROWS
+
+    def _find_next(self, lane: int, position: int) -> bool:
+        """Advance until the queue of a lane has this position; False where the source has ended."""
+        while len(self._queues[lane]) <= position and not self._ended:
+            self._advance()
+            if self._unreported >= BLOCK_BYTES:
+                self._unreported = 0
+                # Other lanes may read here, even the source from its start: the queues are new ones
+                # then.
+                self.dealt.on_queued(lane)
+        return len(self._queues[lane]) > position
 
     def _cursor(self, lane: int, at: int) -> Cursor:
         row = self._row(lane, at)
@@ -159,6 +185,7 @@ class _RowReader:
             # A copy: what orjson wrote keeps its first buffer, of a kilobyte and more.
             self._queues[lane].append(bytes(memoryview(line)))
             self.queued += len(line) + _ENTRY_BYTES
+            self._unreported += len(line) + _ENTRY_BYTES
 
     def _put_mark(self) -> None:
         """Remember where the source stands, and forget the marks that no lane will begin at."""
