@@ -13,7 +13,7 @@ import pytest
 
 from sftprep.errors import EmptyInput
 from sftprep.stream import Mixture, backlog, pack
-from sftprep.stream import rows as stream_rows
+from sftprep.stream.sources import sequential as stream_rows
 from sftprep.stream.sources.sequential import _RowReader
 from tests.stream.made import plain, plains, rows
 
