@@ -3,7 +3,9 @@ fine-tuning, and the model's settings."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
@@ -13,7 +15,16 @@ from sftprep.choices import check_local_path
 from sftprep.errors import ConfigError
 from sfttrain.attention import refuse_mixing
 from sfttrain.older_names import OlderNames, take_older_names
-from sfttrain.once import launched_ranks, launcher_variables, refused_launch, unmet_launch
+from sfttrain.once import (
+    drop_empty_variables,
+    is_group_awaited,
+    launched_ranks,
+    launcher_variables,
+    missed_launch,
+    refused_launch,
+    report_wait,
+    unmet_launch,
+)
 from sfttrain.refusals import check_choices, check_numbers, refuse_unsupported
 
 LossImpl = Literal["auto", "logits", "fused"]
@@ -231,6 +242,7 @@ class SFTConfig(OlderNames, TrainingArguments):  # type: ignore[misc]
     )
 
     def __post_init__(self) -> None:
+        drop_empty_variables()
         for name in ("output_dir", "prepared_dir"):
             check_local_path(str(getattr(self, name) or ""), name)
         if launched_ranks() > 1 and not torch.accelerator.is_available():
@@ -247,8 +259,17 @@ class SFTConfig(OlderNames, TrainingArguments):  # type: ignore[misc]
         check_choices(self)
         refuse_unsupported(self)
         unmet = unmet_launch(str(self.output_dir))  # before accelerate sets some of the variables
+        awaited = is_group_awaited() and unmet is None
+        if awaited:
+            report_wait()
         try:
+            if awaited and self.use_cpu:
+                self._make_group_of_cpus()
             super().__post_init__()
+        except torch.distributed.DistError as error:
+            if not awaited:
+                raise
+            raise missed_launch(self.ddp_timeout) from error
         except (ValueError, RuntimeError) as error:
             if unmet is not None:
                 raise unmet from error  # what torch or accelerate says of its variables
@@ -261,6 +282,13 @@ class SFTConfig(OlderNames, TrainingArguments):  # type: ignore[misc]
                     f"{name} is {getattr(self, name)!r}, no JSON object",
                     remedy='write {"name": value}',
                 )
+
+    def _make_group_of_cpus(self) -> None:
+        """Make the process group with ddp_timeout, which transformers passes on for GPUs only."""
+        from accelerate import PartialState
+
+        timeout = timedelta(seconds=self.ddp_timeout)
+        PartialState(cpu=True, backend=self.ddp_backend, timeout=timeout)
 
     def _checkpoint_activations_on_gpus(self, on_cuda: bool) -> None:
         """On by default on GPUs. The argument was renamed in transformers 5.2x; whichever exists is
@@ -398,6 +426,10 @@ class ModelConfig:
             )
         if self.lora_r < 1:
             raise ConfigError(f"lora_r is {self.lora_r}", remedy="give --lora_r 1 or more")
+        if not (math.isfinite(self.lora_dropout) and 0 <= self.lora_dropout <= 1):
+            raise ConfigError(
+                f"lora_dropout is {self.lora_dropout}", remedy="give a number from 0 to 1"
+            )
         if self.torch_dtype is not None and self.dtype is None:
             self.dtype = self.torch_dtype
         elif self.torch_dtype is None:

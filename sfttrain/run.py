@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from sftprep.errors import ConfigError
-from sfttrain.adapter import MERGED_NAME, grow_embedding, merge_adapter
+from sfttrain.adapter import grow_embedding, merge_adapter
 from sfttrain.arguments import Request
 from sfttrain.checkpoint_files import Needs
 from sfttrain.config import ModelConfig
@@ -29,7 +29,12 @@ from sfttrain.model import (
     tokenizer_for,
     trainable_share,
 )
-from sfttrain.output_folders import refuse_to_replace
+from sfttrain.output_folders import (
+    MERGED_NAME,
+    refuse_output,
+    refuse_to_replace,
+    refuse_to_train_in_place,
+)
 from sfttrain.parts import init_options
 from sfttrain.resume import find_checkpoint, is_asked
 from sfttrain.run_data import open_data, run_datasets
@@ -132,6 +137,9 @@ def prepare(request: Request) -> Prepared:
             "merge loads the model once more, without model_init_kwargs",
             remedy="say the same with --model_revision and --dtype, or leave --merge out",
         )
+    # Before the model is loaded; train() asks once more, and of the tokenizer too.
+    refuse_to_train_in_place(training.output_dir, [str(wanted.model_name_or_path)])
+    refuse_output(Path(str(training.output_dir)))
     if wanted.merge:
         refuse_to_replace(Path(str(training.output_dir)) / MERGED_NAME)  # before hours of training
     check_code_is_pinned(wanted)

@@ -361,7 +361,7 @@ def test_weights_that_an_update_destroys_are_blamed_on_its_step(tmp_path: Path, 
     trainer.add_callback(Poisoning(poison, 2, before_update=how == "gradient"))
     with pytest.raises(
         TrainingDiverged,
-        match=r"non-finite in the update of step 2 \(model\..*\), trained on data:8\n",
+        match=r"non-finite in step 2 or before \(model\..*\); the rows of step 2: data:8\n",
     ):
         trainer.train()
     assert trainer.state.global_step == 2
