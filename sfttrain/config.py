@@ -258,30 +258,32 @@ class SFTConfig(OlderNames, TrainingArguments):  # type: ignore[misc]
         refuse_mixing(self.attn)
         check_choices(self)
         refuse_unsupported(self)
-        unmet = unmet_launch(str(self.output_dir))  # before accelerate sets some of the variables
-        awaited = is_group_awaited() and unmet is None
-        if awaited:
-            report_wait()
-        try:
-            if awaited and self.use_cpu:
-                self._make_group_of_cpus()
-            super().__post_init__()
-        except torch.distributed.DistError as error:
-            if not awaited:
-                raise
-            raise missed_launch(self.ddp_timeout) from error
-        except (ValueError, RuntimeError) as error:
-            if unmet is not None:
-                raise unmet from error  # what torch or accelerate says of its variables
-            raise
-        if self.world_size == 1 and launched_ranks() > 1:
-            raise refused_launch(str(self.output_dir), launcher_variables())
+        self._join_run()
         for name in ("model_init_kwargs", "dataset_kwargs"):
             if isinstance(getattr(self, name), str):
                 raise ConfigError(
                     f"{name} is {getattr(self, name)!r}, no JSON object",
                     remedy='write {"name": value}',
                 )
+
+    def _join_run(self) -> None:
+        """Set up what transformers does, the process group among it, with our errors."""
+        unmet = unmet_launch(str(self.output_dir))  # before accelerate sets some of the variables
+        awaited = unmet is None and is_group_awaited()
+        try:
+            if awaited:
+                report_wait()
+            if awaited and self.use_cpu:
+                self._make_group_of_cpus()
+            super().__post_init__()
+        except (ValueError, RuntimeError) as error:
+            if unmet is not None:
+                raise unmet from error  # what torch or accelerate says of its variables
+            if awaited and isinstance(error, torch.distributed.DistError):
+                raise missed_launch(self.ddp_timeout) from error
+            raise
+        if self.world_size == 1 and launched_ranks() > 1:
+            raise refused_launch(str(self.output_dir), launcher_variables())
 
     def _make_group_of_cpus(self) -> None:
         """Make the process group with ddp_timeout, which transformers passes on for GPUs only."""
