@@ -78,6 +78,8 @@ def refuse_output(folder: Path, adapters: Iterable[str] = ()) -> None:
     Raises:
         OutputExists: a file of a model there is a link, or was not written by sfttrain.
     """
+    if not folder.is_dir():
+        return  # there is none yet; a file is refused with the settings
     remedy = "give another output_dir, or move it away"
     places = [folder, *(folder / name for name in adapters if name != "default")]
     found = []
