@@ -2,8 +2,9 @@
 
 A checkpoint is sealed when all of its files are written: `sft_files.json`, written last, has the
 size and digest of each. A sealed checkpoint is complete if its files have these digests. One
-without a seal (of an older version, or of a run that was killed at its end) must have the files
-that a resume needs; they are read in full, and must belong together (`checkpoint_contents`).
+without a seal that has `sft_incomplete` is torn: its run was ended while it was saved. One without
+either (of an older version) must have the files that a resume needs; they are read in full, and
+must belong together (`checkpoint_contents`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
 STATE_NAME = "sft_state.json"
 SEAL_NAME = "sft_files.json"
 TRAINER_STATE_NAME = "trainer_state.json"
-_INCOMPLETE_NAME = "checkpoint-is-incomplete.txt"
+INCOMPLETE_NAME = "sft_incomplete"
+"""Written before all other files of a folder, and removed after the seal. It names the files of
+others that were in the folder, with their times and sizes."""
+_FOREIGN_MARK = "checkpoint-is-incomplete.txt"
 """transformers writes it before a checkpoint, and removes it after."""
 _CHUNK = 1 << 24
 
@@ -72,12 +76,45 @@ class Needs:
 def seal_checkpoint(folder: str | Path) -> None:
     """Write the size and digest of each file in a checkpoint; the last thing that is written."""
     root = Path(folder)
+    others = _read_fields(root / INCOMPLETE_NAME).get("others")
     files = {
         name: {"bytes": path.stat().st_size, "xxh3": _digest(path)}
-        for name, path in _files_in(root).items()
-        if name not in (SEAL_NAME, _INCOMPLETE_NAME)
+        for name, path in files_in(root).items()
+        if name not in (SEAL_NAME, INCOMPLETE_NAME, _FOREIGN_MARK)
+        and not (isinstance(others, dict) and _is_unchanged(path, others.get(name)))
     }
     write_bytes(root / SEAL_NAME, json.dumps({"files": files}, indent=1).encode())
+    (root / INCOMPLETE_NAME).unlink(missing_ok=True)
+
+
+def _is_unchanged(path: Path, stamp: Any) -> bool:
+    """Whether a file has the time and size that the marker names."""
+    return bool(stamp == [path.stat().st_mtime_ns, path.stat().st_size])
+
+
+def sealed_names(folder: Path) -> set[str]:
+    """Return the names of the files in a seal; none without a valid one."""
+    files = _read_fields(folder / SEAL_NAME).get("files")
+    return {str(name) for name in files} if isinstance(files, dict) else set()
+
+
+def saved_fault(folder: Path) -> str:
+    """Return what is wrong with a checkpoint that a run of ours has saved; '' if nothing is.
+
+    It says nothing of a checkpoint without a seal of an older version.
+    """
+    try:
+        if os.path.lexists(folder / SEAL_NAME):
+            return _seal_fault(folder)
+    except OSError as error:
+        return f"{os.path.basename(str(error.filename or folder))} cannot be read"
+    return _torn_fault(folder)
+
+
+def _torn_fault(folder: Path) -> str:
+    if os.path.lexists(folder / INCOMPLETE_NAME) and not os.path.lexists(folder / SEAL_NAME):
+        return f"its run was ended while it was saved ({INCOMPLETE_NAME})"
+    return ""
 
 
 def fault_of(folder: Path, needs: Needs, *, read: bool) -> str:
@@ -96,7 +133,7 @@ def fault_of(folder: Path, needs: Needs, *, read: bool) -> str:
 
 
 def _first_fault(folder: Path, needs: Needs, read: bool) -> str:
-    if fault := _state_fault(folder, needs) or _step_fault(folder):
+    if fault := _torn_fault(folder) or _state_fault(folder, needs) or _step_fault(folder):
         return fault
     if os.path.lexists(folder / SEAL_NAME):
         return _seal_fault(folder) if read else ""
@@ -104,10 +141,10 @@ def _first_fault(folder: Path, needs: Needs, read: bool) -> str:
     if missing or not read:
         return f"{missing} is missing" if missing else ""
     logger.warning(
-        "%s has no %s: it is of an older version, or its run was killed; reading all of its files",
+        "%s has no %s: it is of an older version; reading all of its files",
         *(folder, SEAL_NAME),
     )
-    faults = {name: _file_fault(path) for name, path in _files_in(folder).items()}
+    faults = {name: _file_fault(path) for name, path in files_in(folder).items()}
     if fault := next((f"{name} {fault}" for name, fault in faults.items() if fault), ""):
         return fault
     from sfttrain.checkpoint_contents import contents_fault
@@ -133,8 +170,8 @@ def _step_fault(folder: Path) -> str:
 
 def _state_fault(folder: Path, needs: Needs) -> str:
     """What is wrong with the optimizer and the states, which every checkpoint must have."""
-    if (folder / _INCOMPLETE_NAME).exists():
-        return f"transformers marked it as incomplete ({_INCOMPLETE_NAME})"
+    if (folder / _FOREIGN_MARK).exists():
+        return f"transformers marked it as incomplete ({_FOREIGN_MARK})"
     for names in _OPTIMIZER if needs.optimizer else ():
         if not _has_one(folder, names):
             return f"{names[0]} is missing"
@@ -225,7 +262,7 @@ def _seal_fault(folder: Path) -> str:
         sealed = {}
     if not _STATES.keys() <= sealed.keys():  # every seal names at least these
         return f"{SEAL_NAME} is damaged"
-    present = _files_in(folder)
+    present = files_in(folder)
     for name, (size, digest) in sealed.items():
         if name not in present:
             return f"{name} is missing"
@@ -236,8 +273,8 @@ def _seal_fault(folder: Path) -> str:
     return ""
 
 
-def _files_in(folder: Path) -> dict[str, Path]:
-    """The files below a folder by their paths in it, sorted."""
+def files_in(folder: Path) -> dict[str, Path]:
+    """Return the files below a folder by their paths in it, sorted."""
     files = sorted(Path(root, name) for root, _, names in os.walk(folder) for name in names)
     return {path.relative_to(folder).as_posix(): path for path in files}
 

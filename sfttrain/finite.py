@@ -5,6 +5,7 @@ A run that goes on would train on NaN, save NaN, and report success.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,8 +23,8 @@ _MOST_SKIPPED = 50
 
 _START_ANEW = (
     "start a new run with a lower --learning_rate or a longer --warmup_steps, if you like from the"
-    " weights of a checkpoint (--model OUTPUT_DIR/checkpoint-N): a resumed run keeps the learning"
-    " rate of its checkpoint"
+    " weights of a checkpoint (--model OUTPUT_DIR/checkpoint-N and another --output_dir): a resumed"
+    " run keeps the learning rate of its checkpoint"
 )
 _REMEDY = f"look at these rows; {_START_ANEW}"
 
@@ -44,6 +45,8 @@ class FiniteGuard:
         self._accelerator, self._locate, self._model = accelerator, locate, model
         self.bad_before: frozenset[str] = frozenset()
         """Tensors that were not finite when training began, and so explain no later fault."""
+        self.good_step: int | None = None
+        """The last step after which all saved tensors were found to be finite; None if unknown."""
         self._losses: list[tuple[Tensor, Sequence[int]]] = []
         """Loss of each device batch since the last step, and the origins of its sequences."""
         self._last_step, self._last_batches = -1, self._losses
@@ -144,9 +147,11 @@ class FiniteGuard:
                 remedy="check the weights that the run starts from",
             )
         rows = self._rows_of(batches)
+        # A row of an embedding that is not used may have been bad for long.
+        known = self.good_step == step_before - 1
         raise TrainingDiverged(
-            f"weights became non-finite in the update of step {step_before}{_listed(names)}"
-            + (f", trained on {rows}" if rows else ""),
+            f"weights became non-finite in step {step_before}{'' if known else ' or before'}"
+            f"{_listed(names)}" + (f"; the rows of step {step_before}: {rows}" if rows else ""),
             remedy=_REMEDY,
         )
 
@@ -177,8 +182,10 @@ class FiniteGuard:
         """
         names = names_not_finite(saved_tensors(model))
         states = [] if names or optimizer is None else _states_not_finite(optimizer, model)
+        states += [] if names or optimizer is None else _settings_not_finite(optimizer)
         bad = torch.tensor(float(bool(names or states)), device=self._accelerator.device)
         if not self._accelerator.reduce(bad, reduction="sum").item():
+            self.good_step = step
             return
         rows = self._rows_of(self._last_batches) if step == self._last_step else ""
         what = "states of the optimizer" if states else "weights"
@@ -279,6 +286,28 @@ def _states_not_finite(optimizer: Any, model: nn.Module) -> list[str]:
             if isinstance(value, Tensor)
         }
     )
+
+
+def _settings_not_finite(optimizer: Any) -> list[str]:
+    """Names of the numbers in the groups of an optimizer that are not finite: lr of group 0."""
+    groups = getattr(optimizer, "param_groups", None)
+    return [
+        f"{key} of group {number}"
+        for number, group in enumerate(groups or ())
+        for key, value in group.items()
+        if key != "params" and not _is_number_fine(key, value)
+    ]
+
+
+def _is_number_fine(key: str, value: Any) -> bool:
+    """Whether a setting of an optimizer can be saved; infinity is a limit in some, but no rate."""
+    if isinstance(value, (list, tuple)):
+        return all(_is_number_fine(key, part) for part in value)
+    if isinstance(value, Tensor):
+        return _is_finite(value)
+    if not isinstance(value, float):
+        return True
+    return math.isfinite(value) if key in ("lr", "initial_lr") else not math.isnan(value)
 
 
 def _listed(names: Sequence[str]) -> str:

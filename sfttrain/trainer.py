@@ -31,7 +31,7 @@ from sfttrain.checkpoint import (
     step_of_checkpoint,
 )
 from sfttrain.checkpoint_contents import ExpectedTensors, optimizer_step
-from sfttrain.checkpoint_files import SEAL_NAME, Needs, seal_checkpoint
+from sfttrain.checkpoint_files import Needs, saved_fault, seal_checkpoint
 from sfttrain.data.batching import PackLoader, StepPlan, StepSampler, collate_filled, collate_packs
 from sfttrain.data.custom_collator import Collator, collated, foreign_sums, rows_for_collator
 from sfttrain.data.inputs import is_packs
@@ -50,10 +50,13 @@ from sfttrain.metrics.predictions import Predictions, Preprocess, all_logits
 from sfttrain.metrics.token_metrics import Counters, Reading
 from sfttrain.output_folders import (
     checkpoints_in,
+    refuse_output,
     refuse_to_replace,
+    refuse_to_train_in_place,
     rotate_checkpoints,
     save_errors,
 )
+from sfttrain.own_files import begin_folder, begin_output, seal_output
 from sfttrain.packed.attention import settle_attention
 from sfttrain.packed.forward import Feeding, RowBatch, below_adapter, scored_outputs
 from sfttrain.packed.neftune import noise_by_sequence
@@ -156,6 +159,8 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         self.steps_before = 0
         """Optimizer steps of the run before this call of train()."""
         self._holds_output = False
+        self._output_checked = False
+        """Whether the top of the output folder has been found to be free for the final model."""
         self._finite = FiniteGuard(self.accelerator, self._row_name, lambda: self.model)
         self._written: set[str] = set()
         """Names of the checkpoints that this trainer has written."""
@@ -356,6 +361,11 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         it is of another run, OutputBusy where another run writes to output_dir.
         """
         with self.output_held():
+            self._refuse_together(
+                partial(refuse_to_train_in_place, self.args.output_dir, self._folders_read()),
+                Path(self.args.output_dir),
+            )
+            self._refuse_output()
             folder = self._checkpoint_to_resume(resume_from_checkpoint)
             self.trained_tokens = self.trained_tokens_here = self.steps_before = 0
             if folder is not None:
@@ -375,10 +385,25 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
             self._read_counters()  # what came after the last log
         return result
 
+    def _folders_read(self) -> set[str]:
+        """Names of the model, tokenizer and adapter that the run is started from."""
+        config = below_adapter(self.model).config
+        adapters = getattr(self.model, "peft_config", None) or {}
+        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
+        names = {
+            self._parts.name,
+            getattr(config, "_name_or_path", None),
+            getattr(tokenizer, "name_or_path", None),
+            self.args.chat_template_path,
+            *(getattr(adapter, "base_model_name_or_path", None) for adapter in adapters.values()),
+        }
+        return {str(name) for name in names if name}
+
     def _check_before_training(self) -> None:
         """Refuse to train what could not be saved; warn of a base that could not be merged."""
         names = names_not_finite(all_tensors(self.model))
         self._finite.bad_before = frozenset(names)
+        self._finite.good_step = None if self.resumed_from else 0
         if not names:
             return
         if kept := names_not_finite(saved_tensors(self.model)):
@@ -444,6 +469,20 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
             self._load_converted(resume_from_checkpoint, self.model if model is None else model)
 
     def _load_best_model(self) -> None:
+        """Load the weights of the best checkpoint, as Trainer does.
+
+        Raises:
+            ConfigError: the checkpoint is not what was saved.
+        """
+        folder = Path(str(self.state.best_model_checkpoint))
+        # All of its files are read, which one process of each machine does.
+        fault = self._parts.preparation.once.do(partial(saved_fault, folder))
+        if fault and folder.is_dir():
+            raise ConfigError(
+                f"the best checkpoint, {folder}, is not complete: {fault}; no final model is saved",
+                remedy="to keep the last weights, resume with --resume_from_checkpoint latest, and"
+                " without load_best_model_at_end",
+            )
         super()._load_best_model()
         self._load_converted(str(self.state.best_model_checkpoint), self.model)
 
@@ -648,21 +687,50 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
 
         Raises:
             TrainingDiverged: a tensor of it is not finite; nothing is written then.
+            OutputExists: the output folder has such files of the user's.
         """
         if _internal_call:  # of a checkpoint or a push, which have been checked
             super().save_model(output_dir, _internal_call=True)
             return
         self._finite.check_saved(self.model, self.state.global_step)
-        with save_errors(output_dir or str(self.args.output_dir)):
+        folder = Path(output_dir or str(self.args.output_dir))
+        at_top = folder.resolve() == Path(str(self.args.output_dir)).resolve()
+        if at_top and not self._output_checked:
+            self._refuse_output()
+        with save_errors(folder):
+            if at_top and self.args.should_save:
+                begin_output(folder)
             super().save_model(output_dir)
+            if at_top:
+                self._seal_output()
+
+    def save_state(self) -> None:
+        """Save Trainer's state in the output folder, as Trainer does."""
+        if not self._output_checked:
+            self._refuse_output()
+        super().save_state()
+        self._seal_output()
+
+    def create_model_card(self, *given: Any, **options: Any) -> None:
+        """Write README.md in the output folder, as Trainer does."""
+        super().create_model_card(*given, **options)
+        self._seal_output()
+
+    def _seal_output(self) -> None:
+        """List the files of the final model, so that the next run knows them as ours."""
+        if self.args.should_save:
+            seal_output(Path(str(self.args.output_dir)))
 
     def push_to_hub(self, *given: Any, **options: Any) -> Any:
         """Save the model or adapter and upload it, as Trainer does.
 
         Raises:
             TrainingDiverged: a tensor of it is not finite; nothing is written or uploaded then.
+            OutputExists: the output folder has such files of the user's.
         """
         self._finite.check_saved(self.model, self.state.global_step)
+        if not self._output_checked:
+            self._refuse_output()
         return super().push_to_hub(*given, **options)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -673,9 +741,8 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         run_state = self._state_to_save()  # on all ranks: it sums what they have trained on
         with save_errors(folder), self._limit_hidden() as limit:
             if self.args.should_save:
-                # First of all: it marks the folder as ours. An old seal is of other files.
+                begin_folder(folder)
                 run_state.save(folder)
-                (folder / SEAL_NAME).unlink(missing_ok=True)
                 self._written.add(folder.name)
             self.accelerator.wait_for_everyone()
             if self._stream is not None:
@@ -692,10 +759,23 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
 
     def _refuse_to_replace(self, folder: Path) -> None:
         """Refuse, on all ranks together, to write a checkpoint over files of others."""
+        if folder.name in self._written:
+            return
+        self._refuse_together(partial(refuse_to_replace, folder), folder)
+
+    def _refuse_output(self) -> None:
+        """Refuse, on all ranks together, to save the final model over files of others."""
+        folder = Path(str(self.args.output_dir))
+        adapters = list(getattr(self.model, "peft_config", {})) if _is_adapted(self.model) else []
+        self._refuse_together(partial(refuse_output, folder, adapters), folder)
+        self._output_checked = True
+
+    def _refuse_together(self, check: Callable[[], None], folder: Path) -> None:
+        """Raise, on all ranks, the error of a check by those that save."""
         fault: OutputExists | None = None
-        if self.args.should_save and folder.name not in self._written:
+        if self.args.should_save:
             try:
-                refuse_to_replace(folder)
+                check()
             except OutputExists as error:
                 fault = error
         bad = torch.tensor(float(fault is not None), device=self.accelerator.device)

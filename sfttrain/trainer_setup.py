@@ -54,6 +54,8 @@ class Parts:
     preparation: DataPreparation
     attention: str
     """As asked for in the settings, or else in model_init_kwargs."""
+    name: str = ""
+    """Of the model, where it was given by name."""
 
 
 def settle_parts(
@@ -83,6 +85,7 @@ def settle_parts(
     # An adapter's first weights are random, and so are the embeddings of new tokens.
     set_seed(args.seed)
     attention = args.attn
+    name = str(model) if isinstance(model, (str, os.PathLike)) else ""
     if isinstance(model, (str, os.PathLike)):
         model, attention = _load(
             str(model), args, quantization_config, peft_config, keep_attention=collator is not None
@@ -110,7 +113,7 @@ def settle_parts(
         ranks=Ranks(args.process_index, args.local_process_index, args.world_size),
         folder=args.prepared_dir,
     )
-    parts = Parts(args, model, tokens.processing, None, None, preparation, attention)
+    parts = Parts(args, model, tokens.processing, None, None, preparation, attention, name)
     if collator is not None:
         from sfttrain.data.custom_collator import rows_for_collator
 

@@ -19,7 +19,7 @@ from sfttrain.cli.console import Console
 from sfttrain.cli.datasets import open_data, run_datasets
 from sfttrain.config.sft_config import ModelConfig
 from sfttrain.data.streaming import is_stream, stream_of_run
-from sfttrain.models.adapters import MERGED_NAME, grow_embedding, merge_adapter
+from sfttrain.models.adapters import grow_embedding, merge_adapter
 from sfttrain.models.loading import (
     check_code_is_pinned,
     check_match,
@@ -31,7 +31,12 @@ from sfttrain.models.loading import (
     tokenizer_for,
     trainable_share,
 )
-from sfttrain.output_folders import refuse_to_replace
+from sfttrain.output_folders import (
+    MERGED_NAME,
+    refuse_output,
+    refuse_to_replace,
+    refuse_to_train_in_place,
+)
 from sfttrain.packed.forward import below_adapter
 from sfttrain.trainer import SFTTrainer
 from sfttrain.trainer_setup import init_options
@@ -132,6 +137,9 @@ def prepare(request: Request) -> Prepared:
             "merge loads the model once more, without model_init_kwargs",
             remedy="say the same with --model_revision and --dtype, or leave --merge out",
         )
+    # Before the model is loaded; train() asks once more, and of the tokenizer too.
+    refuse_to_train_in_place(training.output_dir, [str(wanted.model_name_or_path)])
+    refuse_output(Path(str(training.output_dir)))
     if wanted.merge:
         refuse_to_replace(Path(str(training.output_dir)) / MERGED_NAME)  # before hours of training
     check_code_is_pinned(wanted)

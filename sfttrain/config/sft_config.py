@@ -3,7 +3,9 @@ fine-tuning, and the model's settings."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
@@ -14,9 +16,13 @@ from sftprep.errors import ConfigError
 from sfttrain.config.deprecated import OlderNames, take_older_names
 from sfttrain.config.unsupported import check_choices, check_numbers, refuse_unsupported
 from sfttrain.data.once_per_node import (
+    drop_empty_variables,
+    is_group_awaited,
     launched_ranks,
     launcher_variables,
+    missed_launch,
     refused_launch,
+    report_wait,
     unmet_launch,
 )
 from sfttrain.packed.attention import refuse_mixing
@@ -236,6 +242,7 @@ class SFTConfig(OlderNames, TrainingArguments):  # type: ignore[misc]
     )
 
     def __post_init__(self) -> None:
+        drop_empty_variables()
         for name in ("output_dir", "prepared_dir"):
             check_local_path(str(getattr(self, name) or ""), name)
         if launched_ranks() > 1 and not torch.accelerator.is_available():
@@ -251,21 +258,39 @@ class SFTConfig(OlderNames, TrainingArguments):  # type: ignore[misc]
         refuse_mixing(self.attn)
         check_choices(self)
         refuse_unsupported(self)
-        unmet = unmet_launch(str(self.output_dir))  # before accelerate sets some of the variables
-        try:
-            super().__post_init__()
-        except (ValueError, RuntimeError) as error:
-            if unmet is not None:
-                raise unmet from error  # what torch or accelerate says of its variables
-            raise
-        if self.world_size == 1 and launched_ranks() > 1:
-            raise refused_launch(str(self.output_dir), launcher_variables())
+        self._join_run()
         for name in ("model_init_kwargs", "dataset_kwargs"):
             if isinstance(getattr(self, name), str):
                 raise ConfigError(
                     f"{name} is {getattr(self, name)!r}, no JSON object",
                     remedy='write {"name": value}',
                 )
+
+    def _join_run(self) -> None:
+        """Set up what transformers does, the process group among it, with our errors."""
+        unmet = unmet_launch(str(self.output_dir))  # before accelerate sets some of the variables
+        awaited = unmet is None and is_group_awaited()
+        try:
+            if awaited:
+                report_wait()
+            if awaited and self.use_cpu:
+                self._make_group_of_cpus()
+            super().__post_init__()
+        except (ValueError, RuntimeError) as error:
+            if unmet is not None:
+                raise unmet from error  # what torch or accelerate says of its variables
+            if awaited and isinstance(error, torch.distributed.DistError):
+                raise missed_launch(self.ddp_timeout) from error
+            raise
+        if self.world_size == 1 and launched_ranks() > 1:
+            raise refused_launch(str(self.output_dir), launcher_variables())
+
+    def _make_group_of_cpus(self) -> None:
+        """Make the process group with ddp_timeout, which transformers passes on for GPUs only."""
+        from accelerate import PartialState
+
+        timeout = timedelta(seconds=self.ddp_timeout)
+        PartialState(cpu=True, backend=self.ddp_backend, timeout=timeout)
 
     def _checkpoint_activations_on_gpus(self, on_cuda: bool) -> None:
         """On by default on GPUs. The argument was renamed in transformers 5.2x; whichever exists is
@@ -403,6 +428,10 @@ class ModelConfig:
             )
         if self.lora_r < 1:
             raise ConfigError(f"lora_r is {self.lora_r}", remedy="give --lora_r 1 or more")
+        if not (math.isfinite(self.lora_dropout) and 0 <= self.lora_dropout <= 1):
+            raise ConfigError(
+                f"lora_dropout is {self.lora_dropout}", remedy="give a number from 0 to 1"
+            )
         if self.torch_dtype is not None and self.dtype is None:
             self.dtype = self.torch_dtype
         elif self.torch_dtype is None:

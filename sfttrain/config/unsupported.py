@@ -4,9 +4,10 @@ do instead."""
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +117,7 @@ LEAST: dict[str, float] = {
     "weight_decay": 0,
     "warmup_steps": 0,
     "max_grad_norm": 0,
+    "ddp_timeout": 1,
 }
 """The least that a setting may be; None is fine where a field has it."""
 
@@ -140,10 +142,33 @@ def check_numbers(config: Any) -> None:
             and not value.is_integer()
         ):
             raise ConfigError(f"{name} is {value}", remedy="give a whole number")
+        if isinstance(value, float) and not math.isfinite(value) and name not in LEAST:
+            raise ConfigError(f"{name} is {value}", remedy="give a finite number")
+    if bad := next(_not_finite(config.lr_scheduler_kwargs), None):
+        raise ConfigError(
+            f"lr_scheduler_kwargs: {bad[0]} is {bad[1]}", remedy="give a finite number"
+        )
     for name, least in LEAST.items():
         value = getattr(config, name)
         if value is not None and not (value >= least and math.isfinite(value)):
             raise ConfigError(f"{name} is {value}", remedy=f"give a number from {least} on")
+
+
+def _not_finite(values: Any, name: str = "it") -> Iterator[tuple[str, float]]:
+    """The numbers in a nested setting that are not finite, with the key each of them is below."""
+    if isinstance(values, str):
+        try:
+            values = json.loads(values)
+        except ValueError:
+            return  # text, or refused later on
+    if isinstance(values, float) and not math.isfinite(values):
+        yield name, values
+    elif isinstance(values, Mapping):
+        for key, value in values.items():
+            yield from _not_finite(value, str(key))
+    elif isinstance(values, Sequence) and not isinstance(values, str):
+        for value in values:
+            yield from _not_finite(value, name)
 
 
 def check_choices(config: Any) -> None:

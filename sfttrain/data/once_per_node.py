@@ -8,6 +8,7 @@ import fcntl
 import os
 import pickle
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -96,6 +97,57 @@ def unmet_launch(output_dir: str) -> ConfigError | None:
     if not variables or all(os.environ.get(name, "").strip() for name in RENDEZVOUS):
         return None
     return refused_launch(output_dir, variables)
+
+
+def drop_empty_variables() -> None:
+    """Remove the variables of launchers that are set and empty, as if they were not set.
+
+    accelerate and torch would read a number from them.
+    """
+    names = {name for pair in LAUNCHERS for name in pair if name}
+    for name in {*names, *RENDEZVOUS, "LOCAL_RANK", "LOCAL_WORLD_SIZE"}:
+        if not os.environ.get(name, "x").strip():
+            del os.environ[name]
+
+
+_COUNTED = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Variables from which accelerate takes the number of processes."""
+
+
+def is_group_awaited() -> bool:
+    """Whether the process group of this run is still to be made, with other processes."""
+    import torch
+
+    if not torch.distributed.is_available() or torch.distributed.is_initialized():
+        return False
+    return max(_number_in(name) for name in _COUNTED) > 1 and bool(os.environ.get("MASTER_ADDR"))
+
+
+def report_wait() -> None:
+    """Write for whom this process waits, since torch waits in silence.
+
+    torchrun starts all processes of a run or none, so one of them is enough to write it.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and _number_in("RANK") > 0:
+        return
+    ranks = launched_ranks()
+    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT') or '29500'}"
+    print(
+        f"waiting for the other {ranks - 1} of {ranks} processes at {place}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def missed_launch(seconds: float) -> WorkerError:
+    """Return the error for processes that did not find each other in time."""
+    ranks = launched_ranks()
+    return WorkerError(
+        f"the {ranks} processes of this run did not find each other within {seconds:g} s",
+        remedy="check that all of them are started, with the same MASTER_ADDR and MASTER_PORT, and"
+        " that the network lets them connect; --ddp_timeout is the time to wait. Where this is one"
+        f" process, unset {', '.join(launcher_variables())}",
+    )
 
 
 def refused_launch(output_dir: str, variables: list[str]) -> ConfigError:

@@ -11,18 +11,15 @@ from typing import Any
 
 import torch
 
-from sftprep.core.atomic_write import write_bytes
 from sftprep.errors import ConfigError, TrainingDiverged
-from sfttrain.checkpoint_files import SEAL_NAME, seal_checkpoint
+from sfttrain.checkpoint_files import seal_checkpoint
 from sfttrain.config.sft_config import ModelConfig
 from sfttrain.finite import all_tensors, names_not_finite
 from sfttrain.models.bnb_cpu import keep_gradients
 from sfttrain.output_folders import refuse_to_replace, save_errors
+from sfttrain.own_files import begin_folder
 
 logger = logging.getLogger(__name__)
-
-MERGED_NAME = "merged"
-"""Folder beside an adapter that holds the merged model."""
 
 
 def add_adapter(model: Any, peft_config: Any, *, tokenizer: Any | None = None) -> Any:
@@ -164,10 +161,7 @@ def merge_adapter(
             False
         )
     with save_errors(output):
-        Path(output).mkdir(parents=True, exist_ok=True)
-        write_bytes(
-            Path(output) / SEAL_NAME, b'{"files": {}}'
-        )  # first: it marks the folder as ours
+        begin_folder(Path(output))
         merged.save_pretrained(output)
         if tokenizer is not None:
             tokenizer.save_pretrained(output)

@@ -33,7 +33,11 @@ def write_build(
     manifest = Manifest(
         config={},
         config_digest="",
-        tokenizer={"max_id": int(rows.input_ids.max()), **tokenizer},
+        tokenizer={
+            "max_id": int(rows.input_ids.max()),
+            "vocab_size": int(rows.input_ids.max()) + 1,
+            **tokenizer,
+        },
         chat_template=chat_template,
         encoder={},
         template={},

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from sftprep.errors import ConfigError, InputNotFound, MismatchError
 from sfttrain.checkpoint import RunState, find_checkpoint
@@ -18,7 +19,7 @@ from sfttrain.checkpoint_files import SEAL_NAME, STATE_NAME, Needs, seal_checkpo
 from sfttrain.cli.main import main
 from tests.sfttrain.builds import write_build
 from tests.sfttrain.packs import make_packs
-from tests.sfttrain.test_trainer import losses, trainer_for
+from tests.sfttrain.test_trainer import PACKS, losses, trainer_for
 from tests.sfttrain.tiny import tiny_model
 
 
@@ -314,3 +315,32 @@ def test_pickles_of_a_checkpoint_are_not_loaded_to_check_it(copy: Path) -> None:
     torch.save({"x": Evil()}, copy / "checkpoint-4" / "extra.pt")
     find_checkpoint("latest", str(copy))
     assert not (copy / "executed").exists()
+
+
+def test_a_best_checkpoint_that_is_damaged_is_not_loaded(tmp_path: Path) -> None:
+    """And nothing is saved as the final model."""
+    trainer = trainer_for(
+        tmp_path,
+        max_steps=2,
+        save_strategy="steps",
+        save_steps=1,
+        eval_dataset=PACKS,
+        eval_strategy="steps",
+        eval_steps=1,
+        load_best_model_at_end=True,
+    )
+
+    class Damaging(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 2:
+                path = Path(state.best_model_checkpoint) / "model.safetensors"
+                content = bytearray(path.read_bytes())
+                content[-3] ^= 1
+                path.write_bytes(content)
+
+    trainer.add_callback(Damaging())
+    with pytest.raises(
+        ConfigError, match=r"best checkpoint, .*checkpoint-\d, is not complete: model\.safetensors"
+    ):
+        trainer.train()
+    assert not (tmp_path / "model.safetensors").exists()

@@ -296,6 +296,24 @@ def test_states_of_the_optimizer_are_checked_before_a_checkpoint(tmp_path: Path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-1"]
 
 
+@pytest.mark.parametrize("key", ["lr", "betas", "weight_decay"])
+def test_settings_of_the_optimizer_are_checked_before_a_checkpoint(
+    tmp_path: Path, key: str
+) -> None:
+    trainer = trainer_for(
+        tmp_path, optim="adamw_torch", max_steps=2, save_strategy="steps", save_steps=1
+    )
+
+    def poison() -> None:
+        group = trainer.optimizer.param_groups[1]
+        group[key] = (0.9, math.nan) if key == "betas" else math.nan
+
+    trainer.add_callback(Poisoning(poison, 2))
+    with pytest.raises(TrainingDiverged, match=rf"not finite after step 2 \({key} of group 1\)"):
+        trainer.train()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-1"]
+
+
 @pytest.mark.parametrize("place", ["embedding", "other adapter", "modules_to_save"])
 def test_all_that_peft_saves_is_checked(tmp_path: Path, place: str) -> None:
     """Also frozen tensors: an embedding that is saved in full, and other adapters."""
@@ -361,10 +379,24 @@ def test_weights_that_an_update_destroys_are_blamed_on_its_step(tmp_path: Path, 
     trainer.add_callback(Poisoning(poison, 2, before_update=how == "gradient"))
     with pytest.raises(
         TrainingDiverged,
-        match=r"non-finite in the update of step 2 \(model\..*\), trained on data:8\n",
+        match=r"non-finite in step 2 or before \(model\..*\); the rows of step 2: data:8\n",
     ):
         trainer.train()
     assert trainer.state.global_step == 2
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_the_step_of_a_fault_is_named_as_known_only_after_a_check_before_it(
+    tmp_path: Path, saved: bool
+) -> None:
+    """Not every step reads all weights; each save does."""
+    strategy = {"save_strategy": "steps", "save_steps": 2} if saved else {}
+    trainer = trainer_for(tmp_path, max_steps=5, **strategy)
+    norm = trainer.model.model.norm.weight
+    trainer.add_callback(Poisoning(lambda: norm.data[0].fill_(math.nan), 3))
+    step = "in step 3" if saved else "in step 3 or before"
+    with pytest.raises(TrainingDiverged, match=rf"weights became non-finite {step} \(model"):
+        trainer.train()
 
 
 def test_the_remedy_of_a_divergence_is_not_to_resume_with_another_rate(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from sftprep.errors import ConfigError, OutputBusy
+from sfttrain import SFTConfig
 from sfttrain.cli.main import main
 from sfttrain.data.once_per_node import LAUNCHERS, launched_ranks
 from tests.sfttrain.builds import write_build
@@ -125,6 +127,57 @@ def test_ranks_that_cannot_find_each_other_are_refused_on_a_cpu_too(
     assert "processes were launched, and each would train by itself" in done.stderr
     assert f"unset {', '.join(name for name in variables if name != 'RANK')}"[:-2] in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@on_cpu
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"},
+        {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"},
+        {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"},
+        {"PMI_SIZE": "2", "PMI_RANK": "0"},
+    ],
+)
+def test_a_process_that_waits_for_others_says_so_and_gives_up(
+    tmp_path: Path, variables: dict[str, str]
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launchers = {name for names in LAUNCHERS for name in names}
+    clean = {name: value for name, value in os.environ.items() if name not in launchers}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-P", "-m", "sfttrain", "run", "packs", "--model", "model"),
+            *("--output_dir", str(tmp_path / "o"), "--ddp_timeout", "2"),
+        ],
+        cwd=ROOT,
+        env={
+            **clean,
+            **variables,
+            "PYTHONPATH": str(ROOT),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr
+    line = f"waiting for the other 1 of 2 processes at 127.0.0.1:{port}\n"
+    assert done.stderr.count(line) == 1
+    assert "the 2 processes of this run did not find each other within 2 s" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_variables_of_launchers_that_are_empty_count_as_not_set(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "OMPI_COMM_WORLD_SIZE"):
+        environment.setenv(name, "")
+    assert SFTConfig(output_dir=str(tmp_path), use_cpu=True).world_size == 1
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import TrainerCallback
+from transformers import AutoModelForCausalLM, TrainerCallback
 
-from sftprep.errors import OutputExists, StorageError
+from sftprep.errors import ConfigError, OutputExists, StorageError
 from sfttrain.checkpoint import find_checkpoint
-from sfttrain.checkpoint_files import SEAL_NAME, STATE_NAME
+from sfttrain.checkpoint_files import INCOMPLETE_NAME, SEAL_NAME, STATE_NAME
 from sfttrain.cli.main import main
 from sfttrain.output_folders import rotate_checkpoints, save_errors
 from tests.sfttrain.builds import write_build
@@ -149,6 +149,71 @@ def test_a_torn_checkpoint_of_ours_is_replaced(tmp_path: Path) -> None:
     assert find_checkpoint("latest", str(tmp_path)).endswith("checkpoint-3")
 
 
+class Killed(BaseException):
+    """What stands for kill -9: nothing of ours catches it."""
+
+
+@pytest.mark.parametrize("after", ["the model", "the optimizer", "all files"])
+def test_a_save_over_an_older_checkpoint_that_is_killed_leaves_a_torn_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    """Whatever is left of the older one: it is not mixed with the files of the new one."""
+    from sfttrain import trainer as trainer_module
+
+    saving(tmp_path).train()
+    (tmp_path / "checkpoint-3" / "notes.txt").write_text("mine")
+    second = saving(tmp_path, learning_rate=0.5)
+    name = {"the model": "_save_optimizer_and_scheduler", "the optimizer": "_save_rng_state"}
+
+    def kill(folder: Any) -> None:
+        if str(folder).endswith("checkpoint-3"):
+            raise Killed
+
+    if after == "all files":
+        real = trainer_module.seal_checkpoint
+        monkeypatch.setattr(
+            trainer_module, "seal_checkpoint", lambda folder: (kill(folder), real(folder))
+        )
+    else:
+        save = getattr(second, name[after])
+        monkeypatch.setattr(second, name[after], lambda folder: (kill(folder), save(folder)))
+    with pytest.raises(Killed):
+        second.train()
+    assert (tmp_path / "checkpoint-3" / "model.safetensors").exists()
+    assert find_checkpoint("latest", str(tmp_path)).endswith("checkpoint-2")
+    with pytest.raises(ConfigError, match=f"ended while it was saved \\({INCOMPLETE_NAME}"):
+        find_checkpoint(str(tmp_path / "checkpoint-3"), "")
+    monkeypatch.undo()
+    saving(tmp_path).train(resume_from_checkpoint=True)
+    assert find_checkpoint("latest", str(tmp_path)).endswith("checkpoint-3")
+    assert not (tmp_path / "checkpoint-3" / INCOMPLETE_NAME).exists()
+    # A file of the user's is neither deleted nor sealed.
+    assert (tmp_path / "checkpoint-3" / "notes.txt").read_text() == "mine"
+    assert "notes.txt" not in (tmp_path / "checkpoint-3" / SEAL_NAME).read_text()
+
+
+def test_rotation_keeps_files_that_were_added_to_a_checkpoint(tmp_path: Path) -> None:
+    saving(tmp_path, max_steps=2).train()
+    for name in ("notes.txt", "more/notes.txt"):
+        path = tmp_path / "checkpoint-1" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    rotate_checkpoints(tmp_path, 1, kept=["checkpoint-2"])
+    assert checkpoints(tmp_path / "checkpoint-1") == ["more", "notes.txt"]
+    assert (tmp_path / "checkpoint-1" / "more" / "notes.txt").read_text() == "mine"
+    assert find_checkpoint("latest", str(tmp_path)).endswith("checkpoint-2")
+
+
+def test_rotation_deletes_the_folders_of_sharded_checkpoints(tmp_path: Path) -> None:
+    """Of a checkpoint without a seal that this run has written."""
+    folder = tmp_path / "checkpoint-1"
+    for name in ("pytorch_model_fsdp_0/__0_0.distcp", "global_step1/a/b.pt", "optimizer.pt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    rotate_checkpoints(tmp_path, 0, kept=(), written={"checkpoint-1"})
+    assert checkpoints(tmp_path) == []
+
+
 @pytest.fixture
 def command(tmp_path: Path) -> list[str]:
     write_build(tmp_path / "packs", make_packs(8), tokenizer={"name": "", "fingerprint": ""})
@@ -209,3 +274,139 @@ def test_failed_writes_of_torch_are_storage_errors(tmp_path: Path, text: str) ->
         raise RuntimeError("other")
     with pytest.raises(ConnectionError), save_errors(tmp_path):
         raise ConnectionError(1, "of a push")
+
+
+TOP_NAMES = (
+    "config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json",
+    "model-00001-of-00003.safetensors", "tokenizer.json", "tokenizer_config.json",
+    "chat_template.jinja", "trainer_state.json", "training_args.bin", "README.md",
+    "adapter_config.json", "adapter_model.safetensors",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "dangling", "folder"])
+def test_the_final_model_is_not_saved_over_files_of_the_user(
+    tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """Nor through a link. It is refused before training, by the trainer as well."""
+    output, elsewhere = tmp_path / "o", tmp_path / "elsewhere"
+    for name in TOP_NAMES if kind in ("file", "link") else TOP_NAMES[:1]:
+        output.mkdir()
+        elsewhere.write_text("mine")
+        path = output / name
+        if kind == "file":
+            path.write_text("mine")
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            path.symlink_to(elsewhere if kind == "link" else tmp_path / "nowhere")
+        assert main(command) == 2
+        assert str(path) in capsys.readouterr().err
+        trainer = saving(output)
+        for act in (trainer.train, trainer.save_model, trainer.save_state, trainer.push_to_hub):
+            with pytest.raises(OutputExists, match=name):
+                act()
+        assert trainer.state.global_step == 0
+        assert checkpoints(output) == [name]
+        assert elsewhere.read_text() == "mine"
+        assert not (tmp_path / "nowhere").exists()
+        path.rmdir() if kind == "folder" else path.unlink()
+        output.rmdir()
+
+
+def test_a_link_is_refused_in_an_output_folder_of_ours_too(
+    tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command) == 0, capsys.readouterr().err
+    (tmp_path / "o" / "config.json").rename(tmp_path / "config.json")
+    (tmp_path / "o" / "config.json").symlink_to(tmp_path / "config.json")
+    assert main(command) == 2
+    assert "config.json is a link, and is not written through" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("strategy", ["steps", "no"])
+def test_the_output_folder_of_an_earlier_run_is_used_again(
+    tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str], strategy: str
+) -> None:
+    """With or without checkpoints, beside other files, and after other calls of the trainer."""
+    output = tmp_path / "o"
+    (output / "runs").mkdir(parents=True)
+    (output / "log.txt").write_text("mine")
+    for _ in range(2):
+        assert main([*command, "--save_strategy", strategy]) == 0, capsys.readouterr().err
+    assert not (output / INCOMPLETE_NAME).exists()
+    sealed = json.loads((output / SEAL_NAME).read_text())["files"]
+    assert {"config.json", "model.safetensors", "trainer_state.json"} <= set(sealed)
+    assert "log.txt" not in sealed
+    trainer = saving(output, save_strategy=strategy)
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card()
+    saving(output).train()
+    if strategy == "no":
+        return
+    (output / SEAL_NAME).unlink()  # of an older version, which wrote checkpoints only
+    assert main(command) == 0, capsys.readouterr().err
+
+
+def test_a_file_that_was_added_after_a_run_is_not_replaced(
+    tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command += ["--save_strategy", "no"]
+    assert main(command) == 0, capsys.readouterr().err
+    (tmp_path / "o" / "README.md").write_text("mine")
+    assert main(command) == 2
+    assert "README.md would be replaced" in capsys.readouterr().err
+
+
+def test_a_final_save_that_is_killed_leaves_a_folder_of_ours(tmp_path: Path) -> None:
+    trainer = saving(tmp_path, save_strategy="no")
+    trainer.train()
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    trainer._save = killed
+    with pytest.raises(Killed):
+        trainer.save_model()
+    (tmp_path / "config.json").write_text("half")
+    saving(tmp_path, save_strategy="no").train()
+
+
+@pytest.mark.parametrize("how", ["same", "link", "inside", "checkpoint", "earlier run", "merged"])
+def test_a_run_does_not_replace_the_model_that_it_is_started_from(
+    tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    model, output = tmp_path / "model", tmp_path / "o"
+    if how in ("same", "inside"):
+        output = model if how == "same" else model / "o"
+    elif how == "link":
+        output.symlink_to(model)
+    else:
+        assert main(command) == 0, capsys.readouterr().err
+        part = {"earlier run": "", "checkpoint": "checkpoint-1", "merged": "merged"}[how]
+        model = output / part
+        if how == "merged":
+            (tmp_path / "model").rename(model)
+    command[3], command[6] = str(model), str(output)
+    before = {path: path.read_bytes() for path in model.rglob("*") if path.is_file()}
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "the run is started from" in error
+    assert "give another output_dir" in error
+    trainer = saving(output, model=AutoModelForCausalLM.from_pretrained(model))
+    with pytest.raises(OutputExists, match="the run is started from"):
+        trainer.train()
+    assert {path: path.read_bytes() for path in model.rglob("*") if path.is_file()} == before
+
+
+def test_a_model_may_be_elsewhere_in_the_output_folder(
+    tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "o").mkdir()
+    (tmp_path / "model").rename(tmp_path / "o" / "base")
+    command[3] = str(tmp_path / "o" / "base")
+    assert main(command) == 0, capsys.readouterr().err
+    # And a resume from a checkpoint there is no start from it.
+    command[-1] = "2"
+    assert main([*command, "--resume_from_checkpoint", "latest"]) == 0, capsys.readouterr().err
