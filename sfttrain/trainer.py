@@ -24,16 +24,38 @@ from transformers.trainer_utils import PredictionOutput
 from sftprep.core.atomic_write import storage_errors
 from sftprep.errors import ConfigError, MismatchError, OutputExists, TrainingDiverged
 from sftprep.shards.locks import exclusive
-from sfttrain.checkpoint import (
+from sfttrain.checkpoints.contents import ExpectedTensors, optimizer_step
+from sfttrain.checkpoints.output_folders import (
+    checkpoints_in,
+    refuse_output,
+    refuse_to_replace,
+    refuse_to_train_in_place,
+    rotate_checkpoints,
+    save_errors,
+)
+from sfttrain.checkpoints.own_files import begin_folder, begin_output, seal_output
+from sfttrain.checkpoints.resumed_settings import (
+    groups_of,
+    refuse_other_optimizer,
+    settings_to_record,
+    warn_of_changes,
+)
+from sfttrain.checkpoints.seal import Needs, saved_fault, seal_checkpoint
+from sfttrain.checkpoints.select import (
     RunState,
     find_checkpoint,
     is_asked,
     step_of_checkpoint,
 )
-from sfttrain.checkpoint_contents import ExpectedTensors, optimizer_step
-from sfttrain.checkpoint_files import Needs, saved_fault, seal_checkpoint
-from sfttrain.data.batching import PackLoader, StepPlan, StepSampler, collate_filled, collate_packs
-from sfttrain.data.custom_collator import Collator, collated, foreign_sums, rows_for_collator
+from sfttrain.data.batching import (
+    PackLoader,
+    RowBatch,
+    StepPlan,
+    StepSampler,
+    collate_filled,
+    collate_packs,
+)
+from sfttrain.data.custom_collator import Collator, collated
 from sfttrain.data.inputs import is_packs
 from sfttrain.data.prepare import longest_in
 from sfttrain.data.streaming import TrainLoader, is_stream, refuse_evaluation
@@ -44,29 +66,17 @@ from sfttrain.finite import (
     names_not_finite,
     saved_tensors,
 )
+from sfttrain.losses.collated_loss import foreign_sums
 from sfttrain.losses.fused_cross_entropy import LossPlan, LossSums, loss_from_logits, plan_loss
 from sfttrain.losses.router_aux import ExpertBalance
 from sfttrain.metrics.predictions import Predictions, Preprocess, all_logits
 from sfttrain.metrics.token_metrics import Counters, Reading
-from sfttrain.output_folders import (
-    checkpoints_in,
-    refuse_output,
-    refuse_to_replace,
-    refuse_to_train_in_place,
-    rotate_checkpoints,
-    save_errors,
-)
-from sfttrain.own_files import begin_folder, begin_output, seal_output
+from sfttrain.models.unwrap import below_adapter
 from sfttrain.packed.attention import settle_attention
-from sfttrain.packed.forward import Feeding, RowBatch, below_adapter, scored_outputs
+from sfttrain.packed.forward import Feeding, scored_outputs
 from sfttrain.packed.neftune import noise_by_sequence
-from sfttrain.resumed_settings import (
-    groups_of,
-    refuse_other_optimizer,
-    settings_to_record,
-    warn_of_changes,
-)
-from sfttrain.trainer_setup import packs_for_evaluation, settle_parts
+from sfttrain.trainer_datasets import packs_for_evaluation, rows_for_collator
+from sfttrain.trainer_setup import settle_parts
 
 logger = logging.getLogger(__name__)
 

@@ -8,54 +8,32 @@ import difflib
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import TrainingArguments, set_seed
 
-from sftprep.errors import ConfigError, MismatchError
-from sftprep.shards.layout import MANIFEST_NAME
+from sftprep.errors import ConfigError
+from sfttrain.config.attention_names import refuse_mixing
 from sfttrain.config.sft_config import ModelConfig, SFTConfig
 from sfttrain.config.unsupported import refuse_unsupported
-from sfttrain.data.batching import PackSource
-from sfttrain.data.inputs import is_packs, rows_given
+from sfttrain.data.inputs import rows_given
 from sfttrain.data.once_per_node import Ranks
 from sfttrain.data.prepare import DataPreparation, DataSettings, needs_tokenizer
 from sfttrain.models.adapters import add_adapter
 from sfttrain.models.loading import (
-    ShardsLike,
-    check_match,
     get_kbit_device_map,
     get_quantization_config,
     is_commit,
     load_model,
 )
 from sfttrain.models.tokenizer import settle_tokenizer
-from sfttrain.packed.attention import refuse_mixing
-from sfttrain.packed.forward import below_adapter
-from sfttrain.words import in_words_of_the_trainer
+from sfttrain.models.unwrap import below_adapter
+from sfttrain.trainer_datasets import Parts, _train_packs, packs_for_evaluation
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Parts:
-    """A trainer's parts. evaluation: one set, sets by name, or None; preparation: for datasets that
-    come later."""
-
-    args: SFTConfig
-    model: Any
-    processing: Any | None
-    train: Any | None
-    evaluation: Any | None
-    preparation: DataPreparation
-    attention: str
-    """As asked for in the settings, or else in model_init_kwargs."""
-    name: str = ""
-    """Of the model, where it was given by name."""
 
 
 def settle_parts(
@@ -115,7 +93,7 @@ def settle_parts(
     )
     parts = Parts(args, model, tokens.processing, None, None, preparation, attention, name)
     if collator is not None:
-        from sfttrain.data.custom_collator import rows_for_collator
+        from sfttrain.trainer_datasets import rows_for_collator
 
         parts.train = None if train is None else rows_for_collator(parts, train, "train_dataset")
         parts.evaluation = _each(
@@ -127,44 +105,6 @@ def settle_parts(
             evaluation, lambda source, name: packs_for_evaluation(parts, source, name)
         )
     return parts
-
-
-def packs_for(parts: Parts, source: Any, name: str, *, packing: bool) -> PackSource:
-    """Packs of a dataset, checked to fit the model where it was built for it just now."""
-    built_before = is_packs(source)
-    packs = parts.preparation.packs(source, name, packing=packing)
-    if not built_before and hasattr(packs, "manifest"):
-        try:
-            check_match(
-                below_adapter(parts.model),
-                cast(ShardsLike, packs),
-                None,
-                parts.args.allow_mismatch or (),
-            )
-        except MismatchError as error:
-            raise (
-                error
-                if _is_folder_of_packs(source)
-                else in_words_of_the_trainer(error, name, "the shards")
-            ) from error
-    return packs
-
-
-def packs_for_evaluation(parts: Parts, source: Any, name: str) -> PackSource:
-    """The same, packed as evaluation sets are."""
-    packing = parts.args.packing if parts.args.eval_packing is None else parts.args.eval_packing
-    return packs_for(parts, source, name, packing=packing)
-
-
-def _train_packs(parts: Parts, source: Any) -> Any:
-    """Packs to train on: a stream of them where an iterable dataset is given and max_steps says
-    when it is enough."""
-    args = parts.args
-    if args.max_steps > 0 and hasattr(source, "num_shards") and not hasattr(source, "__len__"):
-        stream = parts.preparation.stream(source, "train_dataset", packing=args.packing)
-        if stream is not None:
-            return stream
-    return packs_for(parts, source, "train_dataset", packing=args.packing)
 
 
 def config_of(args: TrainingArguments | None, model: Any) -> SFTConfig:
@@ -313,10 +253,6 @@ def _check_output(folder: str, sets: Sequence[Any]) -> None:
             raise ConfigError(
                 f"output_dir {folder} is in the data {place}", remedy="give a folder of its own"
             )
-
-
-def _is_folder_of_packs(place: Any) -> bool:
-    return isinstance(place, (str, os.PathLike)) and (Path(place) / MANIFEST_NAME).exists()
 
 
 def _load(

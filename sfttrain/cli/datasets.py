@@ -16,6 +16,16 @@ from sftprep.shards.layout import MANIFEST_NAME
 if TYPE_CHECKING:
     from sfttrain.cli.arguments import RunConfig
 
+
+from typing import TYPE_CHECKING
+
+from sftprep.config import BuildConfig
+from sftprep.stream import PackedStream
+
+if TYPE_CHECKING:
+    from sfttrain.cli.arguments import RunConfig
+    from sfttrain.config.sft_config import ModelConfig
+
 _HUB = "hf://"
 
 
@@ -82,3 +92,40 @@ def _split(found: Any, split: str, setting: str, name: str) -> Any:
             remedy=f"choose one with --{setting}",
         )
     return found[split]
+
+
+def stream_of_run(run: RunConfig, training: Any, wanted: ModelConfig) -> tuple[PackedStream, Any]:
+    """The stream that `sfttrain run --stream` trains on, with the tokenizer to save beside the
+    model.
+
+    Records become tokens as they do for a raw `train_dataset` of SFTTrainer. Raises ConfigError
+    where --max_steps is missing, TokenizerError, and what the first records raise.
+    """
+    from sfttrain.data.prepare import DataSettings
+    from sfttrain.models.tokenizer import tokenizer_of
+
+    if training.max_steps <= 0:
+        raise ConfigError("a stream does not say how long it is", remedy="give --max_steps N")
+    model = str(wanted.model_name_or_path)
+    tokenizer = tokenizer_of(
+        model, revision=wanted.model_revision, trust_remote_code=wanted.trust_remote_code
+    )
+    settings = DataSettings.of(training, tokenizer).build_settings(packing=True)
+    config = BuildConfig.of(
+        **{
+            **settings,
+            "tokenizer": model,
+            "pack_window": run.stream_window,
+            "lanes": run.stream_lanes,
+        }
+    )
+    return (
+        PackedStream(
+            list(run.stream or ()),
+            config=config,
+            order="keep" if run.stream_order == "keep" else "shuffle",
+            rank=training.process_index,
+            world_size=training.world_size,
+        ),
+        tokenizer,
+    )

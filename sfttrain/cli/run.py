@@ -12,13 +12,19 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from sftprep.errors import ConfigError
-from sfttrain.checkpoint import find_checkpoint, is_asked
-from sfttrain.checkpoint_files import Needs
+from sfttrain.checkpoints.output_folders import (
+    MERGED_NAME,
+    refuse_output,
+    refuse_to_replace,
+    refuse_to_train_in_place,
+)
+from sfttrain.checkpoints.seal import Needs
+from sfttrain.checkpoints.select import find_checkpoint, is_asked
 from sfttrain.cli.arguments import Request
 from sfttrain.cli.console import Console
-from sfttrain.cli.datasets import open_data, run_datasets
+from sfttrain.cli.datasets import open_data, run_datasets, stream_of_run
 from sfttrain.config.sft_config import ModelConfig
-from sfttrain.data.streaming import is_stream, stream_of_run
+from sfttrain.data.streaming import is_stream
 from sfttrain.models.adapters import grow_embedding, merge_adapter
 from sfttrain.models.loading import (
     check_code_is_pinned,
@@ -31,13 +37,7 @@ from sfttrain.models.loading import (
     tokenizer_for,
     trainable_share,
 )
-from sfttrain.output_folders import (
-    MERGED_NAME,
-    refuse_output,
-    refuse_to_replace,
-    refuse_to_train_in_place,
-)
-from sfttrain.packed.forward import below_adapter
+from sfttrain.models.unwrap import below_adapter
 from sfttrain.trainer import SFTTrainer
 from sfttrain.trainer_setup import init_options
 

@@ -13,9 +13,9 @@ from transformers import TrainingArguments
 
 from sftprep.config.validation import check_local_path
 from sftprep.errors import ConfigError
+from sfttrain.config.attention_names import refuse_mixing
 from sfttrain.config.deprecated import OlderNames, take_older_names
-from sfttrain.config.unsupported import check_choices, check_numbers, refuse_unsupported
-from sfttrain.data.once_per_node import (
+from sfttrain.config.launchers import (
     drop_empty_variables,
     is_group_awaited,
     launched_ranks,
@@ -25,7 +25,7 @@ from sfttrain.data.once_per_node import (
     report_wait,
     unmet_launch,
 )
-from sfttrain.packed.attention import refuse_mixing
+from sfttrain.config.unsupported import check_choices, check_numbers, refuse_unsupported
 
 LossImpl = Literal["auto", "logits", "fused"]
 

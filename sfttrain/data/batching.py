@@ -5,49 +5,52 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from sfttrain.packed.forward import RowBatch
+from sfttrain.data.packs import PackLike, PackSource
 
 
-class PackLike(Protocol):
-    """One row of the shards: T tokens in S sequences."""
+class RowBatch(TypedDict):
+    """The packs of a device batch as one padding-free row of T tokens, S sequences and n scored
+    positions (n >= 1).
 
-    @property
-    def input_ids(self) -> NDArray[np.int32]:
-        """int32 [T]"""
-        ...
+    A scored position is one whose next token is trained; where nothing is, position 0 stands alone
+    with target -100.
+    """
 
-    @property
-    def completion_mask(self) -> NDArray[np.bool_]:
-        """bool [T], True = trained"""
-        ...
-
-    @property
-    def seq_lengths(self) -> NDArray[np.int32]:
-        """int32 [S], summing to T"""
-        ...
-
-
-class PackSource(Protocol):
-    """Packs by number: what `sftprep.open_shards` gives, and anything shaped like it."""
-
-    def __len__(self) -> int:
-        """Number of packs."""
-        ...
-
-    def __getitem__(self, index: int, /) -> PackLike:
-        """One pack."""
-        ...
-
-    def seq_lengths(self, index: int, /) -> NDArray[np.int32]:
-        """Lengths of the sequences of one pack, without reading its tokens."""
-        ...
+    input_ids: Tensor
+    """int64 [1, T]"""
+    position_ids: Tensor
+    """int64 [1, T], restarting at 0 with every sequence"""
+    labels: Tensor
+    """int64 [1, T]: the token where it is trained, else -100; never at the first token of a
+    sequence"""
+    cu_seq_lens_q: Tensor
+    """int32 [S + 1]: where sequences start and end"""
+    cu_seq_lens_k: Tensor
+    """the same"""
+    max_length_q: int
+    """length of the longest sequence"""
+    max_length_k: int
+    """the same"""
+    seq_lens: tuple[int, ...]
+    """lengths of the S sequences, for code that must not wait for the device"""
+    scored: Tensor
+    """int64 [n]: positions whose next token is trained, ascending"""
+    targets: Tensor
+    """int64 [n]: that next token"""
+    weights: Tensor | None
+    """float32 [n]: what each target weighs in the loss; None where all weigh 1"""
+    total_weight: float
+    """sum of those weights; without them the number of targets that count"""
+    origins: tuple[int, ...]
+    """origin of each sequence that has one, to name its row where training fails"""
 
 
 def collate_packs(packs: Sequence[PackLike]) -> RowBatch:
@@ -142,13 +145,6 @@ def collate_filled(packs: Sequence[PackLike], *, multiple: int, pad_token_id: in
 def _joined(parts: list[NDArray[Any]], instead: list[int], dtype: type[np.generic]) -> NDArray[Any]:
     """The parts one after the other, as a new array; `instead` where there are none."""
     return np.concatenate(parts).astype(dtype) if parts else np.array(instead, dtype)
-
-
-def longest_sequence(source: PackSource) -> int:
-    """Tokens of the longest sequence in any pack; reads their lengths only."""
-    return max(
-        (int(source.seq_lengths(index).max(initial=0)) for index in range(len(source))), default=0
-    )
 
 
 @dataclass(frozen=True)

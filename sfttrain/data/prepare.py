@@ -22,12 +22,12 @@ from sftprep.core.disk_cache import cache_dir
 from sftprep.errors import ConfigError, OutputBusy, OutputExists, SftprepError, StorageError
 from sftprep.shards.layout import MANIFEST_NAME
 from sftprep.stream import PackedStream
-from sfttrain.data.batching import PackSource, longest_sequence
 from sfttrain.data.build_subprocess import run_build
 from sfttrain.data.formatting import FormattingFunction, formatted
 from sfttrain.data.inputs import is_packs, rows_given
 from sfttrain.data.jsonl_cache import write_rows
 from sfttrain.data.once_per_node import OncePerMachine, Ranks
+from sfttrain.data.packs import PackSource, longest_sequence
 from sfttrain.data.streaming import is_stream
 from sfttrain.data.token_rows import RowsByNumber, TokenRows, holds_packs, holds_tokens
 from sfttrain.words import DATASET_OF_STREAM, in_words_of_the_trainer

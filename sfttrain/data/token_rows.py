@@ -27,7 +27,7 @@ class RowsByNumber(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TokenPack:
-    """One row; see `sfttrain.data.batching.PackLike`."""
+    """One row; see `sfttrain.data.packs.PackLike`."""
 
     input_ids: NDArray[np.int32]
     completion_mask: NDArray[np.bool_]

@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from sfttrain.finite import refuse_not_finite
-from sfttrain.packed.forward import below_adapter
+from sfttrain.models.unwrap import below_adapter
 
 LossType = Literal["nll", "dft"]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sftprep.errors import ConfigError
-from sfttrain.packed.forward import below_adapter
+from sfttrain.models.unwrap import below_adapter
 
 
 class ExpertBalance:

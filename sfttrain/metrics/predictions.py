@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import EvalPrediction
 
 from sftprep.errors import ConfigError
-from sfttrain.packed.forward import Feeding, RowBatch, scored_outputs
+from sfttrain.data.batching import RowBatch
+from sfttrain.packed.forward import Feeding, scored_outputs
 
 Preprocess = Callable[[Tensor, Tensor], Tensor]
 

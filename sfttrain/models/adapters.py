@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from sftprep.errors import ConfigError, TrainingDiverged
-from sfttrain.checkpoint_files import seal_checkpoint
+from sfttrain.checkpoints.output_folders import refuse_to_replace, save_errors
+from sfttrain.checkpoints.own_files import begin_folder
+from sfttrain.checkpoints.seal import seal_checkpoint
 from sfttrain.config.sft_config import ModelConfig
 from sfttrain.finite import all_tensors, names_not_finite
 from sfttrain.models.bnb_cpu import keep_gradients
-from sfttrain.output_folders import refuse_to_replace, save_errors
-from sfttrain.own_files import begin_folder
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from sftprep.errors import (
     TokenizerError,
 )
 from sfttrain.config.sft_config import ModelConfig
-from sfttrain.data.batching import PackSource, longest_sequence
+from sfttrain.data.packs import PackSource, longest_sequence
 
 
 class ManifestLike(Protocol):

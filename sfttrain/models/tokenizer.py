@@ -10,7 +10,7 @@ from typing import Any
 
 from sftprep.errors import ConfigError, TemplateError, TokenizerError
 from sfttrain.models.clone_template import clone_chat_template, end_with
-from sfttrain.packed.forward import below_adapter
+from sfttrain.models.unwrap import below_adapter
 
 
 @dataclass

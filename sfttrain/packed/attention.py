@@ -11,29 +11,19 @@ import torch
 from torch import nn
 
 from sftprep.errors import AttentionError
+from sfttrain.config.attention_names import CHOICES, refuse_mixing
 from sfttrain.finite import refuse_not_finite
 from sfttrain.models.bnb_cpu import keep_gradients
+from sfttrain.models.unwrap import below_adapter
 from sfttrain.packed import varlen
-from sfttrain.packed.forward import Feeding, below_adapter
+from sfttrain.packed.forward import Feeding
 from sfttrain.packed.isolation_check import IsolationGuard, Verdict
-
-CHOICES = (
-    "auto",
-    "flash_attention_4",
-    "flash_attention_3",
-    "flash_attention_2",
-    "torch_varlen",
-    "sft_varlen",
-    "unpack",
-)
-"""What --attn takes, besides the name of a kernel repository (kernels-community/flash-attn2)."""
 
 _FLASH_PACKAGES = {
     "flash_attention_4": "flash_attn.cute",
     "flash_attention_3": "flash_attn_interface",
     "flash_attention_2": "flash_attn",
 }
-_MIXES = {"eager", "sdpa", "flex_attention"}
 
 logger = logging.getLogger(__name__)
 
@@ -104,16 +94,6 @@ def settle_attention(
             "; ".join(failures),
         )
     return feeding
-
-
-def refuse_mixing(asked: str) -> None:
-    """Raise AttentionError for implementations under which packed sequences may see each other."""
-    if asked in _MIXES:
-        raise AttentionError(
-            f"attention {asked!r} would let packed sequences see each other in many models, and is"
-            " slow where it does not",
-            remedy=f"use --attn auto, or one of: {', '.join(CHOICES[1:])}",
-        )
 
 
 def missing_for(name: str, device: torch.device) -> str:

@@ -7,49 +7,14 @@ import contextlib
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from sfttrain.data.batching import RowBatch
+from sfttrain.models.unwrap import below_adapter
 from sfttrain.packed.padded_fallback import groups_of_like_length
-
-
-class RowBatch(TypedDict):
-    """The packs of a device batch as one padding-free row of T tokens, S sequences and n scored
-    positions (n >= 1).
-
-    A scored position is one whose next token is trained; where nothing is, position 0 stands alone
-    with target -100.
-    """
-
-    input_ids: Tensor
-    """int64 [1, T]"""
-    position_ids: Tensor
-    """int64 [1, T], restarting at 0 with every sequence"""
-    labels: Tensor
-    """int64 [1, T]: the token where it is trained, else -100; never at the first token of a
-    sequence"""
-    cu_seq_lens_q: Tensor
-    """int32 [S + 1]: where sequences start and end"""
-    cu_seq_lens_k: Tensor
-    """the same"""
-    max_length_q: int
-    """length of the longest sequence"""
-    max_length_k: int
-    """the same"""
-    seq_lens: tuple[int, ...]
-    """lengths of the S sequences, for code that must not wait for the device"""
-    scored: Tensor
-    """int64 [n]: positions whose next token is trained, ascending"""
-    targets: Tensor
-    """int64 [n]: that next token"""
-    weights: Tensor | None
-    """float32 [n]: what each target weighs in the loss; None where all weigh 1"""
-    total_weight: float
-    """sum of those weights; without them the number of targets that count"""
-    origins: tuple[int, ...]
-    """origin of each sequence that has one, to name its row where training fails"""
 
 
 class Scored(NamedTuple):
@@ -104,11 +69,6 @@ def scored_outputs(model: nn.Module, batch: RowBatch, feeding: Feeding) -> Score
         torch.cat(targets),
         None if batch["weights"] is None else torch.cat(weights),
     )
-
-
-def below_adapter(model: Any) -> Any:
-    """The transformers model itself, where `model` is a PeftModel around it."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def packed_arguments(batch: RowBatch, feeding: Feeding) -> dict[str, Any]:

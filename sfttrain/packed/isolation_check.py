@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfttrain.packed.forward import Feeding, RowBatch, scored_outputs
+from sfttrain.data.batching import RowBatch
+from sfttrain.packed.forward import Feeding, scored_outputs
 
 _LENGTHS = (5, 9, 4)
 

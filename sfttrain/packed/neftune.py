@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfttrain.packed.forward import below_adapter
+from sfttrain.models.unwrap import below_adapter
 
 
 @contextlib.contextmanager

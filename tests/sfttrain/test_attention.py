@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from sftprep.errors import AttentionError
 from sfttrain.config import SFTConfig
+from sfttrain.config.attention_names import CHOICES, refuse_mixing
 from sfttrain.packed import attention, varlen
-from sfttrain.packed.attention import CHOICES, missing_for, refuse_mixing, settle_attention
+from sfttrain.packed.attention import missing_for, settle_attention
 from sfttrain.packed.forward import Feeding
 from sfttrain.packed.isolation_check import IsolationGuard
 from tests.sfttrain.tiny import VOCABULARY, tiny_model

@@ -14,8 +14,8 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from sftprep.errors import MismatchError
-from sfttrain.checkpoint import find_checkpoint
-from sfttrain.checkpoint_files import SEAL_NAME, STATE_NAME
+from sfttrain.checkpoints.seal import SEAL_NAME, STATE_NAME
+from sfttrain.checkpoints.select import find_checkpoint
 from tests.sfttrain.test_trainer import PACKS, assert_same_run, trainer_for
 from tests.sfttrain.tiny import tiny_model
 
@@ -225,7 +225,7 @@ def test_the_best_model_has_its_experts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_states_that_do_not_fit_are_refused_in_words(newest: Path, name: str) -> None:
     """Also where a seal says that the files are those that were written."""
-    from sfttrain.checkpoint_files import seal_checkpoint
+    from sfttrain.checkpoints.seal import seal_checkpoint
 
     torch.save({"other": 1}, newest / name)
     seal_checkpoint(newest)

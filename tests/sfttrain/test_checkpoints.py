@@ -14,8 +14,8 @@ import torch
 from transformers import TrainerCallback
 
 from sftprep.errors import ConfigError, InputNotFound, MismatchError
-from sfttrain.checkpoint import RunState, find_checkpoint
-from sfttrain.checkpoint_files import SEAL_NAME, STATE_NAME, Needs, seal_checkpoint
+from sfttrain.checkpoints.seal import SEAL_NAME, STATE_NAME, Needs, seal_checkpoint
+from sfttrain.checkpoints.select import RunState, find_checkpoint
 from sfttrain.cli.main import main
 from tests.sfttrain.builds import write_build
 from tests.sfttrain.packs import make_packs

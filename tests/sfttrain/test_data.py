@@ -8,13 +8,8 @@ from accelerate import skip_first_batches
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfttrain.data.batching import (
-    PackLoader,
-    StepPlan,
-    StepSampler,
-    collate_packs,
-    longest_sequence,
-)
+from sfttrain.data.batching import PackLoader, StepPlan, StepSampler, collate_packs
+from sfttrain.data.packs import longest_sequence
 from tests.sfttrain.packs import MemoryPacks, make_pack, make_packs
 
 plans = st.builds(

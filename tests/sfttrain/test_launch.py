@@ -16,7 +16,7 @@ import torch
 from sftprep.errors import ConfigError, OutputBusy
 from sfttrain import SFTConfig
 from sfttrain.cli.main import main
-from sfttrain.data.once_per_node import LAUNCHERS, launched_ranks
+from sfttrain.config.launchers import LAUNCHERS, launched_ranks
 from tests.sfttrain.builds import write_build
 from tests.sfttrain.packs import make_packs
 from tests.sfttrain.test_trainer import trainer_for

@@ -15,10 +15,10 @@ import pytest
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from sftprep.errors import ConfigError, OutputExists, StorageError
-from sfttrain.checkpoint import find_checkpoint
-from sfttrain.checkpoint_files import INCOMPLETE_NAME, SEAL_NAME, STATE_NAME
+from sfttrain.checkpoints.output_folders import rotate_checkpoints, save_errors
+from sfttrain.checkpoints.seal import INCOMPLETE_NAME, SEAL_NAME, STATE_NAME
+from sfttrain.checkpoints.select import find_checkpoint
 from sfttrain.cli.main import main
-from sfttrain.output_folders import rotate_checkpoints, save_errors
 from tests.sfttrain.builds import write_build
 from tests.sfttrain.packs import make_packs
 from tests.sfttrain.test_trainer import PACKS, trainer_for

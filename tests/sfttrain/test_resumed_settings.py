@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from sftprep.errors import MismatchError
-from sfttrain.checkpoint import RunState
-from sfttrain.checkpoint_files import SEAL_NAME, STATE_NAME
+from sfttrain.checkpoints.seal import SEAL_NAME, STATE_NAME
+from sfttrain.checkpoints.select import RunState
 from tests.sfttrain.test_trainer import trainer_for, weights
 
 FIRST: dict[str, Any] = {"optim": "adamw_torch", "learning_rate": 1e-3, "max_steps": 4}

@@ -20,7 +20,7 @@ from sftprep.errors import (
     TrainingDiverged,
 )
 from sfttrain import SFTConfig, SFTTrainer
-from sfttrain.checkpoint import RunState, find_checkpoint
+from sfttrain.checkpoints.select import RunState, find_checkpoint
 from tests.sfttrain.packs import MemoryPacks, make_pack, make_packs, split
 from tests.sfttrain.tiny import tiny_model
 

@@ -25,7 +25,7 @@ from sftprep.core.atomic_write import write_bytes
 from sfttrain.data.streaming import STATE_NAME as STREAM_STATE_NAME
 
 if TYPE_CHECKING:
-    from sfttrain.checkpoint_contents import ExpectedTensors
+    from sfttrain.checkpoints.contents import ExpectedTensors
 
 STATE_NAME = "sft_state.json"
 SEAL_NAME = "sft_files.json"
@@ -147,7 +147,7 @@ def _first_fault(folder: Path, needs: Needs, read: bool) -> str:
     faults = {name: _file_fault(path) for name, path in files_in(folder).items()}
     if fault := next((f"{name} {fault}" for name, fault in faults.items() if fault), ""):
         return fault
-    from sfttrain.checkpoint_contents import contents_fault
+    from sfttrain.checkpoints.contents import contents_fault
 
     step = int(_read_fields(folder / TRAINER_STATE_NAME)["global_step"])
     steps = _read_fields(folder / STATE_NAME).get("steps")

@@ -14,8 +14,8 @@ from typing import Any
 
 from sftprep.core.atomic_write import write_bytes
 from sftprep.errors import ConfigError, InputNotFound, MismatchError
-from sfttrain.checkpoint_files import STATE_NAME, TRAINER_STATE_NAME, Needs, fault_of
-from sfttrain.output_folders import checkpoints_in
+from sfttrain.checkpoints.output_folders import checkpoints_in
+from sfttrain.checkpoints.seal import STATE_NAME, TRAINER_STATE_NAME, Needs, fault_of
 
 _ANY_RUN = Needs()
 

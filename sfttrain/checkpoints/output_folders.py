@@ -20,8 +20,8 @@ from pathlib import Path
 
 from sftprep.core.atomic_write import is_temporary_name
 from sftprep.errors import OutputExists, StorageError
-from sfttrain.checkpoint_files import INCOMPLETE_NAME, SEAL_NAME, sealed_names
-from sfttrain.own_files import delete_folder, is_own_folder, is_regular, is_saved_name
+from sfttrain.checkpoints.own_files import delete_folder, is_own_folder, is_regular, is_saved_name
+from sfttrain.checkpoints.seal import INCOMPLETE_NAME, SEAL_NAME, sealed_names
 
 MERGED_NAME = "merged"
 """Folder beside an adapter that holds the merged model."""

@@ -14,7 +14,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from sftprep.core.atomic_write import is_temporary_name, write_bytes
-from sfttrain.checkpoint_files import INCOMPLETE_NAME, SEAL_NAME, STATE_NAME, files_in, sealed_names
+from sfttrain.checkpoints.seal import INCOMPLETE_NAME, SEAL_NAME, STATE_NAME, files_in, sealed_names
 
 _SAVED = re.compile(
     r"(model|pytorch_model|adapter_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
