@@ -16,8 +16,8 @@ from sftprep.chat_template.template import ChatTemplate
 from sftprep.config.user_functions import load_function, source_digest
 from sftprep.config.validation import TemplateWay, TrainOn, TruncateSide
 from sftprep.core.hashing import digest
-from sftprep.records.formats import Reading
-from sftprep.tokenize.equivalence.reference_client import Place
+from sftprep.records.options import RecordOptions
+from sftprep.tokenize.equivalence.reference_client import ServerAddress
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
 _VERSION = 4
@@ -67,11 +67,11 @@ class Recipe:
             _VERSION, spec.fingerprint, spec.special_tokens, spec.prefix_ids, spec.suffix_ids, parts
         )
 
-    def reading(self) -> Reading:
+    def reading(self) -> RecordOptions:
         """How records are read under this recipe. Raises ConfigError where the formatting function
         is not there."""
         template = self.chat_template or ""
-        return Reading(
+        return RecordOptions(
             self.renames,
             self.text_field,
             chat=self.chat_template is not None,
@@ -119,9 +119,9 @@ class RecipeFile:
 
     path: Path
     own: Recipe | None = dataclasses.field(default=None, compare=False, repr=False)
-    reference: Place | None = dataclasses.field(default=None, compare=False, repr=False)
+    reference: ServerAddress | None = dataclasses.field(default=None, compare=False, repr=False)
 
-    def __reduce__(self) -> tuple[type[RecipeFile], tuple[Path, None, Place | None]]:
+    def __reduce__(self) -> tuple[type[RecipeFile], tuple[Path, None, ServerAddress | None]]:
         return RecipeFile, (self.path, None, self.reference)
 
     def recipe(self) -> Recipe:
@@ -129,7 +129,7 @@ class RecipeFile:
         return self.own or _read(self.path)
 
 
-def recipe_file(folder: Path, recipe: Recipe, reference: Place | None = None) -> RecipeFile:
+def recipe_file(folder: Path, recipe: Recipe, reference: ServerAddress | None = None) -> RecipeFile:
     """The file of a recipe, which is not written yet."""
     # The encoder changes no token, and so not the digest; but who has this recipe prepared has it
     # with its encoder.

@@ -70,13 +70,13 @@ from sfttrain.losses.collated_loss import foreign_sums
 from sfttrain.losses.fused_cross_entropy import LossPlan, LossSums, loss_from_logits, plan_loss
 from sfttrain.losses.router_aux import ExpertBalance
 from sfttrain.metrics.predictions import Predictions, Preprocess, all_logits
-from sfttrain.metrics.token_metrics import Counters, Reading
-from sfttrain.models.unwrap import below_adapter
+from sfttrain.metrics.token_metrics import Counters, RecordOptions
+from sfttrain.models.unwrap import unwrap_peft
 from sfttrain.packed.attention import settle_attention
-from sfttrain.packed.forward import Feeding, scored_outputs
+from sfttrain.packed.forward import ForwardMode, scored_outputs
 from sfttrain.packed.neftune import noise_by_sequence
 from sfttrain.trainer_datasets import packs_for_evaluation, rows_for_collator
-from sfttrain.trainer_setup import settle_parts
+from sfttrain.trainer_setup import resolve_trainer_parts
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         peft_config: Any = None,
         formatting_func: Callable[[Any], Any] | None = None,
     ) -> None:
-        self._parts = parts = settle_parts(
+        self._parts = parts = resolve_trainer_parts(
             model,
             args,
             train=train_dataset,
@@ -185,13 +185,13 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
 
     # ---- feeding ----
 
-    def _settle_feeding(self) -> tuple[Feeding, LossPlan]:
+    def _settle_feeding(self) -> tuple[ForwardMode, LossPlan]:
         """How rows are given to the model, proved on it, and how their loss is made."""
         args: Any = self.args
         if self._collator is not None:
             # What a foreign collator makes is fed as it is.
-            implementation = str(below_adapter(self.model).config._attn_implementation)
-            return Feeding.of(self.model, implementation, unpack=True), LossPlan(args.loss_type)
+            implementation = str(unwrap_peft(self.model).config._attn_implementation)
+            return ForwardMode.of(self.model, implementation, unpack=True), LossPlan(args.loss_type)
         sets = (
             list(self.eval_dataset.values())
             if isinstance(self.eval_dataset, Mapping)
@@ -202,12 +202,12 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
             (longest_in(source) for source in [self.train_dataset, *sets] if source is not None),
             default=0,
         )
-        mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.mixed_precision)
-        feeding: Feeding = settle_attention(
+        hash64 = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.mixed_precision)
+        feeding: ForwardMode = settle_attention(
             self.model,
             self._parts.attention,
             longest=longest,
-            autocast=mixed,
+            autocast=hash64,
             guard=args.isolation_guard,
         )
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled or args.torch_compile
@@ -397,7 +397,7 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
 
     def _folders_read(self) -> set[str]:
         """Names of the model, tokenizer and adapter that the run is started from."""
-        config = below_adapter(self.model).config
+        config = unwrap_peft(self.model).config
         adapters = getattr(self.model, "peft_config", None) or {}
         tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
         names = {
@@ -435,7 +435,7 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
         needs = Needs(
             ranks=self.args.world_size,
             stream=is_stream(self.train_dataset),
-            adapter=below_adapter(self.model) is not self.model,
+            adapter=unwrap_peft(self.model) is not self.model,
             optimizer=not self.args.save_only_model,
             tensors=self._expected_tensors(),
         )
@@ -653,7 +653,7 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
             }
         super().log(logs, start_time)
 
-    def _read_counters(self) -> Reading:
+    def _read_counters(self) -> RecordOptions:
         reading = self._counters.read(self.accelerator)
         self.trained_tokens += reading.tokens
         self.trained_tokens_here += reading.tokens

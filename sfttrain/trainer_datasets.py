@@ -17,12 +17,12 @@ from sfttrain.models.loading import (
     ShardsLike,
     check_match,
 )
-from sfttrain.models.unwrap import below_adapter
+from sfttrain.models.unwrap import unwrap_peft
 from sfttrain.words import in_words_of_the_trainer
 
 
 @dataclass
-class Parts:
+class TrainerParts:
     """A trainer's parts. evaluation: one set, sets by name, or None; preparation: for datasets that
     come later."""
 
@@ -38,14 +38,14 @@ class Parts:
     """Of the model, where it was given by name."""
 
 
-def packs_for(parts: Parts, source: Any, name: str, *, packing: bool) -> PackSource:
+def packs_for(parts: TrainerParts, source: Any, name: str, *, packing: bool) -> PackSource:
     """Packs of a dataset, checked to fit the model where it was built for it just now."""
     built_before = is_packs(source)
     packs = parts.preparation.packs(source, name, packing=packing)
     if not built_before and hasattr(packs, "manifest"):
         try:
             check_match(
-                below_adapter(parts.model),
+                unwrap_peft(parts.model),
                 cast(ShardsLike, packs),
                 None,
                 parts.args.allow_mismatch or (),
@@ -59,13 +59,13 @@ def packs_for(parts: Parts, source: Any, name: str, *, packing: bool) -> PackSou
     return packs
 
 
-def packs_for_evaluation(parts: Parts, source: Any, name: str) -> PackSource:
+def packs_for_evaluation(parts: TrainerParts, source: Any, name: str) -> PackSource:
     """The same, packed as evaluation sets are."""
     packing = parts.args.packing if parts.args.eval_packing is None else parts.args.eval_packing
     return packs_for(parts, source, name, packing=packing)
 
 
-def _train_packs(parts: Parts, source: Any) -> Any:
+def _train_packs(parts: TrainerParts, source: Any) -> Any:
     """Packs to train on: a stream of them where an iterable dataset is given and max_steps says
     when it is enough."""
     args = parts.args
@@ -99,7 +99,7 @@ class PreparedRows:
         return {"input_ids": [int(token) for token in pack.input_ids], "labels": labels}
 
 
-def rows_for_collator(parts: Parts, source: Any, name: str) -> Any:
+def rows_for_collator(parts: TrainerParts, source: Any, name: str) -> Any:
     """The rows that a collator is given: as they are with skip_prepare_dataset, tokenized
     otherwise.
 

@@ -30,13 +30,13 @@ from sfttrain.models.loading import (
     load_model,
 )
 from sfttrain.models.tokenizer import settle_tokenizer
-from sfttrain.models.unwrap import below_adapter
-from sfttrain.trainer_datasets import Parts, _train_packs, packs_for_evaluation
+from sfttrain.models.unwrap import unwrap_peft
+from sfttrain.trainer_datasets import TrainerParts, _train_packs, packs_for_evaluation
 
 logger = logging.getLogger(__name__)
 
 
-def settle_parts(
+def resolve_trainer_parts(
     model: Any,
     args: TrainingArguments | None,
     *,
@@ -47,7 +47,7 @@ def settle_parts(
     peft_config: Any,
     formatting: Any,
     collator: Any,
-) -> Parts:
+) -> TrainerParts:
     """Load what is given by name, and prepare what is raw; see `SFTTrainer` for what is taken.
 
     Raises ConfigError for what does not go together, and the errors of loading a model, a tokenizer
@@ -91,7 +91,7 @@ def settle_parts(
         ranks=Ranks(args.process_index, args.local_process_index, args.world_size),
         folder=args.prepared_dir,
     )
-    parts = Parts(args, model, tokens.processing, None, None, preparation, attention, name)
+    parts = TrainerParts(args, model, tokens.processing, None, None, preparation, attention, name)
     if collator is not None:
         from sfttrain.trainer_datasets import rows_for_collator
 
@@ -281,7 +281,7 @@ def _load(
 def _tell_unmatched(model: Any, peft_config: Any) -> None:
     """Warn of layers that were to be trained in full and are not there: peft says nothing of
     them."""
-    layers = {name.rpartition(".")[2] for name, _ in below_adapter(model).named_modules()}
+    layers = {name.rpartition(".")[2] for name, _ in unwrap_peft(model).named_modules()}
     for wanted in getattr(peft_config, "modules_to_save", None) or ():
         if wanted.rpartition(".")[2] not in layers:
             near = difflib.get_close_matches(wanted, layers, n=1)

@@ -8,7 +8,8 @@ import json
 
 import pytest
 
-from sftprep.records.formats import FORMATS, Reading, Unusable, detect_format, read_record
+from sftprep.records.formats import FORMATS, detect_format, read_record
+from sftprep.records.options import InvalidRecord, RecordOptions
 from sftprep.sources.jsonl import excerpt
 
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -33,11 +34,11 @@ ALPACA = {"instruction": "do", "input": "this", "output": "done"}
     ],
 )
 def test_a_format_is_detected_from_keys(record, expected):
-    assert detect_format(record, Reading()) == expected
+    assert detect_format(record, RecordOptions()) == expected
 
 
 def test_keys_are_renamed_before_the_format_is_read():
-    reading = Reading(renames=(("question", "prompt"), ("answer", "completion")))
+    reading = RecordOptions(renames=(("question", "prompt"), ("answer", "completion")))
     record = {"question": "a", "answer": "b", "prompt": "another", "id": 1}
     assert detect_format(record, reading) == "prompt-completion"
     example = read_record(record, 3, "prompt-completion", reading)
@@ -45,7 +46,7 @@ def test_keys_are_renamed_before_the_format_is_read():
 
 
 def test_the_text_field_can_have_another_name():
-    reading = Reading(text_field="body")
+    reading = RecordOptions(text_field="body")
     assert detect_format({"body": "a"}, reading) == "text"
     assert read_record({"body": "a"}, 0, "text", reading).text == "a"
 
@@ -60,7 +61,7 @@ def test_sharegpt_roles_are_mapped_and_its_system_comes_first():
         ("gpt", "f"),
     ]
     record = {"system": "s", "conversations": [{"from": who, "value": text} for who, text in turns]}
-    example = read_record(record, 0, "sharegpt", Reading())
+    example = read_record(record, 0, "sharegpt", RecordOptions())
     assert [m["role"] for m in example.messages] == [
         "system",
         "user",
@@ -82,15 +83,17 @@ def test_a_sharegpt_call_becomes_a_tool_call_where_the_template_shows_them():
         ],
         "tools": '[{"name": "f"}]',
     }
-    shown = read_record(copy.deepcopy(record), 0, "sharegpt", Reading())
+    shown = read_record(copy.deepcopy(record), 0, "sharegpt", RecordOptions())
     assert shown.messages[1]["tool_calls"] == [{"type": "function", "function": call}]
     assert shown.tools == [{"name": "f"}]
-    as_text = read_record(copy.deepcopy(record), 0, "sharegpt", Reading(tool_calls=False))
+    as_text = read_record(copy.deepcopy(record), 0, "sharegpt", RecordOptions(tool_calls=False))
     assert as_text.messages[1] == {"role": "assistant", "content": json.dumps(call)}
 
 
 def test_alpaca_is_a_chat_or_the_stanford_layout():
-    chat = read_record({**ALPACA, "history": [["p", "q"]], "system": "s"}, 0, "alpaca", Reading())
+    chat = read_record(
+        {**ALPACA, "history": [["p", "q"]], "system": "s"}, 0, "alpaca", RecordOptions()
+    )
     assert [(m["role"], m["content"]) for m in chat.messages] == [
         ("system", "s"),
         ("user", "p"),
@@ -99,10 +102,10 @@ def test_alpaca_is_a_chat_or_the_stanford_layout():
         ("assistant", "done"),
     ]
     assert chat.prompt_messages == chat.messages[:-1]
-    plain = read_record(ALPACA, 0, "alpaca", Reading(chat=False))
+    plain = read_record(ALPACA, 0, "alpaca", RecordOptions(chat=False))
     assert plain.prompt.endswith("### Instruction:\ndo\n\n### Input:\nthis\n\n### Response:\n")
     assert plain.completion == "done"
-    without = read_record({**ALPACA, "input": ""}, 0, "alpaca", Reading(chat=False))
+    without = read_record({**ALPACA, "input": ""}, 0, "alpaca", RecordOptions(chat=False))
     assert "### Input" not in without.prompt
 
 
@@ -113,7 +116,7 @@ def test_typed_text_parts_are_joined():
         {"type": "text", "content": "c"},
     ]
     example = read_record(
-        {"messages": [{"role": "user", "content": parts}, CHAT[1]]}, 0, "messages", Reading()
+        {"messages": [{"role": "user", "content": parts}, CHAT[1]]}, 0, "messages", RecordOptions()
     )
     assert example.messages[0]["content"] == "abc"
 
@@ -126,16 +129,16 @@ def test_reasoning_and_tool_call_parts_stand_beside_the_text():
         {"type": "tool_call", "value": json.dumps(call)},
     ]
     record = {"messages": [CHAT[0], {"role": "assistant", "content": parts}]}
-    _, message = read_record(copy.deepcopy(record), 0, "messages", Reading()).messages
+    _, message = read_record(copy.deepcopy(record), 0, "messages", RecordOptions()).messages
     assert message == {
         "role": "assistant",
         "content": "a",
         "reasoning_content": "hm",
         "tool_calls": [{"type": "function", "function": call}],
     }
-    for reading in (Reading(reasoning=False), Reading(tool_calls=False)):
+    for reading in (RecordOptions(reasoning=False), RecordOptions(tool_calls=False)):
         with pytest.raises(
-            Unusable,
+            InvalidRecord,
             match=(
                 r"content part of type '(reasoning|tool_call)', which the chat template cannot show"
             ),
@@ -145,7 +148,7 @@ def test_reasoning_and_tool_call_parts_stand_beside_the_text():
 
 def test_alpaca_without_a_template_keeps_system_and_history():
     record = {**ALPACA, "history": [["p", "q"]], "system": "s"}
-    plain = read_record(record, 0, "alpaca", Reading(chat=False))
+    plain = read_record(record, 0, "alpaca", RecordOptions(chat=False))
     assert plain.prompt.startswith("s\n\nBelow is an instruction")
     assert "### Instruction:\np\n\n### Response:\nq\n\nBelow" in plain.prompt
 
@@ -156,8 +159,12 @@ def test_switches_are_weights():
         {**CHAT[1], "loss_weight": 0.5},
         {**CHAT[1], "weight": None},
     ]
-    assert read_record({"messages": messages}, 0, "messages", Reading()).weights == [0.0, 0.5, None]
-    assert read_record({"messages": CHAT}, 0, "messages", Reading()).weights is None
+    assert read_record({"messages": messages}, 0, "messages", RecordOptions()).weights == [
+        0.0,
+        0.5,
+        None,
+    ]
+    assert read_record({"messages": CHAT}, 0, "messages", RecordOptions()).weights is None
 
 
 @pytest.mark.parametrize(
@@ -185,42 +192,49 @@ def test_switches_are_weights():
     ],
 )
 def test_tokens_are_used_as_they_are(beside, trained, lengths):
-    given = read_record({"input_ids": [4, 5, 6, 7], **beside}, 0, "tokens", Reading()).given
+    given = read_record({"input_ids": [4, 5, 6, 7], **beside}, 0, "tokens", RecordOptions()).given
     assert given.input_ids.tolist() == [4, 5, 6, 7]
     assert given.trained.tolist() == [bool(x) for x in trained]
     assert given.lengths.tolist() == lengths
 
 
 def test_rows_of_tokens_with_padding_are_refused():
-    with pytest.raises(Unusable, match="padding") as caught:
-        read_record({"input_ids": [4, 5, 0], "attention_mask": [1, 1, 0]}, 0, "tokens", Reading())
+    with pytest.raises(InvalidRecord, match="padding") as caught:
+        read_record(
+            {"input_ids": [4, 5, 0], "attention_mask": [1, 1, 0]}, 0, "tokens", RecordOptions()
+        )
     assert caught.value.reason == "padding"
 
 
 def test_a_function_makes_the_text_of_a_record():
-    made = read_record({"a": "x"}, 3, "text", Reading(function=lambda r: r["a"] + "!"))
+    made = read_record({"a": "x"}, 3, "text", RecordOptions(function=lambda r: r["a"] + "!"))
     assert (made.text, made.origin) == ("x!", 3)
-    assert read_record({}, 0, "text", Reading(function=lambda r: ["a", "b"])).texts == ["a", "b"]
-    assert detect_format({"anything": 1}, Reading(function=str)) == "text"
-    with pytest.raises(Unusable, match="raised KeyError: 'b'") as caught:
-        read_record({}, 0, "text", Reading(function=lambda r: r["b"]))
+    assert read_record({}, 0, "text", RecordOptions(function=lambda r: ["a", "b"])).texts == [
+        "a",
+        "b",
+    ]
+    assert detect_format({"anything": 1}, RecordOptions(function=str)) == "text"
+    with pytest.raises(InvalidRecord, match="raised KeyError: 'b'") as caught:
+        read_record({}, 0, "text", RecordOptions(function=lambda r: r["b"]))
     assert caught.value.reason == "function_failed"
     for wrong in (None, 5, [], ["a", 5]):
-        with pytest.raises(Unusable) as caught:
-            read_record({}, 0, "text", Reading(function=lambda r, wrong=wrong: wrong))
+        with pytest.raises(InvalidRecord) as caught:
+            read_record({}, 0, "text", RecordOptions(function=lambda r, wrong=wrong: wrong))
         assert caught.value.reason == "bad_function_result"
-    with pytest.raises(Unusable) as caught:
-        read_record({}, 0, "text", Reading(function=lambda r: ["é", "\ud800"]))
+    with pytest.raises(InvalidRecord) as caught:
+        read_record({}, 0, "text", RecordOptions(function=lambda r: ["é", "\ud800"]))
     assert caught.value.reason == "bad_unicode"
 
 
 def test_no_tools_at_all_is_none_and_text_tools_are_objects():
-    assert read_record({"messages": CHAT, "tools": []}, 0, "messages", Reading()).tools is None
+    assert (
+        read_record({"messages": CHAT, "tools": []}, 0, "messages", RecordOptions()).tools is None
+    )
     tool = {"type": "function", "function": {"name": "f"}}
     for given in ([tool], json.dumps([tool]), [json.dumps(tool)]):
-        assert read_record({"messages": CHAT, "tools": given}, 0, "messages", Reading()).tools == [
-            tool
-        ]
+        assert read_record(
+            {"messages": CHAT, "tools": given}, 0, "messages", RecordOptions()
+        ).tools == [tool]
 
 
 @pytest.mark.parametrize(
@@ -291,8 +305,8 @@ def test_no_tools_at_all_is_none_and_text_tools_are_objects():
     ],
 )
 def test_what_does_not_fit_is_refused_with_a_reason(name, record, reason):
-    with pytest.raises(Unusable) as caught:
-        read_record(copy.deepcopy(record), 0, name, Reading())
+    with pytest.raises(InvalidRecord) as caught:
+        read_record(copy.deepcopy(record), 0, name, RecordOptions())
     assert caught.value.reason == reason
     assert str(caught.value)
 
@@ -316,12 +330,12 @@ def test_no_hostile_value_gets_past_as_another_kind_of_error():
         for name, kind in FORMATS.items():
             for key in kind.keys:
                 record = {k: value if k == key else "x" for k in kind.keys}
-                with contextlib.suppress(Unusable):
-                    read_record(record, 0, name, Reading())
+                with contextlib.suppress(InvalidRecord):
+                    read_record(record, 0, name, RecordOptions())
 
 
 def test_a_column_of_bytes_is_called_so():
     row = b'{"text":{"$opaque":"bytes"}}'
-    with pytest.raises(Unusable, match='"text" holds bytes, not text'):
-        read_record(json.loads(row), 0, "text", Reading())
+    with pytest.raises(InvalidRecord, match='"text" holds bytes, not text'):
+        read_record(json.loads(row), 0, "text", RecordOptions())
     assert excerpt(row) == '{"text":<bytes>}'

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from jinja2 import nodes
 
-from sftprep.chat_template.compiler.runtime import HandOver
+from sftprep.chat_template.compiler.runtime import JinjaFallback
 from sftprep.chat_template.compiler.statements import Pieces, Render, compile_pieces
 from sftprep.chat_template.reference.sandbox import (
     OUTPUT_FLOOR,
@@ -127,7 +127,7 @@ class ChatTemplate:
         if self._pieces is not None and not (template_kwargs and self._shadows(template_kwargs)):
             try:
                 made = self._pieces(messages, tools, add_generation_prompt, variables)
-            except HandOver as way:
+            except JinjaFallback as way:
                 self._handed_over[way.reason] += 1
             except Exception as error:
                 # Whatever went wrong, Jinja finds the same and says it in its own words, or renders

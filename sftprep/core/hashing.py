@@ -20,7 +20,7 @@ def digest(*parts: object) -> str:
     ).hexdigest()
 
 
-def mixed(*parts: int) -> int:
+def hash64(*parts: int) -> int:
     """A number of 64 bits that depends on non-negative ones and their order."""
     mask, value = (1 << 64) - 1, 0
     for part in parts:
@@ -31,7 +31,7 @@ def mixed(*parts: int) -> int:
     return value
 
 
-def mixed_each(numbers: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
+def hash64_array(numbers: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
     """A hash of each non-negative number: uint64 [n]."""
     with np.errstate(over="ignore"):
         z = (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(
@@ -43,6 +43,6 @@ def mixed_each(numbers: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
     return hashes
 
 
-def mixed_order(count: int, seed: int) -> NDArray[np.int64]:
+def seeded_permutation(count: int, seed: int) -> NDArray[np.int64]:
     """A permutation of 0 .. count - 1 that depends on the seed only: int64 [count]."""
-    return np.argsort(mixed_each(np.arange(count), seed), kind="stable")
+    return np.argsort(hash64_array(np.arange(count), seed), kind="stable")

@@ -19,7 +19,7 @@ Message = dict[str, Any]
 
 
 @dataclass(slots=True)
-class Given:
+class PretokenizedRow:
     """Tokens that a record brings along: ids int32 [n], which of them are trained bool [n], and the
     lengths of the sequences that they are, int64 [s], which sum to n."""
 
@@ -48,7 +48,7 @@ class Example:
     tools: list[Any] | None = None
     template_kwargs: dict[str, Any] | None = None
     weights: list[float | None] | None = None
-    given: Given | None = None
+    given: PretokenizedRow | None = None
     bare: bool = False
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.core.hashing import mixed, mixed_order
+from sftprep.core.hashing import hash64, seeded_permutation
 from sftprep.packing.small import best_fit_decreasing_small
 
 MOST_WAITS = 16
@@ -106,7 +106,9 @@ class CarryingWindow:
             goes[np.argsort(-fill, kind="stable")[: (packs + 1) // 2]] = True
             goes[bin_of[self.waits >= MOST_WAITS]] = True
         leaving = np.flatnonzero(goes)
-        leaving = leaving[mixed_order(leaving.size, mixed(self.seed, self.lane, self.number))]
+        leaving = leaving[
+            seeded_permutation(leaving.size, hash64(self.seed, self.lane, self.number))
+        ]
         sizes = np.diff(offsets)[leaving]
         ends = np.cumsum(sizes)
         chosen = members[

@@ -15,14 +15,14 @@ from sftprep.config.build import BuildConfig
 from sftprep.core.atomic_write import write_file
 from sftprep.core.types import Rejected
 from sftprep.errors import EmptyInput, RecordError, TooManyRejected
-from sftprep.pipeline.selection import Side
+from sftprep.pipeline.selection import BuildSplit
 from sftprep.pipeline.setup import Setup
-from sftprep.pipeline.tokenize_pass import Tokenized
+from sftprep.pipeline.tokenize_pass import PartitionResult
 from sftprep.records.quality_checks import REASONS
 from sftprep.shards.manifest import Accounting, InputInfo
 
 
-def first_bad_record(parts: list[Tokenized], names: list[str]) -> RecordError:
+def first_bad_record(parts: list[PartitionResult], names: list[str]) -> RecordError:
     """The error about the first bad record of the input, of parts that hold one. names: of the
     inputs."""
     bad = next(part for part in parts if part.rejected)
@@ -42,7 +42,7 @@ def first_bad_record(parts: list[Tokenized], names: list[str]) -> RecordError:
     )
 
 
-def input_infos(side: Side, setup: Setup) -> tuple[InputInfo, ...]:
+def input_infos(side: BuildSplit, setup: Setup) -> tuple[InputInfo, ...]:
     """What each input of a side held, in order."""
     found = {
         number: list(own)
@@ -84,7 +84,11 @@ def total(accounts: list[Accounting]) -> Accounting:
 
 
 def check_rejected(
-    parts: list[Tokenized], sides: list[Side], setup: Setup, config: BuildConfig, path: Path
+    parts: list[PartitionResult],
+    sides: list[BuildSplit],
+    setup: Setup,
+    config: BuildConfig,
+    path: Path,
 ) -> None:
     """Write what was set aside. Raises TooManyRejected above the limit; duplicates do not count
     against it."""
@@ -114,7 +118,7 @@ def check_rejected(
         )
 
 
-def check_not_empty(side: Side, accounting: Accounting) -> None:
+def check_not_empty(side: BuildSplit, accounting: Accounting) -> None:
     """Raises EmptyInput where a side has no sequence."""
     if accounting.sequences:
         return
@@ -138,7 +142,7 @@ def check_not_empty(side: Side, accounting: Accounting) -> None:
 
 
 def _rejected_lines(
-    parts: list[Tokenized], aside: dict[int, list[Rejected]], names: list[str]
+    parts: list[PartitionResult], aside: dict[int, list[Rejected]], names: list[str]
 ) -> Iterator[bytes]:
     line, current = 0, -1
     for part in parts:

@@ -32,11 +32,11 @@ from sftprep.pipeline.executors import Executor, available_cores, make_executor
 from sftprep.pipeline.inputs import stamp
 from sftprep.pipeline.output_dir import OutputFolder, claim_output
 from sftprep.pipeline.plan_pass import lane_block
-from sftprep.pipeline.selection import Side, choose, wanted_facts
+from sftprep.pipeline.selection import BuildSplit, choose, wanted_facts
 from sftprep.pipeline.setup import Setup, manifest_facts, manifest_settings, prepare_setup
 from sftprep.pipeline.shard_pass import Assembled, Progress, assemble
 from sftprep.pipeline.tokenize_pass import (
-    Tokenized,
+    PartitionResult,
     TokenizeTask,
     load_preprocessors,
     tokenize_in_turn,
@@ -48,7 +48,7 @@ from sftprep.shards.manifest import InputInfo, Manifest
 from sftprep.shards.manifest_size import check_manifest_size
 from sftprep.sources.partition import Source, cut
 from sftprep.tokenize.encoders.reference import HfEncoder
-from sftprep.tokenize.equivalence.reference_client import Beside
+from sftprep.tokenize.equivalence.reference_client import ReferenceServer
 from sftprep.version import __version__
 
 _BECAUSE = "masks.because."
@@ -94,7 +94,7 @@ def build(
         workers = _workers(config, setup)
         # Many workers ask one child what the reference gives; one by itself has its own.
         beside = [
-            Beside(r.tokenizer) if workers > 1 and r.encoder != HfEncoder.name else None
+            ReferenceServer(r.tokenizer) if workers > 1 and r.encoder != HfEncoder.name else None
             for r in setup.recipes
         ]
         recipes = [
@@ -142,7 +142,7 @@ def _tokenize(
     recipes: Sequence[RecipeFile],
     executor: Executor,
     progress: Progress,
-) -> list[Tokenized]:
+) -> list[PartitionResult]:
     """The spills of all partitions, in the order of the input."""
     stop = config.output.on_bad_record == "error"
     failed_at: list[int] = []
@@ -167,7 +167,7 @@ def _tokenize(
                 facts=facts,
             )
 
-    parts: list[Tokenized] = []
+    parts: list[PartitionResult] = []
     sequences = 0
     size, done = sum(_sizes(setup)), 0
     for part in (
@@ -193,7 +193,7 @@ def _tokenize(
 
 
 def _side(
-    side: Side,
+    side: BuildSplit,
     setup: Setup,
     config: BuildConfig,
     output: OutputFolder,
@@ -221,7 +221,7 @@ def _side(
 def _manifest(
     config: BuildConfig,
     setup: Setup,
-    side: Side,
+    side: BuildSplit,
     made: Assembled,
     settings: dict[str, Any],
     infos: tuple[InputInfo, ...],
@@ -266,7 +266,7 @@ def _manifest(
     )
 
 
-def _template(source: str | None, side: Side) -> dict[str, Any]:
+def _template(source: str | None, side: BuildSplit) -> dict[str, Any]:
     """Which template rendered the conversations, and how many took which path: compiled pieces or
     Jinja, and masks by token ids or by the characters of the tokens, with the reasons."""
     if source is None:

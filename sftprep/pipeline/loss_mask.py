@@ -24,7 +24,7 @@ from sftprep.render.token_space.anchors import continuation_ids
 from sftprep.render.token_space.placing import AnchorTable, find_ids, place_regions
 from sftprep.render.token_space.regions import AT, BEFORE, Literals
 from sftprep.tokenize.encoders.base import Encoder, Tokens
-from sftprep.tokenize.encoders.special_tokens import EscapedEncoder, Marked, with_replaced
+from sftprep.tokenize.encoders.special_tokens import EscapedEncoder, EscapedText, with_replaced
 from sftprep.tokenize.encoders.unicode_safe import may_combine
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
@@ -211,7 +211,7 @@ class LossMask:
         return EscapedEncoder(self._spec)
 
     def _escaped(
-        self, tokens: Tokens, chars: NDArray[np.int64] | None, marked: dict[int, Marked]
+        self, tokens: Tokens, chars: NDArray[np.int64] | None, marked: dict[int, EscapedText]
     ) -> tuple[Tokens, NDArray[np.int64] | None]:
         """The tokens in which special tokens that texts spell are plain text."""
         return with_replaced(

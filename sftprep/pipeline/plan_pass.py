@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.config.build import BuildConfig
-from sftprep.core.hashing import mixed
+from sftprep.core.hashing import hash64
 from sftprep.packing.strategies import PackPlan, pack_lengths
 from sftprep.packing.window import Emission, in_global_order, plan_lane
-from sftprep.pipeline.tokenize_pass import Tokenized
+from sftprep.pipeline.tokenize_pass import PartitionResult
 from sftprep.sources.lanes import block_bytes, is_plain, lane_of
 from sftprep.sources.lines import file_size
 from sftprep.sources.partition import Source
@@ -29,7 +29,7 @@ def lane_block(config: BuildConfig, sources: Iterable[Source]) -> int | None:
 
 
 def plan_packs(
-    parts: list[Tokenized],
+    parts: list[PartitionResult],
     config: BuildConfig,
     max_length: int,
     take: NDArray[np.int64] | None = None,
@@ -55,7 +55,7 @@ def plan_packs(
     )
 
 
-def lanes_of(parts: list[Tokenized], lanes: int) -> NDArray[np.int32]:
+def lanes_of(parts: list[PartitionResult], lanes: int) -> NDArray[np.int32]:
     """The lane of every sequence, partition after partition: int32 [sequences]."""
     found: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
     for number, own in groupby(parts, key=lambda part: part.partition.input):
@@ -84,7 +84,7 @@ def plan_in_windows(
     emitted: list[Emission] = []
     for number in range(lanes):
         own = np.flatnonzero(lane == number)
-        emission = plan_lane(lengths[own], capacity, window, seed=mixed(seed, 0), lane=number)
+        emission = plan_lane(lengths[own], capacity, window, seed=hash64(seed, 0), lane=number)
         emitted.append(Emission(own[emission.members], emission.offsets))
     packs = in_global_order(emitted)
     bin_of = np.full(lengths.size, -1, np.int64)

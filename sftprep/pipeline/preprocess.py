@@ -20,7 +20,8 @@ from sftprep.pipeline.diagnostics import count_double_bos, count_untrained_ends
 from sftprep.pipeline.loss_mask import LossMask
 from sftprep.pipeline.overlong import fit_lengths, without_untrained
 from sftprep.recipe import Recipe
-from sftprep.records.formats import Unusable, record_reader
+from sftprep.records.formats import record_reader
+from sftprep.records.options import InvalidRecord
 from sftprep.records.pretokenized import given_batch
 from sftprep.records.quality_checks import suspect_check
 from sftprep.render.renderer import Renderer
@@ -185,7 +186,7 @@ def read_examples(
                 if suspect is not None:
                     suspect(example)
                 examples.append(example)
-            except Unusable as problem:
+            except InvalidRecord as problem:
                 rejected.append(Rejected(number, 0, problem.reason, str(problem), excerpt(line)))
         elif isinstance(record, Rejected):
             rejected.append(record)
@@ -202,7 +203,7 @@ def _with_long_numbers(line: bytes) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(line)
     except (ValueError, RecursionError) as error:  # Python reads 4,300 digits at most
         what = "a number has too many digits, or values are nested too deeply"
-        raise Unusable("bad_json", what) from error
+        raise InvalidRecord("bad_json", what) from error
     return record
 
 

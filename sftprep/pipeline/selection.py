@@ -16,19 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.config.build import BuildConfig, SourceEntry
-from sftprep.core.hashing import mixed_each
+from sftprep.core.hashing import hash64_array
 from sftprep.core.types import Rejected
 from sftprep.errors import EmptyInput
-from sftprep.pipeline.sequence_stats import Wanted
+from sftprep.pipeline.sequence_stats import StatsRequest
 from sftprep.pipeline.setup import Setup
 from sftprep.shards.manifest import Accounting
 
 if TYPE_CHECKING:
-    from sftprep.pipeline.tokenize_pass import Tokenized
+    from sftprep.pipeline.tokenize_pass import PartitionResult
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class BuildSplit:
     """The build itself, or that of the evaluation. inputs: numbers of its inputs in the setup;
     accounts: one for each.
 
@@ -38,23 +38,23 @@ class Side:
     """
 
     evaluation: bool
-    parts: list[Tokenized]
+    parts: list[PartitionResult]
     inputs: list[int]
     accounts: list[Accounting]
     take: NDArray[np.int64] | None = None
     aside: dict[int, list[Rejected]] = field(default_factory=dict)
 
 
-def wanted_facts(config: BuildConfig, setup: Setup) -> Wanted | None:
+def wanted_facts(config: BuildConfig, setup: Setup) -> StatsRequest | None:
     """What workers have to say of each sequence beside its length; None where nothing is to be
     chosen."""
     key_seed = config.evaluation.eval_seed if config.evaluation.eval_fraction else None
     compare = config.read.duplicates == "drop"
     mixed_up = any(each.repeat != 1 or each.weight is not None for each in setup.entries)
-    return Wanted(key_seed, compare) if mixed_up or compare or key_seed is not None else None
+    return StatsRequest(key_seed, compare) if mixed_up or compare or key_seed is not None else None
 
 
-def choose(parts: list[Tokenized], setup: Setup, config: BuildConfig) -> list[Side]:
+def choose(parts: list[PartitionResult], setup: Setup, config: BuildConfig) -> list[BuildSplit]:
     """The builds to make of all sequences: that of the evaluation first, where there is one.
 
     Raises EmptyInput where a source that has a weight holds nothing, or no record was held out.
@@ -76,10 +76,10 @@ def choose(parts: list[Tokenized], setup: Setup, config: BuildConfig) -> list[Si
     return [*sides, replace(trained, aside=_aside(table, again))]
 
 
-def _whole(evaluation: bool, parts: list[Tokenized], inputs: list[int]) -> Side:
+def _whole(evaluation: bool, parts: list[PartitionResult], inputs: list[int]) -> BuildSplit:
     numbers = set(inputs)
     own = [part for part in parts if part.partition.input in numbers]
-    return Side(evaluation, own, inputs, _accounts(own, inputs, {}))
+    return BuildSplit(evaluation, own, inputs, _accounts(own, inputs, {}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class _Table:
     """All sequences to train on, side by side. record: number of each one's record, over all
     inputs; entry: of its source."""
 
-    parts: list[Tokenized]
+    parts: list[PartitionResult]
     input: NDArray[np.int64]
     entry: NDArray[np.int64]
     record: NDArray[np.int64]
@@ -98,7 +98,7 @@ class _Table:
     alike: NDArray[np.uint64]
 
     @classmethod
-    def of(cls, parts: list[Tokenized], setup: Setup) -> _Table:
+    def of(cls, parts: list[PartitionResult], setup: Setup) -> _Table:
         facts = [part.facts for part in parts if part.facts is not None]
         sizes = [len(part.lengths) for part in parts]
         lines = np.array([part.counts["lines"] for part in parts], dtype=np.int64)
@@ -165,7 +165,7 @@ def _held_out(
     again: dict[str, NDArray[np.bool_]],
     inputs: list[int],
     config: BuildConfig,
-) -> Side:
+) -> BuildSplit:
     take = np.flatnonzero(held)
     if not len(take) or held.all():
         what = "no record" if not len(take) else "every record"
@@ -177,7 +177,7 @@ def _held_out(
             ),
         )
     out = {**again, "in_training": ~held & ~_any(again, held)}
-    return Side(
+    return BuildSplit(
         True, table.parts, inputs, _changed(table, inputs, out, np.zeros_like(held), held), take
     )
 
@@ -189,14 +189,14 @@ def _sampled(
     inputs: list[int],
     entries: list[SourceEntry],
     seed: int,
-) -> Side:
+) -> BuildSplit:
     not_here = held | _any(again, held)
     copies = np.where(not_here, 0, _copies(table, not_here, entries, seed))
     # Once through all, then again through those that stand there twice, and so on: copies of a
     # record keep apart.
     rounds = [np.flatnonzero(copies > done) for done in range(int(copies.max(initial=0)))]
     out = {**again, "held_out": held, "not_sampled": (copies == 0) & ~not_here}
-    return Side(
+    return BuildSplit(
         False,
         table.parts,
         inputs,
@@ -248,7 +248,7 @@ def _copies(
             # By a hash of the place in the source, so that what other sources hold does not matter.
             copies[
                 own[
-                    np.argsort(mixed_each(records[own] - records[own[0]], seed), kind="stable")[
+                    np.argsort(hash64_array(records[own] - records[own[0]], seed), kind="stable")[
                         :once_more
                     ]
                 ]
@@ -288,7 +288,7 @@ def _changed(
 
 
 def _accounts(
-    parts: list[Tokenized], inputs: list[int], changes: dict[int, Counter[str]]
+    parts: list[PartitionResult], inputs: list[int], changes: dict[int, Counter[str]]
 ) -> list[Accounting]:
     counts: dict[int, Counter[str]] = {number: Counter() for number in inputs}
     for part in parts:

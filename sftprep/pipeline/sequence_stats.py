@@ -19,7 +19,7 @@ _ESCAPED_BLANKS = re.compile(rb"\\[nrt]")
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class SequenceStats:
     """What choosing needs to know of the sequences of a partition: int32 [n] line of each, int32
     [n] targets of each, and, where records are to be held out or compared, uint64 [n] hashes of
     each one's record: keys with the seed of the evaluation, same of all of it, alike of all but
@@ -33,7 +33,7 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class StatsRequest:
     """Which facts are wanted. key_seed: hashes with this seed; compare: those that tell equal
     records."""
 
@@ -41,7 +41,7 @@ class Wanted:
     compare: bool = False
 
 
-def facts_of(spill: Spill, data: bytes, wanted: Wanted) -> Facts:
+def facts_of(spill: Spill, data: bytes, wanted: StatsRequest) -> SequenceStats:
     """The facts on a partition. data: its lines."""
     mask = (
         np.ones(len(spill.input_ids), np.uint8)
@@ -49,7 +49,7 @@ def facts_of(spill: Spill, data: bytes, wanted: Wanted) -> Facts:
         else spill.completion_mask
     )
     targets = targets_of(mask, spill.offsets)
-    facts = Facts(spill.origin.astype(np.int32), targets.astype(np.int32))
+    facts = SequenceStats(spill.origin.astype(np.int32), targets.astype(np.int32))
     if wanted.key_seed is None and not wanted.compare:
         return facts
     lines = split_lines(data)

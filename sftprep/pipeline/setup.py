@@ -19,7 +19,8 @@ from sftprep.config.build import BuildConfig, FormatConfig, SourceEntry
 from sftprep.errors import ConfigError, TemplateError, TokenizerError
 from sftprep.pipeline.inputs import Input, find_inputs
 from sftprep.recipe import Recipe
-from sftprep.records.formats import Reading, detect_format, keys_read, unknown_format
+from sftprep.records.formats import detect_format, keys_read, unknown_format
+from sftprep.records.options import RecordOptions
 from sftprep.records.pretokenized import MASKS
 from sftprep.render.renderer import Renderer
 from sftprep.shards.manifest_size import check_manifest_size, expected_input
@@ -261,7 +262,7 @@ def _refuse_broken(source: str) -> None:
 
 
 def _looked_at(
-    file: str, records: Iterator[dict[str, Any]], config: BuildConfig, reading: Reading
+    file: str, records: Iterator[dict[str, Any]], config: BuildConfig, reading: RecordOptions
 ) -> _Look:
     """The format asked for, or the one that the first records of a file have. Raises FormatError
     where none fits."""
@@ -299,7 +300,7 @@ def _first_records(source: Source) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def _has_turns(record: dict[str, Any], reading: Reading) -> bool:
+def _has_turns(record: dict[str, Any], reading: RecordOptions) -> bool:
     prompt = {target: source for source, target in reading.renames}.get("prompt", "prompt")
     return isinstance(record.get(prompt), list)
 

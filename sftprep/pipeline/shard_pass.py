@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.config.build import BuildConfig
-from sftprep.core.hashing import mixed_order
+from sftprep.core.hashing import seeded_permutation
 from sftprep.errors import ConfigError
 from sftprep.packing.strategies import PackPlan
 from sftprep.pipeline.executors import Executor
 from sftprep.pipeline.plan_pass import plan_packs
-from sftprep.pipeline.selection import Side
+from sftprep.pipeline.selection import BuildSplit
 from sftprep.pipeline.spill import spill_path
 from sftprep.pipeline.tokenize_pass import AssembleTask, assemble_shard
 from sftprep.shards.manifest import ShardInfo
@@ -41,7 +41,7 @@ class Assembled:
 
 
 def assemble(
-    side: Side,
+    side: BuildSplit,
     config: BuildConfig,
     max_length: int,
     folder: Path,
@@ -61,7 +61,9 @@ def assemble(
     plan = plan_packs(side.parts, config, max_length, side.take)
     keep = config.pack.order == "keep"
     # Best-fit order follows length, so packs are shuffled.
-    order = np.arange(plan.num_bins) if keep else mixed_order(plan.num_bins, config.pack.seed)
+    order = (
+        np.arange(plan.num_bins) if keep else seeded_permutation(plan.num_bins, config.pack.seed)
+    )
     tasks, shards = _Tasks(side, plan, order, config, max_length, folder, spills), {}
     check_shards(len(tasks))
     for shard in executor.map_unordered(assemble_shard, tasks):
@@ -76,7 +78,7 @@ class _Tasks:
 
     def __init__(
         self,
-        side: Side,
+        side: BuildSplit,
         plan: PackPlan,
         order: NDArray[np.int64],
         config: BuildConfig,
@@ -134,7 +136,7 @@ class _Tasks:
             )
 
 
-def _first_ordinals(side: Side) -> NDArray[np.int64]:
+def _first_ordinals(side: BuildSplit) -> NDArray[np.int64]:
     """Ordinal of the first line of each partition: int64 [partitions]."""
     lines = np.array([part.counts["lines"] for part in side.parts], dtype=np.int64)
     assert int(lines.sum()) == sum(accounts.lines for accounts in side.accounts)

@@ -23,7 +23,7 @@ from sftprep.core.hashing import digest
 from sftprep.core.ragged import Ragged, edges
 from sftprep.core.types import Rejected, TokenBatch
 from sftprep.pipeline.preprocess import Preprocessor, begin_preprocess
-from sftprep.pipeline.sequence_stats import Facts, Wanted, facts_of
+from sftprep.pipeline.sequence_stats import SequenceStats, StatsRequest, facts_of
 from sftprep.pipeline.spill import map_spill, read_spill, spill_path, write_spill
 from sftprep.recipe import RecipeFile
 from sftprep.shards.manifest import ShardInfo
@@ -54,11 +54,11 @@ class TokenizeTask:
     spill_folder: Path
     threads: bool
     lane_block: int | None = None
-    facts: Wanted | None = None
+    facts: StatsRequest | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Tokenized:
+class PartitionResult:
     """What travels back from pass 1: no tokens, but where they are. lengths: int32 [sequences];
     content: digest of the bytes.
 
@@ -75,17 +75,17 @@ class Tokenized:
     rejected: list[Rejected]
     reused: bool
     places: Places | None = None
-    facts: Facts | None = None
+    facts: SequenceStats | None = None
     weighted: bool = False
 
 
-def tokenize_partition(task: TokenizeTask) -> Tokenized:
+def tokenize_partition(task: TokenizeTask) -> PartitionResult:
     """Make the spill of a partition, or find it made already. Raises what reading, templates and
     storage raise."""
     return _begun(task).finish()
 
 
-def tokenize_in_turn(tasks: Iterable[TokenizeTask]) -> Iterator[Tokenized]:
+def tokenize_in_turn(tasks: Iterable[TokenizeTask]) -> Iterator[PartitionResult]:
     """`tokenize_partition` for one after the other, each kept open for a moment, in which the next
     ones are encoded.
 
@@ -110,7 +110,7 @@ class _Begun(NamedTuple):
 
     since: float
     bytes: int
-    finish: Callable[[], Tokenized]
+    finish: Callable[[], PartitionResult]
 
 
 def _begun(task: TokenizeTask) -> _Begun:
@@ -128,7 +128,7 @@ def _begun(task: TokenizeTask) -> _Begun:
         stages.encoder.ask(task.recipe.reference)
         prepare = begin_preprocess(stages, data, task.format, seed=int(key[:16], 16), first=sample)
 
-    def finish() -> Tokenized:
+    def finish() -> PartitionResult:
         if prepare is not None:
             write_spill(path, prepare())
         made = spill or map_spill(path)
@@ -142,7 +142,7 @@ def _begun(task: TokenizeTask) -> _Begun:
         weighted = made.loss_weights is not None
         reused = spill is not None
         counts, rejected = made.counts, made.rejected
-        return Tokenized(
+        return PartitionResult(
             where,
             key,
             content,

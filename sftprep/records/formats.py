@@ -12,22 +12,8 @@ from typing import Any
 from sftprep.core.types import Example, Message
 from sftprep.errors import FormatError
 from sftprep.records.messages import SWITCHES, check_messages, sharegpt_message, weight_of
-from sftprep.records.options import Reading, Record, Unusable, decoded, string_of
+from sftprep.records.options import InvalidRecord, Record, RecordOptions, decoded, string_of
 from sftprep.records.pretokenized import from_tokens
-
-__all__ = [
-    "FORMATS",
-    "Format",
-    "Reading",
-    "Record",
-    "Unusable",
-    "detect_format",
-    "keys_of",
-    "keys_read",
-    "read_record",
-    "record_reader",
-]
-__all__ += ["unknown_format"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +21,10 @@ class Format:
     """keys: a record that has them all is of this format; convert: reads it, or raises Unusable."""
 
     keys: frozenset[str]
-    convert: Callable[[Record, int, Reading], Example]
+    convert: Callable[[Record, int, RecordOptions], Example]
 
 
-def record_reader(format_name: str, reading: Reading) -> Callable[[Record, int], Example]:
+def record_reader(format_name: str, reading: RecordOptions) -> Callable[[Record, int], Example]:
     """A function that reads one record, with the number of its line, as an Example.
 
     The Example takes over parts of the record. Raises Unusable; reason `other_schema` if the keys
@@ -59,17 +45,17 @@ def record_reader(format_name: str, reading: Reading) -> Callable[[Record, int],
     return read
 
 
-def read_record(record: Record, line: int, format_name: str, reading: Reading) -> Example:
+def read_record(record: Record, line: int, format_name: str, reading: RecordOptions) -> Example:
     """As `record_reader`, for a single record."""
     return record_reader(format_name, reading)(record, line)
 
 
-def keys_of(format_name: str, reading: Reading) -> frozenset[str]:
+def keys_of(format_name: str, reading: RecordOptions) -> frozenset[str]:
     """The keys that a record of a format has, once it is renamed."""
     return frozenset({reading.text_field}) if format_name == "text" else FORMATS[format_name].keys
 
 
-def detect_format(record: Record, reading: Reading) -> str | None:
+def detect_format(record: Record, reading: RecordOptions) -> str | None:
     """The first format in FORMATS whose keys the record has, or None; what a function formats is
     text."""
     if reading.function is not None:
@@ -82,7 +68,7 @@ def detect_format(record: Record, reading: Reading) -> str | None:
     return None
 
 
-def keys_read(reading: Reading) -> frozenset[str] | None:
+def keys_read(reading: RecordOptions) -> frozenset[str] | None:
     """The keys of a record that any format looks at; None where a function of the user's may look
     at all."""
     if reading.function is not None:
@@ -91,7 +77,7 @@ def keys_read(reading: Reading) -> frozenset[str] | None:
     return of_formats | _BESIDE | {reading.text_field} | {source for source, _ in reading.renames}
 
 
-def unknown_format(file: str, record: Record, reading: Reading) -> FormatError:
+def unknown_format(file: str, record: Record, reading: RecordOptions) -> FormatError:
     """What to say where no format fits the records of a file."""
     record = _renamed(dict(record), reading.renames) if reading.renames else record
     known = "; ".join(f"{name}: {', '.join(sorted(kind.keys))}" for name, kind in FORMATS.items())
@@ -127,26 +113,26 @@ def _renamed(record: Record, renames: tuple[tuple[str, str], ...]) -> Record:
     return record
 
 
-def _missing_keys(record: Record, format_name: str, reading: Reading) -> Unusable:
+def _missing_keys(record: Record, format_name: str, reading: RecordOptions) -> InvalidRecord:
     wanted = keys_of(format_name, reading)
     missing = ", ".join(f'"{key}"' for key in sorted(wanted - record.keys()))
-    other = detect_format(record, Reading(text_field=reading.text_field))
+    other = detect_format(record, RecordOptions(text_field=reading.text_field))
     if other is not None and other != format_name:
-        return Unusable(
+        return InvalidRecord(
             "other_schema", f"a {other} record among {format_name} records: {missing} is missing"
         )
-    return Unusable("bad_row", f"{missing} is missing from this {format_name} record")
+    return InvalidRecord("bad_row", f"{missing} is missing from this {format_name} record")
 
 
 # --- the formats ----------------------------------------------------------------------------------
 
 
-def from_text(record: Record, line: int, reading: Reading) -> Example:
+def from_text(record: Record, line: int, reading: RecordOptions) -> Example:
     """Plain text for language modelling."""
     return Example(line, text=string_of(record[reading.text_field], f'"{reading.text_field}"'))
 
 
-def from_prompt_completion(record: Record, line: int, reading: Reading) -> Example:
+def from_prompt_completion(record: Record, line: int, reading: RecordOptions) -> Example:
     """A prompt and its completion, both text or both lists of messages."""
     prompt, completion = record["prompt"], record["completion"]
     if isinstance(prompt, list) and isinstance(completion, list):
@@ -156,7 +142,7 @@ def from_prompt_completion(record: Record, line: int, reading: Reading) -> Examp
         )
         return _chat(Example(line, prompt_messages=head, messages=head + tail), record)
     if isinstance(prompt, list) or isinstance(completion, list):
-        raise Unusable(
+        raise InvalidRecord(
             "bad_type", '"prompt" and "completion" are to be both text or both lists of messages'
         )
     return Example(
@@ -164,19 +150,19 @@ def from_prompt_completion(record: Record, line: int, reading: Reading) -> Examp
     )
 
 
-def from_messages(record: Record, line: int, reading: Reading) -> Example:
+def from_messages(record: Record, line: int, reading: RecordOptions) -> Example:
     """A conversation in the OpenAI layout."""
     return _chat(
         Example(line, messages=check_messages(record["messages"], "messages", reading)), record
     )
 
 
-def from_sharegpt(record: Record, line: int, reading: Reading) -> Example:
+def from_sharegpt(record: Record, line: int, reading: RecordOptions) -> Example:
     """A conversation as from/value turns (or role/content ones), with `system` and `tools` beside
     it."""
     turns = record["conversations"]
     if not isinstance(turns, list):
-        raise Unusable("bad_row", '"conversations" is not a list of turns')
+        raise InvalidRecord("bad_row", '"conversations" is not a list of turns')
     messages = [sharegpt_message(turn, number, reading) for number, turn in enumerate(turns, 1)]
     system = record.get("system")
     if system and not (messages and messages[0].get("role") == "system"):
@@ -184,7 +170,7 @@ def from_sharegpt(record: Record, line: int, reading: Reading) -> Example:
     return _chat(Example(line, messages=check_messages(messages, "conversations", reading)), record)
 
 
-def from_alpaca(record: Record, line: int, reading: Reading) -> Example:
+def from_alpaca(record: Record, line: int, reading: RecordOptions) -> Example:
     """An instruction, an optional input, and the output that is trained; the Stanford layout where
     there is no chat template."""
     instruction = string_of(record["instruction"], '"instruction"')
@@ -243,7 +229,7 @@ def _tools(tools: Any) -> list[Any] | None:
     not an empty list."""
     tools = decoded(tools, '"tools"')
     if not isinstance(tools, list):
-        raise Unusable("bad_tool", '"tools" is not a list of tool schemas')
+        raise InvalidRecord("bad_tool", '"tools" is not a list of tool schemas')
     return [decoded(tool, "a tool schema") for tool in tools] or None
 
 
@@ -252,7 +238,7 @@ def _history(record: Record) -> list[tuple[str, str]]:
     if not isinstance(pairs, list) or not all(
         isinstance(turn, list) and len(turn) == 2 for turn in pairs
     ):
-        raise Unusable("bad_row", '"history" is not a list of [instruction, output] pairs')
+        raise InvalidRecord("bad_row", '"history" is not a list of [instruction, output] pairs')
     return [
         (string_of(asked, '"history"'), string_of(answered, '"history"'))
         for asked, answered in pairs
@@ -265,7 +251,7 @@ def _formatted(record: Record, line: int, function: Callable[[Record], Any]) -> 
         made = function(record)
     except (Exception, SystemExit) as error:
         # Code of the user, which may raise anything: that is a fault of this record.
-        raise Unusable(
+        raise InvalidRecord(
             "function_failed", f"the formatting function raised {type(error).__name__}: {error}"
         ) from error
     texts = [made] if isinstance(made, str) else made
@@ -276,7 +262,7 @@ def _formatted(record: Record, line: int, function: Callable[[Record], Any]) -> 
             if not text.isascii()
             for character in text
         ):
-            raise Unusable(
+            raise InvalidRecord(
                 "bad_unicode",
                 "the formatting function gave half of a surrogate pair, which cannot be text",
             )
@@ -288,14 +274,14 @@ def _formatted(record: Record, line: int, function: Callable[[Record], Any]) -> 
         if not made
         else "a list of other things"
     )
-    raise Unusable(
+    raise InvalidRecord(
         "bad_function_result", f"the formatting function gave {what}, not a text or a list of texts"
     )
 
 
 def _template_kwargs(kwargs: Any) -> dict[str, Any]:
     if not isinstance(kwargs, Mapping):
-        raise Unusable("bad_type", '"chat_template_kwargs" is not an object')
+        raise InvalidRecord("bad_type", '"chat_template_kwargs" is not an object')
     return dict(kwargs)
 
 

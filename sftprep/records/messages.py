@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from sftprep.core.types import Message
-from sftprep.records.options import Reading, Unusable, decoded, string_of
+from sftprep.records.options import InvalidRecord, RecordOptions, decoded, string_of
 
 ROLES = frozenset(
     {"system", "developer", "user", "assistant", "tool", "function", "ipython", "environment"}
@@ -30,18 +30,18 @@ SHAREGPT_ROLES = {
 }
 
 
-def check_messages(value: Any, name: str, reading: Reading) -> list[Message]:
+def check_messages(value: Any, name: str, reading: RecordOptions) -> list[Message]:
     """The messages, with typed parts joined to text; raises Unusable where one has no role, no
     content, or a wrong type."""
     if not isinstance(value, list):
-        raise Unusable(
+        raise InvalidRecord(
             "bad_row", f'"{name}" is {"null" if value is None else "not a list of messages"}'
         )
     if not value:
-        raise Unusable("bad_row", f'"{name}" holds no message')
+        raise InvalidRecord("bad_row", f'"{name}" holds no message')
     for number, message in enumerate(value):
         if type(message) is not dict:
-            raise Unusable("bad_row", f'message {number + 1} of "{name}" is not an object')
+            raise InvalidRecord("bad_row", f'message {number + 1} of "{name}" is not an object')
         role = message.get("role")
         if type(role) is not str or role not in ROLES:
             raise _bad_role(message, role, number, name)
@@ -64,24 +64,24 @@ def weight_of(message: Message, number: int) -> float | None:
             continue
         # A truth value is a number too, and so are those of NumPy that came through JSON as such.
         if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-            raise Unusable(
+            raise InvalidRecord(
                 "bad_type", f'"{key}" of message {number + 1} is {value!r}, not a number from 0 on'
             )
         return float(value)
     return None
 
 
-def _bad_role(message: Message, role: Any, number: int, name: str) -> Unusable:
+def _bad_role(message: Message, role: Any, number: int, name: str) -> InvalidRecord:
     where = f'message {number + 1} of "{name}"'
     if role is None:
         hint = ': it has "from" and "value", as sharegpt turns have' if "from" in message else ""
-        return Unusable("bad_row", f'{where} has no "role"{hint}')
-    return Unusable(
+        return InvalidRecord("bad_row", f'{where} has no "role"{hint}')
+    return InvalidRecord(
         "unknown_role", f"{where} has the role {role!r}; known roles: {', '.join(sorted(ROLES))}"
     )
 
 
-def _with_text(message: Message, content: Any, where: str, reading: Reading) -> Message:
+def _with_text(message: Message, content: Any, where: str, reading: RecordOptions) -> Message:
     """A message whose content is not a string: typed parts are joined, no content is fine beside
     tool calls.
 
@@ -91,7 +91,7 @@ def _with_text(message: Message, content: Any, where: str, reading: Reading) -> 
     if content is None:
         if message.get("tool_calls"):
             return message
-        raise Unusable("bad_row", f"{where} has no content")
+        raise InvalidRecord("bad_row", f"{where} has no content")
     if isinstance(content, list):
         parts = [
             part if isinstance(part, dict) else {"type": "text", "text": part} for part in content
@@ -106,7 +106,9 @@ def _with_text(message: Message, content: Any, where: str, reading: Reading) -> 
             if part.get("type") != "text":
                 _set_beside(made, part, where, reading)
         return made
-    raise Unusable("bad_type", f"the content of {where} is a {type(content).__name__}, not text")
+    raise InvalidRecord(
+        "bad_type", f"the content of {where} is a {type(content).__name__}, not text"
+    )
 
 
 _TEXT_KEYS = ("text", "value", "content", "reasoning", "thinking")
@@ -116,10 +118,10 @@ def _part_text(part: dict[str, Any], where: str) -> str:
     for key in _TEXT_KEYS:
         if key in part:
             return string_of(part[key], f"a {part['type']} part of {where}")
-    raise Unusable("bad_row", f"a {part['type']} part of {where} has no text")
+    raise InvalidRecord("bad_row", f"a {part['type']} part of {where} has no text")
 
 
-def _set_beside(made: Message, part: dict[str, Any], where: str, reading: Reading) -> None:
+def _set_beside(made: Message, part: dict[str, Any], where: str, reading: RecordOptions) -> None:
     """Put a part that is no text beside the content. Raises Unusable for a part that the template
     cannot show."""
     kind = part.get("type")
@@ -129,25 +131,27 @@ def _set_beside(made: Message, part: dict[str, Any], where: str, reading: Readin
         calls = _calls(_part_text(part, where), f"a tool call part of {where}")
         made["tool_calls"] = [*made.get("tool_calls", ()), *calls]
     else:
-        raise Unusable(
+        raise InvalidRecord(
             "unsupported_part",
             f"{where} has a content part of type {kind!r}, which the chat template cannot show",
         )
 
 
-def sharegpt_message(turn: Any, number: int, reading: Reading) -> Message:
+def sharegpt_message(turn: Any, number: int, reading: RecordOptions) -> Message:
     if type(turn) is not dict:
-        raise Unusable("bad_row", f'turn {number} of "conversations" is not an object')
+        raise InvalidRecord("bad_row", f'turn {number} of "conversations" is not an object')
     if "role" in turn and "from" not in turn:
         return turn
     for key in ("from", "value"):
         if key not in turn:
-            raise Unusable("bad_row", f'"{key}" is missing in turn {number} of "conversations"')
+            raise InvalidRecord(
+                "bad_row", f'"{key}" is missing in turn {number} of "conversations"'
+            )
     speaker, value = turn["from"], turn["value"]
     role = SHAREGPT_ROLES.get(speaker) if isinstance(speaker, str) else None
     if role is None:
         known = ", ".join(sorted(SHAREGPT_ROLES))
-        raise Unusable(
+        raise InvalidRecord(
             "unknown_role", f'turn {number} of "conversations" is from {speaker!r}; known: {known}'
         )
     message = (
@@ -160,7 +164,7 @@ def sharegpt_message(turn: Any, number: int, reading: Reading) -> Message:
     return message
 
 
-def _call_message(text: str, number: int, reading: Reading) -> Message:
+def _call_message(text: str, number: int, reading: RecordOptions) -> Message:
     """A sharegpt function call as an assistant turn: with `tool_calls` where the template shows
     them, as its text otherwise."""
     if not reading.tool_calls:
@@ -178,7 +182,7 @@ def _calls(text: str, what: str) -> list[dict[str, Any]]:
     calls = calls if isinstance(calls, list) else [calls]
     functions = [call.get("function", call) if isinstance(call, dict) else None for call in calls]
     if not all(isinstance(function, dict) and "name" in function for function in functions):
-        raise Unusable("bad_tool", f"{what} has no name")
+        raise InvalidRecord("bad_tool", f"{what} has no name")
     return [
         {"type": "function", "function": {"name": f["name"], "arguments": f.get("arguments", {})}}
         for f in functions

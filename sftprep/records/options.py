@@ -13,7 +13,7 @@ from sftprep.sources.to_jsonl import OPAQUE
 Record = dict[str, Any]
 
 
-class Unusable(Exception):
+class InvalidRecord(Exception):
     """A record that does not fit its format. reason: short and stable; the text says what is wrong
     where."""
 
@@ -23,7 +23,7 @@ class Unusable(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class RecordOptions:
     """How records of one input are read: the keys to rename, the key of plain text, and what the
     template can show.
 
@@ -44,10 +44,10 @@ def string_of(value: Any, what: str) -> str:
     if type(value) is str:
         return value
     if value is None:
-        raise Unusable("bad_row", f"{what} is null")
+        raise InvalidRecord("bad_row", f"{what} is null")
     if type(value) is dict and value.keys() == {OPAQUE}:
-        raise Unusable("bad_type", f"{what} holds {value[OPAQUE]}, not text")
-    raise Unusable("bad_type", f"{what} is a {type(value).__name__}, not text")
+        raise InvalidRecord("bad_type", f"{what} holds {value[OPAQUE]}, not text")
+    raise InvalidRecord("bad_type", f"{what} is a {type(value).__name__}, not text")
 
 
 def decoded(value: Any, what: str) -> Any:
@@ -59,4 +59,4 @@ def decoded(value: Any, what: str) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise Unusable("bad_tool", f"{what} is text, but no JSON: {why}") from error
+        raise InvalidRecord("bad_tool", f"{what} is text, but no JSON: {why}") from error

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.core.ragged import edges
-from sftprep.core.types import Example, Given, Rejected, TokenBatch
-from sftprep.records.options import Reading, Record, Unusable
+from sftprep.core.types import Example, PretokenizedRow, Rejected, TokenBatch
+from sftprep.records.options import InvalidRecord, Record, RecordOptions
 
 MASKS = frozenset({"labels", "completion_mask", "assistant_masks"})
 """Keys by which a record of tokens says which of them are trained."""
 
 
-def from_tokens(record: Record, line: int, reading: Reading) -> Example:
+def from_tokens(record: Record, line: int, reading: RecordOptions) -> Example:
     """Ids that are there already, used as they are: `labels` say what is trained, else the masks,
     else all of it is.
 
@@ -30,14 +30,14 @@ def from_tokens(record: Record, line: int, reading: Reading) -> Example:
             record["attention_mask"], '"attention_mask"', low=0, length=len(ids), truths=True
         )
         if not seen.all():
-            raise Unusable(
+            raise InvalidRecord(
                 "padding", '"attention_mask" has zeros: take the padding out of "input_ids"'
             )
     if record.get("labels") is not None:
         labels = _integers(record["labels"], '"labels"', low=-(2**31), length=len(ids))
         trained = labels != -100
         if (labels[trained] != ids[trained]).any():
-            raise Unusable(
+            raise InvalidRecord(
                 "other_labels",
                 '"labels" has tokens that are not those of "input_ids" at their places',
             )
@@ -45,7 +45,7 @@ def from_tokens(record: Record, line: int, reading: Reading) -> Example:
         for key in ("completion_mask", "assistant_masks"):
             if record.get(key) is not None:
                 trained &= _truths(record[key], f'"{key}"', length=len(ids))
-    return Example(line, given=Given(ids, trained, _sequence_lengths(record, len(ids))))
+    return Example(line, given=PretokenizedRow(ids, trained, _sequence_lengths(record, len(ids))))
 
 
 def _integers(
@@ -58,22 +58,22 @@ def _integers(
     try:
         found = np.asarray(value)
     except ValueError as error:
-        raise Unusable("bad_type", f"{what} is no list of numbers: {error}") from error
+        raise InvalidRecord("bad_type", f"{what} is no list of numbers: {error}") from error
     if (
         not isinstance(value, list)
         or found.ndim != 1
         or (found.size and found.dtype.kind not in "iub")
     ):
-        raise Unusable("bad_type", f"{what} is no list of whole numbers")
+        raise InvalidRecord("bad_type", f"{what} is no list of whole numbers")
     if not truths and bool in {*map(type, value)}:
-        raise Unusable("bad_type", f"{what} holds true or false, which is no number")
+        raise InvalidRecord("bad_type", f"{what} holds true or false, which is no number")
     if found.size and not (low <= int(found.min()) and int(found.max()) < 2**31):
-        raise Unusable(
+        raise InvalidRecord(
             "bad_type",
             f"{what} holds {int(found.min())} or {int(found.max())}, which is out of range",
         )
     if length is not None and found.size != length:
-        raise Unusable("bad_row", f'{what} has {found.size} entries, "input_ids" has {length}')
+        raise InvalidRecord("bad_row", f'{what} has {found.size} entries, "input_ids" has {length}')
     return found.astype(np.int32)
 
 
@@ -82,7 +82,7 @@ def _truths(value: Any, what: str, *, length: int) -> NDArray[np.bool_]:
     length."""
     found = _integers(value, what, low=0, length=length, truths=True)
     if found.size and int(found.max()) > 1:
-        raise Unusable(
+        raise InvalidRecord(
             "bad_type",
             f"{what} holds {int(found.max())}: a mask is of 0 and 1, or of true and false",
         )
@@ -102,17 +102,17 @@ def _sequence_lengths(record: Record, total: int) -> NDArray[np.int64]:
             else None
         )
         if total and (counted is None or not np.array_equal(counted, positions)):
-            raise Unusable("bad_row", '"position_ids" do not count from 0 in each sequence')
+            raise InvalidRecord("bad_row", '"position_ids" do not count from 0 in each sequence')
     if record.get("seq_lengths") is None:
         return lengths
     given = _integers(record["seq_lengths"], '"seq_lengths"', low=0).astype(np.int64)
     given = given[given > 0]
     if int(given.sum()) != total:
-        raise Unusable(
+        raise InvalidRecord(
             "bad_row", f'"seq_lengths" sum to {int(given.sum())}, "input_ids" has {total} entries'
         )
     if positions is not None and not np.array_equal(given, lengths):
-        raise Unusable("bad_row", '"seq_lengths" and "position_ids" do not agree')
+        raise InvalidRecord("bad_row", '"seq_lengths" and "position_ids" do not agree')
     return given
 
 
@@ -121,7 +121,7 @@ def given_batch(
 ) -> TokenBatch:
     """The sequences of records that bring their tokens along; one with an id outside the vocabulary
     is set aside."""
-    kept: list[tuple[int, Given]] = []
+    kept: list[tuple[int, PretokenizedRow]] = []
     for example in examples:
         given = example.given
         assert given is not None

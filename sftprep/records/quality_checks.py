@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from sftprep.core.types import Example, Message
-from sftprep.records.options import Unusable
+from sftprep.records.options import InvalidRecord
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
 Check = Callable[[Example], None]
@@ -49,25 +49,27 @@ def suspect_check(spec: TokenizerSpec, *, escaped: bool) -> Check:
 
 def _check_order(roles: Sequence[str]) -> None:
     if "assistant" not in roles:
-        raise Unusable("no_target", "no message is from the assistant: there is nothing to learn")
+        raise InvalidRecord(
+            "no_target", "no message is from the assistant: there is nothing to learn"
+        )
     before = None
     for number, role in enumerate(roles, 1):
         if role in _HEADS and number > 1:
-            raise Unusable(
+            raise InvalidRecord(
                 "role_order",
                 f"message {number} is from the {role}, which speaks first or not at all",
             )
         if role == "assistant" and before in (None, *_HEADS):
-            raise Unusable(
+            raise InvalidRecord(
                 "role_order",
                 f"message {number} is from the assistant, and nobody has asked anything",
             )
         if role == "assistant" and before == "assistant":
-            raise Unusable(
+            raise InvalidRecord(
                 "role_order", f"messages {number - 1} and {number} are both from the assistant"
             )
         if role in _ANSWERS and before not in ("assistant", *_ANSWERS):
-            raise Unusable(
+            raise InvalidRecord(
                 "bad_tool", f"message {number} is from a tool, and the assistant has called none"
             )
         before = role
@@ -79,9 +81,11 @@ def _check_text(message: Message, number: int, spelled: re.Pattern[str]) -> None
         return
     if not content.strip():
         if message["role"] == "user":
-            raise Unusable("empty_turn", f"message {number} is from the user, and empty")
+            raise InvalidRecord("empty_turn", f"message {number} is from the user, and empty")
         if message["role"] == "assistant" and not message.get("tool_calls"):
-            raise Unusable("empty_target", f"message {number} is from the assistant, and empty")
+            raise InvalidRecord(
+                "empty_target", f"message {number} is from the assistant, and empty"
+            )
     found = spelled.search(content)
     if found is not None:
-        raise Unusable("special_tokens_in_text", f"message {number} spells out {found[0]!r}")
+        raise InvalidRecord("special_tokens_in_text", f"message {number} spells out {found[0]!r}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from sftprep.core.types import Example
 from sftprep.render.token_space.placing import AnchoredTexts
 from sftprep.render.token_space.regions import Literals
-from sftprep.tokenize.encoders.special_tokens import Marked
+from sftprep.tokenize.encoders.special_tokens import EscapedText
 
 Span = tuple[int, int]
 """Characters [first, last) of a text."""
@@ -44,9 +44,9 @@ class RenderedBatch:
     mark: str | None = None
     """Is written into the special tokens that the texts to be added spell, if those are to become
     plain text."""
-    marked: dict[int, Marked] = field(default_factory=dict)
+    marked: dict[int, EscapedText] = field(default_factory=dict)
     """Texts that contain such a mark, by their numbers; `texts` has them without."""
-    marked_prompts: dict[int, Marked] = field(default_factory=dict)
+    marked_prompts: dict[int, EscapedText] = field(default_factory=dict)
 
     def add(
         self,
@@ -110,10 +110,12 @@ class RenderedBatch:
     ) -> tuple[str, tuple[Span, ...] | None, str | None]:
         number = len(self.texts)
         if prompt is not None and mark in prompt:
-            prompt = self.marked_prompts.setdefault(len(self.prompts), Marked(prompt, mark)).clean
+            prompt = self.marked_prompts.setdefault(
+                len(self.prompts), EscapedText(prompt, mark)
+            ).clean
         if mark not in text:
             return text, spans, prompt
-        marked = self.marked[number] = Marked(text, mark)
+        marked = self.marked[number] = EscapedText(text, mark)
         if spans is not None:
             spans = tuple((marked.place(first), marked.place(last)) for first, last in spans)
         if number in self.weights:

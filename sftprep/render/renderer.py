@@ -29,7 +29,7 @@ from sftprep.recipe import Recipe
 from sftprep.render.rendered_batch import RenderedBatch, Span, Weight
 from sftprep.render.token_space.anchors import Anchors, find_anchors
 from sftprep.render.token_space.regions import RegionFinder
-from sftprep.tokenize.encoders.special_tokens import MARKS, Spelled
+from sftprep.tokenize.encoders.special_tokens import MARKS, SpecialTokenScanner
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
 
@@ -114,9 +114,9 @@ class Renderer:
         return self._template is not None and self._template.reads("tools")
 
     @cached_property
-    def spelled(self) -> Spelled:
+    def spelled(self) -> SpecialTokenScanner:
         """The special tokens of the tokenizer, as texts may spell them."""
-        return Spelled(self._recipe.tokenizer)
+        return SpecialTokenScanner(self._recipe.tokenizer)
 
     def _watch(self, example: Example, counts: Counter[str]) -> str | None:
         """Count the texts of an example that spell special tokens; with --escape-special mark

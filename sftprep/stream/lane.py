@@ -12,7 +12,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from sftprep.core.hashing import mixed
+from sftprep.core.hashing import hash64
 from sftprep.core.types import Rejected, TokenBatch
 from sftprep.errors import MismatchError
 from sftprep.packing.window import MOST_WAITS, CarryingWindow
@@ -20,7 +20,7 @@ from sftprep.pipeline.preprocess import Preprocessor, preprocess
 from sftprep.shards.reader import Pack
 from sftprep.shards.schema import position_dtype
 from sftprep.shards.writer import positions_of
-from sftprep.stream.sources.base import Block, Cursor, Piece, Reader, insistently
+from sftprep.stream.sources.base import Block, Cursor, Piece, Reader, retry_with_backoff
 from sftprep.stream.sources.mixture import in_places
 
 LaneState = dict[str, Any]
@@ -97,7 +97,7 @@ class Lane:
     def __post_init__(self) -> None:
         rules = self.rules
         self._window = CarryingWindow(
-            rules.capacity, rules.window, seed=mixed(rules.seed, rules.epoch), lane=self.number
+            rules.capacity, rules.window, seed=hash64(rules.seed, rules.epoch), lane=self.number
         )
 
     def next(self) -> Pack | None:
@@ -158,7 +158,7 @@ class Lane:
             return None
         rules = self.rules
         at = (
-            mixed(rules.seed, rules.epoch, self.number, self.taken) % len(self._pool)
+            hash64(rules.seed, rules.epoch, self.number, self.taken) % len(self._pool)
             if rules.buffer
             else 0
         )
@@ -285,7 +285,7 @@ class Lane:
         """Read a block, again where its source raises."""
         rules = self.rules
         what = f"lane {self.number} of the stream"
-        return insistently(
+        return retry_with_backoff(
             lambda: self.reader.read(self.number, cursor),
             rules.retries,
             rules.pause,

@@ -21,7 +21,7 @@ from sftprep.shards.reader import Pack
 from sftprep.shards.schema import position_dtype
 from sftprep.stream.backlog import Backlog
 from sftprep.stream.lane import Lane, LaneRules, LaneState
-from sftprep.stream.sources.base import Block, Dealt, insistently
+from sftprep.stream.sources.base import Block, LaneAssignment, retry_with_backoff
 from sftprep.stream.sources.open import open_source
 from sftprep.stream.state import check_state, states_of
 
@@ -92,7 +92,7 @@ class PackedStream:
                 remedy=f"give lanes={world_size}",
             )
         self.recipe, _ = prepare_recipe(self.config)
-        self.source = insistently(
+        self.source = retry_with_backoff(
             lambda: open_source(source, self.config, self.recipe),
             retries,
             retry_wait,
@@ -294,7 +294,7 @@ class PackedStream:
             shuffle = pack.order == "shuffle"
             backlog = Backlog()
             reader = backlog.reader = self.source.open(
-                Dealt(
+                LaneAssignment(
                     lanes=self.owned,
                     of=pack.lanes,
                     epoch=self.epoch,

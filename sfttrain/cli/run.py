@@ -37,7 +37,7 @@ from sfttrain.models.loading import (
     tokenizer_for,
     trainable_share,
 )
-from sfttrain.models.unwrap import below_adapter
+from sfttrain.models.unwrap import unwrap_peft
 from sfttrain.trainer import SFTTrainer
 from sfttrain.trainer_setup import init_options
 
@@ -256,7 +256,7 @@ def _merge(trainer: SFTTrainer, base: ModelConfig) -> str:
             output,
             base=base,
             device=trainer.args.device,
-            rows=int(below_adapter(trainer.model).get_input_embeddings().weight.shape[0]),
+            rows=int(unwrap_peft(trainer.model).get_input_embeddings().weight.shape[0]),
             tokenizer=trainer.processing_class,
         )
     return output

@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from sfttrain.finite import refuse_not_finite
-from sfttrain.models.unwrap import below_adapter
+from sfttrain.models.unwrap import unwrap_peft
 
 LossType = Literal["nll", "dft"]
 
@@ -127,7 +127,7 @@ def plan_loss(model: nn.Module, asked: str, kind: LossType, *, fusable: bool = T
     """
     if asked == "logits":
         return LossPlan(kind)
-    inner = below_adapter(model)
+    inner = unwrap_peft(model)
     head = inner.get_output_embeddings()
     device = next(model.parameters()).device
     if (

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sftprep.errors import ConfigError
-from sfttrain.models.unwrap import below_adapter
+from sfttrain.models.unwrap import unwrap_peft
 
 
 class ExpertBalance:
@@ -23,7 +23,7 @@ class ExpertBalance:
     """
 
     def __init__(self, model: nn.Module, asked: float | None) -> None:
-        inner = below_adapter(model)
+        inner = unwrap_peft(model)
         config = inner.config.get_text_config()
         known = hasattr(config, "output_router_logits")
         if asked and not known:

@@ -14,12 +14,12 @@ from transformers import EvalPrediction
 
 from sftprep.errors import ConfigError
 from sfttrain.data.batching import RowBatch
-from sfttrain.packed.forward import Feeding, scored_outputs
+from sfttrain.packed.forward import ForwardMode, scored_outputs
 
 Preprocess = Callable[[Tensor, Tensor], Tensor]
 
 
-def all_logits(model: nn.Module, batch: RowBatch, feeding: Feeding) -> Tensor:
+def all_logits(model: nn.Module, batch: RowBatch, feeding: ForwardMode) -> Tensor:
     """The logits of every position of a row, in the order of the row: [1, T, V]."""
     # The target of a position is its own place: it comes back with the logits, whatever their
     # order.

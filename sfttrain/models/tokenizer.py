@@ -10,7 +10,7 @@ from typing import Any
 
 from sftprep.errors import ConfigError, TemplateError, TokenizerError
 from sfttrain.models.clone_template import clone_chat_template, end_with
-from sfttrain.models.unwrap import below_adapter
+from sfttrain.models.unwrap import unwrap_peft
 
 
 @dataclass
@@ -47,12 +47,12 @@ def settle_tokenizer(
         return run
     if args.eos_token is not None:
         run.tokenizer.eos_token = _known(run.tokenizer, "eos_token", args.eos_token)
-        end_with(below_adapter(model), run.tokenizer, only=False)
+        end_with(unwrap_peft(model), run.tokenizer, only=False)
     if args.pad_token is not None:
         run.tokenizer.pad_token = _known(run.tokenizer, "pad_token", args.pad_token)
-        below_adapter(model).config.get_text_config().pad_token_id = run.tokenizer.pad_token_id
+        unwrap_peft(model).config.get_text_config().pad_token_id = run.tokenizer.pad_token_id
     if args.chat_template_path is not None:
-        run.added = _with_template(below_adapter(model), run, args.chat_template_path)
+        run.added = _with_template(unwrap_peft(model), run, args.chat_template_path)
     return run
 
 
@@ -83,7 +83,7 @@ def tokenizer_of(
 
 
 def _own_tokenizer(model: Any, args: Any) -> Any:
-    config = below_adapter(model).config
+    config = unwrap_peft(model).config
     name = str(getattr(config, "_name_or_path", "") or "")
     options = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
     kind = type(model).__name__

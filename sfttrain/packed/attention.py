@@ -14,9 +14,9 @@ from sftprep.errors import AttentionError
 from sfttrain.config.attention_names import CHOICES, refuse_mixing
 from sfttrain.finite import refuse_not_finite
 from sfttrain.models.bnb_cpu import keep_gradients
-from sfttrain.models.unwrap import below_adapter
+from sfttrain.models.unwrap import unwrap_peft
 from sfttrain.packed import varlen
-from sfttrain.packed.forward import Feeding
+from sfttrain.packed.forward import ForwardMode
 from sfttrain.packed.isolation_check import IsolationGuard, Verdict
 
 _FLASH_PACKAGES = {
@@ -35,7 +35,7 @@ def settle_attention(
     longest: int,
     autocast: torch.dtype | None = None,
     guard: bool = True,
-) -> Feeding:
+) -> ForwardMode:
     """Set the model to the first attention that is there and keeps sequences apart, and say how
     rows are fed to it.
 
@@ -49,7 +49,7 @@ def settle_attention(
     varlen.register()
     refuse_mixing(asked)
     keep_gradients(model)
-    base = below_adapter(model)
+    base = unwrap_peft(model)
     before = str(base.config._attn_implementation)
     judge = (
         IsolationGuard(model, int(base.get_input_embeddings().weight.shape[0]), autocast)
@@ -71,7 +71,7 @@ def settle_attention(
         )
     if str(base.config._attn_implementation) != before:
         base.set_attn_implementation(before)
-    feeding = Feeding.of(model, before, unpack=True)
+    feeding = ForwardMode.of(model, before, unpack=True)
     verdict = judge.ask(feeding) if judge else None
     if verdict is not None and not verdict.isolated:
         if "no attribute 'logits'" in verdict.error:
@@ -146,9 +146,9 @@ def _candidates(
 
 def _attempt(
     model: nn.Module, name: str, longest: int, judge: IsolationGuard | None
-) -> tuple[Feeding | None, str]:
+) -> tuple[ForwardMode | None, str]:
     """Set the model to `name` and ask the guard; a Feeding, or why not."""
-    base = below_adapter(model)
+    base = unwrap_peft(model)
     chunk = getattr(base.config.get_text_config(), "attention_chunk_size", None)
     chunked = "chunked_attention" in (
         getattr(base.config.get_text_config(), "layer_types", None) or ()
@@ -173,7 +173,7 @@ def _attempt(
         return None, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     if str(base.config._attn_implementation) != name:
         return None, "the model keeps another attention"
-    feeding = Feeding.of(model, name)
+    feeding = ForwardMode.of(model, name)
     verdict: Verdict | None = judge.ask(feeding) if judge else None
     return (feeding, "") if verdict is None or verdict.isolated else (None, str(verdict))
 

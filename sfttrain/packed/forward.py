@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sfttrain.data.batching import RowBatch
-from sfttrain.models.unwrap import below_adapter
+from sfttrain.models.unwrap import unwrap_peft
 from sfttrain.packed.padded_fallback import groups_of_like_length
 
 
@@ -29,7 +29,7 @@ class Scored(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Feeding:
+class ForwardMode:
     """The way rows go into one model."""
 
     attention: str
@@ -42,9 +42,9 @@ class Feeding:
     """Its forward takes further keyword arguments and passes them on."""
 
     @classmethod
-    def of(cls, model: nn.Module, attention: str, *, unpack: bool = False) -> Feeding:
+    def of(cls, model: nn.Module, attention: str, *, unpack: bool = False) -> ForwardMode:
         """Look at the forward of `model` (below an adapter, if there is one)."""
-        parameters = inspect.signature(below_adapter(model).forward).parameters
+        parameters = inspect.signature(unwrap_peft(model).forward).parameters
         takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
         return cls(attention, unpack, frozenset(parameters), takes_any)
 
@@ -53,7 +53,7 @@ class Feeding:
         return self.takes_any or name in self.parameters
 
 
-def scored_outputs(model: nn.Module, batch: RowBatch, feeding: Feeding) -> Scored:
+def scored_outputs(model: nn.Module, batch: RowBatch, feeding: ForwardMode) -> Scored:
     """Run the model and return its logits where they are scored, with the tokens that should have
     come.
 
@@ -71,7 +71,7 @@ def scored_outputs(model: nn.Module, batch: RowBatch, feeding: Feeding) -> Score
     )
 
 
-def packed_arguments(batch: RowBatch, feeding: Feeding) -> dict[str, Any]:
+def packed_arguments(batch: RowBatch, feeding: ForwardMode) -> dict[str, Any]:
     """What the model is called with for a packed row. There is never an attention mask: it would
     hide the bounds."""
     arguments: dict[str, Any] = {
@@ -89,7 +89,7 @@ def packed_arguments(batch: RowBatch, feeding: Feeding) -> dict[str, Any]:
     return arguments
 
 
-def _packed_outputs(model: nn.Module, batch: RowBatch, feeding: Feeding) -> Tensor:
+def _packed_outputs(model: nn.Module, batch: RowBatch, feeding: ForwardMode) -> Tensor:
     arguments = packed_arguments(batch, feeding)
     scored = batch["scored"]
     with _bounds_are_known():
@@ -126,7 +126,7 @@ def _found_none(position_ids: Tensor) -> None:
 
 
 def _unpacked_outputs(
-    model: nn.Module, batch: RowBatch, feeding: Feeding
+    model: nn.Module, batch: RowBatch, feeding: ForwardMode
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Outputs, targets and weights of one padded batch after another.
 

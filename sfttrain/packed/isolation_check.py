@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sfttrain.data.batching import RowBatch
-from sfttrain.packed.forward import Feeding, scored_outputs
+from sfttrain.packed.forward import ForwardMode, scored_outputs
 
 _LENGTHS = (5, 9, 4)
 
@@ -76,7 +76,7 @@ class IsolationGuard:
         """Whether the logits of a sequence alone are finite, or not known."""
         return self._alone is None or bool(self._alone.isfinite().all())
 
-    def ask(self, feeding: Feeding) -> Verdict:
+    def ask(self, feeding: ForwardMode) -> Verdict:
         """Compare rows given by `feeding` with each other and with the sequence alone."""
         # Rounding in 16 bits differs between kernels, and may send a token to another expert: there
         # the median position must agree. A leak is of another order (0.5 to 5 sigma where it was
@@ -104,13 +104,13 @@ class IsolationGuard:
     def _run(self, forward: Any) -> tuple[Tensor | None, str]:
         was = self._model.training
         self._model.eval()
-        mixed = (
+        hash64 = (
             torch.autocast(self._device.type, self._autocast)
             if self._autocast is not None
             else contextlib.nullcontext()
         )
         try:
-            with torch.no_grad(), mixed:
+            with torch.no_grad(), hash64:
                 return forward().float(), ""
         except torch.OutOfMemoryError:
             raise
@@ -123,12 +123,12 @@ class IsolationGuard:
 
     def _plain(self, ids: Tensor) -> Tensor:
         arguments: dict[str, Any] = {"input_ids": ids[None].to(self._device)}
-        if Feeding.of(self._model, "").takes("use_cache"):
+        if ForwardMode.of(self._model, "").takes("use_cache"):
             arguments["use_cache"] = False
         logits: Tensor = self._model(**arguments).logits
         return logits[0]
 
-    def _row(self, ids: Tensor, feeding: Feeding) -> Tensor:
+    def _row(self, ids: Tensor, feeding: ForwardMode) -> Tensor:
         """Logits of every position of a row, in the order of the row: [tokens, V]."""
         bounds = torch.tensor([0, *_LENGTHS]).cumsum(0)
         batch = RowBatch(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfttrain.models.unwrap import below_adapter
+from sfttrain.models.unwrap import unwrap_peft
 
 
 @contextlib.contextmanager
@@ -23,7 +23,7 @@ def noise_by_sequence(model: nn.Module, alpha: float | None) -> Iterator[None]:
     if alpha is None:
         yield
         return
-    inner = below_adapter(model)
+    inner = unwrap_peft(model)
     lengths: list[Tensor] = []
 
     def remember(_module: nn.Module, _args: Any, arguments: dict[str, Any]) -> None:

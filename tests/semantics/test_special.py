@@ -9,7 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from sftprep.tokenize.encoders.special_tokens import EscapedEncoder, Marked, Spelled
+from sftprep.tokenize.encoders.special_tokens import (
+    EscapedEncoder,
+    EscapedText,
+    SpecialTokenScanner,
+)
 from sftprep.tokenize.loading.load import load_tokenizer
 from tests.semantics.conftest import CHATML
 from tests.semantics.prepared import prepare
@@ -87,7 +91,7 @@ def test_an_end_that_a_text_has_already_is_not_counted(tokenizer_dir):
 )
 def test_what_is_escaped_is_what_the_tokenizer_makes_of_plain_text(name):
     spec = load_tokenizer(str(SHARED / "tokenizers" / name))
-    spelled, encoder = Spelled(spec), EscapedEncoder(spec)
+    spelled, encoder = SpecialTokenScanner(spec), EscapedEncoder(spec)
     plain = Tokenizer.from_buffer(spec.json)
     plain.encode_special_tokens = True
     specials = [entry["content"] for entry in spec.part("added_tokens") if entry["special"]][:6]
@@ -102,7 +106,7 @@ def test_what_is_escaped_is_what_the_tokenizer_makes_of_plain_text(name):
     )
     def check(parts):
         text = "".join(parts)
-        marked = Marked(spelled.marked(text, "\U0010fffd"), "\U0010fffd")
+        marked = EscapedText(spelled.marked(text, "\U0010fffd"), "\U0010fffd")
         assert marked.clean == text
         ids, chars = encoder.encode(marked)
         assert ids == plain.encode(text, add_special_tokens=False).ids

@@ -18,7 +18,7 @@ from sfttrain.config import SFTConfig
 from sfttrain.config.attention_names import CHOICES, refuse_mixing
 from sfttrain.packed import attention, varlen
 from sfttrain.packed.attention import missing_for, settle_attention
-from sfttrain.packed.forward import Feeding
+from sfttrain.packed.forward import ForwardMode
 from sfttrain.packed.isolation_check import IsolationGuard
 from tests.sfttrain.tiny import VOCABULARY, tiny_model
 
@@ -193,7 +193,7 @@ def test_the_flash_path_on_a_cpu(monkeypatch: pytest.MonkeyPatch, kind: str) -> 
         ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", flash_stand_in
     )
     model.config._attn_implementation_internal = "flash_attention_2"
-    feeding = Feeding.of(model, "flash_attention_2")
+    feeding = ForwardMode.of(model, "flash_attention_2")
     verdict = guard.ask(feeding)
     assert verdict.isolated, str(verdict)
 

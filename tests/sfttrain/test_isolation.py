@@ -15,7 +15,7 @@ from sftprep.errors import AttentionError
 from sfttrain.data.batching import collate_packs
 from sfttrain.losses.fused_cross_entropy import loss_from_logits, plan_loss
 from sfttrain.packed.attention import settle_attention
-from sfttrain.packed.forward import Feeding, scored_outputs
+from sfttrain.packed.forward import ForwardMode, scored_outputs
 from sfttrain.packed.isolation_check import IsolationGuard
 from sfttrain.packed.padded_fallback import groups_of_like_length
 from tests.sfttrain.packs import make_pack, split
@@ -156,7 +156,7 @@ def test_the_guard_sees_a_leak(kind: str, attention: str) -> None:
     settle_attention(tiny_model("llama"), "auto", longest=8)  # registers sft_varlen
     guard = IsolationGuard(model, VOCABULARY)
     model.set_attn_implementation(attention)
-    verdict = guard.ask(Feeding.of(model, attention))
+    verdict = guard.ask(ForwardMode.of(model, attention))
     assert not verdict.isolated
     assert verdict.leak > 0.1
 
@@ -168,7 +168,7 @@ def test_the_guard_sees_a_model_that_leaves_something_out() -> None:
     for layer in model.model.layers:
         layer.self_attn.attn_logit_softcapping = None
     settle_attention(model, "sft_varlen", longest=8, guard=False)
-    verdict = guard.ask(Feeding.of(model, "sft_varlen"))
+    verdict = guard.ask(ForwardMode.of(model, "sft_varlen"))
     assert verdict.leak == 0
     assert not verdict.isolated
 

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sftprep import build
-from sftprep.records.formats import FORMATS, Reading, keys_read, read_record
+from sftprep.records.formats import FORMATS, keys_read, read_record
+from sftprep.records.options import RecordOptions
 from sftprep.sources.jsonl import split_lines
 from sftprep.sources.partition import cut, read_partition, source_of
 from tests.pipeline.builds import texts
@@ -70,15 +71,15 @@ def test_no_format_reads_a_key_that_is_not_known_to_be_read(name):
         for more in ({}, BESIDE):
             for chat in (True, False):
                 spy = Spy({**more, **record})
-                reading = Reading(text_field="text", chat=chat)
+                reading = RecordOptions(text_field="text", chat=chat)
                 read_record(spy, 0, name, reading)
                 assert spy.asked <= keys_read(reading)
 
 
 def test_what_is_asked_for_by_name_is_read():
-    reading = Reading((("question", "prompt"),), text_field="body")
+    reading = RecordOptions((("question", "prompt"),), text_field="body")
     assert {"question", "body", "messages", "tools"} <= keys_read(reading)
-    assert keys_read(Reading(function=json.dumps)) is None
+    assert keys_read(RecordOptions(function=json.dumps)) is None
 
 
 @pytest.mark.parametrize("kind", ["a.parquet", "a.arrow"])
@@ -93,7 +94,7 @@ def test_only_those_columns_are_read(tmp_path, tokenizer_dir, kind):
     else:
         with pa.ipc.new_file(path, table.schema) as writer:
             writer.write_table(table)
-    source = dataclasses.replace(source_of(path), columns=keys_read(Reading()))
+    source = dataclasses.replace(source_of(path), columns=keys_read(RecordOptions()))
     (part,) = cut([source])
     assert [json.loads(line) for line in split_lines(read_partition(part))] == [
         {"messages": TURNS, "tools": None}

@@ -16,7 +16,7 @@ from sftprep import BuildConfig
 from sftprep.core.types import Rejected, TokenBatch
 from sftprep.errors import ConfigError
 from sftprep.stream import Mixture, PackedStream
-from sftprep.stream.sources.base import Dealt, LineFiles
+from sftprep.stream.sources.base import LaneAssignment, LineFiles
 from sftprep.stream.sources.mixture import Mixed, in_places
 from sftprep.stream.sources.open import SequenceLines
 from sftprep.stream.sources.sequential import Rows
@@ -108,12 +108,12 @@ def blocks_of(source, lane, lanes, *, anew=False):
     """The blocks of a lane, from one reader, or each from a new one that begins at the cursor as it
     is after JSON."""
     cursor, found = None, []
-    reader = source.open(Dealt((lane,), lanes))
+    reader = source.open(LaneAssignment((lane,), lanes))
     while (block := reader.read(lane, cursor)) is not None:
         found.append((cursor, block))
         cursor = json.loads(json.dumps(block.after))
         if anew:
-            reader = source.open(Dealt((lane,), lanes, start={lane: cursor}))
+            reader = source.open(LaneAssignment((lane,), lanes, start={lane: cursor}))
     return found
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from sftprep.errors import TokenizerError
 from sftprep.tokenize.encoders.reference import HfEncoder
-from sftprep.tokenize.equivalence.reference_client import Asking, Beside
+from sftprep.tokenize.equivalence.reference_client import ReferenceClient, ReferenceServer
 from tests.tokenize.made import byte_level, spec_of
 
 TEXTS = ["the fox jumps", "", "ééé\u4e2d", "  two  blanks "]
@@ -30,11 +30,11 @@ def test_the_same_ids_and_nothing_is_loaded_here() -> None:
     def never() -> HfEncoder:
         raise AssertionError
 
-    beside = Beside(spec)
+    beside = ReferenceServer(spec)
     assert beside.place is not None
     for asking in (
-        Asking(beside.place, never),
-        Asking(pickle.loads(pickle.dumps(beside.place)), never),
+        ReferenceClient(beside.place, never),
+        ReferenceClient(pickle.loads(pickle.dumps(beside.place)), never),
     ):
         for texts in (TEXTS, TEXTS[:1], []):
             want, got = HfEncoder(spec, threads=False).encode(texts), asking.ask(texts)()
@@ -45,8 +45,8 @@ def test_the_same_ids_and_nothing_is_loaded_here() -> None:
 @pytest.mark.parametrize("when", ["before the first", "after the first", "no child"])
 def test_a_child_that_is_gone_is_done_without(when: str) -> None:
     spec = spec_of(byte_level())
-    beside = Beside(spec)
-    asking = Asking(
+    beside = ReferenceServer(spec)
+    asking = ReferenceClient(
         None if when == "no child" else beside.place, lambda: HfEncoder(spec, threads=False)
     )
     if when == "after the first":
@@ -59,19 +59,21 @@ def test_a_child_that_is_gone_is_done_without(when: str) -> None:
 
 def test_only_who_has_the_key_is_answered() -> None:
     spec = spec_of(byte_level())
-    beside = Beside(spec)
+    beside = ReferenceServer(spec)
     assert beside.place is not None
-    Asking(beside.place, lambda: HfEncoder(spec, threads=False)).ask(TEXTS)()  # it listens
+    ReferenceClient(beside.place, lambda: HfEncoder(spec, threads=False)).ask(TEXTS)()  # it listens
     with pytest.raises(AuthenticationError):
         Client(beside.place.address, authkey=b"another")
-    assert len(Asking(beside.place, lambda: HfEncoder(spec, threads=False)).ask(TEXTS)().input_ids)
+    assert len(
+        ReferenceClient(beside.place, lambda: HfEncoder(spec, threads=False)).ask(TEXTS)().input_ids
+    )
 
 
 @pytest.mark.parametrize("gone", [False, True])
 def test_an_answer_that_nobody_took_is_not_that_to_the_next_question(gone: bool) -> None:
     spec = spec_of(byte_level())
-    beside = Beside(spec)
-    asking = Asking(beside.place, lambda: HfEncoder(spec, threads=False))
+    beside = ReferenceServer(spec)
+    asking = ReferenceClient(beside.place, lambda: HfEncoder(spec, threads=False))
     asking.ask(TEXTS)
     answer = asking.ask(TEXTS[:1])
     if gone:
@@ -84,8 +86,8 @@ def test_an_answer_that_nobody_took_is_not_that_to_the_next_question(gone: bool)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
 def test_a_fork_asks_for_itself() -> None:
     spec = spec_of(byte_level())
-    beside = Beside(spec)
-    asking = Asking(beside.place, lambda: HfEncoder(spec, threads=False))
+    beside = ReferenceServer(spec)
+    asking = ReferenceClient(beside.place, lambda: HfEncoder(spec, threads=False))
     want = asking.ask(TEXTS)().input_ids
     child = os.fork()
     if not child:
@@ -96,7 +98,7 @@ def test_a_fork_asks_for_itself() -> None:
 
 
 def test_nothing_is_left_behind() -> None:
-    beside = Beside(spec_of(byte_level()))
+    beside = ReferenceServer(spec_of(byte_level()))
     assert beside.place is not None
     folder = Path(beside.place.address).parent
     beside.close()
@@ -105,9 +107,9 @@ def test_nothing_is_left_behind() -> None:
 
 def test_a_text_that_is_no_unicode_is_refused_as_ever() -> None:
     spec = spec_of(byte_level())
-    beside = Beside(spec)
+    beside = ReferenceServer(spec)
     with pytest.raises(TokenizerError, match="surrogate"):
-        Asking(beside.place, lambda: HfEncoder(spec, threads=False)).ask(["\ud800"])()
+        ReferenceClient(beside.place, lambda: HfEncoder(spec, threads=False)).ask(["\ud800"])()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a pipe of Windows stands in no folder")

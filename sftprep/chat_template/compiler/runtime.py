@@ -32,7 +32,7 @@ NAMES_OF_VALUES = frozenset(
 """Names under which values other than dictionaries have something."""
 
 
-class HandOver(Exception):
+class JinjaFallback(Exception):
     """The compiled template met what only Jinja can do. `reason` is short, and one of few for each
     template."""
 
@@ -43,7 +43,7 @@ class HandOver(Exception):
 
 def hand_over(reason: str) -> NoReturn:
     """Give this conversation to Jinja. Raises HandOver."""
-    raise HandOver(reason)
+    raise JinjaFallback(reason)
 
 
 def attr(value: Any, name: str) -> Any:
@@ -53,7 +53,7 @@ def attr(value: Any, name: str) -> Any:
         return value.get(name, UNDEFINED)
     if kind in _PLAIN:
         return UNDEFINED
-    raise HandOver(f"{name!r} of a {kind.__name__}")
+    raise JinjaFallback(f"{name!r} of a {kind.__name__}")
 
 
 def attr_of_mapping(value: Any, name: str) -> Any:
@@ -61,7 +61,7 @@ def attr_of_mapping(value: Any, name: str) -> Any:
     as an attribute."""
     if type(value) is dict:
         return value.get(name, UNDEFINED)
-    raise HandOver(f"{name!r} of a {type(value).__name__}")
+    raise JinjaFallback(f"{name!r} of a {type(value).__name__}")
 
 
 def item(value: Any, key: Any) -> Any:
@@ -77,14 +77,14 @@ def item(value: Any, key: Any) -> Any:
             return value[key]
         if key[:1] != "_" and key not in NAMES_OF_MAPPINGS:
             return attr_of_mapping(value, key) if key in NAMES_OF_VALUES else attr(value, key)
-    raise HandOver(f"an item of a {kind.__name__} by a {type(key).__name__}")
+    raise JinjaFallback(f"an item of a {kind.__name__} by a {type(key).__name__}")
 
 
 def exact(value: Any) -> Any:
     """Text that is no `Markup`, which would escape what it is added to."""
     if type(value) is str:
         return value
-    raise HandOver(f"adding a {type(value).__name__} to text")
+    raise JinjaFallback(f"adding a {type(value).__name__} to text")
 
 
 def trim(value: Any) -> str:
@@ -101,14 +101,14 @@ def replace(value: Any, old: Any, new: Any, *count: Any) -> Any:
     """`value.replace(old, new)`, where `new` may be long."""
     if type(value) is type(new) is str and (len(value) + 1) * len(new) <= HUGE_SIZE:
         return value.replace(old, new, *count)
-    raise HandOver("a long replacement")
+    raise JinjaFallback("a long replacement")
 
 
 def join_by(separator: Any, items: Any) -> Any:
     """`separator.join(items)`, where the separator may be long."""
     if type(separator) is str and type(items) is list and len(separator) * len(items) <= HUGE_SIZE:
         return separator.join(items)
-    raise HandOver("a long separator")
+    raise JinjaFallback("a long separator")
 
 
 def size(pieces: list[str]) -> int:

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.core.hashing import mixed
+from sftprep.core.hashing import hash64
 from sftprep.errors import InputChanged, SftprepError, SourceError
 from sftprep.sources.lanes import line_starts
 from sftprep.sources.lines import file_size, locate_lines, open_regular, refuse_shorter, unreadable
@@ -56,7 +56,7 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Dealt:
+class LaneAssignment:
     """Which lanes of how many are read, in which pass. start: where each begins, from which it
     never goes back. on_queued: called with a lane, while its block is collected, whenever another
     `BLOCK_BYTES` were queued for other lanes; it may read blocks of these, and may raise."""
@@ -103,7 +103,7 @@ class Source(Protocol):
         """JSON that differs where a state does not fit."""
         ...
 
-    def open(self, dealt: Dealt) -> Reader:
+    def open(self, dealt: LaneAssignment) -> Reader:
         """Begin a pass, or go on with one."""
         ...
 
@@ -112,7 +112,7 @@ class Source(Protocol):
         ...
 
 
-def insistently(
+def retry_with_backoff(
     call: Callable[[], Result], retries: int, pause: float, *, what: Callable[[], str]
 ) -> Result:
     """What `call` returns; where it raises, it is called again, up to `retries` times, after
@@ -169,7 +169,7 @@ class LineFiles:
         """Sizes of the files, and of a block."""
         return [list(self.sizes), self.block]
 
-    def open(self, dealt: Dealt) -> Reader:
+    def open(self, dealt: LaneAssignment) -> Reader:
         """Raises InputChanged where a file has another size than when the stream was made, and
         InputUnreadable where it was removed."""
         for file, size in zip(self.files, self.sizes, strict=True):
@@ -226,7 +226,7 @@ class _LineReader:
 
     queued = 0
 
-    def __init__(self, source: LineFiles, dealt: Dealt) -> None:
+    def __init__(self, source: LineFiles, dealt: LaneAssignment) -> None:
         self.source, self.dealt = source, dealt
         self.reading = ", ".join(source.names)
         self._blocks = {lane: self._blocks_of(lane) for lane in dealt.lanes}
@@ -260,7 +260,7 @@ class _LineReader:
         every = np.concatenate([np.empty(0, np.int64), *numbers])
         if dealt.shuffle:
             order = np.random.Generator(
-                np.random.Philox(key=mixed(dealt.seed, dealt.epoch, lane))
+                np.random.Philox(key=hash64(dealt.seed, dealt.epoch, lane))
             ).permutation(len(every))
             parts, every = parts[order], every[order]
         return parts, every

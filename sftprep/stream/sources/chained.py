@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from sftprep.stream.sources.base import PART_BITS, Block, Cursor, Dealt, Reader, Source
+from sftprep.stream.sources.base import PART_BITS, Block, Cursor, LaneAssignment, Reader, Source
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Chain:
         """Those of its inputs."""
         return [source.identity for source in self.sources]
 
-    def open(self, dealt: Dealt) -> Reader:
+    def open(self, dealt: LaneAssignment) -> Reader:
         """An input is opened when a lane comes to it."""
         return _ChainReader(self, dealt)
 
@@ -36,7 +36,7 @@ class Chain:
 class _ChainReader:
     """Cursor: number of the input, and the cursor in it."""
 
-    def __init__(self, source: Chain, dealt: Dealt) -> None:
+    def __init__(self, source: Chain, dealt: LaneAssignment) -> None:
         self.source, self.dealt = source, dealt
         self._readers: dict[int, Reader] = {}
         self._last = 0

@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 
 from sftprep.sources.to_jsonl import iter_lines
-from sftprep.stream.sources.base import BLOCK_BYTES, PART_BITS, Block, Cursor, Dealt, Piece, Reader
+from sftprep.stream.sources.base import (
+    BLOCK_BYTES,
+    PART_BITS,
+    Block,
+    Cursor,
+    LaneAssignment,
+    Piece,
+    Reader,
+)
 from sftprep.stream.sources.sequential import ROWS
 
 
@@ -31,7 +39,7 @@ class ShardedDataset:
         """How many shards it has."""
         return ["shards", int(self.data.num_shards)]
 
-    def open(self, dealt: Dealt) -> Reader:
+    def open(self, dealt: LaneAssignment) -> Reader:
         """Each lane has an iterator of its own."""
         return _ShardReader(self, dealt)
 
@@ -73,7 +81,7 @@ class _ShardReader:
 
     queued = 0
 
-    def __init__(self, source: ShardedDataset, dealt: Dealt) -> None:
+    def __init__(self, source: ShardedDataset, dealt: LaneAssignment) -> None:
         self.source, self.dealt = source, dealt
         self.reading = "the data set"
         self._exact = goes_on_exactly(source.data)

@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from sftprep.core.ragged import edges
 from sftprep.core.types import Rejected, TokenBatch
 from sftprep.errors import ConfigError
-from sftprep.stream.sources.base import PART_BITS, Block, Cursor, Dealt, Piece, Reader, Source
+from sftprep.stream.sources.base import (
+    PART_BITS,
+    Block,
+    Cursor,
+    LaneAssignment,
+    Piece,
+    Reader,
+    Source,
+)
 
 Stop = Literal["all", "first"]
 
@@ -73,7 +81,7 @@ class Mixed:
             "by records",
         ]
 
-    def open(self, dealt: Dealt) -> Reader:
+    def open(self, dealt: LaneAssignment) -> Reader:
         """Every source is read by the lanes of the stream."""
         return _MixedReader(self, dealt)
 
@@ -154,7 +162,7 @@ class _Place:
 class _MixedReader:
     """Cursor: the place in each source, as a list."""
 
-    def __init__(self, source: Mixed, dealt: Dealt) -> None:
+    def __init__(self, source: Mixed, dealt: LaneAssignment) -> None:
         self.source = source
         self._of = dealt.of
         self._readers = []

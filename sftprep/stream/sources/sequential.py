@@ -10,7 +10,15 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from sftprep.sources.lanes import lane_of
-from sftprep.stream.sources.base import BLOCK_BYTES, PART_BITS, Block, Cursor, Dealt, Piece, Reader
+from sftprep.stream.sources.base import (
+    BLOCK_BYTES,
+    PART_BITS,
+    Block,
+    Cursor,
+    LaneAssignment,
+    Piece,
+    Reader,
+)
 
 ROWS = 64
 """Most records in a block. Large ones end it at `BLOCK_BYTES`: where a block ends depends on the
@@ -59,7 +67,7 @@ class Rows:
         """Its name, and what is known of it."""
         return [self.name, self.known]
 
-    def open(self, dealt: Dealt) -> Reader:
+    def open(self, dealt: LaneAssignment) -> Reader:
         """One iterator serves all lanes."""
         return _RowReader(self, dealt)
 
@@ -78,7 +86,7 @@ class _RowReader:
     from the last mark before that.
     """
 
-    def __init__(self, source: Rows, dealt: Dealt) -> None:
+    def __init__(self, source: Rows, dealt: LaneAssignment) -> None:
         self.source, self.dealt = source, dealt
         self.reading = source.name
         begin = {lane: _parsed(dealt.start.get(lane)) for lane in dealt.lanes}

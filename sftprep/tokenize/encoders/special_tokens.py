@@ -27,7 +27,7 @@ MARKS = ("\U0010fffd", "\U0010fffc", "\U0010fffb")
 """Characters that mean nothing, the first of which that is not in a record is its mark."""
 
 
-class Spelled:
+class SpecialTokenScanner:
     """The special tokens of a tokenizer, looked for in texts."""
 
     def __init__(self, spec: TokenizerSpec) -> None:
@@ -81,7 +81,7 @@ class Spelled:
 
 
 @dataclass(frozen=True, slots=True)
-class Marked:
+class EscapedText:
     """A text with marks in it. `clean` is the text that is meant, `place` a place in it."""
 
     text: str
@@ -128,7 +128,7 @@ class EscapedEncoder:
             entry["id"] for entry in self._spec.part("added_tokens") or [] if entry.get("special")
         )
 
-    def encode(self, marked: Marked) -> tuple[list[int], list[tuple[int, int]]]:
+    def encode(self, marked: EscapedText) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids of a marked text, and the characters of the clean text that each stands for."""
         whole = self._whole.encode(marked.text, add_special_tokens=False)
         ids: list[int] = []
@@ -150,7 +150,7 @@ class EscapedEncoder:
         return ids, chars
 
     def _stretch(
-        self, marked: Marked, first: int, last: int, whole: Any, numbers: list[int]
+        self, marked: EscapedText, first: int, last: int, whole: Any, numbers: list[int]
     ) -> tuple[list[int], list[tuple[int, int]]]:
         """The tokens of one stretch between special tokens: those of the whole, or where there is a
         mark in it, its own."""

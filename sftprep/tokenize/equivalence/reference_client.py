@@ -32,14 +32,14 @@ _PATIENCE = 1.0
 """Seconds in which a child that was started has to listen."""
 
 
-class Place(NamedTuple):
+class ServerAddress(NamedTuple):
     """Where a child answers, and the key that it asks for; other processes may be told."""
 
     address: str
     key: bytes
 
 
-class Beside:
+class ReferenceServer:
     """`tokenizers` on a spec, in a child process that is started at once and ends with this object.
 
     Loading a large vocabulary takes 0.3 s and holds the interpreter's lock, so a thread would not
@@ -48,7 +48,7 @@ class Beside:
     """
 
     def __init__(self, spec: TokenizerSpec) -> None:
-        self.place: Place | None = None
+        self.place: ServerAddress | None = None
         self._end: Callable[[], object] = lambda: None
         try:
             folder = tempfile.mkdtemp(prefix="sftprep-")
@@ -66,7 +66,7 @@ class Beside:
             if sys.platform == "win32"
             else str(Path(folder, "reference"))
         )
-        self.place = Place(address, secrets.token_bytes(32))
+        self.place = ServerAddress(address, secrets.token_bytes(32))
         asked = pickle.dumps((*self.place, spec.split_special_tokens, len(spec.json)))
         # The pipe takes less than a spec at a time, and the child reads it when it has imported
         # what it needs.
@@ -78,11 +78,11 @@ class Beside:
         self._end()
 
 
-class Asking:
+class ReferenceClient:
     """An encoder for a few texts, which a child has; where that does not answer, it is loaded
     here."""
 
-    def __init__(self, place: Place | None, here: Callable[[], Encoder]) -> None:
+    def __init__(self, place: ServerAddress | None, here: Callable[[], Encoder]) -> None:
         """here: makes the encoder in this process."""
         self._place, self._here = place, here
         self._child: Connection | None = None
@@ -118,7 +118,7 @@ class Asking:
         return self._here().encode(texts)
 
 
-def _connected(place: Place) -> Connection:
+def _connected(place: ServerAddress) -> Connection:
     until = time.monotonic() + _PATIENCE
     while True:
         try:

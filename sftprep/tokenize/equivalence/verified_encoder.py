@@ -9,11 +9,15 @@ from functools import cache, cached_property, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.core.hashing import mixed_each
+from sftprep.core.hashing import hash64_array
 from sftprep.tokenize.encoders.base import Encoder, EncoderFault, Tokens, first_mismatch
 from sftprep.tokenize.encoders.load import load_encoder
 from sftprep.tokenize.encoders.reference import HfEncoder
-from sftprep.tokenize.equivalence.reference_client import Asking, Beside, Place
+from sftprep.tokenize.equivalence.reference_client import (
+    ReferenceClient,
+    ReferenceServer,
+    ServerAddress,
+)
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
 CHECKED_EVERY = 1_000
@@ -31,9 +35,9 @@ class VerifiedEncoder:
     def __init__(self, spec: TokenizerSpec, name: str, *, threads: bool) -> None:
         self.spec, self._name, self._threads = spec, name, threads
         self._reference = cache(partial(HfEncoder, spec, threads=threads))
-        self._place: Place | None = None
-        self._child: Beside | None = None
-        self._asking: Asking | None = None
+        self._place: ServerAddress | None = None
+        self._child: ReferenceServer | None = None
+        self._asking: ReferenceClient | None = None
         self._reported = False
 
     @cached_property
@@ -46,7 +50,7 @@ class VerifiedEncoder:
         """`tokenizers`."""
         return self._reference()
 
-    def ask(self, place: Place | None) -> None:
+    def ask(self, place: ServerAddress | None) -> None:
         """Use the reference encoder of a child process; None: as before."""
         if place is not None and place != self._place:
             self._place, self._asking = place, None
@@ -72,12 +76,12 @@ class VerifiedEncoder:
             self._reported = True
             _log.warning("%s is not used for a part of the records: %s", self._name, fault)
 
-    def _start_asking(self) -> Asking:
+    def _start_asking(self) -> ReferenceClient:
         if self._asking is None:
             if self._place is None and self._threads and self._name != HfEncoder.name:
-                self._child = Beside(self.spec)
+                self._child = ReferenceServer(self.spec)
                 self._place = self._child.place
-            self._asking = Asking(self._place, self._reference)
+            self._asking = ReferenceClient(self._place, self._reference)
         return self._asking
 
     def ask_reference(self, texts: Sequence[str]) -> Callable[[], Tokens]:
@@ -135,5 +139,5 @@ def sample_numbers(count: int, seed: int, *, first: int = 0) -> list[int]:
     the seed, and the first ones."""
     blocks = np.arange(-(-count // CHECKED_EVERY))
     drawn: NDArray[np.int64] = blocks * CHECKED_EVERY
-    drawn += (mixed_each(blocks, seed) % np.uint64(CHECKED_EVERY)).astype(np.int64)
+    drawn += (hash64_array(blocks, seed) % np.uint64(CHECKED_EVERY)).astype(np.int64)
     return sorted({*range(min(first, count)), *drawn[drawn < count].tolist()})
