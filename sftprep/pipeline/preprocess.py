@@ -198,7 +198,7 @@ def read_examples(
 
 def _with_long_numbers(line: bytes) -> dict[str, Any]:
     """The record of a line that orjson parses, with all digits of its whole numbers. Raises
-    Unusable."""
+    InvalidRecord."""
     try:
         record: dict[str, Any] = json.loads(line)
     except (ValueError, RecursionError) as error:  # Python reads 4,300 digits at most

@@ -18,7 +18,8 @@ from sftprep.records.pretokenized import from_tokens
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """keys: a record that has them all is of this format; convert: reads it, or raises Unusable."""
+    """keys: a record that has them all is of this format; convert: reads it, or raises
+    InvalidRecord."""
 
     keys: frozenset[str]
     convert: Callable[[Record, int, RecordOptions], Example]
@@ -27,8 +28,8 @@ class Format:
 def record_reader(format_name: str, reading: RecordOptions) -> Callable[[Record, int], Example]:
     """A function that reads one record, with the number of its line, as an Example.
 
-    The Example takes over parts of the record. Raises Unusable; reason `other_schema` if the keys
-    are those of another format.
+    The Example takes over parts of the record. Raises InvalidRecord; reason `other_schema` if the
+    keys are those of another format.
     """
     keys, convert = keys_of(format_name, reading), FORMATS[format_name].convert
 

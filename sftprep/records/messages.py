@@ -31,7 +31,7 @@ SHAREGPT_ROLES = {
 
 
 def check_messages(value: Any, name: str, reading: RecordOptions) -> list[Message]:
-    """The messages, with typed parts joined to text; raises Unusable where one has no role, no
+    """The messages, with typed parts joined to text; raises InvalidRecord where one has no role, no
     content, or a wrong type."""
     if not isinstance(value, list):
         raise InvalidRecord(
@@ -122,8 +122,8 @@ def _part_text(part: dict[str, Any], where: str) -> str:
 
 
 def _set_beside(made: Message, part: dict[str, Any], where: str, reading: RecordOptions) -> None:
-    """Put a part that is no text beside the content. Raises Unusable for a part that the template
-    cannot show."""
+    """Put a part that is no text beside the content. Raises InvalidRecord for a part that the
+    template cannot show."""
     kind = part.get("type")
     if kind in ("reasoning", "thinking") and reading.reasoning:
         made["reasoning_content"] = made.get("reasoning_content", "") + _part_text(part, where)

@@ -40,7 +40,7 @@ class RecordOptions:
 
 
 def string_of(value: Any, what: str) -> str:
-    """A text. Raises Unusable for anything else."""
+    """A text. Raises InvalidRecord for anything else."""
     if type(value) is str:
         return value
     if value is None:
@@ -51,8 +51,8 @@ def string_of(value: Any, what: str) -> str:
 
 
 def decoded(value: Any, what: str) -> Any:
-    """What stands in JSON text; anything that is no text as it is. Raises Unusable where it is no
-    JSON."""
+    """What stands in JSON text; anything that is no text as it is. Raises InvalidRecord where it is
+    no JSON."""
     if not isinstance(value, str):
         return value
     try:

@@ -53,7 +53,7 @@ def _integers(
 ) -> NDArray[np.int32]:
     """A list of whole numbers as int32. truths: true and false are 1 and 0.
 
-    Raises Unusable for anything else, and for another length.
+    Raises InvalidRecord for anything else, and for another length.
     """
     try:
         found = np.asarray(value)
@@ -78,8 +78,8 @@ def _integers(
 
 
 def _truths(value: Any, what: str, *, length: int) -> NDArray[np.bool_]:
-    """A list of 0, 1, true or false, as bool. Raises Unusable for anything else, and for another
-    length."""
+    """A list of 0, 1, true or false, as bool. Raises InvalidRecord for anything else, and for
+    another length."""
     found = _integers(value, what, low=0, length=length, truths=True)
     if found.size and int(found.max()) > 1:
         raise InvalidRecord(

@@ -26,8 +26,8 @@ _ANSWERS = ("tool", "function", "ipython", "environment")
 
 
 def suspect_check(spec: TokenizerSpec, *, escaped: bool) -> Check:
-    """A function that raises Unusable for a suspicious conversation, and leaves everything else
-    alone.
+    """A function that raises InvalidRecord for a suspicious conversation, and leaves everything
+    else alone.
 
     The REASONS: no_target (the assistant says nothing), role_order, bad_tool (a tool answers that
     nobody called), empty_turn, empty_target, special_tokens_in_text (the tokenizer's special

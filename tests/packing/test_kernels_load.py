@@ -40,7 +40,7 @@ def package_without_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     read-only."""
     root = tmp_path_factory.mktemp("read-only")
     (root / "sftprep").mkdir()
-    for name in ("__init__.py", "errors.py"):
+    for name in ("__init__.py", "errors.py", "version.py"):
         shutil.copy(PACKAGE / name, root / "sftprep" / name)
     shutil.copytree(
         PACKAGE / "packing",

@@ -42,7 +42,7 @@ class JinjaFallback(Exception):
 
 
 def hand_over(reason: str) -> NoReturn:
-    """Give this conversation to Jinja. Raises HandOver."""
+    """Give this conversation to Jinja. Raises JinjaFallback."""
     raise JinjaFallback(reason)
 
 

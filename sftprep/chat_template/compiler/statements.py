@@ -79,7 +79,7 @@ def compile_pieces(
     anchors: counts the anchors in a text; special: names of the variables that hold a special
     token.
 
-    The function raises HandOver, or anything else, for a conversation that Jinja is to render
+    The function raises JinjaFallback, or anything else, for a conversation that Jinja is to render
     instead. Raises SyntaxError, RecursionError or MemoryError where Python cannot take the
     translation, which is nested too deeply.
     """

@@ -115,9 +115,10 @@ def test_a_text_that_is_no_unicode_is_refused_as_ever() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="a pipe of Windows stands in no folder")
 def test_the_child_ends_with_a_parent_that_is_killed() -> None:
     code = (
-        "import time; from sftprep.tokenize.equivalence.reference_client import Asking, Beside;"
+        "import time; from sftprep.tokenize.equivalence.reference_client import"
+        " ReferenceClient, ReferenceServer;"
         " from tests.tokenize.made import byte_level, spec_of\n"
-        "b = Beside(spec_of(byte_level())); Asking(b.place,"
+        "b = ReferenceServer(spec_of(byte_level())); ReferenceClient(b.place,"
         " None).ask(['a'])()\nprint(b.place.address, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
