@@ -148,7 +148,7 @@ fa70-fad9 fb1d-fb1f fb2a-fb36 fb38-fb3c fb3e fb40-fb41 fb43-fb44 fb46-fb4e fe20-
 1e01b-1e021 1e023-1e024 1e026-1e02a 1e8d0-1e8d6 1e944-1e94a 2f800-2fa1d
 """
 """Those of `SETTLED` that NFC may change, or move, or compose with the character before them: in
-hex. Source: `unicodedata` of Python 3.11; tests/tokenize/test_unicode_safe.py checks these words."""
+hex. Source: `unicodedata` of Python 3.11; tests/tokenize/test_unicode_safe.py checks them."""
 
 SETTLED = """
 0-377 37a-37f 384-38a 38c 38e-3a1 3a3-52f 531-556 559-58a 58d-58f 591-5c7 5d0-5ea 5ef-5f4 600-70d
