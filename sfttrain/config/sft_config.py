@@ -269,7 +269,7 @@ class SFTConfig(OlderNames, TrainingArguments):  # type: ignore[misc]
     def _join_run(self) -> None:
         """Set up what transformers does, the process group among it, with our errors."""
         unmet = unmet_launch(str(self.output_dir))  # before accelerate sets some of the variables
-        awaited = unmet is None and is_group_awaited()
+        awaited = is_group_awaited()
         try:
             if awaited:
                 report_wait()
@@ -277,10 +277,10 @@ class SFTConfig(OlderNames, TrainingArguments):  # type: ignore[misc]
                 self._make_group_of_cpus()
             super().__post_init__()
         except (ValueError, RuntimeError) as error:
-            if unmet is not None:
-                raise unmet from error  # what torch or accelerate says of its variables
             if awaited and isinstance(error, torch.distributed.DistError):
                 raise missed_launch(self.ddp_timeout) from error
+            if unmet is not None:
+                raise unmet from error  # what torch or accelerate says of its variables
             raise
         if self.world_size == 1 and launched_ranks() > 1:
             raise refused_launch(str(self.output_dir), launcher_variables())
