@@ -70,7 +70,7 @@ from sfttrain.losses.collated_loss import foreign_sums
 from sfttrain.losses.fused_cross_entropy import LossPlan, LossSums, loss_from_logits, plan_loss
 from sfttrain.losses.router_aux import ExpertBalance
 from sfttrain.metrics.predictions import Predictions, Preprocess, all_logits
-from sfttrain.metrics.token_metrics import Counters, RecordOptions
+from sfttrain.metrics.token_metrics import CounterReading, Counters
 from sfttrain.models.unwrap import unwrap_peft
 from sfttrain.packed.attention import settle_attention
 from sfttrain.packed.forward import ForwardMode, scored_outputs
@@ -202,12 +202,12 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
             (longest_in(source) for source in [self.train_dataset, *sets] if source is not None),
             default=0,
         )
-        hash64 = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.mixed_precision)
+        mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.mixed_precision)
         feeding: ForwardMode = settle_attention(
             self.model,
             self._parts.attention,
             longest=longest,
-            autocast=hash64,
+            autocast=mixed,
             guard=args.isolation_guard,
         )
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled or args.torch_compile
@@ -653,7 +653,7 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
             }
         super().log(logs, start_time)
 
-    def _read_counters(self) -> RecordOptions:
+    def _read_counters(self) -> CounterReading:
         reading = self._counters.read(self.accelerator)
         self.trained_tokens += reading.tokens
         self.trained_tokens_here += reading.tokens

@@ -29,7 +29,7 @@ class Counters:
         """Count one row in."""
         self._sums += torch.stack([sums.nll, sums.correct, sums.tokens]).to(self._sums.dtype)
 
-    def read(self, accelerator: Any) -> RecordOptions:
+    def read(self, accelerator: Any) -> CounterReading:
         """The sums over all ranks since the last reading, which start again at 0. Every rank must
         call it."""
         reading = self.peek(accelerator)
@@ -37,14 +37,14 @@ class Counters:
         self._sums.zero_()
         return reading
 
-    def peek(self, accelerator: Any) -> RecordOptions:
+    def peek(self, accelerator: Any) -> CounterReading:
         """As `read`, and nothing starts again. Every rank must call it."""
         total: Tensor = accelerator.reduce(self._sums.clone(), reduction="sum")
         nll, correct, tokens = total.tolist()
-        return RecordOptions(nll, int(correct), int(tokens), time.perf_counter() - self._since)
+        return CounterReading(nll, int(correct), int(tokens), time.perf_counter() - self._since)
 
 
-class RecordOptions:
+class CounterReading:
     """What counters said. nll: summed; correct, tokens: counts; seconds: since the reading
     before."""
 

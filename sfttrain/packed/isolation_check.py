@@ -104,13 +104,13 @@ class IsolationGuard:
     def _run(self, forward: Any) -> tuple[Tensor | None, str]:
         was = self._model.training
         self._model.eval()
-        hash64 = (
+        mixed = (
             torch.autocast(self._device.type, self._autocast)
             if self._autocast is not None
             else contextlib.nullcontext()
         )
         try:
-            with torch.no_grad(), hash64:
+            with torch.no_grad(), mixed:
                 return forward().float(), ""
         except torch.OutOfMemoryError:
             raise

@@ -78,8 +78,8 @@ def test_what_datasets_makes_of_them():
     keys null."""
     datasets = pytest.importorskip("datasets")
     rows = [json.loads(line) for line in (rows_of("8.854e-12")[0], rows_of("0.6")[1])]
-    hash64 = datasets.Dataset.from_list(rows, on_mixed_types="use_json")
-    parameters = [row["tools"][0]["function"]["parameters"] for row in hash64]
+    mixed = datasets.Dataset.from_list(rows, on_mixed_types="use_json")
+    parameters = [row["tools"][0]["function"]["parameters"] for row in mixed]
     assert parameters == [{"x": {"minimum": 0.0}}, {"y": {"minimum": 0.6000000000000001}}]
     structs = datasets.Dataset.from_list(
         [{"tools": [row["tools"][0]["function"]["parameters"]]} for row in rows]

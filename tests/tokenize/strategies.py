@@ -38,12 +38,12 @@ _words = st.lists(
 def texts(added: list[str]) -> st.SearchStrategy[str]:
     """Any text, and texts with the tokens of `added` in all kinds of company."""
     pieces = st.sampled_from([*added, " ", "  ", "\n", "a", "é", "hello world", "<", "|>", "▁"])
-    hash64 = st.lists(pieces, max_size=12).map("".join)
+    mixed = st.lists(pieces, max_size=12).map("".join)
     return st.one_of(
         _any_text,
         _blanks,
         _marks,
         _marks.map(lambda t: unicodedata.normalize("NFC", t)),
         _words,
-        hash64,
+        mixed,
     )
