@@ -1,8 +1,11 @@
 """What several tests share: the folder of real data that some of them use, and where it is absent,
-the reason to skip."""
+the reason to skip; and a limit on time."""
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,3 +17,19 @@ SHARED: Path = _CANDIDATE
 needs_shared = pytest.mark.skipif(
     not _CANDIDATE.is_dir(), reason="the real data is not beside this checkout (../shared/data)"
 )
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in this process where the block takes longer."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"it did not end within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -6,8 +6,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
-from contextlib import contextmanager
 
 import pytest
 
@@ -19,26 +17,11 @@ from sftprep.sources.jsonl import parse_line, split_lines
 from sftprep.sources.partition import cut, read_partition
 from sftprep.sources.to_jsonl import rows_to_lines
 from sftprep.tokenize.loading.load import load_tokenizer
+from tests.support import at_most
 
 HUGE = "7" * 5_000
 """An integer that Python does not convert."""
 DEEP = "[" * 200_000 + "]" * 200_000
-
-
-@contextmanager
-def at_most(seconds: int):
-    """Raise TimeoutError in this process where the block waits longer."""
-
-    def stop(*_: object) -> None:
-        raise TimeoutError(f"it did not end within {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
-from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
@@ -20,22 +18,7 @@ from sftprep.shards.manifest import read_manifest
 from sftprep.shards.reader import open_shards
 from sftprep.shards.verify import verify
 from tests.shards.test_shards import rewritten, write_build
-
-
-@contextmanager
-def at_most(seconds: int):
-    """Raise TimeoutError in this process where the block waits longer."""
-
-    def stop(*_: object) -> None:
-        raise TimeoutError(f"it did not end within {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+from tests.support import at_most
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import signal
-from contextlib import contextmanager
 
 import datasets
 import pytest
@@ -16,22 +14,7 @@ from sftprep import BuildConfig
 from sftprep.errors import EmptyInput, MismatchError, SftprepError
 from sftprep.stream import Mixture, PackedStream, backlog, pack
 from tests.stream.made import rows
-
-
-@contextmanager
-def at_most(seconds: float):
-    """Raise TimeoutError in this process where the block takes longer."""
-
-    def stop(*_: object) -> None:
-        raise TimeoutError(f"it did not end within {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+from tests.support import at_most
 
 
 def test_a_large_file_of_short_records_with_default_settings(tokenizer_dir, tmp_path):
