@@ -38,8 +38,10 @@ from sftprep.shards.layout import (
     LOCK_NAME,
     MANIFEST_NAME,
     MARKER_NAME,
+    RECIPE_PATTERN,
     REJECTED_NAME,
     SHARD_FOLDER,
+    SPILL_PATTERN,
     WORK_FOLDER,
     has_work_folder,
     is_build_folder,
@@ -56,17 +58,12 @@ from sftprep.shards.schema import SHARD_PATTERN
 
 _FINAL_NAME = re.compile(rf"(eval/)?(manifest\.json|shards/{SHARD_PATTERN})|rejected\.jsonl")
 """Paths in the output folder that builds put in place."""
-_SPILL_NAME = re.compile(r"build\.json|[0-9a-f]{40}\.arrow|recipe-[0-9a-f]{16}\.jsonl")
-"""Paths in the work folder that --keep-spill keeps."""
-
-_WORTHLESS_NAME = re.compile(
-    rf"{re.escape(MARKER_NAME)}|{re.escape(LOCK_NAME)}|recipe-[0-9a-f]{{16}}\.jsonl"
-)
-"""Paths in the work folder that save no work if there is nothing else."""
-
-
 _KEPT_NAMES = {MARKER_NAME, LOCK_NAME}
 """Names in the work folder that stay while a build holds it."""
+_SPILL_NAME = re.compile(rf"{SPILL_PATTERN}|{RECIPE_PATTERN}")
+"""Paths in the work folder that --keep-spill keeps besides those."""
+_WORTHLESS_NAME = re.compile(rf"{'|'.join(map(re.escape, _KEPT_NAMES))}|{RECIPE_PATTERN}")
+"""Paths in the work folder that save no work if there is nothing else."""
 
 
 @dataclass(frozen=True, kw_only=True)

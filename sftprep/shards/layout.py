@@ -17,6 +17,10 @@ MARKER_NAME = "build.json"
 LOCK_NAME = "lock"
 COMMIT_NAME = "commit.json"
 REJECTED_NAME = "rejected.jsonl"
+SPILL_PATTERN = r"[0-9a-f]{40}\.arrow"
+"""Names of spills in the work folder."""
+RECIPE_PATTERN = r"recipe-[0-9a-f]{16}\.jsonl"
+"""Names of recipes in the work folder."""
 
 LARGEST_MANIFEST = 64 * 1024 * 1024
 """Bytes; a larger manifest is neither read nor written."""

@@ -20,8 +20,10 @@ from sftprep.shards.layout import (
     LOCK_NAME,
     MANIFEST_NAME,
     MARKER_NAME,
+    RECIPE_PATTERN,
     REJECTED_NAME,
     SHARD_FOLDER,
+    SPILL_PATTERN,
     has_manifest,
     is_marker,
 )
@@ -151,8 +153,8 @@ _TESTS: tuple[tuple[re.Pattern[str], Callable[[Path], bool]], ...] = (
     (re.compile(re.escape(COMMIT_NAME)), _is_commit),
     (re.compile(rf"(eval-)?{re.escape(MANIFEST_NAME)}"), has_manifest),
     (re.compile(re.escape(REJECTED_NAME)), _is_rejected),
-    (re.compile(r"recipe-[0-9a-f]{16}\.jsonl"), _starts_with("tokenizer", "train_on", "renames")),
-    (re.compile(r"[0-9a-f]{40}\.arrow"), _is_spill),
+    (re.compile(RECIPE_PATTERN), _starts_with("tokenizer", "train_on", "renames")),
+    (re.compile(SPILL_PATTERN), _is_spill),
     (re.compile(rf"({SHARD_FOLDER}|{EVAL_FOLDER})/{SHARD_PATTERN}"), is_shard),
 )
 """Names of files in a work folder, and how the content of each is recognised."""
