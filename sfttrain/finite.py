@@ -143,7 +143,7 @@ class FiniteGuard:
             return
         if step_before != step - 1:
             raise TrainingDiverged(
-                f"the weights were not finite before step {step}{_listed(names)}",
+                f"the weights were not finite before step {step}{listed(names)}",
                 remedy="check the weights that the run starts from",
             )
         rows = self._rows_of(batches)
@@ -151,7 +151,7 @@ class FiniteGuard:
         known = self.good_step == step_before - 1
         raise TrainingDiverged(
             f"weights became non-finite in step {step_before}{'' if known else ' or before'}"
-            f"{_listed(names)}" + (f"; the rows of step {step_before}: {rows}" if rows else ""),
+            f"{listed(names)}" + (f"; the rows of step {step_before}: {rows}" if rows else ""),
             remedy=_REMEDY,
         )
 
@@ -190,7 +190,7 @@ class FiniteGuard:
         rows = self._rows_of(self._last_batches) if step == self._last_step else ""
         what = "states of the optimizer" if states else "weights"
         raise TrainingDiverged(
-            f"{what} are not finite after step {step}{_listed(names or states)}, so they are not"
+            f"{what} are not finite after step {step}{listed(names or states)}, so they are not"
             " saved" + (f"; the step was trained on {rows}" if rows else ""),
             remedy=_START_ANEW,
         )
@@ -257,6 +257,11 @@ def names_not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     return found
 
 
+def listed(names: Sequence[str]) -> str:
+    """Return the first of some names for a message, in brackets; '' for none."""
+    return f" ({names[0]}{' and others' if len(names) > 1 else ''})" if names else ""
+
+
 def refuse_not_finite(model: nn.Module) -> None:
     """Refuse a model that was loaded with weights that are not finite.
 
@@ -308,10 +313,6 @@ def _is_number_fine(key: str, value: Any) -> bool:
     if not isinstance(value, float):
         return True
     return math.isfinite(value) if key in ("lr", "initial_lr") else not math.isnan(value)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return f" ({names[0]}{' and others' if len(names) > 1 else ''})" if names else ""
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:

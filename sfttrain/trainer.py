@@ -63,6 +63,7 @@ from sfttrain.finite import (
     FiniteGuard,
     adapter_tensors,
     all_tensors,
+    listed,
     names_not_finite,
     saved_tensors,
 )
@@ -418,14 +419,14 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
             return
         if kept := names_not_finite(saved_tensors(self.model)):
             raise TrainingDiverged(
-                f"the model is not finite before training ({kept[0]}"
-                f"{' and others' if kept[1:] else ''}), so nothing of it could be saved",
+                f"the model is not finite before training{listed(kept)}, so nothing of it could be"
+                " saved",
                 remedy="check the file of the model; it was probably saved after training diverged",
             )
         logger.warning(
-            "the base model is not finite before training (%s%s): while it is not, no adapter can"
-            " be merged into it",
-            *(names[0], " and others" if names[1:] else ""),
+            "the base model is not finite before training%s: while it is not, no adapter can be"
+            " merged into it",
+            listed(names),
         )
 
     def _checkpoint_to_resume(self, asked: str | bool | None) -> str | None:
