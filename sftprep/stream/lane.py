@@ -229,17 +229,14 @@ class Lane:
         """Whether the next block is in a queue of the reader."""
         return self.reader.has_queued(self.number, self._next)
 
-    def read_ahead(self) -> bool:
-        """Read one block before it is needed; False where `can_read_ahead` is, or at the end.
+    def read_ahead(self) -> None:
+        """Read one block before it is needed, where `can_read_ahead`.
 
         The packs are the same with and without it: the window gets the same sequences.
         """
-        if not self.can_read_ahead():
-            return False
-        block_read = self._read_block()
+        self._read_block()
         if self._waiting is not None:
             self._add_waiting()
-        return block_read
 
     def _read(self) -> bool:
         """Tokenize blocks up to one that has a sequence; False where the source has ended."""

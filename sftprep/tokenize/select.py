@@ -33,10 +33,10 @@ def make_encoder(
     """The encoder to use, and why.
 
     auto: gigatoken where it loads the tokenizer and gives what tokenizers gives, on the fixed texts
-    of nasty.py and on `samples`. The answer is kept (cache_folder, `cache_dir()` by default) by
-    tokenizer, versions and digest of the samples: what was compared before costs nothing, anything
-    else loads both (0.2 to 1 s). For a few records, leave `samples` empty. Raises TokenizerError
-    where gigatoken was asked for by name and is not equal, or does not load.
+    of adversarial_texts.py and on `samples`. The answer is kept (cache_folder, `cache_dir()` by
+    default) by tokenizer, versions and digest of the samples: what was compared before costs
+    nothing, anything else loads both (0.2 to 1 s). For a few records, leave `samples` empty. Raises
+    TokenizerError where gigatoken was asked for by name and is not equal, or does not load.
     """
     result = _chosen(spec, choice, samples, cache_folder)
     return load_encoder(spec, result.encoder, threads=threads), result

@@ -4,7 +4,7 @@ A checkpoint is sealed when all of its files are written: `sft_files.json`, writ
 size and digest of each. A sealed checkpoint is complete if its files have these digests. One
 without a seal that has `sft_incomplete` is torn: its run was ended while it was saved. One without
 either (of an older version) must have the files that a resume needs; they are read in full, and
-must belong together (`checkpoint_contents`).
+must belong together (`contents`).
 """
 
 from __future__ import annotations

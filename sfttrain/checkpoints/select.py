@@ -1,6 +1,6 @@
 """Which checkpoint a run resumes from: a complete one, of the same run.
 
-What makes a checkpoint complete is in `checkpoint_files`.
+What makes a checkpoint complete is in `seal`.
 """
 
 from __future__ import annotations

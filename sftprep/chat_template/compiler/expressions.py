@@ -285,10 +285,12 @@ class Expressions:
 
     def _repeats_little(self, node: nodes.Call, method: str, value: Code) -> bool:
         """Whether the text that `replace` or `join` writes many times is a short constant."""
-        repeated = value.literal
-        if method == "replace":
-            repeated = self.expression(node.args[1]).literal if len(node.args) > 1 else None
-        return repeated is not None and len(repeated) <= SHORT
+        if method == "join":
+            return value.literal is not None and len(value.literal) <= SHORT
+        new = node.args[1] if len(node.args) > 1 else None
+        return (
+            isinstance(new, nodes.Const) and isinstance(new.value, str) and len(new.value) <= SHORT
+        )
 
     def _call_name(self, node: nodes.Call, name: str) -> Code:
         outside = self.is_input(name)
