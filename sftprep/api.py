@@ -11,9 +11,9 @@ from sftprep.config.validation import strings
 from sftprep.errors import ConfigError
 from sftprep.pipeline.build import BuildReport
 from sftprep.pipeline.build import build as run
+from sftprep.sources.discovery.saved import choose_split
 from sftprep.sources.in_memory import dataset_kind, memory_source, refuse_columns
 from sftprep.sources.partition import Source
-from sftprep.sources.saved import choose_split
 
 
 def build(

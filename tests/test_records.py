@@ -10,7 +10,7 @@ import pytest
 
 from sftprep.records.formats import FORMATS, detect_format, read_record
 from sftprep.records.options import InvalidRecord, RecordOptions
-from sftprep.sources.jsonl import excerpt
+from sftprep.sources.readers.jsonl import excerpt
 
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 SHAREGPT = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from sftprep.config.build import BuildConfig, SourceEntry
 from sftprep.errors import ConfigError
-from sftprep.sources.file_types import kind_of
-from sftprep.sources.files import find_files, refuse_twice
-from sftprep.sources.hub import HubFile, hub_files, is_hub_name
-from sftprep.sources.lines import unreadable
+from sftprep.sources.discovery.file_types import kind_of
+from sftprep.sources.discovery.files import find_files, refuse_twice
+from sftprep.sources.discovery.hub import HubFile, hub_files, is_hub_name
 from sftprep.sources.partition import Source
+from sftprep.sources.readers.lines import unreadable
 
 Stamp = tuple[int, int, int, int]
 

@@ -15,8 +15,8 @@ from sftprep.packing.strategies import PackPlan, pack_lengths
 from sftprep.packing.window import Emission, in_global_order, plan_lane
 from sftprep.pipeline.tokenize_pass import PartitionResult
 from sftprep.sources.lanes import block_bytes, is_plain, lane_of
-from sftprep.sources.lines import file_size
 from sftprep.sources.partition import Source
+from sftprep.sources.readers.lines import file_size
 
 
 def lane_block(config: BuildConfig, sources: Iterable[Source]) -> int | None:

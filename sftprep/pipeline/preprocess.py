@@ -25,7 +25,7 @@ from sftprep.records.options import InvalidRecord
 from sftprep.records.pretokenized import given_batch
 from sftprep.records.quality_checks import suspect_check
 from sftprep.render.renderer import Renderer
-from sftprep.sources.jsonl import excerpt, parse_line, split_lines
+from sftprep.sources.readers.jsonl import excerpt, parse_line, split_lines
 from sftprep.tokenize.encoders.base import EncoderFault
 from sftprep.tokenize.equivalence.verified_encoder import EncodedPartition, VerifiedEncoder
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sftprep.masking import targets_of
 from sftprep.pipeline.spill import Spill
-from sftprep.sources.jsonl import split_lines
+from sftprep.sources.readers.jsonl import split_lines
 
 _ESCAPED_BLANKS = re.compile(rb"\\[nrt]")
 

@@ -24,8 +24,8 @@ from sftprep.records.options import RecordOptions
 from sftprep.records.pretokenized import MASKS
 from sftprep.render.renderer import Renderer
 from sftprep.shards.manifest_size import check_manifest_size, expected_input
-from sftprep.sources.jsonl import parse_line
 from sftprep.sources.partition import Source, first_lines
+from sftprep.sources.readers.jsonl import parse_line
 from sftprep.tokenize.loading.load import TokenizerSpec, load_tokenizer
 from sftprep.tokenize.select import probe_encoder
 

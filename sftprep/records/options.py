@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sftprep.sources.to_jsonl import OPAQUE
+from sftprep.sources.readers.to_jsonl import OPAQUE
 
 Record = dict[str, Any]
 

@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any
 
 from sftprep.errors import ConfigError
-from sftprep.sources.arrow_tables import iter_table_lines
-from sftprep.sources.lines import grouped
 from sftprep.sources.partition import PARTITION_BYTES, Source
-from sftprep.sources.to_jsonl import iter_lines
+from sftprep.sources.readers.arrow_tables import iter_table_lines
+from sftprep.sources.readers.lines import grouped
+from sftprep.sources.readers.to_jsonl import iter_lines
 
 _BATCH = 1000
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.sources.file_types import kind_of
-from sftprep.sources.lines import compression, open_regular, unreadable
+from sftprep.sources.discovery.file_types import kind_of
 from sftprep.sources.partition import Partition
+from sftprep.sources.readers.lines import compression, open_regular, unreadable
 
 _SMALLEST, _LARGEST = 4 * 1024, 256 * 1024
 _BLOCKS_A_LANE = 8

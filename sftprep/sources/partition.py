@@ -11,19 +11,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from sftprep.sources.arrow_tables import (
+from sftprep.sources.discovery.file_types import kind_of
+from sftprep.sources.discovery.files import find_files
+from sftprep.sources.readers.arrow_tables import (
     Columns,
     arrow_pieces,
     parquet_pieces,
     read_arrow_rows,
     read_parquet_rows,
 )
-from sftprep.sources.delimited import delimited_pieces
-from sftprep.sources.file_types import kind_of
-from sftprep.sources.files import find_files
-from sftprep.sources.json_array import document_pieces
-from sftprep.sources.lines import Piece, line_pieces, open_input, read_line_range, unpacked_blocks
-from sftprep.sources.to_jsonl import strip_null_lines
+from sftprep.sources.readers.delimited import delimited_pieces
+from sftprep.sources.readers.json_array import document_pieces
+from sftprep.sources.readers.lines import (
+    Piece,
+    line_pieces,
+    open_input,
+    read_line_range,
+    unpacked_blocks,
+)
+from sftprep.sources.readers.to_jsonl import strip_null_lines
 
 __all__ = [
     "KINDS",

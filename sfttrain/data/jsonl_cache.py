@@ -14,8 +14,8 @@ from typing import Any
 import xxhash
 
 from sftprep.core.atomic_write import storage_errors
-from sftprep.sources.lines import grouped
-from sftprep.sources.to_jsonl import iter_lines
+from sftprep.sources.readers.lines import grouped
+from sftprep.sources.readers.to_jsonl import iter_lines
 
 _RUN_BYTES = 2**20
 

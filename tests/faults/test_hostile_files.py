@@ -13,9 +13,9 @@ from sftprep import build
 from sftprep.config import read_config_file
 from sftprep.config.user_functions import load_function
 from sftprep.errors import ConfigError, InputUnreadable, RecordError, TokenizerError
-from sftprep.sources.jsonl import parse_line, split_lines
 from sftprep.sources.partition import cut, read_partition
-from sftprep.sources.to_jsonl import rows_to_lines
+from sftprep.sources.readers.jsonl import parse_line, split_lines
+from sftprep.sources.readers.to_jsonl import rows_to_lines
 from sftprep.tokenize.loading.load import load_tokenizer
 from tests.support import at_most
 

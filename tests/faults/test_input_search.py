@@ -13,8 +13,8 @@ import pytest
 
 from sftprep import build
 from sftprep.errors import ConfigError, FormatError, InputNotFound, InputUnreadable
-from sftprep.sources.files import find_files
-from sftprep.sources.hub import is_hub_name
+from sftprep.sources.discovery.files import find_files
+from sftprep.sources.discovery.hub import is_hub_name
 from tests.faults.test_paths import ROWS
 
 
@@ -33,8 +33,8 @@ def run_as_nobody(folder: Path, code: str, *arguments: object) -> list[str]:
         "import os, sys\n"
         "from sftprep.errors import SftprepError\n"
         "from sftprep.pipeline.output_dir import claim_output\n"
-        "from sftprep.sources.files import find_files\n"
-        "from sftprep.sources.hub import is_hub_name\n"
+        "from sftprep.sources.discovery.files import find_files\n"
+        "from sftprep.sources.discovery.hub import is_hub_name\n"
         "from pathlib import Path\n"
         "if os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
         "for named in sys.argv[1:]:\n"

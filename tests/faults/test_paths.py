@@ -30,7 +30,7 @@ from sftprep.errors import (
     SftprepError,
     StorageError,
 )
-from sftprep.sources.files import find_files
+from sftprep.sources.discovery.files import find_files
 from tests.faults.test_crash import killed_before
 
 ROWS = "".join(json.dumps({"text": f"record {k}"}) + "\n" for k in range(3)).encode()
@@ -425,7 +425,7 @@ def test_a_folder_that_may_not_be_listed_is_an_error(tmp_path):
     secret.chmod(0)
     code = (
         "import os, sys\n"
-        "from sftprep.sources.files import find_files\n"
+        "from sftprep.sources.discovery.files import find_files\n"
         "from sftprep.errors import InputUnreadable\n"
         "if os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
         "for named in sys.argv[1:]:\n"

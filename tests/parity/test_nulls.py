@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sftprep.sources.to_jsonl import without_nulls
+from sftprep.sources.readers.to_jsonl import without_nulls
 
 pytestmark = pytest.mark.parity
 

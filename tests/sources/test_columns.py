@@ -13,8 +13,8 @@ import pytest
 from sftprep import build
 from sftprep.records.formats import FORMATS, keys_read, read_record
 from sftprep.records.options import RecordOptions
-from sftprep.sources.jsonl import split_lines
 from sftprep.sources.partition import cut, read_partition, source_of
+from sftprep.sources.readers.jsonl import split_lines
 from tests.pipeline.builds import texts
 
 TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]

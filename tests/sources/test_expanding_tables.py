@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftprep.core.types import Rejected
-from sftprep.sources import arrow_tables as tables
 from sftprep.sources.in_memory import memory_source
-from sftprep.sources.jsonl import parse_line, split_lines
 from sftprep.sources.partition import cut, read_partition
-from sftprep.sources.row_sizes import row_sizes, runs_of_rows
+from sftprep.sources.readers import arrow_tables as tables
+from sftprep.sources.readers.jsonl import parse_line, split_lines
+from sftprep.sources.readers.row_sizes import row_sizes, runs_of_rows
 from tests.sources.test_hostile_arrow import written
 
 TARGET = 50_000

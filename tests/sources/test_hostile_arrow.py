@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from sftprep import build
 from sftprep.core.types import Rejected
 from sftprep.errors import InputUnreadable
-from sftprep.sources import arrow_ipc
-from sftprep.sources import arrow_tables as tables
-from sftprep.sources.arrow_ipc import open_arrow
-from sftprep.sources.jsonl import parse_line, split_lines
 from sftprep.sources.partition import cut, read_partition
+from sftprep.sources.readers import arrow_ipc
+from sftprep.sources.readers import arrow_tables as tables
+from sftprep.sources.readers.arrow_ipc import open_arrow
+from sftprep.sources.readers.jsonl import parse_line, split_lines
 
 TABLE = pa.table({"text": [f"text number {i}" for i in range(100)], "n": list(range(100))})
 

@@ -16,8 +16,13 @@ import pytest
 
 from sftprep import open_shards, read_manifest
 from sftprep.errors import ConfigError
-from sftprep.sources.hub import is_hub_name
-from sftprep.sources.hub_splits import HubConfig, choose_config, files_of_splits, glob_matches
+from sftprep.sources.discovery.hub import is_hub_name
+from sftprep.sources.discovery.hub_splits import (
+    HubConfig,
+    choose_config,
+    files_of_splits,
+    glob_matches,
+)
 from tests.sources.hub_stand_in import Hub, Repo
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftprep.core.types import Rejected
-from sftprep.sources.jsonl import excerpt, parse_line, split_lines
+from sftprep.sources.readers.jsonl import excerpt, parse_line, split_lines
 
 TEXT = st.text(st.characters(blacklist_categories=("Cs",)), max_size=30)
 

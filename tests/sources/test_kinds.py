@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from sftprep.core.types import Rejected
 from sftprep.errors import ConfigError, FormatError, InputNotFound, InputUnreadable
-from sftprep.sources.files import find_files
-from sftprep.sources.jsonl import parse_line, split_lines
+from sftprep.sources.discovery.files import find_files
 from sftprep.sources.partition import Source, cut, first_lines, read_partition, source_of
-from sftprep.sources.to_jsonl import OPAQUE
+from sftprep.sources.readers.jsonl import parse_line, split_lines
+from sftprep.sources.readers.to_jsonl import OPAQUE
 
 TEXT = st.text(st.characters(blacklist_categories=("Cs",)), max_size=10)
 CHEAP = settings(
@@ -317,7 +317,7 @@ VALUE = st.recursive(
 def test_the_elements_of_an_array_are_its_elements(
     tmp_path, monkeypatch, rows, indent, ascii_only, chunk
 ):
-    from sftprep.sources import json_array as arrays
+    from sftprep.sources.readers import json_array as arrays
 
     monkeypatch.setattr(arrays, "_CHUNK", chunk)
     path = tmp_path / "a.json"

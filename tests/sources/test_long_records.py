@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from sftprep import build
 from sftprep.core.types import Rejected
-from sftprep.sources import delimited, jsonl, lines
-from sftprep.sources import json_array as arrays
-from sftprep.sources.jsonl import parse_line, split_lines
 from sftprep.sources.partition import Source, cut, read_partition
-from sftprep.sources.to_jsonl import iter_lines
+from sftprep.sources.readers import delimited, jsonl, lines
+from sftprep.sources.readers import json_array as arrays
+from sftprep.sources.readers.jsonl import parse_line, split_lines
+from sftprep.sources.readers.to_jsonl import iter_lines
 
 LIMIT = 300
 

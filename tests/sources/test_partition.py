@@ -10,9 +10,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sftprep.errors import ConfigError, FormatError, InputNotFound, InputUnreadable
-from sftprep.sources import lines as room
-from sftprep.sources.jsonl import split_lines
 from sftprep.sources.partition import cut, find_files, open_input, read_partition
+from sftprep.sources.readers import lines as room
+from sftprep.sources.readers.jsonl import split_lines
 
 LINES = st.lists(st.binary(max_size=40).map(lambda b: b.replace(b"\n", b"")), max_size=30)
 

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftprep.core.types import Rejected
-from sftprep.sources.jsonl import parse_line, split_lines
-from sftprep.sources.to_jsonl import OPAQUE, rows_to_lines
+from sftprep.sources.readers.jsonl import parse_line, split_lines
+from sftprep.sources.readers.to_jsonl import OPAQUE, rows_to_lines
 
 TEXT = st.text(st.characters(blacklist_categories=("Cs",)), max_size=12)
 LEAF = (

@@ -10,7 +10,7 @@ import pytest
 
 from sftprep import build
 from sftprep.errors import ConfigError, InputNotFound, InputUnreadable
-from sftprep.sources.files import find_files
+from sftprep.sources.discovery.files import find_files
 from sftprep.sources.partition import cut, read_partition
 
 datasets = pytest.importorskip("datasets")

@@ -18,7 +18,13 @@ from numpy.typing import NDArray
 from sftprep.core.hashing import hash64
 from sftprep.errors import InputChanged, SftprepError, SourceError
 from sftprep.sources.lanes import line_starts
-from sftprep.sources.lines import file_size, locate_lines, open_regular, refuse_shorter, unreadable
+from sftprep.sources.readers.lines import (
+    file_size,
+    locate_lines,
+    open_regular,
+    refuse_shorter,
+    unreadable,
+)
 
 Cursor = Any
 """Where a block is read: JSON, to be kept and given back; None is the first of its lane."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sftprep.sources.to_jsonl import iter_lines
+from sftprep.sources.readers.to_jsonl import iter_lines
 from sftprep.stream.sources.base import (
     BLOCK_BYTES,
     PART_BITS,

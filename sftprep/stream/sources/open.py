@@ -15,13 +15,13 @@ from sftprep.config.build import BuildConfig
 from sftprep.errors import ConfigError
 from sftprep.pipeline.setup import format_of
 from sftprep.recipe import Recipe
-from sftprep.sources.files import find_files, refuse_twice
-from sftprep.sources.hub import HubFile, hub_files, is_hub_name
-from sftprep.sources.jsonl import parse_line
+from sftprep.sources.discovery.files import find_files, refuse_twice
+from sftprep.sources.discovery.hub import HubFile, hub_files, is_hub_name
 from sftprep.sources.lanes import block_bytes, is_plain
-from sftprep.sources.lines import file_size, refuse_shorter
 from sftprep.sources.partition import cut, read_partition, source_of
-from sftprep.sources.to_jsonl import iter_lines
+from sftprep.sources.readers.jsonl import parse_line
+from sftprep.sources.readers.lines import file_size, refuse_shorter
+from sftprep.sources.readers.to_jsonl import iter_lines
 from sftprep.stream.sources.base import LineFiles, Source
 from sftprep.stream.sources.chained import Chain
 from sftprep.stream.sources.hf_iterable import ShardedDataset, goes_on_exactly

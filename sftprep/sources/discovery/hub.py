@@ -16,9 +16,9 @@ from urllib.parse import unquote
 from sftprep.core.disk_cache import cache_dir, read_entry, write_entry
 from sftprep.core.hashing import digest
 from sftprep.errors import ConfigError, FormatError, HubError, InputNotFound
-from sftprep.sources.file_types import is_data, kind_of
-from sftprep.sources.hub_splits import choose_config, files_of_splits, glob_matches
-from sftprep.sources.saved import choose_split
+from sftprep.sources.discovery.file_types import is_data, kind_of
+from sftprep.sources.discovery.hub_splits import choose_config, files_of_splits, glob_matches
+from sftprep.sources.discovery.saved import choose_split
 
 _PREFIX = "hf://datasets/"
 _NAME = re.compile(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from sftprep.sources.lines import COMPRESSION
+from sftprep.sources.readers.lines import COMPRESSION
 
 _TEXT = {
     ".jsonl": "lines",

@@ -10,8 +10,8 @@ from itertools import chain
 from typing import Any
 
 from sftprep.errors import InputUnreadable
-from sftprep.sources.lines import LARGEST_LINE, Piece, open_input
-from sftprep.sources.to_jsonl import UNUSABLE, rows_to_lines, unusable_line
+from sftprep.sources.readers.lines import LARGEST_LINE, Piece, open_input
+from sftprep.sources.readers.to_jsonl import UNUSABLE, rows_to_lines, unusable_line
 
 _DELIMITERS = ",;\t|"
 _JSON_COLUMNS = frozenset({"messages", "conversations"})

@@ -13,11 +13,10 @@ from itertools import takewhile
 
 from sftprep.config.validation import check_local_path, expand_path, printable
 from sftprep.errors import ConfigError, FormatError, InputNotFound, InputUnreadable
-from sftprep.sources.file_types import SUFFIXES, kind_of
-from sftprep.sources.hub_splits import HubConfig, files_of_splits
-from sftprep.sources.lines import unreadable
-from sftprep.sources.saved import choose_split, read_saved_folder
-from sftprep.sources.search import (
+from sftprep.sources.discovery.file_types import SUFFIXES, kind_of
+from sftprep.sources.discovery.hub_splits import HubConfig, files_of_splits
+from sftprep.sources.discovery.saved import choose_split, read_saved_folder
+from sftprep.sources.discovery.search import (
     FolderSearch,
     check_regular,
     file_identity,
@@ -25,6 +24,7 @@ from sftprep.sources.search import (
     is_folder,
     work_folder_of,
 )
+from sftprep.sources.readers.lines import unreadable
 
 
 def find_files(

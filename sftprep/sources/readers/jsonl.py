@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 
 from sftprep.core.types import Rejected
-from sftprep.sources.lines import LARGEST_LINE
-from sftprep.sources.to_jsonl import OPAQUE, UNUSABLE
+from sftprep.sources.readers.lines import LARGEST_LINE
+from sftprep.sources.readers.to_jsonl import OPAQUE, UNUSABLE
 
 _BOM = b"\xef\xbb\xbf"
 _EXCERPT = 200

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sftprep.errors import ConfigError, InputUnreadable
-from sftprep.sources.lines import LARGEST_LINE, open_regular, unreadable
+from sftprep.sources.readers.lines import LARGEST_LINE, open_regular, unreadable
 
 STATE = "state.json"
 """Lists the files of a saved Dataset, under `_data_files`."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sftprep.errors import ConfigError
-from sftprep.sources.file_types import kind_of
+from sftprep.sources.discovery.file_types import kind_of
 
 _KEYWORDS = {
     "train": ("train", "training"),

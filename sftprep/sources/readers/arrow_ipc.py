@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from sftprep.errors import InputUnreadable
-from sftprep.sources.lines import open_regular
+from sftprep.sources.readers.lines import open_regular
 
 LARGEST_BATCH = 2 << 30
 """Bytes of a batch when its buffers are decompressed."""

@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator
 
 from sftprep.errors import InputUnreadable
-from sftprep.sources.lines import LARGEST_LINE, Piece, line_pieces, unpacked_chunks
-from sftprep.sources.to_jsonl import unusable_line
+from sftprep.sources.readers.lines import LARGEST_LINE, Piece, line_pieces, unpacked_chunks
+from sftprep.sources.readers.to_jsonl import unusable_line
 
 _DATA_KEYS = ("data", "train", "rows", "records", "examples")
 """Keys under which a document of one object may hold its array of records."""

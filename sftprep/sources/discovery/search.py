@@ -23,9 +23,14 @@ from sftprep.shards.layout import (
 )
 from sftprep.shards.ownership import is_shard
 from sftprep.shards.schema import SHARD_NAME
-from sftprep.sources.file_types import is_about_data, is_data, is_named_like_metadata, kind_of
-from sftprep.sources.lines import unreadable
-from sftprep.sources.saved import SPLITS, STATE, SavedFolder, read_saved_folder
+from sftprep.sources.discovery.file_types import (
+    is_about_data,
+    is_data,
+    is_named_like_metadata,
+    kind_of,
+)
+from sftprep.sources.discovery.saved import SPLITS, STATE, SavedFolder, read_saved_folder
+from sftprep.sources.readers.lines import unreadable
 
 _INTERMEDIATE = "intermediate files of a build"
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)

@@ -15,10 +15,10 @@ import numpy as np
 import orjson
 
 from sftprep.errors import InputUnreadable
-from sftprep.sources.arrow_ipc import ArrowFile, open_arrow
-from sftprep.sources.lines import LARGEST_LINE, Piece, open_regular, unreadable
-from sftprep.sources.row_sizes import Floats, row_sizes, runs_of_rows, shares_values
-from sftprep.sources.to_jsonl import OPAQUE, rows_to_lines, unusable_line
+from sftprep.sources.readers.arrow_ipc import ArrowFile, open_arrow
+from sftprep.sources.readers.lines import LARGEST_LINE, Piece, open_regular, unreadable
+from sftprep.sources.readers.row_sizes import Floats, row_sizes, runs_of_rows, shares_values
+from sftprep.sources.readers.to_jsonl import OPAQUE, rows_to_lines, unusable_line
 
 Columns = frozenset[str] | None
 """The columns that anybody looks at; None for all."""

@@ -1,0 +1,1 @@
+"""Which files an input names: patterns, folders, saved data sets, and repositories on the Hub."""
