@@ -284,13 +284,13 @@ def test_a_checkpoint_is_complete_only_when_its_last_file_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that is killed at any moment of a save resumes from the checkpoint before."""
-    from sfttrain import trainer as trainer_module
+    from sfttrain import saving_trainer
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
     trainer = trainer_for(tmp_path, max_steps=4, save_strategy="steps", save_steps=2)
-    real = trainer_module.seal_checkpoint
+    real = saving_trainer.seal_checkpoint
     calls: list[str] = []
 
     def second_is_killed(folder: str) -> None:
@@ -300,7 +300,7 @@ def test_a_checkpoint_is_complete_only_when_its_last_file_is_written(
             killed()
         real(folder)
 
-    monkeypatch.setattr(trainer_module, "seal_checkpoint", second_is_killed)
+    monkeypatch.setattr(saving_trainer, "seal_checkpoint", second_is_killed)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert find_checkpoint("latest", str(tmp_path)).endswith("checkpoint-2")

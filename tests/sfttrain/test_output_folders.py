@@ -158,7 +158,7 @@ def test_a_save_over_an_older_checkpoint_that_is_killed_leaves_a_torn_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str
 ) -> None:
     """Whatever is left of the older one: it is not mixed with the files of the new one."""
-    from sfttrain import trainer as trainer_module
+    from sfttrain import saving_trainer
 
     saving(tmp_path).train()
     (tmp_path / "checkpoint-3" / "notes.txt").write_text("mine")
@@ -170,9 +170,9 @@ def test_a_save_over_an_older_checkpoint_that_is_killed_leaves_a_torn_one(
             raise Killed
 
     if after == "all files":
-        real = trainer_module.seal_checkpoint
+        real = saving_trainer.seal_checkpoint
         monkeypatch.setattr(
-            trainer_module, "seal_checkpoint", lambda folder: (kill(folder), real(folder))
+            saving_trainer, "seal_checkpoint", lambda folder: (kill(folder), real(folder))
         )
     else:
         save = getattr(second, name[after])
