@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from sftprep.packing.strategies import PackPlan as PackPlan
     from sftprep.packing.strategies import pack_lengths as pack_lengths
     from sftprep.pipeline.build import BuildReport as BuildReport
+    from sftprep.pipeline.build_subprocess import build_in_subprocess as build_in_subprocess
     from sftprep.shards.manifest import Manifest as Manifest
     from sftprep.shards.manifest import read_manifest as read_manifest
     from sftprep.shards.reader import Pack as Pack
     from sftprep.shards.reader import Shards as Shards
     from sftprep.shards.reader import open_shards as open_shards
     from sftprep.shards.verify import verify as verify
+    from sftprep.sources.readers.to_jsonl import json_lines as json_lines
     from sftprep.tokenize.loading.export import tokenizer_file as tokenizer_file
     from sftprep.tokenize.loading.load import TokenizerSpec as TokenizerSpec
     from sftprep.tokenize.loading.load import load_tokenizer as load_tokenizer
@@ -31,6 +33,7 @@ _HOME = {
     "BuildConfig": "sftprep.config",
     "BuildReport": "sftprep.pipeline.build",
     "build": "sftprep.api",
+    "build_in_subprocess": "sftprep.pipeline.build_subprocess",
     "PackPlan": "sftprep.packing.strategies",
     "pack_lengths": "sftprep.packing.strategies",
     "Manifest": "sftprep.shards.manifest",
@@ -39,6 +42,7 @@ _HOME = {
     "Shards": "sftprep.shards.reader",
     "open_shards": "sftprep.shards.reader",
     "verify": "sftprep.shards.verify",
+    "json_lines": "sftprep.sources.readers.to_jsonl",
     "tokenizer_file": "sftprep.tokenize.loading.export",
     "TokenizerSpec": "sftprep.tokenize.loading.load",
     "load_tokenizer": "sftprep.tokenize.loading.load",

@@ -24,7 +24,7 @@ from sftprep.config.build import (
     TokenizeConfig,
     read_config_file,
 )
-from sftprep.errors import ConfigError, SftprepError
+from sftprep.errors import ConfigError, FlagNames, SftprepError
 from sftprep.version import __version__
 
 app = App(
@@ -262,6 +262,8 @@ def _is_whole(text: str) -> bool:
 def _fail(message: object, error: BaseException, code: int, *, debug: bool) -> None:
     if debug:
         traceback.print_exception(error)
+    if isinstance(message, SftprepError):
+        message = message.shown_by(FlagNames())
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
 

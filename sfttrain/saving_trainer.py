@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from sftprep.core.atomic_write import storage_errors
 from sftprep.errors import ConfigError, MismatchError, OutputExists, TrainingDiverged
-from sftprep.shards.locks import exclusive
+from sftprep.shards import exclusive, storage_errors
 from sfttrain.checkpoints.contents import ExpectedTensors, optimizer_step
 from sfttrain.checkpoints.output_folders import (
     checkpoints_in,

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from sftprep.errors import ConfigError, MismatchError
-from sftprep.shards.layout import MANIFEST_NAME
+from sftprep.shards import MANIFEST_NAME
+from sfttrain.config.setting_names import TrainerNames
 from sfttrain.config.sft_config import SFTConfig
 from sfttrain.data.inputs import is_packs
 from sfttrain.data.packs import PackSource
@@ -18,7 +19,6 @@ from sfttrain.models.loading import (
     check_match,
 )
 from sfttrain.models.unwrap import unwrap_peft
-from sfttrain.words import in_words_of_the_trainer
 
 
 @dataclass
@@ -54,7 +54,7 @@ def packs_for(parts: TrainerParts, source: Any, name: str, *, packing: bool) -> 
             raise (
                 error
                 if _is_folder_of_packs(source)
-                else in_words_of_the_trainer(error, name, "the shards")
+                else error.shown_by(TrainerNames(name, "the shards"))
             ) from error
     return packs
 

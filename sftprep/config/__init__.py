@@ -7,8 +7,9 @@ from sftprep.config.build import (
     TokenizeConfig,
     read_config_file,
 )
+from sftprep.config.cache_location import cache_dir
 from sftprep.config.data import EvalConfig, FormatConfig, ReadConfig, SourceConfig, SourceEntry
-from sftprep.config.validation import Packing
+from sftprep.config.validation import Packing, check_local_path
 
 __all__ = [
     "BuildConfig",
@@ -21,5 +22,7 @@ __all__ = [
     "SourceConfig",
     "SourceEntry",
     "TokenizeConfig",
+    "cache_dir",
+    "check_local_path",
     "read_config_file",
 ]

@@ -13,19 +13,7 @@ from typing import Any
 import orjson
 import xxhash
 
-from sftprep.config.validation import local_folder
-
 _log = logging.getLogger(__name__)
-
-
-def cache_dir() -> Path:
-    """The folder: $SFTPREP_CACHE, else $XDG_CACHE_HOME/sftprep, else ~/.cache/sftprep. Nothing else
-    reads these variables. Raises ConfigError for a URL."""
-    if own := os.environ.get("SFTPREP_CACHE"):
-        return Path(local_folder(own, "SFTPREP_CACHE"))
-    if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(local_folder(shared, "XDG_CACHE_HOME")) / "sftprep"
-    return Path.home() / ".cache" / "sftprep"
 
 
 def read_entry(path: Path) -> tuple[dict[str, Any], bytes] | None:

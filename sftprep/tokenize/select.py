@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from sftprep.core.disk_cache import cache_dir
+from sftprep.config.cache_location import cache_dir
 from sftprep.core.versions import version_of
 from sftprep.errors import TokenizerError
 from sftprep.tokenize.encoders.base import Encoder

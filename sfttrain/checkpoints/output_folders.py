@@ -18,8 +18,8 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sftprep.core.atomic_write import is_temporary_name
 from sftprep.errors import OutputExists, StorageError
+from sftprep.shards import is_temporary_name
 from sfttrain.checkpoints.own_files import delete_folder, is_own_folder, is_regular, is_saved_name
 from sfttrain.checkpoints.seal import INCOMPLETE_NAME, SEAL_NAME, sealed_names
 

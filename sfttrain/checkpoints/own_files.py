@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from sftprep.core.atomic_write import is_temporary_name, write_bytes
+from sftprep.shards import is_temporary_name, write_bytes
 from sfttrain.checkpoints.seal import INCOMPLETE_NAME, SEAL_NAME, STATE_NAME, files_in, sealed_names
 
 _SAVED = re.compile(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from sftprep.core.atomic_write import write_bytes
+from sftprep.shards import write_bytes
 from sfttrain.data.streaming import STATE_NAME as STREAM_STATE_NAME
 
 if TYPE_CHECKING:

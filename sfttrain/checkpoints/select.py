@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sftprep.core.atomic_write import write_bytes
 from sftprep.errors import ConfigError, InputNotFound, MismatchError
+from sftprep.shards import write_bytes
 from sfttrain.checkpoints.output_folders import checkpoints_in
 from sfttrain.checkpoints.seal import STATE_NAME, TRAINER_STATE_NAME, Needs, fault_of
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sftprep
-from sftprep.config.validation import check_local_path
+from sftprep.config import check_local_path
 from sftprep.errors import ConfigError, InputNotFound
-from sftprep.shards.layout import MANIFEST_NAME
+from sftprep.shards import MANIFEST_NAME
 
 if TYPE_CHECKING:
     from sfttrain.cli.arguments import RunConfig

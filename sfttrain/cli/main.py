@@ -8,9 +8,10 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from sftprep.errors import SftprepError
+from sftprep.errors import FlagNames, SftprepError
 from sfttrain.cli.help_text import PROGRAM, short_help
 
 _HELP = {"-h", "--help", "--help-all"}
@@ -54,7 +55,8 @@ def _guarded(arguments: list[str], debug: bool) -> int:
     except SftprepError as error:
         if debug:
             raise
-        return _leave(_tell(error.message, error.remedy, error.exit_code))
+        shown = _with_flags(error)
+        return _leave(_tell(shown.message, shown.remedy, shown.exit_code))
     except KeyboardInterrupt:
         return _leave(
             _tell(
@@ -67,6 +69,16 @@ def _guarded(arguments: list[str], debug: bool) -> int:
         if debug:
             raise
         return _leave(_tell_foreign(error))
+
+
+def _with_flags(error: SftprepError) -> SftprepError:
+    """Return the error with its settings as flags of this command."""
+    from sfttrain.config.setting_names import TrainerNames  # loads torch, which --help never does
+
+    flags = FlagNames("_")
+    if isinstance(error.names, TrainerNames):
+        return error.shown_by(replace(error.names, spelling=flags))
+    return error.shown_by(flags)
 
 
 def _run(arguments: list[str]) -> int:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from transformers import TrainingArguments
 
-from sftprep.config.validation import check_local_path
+from sftprep.config import check_local_path
 from sftprep.errors import ConfigError
 from sfttrain.config.attention_names import refuse_mixing
 from sfttrain.config.deprecated import OlderNames, take_older_names

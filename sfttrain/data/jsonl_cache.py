@@ -13,11 +13,8 @@ from typing import Any
 
 import xxhash
 
-from sftprep.core.atomic_write import storage_errors
-from sftprep.sources.readers.lines import grouped
-from sftprep.sources.readers.to_jsonl import iter_lines
-
-_RUN_BYTES = 2**20
+from sftprep import json_lines
+from sftprep.shards import storage_errors
 
 
 def write_rows(
@@ -39,7 +36,7 @@ def write_rows(
     state = xxhash.xxh3_128()
     try:
         with os.fdopen(handle, "wb") as file:
-            for lines in grouped(iter_lines(rows()), _RUN_BYTES):
+            for lines in json_lines(rows()):
                 state.update(lines)
                 with storage_errors(folder):
                     file.write(lines)

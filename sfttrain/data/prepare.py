@@ -18,19 +18,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import sftprep
-from sftprep.core.disk_cache import cache_dir
+from sftprep.config import cache_dir
 from sftprep.errors import ConfigError, OutputBusy, OutputExists, SftprepError, StorageError
-from sftprep.shards.layout import MANIFEST_NAME
+from sftprep.shards import MANIFEST_NAME
 from sftprep.stream import PackedStream
-from sfttrain.data.build_subprocess import run_build
+from sfttrain.config.setting_names import DATASET_OF_STREAM, TrainerNames
 from sfttrain.data.formatting import FormattingFunction, formatted
 from sfttrain.data.inputs import is_packs, rows_given
 from sfttrain.data.jsonl_cache import write_rows
 from sfttrain.data.once_per_node import OncePerMachine, Ranks
 from sfttrain.data.packs import PackSource, longest_sequence
+from sfttrain.data.run_build import run_build
 from sfttrain.data.streaming import is_stream
 from sfttrain.data.token_rows import RowsByNumber, TokenRows, holds_packs, holds_tokens
-from sfttrain.words import DATASET_OF_STREAM, in_words_of_the_trainer
 
 NO_CUT = 2**31 - 1
 """A max_length that cuts nothing."""
@@ -209,7 +209,7 @@ class DataPreparation:
                 world_size=self._ranks.world,
             )
         except SftprepError as error:
-            raise in_words_of_the_trainer(error, name, DATASET_OF_STREAM) from error
+            raise error.shown_by(TrainerNames(name, DATASET_OF_STREAM)) from error
 
     def _is_ready(self, first: Mapping[str, Any]) -> bool:
         """Whether rows like this one are trained as they are."""
@@ -267,7 +267,7 @@ class DataPreparation:
         try:
             inputs, content = self._inputs(source, name)
         except StorageError as error:
-            raise in_words_of_the_trainer(error, name, None) from error
+            raise error.shown_by(TrainerNames(name, None)) from error
         rows = None if isinstance(source, (str, os.PathLike)) else inputs[0]
         settings = {
             **self._settings.build_settings(packing),

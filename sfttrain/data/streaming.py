@@ -14,7 +14,7 @@ import torch
 from sftprep.errors import ConfigError, MismatchError, SftprepError
 from sftprep.stream import PackedStream
 from sftprep.torch import StreamLoader
-from sfttrain.words import DATASET_OF_STREAM, in_words_of_the_trainer
+from sfttrain.config.setting_names import DATASET_OF_STREAM, TrainerNames
 
 if TYPE_CHECKING:
     pass
@@ -56,7 +56,7 @@ class TrainLoader(StreamLoader[Any]):
                 count += 1
                 yield batch
         except SftprepError as error:
-            raise in_words_of_the_trainer(error, "train_dataset", DATASET_OF_STREAM) from error
+            raise error.shown_by(TrainerNames("train_dataset", DATASET_OF_STREAM)) from error
         # All ranks have had the same number of batches, so they add the same number.
         for _ in range(-count % self._accumulation):
             yield self.collate([self.stream.padding()])

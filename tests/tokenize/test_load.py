@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from sftprep.core.disk_cache import cache_dir, read_entry, write_entry
+from sftprep.config.cache_location import cache_dir
+from sftprep.core.disk_cache import read_entry, write_entry
 from sftprep.errors import MismatchError, TokenizerError
 from sftprep.tokenize.loading.decode import decoder_of
 from sftprep.tokenize.loading.load import load_tokenizer, read_spec

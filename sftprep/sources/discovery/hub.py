@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from sftprep.core.disk_cache import cache_dir, read_entry, write_entry
+from sftprep.config.cache_location import cache_dir
+from sftprep.core.disk_cache import read_entry, write_entry
 from sftprep.core.hashing import digest
 from sftprep.errors import ConfigError, FormatError, HubError, InputNotFound
 from sftprep.sources.discovery.file_types import is_data, kind_of

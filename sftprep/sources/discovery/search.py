@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from sftprep.config.cache_location import cache_dir
 from sftprep.config.validation import printable
-from sftprep.core.disk_cache import cache_dir
 from sftprep.errors import InputUnreadable
 from sftprep.shards.layout import (
     MANIFEST_NAME,

@@ -15,6 +15,8 @@ from typing import Any
 
 import orjson
 
+from sftprep.core.chunking import in_groups
+
 UNUSABLE = b"\x00unusable "
 """Starts the line of a row that JSON cannot hold; then a JSON array of reason, message and excerpt.
 No JSON starts so."""
@@ -38,6 +40,14 @@ def rows_to_lines(rows: Iterable[Mapping[str, Any]], *, strip_nulls: bool = Fals
     keeps them, and so does this by default.
     """
     return b"".join(iter_lines(rows, strip_nulls=strip_nulls))
+
+
+def json_lines(rows: Iterable[Mapping[str, Any]], *, size: int = 2**20) -> Iterator[bytes]:
+    """Yield rows as lines of JSON, in runs of about `size` bytes.
+
+    A row that cannot be written as JSON becomes a line that a build rejects, with its reason.
+    """
+    return map(b"".join, in_groups(iter_lines(rows), size))
 
 
 def iter_lines(rows: Iterable[Mapping[str, Any]], *, strip_nulls: bool = False) -> Iterator[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache, partial
 
-from sftprep.core.disk_cache import cache_dir
+from sftprep.config.cache_location import cache_dir
 from sftprep.tokenize.encoders.base import Encoder
 from sftprep.tokenize.encoders.bpe_ranks import find_ranks
 from sftprep.tokenize.encoders.gigatoken import FastEncoder

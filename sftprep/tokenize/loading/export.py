@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from sftprep.core.disk_cache import cache_dir
+from sftprep.config.cache_location import cache_dir
 from sftprep.errors import StorageError
 from sftprep.tokenize.loading.load import SPEC_SUFFIX, read_spec, write_spec
 from sftprep.tokenize.loading.resolve import check_json

@@ -22,7 +22,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from sftprep.core.disk_cache import cache_dir, read_entry, write_entry
+from sftprep.config.cache_location import cache_dir
+from sftprep.core.disk_cache import read_entry, write_entry
 from sftprep.core.regular_files import open_regular_file
 from sftprep.core.subprocesses import module_command, module_environment
 from sftprep.core.versions import version_of

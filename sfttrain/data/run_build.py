@@ -1,0 +1,42 @@
+"""A build inside a training run."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import sftprep
+from sftprep.errors import SftprepError
+from sfttrain.config.setting_names import TrainerNames
+
+_LARGE_INPUT = 128 * 2**20
+"""From this size on, a build has several workers and a process of its own, so that their memory is
+free before the training starts."""
+
+
+def run_build(settings: dict[str, Any], *, name: str, rows: str | None = None) -> None:
+    """Build with the settings of `sftprep.build`.
+
+    Args:
+        settings: The settings.
+        name: What the records are called in errors.
+        rows: The file of ours that holds them; None for a path of the user.
+
+    Raises:
+        SftprepError: What `sftprep.build` raises, with the settings of `SFTConfig`.
+    """
+    workers = settings["workers"]
+    if workers is None:
+        workers = 1 if _size(settings["inputs"]) < _LARGE_INPUT else None
+    config = {**settings, "workers": workers}
+    try:
+        if workers == 1:
+            sftprep.build(sftprep.BuildConfig.of(**config))
+        else:
+            sftprep.build_in_subprocess(sftprep.BuildConfig.of(**config))
+    except SftprepError as error:
+        raise error.shown_by(TrainerNames(name, rows)) from error
+
+
+def _size(inputs: tuple[str, ...]) -> int:
+    return sum(os.path.getsize(path) for path in inputs if os.path.isfile(path))
