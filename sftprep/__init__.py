@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sftprep.shards.reader import open_shards as open_shards
     from sftprep.shards.verify import verify as verify
     from sftprep.sources.readers.to_jsonl import json_lines as json_lines
-    from sftprep.tokenize.loading.export import tokenizer_file as tokenizer_file
+    from sftprep.tokenize.loading.export import export_tokenizer as export_tokenizer
     from sftprep.tokenize.loading.load import TokenizerSpec as TokenizerSpec
     from sftprep.tokenize.loading.load import load_tokenizer as load_tokenizer
     from sftprep.tokenize.loading.load import tokenizer_spec as tokenizer_spec
@@ -43,7 +43,7 @@ _HOME = {
     "open_shards": "sftprep.shards.reader",
     "verify": "sftprep.shards.verify",
     "json_lines": "sftprep.sources.readers.to_jsonl",
-    "tokenizer_file": "sftprep.tokenize.loading.export",
+    "export_tokenizer": "sftprep.tokenize.loading.export",
     "TokenizerSpec": "sftprep.tokenize.loading.load",
     "load_tokenizer": "sftprep.tokenize.loading.load",
     "tokenizer_spec": "sftprep.tokenize.loading.load",

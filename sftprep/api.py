@@ -12,7 +12,7 @@ from sftprep.errors import ConfigError
 from sftprep.pipeline.build import BuildReport
 from sftprep.pipeline.build import build as run
 from sftprep.sources.discovery.saved import choose_split
-from sftprep.sources.in_memory import dataset_kind, memory_source, refuse_columns
+from sftprep.sources.in_memory import dataset_kind, memory_source, reject_columns
 from sftprep.sources.partition import Source
 
 
@@ -45,14 +45,14 @@ def build(
         return run(source, progress=progress)
     given = {name: value for name, value in settings.items() if value is not None}
     if not isinstance(given.get("tokenizer", ""), (str, os.PathLike)):
-        from sftprep.tokenize.loading.export import tokenizer_file
+        from sftprep.tokenize.loading.export import export_tokenizer
 
-        given["tokenizer"] = tokenizer_file(given["tokenizer"])
+        given["tokenizer"] = export_tokenizer(given["tokenizer"])
     paths = {name: value for name, value in given.items() if isinstance(value, os.PathLike)}
     given |= {name: str(path) for name, path in paths.items()}
     if eval_source is None and not _is_paths(given.get("eval_input", "")):
         eval_source = given.pop("eval_input")
-    refuse_columns(source)
+    reject_columns(source)
     if isinstance(source, Mapping) or dataset_kind(source) in (
         "DatasetDict",
         "IterableDatasetDict",

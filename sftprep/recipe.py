@@ -43,7 +43,7 @@ class Recipe:
     renames: tuple[tuple[str, str], ...]
     max_length: int
     encoder: str
-    template_way: TemplateWay
+    template_backend: TemplateWay
     overlong: str = "truncate"
     truncate_side: TruncateSide = "right"
     expand_turns: bool = False
@@ -58,7 +58,7 @@ class Recipe:
         parts = {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
-            if f.name not in ("tokenizer", "encoder", "template_way")
+            if f.name not in ("tokenizer", "encoder", "template_backend")
         }
         spec = self.tokenizer
         if self.formatting_func is not None:
@@ -92,7 +92,7 @@ class Recipe:
             self.chat_template,
             variables=self.tokenizer.special_tokens,
             date=day,
-            way=self.template_way,
+            way=self.template_backend,
             turns=turns,
             anchors=anchors,
         )
@@ -133,7 +133,7 @@ def recipe_file(folder: Path, recipe: Recipe, reference: ServerAddress | None = 
     """The file of a recipe, which is not written yet."""
     # The encoder changes no token, and so not the digest; but who has this recipe prepared has it
     # with its encoder.
-    name = digest(recipe.digest, recipe.encoder, recipe.template_way, recipe.tokenizer.name)
+    name = digest(recipe.digest, recipe.encoder, recipe.template_backend, recipe.tokenizer.name)
     return RecipeFile(folder / f"recipe-{name[:16]}.jsonl", recipe, reference)
 
 

@@ -33,7 +33,7 @@ class PackedDataset(IterableDataset[Row]):
     Works with `DataLoader` and, for a resume, with
     `torchdata.stateful_dataloader.StatefulDataLoader`, which keeps the state of each worker and
     wants as many again; `StreamLoader` takes any number. Give `batch_size=None`, or
-    `collate_fn=row_of`.
+    `collate_fn=collate_packs`.
     """
 
     def __init__(self, stream: PackedStream) -> None:
@@ -44,7 +44,7 @@ class PackedDataset(IterableDataset[Row]):
         """One pass, the rest of one after a state was loaded."""
         mine = self._own()
         _divide_no_further()
-        return (columns(pack) for pack in mine)
+        return (pack_to_tensors(pack) for pack in mine)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the pass that comes next; workers that run already are not reached."""
@@ -66,13 +66,13 @@ class PackedDataset(IterableDataset[Row]):
         return self.stream if self._mine is None else self._mine
 
 
-def columns(pack: Pack) -> Row:
+def pack_to_tensors(pack: Pack) -> Row:
     """The columns of a pack as tensors, by their names in shards; position ids come as int32 where
     they are stored as uint16."""
     return {name: torch.from_numpy(_known(values)) for name, values in columns_of(pack).items()}
 
 
-def row_of(packs: Sequence[Row]) -> Row:
+def collate_packs(packs: Sequence[Row]) -> Row:
     """Packs (of a `PackedDataset`, or `columns` of each) as one padding-free row for a transformers
     model.
 

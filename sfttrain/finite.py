@@ -262,7 +262,7 @@ def listed(names: Sequence[str]) -> str:
     return f" ({names[0]}{' and others' if len(names) > 1 else ''})" if names else ""
 
 
-def refuse_not_finite(model: nn.Module) -> None:
+def reject_not_finite(model: nn.Module) -> None:
     """Refuse a model that was loaded with weights that are not finite.
 
     Raises:

@@ -24,15 +24,15 @@ from sftprep.shards import exclusive, storage_errors
 from sfttrain.checkpoints.contents import ExpectedTensors, optimizer_step
 from sfttrain.checkpoints.output_folders import (
     checkpoints_in,
-    refuse_output,
-    refuse_to_replace,
+    reject_output,
+    reject_to_replace,
     rotate_checkpoints,
     save_errors,
 )
 from sfttrain.checkpoints.own_files import begin_folder, begin_output, seal_output
 from sfttrain.checkpoints.resumed_settings import (
     groups_of,
-    refuse_other_optimizer,
+    reject_other_optimizer,
     settings_to_record,
     warn_of_changes,
 )
@@ -162,7 +162,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
         for step, folder in sorted(checkpoints_in(self._get_output_dir(None)).items()):
             due = step % max(state.save_steps, 1) == 0 or step == state.max_steps
             if state.global_step < step <= state.max_steps and due:
-                refuse_to_replace(folder)
+                reject_to_replace(folder)
 
     @contextlib.contextmanager
     def output_held(self) -> Iterator[None]:
@@ -301,7 +301,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
                 # Only old checkpoints do not name their optimizer.
                 known = "optimizer" in recorded or not path.is_file()
                 saved = None if known else torch.load(path, weights_only=True, mmap=True)
-                refuse_other_optimizer(recorded, saved, self.args, self.optimizer, checkpoint)
+                reject_other_optimizer(recorded, saved, self.args, self.optimizer, checkpoint)
             super()._load_optimizer_and_scheduler(checkpoint)
             if simple and self.is_world_process_zero():
                 warn_of_changes(recorded, self.args, wanted, self.optimizer)
@@ -367,7 +367,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
         """Refuse, on all ranks together, to write a checkpoint over files of others."""
         if folder.name in self._written:
             return
-        self._refuse_together(partial(refuse_to_replace, folder), folder)
+        self._refuse_together(partial(reject_to_replace, folder), folder)
 
     def _finalize_training(self, *given: Any, **options: Any) -> Any:
         with self._limit_hidden() as limit:
@@ -438,7 +438,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
         """Refuse, on all ranks together, to save the final model over files of others."""
         folder = Path(str(self.args.output_dir))
         adapters = list(getattr(self.model, "peft_config", {})) if _is_adapted(self.model) else []
-        self._refuse_together(partial(refuse_output, folder, adapters), folder)
+        self._refuse_together(partial(reject_output, folder, adapters), folder)
         self._output_checked = True
 
     def _seal_output(self) -> None:

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from transformers.trainer_utils import PredictionOutput
 
 from sftprep.errors import ConfigError
-from sfttrain.checkpoints.output_folders import refuse_to_train_in_place
+from sfttrain.checkpoints.output_folders import reject_to_train_in_place
 from sfttrain.checkpoints.select import RunState, step_of_checkpoint
 from sfttrain.data.batching import (
     PackLoader,
@@ -33,7 +33,7 @@ from sfttrain.data.batching import (
 from sfttrain.data.custom_collator import Collator, collated
 from sfttrain.data.inputs import is_packs
 from sfttrain.data.prepare import longest_in
-from sfttrain.data.streaming import TrainLoader, is_stream, refuse_evaluation
+from sfttrain.data.streaming import TrainLoader, is_stream, reject_evaluation
 from sfttrain.losses.collated_loss import foreign_sums
 from sfttrain.losses.fused_cross_entropy import LossPlan, LossSums, loss_from_logits, plan_loss
 from sfttrain.losses.router_aux import ExpertBalance
@@ -151,7 +151,7 @@ class SFTTrainer(SavingTrainer):
             if isinstance(self.eval_dataset, Mapping)
             else [self.eval_dataset]
         )
-        refuse_evaluation(sets)
+        reject_evaluation(sets)
         longest = max(
             (longest_in(source) for source in [self.train_dataset, *sets] if source is not None),
             default=0,
@@ -326,7 +326,7 @@ class SFTTrainer(SavingTrainer):
         """
         with self.output_held():
             self._refuse_together(
-                partial(refuse_to_train_in_place, self.args.output_dir, self._folders_read()),
+                partial(reject_to_train_in_place, self.args.output_dir, self._folders_read()),
                 Path(self.args.output_dir),
             )
             self._refuse_output()

@@ -16,9 +16,9 @@ from torch import nn
 from transformers import TrainingArguments, set_seed
 
 from sftprep.errors import ConfigError
-from sfttrain.config.attention_names import refuse_mixing
+from sfttrain.config.attention_names import reject_mixing
 from sfttrain.config.sft_config import ModelConfig, SFTConfig
-from sfttrain.config.unsupported import refuse_unsupported
+from sfttrain.config.unsupported import reject_unsupported
 from sfttrain.data.inputs import rows_given
 from sfttrain.data.once_per_node import Ranks
 from sfttrain.data.prepare import DataPreparation, DataSettings, needs_tokenizer
@@ -55,8 +55,8 @@ def resolve_trainer_parts(
     """
     _check_kinds(model, args, processing, peft_config)
     args = config_of(args, model)
-    refuse_unsupported(args)
-    refuse_parallelism(args)
+    reject_unsupported(args)
+    reject_parallelism(args)
     train, evaluation = rows_given(train, "train_dataset"), _each(evaluation, rows_given)
     sets = [train, *(evaluation.values() if isinstance(evaluation, Mapping) else [evaluation])]
     _check_output(args.output_dir, sets)
@@ -89,7 +89,7 @@ def resolve_trainer_parts(
         tokenizer=tokens.tokenizer,
         formatting=formatting,
         ranks=Ranks(args.process_index, args.local_process_index, args.world_size),
-        folder=args.prepared_dir,
+        folder=args.dataset_cache_dir,
     )
     parts = TrainerParts(args, model, tokens.processing, None, None, preparation, attention, name)
     if collator is not None:
@@ -128,7 +128,7 @@ def config_of(args: TrainingArguments | None, model: Any) -> SFTConfig:
     return SFTConfig(**given)
 
 
-def refuse_parallelism(args: SFTConfig) -> None:
+def reject_parallelism(args: SFTConfig) -> None:
     """Raise ConfigError for ways to share a row out that packed rows do not survive."""
     if args.n_gpu > 1:
         raise ConfigError(
@@ -193,7 +193,7 @@ def init_options(
     attention = args.attn
     wanted = options.get("attn_implementation")
     if wanted is not None and not keep_attention:
-        refuse_mixing(wanted)
+        reject_mixing(wanted)
         del options["attn_implementation"]
         attention = wanted if attention == "auto" else attention
     return options, attention

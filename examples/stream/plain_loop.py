@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from sftprep.stream import pack
-from sftprep.torch import StreamLoader, columns, row_of
+from sftprep.stream import open_stream
+from sftprep.torch import StreamLoader, collate_packs, pack_to_tensors
 
 
 def main(
@@ -29,9 +29,9 @@ def train(model_folder: str, data: str, steps: int, state_file: Path) -> list[fl
     """Some steps from where the last ones ended."""
     model = AutoModelForCausalLM.from_pretrained(model_folder)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    stream = pack(data, tokenizer=model_folder, max_length=512, lanes=4)
+    stream = open_stream(data, tokenizer=model_folder, max_length=512, lanes=4)
     loader = StreamLoader(
-        stream, 2, lambda packs: row_of([columns(one) for one in packs]), workers=1
+        stream, 2, lambda packs: collate_packs([pack_to_tensors(one) for one in packs]), workers=1
     )
     if state_file.exists():
         loader.load_state_dict(json.loads(state_file.read_text()))

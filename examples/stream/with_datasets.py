@@ -11,7 +11,7 @@ from datasets import load_dataset
 from transformers import AutoModelForCausalLM
 
 from sftprep.stream import Mixture, PackedStream
-from sftprep.torch import StreamLoader, columns, row_of
+from sftprep.torch import StreamLoader, collate_packs, pack_to_tensors
 
 
 def main(
@@ -26,7 +26,9 @@ def main(
         source, model_folder, rank=accelerator.process_index, world_size=accelerator.num_processes
     )
     # The loader is this rank's own already: it is not given to accelerator.prepare.
-    loader = StreamLoader(stream, 2, lambda packs: row_of([columns(one) for one in packs]))
+    loader = StreamLoader(
+        stream, 2, lambda packs: collate_packs([pack_to_tensors(one) for one in packs])
+    )
     model = AutoModelForCausalLM.from_pretrained(model_folder)
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-3))
     losses = []

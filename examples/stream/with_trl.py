@@ -8,14 +8,14 @@ from typing import Any
 
 from trl import SFTConfig, SFTTrainer
 
-from sftprep.stream import pack
+from sftprep.stream import open_stream
 
 
 def main(
     model_folder: str = "demo/model", data: str = "examples/data/qa.jsonl", output: str = "demo/trl"
 ) -> float:
     """Train for three steps; the loss."""
-    packs = pack(data, tokenizer=model_folder, max_length=512, lanes=4).to_hf(epochs=None)
+    packs = open_stream(data, tokenizer=model_folder, max_length=512, lanes=4).to_hf(epochs=None)
 
     def labelled(row: dict[str, Any]) -> dict[str, Any]:
         labels = [

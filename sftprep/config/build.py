@@ -68,7 +68,7 @@ class TokenizeConfig:
     encoder: EncoderChoice = "auto"
     """auto: gigatoken where it gives the ids of tokenizers on this tokenizer, tokenizers
     otherwise."""
-    template_way: TemplateWay = "auto"
+    template_backend: TemplateWay = "auto"
     """auto: chat templates run as compiled pieces where that is exact, as Jinja otherwise; jinja:
     always as Jinja."""
 
@@ -78,7 +78,7 @@ class TokenizeConfig:
             template = expand_path(self.chat_template, "--chat-template")
             object.__setattr__(self, "chat_template", template)
         check_choice("encoder", self.encoder, EncoderChoice)
-        check_choice("template_way", self.template_way, TemplateWay)
+        check_choice("template_backend", self.template_backend, TemplateWay)
         if self.date is not None:
             try:
                 datetime.date.fromisoformat(self.date)
@@ -230,8 +230,8 @@ class BuildConfig:
     @property
     def rejects_suspects(self) -> bool:
         """Whether conversations that look wrong are bad records."""
-        return self.read.suspect == "reject" or (
-            self.read.suspect == "auto" and self.output.on_bad_record == "quarantine"
+        return self.read.quality_checks == "reject" or (
+            self.read.quality_checks == "auto" and self.output.on_bad_record == "quarantine"
         )
 
     def entries(self) -> tuple[SourceEntry, ...]:

@@ -11,7 +11,7 @@ from sftprep.config.validation import (
     Duplicates,
     EvalPacking,
     FormatName,
-    Suspect,
+    QualityChecks,
     TrainOn,
     check_choice,
     check_factor,
@@ -168,7 +168,7 @@ class ReadConfig:
     """Leave out keys whose value is null, at every depth; tables have them where other rows have
     the key."""
 
-    suspect: Suspect = "auto"
+    quality_checks: QualityChecks = "auto"
     """Conversations that can be read and look wrong (role order, empty turns, no assistant turn, a
     tool's answer without a call, special tokens or image placeholders in the text). reject: as bad
     records; keep: train on them, as TRL does; auto: reject with
@@ -178,7 +178,7 @@ class ReadConfig:
 
     def __post_init__(self) -> None:
         check_limit(self.limit, "limit")
-        check_choice("suspect", self.suspect, Suspect)
+        check_choice("quality_checks", self.quality_checks, QualityChecks)
         check_choice("duplicates", self.duplicates, Duplicates)
 
 

@@ -111,7 +111,7 @@ def check_rejected(
                 else ""
             )
             + (
-                ", or train on what only looks wrong: --suspect keep"
+                ", or train on what only looks wrong: --quality-checks keep"
                 if rejected.keys() & REASONS
                 else ""
             ),

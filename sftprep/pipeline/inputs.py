@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sftprep.config.build import BuildConfig, SourceEntry
 from sftprep.errors import ConfigError
 from sftprep.sources.discovery.file_types import kind_of
-from sftprep.sources.discovery.files import find_files, refuse_twice
+from sftprep.sources.discovery.files import find_files, reject_twice
 from sftprep.sources.discovery.hub import HubFile, hub_files, is_hub_name
 from sftprep.sources.partition import Source
 from sftprep.sources.readers.lines import unreadable
@@ -64,7 +64,7 @@ def find_inputs(
             "--eval-packing is given, and no evaluation records are",
             remedy="give --eval-fraction 0.05, say",
         )
-    refuse_twice([each.source.file for each in inputs if each.stamp is not None])
+    reject_twice([each.source.file for each in inputs if each.stamp is not None])
     return inputs, entries
 
 

@@ -137,7 +137,7 @@ def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
         max_length=config.pack.max_length
         or min(spec.model_max_length or _DEFAULT_MAX_LENGTH, _DEFAULT_MAX_LENGTH),
         encoder=encoder,
-        template_way=config.tokenize.template_way,
+        template_backend=config.tokenize.template_backend,
         overlong="keep" if config.pack.packing == "wrapped" else config.pack.overlong,
         truncate_side=config.pack.truncate_side,
         expand_turns=config.format.expand_turns,

@@ -185,7 +185,7 @@ class Renderer:
     def _rule(self) -> TurnRule:
         recipe = self._recipe
         specials = tuple(sorted(recipe.tokenizer.special_tokens.items()))
-        return _rule_of(recipe.chat_template or "", specials, recipe.date, recipe.template_way)
+        return _rule_of(recipe.chat_template or "", specials, recipe.date, recipe.template_backend)
 
     def _chat(
         self, example: Example, messages: list[Message], out: RenderedBatch, counts: Counter[str]

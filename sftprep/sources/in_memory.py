@@ -25,7 +25,7 @@ def memory_source(data: Any) -> Source:
     data: a `datasets.Dataset` or `IterableDataset`, a `pyarrow.Table`, an iterable of mappings, or
     a function without arguments that gives one. Raises ConfigError for anything else.
     """
-    refuse_columns(data)
+    reject_columns(data)
     kind = dataset_kind(data)
     if kind == "Dataset":
         return Source(_name(data, "Dataset"), blocks=lambda: _grouped(_dataset_lines(data)))
@@ -59,7 +59,7 @@ def memory_source(data: Any) -> Source:
     return Source(f"<{type(data).__name__}>", blocks=lambda: _grouped(iter_lines(data)))
 
 
-def refuse_columns(data: Any) -> None:
+def reject_columns(data: Any) -> None:
     """Raises ConfigError for data that is columns and not records: a pandas DataFrame, a dictionary
     of lists."""
     if type(data).__module__.partition(".")[0] == "pandas":

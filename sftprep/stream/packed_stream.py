@@ -357,8 +357,10 @@ class PackedStream:
             )
 
 
-def pack(source: Any, *, rank: int = 0, world_size: int = 1, **settings: Any) -> PackedStream:
-    """A PackedStream with flat settings, by the names of the command line: `pack("a.jsonl",
+def open_stream(
+    source: Any, *, rank: int = 0, world_size: int = 1, **settings: Any
+) -> PackedStream:
+    """A PackedStream with flat settings, by the names of the command line: `open_stream("a.jsonl",
     tokenizer="gpt2", max_length=2048)`.
 
     Raises ConfigError for an unknown name, with the nearest known one.

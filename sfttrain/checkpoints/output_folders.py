@@ -42,7 +42,7 @@ def checkpoints_in(output_dir: str | os.PathLike[str]) -> dict[int, Path]:
     }
 
 
-def refuse_to_replace(folder: Path) -> None:
+def reject_to_replace(folder: Path) -> None:
     """Refuse to write to a folder that is not ours (see the module).
 
     Raises:
@@ -68,7 +68,7 @@ def refuse_to_replace(folder: Path) -> None:
                 raise OutputExists(f"{path} is a link, and is not written through", remedy=remedy)
 
 
-def refuse_output(folder: Path, adapters: Iterable[str] = ()) -> None:
+def reject_output(folder: Path, adapters: Iterable[str] = ()) -> None:
     """Refuse to save a model to an output folder that has such files of the user's.
 
     Args:
@@ -106,7 +106,7 @@ def refuse_output(folder: Path, adapters: Iterable[str] = ()) -> None:
         )
 
 
-def refuse_to_train_in_place(output_dir: str | os.PathLike[str], names: Iterable[str]) -> None:
+def reject_to_train_in_place(output_dir: str | os.PathLike[str], names: Iterable[str]) -> None:
     """Refuse an output folder in which the run would replace what it is started from.
 
     Args:

@@ -44,7 +44,7 @@ def settings_to_record(args: Any, optimizer: Any) -> dict[str, Any]:
     return plain
 
 
-def refuse_other_optimizer(
+def reject_other_optimizer(
     recorded: Mapping[str, Any], saved: Any, args: Any, optimizer: Any, folder: str
 ) -> None:
     """Refuse to load the state of one kind of optimizer into another.

@@ -68,7 +68,7 @@ OURS: tuple[tuple[str, str, str], ...] = (
     ("dataset_kwargs", "", "JSON: skip_prepare_dataset"),
     ("shuffle_dataset", "False", "shuffle raw records before they are packed, too"),
     ("on_bad_record", "error", "error, or quarantine raw records that cannot be used"),
-    ("prepared_dir", "", "folder in which raw datasets are kept prepared; in sftprep's cache"),
+    ("dataset_cache_dir", "", "folder in which raw datasets are kept prepared; in sftprep's cache"),
     ("eos_token", "", "token that ends a text or a turn, instead of the tokenizer's own"),
     ("pad_token", "", "padding token that is saved with the tokenizer"),
     ("chat_template_path", "", "a .jinja file, or a tokenizer whose template is taken over"),

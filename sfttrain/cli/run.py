@@ -14,9 +14,9 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 from sftprep.errors import ConfigError
 from sfttrain.checkpoints.output_folders import (
     MERGED_NAME,
-    refuse_output,
-    refuse_to_replace,
-    refuse_to_train_in_place,
+    reject_output,
+    reject_to_replace,
+    reject_to_train_in_place,
 )
 from sfttrain.checkpoints.seal import Needs
 from sfttrain.checkpoints.select import find_checkpoint, is_asked
@@ -138,10 +138,10 @@ def prepare(request: Request) -> Prepared:
             remedy="say the same with --model_revision and --dtype, or leave --merge out",
         )
     # Before the model is loaded; train() asks once more, and of the tokenizer too.
-    refuse_to_train_in_place(training.output_dir, [str(wanted.model_name_or_path)])
-    refuse_output(Path(str(training.output_dir)))
+    reject_to_train_in_place(training.output_dir, [str(wanted.model_name_or_path)])
+    reject_output(Path(str(training.output_dir)))
     if wanted.merge:
-        refuse_to_replace(Path(str(training.output_dir)) / MERGED_NAME)  # before hours of training
+        reject_to_replace(Path(str(training.output_dir)) / MERGED_NAME)  # before hours of training
     check_code_is_pinned(wanted)
     shards: Any
     tokenizer: Any = None

@@ -19,7 +19,7 @@ CHOICES = (
 _MIXES = {"eager", "sdpa", "flex_attention"}
 
 
-def refuse_mixing(asked: str) -> None:
+def reject_mixing(asked: str) -> None:
     """Raise AttentionError for implementations under which packed sequences may see each other."""
     if asked in _MIXES:
         raise AttentionError(

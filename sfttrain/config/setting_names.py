@@ -13,7 +13,7 @@ DATASET_OF_STREAM = "the data set"
 # neither table has the same name in both, or does not exist in SFTConfig.
 _RENAMED = {
     "chat_template": "chat_template_path",
-    "output": "prepared_dir",
+    "output": "dataset_cache_dir",
     "text_field": "dataset_text_field",
     "tokenizer": "processing_class",
     "workers": "dataset_num_proc",

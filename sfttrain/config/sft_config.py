@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from sftprep.config import check_local_path
 from sftprep.errors import ConfigError
-from sfttrain.config.attention_names import refuse_mixing
+from sfttrain.config.attention_names import reject_mixing
 from sfttrain.config.deprecated import OlderNames, take_older_names
 from sfttrain.config.launchers import (
     drop_empty_variables,
@@ -25,7 +25,7 @@ from sfttrain.config.launchers import (
     report_wait,
     unmet_launch,
 )
-from sfttrain.config.unsupported import check_choices, check_numbers, refuse_unsupported
+from sfttrain.config.unsupported import check_choices, check_numbers, reject_unsupported
 
 LossImpl = Literal["auto", "logits", "fused"]
 
@@ -196,7 +196,7 @@ class SFTConfig(OlderNames, TrainingArguments):  # type: ignore[misc]
             "help": "What to do with a raw record that cannot be used: error, or quarantine."
         },
     )
-    prepared_dir: str | None = field(
+    dataset_cache_dir: str | None = field(
         default=None,
         metadata={
             "help": "Folder in which raw datasets are kept prepared; by default in sftprep's cache."
@@ -243,7 +243,7 @@ class SFTConfig(OlderNames, TrainingArguments):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         drop_empty_variables()
-        for name in ("output_dir", "prepared_dir"):
+        for name in ("output_dir", "dataset_cache_dir"):
             check_local_path(str(getattr(self, name) or ""), name)
         if launched_ranks() > 1 and not torch.accelerator.is_available():
             self.use_cpu = True  # without it, every rank would be a run of its own
@@ -255,9 +255,9 @@ class SFTConfig(OlderNames, TrainingArguments):  # type: ignore[misc]
         self._checkpoint_activations_on_gpus(on_cuda)
         take_older_names(self)
         check_numbers(self)
-        refuse_mixing(self.attn)
+        reject_mixing(self.attn)
         check_choices(self)
-        refuse_unsupported(self)
+        reject_unsupported(self)
         self._join_run()
         for name in ("model_init_kwargs", "dataset_kwargs"):
             if isinstance(getattr(self, name), str):

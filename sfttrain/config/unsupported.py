@@ -198,7 +198,7 @@ def check_choices(config: Any) -> None:
         )
 
 
-def refuse_unsupported(config: Any) -> None:
+def reject_unsupported(config: Any) -> None:
     """Raise ConfigError for a setting that is not done here, MissingDependency for one that needs a
     package."""
     for refusal in REFUSALS:

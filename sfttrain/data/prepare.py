@@ -197,7 +197,7 @@ class DataPreparation:
             given.__qualname__ = name  # what messages call its rows
         config = {
             **settings.build_settings(packing),
-            "tokenizer": str(sftprep.tokenizer_file(self._tokenizer)),
+            "tokenizer": str(sftprep.export_tokenizer(self._tokenizer)),
         }
         try:
             return PackedStream(
@@ -271,7 +271,7 @@ class DataPreparation:
         rows = None if isinstance(source, (str, os.PathLike)) else inputs[0]
         settings = {
             **self._settings.build_settings(packing),
-            "tokenizer": str(sftprep.tokenizer_file(self._tokenizer)),
+            "tokenizer": str(sftprep.export_tokenizer(self._tokenizer)),
         }
         template = self._tokenizer.chat_template
         if template is not None and "strftime_now" in str(template):

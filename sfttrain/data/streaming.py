@@ -103,7 +103,7 @@ class TrainLoader(StreamLoader[Any]):
         self.load_state_dict(states)
 
 
-def refuse_evaluation(sources: Sequence[Any]) -> None:
+def reject_evaluation(sources: Sequence[Any]) -> None:
     """Raise ConfigError where an evaluation set is a stream."""
     if any(is_stream(source) for source in sources):
         raise ConfigError(

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from sfttrain.finite import refuse_not_finite
+from sfttrain.finite import reject_not_finite
 from sfttrain.models.unwrap import unwrap_peft
 
 LossType = Literal["nll", "dft"]
@@ -177,7 +177,7 @@ def _why_not_plain(model: Any, head: Any, device: torch.device) -> str:
     finally:
         model.train(was)
     if not bool(logits.isfinite().all()):
-        refuse_not_finite(model)  # training cannot succeed, whatever the head is
+        reject_not_finite(model)  # training cannot succeed, whatever the head is
         return "its logits are not finite"
     same = torch.allclose(
         logits.float(), again.float(), rtol=1e-3, atol=1e-3 * float(logits.float().std())

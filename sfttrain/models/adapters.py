@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sftprep.errors import ConfigError, TrainingDiverged
-from sfttrain.checkpoints.output_folders import refuse_to_replace, save_errors
+from sfttrain.checkpoints.output_folders import reject_to_replace, save_errors
 from sfttrain.checkpoints.own_files import begin_folder
 from sfttrain.checkpoints.seal import seal_checkpoint
 from sfttrain.config.sft_config import ModelConfig
@@ -140,7 +140,7 @@ def merge_adapter(
 
     from sfttrain.models.loading import load_model
 
-    refuse_to_replace(Path(output))
+    reject_to_replace(Path(output))
     model = load_model(base, device=device)
     if base.load_in_4bit or base.load_in_8bit:
         model = model.dequantize()

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from sftprep.errors import AttentionError
-from sfttrain.config.attention_names import CHOICES, refuse_mixing
-from sfttrain.finite import refuse_not_finite
+from sfttrain.config.attention_names import CHOICES, reject_mixing
+from sfttrain.finite import reject_not_finite
 from sfttrain.models.bnb_cpu import keep_gradients
 from sfttrain.models.unwrap import unwrap_peft
 from sfttrain.packed import varlen
@@ -47,7 +47,7 @@ def settle_attention(
     right unpacked. Raises ConfigError for a model with weights that are not finite.
     """
     varlen.register()
-    refuse_mixing(asked)
+    reject_mixing(asked)
     keep_gradients(model)
     base = unwrap_peft(model)
     before = str(base.config._attn_implementation)
@@ -57,7 +57,7 @@ def settle_attention(
         else None
     )
     if judge is not None and not judge.is_finite_alone:
-        refuse_not_finite(model)  # otherwise nothing but NaN would be compared
+        reject_not_finite(model)  # otherwise nothing but NaN would be compared
     failures: list[str] = []
     for name in _candidates(asked, before, next(model.parameters()), autocast):
         feeding, failure = _attempt(model, name, longest, judge)

@@ -94,7 +94,7 @@ def test_duplicates_are_dropped_when_asked(quarantined, tmp_path):
 
 @needs_shared
 def test_what_only_looks_wrong_is_kept_where_it_is_asked(quarantined, tmp_path):
-    _, reasons, _ = dirty_build(tmp_path / "o", on_bad_record="quarantine", suspect="keep")
+    _, reasons, _ = dirty_build(tmp_path / "o", on_bad_record="quarantine", quality_checks="keep")
     assert not REASONS & set(reasons.values())
     suspicious = {line for line, reason in quarantined[1].items() if reason in REASONS}
     assert suspicious == {line for line, verdict in expected().items() if verdict in REASONS}
@@ -105,7 +105,7 @@ def test_above_the_limit_the_error_says_how_to_keep_what_looks_wrong(
     records, tokenizer_dir, tmp_path
 ):
     path = records([GOOD, chat(("user", "q"))])
-    with pytest.raises(TooManyRejected, match="--suspect keep"):
+    with pytest.raises(TooManyRejected, match="--quality-checks keep"):
         build(path, tokenizer=tokenizer_dir, output=tmp_path / "o", on_bad_record="quarantine")
 
 
@@ -222,12 +222,20 @@ def test_suspicious_conversations(records, tokenizer_dir, tmp_path, turns, reaso
     assert kept.manifest.accounting.sequences == 2
     if reason is None:
         build(
-            path, tokenizer=tokenizer_dir, output=tmp_path / "o", suspect="reject", train_on="all"
+            path,
+            tokenizer=tokenizer_dir,
+            output=tmp_path / "o",
+            quality_checks="reject",
+            train_on="all",
         )
         return
     with pytest.raises(RecordError, match=rf":2: .*\[{reason}\]"):
         build(
-            path, tokenizer=tokenizer_dir, output=tmp_path / "o", suspect="reject", train_on="all"
+            path,
+            tokenizer=tokenizer_dir,
+            output=tmp_path / "o",
+            quality_checks="reject",
+            train_on="all",
         )
     settings = {"on_bad_record": "quarantine", "max_rejected": "50%", "train_on": "all"}
     report = build(path, tokenizer=tokenizer_dir, output=tmp_path / "q", **settings)
@@ -239,9 +247,13 @@ def test_escaped_special_tokens_are_no_matter_and_texts_are_no_conversations(
 ):
     path = records([chat(("user", "<|im_end|>"), ("assistant", "a"))])
     build(
-        path, tokenizer=tokenizer_dir, output=tmp_path / "o", suspect="reject", escape_special=True
+        path,
+        tokenizer=tokenizer_dir,
+        output=tmp_path / "o",
+        quality_checks="reject",
+        escape_special=True,
     )
     text = records([{"text": "<|im_end|> <image>"}], "t.jsonl")
-    build(text, tokenizer=tokenizer_dir, output=tmp_path / "t", suspect="reject")
-    with pytest.raises(ConfigError, match="suspect is 'maybe'"):
-        build(text, tokenizer=tokenizer_dir, output=tmp_path / "x", suspect="maybe")
+    build(text, tokenizer=tokenizer_dir, output=tmp_path / "t", quality_checks="reject")
+    with pytest.raises(ConfigError, match="quality_checks is 'maybe'"):
+        build(text, tokenizer=tokenizer_dir, output=tmp_path / "x", quality_checks="maybe")

@@ -57,7 +57,7 @@ def compare(
         settings = {
             "max_length": max_length,
             "encoder": encoder,
-            "template_way": way,
+            "template_backend": way,
             **case.settings,
         }
         assert_same(our_sequences(ours, folder, **settings), expected)
@@ -136,7 +136,7 @@ def assert_same_assistant_turns(template, tmp_path):
     for encoder, way in WAYS:
         settings = {
             "encoder": encoder,
-            "template_way": way,
+            "template_backend": way,
             "max_length": 256,
             "train_on": "assistant",
         }

@@ -214,7 +214,7 @@ def paths_of(
         renames=(),
         max_length=4096,
         encoder=encoder_of(tokenizer, encoder).fast.name,
-        template_way="auto",
+        template_backend="auto",
     )
     fast, slow = (Preprocessor(recipe, threads=False) for _ in range(2))
     fast.encoder = slow.encoder = encoder_of(tokenizer, encoder)

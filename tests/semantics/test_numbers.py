@@ -113,7 +113,7 @@ def test_a_template_gets_arguments_as_it_wants_them(folder_with, wants, argument
         {"role": "user", "content": "go"},
         {"role": "assistant", "content": "", "tool_calls": [call]},
     ]
-    made = prepare([{"messages": messages}], folder_with(template), template_way=way)
+    made = prepare([{"messages": messages}], folder_with(template), template_backend=way)
     shown = "x=8.854e-12" if wants == "objects" else '{"x": 8.854e-12}'
     assert made.text() == f"user:go<|im_end|>\nassistant:{shown}<|im_end|>\n"
 

@@ -50,7 +50,9 @@ def switched(**switches):
 )
 @pytest.mark.parametrize("way", ["auto", "jinja"])
 def test_train_on(folder_with, template, train_on, expected, way):
-    made = prepare([{"messages": TALK}], folder_with(template), train_on=train_on, template_way=way)
+    made = prepare(
+        [{"messages": TALK}], folder_with(template), train_on=train_on, template_backend=way
+    )
     assert made.trained() == (expected or [made.text()])
     assert made.batch.loss_weights is None
 

@@ -49,7 +49,7 @@ def face(
     SFTConfig."""
     given: dict[str, Any] = {
         "output_dir": str(folder / "out"),
-        "prepared_dir": str(folder / "prepared"),
+        "dataset_cache_dir": str(folder / "prepared"),
         "max_steps": 3,
         "logging_steps": 1,
         "learning_rate": 1e-2,

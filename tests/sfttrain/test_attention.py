@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sftprep.errors import AttentionError
 from sfttrain.config import SFTConfig
-from sfttrain.config.attention_names import CHOICES, refuse_mixing
+from sfttrain.config.attention_names import CHOICES, reject_mixing
 from sfttrain.packed import attention, varlen
 from sfttrain.packed.attention import missing_for, settle_attention
 from sfttrain.packed.forward import ForwardMode
@@ -218,7 +218,7 @@ def test_a_padded_batch_keeps_its_padding_mask() -> None:
 @pytest.mark.parametrize("name", ["eager", "sdpa", "flex_attention"])
 def test_attention_that_would_mix_sequences_is_refused(name: str, tmp_path: Any) -> None:
     with pytest.raises(AttentionError, match="see each other") as caught:
-        refuse_mixing(name)
+        reject_mixing(name)
     assert "--attn auto" in caught.value.remedy
     with pytest.raises(AttentionError):
         SFTConfig(output_dir=str(tmp_path), attn=name)

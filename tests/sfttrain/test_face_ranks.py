@@ -35,7 +35,7 @@ prepare.run_build = noted
 
 dataset = load_dataset("json", data_files=data, split="train")
 args = SFTConfig(
-    out, prepared_dir=out, use_cpu=True, per_device_train_batch_size=rows, num_train_epochs=2,
+    out, dataset_cache_dir=out, use_cpu=True, per_device_train_batch_size=rows, num_train_epochs=2,
     logging_steps=1, optim="sgd", learning_rate=0.05, save_strategy="no", disable_tqdm=True,
     ddp_timeout=60,
 )

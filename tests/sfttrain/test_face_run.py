@@ -40,7 +40,7 @@ def test_raw_records_are_prepared_and_trained(
         "--output_dir",
         str(tmp_path / "out"),
         "--use_cpu",
-        "--prepared_dir",
+        "--dataset_cache_dir",
         str(tmp_path / "p"),
     ]
     told = summary(
@@ -71,7 +71,7 @@ model_name_or_path: {model}
 torch_dtype: float32
 dataset_name: {write_lines(tmp_path / "chats.jsonl", CHATS)}
 output_dir: {tmp_path / "out"}
-prepared_dir: {tmp_path / "p"}
+dataset_cache_dir: {tmp_path / "p"}
 max_length: 128
 packing: true
 eval_packing: false

@@ -292,7 +292,7 @@ def test_the_folder_is_held_until_the_command_has_written_everything(
     assert not (tmp_path / "o" / ".sfttrain-lock").exists()
 
 
-@pytest.mark.parametrize("setting", ["--output_dir", "--prepared_dir"])
+@pytest.mark.parametrize("setting", ["--output_dir", "--dataset_cache_dir"])
 def test_urls_are_refused_and_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, setting: str
 ) -> None:

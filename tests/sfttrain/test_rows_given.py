@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from sfttrain.words import in_words_of_the_trainer
 from torch.utils.data import Dataset as MapDataset
 from torch.utils.data import IterableDataset as TorchIterable
 from transformers import AutoTokenizer
@@ -31,7 +32,6 @@ from sftprep.errors import (
 )
 from sfttrain.data.inputs import rows_given
 from sfttrain.data.jsonl_cache import write_rows
-from sfttrain.words import in_words_of_the_trainer
 from tests.sfttrain.face import (
     CHATS,
     COMPLETIONS,
@@ -207,8 +207,8 @@ def test_a_path_is_not_taken_as_rows_of_tokens(model: Path, tmp_path: Path) -> N
 def test_a_folder_for_prepared_data_that_is_a_file(model: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError) as caught:
-        face(model, tmp_path, TEXTS, prepared_dir=str(tmp_path / "file"))
-    assert "another prepared_dir" in caught.value.remedy
+        face(model, tmp_path, TEXTS, dataset_cache_dir=str(tmp_path / "file"))
+    assert "another dataset_cache_dir" in caught.value.remedy
 
 
 def test_a_model_without_logits(model: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from unittest import mock
 import pytest
 
 from sftprep.errors import EmptyInput
-from sftprep.stream import Mixture, backlog, pack
+from sftprep.stream import Mixture, backlog, open_stream
 from sftprep.stream.sources import sequential as stream_rows
 from sftprep.stream.sources.sequential import _RowReader
 from tests.stream.made import plain, plains, rows
@@ -42,7 +42,7 @@ def small_limits(monkeypatch):
 
 def stream_of(source, tokenizer_dir, **settings):
     chosen = {"max_length": 64, "lanes": LANES, "pack_window": 200, **settings}
-    return pack(source, tokenizer=str(tokenizer_dir), **chosen)
+    return open_stream(source, tokenizer=str(tokenizer_dir), **chosen)
 
 
 def without_text(count):
@@ -122,7 +122,7 @@ def test_reading_ahead_changes_no_pack(kind, order, tokenizer_dir, tmp_path, mon
 
 LARGE_RECORDS = """
 import itertools, resource, sys
-from sftprep.stream import pack
+from sftprep.stream import open_stream
 
 kind, tokenizer = sys.argv[1:]
 
@@ -134,7 +134,7 @@ def source():
 
 
 def stream():
-    return pack(source, tokenizer=tokenizer, max_length=64, pack_window=64)
+    return open_stream(source, tokenizer=tokenizer, max_length=64, pack_window=64)
 
 
 def peak():

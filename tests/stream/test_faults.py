@@ -28,7 +28,7 @@ from sftprep.errors import (
     SourceError,
     TooManyRejected,
 )
-from sftprep.stream import Mixture, PackedStream, pack
+from sftprep.stream import Mixture, PackedStream, open_stream
 from sftprep.stream.sources import base as blocks
 from tests.stream.made import plains, rows
 
@@ -261,20 +261,24 @@ def test_what_a_stream_cannot_be_made_of(tokenizer_dir):
             config=BuildConfig.of(packing="wrapped", tokenizer=str(tokenizer_dir)),
         )
     with pytest.raises(ConfigError, match="did you mean"):
-        pack(lambda: iter(rows("text", 3)), tokenizer=str(tokenizer_dir), max_lengt=7)
+        open_stream(lambda: iter(rows("text", 3)), tokenizer=str(tokenizer_dir), max_lengt=7)
 
 
 def test_one_sequence_a_pack_in_order(tokenizer_dir):
     records = rows("text", 150)
-    stream = pack(lambda: iter(records), tokenizer=str(tokenizer_dir), packing="none", lanes=1)
+    stream = open_stream(
+        lambda: iter(records), tokenizer=str(tokenizer_dir), packing="none", lanes=1
+    )
     packs = list(stream)
     assert [int(p.origin[0]) for p in packs] == list(range(150))
     assert {len(p.seq_lengths) for p in packs} == {1}
-    again = pack(lambda: iter(records), tokenizer=str(tokenizer_dir), packing="none", lanes=1)
+    again = open_stream(
+        lambda: iter(records), tokenizer=str(tokenizer_dir), packing="none", lanes=1
+    )
     half = iter(again)
     for _ in range(70):
         next(half)
-    last = pack(lambda: iter(records), tokenizer=str(tokenizer_dir), packing="none", lanes=1)
+    last = open_stream(lambda: iter(records), tokenizer=str(tokenizer_dir), packing="none", lanes=1)
     last.load_state_dict(json.loads(json.dumps(again.state_dict())))
     assert plains(last) == plains(packs[70:])
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sftprep import BuildConfig
 from sftprep.errors import EmptyInput, MismatchError, SftprepError
-from sftprep.stream import Mixture, PackedStream, backlog, pack
+from sftprep.stream import Mixture, PackedStream, backlog, open_stream
 from tests.stream.made import rows
 from tests.support import at_most
 
@@ -25,7 +25,7 @@ def test_a_large_file_of_short_records_with_default_settings(tokenizer_dir, tmp_
         file.writelines(line % k for k in range(250_000))
     assert path.stat().st_size > 12_000_000
     with at_most(60):
-        first = next(iter(pack(str(path), tokenizer=str(tokenizer_dir), max_length=512)))
+        first = next(iter(open_stream(str(path), tokenizer=str(tokenizer_dir), max_length=512)))
     assert len(first.seq_lengths) > 1
 
 
@@ -99,18 +99,18 @@ def test_a_source_that_never_gives_a_sequence_is_an_error(tokenizer_dir, monkeyp
         at_most(60),
         pytest.raises(EmptyInput, match=r"records in a row of .*endless.* gave no sequence"),
     ):
-        list(pack(endless, tokenizer=str(tokenizer_dir), max_length=64))
+        list(open_stream(endless, tokenizer=str(tokenizer_dir), max_length=64))
 
 
 def test_a_mixture_with_a_source_that_ends_at_once_ends(tokenizer_dir):
     mixture = Mixture([rows("text", 300), rows("text", 1)], [1.0, 1000.0])
     with at_most(60):
-        assert list(pack(mixture, tokenizer=str(tokenizer_dir), max_length=64))
+        assert list(open_stream(mixture, tokenizer=str(tokenizer_dir), max_length=64))
 
 
 def test_lanes_without_a_record_give_nothing_in_any_pass(tokenizer_dir):
     """As a data set without a limit of passes."""
-    stream = pack(rows("text", 3), tokenizer=str(tokenizer_dir), max_length=64, lanes=8)
+    stream = open_stream(rows("text", 3), tokenizer=str(tokenizer_dir), max_length=64, lanes=8)
     data = stream.to_hf(shards=8, epochs=None)
     with at_most(60):
         empty = [k for k in range(8) if not list(itertools.islice(iter(data.shard(8, k)), 1))]
@@ -118,13 +118,17 @@ def test_lanes_without_a_record_give_nothing_in_any_pass(tokenizer_dir):
 
 
 def test_a_state_that_counts_more_packs_than_there_are_is_an_error(tokenizer_dir, corpus):
-    stream = pack(corpus, tokenizer=str(tokenizer_dir), max_length=64, lanes=1, pack_window=20)
+    stream = open_stream(
+        corpus, tokenizer=str(tokenizer_dir), max_length=64, lanes=1, pack_window=20
+    )
     iterator = iter(stream)
     for _ in range(30):
         next(iterator)
     state = stream.state_dict()
     state["lanes"]["0"]["taken"] = 10**15
-    again = pack(corpus, tokenizer=str(tokenizer_dir), max_length=64, lanes=1, pack_window=20)
+    again = open_stream(
+        corpus, tokenizer=str(tokenizer_dir), max_length=64, lanes=1, pack_window=20
+    )
     again.load_state_dict(state)
     with at_most(60), pytest.raises((MismatchError, SftprepError)):
         list(again)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from sftprep import BuildConfig
 from sftprep.errors import RecordError
 from sftprep.stream import PackedStream
-from sftprep.torch import PackedDataset, StreamLoader, row_of
+from sftprep.torch import PackedDataset, StreamLoader, collate_packs
 from tests.stream.made import plain, plains, rows
 
 
@@ -59,7 +59,7 @@ def test_stateful_loader(workers, corpus, tokenizer_dir):
 
 def test_rows_for_a_plain_loop(corpus, tokenizer_dir):
     loader = DataLoader(
-        PackedDataset(stream_of(corpus, tokenizer_dir)), batch_size=3, collate_fn=row_of
+        PackedDataset(stream_of(corpus, tokenizer_dir)), batch_size=3, collate_fn=collate_packs
     )
     expected = list(stream_of(corpus, tokenizer_dir))
     batch = next(iter(loader))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sftprep import load_tokenizer, tokenizer_file, tokenizer_spec
+from sftprep import export_tokenizer, load_tokenizer, tokenizer_spec
 from sftprep.errors import StorageError, TokenizerError
 from sftprep.tokenize.loading.load import SPEC_SUFFIX
 
@@ -20,13 +20,13 @@ def live(tokenizer_dir: Path) -> Any:
 
 
 def test_what_was_changed_in_memory_is_written_down(live: Any, tmp_path: Path) -> None:
-    plain = tokenizer_file(live, cache=tmp_path)
+    plain = export_tokenizer(live, cache=tmp_path)
     assert plain.suffix == SPEC_SUFFIX
-    assert tokenizer_file(live, cache=tmp_path) == plain
+    assert export_tokenizer(live, cache=tmp_path) == plain
     live.add_tokens(["<new>"])
     live.chat_template = "{{ messages[0]['content'] }}"
     live.eos_token = "<|endoftext|>"
-    changed = tokenizer_file(live, cache=tmp_path)
+    changed = export_tokenizer(live, cache=tmp_path)
     assert changed != plain
     assert load_tokenizer(str(changed)) == tokenizer_spec(live)
     assert load_tokenizer(str(changed)).token_id("<new>") == 600
@@ -34,18 +34,18 @@ def test_what_was_changed_in_memory_is_written_down(live: Any, tmp_path: Path) -
 
 
 def test_a_damaged_file_is_told_and_written_again(live: Any, tmp_path: Path) -> None:
-    path = tokenizer_file(live, cache=tmp_path)
+    path = export_tokenizer(live, cache=tmp_path)
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(TokenizerError, match="is damaged"):
         load_tokenizer(str(path))
-    assert tokenizer_file(live, cache=tmp_path) == path
+    assert export_tokenizer(live, cache=tmp_path) == path
     assert load_tokenizer(str(path)) == tokenizer_spec(live)
 
 
 def test_a_cache_that_cannot_be_written_is_told(live: Any, tmp_path: Path) -> None:
     (tmp_path / "tokenizers").write_text("a file where a folder is needed")
     with pytest.raises(StorageError, match="cannot write the tokenizer"):
-        tokenizer_file(live, cache=tmp_path)
+        export_tokenizer(live, cache=tmp_path)
 
 
 def test_a_tokenizer_that_does_more_than_its_file_is_refused(live: Any, tmp_path: Path) -> None:
@@ -57,4 +57,4 @@ def test_a_tokenizer_that_does_more_than_its_file_is_refused(live: Any, tmp_path
     with pytest.raises(
         TokenizerError, match=r"does more than its tokenizer\.json|changes texts in Python"
     ):
-        tokenizer_file(live, cache=tmp_path)
+        export_tokenizer(live, cache=tmp_path)

@@ -62,11 +62,11 @@ def find_files(
     search.report()
     for file in files:
         _check_encoding(file)
-    refuse_twice(files)
+    reject_twice(files)
     return files
 
 
-def refuse_twice(files: list[str]) -> None:
+def reject_twice(files: list[str]) -> None:
     """Raises ConfigError where a file is among them twice."""
     seen: set[object] = set()
     for file in files:

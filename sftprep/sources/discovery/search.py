@@ -139,14 +139,14 @@ class FolderSearch:
                 elif is_folder(path):
                     self.pass_link(path)
                 else:
-                    refuse_broken_link(path)
+                    reject_broken_link(path)
             elif fnmatchcase(entry.name, head) and (not rest or self._leads_on(path, rest)):
                 yield from self.match(rest, f"{path}/")
 
     def _leads_on(self, path: str, rest: Sequence[str]) -> bool:
         """Whether the rest of a pattern is searched for in a path that its first part matches."""
         if not is_folder(path):
-            refuse_broken_link(path)
+            reject_broken_link(path)
             return False
         # A pattern that goes on with the folder of shards means builds.
         return self.enters(path, build=rest[0] == SHARD_FOLDER)
@@ -203,7 +203,7 @@ class FolderSearch:
         return saved
 
     def _note_not_saved(self, path: str, saved: SavedFolder, *, files: bool) -> None:
-        refuse_broken_link(path)
+        reject_broken_link(path)
         if saved.split is not None and os.path.basename(path) == self.other_split:
             return
         if is_folder(path) or (files and not is_about_data(path)):
@@ -260,7 +260,7 @@ class FolderSearch:
             check_regular(path)
             return True
         # Its name does not tell what it led to: that may have been a folder of data.
-        refuse_broken_link(path)
+        reject_broken_link(path)
         if is_named_like_metadata(path):
             self.skip("files with names of metadata, which are read only if they are named", path)
         elif not is_about_data(path):
@@ -301,7 +301,7 @@ def check_regular(path: str) -> None:
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
-        refuse_broken_link(path)
+        reject_broken_link(path)
         raise InputUnreadable(
             f"cannot read {path}: {error.strerror}", remedy="check that it may be read"
         ) from error
@@ -312,7 +312,7 @@ def check_regular(path: str) -> None:
         )
 
 
-def refuse_broken_link(path: str) -> None:
+def reject_broken_link(path: str) -> None:
     """Check that a path is not a link to nothing.
 
     Raises:

@@ -52,11 +52,11 @@ def locate_lines(file: str, start: int, end: int) -> tuple[int, bytes]:
             data = stream.read(end - begin)
             data = data if data.endswith(b"\n") else data + _rest_of_line(stream, data)
         # After the reading: what was read before is complete then.
-        refuse_shorter(file, os.fstat(stream.fileno()).st_size, end)
+        reject_shorter(file, os.fstat(stream.fileno()).st_size, end)
         return begin, data
 
 
-def refuse_shorter(file: str, size: int, size_before: int) -> None:
+def reject_shorter(file: str, size: int, size_before: int) -> None:
     """Raise InputChanged where a file has fewer bytes than it had before."""
     if size < size_before:
         raise InputChanged(

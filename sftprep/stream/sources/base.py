@@ -22,7 +22,7 @@ from sftprep.sources.readers.lines import (
     file_size,
     locate_lines,
     open_regular,
-    refuse_shorter,
+    reject_shorter,
     unreadable,
 )
 
@@ -250,7 +250,7 @@ class _LineReader:
         file, start = source.files[part], number * source.block
         begin, data = locate_lines(file, start, min(start + source.block, source.sizes[part]))
         # Also behind the block: the last line of it may have been cut there.
-        refuse_shorter(file, file_size(file), source.sizes[part])
+        reject_shorter(file, file_size(file), source.sizes[part])
         origins = line_starts(data, begin) + ((part + source.first_part) << PART_BITS)
         return Block((Piece(data, source.formats[part]),), origins, at + 1)
 

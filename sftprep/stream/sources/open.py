@@ -15,12 +15,12 @@ from sftprep.config.build import BuildConfig
 from sftprep.errors import ConfigError
 from sftprep.pipeline.setup import format_of
 from sftprep.recipe import Recipe
-from sftprep.sources.discovery.files import find_files, refuse_twice
+from sftprep.sources.discovery.files import find_files, reject_twice
 from sftprep.sources.discovery.hub import HubFile, hub_files, is_hub_name
 from sftprep.sources.lanes import block_bytes, is_plain
 from sftprep.sources.partition import cut, read_partition, source_of
 from sftprep.sources.readers.jsonl import parse_line
-from sftprep.sources.readers.lines import file_size, refuse_shorter
+from sftprep.sources.readers.lines import file_size, reject_shorter
 from sftprep.sources.readers.to_jsonl import iter_lines
 from sftprep.stream.sources.base import LineFiles, Source
 from sftprep.stream.sources.chained import Chain
@@ -105,7 +105,7 @@ def _files(
     """Plain files of lines side by side are one source, so that a shuffled pass mixes them all."""
     strip = config.read.strip_nulls
     found = [file for name in names for file in _found(name, config)]
-    refuse_twice([file.path for file in found])
+    reject_twice([file.path for file in found])
     sizes = [file_size(file.path) for file in found]
     lines = [FileLines(file.path, strip, size) for file, size in zip(found, sizes, strict=True)]
     formats = [
@@ -211,7 +211,7 @@ class FileLines:
         self._check()
 
     def _check(self) -> None:
-        refuse_shorter(self.file, file_size(self.file), self.size)
+        reject_shorter(self.file, file_size(self.file), self.size)
 
 
 @dataclass(frozen=True)

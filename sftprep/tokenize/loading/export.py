@@ -15,7 +15,7 @@ from sftprep.tokenize.loading.resolve import check_json
 from sftprep.tokenize.loading.spec import tokenizer_spec
 
 
-def tokenizer_file(tokenizer: Any, *, cache: Path | None = None) -> Path:
+def export_tokenizer(tokenizer: Any, *, cache: Path | None = None) -> Path:
     """Write a tokenizer of transformers down, and return the file that a build takes as its
     `tokenizer`.
 
