@@ -23,7 +23,7 @@ from sftprep.sources.discovery.hub_splits import (
     files_of_splits,
     glob_matches,
 )
-from tests.sources.hub_stand_in import Hub, Repo
+from tests.sources.hub_server import Hub, Repo
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -170,7 +170,7 @@ def texts(folder, tokenizer_dir):
 
 
 def fetched(hub):
-    return len([line for line in hub.asked if "/resolve/" in line and line.startswith("GET")])
+    return len([line for line in hub.requests if "/resolve/" in line and line.startswith("GET")])
 
 
 def test_the_files_of_a_split_are_read_and_named_with_their_commit(
