@@ -142,6 +142,7 @@ def _rename_keys(record: Record, renames: tuple[tuple[str, str], ...]) -> Record
 def _missing_keys(record: Record, format_name: str, options: RecordOptions) -> InvalidRecord:
     required = keys_of(format_name, options)
     missing = ", ".join(f'"{key}"' for key in sorted(required - record.keys()))
+    # Without renames: the keys of the record are renamed already.
     other = detect_format(record, RecordOptions(text_field=options.text_field))
     if other is not None and other != format_name:
         return InvalidRecord(
@@ -194,6 +195,7 @@ def from_sharegpt(record: Record, line: int, options: RecordOptions) -> Example:
     if not isinstance(turns, list):
         raise InvalidRecord("bad_row", '"conversations" is not a list of turns')
     messages = [from_sharegpt_turn(turn, number, options) for number, turn in enumerate(turns, 1)]
+    # The system prompt is a key of the record in some data sets, and the first turn in others.
     system = record.get("system")
     if system and not (messages and messages[0].get("role") == "system"):
         messages.insert(0, {"role": "system", "content": require_string(system, '"system"')})
@@ -202,7 +204,7 @@ def from_sharegpt(record: Record, line: int, options: RecordOptions) -> Example:
 
 
 def from_alpaca(record: Record, line: int, options: RecordOptions) -> Example:
-    """Return the example of an instruction, an optional input, and the output that is trained.
+    """Return the example of an instruction, an optional input, and the output.
 
     Without a chat template, the text has the layout of Stanford Alpaca.
     """
@@ -211,6 +213,7 @@ def from_alpaca(record: Record, line: int, options: RecordOptions) -> Example:
     output = require_string(record["output"], '"output"')
     system = require_string(record.get("system") or "", '"system"')
     history = _read_history(record)
+    # 1. Text, without a chat template.
     if not options.chat:
         earlier = "".join(
             f"{_alpaca_prompt(question, '')}{answer}\n\n" for question, answer in history
@@ -219,6 +222,7 @@ def from_alpaca(record: Record, line: int, options: RecordOptions) -> Example:
         return Example(
             line, prompt=head + earlier + _alpaca_prompt(instruction, context), completion=output
         )
+    # 2. A conversation.
     prompt: list[Message] = [{"role": "system", "content": system}] if system else []
     for question, answer in history:
         prompt += ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
@@ -244,7 +248,7 @@ FORMATS: dict[str, Format] = {
 
 
 def _add_chat_fields(example: Example, record: Record) -> Example:
-    """Add the fields of a conversation that are not in its messages, and the weights that are."""
+    """Add tools, arguments of the template and weights to the example of a conversation."""
     if record.get("tools"):
         example.tools = _read_tools(record["tools"])
     if record.get("chat_template_kwargs"):
@@ -281,7 +285,7 @@ def _read_history(record: Record) -> list[tuple[str, str]]:
 
 
 def _call_function(record: Record, line: int, function: Callable[[Record], Any]) -> Example:
-    """Return the example of the text, or of the texts, that a function of the user returns."""
+    """Return the example of the texts that a function of the user returns."""
     try:
         result = function(record)
     except (Exception, SystemExit) as error:

@@ -119,6 +119,7 @@ def _with_text_content(
             return message
         raise InvalidRecord("bad_row", f"{where} has no content")
     if isinstance(content, list):
+        # A string in the list is a part of text.
         parts = [
             part if isinstance(part, dict) else {"type": "text", "text": part} for part in content
         ]
@@ -183,7 +184,7 @@ def from_sharegpt_turn(turn: Any, number: int, options: RecordOptions) -> Messag
     if type(turn) is not dict:
         raise InvalidRecord("bad_row", f'turn {number} of "conversations" is not an object')
     if "role" in turn and "from" not in turn:
-        return turn
+        return turn  # a message already; `check_messages` validates it
     for key in ("from", "value"):
         if key not in turn:
             raise InvalidRecord(
@@ -201,6 +202,7 @@ def from_sharegpt_turn(turn: Any, number: int, options: RecordOptions) -> Messag
         if role == "function_call"
         else {"role": role, "content": value}
     )
+    # Of the other keys, templates do not know any; only the weights are copied.
     if len(turn) > 2:
         message.update({key: turn[key] for key in WEIGHT_KEYS if key in turn})
     return message
@@ -224,6 +226,7 @@ def _parse_calls(text: str, what: str) -> list[dict[str, Any]]:
     """Return the tool calls in a JSON string, which has one call or a list of calls."""
     calls = parse_if_string(text, what)
     calls = calls if isinstance(calls, list) else [calls]
+    # A call is {"function": {"name", "arguments"}}, as in OpenAI's API, or the inner object alone.
     functions = [call.get("function", call) if isinstance(call, dict) else None for call in calls]
     if not all(isinstance(function, dict) and "name" in function for function in functions):
         raise InvalidRecord("bad_tool", f"{what} has no name")

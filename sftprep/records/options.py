@@ -62,6 +62,7 @@ def require_string(value: Any, what: str) -> str:
         return value
     if value is None:
         raise InvalidRecord("bad_row", f"{what} is null")
+    # A column of bytes or images, which is replaced when the table is read.
     if type(value) is dict and value.keys() == {OPAQUE}:
         raise InvalidRecord("bad_type", f"{what} holds {value[OPAQUE]}, not text")
     raise InvalidRecord("bad_type", f"{what} is a {type(value).__name__}, not text")
@@ -79,6 +80,7 @@ def parse_if_string(value: Any, what: str) -> Any:
     """
     if not isinstance(value, str):
         return value
+    # The standard library, not orjson: it reads integers of any size and keeps their digits.
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:

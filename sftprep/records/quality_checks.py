@@ -72,11 +72,12 @@ def _check_order(roles: Sequence[str]) -> None:
             raise InvalidRecord(
                 "role_order", f"messages {number - 1} and {number} are both from the assistant"
             )
+        # Several results may follow a message that calls several tools.
         if role in _TOOL_ROLES and before not in ("assistant", *_TOOL_ROLES):
             raise InvalidRecord(
                 "bad_tool", f"message {number} is from a tool, but the assistant has called none"
             )
-        before = role
+        before = role  # two messages of the user in a row are common and harmless
 
 
 def _check_content(message: Message, number: int, pattern: re.Pattern[str]) -> None:

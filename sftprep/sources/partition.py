@@ -160,6 +160,7 @@ def cut(inputs: Iterable[str | Source], target: int = PARTITION_BYTES) -> Iterat
             continue
         for complete in _pieces(source, target):
             piece = complete
+            # The last piece within the limit is shortened to the records that may still be read.
             if source.limit is not None:
                 piece, remaining[source.group] = _limit_records(
                     complete, remaining[source.group], source
@@ -191,12 +192,13 @@ def read_partition(partition: Partition) -> bytes:
 
 
 def first_lines(entry: str | Source) -> Iterator[bytes]:
-    """Yield the lines of an input from its start, reading only as far as the iterator advances.
+    """Yield the lines of an input from its start, read as the iterator advances.
 
     Raises:
         InputUnreadable: The file is damaged or cannot be read.
     """
     source = source_of(entry) if isinstance(entry, str) else entry
+    # Pieces smaller than a partition: a format is detected from a few records.
     for start, end, payload in _pieces(source, 1 << 20):
         data = (
             KINDS[source.kind].read(source.file, start, end, source.columns)
@@ -233,8 +235,8 @@ def _limit_records(piece: Piece, limit: int, source: Source) -> tuple[Piece, int
     """
     start, end, data = piece
     if data is None and source.kind in ("parquet", "arrow"):
-        taken = min(end - start, limit)
-        return (start, start + taken, None), limit - taken
+        rows = min(end - start, limit)
+        return (start, start + rows, None), limit - rows
     if data is None:
         data = KINDS[source.kind].read(source.file, start, end, source.columns)
     lines = data.split(b"\n")

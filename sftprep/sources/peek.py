@@ -13,7 +13,7 @@ RECORDS_TO_INSPECT = 100
 
 
 def first_records(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """Yield the records among the first `RECORDS_TO_INSPECT` lines; other lines are skipped."""
+    """Yield the records among the first `RECORDS_TO_INSPECT` lines."""
     for line in islice(lines, RECORDS_TO_INSPECT):
         record = parse_line(line, 0)
         if isinstance(record, dict):

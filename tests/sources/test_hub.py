@@ -223,7 +223,7 @@ def test_each_missing_thing_is_an_error_with_a_remedy(client, tmp_path):
         (
             ["org/nothing"],
             2,
-            "org/nothing is not a local path, and there is no data set org/nothing",
+            "org/nothing is not a local path, and the data set org/nothing",
         ),
         (["org/gated"], 3, "is gated"),
         (["org/plain", "--revision", "v9"], 2, "has no revision 'v9'"),

@@ -58,7 +58,7 @@ def is_metadata(path: str) -> bool:
 
 
 def is_named_like_metadata(path: str) -> bool:
-    """Whether a file is skipped because of its name alone, although it may contain records."""
+    """Whether a file is skipped only because of its name, and may contain records."""
     name = os.path.basename(path)
     if not is_metadata(path) or kind_of(name.lower()) is None:
         return False

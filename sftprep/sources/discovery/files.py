@@ -16,15 +16,15 @@ from sftprep.config.validation import check_local_path, expand_path, printable
 from sftprep.errors import ConfigError, FormatError, InputNotFound, InputUnreadable, setting
 from sftprep.sources.discovery.file_types import SUFFIXES, kind_of
 from sftprep.sources.discovery.hub_splits import HubConfig, files_of_splits
-from sftprep.sources.discovery.saved import choose_split, read_saved_folder
-from sftprep.sources.discovery.search import (
-    FolderSearch,
+from sftprep.sources.discovery.paths import (
     check_regular,
     file_identity,
     is_build,
     is_folder,
     work_folder_of,
 )
+from sftprep.sources.discovery.saved import choose_split, read_saved_folder
+from sftprep.sources.discovery.search import FolderSearch
 from sftprep.sources.readers.lines import convert_os_errors
 
 
@@ -89,7 +89,7 @@ def reject_duplicates(files: list[str]) -> None:
 
 
 def _check_encoding(path: str) -> None:
-    """Raise InputUnreadable for a name that is not UTF-8, because manifests cannot contain it."""
+    """Raise InputUnreadable for a name that is not UTF-8, which no manifest can contain."""
     try:
         path.encode()
     except UnicodeEncodeError as error:
@@ -145,11 +145,12 @@ def _expand_input(name: str, search: FolderSearch) -> list[str]:
 
 
 def _match_pattern(pattern: str, search: FolderSearch) -> list[str]:
-    """Return the files that match a pattern, and the data files in the folders that match it."""
+    """Return the files that match a pattern, and the data files in matching folders."""
     root = "/" if pattern.startswith("/") else ""
     parts = [part for part in pattern.split("/") if part]
     literal = list(takewhile(lambda part: not glob.has_magic(part), parts))
     _reject_work_files(root + "/".join(literal))
+    # 1. The paths that match. Files must be of a kind that is read: the user named them.
     found = set(search.match(parts, root))
     folders = sorted(path for path in found if is_folder(path))
     files = sorted(found.difference(folders))
@@ -162,6 +163,7 @@ def _match_pattern(pattern: str, search: FolderSearch) -> list[str]:
             f"{', '.join(SUFFIXES)}",
             remedy="use a narrower pattern",
         )
+    # 2. The data files in folders that match.
     is_named = not glob.has_magic(parts[-1])
     searched: list[str] = []
     for folder in folders:
@@ -207,7 +209,7 @@ def _search_folder(folder: str, search: FolderSearch) -> list[str]:
 
 
 def _select_split(folder: str, found: list[str], search: FolderSearch) -> list[str]:
-    """Return the files in a folder that belong to the requested split, and note the others.
+    """Return the files of the requested split in a folder, and note the others.
 
     Raises:
         ConfigError: No file belongs to it.

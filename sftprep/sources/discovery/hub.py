@@ -59,7 +59,10 @@ class _HubRequest:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name refers to a data set on the Hub: hf://..., or org/name that is not a path."""
+    """Whether a name refers to a data set on the Hub.
+
+    It starts with hf://, or has the form org/name and is not a local path.
+    """
     if name.startswith("hf://"):
         return True
     if _is_local(name) or any(c in name for c in "*?[~\\") or kind_of(name) is not None:
@@ -221,6 +224,7 @@ def _select_files(
 def _download(repo: str, commit: str, paths: list[str]) -> list[str]:
     from huggingface_hub import hf_hub_download
 
+    # In parallel, because small files cost mostly latency.
     with ThreadPoolExecutor(_DOWNLOADS) as pool:
         return list(
             pool.map(
@@ -252,7 +256,7 @@ def _convert_hub_errors(repo: str, revision: str | None, *, name: str) -> Iterat
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise InputNotFound(
-            f"{not_a_path}there is no data set {repo} on the Hub that you may read",
+            f"{not_a_path}the data set {repo} on the Hub does not exist or is not accessible",
             remedy="check the name; if the data set is private, log in: hf auth login",
         ) from error
     except errors.RevisionNotFoundError as error:

@@ -75,7 +75,7 @@ def choose_config(readme: str, files: list[str], name: str | None, where: str) -
 def files_of_splits(
     config: HubConfig, files: list[str], *, one_kind: bool = True
 ) -> dict[str, list[str]]:
-    """Return the files of each split of a configuration, without splits that have no files.
+    """Return the files of each split of a configuration; splits without files are omitted.
 
     Args:
         config: The configuration.
@@ -108,7 +108,7 @@ def files_of_splits(
 
 
 def glob_matches(pattern: str, path: str) -> bool:
-    """Whether a path in a repository matches a pattern: * within a folder, ** across folders."""
+    """Whether a path in a repository matches a pattern; * does not match a slash, ** does."""
     parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", pattern.removeprefix("./"))
     special = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     regex = "".join(

@@ -6,11 +6,9 @@ these are errors, because the records behind them would be missing without notic
 
 from __future__ import annotations
 
-import errno
 import glob
 import logging
 import os
-import stat
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,28 +16,27 @@ from pathlib import Path
 from sftprep.config.cache_location import cache_dir
 from sftprep.config.validation import printable
 from sftprep.errors import InputUnreadable
-from sftprep.shards.layout import (
-    MANIFEST_NAME,
-    SHARD_FOLDER,
-    WORK_FOLDER,
-    has_work_folder,
-    is_build_folder,
-)
-from sftprep.shards.ownership import is_shard
-from sftprep.shards.schema import SHARD_NAME
+from sftprep.shards.layout import SHARD_FOLDER, WORK_FOLDER, has_work_folder
 from sftprep.sources.discovery.file_types import (
     is_data,
     is_metadata,
     is_named_like_metadata,
     kind_of,
 )
+from sftprep.sources.discovery.paths import (
+    check_regular,
+    file_identity,
+    has_shards,
+    is_build,
+    is_folder,
+    path_exists,
+    reject_broken_link,
+    work_folder_of,
+)
 from sftprep.sources.discovery.saved import SPLITS, STATE, SavedFolder, read_saved_folder
 from sftprep.sources.readers.lines import convert_os_errors
 
 _INTERMEDIATE = "intermediate files of a build"
-_NOT_FOUND = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-"""Error numbers for a path that does not exist."""
-
 _log = logging.getLogger(__name__)
 
 
@@ -80,6 +77,7 @@ class FolderSearch:
     def files_below(self, top: str) -> list[str]:
         """Return the data files in a folder and its subfolders."""
         found: list[str] = []
+        # A stack, not recursion: folders may be nested more deeply than Python's recursion limit.
         waiting = [top]
         while waiting:
             folder = waiting.pop()
@@ -128,10 +126,11 @@ class FolderSearch:
             return
         head, rest = parts[0], parts[1:]
         if not glob.has_magic(head):
-            if _exists(base + head):
+            if path_exists(base + head):
                 yield from self.match(rest, f"{base}{head}/")
             return
         if head == "**":
+            # "**" matches no folder at all too, and at the end it matches files.
             rest = rest or ["*"]
             yield from self.match(rest, base)
         wants_files = head != "**" and not rest
@@ -247,7 +246,7 @@ class FolderSearch:
                 reason = _INTERMEDIATE
             elif not build and is_build(folder):
                 reason = "a build of sftprep, which is read only if it is named"
-            elif not named and _holds_shards(real):
+            elif not named and has_shards(real):
                 lost = "" if is_build(os.path.dirname(real)) else " without a manifest"
                 reason = f"shards of a build{lost}, which are read only if they are named"
         if reason is not None:
@@ -259,6 +258,7 @@ class FolderSearch:
         for link in self._links:
             self.skip("links to folders, which are read only if they are named", link)
         for reason, skipped in self._skipped.items():
+            # At most five paths: a folder may contain thousands of skipped files.
             paths = [path for path in skipped if os.path.realpath(path) not in self._listed]
             if not paths:
                 continue
@@ -282,116 +282,3 @@ class FolderSearch:
         """Note a path that is not read, for `report`."""
         if path not in self._skipped.setdefault(reason, []):
             self._skipped[reason].append(path)
-
-
-def work_folder_of(path: str) -> Path | None:
-    """Return the work folder of a build that a path is in or refers to, or None."""
-    real = Path(os.path.realpath(path))
-    for folder in (real, *real.parents):
-        with convert_os_errors(str(folder)):
-            if folder.name == WORK_FOLDER and has_work_folder(folder.parent):
-                return folder
-    return None
-
-
-def file_identity(path: str) -> object:
-    """Return a value that is equal for all paths of the same file, including hard links."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return os.path.realpath(path)
-    return status.st_dev, status.st_ino
-
-
-def check_regular(path: str) -> None:
-    """Check that a path is a regular file, or a link to one.
-
-    Raises:
-        InputUnreadable: It is something else, such as a pipe, on which reading would block.
-    """
-    try:
-        mode = os.stat(path).st_mode
-    except OSError as error:
-        reject_broken_link(path)
-        raise InputUnreadable(
-            f"cannot read {path}: {error.strerror}", remedy="check that you may read it"
-        ) from error
-    if not stat.S_ISREG(mode):
-        raise InputUnreadable(
-            f"{path} is a pipe, a socket or a device, not a regular file",
-            remedy="write its content to a file first",
-        )
-
-
-def reject_broken_link(path: str) -> None:
-    """Check that a path is not a broken link.
-
-    Raises:
-        InputUnreadable: It is a link to a path that does not exist or to itself, or this cannot be
-            determined.
-    """
-    with convert_os_errors(path):
-        if not os.path.islink(path):
-            return
-        try:
-            os.stat(path)
-        except OSError as error:
-            if error.errno not in _NOT_FOUND:
-                raise
-            target = "itself" if error.errno == errno.ELOOP else "a path that does not exist"
-            raise InputUnreadable(
-                f"{path} is a link to {target}",
-                remedy="download its target (git lfs pull, git annex get), mount the disk with its"
-                " target, or remove the link",
-            ) from error
-
-
-def is_folder(path: str) -> bool:
-    """Whether a path is a folder, or a link to one.
-
-    Raises:
-        InputUnreadable: This cannot be determined.
-    """
-    with convert_os_errors(path):
-        try:
-            return stat.S_ISDIR(os.stat(path).st_mode)
-        except OSError as error:
-            if error.errno in _NOT_FOUND:
-                return False
-            raise
-
-
-def _exists(path: str) -> bool:
-    """Whether a path exists, also as a broken link. Raises InputUnreadable."""
-    with convert_os_errors(path):
-        try:
-            os.lstat(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-    return True
-
-
-def is_build(folder: str) -> bool:
-    """Whether a folder is a build.
-
-    Raises:
-        InputUnreadable: Its manifest may not be read, so that this cannot be determined.
-    """
-    manifest = os.path.join(folder, MANIFEST_NAME)
-    if (
-        os.path.isdir(os.path.join(folder, SHARD_FOLDER))
-        and os.path.exists(manifest)
-        and not os.access(manifest, os.R_OK)
-    ):
-        raise InputUnreadable(
-            f"cannot read {manifest}, so that it is unknown whether {folder} is a build of sftprep",
-            remedy="check that you may read it, or specify the data files by their names",
-        )
-    return is_build_folder(Path(folder))
-
-
-def _holds_shards(real: str) -> bool:
-    """Whether a real path is the folder of a build's shards, also without its manifest."""
-    return os.path.basename(real) == SHARD_FOLDER and any(
-        SHARD_NAME.fullmatch(name) and is_shard(Path(real, name)) for name in os.listdir(real)
-    )

@@ -105,7 +105,7 @@ class ArrowFile:
             return self._validate(reader.read_next_batch(), batch)
 
     def read_in_order(self) -> Iterator[Any]:
-        """Yield all batches with their dictionaries, reading only as far as the iterator advances.
+        """Yield all batches with their dictionaries, read as the iterator advances.
 
         Raises:
             pyarrow.ArrowException: A batch is damaged.
@@ -236,7 +236,7 @@ def _read_footer(file: Any, size: int) -> list[Batch]:
 
 
 def _reject_unlisted(file: Any, listed: dict[int, Batch]) -> None:
-    """Raise InputUnreadable where a batch in the sequence of batches is missing in the footer.
+    """Raise InputUnreadable if a batch is missing in the footer.
 
     Most writers put the messages one after the other, behind a schema. The search ends where
     something else is between them; then the footer alone counts.
@@ -337,7 +337,7 @@ def _read_pairs(metadata: bytes, position: int | None) -> Any:
 
 
 def _field_position(buffer: bytes, table: int, number: int) -> int | None:
-    """Return the position of a field of a flatbuffer table, or None where it has its default."""
+    """Return the position of a field of a flatbuffer table, or None for its default."""
     # The table starts with the distance to its vtable, which has the offset of each field.
     entries = table - struct.unpack_from("<i", buffer, table)[0]
     size = struct.unpack_from("<H", buffer, entries)[0]

@@ -81,7 +81,7 @@ def arrow_pieces(file: str, target: int, columns: Columns = None) -> Iterator[Pi
 
 
 def _divide_evenly(rows: int, size: int, target: int) -> Iterator[tuple[int, int]]:
-    """Yield runs of rows of about `target` bytes: the number of rows and their average bytes."""
+    """Yield runs of about `target` bytes: the number of rows and their average bytes."""
     per_row = max(1, size // max(1, rows))
     step = max(1, target // per_row)
     for first in range(0, rows, step):

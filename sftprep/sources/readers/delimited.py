@@ -155,7 +155,7 @@ def _to_line(header: list[str], cells: list[str]) -> bytes:
 
 
 def _reject_invalid_utf8(cells: list[str], header: list[str]) -> bytes | None:
-    """Return the rejection of a row with bytes that are not UTF-8, or None for another row."""
+    """Return the rejection of a row with bytes that are not UTF-8, or None."""
     for text in (*cells, *header):
         # The error handler `surrogateescape` decodes such bytes to these code points.
         wrong = next((c for c in text if "\udc80" <= c <= "\udcff"), None)

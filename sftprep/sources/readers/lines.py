@@ -56,7 +56,10 @@ def read_line_range(file: str, start: int, end: int) -> bytes:
 
 
 def locate_lines(file: str, start: int, end: int) -> tuple[int, bytes]:
-    """Return the position of the first line of a range, and its lines; see `read_line_range`."""
+    """Return the position of the first line of a range, and the lines of the range.
+
+    See `read_line_range`.
+    """
     with convert_os_errors(file), open_regular(file) as stream:
         # A line that starts at `start` is part of the range: the newline before it is searched.
         begin = 0 if start == 0 else _find_line_start(stream, start - 1, end - 1)
@@ -91,7 +94,7 @@ def reject_shorter(file: str, size: int, size_before: int) -> None:
 
 
 def unpacked_blocks(file: str, target: int) -> Iterator[tuple[int, bytes]]:
-    """Yield runs of whole lines of about `target` decompressed bytes, each with its position.
+    """Yield runs of whole lines of about `target` decompressed bytes, with positions.
 
     A line longer than LARGEST_LINE is cut off one byte after that limit, in a run of its own.
 
@@ -119,7 +122,7 @@ def unpacked_blocks(file: str, target: int) -> Iterator[tuple[int, bytes]]:
 
 
 def unpacked_chunks(file: str, target: int) -> Iterator[bytes]:
-    """Yield the decompressed bytes of a file in chunks of `target` bytes, and b"" at its end.
+    """Yield the decompressed bytes of a file in chunks, and b"" at its end.
 
     Raises:
         InputUnreadable: The file is damaged or cannot be read.
@@ -154,6 +157,7 @@ def open_input(file: str) -> BinaryIO:
         kind = compression(file)
         if kind is None:
             return open_regular(file)
+        # pyarrow is a dependency already, and decompresses both formats.
         stream: BinaryIO = pa.CompressedInputStream(pa.PythonFile(open_regular(file), "r"), kind)
         return stream
 
@@ -189,6 +193,7 @@ _SIGNATURES: dict[bytes, tuple[str, str]] = {
 def _reject_other_kinds(file: str) -> None:
     with open_regular(file) as raw:
         start = raw.read(8)
+    # Both byte orders. Windows programs write UTF-16, and every line of it would be a bad record.
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise InputUnreadable(
             f"{file} is UTF-16",
@@ -229,7 +234,7 @@ def file_size(file: str) -> int:
 
 
 def _find_line_start(file: BinaryIO, first: int, last: int) -> int | None:
-    """Return the position after the first newline in [first, last), or None without a newline."""
+    """Return the position after the first newline in [first, last), or None."""
     file.seek(first)
     position = first
     while position < last:

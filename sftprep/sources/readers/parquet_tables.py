@@ -140,7 +140,7 @@ def _inspect_group(file: str, parquet: Any, number: int, columns: Columns) -> _R
 
 
 def _longest_values(file: str, parquet: Any, number: int, columns: Columns) -> float:
-    """Return the bytes that the dictionaries of a row group may add to a row; see `_RowGroup`."""
+    """Return the bytes that dictionaries may add to a row; see `_RowGroup.longest`."""
     import pyarrow.compute as pc
 
     metadata = parquet.metadata.row_group(number)

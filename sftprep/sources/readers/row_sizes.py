@@ -82,7 +82,7 @@ def row_sizes(columns: dict[str, Any], rows: int, scalar: float) -> Floats:
 
 
 def runs_of_rows(sizes: Floats, limit: float) -> Iterator[tuple[int, int]]:
-    """Yield runs of rows as (begin, end): of at most `limit` bytes together, or of a single row.
+    """Yield runs of rows, (begin, end), of at most `limit` bytes or of a single row.
 
     Example:
         sizes = [3, 4, 9, 1], limit = 8  ->  (0, 2), (2, 3), (3, 4)
@@ -111,6 +111,7 @@ def _measure_strings(array: Any, scalar: float) -> Sizes:
     import pyarrow as pa
 
     width = np.int64 if pa.types.is_large_string(array.type) else np.int32
+    # The offsets are read from the buffer without a copy.
     offsets = np.frombuffer(array.buffers()[1] or b"", width)
     lengths = np.diff(offsets[array.offset : array.offset + len(array) + 1]).astype(np.float64)
     if array.null_count:

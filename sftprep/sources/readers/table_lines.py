@@ -89,7 +89,7 @@ def pieces_of_batches(
 
 
 def runs_of_batch(batch: Any, target: int, columns: Columns) -> Iterator[tuple[int, int]]:
-    """Yield runs of rows of about `target` bytes: the number of rows and their estimated bytes."""
+    """Yield runs of about `target` bytes: the number of rows and their estimated bytes."""
     for first in range(0, batch.num_rows, SLICE_ROWS):
         sizes = estimate_sizes(batch.slice(first, SLICE_ROWS), columns)
         for begin, end in runs_of_rows(sizes, target):
@@ -113,7 +113,7 @@ def estimate_sizes(batch: Any, wanted: Columns, scalar: float = SCALAR_BYTES) ->
 
 
 def text_bytes(least: int, rows: int, values: int, schema: Any, columns: Columns) -> int:
-    """Return the approximate size of rows as text, in bytes, from what headers say about them.
+    """Return the approximate size of rows as text, in bytes, from their headers.
 
     Args:
         least: The number of bytes of the rows in the file, decompressed.
@@ -143,7 +143,7 @@ def wanted_fields(schema: Any, wanted: Columns) -> list[Any]:
 
 
 def json_columns(schema: Any, wanted: Columns) -> list[str]:
-    """Return the names of the wanted columns that are JSON: images need not be read at all."""
+    """Return the names of the wanted columns that are JSON; others need not be decoded."""
     return [
         field.name for field in wanted_fields(schema, wanted) if _opaque_kind(field.type) is None
     ]
@@ -164,7 +164,7 @@ def check_row_count(file: str, rows: int, end: int) -> None:
 
 @contextmanager
 def convert_arrow_errors(file: str) -> Iterator[None]:
-    """Raise an error of pyarrow in the enclosed code as InputUnreadable, with the file's name."""
+    """Raise an error of pyarrow in the enclosed code as InputUnreadable."""
     import pyarrow as pa
 
     with convert_os_errors(file):

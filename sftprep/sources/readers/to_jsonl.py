@@ -34,7 +34,7 @@ def rows_to_lines(rows: Iterable[Mapping[str, Any]], *, strip_nulls: bool = Fals
     """Return one line of JSON for each row, with its newline.
 
     NumPy values and arrays, dates, decimals and integers of any size are written. A NaN that is a
-    whole column is written as null, because pandas marks a missing value in this way. Images and
+    whole column is written as null, because NaN is the missing value of pandas. Images and
     bytes that are a whole column become `{"$opaque": ...}`. Inside other values they make the row
     unusable, as do NaN, half surrogates and keys that are not strings; the message names the
     column.
@@ -142,7 +142,7 @@ def _to_line(row: dict[str, Any]) -> bytes:
 
 
 def _write_columns(row: dict[str, Any]) -> bytes:
-    """Return the line of a row, written column by column: slower, and for all types of values."""
+    """Return the line of a row, written column by column: slower, and for all types."""
     parts = []
     for name, value in row.items():
         if not isinstance(name, str):
