@@ -156,7 +156,7 @@ def _match_pattern(pattern: str, search: FolderSearch) -> list[str]:
     files = sorted(found.difference(folders))
     for file in files:
         check_regular(file)
-    wrong = [file for file in search.distinct(files) if kind_of(file) is None]
+    wrong = [file for file in search.remove_duplicates(files) if kind_of(file) is None]
     if wrong:
         raise FormatError(
             f"{pattern} matches {wrong[0]}, which is not a kind of file that is read: "
@@ -171,11 +171,11 @@ def _match_pattern(pattern: str, search: FolderSearch) -> list[str]:
             search.note_link(folder)
         # A folder within a folder that was searched already is not searched again.
         elif not folder.startswith(tuple(f"{top}/" for top in searched)) and (
-            search.enters(folder, named=is_named)
+            search.can_enter(folder, named=is_named)
         ):
             searched.append(folder)
-            files += _select_split(folder, search.files_below(folder), search)
-    matches = search.distinct(files)
+            files += _select_split(folder, search.list_data_files(folder), search)
+    matches = search.remove_duplicates(files)
     if not matches:
         search.report()
         raise InputNotFound(
@@ -189,7 +189,7 @@ def _search_folder(folder: str, search: FolderSearch) -> list[str]:
     """Return the data files in a folder and its subfolders, except hidden ones."""
     saved = read_saved_folder(folder, search.split)
     if saved is not None and saved.split is not None:
-        search.entries(folder)  # notes the other splits as skipped
+        search.list_folder(folder)  # notes the other splits as skipped
         folder = os.path.join(folder, saved.split)
     with convert_os_errors(folder):
         found_build = is_build(folder)
@@ -198,7 +198,7 @@ def _search_folder(folder: str, search: FolderSearch) -> list[str]:
             f"the folder {folder} is a build of sftprep, whose records are tokenized already",
             remedy="use the inputs of that build, or train on the build: sfttrain run",
         )
-    found = search.walk(folder)
+    found = search.find_data_files(folder)
     if not found:
         search.report()
         raise InputNotFound(

@@ -70,20 +70,20 @@ class FolderSearch:
         """Whether a path is in the chosen split of a saved data set."""
         return path.startswith(tuple(self._saved_splits))
 
-    def walk(self, top: str) -> list[str]:
+    def find_data_files(self, top: str) -> list[str]:
         """Return the data files in a folder and its subfolders, sorted, without duplicates."""
-        return self.distinct(self.files_below(top))
+        return self.remove_duplicates(self.list_data_files(top))
 
-    def files_below(self, top: str) -> list[str]:
+    def list_data_files(self, top: str) -> list[str]:
         """Return the data files in a folder and its subfolders."""
         found: list[str] = []
         # A stack, not recursion: folders may be nested more deeply than Python's recursion limit.
         waiting = [top]
         while waiting:
             folder = waiting.pop()
-            for entry in self.entries(folder):
+            for entry in self.list_folder(folder):
                 if entry.is_dir(follow_symlinks=False):
-                    if self.enters(entry.path):
+                    if self.can_enter(entry.path):
                         waiting.append(entry.path)
                 elif is_folder(entry.path):
                     self.note_link(entry.path)
@@ -95,7 +95,7 @@ class FolderSearch:
         """Note a link to a folder that is not followed."""
         self._links.append(path)
 
-    def distinct(self, paths: list[str]) -> list[str]:
+    def remove_duplicates(self, paths: list[str]) -> list[str]:
         """Return the paths of different files, sorted.
 
         Of several paths to the same file, one that is not a link is preferred.
@@ -134,28 +134,28 @@ class FolderSearch:
             rest = rest or ["*"]
             yield from self.match(rest, base)
         wants_files = head != "**" and not rest
-        for entry in self.entries(base or ".", head, files=wants_files):
+        for entry in self.list_folder(base or ".", head, files=wants_files):
             path = base + entry.name
             if head == "**":
                 if entry.is_dir(follow_symlinks=False):
-                    if self.enters(path):
+                    if self.can_enter(path):
                         yield from self.match(parts, f"{path}/")
                 elif is_folder(path):
                     self.note_link(path)
                 else:
                     reject_broken_link(path)
-            elif fnmatchcase(entry.name, head) and (not rest or self._continues_in(path, rest)):
+            elif fnmatchcase(entry.name, head) and (not rest or self._can_continue(path, rest)):
                 yield from self.match(rest, f"{path}/")
 
-    def _continues_in(self, path: str, rest: Sequence[str]) -> bool:
+    def _can_continue(self, path: str, rest: Sequence[str]) -> bool:
         """Whether the rest of a pattern is searched in a path that matches its first part."""
         if not is_folder(path):
             reject_broken_link(path)
             return False
         # A pattern that continues with the folder of shards refers to builds.
-        return self.enters(path, build=rest[0] == SHARD_FOLDER)
+        return self.can_enter(path, build=rest[0] == SHARD_FOLDER)
 
-    def entries(
+    def list_folder(
         self, folder: str, pattern: str = "*", *, files: bool = True
     ) -> list[os.DirEntry[str]]:
         """Return the entries of a folder that may be read; none if it is not a folder.
@@ -181,7 +181,7 @@ class FolderSearch:
                     listed = list(entries)
             except (FileNotFoundError, NotADirectoryError):
                 return []
-        saved = self._saved_in(folder, {entry.name for entry in listed}, pattern, files=files)
+        saved = self._read_saved(folder, {entry.name for entry in listed}, pattern, files=files)
         for entry in listed:
             if entry.name.startswith(".") and not pattern.startswith("."):
                 if fnmatchcase(entry.name, pattern):
@@ -192,7 +192,7 @@ class FolderSearch:
                 self._note_not_saved(os.path.normpath(entry.path), saved, files=files)
         return found
 
-    def _saved_in(
+    def _read_saved(
         self, folder: str, names: set[str], pattern: str, *, files: bool
     ) -> SavedFolder | None:
         """Return the part of a folder that is read, if `datasets` saved it."""
@@ -227,7 +227,7 @@ class FolderSearch:
         elif files and kind_of(path) is not None:
             self.skip("hidden", path)
 
-    def enters(self, folder: str, *, named: bool = False, build: bool = False) -> bool:
+    def can_enter(self, folder: str, *, named: bool = False, build: bool = False) -> bool:
         """Whether the files in a subfolder are read; otherwise it is noted as skipped.
 
         Args:
