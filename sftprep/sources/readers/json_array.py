@@ -137,7 +137,7 @@ class _Document:
         """Move to the first element of the array under one of the usual keys of an object.
 
         Raises:
-            InputUnreadable: There is no such array.
+            InputUnreadable: The object has no such array.
         """
         self.skip(1)
         while self.peek() not in ("}", ""):
