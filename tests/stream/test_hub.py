@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sources.hub_stand_in import Hub, Repo, _Handler
+from tests.sources.hub_server import Hub, HubHandler, Repo
 from tests.stream.made import rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +41,7 @@ print(json.dumps({**seen, "goes_on": rest == packs[21:], "shards": data.num_shar
 """
 
 
-class Cutting(_Handler):
+class Cutting(HubHandler):
     """Cuts every third file that is asked for in the middle."""
 
     cuts = 0
@@ -78,7 +78,7 @@ def test_a_stream_of_the_hub(lanes, tokenizer_dir, tmp_path):
         )
         for k in range(4)
     }
-    Cutting.stand_in = Hub(
+    Cutting.hub = Hub(
         repos={("datasets", "org/chats"): Repo({"main": {"README.md": b"# about", **files}})}
     )
     Cutting.cuts = Cutting.files = 0

@@ -19,11 +19,11 @@ from sftprep.core.hashing import hash64
 from sftprep.errors import InputChanged, SftprepError, SourceError
 from sftprep.sources.lanes import line_starts
 from sftprep.sources.readers.lines import (
+    convert_os_errors,
     file_size,
     locate_lines,
     open_regular,
     reject_shorter,
-    unreadable,
 )
 
 Cursor = Any
@@ -190,7 +190,7 @@ class LineFiles:
         """File and line."""
         number = (origin >> PART_BITS) - self.first_part
         file, position = self.files[number], origin & ((1 << PART_BITS) - 1)
-        with unreadable(file):
+        with convert_os_errors(file):
             status = os.stat(file)
             index = _line_index(file, status.st_size, status.st_mtime_ns)
             return self.names[number], index.newlines_before(position) + 1

@@ -15,11 +15,11 @@ from sftprep.config.build import BuildConfig
 from sftprep.errors import ConfigError
 from sftprep.pipeline.setup import format_of
 from sftprep.recipe import Recipe
-from sftprep.sources.discovery.files import find_files, reject_twice
+from sftprep.sources.discovery.files import find_files, reject_duplicates
 from sftprep.sources.discovery.hub import HubFile, hub_files, is_hub_name
 from sftprep.sources.lanes import block_bytes, is_plain
 from sftprep.sources.partition import cut, read_partition, source_of
-from sftprep.sources.readers.jsonl import parse_line
+from sftprep.sources.peek import RECORDS_TO_INSPECT, first_records
 from sftprep.sources.readers.lines import file_size, reject_shorter
 from sftprep.sources.readers.to_jsonl import iter_lines
 from sftprep.stream.sources.base import LineFiles, Source
@@ -28,7 +28,6 @@ from sftprep.stream.sources.hf_iterable import ShardedDataset, goes_on_exactly
 from sftprep.stream.sources.mixture import Mixed, Mixture
 from sftprep.stream.sources.sequential import Lines, Rows
 
-_DETECT_FROM = 100
 _PIECE = 1 << 20
 
 
@@ -105,11 +104,11 @@ def _files(
     """Plain files of lines side by side are one source, so that a shuffled pass mixes them all."""
     strip = config.read.strip_nulls
     found = [file for name in names for file in _found(name, config)]
-    reject_twice([file.path for file in found])
+    reject_duplicates([file.path for file in found])
     sizes = [file_size(file.path) for file in found]
     lines = [FileLines(file.path, strip, size) for file, size in zip(found, sizes, strict=True)]
     formats = [
-        format_of(file.name, _objects(each(0, 0)), config, recipe)
+        format_of(file.name, first_records(each(0, 0)), config, recipe)
         for file, each in zip(found, lines, strict=True)
     ]
     plain = [is_plain(file.path) and not strip for file in found]
@@ -165,7 +164,10 @@ def _iterable_dataset(
             part,
         )
     name = format_of(
-        "the data set", (dict(row) for row in islice(iter(given), _DETECT_FROM)), config, recipe
+        "the data set",
+        (dict(row) for row in islice(iter(given), RECORDS_TO_INSPECT)),
+        config,
+        recipe,
     )
     return ShardedDataset(given, name, config.read.strip_nulls, part), part + config.pack.lanes
 
@@ -174,7 +176,7 @@ def _rows(
     lines: Lines, name: str, known: Any, config: BuildConfig, recipe: Recipe, part: int
 ) -> tuple[Source, int]:
     return (
-        Rows(lines, name, format_of(name, _objects(lines(0, 0)), config, recipe), part, known),
+        Rows(lines, name, format_of(name, first_records(lines(0, 0)), config, recipe), part, known),
         part + 1,
     )
 
@@ -283,10 +285,3 @@ def _whole_lines(data: bytes) -> Iterator[bytes]:
     if not lines[-1]:
         lines.pop()
     return (line + b"\n" for line in lines)
-
-
-def _objects(lines: Iterator[bytes]) -> Iterator[dict[str, Any]]:
-    for line in islice(lines, _DETECT_FROM):
-        record = parse_line(line, 0)
-        if isinstance(record, dict):
-            yield record
