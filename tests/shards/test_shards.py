@@ -209,8 +209,8 @@ def rewritten(root: Path, change) -> None:
     [
         (lambda m: m["tokenizer"].update(vocab_size=10), "outside the vocabulary"),
         (lambda m: m.update(max_length=5), "more than 5"),
-        (lambda m: m["inputs"][0].update(lines=1), "no line of the inputs"),
-        (lambda m: m["accounting"].update(records=99), "do not balance"),
+        (lambda m: m["inputs"][0].update(lines=1), "not a line of the inputs"),
+        (lambda m: m["accounting"].update(records=99), "does not balance"),
         (lambda m: m.update(tokens=1), "tokens, the manifest says 1"),
         (lambda m: m.update(trained_tokens=0), "trained tokens"),
         (lambda m: m["shards"][0].update(sha256="0" * 64), "SHA-256"),

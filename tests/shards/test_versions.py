@@ -47,5 +47,5 @@ def test_accounts_of_an_input_that_do_not_fit_are_a_problem(tokenizer_dir, tmp_p
     raw["inputs"][0]["accounting"]["records"] += 1
     (folder / "manifest.json").write_text(json.dumps(raw))
     problems = verify(folder).problems
-    assert any("do not balance" in problem for problem in problems)
-    assert any("sum" in problem for problem in problems)
+    assert any("does not balance" in problem for problem in problems)
+    assert any("do not sum" in problem for problem in problems)

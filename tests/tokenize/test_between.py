@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from sftprep.tokenize.encoders.gigatoken import FastEncoder
 from sftprep.tokenize.encoders.reference import HfEncoder
-from sftprep.tokenize.encoders.separators import between_texts
+from sftprep.tokenize.encoders.separators import find_separator
 from sftprep.tokenize.loading.spec import TokenizerSpec
 from tests.support import needs_shared
 from tests.tokenize.made import END, START, STOP, byte_level, sentence_piece, spec_of
@@ -88,13 +88,13 @@ def encoder(name: str) -> FastEncoder:
 
 def check(name: str, texts: list[str]) -> None:
     together = encoder(name).encode(texts)
-    assert [together.of(k).tolist() for k in range(len(texts))] == [
+    assert [together.ids_of_text(k).tolist() for k in range(len(texts))] == [
         encoder(name).encode([t]).input_ids.tolist() for t in texts
     ]
 
 
 def texts_of(name: str) -> st.SearchStrategy[list[str]]:
-    between = between_texts(spec(name))
+    between = find_separator(spec(name))
     own = [] if between is None else [between.text, between.text[:-1], between.text[1:]]
     pieces = st.sampled_from([*PIECES, *own, *list(spec(name).added_tokens())[:20]])
     return st.lists(st.lists(pieces, max_size=5).map("".join), max_size=6)
@@ -116,14 +116,14 @@ def test_together_as_alone_with_real_tokenizers(name: str, data: st.DataObject) 
 
 
 def test_a_token_is_found_where_there_may_be_one() -> None:
-    assert between_texts(spec("as gpt-2")) is not None
-    assert between_texts(spec("as qwen")) is not None
-    assert between_texts(spec_of(sentence_piece(prepend=True))) is None
-    assert between_texts(spec_of(byte_level(add_prefix_space=True))) is None
+    assert find_separator(spec("as gpt-2")) is not None
+    assert find_separator(spec("as qwen")) is not None
+    assert find_separator(spec_of(sentence_piece(prepend=True))) is None
+    assert find_separator(spec_of(byte_level(add_prefix_space=True))) is None
 
 
 def test_one_that_no_text_ends_with_is_best() -> None:
-    between = between_texts(
+    between = find_separator(
         spec_of(byte_level(), eos_token=END, chat_template=f"{START} and no other")
     )
     assert between is not None
@@ -133,7 +133,7 @@ def test_one_that_no_text_ends_with_is_best() -> None:
 def test_a_token_that_starts_another_does_not_stand_between() -> None:
     """What comes after it would make it the other one, and with a text that spells it the number of
     them would be right."""
-    between = between_texts(spec("a longer one"))
+    between = find_separator(spec("a longer one"))
     assert between is not None
     assert between.text != END
     check("a longer one", [f"x{END}y", "system z"])
@@ -143,6 +143,6 @@ def test_a_token_that_starts_another_does_not_stand_between() -> None:
 def test_ends_of_a_word_do_not_stand_between(added: str) -> None:
     """Some tokens are found only where no word goes on."""
     tokenizer = byte_level(added=(AddedToken(added, special=True, normalized=False),))
-    between = between_texts(spec_of(tokenizer, eos_token=STOP, chat_template=f"{START}{END}"))
+    between = find_separator(spec_of(tokenizer, eos_token=STOP, chat_template=f"{START}{END}"))
     assert between is not None
     assert between.text != added

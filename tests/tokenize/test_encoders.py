@@ -22,7 +22,7 @@ from sftprep.tokenize.encoders.gigatoken import FastEncoder
 from sftprep.tokenize.encoders.load import load_encoder
 from sftprep.tokenize.encoders.reference import HfEncoder
 from sftprep.tokenize.equivalence.probe import compare_encoders
-from sftprep.tokenize.loading.adversarial_texts import nasty_texts
+from sftprep.tokenize.loading.adversarial_texts import adversarial_texts
 from sftprep.tokenize.loading.spec import TokenizerSpec
 from tests.support import needs_shared
 from tests.tokenize.made import STOP, byte_level, live, sentence_piece, spec_of
@@ -85,7 +85,7 @@ def test_fast_equals_reference_on_real_tokenizers(name: str, data: st.DataObject
 
 @pytest.mark.parametrize("name", MADE)
 def test_fast_equals_reference_on_nasty_texts(name: str) -> None:
-    assert_equal(name, nasty_texts(made_spec(name)))
+    assert_equal(name, adversarial_texts(made_spec(name)))
     assert_equal(name, [])
     assert_equal(name, [""])
     assert_equal(name, ["", "a", "", NEW, "", "b"])
@@ -96,7 +96,7 @@ def test_fast_equals_reference_on_nasty_texts(name: str) -> None:
 def test_reference_is_what_transformers_does(name: str) -> None:
     """Ids and offsets of a direct call, each text alone, against those of batches: with and without
     threads."""
-    sample = [*nasty_texts(real_spec(name))[:50], *nasty_texts(real_spec(name))[59:80]]
+    sample = [*adversarial_texts(real_spec(name))[:50], *adversarial_texts(real_spec(name))[59:80]]
     expected = [
         real_tokenizer(name)(text, add_special_tokens=False, return_offsets_mapping=True)
         for text in sample
@@ -119,7 +119,7 @@ def test_reference_is_what_transformers_does(name: str) -> None:
 
 
 def test_reference_works_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    sample = nasty_texts(made_spec("as qwen"))
+    sample = adversarial_texts(made_spec("as qwen"))
     encoder = HfEncoder(made_spec("as qwen"), threads=False)
     whole, chars = encoder.encode_with_chars(sample)
     monkeypatch.setattr("sftprep.tokenize.encoders.reference._BATCH_CHARACTERS", 10)
@@ -152,7 +152,7 @@ def test_every_way_through_the_fast_encoder_gives_the_same(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = made_spec(name)
-    sample = [*nasty_texts(spec), NEW, "plain " * 50]
+    sample = [*adversarial_texts(spec), NEW, "plain " * 50]
     expected = HfEncoder(spec, threads=False).encode(sample)
 
     def check() -> None:

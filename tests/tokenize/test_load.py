@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from sftprep.config.cache_location import cache_dir
 from sftprep.core.disk_cache import read_entry, write_entry
 from sftprep.errors import MismatchError, TokenizerError
-from sftprep.tokenize.loading.decode import decoder_of
+from sftprep.tokenize.loading.decode import load_decoder
 from sftprep.tokenize.loading.load import load_tokenizer, read_spec
 from sftprep.tokenize.loading.resolve import resolve
 from sftprep.tokenize.loading.spec import tokenizer_spec
@@ -102,7 +102,7 @@ def test_a_damaged_entry_is_as_good_as_none(resolved: Resolved) -> None:
     resolved.entry.write_bytes(whole)
     spec = load_tokenizer(str(resolved.folder), cache=resolved.cache)
     write_entry(
-        resolved.entry, {**spec.facts(), "unheard_of": 1}, spec.json
+        resolved.entry, {**spec.to_fields(), "unheard_of": 1}, spec.json
     )  # by another version of this software
     assert read_spec(resolved.entry) is None
 
@@ -217,10 +217,10 @@ def test_decodes_with_the_tokenizer_that_made_the_ids(resolved: Resolved) -> Non
     name, cache = str(resolved.folder), resolved.cache
     spec = load_tokenizer(name, cache=cache)
     ids = byte_level().encode("héllo <|im_end|>").ids
-    assert decoder_of(name, spec.fingerprint, cache=cache)(ids) == "héllo <|im_end|>"
-    assert decoder_of(name, spec.with_eos("a").fingerprint, cache=cache)(ids) == "héllo <|im_end|>"
+    assert load_decoder(name, spec.fingerprint, cache=cache)(ids) == "héllo <|im_end|>"
+    assert load_decoder(name, spec.with_eos("a").fingerprint, cache=cache)(ids) == "héllo <|im_end|>"
     with pytest.raises(MismatchError, match="not the tokenizer that these shards were built with"):
-        decoder_of(name, "0" * 64, cache=cache)
+        load_decoder(name, "0" * 64, cache=cache)
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:

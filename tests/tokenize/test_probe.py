@@ -16,7 +16,7 @@ from sftprep.tokenize.encoders.base import EncoderFault, Mismatch, Tokens, first
 from sftprep.tokenize.encoders.gigatoken import FastEncoder
 from sftprep.tokenize.encoders.reference import HfEncoder
 from sftprep.tokenize.equivalence.probe import ProbeResult, cached_probe, compare_encoders
-from sftprep.tokenize.loading.adversarial_texts import nasty_texts
+from sftprep.tokenize.loading.adversarial_texts import adversarial_texts
 from sftprep.tokenize.select import make_encoder, probe_encoder
 from tests.support import needs_shared
 from tests.tokenize.made import byte_level, sentence_piece, spec_of
@@ -42,7 +42,7 @@ class Liar:
         tokens = self.truth.encode(texts)
         for number, text in enumerate(texts):
             if self.lie == "ids" and "fox" in text:
-                tokens.of(number)[-1] ^= 1
+                tokens.ids_of_text(number)[-1] ^= 1
             if self.lie == "fault" and "fox" in text:
                 raise EncoderFault("gigatoken broke down")
         return tokens
@@ -70,11 +70,11 @@ class Liar:
 def test_every_lie_is_found(lie: str, reason: str) -> None:
     spec = spec_of(byte_level())
     truth = HfEncoder(spec, threads=False)
-    result = compare_encoders(Liar(truth, lie), truth, nasty_texts(spec))
+    result = compare_encoders(Liar(truth, lie), truth, adversarial_texts(spec))
     assert reason in result.reason
     assert result.equal == (lie == "nothing")
     assert result.encoder == ("gigatoken" if result.equal else "tokenizers")
-    assert result.checked == len(nasty_texts(spec))
+    assert result.checked == len(adversarial_texts(spec))
     if lie == "ids":
         assert result.example is not None
         assert "fox" in result.example.text
@@ -114,7 +114,7 @@ def test_a_tokenizer_on_which_it_does_not_gets_gigatoken(choice: str, tmp_path: 
             "equal",
             None,
         )
-        assert result.checked == len(nasty_texts(spec))
+        assert result.checked == len(adversarial_texts(spec))
 
 
 def test_tokenizers_is_used_where_it_is_asked_for(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_cache_that_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
 @needs_shared
 @pytest.mark.parametrize("name", FAST)
 def test_real_tokenizers_that_gigatoken_loads(name: str) -> None:
-    result = compare_encoders(real_fast(name), real_reference(name), nasty_texts(real_spec(name)))
+    result = compare_encoders(real_fast(name), real_reference(name), adversarial_texts(real_spec(name)))
     assert result.equal, result
 
 

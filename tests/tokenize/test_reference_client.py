@@ -31,10 +31,10 @@ def test_the_same_ids_and_nothing_is_loaded_here() -> None:
         raise AssertionError
 
     beside = ReferenceServer(spec)
-    assert beside.place is not None
+    assert beside.address is not None
     for asking in (
-        ReferenceClient(beside.place, never),
-        ReferenceClient(pickle.loads(pickle.dumps(beside.place)), never),
+        ReferenceClient(beside.address, never),
+        ReferenceClient(pickle.loads(pickle.dumps(beside.address)), never),
     ):
         for texts in (TEXTS, TEXTS[:1], []):
             want, got = HfEncoder(spec, threads=False).encode(texts), asking.ask(texts)()
@@ -47,7 +47,7 @@ def test_a_child_that_is_gone_is_done_without(when: str) -> None:
     spec = spec_of(byte_level())
     beside = ReferenceServer(spec)
     asking = ReferenceClient(
-        None if when == "no child" else beside.place, lambda: HfEncoder(spec, threads=False)
+        None if when == "no child" else beside.address, lambda: HfEncoder(spec, threads=False)
     )
     if when == "after the first":
         asking.ask(TEXTS)()
@@ -60,12 +60,12 @@ def test_a_child_that_is_gone_is_done_without(when: str) -> None:
 def test_only_who_has_the_key_is_answered() -> None:
     spec = spec_of(byte_level())
     beside = ReferenceServer(spec)
-    assert beside.place is not None
-    ReferenceClient(beside.place, lambda: HfEncoder(spec, threads=False)).ask(TEXTS)()  # it listens
+    assert beside.address is not None
+    ReferenceClient(beside.address, lambda: HfEncoder(spec, threads=False)).ask(TEXTS)()  # it listens
     with pytest.raises(AuthenticationError):
-        Client(beside.place.address, authkey=b"another")
+        Client(beside.address.endpoint, authkey=b"another")
     assert len(
-        ReferenceClient(beside.place, lambda: HfEncoder(spec, threads=False)).ask(TEXTS)().input_ids
+        ReferenceClient(beside.address, lambda: HfEncoder(spec, threads=False)).ask(TEXTS)().input_ids
     )
 
 
@@ -73,7 +73,7 @@ def test_only_who_has_the_key_is_answered() -> None:
 def test_an_answer_that_nobody_took_is_not_that_to_the_next_question(gone: bool) -> None:
     spec = spec_of(byte_level())
     beside = ReferenceServer(spec)
-    asking = ReferenceClient(beside.place, lambda: HfEncoder(spec, threads=False))
+    asking = ReferenceClient(beside.address, lambda: HfEncoder(spec, threads=False))
     asking.ask(TEXTS)
     answer = asking.ask(TEXTS[:1])
     if gone:
@@ -87,7 +87,7 @@ def test_an_answer_that_nobody_took_is_not_that_to_the_next_question(gone: bool)
 def test_a_fork_asks_for_itself() -> None:
     spec = spec_of(byte_level())
     beside = ReferenceServer(spec)
-    asking = ReferenceClient(beside.place, lambda: HfEncoder(spec, threads=False))
+    asking = ReferenceClient(beside.address, lambda: HfEncoder(spec, threads=False))
     want = asking.ask(TEXTS)().input_ids
     child = os.fork()
     if not child:
@@ -99,8 +99,8 @@ def test_a_fork_asks_for_itself() -> None:
 
 def test_nothing_is_left_behind() -> None:
     beside = ReferenceServer(spec_of(byte_level()))
-    assert beside.place is not None
-    folder = Path(beside.place.address).parent
+    assert beside.address is not None
+    folder = Path(beside.address.endpoint).parent
     beside.close()
     assert not folder.exists()
 
@@ -109,7 +109,7 @@ def test_a_text_that_is_no_unicode_is_refused_as_ever() -> None:
     spec = spec_of(byte_level())
     beside = ReferenceServer(spec)
     with pytest.raises(TokenizerError, match="surrogate"):
-        ReferenceClient(beside.place, lambda: HfEncoder(spec, threads=False)).ask(["\ud800"])()
+        ReferenceClient(beside.address, lambda: HfEncoder(spec, threads=False)).ask(["\ud800"])()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a pipe of Windows stands in no folder")
@@ -118,8 +118,8 @@ def test_the_child_ends_with_a_parent_that_is_killed() -> None:
         "import time; from sftprep.tokenize.equivalence.reference_client import"
         " ReferenceClient, ReferenceServer;"
         " from tests.tokenize.made import byte_level, spec_of\n"
-        "b = ReferenceServer(spec_of(byte_level())); ReferenceClient(b.place,"
-        " None).ask(['a'])()\nprint(b.place.address, flush=True); time.sleep(60)"
+        "b = ReferenceServer(spec_of(byte_level())); ReferenceClient(b.address,"
+        " None).ask(['a'])()\nprint(b.address.endpoint, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None

@@ -12,7 +12,7 @@ from transformers import ByT5Tokenizer
 
 from sftprep.errors import TokenizerError
 from sftprep.tokenize.encoders.reference import HfEncoder
-from sftprep.tokenize.loading.adversarial_texts import nasty_texts
+from sftprep.tokenize.loading.adversarial_texts import adversarial_texts
 from sftprep.tokenize.loading.spec import TokenizerSpec, tokenizer_spec
 from tests.support import needs_shared
 from tests.tokenize.made import CHATML, END, START, STOP, byte_level, live, sentence_piece, spec_of
@@ -35,10 +35,10 @@ def test_equals_auto_tokenizer(name: str) -> None:
         tokenizer.model_max_length if tokenizer.model_max_length < 1e20 else None
     )
 
-    texts = [*nasty_texts(spec)[:50], *nasty_texts(spec)[59:100]]
+    texts = [*adversarial_texts(spec)[:50], *adversarial_texts(spec)[59:100]]
     tokens = HfEncoder(spec, threads=True).encode(texts)
     for number, text in enumerate(texts):
-        ids = tokens.of(number).tolist()
+        ids = tokens.ids_of_text(number).tolist()
         assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
         assert [*spec.prefix_ids, *ids, *spec.suffix_ids] == tokenizer(text)["input_ids"]
 
@@ -83,7 +83,7 @@ def test_survives_json() -> None:
         eos_token="</s>",
         chat_template={"default": CHATML, "tool_use": "x"},
     )
-    assert TokenizerSpec.from_facts(json.loads(json.dumps(spec.facts())), spec.json) == spec
+    assert TokenizerSpec.from_fields(json.loads(json.dumps(spec.to_fields())), spec.json) == spec
 
 
 def test_with_eos_changes_the_role_and_not_the_ids() -> None:
@@ -125,7 +125,7 @@ def test_fingerprint_is_of_the_ids_and_not_of_the_last_use() -> None:
     after = tokenizer_spec(tokenizer)
     assert (after.fingerprint, after.json) == (before.fingerprint, before.json)
     assert (
-        HfEncoder(after, threads=False).encode(["a b c d e f"]).of(0).tolist()
+        HfEncoder(after, threads=False).encode(["a b c d e f"]).ids_of_text(0).tolist()
         == tokenizer("a b c d e f")["input_ids"]
     )
 

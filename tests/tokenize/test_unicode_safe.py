@@ -15,17 +15,17 @@ from sftprep.tokenize.encoders.base import first_mismatch, flat_tokens
 from sftprep.tokenize.encoders.load import load_encoder
 from sftprep.tokenize.encoders.unicode_safe import (
     COMBINING,
-    SETTLED,
+    SAFE,
     _ranges,
-    _settled,
-    is_settled,
+    _safe_table,
+    is_safe,
     texts_to_check,
 )
 from tests.support import needs_shared
 from tests.tokenize.made import byte_level, spec_of
 from tests.tokenize.real import real_fast, real_reference
 
-_codes = np.flatnonzero(_settled()).tolist()
+_codes = np.flatnonzero(_safe_table()).tolist()
 _marks = [
     code
     for code in _codes
@@ -34,7 +34,7 @@ _marks = [
 
 
 def test_ranges_are_sorted_and_apart() -> None:
-    bounds = [int(part, 16) for entry in SETTLED.split() for part in (entry.split("-") * 2)[:2]]
+    bounds = [int(part, 16) for entry in SAFE.split() for part in (entry.split("-") * 2)[:2]]
     assert bounds == sorted(bounds)
     assert all(
         later > earlier + 1 for earlier, later in zip(bounds[1:-1:2], bounds[2::2], strict=True)
@@ -53,7 +53,7 @@ def test_all_are_assigned_and_what_people_write_is_there() -> None:
         "𝔘∑→▁",
         "\ue000\ufffd",
     ]
-    assert all(map(is_settled, texts))
+    assert all(map(is_safe, texts))
 
 
 @settings(max_examples=300, deadline=None)
@@ -83,7 +83,7 @@ def test_every_settled_character_is_of_the_same_class_to_both(name: str) -> None
     codes = [c for c in _codes if not (0x3400 <= c < 0xFA00 or c >= 0x20000)] + plain[::97]
     texts = [f"a{c}b {c} 1{c}2!{c}!\n{c}\n {c}{c}a" for c in map(chr, codes)]
     texts = ["".join(texts[i : i + 50]) for i in range(0, len(texts), 50)]
-    assert all(map(is_settled, texts))
+    assert all(map(is_safe, texts))
     assert (
         first_mismatch(texts, real_reference(name).encode(texts), real_fast(name).encode(texts))
         is None
@@ -97,7 +97,7 @@ def test_the_table_is_needed() -> None:
         raw = flat_tokens([real_fast(name)._backend.encode(text)])
         assert first_mismatch([text], real_reference(name).encode([text]), raw) is not None
         assert texts_to_check(["a", text], [b"a", text.encode()]) == [1]
-        assert not is_settled(text)
+        assert not is_safe(text)
         assert (
             first_mismatch(
                 [text], real_reference(name).encode([text]), real_fast(name).encode([text])
@@ -118,7 +118,7 @@ def test_finds_the_texts_to_check(texts: list[str]) -> None:
 
 
 def test_every_character_is_found_by_its_bytes() -> None:
-    careful = ~_settled() | _ranges(COMBINING)
+    careful = ~_safe_table() | _ranges(COMBINING)
     codes = [code for code in range(0x80, 0x110000) if not 0xD800 <= code < 0xE000]
     texts = [chr(code) for code in codes]
     found = texts_to_check(texts, [text.encode() for text in texts])
@@ -128,20 +128,20 @@ def test_every_character_is_found_by_its_bytes() -> None:
 @given(st.text(max_size=8))
 def test_texts_that_need_no_check_are_settled_and_normalized(text: str) -> None:
     if not texts_to_check([text], [text.encode()]):
-        assert is_settled(text)
+        assert is_safe(text)
         assert unicodedata.is_normalized("NFC", text)
 
 
 def test_what_composes_is_combining() -> None:
     combining = _ranges(COMBINING)
-    for code in np.flatnonzero(_settled()).tolist():
+    for code in np.flatnonzero(_safe_table()).tolist():
         parts = unicodedata.decomposition(chr(code))
         pair = [int(part, 16) for part in parts.split()] if parts and parts[0] != "<" else []
         moves = unicodedata.combining(chr(code)) > 0
         moves |= not unicodedata.is_normalized("NFC", chr(code))
         assert combining[code] or not moves, hex(code)
         if len(pair) == 2:
-            assert combining[pair[1]] or not _settled()[pair[1]], hex(pair[1])
+            assert combining[pair[1]] or not _safe_table()[pair[1]], hex(pair[1])
 
 
 def test_half_a_surrogate_pair_is_refused() -> None:

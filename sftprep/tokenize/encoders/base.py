@@ -31,13 +31,13 @@ class Tokens:
 
     def take(self, numbers: Sequence[int]) -> Tokens:
         """The texts of these numbers."""
-        return flat_tokens([self.of(number) for number in numbers])
+        return flat_tokens([self.ids_of_text(number) for number in numbers])
 
     def replace(self, numbers: Sequence[int], new: Tokens) -> Tokens:
         """The same texts, but for some of them, in order, those of `new`."""
         lengths = np.diff(self.offsets)
         lengths[list(numbers)] = np.diff(new.offsets)
-        own = {number: new.of(index) for index, number in enumerate(numbers)}
+        own = {number: new.ids_of_text(index) for index, number in enumerate(numbers)}
         return Tokens(replace_segments(self.input_ids, self.offsets, own), edges(lengths))
 
 
@@ -129,7 +129,7 @@ def first_mismatch(texts: Sequence[str], expected: Tokens, got: Tokens) -> Misma
     ):
         return None
     for number, text in enumerate(texts):
-        want, have = expected.of(number), got.of(number)
+        want, have = expected.ids_of_text(number), got.ids_of_text(number)
         if not np.array_equal(want, have):
             shared = min(len(want), len(have))
             differing = np.flatnonzero(want[:shared] != have[:shared])

@@ -21,7 +21,7 @@ import orjson
 import xxhash
 
 from sftprep.core.disk_cache import read_entry, write_entry, write_whole
-from sftprep.tokenize.loading.spec import TokenizerSpec, takes_only_itself
+from sftprep.tokenize.loading.spec import TokenizerSpec, is_matched_literally
 
 _FORMAT = "1"
 """Raised when what is proven, or the way it is kept, changes."""
@@ -46,9 +46,9 @@ class Ranks:
 
 
 def find_ranks(spec: TokenizerSpec, folder: Path) -> Ranks | None:
-    """The ranks of a tokenizer, where `keep_ranks` found some and they are undamaged. folder: that
+    """The ranks of a tokenizer, where `cache_ranks` found some and they are undamaged. folder: that
     of the cache."""
-    scheme = scheme_of(spec)
+    scheme = find_scheme(spec)
     entry = read_entry(_entry(spec, folder)) if scheme else None
     if scheme is None or entry is None or not entry[0].get("ranks"):
         return None
@@ -61,12 +61,12 @@ def find_ranks(spec: TokenizerSpec, folder: Path) -> Ranks | None:
     return Ranks(path, scheme, spec.added_tokens(), normalizes=bool(spec.part("normalizer")))
 
 
-def keep_ranks(spec: TokenizerSpec, folder: Path) -> None:
+def cache_ranks(spec: TokenizerSpec, folder: Path) -> None:
     """Work out once whether a tokenizer has ranks, and keep them in the cache. One that cannot be
     written costs time only."""
-    if scheme_of(spec) is None or read_entry(_entry(spec, folder)) is not None:
+    if find_scheme(spec) is None or read_entry(_entry(spec, folder)) is not None:
         return
-    ranks = ranks_of(orjson.loads(spec.json)["model"], spec.added_tokens())
+    ranks = derive_ranks(orjson.loads(spec.json)["model"], spec.added_tokens())
     name = ""
     if ranks is not None:
         content = b"".join(b"%s %d\n" % (b64encode(token), number) for token, number in ranks)
@@ -76,7 +76,7 @@ def keep_ranks(spec: TokenizerSpec, folder: Path) -> None:
     write_entry(_entry(spec, folder), {"ranks": name})
 
 
-def ranks_of(model: dict[str, Any], added: dict[str, int]) -> list[tuple[bytes, int]] | None:
+def derive_ranks(model: dict[str, Any], added: dict[str, int]) -> list[tuple[bytes, int]] | None:
     """Tokens and ids of a byte-level BPE model of a tokenizer.json, by id; None where merging by
     ranks is not proven the same.
 
@@ -86,7 +86,7 @@ def ranks_of(model: dict[str, Any], added: dict[str, int]) -> list[tuple[bytes, 
         model.get(key)
         for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
     )
-    letters = byte_of_letter()
+    letters = byte_by_character()
     vocabulary = {
         token: number for token, number in model["vocab"].items() if added.get(token) != number
     }
@@ -134,7 +134,7 @@ def _merged(token: bytes, below: int, ids: dict[bytes, int]) -> Sequence[bytes]:
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
 
 
-def byte_of_letter() -> dict[str, int]:
+def byte_by_character() -> dict[str, int]:
     """The letters that byte-level BPE writes for bytes. Source: `bytes_to_unicode` of GPT-2."""
     shown = [
         *range(ord("!"), ord("~") + 1),
@@ -147,10 +147,10 @@ def byte_of_letter() -> dict[str, int]:
     }
 
 
-def scheme_of(spec: TokenizerSpec) -> str | None:
+def find_scheme(spec: TokenizerSpec) -> str | None:
     """gigatoken's name for how the tokenizer cuts texts; None where it is none of those known here,
     or does more than that."""
-    if not all(map(takes_only_itself, spec.part("added_tokens") or ())):
+    if not all(map(is_matched_literally, spec.part("added_tokens") or ())):
         return None
     if spec.part("normalizer") not in (None, {"type": "NFC"}):
         return None

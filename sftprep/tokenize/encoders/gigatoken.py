@@ -26,7 +26,7 @@ from sftprep.tokenize.encoders.char_offsets import (
     token_bytes,
 )
 from sftprep.tokenize.encoders.reference import not_unicode
-from sftprep.tokenize.encoders.separators import between_texts
+from sftprep.tokenize.encoders.separators import find_separator
 from sftprep.tokenize.encoders.unicode_safe import changed_texts
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
@@ -70,7 +70,7 @@ class FastEncoder:
             raise EncoderFault(
                 "gigatoken always recognises special tokens, and this tokenizer is set not to"
             )
-        self._between = between_texts(spec)
+        self._between = find_separator(spec)
         self._backend: Any = None
         self._bytes_at_load = self._since_look = 0
         self._load()

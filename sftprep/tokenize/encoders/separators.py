@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from sftprep.tokenize.loading.spec import TokenizerSpec, takes_only_itself
+from sftprep.tokenize.loading.spec import TokenizerSpec, is_matched_literally
 
 
 class Between(NamedTuple):
@@ -15,7 +15,7 @@ class Between(NamedTuple):
     id: int
 
 
-def between_texts(spec: TokenizerSpec) -> Between | None:
+def find_separator(spec: TokenizerSpec) -> Between | None:
     """The token, best one that neither the chat template writes nor texts end with; None where
     there is none.
 
@@ -37,7 +37,7 @@ def between_texts(spec: TokenizerSpec) -> Between | None:
         Between(entry["content"], entry["id"])
         for entry in entries
         if entry.get("special")
-        and takes_only_itself(entry)
+        and is_matched_literally(entry)
         and not any(
             letter.isalnum() or letter == "_"
             for letter in (entry["content"][0], entry["content"][-1])

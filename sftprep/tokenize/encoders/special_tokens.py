@@ -166,7 +166,7 @@ class EscapedEncoder:
         return own.ids[skip:], [(a + shift, b + shift) for a, b in own.offsets[skip:]]
 
 
-def with_replaced(
+def replace_texts(
     tokens: Tokens,
     chars: NDArray[np.int64] | None,
     new: dict[int, tuple[Sequence[int], Sequence[tuple[int, int]]]],

@@ -47,18 +47,18 @@ def texts_to_check(texts: Sequence[str], encoded: Sequence[bytes]) -> list[int]:
 
 
 def changed_texts(texts: Sequence[str], encoded: Sequence[bytes]) -> tuple[list[int], list[int]]:
-    """Numbers of the texts with a character outside of `SETTLED`, and of those that are not NFC."""
+    """Numbers of the texts with a character outside of `SAFE`, and of those that are not NFC."""
     odd = texts_to_check(texts, encoded)
     return (
-        [number for number in odd if not is_settled(texts[number])],
+        [number for number in odd if not is_safe(texts[number])],
         [number for number in odd if not is_normalized("NFC", texts[number])],
     )
 
 
-def is_settled(text: str) -> bool:
-    """Whether all characters of a text are in `SETTLED`."""
+def is_safe(text: str) -> bool:
+    """Whether all characters of a text are in `SAFE`."""
     codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-    return bool(_settled()[codes].all())
+    return bool(_safe_table()[codes].all())
 
 
 def may_combine(character: str) -> bool:
@@ -97,7 +97,7 @@ def _tables() -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """By the first two bytes of a character, the second times 256, bool [0x10000], and by the
     character, bool [0x110000]: True = to be checked. For two bytes, whether any character that
     begins with them is."""
-    careful = ~_settled()
+    careful = ~_safe_table()
     careful |= _ranges(COMBINING)
     codes = np.flatnonzero(careful)
     codes = codes[codes >= 0x80]
@@ -116,10 +116,10 @@ def _tables() -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
 
 
 @cache
-def _settled() -> NDArray[np.bool_]:
+def _safe_table() -> NDArray[np.bool_]:
     """bool [0x110000]: True = settled. About a megabyte, made when the first text that is not ASCII
     comes along."""
-    return _ranges(SETTLED)
+    return _ranges(SAFE)
 
 
 def _ranges(written: str) -> NDArray[np.bool_]:
@@ -147,10 +147,10 @@ fa70-fad9 fb1d-fb1f fb2a-fb36 fb38-fb3c fb3e fb40-fb41 fb43-fb44 fb46-fb4e fe20-
 1d16d-1d172 1d17b-1d182 1d185-1d18b 1d1aa-1d1ad 1d1bb-1d1c0 1d242-1d244 1e000-1e006 1e008-1e018
 1e01b-1e021 1e023-1e024 1e026-1e02a 1e8d0-1e8d6 1e944-1e94a 2f800-2fa1d
 """
-"""Those of `SETTLED` that NFC may change, or move, or compose with the character before them: in
+"""Those of `SAFE` that NFC may change, or move, or compose with the character before them: in
 hex. Source: `unicodedata` of Python 3.11; tests/tokenize/test_unicode_safe.py checks them."""
 
-SETTLED = """
+SAFE = """
 0-377 37a-37f 384-38a 38c 38e-3a1 3a3-52f 531-556 559-58a 58d-58f 591-5c7 5d0-5ea 5ef-5f4 600-70d
 70f-74a 74d-7b1 7c0-7fa 7fe-82d 830-83e 840-85b 85e 860-86a 870-88e 890-891 8a0-8c9 8d4-983 985-98c
 98f-990 993-9a8 9aa-9b0 9b2 9b6-9b9 9bc-9c4 9c7-9c8 9cb-9ce 9d7 9dc-9dd 9df-9e3 9e6-9fd a01-a03

@@ -16,10 +16,10 @@ import xxhash
 from sftprep.core.disk_cache import read_entry, write_entry
 from sftprep.core.versions import version_of
 from sftprep.tokenize.encoders.base import Encoder, EncoderFault, Mismatch, first_mismatch
-from sftprep.tokenize.encoders.bpe_ranks import find_ranks, keep_ranks
+from sftprep.tokenize.encoders.bpe_ranks import find_ranks, cache_ranks
 from sftprep.tokenize.encoders.gigatoken import FastEncoder
 from sftprep.tokenize.encoders.reference import HfEncoder
-from sftprep.tokenize.loading.adversarial_texts import NASTY_VERSION, nasty_texts
+from sftprep.tokenize.loading.adversarial_texts import ADVERSARIAL_TEXTS_VERSION, adversarial_texts
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
 _FORMAT = "2"
@@ -67,8 +67,8 @@ def cached_probe(spec: TokenizerSpec, samples: Sequence[str], folder: Path) -> P
     if known and (not known.equal or not samples or digest in seen):
         return known
     reference = HfEncoder(spec, threads=True)
-    texts = [*([] if known else nasty_texts(spec)), *samples]
-    keep_ranks(spec, folder)
+    texts = [*([] if known else adversarial_texts(spec)), *samples]
+    cache_ranks(spec, folder)
     try:
         fast = FastEncoder(spec, reference=lambda: reference, ranks=find_ranks(spec, folder))
         result = compare_encoders(fast, reference, texts)
@@ -133,7 +133,7 @@ def _key(spec: TokenizerSpec) -> str:
     several."""
     versions = version_of("gigatoken"), version_of("tokenizers"), platform.machine()
     return xxhash.xxh3_128_hexdigest(
-        "\n".join((_FORMAT, str(NASTY_VERSION), spec.fingerprint, *versions)).encode()
+        "\n".join((_FORMAT, str(ADVERSARIAL_TEXTS_VERSION), spec.fingerprint, *versions)).encode()
     )
 
 

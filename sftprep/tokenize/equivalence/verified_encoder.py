@@ -55,7 +55,7 @@ class VerifiedEncoder:
         if place is not None and place != self._place:
             self._place, self._asking = place, None
 
-    def partition(self, *, seed: int | None, first: int = 0) -> EncodedPartition:
+    def partition(self, *, seed: int | None, first: int = 0) -> PartitionEncoder:
         """The encoder for one partition.
 
         seed: chooses the texts to compare, one in CHECKED_EVERY; first: so many texts at the start
@@ -64,11 +64,11 @@ class VerifiedEncoder:
         compared = seed is not None and self._name != HfEncoder.name
         if compared and first:
             self._start_asking()  # a child starts to load now, while this process reads
-        return EncodedPartition(self, seed or 0, first, compared=compared)
+        return PartitionEncoder(self, seed or 0, first, compared=compared)
 
-    def partition_by_reference(self) -> EncodedPartition:
+    def partition_by_reference(self) -> PartitionEncoder:
         """The reference encoder for one partition."""
-        return EncodedPartition(self, 0, 0, compared=False, by_reference=True)
+        return PartitionEncoder(self, 0, 0, compared=False, by_reference=True)
 
     def report(self, fault: EncoderFault) -> None:
         """Log the first fault of this process; all are counted."""
@@ -89,7 +89,7 @@ class VerifiedEncoder:
         return self._start_asking().ask(texts)
 
 
-class EncodedPartition:
+class PartitionEncoder:
     """Encodes the texts of one partition, and keeps samples until they are compared."""
 
     def __init__(

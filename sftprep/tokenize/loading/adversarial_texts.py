@@ -6,11 +6,11 @@ from itertools import pairwise
 
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
-NASTY_VERSION = 1
+ADVERSARIAL_TEXTS_VERSION = 1
 """Raised when a text is added: what was found out with the old ones is found out again."""
 
 
-def nasty_texts(spec: TokenizerSpec) -> list[str]:
+def adversarial_texts(spec: TokenizerSpec) -> list[str]:
     """The fixed texts, and each token that is recognised as a whole inside a text, with neighbours,
     blanks and doubled."""
     added = list(spec.added_tokens())

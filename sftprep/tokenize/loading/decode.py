@@ -9,7 +9,7 @@ from sftprep.errors import MismatchError
 from sftprep.tokenize.loading.load import load_tokenizer
 
 
-def decoder_of(
+def load_decoder(
     name_or_dir: str, fingerprint: str, *, cache: Path | None = None
 ) -> Callable[[list[int]], str]:
     """A function from ids to text, for the tokenizer with this fingerprint; cache: as for

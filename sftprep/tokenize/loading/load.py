@@ -105,14 +105,14 @@ def load_tokenizer(
 def write_spec(path: Path, spec: TokenizerSpec) -> bool:
     """Write a spec to a file for `read_spec`, in this process or another; False where it cannot be
     written (which is logged)."""
-    return write_entry(path, spec.facts(), body=spec.json)
+    return write_entry(path, spec.to_fields(), body=spec.json)
 
 
 def read_spec(path: Path) -> TokenizerSpec | None:
     """The spec in a file of `write_spec`; None where there is none, or a damaged one."""
     found = read_entry(path)
     try:
-        return TokenizerSpec.from_facts(*found) if found else None
+        return TokenizerSpec.from_fields(*found) if found else None
     except (
         KeyError,
         TypeError,
@@ -274,4 +274,4 @@ def _resolve(name: str, directory: Path, scratch: Path) -> TokenizerSpec:
     values = json.loads(answer.read_text(encoding="utf-8"))
     if "error" in values:
         raise TokenizerError(values["error"], remedy=values["remedy"])
-    return TokenizerSpec.from_facts(values, values.pop("json").encode())
+    return TokenizerSpec.from_fields(values, values.pop("json").encode())

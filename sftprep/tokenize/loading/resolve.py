@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 from sftprep.errors import TokenizerError
-from sftprep.tokenize.loading.adversarial_texts import nasty_texts
+from sftprep.tokenize.loading.adversarial_texts import adversarial_texts
 from sftprep.tokenize.loading.spec import TokenizerSpec, tokenizer_spec
 
 
@@ -22,7 +22,7 @@ def main(name: str, answer_file: str) -> int:
     """Write the answer, whole or not at all; 0 where it is a tokenizer, 1 where it is an error."""
     try:
         spec = resolve(name)
-        answer = {**spec.facts(), "json": spec.json.decode()}
+        answer = {**spec.to_fields(), "json": spec.json.decode()}
     except TokenizerError as error:
         answer = {"error": error.message, "remedy": error.remedy}
     temporary = answer_file + ".part"
@@ -84,7 +84,7 @@ def check_json(spec: TokenizerSpec, tokenizer: Any) -> None:
 
     written = Tokenizer.from_buffer(spec.json)
     written.encode_special_tokens = spec.split_special_tokens
-    for text in nasty_texts(spec):
+    for text in adversarial_texts(spec):
         live = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         again = written.encode(text, add_special_tokens=False).ids
         if live != again:

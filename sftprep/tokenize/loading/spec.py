@@ -25,7 +25,7 @@ the same."""
 
 @dataclass(frozen=True, slots=True)
 class TokenizerSpec:
-    """A tokenizer as plain data, which can be sent to a worker process (`facts`, `from_facts`).
+    """A tokenizer as plain data, which can be sent to a worker process (`facts`, `from_fields`).
 
     Source: what `transformers.AutoTokenizer` (5.x) makes of the same name, since that is what
     people train with.
@@ -118,12 +118,12 @@ class TokenizerSpec:
         unfolded; none is empty."""
         return _unfolded(self.part(name), key)
 
-    def facts(self) -> dict[str, Any]:
+    def to_fields(self) -> dict[str, Any]:
         """All but `json`, as JSON values, for a file."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "json"}
 
     @classmethod
-    def from_facts(cls, facts: dict[str, Any], json: bytes) -> TokenizerSpec:
+    def from_fields(cls, facts: dict[str, Any], json: bytes) -> TokenizerSpec:
         """The inverse of `facts`. Raises TypeError or KeyError where they are something else."""
         around = {name: tuple(facts[name]) for name in ("prefix_ids", "suffix_ids")}
         return cls(json=json, **{**facts, **around})
@@ -272,7 +272,7 @@ def _id_or_none(value: Any) -> int | None:
     return int(value) if value is not None else None
 
 
-def takes_only_itself(added_token: dict[str, Any]) -> bool:
+def is_matched_literally(added_token: dict[str, Any]) -> bool:
     """Whether an added token is found wherever it is spelled, before anything is normalized, and
     takes no blanks beside it."""
     return not any(
