@@ -20,8 +20,8 @@ def table_of(pieces: list[bytes], added: list[int], *, prepends: bool) -> TokenB
         start=np.cumsum(length) - length,
         length=length,
         added=np.isin(np.arange(len(pieces)), added),
-        leads=np.array([piece.startswith(b" ") for piece in pieces]),
-        prepends=prepends,
+        starts_with_space=np.array([piece.startswith(b" ") for piece in pieces]),
+        prepends_space=prepends,
     )
 
 
@@ -93,9 +93,9 @@ def test_kinds_that_are_known() -> None:
         return token_bytes(spec_of(tokenizer), {0: b"a"}, lambda ids: b"")  # type: ignore[arg-type]
 
     assert (table := known(byte_level(nfc=True, gpt4=True))) is not None
-    assert not table.prepends
+    assert not table.prepends_space
     assert (table := known(sentence_piece(prepend=True))) is not None
-    assert table.prepends
+    assert table.prepends_space
     assert (table := known(sentence_piece(prepend=False))) is not None
-    assert not table.prepends
+    assert not table.prepends_space
     assert known(byte_level(trim=True)) is None

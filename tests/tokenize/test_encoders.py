@@ -164,7 +164,7 @@ def test_every_way_through_the_fast_encoder_gives_the_same(
             assert got.offsets.tolist() == expected.offsets.tolist()
 
     check()
-    monkeypatch.setattr(fast, "_LOOK_EVERY", 0)  # the process has always grown too much
+    monkeypatch.setattr(fast, "_MEMORY_CHECK_BYTES", 0)  # the process has always grown too much
     monkeypatch.setattr(fast, "_CACHE_BYTES", -(1 << 60))
     check()
 
@@ -172,7 +172,7 @@ def test_every_way_through_the_fast_encoder_gives_the_same(
 def count_loads() -> None:
     """Words that never come again, until the limit is passed; prints how often the encoder was
     loaded."""
-    fast._LOOK_EVERY, fast._CACHE_BYTES = 1 << 19, 8 << 20
+    fast._MEMORY_CHECK_BYTES, fast._CACHE_BYTES = 1 << 19, 8 << 20
     encoder = load_encoder(made_spec("as gpt-2"), "gigatoken", threads=False)
     assert isinstance(encoder, FastEncoder)
     loaded: list[object] = [encoder._backend]
@@ -217,7 +217,7 @@ class Recorder:
         raise AssertionError("not asked for")
 
 
-def test_only_what_is_not_settled_goes_to_the_reference() -> None:
+def test_only_unsafe_texts_are_encoded_by_the_reference() -> None:
     spec = made_spec("as qwen")
     reference = Recorder(HfEncoder(spec, threads=False))
     encoder = FastEncoder(spec, reference=lambda: reference)
@@ -263,9 +263,9 @@ def test_a_panic_is_a_fault_and_an_interrupt_is_not() -> None:
         OverflowError(),
     ):
         with pytest.raises(EncoderFault, match=r"gigatoken (cannot|broke down)"):
-            fast._guarded(lambda error=error: fail(error))
+            fast._guard(lambda error=error: fail(error))
     with pytest.raises(KeyboardInterrupt):
-        fast._guarded(lambda: fail(KeyboardInterrupt()))
+        fast._guard(lambda: fail(KeyboardInterrupt()))
 
 
 @pytest.mark.parametrize(

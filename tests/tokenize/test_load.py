@@ -218,7 +218,9 @@ def test_decodes_with_the_tokenizer_that_made_the_ids(resolved: Resolved) -> Non
     spec = load_tokenizer(name, cache=cache)
     ids = byte_level().encode("héllo <|im_end|>").ids
     assert load_decoder(name, spec.fingerprint, cache=cache)(ids) == "héllo <|im_end|>"
-    assert load_decoder(name, spec.with_eos("a").fingerprint, cache=cache)(ids) == "héllo <|im_end|>"
+    assert (
+        load_decoder(name, spec.with_eos("a").fingerprint, cache=cache)(ids) == "héllo <|im_end|>"
+    )
     with pytest.raises(MismatchError, match="not the tokenizer that these shards were built with"):
         load_decoder(name, "0" * 64, cache=cache)
 

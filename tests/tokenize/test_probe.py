@@ -191,7 +191,9 @@ def test_a_cache_that_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
 @needs_shared
 @pytest.mark.parametrize("name", FAST)
 def test_real_tokenizers_that_gigatoken_loads(name: str) -> None:
-    result = compare_encoders(real_fast(name), real_reference(name), adversarial_texts(real_spec(name)))
+    result = compare_encoders(
+        real_fast(name), real_reference(name), adversarial_texts(real_spec(name))
+    )
     assert result.equal, result
 
 

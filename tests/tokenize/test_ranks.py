@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from sftprep.tokenize.encoders.bpe_ranks import (
-    _merged,
+    _merge_below,
     byte_by_character,
-    find_ranks,
     cache_ranks,
     derive_ranks,
+    find_ranks,
 )
 from sftprep.tokenize.encoders.gigatoken import FastEncoder
 from sftprep.tokenize.encoders.reference import HfEncoder
@@ -93,9 +93,9 @@ def test_what_is_proven_merges_alike(model: dict[str, Any], word: str) -> None:
     pairs = [(left, right) for left, right in (merge.split(" ") for merge in model["merges"])]
     tokenizer = Tokenizer(models.BPE(model["vocab"], pairs))
     ids = dict(ranks)
-    assert [ids[part] for part in _merged(word.encode(), sys.maxsize, ids)] == tokenizer.encode(
-        word
-    ).ids
+    assert [
+        ids[part] for part in _merge_below(word.encode(), sys.maxsize, ids)
+    ] == tokenizer.encode(word).ids
 
 
 def test_a_token_that_two_pairs_make_is_not_proven() -> None:

@@ -61,11 +61,15 @@ def test_only_who_has_the_key_is_answered() -> None:
     spec = spec_of(byte_level())
     beside = ReferenceServer(spec)
     assert beside.address is not None
-    ReferenceClient(beside.address, lambda: HfEncoder(spec, threads=False)).ask(TEXTS)()  # it listens
+    ReferenceClient(beside.address, lambda: HfEncoder(spec, threads=False)).ask(
+        TEXTS
+    )()  # it listens
     with pytest.raises(AuthenticationError):
         Client(beside.address.endpoint, authkey=b"another")
     assert len(
-        ReferenceClient(beside.address, lambda: HfEncoder(spec, threads=False)).ask(TEXTS)().input_ids
+        ReferenceClient(beside.address, lambda: HfEncoder(spec, threads=False))
+        .ask(TEXTS)()
+        .input_ids
     )
 
 

@@ -1,4 +1,4 @@
-"""The table of settled characters holds only what all Unicode tables in use agree on."""
+"""The table of safe characters holds only what all Unicode tables in use agree on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sftprep.tokenize.encoders.load import load_encoder
 from sftprep.tokenize.encoders.unicode_safe import (
     COMBINING,
     SAFE,
-    _ranges,
+    _parse_ranges,
     _safe_table,
     is_safe,
     texts_to_check,
@@ -58,11 +58,11 @@ def test_all_are_assigned_and_what_people_write_is_there() -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(st.sampled_from([chr(code) for code in _marks] + list("aou가")), max_size=12))
-def test_tokenizers_composes_settled_text_as_unicode_does(text: str) -> None:
+def test_tokenizers_composes_safe_text_as_unicode_does(text: str) -> None:
     assert normalizers.NFC().normalize_str(text) == unicodedata.normalize("NFC", text)
 
 
-def test_each_settled_mark_composes_alike() -> None:
+def test_each_safe_mark_composes_alike() -> None:
     nfc = normalizers.NFC()
     for code in _marks:
         for text in (
@@ -76,7 +76,7 @@ def test_each_settled_mark_composes_alike() -> None:
 
 @needs_shared
 @pytest.mark.parametrize("name", ["deepseek-v4", "qwen3"])
-def test_every_settled_character_is_of_the_same_class_to_both(name: str) -> None:
+def test_every_safe_character_has_the_same_class_in_both_libraries(name: str) -> None:
     """Each with letters, digits, blanks, symbols and line ends around it. Of long runs of letters
     every 97th is taken."""
     plain = [c for c in _codes if 0x3400 <= c < 0xFA00 or c >= 0x20000]
@@ -118,7 +118,7 @@ def test_finds_the_texts_to_check(texts: list[str]) -> None:
 
 
 def test_every_character_is_found_by_its_bytes() -> None:
-    careful = ~_safe_table() | _ranges(COMBINING)
+    careful = ~_safe_table() | _parse_ranges(COMBINING)
     codes = [code for code in range(0x80, 0x110000) if not 0xD800 <= code < 0xE000]
     texts = [chr(code) for code in codes]
     found = texts_to_check(texts, [text.encode() for text in texts])
@@ -126,14 +126,14 @@ def test_every_character_is_found_by_its_bytes() -> None:
 
 
 @given(st.text(max_size=8))
-def test_texts_that_need_no_check_are_settled_and_normalized(text: str) -> None:
+def test_texts_that_need_no_check_are_safe_and_normalized(text: str) -> None:
     if not texts_to_check([text], [text.encode()]):
         assert is_safe(text)
         assert unicodedata.is_normalized("NFC", text)
 
 
 def test_what_composes_is_combining() -> None:
-    combining = _ranges(COMBINING)
+    combining = _parse_ranges(COMBINING)
     for code in np.flatnonzero(_safe_table()).tolist():
         parts = unicodedata.decomposition(chr(code))
         pair = [int(part, 16) for part in parts.split()] if parts and parts[0] != "<" else []

@@ -25,9 +25,9 @@ def export_tokenizer(tokenizer: Any, *, cache: Path | None = None) -> Path:
     """
     spec = tokenizer_spec(tokenizer)
     check_json(spec, tokenizer)
-    name = sha256(orjson.dumps(spec.to_fields(), option=orjson.OPT_SORT_KEYS) + spec.json).hexdigest()[
-        :32
-    ]
+    name = sha256(
+        orjson.dumps(spec.to_fields(), option=orjson.OPT_SORT_KEYS) + spec.json
+    ).hexdigest()[:32]
     place = (cache or cache_dir()) / "tokenizers" / "live" / (name + SPEC_SUFFIX)
     if read_spec(place) is None and not write_spec(place, spec):
         raise StorageError(
