@@ -98,7 +98,7 @@ def test_a_tokenizer_on_which_gigatoken_differs_gets_tokenizers(
         TokenizerError, match="gigatoken cannot be used for made: it gives other ids"
     ) as caught:
         make_encoder(spec, "gigatoken", threads=False, cache_folder=tmp_path)
-    assert "--encoder" in caught.value.remedy
+    assert "encoder=" in caught.value.remedy
     assert ProbeResult.from_dict(result.to_dict()) == result
 
 
