@@ -55,7 +55,7 @@ class Accounting:
     """
 
     lines: int = 0
-    blank: int = 0  # lines of whitespace
+    blank: int = 0  # lines with whitespace only
     records: int = 0
     sequences: int = 0  # sequences that were packed
     rejected: dict[str, int] = field(default_factory=dict)  # records that cannot be used

@@ -209,17 +209,7 @@ def _fill_group(
     if len(ids) and (not len(content) or ids.min() < 0 or ids.max() >= len(table.length)):
         return list(range(len(texts)))
 
-    # The bytes that each token has in its string: without the space that was added at the first
-    # token of a string, and at the first token after an added one.
-    length = table.length[ids]
-    start = table.start[ids]
-    if table.prepends_space:
-        has_added_space = np.zeros(len(ids), np.bool_)
-        has_added_space[offsets[:-1][offsets[:-1] < offsets[1:]]] = True
-        has_added_space[1:] |= table.added[ids[:-1]]
-        has_added_space &= table.starts_with_space[ids] & ~table.added[ids]
-        length = length - has_added_space
-        start = start + has_added_space
+    start, length = _find_segments(table, ids, offsets)
 
     # Compare the lengths, then the bytes, of strings and tokens. A string with another length
     # shifts the bytes of all later ones, so the group is processed again without it.
@@ -250,6 +240,27 @@ def _fill_group(
     # Relative to the start of each string.
     chars -= np.repeat(text_chars[:-1], np.diff(offsets))[:, None]
     return []
+
+
+def _find_segments(
+    table: TokenBytes, ids: NDArray[np.int32], offsets: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the bytes that each token has in its string, as segments of `table.data`.
+
+    These are the bytes of the token, but without the space that the tokenizer added at the first
+    token of a string and at the first token after an added one.
+
+    Returns:
+        The start and the length of each segment, int64 [tokens].
+    """
+    start, length = table.start[ids], table.length[ids]
+    if not table.prepends_space:
+        return start, length
+    has_added_space = np.zeros(len(ids), np.bool_)
+    has_added_space[offsets[:-1][offsets[:-1] < offsets[1:]]] = True
+    has_added_space[1:] |= table.added[ids[:-1]]
+    has_added_space &= table.starts_with_space[ids] & ~table.added[ids]
+    return start + has_added_space, length - has_added_space
 
 
 def _fill_without(

@@ -117,7 +117,7 @@ def _check_tables() -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
 
     Returns:
         bool [0x10000], by the first two bytes of a character (first + 256 * second): whether any
-        character that begins with them is to be checked; and bool [0x110000], by code point.
+        character that begins with them must be checked; and bool [0x110000], by code point.
     """
     to_check = ~_safe_table()
     to_check |= _parse_ranges(COMBINING)

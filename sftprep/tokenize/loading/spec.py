@@ -163,20 +163,7 @@ def tokenizer_spec(tokenizer: Any, *, name: str | None = None) -> TokenizerSpec:
     """
     name = name or str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if not getattr(tokenizer, "is_fast", False) or backend is None:
-        raise TokenizerError(
-            f"{name} is a {type(tokenizer).__name__}, which has no fast backend (tokenizer.json)",
-            remedy=(
-                "use a tokenizer with a tokenizer.json; for most slow ones,"
-                " `AutoTokenizer.from_pretrained(...).save_pretrained(folder)` makes it once"
-                " sentencepiece or tiktoken is installed"
-            ),
-        )
-    if getattr(getattr(backend, "model", None), "dropout", None):
-        raise TokenizerError(
-            f"{name} has BPE dropout: the same text gives different ids each time",
-            remedy='set "dropout" to null in its tokenizer.json',
-        )
+    _check_backend(tokenizer, backend, name)
     prefix, suffix = _find_prefix_and_suffix(tokenizer, backend, name)
     try:
         text = _remove_truncation_and_padding(backend.to_str())
@@ -212,6 +199,24 @@ def tokenizer_spec(tokenizer: Any, *, name: str | None = None) -> TokenizerSpec:
         named_templates=named,
         split_special_tokens=split,
     )
+
+
+def _check_backend(tokenizer: Any, backend: Any, name: str) -> None:
+    """Raise TokenizerError if a tokenizer has no `tokenizers` backend, or a random one."""
+    if not getattr(tokenizer, "is_fast", False) or backend is None:
+        raise TokenizerError(
+            f"{name} is a {type(tokenizer).__name__}, which has no fast backend (tokenizer.json)",
+            remedy=(
+                "use a tokenizer with a tokenizer.json; for most slow ones,"
+                " `AutoTokenizer.from_pretrained(...).save_pretrained(folder)` makes it once"
+                " sentencepiece or tiktoken is installed"
+            ),
+        )
+    if getattr(getattr(backend, "model", None), "dropout", None):
+        raise TokenizerError(
+            f"{name} has BPE dropout: the same text gives different ids each time",
+            remedy='set "dropout" to null in its tokenizer.json',
+        )
 
 
 def _find_prefix_and_suffix(
