@@ -22,8 +22,8 @@ from sftprep.tokenize.encoders.unicode_safe import (
     texts_to_check,
 )
 from tests.support import needs_shared
-from tests.tokenize.made import byte_level, spec_of
-from tests.tokenize.real import real_fast, real_reference
+from tests.tokenize.real_tokenizers import real_fast, real_reference
+from tests.tokenize.small_tokenizers import byte_level, spec_of
 
 _codes = np.flatnonzero(_safe_table()).tolist()
 _marks = [
@@ -33,7 +33,7 @@ _marks = [
 ]
 
 
-def test_ranges_are_sorted_and_apart() -> None:
+def test_ranges_are_sorted_and_disjoint() -> None:
     bounds = [int(part, 16) for entry in SAFE.split() for part in (entry.split("-") * 2)[:2]]
     assert bounds == sorted(bounds)
     assert all(
@@ -41,7 +41,7 @@ def test_ranges_are_sorted_and_apart() -> None:
     )
 
 
-def test_all_are_assigned_and_what_people_write_is_there() -> None:
+def test_all_are_assigned_and_ordinary_texts_are_safe() -> None:
     if tuple(map(int, unicodedata.unidata_version.split("."))) >= (14, 0, 0):
         assert not [hex(code) for code in _codes if unicodedata.category(chr(code)) in ("Cn", "Cs")]
     texts = [
@@ -77,8 +77,8 @@ def test_each_safe_mark_composes_alike() -> None:
 @needs_shared
 @pytest.mark.parametrize("name", ["deepseek-v4", "qwen3"])
 def test_every_safe_character_has_the_same_class_in_both_libraries(name: str) -> None:
-    """Each with letters, digits, blanks, symbols and line ends around it. Of long runs of letters
-    every 97th is taken."""
+    """Each is tested between letters, digits, whitespace, symbols and line ends. Of long runs of
+    letters, every 97th is tested."""
     plain = [c for c in _codes if 0x3400 <= c < 0xFA00 or c >= 0x20000]
     codes = [c for c in _codes if not (0x3400 <= c < 0xFA00 or c >= 0x20000)] + plain[::97]
     texts = [f"a{c}b {c} 1{c}2!{c}!\n{c}\n {c}{c}a" for c in map(chr, codes)]
@@ -92,7 +92,7 @@ def test_every_safe_character_has_the_same_class_in_both_libraries(name: str) ->
 
 @needs_shared
 def test_the_table_is_needed() -> None:
-    """Without it gigatoken gives other ids: the reason for all this."""
+    """Without the table, gigatoken gives other ids."""
     for name, text in (("qwen3", "\U0001e135\U00011235"), ("deepseek-v4", "a \U0001faea")):
         raw = flat_tokens([real_fast(name)._backend.encode(text)])
         assert first_mismatch([text], real_reference(name).encode([text]), raw) is not None
@@ -132,7 +132,7 @@ def test_texts_that_need_no_check_are_safe_and_normalized(text: str) -> None:
         assert unicodedata.is_normalized("NFC", text)
 
 
-def test_what_composes_is_combining() -> None:
+def test_all_characters_that_compose_are_combining() -> None:
     combining = _parse_ranges(COMBINING)
     for code in np.flatnonzero(_safe_table()).tolist():
         parts = unicodedata.decomposition(chr(code))
@@ -149,7 +149,7 @@ def test_half_a_surrogate_pair_is_refused() -> None:
         load_encoder(spec_of(byte_level()), "gigatoken", threads=False).encode(["a", "\ud800"])
 
 
-def test_made_tokenizers_need_no_real_data() -> None:
+def test_both_encoders_agree_on_all_safe_characters() -> None:
     encoder = load_encoder(spec_of(byte_level(nfc=True, gpt4=True)), "gigatoken", threads=False)
     reference = load_encoder(spec_of(byte_level(nfc=True, gpt4=True)), "tokenizers", threads=False)
     texts = ["".join(map(chr, _codes[i : i + 40])) for i in range(0, len(_codes), 997)]

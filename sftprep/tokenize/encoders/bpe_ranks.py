@@ -12,7 +12,7 @@ the lowest id merges first. Both rules give the same tokens if
 `derive_ranks` proves both for each token, and returns None if a proof fails; the tokenizer.json is
 then loaded as it is. Cost: about a second for a vocabulary of 150,000 tokens, once per tokenizer,
 since the result is cached. Reference: `tokenizers` on the same vocabulary
-(tests/tokenize/test_ranks.py).
+(tests/tokenize/test_bpe_ranks.py).
 """
 
 from __future__ import annotations

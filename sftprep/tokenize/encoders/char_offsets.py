@@ -17,7 +17,7 @@ The families:
   one byte less in the string, possibly none.
 
 Cost: some array operations per byte, and no second encoding. Reference: the offsets of `tokenizers`
-(`HfEncoder.encode_with_chars`), and a loop over the bytes in tests/tokenize/test_chars.py.
+(`HfEncoder.encode_with_chars`), and a loop over the bytes in tests/tokenize/test_char_offsets.py.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Ranks are used where they are proven to give the same tokens, and then they do; everything else
-is loaded as it was."""
+"""Ranks are derived only if they are proven to give the same tokens, and they do give them."""
 
 from __future__ import annotations
 
@@ -27,8 +26,8 @@ from sftprep.tokenize.equivalence.probe import compare_encoders
 from sftprep.tokenize.loading.adversarial_texts import adversarial_texts
 from sftprep.tokenize.loading.spec import TokenizerSpec
 from tests.support import needs_shared
-from tests.tokenize.made import END, START, STOP, byte_level, spec_of
-from tests.tokenize.real import real_spec
+from tests.tokenize.real_tokenizers import real_spec
+from tests.tokenize.small_tokenizers import END, START, STOP, byte_level, spec_of
 
 QWEN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
@@ -70,7 +69,7 @@ def encoder_of(spec: TokenizerSpec, folder: Path) -> tuple[FastEncoder, HfEncode
 
 @st.composite
 def bpe_models(draw: st.DrawFn) -> dict[str, Any]:
-    """Small models over three letters, most of which merging by ranks would get wrong."""
+    """Small models over three characters; for most of them, merging by ranks would be wrong."""
     letters = {byte: letter for letter, byte in byte_by_character().items()}
     vocab = {letters[byte]: byte for byte in range(256)}
     merges: list[tuple[str, str]] = []
@@ -98,7 +97,7 @@ def test_what_is_proven_merges_alike(model: dict[str, Any], word: str) -> None:
     ] == tokenizer.encode(word).ids
 
 
-def test_a_token_that_two_pairs_make_is_not_proven() -> None:
+def test_a_token_that_two_pairs_can_make_is_not_proven() -> None:
     letters = {byte: letter for letter, byte in byte_by_character().items()}
     vocab = {letters[byte]: byte for byte in range(256)} | {"ab": 256, "bc": 257, "abc": 258}
     model = {"type": "BPE", "vocab": vocab, "merges": ["a b", "b c", "ab c"]}
@@ -108,7 +107,7 @@ def test_a_token_that_two_pairs_make_is_not_proven() -> None:
         "ids that do not follow the merges"
     )
     assert derive_ranks({**model, "vocab": {**vocab, "cab": 259}}, {}) is None, (
-        "a token that nothing makes"
+        "a token without a merge"
     )
     assert derive_ranks({**model, "vocab": {**vocab, "cab": 259}}, {"cab": 259}) is not None, (
         "but an added one needs no merge"
@@ -124,7 +123,7 @@ def test_ranks_give_what_tokenizers_gives(tmp_path: Path, nfc: bool) -> None:
     assert result.equal, result
 
 
-def test_what_a_normalizer_changes_is_not_left_to_ranks(tmp_path: Path) -> None:
+def test_texts_are_normalized_before_ranks_are_used(tmp_path: Path) -> None:
     fast, reference = encoder_of(qwen_like(), tmp_path)
     texts = [
         "cafe\u0301",
@@ -149,7 +148,7 @@ def test_what_a_normalizer_changes_is_not_left_to_ranks(tmp_path: Path) -> None:
         lambda: spec_of(byte_level(gpt4=True, nfc=True)),
     ],
 )
-def test_other_tokenizers_have_none(tmp_path: Path, spec: Any) -> None:
+def test_other_tokenizers_have_no_ranks(tmp_path: Path, spec: Any) -> None:
     cache_ranks(spec(), tmp_path)
     assert find_ranks(spec(), tmp_path) is None
 
