@@ -162,8 +162,7 @@ def tokenizer_spec(tokenizer: Any, *, name: str | None = None) -> TokenizerSpec:
             Python), is random (BPE dropout), or adds special tokens that depend on the text.
     """
     name = name or str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    _check_backend(tokenizer, backend, name)
+    backend = _get_backend(tokenizer, name)
     prefix, suffix = _find_prefix_and_suffix(tokenizer, backend, name)
     try:
         text = _remove_truncation_and_padding(backend.to_str())
@@ -201,8 +200,9 @@ def tokenizer_spec(tokenizer: Any, *, name: str | None = None) -> TokenizerSpec:
     )
 
 
-def _check_backend(tokenizer: Any, backend: Any, name: str) -> None:
-    """Raise TokenizerError if a tokenizer has no `tokenizers` backend, or a random one."""
+def _get_backend(tokenizer: Any, name: str) -> Any:
+    """Return the `tokenizers` backend of a tokenizer, which must exist and not be random."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
     if not getattr(tokenizer, "is_fast", False) or backend is None:
         raise TokenizerError(
             f"{name} is a {type(tokenizer).__name__}, which has no fast backend (tokenizer.json)",
@@ -217,6 +217,7 @@ def _check_backend(tokenizer: Any, backend: Any, name: str) -> None:
             f"{name} has BPE dropout: the same text gives different ids each time",
             remedy='set "dropout" to null in its tokenizer.json',
         )
+    return backend
 
 
 def _find_prefix_and_suffix(
