@@ -36,7 +36,7 @@ from sftprep.pipeline.setup import Setup, prepare_setup
 from sftprep.sources.partition import cut, read_partition
 from sftprep.tokenize.encoders.gigatoken import load_gigatoken
 from sftprep.tokenize.encoders.reference import HfEncoder
-from sftprep.tokenize.encoders.separators import between_texts
+from sftprep.tokenize.encoders.separators import find_separator
 
 
 def main() -> None:
@@ -138,7 +138,7 @@ class RawEncoder:
     """The library that encodes, called in the form that it processes fastest."""
 
     def __init__(self, stages: Preprocessor) -> None:
-        spec, self._separator = stages.recipe.tokenizer, between_texts(stages.recipe.tokenizer)
+        spec, self._separator = stages.recipe.tokenizer, find_separator(stages.recipe.tokenizer)
         self._fast = stages.recipe.encoder == "gigatoken"
         if self._fast:
             self._encode: Callable[[Any], Any] = load_gigatoken(spec).encode

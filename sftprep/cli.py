@@ -172,7 +172,7 @@ def inspect(
     from sftprep.report.draw import draw_pack, pack_data
     from sftprep.report.summary import manifest_line, some
     from sftprep.shards.reader import open_shards
-    from sftprep.tokenize.loading.decode import decoder_of
+    from sftprep.tokenize.loading.decode import load_decoder
 
     shards = open_shards(os.path.expanduser(directory))
     if not -len(shards) <= row < len(shards):
@@ -180,7 +180,7 @@ def inspect(
             f"there is no row {row}: {directory} has {some(len(shards), 'pack')}",
             remedy=f"give --row 0 to {len(shards) - 1}",
         )
-    decode = decoder_of(
+    decode = load_decoder(
         tokenizer or shards.manifest.tokenizer["name"], shards.manifest.tokenizer["fingerprint"]
     )
     index = row % len(shards)

@@ -103,7 +103,7 @@ class Recipe:
             f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "tokenizer"
         }
         return (
-            orjson.dumps({**parts, "tokenizer": self.tokenizer.facts()})
+            orjson.dumps({**parts, "tokenizer": self.tokenizer.to_fields()})
             + b"\n"
             + self.tokenizer.json
         )
@@ -141,6 +141,6 @@ def _read(path: Path) -> Recipe:
     with open(path, "rb") as file:
         line, tokenizer = file.readline(), file.read()
     parts = orjson.loads(line)
-    parts["tokenizer"] = TokenizerSpec.from_facts(parts["tokenizer"], tokenizer)
+    parts["tokenizer"] = TokenizerSpec.from_fields(parts["tokenizer"], tokenizer)
     parts["renames"] = tuple((source, target) for source, target in parts["renames"])
     return Recipe(**parts)

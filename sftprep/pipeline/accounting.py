@@ -73,8 +73,8 @@ def total(accounts: list[Accounting]) -> Accounting:
     """The sum of accounts, checked."""
     counts: Counter[str] = Counter()
     for own in accounts:
-        counts.update(own.counts())
-    summed = Accounting.of(counts)
+        counts.update(own.to_counts())
+    summed = Accounting.from_counts(counts)
     wrong = summed.check()
     assert not wrong, (
         "the accounts of this build do not balance, which is a defect of sftprep:"

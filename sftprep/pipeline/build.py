@@ -98,7 +98,7 @@ def build(
             for r in setup.recipes
         ]
         recipes = [
-            recipe_file(output.work, recipe, own.place if own else None)
+            recipe_file(output.work, recipe, own.address if own else None)
             for recipe, own in zip(setup.recipes, beside, strict=True)
         ]
         if workers > 1:

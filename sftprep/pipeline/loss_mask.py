@@ -24,7 +24,7 @@ from sftprep.render.token_space.anchors import continuation_ids
 from sftprep.render.token_space.placing import AnchorTable, find_ids, place_regions
 from sftprep.render.token_space.regions import AT, BEFORE, Literals
 from sftprep.tokenize.encoders.base import Encoder, Tokens
-from sftprep.tokenize.encoders.special_tokens import EscapedEncoder, EscapedText, with_replaced
+from sftprep.tokenize.encoders.special_tokens import EscapedEncoder, EscapedText, replace_texts
 from sftprep.tokenize.encoders.unicode_safe import may_combine
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
@@ -96,7 +96,7 @@ class LossMask:
         )
         failed, cut = place_regions(tokens, own, table, mask)
         altered = np.zeros(len(numbers), np.bool_)
-        for place in np.flatnonzero(np.isin(numbers, tokens.altered)).tolist():
+        for place in np.flatnonzero(np.isin(numbers, tokens.altered_texts)).tolist():
             altered[place] = self._may_move(batch, place)
         by_ids = np.zeros(len(batch.texts), np.bool_)
         by_ids[numbers] = ~(failed | altered)
@@ -171,8 +171,8 @@ class LossMask:
         alone = encoder.encode(literals.texts)
         followed = encoder.encode([text + "x" for text in literals.texts])
         for number in range(len(literals.texts)):
-            known = [alone.of(number)]
-            ids = followed.of(number)
+            known = [alone.ids_of_text(number)]
+            ids = followed.ids_of_text(number)
             # The rest of these ids covers the literal if the last one is that of the "x".
             if ids[-1] == following and not np.array_equal(ids[:-1], known[0]):
                 known.append(ids[:-1])
@@ -214,7 +214,7 @@ class LossMask:
         self, tokens: Tokens, chars: NDArray[np.int64] | None, marked: dict[int, EscapedText]
     ) -> tuple[Tokens, NDArray[np.int64] | None]:
         """The tokens in which special tokens that texts spell are plain text."""
-        return with_replaced(
+        return replace_texts(
             tokens, chars, {number: self._escaping.encode(text) for number, text in marked.items()}
         )
 

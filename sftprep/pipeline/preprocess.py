@@ -27,7 +27,7 @@ from sftprep.records.quality_checks import make_quality_check
 from sftprep.render.renderer import Renderer
 from sftprep.sources.readers.jsonl import excerpt, parse_line, split_lines
 from sftprep.tokenize.encoders.base import EncoderFault
-from sftprep.tokenize.equivalence.verified_encoder import EncodedPartition, VerifiedEncoder
+from sftprep.tokenize.equivalence.verified_encoder import PartitionEncoder, VerifiedEncoder
 
 # Every digit made a 0, so that a long number is found by a plain look, five times as fast as by an
 # expression.
@@ -117,7 +117,7 @@ def _without_collection() -> Iterator[None]:
 
 @_without_collection()
 def _sequences(
-    stages: Preprocessor, data: bytes, format_name: str, own: EncodedPartition
+    stages: Preprocessor, data: bytes, format_name: str, own: PartitionEncoder
 ) -> TokenBatch:
     """The sequences by one encoder. Raises EncoderFault."""
     recipe, counts = stages.recipe, Counter[str]()
@@ -142,7 +142,7 @@ def _encoded(
     stages: Preprocessor,
     letters: Letters,
     examples: list[Example],
-    own: EncodedPartition,
+    own: PartitionEncoder,
     rejected: list[Rejected],
     counts: Counter[str],
 ) -> TokenBatch:

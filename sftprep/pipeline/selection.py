@@ -299,6 +299,6 @@ def _accounts(
         counts[number].update(change)
     # A reason that nothing fell to is no reason to speak of.
     return [
-        Accounting.of({name: n for name, n in own.items() if n or "." not in name})
+        Accounting.from_counts({name: n for name, n in own.items() if n or "." not in name})
         for own in counts.values()
     ]

@@ -125,7 +125,7 @@ def _begun(task: TokenizeTask) -> _Begun:
     if spill is None:
         sample = _SAMPLE if task.partition.index == 0 else 0
         stages = _preprocessor(task.recipe, task.threads)
-        stages.encoder.ask(task.recipe.reference)
+        stages.encoder.use_server(task.recipe.reference)
         prepare = begin_preprocess(stages, data, task.format, seed=int(key[:16], 16), first=sample)
 
     def finish() -> PartitionResult:

@@ -117,9 +117,12 @@ class RenderedBatch:
             return text, spans, prompt
         marked = self.marked[number] = EscapedText(text, mark)
         if spans is not None:
-            spans = tuple((marked.place(first), marked.place(last)) for first, last in spans)
+            spans = tuple(
+                (marked.clean_offset(first), marked.clean_offset(last)) for first, last in spans
+            )
         if number in self.weights:
             self.weights[number] = [
-                (marked.place(a), marked.place(b), weight) for a, b, weight in self.weights[number]
+                (marked.clean_offset(a), marked.clean_offset(b), weight)
+                for a, b, weight in self.weights[number]
             ]
         return marked.clean, spans, prompt

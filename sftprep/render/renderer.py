@@ -153,16 +153,16 @@ class Renderer:
                 "a text holds all characters that could mark its special tokens as plain text"
             )
         example.text, example.texts = (
-            spelled.marked(example.text, mark),
-            spelled.marked(example.texts, mark),
+            spelled.insert_marks(example.text, mark),
+            spelled.insert_marks(example.texts, mark),
         )
         example.prompt, example.completion = (
-            spelled.marked(example.prompt, mark),
-            spelled.marked(example.completion, mark),
+            spelled.insert_marks(example.prompt, mark),
+            spelled.insert_marks(example.completion, mark),
         )
         if example.messages is not None:
             example.messages = [
-                {**spelled.marked(m, mark), "role": m["role"]} for m in example.messages
+                {**spelled.insert_marks(m, mark), "role": m["role"]} for m in example.messages
             ]
             if example.prompt_messages is not None:
                 example.prompt_messages = example.messages[: len(example.prompt_messages)]

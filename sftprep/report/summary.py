@@ -120,8 +120,8 @@ def source_accounts(manifest: Manifest) -> list[tuple[str, Accounting]]:
     version names no source."""
     sums: dict[str, Counter[str]] = {}
     for info in manifest.inputs:
-        sums.setdefault(info.source or info.path, Counter()).update(info.accounting.counts())
-    return [(name, Accounting.of(counts)) for name, counts in sums.items()]
+        sums.setdefault(info.source or info.path, Counter()).update(info.accounting.to_counts())
+    return [(name, Accounting.from_counts(counts)) for name, counts in sums.items()]
 
 
 def equations(accounts: Accounting) -> tuple[str, str]:

@@ -1,7 +1,7 @@
-"""Shards: packed sequences in Arrow files, and the manifest that lists those of a build.
+"""Shards: Arrow files of packed sequences, and the manifest that lists the files of a build.
 
-The names below are public, for programs that keep files in the folders of builds or write folders
-of their own in the same way: atomically, and one process at a time.
+The names below are public. They are for programs that store files in the folder of a build, or that
+write folders of their own in the same way: atomically, and by one process at a time.
 """
 
 from sftprep.core.atomic_write import is_temporary_name, storage_errors, write_bytes

@@ -1,4 +1,4 @@
-"""Locks on folders, so that no two processes write to one."""
+"""Lock files, which prevent two processes from writing to the same folder."""
 
 from __future__ import annotations
 
@@ -14,52 +14,53 @@ from typing import BinaryIO
 from sftprep.core.atomic_write import storage_errors
 from sftprep.errors import OutputBusy, OutputExists
 
-_ATTEMPTS = 20
-"""How often a lock file is opened again because another process removed it meanwhile."""
+_ATTEMPTS = 20  # how often a lock file is reopened because another process removed it meanwhile
+_LARGEST_LOCK = 4096  # bytes; a lock file holds one short JSON object
 
 
 @contextmanager
 def exclusive(path: Path, what: str, folder: Path, *, remedy: str) -> Iterator[None]:
-    """Hold a lock file while the block runs; it is removed at the end.
+    """Hold a lock file while the block runs, and remove the file at the end.
 
-    The system drops the lock when its process ends, however it ends; a file that is left behind
-    means nothing.
+    The operating system releases the lock when the process ends, even if it is killed. A lock file
+    that is left behind therefore locks nothing.
 
     Args:
-        path: the file.
-        what: what another process would be: "another build".
-        folder: what it would write to.
-        remedy: for the error.
+        path: The lock file.
+        what: What the other process is called in the error, such as "another build".
+        folder: The folder that the lock protects, for the error.
+        remedy: The remedy of the error.
 
     Raises:
-        OutputBusy: another process holds it.
-        OutputExists: the file is not a lock file; it is not changed then.
-        StorageError: it cannot be written or locked.
+        OutputBusy: Another process holds the lock.
+        OutputExists: The file is not a lock file; it is left unchanged.
+        StorageError: The file cannot be written or locked.
     """
     import fcntl
 
     lock = None
     for _ in range(_ATTEMPTS):
         with storage_errors(path):
-            opened = _open_lock(path)
+            file = _open_lock(path)
             try:
-                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                with opened:
-                    holder = _holder(opened.read(_LARGEST_LOCK))
+                with file:
+                    holder = _describe_holder(file.read(_LARGEST_LOCK))
                 raise OutputBusy(f"{what}{holder} is writing to {folder}", remedy=remedy) from error
-        # Whoever held it before may have removed the file between our open and our lock: then it
-        # locks nothing.
-        if _is_at(path, opened):
-            lock = opened
+        # The previous holder may have removed the file between our open and our lock. We then hold
+        # a lock on a deleted file, which excludes nobody, so try again.
+        if _is_at(path, file):
+            lock = file
             break
-        opened.close()
+        file.close()
     if lock is None:
-        raise OutputBusy(f"{path} is removed again and again", remedy=remedy)
+        raise OutputBusy(f"other processes keep removing {path}", remedy=remedy)
     with lock:
         with storage_errors(path):
+            # Checked only under the lock: before that, another process may be writing its content.
             if not is_lock_content(lock.read(_LARGEST_LOCK)):
-                raise _not_a_lock(path, "holds something else")
+                raise _not_a_lock(path, "it has other content")
             lock.seek(0)
             lock.truncate(0)
             lock.write(json.dumps({"pid": os.getpid(), "host": os.uname().nodename}).encode())
@@ -72,56 +73,63 @@ def exclusive(path: Path, what: str, folder: Path, *, remedy: str) -> Iterator[N
 
 
 def is_lock_content(content: bytes) -> bool:
-    """Whether a lock file holds this: nothing yet, or the process that held it."""
-    return not content.strip(b"\0") or bool(_holder(content))
+    """Return whether bytes are the content of a lock file: empty, or the process that held it.
 
-
-_LARGEST_LOCK = 4096
+    Zero bytes count as empty: a machine that crashed may leave a file like that.
+    """
+    return not content.strip(b"\0") or bool(_describe_holder(content))
 
 
 def _open_lock(path: Path) -> BinaryIO:
-    """Open or create a lock file. A file that has a second name is not one: writing to it would
-    change a file elsewhere."""
+    """Open or create a lock file.
+
+    A link, and a file with a second name, is not accepted as a lock file: writing to it would
+    change a file elsewhere.
+    """
     try:
         before = os.lstat(path)
         if not stat.S_ISREG(before.st_mode):
-            raise _not_a_lock(path, "is a link, or not a file")
+            raise _not_a_lock(path, "it is a link, or not a regular file")
     except FileNotFoundError:
         pass
     try:
+        # O_NOFOLLOW and O_NONBLOCK: a link or a pipe may have replaced the file since the lstat.
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
         lock = os.fdopen(os.open(path, flags, 0o666), "r+b")
     except OSError as error:
         if isinstance(error, FileNotFoundError):
-            # Whoever held it has ended between two looks of ours, and removed its folder.
+            # O_CREAT fails like this if the folder is missing: the previous holder ended after the
+            # lstat above, and removed its folder.
             raise OutputBusy(f"{path} has just been removed", remedy="run it again") from error
         if error.errno != errno.ELOOP:
             raise
-        raise _not_a_lock(path, "is a link, or not a file") from error
+        raise _not_a_lock(path, "it is a link, or not a regular file") from error
     status = os.fstat(lock.fileno())
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         lock.close()
-        raise _not_a_lock(path, "is a hard link to another file")
+        raise _not_a_lock(path, "it is a hard link to another file")
     return lock
 
 
-def _not_a_lock(path: Path, what: str) -> OutputExists:
+def _not_a_lock(path: Path, reason: str) -> OutputExists:
     return OutputExists(
-        f"{path} has the name of a lock file, and {what}", remedy="move it away, if it is yours"
+        f"{path} has the name of a lock file, but {reason}",
+        remedy="if the file is yours, move it to another folder",
     )
 
 
 def _is_at(path: Path, file: BinaryIO) -> bool:
-    """Whether a path still leads to an open file."""
+    """Return whether a path still leads to an open file."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.lstat(path))
     except FileNotFoundError:
         return False
 
 
-def _holder(content: bytes) -> str:
+def _describe_holder(content: bytes) -> str:
+    """Return the process that wrote a lock file, for an error; "" if none is recorded."""
     try:
-        facts = json.loads(content)
-        return f" (process {facts['pid']} on {facts['host']})"
+        holder = json.loads(content)
+        return f" (process {holder['pid']} on {holder['host']})"
     except (ValueError, KeyError, TypeError):
         return ""

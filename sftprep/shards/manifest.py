@@ -1,5 +1,7 @@
-"""The manifest: the one file that makes a folder of shards a build. It is written last, and readers
-follow only it."""
+"""The manifest: the file that makes a folder of shards a build.
+
+It is written last, and readers follow only the manifest, so they never see half of a build.
+"""
 
 from __future__ import annotations
 
@@ -27,51 +29,65 @@ FORMAT_VERSION = "1.1"
 
 @dataclass(frozen=True, slots=True)
 class ShardInfo:
-    """One shard file. sha256 and xxh3 (128 bits) are of the whole file."""
+    """The entry of one shard file in the manifest."""
 
-    name: str
-    rows: int
+    name: str  # file name in the folder `shards`
+    rows: int  # packs
     tokens: int
-    trained_tokens: int
+    trained_tokens: int  # targets of the loss, see `Accounting.trained_tokens`
     bytes: int
-    sha256: str
-    xxh3: str
+    sha256: str  # of the whole file, in hex
+    xxh3: str  # of the whole file, 128 bits in hex; faster, so readers check this one
 
 
 @dataclass(frozen=True, slots=True)
 class Accounting:
-    """Where every row and every token went.
+    """The ledger of a build or of one input: what became of every line, record and token.
 
-    lines = blank + records; records + sum(extra) = sequences + sum(rejected) + sum(dropped) +
-    sum(left_out); tokens_in + sum(tokens_extra) = tokens + tokens_truncated + sum(tokens_dropped) +
-    sum(tokens_left_out). extra: sequences beyond one a record, by what made them: split, repeated,
-    ...; left_out: sequences that are fine and not in this build: held_out for the evaluation,
-    in_training, not_sampled by the weights of a mixture. trained_tokens counts targets: the first
-    token of a sequence is never one, for nothing predicts it.
+    These sums hold (`check`):
+
+        lines = blank + records
+        records + sum(extra) = sequences + sum(rejected) + sum(dropped) + sum(left_out)
+        tokens_in + sum(tokens_extra)
+            = tokens + tokens_truncated + sum(tokens_dropped) + sum(tokens_left_out)
+
+    Dictionaries hold counts by reason, such as `{"bad_json": 2}`.
     """
 
     lines: int = 0
-    blank: int = 0
+    blank: int = 0  # lines with whitespace only
     records: int = 0
-    sequences: int = 0
-    rejected: dict[str, int] = field(default_factory=dict)
+    sequences: int = 0  # sequences that were packed
+    rejected: dict[str, int] = field(default_factory=dict)  # records that cannot be used
+    # Sequences of good records that cannot be used: overlong, without a trained token, ...
     dropped: dict[str, int] = field(default_factory=dict)
+    # Sequences that are fine but not part of this build: held_out for the evaluation, in_training
+    # already, or not_sampled by the weights of a mixture.
     left_out: dict[str, int] = field(default_factory=dict)
+    # Sequences beyond one per record, by the step that made them: split, repeated, ...
     extra: dict[str, int] = field(default_factory=dict)
-    truncated: int = 0
-    tokens_in: int = 0
-    tokens: int = 0
+    truncated: int = 0  # sequences that were cut to the maximum length
+    tokens_in: int = 0  # tokens of all records before cutting
+    tokens: int = 0  # tokens that were packed
     tokens_truncated: int = 0
     tokens_dropped: dict[str, int] = field(default_factory=dict)
     tokens_left_out: dict[str, int] = field(default_factory=dict)
     tokens_extra: dict[str, int] = field(default_factory=dict)
+    # Targets of the loss. The first token of a sequence never counts, because nothing predicts it.
     trained_tokens: int = 0
     warnings: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, counts: Mapping[str, int]) -> Accounting:
-        """From flat counts, in which `rejected.bad_json` is an entry of `rejected`; other names are
-        left alone."""
+    def from_counts(cls, counts: Mapping[str, int]) -> Accounting:
+        """Return the ledger with these flat counts.
+
+        Args:
+            counts: `rejected.bad_json` is an entry of `rejected`; unknown names are ignored.
+
+        Example:
+            Accounting.from_counts({"lines": 3, "rejected.bad_json": 1})
+            ->  Accounting(lines=3, rejected={"bad_json": 1})
+        """
         groups: dict[str, dict[str, int] | None] = {
             f.name: {} if f.default is dataclasses.MISSING else None
             for f in dataclasses.fields(cls)
@@ -85,8 +101,8 @@ class Accounting:
                 values[group][reason] = number
         return cls(**values)
 
-    def counts(self) -> Counter[str]:
-        """Flat counts, for `of` and for sums."""
+    def to_counts(self) -> Counter[str]:
+        """Return the ledger as flat counts, which can be summed; inverse of `from_counts`."""
         flat: Counter[str] = Counter()
         for name, value in dataclasses.asdict(self).items():
             flat.update(
@@ -97,14 +113,14 @@ class Accounting:
         return flat
 
     def check(self) -> list[str]:
-        """The sums that do not hold, in words; empty where all do."""
+        """Return the equations that do not hold, as text; an empty list if all hold."""
         rejected, dropped, left_out, extra = (
             sum(g.values()) for g in (self.rejected, self.dropped, self.left_out, self.extra)
         )
-        lost, left, more = (
+        tokens_dropped, tokens_left_out, tokens_extra = (
             sum(g.values()) for g in (self.tokens_dropped, self.tokens_left_out, self.tokens_extra)
         )
-        sums = {
+        equations = {
             f"lines ({self.lines}) = blank ({self.blank}) + records ({self.records})": (
                 self.blank + self.records == self.lines
             ),
@@ -112,60 +128,59 @@ class Accounting:
             f"+ rejected ({rejected}) + dropped ({dropped}) + left out ({left_out})": (
                 self.sequences + rejected + dropped + left_out == self.records + extra
             ),
-            f"tokens in ({self.tokens_in}) + extra ({more}) = packed ({self.tokens}) "
-            f"+ truncated ({self.tokens_truncated}) + dropped ({lost}) + left out ({left})": (
-                self.tokens + self.tokens_truncated + lost + left == self.tokens_in + more
+            f"tokens in ({self.tokens_in}) + extra ({tokens_extra}) = packed ({self.tokens}) "
+            f"+ truncated ({self.tokens_truncated}) + dropped ({tokens_dropped}) "
+            f"+ left out ({tokens_left_out})": (
+                self.tokens + self.tokens_truncated + tokens_dropped + tokens_left_out
+                == self.tokens_in + tokens_extra
             ),
         }
-        return [text for text, holds in sums.items() if not holds]
+        return [text for text, holds in equations.items() if not holds]
 
 
 @dataclass(frozen=True, slots=True)
 class InputInfo:
-    """One input file, or data from memory. Its lines have the ordinals first_ordinal ..
-    first_ordinal + lines - 1.
+    """The entry of one input file, or of data in memory, in the manifest.
 
-    source: the entry of a mixture that it belongs to; accounting: where its rows and tokens went
-    (empty before 1.1); limit: how many records of its source were read at most.
+    Its lines have the ordinals first_ordinal .. first_ordinal + lines - 1.
     """
 
     path: str
     bytes: int
-    digest: str
+    digest: str  # of the content that was read
     format: str
     first_ordinal: int
     lines: int
     records: int
-    source: str = ""
-    accounting: Accounting = field(default_factory=Accounting)
-    limit: int | None = None
+    source: str = ""  # the entry of a mixture that the input belongs to
+    accounting: Accounting = field(default_factory=Accounting)  # empty before version 1.1
+    limit: int | None = None  # the most records that were read of its source
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a build is. `tokenizer` holds name, fingerprint, vocab_size, max_id, eos_token_id and
-    pad_token_id.
+    """The content of a manifest: what a build was made from, and which files belong to it."""
 
-    eval: folder (below this build's) and digest of the evaluation build that belongs to it; empty
-    where there is none.
-    """
-
-    config: dict[str, Any]
+    config: dict[str, Any]  # the settings that determine the bytes of the build
     config_digest: str
+    # name, fingerprint, vocab_size, max_id (the highest id in the shards), eos_token_id and
+    # pad_token_id
     tokenizer: dict[str, Any]
     chat_template: str | None
-    encoder: dict[str, Any]
-    template: dict[str, Any]
+    encoder: dict[str, Any]  # the encoder that was used, and how it was checked
+    template: dict[str, Any]  # digest of the chat template, and how it was run
     inputs: tuple[InputInfo, ...]
-    accounting: Accounting
-    plan: dict[str, Any]
-    max_length: int
-    rows: int
+    accounting: Accounting  # the sum of the ledgers of all inputs
+    plan: dict[str, Any]  # strategy, packs, fill, seed and digest of the packing
+    max_length: int  # tokens per pack at most
+    rows: int  # packs of all shards
     tokens: int
     trained_tokens: int
     shards: tuple[ShardInfo, ...]
     sftprep_version: str
     format_version: str = FORMAT_VERSION
+    # Folder, relative to that of this build, and digest of the evaluation build; empty if there is
+    # none.
     eval: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -174,29 +189,38 @@ class Manifest:
         return sha256(self.to_json()).hexdigest()
 
     def to_json(self) -> bytes:
-        """The manifest's bytes: UTF-8 JSON, keys sorted, the same wherever the build ran."""
+        """Return the bytes of the manifest: UTF-8 JSON with sorted keys, the same everywhere."""
         return (
             json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, ensure_ascii=False)
             + "\n"
         ).encode("utf-8")
 
     def locate(self, origin: int) -> tuple[str, int]:
-        """File and line (from 1) of the record with this ordinal. Raises IndexError where there is
-        none."""
+        """Return the file and the 1-based line of a record.
+
+        Args:
+            origin: The ordinal of the record among the lines of all inputs, from 0.
+
+        Raises:
+            IndexError: No input has this ordinal.
+        """
         starts = [info.first_ordinal for info in self.inputs]
-        at = bisect_right(starts, origin) - 1
-        # An input without lines shares its first ordinal with the next one; bisect_right has then
-        # gone past it already.
-        if at < 0 or not 0 <= origin - starts[at] < self.inputs[at].lines:
+        # An input without lines has the same first ordinal as the next one; bisect_right skips it.
+        index = bisect_right(starts, origin) - 1
+        if index < 0 or not 0 <= origin - starts[index] < self.inputs[index].lines:
             raise IndexError(f"no record has the ordinal {origin}")
-        return self.inputs[at].path, origin - starts[at] + 1
+        return self.inputs[index].path, origin - starts[index] + 1
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     """Read the manifest of a build.
 
-    Raises ManifestError where there is none, where it is damaged, names files outside the folder,
-    or was written by a newer version of the format.
+    Args:
+        folder: The output folder of the build.
+
+    Raises:
+        ManifestError: The folder has no manifest, or the manifest is damaged, names files outside
+            the folder, or was written in a newer version of the format.
     """
     root = Path(folder)
     if not root.exists():
@@ -206,36 +230,37 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         content = read_regular_file(path, LARGEST_MANIFEST)
         if len(content) > LARGEST_MANIFEST:
             raise ManifestError(
-                f"{path} is larger than {LARGEST_MANIFEST >> 20} MiB",
-                remedy="build again: this is no manifest of ours",
+                f"{path} is larger than {LARGEST_MANIFEST >> 20} MiB, so sftprep did not write it",
+                remedy="run the build again",
             )
-        raw = json.loads(content)
+        values = json.loads(content)
     except (FileNotFoundError, NotADirectoryError) as error:
-        what = (
-            "is no finished build: it has no manifest.json"
+        problem = (
+            "is not a finished build: it has no manifest.json"
             if root.is_dir()
             else "does not exist"
             if not root.exists()
-            else "is no folder"
+            else "is not a folder"
         )
         raise ManifestError(
-            f"{root} {what}", remedy="give the --output folder of a finished `sftprep build`"
+            f"{root} {problem}", remedy="specify the output folder of a finished `sftprep build`"
         ) from error
     except OSError as error:
         raise ManifestError(
             f"cannot read {path}: {error.strerror}",
-            remedy="check that it is a file, and its permissions",
+            remedy="check that it is a regular file, and check its permissions",
         ) from error
     except (ValueError, RecursionError) as error:
-        what = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        problem = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ManifestError(
-            f"{path} is damaged: {what}", remedy="remove the folder, and build again"
+            f"{path} is damaged: {problem}", remedy="remove the folder, and build again"
         ) from error
-    return _from_raw(raw, path)
+    return _parse_manifest(values, path)
 
 
-def _from_raw(raw: Any, path: Path) -> Manifest:
-    version = str(raw.get("format_version", "")) if isinstance(raw, dict) else ""
+def _parse_manifest(values: Any, path: Path) -> Manifest:
+    """Validate the JSON values of a manifest, since readers rely on every field."""
+    version = str(values.get("format_version", "")) if isinstance(values, dict) else ""
     major = version.partition(".")[0]
     if major != FORMAT_VERSION.partition(".")[0]:
         raise ManifestError(
@@ -243,11 +268,11 @@ def _from_raw(raw: Any, path: Path) -> Manifest:
             remedy="update sftprep" if major.isdigit() else "remove the folder, and build again",
         )
     try:
-        manifest: Manifest = _parse(Manifest, raw, "")
+        manifest: Manifest = _parse(Manifest, values, "")
         for name, (kind, required) in _TOKENIZER_FIELDS.items():
             if required or name in manifest.tokenizer:
                 _check(kind, manifest.tokenizer.get(name), f"tokenizer.{name}")
-        if manifest.tokenizer.get("max_id", -1) != -1:  # of a build without a token
+        if manifest.tokenizer.get("max_id", -1) != -1:  # -1 in a build without a token
             _check(int, manifest.tokenizer["max_id"], "tokenizer.max_id")
         _check(int, manifest.plan.get("cuts", 0), "plan.cuts")
         if manifest.eval:
@@ -258,6 +283,7 @@ def _from_raw(raw: Any, path: Path) -> Manifest:
             f"{path} is damaged: {error}", remedy="remove the folder, and build again"
         ) from error
     for shard in manifest.shards:
+        # A name such as ../../etc/passwd would make readers open files outside the folder.
         if not SHARD_NAME.fullmatch(shard.name):
             raise ManifestError(
                 f"{path} lists a shard with the name {shard.name!r}",
@@ -267,94 +293,97 @@ def _from_raw(raw: Any, path: Path) -> Manifest:
 
 
 class _FieldError(Exception):
-    """A field that is missing, or of another type."""
+    """A field that is missing, or that has another type."""
 
 
-def _parse(kind: Any, values: Any, place: str) -> Any:
-    """Make a dataclass of a JSON object whose fields have the types that it declares.
+def _parse(kind: Any, values: Any, prefix: str) -> Any:
+    """Return a dataclass with the values of a JSON object, after checking their types.
 
     Args:
-        kind: a dataclass of this module.
-        values: what stands in the manifest.
-        place: the path of its fields, as `inputs[0].`; empty at the top.
+        kind: A dataclass of this module.
+        values: The value in the manifest.
+        prefix: What precedes the names of its fields in an error, such as `inputs[0].`.
 
     Raises:
-        _FieldError: a field is missing or of another type.
+        _FieldError: A field is missing, or has another type.
     """
     if not isinstance(values, dict):
-        raise _FieldError(f"{place.rstrip('.') or 'it'} is {_shown(values)}, not an object")
-    types, made = _types_of(kind), {}
-    # A later minor version may add fields; what this version does not know it leaves alone.
-    for each in dataclasses.fields(kind):
-        name = each.name
+        raise _FieldError(f"{prefix.rstrip('.') or 'it'} is {_shorten(values)}, not an object")
+    types = _types_of_fields(kind)
+    parsed = {}
+    # Fields of `values` that are unknown here are ignored: a later minor version may add some.
+    for declared in dataclasses.fields(kind):
+        name = declared.name
         if name in values:
-            made[name] = _parse_field(types[name], values[name], place + name)
-        elif each.default is each.default_factory is dataclasses.MISSING:
-            raise _FieldError(f"{place}{name} is missing")
-    return kind(**made)
+            parsed[name] = _parse_field(types[name], values[name], prefix + name)
+        elif declared.default is declared.default_factory is dataclasses.MISSING:
+            raise _FieldError(f"{prefix}{name} is missing")
+    return kind(**parsed)
 
 
-def _parse_field(wanted: Any, value: Any, place: str) -> Any:
-    if wanted is Accounting:
-        return _parse(Accounting, value, f"{place}.")
-    if get_origin(wanted) is tuple:
+def _parse_field(kind: Any, value: Any, name: str) -> Any:
+    if kind is Accounting:
+        return _parse(Accounting, value, f"{name}.")
+    if get_origin(kind) is tuple:
         if not isinstance(value, list):
-            raise _FieldError(f"{place} is {_shown(value)}, not a list")
-        kind = get_args(wanted)[0]
-        return tuple(_parse(kind, item, f"{place}[{k}].") for k, item in enumerate(value))
-    return _check(wanted, value, place)
+            raise _FieldError(f"{name} is {_shorten(value)}, not a list")
+        item_kind = get_args(kind)[0]
+        return tuple(_parse(item_kind, item, f"{name}[{k}].") for k, item in enumerate(value))
+    return _check(kind, value, name)
 
 
-def _check(wanted: Any, value: Any, place: str) -> Any:
-    """Return a value that is of a type. Raises _FieldError."""
-    words, is_right = _TYPES[wanted]
-    if not is_right(value):
-        raise _FieldError(f"{place} is {_shown(value)}, not {words}")
+def _check(kind: Any, value: Any, name: str) -> Any:
+    """Return a value that has the type `kind`, else raise _FieldError."""
+    description, has_type = _TYPES[kind]
+    if not has_type(value):
+        raise _FieldError(f"{name} is {_shorten(value)}, not {description}")
     return value
 
 
-def _shown(value: Any) -> str:
+def _shorten(value: Any) -> str:
     return "an object" if isinstance(value, dict) else f"{value!a:.40}"
 
 
 def _is_count(value: Any) -> bool:
+    # `type` and not isinstance: True is an int. Readers hold counts in int64.
     return type(value) is int and 0 <= value < 1 << 63
 
 
-def _is_text(value: Any) -> bool:
-    """Whether a value is a string that can be written as UTF-8: half a surrogate pair cannot."""
+def _is_string(value: Any) -> bool:
+    """Return whether a value is a string that UTF-8 can encode: half a surrogate pair cannot."""
     return isinstance(value, str) and (value.isascii() or not _SURROGATE.search(value))
 
 
 def _are_counts(value: Any) -> bool:
-    return isinstance(value, dict) and all(_is_text(k) and _is_count(n) for k, n in value.items())
+    return isinstance(value, dict) and all(_is_string(k) and _is_count(n) for k, n in value.items())
 
 
 def _is_json(value: Any, levels: int = 32) -> bool:
-    """Whether a JSON value can be written again: it is not nested too deeply, and all is text."""
+    """Return whether a JSON value can be written again: not nested too deeply, and valid UTF-8."""
     if isinstance(value, dict):
         return levels > 0 and all(
-            _is_text(key) and _is_json(item, levels - 1) for key, item in value.items()
+            _is_string(key) and _is_json(item, levels - 1) for key, item in value.items()
         )
     if isinstance(value, list):
         return levels > 0 and all(_is_json(item, levels - 1) for item in value)
-    return not isinstance(value, str) or _is_text(value)
+    return not isinstance(value, str) or _is_string(value)
 
 
-_types_of = lru_cache(get_type_hints)
+_types_of_fields = lru_cache(get_type_hints)
 _SURROGATE = re.compile("[\ud800-\udfff]")
+# Declared type of a field -> its description, and the test for a JSON value of this type.
 _TYPES: dict[Any, tuple[str, Callable[[Any], bool]]] = {
-    str: ("text", _is_text),
+    str: ("text", _is_string),
     int: ("a whole number from 0 to 2^63 - 1", _is_count),
-    str | None: ("text or null", lambda value: value is None or _is_text(value)),
+    str | None: ("text or null", lambda value: value is None or _is_string(value)),
     int | None: ("a whole number or null", lambda value: value is None or _is_count(value)),
     dict[str, int]: ("an object of whole numbers from 0 to 2^63 - 1", _are_counts),
     dict[str, Any]: (
-        "an object that can be read",
+        "an object of valid strings that is not nested too deeply",
         lambda value: isinstance(value, dict) and _is_json(value),
     ),
 }
-"""Declared type of a field -> the type in words, and whether a JSON value is of it."""
+# Field of `tokenizer` that readers use -> its type, and whether it is required.
 _TOKENIZER_FIELDS = {
     "name": (str, True),
     "fingerprint": (str, True),
@@ -362,4 +391,3 @@ _TOKENIZER_FIELDS = {
     "eos_token_id": (int | None, False),
     "pad_token_id": (int | None, False),
 }
-"""Field of `tokenizer` that readers use -> its type, and whether it must be there."""

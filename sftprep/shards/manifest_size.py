@@ -1,5 +1,8 @@
-"""How large the manifest of a build will be, before the work starts: what cannot be read again is
-not written."""
+"""An upper bound for the size of a manifest, known before the work of a build starts.
+
+A manifest larger than LARGEST_MANIFEST could not be read again. A build that would need one is
+refused at its start and not at its commit, when all the work is done.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +12,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 from sftprep.config.validation import FormatName
-from sftprep.errors import ConfigError
+from sftprep.errors import ConfigError, setting
 from sftprep.shards.layout import LARGEST_MANIFEST
 from sftprep.shards.manifest import Accounting, InputInfo, Manifest, ShardInfo
 
+# The largest count that is assumed. Where the inputs are numerous enough to make the manifest
+# large, their counts cannot be larger than this on average.
 _COUNT = 10**10 - 1
-"""What an ordinary count has at most. The manifest of so many inputs that its size matters cannot
-have larger ones on average."""
+# Bytes for the fields that are known only when the manifest is made: the totals and the plan.
 _UNKNOWN_BYTES = 64 * 1024
-"""Bytes for the fields that are only known when the manifest is made: the sums and the plan."""
 
 InputEntry = tuple[InputInfo, Sequence[str]]
-"""An entry of the manifest without its path, and the paths of the inputs that have such a one."""
+"""An entry of the manifest without its path, and the paths of the inputs with such an entry."""
 
 
 def expected_input(source: str, limit: int | None, reasons: Sequence[str] = ()) -> InputInfo:
     """Return an entry that is as large as that of an ordinary input, without its path.
 
     Args:
-        source: the name of its source.
-        limit: how many records of its source are read at most.
-        reasons: counts by reason that many inputs will have, such as `left_out.held_out`.
+        source: The name of its source.
+        limit: The most records that are read of its source.
+        reasons: Counts by reason that many inputs will have, such as `left_out.held_out`.
     """
     names = [f.name for f in dataclasses.fields(Accounting) if f.default is not dataclasses.MISSING]
-    accounting = Accounting.of(dict.fromkeys([*names, *reasons], _COUNT))
+    accounting = Accounting.from_counts(dict.fromkeys([*names, *reasons], _COUNT))
     return InputInfo(
         path="",
         bytes=_COUNT,
@@ -50,20 +53,21 @@ def expected_input(source: str, limit: int | None, reasons: Sequence[str] = ()) 
 def manifest_sizes(
     known: Mapping[str, Any], entries: Iterable[InputEntry], shards: int = 1
 ) -> dict[str, int]:
-    """Return the bytes that each part of a manifest takes at most.
+    """Return the most bytes that each part of a manifest takes.
 
     Args:
-        known: the fields that are known, but for inputs and shards.
-        entries: those of its inputs.
-        shards: how many there are.
+        known: The fields that are known already, except for inputs and shards.
+        entries: The entries of its inputs.
+        shards: The number of shards.
     """
     config = known.get("config", {})
     sizes = {f"config.{name}": _encoded_bytes({"": {name: config[name]}}) for name in config}
     sizes |= {name: _encoded_bytes({name: known[name]}) for name in known if name != "config"}
     sizes |= {"inputs": 0, "sources": 0}
     for info, paths in entries:
-        bare = dataclasses.asdict(dataclasses.replace(info, path="", source=""))
-        sizes["inputs"] += len(paths) * _item_bytes(bare)
+        # Encoded once for all inputs of a kind: there may be a million of them.
+        shared = dataclasses.asdict(dataclasses.replace(info, path="", source=""))
+        sizes["inputs"] += len(paths) * _item_bytes(shared)
         sizes["inputs"] += sum(map(_string_bytes, paths))
         sizes["sources"] += len(paths) * _string_bytes(info.source)
     shard = ShardInfo(
@@ -82,15 +86,15 @@ def manifest_sizes(
 def check_manifest_size(
     known: Mapping[str, Any], entries: Iterable[InputEntry], shards: int = 1
 ) -> None:
-    """Check that the manifest of a build will not be larger than what `read_manifest` takes.
+    """Check that `read_manifest` will accept the manifest of a build.
 
     Args:
-        known: as for `manifest_sizes`.
-        entries: the same.
-        shards: how many there are at least.
+        known: As for `manifest_sizes`.
+        entries: As for `manifest_sizes`.
+        shards: The least number of shards.
 
     Raises:
-        ConfigError: it may be.
+        ConfigError: The manifest may be too large.
     """
     sizes = manifest_sizes(known, entries, shards)
     if sum(sizes.values()) > LARGEST_MANIFEST:
@@ -101,7 +105,7 @@ def manifest_bytes(manifest: Manifest) -> bytes:
     """Return the bytes of a manifest.
 
     Raises:
-        ConfigError: there are more of them than `read_manifest` takes.
+        ConfigError: It is larger than `read_manifest` accepts.
     """
     content = manifest.to_json()
     if len(content) > LARGEST_MANIFEST:
@@ -114,12 +118,13 @@ def manifest_bytes(manifest: Manifest) -> bytes:
 
 
 def _encoded_bytes(value: object) -> int:
+    # The arguments are those of `Manifest.to_json`; its size is what is estimated.
     encoded = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, default=str)
     return len(encoded.encode("utf-8", "surrogatepass"))
 
 
 def _item_bytes(item: object) -> int:
-    """Return what one more item of `inputs` or `shards` takes."""
+    """Return the bytes that one more item of `inputs` or `shards` adds."""
     return _encoded_bytes({"": [item]}) - _encoded_bytes({"": []})
 
 
@@ -127,43 +132,48 @@ def _string_bytes(text: str) -> int:
     return len(json.dumps(text, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
 
+# Part of a manifest that may be large -> its description, and what makes it smaller.
 _PARTS = {
     "inputs": ("the entries of the inputs", "join small input files, or make several builds"),
     "sources": (
-        "the names of the sources, which stand in the entry of each input",
-        "give each source a short name (--config, sources:)",
+        "the names of the sources, which the entry of each input repeats",
+        "use a short name for each source of the mixture",
     ),
-    "shards": ("the entries of the shards", "raise --shard-tokens, or make several builds"),
-    "chat_template": ("the chat template", "give a shorter one with --chat-template"),
+    "shards": (
+        "the entries of the shards",
+        f"raise {setting('shard_tokens')}, or make several builds",
+    ),
+    "chat_template": ("the chat template", f"use a shorter one with {setting('chat_template')}"),
     "config.inputs": (
         "the names of the inputs",
-        "name folders or patterns instead of files, or make several builds",
+        "specify folders or patterns instead of files, or make several builds",
     ),
     "config.eval_input": (
         "the names of the evaluation inputs",
-        "name folders or patterns instead of files",
+        "specify folders or patterns instead of files",
     ),
     "config.sources": (
-        "the setting sources",
-        "name folders or patterns instead of files, and shorten what the sources say",
+        "the sources of the mixture",
+        "specify folders or patterns instead of files, and shorten the entries of the sources",
     ),
 }
-"""Parts of a manifest that may be large -> how they are called, and what makes them smaller."""
 
 
 def _too_large(size: int, sizes: Mapping[str, int]) -> ConfigError:
-    """Name the parts that make a manifest too large, the largest first."""
+    """Return an error that names the parts that make a manifest too large, the largest first."""
     largest = sorted(sizes, key=lambda part: -sizes[part])
+    # At most three parts, and none below an eighth of the largest: shortening it would not help.
     large = [part for part in largest if sizes[part] * 8 >= sizes[largest[0]]][:3]
-    shown, remedies = [], []
+    descriptions, remedies = [], []
     for part in large:
-        setting = part.removeprefix("config.")
-        option = f"--{setting.replace('_', '-')}" if setting != part else setting
-        what, remedy = _PARTS.get(part, (option, f"shorten {option}"))
-        shown.append(f"{what} ({sizes[part] / 2**20:,.1f} MiB)")
+        name = part.removeprefix("config.")
+        option = setting(name) if name != part else name
+        description, remedy = _PARTS.get(part, (option, f"shorten {option}"))
+        descriptions.append(f"{description} ({sizes[part] / 2**20:,.1f} MiB)")
         remedies.append(remedy)
     return ConfigError(
         f"the manifest of this build would have {size / 2**20:,.1f} MiB, and"
-        f" {LARGEST_MANIFEST >> 20} MiB at most can be read; most of it are {', '.join(shown)}",
+        f" {LARGEST_MANIFEST >> 20} MiB at most can be read; the largest parts are"
+        f" {', '.join(descriptions)}",
         remedy="; ".join(dict.fromkeys(remedies)),
     )

@@ -1,7 +1,8 @@
-"""Recognition of files that builds wrote, by their content.
+"""Recognition of files that a build wrote, by their content.
 
-A file with one of our names may still belong to a user. A build removes or replaces a file in its
-work folder, and one that a build puts in place, only if the content shows that a build wrote it.
+A file with a name that builds use may still belong to the user. A build removes or replaces a file
+in its work folder, or at the final path of one of its files, only if the content shows that a build
+wrote it.
 """
 
 from __future__ import annotations
@@ -30,18 +31,18 @@ from sftprep.shards.layout import (
 from sftprep.shards.locks import is_lock_content
 from sftprep.shards.schema import SHARD_PATTERN
 
-_LARGEST_LINE = 64 * 1024 * 1024
+_LARGEST_LINE = 64 * 1024 * 1024  # bytes; a file without line ends is not read into memory
 _ARROW_START = b"ARROW1\0\0"
 _COMMIT_KEY = "sftprep_commit"
 _REJECTED_KEYS = {"file", "line", "column", "reason", "message", "excerpt"}
 
 
 def is_work_file(work: Path, name: str) -> bool:
-    """Whether a regular file in a work folder was written by a build.
+    """Return whether a build wrote a regular file in a work folder.
 
     Args:
-        work: the work folder.
-        name: the path of the file, relative to it.
+        work: The work folder.
+        name: The path of the file, relative to the work folder.
     """
     if is_temporary_name(os.path.basename(name)):
         return True
@@ -50,15 +51,15 @@ def is_work_file(work: Path, name: str) -> bool:
 
 
 def is_final_file(path: Path) -> bool:
-    """Whether a file with the name of one that a commit puts in place was written by a build."""
+    """Return whether a build wrote the file at a path to which a commit moves a file."""
     if path.name == MANIFEST_NAME:
         return has_manifest(path)
     return _is_rejected(path) if path.name == REJECTED_NAME else is_shard(path)
 
 
 def is_shard(path: Path) -> bool:
-    """Whether a file is a shard of a build, by the schema at its start."""
-    schema = _arrow_schema(path)
+    """Return whether a file is a shard of a build, according to the schema at its start."""
+    schema = _read_arrow_schema(path)
     return schema is not None and (
         {"input_ids", "completion_mask", "seq_lengths", "origin"} <= set(schema.names)
         and b"huggingface" in (schema.metadata or {})
@@ -66,12 +67,16 @@ def is_shard(path: Path) -> bool:
 
 
 def commit_bytes(names: list[str]) -> bytes:
-    """Return the content of `commit.json` for the paths that a commit puts in place or removes."""
+    """Return the content of `commit.json`.
+
+    Args:
+        names: The paths that the commit puts into place or removes.
+    """
     return json.dumps({_COMMIT_KEY: names}).encode()
 
 
 def committed_names(path: Path) -> list[str] | None:
-    """Return the paths in a `commit.json`; None where a build did not write the file."""
+    """Return the paths in a `commit.json`, or None if no build wrote the file."""
     try:
         names = json.loads(path.read_bytes())[_COMMIT_KEY]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -89,15 +94,19 @@ def _is_lock(path: Path) -> bool:
 
 
 def _is_spill(path: Path) -> bool:
-    """Whether a file is a spill, whole or torn by a crash of the machine."""
-    schema = _arrow_schema(path)
+    """Return whether a file is a spill, complete or torn by a crash of the machine."""
+    schema = _read_arrow_schema(path)
     if schema is None:
         return _is_zeros(path)
+    # Spills are recognized by the keys of their metadata, see pipeline/spill.py.
     return "origin" in schema.names and {b"facts", b"digest"} <= (schema.metadata or {}).keys()
 
 
 def _is_zeros(path: Path) -> bool:
-    """Whether a file holds nothing: spills are not synced, and a crash may leave them like this."""
+    """Return whether a file holds only zero bytes.
+
+    Spills are not synced to the disk, so a crash of the machine may leave one like this.
+    """
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
             if chunk.strip(b"\0"):
@@ -105,9 +114,9 @@ def _is_zeros(path: Path) -> bool:
     return True
 
 
-def _arrow_schema(path: Path) -> Any:
-    """Return the schema at the start of an Arrow file; None where there is none."""
-    import pyarrow as pa
+def _read_arrow_schema(path: Path) -> Any:
+    """Return the schema at the start of an Arrow file, or None for another file."""
+    import pyarrow as pa  # imported late: programs that only read a manifest do not need it
 
     try:
         with pa.OSFile(str(path)) as file:
@@ -119,34 +128,35 @@ def _arrow_schema(path: Path) -> Any:
 
 
 def _is_rejected(path: Path) -> bool:
-    """Whether each line of a file says of a record why it was rejected, and there is one."""
-    found = False
+    """Return whether every line of a file describes a rejected record, and there is a line."""
+    has_entry = False
     try:
         with open(path, "rb") as file:
             while line := file.readline(_LARGEST_LINE):
                 entry = json.loads(line)
                 if not (isinstance(entry, dict) and entry.keys() == _REJECTED_KEYS):
                     return False
-                found = True
+                has_entry = True
     except (OSError, ValueError, RecursionError):
         return False
-    return found
+    return has_entry
 
 
 def _starts_with(*keys: str) -> Callable[[Path], bool]:
-    """Return a test for a file whose first line is a JSON object with these keys."""
+    """Return a test for files whose first line is a JSON object with these keys."""
 
     def test(path: Path) -> bool:
         try:
             with open(path, "rb") as file:
-                found = json.loads(file.readline(_LARGEST_LINE))
+                first_line = json.loads(file.readline(_LARGEST_LINE))
         except (OSError, ValueError, RecursionError):
             return False
-        return isinstance(found, dict) and set(keys) <= found.keys()
+        return isinstance(first_line, dict) and set(keys) <= first_line.keys()
 
     return test
 
 
+# Pattern for the name of a file in a work folder -> the test for its content.
 _TESTS: tuple[tuple[re.Pattern[str], Callable[[Path], bool]], ...] = (
     (re.compile(re.escape(MARKER_NAME)), is_marker),
     (re.compile(re.escape(LOCK_NAME)), _is_lock),
@@ -157,4 +167,3 @@ _TESTS: tuple[tuple[re.Pattern[str], Callable[[Path], bool]], ...] = (
     (re.compile(SPILL_PATTERN), _is_spill),
     (re.compile(rf"({SHARD_FOLDER}|{EVAL_FOLDER})/{SHARD_PATTERN}"), is_shard),
 )
-"""Names of files in a work folder, and how the content of each is recognised."""

@@ -1,4 +1,4 @@
-"""Reading a build back: memory-mapped, in any order, columns as NumPy views."""
+"""Reading of builds: memory-mapped, in any order, with columns as NumPy views."""
 
 from __future__ import annotations
 
@@ -14,44 +14,58 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from sftprep.errors import ManifestError, ShardError
+from sftprep.errors import ManifestError, ShardError, setting
 from sftprep.shards.layout import MANIFEST_NAME, SHARD_FOLDER
 from sftprep.shards.manifest import Manifest, ShardInfo, read_manifest
 from sftprep.shards.schema import numpy_view, position_dtype, shard_schema
-from sftprep.shards.writer import positions_of
+from sftprep.shards.writer import make_position_ids
+
+# The second remedy is shown only by front ends that can replace a build.
+_BUILD_AGAIN = (
+    "copy the folder again (`sftprep verify DIR` checks every shard)",
+    f"build it again with {setting('overwrite', True)}",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Pack:
     """One row of a shard: several sequences, one after the other.
 
-    input_ids int32 [T]; position_ids uint16 or int32 [T]; completion_mask bool [T]; seq_lengths
-    int32 [S], summing to T; origin int64 [S]; loss_weights float32 [T], what each token weighs in
-    the loss, None where every trained one weighs 1. All but completion_mask (which is stored as
-    bits) and derived position_ids are views of the file.
+    In a pack of `open_shards`, all arrays are read-only views of the memory-mapped file, except for
+    `completion_mask`, which is stored as bits, and for position ids that are not stored.
+
+    Example:
+        A pack of the sequences [5, 6] and [7]:
+        input_ids = [5, 6, 7], position_ids = [0, 1, 0], seq_lengths = [2, 1]
     """
 
-    input_ids: NDArray[np.int32]
-    position_ids: NDArray[Any]
-    completion_mask: NDArray[np.bool_]
-    seq_lengths: NDArray[np.int32]
-    origin: NDArray[np.int64]
+    input_ids: NDArray[np.int32]  # [T], the tokens of all sequences
+    position_ids: NDArray[Any]  # uint16 or int32 [T], restarts at 0 with each sequence
+    completion_mask: NDArray[np.bool_]  # [T], True = trained
+    seq_lengths: NDArray[np.int32]  # [S], sums to T
+    origin: NDArray[np.int64]  # [S], ordinal of the record; see `Manifest.locate`
+    # [T], weight of each token in the loss, 0 = not trained; None if every trained one weighs 1
     loss_weights: NDArray[np.float32] | None = None
 
 
 def open_shards(folder: str | os.PathLike[str], *, verify: bool = True) -> Shards:
     """Open a finished build for reading.
 
-    verify: check a shard's digest when it is first touched (some 20 GB/s), so that a damaged one is
-    an error and never wrong tokens. Raises ManifestError where the folder is no finished build,
-    ShardError where a shard is missing or cut.
+    Args:
+        folder: The output folder of the build.
+        verify: Whether to check the digest of each shard when it is first accessed (about 20 GB/s),
+            so that damage is an error and never wrong tokens.
+
+    Raises:
+        ManifestError: The folder is not a finished build.
+        ShardError: A shard is missing or has another size.
     """
     root = Path(folder)
     manifest = read_manifest(root)
-    if (held := sum(info.rows for info in manifest.shards)) != manifest.rows:
+    if (listed_rows := sum(info.rows for info in manifest.shards)) != manifest.rows:
         raise ManifestError(
             f"{root / MANIFEST_NAME} is damaged: rows is {manifest.rows}, and the shards that it"
-            f" lists have {held}",
+            f" lists have {listed_rows}",
             remedy=_BUILD_AGAIN,
         )
     for info in manifest.shards:
@@ -60,13 +74,17 @@ def open_shards(folder: str | os.PathLike[str], *, verify: bool = True) -> Shard
 
 
 class Shards:
-    """A build, as a sequence of packs: `len(shards)`, `shards[i]`, iteration. Cheap to make, safe
-    to send to a process."""
+    """A build as a sequence of packs: `len(shards)`, `shards[i]`, iteration.
+
+    An object is cheap to create, and can be pickled for another process, which opens the files
+    itself.
+    """
 
     def __init__(self, root: Path, manifest: Manifest, *, verify: bool) -> None:
         self.root, self.manifest, self.verify = root, manifest, verify
+        # Index of the first pack after each shard.
         self._ends = np.cumsum([info.rows for info in manifest.shards], dtype=np.int64)
-        self._open: dict[int, _Columns] = {}
+        self._open: dict[int, _Columns] = {}  # shards accessed so far, by number
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -74,15 +92,15 @@ class Shards:
     def __getitem__(self, index: int) -> Pack:
         columns, row = self._find(index)
         seq_lengths = columns.row("seq_lengths", row)
-        positions = (
+        position_ids = (
             columns.row("position_ids", row)
             if "position_ids" in columns.values
-            else positions_of(seq_lengths, position_dtype(self.manifest.max_length))
+            else make_position_ids(seq_lengths, position_dtype(self.manifest.max_length))
         )
         weights = columns.row("loss_weights", row) if "loss_weights" in columns.values else None
         return Pack(
             columns.row("input_ids", row),
-            positions,
+            position_ids,
             columns.mask(row),
             seq_lengths,
             columns.row("origin", row),
@@ -96,16 +114,23 @@ class Shards:
         return (_reopen, (str(self.root), self.manifest, self.verify))
 
     def seq_lengths(self, index: int) -> NDArray[np.int32]:
-        """Lengths of the sequences in pack `index`: int32 [S], a view; touches none of its
-        tokens."""
+        """Return the lengths of the sequences in a pack, without reading its tokens.
+
+        Args:
+            index: The index of the pack.
+
+        Returns:
+            int32 [S], a view of the file.
+        """
         columns, row = self._find(index)
         return columns.row("seq_lengths", row)
 
     def _find(self, index: int) -> tuple[_Columns, int]:
-        at = index + len(self) if index < 0 else index
-        if not 0 <= at < len(self):
+        """Return the shard that holds a pack, opened, and the row of the pack in it."""
+        pack = index + len(self) if index < 0 else index
+        if not 0 <= pack < len(self):
             raise IndexError(f"pack {index} of {len(self)}")
-        shard = int(np.searchsorted(self._ends, at, side="right"))
+        shard = int(np.searchsorted(self._ends, pack, side="right"))
         if shard not in self._open:
             info = self.manifest.shards[shard]
             self._open[shard] = _Columns(
@@ -114,54 +139,57 @@ class Shards:
                 self.manifest.max_length,
                 verify=self.verify,
             )
-        return self._open[shard], at - int(self._ends[shard] - self.manifest.shards[shard].rows)
+        return self._open[shard], pack - int(self._ends[shard] - self.manifest.shards[shard].rows)
 
 
 class _Columns:
-    """The flat values and offsets of one shard's columns, as views of its memory map."""
+    """The columns of one shard, as views of its memory map."""
 
     def __init__(self, path: Path, info: ShardInfo, max_length: int, *, verify: bool) -> None:
         batch = map_shard(path, info, max_length, verify=verify)
-        self.offsets: dict[str, NDArray[np.int32]] = {}
-        self.values: dict[str, NDArray[Any]] = {}
+        self.offsets: dict[str, NDArray[np.int32]] = {}  # [rows + 1], by name of the column
+        self.values: dict[str, NDArray[Any]] = {}  # of all rows; without the mask
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             self.offsets[name] = numpy_view(column.offsets)
             if pa.types.is_boolean(column.values.type):
+                # The mask stays packed: unpacking all of it would take 8 times the memory.
                 self._bits = np.frombuffer(column.values.buffers()[1], dtype=np.uint8)
             else:
                 self.values[name] = numpy_view(column.values)
 
     def row(self, name: str, row: int) -> NDArray[Any]:
+        """Return the values of a column in one row, a view."""
         offsets = self.offsets[name]
         return self.values[name][offsets[row] : offsets[row + 1]]
 
     def mask(self, row: int) -> NDArray[np.bool_]:
+        """Return the completion mask of one row, bool [T], unpacked from bits."""
         start, end = (
             int(self.offsets["completion_mask"][row]),
             int(self.offsets["completion_mask"][row + 1]),
         )
-        first = start // 8
-        bits = np.unpackbits(self._bits[first : (end + 7) // 8], bitorder="little")
-        return bits[start - 8 * first : end - 8 * first].view(np.bool_)
+        first_byte = start // 8
+        bits = np.unpackbits(self._bits[first_byte : (end + 7) // 8], bitorder="little")
+        return bits[start - 8 * first_byte : end - 8 * first_byte].view(np.bool_)
 
 
 def map_shard(path: Path, info: ShardInfo, max_length: int, *, verify: bool) -> pa.RecordBatch:
-    """Map a shard and return its one record batch.
+    """Map a shard into memory and return its record batch.
 
-    Its columns have the types of a shard, and their offsets fit each other, so that rows can be
-    read without looking at them again.
+    The schema is that of a shard, and the offsets of its columns are consistent, so rows can be
+    read without further checks.
 
     Args:
-        path: the file.
-        info: what the manifest says of it.
-        max_length: tokens of a pack at most; the type of position ids depends on it.
-        verify: compare the digest of the file too.
+        path: The file.
+        info: Its entry in the manifest.
+        max_length: Tokens per pack at most, which determines the type of position ids.
+        verify: Whether to check the digest of the file too.
 
     Raises:
-        ShardError: the file is missing, of another size, unlike its digest, or not a shard.
+        ShardError: The file is missing, has another size or digest, or is not a shard.
     """
-    # A file that is shorter than its map kills the process that reads it, so its size is looked at
-    # first.
+    # The size is checked first: a file that is shorter than its map would kill the process with
+    # SIGBUS when the missing part is read.
     _check_size(path, info)
     try:
         source = pa.memory_map(str(path))
@@ -176,30 +204,30 @@ def map_shard(path: Path, info: ShardInfo, max_length: int, *, verify: bool) -> 
                 remedy=_BUILD_AGAIN,
             )
         names = reader.schema.names
-        wanted = shard_schema(
+        expected = shard_schema(
             max_length,
             position_ids="position_ids" in names,
             loss_weights="loss_weights" in names,
         )
-        if not reader.schema.equals(wanted):
+        if not reader.schema.equals(expected):
             raise ShardError(
-                f"{path}: its columns are {names}, of other types than a shard has",
+                f"{path}: its columns are {names}, of other types than those of a shard",
                 remedy=_BUILD_AGAIN,
             )
         batch = reader.get_batch(0)
         batch.validate(full=True)
-        problem = next(_layout_problems(batch, info), None)
+        problem = next(_find_layout_problems(batch, info), None)
     except (pa.ArrowException, OSError, ValueError) as error:
-        # Arrow raises ValueError too, for a name that is not UTF-8.
+        # Arrow raises ValueError too, for example for a name that is not UTF-8.
         raise ShardError(f"{path} is damaged: {error}", remedy=_BUILD_AGAIN) from error
     if problem:
         raise ShardError(f"{path}: {problem}", remedy=_BUILD_AGAIN)
     return batch
 
 
-def _layout_problems(batch: pa.RecordBatch, info: ShardInfo) -> Iterator[str]:
-    """Yield what is wrong with the offsets and lengths of a shard; each check relies on those
-    before it."""
+def _find_layout_problems(batch: pa.RecordBatch, info: ShardInfo) -> Iterator[str]:
+    """Yield the problems with offsets, lengths and ids; each check relies on the ones before it."""
+    # Rows, and the values that they cover.
     if batch.num_rows != info.rows:
         yield f"it has {batch.num_rows} rows, and the manifest says {info.rows}"
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
@@ -209,23 +237,29 @@ def _layout_problems(batch: pa.RecordBatch, info: ShardInfo) -> Iterator[str]:
         offsets = numpy_view(column.offsets)
         if offsets[0] != 0 or offsets[-1] != len(column.values):
             yield f"the rows of {name} do not hold all of its values"
+
+    # Columns with one value per token have equal offsets, and so have those with one per sequence.
     token_offsets = numpy_view(columns["input_ids"].offsets)
     pack_offsets = numpy_view(columns["seq_lengths"].offsets)
     for name, column in columns.items():
         same_as = "seq_lengths" if name in ("seq_lengths", "origin") else "input_ids"
         if not np.array_equal(numpy_view(column.offsets), numpy_view(columns[same_as].offsets)):
             yield f"{name} and {same_as} have other lengths"
+
+    # The sequences of a pack cover its tokens.
     seq_lengths = numpy_view(columns["seq_lengths"].values)
-    for at in np.flatnonzero(seq_lengths < 1):
-        row = int(np.searchsorted(pack_offsets, at, side="right")) - 1
-        yield f"row {row}: a sequence of {seq_lengths[at]} tokens"
+    for index in np.flatnonzero(seq_lengths < 1):
+        row = int(np.searchsorted(pack_offsets, index, side="right")) - 1
+        yield f"row {row}: a sequence of {seq_lengths[index]} tokens"
     ends = np.concatenate(([0], np.cumsum(seq_lengths, dtype=np.int64)))
-    for at in np.flatnonzero(ends[pack_offsets] != token_offsets):
-        yield f"row {at - 1}: its seq_lengths do not sum to its length"
+    for index in np.flatnonzero(ends[pack_offsets] != token_offsets):
+        yield f"row {index - 1}: its seq_lengths do not sum to its length"
+
+    # A negative id would index an embedding from its end, without an error.
     ids = numpy_view(columns["input_ids"].values)
-    for at in np.flatnonzero(ids < 0):
-        row = int(np.searchsorted(token_offsets, at, side="right")) - 1
-        yield f"row {row}: the token id {ids[at]}"
+    for index in np.flatnonzero(ids < 0):
+        row = int(np.searchsorted(token_offsets, index, side="right")) - 1
+        yield f"row {row}: the token id {ids[index]}"
 
 
 def _check_size(path: Path, info: ShardInfo) -> None:
@@ -234,7 +268,7 @@ def _check_size(path: Path, info: ShardInfo) -> None:
     except OSError as error:
         raise ShardError(f"{path} is missing", remedy=_BUILD_AGAIN) from error
     if not stat.S_ISREG(status.st_mode):
-        # Opening a pipe would wait for who writes to it.
+        # Opening a pipe would block until another process writes to it.
         raise ShardError(f"{path} is not a regular file", remedy=_BUILD_AGAIN)
     size = status.st_size
     if size != info.bytes:
@@ -245,9 +279,3 @@ def _check_size(path: Path, info: ShardInfo) -> None:
 
 def _reopen(root: str, manifest: Manifest, verify: bool) -> Shards:
     return Shards(Path(root), manifest, verify=verify)
-
-
-_BUILD_AGAIN = (
-    "copy the folder again, or build it again with --overwrite; `sftprep verify DIR` checks every"
-    " shard"
-)

@@ -1,13 +1,13 @@
-"""What a shard holds: the columns, their types, and the metadata that `datasets` reads.
+"""The schema of a shard: its columns, their types, and the metadata that `datasets` reads.
 
-| column | type | |
+| column | type | content |
 |---|---|---|
 | input_ids | list<int32> | tokens of the pack |
-| position_ids | list<uint16>, int32 above 65,535 | 0 .. len-1 of each sequence; may be left out |
+| position_ids | list<uint16>, int32 above 65,535 | 0 .. len-1 of each sequence; optional |
 | completion_mask | list<bool> | True = trained |
 | seq_lengths | list<int32> | length of each sequence in the pack |
-| origin | list<int64> | ordinal of the record of each sequence; the manifest gives file and line |
-| loss_weights | list<float32> | weight in the loss, 0 = not trained; only where one is not 1 |
+| origin | list<int64> | ordinal of the record of each sequence; see `Manifest.locate` |
+| loss_weights | list<float32> | weight in the loss, 0 = not trained; absent if all weights are 1 |
 """
 
 from __future__ import annotations
@@ -22,22 +22,21 @@ from numpy.typing import DTypeLike, NDArray
 
 SHARD_PATTERN = r"shard-\d{5,}-[0-9a-f]{16}\.arrow"
 SHARD_NAME = re.compile(SHARD_PATTERN)
-"""Names a manifest may list, to be matched with `fullmatch`: nothing that leads out of the
-folder."""
+"""Names that a manifest may list, for `fullmatch`: none of them leads out of the folder."""
 
 LARGEST_UINT16_LENGTH = 65_535
 
 
 def position_dtype(max_length: int) -> DTypeLike:
-    """The NumPy type of stored position ids."""
+    """Return the NumPy type of stored position ids."""
     return np.uint16 if max_length <= LARGEST_UINT16_LENGTH else np.int32
 
 
 def arrow_array(values: NDArray[Any]) -> pa.Array:
-    """NumPy integers or booleans as an Arrow array, integers without a copy.
+    """Return NumPy integers, floats or booleans as an Arrow array; only booleans are copied.
 
-    `pa.array` does the same, but looks for pandas first, and importing that takes longer than a
-    small build.
+    `pa.array` does the same, but tries to import pandas first, which takes longer than a small
+    build.
     """
     if values.dtype == np.bool_:
         return pa.Array.from_buffers(
@@ -51,8 +50,10 @@ def arrow_array(values: NDArray[Any]) -> pa.Array:
 
 
 def numpy_view(array: pa.Array) -> NDArray[Any]:
-    """Arrow integers without nulls as NumPy, without a copy; booleans come unpacked. The way back
-    of `arrow_array`."""
+    """Return an Arrow array without nulls as NumPy; inverse of `arrow_array`.
+
+    Numbers are not copied. Booleans are unpacked, since Arrow stores them as bits.
+    """
     data = array.buffers()[1]
     if pa.types.is_boolean(array.type):
         bits = np.frombuffer(data or b"", dtype=np.uint8)
@@ -64,7 +65,13 @@ def numpy_view(array: pa.Array) -> NDArray[Any]:
 
 
 def shard_schema(max_length: int, *, position_ids: bool, loss_weights: bool = False) -> pa.Schema:
-    """The Arrow schema of a shard, with the feature description that `datasets` looks for."""
+    """Return the Arrow schema of a shard, with the description of features for `datasets`.
+
+    Args:
+        max_length: Tokens per pack at most, which determines the type of position ids.
+        position_ids: Whether the shard has the column `position_ids`.
+        loss_weights: Whether the shard has the column `loss_weights`.
+    """
     types = {
         "input_ids": pa.int32(),
         "completion_mask": pa.bool_(),
@@ -75,6 +82,7 @@ def shard_schema(max_length: int, *, position_ids: bool, loss_weights: bool = Fa
         types["position_ids"] = pa.from_numpy_dtype(position_dtype(max_length))
     if loss_weights:
         types["loss_weights"] = pa.float32()
+    # The order of columns is part of the bytes of a shard, and so of its name.
     columns = (
         "input_ids",
         "position_ids",
@@ -84,7 +92,7 @@ def shard_schema(max_length: int, *, position_ids: bool, loss_weights: bool = Fa
         "loss_weights",
     )
     order = [name for name in columns if name in types]
-    # Arrow says "float" where `datasets` says "float32".
+    # Arrow's name for the type is "float" where that of `datasets` is "float32".
     dtypes = {
         name: "float32" if types[name] == pa.float32() else str(types[name]) for name in order
     }

@@ -1,5 +1,4 @@
-"""Is a build whole? Digests, schema and invariants of every shard, and the accounts of the
-manifest."""
+"""Verification of a build: digests, schema and invariants of each shard, and the ledger."""
 
 from __future__ import annotations
 
@@ -19,122 +18,137 @@ from sftprep.shards.layout import EVAL_FOLDER, SHARD_FOLDER
 from sftprep.shards.manifest import Accounting, Manifest, ShardInfo, read_manifest
 from sftprep.shards.reader import map_shard
 from sftprep.shards.schema import numpy_view, position_dtype
-from sftprep.shards.writer import count_targets, positions_of
+from sftprep.shards.writer import count_targets, make_position_ids
 
 
 @dataclass(slots=True)
 class Verification:
-    """What `verify` found. problems: empty for a build that is whole."""
+    """The result of `verify`: totals of the shards that could be read, and the problems."""
 
     folder: Path
     shards: int = 0
-    rows: int = 0
+    rows: int = 0  # packs
     tokens: int = 0
     sequences: int = 0
     trained_tokens: int = 0
-    problems: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # empty if the build is intact
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether the build has no problem."""
         return not self.problems
 
 
 def verify(
     folder: str | os.PathLike[str], *, progress: Callable[[int, int], None] = lambda *_: None
 ) -> Verification:
-    """Check a build, all of it. Raises ManifestError where the folder is no build; what is wrong
-    inside is in `problems`."""
+    """Check all of a build.
+
+    Args:
+        folder: The output folder of the build.
+        progress: Called after each shard, with the number of shards checked and of all shards.
+
+    Returns:
+        The totals and the problems; damage inside a build is a problem and not an exception.
+
+    Raises:
+        ManifestError: The folder is not a build.
+    """
     root = Path(folder)
     manifest = read_manifest(root)
-    found = Verification(root)
+    result = Verification(root)
     for number, info in enumerate(manifest.shards, 1):
         try:
-            _verify_shard(root / SHARD_FOLDER / info.name, info, manifest, found)
+            _verify_shard(root / SHARD_FOLDER / info.name, info, manifest, result)
         except ShardError as error:
-            found.problems.append(error.message)
+            result.problems.append(error.message)
         progress(number, len(manifest.shards))
-    accounts = manifest.accounting
-    found.problems += [
-        f"the manifest's accounts do not balance: {text} does not hold" for text in accounts.check()
+    accounting = manifest.accounting
+    result.problems += [
+        f"the ledger of the manifest does not balance: {equation} does not hold"
+        for equation in accounting.check()
     ]
-    found.problems += _input_problems(manifest)
-    found.problems += _unlisted_problems(root, manifest)
-    found.problems += _eval_problems(root, manifest)
+    result.problems += _find_input_problems(manifest)
+    result.problems += _find_unlisted_shards(root, manifest)
+    result.problems += _find_eval_problems(root, manifest)
     totals = {
-        "rows": (found.rows, manifest.rows),
-        "tokens": (found.tokens, manifest.tokens),
-        "sequences": (found.sequences, accounts.sequences + manifest.plan.get("cuts", 0)),
-        "trained tokens": (found.trained_tokens, manifest.trained_tokens),
+        "rows": (result.rows, manifest.rows),
+        "tokens": (result.tokens, manifest.tokens),
+        "sequences": (result.sequences, accounting.sequences + manifest.plan.get("cuts", 0)),
+        "trained tokens": (result.trained_tokens, manifest.trained_tokens),
     }
-    if found.shards == len(manifest.shards):
-        # Where a shard could not be read its rows are missing anyway, and saying so for each sum
-        # would hide what matters.
-        wrong = ((name, seen, said) for name, (seen, said) in totals.items() if seen != said)
-        found.problems += [
-            f"the shards hold {seen:,} {name}, the manifest says {said:,}"
-            for name, seen, said in wrong
+    # If a shard could not be read, no total can be right, and four more problems would hide the one
+    # that matters.
+    if result.shards == len(manifest.shards):
+        result.problems += [
+            f"the shards hold {found:,} {name}, the manifest says {expected:,}"
+            for name, (found, expected) in totals.items()
+            if found != expected
         ]
-    return found
+    return result
 
 
-def _input_problems(manifest: Manifest) -> list[str]:
-    """Whether the accounts of the inputs balance, and sum to those of the build; builds of version
-    1.0 have none."""
+def _find_input_problems(manifest: Manifest) -> list[str]:
+    """Return the ledgers of inputs that do not balance, or do not sum to that of the build."""
     if all(info.accounting == Accounting() for info in manifest.inputs):
-        return []
+        return []  # builds of version 1.0 have no ledger per input
     problems = [
-        f"the accounts of {info.path} do not balance: {text} does not hold"
+        f"the ledger of {info.path} does not balance: {equation} does not hold"
         for info in manifest.inputs
-        for text in info.accounting.check()
+        for equation in info.accounting.check()
     ]
-    summed: Counter[str] = Counter()
+    total: Counter[str] = Counter()
     for info in manifest.inputs:
-        summed.update(info.accounting.counts())
-    if Accounting.of(summed) != manifest.accounting:
-        problems.append("the accounts of the inputs do not sum to those of the build")
+        total.update(info.accounting.to_counts())
+    if Accounting.from_counts(total) != manifest.accounting:
+        problems.append("the ledgers of the inputs do not sum to that of the build")
     return problems
 
 
-def _unlisted_problems(root: Path, manifest: Manifest) -> list[str]:
-    """Whether the folders of shards hold others: a pattern such as shards/*.arrow reads them too.
+def _find_unlisted_shards(root: Path, manifest: Manifest) -> list[str]:
+    """Return the folders with shards that no manifest lists.
 
-    A build that was killed while it replaced another one leaves such files.
+    A build that was killed while it replaced another one leaves such files, and a program that
+    opens shards/*.arrow without the manifest would read them.
     """
     try:
-        evaluation = read_manifest(root / EVAL_FOLDER).shards
+        eval_shards = read_manifest(root / EVAL_FOLDER).shards
     except ManifestError:
-        evaluation = ()
-    listed = {SHARD_FOLDER: manifest.shards, f"{EVAL_FOLDER}/{SHARD_FOLDER}": evaluation}
+        eval_shards = ()
+    listed = {SHARD_FOLDER: manifest.shards, f"{EVAL_FOLDER}/{SHARD_FOLDER}": eval_shards}
     problems = []
     for folder, shards in listed.items():
         names = {path.name for path in (root / folder).glob("*.arrow")}
         if unlisted := sorted(names - {info.name for info in shards}):
             problems.append(
-                f"{root / folder} holds files that no manifest lists: {', '.join(unlisted)}; run "
-                "the build again with --overwrite, or move them away"
+                f"{root / folder} holds files that no manifest lists: {', '.join(unlisted)}; build"
+                " again with overwrite, or move them to another folder"
             )
     return problems
 
 
-def _eval_problems(root: Path, manifest: Manifest) -> list[str]:
-    """Whether the evaluation build beside this one belongs to it; it is verified by itself."""
+def _find_eval_problems(root: Path, manifest: Manifest) -> list[str]:
+    """Return whether the evaluation build is the one that this build was made with.
+
+    Its shards are not checked here: it is a build of its own, to be verified on its own.
+    """
     if not manifest.eval:
         return []
-    place = root / str(manifest.eval.get("folder", ""))
+    folder = root / str(manifest.eval.get("folder", ""))
     try:
-        digest = read_manifest(place).digest if place.parent == root else ""
+        # Only a direct subfolder: a manipulated manifest may name any path.
+        digest = read_manifest(folder).digest if folder.parent == root else ""
     except ManifestError as error:
         return [f"the evaluation build: {error.message}"]
     if digest == manifest.eval.get("digest"):
         return []
     return [
-        f"the evaluation build in {place} belongs to another build than this one: run the build"
+        f"the evaluation build in {folder} belongs to another build than this one: run the build"
         " again"
     ]
 
 
-def _verify_shard(path: Path, info: ShardInfo, manifest: Manifest, found: Verification) -> None:
+def _verify_shard(path: Path, info: ShardInfo, manifest: Manifest, result: Verification) -> None:
     batch = map_shard(path, info, manifest.max_length, verify=True)
     with open_regular_file(path) as file:
         digest = sha256()
@@ -142,12 +156,13 @@ def _verify_shard(path: Path, info: ShardInfo, manifest: Manifest, found: Verifi
             digest.update(chunk)
     if digest.hexdigest() != info.sha256:
         raise ShardError(f"{path}: its SHA-256 is not that of the manifest", remedy="")
-    _verify_rows(path, batch, manifest, found)
+    _verify_rows(path, batch, manifest, result)
 
 
 def _verify_rows(
-    path: Path, batch: pa.RecordBatch, manifest: Manifest, found: Verification
+    path: Path, batch: pa.RecordBatch, manifest: Manifest, result: Verification
 ) -> None:
+    """Check the values of a shard, whose layout `map_shard` has checked, and add up its totals."""
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     ids = numpy_view(columns["input_ids"].values)
     mask = numpy_view(columns["completion_mask"].values)
@@ -157,42 +172,50 @@ def _verify_rows(
     pack_offsets = numpy_view(columns["seq_lengths"].offsets).astype(np.int64)
     lines = sum(info.lines for info in manifest.inputs)
 
-    def row_of(sequence: int) -> int:
+    def row_of_sequence(sequence: int) -> int:
         return int(np.searchsorted(pack_offsets, sequence, side="right")) - 1
 
-    def problem(text: str) -> None:
-        found.problems.append(f"{path}: {text}")
+    def add_problem(text: str) -> None:
+        result.problems.append(f"{path}: {text}")
 
+    # Lengths of sequences and of packs. Each check reports the first violation only.
     if (wrong := np.flatnonzero(seq_lengths > manifest.max_length)).size:
-        problem(
-            f"row {row_of(wrong[0])}: a sequence of {seq_lengths[wrong[0]]} tokens (1 to"
+        add_problem(
+            f"row {row_of_sequence(wrong[0])}: a sequence of {seq_lengths[wrong[0]]} tokens (1 to"
             f" {manifest.max_length} are allowed)"
         )
-    if (wrong := np.flatnonzero(np.diff(token_offsets) > manifest.max_length)).size:
-        problem(
-            f"row {wrong[0]}: {np.diff(token_offsets)[wrong[0]]} tokens, more than"
-            f" {manifest.max_length}"
+    pack_lengths = np.diff(token_offsets)
+    if (wrong := np.flatnonzero(pack_lengths > manifest.max_length)).size:
+        add_problem(
+            f"row {wrong[0]}: {pack_lengths[wrong[0]]} tokens, more than {manifest.max_length}"
         )
+
+    # Values of each token.
     if "loss_weights" in columns:
         weights = numpy_view(columns["loss_weights"].values)
         if not (np.isfinite(weights).all() and ((weights > 0) == mask).all()):
-            problem("loss_weights are not above 0 exactly where tokens are trained")
+            add_problem("loss_weights are not above 0 exactly where tokens are trained")
     if (wrong := np.flatnonzero(ids >= manifest.tokenizer["vocab_size"])).size:
         row = int(np.searchsorted(token_offsets, wrong[0], side="right")) - 1
-        problem(
+        add_problem(
             f"row {row}: the token id {ids[wrong[0]]} is outside the vocabulary of"
             f" {manifest.tokenizer['vocab_size']}"
         )
     if "position_ids" in columns:
-        positions = numpy_view(columns["position_ids"].values)
-        if not np.array_equal(
-            positions, positions_of(seq_lengths, position_dtype(manifest.max_length))
-        ):
-            problem("position_ids do not restart at 0 with each sequence")
+        stored = numpy_view(columns["position_ids"].values)
+        expected = make_position_ids(seq_lengths, position_dtype(manifest.max_length))
+        if not np.array_equal(stored, expected):
+            add_problem("position_ids do not restart at 0 with each sequence")
+
+    # Records of each sequence.
     if (wrong := np.flatnonzero((origin < 0) | (origin >= lines))).size:
-        problem(f"row {row_of(wrong[0])}: origin {origin[wrong[0]]} is no line of the inputs")
-    found.shards += 1
-    found.rows += len(pack_offsets) - 1
-    found.tokens += len(ids)
-    found.sequences += len(seq_lengths)
-    found.trained_tokens += count_targets(mask, seq_lengths)
+        add_problem(
+            f"row {row_of_sequence(wrong[0])}: origin {origin[wrong[0]]} is not a line of the"
+            " inputs"
+        )
+
+    result.shards += 1
+    result.rows += len(pack_offsets) - 1
+    result.tokens += len(ids)
+    result.sequences += len(seq_lengths)
+    result.trained_tokens += count_targets(mask, seq_lengths)

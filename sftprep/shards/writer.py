@@ -1,4 +1,4 @@
-"""Writing one shard: flat buffers of packed sequences into an Arrow file named by its content."""
+"""Writing of shards: flat buffers of packed sequences become Arrow files named by their content."""
 
 from __future__ import annotations
 
@@ -20,44 +20,57 @@ from sftprep.shards.schema import arrow_array, position_dtype, shard_schema
 
 @dataclass(frozen=True, slots=True)
 class ShardRows:
-    """The packs of one shard, flat.
+    """The packs of one shard in flat arrays: sequence after sequence, pack after pack.
 
-    input_ids int32 [tokens], completion_mask bool [tokens]: sequence after sequence, pack after
-    pack; seq_lengths int32 [sequences], origin int64 [sequences]; pack_offsets int64 [packs + 1]:
-    pack k holds the sequences pack_offsets[k] .. pack_offsets[k + 1] - 1; loss_weights float32
-    [tokens], or None.
+    Example:
+        The packs [[5, 6], [7]] and [[8, 9]], which hold three sequences:
+        input_ids = [5, 6, 7, 8, 9], seq_lengths = [2, 1, 2], pack_offsets = [0, 2, 3]
     """
 
-    input_ids: NDArray[np.int32]
-    completion_mask: NDArray[np.bool_]
-    seq_lengths: NDArray[np.int32]
-    origin: NDArray[np.int64]
+    input_ids: NDArray[np.int32]  # [tokens]
+    completion_mask: NDArray[np.bool_]  # [tokens], True = trained
+    seq_lengths: NDArray[np.int32]  # [sequences], in tokens
+    origin: NDArray[np.int64]  # [sequences], ordinal of the record
+    # [packs + 1]; pack k holds the sequences pack_offsets[k] .. pack_offsets[k + 1] - 1
     pack_offsets: NDArray[np.int64]
-    loss_weights: NDArray[np.float32] | None = None
+    loss_weights: NDArray[np.float32] | None = None  # [tokens]; None if all weights are 1
 
 
 def write_shard(
     folder: Path, index: int, rows: ShardRows, *, max_length: int, position_ids: bool
 ) -> ShardInfo:
-    """Write shard number `index` into `folder` under its final, content-addressed name.
+    """Write a shard under its final name, which contains a digest of its content.
 
-    The same rows give the same bytes and the same name. Raises StorageError.
+    The same rows give the same bytes and the same name.
+
+    Args:
+        folder: The folder to write to.
+        index: The number of the shard in the build, from 0.
+        rows: The packs.
+        max_length: Tokens per pack at most, which determines the type of position ids.
+        position_ids: Whether to store position ids.
+
+    Returns:
+        The entry of the shard in the manifest.
+
+    Raises:
+        StorageError: The file cannot be written.
     """
-    batch = _record_batch(rows, max_length, position_ids=position_ids)
-    with ThreadPoolExecutor(1) as beside:
-        sink = _Sink(beside)
+    batch = _make_record_batch(rows, max_length, position_ids=position_ids)
+    with ThreadPoolExecutor(1) as hash_thread:
+        sink = _HashingSink(hash_thread)
 
         def write(file: BinaryIO) -> None:
             sink.file = file
             with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), batch.schema) as writer:
                 writer.write_batch(batch)
 
-        def name_of() -> str:
-            beside.shutdown()
+        def final_name() -> str:
+            hash_thread.shutdown()  # waits for the digest
             return f"{working_name}-{sink.sha256.hexdigest()[:16]}.arrow"
 
         working_name = f"shard-{index:05d}"
-        name = write_named(folder, working_name, write, name_of)
+        name = write_named(folder, working_name, write, final_name)
     return ShardInfo(
         name=name,
         rows=len(rows.pack_offsets) - 1,
@@ -70,37 +83,61 @@ def write_shard(
 
 
 def count_targets(completion_mask: NDArray[np.bool_], seq_lengths: NDArray[np.int32]) -> int:
-    """Trained tokens that something predicts: all that the mask marks but the first of each
-    sequence."""
-    filled = seq_lengths[seq_lengths > 0]
-    firsts = np.cumsum(filled, dtype=np.int64) - filled
+    """Return the number of targets of the loss.
+
+    These are the tokens that the mask marks, except for the first token of each sequence, which
+    nothing predicts.
+
+    Args:
+        completion_mask: bool [sum(seq_lengths)].
+        seq_lengths: int32 [sequences]; lengths of 0 are allowed.
+
+    Example:
+        count_targets([True, True, True, False, True], [2, 3])  ->  2
+    """
+    nonempty = seq_lengths[seq_lengths > 0]
+    firsts = np.cumsum(nonempty, dtype=np.int64) - nonempty
     return int(np.count_nonzero(completion_mask)) - int(np.count_nonzero(completion_mask[firsts]))
 
 
-def positions_of(seq_lengths: NDArray[np.int32], dtype: Any) -> NDArray[Any]:
-    """0 .. len-1 for each sequence, one after the other: [sum(seq_lengths)] of `dtype`."""
-    # Copying the start of one count is several times faster than computing each.
-    count = np.arange(int(seq_lengths.max(initial=0)), dtype=dtype)
-    return np.concatenate([count[:0], *(count[:length] for length in seq_lengths.tolist())])
+def make_position_ids(seq_lengths: NDArray[np.int32], dtype: Any) -> NDArray[Any]:
+    """Return position ids, which restart at 0 with each sequence.
+
+    Args:
+        seq_lengths: int32 [sequences].
+        dtype: The type of the result.
+
+    Returns:
+        `dtype` [sum(seq_lengths)].
+
+    Example:
+        make_position_ids([2, 3], np.int32)  ->  [0, 1, 0, 1, 2]
+    """
+    # Copying the start of one range is several times faster than computing a range per sequence.
+    longest = np.arange(int(seq_lengths.max(initial=0)), dtype=dtype)
+    return np.concatenate([longest[:0], *(longest[:length] for length in seq_lengths.tolist())])
 
 
-class _Sink:
-    """A file that knows the digests of what is written to it: no copy is made of a shard, and it is
-    not read again.
+class _HashingSink:
+    """A file object that computes the digests of what is written to it.
 
-    beside: one thread. SHA-256 takes as long as writing and syncing together, and runs beside them.
+    The shard is neither copied in memory nor read back from the disk for its digests.
+
+    Args:
+        hash_thread: An executor with one thread, so that the parts are hashed in order. SHA-256
+            takes as long as writing and syncing together, and runs in parallel with them.
     """
 
-    closed = False
+    closed = False  # Arrow asks for it
 
-    def __init__(self, beside: ThreadPoolExecutor) -> None:
-        self.file: BinaryIO | None = None
+    def __init__(self, hash_thread: ThreadPoolExecutor) -> None:
+        self.file: BinaryIO | None = None  # set when the temporary file is open
         self.size, self.sha256, self.xxh3 = 0, sha256(), xxhash.xxh3_128()
-        self._beside = beside
+        self._hash_thread = hash_thread
 
     def write(self, data: Any) -> int:
         assert self.file is not None
-        self._beside.submit(self.sha256.update, data)
+        self._hash_thread.submit(self.sha256.update, data)
         self.xxh3.update(data)
         self.file.write(data)
         self.size += len(data)
@@ -110,31 +147,33 @@ class _Sink:
         return None
 
 
-def _record_batch(rows: ShardRows, max_length: int, *, position_ids: bool) -> pa.RecordBatch:
+def _make_record_batch(rows: ShardRows, max_length: int, *, position_ids: bool) -> pa.RecordBatch:
+    """Return the packs as one Arrow record batch, which refers to the arrays without a copy."""
     schema = shard_schema(
         max_length, position_ids=position_ids, loss_weights=rows.loss_weights is not None
     )
+    # Offsets of each row, in tokens and in sequences; Arrow lists have int32 offsets.
     token_offsets = np.concatenate(([0], np.cumsum(rows.seq_lengths, dtype=np.int64)))[
         rows.pack_offsets
     ].astype(np.int32)
     sequence_offsets = rows.pack_offsets.astype(np.int32)
-    values: dict[str, tuple[NDArray[np.int32], NDArray[Any]]] = {
+
+    # Name of a column -> offsets of its rows, and its values.
+    flat: dict[str, tuple[NDArray[np.int32], NDArray[Any]]] = {
         "input_ids": (token_offsets, rows.input_ids),
         "completion_mask": (token_offsets, rows.completion_mask),
         "seq_lengths": (sequence_offsets, rows.seq_lengths.astype(np.int32, copy=False)),
         "origin": (sequence_offsets, rows.origin.astype(np.int64, copy=False)),
     }
     if rows.loss_weights is not None:
-        values["loss_weights"] = (token_offsets, rows.loss_weights)
+        flat["loss_weights"] = (token_offsets, rows.loss_weights)
     if position_ids:
-        values["position_ids"] = (
+        flat["position_ids"] = (
             token_offsets,
-            positions_of(rows.seq_lengths, position_dtype(max_length)),
+            make_position_ids(rows.seq_lengths, position_dtype(max_length)),
         )
-    lists = {
-        name: pa.ListArray.from_arrays(*map(arrow_array, pair)) for name, pair in values.items()
-    }
-    # The types are right as they are; a cast would import pyarrow.compute, which takes longer than
-    # a small build.
-    columns = [lists[name] for name in schema.names]
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+    # The arrays already have the types of the schema. A cast would import pyarrow.compute, which
+    # takes longer than a small build.
+    lists = {name: pa.ListArray.from_arrays(*map(arrow_array, pair)) for name, pair in flat.items()}
+    return pa.RecordBatch.from_arrays([lists[name] for name in schema.names], schema=schema)

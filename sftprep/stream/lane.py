@@ -19,7 +19,7 @@ from sftprep.packing.window import MOST_WAITS, CarryingWindow
 from sftprep.pipeline.preprocess import Preprocessor, preprocess
 from sftprep.shards.reader import Pack
 from sftprep.shards.schema import position_dtype
-from sftprep.shards.writer import positions_of
+from sftprep.shards.writer import make_position_ids
 from sftprep.stream.sources.base import Block, Cursor, Piece, Reader, retry_with_backoff
 from sftprep.stream.sources.mixture import in_places
 
@@ -200,7 +200,7 @@ class Lane:
         mask = np.concatenate([batch.completion_mask[begin:end] for batch, begin, end in bounds])
         made = Pack(
             input_ids=np.concatenate([batch.input_ids[begin:end] for batch, begin, end in bounds]),
-            position_ids=positions_of(lengths, position_dtype(self.rules.capacity)),
+            position_ids=make_position_ids(lengths, position_dtype(self.rules.capacity)),
             completion_mask=mask,
             seq_lengths=lengths,
             origin=np.array([held.origins[held.batch.origin[k]] for held, k in places], np.int64),

@@ -1,1 +1,1 @@
-"""Texts to token ids: loading a tokenizer, encoders, and the proof that they are equal."""
+"""Tokenization: loading a tokenizer, encoders, and the check that the encoders are equivalent."""

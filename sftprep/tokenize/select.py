@@ -1,5 +1,4 @@
-"""Which encoder a tokenizer gets: gigatoken (gigatoken.py) where it is known to be right, else
-`tokenizers` (reference.py)."""
+"""Selection of the encoder: gigatoken where the probe finds no difference, else `tokenizers`."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from typing import Any, Literal
 
 from sftprep.config.cache_location import cache_dir
 from sftprep.core.versions import version_of
-from sftprep.errors import TokenizerError
+from sftprep.errors import TokenizerError, setting
 from sftprep.tokenize.encoders.base import Encoder
 from sftprep.tokenize.encoders.load import load_encoder
 from sftprep.tokenize.encoders.reference import HfEncoder
@@ -30,15 +29,21 @@ def make_encoder(
     samples: Sequence[str] = (),
     cache_folder: Path | None = None,
 ) -> tuple[Encoder, ProbeResult]:
-    """The encoder to use, and why.
+    """Return the encoder to use, and why.
 
-    auto: gigatoken where it loads the tokenizer and gives what tokenizers gives, on the fixed texts
-    of adversarial_texts.py and on `samples`. The answer is kept (cache_folder, `cache_dir()` by
-    default) by tokenizer, versions and digest of the samples: what was compared before costs
-    nothing, anything else loads both (0.2 to 1 s). For a few records, leave `samples` empty. Raises
-    TokenizerError where gigatoken was asked for by name and is not equal, or does not load.
+    Args:
+        spec: The tokenizer.
+        choice: "auto" for gigatoken if it loads the tokenizer and gives the same tokens as
+            `tokenizers`, on the adversarial texts and on `samples`.
+        threads: As for `load_encoder`.
+        samples: Texts of the data. For few records, leave them empty: what was compared before
+            costs nothing, anything else loads both encoders (0.2 to 1 s).
+        cache_folder: Where answers are cached; `cache_dir()` by default.
+
+    Raises:
+        TokenizerError: gigatoken was chosen, and does not load the tokenizer or differs.
     """
-    result = _chosen(spec, choice, samples, cache_folder)
+    result = _probe(spec, choice, samples, cache_folder)
     return load_encoder(spec, result.encoder, threads=threads), result
 
 
@@ -49,13 +54,16 @@ def probe_encoder(
     samples: Sequence[str] = (),
     cache_folder: Path | None = None,
 ) -> tuple[str, dict[str, Any]]:
-    """As `make_encoder`, without loading it: its name, for `load_encoder` in a worker, and the
-    facts, for the manifest."""
-    result = _chosen(spec, choice, samples, cache_folder)
+    """Select an encoder as `make_encoder` does, without loading it.
+
+    Returns:
+        The name of the encoder, for `load_encoder` in a worker, and the probe for the manifest.
+    """
+    result = _probe(spec, choice, samples, cache_folder)
     return result.encoder, result.to_dict()
 
 
-def _chosen(
+def _probe(
     spec: TokenizerSpec, choice: Choice, samples: Sequence[str], cache_folder: Path | None
 ) -> ProbeResult:
     if choice == "tokenizers":
@@ -64,10 +72,16 @@ def _chosen(
         )
     result = cached_probe(spec, samples, cache_folder or cache_dir())
     if not result.equal:
-        why = f"gigatoken cannot be used for {spec.name}: {result.reason}" + (
+        problem = f"gigatoken cannot be used for {spec.name}: {result.reason}" + (
             f": {result.example}" if result.example else ""
         )
         if choice == "gigatoken":
-            raise TokenizerError(why, remedy="use --encoder auto or --encoder tokenizers")
-        _log.warning("%s; tokenizers is used, which is slower", why)
+            raise TokenizerError(
+                problem,
+                remedy=[
+                    f"use {setting('encoder', 'auto')}",
+                    f"use {setting('encoder', 'tokenizers')}",
+                ],
+            )
+        _log.warning("%s; tokenizers is used, which is slower", problem)
     return result

@@ -39,8 +39,8 @@ def check_ledger(folder: Path) -> None:
     for info in manifest.inputs:
         assert info.accounting.check() == []
         assert (info.accounting.lines, info.accounting.records) == (info.lines, info.records)
-        summed.update(info.accounting.counts())
-    assert type(manifest.accounting).of(summed) == manifest.accounting
+        summed.update(info.accounting.to_counts())
+    assert type(manifest.accounting).from_counts(summed) == manifest.accounting
     assert manifest.accounting.trained_tokens == sum(
         shard.trained_tokens for shard in manifest.shards
     )

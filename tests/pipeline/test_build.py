@@ -501,9 +501,9 @@ def test_an_input_that_is_removed_before_it_is_read_is_named(
 @pytest.mark.parametrize(
     ("setting", "remedy"),
     [
-        ("chat_template", "--chat-template"),
-        ("text_field", "--text-field"),
-        ("map", "--map"),
+        ("chat_template", "chat_template"),
+        ("text_field", "text_field"),
+        ("map", "map"),
         ("sources", "sources"),
     ],
 )

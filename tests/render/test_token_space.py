@@ -22,7 +22,7 @@ from sftprep.render.token_space.anchors import Anchors, continuation_ids, find_a
 from sftprep.tokenize.equivalence.verified_encoder import VerifiedEncoder
 from sftprep.tokenize.loading.spec import TokenizerSpec
 from sftprep.tokenize.select import Choice, probe_encoder
-from tests.tokenize.made import END, START, STOP, byte_level, sentence_piece, spec_of
+from tests.tokenize.small_tokenizers import END, START, STOP, byte_level, sentence_piece, spec_of
 
 MARKS = ("<|a|>", "<|b|>", "[/INST]", "<think>", "</think>")
 

@@ -106,7 +106,7 @@ def test_what_is_escaped_is_what_the_tokenizer_makes_of_plain_text(name):
     )
     def check(parts):
         text = "".join(parts)
-        marked = EscapedText(spelled.marked(text, "\U0010fffd"), "\U0010fffd")
+        marked = EscapedText(spelled.insert_marks(text, "\U0010fffd"), "\U0010fffd")
         assert marked.clean == text
         ids, chars = encoder.encode(marked)
         assert ids == plain.encode(text, add_special_tokens=False).ids

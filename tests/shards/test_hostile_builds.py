@@ -1,4 +1,4 @@
-"""A folder of shards that somebody damaged on purpose ends in an error that says what is wrong."""
+"""A build that was damaged on purpose is an error with an explanation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def replace_by(kind: str, path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])
 @pytest.mark.parametrize("read", [read_manifest, open_shards, verify])
-def test_a_manifest_that_is_not_a_file_is_an_error(kind, read, folder):
+def test_a_manifest_that_is_not_a_regular_file_is_an_error(kind, read, folder):
     replace_by(kind, folder / MANIFEST_NAME)
     with at_most(5), pytest.raises(ManifestError, match=r"manifest\.json: it is not a regular"):
         read(folder)
@@ -55,7 +55,7 @@ def test_the_commands_do_not_wait_for_a_manifest(folder, capsys):
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])
-def test_a_shard_that_is_not_a_file_is_an_error(kind, folder):
+def test_a_shard_that_is_not_a_regular_file_is_an_error(kind, folder):
     path = folder / SHARD_FOLDER / read_manifest(folder).shards[0].name
     replace_by(kind, path)
     rewritten(folder, lambda m: m["shards"][0].update(bytes=0))
@@ -77,7 +77,7 @@ def test_a_manifest_that_is_nested_too_deeply_is_an_error(depth, folder):
 
 
 def put(*path: str | int, value: object):
-    """A change of a manifest: `value` under a path of keys."""
+    """Return a change of a manifest: `value` under a path of keys."""
 
     def change(manifest: dict) -> None:
         *parents, last = path
@@ -119,7 +119,7 @@ def put(*path: str | int, value: object):
         (lambda m: m["shards"][0].pop("xxh3"), r"shards\[0\]\.xxh3 is missing"),
     ],
 )
-def test_a_field_of_another_type_is_named(change, field, folder):
+def test_a_field_of_another_type_is_an_error_with_its_name(change, field, folder):
     rewritten(folder, change)
     for read in (open_shards, verify):
         with pytest.raises(ManifestError, match=f"is damaged: {field}"):
@@ -161,7 +161,7 @@ def damage(folder: Path, draw: random.Random) -> None:
     (folder / MANIFEST_NAME).write_text(json.dumps(manifest))
 
 
-def test_damage_under_digests_that_fit_is_an_error_or_harmless(tmp_path):
+def test_damage_with_matching_digests_is_an_error_or_harmless(tmp_path):
     refused = []
     for seed in range(400):
         folder = tmp_path / str(seed)

@@ -1,4 +1,4 @@
-"""The size of a manifest that is expected is never below what it has, and not far above."""
+"""The expected size of a manifest is a close upper bound of its size."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ settings_of_builds = st.dictionaries(texts, texts | numbers | st.lists(texts), m
 
 @st.composite
 def inputs(draw):
-    """Entries of ordinary inputs; the counts by reason are those that were expected."""
+    """Entries of ordinary inputs, with the expected counts by reason."""
     reasons = draw(st.sets(st.sampled_from(["left_out.held_out", "extra.repeated"])))
     names = [f.name for f in dataclasses.fields(Accounting) if f.default == 0]
     found = []
@@ -40,7 +40,7 @@ def inputs(draw):
             lines=draw(numbers),
             records=draw(numbers),
             source=draw(st.sampled_from(["", "näme", 'a"\n'])),
-            accounting=Accounting.of(counts),
+            accounting=Accounting.from_counts(counts),
             limit=draw(st.none() | st.just(7)),
         )
         found.append(info)
@@ -76,7 +76,7 @@ def test_the_expected_size_is_an_upper_bound_and_close(made, config, template, s
     known = {"config": config, "chat_template": template}
     sizes = manifest_sizes(known, entries, shards)
     content = manifest_of(infos, config, template, shards).to_json()
-    # Without the bytes for what is not known yet, which hide an estimate that is too low.
+    # Without the bytes for unknown fields, which would hide an estimate that is too low.
     rest = len(manifest_of(()).to_json())
     assert len(content) - rest <= sum(sizes.values()) - sizes["others"]
     assert sum(sizes.values()) - sizes["others"] <= 1.6 * len(content) + 200
@@ -84,7 +84,9 @@ def test_the_expected_size_is_an_upper_bound_and_close(made, config, template, s
 
 def test_many_inputs_are_refused_only_if_they_do_not_fit():
     entry = expected_input("data", None)
-    with pytest.raises(ConfigError, match=r"most of it are the entries of the inputs") as caught:
+    with pytest.raises(
+        ConfigError, match=r"the largest parts are the entries of the inputs"
+    ) as caught:
         check_manifest_size({}, [(entry, ["x" * 100] * 90_000)])
     assert "join small input files" in caught.value.remedy
     check_manifest_size({}, [(entry, ["x" * 100] * 60_000)])
@@ -93,22 +95,30 @@ def test_many_inputs_are_refused_only_if_they_do_not_fit():
 @pytest.mark.parametrize(
     ("known", "source", "shards", "what", "remedy"),
     [
-        ({"chat_template": "x" * 2_000_000}, "", 1, "the chat template", "--chat-template"),
-        ({"config": {"text_field": "x" * 2_000_000}}, "", 1, "--text-field", "--text-field"),
-        ({"config": {"map": ["x" * 2_000_000]}}, "", 1, "--map", "shorten --map"),
-        ({"config": {"sources": ["x" * 2_000_000]}}, "", 1, "the setting sources", "patterns"),
+        ({"chat_template": "x" * 2_000_000}, "", 1, "the chat template", "chat_template"),
+        ({"config": {"text_field": "x" * 2_000_000}}, "", 1, "text_field", "shorten text_field"),
+        ({"config": {"map": ["x" * 2_000_000]}}, "", 1, "map", "shorten map"),
+        (
+            {"config": {"sources": ["x" * 2_000_000]}},
+            "",
+            1,
+            "the sources of the mixture",
+            "patterns",
+        ),
         ({}, "x" * 200_000, 1, "the names of the sources", "a short name"),
-        ({}, "", 6_000, "the entries of the shards", "--shard-tokens"),
+        ({}, "", 6_000, "the entries of the shards", "shard_tokens"),
     ],
 )
-def test_what_is_large_is_named_with_its_remedy(monkeypatch, known, source, shards, what, remedy):
+def test_large_parts_are_named_with_their_remedies(
+    monkeypatch, known, source, shards, what, remedy
+):
     monkeypatch.setattr(manifest_module, "LARGEST_MANIFEST", 1 << 20)
     entries = [(expected_input(source, None), ["a"] * 10)]
-    with pytest.raises(ConfigError, match=f"most of it are {what}") as caught:
+    with pytest.raises(ConfigError, match=f"the largest parts are {what}") as caught:
         check_manifest_size(known, entries, shards)
     assert remedy in caught.value.remedy
     assert "join small" not in caught.value.remedy
     fields = {"config": known.get("config"), "template": known.get("chat_template")}
     infos = tuple(InputInfo("a", 0, "", "", 0, 0, 0, source=source) for _ in range(10))
-    with pytest.raises(ConfigError, match=f"most of it are {what}"):
+    with pytest.raises(ConfigError, match=f"the largest parts are {what}"):
         manifest_bytes(manifest_of(infos, **fields, shards=shards))

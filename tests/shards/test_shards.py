@@ -1,4 +1,4 @@
-"""What is written is what is read, damage is noticed, and `datasets` reads it too."""
+"""Packs are read as they were written, damage is detected, and `datasets` reads the shards."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_build(
     position_ids: bool = True,
     max_length: int = MAX_LENGTH,
 ) -> list[dict]:
-    """A build of made-up packs, each a list of sequence lengths; returns what each pack holds."""
+    """Write a build of random packs, given as lists of sequence lengths; return their content."""
     (root / SHARD_FOLDER).mkdir(parents=True)
     rng = np.random.default_rng(0)
     rows, infos, ordinal = [], [], 0
@@ -110,7 +110,7 @@ PACKS = st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=4), min_size=1
 
 @settings(deadline=None)
 @given(packs=PACKS, position_ids=st.booleans(), max_length=st.sampled_from([16, 70_000]))
-def test_packs_come_back_as_they_were_written(tmp_path_factory, packs, position_ids, max_length):
+def test_packs_are_read_as_they_were_written(tmp_path_factory, packs, position_ids, max_length):
     root = tmp_path_factory.mktemp("b")
     expected = write_build(root, packs, position_ids=position_ids, max_length=max_length)
     shards = open_shards(root)
@@ -138,7 +138,7 @@ def test_ids_are_views_of_the_file(tmp_path):
     assert not shards[0].input_ids.flags.writeable
 
 
-def test_shards_index_like_a_sequence_and_travel_to_processes(tmp_path):
+def test_shards_are_indexed_like_a_sequence_and_can_be_pickled(tmp_path):
     expected = write_build(tmp_path / "b", [[1], [2], [3]])
     shards = pickle.loads(pickle.dumps(open_shards(tmp_path / "b")))
     assert shards[-1].input_ids.tolist() == expected[2]["input_ids"]
@@ -155,7 +155,7 @@ def test_the_same_rows_give_the_same_file(tmp_path):
     assert os.listdir(tmp_path / "a" / SHARD_FOLDER) == os.listdir(tmp_path / "b" / SHARD_FOLDER)
 
 
-def test_the_first_token_of_a_sequence_is_no_target():
+def test_the_first_token_of_a_sequence_is_not_a_target():
     assert count_targets(np.array([True, True, True, False, True]), np.array([2, 3], np.int32)) == 2
     assert count_targets(np.array([True]), np.array([0, 1, 0], np.int32)) == 0
 
@@ -209,14 +209,14 @@ def rewritten(root: Path, change) -> None:
     [
         (lambda m: m["tokenizer"].update(vocab_size=10), "outside the vocabulary"),
         (lambda m: m.update(max_length=5), "more than 5"),
-        (lambda m: m["inputs"][0].update(lines=1), "no line of the inputs"),
-        (lambda m: m["accounting"].update(records=99), "do not balance"),
+        (lambda m: m["inputs"][0].update(lines=1), "not a line of the inputs"),
+        (lambda m: m["accounting"].update(records=99), "does not balance"),
         (lambda m: m.update(tokens=1), "tokens, the manifest says 1"),
         (lambda m: m.update(trained_tokens=0), "trained tokens"),
         (lambda m: m["shards"][0].update(sha256="0" * 64), "SHA-256"),
     ],
 )
-def test_verify_sees_what_does_not_fit(tmp_path, change, problem):
+def test_verify_detects_inconsistencies(tmp_path, change, problem):
     write_build(tmp_path / "b", [[4, 4], [3]])
     rewritten(tmp_path / "b", change)
     found = verify(tmp_path / "b")
@@ -238,7 +238,7 @@ def test_a_manifest_cannot_lead_out_of_its_folder(tmp_path, name):
         open_shards(tmp_path / "b")
 
 
-def test_what_is_no_build_is_named(tmp_path):
+def test_a_folder_that_is_not_a_build_is_an_error(tmp_path):
     with pytest.raises(ManifestError, match="does not exist"):
         open_shards(tmp_path / "none")
     with pytest.raises(ManifestError, match="no manifest"):

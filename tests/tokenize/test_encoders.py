@@ -1,5 +1,4 @@
-"""Both encoders give the ids and the offsets of transformers, whatever the text and whichever way
-they go."""
+"""Both encoders give the ids and offsets of transformers, for any text and on any code path."""
 
 from __future__ import annotations
 
@@ -22,26 +21,33 @@ from sftprep.tokenize.encoders.gigatoken import FastEncoder
 from sftprep.tokenize.encoders.load import load_encoder
 from sftprep.tokenize.encoders.reference import HfEncoder
 from sftprep.tokenize.equivalence.probe import compare_encoders
-from sftprep.tokenize.loading.adversarial_texts import nasty_texts
+from sftprep.tokenize.loading.adversarial_texts import adversarial_texts
 from sftprep.tokenize.loading.spec import TokenizerSpec
 from tests.support import needs_shared
-from tests.tokenize.made import STOP, byte_level, live, sentence_piece, spec_of
-from tests.tokenize.real import FAST, REAL, real_fast, real_reference, real_spec, real_tokenizer
-from tests.tokenize.strategies import texts
+from tests.tokenize.real_tokenizers import (
+    FAST,
+    REAL,
+    real_fast,
+    real_reference,
+    real_spec,
+    real_tokenizer,
+)
+from tests.tokenize.small_tokenizers import STOP, byte_level, live, sentence_piece, spec_of
+from tests.tokenize.text_strategies import texts
 
-NEW = (  # two marks that Unicode 17 puts in another order, and Unicode 9 does not know
+NEW = (  # two marks that Unicode 17 reorders, and that Unicode 9 does not contain
     "\U0001e135\U00011235"
 )
 _strip = AddedToken("<mask>", lstrip=True, rstrip=True, normalized=False)
 MADE: dict[str, Tokenizer] = {
     "as gpt-2": byte_level(),
     "as qwen": byte_level(nfc=True, gpt4=True),
-    "a token that takes blanks": byte_level(added=(_strip,)),
-    "blanks as a token": byte_level(
+    "a token that strips whitespace": byte_level(added=(_strip,)),
+    "whitespace as a token": byte_level(
         added=(AddedToken("  ", normalized=False), AddedToken("\n\n", normalized=False))
     ),
-    "a blank before the text": byte_level(add_prefix_space=True),
-    "offsets without blanks": byte_level(trim=True),
+    "a space before the text": byte_level(add_prefix_space=True),
+    "offsets without whitespace": byte_level(trim=True),
     "as llama-2": sentence_piece(prepend=True),
     "as gemma": sentence_piece(prepend=False),
 }
@@ -69,7 +75,7 @@ def assert_equal(name: str, sample: Sequence[str]) -> None:
 @pytest.mark.parametrize("name", MADE)
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_fast_equals_reference_on_made_tokenizers(name: str, data: st.DataObject) -> None:
+def test_fast_equals_reference_on_small_tokenizers(name: str, data: st.DataObject) -> None:
     assert_equal(name, data.draw(st.lists(texts(list(made_spec(name).added_tokens())), max_size=6)))
 
 
@@ -84,8 +90,8 @@ def test_fast_equals_reference_on_real_tokenizers(name: str, data: st.DataObject
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_fast_equals_reference_on_nasty_texts(name: str) -> None:
-    assert_equal(name, nasty_texts(made_spec(name)))
+def test_fast_equals_reference_on_adversarial_texts(name: str) -> None:
+    assert_equal(name, adversarial_texts(made_spec(name)))
     assert_equal(name, [])
     assert_equal(name, [""])
     assert_equal(name, ["", "a", "", NEW, "", "b"])
@@ -94,9 +100,8 @@ def test_fast_equals_reference_on_nasty_texts(name: str) -> None:
 @needs_shared
 @pytest.mark.parametrize("name", REAL)
 def test_reference_is_what_transformers_does(name: str) -> None:
-    """Ids and offsets of a direct call, each text alone, against those of batches: with and without
-    threads."""
-    sample = [*nasty_texts(real_spec(name))[:50], *nasty_texts(real_spec(name))[59:80]]
+    """The ids and offsets of direct calls equal those of batches, with and without threads."""
+    sample = [*adversarial_texts(real_spec(name))[:50], *adversarial_texts(real_spec(name))[59:80]]
     expected = [
         real_tokenizer(name)(text, add_special_tokens=False, return_offsets_mapping=True)
         for text in sample
@@ -119,7 +124,7 @@ def test_reference_is_what_transformers_does(name: str) -> None:
 
 
 def test_reference_works_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    sample = nasty_texts(made_spec("as qwen"))
+    sample = adversarial_texts(made_spec("as qwen"))
     encoder = HfEncoder(made_spec("as qwen"), threads=False)
     whole, chars = encoder.encode_with_chars(sample)
     monkeypatch.setattr("sftprep.tokenize.encoders.reference._BATCH_CHARACTERS", 10)
@@ -131,9 +136,8 @@ def test_reference_works_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     assert part_chars.tolist() == chars.tolist()
 
 
-def test_char_to_token_of_transformers_follows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The offsets are good for what they are made for: TRL finds the token of a character with
-    `char_to_token`."""
+def test_char_to_token_of_transformers_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL finds the token of a character with `char_to_token`, which is computed from offsets."""
     monkeypatch.setattr("sftprep.tokenize.encoders.char_offsets._GROUP_CHARACTERS", 7)
     tokenizer = live(MADE["as qwen"])
     sample = ["<|im_start|>user\nnaïve 中文 🤯?<|im_end|>\n", "e\u0301 two", "a  b"]
@@ -148,11 +152,11 @@ def test_char_to_token_of_transformers_follows(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("name", ["as qwen", "as llama-2"])
-def test_every_way_through_the_fast_encoder_gives_the_same(
+def test_every_path_of_the_fast_encoder_gives_the_same(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = made_spec(name)
-    sample = [*nasty_texts(spec), NEW, "plain " * 50]
+    sample = [*adversarial_texts(spec), NEW, "plain " * 50]
     expected = HfEncoder(spec, threads=False).encode(sample)
 
     def check() -> None:
@@ -164,15 +168,16 @@ def test_every_way_through_the_fast_encoder_gives_the_same(
             assert got.offsets.tolist() == expected.offsets.tolist()
 
     check()
-    monkeypatch.setattr(fast, "_LOOK_EVERY", 0)  # the process has always grown too much
+    monkeypatch.setattr(
+        fast, "_MEMORY_CHECK_BYTES", 0
+    )  # the process always seems to have grown too much
     monkeypatch.setattr(fast, "_CACHE_BYTES", -(1 << 60))
     check()
 
 
 def count_loads() -> None:
-    """Words that never come again, until the limit is passed; prints how often the encoder was
-    loaded."""
-    fast._LOOK_EVERY, fast._CACHE_BYTES = 1 << 19, 8 << 20
+    """Encode words that never recur, until the limit is passed, and print the number of loads."""
+    fast._MEMORY_CHECK_BYTES, fast._CACHE_BYTES = 1 << 19, 8 << 20
     encoder = load_encoder(made_spec("as gpt-2"), "gigatoken", threads=False)
     assert isinstance(encoder, FastEncoder)
     loaded: list[object] = [encoder._backend]
@@ -186,9 +191,9 @@ def count_loads() -> None:
     print(len(loaded))
 
 
-def test_memory_is_given_back_before_it_is_too_much() -> None:
-    # In a process of its own: here, memory that other tests have let go of may be used again, and
-    # nothing seems to grow.
+def test_memory_is_released_before_it_exceeds_the_limit() -> None:
+    # In a process of its own: here, memory that other tests released may be reused, so that the
+    # process does not seem to grow.
     code = "from tests.tokenize.test_encoders import count_loads; count_loads()"
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
@@ -198,7 +203,7 @@ def test_memory_is_given_back_before_it_is_too_much() -> None:
 
 
 class Recorder:
-    """A reference that remembers what it was asked for."""
+    """A reference encoder that records its calls."""
 
     name, version = "tokenizers", "0"
 
@@ -214,10 +219,10 @@ class Recorder:
         return self.inner.token_chars(texts, tokens)
 
     def encode_with_chars(self, texts: Sequence[str]) -> tuple[Tokens, np.ndarray]:
-        raise AssertionError("not asked for")
+        raise AssertionError("unexpected call")
 
 
-def test_only_what_is_not_settled_goes_to_the_reference() -> None:
+def test_only_unsafe_texts_are_encoded_by_the_reference() -> None:
     spec = made_spec("as qwen")
     reference = Recorder(HfEncoder(spec, threads=False))
     encoder = FastEncoder(spec, reference=lambda: reference)
@@ -226,12 +231,14 @@ def test_only_what_is_not_settled_goes_to_the_reference() -> None:
     assert reference.asked == [sample[2], sample[4]]
     reference.asked.clear()
     encoder.token_chars(sample, tokens)
-    assert reference.asked == ["e\u0301 decomposed"]  # NFC makes other bytes of it
+    assert reference.asked == ["e\u0301 decomposed"]  # NFC changes its bytes
 
 
-def test_offsets_of_other_ids_are_a_fault() -> None:
-    """Where the reference is asked for offsets, it sees the ids too."""
-    encoder, _ = pair("offsets without blanks")  # a kind that chars.py leaves to the reference
+def test_a_request_for_offsets_of_other_ids_is_a_fault() -> None:
+    """If the reference encoder computes the offsets, it compares the ids too."""
+    encoder, _ = pair(
+        "offsets without whitespace"
+    )  # a kind that char_offsets.py leaves to the reference
     tokens = encoder.encode(["hello world"])
     tokens.input_ids[0] += 1
     with pytest.raises(
@@ -241,7 +248,7 @@ def test_offsets_of_other_ids_are_a_fault() -> None:
 
 
 @pytest.mark.parametrize("half", ["\ud83d", "fine \udc00 fine"])
-def test_half_a_surrogate_pair_is_no_text(half: str) -> None:
+def test_half_a_surrogate_pair_is_refused(half: str) -> None:
     for threads in (False, True):
         for name in ("gigatoken", "tokenizers"):
             encoder = load_encoder(made_spec("as gpt-2"), name, threads=threads)
@@ -250,7 +257,7 @@ def test_half_a_surrogate_pair_is_no_text(half: str) -> None:
 
 
 class PanicException(BaseException):
-    """As the binding of a Rust library raises it."""
+    """The exception that the binding of a Rust library raises."""
 
 
 def test_a_panic_is_a_fault_and_an_interrupt_is_not() -> None:
@@ -263,15 +270,15 @@ def test_a_panic_is_a_fault_and_an_interrupt_is_not() -> None:
         OverflowError(),
     ):
         with pytest.raises(EncoderFault, match=r"gigatoken (cannot|broke down)"):
-            fast._guarded(lambda error=error: fail(error))
+            fast._guard(lambda error=error: fail(error))
     with pytest.raises(KeyboardInterrupt):
-        fast._guarded(lambda: fail(KeyboardInterrupt()))
+        fast._guard(lambda: fail(KeyboardInterrupt()))
 
 
 @pytest.mark.parametrize(
     "tokenizer", [byte_level(), sentence_piece(prepend=True)], ids=["bytes", "pieces"]
 )
-def test_no_environment_variable_is_left_behind(
+def test_environment_variables_stay_unchanged(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import os

@@ -1,5 +1,4 @@
-"""A tokenizer is resolved once for each state of its files, and every way not to find one has its
-own words."""
+"""A tokenizer is resolved once for each state of its files; each failure has its own message."""
 
 from __future__ import annotations
 
@@ -17,20 +16,19 @@ from transformers import AutoTokenizer
 from sftprep.config.cache_location import cache_dir
 from sftprep.core.disk_cache import read_entry, write_entry
 from sftprep.errors import MismatchError, TokenizerError
-from sftprep.tokenize.loading.decode import decoder_of
+from sftprep.tokenize.loading.decode import load_decoder
 from sftprep.tokenize.loading.load import load_tokenizer, read_spec
 from sftprep.tokenize.loading.resolve import resolve
 from sftprep.tokenize.loading.spec import tokenizer_spec
 from tests.support import SHARED, needs_shared
-from tests.tokenize.made import CHATML, STOP, byte_level, save
-from tests.tokenize.real import real_tokenizer
+from tests.tokenize.real_tokenizers import real_tokenizer
+from tests.tokenize.small_tokenizers import CHATML, STOP, byte_level, save
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 class Resolved:
-    """A folder with a tokenizer, and a cache in which it is resolved: made once, and copied for
-    each test."""
+    """A folder with a tokenizer, and a cache in which it is resolved; copied for each test."""
 
     def __init__(self, folder: Path, cache: Path) -> None:
         self.folder, self.cache = folder, cache
@@ -52,13 +50,13 @@ def resolved_once(tmp_path_factory: pytest.TempPathFactory) -> Resolved:
 
 @pytest.fixture
 def resolved(resolved_once: Resolved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Resolved:
-    """Its own copy, with no Python to resolve anything anew: what succeeds comes from the cache."""
+    """A copy, without a Python that could resolve again: what succeeds comes from the cache."""
     shutil.copytree(resolved_once.folder.parent, tmp_path, dirs_exist_ok=True)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
     return Resolved(tmp_path / "made", tmp_path / "cache")
 
 
-def test_the_cache_answers_for_the_same_content(resolved: Resolved, tmp_path: Path) -> None:
+def test_the_same_content_is_found_in_the_cache(resolved: Resolved, tmp_path: Path) -> None:
     spec = load_tokenizer(str(resolved.folder), cache=resolved.cache)
     assert (spec.name, spec.eos_token, spec.chat_template, spec.model_max_length) == (
         str(resolved.folder),
@@ -68,7 +66,7 @@ def test_the_cache_answers_for_the_same_content(resolved: Resolved, tmp_path: Pa
     )
     (resolved.folder / "README.md").write_text("not part of the tokenizer")
     assert load_tokenizer(str(resolved.folder), cache=resolved.cache) == spec
-    # A copy elsewhere is the same tokenizer, under the name that was given.
+    # A copy elsewhere is the same tokenizer, with the name that was specified.
     copy = shutil.copytree(resolved.folder, tmp_path / "copy")
     assert load_tokenizer(str(copy), cache=resolved.cache) == dataclasses.replace(
         spec, name=str(copy)
@@ -85,14 +83,14 @@ def test_the_cache_answers_for_the_same_content(resolved: Resolved, tmp_path: Pa
         ("tokenizer_config.json", "{}"),
     ],
 )
-def test_another_content_is_another_tokenizer(resolved: Resolved, name: str, content: str) -> None:
+def test_changed_content_is_resolved_again(resolved: Resolved, name: str, content: str) -> None:
     (resolved.folder / name).parent.mkdir(exist_ok=True)
     (resolved.folder / name).write_text(content)
     with pytest.raises(TokenizerError, match="cannot start Python"):
         load_tokenizer(str(resolved.folder), cache=resolved.cache)
 
 
-def test_a_damaged_entry_is_as_good_as_none(resolved: Resolved) -> None:
+def test_a_damaged_entry_is_ignored(resolved: Resolved) -> None:
     whole = resolved.entry.read_bytes()
     for place in (0, 40, len(whole) // 2, len(whole) - 1):
         resolved.entry.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
@@ -102,13 +100,13 @@ def test_a_damaged_entry_is_as_good_as_none(resolved: Resolved) -> None:
     resolved.entry.write_bytes(whole)
     spec = load_tokenizer(str(resolved.folder), cache=resolved.cache)
     write_entry(
-        resolved.entry, {**spec.facts(), "unheard_of": 1}, spec.json
-    )  # by another version of this software
+        resolved.entry, {**spec.to_fields(), "unknown_field": 1}, spec.json
+    )  # written by another version of this software
     assert read_spec(resolved.entry) is None
 
 
 @needs_shared
-def test_a_class_that_rebuilds_its_tokenizer_is_seen_as_it_is() -> None:
+def test_a_class_that_rebuilds_its_tokenizer_is_resolved_as_rebuilt() -> None:
     folder = SHARED / "tokenizers" / "qwen3"
     spec = resolve(str(folder))
     assert spec == tokenizer_spec(real_tokenizer("qwen3"), name=str(folder))
@@ -118,18 +116,18 @@ def test_a_class_that_rebuilds_its_tokenizer_is_seen_as_it_is() -> None:
     )
 
 
-def test_says_what_is_wrong_with_a_name(tmp_path: Path) -> None:
+def test_a_wrong_name_is_explained(tmp_path: Path) -> None:
     file = tmp_path / "tokenizer.json"
     file.write_text("{}")
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "model.safetensors").write_text("")
     for name, words in (
-        ("", "no tokenizer was named"),
+        ("", "no tokenizer was specified"),
         (str(file), "is a file"),
-        (str(tmp_path / "nowhere"), "there is no folder"),
-        ("./nowhere", "there is no folder"),
-        ("a/b/c", "there is no folder"),
+        (str(tmp_path / "nowhere"), "the folder .* does not exist"),
+        ("./nowhere", "the folder .* does not exist"),
+        ("a/b/c", "the folder .* does not exist"),
         (str(empty), r"holds no tokenizer: none of tokenizer\.json"),
     ):
         with pytest.raises(TokenizerError, match=words) as caught:
@@ -137,7 +135,7 @@ def test_says_what_is_wrong_with_a_name(tmp_path: Path) -> None:
         assert caught.value.remedy
 
 
-def test_a_damaged_tokenizer_is_named(tmp_path: Path) -> None:
+def test_a_damaged_tokenizer_is_an_error_with_its_name(tmp_path: Path) -> None:
     folder = save(byte_level(), tmp_path / "made")
     (folder / "tokenizer.json").write_text(
         (folder / "tokenizer.json").read_text(encoding="utf-8")[:5000], encoding="utf-8"
@@ -148,7 +146,7 @@ def test_a_damaged_tokenizer_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "cache" / "tokenizers").exists()
 
 
-def test_code_of_a_repository_is_not_run(tmp_path: Path) -> None:
+def test_code_in_a_repository_is_not_run(tmp_path: Path) -> None:
     folder = save(
         byte_level(),
         tmp_path / "made",
@@ -187,8 +185,8 @@ print(spec.name, spec.vocab_size, sorted(m for m in ("torch", "transformers") if
 
 
 def test_a_name_on_the_hub_without_a_network(tmp_path: Path) -> None:
-    """The Hub's cache as a download leaves it, and the variables that forbid the network: both
-    names are looked up for real."""
+    """With the cache of the Hub as after a download, and the variables that forbid the network,
+    both names are really looked up."""
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "hub" / "hub" / "models--maker--tiny"
     save(byte_level(), repository / "snapshots" / commit)
@@ -208,22 +206,24 @@ def test_a_name_on_the_hub_without_a_network(tmp_path: Path) -> None:
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    assert "the Hub does not give a tokenizer of that name" in run.stdout
+    assert "no tokenizer of that name can be loaded from the Hub" in run.stdout
     assert "log in" in run.stdout
     assert run.stdout.splitlines()[-1] == "maker/tiny 400 []"
 
 
-def test_decodes_with_the_tokenizer_that_made_the_ids(resolved: Resolved) -> None:
+def test_ids_are_decoded_only_by_the_tokenizer_that_made_them(resolved: Resolved) -> None:
     name, cache = str(resolved.folder), resolved.cache
     spec = load_tokenizer(name, cache=cache)
     ids = byte_level().encode("héllo <|im_end|>").ids
-    assert decoder_of(name, spec.fingerprint, cache=cache)(ids) == "héllo <|im_end|>"
-    assert decoder_of(name, spec.with_eos("a").fingerprint, cache=cache)(ids) == "héllo <|im_end|>"
+    assert load_decoder(name, spec.fingerprint, cache=cache)(ids) == "héllo <|im_end|>"
+    assert (
+        load_decoder(name, spec.with_eos("a").fingerprint, cache=cache)(ids) == "héllo <|im_end|>"
+    )
     with pytest.raises(MismatchError, match="not the tokenizer that these shards were built with"):
-        decoder_of(name, "0" * 64, cache=cache)
+        load_decoder(name, "0" * 64, cache=cache)
 
 
-def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_location_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SFTPREP_CACHE", "/a")
     monkeypatch.setenv("XDG_CACHE_HOME", "/b")
     assert cache_dir() == Path("/a")
@@ -233,7 +233,7 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_dir() == Path.home() / ".cache" / "sftprep"
 
 
-def test_entries_are_whole_or_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_entries_are_complete_or_absent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     place = tmp_path / "deep" / "entry.json"
     assert read_entry(place) is None
     assert write_entry(place, {"a": ["é\n"]}, b"body\nof lines\n")
@@ -243,7 +243,7 @@ def test_entries_are_whole_or_not_there(tmp_path: Path, caplog: pytest.LogCaptur
     for length in range(len(whole)):
         place.write_bytes(whole[:length])
         assert read_entry(place) is None
-    # A cache that cannot be written is told and no more.
+    # A cache that cannot be written is only logged.
     (tmp_path / "file").write_text("")
     assert not write_entry(tmp_path / "file" / "entry.json", {})
     assert "cannot keep" in caplog.text

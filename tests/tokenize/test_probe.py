@@ -1,4 +1,4 @@
-"""An encoder that is not right is found out before it is used, and an answer is found once."""
+"""The probe finds an encoder that is wrong before it is used, and caches its answer."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from sftprep.tokenize.encoders.base import EncoderFault, Mismatch, Tokens, first
 from sftprep.tokenize.encoders.gigatoken import FastEncoder
 from sftprep.tokenize.encoders.reference import HfEncoder
 from sftprep.tokenize.equivalence.probe import ProbeResult, cached_probe, compare_encoders
-from sftprep.tokenize.loading.adversarial_texts import nasty_texts
+from sftprep.tokenize.loading.adversarial_texts import adversarial_texts
 from sftprep.tokenize.select import make_encoder, probe_encoder
 from tests.support import needs_shared
-from tests.tokenize.made import byte_level, sentence_piece, spec_of
-from tests.tokenize.real import FAST, SLOW, real_fast, real_reference, real_spec
+from tests.tokenize.real_tokenizers import FAST, SLOW, real_fast, real_reference, real_spec
+from tests.tokenize.small_tokenizers import byte_level, sentence_piece, spec_of
 
 WHOLE_WORDS = byte_level(added=(AddedToken("zq", single_word=True, normalized=False),))
-"""gigatoken 0.10 takes such a token inside of words too: a real difference."""
-BLANKS_TWICE = byte_level(
+"""gigatoken 0.10 matches such a token inside words too: a real difference."""
+WHITESPACE_TWICE = byte_level(
     added=(AddedToken("<m>", rstrip=True, normalized=False), AddedToken("  ", normalized=False))
 )
-"""Two added tokens want the same blanks: another one."""
+"""Two added tokens match the same whitespace: another real difference."""
 
 
-class Liar:
-    """A fast encoder that is right but for one thing."""
+class FaultyEncoder:
+    """A fast encoder that is right except for one fault."""
 
-    name, version = "gigatoken", "liar"
+    name, version = "gigatoken", "faulty"
 
-    def __init__(self, truth: HfEncoder, lie: str) -> None:
-        self.truth, self.lie = truth, lie
+    def __init__(self, truth: HfEncoder, fault: str) -> None:
+        self.truth, self.fault = truth, fault
 
     def encode(self, texts: Sequence[str]) -> Tokens:
         tokens = self.truth.encode(texts)
         for number, text in enumerate(texts):
-            if self.lie == "ids" and "fox" in text:
-                tokens.of(number)[-1] ^= 1
-            if self.lie == "fault" and "fox" in text:
+            if self.fault == "ids" and "fox" in text:
+                tokens.ids_of_text(number)[-1] ^= 1
+            if self.fault == "fault" and "fox" in text:
                 raise EncoderFault("gigatoken broke down")
         return tokens
 
     def token_chars(self, texts: Sequence[str], tokens: Tokens) -> NDArray[np.int64]:
         chars = self.truth.token_chars(texts, self.truth.encode(texts))
-        if self.lie == "chars":
+        if self.fault == "chars":
             chars[-1, 0] += 1
         return chars
 
@@ -59,7 +59,7 @@ class Liar:
 
 
 @pytest.mark.parametrize(
-    ("lie", "reason"),
+    ("fault", "reason"),
     [
         ("ids", "other ids"),
         ("chars", "other characters"),
@@ -67,24 +67,26 @@ class Liar:
         ("nothing", "equal"),
     ],
 )
-def test_every_lie_is_found(lie: str, reason: str) -> None:
+def test_every_fault_is_found(fault: str, reason: str) -> None:
     spec = spec_of(byte_level())
     truth = HfEncoder(spec, threads=False)
-    result = compare_encoders(Liar(truth, lie), truth, nasty_texts(spec))
+    result = compare_encoders(FaultyEncoder(truth, fault), truth, adversarial_texts(spec))
     assert reason in result.reason
-    assert result.equal == (lie == "nothing")
+    assert result.equal == (fault == "nothing")
     assert result.encoder == ("gigatoken" if result.equal else "tokenizers")
-    assert result.checked == len(nasty_texts(spec))
-    if lie == "ids":
+    assert result.checked == len(adversarial_texts(spec))
+    if fault == "ids":
         assert result.example is not None
         assert "fox" in result.example.text
         assert result.example.expected[0] == result.example.got[0] ^ 1
 
 
 @pytest.mark.parametrize(
-    ("tokenizer", "token"), [(WHOLE_WORDS, "zq"), (BLANKS_TWICE, "<m>")], ids=["words", "blanks"]
+    ("tokenizer", "token"),
+    [(WHOLE_WORDS, "zq"), (WHITESPACE_TWICE, "<m>")],
+    ids=["words", "whitespace"],
 )
-def test_a_tokenizer_on_which_gigatoken_differs_gets_tokenizers(
+def test_tokenizers_is_selected_if_gigatoken_differs(
     tokenizer: Tokenizer, token: str, tmp_path: Path
 ) -> None:
     spec = spec_of(tokenizer)
@@ -98,12 +100,12 @@ def test_a_tokenizer_on_which_gigatoken_differs_gets_tokenizers(
         TokenizerError, match="gigatoken cannot be used for made: it gives other ids"
     ) as caught:
         make_encoder(spec, "gigatoken", threads=False, cache_folder=tmp_path)
-    assert "--encoder" in caught.value.remedy
+    assert "encoder=" in caught.value.remedy
     assert ProbeResult.from_dict(result.to_dict()) == result
 
 
 @pytest.mark.parametrize("choice", ["auto", "gigatoken"])
-def test_a_tokenizer_on_which_it_does_not_gets_gigatoken(choice: str, tmp_path: Path) -> None:
+def test_gigatoken_is_selected_if_it_does_not_differ(choice: str, tmp_path: Path) -> None:
     for tokenizer in (byte_level(nfc=True, gpt4=True), sentence_piece(prepend=True)):
         spec = spec_of(tokenizer)
         encoder, result = make_encoder(spec, choice, threads=False, cache_folder=tmp_path)  # type: ignore[arg-type]
@@ -114,10 +116,10 @@ def test_a_tokenizer_on_which_it_does_not_gets_gigatoken(choice: str, tmp_path: 
             "equal",
             None,
         )
-        assert result.checked == len(nasty_texts(spec))
+        assert result.checked == len(adversarial_texts(spec))
 
 
-def test_tokenizers_is_used_where_it_is_asked_for(tmp_path: Path) -> None:
+def test_tokenizers_is_selected_on_request(tmp_path: Path) -> None:
     encoder, result = make_encoder(
         spec_of(byte_level()), "tokenizers", threads=False, cache_folder=tmp_path
     )
@@ -126,13 +128,13 @@ def test_tokenizers_is_used_where_it_is_asked_for(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_special_tokens_that_are_to_be_split_are_not_for_gigatoken(tmp_path: Path) -> None:
+def test_gigatoken_is_not_selected_if_special_tokens_are_split(tmp_path: Path) -> None:
     result = cached_probe(spec_of(byte_level(), split_special_tokens=True), (), tmp_path)
     assert (result.encoder, result.checked) == ("tokenizers", 0)
     assert "special tokens" in result.reason
 
 
-def test_an_answer_is_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_of(byte_level())
     first = cached_probe(spec, (), tmp_path)
     with_samples = cached_probe(spec, ("one", "two \ud800"[:4]), tmp_path)
@@ -153,9 +155,9 @@ def test_an_answer_is_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         cached_probe(spec, (), tmp_path)
 
 
-def test_what_samples_show_holds_from_then_on(tmp_path: Path) -> None:
-    """As if the fixed texts had not shown the difference: the answer that they left behind says
-    equal."""
+def test_a_difference_on_samples_is_cached_for_later_calls(tmp_path: Path) -> None:
+    """The cached answer of the fixed texts is changed to "equal", as if they had not shown the
+    difference."""
     spec = spec_of(WHOLE_WORDS)
     cached_probe(spec, (), tmp_path)
     (entry,) = (tmp_path / "probes").iterdir()
@@ -190,14 +192,18 @@ def test_a_cache_that_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
 
 @needs_shared
 @pytest.mark.parametrize("name", FAST)
-def test_real_tokenizers_that_gigatoken_loads(name: str) -> None:
-    result = compare_encoders(real_fast(name), real_reference(name), nasty_texts(real_spec(name)))
+def test_gigatoken_equals_the_reference_on_real_tokenizers(name: str) -> None:
+    result = compare_encoders(
+        real_fast(name), real_reference(name), adversarial_texts(real_spec(name))
+    )
     assert result.equal, result
 
 
 @needs_shared
 @pytest.mark.parametrize("name", SLOW)
-def test_real_tokenizers_that_it_does_not(name: str, tmp_path: Path) -> None:
+def test_tokenizers_is_selected_for_real_tokenizers_that_gigatoken_does_not_load(
+    name: str, tmp_path: Path
+) -> None:
     encoder, result = make_encoder(real_spec(name), "auto", threads=False, cache_folder=tmp_path)
     assert encoder.name == result.encoder == "tokenizers"
     assert "gigatoken cannot load this tokenizer" in result.reason

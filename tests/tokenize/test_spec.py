@@ -1,4 +1,4 @@
-"""A spec says what AutoTokenizer says, and its fingerprint names what ids depend on."""
+"""A spec equals what AutoTokenizer reports, and its fingerprint covers what ids depend on."""
 
 from __future__ import annotations
 
@@ -12,11 +12,20 @@ from transformers import ByT5Tokenizer
 
 from sftprep.errors import TokenizerError
 from sftprep.tokenize.encoders.reference import HfEncoder
-from sftprep.tokenize.loading.adversarial_texts import nasty_texts
+from sftprep.tokenize.loading.adversarial_texts import adversarial_texts
 from sftprep.tokenize.loading.spec import TokenizerSpec, tokenizer_spec
 from tests.support import needs_shared
-from tests.tokenize.made import CHATML, END, START, STOP, byte_level, live, sentence_piece, spec_of
-from tests.tokenize.real import REAL, real_spec, real_tokenizer
+from tests.tokenize.real_tokenizers import REAL, real_spec, real_tokenizer
+from tests.tokenize.small_tokenizers import (
+    CHATML,
+    END,
+    START,
+    STOP,
+    byte_level,
+    live,
+    sentence_piece,
+    spec_of,
+)
 
 
 @needs_shared
@@ -35,15 +44,15 @@ def test_equals_auto_tokenizer(name: str) -> None:
         tokenizer.model_max_length if tokenizer.model_max_length < 1e20 else None
     )
 
-    texts = [*nasty_texts(spec)[:50], *nasty_texts(spec)[59:100]]
+    texts = [*adversarial_texts(spec)[:50], *adversarial_texts(spec)[59:100]]
     tokens = HfEncoder(spec, threads=True).encode(texts)
     for number, text in enumerate(texts):
-        ids = tokens.of(number).tolist()
+        ids = tokens.ids_of_text(number).tolist()
         assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
         assert [*spec.prefix_ids, *ids, *spec.suffix_ids] == tokenizer(text)["input_ids"]
 
 
-def test_fields_of_a_made_tokenizer() -> None:
+def test_fields_of_a_small_tokenizer() -> None:
     spec = spec_of(
         byte_level(),
         eos_token=STOP,
@@ -70,20 +79,20 @@ def test_fields_of_a_made_tokenizer() -> None:
     assert spec_of(byte_level()).model_max_length is None
 
 
-def test_named_templates_keep_the_default_one_apart() -> None:
+def test_the_default_of_named_templates_is_the_chat_template() -> None:
     named = {"default": CHATML, "tool_use": "{{ tools }}"}
     spec = spec_of(byte_level(), chat_template=named)
     assert (spec.chat_template, spec.named_templates) == (CHATML, named)
     assert spec_of(byte_level(), chat_template={"rag": "x"}).chat_template is None
 
 
-def test_survives_json() -> None:
+def test_fields_survive_json() -> None:
     spec = spec_of(
         sentence_piece(prepend=True),
         eos_token="</s>",
         chat_template={"default": CHATML, "tool_use": "x"},
     )
-    assert TokenizerSpec.from_facts(json.loads(json.dumps(spec.facts())), spec.json) == spec
+    assert TokenizerSpec.from_fields(json.loads(json.dumps(spec.to_fields())), spec.json) == spec
 
 
 def test_with_eos_changes_the_role_and_not_the_ids() -> None:
@@ -99,7 +108,7 @@ def test_with_eos_changes_the_role_and_not_the_ids() -> None:
     assert other.with_eos(END) == spec
     assert spec.with_eos("a").eos_token_id == spec.token_id(
         "a"
-    )  # any token of the vocabulary will do
+    )  # any token of the vocabulary is accepted
     with pytest.raises(
         TokenizerError, match=r"<nowhere>.*not in the vocabulary[\s\S]*<\|im_end\|>"
     ):
@@ -114,7 +123,7 @@ def test_token_id_of_every_kind_of_vocabulary() -> None:
         assert spec.token_id("no such token") is None
 
 
-def test_fingerprint_is_of_the_ids_and_not_of_the_last_use() -> None:
+def test_the_fingerprint_depends_on_the_ids_and_not_on_the_last_call() -> None:
     tokenizer = live(byte_level(), eos_token=STOP)
     before = tokenizer_spec(tokenizer)
     tokenizer.pad_token = END
@@ -125,7 +134,7 @@ def test_fingerprint_is_of_the_ids_and_not_of_the_last_use() -> None:
     after = tokenizer_spec(tokenizer)
     assert (after.fingerprint, after.json) == (before.fingerprint, before.json)
     assert (
-        HfEncoder(after, threads=False).encode(["a b c d e f"]).of(0).tolist()
+        HfEncoder(after, threads=False).encode(["a b c d e f"]).ids_of_text(0).tolist()
         == tokenizer("a b c d e f")["input_ids"]
     )
 
@@ -140,7 +149,7 @@ def test_setting_to_split_special_tokens_is_kept() -> None:
     assert spec.fingerprint[:32] != spec_of(byte_level()).fingerprint[:32]
 
 
-def test_part_is_found_among_contents_that_look_like_it() -> None:
+def test_a_part_is_found_among_strings_that_look_like_it() -> None:
     spec = spec_of(
         byte_level(
             nfc=True, added=(AddedToken('"normalizer":{"type":"Fake"},"model":', normalized=False),)
@@ -164,7 +173,7 @@ class _Wordwise:
         return {"input_ids": [*ids, 2] if add_special_tokens and len(ids) > 3 else ids}
 
 
-def test_refuses_what_cannot_be_written_down(tmp_path: Path) -> None:
+def test_a_tokenizer_that_cannot_be_written_as_json_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="ByT5Tokenizer, which has no fast backend"):
         tokenizer_spec(ByT5Tokenizer())
     with pytest.raises(TokenizerError, match="depends on the text"):

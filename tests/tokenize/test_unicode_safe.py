@@ -1,4 +1,4 @@
-"""The table of settled characters holds only what all Unicode tables in use agree on."""
+"""The table of safe characters holds only what all Unicode tables in use agree on."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from sftprep.tokenize.encoders.base import first_mismatch, flat_tokens
 from sftprep.tokenize.encoders.load import load_encoder
 from sftprep.tokenize.encoders.unicode_safe import (
     COMBINING,
-    SETTLED,
-    _ranges,
-    _settled,
-    is_settled,
+    SAFE,
+    _parse_ranges,
+    _safe_table,
+    is_safe,
     texts_to_check,
 )
 from tests.support import needs_shared
-from tests.tokenize.made import byte_level, spec_of
-from tests.tokenize.real import real_fast, real_reference
+from tests.tokenize.real_tokenizers import real_fast, real_reference
+from tests.tokenize.small_tokenizers import byte_level, spec_of
 
-_codes = np.flatnonzero(_settled()).tolist()
+_codes = np.flatnonzero(_safe_table()).tolist()
 _marks = [
     code
     for code in _codes
@@ -33,15 +33,15 @@ _marks = [
 ]
 
 
-def test_ranges_are_sorted_and_apart() -> None:
-    bounds = [int(part, 16) for entry in SETTLED.split() for part in (entry.split("-") * 2)[:2]]
+def test_ranges_are_sorted_and_disjoint() -> None:
+    bounds = [int(part, 16) for entry in SAFE.split() for part in (entry.split("-") * 2)[:2]]
     assert bounds == sorted(bounds)
     assert all(
         later > earlier + 1 for earlier, later in zip(bounds[1:-1:2], bounds[2::2], strict=True)
     )
 
 
-def test_all_are_assigned_and_what_people_write_is_there() -> None:
+def test_all_are_assigned_and_ordinary_texts_are_safe() -> None:
     if tuple(map(int, unicodedata.unidata_version.split("."))) >= (14, 0, 0):
         assert not [hex(code) for code in _codes if unicodedata.category(chr(code)) in ("Cn", "Cs")]
     texts = [
@@ -53,16 +53,16 @@ def test_all_are_assigned_and_what_people_write_is_there() -> None:
         "𝔘∑→▁",
         "\ue000\ufffd",
     ]
-    assert all(map(is_settled, texts))
+    assert all(map(is_safe, texts))
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(st.sampled_from([chr(code) for code in _marks] + list("aou가")), max_size=12))
-def test_tokenizers_composes_settled_text_as_unicode_does(text: str) -> None:
+def test_tokenizers_composes_safe_text_as_unicode_does(text: str) -> None:
     assert normalizers.NFC().normalize_str(text) == unicodedata.normalize("NFC", text)
 
 
-def test_each_settled_mark_composes_alike() -> None:
+def test_each_safe_mark_composes_alike() -> None:
     nfc = normalizers.NFC()
     for code in _marks:
         for text in (
@@ -76,14 +76,14 @@ def test_each_settled_mark_composes_alike() -> None:
 
 @needs_shared
 @pytest.mark.parametrize("name", ["deepseek-v4", "qwen3"])
-def test_every_settled_character_is_of_the_same_class_to_both(name: str) -> None:
-    """Each with letters, digits, blanks, symbols and line ends around it. Of long runs of letters
-    every 97th is taken."""
+def test_every_safe_character_has_the_same_class_in_both_libraries(name: str) -> None:
+    """Each is tested between letters, digits, whitespace, symbols and line ends. Of long runs of
+    letters, every 97th is tested."""
     plain = [c for c in _codes if 0x3400 <= c < 0xFA00 or c >= 0x20000]
     codes = [c for c in _codes if not (0x3400 <= c < 0xFA00 or c >= 0x20000)] + plain[::97]
     texts = [f"a{c}b {c} 1{c}2!{c}!\n{c}\n {c}{c}a" for c in map(chr, codes)]
     texts = ["".join(texts[i : i + 50]) for i in range(0, len(texts), 50)]
-    assert all(map(is_settled, texts))
+    assert all(map(is_safe, texts))
     assert (
         first_mismatch(texts, real_reference(name).encode(texts), real_fast(name).encode(texts))
         is None
@@ -92,12 +92,12 @@ def test_every_settled_character_is_of_the_same_class_to_both(name: str) -> None
 
 @needs_shared
 def test_the_table_is_needed() -> None:
-    """Without it gigatoken gives other ids: the reason for all this."""
+    """Without the table, gigatoken gives other ids."""
     for name, text in (("qwen3", "\U0001e135\U00011235"), ("deepseek-v4", "a \U0001faea")):
         raw = flat_tokens([real_fast(name)._backend.encode(text)])
         assert first_mismatch([text], real_reference(name).encode([text]), raw) is not None
         assert texts_to_check(["a", text], [b"a", text.encode()]) == [1]
-        assert not is_settled(text)
+        assert not is_safe(text)
         assert (
             first_mismatch(
                 [text], real_reference(name).encode([text]), real_fast(name).encode([text])
@@ -118,7 +118,7 @@ def test_finds_the_texts_to_check(texts: list[str]) -> None:
 
 
 def test_every_character_is_found_by_its_bytes() -> None:
-    careful = ~_settled() | _ranges(COMBINING)
+    careful = ~_safe_table() | _parse_ranges(COMBINING)
     codes = [code for code in range(0x80, 0x110000) if not 0xD800 <= code < 0xE000]
     texts = [chr(code) for code in codes]
     found = texts_to_check(texts, [text.encode() for text in texts])
@@ -126,22 +126,22 @@ def test_every_character_is_found_by_its_bytes() -> None:
 
 
 @given(st.text(max_size=8))
-def test_texts_that_need_no_check_are_settled_and_normalized(text: str) -> None:
+def test_texts_that_need_no_check_are_safe_and_normalized(text: str) -> None:
     if not texts_to_check([text], [text.encode()]):
-        assert is_settled(text)
+        assert is_safe(text)
         assert unicodedata.is_normalized("NFC", text)
 
 
-def test_what_composes_is_combining() -> None:
-    combining = _ranges(COMBINING)
-    for code in np.flatnonzero(_settled()).tolist():
+def test_all_characters_that_compose_are_combining() -> None:
+    combining = _parse_ranges(COMBINING)
+    for code in np.flatnonzero(_safe_table()).tolist():
         parts = unicodedata.decomposition(chr(code))
         pair = [int(part, 16) for part in parts.split()] if parts and parts[0] != "<" else []
         moves = unicodedata.combining(chr(code)) > 0
         moves |= not unicodedata.is_normalized("NFC", chr(code))
         assert combining[code] or not moves, hex(code)
         if len(pair) == 2:
-            assert combining[pair[1]] or not _settled()[pair[1]], hex(pair[1])
+            assert combining[pair[1]] or not _safe_table()[pair[1]], hex(pair[1])
 
 
 def test_half_a_surrogate_pair_is_refused() -> None:
@@ -149,7 +149,7 @@ def test_half_a_surrogate_pair_is_refused() -> None:
         load_encoder(spec_of(byte_level()), "gigatoken", threads=False).encode(["a", "\ud800"])
 
 
-def test_made_tokenizers_need_no_real_data() -> None:
+def test_both_encoders_agree_on_all_safe_characters() -> None:
     encoder = load_encoder(spec_of(byte_level(nfc=True, gpt4=True)), "gigatoken", threads=False)
     reference = load_encoder(spec_of(byte_level(nfc=True, gpt4=True)), "tokenizers", threads=False)
     texts = ["".join(map(chr, _codes[i : i + 40])) for i in range(0, len(_codes), 997)]

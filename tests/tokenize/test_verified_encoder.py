@@ -1,4 +1,4 @@
-"""The first texts and one text in each thousand are checked, chosen by the seed alone."""
+"""The first texts, and one of each thousand, are compared; the seed alone draws them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from sftprep.tokenize.encoders.base import Tokens
 from sftprep.tokenize.encoders.reference import HfEncoder
 from sftprep.tokenize.equivalence.verified_encoder import VerifiedEncoder, sample_numbers
-from tests.tokenize.made import byte_level, spec_of
-from tests.tokenize.test_probe import Liar
+from tests.tokenize.small_tokenizers import byte_level, spec_of
+from tests.tokenize.test_probe import FaultyEncoder
 
 
 @given(count=st.integers(0, 5000), seed=st.integers(0, 2**64 - 1), first=st.integers(0, 20))
-def test_the_first_ones_and_one_in_each_block(count: int, seed: int, first: int) -> None:
+def test_the_first_texts_and_one_of_each_block_are_drawn(count: int, seed: int, first: int) -> None:
     found = sample_numbers(count, seed, first=first)
     assert found == sorted(set(found))
     assert all(0 <= number < count for number in found)
@@ -28,13 +28,13 @@ def test_the_first_ones_and_one_in_each_block(count: int, seed: int, first: int)
     assert sample_numbers(count + 100, seed)[: len(drawn)] == drawn
 
 
-def test_another_seed_samples_other_texts() -> None:
+def test_another_seed_draws_other_texts() -> None:
     assert sample_numbers(100_000, seed=1) != sample_numbers(100_000, seed=2)
     assert len({number % 1000 for number in sample_numbers(100_000, seed=1)}) > 50
 
 
 class Watched(VerifiedEncoder):
-    """An encoder of which the tests choose what is fast, and see what the reference is asked."""
+    """A verified encoder with an injected fast encoder, which records the requested samples."""
 
     def __init__(self, fast: object) -> None:
         super().__init__(spec_of(byte_level()), "gigatoken", threads=False)
@@ -52,11 +52,11 @@ class Watched(VerifiedEncoder):
         return answer
 
 
-def test_a_lie_is_found_where_it_is_looked_for() -> None:
+def test_a_fault_is_found_in_the_sample() -> None:
     truth = HfEncoder(spec_of(byte_level()), threads=False)
     texts = [f"the fox {number}" for number in range(1500)]
-    for lie, first, found in (("ids", 8, True), ("nothing", 8, False)):
-        encoder = Watched(Liar(truth, lie))
+    for fault, first, found in (("ids", 8, True), ("nothing", 8, False)):
+        encoder = Watched(FaultyEncoder(truth, fault))
         own = encoder.partition(seed=0, first=first)
         own.encode([])
         assert encoder.asked == []
@@ -68,7 +68,7 @@ def test_a_lie_is_found_where_it_is_looked_for() -> None:
 
 def test_without_a_seed_nothing_is_compared() -> None:
     truth = HfEncoder(spec_of(byte_level()), threads=False)
-    encoder = Watched(Liar(truth, "ids"))
+    encoder = Watched(FaultyEncoder(truth, "ids"))
     own = encoder.partition(seed=None, first=8)
     own.encode(["the fox"] * 2000)
     assert own.samples == []
@@ -76,13 +76,13 @@ def test_without_a_seed_nothing_is_compared() -> None:
     assert encoder.asked == []
 
 
-def test_texts_in_parts_are_asked_for_at_once_and_waited_for_at_the_end() -> None:
+def test_samples_are_requested_at_once_and_awaited_at_the_end() -> None:
     encoder = Watched(HfEncoder(spec_of(byte_level()), threads=False))
     own = encoder.partition(seed=2, first=3)
     parts = [["the", "fox"], ["quick", "brown"], ["the fox"]]
     for part in parts:
         own.encode(part)
-    # The first three of all, and not of each part, and what the seed draws.
+    # The first three of all parts, and not of each part, and what the seed draws.
     assert encoder.asked[:2] == [parts[0], parts[1][:1]]
     assert not encoder.answered
     assert own.verify() is None

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from sftprep.tokenize.encoders.bpe_ranks import byte_of_letter
+from sftprep.tokenize.encoders.bpe_ranks import byte_by_character
 from sftprep.tokenize.encoders.char_offsets import byte_family
-from sftprep.tokenize.loading.spec import TokenizerSpec, takes_only_itself
+from sftprep.tokenize.loading.spec import TokenizerSpec, is_matched_literally
 
 _KEEPING_SPLITS = frozenset({"Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"})
 _CONTINUATION_BYTE = re.compile(r"<0x[89AB][0-9A-F]>")
@@ -84,21 +84,21 @@ def find_anchors(
         for entry in entries
         if entry.get("special")
         and (entry["content"] in template or entry["content"] in written)
-        and takes_only_itself(entry if normalizes else {**entry, "normalized": False})
+        and is_matched_literally(entry if normalizes else {**entry, "normalized": False})
         and not any(_overlap(entry["content"], other) for other in contents)
     }
     if not ids:
         return "the template writes no special token that could mark a boundary"
     unsafe = tuple(entry["content"] for entry in entries if entry.get("rstrip"))
     family = byte_family(spec)
-    return Anchors(ids, unsafe, prepends=family is not None and family.prepends)
+    return Anchors(ids, unsafe, prepends=family is not None and family.prepends_space)
 
 
 def continuation_ids(spec: TokenizerSpec) -> frozenset[int]:
     """Ids of the tokens that contain only the second and later bytes of a character in UTF-8."""
-    letters = {letter for letter, byte in byte_of_letter().items() if 0x80 <= byte < 0xC0}
+    letters = {letter for letter, byte in byte_by_character().items() if 0x80 <= byte < 0xC0}
     family = byte_family(spec)
-    byte_level = family is not None and not family.blanks
+    byte_level = family is not None and not family.metaspace
     added = spec.added_tokens()
     return frozenset(
         number
@@ -115,12 +115,14 @@ def _dropped_bytes(spec: TokenizerSpec, *, has_every_byte: bool) -> str | None:
         return "the tokenizer does not recognise special tokens inside a text"
     if family is None or not all(map(_keeps_bytes, spec.steps("pre_tokenizer", "pretokenizers"))):
         return "it is not known that the tokens cover every byte of a text"
-    if has_every_byte and not family.blanks:
+    if has_every_byte and not family.metaspace:
         return None
     model = spec.part("model")
-    needed = {f"<0x{byte:02X}>" for byte in range(256)} if family.blanks else {*byte_of_letter()}
+    needed = (
+        {f"<0x{byte:02X}>" for byte in range(256)} if family.metaspace else {*byte_by_character()}
+    )
     covered = model["type"] == "BPE" and model["vocab"].keys() >= needed
-    if family.blanks and not model.get("byte_fallback"):
+    if family.metaspace and not model.get("byte_fallback"):
         covered = False
     return None if covered else "the vocabulary does not contain every byte"
 

@@ -1,1 +1,1 @@
-"""Encoders of texts: the reference, and a faster one."""
+"""Encoders, which turn strings into token ids: the reference encoder and a fast one."""

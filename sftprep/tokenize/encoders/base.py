@@ -1,5 +1,4 @@
-"""Ids of many texts in flat arrays (`Tokens`), what makes them (`Encoder`), and where two of those
-do not agree (`Mismatch`)."""
+"""The interface of encoders (`Encoder`), and the types of their results and failures."""
 
 from __future__ import annotations
 
@@ -15,74 +14,88 @@ from sftprep.core.ragged import edges, replace_segments
 
 @dataclass(slots=True)
 class Tokens:
-    """Ids of several texts, flat.
+    """The token ids of several strings in one flat array.
 
-    input_ids: int32 [tokens]; offsets: int64 [texts + 1], text k is input_ids[offsets[k]:offsets[k
-    + 1]]; altered: numbers of the texts that the tokenizer's normalizer changed.
+    Example:
+        The strings "ab" and "c" with the ids [5, 6] and [7]:
+        input_ids = [5, 6, 7], offsets = [0, 2, 3]
     """
 
-    input_ids: NDArray[np.int32]
+    input_ids: NDArray[np.int32]  # [tokens]
+    # [strings + 1]; string k has input_ids[offsets[k] : offsets[k + 1]]
     offsets: NDArray[np.int64]
-    altered: Sequence[int] = ()
+    altered_texts: Sequence[int] = ()  # indices of strings that the normalizer may have changed
 
-    def of(self, text: int) -> NDArray[np.int32]:
-        """The ids of one text: a view."""
-        return self.input_ids[self.offsets[text] : self.offsets[text + 1]]
+    def ids_of_text(self, index: int) -> NDArray[np.int32]:
+        """Return the ids of one string, a view."""
+        return self.input_ids[self.offsets[index] : self.offsets[index + 1]]
 
-    def take(self, numbers: Sequence[int]) -> Tokens:
-        """The texts of these numbers."""
-        return flat_tokens([self.of(number) for number in numbers])
+    def take(self, indices: Sequence[int]) -> Tokens:
+        """Return the tokens of the strings with these indices, in this order."""
+        return flat_tokens([self.ids_of_text(index) for index in indices])
 
-    def replace(self, numbers: Sequence[int], new: Tokens) -> Tokens:
-        """The same texts, but for some of them, in order, those of `new`."""
+    def replace(self, indices: Sequence[int], new: Tokens) -> Tokens:
+        """Return the same tokens with those of some strings replaced.
+
+        Args:
+            indices: Indices of strings of `self`, ascending.
+            new: Their new tokens, in the same order.
+        """
         lengths = np.diff(self.offsets)
-        lengths[list(numbers)] = np.diff(new.offsets)
-        own = {number: new.of(index) for index, number in enumerate(numbers)}
-        return Tokens(replace_segments(self.input_ids, self.offsets, own), edges(lengths))
+        lengths[list(indices)] = np.diff(new.offsets)
+        segments = {index: new.ids_of_text(k) for k, index in enumerate(indices)}
+        return Tokens(replace_segments(self.input_ids, self.offsets, segments), edges(lengths))
 
 
 class Encoder(Protocol):
-    """Texts to ids. Nothing is put around a text; tokens that it spells out are recognised, as
-    transformers does by default.
+    """Strings to token ids.
 
-    All raise TokenizerError for a text that is no Unicode (half of a surrogate pair), and
-    EncoderFault where the encoder is found to be wrong or breaks down: then the caller goes over to
-    `tokenizers`.
+    No special tokens are added around a string. Special tokens that a string spells out are
+    recognized, as transformers does by default.
+
+    Every method raises TokenizerError for a string that is not valid Unicode (half of a surrogate
+    pair), and EncoderFault if the encoder is found to be wrong or fails; the caller then falls back
+    to the reference encoder.
     """
 
     name: str
 
     @property
     def version(self) -> str:
-        """Of the library."""
+        """The version of the library."""
 
     def encode(self, texts: Sequence[str]) -> Tokens:
-        """Ids of each text."""
+        """Return the ids of each string."""
 
     def token_chars(self, texts: Sequence[str], tokens: Tokens) -> NDArray[np.int64]:
-        """First and last+1 character of each token in its text: int64 [tokens, 2]. `tokens` is what
-        `encode(texts)` gave.
+        """Return the range of characters that each token covers.
 
-        Exactly the offsets of `tokenizers`: a token that holds a part of a character covers the
-        whole of it.
+        These are exactly the offsets of `tokenizers`: a token with a part of a character covers the
+        whole character.
+
+        Args:
+            texts: The strings.
+            tokens: The result of `encode(texts)`.
+
+        Returns:
+            int64 [tokens, 2]: the first character in its string, and the one after the last.
         """
 
     def encode_with_chars(self, texts: Sequence[str]) -> tuple[Tokens, NDArray[np.int64]]:
-        """`encode` and `token_chars` at once, which with `tokenizers` takes half the time."""
+        """Return the results of `encode` and `token_chars`.
+
+        With `tokenizers` this takes half the time of two calls.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """A text that two encoders do not agree on.
+    """A string for which two encoders give different tokens."""
 
-    text: the text, or 200 characters of it around the first difference; token: number of the first
-    differing token; expected, got: up to 8 ids from there, of `tokenizers` and of the other one.
-    """
-
-    text: str
-    token: int
-    expected: tuple[int, ...]
-    got: tuple[int, ...]
+    text: str  # the string, or 200 characters of it around the first difference
+    token: int  # index of the first token that differs
+    expected: tuple[int, ...]  # up to 8 ids of the reference encoder from there
+    got: tuple[int, ...]  # up to 8 ids of the other encoder from there
 
     def __str__(self) -> str:
         return (
@@ -90,7 +103,7 @@ class Mismatch:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """Return the fields as JSON values."""
         return {
             "text": self.text,
             "token": self.token,
@@ -100,13 +113,15 @@ class Mismatch:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Mismatch:
-        """The inverse of `to_dict`."""
+        """Return the object for these JSON values; inverse of `to_dict`."""
         return cls(values["text"], values["token"], tuple(values["expected"]), tuple(values["got"]))
 
 
 class EncoderFault(Exception):
-    """The fast encoder gave other ids than `tokenizers`, or broke down. No user sees it: the build
-    goes on with `tokenizers`."""
+    """The fast encoder failed, or gave other ids than the reference encoder.
+
+    It is caught before it reaches a user: the build continues with the reference encoder.
+    """
 
     def __init__(self, reason: str, mismatch: Mismatch | None = None) -> None:
         super().__init__(reason, mismatch)
@@ -117,27 +132,31 @@ class EncoderFault(Exception):
 
 
 def flat_tokens(parts: Sequence[NDArray[Any]]) -> Tokens:
-    """One array of ids a text (4-byte integers), as Tokens."""
+    """Return arrays of ids, one per string, as Tokens.
+
+    Args:
+        parts: int32 or uint32 arrays; the bits are reinterpreted and not converted.
+    """
     flat = np.concatenate(parts) if parts else np.empty(0, np.int32)
     return Tokens(flat.view(np.int32), edges(np.fromiter(map(len, parts), np.int64, len(parts))))
 
 
 def first_mismatch(texts: Sequence[str], expected: Tokens, got: Tokens) -> Mismatch | None:
-    """The first text whose ids differ."""
+    """Return the first string whose ids differ, or None if all are equal."""
     if np.array_equal(expected.offsets, got.offsets) and np.array_equal(
         expected.input_ids, got.input_ids
     ):
         return None
-    for number, text in enumerate(texts):
-        want, have = expected.of(number), got.of(number)
+    for index, text in enumerate(texts):
+        want, have = expected.ids_of_text(index), got.ids_of_text(index)
         if not np.array_equal(want, have):
             shared = min(len(want), len(have))
             differing = np.flatnonzero(want[:shared] != have[:shared])
             token = int(differing[0]) if len(differing) else shared
-            # Where in the text that is nobody knows exactly; a token's share of the characters is
-            # near enough for an excerpt.
-            near = int(len(text) * token / max(len(want), 1))
-            excerpt = text if len(text) <= 200 else text[max(near - 100, 0) : near + 100]
+            # The character offset of the token is not known here; assuming that all tokens have
+            # equal lengths is accurate enough for an excerpt.
+            middle = int(len(text) * token / max(len(want), 1))
+            excerpt = text if len(text) <= 200 else text[max(middle - 100, 0) : middle + 100]
             return Mismatch(
                 excerpt,
                 token,

@@ -1,11 +1,18 @@
-"""Byte-level BPE vocabularies as ranks, which gigatoken loads in half the time of a tokenizer.json:
-where it is proven the same.
+"""Conversion of byte-level BPE vocabularies to ranks, which gigatoken loads in half the time.
 
-Merging by ranks merges any two neighbours that together are a token, the lowest id first; a
-tokenizer.json names the pairs that merge, and their order. The two are the same where ids follow
-the order of the merges and every token, cut back to its bytes and merged with nothing but lower
-ids, ends as its own pair: two other neighbours can then never add up to it. That is worked out once
-for a tokenizer (a second) and kept in the cache; what is not proven is loaded as it was.
+The idea: a tokenizer.json lists the pairs of tokens that merge, in order of priority. Ranks (the
+tiktoken format) have no such list: any two neighbors whose concatenation is a token may merge, and
+the lowest id merges first. Both rules give the same tokens if
+
+1. every token of more than one byte is made by exactly one merge, and ids ascend in the order of
+   the merges, so that "lowest id first" is "earliest merge first"; and
+2. every token, split into its bytes and merged with lower ids only, ends as the two parts of its
+   own merge, so that no other pair of neighbors can ever make it.
+
+`derive_ranks` proves both for each token, and returns None if a proof fails; the tokenizer.json is
+then loaded as it is. Cost: about a second for a vocabulary of 150,000 tokens, once per tokenizer,
+since the result is cached. Reference: `tokenizers` on the same vocabulary
+(tests/tokenize/test_bpe_ranks.py).
 """
 
 from __future__ import annotations
@@ -21,39 +28,41 @@ import orjson
 import xxhash
 
 from sftprep.core.disk_cache import read_entry, write_entry, write_whole
-from sftprep.tokenize.loading.spec import TokenizerSpec, takes_only_itself
+from sftprep.tokenize.loading.spec import TokenizerSpec, is_matched_literally
 
-_FORMAT = "1"
-"""Raised when what is proven, or the way it is kept, changes."""
-_FOLDER = "ranks"
-"""In that of the cache."""
+_FORMAT = "1"  # to be increased when the proof, or the format of the cache, changes
+_FOLDER = "ranks"  # subfolder of the cache
+# Regular expression that splits a string into words -> the name that gigatoken has for it.
 _SCHEMES = {
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": "qwen2"
 }
-"""gigatoken's names of the expressions that cut texts into words."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """What gigatoken takes. path: of the ranks; scheme: how texts are cut; specials: ids of the
-    added tokens; normalizes: the tokenizer makes NFC of its texts, which ranks do not."""
+    """A tokenizer in the form that gigatoken loads fast."""
 
-    path: Path
-    scheme: str
-    specials: dict[str, int]
-    normalizes: bool
+    path: Path  # the file of the ranks
+    scheme: str  # gigatoken's name for how strings are split into words
+    specials: dict[str, int]  # added tokens and their ids
+    normalizes: bool  # the tokenizer applies NFC to its input; ranks do not
 
 
 def find_ranks(spec: TokenizerSpec, folder: Path) -> Ranks | None:
-    """The ranks of a tokenizer, where `keep_ranks` found some and they are undamaged. folder: that
-    of the cache."""
-    scheme = scheme_of(spec)
-    entry = read_entry(_entry(spec, folder)) if scheme else None
+    """Return the cached ranks of a tokenizer; None if it has none, or if they are damaged.
+
+    Args:
+        spec: The tokenizer.
+        folder: The folder of the cache.
+    """
+    scheme = find_scheme(spec)
+    entry = read_entry(_entry_path(spec, folder)) if scheme else None
     if scheme is None or entry is None or not entry[0].get("ranks"):
         return None
     path = folder / _FOLDER / entry[0]["ranks"]
     try:
+        # The file is named by its digest. gigatoken would load damaged ranks without an error.
         if xxhash.xxh3_128_hexdigest(path.read_bytes()) != path.stem:
             return None
     except OSError:
@@ -61,96 +70,126 @@ def find_ranks(spec: TokenizerSpec, folder: Path) -> Ranks | None:
     return Ranks(path, scheme, spec.added_tokens(), normalizes=bool(spec.part("normalizer")))
 
 
-def keep_ranks(spec: TokenizerSpec, folder: Path) -> None:
-    """Work out once whether a tokenizer has ranks, and keep them in the cache. One that cannot be
-    written costs time only."""
-    if scheme_of(spec) is None or read_entry(_entry(spec, folder)) is not None:
+def cache_ranks(spec: TokenizerSpec, folder: Path) -> None:
+    """Derive the ranks of a tokenizer, unless that was done before, and write them to the cache.
+
+    A cache that cannot be written costs time only.
+
+    Args:
+        spec: The tokenizer.
+        folder: The folder of the cache.
+    """
+    if find_scheme(spec) is None or read_entry(_entry_path(spec, folder)) is not None:
         return
-    ranks = ranks_of(orjson.loads(spec.json)["model"], spec.added_tokens())
-    name = ""
+    ranks = derive_ranks(orjson.loads(spec.json)["model"], spec.added_tokens())
+    name = ""  # an entry without a file: the proof failed, and need not be tried again
     if ranks is not None:
-        content = b"".join(b"%s %d\n" % (b64encode(token), number) for token, number in ranks)
+        content = b"".join(b"%s %d\n" % (b64encode(token), rank) for token, rank in ranks)
         name = f"{xxhash.xxh3_128_hexdigest(content)}.tiktoken"
         if not write_whole(folder / _FOLDER / name, content):
             return
-    write_entry(_entry(spec, folder), {"ranks": name})
+    write_entry(_entry_path(spec, folder), {"ranks": name})
 
 
-def ranks_of(model: dict[str, Any], added: dict[str, int]) -> list[tuple[bytes, int]] | None:
-    """Tokens and ids of a byte-level BPE model of a tokenizer.json, by id; None where merging by
-    ranks is not proven the same.
+def derive_ranks(model: dict[str, Any], added: dict[str, int]) -> list[tuple[bytes, int]] | None:
+    """Return the tokens of a byte-level BPE model with their ranks.
 
-    added: the added tokens, which no text is merged to and which are not among the ranks.
+    Args:
+        model: The model of a tokenizer.json.
+        added: The added tokens, which are matched before any merge and need no rank.
+
+    Returns:
+        The bytes of each token and its id, ascending by id; None if merging by ranks is not proven
+        to be equivalent.
     """
+    # Only plain BPE: each of these options changes how strings are merged.
     plain = model.get("type") == "BPE" and not any(
         model.get(key)
         for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
     )
-    letters = byte_of_letter()
+    byte_of = byte_by_character()
     vocabulary = {
         token: number for token, number in model["vocab"].items() if added.get(token) != number
     }
-    if not plain or not all(letter in letters for token in vocabulary for letter in token):
+    if not plain or not all(character in byte_of for token in vocabulary for character in token):
         return None
-    ids = {bytes(map(letters.__getitem__, token)): number for token, number in vocabulary.items()}
+
+    # Tokens and merges as bytes.
+    ids = {bytes(map(byte_of.__getitem__, token)): number for token, number in vocabulary.items()}
     pairs = [
         tuple(merge) if isinstance(merge, list) else tuple(merge.split(" "))
         for merge in model["merges"]
     ]
-    if not all(letter in letters for pair in pairs for part in pair for letter in part):
+    if not all(character in byte_of for pair in pairs for part in pair for character in part):
         return None
-    merges = [tuple(bytes(map(letters.__getitem__, part)) for part in pair) for pair in pairs]
-    made = [ids.get(b"".join(pair), -1) for pair in merges]
-    in_order = all(lower < higher for lower, higher in zip([-1, *made], made, strict=False))
-    # All tokens but single bytes are made by one merge each.
+    merges = [tuple(bytes(map(byte_of.__getitem__, part)) for part in pair) for pair in pairs]
+
+    # Condition 1: one merge for each token but the 256 single bytes, in the order of the ids.
+    merged_ids = [ids.get(b"".join(pair), -1) for pair in merges]
+    ascending = all(low < high for low, high in zip([-1, *merged_ids], merged_ids, strict=False))
     if (
-        not in_order
-        or len(ids) != len(made) + 256
+        not ascending
+        or len(ids) != len(merged_ids) + 256
         or not all(bytes([byte]) in ids for byte in range(256))
     ):
         return None
+
+    # Condition 2: with lower ids only, each token ends as the two parts of its merge.
     if any(
-        _merged(b"".join(pair), number, ids) != list(pair)
-        for pair, number in zip(merges, made, strict=True)
+        _merge_below(b"".join(pair), number, ids) != list(pair)
+        for pair, number in zip(merges, merged_ids, strict=True)
     ):
         return None
+
+    # gigatoken counts ranks from 0 and accepts no gap.
     by_id = sorted(ids.items(), key=lambda item: item[1])
-    # gigatoken counts them from 0, without a gap.
     return by_id if [number for _, number in by_id] == list(range(len(by_id))) else None
 
 
-def _merged(token: bytes, below: int, ids: dict[bytes, int]) -> Sequence[bytes]:
-    """The bytes of a token merged as far as ids below that one go, the lowest first and from the
-    left."""
-    parts = [token[place : place + 1] for place in range(len(token))]
+def _merge_below(token: bytes, limit: int, ids: dict[bytes, int]) -> Sequence[bytes]:
+    """Merge the bytes of a token as far as ids below `limit` allow, the lowest id first.
+
+    Of equal ids, the leftmost pair merges first.
+    """
+    parts = [token[index : index + 1] for index in range(len(token))]
     while True:
-        best, at = below, -1
-        for place in range(len(parts) - 1):
-            number = ids.get(parts[place] + parts[place + 1], below)
-            if number < best:
-                best, at = number, place
-        if at < 0:
+        lowest, position = limit, -1
+        for index in range(len(parts) - 1):
+            number = ids.get(parts[index] + parts[index + 1], limit)
+            if number < lowest:
+                lowest, position = number, index
+        if position < 0:
             return parts
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        parts[position : position + 2] = [parts[position] + parts[position + 1]]
 
 
-def byte_of_letter() -> dict[str, int]:
-    """The letters that byte-level BPE writes for bytes. Source: `bytes_to_unicode` of GPT-2."""
-    shown = [
+def byte_by_character() -> dict[str, int]:
+    """Return the byte for each character with which byte-level BPE writes bytes.
+
+    Source: the inverse of `bytes_to_unicode` of GPT-2.
+
+    Example:
+        byte_by_character()["a"]  ->  97;  byte_by_character()["Ġ"]  ->  32, the space
+    """
+    printable = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),
         *range(ord("®"), ord("ÿ") + 1),
     ]
-    hidden = [byte for byte in range(256) if byte not in set(shown)]
-    return {chr(byte): byte for byte in shown} | {
-        chr(256 + place): byte for place, byte in enumerate(hidden)
+    # All other bytes are written as the characters from U+0100 on, in order.
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(byte): byte for byte in printable} | {
+        chr(256 + index): byte for index, byte in enumerate(others)
     }
 
 
-def scheme_of(spec: TokenizerSpec) -> str | None:
-    """gigatoken's name for how the tokenizer cuts texts; None where it is none of those known here,
-    or does more than that."""
-    if not all(map(takes_only_itself, spec.part("added_tokens") or ())):
+def find_scheme(spec: TokenizerSpec) -> str | None:
+    """Return gigatoken's name for how a tokenizer splits strings into words.
+
+    Returns:
+        None if the scheme is not known here, or if the tokenizer does more than that.
+    """
+    if not all(map(is_matched_literally, spec.part("added_tokens") or ())):
         return None
     if spec.part("normalizer") not in (None, {"type": "NFC"}):
         return None
@@ -168,9 +207,7 @@ def scheme_of(spec: TokenizerSpec) -> str | None:
     return _SCHEMES.get(split["pattern"].get("Regex", ""))
 
 
-def _entry(spec: TokenizerSpec, folder: Path) -> Path:
-    return (
-        folder
-        / _FOLDER
-        / f"{xxhash.xxh3_128_hexdigest(json.dumps([_FORMAT, spec.fingerprint[:32]]).encode())}.json"
-    )
+def _entry_path(spec: TokenizerSpec, folder: Path) -> Path:
+    # The first half of the fingerprint names the ids; the roles of special tokens do not matter.
+    key = json.dumps([_FORMAT, spec.fingerprint[:32]]).encode()
+    return folder / _FOLDER / f"{xxhash.xxh3_128_hexdigest(key)}.json"

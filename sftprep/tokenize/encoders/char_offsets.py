@@ -1,17 +1,23 @@
-"""Which characters of a text each token stands for, from the bytes of the tokens alone: what
-`tokenizers` calls offsets.
+"""The range of characters that each token covers, computed from the bytes of the tokens alone.
 
-The idea: for two families of tokenizers, the bytes of a text's tokens, one after the other, are the
-bytes of the text. Then the end of each token is a cumulative sum of lengths, and characters come
-from counting the bytes that begin one. It is never assumed: the bytes are compared with the text,
-and a text on which they differ (a normalizer changed it, an added token swallowed blanks, unknown
-characters were dropped) is left to `tokenizers`.
+These ranges are what `tokenizers` calls offsets. The idea: for two families of tokenizers, the
+concatenated bytes of the tokens of a string are the bytes of the string. Steps:
 
-- byte-level BPE, without a normalizer or with NFC: a token's bytes as they are.
-- SentencePiece as BPE with byte fallback: "▁" stands for a blank, and a blank that is not in the
-  text is put before the
-  text and after each added token: the token that starts there holds one byte less of the text, at
-  its front, maybe none.
+1. The end of each token in bytes is a cumulative sum of the lengths of the tokens.
+2. The bytes of the tokens are compared with those of the string, so the idea is never assumed. A
+   string on which they differ is left to `tokenizers`: a normalizer changed it, an added token
+   swallowed whitespace, or unknown characters were dropped.
+3. Byte offsets become character offsets by counting the bytes that begin a character.
+
+The families:
+
+- byte-level BPE, without a normalizer or with NFC: the bytes of a token as they are;
+- SentencePiece as BPE with byte fallback: "▁" is a space, and a space that the string does not
+  contain may be added before the string and after each added token. The token that starts there has
+  one byte less in the string, possibly none.
+
+Cost: some array operations per byte, and no second encoding. Reference: the offsets of `tokenizers`
+(`HfEncoder.encode_with_chars`), and a loop over the bytes in tests/tokenize/test_char_offsets.py.
 """
 
 from __future__ import annotations
@@ -27,37 +33,41 @@ from sftprep.core.ragged import edges
 from sftprep.tokenize.encoders.base import Tokens
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
-_BLANK = "▁".encode()
+_METASPACE = "▁".encode()
+# Strings are processed in groups of about this many characters, so that the arrays of a group
+# (about 20 bytes for each byte) fit into the cache of a processor.
 _GROUP_CHARACTERS = 1 << 18
-"""Texts are worked on in groups of about this size, whose arrays fit into a processor's cache: some
-20 bytes for each byte."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenBytes:
-    """The text that each id stands for.
+    """The bytes of each token of a vocabulary.
 
-    data: uint8, the bytes of all ids; start, length: int64 [ids], where those of an id lie; added:
-    bool [ids], an added token; leads: bool [ids], begins with a blank; prepends: whether a blank is
-    put before the text and after added tokens; decode: gives the bytes of uint32 [tokens] as they
-    are, one token after the other, faster than a look into `data` does.
+    Example:
+        The tokens b"ab" and b" c", of which the first is an added token:
+        data = b"ab c", start = [0, 2], length = [2, 2], added = [True, False],
+        starts_with_space = [False, True]
     """
 
-    data: NDArray[np.uint8]
-    start: NDArray[np.int64]
-    length: NDArray[np.int64]
-    added: NDArray[np.bool_]
-    leads: NDArray[np.bool_]
-    prepends: bool
+    data: NDArray[np.uint8]  # the bytes of all ids
+    start: NDArray[np.int64]  # [ids], where the bytes of an id start in `data`
+    length: NDArray[np.int64]  # [ids]
+    added: NDArray[np.bool_]  # [ids], True = an added token
+    starts_with_space: NDArray[np.bool_]  # [ids]
+    prepends_space: bool  # as in `Family`
+    # uint32 [tokens] -> the concatenated bytes, faster than indexing `data`; None if it is inexact
     decode: Callable[[NDArray[np.uint32]], bytes] | None = None
 
 
 def token_bytes(
     spec: TokenizerSpec, vocabulary: dict[int, bytes], decode: Callable[[NDArray[np.uint32]], bytes]
 ) -> TokenBytes | None:
-    """The table for a tokenizer; None where it belongs to neither family.
+    """Return the table of bytes for a tokenizer, or None if it belongs to neither family.
 
-    vocabulary: bytes of each id, added ones included; decode: ids to bytes, as the vocabulary says.
+    Args:
+        spec: The tokenizer.
+        vocabulary: The bytes of each id, including those of added tokens.
+        decode: Returns the concatenated bytes of ids.
     """
     family = byte_family(spec)
     if family is None:
@@ -67,30 +77,39 @@ def token_bytes(
     added = np.zeros(size, np.bool_)
     added[added_ids] = True
     pieces = [vocabulary.get(number, b"") for number in range(size)]
-    if family.blanks:
+    if family.metaspace:
+        # Added tokens are matched before "▁" is substituted, so a "▁" in them is that character.
         for number in np.flatnonzero(~added).tolist():
-            pieces[number] = pieces[number].replace(_BLANK, b" ")
+            pieces[number] = pieces[number].replace(_METASPACE, b" ")
     length = np.fromiter(map(len, pieces), np.int64, size)
     return TokenBytes(
         data=np.frombuffer(b"".join(pieces), np.uint8),
         start=np.cumsum(length) - length,
         length=length,
         added=added,
-        leads=np.fromiter((piece[:1] == b" " for piece in pieces), np.bool_, size),
-        prepends=family.prepends,
-        decode=(
-            None if family.blanks else decode
-        ),  # where "▁" is a blank, decoding drops the first one
+        starts_with_space=np.fromiter((piece[:1] == b" " for piece in pieces), np.bool_, size),
+        prepends_space=family.prepends_space,
+        # The decoder of SentencePiece drops the first space.
+        decode=None if family.metaspace else decode,
     )
 
 
 def char_ranges(
     texts: Sequence[str], tokens: Tokens, table: TokenBytes
 ) -> tuple[NDArray[np.int64], list[int]]:
-    """First and last+1 character of each token: int64 [tokens, 2]; and the numbers of the texts for
-    which that cannot be said.
+    """Return the range of characters that each token covers.
 
-    The rows of those texts mean nothing.
+    Args:
+        texts: The strings.
+        tokens: Their tokens.
+        table: The bytes of each token, for at least these tokens.
+
+    Returns:
+        int64 [tokens, 2]: the first character in its string, and the one after the last; and the
+        indices of the strings for which the bytes do not determine it, whose rows are undefined.
+
+    Example:
+        texts = ["a é"], tokens b"a", b" ", b"é"  ->  [[0, 1], [1, 2], [2, 3]], []
     """
     chars = np.zeros((len(tokens.input_ids), 2), np.int64)
     unknown: list[int] = []
@@ -100,68 +119,84 @@ def char_ranges(
         while last < len(texts) and size < _GROUP_CHARACTERS:
             size += len(texts[last])
             last += 1
-        bounds = tokens.offsets[first : last + 1]
-        rows = slice(int(bounds[0]), int(bounds[-1]))
-        missed = _group_ranges(
-            list(texts[first:last]), tokens.input_ids[rows], bounds - bounds[0], table, chars[rows]
+        offsets = tokens.offsets[first : last + 1]
+        rows = slice(int(offsets[0]), int(offsets[-1]))
+        unknown_in_group = _fill_group(
+            list(texts[first:last]),
+            tokens.input_ids[rows],
+            offsets - offsets[0],
+            table,
+            chars[rows],
         )
-        unknown += [first + number for number in missed]
+        unknown += [first + index for index in unknown_in_group]
         first = last
     return chars, unknown
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """blanks: "▁" represents a blank (SentencePiece); otherwise the tokenizer is byte-level.
-    prepends: a blank is added to the start of a text and after each added token."""
+    """A family of tokenizers whose tokens have the bytes of the string."""
 
-    blanks: bool
-    prepends: bool
+    metaspace: bool  # "▁" represents a space (SentencePiece); otherwise byte-level
+    prepends_space: bool  # a space is added before a string and after each added token
 
 
 def byte_family(spec: TokenizerSpec) -> Family | None:
-    """The family of a tokenizer whose tokens' bytes are the bytes of the text; None if its parts
-    are not known to keep bytes and offsets."""
-    if not all(_keeps_offsets(part) for part in spec.steps("post_processor", "processors")):
+    """Return the family of a tokenizer.
+
+    Returns:
+        None if a part of the tokenizer is not known to preserve bytes and offsets.
+    """
+    if not all(_preserves_offsets(part) for part in spec.steps("post_processor", "processors")):
         return None
     normalizers = spec.steps("normalizer", "normalizers")
     pre_tokenizers = spec.steps("pre_tokenizer", "pretokenizers")
     if any(part["type"] == "ByteLevel" for part in pre_tokenizers):
         return (
-            Family(blanks=False, prepends=False)
+            Family(metaspace=False, prepends_space=False)
             if all(part["type"] == "NFC" for part in normalizers)
             else None
         )
     prepend = {"type": "Prepend", "prepend": "▁"}
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-    # Gemma splits at blanks, of which its normalizer has left none.
-    idle = {
+    # Gemma splits at spaces, but its normalizer has replaced all of them before.
+    no_effect = {
         "type": "Split",
         "pattern": {"String": " "},
         "behavior": "MergedWithPrevious",
         "invert": False,
     }
-    if pre_tokenizers not in ([], [idle]) or normalizers not in ([prepend, replace], [replace]):
+    if pre_tokenizers not in ([], [no_effect]):
         return None
-    return Family(blanks=True, prepends=prepend in normalizers)
+    if normalizers not in ([prepend, replace], [replace]):
+        return None
+    return Family(metaspace=True, prepends_space=prepend in normalizers)
 
 
-def _keeps_offsets(post_processor: dict[str, Any]) -> bool:
+def _preserves_offsets(post_processor: dict[str, Any]) -> bool:
     kind = post_processor["type"]
     return kind == "TemplateProcessing" or (
         kind == "ByteLevel" and not post_processor.get("trim_offsets", True)
     )
 
 
-def _group_ranges(
+def _fill_group(
     texts: list[str],
     ids: NDArray[np.int32],
-    bounds: NDArray[np.int64],
+    offsets: NDArray[np.int64],
     table: TokenBytes,
     chars: NDArray[np.int64],
 ) -> list[int]:
-    """Fill `chars` for one group of texts, whose tokens are ids[bounds[k]:bounds[k + 1]]; give the
-    texts that do not fit."""
+    """Fill in the ranges of a group of strings, and return the strings whose bytes differ.
+
+    Args:
+        texts: The strings.
+        ids: int32 [tokens], the ids of all strings.
+        offsets: int64 [strings + 1]; string k has ids[offsets[k] : offsets[k + 1]].
+        table: The bytes of each token.
+        chars: int64 [tokens, 2], filled in.
+    """
+    # Offsets of the strings in the joined characters, and in the joined bytes.
     joined = "".join(texts)
     content = np.frombuffer(joined.encode(), np.uint8)
     text_chars = edges(np.fromiter(map(len, texts), np.int64, len(texts)))
@@ -173,76 +208,93 @@ def _group_ranges(
     )
     if len(ids) and (not len(content) or ids.min() < 0 or ids.max() >= len(table.length)):
         return list(range(len(texts)))
-    length = table.length[ids]
-    start = table.start[ids]
-    if table.prepends:
-        # The blank that is not in the text: at the first token of a text, and of what follows an
-        # added token.
-        fronts = np.zeros(len(ids), np.bool_)
-        fronts[bounds[:-1][bounds[:-1] < bounds[1:]]] = True
-        fronts[1:] |= table.added[ids[:-1]]
-        fronts &= table.leads[ids] & ~table.added[ids]
-        length = length - fronts
-        start = start + fronts
 
+    start, length = _find_segments(table, ids, offsets)
+
+    # Compare the lengths, then the bytes, of strings and tokens. A string with another length
+    # shifts the bytes of all later ones, so the group is processed again without it.
     token_edges = edges(length)
-    misfit = np.flatnonzero(np.diff(token_edges[bounds]) != np.diff(text_bytes))
-    if len(misfit):
-        # Positions of all texts after a misfit are off: set it aside, and do the others without it.
-        return _without(misfit, texts, ids, bounds, table, chars)
-    differs = np.flatnonzero(_written(table, ids, start, length) != content)
-    if len(differs):
-        misfit = np.unique(np.searchsorted(text_bytes, differs, side="right") - 1)
-        return _without(misfit, texts, ids, bounds, table, chars)
+    differing = np.flatnonzero(np.diff(token_edges[offsets]) != np.diff(text_bytes))
+    if len(differing):
+        return _fill_without(differing, texts, ids, offsets, table, chars)
+    wrong_bytes = np.flatnonzero(_concatenate_bytes(table, ids, start, length) != content)
+    if len(wrong_bytes):
+        differing = np.unique(np.searchsorted(text_bytes, wrong_bytes, side="right") - 1)
+        return _fill_without(differing, texts, ids, offsets, table, chars)
 
+    # Byte offsets to character offsets: those of the characters that hold the first and last byte.
     first, last = token_edges[:-1], token_edges[1:]
     if ascii_only:
         chars[:, 0], chars[:, 1] = first, last
     else:
-        number = np.cumsum(
-            (content & 0xC0) != 0x80, dtype=np.int32
-        )  # of the character that each byte belongs to, from 1
+        # 1-based number of the character that each byte belongs to.
+        number = np.cumsum((content & 0xC0) != 0x80, dtype=np.int32)
         chars[:, 0] = number[np.minimum(first, len(number) - 1)] - 1
         chars[:, 1] = number[np.maximum(last, 1) - 1]
+
+    # `tokenizers` gives a token that is only the added space the character that follows.
     empty = length == 0
-    # A token that is nothing but the blank before a text: tokenizers gives it the character that
-    # follows.
     if empty.any():
         chars[empty, 1] = chars[empty, 0] + 1
-    chars -= np.repeat(text_chars[:-1], np.diff(bounds))[:, None]
+
+    # Relative to the start of each string.
+    chars -= np.repeat(text_chars[:-1], np.diff(offsets))[:, None]
     return []
 
 
-def _without(
-    misfit: NDArray[np.int64],
+def _find_segments(
+    table: TokenBytes, ids: NDArray[np.int32], offsets: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the bytes that each token has in its string, as segments of `table.data`.
+
+    These are the bytes of the token, but without the space that the tokenizer added at the first
+    token of a string and at the first token after an added one.
+
+    Returns:
+        The start and the length of each segment, int64 [tokens].
+    """
+    start, length = table.start[ids], table.length[ids]
+    if not table.prepends_space:
+        return start, length
+    has_added_space = np.zeros(len(ids), np.bool_)
+    has_added_space[offsets[:-1][offsets[:-1] < offsets[1:]]] = True
+    has_added_space[1:] |= table.added[ids[:-1]]
+    has_added_space &= table.starts_with_space[ids] & ~table.added[ids]
+    return start + has_added_space, length - has_added_space
+
+
+def _fill_without(
+    differing: NDArray[np.int64],
     texts: list[str],
     ids: NDArray[np.int32],
-    bounds: NDArray[np.int64],
+    offsets: NDArray[np.int64],
     table: TokenBytes,
     chars: NDArray[np.int64],
 ) -> list[int]:
-    """The group again, without the texts that do not fit."""
+    """Process a group again without the strings whose bytes differ; see `_fill_group`."""
     keep = np.ones(len(texts), np.bool_)
-    keep[misfit] = False
+    keep[differing] = False
     kept = np.flatnonzero(keep).tolist()
-    counts = np.diff(bounds)
+    counts = np.diff(offsets)
     rows = np.repeat(keep, counts)
-    part = np.zeros((int(rows.sum()), 2), np.int64)
-    missed = _group_ranges([texts[k] for k in kept], ids[rows], edges(counts[keep]), table, part)
-    chars[rows] = part
-    return sorted([*misfit.tolist(), *(kept[k] for k in missed)])
+    kept_chars = np.zeros((int(rows.sum()), 2), np.int64)
+    unknown = _fill_group(
+        [texts[k] for k in kept], ids[rows], edges(counts[keep]), table, kept_chars
+    )
+    chars[rows] = kept_chars
+    return sorted([*differing.tolist(), *(kept[k] for k in unknown)])
 
 
-def _written(
+def _concatenate_bytes(
     table: TokenBytes, ids: NDArray[np.int32], start: NDArray[np.int64], length: NDArray[np.int64]
 ) -> NDArray[np.uint8]:
-    """The bytes of the tokens: table.data[start[k] : start[k] + length[k]] of all k, one after the
-    other."""
+    """Return the concatenated segments table.data[start[k] : start[k] + length[k]]."""
     if table.decode is not None:
         decoded = np.frombuffer(table.decode(ids.view(np.uint32)), np.uint8)
         if len(decoded) == int(length.sum()):
             return decoded
-    place = np.repeat((start - (np.cumsum(length) - length)).astype(np.int32), length)
-    place += np.arange(len(place), dtype=np.int32)
-    written: NDArray[np.uint8] = table.data[place]
-    return written
+    # Index in `data` of each byte: its index in the result, shifted by a constant per token.
+    index = np.repeat((start - (np.cumsum(length) - length)).astype(np.int32), length)
+    index += np.arange(len(index), dtype=np.int32)
+    gathered: NDArray[np.uint8] = table.data[index]
+    return gathered

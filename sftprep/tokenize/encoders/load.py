@@ -1,4 +1,4 @@
-"""An encoder by its name."""
+"""Loading of an encoder by its name."""
 
 from __future__ import annotations
 
@@ -16,13 +16,19 @@ from sftprep.tokenize.loading.spec import TokenizerSpec
 def load_encoder(
     spec: TokenizerSpec, name: str, *, threads: bool, reference: Callable[[], Encoder] | None = None
 ) -> Encoder:
-    """The encoder of that name, without asking whether it is right: for workers, and to fail over
-    to "tokenizers".
+    """Load an encoder without probing it: for workers, and for the fallback to "tokenizers".
 
-    threads: whether it may use every core; a worker process among others does not. reference: makes
-    the "tokenizers" encoder, for one that is loaded anyway. Raises EncoderFault, TokenizerError.
+    Args:
+        spec: The tokenizer.
+        name: "gigatoken" or "tokenizers".
+        threads: Whether it may use every core; a worker process among others must not.
+        reference: Returns the "tokenizers" encoder, if the caller has one already.
+
+    Raises:
+        EncoderFault: gigatoken does not load this tokenizer.
+        TokenizerError: `tokenizers` does not load it.
     """
-    made = reference or cache(partial(HfEncoder, spec, threads=threads))
+    load_reference = reference or cache(partial(HfEncoder, spec, threads=threads))
     if name != FastEncoder.name:
-        return made()
-    return FastEncoder(spec, reference=made, ranks=find_ranks(spec, cache_dir()))
+        return load_reference()
+    return FastEncoder(spec, reference=load_reference, ranks=find_ranks(spec, cache_dir()))

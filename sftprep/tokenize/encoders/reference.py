@@ -1,4 +1,4 @@
-"""The reference encoder: `tokenizers`, the library whose ids people train with."""
+"""The reference encoder: `tokenizers`, the library that models are trained and served with."""
 
 from __future__ import annotations
 
@@ -16,17 +16,24 @@ from sftprep.tokenize.encoders.base import EncoderFault, Tokens, first_mismatch
 from sftprep.tokenize.encoders.unicode_safe import changed_texts
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
+# Strings are passed to the library in groups of about this many characters, because it holds about
+# 100 bytes per token until they are copied out.
 _BATCH_CHARACTERS = 1 << 20
-"""Texts are given to the library in groups of about this size: it keeps some 100 bytes a token
-until they are copied out."""
 
 
 class HfEncoder:
-    """`tokenizers` on a spec. threads: whether its thread pool is used; without, texts are encoded
-    one by one on this thread.
+    """The encoder that runs `tokenizers`.
 
-    The library's own variable TOKENIZERS_PARALLELISM keeps its meaning and is neither read nor set
-    here. Raises TokenizerError where the library does not accept the spec's JSON.
+    The environment variable TOKENIZERS_PARALLELISM keeps its meaning, and is neither read nor set
+    here.
+
+    Args:
+        spec: The tokenizer.
+        threads: Whether to use the thread pool of the library; otherwise strings are encoded one
+            after the other on the calling thread.
+
+    Raises:
+        TokenizerError: The library does not load the tokenizer.
     """
 
     name = "tokenizers"
@@ -39,7 +46,7 @@ class HfEncoder:
         self._normalizes = bool(spec.part("normalizer"))
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(spec.json)
-        except Exception as error:  # the bindings raise the bare class
+        except Exception as error:  # the Rust bindings raise Exception itself
             raise TokenizerError(
                 f"tokenizers {self.version} cannot load {spec.name}: {error}",
                 remedy=(
@@ -50,49 +57,56 @@ class HfEncoder:
         self._tokenizer.encode_special_tokens = spec.split_special_tokens
 
     def encode(self, texts: Sequence[str]) -> Tokens:
-        """Ids of each text."""
+        """Return the ids of each string."""
         lengths: list[int] = []
         ids: list[NDArray[np.int32]] = []
         for group in in_groups(texts, _BATCH_CHARACTERS):
-            encodings = self._encodings(group, offsets=False)
+            encodings = self._encode_group(group, offsets=False)
             lengths.extend(map(len, encodings))
-            ids.append(_integers((e.ids for e in encodings), np.int32, sum(map(len, encodings))))
-        changed: list[int] = []
+            ids.append(_to_array((e.ids for e in encodings), np.int32, sum(map(len, encodings))))
+        altered_texts: list[int] = []
         if self._normalizes:
-            unsettled, altered = changed_texts(texts, [text.encode() for text in texts])
-            changed = sorted({*unsettled, *altered})
-        return Tokens(_joined(ids, np.int32), edges(np.array(lengths, np.int64)), changed)
+            unsafe, denormalized = changed_texts(texts, [text.encode() for text in texts])
+            altered_texts = sorted({*unsafe, *denormalized})
+        return Tokens(
+            _concatenate(ids, np.int32), edges(np.array(lengths, np.int64)), altered_texts
+        )
 
     def token_chars(self, texts: Sequence[str], tokens: Tokens) -> NDArray[np.int64]:
-        """First and last+1 character of each token: int64 [tokens, 2]. Encodes again; see
-        `encode_with_chars`."""
-        again, chars = self.encode_with_chars(texts)
-        mismatch = first_mismatch(texts, again, tokens)
+        """Return the range of characters that each token covers, int64 [tokens, 2].
+
+        The strings are encoded again; `encode_with_chars` avoids that.
+
+        Raises:
+            EncoderFault: `tokens` differ from what this encoder gives.
+        """
+        own_tokens, chars = self.encode_with_chars(texts)
+        mismatch = first_mismatch(texts, own_tokens, tokens)
         if mismatch:
             raise EncoderFault("ids that tokenizers does not give", mismatch)
         return chars
 
     def encode_with_chars(self, texts: Sequence[str]) -> tuple[Tokens, NDArray[np.int64]]:
-        """Ids and character ranges, in one go."""
+        """Return the ids and the ranges of characters with a single encoding."""
         lengths: list[int] = []
         ids: list[NDArray[np.int32]] = []
         chars: list[NDArray[np.int64]] = []
         for group in in_groups(texts, _BATCH_CHARACTERS):
-            encodings = self._encodings(group, offsets=True)
+            encodings = self._encode_group(group, offsets=True)
             total = sum(map(len, encodings))
             lengths.extend(map(len, encodings))
-            ids.append(_integers((e.ids for e in encodings), np.int32, total))
+            ids.append(_to_array((e.ids for e in encodings), np.int32, total))
             chars.append(
-                _integers((chain.from_iterable(e.offsets) for e in encodings), np.int64, 2 * total)
+                _to_array((chain.from_iterable(e.offsets) for e in encodings), np.int64, 2 * total)
             )
-        return Tokens(_joined(ids, np.int32), edges(np.array(lengths, np.int64))), _joined(
-            chars, np.int64
-        ).reshape(-1, 2)
+        tokens = Tokens(_concatenate(ids, np.int32), edges(np.array(lengths, np.int64)))
+        return tokens, _concatenate(chars, np.int64).reshape(-1, 2)
 
-    def _encodings(self, texts: list[str], *, offsets: bool) -> list[Any]:
+    def _encode_group(self, texts: list[str], *, offsets: bool) -> list[Any]:
         try:
             if not self._threads:
                 return [self._tokenizer.encode(text, add_special_tokens=False) for text in texts]
+            # encode_batch_fast does not compute offsets.
             encode = self._tokenizer.encode_batch if offsets else self._tokenizer.encode_batch_fast
             return list(encode(texts, add_special_tokens=False))
         except (TypeError, UnicodeEncodeError) as error:
@@ -100,8 +114,12 @@ class HfEncoder:
 
 
 def not_unicode(texts: Sequence[str], error: Exception) -> TokenizerError:
-    """The error for texts that an encoder refuses; `error` itself where the texts are not to
-    blame."""
+    """Return the error for strings that an encoder rejects.
+
+    Args:
+        texts: The strings, one of which may contain half of a surrogate pair.
+        error: What the encoder raised, shown if no string explains it.
+    """
     for text in texts:
         try:
             text.encode()
@@ -110,16 +128,16 @@ def not_unicode(texts: Sequence[str], error: Exception) -> TokenizerError:
             return TokenizerError(
                 f"a text holds half of a surrogate pair at character {cause.start}: {excerpt!r}",
                 remedy=(
-                    "such a text is no Unicode: repair the escapes (\\ud83d without its second"
-                    " half) in the input"
+                    "such a text is not valid Unicode: repair the escapes (\\ud83d without its"
+                    " second half) in the input"
                 ),
             )
-    return TokenizerError(f"the texts cannot be encoded: {error}", remedy="give a list of str")
+    return TokenizerError(f"the texts cannot be encoded: {error}", remedy="pass a list of str")
 
 
-def _integers(parts: Iterable[Iterable[int]], dtype: Any, count: int) -> NDArray[Any]:
+def _to_array(parts: Iterable[Iterable[int]], dtype: Any, count: int) -> NDArray[Any]:
     return np.fromiter(chain.from_iterable(parts), dtype, count)
 
 
-def _joined(parts: list[NDArray[Any]], dtype: Any) -> NDArray[Any]:
+def _concatenate(parts: list[NDArray[Any]], dtype: Any) -> NDArray[Any]:
     return np.concatenate(parts) if parts else np.empty(0, dtype)

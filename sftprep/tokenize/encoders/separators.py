@@ -1,28 +1,35 @@
-"""What can stand between texts without changing their tokens, so that many short texts are encoded
-in one call."""
+"""Separators: special tokens that can be put between strings without changing their tokens.
+
+With a separator, many short strings are joined and encoded in one call, which saves about a
+microsecond per string.
+"""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from sftprep.tokenize.loading.spec import TokenizerSpec, takes_only_itself
+from sftprep.tokenize.loading.spec import TokenizerSpec, is_matched_literally
 
 
-class Between(NamedTuple):
-    """The token as text, and its id."""
+class Separator(NamedTuple):
+    """A special token as a string, and its id."""
 
     text: str
     id: int
 
 
-def between_texts(spec: TokenizerSpec) -> Between | None:
-    """The token, best one that neither the chat template writes nor texts end with; None where
-    there is none.
+def find_separator(spec: TokenizerSpec) -> Separator | None:
+    """Return a token that separates strings; None if the tokenizer has none.
 
-    An added token divides a text before anything else looks at it, and byte-level BPE then treats
-    each part as a text of its own. It must be found wherever it stands: no other added token may
-    hold the letter that it starts with, but as its own first, none may be a longer one that starts
-    with it, and its ends may be no part of a word, for some tokens are only found as words.
+    An added token splits a string before all other steps, and byte-level BPE then encodes each part
+    like a string of its own. To separate, the token must be found at every position, so
+
+    - no other added token contains its first character, except as its own first character;
+    - no other added token starts with it;
+    - neither of its ends is a word character, since some tokens are only found as whole words.
+
+    Tokens that the chat template writes, or that have a role such as the end of a text, are the
+    last choice: where a string contains the separator, it must be encoded separately.
     """
     if spec.split_special_tokens or not _is_byte_level(
         spec.steps("pre_tokenizer", "pretokenizers")
@@ -31,16 +38,14 @@ def between_texts(spec: TokenizerSpec) -> Between | None:
     if not all(part.get("type") == "NFC" for part in spec.steps("normalizer", "normalizers")):
         return None
     entries: list[dict[str, Any]] = spec.part("added_tokens") or []
-    used = {*spec.special_tokens.values()}
-    template = spec.chat_template or ""
-    plain = [
-        Between(entry["content"], entry["id"])
+    candidates = [
+        Separator(entry["content"], entry["id"])
         for entry in entries
         if entry.get("special")
-        and takes_only_itself(entry)
+        and is_matched_literally(entry)
         and not any(
-            letter.isalnum() or letter == "_"
-            for letter in (entry["content"][0], entry["content"][-1])
+            character.isalnum() or character == "_"
+            for character in (entry["content"][0], entry["content"][-1])
         )
         and not any(entry["content"][0] in other["content"][1:] for other in entries)
         and not any(
@@ -48,13 +53,20 @@ def between_texts(spec: TokenizerSpec) -> Between | None:
             for other in entries
         )
     ]
+    with_roles = {*spec.special_tokens.values()}
+    template = spec.chat_template or ""
     return next(
-        (each for each in plain if each.text not in used and each.text not in template),
-        next(iter(plain), None),
+        (
+            candidate
+            for candidate in candidates
+            if candidate.text not in with_roles and candidate.text not in template
+        ),
+        next(iter(candidates), None),
     )
 
 
 def _is_byte_level(pre_tokenizers: list[dict[str, Any]]) -> bool:
     levels = [part for part in pre_tokenizers if part["type"] == "ByteLevel"]
     known = all(part["type"] in ("ByteLevel", "Split", "Digits") for part in pre_tokenizers)
+    # A space added before a string would be added once for all joined strings.
     return known and bool(levels) and not any(part.get("add_prefix_space") for part in levels)

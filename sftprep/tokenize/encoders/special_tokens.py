@@ -1,10 +1,17 @@
-"""Special tokens that a text spells out: found in it, and encoded as plain text where that is asked
-for.
+"""Special tokens that the text of a record spells out, and their encoding as plain text.
 
-A mark is put into each of them (`<` mark `|im_end|>`) before a template sees the text, so that what
-the template itself writes can be told from it afterwards. A marked text is encoded as it is, which
-finds the template's own tokens; each stretch between those that has a mark in it is then encoded
-again, without the mark, by a tokenizer that recognises no special token.
+A record may contain the string `<|im_end|>`, which must not end a turn. The algorithm:
+
+1. `SpecialTokenScanner.insert_marks` puts a mark after the first character of each such string
+   (`<` mark `|im_end|>`), before a chat template sees it. After rendering, the special tokens that
+   the template wrote can thus be distinguished from those in the text of the record.
+2. `EscapedEncoder` encodes the marked string as it is, which finds the tokens of the template.
+3. Each stretch between those tokens that contains a mark is encoded again, without the mark, by a
+   tokenizer that recognizes no special token.
+
+Cost: two encodings of the strings that contain special tokens, which are few. Reference:
+`tokenizers` with `encode_special_tokens`, on strings without a template
+(tests/semantics/test_special.py).
 """
 
 from __future__ import annotations
@@ -24,97 +31,117 @@ from sftprep.tokenize.encoders.base import Tokens, flat_tokens
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
 MARKS = ("\U0010fffd", "\U0010fffc", "\U0010fffb")
-"""Characters that mean nothing, the first of which that is not in a record is its mark."""
+"""Private-use characters; the first one that a record does not contain is its mark."""
 
 
 class SpecialTokenScanner:
-    """The special tokens of a tokenizer, looked for in texts."""
+    """Search for the special tokens of a tokenizer in strings.
+
+    Args:
+        spec: The tokenizer.
+    """
 
     def __init__(self, spec: TokenizerSpec) -> None:
         entries = spec.part("added_tokens") or []
-        # One of a single letter cannot be broken, nor is it something that a text spells by
-        # mistake.
+        # A token of a single character cannot be broken by a mark, nor is it likely that a text
+        # contains it by mistake. Longer tokens come first, so that the longest match wins.
         tokens = sorted(
             {e["content"] for e in entries if e.get("special") and len(e["content"]) > 1},
             key=len,
             reverse=True,
         )
         if spec.split_special_tokens:
-            tokens = []  # then they are plain text anyway
+            tokens = []  # the tokenizer encodes them as plain text anyway
         self._search = re.compile("|".join(map(re.escape, tokens)) or r"(?!)").search
+        # Matches a token without its first character, so that a substitution inserts the mark.
         self._sub = re.compile(
             "|".join(f"(?<={re.escape(t[0])}){re.escape(t[1:])}" for t in tokens) or r"(?!)"
         ).sub
-        pairs = {token[:2] for token in tokens}
         self._tokens = tokens
-        # A look for a short text is some forty times faster than one by an expression; with many of
-        # them, one letter each does.
+        # Searching a short string is about forty times as fast as a regular expression. More than
+        # three pairs of characters are replaced by the few characters that they start with.
+        pairs = {token[:2] for token in tokens}
         self._starts = tuple(sorted(pairs if len(pairs) <= 3 else {pair[:1] for pair in pairs}))
 
     def may_be_in(self, data: Letters) -> bool:
-        """Whether lines of JSON may hold one; most do not, and then no text of theirs needs a
-        look."""
+        """Return whether lines of JSON may contain a special token.
+
+        For most data the answer is False, and then no string of theirs needs to be searched.
+        """
         return data.may_hold(self._tokens)
 
     def is_in(self, text: str) -> bool:
-        """Whether a text spells one."""
+        """Return whether a string contains a special token."""
         return any(start in text for start in self._starts) and self._search(text) is not None
 
     def any_in(self, value: Any) -> bool:
-        """Whether any text in plain JSON data spells one."""
+        """Return whether any string in JSON values contains a special token."""
         if isinstance(value, str):
             return self.is_in(value)
         if isinstance(value, dict):
             return any(map(self.any_in, value.values()))
         return isinstance(value, list) and any(map(self.any_in, value))
 
-    def marked(self, value: Any, mark: str) -> Any:
-        """The same plain JSON data with `mark` after the first character of each special token in
-        its texts."""
+    def insert_marks(self, value: Any, mark: str) -> Any:
+        """Return JSON values with a mark after the first character of each special token."""
         if isinstance(value, str):
             return (
-                self._sub(lambda found: mark + found.group(), value) if self.is_in(value) else value
+                self._sub(lambda match: mark + match.group(), value) if self.is_in(value) else value
             )
         if isinstance(value, dict):
-            return {key: self.marked(item, mark) for key, item in value.items()}
-        return [self.marked(item, mark) for item in value] if isinstance(value, list) else value
+            return {key: self.insert_marks(item, mark) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.insert_marks(item, mark) for item in value]
+        return value
 
 
 @dataclass(frozen=True, slots=True)
 class EscapedText:
-    """A text with marks in it. `clean` is the text that is meant, `place` a place in it."""
+    """A string with marks.
+
+    Example:
+        EscapedText("a<^|im_end|>", mark="^"):  clean = "a<|im_end|>", clean_offset(3) = 2
+    """
 
     text: str
     mark: str
 
     @property
     def clean(self) -> str:
-        """The text without its marks."""
+        """The string without its marks."""
         return self.text.replace(self.mark, "")
 
-    def place(self, position: int) -> int:
-        """Where a position of the marked text is in the clean one."""
-        return position - self.text.count(self.mark, 0, position)
+    def clean_offset(self, offset: int) -> int:
+        """Return the offset in `clean` for an offset in the marked string."""
+        return offset - self.text.count(self.mark, 0, offset)
 
 
 class EscapedEncoder:
-    """Encodes marked texts. Slow, for the few that need it."""
+    """Encoder for marked strings. It is slow, and meant for the few that need it.
 
-    _ANCHOR = "\U0010fffa\U0010fff9"
+    Args:
+        spec: The tokenizer.
+    """
+
+    _ANCHOR = "\U0010fffa\U0010fff9"  # an added token of `_plain`, see there
 
     def __init__(self, spec: TokenizerSpec) -> None:
         self._spec = spec
 
     @cached_property
     def _whole(self) -> Any:
+        """The tokenizer as it is, which recognizes special tokens."""
         import tokenizers
 
         return tokenizers.Tokenizer.from_buffer(self._spec.json)
 
     @cached_property
     def _plain(self) -> Any:
-        """Recognises no special token but a new one, after which a stretch is not the first of its
-        text."""
+        """The tokenizer without special tokens, except for the anchor.
+
+        A tokenizer may treat the start of a string differently, for example by adding a space. With
+        the anchor before it, a stretch is encoded like one that follows another token.
+        """
         import tokenizers
 
         tokenizer = tokenizers.Tokenizer.from_buffer(self._spec.json)
@@ -123,59 +150,73 @@ class EscapedEncoder:
         return tokenizer
 
     @cached_property
-    def _special(self) -> frozenset[int]:
+    def _special_ids(self) -> frozenset[int]:
         return frozenset(
             entry["id"] for entry in self._spec.part("added_tokens") or [] if entry.get("special")
         )
 
     def encode(self, marked: EscapedText) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids of a marked text, and the characters of the clean text that each stands for."""
+        """Return the ids of a marked string, and the characters of `clean` that each one covers."""
         whole = self._whole.encode(marked.text, add_special_tokens=False)
         ids: list[int] = []
         chars: list[tuple[int, int]] = []
-        stretch: list[int] = []
-        begin = 0
-        for number, token in enumerate([*whole.ids, -1]):
-            if token != -1 and token not in self._special:
-                stretch.append(number)
+        stretch: list[int] = []  # indices of tokens since the last special token
+        begin = 0  # offset of the stretch in the marked string
+        # The -1 at the end closes the last stretch.
+        for index, token in enumerate([*whole.ids, -1]):
+            if token != -1 and token not in self._special_ids:
+                stretch.append(index)
                 continue
-            first, last = (len(marked.text),) * 2 if token == -1 else whole.offsets[number]
-            found = self._stretch(marked, begin, first, whole, stretch)
-            ids += found[0]
-            chars += found[1]
+            first, last = (len(marked.text),) * 2 if token == -1 else whole.offsets[index]
+            stretch_ids, stretch_chars = self._encode_stretch(marked, begin, first, whole, stretch)
+            ids += stretch_ids
+            chars += stretch_chars
             if token != -1:
                 ids.append(token)
-                chars.append((marked.place(first), marked.place(last)))
+                chars.append((marked.clean_offset(first), marked.clean_offset(last)))
             stretch, begin = [], last
         return ids, chars
 
-    def _stretch(
-        self, marked: EscapedText, first: int, last: int, whole: Any, numbers: list[int]
+    def _encode_stretch(
+        self, marked: EscapedText, first: int, last: int, whole: Any, indices: list[int]
     ) -> tuple[list[int], list[tuple[int, int]]]:
-        """The tokens of one stretch between special tokens: those of the whole, or where there is a
-        mark in it, its own."""
+        """Return the ids and characters of a stretch between special tokens.
+
+        Args:
+            marked: The marked string.
+            first: Offset of the stretch in it.
+            last: Offset of its end.
+            whole: The encoding of the marked string.
+            indices: Indices of the tokens of the stretch in `whole`, used if it has no mark.
+        """
         text = marked.text[first:last]
         if marked.mark not in text:
-            places = [whole.offsets[number] for number in numbers]
-            return [whole.ids[number] for number in numbers], [
-                (marked.place(a), marked.place(b)) for a, b in places
+            offsets = [whole.offsets[index] for index in indices]
+            return [whole.ids[index] for index in indices], [
+                (marked.clean_offset(a), marked.clean_offset(b)) for a, b in offsets
             ]
         anchor = self._ANCHOR if first else ""
-        own = self._plain.encode(anchor + text.replace(marked.mark, ""), add_special_tokens=False)
-        skip, shift = (1 if anchor else 0), marked.place(first) - len(anchor)
-        return own.ids[skip:], [(a + shift, b + shift) for a, b in own.offsets[skip:]]
+        plain = self._plain.encode(anchor + text.replace(marked.mark, ""), add_special_tokens=False)
+        # Without the token of the anchor, and with offsets relative to `clean`.
+        skip, shift = (1 if anchor else 0), marked.clean_offset(first) - len(anchor)
+        return plain.ids[skip:], [(a + shift, b + shift) for a, b in plain.offsets[skip:]]
 
 
-def with_replaced(
+def replace_texts(
     tokens: Tokens,
     chars: NDArray[np.int64] | None,
     new: dict[int, tuple[Sequence[int], Sequence[tuple[int, int]]]],
 ) -> tuple[Tokens, NDArray[np.int64] | None]:
-    """Tokens, and their characters if given, in which the texts of `new` have those ids and
-    characters."""
-    own = sorted(new)
-    replaced = flat_tokens([np.array(new[number][0], np.int32) for number in own])
+    """Return tokens, and their ranges of characters, with those of some strings replaced.
+
+    Args:
+        tokens: The tokens of all strings.
+        chars: int64 [tokens, 2], or None if the ranges are not needed.
+        new: Index of a string -> its new ids, and their ranges of characters.
+    """
+    indices = sorted(new)
+    replaced = flat_tokens([np.array(new[index][0], np.int32) for index in indices])
     if chars is not None:
-        places = {k: np.array(new[k][1], np.int64).reshape(-1, 2) for k in own}
-        chars = replace_segments(chars, tokens.offsets, places)
-    return tokens.replace(own, replaced), chars
+        ranges = {k: np.array(new[k][1], np.int64).reshape(-1, 2) for k in indices}
+        chars = replace_segments(chars, tokens.offsets, ranges)
+    return tokens.replace(indices, replaced), chars

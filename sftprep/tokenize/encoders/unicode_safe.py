@@ -1,13 +1,21 @@
-"""Which characters every Unicode table in use agrees on, so that two tokenizers cannot see them
-differently.
+"""Characters on which all Unicode tables in use agree, so that two tokenizers treat them alike.
 
 `tokenizers` 0.22 has the letter and symbol classes of Unicode 16 and the compositions of Unicode 9;
-gigatoken has Unicode 17 for both. A character that is newer than the older of the two tables is a
-letter to one and nothing to the other, or moves past its neighbours in one and stays in the other
-(U+1E135 after U+11235: found by comparing them). What a table says about a character never changes
-once it is there, as far as it matters here (Unicode's stability policy; tests compare all of them).
-So a text is safe where all its characters were assigned by Unicode 14 and, if they combine, are
-seen alike by both.
+gigatoken has Unicode 17 for both. A character that only the newer table contains is a letter to one
+library and unassigned to the other, or is reordered by one and not by the other (U+1E135 after
+U+11235: found by comparing the libraries). What a table says about a character never changes once
+it is assigned, as far as it matters here (the stability policy of Unicode; tests compare them all).
+
+A string is therefore safe if all its characters were assigned by Unicode 14 (`SAFE`). Strings with
+characters that NFC may combine or reorder (`COMBINING`) are checked further. Steps:
+
+1. Skip strings that are ASCII.
+2. Look up the first two bytes of each other character in a table: most blocks of 64 characters
+   contain none to check.
+3. Decode the remaining characters, and look each one up.
+
+Cost: one scan of the UTF-8 bytes. Reference: `is_safe` and `unicodedata` on each string
+(tests/tokenize/test_unicode_safe.py).
 """
 
 from __future__ import annotations
@@ -19,65 +27,76 @@ from unicodedata import is_normalized
 import numpy as np
 from numpy.typing import NDArray
 
-_STEP = 1 << 20
-"""Bytes in one step of the scan, whose arrays fit into a processor's cache."""
+_STEP = 1 << 20  # bytes per step of the scan, so that its arrays fit into the cache of a processor
 
 
 def texts_to_check(texts: Sequence[str], encoded: Sequence[bytes]) -> list[int]:
-    """Numbers of the texts that two Unicode tables may see differently, or that NFC may change.
+    """Return the indices of strings that may be unsafe, or that NFC may change.
 
-    encoded: the texts as UTF-8. One look at the characters that are not ASCII: most blocks of 64
-    contain none to check, and are recognised by their first two bytes.
+    Args:
+        texts: The strings.
+        encoded: The same strings in UTF-8.
     """
-    rows = [number for number, text in enumerate(texts) if not text.isascii()]
-    found: set[int] = set()
+    rows = [index for index, text in enumerate(texts) if not text.isascii()]
+    to_check: set[int] = set()
     first = 0
     while first < len(rows):
+        # Group strings of about _STEP bytes.
         last, size = first, 0
         while last < len(rows) and size < _STEP:
             size += len(encoded[rows[last]])
             last += 1
         group = rows[first:last]
-        places = _places_to_check(b"".join([*(encoded[number] for number in group), bytes(3)]))
-        if len(places):
-            ends = np.cumsum([len(encoded[number]) for number in group])
-            found.update(group[k] for k in np.searchsorted(ends, places, side="right").tolist())
+        offsets = _find_to_check(b"".join([*(encoded[index] for index in group), bytes(3)]))
+        if len(offsets):
+            ends = np.cumsum([len(encoded[index]) for index in group])
+            to_check.update(group[k] for k in np.searchsorted(ends, offsets, side="right").tolist())
         first = last
-    return sorted(found)
+    return sorted(to_check)
 
 
 def changed_texts(texts: Sequence[str], encoded: Sequence[bytes]) -> tuple[list[int], list[int]]:
-    """Numbers of the texts with a character outside of `SETTLED`, and of those that are not NFC."""
-    odd = texts_to_check(texts, encoded)
+    """Return the indices of strings that are not safe, and of those that are not in NFC.
+
+    Args:
+        texts: The strings.
+        encoded: The same strings in UTF-8.
+    """
+    to_check = texts_to_check(texts, encoded)
     return (
-        [number for number in odd if not is_settled(texts[number])],
-        [number for number in odd if not is_normalized("NFC", texts[number])],
+        [index for index in to_check if not is_safe(texts[index])],
+        [index for index in to_check if not is_normalized("NFC", texts[index])],
     )
 
 
-def is_settled(text: str) -> bool:
-    """Whether all characters of a text are in `SETTLED`."""
+def is_safe(text: str) -> bool:
+    """Return whether all characters of a string are in `SAFE`."""
     codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-    return bool(_settled()[codes].all())
+    return bool(_safe_table()[codes].all())
 
 
 def may_combine(character: str) -> bool:
-    """Whether a character may change together with the one before it."""
-    return bool(_tables()[1][ord(character)])
+    """Return whether a character may change together with the one before it."""
+    return bool(_check_tables()[1][ord(character)])
 
 
-def _places_to_check(data: bytes) -> NDArray[np.int64]:
-    """Where characters to check begin in UTF-8 with three more bytes at its end, so that a last
-    character of fewer than four can be read as one of four."""
+def _find_to_check(data: bytes) -> NDArray[np.int64]:
+    """Return the byte offsets of characters to check.
+
+    Args:
+        data: UTF-8, followed by three more bytes, so that every character can be read as if it had
+            four bytes.
+    """
     values = np.frombuffer(data, np.uint8)
     begins = np.flatnonzero(values >= 0xC0)
-    blocks, careful = _tables()
-    # Every two bytes in succession as one number: half of the time of two lookups.
+    blocks, to_check = _check_tables()
+    # View every two successive bytes as one number: half of the time of two lookups.
     pairs = np.ndarray((len(data) - 1,), "<u2", data, strides=(1,))
     begins = begins[blocks[pairs[begins]]]
     if not len(begins):
         return np.empty(0, np.int64)
-    one, two, three, four = (values[begins + place].astype(np.uint32) for place in range(4))
+    # Decode the remaining characters, which have two to four bytes.
+    one, two, three, four = (values[begins + k].astype(np.uint32) for k in range(4))
     two, three, four = two & 0x3F, three & 0x3F, four & 0x3F
     codes = np.where(
         one < 0xE0,
@@ -88,20 +107,24 @@ def _places_to_check(data: bytes) -> NDArray[np.int64]:
             (one & 0x07) << 18 | two << 12 | three << 6 | four,
         ),
     )
-    found: NDArray[np.int64] = begins[careful[codes]]
-    return found
+    offsets: NDArray[np.int64] = begins[to_check[codes]]
+    return offsets
 
 
 @cache
-def _tables() -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """By the first two bytes of a character, the second times 256, bool [0x10000], and by the
-    character, bool [0x110000]: True = to be checked. For two bytes, whether any character that
-    begins with them is."""
-    careful = ~_settled()
-    careful |= _ranges(COMBINING)
-    codes = np.flatnonzero(careful)
+def _check_tables() -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return the tables of characters to check.
+
+    Returns:
+        bool [0x10000], by the first two bytes of a character (first + 256 * second): whether any
+        character that begins with them must be checked; and bool [0x110000], by code point.
+    """
+    to_check = ~_safe_table()
+    to_check |= _parse_ranges(COMBINING)
+    # The first two bytes of each code point, encoded for all at once.
+    codes = np.flatnonzero(to_check)
     codes = codes[codes >= 0x80]
-    first = np.where(
+    first_two = np.where(
         codes < 0x800,
         0xC0 | codes >> 6 | (0x80 | codes & 0x3F) << 8,
         np.where(
@@ -111,20 +134,22 @@ def _tables() -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         ),
     )
     blocks = np.zeros(0x10000, np.bool_)
-    blocks[first] = True
-    return blocks, careful
+    blocks[first_two] = True
+    return blocks, to_check
 
 
 @cache
-def _settled() -> NDArray[np.bool_]:
-    """bool [0x110000]: True = settled. About a megabyte, made when the first text that is not ASCII
-    comes along."""
-    return _ranges(SETTLED)
+def _safe_table() -> NDArray[np.bool_]:
+    """Return bool [0x110000], by code point: True = safe.
+
+    It takes about a megabyte, and is made for the first string that is not ASCII.
+    """
+    return _parse_ranges(SAFE)
 
 
-def _ranges(written: str) -> NDArray[np.bool_]:
+def _parse_ranges(ranges: str) -> NDArray[np.bool_]:
     table = np.zeros(0x110000, np.bool_)
-    for entry in written.split():
+    for entry in ranges.split():
         first, _, last = entry.partition("-")
         table[int(first, 16) : int(last or first, 16) + 1] = True
     return table
@@ -147,10 +172,12 @@ fa70-fad9 fb1d-fb1f fb2a-fb36 fb38-fb3c fb3e fb40-fb41 fb43-fb44 fb46-fb4e fe20-
 1d16d-1d172 1d17b-1d182 1d185-1d18b 1d1aa-1d1ad 1d1bb-1d1c0 1d242-1d244 1e000-1e006 1e008-1e018
 1e01b-1e021 1e023-1e024 1e026-1e02a 1e8d0-1e8d6 1e944-1e94a 2f800-2fa1d
 """
-"""Those of `SETTLED` that NFC may change, or move, or compose with the character before them: in
-hex. Source: `unicodedata` of Python 3.11; tests/tokenize/test_unicode_safe.py checks them."""
+"""Code points of `SAFE`, in hex, that NFC may change, reorder, or compose with another one.
 
-SETTLED = """
+Source: `unicodedata` of Python 3.11; tests/tokenize/test_unicode_safe.py checks them.
+"""
+
+SAFE = """
 0-377 37a-37f 384-38a 38c 38e-3a1 3a3-52f 531-556 559-58a 58d-58f 591-5c7 5d0-5ea 5ef-5f4 600-70d
 70f-74a 74d-7b1 7c0-7fa 7fe-82d 830-83e 840-85b 85e 860-86a 870-88e 890-891 8a0-8c9 8d4-983 985-98c
 98f-990 993-9a8 9aa-9b0 9b2 9b6-9b9 9bc-9c4 9c7-9c8 9cb-9ce 9d7 9dc-9dd 9df-9e3 9e6-9fd a01-a03
@@ -199,7 +226,10 @@ fff9-fffd 1d000-1d0f5 1d100-1d126 1d129-1d1ea 1d200-1d245 1d2e0-1d2f3 1d300-1d35
 1fbf0-1fbf9 20000-2a6df 2a700-2b738 2b740-2b81d 2b820-2cea1 2ceb0-2ebe0 2f800-2fa1d 30000-3134a
 e0001 e0020-e007f e0100-e01ef f0000-ffffd 100000-10fffd
 """
-"""Ranges of code points, in hex. Source: `unicodedata` of Python 3.11 (Unicode 14.0): every
-category but Cn and Cs, without the code points that combine, decompose or compose and on which its
-NFC differs from that of tokenizers, and without the ancient scripts from U+10000 to U+1CFFF, which
-are not worth the space. tests/tokenize/test_unicode_safe.py checks these words."""
+"""Safe code points, in hex.
+
+Source: `unicodedata` of Python 3.11 (Unicode 14.0): every category but Cn and Cs, without the code
+points that combine, decompose or compose and for which its NFC differs from that of tokenizers, and
+without the ancient scripts from U+10000 to U+1CFFF, which are too rare to be worth the space.
+tests/tokenize/test_unicode_safe.py checks these statements.
+"""

@@ -1,1 +1,1 @@
-"""The proof that the fast encoder gives the ids of the reference."""
+"""The checks that the fast encoder gives the same token ids as the reference encoder."""

@@ -1,5 +1,8 @@
-"""The reference encoder in a process beside this one (reference_server.py): it loads there once,
-for all processes of a build."""
+"""Access to a reference encoder in a child process (reference_server.py).
+
+The child loads the tokenizer once for all processes of a build. Loading a large vocabulary takes
+0.3 s and holds the interpreter lock, so a thread would not help, and every worker would load it.
+"""
 
 from __future__ import annotations
 
@@ -28,28 +31,29 @@ from sftprep.core.subprocesses import module_command, module_environment
 from sftprep.tokenize.encoders.base import Encoder, Tokens, flat_tokens
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
-_PATIENCE = 1.0
-"""Seconds in which a child that was started has to listen."""
+_CONNECT_SECONDS = 1.0  # how long to wait for a new child to listen
 
 
 class ServerAddress(NamedTuple):
-    """Where a child answers, and the key that it asks for; other processes may be told."""
+    """How to connect to a child; it can be sent to other processes."""
 
-    address: str
-    key: bytes
+    endpoint: str  # path of a Unix socket, or name of a Windows pipe
+    key: bytes  # shared secret that the child requires
 
 
 class ReferenceServer:
-    """`tokenizers` on a spec, in a child process that is started at once and ends with this object.
+    """A child process with the reference encoder, which runs as long as this object.
 
-    Loading a large vocabulary takes 0.3 s and holds the interpreter's lock, so a thread would not
-    help, and in each process of a build it would be loaded again. place: None where no child can be
-    started.
+    Args:
+        spec: The tokenizer.
+
+    Attributes:
+        address: How to connect; None if no child could be started.
     """
 
     def __init__(self, spec: TokenizerSpec) -> None:
-        self.place: ServerAddress | None = None
-        self._end: Callable[[], object] = lambda: None
+        self.address: ServerAddress | None = None
+        self._end: Callable[[], object] = lambda: None  # ends the child
         try:
             folder = tempfile.mkdtemp(prefix="sftprep-")
             child = subprocess.Popen(
@@ -61,17 +65,17 @@ class ReferenceServer:
             )
         except OSError:
             return
-        address = (
+        endpoint = (
             rf"\\.\pipe\{Path(folder).name}"
             if sys.platform == "win32"
             else str(Path(folder, "reference"))
         )
-        self.place = ServerAddress(address, secrets.token_bytes(32))
-        asked = pickle.dumps((*self.place, spec.split_special_tokens, len(spec.json)))
-        # The pipe takes less than a spec at a time, and the child reads it when it has imported
-        # what it needs.
-        threading.Thread(target=_tell, args=(child, asked, spec.json), daemon=True).start()
-        self._end = weakref.finalize(self, _end, child, folder)
+        self.address = ServerAddress(endpoint, secrets.token_bytes(32))
+        header = pickle.dumps((*self.address, spec.split_special_tokens, len(spec.json)))
+        # In a thread: a pipe holds less than a tokenizer, and the child reads only when its imports
+        # are done.
+        threading.Thread(target=_send_spec, args=(child, header, spec.json), daemon=True).start()
+        self._end = weakref.finalize(self, _end_child, child, folder)
 
     def close(self) -> None:
         """End the child."""
@@ -79,68 +83,72 @@ class ReferenceServer:
 
 
 class ReferenceClient:
-    """An encoder for a few texts, which a child has; where that does not answer, it is loaded
-    here."""
+    """An encoder for a few strings, which a child encodes, with a local encoder as fallback.
 
-    def __init__(self, place: ServerAddress | None, here: Callable[[], Encoder]) -> None:
-        """here: makes the encoder in this process."""
-        self._place, self._here = place, here
-        self._child: Connection | None = None
-        # A thread waits for a child that still loads; one, so that answers come in the order of the
-        # questions.
-        self._thread = None if place is None else ThreadPoolExecutor(1)
-        self._process = os.getpid()
+    Args:
+        address: The child; None to use only the local encoder.
+        load_local: Returns the encoder of this process, which takes time at its first call.
+    """
+
+    def __init__(self, address: ServerAddress | None, load_local: Callable[[], Encoder]) -> None:
+        self._address, self._load_local = address, load_local
+        self._connection: Connection | None = None
+        # The thread waits for a child that is still loading. There is only one, so that answers
+        # arrive in the order of the requests. None: the local encoder is used.
+        self._thread = None if address is None else ThreadPoolExecutor(1)
+        self._process = os.getpid()  # the process that owns the thread and the connection
 
     def ask(self, texts: Sequence[str]) -> Callable[[], Tokens]:
-        """Have texts encoded while this process does something else; what it gets waits for their
-        ids.
+        """Start encoding strings, and return a function that waits for the result.
 
-        The answer raises TokenizerError as `HfEncoder.encode` does.
+        The function raises TokenizerError as `HfEncoder.encode` does.
         """
         if os.getpid() != self._process:
-            self._thread = None  # a fork has no thread, and the connection is its parent's
-        asked = None if self._thread is None else self._thread.submit(self._exchange, list(texts))
-        return partial(self._answer, texts, asked)
+            # After a fork, the thread does not exist here and the connection belongs to the parent.
+            self._thread = None
+        future = None if self._thread is None else self._thread.submit(self._exchange, list(texts))
+        return partial(self._result, texts, future)
 
     def _exchange(self, texts: list[str]) -> list[list[int]]:
-        assert self._place is not None
-        self._child = self._child or _connected(self._place)
-        self._child.send(texts)
-        ids: list[list[int]] = self._child.recv()
+        assert self._address is not None
+        self._connection = self._connection or _connect(self._address)
+        self._connection.send(texts)
+        ids: list[list[int]] = self._connection.recv()
         return ids
 
-    def _answer(self, texts: Sequence[str], asked: Future[list[list[int]]] | None) -> Tokens:
+    def _result(self, texts: Sequence[str], future: Future[list[list[int]]] | None) -> Tokens:
         try:
-            if asked is not None:
-                return flat_tokens([np.array(ids, np.int32) for ids in asked.result()])
+            if future is not None:
+                return flat_tokens([np.array(ids, np.int32) for ids in future.result()])
         except (OSError, EOFError, AuthenticationError):
+            # The child is gone, or cannot encode these strings: continue without it.
             self._thread = None
-        return self._here().encode(texts)
+        return self._load_local().encode(texts)
 
 
-def _connected(place: ServerAddress) -> Connection:
-    until = time.monotonic() + _PATIENCE
+def _connect(address: ServerAddress) -> Connection:
+    deadline = time.monotonic() + _CONNECT_SECONDS
     while True:
         try:
-            return Client(place.address, authkey=place.key)
+            return Client(address.endpoint, authkey=address.key)
         except (FileNotFoundError, ConnectionRefusedError):
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
 
 
-def _tell(child: subprocess.Popen[bytes], *parts: bytes) -> None:
+def _send_spec(child: subprocess.Popen[bytes], *parts: bytes) -> None:
     assert child.stdin is not None
-    with contextlib.suppress(OSError, ValueError):  # it is gone
+    with contextlib.suppress(OSError, ValueError):  # the child has ended, or was ended
         for part in parts:
             child.stdin.write(part)
         child.stdin.flush()
 
 
-def _end(child: subprocess.Popen[bytes], folder: str) -> None:
+def _end_child(child: subprocess.Popen[bytes], folder: str) -> None:
     child.kill()
     child.wait()
     assert child.stdin is not None
-    with contextlib.suppress(OSError):  # what was not written yet has nobody to read it
+    with contextlib.suppress(OSError):  # flushing data that the child did not read
         child.stdin.close()
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,7 +1,8 @@
-"""The child of reference_client.py: reads a tokenizer from stdin, and gives the ids of batches of
-texts to whoever connects.
+"""The child process of reference_client.py, which encodes strings for all processes of a build.
 
-It imports little, and no NumPy: it is there to have loaded the tokenizer before anybody else has.
+It reads a tokenizer from stdin, and sends the ids of batches of strings to every process that
+connects. It imports little, and no NumPy, because its purpose is to have the tokenizer loaded
+before another process could have.
 """
 
 from __future__ import annotations
@@ -16,36 +17,42 @@ from typing import Any
 
 
 def _serve() -> None:
-    """Answers until stdin ends, with the parent."""
-    address, key, split_special_tokens, size = pickle.load(sys.stdin.buffer)
-    written = sys.stdin.buffer.read(size)
-    # Whoever connects meanwhile waits, and is answered as soon as the tokenizer is there.
-    listener = Listener(address, authkey=key, backlog=64)
+    """Answer requests until stdin is closed, which happens when the parent ends."""
+    endpoint, key, split_special_tokens, size = pickle.load(sys.stdin.buffer)
+    tokenizer_json = sys.stdin.buffer.read(size)
+    # Listening starts before the tokenizer is loaded, so that clients can connect and wait.
+    listener = Listener(endpoint, authkey=key, backlog=64)
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_buffer(written)
+    tokenizer = Tokenizer.from_buffer(tokenizer_json)
     tokenizer.encode_special_tokens = split_special_tokens
     threading.Thread(target=_accept, args=(listener, tokenizer), daemon=True).start()
     sys.stdin.buffer.read()
     listener.close()
-    with contextlib.suppress(OSError):  # of a parent that was killed
-        Path(address).parent.rmdir()
+    # Remove the folder of the socket, which a parent that was killed leaves behind.
+    with contextlib.suppress(OSError):
+        Path(endpoint).parent.rmdir()
 
 
 def _accept(listener: Listener, tokenizer: Any) -> None:
     while True:
-        with contextlib.suppress(Exception):  # one that does not know the key, or is gone already
+        # A client may have a wrong key, or may have disconnected; the next one is served anyway.
+        with contextlib.suppress(Exception):
             threading.Thread(
                 target=_answer, args=(listener.accept(), tokenizer), daemon=True
             ).start()
 
 
-def _answer(asker: Connection, tokenizer: Any) -> None:
-    """Texts that cannot be encoded end the connection, and the asker finds out why itself."""
-    with asker, contextlib.suppress(Exception):
+def _answer(client: Connection, tokenizer: Any) -> None:
+    """Send the ids of each batch that a client sends.
+
+    Strings that cannot be encoded end the connection. The client then encodes them itself, and gets
+    the error with its message.
+    """
+    with client, contextlib.suppress(Exception):
         while True:
-            asker.send(
-                [tokenizer.encode(text, add_special_tokens=False).ids for text in asker.recv()]
+            client.send(
+                [tokenizer.encode(text, add_special_tokens=False).ids for text in client.recv()]
             )
 
 

@@ -1,4 +1,15 @@
-"""The encoder of a build, some of whose texts the reference encoder encodes as well."""
+"""The verified encoder: the encoder of a build, with a spot check by the reference encoder.
+
+The probe compares the encoders before a build. The spot check compares them on the data itself:
+
+1. The seed of a partition draws one of every SAMPLE_INTERVAL texts; the first texts of an input are
+   added.
+2. The reference encoder encodes the sample in a child process, while this process continues.
+3. At the end of the partition, `PartitionEncoder.verify` compares. If an id differs, the caller
+   encodes the whole partition with the reference encoder.
+
+Cost: 0.1 % of the texts are encoded twice, on another core.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +31,8 @@ from sftprep.tokenize.equivalence.reference_client import (
 )
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
-CHECKED_EVERY = 1_000
-"""One text in so many is compared."""
+SAMPLE_INTERVAL = 1_000
+"""One of this many texts is compared."""
 
 _log = logging.getLogger(__name__)
 
@@ -29,68 +40,86 @@ _log = logging.getLogger(__name__)
 class VerifiedEncoder:
     """The encoder of a recipe, loaded once and used for many partitions.
 
-    spec: of the tokenizer; name: of the encoder; threads: it may use every core.
+    Args:
+        spec: The tokenizer.
+        name: The name of the encoder, "gigatoken" or "tokenizers".
+        threads: Whether it may use every core, and start a child process for the spot check.
     """
 
     def __init__(self, spec: TokenizerSpec, name: str, *, threads: bool) -> None:
         self.spec, self._name, self._threads = spec, name, threads
-        self._reference = cache(partial(HfEncoder, spec, threads=threads))
-        self._place: ServerAddress | None = None
-        self._child: ReferenceServer | None = None
-        self._asking: ReferenceClient | None = None
-        self._reported = False
+        self._load_reference = cache(partial(HfEncoder, spec, threads=threads))
+        self._address: ServerAddress | None = None  # the child that encodes the samples
+        self._server: ReferenceServer | None = None  # keeps a child of this process running
+        self._client: ReferenceClient | None = None  # made when the first samples are encoded
+        self._reported = False  # whether a fault was logged
 
     @cached_property
     def fast(self) -> Encoder:
-        """The encoder of that name. Raises EncoderFault if it cannot be loaded."""
-        return load_encoder(self.spec, self._name, threads=self._threads, reference=self._reference)
+        """The encoder with the name of the recipe. Raises EncoderFault if it cannot be loaded."""
+        return load_encoder(
+            self.spec, self._name, threads=self._threads, reference=self._load_reference
+        )
 
     @property
     def reference(self) -> Encoder:
-        """`tokenizers`."""
-        return self._reference()
+        """The reference encoder in this process."""
+        return self._load_reference()
 
-    def ask(self, place: ServerAddress | None) -> None:
-        """Use the reference encoder of a child process; None: as before."""
-        if place is not None and place != self._place:
-            self._place, self._asking = place, None
+    def use_server(self, address: ServerAddress | None) -> None:
+        """Encode samples with a child that another process started; None changes nothing."""
+        if address is not None and address != self._address:
+            self._address, self._client = address, None
 
-    def partition(self, *, seed: int | None, first: int = 0) -> EncodedPartition:
-        """The encoder for one partition.
+    def partition(self, *, seed: int | None, first: int = 0) -> PartitionEncoder:
+        """Return the encoder for one partition.
 
-        seed: chooses the texts to compare, one in CHECKED_EVERY; first: so many texts at the start
-        are compared as well. None: nothing is compared.
+        Args:
+            seed: Draws the texts to compare, one of SAMPLE_INTERVAL; None to compare nothing.
+            first: Number of texts at the start of the partition to compare as well.
         """
         compared = seed is not None and self._name != HfEncoder.name
         if compared and first:
-            self._start_asking()  # a child starts to load now, while this process reads
-        return EncodedPartition(self, seed or 0, first, compared=compared)
+            self._start_client()  # the child loads while this process reads the partition
+        return PartitionEncoder(self, seed or 0, first, compared=compared)
 
-    def partition_by_reference(self) -> EncodedPartition:
-        """The reference encoder for one partition."""
-        return EncodedPartition(self, 0, 0, compared=False, by_reference=True)
+    def partition_by_reference(self) -> PartitionEncoder:
+        """Return the reference encoder for one partition."""
+        return PartitionEncoder(self, 0, 0, compared=False, by_reference=True)
 
     def report(self, fault: EncoderFault) -> None:
-        """Log the first fault of this process; all are counted."""
+        """Log the first fault of this process; the caller counts all of them."""
         if not self._reported:
             self._reported = True
             _log.warning("%s is not used for a part of the records: %s", self._name, fault)
 
-    def _start_asking(self) -> ReferenceClient:
-        if self._asking is None:
-            if self._place is None and self._threads and self._name != HfEncoder.name:
-                self._child = ReferenceServer(self.spec)
-                self._place = self._child.place
-            self._asking = ReferenceClient(self._place, self._reference)
-        return self._asking
+    def _start_client(self) -> ReferenceClient:
+        if self._client is None:
+            # A worker uses the child of the build; a single process starts one of its own.
+            if self._address is None and self._threads and self._name != HfEncoder.name:
+                self._server = ReferenceServer(self.spec)
+                self._address = self._server.address
+            self._client = ReferenceClient(self._address, self._load_reference)
+        return self._client
 
     def ask_reference(self, texts: Sequence[str]) -> Callable[[], Tokens]:
-        """Have the reference encode these texts meanwhile; the result waits for them."""
-        return self._start_asking().ask(texts)
+        """Start encoding texts with the reference encoder, and return a function for the result."""
+        return self._start_client().ask(texts)
 
 
-class EncodedPartition:
-    """Encodes the texts of one partition, and keeps samples until they are compared."""
+class PartitionEncoder:
+    """The encoder for the texts of one partition, which keeps samples until they are compared.
+
+    Args:
+        encoder: The encoder of the recipe.
+        seed: Draws the texts to compare.
+        first: Number of texts at the start to compare as well.
+        compared: Whether texts are compared at all.
+        by_reference: Whether to use the reference encoder.
+
+    Attributes:
+        samples: Indices of the texts in the last call of `encode` that are compared.
+    """
 
     def __init__(
         self,
@@ -103,41 +132,57 @@ class EncodedPartition:
     ) -> None:
         self._encoder, self._by_reference = encoder, by_reference
         self._seed, self._first, self._compared = seed, first, compared
-        self._open: list[tuple[list[str], Callable[[], Tokens], Tokens]] = []
+        # Texts, a function that waits for their ids by the reference encoder, and their tokens.
+        self._pending: list[tuple[list[str], Callable[[], Tokens], Tokens]] = []
         self.samples: list[int] = []
-        """Numbers of the texts in the last call of `encode` that are compared."""
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder itself."""
+        """The encoder without the spot check."""
         return self._encoder.reference if self._by_reference else self._encoder.fast
 
     def encode(self, texts: Sequence[str]) -> Tokens:
-        """Ids of each text. Raises EncoderFault, TokenizerError."""
+        """Return the ids of each text.
+
+        Raises:
+            EncoderFault: The encoder cannot be loaded, or fails.
+            TokenizerError: A text cannot be encoded.
+        """
         self.samples = []
         if self._compared:
             self.samples = sample_numbers(len(texts), self._seed, first=self._first)
             self._first = max(0, self._first - len(texts))
-        chosen = [texts[number] for number in self.samples]
-        answer = self._encoder.ask_reference(chosen) if chosen else None
+        sample = [texts[index] for index in self.samples]
+        # Requested before this process encodes, so that both happen in parallel.
+        wait_for_reference = self._encoder.ask_reference(sample) if sample else None
         tokens = self.encoder.encode(texts)
-        if answer is not None:
-            self._open.append((chosen, answer, tokens.take(self.samples)))
+        if wait_for_reference is not None:
+            self._pending.append((sample, wait_for_reference, tokens.take(self.samples)))
         return tokens
 
     def verify(self) -> EncoderFault | None:
-        """The first text that the reference encodes differently; waits for the reference."""
-        for texts, answer, own in self._open:
-            found = first_mismatch(texts, answer(), own)
-            if found is not None:
-                return EncoderFault("other ids than tokenizers", found)
+        """Return the first sample that the reference encodes differently, or None.
+
+        This waits for the reference encoder.
+        """
+        for texts, wait_for_reference, tokens in self._pending:
+            mismatch = first_mismatch(texts, wait_for_reference(), tokens)
+            if mismatch is not None:
+                return EncoderFault("other ids than tokenizers", mismatch)
         return None
 
 
 def sample_numbers(count: int, seed: int, *, first: int = 0) -> list[int]:
-    """Which of `count` texts are compared, in order: one in each block of CHECKED_EVERY, chosen by
-    the seed, and the first ones."""
-    blocks = np.arange(-(-count // CHECKED_EVERY))
-    drawn: NDArray[np.int64] = blocks * CHECKED_EVERY
-    drawn += (hash64_array(blocks, seed) % np.uint64(CHECKED_EVERY)).astype(np.int64)
+    """Return the indices of the texts to compare, ascending.
+
+    One text is drawn from each block of SAMPLE_INTERVAL texts.
+
+    Args:
+        count: The number of texts.
+        seed: Determines which ones are drawn.
+        first: Number of texts at the start to compare as well.
+    """
+    blocks = np.arange(-(-count // SAMPLE_INTERVAL))
+    drawn: NDArray[np.int64] = blocks * SAMPLE_INTERVAL
+    drawn += (hash64_array(blocks, seed) % np.uint64(SAMPLE_INTERVAL)).astype(np.int64)
     return sorted({*range(min(first, count)), *drawn[drawn < count].tolist()})

@@ -1,4 +1,4 @@
-"""Texts on which tokenizers go wrong: the fixed part of every comparison between two of them."""
+"""Strings on which tokenizers go wrong: the fixed part of every comparison of two tokenizers."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from itertools import pairwise
 
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
-NASTY_VERSION = 1
-"""Raised when a text is added: what was found out with the old ones is found out again."""
+ADVERSARIAL_TEXTS_VERSION = 1
+"""To be increased when a text is added, so that cached answers are determined again."""
 
 
-def nasty_texts(spec: TokenizerSpec) -> list[str]:
-    """The fixed texts, and each token that is recognised as a whole inside a text, with neighbours,
-    blanks and doubled."""
+def adversarial_texts(spec: TokenizerSpec) -> list[str]:
+    """Return the fixed texts, and texts with each added token of a tokenizer.
+
+    Added tokens occur with neighbors, with whitespace, doubled, broken, and in other cases.
+    """
     added = list(spec.added_tokens())
     texts = [*_PLAIN, *_long_texts()]
     for token in added:
@@ -97,8 +99,7 @@ _PLAIN = (
 
 
 def _long_texts() -> list[str]:
-    """One very long word, blanks without end, and a text of many kinds, each above the sizes at
-    which buffers are split."""
+    """Return a very long word, long whitespace, and texts longer than the buffers of libraries."""
     return [
         "ab" * 5000,
         " " * 5000 + "x",

@@ -1,31 +1,40 @@
-"""Ids back to text, special tokens included, for people to look at."""
+"""Decoding of ids to strings, special tokens included, for display."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-from sftprep.errors import MismatchError
+from sftprep.errors import MismatchError, setting
 from sftprep.tokenize.loading.load import load_tokenizer
 
 
-def decoder_of(
+def load_decoder(
     name_or_dir: str, fingerprint: str, *, cache: Path | None = None
 ) -> Callable[[list[int]], str]:
-    """A function from ids to text, for the tokenizer with this fingerprint; cache: as for
-    `load_tokenizer`.
+    """Return a function from ids to a string.
 
-    Raises TokenizerError where it cannot be loaded, MismatchError where it is another one by now.
+    Args:
+        name_or_dir: The tokenizer, as for `load_tokenizer`.
+        fingerprint: The fingerprint of the tokenizer that made the ids.
+        cache: As for `load_tokenizer`.
+
+    Raises:
+        TokenizerError: The tokenizer cannot be loaded.
+        MismatchError: It gives other ids than the one with this fingerprint.
     """
     from tokenizers import Tokenizer
 
     spec = load_tokenizer(name_or_dir, cache=cache)
-    # --eos-token changes the other half, the roles of special tokens, and no id; what counts here
-    # is that ids mean the same.
+    # Only the first half is compared. The other half is a digest of the roles of special tokens,
+    # which the setting eos_token changes, and which do not affect decoding.
     if fingerprint[:32] != spec.fingerprint[:32]:
         raise MismatchError(
             f"{name_or_dir} is not the tokenizer that these shards were built with",
-            remedy="name that one with --tokenizer; the manifest has its name and fingerprint",
+            remedy=(
+                f"specify that tokenizer with {setting('tokenizer')}; the manifest has its name and"
+                " fingerprint"
+            ),
         )
     backend = Tokenizer.from_buffer(spec.json)
     return lambda ids: str(backend.decode(ids, skip_special_tokens=False))

@@ -1,4 +1,4 @@
-"""A live tokenizer, as it is in memory now, written down where builds find it."""
+"""Export of a live tokenizer to a file that builds can load."""
 
 from __future__ import annotations
 
@@ -16,22 +16,30 @@ from sftprep.tokenize.loading.spec import tokenizer_spec
 
 
 def export_tokenizer(tokenizer: Any, *, cache: Path | None = None) -> Path:
-    """Write a tokenizer of transformers down, and return the file that a build takes as its
-    `tokenizer`.
+    """Write a tokenizer of transformers, in its present state, to a file named by its content.
 
-    Whatever was changed in memory holds: tokens added, another template, another end token. The
-    file is named by its content. Raises TokenizerError where the tokenizer has no fast backend or
-    does more than that backend says, StorageError where the cache cannot be written.
+    All changes in memory are included: added tokens, another chat template, another EOS token.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers.
+        cache: The folder to write to; `cache_dir()` by default.
+
+    Returns:
+        The file, which a build accepts as its `tokenizer`.
+
+    Raises:
+        TokenizerError: The tokenizer has no fast backend, or does more than that backend.
+        StorageError: The file cannot be written.
     """
     spec = tokenizer_spec(tokenizer)
     check_json(spec, tokenizer)
-    name = sha256(orjson.dumps(spec.facts(), option=orjson.OPT_SORT_KEYS) + spec.json).hexdigest()[
-        :32
-    ]
-    place = (cache or cache_dir()) / "tokenizers" / "live" / (name + SPEC_SUFFIX)
-    if read_spec(place) is None and not write_spec(place, spec):
+    fields = orjson.dumps(spec.to_fields(), option=orjson.OPT_SORT_KEYS)
+    name = sha256(fields + spec.json).hexdigest()[:32] + SPEC_SUFFIX
+    path = (cache or cache_dir()) / "tokenizers" / "live" / name
+    # A file of that name may be damaged, so it is read and not only looked up.
+    if read_spec(path) is None and not write_spec(path, spec):
         raise StorageError(
-            f"cannot write the tokenizer to {place}",
-            remedy="set SFTPREP_CACHE to a folder that can be written",
+            f"cannot write the tokenizer to {path}",
+            remedy="set SFTPREP_CACHE to a folder that is writable",
         )
-    return place
+    return path

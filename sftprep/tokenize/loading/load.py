@@ -1,10 +1,13 @@
-"""From the name of a tokenizer to its `TokenizerSpec`: found on disk or on the Hub, resolved once,
-then kept in the cache.
+"""Loading of a tokenizer: from a folder or a name on the Hub to its `TokenizerSpec`.
 
 What a tokenizer does is what `transformers.AutoTokenizer` makes of it, and that is not always what
-its tokenizer.json says (Qwen2's class replaces the pre-tokenizer, T5's the vocabulary). But
-importing it imports torch: seconds, and hundreds of megabytes. So a child process asks it
-(`sftprep.tokenize.loading.resolve`), once for each state of the tokenizer's files.
+its tokenizer.json says (the class of Qwen2 replaces the pre-tokenizer, that of T5 the vocabulary).
+But importing transformers imports torch, which takes seconds and hundreds of megabytes. Steps:
+
+1. Find the folder: a local one, or one in the cache of the Hub, downloaded if necessary.
+2. Look up the digest of the files of the tokenizer in the cache of sftprep.
+3. If it is new, load the tokenizer with transformers in a child process
+   (`sftprep.tokenize.loading.resolve`), and cache the result.
 """
 
 from __future__ import annotations
@@ -27,18 +30,17 @@ from sftprep.core.disk_cache import read_entry, write_entry
 from sftprep.core.regular_files import open_regular_file
 from sftprep.core.subprocesses import module_command, module_environment
 from sftprep.core.versions import version_of
-from sftprep.errors import TokenizerError
+from sftprep.errors import TokenizerError, setting
 from sftprep.tokenize.loading.spec import TokenizerSpec, tokenizer_spec
 
 __all__ = ["TokenizerSpec", "load_tokenizer", "read_spec", "tokenizer_spec", "write_spec"]
 
 SPEC_SUFFIX = ".spec"
-"""Ends the name of a file of `write_spec` that is given for a tokenizer; see
-`sftprep.tokenize.loading.export`."""
+"""Suffix of the files of `write_spec` that can be used as a tokenizer; see `export_tokenizer`."""
 
-_FORMAT = 2
-"""Raised when an entry of the cache, or the way it is made, changes."""
+_FORMAT = 2  # to be increased when an entry of the cache, or how it is made, changes
 
+# Files that AutoTokenizer may read for a tokenizer. A change in one of them is another tokenizer.
 _FILES = (
     "tokenizer*",
     "*.model",
@@ -51,116 +53,131 @@ _FILES = (
     "additional_chat_templates/*.jinja",
     "tekken.json",
 )
+# A folder must have at least one of these to hold a tokenizer.
 _VOCABULARIES = ("tokenizer.json", "*.model", "*.tiktoken", "vocab*", "tekken.json")
-"""At least one of these makes a folder one that holds a tokenizer."""
+# Suffixes of all files that transformers may open in the folder of a tokenizer.
 _READ_SUFFIXES = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken", ".py"})
-"""Ends of the names of all files that transformers may open in the folder of a tokenizer."""
+# What AutoTokenizer reads from the config.json of the model. Other values do not affect the
+# tokenizer, so a change in one of them does not make a new cache entry.
 _CONFIG = "config.json"
 _CONFIG_KEYS = ("model_type", "model_name", "tokenizer_class", "auto_map", "transformers_version")
-"""What AutoTokenizer looks at in the model's config.json; the rest of it may change without
-touching the tokenizer."""
 
 
 def load_tokenizer(
     name_or_dir: str, *, revision: str | None = None, cache: Path | None = None
 ) -> TokenizerSpec:
-    """The tokenizer of a folder, or of a name on the Hub (at `revision`: branch, tag or commit), as
-    AutoTokenizer sees it.
+    """Load a tokenizer as AutoTokenizer does, from a folder or from the Hub.
 
-    cache: folder of resolved tokenizers, `cache_dir()` by default; the first use of a tokenizer
-    takes seconds, the next ones milliseconds. Code that a repository brings along is never run.
-    Raises TokenizerError: nothing there, no tokenizer in it, damaged, of a kind that cannot be
-    used.
+    The first use of a tokenizer takes seconds, later ones milliseconds. Code in a repository is
+    never run.
+
+    Args:
+        name_or_dir: A folder, a name on the Hub, or a file of `export_tokenizer`.
+        revision: A branch, tag or commit of the repository on the Hub.
+        cache: The folder of resolved tokenizers; `cache_dir()` by default.
+
+    Raises:
+        TokenizerError: The path or name does not exist, or holds no tokenizer, a damaged one, or
+            one of an unsupported kind.
     """
     if not name_or_dir:
         raise TokenizerError(
-            "no tokenizer was named",
-            remedy="give --tokenizer a folder, or a name on the Hub such as Qwen/Qwen3-8B",
+            "no tokenizer was specified",
+            remedy=(
+                f"set {setting('tokenizer')} to a folder, or to a name on the Hub such as"
+                " Qwen/Qwen3-8B"
+            ),
         )
     # Path.expanduser raises RuntimeError for a user that does not exist.
     local = Path(os.path.expanduser(name_or_dir))
     if local.suffix == SPEC_SUFFIX and local.is_file():
-        return _written_down(local)
-    on_disk = local.is_dir()
-    folder = local if on_disk else _download(name_or_dir, local, revision)
-    files = _tokenizer_files(folder)
+        return _read_exported(local)
+    is_local = local.is_dir()
+    folder = local if is_local else _download(name_or_dir, local, revision)
+    files = _find_tokenizer_files(folder)
     if not any(fnmatch(name, pattern) for name in files for pattern in _VOCABULARIES):
         raise TokenizerError(
             f"{name_or_dir} holds no tokenizer: none of {', '.join(_VOCABULARIES)} is in {folder}",
-            remedy="give the folder that has the tokenizer.json",
+            remedy="specify the folder that has the tokenizer.json",
         )
-    place = (cache or cache_dir()) / "tokenizers" / f"{_digest(name_or_dir, folder, files)}.json"
-    spec = read_spec(place)
+    digest = _digest_files(name_or_dir, folder, files)
+    path = (cache or cache_dir()) / "tokenizers" / f"{digest}.json"
+    spec = read_spec(path)
     if spec is None:
         with tempfile.TemporaryDirectory(prefix="sftprep-tokenizer-") as scratch:
-            if on_disk:
+            if is_local:
                 spec = _resolve(str(local), Path.cwd(), Path(scratch))
             else:
-                _copy_of(folder, files, Path(scratch) / name_or_dir)
+                _copy_files(folder, files, Path(scratch) / name_or_dir)
                 spec = _resolve(name_or_dir, Path(scratch), Path(scratch))
-        write_spec(place, spec)
+        write_spec(path, spec)
     return dataclasses.replace(spec, name=name_or_dir)
 
 
 def write_spec(path: Path, spec: TokenizerSpec) -> bool:
-    """Write a spec to a file for `read_spec`, in this process or another; False where it cannot be
-    written (which is logged)."""
-    return write_entry(path, spec.facts(), body=spec.json)
+    """Write a spec to a file that `read_spec` can read, in this process or another one.
+
+    Returns:
+        False if the file cannot be written; this is logged.
+    """
+    return write_entry(path, spec.to_fields(), body=spec.json)
 
 
 def read_spec(path: Path) -> TokenizerSpec | None:
-    """The spec in a file of `write_spec`; None where there is none, or a damaged one."""
-    found = read_entry(path)
+    """Read a file of `write_spec`; None if it does not exist or is damaged."""
+    entry = read_entry(path)
     try:
-        return TokenizerSpec.from_facts(*found) if found else None
-    except (
-        KeyError,
-        TypeError,
-    ):  # written by another version of TokenizerSpec, whose author forgot to raise _FORMAT
+        return TokenizerSpec.from_fields(*entry) if entry else None
+    except (KeyError, TypeError):
+        # Written by a version with other fields, in which _FORMAT should have been increased.
         return None
 
 
-def _written_down(path: Path) -> TokenizerSpec:
+def _read_exported(path: Path) -> TokenizerSpec:
     spec = read_spec(path)
     if spec is None:
         raise TokenizerError(
             f"{path} is damaged",
-            remedy="remove it; it is written again by the trainer that needs it",
+            remedy="remove it; the trainer that needs it writes it again",
         )
     return spec
 
 
 def _download(name: str, local: Path, revision: str | None) -> Path:
-    """The folder of a Hub name in the Hub's own cache, with the files of its tokenizer and whatever
-    else was there."""
+    """Return the folder of a repository in the cache of the Hub, with the files of its tokenizer.
+
+    Args:
+        name: What the user specified.
+        local: The same as a path, which is not a folder.
+        revision: A branch, tag or commit.
+    """
     if local.exists():
-        raise TokenizerError(f"{name} is a file", remedy=f"give its folder: {local.parent}")
+        raise TokenizerError(f"{name} is a file", remedy=f"specify its folder: {local.parent}")
     if local.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise TokenizerError(
-            f"there is no folder {name}",
-            remedy="check the path, or give a name on the Hub such as Qwen/Qwen3-8B",
+            f"the folder {name} does not exist",
+            remedy="check the path, or specify a name on the Hub such as Qwen/Qwen3-8B",
         )
     try:
         from huggingface_hub import snapshot_download
 
         folder = snapshot_download(name, revision=revision, allow_patterns=[*_FILES, _CONFIG])
-    except (
-        Exception
-    ) as error:  # a dozen kinds from four libraries: no network, no such name, gated, offline ...
+    except Exception as error:
+        # Four libraries raise a dozen types here: no network, unknown name, gated, offline, ...
         detail = str(error).strip().splitlines() or [""]
         raise TokenizerError(
-            f"there is no folder {name}, and the Hub does not give a tokenizer of that name:"
-            f" {type(error).__name__}: {detail[0]}",
+            f"the folder {name} does not exist, and no tokenizer of that name can be loaded from"
+            f" the Hub: {type(error).__name__}: {detail[0]}",
             remedy=(
-                "check the name; log in (`hf auth login`) where it is gated; without a network,"
-                " give a folder"
+                "check the name; if it is gated, log in (`hf auth login`); without a network,"
+                " specify a folder"
             ),
         ) from error
     return Path(folder)
 
 
-def _tokenizer_files(folder: Path) -> list[str]:
-    """Names, relative to the folder and sorted, of the files that make the tokenizer."""
+def _find_tokenizer_files(folder: Path) -> list[str]:
+    """Return the names of the files of the tokenizer, relative to the folder and sorted."""
     try:
         candidates = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*.jinja")]
     except OSError as error:
@@ -168,7 +185,8 @@ def _tokenizer_files(folder: Path) -> list[str]:
             f"cannot read the folder {folder}: {error.strerror}", remedy="check its permissions"
         ) from error
     for path in candidates:
-        # transformers would wait for who writes to a pipe, or read a device for ever.
+        # transformers would block on a pipe until another process writes to it, and would never
+        # finish reading a device.
         if (
             path.suffix in _READ_SUFFIXES
             and path.exists()
@@ -183,20 +201,20 @@ def _tokenizer_files(folder: Path) -> list[str]:
     return sorted(name for name in names if any(fnmatch(name, pattern) for pattern in _FILES))
 
 
-def _digest(name: str, folder: Path, files: list[str]) -> str:
-    """SHA-256 of all that a resolved tokenizer depends on."""
-    # AutoTokenizer goes by the name for a few repositories (deepseek-ai/deepseek-coder-*): an
-    # absolute path is none of them.
+def _digest_files(name: str, folder: Path, files: list[str]) -> str:
+    """Return the SHA-256 of everything that a resolved tokenizer depends on."""
+    # AutoTokenizer treats a few repositories (deepseek-ai/deepseek-coder-*) by name, so the name is
+    # part of the digest, except for an absolute path, which is never one of them.
     state = sha256(
         json.dumps(
-            [_FORMAT, _versions(), "" if os.path.isabs(name) else name, _config_of(folder)]
+            [_FORMAT, _versions(), "" if os.path.isabs(name) else name, _read_model_config(folder)]
         ).encode()
     )
     for file in files:
         try:
             with open_regular_file(folder / file) as stream:
                 state.update(f"\n{file} {os.fstat(stream.fileno()).st_size}\n".encode())
-                # In parts: fresh memory for ten megabytes takes longer than their digest.
+                # In small parts: allocating ten megabytes takes longer than their digest.
                 while part := stream.read(1 << 18):
                     state.update(part)
         except OSError as error:
@@ -208,12 +226,13 @@ def _digest(name: str, folder: Path, files: list[str]) -> str:
 
 @cache
 def _versions() -> dict[str, str]:
-    """Versions of the packages that take part in resolving, read without importing them."""
+    """Return the versions of the packages that load tokenizers, without importing them."""
     packages = ("transformers", "tokenizers", "sentencepiece", "tiktoken", "mistral-common")
     return {package: version_of(package) for package in packages}
 
 
-def _config_of(folder: Path) -> Any:
+def _read_model_config(folder: Path) -> Any:
+    """Return the values of config.json that AutoTokenizer reads; its digest if it is not JSON."""
     try:
         with open_regular_file(folder / _CONFIG) as stream:
             content = stream.read()
@@ -226,9 +245,11 @@ def _config_of(folder: Path) -> Any:
     return {key: values.get(key) for key in _CONFIG_KEYS} if isinstance(values, dict) else None
 
 
-def _copy_of(folder: Path, files: list[str], target: Path) -> None:
-    """The tokenizer of a Hub repository under its own name, where AutoTokenizer finds all of it and
-    looks for nothing online."""
+def _copy_files(folder: Path, files: list[str], target: Path) -> None:
+    """Copy the tokenizer of a repository to a folder named like the repository.
+
+    AutoTokenizer then sees the same name, finds all files locally, and does not go online.
+    """
     for file in [*files, _CONFIG]:
         if (folder / file).exists():
             (target / file).parent.mkdir(parents=True, exist_ok=True)
@@ -236,8 +257,16 @@ def _copy_of(folder: Path, files: list[str], target: Path) -> None:
 
 
 def _resolve(name: str, directory: Path, scratch: Path) -> TokenizerSpec:
-    """Ask AutoTokenizer in a child process that runs in `directory`. Raises TokenizerError with
-    what it had to say."""
+    """Load a tokenizer with AutoTokenizer in a child process.
+
+    Args:
+        name: The name or folder for AutoTokenizer.
+        directory: The working directory of the child.
+        scratch: A temporary folder for the answer.
+
+    Raises:
+        TokenizerError: The child cannot be started, ends without an answer, or reports an error.
+    """
     answer = scratch / "answer.json"
     try:
         child = subprocess.run(
@@ -262,10 +291,10 @@ def _resolve(name: str, directory: Path, scratch: Path) -> TokenizerSpec:
             remedy="run sftprep with a Python that is still installed",
         ) from error
     if not answer.exists():
-        last = (child.stderr.strip().splitlines() or ["no message"])[-1]
+        last_line = (child.stderr.strip().splitlines() or ["no message"])[-1]
         raise TokenizerError(
             f"the process that loads the tokenizer {name} ended with exit code {child.returncode}:"
-            f" {last}",
+            f" {last_line}",
             remedy=(
                 'run `python -c "from transformers import AutoTokenizer"`: it must work in this'
                 " environment"
@@ -274,4 +303,4 @@ def _resolve(name: str, directory: Path, scratch: Path) -> TokenizerSpec:
     values = json.loads(answer.read_text(encoding="utf-8"))
     if "error" in values:
         raise TokenizerError(values["error"], remedy=values["remedy"])
-    return TokenizerSpec.from_facts(values, values.pop("json").encode())
+    return TokenizerSpec.from_fields(values, values.pop("json").encode())

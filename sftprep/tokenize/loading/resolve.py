@@ -1,9 +1,9 @@
-"""The child process that asks transformers what a tokenizer is.
+"""The child process that loads a tokenizer with transformers and writes its specification.
 
     python -m sftprep.tokenize.loading.resolve NAME ANSWER_FILE
 
-The answer is a JSON file: the fields of a `TokenizerSpec`, or `error` and `remedy`. Only this
-process imports transformers.
+The answer is a JSON file with the fields of a `TokenizerSpec`, or with `error` and `remedy`. Only
+this process imports transformers.
 """
 
 from __future__ import annotations
@@ -14,15 +14,19 @@ import sys
 from typing import Any
 
 from sftprep.errors import TokenizerError
-from sftprep.tokenize.loading.adversarial_texts import nasty_texts
+from sftprep.tokenize.loading.adversarial_texts import adversarial_texts
 from sftprep.tokenize.loading.spec import TokenizerSpec, tokenizer_spec
 
 
 def main(name: str, answer_file: str) -> int:
-    """Write the answer, whole or not at all; 0 where it is a tokenizer, 1 where it is an error."""
+    """Write the answer, complete or not at all.
+
+    Returns:
+        The exit code: 0 for a tokenizer, 1 for an error.
+    """
     try:
         spec = resolve(name)
-        answer = {**spec.facts(), "json": spec.json.decode()}
+        answer = {**spec.to_fields(), "json": spec.json.decode()}
     except TokenizerError as error:
         answer = {"error": error.message, "remedy": error.remedy}
     temporary = answer_file + ".part"
@@ -33,24 +37,23 @@ def main(name: str, answer_file: str) -> int:
 
 
 def resolve(name: str) -> TokenizerSpec:
-    """AutoTokenizer's view of a folder, checked to be wholly in the JSON that is handed on.
+    """Return what AutoTokenizer makes of a name or folder, after checking that JSON describes it.
 
-    Raises TokenizerError for whatever transformers raises.
+    Raises:
+        TokenizerError: transformers raises any error, or the JSON lacks a part of the tokenizer.
     """
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (
-        Exception
-    ) as error:  # anything: transformers passes on what the tokenizer's own class raises
-        raise _explained(name, error) from error
+    except Exception as error:  # any type: it may come from the class of the tokenizer
+        raise _explain(name, error) from error
     spec = tokenizer_spec(tokenizer, name=name)
     check_json(spec, tokenizer)
     return spec
 
 
-def _explained(name: str, error: Exception) -> TokenizerError:
+def _explain(name: str, error: Exception) -> TokenizerError:
     text = " ".join(str(error).split())
     detail = text if len(text) <= 400 else text[:400] + " ..."
     if "trust_remote_code" in text:
@@ -58,18 +61,18 @@ def _explained(name: str, error: Exception) -> TokenizerError:
             f"the tokenizer of {name} needs Python code from its repository, which is never run"
             " here",
             remedy=(
-                "save it once as a fast tokenizer (tokenizer.json) in a folder of its own, and give"
-                " that folder"
+                "save it once as a fast tokenizer (tokenizer.json) in a folder of its own, and"
+                " specify that folder"
             ),
         )
     if "sentencepiece" in text or "tiktoken" in text:
         return TokenizerError(
             f"the tokenizer of {name} has no tokenizer.json, and cannot be converted here:"
             f" {detail}",
-            remedy=(
-                "pip install sentencepiece tiktoken protobuf, or give a folder with a"
-                " tokenizer.json"
-            ),
+            remedy=[
+                "pip install sentencepiece tiktoken protobuf",
+                "specify a folder with a tokenizer.json",
+            ],
         )
     return TokenizerError(
         f"transformers cannot load the tokenizer of {name}: {type(error).__name__}: {detail}",
@@ -78,19 +81,24 @@ def _explained(name: str, error: Exception) -> TokenizerError:
 
 
 def check_json(spec: TokenizerSpec, tokenizer: Any) -> None:
-    """A setting of the live object that its JSON lacks would make other ids later: compare them
-    now. Raises TokenizerError."""
+    """Check that a live tokenizer and its JSON give the same ids.
+
+    A setting of the live object that the JSON lacks would make builds use other ids than the user.
+
+    Raises:
+        TokenizerError: They differ on an adversarial text.
+    """
     from tokenizers import Tokenizer
 
-    written = Tokenizer.from_buffer(spec.json)
-    written.encode_special_tokens = spec.split_special_tokens
-    for text in nasty_texts(spec):
-        live = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        again = written.encode(text, add_special_tokens=False).ids
-        if live != again:
+    from_json = Tokenizer.from_buffer(spec.json)
+    from_json.encode_special_tokens = spec.split_special_tokens
+    for text in adversarial_texts(spec):
+        expected = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        got = from_json.encode(text, add_special_tokens=False).ids
+        if expected != got:
             raise TokenizerError(
                 f"{spec.name} ({type(tokenizer).__name__}) does more than its tokenizer.json says: "
-                f"{text[:80]!r} gives {live[:20]}, not {again[:20]}",
+                f"{text[:80]!r} gives {expected[:20]}, not {got[:20]}",
                 remedy="use a tokenizer whose tokenizer.json does all the work",
             )
 

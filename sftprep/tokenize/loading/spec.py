@@ -1,5 +1,7 @@
-"""What a build needs to know of a tokenizer, as plain data: `TokenizerSpec`, and how it is read off
-a live one."""
+"""`TokenizerSpec`: what a build must know of a tokenizer, as plain data.
+
+This module also reads it from a live tokenizer (`tokenizer_spec`).
+"""
 
 from __future__ import annotations
 
@@ -14,64 +16,61 @@ import orjson
 
 from sftprep.errors import TokenizerError
 
+# transformers sets `model_max_length` to 10**30 for a tokenizer without a limit, and treats every
+# number above 10**20 as none.
 _NO_LIMIT = 10**20
-"""transformers gives 10**30 as `model_max_length` where a tokenizer has none, and takes anything
-above 10**20 for that."""
 
-_WRAPPED_TEXTS = ("a", "", "Hello, world!", "  two  blanks\n\n", "12345 中文 é", "\t")
-"""Texts on which the special tokens around a text are looked for; whatever the text, they must be
-the same."""
+# Texts for which the special tokens before and after them are determined; they must be the same for
+# all texts.
+_SAMPLE_TEXTS = ("a", "", "Hello, world!", "  two  blanks\n\n", "12345 中文 é", "\t")
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerSpec:
-    """A tokenizer as plain data, which can be sent to a worker process (`facts`, `from_facts`).
+    """A tokenizer as plain data, which can be sent to a worker process.
 
     Source: what `transformers.AutoTokenizer` (5.x) makes of the same name, since that is what
-    people train with.
+    models are trained with.
     """
 
-    name: str
-    """What the user gave: a folder, or a name on the Hub."""
+    name: str  # as the user specified it: a folder, or a name on the Hub
+    # The tokenizer in the format of tokenizer.json, as the backend of transformers holds it, but
+    # without truncation and padding. Bytes, because it has megabytes and only libraries parse it.
     json: bytes = field(repr=False)
-    """The tokenizer in the format of tokenizer.json, as the backend of transformers holds it;
-    without truncation and padding. Megabytes, and nobody here needs them as text."""
-    vocab_size: int
-    """One more than the highest id."""
-    special_tokens: dict[str, str]
-    """bos_token, eos_token, pad_token, unk_token ...: what chat templates see."""
+    vocab_size: int  # one more than the highest id
+    special_tokens: dict[str, str]  # bos_token, eos_token, ...: the variables of chat templates
     eos_token: str | None
     eos_token_id: int | None
     bos_token_id: int | None
     pad_token_id: int | None
-    chat_template: str | None
-    """The template, or of several named ones the one named "default"."""
-    model_max_length: int | None
-    """None where the tokenizer sets no limit."""
-    prefix_ids: tuple[int, ...]
-    """Ids that `tokenizer(text)` puts before those of a text."""
-    suffix_ids: tuple[int, ...]
-    """Ids that `tokenizer(text)` puts after those of a text."""
+    chat_template: str | None  # of several named templates, the one named "default"
+    model_max_length: int | None  # in tokens; None if the tokenizer sets no limit
+    prefix_ids: tuple[int, ...]  # ids that `tokenizer(text)` puts before those of a text
+    suffix_ids: tuple[int, ...]  # ids that `tokenizer(text)` puts after those of a text
+    # Digest of everything that ids depend on, 64 hex digits. The first 32 identify the ids of a
+    # text, the others the roles of special tokens (which one ends a text, which one starts it).
     fingerprint: str
-    """Digest of everything that ids depend on: 64 hex digits, of which the first 32 name the ids of
-    a text, and the others the roles of special tokens (which one ends a text, which one templates
-    write first)."""
+    # All templates by name if there are several ("default", "tool_use", ...), else empty.
     named_templates: dict[str, str] = field(default_factory=dict)
-    """All templates by name where there are several ("default", "tool_use", ...), else empty."""
+    # Whether special tokens that a text spells out are encoded as plain text, a setting in
+    # tokenizer_config.json.
     split_special_tokens: bool = False
-    """Whether special tokens that a text spells out are taken for plain text (a setting in
-    tokenizer_config.json)."""
 
     def with_eos(self, token: str) -> TokenizerSpec:
-        """The same tokenizer with `token` as its end of text. Raises TokenizerError where it is not
-        in the vocabulary."""
+        """Return the same tokenizer with another EOS token.
+
+        Raises:
+            TokenizerError: The token is not in the vocabulary.
+        """
         token_id = self.token_id(token)
         if token_id is None:
+            special = ", ".join(list(self.added_tokens())[:12])
             raise TokenizerError(
                 f"the end-of-text token {token!r} is not in the vocabulary of {self.name}",
                 remedy=(
-                    "give one of its special tokens:"
-                    f" {', '.join(list(self.added_tokens())[:12]) or 'it has none'}"
+                    f"use one of its special tokens: {special}"
+                    if special
+                    else "use a token of its vocabulary; it has no special tokens"
                 ),
             )
         special_tokens = {**self.special_tokens, "eos_token": token}
@@ -84,90 +83,90 @@ class TokenizerSpec:
         )
 
     def token_id(self, token: str) -> int | None:
-        """Id of a token of the vocabulary, added or not; None where there is none."""
+        """Return the id of an added token or a token of the model, or None for another string."""
         added = self.added_tokens()
         if token in added:
             return added[token]
         vocabulary = self.part("model")["vocab"]
         if isinstance(vocabulary, dict):
-            found = vocabulary.get(token)
-            return None if found is None else int(found)
+            number = vocabulary.get(token)
+            return None if number is None else int(number)
+        # A unigram model lists its tokens with their scores, in the order of the ids.
         return next(
-            (position for position, (piece, _score) in enumerate(vocabulary) if piece == token),
-            None,
+            (number for number, (piece, _score) in enumerate(vocabulary) if piece == token), None
         )
 
     def added_tokens(self) -> dict[str, int]:
-        """Tokens that are recognised as a whole inside a text, with their ids."""
+        """Return the tokens that are matched as a whole inside a text, with their ids."""
         return {entry["content"]: entry["id"] for entry in self.part("added_tokens") or []}
 
     def part(self, name: str) -> Any:
-        """One part of the JSON (normalizer, pre_tokenizer, post_processor, decoder, model,
-        added_tokens), None if absent.
+        """Return one part of the JSON, or None if it is absent.
 
-        The model, which is megabytes, comes last, and is parsed only where it is asked for. Inside
-        a JSON string a quote is escaped, so that the first `"model":` is the key and nothing else.
+        Args:
+            name: normalizer, pre_tokenizer, post_processor, decoder, model or added_tokens.
         """
-        place = self.json.index(b'"model":')
+        # The model, which has megabytes, is the last key, and is parsed only if it is requested.
+        # Quotes in JSON strings are escaped, so the first `"model":` can only be the key.
+        index = self.json.index(b'"model":')
         return orjson.loads(
-            self.json if name == "model" else self.json[:place].rstrip(b", \n\t") + b"}"
+            self.json if name == "model" else self.json[:index].rstrip(b", \n\t") + b"}"
         ).get(name)
 
     def steps(self, name: str, key: str) -> list[dict[str, Any]]:
-        """A part of the JSON as a list of steps: a Sequence, whose steps are under `key`, is
-        unfolded; none is empty."""
-        return _unfolded(self.part(name), key)
+        """Return a part of the JSON as a list of steps.
 
-    def facts(self) -> dict[str, Any]:
-        """All but `json`, as JSON values, for a file."""
+        Args:
+            name: As for `part`.
+            key: The key under which a step of the type Sequence lists its steps.
+
+        Example:
+            {"type": "Sequence", "normalizers": [A, B]}  ->  [A, B];  A  ->  [A];  None  ->  []
+        """
+        return _flatten_steps(self.part(name), key)
+
+    def to_fields(self) -> dict[str, Any]:
+        """Return all fields but `json`, as JSON values."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "json"}
 
     @classmethod
-    def from_facts(cls, facts: dict[str, Any], json: bytes) -> TokenizerSpec:
-        """The inverse of `facts`. Raises TypeError or KeyError where they are something else."""
-        around = {name: tuple(facts[name]) for name in ("prefix_ids", "suffix_ids")}
-        return cls(json=json, **{**facts, **around})
+    def from_fields(cls, fields: dict[str, Any], json: bytes) -> TokenizerSpec:
+        """Return the object for these fields; inverse of `to_fields`.
+
+        Raises:
+            KeyError, TypeError: A field is missing or unknown.
+        """
+        tuples = {name: tuple(fields[name]) for name in ("prefix_ids", "suffix_ids")}
+        return cls(json=json, **{**fields, **tuples})
 
 
-def _unfolded(part: Any, key: str) -> list[dict[str, Any]]:
+def _flatten_steps(part: Any, key: str) -> list[dict[str, Any]]:
     if part is None:
         return []
     return (
-        [inner for outer in part[key] for inner in _unfolded(outer, key)]
+        [inner for outer in part[key] for inner in _flatten_steps(outer, key)]
         if part["type"] == "Sequence"
         else [part]
     )
 
 
 def tokenizer_spec(tokenizer: Any, *, name: str | None = None) -> TokenizerSpec:
-    """Read the spec off a live tokenizer of transformers (5.x, with a `tokenizers` backend).
+    """Return the spec of a live tokenizer.
 
-    Raises TokenizerError where the tokenizer has no such backend, cannot be written down (parts in
-    Python), is random (BPE dropout), or puts special tokens around a text in a way that depends on
-    the text.
+    Args:
+        tokenizer: A tokenizer of transformers (5.x) with a `tokenizers` backend.
+        name: The name in the spec; that of the tokenizer by default.
+
+    Raises:
+        TokenizerError: The tokenizer has no such backend, cannot be written as JSON (parts in
+            Python), is random (BPE dropout), or adds special tokens that depend on the text.
     """
     name = name or str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if not getattr(tokenizer, "is_fast", False) or backend is None:
-        raise TokenizerError(
-            f"{name} is a {type(tokenizer).__name__}, which has no fast backend (tokenizer.json)",
-            remedy=(
-                "use a tokenizer with a tokenizer.json; for most slow ones,"
-                " `AutoTokenizer.from_pretrained(...).save_pretrained(folder)` makes it once"
-                " sentencepiece or tiktoken is installed"
-            ),
-        )
-    if getattr(getattr(backend, "model", None), "dropout", None):
-        raise TokenizerError(
-            f"{name} has BPE dropout: the same text gives other ids each time",
-            remedy='set "dropout" to null in its tokenizer.json',
-        )
-    prefix, suffix = _around(tokenizer, backend, name)
+    backend = _get_backend(tokenizer, name)
+    prefix, suffix = _find_prefix_and_suffix(tokenizer, backend, name)
     try:
-        text = _without_truncation_and_padding(backend.to_str())
-    except (
-        Exception
-    ) as error:  # the bindings raise the bare class, for parts that are written in Python
+        text = _remove_truncation_and_padding(backend.to_str())
+    except Exception as error:  # the Rust bindings raise Exception itself for parts in Python
         raise TokenizerError(
             f"{name} cannot be written as a tokenizer.json: {error}",
             remedy="use a tokenizer without custom parts",
@@ -182,7 +181,7 @@ def tokenizer_spec(tokenizer: Any, *, name: str | None = None) -> TokenizerSpec:
     split = bool(getattr(tokenizer, "split_special_tokens", False))
     return TokenizerSpec(
         name=name,
-        json=_quick_to_load(text.encode()),
+        json=_optimize_for_loading(text.encode()),
         vocab_size=max(
             len(tokenizer), 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
         ),
@@ -201,11 +200,33 @@ def tokenizer_spec(tokenizer: Any, *, name: str | None = None) -> TokenizerSpec:
     )
 
 
-def _around(tokenizer: Any, backend: Any, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids before and after a text, checked to be the same around every one of a few texts."""
+def _get_backend(tokenizer: Any, name: str) -> Any:
+    """Return the `tokenizers` backend of a tokenizer, which must exist and not be random."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not getattr(tokenizer, "is_fast", False) or backend is None:
+        raise TokenizerError(
+            f"{name} is a {type(tokenizer).__name__}, which has no fast backend (tokenizer.json)",
+            remedy=(
+                "use a tokenizer with a tokenizer.json; for most slow ones,"
+                " `AutoTokenizer.from_pretrained(...).save_pretrained(folder)` makes it once"
+                " sentencepiece or tiktoken is installed"
+            ),
+        )
+    if getattr(getattr(backend, "model", None), "dropout", None):
+        raise TokenizerError(
+            f"{name} has BPE dropout: the same text gives different ids each time",
+            remedy='set "dropout" to null in its tokenizer.json',
+        )
+    return backend
+
+
+def _find_prefix_and_suffix(
+    tokenizer: Any, backend: Any, name: str
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the ids before and after a text, which must be the same for all sample texts."""
     prefix: tuple[int, ...] = ()
     suffix: tuple[int, ...] = ()
-    for number, text in enumerate(_WRAPPED_TEXTS):
+    for number, text in enumerate(_SAMPLE_TEXTS):
         whole = tuple(tokenizer(text)["input_ids"])
         bare = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
         if number == 0:
@@ -213,22 +234,26 @@ def _around(tokenizer: Any, backend: Any, name: str) -> tuple[tuple[int, ...], t
             prefix, suffix = whole[:start], whole[start + len(bare) :]
         if whole != prefix + bare + suffix:
             raise TokenizerError(
-                f"{name} puts special tokens around a text in a way that depends on the text:"
+                f"{name} adds special tokens to a text in a way that depends on the text:"
                 f" {text!r} gives {list(whole)}",
                 remedy="use a tokenizer whose post-processor adds fixed tokens before and after",
             )
         if bare != tuple(backend.encode(text, add_special_tokens=False).ids):
             raise TokenizerError(
-                f"{name} ({type(tokenizer).__name__}) changes texts in Python before its backend"
-                f" sees them: {text!r}",
+                f"{name} ({type(tokenizer).__name__}) changes texts in Python before it passes"
+                f" them to its backend: {text!r}",
                 remedy="use a tokenizer whose tokenizer.json does all the work",
             )
     return prefix, suffix
 
 
-def _without_truncation_and_padding(text: str) -> str:
-    """The JSON with both set to null: they are how a tokenizer was last used, and transformers sets
-    them at each call."""
+def _remove_truncation_and_padding(text: str) -> str:
+    """Return the JSON of a tokenizer with both set to null.
+
+    They describe the last call of the tokenizer, since transformers sets them at each call. Without
+    this, the fingerprint would depend on the history of the object.
+    """
+    # Only what precedes the large parts is parsed; the vocabulary is kept as it is.
     head, key, rest = text.partition('"added_tokens":')
     fields = json.loads(re.sub(r",\s*$", "}", head))
     if fields.get("truncation") is None and fields.get("padding") is None:
@@ -241,9 +266,11 @@ def _without_truncation_and_padding(text: str) -> str:
     )
 
 
-def _quick_to_load(text: bytes) -> bytes:
-    """The same tokenizer, its vocabulary sorted and its merges as text: `tokenizers` loads that in
-    two thirds of the time."""
+def _optimize_for_loading(text: bytes) -> bytes:
+    """Return the same tokenizer with a sorted vocabulary and merges as strings.
+
+    `tokenizers` loads it in two thirds of the time.
+    """
     values = orjson.loads(text)
     model = values["model"]
     if model.get("type") != "BPE":
@@ -262,8 +289,8 @@ def _fingerprint(text: str, special_tokens: dict[str, str], split_special_tokens
 
 
 def _roles_digest(special_tokens: dict[str, str]) -> str:
-    # The padding token is left out: it is not among the ids of a text, and people set it on the way
-    # to the trainer.
+    # Without the padding token: it is not among the ids of a text, and users often set it between
+    # the build and the training.
     roles = sorted((key, value) for key, value in special_tokens.items() if key != "pad_token")
     return sha256(json.dumps(roles).encode()).hexdigest()[:32]
 
@@ -272,9 +299,11 @@ def _id_or_none(value: Any) -> int | None:
     return int(value) if value is not None else None
 
 
-def takes_only_itself(added_token: dict[str, Any]) -> bool:
-    """Whether an added token is found wherever it is spelled, before anything is normalized, and
-    takes no blanks beside it."""
+def is_matched_literally(added_token: dict[str, Any]) -> bool:
+    """Return whether an added token matches exactly where its string occurs.
+
+    It matches before normalization, inside words too, and without the whitespace next to it.
+    """
     return not any(
         added_token.get(flag) for flag in ("normalized", "lstrip", "rstrip", "single_word")
     )

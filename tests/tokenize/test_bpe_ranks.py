@@ -1,5 +1,4 @@
-"""Ranks are used where they are proven to give the same tokens, and then they do; everything else
-is loaded as it was."""
+"""Ranks are derived only if they are proven to give the same tokens, and they do give them."""
 
 from __future__ import annotations
 
@@ -15,20 +14,20 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from sftprep.tokenize.encoders.bpe_ranks import (
-    _merged,
-    byte_of_letter,
+    _merge_below,
+    byte_by_character,
+    cache_ranks,
+    derive_ranks,
     find_ranks,
-    keep_ranks,
-    ranks_of,
 )
 from sftprep.tokenize.encoders.gigatoken import FastEncoder
 from sftprep.tokenize.encoders.reference import HfEncoder
 from sftprep.tokenize.equivalence.probe import compare_encoders
-from sftprep.tokenize.loading.adversarial_texts import nasty_texts
+from sftprep.tokenize.loading.adversarial_texts import adversarial_texts
 from sftprep.tokenize.loading.spec import TokenizerSpec
 from tests.support import needs_shared
-from tests.tokenize.made import END, START, STOP, byte_level, spec_of
-from tests.tokenize.real import real_spec
+from tests.tokenize.real_tokenizers import real_spec
+from tests.tokenize.small_tokenizers import END, START, STOP, byte_level, spec_of
 
 QWEN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
@@ -61,7 +60,7 @@ def qwen_like(
 
 
 def encoder_of(spec: TokenizerSpec, folder: Path) -> tuple[FastEncoder, HfEncoder]:
-    keep_ranks(spec, folder)
+    cache_ranks(spec, folder)
     ranks = find_ranks(spec, folder)
     assert ranks is not None
     reference = HfEncoder(spec, threads=False)
@@ -70,8 +69,8 @@ def encoder_of(spec: TokenizerSpec, folder: Path) -> tuple[FastEncoder, HfEncode
 
 @st.composite
 def bpe_models(draw: st.DrawFn) -> dict[str, Any]:
-    """Small models over three letters, most of which merging by ranks would get wrong."""
-    letters = {byte: letter for letter, byte in byte_of_letter().items()}
+    """Small models over three characters; for most of them, merging by ranks would be wrong."""
+    letters = {byte: letter for letter, byte in byte_by_character().items()}
     vocab = {letters[byte]: byte for byte in range(256)}
     merges: list[tuple[str, str]] = []
     words = ["a", "b", "c"]
@@ -87,44 +86,44 @@ def bpe_models(draw: st.DrawFn) -> dict[str, Any]:
 @settings(max_examples=400, deadline=None)
 @given(model=bpe_models(), word=st.text("abc", max_size=14))
 def test_what_is_proven_merges_alike(model: dict[str, Any], word: str) -> None:
-    ranks = ranks_of(model, {})
+    ranks = derive_ranks(model, {})
     if ranks is None:
         return
     pairs = [(left, right) for left, right in (merge.split(" ") for merge in model["merges"])]
     tokenizer = Tokenizer(models.BPE(model["vocab"], pairs))
     ids = dict(ranks)
-    assert [ids[part] for part in _merged(word.encode(), sys.maxsize, ids)] == tokenizer.encode(
-        word
-    ).ids
+    assert [
+        ids[part] for part in _merge_below(word.encode(), sys.maxsize, ids)
+    ] == tokenizer.encode(word).ids
 
 
-def test_a_token_that_two_pairs_make_is_not_proven() -> None:
-    letters = {byte: letter for letter, byte in byte_of_letter().items()}
+def test_a_token_that_two_pairs_can_make_is_not_proven() -> None:
+    letters = {byte: letter for letter, byte in byte_by_character().items()}
     vocab = {letters[byte]: byte for byte in range(256)} | {"ab": 256, "bc": 257, "abc": 258}
     model = {"type": "BPE", "vocab": vocab, "merges": ["a b", "b c", "ab c"]}
-    assert ranks_of(model, {}) is not None
-    assert ranks_of({**model, "merges": ["a b", "b c", "a bc"]}, {}) is None
-    assert ranks_of({**model, "merges": ["b c", "a b", "ab c"]}, {}) is None, (
+    assert derive_ranks(model, {}) is not None
+    assert derive_ranks({**model, "merges": ["a b", "b c", "a bc"]}, {}) is None
+    assert derive_ranks({**model, "merges": ["b c", "a b", "ab c"]}, {}) is None, (
         "ids that do not follow the merges"
     )
-    assert ranks_of({**model, "vocab": {**vocab, "cab": 259}}, {}) is None, (
-        "a token that nothing makes"
+    assert derive_ranks({**model, "vocab": {**vocab, "cab": 259}}, {}) is None, (
+        "a token without a merge"
     )
-    assert ranks_of({**model, "vocab": {**vocab, "cab": 259}}, {"cab": 259}) is not None, (
+    assert derive_ranks({**model, "vocab": {**vocab, "cab": 259}}, {"cab": 259}) is not None, (
         "but an added one needs no merge"
     )
-    assert ranks_of({**model, "byte_fallback": True}, {}) is None
+    assert derive_ranks({**model, "byte_fallback": True}, {}) is None
 
 
 @pytest.mark.parametrize("nfc", [True, False])
 def test_ranks_give_what_tokenizers_gives(tmp_path: Path, nfc: bool) -> None:
     spec = qwen_like(nfc=nfc)
     fast, reference = encoder_of(spec, tmp_path)
-    result = compare_encoders(fast, reference, nasty_texts(spec))
+    result = compare_encoders(fast, reference, adversarial_texts(spec))
     assert result.equal, result
 
 
-def test_what_a_normalizer_changes_is_not_left_to_ranks(tmp_path: Path) -> None:
+def test_texts_are_normalized_before_ranks_are_used(tmp_path: Path) -> None:
     fast, reference = encoder_of(qwen_like(), tmp_path)
     texts = [
         "cafe\u0301",
@@ -149,14 +148,14 @@ def test_what_a_normalizer_changes_is_not_left_to_ranks(tmp_path: Path) -> None:
         lambda: spec_of(byte_level(gpt4=True, nfc=True)),
     ],
 )
-def test_other_tokenizers_have_none(tmp_path: Path, spec: Any) -> None:
-    keep_ranks(spec(), tmp_path)
+def test_other_tokenizers_have_no_ranks(tmp_path: Path, spec: Any) -> None:
+    cache_ranks(spec(), tmp_path)
     assert find_ranks(spec(), tmp_path) is None
 
 
 def test_damaged_ranks_are_not_used(tmp_path: Path) -> None:
     spec = qwen_like()
-    keep_ranks(spec, tmp_path)
+    cache_ranks(spec, tmp_path)
     (ranks,) = tmp_path.rglob("*.tiktoken")
     ranks.write_bytes(ranks.read_bytes()[:-5] + b"7\n")
     assert find_ranks(spec, tmp_path) is None
@@ -168,6 +167,6 @@ def test_damaged_ranks_are_not_used(tmp_path: Path) -> None:
 def test_qwen3_has_ranks(tmp_path: Path) -> None:
     spec = real_spec("qwen3")
     fast, reference = encoder_of(spec, tmp_path)
-    result = compare_encoders(fast, reference, nasty_texts(spec))
+    result = compare_encoders(fast, reference, adversarial_texts(spec))
     assert result.equal, result
     assert json.loads(spec.json)["model"]["type"] == "BPE"

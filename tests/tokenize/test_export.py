@@ -1,4 +1,4 @@
-"""A live tokenizer written down is the one that is in memory, and builds take its file."""
+"""An exported tokenizer equals the one in memory, and builds accept its file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def live(tokenizer_dir: Path) -> Any:
     return transformers.AutoTokenizer.from_pretrained(str(tokenizer_dir))
 
 
-def test_what_was_changed_in_memory_is_written_down(live: Any, tmp_path: Path) -> None:
+def test_changes_in_memory_are_exported(live: Any, tmp_path: Path) -> None:
     plain = export_tokenizer(live, cache=tmp_path)
     assert plain.suffix == SPEC_SUFFIX
     assert export_tokenizer(live, cache=tmp_path) == plain
@@ -33,7 +33,7 @@ def test_what_was_changed_in_memory_is_written_down(live: Any, tmp_path: Path) -
     assert load_tokenizer(str(plain)).token_id("<new>") is None
 
 
-def test_a_damaged_file_is_told_and_written_again(live: Any, tmp_path: Path) -> None:
+def test_a_damaged_file_is_reported_and_written_again(live: Any, tmp_path: Path) -> None:
     path = export_tokenizer(live, cache=tmp_path)
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(TokenizerError, match="is damaged"):
@@ -42,7 +42,7 @@ def test_a_damaged_file_is_told_and_written_again(live: Any, tmp_path: Path) -> 
     assert load_tokenizer(str(path)) == tokenizer_spec(live)
 
 
-def test_a_cache_that_cannot_be_written_is_told(live: Any, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_an_error(live: Any, tmp_path: Path) -> None:
     (tmp_path / "tokenizers").write_text("a file where a folder is needed")
     with pytest.raises(StorageError, match="cannot write the tokenizer"):
         export_tokenizer(live, cache=tmp_path)

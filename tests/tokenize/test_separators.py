@@ -1,5 +1,4 @@
-"""Texts that are encoded in one call, with a token between them, get the ids that each gets
-alone."""
+"""Texts that are joined with a separator get the ids that single calls give."""
 
 from __future__ import annotations
 
@@ -12,26 +11,28 @@ from tokenizers import AddedToken, Tokenizer
 
 from sftprep.tokenize.encoders.gigatoken import FastEncoder
 from sftprep.tokenize.encoders.reference import HfEncoder
-from sftprep.tokenize.encoders.separators import between_texts
+from sftprep.tokenize.encoders.separators import find_separator
 from sftprep.tokenize.loading.spec import TokenizerSpec
 from tests.support import needs_shared
-from tests.tokenize.made import END, START, STOP, byte_level, sentence_piece, spec_of
-from tests.tokenize.real import FAST, real_spec
+from tests.tokenize.real_tokenizers import FAST, real_spec
+from tests.tokenize.small_tokenizers import END, START, STOP, byte_level, sentence_piece, spec_of
 
 _longer = f"{END}system"
 MADE: dict[str, Tokenizer] = {
     "as gpt-2": byte_level(),
     "as llama": byte_level(nfc=True, gpt4=True),
     "as qwen": byte_level(nfc=True, qwen=True),
-    "one that takes blanks": byte_level(
+    "a token that strips whitespace": byte_level(
         added=(AddedToken("<mask>", lstrip=True, rstrip=True, normalized=False),)
     ),
-    "blanks as tokens": byte_level(
+    "whitespace as tokens": byte_level(
         added=(AddedToken("  ", normalized=False), AddedToken("\n\n", normalized=False))
     ),
-    "a longer one": byte_level(added=(AddedToken(_longer, special=True, normalized=False),)),
-    "one after normalizing": byte_level(nfc=True, added=(AddedToken("\u00e9x", normalized=True),)),
-    "bare letters": byte_level(
+    "a longer token": byte_level(added=(AddedToken(_longer, special=True, normalized=False),)),
+    "a token matched after normalization": byte_level(
+        nfc=True, added=(AddedToken("\u00e9x", normalized=True),)
+    ),
+    "single characters": byte_level(
         added=(AddedToken("a", normalized=False), AddedToken(">", normalized=False))
     ),
 }
@@ -88,13 +89,13 @@ def encoder(name: str) -> FastEncoder:
 
 def check(name: str, texts: list[str]) -> None:
     together = encoder(name).encode(texts)
-    assert [together.of(k).tolist() for k in range(len(texts))] == [
+    assert [together.ids_of_text(k).tolist() for k in range(len(texts))] == [
         encoder(name).encode([t]).input_ids.tolist() for t in texts
     ]
 
 
 def texts_of(name: str) -> st.SearchStrategy[list[str]]:
-    between = between_texts(spec(name))
+    between = find_separator(spec(name))
     own = [] if between is None else [between.text, between.text[:-1], between.text[1:]]
     pieces = st.sampled_from([*PIECES, *own, *list(spec(name).added_tokens())[:20]])
     return st.lists(st.lists(pieces, max_size=5).map("".join), max_size=6)
@@ -103,7 +104,7 @@ def texts_of(name: str) -> st.SearchStrategy[list[str]]:
 @pytest.mark.parametrize("name", MADE)
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_together_as_alone(name: str, data: st.DataObject) -> None:
+def test_ids_equal_those_of_single_calls(name: str, data: st.DataObject) -> None:
     check(name, data.draw(texts_of(name)))
 
 
@@ -111,38 +112,40 @@ def test_together_as_alone(name: str, data: st.DataObject) -> None:
 @pytest.mark.parametrize("name", FAST)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_together_as_alone_with_real_tokenizers(name: str, data: st.DataObject) -> None:
+def test_ids_equal_those_of_single_calls_with_real_tokenizers(
+    name: str, data: st.DataObject
+) -> None:
     check(name, data.draw(texts_of(name)))
 
 
-def test_a_token_is_found_where_there_may_be_one() -> None:
-    assert between_texts(spec("as gpt-2")) is not None
-    assert between_texts(spec("as qwen")) is not None
-    assert between_texts(spec_of(sentence_piece(prepend=True))) is None
-    assert between_texts(spec_of(byte_level(add_prefix_space=True))) is None
+def test_a_separator_is_found_for_byte_level_tokenizers_only() -> None:
+    assert find_separator(spec("as gpt-2")) is not None
+    assert find_separator(spec("as qwen")) is not None
+    assert find_separator(spec_of(sentence_piece(prepend=True))) is None
+    assert find_separator(spec_of(byte_level(add_prefix_space=True))) is None
 
 
-def test_one_that_no_text_ends_with_is_best() -> None:
-    between = between_texts(
+def test_a_token_without_a_role_is_preferred() -> None:
+    between = find_separator(
         spec_of(byte_level(), eos_token=END, chat_template=f"{START} and no other")
     )
     assert between is not None
     assert between.text == STOP
 
 
-def test_a_token_that_starts_another_does_not_stand_between() -> None:
-    """What comes after it would make it the other one, and with a text that spells it the number of
-    them would be right."""
-    between = between_texts(spec("a longer one"))
+def test_a_token_that_is_the_start_of_another_is_not_a_separator() -> None:
+    """With the following text it would become the other token, and a text that contains it could
+    make the number of separators right again."""
+    between = find_separator(spec("a longer token"))
     assert between is not None
     assert between.text != END
-    check("a longer one", [f"x{END}y", "system z"])
+    check("a longer token", [f"x{END}y", "system z"])
 
 
 @pytest.mark.parametrize("added", ["word", "_word"])
-def test_ends_of_a_word_do_not_stand_between(added: str) -> None:
-    """Some tokens are found only where no word goes on."""
+def test_a_token_with_a_word_character_at_an_end_is_not_a_separator(added: str) -> None:
+    """Some tokens are only matched as whole words."""
     tokenizer = byte_level(added=(AddedToken(added, special=True, normalized=False),))
-    between = between_texts(spec_of(tokenizer, eos_token=STOP, chat_template=f"{START}{END}"))
+    between = find_separator(spec_of(tokenizer, eos_token=STOP, chat_template=f"{START}{END}"))
     assert between is not None
     assert between.text != added

@@ -1,4 +1,4 @@
-"""Tokenizers that the tests make themselves, so that they need no data from elsewhere."""
+"""Small tokenizers that the tests train themselves, so that they need no external data."""
 
 from __future__ import annotations
 
@@ -43,8 +43,10 @@ def byte_level(
     add_prefix_space: bool = False,
     trim: bool = False,
 ) -> Tokenizer:
-    """A byte-level BPE of 400 tokens, as GPT-2 splits, with gpt4 as Llama 3, with qwen as Qwen,
-    digit by digit."""
+    """Return a byte-level BPE of 400 tokens.
+
+    It splits strings as GPT-2 does, with `gpt4` as Llama 3, with `qwen` as Qwen (digit by digit).
+    """
     tokenizer = Tokenizer(models.BPE())
     if nfc:
         tokenizer.normalizer = normalizers.NFC()
@@ -69,8 +71,10 @@ def byte_level(
 
 
 def sentence_piece(*, prepend: bool, pieces: tuple[str, ...] = ()) -> Tokenizer:
-    """A BPE with byte fallback, whose blanks are "▁": with `prepend` as Llama 2, without as
-    Gemma."""
+    """Return a BPE with byte fallback that writes spaces as "▁".
+
+    With `prepend` it is like Llama 2, without it like Gemma.
+    """
     steps: list[Any] = [normalizers.Prepend("▁")] if prepend else []
     normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
     learner = Tokenizer(models.BPE())
@@ -108,17 +112,17 @@ def sentence_piece(*, prepend: bool, pieces: tuple[str, ...] = ()) -> Tokenizer:
 
 
 def live(tokenizer: Tokenizer, **settings: Any) -> PreTrainedTokenizerFast:
-    """The tokenizer in transformers' own clothes."""
+    """Return the tokenizer wrapped in the class of transformers."""
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings)
 
 
 def spec_of(tokenizer: Tokenizer, **settings: Any) -> TokenizerSpec:
-    """Its spec."""
+    """Return its spec."""
     return tokenizer_spec(live(tokenizer, **settings), name="made")
 
 
 def save(tokenizer: Tokenizer, folder: Path, **config: Any) -> Path:
-    """A folder as a model's author would publish it."""
+    """Write a folder as the author of a model would publish it."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {

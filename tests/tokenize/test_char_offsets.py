@@ -1,5 +1,4 @@
-"""Character ranges from bytes: right for the texts they are given for, and given for all that the
-bytes allow."""
+"""Character ranges from bytes are right, and available for all texts for which bytes suffice."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 
 from sftprep.tokenize.encoders.base import flat_tokens
 from sftprep.tokenize.encoders.char_offsets import TokenBytes, char_ranges, token_bytes
-from tests.tokenize.made import byte_level, sentence_piece, spec_of
+from tests.tokenize.small_tokenizers import byte_level, sentence_piece, spec_of
 
 
 def table_of(pieces: list[bytes], added: list[int], *, prepends: bool) -> TokenBytes:
@@ -20,13 +19,13 @@ def table_of(pieces: list[bytes], added: list[int], *, prepends: bool) -> TokenB
         start=np.cumsum(length) - length,
         length=length,
         added=np.isin(np.arange(len(pieces)), added),
-        leads=np.array([piece.startswith(b" ") for piece in pieces]),
-        prepends=prepends,
+        starts_with_space=np.array([piece.startswith(b" ") for piece in pieces]),
+        prepends_space=prepends,
     )
 
 
 def ranges_slow(text: str, pieces: list[bytes]) -> list[tuple[int, int]]:
-    """Byte by byte: the characters that a token has a byte of."""
+    """Compute the ranges byte by byte: the characters of which a token has a byte."""
     owner = [number for number, character in enumerate(text) for _ in character.encode()]
     found, at = [], 0
     for piece in pieces:
@@ -38,7 +37,7 @@ def ranges_slow(text: str, pieces: list[bytes]) -> list[tuple[int, int]]:
 
 @st.composite
 def cut_texts(draw: st.DrawFn) -> tuple[str, list[bytes]]:
-    """A text, and its bytes cut anywhere."""
+    """A text, and its bytes cut at any positions."""
     text = draw(st.text(st.sampled_from("aé中🤯 \u0301"), min_size=1, max_size=12))
     content = text.encode()
     cuts = sorted(
@@ -52,14 +51,14 @@ def cut_texts(draw: st.DrawFn) -> tuple[str, list[bytes]]:
     cases=st.lists(st.one_of(cut_texts(), st.just(("", []))), max_size=5),
     wrong=st.sets(st.integers(0, 4)),
 )
-def test_equals_byte_by_byte_and_says_what_does_not_fit(
+def test_ranges_equal_the_loop_over_bytes_and_differing_texts_are_returned(
     cases: list[tuple[str, list[bytes]]], wrong: set[int]
 ) -> None:
     pieces = sorted({piece for _, cut in cases for piece in cut}) or [b"x"]
     tokens = flat_tokens(
         [np.array([pieces.index(piece) for piece in cut], np.int32) for _, cut in cases]
     )
-    # A text that says something else than its tokens: longer, or of the same length.
+    # A text whose bytes differ from those of its tokens: longer, or with the same length.
     wrong = {number for number in wrong if number < len(cases) and cases[number][0]}
     shown = [
         text[:-1] + "\x01" if number in wrong else text for number, (text, _) in enumerate(cases)
@@ -72,30 +71,30 @@ def test_equals_byte_by_byte_and_says_what_does_not_fit(
             assert [tuple(row) for row in own.tolist()] == ranges_slow(text, cut)
 
 
-def test_the_blank_before_a_text_belongs_to_its_first_character() -> None:
+def test_the_added_space_belongs_to_the_first_character() -> None:
     table = table_of([b" ", b" a", b"<x>", b"  ", b"b"], [2], prepends=True)
     ids = [[0, 1], [1, 2, 1], [3], [1, 4], [4, 1]]
     chars, unknown = char_ranges(
         [" a", "a<x>a", " ", "ab", "ba"], flat_tokens([np.array(i, np.int32) for i in ids]), table
     )
-    assert unknown == [4]  # its tokens say "b a", and no blank was put before it
+    assert unknown == [4]  # its tokens are "b a", and no space was added before it
     assert chars[:8].tolist() == [[0, 1], [0, 2], [0, 1], [1, 4], [4, 5], [0, 1], [0, 1], [1, 2]]
 
 
 @pytest.mark.parametrize("ids", [[-1], [9]])
-def test_ids_beyond_the_vocabulary_fit_nothing(ids: list[int]) -> None:
+def test_texts_with_ids_outside_the_vocabulary_are_returned(ids: list[int]) -> None:
     tokens = flat_tokens([np.array(ids, np.int32), np.array([0], np.int32)])
     assert 0 in char_ranges(["a", "a"], tokens, table_of([b"a"], [], prepends=False))[1]
 
 
-def test_kinds_that_are_known() -> None:
+def test_families_that_are_recognized() -> None:
     def known(tokenizer: object) -> TokenBytes | None:
         return token_bytes(spec_of(tokenizer), {0: b"a"}, lambda ids: b"")  # type: ignore[arg-type]
 
     assert (table := known(byte_level(nfc=True, gpt4=True))) is not None
-    assert not table.prepends
+    assert not table.prepends_space
     assert (table := known(sentence_piece(prepend=True))) is not None
-    assert table.prepends
+    assert table.prepends_space
     assert (table := known(sentence_piece(prepend=False))) is not None
-    assert not table.prepends
+    assert not table.prepends_space
     assert known(byte_level(trim=True)) is None

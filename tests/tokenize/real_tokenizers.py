@@ -1,4 +1,4 @@
-"""The tokenizers of the real data, each loaded once for all tests."""
+"""The tokenizers of real models in the shared folder, each loaded once for all tests."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ REAL = (*FAST, *SLOW)
 
 @cache
 def real_tokenizer(name: str) -> Any:
-    """As transformers sees it."""
+    """Return it as transformers loads it."""
     return AutoTokenizer.from_pretrained(SHARED / "tokenizers" / name)
 
 
 @cache
 def real_spec(name: str) -> TokenizerSpec:
-    """Its spec."""
+    """Return its spec."""
     return tokenizer_spec(real_tokenizer(name))
 
 
 @cache
 def real_fast(name: str) -> FastEncoder:
-    """The fast encoder for it."""
+    """Return the fast encoder for it."""
     return FastEncoder(real_spec(name), reference=lambda: real_reference(name))
 
 
 @cache
 def real_reference(name: str) -> HfEncoder:
-    """The reference encoder for it."""
+    """Return the reference encoder for it."""
     return HfEncoder(real_spec(name), threads=True)
