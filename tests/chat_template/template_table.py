@@ -63,11 +63,15 @@ def call(arguments: Any) -> list[dict[str, Any]]:
     ]
 
 
-def template_of(path: Path, *, turns: bool = True, way: Any = "auto") -> ChatTemplate:
+def template_of(path: Path, *, turns: bool = True, backend: Any = "auto") -> ChatTemplate:
     """A template as the tests use it."""
     day = datetime.date(2026, 1, 31)
     return ChatTemplate(
-        path.read_text(encoding="utf-8"), variables=VARIABLES, date=day, turns=turns, way=way
+        path.read_text(encoding="utf-8"),
+        variables=VARIABLES,
+        date=day,
+        turns=turns,
+        backend=backend,
     )
 
 
@@ -90,10 +94,10 @@ def row(path: Path) -> str:
         masks = "derived"
         beside = (
             "derived"
-            if rule.tools is None
+            if rule.tools_fault is None
             else (
                 "refused:"
-                f" {rule.tools.removeprefix('the chat template refuses the conversation: ')}"
+                f" {rule.tools_fault.removeprefix('the chat template refuses the conversation: ')}"
             )
         )
     if template.has_generation_marks:

@@ -100,9 +100,9 @@ _kwargs = st.fixed_dictionaries(
 
 
 @cache
-def template(name: str, way: Any) -> ChatTemplate:
+def template(name: str, backend: Any) -> ChatTemplate:
     path = next(path for path in [*OWN_TEMPLATES, *TEMPLATES] if name_of(path) == name)
-    return ChatTemplate(path.read_text(encoding="utf-8"), variables=VARIABLES, way=way)
+    return ChatTemplate(path.read_text(encoding="utf-8"), variables=VARIABLES, backend=backend)
 
 
 @needs_shared

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from sftprep.chat_template.assistant_spans import (
     Unproven,
     derive_rule,
+    find_marked_spans,
+    find_turn_spans,
     is_assistant,
-    marked_spans,
-    turn_spans,
 )
 from sftprep.chat_template.reference.turn_tracking import Region, regions_of
 from sftprep.chat_template.template import ChatTemplate
@@ -42,8 +42,8 @@ ORIGINALS = [path for path in [*TEMPLATES, *OWN_TEMPLATES] if "_training" not in
 TWINS = [path for path in TEMPLATES if path.name.endswith("_training.jinja")]
 
 
-def turning(source: str, way: Any = "auto") -> ChatTemplate:
-    return ChatTemplate(source, variables=VARIABLES, way=way, turns=True)
+def turning(source: str, backend: Any = "auto") -> ChatTemplate:
+    return ChatTemplate(source, variables=VARIABLES, backend=backend, turns=True)
 
 
 def assistant_texts(
@@ -53,7 +53,8 @@ def assistant_texts(
     rendered = template.render(messages, tools=tools)
     of = [number for number, message in enumerate(messages) if is_assistant(message)]
     return [
-        rendered.text[a:b] for a, b, _ in turn_spans(rendered, messages, derive_rule(template), of)
+        rendered.text[a:b]
+        for a, b, _ in find_turn_spans(rendered, messages, derive_rule(template), of)
     ]
 
 
@@ -71,15 +72,15 @@ CONTENTS = st.lists(SPELLED, max_size=5).map("".join)
 )
 def test_a_span_is_its_content_and_its_end_whatever_other_turns_spell(turns):
     messages = [{"role": role, "content": content} for role, content in turns]
-    for way in ("auto", "jinja"):
-        found = assistant_texts(turning(CHATML, way), messages)
+    for backend in ("auto", "jinja"):
+        found = assistant_texts(turning(CHATML, backend), messages)
         assert found == [content + "<|im_end|>" for role, content in turns if role == "assistant"]
 
 
 @needs_shared
 @pytest.mark.parametrize("path", ORIGINALS, ids=name_of)
 def test_every_template_has_derived_turns(path: Path):
-    template, slow = template_of(path), template_of(path, way="jinja")
+    template, slow = template_of(path), template_of(path, backend="jinja")
     parts = "Still fine." not in _text(template, talk())
     messages = talk(parts=parts)
     spans = assistant_texts(template, messages)
@@ -136,7 +137,7 @@ def test_derived_spans_are_the_marks_of_the_second_template(path: Path):
                 twin.render(messages, tools=tools),
             )
             of = [number for number, message in enumerate(messages) if is_assistant(message)]
-            spans = [(a, b) for a, b, _ in turn_spans(ours, messages, rule, of)]
+            spans = [(a, b) for a, b, _ in find_turn_spans(ours, messages, rule, of)]
         except TemplateError:
             continue
         if ours.text != theirs.text:
@@ -243,7 +244,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_template_whose_turns_cannot_be_shown_is_refused(name: str):
-    with pytest.raises(Unproven, match="assistant turns cannot be told from the rest"):
+    with pytest.raises(Unproven, match="assistant turns cannot be distinguished from the rest"):
         derive_rule(turning(REFUSED[name]))
 
 
@@ -262,7 +263,7 @@ def test_a_conversation_that_hides_a_message_is_refused():
 def test_tools_of_a_template_that_writes_results_elsewhere_are_refused():
     template = template_of({path.stem: path for path in TEMPLATES}["gemma4"])
     assert assistant_texts(template, talk()) == ["Fine.<turn|>", "Still fine.<turn|>"]
-    with pytest.raises(Unproven, match="beside tools"):
+    with pytest.raises(Unproven, match="conversations with tools"):
         assistant_texts(template, call({"city": "Wuhan"}), TOOLS)
 
 
@@ -275,8 +276,8 @@ def test_regions_cover_the_text_and_follow_the_loops():
         " %}end"
     )
     messages = [{"role": "a", "parts": ["1", "2"]}, {"role": "b", "parts": []}]
-    for way in ("auto", "jinja"):
-        rendered = turning(source, way).render(messages)
+    for backend in ("auto", "jinja"):
+        rendered = turning(source, backend).render(messages)
         assert rendered.regions == (
             Region(0, 3, -1),
             Region(3, 7, 0),
@@ -332,7 +333,7 @@ def test_marked_spans_know_their_message():
         " endfor %}"
     )
     rendered = turning(source).render(talk())
-    assert [(rendered.text[a:b], message) for a, b, message in marked_spans(rendered)] == [
+    assert [(rendered.text[a:b], message) for a, b, message in find_marked_spans(rendered)] == [
         ("How are you?", 0), ("Fine.", 1), ("And now?", 2), ("Still fine.", 3)
     ]  # fmt: skip
 

@@ -53,7 +53,7 @@ def test_both_ways_are_transformers(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     pieces, slow = (
         ChatTemplate(source, variables=VARIABLES),
-        ChatTemplate(source, variables=VARIABLES, way="jinja"),
+        ChatTemplate(source, variables=VARIABLES, backend="jinja"),
     )
     rendered = 0
     for name, case in CONVERSATIONS.items():

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sftprep.chat_template.compiler.statements import compile_pieces
-from sftprep.chat_template.reference.sandbox import ChatEnvironment, compile_template, run_template
-from sftprep.chat_template.template import in_characters
+from sftprep.chat_template.compiler.compilation import compile_pieces
+from sftprep.chat_template.reference.rendering import compile_template, run_template
+from sftprep.chat_template.reference.sandbox import ChatEnvironment
+from sftprep.chat_template.template import to_rendered
 from sftprep.errors import TemplateError
 from tests.chat_template.cases import TOOLS, VARIABLES, Case, turns
 from tests.chat_template.grammar import Grammar
@@ -65,7 +66,7 @@ def compare(source: str, cases: list[Case]) -> list[str]:
             slow = run_template(environment, parsed.template, copy.deepcopy(everything))
         try:
             made = pieces.render(case.messages, case.tools, True, variables)
-            fast = in_characters(made)
+            fast = to_rendered(made)
         except Exception:
             went.append("refused" if slow is None else "handed over")
         else:

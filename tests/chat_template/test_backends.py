@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sftprep.chat_template import template as module
-from sftprep.chat_template.compiler.statements import Pieces
+from sftprep.chat_template.compiler.compilation import RenderedPieces
 from sftprep.chat_template.template import ChatTemplate, Rendered
 from sftprep.errors import TemplateError
 from tests.chat_template.cases import (
@@ -69,7 +69,7 @@ def test_all_templates_are_compiled() -> None:
                 template.render(case.messages, tools=case.tools)
                 assert template.report()["renders"]["jinja"] == before, (
                     path,
-                    template.report()["handed_over"],
+                    template.report()["fallbacks"],
                 )
                 taken.add(name_of(path))
     assert taken >= MUST
@@ -79,7 +79,7 @@ def test_all_templates_are_compiled() -> None:
 
 def test_text_spans_and_ways() -> None:
     template = chatml()
-    assert template.way() == "pieces"
+    assert template.used_backend() == "pieces"
     assert template.has_generation_marks
     done = template.render(turns("hi", "hello"), add_generation_prompt=True)
     assert done.text == (
@@ -90,8 +90,8 @@ def test_text_spans_and_ways() -> None:
         "hi<|im_end|>",
         "hello<|im_end|>",
     ]
-    assert done == chatml(way="jinja").render(turns("hi", "hello"), add_generation_prompt=True)
-    assert chatml(way="jinja").way() == "jinja"
+    assert done == chatml(backend="jinja").render(turns("hi", "hello"), add_generation_prompt=True)
+    assert chatml(backend="jinja").used_backend() == "jinja"
 
 
 def test_a_single_conversation_may_go_to_jinja() -> None:
@@ -101,11 +101,11 @@ def test_a_single_conversation_may_go_to_jinja() -> None:
         variables={},
     )
     assert template.render(turns("a", "b")).text == "ab"
-    assert template.way() == "pieces"
+    assert template.used_backend() == "pieces"
     assert template.render(turns(["x", "y"])).text == "x"
-    assert template.way() == "mixed"
+    assert template.used_backend() == "mixed"
     report = template.report()
-    assert report["handed_over"] == {"the filter first (line 1)": 1}
+    assert report["fallbacks"] == {"the filter first (line 1)": 1}
     assert report["renders"] == {"pieces": 1, "jinja": 1, "checked": 1}
     assert json.loads(json.dumps(report)) == report
 
@@ -115,8 +115,8 @@ def test_refusals_carry_the_words_of_the_template() -> None:
         "{% if messages[0].role != 'user' %}{{ raise_exception('must start with a user') }}{% endif"
         " %}{{ messages[1].content }}"
     )
-    for way in ("auto", "jinja"):
-        template = ChatTemplate(source, variables={}, way=way)
+    for backend in ("auto", "jinja"):
+        template = ChatTemplate(source, variables={}, backend=backend)
         with pytest.raises(TemplateError, match="must start with a user") as caught:
             template.render([{"role": "system", "content": "x"}])
         assert caught.value.remedy
@@ -137,7 +137,7 @@ def test_refusals_carry_the_words_of_the_template() -> None:
 def test_a_source_that_is_no_template(source: str, words: str) -> None:
     with pytest.raises(TemplateError, match=words) as caught:
         ChatTemplate(source, variables={})
-    assert "--chat-template" in caught.value.remedy
+    assert "chat_template" in caught.value.remedy
 
 
 def test_what_cannot_be_compiled_is_left_to_jinja(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_what_cannot_be_compiled_is_left_to_jinja(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "compile_pieces", too_deep)
     template = chatml()
     assert template.render(turns("a")).text == "<|im_start|>user\na<|im_end|>"
-    assert template.way() == "jinja"
+    assert template.used_backend() == "jinja"
     assert "too deep" in template.report()["why_jinja"]
 
 
@@ -184,27 +184,27 @@ def test_kwargs_are_seen_and_forgotten() -> None:
     assert template.render([]).text == "<s>None"
 
 
-@pytest.mark.parametrize("way", ["auto", "jinja"])
-def test_kwargs_with_the_name_of_a_function(way: Any) -> None:
+@pytest.mark.parametrize("backend", ["auto", "jinja"])
+def test_kwargs_with_the_name_of_a_function(backend: Any) -> None:
     template = ChatTemplate(
         "{{ 1 if range is defined }}{{ strftime_now('%Y') if range is callable }}",
         variables={},
-        way=way,
+        backend=backend,
     )
     assert template.render([]).text == f"1{datetime.date.today().year}"
     assert template.render([], template_kwargs={"range": "r"}).text == "1"
 
 
-@pytest.mark.parametrize("way", ["auto", "jinja"])
-def test_the_date_is_frozen(way: Any) -> None:
+@pytest.mark.parametrize("backend", ["auto", "jinja"])
+def test_the_date_is_frozen(backend: Any) -> None:
     template = ChatTemplate(
         "{{ strftime_now('%d %B %Y %H:%M') }}",
         variables={},
         date=datetime.date(2024, 2, 29),
-        way=way,
+        backend=backend,
     )
     assert template.render([]).text == "29 February 2024 00:00"
-    today = ChatTemplate("{{ strftime_now('%Y-%m-%d') }}", variables={}, way=way)
+    today = ChatTemplate("{{ strftime_now('%Y-%m-%d') }}", variables={}, backend=backend)
     assert abs(
         datetime.date.fromisoformat(today.render([]).text) - datetime.date.today()
     ) <= datetime.timedelta(days=1)
@@ -235,15 +235,15 @@ def test_the_first_renders_and_later_samples_are_checked(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     "wrong",
     [
-        Pieces("other text", ["other text"], 0, [], [], []),
-        Pieces("<|im_start|>user\na<|im_end|>", ["<", "rest"], 0, [0, 0, 1, 0], [], []),
+        RenderedPieces("other text", ["other text"], 0, [], [], []),
+        RenderedPieces("<|im_start|>user\na<|im_end|>", ["<", "rest"], 0, [0, 0, 1, 0], [], []),
     ],
 )
-def test_a_difference_switches_the_compiled_way_off(wrong: Pieces) -> None:
+def test_a_difference_switches_the_compiled_way_off(wrong: RenderedPieces) -> None:
     template = chatml()
-    right = chatml(way="jinja").render(turns("a"))
-    assert template.way() == "pieces"  # compiles it
-    template._pieces = lambda *_: wrong  # a compiler with a fault
+    right = chatml(backend="jinja").render(turns("a"))
+    assert template.used_backend() == "pieces"  # compiles it
+    template._compiled = lambda *_: wrong  # a compiler with a fault
     assert template.render(turns("a")) == right
     assert template.render(turns("a")) == right
     report = template.report()
@@ -255,15 +255,17 @@ def test_a_difference_switches_the_compiled_way_off(wrong: Pieces) -> None:
 
 def test_a_text_where_jinja_refuses_switches_the_compiled_way_off() -> None:
     template = ChatTemplate("{{ raise_exception('no') }}", variables={})
-    assert template.way() == "pieces"  # compiles it
-    template._pieces = lambda *_: Pieces("yes", ["yes"], 0, [], [], [])  # a compiler with a fault
+    assert template.used_backend() == "pieces"  # compiles it
+    template._compiled = lambda *_: RenderedPieces(
+        "yes", ["yes"], 0, [], [], []
+    )  # a compiler with a fault
     with pytest.raises(TemplateError, match="no"):
         template.render([])
     assert template.report()["mismatch"] is not None
 
 
 def test_the_digest_is_of_the_source() -> None:
-    assert chatml().digest == chatml(way="jinja").digest
+    assert chatml().digest == chatml(backend="jinja").digest
     assert chatml().digest != ChatTemplate(CHATML + " ", variables={}).digest
     assert len(chatml().digest) == 64
 

@@ -1,0 +1,1 @@
+"""The reference path to loss masks: spans of characters."""
