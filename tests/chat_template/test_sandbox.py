@@ -1,5 +1,4 @@
-"""Templates come from strangers: they reach nothing of Python, change nothing, and write no more
-than they may."""
+"""Templates from unknown authors: no access to Python, no changes of the input, no huge outputs."""
 
 from __future__ import annotations
 
@@ -127,7 +126,7 @@ MULTIPLYING = {
 @pytest.mark.parametrize(
     "source", [pytest.param(source, id=name) for name, source in REACHING_OUT.items()]
 )
-def test_nothing_of_python_is_reached(source: str, backend: Any) -> None:
+def test_a_template_cannot_access_python(source: str, backend: Any) -> None:
     with pytest.raises(TemplateError):
         ChatTemplate(source, variables={}, backend=backend).render(turns("a", "b"), tools=[{}])
 
@@ -136,7 +135,7 @@ def test_nothing_of_python_is_reached(source: str, backend: Any) -> None:
 @pytest.mark.parametrize(
     "source", [pytest.param(source, id=name) for name, source in CHANGING.items()]
 )
-def test_nothing_is_changed(source: str, backend: Any) -> None:
+def test_a_template_cannot_modify_its_input(source: str, backend: Any) -> None:
     messages, tools, kwargs = turns("a", "b"), [{"name": "t"}, {}], {"given": {"b": 1}}
     before = copy.deepcopy((messages, tools, kwargs))
     template = ChatTemplate(source, variables={}, backend=backend)
@@ -148,7 +147,7 @@ def test_nothing_is_changed(source: str, backend: Any) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("source", [pytest.param(source, id=name) for name, source in HUGE.items()])
-def test_what_is_huge_is_refused(source: str, backend: Any) -> None:
+def test_huge_values_are_rejected(source: str, backend: Any) -> None:
     with pytest.raises(TemplateError):
         ChatTemplate(source, variables={}, backend=backend).render(turns("a"))
 
@@ -157,7 +156,7 @@ def test_what_is_huge_is_refused(source: str, backend: Any) -> None:
 @pytest.mark.parametrize(
     "source", [pytest.param(source, id=name) for name, source in MULTIPLYING.items()]
 )
-def test_what_multiplies_strings_or_lists_is_refused_before_it_runs(
+def test_operations_that_multiply_strings_or_lists_are_rejected_before_they_run(
     source: str, backend: Any
 ) -> None:
     with pytest.raises(TemplateError, match="SecurityError"):
@@ -168,7 +167,7 @@ def test_what_multiplies_strings_or_lists_is_refused_before_it_runs(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_what_is_large_for_a_reason_is_written(backend: Any) -> None:
+def test_large_outputs_of_large_inputs_are_allowed(backend: Any) -> None:
     template = ChatTemplate(
         "{% for m in messages %}{{ m.content * 1 }}{{ m.content }}{{ m.content }}{% endfor %}",
         variables={},
@@ -184,7 +183,7 @@ def test_what_is_large_for_a_reason_is_written(backend: Any) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_long_conversations_are_changed_as_a_template_likes(backend: Any) -> None:
+def test_a_template_can_rewrite_long_conversations(backend: Any) -> None:
     source = (
         "{% for m in messages %}"
         "{{ m.content.replace('x', '-+') }}{{ m.content | replace('x', 'y') }}"
@@ -204,7 +203,7 @@ def test_long_conversations_are_changed_as_a_template_likes(backend: Any) -> Non
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nothing_is_remembered_from_one_render_to_the_next(backend: Any) -> None:
+def test_no_state_survives_a_render(backend: Any) -> None:
     source = (
         "{{ x }}{% set x = 1 %}{% set ns = namespace(n=0) %}{% set ns.n = ns.n + 1 %}{{ ns.n }}"
     )
