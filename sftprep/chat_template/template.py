@@ -118,7 +118,7 @@ class ChatTemplate:
         self._count_anchors = anchors or (lambda _: 0)
         self._needs_compilation = backend == "auto"  # postponed until the first render
         self._compiled: RenderFunction | None = None  # None: not compiled yet, or not used
-        self._why_jinja = "asked for"  # why the compiled template is not used
+        self._why_jinja = "disabled by the caller"  # why the compiled template is not used
         self._constructs: tuple[str, ...] = ()  # parts that only Jinja can run
         # Renders so far, by backend; how many of the compiled ones were repeated with Jinja, and
         # the number of messages in those.

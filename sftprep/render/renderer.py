@@ -13,11 +13,11 @@ from sftprep.core.types import Example, Message, Rejected
 from sftprep.errors import TemplateError
 from sftprep.recipe import Recipe
 from sftprep.render.escaping import ContentEscaper
-from sftprep.render.reference.trained_spans import SpanFinder
 from sftprep.render.rendered_batch import RenderedBatch, Span
 from sftprep.render.templates import RecipeTemplates
 from sftprep.render.token_space.anchors import Anchors
 from sftprep.render.token_space.regions import RegionFinder
+from sftprep.render.trained_spans import SpanFinder
 from sftprep.tokenize.encoders.special_tokens import SpecialTokenScanner
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
@@ -95,7 +95,7 @@ class Renderer:
         return self.templates.backend_counts()
 
     def check_masks(self) -> None:
-        """Check that the assistant's turns can be found, if they are to be trained.
+        """Check that the assistant's turns can be found, if the recipe trains them.
 
         Raises:
             Unproven: They cannot.

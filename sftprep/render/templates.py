@@ -56,7 +56,7 @@ class RecipeTemplates:
 
     @cached_property
     def rule(self) -> TurnRule:
-        """The turn rule of the template. Raises Unproven if there is none."""
+        """The turn rule of the template; raises Unproven if no rule holds."""
         recipe = self._recipe
         special_tokens = tuple(sorted(recipe.tokenizer.special_tokens.items()))
         return _derive_rule(

@@ -99,7 +99,7 @@ def row(path: Path) -> str:
             if rule.tools_fault is None
             else (
                 "refused:"
-                f" {rule.tools_fault.removeprefix('the chat template refuses the conversation: ')}"
+                f" {rule.tools_fault.removeprefix('the chat template rejects the conversation: ')}"
             )
         )
     if template.has_generation_marks:

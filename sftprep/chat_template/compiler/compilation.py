@@ -71,6 +71,25 @@ class CompiledTemplate:
     constructs: tuple[str, ...]  # parts that are left to Jinja, with their lines in the template
 
 
+_RUNTIME_NAMES: dict[str, object] = {
+    "U": runtime.UNDEFINED,
+    "MISSING": runtime.MISSING,
+    "fall_back": runtime.fall_back,
+    "attr": runtime.attr,
+    "attr_of_mapping": runtime.attr_of_mapping,
+    "item": runtime.item,
+    "exact": runtime.exact,
+    "trim": runtime.trim,
+    "text": str,
+    "join": "".join,
+    "is_filled": runtime.is_filled,
+    "size": runtime.size,
+    "RenderedPieces": RenderedPieces,
+    "new": tuple.__new__,
+}
+"""Names that every compiled source may use."""
+
+
 def compile_pieces(
     tree: nodes.Template,
     template: jinja2.Template,
@@ -105,21 +124,8 @@ def compile_pieces(
     )
     source = StatementTranslator(expressions, anchors).function(tree)
     names: dict[str, object] = {
-        "U": runtime.UNDEFINED,
-        "MISSING": runtime.MISSING,
+        **_RUNTIME_NAMES,
         "CONTEXT": template.new_context(),
-        "fall_back": runtime.fall_back,
-        "attr": runtime.attr,
-        "attr_of_mapping": runtime.attr_of_mapping,
-        "item": runtime.item,
-        "exact": runtime.exact,
-        "trim": runtime.trim,
-        "text": str,
-        "join": "".join,
-        "is_filled": runtime.is_filled,
-        "size": runtime.size,
-        "RenderedPieces": RenderedPieces,
-        "new": tuple.__new__,
         "anchors_in": lambda value: anchors(value) if type(value) is str else 0,
         **expressions.globals,
     }

@@ -22,7 +22,7 @@ MISSING = object()
 """Default of a macro's parameters: the call does not pass the argument."""
 
 NAMES_OF_MAPPINGS = frozenset(dir(dict))
-"""Names under which Jinja finds a method of a dictionary, before its key or in place of a missing
+"""Names under which Jinja finds a method of a dictionary, before its key or instead of a missing
 key."""
 
 NAMES_OF_VALUES = frozenset(

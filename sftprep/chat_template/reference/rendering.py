@@ -131,7 +131,7 @@ def run_template(
             name = missing[1]
             message += f": the tokenizer has no such token, and the template writes its {name}"
         raise TemplateError(
-            f"the chat template refuses the conversation: {message}",
+            f"the chat template rejects the conversation: {message}",
             remedy=[
                 "change the record so that the template accepts it",
                 f"specify another template with {setting('chat_template')}",

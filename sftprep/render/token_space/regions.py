@@ -22,10 +22,10 @@ from sftprep.core.types import Message
 from sftprep.render.token_space.anchors import Anchors, Ending
 
 BEFORE = -1
-"""In place of a literal: the region ends before the anchor, not after it. As on the reference path,
+"""Instead of a literal: the region ends before the anchor, not after it. As on the reference path,
 it ends with the first token of its last character."""
 AT = -2
-"""In place of a literal: the boundary is the first token of the anchor itself."""
+"""Instead of a literal: the boundary is the first token of the anchor itself."""
 _MOST_LITERALS = 200
 _LONGEST_LITERAL = 200
 """Characters. A longer text between an anchor and a boundary is content, not a literal."""

@@ -1,1 +1,0 @@
-"""The reference path to loss masks: spans of characters."""
