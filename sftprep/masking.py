@@ -1,5 +1,4 @@
-"""Which tokens are trained: from where a completion starts, or from the marked spans of a rendered
-conversation."""
+"""Masks of trained tokens, from the starts of completions or from spans of characters."""
 
 from __future__ import annotations
 
@@ -18,24 +17,34 @@ def completion_starts(
     ids: NDArray[np.int32],
     offsets: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """Where each completion starts: the length of the longest common start of the prompt's ids and
-    the whole's.
+    """Return the start of each completion: the length of the common prefix of prompt and whole.
 
-    Flat ids and offsets [n + 1] of the prompts alone, and of prompt + completion; returns int64
-    [n]. A start before the prompt's end means that tokens merge across the border, or that the
-    template writes a prompt differently. Source: `common_prefix_length` of TRL 1.16.
+    A start before the end of the prompt means that tokens merge across the boundary, or that the
+    template writes the prompt differently. Source: `common_prefix_length` of TRL 1.16.
+
+    Args:
+        prompt_ids: int32, the ids of all prompts alone.
+        prompt_offsets: int64 [n + 1].
+        ids: int32 [tokens], the ids of all sequences, prompt and completion.
+        offsets: int64 [n + 1].
+
+    Returns:
+        int64 [n], relative to the start of each sequence.
+
+    Example:
+        prompts [1, 2] and [5], sequences [1, 2, 3] and [6, 7]  ->  [2, 0]
     """
     prompt_lengths, lengths = np.diff(prompt_offsets), np.diff(offsets)
     shared = np.minimum(prompt_lengths, lengths)
     firsts = np.cumsum(shared) - shared
-    # The compared parts of both, one after the other: a byte a token tells which those are, not an
-    # index of eight.
+    # The compared parts of both, one after the other. They are selected by a mask of one byte for
+    # each token, which takes less memory than an index.
     heads, prompts = ids[~mask_from(shared, offsets)], prompt_ids
-    if len(prompts) != len(heads):  # a prompt longer than the whole
+    if len(prompts) != len(heads):  # a prompt is longer than its sequence
         prompts = prompt_ids[~mask_from(shared, prompt_offsets)]
     differs = np.flatnonzero(heads != prompts)
-    # The first difference at or after a sequence's first compared token, if it is still this
-    # sequence's.
+    # The first difference at or after the first compared token of each sequence. A difference in a
+    # later sequence is beyond the compared part, so the minimum below removes it.
     following = np.searchsorted(differs, firsts)
     first_difference = np.append(differs, np.iinfo(np.int64).max)[following]
     starts: NDArray[np.int64] = np.minimum(shared, first_difference - firsts)
@@ -45,17 +54,23 @@ def completion_starts(
 def targets_of(
     completion_mask: NDArray[np.bool_] | NDArray[np.uint8], offsets: NDArray[Any]
 ) -> NDArray[np.int64]:
-    """Tokens that each sequence trains, which its first one never is, for nothing predicts it:
-    int64 [n].
+    """Return the number of trained tokens of each sequence: int64 [n].
 
-    completion_mask: [tokens], 1 or True = trained; offsets: integers [n + 1].
+    The first token of a sequence is never counted, because nothing predicts it.
+
+    Args:
+        completion_mask: [tokens], 1 or True: trained.
+        offsets: integers [n + 1].
+
+    Example:
+        completion_mask = [1, 1, 0, 1], offsets = [0, 2, 4]  ->  [1, 1]
     """
     marks = completion_mask.view(np.bool_)
     firsts, lasts = trained_runs(marks)
     lengths = lasts - firsts
     before = edges(lengths)
-    # How many tokens are trained before each offset: all of the runs that end before it, and a part
-    # of the one around it.
+    # The number of trained tokens before each offset: all tokens of the runs that end before it,
+    # and a part of the run around it.
     run = np.searchsorted(lasts, offsets)
     within = np.maximum(offsets - np.append(firsts, len(marks))[run], 0)
     targets: NDArray[np.int64] = np.diff(before[run] + within)
@@ -67,18 +82,26 @@ def targets_of(
 def trained_runs(
     completion_mask: NDArray[np.bool_],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The runs of trained tokens [first, last), in order: two int64 [runs]."""
+    """Return the runs of trained tokens [first, last), in order: two int64 [runs].
+
+    Example:
+        [False, True, True, False, True]  ->  [1, 4], [3, 5]
+    """
     if not len(completion_mask):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    turns = np.flatnonzero(completion_mask[1:] != completion_mask[:-1]) + 1
+    changes = np.flatnonzero(completion_mask[1:] != completion_mask[:-1]) + 1
     first = [0] if completion_mask[0] else []
     last = [len(completion_mask)] if completion_mask[-1] else []
-    bounds = np.concatenate([first, turns, last]).astype(np.int64)
+    bounds = np.concatenate([first, changes, last]).astype(np.int64)
     return bounds[::2], bounds[1::2]
 
 
 def mask_from(starts: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """True from `starts[k]` on in each sequence k: bool [tokens]."""
+    """Return a mask that is True from `starts[k]` on in each sequence k: bool [tokens].
+
+    Example:
+        starts = [1, 0], offsets = [0, 3, 5]  ->  [False, True, True, True, True]
+    """
     runs = np.empty(2 * len(starts), dtype=np.int64)
     runs[0::2], runs[1::2] = starts, np.diff(offsets) - starts
     return np.repeat(np.tile([False, True], len(starts)), runs)
@@ -89,24 +112,34 @@ def mask_spans(
     token_chars: NDArray[np.int64],
     offsets: NDArray[np.int64],
 ) -> NDArray[np.bool_]:
-    """Mark the tokens of character spans, text by text: bool [tokens].
+    """Return a mask of the tokens of character spans: bool [tokens].
 
-    spans[k]: ranges [first, last + 1) in text k, None for all of it; token_chars: int64 [tokens,
-    2], first and last + 1 character of each token. A span marks from the token that holds its first
-    character to the first token that holds its last one, both included; where no token holds its
-    first character nothing is marked, and where none holds its last one the text is marked to its
-    end. Source: `apply_chat_template(return_assistant_tokens_mask=True)` of transformers 5.23,
-    which is what TRL trains on; only a span that ends with the first token of its text differs:
-    transformers takes the number of that token, 0, for no token, and marks the text to its end.
+    A span covers the tokens from the one that contains its first character to the first one that
+    contains its last character, both included. If no token contains its first character, it covers
+    nothing; if none contains its last character, it extends to the end of the text.
+
+    Source: `apply_chat_template(return_assistant_tokens_mask=True)` of transformers 5.23, which is
+    what TRL trains on. Only a span that ends with the first token of its text differs: transformers
+    mistakes the index of that token, 0, for a missing token, and marks the text to its end.
+
+    Args:
+        spans: For each text, its spans [first, last) in characters; None: the whole text.
+        token_chars: int64 [tokens, 2], the characters [first, last) of each token.
+        offsets: int64 [n + 1].
+
+    Example:
+        spans = [((3, 5),)] in "ab cd", whose tokens are "ab", " cd" with characters [0, 2), [2, 5)
+        ->  [False, True]
     """
-    of = [k for k, ranges in enumerate(spans) for _ in ranges or ()]
+    text_of = [k for k, ranges in enumerate(spans) for _ in ranges or ()]
     flat = [span for ranges in spans for span in ranges or ()]
     whole = np.array([k for k, ranges in enumerate(spans) if ranges is None], dtype=np.int64)
     opens, closes = _token_ranges(
-        np.array(of, np.int64), np.array(flat, np.int64).reshape(-1, 2), token_chars, offsets
+        np.array(text_of, np.int64), np.array(flat, np.int64).reshape(-1, 2), token_chars, offsets
     )
+    # The mask is a running sum of +1 at each start and -1 at each end. These are added, not
+    # assigned, because spans can meet at one token.
     steps = np.zeros(len(token_chars) + 1, dtype=np.int32)
-    # Spans can meet at one token, so edges are added and not assigned.
     np.add.at(steps, np.concatenate((opens, offsets[:-1][whole])), 1)
     np.add.at(steps, np.concatenate((closes, offsets[1:][whole])), -1)
     mask: NDArray[np.bool_] = np.cumsum(steps[:-1]) > 0
@@ -119,75 +152,88 @@ def weigh_spans(
     offsets: NDArray[np.int64],
     mask: NDArray[np.bool_],
 ) -> NDArray[np.float32] | None:
-    """What each token weighs in the loss where it is trained: float32 [tokens], or None where every
-    one weighs 1.
+    """Return the loss weight of each token: float32 [tokens]; None if all trained ones weigh 1.
 
-    weights[k]: character ranges of text k, in order, and what their tokens weigh; those that weigh
-    nothing are taken out of `mask`. The rest is as for `mask_spans`.
+    Args:
+        weights: For some texts, by index, spans [first, last) in characters, in order, with the
+            weight of their tokens.
+        token_chars: As for `mask_spans`.
+        offsets: int64 [n + 1].
+        mask: bool [tokens], which tokens are trained; tokens with weight 0 are removed from it.
     """
-    weighed = np.ones(len(token_chars), dtype=np.float32)
-    of = [k for k, ranges in weights.items() for _ in ranges]
+    token_weights = np.ones(len(token_chars), dtype=np.float32)
+    text_of = [k for k, ranges in weights.items() for _ in ranges]
     flat = [(first, last) for ranges in weights.values() for first, last, _ in ranges]
-    each = [weight for ranges in weights.values() for _, _, weight in ranges]
+    span_weights = [weight for ranges in weights.values() for _, _, weight in ranges]
     opens, closes = _token_ranges(
-        np.array(of, np.int64), np.array(flat, np.int64).reshape(-1, 2), token_chars, offsets
+        np.array(text_of, np.int64), np.array(flat, np.int64).reshape(-1, 2), token_chars, offsets
     )
-    for first, last, weight in zip(opens.tolist(), closes.tolist(), each, strict=True):
-        weighed[first:last] = weight
-    mask &= weighed != 0
-    return weighed if (weighed[mask] != 1).any() else None
+    for first, last, weight in zip(opens.tolist(), closes.tolist(), span_weights, strict=True):
+        token_weights[first:last] = weight
+    mask &= token_weights != 0
+    return token_weights if (token_weights[mask] != 1).any() else None
 
 
 def _token_ranges(
-    of: NDArray[np.int64],
+    text_of: NDArray[np.int64],
     spans: NDArray[np.int64],
     chars: NDArray[np.int64],
     offsets: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First and last + 1 token of each character span [spans, 2], the span k in text of[k]; both 0
-    where it marks none.
+    """Return the tokens [first, last) of each character span; (0, 0) if it covers none.
 
-    The characters of all texts are numbered through, so that all tokens are looked up at once.
+    Args:
+        text_of: int64 [spans], the text of each span.
+        spans: int64 [spans, 2], characters [first, last).
+        chars: int64 [tokens, 2], characters [first, last) of each token in its text.
+        offsets: int64 [texts + 1].
     """
+    # 1. Number the characters of all texts consecutively, so that all tokens are searched at once.
+    # The `+ 1` keeps the texts apart.
     lengths = np.diff(offsets)
-    ends = np.zeros(len(lengths), dtype=np.int64)
+    ends = np.zeros(len(lengths), dtype=np.int64)  # characters of each text
     ends[lengths > 0] = chars[offsets[1:][lengths > 0] - 1, 1]
-    np.maximum.at(ends, of, spans[:, 1] if len(spans) else 0)
+    np.maximum.at(ends, text_of, spans[:, 1] if len(spans) else 0)
     bases = np.cumsum(ends + 1) - (ends + 1)
-    numbered = chars + np.repeat(bases, lengths)[:, None]
-    opens = _tokens_at(spans[:, 0] + bases[of], of, numbered, offsets)
-    closes = _tokens_at(spans[:, 1] - 1 + bases[of], of, numbered, offsets)
-    begins, after = offsets[:-1][of], offsets[1:][of]
+    global_chars = chars + np.repeat(bases, lengths)[:, None]
+    # 2. Find the tokens of the first and of the last character of each span.
+    opens = _tokens_at(spans[:, 0] + bases[text_of], text_of, global_chars, offsets)
+    closes = _tokens_at(spans[:, 1] - 1 + bases[text_of], text_of, global_chars, offsets)
+    begins, after = offsets[:-1][text_of], offsets[1:][text_of]
     closes = np.where(closes < begins, after, closes + 1)
-    missing = opens < 0
-    for k in np.flatnonzero(missing).tolist():
-        # After a span that starts nowhere, no further one of its text is marked.
-        missing[k:][of[k:] == of[k]] = True
-    return np.where(missing, 0, opens), np.where(missing, 0, closes)
+    # 3. As in transformers, after a span without a first token, no further span of its text counts.
+    is_missing = opens < 0
+    for k in np.flatnonzero(is_missing).tolist():
+        is_missing[k:][text_of[k:] == text_of[k]] = True
+    return np.where(is_missing, 0, opens), np.where(is_missing, 0, closes)
 
 
 def _tokens_at(
     positions: NDArray[np.int64],
-    of: NDArray[np.int64],
+    text_of: NDArray[np.int64],
     chars: NDArray[np.int64],
     offsets: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """The first token of text of[k] whose characters hold positions[k], -1 where there is none:
-    int64 [positions]."""
-    # Ends never fall, so the first token that ends beyond the position is the only candidate for
-    # the first that holds it.
-    at = np.searchsorted(chars[:, 1], positions, side="right")
-    after = offsets[1:][of]
-    last = max(len(chars) - 1, 0)
+    """Return the first token of text text_of[k] that contains the character positions[k].
+
+    Returns:
+        int64 [positions]; -1 if no token contains the character.
+    """
     if not len(chars):
         return np.full(len(positions), -1, dtype=np.int64)
+    # The ends of tokens never decrease, so the first token that ends after the position is the only
+    # candidate for the first one that contains it ...
+    index = np.searchsorted(chars[:, 1], positions, side="right")
+    after = offsets[1:][text_of]
+    last = len(chars) - 1
+    # ... apart from empty tokens behind the position, which are skipped.
     while True:
-        token = chars[np.minimum(at, last)]
-        empty = (at < after) & (token[:, 0] > positions) & (token[:, 0] == token[:, 1])
-        if not empty.any():
+        token = chars[np.minimum(index, last)]
+        is_empty = (index < after) & (token[:, 0] > positions) & (token[:, 0] == token[:, 1])
+        if not is_empty.any():
             break
-        at = at + empty
+        index = index + is_empty
     found: NDArray[np.int64] = np.where(
-        (at < after) & (token[:, 0] <= positions) & (positions < token[:, 1]), at, -1
+        (index < after) & (token[:, 0] <= positions) & (positions < token[:, 1]), index, -1
     )
     return found

@@ -1,5 +1,7 @@
-"""What pass 1 depends on beside the bytes of a partition, as plain data that travels to workers as
-a file."""
+"""The recipe: everything that pass 1 depends on, apart from the bytes of a partition.
+
+It is plain data, which workers read from a file.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import orjson
 
-from sftprep.chat_template.reference.sandbox import REASONING_KEYS
+from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.chat_template.template import ChatTemplate
 from sftprep.config.user_functions import load_function, source_digest
 from sftprep.config.validation import TemplateWay, TrainOn, TruncateSide
@@ -21,40 +23,35 @@ from sftprep.tokenize.equivalence.reference_client import ServerAddress
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
 _VERSION = 4
-"""Raised when the same recipe would give other tokens than before, so that older spills are not
-taken for its own."""
+"""Incremented when the same recipe produces other tokens than before, so that older spills are not
+reused."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How the records of a partition become sequences. Two equal recipes give equal sequences.
-
-    date: what templates see as today, YYYY-MM-DD, None where they do not look; max_length: tokens
-    that a sequence may have; overlong: what happens to a longer one, as in PackConfig, or "keep";
-    formatting_func: name of the user's function; reject_suspects: conversations that look wrong are
-    set aside (`sftprep.records.quality_checks`).
-    """
+    """How the records of a partition become sequences. Equal recipes produce equal sequences."""
 
     tokenizer: TokenizerSpec
     chat_template: str | None
-    date: str | None
+    date: str | None  # the date that the template sees as today, YYYY-MM-DD; None: not used
     train_on: TrainOn
     text_field: str
-    renames: tuple[tuple[str, str], ...]
-    max_length: int
+    renames: tuple[tuple[str, str], ...]  # keys of records: (from, to)
+    max_length: int  # tokens of a sequence
     encoder: str
     template_backend: TemplateWay
-    overlong: str = "truncate"
+    overlong: str = "truncate"  # what happens to longer sequences: as in PackConfig, or "keep"
     truncate_side: TruncateSide = "right"
     expand_turns: bool = False
     escape_special: bool = False
-    formatting_func: str | None = None
+    formatting_func: str | None = None  # the name of the user's function
+    # Whether conversations that fail `sftprep.records.quality_checks` are rejected.
     reject_suspects: bool = False
 
     @property
     def digest(self) -> str:
-        """Names the recipe: SHA-256, in hex. Which encoder runs does not count, for all give the
-        same ids."""
+        """The SHA-256 of the recipe, in hex. It does not depend on the encoder and the backend of
+        the template, because all of them give the same ids."""
         parts = {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
@@ -67,9 +64,12 @@ class Recipe:
             _VERSION, spec.fingerprint, spec.special_tokens, spec.prefix_ids, spec.suffix_ids, parts
         )
 
-    def reading(self) -> RecordOptions:
-        """How records are read under this recipe. Raises ConfigError where the formatting function
-        is not there."""
+    def record_options(self) -> RecordOptions:
+        """Return how records are read under this recipe.
+
+        Raises:
+            ConfigError: The formatting function cannot be loaded.
+        """
         template = self.chat_template or ""
         return RecordOptions(
             self.renames,
@@ -83,8 +83,15 @@ class Recipe:
     def template(
         self, *, turns: bool = False, anchors: Callable[[str], int] | None = None
     ) -> ChatTemplate | None:
-        """The chat template, compiled; turns: its renders tell which message wrote what; anchors:
-        as for `ChatTemplate`. Raises TemplateError."""
+        """Return the chat template, None if there is none.
+
+        Args:
+            turns: As for `ChatTemplate`.
+            anchors: As for `ChatTemplate`.
+
+        Raises:
+            TemplateError: The source is not a template.
+        """
         if self.chat_template is None:
             return None
         day = datetime.date.fromisoformat(self.date) if self.date else None
@@ -92,13 +99,13 @@ class Recipe:
             self.chat_template,
             variables=self.tokenizer.special_tokens,
             date=day,
-            way=self.template_backend,
+            backend=self.template_backend,
             turns=turns,
             anchors=anchors,
         )
 
     def to_bytes(self) -> bytes:
-        """The recipe for a file: a line of JSON, and then the tokenizer's own."""
+        """Return the content of a recipe file: a line of JSON, followed by the tokenizer's JSON."""
         parts = {
             f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "tokenizer"
         }
@@ -111,33 +118,34 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class RecipeFile:
-    """A recipe as workers get it: the name of a file, and in the process that made it the recipe
-    itself (megabytes).
+    """A recipe as workers receive it: the path of a file.
 
-    reference: the child that has its reference encoder, where all of them ask the same.
+    A recipe has megabytes, so it is not sent to each worker.
     """
 
     path: Path
-    own: Recipe | None = dataclasses.field(default=None, compare=False, repr=False)
+    # The recipe itself, only in the process that created it.
+    in_memory: Recipe | None = dataclasses.field(default=None, compare=False, repr=False)
+    # The server of the reference encoder, if all workers share one.
     reference: ServerAddress | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __reduce__(self) -> tuple[type[RecipeFile], tuple[Path, None, ServerAddress | None]]:
         return RecipeFile, (self.path, None, self.reference)
 
     def recipe(self) -> Recipe:
-        """The recipe, read where this process did not make it."""
-        return self.own or _read(self.path)
+        """Return the recipe, which is read from the file in any other process."""
+        return self.in_memory or _read_recipe(self.path)
 
 
 def recipe_file(folder: Path, recipe: Recipe, reference: ServerAddress | None = None) -> RecipeFile:
-    """The file of a recipe, which is not written yet."""
-    # The encoder changes no token, and so not the digest; but who has this recipe prepared has it
-    # with its encoder.
+    """Return the file of a recipe, which is not written yet."""
+    # The encoder does not affect the digest, but a worker that has loaded this file must use the
+    # encoder of the recipe.
     name = digest(recipe.digest, recipe.encoder, recipe.template_backend, recipe.tokenizer.name)
     return RecipeFile(folder / f"recipe-{name[:16]}.jsonl", recipe, reference)
 
 
-def _read(path: Path) -> Recipe:
+def _read_recipe(path: Path) -> Recipe:
     with open(path, "rb") as file:
         line, tokenizer = file.readline(), file.read()
     parts = orjson.loads(line)

@@ -1,4 +1,4 @@
-"""Masks against their plain definitions."""
+"""Masks, compared with slow definitions."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def char_to_token(chars, position):
 
 @st.composite
 def tokens_and_spans(draw):
-    """Tokens that cover a text, some sharing a character and some with blanks before them that
-    belong to none."""
+    """Tokens of a text. Some share a character, and some have a character before them that belongs
+    to no token."""
     chars, at = [], 0
     for _ in range(draw(st.integers(0, 10))):
         at += draw(st.integers(0, 1))
@@ -71,7 +71,7 @@ def test_spans_mark_the_tokens_that_transformers_marks(texts):
             start, end = char_to_token(chars, first), char_to_token(chars, last - 1)
             if start is None:
                 break
-            # transformers also takes 0, the first token, for no token: its own mistake.
+            # transformers also mistakes the first token, 0, for a missing one; this is not copied.
             for k in range(start, len(chars) if end is None else end + 1):
                 mask[k] = True
         expected += mask
@@ -84,7 +84,7 @@ def test_spans_mark_the_tokens_that_transformers_marks(texts):
 
 
 @given(st.lists(st.lists(st.booleans(), max_size=6), max_size=10))
-def test_the_targets_of_a_sequence_are_its_trained_tokens_but_the_first(sequences):
+def test_targets_are_the_trained_tokens_except_the_first_of_each_sequence(sequences):
     mask = np.array([trained for sequence in sequences for trained in sequence], np.bool_)
     offsets = np.concatenate(([0], np.cumsum([len(s) for s in sequences]))).astype(np.int64)
     expected = [sum(sequence[1:]) for sequence in sequences]

@@ -1,1 +1,1 @@
-"""Chat templates: conversations to text, and which message wrote what."""
+"""Chat templates: rendering of conversations, and attribution of text to messages."""

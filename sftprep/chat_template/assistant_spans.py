@@ -1,10 +1,14 @@
-"""Which characters of a rendered conversation a message's author wrote: derived for templates
-without `{% generation %}` marks.
+"""Spans of a rendered conversation that each message's author wrote.
 
-What a turn wrote is known from the template's loops (turn_tracking.py). Of an assistant's turn, its
-header is what the generation prompt writes at inference, and the span is the rest, up to and with
-the token that ends the turn. That this holds for a template is shown once, on probes with contents
-that stand nowhere else; at run time each span must hold its message.
+For templates with `{% generation %}` marks, the marks are the spans. For all others, the spans are
+derived:
+
+1. The loops of the template report which message wrote which part of the text (turn_tracking.py).
+2. The header of an assistant's turn is what the generation prompt writes at inference.
+3. The span is the rest of the turn, up to and including the token that ends the turn.
+
+That these rules hold for a template is tested once, on probes whose contents occur nowhere else. At
+run time, each span must contain its message, or the conversation is rejected.
 """
 
 from __future__ import annotations
@@ -18,89 +22,106 @@ from sftprep.chat_template.template import ChatTemplate, Rendered
 from sftprep.core.types import Message
 from sftprep.errors import TemplateError
 
+ASSISTANTS = frozenset({"assistant", "model"})
+"""Roles of messages that the model is to write."""
+
 
 class TurnSpan(NamedTuple):
     """Characters [first, last) that a message's author wrote."""
 
     first: int
     last: int
-    message: int
+    message: int  # index of the message; -1: none
 
 
 @dataclass(frozen=True, slots=True)
 class TurnRule:
-    """What holds for a template. headers: what it writes before an assistant's words, longest
-    first; ends: something ends a turn.
+    """The properties of a template from which the spans of its turns follow."""
 
-    closes: it writes an end after the last turn, which belongs to that turn; tools: why
-    conversations with tools are not proven.
-    """
-
-    headers: tuple[str, ...]
-    ends: bool
-    closes: bool
-    tools: str | None
+    headers: tuple[str, ...]  # what it may write before an assistant's words, longest first
+    ends_turns: bool  # whether it writes anything after the content of a turn
+    # Whether it writes text after its last turn; that text belongs to the last turn.
+    closes_conversation: bool
+    tools_fault: str | None  # why spans are not proven for conversations with tools
 
 
 class Unproven(TemplateError):
-    """Spans that cannot be shown to be right, of a template or of one conversation."""
+    """Spans that cannot be proven to be correct, for a template or for one conversation."""
 
 
 def derive_rule(template: ChatTemplate) -> TurnRule:
-    """The rule of a template that notes its turns. Raises Unproven with the reason where it has
-    none."""
+    """Derive the rule of a template that reports its turns.
+
+    Raises:
+        Unproven: No rule holds for the template; with the reason.
+    """
     fault = ""
-    for talk in (
-        _TALK,
-        [
-            {**message, "content": [{"type": "text", "text": message["content"]}]}
-            for message in _TALK
-        ],
-    ):
-        # Some templates, those of image models, take contents as lists of parts only.
+    # Some templates, those of vision models, accept only contents that are lists of parts.
+    for probe in (_PROBE, [_with_parts(message) for message in _PROBE]):
         try:
-            rule = _rule(template, _prompted(template, talk[:1]), talk, None)
+            rule = _test_rule(template, _find_header(template, probe[:1]), probe, None)
             break
         except TemplateError as error:
             fault = fault or error.message
     else:
-        raise Unproven(f"its assistant turns cannot be told from the rest: {fault}")
-    tools = _tools_fault(template, rule)
-    if isinstance(tools, tuple):
-        headers = tuple(sorted({*rule.headers, *tools}, key=len, reverse=True))
-        return TurnRule(headers, rule.ends, rule.closes, None)
-    return TurnRule(rule.headers, rule.ends, rule.closes, tools)
+        raise Unproven(f"its assistant turns cannot be distinguished from the rest: {fault}")
+    tools = _test_tools(template, rule)
+    if isinstance(tools, str):
+        return TurnRule(rule.headers, rule.ends_turns, rule.closes_conversation, tools)
+    headers = tuple(sorted({*rule.headers, *tools}, key=len, reverse=True))
+    return TurnRule(headers, rule.ends_turns, rule.closes_conversation, tools_fault=None)
 
 
-def turn_spans(
-    rendered: Rendered, messages: Sequence[Message], rule: TurnRule, of: Iterable[int]
+def find_turn_spans(
+    rendered: Rendered, messages: Sequence[Message], rule: TurnRule, numbers: Iterable[int]
 ) -> list[TurnSpan]:
-    """The spans of the messages `of`, in the order of the text. Raises Unproven where a span does
-    not hold its message.
+    """Return the spans of some messages, in the order of the text.
 
-    An assistant's turn is what follows its header; of another message, whose header nobody knows,
-    its content and what follows.
+    The span of an assistant's turn is what follows its header. The headers of other messages are
+    not known; their span is their content and what follows.
+
+    Args:
+        rendered: The conversation, with its regions.
+        messages: The messages of the conversation.
+        rule: The rule of the template.
+        numbers: The indices of the messages.
+
+    Raises:
+        Unproven: A span does not contain its message.
+
+    Example:
+        "<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\nYes<|im_end|>\\n", numbers [1]
+        ->  the span of "Yes<|im_end|>"
     """
-    wanted = sorted(set(of))
-    if rule.tools is not None and any(
+    numbers = sorted(set(numbers))
+    if rule.tools_fault is not None and any(
         message.get("role") == "tool" or message.get("tool_calls") for message in messages
     ):
-        raise Unproven(f"assistant turns beside tools cannot be told from the rest: {rule.tools}")
+        raise Unproven(
+            "assistant turns in conversations with tools cannot be distinguished from the rest:"
+            f" {rule.tools_fault}"
+        )
     spans: list[TurnSpan] = []
-    found: dict[int, list[tuple[int, int]]] = {}
+    parts_of_message: dict[int, list[tuple[int, int]]] = {}
     for first, last, writer in rendered.regions:
-        found.setdefault(writer, []).append((first, last))
-    for number in wanted:
-        parts = found.get(number)
+        parts_of_message.setdefault(writer, []).append((first, last))
+    for number in numbers:
+        parts = parts_of_message.get(number)
         if parts is None:
             _check_merged(rendered.text, number, messages, spans)
             continue
         message = messages[number]
         span = (
-            _whole_turn(rendered.text, number, message, parts[0], rule) if len(parts) == 1 else None
+            _span_of_simple_turn(rendered.text, number, message, parts[0], rule)
+            if len(parts) == 1
+            else None
         )
-        spans += _parts_of(rendered.text, number, message, parts, rule) if span is None else (span,)
-    if rule.closes and messages and len(messages) - 1 in wanted:
+        spans += (
+            _spans_of_any_turn(rendered.text, number, message, parts, rule)
+            if span is None
+            else (span,)
+        )
+    if rule.closes_conversation and messages and len(messages) - 1 in numbers:
         tail = rendered.regions[-1]
         if tail.message == -1 and rendered.text[tail.first : tail.last].strip():
             spans.append(TurnSpan(tail.first, tail.last, len(messages) - 1))
@@ -108,9 +129,8 @@ def turn_spans(
     return spans
 
 
-def marked_spans(rendered: Rendered) -> list[TurnSpan]:
-    """The spans that the template itself marks, each with the message in whose part of the text it
-    starts; -1 for none."""
+def find_marked_spans(rendered: Rendered) -> list[TurnSpan]:
+    """Return the spans that the template marks, each with the message whose region it starts in."""
     spans = []
     for first, last in rendered.spans:
         writer = next(
@@ -121,14 +141,28 @@ def marked_spans(rendered: Rendered) -> list[TurnSpan]:
 
 
 def is_assistant(message: Message) -> bool:
-    """Whether a message is one that the model is to write."""
+    """Return whether a message is one that the model is to write."""
     return message.get("role") in ASSISTANTS
 
 
-ASSISTANTS = frozenset({"assistant", "model"})
-_USER, _ANSWER, _USER_2, _ANSWER_2, _RESULT = "Qq7kuza", "Zz3mabe", "Qq8vitu", "Zz4nolo", "Ww5rexi"
-_OPENED = re.compile(r"<think>.*", re.DOTALL)
-"""A reasoning block that a generation prompt opens, or skips: it counts as the assistant's own
+def contents_of(message: Message) -> list[str]:
+    """Return the strings in the content of a message, without whitespace around them.
+
+    Templates strip this whitespace. Empty strings are left out.
+    """
+    content = message.get("content")
+    texts = (
+        [content]
+        if isinstance(content, str)
+        else [part.get("text") for part in content or () if isinstance(part, dict)]
+    )
+    return [stripped for text in texts if isinstance(text, str) and (stripped := text.strip())]
+
+
+# --- deriving a rule from probes ------------------------------------------------------------------
+
+_REASONING = re.compile(r"<think>.*", re.DOTALL)
+"""A reasoning block that a generation prompt opens, or skips. It counts as the assistant's own
 words, as in TRL's templates."""
 
 
@@ -136,100 +170,17 @@ def _turn(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
-_TALK: list[Message] = [
-    _turn("user", _USER),
-    _turn("assistant", _ANSWER),
-    _turn("user", _USER_2),
-    _turn("assistant", _ANSWER_2),
+def _with_parts(message: Message) -> Message:
+    return {**message, "content": [{"type": "text", "text": message["content"]}]}
+
+
+_TOOL_RESULT = "Ww5rexi"
+_PROBE: list[Message] = [  # contents that occur in no template
+    _turn("user", "Qq7kuza"),
+    _turn("assistant", "Zz3mabe"),
+    _turn("user", "Qq8vitu"),
+    _turn("assistant", "Zz4nolo"),
 ]
-
-
-def _rule(
-    template: ChatTemplate,
-    headers: tuple[str, ...],
-    messages: list[Message],
-    tools: list[Any] | None,
-) -> TurnRule:
-    """The rule that holds for a probe. Raises TemplateError where none does."""
-    rendered = template.render(messages, tools=tools)
-    chunk = _text_of(rendered, len(messages) - 1)
-    answer = contents_of(messages[-1])[0]
-    if answer not in chunk:
-        raise TemplateError("it does not write a turn while its loop is at that turn")
-    rule = TurnRule(
-        headers,
-        bool(chunk[chunk.index(answer) + len(answer) :].strip()),
-        rendered.regions[-1].message == -1,
-        None,
-    )
-    assistants = [number for number, message in enumerate(messages) if is_assistant(message)]
-    texts = [
-        "".join(rendered.text[s.first : s.last] for s in turn_spans(rendered, messages, rule, [n]))
-        for n in assistants
-    ]
-    for text, own in zip(texts, assistants, strict=True):
-        for number, message in enumerate(messages):
-            if any((content in text) != (number == own) for content in contents_of(message)):
-                raise TemplateError(
-                    f"message {number + 1} of a probe is written in the turn of message {own + 1}"
-                )
-    return rule
-
-
-def _prompted(
-    template: ChatTemplate, messages: list[Message], tools: list[Any] | None = None
-) -> tuple[str, ...]:
-    """What the generation prompt writes after these messages, less a reasoning block that it
-    opens."""
-    asked = template.render(messages, tools=tools, add_generation_prompt=True)
-    plain = template.render(messages, tools=tools)
-    start = _start_of_last(plain, messages)
-    written = plain.text[
-        start : (
-            plain.regions[-1].first if plain.regions and plain.regions[-1].message == -1 else None
-        )
-    ]
-    if not asked.text.startswith(plain.text[:start] + written):
-        raise TemplateError("its generation prompt changes what stands before it")
-    return (_OPENED.sub("", asked.text[start + len(written) :]),)
-
-
-def _start_of_last(rendered: Rendered, messages: list[Message]) -> int:
-    last = len(messages) - 1
-    first = next(
-        (region.first for region in reversed(rendered.regions) if region.message == last), None
-    )
-    if first is None:
-        raise TemplateError(
-            f"it does not write a {messages[last]['role']} message while its loop is at that"
-            " message"
-        )
-    return first
-
-
-def _tools_fault(template: ChatTemplate, rule: TurnRule) -> str | tuple[str, ...]:
-    """Why conversations with tools are not proven, or the headers after a tool's result."""
-    reasons = []
-    for arguments in ({"x": "v"}, '{"x": "v"}'):
-        call = {
-            "id": "call00001",
-            "type": "function",
-            "function": {"name": "fn", "arguments": arguments},
-        }
-        talk = [_TALK[0], {**_turn("assistant", ""), "tool_calls": [call]}]
-        talk.append({**_turn("tool", _RESULT), "name": "fn", "tool_call_id": "call00001"})
-        try:
-            after = _prompted(template, talk, _TOOLS)
-            headers = tuple(sorted({*rule.headers, *after}, key=len, reverse=True))
-            _rule(template, headers, [*talk, _TALK[1], *_TALK[2:]], _TOOLS)
-        except TemplateError as error:
-            reasons.append(error.message)
-        else:
-            return after
-    # Some templates refuse arguments of one kind: then the other kind tells more.
-    return next((reason for reason in reasons if "refuses" not in reason), reasons[0])
-
-
 _TOOLS: list[Any] = [
     {
         "type": "function",
@@ -246,90 +197,183 @@ _TOOLS: list[Any] = [
 ]
 
 
-def _text_of(rendered: Rendered, message: int) -> str:
-    return "".join(
-        rendered.text[first:last] for first, last, writer in rendered.regions if writer == message
+def _test_rule(
+    template: ChatTemplate,
+    headers: tuple[str, ...],
+    messages: list[Message],
+    tools: list[Any] | None,
+) -> TurnRule:
+    """Return the rule that holds for a probe.
+
+    Raises:
+        TemplateError: No rule holds.
+    """
+    rendered = template.render(messages, tools=tools)
+    last_turn = "".join(
+        rendered.text[first:last]
+        for first, last, writer in rendered.regions
+        if writer == len(messages) - 1
     )
+    answer = contents_of(messages[-1])[0]
+    if answer not in last_turn:
+        raise TemplateError("it does not write a turn while its loop is at that turn")
+    rule = TurnRule(
+        headers,
+        ends_turns=bool(last_turn[last_turn.index(answer) + len(answer) :].strip()),
+        closes_conversation=rendered.regions[-1].message == -1,
+        tools_fault=None,
+    )
+    turns = [number for number, message in enumerate(messages) if is_assistant(message)]
+    texts = []
+    for turn in turns:
+        spans = find_turn_spans(rendered, messages, rule, [turn])
+        texts.append("".join(rendered.text[first:last] for first, last, _ in spans))
+    # The span of each assistant turn must contain the content of this turn, and of no other one.
+    for text, turn in zip(texts, turns, strict=True):
+        for number, message in enumerate(messages):
+            if any((content in text) != (number == turn) for content in contents_of(message)):
+                raise TemplateError(
+                    f"message {number + 1} of a probe is written in the turn of message {turn + 1}"
+                )
+    return rule
+
+
+def _find_header(
+    template: ChatTemplate, messages: list[Message], tools: list[Any] | None = None
+) -> tuple[str, ...]:
+    """Return what the generation prompt writes after these messages, without a reasoning block that
+    it opens."""
+    prompted = template.render(messages, tools=tools, add_generation_prompt=True)
+    plain = template.render(messages, tools=tools)
+    start = _start_of_last_turn(plain, messages)
+    # The last turn, without text that closes the conversation.
+    end = plain.regions[-1].first if plain.regions and plain.regions[-1].message == -1 else None
+    last_turn = plain.text[start:end]
+    if not prompted.text.startswith(plain.text[:start] + last_turn):
+        raise TemplateError("its generation prompt changes the text before it")
+    return (_REASONING.sub("", prompted.text[start + len(last_turn) :]),)
+
+
+def _start_of_last_turn(rendered: Rendered, messages: list[Message]) -> int:
+    last = len(messages) - 1
+    first = next(
+        (region.first for region in reversed(rendered.regions) if region.message == last), None
+    )
+    if first is None:
+        raise TemplateError(
+            f"it does not write a {messages[last]['role']} message while its loop is at that"
+            " message"
+        )
+    return first
+
+
+def _test_tools(template: ChatTemplate, rule: TurnRule) -> str | tuple[str, ...]:
+    """Return the headers after the result of a tool, or why conversations with tools are not
+    proven."""
+    errors = []
+    # Some templates reject arguments of calls in one of the two forms.
+    for arguments in ({"x": "v"}, '{"x": "v"}'):
+        call = {
+            "id": "call00001",
+            "type": "function",
+            "function": {"name": "fn", "arguments": arguments},
+        }
+        probe = [_PROBE[0], {**_turn("assistant", ""), "tool_calls": [call]}]
+        probe.append({**_turn("tool", _TOOL_RESULT), "name": "fn", "tool_call_id": "call00001"})
+        try:
+            after_result = _find_header(template, probe, _TOOLS)
+            headers = tuple(sorted({*rule.headers, *after_result}, key=len, reverse=True))
+            _test_rule(template, headers, [*probe, *_PROBE[1:]], _TOOLS)
+        except TemplateError as error:
+            errors.append(error)
+        else:
+            return after_result
+    # An error of a rule says more than a rejection by the template, which has a cause.
+    return next((error for error in errors if error.__cause__ is None), errors[0]).message
+
+
+# --- spans of one conversation --------------------------------------------------------------------
 
 
 def _check_merged(
     text: str, number: int, messages: Sequence[Message], spans: list[TurnSpan]
 ) -> None:
-    """A message without a part of its own stands in the turn before it, which is of the same role.
-    Raises Unproven."""
+    """Check a message without a region: it must be in the turn before it, which has the same role.
+
+    Raises:
+        Unproven: It is not.
+    """
     merged = "".join(text[first:last] for first, last, _ in spans[-1:])
-    same = (
+    has_same_role = (
         number > 0
         and bool(spans)
         and messages[number - 1].get("role") == messages[number].get("role")
     )
-    if not all(same and content in merged for content in contents_of(messages[number])):
+    if not all(has_same_role and content in merged for content in contents_of(messages[number])):
         raise Unproven(f"message {number + 1} is written nowhere, or not in its own turn")
 
 
-def _whole_turn(
+def _span_of_simple_turn(
     text: str, number: int, message: Message, part: tuple[int, int], rule: TurnRule
 ) -> TurnSpan | None:
-    """The span of a turn as most are: of an assistant, in one part, with its content as it is; None
-    for any other."""
+    """Return the span of an assistant's turn with one region that contains its content unchanged.
+
+    Most turns are like this. Returns None for any other turn.
+    """
     content = message.get("content")
     if not is_assistant(message) or not isinstance(content, str):
         return None
     first, last = part
     for header in rule.headers:
         if text.startswith(header, first, last):
-            written = text[first + len(header) : last]
-            written = written.rstrip() if rule.ends else written
+            words = text[first + len(header) : last]
+            words = words.rstrip() if rule.ends_turns else words
             first += len(header)
             return (
-                TurnSpan(first, first + len(written), number)
-                if written and content.strip() in written
+                TurnSpan(first, first + len(words), number)
+                if words and content.strip() in words
                 else None
             )
     return None
 
 
-def _parts_of(
+def _spans_of_any_turn(
     text: str, number: int, message: Message, parts: list[tuple[int, int]], rule: TurnRule
 ) -> list[TurnSpan]:
-    """The spans of any turn. Raises Unproven."""
+    """Return the spans of any turn, one for each of its regions.
+
+    Raises:
+        Unproven: The turn does not start with a header, or does not contain its message.
+    """
     contents = contents_of(message)
     first, last = parts[0][0], parts[-1][1]
+    # 1. Skip the header.
     if is_assistant(message):
-        chunk = text[first : parts[0][1]]
-        header = next((header for header in rule.headers if chunk.startswith(header)), None)
+        start = text[first : parts[0][1]]
+        header = next((header for header in rule.headers if start.startswith(header)), None)
         if header is None:
             raise Unproven(
                 f"the turn of message {number + 1} does not start as the template starts a turn"
             )
         first += len(header)
     else:
-        at = text.find(contents[0], first, parts[0][1]) if contents else -1
-        if at < 0:
+        content_start = text.find(contents[0], first, parts[0][1]) if contents else -1
+        if content_start < 0:
             raise Unproven(f"message {number + 1} is not written as it is in the record")
-        first = at
-    if rule.ends:
+        first = content_start
+    # 2. Leave out the whitespace after the token that ends the turn.
+    if rule.ends_turns:
         last -= len(text[first:last]) - len(text[first:last].rstrip())
-    pieces = [(max(a, first), min(b, last)) for a, b in parts]
-    spans = [TurnSpan(a, b, number) for a, b in pieces if a < b]
-    written = "".join(text[a:b] for a, b, _ in spans)
+    clipped = [(max(begin, first), min(end, last)) for begin, end in parts]
+    spans = [TurnSpan(begin, end, number) for begin, end in clipped if begin < end]
+    # 3. Check that the spans contain the message.
+    words = "".join(text[begin:end] for begin, end, _ in spans)
     for content in contents:
-        # Templates leave out reasoning that stands inside the content of an earlier turn.
+        # Templates omit reasoning that is part of the content of an earlier turn.
         if (
-            content not in written
-            and content.rpartition("</think>")[2].strip() not in written
+            content not in words
+            and content.rpartition("</think>")[2].strip() not in words
             and not message.get("tool_calls")
         ):
             raise Unproven(f"message {number + 1} is not written as it is in the record")
     return spans
-
-
-def contents_of(message: Message) -> list[str]:
-    """The texts that a message says, without blanks around them; templates trim those."""
-    content = message.get("content")
-    texts = (
-        [content]
-        if isinstance(content, str)
-        else [part.get("text") for part in content or () if isinstance(part, dict)]
-    )
-    return [stripped for text in texts if isinstance(text, str) and (stripped := text.strip())]

@@ -1,5 +1,8 @@
-"""Other ways to write the tool calls of a conversation, for templates that refuse the way in which
-a record has them."""
+"""Alternative forms of tool calls, for templates that reject the form in the record.
+
+Templates differ in whether they take the arguments of a call as an object or as JSON text, and in
+whether a message with tool calls may lack content.
+"""
 
 from __future__ import annotations
 
@@ -9,49 +12,54 @@ from typing import Any
 from sftprep.core.types import Message
 
 
-def other_ways(messages: list[Message]) -> list[list[Message]]:
-    """The messages as templates may want them that refuse them as they are: arguments of tool calls
-    in the other form, calls beside empty content where there is none, or both."""
-    arguments, contents = _other_arguments(messages), _empty_contents(messages)
-    both = _empty_contents(arguments) if arguments is not None else None
-    return [way for way in (arguments, contents, both) if way is not None]
+def alternative_messages(messages: list[Message]) -> list[list[Message]]:
+    """Return the alternative forms of messages that a template rejects.
+
+    These are: arguments in the other form, empty content where a message with tool calls has none,
+    and both. A form that changes nothing is left out.
+    """
+    arguments, contents = _convert_arguments(messages), _fill_contents(messages)
+    both = _fill_contents(arguments) if arguments is not None else None
+    return [form for form in (arguments, contents, both) if form is not None]
 
 
-def _empty_contents(messages: list[Message]) -> list[Message] | None:
-    """The messages with "" for the content of tool calls that have none, as OpenAI writes them;
-    None where all have one."""
-    without = [
+def _fill_contents(messages: list[Message]) -> list[Message] | None:
+    """Set the content of messages with tool calls to "" where they have none, as OpenAI does.
+
+    Returns None if all of them have content.
+    """
+    lacks_content = [
         message.get("content") is None and bool(message.get("tool_calls")) for message in messages
     ]
-    if not any(without):
+    if not any(lacks_content):
         return None
     return [
-        {**message, "content": ""} if empty else message
-        for message, empty in zip(messages, without, strict=True)
+        {**message, "content": ""} if lacks else message
+        for message, lacks in zip(messages, lacks_content, strict=True)
     ]
 
 
-def _other_arguments(messages: list[Message]) -> list[Message] | None:
-    """The messages with the arguments of tool calls as text where they were objects, and as objects
-    where they were text.
+def _convert_arguments(messages: list[Message]) -> list[Message] | None:
+    """Convert arguments of tool calls from objects to JSON text and from JSON text to objects.
 
-    None where no call has arguments. Templates want the one or the other, and refuse what they do
-    not want.
+    Returns None if no call has arguments.
     """
-    changed = False
-    made: list[Message] = []
+    has_changed = False
+    converted_messages: list[Message] = []
     for message in messages:
         calls = message.get("tool_calls")
         if not isinstance(calls, list):
-            made.append(message)
+            converted_messages.append(message)
             continue
-        turned = [_turned(call) for call in calls]
-        changed = changed or any(new is not old for new, old in zip(turned, calls, strict=True))
-        made.append({**message, "tool_calls": turned})
-    return made if changed else None
+        converted = [_convert_call(call) for call in calls]
+        has_changed = has_changed or any(
+            new is not old for new, old in zip(converted, calls, strict=True)
+        )
+        converted_messages.append({**message, "tool_calls": converted})
+    return converted_messages if has_changed else None
 
 
-def _turned(call: Any) -> Any:
+def _convert_call(call: Any) -> Any:
     function = call.get("function", call) if isinstance(call, dict) else None
     arguments = function.get("arguments") if isinstance(function, dict) else None
     try:
@@ -63,5 +71,5 @@ def _turned(call: Any) -> Any:
             return call
     except (ValueError, RecursionError):
         return call
-    turned = {**function, "arguments": arguments}  # type: ignore[dict-item]
-    return {**call, "function": turned} if "function" in call else turned
+    converted = {**function, "arguments": arguments}  # type: ignore[dict-item]
+    return {**call, "function": converted} if "function" in call else converted

@@ -70,7 +70,7 @@ class LossMask:
         if by_ids.all():
             return Masked(tokens, mask, None)
         rows = np.flatnonzero(~by_ids).tolist()
-        part = batch.part(rows, self._renderer.in_spans)
+        part = batch.select(rows, self._renderer.reference_spans)
         others = self._by_characters(part, tokens.take(rows), encoder, counts)
         return _merged(rows, Masked(tokens, mask, None), others)
 
@@ -145,7 +145,7 @@ class LossMask:
         numbers: list[int],
     ) -> bool:
         """Whether the reference path gives the same masks for these texts."""
-        part = batch.part(numbers, self._renderer.in_spans)
+        part = batch.select(numbers, self._renderer.reference_spans)
         theirs = self._by_characters(part, tokens.take(numbers), encoder, Counter())
         own = [mask[tokens.offsets[k] : tokens.offsets[k + 1]] for k in numbers]
         return np.array_equal(np.concatenate(own), theirs.mask)
@@ -191,7 +191,7 @@ class LossMask:
         """The mask of a batch by the characters of its tokens."""
         spec = self._spec
         plain = np.array(batch.plain, dtype=np.bool_)
-        chars = encoder.token_chars(batch.texts, tokens) if batch.have_parts else None
+        chars = encoder.token_chars(batch.texts, tokens) if batch.has_parts else None
         if batch.marked:
             tokens, chars = self._escaped(tokens, chars, batch.marked)
         mask, weights = _parts(batch, chars, tokens)

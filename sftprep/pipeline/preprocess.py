@@ -44,7 +44,7 @@ class Preprocessor:
     def __init__(self, recipe: Recipe, *, threads: bool) -> None:
         """threads: the encoder may use every core. Raises TemplateError, TokenizerError."""
         self.recipe = recipe
-        self.reading = recipe.reading()
+        self.reading = recipe.record_options()
         self.renderer = Renderer(recipe)
         self.encoder = VerifiedEncoder(recipe.tokenizer, recipe.encoder, threads=threads)
         self.masks = LossMask(recipe.tokenizer, self.renderer)
@@ -148,10 +148,10 @@ def _encoded(
 ) -> TokenBatch:
     """Render, encode and mask."""
     recipe, renderer = stages.recipe, stages.renderer
-    before = renderer.ways()
-    watch = recipe.escape_special or renderer.spelled.may_be_in(letters)
+    before = renderer.backend_counts()
+    watch = recipe.escape_special or renderer.special_tokens.may_be_in(letters)
     texts = renderer.render(examples, rejected, counts, watch=watch)
-    ways = renderer.ways() - before
+    ways = renderer.backend_counts() - before
     counts.update({f"template.{way}": number for way, number in ways.items()})
     tokens = own.encode(texts.texts)
     tokens, mask, weights = stages.masks.mask(texts, tokens, own.encoder, counts, own.samples)

@@ -111,7 +111,7 @@ def prepare_setup(
                 each.source.name, first_records(first_lines(each.source)), own, made[recipe_of[-1]]
             )
         )
-        columns = keys_read(made[recipe_of[-1]].reading())
+        columns = keys_read(made[recipe_of[-1]].record_options())
         narrowed.append(
             dataclasses.replace(each, source=dataclasses.replace(each.source, columns=columns))
         )
@@ -155,7 +155,7 @@ def format_of(
 
     Raises FormatError, TemplateError, TokenizerError, ConfigError.
     """
-    look = _looked_at(name, records, config, recipe.reading())
+    look = _looked_at(name, records, config, recipe.record_options())
     _check_together(recipe, look)
     return look.format
 
@@ -258,7 +258,7 @@ def _template_source(config: BuildConfig, spec: TokenizerSpec) -> str | None:
 @lru_cache(maxsize=16)
 def _refuse_broken(source: str) -> None:
     """Raises TemplateError where a chat template does not compile."""
-    ChatTemplate(source, variables={}, way="jinja")  # pieces are compiled where it is used
+    ChatTemplate(source, variables={}, backend="jinja")  # it is compiled where it is used
 
 
 def _looked_at(

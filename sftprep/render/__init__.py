@@ -1,1 +1,1 @@
-"""From rendered conversations to the tokens that are trained."""
+"""Rendering of examples to strings, and the description of what is trained in them."""

@@ -1,4 +1,4 @@
-"""Rendered examples and what is known of their trained parts, before anything is encoded."""
+"""Rendered examples and the description of their trained parts, before they are encoded."""
 
 from __future__ import annotations
 
@@ -13,39 +13,43 @@ from sftprep.tokenize.encoders.special_tokens import EscapedText
 Span = tuple[int, int]
 """Characters [first, last) of a text."""
 Weight = tuple[int, int, float]
-"""Characters [first, last) of a text, and what their tokens weigh in the loss; 0: they are not
-trained."""
+"""Characters [first, last) of a text, and the loss weight of their tokens; 0: not trained."""
 
 
 @dataclass(slots=True)
 class RenderedBatch:
-    """Rendered examples.
+    """Rendered examples, in order.
 
-    Text k is of record line origin[k]; plain texts get the tokenizer's own prefix and suffix,
-    rendered conversations do not. Two descriptions of what is trained exist: spans[k], the
-    character ranges for the reference path, None for the whole text; and `anchored`, boundaries in
-    token space, for texts whose spans are not worked out (their spans[k] is empty) unless a check
-    fails. prompts[j] is the prompt of text prompt_of[j]; weights: of the texts where something
-    weighs other than 1.
+    There are two descriptions of what is trained. `spans` has the character ranges for the
+    reference path. `anchored` has boundaries in token space for the fast path; the spans of such a
+    text are empty, and are computed from its conversation only if a check of the fast path fails.
+
+    Example:
+        One conversation, of which "Yes<|im_end|>" is trained, on the reference path:
+        texts = ["<user>Hi<assistant>Yes<|im_end|>"], origin = [0], plain = [False],
+        spans = [((19, 32),)]
     """
 
     texts: list[str] = field(default_factory=list)
-    origin: list[int] = field(default_factory=list)
+    origin: list[int] = field(default_factory=list)  # for each text, the line of its record
+    # For each text, whether it gets the tokenizer's own prefix and suffix: plain texts do, rendered
+    # conversations do not.
     plain: list[bool] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
-    prompt_of: list[int] = field(default_factory=list)
+    prompt_of: list[int] = field(default_factory=list)  # for each prompt, the index of its text
+    # For each text, the spans that are trained; None: the whole text.
     spans: list[tuple[Span, ...] | None] = field(default_factory=list)
+    # By the index of the text, for texts that contain a loss weight other than 1.
     weights: dict[int, list[Weight]] = field(default_factory=dict)
     anchored: AnchoredTexts = field(default_factory=AnchoredTexts)
+    # The examples of the anchored texts, from which their spans can still be computed.
     conversations: list[Example] = field(default_factory=list)
-    """Those of the anchored texts, from which their spans can still be worked out."""
-    literals: Literals | None = None
-    """The literals that the boundaries in `anchored` refer to."""
+    literals: Literals | None = None  # the literals that the boundaries in `anchored` refer to
+    # The character that marks special tokens in the next text, if they are to become plain text.
     mark: str | None = None
-    """Is written into the special tokens that the texts to be added spell, if those are to become
-    plain text."""
+    # By the index of the text or prompt, those that contain marks; `texts` and `prompts` have them
+    # without the marks.
     marked: dict[int, EscapedText] = field(default_factory=dict)
-    """Texts that contain such a mark, by their numbers; `texts` has them without."""
     marked_prompts: dict[int, EscapedText] = field(default_factory=dict)
 
     def add(
@@ -57,9 +61,17 @@ class RenderedBatch:
         spans: tuple[Span, ...] | None,
         prompt: str | None,
     ) -> None:
-        """Add a text."""
+        """Add a text.
+
+        Args:
+            origin: The line of its record.
+            text: The text.
+            plain: Whether it gets the tokenizer's own prefix and suffix.
+            spans: The characters that are trained; None: all of them.
+            prompt: The text of its prompt alone, which is not trained; None: there is none.
+        """
         if self.mark is not None:
-            text, spans, prompt = self._without_mark(text, spans, prompt, self.mark)
+            text, spans, prompt = self._remove_mark(text, spans, prompt, self.mark)
         if prompt is not None:
             self.prompts.append(prompt)
             self.prompt_of.append(len(self.texts))
@@ -69,45 +81,52 @@ class RenderedBatch:
         self.spans.append(spans)
 
     @property
-    def have_parts(self) -> bool:
-        """Whether of some text not all is trained alike."""
+    def has_parts(self) -> bool:
+        """Whether some text is not trained uniformly, apart from its prompt."""
         return bool(self.weights) or any(spans is not None for spans in self.spans)
 
-    def part(
+    def select(
         self,
         numbers: Sequence[int],
-        in_spans: Callable[[Example], tuple[tuple[Span, ...] | None, str | None]],
+        find_spans: Callable[[Example], tuple[tuple[Span, ...] | None, str | None]],
     ) -> RenderedBatch:
-        """Some of the texts, for the reference path. in_spans: works out the spans of a
-        conversation, and the text of its prompt alone, None if it has none."""
-        made = RenderedBatch()
+        """Return some of the texts, for the reference path.
+
+        Args:
+            numbers: The indices of the texts.
+            find_spans: Returns the spans of a conversation, and the text of its prompt alone (None
+                if it has no prompt).
+        """
+        selected = RenderedBatch()
         by_number = dict(zip(self.anchored.numbers, self.conversations, strict=True))
-        place = {number: own for own, number in enumerate(self.prompt_of)}
+        prompt_index = {text: prompt for prompt, text in enumerate(self.prompt_of)}
         for new, number in enumerate(numbers):
             conversation = by_number.get(number)
             spans, prompt = self.spans[number], None
             if conversation is not None:
-                spans, prompt = in_spans(conversation)
-            elif number in place:
-                prompt = self.prompts[place[number]]
-                if place[number] in self.marked_prompts:
-                    made.marked_prompts[len(made.prompts)] = self.marked_prompts[place[number]]
+                spans, prompt = find_spans(conversation)
+            elif number in prompt_index:
+                index = prompt_index[number]
+                prompt = self.prompts[index]
+                if index in self.marked_prompts:
+                    selected.marked_prompts[len(selected.prompts)] = self.marked_prompts[index]
             if number in self.weights:
-                made.weights[new] = self.weights[number]
+                selected.weights[new] = self.weights[number]
             if number in self.marked:
-                made.marked[new] = self.marked[number]
-            made.add(
+                selected.marked[new] = self.marked[number]
+            selected.add(
                 self.origin[number],
                 self.texts[number],
                 plain=self.plain[number],
                 spans=spans,
                 prompt=prompt,
             )
-        return made
+        return selected
 
-    def _without_mark(
+    def _remove_mark(
         self, text: str, spans: tuple[Span, ...] | None, prompt: str | None, mark: str
     ) -> tuple[str, tuple[Span, ...] | None, str | None]:
+        """Return the next text, its spans and its prompt without marks; store them with marks."""
         number = len(self.texts)
         if prompt is not None and mark in prompt:
             prompt = self.marked_prompts.setdefault(
@@ -116,13 +135,14 @@ class RenderedBatch:
         if mark not in text:
             return text, spans, prompt
         marked = self.marked[number] = EscapedText(text, mark)
+        # Spans and weights refer to the marked text.
         if spans is not None:
             spans = tuple(
                 (marked.clean_offset(first), marked.clean_offset(last)) for first, last in spans
             )
         if number in self.weights:
             self.weights[number] = [
-                (marked.clean_offset(a), marked.clean_offset(b), weight)
-                for a, b, weight in self.weights[number]
+                (marked.place(first), marked.place(last), weight)
+                for first, last, weight in self.weights[number]
             ]
         return marked.clean, spans, prompt

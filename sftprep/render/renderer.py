@@ -1,48 +1,47 @@
-"""Examples to texts: conversations rendered, ends of text written, and what is known of each text's
-trained part."""
+"""Rendering of examples to strings: conversations by a template, texts with their end token."""
 
 from __future__ import annotations
 
-import datetime
 from collections import Counter
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
-from typing import Any
 
-from sftprep.chat_template.assistant_spans import (
-    ASSISTANTS,
-    TurnRule,
-    TurnSpan,
-    Unproven,
-    derive_rule,
-    is_assistant,
-    marked_spans,
-    turn_spans,
-)
-from sftprep.chat_template.compiler.statements import Pieces
-from sftprep.chat_template.template import ChatTemplate, Rendered, in_characters
-from sftprep.chat_template.tool_call_fallbacks import other_ways
-from sftprep.config.validation import TemplateWay
+from sftprep.chat_template.assistant_spans import Unproven, is_assistant
+from sftprep.chat_template.compiler.compilation import RenderedPieces
+from sftprep.chat_template.template import ChatTemplate, Rendered, to_rendered
+from sftprep.chat_template.tool_call_fallbacks import alternative_messages
 from sftprep.core.types import Example, Message, Rejected
 from sftprep.errors import TemplateError
 from sftprep.recipe import Recipe
-from sftprep.render.rendered_batch import RenderedBatch, Span, Weight
-from sftprep.render.token_space.anchors import Anchors, find_anchors
+from sftprep.render.escaping import ContentEscaper
+from sftprep.render.rendered_batch import RenderedBatch, Span
+from sftprep.render.templates import RecipeTemplates
+from sftprep.render.token_space.anchors import Anchors
 from sftprep.render.token_space.regions import RegionFinder
-from sftprep.tokenize.encoders.special_tokens import MARKS, SpecialTokenScanner
+from sftprep.render.trained_spans import SpanFinder
+from sftprep.tokenize.encoders.special_tokens import SpecialTokenScanner
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
 
 class Renderer:
-    """A recipe's template and rules, ready to run."""
+    """The rendering stage of a recipe.
+
+    Args:
+        recipe: The recipe, whose template and `train_on` are applied.
+
+    Example:
+        renderer.render([Example(0, text="Hi")], rejected, counts).texts  ->  ["Hi<|im_end|>"]
+    """
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        self._closing = closing(recipe.tokenizer)
+        self.templates = RecipeTemplates(recipe)
+        self._spans = SpanFinder(recipe, self.templates)
+        self._escaper = ContentEscaper(recipe)
+        self._ending = text_ending(recipe.tokenizer)
         self._shows_calls = (
             recipe.chat_template is not None and "tool_calls" in recipe.chat_template
         )
-        self._spanned = recipe.train_on in ("assistant", "last-assistant")
+        # The fast path for the current batch, or the reason why there is none.
         self._finder: RegionFinder | str = ""
 
     def render(
@@ -53,429 +52,264 @@ class Renderer:
         *,
         watch: bool = False,
     ) -> RenderedBatch:
-        """The texts of all examples; those that the template refuses, or whose masks are not
-        proven, are set aside.
+        """Render examples.
 
-        watch: whether any of them may spell special tokens, which are counted, or marked to become
-        plain text.
+        Args:
+            examples: The examples.
+            rejected: Receives the examples that the template rejects, or whose mask is not proven.
+            counts: Receives counts of warnings and masks.
+            watch: Whether any example may spell special tokens, which are then counted, or marked
+                to become plain text.
         """
-        # A new one for each batch: which path a record takes depends on nothing before its batch.
-        self._finder = self.anchors if isinstance(self.anchors, str) else RegionFinder(self.anchors)
-        out = RenderedBatch()
+        # The path that a record takes must not depend on earlier batches, so each batch gets a new
+        # finder.
+        anchors = self.anchors
+        self._finder = anchors if isinstance(anchors, str) else RegionFinder(anchors)
+        batch = RenderedBatch()
         if isinstance(self._finder, RegionFinder):
-            out.literals = self._finder.literals
+            batch.literals = self._finder.literals
         for example in examples:
             try:
                 if watch:
-                    out.mark = self._watch(example, counts)
+                    batch.mark = self._escaper.escape(example, counts)
                 if example.messages is not None:
-                    self._chat(example, example.messages, out, counts)
+                    self._add_chat(example, example.messages, batch, counts)
                 elif example.texts is not None:
-                    self._several(example, example.texts, out, counts)
+                    for text in example.texts:
+                        self._add_text(example, text, batch)
+                    counts["extra.texts"] += len(example.texts) - 1
+                elif example.text is not None:
+                    self._add_text(example, example.text, batch)
                 else:
-                    self._plain(example, out, counts)
-            except TemplateError as problem:
-                reason = "mask_unproven" if isinstance(problem, Unproven) else "template_error"
-                rejected.append(Rejected(example.origin, 0, reason, problem.message, ""))
+                    self._add_completion(example, batch, counts)
+            except TemplateError as error:
+                reason = "mask_unproven" if isinstance(error, Unproven) else "template_error"
+                rejected.append(Rejected(example.origin, 0, reason, error.message, ""))
             except RecursionError:
-                what = "its values are nested too deeply"
-                rejected.append(Rejected(example.origin, 0, "template_error", what, ""))
-        return out
+                message = "its values are nested too deeply"
+                rejected.append(Rejected(example.origin, 0, "template_error", message, ""))
+        return batch
 
-    def ways(self) -> Counter[str]:
-        """Conversations rendered so far, by the way they took."""
-        used = (self.__dict__.get("_template"), self.__dict__.get("_turning"))
-        return sum(
-            (Counter(template.renders) for template in used if template is not None), Counter()
-        )
+    def backend_counts(self) -> Counter[str]:
+        """Return the number of conversations rendered so far, by backend of the template."""
+        return self.templates.backend_counts()
 
     def check_masks(self) -> None:
-        """Raises Unproven where assistant turns are to be trained and the template does not tell
-        them."""
-        if self._by_turn and self._template is not None:
-            _ = self._rule
+        """Check that the assistant's turns can be found, if the recipe trains them.
 
-    @cached_property
-    def _template(self) -> ChatTemplate | None:
-        # Records that are plain text have no use for it.
-        return self._recipe.template(anchors=self._count_anchors)
+        Raises:
+            Unproven: They cannot.
+        """
+        if self.templates.needs_turns and self.templates.plain is not None:
+            _ = self.templates.rule
 
-    @cached_property
-    def _by_turn(self) -> bool:
-        # What the template marks is what TRL trains; only what the marks do not tell is asked of
-        # the turns.
-        marked = self._template is not None and self._template.has_generation_marks
-        return self._recipe.train_on == "last-assistant" or (
-            self._recipe.train_on == "assistant" and not marked
-        )
+    @property
+    def anchors(self) -> Anchors | str:
+        """The anchors of the template, or the reason why it has none."""
+        return self.templates.anchors
 
-    @cached_property
-    def _shows_tools(self) -> bool:
-        return self._template is not None and self._template.reads("tools")
-
-    @cached_property
-    def spelled(self) -> SpecialTokenScanner:
+    @property
+    def special_tokens(self) -> SpecialTokenScanner:
         """The special tokens of the tokenizer, as texts may spell them."""
-        return SpecialTokenScanner(self._recipe.tokenizer)
+        return self._escaper.scanner
 
-    def _watch(self, example: Example, counts: Counter[str]) -> str | None:
-        """Count the texts of an example that spell special tokens; with --escape-special mark
-        those, and return the mark."""
-        spelled = self.spelled
-        bare = [
-            text.removesuffix(self._recipe.tokenizer.eos_token or "")
-            for text in (example.text,)
-            if text
-        ]
-        texts = [
-            *bare,
-            *(example.texts or ()),
-            *(text for text in (example.prompt, example.completion) if text),
-        ]
-        contents: list[Any] = [
-            m["content"] for m in example.messages or () if isinstance(m.get("content"), str)
-        ]
-        found = sum(map(spelled.is_in, texts)) + sum(map(spelled.is_in, contents))
-        if found:
-            counts["warnings.special_token_in_content"] += found
-        messages = example.messages or ()
-        # Reasoning and tool calls stand beside the content; most messages have none.
-        if not self._recipe.escape_special or not (
-            found or any(len(m) > 2 and spelled.any_in(m) for m in messages)
-        ):
-            return None
-        shown = str(
-            (example.text, example.texts, example.prompt, example.completion, example.messages)
-        )
-        mark = next((mark for mark in MARKS if mark not in shown), None)
-        if mark is None:
-            raise TemplateError(
-                "a text holds all characters that could mark its special tokens as plain text"
-            )
-        example.text, example.texts = (
-            spelled.insert_marks(example.text, mark),
-            spelled.insert_marks(example.texts, mark),
-        )
-        example.prompt, example.completion = (
-            spelled.insert_marks(example.prompt, mark),
-            spelled.insert_marks(example.completion, mark),
-        )
-        if example.messages is not None:
-            example.messages = [
-                {**spelled.insert_marks(m, mark), "role": m["role"]} for m in example.messages
-            ]
-            if example.prompt_messages is not None:
-                example.prompt_messages = example.messages[: len(example.prompt_messages)]
-        return mark
+    def reference_spans(self, example: Example) -> tuple[tuple[Span, ...] | None, str | None]:
+        """Return the spans of a conversation that was added by its anchors, for the reference path.
+
+        The conversation is rendered again: to keep the pieces of all conversations would cost more,
+        because few of them take the reference path after all.
+
+        Returns:
+            The spans (None: everything), and the text of the prompt alone (None if there is none).
+        """
+        template, messages = self.templates.select(example), example.messages or []
+        rendered, prompt = to_rendered(self._render_chat(template, messages, example)), None
+        if example.prompt_messages is not None:
+            prompt = self._render_chat(
+                template, example.prompt_messages, example, with_generation_prompt=True
+            ).text
+        return self._spans.trained_spans(example, rendered)[0], prompt
 
     # --- conversations ----------------------------------------------------------------------------
 
-    @cached_property
-    def _turning(self) -> ChatTemplate:
-        """The template, noting its turns."""
-        template = self._recipe.template(turns=True, anchors=self._count_anchors)
-        assert template is not None
-        return template
-
-    def _count_anchors(self, text: str) -> int:
-        # Called when a template is compiled, which a check of the settings does not need.
-        return 0 if isinstance(self.anchors, str) else self.anchors.count(text)
-
-    @cached_property
-    def _rule(self) -> TurnRule:
-        recipe = self._recipe
-        specials = tuple(sorted(recipe.tokenizer.special_tokens.items()))
-        return _rule_of(recipe.chat_template or "", specials, recipe.date, recipe.template_backend)
-
-    def _chat(
-        self, example: Example, messages: list[Message], out: RenderedBatch, counts: Counter[str]
+    def _add_chat(
+        self, example: Example, messages: list[Message], batch: RenderedBatch, counts: Counter[str]
     ) -> None:
         recipe = self._recipe
-        template = self._template_of(example)
+        template = self.templates.select(example)
         if recipe.expand_turns:
-            self._expanded(example, messages, out, counts)
+            self._add_each_turn(example, messages, batch, counts)
         else:
-            made, prompt = self._made(template, messages, example), None
+            made, prompt = self._render_chat(template, messages, example), None
             if example.prompt_messages is not None and recipe.train_on != "all":
-                # Before anything is stored, so that a template that refuses the prompt leaves
-                # nothing half done.
-                prompt = self._made(template, example.prompt_messages, example, asks=True)
-            if prompt is not None or self._spanned or example.weights is not None:
-                self._add_trained(example, made, prompt, out, counts)
+                # Rendered before anything is stored, so that a template that rejects the prompt
+                # leaves the batch unchanged.
+                prompt = self._render_chat(
+                    template, example.prompt_messages, example, with_generation_prompt=True
+                )
+            if prompt is not None or self._spans.trains_spans or example.weights is not None:
+                self._add_trained(example, made, prompt, batch, counts)
             else:
-                out.add(example.origin, made.text, plain=False, spans=None, prompt=None)
+                batch.add(example.origin, made.text, plain=False, spans=None, prompt=None)
         if not self._shows_calls and any(
             message.get("tool_calls") is not None for message in messages
         ):
             counts["warnings.tool_calls_not_shown"] += 1
-        if example.tools and not self._shows_tools:
+        if example.tools and not self.templates.shows_tools:
             counts["warnings.tools_not_shown"] += 1
-        if example.prompt_messages is not None and _says_nothing(messages[-1]):
+        if example.prompt_messages is not None and _is_empty(messages[-1]):
             counts["warnings.empty_target"] += 1
-
-    def _template_of(self, example: Example) -> ChatTemplate:
-        """The template that notes the turns of a conversation, if they are needed."""
-        if self._by_turn or example.weights is not None:
-            return self._turning
-        if self._template is None:
-            raise TemplateError("there is no chat template")
-        return self._template
 
     def _add_trained(
         self,
         example: Example,
-        made: Pieces | Rendered,
-        prompt: Pieces | Rendered | None,
-        out: RenderedBatch,
+        made: RenderedPieces | Rendered,
+        prompt: RenderedPieces | Rendered | None,
+        batch: RenderedBatch,
         counts: Counter[str],
     ) -> None:
-        """Add a conversation of which a part is trained."""
-        reason = self._place(example, made, prompt, out)
+        """Add a conversation of which only a part is trained, by the fast path if possible."""
+        reason = self._add_anchored(example, made, prompt, batch)
         if reason is None:
             return
         counts["masks.by_characters"] += 1
         counts[f"masks.because.{reason}"] += 1
-        whole = in_characters(made)
-        spans, weights = self._spans(example, whole)
+        rendered = to_rendered(made)
+        spans, weights = self._spans.trained_spans(example, rendered)
         if weights:
-            out.weights[len(out.texts)] = weights
+            batch.weights[len(batch.texts)] = weights
         prompt_text = None if prompt is None else prompt.text
-        out.add(example.origin, whole.text, plain=False, spans=spans, prompt=prompt_text)
+        batch.add(example.origin, rendered.text, plain=False, spans=spans, prompt=prompt_text)
 
-    def _place(
+    def _add_anchored(
         self,
         example: Example,
-        made: Pieces | Rendered,
-        prompt: Pieces | Rendered | None,
-        out: RenderedBatch,
+        made: RenderedPieces | Rendered,
+        prompt: RenderedPieces | Rendered | None,
+        batch: RenderedBatch,
     ) -> str | None:
-        """Add a conversation by its anchors; a reason if it has to take the reference path."""
+        """Add a conversation by its anchors, or return why it has to take the reference path."""
         finder = self._finder
-        if out.mark is not None or example.weights is not None:
+        if batch.mark is not None or example.weights is not None:
             return "the record has weights or escaped special tokens"
         if isinstance(finder, str):
             return finder
         if isinstance(made, Rendered) or isinstance(prompt, Rendered):
             return "Jinja rendered the conversation"
-        regions = self._regions(finder, made) if self._spanned else None
+        regions = self._find_regions(finder, made) if self._spans.trains_spans else None
         if isinstance(regions, str):
             return regions
         start = None if prompt is None else finder.prompt_end(made, prompt)
         if isinstance(start, str):
             return start
-        out.anchored.add(len(out.texts), made.anchors, regions, start)
-        out.conversations.append(example)
-        out.add(example.origin, made.text, plain=False, spans=(), prompt=None)
+        batch.anchored.add(len(batch.texts), made.anchors, regions, start)
+        batch.conversations.append(example)
+        batch.add(example.origin, made.text, plain=False, spans=(), prompt=None)
         return None
 
-    def _regions(self, finder: RegionFinder, made: Pieces) -> list[int] | str:
-        if not self._by_turn:
-            return finder.marked(made)
-        if self._turning.has_generation_marks:
+    def _find_regions(self, finder: RegionFinder, made: RenderedPieces) -> list[int] | str:
+        if not self.templates.needs_turns:
+            return finder.marked_regions(made)
+        if self.templates.with_turns.has_generation_marks:
             return "the template marks all turns, and only the last one is trained"
-        return finder.derived(made, self._rule, self._targets_of(made.messages))
+        targets = self._spans.target_numbers(made.messages)
+        return finder.derived_regions(made, self.templates.rule, targets)
 
-    def in_spans(self, example: Example) -> tuple[tuple[Span, ...] | None, str | None]:
-        """The spans of a conversation that was added by its anchors, which the reference path
-        trains, and the text of its prompt alone, None if it has none.
-
-        It is rendered again: to keep the pieces of all conversations, of which few are asked for
-        here, costs more.
-        """
-        template, messages = self._template_of(example), example.messages or []
-        whole, prompt = self._rendered(template, messages, example), None
-        if example.prompt_messages is not None:
-            prompt = self._rendered(template, example.prompt_messages, example, prompt=True).text
-        return self._spans(example, whole)[0], prompt
-
-    @cached_property
-    def anchors(self) -> Anchors | str:
-        """The anchors of the template, or why it has none."""
-        source = self._recipe.chat_template
-        if self._recipe.train_on == "all":
-            return "everything is trained"
-        if not source:
-            return "there is no template"
-        # gigatoken loads byte-level tokenizers only if they have a token for every byte.
-        has_bytes = self._recipe.encoder == "gigatoken"
-        return find_anchors(self._recipe.tokenizer, source, has_every_byte=has_bytes)
-
-    def _made(
+    def _render_chat(
         self,
         template: ChatTemplate,
         messages: list[Message],
         example: Example,
         *,
-        asks: bool = False,
-    ) -> Pieces | Rendered:
-        """A conversation as the template renders it, or as it renders one of `other_ways`; asks:
-        with the generation prompt."""
+        with_generation_prompt: bool = False,
+    ) -> RenderedPieces | Rendered:
+        """Render a conversation, or an alternative form of it that the template does not reject."""
         try:
             return template.render_pieces(
-                messages, example.tools, asks, example.template_kwargs, example.bare
+                messages,
+                example.tools,
+                with_generation_prompt,
+                example.template_kwargs,
+                example.bare,
             )
         except TemplateError:
-            for other in other_ways(messages):
+            for alternative in alternative_messages(messages):
                 try:
                     return template.render(
-                        other,
+                        alternative,
                         tools=example.tools,
-                        add_generation_prompt=asks,
+                        add_generation_prompt=with_generation_prompt,
                         template_kwargs=example.template_kwargs,
                     )
                 except TemplateError:
-                    # What it says of the record as it is tells the user more.
+                    # The error about the record's own form says more to the user.
                     continue
             raise
 
-    def _rendered(
-        self,
-        template: ChatTemplate,
-        messages: list[Message],
-        example: Example,
-        *,
-        prompt: bool = False,
-    ) -> Rendered:
-        return in_characters(self._made(template, messages, example, asks=prompt))
-
-    def _spans(
-        self, example: Example, whole: Rendered
-    ) -> tuple[tuple[Span, ...] | None, list[Weight]]:
-        """What is trained of a conversation, and what weighs other than 1."""
-        if self._by_turn or example.weights is not None:
-            return self._trained(whole, example.messages or [], example.weights)
-        return (whole.spans if self._spanned else None), []
-
-    def _trained(
-        self, whole: Rendered, messages: list[Message], own: list[float | None] | None
-    ) -> tuple[tuple[Span, ...] | None, list[Weight]]:
-        """What is trained of a conversation, None for all, and what weighs other than 1."""
-        weights = self._weights_of(messages, own)
-        everything = self._recipe.train_on == "all"
-        wanted = [
-            number
-            for number, weight in enumerate(weights)
-            if (weight != 1 if everything else weight > 0)
-        ]
-        spans = self._spans_of(whole, messages, wanted)
-        weighed = [
-            (first, last, weights[number]) for first, last, number in spans if weights[number] != 1
-        ]
-        return (None if everything else tuple((first, last) for first, last, _ in spans)), weighed
-
-    def _weights_of(self, messages: list[Message], own: list[float | None] | None) -> list[float]:
-        """What each message weighs: what it says itself, else by --train-on; auto is the assistant
-        where any message says it."""
-        mode = self._recipe.train_on
-        weights = [float(mode == "all")] * len(messages)
-        for number in self._targets_of(messages):
-            weights[number] = 1.0
-        for number, weight in enumerate(own or ()):
-            if weight is not None and (mode != "last-assistant" or weights[number]):
-                weights[number] = weight
-        return weights
-
-    def _targets_of(self, messages: list[Message]) -> list[int]:
-        """The numbers of the assistant's messages, with last-assistant only that of the last."""
-        found = [k for k, message in enumerate(messages) if message.get("role") in ASSISTANTS]
-        return found[-1:] if self._recipe.train_on == "last-assistant" else found
-
-    def _spans_of(
-        self, whole: Rendered, messages: list[Message], wanted: list[int]
-    ) -> list[TurnSpan]:
-        if not self._turning.has_generation_marks:
-            return turn_spans(whole, messages, self._rule, wanted)
-        # The template's own marks, of an assistant's turns; what others said stands in none.
-        asked = set(wanted)
-        spans = [span for span in marked_spans(whole) if span.message in asked]
-        others = [number for number in wanted if not is_assistant(messages[number])]
-        return (
-            sorted([*spans, *turn_spans(whole, messages, self._rule, others)]) if others else spans
-        )
-
-    def _expanded(
-        self, example: Example, messages: list[Message], out: RenderedBatch, counts: Counter[str]
+    def _add_each_turn(
+        self, example: Example, messages: list[Message], batch: RenderedBatch, counts: Counter[str]
     ) -> None:
-        """One text for each turn of the assistant: all before it as its prompt, as the model sees
-        it."""
-        assert self._template is not None
-        first = len(example.prompt_messages or ())
-        weights = self._weights_of(messages, example.weights)
-        made: list[tuple[Rendered, Rendered, float]] = []
+        """Add one text for each turn of the assistant, with everything before it as its prompt, as
+        the model sees it at inference."""
+        assert self.templates.plain is not None
+        first_target = len(example.prompt_messages or ())
+        weights = self._spans.message_weights(messages, example.weights)
+        turns: list[tuple[Rendered, str, float]] = []  # text with spans, prompt, weight
+        # All turns are rendered before the first one is added, because the template may reject one.
         for number, message in enumerate(messages):
-            # Before a turn that comes first there is nothing to answer.
-            if number < max(first, 1) or not is_assistant(message) or weights[number] <= 0:
+            # A turn that comes first has no prompt.
+            if number < max(first_target, 1) or not is_assistant(message) or weights[number] <= 0:
                 continue
-            prompt = self._rendered(self._template, messages[:number], example, prompt=True)
-            whole = self._rendered(
-                self._turning if self._by_turn else self._template, messages[: number + 1], example
+            prompt = self._render_chat(
+                self.templates.plain, messages[:number], example, with_generation_prompt=True
             )
-            made.append((prompt, whole, weights[number]))
-            if self._spanned and self._by_turn:
-                spans = self._spans_of(whole, messages[: number + 1], [number])
-                made[-1] = (
-                    prompt,
-                    Rendered(whole.text, tuple((a, b) for a, b, _ in spans)),
-                    weights[number],
-                )
-        for prompt, whole, weight in made:
+            needs_turns = self.templates.needs_turns
+            template = self.templates.with_turns if needs_turns else self.templates.plain
+            rendered = to_rendered(self._render_chat(template, messages[: number + 1], example))
+            if self._spans.trains_spans and needs_turns:
+                spans = self._spans.spans_of(rendered, messages[: number + 1], [number])
+                rendered = Rendered(rendered.text, tuple((first, last) for first, last, _ in spans))
+            turns.append((rendered, prompt.text, weights[number]))
+        for rendered, prompt_text, weight in turns:
             if weight != 1:
-                out.weights[len(out.texts)] = [(0, len(whole.text), weight)]
-            spans_or_all = whole.spans if self._spanned else None
-            out.add(example.origin, whole.text, plain=False, spans=spans_or_all, prompt=prompt.text)
-        if made:
-            counts["extra.turns"] += len(made) - 1
+                batch.weights[len(batch.texts)] = [(0, len(rendered.text), weight)]
+            spans_or_all = rendered.spans if self._spans.trains_spans else None
+            batch.add(
+                example.origin, rendered.text, plain=False, spans=spans_or_all, prompt=prompt_text
+            )
+        if turns:
+            counts["extra.turns"] += len(turns) - 1
         else:
             counts["dropped.no_assistant_turn"] += 1
 
     # --- plain texts ------------------------------------------------------------------------------
 
-    def _plain(self, example: Example, out: RenderedBatch, counts: Counter[str]) -> None:
-        if example.text is not None:
-            out.add(example.origin, self._ended(example.text), plain=True, spans=None, prompt=None)
-            return
+    def _add_text(self, example: Example, text: str, batch: RenderedBatch) -> None:
+        batch.add(example.origin, self._with_ending(text), plain=True, spans=None, prompt=None)
+
+    def _add_completion(self, example: Example, batch: RenderedBatch, counts: Counter[str]) -> None:
         prompt, completion = example.prompt or "", example.completion or ""
         if not completion.strip():
             counts["warnings.empty_target"] += 1
-        # Plain prompt and completion have no turns; their completion is what the assistant says.
-        head = None if self._recipe.train_on == "all" else prompt
-        out.add(
-            example.origin, self._ended(prompt + completion), plain=True, spans=None, prompt=head
-        )
+        # A plain prompt and completion have no turns: the completion is the assistant's.
+        masked_prompt = None if self._recipe.train_on == "all" else prompt
+        text = self._with_ending(prompt + completion)
+        batch.add(example.origin, text, plain=True, spans=None, prompt=masked_prompt)
 
-    def _ended(self, text: str) -> str:
-        return text if text.endswith(self._closing) else text + self._closing
-
-    def _several(
-        self, example: Example, texts: list[str], out: RenderedBatch, counts: Counter[str]
-    ) -> None:
-        for text in texts:
-            out.add(example.origin, self._ended(text), plain=True, spans=None, prompt=None)
-        counts["extra.texts"] += len(texts) - 1
+    def _with_ending(self, text: str) -> str:
+        return text if text.endswith(self._ending) else text + self._ending
 
 
-def closing(spec: TokenizerSpec) -> str:
-    """What is written after a plain text that does not end with it.
+def text_ending(spec: TokenizerSpec) -> str:
+    """Return the end token that is written after a plain text that does not end with it.
 
-    The end token is written as text, as TRL does, so that it lands in the one pass of the encoder;
-    a tokenizer that adds its own to every text has done it already.
+    The end token is written as text, as TRL does, so that the encoder needs only one pass. It is
+    empty for a tokenizer that adds its own end token to every text.
     """
     return "" if spec.eos_token is None or spec.eos_token_id in spec.suffix_ids else spec.eos_token
 
 
-@lru_cache(maxsize=8)
-def _rule_of(
-    source: str, specials: tuple[tuple[str, str], ...], date: str | None, way: TemplateWay
-) -> TurnRule:
-    """The rule of a template, derived once. Raises Unproven."""
-    # With a template of its own, so that the probes do not count among the renders of the records.
-    day = datetime.date.fromisoformat(date) if date else None
-    return derive_rule(
-        ChatTemplate(source, variables=dict(specials), date=day, way=way, turns=True)
-    )
-
-
-def _says_nothing(message: Message) -> bool:
+def _is_empty(message: Message) -> bool:
     content = message.get("content")
     return not (content.strip() if isinstance(content, str) else content) and not message.get(
         "tool_calls"

@@ -1,5 +1,4 @@
-"""Conversations and chat templates that the tests of this folder share, and what transformers makes
-of them."""
+"""Conversations and chat templates for the tests of this folder, rendered by transformers."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ OWN_TEMPLATES = sorted((SHARED / "tokenizers").glob("*/chat_template.jinja"))
 
 
 class Case(NamedTuple):
-    """What is rendered."""
+    """The input of one render."""
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
@@ -23,16 +22,16 @@ class Case(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """What stands for a render that raised."""
+    """The result of a render that raised an error."""
 
 
 def name_of(path: Path) -> str:
-    """A name for a template: that of its file, or of its tokenizer."""
+    """Return the name of a template: that of its file, or of its tokenizer."""
     return path.parent.name if path.name == "chat_template.jinja" else path.stem
 
 
 def by_transformers(source: str, case: Case, *, add_generation_prompt: bool, marks: bool) -> object:
-    """(text, spans) as transformers gives them, or Refused."""
+    """Return (text, spans) as transformers does, or Refused."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
@@ -56,7 +55,7 @@ def by_transformers(source: str, case: Case, *, add_generation_prompt: bool, mar
 
 
 def turns(*contents: Any, system: Any = None) -> list[dict[str, Any]]:
-    """user, assistant, user, ... with these contents."""
+    """Return messages of user, assistant, user, ... with these contents."""
     first = [] if system is None else [{"role": "system", "content": system}]
     return first + [
         {"role": ("user", "assistant")[i % 2], "content": content}
@@ -293,7 +292,7 @@ CONTENTS: dict[str, Any] = {
 
 
 def adversarial() -> dict[str, Case]:
-    """Conversations where one content after the other is a nasty one."""
+    """Return conversations in which each content in turn is an adversarial one."""
     cases = {}
     for name, content in CONTENTS.items():
         cases[f"{name}: turns"] = Case(turns(content, content, content, content))

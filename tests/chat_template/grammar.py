@@ -1,5 +1,5 @@
-"""Random chat templates: small programs that mix everything the compiled way knows, and some that
-it does not."""
+"""Random chat templates: small programs that use everything that the compiler translates, and some
+constructs that it does not."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ LOOP = ["index", "index0", "first", "last", "length", "revindex", "previtem", "n
 
 
 class Grammar:
-    """Writes one template. Nearly all that it writes parses; about half of it runs."""
+    """Writes one random template. Nearly all of them parse; about half of them run."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)

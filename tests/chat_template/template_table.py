@@ -1,5 +1,7 @@
-"""The table of docs/templates.md: what can be done with each chat template. `python -m
-tests.chat_template.template_table` writes it."""
+"""The table of docs/templates.md, which shows what each chat template supports.
+
+`python -m tests.chat_template.template_table` updates it.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ TOOLS = [
 
 
 def talk(*, reasoning: bool = False, parts: bool = False) -> list[dict[str, Any]]:
-    """Two questions and two answers."""
+    """Return two questions and two answers."""
     messages: list[dict[str, Any]] = []
     for asked, answered in (("How are you?", "Fine."), ("And now?", "Still fine.")):
         messages.append({"role": "user", "content": asked})
@@ -47,7 +49,7 @@ def talk(*, reasoning: bool = False, parts: bool = False) -> list[dict[str, Any]
 
 
 def call(arguments: Any) -> list[dict[str, Any]]:
-    """A question, a call of a tool, its result and the answer."""
+    """Return a question, a call of a tool, its result and the answer."""
     calls = [
         {
             "id": "call00001",
@@ -63,16 +65,20 @@ def call(arguments: Any) -> list[dict[str, Any]]:
     ]
 
 
-def template_of(path: Path, *, turns: bool = True, way: Any = "auto") -> ChatTemplate:
-    """A template as the tests use it."""
+def template_of(path: Path, *, turns: bool = True, backend: Any = "auto") -> ChatTemplate:
+    """Load a template for a test."""
     day = datetime.date(2026, 1, 31)
     return ChatTemplate(
-        path.read_text(encoding="utf-8"), variables=VARIABLES, date=day, turns=turns, way=way
+        path.read_text(encoding="utf-8"),
+        variables=VARIABLES,
+        date=day,
+        turns=turns,
+        backend=backend,
     )
 
 
 def text_of(template: ChatTemplate, messages: list[dict[str, Any]], **settings: Any) -> str | None:
-    """A render, or None where the template refuses."""
+    """Return the rendered text, None if the template rejects the conversation."""
     try:
         return template.render(messages, **settings).text
     except TemplateError:
@@ -80,7 +86,7 @@ def text_of(template: ChatTemplate, messages: list[dict[str, Any]], **settings: 
 
 
 def row(path: Path) -> str:
-    """One line of the table."""
+    """Return one line of the table."""
     template = template_of(path)
     try:
         rule = derive_rule(template)
@@ -90,10 +96,10 @@ def row(path: Path) -> str:
         masks = "derived"
         beside = (
             "derived"
-            if rule.tools is None
+            if rule.tools_fault is None
             else (
                 "refused:"
-                f" {rule.tools.removeprefix('the chat template refuses the conversation: ')}"
+                f" {rule.tools_fault.removeprefix('the chat template rejects the conversation: ')}"
             )
         )
     if template.has_generation_marks:
@@ -119,7 +125,7 @@ def row(path: Path) -> str:
 
 
 def table() -> str:
-    """The table."""
+    """Return the table."""
     head = (
         "| template | masks | tools: arguments as | masks beside tools | earlier turns | prompt is"
         " a prefix |"
@@ -128,7 +134,7 @@ def table() -> str:
 
 
 def page_with(table_text: str) -> str:
-    """The page, with this table in it."""
+    """Return the page with this table."""
     text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)

@@ -1,4 +1,4 @@
-"""Whatever stands in the messages: the text is that of transformers."""
+"""For any content of the messages, the text is that of transformers."""
 
 from __future__ import annotations
 
@@ -100,9 +100,9 @@ _kwargs = st.fixed_dictionaries(
 
 
 @cache
-def template(name: str, way: Any) -> ChatTemplate:
+def template(name: str, backend: Any) -> ChatTemplate:
     path = next(path for path in [*OWN_TEMPLATES, *TEMPLATES] if name_of(path) == name)
-    return ChatTemplate(path.read_text(encoding="utf-8"), variables=VARIABLES, way=way)
+    return ChatTemplate(path.read_text(encoding="utf-8"), variables=VARIABLES, backend=backend)
 
 
 @needs_shared
@@ -114,7 +114,7 @@ def template(name: str, way: Any) -> ChatTemplate:
     prompt=st.booleans(),
     kwargs=_kwargs,
 )
-def test_any_conversation(
+def test_any_conversation_is_rendered_as_by_transformers(
     name: str, messages: list[Any], tools: Any, prompt: bool, kwargs: dict[str, Any]
 ) -> None:
     pieces = template(name, "auto")
@@ -137,7 +137,9 @@ def test_any_conversation(
 @pytest.mark.parametrize("name", IMPORTANT)
 @settings(max_examples=25, deadline=None)
 @given(contents=st.lists(st.lists(_fragments, max_size=6).map("".join), min_size=1, max_size=7))
-def test_alternating_turns_take_the_compiled_way(name: str, contents: list[str]) -> None:
+def test_alternating_turns_are_rendered_by_the_compiled_template(
+    name: str, contents: list[str]
+) -> None:
     messages = [
         {"role": ("user", "assistant")[i % 2], "content": "-" + content}
         for i, content in enumerate(contents)

@@ -1,5 +1,4 @@
-"""Templates come from strangers: they reach nothing of Python, change nothing, and write no more
-than they may."""
+"""Templates from unknown authors: no access to Python, no changes of the input, no huge outputs."""
 
 from __future__ import annotations
 
@@ -10,12 +9,12 @@ from typing import Any
 import pytest
 
 from sftprep.chat_template.reference.growth_limits import HUGE_SIZE
-from sftprep.chat_template.reference.sandbox import OUTPUT_FLOOR
+from sftprep.chat_template.reference.rendering import OUTPUT_FLOOR
 from sftprep.chat_template.template import ChatTemplate
 from sftprep.errors import TemplateError
 from tests.chat_template.cases import turns
 
-WAYS: list[Any] = ["auto", "jinja"]
+BACKENDS: list[Any] = ["auto", "jinja"]
 
 REACHING_OUT = {
     "class walk": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
@@ -123,64 +122,68 @@ MULTIPLYING = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "source", [pytest.param(source, id=name) for name, source in REACHING_OUT.items()]
 )
-def test_nothing_of_python_is_reached(source: str, way: Any) -> None:
+def test_a_template_cannot_access_python(source: str, backend: Any) -> None:
     with pytest.raises(TemplateError):
-        ChatTemplate(source, variables={}, way=way).render(turns("a", "b"), tools=[{}])
+        ChatTemplate(source, variables={}, backend=backend).render(turns("a", "b"), tools=[{}])
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "source", [pytest.param(source, id=name) for name, source in CHANGING.items()]
 )
-def test_nothing_is_changed(source: str, way: Any) -> None:
+def test_a_template_cannot_modify_its_input(source: str, backend: Any) -> None:
     messages, tools, kwargs = turns("a", "b"), [{"name": "t"}, {}], {"given": {"b": 1}}
     before = copy.deepcopy((messages, tools, kwargs))
-    template = ChatTemplate(source, variables={}, way=way)
+    template = ChatTemplate(source, variables={}, backend=backend)
     for _ in range(2):
         with suppress(TemplateError):
             template.render(messages, tools=tools, template_kwargs=kwargs)
         assert (messages, tools, kwargs) == before
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("source", [pytest.param(source, id=name) for name, source in HUGE.items()])
-def test_what_is_huge_is_refused(source: str, way: Any) -> None:
+def test_huge_values_are_rejected(source: str, backend: Any) -> None:
     with pytest.raises(TemplateError):
-        ChatTemplate(source, variables={}, way=way).render(turns("a"))
+        ChatTemplate(source, variables={}, backend=backend).render(turns("a"))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "source", [pytest.param(source, id=name) for name, source in MULTIPLYING.items()]
 )
-def test_what_multiplies_strings_or_lists_is_refused_before_it_runs(source: str, way: Any) -> None:
+def test_operations_that_multiply_strings_or_lists_are_rejected_before_they_run(
+    source: str, backend: Any
+) -> None:
     with pytest.raises(TemplateError, match="SecurityError"):
-        ChatTemplate(source, variables={}, way=way).render(turns("a"))
+        ChatTemplate(source, variables={}, backend=backend).render(turns("a"))
     source = f"{{% for m in messages %}}{source}{{% endfor %}}"
     with pytest.raises(TemplateError, match="SecurityError"):
-        ChatTemplate(source, variables={}, way=way).render(turns("a"))
+        ChatTemplate(source, variables={}, backend=backend).render(turns("a"))
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_what_is_large_for_a_reason_is_written(way: Any) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_large_outputs_of_large_inputs_are_allowed(backend: Any) -> None:
     template = ChatTemplate(
         "{% for m in messages %}{{ m.content * 1 }}{{ m.content }}{{ m.content }}{% endfor %}",
         variables={},
-        way=way,
+        backend=backend,
     )
     content = "x" * OUTPUT_FLOOR
     assert len(template.render(turns(content, content)).text) == 6 * OUTPUT_FLOOR
     assert ChatTemplate(
-        "{{ '-' * 40 }}{{ '%5.1f|%s' % (1, 'a') }}{{ '{:>8}'.format(1) }}", variables={}, way=way
+        "{{ '-' * 40 }}{{ '%5.1f|%s' % (1, 'a') }}{{ '{:>8}'.format(1) }}",
+        variables={},
+        backend=backend,
     ).render([]).text == ("-" * 40 + "  1.0|a" + "       1")
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_long_conversations_are_changed_as_a_template_likes(way: Any) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_template_can_rewrite_long_conversations(backend: Any) -> None:
     source = (
         "{% for m in messages %}"
         "{{ m.content.replace('x', '-+') }}{{ m.content | replace('x', 'y') }}"
@@ -194,25 +197,25 @@ def test_long_conversations_are_changed_as_a_template_likes(way: Any) -> None:
     )
     content = "x" * (HUGE_SIZE + 1)
     messages = [{"role": "user", "content": content, "n": 1}]
-    text = ChatTemplate(source, variables={}, way=way).render(messages).text
+    text = ChatTemplate(source, variables={}, backend=backend).render(messages).text
     end = "auserb" + content + "user" + "user, user, user" + "abuserc" + "1" + "[1, 2]" + "1 21 2"
     assert text == "-+" * len(content) + "y" * len(content) + content + end
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_nothing_is_remembered_from_one_render_to_the_next(way: Any) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_state_survives_a_render(backend: Any) -> None:
     source = (
         "{{ x }}{% set x = 1 %}{% set ns = namespace(n=0) %}{% set ns.n = ns.n + 1 %}{{ ns.n }}"
     )
     source += "{% set c = cycler(1, 2) %}{{ c.next() }}"
-    template = ChatTemplate(source, variables={}, way=way)
+    template = ChatTemplate(source, variables={}, backend=backend)
     assert {template.render([]).text for _ in range(3)} == {"11"}
 
 
 def test_spans_of_a_render_that_failed_are_forgotten() -> None:
     source = "{% generation %}{{ messages[0].content }}{% endgeneration %}"
     source += "{% if messages[0].role != 'user' %}{{ raise_exception('no') }}{% endif %}"
-    template = ChatTemplate(source, variables={}, way="jinja")
+    template = ChatTemplate(source, variables={}, backend="jinja")
     with pytest.raises(TemplateError):
         template.render([{"role": "x", "content": "long text"}])
     assert template.render([{"role": "user", "content": "ab"}]).spans == ((0, 2),)

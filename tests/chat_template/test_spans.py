@@ -1,5 +1,4 @@
-"""Spans of turns: those that templates mark, those that are derived, and where both exist, the
-same."""
+"""Spans of turns: marked ones, derived ones, and their equality where a template has both."""
 
 from __future__ import annotations
 
@@ -14,9 +13,9 @@ from hypothesis import strategies as st
 from sftprep.chat_template.assistant_spans import (
     Unproven,
     derive_rule,
+    find_marked_spans,
+    find_turn_spans,
     is_assistant,
-    marked_spans,
-    turn_spans,
 )
 from sftprep.chat_template.reference.turn_tracking import Region, regions_of
 from sftprep.chat_template.template import ChatTemplate
@@ -42,22 +41,23 @@ ORIGINALS = [path for path in [*TEMPLATES, *OWN_TEMPLATES] if "_training" not in
 TWINS = [path for path in TEMPLATES if path.name.endswith("_training.jinja")]
 
 
-def turning(source: str, way: Any = "auto") -> ChatTemplate:
-    return ChatTemplate(source, variables=VARIABLES, way=way, turns=True)
+def turning(source: str, backend: Any = "auto") -> ChatTemplate:
+    return ChatTemplate(source, variables=VARIABLES, backend=backend, turns=True)
 
 
 def assistant_texts(
     template: ChatTemplate, messages: list[dict[str, Any]], tools: Any = None
 ) -> list[str]:
-    """The derived spans of the assistant's turns, as text."""
+    """Return the derived spans of the assistant's turns, as text."""
     rendered = template.render(messages, tools=tools)
     of = [number for number, message in enumerate(messages) if is_assistant(message)]
     return [
-        rendered.text[a:b] for a, b, _ in turn_spans(rendered, messages, derive_rule(template), of)
+        rendered.text[a:b]
+        for a, b, _ in find_turn_spans(rendered, messages, derive_rule(template), of)
     ]
 
 
-# --- the law: what is derived is what the author of the turn wrote --------------------------------
+# --- derived spans contain what the author of the turn wrote --------------------------------------
 
 SPELLED = st.sampled_from(
     ["a", " ", "\n", "<|im_end|>", "<|im_start|>assistant\n", "user", "é", "{{"]
@@ -71,15 +71,15 @@ CONTENTS = st.lists(SPELLED, max_size=5).map("".join)
 )
 def test_a_span_is_its_content_and_its_end_whatever_other_turns_spell(turns):
     messages = [{"role": role, "content": content} for role, content in turns]
-    for way in ("auto", "jinja"):
-        found = assistant_texts(turning(CHATML, way), messages)
+    for backend in ("auto", "jinja"):
+        found = assistant_texts(turning(CHATML, backend), messages)
         assert found == [content + "<|im_end|>" for role, content in turns if role == "assistant"]
 
 
 @needs_shared
 @pytest.mark.parametrize("path", ORIGINALS, ids=name_of)
-def test_every_template_has_derived_turns(path: Path):
-    template, slow = template_of(path), template_of(path, way="jinja")
+def test_the_turns_of_every_template_can_be_derived(path: Path):
+    template, slow = template_of(path), template_of(path, backend="jinja")
     parts = "Still fine." not in _text(template, talk())
     messages = talk(parts=parts)
     spans = assistant_texts(template, messages)
@@ -109,8 +109,8 @@ HEADERS = {  # what TRL marks before the assistant's own words, and the prompt w
     "qwen2_5": ("\n",),
 }
 OTHER_TEXT = {"glm4moe", "qwen3", "qwen3_5_nothink", "qwen3_5_think", "qwen3_6"}
-"""Models whose second template writes another text: it keeps the reasoning of earlier turns, or
-adds an end of turn."""
+"""Models whose second template writes a different text: it keeps the reasoning of earlier turns, or
+it adds an end of turn."""
 
 
 def conversations(parts: bool) -> list[tuple[list[dict[str, Any]], Any]]:
@@ -136,7 +136,7 @@ def test_derived_spans_are_the_marks_of_the_second_template(path: Path):
                 twin.render(messages, tools=tools),
             )
             of = [number for number, message in enumerate(messages) if is_assistant(message)]
-            spans = [(a, b) for a, b, _ in turn_spans(ours, messages, rule, of)]
+            spans = [(a, b) for a, b, _ in find_turn_spans(ours, messages, rule, of)]
         except TemplateError:
             continue
         if ours.text != theirs.text:
@@ -151,19 +151,19 @@ def test_derived_spans_are_the_marks_of_the_second_template(path: Path):
 
 
 def _bare(text: str, span: tuple[int, int], name: str) -> tuple[int, int]:
-    """A span of TRL without the blanks after its end, and without a header."""
+    """Return a span of TRL without the whitespace at its end, and without a header."""
     first, last = span
     header = next((h for h in HEADERS.get(name, ()) if text.startswith(h, first)), "")
     return first + len(header), first + len(text[first:last].rstrip())
 
 
 def _covered(text: str, spans: list[tuple[int, int]]) -> set[int]:
-    """The characters in spans, but for the line breaks between them: a mark may come in several
-    parts."""
+    """Return the characters in spans. Spans are compared by their characters, because a mark may
+    consist of several parts."""
     return {at for first, last in spans for at in range(first, last)}
 
 
-GOLDEN = {  # model: what ours trains of the first answer, what TRL marks of it
+GOLDEN = {  # model: what is trained of the first answer here, and what TRL marks of it
     "gemma": ("Fine.<end_of_turn>", "Fine.<end_of_turn>\n"),
     "qwen2_5": ("Fine.<|im_end|>", "\nFine.<|im_end|>\n"),
     "deepseekv3": ("Fine.<｜end▁of▁sentence｜>", "<｜Assistant｜>Fine.<｜end▁of▁sentence｜>"),
@@ -182,7 +182,7 @@ GOLDEN = {  # model: what ours trains of the first answer, what TRL marks of it
 
 @needs_shared
 @pytest.mark.parametrize("name", GOLDEN)
-def test_where_ours_and_the_marks_of_trl_differ(name: str):
+def test_derived_spans_differ_from_the_marks_of_trl_only_in_known_cases(name: str):
     paths = {path.stem: path for path in TEMPLATES}
     marked = template_of(paths[f"{name}_training"]).render(talk())
     first = marked.text[slice(*marked.spans[0])]
@@ -190,7 +190,7 @@ def test_where_ours_and_the_marks_of_trl_differ(name: str):
 
 
 @needs_shared
-def test_what_is_written_by_hand_where_trl_has_no_marks():
+def test_derived_spans_of_templates_without_marks_in_trl():
     paths = {name_of(path): path for path in ORIGINALS}
     found = {
         name: assistant_texts(template_of(paths[name]), talk())
@@ -211,7 +211,7 @@ def test_what_is_written_by_hand_where_trl_has_no_marks():
     assert qwen == ["Fine.<|im_end|>", "<think>\nSay so.\n</think>\n\nStill fine.<|im_end|>"]
 
 
-# --- what is refused ------------------------------------------------------------------------------
+# --- rejections -----------------------------------------------------------------------------------
 
 EACH, END = "{% for m in messages %}", "{% endfor %}"
 REFUSED = {
@@ -242,12 +242,12 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_template_whose_turns_cannot_be_shown_is_refused(name: str):
-    with pytest.raises(Unproven, match="assistant turns cannot be told from the rest"):
+def test_a_template_whose_turns_cannot_be_proven_is_rejected(name: str):
+    with pytest.raises(Unproven, match="assistant turns cannot be distinguished from the rest"):
         derive_rule(turning(REFUSED[name]))
 
 
-def test_a_conversation_that_hides_a_message_is_refused():
+def test_a_conversation_with_a_hidden_message_is_rejected():
     source = CHATML.replace(
         "message['content'] +", "message['content'] | replace('secret', '***') +"
     )
@@ -259,10 +259,10 @@ def test_a_conversation_that_hides_a_message_is_refused():
 
 
 @needs_shared
-def test_tools_of_a_template_that_writes_results_elsewhere_are_refused():
+def test_tools_are_rejected_for_a_template_that_writes_results_elsewhere():
     template = template_of({path.stem: path for path in TEMPLATES}["gemma4"])
     assert assistant_texts(template, talk()) == ["Fine.<turn|>", "Still fine.<turn|>"]
-    with pytest.raises(Unproven, match="beside tools"):
+    with pytest.raises(Unproven, match="conversations with tools"):
         assistant_texts(template, call({"city": "Wuhan"}), TOOLS)
 
 
@@ -275,8 +275,8 @@ def test_regions_cover_the_text_and_follow_the_loops():
         " %}end"
     )
     messages = [{"role": "a", "parts": ["1", "2"]}, {"role": "b", "parts": []}]
-    for way in ("auto", "jinja"):
-        rendered = turning(source, way).render(messages)
+    for backend in ("auto", "jinja"):
+        rendered = turning(source, backend).render(messages)
         assert rendered.regions == (
             Region(0, 3, -1),
             Region(3, 7, 0),
@@ -285,7 +285,7 @@ def test_regions_cover_the_text_and_follow_the_loops():
         )
 
 
-def test_messages_that_a_template_makes_anew_are_followed_and_merged_ones_belong_to_the_first():
+def test_rebuilt_messages_are_recognized_and_merged_ones_belong_to_the_first():
     source = (
         "{% set ns = namespace(all=[]) %}{% for m in messages %}"
         "{% set ns.all = ns.all + [{'role': m.role, 'content': m.content}] %}{% endfor %}"
@@ -313,7 +313,7 @@ def test_messages_that_a_template_makes_anew_are_followed_and_merged_ones_belong
         max_size=12,
     )
 )
-def test_regions_are_in_order_and_leave_nothing_out(steps):
+def test_regions_are_in_order_and_cover_the_text(steps):
     messages = [{"role": "user", "content": str(number)} for number in range(3)]
     marks, at = [], 0
     for step, depth, number in steps:
@@ -332,13 +332,13 @@ def test_marked_spans_know_their_message():
         " endfor %}"
     )
     rendered = turning(source).render(talk())
-    assert [(rendered.text[a:b], message) for a, b, message in marked_spans(rendered)] == [
+    assert [(rendered.text[a:b], message) for a, b, message in find_marked_spans(rendered)] == [
         ("How are you?", 0), ("Fine.", 1), ("And now?", 2), ("Still fine.", 3)
     ]  # fmt: skip
 
 
 @needs_shared
-def test_the_table_in_the_docs_is_true():
+def test_the_table_in_the_docs_is_up_to_date():
     assert PAGE.read_text(encoding="utf-8") == page_with(table()), (
         "run python -m tests.chat_template.template_table"
     )

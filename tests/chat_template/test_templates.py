@@ -1,5 +1,5 @@
-"""Text, generation spans and refusals are those of transformers, by both ways, for every template
-at hand."""
+"""Text, generation spans and rejections of both backends are those of transformers, for all known
+templates."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ from tests.chat_template.cases import (
 )
 from tests.support import SHARED, needs_shared
 
-# No skip by name: where the data is absent the lists are empty, and pytest says that the parameters
-# are.
+# Without the real data the lists are empty, and pytest skips the tests for lack of parameters.
 ALL = [pytest.param(path, id=name_of(path)) for path in [*TEMPLATES, *OWN_TEMPLATES]]
 
 
@@ -49,11 +48,11 @@ def test_all_templates_are_there() -> None:
 
 @needs_shared
 @pytest.mark.parametrize("path", ALL)
-def test_both_ways_are_transformers(path: Path) -> None:
+def test_both_backends_give_the_text_and_spans_of_transformers(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     pieces, slow = (
         ChatTemplate(source, variables=VARIABLES),
-        ChatTemplate(source, variables=VARIABLES, way="jinja"),
+        ChatTemplate(source, variables=VARIABLES, backend="jinja"),
     )
     rendered = 0
     for name, case in CONVERSATIONS.items():
@@ -66,16 +65,16 @@ def test_both_ways_are_transformers(path: Path) -> None:
             assert by_us(pieces, case, add_generation_prompt=prompt) == expected, name
             assert case == before, "a render changed its input"
             rendered += expected != Refused()
-    # Templates for images take contents as parts only, of which there are three conversations.
-    assert rendered > (5 if "llava" in path.name else 20), "what all refuse shows nothing"
-    # A difference that the check inside found would have been hidden by its cure.
+    # Templates of vision models accept contents only as lists of parts: three conversations.
+    assert rendered > (5 if "llava" in path.name else 20), "too few conversations are rendered"
+    # A difference that the internal comparison found would be hidden, because Jinja takes over.
     assert pieces.report()["mismatch"] is None
     assert pieces.report()["renders"]["pieces"] > 0
 
 
 @needs_shared
 @pytest.mark.parametrize("path", ALL)
-def test_nasty_contents_are_rendered_as_transformers_does(path: Path) -> None:
+def test_adversarial_contents_are_rendered_as_by_transformers(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     pieces = ChatTemplate(source, variables=VARIABLES)
     for name, case in adversarial().items():

@@ -1,4 +1,4 @@
-"""Masks by token ids are those of the reference path, whatever the tokenizer, template and text."""
+"""Masks by token ids equal those of the reference path, for any tokenizer, template and text."""
 
 from __future__ import annotations
 
@@ -171,8 +171,10 @@ class Paths(NamedTuple):
     format: str
 
     def compare(self, rows: list[dict[str, Any]]) -> tuple[TokenBatch, int]:
-        """The batch by token ids, compared with that of the reference path, and how many texts took
-        the fast path."""
+        """Compare the batch by token ids with that of the reference path.
+
+        Returns the batch, and how many texts took the fast path.
+        """
         data = "".join(json.dumps(row) + "\n" for row in rows).encode()
         got, want = (preprocess(own, data, self.format, seed=None) for own in self[:2])
         assert np.array_equal(got.offsets, want.offsets)
@@ -195,7 +197,7 @@ def spec(tokenizer: str) -> TokenizerSpec:
 
 @cache
 def encoder_of(tokenizer: str, name: Choice) -> VerifiedEncoder:
-    """`tokenizers`, or with "auto" the encoder that a build would choose."""
+    """Return the encoder `tokenizers`, or with "auto" the encoder that a build would choose."""
     chosen, _ = probe_encoder(spec(tokenizer), name)
     return VerifiedEncoder(spec(tokenizer), chosen, threads=False)
 
@@ -204,7 +206,7 @@ def encoder_of(tokenizer: str, name: Choice) -> VerifiedEncoder:
 def paths_of(
     tokenizer: str, template: str, train_on: TrainOn, format: str, encoder: Choice = "auto"
 ) -> Paths | None:
-    """Both paths for a tokenizer and a template; None if no mask is proven for them."""
+    """Return both paths for a tokenizer and a template, None if no mask is proven for them."""
     recipe = Recipe(
         tokenizer=spec(tokenizer),
         chat_template=TEMPLATES[template],
@@ -218,7 +220,7 @@ def paths_of(
     )
     fast, slow = (Preprocessor(recipe, threads=False) for _ in range(2))
     fast.encoder = slow.encoder = encoder_of(tokenizer, encoder)
-    slow.renderer.__dict__["anchors"] = "not used in this test"
+    slow.renderer.templates.__dict__["anchors"] = "not used in this test"
     try:
         fast.renderer.check_masks()
     except TemplateError:
@@ -243,7 +245,7 @@ def test_both_paths_give_the_same_masks(template: str, encoder: str, data: st.Da
         )
     )
     paths = paths_of(tokenizer, template, train_on, format, encoder)
-    if paths is not None:  # a mask that is not proven is refused before anything is read
+    if paths is not None:  # an unproven mask is rejected before anything is read
         paths.compare(data.draw(st.lists(rows, min_size=1, max_size=6)))
 
 
@@ -279,7 +281,7 @@ def test_a_text_that_nfc_changes_keeps_its_mask(encoder: Choice, content: str) -
         paths.compare([{"messages": turns}])
 
 
-def test_a_changed_mask_is_found_by_the_samples(
+def test_the_spot_check_detects_a_wrong_mask(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from sftprep.pipeline import loss_mask
@@ -330,7 +332,7 @@ def test_anchors_are_the_special_tokens_that_a_template_writes() -> None:
         ("containing", "chatml", {START}),
     ],
 )
-def test_tokens_that_may_not_be_found_are_no_anchors(
+def test_tokens_that_may_not_be_found_are_not_anchors(
     tokenizer: str, template: str, left: set[str]
 ) -> None:
     found = anchors_of(TOKENIZERS[tokenizer], TEMPLATES[template])
@@ -353,7 +355,7 @@ def test_an_incomplete_vocabulary_has_no_anchors() -> None:
     assert "every byte" in str(find_anchors(changed, TEMPLATES["chatml"]))
 
 
-def test_continuation_tokens_hold_no_first_byte_of_a_character() -> None:
+def test_continuation_tokens_contain_no_first_byte_of_a_character() -> None:
     for name in ("as gpt-2", "as gemma"):
         tokenizer = TOKENIZERS[name]
         found = continuation_ids(spec_of(tokenizer))

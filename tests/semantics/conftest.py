@@ -1,4 +1,4 @@
-"""Tokenizer folders for these tests: the one made on the spot, with other templates."""
+"""Chat templates for these tests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ CHATML = (
     " '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n'"
     " }}{% endif %}"
 )
-"""Without marks."""
+"""A template without marks."""
 
 FORGETFUL = (
     "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}{% if"
@@ -15,4 +15,4 @@ FORGETFUL = (
     " }}</think>{% endif %}{{ message.content + '<|im_end|>\n' }}{% endfor %}{% if"
     " add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-"""Shows the reasoning of the last turn only."""
+"""A template that shows the reasoning of the last turn only."""

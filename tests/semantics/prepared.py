@@ -1,4 +1,4 @@
-"""What pass 1 makes of some records, without the passes around it."""
+"""The result of pass 1 for some records, without the other passes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sftprep.records.formats import detect_format
 
 @dataclass
 class Prepared:
-    """A batch, and the tokenizer to read it with."""
+    """A batch, with the tokenizer that decodes it."""
 
     batch: TokenBatch
     tokenizer: Tokenizer
@@ -37,7 +37,7 @@ class Prepared:
         )
 
     def trained(self, number: int = 0) -> list[str]:
-        """The runs of trained tokens of a sequence, as text."""
+        """Return the runs of trained tokens of a sequence, as text."""
         ids, mask = (
             self.batch.input_ids[self.slice(number)].tolist(),
             self.batch.completion_mask[self.slice(number)].tolist(),
@@ -59,7 +59,7 @@ class Prepared:
 
 
 def prepare(rows: list[Any], folder: Path, *, format: str = "auto", **settings: Any) -> Prepared:
-    """Records as pass 1 makes sequences of them. settings: as on the command line."""
+    """Run pass 1 on some records. settings: those of BuildConfig."""
     recipe, _ = prepare_recipe(
         BuildConfig.of(inputs="-", tokenizer=str(folder), output="-", format=format, **settings)
     )

@@ -1,5 +1,4 @@
-"""Formats that pass 1 treats in a way of their own: tokens that are there already, functions, rows
-that fit two formats."""
+"""Formats that pass 1 handles separately: pre-tokenized rows, user functions, ambiguous rows."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ def shout(record):
     return f"{record['a'].upper()}!"
 
 
-def test_given_tokens_stay_separate_sequences(tokenizer_dir):
+def test_pretokenized_rows_remain_separate_sequences(tokenizer_dir):
     rows = [
         {"input_ids": [5, 6, 7, 8, 9], "seq_lengths": [2, 3], "labels": [5, 6, -100, 8, 9]},
         {"input_ids": [], "labels": []},
@@ -45,7 +44,7 @@ def test_given_tokens_stay_separate_sequences(tokenizer_dir):
     )
 
 
-def test_given_tokens_are_cut_like_others(tokenizer_dir):
+def test_pretokenized_rows_are_cut_like_others(tokenizer_dir):
     made = prepare([{"input_ids": list(range(10))}], tokenizer_dir, max_length=4, overlong="split")
     assert [made.batch.input_ids[made.slice(k)].tolist() for k in range(3)] == [
         [0, 1, 2, 3],
@@ -68,7 +67,7 @@ def test_given_tokens_are_cut_like_others(tokenizer_dir):
         ({"assistant_masks": [0, 1]}, "completion", False),
     ],
 )
-def test_tokens_say_themselves_what_is_trained(
+def test_pretokenized_rows_must_contain_the_mask_of_train_on(
     records, tokenizer_dir, tmp_path, mask, train_on, fine
 ):
     path = records([{"input_ids": [1, 2], **mask}])
@@ -80,7 +79,7 @@ def test_tokens_say_themselves_what_is_trained(
             build(path, **settings)
 
 
-def test_tokens_have_no_turns_to_expand(records, tokenizer_dir, tmp_path):
+def test_pretokenized_rows_cannot_be_expanded(records, tokenizer_dir, tmp_path):
     with pytest.raises(ConfigError, match=r"--expand-turns: .* holds tokens"):
         build(
             records([{"input_ids": [1, 2]}]),
@@ -99,7 +98,7 @@ def test_rows_with_a_prompt_text_and_messages_are_conversations(folder_with):
     )
 
 
-def test_a_formatting_function_by_name(tokenizer_dir):
+def test_a_formatting_function_is_passed_by_name(tokenizer_dir):
     name = f"{__name__}:shout"
     assert name_of(shout) == name
     assert load_function(name) is shout
@@ -108,7 +107,7 @@ def test_a_formatting_function_by_name(tokenizer_dir):
     assert [r.reason for r in made.batch.rejected] == ["function_failed"]
 
 
-def test_a_function_that_gives_several_texts(tokenizer_dir, tmp_path):
+def test_a_function_can_return_several_texts(tokenizer_dir, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("def several(record):\n    return [record['a'], record['a'] * 2]\n")
     made = prepare([{"a": "b"}], tokenizer_dir, formatting_func=f"{file}:several")
@@ -117,7 +116,7 @@ def test_a_function_that_gives_several_texts(tokenizer_dir, tmp_path):
     assert made.batch.origin.tolist() == [0, 0]
 
 
-def test_another_source_of_the_function_is_another_recipe(tokenizer_dir, tmp_path):
+def test_the_source_of_the_function_is_part_of_the_recipe(tokenizer_dir, tmp_path):
     digests = []
     for number, body in enumerate(("return 'a'", "return 'b'")):
         file = tmp_path / f"{number}" / "mine.py"
@@ -134,7 +133,7 @@ def test_another_source_of_the_function_is_another_recipe(tokenizer_dir, tmp_pat
     assert digests[0] != digests[1]
 
 
-def test_what_no_worker_could_find_is_refused():
+def test_functions_that_workers_cannot_import_are_rejected():
     with pytest.raises(ConfigError, match="no name"):
         BuildConfig.of(formatting_func=lambda record: "")
     for name in ("json", "json:nothing", "no_such_module_:f", ":f", "nowhere/at_all.py:f"):
@@ -142,7 +141,7 @@ def test_what_no_worker_could_find_is_refused():
             load_function(name)
 
 
-def test_a_function_of_the_working_directory(monkeypatch, tmp_path):
+def test_a_function_of_the_working_directory_is_found(monkeypatch, tmp_path):
     (tmp_path / "module_of_a_user.py").write_text("def f(record):\n    return 'a'\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -150,7 +149,7 @@ def test_a_function_of_the_working_directory(monkeypatch, tmp_path):
 
 
 @needs_shared
-def test_every_role_spelling_of_the_data_files_is_known():
+def test_all_role_names_of_the_data_files_are_known():
     names = [
         "axolotl_conversation",
         "fastchat_dummy_conversation",

@@ -1,4 +1,4 @@
-"""What happens to sequences that are too long, and that every token of them is accounted for."""
+"""Sequences that are too long: how they are cut, and that every token is accounted for."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ def as_lists(batch):
 
 
 def slow(masks, overlong, limit, side):
-    """The plain definition: (ids, mask, origin) of each sequence, and the lines of rejected
-    records."""
+    """Return (ids, mask, origin) of each sequence by definition, and lines of rejected records."""
     kept, rejected, at = [], set(), 0
     for number, mask in enumerate(masks):
         ids, origin = list(range(at, at + len(mask))), number // 2
@@ -66,7 +65,9 @@ def slow(masks, overlong, limit, side):
     st.integers(1, 6),
     st.sampled_from(["right", "left"]),
 )
-def test_each_way_is_its_plain_definition_and_the_accounts_balance(masks, overlong, limit, side):
+def test_each_overlong_setting_matches_its_definition_and_counts_balance(
+    masks, overlong, limit, side
+):
     from collections import Counter
 
     counts, rejected = Counter(), []
@@ -85,7 +86,7 @@ def test_each_way_is_its_plain_definition_and_the_accounts_balance(masks, overlo
     assert counts["tokens_in"] == counts["tokens"] + counts["tokens_truncated"] + lost
 
 
-def test_which_end_is_cut(tokenizer_dir):
+def test_truncate_side_selects_the_end_that_is_cut(tokenizer_dir):
     row = {"text": "one two three four five six seven eight nine ten eleven twelve"}
     whole = prepare([row], tokenizer_dir).batch.input_ids.tolist()
     for side, expected in (("right", whole[:6]), ("left", whole[-6:])):
@@ -94,7 +95,7 @@ def test_which_end_is_cut(tokenizer_dir):
         assert made.batch.counts["tokens_truncated"] == len(whole) - 6
 
 
-def test_a_prompt_that_fills_the_length_leaves_nothing_to_train(tokenizer_dir):
+def test_a_prompt_that_fills_the_sequence_leaves_nothing_to_train(tokenizer_dir):
     row = {"prompt": "one two three four five six seven eight", "completion": "nine"}
     made = prepare([row], tokenizer_dir, max_length=6)
     assert (len(made), made.batch.counts["dropped.no_trained_token"]) == (0, 1)
@@ -111,7 +112,7 @@ def built(records, tokenizer_dir, tmp_path, rows, name="out", **settings):
 TEXTS = [{"text": " ".join(f"w{k}" for k in range(n))} for n in (3, 30, 1, 12, 7, 55, 2)]
 
 
-def test_wrapped_is_one_stream(records, tokenizer_dir, tmp_path):
+def test_wrapped_packs_are_one_stream(records, tokenizer_dir, tmp_path):
     whole = prepare(TEXTS, tokenizer_dir, max_length=100_000)
     report, shards = built(
         records, tokenizer_dir, tmp_path, TEXTS, packing="wrapped", max_length=16, order="keep"
@@ -138,7 +139,7 @@ def test_wrapped_is_one_stream(records, tokenizer_dir, tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{"packing": "bfd_split"}, {"overlong": "split"}])
-def test_split_keeps_every_token_but_a_last_one_that_nothing_predicts(
+def test_split_keeps_every_token_except_an_unpredicted_last_one(
     records, tokenizer_dir, tmp_path, settings
 ):
     report, shards = built(records, tokenizer_dir, tmp_path, TEXTS, max_length=16, **settings)
@@ -152,7 +153,7 @@ def test_split_keeps_every_token_but_a_last_one_that_nothing_predicts(
     assert verify(tmp_path / "out").problems == []
 
 
-def test_overlong_records_can_be_errors(records, tokenizer_dir, tmp_path):
+def test_overlong_error_rejects_records(records, tokenizer_dir, tmp_path):
     with pytest.raises(RecordError, match=r"data.jsonl:2.*more than --max-length 16 \[overlong\]"):
         built(records, tokenizer_dir, tmp_path, TEXTS, max_length=16, overlong="error")
     settings = {
@@ -213,6 +214,6 @@ def test_loss_weights_reach_the_shards(records, tokenizer_dir, tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{"overlong": "drop"}, {"pack_window": 4}])
-def test_wrapped_with_what_it_has_no_use_for(settings):
+def test_wrapped_rejects_settings_that_it_does_not_use(settings):
     with pytest.raises(ConfigError, match="wrapped"):
         BuildConfig.of(packing="wrapped", **settings)

@@ -42,7 +42,7 @@ def rows_of(number: str) -> list[str]:
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_a_number_keeps_its_text(folder_with, number):
+def test_a_number_keeps_its_digits(folder_with, number):
     made = prepare(rows_of(number), folder_with(SHOWING), max_length=4096)
     for row, key in enumerate("xy"):
         text = made.text(row)
@@ -54,8 +54,8 @@ def test_a_number_keeps_its_text(folder_with, number):
 @pytest.mark.parametrize(
     ("written", "shown"), [("1E5", "100000.0"), ("1.10", "1.1"), ("1e400", None)]
 )
-def test_other_spellings_of_a_number_are_those_of_pythons_json(folder_with, written, shown):
-    """As TRL shows them where it is given the same JSON; what no float can hold is bad JSON."""
+def test_other_spellings_of_a_number_are_normalized_as_by_pythons_json(folder_with, written, shown):
+    """As in TRL, which parses the same JSON; a number beyond the range of floats is bad JSON."""
     made = prepare(rows_of(written)[:1], folder_with(SHOWING), max_length=4096)
     if shown is None:
         assert [r.reason for r in made.batch.rejected] == ["bad_json"]
@@ -65,7 +65,7 @@ def test_other_spellings_of_a_number_are_those_of_pythons_json(folder_with, writ
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_tools_that_come_as_text_are_the_same(folder_with, number):
+def test_tools_as_json_text_are_rendered_alike(folder_with, number):
     rows = rows_of(number)
     objects = prepare(rows, folder_with(SHOWING), max_length=4096)
     inner = rows[0].partition('"tools": ')[2][:-1]
@@ -73,9 +73,9 @@ def test_tools_that_come_as_text_are_the_same(folder_with, number):
     assert prepare([as_text], folder_with(SHOWING), max_length=4096).text() == objects.text()
 
 
-def test_what_datasets_makes_of_them():
-    """Why they do not travel through Arrow: small numbers become 0, fractions others, and missing
-    keys null."""
+def test_datasets_would_change_numbers_and_keys():
+    """The reason why tools are not stored in Arrow: small numbers become 0, fractions change, and
+    missing keys become null."""
     datasets = pytest.importorskip("datasets")
     rows = [json.loads(line) for line in (rows_of("8.854e-12")[0], rows_of("0.6")[1])]
     mixed = datasets.Dataset.from_list(rows, on_mixed_types="use_json")
@@ -101,8 +101,10 @@ WANTS = {
 @pytest.mark.parametrize(
     "arguments", [{"x": 8.854e-12}, '{"x": 8.854e-12}'], ids=["objects given", "text given"]
 )
-@pytest.mark.parametrize("way", ["auto", "jinja"])
-def test_a_template_gets_arguments_as_it_wants_them(folder_with, wants, arguments, way):
+@pytest.mark.parametrize("backend", ["auto", "jinja"])
+def test_arguments_are_passed_in_the_form_that_the_template_accepts(
+    folder_with, wants, arguments, backend
+):
     template = (
         "{% for m in messages %}{{ m.role + ':' + m.content }}"
         + WANTS[wants]
@@ -113,12 +115,12 @@ def test_a_template_gets_arguments_as_it_wants_them(folder_with, wants, argument
         {"role": "user", "content": "go"},
         {"role": "assistant", "content": "", "tool_calls": [call]},
     ]
-    made = prepare([{"messages": messages}], folder_with(template), template_backend=way)
+    made = prepare([{"messages": messages}], folder_with(template), template_backend=backend)
     shown = "x=8.854e-12" if wants == "objects" else '{"x": 8.854e-12}'
     assert made.text() == f"user:go<|im_end|>\nassistant:{shown}<|im_end|>\n"
 
 
-def test_a_template_that_refuses_both_says_what_it_says_of_the_record(folder_with):
+def test_if_both_forms_are_rejected_the_error_is_that_of_the_record(folder_with):
     template = (
         "{% for m in messages %}{% if m.tool_calls %}{{ raise_exception('no tools here') }}{% endif"
         " %}{% endfor %}"

@@ -1,4 +1,4 @@
-"""Special tokens that texts spell: counted, and with --escape-special encoded as plain text."""
+"""Special tokens that texts spell: counted, and with `escape_special` encoded as plain text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TALK = [
 ]
 
 
-def test_by_default_as_in_trl_and_counted(folder_with):
+def test_by_default_they_become_tokens_as_in_trl_and_are_counted(folder_with):
     rows = [{"messages": TALK}, {"messages": [{"role": "user", "content": "a < b | c"}, TALK[1]]}]
     made = prepare(rows, folder_with(CHATML), max_length=4096)
     assert made.batch.counts["warnings.special_token_in_content"] == 3
@@ -36,7 +36,7 @@ def test_by_default_as_in_trl_and_counted(folder_with):
 
 @pytest.mark.parametrize("train_on", ["auto", "assistant"])
 @pytest.mark.parametrize("encoder", ["auto", "tokenizers"])
-def test_escaped_they_are_text(folder_with, train_on, encoder):
+def test_with_escape_special_they_are_plain_text(folder_with, train_on, encoder):
     rows = [
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
         {"messages": TALK},
@@ -66,7 +66,7 @@ def test_escaped_they_are_text(folder_with, train_on, encoder):
     assert made.batch.counts["warnings.special_token_in_content"] == 4
 
 
-def test_in_prompts_and_completions_too(folder_with, tokenizer_dir):
+def test_they_are_escaped_in_prompts_and_completions_too(folder_with, tokenizer_dir):
     row = {"prompt": TALK[:1], "completion": TALK[1:]}
     made = prepare([row], folder_with(CHATML), escape_special=True, max_length=4096)
     assert made.trained() == [f"{TALK[1]['content']}<|im_end|>\n"]
@@ -80,7 +80,7 @@ def test_in_prompts_and_completions_too(folder_with, tokenizer_dir):
     assert plain.batch.input_ids.tolist().count(plain.tokenizer.token_to_id("<|im_end|>")) == 1
 
 
-def test_an_end_that_a_text_has_already_is_not_counted(tokenizer_dir):
+def test_the_end_token_of_a_plain_text_is_not_counted(tokenizer_dir):
     made = prepare([{"text": "a<|im_end|>"}, {"text": "a<|im_end|>b"}], tokenizer_dir)
     assert made.batch.counts["warnings.special_token_in_content"] == 1
 
@@ -89,7 +89,7 @@ def test_an_end_that_a_text_has_already_is_not_counted(tokenizer_dir):
 @pytest.mark.parametrize(
     "name", ["qwen3", "smollm2", "mistral-v3", "deepseek-v4", "tiny-chatml-4k"]
 )
-def test_what_is_escaped_is_what_the_tokenizer_makes_of_plain_text(name):
+def test_escaped_text_has_the_ids_of_plain_text(name):
     spec = load_tokenizer(str(SHARED / "tokenizers" / name))
     spelled, encoder = SpecialTokenScanner(spec), EscapedEncoder(spec)
     plain = Tokenizer.from_buffer(spec.json)
@@ -117,7 +117,7 @@ def test_what_is_escaped_is_what_the_tokenizer_makes_of_plain_text(name):
 
 @needs_shared
 @pytest.mark.parametrize("name", ["qwen3", "mistral-v3"])
-def test_what_the_template_writes_stays_special(name):
+def test_tokens_of_the_template_remain_special(name):
     folder = SHARED / "tokenizers" / name
     rows = [
         {
@@ -128,20 +128,20 @@ def test_what_the_template_writes_stays_special(name):
         }
     ]
     escaped = prepare(rows, folder, escape_special=True, train_on="assistant")
-    as_ever = prepare(rows, folder, train_on="assistant")
-    assert escaped.trained() == as_ever.trained()
+    plain_run = prepare(rows, folder, train_on="assistant")
+    assert escaped.trained() == plain_run.trained()
     special = {
         e["id"]
         for e in json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
         if e["special"]
     }
     with_text, with_token = (
-        sum(t in special for t in made.batch.input_ids.tolist()) for made in (escaped, as_ever)
+        sum(t in special for t in made.batch.input_ids.tolist()) for made in (escaped, plain_run)
     )
     assert with_text == with_token - (1 if name == "qwen3" else 2)
 
 
-def test_warnings_of_tokens(folder_with, tokenizer_dir):
+def test_missing_ends_and_empty_targets_are_counted(folder_with, tokenizer_dir):
     unended = folder_with(
         "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -166,6 +166,6 @@ def test_warnings_of_tokens(folder_with, tokenizer_dir):
 
 
 @needs_shared
-def test_a_start_that_stands_twice_is_counted():
+def test_a_doubled_start_token_is_counted():
     made = prepare([{"text": "<s>a"}, {"text": "a"}], SHARED / "tokenizers" / "mistral-v3")
     assert made.batch.counts["warnings.double_bos"] == 1

@@ -1,4 +1,4 @@
-"""Tools and their calls in templates that want them otherwise, or show none."""
+"""Tools and their calls in templates that expect another form, or show none."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CALLING = (
     " [] %}[{{ c.function.name }} {{ c.function.arguments | items | list }}]{% endfor"
     " %}<|im_end|>\n{% endfor %}"
 )
-"""Fails on content that is none, as Qwen3's does, and on arguments that are text."""
+"""A template that fails on missing content, as Qwen3's does, and on arguments that are text."""
 
 
 def call(arguments, **more):
@@ -31,7 +31,9 @@ def call(arguments, **more):
 
 @pytest.mark.parametrize("train_on", ["all", "assistant"])
 @pytest.mark.parametrize(("content", "as_text"), product([{}, {"content": None}], [False, True]))
-def test_calls_without_content_are_as_with_empty_content(folder_with, content, as_text, train_on):
+def test_calls_without_content_are_rendered_as_with_empty_content(
+    folder_with, content, as_text, train_on
+):
     arguments = '{"a": 1}' if as_text else {"a": 1}
     rows = [
         {
@@ -50,9 +52,9 @@ def test_calls_without_content_are_as_with_empty_content(folder_with, content, a
     assert made.trained(0) == made.trained(1)
 
 
-def test_a_template_gets_no_key_that_is_null(folder_with):
-    """As in TRL, for `apply_chat_template` leaves them out; what the template does without comes
-    first."""
+def test_keys_that_are_null_are_not_passed_to_the_template(folder_with):
+    """As in TRL, because `apply_chat_template` removes them. The alternative forms of the messages
+    come later."""
     template = (
         "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}"
     )
@@ -60,7 +62,7 @@ def test_a_template_gets_no_key_that_is_null(folder_with):
     assert "assistant <|im_end|>" in prepare(rows, folder_with(template)).text()
 
 
-def test_a_refusal_says_what_it_says_of_the_record_as_it_is(folder_with):
+def test_a_rejection_reports_the_error_of_the_unchanged_record(folder_with):
     template = "{{ raise_exception('is defined: ' ~ (messages[0].content is defined)) }}"
     (rejected,) = prepare(
         [{"messages": [call({"a": 1}, content=None)]}], folder_with(template)
@@ -96,13 +98,13 @@ def test_a_special_token_that_the_tokenizer_lacks_is_named(folder_with):
 
 
 @needs_shared
-@pytest.mark.parametrize(("name", "told"), [("qwen3", False), ("deepseek-v4", True)])
-def test_real_templates(name, told):
+@pytest.mark.parametrize(("name", "counted"), [("qwen3", False), ("deepseek-v4", True)])
+def test_real_templates_show_tools_or_count_them(name, counted):
     row = {
         "messages": [{"role": "user", "content": "Hi"}, call(json.dumps({"a": 1}), content=None)],
         "tools": [TOOL],
     }
     made = prepare([row], SHARED / "tokenizers" / name)
     assert made.batch.rejected == []
-    assert ("warnings.tools_not_shown" in made.batch.counts) == told
-    assert ('"name": "f"' in made.text()) != told
+    assert ("warnings.tools_not_shown" in made.batch.counts) == counted
+    assert ('"name": "f"' in made.text()) != counted

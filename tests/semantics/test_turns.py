@@ -1,5 +1,4 @@
-"""Which turns are trained: by --train-on, by switches of single messages, and one example a
-turn."""
+"""Which turns are trained: by `train_on`, by switches of single messages, and by `expand_turns`."""
 
 from __future__ import annotations
 
@@ -33,8 +32,7 @@ MARKED = CHATML.replace(
 
 
 def switched(**switches):
-    """The talk, with switches on some of its messages: by role and number, as a4={"train":
-    False}."""
+    """Return the conversation with switches on some messages, such as a4={"train": False}."""
     return [{**m, **switches.get(f"{m['role'][0]}{number}", {})} for number, m in enumerate(TALK)]
 
 
@@ -48,17 +46,17 @@ def switched(**switches):
         ("all", None),
     ],
 )
-@pytest.mark.parametrize("way", ["auto", "jinja"])
-def test_train_on(folder_with, template, train_on, expected, way):
+@pytest.mark.parametrize("backend", ["auto", "jinja"])
+def test_train_on_selects_the_trained_turns(folder_with, template, train_on, expected, backend):
     made = prepare(
-        [{"messages": TALK}], folder_with(template), train_on=train_on, template_backend=way
+        [{"messages": TALK}], folder_with(template), train_on=train_on, template_backend=backend
     )
     assert made.trained() == (expected or [made.text()])
     assert made.batch.loss_weights is None
 
 
 @pytest.mark.parametrize("template", [CHATML, MARKED], ids=["derived", "marked"])
-def test_both_masks_are_needed_where_there_are_both(folder_with, template):
+def test_assistant_turns_are_trained_only_in_the_completion(folder_with, template):
     row = {"prompt": TALK[:2], "completion": TALK[2:]}
     made = prepare([row], folder_with(template))
     assert made.trained() == [made.text().partition("assistant\n")[2]]
@@ -74,7 +72,7 @@ def test_both_masks_are_needed_where_there_are_both(folder_with, template):
 
 
 SWITCHES = [
-    # switches, --train-on, trained, what the trained tokens weigh
+    # switches, train_on, trained, weights of the trained tokens
     ({"a2": {"weight": 0}}, "auto", ["Four.<|im_end|>"], None),
     ({"a2": {"weight": 1}}, "auto", ["Two.<|im_end|>", "Four.<|im_end|>"], None),
     ({"a2": {"train": False}}, "assistant", ["Four.<|im_end|>"], None),
@@ -103,7 +101,9 @@ SWITCHES = [
 
 @pytest.mark.parametrize("template", [CHATML, MARKED], ids=["derived", "marked"])
 @pytest.mark.parametrize(("switches", "train_on", "expected", "weights"), SWITCHES)
-def test_switches_of_messages(folder_with, template, switches, train_on, expected, weights):
+def test_switches_of_messages_override_train_on(
+    folder_with, template, switches, train_on, expected, weights
+):
     rows = [{"messages": switched(**switches)}]
     made = prepare(rows, folder_with(template), train_on=train_on)
     if not expected:
@@ -122,7 +122,7 @@ def test_switches_of_messages(folder_with, template, switches, train_on, expecte
     assert [weight > 0 for weight in made.weights()] == made.batch.completion_mask.tolist()
 
 
-def test_with_all_only_what_is_switched_off_is_left_out(folder_with):
+def test_with_all_only_switched_off_messages_are_masked(folder_with):
     made = prepare(
         [{"messages": switched(a2={"weight": 0}, a4={"loss_weight": 0.5})}],
         folder_with(CHATML),
@@ -139,7 +139,7 @@ def test_with_all_only_what_is_switched_off_is_left_out(folder_with):
     )
 
 
-def test_records_without_switches_are_as_ever_beside_those_with_some(folder_with):
+def test_switches_do_not_affect_other_records(folder_with):
     rows = [{"messages": TALK}, {"messages": switched(a2={"weight": 0})}]
     made = prepare(rows, folder_with(CHATML))
     assert made.trained(0) == [made.text(0)]
@@ -149,12 +149,12 @@ def test_records_without_switches_are_as_ever_beside_those_with_some(folder_with
 @pytest.mark.parametrize(
     "switch", [{"weight": "1"}, {"weight": -1}, {"loss_weight": [1]}, {"train": {}}]
 )
-def test_a_switch_that_is_no_number_is_refused(folder_with, switch):
+def test_a_switch_that_is_not_a_number_is_rejected(folder_with, switch):
     made = prepare([{"messages": switched(a2=switch)}], folder_with(CHATML))
     assert [r.reason for r in made.batch.rejected] == ["bad_type"]
 
 
-def test_switches_of_sharegpt_turns(folder_with):
+def test_switches_work_on_sharegpt_turns(folder_with):
     turns = [{"from": "human", "value": "One?"}, {"from": "gpt", "value": "Two.", "train": False}]
     turns += [{"from": "human", "value": "Three?"}, {"from": "gpt", "value": "Four."}]
     assert prepare([{"conversations": turns}], folder_with(CHATML)).trained() == ["Four.<|im_end|>"]
@@ -162,7 +162,7 @@ def test_switches_of_sharegpt_turns(folder_with):
 
 @needs_shared
 @pytest.mark.parametrize("tokenizer", ["qwen3", "smollm2", "mistral-v3"])
-def test_a_real_file_with_loss_weights(tokenizer):
+def test_loss_weights_of_a_real_file_are_applied(tokenizer):
     with open(SHARED / "datasets" / "v1_sft_demo.jsonl", encoding="utf-8") as file:
         rows = [json.loads(line) for line in islice(file, 40)]
     made = prepare(rows, SHARED / "tokenizers" / tokenizer, max_length=4096)
@@ -174,7 +174,7 @@ def test_a_real_file_with_loss_weights(tokenizer):
         assert trained.endswith(("<|im_end|>", "</s>"))
 
 
-# --- one example a turn ---------------------------------------------------------------------------
+# --- expand_turns ---------------------------------------------------------------------------------
 
 THOUGHTS = [
     {"role": "user", "content": "One?"},
@@ -204,7 +204,7 @@ def test_each_turn_is_trained_as_the_model_sees_it(folder_with, train_on):
     assert made.batch.counts["extra.turns"] == 1
 
 
-def test_of_the_last_turn_alone_there_is_one_example(folder_with):
+def test_with_last_assistant_only_the_last_turn_is_an_example(folder_with):
     made = prepare(
         [{"messages": THOUGHTS}],
         folder_with(FORGETFUL),
@@ -214,7 +214,7 @@ def test_of_the_last_turn_alone_there_is_one_example(folder_with):
     assert [made.trained(k) for k in range(len(made))] == [["<think>Hm hm.</think>Four.<|im_end|>"]]
 
 
-def test_switched_off_turns_make_no_example_and_weights_hold_for_theirs(folder_with):
+def test_switched_off_turns_are_not_expanded_and_weights_apply_to_their_turn(folder_with):
     messages = [dict(m) for m in THOUGHTS]
     messages[1]["weight"] = 0
     messages[3]["loss_weight"] = 0.5
@@ -233,7 +233,7 @@ def test_switched_off_turns_make_no_example_and_weights_hold_for_theirs(folder_w
     )
 
 
-def test_expanded_turns_of_a_completion_only(folder_with):
+def test_only_turns_of_the_completion_are_expanded(folder_with):
     made = prepare(
         [{"prompt": THOUGHTS[:2], "completion": THOUGHTS[2:]}],
         folder_with(FORGETFUL),
@@ -244,15 +244,15 @@ def test_expanded_turns_of_a_completion_only(folder_with):
     ]
 
 
-def test_all_tokens_of_expanded_turns_make_no_sense():
+def test_expand_turns_with_all_is_rejected():
     with pytest.raises(ConfigError, match="again in each"):
         BuildConfig.of(expand_turns=True, train_on="all")
 
 
-# --- what cannot be told --------------------------------------------------------------------------
+# --- unproven masks -------------------------------------------------------------------------------
 
 
-def test_a_template_without_provable_turns_is_refused_by_name(folder_with):
+def test_a_template_without_provable_turns_is_rejected(folder_with):
     folder = folder_with("{{ messages | map(attribute='content') | join(' ') }}")
     recipe, _ = prepare_recipe(
         BuildConfig.of(inputs="-", tokenizer=str(folder), output="-", train_on="assistant")
@@ -261,7 +261,7 @@ def test_a_template_without_provable_turns_is_refused_by_name(folder_with):
         Renderer(recipe).check_masks()
 
 
-def test_a_conversation_whose_mask_cannot_be_shown_is_set_aside(folder_with):
+def test_a_conversation_whose_mask_cannot_be_proven_is_quarantined(folder_with):
     folder = folder_with(
         CHATML.replace("message['content'] +", "message['content'] | replace('Two', '2') +")
     )
@@ -276,7 +276,7 @@ def test_a_conversation_whose_mask_cannot_be_shown_is_set_aside(folder_with):
 @pytest.mark.parametrize(
     "tokenizer", ["qwen3", "smollm2", "mistral-v1", "mistral-v3", "deepseek-v4", "tiny-chatml-4k"]
 )
-def test_trained_tokens_of_real_tokenizers_say_what_the_assistant_says(tokenizer):
+def test_trained_tokens_of_real_tokenizers_are_the_words_of_the_assistant(tokenizer):
     with open(
         SHARED / "datasets" / "chatterbot_multilingual_messages.jsonl", encoding="utf-8"
     ) as file:
@@ -300,9 +300,9 @@ def test_trained_tokens_of_real_tokenizers_say_what_the_assistant_says(tokenizer
             text in normalize("NFC", run) and run.rstrip().endswith(ends)
             for text, run in zip(said, runs, strict=True)
         )
-        heard = [
+        user_texts = [
             m["content"].strip()
             for m in rows[origin]["messages"]
             if m["role"] == "user" and len(m["content"]) > 30
         ]
-        assert not any(text in run for text in heard for run in runs)
+        assert not any(text in run for text in user_texts for run in runs)

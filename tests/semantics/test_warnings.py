@@ -1,4 +1,4 @@
-"""The count of conversations whose end is not trained, against its plain definition."""
+"""The count of conversations whose end is not trained, compared with a slow definition."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ SEQUENCE = st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=6)
 
 
 @given(st.lists(st.tuples(SEQUENCE, st.booleans()), max_size=6))
-def test_ends_that_are_not_trained(sequences):
-    """A conversation ends well where its last trained token, or the trained one just before that,
-    is an added token (3 here)."""
+def test_conversations_whose_end_is_not_trained_are_counted(sequences):
+    """The end of a conversation is trained if its last trained token, or the trained one just
+    before it, is an added token (3 here)."""
     lengths = [len(tokens) for tokens, _ in sequences]
     flat = [pair for tokens, _ in sequences for pair in tokens]
     batch = TokenBatch(
@@ -28,10 +28,10 @@ def test_ends_that_are_not_trained(sequences):
     )
     expected = 0
     for tokens, chat in sequences:
-        places = [place for place, (_, trained) in enumerate(tokens) if trained]
-        if chat and places:
-            last = places[-1]
-            ends = [tokens[last][0], *(tokens[last - 1][:1] if last - 1 in places else ())]
+        indices = [index for index, (_, trained) in enumerate(tokens) if trained]
+        if chat and indices:
+            last = indices[-1]
+            ends = [tokens[last][0], *(tokens[last - 1][:1] if last - 1 in indices else ())]
             expected += 3 not in ends
     counts = Counter()
     count_untrained_ends(

@@ -1,1 +1,1 @@
-"""A chat template as one Python function, made from its syntax tree."""
+"""The compiler: a chat template as one Python function, made from its syntax tree."""

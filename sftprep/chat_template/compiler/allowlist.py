@@ -1,5 +1,7 @@
-"""The operations that compiled templates may use: lists, so that whatever is not in them goes to
-Jinja and its sandbox."""
+"""The operations that compiled templates may use.
+
+These are allowlists: every operation that is not in them is left to Jinja and its sandbox.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from jinja2 import nodes
 from sftprep.chat_template.compiler.fragments import Kind
 
 FUNCTIONS = frozenset({"raise_exception", "strftime_now", "range"})
-"""Functions that every template has."""
+"""Functions that are available to every template."""
 
 COMPARISONS = {
     "eq": "==",
@@ -22,7 +24,7 @@ COMPARISONS = {
     "in": "in",
     "notin": "not in",
 }
-"""Jinja's names of comparisons, and Python's."""
+"""Jinja's names of comparisons, with Python's operators."""
 
 TEXT_METHODS = frozenset(
     {
@@ -39,7 +41,7 @@ TEXT_METHODS = frozenset(
         "join",
     }
 )
-"""Methods that give text."""
+"""Methods that return a string."""
 
 METHODS = TEXT_METHODS | frozenset(
     {
@@ -68,14 +70,14 @@ METHODS = TEXT_METHODS | frozenset(
         "values",
     }
 )
-"""Methods of texts and dictionaries: none of them changes anything, or takes a number that could
-make a huge value."""
+"""Methods of strings and dictionaries. None of them modifies its object, and none takes a number
+that could make a huge value."""
 
 TEXT_FILTERS = frozenset({"tojson", "join", "replace"})
-"""Filters that give plain text, whatever they get."""
+"""Filters that return a plain str for any value."""
 
 TEXT_KEEPING_FILTERS = frozenset({"trim", "string", "upper", "lower", "capitalize", "title"})
-"""Filters that give text, which is Markup where they get Markup."""
+"""Filters that return a string, which is Markup if their value is Markup."""
 
 FILTERS = frozenset(
     {
@@ -94,13 +96,13 @@ FILTERS = frozenset(
     }
     | {"map", "select", "reject", "selectattr", "rejectattr"}
 ) | (TEXT_FILTERS | TEXT_KEEPING_FILTERS)
-"""Filters that are called as they are. Those that may give an undefined value (first, last, min,
-max ...) are not among them."""
+"""Filters that compiled code calls directly. Filters that may return an undefined value (first,
+last, min, max ...) are not among them."""
 
 MAPPED = frozenset(
     {"upper", "lower", "trim", "string", "tojson", "capitalize", "title", "int", "float", "length"}
 )
-"""Filters that `map` may run."""
+"""Filters that `map` may apply."""
 
 SHORT_TESTS = {
     "defined": "({} is not U)",
@@ -110,7 +112,7 @@ SHORT_TESTS = {
     "true": "({} is True)",
     "false": "({} is False)",
 }
-"""Tests that are written out."""
+"""Tests that are inlined; the braces are replaced by the value."""
 
 TESTS = frozenset(SHORT_TESTS) | frozenset(
     {
@@ -129,11 +131,11 @@ TESTS = frozenset(SHORT_TESTS) | frozenset(
     }
     | {"in", "eq", "equalto", "ne", "sameas"}
 )
-"""Tests, most of them called as they are."""
+"""Tests; those that are not inlined are called directly."""
 
-_PICKING = TESTS - {"sameas", "divisibleby"}
-_TESTED = {"select": 0, "reject": 0, "selectattr": 1, "rejectattr": 1}
-"""Filters that pick items by a test, and the place of its name among their arguments."""
+_SELECTION_TESTS = TESTS - {"sameas", "divisibleby"}
+_SELECTION_FILTERS = {"select": 0, "reject": 0, "selectattr": 1, "rejectattr": 1}
+"""Filters that select items by a test, and the index of the test's name in their arguments."""
 
 LOOP: dict[str, tuple[Kind, str]] = {
     "index0": ("int", "{i}"),
@@ -146,25 +148,29 @@ LOOP: dict[str, tuple[Kind, str]] = {
     "previtem": ("value", "({s}[{i} - 1] if {i} else U)"),
     "nextitem": ("value", "({s}[{i} + 1] if {i} != {last} else U)"),
 }
-"""What `loop` has: s is the sequence, i the index of the turn, last that of the last turn."""
+"""Attributes of `loop`, in terms of its variables: s, the sequence; i, the index of the current
+item; last, the index of the last item."""
 
 
-def is_some_text(node: nodes.Node) -> bool:
-    """Whether an expression is a constant text that is not empty."""
+def is_nonempty_text(node: nodes.Node) -> bool:
+    """Return whether an expression is a constant string that is not empty."""
     return isinstance(node, nodes.Const) and isinstance(node.value, str) and node.value != ""
 
 
 def is_safe_to_skip(node: nodes.Node) -> bool:
-    """Whether an expression cannot fail: Jinja works arguments out even where they are not used."""
+    """Return whether an expression cannot fail, so that it need not be evaluated where its value is
+    not used. Jinja always evaluates the arguments of filters."""
     return isinstance(node, nodes.Const) or (
         isinstance(node, nodes.List | nodes.Dict) and not node.items
     )
 
 
 def is_known_filter(node: nodes.Filter) -> bool:
-    """Whether a filter may be compiled; of `map`, where it runs a filter that gives no undefined
-    value; of those that pick, where they pick by a test of `TESTS` that does not ask which object
-    it has."""
+    """Return whether compiled code may apply a filter.
+
+    A `map` may apply filters that never return an undefined value. Filters that select items may
+    use a test of `TESTS` that does not depend on the identity of an object.
+    """
     if (
         node.node is None
         or node.dyn_args is not None
@@ -172,18 +178,18 @@ def is_known_filter(node: nodes.Filter) -> bool:
         or node.name not in FILTERS
     ):
         return False
-    if node.name in _TESTED:
-        place = _TESTED[node.name]
-        test = node.args[place] if len(node.args) > place else None
+    if node.name in _SELECTION_FILTERS:
+        index = _SELECTION_FILTERS[node.name]
+        test = node.args[index] if len(node.args) > index else None
         return not node.kwargs and (
-            test is None or (isinstance(test, nodes.Const) and test.value in _PICKING)
+            test is None or (isinstance(test, nodes.Const) and test.value in _SELECTION_TESTS)
         )
     first = node.args[0] if len(node.args) == 1 and not node.kwargs else None
     return node.name != "map" or (isinstance(first, nodes.Const) and first.value in MAPPED)
 
 
-def counted_to_be_some(node: nodes.Compare) -> nodes.Node | None:
-    """What `value | length > 0` counts; None for other comparisons."""
+def operand_of_filled_check(node: nodes.Compare) -> nodes.Node | None:
+    """Return `value` for the comparison `value | length > 0`, None for any other comparison."""
     left, right = node.expr, node.ops[0].expr
     if (
         len(node.ops) != 1
@@ -203,17 +209,17 @@ def counted_to_be_some(node: nodes.Compare) -> nodes.Node | None:
 
 
 def is_keyword_argument(key: object) -> bool:
-    """Whether an argument may be given by this name in Python source."""
+    """Return whether Python source can pass an argument by this name."""
     return (
         isinstance(key, str) and key.isascii() and key.isidentifier() and not keyword.iskeyword(key)
     )
 
 
-def passed_first(function: object) -> str:
-    """What Jinja passes to a filter before its value."""
-    wanted = getattr(getattr(function, "jinja_pass_arg", None), "name", "")
+def first_argument_of(function: object) -> str:
+    """Return the source of the argument that Jinja passes to a filter before its value, or ""."""
+    passed = getattr(getattr(function, "jinja_pass_arg", None), "name", "")
     return {
         "context": "CONTEXT",
         "eval_context": "CONTEXT.eval_ctx",
         "environment": "CONTEXT.environment",
-    }.get(wanted, "")
+    }.get(passed, "")

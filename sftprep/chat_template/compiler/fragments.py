@@ -1,4 +1,4 @@
-"""Pieces of Python source that stand for parts of a chat template."""
+"""Fragments of Python source that the compiler builds from parts of a chat template."""
 
 from __future__ import annotations
 
@@ -9,62 +9,65 @@ from typing import Literal, NamedTuple
 from jinja2 import nodes
 
 Kind = Literal["text", "int", "texts", "value"]
-"""text: a plain str; int: a plain int; texts: a list of at least one plain str; value: anything."""
+"""What is known of a value: text, a plain str; int, a plain int; texts, a list of at least one
+plain str; value, nothing."""
 
 
 class Code(NamedTuple):
-    """Source of one expression. literal: the text, where it is a constant one; atom: a name, which
-    may be written twice; anchors: source of the number of anchors that the template itself writes
-    with this value, empty for none (constants are counted when they are written)."""
+    """The source of one expression, and what is known of its value."""
 
     source: str
     kind: Kind = "value"
-    literal: str | None = None
-    atom: bool = False
+    literal: str | None = None  # the string, if it is a constant one
+    atom: bool = False  # a variable, which may be written several times at no cost
+    # Source of the number of anchors that the template itself writes with this value; empty: none.
+    # Anchors in constants are counted when the constants are written.
     anchors: str = ""
 
 
 @dataclass(slots=True)
 class Loop:
-    """Names of the Python variables of a running `for`: its sequence, the index of the turn, the
-    index of the last turn."""
+    """The Python variables of a running `for` that uses `loop`."""
 
-    sequence: str
-    index: str
-    last: str
+    sequence: str  # the list of its items
+    index: str  # index of the current item
+    last: str  # index of the last item
 
 
 @dataclass(slots=True)
 class Macro:
-    """A macro that can be called: its Python function and the names of its parameters."""
+    """A macro that compiled code can call."""
 
-    function: str
-    parameters: list[str]
+    function: str  # its Python function
+    parameters: list[str]  # the names of its parameters in the template
 
 
-def literal(text: str) -> Code:
-    """A constant text."""
+def to_literal(text: str) -> Code:
+    """Return the code of a constant string."""
     return Code(repr(text), "text", text)
 
 
-def shown(code: Code) -> Code:
-    """A value as the text that `{{ value }}` writes."""
+def to_text(code: Code) -> Code:
+    """Return a value as the string that `{{ value }}` writes."""
     if code.kind == "text":
         return code
     return Code(f"text({code.source})", "text", anchors=code.anchors)
 
 
-def joined(pieces: Iterable[Code]) -> list[Code]:
-    """The same parts, with neighbouring constants made one."""
+def merge_literals(pieces: Iterable[Code]) -> list[Code]:
+    """Return the same pieces, with adjacent constants merged and empty ones removed."""
     merged: list[Code] = []
     for piece in pieces:
         if piece.literal is not None and merged and merged[-1].literal is not None:
-            merged[-1] = literal(merged[-1].literal + piece.literal)
+            merged[-1] = to_literal(merged[-1].literal + piece.literal)
         elif piece.literal != "":
             merged.append(piece)
     return merged
 
 
 def summands(node: nodes.Node) -> list[nodes.Node]:
-    """The parts of a sum, from left to right. A sum of texts may be regrouped at will."""
+    """Return the parts of a sum, from left to right.
+
+    Adding strings is associative, so a sum of strings may be regrouped.
+    """
     return [*summands(node.left), *summands(node.right)] if isinstance(node, nodes.Add) else [node]

@@ -1,1 +1,1 @@
-"""Chat templates run by Jinja: in a sandbox, with limits, noting which message writes what."""
+"""The reference path: chat templates run by Jinja, in a sandbox with size limits."""

@@ -1,9 +1,12 @@
-"""Which message wrote which part of a rendered conversation: loops of a chat template note the item
-that they are at.
+"""Attribution of rendered text to messages: the loops of a template report their current item.
 
-A statement is put at the start of each loop of the syntax tree, and one after it. What is written
-while a loop is at a message belongs to that message; loops over other things (tools, parts of a
-content) change nothing. Both ways of rendering run the same tree.
+1. `track_turns` inserts a statement at the start of each loop of the syntax tree, and one after the
+   loop. Each of them reports the position in the output and the item that the loop is at.
+2. While a loop is at a message, everything that is written belongs to this message. Loops over
+   other things (tools, parts of a content) change nothing.
+3. `regions_of` turns the reported marks into regions of the text.
+
+Jinja and the compiler run the same tree, so both report the same marks.
 """
 
 from __future__ import annotations
@@ -15,29 +18,34 @@ import jinja2
 from jinja2 import nodes
 
 Mark = tuple[int, int, Any]
-"""Position in the output, depth of the loop from 0, and the item that it is at: None after the
-loop."""
+"""Position in the output, depth of the loop (from 0), and the loop's item; None after the loop."""
 
 
 class Region(NamedTuple):
-    """Characters [first, last) of a rendered conversation, and the number of the message that wrote
-    them: -1 for none."""
+    """Characters [first, last) of a rendered conversation, written by one message."""
 
     first: int
     last: int
-    message: int
+    message: int  # index of the message; -1: text of the template that belongs to no message
 
 
-def note_turns(tree: nodes.Template, environment: jinja2.Environment, identifier: str) -> None:
-    """Make the loops of a template call the method `_turn(depth, item)` of the extension with this
-    identifier."""
-    tree.body = _noted(tree.body, 0, identifier)
+def track_turns(tree: nodes.Template, environment: jinja2.Environment, identifier: str) -> None:
+    """Make the loops of a template report their items.
+
+    Args:
+        tree: The syntax tree, which is changed.
+        environment: The environment of the tree.
+        identifier: The Jinja extension whose method `_turn(depth, item)` the loops call.
+    """
+    tree.body = _with_reports(tree.body, 0, identifier)
     tree.set_environment(environment)
 
 
 def turn_of(node: nodes.ExprStmt) -> tuple[int, nodes.Expr | None] | None:
-    """Depth and item of a statement that `note_turns` made, the item None after a loop; None for
-    any other statement."""
+    """Return the depth and the item of a statement that `track_turns` inserted.
+
+    The item is None after a loop. The result is None for any other statement.
+    """
     call = node.node
     if not (
         isinstance(call, nodes.Call)
@@ -51,98 +59,115 @@ def turn_of(node: nodes.ExprStmt) -> tuple[int, nodes.Expr | None] | None:
 
 
 def regions_of(marks: Sequence[Mark], messages: Sequence[Any], end: int) -> tuple[Region, ...]:
-    """The parts of a text of `end` characters, in order, none empty; neighbours are of different
-    messages.
+    """Return the regions of a text of `end` characters, in order.
 
-    Templates that make new messages, some of them out of several neighbours of one role, are
-    followed by role and content; what came of several belongs to the first.
+    No region is empty, and adjacent regions belong to different messages. Some templates build new
+    messages, partly by merging adjacent ones with the same role. These are matched by role and
+    content, and a merged message belongs to the first of its parts.
+
+    Example:
+        marks = [(2, 0, messages[0]), (5, 0, messages[1]), (9, 0, None)], end = 10
+        ->  Region(0, 2, -1), Region(2, 5, 0), Region(5, 9, 1), Region(9, 10, -1)
     """
     numbers = {id(message): number for number, message in enumerate(messages)}
-    levels: list[int] = []
-    found: list[Region] = []
-    start, writer, following = 0, -1, 0
-    after = [*marks[1:], (end, -1, None)]
-    for (position, depth, item), (next_position, next_depth, _) in zip(marks, after, strict=False):
+    active: list[int] = []  # for each open loop, the message that it is at; -1: another item
+    regions: list[Region] = []
+    start, writer = 0, -1  # start and message of the current region
+    next_unmatched = 0  # first message that no rebuilt message has been matched with
+    following = [*marks[1:], (end, -1, None)]
+    for (position, depth, item), (next_position, next_depth, _) in zip(
+        marks, following, strict=False
+    ):
         if next_position == position and next_depth == depth and item is not None:
-            # Nothing was written at this item: templates look through all messages before they
-            # write the first.
+            # Nothing was written at this item: many templates search through all messages before
+            # they write the first one.
             continue
-        del levels[depth:]
+        del active[depth:]
         if item is None:
-            following = 0
+            next_unmatched = 0
         else:
             number = numbers.get(id(item), -1)
             if number < 0 and type(item) is dict and "role" in item:
-                number, following = _remade(item, messages, following)
-            levels.append(number)
-        now = next((level for level in reversed(levels) if level >= 0), -1)
-        if now == writer:
+                number, next_unmatched = _match_rebuilt(item, messages, next_unmatched)
+            active.append(number)
+        # The innermost loop that is at a message determines the writer.
+        new_writer = next((number for number in reversed(active) if number >= 0), -1)
+        if new_writer == writer:
             continue
         if position > start:
-            found.append(Region(start, position, writer))
-        start, writer = position, now
+            regions.append(Region(start, position, writer))
+        start, writer = position, new_writer
     if end > start:
-        found.append(Region(start, end, writer))
-    return _joined(found)
+        regions.append(Region(start, end, writer))
+    return _merge_adjacent(regions)
 
 
-def _remade(item: dict[str, Any], messages: Sequence[Any], following: int) -> tuple[int, int]:
-    """The message from `following` on that a new message was made of, and the one after it: -1
-    where there is none."""
+def _match_rebuilt(item: dict[str, Any], messages: Sequence[Any], start: int) -> tuple[int, int]:
+    """Find the messages, from `start` on, that a template built a new message from.
+
+    Returns the index of the first of them and of the message after the last; (-1, start) if there
+    are none.
+    """
     role, content = item["role"], item.get("content") or ""
-    for first in range(following, len(messages)):
-        made = ""
+    for first in range(start, len(messages)):
+        merged = ""
         for last in range(first, len(messages)):
-            own = messages[last].get("content") or ""
-            if messages[last].get("role") != role or not isinstance(own, str):
+            part = messages[last].get("content") or ""
+            if messages[last].get("role") != role or not isinstance(part, str):
                 break
-            made = own if last == first else f"{made}\n\n{own}"
-            if made == content:
+            # Templates that merge messages put an empty line between their contents.
+            merged = part if last == first else f"{merged}\n\n{part}"
+            if merged == content:
                 return first, last + 1
-    return -1, following
+    return -1, start
 
 
-def _joined(found: list[Region]) -> tuple[Region, ...]:
-    joined: list[Region] = []
-    for region in found:
-        if joined and joined[-1].message == region.message and joined[-1].last == region.first:
-            joined[-1] = Region(joined[-1].first, region.last, region.message)
+def _merge_adjacent(regions: list[Region]) -> tuple[Region, ...]:
+    merged: list[Region] = []
+    for region in regions:
+        if merged and merged[-1].message == region.message and merged[-1].last == region.first:
+            merged[-1] = Region(merged[-1].first, region.last, region.message)
         else:
-            joined.append(region)
-    return tuple(joined)
+            merged.append(region)
+    return tuple(merged)
 
 
-def _noted(body: list[nodes.Node], depth: int, identifier: str) -> list[nodes.Node]:
-    noted: list[nodes.Node] = []
+def _with_reports(body: list[nodes.Node], depth: int, identifier: str) -> list[nodes.Node]:
+    """Return statements in which each loop reports its items."""
+    result: list[nodes.Node] = []
     for node in body:
-        noted.append(node)
+        result.append(node)
         if isinstance(node, nodes.If):
             for branch in (node, *node.elif_):
-                branch.body = _noted(branch.body, depth, identifier)
-            node.else_ = _noted(node.else_, depth, identifier)
+                branch.body = _with_reports(branch.body, depth, identifier)
+            node.else_ = _with_reports(node.else_, depth, identifier)
         elif isinstance(node, nodes.With):
-            node.body = _noted(node.body, depth, identifier)
-        elif isinstance(node, nodes.For) and not _writes(node):
-            continue  # a loop that only looks at the messages
+            node.body = _with_reports(node.body, depth, identifier)
+        elif isinstance(node, nodes.For) and not _writes_output(node):
+            continue  # a loop that only inspects the messages
         elif isinstance(node, nodes.For) and isinstance(node.target, nodes.Name):
             item = nodes.Name(node.target.name, "load", lineno=node.lineno)
             node.body = [
-                _statement(depth, item, node, identifier),
-                *_noted(node.body, depth + 1, identifier),
+                _report_statement(depth, item, node, identifier),
+                *_with_reports(node.body, depth + 1, identifier),
             ]
-            noted.append(_statement(depth, nodes.Const(None, lineno=node.lineno), node, identifier))
+            none = nodes.Const(None, lineno=node.lineno)
+            result.append(_report_statement(depth, none, node, identifier))
         elif isinstance(node, nodes.For):
-            node.body = _noted(node.body, depth, identifier)
-        # Macros, block assignments and generation blocks collect what they write, so positions
-        # inside them say nothing.
-    return noted
+            # A target such as `key, value` cannot be a message.
+            node.body = _with_reports(node.body, depth, identifier)
+        # Macros, block assignments and generation blocks collect their output in a buffer of their
+        # own, so positions inside them would be meaningless.
+    return result
 
 
-def _writes(loop: nodes.For) -> bool:
+def _writes_output(loop: nodes.For) -> bool:
     return next(loop.find_all((nodes.Output, nodes.CallBlock)), None) is not None
 
 
-def _statement(depth: int, item: nodes.Expr, loop: nodes.For, identifier: str) -> nodes.ExprStmt:
+def _report_statement(
+    depth: int, item: nodes.Expr, loop: nodes.For, identifier: str
+) -> nodes.ExprStmt:
     method = nodes.ExtensionAttribute(identifier, "_turn", lineno=loop.lineno)
     arguments = [nodes.Const(depth, lineno=loop.lineno), item]
     return nodes.ExprStmt(

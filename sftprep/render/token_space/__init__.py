@@ -1,1 +1,1 @@
-"""Loss masks from token ids alone: regions lie between added tokens that the template writes."""
+"""The fast path to loss masks: regions between added tokens of the template, found in token ids."""

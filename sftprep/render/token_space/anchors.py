@@ -1,11 +1,14 @@
-"""Which added tokens can mark the boundaries of trained regions: the anchors of a tokenizer and a
-template.
+"""Anchors: the added tokens that can mark the boundaries of trained regions.
 
-An added token splits a text before the tokenizer examines anything else. If a template's constants
-contain such a token, the rendered text contains it, and the ids of the text contain its id exactly
-once for each occurrence. A region "from after the k-th anchor and a literal that follows it to the
-m-th anchor" can then be found in the ids, without character positions. The conditions under which
-this holds (S1 to S3 of the design notes) are checked here, once for a tokenizer and a template.
+Idea: an added token splits a text before the tokenizer examines anything else. If a constant of the
+template contains such a token, the rendered text contains it, and the ids of the text contain its
+id exactly once for each occurrence. A region "from after the k-th anchor and the literal that
+follows it, to the m-th anchor" can then be found in the ids, without character positions.
+
+This holds under the conditions S1 to S3 of the design notes, which are checked here, once for a
+tokenizer and a template: S1, the tokens cover every byte of a text; S2, the anchor is found
+wherever it occurs, and takes nothing from the text around it; S3, no other added token can overlap
+it.
 """
 
 from __future__ import annotations
@@ -20,11 +23,12 @@ from sftprep.tokenize.encoders.char_offsets import byte_family
 from sftprep.tokenize.loading.spec import TokenizerSpec, is_matched_literally
 
 _KEEPING_SPLITS = frozenset({"Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"})
+"""Behaviours of the pre-tokenizer `Split` that keep the whole text; "Removed" does not."""
 _CONTINUATION_BYTE = re.compile(r"<0x[89AB][0-9A-F]>")
 
 
 class Ending(NamedTuple):
-    """The last anchor of a text, and what follows it."""
+    """The last anchor of a text, and the text after it."""
 
     anchor: str
     tail: str
@@ -32,17 +36,22 @@ class Ending(NamedTuple):
 
 @dataclass(frozen=True)
 class Anchors:
-    """ids: the anchors with their token ids; unsafe: added tokens that take whitespace from the
-    text after them, so that no literal may contain one; prepends: whether the tokenizer writes a
-    blank at the start of the text after an anchor."""
+    """The anchors of a tokenizer and a template.
 
-    ids: dict[str, int]
+    Example:
+        Anchors({"<|im_start|>": 5, "<|im_end|>": 6}).ending("a<|im_end|>\\n")
+        ->  Ending("<|im_end|>", "\\n")
+    """
+
+    ids: dict[str, int]  # the token id of each anchor
+    # Added tokens that take whitespace from the text after them; no literal may contain one.
     unsafe: tuple[str, ...] = ()
+    # Whether the tokenizer adds a space at the start of the text after an anchor.
     prepends: bool = False
 
     @cached_property
     def texts(self) -> tuple[str, ...]:
-        """The anchors, for `str.startswith`."""
+        """The anchors as strings, for `str.startswith`."""
         return tuple(self.ids)
 
     @cached_property
@@ -50,15 +59,15 @@ class Anchors:
         return re.compile("|".join(map(re.escape, self.ids)) or r"(?!)")
 
     def count(self, text: str) -> int:
-        """How many anchors a text contains."""
+        """Return the number of anchors in a text."""
         return len(self._pattern.findall(text))
 
     def split(self, text: str) -> list[str]:
-        """The parts of a text between its anchors."""
+        """Return the parts of a text between its anchors."""
         return self._pattern.split(text)
 
     def ending(self, text: str) -> Ending | None:
-        """The last anchor of a text; None if it contains none."""
+        """Return the last anchor of a text and the rest, None if the text contains no anchor."""
         found = [*self._pattern.finditer(text)]
         return Ending(found[-1].group(), text[found[-1].end() :]) if found else None
 
@@ -66,26 +75,34 @@ class Anchors:
 def find_anchors(
     spec: TokenizerSpec, template: str, *, has_every_byte: bool = False
 ) -> Anchors | str:
-    """The anchors of a tokenizer that a template writes; if there are none, the reason.
+    """Return the anchors that a template writes, or the reason if there are none.
 
-    has_every_byte: it is known that the vocabulary of a byte-level tokenizer does not lack a byte.
+    Args:
+        spec: The tokenizer.
+        template: The source of the template.
+        has_every_byte: It is known that the vocabulary of a byte-level tokenizer has a token for
+            every byte.
     """
-    fault = _dropped_bytes(spec, has_every_byte=has_every_byte)
+    # S1
+    fault = _find_dropped_bytes(spec, has_every_byte=has_every_byte)
     if fault is not None:
         return fault
     entries: list[dict[str, Any]] = spec.part("added_tokens") or []
     normalizes = bool(spec.steps("normalizer", "normalizers"))
     contents = [entry["content"] for entry in entries]
-    written = {
+    # Tokens that the template writes through a variable such as `bos_token`.
+    by_variable = {
         token for name, token in spec.special_tokens.items() if re.search(rf"\b{name}\b", template)
     }
     ids = {
         entry["content"]: entry["id"]
         for entry in entries
         if entry.get("special")
-        and (entry["content"] in template or entry["content"] in written)
-        and is_matched_literally(entry if normalizes else {**entry, "normalized": False})
-        and not any(_overlap(entry["content"], other) for other in contents)
+        and (entry["content"] in template or entry["content"] in by_variable)
+        # S2; without a normalizer, the flag `normalized` has no effect.
+        and takes_only_itself(entry if normalizes else {**entry, "normalized": False})
+        # S3
+        and not any(_can_overlap(entry["content"], other) for other in contents)
     }
     if not ids:
         return "the template writes no special token that could mark a boundary"
@@ -95,21 +112,26 @@ def find_anchors(
 
 
 def continuation_ids(spec: TokenizerSpec) -> frozenset[int]:
-    """Ids of the tokens that contain only the second and later bytes of a character in UTF-8."""
-    letters = {letter for letter, byte in byte_by_character().items() if 0x80 <= byte < 0xC0}
+    """Return the ids of tokens that contain only second and later bytes of a character in UTF-8."""
+    # In a byte-level vocabulary, each byte is written as a character of its own.
+    continuation_chars = {char for char, byte in byte_of_letter().items() if 0x80 <= byte < 0xC0}
     family = byte_family(spec)
-    byte_level = family is not None and not family.metaspace
+    is_byte_level = family is not None and not family.blanks
     added = spec.added_tokens()
     return frozenset(
         number
         for token, number in spec.part("model")["vocab"].items()
         if token not in added
-        and (letters.issuperset(token) if byte_level else _CONTINUATION_BYTE.fullmatch(token))
+        and (
+            continuation_chars.issuperset(token)
+            if is_byte_level
+            else _CONTINUATION_BYTE.fullmatch(token)
+        )
     )
 
 
-def _dropped_bytes(spec: TokenizerSpec, *, has_every_byte: bool) -> str | None:
-    """Why the tokens may not cover all bytes of a text (condition S1); None if they do."""
+def _find_dropped_bytes(spec: TokenizerSpec, *, has_every_byte: bool) -> str | None:
+    """Return why the tokens may not cover all bytes of a text (condition S1), None if they do."""
     family = byte_family(spec)
     if spec.split_special_tokens:
         return "the tokenizer does not recognise special tokens inside a text"
@@ -118,17 +140,16 @@ def _dropped_bytes(spec: TokenizerSpec, *, has_every_byte: bool) -> str | None:
     if has_every_byte and not family.metaspace:
         return None
     model = spec.part("model")
-    needed = (
-        {f"<0x{byte:02X}>" for byte in range(256)} if family.metaspace else {*byte_by_character()}
-    )
-    covered = model["type"] == "BPE" and model["vocab"].keys() >= needed
-    if family.metaspace and not model.get("byte_fallback"):
-        covered = False
-    return None if covered else "the vocabulary does not contain every byte"
+    needed = {f"<0x{byte:02X}>" for byte in range(256)} if family.blanks else {*byte_of_letter()}
+    has_all = model["type"] == "BPE" and model["vocab"].keys() >= needed
+    # SentencePiece uses its byte tokens only with byte fallback.
+    if family.blanks and not model.get("byte_fallback"):
+        has_all = False
+    return None if has_all else "the vocabulary does not contain every byte"
 
 
 def _keeps_bytes(step: dict[str, Any]) -> bool:
-    """Whether a pre-tokenizer leaves out no part of a text and adds nothing to it."""
+    """Return whether a pre-tokenizer omits no part of a text and adds nothing to it."""
     if step.get("add_prefix_space"):
         return False
     if step["type"] == "Split":
@@ -136,9 +157,9 @@ def _keeps_bytes(step: dict[str, Any]) -> bool:
     return step["type"] in ("ByteLevel", "Digits")
 
 
-def _overlap(anchor: str, other: str) -> bool:
-    """Whether an occurrence of `other` in a text could overlap an occurrence of `anchor`: one
-    contains the other, or an end of one is the start of the other."""
+def _can_overlap(anchor: str, other: str) -> bool:
+    """Return whether an occurrence of `other` could overlap an occurrence of `anchor`: one contains
+    the other, or an end of one is the start of the other."""
     if anchor != other and (anchor in other or other in anchor):
         return True
     shorter = min(len(anchor), len(other))

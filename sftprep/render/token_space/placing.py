@@ -1,5 +1,21 @@
-"""From boundaries between anchors to a mask over token ids: one scan finds the anchors, and the
-checks decide which texts take the reference path (C2 to C5 of the design notes)."""
+"""From boundaries between anchors to a mask over token ids.
+
+Idea: the template knows how many anchors it wrote before each boundary. So the k-th anchor in the
+ids of a text gives the position of the boundary, and no character positions are needed.
+
+1. Find all anchors in the ids. A text whose ids do not contain as many anchors as its template
+   wrote is rejected (C1, C2): its content spells a special token, or a token merged with one.
+2. Resolve each boundary to a token. The ids after the anchor must be those of the literal (C3).
+3. Resolve the starts of completions likewise.
+4. A region that ends before it starts rejects its text (C4).
+5. Fill the mask.
+
+A rejected text takes the reference path (`masking.mask_spans`), and so gets the same mask as
+without this module; tests/render/test_token_space.py compares the two paths. The conditions C1 to
+C5 are those of the design notes.
+
+Cost: one comparison of all ids with each anchor, and array operations over the boundaries.
+"""
 
 from __future__ import annotations
 
@@ -13,31 +29,34 @@ from numpy.typing import NDArray
 from sftprep.render.token_space.regions import AT, BEFORE, Boundary
 from sftprep.tokenize.encoders.base import Tokens
 
-_FEW = 8
-"""Ids."""
+_FEW_IDS = 8
+"""Up to this number of ids, comparing with each of them is faster than a table."""
 
 
 @dataclass(slots=True)
 class AnchoredTexts:
-    """Texts of a batch whose regions are known as boundaries between anchors.
+    """Texts of a batch whose regions are known as boundaries between anchors."""
 
-    numbers: of the texts in their batch, ascending; anchors: how many the template wrote into each;
-    regions: of all texts, the ordinal and the literal of each boundary, starts and ends of regions
-    in turn; ends: how long `regions` is after each text; starts: where the completion of a text
-    starts, by its index in `numbers`.
-    """
-
-    numbers: list[int] = field(default_factory=list)
-    anchors: list[int] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)  # indices in the batch, ascending
+    anchors: list[int] = field(default_factory=list)  # anchors that the template wrote, per text
+    # For all texts one after the other, the ordinal and the literal of each boundary (see
+    # `Boundary`); a region is two boundaries, its start and its end.
     regions: list[int] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)  # length of `regions` after each text
+    # Where the completion of a text starts, by the text's index in `numbers`.
     starts: dict[int, Boundary] = field(default_factory=dict)
 
     def add(
         self, number: int, anchors: int, regions: list[int] | None, start: Boundary | None
     ) -> None:
-        """Add a text. regions: None if everything from `start` on is trained; start: nothing before
-        it is trained."""
+        """Add a text.
+
+        Args:
+            number: Its index in the batch.
+            anchors: The number of anchors that the template wrote into it.
+            regions: Its regions; None: everything from `start` on.
+            start: Nothing before it is trained.
+        """
         if start is not None:
             self.starts[len(self.numbers)] = start
         self.numbers.append(number)
@@ -46,7 +65,7 @@ class AnchoredTexts:
         self.ends.append(len(self.regions))
 
     def literals_of(self, index: int) -> set[int]:
-        """The literals at the boundaries of a text, by its index in `numbers`."""
+        """Return the literals at the boundaries of a text, by the text's index in `numbers`."""
         first = self.ends[index - 1] if index else 0
         found = {*self.regions[first + 1 : self.ends[index] : 2]}
         if index in self.starts:
@@ -56,113 +75,173 @@ class AnchoredTexts:
 
 @dataclass(slots=True)
 class AnchorTable:
-    """What the checks need of a tokenizer.
+    """The properties of a tokenizer that the checks use."""
 
-    anchors: their int32 ids; literals: of each literal, with its anchor, the int32 ids at the end
-    of a text, and those before other text if they differ; none if it cannot be used; continues:
-    bool [ids], tokens that contain no first byte of a character, None if all characters are ASCII.
-    """
-
-    anchors: NDArray[np.int32]
+    anchors: NDArray[np.int32]  # ids of the anchors
+    # For each literal, with its anchor: its ids at the end of a text, and its ids before other text
+    # if they differ. Empty: the literal cannot be used.
     literals: Sequence[Sequence[NDArray[np.int32]]]
+    # bool [ids]: tokens without the first byte of any character; None: all characters are ASCII.
     continues: NDArray[np.bool_] | None
 
 
-class Placed(NamedTuple):
-    """Of each text, bool [texts]: failed, whether it failed a check; cut, whether its prompt is not
-    a prefix of it."""
+class PlacedRegions(NamedTuple):
+    """The result for each text: bool [texts]."""
 
-    failed: NDArray[np.bool_]
-    cut: NDArray[np.bool_]
+    failed: NDArray[np.bool_]  # whether it failed a check
+    cut: NDArray[np.bool_]  # whether its prompt is not a prefix of it
+
+
+@dataclass(slots=True)
+class _TextTokens:
+    """The tokens of the anchored texts; all positions count from the first token of the batch."""
+
+    ids: NDArray[np.int32]  # of the whole batch
+    first: NDArray[np.int64]  # first token of each text
+    end: NDArray[np.int64]  # end of each text
+    num_anchors: NDArray[np.int64]  # anchors that each text should contain
+    anchor_positions: NDArray[np.int64]  # of the whole batch, and the end of the batch
+    first_anchor: NDArray[np.int64]  # index in `anchor_positions` of the first anchor of each text
+
+    def positions_of(
+        self, texts: NDArray[np.int64], ordinals: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Return the position of an anchor of each text, and the end of the text for the ordinal
+        after its last anchor."""
+        index = np.minimum(self.first_anchor[texts] + ordinals, len(self.anchor_positions) - 1)
+        at_end = ordinals == self.num_anchors[texts]
+        return np.where(at_end, self.end[texts], self.anchor_positions[index])
+
+    def count_matching(
+        self, texts: NDArray[np.int64], starts: NDArray[np.int64], literal: NDArray[np.int32]
+    ) -> NDArray[np.int64]:
+        """Return how many ids of a literal the ids of each text, from `starts` on, begin with."""
+        ends = self.end[texts]
+        length = np.zeros(len(starts), np.int64)
+        for index, token in enumerate(literal.tolist()):
+            position = starts + index
+            matches = (length == index) & (position < ends)
+            matches &= self.ids[np.minimum(position, len(self.ids) - 1)] == token
+            length += matches
+        return length
 
 
 def place_regions(
     tokens: Tokens, texts: AnchoredTexts, table: AnchorTable, mask: NDArray[np.bool_]
-) -> Placed:
+) -> PlacedRegions:
     """Set the mask of the texts that pass the checks.
 
-    mask: bool [tokens], False; the tokens of a text that failed stay so.
+    Args:
+        tokens: The tokens of the whole batch.
+        texts: The anchored texts of the batch.
+        table: The properties of the tokenizer.
+        mask: bool [tokens], False; the tokens of a text that fails remain False.
+
+    Example:
+        ids = [S, 7, 8, E, S, 9, 5, 6, E] with the anchors S and E, and one region from after the
+        literal [S, 9] of anchor 2 to after anchor 3  ->  mask = [0, 0, 0, 0, 0, 0, 1, 1, 1]
     """
     ids, offsets = tokens.input_ids, tokens.offsets
     numbers = np.array(texts.numbers, np.int64)
-    first_token, last_token = offsets[numbers], offsets[numbers + 1]
-    expected = np.array(texts.anchors, np.int64)
-    # C1 and C2: as many anchors as the template wrote.
-    places = find_ids(ids, table.anchors)
-    first_anchor = np.searchsorted(places, first_token)
-    failed: NDArray[np.bool_] = np.searchsorted(places, last_token) - first_anchor != expected
-    places = np.append(places, len(ids))
+    # 1. Find the anchors, and reject texts with an unexpected number of them (C1, C2).
+    anchor_positions = find_ids(ids, table.anchors)
+    first, end = offsets[numbers], offsets[numbers + 1]
+    first_anchor = np.searchsorted(anchor_positions, first)
+    num_anchors = np.array(texts.anchors, np.int64)
+    failed: NDArray[np.bool_] = np.searchsorted(anchor_positions, end) - first_anchor != num_anchors
+    anchor_positions = np.append(anchor_positions, len(ids))
+    view = _TextTokens(ids, first, end, num_anchors, anchor_positions, first_anchor)
+    # 2. and 3. Resolve boundaries and starts of completions to tokens.
+    text_of = np.repeat(np.arange(len(numbers)), np.diff(texts.ends, prepend=0) // 2)
+    bounds = _resolve_boundaries(view, texts, text_of, table, failed)
+    starts, cut = _resolve_starts(view, texts, table, failed)
+    bounds = np.maximum(bounds, starts[text_of])
+    # 4. Reject texts with a region that ends before it starts (C4).
+    begins, ends, text_of = bounds[::2], bounds[1::2], text_of[::2]
+    failed[text_of[begins > ends]] = True
+    # 5. Fill the mask.
+    kept = ~failed[text_of]
+    for begin, last in zip(begins[kept].tolist(), ends[kept].tolist(), strict=True):
+        mask[begin:last] = True
+    return PlacedRegions(failed, cut)
 
-    def anchors_at(of: NDArray[np.int64], ordinals: NDArray[np.int64]) -> NDArray[np.int64]:
-        at = places[np.minimum(first_anchor[of] + ordinals, len(places) - 1)]
-        return np.where(ordinals == expected[of], last_token[of], at)
 
-    def matching(
-        at: NDArray[np.int64], ends: NDArray[np.int64], literal: NDArray[np.int32]
-    ) -> NDArray[np.int64]:
-        """How many ids of a literal the ids from `at` on begin with."""
-        length = np.zeros(len(at), np.int64)
-        for place, token in enumerate(literal.tolist()):
-            position = at + place
-            same = (length == place) & (position < ends)
-            same &= ids[np.minimum(position, len(ids) - 1)] == token
-            length += same
-        return length
+def _resolve_boundaries(
+    view: _TextTokens,
+    texts: AnchoredTexts,
+    text_of: NDArray[np.int64],
+    table: AnchorTable,
+    failed: NDArray[np.bool_],
+) -> NDArray[np.int64]:
+    """Return the token of each boundary: int64 [boundaries].
 
+    Args:
+        text_of: int64 [boundaries], the text of each boundary.
+        failed: bool [texts], is set for texts whose ids do not contain a literal (C3).
+    """
     boundaries = np.array(texts.regions, np.int64).reshape(-1, 2)
-    of = np.repeat(np.arange(len(numbers)), np.diff(texts.ends, prepend=0) // 2)
     literals = boundaries[:, 1]
-    at = anchors_at(of, boundaries[:, 0])
+    positions = view.positions_of(text_of, boundaries[:, 0])
     for literal in np.unique(literals).tolist():
-        which = np.flatnonzero((literals == literal) & ~failed[of])
-        if literal == BEFORE:
-            at[which] = _without_last_character(ids, at[which], table.continues)  # C5
+        selected = np.flatnonzero((literals == literal) & ~failed[text_of])
+        if literal == BEFORE:  # C5
+            positions[selected] = _without_last_character(
+                view.ids, positions[selected], table.continues
+            )
         if literal < 0:
             continue
-        for known in table.literals[literal]:
-            length = matching(at[which], last_token[of[which]], known)
-            whole = length == len(known)
-            at[which[whole]] += len(known)
-            which = which[~whole]
-        failed[of[which]] = True  # C3
-    least, cut = first_token.copy(), np.zeros(len(numbers), np.bool_)
+        for literal_ids in table.literals[literal]:
+            length = view.count_matching(text_of[selected], positions[selected], literal_ids)
+            is_whole = length == len(literal_ids)
+            positions[selected[is_whole]] += len(literal_ids)
+            selected = selected[~is_whole]
+        failed[text_of[selected]] = True
+    return positions
+
+
+def _resolve_starts(
+    view: _TextTokens, texts: AnchoredTexts, table: AnchorTable, failed: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return the first token that may be trained in each text, and whether its prompt is not a
+    prefix of it.
+
+    Args:
+        failed: bool [texts], is set for texts whose literal cannot be used.
+    """
+    starts, cut = view.first.copy(), np.zeros(len(failed), np.bool_)
     for literal in {boundary.literal for boundary in texts.starts.values()}:
-        which = np.array([k for k, b in texts.starts.items() if b.literal == literal], np.int64)
+        selected = np.array([k for k, b in texts.starts.items() if b.literal == literal], np.int64)
         if not table.literals[literal]:
-            failed[which] = True
+            failed[selected] = True
             continue
-        known = table.literals[literal][0]
-        which = which[~failed[which]]
-        ordinals = np.array([texts.starts[k].ordinal for k in which.tolist()], np.int64)
-        begins = anchors_at(which, ordinals)
+        literal_ids = table.literals[literal][0]
+        selected = selected[~failed[selected]]
+        ordinals = np.array([texts.starts[k].ordinal for k in selected.tolist()], np.int64)
+        positions = view.positions_of(selected, ordinals)
         # A completion starts where its ids differ from those of the prompt alone.
-        length = matching(begins, last_token[which], known)
-        least[which] = begins + length
-        cut[which] = length < len(known)
-    at = np.maximum(at, least[of])
-    opens, closes, of = at[::2], at[1::2], of[::2]
-    failed[of[opens > closes]] = True  # C4
-    kept = ~failed[of]
-    for first, last in zip(opens[kept].tolist(), closes[kept].tolist(), strict=True):
-        mask[first:last] = True
-    return Placed(failed, cut)
+        length = view.count_matching(selected, positions, literal_ids)
+        starts[selected] = positions + length
+        cut[selected] = length < len(literal_ids)
+    return starts, cut
 
 
 def find_ids(ids: NDArray[np.int32], wanted: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Where any of some ids are. For few of them, comparisons are faster than a table."""
-    if len(wanted) > _FEW:
+    """Return the positions in `ids` of any of the ids in `wanted`."""
+    if len(wanted) > _FEW_IDS:
         return np.flatnonzero(np.isin(ids, wanted))
     found = np.zeros(len(ids), np.bool_)
-    for each in wanted.tolist():
-        found |= ids == each
+    for token in wanted.tolist():
+        found |= ids == token
     return np.flatnonzero(found)
 
 
 def _without_last_character(
     ids: NDArray[np.int32], ends: NDArray[np.int64], continues: NDArray[np.bool_] | None
 ) -> NDArray[np.int64]:
-    """The ends of regions, moved to after the first token of their last character, which may span
-    up to four: as transformers has it."""
+    """Return the ends of regions, moved to after the first token of their last character.
+
+    A character may span up to four tokens; transformers includes only the first one.
+    """
     if continues is None:
         return ends
     for _ in range(3):

@@ -1,9 +1,12 @@
-"""The trained regions of a rendered conversation as positions between anchors.
+"""Trained regions of a rendered conversation as boundaries between anchors.
 
-Each function returns what the reference path would train (`chat_template/assistant_spans.py`), or a
-short reason why the conversation has to take the reference path. Regions are lists of integers: the
-ordinal and the literal (`Boundary`) of the start of a region and of its end, and so on. None of
-them raises an error about a conversation: the reference path finds out what is wrong with it.
+The results are those of the reference path (`chat_template/assistant_spans.py`), found in the
+pieces of a compiled template, without character positions. Each function returns its result, or a
+short reason why the conversation has to take the reference path. None of them raises an error about
+a conversation: the reference path determines what is wrong with it.
+
+Regions are lists of integers: the ordinal and the literal (see `Boundary`) of the start of a
+region and of its end, for each region.
 """
 
 from __future__ import annotations
@@ -14,47 +17,55 @@ from operator import is_
 from typing import Any, NamedTuple
 
 from sftprep.chat_template.assistant_spans import TurnRule, contents_of
-from sftprep.chat_template.compiler.statements import Pieces
+from sftprep.chat_template.compiler.compilation import RenderedPieces
 from sftprep.core.types import Message
 from sftprep.render.token_space.anchors import Anchors, Ending
 
 BEFORE = -1
-"""Instead of the number of a literal: a region ends before the anchor, not after it. As in the
-reference path, it ends with the first token of its last character."""
+"""Instead of a literal: the region ends before the anchor, not after it. As on the reference path,
+it ends with the first token of its last character."""
 AT = -2
-"""Instead of the number of a literal: the boundary is the first token of the anchor itself."""
+"""Instead of a literal: the boundary is the first token of the anchor itself."""
 _MOST_LITERALS = 200
 _LONGEST_LITERAL = 200
 """Characters. A longer text between an anchor and a boundary is content, not a literal."""
 
+# The reasons are names of counters, so their wording is fixed.
+_NOT_AT_ANCHOR = "a region does not start or end at a special token"
+
 
 class Boundary(NamedTuple):
-    """ordinal: number of an anchor within its text, from 0; the number of anchors stands for the
-    end of the text. literal: number of the text that begins with the anchor and ends at the
-    boundary, or BEFORE or AT."""
+    """A boundary of a region, in terms of an anchor."""
 
-    ordinal: int
+    ordinal: int  # index of the anchor in its text; the number of anchors: the end of the text
+    # Index of the text (see `Literals`) that begins with the anchor and ends at the boundary, or
+    # BEFORE or AT.
     literal: int
 
 
 class Literals:
-    """The texts of an anchor and what follows it up to a boundary, numbered."""
+    """Texts that consist of an anchor and what follows it up to a boundary, with their indices.
+
+    Example:
+        The header "<|im_start|>assistant\\n" is the literal of the anchor "<|im_start|>" with the
+        tail "assistant\\n".
+    """
 
     def __init__(self, anchors: Anchors) -> None:
         self._anchors = anchors
-        self._numbers: dict[tuple[str, str], int | None] = {}
-        self.texts: list[str] = []
-        self.tails: list[str] = []
-        """What follows the anchor in each of them."""
+        self._numbers: dict[tuple[str, str], int | None] = {}  # None: cannot be a literal
+        self.texts: list[str] = []  # each literal with its anchor
+        self.tails: list[str] = []  # what follows the anchor in each of them
 
     def number(self, anchor: str, tail: str) -> int | None:
-        """The number of an anchor and the literal after it; None if it cannot be one."""
+        """Return the index of an anchor with a tail, None if it cannot be a literal."""
         known = self._numbers.get((anchor, tail), -1)
         if known != -1:
             return known
         if len(self.texts) >= _MOST_LITERALS or len(tail) > _LONGEST_LITERAL:
             return None
         number, text = None, anchor + tail
+        # A normalizer may change text that is not ASCII.
         if tail.isascii() and not any(token in text for token in self._anchors.unsafe):
             number = len(self.texts)
             self.texts.append(text)
@@ -64,38 +75,49 @@ class Literals:
 
 
 class RegionFinder:
-    """Finds the regions of conversations that one template rendered."""
+    """Finds the regions of conversations that one template rendered.
+
+    Most turns differ only in their content, so what was found for one turn is reused for others.
+    """
 
     def __init__(self, anchors: Anchors) -> None:
         self.anchors = anchors
         self.literals = Literals(anchors)
-        self._endings: dict[str, Ending | None] = {}
-        self._headers: dict[str, tuple[int, int | None]] = {}
-        self._closings: dict[str, int] = {}
+        self._endings: dict[str, Ending | None] = {}  # by piece
+        self._headers: dict[str, tuple[int, int | None]] = {}  # see _header
+        self._closings: dict[str, int] = {}  # last anchor with whitespace -> its literal
+        # Turns with any content, by their first `_num_header_pieces` pieces and their last one: the
+        # ordinal of the start relative to the turn, and the literals of the start and the end.
         self._known_turns: dict[tuple[str, ...], tuple[int, int, int]] = {}
-        self._header_pieces = 1
+        self._num_header_pieces = 1
 
-    def marked(self, made: Pieces) -> list[int] | str:
-        """The regions that `{% generation %}` marks."""
+    def marked_regions(self, made: RenderedPieces) -> list[int] | str:
+        """Return the regions that `{% generation %}` marks."""
         found: list[int] = []
         marks = iter(made.marks)
-        for first, before, last, after in zip(marks, marks, marks, marks, strict=True):
-            start: Boundary | None = Boundary(before, AT)
+        for first, first_ordinal, last, last_ordinal in zip(
+            marks, marks, marks, marks, strict=True
+        ):
+            start: Boundary | None = Boundary(first_ordinal, AT)
             if not self._is_at_anchor(made, first):
-                start = self._after(made, first, before)
-            end = self._end(made, last, after)
+                start = self._after_literal(made, first, first_ordinal)
+            end = self._region_end(made, last, last_ordinal)
             if start is None or end is None:
-                return "a region does not start or end at a special token"
+                return _NOT_AT_ANCHOR
             found += (*start, *end)
         return found
 
-    def prompt_end(self, whole: Pieces, prompt: Pieces) -> Boundary | str:
-        """Where the completion of a conversation starts, whose prompt is rendered alone as well.
+    def prompt_end(self, whole: RenderedPieces, prompt: RenderedPieces) -> Boundary | str:
+        """Return where the completion of a conversation starts.
 
         The literal is what the prompt writes after its last anchor; the conversation may continue
         differently from there on.
+
+        Args:
+            whole: The whole conversation.
+            prompt: Its prompt, rendered alone.
         """
-        boundary = self._after(prompt, len(prompt.pieces), prompt.anchors)
+        boundary = self._after_literal(prompt, len(prompt.pieces), prompt.anchors)
         if boundary is None:
             return "the prompt does not end with a literal after a special token"
         tail = len(self.literals.tails[boundary.literal])
@@ -103,100 +125,120 @@ class RegionFinder:
             return "the template writes the prompt differently when it stands alone"
         return boundary
 
-    def derived(self, made: Pieces, rule: TurnRule, wanted: Sequence[int]) -> list[int] | str:
-        """The regions of these messages, which are assistant turns, under a derived rule."""
+    def derived_regions(
+        self, made: RenderedPieces, rule: TurnRule, numbers: Sequence[int]
+    ) -> list[int] | str:
+        """Return the regions of some assistant turns, under a derived rule.
+
+        Args:
+            made: The conversation.
+            rule: The rule of the template.
+            numbers: The indices of the messages, in ascending order.
+        """
         messages = made.messages
-        if rule.tools is not None and any(
+        if rule.tools_fault is not None and any(
             message.get("role") == "tool" or message.get("tool_calls") for message in messages
         ):
             return "turns beside tools are not proven"
-        found = _loop_over(made, messages)
-        if found is None or (wanted and wanted[0] < found[1]):
+        found = _find_message_loop(made, messages)
+        if found is None or (numbers and numbers[0] < found[1]):
             return "the template does not write each message in a turn of its own"
-        turns, shift = found
-        pieces, known_turns, size = made.pieces, self._known_turns, self._header_pieces
+        turns, first_message = found
+        pieces, known_turns, size = made.pieces, self._known_turns, self._num_header_pieces
         regions: list[int] = []
-        for number in wanted:
-            at = 4 * (number - shift)
-            first, ordinal, last, after = turns[at], turns[at + 1], turns[at + 4], turns[at + 5]
-            # Most turns look like one before, apart from their content, which is one of the pieces.
+        for number in numbers:
+            at = 4 * (number - first_message)
+            first, ordinal, last, next_ordinal = (
+                turns[at],
+                turns[at + 1],
+                turns[at + 4],
+                turns[at + 5],
+            )
+            # Most turns are like an earlier one, apart from their content, which is one of the
+            # pieces.
             message = messages[number]
             known = known_turns.get((*pieces[first : first + size], pieces[last - 1]))
             if known is not None:
                 written = pieces[first + size : last]
                 if message.get("content") in written or _is_shown(message, written):
-                    regions += (ordinal + known[0], known[1], after - 1, known[2])
+                    regions += (ordinal + known[0], known[1], next_ordinal - 1, known[2])
                     continue
-            region = self._turn(made, turns[at : at + 6], message, rule)
+            region = self._find_turn(made, turns[at : at + 6], message, rule)
             if isinstance(region, str):
                 return region
             regions += region
-        if rule.closes and len(messages) - 1 in wanted:
-            place, ordinal = turns[-4:-2]
-            closes = "".join(made.pieces[place:]).strip()
-            if closes and not self._is_at_anchor(made, place):
-                return "a region does not start or end at a special token"
-            regions += (ordinal, AT, made.anchors, BEFORE) if closes else ()
+        if rule.closes_conversation and len(messages) - 1 in numbers:
+            piece, ordinal = turns[-4:-2]
+            has_closing = "".join(made.pieces[piece:]).strip()
+            if has_closing and not self._is_at_anchor(made, piece):
+                return _NOT_AT_ANCHOR
+            regions += (ordinal, AT, made.anchors, BEFORE) if has_closing else ()
         return regions
 
-    def _turn(
-        self, made: Pieces, notes: Sequence[Any], message: Message, rule: TurnRule
+    def _find_turn(
+        self, made: RenderedPieces, marks: Sequence[Any], message: Message, rule: TurnRule
     ) -> tuple[int, int, int, int] | str:
-        """The region of one assistant turn. notes: that of the loop at this turn, and the place of
-        the next."""
-        first, ordinal, _, _, last, after = notes
+        """Return the region of one assistant turn.
+
+        Args:
+            marks: The mark of this turn, and the position of the next one.
+        """
+        first, ordinal, _, _, last, next_ordinal = marks
         pieces = made.pieces
         text = pieces[first] if last - first == 1 else "".join(pieces[first:last])
+        # 1. The start: after the header, or after the last anchor if the header is empty.
         for header in rule.headers:
             if text.startswith(header):
                 break
         else:
             return "a turn does not start with the header of the template"
-        literal: int | None
+        start_literal: int | None
         if header:
-            count, literal = self._header(header)
-            opened = ordinal + count - 1
+            num_anchors, start_literal = self._header(header)
+            start_ordinal = ordinal + num_anchors - 1
         else:
-            opened, literal = self._after(made, first, ordinal) or (0, None)
-        closing, ended = "", None
-        if not rule.ends:
-            ended = self._end(made, last, after)
-        elif literal is not None:
+            start_ordinal, start_literal = self._after_literal(made, first, ordinal) or (0, None)
+        # 2. The end: after the last anchor of the turn, without whitespace.
+        closing, end = "", None
+        if not rule.ends_turns:
+            end = self._region_end(made, last, next_ordinal)
+        elif start_literal is not None:
             closing, number = self._closing(text)
-            ended = None if number is None else Boundary(after - 1, number)
-        if literal is None or ended is None or ended.ordinal <= opened:
-            return "a region does not start or end at a special token"
+            end = None if number is None else Boundary(next_ordinal - 1, number)
+        if start_literal is None or end is None or end.ordinal <= start_ordinal:
+            return _NOT_AT_ANCHOR
+        # 3. The turn must contain its message. Searching for a long content takes ten times as long
+        # as comparing it at the one position where it usually is.
         content = message.get("content")
-        # To look for a long text takes ten times as long as to compare it at one place.
         if (
             type(content) is str
             and content
             and text.endswith(content, len(header), len(text) - len(closing))
         ):
             if header and closing and pieces[last - 1].endswith(closing):
-                self._remember(pieces[first:last], header, (opened - ordinal, literal, ended[1]))
-            return opened, literal, *ended
-        written = text[len(header) :].rstrip() if rule.ends else text[len(header) :]
+                region = (start_ordinal - ordinal, start_literal, end.literal)
+                self._remember_turn(pieces[first:last], header, region)
+            return start_ordinal, start_literal, *end
+        written = text[len(header) :].rstrip() if rule.ends_turns else text[len(header) :]
         if not written or not _is_written(message, written):
             return "a message is not written as it is in the record"
-        return opened, literal, *ended
+        return start_ordinal, start_literal, *end
 
-    def _remember(self, pieces: list[str], header: str, region: tuple[int, int, int]) -> None:
-        """Keep what a turn of these pieces is, with any content between its header and its last
-        piece."""
+    def _remember_turn(self, pieces: list[str], header: str, region: tuple[int, int, int]) -> None:
+        """Store the region of a turn, for turns with other content between the same pieces."""
         size = 1
         while sum(map(len, pieces[:size])) < len(header):
             size += 1
-        known = *pieces[:size], pieces[-1]
-        if size == len(pieces) or sum(map(len, known)) > _LONGEST_LITERAL:
-            return  # the content is a part of them
+        key = *pieces[:size], pieces[-1]
+        if size == len(pieces) or sum(map(len, key)) > _LONGEST_LITERAL:
+            return  # the content is a part of these pieces
         if not self._known_turns:
-            self._header_pieces = size
-        if size == self._header_pieces and len(self._known_turns) < _MOST_LITERALS:
-            self._known_turns[known] = region
+            self._num_header_pieces = size
+        if size == self._num_header_pieces and len(self._known_turns) < _MOST_LITERALS:
+            self._known_turns[key] = region
 
     def _header(self, header: str) -> tuple[int, int | None]:
-        """How many anchors a header contains, and the number of its last one and what follows."""
+        """Return the number of anchors in a header, and the literal of its last one."""
         found = self._headers.get(header)
         if found is None:
             ending = self.anchors.ending(header)
@@ -205,8 +247,8 @@ class RegionFinder:
         return found
 
     def _closing(self, text: str) -> tuple[str, int | None]:
-        """The last anchor of a turn with the whitespace after it, and the number of the anchor;
-        None if other text follows."""
+        """Return the last anchor of a turn with the whitespace after it, and the literal of the
+        anchor; None if other text follows."""
         for closing, number in self._closings.items():
             if text.endswith(closing):
                 return closing, number
@@ -219,41 +261,45 @@ class RegionFinder:
             self._closings[closing] = literal
         return closing, literal
 
-    def _after(self, made: Pieces, piece: int, ordinal: int) -> Boundary | None:
-        """A boundary after the literal of the last anchor before a piece."""
+    def _after_literal(self, made: RenderedPieces, piece: int, ordinal: int) -> Boundary | None:
+        """Return a boundary after the literal of the last anchor before a piece.
+
+        Args:
+            ordinal: The number of anchors before the piece.
+        """
         tail = ""
-        for place in range(piece - 1, -1, -1):
-            ending = self._ending(made.pieces[place])
+        for index in range(piece - 1, -1, -1):
+            ending = self._ending(made.pieces[index])
             if ending is not None:
                 literal = self.literals.number(ending.anchor, ending.tail + tail)
                 return None if literal is None else Boundary(ordinal - 1, literal)
-            tail = made.pieces[place] + tail
+            tail = made.pieces[index] + tail
             if len(tail) > _LONGEST_LITERAL:
                 return None
         return None
 
-    def _end(self, made: Pieces, piece: int, ordinal: int) -> Boundary | None:
-        """The end of a region: before the next anchor if it follows at once, otherwise as
-        `_after`."""
-        before = made.pieces[piece - 1] if piece else ""
-        if before.endswith(self.anchors.texts):
-            # What an anchor has written last belongs to the anchor, whatever follows.
-            return self._after(made, piece, ordinal)
+    def _region_end(self, made: RenderedPieces, piece: int, ordinal: int) -> Boundary | None:
+        """Return the end of a region: before the next anchor if it follows immediately, otherwise
+        as `_after_literal`."""
+        previous = made.pieces[piece - 1] if piece else ""
+        if previous.endswith(self.anchors.texts):
+            # The region ends with an anchor, which is included, whatever follows.
+            return self._after_literal(made, piece, ordinal)
         if self.anchors.prepends:
-            return None  # the blank that is added after an anchor may count as the last character
+            return None  # the space that is added after an anchor may count as the last character
         if self._is_at_anchor(made, piece):
             return Boundary(ordinal, BEFORE)
-        return self._after(made, piece, ordinal)
+        return self._after_literal(made, piece, ordinal)
 
-    def _is_at_anchor(self, made: Pieces, piece: int) -> bool:
-        """Whether an anchor, or the end of the text, follows."""
+    def _is_at_anchor(self, made: RenderedPieces, piece: int) -> bool:
+        """Return whether a piece starts with an anchor, or is the end of the text."""
         pieces = made.pieces
         while piece < len(pieces) and not pieces[piece]:
             piece += 1
         return piece == len(pieces) or pieces[piece].startswith(self.anchors.texts)
 
     def _ending(self, piece: str) -> Ending | None:
-        """The last anchor of a piece, remembered for short pieces, which are the constants."""
+        """Return the last anchor of a piece. Cached for short pieces, which are the constants."""
         if len(piece) > _LONGEST_LITERAL:
             return self.anchors.ending(piece[-_LONGEST_LITERAL:])
         if piece not in self._endings:
@@ -263,18 +309,25 @@ class RegionFinder:
         return self._endings[piece]
 
 
-def _loop_over(made: Pieces, messages: Sequence[Message]) -> tuple[Sequence[Any], int] | None:
-    """The notes of the one loop that writes the messages, as in `Pieces.turns`, from one of them to
-    the last, with that after the loop; and the number of the first message. None if there is not
-    exactly one."""
-    notes = made.turns
-    if not notes or notes[-2] or notes[-1] is not None:
+def _find_message_loop(
+    made: RenderedPieces, messages: Sequence[Message]
+) -> tuple[Sequence[Any], int] | None:
+    """Find the one loop that writes the messages.
+
+    Returns:
+        Its marks as in `RenderedPieces.turns`, from one of the messages to the last one, with the
+        mark after the loop; and the index of the first message. None if there is not exactly one
+        such loop.
+    """
+    marks = made.turns
+    if not marks or marks[-2] or marks[-1] is not None:
         return None
-    items = notes[3::4]
+    items = marks[3::4]
+    # The usual case: a single loop over all messages.
     if len(items) == len(messages) + 1 and all(map(is_, items, messages)):
-        return notes, 0
-    turns = [*zip(notes[::4], notes[1::4], notes[2::4], items, strict=True)]
-    # A loop inside a turn may go through tool calls or parts, but not through messages.
+        return marks, 0
+    turns = [*zip(marks[::4], marks[1::4], marks[2::4], items, strict=True)]
+    # A loop inside a turn may iterate over tool calls or parts, but not over messages.
     if any(depth and _is_message(item) for _, _, depth, item in turns):
         return None
     turns = [turn for turn in turns if not turn[2]]
@@ -283,16 +336,18 @@ def _loop_over(made: Pieces, messages: Sequence[Message]) -> tuple[Sequence[Any]
         earlier, turns = turns[: ends[-1] + 1], turns[ends[-1] + 1 :]
         if earlier[0][0] != earlier[-1][0] and any(_is_message(turn[3]) for turn in earlier):
             return None  # an earlier loop may have written a part of a message
-    shift = len(messages) - len(turns) + 1
-    if shift < 0:
+    # Templates may write the first messages, such as a system message, before the loop.
+    first_message = len(messages) - len(turns) + 1
+    if first_message < 0:
         return None
-    items, written = [turn[3] for turn in turns[:-1]], messages[shift:]
-    same = all(map(is_, items, written)) or all(map(_is_copy, items, written))
-    return ([*chain(*turns)], shift) if same else None
+    items, in_loop = [turn[3] for turn in turns[:-1]], messages[first_message:]
+    is_same = all(map(is_, items, in_loop)) or all(map(_is_copy, items, in_loop))
+    return ([*chain(*turns)], first_message) if is_same else None
 
 
 def _is_copy(item: Any, message: Message) -> bool:
-    """Whether a template made an item of a message, and not of several (`turns.regions_of`)."""
+    """Return whether a template built an item from one message, and not from several
+    (`turn_tracking.regions_of`)."""
     return (
         type(item) is dict
         and item is not message
@@ -307,7 +362,7 @@ def _is_message(item: Any) -> bool:
 
 
 def _is_shown(message: Message, pieces: Sequence[str]) -> bool:
-    """Whether it is known from pieces of a turn alone that `_is_written`."""
+    """Return whether the pieces of a turn alone show that it `_is_written`."""
     content = message.get("content")
     return bool(message.get("tool_calls")) or (
         type(content) is str and content.rpartition("</think>")[2].strip() in (*pieces, "")
@@ -315,7 +370,7 @@ def _is_shown(message: Message, pieces: Sequence[str]) -> bool:
 
 
 def _is_written(message: Message, written: str) -> bool:
-    """Whether a turn contains its message. Source: the rule of
+    """Return whether a turn contains its message, by the rule of
     `chat_template/assistant_spans.py`."""
     content = message.get("content")
     if isinstance(content, str) and content.strip() in written:

@@ -1,4 +1,4 @@
-"""Whatever the template: the compiled way gives what Jinja gives, or hands over."""
+"""For any template, the compiled function returns what Jinja returns, or falls back to Jinja."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sftprep.chat_template.compiler.statements import compile_pieces
-from sftprep.chat_template.reference.sandbox import ChatEnvironment, compile_template, run_template
-from sftprep.chat_template.template import in_characters
+from sftprep.chat_template.compiler.compilation import compile_pieces
+from sftprep.chat_template.reference.rendering import compile_template, run_template
+from sftprep.chat_template.reference.sandbox import ChatEnvironment
+from sftprep.chat_template.template import to_rendered
 from sftprep.errors import TemplateError
 from tests.chat_template.cases import TOOLS, VARIABLES, Case, turns
 from tests.chat_template.grammar import Grammar
@@ -42,7 +43,7 @@ CASES = [
 
 
 def compare(source: str, cases: list[Case]) -> list[str]:
-    """How each case went: same, handed over, or refused by both."""
+    """Return the outcome of each case: same, fallback, or refused by both."""
     environment = ChatEnvironment(datetime.date(2024, 2, 29))
     try:
         parsed = compile_template(environment, source)
@@ -65,16 +66,17 @@ def compare(source: str, cases: list[Case]) -> list[str]:
             slow = run_template(environment, parsed.template, copy.deepcopy(everything))
         try:
             made = pieces.render(case.messages, case.tools, True, variables)
-            fast = in_characters(made)
+            fast = to_rendered(made)
         except Exception:
-            went.append("refused" if slow is None else "handed over")
+            went.append("refused" if slow is None else "fallback")
         else:
             assert slow is not None, (
-                f"Jinja refuses {source!r} of {case}, the pieces give {fast}\n{pieces.source}"
+                f"Jinja refuses {source!r} of {case}, the compiled code returns {fast}\n"
+                f"{pieces.source}"
             )
             # Addresses in memory, which templates can print, differ from render to render.
             same = (fast.text, fast.spans) == slow
-            # A filter may have taken such a text apart into a list of characters.
+            # A filter may have split such a text into a list of characters.
             assert same or " at 0x" in slow[0].replace("', '", ""), (
                 f"{source!r} of {case}\n{pieces.source}"
             )
@@ -85,13 +87,13 @@ def compare(source: str, cases: list[Case]) -> list[str]:
 
 @settings(max_examples=250, deadline=None)
 @given(seed=st.integers(0, 2**32))
-def test_random_templates(seed: int) -> None:
+def test_random_templates_give_the_same_as_jinja(seed: int) -> None:
     compare(Grammar(seed).template(), CASES)
 
 
-def test_random_templates_mostly_take_the_compiled_way() -> None:
+def test_random_templates_are_mostly_compiled() -> None:
     went = [how for seed in range(150) for how in compare(Grammar(seed).template(), CASES)]
-    assert went.count("same") > 3 * went.count("handed over") > 0
+    assert went.count("same") > 3 * went.count("fallback") > 0
     assert went.count("same") > 100
 
 
@@ -281,8 +283,8 @@ VALUES = [
 
 
 @pytest.mark.parametrize("source", SCOPES + VALUES)
-def test_corners_of_jinja(source: str) -> None:
-    # Each part alone as well: the first that raises hides the others.
+def test_corner_cases_of_jinja(source: str) -> None:
+    # Each part alone as well, because the first one that raises hides the others.
     parts = [source, *("{{" + part.partition("}}")[0] + "}}" for part in source.split("{{")[1:])]
     went = [how for part in parts for how in compare(part, CASES)]
     assert went or "recursive" in source
@@ -290,5 +292,5 @@ def test_corners_of_jinja(source: str) -> None:
 
 def test_loops_and_scopes_are_compiled() -> None:
     went = [how for source in SCOPES[:12] for how in compare(source, CASES[:1])]
-    assert "handed over" not in went
+    assert "fallback" not in went
     assert went.count("same") >= 10

@@ -1,5 +1,4 @@
-"""Which way a template takes, what the report says of it, and how the compiled way is kept
-honest."""
+"""Backends of a template: their choice, the report, and the comparison with Jinja."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 from sftprep.chat_template import template as module
-from sftprep.chat_template.compiler.statements import Pieces
+from sftprep.chat_template.compiler.compilation import RenderedPieces
 from sftprep.chat_template.template import ChatTemplate, Rendered
 from sftprep.errors import TemplateError
 from tests.chat_template.cases import (
@@ -54,7 +53,7 @@ def chatml(**settings: Any) -> ChatTemplate:
 def test_all_templates_are_compiled() -> None:
     taken = set()
     for path in [*TEMPLATES, *OWN_TEMPLATES]:
-        # Templates of models for images write contents as parts only, and know no tools.
+        # Templates of vision models accept contents only as lists of parts, and have no tools.
         images = name_of(path).startswith(("llava", "idefics", "smolvlm"))
         names = (
             ["parts"]
@@ -64,22 +63,22 @@ def test_all_templates_are_compiled() -> None:
         template = ChatTemplate(path.read_text(encoding="utf-8"), variables=VARIABLES)
         for case in (CONVERSATIONS[name] for name in names):
             before = template.report()["renders"]["jinja"]
-            # Some templates want their tool calls otherwise, and refuse these.
+            # Some templates expect tool calls in another form, and reject these.
             with suppress(TemplateError):
                 template.render(case.messages, tools=case.tools)
                 assert template.report()["renders"]["jinja"] == before, (
                     path,
-                    template.report()["handed_over"],
+                    template.report()["fallbacks"],
                 )
                 taken.add(name_of(path))
     assert taken >= MUST
-    # All of them, in fact: one that falls back to Jinja is a loss of speed that must be seen.
+    # In fact all of them: falling back to Jinja is a loss of speed, which must be noticed.
     assert taken == {name_of(path) for path in [*TEMPLATES, *OWN_TEMPLATES]}
 
 
-def test_text_spans_and_ways() -> None:
+def test_a_compiled_template_gives_the_text_and_spans_of_jinja() -> None:
     template = chatml()
-    assert template.way() == "pieces"
+    assert template.used_backend() == "pieces"
     assert template.has_generation_marks
     done = template.render(turns("hi", "hello"), add_generation_prompt=True)
     assert done.text == (
@@ -90,33 +89,33 @@ def test_text_spans_and_ways() -> None:
         "hi<|im_end|>",
         "hello<|im_end|>",
     ]
-    assert done == chatml(way="jinja").render(turns("hi", "hello"), add_generation_prompt=True)
-    assert chatml(way="jinja").way() == "jinja"
+    assert done == chatml(backend="jinja").render(turns("hi", "hello"), add_generation_prompt=True)
+    assert chatml(backend="jinja").used_backend() == "jinja"
 
 
-def test_a_single_conversation_may_go_to_jinja() -> None:
+def test_a_single_conversation_can_fall_back_to_jinja() -> None:
     template = ChatTemplate(
         "{% for m in messages %}{{ m.content if m.content is string else m.content | first }}{%"
         " endfor %}",
         variables={},
     )
     assert template.render(turns("a", "b")).text == "ab"
-    assert template.way() == "pieces"
+    assert template.used_backend() == "pieces"
     assert template.render(turns(["x", "y"])).text == "x"
-    assert template.way() == "mixed"
+    assert template.used_backend() == "mixed"
     report = template.report()
-    assert report["handed_over"] == {"the filter first (line 1)": 1}
+    assert report["fallbacks"] == {"the filter first (line 1)": 1}
     assert report["renders"] == {"pieces": 1, "jinja": 1, "checked": 1}
     assert json.loads(json.dumps(report)) == report
 
 
-def test_refusals_carry_the_words_of_the_template() -> None:
+def test_a_rejection_has_the_message_of_the_template() -> None:
     source = (
         "{% if messages[0].role != 'user' %}{{ raise_exception('must start with a user') }}{% endif"
         " %}{{ messages[1].content }}"
     )
-    for way in ("auto", "jinja"):
-        template = ChatTemplate(source, variables={}, way=way)
+    for backend in ("auto", "jinja"):
+        template = ChatTemplate(source, variables={}, backend=backend)
         with pytest.raises(TemplateError, match="must start with a user") as caught:
             template.render([{"role": "system", "content": "x"}])
         assert caught.value.remedy
@@ -134,30 +133,32 @@ def test_refusals_carry_the_words_of_the_template() -> None:
         ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "does not compile"),
     ],
 )
-def test_a_source_that_is_no_template(source: str, words: str) -> None:
+def test_a_source_that_is_not_a_template_is_rejected(source: str, words: str) -> None:
     with pytest.raises(TemplateError, match=words) as caught:
         ChatTemplate(source, variables={})
-    assert "--chat-template" in caught.value.remedy
+    assert "chat_template" in caught.value.remedy
 
 
-def test_what_cannot_be_compiled_is_left_to_jinja(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_that_cannot_be_compiled_is_run_by_jinja(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def too_deep(*_: Any, **__: Any) -> None:
         raise RecursionError("too deep")
 
     monkeypatch.setattr(module, "compile_pieces", too_deep)
     template = chatml()
     assert template.render(turns("a")).text == "<|im_start|>user\na<|im_end|>"
-    assert template.way() == "jinja"
+    assert template.used_backend() == "jinja"
     assert "too deep" in template.report()["why_jinja"]
 
 
 @pytest.mark.parametrize("message", ["text", None, ["role"], 3])
-def test_messages_that_are_no_objects(message: Any) -> None:
+def test_messages_that_are_not_objects_are_rejected(message: Any) -> None:
     with pytest.raises(TemplateError, match="message 2"):
         chatml().render([{"role": "user", "content": "a"}, message])
 
 
-def test_tools_that_are_no_schemas() -> None:
+def test_tools_that_are_not_schemas_are_rejected() -> None:
     with pytest.raises(TemplateError, match="tool 1"):
         chatml().render(turns("a"), tools=[print])
 
@@ -165,12 +166,12 @@ def test_tools_that_are_no_schemas() -> None:
 @pytest.mark.parametrize(
     "name", ["messages", "tools", "chat_template", "continue_final_message", "tokenize"]
 )
-def test_kwargs_that_are_no_variables(name: str) -> None:
+def test_kwargs_with_reserved_names_are_rejected(name: str) -> None:
     with pytest.raises(TemplateError, match=name):
         chatml().render(turns("a"), template_kwargs={name: 1})
 
 
-def test_kwargs_are_seen_and_forgotten() -> None:
+def test_kwargs_hold_for_one_render_only() -> None:
     template = ChatTemplate(
         "{{ bos_token }}{{ mood }}{{ documents }}", variables={"bos_token": "<s>"}
     )
@@ -184,33 +185,33 @@ def test_kwargs_are_seen_and_forgotten() -> None:
     assert template.render([]).text == "<s>None"
 
 
-@pytest.mark.parametrize("way", ["auto", "jinja"])
-def test_kwargs_with_the_name_of_a_function(way: Any) -> None:
+@pytest.mark.parametrize("backend", ["auto", "jinja"])
+def test_kwargs_can_shadow_a_function(backend: Any) -> None:
     template = ChatTemplate(
         "{{ 1 if range is defined }}{{ strftime_now('%Y') if range is callable }}",
         variables={},
-        way=way,
+        backend=backend,
     )
     assert template.render([]).text == f"1{datetime.date.today().year}"
     assert template.render([], template_kwargs={"range": "r"}).text == "1"
 
 
-@pytest.mark.parametrize("way", ["auto", "jinja"])
-def test_the_date_is_frozen(way: Any) -> None:
+@pytest.mark.parametrize("backend", ["auto", "jinja"])
+def test_the_date_is_frozen(backend: Any) -> None:
     template = ChatTemplate(
         "{{ strftime_now('%d %B %Y %H:%M') }}",
         variables={},
         date=datetime.date(2024, 2, 29),
-        way=way,
+        backend=backend,
     )
     assert template.render([]).text == "29 February 2024 00:00"
-    today = ChatTemplate("{{ strftime_now('%Y-%m-%d') }}", variables={}, way=way)
+    today = ChatTemplate("{{ strftime_now('%Y-%m-%d') }}", variables={}, backend=backend)
     assert abs(
         datetime.date.fromisoformat(today.render([]).text) - datetime.date.today()
     ) <= datetime.timedelta(days=1)
 
 
-def test_reasoning_is_seen_under_each_name_and_the_record_stays() -> None:
+def test_reasoning_is_available_under_each_name_and_the_record_is_unchanged() -> None:
     template = ChatTemplate("{% for m in messages %}{{ m | tojson }}{% endfor %}", variables={})
     message = {"role": "assistant", "content": "a", "reasoning": "r"}
     text = template.render([message]).text
@@ -235,15 +236,15 @@ def test_the_first_renders_and_later_samples_are_checked(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     "wrong",
     [
-        Pieces("other text", ["other text"], 0, [], [], []),
-        Pieces("<|im_start|>user\na<|im_end|>", ["<", "rest"], 0, [0, 0, 1, 0], [], []),
+        RenderedPieces("other text", ["other text"], 0, [], [], []),
+        RenderedPieces("<|im_start|>user\na<|im_end|>", ["<", "rest"], 0, [0, 0, 1, 0], [], []),
     ],
 )
-def test_a_difference_switches_the_compiled_way_off(wrong: Pieces) -> None:
+def test_a_difference_disables_the_compiled_template(wrong: RenderedPieces) -> None:
     template = chatml()
-    right = chatml(way="jinja").render(turns("a"))
-    assert template.way() == "pieces"  # compiles it
-    template._pieces = lambda *_: wrong  # a compiler with a fault
+    right = chatml(backend="jinja").render(turns("a"))
+    assert template.used_backend() == "pieces"  # compiles it
+    template._compiled = lambda *_: wrong  # a compiler with a fault
     assert template.render(turns("a")) == right
     assert template.render(turns("a")) == right
     report = template.report()
@@ -253,28 +254,30 @@ def test_a_difference_switches_the_compiled_way_off(wrong: Pieces) -> None:
     assert report["renders"]["jinja"] == 1
 
 
-def test_a_text_where_jinja_refuses_switches_the_compiled_way_off() -> None:
+def test_a_text_where_jinja_rejects_disables_the_compiled_template() -> None:
     template = ChatTemplate("{{ raise_exception('no') }}", variables={})
-    assert template.way() == "pieces"  # compiles it
-    template._pieces = lambda *_: Pieces("yes", ["yes"], 0, [], [], [])  # a compiler with a fault
+    assert template.used_backend() == "pieces"  # compiles it
+    template._compiled = lambda *_: RenderedPieces(
+        "yes", ["yes"], 0, [], [], []
+    )  # a compiler with a fault
     with pytest.raises(TemplateError, match="no"):
         template.render([])
     assert template.report()["mismatch"] is not None
 
 
 def test_the_digest_is_of_the_source() -> None:
-    assert chatml().digest == chatml(way="jinja").digest
+    assert chatml().digest == chatml(backend="jinja").digest
     assert chatml().digest != ChatTemplate(CHATML + " ", variables={}).digest
     assert len(chatml().digest) == 64
 
 
-def test_rendered_is_a_value() -> None:
+def test_rendered_is_immutable() -> None:
     assert Rendered("a", ((0, 1),)) == Rendered("a", ((0, 1),))
     with pytest.raises(AttributeError):
         Rendered("a", ()).text = "b"  # type: ignore[misc]
 
 
-def test_nothing_heavy_is_imported() -> None:
+def test_no_heavy_library_is_imported() -> None:
     script = (
         "import sys, sftprep.chat_template.template;"
         " print({'torch', 'transformers', 'numba', 'pyarrow'} & set(sys.modules))"

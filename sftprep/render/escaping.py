@@ -1,0 +1,84 @@
+"""Special tokens that the content of examples spells: counted, and marked to become plain text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cached_property
+from typing import Any
+
+from sftprep.core.types import Example
+from sftprep.errors import TemplateError
+from sftprep.recipe import Recipe
+from sftprep.tokenize.encoders.special_tokens import MARKS, SpecialTokenScanner
+
+
+class ContentEscaper:
+    """Finds special tokens in examples, before the template adds its own.
+
+    Args:
+        recipe: The recipe, whose `escape_special` determines whether they become plain text.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+
+    @cached_property
+    def scanner(self) -> SpecialTokenScanner:
+        """The special tokens of the tokenizer."""
+        return SpecialTokenScanner(self._recipe.tokenizer)
+
+    def escape(self, example: Example, counts: Counter[str]) -> str | None:
+        """Count the strings of an example that spell special tokens, and mark these tokens.
+
+        Returns:
+            The mark, which is now part of the strings of the example; None if nothing is marked,
+            because nothing was found or `escape_special` is off.
+
+        Raises:
+            TemplateError: The example contains every character that could be the mark.
+        """
+        scanner = self.scanner
+        num_found = self._count(example)
+        if num_found:
+            counts["warnings.special_token_in_content"] += num_found
+        messages = example.messages or ()
+        # Reasoning and tool calls are outside the content; most messages have neither.
+        if not self._recipe.escape_special or not (
+            num_found or any(len(m) > 2 and scanner.any_in(m) for m in messages)
+        ):
+            return None
+        content = str(
+            (example.text, example.texts, example.prompt, example.completion, example.messages)
+        )
+        mark = next((mark for mark in MARKS if mark not in content), None)
+        if mark is None:
+            raise TemplateError(
+                "a text contains every character that could mark its special tokens as plain text"
+            )
+        example.text = scanner.marked(example.text, mark)
+        example.texts = scanner.marked(example.texts, mark)
+        example.prompt = scanner.marked(example.prompt, mark)
+        example.completion = scanner.marked(example.completion, mark)
+        if example.messages is not None:
+            # Roles are compared with names, so they are left as they are.
+            example.messages = [
+                {**scanner.marked(m, mark), "role": m["role"]} for m in example.messages
+            ]
+            if example.prompt_messages is not None:
+                example.prompt_messages = example.messages[: len(example.prompt_messages)]
+        return mark
+
+    def _count(self, example: Example) -> int:
+        """Return the number of strings that spell a special token, apart from the final end token
+        of a plain text."""
+        strings: list[Any] = [
+            text.removesuffix(self._recipe.tokenizer.eos_token or "")
+            for text in (example.text,)
+            if text
+        ]
+        strings += example.texts or ()
+        strings += [text for text in (example.prompt, example.completion) if text]
+        strings += [
+            m["content"] for m in example.messages or () if isinstance(m.get("content"), str)
+        ]
+        return sum(map(self.scanner.is_in, strings))

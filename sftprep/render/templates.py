@@ -1,0 +1,111 @@
+"""The chat template of a recipe, in the forms that rendering needs."""
+
+from __future__ import annotations
+
+import datetime
+from collections import Counter
+from functools import cached_property, lru_cache
+
+from sftprep.chat_template.assistant_spans import TurnRule, derive_rule
+from sftprep.chat_template.template import ChatTemplate
+from sftprep.config.validation import TemplateWay
+from sftprep.core.types import Example
+from sftprep.errors import TemplateError
+from sftprep.recipe import Recipe
+from sftprep.render.token_space.anchors import Anchors, find_anchors
+
+
+class RecipeTemplates:
+    """The template of a recipe, its turn rule and its anchors; each is created when it is used.
+
+    Args:
+        recipe: The recipe.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+
+    @cached_property
+    def plain(self) -> ChatTemplate | None:
+        """The template; None if the recipe has none."""
+        return self._recipe.template(anchors=self._count_anchors)
+
+    @cached_property
+    def with_turns(self) -> ChatTemplate:
+        """The template, which reports its turns."""
+        template = self._recipe.template(turns=True, anchors=self._count_anchors)
+        assert template is not None
+        return template
+
+    @cached_property
+    def needs_turns(self) -> bool:
+        """Whether the trained parts follow from the turns of a conversation.
+
+        The marks of a template are what TRL trains, so turns are used only for what the marks do
+        not determine.
+        """
+        has_marks = self.plain is not None and self.plain.has_generation_marks
+        return self._recipe.train_on == "last-assistant" or (
+            self._recipe.train_on == "assistant" and not has_marks
+        )
+
+    @cached_property
+    def shows_tools(self) -> bool:
+        """Whether the template reads the tools of a record."""
+        return self.plain is not None and self.plain.reads_variable("tools")
+
+    @cached_property
+    def rule(self) -> TurnRule:
+        """The turn rule of the template; raises Unproven if no rule holds."""
+        recipe = self._recipe
+        special_tokens = tuple(sorted(recipe.tokenizer.special_tokens.items()))
+        return _derive_rule(
+            recipe.chat_template or "", special_tokens, recipe.date, recipe.template_backend
+        )
+
+    @cached_property
+    def anchors(self) -> Anchors | str:
+        """The anchors of the template, or the reason why it has none."""
+        source = self._recipe.chat_template
+        if self._recipe.train_on == "all":
+            return "everything is trained"
+        if not source:
+            return "there is no template"
+        # gigatoken loads byte-level tokenizers only if they have a token for every byte.
+        has_bytes = self._recipe.encoder == "gigatoken"
+        return find_anchors(self._recipe.tokenizer, source, has_every_byte=has_bytes)
+
+    def select(self, example: Example) -> ChatTemplate:
+        """Return the template for a conversation, which reports its turns if they are needed."""
+        if self.needs_turns or example.weights is not None:
+            return self.with_turns
+        if self.plain is None:
+            raise TemplateError("there is no chat template")
+        return self.plain
+
+    def backend_counts(self) -> Counter[str]:
+        """Return the number of conversations rendered so far, by backend."""
+        # A template that has not been created yet must not be created by counting.
+        used = (self.__dict__.get("plain"), self.__dict__.get("with_turns"))
+        return sum(
+            (Counter(template.renders) for template in used if template is not None), Counter()
+        )
+
+    def _count_anchors(self, text: str) -> int:
+        # Templates call this when they are compiled, so that checking the settings does not need
+        # the anchors.
+        return 0 if isinstance(self.anchors, str) else self.anchors.count(text)
+
+
+@lru_cache(maxsize=8)
+def _derive_rule(
+    source: str,
+    special_tokens: tuple[tuple[str, str], ...],
+    date: str | None,
+    backend: TemplateWay,
+) -> TurnRule:
+    # A separate template, so that the probes do not count among the renders of the records.
+    day = datetime.date.fromisoformat(date) if date else None
+    return derive_rule(
+        ChatTemplate(source, variables=dict(special_tokens), date=day, backend=backend, turns=True)
+    )

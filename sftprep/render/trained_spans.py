@@ -1,0 +1,94 @@
+"""Spans of characters that are trained in a rendered conversation, and their loss weights."""
+
+from __future__ import annotations
+
+from sftprep.chat_template.assistant_spans import (
+    ASSISTANTS,
+    TurnSpan,
+    find_marked_spans,
+    find_turn_spans,
+    is_assistant,
+)
+from sftprep.chat_template.template import Rendered
+from sftprep.core.types import Example, Message
+from sftprep.recipe import Recipe
+from sftprep.render.rendered_batch import Span, Weight
+from sftprep.render.templates import RecipeTemplates
+
+
+class SpanFinder:
+    """Finds the trained spans of conversations.
+
+    Args:
+        recipe: The recipe, whose `train_on` determines what is trained.
+        templates: The templates that rendered the conversations.
+    """
+
+    def __init__(self, recipe: Recipe, templates: RecipeTemplates) -> None:
+        self._train_on = recipe.train_on
+        self._templates = templates
+        # Whether spans are trained, as opposed to everything or everything after a prompt.
+        self.trains_spans = recipe.train_on in ("assistant", "last-assistant")
+
+    def trained_spans(
+        self, example: Example, rendered: Rendered
+    ) -> tuple[tuple[Span, ...] | None, list[Weight]]:
+        """Return the spans that are trained (None: everything), and weights other than 1."""
+        if not self._templates.needs_turns and example.weights is None:
+            return (rendered.spans if self.trains_spans else None), []
+        messages = example.messages or []
+        weights = self.message_weights(messages, example.weights)
+        trains_all = self._train_on == "all"
+        # With "all", the template's own text is trained too, so only exceptions are looked up.
+        numbers = [
+            number
+            for number, weight in enumerate(weights)
+            if (weight != 1 if trains_all else weight > 0)
+        ]
+        spans = self.spans_of(rendered, messages, numbers)
+        weighted = [
+            (first, last, weights[number]) for first, last, number in spans if weights[number] != 1
+        ]
+        return (None if trains_all else tuple((first, last) for first, last, _ in spans)), weighted
+
+    def message_weights(
+        self, messages: list[Message], switches: list[float | None] | None
+    ) -> list[float]:
+        """Return the loss weight of each message.
+
+        Args:
+            messages: The messages.
+            switches: The weights that the record itself specifies for its messages, which take
+                precedence over `train_on`. If a record specifies any, "auto" means "assistant".
+        """
+        weights = [float(self._train_on == "all")] * len(messages)
+        for number in self.target_numbers(messages):
+            weights[number] = 1.0
+        for number, weight in enumerate(switches or ()):
+            if weight is not None and (self._train_on != "last-assistant" or weights[number]):
+                weights[number] = weight
+        return weights
+
+    def target_numbers(self, messages: list[Message]) -> list[int]:
+        """Return the indices of the assistant's messages; of the last one for "last-assistant"."""
+        found = [k for k, message in enumerate(messages) if message.get("role") in ASSISTANTS]
+        return found[-1:] if self._train_on == "last-assistant" else found
+
+    def spans_of(
+        self, rendered: Rendered, messages: list[Message], numbers: list[int]
+    ) -> list[TurnSpan]:
+        """Return the spans of some messages.
+
+        Raises:
+            Unproven: A span does not contain its message.
+        """
+        templates = self._templates
+        if not templates.with_turns.has_generation_marks:
+            return find_turn_spans(rendered, messages, templates.rule, numbers)
+        # The template marks the assistant's turns; the spans of other messages are derived.
+        requested = set(numbers)
+        spans = [span for span in find_marked_spans(rendered) if span.message in requested]
+        others = [number for number in numbers if not is_assistant(messages[number])]
+        if not others:
+            return spans
+        return sorted([*spans, *find_turn_spans(rendered, messages, templates.rule, others)])
