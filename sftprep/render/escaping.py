@@ -55,14 +55,14 @@ class ContentEscaper:
             raise TemplateError(
                 "a text contains every character that could mark its special tokens as plain text"
             )
-        example.text = scanner.marked(example.text, mark)
-        example.texts = scanner.marked(example.texts, mark)
-        example.prompt = scanner.marked(example.prompt, mark)
-        example.completion = scanner.marked(example.completion, mark)
+        example.text = scanner.insert_marks(example.text, mark)
+        example.texts = scanner.insert_marks(example.texts, mark)
+        example.prompt = scanner.insert_marks(example.prompt, mark)
+        example.completion = scanner.insert_marks(example.completion, mark)
         if example.messages is not None:
             # Roles are compared with names, so they are left as they are.
             example.messages = [
-                {**scanner.marked(m, mark), "role": m["role"]} for m in example.messages
+                {**scanner.insert_marks(m, mark), "role": m["role"]} for m in example.messages
             ]
             if example.prompt_messages is not None:
                 example.prompt_messages = example.messages[: len(example.prompt_messages)]

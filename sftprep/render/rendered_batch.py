@@ -142,7 +142,7 @@ class RenderedBatch:
             )
         if number in self.weights:
             self.weights[number] = [
-                (marked.place(first), marked.place(last), weight)
+                (marked.clean_offset(first), marked.clean_offset(last), weight)
                 for first, last, weight in self.weights[number]
             ]
         return marked.clean, spans, prompt

@@ -100,7 +100,7 @@ def find_anchors(
         if entry.get("special")
         and (entry["content"] in template or entry["content"] in by_variable)
         # S2; without a normalizer, the flag `normalized` has no effect.
-        and takes_only_itself(entry if normalizes else {**entry, "normalized": False})
+        and is_matched_literally(entry if normalizes else {**entry, "normalized": False})
         # S3
         and not any(_can_overlap(entry["content"], other) for other in contents)
     }
@@ -114,9 +114,9 @@ def find_anchors(
 def continuation_ids(spec: TokenizerSpec) -> frozenset[int]:
     """Return the ids of tokens that contain only second and later bytes of a character in UTF-8."""
     # In a byte-level vocabulary, each byte is written as a character of its own.
-    continuation_chars = {char for char, byte in byte_of_letter().items() if 0x80 <= byte < 0xC0}
+    continuation_chars = {char for char, byte in byte_by_character().items() if 0x80 <= byte < 0xC0}
     family = byte_family(spec)
-    is_byte_level = family is not None and not family.blanks
+    is_byte_level = family is not None and not family.metaspace
     added = spec.added_tokens()
     return frozenset(
         number
@@ -140,10 +140,12 @@ def _find_dropped_bytes(spec: TokenizerSpec, *, has_every_byte: bool) -> str | N
     if has_every_byte and not family.metaspace:
         return None
     model = spec.part("model")
-    needed = {f"<0x{byte:02X}>" for byte in range(256)} if family.blanks else {*byte_of_letter()}
+    needed = (
+        {f"<0x{byte:02X}>" for byte in range(256)} if family.metaspace else {*byte_by_character()}
+    )
     has_all = model["type"] == "BPE" and model["vocab"].keys() >= needed
     # SentencePiece uses its byte tokens only with byte fallback.
-    if family.blanks and not model.get("byte_fallback"):
+    if family.metaspace and not model.get("byte_fallback"):
         has_all = False
     return None if has_all else "the vocabulary does not contain every byte"
 
