@@ -17,7 +17,7 @@ from sftprep.errors import AttentionError
 from sfttrain.config import SFTConfig
 from sfttrain.config.attention_names import CHOICES, reject_mixing
 from sfttrain.packed import attention, varlen
-from sfttrain.packed.attention import missing_for, settle_attention
+from sfttrain.packed.attention import explain_unavailable, resolve_attention
 from sfttrain.packed.forward import ForwardMode
 from sfttrain.packed.isolation_check import IsolationGuard
 from tests.sfttrain.tiny import VOCABULARY, tiny_model
@@ -193,8 +193,8 @@ def test_the_flash_path_on_a_cpu(monkeypatch: pytest.MonkeyPatch, kind: str) -> 
         ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", flash_stand_in
     )
     model.config._attn_implementation_internal = "flash_attention_2"
-    feeding = ForwardMode.of(model, "flash_attention_2")
-    verdict = guard.ask(feeding)
+    feeding = ForwardMode.from_model(model, "flash_attention_2")
+    verdict = guard.check(feeding)
     assert verdict.isolated, str(verdict)
 
 
@@ -205,7 +205,7 @@ def test_a_padded_batch_keeps_its_padding_mask() -> None:
     ids = torch.arange(3, 15).reshape(2, 6)
     mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]])
     wanted = model(input_ids=ids, attention_mask=mask).logits
-    settle_attention(model, "sft_varlen", longest=8)
+    resolve_attention(model, "sft_varlen", longest=8)
     found = model(input_ids=ids, attention_mask=mask).logits
     torch.testing.assert_close(found[mask.bool()], wanted[mask.bool()], rtol=1e-5, atol=1e-5)
     generated = model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False)
@@ -223,29 +223,29 @@ def test_attention_that_would_mix_sequences_is_refused(name: str, tmp_path: Any)
     with pytest.raises(AttentionError):
         SFTConfig(output_dir=str(tmp_path), attn=name)
     with pytest.raises(AttentionError):
-        settle_attention(tiny_model("llama"), name, longest=8)
+        resolve_attention(tiny_model("llama"), name, longest=8)
 
 
 @pytest.mark.parametrize("name", [c for c in CHOICES if "flash" in c or c == "torch_varlen"])
 def test_what_is_not_there_is_said(name: str) -> None:
-    assert "CUDA" in missing_for(name, torch.device("cpu"))
+    assert "CUDA" in explain_unavailable(name, torch.device("cpu"))
     with pytest.raises(AttentionError, match=f"{name}.*CUDA"):
-        settle_attention(tiny_model("llama"), name, longest=8)
+        resolve_attention(tiny_model("llama"), name, longest=8)
 
 
 @pytest.mark.parametrize(
     ("before", "first"), [("sdpa", "flash_attention_4"), ("flash_attention_2", "flash_attention_2")]
 )
 def test_the_order_on_a_gpu(monkeypatch: pytest.MonkeyPatch, before: str, first: str) -> None:
-    monkeypatch.setattr(attention, "missing_for", lambda name, device: "")
+    monkeypatch.setattr(attention, "explain_unavailable", lambda name, device: "")
     half, full = (
         SimpleNamespace(dtype=d, device=torch.device("cuda"))
         for d in (torch.bfloat16, torch.float32)
     )
-    order = list(attention._candidates("auto", before, half, None))  # type: ignore[arg-type]
+    order = list(attention._list_candidates("auto", before, half, None))  # type: ignore[arg-type]
     assert order[0] == first
     assert sorted(order) == sorted(CHOICES[1:6])
     assert order[-1] == "sft_varlen"
     # Those kernels are for 16 bits: float32 goes to ours, unless mixed precision is on.
-    assert list(attention._candidates("auto", before, full, None)) == ["sft_varlen"]  # type: ignore[arg-type]
-    assert list(attention._candidates("auto", before, full, torch.bfloat16)) == order  # type: ignore[arg-type]
+    assert list(attention._list_candidates("auto", before, full, None)) == ["sft_varlen"]  # type: ignore[arg-type]
+    assert list(attention._list_candidates("auto", before, full, torch.bfloat16)) == order  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, BitsAndBytesConfig
 
 from sftprep.errors import AttentionError, ConfigError, SftprepError, TemplateError
 from sfttrain import SFTConfig, SFTTrainer
-from sfttrain.data.custom_collator import collated
+from sfttrain.data.custom_collator import collate_custom
 from tests.sfttrain.face import CHATS, COMPLETIONS, TEXTS, face, losses, model_folder, sequences
 from tests.sfttrain.packs import make_packs
 from tests.sfttrain.tiny import tiny_model
@@ -283,10 +283,10 @@ def test_what_a_collator_cannot_do_is_refused(model: Path, tmp_path: Path) -> No
             options={"data_collator": padded},
         )
     with pytest.raises(ConfigError, match="has no labels"):
-        collated(
+        collate_custom(
             [{"input_ids": [1]}], collator=lambda rows: {"input_ids": torch.ones(1, 1)}, spare=None
         )
-    empty = collated([], collator=padded, spare={"input_ids": [4, 5], "labels": [4, 5]})
+    empty = collate_custom([], collator=padded, spare={"input_ids": [4, 5], "labels": [4, 5]})
     assert empty["total_weight"] == 0
     assert (empty["labels"] == -100).all()
 

@@ -14,10 +14,10 @@ import torch.nn.functional as F  # noqa: N812
 from sftprep.errors import AttentionError
 from sfttrain.data.batching import collate_packs
 from sfttrain.losses.fused_cross_entropy import loss_from_logits, plan_loss
-from sfttrain.packed.attention import settle_attention
+from sfttrain.packed.attention import resolve_attention
 from sfttrain.packed.forward import ForwardMode, scored_outputs
 from sfttrain.packed.isolation_check import IsolationGuard
-from sfttrain.packed.padded_fallback import groups_of_like_length
+from sfttrain.packed.padded_fallback import group_by_length
 from tests.sfttrain.packs import make_pack, split
 from tests.sfttrain.tiny import VOCABULARY, tiny_model
 
@@ -75,7 +75,7 @@ def test_logits_and_gradients_equal_those_of_the_sequences_alone(kind: str) -> N
     gradients = {name: p.grad for name, p in model.named_parameters()}
     model.zero_grad(set_to_none=True)
 
-    feeding = settle_attention(model, "auto", longest=max(LENGTHS))
+    feeding = resolve_attention(model, "auto", longest=max(LENGTHS))
     logits, places, _ = scored_outputs(model, row_of(pack), feeding)
     logits = logits[places.argsort()]
     weighted_sum(logits).backward()
@@ -98,7 +98,7 @@ def test_logits_and_gradients_equal_those_of_the_sequences_alone(kind: str) -> N
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_first_token_of_a_neighbour_does_not_reach_a_sequence(kind: str) -> None:
     model = tiny_model(kind)
-    feeding = settle_attention(model, "auto", longest=max(LENGTHS))
+    feeding = resolve_attention(model, "auto", longest=max(LENGTHS))
     pack, other = make_pack(LENGTHS), make_pack(LENGTHS)
     other.input_ids[: LENGTHS[0]] = other.input_ids[: LENGTHS[0]][::-1]
     with torch.no_grad():
@@ -127,7 +127,7 @@ def test_loss_and_gradients_of_a_pack_equal_those_of_its_sequences(
     gradients = {name: p.grad for name, p in model.named_parameters()}
     model.zero_grad(set_to_none=True)
 
-    feeding = settle_attention(model, "auto", longest=max(LENGTHS))
+    feeding = resolve_attention(model, "auto", longest=max(LENGTHS))
     plan = plan_loss(model, loss_impl, "nll")
     with plan.outputs_are_hidden():
         scored = scored_outputs(model, collate_packs([pack]), feeding)
@@ -153,10 +153,10 @@ def test_loss_and_gradients_of_a_pack_equal_those_of_its_sequences(
 )
 def test_the_guard_sees_a_leak(kind: str, attention: str) -> None:
     model = tiny_model(kind)
-    settle_attention(tiny_model("llama"), "auto", longest=8)  # registers sft_varlen
+    resolve_attention(tiny_model("llama"), "auto", longest=8)  # registers sft_varlen
     guard = IsolationGuard(model, VOCABULARY)
     model.set_attn_implementation(attention)
-    verdict = guard.ask(ForwardMode.of(model, attention))
+    verdict = guard.check(ForwardMode.from_model(model, attention))
     assert not verdict.isolated
     assert verdict.leak > 0.1
 
@@ -167,16 +167,16 @@ def test_the_guard_sees_a_model_that_leaves_something_out() -> None:
     guard = IsolationGuard(model, VOCABULARY)
     for layer in model.model.layers:
         layer.self_attn.attn_logit_softcapping = None
-    settle_attention(model, "sft_varlen", longest=8, guard=False)
-    verdict = guard.ask(ForwardMode.of(model, "sft_varlen"))
+    resolve_attention(model, "sft_varlen", longest=8, guard=False)
+    verdict = guard.check(ForwardMode.from_model(model, "sft_varlen"))
     assert verdict.leak == 0
     assert not verdict.isolated
 
 
 def test_falling_back_tells_once_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="sfttrain.packed.attention"):
-        assert settle_attention(tiny_model("mamba"), "auto", longest=30).unpack
-        assert not settle_attention(tiny_model("llama"), "auto", longest=30).unpack
+        assert resolve_attention(tiny_model("mamba"), "auto", longest=30).unpack
+        assert not resolve_attention(tiny_model("llama"), "auto", longest=30).unpack
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "MambaForCausalLM" in caplog.text
     assert "sigma" in caplog.text
@@ -185,11 +185,11 @@ def test_falling_back_tells_once_and_says_why(caplog: pytest.LogCaptureFixture) 
 @pytest.mark.parametrize("kind", ["mamba", "bloom", "llama4_text"])
 def test_an_attention_asked_for_is_never_replaced(kind: str) -> None:
     with pytest.raises(AttentionError, match="--attn sft_varlen"):
-        settle_attention(tiny_model(kind), "sft_varlen", longest=30)
+        resolve_attention(tiny_model(kind), "sft_varlen", longest=30)
 
 
 def test_unpacking_may_be_asked_for() -> None:
-    feeding = settle_attention(tiny_model("llama"), "unpack", longest=30)
+    feeding = resolve_attention(tiny_model("llama"), "unpack", longest=30)
     assert feeding.unpack
     assert feeding.attention == "sdpa"
 
@@ -198,7 +198,7 @@ def test_unpacking_may_be_asked_for() -> None:
     "lengths", [(1,), (5, 5, 5), (1, 2, 3, 40), (64, 32, 31, 16, 0, 1), tuple(range(1, 30))]
 )
 def test_groups_hold_every_token_once_and_at_most_double_them(lengths: tuple[int, ...]) -> None:
-    groups = list(groups_of_like_length(lengths))
+    groups = list(group_by_length(lengths))
     assert sorted(torch.cat([g.index[g.real] for g in groups]).tolist()) == list(
         range(sum(lengths))
     )
@@ -213,7 +213,7 @@ def test_groups_hold_every_token_once_and_at_most_double_them(lengths: tuple[int
 @pytest.mark.parametrize("kind", ["llama", "falcon"])
 def test_a_row_in_which_nothing_is_trained_has_no_loss_and_gradients_of_zero(kind: str) -> None:
     model, pack = tiny_model(kind), make_pack(LENGTHS, trained=0.0)
-    feeding = settle_attention(model, "auto", longest=max(LENGTHS))
+    feeding = resolve_attention(model, "auto", longest=max(LENGTHS))
     outputs, targets, _ = scored_outputs(model, collate_packs([pack]), feeding)
     sums = loss_from_logits(outputs, targets)
     sums.loss.backward()

@@ -17,7 +17,7 @@ import torch
 import sftprep
 from sfttrain.data.batching import collate_packs
 from sfttrain.losses.fused_cross_entropy import plan_loss
-from sfttrain.packed.attention import settle_attention
+from sfttrain.packed.attention import resolve_attention
 from sfttrain.packed.forward import scored_outputs
 from tests.sfttrain.packs import MemoryPack, MemoryPacks, make_pack, split
 from tests.sfttrain.test_trainer import assert_same_run, losses, trainer_for
@@ -58,7 +58,7 @@ def test_loss_and_gradients_are_those_of_the_weighted_mean(kind: str, loss_impl:
     wanted.backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     model.zero_grad(set_to_none=True)
-    feeding = settle_attention(model, "auto", longest=13)
+    feeding = resolve_attention(model, "auto", longest=13)
     batch, plan = collate_packs(packs), plan_loss(model, loss_impl, "nll")
     with plan.outputs_are_hidden():
         scored = scored_outputs(model, batch, feeding)
