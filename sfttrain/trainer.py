@@ -145,7 +145,9 @@ class SFTTrainer(SavingTrainer):
         if self._collator is not None:
             # What a foreign collator makes is fed as it is.
             implementation = str(unwrap_peft(self.model).config._attn_implementation)
-            return ForwardMode.from_model(self.model, implementation, unpack=True), LossPlan(args.loss_type)
+            return ForwardMode.from_model(self.model, implementation, unpack=True), LossPlan(
+                args.loss_type
+            )
         sets = (
             list(self.eval_dataset.values())
             if isinstance(self.eval_dataset, Mapping)
@@ -481,7 +483,7 @@ class SFTTrainer(SavingTrainer):
             "runtime": round(reading.seconds, 4),
             "tokens_per_second": round(reading.tokens_per_second, 1),
         }
-        gathered = predictions.gathered(self.args.world_size) if predictions is not None else None
+        gathered = predictions.gather(self.args.world_size) if predictions is not None else None
         if self.compute_metrics is not None and gathered is not None:
             found.update(self.compute_metrics(gathered))
         metrics = {

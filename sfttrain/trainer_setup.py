@@ -30,7 +30,7 @@ from sfttrain.models.loading import (
     is_commit,
     load_model,
 )
-from sfttrain.models.tokenizer import settle_tokenizer
+from sfttrain.models.tokenizer import resolve_tokenizer
 from sfttrain.models.unwrap import unwrap_peft
 from sfttrain.trainer_datasets import TrainerParts, _train_packs, packs_for_evaluation
 
@@ -81,7 +81,7 @@ def resolve_trainer_parts(
     raw = not (skipped and collator is not None) and any(
         needs_tokenizer(source, skip_prepare=skipped) for source in sets
     )
-    tokens = settle_tokenizer(model, processing, args, needed=raw)
+    tokens = resolve_tokenizer(model, processing, args, needed=raw)
     if peft_config is not None:
         model = add_adapter(model, peft_config, tokenizer=tokens.tokenizer)
         _tell_unmatched(model, peft_config)

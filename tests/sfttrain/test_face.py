@@ -445,7 +445,7 @@ def test_predictions_are_kept_in_the_type_that_they_have() -> None:
 
     kept = Predictions(None)
     kept.add(torch.zeros(1, 3, 2, dtype=torch.bfloat16), torch.tensor([[1, -100, 2]]), (1, 2))
-    gathered = kept.gathered(1)
+    gathered = kept.gather(1)
     assert gathered.predictions.shape == (2, 2, 2)
     assert gathered.predictions.dtype == np.float32
     assert gathered.label_ids.tolist() == [[1, -100], [-100, 2]]

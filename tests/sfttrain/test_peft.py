@@ -20,10 +20,10 @@ from sfttrain import ModelConfig
 from sfttrain.cli.main import main
 from sfttrain.models.adapters import (
     add_adapter,
+    find_new_token_rows,
     grow_embedding,
     merge_adapter,
-    new_token_rows,
-    note_new_tokens,
+    record_new_tokens,
 )
 from tests.sfttrain.builds import write_build
 from tests.sfttrain.packs import MemoryPacks, make_pack
@@ -69,7 +69,7 @@ def packs_with(tokens: list[int]) -> MemoryPacks:
 def test_new_tokens_are_trained_and_no_others(tmp_path: Path, kind: str, tied: bool) -> None:
     model = tiny_model(kind, tie_word_embeddings=tied)
     model.resize_token_embeddings(VOCABULARY + 3)
-    note_new_tokens(model, NEW)
+    record_new_tokens(model, NEW)
     before = [
         layer.weight.detach().clone()
         for layer in (model.get_input_embeddings(), model.get_output_embeddings())
@@ -115,25 +115,25 @@ def test_adapters_with_new_tokens_load_in_plain_peft(tmp_path: Path) -> None:
 
 def test_which_tokens_are_new(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(checkpoint(tmp_path / "base"))
-    assert new_token_rows(model) == []
-    assert new_token_rows(model, tokenizer_of(VOCABULARY)) == []
+    assert find_new_token_rows(model) == []
+    assert find_new_token_rows(model, tokenizer_of(VOCABULARY)) == []
     # The embedding had room: rows that the checkpoint has, but that its own tokenizer has no token
     # for.
     tokenizer_of(VOCABULARY - 8).save_pretrained(tmp_path / "base")
-    assert new_token_rows(model) == []
-    assert new_token_rows(model, tokenizer_of(VOCABULARY - 8, "<a>", "<b>")) == [
+    assert find_new_token_rows(model) == []
+    assert find_new_token_rows(model, tokenizer_of(VOCABULARY - 8, "<a>", "<b>")) == [
         VOCABULARY - 8,
         VOCABULARY - 7,
     ]
     # Rows beyond it, of which only those of tokens count.
     model.resize_token_embeddings(VOCABULARY + 16)
-    assert new_token_rows(model, tokenizer_of(VOCABULARY, "<a>")) == [
+    assert find_new_token_rows(model, tokenizer_of(VOCABULARY, "<a>")) == [
         *range(VOCABULARY - 8, VOCABULARY),
         VOCABULARY,
     ]
-    note_new_tokens(model, [3])
-    assert new_token_rows(model)[0] == 3
-    assert new_token_rows(tiny_model("llama")) == []
+    record_new_tokens(model, [3])
+    assert find_new_token_rows(model)[0] == 3
+    assert find_new_token_rows(tiny_model("llama")) == []
 
 
 def test_an_embedding_grows_for_a_tokenizer_with_more_tokens_only(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_an_embedding_grows_for_a_tokenizer_with_more_tokens_only(tmp_path: Path
     assert model.get_input_embeddings().weight.shape[0] == VOCABULARY
     assert grow_embedding(model, tokenizer_of(VOCABULARY, "<a>", "<b>"), VOCABULARY) == 2
     assert model.get_input_embeddings().weight.shape[0] == VOCABULARY + 2
-    assert new_token_rows(model) == NEW
+    assert find_new_token_rows(model) == NEW
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_an_embedding_grows_for_a_tokenizer_with_more_tokens_only(tmp_path: Path
 def test_what_was_asked_for_is_kept(options: dict[str, Any], rows: Any) -> None:
     model = tiny_model("llama")
     model.resize_token_embeddings(VOCABULARY + 2)
-    note_new_tokens(model, NEW)
+    record_new_tokens(model, NEW)
     config = lora(**options)
     adapted = add_adapter(model, config)
     assert adapted.peft_config["default"].trainable_token_indices == rows
@@ -176,7 +176,7 @@ def test_a_head_with_a_bias_keeps_it(caplog: pytest.LogCaptureFixture) -> None:
     with torch.no_grad():
         model.lm_head.bias.normal_()
     wanted = model(input_ids=IDS).logits
-    note_new_tokens(model, [5])
+    record_new_tokens(model, [5])
     with caplog.at_level(logging.WARNING, logger="sfttrain.models.adapters"):
         adapted = add_adapter(model, lora())
     torch.testing.assert_close(adapted.eval()(input_ids=IDS).logits, wanted)
