@@ -1,4 +1,4 @@
-"""One side of the training benchmark: a process that trains one step at a time when it is told to.
+"""One side of the training benchmark: a process that trains one step per request.
 
     python -m benchmarks.training_side SIDE        # started by benchmarks/train_vs_trl.py
 
