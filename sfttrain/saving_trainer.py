@@ -103,7 +103,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
             file = ""
         if not file:  # packs that do not know where they come from
             return f"sequence {origin}"
-        own = self._parts.preparation.holds_rows(file)
+        own = self._parts.preparation.is_cached_rows(file)
         return f"{'train_dataset' if own else file}:{line}"
 
     # ---- before and between steps ----

@@ -30,17 +30,17 @@ from sfttrain.data.batching import (
     collate_filled,
     collate_packs,
 )
-from sfttrain.data.custom_collator import Collator, collated
+from sfttrain.data.custom_collator import Collator, collate_custom
 from sfttrain.data.inputs import is_packs
-from sfttrain.data.prepare import longest_in
+from sfttrain.data.prepare import max_sequence_length
 from sfttrain.data.streaming import TrainLoader, is_stream, reject_evaluation
-from sfttrain.losses.collated_loss import foreign_sums
+from sfttrain.losses.collated_loss import collated_loss_sums
 from sfttrain.losses.fused_cross_entropy import LossPlan, LossSums, loss_from_logits, plan_loss
 from sfttrain.losses.router_aux import ExpertBalance
 from sfttrain.metrics.predictions import Predictions, Preprocess, all_logits
 from sfttrain.metrics.token_metrics import CounterReading, Counters
 from sfttrain.models.unwrap import unwrap_peft
-from sfttrain.packed.attention import settle_attention
+from sfttrain.packed.attention import resolve_attention
 from sfttrain.packed.forward import ForwardMode, scored_outputs
 from sfttrain.packed.neftune import noise_by_sequence
 from sfttrain.saving_trainer import SavingTrainer
@@ -145,7 +145,9 @@ class SFTTrainer(SavingTrainer):
         if self._collator is not None:
             # What a foreign collator makes is fed as it is.
             implementation = str(unwrap_peft(self.model).config._attn_implementation)
-            return ForwardMode.of(self.model, implementation, unpack=True), LossPlan(args.loss_type)
+            return ForwardMode.from_model(self.model, implementation, unpack=True), LossPlan(
+                args.loss_type
+            )
         sets = (
             list(self.eval_dataset.values())
             if isinstance(self.eval_dataset, Mapping)
@@ -153,11 +155,15 @@ class SFTTrainer(SavingTrainer):
         )
         reject_evaluation(sets)
         longest = max(
-            (longest_in(source) for source in [self.train_dataset, *sets] if source is not None),
+            (
+                max_sequence_length(source)
+                for source in [self.train_dataset, *sets]
+                if source is not None
+            ),
             default=0,
         )
         mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.mixed_precision)
-        feeding: ForwardMode = settle_attention(
+        feeding: ForwardMode = resolve_attention(
             self.model,
             self._parts.attention,
             longest=longest,
@@ -188,7 +194,7 @@ class SFTTrainer(SavingTrainer):
             rows, collate = self._train_batch_size, self._collate_for(self.train_dataset)
             self._stream = TrainLoader(self.train_dataset, self.args, rows, collate)
             if self.resumed_from is not None:
-                self._stream.go_on(self.resumed_from)
+                self._stream.restore(self.resumed_from)
             return self._stream
         return self._loader(self.train_dataset, self.step_plan())
 
@@ -223,7 +229,7 @@ class SFTTrainer(SavingTrainer):
 
     def _collate_for(self, source: Any) -> Callable[[list[Any]], Any]:
         if self._collator is not None:
-            return partial(collated, collator=self._collator, spare=source[0])
+            return partial(collate_custom, collator=self._collator, spare=source[0])
         multiple = self.args.pad_to_multiple_of
         if multiple is None:
             return collate_packs
@@ -256,7 +262,7 @@ class SFTTrainer(SavingTrainer):
         num_items_in_batch: what the trained tokens of the step weigh together (without weights: how
         many they are); without it (evaluation) those of the row.
         """
-        with self._activations_kept(model), self._balance.listening(model.training) as heard:
+        with self._activations_kept(model), self._balance.capture(model.training) as heard:
             sums, outputs = self._sums(model, inputs, num_items_in_batch)
         if model.training:
             self._counters.add(sums)
@@ -283,7 +289,7 @@ class SFTTrainer(SavingTrainer):
     ) -> tuple[LossSums, Tensor]:
         """The sums of a batch of either kind, and what the model put out."""
         if self._collator is not None:
-            sums, outputs = foreign_sums(model, inputs, self.loss_plan.kind)
+            sums, outputs = collated_loss_sums(model, inputs, self.loss_plan.kind)
         elif self.compute_loss_func is not None:
             outputs = all_logits(model, inputs, self.feeding)
             sums = loss_from_logits(
@@ -477,7 +483,7 @@ class SFTTrainer(SavingTrainer):
             "runtime": round(reading.seconds, 4),
             "tokens_per_second": round(reading.tokens_per_second, 1),
         }
-        gathered = predictions.gathered(self.args.world_size) if predictions is not None else None
+        gathered = predictions.gather(self.args.world_size) if predictions is not None else None
         if self.compute_metrics is not None and gathered is not None:
             found.update(self.compute_metrics(gathered))
         metrics = {

@@ -19,9 +19,10 @@ from sftprep.errors import ConfigError
 from sfttrain.config.attention_names import reject_mixing
 from sfttrain.config.sft_config import ModelConfig, SFTConfig
 from sfttrain.config.unsupported import reject_unsupported
-from sfttrain.data.inputs import rows_given
+from sfttrain.data.inputs import needs_tokenizer, to_row_source
 from sfttrain.data.once_per_node import Ranks
-from sfttrain.data.prepare import DataPreparation, DataSettings, needs_tokenizer
+from sfttrain.data.prepare import DataPreparation
+from sfttrain.data.settings import DataSettings
 from sfttrain.models.adapters import add_adapter
 from sfttrain.models.loading import (
     get_kbit_device_map,
@@ -29,7 +30,7 @@ from sfttrain.models.loading import (
     is_commit,
     load_model,
 )
-from sfttrain.models.tokenizer import settle_tokenizer
+from sfttrain.models.tokenizer import resolve_tokenizer
 from sfttrain.models.unwrap import unwrap_peft
 from sfttrain.trainer_datasets import TrainerParts, _train_packs, packs_for_evaluation
 
@@ -57,7 +58,7 @@ def resolve_trainer_parts(
     args = config_of(args, model)
     reject_unsupported(args)
     reject_parallelism(args)
-    train, evaluation = rows_given(train, "train_dataset"), _each(evaluation, rows_given)
+    train, evaluation = to_row_source(train, "train_dataset"), _each(evaluation, to_row_source)
     sets = [train, *(evaluation.values() if isinstance(evaluation, Mapping) else [evaluation])]
     _check_output(args.output_dir, sets)
     # An adapter's first weights are random, and so are the embeddings of new tokens.
@@ -78,14 +79,14 @@ def resolve_trainer_parts(
         args.dataset_kwargs.get("skip_prepare_dataset")
     )
     raw = not (skipped and collator is not None) and any(
-        needs_tokenizer(source, as_they_are=skipped) for source in sets
+        needs_tokenizer(source, skip_prepare=skipped) for source in sets
     )
-    tokens = settle_tokenizer(model, processing, args, needed=raw)
+    tokens = resolve_tokenizer(model, processing, args, needed=raw)
     if peft_config is not None:
         model = add_adapter(model, peft_config, tokenizer=tokens.tokenizer)
         _tell_unmatched(model, peft_config)
     preparation = DataPreparation(
-        DataSettings.of(args, tokens.tokenizer),
+        DataSettings.from_config(args, tokens.tokenizer),
         tokenizer=tokens.tokenizer,
         formatting=formatting,
         ranks=Ranks(args.process_index, args.local_process_index, args.world_size),

@@ -101,16 +101,16 @@ def stream_of_run(run: RunConfig, training: Any, wanted: ModelConfig) -> tuple[P
     Records become tokens as they do for a raw `train_dataset` of SFTTrainer. Raises ConfigError
     where --max_steps is missing, TokenizerError, and what the first records raise.
     """
-    from sfttrain.data.prepare import DataSettings
-    from sfttrain.models.tokenizer import tokenizer_of
+    from sfttrain.data.settings import DataSettings
+    from sfttrain.models.tokenizer import load_required_tokenizer
 
     if training.max_steps <= 0:
         raise ConfigError("a stream does not say how long it is", remedy="give --max_steps N")
     model = str(wanted.model_name_or_path)
-    tokenizer = tokenizer_of(
+    tokenizer = load_required_tokenizer(
         model, revision=wanted.model_revision, trust_remote_code=wanted.trust_remote_code
     )
-    settings = DataSettings.of(training, tokenizer).build_settings(packing=True)
+    settings = DataSettings.from_config(training, tokenizer).build_settings(packing=True)
     config = BuildConfig.of(
         **{
             **settings,

@@ -30,7 +30,7 @@ from sftprep.errors import (
     StorageError,
     TemplateError,
 )
-from sfttrain.data.inputs import rows_given
+from sfttrain.data.inputs import to_row_source
 from sfttrain.data.jsonl_cache import write_rows
 from tests.sfttrain.face import (
     CHATS,
@@ -151,13 +151,13 @@ def test_what_cannot_be_read_whole_is_refused_by_name(
 def test_nothing_is_taken_from_what_is_refused() -> None:
     rows = iter(TEXTS)
     with pytest.raises(ConfigError):
-        rows_given(rows, "rows")
+        to_row_source(rows, "rows")
     assert list(rows) == TEXTS
-    assert rows_given(TEXTS, "rows") is TEXTS
+    assert to_row_source(TEXTS, "rows") is TEXTS
     for row in (-len(TEXTS) - 1, len(TEXTS)):
         with pytest.raises(IndexError):
-            rows_given(Endless(TEXTS), "rows")[row]
-    assert rows_given(Endless(TEXTS), "rows")[-1] == TEXTS[-1]
+            to_row_source(Endless(TEXTS), "rows")[row]
+    assert to_row_source(Endless(TEXTS), "rows")[-1] == TEXTS[-1]
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
