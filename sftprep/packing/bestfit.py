@@ -136,8 +136,7 @@ def _sort_by_key(
 ) -> None:
     """Write the indices of the non-empty sequences to `order`, sorted by key.
 
-    Args:
-        next_of: The position in `order` of the next sequence with each key; it is modified.
+    `next_of` has the position in `order` of the next sequence with each key, and is modified.
     """
     for index in range(keys.size):
         key = keys[index]
@@ -277,7 +276,7 @@ def _double(moves: NDArray[np.int32]) -> NDArray[np.int32]:
 
 
 @compiled(_I64_ARRAY, _I64_ARRAY, _I64)
-def _plan_moves(  # noqa: PLR0915 - one loop over local state: steps 2 and 3 of the module
+def _plan_moves(  # noqa: PLR0912, PLR0915 - one loop over local state: steps 2 and 3
     run_length: NDArray[np.int64], run_count: NDArray[np.int64], capacity: int
 ) -> tuple[NDArray[np.int32], int, int]:
     """Return moves int32 [>= number of moves, 3], their number, and the number of bins.
@@ -385,13 +384,10 @@ def _write_bin_of(
     bin_at: NDArray[np.int32],
     bin_of: NDArray[np.int64],
 ) -> None:
-    """Bring the bins from sorted order into the order of the input.
+    """Bring the bins from sorted order into the order of the input; modifies `next_of`.
 
     Writing bin_of while the moves are replayed would access it at random: this pass reads a few
     streams and writes one.
-
-    Args:
-        next_of: The position in `bin_at` of the next sequence with each key; it is modified.
     """
     for index in range(keys.size):
         key = keys[index]
