@@ -22,8 +22,8 @@ LARGEST = 2**31 - 1
 
 
 @pytest.fixture(scope="module", autouse=True, params=["plain", "compiled"])
-def _way(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Each law holds for the plain planner of small plans and for the compiled one."""
+def _planner(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run each test with the plain planner of small plans and with the compiled one."""
     before = strategies.SMALL, strategies.SMALL_WHEN_LOADED
     strategies.SMALL = strategies.SMALL_WHEN_LOADED = 10**9 if request.param == "plain" else -1
     yield
@@ -202,7 +202,7 @@ def test_a_sequence_over_capacity_is_named(strategy: str) -> None:
         ([True, False], "bool"),
         ([[1, 2]], "2 dimensions"),
         (5, "0 dimensions"),
-        ([[1], [1, 2]], "not one row"),
+        ([[1], [1, 2]], "not a one-dimensional array"),
         (["a"], "dtype"),
         ([2**70], "dtype object"),
         (np.broadcast_to(np.int8(1), 2**31), "too many"),

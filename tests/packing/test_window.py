@@ -105,7 +105,7 @@ def test_it_does_not_matter_in_which_pieces_sequences_come(lengths, size, cuts):
 def test_compiled_and_plain_windows_pack_alike(monkeypatch):
     lengths = np.random.default_rng(0).integers(1, 1000, 6000).astype(np.int32)
     compiled = packs_of(plan_lane(lengths, 1000, 2000, seed=0, lane=0))
-    monkeypatch.setattr("sftprep.packing.window._PLAIN", 10**9)
+    monkeypatch.setattr("sftprep.packing.window._SMALL", 10**9)
     assert packs_of(plan_lane(lengths, 1000, 2000, seed=0, lane=0)) == compiled
 
 
