@@ -243,7 +243,7 @@ class _Placed(IterableDataset[Any]):
         )
         _divide_no_further()
         sent: dict[int, Any] = {}
-        for placed in stream.placed():
+        for placed in stream.iter_placed():
             state = dict(placed.state)
             if placed.lane in sent and sent[placed.lane] is state["window"]:
                 state["window"] = _SAME

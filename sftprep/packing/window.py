@@ -112,7 +112,7 @@ class CarryingWindow:
     def pack(self, *, flush: bool = False) -> Emission:
         """Pack the window, and emit the fullest half of the packs.
 
-        Of packs that are equally full, the one that was opened first is emitted first.
+        Of packs that are equally full, the one that was opened first counts as fuller.
 
         Args:
             flush: Emit all packs, which is done at the end of the input.
