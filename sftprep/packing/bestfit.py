@@ -84,7 +84,8 @@ def best_fit_decreasing(
     _sort_by_key(key, first_of.copy(), order)
     # Steps 2 and 3: plan over runs.
     run_length = run_key if length_of_key is None else length_of_key[run_key]
-    moves, num_moves, num_bins = _plan_moves(run_length, run_count, capacity)
+    shift = max(0, int(capacity - 1).bit_length() - _LIST_BITS)
+    moves, num_moves, num_bins = _plan_moves(run_length, run_count, capacity, shift)
     # Replay the moves. Large arrays are allocated by NumPy, which asks for huge pages: the rest is
     # limited by the memory bandwidth.
     members = np.empty(order.size, np.int64)
@@ -146,7 +147,7 @@ def _sort_by_key(
             next_of[key] = position + 1
 
 
-_MOST_LISTS = 1 << 18
+_LIST_BITS = 18  # there are at most 2**18 lists
 _WORDS, _SUMMARY = 0, 1  # rows of `bits`: uint64 [2, words]
 _HEAD, _TAIL = 0, 1  # columns of `lists`: int32 [lists, 2], segments; -1: empty
 _FIRST, _SIZE, _SPACE, _NEXT = 0, 1, 2, 3  # columns of `segments`: int32 [2 x runs, 4]
@@ -275,9 +276,9 @@ def _double(moves: NDArray[np.int32]) -> NDArray[np.int32]:
     return grown
 
 
-@compiled(_I64_ARRAY, _I64_ARRAY, _I64)
-def _plan_moves(  # noqa: PLR0912, PLR0915 - one loop over local state: steps 2 and 3
-    run_length: NDArray[np.int64], run_count: NDArray[np.int64], capacity: int
+@compiled(_I64_ARRAY, _I64_ARRAY, _I64, _I64)
+def _plan_moves(  # noqa: PLR0912 - one loop over local state: steps 2 and 3
+    run_length: NDArray[np.int64], run_count: NDArray[np.int64], capacity: int, shift: int
 ) -> tuple[NDArray[np.int32], int, int]:
     """Return moves int32 [>= number of moves, 3], their number, and the number of bins.
 
@@ -285,9 +286,6 @@ def _plan_moves(  # noqa: PLR0912, PLR0915 - one loop over local state: steps 2 
     first .. first + size - 1: k into the first, then k into the second ...
     """
     shortest = run_length[-1] if run_length.size else 1
-    shift = 0
-    while (capacity - 1) >> shift >= _MOST_LISTS:
-        shift += 1
     num_lists = ((capacity - 1) >> shift) + 1
     lists = np.full((num_lists, 2), -1, np.int32)
     bits = np.zeros((2, (num_lists >> 6) + 2), np.uint64)
@@ -295,8 +293,7 @@ def _plan_moves(  # noqa: PLR0912, PLR0915 - one loop over local state: steps 2 
     moves = np.empty((4 * run_length.size + 2, 3), np.int32)
     num_segments = num_moves = num_bins = 0
     for run in range(run_length.size):
-        length = run_length[run]
-        left = run_count[run]
+        length, left = run_length[run], run_count[run]
         while left > 0:
             if num_moves + 2 > moves.shape[0]:
                 moves = _double(moves)
@@ -305,13 +302,12 @@ def _plan_moves(  # noqa: PLR0912, PLR0915 - one loop over local state: steps 2 
             if segment >= 0:
                 first, size = segments[segment, _FIRST], segments[segment, _SIZE]
                 space = segments[segment, _SPACE]
-                k = space // length
             else:  # a new segment of empty bins, of exactly the size that the run needs
                 first, space = num_bins, capacity
-                k = space // length
-                size = (left + k - 1) // k
+                size = -(-left // (space // length))
                 num_bins += size
-            # `full` bins take k each; where the run ends within the segment, one more takes `rest`.
+            k = space // length
+            # `full` bins take k each; if the run ends within the segment, one more takes `rest`.
             full = min(size, left // k)
             rest = 0 if full == size else left - full * k
             used = full + (1 if rest > 0 else 0)
@@ -337,8 +333,7 @@ def _plan_moves(  # noqa: PLR0912, PLR0915 - one loop over local state: steps 2 
                 if remaining < shortest:
                     continue
                 if free < 0:
-                    free = num_segments
-                    num_segments += 1
+                    free, num_segments = num_segments, num_segments + 1
                 _append(free, (start, count, remaining), shift, bits, lists, segments)
                 free = -1
     return moves, num_moves, num_bins
