@@ -273,7 +273,7 @@ class _PlacedPacks(IterableDataset[Any]):
             stream = stream.share(worker.id, worker.num_workers, threads=False)
         _hide_worker_info()
         sent_windows: dict[int, Any] = {}  # by lane, the window that was sent last
-        for placed in stream.iter_placed():
+        for placed in stream.placed():
             state = dict(placed.state)
             if placed.lane in sent_windows and sent_windows[placed.lane] is state["window"]:
                 state["window"] = _SAME_WINDOW

@@ -26,8 +26,8 @@ from sftprep.errors import (
     source_name,
 )
 from sftprep.stream import PackedStream
+from sfttrain.config import ModelConfig, SFTConfig
 from sfttrain.config.setting_names import TrainerNames
-from sfttrain.config.sft_config import ModelConfig, SFTConfig
 
 ROWS = "/tmp/rows.jsonl"
 TRAINER = TrainerNames("train_dataset", ROWS)
@@ -65,7 +65,6 @@ def test_each_front_end_renders_a_setting_in_its_own_form(names, expected):
     [
         (setting("max_length", 64), "max_length=64", "--max_length 64"),
         (setting("text_field", "body"), 'dataset_text_field="body"', "--dataset_text_field body"),
-        (setting("tokenizer"), "processing_class", "--processing_class"),
         (
             setting("train_on", "assistant"),
             "assistant_only_loss=True",

@@ -44,7 +44,7 @@ _STATE_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
-class PlacedPack:
+class Placed:
     """A pack with its position in the stream.
 
     Attributes:
@@ -142,9 +142,9 @@ class PackedStream:
         After loading a state from the end of a pass, the first iteration yields nothing, since
         that pass has no packs left.
         """
-        return (placed.pack for placed in self.iter_placed())
+        return (placed.pack for placed in self.placed())
 
-    def iter_placed(self) -> Iterator[PlacedPack]:
+    def placed(self) -> Iterator[Placed]:
         """Iterate as over the stream itself, with the position of each pack.
 
         Raises:
@@ -164,7 +164,7 @@ class PackedStream:
                 is_first = False
                 threading.Thread(target=_load_packing_kernels, daemon=True).start()
             if pack is not None:
-                yield PlacedPack(pack, lane.number, lane.taken - 1, self.epoch, lane.state())
+                yield Placed(pack, lane.number, lane.taken - 1, self.epoch, lane.state())
         self._rejections.check(self.counts, at_end=True)
         # Only a stream of all lanes knows that the whole source is empty.
         if not self.counts.get("sequences") and len(self.owned) == self.config.pack.lanes:

@@ -36,10 +36,10 @@ def kinds(corpus):
 def test_ranks_make_the_packs_of_one(kind, world, corpus, tokenizer_dir):
     source = kinds(corpus)[kind]
     whole = stream_of(source, tokenizer_dir)
-    everything = [(p.number, p.lane, plain(p.pack)) for p in whole.iter_placed()]
+    everything = [(p.number, p.lane, plain(p.pack)) for p in whole.placed()]
     assert [place[:2] for place in everything] == sorted(place[:2] for place in everything)
     ranks = [stream_of(source, tokenizer_dir, rank, world) for rank in range(world)]
-    shared = [[(p.number, p.lane, plain(p.pack)) for p in rank.iter_placed()] for rank in ranks]
+    shared = [[(p.number, p.lane, plain(p.pack)) for p in rank.placed()] for rank in ranks]
     assert sorted(p for rank in shared for p in rank) == sorted(everything)
     # If the ranks divide the lanes evenly, and while no lane has ended, the packs of all
     # ranks in a step are the next ones of the global order.
@@ -111,7 +111,7 @@ def test_more_ranks_than_lanes_are_rejected(corpus, tokenizer_dir):
 def test_a_small_source_still_reaches_every_lane(tokenizer_dir, tmp_path):
     path = tmp_path / "small.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows("text", 30)))
-    placed = list(stream_of(lambda: iter(rows("text", 30)), tokenizer_dir).iter_placed())
+    placed = list(stream_of(lambda: iter(rows("text", 30)), tokenizer_dir).placed())
     assert {pack.lane for pack in placed} == set(range(8))
     packs = list(stream_of(str(path), tokenizer_dir))
     assert sum(len(pack.seq_lengths) for pack in packs) == 30

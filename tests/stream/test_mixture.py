@@ -89,7 +89,7 @@ def test_in_each_lane_after_every_record(tokenizer_dir):
     seen = {lane: Counter() for lane in range(3)}
     for placed in stream_of(
         mixture, tokenizer_dir, lanes=3, packing="none", pack_window=None
-    ).iter_placed():
+    ).placed():
         counts = seen[placed.lane]
         counts[int(placed.pack.origin[0]) >> 44] += 1
         assert abs(counts[1] - sum(counts.values()) / 10) < 1
@@ -248,11 +248,11 @@ def test_resume_at_every_step(order, tokenizer_dir, tmp_path):
 def test_ranks_make_the_packs_of_one(world, stop, corpus, tokenizer_dir):
     mixture = Mixture([corpus, rows("messages", 200, seed=7)], [3, 1], stop=stop)
     everything = [
-        (p.number, p.lane, plain(p.pack)) for p in stream_of(mixture, tokenizer_dir).iter_placed()
+        (p.number, p.lane, plain(p.pack)) for p in stream_of(mixture, tokenizer_dir).placed()
     ]
     ranks = [stream_of(mixture, tokenizer_dir, rank, world) for rank in range(world)]
     assert sorted(
-        (p.number, p.lane, plain(p.pack)) for rank in ranks for p in rank.iter_placed()
+        (p.number, p.lane, plain(p.pack)) for rank in ranks for p in rank.placed()
     ) == sorted(everything)
 
 
