@@ -1,4 +1,4 @@
-"""Pieces of arrays, held against slices of lists."""
+"""Segments of arrays, compared with slices of lists."""
 
 from __future__ import annotations
 
