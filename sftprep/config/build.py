@@ -120,7 +120,7 @@ class PackConfig:
         check_choice(setting("packing"), self.packing, Packing)
         check_choice(setting("overlong"), self.overlong, Overlong)
         check_choice(setting("truncate_side"), self.truncate_side, TruncateSide)
-        if self.packing == "bfd_split":
+        if self.packing == "bfd_split":  # the name of TRL for a combination of two settings
             object.__setattr__(self, "packing", "bfd")
             object.__setattr__(self, "overlong", "split")
         if self.packing == "wrapped" and self.pack_window is not None:
@@ -186,7 +186,7 @@ class OutputConfig:
         check_choice(setting("on_bad_record"), self.on_bad_record, OnBadRecord)
         check_integer(self.workers, setting("workers"), 1, 4096)
         check_integer(self.shard_tokens, setting("shard_tokens"), 1, 2**31 - 1)
-        self.rejected_limit(0)  # raises for an invalid `max_rejected`
+        self.rejected_limit(0)  # raises for an invalid `max_rejected`, before any work is done
 
     def rejected_limit(self, records: int) -> float:
         """Return how many of `records` may be rejected.

@@ -32,6 +32,7 @@ TemplateWay = Literal["auto", "jinja"]
 
 def unknown_setting(name: str, known: list[str], where: str = "") -> ConfigError:
     """Return the error for an unknown setting; its remedy is the most similar known name."""
+    # Plain names and not references: the name is shown as it is written in a config file.
     similar = difflib.get_close_matches(name, known, n=1)
     return ConfigError(
         f"unknown setting {name!r} {where}".rstrip(),
@@ -79,7 +80,7 @@ def to_number(value: Any) -> Any:
 
 def check_limit(limit: int | None, label: str) -> None:
     """Raise ConfigError if a number of records is neither None nor an integer of 1 or more."""
-    if limit is not None and (type(limit) is not int or limit < 1):
+    if limit is not None and (type(limit) is not int or limit < 1):  # True is not a number
         raise ConfigError(
             f"{label} is {limit!r}", remedy="use a whole number of records, 1 or more"
         )
@@ -152,7 +153,7 @@ def check_local_path(path: str, label: str) -> None:
     if os.name == "nt" and re.match(r"[A-Za-z]:[\\/]", stripped):
         return
     if "://" in stripped or ":" in stripped.partition("/")[0] or stripped.startswith("\\\\"):
-        local = re.sub(r"/+", "/", stripped)
+        local = re.sub(r"/+", "/", stripped)  # as the operating system reads the path
         raise ConfigError(
             f"{label} is {path}: URLs are not supported, nor are paths of other systems",
             remedy="use a path on a local disk, and copy the data with the tools of the store; for"

@@ -63,6 +63,7 @@ def write_named(
         with open(temporary, "wb") as file:
             write(file)
             file.flush()
+            # Without this, the file could be empty after a power failure, under its final name.
             os.fsync(file.fileno())
         name = name_of()
         os.replace(temporary, folder / name)
@@ -89,7 +90,7 @@ def temporary_name(name: str) -> str:
     The name is unique among all processes on all machines that share the folder. It ends in a
     checksum of itself, by which `is_temporary_name` distinguishes it from the files of users.
     """
-    token = secrets.token_hex(8)
+    token = secrets.token_hex(8)  # not the process id, which is not unique among machines
     return f".{name}.{token}{_checksum_of(name, token)}.tmp"
 
 
@@ -121,6 +122,7 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        # Alternatives are lists, since a trainer has no setting for the size of shards.
         elsewhere = f"choose another {setting('output')}"
         remedies = {
             errno.ENOSPC: (

@@ -100,6 +100,7 @@ def pack_best_fit(lengths: NDArray[np.int32], capacity: int) -> PackPlan:
         ConfigError: A length is above the capacity.
     """
     _check_overlong(lengths, capacity)
+    # Which planner runs depends only on speed: both return the same plan.
     if lengths.size <= (SMALL_WHEN_LOADED if "sftprep.packing.bestfit" in sys.modules else SMALL):
         bin_of, members, offsets = best_fit_decreasing_small(lengths, capacity)
     else:

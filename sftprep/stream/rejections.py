@@ -24,6 +24,7 @@ class Rejections:
 
     def __init__(self, output: OutputConfig) -> None:
         self._output = output
+        # Bounded, since a stream can run for weeks.
         self.latest: deque[tuple[str, int, Rejected]] = deque(maxlen=_KEPT_RECORDS)
 
     def add(self, name: str, line: int, rejected: Rejected, counts: Mapping[str, int]) -> None:

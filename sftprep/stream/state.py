@@ -21,6 +21,7 @@ def states_of(states: Any) -> list[Mapping[str, Any]]:
     if not isinstance(listed, (list, tuple)) or not listed:
         raise _invalid_state(f"it is {_describe(states)}")
     for state in listed:
+        # Further keys are ignored.
         if not isinstance(state, Mapping) or not state.keys() >= _NAMES:
             raise _invalid_state(f"it is {_describe(state)}")
     return list(listed)

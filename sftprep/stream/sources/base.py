@@ -156,7 +156,7 @@ def retry_with_backoff(
             return call()
         except (SftprepError, *_MISTAKES):
             raise
-        except Exception as error:
+        except Exception as error:  # a source may raise anything: network, file system, user code
             if attempt == retries:
                 raise _exhausted(error, what(), retries, pause) from error
             time.sleep(pause * 2**attempt)
