@@ -1,4 +1,4 @@
-"""Each format, as people write it; and what does not fit is refused with a reason."""
+"""Each format is read as it is usually written, and other records are rejected with a reason."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def test_a_format_is_detected_from_keys(record, expected):
 
 
 def test_keys_are_renamed_before_the_format_is_read():
-    reading = RecordOptions(renames=(("question", "prompt"), ("answer", "completion")))
+    options = RecordOptions(renames=(("question", "prompt"), ("answer", "completion")))
     record = {"question": "a", "answer": "b", "prompt": "another", "id": 1}
-    assert detect_format(record, reading) == "prompt-completion"
-    example = read_record(record, 3, "prompt-completion", reading)
+    assert detect_format(record, options) == "prompt-completion"
+    example = read_record(record, 3, "prompt-completion", options)
     assert (example.prompt, example.completion, example.origin) == ("a", "b", 3)
 
 
 def test_the_text_field_can_have_another_name():
-    reading = RecordOptions(text_field="body")
-    assert detect_format({"body": "a"}, reading) == "text"
-    assert read_record({"body": "a"}, 0, "text", reading).text == "a"
+    options = RecordOptions(text_field="body")
+    assert detect_format({"body": "a"}, options) == "text"
+    assert read_record({"body": "a"}, 0, "text", options).text == "a"
 
 
 def test_sharegpt_roles_are_mapped_and_its_system_comes_first():
@@ -121,7 +121,7 @@ def test_typed_text_parts_are_joined():
     assert example.messages[0]["content"] == "abc"
 
 
-def test_reasoning_and_tool_call_parts_stand_beside_the_text():
+def test_reasoning_and_tool_call_parts_become_keys_of_the_message():
     call = {"name": "f", "arguments": {"x": 1}}
     parts = [
         {"type": "reasoning", "value": "hm"},
@@ -136,14 +136,14 @@ def test_reasoning_and_tool_call_parts_stand_beside_the_text():
         "reasoning_content": "hm",
         "tool_calls": [{"type": "function", "function": call}],
     }
-    for reading in (RecordOptions(reasoning=False), RecordOptions(tool_calls=False)):
+    for options in (RecordOptions(reasoning=False), RecordOptions(tool_calls=False)):
         with pytest.raises(
             InvalidRecord,
             match=(
                 r"content part of type '(reasoning|tool_call)', which the chat template cannot show"
             ),
         ):
-            read_record(copy.deepcopy(record), 0, "messages", reading)
+            read_record(copy.deepcopy(record), 0, "messages", options)
 
 
 def test_alpaca_without_a_template_keeps_system_and_history():
@@ -153,7 +153,7 @@ def test_alpaca_without_a_template_keeps_system_and_history():
     assert "### Instruction:\np\n\n### Response:\nq\n\nBelow" in plain.prompt
 
 
-def test_switches_are_weights():
+def test_switches_become_weights():
     messages = [
         {**CHAT[0], "train": False},
         {**CHAT[1], "loss_weight": 0.5},
@@ -168,7 +168,7 @@ def test_switches_are_weights():
 
 
 @pytest.mark.parametrize(
-    ("beside", "trained", "lengths"),
+    ("fields", "trained", "lengths"),
     [
         ({}, [1, 1, 1, 1], [4]),
         ({"labels": [-100, 5, -100, 7]}, [0, 1, 0, 1], [4]),
@@ -191,14 +191,15 @@ def test_switches_are_weights():
         ),
     ],
 )
-def test_tokens_are_used_as_they_are(beside, trained, lengths):
-    given = read_record({"input_ids": [4, 5, 6, 7], **beside}, 0, "tokens", RecordOptions()).given
-    assert given.input_ids.tolist() == [4, 5, 6, 7]
-    assert given.trained.tolist() == [bool(x) for x in trained]
-    assert given.lengths.tolist() == lengths
+def test_tokens_are_used_without_change(fields, trained, lengths):
+    record = {"input_ids": [4, 5, 6, 7], **fields}
+    row = read_record(record, 0, "tokens", RecordOptions()).given
+    assert row.input_ids.tolist() == [4, 5, 6, 7]
+    assert row.trained.tolist() == [bool(x) for x in trained]
+    assert row.lengths.tolist() == lengths
 
 
-def test_rows_of_tokens_with_padding_are_refused():
+def test_rows_of_tokens_with_padding_are_rejected():
     with pytest.raises(InvalidRecord, match="padding") as caught:
         read_record(
             {"input_ids": [4, 5, 0], "attention_mask": [1, 1, 0]}, 0, "tokens", RecordOptions()
@@ -206,7 +207,7 @@ def test_rows_of_tokens_with_padding_are_refused():
     assert caught.value.reason == "padding"
 
 
-def test_a_function_makes_the_text_of_a_record():
+def test_a_function_returns_the_text_of_a_record():
     made = read_record({"a": "x"}, 3, "text", RecordOptions(function=lambda r: r["a"] + "!"))
     assert (made.text, made.origin) == ("x!", 3)
     assert read_record({}, 0, "text", RecordOptions(function=lambda r: ["a", "b"])).texts == [
@@ -226,14 +227,14 @@ def test_a_function_makes_the_text_of_a_record():
     assert caught.value.reason == "bad_unicode"
 
 
-def test_no_tools_at_all_is_none_and_text_tools_are_objects():
+def test_an_empty_list_of_tools_is_none_and_tools_as_json_text_are_parsed():
     assert (
         read_record({"messages": CHAT, "tools": []}, 0, "messages", RecordOptions()).tools is None
     )
     tool = {"type": "function", "function": {"name": "f"}}
-    for given in ([tool], json.dumps([tool]), [json.dumps(tool)]):
+    for tools in ([tool], json.dumps([tool]), [json.dumps(tool)]):
         assert read_record(
-            {"messages": CHAT, "tools": given}, 0, "messages", RecordOptions()
+            {"messages": CHAT, "tools": tools}, 0, "messages", RecordOptions()
         ).tools == [tool]
 
 
@@ -304,14 +305,14 @@ def test_no_tools_at_all_is_none_and_text_tools_are_objects():
         ("text", {"txt": "a"}, "bad_row"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_a_reason(name, record, reason):
+def test_a_record_that_does_not_fit_is_rejected_with_a_reason(name, record, reason):
     with pytest.raises(InvalidRecord) as caught:
         read_record(copy.deepcopy(record), 0, name, RecordOptions())
     assert caught.value.reason == reason
     assert str(caught.value)
 
 
-def test_no_hostile_value_gets_past_as_another_kind_of_error():
+def test_no_malicious_value_raises_another_kind_of_error():
     for value in (
         None,
         0,
@@ -334,7 +335,7 @@ def test_no_hostile_value_gets_past_as_another_kind_of_error():
                     read_record(record, 0, name, RecordOptions())
 
 
-def test_a_column_of_bytes_is_called_so():
+def test_a_column_of_bytes_is_named_as_bytes():
     row = b'{"text":{"$opaque":"bytes"}}'
     with pytest.raises(InvalidRecord, match='"text" holds bytes, not text'):
         read_record(json.loads(row), 0, "text", RecordOptions())

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from sftprep.config.build import BuildConfig, SourceEntry
 from sftprep.errors import ConfigError
 from sftprep.sources.discovery.file_types import kind_of
-from sftprep.sources.discovery.files import find_files, reject_twice
+from sftprep.sources.discovery.files import find_files, reject_duplicates
 from sftprep.sources.discovery.hub import HubFile, hub_files, is_hub_name
 from sftprep.sources.partition import Source
-from sftprep.sources.readers.lines import unreadable
+from sftprep.sources.readers.lines import convert_os_errors
 
 Stamp = tuple[int, int, int, int]
 
@@ -64,7 +64,7 @@ def find_inputs(
             "--eval-packing is given, and no evaluation records are",
             remedy="give --eval-fraction 0.05, say",
         )
-    reject_twice([each.source.file for each in inputs if each.stamp is not None])
+    reject_duplicates([each.source.file for each in inputs if each.stamp is not None])
     return inputs, entries
 
 
@@ -78,7 +78,7 @@ def stamp(file: str) -> Stamp:
     Raises:
         InputUnreadable: it was removed, or may not be looked at.
     """
-    with unreadable(file):
+    with convert_os_errors(file):
         status = os.stat(file)
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 

@@ -22,8 +22,8 @@ from sftprep.pipeline.overlong import fit_lengths, without_untrained
 from sftprep.recipe import Recipe
 from sftprep.records.formats import record_reader
 from sftprep.records.options import InvalidRecord
-from sftprep.records.pretokenized import given_batch
-from sftprep.records.quality_checks import suspect_check
+from sftprep.records.pretokenized import to_token_batch
+from sftprep.records.quality_checks import make_quality_check
 from sftprep.render.renderer import Renderer
 from sftprep.sources.readers.jsonl import excerpt, parse_line, split_lines
 from sftprep.tokenize.encoders.base import EncoderFault
@@ -50,7 +50,9 @@ class Preprocessor:
         self.masks = LossMask(recipe.tokenizer, self.renderer)
         escaped = recipe.escape_special
         self.suspect = (
-            suspect_check(recipe.tokenizer, escaped=escaped) if recipe.reject_suspects else None
+            make_quality_check(recipe.tokenizer, escaped=escaped)
+            if recipe.reject_suspects
+            else None
         )
         added = recipe.tokenizer.added_tokens().values()
         self.added: NDArray[np.int32] = np.array(list(added), dtype=np.int32)
@@ -123,7 +125,7 @@ def _sequences(
     letters = Letters(data)
     examples = read_examples(stages, letters, format_name, rejected, counts)
     if format_name == "tokens":
-        batch = given_batch(examples, recipe.tokenizer.vocab_size, rejected, counts)
+        batch = to_token_batch(examples, recipe.tokenizer.vocab_size, rejected, counts)
     else:
         batch = _encoded(stages, letters, examples, own, rejected, counts)
     batch = fit_lengths(

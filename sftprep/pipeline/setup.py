@@ -9,7 +9,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,13 @@ from sftprep.records.pretokenized import MASKS
 from sftprep.render.renderer import Renderer
 from sftprep.shards.manifest_size import check_manifest_size, expected_input
 from sftprep.sources.partition import Source, first_lines
-from sftprep.sources.readers.jsonl import parse_line
+from sftprep.sources.peek import first_records
 from sftprep.tokenize.loading.load import TokenizerSpec, load_tokenizer
 from sftprep.tokenize.select import probe_encoder
 
 _log = logging.getLogger(__name__)
 
 _CHAT_FORMATS = ("messages", "sharegpt")
-_DETECT_FROM = 100
 _DEFAULT_MAX_LENGTH = 1024
 
 
@@ -109,7 +107,9 @@ def prepare_setup(
             made.append(recipe)
         recipe_of.append(recipes[own.format])
         formats.append(
-            format_of(each.source.name, _first_records(each.source), own, made[recipe_of[-1]])
+            format_of(
+                each.source.name, first_records(first_lines(each.source)), own, made[recipe_of[-1]]
+            )
         )
         columns = keys_read(made[recipe_of[-1]].reading())
         narrowed.append(
@@ -291,13 +291,6 @@ def _looked_at(
     # Nothing in it can be read; pass 1 says what and where, and an empty file adds nothing.
     name = "text" if config.format.format == "auto" else config.format.format
     return _Look(file, name, chat=False)
-
-
-def _first_records(source: Source) -> Iterator[dict[str, Any]]:
-    for line in islice(first_lines(source), _DETECT_FROM):
-        record = parse_line(line, 0)
-        if isinstance(record, dict):
-            yield record
 
 
 def _has_turns(record: dict[str, Any], reading: RecordOptions) -> bool:

@@ -28,7 +28,7 @@ from sftprep.pipeline.spill import map_spill, read_spill, spill_path, write_spil
 from sftprep.recipe import RecipeFile
 from sftprep.shards.manifest import ShardInfo
 from sftprep.shards.writer import ShardRows, write_shard
-from sftprep.sources.lanes import Places, places_of
+from sftprep.sources.lanes import RecordPositions, record_positions
 from sftprep.sources.partition import Partition, read_partition
 
 _SAMPLE = 16
@@ -74,7 +74,7 @@ class PartitionResult:
     counts: dict[str, int]
     rejected: list[Rejected]
     reused: bool
-    places: Places | None = None
+    places: RecordPositions | None = None
     facts: SequenceStats | None = None
     weighted: bool = False
 
@@ -134,7 +134,7 @@ def _begun(task: TokenizeTask) -> _Begun:
         made = spill or map_spill(path)
         where = dataclasses.replace(task.partition, payload=None)
         places = (
-            places_of(task.partition, data, made.origin, task.lane_block)
+            record_positions(task.partition, data, made.origin, task.lane_block)
             if task.lane_block
             else None
         )

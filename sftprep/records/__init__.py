@@ -1,1 +1,1 @@
-"""Parsed records to examples: formats, messages, pre-tokenized rows, and checks of quality."""
+"""The conversion of parsed records to examples, and checks of their quality."""

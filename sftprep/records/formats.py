@@ -1,4 +1,4 @@
-"""Records to examples: which format a record has, and one small function a format that reads it.
+"""The formats of records: how each is detected, and one small function that reads it.
 
 Adding a format is one function and one line in FORMATS.
 """
@@ -10,114 +10,140 @@ from dataclasses import dataclass
 from typing import Any
 
 from sftprep.core.types import Example, Message
-from sftprep.errors import FormatError
-from sftprep.records.messages import SWITCHES, check_messages, sharegpt_message, weight_of
-from sftprep.records.options import InvalidRecord, Record, RecordOptions, decoded, string_of
+from sftprep.errors import FormatError, setting, source_name
+from sftprep.records.messages import (
+    WEIGHT_KEYS,
+    check_messages,
+    from_sharegpt_turn,
+    message_weight,
+)
+from sftprep.records.options import (
+    InvalidRecord,
+    Record,
+    RecordOptions,
+    parse_if_string,
+    require_string,
+)
 from sftprep.records.pretokenized import from_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """keys: a record that has them all is of this format; convert: reads it, or raises
-    InvalidRecord."""
+    """A format of records.
+
+    Attributes:
+        keys: The keys that identify the format: a record that has them all is of this format.
+        convert: Returns the example of a record with its line number, or raises InvalidRecord.
+    """
 
     keys: frozenset[str]
     convert: Callable[[Record, int, RecordOptions], Example]
 
 
-def record_reader(format_name: str, reading: RecordOptions) -> Callable[[Record, int], Example]:
-    """A function that reads one record, with the number of its line, as an Example.
+def record_reader(format_name: str, options: RecordOptions) -> Callable[[Record, int], Example]:
+    """Return a function that converts a record with its line number to an Example.
 
-    The Example takes over parts of the record. Raises InvalidRecord; reason `other_schema` if the
-    keys are those of another format.
+    The Example shares parts of the record, which must not be used afterwards. The function raises
+    InvalidRecord; its reason is `other_schema` if the keys are those of another format.
     """
-    keys, convert = keys_of(format_name, reading), FORMATS[format_name].convert
+    keys, convert = keys_of(format_name, options), FORMATS[format_name].convert
 
     def read(record: Record, line: int) -> Example:
-        if reading.renames:
-            record = _renamed(record, reading.renames)
-        if reading.function is not None:
-            return _formatted(record, line, reading.function)
+        if options.renames:
+            record = _rename_keys(record, options.renames)
+        if options.function is not None:
+            return _call_function(record, line, options.function)
         for key in keys:
             if key not in record:
-                raise _missing_keys(record, format_name, reading)
-        return convert(record, line, reading)
+                raise _missing_keys(record, format_name, options)
+        return convert(record, line, options)
 
     return read
 
 
-def read_record(record: Record, line: int, format_name: str, reading: RecordOptions) -> Example:
-    """As `record_reader`, for a single record."""
-    return record_reader(format_name, reading)(record, line)
+def read_record(record: Record, line: int, format_name: str, options: RecordOptions) -> Example:
+    """Return the Example of a single record; see `record_reader`."""
+    return record_reader(format_name, options)(record, line)
 
 
-def keys_of(format_name: str, reading: RecordOptions) -> frozenset[str]:
-    """The keys that a record of a format has, once it is renamed."""
-    return frozenset({reading.text_field}) if format_name == "text" else FORMATS[format_name].keys
+def keys_of(format_name: str, options: RecordOptions) -> frozenset[str]:
+    """Return the keys that identify a format, after keys were renamed."""
+    return frozenset({options.text_field}) if format_name == "text" else FORMATS[format_name].keys
 
 
-def detect_format(record: Record, reading: RecordOptions) -> str | None:
-    """The first format in FORMATS whose keys the record has, or None; what a function formats is
-    text."""
-    if reading.function is not None:
+def detect_format(record: Record, options: RecordOptions) -> str | None:
+    """Return the first format in FORMATS whose keys the record has, or None.
+
+    With a function of the user, the format is text.
+    """
+    if options.function is not None:
         return "text"
-    if reading.renames:
-        record = _renamed(dict(record), reading.renames)
+    if options.renames:
+        record = _rename_keys(dict(record), options.renames)
     for name in FORMATS:
-        if keys_of(name, reading) <= record.keys():
+        if keys_of(name, options) <= record.keys():
             return name
     return None
 
 
-def keys_read(reading: RecordOptions) -> frozenset[str] | None:
-    """The keys of a record that any format looks at; None where a function of the user's may look
-    at all."""
-    if reading.function is not None:
+def keys_read(options: RecordOptions) -> frozenset[str] | None:
+    """Return the keys that any format may read, or None if a function may read all keys.
+
+    Readers of tables skip all other columns.
+    """
+    if options.function is not None:
         return None
-    of_formats = frozenset(key for kind in FORMATS.values() for key in kind.keys)
-    return of_formats | _BESIDE | {reading.text_field} | {source for source, _ in reading.renames}
+    identifying = frozenset(key for kind in FORMATS.values() for key in kind.keys)
+    renamed = {source for source, _ in options.renames}
+    return identifying | _OPTIONAL_KEYS | {options.text_field} | renamed
 
 
-def unknown_format(file: str, record: Record, reading: RecordOptions) -> FormatError:
-    """What to say where no format fits the records of a file."""
-    record = _renamed(dict(record), reading.renames) if reading.renames else record
+def unknown_format(file: str, record: Record, options: RecordOptions) -> FormatError:
+    """Return the error for a file whose records fit no format.
+
+    Args:
+        file: The file.
+        record: One of its records.
+        options: The options with which it was read.
+    """
+    record = _rename_keys(dict(record), options.renames) if options.renames else record
     known = "; ".join(f"{name}: {', '.join(sorted(kind.keys))}" for name, kind in FORMATS.items())
     keys = ", ".join(map(repr, list(record)[:12])) or "none"
     return FormatError(
-        f"no format fits {file}: its records have the keys {keys}"
-        + (" after --map" if reading.renames else ""),
-        remedy=(
-            "name the text with --text-field KEY, rename keys with --map"
-            f" question=prompt,answer=completion, or convert them. Formats and their keys: {known}"
-        ),
+        f"no format fits {source_name(file)}: its records have the keys {keys}"
+        + (f" after {setting('map')}" if options.renames else ""),
+        remedy=[
+            f"specify the key of the text with {setting('text_field', 'KEY')}",
+            f"rename keys with {setting('map', 'question=prompt,answer=completion')}",
+            f"convert the records. The formats and their keys are: {known}",
+        ],
     )
 
 
-_BESIDE = frozenset({"tools", "chat_template_kwargs", "system", "input", "history"}) | frozenset(
-    {
-        "labels",
-        "completion_mask",
-        "assistant_masks",
-        "attention_mask",
-        "position_ids",
-        "seq_lengths",
-    }
-)
-"""Keys that formats read beside those that tell them."""
+_OPTIONAL_KEYS = frozenset({"tools", "chat_template_kwargs", "system", "input", "history"}) | {
+    "labels",
+    "completion_mask",
+    "assistant_masks",
+    "attention_mask",
+    "position_ids",
+    "seq_lengths",
+}
+"""Keys that formats read in addition to those that identify them."""
 
 
-def _renamed(record: Record, renames: tuple[tuple[str, str], ...]) -> Record:
-    # A renamed key wins over one that had the name before: the user asked for it. A key that is not
-    # there renames nothing.
-    taken = {target: record.pop(source) for source, target in renames if source in record}
-    record.update(taken)
+def _rename_keys(record: Record, renames: tuple[tuple[str, str], ...]) -> Record:
+    # A renamed key replaces a key that already has the name, because the user asked for it. A key
+    # that does not exist renames nothing.
+    renamed = {target: record.pop(source) for source, target in renames if source in record}
+    record.update(renamed)
     return record
 
 
-def _missing_keys(record: Record, format_name: str, reading: RecordOptions) -> InvalidRecord:
-    wanted = keys_of(format_name, reading)
-    missing = ", ".join(f'"{key}"' for key in sorted(wanted - record.keys()))
-    other = detect_format(record, RecordOptions(text_field=reading.text_field))
+def _missing_keys(record: Record, format_name: str, options: RecordOptions) -> InvalidRecord:
+    required = keys_of(format_name, options)
+    missing = ", ".join(f'"{key}"' for key in sorted(required - record.keys()))
+    # Without renames: the keys of the record are renamed already.
+    other = detect_format(record, RecordOptions(text_field=options.text_field))
     if other is not None and other != format_name:
         return InvalidRecord(
             "other_schema", f"a {other} record among {format_name} records: {missing} is missing"
@@ -128,69 +154,80 @@ def _missing_keys(record: Record, format_name: str, reading: RecordOptions) -> I
 # --- the formats ----------------------------------------------------------------------------------
 
 
-def from_text(record: Record, line: int, reading: RecordOptions) -> Example:
-    """Plain text for language modelling."""
-    return Example(line, text=string_of(record[reading.text_field], f'"{reading.text_field}"'))
+def from_text(record: Record, line: int, options: RecordOptions) -> Example:
+    """Return the example of plain text for language modelling."""
+    return Example(line, text=require_string(record[options.text_field], f'"{options.text_field}"'))
 
 
-def from_prompt_completion(record: Record, line: int, reading: RecordOptions) -> Example:
-    """A prompt and its completion, both text or both lists of messages."""
+def from_prompt_completion(record: Record, line: int, options: RecordOptions) -> Example:
+    """Return the example of a prompt and its completion.
+
+    Both are strings, or both are lists of messages.
+    """
     prompt, completion = record["prompt"], record["completion"]
     if isinstance(prompt, list) and isinstance(completion, list):
-        head, tail = (
-            check_messages(prompt, "prompt", reading),
-            check_messages(completion, "completion", reading),
-        )
-        return _chat(Example(line, prompt_messages=head, messages=head + tail), record)
+        head = check_messages(prompt, "prompt", options)
+        tail = check_messages(completion, "completion", options)
+        return _add_chat_fields(Example(line, prompt_messages=head, messages=head + tail), record)
     if isinstance(prompt, list) or isinstance(completion, list):
         raise InvalidRecord(
-            "bad_type", '"prompt" and "completion" are to be both text or both lists of messages'
+            "bad_type", '"prompt" and "completion" must both be text or both be lists of messages'
         )
     return Example(
-        line, prompt=string_of(prompt, '"prompt"'), completion=string_of(completion, '"completion"')
+        line,
+        prompt=require_string(prompt, '"prompt"'),
+        completion=require_string(completion, '"completion"'),
     )
 
 
-def from_messages(record: Record, line: int, reading: RecordOptions) -> Example:
-    """A conversation in the OpenAI layout."""
-    return _chat(
-        Example(line, messages=check_messages(record["messages"], "messages", reading)), record
-    )
+def from_messages(record: Record, line: int, options: RecordOptions) -> Example:
+    """Return the example of a conversation in the layout of OpenAI."""
+    messages = check_messages(record["messages"], "messages", options)
+    return _add_chat_fields(Example(line, messages=messages), record)
 
 
-def from_sharegpt(record: Record, line: int, reading: RecordOptions) -> Example:
-    """A conversation as from/value turns (or role/content ones), with `system` and `tools` beside
-    it."""
+def from_sharegpt(record: Record, line: int, options: RecordOptions) -> Example:
+    """Return the example of a conversation of from/value turns, with `system` and `tools`.
+
+    Turns with role and content are accepted too.
+    """
     turns = record["conversations"]
     if not isinstance(turns, list):
         raise InvalidRecord("bad_row", '"conversations" is not a list of turns')
-    messages = [sharegpt_message(turn, number, reading) for number, turn in enumerate(turns, 1)]
+    messages = [from_sharegpt_turn(turn, number, options) for number, turn in enumerate(turns, 1)]
+    # The system prompt is a key of the record in some data sets, and the first turn in others.
     system = record.get("system")
     if system and not (messages and messages[0].get("role") == "system"):
-        messages.insert(0, {"role": "system", "content": string_of(system, '"system"')})
-    return _chat(Example(line, messages=check_messages(messages, "conversations", reading)), record)
+        messages.insert(0, {"role": "system", "content": require_string(system, '"system"')})
+    messages = check_messages(messages, "conversations", options)
+    return _add_chat_fields(Example(line, messages=messages), record)
 
 
-def from_alpaca(record: Record, line: int, reading: RecordOptions) -> Example:
-    """An instruction, an optional input, and the output that is trained; the Stanford layout where
-    there is no chat template."""
-    instruction = string_of(record["instruction"], '"instruction"')
-    given = string_of(record.get("input") or "", '"input"')
-    output = string_of(record["output"], '"output"')
-    system = string_of(record.get("system") or "", '"system"')
-    history = _history(record)
-    if not reading.chat:
+def from_alpaca(record: Record, line: int, options: RecordOptions) -> Example:
+    """Return the example of an instruction, an optional input, and the output.
+
+    Without a chat template, the text has the layout of Stanford Alpaca.
+    """
+    instruction = require_string(record["instruction"], '"instruction"')
+    context = require_string(record.get("input") or "", '"input"')
+    output = require_string(record["output"], '"output"')
+    system = require_string(record.get("system") or "", '"system"')
+    history = _read_history(record)
+    # 1. Text, without a chat template.
+    if not options.chat:
         earlier = "".join(
-            f"{_alpaca_prompt(asked, '')}{answered}\n\n" for asked, answered in history
+            f"{_alpaca_prompt(question, '')}{answer}\n\n" for question, answer in history
         )
         head = f"{system}\n\n" if system else ""
         return Example(
-            line, prompt=head + earlier + _alpaca_prompt(instruction, given), completion=output
+            line, prompt=head + earlier + _alpaca_prompt(instruction, context), completion=output
         )
+    # 2. A conversation.
     prompt: list[Message] = [{"role": "system", "content": system}] if system else []
-    for asked, answered in history:
-        prompt += ({"role": "user", "content": asked}, {"role": "assistant", "content": answered})
-    prompt.append({"role": "user", "content": f"{instruction}\n{given}" if given else instruction})
+    for question, answer in history:
+        prompt += ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
+    request = f"{instruction}\n{context}" if context else instruction
+    prompt.append({"role": "user", "content": request})
     return Example(
         line, prompt_messages=prompt, messages=[*prompt, {"role": "assistant", "content": output}]
     )
@@ -204,59 +241,61 @@ FORMATS: dict[str, Format] = {
     "alpaca": Format(frozenset({"instruction", "output"}), from_alpaca),
     "text": Format(frozenset({"text"}), from_text),
 }
-"""In the order of detection."""
+"""The formats by name, in the order in which they are detected."""
 
 
-# --- beside the messages --------------------------------------------------------------------------
+# --- parts of records -----------------------------------------------------------------------------
 
 
-def _chat(example: Example, record: Record) -> Example:
-    """The example with what stands beside its messages, and with the switches that stand in
-    them."""
+def _add_chat_fields(example: Example, record: Record) -> Example:
+    """Add tools, arguments of the template and weights to the example of a conversation."""
     if record.get("tools"):
-        example.tools = _tools(record["tools"])
+        example.tools = _read_tools(record["tools"])
     if record.get("chat_template_kwargs"):
-        example.template_kwargs = _template_kwargs(record["chat_template_kwargs"])
+        example.template_kwargs = _read_template_kwargs(record["chat_template_kwargs"])
     messages = example.messages or []
-    # Most have a role and a content, and nothing else.
+    # Most messages have only a role and a content; then the keys need not be searched.
     example.bare = max(map(len, messages)) <= 2
-    if not example.bare and any(key in message for message in messages for key in SWITCHES):
-        example.weights = [weight_of(m, number) for number, m in enumerate(messages)]
+    if not example.bare and any(key in message for message in messages for key in WEIGHT_KEYS):
+        example.weights = [message_weight(m, number) for number, m in enumerate(messages)]
     return example
 
 
-def _tools(tools: Any) -> list[Any] | None:
-    """Tool schemas as objects, whether they came as objects or as JSON text; none at all is None,
-    not an empty list."""
-    tools = decoded(tools, '"tools"')
+def _read_tools(tools: Any) -> list[Any] | None:
+    """Return tool schemas as objects, whether they are objects or JSON strings.
+
+    An empty list becomes None, because templates distinguish the two.
+    """
+    tools = parse_if_string(tools, '"tools"')
     if not isinstance(tools, list):
         raise InvalidRecord("bad_tool", '"tools" is not a list of tool schemas')
-    return [decoded(tool, "a tool schema") for tool in tools] or None
+    return [parse_if_string(tool, "a tool schema") for tool in tools] or None
 
 
-def _history(record: Record) -> list[tuple[str, str]]:
+def _read_history(record: Record) -> list[tuple[str, str]]:
     pairs = record.get("history") or []
     if not isinstance(pairs, list) or not all(
         isinstance(turn, list) and len(turn) == 2 for turn in pairs
     ):
         raise InvalidRecord("bad_row", '"history" is not a list of [instruction, output] pairs')
     return [
-        (string_of(asked, '"history"'), string_of(answered, '"history"'))
-        for asked, answered in pairs
+        (require_string(question, '"history"'), require_string(answer, '"history"'))
+        for question, answer in pairs
     ]
 
 
-def _formatted(record: Record, line: int, function: Callable[[Record], Any]) -> Example:
-    """What a function of the user makes of a record: a text, or several."""
+def _call_function(record: Record, line: int, function: Callable[[Record], Any]) -> Example:
+    """Return the example of the texts that a function of the user returns."""
     try:
-        made = function(record)
+        result = function(record)
     except (Exception, SystemExit) as error:
-        # Code of the user, which may raise anything: that is a fault of this record.
+        # The function may raise anything; the error concerns this record only.
         raise InvalidRecord(
             "function_failed", f"the formatting function raised {type(error).__name__}: {error}"
         ) from error
-    texts = [made] if isinstance(made, str) else made
+    texts = [result] if isinstance(result, str) else result
     if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts):
+        # Tokenizers fail on lone surrogates, which only a Python string can contain.
         if any(
             "\ud800" <= character <= "\udfff"
             for text in texts
@@ -265,33 +304,37 @@ def _formatted(record: Record, line: int, function: Callable[[Record], Any]) -> 
         ):
             raise InvalidRecord(
                 "bad_unicode",
-                "the formatting function gave half of a surrogate pair, which cannot be text",
+                "the formatting function returned half of a surrogate pair, which is not text",
             )
-        return Example(line, text=made) if isinstance(made, str) else Example(line, texts=texts)
+        if isinstance(result, str):
+            return Example(line, text=result)
+        return Example(line, texts=texts)
     what = (
-        f"a {type(made).__name__}"
-        if not isinstance(made, list)
+        f"a {type(result).__name__}"
+        if not isinstance(result, list)
         else "an empty list"
-        if not made
-        else "a list of other things"
+        if not result
+        else "a list with other values"
     )
     raise InvalidRecord(
-        "bad_function_result", f"the formatting function gave {what}, not a text or a list of texts"
+        "bad_function_result",
+        f"the formatting function returned {what}, not a string or a list of strings",
     )
 
 
-def _template_kwargs(kwargs: Any) -> dict[str, Any]:
+def _read_template_kwargs(kwargs: Any) -> dict[str, Any]:
     if not isinstance(kwargs, Mapping):
         raise InvalidRecord("bad_type", '"chat_template_kwargs" is not an object')
     return dict(kwargs)
 
 
-def _alpaca_prompt(instruction: str, given: str) -> str:
-    if given:
+def _alpaca_prompt(instruction: str, context: str) -> str:
+    # Source: https://github.com/tatsu-lab/stanford_alpaca, train.py.
+    if context:
         return (
             "Below is an instruction that describes a task, paired with an input that provides"
             " further context. Write a response that appropriately completes the request.\n\n###"
-            f" Instruction:\n{instruction}\n\n### Input:\n{given}\n\n### Response:\n"
+            f" Instruction:\n{instruction}\n\n### Input:\n{context}\n\n### Response:\n"
         )
     return (
         "Below is an instruction that describes a task. Write a response that appropriately"

@@ -1,5 +1,4 @@
-"""How records are read: what a reader of a format is told, what it may raise, and the values that
-all of them read."""
+"""The options with which records are read, and helpers that all formats share."""
 
 from __future__ import annotations
 
@@ -14,8 +13,14 @@ Record = dict[str, Any]
 
 
 class InvalidRecord(Exception):
-    """A record that does not fit its format. reason: short and stable; the text says what is wrong
-    where."""
+    """A record that does not fit its format.
+
+    The message is stored in `rejected.jsonl`, so it must not contain references to settings.
+
+    Args:
+        reason: A short stable name such as `bad_row`, which the manifest counts.
+        message: What is wrong with the record, and where in it.
+    """
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -24,11 +29,15 @@ class InvalidRecord(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RecordOptions:
-    """How records of one input are read: the keys to rename, the key of plain text, and what the
-    template can show.
+    """How the records of one input are read.
 
-    chat: there is a chat template; tool_calls: it shows `tool_calls`; reasoning: it shows a turn's
-    reasoning; function: makes the text of a record.
+    Attributes:
+        renames: Keys to rename, as pairs of old and new name.
+        text_field: The key of plain text.
+        chat: Whether there is a chat template.
+        tool_calls: Whether the template shows `tool_calls`.
+        reasoning: Whether the template shows the reasoning of a message.
+        function: A function of the user that makes the text of a record; None if there is none.
     """
 
     renames: tuple[tuple[str, str], ...] = ()
@@ -39,24 +48,41 @@ class RecordOptions:
     function: Callable[[Record], Any] | None = None
 
 
-def string_of(value: Any, what: str) -> str:
-    """A text. Raises InvalidRecord for anything else."""
+def require_string(value: Any, what: str) -> str:
+    """Return a value that must be a string.
+
+    Args:
+        value: The value.
+        what: What the value is, for the message.
+
+    Raises:
+        InvalidRecord: It is anything else.
+    """
     if type(value) is str:
         return value
     if value is None:
         raise InvalidRecord("bad_row", f"{what} is null")
+    # A column of bytes or images, which is replaced when the table is read.
     if type(value) is dict and value.keys() == {OPAQUE}:
         raise InvalidRecord("bad_type", f"{what} holds {value[OPAQUE]}, not text")
     raise InvalidRecord("bad_type", f"{what} is a {type(value).__name__}, not text")
 
 
-def decoded(value: Any, what: str) -> Any:
-    """What stands in JSON text; anything that is no text as it is. Raises InvalidRecord where it is
-    no JSON."""
+def parse_if_string(value: Any, what: str) -> Any:
+    """Return the JSON value that a string contains; any other value is returned as it is.
+
+    Args:
+        value: The value.
+        what: What the value is, for the message.
+
+    Raises:
+        InvalidRecord: The string is not JSON.
+    """
     if not isinstance(value, str):
         return value
+    # The standard library, not orjson: it reads integers of any size and keeps their digits.
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise InvalidRecord("bad_tool", f"{what} is text, but no JSON: {why}") from error
+        raise InvalidRecord("bad_tool", f"{what} is a string that is not JSON: {why}") from error

@@ -1,4 +1,4 @@
-"""Records that bring their tokens along."""
+"""Records that contain token ids instead of text."""
 
 from __future__ import annotations
 
@@ -14,87 +14,106 @@ from sftprep.core.types import Example, PretokenizedRow, Rejected, TokenBatch
 from sftprep.records.options import InvalidRecord, Record, RecordOptions
 
 MASKS = frozenset({"labels", "completion_mask", "assistant_masks"})
-"""Keys by which a record of tokens says which of them are trained."""
+"""Keys by which a pre-tokenized record specifies which of its tokens are trained."""
 
 
-def from_tokens(record: Record, line: int, reading: RecordOptions) -> Example:
-    """Ids that are there already, used as they are: `labels` say what is trained, else the masks,
-    else all of it is.
+def from_tokens(record: Record, line: int, options: RecordOptions) -> Example:
+    """Return the example of a pre-tokenized record; its ids are used without change.
 
-    `seq_lengths`, or position ids that start again at 0, say that the row holds several sequences.
+    `labels` specify the tokens that are trained, otherwise the masks do, otherwise every token is
+    trained. `seq_lengths`, or position ids that restart at 0, divide the row into sequences.
+
+    Raises:
+        InvalidRecord: The fields have wrong types or do not agree.
+
+    Example:
+        {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}  ->
+            PretokenizedRow(input_ids=[5, 6, 7], trained=[False, True, True], lengths=[3])
     """
-    ids = _integers(record["input_ids"], '"input_ids"', low=0)
+    ids = _to_integers(record["input_ids"], '"input_ids"', low=0)
     trained = np.ones(len(ids), dtype=np.bool_)
     if record.get("attention_mask") is not None:
-        seen = _integers(
-            record["attention_mask"], '"attention_mask"', low=0, length=len(ids), truths=True
+        attended = _to_integers(
+            record["attention_mask"], '"attention_mask"', low=0, length=len(ids), booleans=True
         )
-        if not seen.all():
+        if not attended.all():
             raise InvalidRecord(
-                "padding", '"attention_mask" has zeros: take the padding out of "input_ids"'
+                "padding", '"attention_mask" has zeros: remove the padding from "input_ids"'
             )
     if record.get("labels") is not None:
-        labels = _integers(record["labels"], '"labels"', low=-(2**31), length=len(ids))
+        labels = _to_integers(record["labels"], '"labels"', low=-(2**31), length=len(ids))
         trained = labels != -100
+        # Shards store the ids and a mask, so labels that differ from the ids would be lost.
         if (labels[trained] != ids[trained]).any():
             raise InvalidRecord(
                 "other_labels",
-                '"labels" has tokens that are not those of "input_ids" at their places',
+                '"labels" has tokens that differ from those of "input_ids" at the same positions',
             )
     else:
         for key in ("completion_mask", "assistant_masks"):
             if record.get(key) is not None:
-                trained &= _truths(record[key], f'"{key}"', length=len(ids))
+                trained &= _to_mask(record[key], f'"{key}"', length=len(ids))
     return Example(line, given=PretokenizedRow(ids, trained, _sequence_lengths(record, len(ids))))
 
 
-def _integers(
-    value: Any, what: str, *, low: int, length: int | None = None, truths: bool = False
+def _to_integers(
+    value: Any, what: str, *, low: int, length: int | None = None, booleans: bool = False
 ) -> NDArray[np.int32]:
-    """A list of whole numbers as int32. truths: true and false are 1 and 0.
+    """Return a list of integers as int32 [n].
 
-    Raises InvalidRecord for anything else, and for another length.
+    Args:
+        value: The value of the key.
+        what: The key, for messages.
+        low: The smallest valid integer.
+        length: The required length; None for any.
+        booleans: Whether true and false are accepted as 1 and 0.
+
+    Raises:
+        InvalidRecord: The value is anything else.
     """
     try:
-        found = np.asarray(value)
+        array = np.asarray(value)
     except ValueError as error:
-        raise InvalidRecord("bad_type", f"{what} is no list of numbers: {error}") from error
+        raise InvalidRecord("bad_type", f"{what} is not a list of numbers: {error}") from error
     if (
         not isinstance(value, list)
-        or found.ndim != 1
-        or (found.size and found.dtype.kind not in "iub")
+        or array.ndim != 1
+        or (array.size and array.dtype.kind not in "iub")
     ):
-        raise InvalidRecord("bad_type", f"{what} is no list of whole numbers")
-    if not truths and bool in {*map(type, value)}:
-        raise InvalidRecord("bad_type", f"{what} holds true or false, which is no number")
-    if found.size and not (low <= int(found.min()) and int(found.max()) < 2**31):
+        raise InvalidRecord("bad_type", f"{what} is not a list of integers")
+    # NumPy converts [1, True] to integers without notice.
+    if not booleans and bool in {*map(type, value)}:
+        raise InvalidRecord("bad_type", f"{what} has a boolean, which is not an integer")
+    if array.size and not (low <= int(array.min()) and int(array.max()) < 2**31):
         raise InvalidRecord(
             "bad_type",
-            f"{what} holds {int(found.min())} or {int(found.max())}, which is out of range",
+            f"{what} has values from {int(array.min())} to {int(array.max())}, which are out of"
+            " range",
         )
-    if length is not None and found.size != length:
-        raise InvalidRecord("bad_row", f'{what} has {found.size} entries, "input_ids" has {length}')
-    return found.astype(np.int32)
+    if length is not None and array.size != length:
+        raise InvalidRecord("bad_row", f'{what} has {array.size} entries, "input_ids" has {length}')
+    return array.astype(np.int32)
 
 
-def _truths(value: Any, what: str, *, length: int) -> NDArray[np.bool_]:
-    """A list of 0, 1, true or false, as bool. Raises InvalidRecord for anything else, and for
-    another length."""
-    found = _integers(value, what, low=0, length=length, truths=True)
-    if found.size and int(found.max()) > 1:
+def _to_mask(value: Any, what: str, *, length: int) -> NDArray[np.bool_]:
+    """Return a list of 0, 1, true or false as bool [n]. Raises InvalidRecord."""
+    array = _to_integers(value, what, low=0, length=length, booleans=True)
+    if array.size and int(array.max()) > 1:
         raise InvalidRecord(
             "bad_type",
-            f"{what} holds {int(found.max())}: a mask is of 0 and 1, or of true and false",
+            f"{what} has the value {int(array.max())}, but a mask consists of 0 and 1, or of true"
+            " and false",
         )
-    return found.astype(np.bool_)
+    return array.astype(np.bool_)
 
 
 def _sequence_lengths(record: Record, total: int) -> NDArray[np.int64]:
-    """Lengths of the sequences that a row of tokens holds: int64 [s]."""
+    """Return the lengths of the sequences in a row of `total` tokens: int64 [s]."""
     positions = record.get("position_ids")
     lengths = np.array([total], dtype=np.int64)
     if positions is not None:
-        starts = np.flatnonzero(_integers(positions, '"position_ids"', low=0, length=total) == 0)
+        # A sequence starts where the position is 0; from there, the positions must count up.
+        starts = np.flatnonzero(_to_integers(positions, '"position_ids"', low=0, length=total) == 0)
         lengths = np.diff(np.append(starts, total)).astype(np.int64)
         counted = (
             np.arange(total) - np.repeat(starts, lengths)
@@ -105,42 +124,49 @@ def _sequence_lengths(record: Record, total: int) -> NDArray[np.int64]:
             raise InvalidRecord("bad_row", '"position_ids" do not count from 0 in each sequence')
     if record.get("seq_lengths") is None:
         return lengths
-    given = _integers(record["seq_lengths"], '"seq_lengths"', low=0).astype(np.int64)
-    given = given[given > 0]
-    if int(given.sum()) != total:
+    stated = _to_integers(record["seq_lengths"], '"seq_lengths"', low=0).astype(np.int64)
+    stated = stated[stated > 0]
+    if int(stated.sum()) != total:
         raise InvalidRecord(
-            "bad_row", f'"seq_lengths" sum to {int(given.sum())}, "input_ids" has {total} entries'
+            "bad_row", f'"seq_lengths" sum to {int(stated.sum())}, "input_ids" has {total} entries'
         )
-    if positions is not None and not np.array_equal(given, lengths):
+    if positions is not None and not np.array_equal(stated, lengths):
         raise InvalidRecord("bad_row", '"seq_lengths" and "position_ids" do not agree')
-    return given
+    return stated
 
 
-def given_batch(
+def to_token_batch(
     examples: Sequence[Example], vocab_size: int, rejected: list[Rejected], counts: Counter[str]
 ) -> TokenBatch:
-    """The sequences of records that bring their tokens along; one with an id outside the vocabulary
-    is set aside."""
+    """Return the sequences of pre-tokenized records as flat arrays.
+
+    Args:
+        examples: Examples of `from_tokens`.
+        vocab_size: The size of the vocabulary. Records with other ids are rejected.
+        rejected: Rejected records are appended.
+        counts: Records without tokens, and additional sequences of rows, are counted.
+    """
     kept: list[tuple[int, PretokenizedRow]] = []
     for example in examples:
-        given = example.given
-        assert given is not None
-        highest = int(given.input_ids.max(initial=0))
+        row = example.given
+        assert row is not None
+        highest = int(row.input_ids.max(initial=0))
         if highest >= vocab_size:
             message = (
-                f'"input_ids" holds {highest}, which is outside the vocabulary of {vocab_size}'
+                f'"input_ids" has the id {highest}, which is outside the vocabulary of {vocab_size}'
             )
             rejected.append(Rejected(example.origin, 0, "bad_ids", message, ""))
-        elif len(given.lengths) == 0 or not len(given.input_ids):
+        elif len(row.lengths) == 0 or not len(row.input_ids):
             counts["dropped.no_token"] += 1
         else:
-            kept.append((example.origin, given))
-            counts["extra.given"] += len(given.lengths) - 1
-    lengths = np.concatenate([np.zeros(0, np.int64), *(given.lengths for _, given in kept)])
-    origins = [np.full(len(given.lengths), origin, np.int64) for origin, given in kept]
+            kept.append((example.origin, row))
+            counts["extra.given"] += len(row.lengths) - 1
+    # An empty array at the start of each concatenation sets the dtype if no row was kept.
+    lengths = np.concatenate([np.zeros(0, np.int64), *(row.lengths for _, row in kept)])
+    origins = [np.full(len(row.lengths), origin, np.int64) for origin, row in kept]
     return TokenBatch(
-        np.concatenate([np.zeros(0, np.int32), *(given.input_ids for _, given in kept)]),
+        np.concatenate([np.zeros(0, np.int32), *(row.input_ids for _, row in kept)]),
         edges(lengths),
-        np.concatenate([np.zeros(0, np.bool_), *(given.trained for _, given in kept)]),
+        np.concatenate([np.zeros(0, np.bool_), *(row.trained for _, row in kept)]),
         np.concatenate([np.zeros(0, np.int64), *origins]),
     )

@@ -1,8 +1,7 @@
-"""Conversations that can be read and look wrong: what a careful person would not train on, by a
-reason each.
+"""Checks for conversations that are valid and look wrong.
 
-Nothing here is about the format: TRL trains on all of these, and so does a build unless it is asked
-not to.
+A careful person would not train on such conversations, but TRL does, and so does a build by
+default. The format of a record is not checked here.
 """
 
 from __future__ import annotations
@@ -21,28 +20,33 @@ REASONS = frozenset(
 )
 
 _PLACEHOLDERS = ("<image>", "<video>", "<audio>")
-_HEADS = ("system", "developer")
-_ANSWERS = ("tool", "function", "ipython", "environment")
+_SYSTEM_ROLES = ("system", "developer")
+_TOOL_ROLES = ("tool", "function", "ipython", "environment")
 
 
-def suspect_check(spec: TokenizerSpec, *, escaped: bool) -> Check:
-    """A function that raises InvalidRecord for a suspicious conversation, and leaves everything
-    else alone.
+def make_quality_check(spec: TokenizerSpec, *, escaped: bool) -> Check:
+    """Return a function that raises InvalidRecord for a suspicious conversation.
 
-    The REASONS: no_target (the assistant says nothing), role_order, bad_tool (a tool answers that
-    nobody called), empty_turn, empty_target, special_tokens_in_text (the tokenizer's special
-    tokens, unless they are escaped, or placeholders of images).
+    The reasons are: `no_target` (no message of the assistant), `role_order`, `bad_tool` (the
+    result of a tool that was not called), `empty_turn`, `empty_target`, and
+    `special_tokens_in_text` (special tokens of the tokenizer, or placeholders of images). Examples
+    that are not conversations pass.
+
+    Args:
+        spec: The tokenizer.
+        escaped: Whether special tokens in texts are escaped, so that they are harmless.
     """
     special = [t["content"] for t in spec.part("added_tokens") or () if t.get("special")]
+    # Longer tokens first: the regular expression takes the first alternative that matches.
     words = sorted({*_PLACEHOLDERS, *(() if escaped else special)}, key=len, reverse=True)
-    spelled = re.compile("|".join(map(re.escape, words)))
+    pattern = re.compile("|".join(map(re.escape, words)))
 
     def check(example: Example) -> None:
         if example.messages is None:
             return
         _check_order([message["role"] for message in example.messages])
         for number, message in enumerate(example.messages, 1):
-            _check_text(message, number, spelled)
+            _check_content(message, number, pattern)
 
     return check
 
@@ -50,42 +54,44 @@ def suspect_check(spec: TokenizerSpec, *, escaped: bool) -> Check:
 def _check_order(roles: Sequence[str]) -> None:
     if "assistant" not in roles:
         raise InvalidRecord(
-            "no_target", "no message is from the assistant: there is nothing to learn"
+            "no_target", "no message is from the assistant, so there is nothing to learn"
         )
     before = None
     for number, role in enumerate(roles, 1):
-        if role in _HEADS and number > 1:
+        if role in _SYSTEM_ROLES and number > 1:
             raise InvalidRecord(
                 "role_order",
-                f"message {number} is from the {role}, which speaks first or not at all",
+                f"message {number} is from the {role}, but only the first message may be",
             )
-        if role == "assistant" and before in (None, *_HEADS):
+        if role == "assistant" and before in (None, *_SYSTEM_ROLES):
             raise InvalidRecord(
                 "role_order",
-                f"message {number} is from the assistant, and nobody has asked anything",
+                f"message {number} is from the assistant, but no message of a user precedes it",
             )
         if role == "assistant" and before == "assistant":
             raise InvalidRecord(
                 "role_order", f"messages {number - 1} and {number} are both from the assistant"
             )
-        if role in _ANSWERS and before not in ("assistant", *_ANSWERS):
+        # Several results may follow a message that calls several tools.
+        if role in _TOOL_ROLES and before not in ("assistant", *_TOOL_ROLES):
             raise InvalidRecord(
-                "bad_tool", f"message {number} is from a tool, and the assistant has called none"
+                "bad_tool", f"message {number} is from a tool, but the assistant has called none"
             )
-        before = role
+        before = role  # two messages of the user in a row are common and harmless
 
 
-def _check_text(message: Message, number: int, spelled: re.Pattern[str]) -> None:
+def _check_content(message: Message, number: int, pattern: re.Pattern[str]) -> None:
     content = message.get("content")
     if not isinstance(content, str):
         return
     if not content.strip():
         if message["role"] == "user":
-            raise InvalidRecord("empty_turn", f"message {number} is from the user, and empty")
+            raise InvalidRecord("empty_turn", f"message {number} is from the user and is empty")
+        # A message that only calls tools has no content.
         if message["role"] == "assistant" and not message.get("tool_calls"):
             raise InvalidRecord(
-                "empty_target", f"message {number} is from the assistant, and empty"
+                "empty_target", f"message {number} is from the assistant and is empty"
             )
-    found = spelled.search(content)
+    found = pattern.search(content)
     if found is not None:
-        raise InvalidRecord("special_tokens_in_text", f"message {number} spells out {found[0]!r}")
+        raise InvalidRecord("special_tokens_in_text", f"message {number} contains {found[0]!r}")

@@ -1,42 +1,48 @@
-"""Records that live in no file: data sets of `datasets`, tables, and whatever can be iterated, as
-sources."""
+"""Records without a file, as sources: data sets of `datasets`, tables, and iterables."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from typing import Any
 
 from sftprep.errors import ConfigError
 from sftprep.sources.partition import PARTITION_BYTES, Source
-from sftprep.sources.readers.arrow_tables import iter_table_lines
-from sftprep.sources.readers.lines import grouped
+from sftprep.sources.readers.lines import join_to_size
+from sftprep.sources.readers.table_lines import iter_table_lines
 from sftprep.sources.readers.to_jsonl import iter_lines
 
 _BATCH = 1000
-
-
-_grouped = partial(grouped, size=PARTITION_BYTES)
+"""Rows of a data set that are converted together."""
 
 
 def memory_source(data: Any) -> Source:
-    """Records as a source, cut into partitions by their content alone.
+    """Return a source that is cut into partitions by the content of the records alone.
 
-    data: a `datasets.Dataset` or `IterableDataset`, a `pyarrow.Table`, an iterable of mappings, or
-    a function without arguments that gives one. Raises ConfigError for anything else.
+    Args:
+        data: A `datasets.Dataset` or `IterableDataset`, a `pyarrow.Table`, an iterable of
+            mappings, or a function without arguments that returns one.
+
+    Raises:
+        ConfigError: The data is anything else.
+
+    Example:
+        memory_source([{"text": "a"}]).blocks()  ->  yields b'{"text":"a"}\\n'
     """
     reject_columns(data)
     kind = dataset_kind(data)
     if kind == "Dataset":
-        return Source(_name(data, "Dataset"), blocks=lambda: _grouped(_dataset_lines(data)))
+        return Source(
+            _dataset_name(data, "Dataset"), blocks=lambda: _to_blocks(_dataset_lines(data))
+        )
     if kind == "IterableDataset":
         return Source(
-            _name(data, "IterableDataset"), blocks=_Replay(lambda: _grouped(iter_lines(data)))
+            _dataset_name(data, "IterableDataset"),
+            blocks=_Replay(lambda: _to_blocks(iter_lines(data))),
         )
     if type(data).__module__.partition(".")[0] == "pyarrow" and hasattr(data, "to_batches"):
         return Source(
             "<Table>",
-            blocks=lambda: _grouped(
+            blocks=lambda: _to_blocks(
                 lines
                 for batch in data.to_batches(_BATCH)
                 for lines in iter_table_lines(batch, data.schema)
@@ -45,32 +51,35 @@ def memory_source(data: Any) -> Source:
     if callable(data):
         return Source(
             f"<{getattr(data, '__qualname__', 'function')}>",
-            blocks=_Replay(lambda: _grouped(iter_lines(_called(data)))),
+            blocks=_Replay(lambda: _to_blocks(iter_lines(_call(data)))),
         )
     if isinstance(data, Mapping) or not isinstance(data, Iterable):
         raise ConfigError(
-            f"records cannot be read from a {type(data).__name__}",
-            remedy="give a path, a data set of `datasets`, or an iterable of dictionaries",
+            f"records cannot be read from an object of type {type(data).__name__}",
+            remedy="use a path, a data set of `datasets`, or an iterable of dictionaries",
         )
     if isinstance(data, Iterator):
         return Source(
-            f"<{type(data).__name__}>", blocks=_Replay(lambda: _grouped(iter_lines(data)))
+            f"<{type(data).__name__}>", blocks=_Replay(lambda: _to_blocks(iter_lines(data)))
         )
-    return Source(f"<{type(data).__name__}>", blocks=lambda: _grouped(iter_lines(data)))
+    return Source(f"<{type(data).__name__}>", blocks=lambda: _to_blocks(iter_lines(data)))
 
 
 def reject_columns(data: Any) -> None:
-    """Raises ConfigError for data that is columns and not records: a pandas DataFrame, a dictionary
-    of lists."""
+    """Check that data is not organized in columns.
+
+    Raises:
+        ConfigError: It is a pandas DataFrame or a dictionary of lists.
+    """
     if type(data).__module__.partition(".")[0] == "pandas":
         raise ConfigError(
-            f"records are given as a pandas {type(data).__name__}",
-            remedy="give datasets.Dataset.from_pandas(frame)",
+            f"records cannot be read from a pandas {type(data).__name__}",
+            remedy="use datasets.Dataset.from_pandas(frame)",
         )
     if isinstance(data, Mapping) and data and all(_is_column(value) for value in data.values()):
         raise ConfigError(
-            f"records are given as a {type(data).__name__} of columns",
-            remedy="give datasets.Dataset.from_dict(columns)",
+            f"records cannot be read from a {type(data).__name__} of columns",
+            remedy="use datasets.Dataset.from_dict(columns)",
         )
 
 
@@ -81,61 +90,72 @@ def _is_column(value: Any) -> bool:
 
 
 def dataset_kind(data: Any) -> str | None:
-    """Which class of `datasets` an object is of, without importing that library; None for other
-    objects."""
+    """Return the name of an object's class in `datasets`, or None for other objects.
+
+    The library is not imported: that takes seconds, and most builds read files.
+    """
     kinds = ("Dataset", "IterableDataset", "DatasetDict", "IterableDatasetDict")
     names = (c.__name__ for c in type(data).__mro__ if c.__module__.partition(".")[0] == "datasets")
     return next((name for name in names if name in kinds), None)
 
 
 class _Replay:
-    """Blocks of something that can be read once: what the first call took, the second gives again
-    before it goes on."""
+    """Blocks of something that can be iterated only once.
+
+    The first call reads, so that the format can be detected; the second call repeats the blocks
+    that the first one read and continues with the rest.
+    """
 
     def __init__(self, blocks: Callable[[], Iterator[bytes]]) -> None:
-        self._make = blocks
-        self._rest: Iterator[bytes] | None = None
-        self._seen: list[bytes] = []
+        self._make = blocks  # starts the iteration
+        self._rest: Iterator[bytes] | None = None  # the iteration, once it has started
+        self._seen: list[bytes] = []  # blocks that the first call yielded
 
     def __call__(self) -> Iterator[bytes]:
         if self._rest is None:
             self._rest = self._make()
-            return self._recorded(self._rest)
+            return self._record(self._rest)
         seen, self._seen = self._seen, []
-        return _chained(seen, self._rest)
+        return _drain_and_continue(seen, self._rest)
 
-    def _recorded(self, rest: Iterator[bytes]) -> Iterator[bytes]:
+    def _record(self, rest: Iterator[bytes]) -> Iterator[bytes]:
         for block in rest:
             self._seen.append(block)
             yield block
 
 
-def _chained(seen: list[bytes], rest: Iterator[bytes]) -> Iterator[bytes]:
+def _drain_and_continue(seen: list[bytes], rest: Iterator[bytes]) -> Iterator[bytes]:
+    # Blocks are removed as they are yielded, so that their memory is freed.
     while seen:
         yield seen.pop(0)
     yield from rest
 
 
-def _called(function: Callable[[], Any]) -> Iterable[Any]:
-    made = function()
-    if isinstance(made, Mapping) or not isinstance(made, Iterable):
+def _call(function: Callable[[], Any]) -> Iterable[Any]:
+    result = function()
+    if isinstance(result, Mapping) or not isinstance(result, Iterable):
         raise ConfigError(
-            f"the function gave a {type(made).__name__}, not records",
+            f"the function returned an object of type {type(result).__name__}, not records",
             remedy="write a generator function that yields dictionaries",
         )
-    return made
+    return result
 
 
 def _dataset_lines(data: Any) -> Iterator[bytes]:
-    shape = data.format
-    if shape["type"] == "custom":  # a transform of the user's: what it gives are the records
+    row_format = data.format
+    if row_format["type"] == "custom":
+        # The user set a transform with `set_transform`: its results are the records.
         yield from iter_lines(data)
         return
-    for table in data.with_format("arrow", columns=shape["columns"]).iter(batch_size=_BATCH):
+    for table in data.with_format("arrow", columns=row_format["columns"]).iter(batch_size=_BATCH):
         for batch in table.to_batches():
             yield from iter_table_lines(batch, table.schema)
 
 
-def _name(data: Any, kind: str) -> str:
+def _to_blocks(lines: Iterable[bytes]) -> Iterator[bytes]:
+    return join_to_size(lines, PARTITION_BYTES)
+
+
+def _dataset_name(data: Any, kind: str) -> str:
     split = getattr(data, "split", None)
     return f"<{kind} {split}>" if split else f"<{kind}>"

@@ -1,5 +1,10 @@
-"""The rule by which records are dealt to lanes, the same for a stream and for a build that packs in
-windows."""
+"""The rule that assigns records to lanes, shared by streams and by builds that pack in windows.
+
+A plain file of lines is cut into blocks of equal size, and a record belongs to the block in which
+its line starts; the blocks are assigned to the lanes in turn. Of every other input, the rows are
+assigned in turn. A build with the same lanes therefore gives each lane the records, in the order,
+that a stream gives it.
+"""
 
 from __future__ import annotations
 
@@ -12,58 +17,88 @@ from numpy.typing import NDArray
 
 from sftprep.sources.discovery.file_types import kind_of
 from sftprep.sources.partition import Partition
-from sftprep.sources.readers.lines import compression, open_regular, unreadable
+from sftprep.sources.readers.lines import compression, convert_os_errors, open_regular
 
 _SMALLEST, _LARGEST = 4 * 1024, 256 * 1024
-_BLOCKS_A_LANE = 8
+_BLOCKS_PER_LANE = 8
 
 
 def is_plain(file: str) -> bool:
-    """Whether a file is dealt by byte ranges: lines that are not compressed."""
+    """Whether the blocks of a file are byte ranges: it consists of uncompressed lines."""
     return kind_of(file) == "lines" and compression(file) is None
 
 
 def block_bytes(sizes: Sequence[int], lanes: int) -> int:
-    """Bytes of a block of plain files: a power of two that gives each lane several, and 256 KiB for
-    all that is large."""
-    wanted = max(sum(sizes) // (lanes * _BLOCKS_A_LANE), 1)
+    """Return the size of a block of plain files, in bytes.
+
+    It is a power of two from 4 KiB to 256 KiB, small enough that each lane has several blocks.
+
+    Args:
+        sizes: The sizes of the plain files in bytes.
+        lanes: The number of lanes.
+    """
+    wanted = max(sum(sizes) // (lanes * _BLOCKS_PER_LANE), 1)
     return min(max(1 << (wanted.bit_length() - 1), _SMALLEST), _LARGEST)
 
 
-def lane_of(place: Any, part: int, lanes: int) -> Any:
-    """The lane of block `place` of a plain file, or of row `place` of any other input: one after
-    the other.
+def lane_of(position: Any, part: int, lanes: int) -> Any:
+    """Return the lane of a block or row, or of an array of them.
 
-    part: number of the input; each begins one lane further.
+    Args:
+        position: The number of a block of a plain file, or of a row of any other input.
+        part: The number of the input; each input starts one lane later than the one before, so
+            that many short inputs do not all go to the first lane.
+        lanes: The number of lanes.
     """
-    return (place + part) % lanes
+    return (position + part) % lanes
 
 
 def line_starts(data: bytes, begin: int) -> NDArray[np.int64]:
-    """Position of the first byte of each line: int64 [lines]. begin: that of the first."""
+    """Return the position of the first byte of each line: int64 [lines].
+
+    Args:
+        data: Whole lines.
+        begin: The position of their first byte in the file.
+    """
     ends = np.flatnonzero(np.frombuffer(data, np.uint8) == 10) + 1
     starts = np.concatenate((np.zeros(min(1, len(data)), np.int64), ends))
     return starts[starts < len(data)] + begin
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """What decides the lanes of a partition's records: int64 [n], the block of a plain file that
-    each one's line starts in, or (rows) its line in the partition, to which the lines of the
-    partitions before are to be added."""
+class RecordPositions:
+    """The positions that decide the lanes of the records of a partition.
+
+    Attributes:
+        numbers: int64 [n]; the block in which the line of each record starts, or the row of each
+            record within the partition.
+        rows: Whether they are rows. The rows of earlier partitions must then be added.
+    """
 
     numbers: NDArray[np.int64]
     rows: bool
 
 
-def places_of(partition: Partition, data: bytes, lines: NDArray[np.int64], block: int) -> Places:
-    """The places of records. data: the lines of the partition; lines: int64 [n], that of each
-    record in it; block: bytes."""
+def record_positions(
+    partition: Partition, data: bytes, lines: NDArray[np.int64], block: int
+) -> RecordPositions:
+    """Return the positions of the records of a partition.
+
+    Args:
+        partition: The partition.
+        data: Its lines.
+        lines: int64 [n]; the line of each record within the partition, 0-based.
+        block: The size of a block in bytes.
+
+    Raises:
+        InputUnreadable: The file cannot be read.
+    """
     if partition.payload is not None or partition.strip_nulls or not is_plain(partition.file):
-        return Places(lines, rows=True)
+        return RecordPositions(lines, rows=True)
     begin = partition.start
     if begin:
-        with unreadable(partition.file), open_regular(partition.file) as file:
+        # The line that starts before the partition belongs to the one before: find its end.
+        with convert_os_errors(partition.file), open_regular(partition.file) as file:
             file.seek(begin - 1)
             begin += len(file.readline()) - 1
-    return Places(line_starts(data, begin)[lines] // block, rows=False)
+    return RecordPositions(line_starts(data, begin)[lines] // block, rows=False)

@@ -1,9 +1,9 @@
-"""Inputs cut into partitions of a fixed size, the same whatever the number of workers, and
-partitions read as lines of JSON.
+"""Partitions of the inputs: pieces of a fixed size, and their content as lines of JSON.
 
-A plain file of lines is cut by byte ranges, a Parquet or Arrow file by ranges of rows, and workers
-read them by themselves. What can only be read from its start (compressed files, JSON arrays, CSV,
-data in memory) is read here, and its partitions carry their lines.
+How an input is cut depends on the input alone, never on the number of workers. A plain file of
+lines is cut into byte ranges and a Parquet or Arrow file into ranges of rows; workers read these
+ranges themselves. Everything that can only be read from its start (compressed files, JSON arrays,
+CSV, data in memory) is read by the driver, and such a partition carries its lines as a payload.
 """
 
 from __future__ import annotations
@@ -13,13 +13,7 @@ from dataclasses import dataclass
 
 from sftprep.sources.discovery.file_types import kind_of
 from sftprep.sources.discovery.files import find_files
-from sftprep.sources.readers.arrow_tables import (
-    Columns,
-    arrow_pieces,
-    parquet_pieces,
-    read_arrow_rows,
-    read_parquet_rows,
-)
+from sftprep.sources.readers.arrow_tables import arrow_pieces, read_arrow_rows
 from sftprep.sources.readers.delimited import delimited_pieces
 from sftprep.sources.readers.json_array import document_pieces
 from sftprep.sources.readers.lines import (
@@ -29,6 +23,8 @@ from sftprep.sources.readers.lines import (
     read_line_range,
     unpacked_blocks,
 )
+from sftprep.sources.readers.parquet_tables import parquet_pieces, read_parquet_rows
+from sftprep.sources.readers.table_lines import Columns
 from sftprep.sources.readers.to_jsonl import strip_null_lines
 
 __all__ = [
@@ -41,19 +37,28 @@ __all__ = [
     "find_files",
     "first_lines",
     "open_input",
+    "read_partition",
+    "source_of",
 ]
-__all__ += ["read_partition", "source_of"]
 
 PARTITION_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """The lines of one input that start in [start, end), in bytes, or its rows start .. end - 1,
-    where it is a table.
+    """A range of one input.
 
-    payload: those lines, where they cannot be read again; kind: how the file is read; strip_nulls:
-    keys with null are left out; columns: of a table, those that are wanted.
+    Attributes:
+        index: The number of the partition among all partitions of the build.
+        input: The number of the input.
+        file: The path of the file, or the name of the data in memory.
+        start: The first byte of the range, or its first row in a table. A line belongs to the
+            partition in which it starts.
+        end: The byte or row after the range.
+        payload: The lines, where workers cannot read the range themselves.
+        kind: How the file is read; a key of `KINDS`.
+        strip_nulls: Whether keys with null are left out.
+        columns: The columns of a table that are read; None for all.
     """
 
     index: int
@@ -69,12 +74,18 @@ class Partition:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One input: a file, or data in memory, for which `blocks` gives runs of whole lines of JSON,
-    the same each time.
+    """One input: a file, or data in memory.
 
-    name: what to call it; path: the file, where it is not the name; limit: records to read at most
-    from all sources of the same group together; strip_nulls: leave out keys with null; columns: of
-    a table, those that are wanted.
+    Attributes:
+        name: The name of the input in logs and in the manifest.
+        kind: How the file is read; a key of `KINDS`.
+        limit: The largest number of records to read from all sources of the group together.
+        group: The number of the group that shares the limit.
+        strip_nulls: Whether keys with null are left out.
+        blocks: For data in memory, a function that yields blocks of whole lines of JSON, the same
+            blocks in each call.
+        path: The path of the file, where it differs from the name.
+        columns: The columns of a table that are read; None for all.
     """
 
     name: str
@@ -88,23 +99,27 @@ class Source:
 
     @property
     def file(self) -> str:
-        """Where it is read; the name of what is in memory."""
+        """The path of the file, or the name of data in memory."""
         return self.path or self.name
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """pieces: cuts a file; read: the lines of a piece that came without them, both for the columns
-    that are wanted."""
+    """How a kind of file is cut and read.
+
+    Attributes:
+        pieces: Cuts a file into pieces of about a size in bytes.
+        read: Reads the lines of a piece that has no payload.
+    """
 
     pieces: Callable[[str, int, Columns], Iterator[Piece]]
     read: Callable[[str, int, int, Columns], bytes]
 
 
-def _whole(
+def _ignore_columns(
     pieces: Callable[[str, int], Iterator[Piece]],
 ) -> Callable[[str, int, Columns], Iterator[Piece]]:
-    """Of what is no table, lines are read whole: taking them apart would cost more."""
+    # Only tables can skip columns cheaply: to remove keys from lines, they would have to be parsed.
     return lambda file, target, _: pieces(file, target)
 
 
@@ -113,46 +128,61 @@ def _read_lines(file: str, start: int, end: int, columns: Columns) -> bytes:
 
 
 KINDS: dict[str, Kind] = {
-    "lines": Kind(_whole(line_pieces), _read_lines),
-    "document": Kind(_whole(document_pieces), _read_lines),
-    "delimited": Kind(_whole(delimited_pieces), _read_lines),
+    "lines": Kind(_ignore_columns(line_pieces), _read_lines),
+    "document": Kind(_ignore_columns(document_pieces), _read_lines),
+    "delimited": Kind(_ignore_columns(delimited_pieces), _read_lines),
     "parquet": Kind(parquet_pieces, read_parquet_rows),
     "arrow": Kind(arrow_pieces, read_arrow_rows),
 }
 
 
 def source_of(file: str) -> Source:
-    """A file as a source."""
+    """Return the source for a file."""
     return Source(file, kind_of(file) or "lines")
 
 
 def cut(inputs: Iterable[str | Source], target: int = PARTITION_BYTES) -> Iterator[Partition]:
-    """Cut files and sources into partitions of about `target` bytes, in order, reading no further
-    ahead than it must.
+    """Cut files and sources into partitions, in order, without reading ahead.
 
-    Raises InputUnreadable.
+    Args:
+        inputs: The files and sources.
+        target: The size of a partition in bytes; a partition ends with the line or row that
+            reaches it.
+
+    Raises:
+        InputUnreadable: A file is damaged or cannot be read.
     """
     index = 0
-    left: dict[int, int] = {}
-    for number, given in enumerate(inputs):
-        source = source_of(given) if isinstance(given, str) else given
-        if source.limit is not None and left.setdefault(source.group, source.limit) == 0:
+    remaining: dict[int, int] = {}  # group -> records that may still be read
+    for number, entry in enumerate(inputs):
+        source = source_of(entry) if isinstance(entry, str) else entry
+        if source.limit is not None and remaining.setdefault(source.group, source.limit) == 0:
             continue
-        for whole in _pieces(source, target):
-            piece = whole
+        for complete in _pieces(source, target):
+            piece = complete
+            # The last piece within the limit is shortened to the records that may still be read.
             if source.limit is not None:
-                piece, left[source.group] = _first_records(whole, left[source.group], source)
+                piece, remaining[source.group] = _limit_records(
+                    complete, remaining[source.group], source
+                )
             yield Partition(
                 index, number, source.file, *piece, source.kind, source.strip_nulls, source.columns
             )
             index += 1
-            if source.limit is not None and left[source.group] == 0:
+            if source.limit is not None and remaining[source.group] == 0:
                 break
 
 
 def read_partition(partition: Partition) -> bytes:
-    """The lines of a partition, JSON each. A line beyond LARGEST_LINE comes cut one byte after
-    that. Raises InputUnreadable."""
+    """Return the lines of a partition, each a JSON value.
+
+    A line longer than LARGEST_LINE is cut off one byte after that limit, so that `parse_line`
+    rejects it.
+
+    Raises:
+        InputUnreadable: The file is damaged or cannot be read.
+        InputChanged: The file became shorter.
+    """
     data = partition.payload
     if data is None:
         data = KINDS[partition.kind].read(
@@ -161,10 +191,14 @@ def read_partition(partition: Partition) -> bytes:
     return strip_null_lines(data) if partition.strip_nulls else data
 
 
-def first_lines(given: str | Source) -> Iterator[bytes]:
-    """The lines of an input from its start, read as the iterator advances. Raises
-    InputUnreadable."""
-    source = source_of(given) if isinstance(given, str) else given
+def first_lines(entry: str | Source) -> Iterator[bytes]:
+    """Yield the lines of an input from its start, read as the iterator advances.
+
+    Raises:
+        InputUnreadable: The file is damaged or cannot be read.
+    """
+    source = source_of(entry) if isinstance(entry, str) else entry
+    # Pieces smaller than a partition: a format is detected from a few records.
     for start, end, payload in _pieces(source, 1 << 20):
         data = (
             KINDS[source.kind].read(source.file, start, end, source.columns)
@@ -176,7 +210,7 @@ def first_lines(given: str | Source) -> Iterator[bytes]:
 
 def _pieces(source: Source, target: int) -> Iterator[Piece]:
     if source.blocks is not None:
-        return _positioned(source.blocks())
+        return _number_rows(source.blocks())
     if source.limit is not None and source.kind == "lines":
         # Records can only be counted by reading them.
         return (
@@ -186,7 +220,7 @@ def _pieces(source: Source, target: int) -> Iterator[Piece]:
     return KINDS[source.kind].pieces(source.file, target, source.columns)
 
 
-def _positioned(blocks: Iterator[bytes]) -> Iterator[Piece]:
+def _number_rows(blocks: Iterator[bytes]) -> Iterator[Piece]:
     rows = 0
     for block in blocks:
         end = rows + block.count(b"\n")
@@ -194,13 +228,15 @@ def _positioned(blocks: Iterator[bytes]) -> Iterator[Piece]:
         rows = end
 
 
-def _first_records(piece: Piece, limit: int, source: Source) -> tuple[Piece, int]:
-    """A piece cut after so many records, and how many may still come; lines that are blank are no
-    records."""
+def _limit_records(piece: Piece, limit: int, source: Source) -> tuple[Piece, int]:
+    """Return the first `limit` records of a piece, and how many records may still follow.
+
+    Lines that contain only whitespace are not records.
+    """
     start, end, data = piece
     if data is None and source.kind in ("parquet", "arrow"):
-        taken = min(end - start, limit)
-        return (start, start + taken, None), limit - taken
+        rows = min(end - start, limit)
+        return (start, start + rows, None), limit - rows
     if data is None:
         data = KINDS[source.kind].read(source.file, start, end, source.columns)
     lines = data.split(b"\n")

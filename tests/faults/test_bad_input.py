@@ -1,5 +1,4 @@
-"""Dirty data: each line gets the verdict that it should, each file the error, and what only looks
-wrong is kept unless asked."""
+"""Bad records and files are rejected with the right reason, and suspicious records on request."""
 
 from __future__ import annotations
 
@@ -18,8 +17,11 @@ QWEN = SHARED / "tokenizers" / "qwen3"
 
 
 def dirty_build(output, **settings):
-    """Used lines, and reasons by line of those set aside, of the file with an expected verdict for
-    each line."""
+    """Build the file whose lines have expected verdicts.
+
+    Returns:
+        The lines that were used, line -> reason of those that were quarantined, and the report.
+    """
     fixed = {
         "max_length": 32_768,
         "overlong": "error",
@@ -30,13 +32,13 @@ def dirty_build(output, **settings):
         DIRTY / "dirty_messages.jsonl", tokenizer=QWEN, output=output, **{**fixed, **settings}
     )
     check_ledger(report.folder)
-    aside = [
+    rejected = [
         json.loads(line) for line in (report.folder / "rejected.jsonl").read_text().splitlines()
     ]
-    assert len({entry["line"] for entry in aside}) == len(aside)
+    assert len({entry["line"] for entry in rejected}) == len(rejected)
     return (
         {origin + 1 for origin in origins(report.folder)},
-        {entry["line"]: entry["reason"] for entry in aside},
+        {entry["line"]: entry["reason"] for entry in rejected},
         report,
     )
 
@@ -49,7 +51,7 @@ def expected():
 
 
 OURS = {"bad_json_strict": "bad_json", "too_long": "overlong"}
-"""Where the expectations have another word than we."""
+"""Verdicts that have another name in our reasons."""
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +95,7 @@ def test_duplicates_are_dropped_when_asked(quarantined, tmp_path):
 
 
 @needs_shared
-def test_what_only_looks_wrong_is_kept_where_it_is_asked(quarantined, tmp_path):
+def test_suspicious_records_are_kept_on_request(quarantined, tmp_path):
     _, reasons, _ = dirty_build(tmp_path / "o", on_bad_record="quarantine", quality_checks="keep")
     assert not REASONS & set(reasons.values())
     suspicious = {line for line, reason in quarantined[1].items() if reason in REASONS}
@@ -101,7 +103,7 @@ def test_what_only_looks_wrong_is_kept_where_it_is_asked(quarantined, tmp_path):
     assert len(suspicious) > 8
 
 
-def test_above_the_limit_the_error_says_how_to_keep_what_looks_wrong(
+def test_above_the_limit_the_error_says_how_to_keep_suspicious_records(
     records, tokenizer_dir, tmp_path
 ):
     path = records([GOOD, chat(("user", "q"))])
@@ -111,7 +113,7 @@ def test_above_the_limit_the_error_says_how_to_keep_what_looks_wrong(
 
 @needs_shared
 @pytest.mark.parametrize(
-    ("name", "error", "said"),
+    ("name", "error", "message"),
     [
         ("truncated.jsonl.gz", InputUnreadable, r"truncated\.jsonl\.gz is damaged or cut short"),
         ("utf16.jsonl", InputUnreadable, r"utf16\.jsonl is UTF-16[\s\S]*iconv"),
@@ -119,9 +121,9 @@ def test_above_the_limit_the_error_says_how_to_keep_what_looks_wrong(
         ("only_newlines.jsonl", EmptyInput, "there is no record at all"),
     ],
 )
-def test_files_that_cannot_be_used_are_named(tokenizer_dir, tmp_path, name, error, said):
+def test_unusable_files_are_errors_with_their_name(tokenizer_dir, tmp_path, name, error, message):
     for workers in (1, 2):
-        with pytest.raises(error, match=said) as caught:
+        with pytest.raises(error, match=message) as caught:
             build(
                 DIRTY / name,
                 tokenizer=tokenizer_dir,
@@ -137,13 +139,13 @@ def test_files_that_cannot_be_used_are_named(tokenizer_dir, tmp_path, name, erro
 @pytest.mark.parametrize(
     ("name", "records"), [("good_2000.jsonl.gz", 2000), ("schema_drift.jsonl", 1600)]
 )
-def test_files_that_are_fine_are_used_whole(tokenizer_dir, tmp_path, name, records):
+def test_good_files_are_used_completely(tokenizer_dir, tmp_path, name, records):
     report = build(DIRTY / name, tokenizer=tokenizer_dir, output=tmp_path / "o")
     assert report.manifest.accounting.sequences == records
     check_ledger(report.folder)
 
 
-# --- duplicates and suspects on files of our own --------------------------------------------------
+# --- duplicates and quality checks on generated files ---------------------------------------------
 
 
 def chat(*turns):
@@ -179,10 +181,10 @@ def test_duplicates_across_files_partitions_and_sources(
         assert accounts.sequences + report.evaluation.accounting.sequences == 9
         check_ledger(report.folder)
         check_ledger(report.folder / "eval")
-    aside = [json.loads(line) for line in (output / "rejected.jsonl").read_text().splitlines()]
-    assert [(a["file"], a["line"]) for a in aside] == [(files[0], k) for k in range(8, 21)] + [
-        (files[1], k) for k in range(1, 8)
-    ]
+    rejected = [json.loads(line) for line in (output / "rejected.jsonl").read_text().splitlines()]
+    assert [(entry["file"], entry["line"]) for entry in rejected] == [
+        (files[0], k) for k in range(8, 21)
+    ] + [(files[1], k) for k in range(1, 8)]
     assert (tmp_path / "o1" / "rejected.jsonl").read_bytes() == (
         tmp_path / "o2" / "rejected.jsonl"
     ).read_bytes()
@@ -216,7 +218,9 @@ def test_duplicates_across_files_partitions_and_sources(
         ([("user", "a < b | c > d"), ("assistant", "<think>t</think>a")], None),
     ],
 )
-def test_suspicious_conversations(records, tokenizer_dir, tmp_path, turns, reason):
+def test_suspicious_conversations_are_rejected_on_request(
+    records, tokenizer_dir, tmp_path, turns, reason
+):
     path = records([GOOD, chat(*turns)])
     kept = build(path, tokenizer=tokenizer_dir, output=tmp_path / "keep", train_on="all")
     assert kept.manifest.accounting.sequences == 2
@@ -242,7 +246,7 @@ def test_suspicious_conversations(records, tokenizer_dir, tmp_path, turns, reaso
     assert report.manifest.accounting.rejected == {reason: 1}
 
 
-def test_escaped_special_tokens_are_no_matter_and_texts_are_no_conversations(
+def test_escaped_special_tokens_and_plain_texts_pass_the_quality_checks(
     records, tokenizer_dir, tmp_path
 ):
     path = records([chat(("user", "<|im_end|>"), ("assistant", "a"))])

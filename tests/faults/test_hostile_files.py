@@ -1,5 +1,4 @@
-"""Files of a user that are not what they seem: pipes, devices, numbers and nesting without end, and
-modules that exit."""
+"""Malicious files are an error that names them: pipes, huge numbers, deep nesting, exits."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ DEEP = "[" * 200_000 + "]" * 200_000
         "additional_chat_templates/tool.jinja",
     ],
 )
-def test_a_file_of_a_tokenizer_that_is_not_regular_is_named(kind, name, tokenizer_dir, tmp_path):
+def test_a_file_of_a_tokenizer_that_is_not_regular_is_an_error(kind, name, tokenizer_dir, tmp_path):
     folder = tmp_path / "tokenizer"
     shutil.copytree(tokenizer_dir, folder)
     path = folder / name
@@ -67,7 +66,7 @@ def test_a_config_of_a_model_that_is_nested_too_deeply_is_an_error(tokenizer_dir
         (f"max_length: {HUGE}", "is not YAML"),
     ],
 )
-def test_a_config_file_without_end_is_an_error(text, said, tmp_path):
+def test_a_config_file_with_huge_values_is_an_error(text, said, tmp_path):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(ConfigError, match=rf"c\.yaml .*{said}"):
         read_config_file(str(tmp_path / "c.yaml"))
@@ -108,14 +107,14 @@ def test_a_huge_integer_on_the_first_line_of_a_document(tmp_path):
 
 
 @pytest.mark.parametrize("text", ['{"a": %s}', '{"a": %s, "data": [{"text": "a"}]}', '[{"a": %s}]'])
-def test_a_document_that_is_nested_too_deeply_is_named(text, tmp_path):
+def test_a_document_that_is_nested_too_deeply_is_an_error(text, tmp_path):
     path = tmp_path / "a.json"
     path.write_text(text % DEEP)
     with pytest.raises(InputUnreadable, match=r"a\.json .*nested too deeply"):
         records_of(path)
 
 
-def test_rows_in_memory_that_no_text_can_show_are_bad_records():
+def test_rows_in_memory_that_cannot_be_shown_are_bad_records():
     deep: list[object] = []
     for _ in range(100_000):
         deep = [deep]
@@ -141,7 +140,7 @@ def test_a_module_that_exits_cannot_be_loaded(tmp_path):
         load_function(f"{tmp_path}/exits.py:f")
 
 
-def test_a_function_that_exits_is_a_fault_of_the_record(tokenizer_dir, tmp_path):
+def test_a_function_that_exits_makes_the_record_bad(tokenizer_dir, tmp_path):
     (tmp_path / "exits.py").write_text("import sys\ndef f(record): sys.exit(0)\n")
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
     with pytest.raises(RecordError, match=r"a\.jsonl:1: the formatting function raised SystemExit"):
@@ -156,7 +155,7 @@ def test_a_function_that_exits_is_a_fault_of_the_record(tokenizer_dir, tmp_path)
 # --- tool calls -----------------------------------------------------------------------------------
 
 _NESTED = "[" * 990 + "1" + "]" * 990
-"""Fewer levels than the parser of JSON lines refuses, and more than Python's own takes."""
+"""Nesting that the parser of JSON lines accepts and that of Python rejects."""
 
 
 @pytest.mark.parametrize(

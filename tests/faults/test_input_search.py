@@ -1,4 +1,4 @@
-"""Every record that a name means is read once, or what is not read is named."""
+"""Every record that an input names is read once, and what is not read is logged or an error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def add(path: Path) -> str:
 
 
 def run_as_nobody(folder: Path, code: str, *arguments: object) -> list[str]:
-    """Run code as a user to whom permissions apply, and return the lines that it prints."""
+    """Run code as a user who is not root, for whom permissions apply, and return its output."""
     for parent in (folder, *folder.parents):
         if "pytest" in str(parent):  # only its owner may enter these
             parent.chmod(stat.S_IMODE(parent.stat().st_mode) | 0o055)
@@ -49,8 +49,8 @@ def run_as_nobody(folder: Path, code: str, *arguments: object) -> list[str]:
 
 
 @pytest.fixture
-def make(records, tokenizer_dir, tmp_path):
-    """Build into a folder."""
+def build_into(records, tokenizer_dir, tmp_path):
+    """Return a function that builds into a folder."""
     rows = records([{"text": f"a {k}"} for k in range(20)], "rows.jsonl")
 
     def run(output, **settings):
@@ -60,9 +60,11 @@ def make(records, tokenizer_dir, tmp_path):
     return run
 
 
-def test_intermediate_files_are_refused_by_name_and_skipped_in_a_search(make, tmp_path, caplog):
+def test_intermediate_files_are_an_error_by_name_and_skipped_in_a_search(
+    build_into, tmp_path, caplog
+):
     top = tmp_path / "in"
-    root = make(top / "prev", keep_spill=True)
+    root = build_into(top / "prev", keep_spill=True)
     (tmp_path / "link").symlink_to(root / "spill")
     spill = next((root / "spill").glob("[0-9a-f]*.arrow"))
     for named in (spill, root / "spill", root / "spill" / "*.arrow", tmp_path / "link" / "*"):
@@ -77,8 +79,8 @@ def test_intermediate_files_are_refused_by_name_and_skipped_in_a_search(make, tm
         assert f"{root}/spill (intermediate files of a build)" in caplog.text
 
 
-def test_a_link_to_an_intermediate_file_is_skipped(make, tmp_path, caplog):
-    root = make(tmp_path / "prev", keep_spill=True)
+def test_a_link_to_an_intermediate_file_is_skipped(build_into, tmp_path, caplog):
+    root = build_into(tmp_path / "prev", keep_spill=True)
     first = add(tmp_path / "in" / "a.jsonl")
     spill = next((root / "spill").glob("[0-9a-f]*.arrow"))
     (tmp_path / "in" / "s.arrow").symlink_to(spill)
@@ -111,7 +113,7 @@ def test_a_hard_link_is_not_both_trained_and_evaluated(tokenizer_dir, tmp_path):
         )
 
 
-def test_linked_folders_that_are_not_read_otherwise_are_named(tmp_path, caplog):
+def test_linked_folders_that_are_not_read_by_another_path_are_logged(tmp_path, caplog):
     top = tmp_path / "in"
     first, second = add(top / "a.jsonl"), add(top / "sub" / "b.jsonl")
     add(tmp_path / "outside" / "c.jsonl")
@@ -132,7 +134,7 @@ def test_linked_folders_that_are_not_read_otherwise_are_named(tmp_path, caplog):
         assert "loop" not in caplog.text
 
 
-def test_hidden_data_is_named(tmp_path, caplog):
+def test_hidden_data_is_logged(tmp_path, caplog):
     first = add(tmp_path / "a.jsonl")
     for name in (".h.jsonl", ".hidden/b.jsonl", ".git/config", ".notes", ".DS_Store"):
         add(tmp_path / name)
@@ -161,7 +163,7 @@ def test_folders_that_cannot_be_read_are_errors(tmp_path, name, mode):
     finally:
         (tmp_path / name).chmod(0o755)
     if mode == 0o111 and name == "locked":
-        lines = lines[:3]  # what a pattern spells out can be reached
+        lines = lines[:3]  # a path without wildcards can be opened without listing its folders
     elif mode == 0o444 and name == ".locked":
         assert len(lines) == len(named)  # it can be listed, and is not read
         return
@@ -171,18 +173,18 @@ def test_folders_that_cannot_be_read_are_errors(tmp_path, name, mode):
 @pytest.mark.parametrize(
     "name", ["metadata.json", "config.json", "state.json", "manifest.json", "README.JSONL"]
 )
-def test_data_with_names_of_metadata_is_named(tmp_path, caplog, name):
+def test_data_with_names_of_metadata_is_logged(tmp_path, caplog, name):
     first = add(tmp_path / "in" / "a.jsonl")
     add(tmp_path / "in" / name)
     assert find_files((str(tmp_path / "in"),)) == [first]
     assert f"{tmp_path}/in/{name} (files with names of metadata" in caplog.text
 
 
-def test_folders_that_match_a_pattern_are_searched(make, tmp_path, caplog):
+def test_folders_that_match_a_pattern_are_searched(build_into, tmp_path, caplog):
     first = add(tmp_path / "in" / "a.jsonl")
     second = add(tmp_path / "in" / "part.jsonl" / "p" / "0.jsonl")
     third = add(tmp_path / "in" / "z" / "b.jsonl")
-    make(tmp_path / "in" / "prev")
+    build_into(tmp_path / "in" / "prev")
     assert find_files((f"{tmp_path}/in/*.jsonl",)) == [first, second]
     assert find_files((f"{tmp_path}/in/*/p",)) == [second]
     assert find_files((f"{tmp_path}/in/*",)) == [first, second, third]
@@ -194,8 +196,8 @@ SHARDS_BY_NAME = ("in/*/shards", "in/*/shards/*.arrow", "in/**/shards/*.arrow")
 
 
 @pytest.mark.parametrize("damage", ["missing", "short"])
-def test_shards_of_a_build_that_lost_its_manifest_are_named(make, tmp_path, caplog, damage):
-    root = make(tmp_path / "in" / "prev")
+def test_shards_of_a_build_without_its_manifest_are_logged(build_into, tmp_path, caplog, damage):
+    root = build_into(tmp_path / "in" / "prev")
     first = add(tmp_path / "in" / "a.jsonl")
     shards = sorted(map(str, (root / "shards").iterdir()))
     if damage == "missing":
@@ -220,8 +222,10 @@ def test_shards_of_a_build_that_lost_its_manifest_are_named(make, tmp_path, capl
     assert len(find_files((str(tmp_path / "in"),))) == 2
 
 
-def test_shards_of_a_finished_build_are_read_only_if_their_folder_is_named(make, tmp_path, caplog):
-    root = make(tmp_path / "in" / "prev")
+def test_shards_of_a_finished_build_are_read_only_if_their_folder_is_named(
+    build_into, tmp_path, caplog
+):
+    root = build_into(tmp_path / "in" / "prev")
     shards = sorted(map(str, (root / "shards").iterdir()))
     for pattern in ("**/*.arrow", "*/*.arrow", "*s/*", "sh*"):
         caplog.clear()
@@ -235,7 +239,7 @@ def test_shards_of_a_finished_build_are_read_only_if_their_folder_is_named(make,
 
 
 @pytest.mark.parametrize("target", ["/mnt/nothing/here", "disk", "a.jsonl/b"])
-def test_a_link_to_nothing_is_an_error_whatever_its_name(tmp_path, target):
+def test_a_broken_link_is_an_error_whatever_its_name(tmp_path, target):
     top = tmp_path / "in"
     add(top / "a.jsonl")
     add(top / "sub" / "b.jsonl")
@@ -243,13 +247,13 @@ def test_a_link_to_nothing_is_an_error_whatever_its_name(tmp_path, target):
     for named in (top, f"{top}/*", f"{top}/**", f"{top}/**/*.jsonl", f"{top}/*/*.jsonl"):
         with pytest.raises(InputUnreadable, match=f"{top}/disk is a link to"):
             find_files((str(named),))
-    # What a pattern does not match is not looked at.
+    # Paths that a pattern does not match are not examined.
     assert find_files((f"{top}/*.jsonl",)) == [f"{top}/a.jsonl"]
     assert find_files((f"{top}/s*/*.jsonl",)) == [f"{top}/sub/b.jsonl"]
 
 
-def test_a_manifest_that_cannot_be_read_is_an_error(make, tmp_path):
-    root = make(tmp_path / "in" / "prev")
+def test_a_manifest_that_cannot_be_read_is_an_error(build_into, tmp_path):
+    root = build_into(tmp_path / "in" / "prev")
     add(tmp_path / "in" / "a.jsonl")
     (root / "manifest.json").chmod(0)
     named = (tmp_path / "in", root, f"{tmp_path}/in/**/*.arrow")
@@ -267,7 +271,7 @@ def test_the_cache_is_not_read(tmp_path, caplog, monkeypatch):
         assert f"{tmp_path}/in/cache (the cache of sftprep)" in caplog.text
 
 
-def test_a_broken_link_is_not_taken_for_a_data_set_of_the_hub(tmp_path, monkeypatch):
+def test_a_broken_link_is_not_mistaken_for_a_data_set_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "y").symlink_to("nowhere")
@@ -279,7 +283,7 @@ def test_a_broken_link_is_not_taken_for_a_data_set_of_the_hub(tmp_path, monkeypa
         find_files(("x/y",))
 
 
-def test_a_path_without_permission_is_not_taken_for_a_data_set_of_the_hub(tmp_path, monkeypatch):
+def test_a_path_without_permission_is_not_mistaken_for_a_data_set_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     add(tmp_path / "x" / "y" / "a.jsonl")
     (tmp_path / "x").chmod(0)
@@ -312,7 +316,7 @@ def test_a_name_that_is_not_utf8_is_an_error(tmp_path, named):
     ],
 )
 @pytest.mark.parametrize("setting", ["output", "cache"])
-def test_outputs_that_are_not_local_paths_are_refused(
+def test_outputs_that_are_not_local_paths_are_errors(
     records, tokenizer_dir, tmp_path, monkeypatch, path, setting
 ):
     rows = records([{"text": "a"}])
@@ -330,7 +334,7 @@ def test_outputs_that_are_not_local_paths_are_refused(
     assert os.listdir() == []
 
 
-def test_the_remedy_names_a_path_that_is_accepted(records, tokenizer_dir, tmp_path, monkeypatch):
+def test_the_remedy_suggests_a_path_that_is_accepted(records, tokenizer_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = records([{"text": "a"}])
     with pytest.raises(ConfigError) as caught:
@@ -349,7 +353,7 @@ def test_an_input_with_a_scheme_is_never_a_local_path(tmp_path, monkeypatch):
     assert find_files(("s3:/b/*.jsonl",)) == [*find_files(("./s3:/b",))[:0], "s3:/b/a.jsonl"]
 
 
-def test_a_tilde_is_the_home_of_a_user(records, tokenizer_dir, tmp_path, monkeypatch):
+def test_a_tilde_is_expanded_to_the_home_of_a_user(records, tokenizer_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     rows = Path(records([{"text": "a"}]))
@@ -376,7 +380,7 @@ def test_a_tilde_is_the_home_of_a_user(records, tokenizer_dir, tmp_path, monkeyp
         ({"inputs": ["x" * 300 + ".jsonl"]}, 2),
     ],
 )
-def test_names_that_no_system_accepts_end_without_a_traceback(
+def test_names_that_no_system_accepts_are_errors_without_a_traceback(
     records, tokenizer_dir, tmp_path, settings, code
 ):
     named = {} if "sources" in settings else {"inputs": [str(records([{"text": "a"}]))]}
@@ -390,7 +394,9 @@ def test_names_that_no_system_accepts_end_without_a_traceback(
 
 
 @pytest.mark.parametrize("setting", ["--tokenizer", "--config"])
-def test_a_home_of_nobody_ends_without_a_traceback(records, tokenizer_dir, tmp_path, setting):
+def test_the_home_of_an_unknown_user_is_an_error_without_a_traceback(
+    records, tokenizer_dir, tmp_path, setting
+):
     path = "~nobody-of-this-name/x"
     settings = {"--tokenizer": tokenizer_dir, "--output": tmp_path / "o", setting: path}
     named = [part for pair in settings.items() for part in pair]

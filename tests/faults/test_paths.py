@@ -412,7 +412,7 @@ def test_what_is_skipped_in_a_folder_is_named_once(tmp_path, caplog):
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     for named in (str(tmp_path), str(tmp_path / "pipe.jsonl"), f"{tmp_path}/*.jsonl"):
-        with pytest.raises(InputUnreadable, match=r"pipe\.jsonl is not a file"):
+        with pytest.raises(InputUnreadable, match=r"pipe\.jsonl is a pipe, a socket or a device"):
             find_files((named,))
 
 

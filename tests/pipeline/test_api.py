@@ -187,11 +187,11 @@ def test_a_live_tokenizer(tokenizer_dir, tmp_path, from_file):
 @pytest.mark.parametrize(
     ("source", "error", "message"),
     [
-        (5, ConfigError, "cannot be read from a int"),
+        (5, ConfigError, "cannot be read from an object of type int"),
         ({"text": "a"}, InputNotFound, "a does not exist"),
         ({"text": ["a", "b"]}, ConfigError, r"columns[\s\S]*from_dict"),
         (pandas.DataFrame({"text": ["a"]}), ConfigError, r"DataFrame[\s\S]*from_pandas"),
-        (lambda: 5, ConfigError, "gave a int"),
+        (lambda: 5, ConfigError, "returned an object of type int"),
         ([], EmptyInput, "no usable record"),
         ([5], RecordError, "a row is a mapping"),
         ([{"x": 1}], FormatError, "no format fits <list>"),

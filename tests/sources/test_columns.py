@@ -1,5 +1,4 @@
-"""Of a table only the columns that a format reads are unpacked, and a build of all of them is the
-same."""
+"""Only the columns of a table that a format reads are read, with the same result."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ SAMPLES = {
     "text": [{"text": "t"}],
     "tokens": [{"input_ids": [1, 2, 3]}],
 }
-BESIDE = {
+OPTIONAL = {
     "tools": "[]",
     "chat_template_kwargs": None,
     "system": "s",
@@ -46,44 +45,44 @@ BESIDE = {
 
 
 class Spy(dict):
-    """A record that remembers which keys were asked for."""
+    """A record that remembers which keys were read."""
 
     def __init__(self, record):
         super().__init__(record)
-        self.asked = set()
+        self.keys_read = set()
 
     def __getitem__(self, key):
-        self.asked.add(key)
+        self.keys_read.add(key)
         return super().__getitem__(key)
 
     def get(self, key, default=None):
-        self.asked.add(key)
+        self.keys_read.add(key)
         return super().get(key, default)
 
     def __contains__(self, key):
-        self.asked.add(key)
+        self.keys_read.add(key)
         return super().__contains__(key)
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_no_format_reads_a_key_that_is_not_known_to_be_read(name):
+def test_no_format_reads_a_key_outside_of_keys_read(name):
     for record in SAMPLES[name]:
-        for more in ({}, BESIDE):
+        for more in ({}, OPTIONAL):
             for chat in (True, False):
                 spy = Spy({**more, **record})
-                reading = RecordOptions(text_field="text", chat=chat)
-                read_record(spy, 0, name, reading)
-                assert spy.asked <= keys_read(reading)
+                options = RecordOptions(text_field="text", chat=chat)
+                read_record(spy, 0, name, options)
+                assert spy.keys_read <= keys_read(options)
 
 
-def test_what_is_asked_for_by_name_is_read():
-    reading = RecordOptions((("question", "prompt"),), text_field="body")
-    assert {"question", "body", "messages", "tools"} <= keys_read(reading)
+def test_renamed_keys_and_the_text_field_are_read():
+    options = RecordOptions((("question", "prompt"),), text_field="body")
+    assert {"question", "body", "messages", "tools"} <= keys_read(options)
     assert keys_read(RecordOptions(function=json.dumps)) is None
 
 
 @pytest.mark.parametrize("kind", ["a.parquet", "a.arrow"])
-def test_only_those_columns_are_read(tmp_path, tokenizer_dir, kind):
+def test_only_columns_that_a_format_reads_are_read(tmp_path, tokenizer_dir, kind):
     rows = [
         {"messages": TURNS, "tools": None, "vector": [0.5] * 8, "note": f"{k}"} for k in range(30)
     ]
@@ -107,7 +106,7 @@ def test_only_those_columns_are_read(tmp_path, tokenizer_dir, kind):
     assert texts(report.folder) == texts(
         build(rows, tokenizer=tokenizer_dir, output=tmp_path / "p").folder
     )
-    # A text that lies in a column by another name is found.
+    # Text in a column of another name is read.
     named = build(
         path, tokenizer=tokenizer_dir, output=tmp_path / "n", format="text", text_field="note"
     )

@@ -1,4 +1,4 @@
-"""A few bytes that stand for a lot of text are read in pieces of a bounded size."""
+"""Tables that expand to far more text than their bytes are read in pieces of bounded size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sftprep.core.types import Rejected
 from sftprep.sources.in_memory import memory_source
 from sftprep.sources.partition import cut, read_partition
-from sftprep.sources.readers import arrow_tables as tables
+from sftprep.sources.readers import parquet_tables, table_lines
 from sftprep.sources.readers.jsonl import parse_line, split_lines
 from sftprep.sources.readers.row_sizes import row_sizes, runs_of_rows
 from tests.sources.test_hostile_arrow import written
@@ -73,8 +73,9 @@ def test_rows_that_share_a_value_come_in_small_pieces(tmp_path, kind, name):
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("small", [0, 1 << 20])
 def test_a_dictionary_in_parquet_comes_in_small_pieces(tmp_path, monkeypatch, nested, small):
-    monkeypatch.setattr(tables, "_SLICE", 100_000)
-    monkeypatch.setattr(tables, "_SMALL_GROUP", small)
+    monkeypatch.setattr(table_lines, "SLICE_BYTES", 100_000)
+    monkeypatch.setattr(parquet_tables, "SLICE_BYTES", 100_000)
+    monkeypatch.setattr(parquet_tables, "_SMALL_GROUP", small)
     values = [*[VALUE] * ROWS, None, "other"]
     rows = [{"x": [{"role": value}] if nested else value} for value in values]
     path = tmp_path / "a.parquet"
@@ -84,12 +85,13 @@ def test_a_dictionary_in_parquet_comes_in_small_pieces(tmp_path, monkeypatch, ne
     assert [json.loads(line) for piece in pieces for line in split_lines(piece)] == rows
     # No more than a few rows are decoded at a time.
     parquet = pq.ParquetFile(path)
-    group = tables._group_of(str(path), parquet, 0, None)
-    assert group.batch * len(VALUE) <= 4 * tables._SLICE
+    group = parquet_tables._inspect_group(str(path), parquet, 0, None)
+    assert group.batch * len(VALUE) <= 4 * parquet_tables.SLICE_BYTES
 
 
-def test_text_that_is_in_no_dictionary_often_is_read_by_workers(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "_SLICE", 1000)
+def test_a_dictionary_without_repeated_long_values_is_read_by_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr(table_lines, "SLICE_BYTES", 1000)
+    monkeypatch.setattr(parquet_tables, "SLICE_BYTES", 1000)
     path = tmp_path / "a.parquet"
     table = pa.table({"text": [f"{k} {'word ' * (k % 20)}" for k in range(1000)]})
     pq.write_table(table, path, row_group_size=250)
@@ -112,7 +114,7 @@ def test_rows_that_need_no_bytes_come_in_pieces(tmp_path, suffix):
     assert b"".join(pieces) == b'{"text":null}\n' * 200_000
 
 
-def test_a_list_that_needs_no_bytes_is_too_long_a_record(tmp_path):
+def test_a_list_that_needs_no_bytes_is_rejected_as_too_long(tmp_path):
     column = pa.FixedSizeListArray.from_arrays(pa.nulls(1 << 27), 1 << 27)
     path = tmp_path / "a.arrow"
     path.write_bytes(written(pa.table({"input_ids": column}), "file", 1))
@@ -122,10 +124,10 @@ def test_a_list_that_needs_no_bytes_is_too_long_a_record(tmp_path):
     assert record.reason == "line_too_long"
 
 
-def test_a_table_in_memory_is_read_in_slices(monkeypatch):
-    monkeypatch.setattr(tables, "_SLICE", TARGET)
+def test_a_table_in_memory_is_converted_in_runs_of_rows(monkeypatch):
+    monkeypatch.setattr(table_lines, "SLICE_BYTES", TARGET)
     table = pa.table({"text": dictionary_of(pa.string())})
-    lines = [*tables.iter_table_lines(table.to_batches()[0], table.schema)]
+    lines = [*table_lines.iter_table_lines(table.to_batches()[0], table.schema)]
     assert max(map(len, lines)) < 2 * TARGET
     assert b"".join(memory_source(table).blocks()) == b"".join(lines)
 
@@ -174,7 +176,7 @@ def test_the_size_of_a_row_bounds_its_text_from_both_sides(chosen, data):
     first = data.draw(st.integers(0, len(column) - 1))
     column = column.slice(first, data.draw(st.integers(1, len(column) - first)))
     batch = pa.record_batch({"x": column})
-    lines = split_lines(tables.table_lines(batch, batch.schema))
+    lines = split_lines(table_lines.table_lines(batch, batch.schema))
     lengths = np.array([len(line) for line in lines])
     assert (row_sizes({"x": column}, len(column), 2.0) <= lengths).all()
     assert (row_sizes({"x": column}, len(column), 16.0) >= lengths).all()

@@ -1,4 +1,4 @@
-"""Arrow files of others: a build reads what Arrow reads, or reports what is wrong."""
+"""Malicious and damaged Arrow files are read as pyarrow reads them, or are an error."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from sftprep import build
 from sftprep.core.types import Rejected
 from sftprep.errors import InputUnreadable
 from sftprep.sources.partition import cut, read_partition
-from sftprep.sources.readers import arrow_ipc
-from sftprep.sources.readers import arrow_tables as tables
+from sftprep.sources.readers import arrow_ipc, arrow_tables
 from sftprep.sources.readers.arrow_ipc import open_arrow
 from sftprep.sources.readers.jsonl import parse_line, split_lines
+from sftprep.sources.readers.table_lines import table_lines
 
 TABLE = pa.table({"text": [f"text number {i}" for i in range(100)], "n": list(range(100))})
 
@@ -83,11 +83,11 @@ def test_every_row_is_read_once_in_order(
     path = tmp_path_factory.mktemp("arrow") / "a.arrow"
     options = {"compression": compression, "unify_dictionaries": True}
     path.write_bytes(written(table, kind, rows, **options))
-    before, tables._STREAMED = tables._STREAMED, streamed
+    before, arrow_tables._STREAMED = arrow_tables._STREAMED, streamed
     try:
         found = records_of(path, target)
     finally:
-        tables._STREAMED = before
+        arrow_tables._STREAMED = before
     assert found == [
         {"text": text, "messages": turns} for text, turns in zip(column, messages_of, strict=True)
     ]
@@ -102,7 +102,7 @@ def test_an_empty_file_and_one_without_rows_have_no_records(tmp_path):
 
 @pytest.mark.parametrize("kind", ["file", "stream"])
 @pytest.mark.parametrize("value", [2**31 - 1, -(2**31), 40])
-def test_offsets_that_lead_elsewhere_are_an_error(tmp_path, tokenizer_dir, kind, value):
+def test_offsets_outside_of_the_buffers_are_an_error(tmp_path, tokenizer_dir, kind, value):
     content = bytearray(written(TABLE, kind, rows=100))
     at = content.find(struct.pack("<4i", 0, 13, 26, 39))
     assert at > 0
@@ -145,7 +145,7 @@ def test_a_file_that_is_truncated_while_it_is_read_is_an_error(tmp_path, kind):
         if length < end:
             with pytest.raises(InputUnreadable, match=str(path)):
                 collections.deque(map(read_partition, partitions[1:]), 0)
-            # Also where it happens between a look at its size and the reading.
+            # Also if it is truncated between the check of its size and the reading.
             with pytest.raises((InputUnreadable, pa.ArrowException)):
                 collections.deque(map(arrow.read, range(len(arrow.batches))), 0)
 
@@ -179,7 +179,7 @@ print(damaged)
 
 
 @pytest.mark.parametrize("name", ["file.arrow", "stream.arrow", "lz4.arrow", "a.parquet"])
-def test_no_mutant_of_a_file_ends_the_process(tmp_path, name):
+def test_no_mutated_file_crashes_the_process(tmp_path, name):
     chats = [[{"role": "user", "content": f"hello {k}"}] * (k % 4) for k in range(100)]
     table = TABLE.append_column("messages", pa.array(chats))
     path = tmp_path / name
@@ -218,12 +218,12 @@ def test_values_that_python_cannot_hold_are_an_error_that_names_the_file(tmp_pat
 
 
 def arrow_rows(content: bytes) -> bytes | None:
-    """What pyarrow reads, as lines; None where it refuses."""
+    """Return what pyarrow reads as lines, or None if it raises."""
     maker = pa.ipc.open_file if content.startswith(b"ARROW1") else pa.ipc.open_stream
     try:
         table = maker(pa.py_buffer(content)).read_all()
         table.validate(full=True)
-        return b"".join(tables.table_lines(batch, table.schema) for batch in table.to_batches())
+        return b"".join(table_lines(batch, table.schema) for batch in table.to_batches())
     except (pa.ArrowException, OSError, ValueError, OverflowError):
         return None
 
@@ -277,7 +277,7 @@ def test_no_flipped_bit_of_a_header_hides_a_batch(tmp_path, kind, name):
                 assert len(records_of(path)) == 9
 
 
-def test_a_stream_ends_with_its_mark_and_nothing_after_it(tmp_path):
+def test_a_stream_must_end_with_its_end_mark(tmp_path):
     content = written(TABLE, "stream")
     path = tmp_path / "a.arrow"
     path.write_bytes(content)
@@ -297,7 +297,7 @@ def test_a_stream_ends_with_its_mark_and_nothing_after_it(tmp_path):
             records_of(path)
 
 
-def test_the_short_mark_of_old_writers_ends_a_stream(tmp_path):
+def test_the_short_end_mark_of_old_writers_ends_a_stream(tmp_path):
     old = written(
         TABLE, "stream", use_legacy_format=True, metadata_version=pa.ipc.MetadataVersion.V4
     )

@@ -1,5 +1,7 @@
-"""Data sets and tokenizers by their name on the Hub, against a Hub on loopback: the right files, or
-why there are none."""
+"""Data sets and tokenizers are read from the Hub by name, or an error says why not.
+
+The Hub is a local server.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ from sftprep.sources.discovery.hub_splits import (
     files_of_splits,
     glob_matches,
 )
-from tests.sources.hub_stand_in import Hub, Repo
+from tests.sources.hub_server import Hub, Repo
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,15 +33,15 @@ ROOT = Path(__file__).resolve().parents[2]
 CHILD = """
 import contextlib, io, json, sys
 from sftprep.cli import main
-answers = []
+results = []
 for arguments in json.loads(sys.argv[1]):
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         try:
             main(arguments)
         except SystemExit as end:
-            answers.append((end.code, said.getvalue()))
-print(json.dumps(answers))
+            results.append((end.code, output.getvalue()))
+print(json.dumps(results))
 """
 
 
@@ -117,12 +119,14 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(hub, home, tokenizer_dir):
-    """Runs `sftprep build` against the stand-in, in a process whose environment says where the Hub
-    is."""
+    """Return a function that runs `sftprep build` with the server as the Hub.
+
+    It runs in a child process, because the address of the Hub is an environment variable.
+    """
     server = hub.serve()
 
     def run(*builds, **environment):
-        """builds: the arguments of each; returns the exit code of each, and what it said."""
+        """Return the exit code and the output of each build, specified by its arguments."""
         variables = {
             **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
             "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
@@ -146,7 +150,7 @@ def client(hub, home, tokenizer_dir):
             env=variables,
             cwd=ROOT,
         )
-        return [tuple(answer) for answer in json.loads(done.stdout.splitlines()[-1])]
+        return [tuple(result) for result in json.loads(done.stdout.splitlines()[-1])]
 
     yield run
     server.shutdown()
@@ -169,36 +173,36 @@ def texts(folder, tokenizer_dir):
     return sorted(found)
 
 
-def fetched(hub):
-    return len([line for line in hub.asked if "/resolve/" in line and line.startswith("GET")])
+def count_downloads(hub):
+    return len([line for line in hub.requests if "/resolve/" in line and line.startswith("GET")])
 
 
 def test_the_files_of_a_split_are_read_and_named_with_their_commit(
     client, hub, home, tokenizer_dir, tmp_path
 ):
-    [(code, said)] = client(["org/plain", "--eval-split", "test", "--output", tmp_path / "o"])
-    assert code == 0, said
+    [(code, output)] = client(["org/plain", "--eval-split", "test", "--output", tmp_path / "o"])
+    assert code == 0, output
     assert texts(tmp_path / "o", tokenizer_dir) == ["one", "three", "two"]
     assert texts(tmp_path / "o" / "eval", tokenizer_dir) == ["four"]
     commit, _ = hub.repos["datasets", "org/plain"].find("main")
     assert [i.path for i in read_manifest(tmp_path / "o").inputs] == [
         f"hf://datasets/org/plain@{commit}/data/train-0000{k}-of-00002.parquet" for k in (0, 1)
     ]
-    # What is in the cache is not fetched again, and serves without a network.
-    asked = fetched(hub)
-    [(code, said)] = client(["org/plain", "--output", tmp_path / "again"], HF_HUB_OFFLINE="1")
-    assert code == 0, said
+    # Files in the cache are not downloaded again, and suffice without a network.
+    downloads = count_downloads(hub)
+    [(code, output)] = client(["org/plain", "--output", tmp_path / "again"], HF_HUB_OFFLINE="1")
+    assert code == 0, output
     assert read_manifest(tmp_path / "again").inputs == read_manifest(tmp_path / "o").inputs
-    assert fetched(hub) == asked
-    # Half of a data set in the cache does not pass for the whole.
+    assert count_downloads(hub) == downloads
+    # An incomplete data set in the cache is an error.
     blob = Path(next(home.rglob("train-00001-of-00002.parquet"))).resolve()
     kept = blob.rename(blob.with_name("moved"))
-    [(code, said)] = client(["org/plain", "--output", tmp_path / "half"], HF_HUB_OFFLINE="1")
-    assert (code, "not in the cache" in said) == (3, True), said
+    [(code, output)] = client(["org/plain", "--output", tmp_path / "half"], HF_HUB_OFFLINE="1")
+    assert (code, "not in the cache" in output) == (3, True), output
     kept.rename(blob)
 
 
-def test_configurations_splits_and_revisions(client, tokenizer_dir, tmp_path):
+def test_configurations_splits_and_revisions_are_read(client, tokenizer_dir, tmp_path):
     cases = [
         (["org/configured"], ["big one", "big two"]),
         (["hf://datasets/org/configured:small/train"], ["small"]),
@@ -206,80 +210,81 @@ def test_configurations_splits_and_revisions(client, tokenizer_dir, tmp_path):
         (["org/plain", "--revision", "v1"], ["old"]),
         (["hf://datasets/org/plain@refs%2Fconvert%2Fparquet/train_sft"], ["converted sft"]),
     ]
-    answers = client(
+    results = client(
         *([*arguments, "--output", tmp_path / str(n)] for n, (arguments, _) in enumerate(cases))
     )
-    for number, ((_, wanted), (code, said)) in enumerate(zip(cases, answers, strict=True)):
-        assert code == 0, said
+    for number, ((_, wanted), (code, output)) in enumerate(zip(cases, results, strict=True)):
+        assert code == 0, output
         assert texts(tmp_path / str(number), tokenizer_dir) == wanted
 
 
-def test_what_is_not_there_is_said_with_a_remedy(client, tmp_path):
+def test_each_missing_thing_is_an_error_with_a_remedy(client, tmp_path):
     cases = [
-        (["org/nothing"], 2, "org/nothing is no path here, and there is no data set org/nothing"),
+        (
+            ["org/nothing"],
+            2,
+            "org/nothing is not a local path, and the data set org/nothing",
+        ),
         (["org/gated"], 3, "is gated"),
         (["org/plain", "--revision", "v9"], 2, "has no revision 'v9'"),
         (["org/plain", "--split", "dev"], 2, "has no split 'dev'"),
         (["org/configured", "--config-name", "large"], 2, "has no configuration 'large'"),
         (["hf://datasets/org/plain/none.jsonl"], 2, "has no file none.jsonl"),
         (["org/pictures"], 2, "has .png, .py"),
-        (["hf://models/org/model"], 2, "is no data set"),
+        (["hf://models/org/model"], 2, "is not a data set"),
     ]
-    answers = client(*([*arguments, "--output", tmp_path / "o"] for arguments, _, _ in cases))
-    for (_, code, wanted), (found, said) in zip(cases, answers, strict=True):
-        assert found == code, said
-        assert wanted in said
-        assert "→" in said
-        assert "Traceback" not in said
+    results = client(*([*arguments, "--output", tmp_path / "o"] for arguments, _, _ in cases))
+    for (_, code, wanted), (found, output) in zip(cases, results, strict=True):
+        assert found == code, output
+        assert wanted in output
+        assert "→" in output
+        assert "Traceback" not in output
     assert not (tmp_path / "o").exists()
 
 
-def test_no_network(client, hub, tmp_path):
+def test_a_missing_network_is_an_error(client, hub, tmp_path):
     arguments = ["org/plain", "--output", tmp_path / "o"]
-    [(code, said)] = client(arguments, HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path))
-    assert (code, "could not be read" in said) == (3, True), said
+    [(code, output)] = client(arguments, HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path))
+    assert (code, "could not be read" in output) == (3, True), output
     own = {"HF_HOME": str(tmp_path), "SFTPREP_CACHE": str(tmp_path)}
-    [(code, said)] = client(arguments, HF_HUB_OFFLINE="1", **own)
-    assert (code, "not in the cache" in said) == (3, True), said
+    [(code, output)] = client(arguments, HF_HUB_OFFLINE="1", **own)
+    assert (code, "not in the cache" in output) == (3, True), output
     hub.broken = True
-    [(code, said)] = client(arguments, HF_HOME=str(tmp_path))
+    [(code, output)] = client(arguments, HF_HOME=str(tmp_path))
     hub.broken = False
-    assert (code, "could not be read" in said, "500" in said) == (3, True, True), said
+    assert (code, "could not be read" in output, "500" in output) == (3, True, True), output
 
 
-def test_a_download_that_breaks_off_is_made_good(client, hub, tokenizer_dir, tmp_path):
+def test_an_interrupted_download_is_completed(client, hub, tokenizer_dir, tmp_path):
     hub.cuts = 1
-    [(code, said)] = client(["org/large", "--output", tmp_path / "o"])
-    assert code == 0, said
+    [(code, output)] = client(["org/large", "--output", tmp_path / "o"])
+    assert code == 0, output
     assert hub.cuts == 0
     assert len(texts(tmp_path / "o", tokenizer_dir)) == 400
 
 
-def test_a_token_opens_what_is_gated_and_is_written_nowhere(client, tokenizer_dir, tmp_path):
-    [(code, said)] = client(["org/gated", "--output", tmp_path / "o"], HF_TOKEN="hf_secret")
-    assert code == 0, said
+def test_a_token_gives_access_and_is_not_written_to_any_file(client, tokenizer_dir, tmp_path):
+    [(code, output)] = client(["org/gated", "--output", tmp_path / "o"], HF_TOKEN="hf_secret")
+    assert code == 0, output
     assert texts(tmp_path / "o", tokenizer_dir) == ["one", "three", "two"]
     assert not [
         path for path in tmp_path.rglob("*") if path.is_file() and b"hf_secret" in path.read_bytes()
     ]
 
 
-def test_a_tokenizer_by_its_name(client, tokenizer_dir, tmp_path):
-    given = ["org/plain", "--output", tmp_path / "o", "--tokenizer", "org/model"]
-    (code, said), (none, refused) = client(
-        given,
+def test_a_tokenizer_is_loaded_by_its_name(client, tokenizer_dir, tmp_path):
+    (code, output), (missing_code, error) = client(
+        ["org/plain", "--output", tmp_path / "o", "--tokenizer", "org/model"],
         ["org/plain", "--output", tmp_path / "p", "--tokenizer", "org/none"],
         SFTPREP_CACHE=str(tmp_path / "c"),
     )
-    assert code == 0, said
+    assert code == 0, output
     assert texts(tmp_path / "o", tokenizer_dir) == ["one", "three", "two"]
     assert read_manifest(tmp_path / "o").tokenizer["name"] == "org/model"
-    assert (none, "org/none" in refused, "→" in refused, "Traceback" in refused) == (
-        2,
-        True,
-        True,
-        False,
-    ), refused
+    assert missing_code == 2, error
+    assert "org/none" in error
+    assert "→" in error
+    assert "Traceback" not in error
 
 
 # --- the rules, without a network -----------------------------------------------------------------
@@ -302,13 +307,13 @@ def test_a_tokenizer_by_its_name(client, tokenizer_dir, tmp_path):
         (["train.jsonl", "train.parquet", "train2.parquet"], {"train": 2}),
     ],
 )
-def test_splits_by_the_names_of_files(files, splits):
+def test_splits_are_determined_from_names_of_files(files, splits):
     found = files_of_splits(HubConfig("default", None), files)
-    assert {split: len(own) for split, own in found.items()} == splits
+    assert {split: len(members) for split, members in found.items()} == splits
 
 
 def test_splits_are_those_of_datasets():
-    """The library's own rule gives the same, for names as people give them."""
+    """The rules of `datasets` itself give the same splits for typical names."""
     data_files = pytest.importorskip("datasets.data_files")
     for files in (
         [
@@ -330,10 +335,10 @@ def test_splits_are_those_of_datasets():
             for s, ps in patterns.items()
         }
         ours = files_of_splits(HubConfig("default", None), [n for n in files if n != "README.md"])
-        assert {split: sorted(own) for split, own in ours.items()} == theirs
+        assert {split: sorted(members) for split, members in ours.items()} == theirs
 
 
-def test_configurations_by_the_readme_and_by_folders():
+def test_configurations_are_determined_from_the_readme_and_folders():
     assert choose_config(README.decode(), [], None, "it").splits == {
         "train": ["d/train*.jsonl"],
         "test": ["d/test.jsonl"],
@@ -342,7 +347,7 @@ def test_configurations_by_the_readme_and_by_folders():
         "---\nconfigs:\n- config_name: a\n  data_files: x.jsonl\n- config_name: b\n  data_dir:"
         " y\n---\n"
     )
-    with pytest.raises(ConfigError, match=r"configurations a, b[\s\S]*--config-name a"):
+    with pytest.raises(ConfigError, match=r"configurations a, b[\s\S]*config_name=\"a\""):
         choose_config(many, [], None, "it")
     assert choose_config(many, [], "b", "it") == HubConfig("b", None, "y/")
     assert files_of_splits(choose_config(many, [], "b", "it"), ["y/test.jsonl", "x.jsonl"]) == {
@@ -351,7 +356,7 @@ def test_configurations_by_the_readme_and_by_folders():
     assert choose_config("---\nnot: [yaml\n---", ["a.jsonl"], None, "it") == HubConfig(
         "default", None
     )
-    assert choose_config("", ["fr/a.jsonl"], "fr", "it").within == "fr/"
+    assert choose_config("", ["fr/a.jsonl"], "fr", "it").folder == "fr/"
 
 
 @pytest.mark.parametrize(
@@ -367,7 +372,7 @@ def test_configurations_by_the_readme_and_by_folders():
         ("a.c", "abc", False),
     ],
 )
-def test_patterns(pattern, path, matches):
+def test_patterns_match_as_on_the_hub(pattern, path, matches):
     assert glob_matches(pattern, path) is matches
 
 
@@ -387,6 +392,6 @@ def test_patterns(pattern, path, matches):
         ("tests/sources", False),
     ],
 )
-def test_names(name, of_the_hub, monkeypatch):
+def test_names_of_the_hub_are_distinguished_from_paths(name, of_the_hub, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert is_hub_name(name) is of_the_hub

@@ -1,4 +1,4 @@
-"""A line is an object, blank, or rejected with its column and a reason that stays the same."""
+"""A line is an object, whitespace, or rejected with its column and a stable reason."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TEXT = st.text(st.characters(blacklist_categories=("Cs",)), max_size=30)
         max_size=8,
     )
 )
-def test_objects_come_back_as_they_were_written(records):
+def test_objects_are_parsed_as_they_were_written(records):
     data = "".join(json.dumps(record, ensure_ascii=False) + "\r\n" for record in records).encode()
     assert [parse_line(line, n) for n, line in enumerate(split_lines(data))] == records
 
@@ -42,7 +42,7 @@ def test_objects_come_back_as_they_were_written(records):
         (b"[" * 2000 + b"]" * 2000, "bad_json", None),
     ],
 )
-def test_what_is_no_object_is_rejected_with_its_place(line, reason, column):
+def test_a_line_that_is_not_an_object_is_rejected_with_its_column(line, reason, column):
     got = parse_line(line, 5)
     assert isinstance(got, Rejected)
     assert (got.line, got.reason) == (5, reason)
@@ -53,11 +53,11 @@ def test_what_is_no_object_is_rejected_with_its_place(line, reason, column):
 
 
 @pytest.mark.parametrize("line", [b"", b"  ", b"\t\r"])
-def test_blank_lines_are_nothing(line):
+def test_lines_of_whitespace_are_not_records(line):
     assert parse_line(line, 0) is None
 
 
-def test_marks_and_odd_line_separators_are_no_errors():
+def test_byte_order_marks_and_unicode_line_separators_are_accepted():
     assert parse_line(b'\xef\xbb\xbf{"a": 1}', 0) == {"a": 1}
     text = '{"a": "x\u2028y\u0085z"}'
     assert [parse_line(line, 0) for line in split_lines(f"{text}\n".encode())] == [

@@ -1,5 +1,4 @@
-"""Whatever kind of file records are in, the same records come out, in order, in the same partitions
-for everybody."""
+"""Every kind of file yields the same records, in order and in reproducible partitions."""
 
 from __future__ import annotations
 
@@ -31,9 +30,9 @@ CHEAP = settings(
 )
 
 
-def records_of(given, target=200):
-    """All records of an input, and the partitions they came in."""
-    parts = list(cut([given], target))
+def records_of(source, target=200):
+    """Return all records of an input, and its partitions."""
+    parts = list(cut([source], target))
     assert [part.index for part in parts] == list(range(len(parts)))
     lines = [line for part in parts for line in split_lines(read_partition(part))]
     return [parse_line(line, number) for number, line in enumerate(lines)], parts
@@ -103,7 +102,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_the_same_records_from_every_kind_of_file(tmp_path, name):
+def test_every_kind_of_file_yields_the_same_records(tmp_path, name):
     rows = chats(50)
     path = tmp_path / name
     WRITERS[name](rows, str(path))
@@ -124,7 +123,7 @@ def test_a_file_that_is_damaged_is_named(tmp_path, name):
     path = tmp_path / name
     WRITERS[name](chats(50), str(path))
     if name.endswith((".jsonl", "lines.json")):
-        return  # a line cut short is a bad record, not a bad file
+        return  # a line that is cut short is a bad record, not a damaged file
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) * 2 // 3])
     with pytest.raises(InputUnreadable, match=name) as caught:
@@ -160,7 +159,7 @@ def typed(leaf):
     stream=st.booleans(),
     chunk=st.integers(1, 5),
 )
-def test_nested_columns_are_what_pyarrow_says_they_are(tmp_path, data, leaf, stream, chunk):
+def test_nested_columns_have_the_values_that_pyarrow_reads(tmp_path, data, leaf, stream, chunk):
     kind, values = typed(leaf)
     column = data.draw(st.lists(values, min_size=1, max_size=9))
     table = pa.table({"c": pa.array(column, kind), "n": pa.array(range(len(column)))})
@@ -195,7 +194,7 @@ def test_json_kept_as_text_in_arrow_keeps_its_numbers_and_its_keys(tmp_path):
     )
 
 
-def test_columns_that_are_no_json_are_not_read_and_say_so(tmp_path):
+def test_columns_that_are_not_json_become_opaque_values(tmp_path):
     table = pa.table(
         {
             "text": ["a"],
@@ -254,7 +253,7 @@ def test_a_name_of_a_column_may_hold_a_newline(tmp_path, suffix, newline):
 def test_a_header_whose_quotes_are_never_closed_is_an_error(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text('"a,b\n1,2\n')
-    with pytest.raises(InputUnreadable, match="no CSV that can be read"):
+    with pytest.raises(InputUnreadable, match="is not valid CSV"):
         records_of(str(path))
 
 
@@ -271,7 +270,7 @@ def test_numbers_stay_text_and_json_columns_are_read(tmp_path):
     ]
 
 
-def test_rows_that_do_not_fit_the_header_are_rejected_by_themselves(tmp_path):
+def test_rows_that_do_not_fit_the_header_are_rejected_individually(tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes(b"prompt,completion\na,b\nonly\nx,y,z\n\xe9,c\nlast,d\n")
     first, short, wide, latin, last = records_of(str(path))[0]
@@ -290,7 +289,7 @@ def test_rows_that_do_not_fit_the_header_are_rejected_by_themselves(tmp_path):
     with pytest.raises(InputUnreadable, match="'a' twice"):
         records_of(str(path))
     path.write_text('a,b\n"never closed,2\n')
-    with pytest.raises(InputUnreadable, match="no CSV"):
+    with pytest.raises(InputUnreadable, match="is not valid CSV"):
         records_of(str(path))
 
 
@@ -314,12 +313,12 @@ VALUE = st.recursive(
     ascii_only=st.booleans(),
     chunk=st.integers(1, 50),
 )
-def test_the_elements_of_an_array_are_its_elements(
+def test_the_elements_of_an_array_are_those_of_json_loads(
     tmp_path, monkeypatch, rows, indent, ascii_only, chunk
 ):
-    from sftprep.sources.readers import json_array as arrays
+    from sftprep.sources.readers import json_array
 
-    monkeypatch.setattr(arrays, "_CHUNK", chunk)
+    monkeypatch.setattr(json_array, "_CHUNK", chunk)
     path = tmp_path / "a.json"
     path.write_text(json.dumps(rows, indent=indent, ensure_ascii=ascii_only), encoding="utf-8")
     lines = [line for part in cut([str(path)], 20) for line in split_lines(read_partition(part))]
@@ -346,10 +345,10 @@ def test_one_bad_element_is_one_bad_record(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ('[{"a": 1}, {"a": 2', "cut short"),
-        ('[{"a": 1} {"a": 2}]', "where , or ] is to be"),
+        ('[{"a": 1} {"a": 2}]', "where , or ] is expected"),
         (
             (
                 '[{"a": 1},\n {"a" 2}, {"a": 3}, {"a": 4}, {"a": 5}, {"a": 6}, {"a": 7}, {"a": 8},'
@@ -366,10 +365,10 @@ def test_one_bad_element_is_one_bad_record(tmp_path):
         ('{\n"data": [{"a": 1}]} {"a": 2}', "something follows"),
     ],
 )
-def test_a_document_that_is_no_json_says_where(tmp_path, text, said):
+def test_a_malformed_document_is_an_error_with_its_position(tmp_path, text, message):
     path = tmp_path / "a.json"
     path.write_text(text)
-    with pytest.raises(InputUnreadable, match=said):
+    with pytest.raises(InputUnreadable, match=message):
         records_of(str(path))
 
 
@@ -383,7 +382,7 @@ def test_a_document_may_be_empty_or_one_record(tmp_path):
 # --- folders --------------------------------------------------------------------------------------
 
 
-def test_a_folder_of_mixed_kinds_and_what_is_about_data_left_out(tmp_path):
+def test_a_folder_of_mixed_kinds_is_read_without_its_metadata(tmp_path):
     rows = chats(3)
     for name in ("b.parquet", "a.jsonl", "c.json", "d.arrow"):
         WRITERS[
@@ -396,7 +395,7 @@ def test_a_folder_of_mixed_kinds_and_what_is_about_data_left_out(tmp_path):
     assert [record for file in found for record in records_of(file)[0]] == rows * 4
 
 
-def test_folders_that_datasets_saved(tmp_path):
+def test_folders_that_datasets_saved_are_read(tmp_path):
     datasets = pytest.importorskip("datasets")
     rows = [{"text": f"{k}"} for k in range(20)]
     train, test = datasets.Dataset.from_list(rows), datasets.Dataset.from_list(rows[:3])
@@ -413,7 +412,7 @@ def test_folders_that_datasets_saved(tmp_path):
         find_files((str(tmp_path / "neither"),))
 
 
-def test_splits_of_a_folder_by_the_names_of_its_files(tmp_path):
+def test_splits_of_a_folder_are_determined_from_names_of_files(tmp_path):
     for name in ("train-1.jsonl", "train-2.jsonl", "test.jsonl"):
         (tmp_path / name).write_text("")
     names = lambda split: [Path(file).name for file in find_files((str(tmp_path),), split)]  # noqa: E731
@@ -422,21 +421,21 @@ def test_splits_of_a_folder_by_the_names_of_its_files(tmp_path):
     assert len(names(None)) == 3
     with pytest.raises(ConfigError, match=r"no split 'dev'[\s\S]*test, train"):
         names("dev")
-    with pytest.raises(ConfigError, match="files have none"):
+    with pytest.raises(ConfigError, match="files have no splits"):
         find_files((str(tmp_path / "test.jsonl"),), "test")
 
 
-def test_a_split_is_read_in_all_kinds_of_files_and_the_other_files_are_named(tmp_path, caplog):
+def test_a_split_is_read_in_all_kinds_of_files_and_other_files_are_logged(tmp_path, caplog):
     names = ("train-1.jsonl", "train-2.jsonl", "train-3.parquet", "test.csv", "notes.jsonl")
     for name in names:
         (tmp_path / name).write_text("")
     found = find_files((str(tmp_path),), "train")
     assert [Path(file).name for file in found] == list(names[:3])
-    left = f"{tmp_path}/notes.jsonl, {tmp_path}/test.csv"
-    assert f"not read: {left} (not of the split 'train' by their names)" in caplog.text
+    skipped = f"{tmp_path}/notes.jsonl, {tmp_path}/test.csv"
+    assert f"not read: {skipped} (not of the split 'train' by their names)" in caplog.text
 
 
-def test_a_build_is_no_input(tmp_path):
+def test_a_build_is_not_an_input(tmp_path):
     (tmp_path / "shards").mkdir()
     (tmp_path / "manifest.json").write_text('{"format_version": "1.1", "sftprep_version": "0"}')
     with pytest.raises(FormatError, match="is a build"):
@@ -446,7 +445,7 @@ def test_a_build_is_no_input(tmp_path):
         find_files((str(tmp_path / "x"),))
 
 
-def test_data_in_memory_and_stripped_nulls():
+def test_data_in_memory_is_read_with_and_without_nulls():
     blocks = lambda: iter([b'{"a":null,"b":1}\n{"a":2}\n', b'{"c":[null,{"d":null}]}\n'])  # noqa: E731
     source = Source("<rows>", blocks=blocks)
     assert records_of(source)[0] == [{"a": None, "b": 1}, {"a": 2}, {"c": [None, {"d": None}]}]
@@ -485,7 +484,7 @@ def test_a_limit_holds_for_the_files_of_a_group_together(tmp_path):
     ]
 
 
-def test_scalars_of_numpy_are_numbers(tmp_path):
+def test_half_precision_numbers_are_read(tmp_path):
     table = pa.table({"x": pa.array(np.array([0.5, 1.5], dtype=np.float16))})
     pq.write_table(table, tmp_path / "a.parquet")
     assert records_of(str(tmp_path / "a.parquet"))[0] == [{"x": 0.5}, {"x": 1.5}]
@@ -503,7 +502,7 @@ def test_scalars_of_numpy_are_numbers(tmp_path):
         [("train", 2), ("tr\\u0061in", 1)],
     ],
 )
-def test_a_document_with_several_arrays_of_records_is_refused(tmp_path, pairs, indent):
+def test_a_document_with_several_arrays_of_records_is_an_error(tmp_path, pairs, indent):
     space = "\n" if indent else ""
     rows = lambda count: json.dumps([{"text": "a b"}] * count, indent=indent)  # noqa: E731
     body = f",{space}".join(f'"{key}":{space}{rows(count)}' for key, count in pairs)
@@ -513,7 +512,7 @@ def test_a_document_with_several_arrays_of_records_is_refused(tmp_path, pairs, i
         records_of(str(tmp_path / "a.json"))
 
 
-def test_an_answer_of_the_hub_has_one_array_of_records(tmp_path):
-    answer = {"features": [{"name": "text"}], "rows": [{"text": "a"}], "num_rows_total": 1}
-    (tmp_path / "a.json").write_text(json.dumps(answer))
+def test_a_response_of_the_hub_has_one_array_of_records(tmp_path):
+    response = {"features": [{"name": "text"}], "rows": [{"text": "a"}], "num_rows_total": 1}
+    (tmp_path / "a.json").write_text(json.dumps(response))
     assert records_of(str(tmp_path / "a.json"))[0] == [{"text": "a"}]

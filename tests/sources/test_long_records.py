@@ -29,7 +29,7 @@ LIMIT = 300
 
 @contextmanager
 def small_limits():
-    """A limit of 300 bytes instead of 64 MiB, and chunks of a few bytes."""
+    """Set the limit to 300 bytes instead of 64 MiB, and read chunks of a few bytes."""
     modules = (lines, jsonl, arrays, delimited)
     before = [module.LARGEST_LINE for module in modules]
     chunk, arrays._CHUNK = arrays._CHUNK, 7
@@ -97,21 +97,21 @@ texts = st.one_of(
     contents=st.lists(texts, min_size=1, max_size=6),
     target=st.integers(5, 900),
 )
-def test_each_record_comes_whole_or_is_rejected(tmp_path_factory, suffix, contents, target):
+def test_each_record_is_read_whole_or_is_rejected(tmp_path_factory, suffix, contents, target):
     rows = [{"text": text} for text in contents]
     if suffix == "memory":
-        given_ = Source("<rows>", blocks=lambda: iter([b"".join(iter_lines(rows))]))
+        source = Source("<rows>", blocks=lambda: iter([b"".join(iter_lines(rows))]))
     else:
         path = tmp_path_factory.mktemp("long") / f"a{suffix}"
         path.write_bytes(WRITERS[suffix](rows))
-        given_ = str(path)
+        source = str(path)
     with small_limits():
         found = [
             parse_line(line, 0)
-            for partition in cut([given_], target)
+            for partition in cut([source], target)
             for line in split_lines(read_partition(partition))
         ]
-        # An escape in a document of JSON may be shorter in another container.
+        # The text of a record may be shorter in another kind of file, which has no escapes.
         near = [len(json.dumps(row).encode()) > LIMIT - 20 for row in rows]
     assert len(found) == len(rows)
     for row, record, may_be_long in zip(rows, found, near, strict=True):
@@ -120,11 +120,11 @@ def test_each_record_comes_whole_or_is_rejected(tmp_path_factory, suffix, conten
             assert may_be_long
         else:
             assert record == row
-            # A newline, and a space that readers do not write.
+            # `as_lines` writes a newline and a space that readers do not write.
             assert len(as_lines([row])) <= LIMIT + 2
 
 
-def test_what_is_left_of_a_cut_line_is_not_a_record(tmp_path):
+def test_the_start_of_a_line_that_is_too_long_is_not_a_record(tmp_path):
     """The start of the line is valid JSON by itself."""
     content = b'{"text": "start"}' + b" " * (2 * LIMIT) + b'{"text": "end"}\n{"text": "next"}\n'
     with small_limits():

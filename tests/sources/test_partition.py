@@ -1,4 +1,4 @@
-"""However a file is cut, its lines are all there, once, in order."""
+"""Partitions contain every line exactly once and in order, however a file is cut."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sftprep.errors import ConfigError, FormatError, InputNotFound, InputUnreadable
 from sftprep.sources.partition import cut, find_files, open_input, read_partition
-from sftprep.sources.readers import lines as room
+from sftprep.sources.readers import lines as lines_module
 from sftprep.sources.readers.jsonl import split_lines
 
 LINES = st.lists(st.binary(max_size=40).map(lambda b: b.replace(b"\n", b"")), max_size=30)
@@ -23,12 +23,12 @@ LINES = st.lists(st.binary(max_size=40).map(lambda b: b.replace(b"\n", b"")), ma
     last_newline=st.booleans(),
     kind=st.sampled_from(["", ".gz", ".zst"]),
 )
-def test_partitions_hold_every_line_once_in_order(
+def test_partitions_contain_every_line_once_and_in_order(
     tmp_path_factory, lines, target, last_newline, kind
 ):
     content = b"\n".join(lines) + (b"\n" if last_newline else b"")
-    # UTF-16, and what begins as other kinds of files do, is refused.
-    assume(not content.startswith((b"\xff\xfe", b"\xfe\xff", *room._BEGINNINGS)))
+    # UTF-16 and the signatures of other kinds of files are rejected.
+    assume(not content.startswith((b"\xff\xfe", b"\xfe\xff", *lines_module._SIGNATURES)))
     path = tmp_path_factory.mktemp("p") / f"a.jsonl{kind}"
     packed = {"": lambda b: b, ".gz": gzip.compress, ".zst": zstandard.compress}[kind](content)
     path.write_bytes(packed)
@@ -44,7 +44,7 @@ def test_partitions_hold_every_line_once_in_order(
     )
 
 
-def test_partitions_do_not_depend_on_what_else_is_built(tmp_path):
+def test_partitions_do_not_depend_on_other_inputs(tmp_path):
     a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     a.write_bytes(b"1\n22\n333\n" * 50)
     b.write_bytes(b"x\n" * 10)
@@ -55,7 +55,7 @@ def test_partitions_do_not_depend_on_what_else_is_built(tmp_path):
 
 @pytest.mark.parametrize("kind", ["", ".gz"])
 def test_a_line_beyond_the_limit_is_cut_and_the_next_one_is_whole(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(room, "LARGEST_LINE", 100)
+    monkeypatch.setattr(lines_module, "LARGEST_LINE", 100)
     content = b"first\n" + b"x" * 1000 + b"\nlast\n"
     path = tmp_path / f"a.jsonl{kind}"
     path.write_bytes(gzip.compress(content) if kind else content)
@@ -66,7 +66,7 @@ def test_a_line_beyond_the_limit_is_cut_and_the_next_one_is_whole(tmp_path, monk
     assert 100 < len(lines[1]) <= 1000
 
 
-def test_folders_globs_and_paths(tmp_path):
+def test_files_are_found_by_folders_globs_and_paths(tmp_path):
     for name in ("b.jsonl", "a.jsonl.gz", "sub/c.jsonl.zst", ".hidden/d.jsonl", "note.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
@@ -76,7 +76,7 @@ def test_folders_globs_and_paths(tmp_path):
     with pytest.raises(InputNotFound, match="does not exist"):
         find_files((f"{tmp_path}/none.jsonl",))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputNotFound, match="holds no"):
+    with pytest.raises(InputNotFound, match="contains no"):
         find_files((f"{tmp_path}/empty",))
     with pytest.raises(FormatError, match="not a kind of file"):
         find_files((f"{tmp_path}/note.txt",))
@@ -99,7 +99,7 @@ def test_a_compressed_file_that_is_cut_short_is_an_error(tmp_path, pack):
         list(cut([str(path)]))
 
 
-def test_utf16_is_named(tmp_path):
+def test_utf16_is_an_error_that_names_the_encoding(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes('{"text": "a"}\n'.encode("utf-16"))
     with pytest.raises(InputUnreadable, match=r"UTF-16[\s\S]*iconv"):
@@ -117,10 +117,10 @@ def test_utf16_is_named(tmp_path):
         (b"PK\x03\x04", "zip"),
     ],
 )
-def test_a_file_of_another_kind_than_its_name_tells_is_named(tmp_path, suffix, start, kind):
+def test_a_file_of_another_kind_than_its_name_says_is_an_error(tmp_path, suffix, start, kind):
     path = tmp_path / f"a{suffix}"
     path.write_bytes(start + b"\n\x00 and so on")
     right = suffix.endswith({"gzip": ".gz", "zstd": ".zst"}.get(kind, "no"))
-    said = "damaged" if right else rf"{path.name} is .*{kind}.* its name does not tell\n  → \w"
-    with pytest.raises(InputUnreadable, match=said):
+    message = "damaged" if right else rf"{path.name} is .*{kind}.* its name does not say so\n  → \w"
+    with pytest.raises(InputUnreadable, match=message):
         list(cut([str(path)]))

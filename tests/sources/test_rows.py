@@ -1,5 +1,4 @@
-"""A row comes back from its line as it was, or is rejected with what is wrong; nothing changes
-silently."""
+"""A row is written as a line without change, or is rejected with a reason."""
 
 from __future__ import annotations
 
@@ -42,7 +41,7 @@ def read(rows, **options):
 
 
 @given(ROWS)
-def test_rows_come_back_as_they_were_one_a_line(rows):
+def test_rows_are_read_back_from_lines_without_change(rows):
     rows = [row for row in rows if row.get("bytes", 0) is row.get("path", 0)]
     assert read(rows) == rows
 
@@ -81,7 +80,7 @@ def test_integers_of_any_size_are_written_whole():
 
 
 @pytest.mark.parametrize(
-    ("row", "reason", "said"),
+    ("row", "reason", "message"),
     [
         ({"text": "a", "m": [{"x": float("nan")}]}, "bad_type", "'m'.*nan"),
         ({"m": {"x": np.array([1.0, np.inf])}}, "bad_type", "'m'"),
@@ -93,15 +92,15 @@ def test_integers_of_any_size_are_written_whole():
         (["a"], "bad_row", "not a list"),
     ],
 )
-def test_what_json_cannot_hold_is_rejected_by_row_and_column(row, reason, said):
-    before, got, after = read([{"text": "first"}, row, {"text": "last"}])
+def test_values_that_json_cannot_represent_are_rejected_with_row_and_column(row, reason, message):
+    before, rejected, after = read([{"text": "first"}, row, {"text": "last"}])
     assert (before, after) == ({"text": "first"}, {"text": "last"})
-    assert isinstance(got, Rejected)
-    assert (got.line, got.reason) == (1, reason)
-    assert re.search(said, got.message)
+    assert isinstance(rejected, Rejected)
+    assert (rejected.line, rejected.reason) == (1, reason)
+    assert re.search(message, rejected.message)
 
 
-def test_whole_columns_that_are_no_json_hurt_only_where_they_are_read():
+def test_whole_columns_that_are_not_json_become_opaque_values():
     class Image:
         pass
 
@@ -125,7 +124,7 @@ def test_whole_columns_that_are_no_json_hurt_only_where_they_are_read():
     ]
 
 
-def test_nulls_stay_unless_asked():
+def test_nulls_are_kept_by_default():
     row = {"messages": [{"role": "user", "tool_calls": None}], "tools": None}
     assert read([row]) == [row]
     assert read([row], strip_nulls=True) == [{"messages": [{"role": "user"}]}]

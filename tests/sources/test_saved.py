@@ -1,4 +1,4 @@
-"""Of a folder that `datasets` saved, the data set is read and nothing else that is in it."""
+"""Only the files of the data set are read in a folder that `datasets` saved."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def saved(tmp_path):
     return save(ROWS, tmp_path / "in" / "sd", num_shards=2)
 
 
-def ways_to_name(folder):
+def names_for(folder):
     parent = folder.parent
     return [folder, parent, f"{parent}/s*", f"{folder}/*.arrow", f"{parent}/**/*.arrow"]
 
@@ -57,7 +57,7 @@ def test_caches_that_datasets_writes_into_the_folder_are_not_read(saved, caplog)
     loaded.shuffle(seed=0)
     caches = sorted(saved.glob("cache-*.arrow"))
     assert len(caches) >= 2
-    for named in ways_to_name(saved):
+    for named in names_for(saved):
         caplog.clear()
         assert texts_of(named) == texts(ROWS)
         assert all(str(cache) in caplog.text for cache in caches)
@@ -68,13 +68,13 @@ def test_caches_that_datasets_writes_into_the_folder_are_not_read(saved, caplog)
 def test_shards_of_an_earlier_save_are_not_read(tmp_path, caplog):
     folder = save(ROWS, tmp_path / "in" / "sd", num_shards=4)
     save(ROWS[:5], folder, num_shards=1)
-    for named in ways_to_name(folder):
+    for named in names_for(folder):
         caplog.clear()
         assert texts_of(named) == texts(ROWS[:5])
         assert f"{folder}/data-00003-of-00004.arrow" in caplog.text
 
 
-def test_other_files_and_folders_in_a_saved_data_set_are_named(saved, caplog):
+def test_other_files_and_folders_in_a_saved_data_set_are_logged(saved, caplog):
     (saved / "more").mkdir()
     for name in ("more.jsonl", "more/a.jsonl", "notes.txt"):
         (saved / name).write_text('{"text": "more"}\n')
@@ -96,7 +96,7 @@ def test_a_file_of_a_saved_data_set_that_is_named_is_read(saved, caplog):
 
 def test_a_missing_file_of_a_saved_data_set_is_an_error(saved):
     (saved / "data-00001-of-00002.arrow").unlink()
-    for named in ways_to_name(saved):
+    for named in names_for(saved):
         with pytest.raises(InputUnreadable, match=r"data-00001-of-00002\.arrow is missing"):
             texts_of(named)
     assert texts_of(saved / "data-00000*") == texts(ROWS[:10])
@@ -107,13 +107,13 @@ def test_a_damaged_list_of_files_is_an_error(saved, state):
     (saved / "state.json").write_text(state)
     with pytest.raises(InputUnreadable, match=r"state\.json does not list the files"):
         texts_of(saved)
-    # Without the other file of `datasets`, it is the state of something else.
+    # Without the other file of `datasets`, it was written by another program.
     (saved / "dataset_info.json").unlink()
     assert texts_of(saved) == texts(ROWS)
 
 
 @pytest.mark.parametrize("name", ["../private.arrow", "/etc/passwd", "..", ""])
-def test_a_list_that_leads_out_of_the_folder_is_refused(saved, name):
+def test_a_list_with_names_outside_of_the_folder_is_an_error(saved, name):
     (saved / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
     with pytest.raises(InputUnreadable, match="outside of its folder"):
         texts_of(saved)
@@ -128,9 +128,9 @@ def splits(tmp_path):
     return save_splits(tmp_path / "in" / "sd", train=ROWS, test=ROWS[:3])
 
 
-def test_only_train_is_read_however_a_saved_dictionary_is_reached(splits, caplog):
+def test_only_train_is_read_however_a_saved_dictionary_is_named(splits, caplog):
     parent = splits.parent
-    for named in (splits, *ways_to_name(splits)[1:3], f"{parent}/**/*.arrow", f"{splits}/*"):
+    for named in (splits, *names_for(splits)[1:3], f"{parent}/**/*.arrow", f"{splits}/*"):
         for split in (None, "train"):
             caplog.clear()
             assert texts_of(named, split=split) == texts(ROWS)
@@ -141,7 +141,7 @@ def test_only_train_is_read_however_a_saved_dictionary_is_reached(splits, caplog
     assert not caplog.records
 
 
-def test_the_split_asked_for_is_read_of_every_saved_dictionary_below_a_folder(splits, caplog):
+def test_the_requested_split_is_read_in_every_saved_dictionary_below_a_folder(splits, caplog):
     parent = splits.parent
     save_splits(parent / "sub" / "other", train=ROWS, test=ROWS[3:5])
     (parent / "test.jsonl").write_text('{"text": "a"}\n')

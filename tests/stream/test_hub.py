@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sources.hub_stand_in import Hub, Repo, _Handler
+from tests.sources.hub_server import Hub, HubHandler, Repo
 from tests.stream.made import rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +40,7 @@ print(json.dumps({**seen, "resumes": rest == packs[21:], "shards": data.num_shar
 """
 
 
-class Cutting(_Handler):
+class Cutting(HubHandler):
     """Cuts every third file that is asked for in the middle."""
 
     cuts = 0
@@ -77,7 +77,7 @@ def test_a_stream_of_the_hub(lanes, tokenizer_dir, tmp_path):
         )
         for k in range(4)
     }
-    Cutting.stand_in = Hub(
+    Cutting.hub = Hub(
         repos={("datasets", "org/chats"): Repo({"main": {"README.md": b"# about", **files}})}
     )
     Cutting.cuts = Cutting.files = 0

@@ -1,4 +1,4 @@
-"""Kinds of files, by their names."""
+"""Kinds of files, determined from their names."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ SUFFIXES: dict[str, str] = {
     ".feather": "arrow",
     ".ipc": "arrow",
 }
-"""How the name of a file ends -> its kind, a key of `sources.partition.KINDS`."""
+"""The suffix of a file's name -> its kind, a key of `sources.partition.KINDS`."""
 
-_ABOUT_DATA = frozenset(
+_METADATA_NAMES = frozenset(
     {
         "dataset_info.json",
         "dataset_infos.json",
@@ -33,36 +33,36 @@ _ABOUT_DATA = frozenset(
         "config.json",
     }
 )
-"""Files that describe data and contain none; in a folder they are skipped."""
+"""Files that usually describe data and contain no records; a search of a folder skips them."""
 
 
 def kind_of(file: str) -> str | None:
-    """Return the kind of a file by its name, None if it is not read."""
+    """Return the kind of a file, or None if files of its kind are not read."""
     name = os.path.basename(file)
     return next((kind for suffix, kind in SUFFIXES.items() if name.endswith(suffix)), None)
 
 
 def is_data(path: str) -> bool:
-    """Whether a path in a folder is of a file that is read: not hidden, and not about the data."""
+    """Whether a search of a folder reads a path: it is neither hidden nor metadata."""
     return (
         kind_of(path) is not None
-        and os.path.basename(path) not in _ABOUT_DATA
+        and os.path.basename(path) not in _METADATA_NAMES
         and not f"/{path}".count("/.")
     )
 
 
-def is_about_data(path: str) -> bool:
-    """Whether a file of this name is no data by its nature: a description, a README, a licence."""
+def is_metadata(path: str) -> bool:
+    """Whether a file has the name of a description, a README or a licence."""
     name = os.path.basename(path)
-    return name in _ABOUT_DATA or name.upper().startswith(("README", "LICENSE", "LICENCE"))
+    return name in _METADATA_NAMES or name.upper().startswith(("README", "LICENSE", "LICENCE"))
 
 
 def is_named_like_metadata(path: str) -> bool:
-    """Whether a file is skipped for its name alone, and may hold records all the same."""
+    """Whether a file is skipped only because of its name, and may contain records."""
     name = os.path.basename(path)
-    if not is_about_data(path) or kind_of(name.lower()) is None:
+    if not is_metadata(path) or kind_of(name.lower()) is None:
         return False
-    # A folder of `datasets` has these by its format.
+    # In a folder that `datasets` saved, these files belong to the format.
     saved = os.path.exists(os.path.join(os.path.dirname(path), "dataset_info.json"))
     return not name.startswith(("dataset_info", "dataset_dict")) and (
         not saved or name != "state.json"

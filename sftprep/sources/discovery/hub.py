@@ -1,5 +1,4 @@
-"""Data sets on the Hugging Face Hub: which of their files hold a split, fetched into the Hub's own
-cache."""
+"""Data sets on the Hugging Face Hub: the files of a split, downloaded into the Hub's own cache."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from urllib.parse import unquote
 from sftprep.config.cache_location import cache_dir
 from sftprep.core.disk_cache import read_entry, write_entry
 from sftprep.core.hashing import digest
-from sftprep.errors import ConfigError, FormatError, HubError, InputNotFound
+from sftprep.errors import ConfigError, FormatError, HubError, InputNotFound, setting
 from sftprep.sources.discovery.file_types import is_data, kind_of
 from sftprep.sources.discovery.hub_splits import choose_config, files_of_splits, glob_matches
 from sftprep.sources.discovery.saved import choose_split
@@ -31,17 +30,27 @@ _DOWNLOADS = 8
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """A file of a data set: where it is here, and what to call it, with the commit that it is
-    of."""
+    """A file of a data set.
+
+    Attributes:
+        path: The path of the local copy.
+        name: The name in the manifest, which contains the commit; for a local file, its path.
+    """
 
     path: str
     name: str
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """What a name asks for. rest: a split, or the path of a file (or a pattern) in the
-    repository."""
+class _HubRequest:
+    """The parts of a name.
+
+    Attributes:
+        repo: The repository, as org/name.
+        revision: A branch, a tag or a commit.
+        config: The configuration.
+        rest: A split, or the path of a file or a pattern in the repository.
+    """
 
     repo: str
     revision: str | None
@@ -50,8 +59,10 @@ class _Asked:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name is of a data set on the Hub: hf://datasets/org/name..., or org/name where that
-    is no path."""
+    """Whether a name refers to a data set on the Hub.
+
+    It starts with hf://, or has the form org/name and is not a local path.
+    """
     if name.startswith("hf://"):
         return True
     if _is_local(name) or any(c in name for c in "*?[~\\") or kind_of(name) is not None:
@@ -66,7 +77,7 @@ def is_hub_name(name: str) -> bool:
 
 
 def _is_local(name: str) -> bool:
-    """Whether something local has this name, also what cannot be accessed or is a broken link."""
+    """Whether a local path has this name, including inaccessible paths and broken links."""
     first = name.partition("/")[0]
     if os.path.islink(first) and not os.path.exists(first):
         return True
@@ -82,49 +93,66 @@ def _is_local(name: str) -> bool:
 def hub_files(
     name: str, *, config_name: str | None, split: str | None, revision: str | None
 ) -> list[HubFile]:
-    """The files of a split, sorted, downloaded where they are not in the cache yet.
+    """Return the files of a split, sorted, and download those that are not in the cache.
 
-    name: hf://datasets/org/name[@revision][:config][/split or file], or
-    org/name[@revision][:config]; what it says wins over the other arguments. Which files are a
-    split's is as `datasets` has it: by the README's `configs`, else by their names. Raises HubError
-    (no network, no permission), InputNotFound (no such data set, revision or file), ConfigError (a
-    split or a configuration to choose), FormatError (no file that can be read).
+    The files of a split are determined as in `datasets`: by `configs` in the README, otherwise by
+    the names of the files.
+
+    Args:
+        name: hf://datasets/org/name[@revision][:config][/split or file], or
+            org/name[@revision][:config]. It takes precedence over the other arguments.
+        config_name: The requested configuration.
+        split: The requested split.
+        revision: The requested branch, tag or commit.
+
+    Raises:
+        HubError: The network or the permission is missing.
+        InputNotFound: The data set, revision or file does not exist.
+        ConfigError: A split or a configuration must be chosen, or the requested one does not
+            exist.
+        FormatError: No file can be read.
     """
-    asked = _parsed(name)
-    revision = asked.revision or revision
-    with _explained(asked.repo, revision, written=name):
-        commit, paths = _listing(asked.repo, revision)
-        wanted = _wanted(
-            asked, paths, config_name, split, lambda path: _fetched(asked.repo, commit, [path])[0]
+    request = _parse_name(name)
+    revision = request.revision or revision
+    with _convert_hub_errors(request.repo, revision, name=name):
+        commit, paths = _list_files(request.repo, revision)
+        wanted = _select_files(
+            request,
+            paths,
+            config_name,
+            split,
+            lambda path: _download(request.repo, commit, [path])[0],
         )
-        local = _fetched(asked.repo, commit, wanted)
-    label = f"{_PREFIX}{asked.repo}@{commit}"
+        local = _download(request.repo, commit, wanted)
+    label = f"{_PREFIX}{request.repo}@{commit}"
     return [HubFile(path, f"{label}/{remote}") for path, remote in zip(local, wanted, strict=True)]
 
 
-def _parsed(name: str) -> _Asked:
+def _parse_name(name: str) -> _HubRequest:
     if name.startswith("hf://") and not name.startswith(_PREFIX):
-        raise ConfigError(f"{name} is no data set", remedy=f"write {_PREFIX}org/name")
+        raise ConfigError(f"{name} is not a data set", remedy=f"write {_PREFIX}org/name")
     found = _NAME.fullmatch(name.removeprefix(_PREFIX))
     if found is None:
         raise ConfigError(
-            f"{name} names no data set on the Hub",
+            f"{name} is not the name of a data set on the Hub",
             remedy=f"write {_PREFIX}org/name[@revision][:config][/split]",
         )
     revision = found["revision"]
-    return _Asked(
+    return _HubRequest(
         found["repo"], unquote(revision) if revision else None, found["config"], found["rest"]
     )
 
 
-def _listing(repo: str, revision: str | None) -> tuple[str, list[str]]:
-    """The commit that a revision is, and all the files that it has; as it was last, where the Hub
-    is not to be asked."""
+def _list_files(repo: str, revision: str | None) -> tuple[str, list[str]]:
+    """Return the commit of a revision, and the paths of all its files.
+
+    In offline mode, the result of the last request is returned.
+    """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    # The Hub's own cache knows only of files that were fetched: half a data set would pass for all
-    # of it.
+    # The Hub's own cache knows only the files that were downloaded, so that an incomplete download
+    # would be taken for the whole data set. Hence a list of our own.
     kept = cache_dir() / "hub" / f"{digest(constants.ENDPOINT, repo, revision)[:32]}.json"
     try:
         info = HfApi().dataset_info(repo, revision=revision)
@@ -138,52 +166,65 @@ def _listing(repo: str, revision: str | None) -> tuple[str, list[str]]:
     return commit, paths
 
 
-def _wanted(
-    asked: _Asked,
+def _select_files(
+    request: _HubRequest,
     paths: list[str],
     config_name: str | None,
     split: str | None,
     fetch: Callable[[str], str],
 ) -> list[str]:
-    """The files that are asked for, sorted."""
-    where = f"the data set {asked.repo}"
-    if asked.rest is not None and ("/" in asked.rest or kind_of(asked.rest) or "*" in asked.rest):
-        found = sorted(path for path in paths if glob_matches(asked.rest, path))
+    """Return the paths of the requested files, sorted.
+
+    Args:
+        request: The parts of the name.
+        paths: The paths of all files of the revision.
+        config_name: The requested configuration, unless the name has one.
+        split: The requested split, unless the name has one.
+        fetch: Downloads a file and returns its local path.
+    """
+    where = f"the data set {request.repo}"
+    rest = request.rest
+    # 1. The name contains a file or a pattern.
+    if rest is not None and ("/" in rest or kind_of(rest) or "*" in rest):
+        found = sorted(path for path in paths if glob_matches(rest, path))
         if not found:
             raise InputNotFound(
-                f"{where} has no file {asked.rest}", remedy="look at its files on the Hub"
+                f"{where} has no file {rest}", remedy="look at its files on the Hub"
             )
         if any(kind_of(path) is None for path in found):
             raise FormatError(
-                f"{asked.rest} of {where} is no kind of file that is read",
-                remedy="narrow the pattern",
+                f"{rest} of {where} is not a kind of file that is read",
+                remedy="use a narrower pattern",
             )
         return found
+    # 2. Otherwise the README and the names of the files determine the files of the split.
     data = [path for path in paths if is_data(path)]
     if not data:
-        others = sorted(
+        suffixes = sorted(
             {os.path.splitext(path)[1] for path in paths if not path.startswith(".")} - {""}
         )
         raise FormatError(
-            f"{where} has no file that can be read here; it has {', '.join(others) or 'none'}",
-            remedy=(
-                "try --revision refs/convert/parquet, which the Hub makes of most data sets; or"
-                " load it with `datasets`, and give what that loads to sftprep.build"
-            ),
+            f"{where} has no file that can be read here; it has {', '.join(suffixes) or 'none'}",
+            remedy=[
+                f"use {setting('revision', 'refs/convert/parquet')}, which the Hub creates for most"
+                " data sets",
+                "load it with `datasets` and pass the loaded data set instead of its name",
+            ],
         )
     readme = (
         Path(fetch("README.md")).read_text(encoding="utf-8", errors="replace")
         if "README.md" in paths
         else ""
     )
-    config = choose_config(readme, data, asked.config or config_name, where)
+    config = choose_config(readme, data, request.config or config_name, where)
     splits = files_of_splits(config, data)
-    return sorted(splits[choose_split(list(splits), asked.rest or split, where)])
+    return sorted(splits[choose_split(list(splits), rest or split, where)])
 
 
-def _fetched(repo: str, commit: str, paths: list[str]) -> list[str]:
+def _download(repo: str, commit: str, paths: list[str]) -> list[str]:
     from huggingface_hub import hf_hub_download
 
+    # In parallel, because small files cost mostly latency.
     with ThreadPoolExecutor(_DOWNLOADS) as pool:
         return list(
             pool.map(
@@ -194,28 +235,34 @@ def _fetched(repo: str, commit: str, paths: list[str]) -> list[str]:
 
 
 @contextmanager
-def _explained(repo: str, revision: str | None, *, written: str) -> Iterator[None]:
-    """Turn what the Hub's library raises into our errors."""
+def _convert_hub_errors(repo: str, revision: str | None, *, name: str) -> Iterator[None]:
+    """Raise errors of the Hub's library in the enclosed code as errors of sftprep.
+
+    Args:
+        repo: The repository.
+        revision: The requested revision.
+        name: What the user wrote: it may have been meant as a path.
+    """
     from huggingface_hub import errors
 
     where = f"the data set {repo} on the Hub"
-    no_path = "" if written.startswith(_PREFIX) else f"{written} is no path here, and "
+    not_a_path = "" if name.startswith(_PREFIX) else f"{name} is not a local path, and "
     try:
         yield
     except errors.GatedRepoError as error:
         raise HubError(
-            f"{where} is gated: its owner gives access",
-            remedy=f"ask for access on the page of {repo}, then log in: hf auth login",
+            f"{where} is gated, so that its owner must grant access",
+            remedy=f"request access on the page of {repo}, then log in: hf auth login",
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise InputNotFound(
-            f"{no_path}there is no data set {repo} on the Hub that you may read",
-            remedy="check the name; log in (hf auth login) where it is private",
+            f"{not_a_path}the data set {repo} on the Hub does not exist or is not accessible",
+            remedy="check the name; if the data set is private, log in: hf auth login",
         ) from error
     except errors.RevisionNotFoundError as error:
         raise InputNotFound(
             f"{where} has no revision {revision!r}",
-            remedy="give a branch, a tag or a commit that it has",
+            remedy="use an existing branch, tag or commit",
         ) from error
     except errors.HFValidationError as error:
         raise ConfigError(
@@ -223,21 +270,21 @@ def _explained(repo: str, revision: str | None, *, written: str) -> Iterator[Non
         ) from error
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
         raise HubError(
-            f"{no_path}{where} is not in the cache, and the Hub cannot be asked:"
+            f"{not_a_path}{where} is not in the cache, and the Hub cannot be reached:"
             f" {_first_line(error)}",
-            remedy="connect to the network (and unset HF_HUB_OFFLINE), or give a path",
+            remedy="connect to the network (and unset HF_HUB_OFFLINE), or use a path",
         ) from error
     except Exception as error:
-        if not _is_of_network(error):
+        if not _is_network_error(error):
             raise
         raise HubError(
-            f"{no_path}{where} could not be read: {type(error).__name__}: {_first_line(error)}",
+            f"{not_a_path}{where} could not be read: {type(error).__name__}: {_first_line(error)}",
             remedy="check the name and the network, and try again",
         ) from error
 
 
-def _is_of_network(error: Any) -> bool:
-    # The library's HTTP client is its own affair: it has been requests, httpx and httpx2.
+def _is_network_error(error: Any) -> bool:
+    # The HTTP client of the library has changed from requests to httpx, and may change again.
     modules = [kind.__module__ for kind in type(error).__mro__]
     return isinstance(error, OSError) or any(
         m.startswith(("http", "requests", "huggingface_hub", "hf_xet")) for m in modules

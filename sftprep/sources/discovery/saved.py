@@ -1,8 +1,8 @@
-"""Folders of `datasets`, made by `Dataset.save_to_disk` and `DatasetDict.save_to_disk`.
+"""Folders that `Dataset.save_to_disk` and `DatasetDict.save_to_disk` of `datasets` wrote.
 
-Not every file in them is of the data set: `map`, `filter` and `shuffle` write their caches next to
-the data that they were loaded from, and saving again with fewer shards leaves the old ones behind.
-What belongs to the data set is listed in a file of the folder.
+Not every file in such a folder belongs to the data set: `map`, `filter` and `shuffle` write their
+caches next to the data that they were loaded from, and a later save with fewer shards leaves the
+old shards behind. The files of the data set are listed in `state.json`.
 """
 
 from __future__ import annotations
@@ -12,65 +12,77 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from sftprep.errors import ConfigError, InputUnreadable
-from sftprep.sources.readers.lines import LARGEST_LINE, open_regular, unreadable
+from sftprep.errors import ConfigError, InputUnreadable, setting
+from sftprep.sources.readers.lines import LARGEST_LINE, convert_os_errors, open_regular
 
 STATE = "state.json"
-"""Lists the files of a saved Dataset, under `_data_files`."""
+"""The file that lists the files of a saved Dataset, under `_data_files`."""
+
 SPLITS = "dataset_dict.json"
-"""Lists the splits of a saved DatasetDict, each a subfolder."""
+"""The file that lists the splits of a saved DatasetDict, each of which is a subfolder."""
+
 _INFO = "dataset_info.json"
 
 
 @dataclass(frozen=True, slots=True)
 class SavedFolder:
-    """What is read of a folder that `datasets` saved.
+    """The part of a folder of `datasets` that is read.
 
     Attributes:
-        list_file: path of the file that lists it.
-        members: names in the folder: of the data files, or of the one split that is chosen.
-        split: that split, None for a saved Dataset.
-        why_not: the reason that is logged for everything else in the folder.
+        list_file: The path of the file that lists the members.
+        members: The names of the data files, or of the chosen split, in the folder.
+        split: The chosen split; None for a saved Dataset.
+        skip_reason: The reason that is logged for everything else in the folder.
     """
 
     list_file: str
     members: frozenset[str]
     split: str | None
-    why_not: str
+    skip_reason: str
 
 
 def read_saved_folder(folder: str, split: str | None) -> SavedFolder | None:
-    """Return what is read of a folder, or None where `datasets` did not save it.
+    """Return the part of a folder that is read, or None where `datasets` did not save it.
 
-    A folder that holds both kinds is a Dataset, as it is for `datasets.load_from_disk`.
+    A folder with the lists of both kinds is a Dataset, as for `datasets.load_from_disk`.
 
     Args:
-        folder: its path.
-        split: the split that was asked for; by default train, else the only one.
+        folder: The path.
+        split: The requested split; by default train, else the only split.
 
     Raises:
-        InputUnreadable: its list is damaged, or leads out of the folder.
-        ConfigError: a split is to be chosen, or the one asked for is not there.
+        InputUnreadable: The list is damaged, or names something outside of the folder.
+        ConfigError: The requested split does not exist, or one must be chosen.
     """
     files = _saved_files(folder)
     if files is not None:
-        why_not = f"not among the files that the {STATE} of a saved data set lists"
-        return SavedFolder(os.path.join(folder, STATE), files, None, why_not)
+        skip_reason = f"not among the files that the {STATE} of a saved data set lists"
+        return SavedFolder(os.path.join(folder, STATE), files, None, skip_reason)
     path = os.path.join(folder, SPLITS)
     if not os.path.isfile(path):
         return None
     chosen = choose_split(_saved_splits(path), split, f"the folder {folder}")
-    why_not = f"not in the split {chosen!r} of a saved data set"
-    return SavedFolder(path, frozenset([chosen]), chosen, why_not)
+    skip_reason = f"not in the split {chosen!r} of a saved data set"
+    return SavedFolder(path, frozenset([chosen]), chosen, skip_reason)
 
 
 def choose_split(splits: list[str], split: str | None, where: str) -> str:
-    """The split asked for, else train, else the only one. Raises ConfigError."""
+    """Return the requested split, else train, else the only split.
+
+    Args:
+        splits: The existing splits.
+        split: The requested split, or None.
+        where: What has the splits, for errors: "the folder data".
+
+    Raises:
+        ConfigError: The requested split does not exist, or one must be chosen.
+    """
+    example = setting("split", splits[0] if splits else None)
     if split is not None:
         if split not in splits:
             raise ConfigError(
                 f"{where} has no split {split!r}",
-                remedy=f"give --split with one of: {', '.join(splits)}",
+                remedy=f"choose one of {', '.join(splits)}: {example}",
             )
         return split
     if "train" in splits:
@@ -78,25 +90,25 @@ def choose_split(splits: list[str], split: str | None, where: str) -> str:
     if len(splits) == 1:
         return splits[0]
     raise ConfigError(
-        f"{where} has the splits {', '.join(splits)}",
-        remedy=f"choose one with --split {splits[0] if splits else ''}",
+        f"{where} has the splits {', '.join(splits)}", remedy=f"choose one: {example}"
     )
 
 
 def _saved_files(folder: str) -> frozenset[str] | None:
-    """Return the names of the files of a saved Dataset, or None where a folder holds none."""
+    """Return the names of the files of a saved Dataset, or None for any other folder."""
     path = os.path.join(folder, STATE)
     if not os.path.isfile(path):
         return None
     try:
-        names = [str(each["filename"]) for each in _read_json(path)["_data_files"]]
+        names = [str(entry["filename"]) for entry in _read_json(path)["_data_files"]]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        # Other programs have files of this name too; next to the other file it is of `datasets`.
+        # Other programs write files of this name too; only next to the other file it is known to be
+        # written by `datasets`.
         if not os.path.isfile(os.path.join(folder, _INFO)):
             return None
         raise InputUnreadable(
             f"{path} does not list the files of a data set",
-            remedy="save the data set again, or name the files that you mean",
+            remedy="save the data set again, or specify the data files by their names",
         ) from error
     _check_inside(names, path, "file")
     return frozenset(names)
@@ -115,16 +127,16 @@ def _saved_splits(path: str) -> list[str]:
 
 
 def _read_json(path: str) -> Any:
-    # A file with more bytes holds the records of somebody, and is no list of files.
-    with unreadable(path), open_regular(path) as file:
+    # A file with more bytes is not a list of files: then it is cut off, and its JSON is invalid.
+    with convert_os_errors(path), open_regular(path) as file:
         return json.loads(file.read(LARGEST_LINE))
 
 
 def _check_inside(names: list[str], path: str, what: str) -> None:
-    """Raises InputUnreadable for a name that leads out of the folder."""
+    """Raise InputUnreadable for a name that points outside of the folder."""
     outside = [name for name in names if name in ("", ".", "..") or "/" in name]
     if outside:
         raise InputUnreadable(
             f"{path} names a {what} outside of its folder: {outside[0]!r}",
-            remedy="do not use this folder: it was tampered with",
+            remedy="do not use this folder, because it was manipulated",
         )

@@ -1,4 +1,7 @@
-"""CSV and TSV files: every cell is text, exactly as it is written."""
+"""CSV and TSV files as lines of JSON: the value of a cell is its text, exactly as it is written.
+
+Types are not inferred: `007` would become 7, and `NA` would become null.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +18,20 @@ from sftprep.sources.readers.to_jsonl import UNUSABLE, rows_to_lines, unusable_l
 
 _DELIMITERS = ",;\t|"
 _JSON_COLUMNS = frozenset({"messages", "conversations"})
-"""Columns that can hold nothing but JSON: their cells are read as such where they are an array."""
+"""Columns that can only contain JSON: their cells are parsed where they contain an array."""
 
 
 def delimited_pieces(file: str, target: int) -> Iterator[Piece]:
-    """The rows below the header as lines of JSON, in pieces of about `target` bytes.
+    """Yield the rows below the header as lines of JSON, in pieces of about `target` bytes.
 
-    The separator is a tab in .tsv files, else the first of , ; tab | that the header holds. Raises
-    InputUnreadable where the file is damaged or its header names a column twice; a row with another
-    number of cells is rejected by pass 1.
+    The separator is a tab in .tsv files, else the first of , ; tab | that the header contains. A
+    row with another number of cells than the header is rejected in pass 1.
+
+    Raises:
+        InputUnreadable: The file is damaged, or its header names a column twice.
     """
-    # A record may be as long as a line, and is checked as a whole; the limit is the library's own
-    # and holds for the process.
+    # The limit of the csv module is for a cell and for the whole process. It must not reject a cell
+    # that `_LineGuard` accepts, because its error would end the reading of the file.
     csv.field_size_limit(2 * LARGEST_LINE)
     with open_input(file) as raw:
         text = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
@@ -34,38 +39,39 @@ def delimited_pieces(file: str, target: int) -> Iterator[Piece]:
             yield from _pieces(file, text, target)
         except csv.Error as error:
             raise InputUnreadable(
-                f"{file} is no CSV that can be read: {error}", remedy="write the file again"
+                f"{file} is not valid CSV: {error}", remedy="write the file again"
             ) from error
         except OSError as error:
             raise InputUnreadable(
                 f"{file} is damaged or cut short: {error.strerror or error}",
-                remedy="fetch or make the file again",
+                remedy="download or create the file again",
             ) from error
 
 
 def _pieces(file: str, text: io.TextIOWrapper, target: int) -> Iterator[Piece]:
     first = text.readline(LARGEST_LINE)
     if len(first) == LARGEST_LINE:
-        raise _long_header(file)
+        raise _header_too_long(file)
     delimiter = "\t" if ".tsv" in file else next((d for d in _DELIMITERS if d in first), ",")
     guard = _LineGuard(text, delimiter)
-    # One reader for header and rows: a quoted name may hold a newline, so that the header goes on
-    # behind the first line.
+    # One reader for header and rows: a quoted name may contain a newline, so that the header may
+    # continue after the first line.
     reader = csv.reader(chain([first], guard), delimiter=delimiter, strict=True)
     header = next(reader, [])
     if guard.size > LARGEST_LINE:
-        raise _long_header(file)
+        raise _header_too_long(file)
     guard.size = 0
-    twice = {name for name in header if header.count(name) > 1}
-    if twice:
+    duplicates = {name for name in header if header.count(name) > 1}
+    if duplicates:
         raise InputUnreadable(
-            f"{file} names the column {min(twice)!r} twice in its header",
+            f"{file} names the column {min(duplicates)!r} twice in its header",
             remedy="rename one of them",
         )
     lines: list[bytes] = []
     start = rows = size = 0
     for cells in reader:
-        lines.append(_too_long(cells) if guard.size > LARGEST_LINE else _line(header, cells))
+        too_long = guard.size > LARGEST_LINE
+        lines.append(_row_too_long(cells) if too_long else _to_line(header, cells))
         guard.size = 0
         size += len(lines[-1])
         rows += 1
@@ -77,18 +83,18 @@ def _pieces(file: str, text: io.TextIOWrapper, target: int) -> Iterator[Piece]:
 
 
 class _LineGuard(Iterator[str]):
-    """The lines of a file for csv.reader, which bounds what it holds of a record.
+    """The lines of a file for csv.reader, with a limit on the memory for a record.
 
-    size: characters of the record so far; whoever takes a record sets it back. Beyond LARGEST_LINE,
-    only what divides cells and records is handed on, with an x for everything in between.
+    Of a record longer than LARGEST_LINE, only the characters that separate cells and records are
+    passed on, with an x for everything between them: csv.reader still finds the end of the record,
+    without holding its content.
     """
 
     def __init__(self, text: io.TextIOWrapper, delimiter: str) -> None:
-        self.size = 0
+        self.size = 0  # characters of the current record; the caller resets it after each record
         self._text = text
-        self._ahead = ""
-        """A character that was read after a \\r, and is not the \\n of the same line."""
-        self._content = re.compile(f'[^"\\r\\n{re.escape(delimiter)}]+')
+        self._ahead = ""  # a character that was read after a \r and belongs to the next line
+        self._content = re.compile(f'[^"\\r\\n{re.escape(delimiter)}]+')  # to be replaced by x
         self._quotes = re.compile('(?:"")+')
 
     def __next__(self) -> str:
@@ -105,7 +111,7 @@ class _LineGuard(Iterator[str]):
         return "".join(parts)
 
     def _readline(self) -> str:
-        """Read a line, or as much of it as may be held; never the first half of \\r\\n."""
+        """Read a line, up to LARGEST_LINE characters; never only the first half of \\r\\n."""
         line, self._ahead = self._ahead, ""
         if line != "\r":
             line += self._text.readline(LARGEST_LINE)
@@ -116,23 +122,23 @@ class _LineGuard(Iterator[str]):
         return line
 
     def _outline(self, line: str) -> str:
-        # Two quotes are a quote in a cell, or a cell that is empty.
+        # Two quotes are a quote in a cell, or an empty cell: they separate nothing.
         return self._content.sub("x", self._quotes.sub("", line))
 
 
-def _too_long(cells: list[str]) -> bytes:
-    what = f"the row is longer than {LARGEST_LINE >> 20} MiB"
-    return unusable_line("line_too_long", what, [cell[:40] for cell in cells[:8]])
+def _row_too_long(cells: list[str]) -> bytes:
+    message = f"the row is longer than {LARGEST_LINE >> 20} MiB"
+    return unusable_line("line_too_long", message, [cell[:40] for cell in cells[:8]])
 
 
-def _long_header(file: str) -> InputUnreadable:
+def _header_too_long(file: str) -> InputUnreadable:
     return InputUnreadable(
         f"{file} has a header of more than {LARGEST_LINE >> 20} MiB",
-        remedy="check that it is a CSV file, with names of columns in its first line",
+        remedy="check that it is a CSV file whose first line has the names of the columns",
     )
 
 
-def _line(header: list[str], cells: list[str]) -> bytes:
+def _to_line(header: list[str], cells: list[str]) -> bytes:
     if not cells:
         return b"\n"
     if len(cells) != len(header):
@@ -141,22 +147,24 @@ def _line(header: list[str], cells: list[str]) -> bytes:
         )
     row: dict[str, Any] = dict(zip(header, cells, strict=True))
     for name in _JSON_COLUMNS & row.keys():
-        row[name] = _parsed(row[name])
+        row[name] = _parse_array(row[name])
     line = rows_to_lines([row])
-    return _not_utf8(cells, header) or line if line.startswith(UNUSABLE) else line
+    if line.startswith(UNUSABLE):
+        return _reject_invalid_utf8(cells, header) or line
+    return line
 
 
-def _not_utf8(cells: list[str], header: list[str]) -> bytes | None:
-    """The line of a row with bytes that are no UTF-8, which were read as halves of surrogates; None
-    for another."""
+def _reject_invalid_utf8(cells: list[str], header: list[str]) -> bytes | None:
+    """Return the rejection of a row with bytes that are not UTF-8, or None."""
     for text in (*cells, *header):
+        # The error handler `surrogateescape` decodes such bytes to these code points.
         wrong = next((c for c in text if "\udc80" <= c <= "\udcff"), None)
         if wrong is not None:
             return unusable_line("bad_utf8", f"byte 0x{ord(wrong) - 0xDC00:02x} is not UTF-8", text)
     return None
 
 
-def _parsed(cell: str) -> Any:
+def _parse_array(cell: str) -> Any:
     import orjson
 
     try:

@@ -1,5 +1,4 @@
-"""Lines of bytes to JSON objects; what is no object comes back as a `Rejected`, with its column and
-reason."""
+"""Lines of bytes as JSON objects, or as rejections with column and reason."""
 
 from __future__ import annotations
 
@@ -13,13 +12,15 @@ from sftprep.sources.readers.lines import LARGEST_LINE
 from sftprep.sources.readers.to_jsonl import OPAQUE, UNUSABLE
 
 _BOM = b"\xef\xbb\xbf"
-_EXCERPT = 200
+_EXCERPT_LENGTH = 200
 _OPAQUE_VALUE = re.compile(r'\{"' + re.escape(OPAQUE) + r'":"([^"]*)"\}')
 
 
 def split_lines(data: bytes) -> list[bytes]:
-    """Lines of a partition, without their newline; only \\n ends a line (U+2028 and the like are
-    text)."""
+    """Return the lines of a partition, without their newlines.
+
+    Only \\n ends a line: U+2028 and other line separators of Unicode are part of the text.
+    """
     lines = data.split(b"\n")
     if not lines[-1]:
         lines.pop()
@@ -27,54 +28,70 @@ def split_lines(data: bytes) -> list[bytes]:
 
 
 def parse_line(line: bytes, number: int) -> dict[str, Any] | Rejected | None:
-    """The object on a line; None where the line is blank.
+    """Return the object on a line, or its rejection, or None for a line of whitespace.
 
-    Strict JSON: no NaN, no lone surrogates, at most 1,024 levels; a byte order mark before it is
-    skipped. A line beyond LARGEST_LINE is rejected: readers cut such lines, and what is left may
-    be valid JSON.
+    The JSON is strict: no NaN, no lone surrogates, at most 1,024 levels. A byte order mark before
+    it is skipped. A line longer than LARGEST_LINE is rejected, because readers cut such lines off,
+    and the start of a record may be valid JSON.
+
+    Args:
+        line: The bytes of the line.
+        number: The number of the line within its partition, 0-based.
+
+    Example:
+        parse_line(b'{"text": "a"}', 0)  ->  {"text": "a"}
+        parse_line(b"[1]", 7)            ->  Rejected(line=7, column=1, reason="bad_row", ...)
     """
     if len(line) > LARGEST_LINE:
-        what = f"the line is longer than {LARGEST_LINE >> 20} MiB"
-        return Rejected(number, 0, "line_too_long", what, excerpt(line[:400]))
+        message = f"the line is longer than {LARGEST_LINE >> 20} MiB"
+        return Rejected(number, 0, "line_too_long", message, excerpt(line[:400]))
+    # The usual line is parsed without any other test: this is the fastest path for valid records.
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        return _unparsable(line, number, error)
+        return _parse_unusual(line, number, error)
     if type(record) is dict:
         return record
     return Rejected(
-        number, 1, "bad_row", f"a record is a JSON object, not {_kind(record)}", excerpt(line)
+        number, 1, "bad_row", f"a record is a JSON object, not {_json_type(record)}", excerpt(line)
     )
 
 
 def excerpt(line: bytes | str, column: int = 1) -> str:
-    """A piece of a line around a column, on one line, with control and direction-changing
-    characters made visible."""
+    """Return the part of a line around a column, safe to print.
+
+    Control characters and characters that change the direction of the text are escaped: an excerpt
+    is shown on a terminal, and must not control it.
+    """
     text = line.decode("utf-8", "replace") if isinstance(line, bytes) else line
     if column <= 1:
+        # Shorter and clearer; elsewhere in the line, it would move the column.
         text = _OPAQUE_VALUE.sub(r"<\1>", text)
-    start = max(0, column - 1 - _EXCERPT // 2) if len(text) > _EXCERPT else 0
-    piece = text[start : start + _EXCERPT]
+    start = max(0, column - 1 - _EXCERPT_LENGTH // 2) if len(text) > _EXCERPT_LENGTH else 0
+    part = text[start : start + _EXCERPT_LENGTH]
     shown = "".join(
         c if c.isprintable() else f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}"
-        for c in piece
+        for c in part
     )
-    return ("…" if start else "") + shown + ("…" if start + _EXCERPT < len(text) else "")
+    return ("…" if start else "") + shown + ("…" if start + _EXCERPT_LENGTH < len(text) else "")
 
 
-def _unparsable(
+def _parse_unusual(
     line: bytes, number: int, error: orjson.JSONDecodeError
 ) -> dict[str, Any] | Rejected | None:
+    """Return the result of `parse_line` for a line that is not plain JSON."""
     stripped = line.strip()
     if not stripped:
         return None
     if stripped.startswith(UNUSABLE):
-        return _unusable(stripped[len(UNUSABLE) :], number)
+        return _to_rejected(stripped[len(UNUSABLE) :], number)
     if stripped.startswith(_BOM):
+        # Editors on Windows write the mark, and concatenation puts it within a file.
         return parse_line(stripped[len(_BOM) :], number)
     try:
         line.decode("utf-8")
     except UnicodeDecodeError as wrong:
+        # Columns are counted in characters, as orjson and editors do.
         column = len(line[: wrong.start].decode("utf-8", "replace")) + 1
         return Rejected(
             number,
@@ -84,22 +101,21 @@ def _unparsable(
             excerpt(line, column),
         )
     reason = "bad_unicode" if "surrogate" in error.msg else "bad_json"
-    what = "half of a surrogate pair cannot be text" if reason == "bad_unicode" else error.msg
-    return Rejected(number, error.colno, reason, what, excerpt(line, error.colno))
+    message = "half of a surrogate pair is not text" if reason == "bad_unicode" else error.msg
+    return Rejected(number, error.colno, reason, message, excerpt(line, error.colno))
 
 
-def _unusable(written: bytes, number: int) -> Rejected:
-    """What `rows_to_lines` wrote of a row that JSON cannot hold; anything else that looks like it
-    is no JSON at all."""
+def _to_rejected(content: bytes, number: int) -> Rejected:
+    """Return the rejection that `unusable_line` wrote; other content is not JSON at all."""
     try:
-        reason, message, shown = orjson.loads(written)
+        reason, message, shown = orjson.loads(content)
         return Rejected(number, 0, str(reason), str(message), excerpt(str(shown)))
     except (ValueError, TypeError):
-        return Rejected(number, 1, "bad_json", "this is no JSON", excerpt(written))
+        return Rejected(number, 1, "bad_json", "the line is not JSON", excerpt(content))
 
 
-def _kind(value: object) -> str:
-    kinds = {
+def _json_type(value: object) -> str:
+    names = {
         list: "an array",
         str: "a string",
         bool: "true or false",
@@ -108,4 +124,4 @@ def _kind(value: object) -> str:
         float: "a number",
         dict: "an object",
     }
-    return kinds.get(type(value), type(value).__name__)
+    return names.get(type(value), type(value).__name__)

@@ -1,4 +1,4 @@
-"""Files of lines: opened, unpacked, and read in runs of whole lines."""
+"""Files of lines: opened, decompressed, and read in runs of whole lines."""
 
 from __future__ import annotations
 
@@ -9,70 +9,100 @@ from typing import BinaryIO
 
 from sftprep.core.chunking import in_groups
 from sftprep.core.regular_files import NotRegularError, open_regular_file
-from sftprep.errors import InputChanged, InputUnreadable
+from sftprep.errors import InputChanged, InputUnreadable, source_name
 
 LARGEST_LINE = 64 * 1024 * 1024
-"""Bytes; longer lines are rejected, and never held in memory whole."""
+"""Longer lines, in bytes, are rejected and never held in memory as a whole."""
 
 Piece = tuple[int, int, "bytes | None"]
-"""Where a partition starts and ends, in bytes or rows, and its lines where workers cannot read them
-by themselves."""
+"""The start and end of a piece of a file, in bytes or rows, and its lines where workers cannot read
+them themselves."""
 
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 
 
 def line_pieces(file: str, target: int) -> Iterator[Piece]:
-    """A file of lines in pieces of about `target` bytes; a compressed one is read as the iterator
-    advances."""
+    """Yield the pieces of a file of lines, of about `target` bytes each.
+
+    A compressed file is read as the iterator advances, and its pieces have a payload.
+
+    Raises:
+        InputUnreadable: The file is damaged or cannot be read.
+    """
     if compression(file):
         for start, block in unpacked_blocks(file, target):
             yield start, start + len(block), block
     else:
         size = file_size(file)
-        with unreadable(file):
-            _refuse_other_kinds(file)
+        with convert_os_errors(file):
+            _reject_other_kinds(file)
         for start in range(0, size, target):
             yield start, min(start + target, size), None
 
 
 def read_line_range(file: str, start: int, end: int) -> bytes:
-    """The whole lines that start in [start, end). A line beyond LARGEST_LINE comes cut one byte
-    after that. Raises InputChanged where the file is shorter than `end`."""
+    """Return the whole lines that start in [start, end).
+
+    A line longer than LARGEST_LINE is cut off one byte after that limit.
+
+    Raises:
+        InputChanged: The file is shorter than `end`.
+        InputUnreadable: The file cannot be read.
+
+    Example:
+        The file has the lines "aaa", "bbb" and "ccc". Range [2, 6) -> b"bbb\\n".
+    """
     return locate_lines(file, start, end)[1]
 
 
 def locate_lines(file: str, start: int, end: int) -> tuple[int, bytes]:
-    """As `read_line_range`, and before it the position of the first of the lines."""
-    with unreadable(file), open_regular(file) as stream:
-        begin = 0 if start == 0 else _line_start(stream, start - 1, end - 1)
+    """Return the position of the first line of a range, and the lines of the range.
+
+    See `read_line_range`.
+    """
+    with convert_os_errors(file), open_regular(file) as stream:
+        # A line that starts at `start` is part of the range: the newline before it is searched.
+        begin = 0 if start == 0 else _find_line_start(stream, start - 1, end - 1)
         if begin is None:
             begin, data = end, b""
         else:
             stream.seek(begin)
             data = stream.read(end - begin)
-            data = data if data.endswith(b"\n") else data + _rest_of_line(stream, data)
-        # After the reading: what was read before is complete then.
+            data = data if data.endswith(b"\n") else data + _read_rest_of_line(stream, data)
+        # The size is checked after the reading: what was read before is complete then.
         reject_shorter(file, os.fstat(stream.fileno()).st_size, end)
         return begin, data
 
 
 def reject_shorter(file: str, size: int, size_before: int) -> None:
-    """Raise InputChanged where a file has fewer bytes than it had before."""
+    """Check that a file did not become shorter.
+
+    Args:
+        file: Its path.
+        size: Its size in bytes.
+        size_before: An earlier size, or a position that it reached.
+
+    Raises:
+        InputChanged: The file is shorter.
+    """
     if size < size_before:
         raise InputChanged(
-            f"{file} became shorter while it was read: it has {size:,} bytes, and had"
-            f" {size_before:,} or more",
-            remedy="run the command again when nothing writes to the file",
+            f"{source_name(file)} became shorter while it was being read: it has {size:,} bytes,"
+            f" and had {size_before:,} or more before",
+            remedy="run the command again when no other process writes to the file",
         )
 
 
 def unpacked_blocks(file: str, target: int) -> Iterator[tuple[int, bytes]]:
-    """Yield runs of whole lines of about `target` unpacked bytes, with the position of the first.
+    """Yield runs of whole lines of about `target` decompressed bytes, with positions.
 
-    A line beyond LARGEST_LINE comes cut one byte after that, in a run of its own.
+    A line longer than LARGEST_LINE is cut off one byte after that limit, in a run of its own.
+
+    Raises:
+        InputUnreadable: The file is damaged or cannot be read.
     """
-    position, pending = 0, b""
-    in_cut_line = False  # the line of which the start was yielded goes on
+    position, pending = 0, b""  # the position of the first byte of `pending`
+    in_cut_line = False  # whether the next bytes are the rest of a line that was cut off
     for chunk in unpacked_chunks(file, target):
         at_end = not chunk
         if in_cut_line:
@@ -92,8 +122,11 @@ def unpacked_blocks(file: str, target: int) -> Iterator[tuple[int, bytes]]:
 
 
 def unpacked_chunks(file: str, target: int) -> Iterator[bytes]:
-    """The unpacked bytes of a file in chunks of `target`, and an empty one at its end. Raises
-    InputUnreadable."""
+    """Yield the decompressed bytes of a file in chunks, and b"" at its end.
+
+    Raises:
+        InputUnreadable: The file is damaged or cannot be read.
+    """
     position = 0
     with open_input(file) as stream:
         while True:
@@ -103,7 +136,7 @@ def unpacked_chunks(file: str, target: int) -> Iterator[bytes]:
                 raise InputUnreadable(
                     f"{file} is damaged or cut short: {error.strerror or error}, after {position:,}"
                     " bytes",
-                    remedy="fetch or make the file again",
+                    remedy="download or create the file again",
                 ) from error
             position += len(chunk)
             yield chunk
@@ -112,104 +145,115 @@ def unpacked_chunks(file: str, target: int) -> Iterator[bytes]:
 
 
 def open_input(file: str) -> BinaryIO:
-    """Open a file for reading, unpacked. Raises InputUnreadable where it cannot be opened, or is of
-    a kind that its name does not tell."""
+    """Open a file for reading, decompressed.
+
+    Raises:
+        InputUnreadable: It cannot be opened, or it is of another kind than its name says.
+    """
     import pyarrow as pa
 
-    with unreadable(file):
-        _refuse_other_kinds(file)
+    with convert_os_errors(file):
+        _reject_other_kinds(file)
         kind = compression(file)
         if kind is None:
             return open_regular(file)
+        # pyarrow is a dependency already, and decompresses both formats.
         stream: BinaryIO = pa.CompressedInputStream(pa.PythonFile(open_regular(file), "r"), kind)
         return stream
 
 
 def open_regular(file: str) -> BinaryIO:
-    """Open a file for reading without waiting: an input may have been replaced by a named pipe.
+    """Open a file for reading without blocking.
+
+    An input may have been replaced by a named pipe, and opening that would wait for a writer.
 
     Raises:
-        InputUnreadable: it is not a regular file.
-        OSError: it cannot be opened.
+        InputUnreadable: It is not a regular file.
+        OSError: It cannot be opened.
     """
     try:
         return open_regular_file(file)
     except NotRegularError as error:
         raise InputUnreadable(
             f"cannot read {file}: {error.strerror}",
-            remedy="give a regular file: write what a pipe or device gives to one first",
+            remedy="use a regular file: first write the content of a pipe or device to one",
         ) from error
 
 
-_BEGINNINGS: dict[bytes, tuple[str, str]] = {
-    b"\x1f\x8b": ("packed with gzip", "its name has to end in .gz: mv {0} {0}.gz"),
-    b"\x28\xb5\x2f\xfd": ("packed with zstd", "its name has to end in .zst: mv {0} {0}.zst"),
-    b"PAR1": ("Parquet", "its name has to end in .parquet: mv {0} {0}.parquet"),
-    b"ARROW1": ("Arrow", "its name has to end in .arrow: mv {0} {0}.arrow"),
-    b"PK\x03\x04": ("a zip archive (as are Excel's files)", "unpack it, or export it as CSV"),
+_SIGNATURES: dict[bytes, tuple[str, str]] = {
+    b"\x1f\x8b": ("compressed with gzip", "its name must end in .gz: mv {0} {0}.gz"),
+    b"\x28\xb5\x2f\xfd": ("compressed with zstd", "its name must end in .zst: mv {0} {0}.zst"),
+    b"PAR1": ("in Parquet format", "its name must end in .parquet: mv {0} {0}.parquet"),
+    b"ARROW1": ("in Arrow format", "its name must end in .arrow: mv {0} {0}.arrow"),
+    b"PK\x03\x04": ("a zip archive (such as an Excel file)", "unpack it, or export it as CSV"),
 }
-"""How files that are no text start: what they are, and what to do."""
+"""The first bytes of files that are not text -> what the file is, and the remedy."""
 
 
-def _refuse_other_kinds(file: str) -> None:
+def _reject_other_kinds(file: str) -> None:
     with open_regular(file) as raw:
         start = raw.read(8)
+    # Both byte orders. Windows programs write UTF-16, and every line of it would be a bad record.
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise InputUnreadable(
             f"{file} is UTF-16",
             remedy=f"convert it: iconv -f UTF-16 -t UTF-8 {file} > {file}.utf8.jsonl",
         )
-    for beginning, (what, remedy) in _BEGINNINGS.items():
-        if start.startswith(beginning) and not what.endswith(str(compression(file))):
+    for signature, (what, remedy) in _SIGNATURES.items():
+        if start.startswith(signature) and not what.endswith(str(compression(file))):
             raise InputUnreadable(
-                f"{file} is {what}, which its name does not tell", remedy=remedy.format(file)
+                f"{file} is {what}, but its name does not say so", remedy=remedy.format(file)
             )
 
 
 def compression(file: str) -> str | None:
-    """How a file is packed, by its name, as pyarrow calls it."""
+    """Return the compression that the name of a file implies, as pyarrow calls it."""
     return COMPRESSION.get(os.path.splitext(file)[1])
 
 
 @contextmanager
-def unreadable(file: str) -> Iterator[None]:
-    """Turn an error of the system into InputUnreadable, which names the file."""
+def convert_os_errors(file: str) -> Iterator[None]:
+    """Raise an OSError of the enclosed code as InputUnreadable, with the name of the file."""
     try:
         yield
     except OSError as error:
         raise InputUnreadable(
             f"cannot read {file}: {error.strerror or error}",
-            remedy="check that it exists and may be read",
+            remedy="check that the file exists and that you may read it",
         ) from error
 
 
 def file_size(file: str) -> int:
-    """Return the bytes of a file. Raises InputUnreadable, also where it was removed meanwhile."""
-    with unreadable(file):
+    """Return the size of a file in bytes.
+
+    Raises:
+        InputUnreadable: It does not exist any more, or may not be accessed.
+    """
+    with convert_os_errors(file):
         return os.path.getsize(file)
 
 
-def _line_start(file: BinaryIO, first: int, last: int) -> int | None:
-    """Position after the first newline in [first, last), or None where there is none."""
+def _find_line_start(file: BinaryIO, first: int, last: int) -> int | None:
+    """Return the position after the first newline in [first, last), or None."""
     file.seek(first)
     position = first
     while position < last:
         chunk = file.read(min(1 << 20, last - position))
-        at = chunk.find(b"\n")
-        if at >= 0:
-            return position + at + 1
+        newline = chunk.find(b"\n")
+        if newline >= 0:
+            return position + newline + 1
         if not chunk:
             return None
         position += len(chunk)
     return None
 
 
-def _rest_of_line(file: BinaryIO, data: bytes) -> bytes:
-    """What follows `data` up to the end of its last line, cut one byte after LARGEST_LINE."""
-    room = LARGEST_LINE + 1 - (len(data) - (data.rfind(b"\n") + 1))
-    return file.readline(room) if room > 0 else b""
+def _read_rest_of_line(file: BinaryIO, data: bytes) -> bytes:
+    """Read the rest of the last line of `data`, up to one byte after LARGEST_LINE."""
+    available = LARGEST_LINE + 1 - (len(data) - (data.rfind(b"\n") + 1))
+    return file.readline(available) if available > 0 else b""
 
 
-def grouped(pieces: Iterable[bytes], size: int) -> Iterator[bytes]:
-    """Pieces put together until they have `size` bytes."""
+def join_to_size(pieces: Iterable[bytes], size: int) -> Iterator[bytes]:
+    """Yield the pieces, consecutive ones joined until they have at least `size` bytes."""
     return map(b"".join, in_groups(pieces, size))

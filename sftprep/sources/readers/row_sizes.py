@@ -1,8 +1,16 @@
-"""Sizes of the rows of Arrow arrays when they are text, without making the text.
+"""Sizes of the rows of Arrow arrays as text, estimated without making the text.
 
-A few bytes can stand for a lot of text: rows may refer to the same value of a dictionary or the
-same bytes of a buffer, and some types need no bytes at all. Whoever makes text of rows takes as
-many at a time as these sizes allow.
+A few bytes can represent a lot of text: rows may refer to the same value of a dictionary or to the
+same bytes of a buffer, and values of some types need no bytes at all. `table_lines` therefore
+limits the rows that it converts together by these sizes.
+
+1. The size of a value is a constant for its type, plus the length of its text if it has one.
+2. Sizes of nested values are summed by the offsets of lists, or gathered by the indices of
+   dictionaries, with array operations only.
+3. The size of a row is the sum over its columns, with their names.
+
+The cost is proportional to the number of values, not to their text. The tests compare the sizes
+with the length of the lines, from both sides (`tests/sources/test_expanding_tables.py`).
 """
 
 from __future__ import annotations
@@ -17,14 +25,19 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 _LARGEST = 2.0**40
-"""Larger sizes are all the same; sums of smaller ones are exact enough."""
+"""Larger sizes are treated as equal, so that sums of sizes stay precise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Sizes of the values of an array: `constant` for each, and `variable`, float64 [n], if any.
+    """Sizes of the values of an array, in bytes.
 
-    An array of values of one size may be longer than what memory could hold sizes for.
+    An array whose values have one size may have billions of values, for which an array of sizes
+    would not fit into memory; hence the constant.
+
+    Attributes:
+        constant: The part of the size that all values have.
+        variable: float64 [n]; the rest of the size of each value; None for 0.
     """
 
     constant: float
@@ -38,13 +51,13 @@ class Sizes:
         return Sizes(self.constant + other.constant, variable)
 
     def take(self, indices: NDArray[np.int64]) -> Sizes:
-        """Return the sizes of some of the values."""
+        """Return the sizes of the values at `indices`, int64 [m]."""
         if self.variable is None or len(self.variable) == 0:
             return Sizes(self.constant)
         return Sizes(self.constant, self.variable[indices])
 
     def between(self, begins: NDArray[np.int64], ends: NDArray[np.int64]) -> Sizes:
-        """Return the sizes of runs of the values."""
+        """Return the sizes of runs of values: run k has the values [begins[k], ends[k])."""
         sizes = (ends - begins) * self.constant
         if self.variable is not None:
             sums = np.concatenate((np.zeros(1), np.cumsum(self.variable)))
@@ -53,12 +66,13 @@ class Sizes:
 
 
 def row_sizes(columns: dict[str, Any], rows: int, scalar: float) -> Floats:
-    """Return about how many bytes each row has as a line of JSON: float64 [rows].
+    """Return the approximate size of each row as a line of JSON, in bytes: float64 [rows].
 
     Args:
-        columns: name -> array.
-        scalar: bytes of a value that is not text, and of what surrounds each value. With 2, no
-            row is shorter than its size.
+        columns: Name -> array.
+        rows: The number of rows.
+        scalar: The bytes of a value that is not text, and of the characters around each value.
+            With 2, no row is shorter than its size.
     """
     total = Sizes(2.0)
     for name, array in columns.items():
@@ -68,7 +82,11 @@ def row_sizes(columns: dict[str, Any], rows: int, scalar: float) -> Floats:
 
 
 def runs_of_rows(sizes: Floats, limit: float) -> Iterator[tuple[int, int]]:
-    """Yield runs of rows of at most `limit` bytes together, or of one row."""
+    """Yield runs of rows, (begin, end), of at most `limit` bytes or of a single row.
+
+    Example:
+        sizes = [3, 4, 9, 1], limit = 8  ->  (0, 2), (2, 3), (3, 4)
+    """
     sums = np.cumsum(sizes)
     start = 0
     while start < len(sizes):
@@ -84,58 +102,60 @@ def sizes_of(array: Any, scalar: float) -> Sizes:
 
     if isinstance(array, pa.ExtensionArray):
         return sizes_of(array.storage, scalar)
+    # Values of all other types have the size `scalar`.
     measure = next((m for test, m in _MEASURES if getattr(pa.types, test)(array.type)), None)
     return Sizes(scalar) if measure is None else measure(array, scalar)
 
 
-def _of_text(array: Any, scalar: float) -> Sizes:
+def _measure_strings(array: Any, scalar: float) -> Sizes:
     import pyarrow as pa
 
     width = np.int64 if pa.types.is_large_string(array.type) else np.int32
+    # The offsets are read from the buffer without a copy.
     offsets = np.frombuffer(array.buffers()[1] or b"", width)
     lengths = np.diff(offsets[array.offset : array.offset + len(array) + 1]).astype(np.float64)
     if array.null_count:
-        lengths[~_valid(array)] = 0
+        lengths[~_to_valid_mask(array)] = 0
     return Sizes(scalar, lengths)
 
 
-def _of_views(array: Any, scalar: float) -> Sizes:
-    # A view is 16 bytes, and begins with the length of its value.
+def _measure_string_views(array: Any, scalar: float) -> Sizes:
+    # A view has 16 bytes and starts with the length of its value.
     views = np.frombuffer(array.buffers()[1] or b"", np.int32).reshape(-1, 4)
     lengths = views[array.offset : array.offset + len(array), 0].astype(np.float64)
     if array.null_count:
-        lengths[~_valid(array)] = 0
+        lengths[~_to_valid_mask(array)] = 0
     return Sizes(scalar, lengths)
 
 
-def _of_dictionary(array: Any, scalar: float) -> Sizes:
+def _measure_dictionary(array: Any, scalar: float) -> Sizes:
     indices = array.indices.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
     sizes = sizes_of(array.dictionary, scalar).take(indices)
     if array.indices.null_count and sizes.variable is not None:
-        sizes.variable[~_valid(array.indices)] = 0
+        sizes.variable[~_to_valid_mask(array.indices)] = 0
     return sizes
 
 
-def _of_struct(array: Any, scalar: float) -> Sizes:
+def _measure_struct(array: Any, scalar: float) -> Sizes:
     fields = Sizes(0.0)
     for k in range(array.type.num_fields):
         name = array.type.field(k).name
         fields += sizes_of(array.field(k), scalar) + Sizes(len(name) + 2.0)
     if array.null_count == 0:
         return fields + Sizes(scalar)
-    # Null has no names, but what its fields have is converted nevertheless.
-    names = Sizes(0.0, np.where(_valid(array), fields.constant, 0.0))
+    # A null has no names, but the values of its fields are converted nevertheless.
+    names = Sizes(0.0, np.where(_to_valid_mask(array), fields.constant, 0.0))
     return names + Sizes(scalar, fields.variable)
 
 
-def _of_list(array: Any, scalar: float) -> Sizes:
+def _measure_list(array: Any, scalar: float) -> Sizes:
     offsets = array.offsets.to_numpy(zero_copy_only=False).astype(np.int64)
     values = array.values.slice(offsets[0], offsets[-1] - offsets[0])
     begins = offsets - offsets[0]
     return sizes_of(values, scalar).between(begins[:-1], begins[1:]) + Sizes(scalar)
 
 
-def _of_map(array: Any, scalar: float) -> Sizes:
+def _measure_map(array: Any, scalar: float) -> Sizes:
     offsets = array.offsets.to_numpy(zero_copy_only=False).astype(np.int64)
     first, count = offsets[0], offsets[-1] - offsets[0]
     entries = sizes_of(array.keys.slice(first, count), 0) + sizes_of(
@@ -144,28 +164,28 @@ def _of_map(array: Any, scalar: float) -> Sizes:
     return entries.between(offsets[:-1] - first, offsets[1:] - first) + Sizes(scalar)
 
 
-def _of_list_view(array: Any, scalar: float) -> Sizes:
+def _measure_list_view(array: Any, scalar: float) -> Sizes:
     begins = array.offsets.to_numpy(zero_copy_only=False).astype(np.int64)
     lengths = array.sizes.to_numpy(zero_copy_only=False).astype(np.int64)
-    lengths[~_valid(array)] = 0
-    begins[lengths == 0] = 0
+    lengths[~_to_valid_mask(array)] = 0
+    begins[lengths == 0] = 0  # the offset of an empty list may be arbitrary
     return sizes_of(array.values, scalar).between(begins, begins + lengths) + Sizes(scalar)
 
 
-def _of_fixed_size_list(array: Any, scalar: float) -> Sizes:
+def _measure_fixed_size_list(array: Any, scalar: float) -> Sizes:
     width = array.type.list_size
     begins = np.arange(len(array), dtype=np.int64) * width
     values = array.values.slice(array.offset * width, len(array) * width)
     return sizes_of(values, scalar).between(begins, begins + width) + Sizes(scalar)
 
 
-def _of_run_ends(array: Any, scalar: float) -> Sizes:
+def _measure_run_end_encoded(array: Any, scalar: float) -> Sizes:
     ends = array.run_ends.to_numpy(zero_copy_only=False)
     rows = np.arange(array.offset, array.offset + len(array))
     return sizes_of(array.values, scalar).take(np.searchsorted(ends, rows, side="right"))
 
 
-def _of_union(array: Any, scalar: float) -> Sizes:
+def _measure_union(array: Any, scalar: float) -> Sizes:
     kinds = array.type_codes.to_numpy(zero_copy_only=False)
     is_dense = array.type.mode == "dense"
     rows = (
@@ -181,30 +201,31 @@ def _of_union(array: Any, scalar: float) -> Sizes:
     return Sizes(0.0, total)
 
 
-def _valid(array: Any) -> NDArray[np.bool_]:
+def _to_valid_mask(array: Any) -> NDArray[np.bool_]:
     valid: NDArray[np.bool_] = array.is_valid().to_numpy(zero_copy_only=False)
     return valid
 
 
+# A predicate of `pyarrow.types`, and the function that measures arrays of the types that fulfil it.
 _MEASURES: tuple[tuple[str, Callable[[Any, float], Sizes]], ...] = (
-    ("is_string", _of_text),
-    ("is_large_string", _of_text),
-    ("is_string_view", _of_views),
-    ("is_dictionary", _of_dictionary),
-    ("is_struct", _of_struct),
-    ("is_list", _of_list),
-    ("is_large_list", _of_list),
-    ("is_map", _of_map),
-    ("is_list_view", _of_list_view),
-    ("is_large_list_view", _of_list_view),
-    ("is_fixed_size_list", _of_fixed_size_list),
-    ("is_run_end_encoded", _of_run_ends),
-    ("is_union", _of_union),
+    ("is_string", _measure_strings),
+    ("is_large_string", _measure_strings),
+    ("is_string_view", _measure_string_views),
+    ("is_dictionary", _measure_dictionary),
+    ("is_struct", _measure_struct),
+    ("is_list", _measure_list),
+    ("is_large_list", _measure_list),
+    ("is_map", _measure_map),
+    ("is_list_view", _measure_list_view),
+    ("is_large_list_view", _measure_list_view),
+    ("is_fixed_size_list", _measure_fixed_size_list),
+    ("is_run_end_encoded", _measure_run_end_encoded),
+    ("is_union", _measure_union),
 )
 
 
 def shares_values(kind: Any) -> bool:
-    """Return whether several values of a type may be the same bytes."""
+    """Whether several values of a type may share the same bytes."""
     import pyarrow as pa
 
     if isinstance(kind, pa.BaseExtensionType):

@@ -1,8 +1,8 @@
-"""Rows of tables and iterables to lines of JSON bytes, so that pass 1 sees one kind of input.
+"""Rows of tables and iterables as lines of JSON, so that pass 1 has one kind of input.
 
-Row k is line k + 1: what is said of lines (origins, places of errors) holds for rows. A row that
-JSON cannot hold becomes a line that `sources.jsonl.parse_line` rejects with the reason written
-here, so that it is stopped at or set aside as any other.
+Row k becomes line k + 1, so the line numbers in errors and in the manifest are row numbers. A row
+that JSON cannot represent becomes a line that `readers.jsonl.parse_line` rejects with the reason
+that is stored in it; such a row stops the build or is quarantined like any other bad record.
 """
 
 from __future__ import annotations
@@ -15,29 +15,38 @@ from typing import Any
 
 import orjson
 
-from sftprep.core.chunking import in_groups
+from sftprep.sources.readers.lines import join_to_size
 
+# These two markers, and the messages of unusable rows, are part of the bytes of a partition: a
+# change of them changes the digest of its content and the name of its spill.
 UNUSABLE = b"\x00unusable "
-"""Starts the line of a row that JSON cannot hold; then a JSON array of reason, message and excerpt.
-No JSON starts so."""
+"""The start of the line of a row that JSON cannot represent; a JSON array of reason, message and
+excerpt follows. No JSON starts with these bytes."""
 
 OPAQUE = "$opaque"
-"""Key of the object that stands for a whole column that is no JSON (`{"$opaque": "bytes"}`): it
-hurts only where it is read."""
+"""The key of the object that replaces a whole column that is not JSON (`{"$opaque": "bytes"}`): the
+record is rejected only if its format reads that column."""
 
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
-_LARGEST_INT = 2**63
 
 
 def rows_to_lines(rows: Iterable[Mapping[str, Any]], *, strip_nulls: bool = False) -> bytes:
-    """One line of JSON a row, each with its newline.
+    """Return one line of JSON for each row, with its newline.
 
-    NumPy values and arrays, dates, decimals and integers of any size are written; a missing number
-    (NaN) that is a whole column is null, as it is in pandas. Images and bytes that are a whole
-    column become `{"$opaque": ...}`; inside other values they make the row unusable, as do NaN,
-    half surrogates and keys that are no text; the message names the column. strip_nulls: keys with
-    null are left out at every depth, as `trl.trainer.utils.remove_none_values` does; TRL itself
-    keeps them, and so does this by default.
+    NumPy values and arrays, dates, decimals and integers of any size are written. A NaN that is a
+    whole column is written as null, because NaN is the missing value of pandas. Images and
+    bytes that are a whole column become `{"$opaque": ...}`. Inside other values they make the row
+    unusable, as do NaN, half surrogates and keys that are not strings; the message names the
+    column.
+
+    Args:
+        rows: The rows.
+        strip_nulls: Leave out keys with null at every depth, as
+            `trl.trainer.utils.remove_none_values` does; TRL itself keeps them.
+
+    Example:
+        rows_to_lines([{"text": "a", "image": b"..."}])  ->
+            b'{"text":"a","image":{"$opaque":"bytes"}}\\n'
     """
     return b"".join(iter_lines(rows, strip_nulls=strip_nulls))
 
@@ -47,11 +56,11 @@ def json_lines(rows: Iterable[Mapping[str, Any]], *, size: int = 2**20) -> Itera
 
     A row that cannot be written as JSON becomes a line that a build rejects, with its reason.
     """
-    return map(b"".join, in_groups(iter_lines(rows), size))
+    return join_to_size(iter_lines(rows), size)
 
 
 def iter_lines(rows: Iterable[Mapping[str, Any]], *, strip_nulls: bool = False) -> Iterator[bytes]:
-    """The lines of `rows_to_lines`, one by one as rows come."""
+    """Yield the line of each row as the rows arrive; see `rows_to_lines`."""
     for row in rows:
         if not isinstance(row, Mapping):
             yield unusable_line(
@@ -60,15 +69,17 @@ def iter_lines(rows: Iterable[Mapping[str, Any]], *, strip_nulls: bool = False) 
             continue
         whole = row if type(row) is dict else dict(row)
         try:
-            line = _line(without_nulls(whole) if strip_nulls else whole)
+            line = _to_line(without_nulls(whole) if strip_nulls else whole)
         except RecursionError:
             line = unusable_line("bad_row", "the row is nested too deeply", row)
         yield line
 
 
 def without_nulls(value: Any) -> Any:
-    """Without the keys whose value is None, at every depth; None in a list stays. Source: TRL 1.16
-    `remove_none_values`."""
+    """Return a dictionary or list without keys whose value is None, at every depth.
+
+    None in a list stays. Source: TRL 1.16 `remove_none_values`.
+    """
     if isinstance(value, list):
         return [without_nulls(item) if isinstance(item, (dict, list)) else item for item in value]
     kept = ((key, item) for key, item in value.items() if item is not None)
@@ -78,14 +89,21 @@ def without_nulls(value: Any) -> Any:
 
 
 def strip_null_lines(data: bytes) -> bytes:
-    """Lines of JSON objects without the keys whose value is null, at every depth; a line that is no
-    object stays as it is."""
-    return b"\n".join(_stripped(line) for line in data.split(b"\n")) if b"null" in data else data
+    """Return lines of JSON objects without keys whose value is null, at every depth.
+
+    A line that is not an object stays as it is.
+    """
+    return b"\n".join(map(_strip_nulls, data.split(b"\n"))) if b"null" in data else data
 
 
 def unusable_line(reason: str, message: str, value: object) -> bytes:
-    """The line of a row that cannot be used: `parse_line` rejects it with this reason and message,
-    and shows the value."""
+    """Return the line of a row that cannot be used; `parse_line` rejects it.
+
+    Args:
+        reason: A short stable name such as `bad_row`.
+        message: What is wrong with the row.
+        value: The value to show.
+    """
     try:
         shown = f"{value!r:.200}"
     except Exception:
@@ -104,7 +122,7 @@ def unusable_line(reason: str, message: str, value: object) -> bytes:
     )
 
 
-def _stripped(line: bytes) -> bytes:
+def _strip_nulls(line: bytes) -> bytes:
     if b"null" not in line:
         return line
     try:
@@ -114,17 +132,17 @@ def _stripped(line: bytes) -> bytes:
     return orjson.dumps(without_nulls(row)) if isinstance(row, dict) else line
 
 
-def _line(row: dict[str, Any]) -> bytes:
+def _to_line(row: dict[str, Any]) -> bytes:
     try:
-        line = orjson.dumps(row, default=_plain, option=_OPTIONS)
+        line = orjson.dumps(row, default=_to_basic_type, option=_OPTIONS)
     except TypeError:
-        return _column_by_column(row)
-    # orjson writes NaN as null: only a line with a null can hide one.
-    return _column_by_column(row) if b"null" in line and _holds_nan(row) else line
+        return _write_columns(row)
+    # orjson writes NaN as null, so only a line with a null can contain one.
+    return _write_columns(row) if b"null" in line and _holds_nan(row) else line
 
 
-def _column_by_column(row: dict[str, Any]) -> bytes:
-    """The line of a row that orjson does not write as it is."""
+def _write_columns(row: dict[str, Any]) -> bytes:
+    """Return the line of a row, written column by column: slower, and for all types."""
     parts = []
     for name, value in row.items():
         if not isinstance(name, str):
@@ -136,7 +154,7 @@ def _column_by_column(row: dict[str, Any]) -> bytes:
             elif isinstance(value, float) and not math.isfinite(value):
                 cell = b"null"
             else:
-                cell = _exact(value)
+                cell = _dump_exactly(value)
             parts.append(orjson.dumps(name) + b":" + cell)
         except (TypeError, ValueError, UnicodeEncodeError) as problem:
             reason = "bad_unicode" if "surrogate" in str(problem) else "bad_type"
@@ -146,60 +164,64 @@ def _column_by_column(row: dict[str, Any]) -> bytes:
     return b"{" + b",".join(parts) + b"}\n"
 
 
-def _exact(value: Any) -> bytes:
-    """A value through the standard library, which knows integers of any size. Raises TypeError,
-    ValueError."""
-    plain = _checked(value)
+def _dump_exactly(value: Any) -> bytes:
+    """Return a value as JSON by the standard library, which writes integers of any size.
+
+    Raises:
+        TypeError, ValueError: JSON cannot represent the value.
+    """
+    plain = _check_value(value)
     return json.dumps(plain, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
-def _checked(value: Any) -> Any:
+def _check_value(value: Any) -> Any:
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
                 raise TypeError(f"the key {key!r}, which is no text")
-        return {key: _checked(item) for key, item in value.items()}
+        return {key: _check_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_checked(item) for item in value]
+        return [_check_value(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"the number {value}")
     if isinstance(value, (str, int, float)) or value is None:
         return value
     if hasattr(value, "tolist"):
-        return _checked(value.tolist())
+        return _check_value(value.tolist())
     # Dates and decimals, as orjson writes them.
-    return json.loads(orjson.dumps(value, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY))
+    return json.loads(
+        orjson.dumps(value, default=_to_basic_type, option=orjson.OPT_SERIALIZE_NUMPY)
+    )
 
 
-def _plain(value: Any) -> Any:
-    """What orjson asks for a type it does not know. Raises TypeError."""
+def _to_basic_type(value: Any) -> Any:
+    """Return a replacement for a value whose type orjson does not know. Raises TypeError."""
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, Decimal) and value.is_finite():
         return orjson.Fragment(str(value).encode())
     if hasattr(value, "isoformat"):
         return value.isoformat()
-    if hasattr(
-        value, "tolist"
-    ):  # arrays that orjson does not take: not contiguous, of objects, of text
+    # Arrays that orjson rejects: non-contiguous arrays, and arrays of objects or strings.
+    if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"a {type(value).__name__}")
 
 
 def _opaque_kind(value: Any) -> str | None:
-    """What a column that is no JSON as a whole holds, or None."""
+    """Return what a column holds that is not JSON as a whole, or None for JSON."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return "bytes"
     if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
-        return "image"  # how `datasets` stores images and sounds
+        return "image"  # `datasets` stores images and audio in this form
     if isinstance(value, (list, tuple)) and value:
         kind = _opaque_kind(value[0])
         return f"list of {kind}" if kind is not None else None
-    # Images and decoders are objects of their own; whatever has neither items nor a value is one.
     if value is None or isinstance(value, (str, int, float, list, tuple, Mapping)):
         return None
+    # Images and decoders are objects of other libraries, which orjson cannot write.
     try:
-        orjson.dumps(value, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
+        orjson.dumps(value, default=_to_basic_type, option=orjson.OPT_SERIALIZE_NUMPY)
     except TypeError:
         return type(value).__name__
     return None

@@ -16,11 +16,11 @@ from sftprep.core.hashing import hash64
 from sftprep.errors import InputChanged, source_name
 from sftprep.sources.lanes import line_starts
 from sftprep.sources.readers.lines import (
+    convert_os_errors,
     file_size,
     locate_lines,
     open_regular,
     reject_shorter,
-    unreadable,
 )
 from sftprep.stream.sources.base import PART_BITS, Block, Cursor, LaneAssignment, Piece, Reader
 
@@ -69,7 +69,7 @@ class LineFiles:
         """Return the name of the file and the line, from 1."""
         number = (origin >> PART_BITS) - self.first_part
         file, position = self.files[number], origin & ((1 << PART_BITS) - 1)
-        with unreadable(file):
+        with convert_os_errors(file):
             status = os.stat(file)
             index = _line_index(file, status.st_size, status.st_mtime_ns)
             return self.names[number], index.newlines_before(position) + 1

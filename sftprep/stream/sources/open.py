@@ -18,11 +18,11 @@ from sftprep.config.build import BuildConfig
 from sftprep.errors import ConfigError
 from sftprep.pipeline.setup import format_of
 from sftprep.recipe import Recipe
-from sftprep.sources.discovery.files import find_files, reject_twice
+from sftprep.sources.discovery.files import find_files, reject_duplicates
 from sftprep.sources.discovery.hub import HubFile, hub_files, is_hub_name
 from sftprep.sources.lanes import block_bytes, is_plain
 from sftprep.sources.partition import cut, read_partition, source_of
-from sftprep.sources.readers.jsonl import parse_line
+from sftprep.sources.peek import RECORDS_TO_INSPECT, first_records
 from sftprep.sources.readers.lines import file_size, reject_shorter
 from sftprep.sources.readers.to_jsonl import iter_lines
 from sftprep.stream.sources.base import Source
@@ -32,8 +32,6 @@ from sftprep.stream.sources.line_files import LineFiles
 from sftprep.stream.sources.mixture import Mixture, OpenedMixture
 from sftprep.stream.sources.sequential import Lines, Rows
 
-_DETECTED_RECORDS = 100
-"""Number of the first records from which the format is detected."""
 _PARTITION_BYTES = 1 << 20
 """Partitions of a file that is read from its start; small, since the rest of one is read again
 after an error."""
@@ -111,13 +109,13 @@ def _open_files(
     """
     strip_nulls = config.read.strip_nulls
     files = [file for name in names for file in _find_files(name, config)]
-    reject_twice([file.path for file in files])
+    reject_duplicates([file.path for file in files])
     sizes = [file_size(file.path) for file in files]
     lines = [
         FileLines(file.path, strip_nulls, size) for file, size in zip(files, sizes, strict=True)
     ]
     formats = [
-        format_of(file.name, _first_objects(file_lines(0, 0)), config, recipe)
+        format_of(file.name, first_records(file_lines(0, 0)), config, recipe)
         for file, file_lines in zip(files, lines, strict=True)
     ]
     # Nulls are removed record by record, so such files are not read by blocks.
@@ -168,15 +166,15 @@ def _open_iterable_dataset(
         # A copy, since iterating changes the state and the epoch of the dataset.
         lines = DatasetLines(copy.copy(data), strip_nulls)
         return _open_rows(lines, DATASET_NAME, int(data.num_shards), config, recipe, part)
-    first_records = (dict(row) for row in islice(iter(data), _DETECTED_RECORDS))
-    name = format_of(DATASET_NAME, first_records, config, recipe)
+    records = (dict(row) for row in islice(iter(data), RECORDS_TO_INSPECT))
+    name = format_of(DATASET_NAME, records, config, recipe)
     return ShardedDataset(data, name, strip_nulls, part), part + config.pack.lanes
 
 
 def _open_rows(
     lines: Lines, name: str, known: Any, config: BuildConfig, recipe: Recipe, part: int
 ) -> tuple[Source, int]:
-    format_name = format_of(name, _first_objects(lines(0, 0)), config, recipe)
+    format_name = format_of(name, first_records(lines(0, 0)), config, recipe)
     return Rows(lines, name, format_name, part, known), part + 1
 
 
@@ -289,10 +287,3 @@ def _split_lines(data: bytes) -> Iterator[bytes]:
     if not lines[-1]:
         lines.pop()
     return (line + b"\n" for line in lines)
-
-
-def _first_objects(lines: Iterator[bytes]) -> Iterator[dict[str, Any]]:
-    for line in islice(lines, _DETECTED_RECORDS):
-        record = parse_line(line, 0)
-        if isinstance(record, dict):
-            yield record

@@ -1,5 +1,7 @@
-"""A Hugging Face Hub on loopback: the few endpoints that clients ask for repositories, trees and
-files, with ranges and etags."""
+"""A local server with the endpoints of the Hugging Face Hub that clients request.
+
+It serves repositories, trees and files, with ranges and etags.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,18 @@ _FILE = re.compile(
 
 @dataclass
 class Repo:
-    """A repository: the files of each revision. gated: needs a token."""
+    """A repository.
+
+    Attributes:
+        revisions: Branch -> path -> content.
+        gated: Whether a token is required.
+    """
 
     revisions: dict[str, dict[str, bytes]]
     gated: bool = False
 
     def find(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
-        """The commit and the files of a branch, or of a commit."""
+        """Return the commit and the files of a branch or commit, or None."""
         for name, files in self.revisions.items():
             commit = sha1(repr((name, sorted(files.items()))).encode()).hexdigest()
             if revision in (name, commit):
@@ -37,29 +44,37 @@ class Repo:
 
 @dataclass
 class Hub:
-    """The stand-in: its repositories by (kind, name), and what was asked of it. broken: it answers
-    with errors; cuts: so many downloads end halfway."""
+    """The server.
+
+    Attributes:
+        repos: (kind, name) -> repository; the kind is "datasets" or "models".
+        requests: The method and path of each request.
+        broken: Whether each response is an error.
+        cuts: The number of downloads that still end halfway.
+    """
 
     repos: dict[tuple[str, str], Repo] = field(default_factory=dict)
-    asked: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
     broken: bool = False
     cuts: int = 0
 
     def serve(self) -> ThreadingHTTPServer:
         """Start serving on a free port of loopback."""
-        hub = self
+        server_hub = self
 
-        class Handler(_Handler):
-            stand_in = hub
+        class Handler(HubHandler):
+            hub = server_hub
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         return server
 
 
-class _Handler(BaseHTTPRequestHandler):
+class HubHandler(BaseHTTPRequestHandler):
+    """Responds to the requests for `hub`."""
+
     protocol_version = "HTTP/1.1"
-    stand_in: Hub
+    hub: Hub
 
     def do_GET(self) -> None:
         self._answer(body=True)
@@ -69,10 +84,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
-        # A revision may hold slashes, which clients write as %2F.
+        # A revision may contain slashes, which clients write as %2F.
         raw = urlsplit(self.path).path
-        self.stand_in.asked.append(f"{self.command} {path}")
-        if self.stand_in.broken:
+        self.hub.requests.append(f"{self.command} {path}")
+        if self.hub.broken:
             return self._send(500, b"broken")
         if found := _API.fullmatch(raw):
             return self._api(found, body=body)
@@ -81,8 +96,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
 
     def _repo(self, kind: str, name: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
-        """The commit and files, or None after the answer that there are none."""
-        repo = self.stand_in.repos.get((kind, name))
+        """Return the commit and files, or None after an error was sent."""
+        repo = self.hub.repos.get((kind, name))
         if repo is None:
             self._send(
                 401,
@@ -148,8 +163,8 @@ class _Handler(BaseHTTPRequestHandler):
             first, last = int(wanted[1]), min(int(wanted[2] or len(data) - 1), len(data) - 1)
             headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
             data, status = data[first : last + 1], 206
-        if body and self.stand_in.cuts and len(data) > 1000:
-            self.stand_in.cuts -= 1
+        if body and self.hub.cuts and len(data) > 1000:
+            self.hub.cuts -= 1
             self._send(status, data, headers, body=False)
             self.wfile.write(data[: len(data) // 2])
             self.close_connection = True

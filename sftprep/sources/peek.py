@@ -1,0 +1,20 @@
+"""The first records of an input, from which its format is detected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from sftprep.sources.readers.jsonl import parse_line
+
+RECORDS_TO_INSPECT = 100
+"""More than one, because the first records may be malformed."""
+
+
+def first_records(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield the records among the first `RECORDS_TO_INSPECT` lines."""
+    for line in islice(lines, RECORDS_TO_INSPECT):
+        record = parse_line(line, 0)
+        if isinstance(record, dict):
+            yield record

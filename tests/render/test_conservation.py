@@ -1,0 +1,90 @@
+"""The check for lost content, compared with sentinels that transformers renders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.conservation import compare, templates_of_trl
+from sftprep.render.conservation import NO_LOSS, ConservationCheck
+
+
+def chatml(messages: Any, tools: Any = None, variables: Any = None) -> str:
+    """Render roles and contents, and nothing else."""
+    return "".join(f"<|{m['role']}|>{(m['content'] or '').strip()}\n" for m in messages)
+
+
+def losses(messages: list[dict[str, Any]], **options: Any) -> Any:
+    text = chatml(messages)
+    return ConservationCheck(chatml).losses(messages, options.get("tools"), None, text)
+
+
+def test_the_check_agrees_with_transformers_on_every_template_of_trl() -> None:
+    outcome = compare(templates_of_trl())
+    assert outcome.lossy > 1000
+    assert outcome.differences == []
+
+
+contents = st.text(max_size=12) | st.sampled_from(["yes", "Yes, of course it is", "a\nb", " x "])
+
+
+@given(st.lists(contents, min_size=1, max_size=8))
+def test_whatever_is_written_is_no_loss(values: list[str]) -> None:
+    messages = [{"role": "user", "content": value} for value in values]
+    assert losses(messages) == NO_LOSS
+
+
+@given(st.lists(contents, min_size=2, max_size=8), st.data())
+def test_a_turn_that_is_left_out_is_a_loss(values: list[str], data: Any) -> None:
+    roles = ["user"] * len(values)
+    dropped = data.draw(st.integers(0, len(values) - 1))
+    roles[dropped] = "hidden"
+    messages = [{"role": r, "content": v} for r, v in zip(roles, values, strict=True)]
+
+    def render(rows: Any, tools: Any = None, variables: Any = None) -> str:
+        return chatml([row for row in rows if row["role"] != "hidden"])
+
+    found = ConservationCheck(render).losses(messages, None, None, render(messages)).kinds
+    assert found == ({"message_not_shown"} if values[dropped].strip() else set())
+
+
+def test_reasoning_of_the_last_turn_is_serious_and_earlier_reasoning_is_not() -> None:
+    question = {"role": "user", "content": "How many boats are there?"}
+    answer = {"role": "assistant", "content": "Four of them.", "reasoning": "Two and two boats."}
+    last = losses([question, answer])
+    assert last.kinds == {"reasoning_not_shown"}
+    assert last.serious == {"reasoning_not_shown"}
+    earlier = losses([question, answer, question, {"role": "assistant", "content": "Still four."}])
+    assert earlier.kinds == {"reasoning_not_shown"}
+    assert not earlier.serious
+
+
+def test_a_missing_call_is_not_counted_again_for_its_arguments() -> None:
+    call = {"function": {"name": "sail", "arguments": {"to": "Roter Sand"}}}
+    message = {"role": "assistant", "content": "", "tool_calls": [call]}
+    assert losses([message]).kinds == {"call_not_shown"}
+
+
+@pytest.mark.parametrize("value", [True, False, None, {}, [], ""])
+def test_values_without_text_are_not_searched_for(value: Any) -> None:
+    call = {"function": {"name": "sail", "arguments": {"now": value}}}
+    message = {"role": "assistant", "content": "sail away", "tool_calls": [call]}
+
+    def render(rows: Any, tools: Any = None, variables: Any = None) -> str:
+        return chatml(rows) + rows[0]["tool_calls"][0]["function"]["name"]
+
+    text = render([message])
+    assert ConservationCheck(render).losses([message], None, None, text) == NO_LOSS
+
+
+def test_pieces_that_are_the_contents_need_no_search() -> None:
+    messages = [
+        {"role": "user", "content": "Where is it?"},
+        {"role": "assistant", "content": "Here"},
+    ]
+    pieces = ["<|user|>", messages[0]["content"], "\n", messages[1]["content"]]
+    check = ConservationCheck(chatml)
+    assert check.losses(messages, None, None, "not even the text", pieces) == NO_LOSS

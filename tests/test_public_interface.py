@@ -1,0 +1,232 @@
+"""The names, keywords, progress calls and exit codes that other programs rely on.
+
+A failure here means that programs of users break: change the expectation only together with a line
+in CHANGELOG.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sftprep
+from sftprep import errors
+from tests.conftest import EXAMPLES
+
+PUBLIC_NAMES = {
+    "sftprep": {
+        "BuildConfig",
+        "BuildReport",
+        "Manifest",
+        "Pack",
+        "PackPlan",
+        "Shards",
+        "TokenizerSpec",
+        "build",
+        "build_in_subprocess",
+        "export_tokenizer",
+        "json_lines",
+        "load_tokenizer",
+        "open_shards",
+        "pack_lengths",
+        "read_manifest",
+        "tokenizer_spec",
+        "verify",
+    },
+    "sftprep.config": {
+        "BuildConfig",
+        "EvalConfig",
+        "FormatConfig",
+        "OutputConfig",
+        "PackConfig",
+        "Packing",
+        "ReadConfig",
+        "SourceConfig",
+        "SourceEntry",
+        "TokenizeConfig",
+        "cache_dir",
+        "check_local_path",
+        "read_config_file",
+    },
+    "sftprep.packing": {"PackPlan", "pack_lengths"},
+    "sftprep.shards": {
+        "MANIFEST_NAME",
+        "exclusive",
+        "is_temporary_name",
+        "storage_errors",
+        "write_bytes",
+    },
+    "sftprep.stream": {"Mixture", "PackedStream", "Placed", "State", "open_stream"},
+    "sftprep.torch": {"PackedDataset", "StreamLoader", "collate_packs", "pack_to_tensors"},
+    "sfttrain": {
+        "ModelConfig",
+        "SFTConfig",
+        "SFTTrainer",
+        "clone_chat_template",
+        "get_kbit_device_map",
+        "get_peft_config",
+        "get_quantization_config",
+    },
+}
+
+SETTINGS_OF_A_BUILD = {
+    "chat_template",
+    "config_name",
+    "date",
+    "duplicates",
+    "encoder",
+    "eos_token",
+    "escape_special",
+    "eval_fraction",
+    "eval_input",
+    "eval_packing",
+    "eval_seed",
+    "eval_split",
+    "expand_turns",
+    "format",
+    "formatting_func",
+    "inputs",
+    "keep_spill",
+    "lanes",
+    "limit",
+    "map",
+    "max_length",
+    "max_rejected",
+    "on_bad_record",
+    "order",
+    "output",
+    "overlong",
+    "overwrite",
+    "pack_window",
+    "packing",
+    "position_ids",
+    "quality_checks",
+    "revision",
+    "seed",
+    "shard_tokens",
+    "sources",
+    "split",
+    "strip_nulls",
+    "template_backend",
+    "text_field",
+    "tokenizer",
+    "train_on",
+    "truncate_side",
+    "workers",
+}
+
+EXIT_CODES = {
+    1: {
+        "InputChanged",
+        "ShardError",
+        "TooManyRejected",
+        "TrainingDiverged",
+    },
+    2: {
+        "AttentionError",
+        "ConfigError",
+        "EmptyInput",
+        "FormatError",
+        "InputNotFound",
+        "InputUnreadable",
+        "ManifestError",
+        "MismatchError",
+        "MissingDependency",
+        "OutputExists",
+        "RecordError",
+        "SftprepError",
+        "TemplateError",
+        "TokenizerError",
+    },
+    3: {"HubError", "OutputBusy", "SourceError", "StorageError", "WorkerError"},
+}
+
+
+@pytest.mark.parametrize("module", PUBLIC_NAMES)
+def test_public_names(module: str) -> None:
+    names = PUBLIC_NAMES[module]
+    loaded = importlib.import_module(module)
+    assert set(loaded.__all__) == names
+    for name in names:
+        assert getattr(loaded, name) is not None
+
+
+def test_settings_of_a_build() -> None:
+    """Each is a keyword of `sftprep.build` and a flag of the command."""
+    flat: set[str] = set()
+    for field in dataclasses.fields(sftprep.BuildConfig):
+        part = getattr(importlib.import_module("sftprep.config"), str(field.type), None)
+        flat |= {f.name for f in dataclasses.fields(part)} if part else {field.name}
+    assert flat == SETTINGS_OF_A_BUILD
+    assert list(inspect.signature(sftprep.build).parameters) == [
+        "source",
+        "eval_source",
+        "progress",
+        "settings",
+    ]
+
+
+def test_progress_calls(tokenizer_dir: Path, tmp_path: Path) -> None:
+    calls: list[tuple[str, int, int]] = []
+    sftprep.build(
+        str(EXAMPLES / "data" / "qa.jsonl"),
+        tokenizer=str(tokenizer_dir),
+        output=str(tmp_path / "o"),
+        max_length=256,
+        workers=1,
+        progress=lambda stage, done, total: calls.append((stage, done, total)),
+    )
+    stages = list(dict.fromkeys(stage for stage, _, _ in calls))
+    assert stages == ["tokenize", "write"]
+    for stage in stages:
+        own = [(done, total) for name, done, total in calls if name == stage]
+        assert own[-1][0] == own[-1][1] > 0
+
+
+def test_exit_codes_of_errors() -> None:
+    types = {
+        name: kind
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and issubclass(kind, errors.SftprepError)
+    }
+    by_code: dict[int, set[str]] = {}
+    for name, kind in types.items():
+        by_code.setdefault(kind.exit_code, set()).add(name)
+    assert by_code == EXIT_CODES
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        (["build", "--help"], 0),
+        (["--version"], 0),
+        (["verify", "DIR"], 2),
+        (["build", "absent.jsonl", "--tokenizer", "t", "--output", "o"], 2),
+        (["build", "--no-such-flag"], 2),
+    ],
+)
+def test_exit_codes_of_the_command(arguments: list[str], code: int, tmp_path: Path) -> None:
+    given = [str(tmp_path) if argument == "DIR" else argument for argument in arguments]
+    done = subprocess.run(
+        [sys.executable, "-m", "sftprep", *given], capture_output=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == code, done.stderr
+
+
+def test_the_keys_of_the_summary(tokenizer_dir: Path, tmp_path: Path) -> None:
+    command = ["build", str(EXAMPLES / "data" / "qa.jsonl"), "--tokenizer", str(tokenizer_dir)]
+    command += ["--output", str(tmp_path / "o"), "--max-length", "256", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "sftprep", *command], capture_output=True, check=True
+    )
+    summary = json.loads(done.stdout)
+    assert set(summary) >= {"accounting", "manifest_digest", "output", "packs", "sources"}
+    assert set(summary["accounting"]) >= {"records", "sequences", "tokens", "trained_tokens"}
