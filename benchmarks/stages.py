@@ -30,7 +30,7 @@ import orjson
 from benchmarks.corpora import CORPORA, corpus, positive, tokenizer_folder, training_template
 from benchmarks.plots import bars
 from sftprep.config import BuildConfig
-from sftprep.core.byte_search import Letters
+from sftprep.core.byte_search import ByteSearcher
 from sftprep.pipeline.preprocess import Preprocessor, preprocess, read_examples
 from sftprep.pipeline.setup import Setup, prepare_setup
 from sftprep.sources.partition import cut, read_partition
@@ -163,7 +163,7 @@ class RawEncoder:
 
 def _texts_of(stages: Preprocessor, block: bytes, format_name: str) -> list[str]:
     counts: Counter[str] = Counter()
-    examples = read_examples(stages, Letters(block), format_name, [], counts)
+    examples = read_examples(stages, ByteSearcher(block), format_name, [], counts)
     return stages.renderer.render(examples, [], counts).texts
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.core.ragged import edges
+from sftprep.core.ragged import to_offsets
 
 
 def completion_starts(
@@ -53,7 +53,7 @@ def targets_of(
     marks = completion_mask.view(np.bool_)
     firsts, lasts = trained_runs(marks)
     lengths = lasts - firsts
-    before = edges(lengths)
+    before = to_offsets(lengths)
     # How many tokens are trained before each offset: all of the runs that end before it, and a part
     # of the one around it.
     run = np.searchsorted(lasts, offsets)

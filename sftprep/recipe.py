@@ -14,7 +14,7 @@ import orjson
 from sftprep.chat_template.reference.sandbox import REASONING_KEYS
 from sftprep.chat_template.template import ChatTemplate
 from sftprep.config.user_functions import load_function, source_digest
-from sftprep.config.validation import TemplateWay, TrainOn, TruncateSide
+from sftprep.config.validation import TemplateBackend, TrainOn, TruncateSide
 from sftprep.core.hashing import digest
 from sftprep.records.options import RecordOptions
 from sftprep.tokenize.equivalence.reference_client import ServerAddress
@@ -43,7 +43,7 @@ class Recipe:
     renames: tuple[tuple[str, str], ...]
     max_length: int
     encoder: str
-    template_backend: TemplateWay
+    template_backend: TemplateBackend
     overlong: str = "truncate"
     truncate_side: TruncateSide = "right"
     expand_turns: bool = False

@@ -19,7 +19,7 @@ from sftprep.config.validation import (
     Order,
     Overlong,
     Packing,
-    TemplateWay,
+    TemplateBackend,
     TrainOn,
     TruncateSide,
     check_choice,
@@ -45,7 +45,7 @@ __all__ = [
     "ReadConfig",
     "SourceConfig",
     "SourceEntry",
-    "TemplateWay",
+    "TemplateBackend",
     "TokenizeConfig",
     "TrainOn",
     "TruncateSide",
@@ -68,7 +68,7 @@ class TokenizeConfig:
     encoder: EncoderChoice = "auto"
     """auto: gigatoken if it returns the same ids as the tokenizers library for this tokenizer, else
     tokenizers."""
-    template_backend: TemplateWay = "auto"
+    template_backend: TemplateBackend = "auto"
     """auto: chat templates are compiled where the result is exact, and run by Jinja otherwise;
     jinja: always run by Jinja."""
 
@@ -78,7 +78,7 @@ class TokenizeConfig:
             template = expand_path(self.chat_template, setting("chat_template"))
             object.__setattr__(self, "chat_template", template)
         check_choice(setting("encoder"), self.encoder, EncoderChoice)
-        check_choice(setting("template_backend"), self.template_backend, TemplateWay)
+        check_choice(setting("template_backend"), self.template_backend, TemplateBackend)
         if self.date is not None:
             try:
                 datetime.date.fromisoformat(self.date)

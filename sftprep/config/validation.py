@@ -27,7 +27,7 @@ OnBadRecord = Literal["error", "quarantine"]
 QualityChecks = Literal["auto", "keep", "reject"]
 Duplicates = Literal["keep", "drop"]
 EncoderChoice = Literal["auto", "gigatoken", "tokenizers"]
-TemplateWay = Literal["auto", "jinja"]
+TemplateBackend = Literal["auto", "jinja"]
 
 
 def unknown_setting(name: str, known: list[str], where: str = "") -> ConfigError:

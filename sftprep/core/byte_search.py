@@ -21,11 +21,11 @@ _STEP = 1 << 17
 """Numbers that are compared at once; the result fits into the cache of a processor."""
 
 
-class Letters:
+class ByteSearcher:
     """A block of bytes that is searched for words.
 
     Example:
-        Letters(b'{"text": "so it goes"}').hold_any([b"it", b"xyz"])  ->  True
+        ByteSearcher(b'{"text": "so it goes"}').contains_any([b"it", b"xyz"])  ->  True
     """
 
     def __init__(self, data: bytes) -> None:
@@ -33,7 +33,7 @@ class Letters:
         self._bytes = np.frombuffer(data, np.uint8)
         self._positions: dict[int, NDArray[np.int64]] = {}  # by byte, filled on demand
 
-    def hold_any(self, words: Iterable[bytes]) -> bool:
+    def contains_any(self, words: Iterable[bytes]) -> bool:
         """Return whether the block contains one of the words, none of which may be empty."""
         words = [*words]
         pairs = {word[:2] for word in words if len(word) > 1}
@@ -45,7 +45,7 @@ class Letters:
                 return True
         return False
 
-    def may_hold(self, words: Iterable[str]) -> bool:
+    def may_contain(self, words: Iterable[str]) -> bool:
         r"""Return whether strings in these lines of JSON may contain one of the words.
 
         False is certain, and the usual answer; True may be wrong.
@@ -58,7 +58,7 @@ class Letters:
         first_escapes = {
             escape for word in words for character in word[:2] for escape in _escapes_of(character)
         }
-        if self.hold_any(first_escapes):
+        if self.contains_any(first_escapes):
             return True
         unescaped = [word.encode("utf-8", "surrogatepass") for word in words]
         prefixes = {word[:2].encode("utf-8", "surrogatepass") for word in words}
@@ -68,7 +68,9 @@ class Letters:
             for character in word
             if character in _SHORT_ESCAPES
         }
-        return self.hold_any(prefixes) and self.hold_any({*unescaped, *short_escapes, rb"\u"})
+        return self.contains_any(prefixes) and self.contains_any(
+            {*unescaped, *short_escapes, rb"\u"}
+        )
 
     def _find_pairs(self, pairs: Iterable[bytes]) -> set[bytes]:
         """Return the byte pairs that occur in the block."""

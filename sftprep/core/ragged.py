@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 Value = TypeVar("Value", bound=np.generic)
 
 
-def edges(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+def to_offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the offsets of consecutive segments.
 
     Args:
@@ -25,7 +25,7 @@ def edges(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
         int64 [n + 1]; segment k is from offset k to offset k + 1.
 
     Example:
-        edges([2, 0, 3])  ->  [0, 2, 2, 5]
+        to_offsets([2, 0, 3])  ->  [0, 2, 2, 5]
     """
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
@@ -59,13 +59,13 @@ class Ragged(Generic[Value]):
 
     Attributes:
         values: The segments, concatenated.
-        edges: int64 [n + 1]; segment k is `values[edges[k] : edges[k + 1]]`.
+        offsets: int64 [n + 1]; segment k is `values[offsets[k] : offsets[k + 1]]`.
     """
 
     values: NDArray[Value]
-    edges: NDArray[np.int64]
+    offsets: NDArray[np.int64]
 
-    def taken(self, which: NDArray[np.int64]) -> Ragged[Value]:
+    def take(self, which: NDArray[np.int64]) -> Ragged[Value]:
         """Return the segments with the given indices, in their order.
 
         Args:
@@ -83,10 +83,10 @@ class Ragged(Generic[Value]):
         width = self.values.itemsize
         buffers = [
             None,
-            pa.py_buffer(self.edges * width),
+            pa.py_buffer(self.offsets * width),
             pa.py_buffer(np.ascontiguousarray(self.values)),
         ]
-        segments = pa.Array.from_buffers(pa.large_binary(), len(self.edges) - 1, buffers)
+        segments = pa.Array.from_buffers(pa.large_binary(), len(self.offsets) - 1, buffers)
         indices = pa.Array.from_buffers(
             pa.int64(), len(which), [None, pa.py_buffer(np.ascontiguousarray(which))]
         )

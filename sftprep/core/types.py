@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.core.ragged import edges
+from sftprep.core.ragged import to_offsets
 
 _Value = TypeVar("_Value", np.int32, np.bool_, np.float32)
 
@@ -37,7 +37,7 @@ class Example:
     """One record in one of six shapes; the fields of the other shapes are None.
 
     The shapes are: `text`; `texts`; `prompt` and `completion`; `messages`; `messages` of which the
-    first are `prompt_messages`; `given` (tokens).
+    first are `prompt_messages`; `pretokenized` (tokens).
 
     Attributes:
         origin: The line of the record in its partition, from 0.
@@ -57,7 +57,7 @@ class Example:
     tools: list[Any] | None = None
     template_kwargs: dict[str, Any] | None = None
     weights: list[float | None] | None = None
-    given: PretokenizedRow | None = None
+    pretokenized: PretokenizedRow | None = None
     bare: bool = False
 
 
@@ -111,7 +111,7 @@ class TokenBatch:
         """Number of tokens of each sequence: int64 [n]."""
         return np.diff(self.offsets)
 
-    def gathered(
+    def gather(
         self,
         which: NDArray[np.int64],
         lengths: NDArray[np.int64],
@@ -133,7 +133,7 @@ class TokenBatch:
         ids = _concatenate_runs(self.input_ids, runs)
         mask = _concatenate_runs(self.completion_mask, runs)
         weights = None if self.loss_weights is None else _concatenate_runs(self.loss_weights, runs)
-        return TokenBatch(ids, edges(lengths), mask, self.origin[which], loss_weights=weights)
+        return TokenBatch(ids, to_offsets(lengths), mask, self.origin[which], loss_weights=weights)
 
 
 def _merge_runs(begins: NDArray[np.int64], ends: NDArray[np.int64]) -> list[slice]:

@@ -22,7 +22,7 @@ from sftprep.chat_template.assistant_spans import (
 from sftprep.chat_template.compiler.statements import Pieces
 from sftprep.chat_template.template import ChatTemplate, Rendered, in_characters
 from sftprep.chat_template.tool_call_fallbacks import other_ways
-from sftprep.config.validation import TemplateWay
+from sftprep.config.validation import TemplateBackend
 from sftprep.core.types import Example, Message, Rejected
 from sftprep.errors import TemplateError
 from sftprep.recipe import Recipe
@@ -465,7 +465,7 @@ def closing(spec: TokenizerSpec) -> str:
 
 @lru_cache(maxsize=8)
 def _rule_of(
-    source: str, specials: tuple[tuple[str, str], ...], date: str | None, way: TemplateWay
+    source: str, specials: tuple[tuple[str, str], ...], date: str | None, way: TemplateBackend
 ) -> TurnRule:
     """The rule of a template, derived once. Raises Unproven."""
     # With a template of its own, so that the probes do not count among the renders of the records.

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sftprep.errors import ConfigError, TrainingDiverged
+from sftprep.errors import ConfigError, TrainingDiverged, first_line
 from sfttrain.checkpoints.output_folders import reject_to_replace, save_errors
 from sfttrain.checkpoints.own_files import begin_folder
 from sfttrain.checkpoints.seal import seal_checkpoint
@@ -58,7 +58,7 @@ def add_adapter(model: Any, peft_config: Any, *, tokenizer: Any | None = None) -
         adapted = get_peft_model(model, peft_config)
     except ValueError as error:
         raise ConfigError(
-            f"no adapter can be put into {type(model).__name__}: {_first_line(error)}",
+            f"no adapter can be put into {type(model).__name__}: {first_line(error, 400)}",
             remedy=_LORA_NAMES,
         ) from error
     # With checkpointing the first layer's input must ask for gradients, or none flow to the
@@ -249,7 +249,3 @@ def _own_vocabulary(name: str) -> dict[str, int] | None:
     except (OSError, ValueError):
         return None
     return found
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:400]

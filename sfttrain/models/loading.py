@@ -18,6 +18,7 @@ from sftprep.errors import (
     MismatchError,
     MissingDependency,
     TokenizerError,
+    first_line,
 )
 from sfttrain.config.sft_config import ModelConfig
 from sfttrain.data.packs import PackSource, longest_sequence
@@ -85,14 +86,15 @@ def load_model(
         return AutoModelForCausalLM.from_pretrained(name, **arguments)
     except TypeError as error:
         raise ConfigError(
-            f"{name} cannot be loaded: {_first_line(error)}",
+            f"{name} cannot be loaded: {first_line(error, 400)}",
             remedy="look at model_init_kwargs: it goes to from_pretrained",
         ) from error
     except OSError as error:
-        raise InputNotFound(_first_line(error), remedy=_remedy_for_missing(name)) from error
+        raise InputNotFound(first_line(error, 400), remedy=_remedy_for_missing(name)) from error
     except ValueError as error:
         raise ConfigError(
-            f"{name} cannot be loaded: {_first_line(error)}", remedy="give a causal language model"
+            f"{name} cannot be loaded: {first_line(error, 400)}",
+            remedy="give a causal language model",
         ) from error
 
 
@@ -353,7 +355,3 @@ def _is_path(name: str) -> bool:
     """Whether a name can only be meant as a path: names on the Hub have one slash at most, and none
     at the start."""
     return name.startswith(("/", ".", "~")) or name.count("/") > 1
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:400]

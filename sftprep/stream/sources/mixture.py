@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.core.ragged import edges
+from sftprep.core.ragged import to_offsets
 from sftprep.core.types import Rejected, TokenBatch
 from sftprep.errors import ConfigError
 from sftprep.stream.sources.base import Block, Cursor, LaneAssignment, Piece, Reader, Source
@@ -126,13 +126,13 @@ def merge_batches(
     lengths = np.concatenate([batch.lengths for batch in batches])
     joined = TokenBatch(
         np.concatenate([batch.input_ids for batch in batches]),
-        edges(lengths),
+        to_offsets(lengths),
         np.concatenate([batch.completion_mask for batch in batches]),
         origins,
         loss_weights=_concatenate_weights(batches),
     )
     order = np.argsort(origins, kind="stable")
-    merged = joined.gathered(order, lengths[order])
+    merged = joined.gather(order, lengths[order])
     merged.counts = dict(counts)
     rejected = [
         Rejected(int(lines[r.line]), r.column, r.reason, r.message, r.excerpt)

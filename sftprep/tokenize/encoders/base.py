@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.core.ragged import edges, replace_segments
+from sftprep.core.ragged import replace_segments, to_offsets
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class Tokens:
         lengths = np.diff(self.offsets)
         lengths[list(numbers)] = np.diff(new.offsets)
         own = {number: new.of(index) for index, number in enumerate(numbers)}
-        return Tokens(replace_segments(self.input_ids, self.offsets, own), edges(lengths))
+        return Tokens(replace_segments(self.input_ids, self.offsets, own), to_offsets(lengths))
 
 
 class Encoder(Protocol):
@@ -119,7 +119,9 @@ class EncoderFault(Exception):
 def flat_tokens(parts: Sequence[NDArray[Any]]) -> Tokens:
     """One array of ids a text (4-byte integers), as Tokens."""
     flat = np.concatenate(parts) if parts else np.empty(0, np.int32)
-    return Tokens(flat.view(np.int32), edges(np.fromiter(map(len, parts), np.int64, len(parts))))
+    return Tokens(
+        flat.view(np.int32), to_offsets(np.fromiter(map(len, parts), np.int64, len(parts)))
+    )
 
 
 def first_mismatch(texts: Sequence[str], expected: Tokens, got: Tokens) -> Mismatch | None:

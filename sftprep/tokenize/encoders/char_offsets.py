@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.core.ragged import edges
+from sftprep.core.ragged import to_offsets
 from sftprep.tokenize.encoders.base import Tokens
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
@@ -164,12 +164,14 @@ def _group_ranges(
     texts that do not fit."""
     joined = "".join(texts)
     content = np.frombuffer(joined.encode(), np.uint8)
-    text_chars = edges(np.fromiter(map(len, texts), np.int64, len(texts)))
+    text_chars = to_offsets(np.fromiter(map(len, texts), np.int64, len(texts)))
     ascii_only = len(content) == len(joined)
     text_bytes = (
         text_chars
         if ascii_only
-        else edges(np.array([len(t) if t.isascii() else len(t.encode()) for t in texts], np.int64))
+        else to_offsets(
+            np.array([len(t) if t.isascii() else len(t.encode()) for t in texts], np.int64)
+        )
     )
     if len(ids) and (not len(content) or ids.min() < 0 or ids.max() >= len(table.length)):
         return list(range(len(texts)))
@@ -185,7 +187,7 @@ def _group_ranges(
         length = length - fronts
         start = start + fronts
 
-    token_edges = edges(length)
+    token_edges = to_offsets(length)
     misfit = np.flatnonzero(np.diff(token_edges[bounds]) != np.diff(text_bytes))
     if len(misfit):
         # Positions of all texts after a misfit are off: set it aside, and do the others without it.
@@ -228,7 +230,9 @@ def _without(
     counts = np.diff(bounds)
     rows = np.repeat(keep, counts)
     part = np.zeros((int(rows.sum()), 2), np.int64)
-    missed = _group_ranges([texts[k] for k in kept], ids[rows], edges(counts[keep]), table, part)
+    missed = _group_ranges(
+        [texts[k] for k in kept], ids[rows], to_offsets(counts[keep]), table, part
+    )
     chars[rows] = part
     return sorted([*misfit.tolist(), *(kept[k] for k in missed)])
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.core.versions import version_of
+from sftprep.errors import first_line
 from sftprep.tokenize.encoders.base import Encoder, EncoderFault, Tokens, flat_tokens
 from sftprep.tokenize.encoders.bpe_ranks import Ranks
 from sftprep.tokenize.encoders.char_offsets import (
@@ -231,14 +232,10 @@ def _guarded(call: Callable[[], T], doing: str = "encode these texts") -> T:
     try:
         return call()
     except Exception as error:
-        raise EncoderFault(f"gigatoken cannot {doing}: {_first_line(error)}") from error
+        raise EncoderFault(f"gigatoken cannot {doing}: {first_line(error)}") from error
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
         raise EncoderFault(
-            f"gigatoken broke down when asked to {doing}: {_first_line(error)}"
+            f"gigatoken broke down when asked to {doing}: {first_line(error)}"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

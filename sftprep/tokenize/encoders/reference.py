@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.core.chunking import in_groups
-from sftprep.core.ragged import edges
+from sftprep.core.ragged import to_offsets
 from sftprep.errors import TokenizerError
 from sftprep.tokenize.encoders.base import EncoderFault, Tokens, first_mismatch
 from sftprep.tokenize.encoders.unicode_safe import changed_texts
@@ -61,7 +61,7 @@ class HfEncoder:
         if self._normalizes:
             unsettled, altered = changed_texts(texts, [text.encode() for text in texts])
             changed = sorted({*unsettled, *altered})
-        return Tokens(_joined(ids, np.int32), edges(np.array(lengths, np.int64)), changed)
+        return Tokens(_joined(ids, np.int32), to_offsets(np.array(lengths, np.int64)), changed)
 
     def token_chars(self, texts: Sequence[str], tokens: Tokens) -> NDArray[np.int64]:
         """First and last+1 character of each token: int64 [tokens, 2]. Encodes again; see
@@ -85,7 +85,7 @@ class HfEncoder:
             chars.append(
                 _integers((chain.from_iterable(e.offsets) for e in encodings), np.int64, 2 * total)
             )
-        return Tokens(_joined(ids, np.int32), edges(np.array(lengths, np.int64))), _joined(
+        return Tokens(_joined(ids, np.int32), to_offsets(np.array(lengths, np.int64))), _joined(
             chars, np.int64
         ).reshape(-1, 2)
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.core.byte_search import Letters
+from sftprep.core.byte_search import ByteSearcher
 from sftprep.core.ragged import replace_segments
 from sftprep.tokenize.encoders.base import Tokens, flat_tokens
 from sftprep.tokenize.loading.spec import TokenizerSpec
@@ -51,10 +51,10 @@ class SpecialTokenScanner:
         # them, one letter each does.
         self._starts = tuple(sorted(pairs if len(pairs) <= 3 else {pair[:1] for pair in pairs}))
 
-    def may_be_in(self, data: Letters) -> bool:
+    def may_be_in(self, data: ByteSearcher) -> bool:
         """Whether lines of JSON may hold one; most do not, and then no text of theirs needs a
         look."""
-        return data.may_hold(self._tokens)
+        return data.may_contain(self._tokens)
 
     def is_in(self, text: str) -> bool:
         """Whether a text spells one."""
