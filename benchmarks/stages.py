@@ -37,7 +37,7 @@ from benchmarks.corpora import (
 )
 from benchmarks.plots import plot_bars
 from sftprep.config import BuildConfig
-from sftprep.core.byte_search import Letters
+from sftprep.core.byte_search import ByteSearcher
 from sftprep.pipeline.preprocess import Preprocessor, preprocess, read_examples
 from sftprep.pipeline.setup import Setup, prepare_setup
 from sftprep.sources.partition import cut, read_partition
@@ -174,7 +174,7 @@ class RawEncoder:
 
 def _render_texts(stages: Preprocessor, block: bytes, format_name: str) -> list[str]:
     counts: Counter[str] = Counter()
-    examples = read_examples(stages, Letters(block), format_name, [], counts)
+    examples = read_examples(stages, ByteSearcher(block), format_name, [], counts)
     return stages.renderer.render(examples, [], counts).texts
 
 

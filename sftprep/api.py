@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sftprep.config.build import BuildConfig
-from sftprep.config.validation import strings
+from sftprep.config.validation import to_strings
 from sftprep.errors import ConfigError
 from sftprep.pipeline.build import BuildReport
 from sftprep.pipeline.build import build as run
@@ -96,7 +96,7 @@ def _records(source: Any, name: str, settings: dict[str, Any]) -> list[Source]:
     if source is None:
         return []
     if _is_paths(source):
-        settings[name] = strings(source)
+        settings[name] = to_strings(source)
         return []
     return [memory_source(source)]
 

@@ -1,14 +1,22 @@
 """Typed errors: one type per kind of mistake, each with a message and a remedy.
 
-The hierarchy has one root, `SftprepError`, whose `exit_code` is what the commands return: 1 a check
-failed, 2 usage error or invalid input, 3 the environment (disk, permission, lock).
+    SftprepError
+    ├── exit code 2, usage error or invalid input:
+    │   ConfigError, InputNotFound, EmptyInput, InputUnreadable, FormatError, RecordError,
+    │   TokenizerError, TemplateError, OutputExists, ManifestError, MismatchError, AttentionError,
+    │   MissingDependency
+    ├── exit code 1, a check failed:
+    │   InputChanged, TooManyRejected, ShardError, TrainingDiverged
+    └── exit code 3, the environment (disk, permission, lock, network):
+        SourceError, HubError, OutputBusy, StorageError, WorkerError
 
 An error names a setting by a reference, not by its spelling, because a setting is `max_length=4096`
 in Python and `--max-length 4096` on the command line:
 
     ConfigError(f"{setting('packing')} is unknown", remedy=f"use {setting('packing', 'bfd')}")
 
-Each front end then renders the references in its own form, see `SettingNames`.
+Each front end renders the references in its own form; see `SettingNames`. A remedy can be a list of
+alternatives, from which a front end drops those that use a setting that it does not have.
 """
 
 from __future__ import annotations
@@ -46,6 +54,7 @@ __all__ = [
     "TooManyRejected",
     "TrainingDiverged",
     "WorkerError",
+    "first_line",
     "setting",
     "source_name",
 ]
@@ -62,22 +71,29 @@ def setting(name: str, value: object = None) -> str:
 
     Args:
         name: The name of the field in the configuration, such as `max_length`.
-        value: The value to show with it; True for a switch that is to be switched on.
+        value: The value to show with the name; None for the name alone, True for a switch.
+
+    Example:
+        f"raise {setting('max_length', 64)}" is rendered as "raise max_length=64" in Python, and as
+        "raise --max-length 64" by `sftprep build`.
     """
     return f"{_OPEN}{name}" + ("" if value is None else f"{_SEPARATOR}{value}") + _CLOSE
 
 
 def source_name(path: object) -> str:
-    """Return a reference to an input, for the text of an error: a trainer shows the name of its
-    dataset where the file was written by the trainer itself."""
+    """Return a reference to an input, for the text of an error.
+
+    A trainer that wrote the records of a dataset to a temporary file shows the name of the dataset
+    instead of the path, which would mean nothing to the user.
+    """
     return setting(_SOURCE, path)
 
 
 class SettingNames(Protocol):
-    """How a front end shows settings and inputs."""
+    """The form in which a front end shows settings and inputs."""
 
     def setting(self, name: str, value: str | None) -> str | None:
-        """Return the text for a setting, or None where the front end does not have it."""
+        """Return the text for a setting, or None if the front end does not have it."""
 
     def source(self, path: str) -> str:
         """Return the text for an input."""
@@ -104,7 +120,7 @@ class FlagNames:
     """Settings as flags of a command: `--max-length 4096`.
 
     Args:
-        separator: What separates the words of a flag: "-" in `sftprep`, "_" in `sfttrain`.
+        separator: The character between the words of a flag: "-" in `sftprep`, "_" in `sfttrain`.
     """
 
     separator: str = "-"
@@ -122,18 +138,23 @@ class FlagNames:
 class SftprepError(Exception):
     """Root of all errors of this project.
 
+    `str(error)` is the message, followed by the remedy on a line of its own.
+
     Args:
-        message: What is wrong.
-        remedy: What to do next; or several alternatives, of which a front end shows those whose
-            settings it has.
+        message: The description of the mistake; it may contain references.
+        remedy: The next step for the user; or a list of alternatives, of which a front end shows
+            those whose settings it has, or all if it has none of them.
 
     Attributes:
-        message: The message, as the front end in `names` shows it.
-        remedy: The remedy, likewise.
+        message: The message in the form of the front end `names`.
+        remedy: The remedy in the form of the front end `names`.
         setting: The name of the first setting in the message, or "".
-        names: The front end; Python, unless `shown_by` chose another one.
+        names: The front end that renders the references: Python, unless `shown_by` chose another.
 
-    `str(error)` is the message, followed by the remedy on a line of its own.
+    Example:
+        error = ConfigError("too short", remedy=f"raise {setting('max_length')}")
+        str(error)                        ->  "too short\n  → raise max_length"
+        str(error.shown_by(FlagNames()))  ->  "too short\n  → raise --max-length"
     """
 
     exit_code: ClassVar[int] = 2
@@ -158,7 +179,7 @@ class SftprepError(Exception):
         return next((name for name, _ in _settings_in(self._message)), "")
 
     def shown_by(self, names: SettingNames) -> Self:
-        """Return a copy of the error that shows its settings as this front end does."""
+        """Return a copy of the error that renders its references in the form of a front end."""
         shown = copy.copy(self)
         shown.names = names
         return shown
@@ -170,6 +191,16 @@ class SftprepError(Exception):
         # An exception with keyword arguments cannot be unpickled by default, and errors are sent
         # from worker processes.
         return (_rebuild, (type(self), dict(self.__dict__), self.args))
+
+
+def first_line(error: BaseException, limit: int | None = None) -> str:
+    """Return the first line of the text of an error, or the name of its type if it has no text.
+
+    Args:
+        error: Usually an error of another library, whose text may have many lines.
+        limit: The maximum number of characters.
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]
 
 
 def _rebuild(
@@ -205,21 +236,19 @@ def _settings_in(text: str) -> Iterator[tuple[str, str | None]]:
 
 
 class ConfigError(SftprepError):
-    """A setting that cannot be, alone or together with another."""
+    """An invalid setting, or a combination of settings that is not supported."""
 
 
 class InputNotFound(SftprepError):
-    """A path, glob or directory that names nothing."""
+    """A path, glob or directory that matches no file."""
 
 
 class EmptyInput(SftprepError):
-    """Inputs that hold no record, or no record that can be trained on; a lane of a stream that
-    holds too few of these."""
+    """Inputs, or a lane of a stream, with too few records that can be trained on."""
 
 
 class InputUnreadable(SftprepError):
-    """A file that is damaged or not what its name says: a gzip cut short, UTF-16, a folder without
-    permission."""
+    """An input that cannot be read: a truncated gzip file, UTF-16, a folder without permission."""
 
 
 class InputChanged(SftprepError):
@@ -229,31 +258,30 @@ class InputChanged(SftprepError):
 
 
 class SourceError(SftprepError):
-    """A source of a stream that raises again and again while it is read; what it raised is the
-    cause."""
+    """A source of a stream that raised at every attempt; `__cause__` is the last error."""
 
     exit_code = 3
 
 
 class HubError(SftprepError):
-    """The Hugging Face Hub cannot be reached, or does not give what was asked of it."""
+    """The Hugging Face Hub cannot be reached, or does not have the requested file."""
 
     exit_code = 3
 
 
 class FormatError(SftprepError):
-    """No format fits the records of a source, or the one asked for does not."""
+    """The records of a source match no known format, or not the configured one."""
 
 
 class RecordError(SftprepError):
     """A record that cannot be used.
 
     Args:
-        file: Where the record is.
+        file: The path of the input, or the name of the source.
         line: The line or row, 1-based.
         column: The column, 1-based; 0 if it is not known.
         reason: A short stable name such as `bad_json`.
-        message: What is wrong with the record.
+        message: The description of the problem.
         excerpt: The start of the record, escaped for a terminal.
     """
 
@@ -282,11 +310,11 @@ class TokenizerError(SftprepError):
 
 
 class TemplateError(SftprepError):
-    """A chat template that is missing, does not compile, or cannot give what was asked of it."""
+    """A chat template that is missing, does not compile, or cannot render the conversations."""
 
 
 class OutputExists(SftprepError):
-    """The output folder holds something that this build would replace."""
+    """The output folder has content that this build would replace."""
 
 
 class OutputBusy(SftprepError):
@@ -302,38 +330,37 @@ class StorageError(SftprepError):
 
 
 class WorkerError(SftprepError):
-    """Worker processes died again and again on the same piece of input."""
+    """Worker processes died repeatedly on the same partition."""
 
     exit_code = 3
 
 
 class ManifestError(SftprepError):
-    """A folder that is no finished build, or one written by a newer version."""
+    """A folder that is not a finished build, or was written by a newer version."""
 
 
 class ShardError(SftprepError):
-    """A shard that is missing, cut short or damaged."""
+    """A shard that is missing, truncated or damaged."""
 
     exit_code = 1
 
 
 class MismatchError(SftprepError):
-    """Shards and model do not belong together: another tokenizer, or ids beyond the embedding."""
+    """Two parts that do not match, such as shards and a model with another tokenizer."""
 
 
 class AttentionError(SftprepError):
-    """An attention implementation that is not there, or that would let packed sequences see each
-    other."""
+    """An attention implementation that is missing, or does not isolate packed sequences."""
 
 
 class TrainingDiverged(SftprepError):
-    """The loss is not a number any more."""
+    """The loss is not finite."""
 
     exit_code = 1
 
 
 class MissingDependency(SftprepError):
-    """An optional package that this feature needs."""
+    """An optional package that is required by a feature, and is not installed."""
 
     def __init__(self, package: str, *, extra: str, needed_for: str) -> None:
         super().__init__(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.core.ragged import edges
+from sftprep.core.ragged import to_offsets
 
 
 def completion_starts(
@@ -68,7 +68,7 @@ def targets_of(
     marks = completion_mask.view(np.bool_)
     firsts, lasts = trained_runs(marks)
     lengths = lasts - firsts
-    before = edges(lengths)
+    before = to_offsets(lengths)
     # The number of trained tokens before each offset: all tokens of the runs that end before it,
     # and a part of the run around it.
     run = np.searchsorted(lasts, offsets)

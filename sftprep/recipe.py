@@ -16,7 +16,7 @@ import orjson
 from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.chat_template.template import ChatTemplate
 from sftprep.config.user_functions import load_function, source_digest
-from sftprep.config.validation import TemplateWay, TrainOn, TruncateSide
+from sftprep.config.validation import TemplateBackend, TrainOn, TruncateSide
 from sftprep.core.hashing import digest
 from sftprep.records.options import RecordOptions
 from sftprep.tokenize.equivalence.reference_client import ServerAddress
@@ -39,7 +39,7 @@ class Recipe:
     renames: tuple[tuple[str, str], ...]  # keys of records: (from, to)
     max_length: int  # tokens of a sequence
     encoder: str
-    template_backend: TemplateWay
+    template_backend: TemplateBackend
     overlong: str = "truncate"  # what happens to longer sequences: as in PackConfig, or "keep"
     truncate_side: TruncateSide = "right"
     expand_turns: bool = False

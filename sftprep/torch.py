@@ -1,7 +1,6 @@
-"""Streams for torch: as an IterableDataset, and as a loader that goes on exactly with any number of
-workers and ranks.
+"""Streams for torch: an IterableDataset, and a loader that resumes exactly.
 
-The only module of sftprep that imports torch.
+This is the only module of sftprep that imports torch.
 """
 
 from __future__ import annotations
@@ -20,85 +19,110 @@ from sftprep.shards.reader import Pack
 from sftprep.stream.hf_dataset import columns_of
 from sftprep.stream.packed_stream import PackedStream, State
 
+__all__ = ["PackedDataset", "StreamLoader", "collate_packs", "pack_to_tensors"]
+
 Batch = TypeVar("Batch")
 Row = dict[str, Tensor]
 
-_PREFETCH_TOKENS = 4 * 1024 * 1024
+_PREFETCHED_TOKENS = 4 * 1024 * 1024
+"""Default number of tokens that all workers together keep ready: 30 MB."""
 
 
 class PackedDataset(IterableDataset[Row]):
-    """A stream as a torch IterableDataset: each pack a dictionary of tensors by column. Loader
-    workers share the lanes.
+    """A stream as a torch IterableDataset, whose lanes are divided among loader workers.
 
-    Works with `DataLoader` and, for a resume, with
-    `torchdata.stateful_dataloader.StatefulDataLoader`, which keeps the state of each worker and
-    wants as many again; `StreamLoader` takes any number. Give `batch_size=None`, or
-    `collate_fn=collate_packs`.
+    Each row is a pack as a dictionary of tensors by column. The dataset works with `DataLoader`
+    and, if training must be resumed, with `torchdata.stateful_dataloader.StatefulDataLoader`, which
+    keeps the state of each worker and resumes with the same number of workers; `StreamLoader`
+    resumes with any number.
+
+    Example:
+        DataLoader(PackedDataset(stream), batch_size=4, collate_fn=collate_packs)
     """
 
     def __init__(self, stream: PackedStream) -> None:
         self.stream = stream
-        self._mine: PackedStream | None = None
+        self._share: PackedStream | None = None  # the lanes of this worker
 
     def __iter__(self) -> Iterator[Row]:
-        """One pass, the rest of one after a state was loaded."""
-        mine = self._own()
-        _divide_no_further()
-        return (pack_to_tensors(pack) for pack in mine)
+        """Yield one pass, or the rest of the pass of a loaded state."""
+        stream = self._worker_stream()
+        _hide_worker_info()
+        return (pack_to_tensors(pack) for pack in stream)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the pass that comes next; workers that run already are not reached."""
+        """Choose the next pass; workers that are already running are not affected."""
         self.stream.set_epoch(epoch)
 
     def state_dict(self) -> State:
-        """Where this process stands."""
-        return self._own().state_dict()
+        """Return the position of this process in the stream."""
+        return self._worker_stream().state_dict()
 
     def load_state_dict(self, state: State) -> None:
-        """Go on from there."""
-        self._own().load_state_dict(state)
+        """Resume from a state; see `PackedStream.load_state_dict`."""
+        self._worker_stream().load_state_dict(state)
 
-    def _own(self) -> PackedStream:
-        """The lanes of this worker, or all."""
+    def _worker_stream(self) -> PackedStream:
+        """Return the lanes of this worker, or the whole stream outside of workers."""
         worker = get_worker_info()
-        if worker is not None and self._mine is None:
-            self._mine = self.stream.share(worker.id, worker.num_workers, threads=False)
-        return self.stream if self._mine is None else self._mine
+        if worker is not None and self._share is None:
+            self._share = self.stream.share(worker.id, worker.num_workers, threads=False)
+        return self.stream if self._share is None else self._share
 
 
 def pack_to_tensors(pack: Pack) -> Row:
-    """The columns of a pack as tensors, by their names in shards; position ids come as int32 where
-    they are stored as uint16."""
-    return {name: torch.from_numpy(_known(values)) for name, values in columns_of(pack).items()}
+    """Return the columns of a pack as tensors, by their names in shards.
+
+    Position ids that are stored as uint16 are returned as int32, since torch supports few
+    operations on uint16.
+    """
+    return {
+        name: torch.from_numpy(_to_torch_type(values)) for name, values in columns_of(pack).items()
+    }
 
 
 def collate_packs(packs: Sequence[Row]) -> Row:
-    """Packs (of a `PackedDataset`, or `columns` of each) as one padding-free row for a transformers
-    model.
+    """Concatenate packs to one padding-free row for a transformers model.
 
-    Returns input_ids, position_ids and labels, int64 [1, T] each.
+    Args:
+        packs: Rows of a `PackedDataset`, or results of `pack_to_tensors`.
 
-    Labels are -100 where nothing is trained and at the first token of each sequence.
+    Returns:
+        `input_ids`, `position_ids` and `labels`, int64 [1, T] each. Labels are -100 for tokens that
+        are not trained, and for the first token of each sequence, which has no context.
     """
     ids = torch.cat([pack["input_ids"] for pack in packs]).long()
     positions = torch.cat([pack["position_ids"] for pack in packs]).long()
-    labels = ids.masked_fill(
-        ~torch.cat([pack["completion_mask"] for pack in packs]) | (positions == 0), -100
-    )
+    is_trained = torch.cat([pack["completion_mask"] for pack in packs])
+    labels = ids.masked_fill(~is_trained | (positions == 0), -100)
     return {"input_ids": ids[None], "position_ids": positions[None], "labels": labels[None]}
 
 
 class StreamLoader(Generic[Batch]):
-    """Batches of a stream, one pass an iteration. Tokenizing happens in `workers` processes while a
-    step runs, or here for 0.
+    """Batches of a stream; each iteration is one pass.
 
-    batch_size: packs in a batch. collate: makes a batch of packs. prefetch: packs that each worker
-    makes ahead, by default so many that all together hold 4 M tokens (30 MB). The state counts the
-    packs of batches that were handed out, by lane: it can be loaded with another number of workers,
-    batch size or ranks. Where there are several ranks, those whose lanes have ended get batches of
-    one pack that trains nothing until all have: every rank makes as many steps. With as many ranks
-    and workers as divide the lanes, the batches of all ranks at a step are the next packs of the
-    global order.
+    The state counts the packs of batches that were yielded, by lane, not those that workers have
+    prepared. It can be loaded with another number of workers or ranks, or another batch size.
+
+    Several ranks make the same number of steps: a rank whose lanes have ended yields batches of one
+    pack without trained tokens, until all ranks have ended. If the number of ranks and workers
+    divides that of the lanes, the batches of all ranks in a step are the next packs of the stream.
+
+    Args:
+        stream: The stream, with the lanes of this rank.
+        batch_size: Packs in a batch.
+        collate: Converts the packs of a batch.
+        workers: Processes that tokenize during the training steps; 0 for the current process.
+        prefetch: Packs that each worker prepares. By default, all workers together prepare 4 M
+            tokens (30 MB).
+
+    Raises:
+        ConfigError: The batch size is less than 1.
+
+    Example:
+        loader = StreamLoader(stream, 8, list, workers=2)
+        for batch in loader:
+            state = loader.state_dict()
     """
 
     def __init__(
@@ -111,97 +135,104 @@ class StreamLoader(Generic[Batch]):
         prefetch: int | None = None,
     ) -> None:
         if batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size}", remedy="give 1 or more")
+            raise ConfigError(f"batch_size is {batch_size}", remedy="use 1 or more")
         self.stream, self.batch_size, self.collate = stream, batch_size, collate
         self.workers = min(workers, len(stream.owned))
-        # Windows are filled in bursts: what waits meanwhile is what a worker has made before.
+        # Packs are available in bursts, when a window was packed: prefetched packs bridge the time
+        # in which windows are filled.
         self.prefetch = prefetch or max(
-            2, _PREFETCH_TOKENS // (stream.max_length * max(1, self.workers))
+            2, _PREFETCHED_TOKENS // (stream.max_length * max(1, self.workers))
         )
-        self._done, self._resumed = stream.state_dict(), False
-        self._last: list[dict[str, Any]] = []
-        self._flags = (
-            _flag_group() if stream.owned != tuple(range(stream.config.pack.lanes)) else None
-        )
+        self._position = stream.state_dict()  # after the last batch that was yielded
+        self._is_resumed = False  # a state was loaded, and its pass has not ended
+        self._last_lanes: list[dict[str, Any]] = []  # states at the end of the last pass
+        owns_all_lanes = stream.owned == tuple(range(stream.config.pack.lanes))
+        self._process_group = None if owns_all_lanes else _gloo_group()
 
     def __iter__(self) -> Iterator[Batch]:
-        """One pass, or the rest of one; where a loaded state leaves nothing of its pass, the next
-        one."""
-        given = 0
+        """Yield one pass, or the rest of the pass of a loaded state.
+
+        If that pass has no batches left, the next pass is yielded.
+        """
+        num_batches = 0
         for batch in self._even_batches():
-            given += 1
+            num_batches += 1
             yield self.collate(batch)
-        resumed, self._resumed = self._resumed, False
-        self.begin(self._done["epoch"] + 1)
-        if resumed and not given:
+        was_resumed, self._is_resumed = self._is_resumed, False
+        self.begin(self._position["epoch"] + 1)
+        if was_resumed and not num_batches:
             yield from self
 
     def _even_batches(self) -> Iterator[list[Pack]]:
-        """The batches of this rank, and padding after them until no rank has any."""
+        """Yield the batches of this rank, then padding until no rank has a batch."""
         batches = self._batches()
         while True:
             batch = next(batches, None)
-            going = batch is not None
-            if self._flags is not None:
-                flag = torch.tensor([going], dtype=torch.int32)
+            any_rank_has_batch = batch is not None
+            if self._process_group is not None:
+                flag = torch.tensor([any_rank_has_batch], dtype=torch.int32)
                 torch.distributed.all_reduce(
-                    flag, op=torch.distributed.ReduceOp.MAX, group=self._flags
+                    flag, op=torch.distributed.ReduceOp.MAX, group=self._process_group
                 )
-                going = bool(flag.item())
-            if not going:
+                any_rank_has_batch = bool(flag.item())
+            if not any_rank_has_batch:
                 return
             yield batch if batch is not None else [self.stream.padding()]
 
     def begin(self, epoch: int) -> None:
-        """Begin pass `epoch` from its start. Not needed between passes: each iteration makes the
-        next by itself."""
-        self._last = list(self._done["lanes"].values())
-        self._done, self._resumed = {**self._done, "epoch": epoch, "lanes": {}}, False
+        """Start a pass. This is not needed between passes, since iterating continues by itself."""
+        self._last_lanes = list(self._position["lanes"].values())
+        self._position = {**self._position, "epoch": epoch, "lanes": {}}
+        self._is_resumed = False
 
     def state_dict(self) -> State:
-        """Where the batches that were handed out end: JSON, of the lanes of this rank."""
-        return {
-            **self._done,
-            "lanes": {name: dict(state) for name, state in self._done["lanes"].items()},
-        }
+        """Return the position after the last batch that was yielded, for the lanes of this rank."""
+        lanes = {name: dict(state) for name, state in self._position["lanes"].items()}
+        return {**self._position, "lanes": lanes}
 
     def load_state_dict(self, state: State | Sequence[State]) -> None:
-        """Go on from there; of several ranks, give the states of all. Raises MismatchError for the
-        state of another stream."""
+        """Resume from the state of a loader, or from the states of all ranks.
+
+        Raises:
+            MismatchError: The state is from a stream with another source, tokenizer or settings.
+            ConfigError: The argument is not a state.
+        """
         self.stream.load_state_dict(state)
-        self._done, self._resumed = self.stream.state_dict(), True
+        self._position, self._is_resumed = self.stream.state_dict(), True
 
     def _batches(self) -> Iterator[list[Pack]]:
         packs: list[Pack] = []
-        reached: dict[str, Any] = {}
-        for item in self._placed():
+        reached: dict[str, Any] = {}  # the states of lanes after the packs of this batch
+        for item in self._iter_placed():
             if isinstance(item, SftprepError):
                 raise item
             pack, lane, state = item
             packs.append(pack)
-            if state["window"] == _SAME:
-                state["window"] = (reached.get(lane) or self._done["lanes"][lane])["window"]
+            if state["window"] == _SAME_WINDOW:
+                state["window"] = (reached.get(lane) or self._position["lanes"][lane])["window"]
             reached[lane] = state
             if len(packs) == self.batch_size:
-                self._done["lanes"].update(reached)
+                self._position["lanes"].update(reached)
                 yield packs
                 packs, reached = [], {}
         if packs:
-            self._done["lanes"].update(reached)
+            self._position["lanes"].update(reached)
             yield packs
 
     @property
     def counts(self) -> dict[str, int]:
-        """What was counted in this pass, or in the last one after its end, in the windows of which
-        packs were handed out."""
+        """Counters of this pass, or of the last one after its end.
+
+        They include the windows from which packs were yielded, not those that workers read ahead.
+        """
         total: Counter[str] = Counter()
-        for state in self._done["lanes"].values() or self._last:
+        for state in self._position["lanes"].values() or self._last_lanes:
             total.update((state["window"] or {}).get("counts", {}))
         return dict(total)
 
-    def _placed(self) -> Iterator[_Item]:
-        self.stream.load_state_dict(self._done)
-        data: Any = _Placed(self.stream)
+    def _iter_placed(self) -> Iterator[_Item]:
+        self.stream.load_state_dict(self._position)
+        data: Any = _PlacedPacks(self.stream)
         if not self.workers:
             return iter(data)
         return iter(
@@ -211,18 +242,20 @@ class StreamLoader(Generic[Batch]):
         )
 
 
-_SAME = "same"
-"""Instead of the window in a state, where it is that of the pack before."""
+_SAME_WINDOW = "same"
+"""Replaces the window in a state if it is the window of the pack before, which saves its transfer
+from the worker."""
 
 
 _Item = tuple[Pack, str, dict[str, Any]] | SftprepError
+"""A pack, its lane, and the state of the lane after it; or an error."""
 
 
-class _Placed(IterableDataset[Any]):
-    """Packs with their lanes and the states of these, each window only once; an error of ours comes
-    as what it is.
+class _PlacedPacks(IterableDataset[Any]):
+    """Packs with the states of their lanes, as the items that a worker sends.
 
-    A DataLoader would make another of it, without what it says.
+    An error of this project is sent as an item: a DataLoader would raise another object, without
+    its attributes.
     """
 
     def __init__(self, stream: PackedStream) -> None:
@@ -230,42 +263,38 @@ class _Placed(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[_Item]:
         try:
-            yield from self._packs()
+            yield from self._iter_items()
         except SftprepError as error:
             yield error
 
-    def _packs(self) -> Iterator[_Item]:
-        worker = get_worker_info()
-        stream = (
-            self.stream
-            if worker is None
-            else self.stream.share(worker.id, worker.num_workers, threads=False)
-        )
-        _divide_no_further()
-        sent: dict[int, Any] = {}
+    def _iter_items(self) -> Iterator[_Item]:
+        worker, stream = get_worker_info(), self.stream
+        if worker is not None:
+            stream = stream.share(worker.id, worker.num_workers, threads=False)
+        _hide_worker_info()
+        sent_windows: dict[int, Any] = {}  # by lane, the window that was sent last
         for placed in stream.placed():
             state = dict(placed.state)
-            if placed.lane in sent and sent[placed.lane] is state["window"]:
-                state["window"] = _SAME
+            if placed.lane in sent_windows and sent_windows[placed.lane] is state["window"]:
+                state["window"] = _SAME_WINDOW
             else:
-                sent[placed.lane] = state["window"]
+                sent_windows[placed.lane] = state["window"]
             yield placed.pack, str(placed.lane), state
 
 
-def _divide_no_further() -> None:
-    """Hide from what is read here that this process is one worker of several.
+def _hide_worker_info() -> None:
+    """Hide from the source that this process is one of several workers.
 
-    `datasets.IterableDataset` would share out its rows among workers by itself, and the lanes have
-    shared them out already.
+    A `datasets.IterableDataset` would divide its rows among the workers, and the lanes have already
+    divided them.
     """
     from torch.utils.data._utils import worker
 
     worker._worker_info = None
 
 
-def _flag_group() -> Any:
-    """A group in which ranks tell each other, on the CPU, whether they have a batch; None where
-    there is one rank."""
+def _gloo_group() -> Any:
+    """Return a process group for flags on the CPU, or None if there is only one rank."""
     distributed = torch.distributed
     if not (
         distributed.is_available()
@@ -276,6 +305,5 @@ def _flag_group() -> Any:
     return distributed.new_group(backend="gloo")
 
 
-def _known(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Arrays of types that torch has: unsigned ones of 16 bits become int32."""
+def _to_torch_type(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return values.astype(np.int32) if values.dtype == np.uint16 else values

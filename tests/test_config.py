@@ -1,4 +1,4 @@
-"""Settings are checked once, where they are made, and say what to do."""
+"""Settings are checked when a configuration is created, and errors have a remedy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sftprep.core.hashing import digest
 from sftprep.errors import ConfigError, MissingDependency, RecordError, SftprepError
 
 
-def test_flat_settings_reach_their_part():
+def test_flat_settings_are_assigned_to_their_part():
     config = BuildConfig.of(
         inputs="a.jsonl", tokenizer="t", output="o", max_length=64, map="q=p,a=c", train_on="all"
     )
@@ -61,7 +61,7 @@ def test_an_unknown_setting_names_the_nearest_one():
         lambda: EvalConfig(eval_fraction=1),
     ],
 )
-def test_a_setting_that_cannot_be_is_refused_with_a_remedy(make):
+def test_an_invalid_setting_is_rejected_with_a_remedy(make):
     with pytest.raises(ConfigError) as caught:
         make()
     assert caught.value.remedy
@@ -73,7 +73,7 @@ def test_the_limit_of_rejected_records_is_a_share_or_a_count():
     assert OutputConfig(max_rejected="250").rejected_limit(1000) == 250
 
 
-def test_a_config_file_takes_dashes_and_refuses_what_is_no_mapping(tmp_path):
+def test_a_config_file_may_use_dashes_and_must_be_a_mapping(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("max-length: 64\npacking: none\n")
     assert read_config_file(str(path)) == {"max_length": 64, "packing": "none"}
@@ -87,7 +87,7 @@ def test_a_config_file_takes_dashes_and_refuses_what_is_no_mapping(tmp_path):
         read_config_file(str(tmp_path / "none.yaml"))
 
 
-def test_digests_tell_settings_apart_and_do_not_depend_on_order():
+def test_digests_distinguish_settings_and_do_not_depend_on_order():
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
     assert digest("ab", "c") != digest("a", "bc")
 
@@ -100,7 +100,7 @@ def test_digests_tell_settings_apart_and_do_not_depend_on_order():
         ConfigError("a", remedy="b"),
     ],
 )
-def test_errors_survive_the_way_back_from_a_worker(error: SftprepError):
+def test_errors_can_be_pickled(error: SftprepError):
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is type(error)
     assert str(again) == str(error)
@@ -124,24 +124,24 @@ def test_factors_and_limits_of_a_source_are_checked(wrong):
 
 
 @pytest.mark.parametrize("path", [5, [5], {"a": "b"}])
-def test_a_path_that_is_no_text_is_refused(path):
+def test_a_path_that_is_not_a_string_is_rejected(path):
     with pytest.raises(ConfigError, match="path of a source"):
         BuildConfig.of(sources=[{"path": path}])
 
 
-def test_numbers_that_yaml_takes_for_text_are_numbers():
+def test_numbers_that_yaml_reads_as_strings_are_converted():
     (entry,) = BuildConfig.of(
         sources=[{"path": "a", "weight": "1e-3", "repeat": "2"}]
     ).source.sources
     assert (entry.weight, entry.repeat) == (0.001, 2.0)
 
 
-def test_sources_of_one_name_are_told_apart():
-    given = [
+def test_sources_with_the_same_name_are_numbered():
+    entries = [
         {"path": path, "name": name}
         for path, name in (("1", "a"), ("2", "a"), ("3", "a (2)"), ("4", "a"), ("5", "b"))
     ]
-    made = BuildConfig.of(sources=given)
+    made = BuildConfig.of(sources=entries)
     assert [entry.name for entry in made.source.sources] == ["a", "a (3)", "a (2)", "a (4)", "b"]
     assert BuildConfig.of(**made.flat()) == made
 

@@ -193,7 +193,7 @@ def test_switches_become_weights():
 )
 def test_tokens_are_used_without_change(fields, trained, lengths):
     record = {"input_ids": [4, 5, 6, 7], **fields}
-    row = read_record(record, 0, "tokens", RecordOptions()).given
+    row = read_record(record, 0, "tokens", RecordOptions()).pretokenized
     assert row.input_ids.tolist() == [4, 5, 6, 7]
     assert row.trained.tolist() == [bool(x) for x in trained]
     assert row.lengths.tolist() == lengths

@@ -1,6 +1,6 @@
-"""What a build is asked to do: one frozen dataclass a concern, checked once, where it is made.
+"""The settings of a build: one frozen dataclass per concern, which checks its fields.
 
-The string below each field is its help, on the command line too.
+The string below each field is its documentation, which the command line shows as help.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from sftprep.config.validation import (
     Order,
     Overlong,
     Packing,
-    TemplateWay,
+    TemplateBackend,
     TrainOn,
     TruncateSide,
     check_choice,
-    check_whole,
+    check_integer,
     expand_path,
     local_folder,
     unknown_setting,
 )
-from sftprep.errors import ConfigError
+from sftprep.errors import ConfigError, setting
 
 __all__ = [
     "BuildConfig",
@@ -45,7 +45,7 @@ __all__ = [
     "ReadConfig",
     "SourceConfig",
     "SourceEntry",
-    "TemplateWay",
+    "TemplateBackend",
     "TokenizeConfig",
     "TrainOn",
     "TruncateSide",
@@ -55,36 +55,37 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class TokenizeConfig:
-    """Which tokenizer and chat template, and how they are run."""
+    """The tokenizer and the chat template, and how they are run."""
 
     tokenizer: str = ""
     """Folder of a tokenizer or model, or its name on the Hub."""
     chat_template: str | None = None
-    """File with a Jinja chat template, used instead of the tokenizer's own."""
+    """File with a Jinja chat template, which replaces that of the tokenizer."""
     eos_token: str | None = None
-    """Token that ends a text or a turn, instead of the tokenizer's own."""
+    """Token that ends a text or a turn, which replaces that of the tokenizer."""
     date: str | None = None
-    """Day that templates see as today, YYYY-MM-DD; the day of the build where it is not given."""
+    """Current date for chat templates, YYYY-MM-DD. Default: the date of the build."""
     encoder: EncoderChoice = "auto"
-    """auto: gigatoken where it gives the ids of tokenizers on this tokenizer, tokenizers
-    otherwise."""
-    template_backend: TemplateWay = "auto"
-    """auto: chat templates run as compiled pieces where that is exact, as Jinja otherwise; jinja:
-    always as Jinja."""
+    """auto: gigatoken if it returns the same ids as the tokenizers library for this tokenizer, else
+    tokenizers."""
+    template_backend: TemplateBackend = "auto"
+    """auto: chat templates are compiled where the result is exact, and run by Jinja otherwise;
+    jinja: always run by Jinja."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tokenizer", expand_path(self.tokenizer, "--tokenizer"))
+        object.__setattr__(self, "tokenizer", expand_path(self.tokenizer, setting("tokenizer")))
         if self.chat_template is not None:
-            template = expand_path(self.chat_template, "--chat-template")
+            template = expand_path(self.chat_template, setting("chat_template"))
             object.__setattr__(self, "chat_template", template)
-        check_choice("encoder", self.encoder, EncoderChoice)
-        check_choice("template_backend", self.template_backend, TemplateWay)
+        check_choice(setting("encoder"), self.encoder, EncoderChoice)
+        check_choice(setting("template_backend"), self.template_backend, TemplateBackend)
         if self.date is not None:
             try:
                 datetime.date.fromisoformat(self.date)
             except ValueError as error:
                 raise ConfigError(
-                    f"--date {self.date!r} is no date", remedy="write it as 2026-01-31"
+                    f"{setting('date')} is {self.date!r}, not a date",
+                    remedy="write it as 2026-01-31",
                 ) from error
 
 
@@ -93,91 +94,106 @@ class PackConfig:
     """How sequences become packs."""
 
     max_length: int | None = None
-    """Tokens in a pack, and the longest sequence kept; longer ones are cut. Default: the
-    tokenizer's limit, at most 1024."""
+    """Tokens in a pack, and the maximum length of a sequence; see --overlong. Default: the limit of
+    the tokenizer, at most 1024."""
     packing: Packing = "bfd"
     """bfd: best-fit decreasing over the whole corpus; bfd_split: the same, with --overlong split;
-    wrapped: one stream, cut every max_length tokens; none: one sequence a row."""
+    wrapped: all sequences concatenated, and cut every max_length tokens; none: one sequence per
+    row."""
     overlong: Overlong = "truncate"
-    """What happens to a sequence longer than max_length. truncate: cut off; split: cut into
-    several; drop: left out; error: its record is a bad one."""
+    """What happens to a sequence longer than max_length. truncate: it is cut; split: it is cut into
+    several; drop: it is left out; error: its record is a bad record."""
     truncate_side: TruncateSide = "right"
-    """End at which a sequence is cut: right keeps its start, left its end."""
+    """End at which a sequence is truncated: right keeps its start, left its end."""
     pack_window: int | None = None
-    """Pack windows of so many sequences, as a stream does, and not the whole corpus at once: 4096,
-    say."""
+    """Pack windows of this many sequences, such as 4096, as a stream does, instead of the whole
+    corpus at once."""
     order: Order = "shuffle"
-    """shuffle: packs are written in an order that the seed chooses; keep: in the order in which
-    they were made."""
+    """shuffle: packs are written in a random order that depends on the seed; keep: in the order of
+    packing."""
     lanes: int = 16
-    """With --pack-window: parts that the input is dealt into, each with a window of its own."""
+    """With --pack-window: number of parts of the input, each of which has its own window."""
     seed: int = 0
-    """Seed of the order in which packs are written."""
+    """Seed of the order of the packs."""
 
     def __post_init__(self) -> None:
-        check_choice("packing", self.packing, Packing)
-        check_choice("overlong", self.overlong, Overlong)
-        check_choice("truncate_side", self.truncate_side, TruncateSide)
-        if self.packing == "bfd_split":
+        check_choice(setting("packing"), self.packing, Packing)
+        check_choice(setting("overlong"), self.overlong, Overlong)
+        check_choice(setting("truncate_side"), self.truncate_side, TruncateSide)
+        if self.packing == "bfd_split":  # the name of TRL for a combination of two settings
             object.__setattr__(self, "packing", "bfd")
             object.__setattr__(self, "overlong", "split")
         if self.packing == "wrapped" and self.pack_window is not None:
             raise ConfigError(
-                "--packing wrapped is one stream, and --pack-window packs several apart",
-                remedy="leave out --pack-window, or choose --packing bfd",
+                f"{setting('packing', 'wrapped')} packs all sequences as one, and"
+                f" {setting('pack_window')} packs each window separately",
+                remedy=[
+                    f"leave out {setting('pack_window')}",
+                    f"choose {setting('packing', 'bfd')}",
+                ],
             )
         if self.packing == "wrapped" and self.overlong != "truncate":
             raise ConfigError(
-                f"--packing wrapped has no overlong sequences: --overlong {self.overlong} means"
-                " nothing there",
-                remedy="leave out --overlong, or choose --packing bfd",
+                f"{setting('overlong', self.overlong)} has no effect with"
+                f" {setting('packing', 'wrapped')}, which has no overlong sequences",
+                remedy=[f"leave out {setting('overlong')}", f"choose {setting('packing', 'bfd')}"],
             )
-        check_choice("order", self.order, Order)
-        check_whole(self.pack_window, "pack_window", 1, 2**31 - 1)
+        check_choice(setting("order"), self.order, Order)
+        check_integer(self.pack_window, setting("pack_window"), 1, 2**31 - 1)
         if self.pack_window is not None and self.packing != "bfd":
             raise ConfigError(
-                f"--packing {self.packing} knows no window",
-                remedy="leave out --pack-window, or take --packing bfd",
+                f"{setting('pack_window')} is not supported with"
+                f" {setting('packing', self.packing)}",
+                remedy=[
+                    f"leave out {setting('pack_window')}",
+                    f"choose {setting('packing', 'bfd')}",
+                ],
             )
-        check_whole(self.lanes, "lanes", 1, 65_536)
-        # A sequence needs two tokens to train one, and lengths are 32-bit.
-        check_whole(self.max_length, "max_length", 2, 2**31 - 1)
-        check_whole(self.seed, "seed", 0, 2**64 - 1)
+        check_integer(self.lanes, setting("lanes"), 1, 65_536)
+        # A sequence needs two tokens to train one, and lengths are stored in 32 bits.
+        check_integer(self.max_length, setting("max_length"), 2, 2**31 - 1)
+        check_integer(self.seed, setting("seed"), 0, 2**64 - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class OutputConfig:
-    """Where the build goes and how it is run; nothing here but `position_ids` and `shard_tokens`
-    changes a byte of it."""
+    """Where the build is written, and how it is run.
+
+    Of these settings, only `position_ids` and `shard_tokens` change the bytes of the shards.
+    """
 
     output: str = ""
-    """Folder for the build."""
+    """Folder of the build."""
     overwrite: bool = False
-    """Replace a finished build that stands in the output folder."""
+    """Replace a finished build in the output folder."""
     position_ids: bool = True
-    """Store position ids in the shards; without them readers derive them from seq_lengths."""
+    """Store position ids in the shards; otherwise readers derive them from seq_lengths."""
     shard_tokens: int = 4 * 1024 * 1024
-    """Tokens in a shard file, about."""
+    """Approximate number of tokens in a shard file."""
     workers: int | None = None
-    """Worker processes; by default one for each 24 MB of input, up to one a core."""
+    """Worker processes. Default: one for each 24 MB of input, at most one per core."""
     on_bad_record: OnBadRecord = "error"
-    """error: stop at the first record that cannot be used; quarantine: set it aside in
-    rejected.jsonl and go on."""
+    """error: stop at the first record that cannot be used; quarantine: write it to rejected.jsonl
+    and continue."""
     max_rejected: str = "1%"
-    """Quarantine fails above this many rejected records: a percentage (1%) or a count (250)."""
+    """Maximum number of quarantined records: a percentage (1%) or a count (250)."""
     keep_spill: bool = False
-    """Keep the intermediate files, which a later build with the same records and settings
-    reuses."""
+    """Keep the intermediate files; a later build with the same records and settings reuses
+    them."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "output", local_folder(self.output, "--output"))
-        check_choice("on_bad_record", self.on_bad_record, OnBadRecord)
-        check_whole(self.workers, "workers", 1, 4096)
-        check_whole(self.shard_tokens, "shard_tokens", 1, 2**31 - 1)
-        self.rejected_limit(0)
+        object.__setattr__(self, "output", local_folder(self.output, setting("output")))
+        check_choice(setting("on_bad_record"), self.on_bad_record, OnBadRecord)
+        check_integer(self.workers, setting("workers"), 1, 4096)
+        check_integer(self.shard_tokens, setting("shard_tokens"), 1, 2**31 - 1)
+        self.rejected_limit(0)  # raises for an invalid `max_rejected`, before any work is done
 
     def rejected_limit(self, records: int) -> float:
-        """How many of `records` may be rejected."""
+        """Return how many of `records` may be rejected.
+
+        Raises:
+            ConfigError: `max_rejected` is neither a percentage nor a count.
+        """
         text = self.max_rejected.strip()
         try:
             value = float(text.removesuffix("%"))
@@ -185,7 +201,7 @@ class OutputConfig:
             value = -1.0
         if not 0 <= value < float("inf") or (text.endswith("%") and value > 100):
             raise ConfigError(
-                f"max_rejected is {self.max_rejected!r}",
+                f"{setting('max_rejected')} is {self.max_rejected!r}",
                 remedy="write a percentage such as 1%, or a count such as 250",
             )
         return value / 100 * records if text.endswith("%") else value
@@ -193,8 +209,10 @@ class OutputConfig:
 
 @dataclass(frozen=True, slots=True)
 class BuildConfig:
-    """A whole build. `BuildConfig.of(...)` takes the same settings flat, by the names they have on
-    the command line."""
+    """All settings of a build.
+
+    `BuildConfig.of(...)` takes the same settings without the nesting, by the names of their fields.
+    """
 
     source: SourceConfig = field(default_factory=SourceConfig)
     read: ReadConfig = field(default_factory=ReadConfig)
@@ -207,17 +225,24 @@ class BuildConfig:
     def __post_init__(self) -> None:
         if self.evaluation.eval_packing is not None and self.pack.packing == "wrapped":
             raise ConfigError(
-                f"--packing wrapped and --eval-packing {self.evaluation.eval_packing} cut sequences"
+                f"{setting('packing', 'wrapped')} and"
+                f" {setting('eval_packing', self.evaluation.eval_packing)} cut sequences"
                 " differently",
-                remedy="leave out --eval-packing, or build the evaluation records by themselves",
+                remedy=[
+                    f"leave out {setting('eval_packing')}",
+                    "build the evaluation records separately",
+                ],
             )
 
     @classmethod
     def of(cls, **settings: Any) -> BuildConfig:
-        """Make a config from flat settings, as `BuildConfig.of(inputs="a.jsonl", tokenizer="gpt2",
-        output="out")`.
+        """Create a configuration from flat settings.
 
-        Raises ConfigError for an unknown name, with the nearest known one.
+        Raises:
+            ConfigError: A setting is unknown (the remedy is the most similar name) or invalid.
+
+        Example:
+            BuildConfig.of(inputs="a.jsonl", tokenizer="gpt2", output="out")
         """
         parts: dict[str, dict[str, Any]] = {part: {} for part in _PARTS}
         for name, value in settings.items():
@@ -229,28 +254,28 @@ class BuildConfig:
 
     @property
     def rejects_suspects(self) -> bool:
-        """Whether conversations that look wrong are bad records."""
+        """Whether conversations that look wrong are treated as bad records."""
         return self.read.quality_checks == "reject" or (
             self.read.quality_checks == "auto" and self.output.on_bad_record == "quarantine"
         )
 
     def entries(self) -> tuple[SourceEntry, ...]:
-        """The sources to train on, each with what holds for the whole build filled in."""
-        given = self.source.sources or tuple(SourceEntry((name,)) for name in self.source.inputs)
-        whole = {
+        """Return the sources to train on, completed with the settings of the whole build."""
+        sources = self.source.sources or tuple(SourceEntry((name,)) for name in self.source.inputs)
+        defaults = {
             name: getattr(self.read, name)
             for name in ("split", "config_name", "revision", "limit", "strip_nulls")
         }
         return tuple(
             dataclasses.replace(
                 entry,
-                **{name: value for name, value in whole.items() if getattr(entry, name) is None},
+                **{name: value for name, value in defaults.items() if getattr(entry, name) is None},
             )
-            for entry in given
+            for entry in sources
         )
 
     def eval_entries(self) -> tuple[SourceEntry, ...]:
-        """The sources to evaluate on, where they are others than those to train on."""
+        """Return the sources of `eval_split` or `eval_input`; with neither there are none."""
         if self.evaluation.eval_split is not None:
             return tuple(
                 dataclasses.replace(
@@ -263,7 +288,7 @@ class BuildConfig:
         return dataclasses.replace(self, source=SourceConfig(self.evaluation.eval_input)).entries()
 
     def flat(self) -> dict[str, Any]:
-        """The settings as one flat dictionary of JSON values."""
+        """Return the settings as one flat dictionary of JSON values."""
         return {
             name: value
             for part in _PARTS
@@ -272,21 +297,24 @@ class BuildConfig:
 
 
 def read_config_file(path: str) -> dict[str, Any]:
-    """Read a YAML file of flat settings; names may be spelled with - or _.
+    """Read a YAML file of flat settings; their names may contain - or _.
 
-    Raises ConfigError where the file is missing, is no mapping or is not YAML.
+    Raises:
+        ConfigError: The file cannot be read, is not YAML, or is not a mapping.
     """
     import yaml
 
     try:
-        content = yaml.safe_load(Path(expand_path(path, "--config")).read_text(encoding="utf-8"))
+        file = Path(expand_path(path, "the path of the config file"))
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             f"cannot read the config file {path}: {error.strerror}",
-            remedy="check the path given to --config",
+            remedy="check its path",
         ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        # ValueError: not UTF-8, or an integer of thousands of digits.
+        # YAML raises ValueError for a file that is not UTF-8, and for an integer of thousands of
+        # digits.
         what = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ConfigError(
             f"{path} is not YAML: {what}", remedy="write lines such as  max_length: 2048"
@@ -295,7 +323,7 @@ def read_config_file(path: str) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(
-            f"{path} holds a {type(content).__name__}, not settings",
+            f"{path} contains a {type(content).__name__}, not settings",
             remedy="write lines such as  max_length: 2048",
         )
     return {str(name).replace("-", "_"): value for name, value in content.items()}

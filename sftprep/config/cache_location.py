@@ -11,13 +11,13 @@ from sftprep.config.validation import local_folder
 def cache_dir() -> Path:
     """Return $SFTPREP_CACHE, else $XDG_CACHE_HOME/sftprep, else ~/.cache/sftprep.
 
-    Nothing else reads these variables.
+    No other code reads these variables.
 
     Raises:
         ConfigError: One of them is a URL.
     """
-    if own := os.environ.get("SFTPREP_CACHE"):
-        return Path(local_folder(own, "SFTPREP_CACHE"))
-    if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(local_folder(shared, "XDG_CACHE_HOME")) / "sftprep"
+    if cache_folder := os.environ.get("SFTPREP_CACHE"):
+        return Path(local_folder(cache_folder, "SFTPREP_CACHE"))
+    if shared_folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(local_folder(shared_folder, "XDG_CACHE_HOME")) / "sftprep"
     return Path.home() / ".cache" / "sftprep"

@@ -1,5 +1,4 @@
-"""What a build reads: its sources, how their records are read, and which of them are held out for
-evaluation."""
+"""The input settings: sources, how their records are read, and what is held out for evaluation."""
 
 from __future__ import annotations
 
@@ -14,28 +13,33 @@ from sftprep.config.validation import (
     QualityChecks,
     TrainOn,
     check_choice,
-    check_factor,
-    check_kind,
+    check_integer,
     check_limit,
+    check_number,
     check_strings,
-    check_whole,
+    check_type,
     expand_path,
-    number_of,
-    strings,
+    to_number,
+    to_strings,
     unknown_setting,
 )
-from sftprep.errors import ConfigError
+from sftprep.errors import ConfigError, setting
 
 
 @dataclass(frozen=True, slots=True)
 class SourceEntry:
-    """One source of a mixture, an item of `sources:` in a config file. What is None is as for the
-    whole build.
+    """One source of a mixture, an item of `sources:` in a config file.
 
-    Of its records, in this order: the first `limit` are read; those held out for the evaluation are
-    set apart; of the rest, each stands in the build `repeat` times (a fraction: that share of them,
-    chosen by a seeded hash, once more). weight: the shares of sources in records; the source with
-    the least records for its weight is used whole, the others in part.
+    A setting that is None has the value of the whole build. The records of a source are selected
+    in this order: the first `limit` are read; the evaluation records are removed; each of the rest
+    is used `repeat` times.
+
+    Attributes:
+        weight: The share of the source in the records of the mixture, relative to the other
+            weights. The source with the fewest records for its weight is used completely, the
+            others in part.
+        repeat: How often each record is used; for the fraction of it, a share of the records that
+            is chosen by a seeded hash is used once more.
     """
 
     inputs: tuple[str, ...]
@@ -55,24 +59,30 @@ class SourceEntry:
 
     def __post_init__(self) -> None:
         inputs = check_strings(self.inputs, "the path of a source")
-        object.__setattr__(self, "inputs", _expanded(inputs))
+        object.__setattr__(self, "inputs", _expand_paths(inputs))
         object.__setattr__(self, "name", str(self.name or ", ".join(self.inputs)))
         if self.map is not None:
             object.__setattr__(self, "map", check_strings(self.map, f"the map of {self.name}"))
         for key in ("weight", "repeat"):
-            object.__setattr__(self, key, number_of(getattr(self, key)))
+            object.__setattr__(self, key, to_number(getattr(self, key)))
         for key in ("split", "config_name", "revision", "text_field"):
-            check_kind(getattr(self, key), f"the {key} of {self.name}", str, "text")
-        check_kind(self.strip_nulls, f"the strip_nulls of {self.name}", bool, "true or false")
+            check_type(getattr(self, key), f"the {key} of {self.name}", str, "a string")
+        check_type(self.strip_nulls, f"the strip_nulls of {self.name}", bool, "true or false")
         if self.weight is not None:
-            check_factor(self.weight, f"the weight of {self.name}", 1e-6, 1e6)
-        check_factor(self.repeat, f"the repeat of {self.name}", 1e-6, 1000)
+            check_number(self.weight, f"the weight of {self.name}", 1e-6, 1e6)
+        check_number(self.repeat, f"the repeat of {self.name}", 1e-6, 1000)
         check_limit(self.limit, f"the limit of {self.name}")
 
     @classmethod
     def of(cls, item: object) -> SourceEntry:
-        """From an item of a config file: a path, or a mapping with `path` or `inputs`. Raises
-        ConfigError."""
+        """Create an entry from an item of a config file.
+
+        Args:
+            item: A path, or a mapping with the key `path` or `inputs` and further settings.
+
+        Raises:
+            ConfigError: The item is something else, or has an unknown or invalid setting.
+        """
         if isinstance(item, (SourceEntry, str)):
             return item if isinstance(item, SourceEntry) else cls((item,))
         if not isinstance(item, dict):
@@ -88,17 +98,22 @@ class SourceEntry:
             if name not in known:
                 raise unknown_setting(name, ["path", *known], "of a source")
         if not values.get("inputs"):
-            raise ConfigError(f"a source names no input: {item!r}", remedy="give it a path:")
+            raise ConfigError(f"a source names no input: {item!r}", remedy="add a path:")
         return cls(**values)
 
     def format_config(self, whole: FormatConfig) -> FormatConfig:
-        """How the records of this source are read. Raises ConfigError."""
-        own = {
-            name: getattr(self, name)
-            for name in ("format", "text_field", "map", "train_on", "formatting_func")
-        }
-        given = {name: value for name, value in own.items() if value is not None}
-        return dataclasses.replace(whole, **given) if given else whole
+        """Return how the records of this source are read.
+
+        Args:
+            whole: The settings of the whole build.
+
+        Raises:
+            ConfigError: The combination of settings is invalid.
+        """
+        names = ("format", "text_field", "map", "train_on", "formatting_func")
+        settings = {name: getattr(self, name) for name in names}
+        settings = {name: value for name, value in settings.items() if value is not None}
+        return dataclasses.replace(whole, **settings) if settings else whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,116 +121,116 @@ class SourceConfig:
     """Where records come from."""
 
     inputs: tuple[str, ...] = ()
-    """Files, globs, folders, or data sets on the Hub (org/name); several are read in the order
-    given."""
+    """Files, globs, folders, or datasets on the Hub (org/name); several are read in their order."""
     sources: tuple[SourceEntry, ...] = ()
-    """Instead of inputs: the sources of a mixture, each with settings of its own."""
+    """Instead of inputs: the sources of a mixture, each with its own settings."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inputs", _expanded(strings(self.inputs)))
+        object.__setattr__(self, "inputs", _expand_paths(to_strings(self.inputs)))
         if not isinstance(self.sources, (list, tuple)):
             raise ConfigError(
                 f"sources is {self.sources!r}",
                 remedy="write a list of sources: - path: chats.jsonl",
             )
         object.__setattr__(self, "sources", tuple(SourceEntry.of(item) for item in self.sources))
+        # Not references: inputs are positional on the command line, and sources are not a flag.
         if self.inputs and self.sources:
             raise ConfigError(
                 "inputs and sources are both given", remedy="name all inputs in one of the two"
             )
-        object.__setattr__(self, "sources", _with_own_names(self.sources))
+        object.__setattr__(self, "sources", _make_names_unique(self.sources))
         weighted = [entry for entry in self.sources if entry.weight is not None]
         if weighted and len(weighted) < len(self.sources):
             without = next(entry.name for entry in self.sources if entry.weight is None)
             raise ConfigError(
-                f"the source {without} has no weight, and others have",
-                remedy="give every source a weight, or none",
+                f"the source {without} has no weight, and others have one",
+                remedy="specify a weight for every source, or for none",
             )
 
 
-def _expanded(inputs: tuple[str, ...]) -> tuple[str, ...]:
+def _expand_paths(inputs: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(expand_path(name, "an input") for name in inputs)
 
 
-def _with_own_names(entries: tuple[SourceEntry, ...]) -> tuple[SourceEntry, ...]:
-    """The sources with names that tell them apart, as the ledger does: a, a (2)."""
-    taken: set[str] = set()
-    given = {entry.name for entry in entries}
-    named = []
+def _make_names_unique(entries: tuple[SourceEntry, ...]) -> tuple[SourceEntry, ...]:
+    """Return the sources with equal names numbered, as in the manifest: a, a (2)."""
+    used: set[str] = set()
+    original = {entry.name for entry in entries}
+    renamed = []
     for entry in entries:
         name, number = entry.name, 1
-        while name in taken or (number > 1 and name in given):
+        # A number must not lead to the original name of another source.
+        while name in used or (number > 1 and name in original):
             number += 1
             name = f"{entry.name} ({number})"
-        taken.add(name)
-        named.append(entry if number == 1 else dataclasses.replace(entry, name=name))
-    return tuple(named)
+        used.add(name)
+        renamed.append(entry if number == 1 else dataclasses.replace(entry, name=name))
+    return tuple(renamed)
 
 
 @dataclass(frozen=True, slots=True)
 class ReadConfig:
-    """How much of the sources is read, and which part; a source of a mixture may say otherwise."""
+    """Which part of the sources is read; a source of a mixture may have its own values."""
 
     split: str | None = None
-    """Split of a data set that has several; train where it is not given."""
+    """Split of a dataset that has several. Default: train."""
     config_name: str | None = None
-    """Configuration (subset) of a data set on the Hub."""
+    """Configuration (subset) of a dataset on the Hub."""
     revision: str | None = None
-    """Branch, tag or commit of a data set on the Hub."""
+    """Branch, tag or commit of a dataset on the Hub."""
     limit: int | None = None
-    """Read so many records of each source at most."""
+    """Maximum number of records to read from each source."""
     strip_nulls: bool = False
-    """Leave out keys whose value is null, at every depth; tables have them where other rows have
-    the key."""
+    """Remove keys whose value is null, at every depth; a row of a table has null for each key that
+    only other rows have."""
 
     quality_checks: QualityChecks = "auto"
-    """Conversations that can be read and look wrong (role order, empty turns, no assistant turn, a
-    tool's answer without a call, special tokens or image placeholders in the text). reject: as bad
-    records; keep: train on them, as TRL does; auto: reject with
+    """What happens to conversations that are readable but look wrong (role order, empty turns, no
+    assistant turn, a tool's answer without a call, special tokens or image placeholders in the
+    text). reject: treat them as bad records; keep: train on them, as TRL does; auto: reject with
     --on-bad-record quarantine, keep otherwise."""
     duplicates: Duplicates = "keep"
-    """drop: of records that are the same, or the same but for blanks, use the first one only."""
+    """drop: of records that are equal, ignoring whitespace, use only the first one."""
 
     def __post_init__(self) -> None:
-        check_limit(self.limit, "limit")
-        check_choice("quality_checks", self.quality_checks, QualityChecks)
-        check_choice("duplicates", self.duplicates, Duplicates)
+        check_limit(self.limit, setting("limit"))
+        check_choice(setting("quality_checks"), self.quality_checks, QualityChecks)
+        check_choice(setting("duplicates"), self.duplicates, Duplicates)
 
 
 @dataclass(frozen=True, slots=True)
 class EvalConfig:
-    """Records that are held out for evaluation, as a build of their own in OUTPUT/eval."""
+    """Records that are held out for evaluation, as a separate build in OUTPUT/eval."""
 
     eval_fraction: float = 0.0
-    """Share of the records to hold out, chosen by a hash of the record: equal records are on the
-    same side, in any order."""
+    """Share of the records to hold out, chosen by a hash of the record: equal records are in the
+    same split, whatever their order."""
     eval_seed: int = 0
     """Seed of that hash."""
     eval_input: tuple[str, ...] = ()
     """Inputs to use for evaluation instead."""
     eval_split: str | None = None
-    """Split of the same data set to use for evaluation instead."""
+    """Split of the same dataset to use for evaluation instead."""
     eval_packing: EvalPacking | None = None
-    """Packing of the evaluation build; that of --packing where it is not given."""
+    """Packing of the evaluation build. Default: the value of --packing."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "eval_input", _expanded(strings(self.eval_input)))
-        check_factor(self.eval_fraction, "eval_fraction", 0, 1)
+        object.__setattr__(self, "eval_input", _expand_paths(to_strings(self.eval_input)))
+        check_number(self.eval_fraction, setting("eval_fraction"), 0, 1)
         if not self.eval_fraction < 1:
             raise ConfigError(
-                f"eval_fraction is {self.eval_fraction}",
-                remedy="give --eval-fraction from 0 to below 1, 0.05 say",
+                f"{setting('eval_fraction')} is {self.eval_fraction}",
+                remedy="use a fraction from 0 to below 1, such as 0.05",
             )
-        check_whole(self.eval_seed, "eval_seed", 0, 2**64 - 1)
+        check_integer(self.eval_seed, setting("eval_seed"), 0, 2**64 - 1)
         if self.eval_packing is not None:
-            check_choice("eval_packing", self.eval_packing, EvalPacking)
-        given = [
-            name for name in ("eval_fraction", "eval_input", "eval_split") if getattr(self, name)
-        ]
-        if len(given) > 1:
+            check_choice(setting("eval_packing"), self.eval_packing, EvalPacking)
+        names = ("eval_fraction", "eval_input", "eval_split")
+        specified = [setting(name) for name in names if getattr(self, name)]
+        if len(specified) > 1:
             raise ConfigError(
-                f"{' and '.join(given)} are both given",
-                remedy="choose one way to get evaluation records",
+                f"{' and '.join(specified)} are both given",
+                remedy="choose one source of evaluation records",
             )
 
 
@@ -224,53 +239,61 @@ class FormatConfig:
     """How a record is read, and which of its tokens are trained."""
 
     format: FormatName = "auto"
-    """Format of the records; auto looks at the keys of the first records of each input."""
+    """Format of the records; auto: detected from the keys of the first records of each input."""
     text_field: str = "text"
-    """Key that holds the text, for the text format."""
+    """Key of the text, for the text format."""
     map: tuple[str, ...] = ()
-    """Renames keys before the format is read: question=prompt,answer=completion."""
+    """Keys to rename before a record is read: question=prompt,answer=completion."""
     train_on: TrainOn = "auto"
-    """Tokens that are trained. auto: the completion where there is one, else every token;
-    assistant: what the assistant says; last-assistant: its last turn."""
+    """Tokens that are trained. all: every token; completion: the completion; assistant: the
+    assistant turns; last-assistant: the last assistant turn; auto: the completion where there is
+    one, else every token."""
     expand_turns: bool = False
-    """One example for each assistant turn, as the model sees the conversation when it writes that
-    turn; for templates that show earlier turns differently, as those that strip reasoning do."""
+    """Create one example for each assistant turn, as the model sees the conversation when it writes
+    that turn; for templates that render earlier turns differently, such as those that remove
+    reasoning."""
     escape_special: bool = False
-    """Take special tokens that a record spells out in its texts, such as <|im_end|>, for plain
+    """Encode special tokens that a record spells out in its texts, such as <|im_end|>, as plain
     text."""
     formatting_func: str | None = None
-    """Function that makes the text of a record: package.module:function, or file.py:function."""
+    """Function that returns the text of a record: package.module:function, or file.py:function."""
 
     def __post_init__(self) -> None:
-        if callable(self.formatting_func):  # from Python, people give the function itself
+        if callable(self.formatting_func):  # the Python API also accepts the function itself
             object.__setattr__(self, "formatting_func", name_of(self.formatting_func))
         if self.formatting_func is not None:
-            function = expand_path(self.formatting_func, "--formatting-func")
+            function = expand_path(self.formatting_func, setting("formatting_func"))
             object.__setattr__(self, "formatting_func", function)
         if self.formatting_func is not None and self.format not in ("auto", "text"):
             raise ConfigError(
-                f"--formatting-func makes texts of records, and --format is {self.format}",
+                f"{setting('formatting_func')} returns plain text, which is not compatible with"
+                f" {setting('format', self.format)}",
                 remedy="leave out one of the two",
             )
         if self.expand_turns and self.train_on == "all":
             raise ConfigError(
-                "--expand-turns with --train-on all would train the early turns of a conversation"
-                " again in each of its examples",
-                remedy="leave out --train-on, or give --train-on assistant",
+                f"{setting('expand_turns')} with {setting('train_on', 'all')} would train the early"
+                " turns of a conversation again in each of its examples",
+                remedy=[
+                    f"leave out {setting('train_on')}",
+                    f"use {setting('train_on', 'assistant')}",
+                ],
             )
-        check_choice("format", self.format, FormatName)
-        check_choice("train_on", self.train_on, TrainOn)
-        given = (self.map,) if isinstance(self.map, str) else self.map
-        pairs = tuple(pair.strip() for entry in given for pair in entry.split(",") if pair.strip())
+        check_choice(setting("format"), self.format, FormatName)
+        check_choice(setting("train_on"), self.train_on, TrainOn)
+        entries = (self.map,) if isinstance(self.map, str) else self.map
+        pairs = tuple(
+            pair.strip() for entry in entries for pair in entry.split(",") if pair.strip()
+        )
         for pair in pairs:
             source, equals, target = pair.partition("=")
             if not (equals and source and target):
                 raise ConfigError(
-                    f"--map {pair!r} is not of the form key=name",
-                    remedy="write --map question=prompt,answer=completion",
+                    f"{setting('map')} is {pair!r}, not of the form key=name",
+                    remedy=f"write {setting('map', 'question=prompt,answer=completion')}",
                 )
         object.__setattr__(self, "map", pairs)
 
     def renames(self) -> dict[str, str]:
-        """The key renames: name in the record -> name that the formats know."""
+        """Return the new name of each key to rename."""
         return dict(pair.split("=", 1) for pair in self.map)

@@ -1,4 +1,4 @@
-"""User functions by name, for worker processes and digests.
+"""Functions of users, addressed by name so that worker processes can load them.
 
 A name is `package.module:function` or `path/to/file.py:function`.
 """
@@ -23,8 +23,8 @@ from sftprep.errors import ConfigError
 UserFunction = Callable[..., Any]
 
 _REMEDY = (
-    "write package.module:function or path/to/file.py:function, of a function at the top level of "
-    "its module"
+    "write package.module:function or path/to/file.py:function; the function must be at the top"
+    " level of its module"
 )
 
 
@@ -32,7 +32,7 @@ def name_of(function: UserFunction) -> str:
     """Return the name under which `load_function` finds a function again.
 
     Raises:
-        ConfigError: the function has no such name, as a lambda.
+        ConfigError: The function has no such name; an example is a lambda.
     """
     qualified = getattr(function, "__qualname__", "")
     module = getattr(function, "__module__", None) or ""
@@ -41,10 +41,11 @@ def name_of(function: UserFunction) -> str:
             f"{function!r} has no name by which a worker process could find it", remedy=_REMEDY
         )
     if module == "__main__":
+        # A worker has another main module, so the function is addressed by its file.
         file = getattr(sys.modules["__main__"], "__file__", None)
         if file is None:
             raise ConfigError(
-                f"the function {qualified} is in no file, so no worker process could find it",
+                f"the function {qualified} is not in a file, so no worker process could find it",
                 remedy=_REMEDY,
             )
         return f"{Path(file).resolve()}:{qualified}"
@@ -53,31 +54,33 @@ def name_of(function: UserFunction) -> str:
 
 @cache
 def load_function(name: str) -> UserFunction:
-    """Load the function of that name.
+    """Return the function with the given name.
 
-    A module that is not installed is searched for in the working directory; nothing that it
-    imports is, except the other modules of its own package.
+    A module that is not installed is loaded from the working directory. Its own imports are not
+    searched for there, except for other modules of the same package.
 
     Raises:
-        ConfigError: there is no such function, or its module raises.
+        ConfigError: The function does not exist, or importing its module raises.
     """
-    place, colon, qualified = name.rpartition(":")
-    if not (colon and place and qualified):
+    location, colon, qualified = name.rpartition(":")
+    if not (colon and location and qualified):
         raise ConfigError(f"{name!r} does not name a function", remedy=_REMEDY)
-    found: Any = _load_module(place, name)
+    found: Any = _load_module(location, name)
     for part in qualified.split("."):
         found = getattr(found, part, None)
     if not callable(found):
-        raise ConfigError(f"there is no function {qualified} in {place}", remedy=_REMEDY)
+        raise ConfigError(f"there is no function {qualified} in {location}", remedy=_REMEDY)
     function: UserFunction = found
     return function
 
 
 def source_digest(name: str) -> str:
-    """Return the SHA-256, in hex, of the module of a function: another source may give other text.
+    """Return the SHA-256, in hex, of the source of a function's module.
+
+    It is a part of the recipe, since a changed function may return other texts.
 
     Raises:
-        ConfigError: there is no such function, or its source cannot be read.
+        ConfigError: The function does not exist, or its source cannot be read.
     """
     function = load_function(name)
     try:
@@ -89,18 +92,18 @@ def source_digest(name: str) -> str:
     return sha256(text).hexdigest()
 
 
-def _load_module(place: str, name: str) -> ModuleType:
+def _load_module(location: str, name: str) -> ModuleType:
     try:
-        if place.endswith(".py"):
-            return _module_of_file(Path(place).resolve())
-        _import_from_working_directory(place.partition(".")[0])
-        return importlib.import_module(place)
+        if location.endswith(".py"):
+            return _module_of_file(Path(location).resolve())
+        _import_from_working_directory(location.partition(".")[0])
+        return importlib.import_module(location)
     except (Exception, SystemExit) as error:
-        # Importing runs code of the user, which may raise anything, and may be a script that exits.
+        # Importing runs user code, which may raise any exception, or may be a script that exits.
         remedy = _REMEDY
         if isinstance(error, ModuleNotFoundError):
             remedy += (
-                "; its module may import what is installed, and other modules of its own package"
+                "; its module can import installed packages and other modules of its own package"
             )
         raise ConfigError(
             f"cannot load {name}: {type(error).__name__}: {error}", remedy=remedy
@@ -108,10 +111,10 @@ def _load_module(place: str, name: str) -> ModuleType:
 
 
 def _import_from_working_directory(package: str) -> None:
-    """Import a module or package of the working directory, unless one of that name is installed.
+    """Import a module or package of the working directory, unless it is installed.
 
-    The working directory does not become a part of the search path: what else is in there must not
-    be imported by its name.
+    The working directory is not added to the search path: it may contain downloaded files with the
+    names of installed modules, which must not be imported.
     """
     if package in sys.modules or importlib.util.find_spec(package) is not None:
         return
@@ -135,6 +138,6 @@ def _execute(name: str, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         assert spec.loader is not None
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[name]  # a module that raised must not be found half-made the next time
+        del sys.modules[name]  # the next import must not find the incomplete module
         raise
     return module

@@ -1,4 +1,8 @@
-"""The values that settings may have, and how a wrong one is refused."""
+"""The values that settings may have, and the checks that reject others.
+
+The functions take the `label` of a setting for their errors: usually a reference,
+`setting("max_length")`, or a phrase such as "the weight of chats.jsonl".
+"""
 
 from __future__ import annotations
 
@@ -23,136 +27,140 @@ OnBadRecord = Literal["error", "quarantine"]
 QualityChecks = Literal["auto", "keep", "reject"]
 Duplicates = Literal["keep", "drop"]
 EncoderChoice = Literal["auto", "gigatoken", "tokenizers"]
-TemplateWay = Literal["auto", "jinja"]
+TemplateBackend = Literal["auto", "jinja"]
 
 
 def unknown_setting(name: str, known: list[str], where: str = "") -> ConfigError:
-    """What to say of a setting that is not known, with the nearest one that is."""
-    near = difflib.get_close_matches(name, known, n=1)
+    """Return the error for an unknown setting; its remedy is the most similar known name."""
+    # Plain names and not references: the name is shown as it is written in a config file.
+    similar = difflib.get_close_matches(name, known, n=1)
     return ConfigError(
         f"unknown setting {name!r} {where}".rstrip(),
-        remedy=f"did you mean {near[0]!r}?" if near else f"known settings: {', '.join(known)}",
+        remedy=f"did you mean {similar[0]!r}?" if similar else f"use one of: {', '.join(known)}",
     )
 
 
-def strings(value: Any) -> tuple[str, ...]:
-    """One string or several, as a tuple."""
+def to_strings(value: Any) -> tuple[str, ...]:
+    """Convert one string or path, or several, to a tuple of strings."""
     if isinstance(value, (str, Path)):
         value = (value,)
     return tuple(str(item) for item in value)
 
 
-def check_strings(value: Any, name: str) -> tuple[str, ...]:
-    """As `strings`. Raises ConfigError for what is neither text nor a list of texts."""
+def check_strings(value: Any, label: str) -> tuple[str, ...]:
+    """Convert one string or path, or a list of them, to a tuple of strings.
+
+    Raises:
+        ConfigError: The value is something else.
+    """
     items = (value,) if isinstance(value, (str, Path)) else value
     if not isinstance(items, (list, tuple)) or not all(
         isinstance(item, (str, Path)) for item in items
     ):
-        raise ConfigError(f"{name} is {value!r}", remedy="give text, or a list of texts")
-    return strings(value)
+        raise ConfigError(f"{label} is {value!r}", remedy="use a string or a list of strings")
+    return to_strings(value)
 
 
-def check_kind(value: object, name: str, kind: type, what: str) -> None:
-    """Raises ConfigError for a value of another kind; None is none given."""
+def check_type(value: object, label: str, kind: type, description: str) -> None:
+    """Raise ConfigError if a value is neither None nor of the type `kind`."""
     if value is not None and not isinstance(value, kind):
-        raise ConfigError(f"{name} is {value!r}", remedy=f"give {what}")
+        raise ConfigError(f"{label} is {value!r}", remedy=f"use {description}")
 
 
-def number_of(value: Any) -> Any:
-    """The number that a text spells, for YAML takes `1e-3` for text; anything else as it is."""
+def to_number(value: Any) -> Any:
+    """Convert a string to the number that it contains, and leave any other value unchanged.
+
+    YAML reads `1e-3` as a string.
+    """
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
 
 
-def check_limit(limit: int | None, name: str) -> None:
-    """Raises ConfigError for what is no whole number of records, 1 or more."""
-    if limit is not None and (type(limit) is not int or limit < 1):
+def check_limit(limit: int | None, label: str) -> None:
+    """Raise ConfigError if a number of records is neither None nor an integer of 1 or more."""
+    if limit is not None and (type(limit) is not int or limit < 1):  # True is not a number
         raise ConfigError(
-            f"{name} is {limit!r}", remedy="give a whole number of records, 1 or more"
+            f"{label} is {limit!r}", remedy="use a whole number of records, 1 or more"
         )
 
 
-def check_whole(value: object, name: str, low: int, high: int) -> None:
-    """Raises ConfigError for what is no whole number from `low` to `high`; None is none given."""
+def check_integer(value: object, label: str, low: int, high: int) -> None:
+    """Raise ConfigError if a value is neither None nor an integer from `low` to `high`."""
     if value is not None and (
         isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high
     ):
         raise ConfigError(
-            f"{name} is {value!r}",
-            remedy=f"give --{name.replace('_', '-')} a whole number from {low} to {high}",
+            f"{label} is {value!r}", remedy=f"use a whole number from {low} to {high}"
         )
 
 
-def check_factor(factor: object, name: str, low: float, high: float) -> None:
-    """Raises ConfigError for what is no number from `low` to `high`."""
-    if (
-        isinstance(factor, bool)
-        or not isinstance(factor, (int, float))
-        or not low <= factor <= high
-    ):
-        raise ConfigError(
-            f"{name} is {factor!r}", remedy=f"give a number from {low:g} to {high:,g}"
-        )
+def check_number(value: object, label: str, low: float, high: float) -> None:
+    """Raise ConfigError if a value is not a number from `low` to `high`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ConfigError(f"{label} is {value!r}", remedy=f"use a number from {low:g} to {high:,g}")
 
 
-def check_choice(name: str, value: object, kind: Any) -> None:
-    """Raises ConfigError for a value that is none of a Literal's."""
-    choices = get_args(kind)
+def check_choice(label: str, value: object, choices_type: Any) -> None:
+    """Raise ConfigError if a value is not one of the values of a Literal."""
+    choices = get_args(choices_type)
     if value not in choices:
-        raise ConfigError(f"{name} is {value!r}", remedy=f"choose one of: {', '.join(choices)}")
+        raise ConfigError(f"{label} is {value!r}", remedy=f"choose one of: {', '.join(choices)}")
 
 
-def expand_path(path: str, name: str) -> str:
-    """Return a path with `~` and `~user` expanded. Raises ConfigError for a NUL character."""
+def expand_path(path: str, label: str) -> str:
+    """Return a path with `~` and `~user` expanded.
+
+    Raises:
+        ConfigError: The path has a NUL character.
+    """
     if "\0" in path:
-        raise ConfigError(f"{name} is {path!r}, with a NUL character", remedy="remove it")
+        raise ConfigError(f"{label} is {path!r}, with a NUL character", remedy="remove it")
     return os.path.expanduser(path)
 
 
-def local_folder(path: str, name: str) -> str:
-    """Return the path of a folder that is written to, with `~` and `~user` expanded.
+def local_folder(path: str, label: str) -> str:
+    """Return the path of an output folder, with `~` and `~user` expanded.
 
     Raises:
-        ConfigError: it is not a path on a local disk, as `check_local_path` says, or is of a user
-            that does not exist.
+        ConfigError: The path is not on a local disk (see `check_local_path`), or contains the name
+            of a user that does not exist.
     """
-    expanded = expand_path(path, name)
-    check_local_path(expanded, name)
+    expanded = expand_path(path, label)
+    check_local_path(expanded, label)
     if expanded.startswith("~"):
         raise ConfigError(
-            f"{name} is {path}, and there is no such user",
-            remedy=f"for a local folder of this name, write ./{path}",
+            f"{label} is {path}, and there is no such user",
+            remedy=f"write ./{path} if you mean a local folder of this name",
         )
     return expanded
 
 
-def check_local_path(path: str, name: str) -> None:
-    """Raises ConfigError for a URL or a path of another system, which would otherwise be taken for
-    a relative path.
+def check_local_path(path: str, label: str) -> None:
+    """Raise ConfigError for a URL, a path of another system, or a path that is not UTF-8.
 
-    A colon in the first component is enough, since `Path("s3://bucket/x")` is `s3:/bucket/x`. Only
-    Windows has drives (`C:/x`).
+    A URL would otherwise be used as a relative path. A colon in the first component is sufficient,
+    since `Path("s3://bucket/x")` is `s3:/bucket/x`. Only Windows has drives (`C:/x`).
     """
     try:
         path.encode()
     except UnicodeEncodeError as error:
         raise ConfigError(
-            f"{name} is {printable(path)}, which is not UTF-8", remedy="choose another name"
+            f"{label} is {printable(path)}, which is not UTF-8", remedy="choose another name"
         ) from error
-    bare = path.strip()
-    if os.name == "nt" and re.match(r"[A-Za-z]:[\\/]", bare):
+    stripped = path.strip()
+    if os.name == "nt" and re.match(r"[A-Za-z]:[\\/]", stripped):
         return
-    if "://" in bare or ":" in bare.partition("/")[0] or bare.startswith("\\\\"):
-        local = re.sub(r"/+", "/", bare)
+    if "://" in stripped or ":" in stripped.partition("/")[0] or stripped.startswith("\\\\"):
+        local = re.sub(r"/+", "/", stripped)  # as the operating system reads the path
         raise ConfigError(
-            f"{name} is {path}: URLs are not supported, nor are paths of other systems",
-            remedy="give a path on a local disk, and copy the data with the tools of the store; for"
+            f"{label} is {path}: URLs are not supported, nor are paths of other systems",
+            remedy="use a path on a local disk, and copy the data with the tools of the store; for"
             f" a local path of this name, write {local if local.startswith('/') else './' + local}",
         )
 
 
 def printable(path: str) -> str:
-    """Return a path with the bytes that are not UTF-8 as escapes."""
+    """Return a path in which bytes that are not UTF-8 are written as escapes."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

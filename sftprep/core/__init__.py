@@ -1,1 +1,1 @@
-"""The central types, and helpers that know nothing of the project's purpose."""
+"""Central types, and general helpers that do not depend on the pipeline."""

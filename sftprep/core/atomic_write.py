@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written under a temporary name, synced, renamed."""
+"""Atomic writing of files: written under a temporary name, synced, then renamed."""
 
 from __future__ import annotations
 
@@ -12,21 +12,29 @@ from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
-from sftprep.errors import StorageError
+from sftprep.errors import StorageError, setting
 
 
 def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Make `path` hold what `write` writes, or leave it as it was.
+    """Write a file atomically and durably.
 
-    The data is on the disk before the name is, and the name before this returns. Raises
-    StorageError (disk full, no permission); the temporary file is removed then.
+    The data is on the disk before the file gets its name, and the name is on the disk when this
+    function returns.
+
+    Args:
+        path: The file, which is replaced if it exists.
+        write: Called with the open file.
+
+    Raises:
+        StorageError: The file cannot be written (disk full, no permission). The file at `path` is
+            unchanged, and the temporary file is removed.
     """
 
     write_named(path.parent, path.name, write, lambda: path.name)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Make `path` hold these bytes, or leave it as it was; as `write_file`."""
+    """Write bytes to a file atomically and durably, as `write_file` does."""
 
     def write(file: BinaryIO) -> None:
         file.write(content)
@@ -34,51 +42,73 @@ def write_bytes(path: Path, content: bytes) -> None:
     write_file(path, write)
 
 
-def temporary_name(name: str) -> str:
-    """Return a name for a file that is renamed to `name` when it is complete.
+def write_named(
+    folder: Path, working_name: str, write: Callable[[BinaryIO], None], name_of: Callable[[], str]
+) -> str:
+    """Write a file whose name depends on its content, as `write_file` does.
 
-    No two processes use the same one, on any machines that share the folder. The name ends in a
-    check sum of itself, by which `is_temporary_name` tells it from the names of users.
+    Args:
+        folder: The folder of the file.
+        working_name: The name for the temporary file and for errors.
+        write: Called with the open file.
+        name_of: Called after the data is on the disk; returns the name of the file.
+
+    Returns:
+        The name.
+
+    Raises:
+        StorageError: The file cannot be written.
     """
-    token = secrets.token_hex(8)
-    return f".{name}.{token}{_check_of(name, token)}.tmp"
+    with storage_errors(folder / working_name), temporary_path(folder / working_name) as temporary:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            # Without this, the file could be empty after a power failure, under its final name.
+            os.fsync(file.fileno())
+        name = name_of()
+        os.replace(temporary, folder / name)
+        sync_folder(folder)
+    return name
+
+
+@contextmanager
+def temporary_path(path: Path) -> Iterator[Path]:
+    """Yield an unused path in the folder of `path`; a file there is removed at the end.
+
+    The caller writes the file and renames it to `path` inside the `with` block.
+    """
+    temporary = path.with_name(temporary_name(path.name))
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def temporary_name(name: str) -> str:
+    """Return a name for the temporary file that will be renamed to `name`.
+
+    The name is unique among all processes on all machines that share the folder. It ends in a
+    checksum of itself, by which `is_temporary_name` distinguishes it from the files of users.
+    """
+    token = secrets.token_hex(8)  # not the process id, which is not unique among machines
+    return f".{name}.{token}{_checksum_of(name, token)}.tmp"
 
 
 def is_temporary_name(name: str) -> bool:
-    """Whether `temporary_name` made a file name."""
-    found = _TEMPORARY_NAME.fullmatch(name)
-    return found is not None and found["check"] == _check_of(found["name"], found["token"])
+    """Return whether a file name was created by `temporary_name`."""
+    match = _TEMPORARY_NAME.fullmatch(name)
+    return match is not None and match["check"] == _checksum_of(match["name"], match["token"])
 
 
 _TEMPORARY_NAME = re.compile(r"\.(?P<name>.+)\.(?P<token>[0-9a-f]{16})(?P<check>[0-9a-f]{8})\.tmp")
 
 
-def _check_of(name: str, token: str) -> str:
+def _checksum_of(name: str, token: str) -> str:
     return sha256(f"sftprep {name} {token}".encode()).hexdigest()[:8]
 
 
-def write_named(
-    folder: Path, working_name: str, write: Callable[[BinaryIO], None], name_of: Callable[[], str]
-) -> str:
-    """As `write_file`, for a file whose name is known only when it is on the disk: then `name_of`
-    is called. Returns the name."""
-    temporary = folder / temporary_name(working_name)
-    with storage_errors(folder / working_name):
-        try:
-            with open(temporary, "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            name = name_of()
-            os.replace(temporary, folder / name)
-            sync_folder(folder)
-        finally:
-            temporary.unlink(missing_ok=True)
-    return name
-
-
 def sync_folder(folder: Path) -> None:
-    """Put the names in a folder on the disk."""
+    """Write the names in a folder to the disk, so that renamed files survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -88,25 +118,29 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system says about `path` into a StorageError with a remedy."""
+    """Convert an OSError in the `with` block to a StorageError about `path`, with a remedy."""
     try:
         yield
     except OSError as error:
+        # Alternatives are lists, since a trainer has no setting for the size of shards.
+        elsewhere = f"choose another {setting('output')}"
         remedies = {
             errno.ENOSPC: (
-                "free some space, or build on another disk with --output; what is done so far is"
-                " kept and reused"
+                f"free some space, or write to another disk with {setting('output')}; finished"
+                " parts are kept and reused"
             ),
             errno.EDQUOT: (
-                "your quota is used up: free some space, or build elsewhere with --output"
+                "your quota is used up: free some space, or write to another disk with"
+                f" {setting('output')}"
             ),
-            errno.EFBIG: (
-                "a limit on file sizes is set (ulimit -f): raise it, or lower --shard-tokens"
-            ),
-            errno.EACCES: "check the permissions of the folder, or choose another --output",
-            errno.EROFS: "the file system is read-only: choose another --output",
-            errno.ENOTDIR: "a part of the path is a file: choose another --output",
-            errno.EEXIST: "a file stands where a folder is needed: choose another --output",
+            errno.EFBIG: [
+                "raise the limit on file sizes (ulimit -f)",
+                f"lower {setting('shard_tokens')}",
+            ],
+            errno.EACCES: f"check the permissions of the folder, or {elsewhere}",
+            errno.EROFS: f"the file system is read-only: {elsewhere}",
+            errno.ENOTDIR: f"a part of the path is a file: {elsewhere}",
+            errno.EEXIST: f"a file has the path of a required folder: {elsewhere}",
         }
         raise StorageError(
             f"cannot write {path}: {error.strerror or error}",

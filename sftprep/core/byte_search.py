@@ -1,4 +1,11 @@
-"""Whether any of some short texts stands in a long one, which it mostly does not."""
+"""Search for any of several short words in a large block of bytes, in which most are absent.
+
+1. A few words: their first two bytes are compared as one 16-bit number with the whole block, which
+   is ten times as fast as `bytes.find`. Words whose first two bytes are absent are dropped.
+2. The other words are grouped by their first byte. The positions of a byte are found once and kept,
+   since the same block is searched for several lists of words.
+3. The positions are narrowed byte by byte, for all words with the same prefix together.
+"""
 
 from __future__ import annotations
 
@@ -9,96 +16,105 @@ import numpy as np
 from numpy.typing import NDArray
 
 _FEW_PAIRS = 4
+"""The maximum number of byte pairs that step 1 looks for; each costs a pass over the block."""
 _STEP = 1 << 17
-"""Numbers in one step of a comparison, whose result fits into a processor's cache."""
+"""Numbers that are compared at once; the result fits into the cache of a processor."""
 
 
-class Letters:
-    """Bytes in which words are looked for.
+class ByteSearcher:
+    """A block of bytes that is searched for words.
 
-    Most words are absent, and so are their first two letters, which are compared as one number: ten
-    times as fast as looking for the word. Otherwise a word is looked for where its first letter is;
-    the places of a letter are found once.
+    Example:
+        ByteSearcher(b'{"text": "so it goes"}').contains_any([b"it", b"xyz"])  ->  True
     """
 
     def __init__(self, data: bytes) -> None:
         self.data = data
-        self._letters = np.frombuffer(data, np.uint8)
-        self._places: dict[int, NDArray[np.int64]] = {}
+        self._bytes = np.frombuffer(data, np.uint8)
+        self._positions: dict[int, NDArray[np.int64]] = {}  # by byte, filled on demand
 
-    def hold_any(self, words: Iterable[bytes]) -> bool:
-        """Whether one of the words, none of them empty, is there."""
+    def contains_any(self, words: Iterable[bytes]) -> bool:
+        """Return whether the block contains one of the words, none of which may be empty."""
         words = [*words]
         pairs = {word[:2] for word in words if len(word) > 1}
         if len(pairs) <= _FEW_PAIRS:
-            absent = pairs - self._pairs(pairs)
+            absent = pairs - self._find_pairs(pairs)
             words = [word for word in words if word[:2] not in absent]
         for first, group in groupby(sorted(words), key=lambda word: word[0]):
-            if _go_on(self._letters, self.places(first), list(group), 1):
+            if _has_any(self._bytes, self._positions_of(first), list(group), 1):
                 return True
         return False
 
-    def may_hold(self, words: Iterable[str]) -> bool:
-        """Whether texts in these lines of JSON may hold one of the words; False is sure, and the
-        usual answer.
+    def may_contain(self, words: Iterable[str]) -> bool:
+        r"""Return whether strings in these lines of JSON may contain one of the words.
 
-        JSON may write letters as escapes. Those of the first two letters are looked for; the rest
-        counts where a word has begun.
+        False is certain, and the usual answer; True may be wrong.
+
+        JSON may escape any character (`<` as `\u003c`), so a word is also possible where one of its
+        first two characters occurs as an escape, or where its first two bytes occur and later ones
+        may be escaped.
         """
-        wanted = [word for word in words if word]
-        if self.hold_any(
-            {sign for word in wanted for letter in word[:2] for sign in _escapes(letter)}
-        ):
+        words = [word for word in words if word]
+        first_escapes = {
+            escape for word in words for character in word[:2] for escape in _escapes_of(character)
+        }
+        if self.contains_any(first_escapes):
             return True
-        written = [word.encode("utf-8", "surrogatepass") for word in wanted]
-        begun = {word[:2].encode("utf-8", "surrogatepass") for word in wanted}
-        within = {_SHORT[letter] for word in wanted for letter in word if letter in _SHORT}
-        return self.hold_any(begun) and self.hold_any({*written, *within, rb"\u"})
+        unescaped = [word.encode("utf-8", "surrogatepass") for word in words]
+        prefixes = {word[:2].encode("utf-8", "surrogatepass") for word in words}
+        short_escapes = {
+            _SHORT_ESCAPES[character]
+            for word in words
+            for character in word
+            if character in _SHORT_ESCAPES
+        }
+        return self.contains_any(prefixes) and self.contains_any(
+            {*unescaped, *short_escapes, rb"\u"}
+        )
 
-    def _pairs(self, wanted: Iterable[bytes]) -> set[bytes]:
-        """Which of these pairs of letters are there."""
-        missing = {int.from_bytes(pair, "little"): pair for pair in wanted}
+    def _find_pairs(self, pairs: Iterable[bytes]) -> set[bytes]:
+        """Return the byte pairs that occur in the block."""
+        missing = {int.from_bytes(pair, "little"): pair for pair in pairs}
         found: set[bytes] = set()
+        # The 16-bit numbers at even positions, then those at odd positions.
         for first in range(min(2, len(self.data))):
             numbers = np.frombuffer(self.data, "<u2", (len(self.data) - first) // 2, first)
-            for place in range(0, len(numbers), _STEP):
-                step = numbers[place : place + _STEP]
-                here = [number for number in missing if (step == number).any()]
-                found.update(missing.pop(number) for number in here)
+            for start in range(0, len(numbers), _STEP):
+                step = numbers[start : start + _STEP]
+                present = [number for number in missing if (step == number).any()]
+                found.update(missing.pop(number) for number in present)
         return found
 
-    def places(self, letter: int) -> NDArray[np.int64]:
-        """Where a byte stands, which is looked for once."""
-        if letter not in self._places:
-            self._places[letter] = np.flatnonzero(self._letters == letter)
-        return self._places[letter]
+    def _positions_of(self, byte: int) -> NDArray[np.int64]:
+        if byte not in self._positions:
+            self._positions[byte] = np.flatnonzero(self._bytes == byte)
+        return self._positions[byte]
 
 
-def _go_on(
-    letters: NDArray[np.uint8], places: NDArray[np.int64], words: Sequence[bytes], known: int
+def _has_any(
+    data: NDArray[np.uint8], positions: NDArray[np.int64], words: Sequence[bytes], matched: int
 ) -> bool:
-    """Whether one of the words, sorted and alike in their first `known` letters, which stand at
-    these places, is there."""
-    if not len(places):
+    """Return whether one of the words occurs at one of the positions.
+
+    Args:
+        data: The bytes of the block.
+        positions: int64 [n], where the common prefix of the words occurs.
+        words: Sorted, with the same first `matched` bytes.
+        matched: The length of the common prefix.
+    """
+    if not len(positions):
         return False
-    if len(words[0]) == known:
+    if len(words[0]) == matched:  # sorted, so the shortest of the words is the first
         return True
-    places = places[: np.searchsorted(places, len(letters) - known)]
-    following = letters[places + known]
+    positions = positions[: np.searchsorted(positions, len(data) - matched)]
+    next_bytes = data[positions + matched]
     return any(
-        _go_on(letters, places[following == letter], list(group), known + 1)
-        for letter, group in groupby(words, key=lambda word: word[known])
+        _has_any(data, positions[next_bytes == byte], list(group), matched + 1)
+        for byte, group in groupby(words, key=lambda word: word[matched])
     )
 
 
-def _escapes(letter: str) -> list[bytes]:
-    """How JSON writes a letter that it escapes; of one beyond the first 65,536, the first half."""
-    if letter in _SHORT:
-        return [_SHORT[letter], *_by_number(letter)]
-    return _by_number(letter)
-
-
-_SHORT = {
+_SHORT_ESCAPES = {
     "/": rb"\/",
     '"': rb"\"",
     "\\": rb"\\",
@@ -110,7 +126,9 @@ _SHORT = {
 }
 
 
-def _by_number(letter: str) -> list[bytes]:
-    unit = letter.encode("utf-16-be", "surrogatepass").hex()[:4]
-    written = {"".join(digits) for digits in product(*({digit, digit.upper()} for digit in unit))}
-    return [rf"\u{digits}".encode() for digits in written]
+def _escapes_of(character: str) -> list[bytes]:
+    """Return the JSON escapes of a character, or of its first surrogate above U+FFFF."""
+    unit = character.encode("utf-16-be", "surrogatepass").hex()[:4]
+    spellings = {"".join(digits) for digits in product(*({digit, digit.upper()} for digit in unit))}
+    numeric = [rf"\u{digits}".encode() for digits in spellings]
+    return [_SHORT_ESCAPES[character], *numeric] if character in _SHORT_ESCAPES else numeric

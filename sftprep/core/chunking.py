@@ -1,4 +1,4 @@
-"""Texts or lines put together in groups of about a size."""
+"""Grouping of strings or lines into chunks of about equal size."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ _Item = TypeVar("_Item", str, bytes)
 
 
 def in_groups(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
-    """Items, in order, in lists that end with the item that brings them to `size` characters or
-    bytes; none is empty."""
+    """Yield consecutive items in non-empty lists of about `size` characters or bytes.
+
+    A list ends with the item that brings its total to `size`.
+
+    Example:
+        in_groups(["ab", "cd", "e"], 3)  ->  ["ab", "cd"], ["e"]
+    """
     group: list[_Item] = []
     total = 0
     for item in items:

@@ -1,68 +1,75 @@
-"""Where what was worked out once about a tokenizer is kept between runs: checked files, each
-replaced as a whole."""
+"""Cache entries on disk: files with a checksum, each replaced as a whole.
+
+A damaged entry counts as missing, and an entry that cannot be written is skipped with a log line: a
+cache only saves time.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import orjson
 import xxhash
 
+from sftprep.core.atomic_write import temporary_path
+
 _log = logging.getLogger(__name__)
 
 
 def read_entry(path: Path) -> tuple[dict[str, Any], bytes] | None:
-    """What `write_entry` put there; None where there is no such file, or a damaged one (which is as
-    good as none)."""
+    """Return the `entry` and `body` of `write_entry`, or None if the file is missing or damaged."""
     try:
         with open(path, "rb") as file:
-            # Read in parts, for a copy of a large body costs as much as reading it.
+            # Read in parts, since slicing a large body would copy it.
             check, head, body = file.readline(), file.readline(), file.read()
     except OSError:
         return None
-    if not head.endswith(b"\n") or check != _check_of(head, body):
-        _log.warning("%s is damaged: it is made anew", path)
+    if not head.endswith(b"\n") or check != _checksum_of(head, body):
+        _log.warning("%s is damaged and will be created again", path)
         return None
     entry = orjson.loads(head)
     return (entry, body) if isinstance(entry, dict) else None
 
 
 def write_entry(path: Path, entry: dict[str, Any], body: bytes = b"") -> bool:
-    """Keep `entry` (JSON values) and `body` (anything, apart because parsing megabytes of it as
-    JSON takes twice as long).
+    """Write a cache entry; readers see either the old file or the new one.
 
-    A reader sees the old file or the new one, never half of one. A cache that cannot be written
-    (read-only home, full disk) costs time and nothing else: it is logged, and False is returned.
+    Args:
+        path: The file; missing folders are created.
+        entry: JSON values.
+        body: Additional bytes. They are not a part of the JSON, since parsing megabytes of it takes
+            twice as long.
+
+    Returns:
+        False if the file cannot be written (read-only home, full disk), which is logged.
     """
     head = orjson.dumps(entry) + b"\n"
-    return write_whole(path, _check_of(head, body) + head + body)
+    return write_whole(path, _checksum_of(head, body) + head + body)
 
 
 def write_whole(path: Path, content: bytes) -> bool:
-    """Keep a file; False where it cannot be written, as for `write_entry`."""
+    """Write a file as a whole; return False if it cannot be written, as `write_entry` does."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=path.name + ".", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
+        with temporary_path(path) as temporary:
+            with open(temporary, "wb", opener=_open_private) as file:
                 file.write(content)
             os.replace(temporary, path)
-        except OSError:
-            with suppress(OSError):
-                os.unlink(temporary)
-            raise
     except OSError as error:
         _log.warning("cannot keep %s for the next run: %s", path, error)
         return False
     return True
 
 
-def _check_of(*parts: bytes) -> bytes:
+def _open_private(path: str, flags: int) -> int:
+    # Entries may list the files of private repositories of the Hub.
+    return os.open(path, flags, mode=0o600)
+
+
+def _checksum_of(*parts: bytes) -> bytes:
     state = xxhash.xxh3_128()
     for part in parts:
         state.update(part)

@@ -1,5 +1,7 @@
-"""Pieces of one flat array, taken in another order by one call, however many they are (Arrow copies
-100 million a second)."""
+"""Segments of one flat array, and their selection in another order by one call.
+
+The selection is done by Arrow, which copies about 100 million segments a second.
+"""
 
 from __future__ import annotations
 
@@ -13,58 +15,84 @@ from numpy.typing import NDArray
 Value = TypeVar("Value", bound=np.generic)
 
 
-def edges(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where pieces of these lengths begin and end, one after the other: int64 [n + 1]."""
-    found = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=found[1:])
-    return found
+def to_offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the offsets of consecutive segments.
+
+    Args:
+        lengths: int64 [n], the length of each segment.
+
+    Returns:
+        int64 [n + 1]; segment k is from offset k to offset k + 1.
+
+    Example:
+        to_offsets([2, 0, 3])  ->  [0, 2, 2, 5]
+    """
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
 
 
 def replace_segments(
     values: NDArray[Any], offsets: NDArray[np.int64], new: Mapping[int, NDArray[Any]]
 ) -> NDArray[Any]:
-    """Segments side by side, some of them replaced.
+    """Return consecutive segments with some of them replaced.
 
     Args:
-        values: the segments, along the first axis.
-        offsets: int64 [n + 1], where each begins and the last one ends.
-        new: other segments for some numbers, of any length.
+        values: The segments, concatenated along the first axis.
+        offsets: int64 [n + 1], the offsets of the segments in `values`.
+        new: The replacements by the index of the segment; their lengths may differ.
+
+    Example:
+        values = [1, 2, 3, 4], offsets = [0, 2, 3, 4], new = {1: [7, 8]}  ->  [1, 2, 7, 8, 4]
     """
     parts: list[NDArray[Any]] = []
-    done = 0
+    copied = 0
     for number in sorted(new):
-        parts += (values[done : offsets[number]], new[number])
-        done = int(offsets[number + 1])
-    return np.concatenate([*parts, values[done:]])
+        parts += (values[copied : offsets[number]], new[number])
+        copied = int(offsets[number + 1])
+    return np.concatenate([*parts, values[copied:]])
 
 
 @dataclass(frozen=True, slots=True)
 class Ragged(Generic[Value]):
-    """Pieces side by side: piece k is values[edges[k]:edges[k + 1]]; edges: int64 [n + 1]."""
+    """Segments of different lengths in one flat array.
+
+    Attributes:
+        values: The segments, concatenated.
+        offsets: int64 [n + 1]; segment k is `values[offsets[k] : offsets[k + 1]]`.
+    """
 
     values: NDArray[Value]
-    edges: NDArray[np.int64]
+    offsets: NDArray[np.int64]
 
-    def taken(self, which: NDArray[np.int64]) -> Ragged[Value]:
-        """The pieces of these numbers, in this order."""
-        # Whoever only reads a tokenizer needs no Arrow; and pyarrow.compute makes a function of
-        # each of its 280 when it is imported, which takes as long as gathering the pieces of a
-        # small build.
+    def take(self, which: NDArray[np.int64]) -> Ragged[Value]:
+        """Return the segments with the given indices, in their order.
+
+        Args:
+            which: int64 [m]; an index may occur several times.
+
+        Example:
+            segments [[1, 2], [3], []], which = [1, 0, 1]  ->  [[3], [1, 2], [3]]
+        """
+        # Imported here, since reading a tokenizer does not need Arrow. Not pyarrow.compute: its
+        # import wraps 280 functions, which takes as long as this step of a small build.
         import pyarrow as pa
         from pyarrow._compute import TakeOptions, call_function
 
+        # The segments as an Arrow array of byte strings, without a copy.
         width = self.values.itemsize
         buffers = [
             None,
-            pa.py_buffer(self.edges * width),
+            pa.py_buffer(self.offsets * width),
             pa.py_buffer(np.ascontiguousarray(self.values)),
         ]
-        pieces = pa.Array.from_buffers(pa.large_binary(), len(self.edges) - 1, buffers)
-        numbers = pa.Array.from_buffers(
+        segments = pa.Array.from_buffers(pa.large_binary(), len(self.offsets) - 1, buffers)
+        indices = pa.Array.from_buffers(
             pa.int64(), len(which), [None, pa.py_buffer(np.ascontiguousarray(which))]
         )
-        _, places, values = call_function(
-            "take", [pieces, numbers], TakeOptions(boundscheck=False)
+        _, byte_offsets, values = call_function(
+            "take", [segments, indices], TakeOptions(boundscheck=False)
         ).buffers()
-        made = np.frombuffer(places, np.int64)[: len(which) + 1] // width
-        return Ragged(np.frombuffer(values or b"", self.values.dtype)[: made[-1]], made)
+        # The buffers of the result may be longer than their content.
+        offsets = np.frombuffer(byte_offsets, np.int64)[: len(which) + 1] // width
+        return Ragged(np.frombuffer(values or b"", self.values.dtype)[: offsets[-1]], offsets)

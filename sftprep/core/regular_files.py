@@ -1,4 +1,4 @@
-"""Files that others may have replaced by a pipe or a device: opened without waiting for one."""
+"""Opening of files without waiting, even if a pipe or a device has taken their path."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 
 class NotRegularError(OSError):
-    """A path that leads to a pipe, device, socket or folder, where a regular file is needed."""
+    """A path of a pipe, device, socket or folder where a regular file is required."""
 
     def __init__(self) -> None:
         super().__init__("it is not a regular file")
@@ -16,23 +16,32 @@ class NotRegularError(OSError):
 
 
 def open_regular_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a file for reading.
+    """Open a regular file for reading.
 
     Raises:
-        NotRegularError: it is not a regular file, nor a link to one.
-        OSError: it cannot be opened.
+        NotRegularError: The path is not a regular file or a link to one.
+        OSError: The file cannot be opened.
     """
     return open(path, "rb", opener=_open_without_waiting)
 
 
 def read_regular_file(path: str | os.PathLike[str], limit: int) -> bytes:
-    """Read a file, one byte more than `limit` at most. Raises as `open_regular_file`."""
+    """Read at most `limit + 1` bytes of a regular file.
+
+    The extra byte tells the caller that the file is longer than `limit`.
+
+    Raises:
+        NotRegularError: The path is not a regular file or a link to one.
+        OSError: The file cannot be opened or read.
+    """
     with open_regular_file(path) as file:
         return file.read(limit + 1)
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
+    # Without O_NONBLOCK, opening a pipe waits for a writer, possibly forever.
     descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    # The check is on the open file: the path may be replaced between a check and the opening.
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor
     os.close(descriptor)

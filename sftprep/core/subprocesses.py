@@ -1,7 +1,7 @@
 """Child processes that run modules of this project and never search the working directory.
 
 A file in the working directory that has the name of a module (`json.py`, `tokenizers.py`) may come
-with a downloaded data set, and must not be executed.
+with a downloaded dataset, and must not be executed.
 """
 
 from __future__ import annotations
@@ -14,33 +14,34 @@ from pathlib import Path
 from types import ModuleType
 
 PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
-"""Folder in which this package was found."""
+"""Folder that contains this package."""
 
 
 def module_command(module: str, *arguments: str) -> list[str]:
-    """Return the command that runs a module under the current interpreter."""
-    # With -m alone, Python searches the working directory first; -P leaves it out.
+    """Return the command line that runs a module with the current interpreter."""
+    # With -m alone, Python searches the working directory first; -P prevents that.
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def module_environment() -> dict[str, str]:
-    """Return the environment for such a command: this package is found, also in grandchildren."""
-    # An empty entry of PYTHONPATH means the working directory.
+    """Return the environment for `module_command`, in which all descendants find this package."""
+    # An empty entry of PYTHONPATH means the working directory, so empty entries are removed.
     paths = [PACKAGE_ROOT, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
 
 
 @contextmanager
 def isolated_spawn() -> Iterator[None]:
-    """Start the processes of `multiprocessing` without the working directory and the main script.
+    """Start `multiprocessing` children without the working directory and the main script.
 
-    A spawned process runs the script of its parent from the top if it finds one: scripts without
-    `if __name__ == "__main__"` are common, and the passes need nothing from them. It starts with
-    `python -c`, which searches the working directory first, and copies the search path of its
-    parent, in which an empty entry (an interactive session) means the working directory.
+    A spawned process runs the main script of its parent from the top. Scripts without
+    `if __name__ == "__main__"` are common, and would start the build again in each child; the
+    passes need nothing from the script. A spawned process also starts with `python -c`, which
+    searches the working directory first, and copies the search path of its parent, in which an
+    empty entry (in an interactive session) means the working directory.
     """
     main, path, safe = sys.modules["__main__"], sys.path, os.environ.get("PYTHONSAFEPATH")
-    sys.modules["__main__"] = ModuleType("__main__")
+    sys.modules["__main__"] = ModuleType("__main__")  # a module without a file is not run again
     sys.path = [*dict.fromkeys([*filter(None, path), PACKAGE_ROOT])]
     os.environ["PYTHONSAFEPATH"] = "1"
     try:

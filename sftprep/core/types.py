@@ -1,5 +1,4 @@
-"""The central types of pass 1: what the user meant (`Example`), and its tokens in flat buffers
-(`TokenBatch`)."""
+"""Central types of pass 1: the parsed record (`Example`) and its tokens (`TokenBatch`)."""
 
 from __future__ import annotations
 
@@ -9,19 +8,24 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.core.ragged import edges
+from sftprep.core.ragged import to_offsets
 
 _Value = TypeVar("_Value", np.int32, np.bool_, np.float32)
 
 Message = dict[str, Any]
-"""One turn, as chat templates take it: `role`, `content`, and whatever else the template reads
-(`tool_calls`, ...)."""
+"""One turn of a conversation, as chat templates read it: `role`, `content`, and any other key that
+the template uses (`tool_calls`, ...)."""
 
 
 @dataclass(slots=True)
 class PretokenizedRow:
-    """Tokens that a record brings along: ids int32 [n], which of them are trained bool [n], and the
-    lengths of the sequences that they are, int64 [s], which sum to n."""
+    """Tokens that a record already contains.
+
+    Attributes:
+        input_ids: int32 [n].
+        trained: bool [n], True for the tokens that are trained.
+        lengths: int64 [s], the lengths of the sequences; their sum is n.
+    """
 
     input_ids: NDArray[np.int32]
     trained: NDArray[np.bool_]
@@ -30,12 +34,17 @@ class PretokenizedRow:
 
 @dataclass(slots=True)
 class Example:
-    """One record, in one of six shapes: text; several texts; prompt + completion text; messages;
-    prompt + completion messages; tokens.
+    """One record in one of six shapes; the fields of the other shapes are None.
 
-    origin: line of the record within its partition, from 0. The fields of the other shapes are
-    None. weights: what each message weighs in the loss, None for one that does not say; None where
-    no message does. bare: it is known that no message has more than a role and one thing beside it.
+    The shapes are: `text`; `texts`; `prompt` and `completion`; `messages`; `messages` of which the
+    first are `prompt_messages`; `pretokenized` (tokens).
+
+    Attributes:
+        origin: The line of the record in its partition, from 0.
+        weights: The loss weight of each message, None for a message without one; None if no message
+            has a weight.
+        bare: Whether every message is known to have only a role and one other key, so that the
+            template cannot depend on anything else.
     """
 
     origin: int
@@ -48,14 +57,21 @@ class Example:
     tools: list[Any] | None = None
     template_kwargs: dict[str, Any] | None = None
     weights: list[float | None] | None = None
-    given: PretokenizedRow | None = None
+    pretokenized: PretokenizedRow | None = None
     bare: bool = False
 
 
 @dataclass(slots=True)
 class Rejected:
-    """A record that is set aside. line: from 0 within its partition; column: from 1, 0 where
-    unknown."""
+    """A record that cannot be used.
+
+    Attributes:
+        line: The line of the record in its partition, from 0.
+        column: The column of the problem, from 1; 0 if it is not known.
+        reason: A short stable name such as `bad_json`.
+        message: The description of the problem.
+        excerpt: The start of the record, escaped for a terminal.
+    """
 
     line: int
     column: int
@@ -66,12 +82,20 @@ class Rejected:
 
 @dataclass(slots=True)
 class TokenBatch:
-    """Tokenized sequences, flat.
+    """Tokenized sequences in flat arrays.
 
-    input_ids: int32 [tokens]; offsets: int64 [n + 1], sequence k is input_ids[offsets[k]:offsets[k
-    + 1]]; completion_mask: bool [tokens], True = trained; origin: int64 [n], line of each
-    sequence's record within its partition; loss_weights: float32 [tokens], what a trained token
-    weighs in the loss, None where every one weighs 1.
+    Attributes:
+        input_ids: int32 [tokens].
+        offsets: int64 [n + 1]; sequence k is `input_ids[offsets[k] : offsets[k + 1]]`.
+        completion_mask: bool [tokens], True for the tokens that are trained.
+        origin: int64 [n], the line of the record of each sequence in its partition.
+        rejected: The records that cannot be used.
+        counts: Counters of the partition by name, such as `records`.
+        loss_weights: float32 [tokens], the weight of each token in the loss; None if all are 1.
+
+    Example:
+        Two sequences, [5, 6] and [7], of the records in lines 0 and 2:
+        input_ids = [5, 6, 7], offsets = [0, 2, 3], origin = [0, 2]
     """
 
     input_ids: NDArray[np.int32]
@@ -84,30 +108,41 @@ class TokenBatch:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens in each sequence: int64 [n]."""
+        """Number of tokens of each sequence: int64 [n]."""
         return np.diff(self.offsets)
 
-    def gathered(
+    def gather(
         self,
         which: NDArray[np.int64],
         lengths: NDArray[np.int64],
         starts: NDArray[np.int64] | None = None,
     ) -> TokenBatch:
-        """Sequence i is `lengths[i]` tokens of sequence `which[i]`, from its token `starts[i]` on,
-        or from its first."""
+        """Return a batch of parts of the sequences; it has no counts and no rejected records.
+
+        Args:
+            which: int64 [m], the sequence of each part.
+            lengths: int64 [m], the number of tokens of each part.
+            starts: int64 [m], the first token of each part in its sequence; None for 0.
+
+        Example:
+            sequences [[5, 6], [7, 8, 9]], which = [1, 0], lengths = [2, 2], starts = [1, 0]
+            ->  sequences [[8, 9], [5, 6]]
+        """
         begins = self.offsets[:-1][which] if starts is None else self.offsets[:-1][which] + starts
-        runs = _runs(begins, begins + lengths)
-        ids, mask = _taken(self.input_ids, runs), _taken(self.completion_mask, runs)
-        weights = None if self.loss_weights is None else _taken(self.loss_weights, runs)
-        return TokenBatch(ids, edges(lengths), mask, self.origin[which], loss_weights=weights)
+        runs = _merge_runs(begins, begins + lengths)
+        ids = _concatenate_runs(self.input_ids, runs)
+        mask = _concatenate_runs(self.completion_mask, runs)
+        weights = None if self.loss_weights is None else _concatenate_runs(self.loss_weights, runs)
+        return TokenBatch(ids, to_offsets(lengths), mask, self.origin[which], loss_weights=weights)
 
 
-def _runs(begins: NDArray[np.int64], ends: NDArray[np.int64]) -> list[slice]:
-    """Ranges of tokens, those that follow each other as one: most do."""
-    apart = begins[1:] != ends[:-1]
-    first, last = np.r_[True, apart][: len(begins)], np.r_[apart, True][: len(begins)]
+def _merge_runs(begins: NDArray[np.int64], ends: NDArray[np.int64]) -> list[slice]:
+    """Return ranges of tokens as slices, with adjacent ranges merged, which most are."""
+    is_gap = begins[1:] != ends[:-1]
+    first, last = np.r_[True, is_gap][: len(begins)], np.r_[is_gap, True][: len(begins)]
     return [*map(slice, begins[first].tolist(), ends[last].tolist())]
 
 
-def _taken(values: NDArray[_Value], runs: list[slice]) -> NDArray[_Value]:
+def _concatenate_runs(values: NDArray[_Value], runs: list[slice]) -> NDArray[_Value]:
+    # The empty slice gives the result its type where there are no runs.
     return np.concatenate([values[:0], *(values[run] for run in runs)])

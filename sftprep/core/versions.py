@@ -1,11 +1,11 @@
-"""Versions of packages, without importing them."""
+"""Versions of installed packages, without importing the packages."""
 
 from __future__ import annotations
 
 
 def version_of(package: str) -> str:
-    """Of the package that is installed; "" where there is none."""
-    from importlib import metadata  # 10 ms, which workers have no use for
+    """Return the version of an installed package, or "" if it is not installed."""
+    from importlib import metadata  # takes 10 ms, and most worker processes do not need it
 
     try:
         return metadata.version(package)

@@ -1,4 +1,4 @@
-"""Which sequences share a pack: planned from their lengths alone, as pure functions."""
+"""Packing: which sequences share a pack, planned from their lengths alone by pure functions."""
 
 from sftprep.packing.strategies import PackPlan, pack_lengths
 

@@ -1,4 +1,4 @@
-"""Which sequences share a pack: one function a strategy, in a table."""
+"""The packing strategies: one function per strategy, in a table."""
 
 from __future__ import annotations
 
@@ -10,29 +10,36 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sftprep.errors import ConfigError
+from sftprep.errors import ConfigError, setting
 from sftprep.packing.small import best_fit_decreasing_small
 
 SMALL = 200_000
-"""Plans of up to so many sequences are made in plain Python: 0.1 s, where loading the compiled
-kernels takes 0.6 s."""
+"""Maximum number of sequences of a plan that is made in plain Python, which takes 0.1 s; loading
+the compiled kernels takes 0.6 s."""
 SMALL_WHEN_LOADED = 1_000
-"""The same, once this process has loaded the kernels."""
+"""The same, if this process has already loaded the kernels."""
 
 _LIMIT = 2**31
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackPlan:
-    """Which bin each sequence is in, and which sequences each bin holds.
+    """The bin of each sequence, and the sequences of each bin.
 
-    bin_of: int64 [n], the bin of each sequence; -1 for one that is in no bin, because its length is
-    0. members: int64 [sequences in bins], sequence indices grouped by bin, in the order in which
-    they stand in the pack. offsets: int64 [num_bins + 1]; bin b holds members[offsets[b]:offsets[b
-    + 1]]. capacity: tokens that a bin can hold; tokens: tokens in all bins together. starts, sizes:
-    int64 [members], where a strategy cuts sequences: member k is `sizes[k]` tokens of its sequence,
-    from its token `starts[k]` on, and a sequence may be a member several times (bin_of is then the
-    bin of its first part); None where members are whole sequences.
+    Attributes:
+        bin_of: int64 [n], the bin of each sequence, -1 if its length is 0. If a sequence is cut,
+            the bin of its first part.
+        members: int64 [m], indices of sequences, grouped by bin, in their order in the pack.
+        offsets: int64 [num_bins + 1]; bin b contains `members[offsets[b] : offsets[b + 1]]`.
+        capacity: The number of tokens that fit into a bin.
+        tokens: The number of tokens in all bins together.
+        starts, sizes: int64 [m], if the strategy cuts sequences: member k is `sizes[k]` tokens of
+            its sequence, from its token `starts[k]`, and a sequence can be a member several times.
+            None if members are whole sequences.
+
+    Example:
+        lengths [5, 3, 2, 7] in bins of 8: bin_of = [1, 1, 2, 0], members = [3, 0, 1, 2],
+        offsets = [0, 1, 3, 4], tokens = 17
     """
 
     bin_of: NDArray[np.int64]
@@ -50,90 +57,118 @@ class PackPlan:
 
     @property
     def fill(self) -> float:
-        """Share of the bins' capacity that holds tokens; 1.0 where there is no bin, since nothing
-        is wasted."""
+        """Fraction of the capacity of all bins that has tokens; 1.0 if there are no bins."""
         return self.tokens / (self.num_bins * self.capacity) if self.num_bins else 1.0
 
 
 def pack_lengths(lengths: ArrayLike, capacity: int, strategy: str = "bfd") -> PackPlan:
-    """Plan which sequences share a pack of `capacity` tokens, from their lengths alone.
+    """Plan which sequences share a pack, from their lengths alone.
 
-    lengths: integers [n] of any integer dtype, n < 2**31; a sequence of length 0 is in no bin.
-    capacity: 1 .. 2**31 - 1. strategy: "bfd", best-fit decreasing over all sequences (the packs of
-    TRL 1.16 `pack_dataset(strategy="bfd")` on one window, in its order); "bfd_split", the same
-    after sequences over the capacity are cut into parts of it; "wrapped", all sequences one after
-    the other, cut every `capacity` tokens; "none", each non-empty sequence in its own bin, in input
-    order. The plan depends on the arguments only. Raises ConfigError for lengths that are not
-    integers [n], a negative length, one over capacity, a capacity out of range, an unknown
-    strategy.
+    The plan depends only on the arguments.
+
+    Args:
+        lengths: Integers [n] of any integer dtype, n < 2**31; a sequence of length 0 is in no bin.
+        capacity: Tokens in a pack, 1 .. 2**31 - 1.
+        strategy: "bfd", best-fit decreasing over all sequences (the packs of TRL 1.16
+            `pack_dataset(strategy="bfd")` on one window, in its order); "bfd_split", the same after
+            sequences above the capacity are cut into parts; "wrapped", all sequences concatenated
+            and cut every `capacity` tokens; "none", each non-empty sequence in its own bin, in the
+            order of the input.
+
+    Raises:
+        ConfigError: The strategy is unknown, the capacity or a length is out of range, or a
+            sequence is longer than the capacity and the strategy does not cut.
+
+    Example:
+        pack_lengths([5, 3, 2, 7], 8).bin_of  ->  [1, 1, 2, 0]
     """
     plan = STRATEGIES.get(strategy)
     if plan is None:
         raise ConfigError(
             f"packing strategy is {strategy!r}", remedy=f"choose one of: {', '.join(STRATEGIES)}"
         )
-    return plan(_checked_lengths(lengths), _checked_capacity(capacity))
+    return plan(_to_checked_lengths(lengths), _to_checked_capacity(capacity))
 
 
 def pack_best_fit(lengths: NDArray[np.int32], capacity: int) -> PackPlan:
-    """Best-fit decreasing over all sequences. lengths: int32 [n], not negative; ConfigError for one
-    over capacity."""
-    _refuse_overlong(lengths, capacity)
+    """Pack all sequences by best-fit decreasing.
+
+    Args:
+        lengths: int32 [n], not negative.
+
+    Raises:
+        ConfigError: A length is above the capacity.
+    """
+    _check_overlong(lengths, capacity)
+    # Which planner runs depends only on speed: both return the same plan.
     if lengths.size <= (SMALL_WHEN_LOADED if "sftprep.packing.bestfit" in sys.modules else SMALL):
         bin_of, members, offsets = best_fit_decreasing_small(lengths, capacity)
     else:
-        from sftprep.packing.bestfit import (
-            best_fit_decreasing,
-        )  # numba and its kernels, where they are first needed
+        from sftprep.packing.bestfit import best_fit_decreasing  # loads numba
 
         bin_of, members, offsets = best_fit_decreasing(lengths, capacity)
     return PackPlan(bin_of, members, offsets, capacity, tokens=int(lengths.sum(dtype=np.int64)))
 
 
 def pack_apart(lengths: NDArray[np.int32], capacity: int) -> PackPlan:
-    """A bin for each non-empty sequence, in input order. lengths: int32 [n], not negative;
-    ConfigError for one over capacity."""
-    _refuse_overlong(lengths, capacity)
+    """Put each non-empty sequence into its own bin, in the order of the input.
+
+    Args:
+        lengths: int32 [n], not negative.
+
+    Raises:
+        ConfigError: A length is above the capacity.
+    """
+    _check_overlong(lengths, capacity)
     members = np.flatnonzero(lengths).astype(np.int64, copy=False)
     bin_of = np.full(lengths.size, -1, np.int64)
     bin_of[members] = np.arange(members.size)
-    return PackPlan(
-        bin_of,
-        members,
-        np.arange(members.size + 1),
-        capacity,
-        tokens=int(lengths.sum(dtype=np.int64)),
-    )
+    offsets = np.arange(members.size + 1)
+    return PackPlan(bin_of, members, offsets, capacity, tokens=int(lengths.sum(dtype=np.int64)))
 
 
 def pack_split_best_fit(lengths: NDArray[np.int32], capacity: int) -> PackPlan:
-    """Best-fit decreasing over sequences and the parts of those above `capacity`: all of it, and
-    then the rest.
+    """Cut sequences above the capacity, and pack all parts by best-fit decreasing.
 
-    lengths: int32 [n], not negative. Source: `pack_dataset(strategy="bfd_split")` of TRL 1.16.
+    The parts of a sequence have `capacity` tokens, except for the last one. The packs are those of
+    TRL 1.16 `pack_dataset(strategy="bfd_split")`.
+
+    Args:
+        lengths: int32 [n], not negative.
     """
-    parts = np.maximum(1, -(-lengths.astype(np.int64) // capacity))
-    of = np.repeat(np.arange(len(lengths)), parts)
-    starts = (np.arange(len(of)) - np.repeat(np.cumsum(parts) - parts, parts)) * capacity
-    sizes = np.minimum(lengths[of] - starts, capacity)
+    # Each part: its sequence, its first token there, and its number of tokens.
+    num_parts = np.maximum(1, -(-lengths.astype(np.int64) // capacity))
+    first_part = (np.cumsum(num_parts) - num_parts).astype(np.int64)
+    sequence_of = np.repeat(np.arange(len(lengths)), num_parts)
+    starts = (np.arange(len(sequence_of)) - np.repeat(first_part, num_parts)) * capacity
+    sizes = np.minimum(lengths[sequence_of] - starts, capacity)
     plan = pack_best_fit(sizes.astype(np.int32), capacity)
-    first = (np.cumsum(parts) - parts).astype(np.int64)
-    bin_of = plan.bin_of[first] if len(first) else plan.bin_of
+    # From parts back to sequences.
+    bin_of = plan.bin_of[first_part] if len(first_part) else plan.bin_of
     members = plan.members
     return PackPlan(
-        bin_of, of[members], plan.offsets, capacity, plan.tokens, starts[members], sizes[members]
+        bin_of,
+        sequence_of[members],
+        plan.offsets,
+        capacity,
+        plan.tokens,
+        starts[members],
+        sizes[members],
     )
 
 
 def pack_wrapped(lengths: NDArray[np.int32], capacity: int) -> PackPlan:
-    """All sequences one after the other, in input order, cut every `capacity` tokens; only the last
-    bin may be short.
+    """Concatenate all sequences in the order of the input, and cut every `capacity` tokens.
 
-    lengths: int32 [n], not negative. Source: `pack_dataset(strategy="wrapped")` of TRL 1.16, of one
-    window.
+    Only the last bin may be shorter. The packs are those of TRL 1.16
+    `pack_dataset(strategy="wrapped")` on one window.
+
+    Args:
+        lengths: int32 [n], not negative.
     """
     ends = np.cumsum(lengths, dtype=np.int64)
     total = int(ends[-1]) if len(ends) else 0
+    # A part begins where a sequence or a bin does.
     begins = np.unique(
         np.concatenate((ends - lengths, np.arange(0, total, capacity, dtype=np.int64)))
     )
@@ -143,75 +178,75 @@ def pack_wrapped(lengths: NDArray[np.int32], capacity: int) -> PackPlan:
     offsets = np.searchsorted(bins, np.arange(-(-total // capacity) + 1))
     bin_of = np.where(lengths > 0, (ends - lengths) // capacity, -1)
     sizes = np.diff(np.append(begins, total))
-    return PackPlan(
-        bin_of, members, offsets, capacity, total, begins - (ends - lengths)[members], sizes
-    )
+    starts = begins - (ends - lengths)[members]
+    return PackPlan(bin_of, members, offsets, capacity, total, starts, sizes)
 
 
 STRATEGIES: dict[str, Callable[[NDArray[np.int32], int], PackPlan]] = {
     "bfd": pack_best_fit,
     "bfd_split": pack_split_best_fit,
     "wrapped": pack_wrapped,
-    "none": pack_apart,  # add yours here
+    "none": pack_apart,
 }
 """Strategies by name. Each takes checked lengths (int32 [n], C-contiguous, not negative) and a
-checked capacity."""
+checked capacity. A new strategy is a function and a line here."""
 
 
-def _checked_lengths(lengths: ArrayLike) -> NDArray[np.int32]:
+def _to_checked_lengths(lengths: ArrayLike) -> NDArray[np.int32]:
     try:
-        given = np.asarray(lengths)
+        array = np.asarray(lengths)
     except ValueError as error:
         raise ConfigError(
-            f"lengths are not one row of integers: {error}", remedy="give one integer a sequence"
+            f"lengths are not a one-dimensional array: {error}",
+            remedy="pass one integer per sequence",
         ) from error
-    if given.ndim != 1 or (given.dtype.kind not in "iu" and given.size):
+    if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
         raise ConfigError(
-            f"lengths are an array of {given.ndim} dimensions and dtype {given.dtype}",
-            remedy="give one integer a sequence",
+            f"lengths are an array of {array.ndim} dimensions and dtype {array.dtype}",
+            remedy="pass one integer per sequence",
         )
-    if given.size >= _LIMIT:
+    if array.size >= _LIMIT:
         raise ConfigError(
-            f"{given.size} sequences are too many for one plan",
+            f"{array.size} sequences are too many for one plan",
             remedy=f"plan fewer than {_LIMIT} at a time",
         )
-    if given.size and given.min() < 0:
-        index = int(np.argmax(given < 0))
+    if array.size and array.min() < 0:
+        index = int(np.argmax(array < 0))
         raise ConfigError(
-            f"the length of sequence {index} is {given[index]}", remedy="give lengths of 0 or more"
+            f"the length of sequence {index} is {array[index]}", remedy="pass lengths of 0 or more"
         )
-    if given.size and given.max() >= _LIMIT:
-        index = int(np.argmax(given >= _LIMIT))
+    if array.size and array.max() >= _LIMIT:
+        index = int(np.argmax(array >= _LIMIT))
         raise ConfigError(
-            f"sequence {index} has {given[index]} tokens: no pack can hold it, lengths are 32-bit",
+            f"sequence {index} has {array[index]} tokens: no pack can hold it, lengths are 32-bit",
             remedy="truncate or split it before packing",
         )
-    return np.ascontiguousarray(given, dtype=np.int32)
+    return np.ascontiguousarray(array, dtype=np.int32)
 
 
-def _checked_capacity(capacity: int) -> int:
+def _to_checked_capacity(capacity: int) -> int:
     try:
         checked = operator.index(capacity)
     except TypeError as error:
         raise ConfigError(
-            f"capacity is {capacity!r}", remedy="give a whole number of tokens"
+            f"capacity is {capacity!r}", remedy="pass a whole number of tokens"
         ) from error
     if not 1 <= checked < _LIMIT:
         raise ConfigError(
             f"capacity is {checked}: a pack holds 1 to {_LIMIT - 1} tokens",
-            remedy="give a capacity in that range",
+            remedy="pass a capacity in that range",
         )
     return checked
 
 
-def _refuse_overlong(lengths: NDArray[np.int32], capacity: int) -> None:
+def _check_overlong(lengths: NDArray[np.int32], capacity: int) -> None:
     if lengths.max(initial=0) > capacity:
         index = int(np.argmax(lengths > capacity))
         raise ConfigError(
             f"sequence {index} has {lengths[index]} tokens, more than the capacity of a pack,"
             f" {capacity}",
-            remedy=(
-                "truncate or split longer sequences before packing, or raise the capacity"
-                " (max_length)"
-            ),
+            remedy=[
+                "truncate or split longer sequences before packing",
+                f"raise the capacity ({setting('max_length')})",
+            ],
         )

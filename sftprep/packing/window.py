@@ -1,9 +1,20 @@
-"""Packing without knowing the whole corpus: a window of sequences that is packed, half emptied and
-filled again.
+"""Packing without knowing the whole corpus: a window of sequences that carries the rest over.
 
-A window that is cut off and flushed wastes the end of its last packs. This one carries: it packs
-what it holds best-fit decreasing, lets the fullest half of the packs go, and puts the sequences of
-the others back. Measured by benchmarks/window.py.
+A window that is filled, packed and flushed wastes the end of its last packs. This window carries:
+
+1. Fill the window with sequences, in the order of the input.
+2. Pack the whole window by best-fit decreasing.
+3. Emit the fullest half of the packs, in a seeded random order.
+4. Keep the sequences of the other packs, and go to 1.
+
+What is carried longest is what fits in last: the shortest sequences, a few in a pack that would be
+emitted half empty in the end. Sequences that were carried `LATE` times are therefore concatenated
+to pieces of up to a pack, and a piece is packed like one sequence: it is long, is placed early, and
+its pack is filled up. A pack with a sequence that was carried `MOST_WAITS` times is emitted even if
+it is nearly empty.
+
+Cost: about 0.1 microseconds per sequence in the window; each sequence is packed about twice.
+Reference: `carried_slowly` in tests/packing/test_window.py. Benchmark: benchmarks/window.py.
 """
 
 from __future__ import annotations
@@ -17,23 +28,24 @@ from sftprep.core.hashing import hash64, seeded_permutation
 from sftprep.packing.small import best_fit_decreasing_small
 
 MOST_WAITS = 16
-"""A pack that holds a sequence which was carried so often goes, however empty it is."""
+"""A pack with a sequence that was carried this often is emitted, however empty it is."""
 
 LATE = 8
-"""Sequences that were carried so often are packed together, as one piece."""
+"""Sequences that were carried this often are concatenated to pieces."""
 
 _FIRST_SIZE = 256
-_PLAIN = 512
-"""Windows of up to so many sequences are packed in plain Python: they come first, when the kernels
-are not loaded yet."""
+_SMALL = 512
+"""Windows of up to this many sequences are packed in plain Python: they are the first ones, for
+which loading the compiled kernels would take longer."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Emission:
-    """Packs that leave a window, in order: pack k holds the sequences members[offsets[k]:offsets[k
-    + 1]].
+    """Packs that leave a window, in order.
 
-    members: int64, the numbers under which sequences were added; offsets: int64 [packs + 1].
+    Attributes:
+        members: int64 [m], the numbers under which the sequences were added, grouped by pack.
+        offsets: int64 [packs + 1]; pack k is `members[offsets[k] : offsets[k + 1]]`.
     """
 
     members: NDArray[np.int64]
@@ -47,28 +59,35 @@ class Emission:
 
 
 class CarryingWindow:
-    """The sequences of one lane that wait for a pack. What it emits depends on the lengths, their
-    order and the arguments only.
+    """The sequences of one lane that have no pack yet.
 
-    capacity: tokens in a pack; size: sequences that are held when it is packed (the first windows
-    are smaller, so that the first packs come soon); seed, lane: choose the order in which the packs
-    of a window leave.
+    The packs depend only on the lengths, their order and the arguments.
+
+    Args:
+        capacity: Tokens in a pack.
+        size: Sequences in a full window; see `window_size` for the first ones.
+        seed, lane: Determine the order in which the packs of a window are emitted.
+
+    Example:
+        window = CarryingWindow(1024, 4096)
+        window.add(np.arange(window.room), lengths[: window.room])
+        packs = window.pack()  # half of the packs; the rest stays in the window
     """
 
     def __init__(self, capacity: int, size: int, *, seed: int = 0, lane: int = 0) -> None:
         self.capacity, self.size, self.seed, self.lane = capacity, size, seed, lane
         self.number = 0
-        """Windows packed so far."""
+        """Number of windows that were packed."""
         self.members: NDArray[np.int64] = np.empty(0, np.int64)
-        """Held sequences in the order they came: int64 [held], ascending where they were added
-        so."""
+        """int64 [n], the numbers of the sequences in the window, in the order of their addition."""
         self.lengths: NDArray[np.int32] = np.empty(0, np.int32)
+        """int32 [n], the number of tokens of each."""
         self.waits: NDArray[np.int32] = np.empty(0, np.int32)
-        """How often each was carried: int32 [held]."""
+        """int32 [n], how often each was carried."""
 
     @property
     def room(self) -> int:
-        """Sequences that are missing until the window can be packed."""
+        """Number of sequences to add until the window is full."""
         return window_size(self.number, self.size) - self.members.size
 
     def add(
@@ -77,8 +96,13 @@ class CarryingWindow:
         lengths: NDArray[np.int32],
         waits: NDArray[np.int32] | None = None,
     ) -> None:
-        """Hold more sequences, by number. lengths: 1 .. capacity. waits: of sequences that a state
-        brings back."""
+        """Add sequences.
+
+        Args:
+            members: int64 [n], the numbers of the sequences.
+            lengths: int [n], 1 .. capacity.
+            waits: int32 [n], how often each was carried, if they come from a saved state.
+        """
         self.members = np.concatenate((self.members, members))
         self.lengths = np.concatenate((self.lengths, lengths.astype(np.int32, copy=False)))
         self.waits = np.concatenate(
@@ -86,142 +110,155 @@ class CarryingWindow:
         )
 
     def pack(self, *, flush: bool = False) -> Emission:
-        """Pack what is held and let go of the fullest half of the packs, and of those that hold a
-        sequence carried 16 times.
+        """Pack the window, and emit the fullest half of the packs.
 
-        Those carried 8 times are put together, in the order they came, in pieces of up to a pack; a
-        piece is packed like one sequence.
+        Of packs that are equally full, the one that was opened first counts as fuller.
 
-        flush: let go of all. Of packs equally full, the one opened first is the fuller. Cost: some
-        0.1 microseconds a held sequence; each is packed about twice before it goes.
+        Args:
+            flush: Emit all packs, which is done at the end of the input.
         """
-        bin_of, members, offsets = self._planned()
-        packs = offsets.size - 1
+        bin_of, members, offsets = self._plan()
+        num_packs = offsets.size - 1
+        # Choose the packs to emit.
         if flush:
-            goes = np.ones(packs, np.bool_)
+            is_emitted = np.ones(num_packs, np.bool_)
         else:
-            fill = np.zeros(packs, np.int64)
+            fill = np.zeros(num_packs, np.int64)
             np.add.at(fill, bin_of, self.lengths)
-            goes = np.zeros(packs, np.bool_)
-            goes[np.argsort(-fill, kind="stable")[: (packs + 1) // 2]] = True
-            goes[bin_of[self.waits >= MOST_WAITS]] = True
-        leaving = np.flatnonzero(goes)
-        leaving = leaving[
-            seeded_permutation(leaving.size, hash64(self.seed, self.lane, self.number))
-        ]
-        sizes = np.diff(offsets)[leaving]
+            is_emitted = np.zeros(num_packs, np.bool_)
+            is_emitted[np.argsort(-fill, kind="stable")[: (num_packs + 1) // 2]] = True
+            is_emitted[bin_of[self.waits >= MOST_WAITS]] = True
+        # Shuffle them: the plan has the packs of the longest sequences first.
+        emitted = np.flatnonzero(is_emitted)
+        order = seeded_permutation(emitted.size, hash64(self.seed, self.lane, self.number))
+        emitted = emitted[order]
+        # Gather their members.
+        sizes = np.diff(offsets)[emitted]
         ends = np.cumsum(sizes)
         chosen = members[
-            np.arange(int(sizes.sum())) + np.repeat(offsets[:-1][leaving] - (ends - sizes), sizes)
+            np.arange(int(sizes.sum())) + np.repeat(offsets[:-1][emitted] - (ends - sizes), sizes)
         ]
         emission = Emission(self.members[chosen], np.concatenate(([0], ends)).astype(np.int64))
-        stays = ~goes[bin_of]
-        self.members, self.lengths, self.waits = (
-            self.members[stays],
-            self.lengths[stays],
-            self.waits[stays] + 1,
-        )
+        # Carry the rest.
+        is_carried = ~is_emitted[bin_of]
+        self.members, self.lengths = self.members[is_carried], self.lengths[is_carried]
+        self.waits = self.waits[is_carried] + 1
         self.number += 1
         return emission
 
-    def _planned(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Bins as `best_fit_decreasing` gives them, over sequences, with those that are late in
-        pieces.
-
-        What is carried longest is what fits in last: the shortest sequences, a few in a pack of
-        their own, which would have to go half empty in the end. In a piece they are longer, are
-        placed early, and their pack is filled up.
-        """
-        late = self.waits >= LATE
-        if np.count_nonzero(late) < 2:
+    def _plan(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Return bins as `best_fit_decreasing` does, with late sequences packed as pieces."""
+        is_late = self.waits >= LATE
+        if np.count_nonzero(is_late) < 2:
             return _best_fit(self.lengths, self.capacity)
-        pieces, sums = _pieces(self.lengths[late], self.capacity)
-        alone = np.flatnonzero(~late)
+        # Pack units: the other sequences, then the pieces.
+        piece_counts, piece_tokens = _concatenate_late(self.lengths[is_late], self.capacity)
+        single = np.flatnonzero(~is_late)
         bin_of_unit, units, offsets = _best_fit(
-            np.concatenate((self.lengths[alone], sums)), self.capacity
+            np.concatenate((self.lengths[single], piece_tokens)), self.capacity
         )
+        # From units back to sequences.
         bin_of = np.empty(self.members.size, np.int64)
-        bin_of[alone] = bin_of_unit[: alone.size]
-        bin_of[late] = np.repeat(bin_of_unit[alone.size :], pieces)
-        # Units one after the other: sequences by themselves, then the pieces; each stands where its
-        # unit does.
-        sizes = np.concatenate((np.ones(alone.size, np.int64), pieces))
-        flat, begins = np.concatenate((alone, np.flatnonzero(late))), np.cumsum(sizes) - sizes
-        taken = sizes[units]
-        ends = np.cumsum(taken)
-        members = flat[np.arange(flat.size) + np.repeat(begins[units] - (ends - taken), taken)]
+        bin_of[single] = bin_of_unit[: single.size]
+        bin_of[is_late] = np.repeat(bin_of_unit[single.size :], piece_counts)
+        # The sequences in the order of the units, and then in the order of the units in the packs.
+        counts = np.concatenate((np.ones(single.size, np.int64), piece_counts))
+        sequences = np.concatenate((single, np.flatnonzero(is_late)))
+        begins = np.cumsum(counts) - counts
+        packed_counts = counts[units]
+        ends = np.cumsum(packed_counts)
+        members = sequences[
+            np.arange(sequences.size)
+            + np.repeat(begins[units] - (ends - packed_counts), packed_counts)
+        ]
         return bin_of, members, np.concatenate(([0], ends))[offsets]
 
 
 def window_size(number: int, size: int) -> int:
-    """Sequences in window `number` (from 0): 256 in the first, doubling up to `size`."""
+    """Return the number of sequences in window `number` (from 0): 256, doubling up to `size`.
+
+    The first windows are small so that the first packs are available soon.
+    """
     return min(size, _FIRST_SIZE << min(number, 40))
 
 
 def plan_lane(
     lengths: NDArray[np.int32], capacity: int, size: int, *, seed: int, lane: int
 ) -> Emission:
-    """All packs of a lane whose lengths are known, as a stream of the same window emits them.
+    """Return all packs of a lane whose lengths are known, in the order in which a stream has them.
 
-    lengths: int32 [n], 1 .. capacity; members are places in it.
+    Args:
+        lengths: int32 [n], 1 .. capacity.
+        capacity: Tokens in a pack.
+        size: Sequences in a window.
+        seed, lane: See `CarryingWindow`.
+
+    Returns:
+        The packs; their members are indices into `lengths`.
     """
     window = CarryingWindow(capacity, size, seed=seed, lane=lane)
-    emitted: list[Emission] = []
+    emissions: list[Emission] = []
     at = 0
     while at < lengths.size:
         until = min(at + window.room, lengths.size)
         window.add(np.arange(at, until), lengths[at:until])
         at = until
         if window.room == 0:
-            emitted.append(window.pack())
+            emissions.append(window.pack())
     if window.members.size:
-        emitted.append(window.pack(flush=True))
-    sizes = [np.diff(e.offsets) for e in emitted]
-    members = np.concatenate([np.empty(0, np.int64), *(e.members for e in emitted)])
-    return Emission(
-        members,
-        np.concatenate(([0], np.cumsum(np.concatenate([np.empty(0, np.int64), *sizes])))).astype(
-            np.int64
-        ),
-    )
+        emissions.append(window.pack(flush=True))
+    # The empty arrays give the results their type where there are no packs.
+    sizes = np.concatenate([np.empty(0, np.int64), *(np.diff(e.offsets) for e in emissions)])
+    members = np.concatenate([np.empty(0, np.int64), *(e.members for e in emissions)])
+    return Emission(members, np.concatenate(([0], np.cumsum(sizes))).astype(np.int64))
 
 
 def in_global_order(lanes: list[Emission]) -> Emission:
-    """The packs of all lanes, one of each in turn: sorted by number, then lane; members are as they
-    were in the lanes."""
+    """Return the packs of all lanes, one pack of each lane in turn.
+
+    The members are the numbers that they have in their lanes.
+
+    Example:
+        lanes with the packs [A0, A1, A2] and [B0]  ->  [A0, B0, A1, A2]
+    """
     counts = np.array([len(lane) for lane in lanes], np.int64)
+    # Sort by the number of the pack in its lane, then by lane.
     number = np.concatenate([np.empty(0, np.int64), *(np.arange(n) for n in counts.tolist())])
     order = np.argsort(number, kind="stable")
     sizes = np.concatenate([np.empty(0, np.int64), *(np.diff(lane.offsets) for lane in lanes)])
     members = np.concatenate([np.empty(0, np.int64), *(lane.members for lane in lanes)])
-    begins, taken = np.cumsum(sizes) - sizes, sizes[order]
-    ends = np.cumsum(taken)
-    places = np.arange(members.size) + np.repeat(begins[order] - (ends - taken), taken)
-    return Emission(members[places], np.concatenate(([0], ends)).astype(np.int64))
+    # Gather the members of each pack.
+    begins, ordered_sizes = np.cumsum(sizes) - sizes, sizes[order]
+    ends = np.cumsum(ordered_sizes)
+    positions = np.arange(members.size) + np.repeat(
+        begins[order] - (ends - ordered_sizes), ordered_sizes
+    )
+    return Emission(members[positions], np.concatenate(([0], ends)).astype(np.int64))
 
 
-def _pieces(
+def _concatenate_late(
     lengths: NDArray[np.int32], capacity: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Sequences in a row put together up to the capacity: how many are in each piece, and its
-    tokens."""
-    pieces, sums = [0], [0]
+    """Concatenate consecutive sequences up to the capacity.
+
+    Returns:
+        The number of sequences in each piece, int64 [pieces], and its tokens, int32 [pieces].
+    """
+    counts, tokens = [0], [0]
     for length in lengths.tolist():
-        if sums[-1] + length > capacity:
-            pieces.append(0)
-            sums.append(0)
-        pieces[-1] += 1
-        sums[-1] += length
-    return np.array(pieces, np.int64), np.array(sums, np.int32)
+        if tokens[-1] + length > capacity:
+            counts.append(0)
+            tokens.append(0)
+        counts[-1] += 1
+        tokens[-1] += length
+    return np.array(counts, np.int64), np.array(tokens, np.int32)
 
 
 def _best_fit(
     lengths: NDArray[np.int32], capacity: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    if lengths.size <= _PLAIN:
+    if lengths.size <= _SMALL:
         return best_fit_decreasing_small(lengths, capacity)
-    from sftprep.packing.bestfit import (
-        best_fit_decreasing,
-    )  # numba and its kernels, where they are first needed
+    from sftprep.packing.bestfit import best_fit_decreasing  # loads numba
 
     return best_fit_decreasing(lengths, capacity)

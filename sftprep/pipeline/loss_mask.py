@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.core.ragged import edges, replace_segments
+from sftprep.core.ragged import replace_segments, to_offsets
 from sftprep.masking import completion_starts, mask_from, mask_spans, weigh_spans
 from sftprep.render.rendered_batch import RenderedBatch
 from sftprep.render.renderer import Renderer
@@ -235,7 +235,7 @@ class LossMask:
         lengths = np.zeros(len(batch.texts), dtype=np.int64)
         lengths[of] = np.diff(prompts.offsets)
         starts = completion_starts(
-            prompts.input_ids, edges(lengths), tokens.input_ids, tokens.offsets
+            prompts.input_ids, to_offsets(lengths), tokens.input_ids, tokens.offsets
         )
         merged = int(np.count_nonzero(starts < lengths))
         if merged:
@@ -260,7 +260,7 @@ def _surrounded(
     """Tokens with `prefix` before and `suffix` after each sequence that `where` marks, and the
     place of each old id."""
     lengths = np.diff(tokens.offsets)
-    offsets = edges(lengths + where * (len(prefix) + len(suffix)))
+    offsets = to_offsets(lengths + where * (len(prefix) + len(suffix)))
     ids = np.empty(int(offsets[-1]), dtype=np.int32)
     shift = offsets[:-1] + where * len(prefix) - tokens.offsets[:-1]
     place_of = np.arange(len(tokens.input_ids)) + np.repeat(shift, lengths)

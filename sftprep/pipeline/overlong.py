@@ -46,7 +46,7 @@ def without_untrained(batch: TokenBatch, counts: Counter[str]) -> TokenBatch:
     if not trained.all():
         counts["dropped.no_trained_token"] = int(np.count_nonzero(~trained))
         counts["tokens_dropped.no_trained_token"] = int(lengths[~trained].sum())
-        batch = batch.gathered(np.flatnonzero(trained), lengths[trained])
+        batch = batch.gather(np.flatnonzero(trained), lengths[trained])
     counts["tokens"] = int(batch.offsets[-1])
     return batch
 
@@ -63,7 +63,7 @@ def _truncated(
     cut = lengths - kept
     counts["truncated"] += int(np.count_nonzero(cut))
     counts["tokens_truncated"] += int(cut.sum())
-    return batch.gathered(np.arange(len(lengths)), kept, cut if side == "left" else None)
+    return batch.gather(np.arange(len(lengths)), kept, cut if side == "left" else None)
 
 
 def _split(
@@ -79,7 +79,7 @@ def _split(
     which = np.repeat(np.arange(len(pieces)), pieces)
     starts = (np.arange(len(which)) - np.repeat(np.cumsum(pieces) - pieces, pieces)) * max_length
     counts["extra.split"] += len(which) - len(pieces)
-    return batch.gathered(which, np.minimum(batch.lengths[which] - starts, max_length), starts)
+    return batch.gather(which, np.minimum(batch.lengths[which] - starts, max_length), starts)
 
 
 def _dropped(
@@ -92,7 +92,7 @@ def _dropped(
     long = batch.lengths > max_length
     counts["dropped.overlong"] += int(np.count_nonzero(long))
     counts["tokens_dropped.overlong"] += int(batch.lengths[long].sum())
-    return batch.gathered(np.flatnonzero(~long), batch.lengths[~long])
+    return batch.gather(np.flatnonzero(~long), batch.lengths[~long])
 
 
 def _refused(
@@ -112,7 +112,7 @@ def _refused(
     # A record is set aside once, whatever number of sequences it makes.
     counts["dropped.of_rejected_record"] += int(np.count_nonzero(gone)) - len(lines)
     counts["tokens_dropped.overlong"] += int(batch.lengths[gone].sum())
-    return batch.gathered(np.flatnonzero(~gone), batch.lengths[~gone])
+    return batch.gather(np.flatnonzero(~gone), batch.lengths[~gone])
 
 
 OVERLONG: dict[str, Fit] = {

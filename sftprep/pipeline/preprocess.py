@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.core.byte_search import Letters
+from sftprep.core.byte_search import ByteSearcher
 from sftprep.core.types import Example, Rejected, TokenBatch
 from sftprep.pipeline.diagnostics import count_double_bos, count_untrained_ends
 from sftprep.pipeline.loss_mask import LossMask
@@ -122,7 +122,7 @@ def _sequences(
     """The sequences by one encoder. Raises EncoderFault."""
     recipe, counts = stages.recipe, Counter[str]()
     rejected: list[Rejected] = []
-    letters = Letters(data)
+    letters = ByteSearcher(data)
     examples = read_examples(stages, letters, format_name, rejected, counts)
     if format_name == "tokens":
         batch = to_token_batch(examples, recipe.tokenizer.vocab_size, rejected, counts)
@@ -140,7 +140,7 @@ def _sequences(
 
 def _encoded(
     stages: Preprocessor,
-    letters: Letters,
+    letters: ByteSearcher,
     examples: list[Example],
     own: PartitionEncoder,
     rejected: list[Rejected],
@@ -165,7 +165,7 @@ def _encoded(
 
 def read_examples(
     stages: Preprocessor,
-    letters: Letters,
+    letters: ByteSearcher,
     format_name: str,
     rejected: list[Rejected],
     counts: Counter[str],

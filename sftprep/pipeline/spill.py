@@ -21,7 +21,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from sftprep.core.atomic_write import storage_errors, temporary_name
+from sftprep.core.atomic_write import storage_errors, temporary_path
 from sftprep.core.types import Rejected, TokenBatch
 from sftprep.shards.schema import arrow_array
 
@@ -83,18 +83,14 @@ def write_spill(path: Path, batch: TokenBatch) -> None:
             b"digest": _digest(facts, [*flat.values(), offsets, batch.origin]).encode(),
         },
     )
-    temporary = path.with_name(temporary_name(path.name))
-    with storage_errors(path):
-        try:
-            with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-                writer.write_batch(
-                    pa.RecordBatch.from_arrays(
-                        [*lists.values(), arrow_array(batch.origin)], schema=schema
-                    )
+    with storage_errors(path), temporary_path(path) as temporary:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            writer.write_batch(
+                pa.RecordBatch.from_arrays(
+                    [*lists.values(), arrow_array(batch.origin)], schema=schema
                 )
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+            )
+        os.replace(temporary, path)
 
 
 def read_spill(path: Path) -> Spill | None:

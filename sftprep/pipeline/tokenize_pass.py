@@ -20,7 +20,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from sftprep.core.hashing import digest
-from sftprep.core.ragged import Ragged, edges
+from sftprep.core.ragged import Ragged, to_offsets
 from sftprep.core.types import Rejected, TokenBatch
 from sftprep.pipeline.preprocess import Preprocessor, begin_preprocess
 from sftprep.pipeline.sequence_stats import SequenceStats, StatsRequest, facts_of
@@ -207,7 +207,7 @@ def assemble_shard(task: AssembleTask) -> Assembled:
     """
     by_spill = np.argsort(task.spill, kind="stable")
     bounds = np.searchsorted(task.spill[by_spill], np.arange(len(task.spills) + 1))
-    ends = edges(task.seq_lengths[by_spill].astype(np.int64))
+    ends = to_offsets(task.seq_lengths[by_spill].astype(np.int64))
     ids = np.empty(int(ends[-1]), dtype=np.int32)
     mask = np.ones(len(ids), dtype=np.uint8)
     weights = np.ones(len(ids), dtype=np.float32) if task.loss_weights else None
@@ -231,12 +231,12 @@ def assemble_shard(task: AssembleTask) -> Assembled:
         weights *= mask  # what came from a spill without weights weighs 1 where it is trained
     place_of = np.argsort(by_spill)
     shard = ShardRows(
-        Ragged(ids, ends).taken(place_of).values,
-        (mask if mask.all() else Ragged(mask, ends).taken(place_of).values).view(np.bool_),
+        Ragged(ids, ends).take(place_of).values,
+        (mask if mask.all() else Ragged(mask, ends).take(place_of).values).view(np.bool_),
         task.seq_lengths,
         origin,
         task.pack_offsets,
-        None if weights is None else Ragged(weights, ends).taken(place_of).values,
+        None if weights is None else Ragged(weights, ends).take(place_of).values,
     )
     info = write_shard(
         task.shard_folder,
@@ -257,7 +257,7 @@ def _pieces(
 ) -> NDArray[Any]:
     """Rows of a column one after the other, or of each so many values from its start on."""
     if starts is None:
-        return Ragged(values, offsets.astype(np.int64)).taken(rows.astype(np.int64)).values
+        return Ragged(values, offsets.astype(np.int64)).take(rows.astype(np.int64)).values
     begins = offsets[rows] + starts
     return np.concatenate(
         [

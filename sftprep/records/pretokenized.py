@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.core.ragged import edges
+from sftprep.core.ragged import to_offsets
 from sftprep.core.types import Example, PretokenizedRow, Rejected, TokenBatch
 from sftprep.records.options import InvalidRecord, Record, RecordOptions
 
@@ -53,7 +53,9 @@ def from_tokens(record: Record, line: int, options: RecordOptions) -> Example:
         for key in ("completion_mask", "assistant_masks"):
             if record.get(key) is not None:
                 trained &= _to_mask(record[key], f'"{key}"', length=len(ids))
-    return Example(line, given=PretokenizedRow(ids, trained, _sequence_lengths(record, len(ids))))
+    return Example(
+        line, pretokenized=PretokenizedRow(ids, trained, _sequence_lengths(record, len(ids)))
+    )
 
 
 def _to_integers(
@@ -148,7 +150,7 @@ def to_token_batch(
     """
     kept: list[tuple[int, PretokenizedRow]] = []
     for example in examples:
-        row = example.given
+        row = example.pretokenized
         assert row is not None
         highest = int(row.input_ids.max(initial=0))
         if highest >= vocab_size:
@@ -166,7 +168,7 @@ def to_token_batch(
     origins = [np.full(len(row.lengths), origin, np.int64) for origin, row in kept]
     return TokenBatch(
         np.concatenate([np.zeros(0, np.int32), *(row.input_ids for _, row in kept)]),
-        edges(lengths),
+        to_offsets(lengths),
         np.concatenate([np.zeros(0, np.bool_), *(row.trained for _, row in kept)]),
         np.concatenate([np.zeros(0, np.int64), *origins]),
     )

@@ -8,7 +8,7 @@ from functools import cached_property, lru_cache
 
 from sftprep.chat_template.assistant_spans import TurnRule, derive_rule
 from sftprep.chat_template.template import ChatTemplate
-from sftprep.config.validation import TemplateWay
+from sftprep.config.validation import TemplateBackend
 from sftprep.core.types import Example
 from sftprep.errors import TemplateError
 from sftprep.recipe import Recipe
@@ -102,7 +102,7 @@ def _derive_rule(
     source: str,
     special_tokens: tuple[tuple[str, str], ...],
     date: str | None,
-    backend: TemplateWay,
+    backend: TemplateBackend,
 ) -> TurnRule:
     # A separate template, so that the probes do not count among the renders of the records.
     day = datetime.date.fromisoformat(date) if date else None

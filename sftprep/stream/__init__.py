@@ -1,4 +1,4 @@
-"""Packs on the fly, from corpora that are too large, too fresh or too private to prepare first."""
+"""Streams: packs that are created during training, from corpora that are not prepared first."""
 
 from sftprep.stream.packed_stream import PackedStream, Placed, State, open_stream
 from sftprep.stream.sources.mixture import Mixture

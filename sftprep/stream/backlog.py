@@ -1,85 +1,86 @@
-"""A bound on the records that a stream reads and cannot use yet.
+"""A bound on the records that a stream has read and cannot use yet.
 
-Lanes take turns, a pack each. A source that is read from its start serves all of them with one
-iterator, so while one lane looks for its next sequence, the records of the other lanes queue up.
+Lanes take turns, one pack each. A source that is read from its start serves all of them with one
+iterator, so while one lane looks for its next sequence, the records of the other lanes are queued.
 
 1. While few bytes are queued, nothing happens.
 2. Above `READ_AHEAD_FROM`, the lanes whose next block is queued read it into their own windows,
-   ahead of their turn: after each block of the lane that is reading, and within it after each
-   `BLOCK_BYTES` that were queued. The packs do not change, since the window of a lane depends on
-   the records of that lane only.
-3. A lane whose window is full reads nothing ahead. Where all others are full and more than
-   `MOST_QUEUED` is queued, the lane that is reading starves: that is an error.
+   ahead of their turn: after each block of the reading lane, and within it after each `BLOCK_BYTES`
+   that were queued. This changes no pack, since the window of a lane depends only on the records of
+   that lane.
+3. A lane whose window is full does not read ahead. If all other lanes are full and more than
+   `MOST_QUEUED` is queued, the reading lane starves, which is an error.
 
-So the queues hold `READ_AHEAD_FROM` at most, or what is less than a block for each lane, as long as
-a window has room.
+While a window has room, the queues hold at most `READ_AHEAD_FROM`, or less than a block per lane.
 
-A source that never gives a sequence has no lane with a full window; for it, the records in a row
-that gave none are counted, and their bytes, over all lanes.
+In a source without any sequence no window is ever full. For such a source, consecutive records
+without a sequence are counted, and their bytes, over all lanes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sftprep.errors import EmptyInput
+from sftprep.errors import EmptyInput, setting
 from sftprep.stream.lane import Lane, LaneState
+from sftprep.stream.settings import CHECK_SETTINGS
 from sftprep.stream.sources.base import Block, Cursor, Reader
 
 READ_AHEAD_FROM = 64 << 20
-"""Bytes of queued records."""
+"""Bytes of queued records above which lanes read ahead."""
 MOST_QUEUED = 256 << 20
-"""Bytes of queued records beyond what the windows of the lanes hold."""
+"""Maximum bytes of queued records, in addition to the windows of the lanes."""
 MOST_WITHOUT_SEQUENCE = 1_000_000
-"""Records in a row, over all lanes."""
+"""Maximum number of consecutive records without a sequence, over all lanes."""
 MOST_BYTES_WITHOUT_SEQUENCE = 4 << 30
-"""Bytes of records in a row, over all lanes: a million records of 4 KiB."""
+"""Maximum bytes of consecutive records without a sequence: a million records of 4 KiB."""
 
 
 class Backlog:
-    """What the lanes of one reader have read for nothing, or before it was needed.
+    """The queued records of one reader, and its consecutive records without a sequence.
 
-    lanes: those that may read ahead; none until all of them stand where the stream stands. reader:
-    theirs, opened with `on_queued` of this.
+    Attributes:
+        reader: The reader, which was opened with the method `on_queued` of this object.
+        lanes: The lanes that may read ahead; none until all of them are restored.
     """
 
     reader: Reader
 
     def __init__(self) -> None:
         self.lanes: Mapping[int, Lane] = {}
-        self._records, self._bytes = 0, 0  # in a row without a sequence
-        self._reading_ahead = False
+        self._records, self._bytes = 0, 0  # consecutive records without a sequence
+        self._is_reading_ahead = False  # guards against recursion through `on_queued`
 
     def restore(self, lanes: Mapping[int, Lane], states: Mapping[int, LaneState]) -> None:
-        """Let lanes stand where others stood, which takes the blocks that these held.
+        """Restore lanes from states, which reads the blocks of their windows again.
 
-        The lanes take turns, a block each, and those whose block is queued come first: one lane
-        after the other would queue the windows of all.
+        The lanes take turns, one block each, and lanes whose block is queued come first: restoring
+        one lane after the other would queue the windows of all.
         """
-        restored = {
+        restoring = {
             number: lane.restore(states[number])
             for number, lane in lanes.items()
             if number in states
         }
-        cursors: dict[int, Cursor] = {}
-        turns = list(restored)
-        while restored:
+        cursors: dict[int, Cursor] = {}  # by lane, of the block that it reads next
+        turns = list(restoring)
+        while restoring:
             for number in turns:
                 try:
-                    cursors[number] = next(restored[number])
+                    cursors[number] = next(restoring[number])
                 except StopIteration:
-                    del restored[number]
-            turns = list(restored)
+                    del restoring[number]
+            turns = list(restoring)
             if self.reader.queued > READ_AHEAD_FROM:
                 queued = [n for n in turns if self.reader.has_queued(n, cursors[n])]
                 turns = queued or turns
-                self._read_ahead([lane for n, lane in lanes.items() if n not in restored])
+                self._read_ahead([lane for n, lane in lanes.items() if n not in restoring])
 
     def after_block(self, lane: Lane, block: Block, sequences: int) -> None:
-        """Count a block that a lane read, and let the others read where much is queued for them.
+        """Count a block of a lane, and let the other lanes read ahead.
 
         Raises:
-            EmptyInput: very many records in a row gave no sequence, or too much is queued.
+            EmptyInput: Too many consecutive records have no sequence, or too much is queued.
         """
         if sequences:
             self._records, self._bytes = 0, 0
@@ -91,29 +92,28 @@ class Backlog:
                 f"{self._records:,} records in a row of {self.reader.reading}"
                 f" ({self._bytes / 2**20:,.0f} MiB) gave no sequence that can be trained on"
                 f" ({dict(lane.counts)} in lane {lane.number})",
-                remedy="check --format, --train-on and --max-length, and that the source is the"
-                " one you meant",
+                remedy=CHECK_SETTINGS,
             )
         self.on_queued(lane.number)
 
     def on_queued(self, number: int) -> None:
-        """Let the other lanes read where much is queued for them.
+        """Let the other lanes read ahead if much is queued for them.
 
         Args:
-            number: the lane that is reading.
+            number: The lane that is reading.
 
         Raises:
-            EmptyInput: too much is queued, and none of the others has room for it.
+            EmptyInput: Too much is queued, and none of the other lanes has room for it.
         """
         lane = self.lanes.get(number)
-        if lane is None or self._reading_ahead or self.reader.queued <= READ_AHEAD_FROM:
+        if lane is None or self._is_reading_ahead or self.reader.queued <= READ_AHEAD_FROM:
             return
-        self._reading_ahead = True
+        self._is_reading_ahead = True
         try:
             others = [other for other in self.lanes.values() if other is not lane]
             self._read_ahead(others)
         finally:
-            self._reading_ahead = False
+            self._is_reading_ahead = False
         if (
             others
             and self.reader.queued > MOST_QUEUED
@@ -122,11 +122,11 @@ class Backlog:
             raise self._starved(lane)
 
     def _read_ahead(self, lanes: list[Lane]) -> None:
-        """Let lanes read what is queued for them until few bytes are queued."""
+        """Let lanes read what is queued for them, until few bytes are queued."""
         ready = lanes
         while ready and self.reader.queued > READ_AHEAD_FROM:
-            # A lane with less than a block in its queue would read the source, and fill the queues
-            # further.
+            # A lane with less than a block in its queue would read the source, which would add to
+            # the queues.
             ready = [lane for lane in lanes if lane.can_read_ahead() and lane.has_queued()]
             for lane in ready:
                 lane.read_ahead()
@@ -137,7 +137,10 @@ class Backlog:
             f"lane {lane.number} of {self.reader.reading} got"
             f" {counts['sequences']:,} sequences from {counts['records']:,} records, and while it"
             f" looked for more, {self.reader.queued / 2**20:,.0f} MiB of records were queued for"
-            f" the other lanes ({MOST_QUEUED >> 20} MiB is the most)",
-            remedy="shuffle the source, so that every lane gets records that can be trained on, or"
-            " give --lanes 1, which needs no queue; check --format, --train-on and --max-length",
+            f" the other lanes, of at most {MOST_QUEUED >> 20} MiB",
+            remedy=[
+                "shuffle the source, so that every lane gets records that can be trained on",
+                f"use {setting('lanes', 1)}, which needs no queue",
+                CHECK_SETTINGS,
+            ],
         )

@@ -1,4 +1,4 @@
-"""A stream as a `datasets.IterableDataset`, for what takes nothing else."""
+"""A stream as a `datasets.IterableDataset`, for libraries that accept nothing else."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from sftprep.shards.schema import position_dtype
 
 
 def to_hf(stream: Any, *, shards: int = 1, epochs: int | None = 1) -> Any:
-    """See `PackedStream.to_hf`."""
+    """Return a stream as an IterableDataset; see `PackedStream.to_hf`."""
     import datasets
     import numpy as np
 
-    kinds = {
+    types = {
         "input_ids": "int32",
         "position_ids": np.dtype(position_dtype(stream.max_length)).name,
         "completion_mask": "bool",
+        "seq_lengths": "int32",
+        "origin": "int64",
     }
-    kinds |= {"seq_lengths": "int32", "origin": "int64"}
     features = datasets.Features(
-        {name: datasets.List(datasets.Value(kind)) for name, kind in kinds.items()}
+        {name: datasets.List(datasets.Value(kind)) for name, kind in types.items()}
     )
     parts = [stream.share(number, shards) for number in range(shards)]
     return datasets.IterableDataset.from_generator(
@@ -31,7 +32,7 @@ def to_hf(stream: Any, *, shards: int = 1, epochs: int | None = 1) -> Any:
 
 
 def columns_of(pack: Pack) -> dict[str, Any]:
-    """The columns of a pack by their names in shards, as NumPy arrays."""
+    """Return the columns of a pack as NumPy arrays, by their names in shards."""
     return {
         "input_ids": pack.input_ids,
         "position_ids": pack.position_ids,
@@ -43,13 +44,13 @@ def columns_of(pack: Pack) -> dict[str, Any]:
 
 def _rows(parts: list[Any], epochs: int | None) -> Iterator[dict[str, Any]]:
     for part in parts:
-        # `datasets` calls this for every iteration and expects the same rows: the stream itself is
-        # left where it stands.
-        own = part.share(0, 1)
+        # A copy, since `datasets` calls this function for every iteration, and expects the same
+        # rows each time.
+        stream = part.share(0, 1)
         for _ in itertools.count() if epochs is None else range(epochs):
-            packs = 0
-            for pack in own:
-                packs += 1
+            is_empty = True
+            for pack in stream:
+                is_empty = False
                 yield columns_of(pack)
-            if not packs:
-                break  # its lanes have no record, and would have none in any pass
+            if is_empty:
+                break  # these lanes have no record in any pass, and would never end

@@ -1,5 +1,17 @@
-"""One lane of a stream: its blocks tokenized, its window packed, and where it stands, as a small
-state."""
+"""One lane of a stream: its blocks are tokenized and packed, and its progress is a small state.
+
+1. Read and tokenize blocks until the window is full.
+2. Take a snapshot: the cursors of all blocks with sequences in use, and for each of their sequences
+   whether it is in the window, not yet in the window, or gone. It contains no tokens.
+3. Pack the window; the packs go to the pool, from which `next_pack` draws them.
+
+A state is the last snapshot and the number of packs that were drawn. Restoring reads the blocks
+again, packs the window as before, and draws and drops the packs that had been drawn since. The cost
+is tokenizing the blocks of one window again.
+
+Sequences are addressed by references, `serial << 32 | k`: the serial number of the block, and the
+index of the sequence in it.
+"""
 
 from __future__ import annotations
 
@@ -21,25 +33,33 @@ from sftprep.shards.reader import Pack
 from sftprep.shards.schema import position_dtype
 from sftprep.shards.writer import make_position_ids
 from sftprep.stream.sources.base import Block, Cursor, Piece, Reader, retry_with_backoff
-from sftprep.stream.sources.mixture import in_places
+from sftprep.stream.sources.mixture import merge_batches
 
 LaneState = dict[str, Any]
-"""JSON. taken: packs handed out; window: what was held when the window was last packed, None before
-the first time."""
+"""JSON with the keys `taken` (packs that were drawn), `ended`, and `window` (the snapshot before
+the window was last packed; None before the first time)."""
 
 _SHIFT = 32
-_AWAY, _WAITING, _CARRIED = ord("."), ord("+"), ord("A")
-"""A character a sequence of a block: gone; not in the window yet; in the window, carried so often
-(A: never, B: once ...)."""
+_INDEX_MASK = (1 << _SHIFT) - 1
+
+# The characters of a snapshot, one per sequence of a block.
+_GONE = ord(".")  # in a pack of an earlier window
+_WAITING = ord("+")  # not yet in the window
+_CARRIED = ord("A")  # in the window; A: never carried, B: carried once, ...
 
 
 @dataclass(frozen=True, slots=True)
 class LaneRules:
-    """What all lanes of a pass have in common.
+    """The settings that all lanes of a pass have in common.
 
-    buffer: packs that one is drawn from, 0 for the order of the window; retries, pause: how often a
-    block is read again when its source raises, and the seconds before the first time, doubled each
-    time.
+    Attributes:
+        capacity: Tokens in a pack.
+        window: Sequences in a full window.
+        packing: "bfd" or "none".
+        seed, epoch: Determine the order of the packs.
+        buffer: Number of packs from which one is drawn at random; 0 keeps the order of the window.
+        retries, pause: How often a block is read again if its source raises, and the seconds before
+            the first retry, which double each time.
     """
 
     capacity: int
@@ -53,46 +73,49 @@ class LaneRules:
 
 
 @dataclass(slots=True)
-class _Held:
-    """A block of which sequences are still here: left of them."""
+class _HeldBlock:
+    """A tokenized block with sequences that have not left the lane."""
 
-    cursor: Cursor
+    cursor: Cursor  # from which it can be read again
     batch: TokenBatch
-    origins: NDArray[np.int64]
-    left: int = 0
+    origins: NDArray[np.int64]  # int64 [lines]
+    left: int = 0  # number of sequences that have not left
 
 
 @dataclass(slots=True)
 class Lane:
     """The packs of one lane, in order.
 
-    told: called with a block and each record of it that cannot be used; may raise. after_block:
-    called with this lane after each block that it read, the block, and how many sequences it gave;
-    may raise.
+    Attributes:
+        number: The number of the lane.
+        reader, preprocessor, rules: Shared by all lanes.
+        on_rejected: Called with a block and each record in it that cannot be used; may raise.
+        after_block: Called after each block with the lane, the block, and the number of its
+            sequences; may raise.
+        taken: Number of packs that were drawn.
+        ended: Whether there are no packs left.
+        counts: Counters of the blocks read so far, by the names that builds use.
     """
 
     number: int
     reader: Reader
     preprocessor: Preprocessor
     rules: LaneRules
-    told: Callable[[Block, Rejected], None]
+    on_rejected: Callable[[Block, Rejected], None]
     after_block: Callable[[Lane, Block, int], None]
     taken: int = 0
     ended: bool = False
     counts: Counter[str] = field(default_factory=Counter)
-    """What was counted in the blocks read so far, by the names that builds use."""
 
     _window: CarryingWindow = field(init=False)
-    _blocks: dict[int, _Held] = field(default_factory=dict)
-    _serial: int = 0
-    _next: Cursor = None
-    _dry: bool = False
-    """The source has ended."""
+    _blocks: dict[int, _HeldBlock] = field(default_factory=dict)  # by serial number
+    _serial: int = 0  # of the next block
+    _next: Cursor = None  # of the next block
+    _is_source_dry: bool = False  # there is no next block
+    # The serial number of the last block, and its first sequence that is not yet in the window.
     _waiting: tuple[int, int] | None = None
-    """Serial of the last block, and its first sequence that is not in the window yet."""
-    _pool: list[NDArray[np.int64]] = field(default_factory=list)
-    """Packs that wait to be handed out, as references: serial of the block and number in it."""
-    _snapshot: LaneState | None = None
+    _pool: list[NDArray[np.int64]] = field(default_factory=list)  # packs to draw, as references
+    _snapshot: LaneState | None = None  # from before the window was last packed
 
     def __post_init__(self) -> None:
         rules = self.rules
@@ -100,22 +123,28 @@ class Lane:
             rules.capacity, rules.window, seed=hash64(rules.seed, rules.epoch), lane=self.number
         )
 
-    def next(self) -> Pack | None:
-        """The next pack, None at the end. Raises what the source raises again and again, and what
-        `told` raises."""
+    def next_pack(self) -> Pack | None:
+        """Return the next pack, or None at the end.
+
+        Raises:
+            SourceError: The source raised at every attempt.
+            SftprepError: Any error of `on_rejected` and `after_block`.
+        """
         pack = self._draw()
-        return None if pack is None else self._assembled(pack)
+        return None if pack is None else self._assemble(pack)
 
     def state(self) -> LaneState:
-        """Where it stands, for `restore`. The part that is not a number is made anew only when a
-        window was packed."""
+        """Return the state for `restore`; its snapshot is only replaced when a window is packed."""
         return {"taken": self.taken, "ended": self.ended, "window": self._snapshot}
 
     def restore(self, state: LaneState) -> Iterator[Cursor]:
-        """Stand where another lane stood, at the end of the iterator.
+        """Restore the lane from a state; the lane is complete when the iterator is exhausted.
 
-        Blocks of which sequences were held are read and tokenized again: yields the cursor of each
-        before it is read.
+        Yields:
+            The cursor of each block of the snapshot, before it is read and tokenized again.
+
+        Raises:
+            MismatchError: The source has other records than when the state was taken.
         """
         snapshot = state["window"]
         self.taken, self.ended = state["taken"], state["ended"]
@@ -125,49 +154,46 @@ class Lane:
         if self.ended:
             self._snapshot = snapshot
             return
+        # The lane as it was before the window was last packed.
         self.taken = snapshot["taken"]
-        self._next, self._dry, self._window.number = (
-            snapshot["next"],
-            snapshot["dry"],
-            snapshot["number"],
-        )
+        self._next, self._is_source_dry = snapshot["next"], snapshot["dry"]
+        self._window.number = snapshot["number"]
         for serial, (cursor, marks) in enumerate(snapshot["blocks"]):
             yield cursor
-            self._put_back(serial, cursor, np.frombuffer(marks.encode("ascii"), np.uint8))
+            self._restore_block(serial, cursor, np.frombuffer(marks.encode("ascii"), np.uint8))
         self._serial = len(snapshot["blocks"])
         self._pool = [
             np.array([(s << _SHIFT) + k for s, k in pack], np.int64) for pack in snapshot["pool"]
         ]
         for serial in (s for pack in snapshot["pool"] for s, _ in pack):
             self._blocks[serial].left += 1
+        # The packs that were drawn since.
         self._pack_window()
         while self.taken < state["taken"]:
             pack = self._draw()
             if pack is None:
-                raise self._other_data()
+                raise self._changed_source()
             self._release(pack)
 
     # --- packs ------------------------------------------------------------------------------------
 
     def _draw(self) -> NDArray[np.int64] | None:
-        """References of the next pack, which counts as taken from now on."""
-        while len(self._pool) <= self.rules.buffer and self._fill():
+        """Return the references of the next pack, and count it as taken."""
+        rules = self.rules
+        while len(self._pool) <= rules.buffer and self._fill_and_pack():
             pass
         if not self._pool:
             self.ended = True
             return None
-        rules = self.rules
-        at = (
-            hash64(rules.seed, rules.epoch, self.number, self.taken) % len(self._pool)
-            if rules.buffer
-            else 0
-        )
+        index = 0
+        if rules.buffer:
+            index = hash64(rules.seed, rules.epoch, self.number, self.taken) % len(self._pool)
         self.taken += 1
-        return self._pool.pop(at)
+        return self._pool.pop(index)
 
-    def _fill(self) -> bool:
-        """Fill the window and pack it; False where nothing is left to pack."""
-        while self._window.room > 0 and (self._waiting is not None or self._read()):
+    def _fill_and_pack(self) -> bool:
+        """Fill the window and pack it; return False if there is nothing left to pack."""
+        while self._window.room > 0 and (self._waiting is not None or self._read_sequences()):
             self._add_waiting()
         if not self._window.members.size:
             return False
@@ -175,99 +201,102 @@ class Lane:
         return True
 
     def _pack_window(self) -> None:
-        self._snapshot = self._taken_down()
+        self._snapshot = self._take_snapshot()
         window = self._window
         if self.rules.packing == "none":
             packs = [window.members[k : k + 1] for k in range(window.members.size)]
-            window.members, window.lengths, window.waits = (
-                window.members[:0],
-                window.lengths[:0],
-                window.waits[:0],
-            )
+            window.members, window.lengths = window.members[:0], window.lengths[:0]
+            window.waits = window.waits[:0]
             window.number += 1
         else:
+            # A window that could not be filled is the last one.
             emission = window.pack(flush=window.room > 0)
             packs = [emission[k] for k in range(len(emission))]
         self._pool += packs
 
-    def _assembled(self, pack: NDArray[np.int64]) -> Pack:
-        places = [(self._blocks[ref >> _SHIFT], ref & ((1 << _SHIFT) - 1)) for ref in pack.tolist()]
-        bounds = [
-            (held.batch, int(held.batch.offsets[k]), int(held.batch.offsets[k + 1]))
-            for held, k in places
+    def _assemble(self, refs: NDArray[np.int64]) -> Pack:
+        """Return the tokens of a pack, and release its sequences."""
+        blocks = [(self._blocks[ref >> _SHIFT], ref & _INDEX_MASK) for ref in refs.tolist()]
+        # The range of tokens of each sequence in its batch.
+        ranges = [
+            (block.batch, int(block.batch.offsets[k]), int(block.batch.offsets[k + 1]))
+            for block, k in blocks
         ]
-        lengths = np.array([end - begin for _, begin, end in bounds], np.int32)
-        mask = np.concatenate([batch.completion_mask[begin:end] for batch, begin, end in bounds])
-        made = Pack(
-            input_ids=np.concatenate([batch.input_ids[begin:end] for batch, begin, end in bounds]),
+        lengths = np.array([end - begin for _, begin, end in ranges], np.int32)
+        mask = np.concatenate([batch.completion_mask[begin:end] for batch, begin, end in ranges])
+        pack = Pack(
+            input_ids=np.concatenate([batch.input_ids[begin:end] for batch, begin, end in ranges]),
             position_ids=make_position_ids(lengths, position_dtype(self.rules.capacity)),
             completion_mask=mask,
             seq_lengths=lengths,
-            origin=np.array([held.origins[held.batch.origin[k]] for held, k in places], np.int64),
-            loss_weights=_weights(bounds, mask),
+            origin=np.array(
+                [block.origins[block.batch.origin[k]] for block, k in blocks], np.int64
+            ),
+            loss_weights=_concatenate_weights(ranges, mask),
         )
-        self._release(pack)
-        return made
+        self._release(refs)
+        return pack
 
-    def _release(self, pack: NDArray[np.int64]) -> None:
-        """Forget the blocks of which the last sequence has gone."""
-        for ref in pack.tolist():
-            held = self._blocks[ref >> _SHIFT]
-            held.left -= 1
-            if held.left == 0:
+    def _release(self, refs: NDArray[np.int64]) -> None:
+        """Forget the blocks whose last sequence has left."""
+        for ref in refs.tolist():
+            block = self._blocks[ref >> _SHIFT]
+            block.left -= 1
+            if block.left == 0:
                 del self._blocks[ref >> _SHIFT]
 
     # --- blocks -----------------------------------------------------------------------------------
 
     def can_read_ahead(self) -> bool:
-        """Return False where the window is full, or nothing is left."""
+        """Return whether the window has room and the source has further blocks."""
         if self._waiting is not None:
             self._add_waiting()
-        return not self.ended and not self._dry and self._window.room > 0
+        return not self.ended and not self._is_source_dry and self._window.room > 0
 
     def has_queued(self) -> bool:
-        """Whether the next block is in a queue of the reader."""
+        """Return whether the next block is in a queue of the reader."""
         return self.reader.has_queued(self.number, self._next)
 
     def read_ahead(self) -> None:
-        """Read one block before it is needed, where `can_read_ahead`.
+        """Read one block before it is needed; requires `can_read_ahead`.
 
-        The packs are the same with and without it: the window gets the same sequences.
+        This changes no pack, since the window gets the same sequences in the same order.
         """
         self._read_block()
         if self._waiting is not None:
             self._add_waiting()
 
-    def _read(self) -> bool:
-        """Tokenize blocks up to one that has a sequence; False where the source has ended."""
-        while not self._dry:
+    def _read_sequences(self) -> bool:
+        """Read blocks up to one with a sequence; return False if the source has ended."""
+        while not self._is_source_dry:
             if self._read_block() and self._waiting is not None:
                 return True
         return False
 
     def _read_block(self) -> bool:
-        """Tokenize the next block, and hold it if it has a sequence; False where there is none."""
+        """Tokenize the next block, and hold it if it has a sequence; return False at the end."""
         cursor = self._next
         block = self._block_at(cursor)
         if block is None:
-            self._dry = True
+            self._is_source_dry = True
             return False
-        batch = self._prepared(block)
+        batch = self._tokenize(block)
         for rejected in batch.rejected:
             self.counts[f"rejected.{rejected.reason}"] += 1
         self.counts.update(batch.counts)
         for rejected in batch.rejected:
-            self.told(block, rejected)
+            self.on_rejected(block, rejected)
         self._next = block.after
         sequences = len(batch.offsets) - 1
         if sequences:
-            self._blocks[self._serial] = _Held(cursor, batch, block.origins, sequences)
+            self._blocks[self._serial] = _HeldBlock(cursor, batch, block.origins, sequences)
             self._waiting = (self._serial, 0)
             self._serial += 1
         self.after_block(self, block, sequences)
         return True
 
     def _add_waiting(self) -> None:
+        """Add sequences of the last block to the window, up to its size."""
         assert self._waiting is not None
         serial, first = self._waiting
         batch = self._blocks[serial].batch
@@ -279,91 +308,91 @@ class Lane:
         self._waiting = None if last == count else (serial, last)
 
     def _block_at(self, cursor: Cursor) -> Block | None:
-        """Read a block, again where its source raises."""
         rules = self.rules
-        what = f"lane {self.number} of the stream"
         return retry_with_backoff(
             lambda: self.reader.read(self.number, cursor),
             rules.retries,
             rules.pause,
-            what=lambda: f"{self.reader.reading} ({what})",
+            what=lambda: f"{self.reader.reading} (lane {self.number} of the stream)",
         )
 
-    def _prepared(self, block: Block) -> TokenBatch:
-        batches = [self._prepared_piece(piece) for piece in block.pieces]
-        places = [piece.places for piece in block.pieces if piece.places is not None]
-        return in_places(batches, places) if places else batches[0]
+    def _tokenize(self, block: Block) -> TokenBatch:
+        batches = [self._tokenize_piece(piece) for piece in block.pieces]
+        positions = [piece.positions for piece in block.pieces if piece.positions is not None]
+        return merge_batches(batches, positions) if positions else batches[0]
 
-    def _prepared_piece(self, piece: Piece) -> TokenBatch:
-        # The first packs do not wait for the reference encoder, as those of small builds do not.
+    def _tokenize_piece(self, piece: Piece) -> TokenBatch:
+        # Without a seed, no records are compared with the reference encoder, whose loading would
+        # delay the first packs. Small builds do not load it either.
         seed = xxhash.xxh3_64_intdigest(piece.data) if self._window.number > 0 else None
         return preprocess(self.preprocessor, piece.data, piece.format, seed=seed)
 
     # --- the state --------------------------------------------------------------------------------
 
-    def _taken_down(self) -> LaneState:
-        """The window before it is packed, by the cursors of its blocks."""
-        place = {serial: number for number, serial in enumerate(self._blocks)}
+    def _take_snapshot(self) -> LaneState:
+        """Return the lane before its window is packed, with blocks replaced by their cursors."""
+        index_of = {serial: index for index, serial in enumerate(self._blocks)}
         marks = [
-            np.full(len(held.batch.offsets) - 1, _AWAY, np.uint8) for held in self._blocks.values()
+            np.full(len(block.batch.offsets) - 1, _GONE, np.uint8)
+            for block in self._blocks.values()
         ]
-        serials, rows = self._window.members >> _SHIFT, self._window.members & ((1 << _SHIFT) - 1)
-        signs = (_CARRIED + self._window.waits).astype(np.uint8)
+        # Mark the sequences in the window, one block at a time.
+        serials, rows = self._window.members >> _SHIFT, self._window.members & _INDEX_MASK
+        window_marks = (_CARRIED + self._window.waits).astype(np.uint8)
         for serial in np.unique(serials).tolist():
-            of = serials == serial
-            marks[place[serial]][rows[of]] = signs[of]
+            in_block = serials == serial
+            marks[index_of[serial]][rows[in_block]] = window_marks[in_block]
         if self._waiting is not None:
-            marks[place[self._waiting[0]]][self._waiting[1] :] = _WAITING
+            marks[index_of[self._waiting[0]]][self._waiting[1] :] = _WAITING
         return {
             "taken": self.taken,
             "number": self._window.number,
             "next": self._next,
-            "dry": self._dry,
+            "dry": self._is_source_dry,
             "blocks": [
-                [held.cursor, m.tobytes().decode("ascii")]
-                for held, m in zip(self._blocks.values(), marks, strict=True)
+                [block.cursor, m.tobytes().decode("ascii")]
+                for block, m in zip(self._blocks.values(), marks, strict=True)
             ],
             "pool": [
-                [[place[ref >> _SHIFT], ref & ((1 << _SHIFT) - 1)] for ref in pack.tolist()]
+                [[index_of[ref >> _SHIFT], ref & _INDEX_MASK] for ref in pack.tolist()]
                 for pack in self._pool
             ],
             "counts": dict(self.counts),
         }
 
-    def _other_data(self) -> MismatchError:
+    def _changed_source(self) -> MismatchError:
         return MismatchError(
-            f"lane {self.number} does not hold the records any more that its state names",
-            remedy="resume with the data and settings that the state was made with, or begin a new"
-            " stream",
+            f"lane {self.number} no longer has the records of its state",
+            remedy="resume with the data and settings of the saved state, or start a new stream",
         )
 
-    def _put_back(self, serial: int, cursor: Cursor, marks: NDArray[np.uint8]) -> None:
-        """Read a block again, and hold what was held of it."""
+    def _restore_block(self, serial: int, cursor: Cursor, marks: NDArray[np.uint8]) -> None:
+        """Read a block of a snapshot again, and add its sequences to the window."""
         block = self._block_at(cursor)
-        batch = None if block is None else self._prepared(block)
+        batch = None if block is None else self._tokenize(block)
         if block is None or batch is None or len(batch.offsets) - 1 != marks.size:
-            raise self._other_data()
-        inside = (marks >= _CARRIED) & (marks <= _CARRIED + MOST_WAITS)
-        rows, waiting = np.flatnonzero(inside), np.flatnonzero(marks == _WAITING)
-        self._blocks[serial] = _Held(cursor, batch, block.origins, 0)
-        refs = (serial << _SHIFT) + rows
+            raise self._changed_source()
+        in_window = (marks >= _CARRIED) & (marks <= _CARRIED + MOST_WAITS)
+        rows, waiting = np.flatnonzero(in_window), np.flatnonzero(marks == _WAITING)
         self._window.add(
-            refs, batch.lengths[rows].astype(np.int32), marks[rows].astype(np.int32) - _CARRIED
+            (serial << _SHIFT) + rows,
+            batch.lengths[rows].astype(np.int32),
+            marks[rows].astype(np.int32) - _CARRIED,
         )
         if waiting.size:
             self._waiting = (serial, int(waiting[0]))
-        self._blocks[serial].left = rows.size + waiting.size
+        left = rows.size + waiting.size
+        self._blocks[serial] = _HeldBlock(cursor, batch, block.origins, left)
 
 
-def _weights(
-    bounds: list[tuple[TokenBatch, int, int]], mask: NDArray[np.bool_]
+def _concatenate_weights(
+    ranges: list[tuple[TokenBatch, int, int]], mask: NDArray[np.bool_]
 ) -> NDArray[np.float32] | None:
-    """What the tokens of a pack weigh, None where no sequence in it comes from a block that says
-    so."""
-    if all(batch.loss_weights is None for batch, _, _ in bounds):
+    """Return the loss weights of a pack, 0 for tokens that are not trained; None if all are 1."""
+    if all(batch.loss_weights is None for batch, _, _ in ranges):
         return None
     parts = [
         np.ones(end - begin, np.float32) if b.loss_weights is None else b.loss_weights[begin:end]
-        for b, begin, end in bounds
+        for b, begin, end in ranges
     ]
     return np.concatenate(parts) * mask

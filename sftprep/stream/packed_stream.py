@@ -1,8 +1,15 @@
-"""Packs made while they are trained on, in an order that does not depend on who makes them."""
+"""A stream of packs that are tokenized and packed when they are needed.
+
+1. The records of the source are assigned to `lanes`. Each lane tokenizes and packs its own records
+   (`lane.py`), so its packs do not depend on other lanes.
+2. The order of the stream is one pack of each lane in turn.
+3. Ranks and loader workers each own some of the lanes. Neither the packs nor their order depend on
+   how many ranks and workers there are.
+4. A state contains one small state per lane, and can be loaded by any number of ranks and workers.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -14,31 +21,39 @@ import numpy as np
 from sftprep.config.build import BuildConfig, Order
 from sftprep.core.hashing import digest
 from sftprep.core.types import Rejected
-from sftprep.errors import ConfigError, EmptyInput, MismatchError, RecordError, TooManyRejected
+from sftprep.errors import ConfigError, EmptyInput, MismatchError, setting
 from sftprep.pipeline.preprocess import Preprocessor
 from sftprep.pipeline.setup import prepare_recipe
 from sftprep.shards.reader import Pack
 from sftprep.shards.schema import position_dtype
 from sftprep.stream.backlog import Backlog
 from sftprep.stream.lane import Lane, LaneRules, LaneState
-from sftprep.stream.sources.base import Block, LaneAssignment, retry_with_backoff
+from sftprep.stream.rejections import Rejections
+from sftprep.stream.settings import CHECK_SETTINGS, WINDOW, stream_config
+from sftprep.stream.sources.base import Block, Cursor, LaneAssignment, retry_with_backoff
 from sftprep.stream.sources.open import open_source
 from sftprep.stream.state import check_state, states_of
 
-WINDOW = 4096
 SHUFFLE_BUFFER = 256
+"""Packs of a lane from which one is drawn at random with order="shuffle"."""
 
 State = dict[str, Any]
-"""JSON: what `PackedStream.state_dict` gives."""
+"""JSON that `PackedStream.state_dict` returns."""
 
 _STATE_VERSION = 1
-_KEPT_REJECTED = 100
-_ENOUGH_RECORDS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A pack, its place (its number in its lane), and the state of its lane after it."""
+    """A pack with its position in the stream.
+
+    Attributes:
+        pack: The pack.
+        lane: The lane of the pack.
+        number: The number of the pack in its lane, from 0.
+        epoch: The pass.
+        state: The state of the lane after the pack.
+    """
 
     pack: Pack
     lane: int
@@ -48,22 +63,33 @@ class Placed:
 
 
 class PackedStream:
-    """Raw records as packs, tokenized and packed as they are asked for. Iterate it: one pass;
-    again: the next.
+    """Packs of raw records. Each iteration is one pass over the source.
 
-    The source is dealt to `lanes`, each of which packs its records in a window of its own. The
-    order of the packs is one of each lane in turn: it depends on the source, the settings, the
-    epoch and the seed, and not on how many ranks and loader workers there are, which only share out
-    the lanes. The packs are those of `build` with the same --pack-window and
-    --order keep.
+    The packs are those of `sftprep build` with the same `pack_window` and `order="keep"`.
 
-    source: see `stream.sources.open.open_source`. tokenizer: folder or Hub name, where config has
-    none. config: settings as of a build. window, lanes: win over those of config; without any,
-    4096 and 16. order: "keep"; or "shuffle": blocks of plain files are read in a random order, and
-    packs are drawn from a buffer of 256 a lane. rank, world_size: the lanes k with k % world_size
-    == rank are ours. retries, retry_wait: how often a block is read again when its source raises,
-    and the seconds before the first time, doubled each time. Raises ConfigError, and what reading
-    the first records and loading the tokenizer raise.
+    Args:
+        source: The records; see `stream.sources.open.open_source`.
+        tokenizer: Folder or name on the Hub, if `config` has none.
+        config: The settings, as for a build.
+        window, lanes: Override those of `config`; the defaults are 4096 and 16.
+        order: "keep"; or "shuffle": blocks of uncompressed files are read in a random order, and
+            packs are drawn from a buffer of 256 per lane.
+        rank, world_size: This stream owns the lanes k with k % world_size == rank.
+        retries, retry_wait: How often a block is read again if its source raises, and the seconds
+            before the first retry, which double each time.
+
+    Attributes:
+        owned: The lanes of this stream.
+        epoch: The number of the current pass, from 0.
+
+    Raises:
+        ConfigError: A setting is invalid or not supported by streams.
+        SftprepError: The first records or the tokenizer cannot be read.
+
+    Example:
+        stream = PackedStream("chats.jsonl", "Qwen/Qwen3-8B")
+        for pack in stream:
+            pack.input_ids, pack.position_ids, pack.completion_mask
     """
 
     def __init__(
@@ -80,16 +106,16 @@ class PackedStream:
         retries: int = 4,
         retry_wait: float = 1.0,
     ) -> None:
-        self.config = _settled(config or BuildConfig(), tokenizer, window, order, lanes)
+        self.config = stream_config(config or BuildConfig(), tokenizer, window, order, lanes)
         if not 0 <= rank < world_size:
             raise ConfigError(
-                f"rank is {rank} of {world_size}", remedy="give a rank from 0 to world_size - 1"
+                f"rank is {rank} of {world_size}", remedy="use a rank from 0 to world_size - 1"
             )
-        count = self.config.pack.lanes
-        if world_size > count:
+        num_lanes = self.config.pack.lanes
+        if world_size > num_lanes:
             raise ConfigError(
-                f"{count} lanes cannot be shared out to {world_size} ranks",
-                remedy=f"give lanes={world_size}",
+                f"{num_lanes} lanes cannot be divided among {world_size} ranks",
+                remedy=f"use {setting('lanes', world_size)}",
             )
         self.recipe, _ = prepare_recipe(self.config)
         self.source = retry_with_backoff(
@@ -99,56 +125,57 @@ class PackedStream:
             what=lambda: "the start of the source",
         )
         self.retries, self.retry_wait = retries, retry_wait
-        self.owned: tuple[int, ...] = tuple(range(rank, count, world_size))
-        """Lanes that are ours."""
+        self.owned: tuple[int, ...] = tuple(range(rank, num_lanes, world_size))
         self.epoch = 0
-        """Number of the pass that is being made, from 0."""
-        self.rejected: deque[tuple[str, int, Rejected]] = deque(maxlen=_KEPT_REJECTED)
-        """The last records that were set aside: where, line or row, and why."""
-        self._lanes: dict[int, Lane] | None = None
-        self._states: dict[int, LaneState] = {}
-        self._loaded = False
+        self._rejections = Rejections(self.config.output)
+        self._lanes: dict[int, Lane] | None = None  # opened by the first iteration
+        self._states: dict[int, LaneState] = {}  # of the lanes before they are opened
+        self._is_loaded = False  # a state was loaded, and no iteration began since
         self._preprocessor: Preprocessor | None = None
-        self._threads = True
+        self._use_threads = True  # the encoder may use all cores
 
     # --- packs ------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Pack]:
-        """The rest of this pass. After its end the next iteration makes another one.
+        """Yield the rest of the current pass; after its end, the next pass.
 
-        A state that was taken at the end of a pass, and loaded, gives nothing first: that pass has
-        nothing left.
+        After loading a state from the end of a pass, the first iteration yields nothing, since
+        that pass has no packs left.
         """
         return (placed.pack for placed in self.placed())
 
     def placed(self) -> Iterator[Placed]:
-        """As iterating, with the place of each pack and the state of its lane."""
-        if self._ended and not self._loaded:
+        """Iterate as over the stream itself, with the position of each pack.
+
+        Raises:
+            RecordError: A record cannot be used, and bad records are errors.
+            TooManyRejected: Too many records were quarantined.
+            EmptyInput: The pass, or one lane, has too few sequences that can be trained on.
+            SourceError: The source raised at every attempt.
+        """
+        if self._has_ended and not self._is_loaded:
             self.set_epoch(self.epoch + 1)
-        self._loaded = False
-        lanes, warm = self._opened(), False
-        while going := [lane for lane in lanes.values() if not lane.ended]:
-            lane = min(going, key=lambda one: (one.taken, one.number))
-            pack = lane.next()
-            if not warm:
-                warm = True
-                threading.Thread(target=_warm_packing, daemon=True).start()
+        self._is_loaded = False
+        lanes, is_first = self._open_lanes(), True
+        while remaining := [lane for lane in lanes.values() if not lane.ended]:
+            lane = min(remaining, key=lambda candidate: (candidate.taken, candidate.number))
+            pack = lane.next_pack()
+            if is_first:
+                is_first = False
+                threading.Thread(target=_load_packing_kernels, daemon=True).start()
             if pack is not None:
                 yield Placed(pack, lane.number, lane.taken - 1, self.epoch, lane.state())
-        self._check_rejected(at_end=True)
+        self._rejections.check(self.counts, at_end=True)
+        # Only a stream of all lanes knows that the whole source is empty.
         if not self.counts.get("sequences") and len(self.owned) == self.config.pack.lanes:
             raise EmptyInput(
                 "a whole pass gave no sequence that can be trained on"
                 f" ({self.counts or 'no record'})",
-                remedy=(
-                    "check --format, --train-on and --max-length, and that the source is the one"
-                    " you meant"
-                ),
+                remedy=CHECK_SETTINGS,
             )
 
     def padding(self) -> Pack:
-        """A pack that trains nothing, for a rank whose lanes have ended before those of others. Its
-        origin is -1."""
+        """Return a pack without trained tokens, for ranks that end early; its origin is -1."""
         token = self.recipe.tokenizer.eos_token_id or 0
         return Pack(
             input_ids=np.full(2, token, np.int32),
@@ -160,61 +187,69 @@ class PackedStream:
 
     @property
     def max_length(self) -> int:
-        """Tokens that a pack can hold."""
+        """Maximum number of tokens in a pack."""
         return self.recipe.max_length
 
     @property
     def counts(self) -> dict[str, int]:
-        """What was counted in this pass, in our lanes: lines, records, sequences, tokens,
-        rejected.REASON and so on."""
+        """Counters of this pass in the owned lanes: records, tokens, rejected.REASON and so on."""
         total: Counter[str] = Counter()
         for lane in (self._lanes or {}).values():
             total.update(lane.counts)
         return dict(total)
 
+    @property
+    def rejected(self) -> deque[tuple[str, int, Rejected]]:
+        """The last 100 quarantined records: name of the input, line or row, and reason."""
+        return self._rejections.latest
+
     def locate(self, origin: int) -> tuple[str, int]:
-        """Where the record of a sequence stands: the file (or what the source is called), and the
-        line or row, from 1."""
+        """Return the file (or the name of the source) and the line or row, from 1, of an origin."""
         return self.source.locate(origin)
 
-    # --- who makes which, and from where ----------------------------------------------------------
+    # --- owned lanes, and the position in the stream ----------------------------------------------
 
-    def share(self, index: int, of: int, *, threads: bool = True) -> PackedStream:
-        """Our lanes shared out once more, to loader workers: a stream of every `of`-th of them,
-        standing where this one does.
+    def share(self, index: int, num_shares: int, *, threads: bool = True) -> PackedStream:
+        """Return a stream with a part of the owned lanes, at the current position.
 
-        Where there are more workers than lanes, some get none. threads: the encoder may use every
-        core, which is not for processes that were forked.
+        Args:
+            index: The number of the part, from 0.
+            num_shares: The number of parts, such as the loader workers of a rank. Parts beyond the
+                number of lanes own no lane.
+            threads: Whether the encoder may use all cores, which forked processes cannot.
         """
         part = object.__new__(PackedStream)
         part.__dict__.update(self.__dict__)
-        part.owned = self.owned[index::of]
-        part.rejected = deque(maxlen=_KEPT_REJECTED)
+        part.owned = self.owned[index::num_shares]
+        part._rejections = Rejections(self.config.output)
         part._lanes, part._states = None, self._lane_states()
-        if threads != self._threads:
-            part._threads, part._preprocessor = threads, None
+        if threads != self._use_threads:
+            part._use_threads, part._preprocessor = threads, None
         return part
 
     def to_hf(self, *, shards: int = 1, epochs: int | None = 1) -> Any:
-        """This stream as a `datasets.IterableDataset` with the columns of shards, beginning where
-        this one stands.
+        """Return this stream as a `datasets.IterableDataset`, starting at the current position.
 
-        shards: into how many parts it can be split by loader workers or ranks, each in turn over
-        its own lanes; 1 keeps the order of the stream. epochs: passes, None for no end. Its own
-        `state_dict` goes on by passing again what was read; for a resume that costs nothing use
-        `state_dict` of the stream, or `sftprep.torch`. Columns of weights are not given.
+        It has the columns of shards, without loss weights. Its own `state_dict` resumes by
+        iterating over the earlier rows again; for an immediate resume, use `state_dict` of the
+        stream, or `sftprep.torch`.
+
+        Args:
+            shards: The number of parts among which loader workers or ranks can divide the dataset,
+                each with its own lanes. 1 keeps the order of the stream.
+            epochs: The number of passes; None for no end.
         """
         from sftprep.stream.hf_dataset import to_hf
 
         return to_hf(self, shards=shards, epochs=epochs)
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin pass number `epoch`; nothing happens where it is being made already."""
+        """Start the given pass, unless it is the current one."""
         if epoch != self.epoch:
-            self.epoch, self._lanes, self._states, self._loaded = epoch, None, {}, False
+            self.epoch, self._lanes, self._states, self._is_loaded = epoch, None, {}, False
 
     def state_dict(self) -> State:
-        """Where the stream stands: JSON, with positions and counters and no data."""
+        """Return the position in the stream as JSON: cursors and counters, without data."""
         states = self._lane_states()
         lanes = {str(lane): states[lane] for lane in self.owned if lane in states}
         return {
@@ -225,145 +260,119 @@ class PackedStream:
         }
 
     def load_state_dict(self, state: State | Sequence[State]) -> None:
-        """Stand where a stream with this state stood; of several ranks, give the states of all.
+        """Resume from a state.
 
-        The number of ranks and workers may be another than then. Raises MismatchError for the state
-        of another stream, and ConfigError for what is no state.
+        Args:
+            state: The state of a stream, or the states of all ranks. The number of ranks and
+                workers may differ from that of this stream.
+
+        Raises:
+            MismatchError: The state is from a stream with another source, tokenizer or settings.
+            ConfigError: The argument is not a state.
         """
         states = states_of(state)
-        for one in states:
-            if one.get("version") != _STATE_VERSION or one.get("stream") != self.identity:
+        for rank_state in states:
+            is_version = rank_state.get("version") == _STATE_VERSION
+            if not is_version or rank_state.get("stream") != self.identity:
                 raise MismatchError(
-                    "the state is one of another stream",
-                    remedy="give the source, tokenizer and settings it was made with",
+                    "the state is from another stream",
+                    remedy="use the source, tokenizer and settings with which it was saved",
                 )
-            check_state(one, self.config.pack.lanes)
-        epochs = {one["epoch"] for one in states}
-        latest = max(epochs, default=0)
-        # A rank may have begun the next pass when another had not ended the last one: its lanes
-        # have ended then.
-        found = {
-            int(lane): kept
-            for one in states
-            if one["epoch"] == latest
-            for lane, kept in one["lanes"].items()
+            check_state(rank_state, self.config.pack.lanes)
+        # A rank may have started the next pass while another one was at the end of the last: the
+        # lanes of the latter have ended, and start the next pass as well.
+        latest = max((rank_state["epoch"] for rank_state in states), default=0)
+        lanes = {
+            int(lane): lane_state
+            for rank_state in states
+            if rank_state["epoch"] == latest
+            for lane, lane_state in rank_state["lanes"].items()
         }
-        self.epoch, self._lanes, self._states, self._loaded = latest, None, found, True
+        self.epoch, self._lanes, self._states, self._is_loaded = latest, None, lanes, True
 
     @property
     def identity(self) -> str:
-        """Digest of what decides the packs: source, recipe, packing."""
+        """Digest of everything that determines the packs: source, recipe and packing."""
         pack = self.config.pack
-        settings = [
-            pack.packing,
-            pack.pack_window,
-            pack.order,
-            pack.lanes,
-            pack.seed,
-            self.config.output.on_bad_record,
-        ]
+        settings: list[object] = [pack.packing, pack.pack_window, pack.order, pack.lanes, pack.seed]
+        settings.append(self.config.output.on_bad_record)
         return digest(self.recipe.digest, self.source.identity, settings)[:32]
 
     @property
-    def _ended(self) -> bool:
-        """Whether this pass has been made to its end."""
+    def _has_ended(self) -> bool:
+        """Whether the current pass has no packs left in the owned lanes."""
         states = self._lane_states()
         return all(lane in states and states[lane]["ended"] for lane in self.owned)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            **self.__dict__,
-            "_lanes": None,
-            "_states": self._lane_states(),
-            "_preprocessor": None,
-        }
+        # Open lanes have iterators, which cannot be pickled; the copy restores them from states.
+        closed = {"_lanes": None, "_states": self._lane_states(), "_preprocessor": None}
+        return {**self.__dict__, **closed}
 
     def _lane_states(self) -> dict[int, LaneState]:
         if self._lanes is None:
             return self._states
         return {**self._states, **{number: lane.state() for number, lane in self._lanes.items()}}
 
-    def _opened(self) -> dict[int, Lane]:
-        if self._lanes is None:
-            pack = self.config.pack
-            starts = {
-                lane: start
-                for lane in self.owned
-                if (start := _first_cursor(self._states.get(lane))) is not None
-            }
-            shuffle = pack.order == "shuffle"
-            backlog = Backlog()
-            reader = backlog.reader = self.source.open(
-                LaneAssignment(
-                    lanes=self.owned,
-                    of=pack.lanes,
-                    epoch=self.epoch,
-                    seed=pack.seed,
-                    shuffle=shuffle,
-                    start=starts,
-                    on_queued=backlog.on_queued,
-                )
-            )
-            rules = LaneRules(
-                capacity=self.max_length,
-                window=pack.pack_window or WINDOW,
-                packing=pack.packing,
-                seed=pack.seed,
+    def _open_lanes(self) -> dict[int, Lane]:
+        """Return the owned lanes; the first call opens the source and restores their states."""
+        if self._lanes is not None:
+            return self._lanes
+        pack = self.config.pack
+        first_cursors = {lane: _first_cursor(self._states.get(lane)) for lane in self.owned}
+        shuffle = pack.order == "shuffle"
+        backlog = Backlog()
+        reader = backlog.reader = self.source.open(
+            LaneAssignment(
+                lanes=self.owned,
+                num_lanes=pack.lanes,
                 epoch=self.epoch,
-                buffer=SHUFFLE_BUFFER if shuffle else 0,
-                retries=self.retries,
-                pause=self.retry_wait,
+                seed=pack.seed,
+                shuffle=shuffle,
+                start={k: cursor for k, cursor in first_cursors.items() if cursor is not None},
+                on_queued=backlog.on_queued,
             )
-            if self._preprocessor is None:
-                self._preprocessor = Preprocessor(self.recipe, threads=self._threads)
-            lanes = {
-                number: Lane(
-                    number, reader, self._preprocessor, rules, self._tell, backlog.after_block
-                )
-                for number in self.owned
-            }
-            backlog.restore(lanes, self._states)
-            self._lanes = backlog.lanes = lanes
-        return self._lanes
+        )
+        rules = LaneRules(
+            capacity=self.max_length,
+            window=pack.pack_window or WINDOW,
+            packing=pack.packing,
+            seed=pack.seed,
+            epoch=self.epoch,
+            buffer=SHUFFLE_BUFFER if shuffle else 0,
+            retries=self.retries,
+            pause=self.retry_wait,
+        )
+        if self._preprocessor is None:
+            self._preprocessor = Preprocessor(self.recipe, threads=self._use_threads)
+        stages = self._preprocessor
+        lanes = {
+            number: Lane(number, reader, stages, rules, self._reject, backlog.after_block)
+            for number in self.owned
+        }
+        backlog.restore(lanes, self._states)
+        self._lanes = backlog.lanes = lanes
+        return lanes
 
-    # --- records that cannot be used --------------------------------------------------------------
-
-    def _tell(self, block: Block, rejected: Rejected) -> None:
-        where, line = self.source.locate(int(block.origins[rejected.line]))
-        if self.config.output.on_bad_record == "error":
-            raise RecordError(
-                file=where,
-                line=line,
-                column=rejected.column,
-                reason=rejected.reason,
-                message=rejected.message,
-                excerpt=rejected.excerpt,
-            )
-        self.rejected.append((where, line, rejected))
-        self._check_rejected(at_end=False)
-
-    def _check_rejected(self, *, at_end: bool) -> None:
-        counts, output = self.counts, self.config.output
-        rejected = sum(count for name, count in counts.items() if name.startswith("rejected."))
-        records = counts.get("records", 0)
-        # A share of the first few records says nothing.
-        if rejected > output.rejected_limit(records if at_end else max(records, _ENOUGH_RECORDS)):
-            where, line, last = self.rejected[-1] if self.rejected else ("", 0, None)
-            raise TooManyRejected(
-                f"{rejected:,} of {records:,} records were rejected, more than --max-rejected"
-                f" {output.max_rejected}"
-                + (f"; the last is {where}:{line}: {last.message}" if last else ""),
-                remedy="mend the records, or raise --max-rejected",
-            )
+    def _reject(self, block: Block, rejected: Rejected) -> None:
+        name, line = self.locate(int(block.origins[rejected.line]))
+        self._rejections.add(name, line, rejected, self.counts)
 
 
 def open_stream(
     source: Any, *, rank: int = 0, world_size: int = 1, **settings: Any
 ) -> PackedStream:
-    """A PackedStream with flat settings, by the names of the command line: `open_stream("a.jsonl",
-    tokenizer="gpt2", max_length=2048)`.
+    """Return a PackedStream with flat settings.
 
-    Raises ConfigError for an unknown name, with the nearest known one.
+    Args:
+        source, rank, world_size: See `PackedStream`.
+        **settings: The fields of `BuildConfig` by name.
+
+    Raises:
+        ConfigError: A setting is unknown (the remedy is the most similar name) or invalid.
+
+    Example:
+        open_stream("a.jsonl", tokenizer="gpt2", max_length=2048)
     """
     return PackedStream(
         source,
@@ -374,51 +383,15 @@ def open_stream(
     )
 
 
-def _settled(
-    config: BuildConfig, tokenizer: str | None, window: int | None, order: Order, lanes: int | None
-) -> BuildConfig:
-    """The settings, with those given beside them. What is written to files is shuffled by default;
-    a stream is not."""
-    left_out = {
-        "limit": config.read.limit is not None,
-        "duplicates": config.read.duplicates != "keep",
-        "eval_fraction": bool(config.evaluation.eval_fraction),
-        "eval_input": bool(config.evaluation.eval_input),
-        "eval_split": config.evaluation.eval_split is not None,
-    }
-    for name, given in left_out.items():
-        if given:
-            raise ConfigError(
-                f"{name} is for builds, which know all of their records",
-                remedy=f"leave {name} out, or build shards",
-            )
-    if config.pack.packing not in ("bfd", "none"):
-        raise ConfigError(
-            f"a stream cannot pack by {config.pack.packing!r}",
-            remedy="choose bfd or none, or build shards",
-        )
-    size = None if config.pack.packing == "none" else WINDOW if window is None else window
-    packing = dataclasses.replace(
-        config.pack,
-        pack_window=size if window is not None else config.pack.pack_window or size,
-        order=order,
-        lanes=config.pack.lanes if lanes is None else lanes,
-    )
-    tokenize = (
-        dataclasses.replace(config.tokenize, tokenizer=tokenizer) if tokenizer else config.tokenize
-    )
-    return dataclasses.replace(config, pack=packing, tokenize=tokenize)
-
-
-def _first_cursor(state: LaneState | None) -> Any:
-    """Where a lane begins to read again, None at its first block."""
+def _first_cursor(state: LaneState | None) -> Cursor:
+    """Return the cursor of the first block that a lane reads, or None for its first block."""
     window = state["window"] if state is not None else None
     if window is None:
         return None
     return window["blocks"][0][0] if window["blocks"] else window["next"]
 
 
-def _warm_packing() -> None:
-    # The compiled packer takes half a second to load. The first windows do without, so that passes
-    # while they are trained on.
+def _load_packing_kernels() -> None:
+    # Loading the compiled packer takes half a second. The first windows are packed without it, so
+    # it is loaded while their packs are trained on.
     from sftprep.packing import bestfit  # noqa: F401

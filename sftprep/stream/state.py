@@ -1,4 +1,4 @@
-"""What a state of a stream has to look like."""
+"""The structure of the states of a stream, and the checks of states that users load."""
 
 from __future__ import annotations
 
@@ -8,46 +8,55 @@ from typing import Any
 from sftprep.errors import ConfigError
 
 _NAMES = {"version", "stream", "epoch", "lanes"}
+_WINDOW_NAMES = {"taken", "number", "next", "dry", "blocks", "pool", "counts"}
 
 
-def states_of(given: Any) -> list[Mapping[str, Any]]:
-    """One state, or those of several ranks, as a list. Raises ConfigError for anything else, and
-    for an empty list."""
-    states = [given] if isinstance(given, Mapping) else given
-    if not isinstance(states, (list, tuple)) or not states:
-        raise _mangled(f"it is {_shown(given)}")
-    for one in states:
-        if not isinstance(one, Mapping) or not one.keys() >= _NAMES:
-            raise _mangled(f"it is {_shown(one)}")
-    return list(states)
+def states_of(states: Any) -> list[Mapping[str, Any]]:
+    """Return one state, or the states of several ranks, as a list.
+
+    Raises:
+        ConfigError: The argument is something else, or an empty list.
+    """
+    listed = [states] if isinstance(states, Mapping) else states
+    if not isinstance(listed, (list, tuple)) or not listed:
+        raise _invalid_state(f"it is {_describe(states)}")
+    for state in listed:
+        # Further keys are ignored.
+        if not isinstance(state, Mapping) or not state.keys() >= _NAMES:
+            raise _invalid_state(f"it is {_describe(state)}")
+    return list(listed)
 
 
 def check_state(state: Mapping[str, Any], lanes: int) -> None:
-    """Raise ConfigError where a state is not built as `state_dict` builds them. lanes: how many the
-    stream has.
+    """Raise ConfigError if a state does not have the structure that `state_dict` returns.
 
-    Cursors are not looked into: they belong to the source.
+    Cursors are not checked, since only their source knows their structure.
+
+    Args:
+        state: The state of a stream.
+        lanes: The number of lanes of the stream.
     """
     if not _is_count(state.get("epoch")):
-        raise _mangled(f"epoch is {_shown(state.get('epoch'))}")
+        raise _invalid_state(f"epoch is {_describe(state.get('epoch'))}")
     if not isinstance(state.get("lanes"), Mapping):
-        raise _mangled(f"lanes is {_shown(state.get('lanes'))}")
+        raise _invalid_state(f"lanes is {_describe(state.get('lanes'))}")
     for name, lane in state["lanes"].items():
         if not str(name).isdecimal() or int(name) >= lanes:
-            raise _mangled(f"it has a lane {name!r}")
+            raise _invalid_state(f"it has a lane {name!r}")
         if (
             not isinstance(lane, Mapping)
             or not _is_count(lane.get("taken"))
             or not isinstance(lane.get("ended"), bool)
         ):
-            raise _mangled(f"lane {name} is {_shown(lane)}")
+            raise _invalid_state(f"lane {name} is {_describe(lane)}")
         if "window" not in lane or not (lane["window"] is None or _is_window(lane["window"])):
-            raise _mangled(f"the window of lane {name} is {_shown(lane.get('window'))}")
+            raise _invalid_state(f"the window of lane {name} is {_describe(lane.get('window'))}")
 
 
-def _mangled(what: str) -> ConfigError:
+def _invalid_state(what: str) -> ConfigError:
     return ConfigError(
-        f"this is no state of a stream: {what}", remedy="give what state_dict() returned, as it was"
+        f"this is not a state of a stream: {what}",
+        remedy="pass the result of state_dict() without changes",
     )
 
 
@@ -56,10 +65,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_window(window: Any) -> bool:
-    if (
-        not isinstance(window, Mapping)
-        or not {"taken", "number", "next", "dry", "blocks", "pool", "counts"} <= window.keys()
-    ):
+    if not isinstance(window, Mapping) or not window.keys() >= _WINDOW_NAMES:
         return False
     blocks, pool, counts = window["blocks"], window["pool"], window["counts"]
     return (
@@ -85,7 +91,7 @@ def _is_pair(value: Any) -> bool:
 
 
 def _is_reference(ref: Any, blocks: Any) -> bool:
-    """Whether it names a sequence of a block: the number of the block, and the number in it."""
+    """Return whether a value is the index of a block and the index of a sequence in it."""
     return (
         _is_pair(ref)
         and all(map(_is_count, ref))
@@ -94,6 +100,6 @@ def _is_reference(ref: Any, blocks: Any) -> bool:
     )
 
 
-def _shown(value: Any) -> str:
+def _describe(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 60 else f"a {type(value).__name__} that is not as it should be"
+    return text if len(text) <= 60 else f"a {type(value).__name__} with an unexpected structure"

@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 
-from sftprep.errors import ConfigError, TrainingDiverged, setting
+from sftprep.errors import ConfigError, TrainingDiverged, first_line, setting
 from sfttrain.checkpoints.output_folders import reject_to_replace, save_errors
 from sfttrain.checkpoints.own_files import begin_folder
 from sfttrain.checkpoints.seal import seal_checkpoint
 from sfttrain.config.sft_config import ModelConfig
 from sfttrain.finite import all_tensors, names_not_finite
 from sfttrain.models.bnb_cpu import keep_gradients
-from sfttrain.models.loading import first_line, load_model
+from sfttrain.models.loading import load_model
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def add_adapter(model: Any, peft_config: Any, *, tokenizer: Any | None = None) -
         adapted = get_peft_model(model, peft_config)
     except ValueError as error:
         raise ConfigError(
-            f"no adapter can be inserted into {type(model).__name__}: {first_line(error)}",
+            f"no adapter can be inserted into {type(model).__name__}: {first_line(error, 400)}",
             remedy=[
                 f"name layers of this model in {setting('lora_target_modules')}",
                 f"remove {setting('lora_target_modules')}, which selects all linear layers",

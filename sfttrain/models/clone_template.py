@@ -9,10 +9,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from sftprep.errors import ConfigError, TokenizerError
+from sftprep.errors import ConfigError, TokenizerError, first_line
 from sfttrain.compat import count_unpacked_values
 from sfttrain.models.adapters import record_new_tokens
-from sfttrain.models.loading import first_line
 
 
 class ClonedTemplate(tuple[Any, Any, list[int]]):
@@ -129,7 +128,7 @@ def _load_source(path: str) -> Any:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise TokenizerError(
-            f"no tokenizer can be loaded from {path}: {first_line(error)}",
+            f"no tokenizer can be loaded from {path}: {first_line(error, 400)}",
             remedy="pass the folder or Hub name of a tokenizer with a chat template",
         ) from error
 

@@ -18,6 +18,7 @@ from sftprep.errors import (
     MismatchError,
     MissingDependency,
     TokenizerError,
+    first_line,
     setting,
 )
 from sfttrain.config.sft_config import ModelConfig
@@ -51,11 +52,6 @@ class ShardsLike(PackSource, Protocol):
     def manifest(self) -> ManifestLike:
         """The manifest of the build."""
         ...
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an exception of another library, at most 400 characters."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:400]
 
 
 def load_model(
@@ -98,14 +94,14 @@ def load_model(
         return AutoModelForCausalLM.from_pretrained(name, **arguments)
     except TypeError as error:  # an unknown option
         raise ConfigError(
-            f"{name} cannot be loaded: {first_line(error)}",
+            f"{name} cannot be loaded: {first_line(error, 400)}",
             remedy=f"check {setting('model_init_kwargs')}, which is passed to from_pretrained",
         ) from error
     except OSError as error:  # nothing of this name, in a folder or on the Hub
-        raise InputNotFound(first_line(error), remedy=_remedy_for_missing(name)) from error
+        raise InputNotFound(first_line(error, 400), remedy=_remedy_for_missing(name)) from error
     except ValueError as error:  # the model has no head for language modeling
         raise ConfigError(
-            f"{name} cannot be loaded: {first_line(error)}",
+            f"{name} cannot be loaded: {first_line(error, 400)}",
             remedy="use a causal language model",
         ) from error
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sftprep.errors import ConfigError, TemplateError, TokenizerError, setting
+from sftprep.errors import ConfigError, TemplateError, TokenizerError, first_line, setting
 from sfttrain.models.clone_template import clone_chat_template, set_end_token
-from sfttrain.models.loading import first_line
 from sfttrain.models.unwrap import unwrap_peft
 
 
@@ -91,7 +90,7 @@ def load_required_tokenizer(
     except (OSError, ValueError) as error:
         raise TokenizerError(
             f"raw records need a tokenizer, and the model {name or kind} has none: "
-            f"{first_line(error)}",
+            f"{first_line(error, 400)}",
             remedy=[
                 "use a model that has one",
                 "pass processing_class=AutoTokenizer.from_pretrained(...)",

@@ -1,5 +1,4 @@
-"""The kernels as a part of a process: imported late, cached where it works, plain where it does
-not, small in memory."""
+"""The compiled kernels are loaded when needed, cached if possible, and use little memory."""
 
 from __future__ import annotations
 
@@ -36,8 +35,7 @@ def run(code: str, root: Path, **environment: str) -> subprocess.CompletedProces
 
 @pytest.fixture(scope="module")
 def package_without_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the package into whose folder nothing can be cached, as where it is installed
-    read-only."""
+    """A copy of the package whose folder is not writable, as in a read-only installation."""
     root = tmp_path_factory.mktemp("read-only")
     (root / "sftprep").mkdir()
     for name in ("__init__.py", "errors.py", "version.py"):
@@ -79,7 +77,7 @@ def test_read_only_package_caches_for_the_user_and_a_damaged_cache_is_survived(
     assert damaged.stderr.count("NUMBA_CACHE_DIR") == 1
 
 
-def test_no_place_for_a_cache_is_said_and_survived(package_without_cache: Path) -> None:
+def test_a_missing_cache_folder_is_reported_and_survived(package_without_cache: Path) -> None:
     if sys.platform != "linux":
         pytest.skip("the user's cache folder is set by XDG_CACHE_HOME on Linux")
     plain = run(PLAN, package_without_cache, XDG_CACHE_HOME=os.devnull, HOME=os.devnull)
@@ -111,7 +109,7 @@ def test_no_kernel_reaches_outside_its_arrays(tmp_path: Path) -> None:
         "        for n in (0, 1, 2, 50, 3000):\n"
         "            plan(capacity * rng.random(n) ** shape, capacity)\n"
         "            plan(capacity - np.arange(min(n, capacity)), capacity)\n"
-        # few lengths, and a hundred segments that all move: their places must be used again
+        # few lengths, and a hundred segments that all move: their rows must be reused
         "plan([*range(1000, 1100), *[600] * 100, *[250] * 100, *[45] * 100, 1], 2000)\n"
         "try: b._count_keys(np.array([9], np.int32), 3)\n"
         "except IndexError: print('checked')"

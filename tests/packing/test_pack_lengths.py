@@ -1,5 +1,4 @@
-"""Laws of `pack_lengths`: what is in a bin fits, nothing is lost, and the packs are those of the
-textbook."""
+"""Invariants of `pack_lengths`, and its equality with textbook best-fit decreasing."""
 
 from __future__ import annotations
 
@@ -22,8 +21,8 @@ LARGEST = 2**31 - 1
 
 
 @pytest.fixture(scope="module", autouse=True, params=["plain", "compiled"])
-def _way(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Each law holds for the plain planner of small plans and for the compiled one."""
+def _planner(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run each test with the plain planner of small plans and with the compiled one."""
     before = strategies.SMALL, strategies.SMALL_WHEN_LOADED
     strategies.SMALL = strategies.SMALL_WHEN_LOADED = 10**9 if request.param == "plain" else -1
     yield
@@ -38,7 +37,7 @@ def packs(plan: PackPlan) -> list[list[int]]:
 
 
 def assert_sound(plan: PackPlan, lengths: NDArray[Any], capacity: int) -> None:
-    """The laws of every strategy."""
+    """Check the invariants of every strategy."""
     assert plan.bin_of.dtype == plan.members.dtype == plan.offsets.dtype == np.int64
     assert plan.capacity == capacity
     assert plan.tokens == int(lengths.sum(dtype=np.int64))
@@ -106,10 +105,10 @@ def test_packs_of_two_thousand_are_those_of_the_textbook(kind: str, capacity: in
     assert packs(plan) == best_fit_decreasing_slow(lengths.tolist(), capacity)
 
 
-def test_spaces_that_share_a_list_are_told_apart() -> None:
-    # Beyond 2**18 neighbouring spaces share a list. Before the last sequence is placed, the list
-    # holds the second bin with 40 tokens of space, then the first, which has come down from 30 to
-    # 10: the last sequence belongs there.
+def test_spaces_that_share_a_list_are_distinguished() -> None:
+    # Above 2**18, neighbouring spaces share a list. Before the last sequence is packed, the list
+    # has the second bin, with a space of 40, then the first, whose space has dropped from 30 to 10
+    # and which is the best fit.
     capacity = 2**24
     assert packs(pack_lengths([capacity - 30, capacity - 40, 20, 10], capacity)) == [[0, 2, 3], [1]]
 
@@ -202,26 +201,26 @@ def test_a_sequence_over_capacity_is_named(strategy: str) -> None:
         ([True, False], "bool"),
         ([[1, 2]], "2 dimensions"),
         (5, "0 dimensions"),
-        ([[1], [1, 2]], "not one row"),
+        ([[1], [1, 2]], "not a one-dimensional array"),
         (["a"], "dtype"),
         ([2**70], "dtype object"),
         (np.broadcast_to(np.int8(1), 2**31), "too many"),
     ],
 )
-def test_lengths_that_cannot_be_are_refused(lengths: Any, message: str) -> None:
+def test_invalid_lengths_are_rejected(lengths: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         pack_lengths(lengths, 8)
     assert caught.value.remedy
 
 
 @pytest.mark.parametrize("capacity", [0, -5, 2**31, 8.0, "8", None])
-def test_a_capacity_that_cannot_be_is_refused(capacity: Any) -> None:
+def test_an_invalid_capacity_is_rejected(capacity: Any) -> None:
     with pytest.raises(ConfigError, match="capacity is") as caught:
         pack_lengths([1], capacity)
     assert caught.value.remedy
 
 
-def test_an_unknown_strategy_is_refused_and_the_known_ones_are_those_of_the_command() -> None:
+def test_an_unknown_strategy_is_rejected_and_the_known_ones_are_the_choices_of_packing() -> None:
     with pytest.raises(ConfigError, match="'ffd'") as caught:
         pack_lengths([1], 8, "ffd")
     assert "bfd" in caught.value.remedy

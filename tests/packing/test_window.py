@@ -1,5 +1,4 @@
-"""Packing in a window that carries: no sequence is lost or late, packs are nearly as few as with
-one plan, and of no order."""
+"""Carrying windows: no sequence is lost or late, and there are nearly as few packs as possible."""
 
 from __future__ import annotations
 
@@ -28,8 +27,7 @@ def packs_of(emission: Emission) -> list[list[int]]:
 
 
 def carried_slowly(lengths: list[int], capacity: int, size: int) -> list[set[frozenset[int]]]:
-    """The packs that leave each window, by the rule in words: one sequence at a time, over
-    lists."""
+    """Return the packs of each window by a slow implementation, one sequence at a time."""
     windows, held, waits, rest = [], [], {}, list(range(len(lengths)))
     while rest or held:
         wanted = window_size(len(windows), size) - len(held)
@@ -73,7 +71,7 @@ def carried_slowly(lengths: list[int], capacity: int, size: int) -> list[set[fro
     capacity=st.integers(40, 64),
     size=st.integers(1, 40),
 )
-def test_the_rule_in_words(lengths, capacity, size):
+def test_packs_are_those_of_the_slow_implementation(lengths, capacity, size):
     slow = [pack for window in carried_slowly(lengths.tolist(), capacity, size) for pack in window]
     fast = packs_of(plan_lane(lengths, capacity, size, seed=0, lane=0))
     assert {frozenset(pack) for pack in fast} == set(slow)
@@ -87,7 +85,7 @@ def test_the_rule_in_words(lengths, capacity, size):
     size=st.integers(20, 900),
     cuts=st.lists(st.integers(0, 2000), max_size=6),
 )
-def test_it_does_not_matter_in_which_pieces_sequences_come(lengths, size, cuts):
+def test_packs_do_not_depend_on_how_sequences_are_added(lengths, size, cuts):
     window, packs = CarryingWindow(50, size, seed=3, lane=5), []
     for piece in np.split(np.arange(lengths.size), sorted(min(cut, lengths.size) for cut in cuts)):
         at = 0
@@ -105,7 +103,7 @@ def test_it_does_not_matter_in_which_pieces_sequences_come(lengths, size, cuts):
 def test_compiled_and_plain_windows_pack_alike(monkeypatch):
     lengths = np.random.default_rng(0).integers(1, 1000, 6000).astype(np.int32)
     compiled = packs_of(plan_lane(lengths, 1000, 2000, seed=0, lane=0))
-    monkeypatch.setattr("sftprep.packing.window._PLAIN", 10**9)
+    monkeypatch.setattr("sftprep.packing.window._SMALL", 10**9)
     assert packs_of(plan_lane(lengths, 1000, 2000, seed=0, lane=0)) == compiled
 
 
@@ -161,8 +159,8 @@ def test_nearly_as_few_packs_on_real_lengths(name, capacity):
         assert len(plan_lane(lengths, capacity, window, seed=0, lane=0)) <= whole * 1.002
 
 
-def test_the_cost_of_a_pack_tells_nothing_of_its_place():
-    """Neither within a window, whose packs are made longest first, nor from window to window."""
+def test_the_size_of_a_pack_does_not_depend_on_its_position():
+    """Check this within a window, whose packs are planned longest first, and between windows."""
     lengths = lognormal(1500, np.random.default_rng(2))
     window, places, counts, means, at = CarryingWindow(16_384, 1000), [], [], [], 0
     while at < lengths.size:

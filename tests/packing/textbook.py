@@ -1,5 +1,4 @@
-"""Best-fit decreasing as a textbook has it: one sequence at a time, over a list of open bins. Slow
-and obvious."""
+"""Textbook best-fit decreasing: one sequence at a time, over a list of open bins."""
 
 from __future__ import annotations
 
@@ -7,12 +6,11 @@ from collections.abc import Sequence
 
 
 def best_fit_decreasing_slow(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Indices of the sequences in each bin, in the order they went in; bins in the order they were
-    opened.
+    """Return the sequences of each bin in the order of packing; bins are in the order of opening.
 
-    Longest first, the first of equals first; into the bin with the least space that is enough, and
-    of bins with equal space into the one that has had it longest; else into a new bin. Sequences of
-    length 0 are left out.
+    The longest sequence is first, and of equal lengths the first in the input. Each is put into the
+    bin with the smallest sufficient space, and of bins with equal space into the one that has had
+    it longest; otherwise into a new bin. Sequences of length 0 are left out.
     """
     bins: list[list[int]] = []
     space: list[int] = []

@@ -1,4 +1,4 @@
-"""Records of every format, and packs in a form that compares."""
+"""Random records of every format, and packs as lists that can be compared."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ Plain = tuple[list[int], list[bool], list[int], list[int]]
 
 
 def plain(pack: Pack) -> Plain:
-    """Ids, positions, mask and lengths of a pack as lists; its origins are told apart from those of
-    builds, and are not here."""
+    """Return ids, mask, lengths and positions of a pack as lists.
+
+    Origins are left out, since those of streams differ from those of builds.
+    """
     return (
         pack.input_ids.tolist(),
         pack.completion_mask.tolist(),
@@ -23,12 +25,12 @@ def plain(pack: Pack) -> Plain:
 
 
 def plains(packs: Iterable[Pack]) -> list[Plain]:
-    """All of them."""
+    """Return all packs as `plain` does."""
     return [plain(pack) for pack in packs]
 
 
 def rows(format_name: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Records of a format, each with its number in it, from a word to some hundred."""
+    """Return random records of a format; each contains its number and 1 to some 100 words."""
     draw = random.Random(f"{format_name} {seed}")
 
     def text(number: int) -> str:

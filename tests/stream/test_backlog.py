@@ -1,4 +1,4 @@
-"""What is queued for lanes that do not read now is bounded, and changes no pack."""
+"""The records that are queued for other lanes are bounded, and reading ahead changes no pack."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from sftprep.errors import EmptyInput
 from sftprep.stream import Mixture, backlog, open_stream
-from sftprep.stream.sources import sequential as stream_rows
+from sftprep.stream.sources import sequential
 from sftprep.stream.sources.sequential import _RowReader
 from tests.stream.made import plain, plains, rows
 
@@ -35,7 +35,7 @@ def most_queued(monkeypatch):
 
 
 def small_limits(monkeypatch):
-    """A block of each lane is more than what may be queued before others read ahead."""
+    """Lower the limits so that one block per lane is enough to make lanes read ahead."""
     monkeypatch.setattr(backlog, "READ_AHEAD_FROM", 20_000)
     monkeypatch.setattr(backlog, "MOST_QUEUED", 200_000)
 
@@ -50,7 +50,7 @@ def without_text(count):
 
 
 def test_records_without_a_sequence_are_not_queued(tokenizer_dir, monkeypatch, most_queued):
-    """As a finite source that has very many of them before the first good one."""
+    """An example is a source with very many of them before the first usable one."""
     small_limits(monkeypatch)
     good = rows("text", 40)
     stream = stream_of(lambda: itertools.chain(without_text(30_000), good), tokenizer_dir)
@@ -85,7 +85,7 @@ def test_a_lane_that_starves_is_an_error_before_the_queues_are_large(
     stream = stream_of(every_fourth_is_empty, tokenizer_dir)
     with pytest.raises(EmptyInput, match=r"lane 1 of .*every_fourth_is_empty got 0 seq") as raised:
         list(stream)
-    assert "--lanes 1" in raised.value.remedy
+    assert "lanes=1" in raised.value.remedy
     assert most_queued[0] < 250_000
 
 
@@ -181,7 +181,7 @@ def test_blocks_that_end_by_their_bytes_change_no_pack(tokenizer_dir, monkeypatc
     texts = rows("text", 1_000)
     expected = plains(stream_of(lambda: iter(texts), tokenizer_dir, order="shuffle"))
     for size in (1, 500, 3_000):
-        monkeypatch.setattr(stream_rows, "BLOCK_BYTES", size)
+        monkeypatch.setattr(sequential, "BLOCK_BYTES", size)
         monkeypatch.setattr(backlog, "READ_AHEAD_FROM", size)
         stream = stream_of(lambda: iter(texts), tokenizer_dir, order="shuffle")
         packs = iter(stream)

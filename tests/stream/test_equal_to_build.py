@@ -1,5 +1,4 @@
-"""A stream gives the packs of a build with the same window and order, token for token, and they
-trace to the same records."""
+"""A stream yields the packs of a build with the same window and order, from the same records."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ def written(path: Path, records: list[dict]) -> str:
 
 
 def both(inputs, tokenizer_dir, folder, **settings):
-    """The packs of a build and of a stream, in order, and the two to locate records with."""
+    """Return the shards of a build, and the stream of the same inputs."""
     settings = {
         "max_length": 160,
         "pack_window": 40,
@@ -77,7 +76,7 @@ def test_several_files_and_kinds(tokenizer_dir, tmp_path):
     assert_equal(*both(files, tokenizer_dir, tmp_path / "build"))
 
 
-def test_blank_and_bad_lines_are_passed_over_alike(tokenizer_dir, tmp_path):
+def test_whitespace_and_bad_lines_are_skipped_alike(tokenizer_dir, tmp_path):
     good = [json.dumps(row) for row in rows("text", 400)]
     lines = [
         line
@@ -132,7 +131,7 @@ def test_the_bytes_of_a_build_in_windows_depend_on_the_input_only(
     )
 
 
-def test_settings_that_make_no_sense():
+def test_invalid_settings_of_streams_are_rejected():
     for settings in (
         {"pack_window": 0},
         {"lanes": 0},

@@ -1,5 +1,4 @@
-"""What goes wrong while a stream runs: sources that raise, records that cannot be used, files that
-change, nothing to give."""
+"""Faults of a running stream: sources that raise, bad records, changed files, empty sources."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ from sftprep.errors import (
     TooManyRejected,
 )
 from sftprep.stream import Mixture, PackedStream, open_stream
-from sftprep.stream.sources import base as blocks
+from sftprep.stream.sources import line_files
 from tests.stream.made import plains, rows
 
 
@@ -45,7 +44,7 @@ def stream_of(source, tokenizer_dir, retries=4, **settings):
 
 
 class Cut:
-    """Records of a connection: time after time it is made anew, and cut after so many of them."""
+    """Records of a connection that is cut after the given numbers of records, one per opening."""
 
     def __init__(self, records, after):
         self.records, self.after, self.opened = records, after, 0
@@ -73,7 +72,7 @@ def test_a_source_that_raises_is_read_again_without_loss_or_repeat(order, tokeni
     assert cut.opened == 9
 
 
-def test_a_stream_goes_on_after_an_error_when_asked_again(tokenizer_dir):
+def test_a_stream_resumes_when_it_is_iterated_after_an_error(tokenizer_dir):
     records = rows("text", 500)
     whole = plains(stream_of(lambda: iter(records), tokenizer_dir))
     stream = stream_of(Cut(records, [100, 300, 450]), tokenizer_dir, retries=0)
@@ -89,19 +88,18 @@ def test_a_stream_goes_on_after_an_error_when_asked_again(tokenizer_dir):
 
 
 class Server(BaseHTTPRequestHandler):
-    """Serves the records of a file as they are asked for, and cuts each third connection in the
-    middle."""
+    """Serves the records of a file, and cuts each third connection in the middle."""
 
     lines: tuple[bytes, ...] = ()
-    asked = 0
+    requests = 0
 
     def do_GET(self):
-        Server.asked += 1
+        Server.requests += 1
         body = b"".join(self.lines)
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body[: len(body) // 2] if Server.asked % 3 == 0 else body)
+        self.wfile.write(body[: len(body) // 2] if Server.requests % 3 == 0 else body)
         self.close_connection = True
 
     def log_message(self, *_):
@@ -132,10 +130,10 @@ def test_a_network_that_is_cut(tokenizer_dir):
     origins = sorted(int(origin) for pack in packs for origin in pack.origin)
     assert len(origins) == len(set(origins)) == 400
     assert found.counts["records"] == 400
-    assert Server.asked > 5
+    assert Server.requests > 5
 
 
-def test_a_source_that_raises_again_and_again_is_not_waited_for(tokenizer_dir):
+def test_a_source_that_always_raises_is_an_error_after_the_retries(tokenizer_dir):
     def broken():
         yield from rows("text", 150)
         raise ValueError("no more")
@@ -148,7 +146,7 @@ def test_a_source_that_raises_again_and_again_is_not_waited_for(tokenizer_dir):
     ) as caught:
         list(stream_of(broken, tokenizer_dir, retries=2))
     assert isinstance(caught.value.__cause__, ValueError)
-    assert "retries=" in caught.value.remedy
+    assert "larger retries" in caught.value.remedy
     assert isinstance(pickle.loads(pickle.dumps(caught.value)), SourceError)
 
 
@@ -174,7 +172,7 @@ def test_the_source_that_raises_is_named_among_others(tokenizer_dir, corpus):
     assert empty.opened == 5
 
 
-def test_a_mistake_in_the_code_of_a_source_is_not_waited_for(tokenizer_dir):
+def test_a_mistake_in_the_code_of_a_source_is_not_retried(tokenizer_dir):
     opened = []
 
     def wrong():
@@ -203,7 +201,7 @@ def test_the_first_bad_record_stops_the_stream_and_is_located(tokenizer_dir, tmp
     assert caught.value.line == 91
 
 
-def test_bad_records_are_set_aside_up_to_a_limit(tokenizer_dir, tmp_path):
+def test_bad_records_are_quarantined_up_to_a_limit(tokenizer_dir, tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text(BAD)
     stream = stream_of(str(path), tokenizer_dir, on_bad_record="quarantine")
@@ -240,22 +238,22 @@ def test_a_file_that_was_removed_is_named(tokenizer_dir, tmp_path):
         list(stream)
 
 
-def test_nothing_to_give(tokenizer_dir, tmp_path):
+def test_a_source_without_records_is_an_error(tokenizer_dir, tmp_path):
     path = tmp_path / "empty.jsonl"
     path.write_text("\n\n")
     with pytest.raises(EmptyInput, match="no sequence"):
         list(stream_of(str(path), tokenizer_dir))
 
 
-def test_what_a_stream_cannot_be_made_of(tokenizer_dir):
+def test_unsupported_sources_are_rejected(tokenizer_dir):
     for source in (iter(rows("text", 3)), 7, {"text": ["a"]}):
-        with pytest.raises(ConfigError, match="cannot be made of"):
+        with pytest.raises(ConfigError, match="cannot be created from"):
             stream_of(source, tokenizer_dir)
     only = iter(rows("text", 3))
-    with pytest.raises(ConfigError, match="gives the same iterator each time"):
+    with pytest.raises(ConfigError, match="returns the same iterator each time"):
         stream_of(lambda: only, tokenizer_dir)
     assert len(list(only)) == 3
-    with pytest.raises(ConfigError, match="cannot pack by 'wrapped'"):
+    with pytest.raises(ConfigError, match='packing="wrapped" is not supported by streams'):
         PackedStream(
             lambda: iter(rows("text", 3)),
             config=BuildConfig.of(packing="wrapped", tokenizer=str(tokenizer_dir)),
@@ -305,7 +303,7 @@ def test_a_file_that_is_cut_short_within_a_pass_is_an_error(
 
 
 def test_a_file_that_loses_the_end_of_the_last_line_of_a_block_is_an_error(tokenizer_dir, tmp_path):
-    """The line begins in the last block that can be read in full, and ends behind it."""
+    """The line starts in the last complete block, and ends after it."""
     path = tmp_path / "data.jsonl"
     path.write_text((json.dumps({"text": "word " * 20}) + "\n") * 1000)
     stream = stream_of(str(path), tokenizer_dir, lanes=1)
@@ -355,5 +353,5 @@ def test_locating_does_not_read_a_file_from_its_start(tokenizer_dir, tmp_path, m
     stream = stream_of(str(path), tokenizer_dir)
     origins = sorted(int(origin) for pack_ in stream for origin in pack_.origin)
     assert [stream.locate(origin)[1] for origin in reversed(origins)] == list(range(30_000, 0, -1))
-    monkeypatch.setattr(blocks, "open_regular", PreadOnly)
+    monkeypatch.setattr(line_files, "open_regular", PreadOnly)
     assert stream.locate(origins[-1]) == (str(path), 30_000)

@@ -1,5 +1,4 @@
-"""A data set streamed from the Hub, by `datasets`, over a connection that is cut: every record
-once, and a resume goes on."""
+"""A dataset that `datasets` streams from the Hub over a connection that is cut."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ again = made()
 again.load_state_dict(state)
 rest = [pack.input_ids.tolist() for pack in again]
 seen = {"counts": stream.counts, "packs": len(packs)}
-print(json.dumps({**seen, "goes_on": rest == packs[21:], "shards": data.num_shards}))
+print(json.dumps({**seen, "resumes": rest == packs[21:], "shards": data.num_shards}))
 """
 
 
@@ -108,5 +107,5 @@ def test_a_stream_of_the_hub(lanes, tokenizer_dir, tmp_path):
     assert said["shards"] == 4
     assert said["counts"]["records"] == said["counts"]["sequences"] == 400
     assert said["packs"] > 30
-    assert said["goes_on"]
+    assert said["resumes"]
     assert Cutting.cuts > 0

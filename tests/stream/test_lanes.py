@@ -1,5 +1,4 @@
-"""Who makes which packs does not matter: ranks and workers share out the lanes, and all of them
-together make the same stream."""
+"""Ranks and workers divide the lanes, and produce the same packs however many there are."""
 
 from __future__ import annotations
 
@@ -42,8 +41,8 @@ def test_ranks_make_the_packs_of_one(kind, world, corpus, tokenizer_dir):
     ranks = [stream_of(source, tokenizer_dir, rank, world) for rank in range(world)]
     shared = [[(p.number, p.lane, plain(p.pack)) for p in rank.placed()] for rank in ranks]
     assert sorted(p for rank in shared for p in rank) == sorted(everything)
-    # Where the ranks divide the lanes, and while every lane goes on, each step is the next of the
-    # global order.
+    # If the ranks divide the lanes evenly, and while no lane has ended, the packs of all
+    # ranks in a step are the next ones of the global order.
     if world != 3:
         steps = (
             min(len({n for n, lane, _ in everything if lane == k}) for k in range(8)) * 8 // world
@@ -64,7 +63,7 @@ def test_each_record_is_in_one_pack_of_one_rank(corpus, tokenizer_dir):
 
 @pytest.mark.parametrize("order", ["keep", "shuffle"])
 @pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 2), (2, 3), (3, 1)])
-def test_another_number_of_ranks_goes_on_with_the_same_stream(
+def test_another_number_of_ranks_resumes_the_same_stream(
     before, after, order, corpus, tokenizer_dir
 ):
     everything = plains(stream_of(corpus, tokenizer_dir, order=order))
@@ -93,7 +92,7 @@ def test_shares_of_a_rank(corpus, tokenizer_dir):
     assert sorted(p for part in parts for p in plains(part)) == sorted(plains(rank))
 
 
-def test_a_stream_travels_to_another_process_as_it_stands(corpus, tokenizer_dir):
+def test_a_pickled_stream_resumes_at_the_same_position(corpus, tokenizer_dir):
     stream = stream_of(corpus, tokenizer_dir)
     packs = iter(stream)
     for _ in range(11):
@@ -102,8 +101,8 @@ def test_a_stream_travels_to_another_process_as_it_stands(corpus, tokenizer_dir)
     assert plains(copy) == plains(packs)
 
 
-def test_more_ranks_than_lanes_are_refused(corpus, tokenizer_dir):
-    with pytest.raises(ConfigError, match="8 lanes cannot be shared out to 9 ranks"):
+def test_more_ranks_than_lanes_are_rejected(corpus, tokenizer_dir):
+    with pytest.raises(ConfigError, match="8 lanes cannot be divided among 9 ranks"):
         stream_of(corpus, tokenizer_dir, 0, 9)
     with pytest.raises(ConfigError, match="rank is 2 of 2"):
         stream_of(corpus, tokenizer_dir, 2, 2)

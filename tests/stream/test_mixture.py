@@ -1,5 +1,4 @@
-"""A mixture: records of its sources in the shares of their weights from the first on, each exactly
-where it is said to be."""
+"""Mixtures: the shares of the sources hold from the first record on, and records are located."""
 
 from __future__ import annotations
 
@@ -16,8 +15,9 @@ from sftprep import BuildConfig
 from sftprep.core.types import Rejected, TokenBatch
 from sftprep.errors import ConfigError
 from sftprep.stream import Mixture, PackedStream
-from sftprep.stream.sources.base import LaneAssignment, LineFiles
-from sftprep.stream.sources.mixture import Mixed, in_places
+from sftprep.stream.sources.base import LaneAssignment
+from sftprep.stream.sources.line_files import LineFiles
+from sftprep.stream.sources.mixture import OpenedMixture, merge_batches
 from sftprep.stream.sources.open import SequenceLines
 from sftprep.stream.sources.sequential import Rows
 from tests.stream.made import plain, plains, rows
@@ -56,7 +56,7 @@ def counts_of(stream):
 
 @pytest.mark.parametrize("sizes", [[800, 800], [1600, 90], [37, 2000]])
 @pytest.mark.parametrize("weights", [[9, 1], [1, 9], [1, 1]])
-def test_small_sources_dealt_to_many_lanes_hold_their_shares(sizes, weights, tokenizer_dir):
+def test_small_sources_in_many_lanes_hold_their_shares(sizes, weights, tokenizer_dir):
     mixture = Mixture([marked("a", sizes[0]), marked("b", sizes[1])], weights, stop="first")
     counts = counts_of(stream_of(mixture, tokenizer_dir, lanes=16))
     first = min((0, 1), key=lambda k: sizes[k] / weights[k])
@@ -101,18 +101,17 @@ def mixed_of(sizes, weights, stop):
         Rows(SequenceLines(marked("abcd"[k], n)), "abcd"[k], "text", k, n)
         for k, n in enumerate(sizes)
     )
-    return Mixed(sources, tuple(map(float, weights)), stop, tuple(range(len(sizes))))
+    return OpenedMixture(sources, tuple(map(float, weights)), stop, tuple(range(len(sizes))))
 
 
-def blocks_of(source, lane, lanes, *, anew=False):
-    """The blocks of a lane, from one reader, or each from a new one that begins at the cursor as it
-    is after JSON."""
+def blocks_of(source, lane, lanes, *, reopen=False):
+    """Return the cursors and blocks of a lane, read by one reader or each by a new one."""
     cursor, found = None, []
     reader = source.open(LaneAssignment((lane,), lanes))
     while (block := reader.read(lane, cursor)) is not None:
         found.append((cursor, block))
         cursor = json.loads(json.dumps(block.after))
-        if anew:
+        if reopen:
             reader = source.open(LaneAssignment((lane,), lanes, start={lane: cursor}))
     return found
 
@@ -127,7 +126,7 @@ def test_the_rule_of_the_turns(chosen, stop, lanes):
     sizes, weights = [size for size, _ in chosen], [weight for _, weight in chosen]
     for lane in range(lanes):
         found = blocks_of(mixed_of(sizes, weights, stop), lane, lanes)
-        again = blocks_of(mixed_of(sizes, weights, stop), lane, lanes, anew=True)
+        again = blocks_of(mixed_of(sizes, weights, stop), lane, lanes, reopen=True)
         assert [b.origins.tolist() for _, b in found] == [b.origins.tolist() for _, b in again]
         origins = [int(origin) for _, block in found for origin in block.origins]
         there = [len(range((lane - k) % lanes, size, lanes)) for k, size in enumerate(sizes)]
@@ -168,20 +167,21 @@ def test_a_lane_without_a_record_of_a_source(tokenizer_dir):
     }
 
 
-def test_blank_lines_are_no_records(tmp_path):
+def test_whitespace_lines_are_not_counted_as_records(tmp_path):
     lines = [line for k in range(120) for line in (json.dumps({"text": f"{k:05}"}), "", "  ")]
     path = tmp_path / "blank.jsonl"
     path.write_text("\n".join(lines) + "\n")
     size = path.stat().st_size
     file = LineFiles((str(path),), ("f",), ("text",), (size,), 4096, 0)
     other = Rows(SequenceLines(marked("b", 500)), "b", "text", 1, 500)
-    source = Mixed((file, other), (1.0, 1.0), "first", (0, 1))
+    source = OpenedMixture((file, other), (1.0, 1.0), "first", (0, 1))
     found = blocks_of(source, 0, 1)
     data = [
         line for _, block in found for piece in block.pieces for line in piece.data.splitlines()
     ]
     assert all(
-        len(block.origins) == sum(len(piece.places) for piece in block.pieces) for _, block in found
+        len(block.origins) == sum(len(piece.positions) for piece in block.pieces)
+        for _, block in found
     )
     assert sum(b'"b ' in line for line in data) == pytest.approx(120, abs=1)
     assert sum(1 for line in data if line.strip()) == pytest.approx(240, abs=1)
@@ -198,7 +198,7 @@ def various(corpus, tmp_path):
     return Mixture([corpus, inner, shards], [4, 2, 1], stop="all")
 
 
-def test_each_record_is_there_once_and_is_located(corpus, tokenizer_dir, tmp_path):
+def test_each_record_is_used_once_and_is_located(corpus, tokenizer_dir, tmp_path):
     stream = stream_of(various(corpus, tmp_path), tokenizer_dir, max_length=2048)
     where = [stream.locate(int(origin)) for found in stream for origin in found.origin]
     assert len(set(where)) == len(where) == 800 + 120 + 150 + 300
@@ -257,7 +257,7 @@ def test_ranks_make_the_packs_of_one(world, stop, corpus, tokenizer_dir):
 
 
 class Cut:
-    """Records of a connection that is cut after so many of them, time after time."""
+    """Records of a connection that is cut after the given numbers of records, one per opening."""
 
     def __init__(self, records, after):
         self.records, self.after, self.opened = records, after, 0
@@ -270,7 +270,7 @@ class Cut:
             raise ConnectionResetError("cut")
 
 
-def test_a_source_that_raises_does_not_make_the_others_begin_again(tokenizer_dir):
+def test_a_source_that_raises_does_not_restart_the_others(tokenizer_dir):
     records, others = rows("text", 500), rows("text", 900, seed=8)
     settings = {"lanes": 2}
     whole = plains(
@@ -323,7 +323,7 @@ def test_pieces_are_put_together_in_the_order_of_their_records():
         loss_weights=weights,
     )
     two.counts = {"records": 1}
-    both = in_places([one, two], [np.array([0, 1, 3]), np.array([2])])
+    both = merge_batches([one, two], [np.array([0, 1, 3]), np.array([2])])
     assert both.input_ids.tolist() == [1, 7, 7, 8, 8, 2, 3]
     assert both.origin.tolist() == [0, 2, 2, 3]
     assert both.offsets.tolist() == [0, 1, 3, 5, 7]
@@ -333,7 +333,7 @@ def test_pieces_are_put_together_in_the_order_of_their_records():
     assert both.counts == {"records": 4}
 
 
-def test_mixtures_that_cannot_be(corpus):
+def test_invalid_mixtures_are_rejected(corpus):
     for sources, weights, stop in (
         ([corpus] * 2, [1], "all"),
         ([corpus], [0], "all"),

@@ -1,4 +1,4 @@
-"""Whatever the sizes of records, every stream gives its packs and ends."""
+"""Streams end, whatever the sizes of their records."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def endless():
         yield {"text": "good"} if number == 0 else {"text": ""}
 
 
-def test_a_source_that_never_gives_a_sequence_is_an_error(tokenizer_dir, monkeypatch):
+def test_an_endless_source_without_sequences_is_an_error(tokenizer_dir, monkeypatch):
     monkeypatch.setattr(backlog, "MOST_WITHOUT_SEQUENCE", 5_000)
     with (
         at_most(60),

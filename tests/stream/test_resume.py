@@ -1,5 +1,4 @@
-"""A state taken after any pack, written as JSON and given to a new stream, goes on with exactly the
-packs that were left."""
+"""A new stream with a state from any point of another one yields exactly the remaining packs."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ import pytest
 from sftprep import BuildConfig
 from sftprep.errors import ConfigError, MismatchError
 from sftprep.stream import Mixture, PackedStream
-from sftprep.stream.sources import base as blocks
+from sftprep.stream.sources import line_files
 from tests.stream.made import plain, plains, rows
 
 
@@ -60,7 +59,7 @@ def stream_of(source, tokenizer_dir, **settings):
     ("kind", "order"),
     [*((kind, "keep") for kind in KINDS), *((kind, "shuffle") for kind in KINDS[::3])],
 )
-def test_at_every_step(kind, order, corpus, tokenizer_dir):
+def test_resume_at_every_step(kind, order, corpus, tokenizer_dir):
     source = source_of(kind, corpus)
     straight = stream_of(source, tokenizer_dir, order=order)
     packs, states = [], [straight.state_dict()]
@@ -81,7 +80,7 @@ def test_at_every_step(kind, order, corpus, tokenizer_dir):
         assert rest == packs[step:], f"after {step} packs"
 
 
-def test_what_is_counted_goes_on(corpus, tokenizer_dir):
+def test_counters_are_resumed(corpus, tokenizer_dir):
     whole = stream_of(corpus, tokenizer_dir)
     assert len(list(whole)) > 0
     first, second = stream_of(corpus, tokenizer_dir), stream_of(corpus, tokenizer_dir)
@@ -111,9 +110,9 @@ def test_a_file_is_not_read_again_from_its_start(corpus, tokenizer_dir, monkeypa
         next(packs)
     state = straight.state_dict()
     read = []
-    locate = blocks.locate_lines
+    locate = line_files.locate_lines
     monkeypatch.setattr(
-        blocks,
+        line_files,
         "locate_lines",
         lambda file, start, end: read.append(start) or locate(file, start, end),
     )
@@ -126,7 +125,7 @@ def test_a_file_is_not_read_again_from_its_start(corpus, tokenizer_dir, monkeypa
 
 
 @pytest.mark.parametrize("shards", [2, 4])
-def test_a_data_set_is_not_passed_again(shards, tokenizer_dir):
+def test_a_dataset_is_not_iterated_again(shards, tokenizer_dir):
     seen = []
 
     def noted(row):
@@ -150,7 +149,7 @@ def test_a_data_set_is_not_passed_again(shards, tokenizer_dir):
     assert 0 < len(seen) < 2000
 
 
-def test_a_second_pass_goes_on_too(corpus, tokenizer_dir):
+def test_resume_in_a_second_pass(corpus, tokenizer_dir):
     straight = stream_of(corpus, tokenizer_dir, order="shuffle")
     first, second = plains(straight), []
     for pack in straight:
@@ -177,7 +176,7 @@ def test_a_state_from_the_end_of_a_pass_leaves_nothing_of_it(corpus, tokenizer_d
     assert again.epoch == straight.epoch == 1
 
 
-def test_the_state_of_another_stream_is_refused(corpus, tokenizer_dir):
+def test_the_state_of_another_stream_is_rejected(corpus, tokenizer_dir):
     state = stream_of(corpus, tokenizer_dir).state_dict()
     for other in ({"pack_window": 31}, {"seed": 1}, {"max_length": 255}, {"lanes": 5}):
         with pytest.raises(MismatchError, match="another stream"):
@@ -194,11 +193,11 @@ def test_records_that_changed_are_noticed(tokenizer_dir):
     other = stream_of(lambda: iter(records[:100]), tokenizer_dir)
     state["stream"] = other.identity
     other.load_state_dict(state)
-    with pytest.raises(MismatchError, match="does not hold the records any more"):
+    with pytest.raises(MismatchError, match="no longer has the records"):
         list(other)
 
 
-def test_what_is_no_state_is_refused(corpus, tokenizer_dir):
+def test_invalid_states_are_rejected(corpus, tokenizer_dir):
     straight = stream_of(corpus, tokenizer_dir)
     packs = iter(straight)
     for _ in range(6):
@@ -241,7 +240,7 @@ def test_what_is_no_state_is_refused(corpus, tokenizer_dir):
     ]
     for number, one in enumerate(mangled):
         stream = stream_of(corpus, tokenizer_dir)
-        with pytest.raises(ConfigError, match="no state of a stream") as caught:
+        with pytest.raises(ConfigError, match="not a state of a stream") as caught:
             stream.load_state_dict(one)
         assert caught.value.remedy, number
     stream.load_state_dict(state)

@@ -1,5 +1,4 @@
-"""Loaders of torch, torchdata and datasets give the packs of the stream, and go on with exactly
-those that were left."""
+"""Loaders of torch, torchdata and datasets yield the packs of the stream, and resume exactly."""
 
 from __future__ import annotations
 
@@ -75,7 +74,7 @@ def as_lists(packs):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_loader_of_ours_keeps_the_global_order(workers, corpus, tokenizer_dir):
+def test_stream_loader_keeps_the_global_order(workers, corpus, tokenizer_dir):
     everything = plains(stream_of(corpus, tokenizer_dir))
     loader = StreamLoader(stream_of(corpus, tokenizer_dir), 3, as_lists, workers=workers)
     batches = list(loader)
@@ -87,7 +86,7 @@ def test_loader_of_ours_keeps_the_global_order(workers, corpus, tokenizer_dir):
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 1), (2, 0)])
-def test_loader_goes_on_with_another_number_of_workers(before, after, corpus, tokenizer_dir):
+def test_stream_loader_resumes_with_another_number_of_workers(before, after, corpus, tokenizer_dir):
     everything = plains(stream_of(corpus, tokenizer_dir))
     first = StreamLoader(stream_of(corpus, tokenizer_dir), 3, as_lists, workers=before)
     batches = iter(first)
@@ -101,7 +100,7 @@ def test_loader_goes_on_with_another_number_of_workers(before, after, corpus, to
     assert rest[:16] == everything[24:40]
 
 
-def test_a_loader_that_goes_on_from_the_end_of_a_pass_begins_the_next(corpus, tokenizer_dir):
+def test_a_loader_that_resumes_at_the_end_of_a_pass_starts_the_next(corpus, tokenizer_dir):
     first = StreamLoader(stream_of(corpus, tokenizer_dir), 3, as_lists)
     for _ in first:
         last = json.loads(
@@ -128,14 +127,14 @@ def test_errors_and_counts_come_from_workers(workers, tokenizer_dir, tmp_path):
     assert loader.counts["rejected.bad_type"] == 1
 
 
-def test_a_data_set_is_not_shared_out_twice(tokenizer_dir):
+def test_a_dataset_is_not_divided_among_workers_twice(tokenizer_dir):
     data = datasets.Dataset.from_list(rows("text", 300)).to_iterable_dataset(num_shards=8)
     everything = plains(stream_of(data, tokenizer_dir))
     loader = StreamLoader(stream_of(data, tokenizer_dir), 1, as_lists, workers=2)
     assert sorted(pack for batch in loader for pack in batch) == sorted(everything)
 
 
-def test_hugging_face_data_set(corpus, tokenizer_dir):
+def test_hugging_face_dataset(corpus, tokenizer_dir):
     stream = stream_of(corpus, tokenizer_dir)
     everything = plains(stream_of(corpus, tokenizer_dir))
     data = stream.to_hf()
@@ -179,7 +178,7 @@ os._exit(0)
 """
 
 
-def test_ranks_make_as_many_steps(corpus, tokenizer_dir, tmp_path):
+def test_all_ranks_make_the_same_number_of_steps(corpus, tokenizer_dir, tmp_path):
     # Three lanes for two ranks: one has twice as many packs.
     script = tmp_path / "rank.py"
     script.write_text(RANK)

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 from sftprep.config.cache_location import cache_dir
 from sftprep.core.disk_cache import read_entry, write_entry
 from sftprep.core.hashing import digest
-from sftprep.errors import ConfigError, FormatError, HubError, InputNotFound, setting
+from sftprep.errors import ConfigError, FormatError, HubError, InputNotFound, first_line, setting
 from sftprep.sources.discovery.file_types import is_data, kind_of
 from sftprep.sources.discovery.hub_splits import choose_config, files_of_splits, glob_matches
 from sftprep.sources.discovery.saved import choose_split
@@ -271,14 +271,15 @@ def _convert_hub_errors(repo: str, revision: str | None, *, name: str) -> Iterat
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
         raise HubError(
             f"{not_a_path}{where} is not in the cache, and the Hub cannot be reached:"
-            f" {_first_line(error)}",
+            f" {first_line(error, 200)}",
             remedy="connect to the network (and unset HF_HUB_OFFLINE), or use a path",
         ) from error
     except Exception as error:
         if not _is_network_error(error):
             raise
         raise HubError(
-            f"{not_a_path}{where} could not be read: {type(error).__name__}: {_first_line(error)}",
+            f"{not_a_path}{where} could not be read: {type(error).__name__}:"
+            f" {first_line(error, 200)}",
             remedy="check the name and the network, and try again",
         ) from error
 
@@ -289,7 +290,3 @@ def _is_network_error(error: Any) -> bool:
     return isinstance(error, OSError) or any(
         m.startswith(("http", "requests", "huggingface_hub", "hf_xet")) for m in modules
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,1 +1,1 @@
-"""Where the records of a stream come from, in blocks for each lane."""
+"""Sources of a stream: where its records come from, in blocks for each lane."""

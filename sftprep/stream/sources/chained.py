@@ -1,8 +1,9 @@
-"""Sources one after the other."""
+"""Several sources, read one after the other."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,39 +12,47 @@ from sftprep.stream.sources.base import PART_BITS, Block, Cursor, LaneAssignment
 
 @dataclass(frozen=True)
 class Chain:
-    """Inputs in the order given. first_parts: number of the first part of each."""
+    """Sources in order.
+
+    Attributes:
+        sources: The sources.
+        first_parts: The number of the first part of each.
+    """
 
     sources: tuple[Source, ...]
     first_parts: tuple[int, ...]
 
     @property
     def identity(self) -> Any:
-        """Those of its inputs."""
+        """The identities of the sources."""
         return [source.identity for source in self.sources]
 
-    def open(self, dealt: LaneAssignment) -> Reader:
-        """An input is opened when a lane comes to it."""
-        return _ChainReader(self, dealt)
+    def open(self, assignment: LaneAssignment) -> Reader:
+        """Start or resume a pass; a source is opened when a lane reaches it."""
+        return _ChainReader(self, assignment)
 
     def locate(self, origin: int) -> tuple[str, int]:
-        """As the input says that it is of."""
-        part = origin >> PART_BITS
-        return self.sources[
-            max(k for k, first in enumerate(self.first_parts) if first <= part)
-        ].locate(origin)
+        """Return what the source of an origin returns."""
+        return source_of_origin(self.sources, self.first_parts, origin).locate(origin)
+
+
+def source_of_origin(sources: Sequence[Source], first_parts: Sequence[int], origin: int) -> Source:
+    """Return the source that contains an origin: the last one whose first part is not after it."""
+    part = origin >> PART_BITS
+    return sources[max(k for k, first in enumerate(first_parts) if first <= part)]
 
 
 class _ChainReader:
-    """Cursor: number of the input, and the cursor in it."""
+    """Cursor: the number of the source, and the cursor in it."""
 
-    def __init__(self, source: Chain, dealt: LaneAssignment) -> None:
-        self.source, self.dealt = source, dealt
-        self._readers: dict[int, Reader] = {}
-        self._last = 0
+    def __init__(self, source: Chain, assignment: LaneAssignment) -> None:
+        self.source, self.assignment = source, assignment
+        self._readers: dict[int, Reader] = {}  # by the number of the source, opened on demand
+        self._last = 0  # the source that was read last
 
     @property
     def reading(self) -> str:
-        return self._reader(self._last).reading
+        return self._reader_of(self._last).reading
 
     @property
     def queued(self) -> int:
@@ -57,18 +66,20 @@ class _ChainReader:
         number, inner = cursor or (0, None)
         while number < len(self.source.sources):
             self._last = number
-            block = self._reader(number).read(lane, inner)
+            block = self._reader_of(number).read(lane, inner)
             if block is not None:
                 return Block(block.pieces, block.origins, [number, block.after])
             number, inner = number + 1, None
         return None
 
-    def _reader(self, number: int) -> Reader:
+    def _reader_of(self, number: int) -> Reader:
         if number not in self._readers:
-            starts = {lane: self.dealt.start.get(lane) or (0, None) for lane in self.dealt.lanes}
-            lanes = tuple(lane for lane in self.dealt.lanes if starts[lane][0] <= number)
-            begin = {lane: starts[lane][1] for lane in lanes if starts[lane][0] == number}
+            lanes, starts = self.assignment.lanes, self.assignment.start
+            start_of = {lane: starts.get(lane) or (0, None) for lane in lanes}
+            # Lanes that start in a later source never read this one.
+            lanes = tuple(lane for lane in lanes if start_of[lane][0] <= number)
+            inner = {lane: start_of[lane][1] for lane in lanes if start_of[lane][0] == number}
             self._readers[number] = self.source.sources[number].open(
-                dataclasses.replace(self.dealt, lanes=lanes, start=begin)
+                dataclasses.replace(self.assignment, lanes=lanes, start=inner)
             )
         return self._readers[number]

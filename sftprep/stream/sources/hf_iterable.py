@@ -1,5 +1,7 @@
-"""A `datasets.IterableDataset` whose lanes are its shards: each goes on from its own state, so a
-resume costs nothing."""
+"""A `datasets.IterableDataset` with many shards, which are assigned to the lanes.
+
+Each lane resumes from the state of its own shards, so no record is read again.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from sftprep.errors import source_name
 from sftprep.sources.readers.to_jsonl import iter_lines
 from sftprep.stream.sources.base import (
     BLOCK_BYTES,
@@ -21,13 +24,23 @@ from sftprep.stream.sources.base import (
     Piece,
     Reader,
 )
-from sftprep.stream.sources.sequential import ROWS
+from sftprep.stream.sources.sequential import BLOCK_ROWS
+
+DATASET_NAME = "the data set"
+"""The name of every `datasets.IterableDataset` in errors and in the identity of a stream, so it
+must not change: `sfttrain` and the states of earlier streams depend on it."""
 
 
 @dataclass(frozen=True)
 class ShardedDataset:
-    """data: an IterableDataset with at least as many shards as there are lanes; lane k has the
-    shards k, k + lanes, ..."""
+    """An IterableDataset with at least as many shards as there are lanes.
+
+    Attributes:
+        data: The dataset; lane k has the shards k, k + lanes, ...
+        format: The format of the records.
+        strip_nulls: Whether keys with the value null are removed.
+        part: The number of the first part; each lane is a part.
+    """
 
     data: Any
     format: str
@@ -36,55 +49,59 @@ class ShardedDataset:
 
     @property
     def identity(self) -> Any:
-        """How many shards it has."""
+        """The number of shards."""
         return ["shards", int(self.data.num_shards)]
 
-    def open(self, dealt: LaneAssignment) -> Reader:
-        """Each lane has an iterator of its own."""
-        return _ShardReader(self, dealt)
+    def open(self, assignment: LaneAssignment) -> Reader:
+        """Start or resume a pass; each lane has its own iterator."""
+        return _ShardReader(self, assignment)
 
     def locate(self, origin: int) -> tuple[str, int]:
-        """The lane, as the shards it has, and the number of the record in it."""
+        """Return the shards of the lane as a slice, and the number of the record in them."""
         lane = (origin >> PART_BITS) - self.part
         return f"shards {lane}::", (origin & ((1 << PART_BITS) - 1)) + 1
 
 
-def goes_on_exactly(data: Any) -> bool:
-    """Whether an IterableDataset goes on from its `state_dict` where it was.
+def can_resume_exactly(data: Any) -> bool:
+    """Return whether an IterableDataset resumes from its `state_dict` without losing records.
 
-    Shuffle buffers do not: `datasets` fills them anew and loses what they held. The stream then
-    passes what was read once more.
+    Datasets with a shuffle buffer do not: `datasets` loses the content of the buffer. The stream
+    then iterates over the records again.
     """
-    waiting, names = [getattr(data, "_ex_iterable", None)], set()
-    seen: set[int] = set()
+    names: set[str] = set()
+    # Datasets are nested: collect the types of all levels.
+    waiting, seen = [getattr(data, "_ex_iterable", None)], set[int]()
     while waiting:
-        one = waiting.pop()
-        if id(one) in seen:
+        iterable = waiting.pop()
+        if id(iterable) in seen:
             continue
-        seen.add(id(one))
-        names.add(type(one).__name__)
-        inner = getattr(one, "ex_iterable", None)
+        seen.add(id(iterable))
+        names.add(type(iterable).__name__)
+        inner = getattr(iterable, "ex_iterable", None)
         waiting += [] if inner is None else [inner]
-        waiting += getattr(one, "ex_iterables", None) or []
-    # Tables that are put together anew may lose some rows too, says `datasets`.
-    plain = getattr(data, "_formatting", None) is None
+        waiting += getattr(iterable, "ex_iterables", None) or []
+    # Formatted tables are batched again, which may lose rows according to `datasets`.
+    is_formatted = getattr(data, "_formatting", None) is not None
     return (
-        plain
+        not is_formatted
         and hasattr(data, "load_state_dict")
         and not any("Shuffled" in name or name == "NoneType" for name in names)
     )
 
 
 class _ShardReader:
-    """Cursor: how many records of the lane come before, and the state of its data set there (None:
-    pass them again)."""
+    """Cursor: the number of earlier records of the lane, and the state of its dataset there.
 
-    queued = 0
+    The state is None if the dataset cannot resume exactly; the records are then iterated again.
+    """
 
-    def __init__(self, source: ShardedDataset, dealt: LaneAssignment) -> None:
-        self.source, self.dealt = source, dealt
-        self.reading = "the data set"
-        self._exact = goes_on_exactly(source.data)
+    queued = 0  # each lane reads its own shards
+
+    def __init__(self, source: ShardedDataset, assignment: LaneAssignment) -> None:
+        self.source, self.assignment = source, assignment
+        self.reading = source_name(DATASET_NAME)
+        self._is_exact = can_resume_exactly(source.data)
+        # By lane: the number of records that were read, the dataset, and its iterator.
         self._open: dict[int, tuple[int, Any, Iterator[Any]]] = {}
 
     def has_queued(self, _lane: int, _cursor: Cursor) -> bool:
@@ -92,19 +109,20 @@ class _ShardReader:
 
     def read(self, lane: int, cursor: Cursor) -> Block | None:
         at, state = cursor or (0, None)
-        self.reading = f"shards {lane}::{self.dealt.of} of the data set"
+        num_lanes = self.assignment.num_lanes
+        self.reading = f"shards {lane}::{num_lanes} of {source_name(DATASET_NAME)}"
+        # Removed until the block is complete, so that an iterator that raises is not used again.
         position, data, rows = self._open.pop(lane, (-1, None, iter(())))
         if position != at:
-            data = self.source.data.shard(num_shards=self.dealt.of, index=lane, contiguous=False)
+            data = self.source.data.shard(num_shards=num_lanes, index=lane, contiguous=False)
             if hasattr(data, "set_epoch"):
-                data.set_epoch(self.dealt.epoch)
+                data.set_epoch(self.assignment.epoch)
             if state is not None:
                 data.load_state_dict(copy.deepcopy(state))
             rows = iter(data) if state is not None else islice(iter(data), at, None)
         lines: list[bytes] = []
         size = 0
-        # Raises what the source raises: the iterator is dropped then.
-        for line in iter_lines(islice(rows, ROWS), strip_nulls=self.source.strip_nulls):
+        for line in iter_lines(islice(rows, BLOCK_ROWS), strip_nulls=self.source.strip_nulls):
             lines.append(line)
             size += len(line)
             if size >= BLOCK_BYTES:
@@ -115,6 +133,5 @@ class _ShardReader:
         self._open[lane] = (after, data, rows)
         origins = np.arange(at, after, dtype=np.int64) + ((self.source.part + lane) << PART_BITS)
         pieces = (Piece(b"".join(lines), self.source.format),)
-        return Block(
-            pieces, origins, [after, copy.deepcopy(data.state_dict()) if self._exact else None]
-        )
+        next_state = copy.deepcopy(data.state_dict()) if self._is_exact else None
+        return Block(pieces, origins, [after, next_state])

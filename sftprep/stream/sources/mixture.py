@@ -1,4 +1,17 @@
-"""Sources mixed by weights, record by record."""
+"""Sources mixed by weights, record by record.
+
+In each lane, the source that is furthest behind its share provides the next record:
+
+1. The progress of source k is (records taken from it + phase) / weight; the source with the least
+   progress is next. The phase, from 0 to 1, differs between lanes and sources, so that rounding
+   does not add up over the lanes.
+2. Records are taken until a block is full. They are grouped by format, since the tokenizing step
+   reads one format at a time; the positions in the block restore their order afterwards.
+3. The cursor of a lane is its position in each source.
+
+Of two sources, each is less than one record away from its share after every record of a lane; of n
+sources, less than n - 1 records.
+"""
 
 from __future__ import annotations
 
@@ -6,42 +19,38 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.core.ragged import edges
+from sftprep.core.ragged import to_offsets
 from sftprep.core.types import Rejected, TokenBatch
 from sftprep.errors import ConfigError
-from sftprep.stream.sources.base import (
-    PART_BITS,
-    Block,
-    Cursor,
-    LaneAssignment,
-    Piece,
-    Reader,
-    Source,
-)
+from sftprep.stream.sources.base import Block, Cursor, LaneAssignment, Piece, Reader, Source
+from sftprep.stream.sources.chained import source_of_origin
 
 Stop = Literal["all", "first"]
 
-_RECORDS, _BYTES = 256, 256 * 1024
-"""A block of a mixture ends at the one or the other."""
+_BLOCK_RECORDS, _BLOCK_BYTES = 256, 256 * 1024
+"""A block of a mixture ends at either of these."""
 
-_GOLDEN = 0.6180339887498949
+_GOLDEN_RATIO = 0.6180339887498949
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Several sources side by side: of each lane's records, source k gives the share weights[k] /
-    sum(weights).
+    """Several sources in parallel, each with its share of the records of every lane.
 
-    sources: whatever a stream takes; weights: positive. stop: "all", a source that has ended leaves
-    its share to the others until all have; "first", a lane ends with the first source that ends in
-    it, and at once where one has no record for it. Of two sources, each is less than one record
-    away from its share in every lane after every record (of n sources less than n - 1), and the
-    lanes begin at different points of the turn, so that this does not add up over them.
+    Args:
+        sources: Any inputs that a stream can read.
+        weights: Positive numbers; source k provides the share weights[k] / sum(weights).
+        stop: "all": a source that has ended leaves its share to the others, until all have ended.
+            "first": a lane ends with the first source that ends in it, and is empty if a source
+            has no record for it.
+
+    Example:
+        Mixture(["chats.jsonl", "code.jsonl"], weights=[3, 1])
     """
 
     sources: Sequence[Any]
@@ -52,19 +61,24 @@ class Mixture:
         if len(self.sources) != len(self.weights) or not self.sources:
             raise ConfigError(
                 f"{len(self.sources)} sources have {len(self.weights)} weights",
-                remedy="give one weight for each source",
+                remedy="specify one weight for each source",
             )
         if not all(0 < weight < float("inf") for weight in self.weights):
             raise ConfigError(
-                f"the weights are {list(self.weights)}", remedy="give positive numbers"
+                f"the weights are {list(self.weights)}", remedy="use positive numbers"
             )
         if self.stop not in ("all", "first"):
             raise ConfigError(f"stop is {self.stop!r}", remedy="choose one of: all, first")
 
 
 @dataclass(frozen=True)
-class Mixed:
-    """A mixture whose sources are opened. first_parts: number of the first part of each."""
+class OpenedMixture:
+    """A mixture whose inputs were resolved to sources.
+
+    Attributes:
+        sources, weights, stop: See `Mixture`.
+        first_parts: The number of the first part of each source.
+    """
 
     sources: tuple[Source, ...]
     weights: tuple[float, ...]
@@ -73,7 +87,7 @@ class Mixed:
 
     @property
     def identity(self) -> Any:
-        """Sources, weights, when it stops, and the rule of the turns."""
+        """The sources, their weights, the end, and the name of the mixing rule."""
         return [
             [source.identity for source in self.sources],
             list(self.weights),
@@ -81,51 +95,56 @@ class Mixed:
             "by records",
         ]
 
-    def open(self, dealt: LaneAssignment) -> Reader:
-        """Every source is read by the lanes of the stream."""
-        return _MixedReader(self, dealt)
+    def open(self, assignment: LaneAssignment) -> Reader:
+        """Start or resume a pass; the lanes of the mixture are also the lanes of each source."""
+        return _MixtureReader(self, assignment)
 
     def locate(self, origin: int) -> tuple[str, int]:
-        """As the source says that it is of."""
-        part = origin >> PART_BITS
-        return self.sources[
-            max(k for k, first in enumerate(self.first_parts) if first <= part)
-        ].locate(origin)
+        """Return what the source of an origin returns."""
+        return source_of_origin(self.sources, self.first_parts, origin).locate(origin)
 
 
-def in_places(batches: Sequence[TokenBatch], places: Sequence[NDArray[np.int64]]) -> TokenBatch:
-    """The sequences of the pieces of a block as one batch, in the order of their records.
+def merge_batches(
+    batches: Sequence[TokenBatch], positions: Sequence[NDArray[np.int64]]
+) -> TokenBatch:
+    """Merge the pieces of a block to one batch, in the order of their records.
 
-    places: for each batch the number in the block of each of its lines, int64 [lines].
+    Args:
+        batches: The sequences of each piece.
+        positions: int64 [lines] for each piece, the index of each of its lines in the block.
+
+    Example:
+        Pieces with the lines 0, 1, 3 and with line 2 give a batch with the origins 0, 1, 2, 3.
     """
     counts: Counter[str] = Counter()
     for batch in batches:
         counts.update(batch.counts)
+    # Concatenate the batches, then sort the sequences by their line in the block.
     origins = np.concatenate(
-        [place[batch.origin] for batch, place in zip(batches, places, strict=True)]
+        [lines[batch.origin] for batch, lines in zip(batches, positions, strict=True)]
     )
     lengths = np.concatenate([batch.lengths for batch in batches])
     joined = TokenBatch(
         np.concatenate([batch.input_ids for batch in batches]),
-        edges(lengths),
+        to_offsets(lengths),
         np.concatenate([batch.completion_mask for batch in batches]),
         origins,
-        loss_weights=_weights(batches),
+        loss_weights=_concatenate_weights(batches),
     )
     order = np.argsort(origins, kind="stable")
-    merged = joined.gathered(order, lengths[order])
+    merged = joined.gather(order, lengths[order])
     merged.counts = dict(counts)
     rejected = [
-        Rejected(int(place[one.line]), one.column, one.reason, one.message, one.excerpt)
-        for batch, place in zip(batches, places, strict=True)
-        for one in batch.rejected
+        Rejected(int(lines[r.line]), r.column, r.reason, r.message, r.excerpt)
+        for batch, lines in zip(batches, positions, strict=True)
+        for r in batch.rejected
     ]
-    merged.rejected = sorted(rejected, key=lambda one: one.line)
+    merged.rejected = sorted(rejected, key=lambda r: r.line)
     return merged
 
 
-def _weights(batches: Sequence[TokenBatch]) -> NDArray[np.float32] | None:
-    """What every token weighs, None where no batch says so."""
+def _concatenate_weights(batches: Sequence[TokenBatch]) -> NDArray[np.float32] | None:
+    """Return the weight of every token, or None if no batch has weights."""
     if all(batch.loss_weights is None for batch in batches):
         return None
     return np.concatenate(
@@ -138,42 +157,49 @@ def _weights(batches: Sequence[TokenBatch]) -> NDArray[np.float32] | None:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Stock:
-    """A block of one source, by lines: each with its format and whether it is blank."""
+class _Line(NamedTuple):
+    """A line of a block, with its newline."""
 
-    cursor: Cursor
-    after: Cursor
-    lines: list[tuple[bytes, str, bool]]
-    origins: NDArray[np.int64]
+    data: bytes
+    format: str
+    is_whitespace: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _SourceBlock:
+    """A block of one source, split into lines."""
+
+    cursor: Cursor  # of this block
+    after: Cursor  # of the next block
+    lines: list[_Line]
+    origins: NDArray[np.int64]  # int64 [lines]
 
 
 @dataclass(slots=True)
-class _Place:
-    """Where a lane stands in one source: cursor of a block, lines taken of it; records taken in
-    all; 1 where it has ended."""
+class _Position:
+    """The position of a lane in one source; a list of the four values in a cursor."""
 
-    cursor: Cursor = None
-    line: int = 0
-    taken: int = 0
-    ended: int = 0
+    cursor: Cursor = None  # of the current block
+    line: int = 0  # number of lines that were taken from that block
+    taken: int = 0  # number of records that were taken in all
+    ended: int = 0  # 1 if the source has ended
 
 
-class _MixedReader:
-    """Cursor: the place in each source, as a list."""
+class _MixtureReader:
+    """Cursor: the position in each source, as a list of lists."""
 
-    def __init__(self, source: Mixed, dealt: LaneAssignment) -> None:
+    def __init__(self, source: OpenedMixture, assignment: LaneAssignment) -> None:
         self.source = source
-        self._of = dealt.of
+        self._num_lanes = assignment.num_lanes
         self._readers = []
-        for k, one in enumerate(source.sources):
-            starts = {lane: at[k][0] for lane, at in dealt.start.items() if at is not None}
-            self._readers.append(one.open(dataclasses.replace(dealt, start=starts)))
-        self._last = 0
-        # What the block being made is taken from. It stays where a source raises: going back means
-        # a new start to some.
-        self._stocks: dict[int, list[list[_Stock]]] = {
-            lane: [[] for _ in self._readers] for lane in dealt.lanes
+        for k, inner in enumerate(source.sources):
+            starts = {lane: at[k][0] for lane, at in assignment.start.items() if at is not None}
+            self._readers.append(inner.open(dataclasses.replace(assignment, start=starts)))
+        self._last = 0  # the source that was read last
+        # By lane and source: the blocks that the current block is taken from. They are kept if a
+        # source raises, since going back would restart sources that are read from their start.
+        self._blocks: dict[int, list[list[_SourceBlock]]] = {
+            lane: [[] for _ in self._readers] for lane in assignment.lanes
         }
 
     @property
@@ -185,108 +211,114 @@ class _MixedReader:
         return sum(reader.queued for reader in self._readers)
 
     def has_queued(self, lane: int, cursor: Cursor) -> bool:
-        """Whether one of the sources has queued the next block that the lane reads of it."""
-        places = [_Place(*one) for one in cursor] if cursor else [_Place() for _ in self._readers]
+        """Return whether any source has queued the next block of the lane."""
+        positions = self._parse(cursor)
         return any(
-            reader.has_queued(lane, kept[-1].after if kept else place.cursor)
-            for place, kept, reader in zip(places, self._stocks[lane], self._readers, strict=True)
-            if not place.ended
+            reader.has_queued(lane, blocks[-1].after if blocks else position.cursor)
+            for position, blocks, reader in zip(
+                positions, self._blocks[lane], self._readers, strict=True
+            )
+            if not position.ended
         )
 
     def read(self, lane: int, cursor: Cursor) -> Block | None:
-        places = [_Place(*one) for one in cursor] if cursor else [_Place() for _ in self._readers]
-        stocks = [self._filled(lane, k, place) for k, place in enumerate(places)]
-        lines: list[tuple[bytes, str, bool]] = []
+        positions = self._parse(cursor)
+        blocks = [self._current_block(lane, k, position) for k, position in enumerate(positions)]
+        lines: list[_Line] = []
         origins: list[int] = []
         size = 0
-        while len(lines) < _RECORDS and size < _BYTES:
-            turn = self._turn(lane, places)
-            if turn is None:
+        while len(lines) < _BLOCK_RECORDS and size < _BLOCK_BYTES:
+            k = self._next_source(lane, positions)
+            if k is None:
                 break
-            place, stock = places[turn], stocks[turn]
-            assert stock is not None
-            line = stock.lines[place.line]
+            position, block = positions[k], blocks[k]
+            assert block is not None
+            line = block.lines[position.line]
             lines.append(line)
-            origins.append(int(stock.origins[place.line]))
-            size += len(line[0])
-            place.line += 1
-            place.taken += not line[2]  # a blank line is no record
-            if place.line == len(stock.lines):
-                stocks[turn] = self._filled(lane, turn, place)
+            origins.append(int(block.origins[position.line]))
+            size += len(line.data)
+            position.line += 1
+            position.taken += not line.is_whitespace  # which is not a record
+            if position.line == len(block.lines):
+                blocks[k] = self._current_block(lane, k, position)
         if not lines:
             return None
-        self._stocks[lane] = [[one] if one is not None else [] for one in stocks]
-        after = [[place.cursor, place.line, place.taken, place.ended] for place in places]
-        return Block(_pieces(lines), np.array(origins, np.int64), after)
+        self._blocks[lane] = [[block] if block is not None else [] for block in blocks]
+        after = [[at.cursor, at.line, at.taken, at.ended] for at in positions]
+        return Block(_group_by_format(lines), np.array(origins, np.int64), after)
 
-    def _turn(self, lane: int, places: list[_Place]) -> int | None:
-        """The source that is furthest behind its share, None where the lane ends."""
+    def _parse(self, cursor: Cursor) -> list[_Position]:
+        if not cursor:
+            return [_Position() for _ in self._readers]
+        return [_Position(*values) for values in cursor]
+
+    def _next_source(self, lane: int, positions: list[_Position]) -> int | None:
+        """Return the source that is furthest behind its share, or None if the lane ends."""
         weights = self.source.weights
-        due = [
-            ((place.taken + _phase(lane, self._of, k)) / weights[k], k)
-            for k, place in enumerate(places)
-            if not place.ended
+        progress = [
+            ((position.taken + _phase(lane, self._num_lanes, k)) / weights[k], k)
+            for k, position in enumerate(positions)
+            if not position.ended
         ]
-        if not due:
+        if not progress:
             return None
-        first, turn = min(due)
+        least, k = min(progress)
+        # With stop="first", the lane ends when an ended source would be next.
         if self.source.stop == "first" and any(
-            place.ended and first >= place.taken / weights[k] for k, place in enumerate(places)
+            position.ended and least >= position.taken / weights[i]
+            for i, position in enumerate(positions)
         ):
             return None
-        return turn
+        return k
 
-    def _filled(self, lane: int, k: int, place: _Place) -> _Stock | None:
-        """The block that holds the next line of a source, to which its place is moved; None where
-        the source has ended."""
-        while not place.ended:
-            stock = self._stock(lane, k, place.cursor)
-            if stock is None:
-                place.ended = 1
-            elif place.line < len(stock.lines):
-                return stock
+    def _current_block(self, lane: int, k: int, position: _Position) -> _SourceBlock | None:
+        """Advance a position to the next line, and return its block, or None at the end."""
+        while not position.ended:
+            block = self._block_at(lane, k, position.cursor)
+            if block is None:
+                position.ended = 1
+            elif position.line < len(block.lines):
+                return block
             else:
-                place.cursor, place.line = stock.after, 0
+                position.cursor, position.line = block.after, 0
         return None
 
-    def _stock(self, lane: int, k: int, cursor: Cursor) -> _Stock | None:
-        kept = self._stocks[lane][k]
-        for one in kept:
-            if one.cursor == cursor:
-                return one
+    def _block_at(self, lane: int, k: int, cursor: Cursor) -> _SourceBlock | None:
+        kept = self._blocks[lane][k]
+        for block in kept:
+            if block.cursor == cursor:
+                return block
         self._last = k
-        block = self._readers[k].read(lane, cursor)
-        if block is None:
+        read = self._readers[k].read(lane, cursor)
+        if read is None:
             return None
-        kept.append(_Stock(cursor, block.after, _lines(block), block.origins))
+        kept.append(_SourceBlock(cursor, read.after, _split_lines(read), read.origins))
         return kept[-1]
 
 
-def _phase(lane: int, of: int, k: int) -> float:
-    """Where in its turn a source begins in a lane, from 0 to 1: spread evenly over the lanes, and
-    differently for each source."""
-    return ((lane + 0.5) / of + k * _GOLDEN) % 1.0
+def _phase(lane: int, num_lanes: int, k: int) -> float:
+    """Return the phase of a source in a lane, from 0 to 1: evenly spread over the lanes."""
+    # Multiples of the golden ratio give each source another order of the lanes.
+    return ((lane + 0.5) / num_lanes + k * _GOLDEN_RATIO) % 1.0
 
 
-def _lines(block: Block) -> list[tuple[bytes, str, bool]]:
-    """The lines of a block in order, each with its format and whether it is blank."""
-    found: list[tuple[bytes, str, bool]] = [(b"", "", True)] * len(block.origins)
+def _split_lines(block: Block) -> list[_Line]:
+    """Return the lines of a block in order."""
+    lines = [_Line(b"", "", True)] * len(block.origins)
     for piece in block.pieces:
-        lines = piece.data.split(b"\n")
-        numbers = range(len(block.origins)) if piece.places is None else piece.places.tolist()
-        for number, line in zip(
-            numbers, lines, strict=False
-        ):  # after the last newline nothing comes
-            found[number] = (line + b"\n", piece.format, not line.strip())
-    return found
+        split = piece.data.split(b"\n")
+        indices = range(len(block.origins)) if piece.positions is None else piece.positions.tolist()
+        # Not strict: the part after the last newline is empty.
+        for index, line in zip(indices, split, strict=False):
+            lines[index] = _Line(line + b"\n", piece.format, not line.strip())
+    return lines
 
 
-def _pieces(lines: list[tuple[bytes, str, bool]]) -> tuple[Piece, ...]:
-    """One of each format."""
-    by_format: dict[str, list[int]] = {}
-    for number, (_, name, _) in enumerate(lines):
-        by_format.setdefault(name, []).append(number)
+def _group_by_format(lines: list[_Line]) -> tuple[Piece, ...]:
+    indices_of: dict[str, list[int]] = {}
+    for index, line in enumerate(lines):
+        indices_of.setdefault(line.format, []).append(index)
     return tuple(
-        Piece(b"".join(lines[number][0] for number in numbers), name, np.array(numbers, np.int64))
-        for name, numbers in by_format.items()
+        Piece(b"".join(lines[index].data for index in indices), name, np.array(indices, np.int64))
+        for name, indices in indices_of.items()
     )

@@ -1,5 +1,8 @@
-"""What a stream can be made of: paths, data sets, functions that give records, and mixtures of
-them."""
+"""Opening of sources: paths, datasets, lists, functions that return records, and mixtures of them.
+
+Each `_open_...` function takes the number of its first part and returns the source and the number
+of the first part after it, so that origins are unique over all inputs.
+"""
 
 from __future__ import annotations
 
@@ -22,127 +25,131 @@ from sftprep.sources.partition import cut, read_partition, source_of
 from sftprep.sources.peek import RECORDS_TO_INSPECT, first_records
 from sftprep.sources.readers.lines import file_size, reject_shorter
 from sftprep.sources.readers.to_jsonl import iter_lines
-from sftprep.stream.sources.base import LineFiles, Source
+from sftprep.stream.sources.base import Source
 from sftprep.stream.sources.chained import Chain
-from sftprep.stream.sources.hf_iterable import ShardedDataset, goes_on_exactly
-from sftprep.stream.sources.mixture import Mixed, Mixture
+from sftprep.stream.sources.hf_iterable import DATASET_NAME, ShardedDataset, can_resume_exactly
+from sftprep.stream.sources.line_files import LineFiles
+from sftprep.stream.sources.mixture import Mixture, OpenedMixture
 from sftprep.stream.sources.sequential import Lines, Rows
 
-_PIECE = 1 << 20
+_PARTITION_BYTES = 1 << 20
+"""Partitions of a file that is read from its start; small, since the rest of one is read again
+after an error."""
 
 
-def open_source(given: Any, config: BuildConfig, recipe: Recipe) -> Source:
-    """A source for what the user gave; its first records are looked at.
+def open_source(source: Any, config: BuildConfig, recipe: Recipe) -> Source:
+    """Open the source of a stream, and read its first records to detect their format.
 
-    given: paths, globs, folders or names on the Hub; a `datasets.Dataset` or `IterableDataset`; a
-    sequence of records; a function that returns a new iterator over the records each time, the same
-    ones; a Mixture of such. Raises ConfigError for anything else, and what reading and detecting
-    formats raise.
+    Args:
+        source: Paths, globs, folders or names on the Hub; a `datasets.Dataset` or
+            `IterableDataset`; a sequence of records; a function that returns a new iterator over
+            the same records at each call; or a `Mixture` of these.
+        config: The settings.
+        recipe: The recipe of the stream.
+
+    Raises:
+        ConfigError: The source is something else.
+        SftprepError: An input is missing or unreadable, or its format is not detected.
     """
-    return _opened(given, config, recipe, 0)[0]
+    return _open(source, config, recipe, 0)[0]
 
 
-def _opened(given: Any, config: BuildConfig, recipe: Recipe, part: int) -> tuple[Source, int]:
-    """The source, and the number of the first part after it."""
-    if isinstance(given, Mixture):
-        sources, firsts = [], []
-        for one in given.sources:
-            firsts.append(part)
-            source, part = _opened(one, config, recipe, part)
-            sources.append(source)
-        return (
-            Mixed(
-                tuple(sources), tuple(float(w) for w in given.weights), given.stop, tuple(firsts)
-            ),
-            part,
-        )
-    if isinstance(given, (str, os.PathLike)):
-        return _files((os.fspath(given),), config, recipe, part)
+def _open(source: Any, config: BuildConfig, recipe: Recipe, part: int) -> tuple[Source, int]:
+    if isinstance(source, Mixture):
+        return _open_mixture(source, config, recipe, part)
+    if isinstance(source, (str, os.PathLike)):
+        return _open_files((os.fspath(source),), config, recipe, part)
     if (
-        isinstance(given, Sequence)
-        and given
-        and all(isinstance(one, (str, os.PathLike)) for one in given)
+        isinstance(source, Sequence)
+        and source
+        and all(isinstance(item, (str, os.PathLike)) for item in source)
     ):
-        return _files(tuple(os.fspath(one) for one in given), config, recipe, part)
-    if hasattr(given, "num_shards") and hasattr(given, "load_state_dict"):
-        return _iterable_dataset(given, config, recipe, part)
-    if callable(given):
-        _refuse_one_iterator(given)
-        return _rows(
-            FunctionLines(given, config.read.strip_nulls),
-            _called(given),
-            None,
-            config,
-            recipe,
-            part,
-        )
+        return _open_files(tuple(os.fspath(item) for item in source), config, recipe, part)
+    if hasattr(source, "num_shards") and hasattr(source, "load_state_dict"):
+        return _open_iterable_dataset(source, config, recipe, part)
+    strip_nulls = config.read.strip_nulls
+    if callable(source):
+        _reject_same_iterator(source)
+        lines: Lines = FunctionLines(source, strip_nulls)
+        return _open_rows(lines, _name_of_function(source), None, config, recipe, part)
     if (
-        hasattr(given, "__getitem__")
-        and hasattr(given, "__len__")
-        and not isinstance(given, Mapping)
+        hasattr(source, "__getitem__")
+        and hasattr(source, "__len__")
+        and not isinstance(source, Mapping)
     ):
-        return _rows(
-            SequenceLines(given, config.read.strip_nulls),
-            f"{len(given):,} records",
-            len(given),
-            config,
-            recipe,
-            part,
-        )
+        lines = SequenceLines(source, strip_nulls)
+        return _open_rows(lines, f"{len(source):,} records", len(source), config, recipe, part)
     raise ConfigError(
-        f"a stream cannot be made of a {type(given).__name__}",
+        f"a stream cannot be created from a {type(source).__name__}",
         remedy=(
-            "give paths, a data set, a list of records, or a function that returns a new iterator"
-            " over them each time"
+            "pass paths, a dataset, a list of records, or a function that returns a new iterator"
+            " over them at each call"
         ),
     )
 
 
-def _files(
+def _open_mixture(
+    mixture: Mixture, config: BuildConfig, recipe: Recipe, part: int
+) -> tuple[Source, int]:
+    sources, first_parts = [], []
+    for item in mixture.sources:
+        first_parts.append(part)
+        source, part = _open(item, config, recipe, part)
+        sources.append(source)
+    weights = tuple(float(weight) for weight in mixture.weights)
+    return OpenedMixture(tuple(sources), weights, mixture.stop, tuple(first_parts)), part
+
+
+def _open_files(
     names: tuple[str, ...], config: BuildConfig, recipe: Recipe, part: int
 ) -> tuple[Source, int]:
-    """Plain files of lines side by side are one source, so that a shuffled pass mixes them all."""
-    strip = config.read.strip_nulls
-    found = [file for name in names for file in _found(name, config)]
-    reject_duplicates([file.path for file in found])
-    sizes = [file_size(file.path) for file in found]
-    lines = [FileLines(file.path, strip, size) for file, size in zip(found, sizes, strict=True)]
-    formats = [
-        format_of(file.name, first_records(each(0, 0)), config, recipe)
-        for file, each in zip(found, lines, strict=True)
+    """Open the files that the names match; each file is a part.
+
+    Consecutive plain files are one source, so that the blocks of all of them are shuffled together.
+    """
+    strip_nulls = config.read.strip_nulls
+    files = [file for name in names for file in _find_files(name, config)]
+    reject_duplicates([file.path for file in files])
+    sizes = [file_size(file.path) for file in files]
+    lines = [
+        FileLines(file.path, strip_nulls, size) for file, size in zip(files, sizes, strict=True)
     ]
-    plain = [is_plain(file.path) and not strip for file in found]
+    formats = [
+        format_of(file.name, first_records(file_lines(0, 0)), config, recipe)
+        for file, file_lines in zip(files, lines, strict=True)
+    ]
+    # Nulls are removed record by record, so such files are not read by blocks.
+    is_block_file = [is_plain(file.path) and not strip_nulls for file in files]
     block = block_bytes(
-        [size for size, file in zip(sizes, found, strict=True) if is_plain(file.path)],
+        [size for size, file in zip(sizes, files, strict=True) if is_plain(file.path)],
         config.pack.lanes,
     )
     sources: list[Source] = []
-    firsts: list[int] = []
+    first_parts: list[int] = []
     at = 0
-    while at < len(found):
+    while at < len(files):
         end = at + 1
-        while plain[at] and end < len(found) and plain[end]:
+        while is_block_file[at] and end < len(files) and is_block_file[end]:
             end += 1
-        if plain[at]:
-            paths, shown = (
-                tuple(file.path for file in found[at:end]),
-                tuple(file.name for file in found[at:end]),
-            )
-            sources.append(
-                LineFiles(
-                    paths, shown, tuple(formats[at:end]), tuple(sizes[at:end]), block, part + at
-                )
+        if is_block_file[at]:
+            source: Source = LineFiles(
+                tuple(file.path for file in files[at:end]),
+                tuple(file.name for file in files[at:end]),
+                tuple(formats[at:end]),
+                tuple(sizes[at:end]),
+                block,
+                part + at,
             )
         else:
-            sources.append(Rows(lines[at], found[at].name, formats[at], part + at, sizes[at]))
-        firsts.append(part + at)
+            source = Rows(lines[at], files[at].name, formats[at], part + at, sizes[at])
+        sources.append(source)
+        first_parts.append(part + at)
         at = end
-    return (sources[0] if len(sources) == 1 else Chain(tuple(sources), tuple(firsts))), part + len(
-        found
-    )
+    source = sources[0] if len(sources) == 1 else Chain(tuple(sources), tuple(first_parts))
+    return source, part + len(files)
 
 
-def _found(name: str, config: BuildConfig) -> list[HubFile]:
+def _find_files(name: str, config: BuildConfig) -> list[HubFile]:
     read = config.read
     if is_hub_name(name):
         return hub_files(
@@ -151,46 +158,39 @@ def _found(name: str, config: BuildConfig) -> list[HubFile]:
     return [HubFile(file, file) for file in find_files((name,), read.split)]
 
 
-def _iterable_dataset(
-    given: Any, config: BuildConfig, recipe: Recipe, part: int
+def _open_iterable_dataset(
+    data: Any, config: BuildConfig, recipe: Recipe, part: int
 ) -> tuple[Source, int]:
-    if given.num_shards < config.pack.lanes:
-        return _rows(
-            DatasetLines(copy.copy(given), config.read.strip_nulls),
-            "the data set",
-            int(given.num_shards),
-            config,
-            recipe,
-            part,
-        )
-    name = format_of(
-        "the data set",
-        (dict(row) for row in islice(iter(given), RECORDS_TO_INSPECT)),
-        config,
-        recipe,
-    )
-    return ShardedDataset(given, name, config.read.strip_nulls, part), part + config.pack.lanes
+    strip_nulls = config.read.strip_nulls
+    if data.num_shards < config.pack.lanes:
+        # A copy, since iterating changes the state and the epoch of the dataset.
+        lines = DatasetLines(copy.copy(data), strip_nulls)
+        return _open_rows(lines, DATASET_NAME, int(data.num_shards), config, recipe, part)
+    records = (dict(row) for row in islice(iter(data), RECORDS_TO_INSPECT))
+    name = format_of(DATASET_NAME, records, config, recipe)
+    return ShardedDataset(data, name, strip_nulls, part), part + config.pack.lanes
 
 
-def _rows(
+def _open_rows(
     lines: Lines, name: str, known: Any, config: BuildConfig, recipe: Recipe, part: int
 ) -> tuple[Source, int]:
-    return (
-        Rows(lines, name, format_of(name, first_records(lines(0, 0)), config, recipe), part, known),
-        part + 1,
-    )
+    format_name = format_of(name, first_records(lines(0, 0)), config, recipe)
+    return Rows(lines, name, format_name, part, known), part + 1
 
 
-# Each of these gives the lines of an epoch from a number on. They are classes because they travel
-# to loader workers.
+# Functions of type `Lines`: they return the lines of an epoch from a number on. They are classes,
+# since they are pickled for loader workers.
 
 
 @dataclass(frozen=True)
 class FileLines:
-    """Lines or rows of a file; ranges of a table that come before are not read.
+    """Lines or rows of a file; earlier partitions of a table are skipped without reading them.
 
-    strip_nulls: leave out keys with null; size: bytes when the stream was made. Raises InputChanged
-    where the file is shorter than that.
+    Attributes:
+        file: The path.
+        strip_nulls: Whether keys with the value null are removed.
+        size: The size of the file in bytes when the stream was created. Reading raises
+            InputChanged if the file has become shorter.
     """
 
     file: str
@@ -200,25 +200,25 @@ class FileLines:
     def __call__(self, _epoch: int, first: int) -> Iterator[bytes]:
         at = 0
         source = dataclasses.replace(source_of(self.file), strip_nulls=self.strip_nulls)
-        for partition in cut([source], _PIECE):
+        for partition in cut([source], _PARTITION_BYTES):
             if partition.kind in ("parquet", "arrow") and partition.end <= first:
                 at = partition.end
                 continue
             data = read_partition(partition)
-            self._check()
-            for line in _whole_lines(data):
+            self._check_size()
+            for line in _split_lines(data):
                 if at >= first:
                     yield line
                 at += 1
-        self._check()
+        self._check_size()
 
-    def _check(self) -> None:
+    def _check_size(self) -> None:
         reject_shorter(self.file, file_size(self.file), self.size)
 
 
 @dataclass(frozen=True)
 class FunctionLines:
-    """Records that a function gives, which is called anew for each pass."""
+    """Records of a function, which is called again for each pass."""
 
     function: Callable[[], Iterable[Mapping[str, Any]]]
     strip_nulls: bool = False
@@ -229,7 +229,7 @@ class FunctionLines:
 
 @dataclass(frozen=True)
 class SequenceLines:
-    """Records by number: a list, or a `datasets.Dataset`."""
+    """Records by index: a list, or a `datasets.Dataset`."""
 
     records: Any
     strip_nulls: bool = False
@@ -241,46 +241,48 @@ class SequenceLines:
 
 @dataclass(frozen=True)
 class DatasetLines:
-    """A `datasets.IterableDataset`, as one row of records that can be marked."""
+    """Records of a `datasets.IterableDataset`, in one sequence that can be marked."""
 
     data: Any
     strip_nulls: bool = False
 
     def __call__(self, epoch: int, first: int) -> Iterator[bytes]:
         self.data.load_state_dict(None)
-        return self._lines(epoch, first)
+        return self._iter_lines(epoch, first)
 
     def mark(self) -> Any:
-        return copy.deepcopy(self.data.state_dict()) if goes_on_exactly(self.data) else None
+        return copy.deepcopy(self.data.state_dict()) if can_resume_exactly(self.data) else None
 
-    def go_on(self, epoch: int, state: Any) -> Iterator[bytes]:
+    def resume(self, epoch: int, state: Any) -> Iterator[bytes]:
         self.data.load_state_dict(copy.deepcopy(state))
-        return self._lines(epoch, 0)
+        return self._iter_lines(epoch, 0)
 
-    def _lines(self, epoch: int, first: int) -> Iterator[bytes]:
+    def _iter_lines(self, epoch: int, first: int) -> Iterator[bytes]:
         self.data.set_epoch(epoch)
         return iter_lines(islice(iter(self.data), first, None), strip_nulls=self.strip_nulls)
 
 
-def _refuse_one_iterator(function: Callable[[], Any]) -> None:
-    """Raise ConfigError where a function gives the same iterator each time: what one pass has read,
-    the next would lack."""
-    made = function()
-    if isinstance(made, Iterator) and function() is made:
+def _reject_same_iterator(function: Callable[[], Any]) -> None:
+    """Raise ConfigError if a function returns the same iterator at each call.
+
+    The records that one pass has read would be missing in the next pass.
+    """
+    returned = function()
+    if isinstance(returned, Iterator) and function() is returned:
         raise ConfigError(
-            f"the function {_called(function)} gives the same iterator each time",
+            f"the function {_name_of_function(function)} returns the same iterator each time",
             remedy=(
-                "make the iterator inside the function: a stream reads its records anew in each"
+                "create the iterator inside the function: a stream reads its records again in each"
                 " pass, and after a resume"
             ),
         )
 
 
-def _called(function: Any) -> str:
+def _name_of_function(function: Any) -> str:
     return str(getattr(function, "__qualname__", type(function).__name__))
 
 
-def _whole_lines(data: bytes) -> Iterator[bytes]:
+def _split_lines(data: bytes) -> Iterator[bytes]:
     lines = data.split(b"\n")
     if not lines[-1]:
         lines.pop()

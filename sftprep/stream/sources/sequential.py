@@ -1,4 +1,12 @@
-"""Sources that are read from their start: records dealt to lanes one by one, as they come."""
+"""Sources that can only be read from their start: records are assigned to lanes one by one.
+
+1. One iterator serves all lanes. Record r belongs to lane r modulo the number of lanes.
+2. The iterator advances until the reading lane has its block. Records of other lanes are queued;
+   `sftprep.stream.backlog` keeps the queues bounded.
+3. If a lane needs a record that was already passed, or the iterator raised, the iterator starts
+   again at the first record that any lane still needs, or at the last *mark* before that.
+4. A mark is a state of the source from which it can continue, kept every few records.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from sftprep.errors import source_name
 from sftprep.sources.lanes import lane_of
 from sftprep.stream.sources.base import (
     BLOCK_BYTES,
@@ -20,40 +29,43 @@ from sftprep.stream.sources.base import (
     Reader,
 )
 
-ROWS = 64
-"""Most records in a block. Large ones end it at `BLOCK_BYTES`: where a block ends depends on the
-records of its lane only, so it is the same after a resume."""
+BLOCK_ROWS = 64
+"""Maximum number of records in a block; a block also ends at `BLOCK_BYTES`. The end of a block
+depends only on the records of its lane, so it is the same after a resume."""
 _ENTRY_BYTES = 64
-"""What a queued record costs beyond its own bytes: its object and its entry in the queue."""
+"""Memory of a queued record in addition to its bytes: its object and its entry in the queue."""
 
 Lines = Callable[[int, int], Iterator[bytes]]
-"""Called with the epoch and a number, gives the records from that number on, a line of JSON
-each."""
+"""A function of an epoch and a number; returns the records from that number on, as lines of
+JSON."""
 
 Mark = tuple[int, Any]
-"""Number of a record, and the state of the source before it."""
+"""The number of a record, and the state of the source before it."""
 
 
 @runtime_checkable
 class Markable(Protocol):
-    """Lines that tell where they stand, and go on from there."""
+    """`Lines` whose iterator has a state from which it can continue."""
 
     def mark(self) -> Any:
-        """State of the iterator that was made last, as JSON; None where it cannot go on exactly."""
+        """Return the state of the latest iterator as JSON, or None if it cannot resume exactly."""
         ...
 
-    def go_on(self, epoch: int, state: Any) -> Iterator[bytes]:
-        """The records after a state."""
+    def resume(self, epoch: int, state: Any) -> Iterator[bytes]:
+        """Return the records after a state."""
         ...
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Every k-th record of something that gives its records again from any number on, at the cost
-    of passing those before.
+    """Records that are read from the start, of which each lane takes every n-th.
 
-    part: number of this input; name, known: what to call it, and what tells it from others in a
-    state.
+    Attributes:
+        lines: Returns the records from any number on.
+        name: The name of the input in errors; a part of the identity.
+        format: The format of the records.
+        part: The number of this input.
+        known: JSON that differs between inputs with the same name, such as a size.
     """
 
     lines: Lines
@@ -64,139 +76,134 @@ class Rows:
 
     @property
     def identity(self) -> Any:
-        """Its name, and what is known of it."""
+        """The name, and what is known about the records."""
         return [self.name, self.known]
 
-    def open(self, dealt: LaneAssignment) -> Reader:
-        """One iterator serves all lanes."""
-        return _RowReader(self, dealt)
+    def open(self, assignment: LaneAssignment) -> Reader:
+        """Start or resume a pass."""
+        return _RowReader(self, assignment)
 
     def locate(self, origin: int) -> tuple[str, int]:
-        """Its name, and the number of the record."""
+        """Return the name of the input, and the number of the record, from 1."""
         return self.name, (origin & ((1 << PART_BITS) - 1)) + 1
 
 
 class _RowReader:
-    """Cursor: how many records of the lane come before; where the source can be marked, a list with
-    a mark before it as well.
+    """Cursor: the number of earlier records of the lane; with a mark, `[number, *mark]`."""
 
-    The iterator runs as far as the lane that has read most; what comes by for the others waits in
-    their queues, whose size `sftprep.stream.backlog` keeps bounded. Where a lane needs what has
-    gone by, or the iterator broke, it begins again at the first record that any lane still wants,
-    from the last mark before that.
-    """
-
-    def __init__(self, source: Rows, dealt: LaneAssignment) -> None:
-        self.source, self.dealt = source, dealt
-        self.reading = source.name
-        begin = {lane: _parsed(dealt.start.get(lane)) for lane in dealt.lanes}
-        self._wanted = {lane: at for lane, (at, _) in begin.items()}
+    def __init__(self, source: Rows, assignment: LaneAssignment) -> None:
+        self.source, self.assignment = source, assignment
+        self.reading = source_name(source.name)
+        starts = {lane: _parse(assignment.start.get(lane)) for lane in assignment.lanes}
+        # By lane: the number of its record that is first in its queue. It can be read again.
+        self._first_kept = {lane: at for lane, (at, _) in starts.items()}
         self._marks: list[Mark] = sorted(
-            (mark for _, mark in begin.values() if mark is not None), key=lambda mark: mark[0]
+            (mark for _, mark in starts.values() if mark is not None), key=lambda mark: mark[0]
         )
-        self._queues: dict[int, deque[bytes]] = {}
-        self.queued = 0
-        self._unreported = 0  # bytes queued since the last call of `on_queued`
-        self._rest: Iterator[bytes] | None = None
-        self._next = 0
-        self._begun = self._ended = (
-            False  # an iterator says where it stands only when it has been asked for something
-        )
+        self._queues: dict[int, deque[bytes]] = {}  # by lane, from its record `_first_kept`
+        self.queued = 0  # bytes in all queues
+        self._unreported = 0  # bytes that were queued since the last call of `on_queued`
+        self._iterator: Iterator[bytes] | None = None
+        self._next = 0  # the row that the iterator returns next
+        # A dataset has a state of its own iterator only after the first record.
+        self._has_begun = self._has_ended = False
 
     def read(self, lane: int, cursor: Cursor) -> Block | None:
-        at, mark = _parsed(cursor)
-        if at < self._wanted[lane]:
-            self._rest = None
+        at, mark = _parse(cursor)
+        if at < self._first_kept[lane]:  # already passed: start again
+            self._iterator = None
             self._marks = [] if mark is None else [mark]
+        # Drop the records of the block before, which can no longer be asked for.
         queue = self._queues.get(lane)
-        if self._rest is not None and queue is not None:
-            for _ in range(min(at - self._wanted[lane], len(queue))):
+        if self._iterator is not None and queue is not None:
+            for _ in range(min(at - self._first_kept[lane], len(queue))):
                 self.queued -= len(queue.popleft()) + _ENTRY_BYTES
-        self._wanted[lane] = at
-        if self._rest is None:
+        self._first_kept[lane] = at
+        if self._iterator is None:
             self._restart()
+        # Collect the block. Its records stay in the queue, in case that the source raises.
         lines: list[bytes] = []
         size = 0
-        while len(lines) < ROWS and size < BLOCK_BYTES and self._find_next(lane, len(lines)):
+        while len(lines) < BLOCK_ROWS and size < BLOCK_BYTES and self._advance_to(lane, len(lines)):
             lines.append(self._queues[lane][len(lines)])
             size += len(lines[-1])
         if not lines:
             return None
-        rows = self._row(lane, at) + np.arange(len(lines), dtype=np.int64) * self.dealt.of
-        after = self._cursor(lane, at + len(lines))
-        return Block(
-            (Piece(b"".join(lines), self.source.format),),
-            rows + (self.source.part << PART_BITS),
-            after,
-        )
+        step = self.assignment.num_lanes
+        rows = self._row_of(lane, at) + np.arange(len(lines), dtype=np.int64) * step
+        pieces = (Piece(b"".join(lines), self.source.format),)
+        origins = rows + (self.source.part << PART_BITS)
+        return Block(pieces, origins, self._to_cursor(lane, at + len(lines)))
 
     def has_queued(self, lane: int, cursor: Cursor) -> bool:
-        at, queue = _parsed(cursor)[0], self._queues.get(lane)
-        if self._rest is None or queue is None or at < self._wanted[lane]:
+        at, queue = _parse(cursor)[0], self._queues.get(lane)
+        if self._iterator is None or queue is None or at < self._first_kept[lane]:
             return False
-        first = at - self._wanted[lane]
+        first = at - self._first_kept[lane]
         size = 0
-        for number in range(first, min(first + ROWS, len(queue))):
+        for number in range(first, min(first + BLOCK_ROWS, len(queue))):
             size += len(queue[number])
             if size >= BLOCK_BYTES:
                 return True
-        return len(queue) >= first + ROWS
+        return len(queue) >= first + BLOCK_ROWS
 
-    def _find_next(self, lane: int, position: int) -> bool:
-        """Advance until the queue of a lane has this position; False where the source has ended."""
-        while len(self._queues[lane]) <= position and not self._ended:
+    def _advance_to(self, lane: int, position: int) -> bool:
+        """Advance until the queue of a lane has this position; return False at the end."""
+        while len(self._queues[lane]) <= position and not self._has_ended:
             self._advance()
             if self._unreported >= BLOCK_BYTES:
                 self._unreported = 0
-                # Other lanes may read here, even the source from its start: the queues are new ones
-                # then.
-                self.dealt.on_queued(lane)
+                # Other lanes may read here, and may even restart the source with new queues: that
+                # is why the queue is looked up again in each step.
+                self.assignment.on_queued(lane)
         return len(self._queues[lane]) > position
 
-    def _cursor(self, lane: int, at: int) -> Cursor:
-        row = self._row(lane, at)
-        before = [mark for mark in self._marks if mark[0] <= row]
-        return [at, *before[-1]] if before else at
+    def _to_cursor(self, lane: int, at: int) -> Cursor:
+        row = self._row_of(lane, at)
+        earlier = [mark for mark in self._marks if mark[0] <= row]
+        return [at, *earlier[-1]] if earlier else at
 
     def _restart(self) -> None:
-        self._queues = {lane: deque() for lane in self.dealt.lanes}
+        """Start the iterator at the first row that any lane needs."""
+        self._queues = {lane: deque() for lane in self.assignment.lanes}
         self.queued = 0
-        self._next = min(self._row(lane, wanted) for lane, wanted in self._wanted.items())
+        self._next = self._first_needed_row()
         self._marks = [mark for mark in self._marks if mark[0] <= self._next]
-        lines, epoch = self.source.lines, self.dealt.epoch
+        lines, epoch = self.source.lines, self.assignment.epoch
         if self._marks and isinstance(lines, Markable):
             row, state = self._marks[-1]
-            self._rest = lines.go_on(epoch, state)
+            self._iterator = lines.resume(epoch, state)
             for _ in range(self._next - row):
-                next(self._rest, None)
+                next(self._iterator, None)
         else:
-            self._rest = lines(epoch, self._next)
-        self._begun = self._ended = False
+            self._iterator = lines(epoch, self._next)
+        self._has_begun = self._has_ended = False
 
     def _advance(self) -> None:
-        rest = self._rest
-        assert rest is not None
-        if self._begun and self._next % (ROWS * self.dealt.of) == 0:
-            self._put_mark()
+        """Read one record, and queue it for its lane."""
+        iterator = self._iterator
+        assert iterator is not None
+        if self._has_begun and self._next % (BLOCK_ROWS * self.assignment.num_lanes) == 0:
+            self._add_mark()
         try:
-            line = next(rest, None)
-            self._begun = True
+            line = next(iterator, None)
+            self._has_begun = True
         except BaseException:
-            self._rest = None  # an iterator that raised is at its end
+            self._iterator = None  # a generator that raised is exhausted
             raise
         if line is None:
-            self._ended = True
+            self._has_ended = True
             return
         row, self._next = self._next, self._next + 1
-        lane = lane_of(row, self.source.part, self.dealt.of)
-        if lane in self._queues and row >= self._row(lane, self._wanted[lane]):
-            # A copy: what orjson wrote keeps its first buffer, of a kilobyte and more.
+        lane = lane_of(row, self.source.part, self.assignment.num_lanes)
+        if lane in self._queues and row >= self._row_of(lane, self._first_kept[lane]):
+            # A copy, since orjson leaves its output in a larger buffer, of at least a kilobyte.
             self._queues[lane].append(bytes(memoryview(line)))
             self.queued += len(line) + _ENTRY_BYTES
             self._unreported += len(line) + _ENTRY_BYTES
 
-    def _put_mark(self) -> None:
-        """Remember where the source stands, and forget the marks that no lane will begin at."""
+    def _add_mark(self) -> None:
+        """Keep the state of the source, and drop the marks at which no lane will start again."""
         if not isinstance(self.source.lines, Markable) or (
             self._marks and self._marks[-1][0] >= self._next
         ):
@@ -204,17 +211,20 @@ class _RowReader:
         state = self.source.lines.mark()
         if state is None:
             return
-        first = min(self._row(lane, wanted) for lane, wanted in self._wanted.items())
-        useful = [k for k, mark in enumerate(self._marks) if mark[0] <= first]
-        self._marks = [*self._marks[useful[-1] if useful else 0 :], (self._next, state)]
+        first = self._first_needed_row()
+        usable = [k for k, mark in enumerate(self._marks) if mark[0] <= first]
+        self._marks = [*self._marks[usable[-1] if usable else 0 :], (self._next, state)]
 
-    def _row(self, lane: int, at: int) -> int:
-        """Number of a record of a lane among all."""
-        first: int = (lane - self.source.part) % self.dealt.of
-        return first + at * self.dealt.of
+    def _first_needed_row(self) -> int:
+        return min(self._row_of(lane, at) for lane, at in self._first_kept.items())
+
+    def _row_of(self, lane: int, at: int) -> int:
+        """Return the row of the input that is record `at` of a lane."""
+        first: int = (lane - self.source.part) % self.assignment.num_lanes
+        return first + at * self.assignment.num_lanes
 
 
-def _parsed(cursor: Cursor) -> tuple[int, Mark | None]:
+def _parse(cursor: Cursor) -> tuple[int, Mark | None]:
     if isinstance(cursor, list):
         at, row, state = cursor
         return at, (row, state)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.core.ragged import edges, replace_segments
+from sftprep.core.ragged import replace_segments, to_offsets
 
 
 @dataclass(slots=True)
@@ -44,7 +44,7 @@ class Tokens:
         lengths = np.diff(self.offsets)
         lengths[list(indices)] = np.diff(new.offsets)
         segments = {index: new.ids_of_text(k) for k, index in enumerate(indices)}
-        return Tokens(replace_segments(self.input_ids, self.offsets, segments), edges(lengths))
+        return Tokens(replace_segments(self.input_ids, self.offsets, segments), to_offsets(lengths))
 
 
 class Encoder(Protocol):
@@ -138,7 +138,9 @@ def flat_tokens(parts: Sequence[NDArray[Any]]) -> Tokens:
         parts: int32 or uint32 arrays; the bits are reinterpreted and not converted.
     """
     flat = np.concatenate(parts) if parts else np.empty(0, np.int32)
-    return Tokens(flat.view(np.int32), edges(np.fromiter(map(len, parts), np.int64, len(parts))))
+    return Tokens(
+        flat.view(np.int32), to_offsets(np.fromiter(map(len, parts), np.int64, len(parts)))
+    )
 
 
 def first_mismatch(texts: Sequence[str], expected: Tokens, got: Tokens) -> Mismatch | None:

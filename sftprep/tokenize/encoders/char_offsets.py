@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.core.ragged import edges
+from sftprep.core.ragged import to_offsets
 from sftprep.tokenize.encoders.base import Tokens
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
@@ -199,12 +199,14 @@ def _fill_group(
     # Offsets of the strings in the joined characters, and in the joined bytes.
     joined = "".join(texts)
     content = np.frombuffer(joined.encode(), np.uint8)
-    text_chars = edges(np.fromiter(map(len, texts), np.int64, len(texts)))
+    text_chars = to_offsets(np.fromiter(map(len, texts), np.int64, len(texts)))
     ascii_only = len(content) == len(joined)
     text_bytes = (
         text_chars
         if ascii_only
-        else edges(np.array([len(t) if t.isascii() else len(t.encode()) for t in texts], np.int64))
+        else to_offsets(
+            np.array([len(t) if t.isascii() else len(t.encode()) for t in texts], np.int64)
+        )
     )
     if len(ids) and (not len(content) or ids.min() < 0 or ids.max() >= len(table.length)):
         return list(range(len(texts)))
@@ -213,7 +215,7 @@ def _fill_group(
 
     # Compare the lengths, then the bytes, of strings and tokens. A string with another length
     # shifts the bytes of all later ones, so the group is processed again without it.
-    token_edges = edges(length)
+    token_edges = to_offsets(length)
     differing = np.flatnonzero(np.diff(token_edges[offsets]) != np.diff(text_bytes))
     if len(differing):
         return _fill_without(differing, texts, ids, offsets, table, chars)
@@ -279,7 +281,7 @@ def _fill_without(
     rows = np.repeat(keep, counts)
     kept_chars = np.zeros((int(rows.sum()), 2), np.int64)
     unknown = _fill_group(
-        [texts[k] for k in kept], ids[rows], edges(counts[keep]), table, kept_chars
+        [texts[k] for k in kept], ids[rows], to_offsets(counts[keep]), table, kept_chars
     )
     chars[rows] = kept_chars
     return sorted([*differing.tolist(), *(kept[k] for k in unknown)])

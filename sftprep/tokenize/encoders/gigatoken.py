@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.core.versions import version_of
+from sftprep.errors import first_line
 from sftprep.tokenize.encoders.base import Encoder, EncoderFault, Tokens, flat_tokens
 from sftprep.tokenize.encoders.bpe_ranks import Ranks
 from sftprep.tokenize.encoders.char_offsets import (
@@ -259,14 +260,10 @@ def _guard(call: Callable[[], T], action: str = "encode these texts") -> T:
     try:
         return call()
     except Exception as error:
-        raise EncoderFault(f"gigatoken cannot {action}: {_first_line(error)}") from error
+        raise EncoderFault(f"gigatoken cannot {action}: {first_line(error)}") from error
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
         raise EncoderFault(
-            f"gigatoken broke down when asked to {action}: {_first_line(error)}"
+            f"gigatoken broke down when asked to {action}: {first_line(error)}"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.core.chunking import in_groups
-from sftprep.core.ragged import edges
+from sftprep.core.ragged import to_offsets
 from sftprep.errors import TokenizerError
 from sftprep.tokenize.encoders.base import EncoderFault, Tokens, first_mismatch
 from sftprep.tokenize.encoders.unicode_safe import changed_texts
@@ -69,7 +69,7 @@ class HfEncoder:
             unsafe, denormalized = changed_texts(texts, [text.encode() for text in texts])
             altered_texts = sorted({*unsafe, *denormalized})
         return Tokens(
-            _concatenate(ids, np.int32), edges(np.array(lengths, np.int64)), altered_texts
+            _concatenate(ids, np.int32), to_offsets(np.array(lengths, np.int64)), altered_texts
         )
 
     def token_chars(self, texts: Sequence[str], tokens: Tokens) -> NDArray[np.int64]:
@@ -99,7 +99,7 @@ class HfEncoder:
             chars.append(
                 _to_array((chain.from_iterable(e.offsets) for e in encodings), np.int64, 2 * total)
             )
-        tokens = Tokens(_concatenate(ids, np.int32), edges(np.array(lengths, np.int64)))
+        tokens = Tokens(_concatenate(ids, np.int32), to_offsets(np.array(lengths, np.int64)))
         return tokens, _concatenate(chars, np.int64).reshape(-1, 2)
 
     def _encode_group(self, texts: list[str], *, offsets: bool) -> list[Any]:

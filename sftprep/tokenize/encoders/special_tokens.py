@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.core.byte_search import Letters
+from sftprep.core.byte_search import ByteSearcher
 from sftprep.core.ragged import replace_segments
 from sftprep.tokenize.encoders.base import Tokens, flat_tokens
 from sftprep.tokenize.loading.spec import TokenizerSpec
@@ -63,12 +63,12 @@ class SpecialTokenScanner:
         pairs = {token[:2] for token in tokens}
         self._starts = tuple(sorted(pairs if len(pairs) <= 3 else {pair[:1] for pair in pairs}))
 
-    def may_be_in(self, data: Letters) -> bool:
+    def may_be_in(self, data: ByteSearcher) -> bool:
         """Return whether lines of JSON may contain a special token.
 
         For most data the answer is False, and then no string of theirs needs to be searched.
         """
-        return data.may_hold(self._tokens)
+        return data.may_contain(self._tokens)
 
     def is_in(self, text: str) -> bool:
         """Return whether a string contains a special token."""

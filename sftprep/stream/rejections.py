@@ -1,0 +1,74 @@
+"""The records of a stream that cannot be used, and the limit of their number."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+
+from sftprep.config.build import OutputConfig
+from sftprep.core.types import Rejected
+from sftprep.errors import RecordError, TooManyRejected, setting, source_name
+
+_KEPT_RECORDS = 100
+_MIN_RECORDS_FOR_SHARE = 1000
+"""A share of rejected records is applied to at least this many, since a share of the first few
+records is meaningless."""
+
+
+class Rejections:
+    """The quarantined records of a stream.
+
+    Attributes:
+        latest: The last 100 records: name of the input, line or row, and reason.
+    """
+
+    def __init__(self, output: OutputConfig) -> None:
+        self._output = output
+        # Bounded, since a stream can run for weeks.
+        self.latest: deque[tuple[str, int, Rejected]] = deque(maxlen=_KEPT_RECORDS)
+
+    def add(self, name: str, line: int, rejected: Rejected, counts: Mapping[str, int]) -> None:
+        """Quarantine a record, or raise its error.
+
+        Args:
+            name: The name of the input.
+            line: The line or row, from 1.
+            rejected: The record.
+            counts: Counters of the stream, which include this record.
+
+        Raises:
+            RecordError: Bad records are errors.
+            TooManyRejected: More records than allowed were rejected.
+        """
+        if self._output.on_bad_record == "error":
+            raise RecordError(
+                file=name,
+                line=line,
+                column=rejected.column,
+                reason=rejected.reason,
+                message=rejected.message,
+                excerpt=rejected.excerpt,
+            )
+        self.latest.append((name, line, rejected))
+        self.check(counts, at_end=False)
+
+    def check(self, counts: Mapping[str, int], *, at_end: bool) -> None:
+        """Raise TooManyRejected if more records were rejected than the settings allow.
+
+        Args:
+            counts: Counters of the stream.
+            at_end: Whether all records of the pass were read.
+        """
+        rejected = sum(count for name, count in counts.items() if name.startswith("rejected."))
+        records = counts.get("records", 0)
+        limit = self._output.rejected_limit(
+            records if at_end else max(records, _MIN_RECORDS_FOR_SHARE)
+        )
+        if rejected > limit:
+            name, line, last = self.latest[-1] if self.latest else ("", 0, None)
+            raise TooManyRejected(
+                f"{rejected:,} of {records:,} records were rejected, more than"
+                f" {setting('max_rejected', self._output.max_rejected)} allows"
+                + (f"; the last is {source_name(name)}:{line}: {last.message}" if last else ""),
+                remedy=["fix the records", f"raise {setting('max_rejected')}"],
+            )
