@@ -21,26 +21,26 @@ from transformers import Trainer
 
 from sftprep.errors import ConfigError, MismatchError, OutputExists, TrainingDiverged
 from sftprep.shards import exclusive, storage_errors
-from sfttrain.checkpoints.contents import ExpectedTensors, optimizer_step
+from sfttrain.checkpoints.contents import ExpectedTensors, last_optimizer_step
 from sfttrain.checkpoints.output_folders import (
-    checkpoints_in,
-    reject_output,
+    list_checkpoints,
+    reject_foreign_output,
     reject_to_replace,
     rotate_checkpoints,
     save_errors,
 )
 from sfttrain.checkpoints.own_files import begin_folder, begin_output, seal_output
 from sfttrain.checkpoints.resumed_settings import (
-    groups_of,
+    list_group_settings,
     reject_other_optimizer,
     settings_to_record,
     warn_of_changes,
 )
-from sfttrain.checkpoints.seal import Needs, saved_fault, seal_checkpoint
+from sfttrain.checkpoints.seal import Needs, find_saved_fault, seal_checkpoint
 from sfttrain.checkpoints.select import (
     RunState,
     find_checkpoint,
-    is_asked,
+    is_resume_requested,
 )
 from sfttrain.data.batching import (
     StepPlan,
@@ -50,7 +50,7 @@ from sfttrain.finite import (
     FiniteGuard,
     adapter_tensors,
     all_tensors,
-    listed,
+    format_names,
     names_not_finite,
     saved_tensors,
 )
@@ -131,14 +131,14 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
             return
         if kept := names_not_finite(saved_tensors(self.model)):
             raise TrainingDiverged(
-                f"the model is not finite before training{listed(kept)}, so nothing of it could be"
+                f"the model is not finite before training{format_names(kept)}, so nothing of it could be"
                 " saved",
                 remedy="check the file of the model; it was probably saved after training diverged",
             )
         logger.warning(
             "the base model is not finite before training%s: while it is not, no adapter can be"
             " merged into it",
-            listed(names),
+            format_names(names),
         )
 
     def _run_epoch(self, *given: Any, **options: Any) -> None:
@@ -159,7 +159,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
         state = self.state
         if not self.args.should_save or self.args.save_strategy != "steps":
             return
-        for step, folder in sorted(checkpoints_in(self._get_output_dir(None)).items()):
+        for step, folder in sorted(list_checkpoints(self._get_output_dir(None)).items()):
             due = step % max(state.save_steps, 1) == 0 or step == state.max_steps
             if state.global_step < step <= state.max_steps and due:
                 reject_to_replace(folder)
@@ -195,7 +195,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
     # ---- resuming ----
 
     def _checkpoint_to_resume(self, asked: str | bool | None) -> str | None:
-        if asked is None or not is_asked(asked):
+        if asked is None or not is_resume_requested(asked):
             return None
         # All files of a checkpoint are read, which one process of each machine does.
         needs = Needs(
@@ -252,7 +252,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
         """
         folder = Path(str(self.state.best_model_checkpoint))
         # All of its files are read, which one process of each machine does.
-        fault = self._parts.preparation.once.do(partial(saved_fault, folder))
+        fault = self._parts.preparation.once.do(partial(find_saved_fault, folder))
         if fault and folder.is_dir():
             raise ConfigError(
                 f"the best checkpoint, {folder}, is not complete: {fault}; no final model is saved",
@@ -296,7 +296,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
         simple = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
         path = Path(checkpoint) / "optimizer.pt"
         with _mismatches(checkpoint, "optimizer and schedule"):
-            wanted = groups_of(self.optimizer) if simple else []
+            wanted = list_group_settings(self.optimizer) if simple else []
             if simple:
                 # Only old checkpoints do not name their optimizer.
                 known = "optimizer" in recorded or not path.is_file()
@@ -329,7 +329,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
         total = self.trained_tokens + self._counters.peek(self.accelerator).tokens
         counted = {
             "trainer": self.state.global_step,
-            "optimizer": optimizer_step(getattr(self.optimizer, "state", {}).values()),
+            "optimizer": last_optimizer_step(getattr(self.optimizer, "state", {}).values()),
             "schedule": getattr(self.lr_scheduler, "last_epoch", None),
         }
         return dataclasses.replace(
@@ -438,7 +438,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
         """Refuse, on all ranks together, to save the final model over files of others."""
         folder = Path(str(self.args.output_dir))
         adapters = list(getattr(self.model, "peft_config", {})) if _is_adapted(self.model) else []
-        self._refuse_together(partial(reject_output, folder, adapters), folder)
+        self._refuse_together(partial(reject_foreign_output, folder, adapters), folder)
         self._output_checked = True
 
     def _seal_output(self) -> None:

@@ -21,7 +21,7 @@ from transformers.trainer_utils import PredictionOutput
 
 from sftprep.errors import ConfigError
 from sfttrain.checkpoints.output_folders import reject_to_train_in_place
-from sfttrain.checkpoints.select import RunState, step_of_checkpoint
+from sfttrain.checkpoints.select import RunState, read_step
 from sfttrain.data.batching import (
     PackLoader,
     RowBatch,
@@ -334,10 +334,10 @@ class SFTTrainer(SavingTrainer):
             self.trained_tokens = self.trained_tokens_here = self.steps_before = 0
             if folder is not None:
                 before = RunState.load(folder)
-                self.run_state().must_continue(before, folder)
+                self.run_state().reject_other_run(before, folder)
                 self.trained_tokens = before.trained_tokens
                 # Read now: the checkpoint may be deleted while the run goes on (save_total_limit).
-                self.steps_before = step_of_checkpoint(folder)
+                self.steps_before = read_step(folder)
             self._counters = Counters(self.args.device)
             self.resumed_from = folder
             if is_stream(self.train_dataset):

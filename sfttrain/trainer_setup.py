@@ -54,7 +54,7 @@ def resolve_trainer_parts(
     and of building packs.
     """
     _check_kinds(model, args, processing, peft_config)
-    args = config_of(args, model)
+    args = to_sft_config(args, model)
     reject_unsupported(args)
     reject_parallelism(args)
     train, evaluation = rows_given(train, "train_dataset"), _each(evaluation, rows_given)
@@ -107,7 +107,7 @@ def resolve_trainer_parts(
     return parts
 
 
-def config_of(args: TrainingArguments | None, model: Any) -> SFTConfig:
+def to_sft_config(args: TrainingArguments | None, model: Any) -> SFTConfig:
     """The settings: those given, or defaults with a folder named after the model."""
     if isinstance(args, SFTConfig):
         return args

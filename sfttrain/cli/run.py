@@ -14,12 +14,12 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 from sftprep.errors import ConfigError
 from sfttrain.checkpoints.output_folders import (
     MERGED_NAME,
-    reject_output,
+    reject_foreign_output,
     reject_to_replace,
     reject_to_train_in_place,
 )
 from sfttrain.checkpoints.seal import Needs
-from sfttrain.checkpoints.select import find_checkpoint, is_asked
+from sfttrain.checkpoints.select import find_checkpoint, is_resume_requested
 from sfttrain.cli.arguments import Request
 from sfttrain.cli.console import Console
 from sfttrain.cli.datasets import open_data, run_datasets, stream_of_run
@@ -139,7 +139,7 @@ def prepare(request: Request) -> Prepared:
         )
     # Before the model is loaded; train() asks once more, and of the tokenizer too.
     reject_to_train_in_place(training.output_dir, [str(wanted.model_name_or_path)])
-    reject_output(Path(str(training.output_dir)))
+    reject_foreign_output(Path(str(training.output_dir)))
     if wanted.merge:
         reject_to_replace(Path(str(training.output_dir)) / MERGED_NAME)  # before hours of training
     check_code_is_pinned(wanted)
@@ -155,7 +155,11 @@ def prepare(request: Request) -> Prepared:
         raise ConfigError(
             "there is nothing to evaluate on", remedy="give --eval_data DIR, or --eval_strategy no"
         )
-    asked = training.resume_from_checkpoint if is_asked(training.resume_from_checkpoint) else None
+    asked = (
+        training.resume_from_checkpoint
+        if is_resume_requested(training.resume_from_checkpoint)
+        else None
+    )
     if asked is not None:
         needs = Needs(
             ranks=training.world_size,

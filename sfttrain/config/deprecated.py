@@ -8,7 +8,7 @@ from typing import Any
 
 from sftprep.errors import ConfigError
 
-NOW = {
+CURRENT_NAMES = {
     "max_seq_length": "max_length",
     "use_liger": "use_liger_kernel",
     "evaluation_strategy": "eval_strategy",
@@ -29,15 +29,15 @@ any more."""
 def _old(name: str) -> Any:
     """A field that only older scripts give."""
     text = (
-        f"Old name of {NOW[name]}."
-        if NOW[name]
+        f"Old name of {CURRENT_NAMES[name]}."
+        if CURRENT_NAMES[name]
         else "Of older versions; does nothing, and says so."
     )
     return field(default=None, metadata={"help": text})
 
 
 @dataclass
-class OlderNames:
+class DeprecatedSettings:
     """The fields themselves: None where they are not given."""
 
     max_seq_length: int | None = _old("max_seq_length")
@@ -54,14 +54,14 @@ class OlderNames:
     logging_dir: str | None = _old("logging_dir")
 
 
-def take_older_names(config: Any) -> None:
+def apply_deprecated_settings(config: Any) -> None:
     """Give the settings of today the values that came under older names, and say so of those that
     do nothing any more.
 
     Raises ConfigError where a setting came under both names with unlike values.
     """
     fields = config.__dataclass_fields__
-    for name, now in NOW.items():
+    for name, now in CURRENT_NAMES.items():
         value = getattr(config, name)
         if value is None:
             continue

@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from sftprep.config import check_local_path
 from sftprep.errors import ConfigError
 from sfttrain.config.attention_names import reject_mixing
-from sfttrain.config.deprecated import OlderNames, take_older_names
+from sfttrain.config.deprecated import DeprecatedSettings, apply_deprecated_settings
 from sfttrain.config.launchers import (
     drop_empty_variables,
     is_group_awaited,
@@ -36,7 +36,7 @@ class DefaultLength(int):
 
 
 @dataclass
-class SFTConfig(OlderNames, TrainingArguments):  # type: ignore[misc]
+class SFTConfig(DeprecatedSettings, TrainingArguments):  # type: ignore[misc]
     """TrainingArguments with these other defaults, the settings of TRL's SFTConfig (1.16, and older
     names), and some of ours.
 
@@ -253,7 +253,7 @@ class SFTConfig(OlderNames, TrainingArguments):  # type: ignore[misc]
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # Trainer wants it said that bfloat16 on a CPU is meant
         self._checkpoint_activations_on_gpus(on_cuda)
-        take_older_names(self)
+        apply_deprecated_settings(self)
         check_numbers(self)
         reject_mixing(self.attn)
         check_choices(self)

@@ -107,7 +107,7 @@ _SYNONYMS = {"chunked_nll": "nll", "bfd-requeue": "bfd_split", "ffd": "bfd"}
 """Values of TRL's that mean the same: ffd (first fit) was replaced by best fit in TRL itself."""
 
 
-LEAST: dict[str, float] = {
+MINIMUMS: dict[str, float] = {
     "per_device_train_batch_size": 1,
     "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1,
@@ -142,13 +142,13 @@ def check_numbers(config: Any) -> None:
             and not value.is_integer()
         ):
             raise ConfigError(f"{name} is {value}", remedy="give a whole number")
-        if isinstance(value, float) and not math.isfinite(value) and name not in LEAST:
+        if isinstance(value, float) and not math.isfinite(value) and name not in MINIMUMS:
             raise ConfigError(f"{name} is {value}", remedy="give a finite number")
     if bad := next(_not_finite(config.lr_scheduler_kwargs), None):
         raise ConfigError(
             f"lr_scheduler_kwargs: {bad[0]} is {bad[1]}", remedy="give a finite number"
         )
-    for name, least in LEAST.items():
+    for name, least in MINIMUMS.items():
         value = getattr(config, name)
         if value is not None and not (value >= least and math.isfinite(value)):
             raise ConfigError(f"{name} is {value}", remedy=f"give a number from {least} on")

@@ -18,7 +18,7 @@ from sfttrain.cli import help_text as helptext
 from sfttrain.cli.arguments import LORA_LEARNING_RATE, RunConfig, read_arguments
 from sfttrain.cli.main import main
 from sfttrain.config import ModelConfig, SFTConfig
-from sfttrain.config.deprecated import NOW
+from sfttrain.config.deprecated import CURRENT_NAMES
 from tests.sfttrain.builds import write_build
 from tests.sfttrain.packs import make_packs
 from tests.sfttrain.tiny import tiny_model
@@ -89,7 +89,7 @@ def test_short_help_has_all_of_ours_that_are_not_trls_and_twenty_of_trainers() -
     ours = (
         {f.name for f in (*dataclasses.fields(SFTConfig), *dataclasses.fields(RunConfig))}
         - theirs
-        - NOW.keys()
+        - CURRENT_NAMES.keys()
     )
     assert ours <= {name for name, _, _ in helptext.OURS}
     assert len(helptext.TRAINING) == 20

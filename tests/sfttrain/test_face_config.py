@@ -13,8 +13,8 @@ from peft import LoraConfig
 
 from sftprep.errors import ConfigError, SftprepError
 from sfttrain import ModelConfig, SFTConfig, SFTTrainer
-from sfttrain.config.deprecated import NOW
-from sfttrain.config.unsupported import LEAST, REFUSALS
+from sfttrain.config.deprecated import CURRENT_NAMES
+from sfttrain.config.unsupported import MINIMUMS, REFUSALS
 from sfttrain.data.prepare import NO_CUT, DataSettings
 
 trl = pytest.importorskip("trl", reason="compares with TRL's own settings")
@@ -174,7 +174,7 @@ def test_a_text_is_no_switch() -> None:
 
 
 def test_least_numbers_pass() -> None:
-    for name, least in LEAST.items():
+    for name, least in MINIMUMS.items():
         assert getattr(config(**{name: least}), name) == least
 
 
@@ -258,7 +258,7 @@ def test_older_names_give_todays_settings_their_values() -> None:
         config(use_liger=True)
     with pytest.raises(ConfigError, match="train_sampling_strategy"):
         config(group_by_length=True)
-    assert set(NOW.values()) - {""} <= OURS.keys()
+    assert set(CURRENT_NAMES.values()) - {""} <= OURS.keys()
 
 
 def test_synonyms() -> None:
@@ -270,12 +270,12 @@ def test_synonyms() -> None:
 def test_arguments_of_transformers_become_ours(tmp_path: Path) -> None:
     from transformers import TrainingArguments
 
-    from sfttrain.trainer_setup import config_of
+    from sfttrain.trainer_setup import to_sft_config
 
     plain = TrainingArguments(
         output_dir=str(tmp_path), use_cpu=True, max_steps=3, learning_rate=1e-3
     )
-    made = config_of(plain, None)
+    made = to_sft_config(plain, None)
     assert (made.output_dir, made.max_steps, made.learning_rate, made.logging_steps) == (
         str(tmp_path),
         3,

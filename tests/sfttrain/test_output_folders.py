@@ -232,7 +232,10 @@ def test_a_merged_folder_that_is_not_ours_is_not_replaced(
     (merged / "config.json").write_text("mine")
     command += ["--use_peft", "--merge"]
     assert main(command) == 2
-    assert f"{merged} has files that sfttrain did not write" in capsys.readouterr().err
+    assert (
+        f"{merged} would be replaced, but has files that sfttrain did not write"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "o" / "adapter_model.safetensors").exists()  # nothing was trained
     assert (merged / "config.json").read_text() == "mine"
     (merged / "config.json").unlink()
@@ -321,7 +324,7 @@ def test_a_link_is_refused_in_an_output_folder_of_ours_too(
     (tmp_path / "o" / "config.json").rename(tmp_path / "config.json")
     (tmp_path / "o" / "config.json").symlink_to(tmp_path / "config.json")
     assert main(command) == 2
-    assert "config.json is a link, and is not written through" in capsys.readouterr().err
+    assert "config.json is a link, which is not followed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("strategy", ["steps", "no"])
@@ -392,10 +395,10 @@ def test_a_run_does_not_replace_the_model_that_it_is_started_from(
     before = {path: path.read_bytes() for path in model.rglob("*") if path.is_file()}
     assert main(command) == 2
     error = capsys.readouterr().err
-    assert "the run is started from" in error
-    assert "give another output_dir" in error
+    assert "the run starts from" in error
+    assert "choose another --output_dir" in error
     trainer = saving(output, model=AutoModelForCausalLM.from_pretrained(model))
-    with pytest.raises(OutputExists, match="the run is started from"):
+    with pytest.raises(OutputExists, match="the run starts from"):
         trainer.train()
     assert {path: path.read_bytes() for path in model.rglob("*") if path.is_file()} == before
 

@@ -44,7 +44,7 @@ def test_settings_of_the_checkpoint_stay_in_force(
     same = resumed(run)
     assert "goes on" not in caplog.text
     other = resumed(run, **changes)
-    assert caplog.text.count("the optimizer goes on as it was saved") == 1
+    assert caplog.text.count("the optimizer continues with the settings of the checkpoint") == 1
     assert said in caplog.text
     for name, value in weights(other.model).items():
         assert value.equal(weights(same.model)[name])
@@ -61,7 +61,7 @@ def test_the_shape_of_the_schedule_is_that_of_this_run(
     run: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], said: str
 ) -> None:
     other = resumed(run, **changes)
-    assert caplog.text.count("goes on as set for this run") == 1
+    assert caplog.text.count("continues as specified for this run") == 1
     assert said in caplog.text
     rates = [entry["learning_rate"] for entry in other.state.log_history if "loss" in entry]
     assert rates[-1] == pytest.approx(1e-3 if "lr_scheduler_type" in changes else 7.5e-4)

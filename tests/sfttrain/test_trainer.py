@@ -236,7 +236,7 @@ def test_going_on_with_another_run_is_refused(tmp_path: Path) -> None:
             trainer_for(tmp_path, **settings).train(resume_from_checkpoint=True)
         assert remedy in caught.value.remedy
     with pytest.raises(MismatchError, match="other shards"):
-        RunState("a", 1, 1).must_continue(RunState("b", 1, 1), "x")
+        RunState("a", 1, 1).reject_other_run(RunState("b", 1, 1), "x")
 
 
 def test_the_newest_complete_checkpoint_is_found(tmp_path: Path) -> None:
