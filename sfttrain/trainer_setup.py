@@ -17,7 +17,8 @@ from transformers import TrainingArguments, set_seed
 
 from sftprep.errors import ConfigError
 from sfttrain.config.attention_names import reject_mixing
-from sfttrain.config.sft_config import ModelConfig, SFTConfig
+from sfttrain.config.model_config import ModelConfig
+from sfttrain.config.sft_config import SFTConfig
 from sfttrain.config.unsupported import reject_unsupported
 from sfttrain.data.inputs import rows_given
 from sfttrain.data.once_per_node import Ranks

@@ -14,7 +14,8 @@ from transformers import HfArgumentParser
 
 from sftprep.config import read_config_file
 from sftprep.errors import ConfigError
-from sfttrain.config.sft_config import ModelConfig, SFTConfig
+from sfttrain.config.model_config import ModelConfig
+from sfttrain.config.sft_config import SFTConfig
 
 LORA_LEARNING_RATE = 2e-4
 

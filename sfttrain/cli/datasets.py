@@ -24,7 +24,7 @@ from sftprep.stream import PackedStream
 
 if TYPE_CHECKING:
     from sfttrain.cli.arguments import RunConfig
-    from sfttrain.config.sft_config import ModelConfig
+    from sfttrain.config.model_config import ModelConfig
 
 _HUB = "hf://"
 

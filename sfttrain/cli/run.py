@@ -23,7 +23,7 @@ from sfttrain.checkpoints.select import find_checkpoint, is_resume_requested
 from sfttrain.cli.arguments import Request
 from sfttrain.cli.console import Console
 from sfttrain.cli.datasets import open_data, run_datasets, stream_of_run
-from sfttrain.config.sft_config import ModelConfig
+from sfttrain.config.model_config import ModelConfig
 from sfttrain.data.streaming import is_stream
 from sfttrain.models.adapters import grow_embedding, merge_adapter
 from sfttrain.models.loading import (

@@ -19,7 +19,7 @@ from sftprep.errors import (
     MissingDependency,
     TokenizerError,
 )
-from sfttrain.config.sft_config import ModelConfig
+from sfttrain.config.model_config import ModelConfig
 from sfttrain.data.packs import PackSource, longest_sequence
 
 

@@ -246,7 +246,7 @@ def test_arguments_of_from_pretrained(
     assert run('{"no_such_option": 1}') == 2
     assert "model_init_kwargs" in capsys.readouterr().err
     assert run("bfloat16") == 2
-    assert "no JSON object" in capsys.readouterr().err
+    assert "is not a JSON object" in capsys.readouterr().err
     assert (
         main(
             command(

@@ -408,7 +408,7 @@ def test_the_remedy_of_a_divergence_is_not_to_resume_with_another_rate(tmp_path:
     with pytest.raises(TrainingDiverged) as caught:
         trainer.save_model()
     assert "start a new run with a lower learning_rate" in caught.value.remedy
-    assert "--model OUTPUT_DIR/checkpoint-N" in caught.value.remedy
+    assert 'model="OUTPUT_DIR/checkpoint-N"' in caught.value.remedy
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
