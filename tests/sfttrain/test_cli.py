@@ -345,7 +345,7 @@ def test_text_summary(
         ({"build": "empty"}, "no finished build", "sftprep build"),
         ({"build": "nowhere"}, "there is no file or folder", "sftprep build"),
         ({"model": "nowhere"}, "nowhere", "check the folder"),
-        ({"more": ["--attn", "sdpa"]}, "see each other", "--attn auto"),
+        ({"more": ["--attn", "sdpa"]}, "attend to each other", "--attn auto"),
         ({"more": ["--attn", "flash_attention_2"]}, "CUDA", "--attn auto"),
         ({"more": ["--resume_from_checkpoint", "latest"]}, "no complete checkpoint", "without"),
         ({"more": ["--eval_strategy", "epoch"]}, "nothing to evaluate", "--eval_data"),

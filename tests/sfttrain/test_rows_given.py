@@ -1,35 +1,42 @@
-"""Datasets of every make are read whole, or refused by name; what is wrong with them is said in a
-script's own words."""
+"""Datasets of every kind are read to their end, or refused by name; errors in them name the
+settings of the trainer."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import time
+import typing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
-from sfttrain.words import in_words_of_the_trainer
 from torch.utils.data import Dataset as MapDataset
 from torch.utils.data import IterableDataset as TorchIterable
 from transformers import AutoTokenizer
 
+from sftprep.config import BuildConfig
 from sftprep.errors import (
     AttentionError,
     ConfigError,
     EmptyInput,
+    FlagNames,
     FormatError,
     MismatchError,
+    PythonNames,
     RecordError,
     SftprepError,
     StorageError,
     TemplateError,
+    setting,
 )
+from sfttrain import SFTConfig
+from sfttrain.config.setting_names import TrainerNames
 from sfttrain.data.inputs import rows_given
 from sfttrain.data.jsonl_cache import write_rows
 from tests.sfttrain.face import (
@@ -222,7 +229,7 @@ def test_a_model_without_logits(model: Path, tmp_path: Path) -> None:
         )
 
 
-# ---- words ----
+# ---- errors of sftprep in a trainer ----
 
 MISTAKES: list[tuple[Any, dict[str, Any], type[SftprepError], str, str]] = [
     (
@@ -265,14 +272,14 @@ MISTAKES: list[tuple[Any, dict[str, Any], type[SftprepError], str, str]] = [
         {"dataset_num_proc": 2},
         RecordError,
         f"train_dataset:{len(TEXTS) + 1}: ",
-        "fix the row",
+        "correct the record",
     ),
     ([{"text": ""}], {}, EmptyInput, "no usable record", "max_length"),
 ]
 
 
 @pytest.mark.parametrize(("rows", "settings", "kind", "message", "remedy"), MISTAKES)
-def test_mistakes_are_told_in_words_of_the_script(
+def test_errors_name_the_settings_of_the_trainer(
     model: Path,
     tmp_path: Path,
     rows: Any,
@@ -283,14 +290,14 @@ def test_mistakes_are_told_in_words_of_the_script(
 ) -> None:
     with pytest.raises(kind) as caught:
         face(model, tmp_path, rows, **settings)
-    told = str(caught.value)
+    text = str(caught.value)
     assert message in caught.value.message
     assert remedy in caught.value.remedy
-    assert "/rows" not in told
-    assert " --" not in told
+    assert "/rows" not in text
+    assert " --" not in text
 
 
-def test_mistakes_in_a_stream_are_told_so_too(model: Path, tmp_path: Path) -> None:
+def test_errors_of_a_stream_name_the_settings_of_the_trainer(model: Path, tmp_path: Path) -> None:
     def stream_of(rows: list[Any]) -> Any:
         return Dataset.from_list(rows).to_iterable_dataset()
 
@@ -321,10 +328,8 @@ def test_sequences_that_are_too_long_for_the_model(model: Path, tmp_path: Path) 
     )
     with pytest.raises(MismatchError, match="positions end at 16") as caught:
         face(short, tmp_path, rows, options=options)
-    assert (
-        caught.value.remedy
-        == 'give max_length=16, or train all the same with allow_mismatch=["length"]'
-    )
+    assert "max_length=16" in caught.value.remedy
+    assert 'allow_mismatch=["length"]' in caught.value.remedy
     assert len(face(short, tmp_path, rows, options=options, max_length=16).train_dataset) == 1
 
 
@@ -336,52 +341,73 @@ def test_a_file_of_the_users_keeps_its_name(model: Path, tmp_path: Path) -> None
     with pytest.raises(RecordError) as caught:
         face(model, tmp_path, path)
     assert caught.value.message.startswith(f"{path}:{len(COMPLETIONS) + 1}")
-    assert "fix the line" in caught.value.remedy
+    assert "correct the record" in caught.value.remedy
     assert 'on_bad_record="quarantine"' in caught.value.remedy
 
 
-def test_what_a_record_holds_is_not_reworded() -> None:
+def test_the_content_of_a_record_is_shown_unchanged() -> None:
     error = RecordError(
         file="f",
         line=3,
         column=2,
         reason="r",
-        message="more than --max-length 9",
+        message=f"more than {setting('max_length', 9)}",
         excerpt="--train-on completion",
     )
-    told = in_words_of_the_trainer(error, "train_dataset", "f")
-    assert told.message == "train_dataset:3: more than max_length 9 [r]\n  --train-on completion"
+    shown = error.shown_by(TrainerNames("train_dataset", "f"))
+    assert shown.message == (
+        "train_dataset:3:2: more than max_length=9 [r]\n  --train-on completion"
+    )
     assert (error.file, error.message.partition(":")[0]) == ("f", "f")
 
 
-def test_no_flag_is_left_in_what_a_build_may_say() -> None:
-    """Every remedy of sftprep with a flag that a trainer's build can meet."""
-    said = [
-        "check --format, --train-on and --max-length, and that the files are those you meant",
-        (
-            "look at x; mend the records, or raise --max-rejected, or train on what only looks"
-            " wrong: --suspect keep"
-        ),
-        "name one of its tokens with --eos-token",
-        (
-            "change the record to what the template takes, or give another template with"
-            " --chat-template"
-        ),
-        (
-            "free some space, or build on another disk with --output; what is done so far is kept"
-            " and reused"
-        ),
-        "your quota is used up: free some space, or build elsewhere with --output",
-        (
-            "look for an out-of-memory kill (dmesg); run with fewer --workers, or --workers 1 to"
-            " see the error"
-        ),
-        "choose one with --split train",
+def test_settings_of_a_build_are_shown_as_those_of_the_trainer() -> None:
+    """Each name exists in SFTConfig, or is an argument of SFTTrainer."""
+    known = {f.name for f in dataclasses.fields(SFTConfig)} | {"processing_class"}
+    parts = [
+        kind
+        for kind in typing.get_type_hints(BuildConfig).values()
+        if dataclasses.is_dataclass(kind)
     ]
-    for text in said:
-        assert (
-            "--"
-            not in in_words_of_the_trainer(
-                EmptyInput("nothing", remedy=text), "train_dataset", None
-            ).remedy
-        ), text
+    build_settings = [f.name for part in parts for f in dataclasses.fields(part)]
+    assert "train_on" in build_settings
+    shown = {}
+    for spelling in (FlagNames("_"), PythonNames()):
+        names = TrainerNames("train_dataset", None, spelling)
+        for name in build_settings:
+            text = names.setting(name, None)
+            if text is not None:
+                shown[name] = text
+                assert {shown_name.lstrip("-") for shown_name in text.split(" and ")} <= known
+    assert shown["train_on"] == "completion_only_loss and assistant_only_loss"
+    assert shown["tokenizer"] == "processing_class"  # no flag of `sfttrain run`
+    assert "max_rejected" not in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "python", "flags"),
+    [
+        ("max_length", "9", "max_length=9", "--max_length 9"),
+        ("train_on", "completion", "completion_only_loss=True", "--completion_only_loss"),
+        ("packing", "none", "packing=False", "--packing False"),
+        ("packing", "wrapped", 'packing_strategy="wrapped"', "--packing_strategy wrapped"),
+        ("truncate_side", "left", 'truncation_mode="keep_end"', "--truncation_mode keep_end"),
+        ("allow_mismatch", "length", 'allow_mismatch=["length"]', "--allow_mismatch length"),
+        ("max_rejected", "3", None, None),
+    ],
+)
+def test_values_of_settings_are_shown_as_the_trainer_takes_them(
+    name: str, value: str, python: str | None, flags: str | None
+) -> None:
+    assert TrainerNames("train_dataset", None).setting(name, value) == python
+    assert TrainerNames("train_dataset", None, FlagNames("_")).setting(name, value) == flags
+
+
+def test_a_remedy_that_the_trainer_does_not_have_is_dropped() -> None:
+    remedies = [
+        "correct the records",
+        f"raise {setting('max_rejected')}",
+        f"specify {setting('chat_template')}",
+    ]
+    error = EmptyInput("nothing", remedy=remedies).shown_by(TrainerNames("train_dataset", None))
+    assert error.remedy == "correct the records, or specify chat_template_path"
