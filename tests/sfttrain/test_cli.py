@@ -172,7 +172,7 @@ def test_switches() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message", "remedy"),
     [
-        ([*REQUIRED, "--lora_rr", "3"], "unknown option --lora_rr", "--lora_r?"),
+        ([*REQUIRED, "--lora_rr", "3"], "unknown option --lora_rr", "lora_r?"),
         ([*REQUIRED, "--max-lenght=3"], "unknown option --max-lenght=3", ""),
         ([*REQUIRED, "--learning_rate", "fast"], "invalid float value: 'fast'", "--help"),
         ([*REQUIRED, "--lora_dropout", "nan"], "lora_dropout is nan", "from 0 to 1"),
@@ -181,10 +181,10 @@ def test_switches() -> None:
         ([*REQUIRED, "--save_steps", "nan"], "save_steps is nan", "finite"),
         ([*REQUIRED, "--loss_impl", "x"], "invalid choice", "--help"),
         (["--model", "M", "--output_dir", "O"], "DIR is missing", "sftprep build"),
-        (["DIR", "--output_dir", "O"], "--model is missing", "--model"),
-        (["DIR", "--model", "M"], "--output_dir is missing", "--output_dir"),
+        (["DIR", "--output_dir", "O"], "model is missing", 'model="FOLDER_OR_NAME"'),
+        (["DIR", "--model", "M"], "output_dir is missing", 'output_dir="DIR"'),
         (["A", "B", *REQUIRED[1:]], "A, B", "one DIR"),
-        ([*REQUIRED, "--config"], "--config has no file", "--config FILE"),
+        ([*REQUIRED, "--config"], "config has no file", 'config="FILE.yaml"'),
         ([*REQUIRED, "--config", "/nowhere.yaml"], "cannot read the config file", "path"),
     ],
 )
@@ -343,7 +343,7 @@ def test_text_summary(
     [
         ({"build": "raw.jsonl"}, "raw records need a tokenizer", "processing_class"),
         ({"build": "empty"}, "no finished build", "sftprep build"),
-        ({"build": "nowhere"}, "there is no file or folder", "sftprep build"),
+        ({"build": "nowhere"}, "does not exist", "sftprep build"),
         ({"model": "nowhere"}, "nowhere", "check the folder"),
         ({"more": ["--attn", "sdpa"]}, "attend to each other", "--attn auto"),
         ({"more": ["--attn", "flash_attention_2"]}, "CUDA", "--attn auto"),

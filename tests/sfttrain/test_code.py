@@ -111,7 +111,7 @@ def test_the_tokenizers_are_compared_before_that_of_the_shards_is_loaded(
 def test_a_settings_file_cannot_allow_code(tmp_path: Path, settings: str) -> None:
     (tmp_path / "run.yaml").write_text(settings)
     command = ["DIR", "--model", "M", "--output_dir", str(tmp_path / "o"), "--config"]
-    with pytest.raises(ConfigError, match="taken from the command line only"):
+    with pytest.raises(ConfigError, match="accepted only on the command line"):
         read_arguments([*command, str(tmp_path / "run.yaml")])
     (tmp_path / "run.yaml").write_text("trust_remote_code: false")
     request = read_arguments([*command, str(tmp_path / "run.yaml"), "--trust_remote_code"])

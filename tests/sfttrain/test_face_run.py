@@ -10,7 +10,7 @@ import pytest
 
 from sftprep.errors import ConfigError, InputNotFound
 from sfttrain.cli.arguments import RunConfig, read_arguments
-from sfttrain.cli.datasets import open_data, run_datasets
+from sfttrain.cli.datasets import open_data, load_run_datasets
 from sfttrain.cli.main import main
 from tests.sfttrain.face import CHATS, COMPLETIONS, TEXTS, model_folder, write_lines
 
@@ -101,20 +101,20 @@ def test_what_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert open_data(path) == path
     assert open_data(str(tmp_path)) == str(tmp_path)
     assert open_data(str(tmp_path / "*.jsonl")) == str(tmp_path / "*.jsonl")
-    with pytest.raises(InputNotFound, match="there is no file or folder"):
+    with pytest.raises(InputNotFound, match="the file or folder .* does not exist"):
         open_data(str(tmp_path / "nothing"))
-    assert run_datasets(RunConfig(data=path, dataset_name=path), evaluating=True) == (path, None)
+    assert load_run_datasets(RunConfig(data=path, dataset_name=path), evaluating=True) == (path, None)
     with pytest.raises(InputNotFound, match="no/such-dataset cannot be loaded"):
-        run_datasets(
+        load_run_datasets(
             RunConfig(data="no/such-dataset", dataset_name="no/such-dataset"), evaluating=False
         )
     monkeypatch.setattr(
         "datasets.load_dataset", lambda path, **_: {"train": TEXTS, "test": COMPLETIONS}
     )
     named = RunConfig(data="a/b", dataset_name="a/b")
-    assert run_datasets(named, evaluating=True) == (TEXTS, COMPLETIONS)
-    assert run_datasets(named, evaluating=False) == (TEXTS, None)
+    assert load_run_datasets(named, evaluating=True) == (TEXTS, COMPLETIONS)
+    assert load_run_datasets(named, evaluating=False) == (TEXTS, None)
     with pytest.raises(ConfigError, match="has no split valid; it has train, test"):
-        run_datasets(
+        load_run_datasets(
             RunConfig(data="a/b", dataset_name="a/b", dataset_train_split="valid"), evaluating=False
         )
