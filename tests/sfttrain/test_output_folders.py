@@ -181,7 +181,7 @@ def test_a_save_over_an_older_checkpoint_that_is_killed_leaves_a_torn_one(
         second.train()
     assert (tmp_path / "checkpoint-3" / "model.safetensors").exists()
     assert find_checkpoint("latest", str(tmp_path)).endswith("checkpoint-2")
-    with pytest.raises(ConfigError, match=f"ended while it was saved \\({INCOMPLETE_NAME}"):
+    with pytest.raises(ConfigError, match=f"ended while it was being saved \\({INCOMPLETE_NAME}"):
         find_checkpoint(str(tmp_path / "checkpoint-3"), "")
     monkeypatch.undo()
     saving(tmp_path).train(resume_from_checkpoint=True)

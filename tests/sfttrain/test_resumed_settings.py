@@ -78,7 +78,7 @@ def test_another_kind_of_optimizer_is_refused(
         state = json.loads((copy / "checkpoint-2" / STATE_NAME).read_text())
         del state["settings"], state["steps"]
         (copy / "checkpoint-2" / STATE_NAME).write_text(json.dumps(state))
-    with pytest.raises(MismatchError, match=f"this run has --optim {optim}") as caught:
+    with pytest.raises(MismatchError, match=f'this run has optim="{optim}"') as caught:
         resumed(copy, optim=optim)
     assert caught.value.exit_code == 2
     # The same optimizer, computed in another way.
