@@ -183,7 +183,7 @@ class SFTTrainer(ScoringTrainer):
             autocast=autocast_dtypes.get(args.mixed_precision),
             guard=args.isolation_guard,
         )
-        # The fused loss reads the weights of the head, which must be whole and not compiled.
+        # The fused loss needs the whole weights of the head, and does not work with torch.compile.
         is_fusable = not (self.is_fsdp_enabled or self.is_deepspeed_enabled or args.torch_compile)
         return feeding, plan_loss(self.model, args.loss_impl, args.loss_type, fusable=is_fusable)
 

@@ -271,7 +271,7 @@ def test_a_collator_of_ones_own_trains_and_evaluates_as_ours(model: Path, tmp_pa
 
 
 def test_what_a_collator_cannot_do_is_refused(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="do not go together"):
+    with pytest.raises(ConfigError, match="exclude each other"):
         face(model, tmp_path, TEXTS, packing=True, options={"data_collator": padded})
     stream = Dataset.from_list(TEXTS).to_iterable_dataset()
     with pytest.raises(ConfigError, match="by number"):
@@ -318,7 +318,7 @@ def test_a_model_by_name_is_loaded_as_model_init_kwargs_say(model: Path, tmp_pat
             {"model_init_kwargs": {"attn_implementation": "eager"}},
             {},
             AttentionError,
-            "see each other",
+            "attend to each other",
         ),
         (
             {"model_init_kwargs": {"attn_implementation": "flash_attention_2"}},
@@ -330,7 +330,7 @@ def test_a_model_by_name_is_loaded_as_model_init_kwargs_say(model: Path, tmp_pat
             {"model_init_kwargs": {"quantization_config": {}}},
             {"quantization_config": 1},
             ConfigError,
-            "given twice",
+            "specified twice",
         ),
         ({"eos_token": "<no such>"}, {}, ConfigError, "eos_token is '<no such>'"),
         ({"pad_token": "<no such>"}, {}, ConfigError, "pad_token is '<no such>'"),
@@ -355,9 +355,9 @@ def test_what_a_model_cannot_be_is_refused(
 
 def test_settings_of_loading_are_refused_for_a_model_that_is_loaded(tmp_path: Path) -> None:
     packs = make_packs(3)
-    with pytest.raises(ConfigError, match="model_init_kwargs is for a model given by name"):
+    with pytest.raises(ConfigError, match="model_init_kwargs is for a model that is specified by name"):
         face(tiny_model("llama"), tmp_path, packs, model_init_kwargs={"dtype": "bfloat16"})
-    with pytest.raises(ConfigError, match="quantization_config is for a model given by name"):
+    with pytest.raises(ConfigError, match="quantization_config is for a model that is specified by name"):
         face(
             tiny_model("llama"),
             tmp_path,
@@ -411,7 +411,7 @@ def test_an_adapter_with_whole_layers_and_going_on_with_it(
     )
     with caplog.at_level(logging.WARNING):
         trainer = face(model, tmp_path, CHATS, options={"peft_config": lora})
-    assert "modules_to_save names 'embed_token'" in caplog.text
+    assert "modules_to_save has 'embed_token'" in caplog.text
     assert "did you mean 'embed_tokens'?" in caplog.text
     before = {
         name: value.clone()
