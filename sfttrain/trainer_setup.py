@@ -77,23 +77,10 @@ def resolve_trainer_parts(
     # 2. Load the model. The first weights of an adapter and the embeddings of new tokens are
     #    random, so the seed is set before.
     set_seed(args.seed)
-    attention = args.attn
     name = str(model) if isinstance(model, (str, os.PathLike)) else ""
-    if isinstance(model, (str, os.PathLike)):
-        model, attention = _load_by_name(
-            str(model), args, quantization_config, peft_config, keep_attention=collator is not None
-        )
-    elif args.model_init_kwargs:
-        raise ConfigError(
-            f"{setting('model_init_kwargs')} is for a model that is specified by name, but this one"
-            " is loaded",
-            remedy=f"leave {setting('model_init_kwargs')} out",
-        )
-    elif quantization_config is not None:
-        raise ConfigError(
-            "quantization_config is for a model that is specified by name, but this one is loaded",
-            remedy="leave quantization_config out",
-        )
+    model, attention = _resolve_model(
+        model, args, quantization_config, peft_config, keep_attention=collator is not None
+    )
     # 3. Resolve the tokenizer, which only raw records need.
     is_skipped = isinstance(args.dataset_kwargs, dict) and bool(
         args.dataset_kwargs.get("skip_prepare_dataset")
@@ -294,10 +281,29 @@ def _check_output_folder(folder: str, sets: Sequence[Any]) -> None:
             )
 
 
-def _load_by_name(
-    name: str, args: SFTConfig, quantization_config: Any, peft_config: Any, *, keep_attention: bool
+def _resolve_model(
+    model: Any, args: SFTConfig, quantization_config: Any, peft_config: Any, *, keep_attention: bool
 ) -> tuple[Any, str]:
-    """Load a model with the arguments in model_init_kwargs; return the requested attention too."""
+    """Load a model that is specified by name, with the arguments in model_init_kwargs.
+
+    Returns:
+        The model, and the requested attention.
+    """
+    if not isinstance(model, (str, os.PathLike)):
+        if args.model_init_kwargs:
+            raise ConfigError(
+                f"{setting('model_init_kwargs')} is for a model that is specified by name, but this"
+                " one is loaded",
+                remedy=f"leave {setting('model_init_kwargs')} out",
+            )
+        if quantization_config is not None:
+            raise ConfigError(
+                "quantization_config is for a model that is specified by name, but this one is"
+                " loaded",
+                remedy="leave quantization_config out",
+            )
+        return model, args.attn
+    name = str(model)
     options, attention = init_options(args, quantization_config, keep_attention=keep_attention)
     if (
         args.trust_remote_code

@@ -1,4 +1,4 @@
-"""A resume says which settings of optimizer and schedule are in force, and refuses other kinds."""
+"""A resume logs which settings of optimizer and schedule apply, and refuses other optimizers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def resumed(run: Path, **changes: Any) -> Any:
         ({"adam_beta2": 0.5}, "adam_beta1 and adam_beta2 is (0.9, 0.999), not (0.9, 0.5)"),
     ],
 )
-def test_settings_of_the_checkpoint_stay_in_force(
+def test_optimizer_settings_of_the_checkpoint_apply(
     run: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], said: str
 ) -> None:
     same = resumed(run)

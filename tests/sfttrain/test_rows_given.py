@@ -54,7 +54,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Endless(MapDataset[Any]):
-    """A torch Dataset whose __getitem__ goes round for ever, as many do that wrap their index."""
+    """A torch Dataset whose __getitem__ never raises IndexError, because it wraps the index."""
 
     def __init__(self, rows: list[Any]) -> None:
         self.rows = rows
@@ -72,7 +72,7 @@ class Lengthless(MapDataset[Any]):
 
 
 class Once(TorchIterable[Any]):
-    """A torch IterableDataset that hands out the same iterator again."""
+    """A torch IterableDataset that returns the same iterator each time."""
 
     def __init__(self) -> None:
         self.rows = iter(TEXTS)
@@ -118,7 +118,7 @@ def test_rows_of_tokens_in_a_torch_dataset(model: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_evaluation_sets_are_looked_at_too(model: Path, tmp_path: Path) -> None:
+def test_evaluation_sets_are_checked_too(model: Path, tmp_path: Path) -> None:
     trainer = face(
         model, tmp_path, TEXTS, options={"eval_dataset": {"a": Endless(TEXTS), "b": TEXTS}}
     )
@@ -147,7 +147,7 @@ def test_evaluation_sets_are_looked_at_too(model: Path, tmp_path: Path) -> None:
         (3, "train_dataset is a int, which holds no rows"),
     ],
 )
-def test_what_cannot_be_read_whole_is_refused_by_name(
+def test_data_that_cannot_be_read_to_the_end_is_refused_by_name(
     model: Path, tmp_path: Path, rows: Any, what: str
 ) -> None:
     with pytest.raises(ConfigError, match=what) as caught:
@@ -155,7 +155,7 @@ def test_what_cannot_be_read_whole_is_refused_by_name(
     assert caught.value.remedy
 
 
-def test_nothing_is_taken_from_what_is_refused() -> None:
+def test_a_refused_iterator_is_not_consumed() -> None:
     rows = iter(TEXTS)
     with pytest.raises(ConfigError):
         rows_given(rows, "rows")
@@ -167,7 +167,7 @@ def test_nothing_is_taken_from_what_is_refused() -> None:
     assert rows_given(Endless(TEXTS), "rows")[-1] == TEXTS[-1]
 
 
-def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+def test_files_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
     script = (
         "import sys, itertools\nfrom pathlib import Path\nfrom sfttrain.data.jsonl_cache import"
         " write_rows\nrows = lambda: ({'text': 'x' * 1000} for _ in"
@@ -187,7 +187,7 @@ def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*.tmp"))
 
 
-def test_a_dataset_that_fails_leaves_nothing_half(tmp_path: Path) -> None:
+def test_a_failing_dataset_leaves_no_partial_file(tmp_path: Path) -> None:
     def rows() -> Any:
         yield from TEXTS
         raise KeyError("no more")
@@ -197,7 +197,7 @@ def test_a_dataset_that_fails_leaves_nothing_half(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_function_that_fails_says_at_which_row(model: Path, tmp_path: Path) -> None:
+def test_an_error_of_a_formatting_function_names_the_row(model: Path, tmp_path: Path) -> None:
     def of_row(row: Any) -> str:
         return str(row["text"] if row["text"] != TEXTS[3]["text"] else row["nope"])
 
@@ -333,7 +333,7 @@ def test_sequences_that_are_too_long_for_the_model(model: Path, tmp_path: Path) 
     assert len(face(short, tmp_path, rows, options=options, max_length=16).train_dataset) == 1
 
 
-def test_a_file_of_the_users_keeps_its_name(model: Path, tmp_path: Path) -> None:
+def test_errors_show_the_path_of_a_users_file(model: Path, tmp_path: Path) -> None:
     (tmp_path / "rows").mkdir()
     path = write_lines(
         tmp_path / "rows" / "mine.jsonl", [*COMPLETIONS, {"prompt": "a", "completion": None}]
