@@ -110,8 +110,10 @@ def test_embedding_noise_is_off_after_training(model: Path, tmp_path: Path) -> N
 def test_evaluation_sets_have_their_own_packing_and_are_never_packed_twice(
     model: Path, tmp_path: Path
 ) -> None:
-    """TRL 1.16 packs a set again at each evaluation (B2), and loses the boundaries with eval_packing
-    and unpacked training (B3)."""
+    """TRL 1.16 packs a set again at each evaluation (B2).
+
+    With eval_packing and unpacked training it also loses the boundaries of sequences (B3).
+    """
     found = {}
     for packing, eval_packing in ((False, None), (False, True), (True, False), (True, None)):
         trainer = face(

@@ -22,8 +22,8 @@ trl = pytest.importorskip("trl", reason="compares with TRL's own settings")
 OURS = {f.name: f for f in dataclasses.fields(SFTConfig)}
 
 # The effect of each setting of TRL's SFTConfig: a value, and a predicate that holds only for an
-# SFTConfig with this value. Trainer implements the settings of TrainingArguments; the exceptions are in
-# REFUSALS.
+# SFTConfig with this value. Trainer implements the settings of TrainingArguments; the exceptions
+# are in REFUSALS.
 MEANING: dict[str, tuple[Any, Any]] = {
     "model_init_kwargs": (
         {"torch_dtype": "bfloat16"},
