@@ -1,5 +1,7 @@
-"""Real text for the benchmarks, as JSON lines: a folder of data beside the checkout, a PyPI
-package, or any file given."""
+"""Corpora for the benchmarks, as JSON Lines.
+
+They come from a folder of data next to the checkout, a PyPI package, or a file of the user.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +15,22 @@ from typing import Any
 from benchmarks.varied import write_varied
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-
-
 CORPORA = ("varied", "short", "chitchat", "gsm8k")
 
 
-def corpus(name: str, folder: Path, megabytes: int = 120) -> tuple[Path, list[str]]:
-    """A file of JSON lines and the keys to rename in it (as for --map). name: one of CORPORA, or a
-    path.
+def make_corpus(name: str, folder: Path, megabytes: int = 120) -> tuple[Path, list[str]]:
+    """Return a file of JSON Lines and the keys to rename in it (as for `map` of a build).
 
-    varied, short: chats of which no content is repeated (benchmarks/varied.py), of that size.
+    Args:
+        name: One of CORPORA, or a path:
+            varied, short: chats without repeated contents (benchmarks/varied.py);
+            chitchat: 7,168 conversations of the PyPI package chitchat-dataset (MIT), as messages;
+            gsm8k: 7,473 questions and answers.
+        folder: The folder for a generated file.
+        megabytes: The size of a varied or short corpus in 10^6 bytes.
 
-    chitchat: 7,168 conversations of the PyPI package chitchat-dataset (MIT), as messages. gsm8k:
-    7,473 questions and answers. Raises SystemExit with what to do where it is not there.
+    Raises:
+        SystemExit: If the corpus does not exist; the message says what to do.
     """
     if name == "chitchat":
         path = folder / "chitchat.jsonl"
@@ -41,32 +46,33 @@ def corpus(name: str, folder: Path, megabytes: int = 120) -> tuple[Path, list[st
     if name == "gsm8k":
         path = SHARED / "datasets" / "gsm8k_train.jsonl"
         if not path.exists():
-            raise SystemExit(f"{path} is not there: give --data FILE.jsonl instead")
+            raise SystemExit(f"{path} does not exist: specify --data FILE.jsonl")
         return path, ["question=prompt", "answer=completion"]
     if not Path(name).exists():
-        raise SystemExit(f"{name} is not one of {', '.join(CORPORA)}, and not a file")
+        raise SystemExit(f"{name} is neither one of {', '.join(CORPORA)} nor a file")
     return Path(name), []
 
 
-def positive(text: str) -> int:
-    """A whole number from 1 on, for argparse. Raises ArgumentTypeError."""
+def positive_int(text: str) -> int:
+    """Return a positive integer from an argument; raise ArgumentTypeError otherwise."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
 
 
 def tokenizer_folder(name: str) -> Path:
-    """The folder of a tokenizer: a path, or the name of one in the folder of data. Raises
-    SystemExit."""
+    """Return the folder of a tokenizer, by its path or its name in the folder of data."""
     for path in (Path(name), SHARED / "tokenizers" / name):
         if path.is_dir():
             return path
-    raise SystemExit(f"no tokenizer folder {name}: give --tokenizer DIR")
+    raise SystemExit(f"there is no tokenizer folder {name}: specify --tokenizer DIR")
 
 
 def training_template(tokenizer: Path) -> Path | None:
-    """TRL's template with `{% generation %}` marks for a tokenizer, by the name of its folder, in
-    the package trl; None if there is none."""
+    """Return TRL's template with `{% generation %}` blocks for a tokenizer.
+
+    It is found in the package trl by the name of the tokenizer's folder; None if there is none.
+    """
     spec = importlib.util.find_spec("trl")
     if spec is None or spec.origin is None:
         return None
@@ -74,31 +80,33 @@ def training_template(tokenizer: Path) -> Path | None:
     return path if path.exists() else None
 
 
-def repeated(path: Path, copies: int, output: Path, *, limit: int | None = None) -> Path:
-    """The file, several times over, with a number put before each text so that no two records are
-    the same; at most `limit`."""
+def repeat_records(path: Path, copies: int, output: Path, *, limit: int | None = None) -> Path:
+    """Write several copies of the records of a file, of which no two are equal.
+
+    A number precedes the text of each record. At most `limit` records of the file are used.
+    """
     with open(path, encoding="utf-8") as source:
         rows = [json.loads(line) for line in source if line.strip()][:limit]
     with open(output, "w", encoding="utf-8") as target:
         for copy in range(copies):
             for number, row in enumerate(rows):
                 target.write(
-                    json.dumps(_marked(row, f"{copy}.{number} "), ensure_ascii=False) + "\n"
+                    json.dumps(_with_prefix(row, f"{copy}.{number} "), ensure_ascii=False) + "\n"
                 )
     return output
 
 
-def _marked(row: dict[str, Any], mark: str) -> dict[str, Any]:
+def _with_prefix(row: dict[str, Any], prefix: str) -> dict[str, Any]:
     for key, value in row.items():
         if isinstance(value, str):
-            return {**row, key: mark + value}
+            return {**row, key: prefix + value}
         if (
             isinstance(value, list)
             and value
             and isinstance(value[0], dict)
             and isinstance(value[0].get("content"), str)
         ):
-            return {**row, key: [{**value[0], "content": mark + value[0]["content"]}, *value[1:]]}
+            return {**row, key: [{**value[0], "content": prefix + value[0]["content"]}, *value[1:]]}
     return row
 
 

@@ -1,12 +1,12 @@
-"""Does the cost of a record grow with the corpus? Builds of 10^4, 10^5 and 10^6 records, and the
-largest memory of each.
+"""Cost of a record and peak memory of builds of 10^4, 10^5 and 10^6 records.
 
     python -m benchmarks.growth                       # gsm8k, repeated
     python -m benchmarks.growth --sizes 10000 100000 --tokenizer DIR
 
-Each build runs in a process of its own with two workers. Before those, a build of 100 records tells
-what starting costs; the last column is without it, and flat microseconds a record there are the
-point. The peak is of any process.
+The claim is that the cost of a record does not grow with the corpus: the microseconds per record in
+the last column are constant. Each build runs in a process of its own with two workers. A build of
+100 records measures the cost of starting, which is subtracted in the last column. The peak is the
+largest of any process.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.corpora import corpus, positive, repeated, tokenizer_folder
-from benchmarks.plots import over_size
+from benchmarks.corpora import make_corpus, positive_int, repeat_records, tokenizer_folder
+from benchmarks.plots import plot_over_size
 
 
 def main() -> None:
@@ -32,15 +32,15 @@ def main() -> None:
     parser.add_argument("--tokenizer", default="qwen3", help="folder of a tokenizer")
     parser.add_argument(
         "--sizes",
-        type=positive,
+        type=positive_int,
         nargs="+",
         default=[10_000, 100_000, 1_000_000],
-        help="records, about",
+        help="approximate numbers of records",
     )
-    parser.add_argument("--workers", type=positive, default=2)
+    parser.add_argument("--workers", type=positive_int, default=2)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
-        "--plot", type=Path, help="draw cost and memory over the number of records into this file"
+        "--plot", type=Path, help="plot cost and memory over the number of records to this file"
     )
     parser.add_argument("--task", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -54,16 +54,16 @@ def main() -> None:
     print(json.dumps(rows, indent=1)) if arguments.json else print(_table(rows))
     if arguments.plot:
         series = {name: [row[key] for row in rows] for name, key in _PLOTTED.items()}
-        over_size(arguments.plot, [row["records"] for row in rows], series, size="records")
+        plot_over_size(arguments.plot, [row["records"] for row in rows], series, size="records")
 
 
 def measure(arguments: argparse.Namespace, records: int) -> dict[str, Any]:
-    """One build of about so many records."""
+    """Run one build of about `records` records and return its row of the table."""
     with tempfile.TemporaryDirectory(prefix="sftprep-bench-") as scratch:
-        path, renames = corpus(arguments.data, Path(scratch))
+        path, renames = make_corpus(arguments.data, Path(scratch))
         with open(path, "rb") as file:
             lines = sum(1 for _ in file)
-        path = repeated(
+        path = repeat_records(
             path, max(1, round(records / lines)), Path(scratch) / "repeated.jsonl", limit=records
         )
         task = {

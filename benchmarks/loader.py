@@ -1,13 +1,13 @@
-"""What the loader costs a training step: shards and streams of sftprep, beside `datasets` with the
-collator of TRL.
+"""Cost of the loader for a training step: shards and streams of sftprep, and `datasets` with TRL's
+collator.
 
-    python -m benchmarks.loader                        # chitchat with qwen3, packs of 4,096,
-    batches of 8 python -m benchmarks.loader --data gsm8k --batch 4
+    python -m benchmarks.loader                        # chitchat, qwen3, packs of 4,096 tokens
+    python -m benchmarks.loader --data gsm8k --batch 4
 
 All loaders give the same packs in batches of the same size, as one padding-free row each. Nothing
-is trained: what is measured is the time from batch to batch where the training takes none. With
-workers, batches are made beside the training, so `step` is what a step of --step-ms, slept here,
-waits for its batch.
+is trained. `ms/batch` is the time between batches that are requested one after the other. With
+workers, batches are made in parallel to the training: `waits` is the time that a step of --step-ms,
+during which the process sleeps, waits for its batch.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.corpora import corpus, tokenizer_folder
+from benchmarks.corpora import make_corpus, tokenizer_folder
 from benchmarks.packing import machine_line
 
 
 @dataclass(frozen=True)
-class Way:
-    """A loader: its name, what makes it anew, and whether its packs are those of the others."""
+class LoaderCase:
+    """One loader to measure."""
 
     name: str
     make: Callable[[], Iterable[Any]]
+    """Creates a new loader, at its first batch."""
     same_packs: bool = True
+    """Whether its packs are those of the other loaders."""
 
 
 def main() -> None:
@@ -44,10 +46,8 @@ def main() -> None:
     parser.add_argument("--tokenizer", default="qwen3", help="folder of a tokenizer")
     parser.add_argument("--max-length", type=int, default=4096)
     parser.add_argument("--batch", type=int, default=8, help="packs in a batch")
-    parser.add_argument("--batches", type=int, default=60, help="batches that are timed")
-    parser.add_argument(
-        "--step-ms", type=float, default=100.0, help="how long a step is taken to be"
-    )
+    parser.add_argument("--batches", type=int, default=60, help="number of measured batches")
+    parser.add_argument("--step-ms", type=float, default=100.0, help="simulated duration of a step")
     options = parser.parse_args()
     print(machine_line())
     with tempfile.TemporaryDirectory(prefix="sftprep-bench-") as scratch:
@@ -56,22 +56,22 @@ def main() -> None:
             f"{'waits':>9}{'of a step':>11}{'tokens':>13}"
         )
         expected = None
-        for way in ways(options, Path(scratch)):
-            first, each, tokens = timed(way.make(), options.batches)
-            waits = waited(way.make(), min(options.batches, 20), options.step_ms / 1000)
+        for case in make_cases(options, Path(scratch)):
+            first, seconds, tokens = time_batches(case.make(), options.batches)
+            waits = time_waits(case.make(), min(options.batches, 20), options.step_ms / 1000)
             print(
-                f"{way.name:<44}{first * 1000:>7.0f}ms{each * 1000:>11.2f}"
-                f"{options.batch / each:>10,.0f}{waits * 1000:>7.2f}ms"
+                f"{case.name:<44}{first * 1000:>7.0f}ms{seconds * 1000:>11.2f}"
+                f"{options.batch / seconds:>10,.0f}{waits * 1000:>7.2f}ms"
                 f"{100 * waits / (options.step_ms / 1000):>10.2f}%{tokens:>13,}",
                 flush=True,
             )
-            expected = tokens if expected is None and way.same_packs else expected
-            if way.same_packs and tokens != expected:
-                raise SystemExit(f"{way.name} gave {tokens:,} tokens, not {expected:,}")
+            expected = tokens if expected is None and case.same_packs else expected
+            if case.same_packs and tokens != expected:
+                raise SystemExit(f"{case.name} gave {tokens:,} tokens, not {expected:,}")
 
 
-def ways(options: argparse.Namespace, folder: Path) -> Iterator[Way]:
-    """The loaders, over one build."""
+def make_cases(options: argparse.Namespace, folder: Path) -> Iterator[LoaderCase]:
+    """Yield the loaders, all over one build."""
     from transformers import AutoTokenizer
 
     from sftprep import BuildConfig, build, open_shards
@@ -79,7 +79,7 @@ def ways(options: argparse.Namespace, folder: Path) -> Iterator[Way]:
     from sftprep.torch import StreamLoader
     from sfttrain.data.batching import PackLoader, StepPlan, StepSampler, collate_packs
 
-    path, renames = corpus(options.data, folder)
+    path, renames = make_corpus(options.data, folder)
     tokenizer = str(tokenizer_folder(options.tokenizer))
     config = BuildConfig.of(
         inputs=str(path),
@@ -94,19 +94,19 @@ def ways(options: argparse.Namespace, folder: Path) -> Iterator[Way]:
     shards = open_shards(folder / "packs")
     rows = options.batch
 
-    def ours(workers: int) -> Callable[[], Iterable[Any]]:
+    def shard_loader(workers: int) -> Callable[[], Iterable[Any]]:
         plan = StepPlan(packs=len(shards), rows=rows, shuffle=False)
         return lambda: PackLoader(shards, StepSampler(plan), workers=workers)
 
-    def streamed(workers: int) -> Callable[[], Iterable[Any]]:
+    def stream_loader(workers: int) -> Callable[[], Iterable[Any]]:
         return lambda: StreamLoader(
             PackedStream(str(path), config=config), rows, collate_packs, workers=workers
         )
 
-    yield Way("sfttrain, shards", ours(0))
-    yield Way("sfttrain, shards, 1 worker", ours(1))
-    yield Way("sftprep.stream, from the raw records", streamed(0))
-    yield Way("sftprep.stream, 1 worker", streamed(1))
+    yield LoaderCase("sfttrain, shards", shard_loader(0))
+    yield LoaderCase("sfttrain, shards, 1 worker", shard_loader(1))
+    yield LoaderCase("sftprep.stream, from the raw records", stream_loader(0))
+    yield LoaderCase("sftprep.stream, 1 worker", stream_loader(1))
 
     import datasets
     from torch.utils.data import DataLoader
@@ -127,21 +127,21 @@ def ways(options: argparse.Namespace, folder: Path) -> Iterator[Way]:
     pad = AutoTokenizer.from_pretrained(tokenizer).pad_token_id or 0
     collate = DataCollatorForLanguageModeling(pad_token_id=pad, padding_free=True)
     for workers in (0, 1):
-        yield Way(
+        yield LoaderCase(
             f"datasets + TRL collator{', 1 worker' if workers else ''}",
             lambda workers=workers: DataLoader(
                 packed, batch_size=rows, collate_fn=collate, num_workers=workers
             ),
         )
     iterable = packed.to_iterable_dataset()
-    yield Way(
+    yield LoaderCase(
         "datasets streaming + TRL collator",
         lambda: DataLoader(iterable, batch_size=rows, collate_fn=collate),
     )
 
 
-def timed(loader: Iterable[Any], batches: int) -> tuple[float, float, int]:
-    """Seconds to the first batch, mean seconds between the others, and tokens in all."""
+def time_batches(loader: Iterable[Any], batches: int) -> tuple[float, float, int]:
+    """Return seconds to the first batch, mean seconds between the others, and all tokens."""
     seconds, tokens, start = [], 0, time.perf_counter()
     for number, batch in enumerate(loader):
         seconds.append(time.perf_counter() - start)
@@ -152,8 +152,8 @@ def timed(loader: Iterable[Any], batches: int) -> tuple[float, float, int]:
     return seconds[0], statistics.mean(seconds[1:]), tokens
 
 
-def waited(loader: Iterable[Any], batches: int, step: float) -> float:
-    """Mean seconds that a step waits for its batch, without the first."""
+def time_waits(loader: Iterable[Any], batches: int, step: float) -> float:
+    """Return the mean seconds that a step waits for its batch, except the first."""
     waits = []
     iterator = iter(loader)
     next(iterator)

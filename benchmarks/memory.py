@@ -1,11 +1,11 @@
-"""How much memory a build of 2 GB takes: the largest resident set of any of its processes, sampled
-while it runs.
+"""Peak memory of a build of 2 GB: the largest resident set of any of its processes.
 
     python -m benchmarks.memory                        # chitchat, repeated until it is 2 GB
     python -m benchmarks.memory --gigabytes 0.3 --workers 1
 
-The size of the corpus must not matter: every spill is gone when the build is done, and the planner
-holds some bytes a sequence. Linux only, since it reads /proc.
+The claim is that the peak does not depend on the size of the corpus, except for a few bytes per
+sequence in the planner, and that a finished build leaves no spill. The resident sets are sampled
+ten times per second in /proc, so the benchmark runs on Linux only.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.corpora import corpus, positive, repeated, tokenizer_folder
+from benchmarks.corpora import make_corpus, positive_int, repeat_records, tokenizer_folder
 
 _LIMIT = 2**30
+"""Largest permitted resident set in bytes."""
 
 
 def main() -> None:
@@ -34,26 +35,28 @@ def main() -> None:
     parser.add_argument(
         "--gigabytes", type=float, default=2.0, help="repeat the data until it has this size"
     )
-    parser.add_argument("--workers", type=positive, default=2)
+    parser.add_argument("--workers", type=positive_int, default=2)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
-        "--scratch", help="folder for the corpus and the build; three times --gigabytes are needed"
+        "--scratch", help="folder for the corpus and the build; needs three times --gigabytes"
     )
     arguments = parser.parse_args()
     row = measure(arguments)
     print(json.dumps(row, indent=1) if arguments.json else _table(row))
     if row["peak_bytes"] > _LIMIT:
-        raise SystemExit("a process took more than 1 GiB")
+        raise SystemExit("a process used more than 1 GiB")
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Build once, and look at the memory of the command and all its children ten times a second."""
+    """Run one build, and sample the memory of the command and all its descendants."""
     if arguments.scratch:
         Path(arguments.scratch).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="sftprep-bench-", dir=arguments.scratch) as scratch:
-        path, renames = corpus(arguments.data, Path(scratch))
+        path, renames = make_corpus(arguments.data, Path(scratch))
         copies = max(1, round(arguments.gigabytes * 1e9 / path.stat().st_size))
-        path = repeated(path, copies, Path(scratch) / "repeated.jsonl") if copies > 1 else path
+        path = (
+            repeat_records(path, copies, Path(scratch) / "repeated.jsonl") if copies > 1 else path
+        )
         output = Path(scratch) / "out"
         command = [
             sys.executable,
@@ -76,7 +79,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         peaks: dict[int, int] = {}
         while child.poll() is None:
-            for process in _family(child.pid):
+            for process in _process_tree(child.pid):
                 peaks[process] = max(peaks.get(process, 0), _resident(process))
             time.sleep(0.1)
         seconds = time.perf_counter() - started
@@ -97,14 +100,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         }
 
 
-def _family(process: int) -> list[int]:
-    """A process and all its descendants."""
+def _process_tree(process: int) -> list[int]:
+    """Return a process and all its descendants."""
     found = [process]
     try:
         for thread in os.listdir(f"/proc/{process}/task"):
             for child in Path(f"/proc/{process}/task/{thread}/children").read_text().split():
-                found += _family(int(child))
-    except OSError:  # it ended while we looked
+                found += _process_tree(int(child))
+    except OSError:  # the process ended in the meantime
         pass
     return found
 

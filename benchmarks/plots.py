@@ -1,5 +1,4 @@
-"""The plots that the benchmarks draw: bars beside each other, and a measure over the size of a
-corpus."""
+"""Plots of the benchmarks: bars for comparisons, and measures over the size of a corpus."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from typing import Any
 _OURS, _OTHERS = "#2a7f62", "#9aa0a6"
 
 
-def bars(
+def plot_bars(
     path: Path,
     labels: Sequence[str],
     values: Sequence[float],
@@ -19,29 +18,51 @@ def bars(
     measure: str,
     log: bool = False,
 ) -> None:
-    """One horizontal bar a label, ours in colour. Raises SystemExit where matplotlib is not
-    installed."""
+    """Plot one horizontal bar per label.
+
+    Args:
+        path: The file to write.
+        labels: The label of each bar.
+        values: The length of each bar.
+        ours: Whether each bar is colored as one of this project.
+        measure: The label of the axis.
+        log: Whether the axis is logarithmic.
+
+    Raises:
+        SystemExit: If matplotlib is not installed.
+    """
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(8, 0.5 * len(labels) + 1))
     axes.barh(
-        range(len(labels)), values, color=[_OURS if own else _OTHERS for own in ours], log=log
+        range(len(labels)),
+        values,
+        color=[_OURS if is_ours else _OTHERS for is_ours in ours],
+        log=log,
     )
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
     axes.set_xlabel(measure + (" (log)" if log else ""))
-    axes.set_xlim(
-        right=max(values) * (1.5 if log else 1.1)
-    )  # room for the number beside the longest
-    for place, value in enumerate(values):
-        axes.annotate(f" {value:,.3g}", (value, place), va="center")
+    # The axis extends beyond the longest bar, for the number next to it.
+    axes.set_xlim(right=max(values) * (1.5 if log else 1.1))
+    for position, value in enumerate(values):
+        axes.annotate(f" {value:,.3g}", (value, position), va="center")
     _save(figure, path)
 
 
-def over_size(
+def plot_over_size(
     path: Path, sizes: Sequence[float], values: dict[str, Sequence[float]], *, size: str
 ) -> None:
-    """One panel a measure, over the size of the corpus on a logarithmic axis. Raises SystemExit as
-    `bars` does."""
+    """Plot one panel per measure over the size of the corpus, on a logarithmic axis.
+
+    Args:
+        path: The file to write.
+        sizes: The sizes of the corpora.
+        values: The values of each measure, by its label.
+        size: The label of the axis of sizes.
+
+    Raises:
+        SystemExit: If matplotlib is not installed.
+    """
     pyplot = _pyplot()
     figure, panels = pyplot.subplots(
         1, len(values), figsize=(4.5 * len(values), 3.2), squeeze=False

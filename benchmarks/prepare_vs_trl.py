@@ -1,16 +1,17 @@
-"""The whole preparation, ours and TRL's, of the same file with the same tokenizer: load, tokenize,
-mask, pack and write.
+"""Complete preparation by sftprep and by TRL of the same file with the same tokenizer: load,
+tokenize, mask, pack and write.
 
     python -m benchmarks.prepare_vs_trl                        # chitchat and gsm8k
     python -m benchmarks.prepare_vs_trl --data varied --megabytes 120 --train-on all assistant
     python -m benchmarks.prepare_vs_trl --data my.jsonl --tokenizer path/to/tokenizer
 
-`assistant` gives both sides TRL's training template for the tokenizer's own one, as a file, and TRL
-`assistant_only_loss=True`; `completion` gives both the last turn of each chat as its completion.
+With --train-on assistant, both sides use TRL's training template for the tokenizer, from a file,
+and TRL has `assistant_only_loss=True`. With --train-on completion, the last turn of each chat is
+its completion on both sides.
 
-Each side runs in a process of its own, timed from after its imports to the packed dataset on the
-disk. TRL's caches are off. Both outputs are then compared: the same sequences, with the same
-trained tokens, as often. The ratio is only printed if they are.
+Each side runs in a process of its own, and is measured from the end of its imports to the packed
+dataset on the disk. TRL's caches are off. The outputs are compared afterwards: the ratio is printed
+only if both have the same sequences, with the same trained tokens, the same number of times.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ import numpy as np
 
 from benchmarks.corpora import (
     CORPORA,
-    corpus,
-    positive,
-    repeated,
+    make_corpus,
+    positive_int,
+    repeat_records,
     tokenizer_folder,
     training_template,
 )
-from benchmarks.plots import bars
+from benchmarks.plots import plot_bars
 
 _MODES = ("all", "assistant", "completion")
 PAIRS = [("chitchat", "qwen3"), ("gsm8k", "qwen3"), ("gsm8k", "mistral-v3")]
@@ -54,34 +55,34 @@ def main() -> None:
         help=f"{', '.join(CORPORA)}, or a JSONL file; by default chitchat and gsm8k, each with its"
         " tokenizers",
     )
-    parser.add_argument("--megabytes", type=positive, default=120, help="of varied or short chats")
-    parser.add_argument("--train-on", nargs="+", default=["default"], choices=("default", *_MODES))
     parser.add_argument(
-        "--tokenizer", help="with --data: folder of a tokenizer, qwen3 if not given"
+        "--megabytes", type=positive_int, default=120, help="size of varied or short chats (10^6 B)"
     )
+    parser.add_argument("--train-on", nargs="+", default=["default"], choices=("default", *_MODES))
+    parser.add_argument("--tokenizer", help="with --data: folder of a tokenizer, by default qwen3")
     parser.add_argument(
         "--copies",
-        type=positive,
+        type=positive_int,
         default=1,
-        help="repeat the data so often, each record with a number before its text",
+        help="copies of the data, with a number before the text of each record",
     )
-    parser.add_argument("--max-length", type=positive, default=4096)
+    parser.add_argument("--max-length", type=positive_int, default=4096)
     parser.add_argument(
-        "--procs", type=positive, nargs="+", default=[1, 2], help="TRL's dataset_num_proc"
+        "--procs", type=positive_int, nargs="+", default=[1, 2], help="TRL's dataset_num_proc"
     )
     parser.add_argument(
         "--runs",
-        type=positive,
+        type=positive_int,
         default=3,
-        help="runs of ours, of which the median counts; TRL runs once",
+        help="runs of sftprep, of which the median counts; TRL runs once",
     )
     parser.add_argument(
         "--workers",
-        type=positive,
-        help="our worker processes; by default chosen as in a normal build",
+        type=positive_int,
+        help="worker processes of sftprep; by default as in a normal build",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--plot", type=Path, help="draw the throughputs into this file")
+    parser.add_argument("--plot", type=Path, help="plot the throughputs to this file")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
@@ -104,20 +105,19 @@ def main() -> None:
 def compare(
     data: str, tokenizer: str, mode: str, arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Rows of the table for one file, tokenizer and mode: ours, then TRL for each number of
-    processes."""
+    """Return the rows of one file, tokenizer and mode: sftprep, then TRL per process count."""
     with tempfile.TemporaryDirectory(prefix="sftprep-bench-") as scratch:
         folder = Path(scratch)
-        path, renames = corpus(data, folder, arguments.megabytes)
+        path, renames = make_corpus(data, folder, arguments.megabytes)
         template = None
         if mode == "assistant":
             template = training_template(tokenizer_folder(tokenizer))
             if template is None:
                 raise SystemExit(f"TRL has no training template for {tokenizer}")
         if mode == "completion":
-            path = _completions(path, folder / "completions.jsonl")
+            path = _write_completions(path, folder / "completions.jsonl")
         if arguments.copies > 1:
-            path = repeated(path, arguments.copies, folder / "repeated.jsonl")
+            path = repeat_records(path, arguments.copies, folder / "repeated.jsonl")
         task = {
             "path": str(path),
             "map": renames,
@@ -156,8 +156,8 @@ def compare(
 
 
 def _run(side: str, task: dict[str, Any]) -> dict[str, Any]:
-    # What is installed has its bytecode beside it; a checkout has it from the first run on, if that
-    # is allowed.
+    # Installed packages have their bytecode; a checkout has it from the first run on, unless this
+    # variable prevents it.
     environment = {
         name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
     }
@@ -176,12 +176,11 @@ def _run(side: str, task: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _ours(task: dict[str, Any]) -> dict[str, Any]:
-    import sftprep.pipeline.build  # noqa: F401 - what a first call imports: imports count on neither side
+def _run_ours(task: dict[str, Any]) -> dict[str, Any]:
+    import sftprep.pipeline.build  # noqa: F401 - imports are not measured
     from sftprep import BuildConfig, build, load_tokenizer, open_shards
 
-    # A tokenizer that was never used before is resolved once, for all builds to come; that is no
-    # part of a build.
+    # A new tokenizer is resolved once for all later builds, which is not part of a build.
     load_tokenizer(task["tokenizer"])
     settings = {name: task[name] for name in ("tokenizer", "output", "max_length", "workers")}
     if task["train_on"]:
@@ -195,12 +194,12 @@ def _ours(task: dict[str, Any]) -> dict[str, Any]:
     counter: Counter[bytes] = Counter()
     tokens = packs = 0
     for pack in open_shards(task["output"]):
-        counter.update(_keys(pack.input_ids, pack.completion_mask, pack.seq_lengths))
+        counter.update(_sequence_keys(pack.input_ids, pack.completion_mask, pack.seq_lengths))
         tokens, packs = tokens + len(pack.input_ids), packs + 1
     return _result(seconds, peak, tokens, packs, Path(task["output"]), counter)
 
 
-def _trl(task: dict[str, Any]) -> dict[str, Any]:
+def _run_trl(task: dict[str, Any]) -> dict[str, Any]:
     import datasets
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
@@ -243,16 +242,16 @@ def _trl(task: dict[str, Any]) -> dict[str, Any]:
     tokens = 0
     for row in packed:
         ids, labels = row["input_ids"], row.get("labels", row["input_ids"])
-        counter.update(_keys(ids.astype(np.int32), labels != -100, row["seq_lengths"]))
+        counter.update(_sequence_keys(ids.astype(np.int32), labels != -100, row["seq_lengths"]))
         tokens += len(ids)
     return _result(seconds, peak, tokens, len(packed), output / "packed", counter)
 
 
-_SIDES = {"ours": _ours, "trl": _trl}
+_SIDES = {"ours": _run_ours, "trl": _run_trl}
 
 
-def _completions(path: Path, output: Path) -> Path:
-    """The chats of a file as prompts with their last turn as the completion."""
+def _write_completions(path: Path, output: Path) -> Path:
+    """Write the chats of a file as prompts with their last turn as the completion."""
     with open(path, encoding="utf-8") as source, open(output, "w", encoding="utf-8") as target:
         for line in source:
             row = json.loads(line)
@@ -262,18 +261,18 @@ def _completions(path: Path, output: Path) -> Path:
     return output
 
 
-def _keys(ids: Any, mask: Any, seq_lengths: Any) -> list[bytes]:
-    """A digest of each sequence that trains something: its ids and which of them are trained."""
-    keys, at = [], 0
+def _sequence_keys(ids: Any, mask: Any, seq_lengths: Any) -> list[bytes]:
+    """Return a digest of ids and trained tokens for each sequence that has a trained token."""
+    keys, begin = [], 0
     for length in np.asarray(seq_lengths).tolist():
-        own = np.asarray(mask[at : at + length])
-        if own[1:].any():
+        end = begin + length
+        trained = np.asarray(mask[begin:end])
+        if trained[1:].any():
             content = (
-                np.asarray(ids[at : at + length], np.int32).tobytes()
-                + own.astype(np.uint8).tobytes()
+                np.asarray(ids[begin:end], np.int32).tobytes() + trained.astype(np.uint8).tobytes()
             )
             keys.append(blake2b(content, digest_size=12).digest())
-        at += length
+        begin = end
     return keys
 
 
@@ -285,12 +284,18 @@ def _result(
         "".join(f"{key.hex()}:{n}" for key, n in sorted(counter.items())).encode(), digest_size=16
     ).hexdigest()
     sequences = sum(counter.values())
-    facts = {"seconds": seconds, "peak_bytes": peak, "tokens": tokens, "packs": packs, "disk": disk}
-    return {**facts, "sequences": sequences, "content": content}
+    values = {
+        "seconds": seconds,
+        "peak_bytes": peak,
+        "tokens": tokens,
+        "packs": packs,
+        "disk": disk,
+    }
+    return {**values, "sequences": sequences, "content": content}
 
 
 def _peak_bytes() -> int:
-    """The largest resident set of this process or of one of its children."""
+    """Return the largest resident set of this process or of one of its children."""
     return 1024 * max(
         resource.getrusage(who).ru_maxrss
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
@@ -347,7 +352,7 @@ def _table(results: list[dict[str, Any]]) -> str:
         [
             *lines,
             (
-                "The same sequences with the same trained tokens on both sides, each as often"
+                "The sequences, their trained tokens and their numbers are equal on both sides"
                 " (checked)."
             ),
         ]
@@ -355,7 +360,7 @@ def _table(results: list[dict[str, Any]]) -> str:
 
 
 def _draw(results: list[dict[str, Any]], path: Path) -> None:
-    bars(
+    plot_bars(
         path,
         [f"{Path(r['data']).name} · {Path(r['tokenizer']).name}\n{r['side']}" for r in results],
         [r["mb_per_second"] for r in results],

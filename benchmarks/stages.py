@@ -1,16 +1,17 @@
-"""The cost of pass 1 compared with its floor: reading, parsing and the raw encoder.
+"""Cost of pass 1 compared with its floor: reading, parsing and the raw encoder.
 
     python -m benchmarks.stages                                  # 120 MB of varied chats, qwen3
     python -m benchmarks.stages --data short --megabytes 60      # records of about 220 bytes
     python -m benchmarks.stages --data my.jsonl --tokenizer DIR --chat-template FILE
 
-Pass 1 is measured where every token is trained (`all`), and where only the assistant's are: derived
-from the tokenizer's own template (`assistant`), and by the marks of a training template, if one is
-found in the package trl or specified. One process with one thread, everything loaded and warm,
-nothing written. CPU seconds, the median of several rounds; the stages alternate in each round.
+Pass 1 is measured with all tokens trained (`all`), and with only those of the assistant, which are
+derived from the tokenizer's own template (`assistant`), or marked by a training template if one is
+specified or is in the package trl (`assistant, marked`). There is one process with one thread;
+everything is loaded and warm, and nothing is written. The result is the median CPU time of several
+rounds, in each of which the stages alternate.
 
 The floor reads the file, parses each line with orjson, and encodes the rendered texts, joined with
-a separator, by one call of the encoder for each partition (`tokenizers`: one call for each text).
+a separator, in one call of the encoder per partition (`tokenizers`: one call per text).
 """
 
 from __future__ import annotations
@@ -27,8 +28,14 @@ from typing import Any
 
 import orjson
 
-from benchmarks.corpora import CORPORA, corpus, positive, tokenizer_folder, training_template
-from benchmarks.plots import bars
+from benchmarks.corpora import (
+    CORPORA,
+    make_corpus,
+    positive_int,
+    tokenizer_folder,
+    training_template,
+)
+from benchmarks.plots import plot_bars
 from sftprep.config import BuildConfig
 from sftprep.core.byte_search import Letters
 from sftprep.pipeline.preprocess import Preprocessor, preprocess, read_examples
@@ -44,17 +51,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", default="varied", help=f"{', '.join(CORPORA)}, or a JSONL file")
-    parser.add_argument("--megabytes", type=positive, default=120, help="of varied or short chats")
+    parser.add_argument(
+        "--megabytes", type=positive_int, default=120, help="size of varied or short chats (10^6 B)"
+    )
     parser.add_argument("--tokenizer", default="qwen3", help="folder of a tokenizer")
-    parser.add_argument("--chat-template", help="instead of the tokenizer's own")
+    parser.add_argument("--chat-template", help="template to use instead of the tokenizer's own")
     parser.add_argument("--encoder", default="auto", choices=("auto", "gigatoken", "tokenizers"))
     parser.add_argument("--train-on", nargs="+", default=["all", "assistant"])
-    parser.add_argument("--rounds", type=positive, default=7)
+    parser.add_argument("--rounds", type=positive_int, default=7)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--plot", type=Path, help="draw the seconds of each stage into this file")
+    parser.add_argument("--plot", type=Path, help="plot the seconds of each stage to this file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="sftprep-bench-") as scratch:
-        path, renames = corpus(arguments.data, Path(scratch), arguments.megabytes)
+        path, renames = make_corpus(arguments.data, Path(scratch), arguments.megabytes)
         folder = tokenizer_folder(arguments.tokenizer)
         modes = {mode: (mode, arguments.chat_template) for mode in arguments.train_on}
         marked = arguments.chat_template or training_template(folder)
@@ -76,10 +85,10 @@ def main() -> None:
             )
             for name, (mode, template) in modes.items()
         }
-        rows = stages(setups, arguments.rounds)
+        rows = measure_stages(setups, arguments.rounds)
     print(json.dumps(rows, indent=1)) if arguments.json else print(_table(rows))
     if arguments.plot:
-        bars(
+        plot_bars(
             arguments.plot,
             [row["stage"] for row in rows],
             [row["seconds"] for row in rows],
@@ -88,36 +97,36 @@ def main() -> None:
         )
 
 
-def stages(setups: dict[str, Setup], rounds: int) -> list[dict[str, Any]]:
-    """CPU seconds and MB/s of each part of the floor, of the floor, and of pass 1 in each mode."""
+def measure_stages(setups: dict[str, Setup], rounds: int) -> list[dict[str, Any]]:
+    """Return CPU seconds and MB/s of the floor, of its parts, and of pass 1 in each mode."""
     loaded = {name: Preprocessor(setup.recipe, threads=False) for name, setup in setups.items()}
     first, setup = next(iter(loaded.values())), next(iter(setups.values()))
     partitions = list(cut(setup.files))
     blocks = [read_partition(partition) for partition in partitions]
     megabytes = sum(map(len, blocks)) / 1e6
     encode = RawEncoder(first)
-    texts = [encode.prepared(_texts_of(first, block, setup.formats[0])) for block in blocks]
+    texts = [encode.prepare(_render_texts(first, block, setup.formats[0])) for block in blocks]
     work: dict[str, Callable[[], Any]] = {
         "read": lambda: [read_partition(partition) for partition in partitions],
         "orjson": lambda: [
             orjson.loads(line) for block in blocks for line in block.split(b"\n") if line
         ],
-        "raw encoder": lambda: [encode.run(own) for own in texts],
+        "raw encoder": lambda: [encode.run(prepared) for prepared in texts],
     }
-    for name, own in loaded.items():
-        work[f"pass 1, {name}"] = lambda own=own: [  # type: ignore[misc]
-            preprocess(own, read_partition(partition), setup.formats[0], seed=None)
+    for name, preprocessor in loaded.items():
+        work[f"pass 1, {name}"] = lambda preprocessor=preprocessor: [  # type: ignore[misc]
+            preprocess(preprocessor, read_partition(partition), setup.formats[0], seed=None)
             for partition in partitions
         ]
     for run in work.values():
         run()
-    taken: dict[str, list[float]] = {stage: [] for stage in work}
+    measured: dict[str, list[float]] = {stage: [] for stage in work}
     for _ in range(rounds):
         for stage, run in work.items():
             started = time.process_time()
             run()
-            taken[stage].append(time.process_time() - started)
-    seconds = {stage: statistics.median(each) for stage, each in taken.items()}
+            measured[stage].append(time.process_time() - started)
+    seconds = {stage: statistics.median(times) for stage, times in measured.items()}
     floor = sum(seconds[stage] for stage in ("read", "orjson", "raw encoder"))
     order = ["read", "orjson", "raw encoder", "floor", *(s for s in work if s.startswith("pass"))]
     seconds["floor"] = floor
@@ -128,14 +137,14 @@ def stages(setups: dict[str, Setup], rounds: int) -> list[dict[str, Any]]:
             "mb_per_second": megabytes / seconds[stage],
             "of_floor": floor / seconds[stage],
             "of_first_mode": seconds[order[4]] / seconds[stage],
-            "paths": _paths(loaded, stage, blocks, setup.formats[0]),
+            "paths": _count_paths(loaded, stage, blocks, setup.formats[0]),
         }
         for stage in order
     ]
 
 
 class RawEncoder:
-    """The library that encodes, called in the form that it processes fastest."""
+    """Library of the encoder, called in the form that it processes fastest."""
 
     def __init__(self, stages: Preprocessor) -> None:
         spec, self._separator = stages.recipe.tokenizer, between_texts(stages.recipe.tokenizer)
@@ -145,7 +154,8 @@ class RawEncoder:
         else:
             self._encode = HfEncoder(spec, threads=False).encode
 
-    def prepared(self, texts: list[str]) -> Any:
+    def prepare(self, texts: list[str]) -> Any:
+        """Return the texts in the form that `run` takes."""
         if not self._fast:
             return texts
         encoded = [text.encode() for text in texts]
@@ -154,6 +164,7 @@ class RawEncoder:
         return [self._separator.text.encode().join(encoded)]
 
     def run(self, prepared: Any) -> None:
+        """Encode the texts of one partition."""
         if not self._fast:
             self._encode(prepared)
         else:
@@ -161,16 +172,16 @@ class RawEncoder:
                 self._encode(text)
 
 
-def _texts_of(stages: Preprocessor, block: bytes, format_name: str) -> list[str]:
+def _render_texts(stages: Preprocessor, block: bytes, format_name: str) -> list[str]:
     counts: Counter[str] = Counter()
     examples = read_examples(stages, Letters(block), format_name, [], counts)
     return stages.renderer.render(examples, [], counts).texts
 
 
-def _paths(
+def _count_paths(
     loaded: dict[str, Preprocessor], stage: str, blocks: list[bytes], format_name: str
 ) -> dict[str, int]:
-    """How many conversations took which path, of pass 1."""
+    """Return the number of conversations on each path of pass 1."""
     counts: Counter[str] = Counter()
     stages = loaded.get(stage.removeprefix("pass 1, "))
     for block in blocks if stages is not None else ():
@@ -182,8 +193,8 @@ def _paths(
 def _table(rows: list[dict[str, Any]]) -> str:
     lines = [f"{'stage':<28}{'CPU s':>8}{'MB/s':>8}{'of the floor':>14}{'of the first mode':>19}"]
     for row in rows:
-        own = row["stage"].startswith("pass")
-        ratios = f"{row['of_floor']:>14.2f}{row['of_first_mode']:>19.2f}" if own else ""
+        is_pass = row["stage"].startswith("pass")
+        ratios = f"{row['of_floor']:>14.2f}{row['of_first_mode']:>19.2f}" if is_pass else ""
         lines.append(
             f"{row['stage']:<28}{row['seconds']:>8.3f}{row['mb_per_second']:>8,.0f}{ratios}"
         )

@@ -1,15 +1,14 @@
-"""Training, ours beside TRL's: the same model, the same sequences, the same trained tokens, an
-epoch each.
+"""Training with sfttrain and with TRL: the same model, sequences and trained tokens, one epoch.
 
-    python -m benchmarks.train_vs_trl                     # on the GPU where there is one, else on
-    the CPU python -m benchmarks.train_vs_trl --plot docs/train_vs_trl.png --steps 24
+    python -m benchmarks.train_vs_trl                     # on a GPU if there is one
+    python -m benchmarks.train_vs_trl --plot docs/train_vs_trl.png --steps 24
 
-Three sides: ours, TRL with packing (bfd, its default), TRL with padding. Each lives in a process of
-its own and trains one optimizer step at a time, in turn with the others, so that a busy machine
-slows them alike. A step is timed from the end of the one before: loading, forward, backward,
-optimizer and logging. The first step of each is left out. That all sides trained on the same number
-of tokens, as targets, is checked; the memory is the highest resident set of the process (on a GPU:
-the highest allocation).
+The three sides are sfttrain, TRL with packing (bfd, its default), and TRL with padding. Each runs
+in a process of its own (benchmarks/training_side.py). The sides train one optimizer step in turn,
+so that other work on the machine slows all of them equally. A step is measured from the end of the
+previous one: loading, forward, backward, optimizer and logging. The first step of each side is not
+counted. It is checked that all sides trained on the same number of tokens. The memory is the
+largest resident set of the process (on a GPU: the largest allocation).
 """
 
 from __future__ import annotations
@@ -17,42 +16,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from benchmarks.training_side import Task
 
-_KEEP = {
+# Settings of glibc's malloc to keep freed memory.
+_KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(2**33),
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
     "MALLOC_TOP_PAD_": str(2**26),
 }
 SIDES = {"ours": "sfttrain", "packed": "TRL 1.16, packed", "padded": "TRL 1.16, padded"}
-
-
-@dataclass(frozen=True)
-class Task:
-    """What every side trains."""
-
-    model: str
-    """folder of the model that all start from"""
-    masked: float
-    """share of each sequence that is prompt, and not trained"""
-    steps: int
-    length: int
-    vocabulary: int
-    bf16: bool
-    threads: int
-    keep_memory: bool
-    clock: str
 
 
 def main() -> None:
@@ -70,43 +50,41 @@ def main() -> None:
         "--steps",
         type=int,
         default=6,
-        help="steps of an epoch of ours, or one more; the first is not counted",
+        help="steps in an epoch of sfttrain, or one more; the first is not counted",
     )
-    parser.add_argument("--length", type=int, default=2048, help="tokens of a pack")
     parser.add_argument(
-        "--hidden", type=int, default=256, help="width of the model; on a GPU take 2048 or so"
+        "--length", type=int, default=2048, help="largest length of a pack in tokens"
+    )
+    parser.add_argument(
+        "--hidden", type=int, default=256, help="width of the model; about 2048 suits a GPU"
     )
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--vocabulary", type=int, default=32768)
     parser.add_argument(
-        "--bf16", action="store_true", help="mixed precision, on all sides; on a GPU always"
+        "--bf16", action="store_true", help="mixed precision on all sides; always on a GPU"
     )
     parser.add_argument(
-        "--threads", type=int, default=os.cpu_count() or 1, help="threads of torch, on both sides"
+        "--threads", type=int, default=os.cpu_count() or 1, help="threads of torch on all sides"
     )
     parser.add_argument(
         "--default-malloc",
         action="store_true",
         help=(
-            "leave glibc as it is: it gives large blocks back to the system, and on some virtual"
-            " machines taking them anew costs more than the training; by default it is told to keep"
-            " them, on all sides"
+            "use the default settings of glibc's malloc, which returns large blocks to the system;"
+            " on some virtual machines, allocating them again costs more than the training, so by"
+            " default malloc keeps them, on all sides"
         ),
     )
     parser.add_argument(
         "--clock",
         choices=["wall", "cpu"],
         default="wall",
-        help="cpu: processor seconds, for a machine that does other things too",
+        help="cpu: processor time, for a machine that does other work",
     )
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--plot", type=Path, help="draw the loss curves into this file")
-    parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--plot", type=Path, help="plot the loss curves to this file")
     arguments = parser.parse_args()
-    if arguments.side:
-        _child(arguments.side)
-        return
     with tempfile.TemporaryDirectory(prefix="sfttrain-bench-") as folder:
         _make_model(folder, arguments)
         shared = {
@@ -129,11 +107,14 @@ def main() -> None:
 
 
 def compare(task: Task, sides: list[str]) -> list[dict[str, Any]]:
-    """A row of the table for each side. Raises SystemExit where they did not train on the same
-    tokens."""
-    children = [_Side(name, task) for name in sides]
+    """Return one row of the table per side.
+
+    Raises:
+        SystemExit: If the sides did not train on the same number of tokens.
+    """
+    children = [_SideProcess(name, task) for name in sides]
     try:
-        while any(child.running for child in children):
+        while any(child.is_running for child in children):
             for child in children:
                 child.step()
         results = [child.result() for child in children]
@@ -151,31 +132,15 @@ def compare(task: Task, sides: list[str]) -> list[dict[str, Any]]:
     return results
 
 
-def sequences(task: Task) -> list[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
-    """Ids and mask of each sequence: chat-like lengths (mean some 310), words of Zipf's law, the
-    prompt first.
-
-    As many as fill `steps` packs all but some tokens, so that an epoch of packs has that many
-    steps.
-    """
-    random = np.random.default_rng(0)
-    found: list[tuple[NDArray[np.int32], NDArray[np.bool_]]] = []
-    room = task.steps * (task.length - task.length // 64)
-    while room > 16:
-        length = int(min(np.clip(random.lognormal(5.4, 0.85), 16, task.length), room))
-        words = 10 + (random.zipf(1.2, length) % (task.vocabulary - 20))
-        found.append((words.astype(np.int32), np.arange(length) >= round(task.masked * length)))
-        room -= length
-    return found
-
-
-class _Side:
-    """One side's process, which trains a step when it is told to."""
+class _SideProcess:
+    """Process of one side; see benchmarks/training_side.py."""
 
     def __init__(self, name: str, task: Task) -> None:
-        self.name, self.seconds, self._last = name, list[float](), dict[str, Any]()
+        self.name = name
+        self.seconds: list[float] = []  # of each step
+        self._answer: dict[str, Any] = {}  # the last line of the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.train_vs_trl", "--side", name],
+            [sys.executable, "-m", "benchmarks.training_side", name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -184,27 +149,29 @@ class _Side:
             env={
                 **os.environ,
                 "OMP_NUM_THREADS": str(task.threads),
-                **(_KEEP if task.keep_memory else {}),
+                **(_KEEP_MEMORY if task.keep_memory else {}),
             },
         )
-        self._tell(json.dumps(asdict(task)))
-        self._read()  # it is ready
+        self._send(json.dumps(asdict(task)))
+        self._read()  # waits until the trainer is ready
 
     @property
-    def running(self) -> bool:
-        return "result" not in self._last
+    def is_running(self) -> bool:
+        """Whether the epoch is not complete."""
+        return "result" not in self._answer
 
     def step(self) -> None:
-        """Let it train a step, if it has any left."""
-        if self.running:
-            self._tell("step")
+        """Train one step, if the epoch is not complete."""
+        if self.is_running:
+            self._send("step")
             self._read()
-            if self.running:
-                self.seconds.append(self._last["seconds"])
+            if self.is_running:
+                self.seconds.append(self._answer["seconds"])
 
     def result(self) -> dict[str, Any]:
-        facts: dict[str, Any] = self._last["result"]
-        timed = list(zip(self.seconds[1:], facts.pop("trained_by_step")[1:], strict=True))
+        """Return the row of the table."""
+        values: dict[str, Any] = self._answer["result"]
+        timed = list(zip(self.seconds[1:], values.pop("trained_by_step")[1:], strict=True))
         speed = sum(n for _, n in timed) / sum(s for s, _ in timed)
         rates = [n / s for s, n in timed]
         return {
@@ -212,14 +179,15 @@ class _Side:
             "trained_per_second": speed,
             "median_rate": median(rates),
             "steps": len(self.seconds),
-            **facts,
+            **values,
         }
 
     def stop(self) -> None:
+        """End the process."""
         self._process.kill()
         self._process.wait()
 
-    def _tell(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
@@ -229,78 +197,7 @@ class _Side:
         line = self._process.stdout.readline()
         if not line:
             raise SystemExit(f"{self.name} failed:\n{self._process.communicate()[1][-3000:]}")
-        self._last = json.loads(line)
-
-
-def _child(side: str) -> None:
-    """One side: make the trainer, then train a step for each line on stdin."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-    task = Task(**json.loads(sys.stdin.readline()))
-    import torch
-
-    torch.set_num_threads(task.threads)
-    clock = {"wall": time.perf_counter, "cpu": time.process_time}[task.clock]
-    counts: list[tuple[int, int]] = []  # trained and all tokens of each batch
-    trainer = (_ours if side == "ours" else _trl)(side, task)
-    train_step = trainer.training_step
-
-    def counting_step(model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
-        labels = inputs["labels"]
-        real = (
-            inputs["attention_mask"].sum()
-            if "attention_mask" in inputs
-            else torch.tensor(inputs["input_ids"].numel())
-        )
-        counts.append((int((labels[..., 1:] != -100).sum()), int(real)))
-        return train_step(model, inputs, *rest, **options)
-
-    trainer.training_step = counting_step
-
-    def answer(value: dict[str, Any]) -> float:
-        print(json.dumps(value), file=answers, flush=True)
-        sys.stdin.readline()
-        return clock()
-
-    trainer.add_callback(_turns(answer, clock))
-    trainer.train()
-    cuda = torch.cuda.is_available()
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if cuda
-        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    )
-    result = {
-        "trained_by_step": [n for n, _ in counts],
-        "trained": sum(n for n, _ in counts),
-        "tokens": sum(n for _, n in counts),
-        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
-        "trained_at": np.cumsum([n for n, _ in counts]).tolist(),
-        "peak_bytes": peak,
-        "device": torch.cuda.get_device_name() if cuda else f"CPU, {task.threads} threads",
-    }
-    print(json.dumps({"result": result}), file=answers, flush=True)
-
-
-def _turns(answer: Any, clock: Any) -> Any:
-    """A callback that says after each step how long it took, and waits until it is told to go
-    on."""
-    import torch
-    from transformers import TrainerCallback
-
-    class Turns(TrainerCallback):  # type: ignore[misc]
-        resumed = 0.0
-
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            self.resumed = answer({"ready": True})
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if "loss" in (logs or {}):  # after a step, and after what its logging costs
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()
-                self.resumed = answer({"seconds": clock() - self.resumed})
-
-    return Turns()
+        self._answer = json.loads(line)
 
 
 def _make_model(folder: str, arguments: argparse.Namespace) -> None:
@@ -323,99 +220,6 @@ def _make_model(folder: str, arguments: argparse.Namespace) -> None:
         eos_token_id=2,
     )
     Qwen3ForCausalLM(config).save_pretrained(folder)
-
-
-def _settings(task: Task) -> dict[str, Any]:
-    import torch
-
-    return {
-        "output_dir": task.model + "/out",
-        "num_train_epochs": 1,
-        "logging_steps": 1,
-        "learning_rate": 1e-3,
-        "lr_scheduler_type": "constant",
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": not torch.cuda.is_available(),
-        "bf16": task.bf16 or torch.cuda.is_available(),
-        "gradient_checkpointing": False,
-    }
-
-
-def _ours(_side: str, task: Task) -> Any:
-    from types import SimpleNamespace
-
-    from sftprep import pack_lengths
-    from sfttrain import SFTConfig, SFTTrainer
-
-    rows = sequences(task)
-    plan = pack_lengths([len(ids) for ids, _ in rows], task.length)
-
-    class Packs:
-        def __len__(self) -> int:
-            return int(plan.num_bins)
-
-        def __getitem__(self, index: int) -> Any:
-            members = plan.members[plan.offsets[index] : plan.offsets[index + 1]].tolist()
-            return SimpleNamespace(
-                input_ids=np.concatenate([rows[m][0] for m in members]),
-                completion_mask=np.concatenate([rows[m][1] for m in members]),
-                seq_lengths=self.seq_lengths(index),
-            )
-
-        def seq_lengths(self, index: int) -> Any:
-            members = plan.members[plan.offsets[index] : plan.offsets[index + 1]].tolist()
-            return np.array([len(rows[m][0]) for m in members], np.int32)
-
-    arguments = SFTConfig(per_device_train_batch_size=1, **_settings(task))
-    return SFTTrainer(task.model, arguments, train_dataset=Packs())
-
-
-def _trl(side: str, task: Task) -> Any:
-    from importlib.util import find_spec
-
-    import datasets
-    import torch
-    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-    from trl import SFTConfig, SFTTrainer
-
-    rows = sequences(task)
-    columns = {
-        "input_ids": [ids.tolist() for ids, _ in rows],
-        "labels": [np.where(mask, ids, -100).tolist() for ids, mask in rows],
-    }
-    # As many sequences in a padded batch as our packs have, so that a step trains on as many
-    # tokens.
-    batch = 1 if side == "packed" else max(1, round(len(rows) / task.steps))
-    arguments = SFTConfig(
-        per_device_train_batch_size=batch,
-        max_length=task.length,
-        packing=side == "packed",
-        eos_token=None,
-        **_settings(task),
-    )
-    from tokenizers import Tokenizer, models
-
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(
-            models.WordLevel({"<pad>": 0, "<s>": 1, "</s>": 2}, unk_token="<pad>")
-        ),
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-    )
-    flash = (
-        torch.cuda.is_available() and find_spec("flash_attn") is not None
-    )  # as TRL recommends for packing
-    return SFTTrainer(
-        AutoModelForCausalLM.from_pretrained(
-            task.model, attn_implementation="flash_attention_2" if flash else None
-        ),
-        args=arguments,
-        train_dataset=datasets.Dataset.from_dict(columns),
-        processing_class=tokenizer,
-    )
 
 
 _COLUMNS = (8, 20, 7, 15, 15, 10, 13, 14)
@@ -454,13 +258,13 @@ def _table(results: list[dict[str, Any]]) -> str:
         )
         for row in rows
     ]
-    last = [f"{SIDES[r['side']]} {r['losses'][0]:.3f} → {r['losses'][-1]:.3f}" for r in results]
+    losses = [f"{SIDES[r['side']]} {r['losses'][0]:.3f} → {r['losses'][-1]:.3f}" for r in results]
     return "\n".join(
         [
             *lines,
             (
                 f"{results[0]['device']}; the same tokens on all sides (checked). Loss:"
-                f" {'; '.join(last)}"
+                f" {'; '.join(losses)}"
             ),
         ]
     )

@@ -1,5 +1,4 @@
-"""Chats in which no content occurs twice, for benchmarks that a cache of repeated texts would
-flatter.
+"""Chats without repeated contents, for benchmarks in which a cache of texts would be too effective.
 
     python -m benchmarks.varied chats.jsonl --megabytes 120
     python -m benchmarks.varied short.jsonl --megabytes 60 --lengths short
@@ -40,7 +39,7 @@ _MEMORY_OF_CONTENTS = 1 << 22  # contents whose hashes are kept, to state how ma
 
 @dataclass(kw_only=True)
 class Material:
-    """The parts that records are made of: the sentences of each language, and tool records."""
+    """Parts of which records are made: the sentences of each language, and tool records."""
 
     english: list[str] = field(default_factory=list)
     languages: list[list[str]] = field(default_factory=list)
@@ -49,13 +48,13 @@ class Material:
 
 
 def write_varied(path: Path, megabytes: float, *, lengths: str = "chats", seed: int = 0) -> str:
-    """Write a corpus of chats as JSON lines, and describe it in one line.
+    """Write a corpus of chats as JSON Lines, and return its description in one line.
 
     Args:
-        path: the file to write.
-        megabytes: size of the file, in 10^6 bytes; reached by the last record.
+        path: The file to write.
+        megabytes: The size of the file in 10^6 bytes, which the last record reaches.
         lengths: "chats" (ShareGPT) or "short" (about 220 bytes of text in each record).
-        seed: seed of all draws.
+        seed: The seed of all draws.
     """
     draw = random.Random(seed)
     material, origin = _material()
@@ -80,7 +79,7 @@ def write_varied(path: Path, megabytes: float, *, lengths: str = "chats", seed: 
 
 
 def _record(material: Material, size: int, draw: random.Random, *, short: bool) -> dict[str, Any]:
-    """One chat of about `size` bytes of text."""
+    """Return one chat of about `size` bytes of text."""
     (kind,) = draw.choices(list(KINDS), weights=list(KINDS.values()))
     if kind == "tools":
         return _tool_record(material, draw)
@@ -103,10 +102,10 @@ def _record(material: Material, size: int, draw: random.Random, *, short: bool) 
 
 
 def _tool_record(material: Material, draw: random.Random) -> dict[str, Any]:
-    """A tool call, its result and an answer: messages around the definitions of a real record.
+    """Return a tool call, its result and an answer, with the definitions of a real record.
 
-    Arguments and definitions are JSON strings, because the `datasets` library, which the peer reads
-    with, gives every row of a column the keys of all.
+    Arguments and definitions are JSON strings, because the `datasets` library, with which the peer
+    reads, gives every row of a column the keys of all rows.
     """
     chosen = draw.choice(material.tools)
     call = chosen["messages"][1]["tool_calls"][0]["function"]
@@ -127,7 +126,7 @@ def _tool_record(material: Material, draw: random.Random) -> dict[str, Any]:
 
 
 def _text(pool: list[str], size: float, draw: random.Random) -> str:
-    """A text of at least `size` bytes, each sentence made of the parts of two others."""
+    """Return a text of at least `size` bytes, of which each sentence joins parts of two others."""
     parts: list[str] = []
     written = 0
     while written < size or not parts:
@@ -139,13 +138,13 @@ def _text(pool: list[str], size: float, draw: random.Random) -> str:
 
 
 def _middle(sentence: str) -> int:
-    """The index after the space that is nearest after the middle, or the middle itself."""
+    """Return the index after the first space after the middle, or the middle."""
     half = len(sentence) // 2
     return sentence.find(" ", half) + 1 or half
 
 
 def _sizes(lengths: str, draw: random.Random) -> Iterator[int]:
-    """Endless sizes of records, in bytes of text."""
+    """Yield sizes of records in bytes of text, without end."""
     file = SHARED / "datasets" / "lengths" / "qwen3_chatml_sharegpt_17671.npy"
     tokens = np.load(file).tolist() if file.exists() else None
     while True:  # the caller stops when its file is full
@@ -158,7 +157,7 @@ def _sizes(lengths: str, draw: random.Random) -> Iterator[int]:
 
 
 def _material() -> tuple[Material, str]:
-    """The parts of all data at hand, and the name of their folder."""
+    """Return the parts of the available data, and the name of their folder."""
     folder, material = SHARED / "datasets", Material()
     if not folder.is_dir():
         for name in ("chats.jsonl", "qa.jsonl"):
@@ -192,7 +191,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _sentences(rows: list[dict[str, Any]]) -> list[str]:
-    """The sentences of all texts of at least 20 characters in the rows, without identifiers."""
+    """Return the sentences of all texts of at least 20 characters, except identifiers."""
     found: list[str] = []
 
     def visit(value: Any) -> None:

@@ -1,5 +1,5 @@
-"""How tight and how fast packing in a window is, beside one plan over all and the windows of TRL,
-ms-swift and Grain."""
+"""Density and speed of packing in a window, compared with one plan over all sequences and with the
+windows of TRL, ms-swift and Grain."""
 
 from __future__ import annotations
 
@@ -12,42 +12,34 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.packing import (
-    DEFAULT_LENGTHS,
-    Packs,
-    machine_line,
-    packs_of_grain,
-    packs_of_trl,
-    start_grain,
-    start_trl_pack_dataset,
-)
+from benchmarks.packers import Packs, from_grain, from_trl, start_grain, start_trl_pack_dataset
+from benchmarks.packing import DEFAULT_LENGTHS, machine_line
 from sftprep.packing import pack_lengths
 from sftprep.packing.window import CarryingWindow, Emission, plan_lane
 
 EPILOG = """
-what is measured
-  one plan         pack_lengths over all sequences: what a window is to come near to.
-  carry W          sftprep's window: W sequences are held, the fullest half of the packs leaves, the
-                   rest is carried.
-  cut off W        the same kernel on windows of W that are flushed, for comparison.
+measurements
+  one plan         pack_lengths over all sequences: the density that a window should approach.
+  carry W          sftprep's window: it holds W sequences, emits the fuller half of the packs, and
+                   carries the sequences of the others to the next window.
+  cut off W        the same kernel on windows of W sequences that are emitted completely.
   TRL 1,000        trl.data_utils.pack_dataset as its trainer calls it: windows of 1,000 rows; it
-                   moves the tokens too.
-  ms-swift 128     binpacking.to_constant_volume on windows of 128, with which ms-swift packs
-                   streams; what is left of a window (its last pack, where that is not full) goes
-                   into the next.
-  Grain            grain's best-fit packer with 64 open bins; padded rows of tokens. Peers that are
-                   not installed are left out.
+                   also moves the tokens.
+  ms-swift 128     binpacking.to_constant_volume on windows of 128, as ms-swift packs streams; the
+                   last pack of a window is carried to the next window.
+  Grain            Grain's best-fit packer with 64 open bins; padded rows of tokens.
+  Peers that are not installed are omitted.
 
 columns
-  over    packs more than the lower bound, ceil(tokens / capacity), in percent of it
-  trend   correlation of the number of sequences in a pack with its place in its window: what makes
-          the cost of batches go up and down; 0 is none
-  seq/s   sequences a second
+  over    packs above the lower bound, ceil(tokens / capacity), in percent of the bound
+  trend   correlation of the number of sequences in a pack with its position in its window, which
+          makes the cost of batches rise and fall; 0 is best
+  seq/s   sequences per second
 """
 
 Lengths = NDArray[np.int32]
-Made = tuple[NDArray[np.int64], NDArray[np.float64], int]
-"""Sequences in each pack, the place of each in its window (0 .. 1), packs."""
+WindowPacks = tuple[NDArray[np.int64], NDArray[np.float64], int]
+"""Sequences in each pack, position of each pack in its window (0 to 1), and number of packs."""
 
 
 def main() -> None:
@@ -68,11 +60,11 @@ def main() -> None:
         "--skip",
         nargs="*",
         default=[],
-        help="packers to leave out, by the first word of their names",
+        help="packers to omit, by the first word of their names",
     )
     options = parser.parse_args()
     print(machine_line())
-    plan_lane(np.ones(5000, np.int32), 8, 1000, seed=0, lane=0)  # the kernels are loaded
+    plan_lane(np.ones(5000, np.int32), 8, 1000, seed=0, lane=0)  # loads the compiled kernels
     print(
         f"{'lengths':<24}{'capacity':>9} "
         f" {'packer':<14}{'packs':>8}{'over':>8}{'trend':>8}{'seq/s':>13}"
@@ -85,11 +77,15 @@ def main() -> None:
             ):
                 continue
             start = time.perf_counter()
-            sizes, places, packs = call(lengths, capacity)
+            sizes, positions, packs = call(lengths, capacity)
             seconds = time.perf_counter() - start
             if int(sizes.sum()) != lengths.size:
                 raise SystemExit(f"{packer} packed {int(sizes.sum())} of {lengths.size} sequences")
-            trend = float(np.corrcoef(places, sizes)[0, 1]) if sizes.std() and places.std() else 0.0
+            trend = (
+                float(np.corrcoef(positions, sizes)[0, 1])
+                if sizes.std() and positions.std()
+                else 0.0
+            )
             print(
                 f"{name:<24}{capacity:>9,} "
                 f" {packer:<14}{packs:>8,}{100 * (packs / bound - 1):>7.2f}%{trend:>8.2f}"
@@ -99,7 +95,7 @@ def main() -> None:
 
 
 def cases(options: argparse.Namespace) -> list[tuple[str, int, Lengths]]:
-    """Name, capacity and lengths: drawn from real ones, and generated."""
+    """Return name, capacity and lengths of each case: drawn from real lengths, and generated."""
     found: list[tuple[str, int, Lengths]] = []
     for file in sorted(options.lengths.glob("*.npy")) if options.lengths.is_dir() else []:
         real = np.load(file)
@@ -120,42 +116,43 @@ def cases(options: argparse.Namespace) -> list[tuple[str, int, Lengths]]:
     return found
 
 
-def one_plan(lengths: Lengths, capacity: int) -> Made:
-    """All sequences at once."""
+def plan_at_once(lengths: Lengths, capacity: int) -> WindowPacks:
+    """Pack all sequences with one plan."""
     sizes = np.diff(pack_lengths(lengths, capacity).offsets)
     return sizes, np.arange(sizes.size) / max(1, sizes.size), sizes.size
 
 
-def carrying(size: int) -> Callable[[Lengths, int], Made]:
-    """Our window."""
+def carry_over(size: int) -> Callable[[Lengths, int], WindowPacks]:
+    """Return the packer with sftprep's window of `size` sequences."""
 
-    def call(lengths: Lengths, capacity: int) -> Made:
-        window, emitted, at = CarryingWindow(capacity, size), [], 0
-        while at < lengths.size:
-            until = min(at + window.room, lengths.size)
-            window.add(np.arange(at, until), lengths[at:until])
-            at = until
-            emitted.append(window.pack(flush=at == lengths.size))
-        return _joined(emitted)
+    def call(lengths: Lengths, capacity: int) -> WindowPacks:
+        window, emitted, begin = CarryingWindow(capacity, size), [], 0
+        while begin < lengths.size:
+            end = min(begin + window.room, lengths.size)
+            window.add(np.arange(begin, end), lengths[begin:end])
+            begin = end
+            emitted.append(window.pack(flush=begin == lengths.size))
+        return _join(emitted)
 
     return call
 
 
-def cut_off(size: int) -> Callable[[Lengths, int], Made]:
-    """Windows that are flushed."""
+def flush_all(size: int) -> Callable[[Lengths, int], WindowPacks]:
+    """Return the packer with windows of `size` sequences that are emitted completely."""
 
-    def call(lengths: Lengths, capacity: int) -> Made:
+    def call(lengths: Lengths, capacity: int) -> WindowPacks:
         plans = [
-            pack_lengths(lengths[at : at + size], capacity) for at in range(0, lengths.size, size)
+            pack_lengths(lengths[begin : begin + size], capacity)
+            for begin in range(0, lengths.size, size)
         ]
-        return _joined([Emission(plan.members, plan.offsets) for plan in plans])
+        return _join([Emission(plan.members, plan.offsets) for plan in plans])
 
     return call
 
 
-def trl(lengths: Lengths, capacity: int) -> Made:
-    """TRL's data set of packs; a window ends with its thousandth sequence."""
-    packs = packs_of_trl(start_trl_pack_dataset(lengths, capacity)(), lengths)
+def pack_with_trl(lengths: Lengths, capacity: int) -> WindowPacks:
+    """Pack with TRL; a window ends after 1,000 sequences."""
+    packs = from_trl(start_trl_pack_dataset(lengths, capacity)(), lengths)
     window = (packs.offsets[:-1]) // 1000
     sizes = np.diff(packs.offsets)
     first = np.searchsorted(window, window)
@@ -163,46 +160,45 @@ def trl(lengths: Lengths, capacity: int) -> Made:
     return sizes, (np.arange(sizes.size) - first) / count, sizes.size
 
 
-def swift(lengths: Lengths, capacity: int) -> Made:
-    """binpacking on 128 at a time, with the last bin of a window carried."""
+def pack_with_swift(lengths: Lengths, capacity: int) -> WindowPacks:
+    """Pack 128 sequences at a time with binpacking, and carry the last bin of a window."""
     from binpacking import to_constant_volume
 
     sizes: list[int] = []
-    places: list[float] = []
-    left: list[tuple[int, int]] = []
-    for at in range(0, lengths.size, 128):
-        window = [*left, *((k, int(lengths[k])) for k in range(at, min(at + 128, lengths.size)))]
+    positions: list[float] = []
+    carried: list[tuple[int, int]] = []
+    for begin in range(0, lengths.size, 128):
+        end = min(begin + 128, lengths.size)
+        window = [*carried, *((k, int(lengths[k])) for k in range(begin, end))]
         bins = to_constant_volume(window, capacity, weight_pos=1)
-        bins, left = (bins, []) if at + 128 >= lengths.size else (bins[:-1], bins[-1])
-        sizes += [len(one) for one in bins]
-        places += [k / len(bins) for k in range(len(bins))]
-    return np.array(sizes), np.array(places), len(sizes)
+        bins, carried = (bins, []) if end == lengths.size else (bins[:-1], bins[-1])
+        sizes += [len(members) for members in bins]
+        positions += [k / len(bins) for k in range(len(bins))]
+    return np.array(sizes), np.array(positions), len(sizes)
 
 
-def grain(lengths: Lengths, capacity: int) -> Made:
-    """Grain's packer; it has no windows, so places are those in the whole."""
-    packs: Packs = packs_of_grain(
-        start_grain("BestFitPackIterDataset")(lengths, capacity)(), lengths
-    )
+def pack_with_grain(lengths: Lengths, capacity: int) -> WindowPacks:
+    """Pack with Grain, which has no windows: positions are those among all packs."""
+    packs: Packs = from_grain(start_grain("BestFitPackIterDataset")(lengths, capacity)(), lengths)
     sizes = np.diff(packs.offsets)
     return sizes, np.arange(sizes.size) / sizes.size, sizes.size
 
 
-def _joined(emitted: list[Emission]) -> Made:
-    sizes = [np.diff(one.offsets) for one in emitted]
-    places = [np.arange(one.size) / max(1, one.size) for one in sizes]
-    return np.concatenate(sizes), np.concatenate(places), sum(one.size for one in sizes)
+def _join(emitted: list[Emission]) -> WindowPacks:
+    sizes = [np.diff(emission.offsets) for emission in emitted]
+    positions = [np.arange(window.size) / max(1, window.size) for window in sizes]
+    return np.concatenate(sizes), np.concatenate(positions), sum(map(len, sizes))
 
 
-PACKERS: dict[str, Callable[[Lengths, int], Made]] = {
-    "one plan": one_plan,
-    "carry 256": carrying(256),
-    "carry 1,000": carrying(1000),
-    "carry 4,096": carrying(4096),
-    "cut off 1,000": cut_off(1000),
-    "TRL 1,000": trl,
-    "ms-swift 128": swift,
-    "Grain": grain,
+PACKERS: dict[str, Callable[[Lengths, int], WindowPacks]] = {
+    "one plan": plan_at_once,
+    "carry 256": carry_over(256),
+    "carry 1,000": carry_over(1000),
+    "carry 4,096": carry_over(4096),
+    "cut off 1,000": flush_all(1000),
+    "TRL 1,000": pack_with_trl,
+    "ms-swift 128": pack_with_swift,
+    "Grain": pack_with_grain,
 }
 NEEDS = {"TRL 1,000": "trl", "ms-swift 128": "binpacking", "Grain": "grain"}
 

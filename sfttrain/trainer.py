@@ -164,7 +164,9 @@ class SFTTrainer(ScoringTrainer):
         if self._collator is not None:
             # The batches of a user's collator are padded, and passed to the model unchanged.
             implementation = str(unwrap_peft(self.model).config._attn_implementation)
-            return ForwardMode.of(self.model, implementation, unpack=True), LossPlan(args.loss_type)
+            return ForwardMode.from_model(self.model, implementation, unpack=True), LossPlan(
+                args.loss_type
+            )
         sets = (
             list(self.eval_dataset.values())
             if isinstance(self.eval_dataset, Mapping)
@@ -172,7 +174,11 @@ class SFTTrainer(ScoringTrainer):
         )
         reject_evaluation(sets)
         longest = max(
-            (longest_in(source) for source in [self.train_dataset, *sets] if source is not None),
+            (
+                max_sequence_length(source)
+                for source in [self.train_dataset, *sets]
+                if source is not None
+            ),
             default=0,
         )
         autocast_dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -212,7 +218,7 @@ class SFTTrainer(ScoringTrainer):
             rows, collate = self._train_batch_size, self._collate_function(self.train_dataset)
             self._stream = TrainLoader(self.train_dataset, self.args, rows, collate)
             if self.resumed_from is not None:
-                self._stream.go_on(self.resumed_from)
+                self._stream.restore(self.resumed_from)
             return self._stream
         return self._create_loader(self.train_dataset, self.step_plan())
 
@@ -257,7 +263,7 @@ class SFTTrainer(ScoringTrainer):
 
     def _collate_function(self, source: Any) -> Callable[[list[Any]], Any]:
         if self._collator is not None:
-            return partial(collated, collator=self._collator, spare=source[0])
+            return partial(collate_custom, collator=self._collator, spare=source[0])
         multiple = self.args.pad_to_multiple_of
         if multiple is None:
             return collate_packs

@@ -26,9 +26,10 @@ from sfttrain.config.attention_names import reject_mixing
 from sfttrain.config.model_config import ModelConfig
 from sfttrain.config.sft_config import SFTConfig
 from sfttrain.config.unsupported import reject_unsupported
-from sfttrain.data.inputs import rows_given
+from sfttrain.data.inputs import needs_tokenizer, to_row_source
 from sfttrain.data.once_per_node import Ranks
-from sfttrain.data.prepare import DataPreparation, DataSettings, needs_tokenizer
+from sfttrain.data.prepare import DataPreparation
+from sfttrain.data.settings import DataSettings
 from sfttrain.models.adapters import add_adapter
 from sfttrain.models.loading import (
     get_kbit_device_map,
@@ -36,7 +37,7 @@ from sfttrain.models.loading import (
     is_commit,
     load_model,
 )
-from sfttrain.models.tokenizer import settle_tokenizer
+from sfttrain.models.tokenizer import resolve_tokenizer
 from sfttrain.models.unwrap import unwrap_peft
 from sfttrain.trainer_datasets import (
     TrainerParts,
@@ -94,7 +95,7 @@ def resolve_trainer_parts(
         _warn_of_missing_layers(model, peft_config)
     # 4. Prepare the datasets.
     preparation = DataPreparation(
-        DataSettings.of(args, tokens.tokenizer),
+        DataSettings.from_config(args, tokens.tokenizer),
         tokenizer=tokens.tokenizer,
         formatting=formatting,
         ranks=Ranks(args.process_index, args.local_process_index, args.world_size),

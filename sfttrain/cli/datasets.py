@@ -120,8 +120,8 @@ def open_run_stream(
         TokenizerError: The model has no usable tokenizer.
         SftprepError: The first records cannot be used.
     """
-    from sfttrain.data.prepare import DataSettings
-    from sfttrain.models.tokenizer import tokenizer_of
+    from sfttrain.data.settings import DataSettings
+    from sfttrain.models.tokenizer import load_required_tokenizer
 
     if training.max_steps <= 0:
         raise ConfigError(
@@ -133,7 +133,7 @@ def open_run_stream(
         revision=model_config.model_revision,
         trust_remote_code=model_config.trust_remote_code,
     )
-    settings = DataSettings.of(training, tokenizer).build_settings(packing=True)
+    settings = DataSettings.from_config(training, tokenizer).build_settings(packing=True)
     config = BuildConfig.of(
         **{
             **settings,

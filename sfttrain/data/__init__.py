@@ -1,1 +1,1 @@
-"""From records or packs to the batches of a training step."""
+"""Preparation of datasets, and their packs as batches of a training step."""

@@ -1,5 +1,8 @@
-"""From packs to batches: which packs each rank trains on at each step, and how they become one
-padding-free row."""
+"""Batches of packs: the packs of each rank and step, joined into one padding-free row.
+
+`StepPlan` decides which packs a rank trains on at each step, `StepSampler` and `PackLoader` hand
+this plan to torch, and `collate_packs` joins the packs of a device batch.
+"""
 
 from __future__ import annotations
 
@@ -17,70 +20,83 @@ from sfttrain.data.packs import PackLike, PackSource
 
 
 class RowBatch(TypedDict):
-    """The packs of a device batch as one padding-free row of T tokens, S sequences and n scored
-    positions (n >= 1).
+    """A device batch as one padding-free row of T tokens, S sequences and n scored positions.
 
-    A scored position is one whose next token is trained; where nothing is, position 0 stands alone
-    with target -100.
+    A position is scored if the token after it is trained. n is at least 1: in a row without a
+    trained token, position 0 is the only scored position, and its target is -100.
+
+    Example:
+        Sequences [5, 6, 7] and [8, 9] with 6, 7 and 9 trained:
+        input_ids    [[5, 6, 7, 8, 9]]      cu_seq_lens_q  [0, 3, 5]
+        position_ids [[0, 1, 2, 0, 1]]      scored         [0, 1, 3]
+        labels       [[-100, 6, 7, -100, 9]]  targets      [6, 7, 9]
     """
 
     input_ids: Tensor
-    """int64 [1, T]"""
+    """Token ids, int64 [1, T]."""
     position_ids: Tensor
-    """int64 [1, T], restarting at 0 with every sequence"""
+    """Positions, int64 [1, T], which restart at 0 with every sequence."""
     labels: Tensor
-    """int64 [1, T]: the token where it is trained, else -100; never at the first token of a
-    sequence"""
+    """The token where it is trained, else -100, int64 [1, T]; -100 at the first token of every
+    sequence."""
     cu_seq_lens_q: Tensor
-    """int32 [S + 1]: where sequences start and end"""
+    """Offsets of the sequences, int32 [S + 1], as flash attention expects them for queries."""
     cu_seq_lens_k: Tensor
-    """the same"""
+    """The same offsets, for keys."""
     max_length_q: int
-    """length of the longest sequence"""
+    """Length of the longest sequence in tokens, for queries."""
     max_length_k: int
-    """the same"""
+    """The same length, for keys."""
     seq_lens: tuple[int, ...]
-    """lengths of the S sequences, for code that must not wait for the device"""
+    """Lengths of the S sequences on the host, for code that must not wait for the device."""
     scored: Tensor
-    """int64 [n]: positions whose next token is trained, ascending"""
+    """Ascending positions whose next token is trained, int64 [n]."""
     targets: Tensor
-    """int64 [n]: that next token"""
+    """The token after each scored position, int64 [n]."""
     weights: Tensor | None
-    """float32 [n]: what each target weighs in the loss; None where all weigh 1"""
+    """Weight of each target in the loss, float32 [n]; None if all weights are 1."""
     total_weight: float
-    """sum of those weights; without them the number of targets that count"""
+    """Sum of `weights`; without weights, the number of targets other than -100."""
     origins: tuple[int, ...]
-    """origin of each sequence that has one, to name its row where training fails"""
+    """Origin of each sequence that has one; names the record where training fails."""
 
 
 def collate_packs(packs: Sequence[PackLike]) -> RowBatch:
-    """Put the packs of a device batch into one padding-free row; see `RowBatch`.
+    """Join the packs of a device batch into one padding-free row.
 
-    No pack at all gives a row of two tokens, neither trained: what a rank gets that has nothing
-    left in the last step. A pack may have `loss_weights`, float32 [T]: what each token weighs in
-    the loss where it is trained. One that has none beside one that has some weighs 1 a token; a
-    token of weight 0 is not trained.
+    Args:
+        packs: The packs. A pack may have `loss_weights`, float32 [T]: the weight of each token in
+            the loss where it is trained. A pack without them has weight 1 for every token if
+            another pack has them. A token of weight 0 is not trained. An empty sequence of packs,
+            which a rank gets if the last step has no packs left for it, gives a row of two tokens
+            of which none is trained.
+
+    Returns:
+        The row; see `RowBatch`.
     """
-    ids = _joined([p.input_ids for p in packs], [0, 0], np.int64)
-    trained = _joined([p.completion_mask for p in packs], [0, 0], np.bool_)
-    token_weights = _weights(packs)
+    # Join the columns of all packs.
+    ids = _concatenate([p.input_ids for p in packs], [0, 0], np.int64)
+    trained = _concatenate([p.completion_mask for p in packs], [0, 0], np.bool_)
+    token_weights = _join_weights(packs)
     if token_weights is not None:
         trained &= token_weights != 0
-    lengths = _joined([p.seq_lengths for p in packs], [2], np.int64)
+    lengths = _concatenate([p.seq_lengths for p in packs], [2], np.int64)
     lengths = lengths[lengths > 0]
-    bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    starts = bounds[:-1]
+    # Compute the offsets of the sequences, and positions that restart with each of them.
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    starts = offsets[:-1]
     position_ids = np.arange(len(ids), dtype=np.int64) - np.repeat(starts, lengths)
+    # Find the scored positions, whose next token is trained.
     labels = np.where(trained, ids, -100)
-    labels[starts] = -100  # nothing of the same sequence comes before its first token
+    labels[starts] = -100  # the token before it belongs to another sequence
     scored = np.flatnonzero(labels[1:] != -100)
     targets = labels[scored + 1]
     if len(scored) == 0:
-        # The row still goes through the model, so that every rank takes part in every step; its
-        # loss is 0.
+        # The row passes through the model nevertheless, because every rank must take part in every
+        # step; the loss of the row is 0.
         scored, targets, token_weights = np.zeros(1, np.int64), np.full(1, -100, np.int64), None
     weights = None if token_weights is None else token_weights[scored + 1]
-    cu_seq_lens = torch.from_numpy(bounds.astype(np.int32))
+    cu_seq_lens = torch.from_numpy(offsets.astype(np.int32))
     longest = int(lengths.max())
     return RowBatch(
         input_ids=torch.from_numpy(ids)[None],
@@ -103,9 +119,8 @@ def collate_packs(packs: Sequence[PackLike]) -> RowBatch:
     )
 
 
-def _weights(packs: Sequence[PackLike]) -> NDArray[np.float32] | None:
-    """What the tokens of all packs weigh, float32 [T], or None where no pack says anything of
-    it."""
+def _join_weights(packs: Sequence[PackLike]) -> NDArray[np.float32] | None:
+    """Return the weights of the tokens of all packs, float32 [T]; None if no pack has weights."""
     parts = [getattr(p, "loss_weights", None) for p in packs]
     if all(part is None for part in parts):
         return None
@@ -119,8 +134,8 @@ def _weights(packs: Sequence[PackLike]) -> NDArray[np.float32] | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Filler:
-    """Padding as a sequence of its own, in which nothing is trained."""
+class _FillerPack:
+    """Padding as a sequence of its own, without a trained token."""
 
     input_ids: NDArray[np.int32]
     completion_mask: NDArray[np.bool_]
@@ -128,31 +143,40 @@ class _Filler:
 
 
 def collate_filled(packs: Sequence[PackLike], *, multiple: int, pad_token_id: int) -> RowBatch:
-    """As `collate_packs`, with the row filled up to a multiple of so many tokens, by one sequence
-    that trains nothing."""
+    """Join packs as `collate_packs` does, in a row whose length is a multiple of `multiple`.
+
+    Args:
+        packs: The packs of a device batch.
+        multiple: The unit of the row length in tokens.
+        pad_token_id: The id of the padding tokens. They form one sequence of their own, of which
+            no token is trained.
+    """
     tokens = sum(len(p.input_ids) for p in packs) or 2
     missing = -tokens % multiple
     if not missing:
         return collate_packs(packs)
-    # Where there is no pack at all, the two tokens that stand for it are the filler's own.
+    # `collate_packs` adds two placeholder tokens only where there is no pack, and the filler is
+    # one: the filler must replace them.
     size = missing if packs else missing + 2
-    filler = _Filler(
+    filler = _FillerPack(
         np.full(size, pad_token_id, np.int32), np.zeros(size, np.bool_), np.array([size], np.int32)
     )
     return collate_packs([*packs, filler])
 
 
-def _joined(parts: list[NDArray[Any]], instead: list[int], dtype: type[np.generic]) -> NDArray[Any]:
-    """The parts one after the other, as a new array; `instead` where there are none."""
-    return np.concatenate(parts).astype(dtype) if parts else np.array(instead, dtype)
+def _concatenate(
+    parts: list[NDArray[Any]], default: list[int], dtype: type[np.generic]
+) -> NDArray[Any]:
+    """Return the joined parts as a new array; `default` if there are no parts."""
+    return np.concatenate(parts).astype(dtype) if parts else np.array(default, dtype)
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Which packs are trained at which step: a pure function of the seed, the epoch and the step.
+    """Assignment of packs to steps: a pure function of the seed, the epoch and the step.
 
-    The packs of an optimizer step do not depend on how many ranks share them, so a run goes the
-    same way on any number of them, as long as rows * accumulation * world stays the same.
+    The packs of an optimizer step do not depend on the number of ranks that share them. Runs on
+    different numbers of ranks are therefore equal if rows * accumulation * world is equal.
     """
 
     packs: int
@@ -162,44 +186,55 @@ class StepPlan:
     accumulation: int = 1
     """Device batches of a rank in an optimizer step."""
     world: int = 1
-    """Ranks."""
+    """Number of ranks."""
     seed: int = 0
+    """Seed of the order."""
     shuffle: bool = True
+    """Whether each epoch has an order of its own; else packs keep the order of the source."""
     drop_last: bool = False
-    """Leave out the last, smaller step of an epoch."""
+    """Whether the last step of an epoch is omitted if it is smaller than the others."""
 
     @property
     def packs_per_step(self) -> int:
-        """Packs of a whole optimizer step, over all ranks."""
+        """Number of packs in a full optimizer step, over all ranks."""
         return self.rows * self.accumulation * self.world
 
     @property
     def batches(self) -> int:
-        """Device batches of each rank in an epoch: the same for all ranks, known without asking
-        them."""
-        whole, rest = divmod(self.packs, self.packs_per_step)
+        """Number of device batches of each rank in an epoch.
+
+        It is equal on all ranks, and each rank computes it without communication.
+        """
+        full_steps, rest = divmod(self.packs, self.packs_per_step)
         tail = -(-rest // (self.rows * self.world))
-        return whole * self.accumulation + (0 if self.drop_last and whole else tail)
+        return full_steps * self.accumulation + (0 if self.drop_last and full_steps else tail)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """The packs in the order of the epoch: int64 [packs], each once."""
+        """Return the indices of the packs in the order of the epoch: int64 [packs]."""
         if not self.shuffle:
             return np.arange(self.packs, dtype=np.int64)
         return np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(self.packs)
 
     def batch(self, order: NDArray[np.int64], number: int, rank: int) -> NDArray[np.int64]:
-        """Packs of device batch `number` (from 0) of a rank: at most `rows`; none where the last
-        step has run out."""
+        """Return the indices of the packs of one device batch.
+
+        Args:
+            order: The order of the epoch, int64 [packs].
+            number: The 0-based number of the device batch within the epoch.
+            rank: The rank.
+
+        Returns:
+            int64 with at most `rows` entries; empty where the last step has no packs left.
+        """
         begin = (number * self.world + rank) * self.rows
         return order[begin : begin + self.rows]
 
 
 class StepSampler(Sampler[list[int]]):
-    """The plan of one rank as a batch sampler: for the loader, and for transformers' skip and
-    set_epoch.
+    """Batch sampler of one rank, which follows a `StepPlan`.
 
-    It is rank-aware already, and must not be prepared by accelerate, which would share it out once
-    more.
+    transformers' Trainer skips batches and sets the epoch on it. It must not be prepared by
+    accelerate, which would divide the batches among the ranks a second time.
     """
 
     def __init__(self, plan: StepPlan, rank: int = 0) -> None:
@@ -214,12 +249,12 @@ class StepSampler(Sampler[list[int]]):
             yield self.plan.batch(order, number, self.rank).tolist()
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next."""
+        """Set the epoch whose order the next iteration follows."""
         self.epoch = epoch
 
 
 class PackLoader(DataLoader[RowBatch]):
-    """A DataLoader of collated rows that passes the epoch on to its sampler."""
+    """DataLoader of collated rows that passes the epoch to its sampler."""
 
     def __init__(
         self,
@@ -230,8 +265,15 @@ class PackLoader(DataLoader[RowBatch]):
         workers: int = 0,
         **options: Any,
     ) -> None:
-        """source: packs, or rows for another `collate`, by number; options: those of torch's
-        DataLoader."""
+        """Create a loader.
+
+        Args:
+            source: Packs by index, or the rows that `collate` takes.
+            sampler: The batches of this rank.
+            collate: The function that makes a batch from the items.
+            workers: The number of worker processes; 0 loads in this process.
+            options: Further arguments of torch's DataLoader.
+        """
         super().__init__(
             cast(Any, _PackDataset(source)),
             batch_sampler=cast(Any, sampler),
@@ -241,7 +283,7 @@ class PackLoader(DataLoader[RowBatch]):
         )
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next."""
+        """Set the epoch whose order the next iteration follows."""
         cast(StepSampler, self.batch_sampler).set_epoch(epoch)
 
 

@@ -1,5 +1,7 @@
-"""Batches that a user's own collator makes, such as those of pictures and text: fed to the model as
-they are."""
+"""Batches of a user-provided collator, such as batches of images and text.
+
+They are passed to the model unchanged.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +15,23 @@ from sftprep.errors import ConfigError
 Collator = Callable[[list[Any]], Mapping[str, Any]]
 
 
-def collated(rows: list[Any], *, collator: Collator, spare: Any) -> dict[str, Any]:
-    """The collator's batch, and how many targets it has as `total_weight`.
+def collate_custom(rows: list[Any], *, collator: Collator, spare: Any) -> dict[str, Any]:
+    """Return the batch of a user's collator, with its number of targets as `total_weight`.
 
-    A rank that has no rows left in the last step gets `spare`, of which nothing is trained.
-    Raises ConfigError where the batch has no labels.
+    Args:
+        rows: The rows of a device batch; empty if the last step has no rows left for this rank.
+        collator: The function that makes the batch.
+        spare: A row for a rank without rows, which must still run the model; its labels are
+            set to -100.
+
+    Raises:
+        ConfigError: If the batch has no labels.
     """
     batch = dict(collator(rows if rows else [spare]))
     if "labels" not in batch:
         raise ConfigError(
-            f"the data_collator's batch has no labels, it has {', '.join(batch)}",
-            remedy='set batch["labels"]: the token where it is trained, -100 elsewhere',
+            f"the batch of the data_collator has no labels; it has {', '.join(batch)}",
+            remedy='set batch["labels"] to the token where it is trained, and to -100 elsewhere',
         )
     if not rows:
         batch["labels"] = torch.full_like(batch["labels"], -100)

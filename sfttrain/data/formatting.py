@@ -1,5 +1,7 @@
-"""A user's function that makes texts of rows: called once a row, or on columns of several rows, as
-older TRL did."""
+"""A user's formatting function, which makes texts from rows.
+
+It is called with one row, or with the columns of several rows, as older versions of TRL did.
+"""
 
 from __future__ import annotations
 
@@ -13,53 +15,64 @@ FormattingFunction = Callable[[Any], "str | list[str]"]
 Row = Mapping[str, Any]
 
 _BATCH = 1000
+"""Rows in a call of a function that takes columns; the batch size of older TRL."""
 
 
-def formatted(
+def format_rows(
     rows: Iterable[Row], function: FormattingFunction, text_field: str
 ) -> Iterator[dict[str, str]]:
-    """The rows as `{text_field: text}`, and nothing else of them.
+    """Yield `{text_field: text}` for each text that the function makes from the rows.
 
-    A function that returns text is called once a row. One that returns a list is either of the
-    older kind, called with a dictionary of columns for several rows and returning a text for each;
-    or it makes several texts of one row. Which one is found out by calling it on two rows and on
-    three. Raises ConfigError where it returns something else, or fails.
+    A function that returns a string is called once per row. A function that returns a list takes
+    either the columns of several rows, and returns one text per row, or one row, and returns
+    several texts. The two are told apart by calls on two and on three rows.
+
+    Args:
+        rows: The rows of a dataset.
+        function: The user's function.
+        text_field: The key of the text in the result.
+
+    Raises:
+        ConfigError: If the function returns another type, or raises an exception.
+
+    Example:
+        format_rows([{"q": "a"}], lambda row: f"Q: {row['q']}", "text")  ->  {"text": "Q: a"}
     """
     remaining = iter(rows)
     first = list(islice(remaining, 3))
     if not first:
         return
-    every = chain(first, remaining)
-    if _is_for_columns(function, first):
-        for number, batch in enumerate(_batches(every)):
-            texts = _texts_of(
+    all_rows = chain(first, remaining)
+    if _takes_columns(function, first):
+        for number, batch in enumerate(_batches(all_rows)):
+            texts = _call(
                 function, _columns(batch), f"in the {len(batch)} rows after row {number * _BATCH}"
             )
             if len(texts) != len(batch):
                 raise ConfigError(
                     f"formatting_func returned {len(texts)} texts for {len(batch)} rows",
-                    remedy="return one text a row",
+                    remedy="return one text per row",
                 )
             yield from ({text_field: text} for text in texts)
         return
-    for number, row in enumerate(every, 1):
-        yield from ({text_field: text} for text in _texts_of(function, row, f"at row {number}"))
+    for number, row in enumerate(all_rows, 1):
+        yield from ({text_field: text} for text in _call(function, row, f"at row {number}"))
 
 
-def _is_for_columns(function: FormattingFunction, first: list[Row]) -> bool:
-    """Whether the function takes columns: a list for the first row, and one text a row for two rows
-    and for three."""
+def _takes_columns(function: FormattingFunction, first: list[Row]) -> bool:
+    """Return whether the function takes the columns of several rows."""
     try:
         if isinstance(function(first[0]), str):
             return False
     except Exception:
-        # A function for columns may well fail on a row; one for rows fails on its first row again,
-        # where the user sees it.
-        return _one_text_a_row(function, first)
-    return _one_text_a_row(function, first)
+        # A function of columns may fail on a single row. A function of rows fails on its first row
+        # once more in `format_rows`, which reports the error.
+        return _returns_text_per_row(function, first)
+    return _returns_text_per_row(function, first)
 
 
-def _one_text_a_row(function: FormattingFunction, first: list[Row]) -> bool:
+def _returns_text_per_row(function: FormattingFunction, first: list[Row]) -> bool:
+    # Two counts are tried because a function of one row may return two texts for any input.
     for count in (2, 3):
         rows = [first[number % len(first)] for number in range(count)]
         try:
@@ -85,20 +98,21 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield batch
 
 
-def _texts_of(function: FormattingFunction, given: Any, where: str) -> list[str]:
+def _call(function: FormattingFunction, argument: Any, position: str) -> list[str]:
+    """Return the texts that the function makes from one row or from columns."""
     try:
-        result = function(given)
+        result = function(argument)
     except Exception as error:
         raise ConfigError(
-            f"formatting_func failed {where}: {type(error).__name__}: {error}",
-            remedy="mend the function, or the row",
+            f"formatting_func failed {position}: {type(error).__name__}: {error}",
+            remedy="fix the function, or the row",
         ) from error
     texts = [result] if isinstance(result, str) else result
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         found = (
             type(result).__name__
             if not isinstance(result, list)
-            else "list that holds something else"
+            else "list whose items are not all strings"
         )
         raise ConfigError(
             f"formatting_func returned a {found}",

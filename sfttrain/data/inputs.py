@@ -1,39 +1,58 @@
-"""What a user gives as a dataset, as something that can be read from its first row to its last,
-more than once."""
+"""Datasets as the user passes them: their kinds, and their rows as a source that can be reread."""
 
 from __future__ import annotations
 
+import glob
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePath
-from typing import Any, Protocol
+from pathlib import Path, PurePath
+from typing import Any
 
 from sftprep.errors import ConfigError
+from sftprep.shards import MANIFEST_NAME
 from sfttrain.data.streaming import is_stream
+from sfttrain.data.token_rows import IndexedRows, has_packed_tokens, has_tokens
+
+_VALID_DATASETS = (
+    "pass a datasets.Dataset or IterableDataset, a list of dictionaries, the path of a file of"
+    " records, or the folder of a build of `sftprep build`"
+)
 
 
 def is_packs(source: Any) -> bool:
-    """Whether `source` is packs: by number, as `sftprep.open_shards` gives them, or a stream of
-    them."""
+    """Return whether a source holds packs: by index, or as a stream."""
     return callable(getattr(source, "seq_lengths", None)) or is_stream(source)
 
 
-def rows_given(source: Any, name: str) -> Any:
-    """The source, or the rows of one that knows them by number only, such as a torch Dataset. name:
-    what to call it in messages.
+def is_build(source: Any) -> bool:
+    """Return whether a source is the path of a finished build."""
+    return isinstance(source, (str, os.PathLike)) and (Path(source) / MANIFEST_NAME).exists()
 
-    Raises ConfigError for what can be read once only (a generator): the look at its first rows
-    would take them out of the training, and each process of a run would need its own.
+
+def to_row_source(source: Any, name: str) -> Any:
+    """Return a dataset as a source that can be iterated more than once.
+
+    Args:
+        source: The dataset. One that has rows only by index, such as a torch Dataset, is wrapped
+            in a sequence; every other dataset is returned unchanged.
+        name: The name of the dataset in messages.
+
+    Raises:
+        ConfigError: If the rows can be read only once, as those of a generator. The check of the
+            first rows would remove them from the training, and each process of a run needs its own
+            iteration.
     """
     if source is None or is_packs(source) or isinstance(source, (str, bytes, PurePath, Mapping)):
         return source
     if isinstance(source, Iterable):
+        # An iterator returns itself; a source of several iterations returns a new iterator.
         if iter(source) is iter(source):
             raise ConfigError(
                 f"{name} is a {type(source).__name__}, which can be read once only",
-                remedy=(
-                    f"give list({name}), or datasets.Dataset.from_generator with the function that"
-                    " makes it"
-                ),
+                remedy=[
+                    f"pass list({name})",
+                    "use datasets.Dataset.from_generator with the generator function",
+                ],
             )
         return source
     if not hasattr(source, "__getitem__"):
@@ -41,28 +60,106 @@ def rows_given(source: Any, name: str) -> Any:
     if not hasattr(source, "__len__"):
         raise ConfigError(
             f"{name} is a {type(source).__name__} that does not say how many rows it has",
-            remedy="give its class a __len__, or make it a datasets.Dataset",
+            remedy=["give its class a __len__ method", "convert it to a datasets.Dataset"],
         )
-    return NumberedRows(source)
+    return BoundedRows(source)
 
 
-class _ByNumber(Protocol):
-    def __len__(self) -> int: ...
+class BoundedRows(Sequence[Any]):
+    """Rows of a dataset whose `__getitem__` may accept an index past the last row."""
 
-    def __getitem__(self, index: int, /) -> Any: ...
-
-
-class NumberedRows(Sequence[Any]):
-    """Rows of a dataset whose __getitem__ need not know where it ends."""
-
-    def __init__(self, rows: _ByNumber) -> None:
+    def __init__(self, rows: IndexedRows) -> None:
         self._rows = rows
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: Any, /) -> Any:
-        """One row. Raises IndexError past the last."""
+        """Return one row; raise IndexError past the last row, which ends an iteration."""
         if not -len(self._rows) <= index < len(self._rows):
             raise IndexError(index)
         return self._rows[index % len(self._rows)]
+
+
+def needs_tokenizer(source: Any, *, skip_prepare: bool) -> bool:
+    """Return whether a dataset must be tokenized.
+
+    Args:
+        source: The dataset.
+        skip_prepare: Whether tokenized rows are used as they are (skip_prepare_dataset).
+    """
+    if source is None or is_packs(source) or is_build(source):
+        return False
+    if isinstance(source, (str, os.PathLike, Mapping)) or not hasattr(source, "__iter__"):
+        return True
+    first = next(iter(source), None)
+    return not (
+        isinstance(first, Mapping)
+        and (has_packed_tokens(first) or (skip_prepare and has_tokens(first)))
+    )
+
+
+def first_row(source: Any, name: str) -> Mapping[str, Any]:
+    """Return the first row of a dataset.
+
+    Args:
+        source: The dataset.
+        name: The name of the dataset in messages.
+
+    Raises:
+        ConfigError: If there is no row, or if the first row is not a mapping.
+    """
+    try:
+        first = next(iter(source), None)
+    except TypeError as error:
+        raise ConfigError(
+            f"{name} is a {type(source).__name__}, which holds no rows", remedy=_VALID_DATASETS
+        ) from error
+    if first is None:
+        raise ConfigError(
+            f"{name} holds no rows", remedy="check that it is the dataset that you meant"
+        )
+    if not isinstance(first, Mapping):
+        raise ConfigError(
+            f"{name} holds a {type(first).__name__} instead of a row", remedy=_VALID_DATASETS
+        )
+    return first
+
+
+def select_split(source: Any, name: str) -> Any:
+    """Return the split of a DatasetDict that is called train, or its only one.
+
+    Any other source is returned unchanged. `name` is the name of the dataset in messages.
+    """
+    if not isinstance(source, Mapping):
+        return source
+    if "train" in source or len(source) == 1:
+        return source["train"] if "train" in source else next(iter(source.values()))
+    raise ConfigError(
+        f"{name} has the splits {', '.join(map(str, source))}",
+        remedy=f"choose one: {name}=dataset[SPLIT]",
+    )
+
+
+def file_stamps(path: str) -> list[Any] | None:
+    """Return path, size and modification time of every file that a path names.
+
+    Args:
+        path: A file, a folder or a glob.
+
+    Returns:
+        One [absolute path, bytes, nanoseconds] per file; None if there is no such local file.
+    """
+    expanded = os.path.expanduser(path)
+    matches = sorted(glob.glob(expanded)) if glob.has_magic(expanded) else [expanded]
+    files = [
+        str(file)
+        for match in matches
+        for file in (
+            sorted(p for p in Path(match).rglob("*") if p.is_file())
+            if Path(match).is_dir()
+            else [Path(match)]
+        )
+        if file.is_file()
+    ]
+    return [[os.path.abspath(f), os.path.getsize(f), os.stat(f).st_mtime_ns] for f in files] or None

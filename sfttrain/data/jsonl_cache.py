@@ -1,5 +1,7 @@
-"""Rows of a dataset as a file of JSON lines, named by its content, so that a build reads it as any
-other."""
+"""Rows of a dataset as a JSON Lines file that is named by its content.
+
+A build reads such a file like any other input, and two datasets with equal rows share one file.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,19 @@ from sftprep.shards import storage_errors
 def write_rows(
     rows: Callable[[], Iterable[Mapping[str, Any]]], folder: Path, *, known_as: str | None
 ) -> tuple[Path, str]:
-    """Write the rows, unless they are there already; the file, and the digest of its content.
+    """Write rows as JSON Lines, unless the folder has them already.
 
-    rows: starts an iteration over them; known_as: what `datasets` calls this state of a dataset,
-    None where nothing names it. Raises StorageError where the folder cannot be written.
+    Args:
+        rows: Starts an iteration over the rows. It is not called if `known_as` names a file.
+        folder: The folder of the files; it is created if necessary.
+        known_as: The fingerprint that `datasets` assigns to this state of a dataset; None if the
+            rows have no fingerprint.
+
+    Returns:
+        The path of the file, and the digest of its content.
+
+    Raises:
+        StorageError: If the folder cannot be written to.
     """
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -32,60 +43,60 @@ def write_rows(
             path = folder / os.readlink(link)
             return path, path.stem
         _remove_orphans(folder)
-        handle, half = _own_file(folder)
+        handle, temporary = _create_locked_file(folder)
     state = xxhash.xxh3_128()
     try:
         with os.fdopen(handle, "wb") as file:
             for lines in json_lines(rows()):
                 state.update(lines)
+                # Only the write is inside: an OSError of the user's own rows passes unchanged.
                 with storage_errors(folder):
                     file.write(lines)
         content = state.hexdigest()
         path = folder / f"{content}.jsonl"
-        _name(Path(half), path)
+        _rename_unless_present(Path(temporary), path)
     finally:
-        Path(half).unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
     if link is not None:
         link.unlink(missing_ok=True)
-        with suppress(FileExistsError):  # another process was quicker, with the same content
+        with suppress(FileExistsError):  # another process made the same link first
             link.symlink_to(path.name)
     return path, content
 
 
-def _name(half: Path, path: Path) -> None:
-    """Give a file its name, unless that stands for the same content already.
+def _rename_unless_present(temporary: Path, path: Path) -> None:
+    """Give a file its final name, unless a complete file has this name.
 
-    A build may be reading the file of that name, and would take another one in its place for a
-    change.
+    A build may be reading the file of that name. It would report a replacement as a changed input,
+    although the content is the same.
     """
     try:
-        os.link(half, path)
+        os.link(temporary, path)
     except FileExistsError:
-        if path.stat().st_size != half.stat().st_size:  # cut off, when the machine went down
-            os.replace(half, path)
-    except OSError:  # a file system without hard links
-        os.replace(half, path)
+        # A shorter file was truncated by a crash of the machine.
+        if path.stat().st_size != temporary.stat().st_size:
+            os.replace(temporary, path)
+    except OSError:  # the file system has no hard links
+        os.replace(temporary, path)
 
 
-def _own_file(folder: Path) -> tuple[int, str]:
-    """A new file, locked for as long as it is written, so that others can tell that somebody
-    does."""
+def _create_locked_file(folder: Path) -> tuple[int, str]:
+    """Create a temporary file with a lock, which shows other processes that it is in use."""
     while True:
         handle, path = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
         fcntl.flock(handle, fcntl.LOCK_EX)
-        if os.path.exists(
-            path
-        ):  # between its making and the lock it may have been taken for an orphan
+        # Another process may have removed it as an orphan before it was locked.
+        if os.path.exists(path):
             return handle, path
         os.close(handle)
 
 
 def _remove_orphans(folder: Path) -> None:
-    """Remove what writers left behind that were killed: files that nobody has locked."""
+    """Remove the temporary files of killed processes, which are not locked any more."""
     for path in folder.glob(".*.tmp"):
         try:
             with path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink(missing_ok=True)
         except (BlockingIOError, FileNotFoundError):
-            continue  # it is being written, or somebody else was quicker
+            continue  # a process is writing it, or another process removed it

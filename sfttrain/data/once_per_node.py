@@ -1,5 +1,8 @@
-"""Work that one process of each machine does, while the others wait at the file system and not in a
-collective that times out."""
+"""Work that one process of each machine does for all processes of the machine.
+
+The other processes wait at the file system. They do not wait in a collective operation, which would
+time out during a long preparation.
+"""
 
 from __future__ import annotations
 
@@ -24,103 +27,115 @@ _LOCK = "working"
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which process this is: of `world` in all, and of those on its machine the `local`-th (from
-    0)."""
+    """Identity of this process among the processes of a run."""
 
     rank: int = 0
+    """The 0-based index among all processes."""
     local: int = 0
+    """The 0-based index among the processes of this machine."""
     world: int = 1
+    """Number of all processes."""
 
     @property
-    def leads(self) -> bool:
+    def is_leader(self) -> bool:
         """Whether this process does the work for its machine."""
         return self.local == 0
 
 
 class OncePerMachine:
-    """Runs work in the first process of each machine and hands its result, or its error, to the
-    others.
+    """Runs work in the first process of each machine and shares its result or its error.
 
-    The processes meet once, before the first work begins, to learn of a folder of their leader's;
-    that is a collective, but nobody is late for it. From then on they look into that folder. The
-    leader holds a lock in it: when it is free and no result is there, the leader has died, and the
-    others say so instead of waiting for ever.
+    1. Before the first work, all processes meet in one collective operation, in which the leaders
+       publish the path of a folder. No process is late for it, because no work has begun.
+    2. The leader writes each result to a file in its folder, and the others poll for this file.
+    3. The leader holds a lock in the folder. If the lock is free and there is no result, the leader
+       has died, and the others raise an error and do not wait for ever.
     """
 
     def __init__(self, ranks: Ranks) -> None:
-        self._ranks, self._number = ranks, 0
-        self._folder: Path | None = None
+        self._ranks = ranks
+        self._number = 0  # of the latest call of `do`, which names the file of its result
+        self._folder: Path | None = None  # of this machine's leader; None before the first work
 
     def do(self, work: Callable[[], Result]) -> Result:
-        """What `work` returns in the leader. Every process must call this, in the same order.
-        Raises what `work` raises there."""
+        """Return the result of `work`, which runs in the leader only.
+
+        Every process must call this method, in the same order. An exception of `work` is raised in
+        all processes of the machine.
+        """
         if self._ranks.world == 1:
             return work()
         if self._folder is None:
-            self._folder = self._met()
+            self._folder = self._exchange_folders()
         self._number += 1
-        place = self._folder / f"result-{self._number}"
-        if self._ranks.leads:
-            return self._lead(work, place)
-        result: Result = self._follow(place)
+        path = self._folder / f"result-{self._number}"
+        if self._ranks.is_leader:
+            return self._run_as_leader(work, path)
+        result: Result = self._wait_for_leader(path)
         return result
 
-    def _met(self) -> Path:
+    def _exchange_folders(self) -> Path:
+        """Return the folder of this machine's leader; the leader creates and locks it."""
         from accelerate.utils import gather_object
 
-        own = ""
-        if self._ranks.leads:
-            own = tempfile.mkdtemp(prefix="sfttrain-")
-            atexit.register(shutil.rmtree, own, ignore_errors=True)
-            self._lock: Any = (Path(own) / _LOCK).open("wb")
+        folder = ""
+        if self._ranks.is_leader:
+            folder = tempfile.mkdtemp(prefix="sfttrain-")
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            # The lock is held until this process ends, because the file stays open.
+            self._lock: Any = (Path(folder) / _LOCK).open("wb")
             fcntl.flock(self._lock, fcntl.LOCK_EX)
-        folders: list[str] = gather_object([own])
+        folders: list[str] = gather_object([folder])
+        # The ranks of a machine are consecutive, and its leader has the lowest.
         return Path(folders[self._ranks.rank - self._ranks.local])
 
-    def _lead(self, work: Callable[[], Result], place: Path) -> Result:
+    def _run_as_leader(self, work: Callable[[], Result], path: Path) -> Result:
         try:
             result = work()
         except SftprepError as error:
-            _write(place, error)
+            _write_pickle(path, error)
             raise
         except BaseException as error:
-            _write(
-                place,
+            # Other exceptions are described, because it is not certain that they can be pickled.
+            _write_pickle(
+                path,
                 WorkerError(
                     f"the process that prepares the data failed: {error!r:.500}",
-                    remedy="see its own message",
+                    remedy="see the error message of that process",
                 ),
             )
             raise
-        _write(place, result)
+        _write_pickle(path, result)
         return result
 
-    def _follow(self, place: Path) -> Any:
-        while not place.exists():
-            if self._leader_is_gone() and not place.exists():
+    def _wait_for_leader(self, path: Path) -> Any:
+        while not path.exists():
+            # The leader may write the result and end between the two looks at the path.
+            if self._has_leader_ended() and not path.exists():
                 raise WorkerError(
                     "the process that prepares the data for this machine has ended",
-                    remedy="see its own message, further up",
+                    remedy="see the error message of that process, further up",
                 )
             time.sleep(_POLL_SECONDS)
-        found: Any = pickle.loads(place.read_bytes())
-        if isinstance(found, BaseException):
-            raise found
-        return found
+        result: Any = pickle.loads(path.read_bytes())
+        if isinstance(result, BaseException):
+            raise result
+        return result
 
-    def _leader_is_gone(self) -> bool:
+    def _has_leader_ended(self) -> bool:
         assert self._folder is not None
         try:
             with (self._folder / _LOCK).open("rb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        except OSError:  # the folder is removed when the leader ends
+        except OSError:  # the leader removes the folder when it ends
             return True
         return True
 
 
-def _write(place: Path, value: Any) -> None:
-    half = place.with_suffix(".half")
-    half.write_bytes(pickle.dumps(value))
-    half.rename(place)
+def _write_pickle(path: Path, value: Any) -> None:
+    """Write a value; the file appears under its name when it is complete."""
+    temporary = path.with_suffix(".half")
+    temporary.write_bytes(pickle.dumps(value))
+    temporary.rename(path)

@@ -1,4 +1,4 @@
-"""Packs as the trainer takes them, from shards or from anything with the same fields."""
+"""Packs as the trainer reads them, from shards or from any object with the same fields."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ from numpy.typing import NDArray
 
 
 class PackLike(Protocol):
-    """One row of the shards: T tokens in S sequences."""
+    """One pack: T tokens in S sequences."""
 
     @property
     def input_ids(self) -> NDArray[np.int32]:
-        """int32 [T]"""
+        """Token ids, int32 [T]."""
         ...
 
     @property
     def completion_mask(self) -> NDArray[np.bool_]:
-        """bool [T], True = trained"""
+        """Trained tokens, bool [T]."""
         ...
 
     @property
     def seq_lengths(self) -> NDArray[np.int32]:
-        """int32 [S], summing to T"""
+        """Lengths of the sequences in tokens, int32 [S], with the sum T."""
         ...
 
 
 class PackSource(Protocol):
-    """Packs by number: what `sftprep.open_shards` gives, and anything shaped like it."""
+    """Packs by index, such as the result of `sftprep.open_shards`."""
 
     def __len__(self) -> int:
-        """Number of packs."""
+        """Return the number of packs."""
         ...
 
     def __getitem__(self, index: int, /) -> PackLike:
-        """One pack."""
+        """Return one pack."""
         ...
 
     def seq_lengths(self, index: int, /) -> NDArray[np.int32]:
-        """Lengths of the sequences of one pack, without reading its tokens."""
+        """Return the lengths of the sequences of one pack, without reading its tokens."""
         ...
 
 
 def longest_sequence(source: PackSource) -> int:
-    """Tokens of the longest sequence in any pack; reads their lengths only."""
+    """Return the length of the longest sequence in tokens; no token is read."""
     return max(
         (int(source.seq_lengths(index).max(initial=0)) for index in range(len(source))), default=0
     )

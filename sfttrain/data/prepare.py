@@ -1,11 +1,17 @@
-"""From whatever a user gives to train on to packs: opened where they are built, or built once into
-a cache by sftprep."""
+"""Preparation of any dataset as packs: opened, read as they are, or built once by sftprep.
+
+A dataset is one of:
+
+1. packs or a stream of packs, which are used unchanged;
+2. the folder of a build, which is opened;
+3. rows that are tokenized, which become packs as they are;
+4. raw records, as rows or as the path of files. They are built into a cache folder that is named by
+   a digest of their content and of the settings, so that a second run finds the build.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
-import glob
 import json
 import logging
 import os
@@ -19,111 +25,58 @@ from typing import Any, cast
 
 import sftprep
 from sftprep.config import cache_dir
-from sftprep.errors import ConfigError, OutputBusy, OutputExists, SftprepError, StorageError
+from sftprep.errors import (
+    ConfigError,
+    OutputBusy,
+    OutputExists,
+    SftprepError,
+    StorageError,
+    setting,
+)
 from sftprep.shards import MANIFEST_NAME
 from sftprep.stream import PackedStream
 from sfttrain.config.setting_names import DATASET_OF_STREAM, TrainerNames
-from sfttrain.data.formatting import FormattingFunction, formatted
-from sfttrain.data.inputs import is_packs, rows_given
+from sfttrain.data.formatting import FormattingFunction, format_rows
+from sfttrain.data.inputs import (
+    file_stamps,
+    first_row,
+    is_build,
+    is_packs,
+    select_split,
+    to_row_source,
+)
 from sfttrain.data.jsonl_cache import write_rows
 from sfttrain.data.once_per_node import OncePerMachine, Ranks
 from sfttrain.data.packs import PackSource, longest_sequence
 from sfttrain.data.run_build import run_build
+from sfttrain.data.settings import NO_CUT, DataSettings
 from sfttrain.data.streaming import is_stream
-from sfttrain.data.token_rows import RowsByNumber, TokenRows, holds_packs, holds_tokens
-
-NO_CUT = 2**31 - 1
-"""A max_length that cuts nothing."""
+from sfttrain.data.token_rows import IndexedRows, TokenRows, has_packed_tokens, has_tokens
 
 _LANES = 16
+"""Lanes of a stream; more ranks than this get a multiple of it, so that each has a lane."""
 _ROWS = "rows"
-"""In the folder of prepared datasets: the rows of datasets in memory, as JSON lines."""
+"""Subfolder of the cache with the rows of datasets in memory, as JSON Lines."""
+_BUSY_SECONDS = 0.5
+"""Time between two attempts to build what another run is building."""
+_LOAD_AS_ROWS = 'load it as rows: datasets.load_dataset("json", data_files=PATH, split="train")'
 
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class DataSettings:
-    """How raw records become packs: what SFTConfig says of it, in the words of `sftprep build`."""
-
-    text_field: str
-    train_on: str
-    max_length: int
-    strategy: str
-    """bfd, bfd_split or wrapped: where records are packed at all"""
-    truncate_side: str
-    shuffle: bool
-    seed: int
-    workers: int | None
-    on_bad_record: str
-    as_they_are: bool
-    """Rows are taken as they are (skip_prepare_dataset)."""
-    completion_masks: bool
-    """Tokenized rows: their completion_mask counts."""
-    all_of_completions: bool
-    """Only assistant turns are trained, also in the prompt (completion_only_loss=False with
-    assistant_only_loss)."""
-
-    @classmethod
-    def of(cls, args: Any, tokenizer: Any | None) -> DataSettings:
-        """Read from an SFTConfig. tokenizer: whose own limit counts where nobody gave a
-        max_length."""
-        from sfttrain.config.sft_config import DefaultLength
-
-        length = NO_CUT if args.max_length is None else int(args.max_length)
-        if isinstance(args.max_length, DefaultLength) and tokenizer is not None:
-            length = min(length, int(tokenizer.model_max_length or length))
-        options = args.dataset_kwargs or {}
-        unknown = sorted(set(options) - {"skip_prepare_dataset"})
-        if unknown:
-            raise ConfigError(
-                f"dataset_kwargs has {', '.join(unknown)}, and only skip_prepare_dataset means"
-                " something",
-                remedy="leave the rest out",
-            )
-        return cls(
-            text_field=args.dataset_text_field,
-            train_on=(
-                _TRAIN_ON[args.completion_only_loss]
-                if not args.assistant_only_loss
-                else "assistant"
-            ),
-            max_length=length,
-            strategy=args.packing_strategy,
-            truncate_side={"keep_start": "right", "keep_end": "left"}[args.truncation_mode],
-            shuffle=args.shuffle_dataset,
-            seed=args.data_seed if args.data_seed is not None else args.seed,
-            workers=args.dataset_num_proc,
-            on_bad_record=args.on_bad_record,
-            as_they_are=bool(options.get("skip_prepare_dataset")),
-            completion_masks=args.completion_only_loss is not False,
-            all_of_completions=args.assistant_only_loss and args.completion_only_loss is False,
-        )
-
-    def build_settings(self, packing: bool) -> dict[str, Any]:
-        """The settings of a build."""
-        # Best fit leaves the longest packs first: only where the order means something is it kept.
-        kept = not self.shuffle and (not packing or self.strategy == "wrapped")
-        return {
-            "text_field": self.text_field,
-            "train_on": self.train_on,
-            "max_length": self.max_length,
-            "packing": self.strategy if packing else "none",
-            "truncate_side": self.truncate_side,
-            "order": "keep" if kept else "shuffle",
-            "seed": self.seed % 2**64,
-            "on_bad_record": self.on_bad_record,
-        }
-
-
-_TRAIN_ON = {None: "auto", True: "completion", False: "all"}
-
-
 class DataPreparation:
-    """Prepares the datasets of one trainer, each once for all its processes.
+    """Preparation of the datasets of one trainer, each once for all its processes.
 
-    tokenizer: with what raw records are tokenized; None where there is none, and then there may be
-    no raw records. folder: where prepared datasets are kept, by default in sftprep's cache.
+    Args:
+        settings: How raw records become packs.
+        tokenizer: The tokenizer for raw records; None if there is none, which allows no raw
+            records.
+        formatting: The user's function that makes the text of a row.
+        ranks: The identity of this process; by default a single process.
+        folder: The folder for prepared datasets; by default in sftprep's cache.
+
+    Raises:
+        ConfigError: If the settings contradict each other.
     """
 
     def __init__(
@@ -141,67 +94,80 @@ class DataPreparation:
         self._folder = Path(folder).expanduser() if folder else cache_dir() / "prepared"
         if formatting is not None and settings.train_on == "completion":
             raise ConfigError(
-                "formatting_func makes plain texts, in which no completion can be told from its"
-                " prompt",
-                remedy="leave completion_only_loss out, or give the rows as prompt and completion",
+                "formatting_func makes plain texts, which have no completion to train on",
+                remedy=[
+                    f"remove {setting('completion_only_loss')}",
+                    "pass rows with a prompt and a completion",
+                ],
             )
 
     def packs(self, source: Any, name: str, *, packing: bool) -> PackSource:
-        """Packs of a dataset. name: how it is called in messages; packing: whether raw records are
-        packed.
+        """Return the packs of a dataset.
 
-        Raises ConfigError for what holds no records, and whatever `sftprep.build` raises.
+        Args:
+            source: The dataset.
+            name: The name of the dataset in messages, such as `train_dataset`.
+            packing: Whether raw records are packed.
+
+        Raises:
+            ConfigError: If the dataset has no records that can be prepared.
+            SftprepError: Any error of `sftprep.build`.
         """
         if is_packs(source):
             return cast(PackSource, source)
-        if _is_build(source):
+        if is_build(source):
             return cast(PackSource, sftprep.open_shards(source))
-        source = rows_given(_one_split(source, name), name)
+        source = to_row_source(select_split(source, name), name)
         if not isinstance(source, (str, os.PathLike)):
             self._check_transform(source, name)
             first = first_row(source, name)
-            if self._is_ready(first):
-                by_number = hasattr(source, "__len__") and hasattr(source, "__getitem__")
-                rows = cast(RowsByNumber, source if by_number else list(source))
-                return TokenRows(rows, completion_only=self._settings.completion_masks)
+            if self._is_trained_as_is(first):
+                by_index = hasattr(source, "__len__") and hasattr(source, "__getitem__")
+                rows = cast(IndexedRows, source if by_index else list(source))
+                return TokenRows(rows, completion_only=self._settings.use_completion_mask)
             self._check_raw(first, name)
-        elif self._settings.as_they_are:
+        elif self._settings.skip_prepare:
             raise ConfigError(
-                f"skip_prepare_dataset is for rows, and {name} is a path",
-                remedy="leave it out; rows that are tokenized are not tokenized again",
+                f"skip_prepare_dataset is for rows, but {name} is a path",
+                remedy="remove it; rows that are tokenized are not tokenized again",
             )
-        folder = self.once.do(partial(self._built, source, name, packing))
+        folder = self.once.do(partial(self._build_once, source, name, packing))
         shards = sftprep.open_shards(folder)
         self._check_masks(shards, name)
         return cast(PackSource, shards)
 
     def stream(self, source: Any, name: str, *, packing: bool) -> PackedStream | None:
-        """Packs of an iterable dataset, made while they are trained on; None where `packs` is to
-        prepare it first.
+        """Return the packs of an iterable dataset, made while they are trained on.
 
-        That is so for rows that are tokenized and packed already, and for packing that needs the
-        whole of the data.
+        Args:
+            source: The dataset.
+            name: The name of the dataset in messages.
+            packing: Whether records are packed.
+
+        Returns:
+            The stream of this rank; None if `packs` must prepare the dataset first: for rows that
+            are tokenized and packed, and for packing that needs all of the data.
         """
         settings = self._settings
         first = first_row(source, name)
         if (
-            self._is_ready(first)
+            self._is_trained_as_is(first)
             or (packing and settings.strategy != "bfd")
             or self._tokenizer is None
         ):
             return None
         self._check_raw(first, name)
-        given: Any = source
+        records: Any = source
         if self._formatting is not None:
-            given = partial(_formatted_rows, source, self._formatting, settings.text_field, name)
-            given.__qualname__ = name  # what messages call its rows
+            records = partial(_format_source, source, self._formatting, settings.text_field, name)
+            records.__qualname__ = name  # the name of the source in messages
         config = {
             **settings.build_settings(packing),
             "tokenizer": str(sftprep.export_tokenizer(self._tokenizer)),
         }
         try:
             return PackedStream(
-                given,
+                records,
                 config=sftprep.BuildConfig.of(**config),
                 order="shuffle" if settings.shuffle else "keep",
                 lanes=_LANES * -(-self._ranks.world // _LANES),
@@ -211,61 +177,66 @@ class DataPreparation:
         except SftprepError as error:
             raise error.shown_by(TrainerNames(name, DATASET_OF_STREAM)) from error
 
-    def _is_ready(self, first: Mapping[str, Any]) -> bool:
-        """Whether rows like this one are trained as they are."""
-        return holds_packs(first) or (self._settings.as_they_are and holds_tokens(first))
+    def is_cached_rows(self, file: str) -> bool:
+        """Return whether a file has the rows of a dataset that the user passed in memory."""
+        return Path(file).parent == self._folder / _ROWS
+
+    def _is_trained_as_is(self, first: Mapping[str, Any]) -> bool:
+        """Return whether rows like this one are neither tokenized nor packed."""
+        return has_packed_tokens(first) or (self._settings.skip_prepare and has_tokens(first))
 
     def _check_transform(self, source: Any, name: str) -> None:
-        """Raise ConfigError where rows are made anew each time they are read, so that once is not
-        enough."""
-        made = getattr(source, "format", None)
+        """Raise ConfigError if a transform changes rows each time they are read.
+
+        The cache would keep the result of one reading, such as one random augmentation.
+        """
+        state = getattr(source, "format", None)
         if (
-            isinstance(made, Mapping)
-            and made.get("type") == "custom"
-            and not self._settings.as_they_are
+            isinstance(state, Mapping)
+            and state.get("type") == "custom"
+            and not self._settings.skip_prepare
         ):
             raise ConfigError(
-                f"{name} has a transform, whose results would be kept as they are now",
-                remedy=(
-                    f"apply it once: {name}.map(...), or make tokens in it and set"
-                    " skip_prepare_dataset in dataset_kwargs"
-                ),
+                f"{name} has a transform, of which only the present results would be kept",
+                remedy=[
+                    f"apply it once with {name}.map(...)",
+                    f"tokenize in it, and set skip_prepare_dataset in {setting('dataset_kwargs')}",
+                ],
             )
 
     def _check_raw(self, first: Mapping[str, Any], name: str) -> None:
-        """Raise ConfigError where rows like this one cannot be prepared."""
-        if self._settings.as_they_are:
+        """Raise ConfigError if rows like this one cannot be prepared."""
+        if self._settings.skip_prepare:
             raise ConfigError(
                 f"skip_prepare_dataset: {name} is not tokenized, its rows have the keys"
                 f" {', '.join(map(str, first))}",
-                remedy=(
-                    "give a data_collator that makes batches of them, or leave"
-                    " skip_prepare_dataset out"
-                ),
+                remedy=[
+                    "pass a data_collator that makes batches of them",
+                    f"remove skip_prepare_dataset from {setting('dataset_kwargs')}",
+                ],
             )
-        pictures = [key for key in ("image", "images") if first.get(key) is not None]
-        if pictures:
+        images = [key for key in ("image", "images") if first.get(key) is not None]
+        if images:
             raise ConfigError(
-                f"{name} has the column {pictures[0]}: records with pictures are not prepared here",
+                f"{name} has the column {images[0]}, but records with images are not supported",
                 remedy=(
-                    "give a data_collator that makes batches of them, and"
+                    "pass a data_collator that makes batches of them, and"
                     " dataset_kwargs={'skip_prepare_dataset': True}"
                 ),
             )
 
-    def holds_rows(self, file: str) -> bool:
-        """Whether a file is one of ours, with the rows of a dataset that was given in memory."""
-        return Path(file).parent == self._folder / _ROWS
+    def _build_once(self, source: Any, name: str, packing: bool) -> str:
+        """Build a dataset, unless the cache has the build, and return its folder.
 
-    def _built(self, source: Any, name: str, packing: bool) -> str:
-        """Build, if that was not done before; the folder. Runs in one process of each machine."""
+        This method runs in one process of each machine.
+        """
         if self._tokenizer is None:
             raise ConfigError(
                 f"{name} is not tokenized, and there is no tokenizer",
-                remedy="give processing_class",
+                remedy="pass a tokenizer as processing_class",
             )
         try:
-            inputs, content = self._inputs(source, name)
+            inputs, content = self._find_inputs(source, name)
         except StorageError as error:
             raise error.shown_by(TrainerNames(name, None)) from error
         rows = None if isinstance(source, (str, os.PathLike)) else inputs[0]
@@ -273,6 +244,7 @@ class DataPreparation:
             **self._settings.build_settings(packing),
             "tokenizer": str(sftprep.export_tokenizer(self._tokenizer)),
         }
+        # The output of such a template depends on the day, so the day is part of the key.
         template = self._tokenizer.chat_template
         if template is not None and "strftime_now" in str(template):
             settings["date"] = datetime.date.today().isoformat()
@@ -280,12 +252,14 @@ class DataPreparation:
             json.dumps([sftprep.__version__, content, settings], sort_keys=True).encode()
         ).hexdigest()[:32]
         folder = self._folder / key
-        fresh = content is None  # what stands behind a name on the Hub may have changed
-        while fresh or not (folder / MANIFEST_NAME).exists():
+        # Data behind a name on the Hub may have changed since the last run, so the build looks at
+        # it again; it reuses what has not changed.
+        rebuild = content is None
+        while rebuild or not (folder / MANIFEST_NAME).exists():
             try:
                 options = {
-                    "overwrite": fresh,
-                    "keep_spill": fresh,
+                    "overwrite": rebuild,
+                    "keep_spill": rebuild,
                     "workers": self._settings.workers,
                 }
                 run_build(
@@ -294,59 +268,64 @@ class DataPreparation:
                     rows=rows,
                 )
             except OutputBusy:
-                time.sleep(0.5)  # another run prepares the same data
+                time.sleep(_BUSY_SECONDS)  # another run prepares the same data
                 continue
             except OutputExists:
+                # Another run may have finished the build since the last look at the manifest.
                 if not (folder / MANIFEST_NAME).exists():
                     raise
-            fresh = False
-        _tell(folder, name)
+            rebuild = False
+        _log_accounting(folder, name)
         return str(folder)
 
-    def _inputs(self, source: Any, name: str) -> tuple[tuple[str, ...], Any]:
-        """What a build reads, and what names its content; None where only reading it would tell."""
+    def _find_inputs(self, source: Any, name: str) -> tuple[tuple[str, ...], Any]:
+        """Return the inputs of a build, and a value that identifies their content.
+
+        Rows are written to a file first. The value is None if only reading the inputs would tell
+        their content, as for a name on the Hub.
+        """
         if isinstance(source, (str, os.PathLike)):
             if self._formatting is not None:
                 raise ConfigError(
-                    f"formatting_func is for rows, and {name} is a path",
-                    remedy=(
-                        'load it first: datasets.load_dataset("json", data_files=PATH,'
-                        ' split="train")'
-                    ),
+                    f"formatting_func is for rows, but {name} is a path", remedy=_LOAD_AS_ROWS
                 )
             if self._settings.shuffle and self._settings.strategy == "wrapped":
                 raise ConfigError(
-                    f"shuffle_dataset shuffles rows before they are joined, and {name} is a path",
-                    remedy=(
-                        'load it first: datasets.load_dataset("json", data_files=PATH,'
-                        ' split="train")'
-                    ),
+                    f"{setting('shuffle_dataset')} shuffles rows before they are joined, but {name}"
+                    " is a path",
+                    remedy=_LOAD_AS_ROWS,
                 )
-            return (os.fspath(source),), _stamps(os.fspath(source))
-        shuffled = _shuffled(source, self._settings.seed) if self._settings.shuffle else source
+            return (os.fspath(source),), file_stamps(os.fspath(source))
+        shuffled = _shuffle(source, self._settings.seed) if self._settings.shuffle else source
         rows: Callable[[], Iterator[Mapping[str, Any]]] = partial(iter, shuffled)
-        # datasets names the state of a dataset itself, so that it need not be read again to know
-        # that it is the same.
-        known = getattr(shuffled, "_fingerprint", None) if self._formatting is None else None
+        # The fingerprint of `datasets` identifies the rows, so they need not be read again. It says
+        # nothing of the results of a formatting function.
+        fingerprint = getattr(shuffled, "_fingerprint", None) if self._formatting is None else None
         if self._formatting is not None:
             formatting, field = self._formatting, self._settings.text_field
-            rows = partial(_formatted_rows, shuffled, formatting, field, name)
-        path, content = write_rows(rows, self._folder / _ROWS, known_as=known)
+            rows = partial(_format_source, shuffled, formatting, field, name)
+        path, content = write_rows(rows, self._folder / _ROWS, known_as=fingerprint)
         return (str(path),), content
 
     def _check_masks(self, shards: Any, name: str) -> None:
         formats = {info.format for info in shards.manifest.inputs}
-        if self._settings.all_of_completions and "prompt-completion" in formats:
+        if self._settings.train_prompt_assistants and "prompt-completion" in formats:
             raise ConfigError(
-                f"{name} has prompts and completions; with assistant_only_loss only completions are"
-                " trained in them, and completion_only_loss is False",
-                remedy="leave completion_only_loss out, or give whole conversations as messages",
+                f"{name} has prompts and completions, of which {setting('assistant_only_loss')}"
+                f" trains completions only, but {setting('completion_only_loss')} is False",
+                remedy=[
+                    f"remove {setting('completion_only_loss')}",
+                    "pass complete conversations as messages",
+                ],
             )
 
 
-def longest_in(source: Any) -> int:
-    """Tokens that a sequence of these packs may have: as was asked of their build or stream, else
-    as they have."""
+def max_sequence_length(source: Any) -> int:
+    """Return the largest length in tokens that a sequence of these packs may have.
+
+    It is the limit that was set for the build or stream; without a limit, the length of the longest
+    sequence.
+    """
     if is_stream(source):
         return int(source.max_length)
     manifest = getattr(source, "manifest", None)
@@ -357,78 +336,7 @@ def longest_in(source: Any) -> int:
     )
 
 
-def needs_tokenizer(source: Any, *, as_they_are: bool) -> bool:
-    """Whether `source` is prepared with a tokenizer: not where it is packs, or rows of tokens that
-    are taken as they are."""
-    if source is None or is_packs(source) or _is_build(source):
-        return False
-    if isinstance(source, (str, os.PathLike, Mapping)) or not hasattr(source, "__iter__"):
-        return True
-    first = next(iter(source), None)
-    return not (
-        isinstance(first, Mapping) and (holds_packs(first) or (as_they_are and holds_tokens(first)))
-    )
-
-
-def first_row(source: Any, name: str) -> Mapping[str, Any]:
-    """The first row of a dataset. Raises ConfigError where there is none, or where it is no
-    mapping."""
-    try:
-        first = next(iter(source), None)
-    except TypeError as error:
-        raise ConfigError(
-            f"{name} is a {type(source).__name__}, which holds no rows", remedy=_WHAT_IS_TAKEN
-        ) from error
-    if first is None:
-        raise ConfigError(f"{name} holds no row", remedy="check that it is the dataset you meant")
-    if not isinstance(first, Mapping):
-        raise ConfigError(
-            f"{name} holds a {type(first).__name__} where a row is to be", remedy=_WHAT_IS_TAKEN
-        )
-    return first
-
-
-_WHAT_IS_TAKEN = (
-    "give a datasets.Dataset or IterableDataset, a list of dictionaries, the path of a file of"
-    " records, or a folder of packs that `sftprep build` made"
-)
-
-
-def _is_build(source: Any) -> bool:
-    return isinstance(source, (str, os.PathLike)) and (Path(source) / MANIFEST_NAME).exists()
-
-
-def _one_split(source: Any, name: str) -> Any:
-    """The rows of a DatasetDict that has one split, or one called train."""
-    if not isinstance(source, Mapping):
-        return source
-    if "train" in source or len(source) == 1:
-        return source["train"] if "train" in source else next(iter(source.values()))
-    raise ConfigError(
-        f"{name} has the splits {', '.join(map(str, source))}",
-        remedy=f"choose one: {name}=dataset[SPLIT]",
-    )
-
-
-def _stamps(path: str) -> list[Any] | None:
-    """Path, size and time of change of every file that a path, a folder or a glob names; None where
-    it names none here."""
-    expanded = os.path.expanduser(path)
-    places = sorted(glob.glob(expanded)) if glob.has_magic(expanded) else [expanded]
-    files = [
-        str(file)
-        for place in places
-        for file in (
-            sorted(p for p in Path(place).rglob("*") if p.is_file())
-            if Path(place).is_dir()
-            else [Path(place)]
-        )
-        if file.is_file()
-    ]
-    return [[os.path.abspath(f), os.path.getsize(f), os.stat(f).st_mtime_ns] for f in files] or None
-
-
-def _shuffled(source: Any, seed: int) -> Any:
+def _shuffle(source: Any, seed: int) -> Any:
     if hasattr(source, "shuffle") and callable(source.shuffle):
         return source.shuffle(seed=seed)
     import numpy as np
@@ -439,21 +347,21 @@ def _shuffled(source: Any, seed: int) -> Any:
     ]
 
 
-def _formatted_rows(
+def _format_source(
     source: Any, formatting: FormattingFunction, field: str, name: str
 ) -> Iterator[Mapping[str, Any]]:
     rows = iter(source)
     first = list(islice(rows, 1))
-    if first and holds_tokens(first[0]):
+    if first and has_tokens(first[0]):
         raise ConfigError(
-            f"{name} is tokenized already, so formatting_func cannot be",
-            remedy="leave formatting_func out",
+            f"{name} is tokenized already, so formatting_func cannot be applied",
+            remedy="remove formatting_func",
         )
-    return formatted(chain(first, rows), formatting, field)
+    return format_rows(chain(first, rows), formatting, field)
 
 
-def _tell(folder: Path, name: str) -> None:
-    """Say what became of the records, as a warning where tokens of theirs are not trained."""
+def _log_accounting(folder: Path, name: str) -> None:
+    """Log the counts of a build, as a warning if tokens or records were lost."""
     manifest = sftprep.read_manifest(folder)
     account = manifest.accounting
     lost = account.tokens_truncated + sum(account.tokens_dropped.values())

@@ -10,8 +10,8 @@ from sftprep.errors import SftprepError
 from sfttrain.config.setting_names import TrainerNames
 
 _LARGE_INPUT = 128 * 2**20
-"""From this size on, a build has several workers and a process of its own, so that their memory is
-free before the training starts."""
+"""Size in bytes from which a build has several workers and a process of its own, so that its memory
+is released before the training starts."""
 
 
 def run_build(settings: dict[str, Any], *, name: str, rows: str | None = None) -> None:
@@ -19,15 +19,15 @@ def run_build(settings: dict[str, Any], *, name: str, rows: str | None = None) -
 
     Args:
         settings: The settings.
-        name: What the records are called in errors.
-        rows: The file of ours that holds them; None for a path of the user.
+        name: The name of the dataset in errors, such as `train_dataset`.
+        rows: The file to which the trainer wrote the rows; None for a path of the user.
 
     Raises:
-        SftprepError: What `sftprep.build` raises, with the settings of `SFTConfig`.
+        SftprepError: Any error of `sftprep.build`, which shows the settings of `SFTConfig`.
     """
     workers = settings["workers"]
     if workers is None:
-        workers = 1 if _size(settings["inputs"]) < _LARGE_INPUT else None
+        workers = 1 if _input_size(settings["inputs"]) < _LARGE_INPUT else None
     config = {**settings, "workers": workers}
     try:
         if workers == 1:
@@ -38,5 +38,5 @@ def run_build(settings: dict[str, Any], *, name: str, rows: str | None = None) -
         raise error.shown_by(TrainerNames(name, rows)) from error
 
 
-def _size(inputs: tuple[str, ...]) -> int:
+def _input_size(inputs: tuple[str, ...]) -> int:
     return sum(os.path.getsize(path) for path in inputs if os.path.isfile(path))

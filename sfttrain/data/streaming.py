@@ -1,5 +1,4 @@
-"""Training on raw records while they are tokenized: the stream of a run, its loader, and its place
-in a checkpoint."""
+"""Training on raw records while they are tokenized: the loader of a stream and its saved state."""
 
 from __future__ import annotations
 
@@ -7,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -16,40 +15,48 @@ from sftprep.stream import PackedStream
 from sftprep.torch import StreamLoader
 from sfttrain.config.setting_names import DATASET_OF_STREAM, TrainerNames
 
-if TYPE_CHECKING:
-    pass
-
 STATE_NAME = "stream_state-{rank}.json"
 
 
 def is_stream(source: Any) -> bool:
-    """Whether packs are made as they are trained on, so that nobody knows how many there are."""
+    """Return whether packs are made during training, so that their number is not known."""
     return isinstance(source, PackedStream)
 
 
 class TrainLoader(StreamLoader[Any]):
-    """A StreamLoader as transformers' Trainer takes it. At least one process tokenizes beside the
-    training.
+    """StreamLoader for transformers' Trainer, with at least one process for tokenizing.
 
-    Every pass ends with a whole optimizer step: where the batches of its last step are fewer than
-    `gradient_accumulation_steps`, batches that train nothing follow. Trainer makes a step of so
-    many batches only, and would add the gradients of a shorter rest to the next step.
+    Every pass over the data ends with a complete optimizer step. If its last step has fewer batches
+    than `gradient_accumulation_steps`, batches without a trained token follow. Without them,
+    Trainer would add the gradients of the incomplete step to the first step of the next pass.
     """
 
     def __init__(
         self, stream: PackedStream, args: Any, rows: int, collate: Callable[[list[Any]], Any]
     ) -> None:
+        """Create a loader.
+
+        Args:
+            stream: The packs of this rank.
+            args: The SFTConfig of the run.
+            rows: The number of packs in a device batch.
+            collate: The function that joins packs into a batch.
+        """
         pin = args.dataloader_pin_memory and args.device.type == "cuda"
         super().__init__(
             stream,
             rows,
-            (lambda packs: _pinned(collate(packs))) if pin else collate,
+            (lambda packs: _pin(collate(packs))) if pin else collate,
             workers=max(1, args.dataloader_num_workers),
         )
         self._accumulation = args.gradient_accumulation_steps
 
     def __iter__(self) -> Iterator[Any]:
-        """The batches of a pass. Raises the errors of the stream, in the words of the trainer."""
+        """Yield the batches of a pass.
+
+        Raises:
+            SftprepError: Any error of the stream, which shows the settings of SFTConfig.
+        """
         batches, count = super().__iter__(), 0
         try:
             while (batch := self._next(batches, first=count == 0)) is not None:
@@ -57,31 +64,34 @@ class TrainLoader(StreamLoader[Any]):
                 yield batch
         except SftprepError as error:
             raise error.shown_by(TrainerNames("train_dataset", DATASET_OF_STREAM)) from error
-        # All ranks have had the same number of batches, so they add the same number.
+        # All ranks had the same number of batches, so all ranks add the same number.
         for _ in range(-count % self._accumulation):
             yield self.collate([self.stream.padding()])
 
     def _next(self, batches: Iterator[Any], *, first: bool) -> Any:
-        """The next batch, None at the end of the pass."""
+        """Return the next batch; None at the end of the pass."""
         if not first:
             return next(batches, None)
-        # The first one starts the workers, for which torch takes a number from the random state of
-        # the training: a resumed run, that starts them in the middle of a pass, would go on with
-        # other random numbers.
+        # The first batch starts the workers, and torch draws their seed from the random state of
+        # the training. A resumed run starts them in the middle of a pass and would continue with
+        # other random numbers, so the random state is restored afterwards.
         with torch.random.fork_rng(devices=()):
             return next(batches, None)
 
     def save(self, folder: str | os.PathLike[str], rank: int, world: int) -> None:
-        """Write where this rank stands into a checkpoint folder."""
+        """Write the position of this rank in the stream to a checkpoint folder."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         state = {"ranks": world, "state": self.state_dict()}
         (Path(folder) / STATE_NAME.format(rank=rank)).write_text(
             json.dumps(state), encoding="utf-8"
         )
 
-    def go_on(self, folder: str | os.PathLike[str]) -> None:
-        """Stand where the ranks stood that wrote a checkpoint, however many. Raises
-        MismatchError."""
+    def restore(self, folder: str | os.PathLike[str]) -> None:
+        """Set the position to that of a checkpoint, written by any number of ranks.
+
+        Raises:
+            MismatchError: If the files are missing or damaged, or belong to another stream.
+        """
         try:
             first = json.loads(
                 (Path(folder) / STATE_NAME.format(rank=0)).read_text(encoding="utf-8")
@@ -94,9 +104,9 @@ class TrainLoader(StreamLoader[Any]):
             ]
         except (OSError, ValueError, KeyError) as error:
             raise MismatchError(
-                f"{folder} does not tell where its stream stood: {error}",
+                f"the position in the stream cannot be read from {folder}: {error}",
                 remedy=(
-                    "go on from a checkpoint of a run with --stream, with the files of all its"
+                    "resume from a checkpoint of a run on a stream, with the state files of all its"
                     " ranks"
                 ),
             ) from error
@@ -104,16 +114,16 @@ class TrainLoader(StreamLoader[Any]):
 
 
 def reject_evaluation(sources: Sequence[Any]) -> None:
-    """Raise ConfigError where an evaluation set is a stream."""
+    """Raise ConfigError if an evaluation set is a stream, whose number of packs is not known."""
     if any(is_stream(source) for source in sources):
         raise ConfigError(
-            "an evaluation set is a stream, of which nobody knows the end",
-            remedy="build it: sftprep build, or give its records",
+            "an evaluation set is a stream, whose length is not known",
+            remedy=["build the evaluation set with `sftprep build`", "pass its records"],
         )
 
 
-def _pinned(batch: dict[str, Any]) -> dict[str, Any]:
-    """A batch whose tensors can go to the device while the host does something else."""
+def _pin(batch: dict[str, Any]) -> dict[str, Any]:
+    """Pin the tensors of a batch, so that they are copied to the device asynchronously."""
     return {
         name: value.pin_memory() if isinstance(value, torch.Tensor) else value
         for name, value in batch.items()

@@ -1,5 +1,4 @@
-"""Rows that are tokenized already, as packs: each is trained as it is, nothing is cut, packed or
-packed again."""
+"""Tokenized rows as packs. Each row is trained as it is: it is not truncated and not packed."""
 
 from __future__ import annotations
 
@@ -13,15 +12,15 @@ from numpy.typing import NDArray
 from sftprep.errors import ConfigError
 
 
-class RowsByNumber(Protocol):
-    """A `datasets.Dataset`, or a list."""
+class IndexedRows(Protocol):
+    """Rows by index, such as a `datasets.Dataset`, a torch map-style dataset or a list."""
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
         ...
 
-    def __getitem__(self, index: int, /) -> Mapping[str, Any]:
-        """One row."""
+    def __getitem__(self, index: int, /) -> Any:
+        """Return one row."""
         ...
 
 
@@ -35,16 +34,26 @@ class TokenPack:
 
 
 class TokenRows:
-    """Rows with `input_ids`, as a `PackSource`.
+    """Rows with `input_ids` as a `PackSource`.
 
-    Trained are the tokens that `labels` do not set to -100; without labels, those that
-    `completion_mask` and `assistant_masks` both have, where they are there; without any, all.
-    `seq_lengths` (or `position_ids` that start anew at 0) say where the sequences of a row begin;
-    without them a row is one sequence. Raises ConfigError, when a row is read, for columns that do
-    not fit together.
+    Trained tokens are those with a label other than -100. Without `labels`, they are the tokens
+    that are set in both `completion_mask` and `assistant_masks`, as far as the row has these; a row
+    without masks is trained completely. The sequences of a row are delimited by `seq_lengths`, or
+    by `position_ids` that restart at 0; without these, a row is one sequence.
+
+    Args:
+        rows: The rows of the dataset.
+        completion_only: Whether `completion_mask` is applied.
+
+    Raises:
+        ConfigError: When a row is read whose columns contradict each other.
+
+    Example:
+        {"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "seq_lengths": [2, 1]}
+        ->  TokenPack([5, 6, 7], [False, True, True], [2, 1])
     """
 
-    def __init__(self, rows: RowsByNumber, *, completion_only: bool = True) -> None:
+    def __init__(self, rows: IndexedRows, *, completion_only: bool = True) -> None:
         self._rows, self._completion_only = rows, completion_only
 
     def __len__(self) -> int:
@@ -53,22 +62,23 @@ class TokenRows:
     def __getitem__(self, index: int, /) -> TokenPack:
         row = self._rows[int(index)]
         ids = np.asarray(row["input_ids"], dtype=np.int32)
-        return TokenPack(ids, self._mask(row, ids, index), self._lengths(row, index))
+        return TokenPack(ids, self._trained_mask(row, ids, index), self._lengths(row, index))
 
     def seq_lengths(self, index: int, /) -> NDArray[np.int32]:
-        """Lengths of the sequences of one row: int32 [S]."""
+        """Return the lengths of the sequences of one row in tokens: int32 [S]."""
         return self._lengths(self._rows[int(index)], index)
 
-    def _mask(
+    def _trained_mask(
         self, row: Mapping[str, Any], ids: NDArray[np.int32], index: int
     ) -> NDArray[np.bool_]:
         labels = row.get("labels")
         if labels is not None:
-            found = np.asarray(labels, dtype=np.int64)
-            _check(len(found) == len(ids), index, f"{len(found)} labels for {len(ids)} input_ids")
-            trained: NDArray[np.bool_] = found != -100
+            labels = np.asarray(labels, dtype=np.int64)
+            _check(len(labels) == len(ids), index, f"{len(labels)} labels for {len(ids)} input_ids")
+            trained: NDArray[np.bool_] = labels != -100
+            # A pack has a mask and no labels of its own, so other targets would be lost.
             _check(
-                bool((found[trained] == ids[trained]).all()),
+                bool((labels[trained] == ids[trained]).all()),
                 index,
                 "labels that are neither -100 nor the token itself",
             )
@@ -79,25 +89,25 @@ class TokenRows:
             if self._completion_only
             else ("assistant_masks",)
         ):
-            marks = row.get(name)
-            if marks is not None:
+            column = row.get(name)
+            if column is not None:
                 _check(
-                    len(marks) == len(ids), index, f"{len(marks)} {name} for {len(ids)} input_ids"
+                    len(column) == len(ids), index, f"{len(column)} {name} for {len(ids)} input_ids"
                 )
-                mask &= np.asarray(marks, dtype=np.bool_)
+                mask &= np.asarray(column, dtype=np.bool_)
         return mask
 
     def _lengths(self, row: Mapping[str, Any], index: int) -> NDArray[np.int32]:
         tokens = len(row["input_ids"])
         lengths = row.get("seq_lengths")
         if lengths is not None:
-            found = np.asarray(lengths, dtype=np.int32)
+            lengths_array = np.asarray(lengths, dtype=np.int32)
             _check(
-                int(found.sum()) == tokens,
+                int(lengths_array.sum()) == tokens,
                 index,
-                f"seq_lengths that sum up to {found.sum()}, and {tokens} input_ids",
+                f"seq_lengths that sum up to {lengths_array.sum()}, but {tokens} input_ids",
             )
-            return found
+            return lengths_array
         positions = row.get("position_ids")
         if positions is not None and tokens:
             starts = np.flatnonzero(np.asarray(positions) == 0)
@@ -110,21 +120,21 @@ class TokenRows:
         return np.array([tokens], dtype=np.int32)
 
 
-def holds_tokens(row: Mapping[str, Any]) -> bool:
-    """Whether a row is tokenized already."""
+def has_tokens(row: Mapping[str, Any]) -> bool:
+    """Return whether a row is tokenized."""
     return row.get("input_ids") is not None
 
 
-def holds_packs(row: Mapping[str, Any]) -> bool:
-    """Whether a row is tokenized already, and says where its sequences begin."""
-    return holds_tokens(row) and (
+def has_packed_tokens(row: Mapping[str, Any]) -> bool:
+    """Return whether a row is tokenized and delimits its sequences."""
+    return has_tokens(row) and (
         row.get("seq_lengths") is not None or row.get("position_ids") is not None
     )
 
 
-def _check(fits: bool, index: int, what: str) -> None:
-    if not fits:
+def _check(condition: bool, index: int, problem: str) -> None:
+    if not condition:
         raise ConfigError(
-            f"row {index} of the dataset has {what}",
-            remedy="mend the dataset, or give it untokenized",
+            f"row {index} of the dataset has {problem}",
+            remedy=["fix the dataset", "pass it untokenized"],
         )

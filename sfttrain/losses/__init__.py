@@ -1,1 +1,1 @@
-"""Losses, and the part of them that a router adds."""
+"""Losses of trained positions."""

@@ -1,5 +1,19 @@
-"""The loss of trained positions: from logits, or fused with the head so that the logits are never
-kept."""
+"""Loss of scored positions: from logits, or fused with the head without storing the logits.
+
+The idea of the fused loss: the gradient of cross-entropy with respect to the logits is softmax
+minus one-hot, which is known as soon as the logits are. The gradients of the head's inputs, weight
+and bias follow from it, except for one factor that all positions share: the incoming gradient of
+the summed loss.
+
+1. The forward computes the logits of a chunk of positions (about 64 MiB), and their loss.
+2. If gradients are needed, it turns these logits in place into their gradient, and adds the
+   gradients of the head's inputs, weight and bias.
+3. The backward multiplies these gradients by the incoming gradient.
+
+The cost is three matrix products with the head (two if the head is frozen); recomputing the logits
+in the backward would cost four. The logits of all positions are never in memory together. The slow
+reference is `loss_from_logits`, against which tests/sfttrain/test_loss.py tests the fused loss.
+"""
 
 from __future__ import annotations
 
@@ -12,48 +26,53 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from sftprep.errors import ConfigError, setting
 from sfttrain.finite import reject_not_finite
 from sfttrain.models.unwrap import unwrap_peft
 
 LossType = Literal["nll", "dft"]
 
 _CHUNK_BYTES = 64 * 2**20
+"""Size of the float32 logits of a chunk."""
 
 
 class LossSums(NamedTuple):
-    """Sums over the scored positions of a row, all on the device: nothing here waits for it."""
+    """Sums over the scored positions of a row; all are on the device, and none is read."""
 
     loss: Tensor
-    """float32 scalar, differentiable: what is minimised, summed"""
+    """Sum of the loss that is minimised; float32 scalar, differentiable."""
     nll: Tensor
-    """float32 scalar: negative log likelihood, summed"""
+    """Sum of the negative log likelihood; float32 scalar."""
     correct: Tensor
-    """int64 scalar: positions at which no token is more likely than the right one"""
+    """Number of positions at which no token is more likely than the target; int64 scalar."""
     tokens: Tensor
-    """int64 scalar: positions that count"""
+    """Number of positions whose target is not -100; int64 scalar."""
     weight: Tensor
-    """float32 scalar: what those positions weigh together; without weights, how many they are"""
+    """Sum of the weights of these positions; without weights, their number. float32 scalar."""
 
 
 @dataclass(frozen=True)
 class LossPlan:
-    """How the loss of one model is made. head: the plain linear head to fuse with, or None for
-    losses from logits."""
+    """How the loss of one model is computed."""
 
     kind: LossType = "nll"
     head: nn.Linear | None = None
+    """The plain linear head that is fused with the loss; None for a loss from logits."""
 
     def outputs_are_hidden(self) -> contextlib.AbstractContextManager[None]:
-        """While this is open, the model returns what goes into its head, in place of logits (only
-        where the loss is fused)."""
-        return contextlib.nullcontext() if self.head is None else _passing_through(self.head)
+        """Make the model return the inputs of its head as logits while the context is open.
+
+        Without a fused head, the model is not changed.
+        """
+        return contextlib.nullcontext() if self.head is None else _bypass_head(self.head)
 
     def sums(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> LossSums:
-        """Loss of `outputs`, [n, V] logits or [n, H] inputs of the head, for int64 [n] targets;
-        -100 counts nothing.
+        """Return the sums of the loss; the mean is `loss / weight`.
 
-        weights: float32 [n], what each position weighs, or None where all weigh 1. A mean is `loss
-        / weight`.
+        Args:
+            outputs: Logits [n, V]; with a fused head, its inputs [n, H].
+            targets: Correct tokens, int64 [n]; -100 is not counted.
+            weights: Weight of each position, float32 [n]; None if all weights are 1.
         """
         if self.head is None:
             return loss_from_logits(outputs, targets, self.kind, weights)
@@ -63,10 +82,14 @@ class LossPlan:
 def loss_from_logits(
     logits: Tensor, targets: Tensor, kind: LossType = "nll", weights: Tensor | None = None
 ) -> LossSums:
-    """Sums over n positions. logits: [n, V]; targets: int64 [n], -100 counts nothing; weights:
-    float32 [n] or None.
+    """Return the sums of the loss over n positions.
 
-    dft weighs each token by its own probability, held constant (https://arxiv.org/abs/2508.05629).
+    Args:
+        logits: [n, V].
+        targets: Correct tokens, int64 [n]; -100 is not counted.
+        kind: `dft` multiplies the loss of each token by its own probability, held constant
+            (https://arxiv.org/abs/2508.05629).
+        weights: Weight of each position, float32 [n]; None if all weights are 1.
     """
     nll = F.cross_entropy(logits.float(), targets, reduction="none", ignore_index=-100)
     weighted = nll * torch.exp(-nll.detach()) if kind == "dft" else nll
@@ -77,7 +100,7 @@ def loss_from_logits(
         (scores.gather(1, targets.clamp(min=0)[:, None])[:, 0] >= scores.amax(-1)) & valid
     ).sum()
     return LossSums(
-        weighted.sum(), nll.detach().sum(), correct, valid.sum(), _weight_of(valid, weights)
+        weighted.sum(), nll.detach().sum(), correct, valid.sum(), _sum_weights(valid, weights)
     )
 
 
@@ -89,49 +112,56 @@ def fused_loss(
     kind: LossType = "nll",
     weights: Tensor | None = None,
 ) -> LossSums:
-    """Sums over n positions of a linear head. hidden: [n, H]; weight: [V, H]; bias: [V] or None;
-    targets: int64 [n].
+    """Return the sums of the loss over n positions of a linear head; see the module.
 
-    weights: float32 [n], what each position weighs, or None where all weigh 1.
-
-    The idea: the gradient of cross-entropy is softmax minus one-hot, known as soon as a chunk of
-    logits is, and what stands before it is known too, but for one factor that all positions share
-    (the incoming gradient of the sum). So the forward makes, chunk by chunk of some 64 MiB, the
-    logits, their loss and the gradients of hidden, weight and bias; the backward only multiplies.
-    Three matrix products instead of four (two where the head is frozen), and no logits of all
-    positions ever. Tested against `loss_from_logits`.
+    Args:
+        hidden: Inputs of the head, [n, H].
+        weight: Weight of the head, [V, H].
+        bias: Bias of the head, [V]; None without a bias.
+        targets: Correct tokens, int64 [n]; -100 is not counted.
+        kind: As in `loss_from_logits`.
+        weights: Weight of each position, float32 [n]; None if all weights are 1.
     """
     if torch.is_autocast_enabled(hidden.device.type):
-        # Inside a custom function autocast does not act: what a linear layer would have cast is
-        # cast here.
-        narrow = torch.get_autocast_dtype(hidden.device.type)
-        hidden, weight = hidden.to(narrow), weight.to(narrow)
-        bias = None if bias is None else bias.to(narrow)
+        # Autocast has no effect inside a custom function, so the tensors that it would cast in a
+        # linear layer are cast here.
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
     apply: Any = _FusedHeadLoss.apply
     loss, nll, correct = apply(
         hidden, weight, bias, targets, weights, kind, torch.is_grad_enabled()
     )
     valid = targets != -100
-    return LossSums(loss, nll, correct, valid.sum(), _weight_of(valid, weights))
+    return LossSums(loss, nll, correct, valid.sum(), _sum_weights(valid, weights))
 
 
-def plan_loss(model: nn.Module, asked: str, kind: LossType, *, fusable: bool = True) -> LossPlan:
-    """Choose between logits and the fused head. asked: auto | logits | fused; fusable=False where
-    weights are sharded.
+def plan_loss(
+    model: nn.Module, requested: str, kind: LossType, *, fusable: bool = True
+) -> LossPlan:
+    """Choose between the loss from logits and the fused loss.
 
-    auto fuses on CPUs and under frozen heads, where it was measured to be the faster, if the
-    model's head turns out to be a plain linear layer with nothing after it that matters: a short
-    forward compares. A scale of the logits does not (it is applied to what goes into the head,
-    which is the same), softcapping does. Raises ConfigError where `fused` is asked for and that is
-    not so.
+    Fusing requires a plain linear head whose outputs are the logits, which a short forward
+    verifies. A scale of the logits is permitted: while the head is bypassed it is applied to the
+    inputs of the head, which has the same effect. Softcapping is not permitted.
+
+    Args:
+        model: The model.
+        requested: auto, logits or fused. `auto` fuses on CPUs and with frozen heads, where fusing
+            was measured to be faster, if it is possible.
+        kind: The kind of loss.
+        fusable: False if the weights of the model are sharded or compiled.
+
+    Raises:
+        ConfigError: If `fused` is requested and not possible.
     """
-    if asked == "logits":
+    if requested == "logits":
         return LossPlan(kind)
     inner = unwrap_peft(model)
     head = inner.get_output_embeddings()
     device = next(model.parameters()).device
     if (
-        asked == "auto"
+        requested == "auto"
         and type(head) is nn.Linear
         and head.weight.requires_grad
         and device.type != "cpu"
@@ -140,58 +170,57 @@ def plan_loss(model: nn.Module, asked: str, kind: LossType, *, fusable: bool = T
     reason = (
         "its weights are sharded or compiled"
         if not fusable
-        else _why_not_plain(inner, head, device)
+        else _explain_not_plain(inner, head, device)
     )
     if not reason:
         return LossPlan(kind, head)
-    if asked == "fused":
-        from sftprep.errors import ConfigError
-
+    if requested == "fused":
         raise ConfigError(
-            f"--loss_impl fused is not possible with {type(inner).__name__}: {reason}",
-            remedy="use --loss_impl auto",
+            f"{setting('loss_impl', 'fused')} is not possible with {type(inner).__name__}:"
+            f" {reason}",
+            remedy=f"use {setting('loss_impl', 'auto')}",
         )
     return LossPlan(kind)
 
 
-def _weight_of(valid: Tensor, weights: Tensor | None) -> Tensor:
-    """What the valid positions weigh together: a float32 scalar."""
+def _sum_weights(valid: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the sum of the weights of the valid positions: a float32 scalar."""
     return valid.sum().float() if weights is None else (weights * valid).sum()
 
 
-def _why_not_plain(model: Any, head: Any, device: torch.device) -> str:
-    """Why logits are not `head(hidden)`, of a plain linear head; '' where they are."""
+def _explain_not_plain(model: Any, head: Any, device: torch.device) -> str:
+    """Return why logits are not `head(hidden)` of a plain linear head; "" if they are."""
     if type(head) is not nn.Linear or head.weight.dtype.itemsize < 2:
         return f"its head is a {type(head).__name__}, not a plain linear layer"
     ids = torch.arange(4, device=device)[None] % head.weight.shape[0]
-    was = model.training
+    was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
             logits = model(input_ids=ids).logits
-            with _passing_through(head):
+            with _bypass_head(head):
                 hidden = model(input_ids=ids).logits
             if hidden.shape[-1] != head.in_features:
-                return "its head is not the last thing it does"
-            again = head(hidden)
+                return "its head is not its last layer"
+            recomputed = head(hidden)
     finally:
-        model.train(was)
+        model.train(was_training)
     if not bool(logits.isfinite().all()):
         reject_not_finite(model)  # training cannot succeed, whatever the head is
         return "its logits are not finite"
-    same = torch.allclose(
-        logits.float(), again.float(), rtol=1e-3, atol=1e-3 * float(logits.float().std())
+    is_equal = torch.allclose(
+        logits.float(), recomputed.float(), rtol=1e-3, atol=1e-3 * float(logits.float().std())
     )
-    return "" if same else "something is done to the logits after the head, such as softcapping"
+    return "" if is_equal else "the logits are changed after the head, for example by softcapping"
 
 
 @contextlib.contextmanager
-def _passing_through(head: nn.Linear) -> Iterator[None]:
-    """Make the head return what goes into it."""
-    touch: Any = _Touch.apply
+def _bypass_head(head: nn.Linear) -> Iterator[None]:
+    """Make the head return its inputs while the context is open."""
+    keep_in_graph: Any = _KeepInGraph.apply
 
     def forward(hidden: Tensor) -> Tensor:
-        passed: Tensor = touch(hidden, head.weight, head.bias)
+        passed: Tensor = keep_in_graph(hidden, head.weight, head.bias)
         return passed
 
     vars(head)["forward"] = forward
@@ -201,12 +230,12 @@ def _passing_through(head: nn.Linear) -> Iterator[None]:
         del vars(head)["forward"]
 
 
-class _Touch(torch.autograd.Function):
-    """Returns `hidden`, with the head's parameters in its history but without a gradient for them.
+class _KeepInGraph(torch.autograd.Function):
+    """Identity of `hidden` that has the head's parameters in its graph, without gradients for them.
 
-    DistributedDataParallel looks through the history of what a model returns for parameters that
-    had no part in it, and declares them done; the head has its part after that, in the loss, and
-    would be done twice.
+    DistributedDataParallel searches the graph of a model's outputs for parameters without a part in
+    it, and marks their gradients as ready. The head takes part only later, in the loss, so without
+    this function its gradients would be marked as ready twice, which is an error.
     """
 
     @staticmethod
@@ -219,8 +248,10 @@ class _Touch(torch.autograd.Function):
 
 
 class _FusedHeadLoss(torch.autograd.Function):
-    """See `fused_loss`. Gradients are kept in the dtype of what they belong to; the head's are
-    summed in float32."""
+    """Loss and gradients of a linear head; see the module.
+
+    Gradients have the dtype of their tensors, but those of the head are summed in float32.
+    """
 
     @staticmethod
     def forward(
@@ -231,11 +262,11 @@ class _FusedHeadLoss(torch.autograd.Function):
         targets: Tensor,
         weights: Tensor | None,
         kind: LossType,
-        training: bool,
+        grad_enabled: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        # Under no_grad needs_input_grad still says what the inputs ask for, hence `training`.
+        # needs_input_grad ignores no_grad, hence `grad_enabled`.
         need_hidden, need_weight, need_bias = (
-            training and needed for needed in ctx.needs_input_grad[:3]
+            grad_enabled and needed for needed in ctx.needs_input_grad[:3]
         )
         loss = hidden.new_zeros((), dtype=torch.float32)
         nll_sum = loss.clone()
@@ -244,26 +275,20 @@ class _FusedHeadLoss(torch.autograd.Function):
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
         d_bias = torch.zeros_like(weight[:, 0], dtype=torch.float32) if need_bias else None
         rows = max(16, _CHUNK_BYTES // (4 * weight.shape[0]))
-        # One block of memory for the logits of all chunks, which become probabilities and then
-        # gradients in place.
-        room = (
+        # All chunks share one buffer, in which logits become probabilities and then gradients.
+        buffer = (
             weight.new_empty((min(rows, len(targets)), weight.shape[0]))
             if hidden.dtype == torch.float32
-            else None
+            else None  # logits of other dtypes are copied to float32 anyway
         )
         for begin in range(0, len(targets), rows):
             h, y = hidden[begin : begin + rows], targets[begin : begin + rows]
             valid = y != -100
-            place = y.clamp(min=0)[:, None]
-            logits = _head_outputs(h, weight, bias, None if room is None else room[: len(y)])
-            of_target, largest = logits.gather(1, place)[:, 0], logits.amax(-1)
-            correct += ((of_target >= largest) & valid).sum()
-            gradient = torch.softmax(
-                logits, -1, out=logits if logits.device.type == "cpu" else None
-            )
-            # The largest probability is exp(largest - logsumexp) and never near 0: the logarithm of
-            # the sum comes from it.
-            nll = (largest - gradient.amax(-1).log() - of_target) * valid
+            # Loss of the chunk. The factor is the gradient of the loss with respect to the NLL.
+            out = None if buffer is None else buffer[: len(y)]
+            gradient, nll, is_best = _chunk_nll(h, weight, bias, y, out)
+            correct += (is_best & valid).sum()
+            nll = nll * valid
             factor = valid.float() if kind == "nll" else torch.exp(-nll) * valid
             if weights is not None:
                 factor = factor * weights[begin : begin + rows]
@@ -271,9 +296,9 @@ class _FusedHeadLoss(torch.autograd.Function):
             loss += (nll * factor).sum()
             if not any((need_hidden, need_weight, need_bias)):
                 continue
-            gradient.scatter_add_(1, place, torch.full_like(place, -1, dtype=gradient.dtype))
-            # Each row of it has its factor still to come: it is put to the smaller matrix of each
-            # product.
+            # Softmax minus one-hot. The factor multiplies the smaller matrix of each product.
+            index = y.clamp(min=0)[:, None]
+            gradient.scatter_add_(1, index, torch.full_like(index, -1, dtype=gradient.dtype))
             if d_bias is not None:
                 d_bias += gradient.T @ factor
             gradient, factor = gradient.to(h.dtype), factor[:, None].to(h.dtype)
@@ -284,10 +309,9 @@ class _FusedHeadLoss(torch.autograd.Function):
                 d_weight.addmm_(gradient.T, h * factor)
             elif d_weight is not None:
                 d_weight += gradient.T @ (h * factor)
-        # Not saved as tensors of the graph: so that backward may change them in place, and give
-        # them away.
+        # Not saved with the graph, so that the backward may change them in place and return them.
         ctx.gradients = (d_hidden, d_weight, d_bias)
-        ctx.dtypes = weight.dtype
+        ctx.head_dtype = weight.dtype
         ctx.mark_non_differentiable(nll_sum, correct)
         return loss, nll_sum, correct
 
@@ -297,13 +321,15 @@ class _FusedHeadLoss(torch.autograd.Function):
         ctx: Any, *upstream: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None]:
         if ctx.gradients is None:
-            raise RuntimeError("the gradients of this loss were taken before; compute it again")
+            raise RuntimeError(
+                "the gradients of this loss were used already; compute the loss again"
+            )
         (d_hidden, d_weight, d_bias), ctx.gradients = ctx.gradients, None
         factor = upstream[0]
         return (
             None if d_hidden is None else d_hidden.mul_(factor),
-            None if d_weight is None else d_weight.mul_(factor).to(ctx.dtypes),
-            None if d_bias is None else d_bias.mul_(factor).to(ctx.dtypes),
+            None if d_weight is None else d_weight.mul_(factor).to(ctx.head_dtype),
+            None if d_bias is None else d_bias.mul_(factor).to(ctx.head_dtype),
             None,
             None,
             None,
@@ -311,10 +337,31 @@ class _FusedHeadLoss(torch.autograd.Function):
         )
 
 
-def _head_outputs(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None
-) -> Tensor:
-    """Logits in float32, written into `out` where it is given."""
-    if bias is None:
-        return torch.mm(hidden, weight.T, out=out).float()
-    return torch.addmm(bias, hidden, weight.T, out=out).float()
+def _chunk_nll(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, out: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the probabilities and the negative log likelihood of a chunk of r positions.
+
+    Args:
+        hidden: Inputs of the head, [r, H].
+        weight: Weight of the head, [V, H].
+        bias: Bias of the head, [V]; None without a bias.
+        targets: Correct tokens, int64 [r]; where it is -100, the results are meaningless.
+        out: A buffer for the logits, [r, V]; None to allocate them.
+
+    Returns:
+        Probabilities, float32 [r, V]; NLL, float32 [r]; and whether no token is more likely than
+        the target, bool [r].
+    """
+    logits = (
+        torch.mm(hidden, weight.T, out=out)
+        if bias is None
+        else torch.addmm(bias, hidden, weight.T, out=out)
+    ).float()
+    of_target = logits.gather(1, targets.clamp(min=0)[:, None])[:, 0]
+    largest = logits.amax(-1)
+    probabilities = torch.softmax(logits, -1, out=logits if logits.device.type == "cpu" else None)
+    # The logarithm of the sum of exponentials comes from the largest probability, which is
+    # exp(largest - logsumexp) and never near 0.
+    nll = largest - probabilities.amax(-1).log() - of_target
+    return probabilities, nll, of_target >= largest

@@ -1,1 +1,1 @@
-"""What a run reports of its tokens and predictions."""
+"""Metrics of a run."""

@@ -1,5 +1,4 @@
-"""What compute_metrics is given: the predictions of an evaluation set, a row a sequence, gathered
-over the ranks."""
+"""Predictions for `compute_metrics`: one row per sequence, gathered over the ranks."""
 
 from __future__ import annotations
 
@@ -19,31 +18,42 @@ from sfttrain.packed.forward import ForwardMode, scored_outputs
 Preprocess = Callable[[Tensor, Tensor], Tensor]
 
 
-def all_logits(model: nn.Module, batch: RowBatch, feeding: ForwardMode) -> Tensor:
-    """The logits of every position of a row, in the order of the row: [1, T, V]."""
-    # The target of a position is its own place: it comes back with the logits, whatever their
-    # order.
-    places = torch.arange(batch["input_ids"].shape[1], device=batch["input_ids"].device)
-    whole: Any = {**batch, "scored": places, "targets": places, "weights": None}
-    scored = scored_outputs(model, whole, feeding)
+def all_logits(model: nn.Module, batch: RowBatch, mode: ForwardMode) -> Tensor:
+    """Return the logits of every position of a row, in the order of the row: [1, T, V]."""
+    # The target of a position is its own index. It is returned with the logits, which may be in
+    # another order.
+    positions = torch.arange(batch["input_ids"].shape[1], device=batch["input_ids"].device)
+    fully_scored: Any = {**batch, "scored": positions, "targets": positions, "weights": None}
+    scored = scored_outputs(model, fully_scored, mode)
     return scored.outputs[scored.targets.argsort()][None]
 
 
 class Predictions:
-    """Collects what the model predicts, sequence by sequence.
+    """Collector of a model's predictions, sequence by sequence.
 
-    preprocess: what `preprocess_logits_for_metrics` makes of the logits, [1, T, V] with labels [1,
-    T], before they are kept: such as their argmax, without which whole logits are kept in memory.
+    Args:
+        preprocess: `preprocess_logits_for_metrics` of the trainer, which reduces the logits
+            [1, T, V] with labels [1, T], for example to their argmax. Without it, all logits are
+            kept in memory.
     """
 
     def __init__(self, preprocess: Preprocess | None) -> None:
         self._preprocess = preprocess
-        self._kept: list[NDArray[Any]] = []
-        self._labels: list[NDArray[Any]] = []
+        self._predictions: list[NDArray[Any]] = []  # of each sequence, [length, ...]
+        self._labels: list[NDArray[Any]] = []  # of each sequence, [length]
 
     def add(self, logits: Tensor, labels: Tensor, lengths: tuple[int, ...] | None) -> None:
-        """Keep the rows of a batch. logits: [B, T, V]; labels: [B, T]; lengths: of the sequences of
-        one packed row, B = 1."""
+        """Add the predictions of a batch.
+
+        Args:
+            logits: [B, T, V].
+            labels: [B, T].
+            lengths: The lengths of the sequences of one packed row, B = 1; None if each row of the
+                batch is one sequence.
+
+        Raises:
+            ConfigError: If the user's function returns another shape.
+        """
         kept = logits if self._preprocess is None else self._preprocess(logits, labels)
         if not isinstance(kept, Tensor) or kept.shape[:2] != labels.shape:
             found = tuple(kept.shape) if isinstance(kept, Tensor) else type(kept).__name__
@@ -54,33 +64,36 @@ class Predictions:
                     "return a tensor with the same first two dimensions, such as logits.argmax(-1)"
                 ),
             )
+        # NumPy has no bfloat16.
         values = (kept.float() if kept.is_floating_point() else kept).cpu().numpy()
-        wanted = labels.cpu().numpy()
+        label_values = labels.cpu().numpy()
         if lengths is None:
-            self._kept += list(values)
-            self._labels += list(wanted)
+            self._predictions += list(values)
+            self._labels += list(label_values)
             return
-        bounds = np.cumsum(lengths)[:-1]
-        self._kept += np.split(values[0], bounds)
-        self._labels += np.split(wanted[0], bounds)
+        offsets = np.cumsum(lengths)[:-1]
+        self._predictions += np.split(values[0], offsets)
+        self._labels += np.split(label_values[0], offsets)
 
-    def gathered(self, world: int) -> EvalPrediction:
-        """All of them, over all ranks, filled up to the longest sequence with -100. Every rank must
-        call this."""
-        pairs = [*zip(self._kept, self._labels, strict=True)]
+    def gather(self, world: int) -> EvalPrediction:
+        """Return the predictions of all ranks, padded with -100 to the longest sequence.
+
+        Every rank must call this method. `world` is the number of ranks.
+        """
+        pairs = [*zip(self._predictions, self._labels, strict=True)]
         if world > 1:
             from accelerate.utils import gather_object
 
             pairs = gather_object(pairs)
         longest = max((len(labels) for _, labels in pairs), default=0)
         return EvalPrediction(
-            predictions=_filled([kept for kept, _ in pairs], longest),
-            label_ids=_filled([labels for _, labels in pairs], longest),
+            predictions=_pad([predictions for predictions, _ in pairs], longest),
+            label_ids=_pad([labels for _, labels in pairs], longest),
         )
 
 
-def _filled(rows: list[NDArray[Any]], longest: int) -> NDArray[Any]:
-    """Rows of unlike length as one array, with -100 where they end: [rows, longest, ...]."""
+def _pad(rows: list[NDArray[Any]], longest: int) -> NDArray[Any]:
+    """Return rows of different lengths as one array padded with -100: [rows, longest, ...]."""
     if not rows:
         return np.zeros((0, longest), dtype=np.int64)
     out = np.full((len(rows), longest, *rows[0].shape[1:]), -100, dtype=rows[0].dtype)

@@ -1,9 +1,10 @@
-"""Counters of a run, kept on the device and read only when something is logged."""
+"""Counters of a run, which are kept on the device and read only for the log."""
 
 from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,60 +14,65 @@ from sfttrain.losses.fused_cross_entropy import LossSums
 
 
 class Counters:
-    """Sums over the positions trained since the last reading: of their loss, their right guesses,
-    and how many they are.
+    """Sums of loss, correct predictions and tokens over the positions since the last `read`.
 
-    Adding never waits for the device; `read` does, once, and adds up the ranks.
+    `add` never waits for the device. `read` and `peek` wait once, and sum over the ranks.
     """
 
     def __init__(self, device: torch.device) -> None:
+        # Negative log likelihood, correct predictions and tokens; mps has no float64.
         self._sums = torch.zeros(
             3, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device
         )
-        self._since = time.perf_counter()
+        self._since = time.perf_counter()  # time of the last `read`
 
     def add(self, sums: LossSums) -> None:
-        """Count one row in."""
+        """Add the sums of one row."""
         self._sums += torch.stack([sums.nll, sums.correct, sums.tokens]).to(self._sums.dtype)
 
     def read(self, accelerator: Any) -> CounterReading:
-        """The sums over all ranks since the last reading, which start again at 0. Every rank must
-        call it."""
+        """Return the sums over all ranks and reset them; every rank must call this method."""
         reading = self.peek(accelerator)
         self._since += reading.seconds
         self._sums.zero_()
         return reading
 
     def peek(self, accelerator: Any) -> CounterReading:
-        """As `read`, and nothing starts again. Every rank must call it."""
+        """Return the sums over all ranks; every rank must call this method."""
         total: Tensor = accelerator.reduce(self._sums.clone(), reduction="sum")
         nll, correct, tokens = total.tolist()
         return CounterReading(nll, int(correct), int(tokens), time.perf_counter() - self._since)
 
 
+@dataclass(frozen=True)
 class CounterReading:
-    """What counters said. nll: summed; correct, tokens: counts; seconds: since the reading
-    before."""
+    """Values of the counters at one time."""
 
-    def __init__(self, nll: float, correct: int, tokens: int, seconds: float) -> None:
-        self.nll, self.correct, self.tokens, self.seconds = nll, correct, tokens, seconds
+    nll: float
+    """Sum of the negative log likelihood."""
+    correct: int
+    """Tokens that were predicted correctly."""
+    tokens: int
+    """Trained tokens."""
+    seconds: float
+    """Time since the last `read`."""
 
     @property
     def loss(self) -> float:
-        """Mean negative log likelihood of a token; 0 where there was none."""
+        """Mean negative log likelihood per token; 0 if there was no token."""
         return self.nll / self.tokens if self.tokens else 0.0
 
     @property
     def accuracy(self) -> float:
-        """Share of tokens whose most likely candidate was the right one; 0 where there was none."""
+        """Share of tokens whose most likely candidate was correct; 0 if there was no token."""
         return self.correct / self.tokens if self.tokens else 0.0
 
     @property
     def tokens_per_second(self) -> float:
-        """Trained tokens a second, over all ranks."""
+        """Trained tokens per second over all ranks."""
         return self.tokens / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def perplexity(self) -> float:
-        """exp of the loss; infinite where that is too large for a float."""
+        """exp(loss); infinite if that exceeds the range of a float."""
         return math.exp(self.loss) if self.loss < 709 else math.inf

@@ -1,1 +1,1 @@
-"""Loading a model, its tokenizer and its adapters."""
+"""Loading and preparation of models, tokenizers and adapters."""

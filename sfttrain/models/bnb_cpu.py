@@ -1,4 +1,4 @@
-"""bitsandbytes' 4-bit layers on a CPU, kept able to train."""
+"""Training of bitsandbytes' 4-bit layers on a CPU."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from torch import nn
 
 
 def keep_gradients(model: nn.Module) -> None:
-    """Keep 4-bit layers on a CPU able to train after an evaluation; nothing is done to other
-    models.
+    """Keep 4-bit layers on a CPU trainable after an evaluation; other models are not changed.
 
-    bitsandbytes (0.50) packs their weights anew at the first forward in eval mode on CPUs with
-    AVX512_BF16, for a kernel that has no backward, and uses it from then on: training goes on, with
-    no gradients for all that lies below.
+    On CPUs with AVX512_BF16, bitsandbytes (0.50) repacks the weights at the first forward in eval
+    mode, for a kernel without a backward, and uses this kernel from then on. Training would
+    continue without gradients for all layers below.
     """
     layers: list[Any] = [
         module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")
@@ -21,4 +20,4 @@ def keep_gradients(model: nn.Module) -> None:
     for layer in layers:
         layer.support_avx512bf16_for_cpu = False
         if getattr(getattr(layer.weight, "quant_state", None), "packing_format_for_cpu", False):
-            layer.state_dict()  # saving unpacks them
+            layer.state_dict()  # as a side effect, saving restores the original format

@@ -1,4 +1,4 @@
-"""The model of a run: loaded, quantized, checked against the shards."""
+"""Model of a run: loading, quantization, and the check that shards and model belong together."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from sftprep.errors import (
     MismatchError,
     MissingDependency,
     TokenizerError,
+    setting,
 )
 from sfttrain.config.model_config import ModelConfig
 from sfttrain.data.packs import PackSource, longest_sequence
 
 
 class ManifestLike(Protocol):
-    """What training reads of a build's manifest."""
+    """Part of a build's manifest that training reads."""
 
     @property
     def max_length(self) -> int:
-        """Tokens a pack may have."""
+        """Largest length of a pack in tokens."""
         ...
 
     @property
     def tokenizer(self) -> dict[str, Any]:
         """name, fingerprint, vocab_size, max_id (largest id in the shards), eos_token_id,
-        pad_token_id"""
+        pad_token_id."""
         ...
 
     @property
     def chat_template(self) -> str | None:
-        """Template that the shards were made with, where there was one."""
+        """Chat template of the build; None if it used none."""
         ...
 
 
@@ -48,29 +49,41 @@ class ShardsLike(PackSource, Protocol):
 
     @property
     def manifest(self) -> ManifestLike:
-        """What the build says of itself."""
+        """The manifest of the build."""
         ...
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception of another library, at most 400 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:400]
 
 
 def load_model(
     config: ModelConfig, *, device: torch.device, options: Mapping[str, Any] | None = None
 ) -> Any:
-    """Load a causal language model by folder or Hub name, in the precision that `config.dtype` says
-    (see ModelConfig).
+    """Load a causal language model.
 
-    options: further arguments of from_pretrained, which win (model_init_kwargs). Raises
-    InputNotFound where there is no such model, ConfigError where it is no causal language model, or
-    takes no such option.
+    Args:
+        config: The folder or Hub name of the model, its revision, precision and quantization.
+        device: The device of the training, which decides on the default precision.
+        options: Further arguments of from_pretrained, which take precedence (model_init_kwargs).
+
+    Raises:
+        InputNotFound: If there is no such model.
+        ConfigError: If it is not a causal language model, or does not accept an option.
     """
     from transformers import AutoModelForCausalLM
 
     name = config.model_name_or_path
     if not name:
-        raise ConfigError("no model was given", remedy="add --model FOLDER_OR_NAME")
+        raise ConfigError(
+            "no model is specified",
+            remedy=f"specify {setting('model_name_or_path', 'FOLDER_OR_NAME')}",
+        )
     if _is_path(name) and not Path(name).expanduser().is_dir():
         raise InputNotFound(
             f"there is no folder {name}",
-            remedy="check the folder, or give a name on the Hub such as Qwen/Qwen3-8B",
+            remedy=["check the folder", "specify a name on the Hub such as Qwen/Qwen3-8B"],
         )
     quantization = get_quantization_config(config)
     arguments = {
@@ -85,24 +98,25 @@ def load_model(
         return AutoModelForCausalLM.from_pretrained(name, **arguments)
     except TypeError as error:
         raise ConfigError(
-            f"{name} cannot be loaded: {_first_line(error)}",
-            remedy="look at model_init_kwargs: it goes to from_pretrained",
+            f"{name} cannot be loaded: {first_line(error)}",
+            remedy=f"check {setting('model_init_kwargs')}, which is passed to from_pretrained",
         ) from error
     except OSError as error:
-        raise InputNotFound(_first_line(error), remedy=_remedy_for_missing(name)) from error
+        raise InputNotFound(first_line(error), remedy=_remedy_for_missing(name)) from error
     except ValueError as error:
         raise ConfigError(
-            f"{name} cannot be loaded: {_first_line(error)}", remedy="give a causal language model"
+            f"{name} cannot be loaded: {first_line(error)}",
+            remedy="use a causal language model",
         ) from error
 
 
 def check_code_is_pinned(config: ModelConfig) -> None:
-    """Check that code of a repository, where it is to be run, is that of a commit.
+    """Check that code of a repository runs only from a specified commit.
 
-    A branch or tag may lead to other code tomorrow.
+    The code of a branch or tag may change at any time.
 
     Raises:
-        ConfigError: --trust_remote_code without a commit.
+        ConfigError: If trust_remote_code is set for a repository without a commit.
     """
     name = str(config.model_name_or_path)
     if (
@@ -111,19 +125,22 @@ def check_code_is_pinned(config: ModelConfig) -> None:
         and not is_commit(config.model_revision)
     ):
         raise ConfigError(
-            f"--trust_remote_code would run code of {name} at {config.model_revision}, which may"
-            " change",
-            remedy="read the code, and give its commit: --model_revision COMMIT (40 hex digits)",
+            f"{setting('trust_remote_code')} would run code of {name} at {config.model_revision},"
+            " which may change",
+            remedy=(
+                "read the code, and specify its commit (40 hex digits):"
+                f" {setting('model_revision', 'COMMIT')}"
+            ),
         )
 
 
 def is_commit(revision: str | None) -> bool:
-    """Whether a revision is a whole commit id."""
+    """Return whether a revision is a complete commit id."""
     return re.fullmatch(r"[0-9a-f]{40}", revision or "") is not None
 
 
 def code_that_runs(config: ModelConfig) -> str:
-    """Name the code that --trust_remote_code allows: repository@commit, or folder; else ''."""
+    """Return the code that trust_remote_code permits: repository@commit, a folder, or ""."""
     if not config.trust_remote_code:
         return ""
     name = str(config.model_name_or_path)
@@ -131,13 +148,14 @@ def code_that_runs(config: ModelConfig) -> str:
 
 
 def get_peft_config(config: ModelConfig) -> Any | None:
-    """The peft.LoraConfig that a ModelConfig asks for, or None without use_peft."""
+    """Return the peft.LoraConfig of a ModelConfig; None without use_peft."""
     if not config.use_peft:
         return None
     from peft import LoraConfig
 
     targets: Any = config.lora_target_modules or "all-linear"
     if not isinstance(targets, str) and len(targets) == 1:
+        # peft recognizes "all-linear" only as a string.
         targets = targets[0] if targets[0] == "all-linear" else targets
     return LoraConfig(
         task_type="CAUSAL_LM",
@@ -154,8 +172,11 @@ def get_peft_config(config: ModelConfig) -> Any | None:
 
 
 def get_quantization_config(config: ModelConfig) -> Any | None:
-    """The BitsAndBytesConfig that a ModelConfig asks for, or None. Raises MissingDependency without
-    bitsandbytes."""
+    """Return the BitsAndBytesConfig of a ModelConfig; None without quantization.
+
+    Raises:
+        MissingDependency: If bitsandbytes is not installed.
+    """
     if not (config.load_in_4bit or config.load_in_8bit):
         return None
     from importlib.util import find_spec
@@ -177,7 +198,7 @@ def get_quantization_config(config: ModelConfig) -> Any | None:
 
 
 def get_kbit_device_map() -> dict[str, int] | None:
-    """Where a quantized model goes: the GPU of this process, or None on machines without one."""
+    """Return the device map of a quantized model: the GPU of this process; None without a GPU."""
     if not torch.cuda.is_available():
         return None
     from accelerate import PartialState
@@ -188,26 +209,34 @@ def get_kbit_device_map() -> dict[str, int] | None:
 def check_match(
     model: Any, shards: ShardsLike, fingerprint: str | None, allowed: Sequence[str] = ()
 ) -> list[str]:
-    """Check that shards and model belong together, before anything is trained.
+    """Check that shards and model belong together.
 
-    fingerprint: that of the model's own tokenizer, None where the model has none. allowed:
-    mismatches that are only told, of tokenizer and length. Returns what was told. Raises
-    MismatchError.
+    Args:
+        model: The model.
+        shards: The packs, with their manifest.
+        fingerprint: The fingerprint of the model's own tokenizer; None if the model has none.
+        allowed: Mismatches that are only reported: "tokenizer", "length".
+
+    Returns:
+        The allowed mismatches, as texts.
+
+    Raises:
+        MismatchError: For a mismatch that is not allowed.
     """
     manifest = shards.manifest
-    told: list[str] = []
+    reported: list[str] = []
     rows = int(model.get_input_embeddings().weight.shape[0])
     largest = int(manifest.tokenizer.get("max_id", -1))
     if largest >= rows:
         raise MismatchError(
-            f"the shards hold token id {largest}, and the model's embedding has {rows} rows",
+            f"the shards have the token id {largest}, but the model's embedding has {rows} rows",
             remedy=(
                 "build the shards with the tokenizer of this model: sftprep build ... --tokenizer"
                 " MODEL"
             ),
         )
-    theirs = str(manifest.tokenizer.get("fingerprint", ""))
-    if fingerprint is not None and theirs and fingerprint != theirs:
+    expected = str(manifest.tokenizer.get("fingerprint", ""))
+    if fingerprint is not None and expected and fingerprint != expected:
         text = (
             f"the shards were built with another tokenizer ({manifest.tokenizer.get('name')}) than"
             " the model's own"
@@ -215,53 +244,55 @@ def check_match(
         if "tokenizer" not in allowed:
             raise MismatchError(
                 text,
-                remedy=(
-                    "build them with --tokenizer MODEL, or train all the same with --allow_mismatch"
-                    " tokenizer"
-                ),
+                remedy=[
+                    "build them with the tokenizer of this model: sftprep build ... --tokenizer"
+                    " MODEL",
+                    f"add tokenizer to {setting('allow_mismatch')} to train nevertheless",
+                ],
             )
-        told.append(text)
+        reported.append(text)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    # Packs may well be longer than the model's context, since positions restart: sequences may not.
-    # Only then are they looked at.
+    # A pack may be longer than the model's context, because positions restart with each sequence; a
+    # sequence may not. The sequences are read only if the limit of the packs does not rule it out.
     if (
         isinstance(context, int)
         and 0 < context < manifest.max_length
         and (longest := longest_sequence(shards)) > context
     ):
         text = (
-            f"the longest sequence has {longest} tokens, and the model's positions end at {context}"
+            f"the longest sequence has {longest} tokens, but the model's positions end at {context}"
         )
         if "length" not in allowed:
             raise MismatchError(
                 text,
-                remedy=(
-                    f"build with --max-length {context}, or train all the same with"
-                    " --allow_mismatch length"
-                ),
+                remedy=[
+                    f"set {setting('max_length', context)} for the preparation of the data",
+                    f"add length to {setting('allow_mismatch')} to train nevertheless",
+                ],
             )
-        told.append(text)
-    return told
+        reported.append(text)
+    return reported
 
 
 def tokenizer_for(
     config: ModelConfig, manifest: ManifestLike, allowed: Sequence[str] = ()
 ) -> tuple[Any | None, str | None]:
-    """Load the tokenizer to save with the model; its template and end token are the shards'.
+    """Load the tokenizer that is saved with the model, with the template and end token of shards.
 
-    It is the model's own if it has one, else the one that the shards name. `trust_remote_code` is
-    about the model, which the user named: code of a tokenizer that a manifest names is never run.
+    It is the model's own tokenizer if there is one, else the tokenizer that the shards name.
+    `trust_remote_code` applies to the model, which the user named; code of a tokenizer that a
+    manifest names never runs.
 
     Args:
-        config: the model.
-        manifest: of the shards.
-        allowed: mismatches that are accepted, as in `check_match`. If "tokenizer" is among them,
+        config: The model.
+        manifest: The manifest of the shards.
+        allowed: Mismatches that are allowed, as in `check_match`. If "tokenizer" is among them,
             the tokenizer of the shards is preferred.
 
     Returns:
-        The tokenizer and the fingerprint of the model's own; None where there is none.
+        The tokenizer, and the fingerprint of the model's own; None where there is none.
     """
-    theirs = str(manifest.tokenizer.get("fingerprint", ""))
+    expected = str(manifest.tokenizer.get("fingerprint", ""))
     own = _load_tokenizer(
         str(config.model_name_or_path),
         revision=config.model_revision,
@@ -269,11 +300,11 @@ def tokenizer_for(
     )
     fingerprint = _fingerprint(own, manifest) if own is not None else None
     tokenizer = own
-    differs = bool(theirs) and fingerprint != theirs
+    differs = bool(expected) and fingerprint != expected
     if own is None or (differs and (fingerprint is None or "tokenizer" in allowed)):
         tokenizer = _load_tokenizer(str(manifest.tokenizer.get("name") or "")) or own
     if tokenizer is not None:
-        # Inference must write its prompts, and know the end of an answer, as the shards did.
+        # Inference must render prompts and detect the end of an answer as the training did.
         if manifest.chat_template is not None:
             tokenizer.chat_template = manifest.chat_template
         end = manifest.tokenizer.get("eos_token_id")
@@ -283,43 +314,48 @@ def tokenizer_for(
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies in bfloat16, so that mixed precision pays; False where torch
-    cannot tell, as older ones."""
+    """Return whether this CPU computes in bfloat16, so that mixed precision is faster.
+
+    Older versions of torch do not report the capabilities of the CPU; then the result is False.
+    """
     found: dict[str, Any] = dict(getattr(torch.cpu, "get_capabilities", dict)())
     return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def trainable_share(model: nn.Module) -> tuple[int, int]:
-    """Parameters that are trained, and all of them."""
+    """Return the number of trained parameters, and of all parameters."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)
 
 
 def _fingerprint(tokenizer: Any, manifest: ManifestLike) -> str | None:
-    """Fingerprint of a tokenizer, with the end token of the shards (`sftprep build --eos-token`);
-    None if it has none."""
+    """Return the fingerprint of a tokenizer with the end token of the shards.
+
+    `sftprep build ... --eos-token TOKEN` changes the fingerprint of the same tokenizer. The result
+    is None for a tokenizer that sftprep cannot read.
+    """
     try:
         spec = sftprep.tokenizer_spec(tokenizer)
         end = manifest.tokenizer.get("eos_token_id")
         if end is not None and end != spec.eos_token_id and int(end) < spec.vocab_size:
             spec = spec.with_eos(str(tokenizer.convert_ids_to_tokens(int(end))))
     except TokenizerError:
-        return None  # of a kind that sftprep cannot read, so no shards were built with it
+        return None  # no shards can have been built with it
     return str(spec.fingerprint)
 
 
 def _dtype(config: ModelConfig, device: torch.device) -> Any:
     if config.dtype is not None:
         return "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
-    # Full training in 16 bits loses updates smaller than a weight's last bit; a frozen base loses
-    # nothing.
+    # Full training in 16 bits loses updates that are smaller than the last bit of a weight. The
+    # frozen base of an adapter has no updates.
     return "auto" if config.use_peft and device.type != "cpu" else torch.float32
 
 
 def _load_tokenizer(
     name: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> Any | None:
-    """Load a transformers tokenizer; None where `name` has none, or one that needs its code."""
+    """Load a tokenizer; None if `name` has none, or one that needs code of the repository."""
     if not name:
         return None
     if os.path.isdir(name) and not any((Path(name) / file).exists() for file in _TOKENIZER_FILES):
@@ -345,15 +381,11 @@ _TOKENIZER_FILES = (
 
 def _remedy_for_missing(name: str) -> str:
     if os.path.isdir(name):
-        return "the folder needs a config.json and weights (model.safetensors)"
-    return "check the folder; or the name on the Hub, and that this machine can reach it"
+        return "the folder must have a config.json and weights (model.safetensors)"
+    return "check the folder, or the name on the Hub and that this machine can reach it"
 
 
 def _is_path(name: str) -> bool:
-    """Whether a name can only be meant as a path: names on the Hub have one slash at most, and none
-    at the start."""
+    """Return whether a name must be a path: names on the Hub have at most one slash, in the
+    middle."""
     return name.startswith(("/", ".", "~")) or name.count("/") > 1
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:400]

@@ -1,5 +1,4 @@
-"""The tokenizer of a run: the one given or the model's own, with the end, the padding and the
-template that were asked for."""
+"""Tokenizer of a run: the user's or the model's own, with the requested tokens and template."""
 
 from __future__ import annotations
 
@@ -8,61 +7,78 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sftprep.errors import ConfigError, TemplateError, TokenizerError
-from sfttrain.models.clone_template import clone_chat_template, end_with
+from sftprep.errors import ConfigError, TemplateError, TokenizerError, setting
+from sfttrain.models.clone_template import clone_chat_template, set_end_token
+from sfttrain.models.loading import first_line
 from sfttrain.models.unwrap import unwrap_peft
 
 
 @dataclass
 class RunTokenizer:
-    """What is saved beside the model, and what texts are tokenized with."""
+    """Tokenizer of a run."""
 
     processing: Any | None
-    """As it was given: a tokenizer, or a processor that has one; None where there is none."""
+    """The object that is saved with the model: a tokenizer, or a processor with a tokenizer; None
+    if there is none."""
     tokenizer: Any | None
-    """The tokenizer itself."""
+    """The tokenizer itself, with which texts are tokenized."""
     added: list[int] = field(default_factory=list)
-    """Ids that are new to the tokenizer, and so to the model."""
+    """Ids that are new to the tokenizer, and therefore to the model."""
 
 
-def settle_tokenizer(
+def resolve_tokenizer(
     model: Any, processing: Any | None, args: Any, *, needed: bool
 ) -> RunTokenizer:
-    """The tokenizer with what `args` asks of it (eos_token, pad_token, chat_template_path), told to
-    the model too.
+    """Return the tokenizer with the tokens and the template that the settings request.
 
-    needed: raw records are to be tokenized, so that one is loaded from the model's own folder where
-    none is given. Raises TokenizerError where that fails, ConfigError for a token that is not in
-    the vocabulary, TemplateError.
+    The settings are eos_token, pad_token and chat_template_path. The configs of the model get the
+    same tokens.
+
+    Args:
+        model: The model.
+        processing: The user's tokenizer or processor; None to load the model's own if necessary.
+        args: The SFTConfig.
+        needed: Whether raw records are tokenized.
+
+    Raises:
+        TokenizerError: If the model's own tokenizer is needed and cannot be loaded.
+        ConfigError: If a token is not in the vocabulary.
+        TemplateError: If the template cannot be read.
     """
-    asked = (
+    has_requests = (
         args.eos_token is not None
         or args.pad_token is not None
         or args.chat_template_path is not None
     )
-    if processing is None and (needed or asked):
-        processing = _own_tokenizer(model, args)
+    if processing is None and (needed or has_requests):
+        processing = _load_own_tokenizer(model, args)
     run = RunTokenizer(processing, getattr(processing, "tokenizer", processing))
     if run.tokenizer is None:
         return run
     if args.eos_token is not None:
-        run.tokenizer.eos_token = _known(run.tokenizer, "eos_token", args.eos_token)
-        end_with(unwrap_peft(model), run.tokenizer, only=False)
+        run.tokenizer.eos_token = _check_known(run.tokenizer, "eos_token", args.eos_token)
+        set_end_token(unwrap_peft(model), run.tokenizer, replace=False)
     if args.pad_token is not None:
-        run.tokenizer.pad_token = _known(run.tokenizer, "pad_token", args.pad_token)
+        run.tokenizer.pad_token = _check_known(run.tokenizer, "pad_token", args.pad_token)
         unwrap_peft(model).config.get_text_config().pad_token_id = run.tokenizer.pad_token_id
     if args.chat_template_path is not None:
-        run.added = _with_template(unwrap_peft(model), run, args.chat_template_path)
+        run.added = _set_template(unwrap_peft(model), run, args.chat_template_path)
     return run
 
 
-def tokenizer_of(
+def load_required_tokenizer(
     name: str, *, trust_remote_code: bool = False, revision: str | None = None, kind: str = ""
 ) -> Any:
-    """The tokenizer in a model's folder, or of its name on the Hub; kind: what to call a model
-    without a name.
+    """Load the tokenizer of a model for raw records.
 
-    Raises TokenizerError where there is none.
+    Args:
+        name: The folder or Hub name of the model.
+        trust_remote_code: Whether code of the repository may run.
+        revision: Branch, tag or commit on the Hub.
+        kind: The class of a model without a name, for the message.
+
+    Raises:
+        TokenizerError: If there is no tokenizer.
     """
     from transformers import AutoTokenizer
 
@@ -75,40 +91,44 @@ def tokenizer_of(
     except (OSError, ValueError) as error:
         raise TokenizerError(
             f"raw records need a tokenizer, and the model {name or kind} has none: "
-            f"{(str(error).strip().splitlines() or [''])[0][:300]}",
-            remedy=(
-                "give a model that has one, or processing_class=AutoTokenizer.from_pretrained(...)"
-            ),
+            f"{first_line(error)}",
+            remedy=[
+                "use a model that has one",
+                "pass processing_class=AutoTokenizer.from_pretrained(...)",
+            ],
         ) from error
 
 
-def _own_tokenizer(model: Any, args: Any) -> Any:
+def _load_own_tokenizer(model: Any, args: Any) -> Any:
     config = unwrap_peft(model).config
     name = str(getattr(config, "_name_or_path", "") or "")
     options = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
-    kind = type(model).__name__
-    return tokenizer_of(
+    return load_required_tokenizer(
         name,
         trust_remote_code=args.trust_remote_code,
-        # Of the same commit as the model, which the user may have pinned.
+        # The same commit as the model, which the user may have pinned.
         revision=options.get("revision") or getattr(config, "_commit_hash", None),
-        kind=kind,
+        kind=type(model).__name__,
     )
 
 
-def _known(tokenizer: Any, name: str, token: str) -> str:
+def _check_known(tokenizer: Any, name: str, token: str) -> str:
+    """Return the token of a setting; raise ConfigError if it is not in the vocabulary."""
     if token not in tokenizer.get_vocab():
-        some = ", ".join(tokenizer.all_special_tokens[:12]) or "it has none"
+        known = ", ".join(tokenizer.all_special_tokens[:12])
         raise ConfigError(
-            f"{name} is {token!r}, which is not in the vocabulary of the tokenizer",
-            remedy=f"its special tokens: {some}",
+            f"{setting(name)} is {token!r}, which is not in the vocabulary of the tokenizer",
+            remedy=f"choose one of its tokens{f', such as {known}' if known else ''}",
         )
     return token
 
 
-def _with_template(model: Any, run: RunTokenizer, path: str) -> list[int]:
-    """Set the template from a file, or take it over from another tokenizer; the ids that are new by
-    that."""
+def _set_template(model: Any, run: RunTokenizer, path: str) -> list[int]:
+    """Set the template from a Jinja file or clone it from another tokenizer.
+
+    Returns:
+        The ids that cloning added to the tokenizer.
+    """
     assert run.tokenizer is not None
     assert run.processing is not None
     if not path.endswith((".jinja", ".j2", ".jinja2")):
@@ -117,8 +137,8 @@ def _with_template(model: Any, run: RunTokenizer, path: str) -> list[int]:
         source = Path(os.path.expanduser(path)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise TemplateError(
-            f"cannot read the chat template {path}: {error}",
-            remedy="check the path given as chat_template_path",
+            f"the chat template {path} cannot be read: {error}",
+            remedy=f"check the path in {setting('chat_template_path')}",
         ) from error
     run.tokenizer.chat_template = source
     run.processing.chat_template = source

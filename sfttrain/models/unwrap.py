@@ -1,4 +1,4 @@
-"""The model below its adapter."""
+"""The transformers model inside an adapter."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from typing import Any
 
 
 def unwrap_peft(model: Any) -> Any:
-    """The transformers model itself, where `model` is a PeftModel around it."""
+    """Return the transformers model inside a PeftModel; any other model is returned unchanged."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

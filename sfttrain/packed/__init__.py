@@ -1,1 +1,1 @@
-"""Packed sequences through a model, each one isolated from the others."""
+"""Packed rows through a model, with attention that separates their sequences."""

@@ -1,9 +1,10 @@
-"""How a packed row is given to a model: as it is, with the bounds of its sequences, or unpacked
-into padded batches."""
+"""Forward pass of a packed row, with logits only where the next token is trained.
+
+A row is passed as it is, with the offsets of its sequences, or unpacked into padded batches.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,68 +13,75 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sfttrain.compat import skip_sequence_search
 from sfttrain.data.batching import RowBatch
 from sfttrain.models.unwrap import unwrap_peft
-from sfttrain.packed.padded_fallback import groups_of_like_length
+from sfttrain.packed.padded_fallback import group_by_length
 
 
-class Scored(NamedTuple):
-    """What a model says where it is scored."""
+class ScoredOutputs(NamedTuple):
+    """Outputs of a model at n scored positions."""
 
     outputs: Tensor
-    """[n, V] logits, or [n, H] inputs of the head while `LossPlan.outputs_are_hidden`"""
+    """Logits [n, V]; the inputs of the head [n, H] while `LossPlan.outputs_are_hidden` is open."""
     targets: Tensor
-    """int64 [n]: the tokens that should have come; -100 counts nothing"""
+    """Correct tokens, int64 [n]; -100 is not counted."""
     weights: Tensor | None
-    """float32 [n]: what each weighs, or None where all weigh 1"""
+    """Weight of each position in the loss, float32 [n]; None if all weights are 1."""
 
 
 @dataclass(frozen=True)
 class ForwardMode:
-    """The way rows go into one model."""
+    """How rows are passed to one model."""
 
     attention: str
-    """Attention implementation that the model is set to."""
+    """Attention implementation of the model."""
     unpack: bool
-    """Sequences go in as padded batches, because the model would mix them in one row."""
+    """Whether sequences are passed as padded batches, because the model would mix those of a
+    row."""
     parameters: frozenset[str]
-    """Parameters of the model's forward."""
-    takes_any: bool
-    """Its forward takes further keyword arguments and passes them on."""
+    """Names of the parameters of the model's forward."""
+    accepts_any: bool
+    """Whether the forward has a `**kwargs` parameter."""
 
     @classmethod
-    def of(cls, model: nn.Module, attention: str, *, unpack: bool = False) -> ForwardMode:
-        """Look at the forward of `model` (below an adapter, if there is one)."""
+    def from_model(cls, model: nn.Module, attention: str, *, unpack: bool = False) -> ForwardMode:
+        """Return the mode for a model; an adapter around it is skipped."""
         parameters = inspect.signature(unwrap_peft(model).forward).parameters
-        takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-        return cls(attention, unpack, frozenset(parameters), takes_any)
+        accepts_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        return cls(attention, unpack, frozenset(parameters), accepts_any)
 
-    def takes(self, name: str) -> bool:
-        """Whether forward takes this keyword argument."""
-        return self.takes_any or name in self.parameters
+    def accepts(self, name: str) -> bool:
+        """Return whether the forward accepts a keyword argument."""
+        return self.accepts_any or name in self.parameters
 
 
-def scored_outputs(model: nn.Module, batch: RowBatch, feeding: ForwardMode) -> Scored:
-    """Run the model and return its logits where they are scored, with the tokens that should have
-    come.
+def scored_outputs(model: nn.Module, batch: RowBatch, mode: ForwardMode) -> ScoredOutputs:
+    """Run the model on a row and return its logits at the scored positions.
 
-    Logits are made only there, through the model's own `logits_to_keep`, where its forward has that
-    parameter. With `feeding.unpack` the order is that of the padded batches, and n may differ by
-    targets of -100.
+    Logits of other positions are not computed if the forward has a `logits_to_keep` parameter.
+
+    Args:
+        model: The model.
+        batch: The row, on the device of the model.
+        mode: How the row is passed. If `mode.unpack` is set, the positions are in the order of the
+            padded batches, and further positions with the target -100 may be among them.
     """
-    if not feeding.unpack:
-        return Scored(_packed_outputs(model, batch, feeding), batch["targets"], batch["weights"])
-    outputs, targets, weights = zip(*_unpacked_outputs(model, batch, feeding), strict=True)
-    return Scored(
+    if not mode.unpack:
+        return ScoredOutputs(_run_packed(model, batch, mode), batch["targets"], batch["weights"])
+    outputs, targets, weights = zip(*_run_unpacked(model, batch, mode), strict=True)
+    return ScoredOutputs(
         torch.cat(outputs),
         torch.cat(targets),
         None if batch["weights"] is None else torch.cat(weights),
     )
 
 
-def packed_arguments(batch: RowBatch, feeding: ForwardMode) -> dict[str, Any]:
-    """What the model is called with for a packed row. There is never an attention mask: it would
-    hide the bounds."""
+def packed_arguments(batch: RowBatch, mode: ForwardMode) -> dict[str, Any]:
+    """Return the arguments of the model for a packed row.
+
+    There is no attention mask: implementations with a mask ignore the offsets of the sequences.
+    """
     arguments: dict[str, Any] = {
         "input_ids": batch["input_ids"],
         "position_ids": batch["position_ids"],
@@ -82,82 +90,62 @@ def packed_arguments(batch: RowBatch, feeding: ForwardMode) -> dict[str, Any]:
         "max_length_q": batch["max_length_q"],
         "max_length_k": batch["max_length_k"],
     }
-    if feeding.takes("use_cache"):
+    if mode.accepts("use_cache"):
         arguments["use_cache"] = False
-    if feeding.attention == "sft_varlen":
-        arguments["seq_lens"] = batch["seq_lens"]
+    if mode.attention == "sft_varlen":
+        arguments["seq_lens"] = batch["seq_lens"]  # on the host, so that no forward waits
     return arguments
 
 
-def _packed_outputs(model: nn.Module, batch: RowBatch, feeding: ForwardMode) -> Tensor:
-    arguments = packed_arguments(batch, feeding)
+def _run_packed(model: nn.Module, batch: RowBatch, mode: ForwardMode) -> Tensor:
+    arguments = packed_arguments(batch, mode)
     scored = batch["scored"]
-    with _bounds_are_known():
-        if "logits_to_keep" in feeding.parameters:
+    with skip_sequence_search():
+        if "logits_to_keep" in mode.parameters:
             kept: Tensor = model(**arguments, logits_to_keep=scored).logits
             return kept[0]
-        every: Tensor = model(**arguments).logits
-    return every[0, scored]
+        logits: Tensor = model(**arguments).logits
+    return logits[0, scored]
 
 
-@contextlib.contextmanager
-def _bounds_are_known() -> Iterator[None]:
-    """While this is open, transformers does not look for sequences in the position_ids of a row.
-
-    It would, to build a mask that attention with explicit bounds has no use for, and the program
-    would wait for the device at every forward to see whether there are any.
-    """
-    from transformers import masking_utils
-
-    rooms = vars(masking_utils)
-    before = rooms.get("find_packed_sequence_indices")
-    if before is None:  # another version, which does it some other way
-        yield
-        return
-    rooms["find_packed_sequence_indices"] = _found_none
-    try:
-        yield
-    finally:
-        rooms["find_packed_sequence_indices"] = before
-
-
-def _found_none(position_ids: Tensor) -> None:
-    """In place of transformers' search: one sequence a row, as far as masks go."""
-
-
-def _unpacked_outputs(
-    model: nn.Module, batch: RowBatch, feeding: ForwardMode
+def _run_unpacked(
+    model: nn.Module, batch: RowBatch, mode: ForwardMode
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Outputs, targets and weights of one padded batch after another.
+    """Yield outputs, targets and weights of one padded batch after the other.
 
-    Batches in which nothing is trained are left out, except the last one standing.
+    Batches without a trained token are skipped, but at least one batch is run, so that every rank
+    takes part in every step.
     """
+    # Spread targets and weights over all T positions of the row.
     ids, device = batch["input_ids"][0], batch["input_ids"].device
-    wanted = torch.full_like(ids, -100)
-    wanted[batch["scored"]] = batch["targets"]
+    row_targets = torch.full_like(ids, -100)
+    row_targets[batch["scored"]] = batch["targets"]
     weights = torch.ones_like(ids, dtype=torch.float32)
     if batch["weights"] is not None:
         weights[batch["scored"]] = batch["weights"]
-    groups = list(groups_of_like_length(batch["seq_lens"]))
+    groups = list(group_by_length(batch["seq_lens"]))
     done = 0
     for number, group in enumerate(groups):
         index, real = group.index.to(device), group.real.to(device)
-        targets = wanted[index].masked_fill(~real, -100)
+        targets = row_targets[index].masked_fill(~real, -100)
+        # Keep the columns in which at least one sequence has a target.
         columns = (targets != -100).any(0).nonzero()[:, 0]
         if len(columns) == 0:
             if done or number < len(groups) - 1:
                 continue
             columns = columns.new_zeros(1)
         done += 1
+        # Run the padded batch.
         arguments: dict[str, Any] = {"input_ids": ids[index].masked_fill(~real, 0)}
-        if feeding.takes("attention_mask"):
+        if mode.accepts("attention_mask"):
             arguments["attention_mask"] = real.long()
-        if feeding.takes("use_cache"):
+        if mode.accepts("use_cache"):
             arguments["use_cache"] = False
-        if "logits_to_keep" in feeding.parameters:
+        if "logits_to_keep" in mode.parameters:
             logits = model(**arguments, logits_to_keep=columns).logits
         else:
             logits = model(**arguments).logits[:, columns]
+        # Select the scored positions; without any, one position whose target is -100.
         kept = targets[:, columns]
         scored = kept != -100
         if not bool(scored.any()):

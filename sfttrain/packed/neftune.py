@@ -1,4 +1,4 @@
-"""NEFTune on packed rows: noise on the embeddings, scaled by each sequence's own length."""
+"""NEFTune on packed rows: noise on the embeddings, scaled by the length of each sequence."""
 
 from __future__ import annotations
 
@@ -14,20 +14,25 @@ from sfttrain.models.unwrap import unwrap_peft
 
 @contextlib.contextmanager
 def noise_by_sequence(model: nn.Module, alpha: float | None) -> Iterator[None]:
-    """While this is open, a model in training gets uniform noise of alpha / sqrt(L * D) on its
-    embeddings; None: no noise.
+    """Add noise to the embeddings of a training model while the context is open.
 
-    L is the length of the sequence a token is in (transformers takes that of the row), D the width
-    of the embedding. Source: https://arxiv.org/abs/2310.05914, where a row is one sequence.
+    The noise is uniform with the amplitude alpha / sqrt(L * D), where L is the length of the
+    sequence of a token and D the width of the embedding. transformers takes the length of the row
+    for L, which gives too little noise on packed rows. Source: https://arxiv.org/abs/2310.05914,
+    where a row is one sequence.
+
+    Args:
+        model: The model, which gets two hooks while the context is open.
+        alpha: The strength of the noise; None for no noise.
     """
     if alpha is None:
         yield
         return
     inner = unwrap_peft(model)
-    lengths: list[Tensor] = []
+    lengths: list[Tensor] = []  # one entry: the lengths of the present forward, for its embedding
 
-    def remember(_module: nn.Module, _args: Any, arguments: dict[str, Any]) -> None:
-        lengths[:] = [_length_of_each(arguments)]
+    def record_lengths(_module: nn.Module, _args: Any, arguments: dict[str, Any]) -> None:
+        lengths[:] = [_lengths_by_token(arguments)]
 
     def add_noise(module: nn.Module, _args: Any, embedded: Tensor) -> Tensor:
         if not module.training:
@@ -38,7 +43,7 @@ def noise_by_sequence(model: nn.Module, alpha: float | None) -> Iterator[None]:
         )
 
     hooks = [
-        inner.register_forward_pre_hook(remember, with_kwargs=True),
+        inner.register_forward_pre_hook(record_lengths, with_kwargs=True),
         inner.get_input_embeddings().register_forward_hook(add_noise),
     ]
     try:
@@ -48,19 +53,22 @@ def noise_by_sequence(model: nn.Module, alpha: float | None) -> Iterator[None]:
             hook.remove()
 
 
-def _length_of_each(arguments: dict[str, Any]) -> Tensor:
-    """Length of the sequence that each token is in: [1, T] for a packed row, [B, 1] for a padded
-    batch."""
-    bounds, mask, ids = (
+def _lengths_by_token(arguments: dict[str, Any]) -> Tensor:
+    """Return the length of the sequence of each token.
+
+    The shape is [1, T] for a packed row, and [B, 1] for a padded batch.
+    """
+    offsets, mask, ids = (
         arguments.get("cu_seq_lens_q"),
         arguments.get("attention_mask"),
         arguments["input_ids"],
     )
-    if bounds is not None:
-        sizes = (bounds[1:] - bounds[:-1]).long()
+    if offsets is not None:
+        sizes = (offsets[1:] - offsets[:-1]).long()
+        # With output_size, repeat_interleave does not read the sizes on the host.
         return torch.repeat_interleave(sizes, sizes, output_size=ids.shape[1])[None]
     if mask is not None:
         padded: Tensor = mask.sum(-1, keepdim=True)
         return padded
-    whole: Tensor = torch.full_like(ids[:, :1], ids.shape[1])
-    return whole
+    full: Tensor = torch.full_like(ids[:, :1], ids.shape[1])
+    return full

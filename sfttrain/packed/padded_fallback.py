@@ -1,5 +1,4 @@
-"""The sequences of a packed row as padded batches, for models that cannot keep them apart in one
-row."""
+"""Padded batches of the sequences of a packed row, for models that would mix them in one row."""
 
 from __future__ import annotations
 
@@ -11,26 +10,31 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Group:
-    """Some sequences of a row, right-padded to the longest of them.
-
-    index: int64 [sequences, longest], where in the row each token is (0 where padded); real: bool,
-    the same shape.
-    """
+class PaddedGroup:
+    """Some sequences of a row, right-padded to the longest of them."""
 
     index: Tensor
+    """Index of each token in the row, int64 [sequences, longest]; 0 at padding."""
     real: Tensor
+    """False at padding, bool [sequences, longest]."""
 
 
-def groups_of_like_length(lengths: Sequence[int]) -> Iterator[Group]:
-    """Cut a row of sequences into groups in which none is shorter than half of the longest.
+def group_by_length(lengths: Sequence[int]) -> Iterator[PaddedGroup]:
+    """Divide the sequences of a row into groups of similar length.
 
-    So padding at most doubles the tokens, and there are at most log2(longest) + 1 groups. Every
-    token of the row is in exactly one group, once; sequences of no token are in none.
+    No sequence is shorter than half of the longest of its group. Padding therefore at most doubles
+    the tokens, and there are at most log2(longest) + 1 groups.
+
+    Args:
+        lengths: The lengths of the sequences in tokens. Empty sequences are in no group.
+
+    Example:
+        [1, 4, 3]  ->  index [[1, 2, 3, 4], [5, 6, 7, 0]] and index [[0]]
     """
     starts = [0]
     for length in lengths:
         starts.append(starts[-1] + length)
+    # The longest sequences come first; equal lengths keep the order of the row.
     order = sorted((i for i, n in enumerate(lengths) if n > 0), key=lambda i: (-lengths[i], i))
     begin = 0
     while begin < len(order):
@@ -42,5 +46,5 @@ def groups_of_like_length(lengths: Sequence[int]) -> Iterator[Group]:
         column = torch.arange(longest)
         real = column < torch.tensor([lengths[i] for i in members])[:, None]
         index = (torch.tensor([starts[i] for i in members])[:, None] + column) * real
-        yield Group(index, real)
+        yield PaddedGroup(index, real)
         begin = end

@@ -1,8 +1,10 @@
-"""Attention over a packed row, one sequence at a time: ours through SDPA (any device), and torch's
-own kernel (CUDA).
+"""Attention over a packed row that separates its sequences: `sft_varlen` and `torch_varlen`.
 
-Both have the signature that transformers calls attention functions with, and are known to it under
-the names `sft_varlen` and `torch_varlen` after `register()`.
+`sft_varlen` calls scaled_dot_product_attention (SDPA) once per sequence, on any device. Its cost is
+the sum of the squared sequence lengths, and no mask of the row is built. `torch_varlen` calls
+torch's own kernel (CUDA, 16 bits). Both have the signature of transformers' attention functions;
+after `register()` a model is set to them by name. Both are tested against a loop over heads and
+queries (`attend_slow` in tests/sfttrain/test_attention.py).
 """
 
 from __future__ import annotations
@@ -17,13 +19,12 @@ from torch import Tensor, nn
 
 
 def register() -> None:
-    """Make `sft_varlen` and `torch_varlen` known to transformers. Doing it again changes
-    nothing."""
+    """Register `sft_varlen` and `torch_varlen` with transformers; idempotent."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     for name, function in (("sft_varlen", sft_varlen), ("torch_varlen", torch_varlen)):
         AttentionInterface.register(name, function)
-        AttentionMaskInterface.register(name, mask_only_for_padding)
+        AttentionMaskInterface.register(name, make_padding_mask)
 
 
 def sft_varlen(
@@ -44,33 +45,48 @@ def sft_varlen(
     seq_lens: Sequence[int] | None = None,
     **_ignored: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention inside each sequence of a row, through scaled_dot_product_attention; its
-    cost is sum(len ** 2).
+    """Compute causal attention within each sequence of a row through SDPA.
 
-    query: [1, heads, T, D]; key: [1, kv heads, T, D]; value: [1, kv heads, T, Dv]; cu_seq_lens_q:
-    int32 [S + 1], the bounds of the sequences, or seq_lens: their lengths as Python ints. Returns
-    [1, T, heads, Dv]. Without either, the rows are ordinary ones (generation, padded batches):
-    `attention_mask` decides, as in `sdpa`. Takes grouped-query heads, sliding windows, softcapping,
-    attention sinks (s_aux) and heads whose value is narrower than their key; refuses a position
-    bias, which belongs to whole rows, with NotImplementedError.
+    Grouped-query heads, sliding windows, softcapping, attention sinks, and values of another width
+    than the keys are supported.
+
+    Args:
+        query: [1, heads, T, D].
+        key: [1, kv heads, T, D].
+        value: [1, kv heads, T, Dv].
+        attention_mask: Applied if there are neither `cu_seq_lens_q` nor `seq_lens`: the rows are
+            then ordinary ones (generation, padded batches), as in `sdpa`.
+        scaling: The factor of the scores; None for D ** -0.5.
+        is_causal: None for the attribute `is_causal` of the layer.
+        sliding_window: The number of keys that a query sees, including its own; None for all.
+        softcap: The limit of the scores; None for no limit.
+        s_aux: Scores of the attention sinks, [heads]; None without sinks.
+        cu_seq_lens_q: Offsets of the sequences, int32 [S + 1].
+        seq_lens: Their lengths as Python integers, which are preferred: reading `cu_seq_lens_q`
+            waits for the device.
+
+    Returns:
+        The output, [1, T, heads, Dv], and None for the attention weights.
+
+    Raises:
+        NotImplementedError: If there is a position bias, which is defined for complete rows.
     """
     if position_bias is not None:
-        raise NotImplementedError("sft_varlen has no position bias")
+        raise NotImplementedError("sft_varlen does not support a position bias")
     causal = is_causal if is_causal is not None else bool(getattr(module, "is_causal", True))
     options = _Options(dropout, scaling, causal, sliding_window, softcap, s_aux)
     if seq_lens is None and cu_seq_lens_q is None:
-        return _attend(query, key, value, attention_mask, options).transpose(
-            1, 2
-        ).contiguous(), None
+        output = _attend(query, key, value, attention_mask, options)
+        return output.transpose(1, 2).contiguous(), None
     if seq_lens is None:
         assert cu_seq_lens_q is not None
         seq_lens = (cu_seq_lens_q[1:] - cu_seq_lens_q[:-1]).tolist()
     lengths = list(seq_lens)
     pieces = zip(*(torch.split(t, lengths, 2) for t in (query, key, value)), strict=True)
-    # Put together in the layout that is asked for, which is the one that the CPU's kernel writes.
-    return torch.cat(
-        [_attend(q, k, v, None, options).transpose(1, 2) for q, k, v in pieces], 1
-    ), None
+    # The outputs are joined in the layout of the result, which is the layout that the kernel of
+    # the CPU writes, so that joining is the only copy.
+    outputs = [_attend(q, k, v, None, options).transpose(1, 2) for q, k, v in pieces]
+    return torch.cat(outputs, 1), None
 
 
 def torch_varlen(
@@ -93,11 +109,15 @@ def torch_varlen(
     max_length_k: int | None = None,
     **ignored: Any,
 ) -> tuple[Tensor, None]:
-    """`torch.nn.attention.varlen.varlen_attn` (CUDA, 16-bit) under transformers' signature; shapes
-    as in `sft_varlen`.
+    """Compute attention within each sequence through `torch.nn.attention.varlen.varlen_attn`.
 
-    Rows without bounds go through `sft_varlen`. Raises NotImplementedError for softcapping, sinks,
-    dropout, a position bias, and attention that is not causal, which that kernel does not have.
+    The kernel runs on CUDA in 16 bits. Arguments and result are those of `sft_varlen`, which also
+    computes rows without offsets. Offsets and the longest length of keys default to those of the
+    queries.
+
+    Raises:
+        NotImplementedError: For softcapping, sinks, dropout, a position bias, and attention that
+            is not causal, which the kernel does not support.
     """
     if cu_seq_lens_q is None or max_length_q is None:
         return sft_varlen(
@@ -115,32 +135,28 @@ def torch_varlen(
             position_bias=position_bias,
         )
     causal = is_causal if is_causal is not None else bool(getattr(module, "is_causal", True))
-    if (
-        softcap is not None
-        or s_aux is not None
-        or dropout
-        or position_bias is not None
-        or not causal
-    ):
+    has_extras = any(option is not None for option in (softcap, s_aux, position_bias))
+    if has_extras or dropout or not causal:
         raise NotImplementedError(
-            "torch_varlen has no softcap, sinks, dropout or position bias, and is causal"
+            "torch_varlen does not support softcap, sinks, dropout, a position bias, or attention"
+            " that is not causal"
         )
-    q, k, v = (_kernel_layout(t) for t in (query, key, value))
+    q, k, v = (_to_kernel_layout(t) for t in (query, key, value))
+    # The kernel counts the keys before and after the query, without the query itself.
     window = (-1, 0) if sliding_window is None else (sliding_window - 1, 0)
-    bounds = (cu_seq_lens_q, cu_seq_lens_q if cu_seq_lens_k is None else cu_seq_lens_k)
+    offsets = (cu_seq_lens_q, cu_seq_lens_q if cu_seq_lens_k is None else cu_seq_lens_k)
     longest = (max_length_q, max_length_q if max_length_k is None else max_length_k)
-    out = _varlen_kernel((q, k, v), bounds, longest, scale=scaling, window=window)
+    out = _call_varlen_kernel((q, k, v), offsets, longest, scale=scaling, window=window)
     return out[None].to(query.dtype), None
 
 
-def mask_only_for_padding(
+def make_padding_mask(
     *args: Any, attention_mask: Tensor | None = None, **options: Any
 ) -> Tensor | None:
-    """The mask of these implementations: none for packed rows, whose bounds say all; SDPA's for a
-    padded batch.
+    """Return the mask of these implementations: None for packed rows, SDPA's for padded batches.
 
-    Without it a model that was trained with `sft_varlen` would ignore the padding of a batch it
-    generates for.
+    Packed rows are separated by their offsets. Without the mask of padded batches, a trained model
+    that is still set to `sft_varlen` would attend to the padding when it generates for a batch.
     """
     from transformers.masking_utils import sdpa_mask
 
@@ -154,25 +170,28 @@ def mask_only_for_padding(
 
 @dataclass(frozen=True, slots=True)
 class _Options:
-    """What does not change from one sequence of a row to the next."""
+    """Options of attention that are equal for all sequences of a row; see `sft_varlen`."""
 
-    dropout: float
-    scaling: float | None
+    dropout: float  # probability
+    scaling: float | None  # factor of the scores
     causal: bool
-    window: int | None
-    softcap: float | None
-    sinks: Tensor | None
+    window: int | None  # keys that a query sees, including its own
+    softcap: float | None  # limit of the scores
+    sinks: Tensor | None  # scores of the sinks, [heads]
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: _Options) -> Tensor:
-    """Attention of one sequence (mask None), or of a padded batch: [B, heads, n, Dv]."""
+    """Return the attention of one sequence (mask None) or of a padded batch: [B, heads, n, Dv]."""
     n, m = q.shape[2], k.shape[2]
+    # SDPA's own causal mask aligns the first query with the first key, which is wrong for a window
+    # and for queries that continue cached keys (1 < n < m).
     windowed = options.window is not None and m > options.window
     if mask is None and options.causal and (windowed or 1 < n < m):
-        mask = _band(n, m, options.window, q.device)
+        mask = _band_mask(n, m, options.window, q.device)
     causal = mask is None and options.causal and n > 1
     if options.softcap is not None or options.sinks is not None:
-        return _attend_by_hand(q, k, v, _band(n, m, None, q.device) if causal else mask, options)
+        mask = _band_mask(n, m, None, q.device) if causal else mask
+        return _attend_explicitly(q, k, v, mask, options)
     return F.scaled_dot_product_attention(
         q,
         k,
@@ -185,18 +204,24 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: _Opti
     )
 
 
-def _band(n: int, m: int, window: int | None, device: torch.device) -> Tensor:
-    """bool [n, m]: the last n of m positions look back, at most `window` positions including
-    themselves."""
+def _band_mask(n: int, m: int, window: int | None, device: torch.device) -> Tensor:
+    """Return the causal mask of the last n of m positions, bool [n, m]; True where a key is seen.
+
+    Example:
+        n = 2, m = 3, window = 2  ->  [[True, True, False], [False, True, True]]
+    """
     back = torch.arange(m - n, m, device=device)[:, None] - torch.arange(m, device=device)
     return (back >= 0) & (back < window) if window is not None else back >= 0
 
 
-def _attend_by_hand(
+def _attend_explicitly(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: _Options
 ) -> Tensor:
-    """Softcapping and sinks, which SDPA does not know: scores are made in full, for one sequence at
-    a time."""
+    """Return attention with softcapping or sinks, which SDPA does not support.
+
+    All scores of one sequence are in memory at once.
+    """
+    # Repeat the heads of keys and values for grouped queries.
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     scale = options.scaling if options.scaling is not None else q.shape[-1] ** -0.5
@@ -208,8 +233,8 @@ def _attend_by_hand(
             scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
         )
     if options.sinks is not None:
-        # A sink is one more score a head may spend its attention on; it has no value, so its column
-        # is dropped after.
+        # A sink is one more score in the softmax of a head. It has no value, so its column is
+        # removed afterwards.
         sink = (
             options.sinks.to(scores.dtype)
             .reshape(1, -1, 1, 1)
@@ -222,30 +247,37 @@ def _attend_by_hand(
     return F.dropout(weights, options.dropout, training=options.dropout > 0) @ v
 
 
-def _kernel_layout(tensor: Tensor) -> Tensor:
-    """[1, H, T, D] to [T, H, D], in 16 bits: under autocast the projections come in float32 after
-    rotary embedding."""
+def _to_kernel_layout(tensor: Tensor) -> Tensor:
+    """Return [1, H, T, D] as [T, H, D] in 16 bits."""
+    # Under autocast, the rotary embedding returns queries and keys in float32.
     if tensor.dtype not in (torch.float16, torch.bfloat16):
         tensor = tensor.to(torch.get_autocast_dtype("cuda"))
     return tensor[0].transpose(0, 1)
 
 
-def _varlen_kernel(
+def _call_varlen_kernel(
     tensors: tuple[Tensor, Tensor, Tensor],
-    bounds: tuple[Tensor, Tensor],
+    offsets: tuple[Tensor, Tensor],
     longest: tuple[int, int],
     *,
     scale: float | None,
     window: tuple[int, int],
 ) -> Tensor:
-    """torch's kernel. tensors: q [T, H, D], k and v [T, kv heads, D]; bounds, longest: of queries,
-    of keys -> [T, H, D]."""
+    """Return the output of torch's kernel, [T, H, D].
+
+    Args:
+        tensors: Queries [T, H, D], keys and values [T, kv heads, D].
+        offsets: Offsets of the sequences for queries and for keys.
+        longest: Length of the longest sequence for queries and for keys.
+        scale: The factor of the scores; None for the default.
+        window: The keys before and after a query that it sees; -1 for all.
+    """
     from torch.nn.attention import varlen
 
     q, k, v = tensors
     if q.shape[1] != k.shape[1]:
-        # Heads are repeated here: enable_gqa came to this function after the function itself.
+        # The first versions of the function have no enable_gqa, so heads are repeated here.
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
-    out = varlen.varlen_attn(q, k, v, *bounds, *longest, scale=scale, window_size=window)
+    out = varlen.varlen_attn(q, k, v, *offsets, *longest, scale=scale, window_size=window)
     assert isinstance(out, Tensor)
     return out

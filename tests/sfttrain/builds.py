@@ -1,4 +1,4 @@
-"""A build's folder, written by sftprep's own writer, from packs that a test made."""
+"""Builds on disk, written by sftprep's own writer, from packs in memory."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from tests.sfttrain.packs import MemoryPacks
 def write_build(
     folder: Path, packs: MemoryPacks, *, tokenizer: dict[str, Any], chat_template: str | None = None
 ) -> Path:
-    """Write `packs` as a finished build. tokenizer: what the manifest says of it, besides
-    max_id."""
+    """Write packs as a finished build. tokenizer: its entries in the manifest, except max_id."""
     parts = packs.packs
     lengths = np.concatenate([p.seq_lengths for p in parts])
     rows = ShardRows(

@@ -1,4 +1,4 @@
-"""Packs in memory: the smallest thing that trains like a build."""
+"""Packs in memory, for tests that need no build."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.sfttrain.tiny import VOCABULARY
 
 @dataclass
 class MemoryPack:
-    """A pack that a test made."""
+    """A pack made by a test."""
 
     input_ids: NDArray[np.int32]
     completion_mask: NDArray[np.bool_]
@@ -22,7 +22,7 @@ class MemoryPack:
 
 
 class MemoryPacks:
-    """Packs by number, like `sftprep.open_shards`."""
+    """Packs by index, like the result of `sftprep.open_shards`."""
 
     def __init__(self, packs: Sequence[MemoryPack]) -> None:
         self.packs = list(packs)
@@ -40,7 +40,7 @@ class MemoryPacks:
 def make_pack(
     lengths: Sequence[int], *, seed: int = 0, trained: float = 0.6, vocabulary: int = VOCABULARY
 ) -> MemoryPack:
-    """A pack of random tokens with sequences of these lengths, of which a share is trained."""
+    """Return a pack of random tokens with sequences of these lengths; `trained` is a share."""
     random = np.random.default_rng(seed)
     tokens = sum(lengths)
     return MemoryPack(
@@ -53,7 +53,7 @@ def make_pack(
 def make_packs(
     count: int, *, seed: int = 0, longest: int = 12, vocabulary: int = VOCABULARY
 ) -> MemoryPacks:
-    """Packs of one to five random sequences."""
+    """Return packs of one to five random sequences."""
     random = np.random.default_rng(seed)
     return MemoryPacks(
         [
@@ -68,7 +68,7 @@ def make_packs(
 
 
 def split(pack: MemoryPack) -> list[MemoryPack]:
-    """The sequences of a pack, each as a pack of its own."""
+    """Return the sequences of a pack, each as a pack of its own."""
     ends, weights = np.cumsum(pack.seq_lengths), pack.loss_weights
     return [
         MemoryPack(

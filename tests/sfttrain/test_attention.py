@@ -1,4 +1,4 @@
-"""The attention functions against a slow reference, and what is refused."""
+"""Attention functions against a slow reference; rejection of unavailable implementations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sftprep.errors import AttentionError
 from sfttrain.config import SFTConfig
 from sfttrain.config.attention_names import CHOICES, reject_mixing
 from sfttrain.packed import attention, varlen
-from sfttrain.packed.attention import missing_for, settle_attention
+from sfttrain.packed.attention import explain_unavailable, resolve_attention
 from sfttrain.packed.forward import ForwardMode
 from sfttrain.packed.isolation_check import IsolationGuard
 from tests.sfttrain.tiny import VOCABULARY, tiny_model
@@ -34,7 +34,10 @@ def attend_slow(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """One head, one query at a time. q: [n, D]; k: [n, D]; v: [n, Dv]; sinks: scalar or None."""
+    """Return attention of one head, one query at a time: [n, Dv].
+
+    q, k: [n, D]; v: [n, Dv]; sinks: scalar or None.
+    """
     rows = []
     for i in range(len(q)):
         first = 0 if window is None else max(0, i - window + 1)
@@ -75,7 +78,7 @@ def test_each_sequence_attends_to_itself_only(
     v = torch.randn(1, key_heads, tokens, value_width, generator=generator)
     sinks = torch.randn(query_heads, generator=generator) if with_sinks else None
     bounds = torch.tensor([0, *lengths]).cumsum(0).int()
-    given_bounds: dict[str, Any] = (
+    offsets_argument: dict[str, Any] = (
         {"seq_lens": tuple(lengths)} if ints else {"cu_seq_lens_q": bounds}
     )
     out, _ = varlen.sft_varlen(
@@ -88,16 +91,16 @@ def test_each_sequence_attends_to_itself_only(
         sliding_window=window,
         softcap=softcap,
         s_aux=sinks,
-        **given_bounds,
+        **offsets_argument,
     )
     assert out.shape == (1, tokens, query_heads, value_width)
     for head in range(query_heads):
-        of = head // (query_heads // key_heads)
+        group = head // (query_heads // key_heads)
         pieces = [
             attend_slow(
                 q[0, head, a:b],
-                k[0, of, a:b],
-                v[0, of, a:b],
+                k[0, group, a:b],
+                v[0, group, a:b],
                 scaling or 1 / math.sqrt(4),
                 window,
                 softcap,
@@ -108,7 +111,7 @@ def test_each_sequence_attends_to_itself_only(
         torch.testing.assert_close(out[0, :, head], torch.cat(pieces), rtol=1e-5, atol=1e-5)
 
 
-def varlen_attn_stand_in(
+def reference_varlen_attn(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -120,7 +123,7 @@ def varlen_attn_stand_in(
     scale: float,
     window_size: Any,
 ) -> Tensor:
-    """What torch's CUDA kernel computes, on a CPU; q, k, v: [T, H, D]."""
+    """Return the result of torch's CUDA kernel on a CPU; q, k, v: [T, H, D]."""
     assert longest_q == longest_k == int((bounds_q[1:] - bounds_q[:-1]).max())
     window = None if window_size[0] < 0 else window_size[0] + 1
     heads = [
@@ -136,10 +139,12 @@ def varlen_attn_stand_in(
 
 
 @pytest.mark.parametrize("window", [None, 3])
-def test_the_adapter_to_torchs_kernel(monkeypatch: pytest.MonkeyPatch, window: int | None) -> None:
+def test_torch_varlen_passes_its_arguments_to_torchs_kernel(
+    monkeypatch: pytest.MonkeyPatch, window: int | None
+) -> None:
     from torch.nn.attention import varlen as torchs
 
-    monkeypatch.setattr(torchs, "varlen_attn", varlen_attn_stand_in)
+    monkeypatch.setattr(torchs, "varlen_attn", reference_varlen_attn)
     generator = torch.Generator().manual_seed(0)
     q, k, v = (
         torch.randn(1, h, 14, 4, generator=generator, dtype=torch.bfloat16) for h in (4, 2, 2)
@@ -155,7 +160,7 @@ def test_the_adapter_to_torchs_kernel(monkeypatch: pytest.MonkeyPatch, window: i
         varlen.torch_varlen(MODULE, q, k, v, None, softcap=1.0, max_length_q=8, **common)
 
 
-def flash_stand_in(
+def checked_flash_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -167,8 +172,10 @@ def flash_stand_in(
     max_length_k: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """What flash attention is given, checked; then ours. A kernel that gets no bounds sees the
-    whole row."""
+    """Check the arguments of flash attention and compute it with `sft_varlen`.
+
+    A kernel without offsets attends to the complete row.
+    """
     if cu_seq_lens_q is not None:
         assert attention_mask is None
         assert cu_seq_lens_q.dtype == torch.int32
@@ -182,30 +189,30 @@ def flash_stand_in(
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral", "gemma3_text", "gpt2", "gpt_oss"])
-def test_the_flash_path_on_a_cpu(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """Through transformers' own registry and masks of flash attention, with a stand-in for the
-    kernel only."""
+def test_flash_attention_gets_the_offsets_from_transformers(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """transformers' own registry and masks of flash attention are used; the kernel is replaced."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     model = tiny_model(kind)
     guard = IsolationGuard(model, VOCABULARY)
     monkeypatch.setitem(
-        ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", flash_stand_in
+        ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", checked_flash_attention
     )
     model.config._attn_implementation_internal = "flash_attention_2"
-    feeding = ForwardMode.of(model, "flash_attention_2")
-    verdict = guard.ask(feeding)
+    mode = ForwardMode.from_model(model, "flash_attention_2")
+    verdict = guard.check(mode)
     assert verdict.isolated, str(verdict)
 
 
 def test_a_padded_batch_keeps_its_padding_mask() -> None:
-    """Generating with the model that was trained: bounds are gone, and the padding must still be
-    hidden."""
+    """A generation has no offsets, and the padding must be masked nevertheless."""
     model = tiny_model("llama")
     ids = torch.arange(3, 15).reshape(2, 6)
     mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]])
     wanted = model(input_ids=ids, attention_mask=mask).logits
-    settle_attention(model, "sft_varlen", longest=8)
+    resolve_attention(model, "sft_varlen", longest=8)
     found = model(input_ids=ids, attention_mask=mask).logits
     torch.testing.assert_close(found[mask.bool()], wanted[mask.bool()], rtol=1e-5, atol=1e-5)
     generated = model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False)
@@ -223,29 +230,31 @@ def test_attention_that_would_mix_sequences_is_refused(name: str, tmp_path: Any)
     with pytest.raises(AttentionError):
         SFTConfig(output_dir=str(tmp_path), attn=name)
     with pytest.raises(AttentionError):
-        settle_attention(tiny_model("llama"), name, longest=8)
+        resolve_attention(tiny_model("llama"), name, longest=8)
 
 
 @pytest.mark.parametrize("name", [c for c in CHOICES if "flash" in c or c == "torch_varlen"])
-def test_what_is_not_there_is_said(name: str) -> None:
-    assert "CUDA" in missing_for(name, torch.device("cpu"))
+def test_an_unavailable_implementation_is_reported(name: str) -> None:
+    assert "CUDA" in explain_unavailable(name, torch.device("cpu"))
     with pytest.raises(AttentionError, match=f"{name}.*CUDA"):
-        settle_attention(tiny_model("llama"), name, longest=8)
+        resolve_attention(tiny_model("llama"), name, longest=8)
 
 
 @pytest.mark.parametrize(
     ("before", "first"), [("sdpa", "flash_attention_4"), ("flash_attention_2", "flash_attention_2")]
 )
-def test_the_order_on_a_gpu(monkeypatch: pytest.MonkeyPatch, before: str, first: str) -> None:
-    monkeypatch.setattr(attention, "missing_for", lambda name, device: "")
+def test_the_order_of_candidates_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, before: str, first: str
+) -> None:
+    monkeypatch.setattr(attention, "explain_unavailable", lambda name, device: "")
     half, full = (
         SimpleNamespace(dtype=d, device=torch.device("cuda"))
         for d in (torch.bfloat16, torch.float32)
     )
-    order = list(attention._candidates("auto", before, half, None))  # type: ignore[arg-type]
+    order = list(attention._list_candidates("auto", before, half, None))  # type: ignore[arg-type]
     assert order[0] == first
     assert sorted(order) == sorted(CHOICES[1:6])
     assert order[-1] == "sft_varlen"
-    # Those kernels are for 16 bits: float32 goes to ours, unless mixed precision is on.
-    assert list(attention._candidates("auto", before, full, None)) == ["sft_varlen"]  # type: ignore[arg-type]
-    assert list(attention._candidates("auto", before, full, torch.bfloat16)) == order  # type: ignore[arg-type]
+    # Those kernels are for 16 bits; float32 without mixed precision uses sft_varlen.
+    assert list(attention._list_candidates("auto", before, full, None)) == ["sft_varlen"]  # type: ignore[arg-type]
+    assert list(attention._list_candidates("auto", before, full, torch.bfloat16)) == order  # type: ignore[arg-type]

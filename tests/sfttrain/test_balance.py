@@ -1,4 +1,4 @@
-"""The loss of experts is added with its weight, once a step, and heard only in training."""
+"""The auxiliary loss of experts: its weight in a step, and its absence in evaluation."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from tests.sfttrain.tiny import tiny_model
 PACKS = MemoryPacks([make_pack([9], seed=1, trained=1.0), make_pack([12], seed=2, trained=1.0)])
 
 
-def stepped(model: Any, weight: float, rate: float) -> dict[str, torch.Tensor]:
-    """The slow way: both packs apart, the mean of all tokens plus the mean of what the router
-    says."""
+def step_reference(model: Any, weight: float, rate: float) -> dict[str, torch.Tensor]:
+    """Return the parameters after one step, from separate forwards of both packs.
+
+    The loss is the mean over all tokens plus the weighted mean of the auxiliary losses.
+    """
     tokens = sum(len(pack.input_ids) - 1 for pack in PACKS.packs)
     total: Any = 0.0
     for pack in PACKS.packs:
@@ -40,11 +42,13 @@ def stepped(model: Any, weight: float, rate: float) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("asked", [None, 0.0, 0.5])
+@pytest.mark.parametrize("requested", [None, 0.0, 0.5])
 @pytest.mark.parametrize("loss_impl", ["fused", "logits"])
-def test_a_step_with_experts(tmp_path: Path, asked: float | None, loss_impl: str) -> None:
+def test_a_step_adds_the_weighted_auxiliary_loss(
+    tmp_path: Path, requested: float | None, loss_impl: str
+) -> None:
     model = tiny_model("qwen3_moe", router_aux_loss_coef=0.25)
-    wanted = stepped(copy.deepcopy(model), 0.25 if asked is None else asked, 0.1)
+    wanted = step_reference(copy.deepcopy(model), 0.25 if requested is None else requested, 0.1)
     trainer = face(
         model,
         tmp_path,
@@ -55,7 +59,7 @@ def test_a_step_with_experts(tmp_path: Path, asked: float | None, loss_impl: str
         max_grad_norm=0.0,
         per_device_train_batch_size=1,
         gradient_accumulation_steps=2,
-        router_aux_loss_coef=asked,
+        router_aux_loss_coef=requested,
         loss_impl=loss_impl,
     )
     trainer.train()
@@ -63,12 +67,12 @@ def test_a_step_with_experts(tmp_path: Path, asked: float | None, loss_impl: str
         torch.testing.assert_close(
             value, wanted.get(name, value), rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
         )
-    assert any("aux_loss" in entry for entry in trainer.state.log_history) == (asked != 0.0)
+    assert any("aux_loss" in entry for entry in trainer.state.log_history) == (requested != 0.0)
     assert len(losses(trainer)) == 1
     assert not trainer.model.config.output_router_logits
 
 
-def test_a_model_without_experts(tmp_path: Path) -> None:
+def test_a_weight_is_rejected_for_a_model_without_experts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no experts"):
         face(tiny_model("llama"), tmp_path, PACKS, router_aux_loss_coef=0.1)
     assert face(tiny_model("llama"), tmp_path, PACKS, router_aux_loss_coef=0.0)

@@ -1,5 +1,4 @@
-"""A template taken over from another tokenizer: tokens, end, room in the model, and both ways to
-unpack what comes back."""
+"""Cloning of a chat template: tokens, end token, size of the embedding, unpacking of the result."""
 
 from __future__ import annotations
 
@@ -13,13 +12,13 @@ from transformers import AutoTokenizer
 
 from sftprep.errors import ConfigError, TokenizerError
 from sfttrain import clone_chat_template
-from sfttrain.models.clone_template import Cloned
+from sfttrain.models.clone_template import ClonedTemplate
 from tests.sfttrain.tiny import tiny_model
 
 
 @pytest.fixture
 def plain(tokenizer_dir: Path, tmp_path: Path) -> Any:
-    """The tokenizer of a base model: without the marks of chats, and without a template."""
+    """The tokenizer of a base model, without chat tokens and without a template."""
     text = (
         (tokenizer_dir / "tokenizer.json")
         .read_text(encoding="utf-8")
@@ -42,7 +41,7 @@ def make(kind: str = "llama", rows: int = 600) -> Any:
 
 @pytest.mark.parametrize("kind", ["llama", "opt"])
 @pytest.mark.parametrize(("multiple", "rows"), [(64, 640), (None, 602), (1, 602)])
-def test_the_model_gets_room_and_the_tokenizer_the_rest(
+def test_the_embedding_grows_and_the_tokenizer_is_filled_up(
     plain: Any, tokenizer_dir: Path, kind: str, multiple: int | None, rows: int
 ) -> None:
     before = make(kind)
@@ -66,13 +65,13 @@ def test_the_model_gets_room_and_the_tokenizer_the_rest(
     )
 
 
-def test_an_embedding_that_has_room_keeps_its_size(plain: Any, tokenizer_dir: Path) -> None:
+def test_an_embedding_that_is_large_enough_keeps_its_size(plain: Any, tokenizer_dir: Path) -> None:
     model, tokenizer, added = clone_chat_template(make(rows=704), plain, str(tokenizer_dir))
     assert model.get_input_embeddings().weight.shape[0] == 704 == len(tokenizer.get_vocab())
     assert added == list(range(600, 704))
 
 
-def test_equal_to_trls(plain: Any, tokenizer_dir: Path) -> None:
+def test_the_result_is_equal_to_that_of_trl(plain: Any, tokenizer_dir: Path) -> None:
     trl = pytest.importorskip("trl")
     theirs = trl.clone_chat_template(
         make(), AutoTokenizer.from_pretrained(plain.name_or_path), str(tokenizer_dir)
@@ -83,11 +82,11 @@ def test_equal_to_trls(plain: Any, tokenizer_dir: Path) -> None:
     assert ours.model.config.vocab_size == theirs[0].config.vocab_size
 
 
-def test_both_ways_to_unpack() -> None:
-    found = Cloned(("model", "tokenizer", [7]))
+def test_the_result_unpacks_to_two_or_three_values() -> None:
+    found = ClonedTemplate(("model", "tokenizer", [7]))
     model, tokenizer = found
     assert (model, tokenizer) == ("model", "tokenizer")
-    for _ in range(2000):  # also when the interpreter has specialised the instruction
+    for _ in range(2000):  # until the interpreter has specialized the instruction
         (model, tokenizer) = found
         model, tokenizer, added = found
     assert (model, tokenizer, added) == ("model", "tokenizer", [7])
@@ -106,7 +105,7 @@ def test_both_ways_to_unpack() -> None:
         _a, _b, _c, _d = found
 
 
-def test_mistakes_are_told(plain: Any, tokenizer_dir: Path) -> None:
+def test_mistakes_are_reported(plain: Any, tokenizer_dir: Path) -> None:
     with pytest.raises(TokenizerError, match="/nowhere"):
         clone_chat_template(make(), plain, "/nowhere")
     with pytest.raises(TokenizerError, match="no chat template"):

@@ -1,4 +1,4 @@
-"""Rows and their order: every pack once, whoever trains on it."""
+"""Batches of packs: contents of a row, and the order in which ranks train on packs."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ plans = st.builds(
     lengths=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=4),
     seed=st.integers(0, 99),
 )
-def test_a_row_says_what_its_packs_say(lengths: list[list[int]], seed: int) -> None:
-    packs = [make_pack(each, seed=seed + number) for number, each in enumerate(lengths)]
+def test_a_row_has_the_tokens_and_masks_of_its_packs(lengths: list[list[int]], seed: int) -> None:
+    packs = [make_pack(of_pack, seed=seed + number) for number, of_pack in enumerate(lengths)]
     row = collate_packs(packs)
-    flat = [n for each in lengths for n in each]
-    # The slow way: token by token.
+    flat = [n for of_pack in lengths for n in of_pack]
+    # The reference: token by token.
     ids, positions, labels, scored, targets = [], [], [], [], []
     for pack in packs:
-        at = 0
+        offset = 0
         for n in pack.seq_lengths:
             for i in range(n):
-                if i > 0 and pack.completion_mask[at]:
+                if i > 0 and pack.completion_mask[offset]:
                     scored.append(len(ids) - 1)
-                    targets.append(int(pack.input_ids[at]))
+                    targets.append(int(pack.input_ids[offset]))
                 labels.append(
-                    int(pack.input_ids[at]) if i > 0 and pack.completion_mask[at] else -100
+                    int(pack.input_ids[offset]) if i > 0 and pack.completion_mask[offset] else -100
                 )
-                ids.append(int(pack.input_ids[at]))
+                ids.append(int(pack.input_ids[offset]))
                 positions.append(i)
-                at += 1
+                offset += 1
     assert row["input_ids"].tolist() == [ids]
     assert row["position_ids"].tolist() == [positions]
     assert row["labels"].tolist() == [labels]
@@ -62,7 +62,7 @@ def test_a_row_says_what_its_packs_say(lengths: list[list[int]], seed: int) -> N
     assert "attention_mask" not in row
 
 
-def test_no_pack_gives_a_row_in_which_nothing_is_trained() -> None:
+def test_without_packs_there_is_a_row_without_a_trained_token() -> None:
     row = collate_packs([])
     assert row["input_ids"].shape == (1, 2)
     assert (row["labels"] == -100).all()
@@ -70,7 +70,7 @@ def test_no_pack_gives_a_row_in_which_nothing_is_trained() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(plan=plans, epoch=st.integers(0, 3))
-def test_every_pack_is_trained_once_an_epoch_and_all_ranks_have_as_many_batches(
+def test_every_pack_is_trained_once_and_ranks_have_equal_numbers_of_batches(
     plan: StepPlan, epoch: int
 ) -> None:
     seen: list[int] = []
@@ -89,13 +89,13 @@ def test_every_pack_is_trained_once_an_epoch_and_all_ranks_have_as_many_batches(
     packs=st.integers(1, 60),
     seed=st.integers(0, 9),
     epoch=st.integers(0, 2),
-    ways=st.permutations([(1, 12), (2, 6), (3, 4), (4, 3), (6, 2)]),
+    divisions=st.permutations([(1, 12), (2, 6), (3, 4), (4, 3), (6, 2)]),
 )
 def test_the_packs_of_a_step_do_not_depend_on_the_ranks(
-    packs: int, seed: int, epoch: int, ways: list[tuple[int, int]]
+    packs: int, seed: int, epoch: int, divisions: list[tuple[int, int]]
 ) -> None:
     steps = []
-    for world, accumulation in ways[:2]:
+    for world, accumulation in divisions[:2]:
         plan = StepPlan(packs=packs, rows=1, accumulation=accumulation, world=world, seed=seed)
         order = plan.order(epoch)
         per_rank = [
@@ -107,16 +107,16 @@ def test_the_packs_of_a_step_do_not_depend_on_the_ranks(
                 sorted(
                     pack
                     for of_rank in per_rank
-                    for batch in of_rank[at : at + accumulation]
+                    for batch in of_rank[begin : begin + accumulation]
                     for pack in batch
                 )
-                for at in range(0, plan.batches, accumulation)
+                for begin in range(0, plan.batches, accumulation)
             ]
         )
     assert steps[0] == steps[1]
 
 
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+def test_epochs_and_seeds_have_different_orders() -> None:
     orders = {
         tuple(StepPlan(packs=50, rows=1, seed=s).order(e).tolist())
         for s in range(3)
@@ -126,13 +126,13 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     assert StepPlan(packs=50, rows=1, shuffle=False).order(3).tolist() == list(range(50))
 
 
-def test_leaving_out_the_last_step_leaves_out_nothing_else() -> None:
+def test_drop_last_drops_only_an_incomplete_last_step() -> None:
     plan = StepPlan(packs=11, rows=2, accumulation=2, drop_last=True)
     assert plan.batches == 4
     assert StepPlan(packs=3, rows=2, accumulation=2, drop_last=True).batches == 2
 
 
-def test_skipping_and_epochs_reach_the_sampler_as_trainer_does_it() -> None:
+def test_accelerate_skips_batches_and_sets_the_epoch() -> None:
     source = make_packs(10)
     loader = PackLoader(source, StepSampler(StepPlan(packs=10, rows=2)))
     rows = {epoch: [] for epoch in range(2)}
@@ -145,7 +145,7 @@ def test_skipping_and_epochs_reach_the_sampler_as_trainer_does_it() -> None:
     assert [row["input_ids"].tolist() for row in skipped] == rows[1][2:]
 
 
-def test_longest_sequence_reads_lengths_only() -> None:
+def test_longest_sequence_reads_no_tokens() -> None:
     class Lengths(MemoryPacks):
         def __getitem__(self, index: int, /) -> None:  # type: ignore[override]
             raise AssertionError("tokens were read")

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, BitsAndBytesConfig
 
 from sftprep.errors import AttentionError, ConfigError, SftprepError, TemplateError
 from sfttrain import SFTConfig, SFTTrainer
-from sfttrain.data.custom_collator import collated
+from sfttrain.data.custom_collator import collate_custom
 from tests.sfttrain.face import CHATS, COMPLETIONS, TEXTS, face, losses, model_folder, sequences
 from tests.sfttrain.packs import make_packs
 from tests.sfttrain.tiny import tiny_model
@@ -287,10 +287,10 @@ def test_impossible_uses_of_a_collator_are_refused(model: Path, tmp_path: Path) 
             options={"data_collator": padded},
         )
     with pytest.raises(ConfigError, match="has no labels"):
-        collated(
+        collate_custom(
             [{"input_ids": [1]}], collator=lambda rows: {"input_ids": torch.ones(1, 1)}, spare=None
         )
-    empty = collated([], collator=padded, spare={"input_ids": [4, 5], "labels": [4, 5]})
+    empty = collate_custom([], collator=padded, spare={"input_ids": [4, 5], "labels": [4, 5]})
     assert empty["total_weight"] == 0
     assert (empty["labels"] == -100).all()
 
@@ -455,7 +455,7 @@ def test_predictions_keep_their_dtype() -> None:
 
     kept = Predictions(None)
     kept.add(torch.zeros(1, 3, 2, dtype=torch.bfloat16), torch.tensor([[1, -100, 2]]), (1, 2))
-    gathered = kept.gathered(1)
+    gathered = kept.gather(1)
     assert gathered.predictions.shape == (2, 2, 2)
     assert gathered.predictions.dtype == np.float32
     assert gathered.label_ids.tolist() == [[1, -100], [-100, 2]]

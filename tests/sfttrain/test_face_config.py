@@ -35,9 +35,9 @@ MEANING: dict[str, tuple[Any, Any]] = {
     "dataset_text_field": ("body", lambda c: settings(c)["text_field"] == "body"),
     "dataset_kwargs": (
         {"skip_prepare_dataset": True},
-        lambda c: DataSettings.of(c, None).as_they_are,
+        lambda c: DataSettings.from_config(c, None).skip_prepare,
     ),
-    "dataset_num_proc": (2, lambda c: DataSettings.of(c, None).workers == 2),
+    "dataset_num_proc": (2, lambda c: DataSettings.from_config(c, None).workers == 2),
     "eos_token": ("</s>", lambda c: c.eos_token == "</s>"),
     "pad_token": ("<pad>", lambda c: c.pad_token == "<pad>"),
     "max_length": (77, lambda c: settings(c)["max_length"] == 77),
@@ -60,7 +60,7 @@ def config(**given: Any) -> SFTConfig:
 
 
 def settings(made: SFTConfig, packing: bool = True) -> dict[str, Any]:
-    return DataSettings.of(made, None).build_settings(packing)
+    return DataSettings.from_config(made, None).build_settings(packing)
 
 
 def test_the_trainer_has_the_arguments_of_trl_in_the_same_order() -> None:
@@ -228,7 +228,7 @@ def test_liger_is_refused_without_a_gpu() -> None:
 
 def test_unknown_dataset_kwargs_are_refused() -> None:
     with pytest.raises(ConfigError, match="add_special_tokens"):
-        DataSettings.of(config(dataset_kwargs={"add_special_tokens": False}), None)
+        DataSettings.from_config(config(dataset_kwargs={"add_special_tokens": False}), None)
 
 
 # ---- lengths and older names ----

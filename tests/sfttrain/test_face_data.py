@@ -16,10 +16,11 @@ from transformers import AutoTokenizer
 import sftprep
 from sftprep.errors import ConfigError, MismatchError, RecordError, SftprepError
 from sfttrain.data.batching import collate_filled, collate_packs
-from sfttrain.data.formatting import formatted
+from sfttrain.data.formatting import format_rows
 from sfttrain.data.jsonl_cache import write_rows
 from sfttrain.data.once_per_node import OncePerMachine, Ranks
-from sfttrain.data.prepare import DataPreparation, DataSettings
+from sfttrain.data.prepare import DataPreparation
+from sfttrain.data.settings import DataSettings
 from sfttrain.data.streaming import is_stream
 from sfttrain.data.token_rows import TokenRows
 from tests.sfttrain.face import (
@@ -290,9 +291,9 @@ def several_of_row(example: Any) -> list[str]:
 def test_a_formatting_function_is_called_with_rows_or_columns_as_it_expects(count: int) -> None:
     rows = QUESTIONS[:count]
     wanted = [{"body": of_row(row)} for row in rows]
-    assert list(formatted(iter(rows), of_row, "body")) == wanted
-    assert list(formatted(iter(rows), of_columns, "body")) == wanted
-    assert list(formatted(rows, several_of_row, "t")) == [
+    assert list(format_rows(iter(rows), of_row, "body")) == wanted
+    assert list(format_rows(iter(rows), of_columns, "body")) == wanted
+    assert list(format_rows(rows, several_of_row, "t")) == [
         {"t": text} for row in rows for text in several_of_row(row)
     ]
 
@@ -382,7 +383,7 @@ def test_a_preparation_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
     from sfttrain import SFTConfig
 
     prepared = DataPreparation(
-        DataSettings.of(SFTConfig(output_dir="x", use_cpu=True), None), tokenizer=None
+        DataSettings.from_config(SFTConfig(output_dir="x", use_cpu=True), None), tokenizer=None
     )
     with pytest.raises(ConfigError, match="no tokenizer"):
         prepared.packs(TEXTS, "train_dataset", packing=False)

@@ -1,5 +1,4 @@
-"""The promise: a pack gives the logits and gradients of its sequences run alone, in whatever model
-it is put."""
+"""A pack gives the logits and gradients of its sequences run alone, in every architecture."""
 
 from __future__ import annotations
 
@@ -14,10 +13,10 @@ import torch.nn.functional as F  # noqa: N812
 from sftprep.errors import AttentionError
 from sfttrain.data.batching import collate_packs
 from sfttrain.losses.fused_cross_entropy import loss_from_logits, plan_loss
-from sfttrain.packed.attention import settle_attention
+from sfttrain.packed.attention import resolve_attention
 from sfttrain.packed.forward import ForwardMode, scored_outputs
 from sfttrain.packed.isolation_check import IsolationGuard
-from sfttrain.packed.padded_fallback import groups_of_like_length
+from sfttrain.packed.padded_fallback import group_by_length
 from tests.sfttrain.packs import make_pack, split
 from tests.sfttrain.tiny import VOCABULARY, tiny_model
 
@@ -41,8 +40,7 @@ UNPACKED = (
 
 
 def alone(model: Any, lengths: tuple[int, ...], ids: torch.Tensor) -> torch.Tensor:
-    """Logits of each sequence run by itself, as transformers runs it, one after the other: [tokens,
-    V]."""
+    """Return the logits of each sequence run alone by transformers, concatenated: [tokens, V]."""
     return torch.cat(
         [
             model(input_ids=piece[None], use_cache=False).logits[0]
@@ -52,15 +50,15 @@ def alone(model: Any, lengths: tuple[int, ...], ids: torch.Tensor) -> torch.Tens
 
 
 def row_of(pack: Any) -> Any:
-    """A row in which every position is scored, with its own place as target."""
+    """Return a row in which every position is scored, with its own index as target."""
     batch = collate_packs([pack])
-    places = torch.arange(batch["input_ids"].shape[1])
-    batch["scored"], batch["targets"] = places, places
+    positions = torch.arange(batch["input_ids"].shape[1])
+    batch["scored"], batch["targets"] = positions, positions
     return batch
 
 
 def weighted_sum(logits: torch.Tensor) -> torch.Tensor:
-    """Something to take gradients of, that looks at every logit in its own way."""
+    """Return a scalar that depends on every logit with a different weight."""
     return (
         logits * torch.sin(torch.arange(logits.numel()).reshape(logits.shape) * 0.1)
     ).sum() / logits.shape[0]
@@ -75,14 +73,14 @@ def test_logits_and_gradients_equal_those_of_the_sequences_alone(kind: str) -> N
     gradients = {name: p.grad for name, p in model.named_parameters()}
     model.zero_grad(set_to_none=True)
 
-    feeding = settle_attention(model, "auto", longest=max(LENGTHS))
-    logits, places, _ = scored_outputs(model, row_of(pack), feeding)
-    logits = logits[places.argsort()]
+    mode = resolve_attention(model, "auto", longest=max(LENGTHS))
+    logits, positions, _ = scored_outputs(model, row_of(pack), mode)
+    logits = logits[positions.argsort()]
     weighted_sum(logits).backward()
 
-    assert feeding.unpack == (kind in UNPACKED)
-    # Some architectures amplify rounding (state spaces, scores of experts); these two must meet the
-    # promise as it stands.
+    assert mode.unpack == (kind in UNPACKED)
+    # Some architectures amplify rounding (state spaces, scores of experts). These two must meet an
+    # absolute tolerance.
     absolute = kind in ("llama", "qwen2")
     for name, found, wanted in [
         ("logits", logits, expected),
@@ -98,11 +96,11 @@ def test_logits_and_gradients_equal_those_of_the_sequences_alone(kind: str) -> N
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_first_token_of_a_neighbour_does_not_reach_a_sequence(kind: str) -> None:
     model = tiny_model(kind)
-    feeding = settle_attention(model, "auto", longest=max(LENGTHS))
+    mode = resolve_attention(model, "auto", longest=max(LENGTHS))
     pack, other = make_pack(LENGTHS), make_pack(LENGTHS)
     other.input_ids[: LENGTHS[0]] = other.input_ids[: LENGTHS[0]][::-1]
     with torch.no_grad():
-        before, after = (scored_outputs(model, row_of(p), feeding)[0] for p in (pack, other))
+        before, after = (scored_outputs(model, row_of(p), mode)[0] for p in (pack, other))
     assert not torch.equal(before[: LENGTHS[0]], after[: LENGTHS[0]])
     assert torch.equal(before[LENGTHS[0] :], after[LENGTHS[0] :])
 
@@ -127,10 +125,10 @@ def test_loss_and_gradients_of_a_pack_equal_those_of_its_sequences(
     gradients = {name: p.grad for name, p in model.named_parameters()}
     model.zero_grad(set_to_none=True)
 
-    feeding = settle_attention(model, "auto", longest=max(LENGTHS))
+    mode = resolve_attention(model, "auto", longest=max(LENGTHS))
     plan = plan_loss(model, loss_impl, "nll")
     with plan.outputs_are_hidden():
-        scored = scored_outputs(model, collate_packs([pack]), feeding)
+        scored = scored_outputs(model, collate_packs([pack]), mode)
     sums = plan.sums(*scored)
     (sums.loss / sums.tokens).backward()
 
@@ -151,54 +149,56 @@ def test_loss_and_gradients_of_a_pack_equal_those_of_its_sequences(
     ("kind", "attention"),
     [("gpt_oss", "eager"), ("opt", "sdpa"), ("mamba", "eager"), ("stablelm", "sft_varlen")],
 )
-def test_the_guard_sees_a_leak(kind: str, attention: str) -> None:
+def test_the_guard_detects_a_leak(kind: str, attention: str) -> None:
     model = tiny_model(kind)
-    settle_attention(tiny_model("llama"), "auto", longest=8)  # registers sft_varlen
+    resolve_attention(tiny_model("llama"), "auto", longest=8)  # registers sft_varlen
     guard = IsolationGuard(model, VOCABULARY)
     model.set_attn_implementation(attention)
-    verdict = guard.ask(ForwardMode.of(model, attention))
+    verdict = guard.check(ForwardMode.from_model(model, attention))
     assert not verdict.isolated
     assert verdict.leak > 0.1
 
 
-def test_the_guard_sees_a_model_that_leaves_something_out() -> None:
-    """Isolated, but not the model: attention without its softcap."""
+def test_the_guard_detects_an_isolated_but_different_attention() -> None:
+    """Attention without the softcap of the model isolates sequences, but changes the logits."""
     model = tiny_model("gemma2", attn_logit_softcapping=0.1)
     guard = IsolationGuard(model, VOCABULARY)
     for layer in model.model.layers:
         layer.self_attn.attn_logit_softcapping = None
-    settle_attention(model, "sft_varlen", longest=8, guard=False)
-    verdict = guard.ask(ForwardMode.of(model, "sft_varlen"))
+    resolve_attention(model, "sft_varlen", longest=8, guard=False)
+    verdict = guard.check(ForwardMode.from_model(model, "sft_varlen"))
     assert verdict.leak == 0
     assert not verdict.isolated
 
 
-def test_falling_back_tells_once_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fallback_is_logged_once_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="sfttrain.packed.attention"):
-        assert settle_attention(tiny_model("mamba"), "auto", longest=30).unpack
-        assert not settle_attention(tiny_model("llama"), "auto", longest=30).unpack
+        assert resolve_attention(tiny_model("mamba"), "auto", longest=30).unpack
+        assert not resolve_attention(tiny_model("llama"), "auto", longest=30).unpack
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "MambaForCausalLM" in caplog.text
     assert "sigma" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["mamba", "bloom", "llama4_text"])
-def test_an_attention_asked_for_is_never_replaced(kind: str) -> None:
-    with pytest.raises(AttentionError, match="--attn sft_varlen"):
-        settle_attention(tiny_model(kind), "sft_varlen", longest=30)
+def test_a_requested_attention_is_never_replaced(kind: str) -> None:
+    with pytest.raises(AttentionError, match='attn="sft_varlen"'):
+        resolve_attention(tiny_model(kind), "sft_varlen", longest=30)
 
 
-def test_unpacking_may_be_asked_for() -> None:
-    feeding = settle_attention(tiny_model("llama"), "unpack", longest=30)
-    assert feeding.unpack
-    assert feeding.attention == "sdpa"
+def test_unpacking_can_be_requested() -> None:
+    mode = resolve_attention(tiny_model("llama"), "unpack", longest=30)
+    assert mode.unpack
+    assert mode.attention == "sdpa"
 
 
 @pytest.mark.parametrize(
     "lengths", [(1,), (5, 5, 5), (1, 2, 3, 40), (64, 32, 31, 16, 0, 1), tuple(range(1, 30))]
 )
-def test_groups_hold_every_token_once_and_at_most_double_them(lengths: tuple[int, ...]) -> None:
-    groups = list(groups_of_like_length(lengths))
+def test_groups_have_every_token_once_and_padding_at_most_doubles_them(
+    lengths: tuple[int, ...],
+) -> None:
+    groups = list(group_by_length(lengths))
     assert sorted(torch.cat([g.index[g.real] for g in groups]).tolist()) == list(
         range(sum(lengths))
     )
@@ -211,10 +211,10 @@ def test_groups_hold_every_token_once_and_at_most_double_them(lengths: tuple[int
 
 
 @pytest.mark.parametrize("kind", ["llama", "falcon"])
-def test_a_row_in_which_nothing_is_trained_has_no_loss_and_gradients_of_zero(kind: str) -> None:
+def test_a_row_without_a_trained_token_has_loss_and_gradients_of_zero(kind: str) -> None:
     model, pack = tiny_model(kind), make_pack(LENGTHS, trained=0.0)
-    feeding = settle_attention(model, "auto", longest=max(LENGTHS))
-    outputs, targets, _ = scored_outputs(model, collate_packs([pack]), feeding)
+    mode = resolve_attention(model, "auto", longest=max(LENGTHS))
+    outputs, targets, _ = scored_outputs(model, collate_packs([pack]), mode)
     sums = loss_from_logits(outputs, targets)
     sums.loss.backward()
     assert (sums.loss.item(), int(sums.tokens), int(sums.correct)) == (0.0, 0, 0)

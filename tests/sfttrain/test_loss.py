@@ -1,4 +1,4 @@
-"""The loss: fused and from logits are one loss, and it counts what it should."""
+"""Loss from logits against its definition, and the fused loss against the loss from logits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sftprep.errors import ConfigError
-from sfttrain.losses import fused_cross_entropy as loss_room
+from sfttrain.losses import fused_cross_entropy
 from sfttrain.losses.fused_cross_entropy import fused_loss, loss_from_logits, plan_loss
 from tests.sfttrain.tiny import tiny_model
 
@@ -27,7 +27,7 @@ from tests.sfttrain.tiny import tiny_model
     chunk=st.integers(1, 64),
     weighted=st.booleans(),
 )
-def test_fused_equals_logits(
+def test_the_fused_loss_equals_the_loss_from_logits(
     n: int, masked: float, bias: bool, kind: Any, frozen: bool, chunk: int, weighted: bool
 ) -> None:
     generator = torch.Generator().manual_seed(n)
@@ -38,10 +38,10 @@ def test_fused_equals_logits(
     targets[torch.rand(n, generator=generator) < masked] = -100
     weights = torch.rand(n, generator=generator) * 2 if weighted else None
     found, wanted = [], []
-    before = loss_room._CHUNK_BYTES
-    loss_room._CHUNK_BYTES = 4 * 21 * chunk
+    before = fused_cross_entropy._CHUNK_BYTES
+    fused_cross_entropy._CHUNK_BYTES = 4 * 21 * chunk
     try:
-        for fused, into in ((True, found), (False, wanted)):
+        for fused, results in ((True, found), (False, wanted)):
             h = hidden.clone().requires_grad_()
             head.zero_grad(set_to_none=True)
             sums = (
@@ -50,7 +50,7 @@ def test_fused_equals_logits(
                 else loss_from_logits(head(h), targets, kind, weights)
             )
             (sums.loss * 0.3).backward()
-            into.extend(
+            results.extend(
                 [
                     sums.loss.detach(),
                     sums.nll,
@@ -61,9 +61,9 @@ def test_fused_equals_logits(
                     head.weight.grad,
                 ]
             )
-            into.append(head.bias.grad if bias else None)
+            results.append(head.bias.grad if bias else None)
     finally:
-        loss_room._CHUNK_BYTES = before
+        fused_cross_entropy._CHUNK_BYTES = before
     for ours, theirs in zip(found, wanted, strict=True):
         if theirs is None:
             assert ours is None
@@ -71,7 +71,7 @@ def test_fused_equals_logits(
             torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-5, atol=1e-6)
 
 
-def test_sums_are_those_of_cross_entropy_and_argmax() -> None:
+def test_sums_equal_those_of_cross_entropy_and_argmax() -> None:
     logits, targets = torch.randn(9, 5), torch.tensor([0, 1, -100, 3, 4, -100, 2, 2, 1])
     logits[0, 0] = 50.0
     sums = loss_from_logits(logits, targets)
@@ -84,24 +84,24 @@ def test_sums_are_those_of_cross_entropy_and_argmax() -> None:
     )
 
 
-def test_weights_multiply_the_loss_and_are_what_it_is_divided_by() -> None:
+def test_weights_multiply_the_loss_and_sum_to_its_divisor() -> None:
     logits, targets = torch.randn(5, 7), torch.tensor([1, -100, 3, 4, 0])
     weights = torch.tensor([0.5, 9.0, 2.0, 1.0, 0.25])
     sums = loss_from_logits(logits, targets, "nll", weights)
-    each = [
+    nlls = [
         -float(torch.log_softmax(row.double(), -1)[t])
         for row, t in zip(logits, targets, strict=True)
         if t != -100
     ]
     assert sums.loss.item() == pytest.approx(
-        0.5 * each[0] + 2 * each[1] + each[2] + 0.25 * each[3], rel=1e-6
+        0.5 * nlls[0] + 2 * nlls[1] + nlls[2] + 0.25 * nlls[3], rel=1e-6
     )
-    assert sums.nll.item() == pytest.approx(sum(each), rel=1e-6)
+    assert sums.nll.item() == pytest.approx(sum(nlls), rel=1e-6)
     assert (sums.weight.item(), int(sums.tokens)) == (3.75, 4)
     assert loss_from_logits(logits, targets).weight.item() == 4
 
 
-def test_dft_weighs_a_token_by_its_probability_held_constant() -> None:
+def test_dft_multiplies_a_token_by_its_constant_probability() -> None:
     logits = torch.randn(6, 5, requires_grad=True)
     targets = torch.tensor([0, 1, 2, 3, 4, 0])
     logp = torch.log_softmax(logits, -1)[torch.arange(6), targets]
@@ -110,13 +110,13 @@ def test_dft_weighs_a_token_by_its_probability_held_constant() -> None:
     torch.testing.assert_close(found, wanted)
 
 
-def test_nothing_is_computed_for_gradients_that_nobody_takes() -> None:
+def test_no_gradients_are_computed_under_no_grad() -> None:
     hidden, weight = torch.randn(4, 8, requires_grad=True), torch.randn(5, 8, requires_grad=True)
     with torch.no_grad():
         assert not fused_loss(hidden, weight, None, torch.tensor([1, 2, 3, 4])).loss.requires_grad
 
 
-def test_fused_under_autocast_is_near_logits_under_autocast() -> None:
+def test_the_fused_loss_under_autocast_is_near_the_loss_from_logits() -> None:
     head, hidden, targets = (
         nn.Linear(16, 33, bias=False),
         torch.randn(20, 16),
@@ -154,15 +154,13 @@ def test_heads_with_softcapping_are_not_fused() -> None:
 @pytest.mark.parametrize(
     ("kind", "changes"), [("cohere", {"logit_scale": 0.1}), ("granite", {"logits_scaling": 5.0})]
 )
-def test_heads_with_a_scale_after_them_are_fused_with_it(
-    kind: str, changes: dict[str, Any]
-) -> None:
+def test_heads_with_a_scale_of_the_logits_are_fused(kind: str, changes: dict[str, Any]) -> None:
     model = tiny_model(kind, **changes)
     ids, targets = torch.arange(12)[None], torch.arange(1, 13)
     results = []
-    for asked in ("fused", "logits"):
+    for requested in ("fused", "logits"):
         model.zero_grad()
-        plan = plan_loss(model, asked, "nll")
+        plan = plan_loss(model, requested, "nll")
         with plan.outputs_are_hidden():
             outputs = model(input_ids=ids).logits[0]
         plan.sums(outputs, targets).loss.backward()
@@ -172,7 +170,7 @@ def test_heads_with_a_scale_after_them_are_fused_with_it(
         torch.testing.assert_close(fused, logits, rtol=1e-4, atol=1e-5)
 
 
-def test_heads_that_are_adapted_are_not_fused() -> None:
+def test_heads_with_an_adapter_are_not_fused() -> None:
     from peft import LoraConfig, get_peft_model
 
     for options in (
@@ -187,7 +185,7 @@ def test_heads_that_are_adapted_are_not_fused() -> None:
     assert plan_loss(model, "auto", "nll").head is not None
 
 
-def test_asking_a_head_leaves_the_model_as_it_was() -> None:
+def test_the_check_of_a_head_does_not_change_the_model() -> None:
     model = tiny_model("llama")
     ids = torch.arange(5)[None]
     before = model(input_ids=ids).logits

@@ -1,4 +1,4 @@
-"""Shards and model must belong together, and what is loaded is what was asked for."""
+"""Check of shards against a model; loading of models and tokenizers as requested."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 @dataclass
 class Shards(MemoryPacks):
-    """Packs with the part of a manifest that is looked at."""
+    """Packs with the part of a manifest that training reads."""
 
     packs: Any = field(default_factory=lambda: [make_pack([10, 40])])
     max_id: int = VOCABULARY - 1
@@ -46,30 +46,30 @@ class Shards(MemoryPacks):
         )
 
 
-def test_shards_of_the_model_pass() -> None:
+def test_shards_that_fit_the_model_are_accepted() -> None:
     assert check_match(tiny_model("llama"), Shards(), "a") == []
     assert check_match(tiny_model("llama"), Shards(), None) == []
 
 
-def test_an_id_beyond_the_embedding_is_refused_whatever_is_allowed() -> None:
+def test_an_id_beyond_the_embedding_is_always_rejected() -> None:
     with pytest.raises(MismatchError, match=f"id {VOCABULARY}, .* {VOCABULARY} rows"):
         check_match(tiny_model("llama"), Shards(max_id=VOCABULARY), "a", ("tokenizer", "length"))
 
 
-def test_another_tokenizer_is_refused_unless_allowed() -> None:
+def test_another_tokenizer_is_rejected_unless_allowed() -> None:
     with pytest.raises(MismatchError, match="another tokenizer") as caught:
         check_match(tiny_model("llama"), Shards(), "b")
-    assert "--allow_mismatch tokenizer" in caught.value.remedy
+    assert "add tokenizer to allow_mismatch" in caught.value.remedy
     assert "another tokenizer" in check_match(tiny_model("llama"), Shards(), "b", ("tokenizer",))[0]
 
 
-def test_sequences_longer_than_the_context_are_refused_and_packs_are_not() -> None:
+def test_sequences_longer_than_the_context_are_rejected_but_not_packs() -> None:
     model = tiny_model("llama")  # 64 positions
     assert check_match(model, Shards(packs=[make_pack([60, 64, 60])]), "a") == []
     shards = Shards(packs=[make_pack([65])])
     with pytest.raises(MismatchError, match=r"65 tokens, .* end at 64") as caught:
         check_match(model, shards, "a")
-    assert "--max-length 64" in caught.value.remedy
+    assert "max_length=64" in caught.value.remedy
     assert len(check_match(model, shards, "a", ("length",))) == 1
 
 
@@ -82,7 +82,9 @@ def test_sequences_longer_than_the_context_are_refused_and_packs_are_not() -> No
         ({"use_peft": True}, torch.float32),
     ],
 )
-def test_precision(tmp_path: Path, settings: dict[str, Any], dtype: torch.dtype) -> None:
+def test_a_model_is_loaded_in_the_requested_precision(
+    tmp_path: Path, settings: dict[str, Any], dtype: torch.dtype
+) -> None:
     tiny_model("llama").to(torch.bfloat16).save_pretrained(tmp_path)
     assert (
         load_model(ModelConfig(model_name_or_path=str(tmp_path), **settings), device=CPU).dtype
@@ -90,7 +92,7 @@ def test_precision(tmp_path: Path, settings: dict[str, Any], dtype: torch.dtype)
     )
 
 
-def test_no_model_is_said(tmp_path: Path) -> None:
+def test_a_missing_model_is_reported(tmp_path: Path) -> None:
     with pytest.raises(InputNotFound, match="nowhere"):
         load_model(ModelConfig(model_name_or_path=str(tmp_path / "nowhere")), device=CPU)
     with pytest.raises((ConfigError, InputNotFound)) as caught:
@@ -100,7 +102,7 @@ def test_no_model_is_said(tmp_path: Path) -> None:
         load_model(ModelConfig(), device=CPU)
 
 
-def test_whether_the_cpu_has_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_support_is_read_from_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     for found, wanted in (
         ({"avx512_bf16": True}, True),
         ({"amx_bf16": True}, True),
@@ -113,7 +115,7 @@ def test_whether_the_cpu_has_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not cpu_has_bfloat16()
 
 
-def test_adapters() -> None:
+def test_an_adapter_is_inserted_as_configured() -> None:
     assert get_peft_config(ModelConfig()) is None
     config = get_peft_config(
         ModelConfig(
@@ -138,12 +140,12 @@ def test_adapters() -> None:
     assert 0 < trained < every
     with pytest.raises(ConfigError, match="adapter already"):
         add_adapter(model, config)
-    with pytest.raises(ConfigError, match="no adapter can be put into") as caught:
+    with pytest.raises(ConfigError, match="no adapter can be inserted into") as caught:
         add_adapter(
             tiny_model("llama"),
             get_peft_config(ModelConfig(use_peft=True, lora_target_modules=["nothing"])),
         )
-    assert "--lora_target_modules" in caught.value.remedy
+    assert "lora_target_modules" in caught.value.remedy
 
 
 @pytest.mark.parametrize(
@@ -155,12 +157,12 @@ def test_adapters() -> None:
         ({"lora_task_type": "SEQ_CLS"}, "lora_task_type"),
     ],
 )
-def test_settings_that_cannot_be(settings: dict[str, Any], named: str) -> None:
+def test_contradictory_model_settings_are_rejected(settings: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         ModelConfig(**settings)
 
 
-def test_quantization_is_asked_for_as_in_trl(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantization_is_configured_as_in_trl(monkeypatch: pytest.MonkeyPatch) -> None:
     assert get_quantization_config(ModelConfig()) is None
     wanted = ModelConfig(use_peft=True, load_in_4bit=True, use_bnb_nested_quant=True)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -171,7 +173,7 @@ def test_quantization_is_asked_for_as_in_trl(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @needs_shared
-def test_the_tokenizer_beside_the_model_has_the_template_and_end_of_the_shards() -> None:
+def test_the_saved_tokenizer_has_the_template_and_end_token_of_the_shards() -> None:
     name = str(SHARED / "models" / "stories260k")
     from transformers import AutoTokenizer
 
@@ -189,7 +191,7 @@ def test_the_tokenizer_beside_the_model_has_the_template_and_end_of_the_shards()
     assert fingerprint == spec.fingerprint
     assert tokenizer is not None
     assert tokenizer.chat_template == "{{ 1 }}"
-    # Built with --eos-token: another fingerprint, of the same tokenizer.
+    # Shards built with --eos-token have another fingerprint of the same tokenizer.
     other = spec.with_eos("<s>")
     manifest.tokenizer = {
         "name": name,
@@ -203,7 +205,7 @@ def test_the_tokenizer_beside_the_model_has_the_template_and_end_of_the_shards()
 
 
 @needs_shared
-def test_a_model_without_a_tokenizer_gets_that_of_the_shards(tmp_path: Path) -> None:
+def test_a_model_without_a_tokenizer_gets_the_tokenizer_of_the_shards(tmp_path: Path) -> None:
     tiny_model("llama").save_pretrained(tmp_path)
     manifest = SimpleNamespace(
         max_length=10,

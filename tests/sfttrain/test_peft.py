@@ -1,4 +1,4 @@
-"""Adapters: new tokens are trained with them, and merging gives the model that was trained."""
+"""Adapters: training of new tokens, saving, and merging."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from sfttrain import ModelConfig
 from sfttrain.cli.main import main
 from sfttrain.models.adapters import (
     add_adapter,
+    find_new_token_rows,
     grow_embedding,
     merge_adapter,
-    new_token_rows,
-    note_new_tokens,
+    record_new_tokens,
 )
 from tests.sfttrain.builds import write_build
 from tests.sfttrain.packs import MemoryPacks, make_pack
@@ -40,7 +40,7 @@ def lora(**options: Any) -> LoraConfig:
 
 
 def tokenizer_of(tokens: int, *added: str) -> PreTrainedTokenizerFast:
-    """A tokenizer of so many words, and some more."""
+    """Return a tokenizer of `tokens` words and some added tokens."""
     words = {f"w{number}": number for number in range(tokens)}
     found = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")), pad_token="w0"
@@ -50,14 +50,14 @@ def tokenizer_of(tokens: int, *added: str) -> PreTrainedTokenizerFast:
 
 
 def checkpoint(folder: Path, kind: str = "llama", **changes: Any) -> Path:
-    """A model with its tokenizer, on the disk."""
+    """Save a model with its tokenizer."""
     tiny_model(kind, **changes).save_pretrained(folder)
     tokenizer_of(VOCABULARY).save_pretrained(folder)
     return folder
 
 
 def packs_with(tokens: list[int]) -> MemoryPacks:
-    """Packs that hold these tokens, inside and as targets."""
+    """Return packs that contain these tokens, as inputs and as targets."""
     packs = [make_pack([12, 9], seed=number, trained=1.0) for number in range(4)]
     for pack in packs:
         pack.input_ids[2::4] = np.resize(tokens, len(pack.input_ids[2::4]))
@@ -69,7 +69,7 @@ def packs_with(tokens: list[int]) -> MemoryPacks:
 def test_new_tokens_are_trained_and_no_others(tmp_path: Path, kind: str, tied: bool) -> None:
     model = tiny_model(kind, tie_word_embeddings=tied)
     model.resize_token_embeddings(VOCABULARY + 3)
-    note_new_tokens(model, NEW)
+    record_new_tokens(model, NEW)
     before = [
         layer.weight.detach().clone()
         for layer in (model.get_input_embeddings(), model.get_output_embeddings())
@@ -85,7 +85,7 @@ def test_new_tokens_are_trained_and_no_others(tmp_path: Path, kind: str, tied: b
     assert losses(trainer)[-1] < losses(trainer)[0]
 
 
-def test_base_weights_stay_as_they_are(tmp_path: Path) -> None:
+def test_base_weights_do_not_change(tmp_path: Path) -> None:
     model = tiny_model("llama")
     before = weights(model)
     trainer = trainer_for(tmp_path, model=model, peft_config=lora())
@@ -100,7 +100,7 @@ def test_base_weights_stay_as_they_are(tmp_path: Path) -> None:
 def test_adapters_with_new_tokens_load_in_plain_peft(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(checkpoint(tmp_path / "base"))
     model.resize_token_embeddings(VOCABULARY + 2)
-    # Nobody wrote the new rows down: they are beyond those of the checkpoint.
+    # The new rows are not recorded; they are beyond those of the checkpoint.
     trainer = trainer_for(tmp_path / "out", model=model, packs=packs_with(NEW), peft_config=lora())
     trainer.train()
     trainer.save_model()
@@ -113,38 +113,37 @@ def test_adapters_with_new_tokens_load_in_plain_peft(tmp_path: Path) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_which_tokens_are_new(tmp_path: Path) -> None:
+def test_new_token_rows_are_found_by_checkpoint_and_tokenizer(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(checkpoint(tmp_path / "base"))
-    assert new_token_rows(model) == []
-    assert new_token_rows(model, tokenizer_of(VOCABULARY)) == []
-    # The embedding had room: rows that the checkpoint has, but that its own tokenizer has no token
-    # for.
+    assert find_new_token_rows(model) == []
+    assert find_new_token_rows(model, tokenizer_of(VOCABULARY)) == []
+    # The embedding had spare rows, for which the checkpoint's own tokenizer has no token.
     tokenizer_of(VOCABULARY - 8).save_pretrained(tmp_path / "base")
-    assert new_token_rows(model) == []
-    assert new_token_rows(model, tokenizer_of(VOCABULARY - 8, "<a>", "<b>")) == [
+    assert find_new_token_rows(model) == []
+    assert find_new_token_rows(model, tokenizer_of(VOCABULARY - 8, "<a>", "<b>")) == [
         VOCABULARY - 8,
         VOCABULARY - 7,
     ]
-    # Rows beyond it, of which only those of tokens count.
+    # Of the rows beyond the checkpoint, only those of tokens are new.
     model.resize_token_embeddings(VOCABULARY + 16)
-    assert new_token_rows(model, tokenizer_of(VOCABULARY, "<a>")) == [
+    assert find_new_token_rows(model, tokenizer_of(VOCABULARY, "<a>")) == [
         *range(VOCABULARY - 8, VOCABULARY),
         VOCABULARY,
     ]
-    note_new_tokens(model, [3])
-    assert new_token_rows(model)[0] == 3
-    assert new_token_rows(tiny_model("llama")) == []
+    record_new_tokens(model, [3])
+    assert find_new_token_rows(model)[0] == 3
+    assert find_new_token_rows(tiny_model("llama")) == []
 
 
-def test_an_embedding_grows_for_a_tokenizer_with_more_tokens_only(tmp_path: Path) -> None:
+def test_an_embedding_grows_only_for_its_own_tokenizer_with_more_tokens(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(checkpoint(tmp_path / "base"))
     assert grow_embedding(model, tokenizer_of(VOCABULARY), VOCABULARY - 1) == 0
-    other = tokenizer_of(VOCABULARY - 1, "<other>", "<a>")  # where the model knows w127
+    other = tokenizer_of(VOCABULARY - 1, "<other>", "<a>")  # the checkpoint has w127 at this id
     assert grow_embedding(model, other, VOCABULARY) == 0
     assert model.get_input_embeddings().weight.shape[0] == VOCABULARY
     assert grow_embedding(model, tokenizer_of(VOCABULARY, "<a>", "<b>"), VOCABULARY) == 2
     assert model.get_input_embeddings().weight.shape[0] == VOCABULARY + 2
-    assert new_token_rows(model) == NEW
+    assert find_new_token_rows(model) == NEW
 
 
 @pytest.mark.parametrize(
@@ -160,23 +159,23 @@ def test_an_embedding_grows_for_a_tokenizer_with_more_tokens_only(tmp_path: Path
         ),
     ],
 )
-def test_what_was_asked_for_is_kept(options: dict[str, Any], rows: Any) -> None:
+def test_new_rows_are_joined_with_the_configuration(options: dict[str, Any], rows: Any) -> None:
     model = tiny_model("llama")
     model.resize_token_embeddings(VOCABULARY + 2)
-    note_new_tokens(model, NEW)
+    record_new_tokens(model, NEW)
     config = lora(**options)
     adapted = add_adapter(model, config)
     assert adapted.peft_config["default"].trainable_token_indices == rows
     assert config.trainable_token_indices == options.get("trainable_token_indices")
 
 
-def test_a_head_with_a_bias_keeps_it(caplog: pytest.LogCaptureFixture) -> None:
-    """peft's layer for chosen rows has no bias: it must not come before such a head."""
+def test_the_bias_of_a_head_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+    """peft's layer for selected rows omits the bias, so it must not replace such a head."""
     model = tiny_model("phi")
     with torch.no_grad():
         model.lm_head.bias.normal_()
     wanted = model(input_ids=IDS).logits
-    note_new_tokens(model, [5])
+    record_new_tokens(model, [5])
     with caplog.at_level(logging.WARNING, logger="sfttrain.models.adapters"):
         adapted = add_adapter(model, lora())
     torch.testing.assert_close(adapted.eval()(input_ids=IDS).logits, wanted)
@@ -195,7 +194,7 @@ def test_a_head_with_a_bias_keeps_it(caplog: pytest.LogCaptureFixture) -> None:
     ],
 )
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_merged_model_is_the_one_that_was_trained(
+def test_a_merged_model_has_the_logits_of_the_trained_model(
     tmp_path: Path, options: dict[str, Any], tied: bool
 ) -> None:
     folder = checkpoint(tmp_path / "base", tie_word_embeddings=tied)
@@ -223,7 +222,7 @@ def test_a_merged_model_is_the_one_that_was_trained(
     assert not torch.allclose(found, untrained, atol=1e-2)
     assert (tmp_path / "merged" / "tokenizer_config.json").exists()
     assert not (tmp_path / "merged" / "adapter_config.json").exists()
-    # A head that was trained in full beside a frozen embedding is not tied to it any more.
+    # A head that was trained completely is not tied to the frozen embedding any more.
     assert merged.config.tie_word_embeddings == (tied and "modules_to_save" not in options)
     assert sorted(merged.state_dict()) == sorted(
         tiny_model("llama", tie_word_embeddings=tied).state_dict()
@@ -233,7 +232,7 @@ def test_a_merged_model_is_the_one_that_was_trained(
 def run(
     capsys: pytest.CaptureFixture[str], packs: Path, base: Path, out: Path, *more: str
 ) -> dict[str, Any]:
-    """`sfttrain run`, and its summary."""
+    """Run `sfttrain run` and return its summary."""
     capsys.readouterr()
     command = [
         "run",
@@ -265,7 +264,7 @@ def test_merging_from_the_command_line(
     summary = run(capsys, packs, base, tmp_path / "out", "--merge", *bits)
     assert summary["merged"] == str(tmp_path / "out" / "merged")
     merged = AutoModelForCausalLM.from_pretrained(summary["merged"])
-    if bits:  # what is merged then: test_quant.py
+    if bits:  # the values are tested in test_quant.py
         assert getattr(merged.config, "quantization_config", None) is None
     else:
         adapted = PeftModel.from_pretrained(
@@ -281,8 +280,7 @@ def test_merging_from_the_command_line(
 def test_a_tokenizer_with_more_tokens_than_the_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its tokens get an embedding, which is trained beside the adapter, and is in the merged
-    model."""
+    """The embedding grows for its tokens, is trained with the adapter, and is merged."""
     base = checkpoint(tmp_path / "base")
     longer = tokenizer_of(VOCABULARY, "<a>", "<b>")
     longer.save_pretrained(tmp_path / "longer")
@@ -309,6 +307,6 @@ def test_a_tokenizer_with_more_tokens_than_the_model(
         )
 
 
-def test_merging_without_an_adapter_is_refused() -> None:
+def test_merging_without_an_adapter_is_rejected() -> None:
     with pytest.raises(ConfigError, match="no adapter to merge"):
         ModelConfig(merge=True)

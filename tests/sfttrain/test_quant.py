@@ -1,4 +1,4 @@
-"""Quantized bases under adapters, on a CPU: bitsandbytes has kernels for it."""
+"""Adapters on quantized base models, with bitsandbytes' kernels for CPUs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ has_avx512bf16 = pytest.importorskip(
 
 CPU = torch.device("cpu")
 IDS = torch.arange(3, 20)[None]
-# Layers wide enough to be more than one block of 64 numbers, each with a scale of its own.
+# The layers have more than one block of 64 numbers, each of which has its own scale.
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
 BITS = {
     "nf4": {"load_in_4bit": True},
@@ -36,7 +36,7 @@ BITS = {
 
 
 def quantized(folder: Path, bits: str, **lora: Any) -> tuple[Any, ModelConfig]:
-    """A model in few bits with an adapter, and how it was asked for."""
+    """Return a quantized model with an adapter, and its configuration."""
     base = folder / "base"
     if not base.exists():
         checkpoint(base, "llama", **SIZES)
@@ -53,7 +53,7 @@ def quantized(folder: Path, bits: str, **lora: Any) -> tuple[Any, ModelConfig]:
 
 
 def frozen_bytes(model: Any) -> dict[str, torch.Tensor]:
-    """Everything that is not trained, as it lies in memory: packed numbers too."""
+    """Return all frozen parameters as they are in memory, packed numbers included."""
     return {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
 
 
@@ -81,27 +81,24 @@ def test_an_adapter_on_a_quantized_base_trains_is_saved_and_loads(
     assert all(torch.equal(after[name], value) for name, value in before.items())
     trainer.save_model()
     loaded = PeftModel.from_pretrained(load_model(wanted, device=CPU), str(tmp_path / "out")).eval()
-    keep_gradients(
-        loaded
-    )  # or bitsandbytes would compute it by another kernel, on CPUs that have one
+    keep_gradients(loaded)  # or bitsandbytes would use another kernel on some CPUs
     with torch.no_grad():
         found, trained = loaded(input_ids=IDS).logits, trainer.model.eval()(input_ids=IDS).logits
         with trainer.model.disable_adapter():
             untrained = trainer.model(input_ids=IDS).logits
-    # Not to the last bit: training keeps norms and head in float32, whatever the checkpoint has.
+    # The results differ slightly, because training keeps norms and head in float32.
     torch.testing.assert_close(found.float(), trained.float(), rtol=2e-2, atol=2e-2)
     assert not torch.allclose(trained, untrained, atol=5e-2)
 
 
-def test_dora_over_8_bits_on_a_cpu_is_refused(tmp_path: Path) -> None:
+def test_dora_on_8_bits_on_a_cpu_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="DoRA"):
         quantized(tmp_path, "int8", use_dora=True)
 
 
 @pytest.mark.parametrize("bits", ["nf4", "int8"])
 def test_an_evaluation_before_training_changes_nothing(tmp_path: Path, bits: str) -> None:
-    """bitsandbytes changes 4-bit weights at an evaluation, so that no gradients pass them any more:
-    it must not here."""
+    """bitsandbytes would change 4-bit weights at an evaluation, which stops their gradients."""
     runs = []
     for evaluate in (False, True):
         model, _ = quantized(tmp_path, bits)
@@ -125,7 +122,7 @@ def test_an_evaluation_before_training_changes_nothing(tmp_path: Path, bits: str
     )
 
 
-def test_weights_that_were_packed_for_inference_before_are_unpacked(tmp_path: Path) -> None:
+def test_weights_that_were_packed_for_inference_are_unpacked(tmp_path: Path) -> None:
     model, _ = quantized(tmp_path, "nf4")
     layers = [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
     before = [layer.weight.detach().clone() for layer in layers]
@@ -166,7 +163,7 @@ def test_what_is_not_quantized_is_float32_and_only_the_adapter_is_trained(
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {name for name in kinds if "lora_" in name}
     assert {kinds[name] for name in trained} == {torch.float32}
-    assert not model.is_gradient_checkpointing  # it is the trainer's to switch on
+    assert not model.is_gradient_checkpointing  # the trainer switches it on
 
 
 @pytest.mark.parametrize("bits", ["nf4"])
@@ -202,6 +199,6 @@ def test_a_quantized_base_is_merged_in_full_precision(tmp_path: Path, bits: str)
             merged(input_ids=IDS).logits.float(),
             trainer.model.eval()(input_ids=IDS).logits.float(),
         )
-    # As near as 8-bit activations let it be.
+    # 8-bit activations limit the precision.
     tolerance = {"fp4, float32": 1e-4, "nf4": 1e-4, "int8": 0.25}[bits] * float(trained.std())
     torch.testing.assert_close(found, trained, rtol=0, atol=tolerance)

@@ -1,4 +1,4 @@
-"""A real file, a real tokenizer and a real small model, from the records to the adapter."""
+"""A real dataset, tokenizer and small model, from the records to the trained model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHATML = (
 
 
 def build(folder: Path, tokenizer: Path) -> Path:
-    """Packs of 240 questions of gsm8k as chats."""
+    """Build packs of 240 questions of gsm8k as chats."""
     rows = [
         json.loads(line)
         for line in (SHARED / "datasets" / "gsm8k_train.jsonl").read_text().splitlines()[:240]
@@ -137,7 +137,7 @@ def test_an_adapter_on_a_real_model_loads_in_peft(
 
 
 @needs_shared
-def test_shards_of_another_tokenizer_are_refused(
+def test_shards_of_another_tokenizer_are_rejected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     packs = build(tmp_path, SHARED / "tokenizers" / "tiny-chatml-4k")
@@ -151,6 +151,6 @@ def test_shards_of_another_tokenizer_are_refused(
         "--use_cpu",
     ]
     assert main(arguments) == 2
-    told = capsys.readouterr().err
-    assert "embedding has 512 rows" in told
-    assert "--tokenizer MODEL" in told
+    error = capsys.readouterr().err
+    assert "embedding has 512 rows" in error
+    assert "--tokenizer MODEL" in error

@@ -158,13 +158,13 @@ def test_data_that_cannot_be_read_to_the_end_is_refused_by_name(
 def test_a_refused_iterator_is_not_consumed() -> None:
     rows = iter(TEXTS)
     with pytest.raises(ConfigError):
-        rows_given(rows, "rows")
+        to_row_source(rows, "rows")
     assert list(rows) == TEXTS
-    assert rows_given(TEXTS, "rows") is TEXTS
+    assert to_row_source(TEXTS, "rows") is TEXTS
     for row in (-len(TEXTS) - 1, len(TEXTS)):
         with pytest.raises(IndexError):
-            rows_given(Endless(TEXTS), "rows")[row]
-    assert rows_given(Endless(TEXTS), "rows")[-1] == TEXTS[-1]
+            to_row_source(Endless(TEXTS), "rows")[row]
+    assert to_row_source(Endless(TEXTS), "rows")[-1] == TEXTS[-1]
 
 
 def test_files_of_a_killed_writer_are_removed(tmp_path: Path) -> None:

@@ -1,5 +1,4 @@
-"""Every snippet of TRL's page runs with one import changed: the scripts of examples/seed_page, on
-tiny models."""
+"""The snippets of TRL's SFT page run with one import changed, on tiny models."""
 
 from __future__ import annotations
 
@@ -18,14 +17,14 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "examples" / "seed_page"
 NAMES = sorted(path.stem for path in SCRIPTS.glob("*.py") if path.stem != "make_models")
 
-# A script that another leaves something for, and what it needs beside what is always there.
+# Scripts that need the output of another script, and scripts that need an optional package.
 AFTER = {"continue_adapter": "lora"}
 NEEDS = {"lora_8bit": "bitsandbytes", "vlm_collator": "PIL"}
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the names of the scripts' models and data are there."""
+    """Return a folder with the models and data that the scripts name."""
     import datasets
 
     folder = tmp_path_factory.mktemp("workplace")
@@ -60,14 +59,16 @@ def test_the_script_runs(
     ):
         run(AFTER[name])
     run(name)
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     refused = {
         "liger": "needs a GPU",
         "unsloth_model": "not installed",
         "flash_attention": "refused, as it should be",
     }
     assert (
-        "train_loss" in said or refused.get(name, "no such text") in said or name == "unsloth_model"
+        "train_loss" in printed
+        or refused.get(name, "no such text") in printed
+        or name == "unsloth_model"
     )
 
 
@@ -103,9 +104,8 @@ def test_a_script_runs_under_accelerate_launch(workplace: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("vlm_collator",)])
-def test_only_our_import_is_another(name: str) -> None:
-    """Nothing of ours but what TRL has too; a script of TRL's needs no other change than this
-    one."""
+def test_only_the_import_differs_from_a_script_of_trl(name: str) -> None:
+    """A script imports only names that TRL has too, so a script of TRL needs no other change."""
     text = (SCRIPTS / f"{name}.py").read_text(encoding="utf-8")
     ours = re.findall(
         r"^(?:from (sf\w+)(?:\.\w+)* import|import (sf\w+))", text, flags=re.MULTILINE

@@ -1,5 +1,4 @@
-"""One step of training: it waits for no device, runs in bfloat16 on a CPU, and gives 0 where
-nothing is trained."""
+"""One step of training: no waiting for the device, bfloat16 on a CPU, and no trained token."""
 
 from __future__ import annotations
 
@@ -20,8 +19,7 @@ WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonze
 
 
 class Waits(TorchDispatchMode):
-    """Counts operations whose result the program must see, for which a GPU would have to finish all
-    that it was told before."""
+    """Recorder of operations whose result is read on the host, which wait for a GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,16 +27,16 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        places = args[1] if len(args) > 1 and isinstance(args[1], (list, tuple)) else ()
+        indices = args[1] if len(args) > 1 and isinstance(args[1], (list, tuple)) else ()
         by_mask = name.startswith("index") and any(
-            t is not None and t.dtype == torch.bool for t in places
+            t is not None and t.dtype == torch.bool for t in indices
         )
         if name in WAITING or by_mask:
             self.seen.append(name)
         return func(*args, **(kwargs or {}))
 
 
-def test_the_counter_sees_what_waits() -> None:
+def test_the_recorder_detects_operations_that_wait() -> None:
     with Waits() as waits:
         some = torch.arange(4)
         some[some > 1].sum().item()
@@ -56,7 +54,7 @@ def test_the_counter_sees_what_waits() -> None:
         ("fused", False, {"neftune_noise_alpha": 5.0}),
     ],
 )
-def test_a_micro_step_waits_for_nothing(
+def test_a_micro_step_does_not_wait_for_the_device(
     tmp_path: Path, loss_impl: str, weighted: bool, settings: dict[str, Any]
 ) -> None:
     packs = [
@@ -102,7 +100,7 @@ def test_bfloat16_on_a_cpu_is_near_float32(tmp_path: Path, kind: str) -> None:
         ("one token each", {"loss_impl": "logits"}),
     ],
 )
-def test_a_step_with_nothing_to_train_gives_0(
+def test_a_step_without_a_trained_token_has_loss_0_and_changes_no_weight(
     tmp_path: Path, nothing: str, settings: dict[str, Any]
 ) -> None:
     pack = make_pack(
@@ -127,7 +125,7 @@ def test_a_step_with_nothing_to_train_gives_0(
     assert trainer.evaluate()["eval_loss"] == 0.0
 
 
-def test_a_micro_batch_with_nothing_to_train_beside_others_changes_nothing(tmp_path: Path) -> None:
+def test_a_micro_batch_without_a_trained_token_does_not_change_a_step(tmp_path: Path) -> None:
     empty = make_pack([4, 5], trained=0.0)
     some = make_packs(3, seed=3).packs
     with_empty, without = (

@@ -1,5 +1,4 @@
-"""Training on raw records while they are tokenized goes the way of training on the build of them,
-and goes on exactly."""
+"""Training on a stream: equal to training on the build of the same records; exact resuming."""
 
 from __future__ import annotations
 
@@ -38,7 +37,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> str:
-    """A tiny model in a folder, with a tokenizer."""
+    """Return the folder of a tiny model with a tokenizer."""
     folder = tmp_path_factory.mktemp("model")
     set_seed(0)
     sizes = {
@@ -82,7 +81,7 @@ def stream_of(corpus: str, model: str, **more) -> PackedStream:
     return PackedStream(corpus, config=BuildConfig.of(tokenizer=model, **SETTINGS), **more)
 
 
-def test_losses_are_those_of_the_build(corpus, model, tmp_path):
+def test_losses_equal_those_of_the_build(corpus, model, tmp_path):
     config = BuildConfig.of(
         inputs=corpus, tokenizer=model, output=str(tmp_path / "packs"), order="keep", **SETTINGS
     )
@@ -97,7 +96,7 @@ def test_losses_are_those_of_the_build(corpus, model, tmp_path):
 
 
 @pytest.mark.parametrize(("saved", "order"), [(5, "keep"), (40, "shuffle")])
-def test_a_resume_goes_on_with_the_next_pack(saved, order, corpus, model, tmp_path):
+def test_a_resumed_run_continues_with_the_next_pack(saved, order, corpus, model, tmp_path):
     # The second checkpoint is in the second pass.
     steps = {"max_steps": saved + 5, "gradient_accumulation_steps": 2}
     straight = trainer_of(
@@ -129,8 +128,10 @@ def test_a_resume_goes_on_with_the_next_pack(saved, order, corpus, model, tmp_pa
 
 
 @pytest.mark.parametrize("accumulation", [3, 5, 20])
-def test_the_short_rest_of_a_pass_is_a_step_of_its_own(accumulation, corpus, model, tmp_path):
-    """Nothing is left for the next step, and a pass shorter than a step does not hang."""
+def test_an_incomplete_last_step_of_a_pass_is_a_step_of_its_own(
+    accumulation, corpus, model, tmp_path
+):
+    """No gradients are left for the next step, and a pass shorter than a step does not hang."""
 
     def logs(count: int, steps: int) -> list[dict]:
         trainer = trainer_of(
@@ -155,7 +156,7 @@ def test_the_short_rest_of_a_pass_is_a_step_of_its_own(accumulation, corpus, mod
     assert found[-1]["num_tokens"] == totals[-1]
 
 
-def test_a_resume_after_the_short_rest_begins_the_next_pass(corpus, model, tmp_path):
+def test_a_resume_after_an_incomplete_last_step_starts_the_next_pass(corpus, model, tmp_path):
     whole = -(-BATCHES // 5)
     options = {
         "gradient_accumulation_steps": 5,
@@ -174,8 +175,8 @@ def test_a_resume_after_the_short_rest_begins_the_next_pass(corpus, model, tmp_p
 
 
 @pytest.mark.parametrize("saved", [2, BATCHES + 1])
-def test_a_resume_goes_on_with_the_same_random_numbers(saved, corpus, model, tmp_path):
-    """Those of dropout, and of the noise on embeddings."""
+def test_a_resumed_run_continues_with_the_same_random_numbers(saved, corpus, model, tmp_path):
+    """The random numbers of dropout and of the noise on embeddings."""
     options = {
         "neftune_noise_alpha": 5.0,
         "max_steps": saved + 2,
@@ -207,7 +208,7 @@ def flags(model: str, out: Path, *more: str) -> list[str]:
     ]
 
 
-def test_the_command(corpus, model, tmp_path, capsys):
+def test_the_command_trains_on_a_stream(corpus, model, tmp_path, capsys):
     more = (
         "--stream",
         corpus,
@@ -227,7 +228,7 @@ def test_the_command(corpus, model, tmp_path, capsys):
     assert LlamaForCausalLM.from_pretrained(tmp_path / "out").num_parameters() > 0
 
 
-def test_records_that_are_set_aside_are_told(model, tmp_path, capsys):
+def test_quarantined_records_are_reported(model, tmp_path, capsys):
     path = tmp_path / "data.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows("text", 200)) + '{"text": 1}\n')
     more = (
@@ -246,7 +247,9 @@ def test_records_that_are_set_aside_are_told(model, tmp_path, capsys):
     assert f"{path}:201" in capsys.readouterr().err
 
 
-def test_what_the_command_refuses(corpus, model, tmp_path, capsys):
+def test_the_command_rejects_streams_without_a_limit_and_for_evaluation(
+    corpus, model, tmp_path, capsys
+):
     assert main(flags(model, tmp_path / "out", "--stream", corpus)) == 2
     assert "--max_steps" in capsys.readouterr().err
     assert (
@@ -270,7 +273,7 @@ def test_what_the_command_refuses(corpus, model, tmp_path, capsys):
 
 
 def summary_of(printed: str, out: Path) -> dict:
-    """The JSON summary of a run, with the losses it logged."""
+    """Return the JSON summary of a run, with the logged losses."""
     history = json.loads((out / "trainer_state.json").read_text())["log_history"]
     return {
         **json.loads(printed.strip().splitlines()[-1]),
@@ -303,7 +306,7 @@ def run_on_two_ranks(arguments: list[str], out: Path) -> dict:
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed")
-def test_two_ranks_go_on_from_one(corpus, model, tmp_path, capsys):
+def test_two_ranks_resume_from_a_checkpoint_of_one(corpus, model, tmp_path, capsys):
     def command(out: str, *more: str) -> list[str]:
         size = (
             "--stream_window",

@@ -1,5 +1,4 @@
-"""Weights of tokens: the loss is their weighted mean over the whole step, however the step is put
-together."""
+"""Token weights: the loss is the weighted mean of a step, however the step is divided."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ import torch
 import sftprep
 from sfttrain.data.batching import collate_packs
 from sfttrain.losses.fused_cross_entropy import plan_loss
-from sfttrain.packed.attention import settle_attention
+from sfttrain.packed.attention import resolve_attention
 from sfttrain.packed.forward import scored_outputs
 from tests.sfttrain.packs import MemoryPack, MemoryPacks, make_pack, split
 from tests.sfttrain.test_trainer import assert_same_run, losses, trainer_for
@@ -27,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def weigh(pack: MemoryPack, seed: int = 0) -> MemoryPack:
-    """The pack, with weights that differ from token to token; some are 0."""
+    """Return the pack with weights that differ from token to token; some are 0."""
     weights = (
         np.random.default_rng(seed)
         .choice([0.0, 0.1, 0.5, 1.0, 3.0], len(pack.input_ids))
@@ -37,31 +36,31 @@ def weigh(pack: MemoryPack, seed: int = 0) -> MemoryPack:
 
 
 def mean_alone(model: Any, packs: list[MemoryPack]) -> torch.Tensor:
-    """sum(w * nll) / sum(w) over the trained tokens, one sequence and one token after the other."""
+    """Return sum(w * nll) / sum(w) over the trained tokens, computed token by token."""
     total, weight = torch.zeros((), dtype=torch.float64), 0.0
     for piece in (piece for pack in packs for piece in split(pack)):
         ids = torch.from_numpy(piece.input_ids.astype(np.int64))
         logits = model(input_ids=ids[None], use_cache=False).logits[0].double()
-        for at in range(1, len(ids)):
-            if piece.completion_mask[at]:
-                w = 1.0 if piece.loss_weights is None else float(piece.loss_weights[at])
-                total = total - w * torch.log_softmax(logits[at - 1], -1)[ids[at]]
+        for k in range(1, len(ids)):
+            if piece.completion_mask[k]:
+                w = 1.0 if piece.loss_weights is None else float(piece.loss_weights[k])
+                total = total - w * torch.log_softmax(logits[k - 1], -1)[ids[k]]
                 weight += w
     return total / weight
 
 
 @pytest.mark.parametrize("kind", ["llama", "opt", "mamba"])
 @pytest.mark.parametrize("loss_impl", ["logits", "fused"])
-def test_loss_and_gradients_are_those_of_the_weighted_mean(kind: str, loss_impl: str) -> None:
+def test_loss_and_gradients_equal_those_of_the_weighted_mean(kind: str, loss_impl: str) -> None:
     model, packs = tiny_model(kind), [weigh(make_pack([7, 1, 13, 3])), make_pack([5, 8], seed=1)]
     wanted = mean_alone(model, packs)
     wanted.backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     model.zero_grad(set_to_none=True)
-    feeding = settle_attention(model, "auto", longest=13)
+    mode = resolve_attention(model, "auto", longest=13)
     batch, plan = collate_packs(packs), plan_loss(model, loss_impl, "nll")
     with plan.outputs_are_hidden():
-        scored = scored_outputs(model, batch, feeding)
+        scored = scored_outputs(model, batch, mode)
     sums = plan.sums(*scored)
     assert sums.weight.item() == pytest.approx(batch["total_weight"], rel=1e-6)
     (sums.loss / sums.weight).backward()
@@ -77,7 +76,7 @@ def test_loss_and_gradients_are_those_of_the_weighted_mean(kind: str, loss_impl:
             )
 
 
-def test_a_token_of_weight_0_is_a_token_that_is_not_trained() -> None:
+def test_a_token_of_weight_0_is_not_trained() -> None:
     pack = weigh(make_pack([9, 6, 12]))
     assert pack.loss_weights is not None
     masked = MemoryPack(
@@ -105,7 +104,7 @@ WEIGHTED = MemoryPacks(
 
 
 @pytest.mark.parametrize(("rows", "accumulation"), [(2, 2), (1, 4)])
-def test_a_weighted_step_is_one_step_however_it_is_split(
+def test_the_division_of_a_weighted_step_does_not_change_it(
     tmp_path: Path, rows: int, accumulation: int
 ) -> None:
     settings: dict[str, Any] = {"packs": WEIGHTED, "optim": "sgd"}
@@ -125,7 +124,7 @@ def test_a_weighted_step_is_one_step_however_it_is_split(
     assert_same_run(whole, unpacked, 1e-6)
 
 
-def test_equal_weights_are_no_weights(tmp_path: Path) -> None:
+def test_equal_weights_give_the_run_without_weights(tmp_path: Path) -> None:
     packs = [make_pack([5, 9, 4], seed=n) for n in range(6)]
     quarter = [
         MemoryPack(p.input_ids, p.completion_mask, p.seq_lengths, np.full(18, 0.25, np.float32))
@@ -141,7 +140,7 @@ def test_equal_weights_are_no_weights(tmp_path: Path) -> None:
 
 
 def test_weights_of_records_reach_the_loss(tmp_path: Path, tokenizer_dir: Path) -> None:
-    """From the switches of messages, through a build, to the step."""
+    """From loss_weight of messages, through a build, to the step."""
     turns = [
         {"role": "user", "content": "What is up?"},
         {"role": "assistant", "content": "The sky.", "loss_weight": 0.5},
@@ -173,7 +172,7 @@ def test_weights_of_records_reach_the_loss(tmp_path: Path, tokenizer_dir: Path) 
 
 
 def run_of_ranks(folder: Path, ranks: int) -> list[float]:
-    """Losses of a weighted run in `ranks` processes, logged by this file run as a script."""
+    """Return the losses of a weighted run in `ranks` processes, which run this file as a script."""
     launcher = (
         ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
         if ranks > 1
@@ -198,14 +197,14 @@ def run_of_ranks(folder: Path, ranks: int) -> list[float]:
 
 @pytest.mark.slow  # test_ranks.py trains on two ranks in the default run
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed")
-def test_two_ranks_train_a_weighted_step_as_one(tmp_path: Path) -> None:
+def test_two_ranks_train_a_weighted_step_like_one_rank(tmp_path: Path) -> None:
     two, one = run_of_ranks(tmp_path, 2), run_of_ranks(tmp_path, 1)
     assert len(one) == 6
     np.testing.assert_allclose(two, one, rtol=1e-6)
 
 
 def main(folder: str, accumulation: str) -> None:
-    """One rank of such a run."""
+    """Run one rank of `run_of_ranks`."""
     settings: dict[str, Any] = {
         "per_device_train_batch_size": 1,
         "gradient_accumulation_steps": int(accumulation),
@@ -215,7 +214,7 @@ def main(folder: str, accumulation: str) -> None:
     if trainer.is_world_process_zero():
         (Path(folder) / "losses.json").write_text(json.dumps(losses(trainer)))
     trainer.accelerator.wait_for_everyone()
-    os._exit(0)  # taking down gloo's process group may hang: see `sfttrain.cli.main`
+    os._exit(0)  # the destruction of gloo's process group may hang: see `sfttrain.cli.main`
 
 
 if __name__ == "__main__":

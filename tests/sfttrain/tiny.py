@@ -1,4 +1,4 @@
-"""Tiny models of many architectures, with random weights, made from their configs."""
+"""Tiny models of many architectures with random weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 VOCABULARY = 128
 
-# Settings by the names that configs give them; only those that a config has are set.
+# Settings under all names that configs use for them; a config takes those that it has.
 _SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -44,7 +44,7 @@ _SIZES: dict[str, Any] = {
     "eos_token_id": 2,
 }
 
-# What an architecture needs besides.
+# Further settings of single architectures.
 _SPECIAL: dict[str, dict[str, Any]] = {
     "gemma3_text": {"sliding_window": 8, "num_hidden_layers": 6, "layer_types": None},
     "gemma2": {"sliding_window": 8},
@@ -75,8 +75,10 @@ _SPECIAL: dict[str, dict[str, Any]] = {
 
 
 def tiny_model(kind: str, **changes: Any) -> Any:
-    """A causal language model of this architecture: float32, without dropout, in eval mode, the
-    same at every call."""
+    """Return a causal language model of an architecture, the same at every call.
+
+    It is in float32, in eval mode, and has no dropout.
+    """
     config_class = CONFIG_MAPPING[kind]
     known = set(config_class().to_dict()) | set(getattr(config_class, "attribute_map", {}))
     sizes = {name: value for name, value in _SIZES.items() if name in known}
@@ -85,8 +87,8 @@ def tiny_model(kind: str, **changes: Any) -> Any:
     settings = {n: v for n, v in {**sizes, **special, **changes}.items() if v is not None}
     set_seed(0)
     model = AutoModelForCausalLM.from_config(config_class(**settings), dtype=torch.float32)
-    # Larger weights than training starts from: logits of a new model hardly depend on anything but
-    # the last token.
+    # The weights are larger than usual at the start of training, where logits depend on little
+    # more than the last token.
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2 and "embed" not in name:

@@ -1,0 +1,107 @@
+"""Settings of the preparation: the fields of an SFTConfig in the form that a build takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sftprep.errors import ConfigError, setting
+
+NO_CUT = 2**31 - 1
+"""A max_length that truncates nothing."""
+
+# completion_only_loss of SFTConfig, and train_on of a build.
+_TRAIN_ON = {None: "auto", True: "completion", False: "all"}
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """How raw records become packs."""
+
+    text_field: str
+    """Key of the text in a record."""
+    train_on: str
+    """The trained tokens: auto, all, assistant or completion."""
+    max_length: int
+    """Largest length of a sequence and of a pack in tokens."""
+    strategy: str
+    """How records are packed, if they are: bfd, bfd_split or wrapped."""
+    truncate_side: str
+    """The end from which longer sequences are truncated: right or left."""
+    shuffle: bool
+    """Whether records are shuffled before they are packed."""
+    seed: int
+    """Seed of the shuffle."""
+    workers: int | None
+    """Worker processes of a build; None for a number that depends on the size of the input."""
+    on_bad_record: str
+    """error or quarantine."""
+    skip_prepare: bool
+    """Whether rows are used as they are (skip_prepare_dataset)."""
+    use_completion_mask: bool
+    """Whether the completion_mask of tokenized rows is applied."""
+    train_prompt_assistants: bool
+    """Whether assistant turns in prompts are trained too: assistant_only_loss with
+    completion_only_loss=False."""
+
+    @classmethod
+    def from_config(cls, args: Any, tokenizer: Any | None) -> DataSettings:
+        """Return the settings of an SFTConfig.
+
+        Args:
+            args: The SFTConfig.
+            tokenizer: The tokenizer of the run, whose own limit applies if the user set no
+                max_length; None if there is no tokenizer.
+
+        Raises:
+            ConfigError: If dataset_kwargs has an unknown key.
+        """
+        from sfttrain.config.sft_config import DefaultLength
+
+        length = NO_CUT if args.max_length is None else int(args.max_length)
+        if isinstance(args.max_length, DefaultLength) and tokenizer is not None:
+            length = min(length, int(tokenizer.model_max_length or length))
+        options = args.dataset_kwargs or {}
+        unknown = sorted(set(options) - {"skip_prepare_dataset"})
+        if unknown:
+            raise ConfigError(
+                f"{setting('dataset_kwargs')} has {', '.join(unknown)}, but only"
+                " skip_prepare_dataset is supported",
+                remedy="remove the other keys",
+            )
+        return cls(
+            text_field=args.dataset_text_field,
+            train_on=(
+                _TRAIN_ON[args.completion_only_loss]
+                if not args.assistant_only_loss
+                else "assistant"
+            ),
+            max_length=length,
+            strategy=args.packing_strategy,
+            truncate_side={"keep_start": "right", "keep_end": "left"}[args.truncation_mode],
+            shuffle=args.shuffle_dataset,
+            seed=args.data_seed if args.data_seed is not None else args.seed,
+            workers=args.dataset_num_proc,
+            on_bad_record=args.on_bad_record,
+            skip_prepare=bool(options.get("skip_prepare_dataset")),
+            use_completion_mask=args.completion_only_loss is not False,
+            train_prompt_assistants=(
+                args.assistant_only_loss and args.completion_only_loss is False
+            ),
+        )
+
+    def build_settings(self, packing: bool) -> dict[str, Any]:
+        """Return the settings of a build, without its inputs, output and tokenizer."""
+        # Best-fit packing emits the longest packs first, so the order of the records is kept only
+        # where it survives: without packing, or where records are joined in their order.
+        keep_order = not self.shuffle and (not packing or self.strategy == "wrapped")
+        return {
+            "text_field": self.text_field,
+            "train_on": self.train_on,
+            "max_length": self.max_length,
+            "packing": self.strategy if packing else "none",
+            "truncate_side": self.truncate_side,
+            "order": "keep" if keep_order else "shuffle",
+            "seed": self.seed % 2**64,
+            "on_bad_record": self.on_bad_record,
+        }
