@@ -97,7 +97,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
             file = ""
         if not file:  # the packs do not record their origin
             return f"sequence {origin}"
-        is_ours = self._parts.preparation.holds_rows(file)
+        is_ours = self._parts.preparation.is_cached_rows(file)
         return f"{'train_dataset' if is_ours else file}:{line}"
 
     # ---- before and between steps ----

@@ -22,7 +22,7 @@ from transformers.trainer_utils import PredictionOutput
 from sfttrain.data.batching import RowBatch
 from sfttrain.data.custom_collator import Collator
 from sfttrain.data.inputs import is_packs
-from sfttrain.losses.collated_loss import foreign_sums
+from sfttrain.losses.collated_loss import collated_loss_sums
 from sfttrain.losses.fused_cross_entropy import LossPlan, LossSums, loss_from_logits
 from sfttrain.losses.router_aux import ExpertBalance
 from sfttrain.metrics.predictions import Predictions, all_logits
@@ -81,7 +81,7 @@ class ScoringTrainer(SavingTrainer):
         """
         with (
             self._offload_activations(model),
-            self._balance.listening(model.training) as balance_losses,
+            self._balance.capture(model.training) as balance_losses,
         ):
             sums, outputs = self._compute_sums(model, inputs, num_items_in_batch)
         if model.training:
@@ -106,7 +106,7 @@ class ScoringTrainer(SavingTrainer):
     ) -> tuple[LossSums, Tensor]:
         """Return the sums of a packed row or a collator's batch, and the outputs of the model."""
         if self._collator is not None:
-            sums, outputs = foreign_sums(model, inputs, self.loss_plan.kind)
+            sums, outputs = collated_loss_sums(model, inputs, self.loss_plan.kind)
         elif self.compute_loss_func is not None:
             outputs = all_logits(model, inputs, self.feeding)
             sums = loss_from_logits(
@@ -218,7 +218,7 @@ class ScoringTrainer(SavingTrainer):
                     predictions.add(logits, inputs["labels"], inputs["seq_lens"])
         self.model.train(was_training)
         metrics = _to_metrics(counters.read(self.accelerator))
-        gathered = predictions.gathered(self.args.world_size) if predictions is not None else None
+        gathered = predictions.gather(self.args.world_size) if predictions is not None else None
         if self.compute_metrics is not None and gathered is not None:
             metrics.update(self.compute_metrics(gathered))
         metrics = {

@@ -30,15 +30,15 @@ from sfttrain.data.batching import (
     collate_filled,
     collate_packs,
 )
-from sfttrain.data.custom_collator import Collator, collated
-from sfttrain.data.prepare import longest_in
+from sfttrain.data.custom_collator import Collator, collate_custom
+from sfttrain.data.prepare import max_sequence_length
 from sfttrain.data.streaming import TrainLoader, is_stream, reject_evaluation
 from sfttrain.losses.fused_cross_entropy import LossPlan, plan_loss
 from sfttrain.losses.router_aux import ExpertBalance
 from sfttrain.metrics.predictions import Preprocess
 from sfttrain.metrics.token_metrics import CounterReading, Counters
 from sfttrain.models.unwrap import unwrap_peft
-from sfttrain.packed.attention import settle_attention
+from sfttrain.packed.attention import resolve_attention
 from sfttrain.packed.forward import ForwardMode
 from sfttrain.packed.neftune import noise_by_sequence
 from sfttrain.scoring_trainer import ScoringTrainer
@@ -182,7 +182,7 @@ class SFTTrainer(ScoringTrainer):
             default=0,
         )
         autocast_dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        feeding: ForwardMode = settle_attention(
+        feeding: ForwardMode = resolve_attention(
             self.model,
             self._parts.attention,
             longest=longest,

@@ -72,7 +72,7 @@ def resolve_trainer_parts(
     args = to_sft_config(args, model)
     reject_unsupported(args)
     reject_parallelism(args)
-    train, evaluation = rows_given(train, "train_dataset"), _map_sets(rows_given, evaluation)
+    train, evaluation = to_row_source(train, "train_dataset"), _map_sets(to_row_source, evaluation)
     sets = [train, *(evaluation.values() if isinstance(evaluation, Mapping) else [evaluation])]
     _check_output_folder(args.output_dir, sets)
     # 2. Load the model. The first weights of an adapter and the embeddings of new tokens are
@@ -87,9 +87,9 @@ def resolve_trainer_parts(
         args.dataset_kwargs.get("skip_prepare_dataset")
     )
     is_needed = not (is_skipped and collator is not None) and any(
-        needs_tokenizer(source, as_they_are=is_skipped) for source in sets
+        needs_tokenizer(source, skip_prepare=is_skipped) for source in sets
     )
-    tokens = settle_tokenizer(model, processing, args, needed=is_needed)
+    tokens = resolve_tokenizer(model, processing, args, needed=is_needed)
     if peft_config is not None:
         model = add_adapter(model, peft_config, tokenizer=tokens.tokenizer)
         _warn_of_missing_layers(model, peft_config)

@@ -128,7 +128,7 @@ def open_run_stream(
             "the length of a stream is not known", remedy=f"specify {setting('max_steps', 'N')}"
         )
     model = str(model_config.model_name_or_path)
-    tokenizer = tokenizer_of(
+    tokenizer = load_required_tokenizer(
         model,
         revision=model_config.model_revision,
         trust_remote_code=model_config.trust_remote_code,

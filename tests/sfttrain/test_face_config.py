@@ -15,7 +15,7 @@ from sftprep.errors import ConfigError, SftprepError
 from sfttrain import ModelConfig, SFTConfig, SFTTrainer
 from sfttrain.config.deprecated import CURRENT_NAMES
 from sfttrain.config.unsupported import MINIMUMS, REFUSALS
-from sfttrain.data.prepare import NO_CUT, DataSettings
+from sfttrain.data.settings import NO_CUT, DataSettings
 
 trl = pytest.importorskip("trl", reason="compares with TRL's own settings")
 
@@ -239,10 +239,10 @@ class Limited:
 
 
 def test_the_tokenizers_limit_applies_if_no_length_is_specified() -> None:
-    assert DataSettings.of(config(), Limited()).max_length == 300
-    assert DataSettings.of(config(max_length=1024), Limited()).max_length == 1024
-    assert DataSettings.of(config(), None).max_length == 1024
-    assert DataSettings.of(config(max_length=None), Limited()).max_length == NO_CUT
+    assert DataSettings.from_config(config(), Limited()).max_length == 300
+    assert DataSettings.from_config(config(max_length=1024), Limited()).max_length == 1024
+    assert DataSettings.from_config(config(), None).max_length == 1024
+    assert DataSettings.from_config(config(max_length=None), Limited()).max_length == NO_CUT
 
 
 def test_deprecated_names_set_the_current_settings() -> None:

@@ -37,7 +37,7 @@ from sftprep.errors import (
 )
 from sfttrain import SFTConfig
 from sfttrain.config.setting_names import TrainerNames
-from sfttrain.data.inputs import rows_given
+from sfttrain.data.inputs import to_row_source
 from sfttrain.data.jsonl_cache import write_rows
 from tests.sfttrain.face import (
     CHATS,
