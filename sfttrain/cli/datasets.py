@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import sftprep
 from sftprep.config import BuildConfig, check_local_path
-from sftprep.errors import ConfigError, InputNotFound, setting
+from sftprep.errors import ConfigError, InputNotFound, SftprepError, setting
 from sftprep.shards import MANIFEST_NAME
 from sftprep.stream import PackedStream
 
@@ -120,6 +120,7 @@ def open_run_stream(
         TokenizerError: The model has no usable tokenizer.
         SftprepError: The first records cannot be used.
     """
+    from sfttrain.config.setting_names import RunStreamNames
     from sfttrain.data.prepare import DataSettings
     from sfttrain.models.tokenizer import tokenizer_of
 
@@ -142,13 +143,14 @@ def open_run_stream(
             "lanes": run.stream_lanes,
         }
     )
-    return (
-        PackedStream(
+    try:
+        stream = PackedStream(
             list(run.stream or ()),
             config=config,
             order="keep" if run.stream_order == "keep" else "shuffle",
             rank=training.process_index,
             world_size=training.world_size,
-        ),
-        tokenizer,
-    )
+        )
+    except SftprepError as error:
+        raise error.shown_by(RunStreamNames("stream", None)) from error
+    return stream, tokenizer
