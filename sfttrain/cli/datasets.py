@@ -135,15 +135,15 @@ def open_run_stream(
         trust_remote_code=model_config.trust_remote_code,
     )
     settings = DataSettings.of(training, tokenizer).build_settings(packing=True)
-    config = BuildConfig.of(
-        **{
-            **settings,
-            "tokenizer": model,
-            "pack_window": run.stream_window,
-            "lanes": run.stream_lanes,
-        }
-    )
     try:
+        config = BuildConfig.of(
+            **{
+                **settings,
+                "tokenizer": model,
+                "pack_window": run.stream_window,
+                "lanes": run.stream_lanes,
+            }
+        )
         stream = PackedStream(
             list(run.stream or ()),
             config=config,
