@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import sftprep
 from sftprep.config import BuildConfig, check_local_path
-from sftprep.errors import ConfigError, InputNotFound, setting
+from sftprep.errors import ConfigError, InputNotFound, SftprepError, setting
 from sftprep.shards import MANIFEST_NAME
 from sftprep.stream import PackedStream
 
@@ -120,8 +120,9 @@ def open_run_stream(
         TokenizerError: The model has no usable tokenizer.
         SftprepError: The first records cannot be used.
     """
-    from sfttrain.data.settings import DataSettings
-    from sfttrain.models.tokenizer import load_required_tokenizer
+    from sfttrain.config.setting_names import RunStreamNames
+    from sfttrain.data.prepare import DataSettings
+    from sfttrain.models.tokenizer import tokenizer_of
 
     if training.max_steps <= 0:
         raise ConfigError(
@@ -133,22 +134,23 @@ def open_run_stream(
         revision=model_config.model_revision,
         trust_remote_code=model_config.trust_remote_code,
     )
-    settings = DataSettings.from_config(training, tokenizer).build_settings(packing=True)
-    config = BuildConfig.of(
-        **{
-            **settings,
-            "tokenizer": model,
-            "pack_window": run.stream_window,
-            "lanes": run.stream_lanes,
-        }
-    )
-    return (
-        PackedStream(
+    settings = DataSettings.of(training, tokenizer).build_settings(packing=True)
+    try:
+        config = BuildConfig.of(
+            **{
+                **settings,
+                "tokenizer": model,
+                "pack_window": run.stream_window,
+                "lanes": run.stream_lanes,
+            }
+        )
+        stream = PackedStream(
             list(run.stream or ()),
             config=config,
             order="keep" if run.stream_order == "keep" else "shuffle",
             rank=training.process_index,
             world_size=training.world_size,
-        ),
-        tokenizer,
-    )
+        )
+    except SftprepError as error:
+        raise error.shown_by(RunStreamNames("stream", None)) from error
+    return stream, tokenizer

@@ -60,8 +60,12 @@ _BY_VALUE: dict[str, dict[str | None, tuple[tuple[str, str | None], ...]]] = {
 _LOAD_DATASET_ARGUMENTS = {"split": "split", "config_name": "name"}
 _PYTHON_ONLY = {"tokenizer"}
 """Settings that are an argument of SFTTrainer and not a flag of `sfttrain run`."""
-_LISTS = {"allow_mismatch"}
-"""Settings whose value is a list in Python."""
+_STREAM_FLAGS = {
+    "lanes": "stream_lanes",
+    "order": "stream_order",
+    "pack_window": "stream_window",
+    "workers": "dataloader_num_workers",
+}
 
 
 @dataclass(frozen=True)
@@ -85,22 +89,30 @@ class TrainerNames:
 
     def setting(self, name: str, value: str | None) -> str | None:
         """Return the text for a setting, or None if SFTConfig has none with the same effect."""
-        is_python = isinstance(self.spelling, PythonNames)
         if name in _BY_VALUE:
             pairs = _BY_VALUE[name].get(value, _BY_VALUE[name][None])
             return " and ".join(self.spelling.setting(*pair) or "" for pair in pairs)
-        if name in _LISTS and is_python and value is not None:
-            return f'{name}=["{value}"]'
         # Records in memory have no files in which to choose a split or rename a column.
         if name in _LOAD_DATASET_ARGUMENTS and self.rows is not None:
             return f"datasets.load_dataset(..., {_LOAD_DATASET_ARGUMENTS[name]}={value!r})"
         if name == "map" and self.rows is not None:
             return f"{self.dataset}.rename_columns"
         is_known = name in _RENAMED or name in _SAME
-        if not is_known or (name in _PYTHON_ONLY and not is_python):
+        if not is_known or (name in _PYTHON_ONLY and isinstance(self.spelling, FlagNames)):
             return None
         return self.spelling.setting(_RENAMED.get(name, name), value)
 
     def source(self, path: str) -> str:
         """Return the name of the dataset for the trainer's own file, and other paths unchanged."""
         return self.dataset if path == self.rows else path
+
+
+@dataclass(frozen=True)
+class RunStreamNames(TrainerNames):
+    """The settings of a stream as those of `sfttrain run --stream`, which has more of them."""
+
+    def setting(self, name: str, value: str | None) -> str | None:
+        """Return the text for a setting, or None if the command has none with the same effect."""
+        if name in _STREAM_FLAGS:
+            return self.spelling.setting(_STREAM_FLAGS[name], value)
+        return super().setting(name, value)

@@ -278,7 +278,7 @@ def test_impossible_uses_of_a_collator_are_refused(model: Path, tmp_path: Path) 
     with pytest.raises(ConfigError, match="exclude each other"):
         face(model, tmp_path, TEXTS, packing=True, options={"data_collator": padded})
     stream = Dataset.from_list(TEXTS).to_iterable_dataset()
-    with pytest.raises(ConfigError, match="by number"):
+    with pytest.raises(ConfigError, match="by index"):
         face(
             model,
             tmp_path,

@@ -124,7 +124,7 @@ def test_a_checkpoint_is_not_written_over_files_of_others(
         (path / "config.json").symlink_to(elsewhere / "config.json")
     trainer = saving(output)
     if not known:
-        trainer._check_folders_to_write = lambda: None
+        trainer._check_checkpoint_folders = lambda: None
     with pytest.raises(OutputExists, match="checkpoint-2"):
         trainer.train()
     assert trainer.state.global_step == (0 if known else 2)

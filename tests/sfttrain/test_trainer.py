@@ -232,7 +232,7 @@ def test_resuming_another_run_is_refused(tmp_path: Path) -> None:
     trainer_for(tmp_path, save_strategy="steps", save_steps=3).train()
     for settings, remedy in (
         ({"per_device_train_batch_size": 3}, "keep per_device"),
-        ({"seed": 7}, "--seed 42"),
+        ({"seed": 7}, "seed=42"),
     ):
         with pytest.raises(MismatchError) as caught:
             trainer_for(tmp_path, **settings).train(resume_from_checkpoint=True)
