@@ -121,8 +121,8 @@ def open_run_stream(
         SftprepError: The first records cannot be used.
     """
     from sfttrain.config.setting_names import RunStreamNames
-    from sfttrain.data.prepare import DataSettings
-    from sfttrain.models.tokenizer import tokenizer_of
+    from sfttrain.data.settings import DataSettings
+    from sfttrain.models.tokenizer import load_required_tokenizer
 
     if training.max_steps <= 0:
         raise ConfigError(
@@ -134,7 +134,7 @@ def open_run_stream(
         revision=model_config.model_revision,
         trust_remote_code=model_config.trust_remote_code,
     )
-    settings = DataSettings.of(training, tokenizer).build_settings(packing=True)
+    settings = DataSettings.from_config(training, tokenizer).build_settings(packing=True)
     try:
         config = BuildConfig.of(
             **{

@@ -38,7 +38,7 @@ from sftprep.errors import (
 from sfttrain import SFTConfig
 from sfttrain.cli.arguments import RunConfig
 from sfttrain.config.setting_names import RunStreamNames, TrainerNames
-from sfttrain.data.inputs import rows_given
+from sfttrain.data.inputs import to_row_source
 from sfttrain.data.jsonl_cache import write_rows
 from tests.sfttrain.face import (
     CHATS,
