@@ -259,14 +259,14 @@ MISTAKES: list[tuple[Any, dict[str, Any], type[SftprepError], str, str]] = [
         {"completion_only_loss": True},
         ConfigError,
         "completion_only_loss=True: train_dataset",
-        "completion_only_loss out",
+        "completion_only_loss=False",
     ),
     (
         TEXTS,
         {"assistant_only_loss": True},
         ConfigError,
         "assistant_only_loss=True: train_dataset",
-        "assistant_only_loss out",
+        "assistant_only_loss=False",
     ),
     (
         [*TEXTS, {"text": 3}],
