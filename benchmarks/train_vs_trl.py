@@ -86,9 +86,10 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="plot the loss curves to this file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="sfttrain-bench-") as folder:
-        _make_model(folder, arguments)
+        model = f"{folder}/model"
+        _make_model(model, arguments)
         shared = {
-            "model": folder,
+            "model": model,
             "length": arguments.length,
             "vocabulary": arguments.vocabulary,
             "steps": arguments.steps,

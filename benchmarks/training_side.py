@@ -1,4 +1,4 @@
-"""One side of the training benchmark: a process that trains one step at a time when it is told to.
+"""One side of the training benchmark: a process that trains one step per request.
 
     python -m benchmarks.training_side SIDE        # started by benchmarks/train_vs_trl.py
 
@@ -137,7 +137,7 @@ def _settings(task: Task) -> dict[str, Any]:
     import torch
 
     return {
-        "output_dir": task.model + "/out",
+        "output_dir": task.model + "-out",  # sfttrain does not write into the folder of its model
         "num_train_epochs": 1,
         "logging_steps": 1,
         "learning_rate": 1e-3,

@@ -155,8 +155,8 @@ def collate_filled(packs: Sequence[PackLike], *, multiple: int, pad_token_id: in
     missing = -tokens % multiple
     if not missing:
         return collate_packs(packs)
-    # `collate_packs` adds two placeholder tokens only where there is no pack, and the filler is
-    # one: the filler must replace them.
+    # An empty batch counts as two tokens, which `collate_packs` adds to it. With the filler, the
+    # batch is not empty, so the filler must include these two.
     size = missing if packs else missing + 2
     filler = _FillerPack(
         np.full(size, pad_token_id, np.int32), np.zeros(size, np.bool_), np.array([size], np.int32)
@@ -167,7 +167,7 @@ def collate_filled(packs: Sequence[PackLike], *, multiple: int, pad_token_id: in
 def _concatenate(
     parts: list[NDArray[Any]], default: list[int], dtype: type[np.generic]
 ) -> NDArray[Any]:
-    """Return the joined parts as a new array; `default` if there are no parts."""
+    """Return the joined parts as a new array; `default` for an empty list."""
     return np.concatenate(parts).astype(dtype) if parts else np.array(default, dtype)
 
 

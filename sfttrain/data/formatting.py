@@ -25,7 +25,7 @@ def format_rows(
 
     A function that returns a string is called once per row. A function that returns a list takes
     either the columns of several rows, and returns one text per row, or one row, and returns
-    several texts. The two are told apart by calls on two and on three rows.
+    several texts. Calls on two and on three rows distinguish these cases.
 
     Args:
         rows: The rows of a dataset.

@@ -107,7 +107,7 @@ def first_row(source: Any, name: str) -> Mapping[str, Any]:
         name: The name of the dataset in messages.
 
     Raises:
-        ConfigError: If there is no row, or if the first row is not a mapping.
+        ConfigError: If the dataset is empty, or if the first row is not a mapping.
     """
     try:
         first = next(iter(source), None)
@@ -148,7 +148,7 @@ def file_stamps(path: str) -> list[Any] | None:
         path: A file, a folder or a glob.
 
     Returns:
-        One [absolute path, bytes, nanoseconds] per file; None if there is no such local file.
+        One [absolute path, bytes, nanoseconds] per file; None if nothing matches on this machine.
     """
     expanded = os.path.expanduser(path)
     matches = sorted(glob.glob(expanded)) if glob.has_magic(expanded) else [expanded]

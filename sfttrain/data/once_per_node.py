@@ -48,8 +48,8 @@ class OncePerMachine:
     1. Before the first work, all processes meet in one collective operation, in which the leaders
        publish the path of a folder. No process is late for it, because no work has begun.
     2. The leader writes each result to a file in its folder, and the others poll for this file.
-    3. The leader holds a lock in the folder. If the lock is free and there is no result, the leader
-       has died, and the others raise an error and do not wait for ever.
+    3. The leader holds a lock in the folder. If the lock is free and the result is missing, the
+       leader has died, and the others raise an error and do not wait for ever.
     """
 
     def __init__(self, ranks: Ranks) -> None:

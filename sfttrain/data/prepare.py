@@ -133,6 +133,7 @@ class DataPreparation:
             )
         folder = self.once.do(partial(self._build_once, source, name, packing))
         shards = sftprep.open_shards(folder)
+        # The format of the records is known only now, after the build has detected it.
         self._check_masks(shards, name)
         return cast(PackSource, shards)
 
@@ -337,6 +338,7 @@ def max_sequence_length(source: Any) -> int:
 
 
 def _shuffle(source: Any, seed: int) -> Any:
+    # `datasets` shuffles an index only, and derives a fingerprint for the result.
     if hasattr(source, "shuffle") and callable(source.shuffle):
         return source.shuffle(seed=seed)
     import numpy as np

@@ -51,7 +51,7 @@ class DataSettings:
         Args:
             args: The SFTConfig.
             tokenizer: The tokenizer of the run, whose own limit applies if the user set no
-                max_length; None if there is no tokenizer.
+                max_length; None without a tokenizer.
 
         Raises:
             ConfigError: If dataset_kwargs has an unknown key.

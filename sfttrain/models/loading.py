@@ -69,7 +69,7 @@ def load_model(
         options: Further arguments of from_pretrained, which take precedence (model_init_kwargs).
 
     Raises:
-        InputNotFound: If there is no such model.
+        InputNotFound: If the model does not exist.
         ConfigError: If it is not a causal language model, or does not accept an option.
     """
     from transformers import AutoModelForCausalLM
@@ -82,7 +82,7 @@ def load_model(
         )
     if _is_path(name) and not Path(name).expanduser().is_dir():
         raise InputNotFound(
-            f"there is no folder {name}",
+            f"the folder {name} does not exist",
             remedy=["check the folder", "specify a name on the Hub such as Qwen/Qwen3-8B"],
         )
     quantization = get_quantization_config(config)
@@ -96,14 +96,14 @@ def load_model(
     }
     try:
         return AutoModelForCausalLM.from_pretrained(name, **arguments)
-    except TypeError as error:
+    except TypeError as error:  # an unknown option
         raise ConfigError(
             f"{name} cannot be loaded: {first_line(error)}",
             remedy=f"check {setting('model_init_kwargs')}, which is passed to from_pretrained",
         ) from error
-    except OSError as error:
+    except OSError as error:  # nothing of this name, in a folder or on the Hub
         raise InputNotFound(first_line(error), remedy=_remedy_for_missing(name)) from error
-    except ValueError as error:
+    except ValueError as error:  # the model has no head for language modeling
         raise ConfigError(
             f"{name} cannot be loaded: {first_line(error)}",
             remedy="use a causal language model",
@@ -237,20 +237,13 @@ def check_match(
         )
     expected = str(manifest.tokenizer.get("fingerprint", ""))
     if fingerprint is not None and expected and fingerprint != expected:
-        text = (
+        reported += _allow_mismatch(
+            "tokenizer",
             f"the shards were built with another tokenizer ({manifest.tokenizer.get('name')}) than"
-            " the model's own"
+            " the model's own",
+            "build them with the tokenizer of this model: sftprep build ... --tokenizer MODEL",
+            allowed,
         )
-        if "tokenizer" not in allowed:
-            raise MismatchError(
-                text,
-                remedy=[
-                    "build them with the tokenizer of this model: sftprep build ... --tokenizer"
-                    " MODEL",
-                    f"add tokenizer to {setting('allow_mismatch')} to train nevertheless",
-                ],
-            )
-        reported.append(text)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     # A pack may be longer than the model's context, because positions restart with each sequence; a
     # sequence may not. The sequences are read only if the limit of the packs does not rule it out.
@@ -259,19 +252,22 @@ def check_match(
         and 0 < context < manifest.max_length
         and (longest := longest_sequence(shards)) > context
     ):
-        text = (
-            f"the longest sequence has {longest} tokens, but the model's positions end at {context}"
+        reported += _allow_mismatch(
+            "length",
+            f"the longest sequence has {longest} tokens, but the model's positions end at"
+            f" {context}",
+            f"set {setting('max_length', context)} for the preparation of the data",
+            allowed,
         )
-        if "length" not in allowed:
-            raise MismatchError(
-                text,
-                remedy=[
-                    f"set {setting('max_length', context)} for the preparation of the data",
-                    f"add length to {setting('allow_mismatch')} to train nevertheless",
-                ],
-            )
-        reported.append(text)
     return reported
+
+
+def _allow_mismatch(kind: str, text: str, remedy: str, allowed: Sequence[str]) -> list[str]:
+    """Return the text of a mismatch that is allowed; raise MismatchError for any other."""
+    if kind not in allowed:
+        allow = f"add {kind} to {setting('allow_mismatch')} to train nevertheless"
+        raise MismatchError(text, remedy=[remedy, allow])
+    return [text]
 
 
 def tokenizer_for(
@@ -301,6 +297,8 @@ def tokenizer_for(
     fingerprint = _fingerprint(own, manifest) if own is not None else None
     tokenizer = own
     differs = bool(expected) and fingerprint != expected
+    # The tokenizer of the shards is used if the model has none, or if the two differ and this is
+    # allowed or cannot be excluded.
     if own is None or (differs and (fingerprint is None or "tokenizer" in allowed)):
         tokenizer = _load_tokenizer(str(manifest.tokenizer.get("name") or "")) or own
     if tokenizer is not None:

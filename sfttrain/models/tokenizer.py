@@ -78,7 +78,7 @@ def load_required_tokenizer(
         kind: The class of a model without a name, for the message.
 
     Raises:
-        TokenizerError: If there is no tokenizer.
+        TokenizerError: If the model has no tokenizer.
     """
     from transformers import AutoTokenizer
 

@@ -80,7 +80,7 @@ def scored_outputs(model: nn.Module, batch: RowBatch, mode: ForwardMode) -> Scor
 def packed_arguments(batch: RowBatch, mode: ForwardMode) -> dict[str, Any]:
     """Return the arguments of the model for a packed row.
 
-    There is no attention mask: implementations with a mask ignore the offsets of the sequences.
+    An attention mask is never passed: implementations with a mask ignore the offsets.
     """
     arguments: dict[str, Any] = {
         "input_ids": batch["input_ids"],
