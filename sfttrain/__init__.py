@@ -1,7 +1,6 @@
-"""sfttrain: fine-tuning on the packed, padding-free shards that sftprep builds, with the names that
-TRL's scripts use.
+"""sfttrain: fine-tuning on the packed, padding-free shards of sftprep, with the names of TRL.
 
-The public names are imported when they are first used, so that `import sfttrain` costs nothing.
+The public names are imported at their first use, so that `import sfttrain` takes no time.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ if TYPE_CHECKING:
     from sfttrain.models.loading import get_quantization_config as get_quantization_config
     from sfttrain.trainer import SFTTrainer as SFTTrainer
 
-_HOME = {
+# The module of each public name.
+_MODULES = {
     "SFTTrainer": "sfttrain.trainer",
     "SFTConfig": "sfttrain.config",
     "ModelConfig": "sfttrain.config",
@@ -28,13 +28,13 @@ _HOME = {
     "get_kbit_device_map": "sfttrain.models.loading",
 }
 
-__all__ = list(_HOME)
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'sfttrain' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

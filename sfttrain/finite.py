@@ -1,6 +1,13 @@
-"""Stops a run at the step at which its loss, its gradient or its weights are not finite.
+"""The check that the loss, the gradient and the weights of a run are finite.
 
-A run that goes on would train on NaN, save NaN, and report success.
+It stops the run at the first step with a NaN or an infinite value. Without it, the run would train
+on NaN, save NaN, and report success.
+
+1. Each device batch adds its loss, without waiting for the device.
+2. At each optimizer step one flag is computed from the losses and the norm of the gradient, and
+   reduced over all ranks: one synchronization per step.
+3. Where the flag shows a fault, the weights are inspected, to blame this step or the one before.
+4. At each save all tensors that will be written are read once.
 """
 
 from __future__ import annotations
@@ -13,27 +20,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sftprep.errors import ConfigError, TrainingDiverged
+from sftprep.errors import ConfigError, TrainingDiverged, setting
 
 _MOST_ROWS = 10
 _CHUNK = 1 << 24
-"""Values of a tensor that are checked at once."""
+"""The number of values of a tensor that are checked at once."""
 _MOST_SKIPPED = 50
-"""Steps in a row that the scaler of fp16 may skip; its scale is below 1e-10 by then."""
+"""The successive steps that the scaler of fp16 may skip; its scale is below 1e-10 by then."""
 
-_START_ANEW = (
-    "start a new run with a lower --learning_rate or a longer --warmup_steps, if you like from the"
-    " weights of a checkpoint (--model OUTPUT_DIR/checkpoint-N and another --output_dir): a resumed"
-    " run keeps the learning rate of its checkpoint"
+_NEW_RUN_REMEDY = (
+    f"start a new run with a lower {setting('learning_rate')} or a longer"
+    f" {setting('warmup_steps')}, possibly from the weights of a checkpoint"
+    f" ({setting('model', 'OUTPUT_DIR/checkpoint-N')} and another {setting('output_dir')}): a"
+    " resumed run keeps the learning rate of its checkpoint"
 )
-_REMEDY = f"look at these rows; {_START_ANEW}"
+_ROWS_REMEDY = f"look at these rows; {_NEW_RUN_REMEDY}"
 
 
 class FiniteGuard:
-    """Checks each optimizer step of a trainer, on all ranks together.
+    """Check of each optimizer step of a trainer, on all ranks together.
 
-    accelerator: accelerate's; locate: the name of the row of a sequence (file:line), by its origin;
-    model: gives the model whose weights are looked at where a fault is found.
+    Args:
+        accelerator: The Accelerator of the trainer.
+        locate: Returns the name of the record of a sequence ("file:line"), by its origin.
+        model: Returns the model whose weights are inspected after a fault; without it, no step is
+            blamed for its update.
     """
 
     def __init__(
@@ -43,51 +54,61 @@ class FiniteGuard:
         model: Callable[[], nn.Module] | None = None,
     ) -> None:
         self._accelerator, self._locate, self._model = accelerator, locate, model
+        # Names of tensors that were not finite when training began; they explain no later fault.
         self.bad_before: frozenset[str] = frozenset()
-        """Tensors that were not finite when training began, and so explain no later fault."""
+        # The last step after which all saved tensors were finite; None if unknown.
         self.good_step: int | None = None
-        """The last step after which all saved tensors were found to be finite; None if unknown."""
+        # The loss of each device batch since the last step, and the origins of its sequences.
         self._losses: list[tuple[Tensor, Sequence[int]]] = []
-        """Loss of each device batch since the last step, and the origins of its sequences."""
+        # The step that was checked last, and its device batches.
         self._last_step, self._last_batches = -1, self._losses
-        """The step that was checked last, and its device batches."""
+        # The norm of all gradients of the step; None where it is not known or has been checked.
         self._norm: Tensor | float | None = None
-        """Of all gradients of the step; None where it is not known, or has been checked."""
+        # The scale of the gradients of the step; None where they are not scaled.
         self._scale: float | None = None
-        """Of the gradients of the step; None where they are not scaled."""
+        # The number of successive steps that the scaler has skipped.
         self._skipped = 0
-        """Steps that the scaler has skipped in a row."""
 
     def add_batch(self, loss: Tensor, origins: Sequence[int]) -> None:
-        """Note the loss of a device batch; does not wait for the device."""
+        """Record the loss of a device batch, without waiting for the device.
+
+        Args:
+            loss: The loss, with any number of values.
+            origins: The origin of each sequence in the batch; negative where it has none.
+        """
         self._losses.append((loss, origins))
 
     def check_gradient(self, norm: Tensor | float | None, step: int) -> None:
-        """Check the step that is about to be made, before it changes a weight.
+        """Check the coming optimizer step, before it changes a weight.
 
-        norm: of all gradients; None where it is not known.
+        Args:
+            norm: The norm of all gradients; None where it is not known.
+            step: The number of the step, 1-based.
 
         Raises:
-            TrainingDiverged: on every rank, if a loss or the norm is not finite on any.
+            TrainingDiverged: On every rank, if a loss or the norm is not finite on any of them.
         """
         self._norm = norm
-        # Where gradients are scaled, the scaler decides whether to make this step.
+        # Where gradients are scaled, the scaler decides whether this step is made: see check_step.
         self._scale = self._current_scale()
         if self._scale is None:
             self._check(step, updated=False)
 
     def check_step(self, step: int) -> None:
-        """Check the step that was made or skipped. Raises as `check_gradient`."""
+        """Check the step that was made or skipped; raises the errors of `check_gradient`."""
         scale = self._current_scale()
         # accelerate does not see that a fused optimizer skips a step; the scale always shows it.
         if self._losses and scale is not None and self._scale is not None and scale < self._scale:
-            # The gradients overflowed at this scale, which is no fault: the scaler lowers it.
+            # The gradients overflowed at this scale. That is normal: the scaler lowers the scale.
             self._losses, self._norm, self._skipped = [], None, self._skipped + 1
             if self._skipped >= _MOST_SKIPPED:
                 raise TrainingDiverged(
-                    f"the last {_MOST_SKIPPED} steps were skipped, since their gradients overflow "
+                    f"the last {_MOST_SKIPPED} steps were skipped because their gradients overflow "
                     f"in fp16 (step {step})",
-                    remedy="use --bf16, or start a new run with a lower --learning_rate",
+                    remedy=[
+                        f"use {setting('bf16', True)}",
+                        f"start a new run with a lower {setting('learning_rate')}",
+                    ],
                 )
             return
         self._skipped = 0
@@ -98,41 +119,51 @@ class FiniteGuard:
         return None if scaler is None else float(scaler.get_scale())
 
     def _check(self, step: int, *, updated: bool) -> None:
-        """Check losses and gradient of a step; updated: whether it has changed the weights yet."""
+        """Check the losses and the gradient of a step.
+
+        Args:
+            step: The number of the step.
+            updated: Whether it has changed the weights already.
+        """
         losses, self._losses = self._losses, []
         norm, self._norm = self._norm, None
         if not losses and norm is None:
             return
         before = (self._last_step, self._last_batches)
         self._last_step, self._last_batches = step, losses
-        # One flag for everything, since reading it waits for the device. Where a trainer has a
-        # training_step of its own, no losses are known, and the norm shows all.
+        # 1. Compute one flag for everything, because reading a flag waits for the device. Where a
+        #    subclass overrides training_step, no losses are known, and the norm decides alone.
         device = losses[0][0].device if losses else self._accelerator.device
         finite = [loss.detach().isfinite().all() for loss, _ in losses]
         norm = torch.as_tensor(0.0 if norm is None else norm, device=device)
         bad = (~torch.stack([*finite, norm.isfinite()])).sum()
         if not self._accelerator.reduce(bad, reduction="sum").item():
             return
+        # 2. Raise for the step before, if its update made weights non-finite.
         if not updated:
             self._blame_update(step, *before)
+        # 3. Otherwise raise for this step, and name the rows of its non-finite losses.
         culprits = [batch for batch, good in zip(losses, finite, strict=True) if not good.item()]
         if culprits:
-            what = f"the loss is {float(culprits[0][0])}"
+            fault = f"the loss is {float(culprits[0][0])}"
         elif not norm.isfinite():
-            what = f"the gradient norm is {float(norm)}"
+            fault = f"the gradient norm is {float(norm)}"
         else:
-            what = "the loss is not finite in another process"
-        rows = self._rows_of(culprits or losses)
+            fault = "the loss is not finite in another process"
+        rows = self._format_rows(culprits or losses)
         raise TrainingDiverged(
-            f"{what} at step {step}{f', trained on {rows}' if rows else ''}", remedy=_REMEDY
+            f"{fault} at step {step}{f', trained on {rows}' if rows else ''}", remedy=_ROWS_REMEDY
         )
 
     def _blame_update(
         self, step: int, step_before: int, batches: Sequence[tuple[Tensor, Sequence[int]]]
     ) -> None:
-        """Raise TrainingDiverged where weights were not finite before the forward of a step.
+        """Raise TrainingDiverged if weights were not finite before the forward pass of a step.
 
-        step_before, batches: the step that was checked before it, and its device batches.
+        Args:
+            step: The step whose loss or gradient is not finite.
+            step_before: The step that was checked before it.
+            batches: The device batches of that step.
         """
         if self._model is None:
             return
@@ -143,42 +174,45 @@ class FiniteGuard:
             return
         if step_before != step - 1:
             raise TrainingDiverged(
-                f"the weights were not finite before step {step}{listed(names)}",
+                f"the weights were not finite before step {step}{format_names(names)}",
                 remedy="check the weights that the run starts from",
             )
-        rows = self._rows_of(batches)
-        # A row of an embedding that is not used may have been bad for long.
+        rows = self._format_rows(batches)
+        # An unused row of an embedding can have been non-finite for many steps.
         known = self.good_step == step_before - 1
         raise TrainingDiverged(
             f"weights became non-finite in step {step_before}{'' if known else ' or before'}"
-            f"{listed(names)}" + (f"; the rows of step {step_before}: {rows}" if rows else ""),
-            remedy=_REMEDY,
+            f"{format_names(names)}"
+            + (f"; the rows of step {step_before}: {rows}" if rows else ""),
+            remedy=_ROWS_REMEDY,
         )
 
-    def _rows_of(self, batches: Sequence[tuple[Tensor, Sequence[int]]]) -> str:
-        """The rows of these batches on all ranks, for the message; '' if none is known."""
+    def _format_rows(self, batches: Sequence[tuple[Tensor, Sequence[int]]]) -> str:
+        """Return the rows of these batches on all ranks, for a message; "" if none is known."""
         from accelerate.utils import gather_object
 
-        own = [self._locate(origin) for _, origins in batches for origin in origins if origin >= 0]
-        rows = list(dict.fromkeys(gather_object(own)))
+        local_rows = [
+            self._locate(origin) for _, origins in batches for origin in origins if origin >= 0
+        ]
+        rows = list(dict.fromkeys(gather_object(local_rows)))
         if not rows:
             return ""
         more = f" and {len(rows) - _MOST_ROWS:,} more" if len(rows) > _MOST_ROWS else ""
         return f"{', '.join(rows[:_MOST_ROWS])}{more}"
 
     def check_saved(self, model: nn.Module, step: int, optimizer: Any | None = None) -> None:
-        """Check all that is about to be saved: the tensors of the model, and of the optimizer.
+        """Check everything that will be saved: the tensors of the model and of the optimizer.
 
-        Frozen tensors are checked at every save as well, since callbacks can change them: the check
-        reads each value once, which costs a small part of writing it.
+        Frozen tensors are checked at every save as well, because callbacks can change them. The
+        check reads each value once, which costs a small part of writing it.
 
         Args:
-            model: the model, or PeftModel of which the adapters are saved.
-            step: the optimizer step after which it is saved.
-            optimizer: what is saved with it; None where no optimizer is saved.
+            model: The model, or the PeftModel whose adapters are saved.
+            step: The optimizer step after which it is saved.
+            optimizer: The optimizer that is saved with it; None if none is saved.
 
         Raises:
-            TrainingDiverged: on every rank, if a tensor is not finite on any.
+            TrainingDiverged: On every rank, if a tensor is not finite on any of them.
         """
         names = names_not_finite(saved_tensors(model))
         states = [] if names or optimizer is None else _states_not_finite(optimizer, model)
@@ -187,12 +221,12 @@ class FiniteGuard:
         if not self._accelerator.reduce(bad, reduction="sum").item():
             self.good_step = step
             return
-        rows = self._rows_of(self._last_batches) if step == self._last_step else ""
-        what = "states of the optimizer" if states else "weights"
+        rows = self._format_rows(self._last_batches) if step == self._last_step else ""
+        kind = "states of the optimizer" if states else "weights"
         raise TrainingDiverged(
-            f"{what} are not finite after step {step}{listed(names or states)}, so they are not"
-            " saved" + (f"; the step was trained on {rows}" if rows else ""),
-            remedy=_START_ANEW,
+            f"{kind} are not finite after step {step}{format_names(names or states)}, so they are"
+            " not saved" + (f"; the step was trained on {rows}" if rows else ""),
+            remedy=_NEW_RUN_REMEDY,
         )
 
 
@@ -211,8 +245,8 @@ def all_tensors(model: nn.Module) -> dict[str, Tensor]:
 def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors that a save of a model writes, by name, without copies.
 
-    Of a PeftModel they are those of all its adapters, which may include frozen ones and an
-    embedding, and everything that is trained.
+    For a PeftModel these are the tensors of all its adapters, including frozen adapters and saved
+    embeddings, and all trained parameters.
     """
     tensors = all_tensors(model)
     adapters = getattr(model, "peft_config", None)
@@ -228,14 +262,17 @@ def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
 def adapter_tensors(
     model: Any, adapter: str, tensors: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """Return what peft saves for an adapter, by the names in its file.
+    """Return the tensors that peft saves for an adapter, by their names in its file.
 
-    tensors: those of the model, where they are at hand.
+    Args:
+        model: The PeftModel.
+        adapter: The name of the adapter.
+        tensors: The result of `all_tensors(model)`, if it is already known.
     """
     from peft import get_peft_model_state_dict
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they come once more when the adapter is saved
+        warnings.simplefilter("ignore")  # peft repeats them when the adapter is saved
         found: dict[str, Tensor] = get_peft_model_state_dict(
             model, dict(tensors or all_tensors(model)), adapter_name=adapter
         )
@@ -243,44 +280,44 @@ def adapter_tensors(
 
 
 def names_not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of the tensors that have a value that is not finite."""
-    good: set[tuple[Any, ...]] = set()  # a tensor may have several names, and is read once
+    """Return the names of the tensors with a NaN or an infinite value."""
+    finite_keys: set[tuple[Any, ...]] = set()  # a tensor with several names is read once
     found = []
     for name, tensor in tensors.items():
-        key = _place(tensor)
-        if key in good:
+        key = _storage_key(tensor)
+        if key in finite_keys:
             continue
         if _is_finite(tensor):
-            good.add(key)
+            finite_keys.add(key)
         else:
             found.append(name)
     return found
 
 
-def listed(names: Sequence[str]) -> str:
-    """Return the first of some names for a message, in brackets; '' for none."""
+def format_names(names: Sequence[str]) -> str:
+    """Return the first of some names in brackets, for a message; "" for no names."""
     return f" ({names[0]}{' and others' if len(names) > 1 else ''})" if names else ""
 
 
 def reject_not_finite(model: nn.Module) -> None:
-    """Refuse a model that was loaded with weights that are not finite.
+    """Refuse a model whose weights are not finite.
 
     Raises:
-        ConfigError: with the name of such a tensor.
+        ConfigError: A tensor is not finite; the message names it.
     """
     if names := names_not_finite(all_tensors(model)):
         raise ConfigError(
             f"the model has non-finite weights: {names[0]}"
             f" ({f'and {len(names) - 1:,} more' if names[1:] else 'NaN or infinite values'})",
-            remedy="check the file of the model; it was probably saved after training diverged",
+            remedy="check the model's files: they were probably saved after training diverged",
         )
 
 
 def _states_not_finite(optimizer: Any, model: nn.Module) -> list[str]:
-    """Names of the states of an optimizer that are not finite: exp_avg of NAME."""
+    """Return the names of the non-finite states of an optimizer, such as "exp_avg of NAME"."""
     states = getattr(optimizer, "state", None)
     if not isinstance(states, Mapping):
-        return []  # of a library that keeps its states elsewhere
+        return []  # the optimizer of a library that keeps its states elsewhere
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return names_not_finite(
         {
@@ -294,20 +331,23 @@ def _states_not_finite(optimizer: Any, model: nn.Module) -> list[str]:
 
 
 def _settings_not_finite(optimizer: Any) -> list[str]:
-    """Names of the numbers in the groups of an optimizer that are not finite: lr of group 0."""
+    """Return the names of the non-finite settings of an optimizer, such as "lr of group 0"."""
     groups = getattr(optimizer, "param_groups", None)
     return [
         f"{key} of group {number}"
         for number, group in enumerate(groups or ())
         for key, value in group.items()
-        if key != "params" and not _is_number_fine(key, value)
+        if key != "params" and not _is_valid_setting(key, value)
     ]
 
 
-def _is_number_fine(key: str, value: Any) -> bool:
-    """Whether a setting of an optimizer can be saved; infinity is a limit in some, but no rate."""
+def _is_valid_setting(key: str, value: Any) -> bool:
+    """Return whether a setting of an optimizer can be saved.
+
+    Infinity is a valid limit in some optimizers, but not a valid learning rate.
+    """
     if isinstance(value, (list, tuple)):
-        return all(_is_number_fine(key, part) for part in value)
+        return all(_is_valid_setting(key, part) for part in value)
     if isinstance(value, Tensor):
         return _is_finite(value)
     if not isinstance(value, float):
@@ -315,23 +355,23 @@ def _is_number_fine(key: str, value: Any) -> bool:
     return math.isfinite(value) if key in ("lr", "initial_lr") else not math.isnan(value)
 
 
-def _place(tensor: Tensor) -> tuple[Any, ...]:
-    """Where the values are: the same for two names of one tensor."""
-    if type(tensor) is not Tensor:  # divided among ranks, or of a library
+def _storage_key(tensor: Tensor) -> tuple[Any, ...]:
+    """Return a key of the memory of a tensor, which is equal for two names of the same tensor."""
+    if type(tensor) is not Tensor:  # a DTensor, or a library's own class
         return (id(tensor),)
     return (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Whether all values are finite; those of this rank, where a tensor is divided among ranks."""
+    """Return whether all values are finite; of a DTensor, those of this rank."""
     if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.is_meta:
         return True
     local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    # In chunks, since the flags of all values would take a quarter of the tensor's memory.
+    # In chunks, because the flags of all values would take a quarter of the tensor's memory.
     for chunk in local.reshape(-1).split(_CHUNK):
         values = chunk.float() if chunk.element_size() == 1 else chunk
-        # A sum is many times faster than flags of all values, and not finite if a value is not.
-        # It may overflow where all values are finite, so only a finite one decides.
+        # A sum is many times faster than a flag per value, and is non-finite if any value is. But
+        # it can overflow although all values are finite, so only a finite sum is conclusive.
         kind = torch.float32 if values.element_size() == 2 else None
         if not bool(values.sum(dtype=kind).isfinite()) and not bool(values.isfinite().all()):
             return False

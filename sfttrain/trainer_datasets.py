@@ -1,4 +1,4 @@
-"""The data of a trainer: what it is given, as packs or as rows."""
+"""The datasets of a trainer, as packs or as rows for a collator."""
 
 from __future__ import annotations
 
@@ -7,42 +7,55 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from sftprep.errors import ConfigError, MismatchError
+from sftprep.errors import ConfigError, MismatchError, setting
 from sftprep.shards import MANIFEST_NAME
 from sfttrain.config.setting_names import TrainerNames
 from sfttrain.config.sft_config import SFTConfig
 from sfttrain.data.inputs import is_packs
 from sfttrain.data.packs import PackSource
 from sfttrain.data.prepare import DataPreparation
-from sfttrain.models.loading import (
-    ShardsLike,
-    check_match,
-)
+from sfttrain.models.loading import ShardsLike, check_match
 from sfttrain.models.unwrap import unwrap_peft
 
 
 @dataclass
 class TrainerParts:
-    """A trainer's parts. evaluation: one set, sets by name, or None; preparation: for datasets that
-    come later."""
+    """The resolved arguments of a trainer."""
 
     args: SFTConfig
+    """The settings."""
     model: Any
+    """The model, with its adapter."""
     processing: Any | None
+    """The tokenizer, or the processor that has one."""
     train: Any | None
+    """The packs, the stream or the rows to train on; None if there are none."""
     evaluation: Any | None
+    """An evaluation set, a dictionary of sets, or None."""
     preparation: DataPreparation
+    """Prepares evaluation sets that are passed to `evaluate` later."""
     attention: str
-    """As asked for in the settings, or else in model_init_kwargs."""
+    """The requested attention: that of the settings, else that in model_init_kwargs."""
     name: str = ""
-    """Of the model, where it was given by name."""
+    """The name of the model, if it was specified by name."""
 
 
 def packs_for(parts: TrainerParts, source: Any, name: str, *, packing: bool) -> PackSource:
-    """Packs of a dataset, checked to fit the model where it was built for it just now."""
-    built_before = is_packs(source)
+    """Return the packs of a dataset, and check that new ones fit the model.
+
+    Args:
+        parts: The parts of the trainer.
+        source: The dataset, or packs.
+        name: The name of the argument that has it, for messages.
+        packing: Whether several records share a pack.
+
+    Raises:
+        MismatchError: The packs have token ids or lengths that the model does not support.
+        SftprepError: The records cannot be prepared.
+    """
+    are_packs = is_packs(source)
     packs = parts.preparation.packs(source, name, packing=packing)
-    if not built_before and hasattr(packs, "manifest"):
+    if not are_packs and hasattr(packs, "manifest"):
         try:
             check_match(
                 unwrap_peft(parts.model),
@@ -51,23 +64,24 @@ def packs_for(parts: TrainerParts, source: Any, name: str, *, packing: bool) -> 
                 parts.args.allow_mismatch or (),
             )
         except MismatchError as error:
-            raise (
-                error
-                if _is_folder_of_packs(source)
-                else error.shown_by(TrainerNames(name, "the shards"))
-            ) from error
+            # `check_match` calls the packs "the shards"; records have the name of their dataset.
+            rows = None if _is_folder_of_packs(source) else "the shards"
+            raise error.shown_by(TrainerNames(name, rows)) from error
     return packs
 
 
 def packs_for_evaluation(parts: TrainerParts, source: Any, name: str) -> PackSource:
-    """The same, packed as evaluation sets are."""
+    """Return the packs of an evaluation set; see `packs_for`."""
     packing = parts.args.packing if parts.args.eval_packing is None else parts.args.eval_packing
     return packs_for(parts, source, name, packing=packing)
 
 
-def _train_packs(parts: TrainerParts, source: Any) -> Any:
-    """Packs to train on: a stream of them where an iterable dataset is given and max_steps says
-    when it is enough."""
+def packs_for_training(parts: TrainerParts, source: Any) -> Any:
+    """Return the packs to train on; see `packs_for`.
+
+    An IterableDataset becomes a stream if `max_steps` limits the run. Otherwise it is read to its
+    end and prepared.
+    """
     args = parts.args
     if args.max_steps > 0 and hasattr(source, "num_shards") and not hasattr(source, "__len__"):
         stream = parts.preparation.stream(source, "train_dataset", packing=args.packing)
@@ -76,13 +90,17 @@ def _train_packs(parts: TrainerParts, source: Any) -> Any:
     return packs_for(parts, source, "train_dataset", packing=args.packing)
 
 
-def _is_folder_of_packs(place: Any) -> bool:
-    return isinstance(place, (str, os.PathLike)) and (Path(place) / MANIFEST_NAME).exists()
+def _is_folder_of_packs(source: Any) -> bool:
+    return isinstance(source, (str, os.PathLike)) and (Path(source) / MANIFEST_NAME).exists()
 
 
 class PreparedRows:
-    """Packs of one sequence each as the rows that TRL gives a collator: `input_ids` and `labels`,
-    lists of integers."""
+    """Packs of one sequence each, as the rows that a collator of TRL expects.
+
+    Example:
+        ids [5, 6, 7], of which the last two are trained
+            ->  {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}
+    """
 
     def __init__(self, packs: PackSource) -> None:
         self._packs = packs
@@ -100,25 +118,30 @@ class PreparedRows:
 
 
 def rows_for_collator(parts: TrainerParts, source: Any, name: str) -> Any:
-    """The rows that a collator is given: as they are with skip_prepare_dataset, tokenized
-    otherwise.
+    """Return the rows for a user's collator: unchanged with skip_prepare_dataset, else tokenized.
 
-    Raises ConfigError for packing, whose bounds a foreign collator would not keep, and for rows
-    that have no numbers.
+    Args:
+        parts: The parts of the trainer.
+        source: The dataset.
+        name: The name of the argument that has it, for messages.
+
+    Raises:
+        ConfigError: Packing is on, whose boundaries the collator does not know, or the rows have no
+            indices.
     """
     if parts.args.packing or parts.args.eval_packing:
         raise ConfigError(
-            "data_collator and packing do not go together: the collator does not know the bounds of"
-            " packed sequences",
+            f"data_collator and {setting('packing')} exclude each other: the collator does not know"
+            " the boundaries of packed sequences",
             remedy="leave one of them out",
         )
     options = parts.args.dataset_kwargs
     if isinstance(options, dict) and options.get("skip_prepare_dataset"):
         if not (hasattr(source, "__getitem__") and hasattr(source, "__len__")):
             raise ConfigError(
-                f"{name} is a {type(source).__name__}: rows for a data_collator are taken by"
-                " number",
-                remedy="give a datasets.Dataset or a list",
+                f"{name} is a {type(source).__name__}: the rows for a data_collator are accessed by"
+                " index",
+                remedy="pass a datasets.Dataset or a list",
             )
         return source
     return PreparedRows(packs_for(parts, source, name, packing=False))

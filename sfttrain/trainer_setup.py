@@ -1,5 +1,10 @@
-"""What a trainer is made of, settled in order before it starts: its settings, the model, the
-tokenizer, the datasets."""
+"""Resolution of the arguments of SFTTrainer into its parts.
+
+1. Check the types of the arguments and the settings.
+2. Load a model that is specified by name.
+3. Resolve the tokenizer, and add the adapter.
+4. Prepare the datasets.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,8 @@ import dataclasses
 import difflib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +21,10 @@ import torch
 from torch import nn
 from transformers import TrainingArguments, set_seed
 
-from sftprep.errors import ConfigError
+from sftprep.errors import ConfigError, setting
 from sfttrain.config.attention_names import reject_mixing
-from sfttrain.config.sft_config import ModelConfig, SFTConfig
+from sfttrain.config.model_config import ModelConfig
+from sfttrain.config.sft_config import SFTConfig
 from sfttrain.config.unsupported import reject_unsupported
 from sfttrain.data.inputs import needs_tokenizer, to_row_source
 from sfttrain.data.once_per_node import Ranks
@@ -32,7 +39,12 @@ from sfttrain.models.loading import (
 )
 from sfttrain.models.tokenizer import resolve_tokenizer
 from sfttrain.models.unwrap import unwrap_peft
-from sfttrain.trainer_datasets import TrainerParts, _train_packs, packs_for_evaluation
+from sfttrain.trainer_datasets import (
+    TrainerParts,
+    packs_for_evaluation,
+    packs_for_training,
+    rows_for_collator,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -49,42 +61,39 @@ def resolve_trainer_parts(
     formatting: Any,
     collator: Any,
 ) -> TrainerParts:
-    """Load what is given by name, and prepare what is raw; see `SFTTrainer` for what is taken.
+    """Load the model, and prepare the datasets; `SFTTrainer` describes the arguments.
 
-    Raises ConfigError for what does not go together, and the errors of loading a model, a tokenizer
-    and of building packs.
+    Raises:
+        ConfigError: The arguments contradict each other.
+        SftprepError: The model or the tokenizer cannot be loaded, or the data cannot be prepared.
     """
-    _check_kinds(model, args, processing, peft_config)
-    args = config_of(args, model)
+    # 1. Check the arguments.
+    _check_types(model, args, processing, peft_config)
+    args = to_sft_config(args, model)
     reject_unsupported(args)
     reject_parallelism(args)
-    train, evaluation = to_row_source(train, "train_dataset"), _each(evaluation, to_row_source)
+    train, evaluation = to_row_source(train, "train_dataset"), _map_sets(to_row_source, evaluation)
     sets = [train, *(evaluation.values() if isinstance(evaluation, Mapping) else [evaluation])]
-    _check_output(args.output_dir, sets)
-    # An adapter's first weights are random, and so are the embeddings of new tokens.
+    _check_output_folder(args.output_dir, sets)
+    # 2. Load the model. The first weights of an adapter and the embeddings of new tokens are
+    #    random, so the seed is set before.
     set_seed(args.seed)
-    attention = args.attn
     name = str(model) if isinstance(model, (str, os.PathLike)) else ""
-    if isinstance(model, (str, os.PathLike)):
-        model, attention = _load(
-            str(model), args, quantization_config, peft_config, keep_attention=collator is not None
-        )
-    elif args.model_init_kwargs or quantization_config is not None:
-        given = "model_init_kwargs" if args.model_init_kwargs else "quantization_config"
-        raise ConfigError(
-            f"{given} is for a model given by name, and this one is loaded",
-            remedy=f"leave {given} out",
-        )
-    skipped = isinstance(args.dataset_kwargs, dict) and bool(
+    model, attention = _resolve_model(
+        model, args, quantization_config, peft_config, keep_attention=collator is not None
+    )
+    # 3. Resolve the tokenizer, which only raw records need.
+    is_skipped = isinstance(args.dataset_kwargs, dict) and bool(
         args.dataset_kwargs.get("skip_prepare_dataset")
     )
-    raw = not (skipped and collator is not None) and any(
-        needs_tokenizer(source, skip_prepare=skipped) for source in sets
+    is_needed = not (is_skipped and collator is not None) and any(
+        needs_tokenizer(source, skip_prepare=is_skipped) for source in sets
     )
-    tokens = resolve_tokenizer(model, processing, args, needed=raw)
+    tokens = resolve_tokenizer(model, processing, args, needed=is_needed)
     if peft_config is not None:
         model = add_adapter(model, peft_config, tokenizer=tokens.tokenizer)
-        _tell_unmatched(model, peft_config)
+        _warn_of_missing_layers(model, peft_config)
+    # 4. Prepare the datasets.
     preparation = DataPreparation(
         DataSettings.from_config(args, tokens.tokenizer),
         tokenizer=tokens.tokenizer,
@@ -94,22 +103,21 @@ def resolve_trainer_parts(
     )
     parts = TrainerParts(args, model, tokens.processing, None, None, preparation, attention, name)
     if collator is not None:
-        from sfttrain.trainer_datasets import rows_for_collator
-
         parts.train = None if train is None else rows_for_collator(parts, train, "train_dataset")
-        parts.evaluation = _each(
-            evaluation, lambda source, name: rows_for_collator(parts, source, name)
-        )
+        parts.evaluation = _map_sets(partial(rows_for_collator, parts), evaluation)
     else:
-        parts.train = None if train is None else _train_packs(parts, train)
-        parts.evaluation = _each(
-            evaluation, lambda source, name: packs_for_evaluation(parts, source, name)
-        )
+        parts.train = None if train is None else packs_for_training(parts, train)
+        parts.evaluation = _map_sets(partial(packs_for_evaluation, parts), evaluation)
     return parts
 
 
-def config_of(args: TrainingArguments | None, model: Any) -> SFTConfig:
-    """The settings: those given, or defaults with a folder named after the model."""
+def to_sft_config(args: TrainingArguments | None, model: Any) -> SFTConfig:
+    """Return the settings as an SFTConfig; by default one with a folder named after the model.
+
+    Args:
+        args: An SFTConfig, TrainingArguments, or None.
+        model: The model or its name.
+    """
     if isinstance(args, SFTConfig):
         return args
     if args is None:
@@ -119,22 +127,26 @@ def config_of(args: TrainingArguments | None, model: Any) -> SFTConfig:
             else str(getattr(model.config, "_name_or_path", "") or "model")
         )
         return SFTConfig(output_dir=f"{os.path.basename(name.rstrip('/'))}-SFT")
-    # Only what was set: the defaults of SFTConfig are others.
-    plain = {f.name: f.default for f in dataclasses.fields(args) if f.init}
-    given = {
+    # SFTConfig has other defaults, so only the specified values are copied.
+    defaults = {f.name: f.default for f in dataclasses.fields(args) if f.init}
+    specified = {
         name: getattr(args, name)
-        for name, default in plain.items()
+        for name, default in defaults.items()
         if getattr(args, name) != default
     }
-    return SFTConfig(**given)
+    return SFTConfig(**specified)
 
 
 def reject_parallelism(args: SFTConfig) -> None:
-    """Raise ConfigError for ways to share a row out that packed rows do not survive."""
+    """Refuse parallelism that would split packed rows.
+
+    Raises:
+        ConfigError: One process has several GPUs, or a row would be split over several processes.
+    """
     if args.n_gpu > 1:
         raise ConfigError(
-            f"one process would share its rows out to {args.n_gpu} GPUs, and a packed row cannot be"
-            " shared out",
+            f"one process would distribute its rows over {args.n_gpu} GPUs, but a packed row cannot"
+            " be split",
             remedy=(
                 f"start a process for each GPU: torchrun --nproc_per_node {args.n_gpu} SCRIPT, or"
                 " accelerate launch SCRIPT"
@@ -144,7 +156,7 @@ def reject_parallelism(args: SFTConfig) -> None:
     for name in ("cp_size", "sp_size"):
         if parallelism is not None and getattr(parallelism, name, 1) > 1:
             raise ConfigError(
-                f"{name} is above 1: packed sequences would see each other",
+                f"{name} is above 1: packed sequences would attend to each other",
                 remedy=f"leave {name} at 1",
             )
 
@@ -152,11 +164,20 @@ def reject_parallelism(args: SFTConfig) -> None:
 def init_options(
     args: SFTConfig, quantization_config: Any, *, keep_attention: bool
 ) -> tuple[dict[str, Any], str]:
-    """Arguments of from_pretrained, model_init_kwargs among them; and the attention that is asked
-    for.
+    """Return the arguments of from_pretrained, and the requested attention.
 
-    keep_attention: attn_implementation goes to from_pretrained. Raises ConfigError for what is said
-    twice.
+    Args:
+        args: The settings, of which `model_init_kwargs` are arguments.
+        quantization_config: The quantization; None for that in `model_init_kwargs`, or none.
+        keep_attention: Whether attn_implementation is passed to from_pretrained, as for a collator.
+            Otherwise sfttrain applies it.
+
+    Raises:
+        ConfigError: An argument is specified twice, or the dtype is unknown.
+
+    Example:
+        model_init_kwargs={"torch_dtype": "bfloat16", "attn_implementation": "sft_varlen"}
+            ->  {"dtype": "bfloat16"}, "sft_varlen"
     """
     assert not isinstance(args.model_init_kwargs, str)
     options: dict[str, Any] = dict(args.model_init_kwargs or {})
@@ -164,27 +185,29 @@ def init_options(
         dtype = options.pop("torch_dtype")
         if options.setdefault("dtype", dtype) != dtype:
             raise ConfigError(
-                "model_init_kwargs has torch_dtype and dtype, which are the same",
+                f"{setting('model_init_kwargs')} has torch_dtype and dtype, which are the same",
                 remedy="leave torch_dtype out",
             )
-    kind = options.get("dtype")
+    dtype = options.get("dtype")
     if (
-        isinstance(kind, str)
-        and kind != "auto"
-        and not isinstance(getattr(torch, kind, None), torch.dtype)
+        isinstance(dtype, str)
+        and dtype != "auto"
+        and not isinstance(getattr(torch, dtype, None), torch.dtype)
     ):
         raise ConfigError(
-            f"model_init_kwargs: dtype is {kind!r}",
-            remedy="give bfloat16, float16, float32 or auto",
+            f"{setting('model_init_kwargs')}: dtype is {dtype!r}",
+            remedy="use bfloat16, float16, float32 or auto",
         )
+    # Older versions of transformers accepted these two as arguments of from_pretrained.
     in_bits = {key: options.pop(key) for key in ("load_in_8bit", "load_in_4bit") if key in options}
     if quantization_config is None and any(in_bits.values()):
         quantization_config = get_quantization_config(ModelConfig(use_peft=True, **in_bits))
     if quantization_config is not None:
         if options.get("quantization_config") is not None:
             raise ConfigError(
-                "quantization_config is given twice, to the trainer and in model_init_kwargs",
-                remedy="give it to the trainer",
+                "quantization_config is specified twice, for the trainer and in"
+                f" {setting('model_init_kwargs')}",
+                remedy="pass it to the trainer only",
             )
         options["quantization_config"] = quantization_config
     if options.get("quantization_config") is not None:
@@ -192,27 +215,26 @@ def init_options(
     elif args.world_size > 1:
         options["device_map"] = None  # each rank has a device of its own
     attention = args.attn
-    wanted = options.get("attn_implementation")
-    if wanted is not None and not keep_attention:
-        reject_mixing(wanted)
+    requested = options.get("attn_implementation")
+    if requested is not None and not keep_attention:
+        reject_mixing(requested)
         del options["attn_implementation"]
-        attention = wanted if attention == "auto" else attention
+        attention = requested if attention == "auto" else attention
     return options, attention
 
 
-def _check_kinds(model: Any, args: Any, processing: Any, peft_config: Any) -> None:
-    """Raise ConfigError for a model, settings, a tokenizer or an adapter that are something
-    else."""
+def _check_types(model: Any, args: Any, processing: Any, peft_config: Any) -> None:
+    """Raise ConfigError for a model, settings, a tokenizer or an adapter of a wrong type."""
     if args is not None and not isinstance(args, TrainingArguments):
         raise ConfigError(
             f"args is a {type(args).__name__}",
-            remedy="give an SFTConfig: SFTConfig(output_dir=..., ...)",
+            remedy="pass an SFTConfig: SFTConfig(output_dir=..., ...)",
         )
     if not isinstance(model, (str, os.PathLike, nn.Module)):
         found = "None" if model is None else f"a {type(model).__name__}"
         raise ConfigError(
             f"model is {found}",
-            remedy="give the folder or Hub name of a model, or one that from_pretrained has loaded",
+            remedy="pass the folder or Hub name of a model, or a model that from_pretrained loaded",
         )
     if isinstance(processing, (str, os.PathLike)):
         raise ConfigError(
@@ -226,41 +248,63 @@ def _check_kinds(model: Any, args: Any, processing: Any, peft_config: Any) -> No
             raise ConfigError(
                 f"peft_config is a {type(peft_config).__name__}",
                 remedy=(
-                    'give peft.LoraConfig(r=16, target_modules="all-linear"), or another PeftConfig'
+                    'pass peft.LoraConfig(r=16, target_modules="all-linear"), or another PeftConfig'
                 ),
             )
         if peft_config.task_type not in (None, "CAUSAL_LM"):
             raise ConfigError(
-                f"peft_config is for the task {str(peft_config.task_type)!r}, and a causal language"
+                f"peft_config is for the task {str(peft_config.task_type)!r}, but a causal language"
                 " model is trained",
-                remedy='set task_type="CAUSAL_LM" in it, or leave it out',
+                remedy='set its task_type="CAUSAL_LM", or leave task_type out',
             )
 
 
-def _check_output(folder: str, sets: Sequence[Any]) -> None:
-    """Raise ConfigError where the output folder is a file, or in a folder that is trained on: the
-    next run would take checkpoints for data."""
+def _check_output_folder(folder: str, sets: Sequence[Any]) -> None:
+    """Raise ConfigError if the output folder is a file, or in a folder of training data.
+
+    In the latter case, the next run would read checkpoints as data.
+    """
     output = Path(folder).expanduser().resolve()
     if output.exists() and not output.is_dir():
         raise ConfigError(
-            f"output_dir {folder} is a file", remedy="give a folder, which need not be there yet"
+            f"{setting('output_dir')} {folder} is a file",
+            remedy="specify a folder, which need not exist",
         )
     for source in sets:
-        place = getattr(source, "root", source)
-        if not isinstance(place, (str, os.PathLike)) or not Path(place).is_dir():
+        path = getattr(source, "root", source)
+        if not isinstance(path, (str, os.PathLike)) or not Path(path).is_dir():
             continue
-        data = Path(place).resolve()
+        data = Path(path).resolve()
         if output == data or data in output.parents:
             raise ConfigError(
-                f"output_dir {folder} is in the data {place}", remedy="give a folder of its own"
+                f"{setting('output_dir')} {folder} is in the data {path}",
+                remedy="specify a folder outside the data",
             )
 
 
-def _load(
-    name: str, args: SFTConfig, quantization_config: Any, peft_config: Any, *, keep_attention: bool
+def _resolve_model(
+    model: Any, args: SFTConfig, quantization_config: Any, peft_config: Any, *, keep_attention: bool
 ) -> tuple[Any, str]:
-    """A model by name, with what model_init_kwargs says of it; and the attention that is asked
-    for."""
+    """Load a model that is specified by name, with the arguments in model_init_kwargs.
+
+    Returns:
+        The model, and the requested attention.
+    """
+    if not isinstance(model, (str, os.PathLike)):
+        if args.model_init_kwargs:
+            raise ConfigError(
+                f"{setting('model_init_kwargs')} is for a model that is specified by name, but this"
+                " one is loaded",
+                remedy=f"leave {setting('model_init_kwargs')} out",
+            )
+        if quantization_config is not None:
+            raise ConfigError(
+                "quantization_config is for a model that is specified by name, but this one is"
+                " loaded",
+                remedy="leave quantization_config out",
+            )
+        return model, args.attn
+    name = str(model)
     options, attention = init_options(args, quantization_config, keep_attention=keep_attention)
     if (
         args.trust_remote_code
@@ -268,7 +312,7 @@ def _load(
         and not is_commit(options.get("revision"))
     ):
         logger.warning(
-            "code of %s is run as it is today: pin it with model_init_kwargs={'revision': COMMIT}",
+            "the current code of %s is run: pin it with model_init_kwargs={'revision': COMMIT}",
             name,
         )
     config = ModelConfig(
@@ -279,23 +323,26 @@ def _load(
     return load_model(config, device=args.device, options=options), attention
 
 
-def _tell_unmatched(model: Any, peft_config: Any) -> None:
-    """Warn of layers that were to be trained in full and are not there: peft says nothing of
-    them."""
+def _warn_of_missing_layers(model: Any, peft_config: Any) -> None:
+    """Warn of layers in modules_to_save that the model does not have; peft ignores them."""
     layers = {name.rpartition(".")[2] for name, _ in unwrap_peft(model).named_modules()}
-    for wanted in getattr(peft_config, "modules_to_save", None) or ():
-        if wanted.rpartition(".")[2] not in layers:
-            near = difflib.get_close_matches(wanted, layers, n=1)
+    for layer in getattr(peft_config, "modules_to_save", None) or ():
+        if layer.rpartition(".")[2] not in layers:
+            near = difflib.get_close_matches(layer, layers, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             logger.warning(
-                "modules_to_save names %r, and the model has no such layer: it is not trained%s",
-                wanted,
-                hint,
+                "modules_to_save has %r, but the model has no such layer: it is not trained%s",
+                *(layer, hint),
             )
 
 
-def _each(sets: Any, prepare: Any) -> Any:
-    """The evaluation set, or each of several, prepared."""
+def _map_sets(prepare: Callable[[Any, str], Any], sets: Any) -> Any:
+    """Return the prepared evaluation set, or a dictionary of several prepared sets.
+
+    Args:
+        prepare: Takes a set and its name for messages.
+        sets: A set, a mapping of names to sets, or None.
+    """
     if sets is None:
         return None
     if isinstance(sets, Mapping):

@@ -1,1 +1,1 @@
-"""Checkpoints and output folders: what is ours, what is complete, and what a run resumes from."""
+"""Checkpoints and output folders: ownership of files, completeness, and resuming."""

@@ -1,9 +1,10 @@
-"""Whether the files of a checkpoint without a seal belong together, and to this run.
+"""The check that the files of an unsealed checkpoint belong together, and to this run.
 
-Each file may be whole and the checkpoint still be mixed from several: after a kill, or a copy by
-hand. So the steps that the files name must agree, tensors must have the names and shapes of this
-run's model, and optimizer, schedule and random states must be what their names say. The pickles
-are read with torch's `weights_only`, as transformers does, so that no code in them is run.
+Each file can be intact although the checkpoint is a mixture of several, after a kill or a manual
+copy. Therefore the steps that the files record must agree, tensors must have the names and shapes
+of this run's model, and the optimizer, the schedule and the random states must have the structure
+that their names promise. Pickles are read with torch's `weights_only`, as transformers does, so
+that no code in them is run.
 """
 
 from __future__ import annotations
@@ -27,42 +28,42 @@ class ExpectedTensors:
     """The tensors that a model file of this run has."""
 
     shapes: Shapes
-    """By the names in the file."""
+    """The shape of each tensor, by its name in the file."""
     optional: frozenset[str] = field(default=frozenset())
-    """Those that may be missing, since they are tied to another one."""
+    """The tensors that may be missing, because they are tied to another one."""
     adapter: str = ""
-    """Name of the adapter whose tensors these are; '' for a whole model."""
+    """The name of the adapter that has these tensors; "" for a whole model."""
 
 
-def contents_fault(
+def find_contents_fault(
     folder: Path, step: int, recorded: Mapping[str, int], expected: ExpectedTensors | None
 ) -> str:
-    """Return what contradicts in a checkpoint of which each file can be read; '' if nothing does.
+    """Return the first contradiction in a checkpoint whose files can all be read; "" if none.
 
     Args:
-        folder: the checkpoint.
-        step: the optimizer steps that its trainer state names.
-        recorded: steps of trainer, optimizer and schedule that were recorded as it was saved;
-            empty in checkpoints of older versions.
-        expected: tensors of the model of this run; None where it is not known.
+        folder: The checkpoint.
+        step: The number of optimizer steps that its trainer state records.
+        recorded: The steps of the trainer, the optimizer and the schedule that were recorded when
+            it was saved; empty in checkpoints of older versions.
+        expected: The tensors of this run's model; None where they are not known.
     """
     if recorded.get("trainer", step) != step:
         return f"its files are of the steps {recorded['trainer']} and {step}"
-    # The scaler of fp16 skips steps, so that the others do not count as many as the trainer.
+    # The scaler of fp16 skips steps, which the trainer counts and the optimizer does not.
     default = None if (folder / "scaler.pt").exists() else step
     checks = (
         _optimizer_faults(folder / "optimizer.pt", recorded.get("optimizer", default)),
         _schedule_faults(folder / "scheduler.pt", recorded.get("schedule", default)),
-        *(_random_faults(path) for path in sorted(folder.glob("rng_state*.pth"))),
+        *(_random_state_faults(path) for path in sorted(folder.glob("rng_state*.pth"))),
         _tensor_faults(folder, expected),
     )
     return next((fault for faults in checks for fault in faults), "")
 
 
-def optimizer_step(states: Iterable[Any]) -> int | None:
+def last_optimizer_step(states: Iterable[Any]) -> int | None:
     """Return the largest step that the states of an optimizer count; None if they count none.
 
-    Parameters without gradients, such as experts that no token was sent to, count fewer.
+    Parameters without gradients, such as experts to which no token was routed, count fewer steps.
     """
     steps = [
         values["step"] for values in states if isinstance(values, Mapping) and "step" in values
@@ -71,16 +72,17 @@ def optimizer_step(states: Iterable[Any]) -> int | None:
 
 
 def _optimizer_faults(path: Path, step: int | None) -> Iterator[str]:
+    """Yield the faults of an optimizer's file; `step` is None where the step is not known."""
     if not path.is_file():
         return
-    content = _loaded(path)
+    content = _load_pickle(path)
     if not isinstance(content, Mapping) or not {"state", "param_groups"} <= content.keys():
         yield f"{path.name} holds no optimizer"
         return
     states = content["state"]
     if not isinstance(states, Mapping):
         return
-    counted = optimizer_step(states.values())
+    counted = last_optimizer_step(states.values())
     if step is not None and counted is not None and counted != step:
         yield f"{path.name} is of step {counted}, not of {step}"
     values = {
@@ -94,49 +96,55 @@ def _optimizer_faults(path: Path, step: int | None) -> Iterator[str]:
 
 
 def _schedule_faults(path: Path, step: int | None) -> Iterator[str]:
+    """Yield the faults of a schedule's file; `step` is None where the step is not known."""
     if not path.is_file():
         return
-    content = _loaded(path)
+    content = _load_pickle(path)
     counted = content.get("last_epoch") if isinstance(content, Mapping) else None
     if not isinstance(content, Mapping) or not isinstance(counted, int) or "state" in content:
         yield f"{path.name} holds no schedule"
+    # ReduceLROnPlateau counts evaluations, not steps.
     elif "num_bad_epochs" not in content and step is not None and counted != step:
-        # A schedule that waits for a plateau counts evaluations.
         yield f"{path.name} is of step {counted}, not of {step}"
 
 
-def _random_faults(path: Path) -> Iterator[str]:
-    content = _loaded(path)
+def _random_state_faults(path: Path) -> Iterator[str]:
+    content = _load_pickle(path)
     if not isinstance(content, Mapping) or not {"python", "numpy", "cpu"} <= content.keys():
         yield f"{path.name} holds no random states"
 
 
-def _loaded(path: Path) -> Any:
-    """What a pickle holds, without running code in it; None where it holds other things."""
+def _load_pickle(path: Path) -> Any:
+    """Return the content of a pickle without running code in it; None where that is impossible."""
     from transformers.trainer import safe_globals
 
     try:
         with safe_globals():
+            # Mapped, not read: an optimizer is twice as large as its model.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # whatever unpickling raises
+    except Exception:  # unpickling can raise anything
         return None
 
 
 def _tensor_faults(folder: Path, expected: ExpectedTensors | None) -> Iterator[str]:
-    """Where names, shapes or values of the model file are not those that the run needs."""
+    """Yield the tensors of the model file with a wrong name, shape or value for this run."""
     from safetensors import safe_open
 
+    # 1. Find the files: one file, or the shards of an index; peft saves an adapter that is not
+    #    called "default" in a folder of its own.
     name = "adapter_model" if expected is not None and expected.adapter else "model"
-    place = folder
+    weights_folder = folder
     if expected is not None and expected.adapter not in ("", "default"):
-        place = folder / expected.adapter
-    index, single = place / f"{name}.safetensors.index.json", place / f"{name}.safetensors"
+        weights_folder = folder / expected.adapter
+    index = weights_folder / f"{name}.safetensors.index.json"
+    single = weights_folder / f"{name}.safetensors"
     if single.is_file():
         files = [single]
     elif index.is_file():
-        files = sorted({place / str(shard) for shard in _weight_map(index).values()})
+        files = sorted({weights_folder / str(shard) for shard in _read_weight_map(index).values()})
     else:
-        return  # another format, which is not looked into
+        return  # another format, which is not inspected
+    # 2. Read every value once.
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         with safe_open(str(file), framework="pt") as tensors:
@@ -147,16 +155,17 @@ def _tensor_faults(folder: Path, expected: ExpectedTensors | None) -> Iterator[s
                     yield f"{file.name} is not finite ({key})"
     if expected is None:
         return
-    what = f"{name}.safetensors"
+    # 3. Compare names and shapes with those of the model.
+    label = f"{name}.safetensors"
     for key in sorted(expected.shapes.keys() - shapes.keys() - expected.optional):
-        yield f"{what} has no tensor {key}, which the model has"
+        yield f"{label} has no tensor {key}, which the model has"
     for key in sorted(shapes.keys() - expected.shapes.keys()):
-        yield f"{what} has a tensor {key}, which the model does not have"
+        yield f"{label} has a tensor {key}, which the model does not have"
     for key in sorted(shapes.keys() & expected.shapes.keys()):
         if shapes[key] != expected.shapes[key]:
-            yield f"{what} has {key} as {list(shapes[key])}, not {list(expected.shapes[key])}"
+            yield f"{label} has {key} as {list(shapes[key])}, not {list(expected.shapes[key])}"
 
 
-def _weight_map(index: Path) -> dict[str, Any]:
+def _read_weight_map(index: Path) -> dict[str, Any]:
     found = json.loads(index.read_bytes()).get("weight_map")
     return found if isinstance(found, dict) else {}

@@ -1,12 +1,12 @@
-"""Which folders in an output folder a run may write to and delete, and what a failed save means.
+"""Ownership of the folders in an output folder, rotation of checkpoints, and errors of saving.
 
 A folder is ours if it has `sft_files.json`, which is written last, or `sft_incomplete` or
-`sft_state.json`, which are written first: so the torn checkpoint of a run that was killed is ours
-as well, and is replaced when the run comes to that step again. Anything else belongs to the user:
+`sft_state.json`, which are written first. So the incomplete checkpoint of a killed run is ours as
+well, and is replaced when the run reaches that step again. Every other folder belongs to the user:
 it is neither replaced nor deleted, and nothing is written through a link.
 
 The final model is saved at the top of the output folder, among files of the user. A file there is
-ours if `sft_files.json` lists it, or where the folder has checkpoints of ours.
+ours if `sft_files.json` lists it, or if the folder has checkpoints of ours.
 """
 
 from __future__ import annotations
@@ -18,19 +18,24 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sftprep.errors import OutputExists, StorageError
+from sftprep.errors import OutputExists, StorageError, setting
 from sftprep.shards import is_temporary_name
-from sfttrain.checkpoints.own_files import delete_folder, is_own_folder, is_regular, is_saved_name
-from sfttrain.checkpoints.seal import INCOMPLETE_NAME, SEAL_NAME, sealed_names
+from sfttrain.checkpoints.own_files import (
+    delete_folder,
+    is_model_file_name,
+    is_own_folder,
+    is_regular,
+)
+from sfttrain.checkpoints.seal import INCOMPLETE_NAME, SEAL_NAME, read_sealed_names
 
 MERGED_NAME = "merged"
-"""Folder beside an adapter that holds the merged model."""
+"""The folder of the merged model, in the folder of its adapter."""
 
 _CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 
 
-def checkpoints_in(output_dir: str | os.PathLike[str]) -> dict[int, Path]:
-    """Return whatever is named as a checkpoint of an output folder, by its step."""
+def list_checkpoints(output_dir: str | os.PathLike[str]) -> dict[int, Path]:
+    """Return every path in an output folder that has the name of a checkpoint, by its step."""
     try:
         names = os.listdir(output_dir)
     except FileNotFoundError:
@@ -46,95 +51,104 @@ def reject_to_replace(folder: Path) -> None:
     """Refuse to write to a folder that is not ours (see the module).
 
     Raises:
-        OutputExists: it is a link, has a link in it, is not a folder, or has files of others.
+        OutputExists: The folder is a link or a file, contains a link, or has files of others.
     """
-    remedy = f"move {folder} away, or give another output_dir"
+    remedy = f"move {folder} away, or choose another {setting('output_dir')}"
     if folder.is_symlink():
-        raise OutputExists(f"{folder} is a link, and is not written through", remedy=remedy)
+        raise OutputExists(f"{folder} is a link, which is not followed", remedy=remedy)
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():
-        raise OutputExists(f"{folder} is a file, and a folder is needed", remedy=remedy)
-    # A run that was killed while it wrote its first file left a temporary one.
+        raise OutputExists(f"{folder} is a file; a folder is needed", remedy=remedy)
+    # A run that was killed while it wrote its first file leaves only a temporary file.
     if all(is_temporary_name(name) for name in os.listdir(folder)):
         return
     if not is_own_folder(folder):
         raise OutputExists(
-            f"{folder} has files that sfttrain did not write, and would be replaced", remedy=remedy
+            f"{folder} would be replaced, but has files that sfttrain did not write",
+            remedy=remedy,
         )
     for root, folders, files in os.walk(folder):
         for path in (Path(root, name) for name in (*folders, *files)):
             if path.is_symlink():
-                raise OutputExists(f"{path} is a link, and is not written through", remedy=remedy)
+                raise OutputExists(f"{path} is a link, which is not followed", remedy=remedy)
 
 
-def reject_output(folder: Path, adapters: Iterable[str] = ()) -> None:
-    """Refuse to save a model to an output folder that has such files of the user's.
+def reject_foreign_output(folder: Path, adapters: Iterable[str] = ()) -> None:
+    """Refuse to save a model over a model that the user has in the output folder.
 
     Args:
-        folder: the output folder.
-        adapters: names of adapters that are saved in folders of their own.
+        folder: The output folder.
+        adapters: The names of the adapters that are saved in folders of their own.
 
     Raises:
-        OutputExists: a file of a model there is a link, or was not written by sfttrain.
+        OutputExists: A model file there is a link, or was not written by sfttrain.
     """
     if not folder.is_dir():
-        return  # there is none yet; a file is refused with the settings
-    remedy = "give another output_dir, or move it away"
-    places = [folder, *(folder / name for name in adapters if name != "default")]
-    found = []
-    for place in places:
-        if place != folder and place.is_symlink():
-            raise OutputExists(f"{place} is a link, and is not written through", remedy=remedy)
-        names = sorted(os.listdir(place)) if place.is_dir() else []
-        found += [place / name for name in names if is_saved_name(name)]
+        return  # it does not exist yet; a file was refused along with the settings
+    remedy = f"choose another {setting('output_dir')}, or move it away"
+    # Collect the existing files that a save would replace.
+    folders = [folder, *(folder / name for name in adapters if name != "default")]
+    found: list[Path] = []
+    for parent in folders:
+        if parent != folder and parent.is_symlink():
+            raise OutputExists(f"{parent} is a link, which is not followed", remedy=remedy)
+        names = sorted(os.listdir(parent)) if parent.is_dir() else []
+        found += [parent / name for name in names if is_model_file_name(name)]
     for path in found:
         if path.is_symlink():
-            raise OutputExists(f"{path} is a link, and is not written through", remedy=remedy)
+            raise OutputExists(f"{path} is a link, which is not followed", remedy=remedy)
         if not path.is_file():
-            raise OutputExists(f"{path} is a folder, and a file is needed", remedy=remedy)
+            raise OutputExists(f"{path} is a folder; a file is needed", remedy=remedy)
+    # The marker or a checkpoint of ours shows that an earlier run of ours used this folder.
     marked = is_regular(folder / INCOMPLETE_NAME)
-    if marked or any(is_own_folder(path) for path in checkpoints_in(folder).values()):
+    if marked or any(is_own_folder(path) for path in list_checkpoints(folder).values()):
         return
-    listed = {*sealed_names(folder), SEAL_NAME}
-    if others := [path for path in found if path.parent == folder and path.name not in listed]:
+    sealed = {*read_sealed_names(folder), SEAL_NAME}
+    if others := [path for path in found if path.parent == folder and path.name not in sealed]:
         more = f" and {len(others) - 1} more" if others[1:] else ""
         raise OutputExists(
-            f"{others[0]}{more} would be replaced by the trained model, and sfttrain did not write"
+            f"{others[0]}{more} would be replaced by the trained model, but sfttrain did not write"
             f" {'them' if more else 'it'}",
             remedy=remedy,
         )
 
 
 def reject_to_train_in_place(output_dir: str | os.PathLike[str], names: Iterable[str]) -> None:
-    """Refuse an output folder in which the run would replace what it is started from.
+    """Refuse an output folder in which the run would replace its own starting point.
 
     Args:
-        output_dir: the output folder.
-        names: of the model, tokenizer and adapter that are read; those that are not folders, such
-            as names on the Hub, are left out.
+        output_dir: The output folder.
+        names: The names of the model, the tokenizer and the adapter that the run reads. Names that
+            are not folders, such as those on the Hub, are ignored.
 
     Raises:
-        OutputExists: the output folder is one of them or in it, or one is in a checkpoint there.
+        OutputExists: The output folder is one of these folders or inside one, or one of them is
+            in a checkpoint of the output folder.
     """
     output = Path(output_dir).expanduser().resolve()
     for name in names:
         if not name or not Path(name).expanduser().is_dir():
             continue
         folder = Path(name).expanduser().resolve()
-        same = output.exists() and output.samefile(folder)
-        if same or folder == output or folder in output.parents:
-            what = "is" if same or folder == output else "is in"
+        # samefile sees bind mounts and file systems that ignore case, which paths do not show.
+        is_same = output.exists() and output.samefile(folder)
+        if is_same or folder == output or folder in output.parents:
+            relation = "is" if is_same or folder == output else "is in"
             raise OutputExists(
-                f"output_dir {output_dir} {what} the folder {name}, which the run is started from",
-                remedy="give another output_dir",
+                f"{setting('output_dir')} {output_dir} {relation} the folder {name}, which the run"
+                " starts from",
+                remedy=f"choose another {setting('output_dir')}",
             )
-        part = folder.relative_to(output).parts[0] if output in folder.parents else ""
-        if part == MERGED_NAME or _CHECKPOINT.fullmatch(part):
+        child = folder.relative_to(output).parts[0] if output in folder.parents else ""
+        if child == MERGED_NAME or _CHECKPOINT.fullmatch(child):
             raise OutputExists(
-                f"the run is started from {name}, which it may replace or delete, since it is in"
-                f" output_dir {output_dir}",
-                remedy="give another output_dir, or resume with --resume_from_checkpoint",
+                f"the run starts from {name}, which it may replace or delete, because it is in"
+                f" {setting('output_dir')} {output_dir}",
+                remedy=[
+                    f"choose another {setting('output_dir')}",
+                    f"resume with {setting('resume_from_checkpoint')}",
+                ],
             )
 
 
@@ -149,22 +163,27 @@ def rotate_checkpoints(
 
     Only sealed checkpoints and those that this run has written are counted and deleted; links and
     all other folders stay. A file that the user added to a checkpoint stays, and so does its
-    folder. Checkpoints of earlier runs go first, then the lowest steps.
+    folder. Checkpoints of earlier runs are deleted first, then those with the lowest steps.
 
     Args:
-        output_dir: folder of the checkpoints.
-        limit: how many may stay.
-        kept: names that are never deleted: the newest and the best checkpoint.
-        written: names of the checkpoints that this run has written.
+        output_dir: The folder of the checkpoints.
+        limit: The number of checkpoints that may stay.
+        kept: The names that are never deleted: the newest and the best checkpoint.
+        written: The names of the checkpoints that this run has written.
+
+    Example:
+        limit=2, kept={"checkpoint-30"}, checkpoints of steps 10, 20 and 30, of which the run wrote
+        10 and 30  ->  deletes checkpoint-20
     """
     ours = [
         (path.name in written, step, path)
-        for step, path in checkpoints_in(output_dir).items()
+        for step, path in list_checkpoints(output_dir).items()
         if path.is_dir()
         and not path.is_symlink()
         and (path.name in written or is_regular(path / SEAL_NAME))
     ]
     deletable = [path for _, _, path in sorted(ours) if path.name not in kept]
+    # The protected checkpoints can be more than the limit.
     surplus = len(ours) - max(limit, len(ours) - len(deletable))
     for path in deletable[: max(surplus, 0)]:
         delete_folder(path)
@@ -172,15 +191,15 @@ def rotate_checkpoints(
 
 @contextmanager
 def save_errors(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what a full disk, or a folder that cannot be written to, raises into a StorageError."""
+    """Convert the errors of a full disk or a read-only folder into a StorageError."""
     try:
         yield
-    except StorageError as error:  # of files that are written by sftprep, whose remedies are others
+    except StorageError as error:  # raised by sftprep's writers, whose remedies concern a build
         if not isinstance(error.__cause__, OSError):
             raise
         raise _storage_error(folder, error.__cause__) from error
     except OSError as error:
-        # Errors of networks are OSErrors too, and come from a push to the Hub.
+        # A push to the Hub raises network errors, which are OSErrors too.
         if error.errno is None or isinstance(error, (ConnectionError, TimeoutError)):
             raise
         raise _storage_error(folder, error) from error
@@ -191,7 +210,7 @@ def save_errors(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _is_failed_write(error: Exception) -> bool:
-    """Whether safetensors or torch could not write a file; they have no type for it."""
+    """Return whether safetensors or torch failed to write a file; neither has a type for it."""
     from safetensors import SafetensorError
 
     text = str(error)
@@ -207,14 +226,15 @@ def _storage_error(folder: str | os.PathLike[str], error: Exception) -> StorageE
     reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(
         str(error).split()
     )
+    output_dir = setting("output_dir")
     remedies = {
-        errno.EACCES: "check who may write there, or give another --output_dir",
-        errno.EROFS: "give an --output_dir on a file system that can be written to",
-        errno.EFBIG: "a limit on file sizes is set (ulimit -f): raise it",
+        errno.EACCES: f"check the permissions there, or choose another {output_dir}",
+        errno.EROFS: f"choose an {output_dir} on a writable file system",
+        errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
     }
-    space = "free some space, or keep fewer checkpoints with --save_total_limit"
+    space = f"free some space, or keep fewer checkpoints with {setting('save_total_limit')}"
     return StorageError(
         f"cannot write {os.fspath(folder)}: {reason[:300]}",
         remedy=f"{remedies.get(number or 0, space)}; then resume with"
-        " --resume_from_checkpoint latest, if a checkpoint was saved before",
+        f" {setting('resume_from_checkpoint', 'latest')}, if a checkpoint was saved before",
     )

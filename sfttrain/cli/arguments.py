@@ -1,5 +1,4 @@
-"""The command line and the YAML file of `sfttrain run`, read into the three dataclasses that say
-what to do."""
+"""Parsing of the command line and the YAML files of `sfttrain run` into dataclasses."""
 
 from __future__ import annotations
 
@@ -13,21 +12,24 @@ from typing import Any, NoReturn
 from transformers import HfArgumentParser
 
 from sftprep.config import read_config_file
-from sftprep.errors import ConfigError
-from sfttrain.config.sft_config import ModelConfig, SFTConfig
+from sftprep.errors import ConfigError, setting
+from sfttrain.config.model_config import ModelConfig
+from sfttrain.config.sft_config import SFTConfig
 
 LORA_LEARNING_RATE = 2e-4
+"""The learning rate for adapters, if none is specified."""
 
 
 @dataclass
 class RunConfig:
-    """What is run, and how it is told."""
+    """The data of a run, and the form of its summary."""
 
     data: str | None = field(
         default=None,
         metadata={
             "help": (
-                "Folder of packs that `sftprep build` made, or raw records (or DIR without a flag)."
+                "Folder of packs that `sftprep build` wrote, or raw records; also accepted as DIR,"
+                " without the flag."
             )
         },
     )
@@ -37,20 +39,18 @@ class RunConfig:
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "As in TRL, in place of DIR: a dataset on the Hub, or whatever DIR may be."
+            "help": "As in TRL, instead of DIR: a dataset on the Hub, or anything that DIR can be."
         },
     )
     dataset_config: str | None = field(
         default=None, metadata={"help": "Configuration of dataset_name."}
     )
     dataset_train_split: str = field(
-        default="train", metadata={"help": "Split of dataset_name that is trained on."}
+        default="train", metadata={"help": "Split of dataset_name to train on."}
     )
     dataset_test_split: str = field(
         default="test",
-        metadata={
-            "help": "Split of dataset_name that is evaluated on, if eval_strategy is not no."
-        },
+        metadata={"help": "Split of dataset_name to evaluate on, unless eval_strategy is no."},
     )
     dataset_streaming: bool = field(
         default=False, metadata={"help": "Read dataset_name without downloading it first."}
@@ -59,28 +59,28 @@ class RunConfig:
         default=None,
         metadata={
             "help": (
-                "Raw records that are tokenized while the model trains, instead of DIR; needs"
+                "Raw records to tokenize while the model trains, instead of DIR; requires"
                 " --max_steps."
             )
         },
     )
     stream_window: int = field(
         default=4096,
-        metadata={"help": "With --stream: sequences of which packs are made at a time."},
+        metadata={"help": "With --stream: number of sequences that are packed together."},
     )
     stream_lanes: int = field(
         default=16,
         metadata={
             "help": (
-                "With --stream: parts that the records are dealt into; a multiple of the number of"
-                " ranks."
+                "With --stream: number of parts into which the records are divided; a multiple of"
+                " the number of ranks."
             )
         },
     )
     stream_order: str = field(
         default="shuffle",
         metadata={
-            "help": "With --stream: shuffle, or keep the order of the records.",
+            "help": "With --stream: shuffle the records, or keep their order.",
             "choices": ["shuffle", "keep"],
         },
     )
@@ -89,7 +89,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Request:
-    """A whole command."""
+    """The settings of one command."""
 
     run: RunConfig
     training: SFTConfig
@@ -97,46 +97,54 @@ class Request:
 
 
 def read_arguments(arguments: Sequence[str]) -> Request:
-    """Read the arguments after `sfttrain run`. A YAML file given with --config comes first, so
-    flags win over it.
+    """Parse the arguments after `sfttrain run`.
 
-    Raises ConfigError for unknown names, with the nearest known one, for values of the wrong kind,
-    and for what is missing.
+    Flags take precedence over the YAML files of --config.
+
+    Args:
+        arguments: The arguments, without the command.
+
+    Raises:
+        ConfigError: A setting is unknown (the remedy names the nearest known one), has a value of
+            the wrong type, or is missing.
     """
+    # 1. Parse the files and the flags together, files first, so that later flags replace them.
     parser = _Parser()
-    flags, files = _take_config(list(arguments))
+    flags, files = _separate_config_files(list(arguments))
     from_files = [
-        token for path in files for token in _as_flags(read_config_file(path), parser.names(), path)
+        token for path in files for token in _to_flags(read_config_file(path), parser.names(), path)
     ]
     namespace, rest = parser.parse_known_args([*from_files, *flags])
     unknown = [token for token in rest if token.startswith("-")]
     if unknown:
         raise ConfigError(
             f"unknown option {unknown[0]}",
-            remedy=_nearest(unknown[0].partition("=")[0], parser.names(), "--"),
+            remedy=_suggest_name(unknown[0].partition("=")[0], parser.names(), is_flag=True),
         )
     if len(rest) > 1:
         raise ConfigError(
-            f"one folder of packs is trained on, and these were given: {', '.join(rest)}",
-            remedy="give one DIR",
+            f"only one folder of packs can be trained on; these were specified: {', '.join(rest)}",
+            remedy="specify one DIR",
         )
     values = vars(namespace)
     if rest:
         values["data"] = rest[0]
-    given = {
+    # 2. Apply the defaults that depend on other settings, unless they were specified.
+    specified = {
         token.partition("=")[0].lstrip("-").replace("-", "_")
         for token in [*from_files, *flags]
         if token.startswith("--")
     }
-    if values["use_peft"] and "learning_rate" not in given:
+    if values["use_peft"] and "learning_rate" not in specified:
         values["learning_rate"] = LORA_LEARNING_RATE
     values["data"] = values["data"] or values["dataset_name"]
-    _require(values)
+    _check_required(values)
+    # 3. Create the dataclasses, which check their values.
     parts: dict[str, Any] = {
         name: kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.init})
         for name, kind in _KINDS.items()
     }
-    if parts["model"].attn_implementation and "attn" not in given:
+    if parts["model"].attn_implementation and "attn" not in specified:
         parts["training"] = dataclasses.replace(
             parts["training"], attn=parts["model"].attn_implementation
         )
@@ -144,14 +152,16 @@ def read_arguments(arguments: Sequence[str]) -> Request:
 
 
 def full_help() -> str:
-    """The text of `sfttrain run --help-all`."""
+    """Return the text of `sfttrain run --help-all`."""
     text: str = _Parser().format_help()
     return text
 
 
 class _Parser(HfArgumentParser):  # type: ignore[misc]
-    """HfArgumentParser whose mistakes are ConfigErrors, and which takes no abbreviations: they
-    change as options come."""
+    """HfArgumentParser that raises ConfigError, and accepts no abbreviations.
+
+    An abbreviation can change its meaning with each new option.
+    """
 
     def __init__(self) -> None:
         super().__init__(
@@ -159,7 +169,7 @@ class _Parser(HfArgumentParser):  # type: ignore[misc]
             prog="sfttrain run",
             usage="sfttrain run DIR --model M --output_dir DIR [options]",
             allow_abbrev=False,
-            # trust_remote_code is a setting of the model and of the training, as in TRL.
+            # As in TRL, trust_remote_code is a field of the model's and of the run's settings.
             conflict_handler="resolve",
         )
 
@@ -167,25 +177,25 @@ class _Parser(HfArgumentParser):  # type: ignore[misc]
         raise ConfigError(
             message,
             remedy=(
-                "`sfttrain run --help` lists the options that matter most, `--help-all` all of them"
+                "see `sfttrain run --help` for the most important options, `--help-all` for all"
             ),
         )
 
     def names(self) -> list[str]:
-        """Settings by their names, without dashes."""
+        """Return the names of the settings, without dashes."""
         return [
-            o.lstrip("-")
+            flag.lstrip("-")
             for action in self._actions
-            for o in action.option_strings
-            if o.startswith("--") and "-" not in o[2:]
+            for flag in action.option_strings
+            if flag.startswith("--") and "-" not in flag[2:]
         ]
 
 
 _KINDS: dict[str, Any] = {"run": RunConfig, "training": SFTConfig, "model": ModelConfig}
 
 
-def _take_config(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Flags without --config FILE, and the files."""
+def _separate_config_files(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Return the flags without --config FILE, and the files."""
     flags: list[str] = []
     files: list[str] = []
     rest = iter(arguments)
@@ -196,21 +206,24 @@ def _take_config(arguments: list[str]) -> tuple[list[str], list[str]]:
             continue
         value = value if equals else next(rest, "")
         if not value:
-            raise ConfigError("--config has no file", remedy="write --config FILE.yaml")
+            raise ConfigError(
+                f"{setting('config')} has no file", remedy=f"write {setting('config', 'FILE.yaml')}"
+            )
         files.append(value)
     return flags, files
 
 
-def _as_flags(settings: dict[str, Any], known: list[str], path: str) -> list[str]:
-    """Settings of a YAML file as the flags that say the same, so that they are checked in the same
-    way."""
+def _to_flags(settings: dict[str, Any], known: list[str], path: str) -> list[str]:
+    """Return the settings of a YAML file as flags, so that the same parser checks both."""
     tokens: list[str] = []
     for name, value in settings.items():
         if name not in known:
-            raise ConfigError(f"{path}: unknown setting {name!r}", remedy=_nearest(name, known, ""))
+            raise ConfigError(
+                f"{path}: unknown setting {name!r}", remedy=_suggest_name(name, known)
+            )
         if value is None:
             continue
-        _refuse_trust(name, value, path)
+        _reject_trust(name, value, path)
         if isinstance(value, list):
             tokens += [f"--{name}", *(str(item) for item in value)]
         else:
@@ -218,47 +231,49 @@ def _as_flags(settings: dict[str, Any], known: list[str], path: str) -> list[str
     return tokens
 
 
-def _refuse_trust(name: str, value: Any, path: str) -> None:
-    """Raise ConfigError where a file allows code to be run.
+def _reject_trust(name: str, value: Any, path: str) -> None:
+    """Raise ConfigError for a file that allows code to run.
 
-    Files are passed on, and only the person at the command line knows which model is trusted.
+    Files are shared, and only the person at the command line knows which model can be trusted.
     """
-    allows = value if name == "trust_remote_code" else None
+    allows_code = value if name == "trust_remote_code" else None
     if name == "model_init_kwargs":
-        given = json.loads(value) if isinstance(value, str) and value.startswith("{") else value
-        allows = given.get("trust_remote_code") if isinstance(given, dict) else None
-    if allows and str(allows).lower() != "false":
+        options = json.loads(value) if isinstance(value, str) and value.startswith("{") else value
+        allows_code = options.get("trust_remote_code") if isinstance(options, dict) else None
+    if allows_code and str(allows_code).lower() != "false":
         raise ConfigError(
-            f"{path} sets trust_remote_code, which is taken from the command line only",
-            remedy="write --trust_remote_code after reading the code of the model",
+            f"{path} sets trust_remote_code, which is accepted only on the command line",
+            remedy=f"read the code of the model, and then add {setting('trust_remote_code', True)}",
         )
 
 
-def _nearest(name: str, known: list[str], dashes: str) -> str:
+def _suggest_name(name: str, known: list[str], *, is_flag: bool = False) -> str:
     near = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), known, n=1)
-    return (
-        f"did you mean {dashes}{near[0]}?"
-        if near
-        else "`sfttrain run --help-all` lists every setting"
-    )
+    if not near:
+        return "`sfttrain run --help-all` lists every setting"
+    # In a file, settings have no dashes.
+    return f"did you mean {setting(near[0]) if is_flag else near[0]}?"
 
 
-def _require(values: dict[str, Any]) -> None:
+def _check_required(values: dict[str, Any]) -> None:
     if values["stream"] and values["data"]:
         raise ConfigError(
-            f"--stream and {values['data']} are both to be trained on", remedy="give one of them"
+            f"{setting('stream')} and {values['data']} exclude each other",
+            remedy="specify only one of them",
         )
-    for name, flag, remedy in (
+    for name, label, remedy in (
         (
             "data",
             "DIR",
-            (
-                "give the folder that `sftprep build` wrote, or a file of records: sfttrain run DIR"
-                " --model M --output_dir OUT"
-            ),
+            "specify the folder that `sftprep build` wrote, or a file of records: sfttrain run DIR"
+            " --model M --output_dir OUT",
         ),
-        ("model_name_or_path", "--model", "add --model FOLDER_OR_NAME"),
-        ("output_dir", "--output_dir", "add --output_dir DIR, where the trained model goes"),
+        ("model_name_or_path", setting("model"), f"add {setting('model', 'FOLDER_OR_NAME')}"),
+        (
+            "output_dir",
+            setting("output_dir"),
+            f"add {setting('output_dir', 'DIR')}, the folder for the trained model",
+        ),
     ):
         if not values[name] and not (name == "data" and values["stream"]):
-            raise ConfigError(f"{flag} is missing", remedy=remedy)
+            raise ConfigError(f"{label} is missing", remedy=remedy)

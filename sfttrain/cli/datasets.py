@@ -1,5 +1,4 @@
-"""What `sfttrain run` trains and evaluates on: packs, a path of raw records, or a dataset of the
-Hub by TRL's settings."""
+"""The data of `sfttrain run`: packs, a path of raw records, or a dataset of the Hub."""
 
 from __future__ import annotations
 
@@ -9,123 +8,149 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sftprep
-from sftprep.config import check_local_path
-from sftprep.errors import ConfigError, InputNotFound
+from sftprep.config import BuildConfig, check_local_path
+from sftprep.errors import ConfigError, InputNotFound, SftprepError, setting
 from sftprep.shards import MANIFEST_NAME
-
-if TYPE_CHECKING:
-    from sfttrain.cli.arguments import RunConfig
-
-
-from typing import TYPE_CHECKING
-
-from sftprep.config import BuildConfig
 from sftprep.stream import PackedStream
 
 if TYPE_CHECKING:
     from sfttrain.cli.arguments import RunConfig
-    from sfttrain.config.sft_config import ModelConfig
+    from sfttrain.config.model_config import ModelConfig
 
-_HUB = "hf://"
+_HUB_PREFIX = "hf://"
 
 
-def run_datasets(run: RunConfig, *, evaluating: bool) -> tuple[Any, Any | None]:
-    """What is trained on, and the test split of `dataset_name` where one is evaluated on.
+def load_run_datasets(run: RunConfig, *, evaluating: bool) -> tuple[Any, Any | None]:
+    """Load the training data, and the test split of `dataset_name` if the run evaluates on it.
 
-    Raises InputNotFound where there is nothing of that name, ConfigError for a split that it does
-    not have.
+    Args:
+        run: The settings.
+        evaluating: Whether the run evaluates.
+
+    Returns:
+        The training data, and the test split or None.
+
+    Raises:
+        InputNotFound: The data do not exist.
+        ConfigError: The dataset does not have the split.
     """
     name = str(run.data)
     if name != run.dataset_name or os.path.exists(name):
         return open_data(name), None
-    found = _load(run)
-    train = _split(found, run.dataset_train_split, "dataset_train_split", name)
-    wanted = evaluating and run.eval_data is None
-    return train, _split(
-        found, run.dataset_test_split, "dataset_test_split", name
-    ) if wanted else None
+    splits = _load_from_hub(run)
+    train = _select_split(splits, run.dataset_train_split, "dataset_train_split", name)
+    if not evaluating or run.eval_data is not None:
+        return train, None
+    return train, _select_split(splits, run.dataset_test_split, "dataset_test_split", name)
 
 
 def open_data(path: str) -> Any:
-    """Packs, where `path` is a folder of them; otherwise the path itself, whose records the trainer
-    prepares."""
-    if path.startswith(_HUB):
+    """Open a folder of packs; return other paths unchanged, whose records the trainer prepares.
+
+    Raises:
+        InputNotFound: The path does not exist, and no file matches it as a pattern.
+        ConfigError: The path is a URL.
+    """
+    if path.startswith(_HUB_PREFIX):
         return path
     if not os.path.exists(path):
         check_local_path(path, "DIR")
-    place = Path(path).expanduser()
-    if (place / MANIFEST_NAME).exists() or (
-        place.is_dir() and not any(_is_data(file) for file in place.iterdir())
+    folder = Path(path).expanduser()
+    # A folder without any file is opened as well, for its error: an unfinished build.
+    if (folder / MANIFEST_NAME).exists() or (
+        folder.is_dir() and not any(_is_data_file(file) for file in folder.iterdir())
     ):
-        return sftprep.open_shards(os.fspath(place))
-    if not glob.glob(str(place)):
+        return sftprep.open_shards(os.fspath(folder))
+    if not glob.glob(str(folder)):
         raise InputNotFound(
-            f"there is no file or folder {path}",
-            remedy="give the folder that `sftprep build` wrote, or a file of records",
+            f"the file or folder {path} does not exist",
+            remedy="specify the folder that `sftprep build` wrote, or a file of records",
         )
-    return os.fspath(place)
+    return os.fspath(folder)
 
 
-def _is_data(file: Path) -> bool:
+def _is_data_file(file: Path) -> bool:
     return file.is_file() and not file.name.startswith(".")
 
 
-def _load(run: RunConfig) -> Any:
+def _load_from_hub(run: RunConfig) -> Any:
     from datasets import load_dataset
 
     try:
         return load_dataset(
             str(run.dataset_name), name=run.dataset_config, streaming=run.dataset_streaming
         )
-    except Exception as error:  # datasets passes on what a dozen libraries raise
+    except Exception as error:  # datasets passes on the errors of a dozen libraries
         detail = (str(error).splitlines() or [""])[0][:300]
         raise InputNotFound(
             f"the dataset {run.dataset_name} cannot be loaded: {type(error).__name__}: {detail}",
-            remedy="check its name, dataset_config and the network; or give a file of records",
+            remedy=[
+                f"check its name, {setting('dataset_config')} and the network",
+                "specify a file of records",
+            ],
         ) from error
 
 
-def _split(found: Any, split: str, setting: str, name: str) -> Any:
-    if split not in found:
+def _select_split(splits: Any, split: str, setting_name: str, name: str) -> Any:
+    if split not in splits:
         raise ConfigError(
-            f"{name} has no split {split}; it has {', '.join(found)}",
-            remedy=f"choose one with --{setting}",
+            f"{name} has no split {split}; it has {', '.join(splits)}",
+            remedy=f"choose one with {setting(setting_name)}",
         )
-    return found[split]
+    return splits[split]
 
 
-def stream_of_run(run: RunConfig, training: Any, wanted: ModelConfig) -> tuple[PackedStream, Any]:
-    """The stream that `sfttrain run --stream` trains on, with the tokenizer to save beside the
-    model.
+def open_run_stream(
+    run: RunConfig, training: Any, model_config: ModelConfig
+) -> tuple[PackedStream, Any]:
+    """Open the stream of `sfttrain run --stream`, and load the tokenizer of the model.
 
-    Records become tokens as they do for a raw `train_dataset` of SFTTrainer. Raises ConfigError
-    where --max_steps is missing, TokenizerError, and what the first records raise.
+    Records are tokenized as those of a raw `train_dataset` of SFTTrainer are.
+
+    Args:
+        run: The settings of the data.
+        training: The SFTConfig.
+        model_config: The settings of the model.
+
+    Returns:
+        The stream, and the tokenizer, which is saved with the trained model.
+
+    Raises:
+        ConfigError: `max_steps` is missing.
+        TokenizerError: The model has no usable tokenizer.
+        SftprepError: The first records cannot be used.
     """
+    from sfttrain.config.setting_names import RunStreamNames
     from sfttrain.data.settings import DataSettings
     from sfttrain.models.tokenizer import load_required_tokenizer
 
     if training.max_steps <= 0:
-        raise ConfigError("a stream does not say how long it is", remedy="give --max_steps N")
-    model = str(wanted.model_name_or_path)
+        raise ConfigError(
+            "the length of a stream is not known", remedy=f"specify {setting('max_steps', 'N')}"
+        )
+    model = str(model_config.model_name_or_path)
     tokenizer = load_required_tokenizer(
-        model, revision=wanted.model_revision, trust_remote_code=wanted.trust_remote_code
+        model,
+        revision=model_config.model_revision,
+        trust_remote_code=model_config.trust_remote_code,
     )
     settings = DataSettings.from_config(training, tokenizer).build_settings(packing=True)
-    config = BuildConfig.of(
-        **{
-            **settings,
-            "tokenizer": model,
-            "pack_window": run.stream_window,
-            "lanes": run.stream_lanes,
-        }
-    )
-    return (
-        PackedStream(
+    try:
+        config = BuildConfig.of(
+            **{
+                **settings,
+                "tokenizer": model,
+                "pack_window": run.stream_window,
+                "lanes": run.stream_lanes,
+            }
+        )
+        stream = PackedStream(
             list(run.stream or ()),
             config=config,
             order="keep" if run.stream_order == "keep" else "shuffle",
             rank=training.process_index,
             world_size=training.world_size,
-        ),
-        tokenizer,
-    )
+        )
+    except SftprepError as error:
+        raise error.shown_by(RunStreamNames("stream", None)) from error
+    return stream, tokenizer

@@ -1,4 +1,4 @@
-"""The command `sfttrain run`: nothing but parsing and printing."""
+"""The entry point of the command `sfttrain`: dispatch, help and error messages."""
 
 from __future__ import annotations
 
@@ -14,17 +14,24 @@ from typing import Any
 from sftprep.errors import FlagNames, SftprepError
 from sfttrain.cli.help_text import PROGRAM, short_help
 
-_HELP = {"-h", "--help", "--help-all"}
+_HELP_FLAGS = {"-h", "--help", "--help-all"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. Returns 0 done, 1 failed, 2 usage or bad input, 3 environment (disk, memory,
-    a missing device)."""
+    """Run the command.
+
+    Args:
+        arguments: The arguments; by default those of the process.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 usage or invalid input, 3 environment (disk, memory, a
+        missing device).
+    """
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     command, rest = (tokens[0], tokens[1:]) if tokens else ("", [])
     if command == "run":
-        rest, debug = _take_debug(rest)
-        return _help(rest) if _HELP & set(rest) else _guarded(rest, debug)
+        rest, debug = _remove_debug_flag(rest)
+        return _print_help(rest) if _HELP_FLAGS & set(rest) else _run_reporting(rest, debug)
     if command in ("", "--help", "-h"):
         print(PROGRAM, end="")
         return 0 if command else 2
@@ -33,10 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(sftprep.__version__)
         return 0
-    return _tell(f"unknown command {command!r}", "the command is: sfttrain run", 2)
+    return _report(f"unknown command {command!r}", "use the command `sfttrain run`", 2)
 
 
-def _help(arguments: list[str]) -> int:
+def _print_help(arguments: list[str]) -> int:
     if "--help-all" in arguments:
         from sfttrain.cli.arguments import full_help
 
@@ -46,36 +53,38 @@ def _help(arguments: list[str]) -> int:
     return 0
 
 
-def _guarded(arguments: list[str], debug: bool) -> int:
-    """Run, and tell errors in words: what is wrong and what to do; with `debug` they pass."""
+def _run_reporting(arguments: list[str], debug: bool) -> int:
+    """Run, and report each error with its remedy; with `debug`, errors propagate."""
     try:
         if not debug:
-            _quieten_libraries()
+            _silence_libraries()
         return _run(arguments)
     except SftprepError as error:
         if debug:
             raise
-        shown = _with_flags(error)
-        return _leave(_tell(shown.message, shown.remedy, shown.exit_code))
+        shown = _show_flags(error)
+        return _exit_rank(_report(shown.message, shown.remedy, shown.exit_code))
     except KeyboardInterrupt:
-        return _leave(
-            _tell(
+        return _exit_rank(
+            _report(
                 "interrupted",
-                "go on with --resume_from_checkpoint latest, if a checkpoint was saved",
+                "resume with --resume_from_checkpoint latest, if a checkpoint was saved",
                 1,
             )
         )
     except Exception as error:
         if debug:
             raise
-        return _leave(_tell_foreign(error))
+        return _exit_rank(_report_library_error(error))
 
 
-def _with_flags(error: SftprepError) -> SftprepError:
+def _show_flags(error: SftprepError) -> SftprepError:
     """Return the error with its settings as flags of this command."""
-    from sfttrain.config.setting_names import TrainerNames  # loads torch, which --help never does
+    # Imported here, because it loads torch, which --help must not do.
+    from sfttrain.config.setting_names import TrainerNames
 
     flags = FlagNames("_")
+    # An error of a build inside the run keeps the settings of the trainer, spelled as flags.
     if isinstance(error.names, TrainerNames):
         return error.shown_by(replace(error.names, spelling=flags))
     return error.shown_by(flags)
@@ -90,16 +99,15 @@ def _run(arguments: list[str]) -> int:
     summary = train(prepared)
     if request.training.process_index == 0:
         print(json.dumps(summary.as_dict()) if request.run.json else summary.text())
-    return _leave(0)  # here, while `prepared` holds what must not be taken down
+    return _exit_rank(0)  # here, while `prepared` still refers to the model and its tensors
 
 
-def _leave(code: int) -> int:
-    """Return `code`; a rank of several ends with it at once, for taking down its process group may
-    hang or abort.
+def _exit_rank(code: int) -> int:
+    """Return `code`; with several processes, exit immediately instead.
 
-    gloo's threads wait for Python's lock to let go of the tensors of the last collective, while the
-    group's destructor holds that lock and waits for them (seen with torch 2.13). What others have
-    registered for the end is still run.
+    The destruction of a process group can hang or abort: the threads of gloo wait for the GIL to
+    release the tensors of the last collective, while the group's destructor holds the GIL and waits
+    for these threads (observed with torch 2.13). Functions registered with atexit still run.
     """
     torch: Any = sys.modules.get("torch")
     group: Any = (
@@ -113,9 +121,11 @@ def _leave(code: int) -> int:
     return code
 
 
-def _quieten_libraries() -> None:
-    """Deprecations inside other libraries are not the user's, and their bars would fill a log
-    file."""
+def _silence_libraries() -> None:
+    """Hide deprecation warnings and progress bars of other libraries.
+
+    The user cannot fix the former, and the latter would fill a log file.
+    """
     from transformers.utils import logging
 
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -123,9 +133,11 @@ def _quieten_libraries() -> None:
         logging.disable_progress_bar()
 
 
-def _take_debug(tokens: list[str]) -> tuple[list[str], bool]:
-    """Take out a --debug without a value, which is ours; transformers' has one (--debug
-    underflow_overflow)."""
+def _remove_debug_flag(tokens: list[str]) -> tuple[list[str], bool]:
+    """Remove a --debug without a value, which is sfttrain's; return whether it was there.
+
+    The --debug of transformers has a value (underflow_overflow) and stays.
+    """
     kept: list[str] = []
     found = False
     for number, token in enumerate(tokens):
@@ -138,27 +150,25 @@ def _take_debug(tokens: list[str]) -> tuple[list[str], bool]:
     return kept, found
 
 
-def _tell_foreign(error: Exception) -> int:
-    """An error that another library raised: what it says, and what may help."""
+def _report_library_error(error: Exception) -> int:
+    """Report an error that another library raised, with a remedy by its kind."""
     text = " ".join(str(error).split())[:500] or type(error).__name__
     if "out of memory" in text.lower():
-        return _tell(
+        return _report(
             text,
             "lower --per_device_train_batch_size, add --gradient_checkpointing, or train an adapter"
             " with --use_peft",
             3,
         )
     if isinstance(error, OSError):
-        return _tell(text, "check the disk, and who may write there", 3)
+        return _report(text, "check the disk, and the permissions there", 3)
     if isinstance(error, ImportError):
-        return _tell(text, "install the package it names", 3)
+        return _report(text, "install the package that it names", 3)
     if isinstance(error, ValueError):
-        return _tell(text, "check the setting it names; --debug shows where it comes from", 2)
-    return _tell(
-        f"{type(error).__name__}: {text}", "run again with --debug to see where it comes from", 1
-    )
+        return _report(text, "check the setting that it names; --debug shows the traceback", 2)
+    return _report(f"{type(error).__name__}: {text}", "run with --debug to see the traceback", 1)
 
 
-def _tell(message: str, remedy: str, code: int) -> int:
+def _report(message: str, remedy: str, code: int) -> int:
     print(f"error: {message}" + (f"\n  → {remedy}" if remedy else ""), file=sys.stderr)
     return code

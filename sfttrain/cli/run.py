@@ -1,4 +1,10 @@
-"""One training run, top to bottom: data, model, checks, training, what is left behind."""
+"""One run of `sfttrain run`: preparation with its checks, training, and the summary.
+
+1. Check what can be checked before the model is loaded: the output folder, the checkpoint.
+2. Open the data, and load the model and its tokenizer.
+3. Check that data and model fit each other, and create the trainer, which checks the attention.
+4. Train, save, evaluate, and merge the adapter, while the output folder is locked.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +17,20 @@ from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
-from sftprep.errors import ConfigError
+from sftprep.errors import ConfigError, setting
 from sfttrain.checkpoints.output_folders import (
     MERGED_NAME,
-    reject_output,
+    reject_foreign_output,
     reject_to_replace,
     reject_to_train_in_place,
 )
 from sfttrain.checkpoints.seal import Needs
-from sfttrain.checkpoints.select import find_checkpoint, is_asked
+from sfttrain.checkpoints.select import find_checkpoint, is_resume_requested
 from sfttrain.cli.arguments import Request
 from sfttrain.cli.console import Console
-from sfttrain.cli.datasets import open_data, run_datasets, stream_of_run
-from sfttrain.config.sft_config import ModelConfig
+from sfttrain.cli.datasets import load_run_datasets, open_data, open_run_stream
+from sfttrain.config.model_config import ModelConfig
+from sfttrain.config.sft_config import SFTConfig
 from sfttrain.data.streaming import is_stream
 from sfttrain.models.adapters import grow_embedding, merge_adapter
 from sfttrain.models.loading import (
@@ -44,42 +51,52 @@ from sfttrain.trainer_setup import init_options
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run did. Losses are means over trained tokens between logs; None where nothing was
-    logged."""
+    """The result of a run, which `--json` prints with these names."""
 
     steps: int
-    """Optimizer steps of this run, without those before a resume."""
+    """The optimizer steps of this run, without those before a resume."""
     first_loss: float | None
-    """The first that was logged, before a resume too."""
+    """The first logged loss, including those before a resume; None if nothing was logged. A logged
+    loss is the mean over the trained tokens since the log entry before."""
     last_loss: float | None
+    """The last logged loss, likewise."""
     trained_tokens: int
-    """Targets seen, those before a resume included."""
+    """The targets seen, including those before a resume."""
     seconds: float
+    """The duration of the training."""
     tokens_per_second: float
-    """Trained tokens a second of this run."""
+    """The trained tokens per second of this run."""
     trained_parameters: int
+    """The number of parameters that were trained."""
     parameters: int
+    """The number of all parameters."""
     attention: str
+    """The attention implementation."""
     unpacked: bool
+    """Whether rows were unpacked into padded batches."""
     loss_impl: str
+    """"fused" or "logits"."""
     kind: str
-    """adapter or model"""
+    """"adapter" or "model"."""
     output_dir: str
+    """The output folder."""
     resumed_from: str | None
+    """The folder of the checkpoint from which the run resumed."""
     evaluation: dict[str, float]
+    """The metrics of the final evaluation; empty without one."""
     told: tuple[str, ...]
-    """Mismatches that were allowed."""
+    """The warnings about allowed mismatches and executed code."""
     merged: str | None = None
-    """Folder of the model with the adapter merged into it (--merge)."""
+    """The folder of the model with the adapter merged into it (`merge`)."""
     rejected: int = 0
-    """Records of a stream that were set aside in its last pass, by this process."""
+    """The records of a stream that this process quarantined in the last pass."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the summary as a JSON object."""
         return dataclasses.asdict(self)
 
     def text(self) -> str:
-        """For people."""
+        """Return the summary as lines for people."""
         losses = (
             ""
             if self.first_loss is None or self.last_loss is None
@@ -94,10 +111,7 @@ class RunSummary:
             ),
         ]
         if self.rejected:
-            lines.append(
-                "records of the stream that were set aside, since they cannot be used:"
-                f" {self.rejected:,}"
-            )
+            lines.append(f"quarantined records of the stream: {self.rejected:,}")
         if self.merged:
             lines.append(f"the model with the adapter merged into it is in {self.merged}")
         if "eval_loss" in self.evaluation:
@@ -110,109 +124,178 @@ class RunSummary:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRun:
     """A run that has passed its checks and can start."""
 
     trainer: SFTTrainer
     kind: str
-    """adapter or model"""
+    """"adapter" or "model"."""
     resume: str | bool | None
-    """The checkpoint to resume from, as it was asked for."""
-    told: tuple[str, ...]
-    """Mismatches that were allowed."""
-    merge: ModelConfig | None = None
-    """Where the adapter is merged in the end: into this model."""
+    """The requested checkpoint: a folder, or True or "latest"; None for a new run."""
+    warnings: tuple[str, ...]
+    """The warnings about allowed mismatches and executed code."""
+    merge_into: ModelConfig | None = None
+    """The model into which the adapter is merged at the end; None if it is not merged."""
 
 
-def prepare(request: Request) -> Prepared:
-    """Find the data, load the model, and check that they belong together and that it keeps
-    sequences apart.
+@dataclass(frozen=True)
+class _RunData:
+    """The data of a run."""
 
-    Raises the errors of sftprep.errors: ManifestError or ShardError for the packs, InputNotFound
-    for the model, MismatchError where they do not belong together, AttentionError, ConfigError.
+    train: Any
+    evaluation: Any | None
+    tokenizer: Any | None
+    """The tokenizer of a stream; None for other data."""
+
+    @property
+    def is_build(self) -> bool:
+        """Whether the training data is a build, whose manifest can be compared with the model."""
+        return hasattr(self.train, "manifest")
+
+
+def prepare(request: Request) -> PreparedRun:
+    """Open the data, load the model, and check that they fit each other.
+
+    Raises:
+        ManifestError: The folder is not a finished build.
+        ShardError: A shard is damaged.
+        InputNotFound: The data, the model or the checkpoint does not exist.
+        MismatchError: The data and the model do not fit each other.
+        AttentionError: Packed sequences cannot be kept apart.
+        ConfigError: The settings contradict each other.
     """
-    training, wanted = request.training, request.model
-    if wanted.merge and training.model_init_kwargs:
-        raise ConfigError(
-            "merge loads the model once more, without model_init_kwargs",
-            remedy="say the same with --model_revision and --dtype, or leave --merge out",
-        )
-    # Before the model is loaded; train() asks once more, and of the tokenizer too.
-    reject_to_train_in_place(training.output_dir, [str(wanted.model_name_or_path)])
-    reject_output(Path(str(training.output_dir)))
-    if wanted.merge:
-        reject_to_replace(Path(str(training.output_dir)) / MERGED_NAME)  # before hours of training
-    check_code_is_pinned(wanted)
-    shards: Any
-    tokenizer: Any = None
-    held_out: Any = None
-    if request.run.stream:
-        shards, tokenizer = stream_of_run(request.run, training, wanted)
-    else:
-        shards, held_out = run_datasets(request.run, evaluating=training.eval_strategy != "no")
-    evaluation = open_data(request.run.eval_data) if request.run.eval_data else held_out
-    if training.eval_strategy != "no" and evaluation is None:
-        raise ConfigError(
-            "there is nothing to evaluate on", remedy="give --eval_data DIR, or --eval_strategy no"
-        )
-    asked = training.resume_from_checkpoint if is_asked(training.resume_from_checkpoint) else None
-    if asked is not None:
-        needs = Needs(
-            ranks=training.world_size,
-            stream=bool(request.run.stream),
-            adapter=wanted.use_peft,
-            optimizer=not training.save_only_model,
-        )
-        # Before the model is loaded; train() looks for it again, and reads it.
-        find_checkpoint(asked, training.output_dir, needs=needs, read=False)
-    built = hasattr(shards, "manifest")
-    fingerprint = None
-    if built:
-        tokenizer, fingerprint = tokenizer_for(
-            wanted, shards.manifest, training.allow_mismatch or ()
-        )
-    options: dict[str, Any] = {}
-    if training.model_init_kwargs:
-        options, training.attn = init_options(
-            training, get_quantization_config(wanted), keep_attention=False
-        )
-        training.model_init_kwargs = None  # the trainer is given a model that is loaded
-    model = load_model(wanted, device=training.device, options=options)
-    grown = 0
-    if built and tokenizer is not None and "tokenizer" in (training.allow_mismatch or ()):
-        set_seed(training.seed)  # the embeddings of new tokens begin at random
-        grown = grow_embedding(model, tokenizer, int(shards.manifest.tokenizer.get("max_id", -1)))
-    told = check_match(model, shards, fingerprint, training.allow_mismatch or ()) if built else []
-    peft_config = get_peft_config(wanted)
+    training, model_config = request.training, request.model
+    _check_output_folder(training, model_config)
+    check_code_is_pinned(model_config)
+    data = _open_run_data(request)
+    resume = _find_requested_checkpoint(request)
+    model, tokenizer, warnings = _load_matching_model(data, training, model_config)
+    peft_config = get_peft_config(model_config)
     trainer = SFTTrainer(
         model,
         training,
-        train_dataset=shards,
-        eval_dataset=evaluation,
+        train_dataset=data.train,
+        eval_dataset=data.evaluation,
         processing_class=tokenizer,
         peft_config=peft_config,
     )
-    if grown:
-        told.append(
-            f"the tokenizer of the shards has more tokens than the model: its embedding has {grown}"
-            " new rows"
-        )
-    trainer.code = code_that_runs(wanted)
+    trainer.code = code_that_runs(model_config)
     if trainer.code:
-        told.append(f"code of {trainer.code} is run (--trust_remote_code)")
-    _tell_here(trainer, told)
+        warnings.append(f"code of {trainer.code} is run (trust_remote_code)")
+    _add_console(trainer, warnings)
     kind = "adapter" if peft_config is not None else "model"
-    return Prepared(trainer, kind, asked, tuple(told), wanted if wanted.merge else None)
+    merge_into = model_config if model_config.merge else None
+    return PreparedRun(trainer, kind, resume, tuple(warnings), merge_into)
 
 
-def train(prepared: Prepared) -> RunSummary:
-    """Train, and leave the adapter or model, with its tokenizer, in the output folder. Raises
-    TrainingDiverged, and OutputBusy where another run writes to the folder."""
+def _check_output_folder(training: SFTConfig, model_config: ModelConfig) -> None:
+    """Refuse an output folder that the run may not write to, before the model is loaded.
+
+    train() checks it again, with the folder of the tokenizer in addition.
+    """
+    output = Path(str(training.output_dir))
+    if model_config.merge and training.model_init_kwargs:
+        raise ConfigError(
+            f"{setting('merge')} loads the model a second time, without"
+            f" {setting('model_init_kwargs')}",
+            remedy=[
+                f"use {setting('model_revision')} and {setting('dtype')} instead",
+                f"leave {setting('merge')} out",
+            ],
+        )
+    reject_to_train_in_place(training.output_dir, [str(model_config.model_name_or_path)])
+    reject_foreign_output(output)
+    if model_config.merge:
+        reject_to_replace(output / MERGED_NAME)  # now, and not after hours of training
+
+
+def _open_run_data(request: Request) -> _RunData:
+    """Open the data for training and evaluation."""
+    run, training = request.run, request.training
+    is_evaluating = training.eval_strategy != "no"
+    train: Any
+    tokenizer: Any = None
+    test_split: Any = None
+    if run.stream:
+        train, tokenizer = open_run_stream(run, training, request.model)
+    else:
+        train, test_split = load_run_datasets(run, evaluating=is_evaluating)
+    evaluation = open_data(run.eval_data) if run.eval_data else test_split
+    if is_evaluating and evaluation is None:
+        raise ConfigError(
+            "there is nothing to evaluate on",
+            remedy=[
+                f"specify {setting('eval_data', 'DIR')}",
+                f"use {setting('eval_strategy', 'no')}",
+            ],
+        )
+    return _RunData(train, evaluation, tokenizer)
+
+
+def _find_requested_checkpoint(request: Request) -> str | bool | None:
+    """Check that the requested checkpoint exists, before the model is loaded.
+
+    train() searches for it again, and reads all of its files.
+    """
+    training = request.training
+    requested = training.resume_from_checkpoint
+    if not is_resume_requested(requested):
+        return None
+    needs = Needs(
+        ranks=training.world_size,
+        stream=bool(request.run.stream),
+        adapter=request.model.use_peft,
+        optimizer=not training.save_only_model,
+    )
+    find_checkpoint(requested, training.output_dir, needs=needs, read=False)
+    return requested  # type: ignore[no-any-return]
+
+
+def _load_matching_model(
+    data: _RunData, training: SFTConfig, model_config: ModelConfig
+) -> tuple[Any, Any | None, list[str]]:
+    """Load the model and its tokenizer, and check that a build was made for them.
+
+    Returns:
+        The model, the tokenizer or None, and warnings about allowed mismatches.
+    """
+    allowed = training.allow_mismatch or ()
+    tokenizer, fingerprint = data.tokenizer, None
+    if data.is_build:
+        tokenizer, fingerprint = tokenizer_for(model_config, data.train.manifest, allowed)
+    options: dict[str, Any] = {}
+    if training.model_init_kwargs:
+        options, training.attn = init_options(
+            training, get_quantization_config(model_config), keep_attention=False
+        )
+        training.model_init_kwargs = None  # the trainer refuses them for a loaded model
+    model = load_model(model_config, device=training.device, options=options)
+    new_rows = 0
+    if data.is_build and tokenizer is not None and "tokenizer" in allowed:
+        set_seed(training.seed)  # the embeddings of new tokens are initialized at random
+        max_id = int(data.train.manifest.tokenizer.get("max_id", -1))
+        new_rows = grow_embedding(model, tokenizer, max_id)
+    warnings = check_match(model, data.train, fingerprint, allowed) if data.is_build else []
+    if new_rows:
+        warnings.append(
+            "the tokenizer of the shards has more tokens than the model: its embedding has"
+            f" {new_rows} new rows"
+        )
+    return model, tokenizer, warnings
+
+
+def train(prepared: PreparedRun) -> RunSummary:
+    """Train, save the model or adapter with its tokenizer, evaluate, and merge.
+
+    Raises:
+        TrainingDiverged: The loss, the gradient or a weight is not finite.
+        OutputBusy: Another run writes to the output folder.
+    """
     with prepared.trainer.output_held():
-        return _train(prepared)
+        return _train_and_save(prepared)
 
 
-def _train(prepared: Prepared) -> RunSummary:
+def _train_and_save(prepared: PreparedRun) -> RunSummary:
     trainer = prepared.trainer
     start = time.perf_counter()
     result = trainer.train(resume_from_checkpoint=prepared.resume)
@@ -220,10 +303,10 @@ def _train(prepared: Prepared) -> RunSummary:
     trainer.save_model()
     if trainer.is_world_process_zero():
         trainer.save_state()
-    final = trainer.evaluate() if trainer.eval_dataset is not None else {}
-    merged = _merge(trainer, prepared.merge) if prepared.merge is not None else None
+    evaluation = trainer.evaluate() if trainer.eval_dataset is not None else {}
+    merged = _merge(trainer, prepared.merge_into) if prepared.merge_into is not None else None
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    trained, every = trainable_share(trainer.model)
+    trained_count, total_count = trainable_share(trainer.model)
     return RunSummary(
         steps=result.global_step - trainer.steps_before,
         first_loss=losses[0] if losses else None,
@@ -231,24 +314,26 @@ def _train(prepared: Prepared) -> RunSummary:
         trained_tokens=trainer.trained_tokens,
         seconds=round(seconds, 3),
         tokens_per_second=round(trainer.trained_tokens_here / seconds, 1),
-        trained_parameters=trained,
-        parameters=every,
+        trained_parameters=trained_count,
+        parameters=total_count,
         attention=trainer.feeding.attention,
         unpacked=trainer.feeding.unpack,
         loss_impl="fused" if trainer.loss_plan.head is not None else "logits",
         kind=prepared.kind,
         output_dir=str(trainer.args.output_dir),
         resumed_from=trainer.resumed_from,
-        evaluation=final,
-        told=prepared.told,
+        evaluation=evaluation,
+        told=prepared.warnings,
         merged=merged,
         rejected=trainer.records_rejected(),
     )
 
 
 def _merge(trainer: SFTTrainer, base: ModelConfig) -> str:
-    """Merge the adapter that was just saved; by one process, from what is on the disk, however the
-    model is spread out here."""
+    """Merge the adapter that was just saved into its base; return the folder.
+
+    One process does this from the files, because the model may be sharded over the processes.
+    """
     output = str(Path(str(trainer.args.output_dir)) / MERGED_NAME)
     if trainer.is_world_process_zero():
         merge_adapter(
@@ -262,29 +347,33 @@ def _merge(trainer: SFTTrainer, base: ModelConfig) -> str:
     return output
 
 
-def _tell_here(trainer: SFTTrainer, told: Sequence[str]) -> None:
-    """Leave the telling to Console: Trainer's own callbacks write to stdout, which belongs to the
-    summary."""
+def _add_console(trainer: SFTTrainer, warnings: Sequence[str]) -> None:
+    """Replace Trainer's own output, which goes to stdout, by Console.
+
+    stdout is reserved for the summary.
+    """
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
-    feeding, trained = trainer.feeding, trainable_share(trainer.model)
-    way = (
+    feeding = trainer.feeding
+    trained_count, total_count = trainable_share(trainer.model)
+    attention = (
         f"rows unpacked into padded batches ({feeding.attention})"
         if feeding.unpack
         else feeding.attention
     )
     lines = [
-        *(f"warning: {text}" for text in told),
+        *(f"warning: {text}" for text in warnings),
         (
-            f"attention: {way}; loss:"
-            f" {'fused' if trainer.loss_plan.head is not None else 'from logits'}; {trained[0]:,}"
-            f" of {trained[1]:,} parameters trained; {_how_many(trainer.train_dataset)}"
+            f"attention: {attention}; loss:"
+            f" {'fused' if trainer.loss_plan.head is not None else 'from logits'};"
+            f" {trained_count:,} of {total_count:,} parameters trained;"
+            f" {_describe_size(trainer.train_dataset)}"
         ),
     ]
     if trainer.args.device.type == "cpu" and not trainer.args.bf16 and cpu_has_bfloat16():
-        lines.append("this CPU computes in bfloat16 too: --bf16 trains faster, in mixed precision")
+        lines.append("this CPU supports bfloat16: bf16 trains faster, in mixed precision")
     trainer.add_callback(Console(lines))
 
 
-def _how_many(source: Any) -> str:
+def _describe_size(source: Any) -> str:
     return "a stream of packs" if is_stream(source) else f"{len(source):,} packs"

@@ -1,5 +1,6 @@
-"""The settings of a training run, with the names that TRL gives them."""
+"""The settings of a training run, with TRL's names."""
 
-from sfttrain.config.sft_config import ModelConfig, SFTConfig
+from sfttrain.config.model_config import ModelConfig
+from sfttrain.config.sft_config import SFTConfig
 
 __all__ = ["ModelConfig", "SFTConfig"]

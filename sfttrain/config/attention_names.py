@@ -1,8 +1,8 @@
-"""Names of attention implementations, and those that would mix packed sequences."""
+"""Names of attention implementations, and the refusal of those that mix packed sequences."""
 
 from __future__ import annotations
 
-from sftprep.errors import AttentionError
+from sftprep.errors import AttentionError, setting
 
 CHOICES = (
     "auto",
@@ -13,17 +13,21 @@ CHOICES = (
     "sft_varlen",
     "unpack",
 )
-"""What --attn takes, besides the name of a kernel repository (kernels-community/flash-attn2)."""
+"""The values of `attn`, apart from names of kernel repositories (kernels-community/flash-attn2)."""
+
+_MIXING = {"eager", "sdpa", "flex_attention"}
+"""Implementations that attend across the boundaries of packed sequences in many models."""
 
 
-_MIXES = {"eager", "sdpa", "flex_attention"}
+def reject_mixing(name: str) -> None:
+    """Refuse attention implementations that let packed sequences attend to each other.
 
-
-def reject_mixing(asked: str) -> None:
-    """Raise AttentionError for implementations under which packed sequences may see each other."""
-    if asked in _MIXES:
+    Raises:
+        AttentionError: `name` is one of them.
+    """
+    if name in _MIXING:
         raise AttentionError(
-            f"attention {asked!r} would let packed sequences see each other in many models, and is"
-            " slow where it does not",
-            remedy=f"use --attn auto, or one of: {', '.join(CHOICES[1:])}",
+            f"attention {name!r} lets packed sequences attend to each other in many models, and is"
+            " slow in the others",
+            remedy=f"use {setting('attn', 'auto')}, or one of: {', '.join(CHOICES[1:])}",
         )

@@ -1,4 +1,4 @@
-"""Settings of older versions of TRL and transformers, and what they are called now."""
+"""Deprecated settings of older versions of TRL and transformers, and their current names."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
-from sftprep.errors import ConfigError
+from sftprep.errors import ConfigError, setting
 
-NOW = {
+CURRENT_NAMES = {
     "max_seq_length": "max_length",
     "use_liger": "use_liger_kernel",
     "evaluation_strategy": "eval_strategy",
@@ -22,64 +22,65 @@ NOW = {
     "save_safetensors": "",
     "logging_dir": "",
 }
-"""Older names, and the names of today; '' where there is none, because the setting means nothing
-any more."""
+"""The current name of each deprecated setting; "" for settings that have no effect any more."""
 
 
-def _old(name: str) -> Any:
-    """A field that only older scripts give."""
+def _deprecated_field(name: str) -> Any:
+    """Return a dataclass field for a setting that only older scripts specify."""
     text = (
-        f"Old name of {NOW[name]}."
-        if NOW[name]
-        else "Of older versions; does nothing, and says so."
+        f"Old name of {CURRENT_NAMES[name]}."
+        if CURRENT_NAMES[name]
+        else "Deprecated; has no effect except a warning."
     )
     return field(default=None, metadata={"help": text})
 
 
 @dataclass
-class OlderNames:
-    """The fields themselves: None where they are not given."""
+class DeprecatedSettings:
+    """The deprecated settings as fields; None where they are not specified."""
 
-    max_seq_length: int | None = _old("max_seq_length")
-    use_liger: bool | None = _old("use_liger")
-    evaluation_strategy: str | None = _old("evaluation_strategy")
-    warmup_ratio: float | None = _old("warmup_ratio")
-    no_cuda: bool | None = _old("no_cuda")
-    group_by_length: bool | None = _old("group_by_length")
-    dataset_batch_size: int | None = _old("dataset_batch_size")
-    num_of_sequences: int | None = _old("num_of_sequences")
-    chars_per_token: float | None = _old("chars_per_token")
-    overwrite_output_dir: bool | None = _old("overwrite_output_dir")
-    save_safetensors: bool | None = _old("save_safetensors")
-    logging_dir: str | None = _old("logging_dir")
+    max_seq_length: int | None = _deprecated_field("max_seq_length")
+    use_liger: bool | None = _deprecated_field("use_liger")
+    evaluation_strategy: str | None = _deprecated_field("evaluation_strategy")
+    warmup_ratio: float | None = _deprecated_field("warmup_ratio")
+    no_cuda: bool | None = _deprecated_field("no_cuda")
+    group_by_length: bool | None = _deprecated_field("group_by_length")
+    dataset_batch_size: int | None = _deprecated_field("dataset_batch_size")
+    num_of_sequences: int | None = _deprecated_field("num_of_sequences")
+    chars_per_token: float | None = _deprecated_field("chars_per_token")
+    overwrite_output_dir: bool | None = _deprecated_field("overwrite_output_dir")
+    save_safetensors: bool | None = _deprecated_field("save_safetensors")
+    logging_dir: str | None = _deprecated_field("logging_dir")
 
 
-def take_older_names(config: Any) -> None:
-    """Give the settings of today the values that came under older names, and say so of those that
-    do nothing any more.
+def apply_deprecated_settings(config: Any) -> None:
+    """Copy the values of deprecated settings to the current ones, with a warning for the useless.
 
-    Raises ConfigError where a setting came under both names with unlike values.
+    Args:
+        config: An SFTConfig, which is changed in place.
+
+    Raises:
+        ConfigError: A setting has different values under its two names.
     """
     fields = config.__dataclass_fields__
-    for name, now in NOW.items():
+    for name, current_name in CURRENT_NAMES.items():
         value = getattr(config, name)
         if value is None:
             continue
-        if not now:
-            warnings.warn(
-                f"{name} does nothing any more: leave it out", FutureWarning, stacklevel=4
-            )
+        if not current_name:
+            warnings.warn(f"{name} has no effect: leave it out", FutureWarning, stacklevel=4)
             continue
+        # A boolean became one of several strategies.
         if name == "group_by_length":
             value = "group_by_length" if value else "random"
-        before = getattr(config, now)
-        given_too = before != fields[now].default and before is not None
-        if given_too and before != value:
+        current = getattr(config, current_name)
+        is_specified_too = current != fields[current_name].default and current is not None
+        if is_specified_too and current != value:
             raise ConfigError(
-                f"{name} is {value!r} and {now} is {before!r}, which are the same setting",
-                remedy=f"leave {name} out",
+                f"{setting(name)} is {value!r} and {setting(current_name)} is {current!r}, which"
+                " are the same setting",
+                remedy=f"leave {setting(name)} out",
             )
-        setattr(config, now, value)
-        setattr(
-            config, name, None
-        )  # so that a copy of the settings that changes the name of today is not held back
+        setattr(config, current_name, value)
+        # Otherwise dataclasses.replace() with a new value of the current setting would fail above.
+        setattr(config, name, None)

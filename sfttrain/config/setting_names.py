@@ -1,4 +1,9 @@
-"""How the trainer shows the settings that an error of sftprep names: as those of SFTConfig."""
+"""The names that a trainer shows in errors of sftprep: the settings of SFTConfig.
+
+An error of sftprep refers to its settings by `sftprep.errors.setting`, and each front end renders
+these references. A trainer has other names for some settings, expresses some by several of its own,
+and does not have the rest: a remedy with one of those is dropped if there is another.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +12,9 @@ from dataclasses import dataclass, field
 from sftprep.errors import FlagNames, PythonNames
 
 DATASET_OF_STREAM = "the data set"
-"""What a stream calls an iterable dataset in its errors."""
+"""The name of an iterable dataset in the errors of a stream."""
 
-# A setting of `sftprep.build`, and the setting of SFTConfig that has the same effect. What is in
-# neither table has the same name in both, or does not exist in SFTConfig.
+# A setting of `sftprep.build`, and the setting of SFTConfig that has the same effect.
 _RENAMED = {
     "chat_template": "chat_template_path",
     "output": "dataset_cache_dir",
@@ -23,25 +27,60 @@ _SAME = {
     "eos_token",
     "max_length",
     "on_bad_record",
-    "packing",
+    "seed",
+    "trust_remote_code",
 }
-_TRAIN_ON = {
-    "all": (("completion_only_loss", "False"), ("assistant_only_loss", "False")),
-    "assistant": (("assistant_only_loss", "True"),),
-    "completion": (("completion_only_loss", "True"),),
-    None: (("completion_only_loss", None), ("assistant_only_loss", None)),
+# Settings whose values differ as well: the settings of SFTConfig for each value, with None for the
+# setting without a value.
+_BY_VALUE: dict[str, dict[str | None, tuple[tuple[str, str | None], ...]]] = {
+    "order": {
+        "keep": (("shuffle_dataset", "False"),),
+        "shuffle": (("shuffle_dataset", "True"),),
+        None: (("shuffle_dataset", None),),
+    },
+    "packing": {
+        "none": (("packing", "False"),),
+        "bfd": (("packing_strategy", "bfd"),),
+        "bfd_split": (("packing_strategy", "bfd_split"),),
+        "wrapped": (("packing_strategy", "wrapped"),),
+        None: (("packing", None),),
+    },
+    "train_on": {
+        "all": (("completion_only_loss", "False"), ("assistant_only_loss", "False")),
+        "assistant": (("assistant_only_loss", "True"),),
+        "completion": (("completion_only_loss", "True"),),
+        None: (("completion_only_loss", None), ("assistant_only_loss", None)),
+    },
+    "truncate_side": {
+        "left": (("truncation_mode", "keep_end"),),
+        "right": (("truncation_mode", "keep_start"),),
+        None: (("truncation_mode", None),),
+    },
 }
-_OF_LOAD_DATASET = {"split": "split", "config_name": "name"}
+_LOAD_DATASET_ARGUMENTS = {"split": "split", "config_name": "name"}
+_PYTHON_ONLY = {"tokenizer"}
+"""Settings that are an argument of SFTTrainer and not a flag of `sfttrain run`."""
+_STREAM_FLAGS = {
+    "lanes": "stream_lanes",
+    "order": "stream_order",
+    "pack_window": "stream_window",
+    "workers": "dataloader_num_workers",
+}
 
 
 @dataclass(frozen=True)
 class TrainerNames:
-    """Settings of `sftprep.build` as those of SFTConfig.
+    """The settings of `sftprep.build` as those of SFTConfig.
 
     Args:
         dataset: The name of the argument that has the records, such as `train_dataset`.
-        rows: The file in which the trainer wrote them; None for a file of the user.
-        spelling: How settings are spelled.
+        rows: The file to which the trainer wrote the records; None for a file of the user.
+        spelling: The form of the settings: keyword arguments or flags.
+
+    Example:
+        TrainerNames("train_dataset", None).setting("chat_template", None) -> "chat_template_path"
+        TrainerNames("train_dataset", None).setting("train_on", "all")
+            -> "completion_only_loss=False and assistant_only_loss=False"
     """
 
     dataset: str
@@ -49,18 +88,31 @@ class TrainerNames:
     spelling: PythonNames | FlagNames = field(default_factory=PythonNames)
 
     def setting(self, name: str, value: str | None) -> str | None:
-        """Return the text for a setting, or None where SFTConfig has none with that effect."""
-        if name == "train_on":
-            pairs = _TRAIN_ON.get(value, _TRAIN_ON[None])
+        """Return the text for a setting, or None if SFTConfig has none with the same effect."""
+        if name in _BY_VALUE:
+            pairs = _BY_VALUE[name].get(value, _BY_VALUE[name][None])
             return " and ".join(self.spelling.setting(*pair) or "" for pair in pairs)
-        if name in _OF_LOAD_DATASET and self.rows is not None:
-            return f"datasets.load_dataset(..., {_OF_LOAD_DATASET[name]}={value!r})"
+        # Records in memory have no files in which to choose a split or rename a column.
+        if name in _LOAD_DATASET_ARGUMENTS and self.rows is not None:
+            return f"datasets.load_dataset(..., {_LOAD_DATASET_ARGUMENTS[name]}={value!r})"
         if name == "map" and self.rows is not None:
             return f"{self.dataset}.rename_columns"
-        if name in _RENAMED or name in _SAME:
-            return self.spelling.setting(_RENAMED.get(name, name), value)
-        return None
+        is_known = name in _RENAMED or name in _SAME
+        if not is_known or (name in _PYTHON_ONLY and isinstance(self.spelling, FlagNames)):
+            return None
+        return self.spelling.setting(_RENAMED.get(name, name), value)
 
     def source(self, path: str) -> str:
-        """Return the name of the dataset for a file that the trainer wrote, else the path."""
+        """Return the name of the dataset for the trainer's own file, and other paths unchanged."""
         return self.dataset if path == self.rows else path
+
+
+@dataclass(frozen=True)
+class RunStreamNames(TrainerNames):
+    """The settings of a stream as those of `sfttrain run --stream`, which has more of them."""
+
+    def setting(self, name: str, value: str | None) -> str | None:
+        """Return the text for a setting, or None if the command has none with the same effect."""
+        if name in _STREAM_FLAGS:
+            return self.spelling.setting(_STREAM_FLAGS[name], value)
+        return super().setting(name, value)

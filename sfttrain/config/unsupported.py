@@ -1,5 +1,7 @@
-"""Settings that TRL or Trainer know and that are not done here: refused by name, each with what to
-do instead."""
+"""Validation of SFTConfig: settings of TRL and Trainer that sfttrain does not support, and values.
+
+Each unsupported setting is refused by name, with an alternative.
+"""
 
 from __future__ import annotations
 
@@ -13,87 +15,87 @@ from typing import Any
 
 import torch
 
-from sftprep.errors import ConfigError, MissingDependency
+from sftprep.errors import ConfigError, MissingDependency, setting
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """One setting. holds: whether a value of it is fine."""
+    """A setting of which sfttrain supports only some values."""
 
     name: str
-    holds: Callable[[Any], bool]
-    why: str
+    is_supported: Callable[[Any], bool]
+    """Returns whether a value is supported."""
+    reason: str
     remedy: str
 
 
-def _off(value: Any) -> bool:
+def _is_off(value: Any) -> bool:
     return not value
 
 
 REFUSALS: tuple[Refusal, ...] = (
     Refusal(
         "label_smoothing_factor",
-        _off,
-        "label smoothing is not done here",
-        "leave label_smoothing_factor at 0",
+        _is_off,
+        "label smoothing is not supported",
+        f"leave {setting('label_smoothing_factor')} at 0",
     ),
     Refusal(
         "auto_find_batch_size",
-        _off,
-        "auto_find_batch_size changes which packs a step trains on",
-        "set --per_device_train_batch_size yourself",
+        _is_off,
+        "it changes which packs a step trains on",
+        f"specify {setting('per_device_train_batch_size')} yourself",
     ),
     Refusal(
         "train_sampling_strategy",
         lambda value: value in ("random", "sequential"),
-        "train_sampling_strategy orders rows by length to save padding, and rows are never padded"
-        " here",
-        "choose random or sequential; packing=True fills the rows",
+        "ordering rows by length saves padding, but rows are never padded here",
+        f"choose random or sequential; {setting('packing', True)} fills the rows",
     ),
     Refusal(
         "batch_eval_metrics",
-        _off,
-        "compute_metrics gets a whole evaluation set, not its batches",
-        "leave batch_eval_metrics out",
+        _is_off,
+        "compute_metrics receives a whole evaluation set, not its batches",
+        f"leave {setting('batch_eval_metrics')} out",
     ),
     Refusal(
         "include_for_metrics",
-        _off,
-        "compute_metrics gets predictions and labels only",
-        "leave include_for_metrics out",
+        _is_off,
+        "compute_metrics receives only predictions and labels",
+        f"leave {setting('include_for_metrics')} out",
     ),
     Refusal(
         "eval_do_concat_batches",
         bool,
-        "predictions come back as one array, a row a sequence",
-        "leave eval_do_concat_batches at True",
+        "predictions are returned as one array with a row per sequence",
+        f"leave {setting('eval_do_concat_batches')} at True",
     ),
     Refusal(
         "fp16_full_eval",
-        _off,
-        "evaluation has the precision of training",
-        "leave fp16_full_eval out",
+        _is_off,
+        "evaluation uses the precision of training",
+        f"leave {setting('fp16_full_eval')} out",
     ),
     Refusal(
         "bf16_full_eval",
-        _off,
-        "evaluation has the precision of training",
-        "leave bf16_full_eval out",
+        _is_off,
+        "evaluation uses the precision of training",
+        f"leave {setting('bf16_full_eval')} out",
     ),
     Refusal(
         "use_cache",
-        _off,
-        "a cache of keys would hide the bounds of packed sequences",
-        "leave use_cache out",
+        _is_off,
+        "a key-value cache would hide the boundaries of packed sequences",
+        f"leave {setting('use_cache')} out",
     ),
     Refusal(
         "label_names",
         lambda value: value in (None, ["labels"]),
         "the labels of packs are called labels",
-        "leave label_names out",
+        f"leave {setting('label_names')} out",
     ),
 )
-"""Add a setting here when it is known elsewhere and means nothing, or something else, here."""
+"""Add a setting here if TRL or Trainer knows it and it would be ignored or differ here."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "loss_impl": ("auto", "logits", "fused"),
@@ -104,10 +106,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 _SYNONYMS = {"chunked_nll": "nll", "bfd-requeue": "bfd_split", "ffd": "bfd"}
-"""Values of TRL's that mean the same: ffd (first fit) was replaced by best fit in TRL itself."""
+"""Equivalent values in TRL; ffd (first fit) is one because TRL itself replaced it by best fit."""
 
-
-LEAST: dict[str, float] = {
+MINIMUMS: dict[str, float] = {
     "per_device_train_batch_size": 1,
     "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1,
@@ -119,20 +120,26 @@ LEAST: dict[str, float] = {
     "max_grad_norm": 0,
     "ddp_timeout": 1,
 }
-"""The least that a setting may be; None is fine where a field has it."""
+"""The minimum of each setting; None is valid where the field allows it."""
 
 
 def check_numbers(config: Any) -> None:
-    """Raise ConfigError for a text where a number or a switch is to be, and for a number that is
-    too small or not whole."""
+    """Check the types and ranges of the numeric settings.
+
+    Raises:
+        ConfigError: A setting is a string instead of a number or boolean, or a number that is not
+            finite, not an integer, or too small.
+    """
+    # 1. Compare each value with the annotation of its field.
     kinds = typing.get_type_hints(type(config))
     for name, kind in kinds.items():
         allowed = {kind, *typing.get_args(kind)}
         value = getattr(config, name, None)
+        # YAML files and scripts pass strings for numbers, which would fail later without a name.
         if isinstance(value, str) and allowed & {int, float, bool} and str not in allowed:
-            number = f"a number: {name}={value} (2e-4 is a text in YAML, 2.0e-4 is not)"
+            number = f"a number: {value} (YAML reads 2e-4 as a string, and 2.0e-4 as a number)"
             raise ConfigError(
-                f"{name} is {value!r}, a text",
+                f"{setting(name)} is {value!r}, a string",
                 remedy=f"write {'True or False' if bool in allowed else number}",
             )
         if (
@@ -141,77 +148,96 @@ def check_numbers(config: Any) -> None:
             and float not in allowed
             and not value.is_integer()
         ):
-            raise ConfigError(f"{name} is {value}", remedy="give a whole number")
-        if isinstance(value, float) and not math.isfinite(value) and name not in LEAST:
-            raise ConfigError(f"{name} is {value}", remedy="give a finite number")
-    if bad := next(_not_finite(config.lr_scheduler_kwargs), None):
+            raise ConfigError(f"{setting(name)} is {value}", remedy="specify a whole number")
+        if isinstance(value, float) and not math.isfinite(value) and name not in MINIMUMS:
+            raise ConfigError(f"{setting(name)} is {value}", remedy="specify a finite number")
+    # 2. Search nested settings for numbers that are not finite.
+    if bad := next(_find_non_finite(config.lr_scheduler_kwargs), None):
         raise ConfigError(
-            f"lr_scheduler_kwargs: {bad[0]} is {bad[1]}", remedy="give a finite number"
+            f"{setting('lr_scheduler_kwargs')}: {bad[0]} is {bad[1]}",
+            remedy="specify a finite number",
         )
-    for name, least in LEAST.items():
+    # 3. Check the minimums.
+    for name, minimum in MINIMUMS.items():
         value = getattr(config, name)
-        if value is not None and not (value >= least and math.isfinite(value)):
-            raise ConfigError(f"{name} is {value}", remedy=f"give a number from {least} on")
+        if value is not None and not (value >= minimum and math.isfinite(value)):
+            raise ConfigError(
+                f"{setting(name)} is {value}", remedy=f"specify a number of at least {minimum}"
+            )
 
 
-def _not_finite(values: Any, name: str = "it") -> Iterator[tuple[str, float]]:
-    """The numbers in a nested setting that are not finite, with the key each of them is below."""
+def _find_non_finite(values: Any, name: str = "it") -> Iterator[tuple[str, float]]:
+    """Yield the non-finite numbers in a nested setting, each with the key that contains it."""
     if isinstance(values, str):
         try:
             values = json.loads(values)
         except ValueError:
-            return  # text, or refused later on
+            return  # a plain string, or refused later
     if isinstance(values, float) and not math.isfinite(values):
         yield name, values
     elif isinstance(values, Mapping):
         for key, value in values.items():
-            yield from _not_finite(value, str(key))
+            yield from _find_non_finite(value, str(key))
     elif isinstance(values, Sequence) and not isinstance(values, str):
         for value in values:
-            yield from _not_finite(value, name)
+            yield from _find_non_finite(value, name)
 
 
 def check_choices(config: Any) -> None:
-    """Settle synonyms, and raise ConfigError for values that are none of those to choose from."""
+    """Replace synonyms, and check the settings that have a fixed set of values.
+
+    Raises:
+        ConfigError: A value is not one of the choices.
+    """
     for name, choices in CHOICES.items():
         value = getattr(config, name)
         value = _SYNONYMS.get(value, value)
         if value not in choices:
-            raise ConfigError(f"{name} is {value!r}", remedy=f"choose one of: {', '.join(choices)}")
+            raise ConfigError(
+                f"{setting(name)} is {value!r}", remedy=f"choose one of: {', '.join(choices)}"
+            )
         setattr(config, name, value)
     if not set(config.allow_mismatch or ()) <= {"tokenizer", "length"}:
         raise ConfigError(
-            f"allow_mismatch is {config.allow_mismatch}", remedy="choose from: tokenizer, length"
+            f"{setting('allow_mismatch')} is {config.allow_mismatch}",
+            remedy="choose from: tokenizer, length",
         )
-    config.pad_to_multiple_of = _multiple(config.pad_to_multiple_of)
+    config.pad_to_multiple_of = _parse_multiple(config.pad_to_multiple_of)
     if isinstance(config.max_length, str) or (
         config.max_length is not None and config.max_length < 2
     ):
         raise ConfigError(
-            f"max_length is {config.max_length}",
-            remedy="give a number of tokens from 2 on, or None",
+            f"{setting('max_length')} is {config.max_length}",
+            remedy="specify a number of tokens of at least 2, or None",
         )
     if config.packing and config.max_length is None:
         raise ConfigError(
-            "packing needs to know how long a row is, and max_length is None",
-            remedy="give max_length",
+            f"{setting('packing')} needs the length of a row, but {setting('max_length')} is None",
+            remedy=f"specify {setting('max_length')}",
         )
 
 
 def reject_unsupported(config: Any) -> None:
-    """Raise ConfigError for a setting that is not done here, MissingDependency for one that needs a
-    package."""
+    """Check the settings that sfttrain supports only in part.
+
+    Raises:
+        ConfigError: A setting has a value that is not supported.
+        MissingDependency: A setting needs a package that is not installed.
+    """
     for refusal in REFUSALS:
         value = getattr(config, refusal.name)
-        if not refusal.holds(value):
-            raise ConfigError(f"{refusal.name} is {value!r}: {refusal.why}", remedy=refusal.remedy)
+        if not refusal.is_supported(value):
+            raise ConfigError(
+                f"{setting(refusal.name)} is {value!r}: {refusal.reason}", remedy=refusal.remedy
+            )
     checkpointing = (
         getattr(config, "activation_checkpointing_kwargs", None)
         or config.gradient_checkpointing_kwargs
     )
     if isinstance(checkpointing, dict) and checkpointing.get("selective"):
         raise ConfigError(
-            "gradient_checkpointing_kwargs: selective is TRL's own, and not done here",
+            f"{setting('gradient_checkpointing_kwargs')}: selective is a feature of TRL that is not"
+            " supported",
             remedy="leave selective out: all layers are recomputed",
         )
     accelerator = config.accelerator_config
@@ -222,39 +248,47 @@ def reject_unsupported(config: Any) -> None:
             else getattr(accelerator, name, None)
         ) is True:
             raise ConfigError(
-                f"accelerator_config: {name} would share rows out once more",
-                remedy=f"leave {name} out: each rank has its own",
+                f"{setting('accelerator_config')}: {name} would distribute rows a second time",
+                remedy=f"leave {name} out: each rank loads only its own rows",
             )
     if config.use_liger_kernel:
-        _refuse_liger_without_gpu(config)
+        _configure_liger(config)
 
 
-def _refuse_liger_without_gpu(config: Any) -> None:
-    """Liger's kernels are Triton's: they need a GPU. Only those of layers are used; the loss of
-    packed rows is ours."""
+def _configure_liger(config: Any) -> None:
+    """Check that Liger's kernels can run, and switch off those of the loss.
+
+    The kernels are written in Triton, which needs a GPU. The loss of packed rows is sfttrain's own.
+
+    Raises:
+        ConfigError: There is no GPU, or a kernel of the loss was requested.
+        MissingDependency: liger-kernel is not installed.
+    """
     if not torch.cuda.is_available() or config.use_cpu:
         raise ConfigError(
-            "use_liger_kernel needs a GPU with Triton, and there is none",
-            remedy="leave it out: loss_impl='fused' saves the same memory on every device",
+            f"{setting('use_liger_kernel')} needs a GPU with Triton, which is not available",
+            remedy=f"leave it out: {setting('loss_impl', 'fused')} saves the same memory on every"
+            " device",
         )
     if importlib.util.find_spec("liger_kernel") is None:
         raise MissingDependency("liger-kernel", extra="liger", needed_for="use_liger_kernel")
-    asked = dict(config.liger_kernel_config or {})
+    requested = dict(config.liger_kernel_config or {})
     for name in ("fused_linear_cross_entropy", "cross_entropy"):
-        if asked.get(name):
+        if requested.get(name):
             raise ConfigError(
-                f"liger_kernel_config: {name} would replace the loss of packed rows",
-                remedy=f"leave {name} out: loss_impl='fused' never keeps the logits either",
+                f"{setting('liger_kernel_config')}: {name} would replace the loss of packed rows",
+                remedy=f"leave {name} out: {setting('loss_impl', 'fused')} does not keep the logits"
+                " either",
             )
     config.liger_kernel_config = {
-        **asked,
+        **requested,
         "fused_linear_cross_entropy": False,
         "cross_entropy": False,
     }
 
 
-def _multiple(value: Any) -> int | None:
-    """A number from 2 on, or None where rows are not filled up."""
+def _parse_multiple(value: Any) -> int | None:
+    """Return pad_to_multiple_of as a number of at least 2; None if rows are not padded."""
     if value in (None, "auto", "none", "None", "null", 0, 1, "0", "1"):
         return None
     try:
@@ -263,7 +297,7 @@ def _multiple(value: Any) -> int | None:
         number = -1
     if number < 1:
         raise ConfigError(
-            f"pad_to_multiple_of is {value!r}",
-            remedy="give a number of tokens such as 64, auto, or none",
+            f"{setting('pad_to_multiple_of')} is {value!r}",
+            remedy="specify a number of tokens such as 64, auto, or none",
         )
     return number

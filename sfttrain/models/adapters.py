@@ -19,7 +19,7 @@ from sftprep.errors import ConfigError, TrainingDiverged, first_line, setting
 from sfttrain.checkpoints.output_folders import reject_to_replace, save_errors
 from sfttrain.checkpoints.own_files import begin_folder
 from sfttrain.checkpoints.seal import seal_checkpoint
-from sfttrain.config.sft_config import ModelConfig
+from sfttrain.config.model_config import ModelConfig
 from sfttrain.finite import all_tensors, names_not_finite
 from sfttrain.models.bnb_cpu import keep_gradients
 from sfttrain.models.loading import load_model

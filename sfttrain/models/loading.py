@@ -21,7 +21,7 @@ from sftprep.errors import (
     first_line,
     setting,
 )
-from sfttrain.config.sft_config import ModelConfig
+from sfttrain.config.model_config import ModelConfig
 from sfttrain.data.packs import PackSource, longest_sequence
 
 

@@ -1,5 +1,4 @@
-"""A tiny model with a tokenizer in a folder, and trainers on it: what the tests of the trainer's
-face share."""
+"""Shared helpers for tests of SFTTrainer: a tiny model with a tokenizer, datasets, and trainers."""
 
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ CHATS = [
 
 
 def model_folder(folder: Path, tokenizer_dir: Path, kind: str = "llama") -> Path:
-    """A model of 600 tokens and its tokenizer."""
+    """Save a model with a vocabulary of 600 tokens and its tokenizer to a folder."""
     shutil.copytree(tokenizer_dir, folder, dirs_exist_ok=True)
     tiny_model(
         kind, vocab_size=600, pad_token_id=0, eos_token_id=2, max_position_embeddings=4096
@@ -45,9 +44,16 @@ def model_folder(folder: Path, tokenizer_dir: Path, kind: str = "llama") -> Path
 def face(
     model: Any, folder: Path, data: Any, *, options: dict[str, Any] | None = None, **settings: Any
 ) -> SFTTrainer:
-    """A trainer as a script of TRL's makes it. options: of the trainer; settings: of its
-    SFTConfig."""
-    given: dict[str, Any] = {
+    """Create a trainer as a TRL script does.
+
+    Args:
+        model: The model, or the folder of one.
+        folder: The parent of the output folder and of the cache.
+        data: The train_dataset.
+        options: Other arguments of the trainer.
+        settings: The settings of its SFTConfig, in addition to those of a short run.
+    """
+    defaults: dict[str, Any] = {
         "output_dir": str(folder / "out"),
         "dataset_cache_dir": str(folder / "prepared"),
         "max_steps": 3,
@@ -60,12 +66,12 @@ def face(
     }
     name = str(model) if isinstance(model, Path) else model
     return SFTTrainer(
-        name, SFTConfig(**{**given, **settings}), train_dataset=data, **(options or {})
+        name, SFTConfig(**{**defaults, **settings}), train_dataset=data, **(options or {})
     )
 
 
 def sequences(source: Any) -> list[tuple[list[int], list[bool]]]:
-    """Ids and marks of every sequence in the packs, sorted."""
+    """Return the ids and the trained positions of every sequence in the packs, sorted."""
     found = []
     for pack in source:
         begin = 0

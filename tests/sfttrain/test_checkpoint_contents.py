@@ -1,4 +1,4 @@
-"""A checkpoint without a seal is resumed from only if its files belong together."""
+"""A run resumes from a checkpoint without a seal only if its files belong together."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def from_older(name: str) -> Change:
 
 
 def without_recorded_steps(newest: Path) -> None:
-    """As older versions wrote it."""
+    """Rewrite the state as older versions did."""
     state = json.loads((newest / STATE_NAME).read_text())
     del state["steps"], state["settings"]
     (newest / STATE_NAME).write_text(json.dumps(state))
@@ -80,7 +80,7 @@ def with_infinite_state(newest: Path) -> None:
 NORM = "model.norm.weight"
 
 
-def test_one_that_is_whole_is_chosen(newest: Path) -> None:
+def test_a_complete_checkpoint_is_chosen(newest: Path) -> None:
     assert chosen(newest) == "checkpoint-4"
     without_recorded_steps(newest)
     assert chosen(newest) == "checkpoint-4"
@@ -121,7 +121,7 @@ def test_one_that_is_whole_is_chosen(newest: Path) -> None:
         ),
     ],
 )
-def test_one_whose_files_contradict_is_skipped(
+def test_a_checkpoint_with_contradicting_files_is_skipped(
     newest: Path, caplog: pytest.LogCaptureFixture, change: Change, why: str
 ) -> None:
     change(newest)
@@ -165,7 +165,7 @@ def test_the_tensors_of_an_adapter_are_those_of_its_file(
     good.train(resume_from_checkpoint=True)
     assert str(good.resumed_from).endswith("checkpoint-4")
     (tmp_path / "checkpoint-4" / SEAL_NAME).unlink(missing_ok=True)
-    # Of another rank: the sealed one has whole files as well, and is refused in words.
+    # A LoRA of another rank: the files of the sealed checkpoint are intact, but do not fit.
     with pytest.raises(MismatchError, match=r"weights of .*checkpoint-2 do not fit this run"):
         trainer(r=2).train(resume_from_checkpoint=True)
     assert "lora_A.weight as [4, 32], not [2, 32]" in caplog.text
@@ -186,10 +186,10 @@ def test_tied_heads_may_be_missing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
 @pytest.mark.parametrize("sealed", [True, False])
-def test_experts_are_resumed_though_their_files_name_them_differently(
+def test_experts_are_resumed_although_their_names_in_files_differ(
     tmp_path: Path, kind: str, sealed: bool
 ) -> None:
-    """Trainer takes tensors by their names, and so left the experts as they were at first."""
+    """Trainer loads tensors by their names, so without our code the experts keep their values."""
     settings = {"optim": "sgd", "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     whole = trainer_for(tmp_path, model=tiny_model(kind), **settings)
     whole.train()
@@ -223,8 +223,8 @@ def test_the_best_model_has_its_experts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_states_that_do_not_fit_are_refused_in_words(newest: Path, name: str) -> None:
-    """Also where a seal says that the files are those that were written."""
+def test_states_that_do_not_fit_raise_a_mismatch_error(newest: Path, name: str) -> None:
+    """They do so even if a seal confirms that the files have the content that was written."""
     from sfttrain.checkpoints.seal import seal_checkpoint
 
     torch.save({"other": 1}, newest / name)

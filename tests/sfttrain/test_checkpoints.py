@@ -1,4 +1,4 @@
-"""A checkpoint that is not complete is never resumed from where a complete one exists."""
+"""A run never resumes from an incomplete checkpoint if a complete one exists."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_checkpoint_is_sealed_with_a_digest_of_each_file(run: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["truncate", "empty", "flip", "remove"])
-def test_any_file_that_is_torn_is_noticed(copy: Path, how: str) -> None:
+def test_any_damaged_file_is_noticed(copy: Path, how: str) -> None:
     good = copy / "good"
     for name in files_of(copy):
         path = copy / "checkpoint-4" / name
@@ -76,7 +76,7 @@ def test_any_file_that_is_torn_is_noticed(copy: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["truncate", "empty", "remove"])
 def test_without_digests_all_files_are_read(copy: Path, how: str) -> None:
-    """As of a run that was killed before its seal, or of an older version."""
+    """The checkpoint is from a run that was killed before its seal, or from an older version."""
     for step in (2, 4):
         (copy / f"checkpoint-{step}" / SEAL_NAME).unlink()
     assert find_checkpoint("latest", str(copy)).endswith("checkpoint-4")
@@ -115,7 +115,7 @@ def test_without_digests_the_fields_of_the_states_are_checked(
 
 @pytest.fixture
 def two(tmp_path: Path) -> Path:
-    """Empty files, by name those of two checkpoints that are not sealed."""
+    """Two checkpoints without seals whose files have the right names and are empty."""
     states: dict[str, dict[str, Any]] = {
         "trainer_state.json": {"max_steps": 6, "log_history": []},
         STATE_NAME: {"data": "x", "packs_per_step": 2, "seed": 1},
@@ -132,7 +132,7 @@ def two(tmp_path: Path) -> Path:
 
 
 def step_found(run: Path, **needs: Any) -> str:
-    """The newest checkpoint that has all files, whatever is in them."""
+    """Return the step of the newest checkpoint that has all files, whatever their content."""
     found = find_checkpoint("latest", str(run), needs=Needs(**needs), read=False)
     return Path(found).name.removeprefix("checkpoint-")
 
@@ -237,7 +237,7 @@ def test_a_checkpoint_that_transformers_marks_as_incomplete_is_skipped(copy: Pat
 
 
 def test_without_the_state_of_the_data_a_resume_is_refused(copy: Path) -> None:
-    """Otherwise nothing would notice that the run goes on with other data."""
+    """Without it, a run that continues with other data would not be noticed."""
     for step in (2, 4):
         (copy / f"checkpoint-{step}" / STATE_NAME).unlink()
         (copy / f"checkpoint-{step}" / SEAL_NAME).unlink()
@@ -250,7 +250,7 @@ def test_without_the_state_of_the_data_a_resume_is_refused(copy: Path) -> None:
         RunState.load(copy / "checkpoint-4")
 
 
-def test_the_run_goes_on_from_the_older_checkpoint(copy: Path) -> None:
+def test_the_run_resumes_from_the_older_checkpoint(copy: Path) -> None:
     os.truncate(copy / "checkpoint-4" / "optimizer.pt", 100)
     resumed = trainer_for(copy, max_steps=6)
     resumed.train(resume_from_checkpoint="latest")
@@ -261,7 +261,7 @@ def test_the_run_goes_on_from_the_older_checkpoint(copy: Path) -> None:
 def test_a_resumed_run_may_delete_the_checkpoint_that_it_resumed_from(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With save_total_limit; the final model is saved all the same."""
+    """save_total_limit deletes it; the final model is saved nevertheless."""
     write_build(tmp_path / "packs", make_packs(8), tokenizer={"name": "", "fingerprint": ""})
     tiny_model("llama").save_pretrained(tmp_path / "model")
     arguments = [
@@ -318,7 +318,7 @@ def test_pickles_of_a_checkpoint_are_not_loaded_to_check_it(copy: Path) -> None:
 
 
 def test_a_best_checkpoint_that_is_damaged_is_not_loaded(tmp_path: Path) -> None:
-    """And nothing is saved as the final model."""
+    """No final model is saved either."""
     trainer = trainer_for(
         tmp_path,
         max_steps=2,

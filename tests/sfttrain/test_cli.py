@@ -1,4 +1,4 @@
-"""The command: what it takes, what it says, and what it leaves behind."""
+"""The command `sfttrain run`: its arguments, its output, its errors and its files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sfttrain.cli import help_text as helptext
 from sfttrain.cli.arguments import LORA_LEARNING_RATE, RunConfig, read_arguments
 from sfttrain.cli.main import main
 from sfttrain.config import ModelConfig, SFTConfig
-from sfttrain.config.deprecated import NOW
+from sfttrain.config.deprecated import CURRENT_NAMES
 from tests.sfttrain.builds import write_build
 from tests.sfttrain.packs import make_packs
 from tests.sfttrain.tiny import tiny_model
@@ -64,13 +64,13 @@ def command(build: Path, model: Path, out: Path, *more: str) -> list[str]:
 # ---- help ----
 
 
-def test_short_help_tells_the_defaults_that_are() -> None:
+def test_short_help_has_the_actual_defaults() -> None:
     defaults = {
         f.name: f.default
         for kind in (RunConfig, ModelConfig, SFTConfig)
         for f in dataclasses.fields(kind)
     }
-    for name, told, _ in (*helptext.OURS, *helptext.TRAINING):
+    for name, stated, _ in (*helptext.OURS, *helptext.TRAINING):
         if name in ("config", "debug"):  # read before the dataclasses are
             continue
         default = defaults[name]
@@ -79,24 +79,24 @@ def test_short_help_tells_the_defaults_that_are() -> None:
             if default is None or default is dataclasses.MISSING
             else str(getattr(default, "value", default))
         )
-        assert told == shown, name
+        assert stated == shown, name
 
 
-def test_short_help_has_all_of_ours_that_are_not_trls_and_twenty_of_trainers() -> None:
+def test_short_help_has_all_settings_of_sfttrain_and_twenty_of_trainer() -> None:
     from transformers import TrainingArguments
 
     theirs = {f.name for f in dataclasses.fields(TrainingArguments)}
     ours = (
         {f.name for f in (*dataclasses.fields(SFTConfig), *dataclasses.fields(RunConfig))}
         - theirs
-        - NOW.keys()
+        - CURRENT_NAMES.keys()
     )
     assert ours <= {name for name, _, _ in helptext.OURS}
     assert len(helptext.TRAINING) == 20
     assert {name for name, _, _ in helptext.TRAINING} <= theirs
 
 
-def test_short_help_imports_nothing_heavy() -> None:
+def test_short_help_imports_no_large_library() -> None:
     code = (
         "import sys; from sfttrain.cli.main import main; main(['run', '--help']); "
         "sys.exit(bool({'torch', 'transformers', 'numba', 'pyarrow'} & set(sys.modules)))"
@@ -106,7 +106,7 @@ def test_short_help_imports_nothing_heavy() -> None:
     assert "--lora_r" in done.stdout
 
 
-def test_full_help_has_everything(capsys: pytest.CaptureFixture[str]) -> None:
+def test_full_help_has_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--help-all"]) == 0
     text = capsys.readouterr().out
     for kind in (RunConfig, ModelConfig, SFTConfig):
@@ -116,7 +116,7 @@ def test_full_help_has_everything(capsys: pytest.CaptureFixture[str]) -> None:
 # ---- parsing ----
 
 
-def test_flags_win_over_the_file_which_wins_over_defaults(tmp_path: Path) -> None:
+def test_flags_take_precedence_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(
         "data: D\nmodel_name_or_path: M\noutput_dir: O\nlearning_rate: 1e-3\nlora-r: 4\nuse_peft:"
@@ -172,7 +172,7 @@ def test_switches() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message", "remedy"),
     [
-        ([*REQUIRED, "--lora_rr", "3"], "unknown option --lora_rr", "--lora_r?"),
+        ([*REQUIRED, "--lora_rr", "3"], "unknown option --lora_rr", "lora_r?"),
         ([*REQUIRED, "--max-lenght=3"], "unknown option --max-lenght=3", ""),
         ([*REQUIRED, "--learning_rate", "fast"], "invalid float value: 'fast'", "--help"),
         ([*REQUIRED, "--lora_dropout", "nan"], "lora_dropout is nan", "from 0 to 1"),
@@ -181,14 +181,14 @@ def test_switches() -> None:
         ([*REQUIRED, "--save_steps", "nan"], "save_steps is nan", "finite"),
         ([*REQUIRED, "--loss_impl", "x"], "invalid choice", "--help"),
         (["--model", "M", "--output_dir", "O"], "DIR is missing", "sftprep build"),
-        (["DIR", "--output_dir", "O"], "--model is missing", "--model"),
-        (["DIR", "--model", "M"], "--output_dir is missing", "--output_dir"),
+        (["DIR", "--output_dir", "O"], "model is missing", 'model="FOLDER_OR_NAME"'),
+        (["DIR", "--model", "M"], "output_dir is missing", 'output_dir="DIR"'),
         (["A", "B", *REQUIRED[1:]], "A, B", "one DIR"),
-        ([*REQUIRED, "--config"], "--config has no file", "--config FILE"),
+        ([*REQUIRED, "--config"], "config has no file", 'config="FILE.yaml"'),
         ([*REQUIRED, "--config", "/nowhere.yaml"], "cannot read the config file", "path"),
     ],
 )
-def test_mistakes_are_told_with_a_remedy(arguments: list[str], message: str, remedy: str) -> None:
+def test_usage_errors_have_a_remedy(arguments: list[str], message: str, remedy: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read_arguments(arguments)
     assert message in caught.value.message
@@ -196,7 +196,7 @@ def test_mistakes_are_told_with_a_remedy(arguments: list[str], message: str, rem
     assert caught.value.exit_code == 2
 
 
-def test_an_unknown_setting_in_a_file_is_told(tmp_path: Path) -> None:
+def test_an_unknown_setting_in_a_file_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("learnin_rate: 3\n")
     with pytest.raises(ConfigError, match="unknown setting 'learnin_rate'") as caught:
@@ -246,7 +246,7 @@ def test_arguments_of_from_pretrained(
     assert run('{"no_such_option": 1}') == 2
     assert "model_init_kwargs" in capsys.readouterr().err
     assert run("bfloat16") == 2
-    assert "no JSON object" in capsys.readouterr().err
+    assert "is not a JSON object" in capsys.readouterr().err
     assert (
         main(
             command(
@@ -264,7 +264,7 @@ def test_arguments_of_from_pretrained(
     assert "--model_revision" in capsys.readouterr().err
 
 
-def test_a_run_that_is_done_trains_no_more(
+def test_a_finished_run_does_not_train_again(
     build: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -285,7 +285,7 @@ def test_a_run_that_is_done_trains_no_more(
     assert (out / "model.safetensors").read_bytes() == weights
 
 
-def test_output_is_a_folder_of_its_own(
+def test_an_output_folder_in_the_data_or_a_file_is_refused(
     build: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
@@ -295,7 +295,7 @@ def test_output_is_a_folder_of_its_own(
     assert not (build / "out").exists()
 
 
-def test_a_run_with_an_adapter_and_one_that_goes_on(
+def test_a_resumed_run_with_an_adapter_equals_an_uninterrupted_one(
     build: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from peft import PeftModel
@@ -343,9 +343,9 @@ def test_text_summary(
     [
         ({"build": "raw.jsonl"}, "raw records need a tokenizer", "processing_class"),
         ({"build": "empty"}, "no finished build", "sftprep build"),
-        ({"build": "nowhere"}, "there is no file or folder", "sftprep build"),
+        ({"build": "nowhere"}, "does not exist", "sftprep build"),
         ({"model": "nowhere"}, "nowhere", "check the folder"),
-        ({"more": ["--attn", "sdpa"]}, "see each other", "--attn auto"),
+        ({"more": ["--attn", "sdpa"]}, "attend to each other", "--attn auto"),
         ({"more": ["--attn", "flash_attention_2"]}, "CUDA", "--attn auto"),
         ({"more": ["--resume_from_checkpoint", "latest"]}, "no complete checkpoint", "without"),
         ({"more": ["--eval_strategy", "epoch"]}, "nothing to evaluate", "--eval_data"),
@@ -353,7 +353,7 @@ def test_text_summary(
         ({"more": ["--save_total_limit", "1", "--bad"]}, "unknown option --bad", ""),
     ],
 )
-def test_errors_are_a_message_a_remedy_and_a_code(
+def test_errors_have_a_message_a_remedy_and_an_exit_code(
     build: Path,
     model: Path,
     tmp_path: Path,
@@ -377,7 +377,7 @@ def test_errors_are_a_message_a_remedy_and_a_code(
     assert "Traceback" not in printed.err
 
 
-def test_debug_shows_where_an_error_comes_from(build: Path, tmp_path: Path) -> None:
+def test_debug_lets_errors_propagate(build: Path, tmp_path: Path) -> None:
     from sftprep.errors import InputNotFound
 
     with pytest.raises(InputNotFound):
@@ -396,7 +396,7 @@ def test_shards_of_a_larger_vocabulary_are_refused(
     assert "embedding has 128 rows" in capsys.readouterr().err
 
 
-def test_a_damaged_shard_is_told(
+def test_a_damaged_shard_is_an_error(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damaged = write_build(

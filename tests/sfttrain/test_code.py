@@ -1,4 +1,4 @@
-"""Code of others runs only if the user allowed it, for what the user named, at a commit."""
+"""Remote code runs only if the user allowed it, for the named model, at a fixed commit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def model(tmp_path: Path, tokenizer_dir: Path) -> Path:
 
 
 def with_code(folder: Path, source: Path, mark: Path) -> Path:
-    """A tokenizer whose class is in a file beside it, which leaves a mark when it is run."""
+    """Create a tokenizer with a Python class that creates the file `mark` when it is run."""
     folder.mkdir()
     shutil.copy(source / "tokenizer.json", folder)
     (folder / "tokenizer_config.json").write_text(
@@ -43,7 +43,7 @@ def with_code(folder: Path, source: Path, mark: Path) -> Path:
 
 @pytest.fixture
 def hostile(tmp_path: Path, model: Path) -> tuple[Path, Path]:
-    """Shards whose manifest names a tokenizer with code, and the mark of that code."""
+    """Return shards whose manifest names a tokenizer with code, and the mark of that code."""
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in COMPLETIONS))
     build(data, tokenizer=model, output=tmp_path / "shards", max_length=64)
@@ -111,7 +111,7 @@ def test_the_tokenizers_are_compared_before_that_of_the_shards_is_loaded(
 def test_a_settings_file_cannot_allow_code(tmp_path: Path, settings: str) -> None:
     (tmp_path / "run.yaml").write_text(settings)
     command = ["DIR", "--model", "M", "--output_dir", str(tmp_path / "o"), "--config"]
-    with pytest.raises(ConfigError, match="taken from the command line only"):
+    with pytest.raises(ConfigError, match="accepted only on the command line"):
         read_arguments([*command, str(tmp_path / "run.yaml")])
     (tmp_path / "run.yaml").write_text("trust_remote_code: false")
     request = read_arguments([*command, str(tmp_path / "run.yaml"), "--trust_remote_code"])
@@ -133,7 +133,9 @@ def test_code_of_a_repository_needs_a_commit(tmp_path: Path) -> None:
     assert code_that_runs(ModelConfig("org/model")) == ""
 
 
-def test_whose_code_ran_is_recorded_in_the_checkpoint(model: Path, tmp_path: Path) -> None:
+def test_the_source_of_executed_code_is_recorded_in_the_checkpoint(
+    model: Path, tmp_path: Path
+) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in COMPLETIONS))
     build(data, tokenizer=model, output=tmp_path / "shards", max_length=64)

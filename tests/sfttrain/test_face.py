@@ -1,4 +1,4 @@
-"""The trainer's face: what TRL's arguments do, seen in the training and in the evaluation."""
+"""The effects of TRL's arguments on the training and the evaluation of SFTTrainer."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ def test_packing_changes_the_rows_and_not_the_loss(model: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("strategy", ["bfd", "bfd_split", "wrapped"])
-def test_every_strategy_of_packing_trains(model: Path, tmp_path: Path, strategy: str) -> None:
+def test_every_packing_strategy_trains(model: Path, tmp_path: Path, strategy: str) -> None:
     trainer = face(model, tmp_path, TEXTS, packing=True, packing_strategy=strategy, max_length=16)
     trainer.train()
     assert len(losses(trainer)) == 3
     assert max(len(pack.input_ids) for pack in trainer.train_dataset) <= 16
 
 
-def test_rows_keep_their_order_where_it_is_not_to_be_changed(model: Path, tmp_path: Path) -> None:
+def test_rows_keep_their_order_unless_shuffled_or_packed(model: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(str(model))
     kept = face(model, tmp_path, TEXTS).train_dataset
     decoded = [tokenizer.decode(pack.input_ids, skip_special_tokens=True) for pack in kept]
@@ -95,7 +95,7 @@ def test_rows_keep_their_order_where_it_is_not_to_be_changed(model: Path, tmp_pa
     assert sequences(shuffled) == sequences(kept)
 
 
-def test_noise_on_the_embeddings_is_off_again(model: Path, tmp_path: Path) -> None:
+def test_embedding_noise_is_off_after_training(model: Path, tmp_path: Path) -> None:
     noisy, plain = face(model, tmp_path, TEXTS, neftune_noise_alpha=5), face(model, tmp_path, TEXTS)
     noisy.train()
     plain.train()
@@ -110,8 +110,10 @@ def test_noise_on_the_embeddings_is_off_again(model: Path, tmp_path: Path) -> No
 def test_evaluation_sets_have_their_own_packing_and_are_never_packed_twice(
     model: Path, tmp_path: Path
 ) -> None:
-    """B2 and B3 of TRL 1.16: evaluating a set again packed it again; eval_packing with unpacked
-    training lost the bounds."""
+    """TRL 1.16 packs a set again at each evaluation (B2).
+
+    With eval_packing and unpacked training it also loses the boundaries of sequences (B3).
+    """
     found = {}
     for packing, eval_packing in ((False, None), (False, True), (True, False), (True, None)):
         trainer = face(
@@ -153,9 +155,11 @@ def test_several_evaluation_sets_have_a_loss_each(model: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("kind", ["llama", "mamba"])
-def test_metrics_of_ones_own(model: Path, tmp_path: Path, kind: str) -> None:
-    """Accuracy from predictions, a row a sequence, is the accuracy that the trainer counts; also
-    where rows are unpacked."""
+def test_compute_metrics_receives_one_row_per_sequence(
+    model: Path, tmp_path: Path, kind: str
+) -> None:
+    """The accuracy computed from the predictions equals that of the trainer, with unpacked rows as
+    well."""
 
     def accuracy(predicted: Any) -> dict[str, float]:
         guesses, labels = predicted.predictions[:, :-1], predicted.label_ids[:, 1:]
@@ -197,7 +201,7 @@ def test_metrics_of_ones_own(model: Path, tmp_path: Path, kind: str) -> None:
 # ---- a loss and a collator of one's own ----
 
 
-def test_a_loss_of_ones_own_that_is_ours_trains_the_same(model: Path, tmp_path: Path) -> None:
+def test_a_user_loss_equal_to_the_default_trains_the_same(model: Path, tmp_path: Path) -> None:
     def own(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
         logits = outputs.logits[:, :-1].flatten(0, 1)
         return (
@@ -236,7 +240,7 @@ def padded(rows: list[Any]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def test_a_collator_of_ones_own_trains_and_evaluates_as_ours(model: Path, tmp_path: Path) -> None:
+def test_a_user_collator_trains_and_evaluates_the_same(model: Path, tmp_path: Path) -> None:
     ours = face(
         model,
         tmp_path,
@@ -270,11 +274,11 @@ def test_a_collator_of_ones_own_trains_and_evaluates_as_ours(model: Path, tmp_pa
     assert theirs.trained_tokens == ours.trained_tokens
 
 
-def test_what_a_collator_cannot_do_is_refused(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="do not go together"):
+def test_impossible_uses_of_a_collator_are_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="exclude each other"):
         face(model, tmp_path, TEXTS, packing=True, options={"data_collator": padded})
     stream = Dataset.from_list(TEXTS).to_iterable_dataset()
-    with pytest.raises(ConfigError, match="by number"):
+    with pytest.raises(ConfigError, match="by index"):
         face(
             model,
             tmp_path,
@@ -318,7 +322,7 @@ def test_a_model_by_name_is_loaded_as_model_init_kwargs_say(model: Path, tmp_pat
             {"model_init_kwargs": {"attn_implementation": "eager"}},
             {},
             AttentionError,
-            "see each other",
+            "attend to each other",
         ),
         (
             {"model_init_kwargs": {"attn_implementation": "flash_attention_2"}},
@@ -330,7 +334,7 @@ def test_a_model_by_name_is_loaded_as_model_init_kwargs_say(model: Path, tmp_pat
             {"model_init_kwargs": {"quantization_config": {}}},
             {"quantization_config": 1},
             ConfigError,
-            "given twice",
+            "specified twice",
         ),
         ({"eos_token": "<no such>"}, {}, ConfigError, "eos_token is '<no such>'"),
         ({"pad_token": "<no such>"}, {}, ConfigError, "pad_token is '<no such>'"),
@@ -338,7 +342,7 @@ def test_a_model_by_name_is_loaded_as_model_init_kwargs_say(model: Path, tmp_pat
         ({"chat_template_path": "/nowhere"}, {}, SftprepError, "/nowhere"),
     ],
 )
-def test_what_a_model_cannot_be_is_refused(
+def test_invalid_settings_of_the_model_are_refused(
     model: Path,
     tmp_path: Path,
     settings: Any,
@@ -355,9 +359,13 @@ def test_what_a_model_cannot_be_is_refused(
 
 def test_settings_of_loading_are_refused_for_a_model_that_is_loaded(tmp_path: Path) -> None:
     packs = make_packs(3)
-    with pytest.raises(ConfigError, match="model_init_kwargs is for a model given by name"):
+    with pytest.raises(
+        ConfigError, match="model_init_kwargs is for a model that is specified by name"
+    ):
         face(tiny_model("llama"), tmp_path, packs, model_init_kwargs={"dtype": "bfloat16"})
-    with pytest.raises(ConfigError, match="quantization_config is for a model given by name"):
+    with pytest.raises(
+        ConfigError, match="quantization_config is for a model that is specified by name"
+    ):
         face(
             tiny_model("llama"),
             tmp_path,
@@ -366,7 +374,7 @@ def test_settings_of_loading_are_refused_for_a_model_that_is_loaded(tmp_path: Pa
         )
 
 
-def test_tokens_and_templates_are_told_to_tokenizer_and_model(
+def test_tokens_and_templates_are_set_on_tokenizer_and_model(
     model: Path, tmp_path: Path, tokenizer_dir: Path
 ) -> None:
     trainer = face(model, tmp_path, TEXTS, eos_token="<|endoftext|>", pad_token="<|im_start|>")
@@ -390,7 +398,9 @@ def test_tokens_and_templates_are_told_to_tokenizer_and_model(
     assert "<|im_start|>" in trainer.processing_class.decode(sequences(trainer.train_dataset)[0][0])
 
 
-def test_no_settings_at_all(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_settings_train(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     trainer = SFTTrainer(str(model), train_dataset=TEXTS)
     assert trainer.args.output_dir == f"{model.name}-SFT"
@@ -400,7 +410,7 @@ def test_no_settings_at_all(model: Path, tmp_path: Path, monkeypatch: pytest.Mon
 # ---- adapters ----
 
 
-def test_an_adapter_with_whole_layers_and_going_on_with_it(
+def test_an_adapter_with_full_layers_trains_and_resumes(
     model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     lora = LoraConfig(
@@ -411,7 +421,7 @@ def test_an_adapter_with_whole_layers_and_going_on_with_it(
     )
     with caplog.at_level(logging.WARNING):
         trainer = face(model, tmp_path, CHATS, options={"peft_config": lora})
-    assert "modules_to_save names 'embed_token'" in caplog.text
+    assert "modules_to_save has 'embed_token'" in caplog.text
     assert "did you mean 'embed_tokens'?" in caplog.text
     before = {
         name: value.clone()
@@ -440,7 +450,7 @@ def test_an_adapter_with_whole_layers_and_going_on_with_it(
         face(adapted, tmp_path, CHATS, options={"processing_class": tokenizer, "peft_config": lora})
 
 
-def test_predictions_are_kept_in_the_type_that_they_have() -> None:
+def test_predictions_keep_their_dtype() -> None:
     from sfttrain.metrics.predictions import Predictions
 
     kept = Predictions(None)
@@ -453,7 +463,7 @@ def test_predictions_are_kept_in_the_type_that_they_have() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="Liger's kernels need a GPU")
-def test_ligers_layers_train_as_the_models_own(model: Path, tmp_path: Path) -> None:
+def test_liger_layers_train_like_the_layers_of_the_model(model: Path, tmp_path: Path) -> None:
     pytest.importorskip("liger_kernel")
     plain = face(model, tmp_path, TEXTS, use_cpu=False, bf16=False)
     liger = face(model, tmp_path, TEXTS, use_cpu=False, bf16=False, use_liger_kernel=True)

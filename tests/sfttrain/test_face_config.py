@@ -1,4 +1,4 @@
-"""Settings: every one that TRL knows means the same here, or is refused by name."""
+"""Every setting of TRL has the same effect here, or is refused by name."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from peft import LoraConfig
 
 from sftprep.errors import ConfigError, SftprepError
 from sfttrain import ModelConfig, SFTConfig, SFTTrainer
-from sfttrain.config.deprecated import NOW
-from sfttrain.config.unsupported import LEAST, REFUSALS
+from sfttrain.config.deprecated import CURRENT_NAMES
+from sfttrain.config.unsupported import MINIMUMS, REFUSALS
 from sfttrain.data.settings import NO_CUT, DataSettings
 
 trl = pytest.importorskip("trl", reason="compares with TRL's own settings")
 
 OURS = {f.name: f for f in dataclasses.fields(SFTConfig)}
 
-# What each setting of TRL's SFTConfig does here, seen from outside: a value, and a question to the
-# settings made with it. TrainingArguments' own are Trainer's to honour; those that our loops would
-# not are in REFUSALS.
+# The effect of each setting of TRL's SFTConfig: a value, and a predicate that holds only for an
+# SFTConfig with this value. Trainer implements the settings of TrainingArguments; the exceptions
+# are in REFUSALS.
 MEANING: dict[str, tuple[Any, Any]] = {
     "model_init_kwargs": (
         {"torch_dtype": "bfloat16"},
@@ -63,7 +63,7 @@ def settings(made: SFTConfig, packing: bool = True) -> dict[str, Any]:
     return DataSettings.from_config(made, None).build_settings(packing)
 
 
-def test_the_trainer_takes_what_trls_does_in_the_same_order() -> None:
+def test_the_trainer_has_the_arguments_of_trl_in_the_same_order() -> None:
     ours, theirs = (
         inspect.signature(kind.__init__).parameters for kind in (SFTTrainer, trl.SFTTrainer)
     )
@@ -71,7 +71,7 @@ def test_the_trainer_takes_what_trls_does_in_the_same_order() -> None:
     assert {name: p.default for name, p in ours.items()} == {
         name: p.default for name, p in theirs.items()
     } | {
-        "train_dataset": None  # there may be none where there is only something to evaluate
+        "train_dataset": None  # it is not needed to evaluate only
     }
 
 
@@ -79,7 +79,7 @@ def test_every_setting_of_trl_is_known() -> None:
     theirs = {f.name: f for f in dataclasses.fields(trl.SFTConfig)}
     assert theirs.keys() <= OURS.keys()
     differing = {name for name, f in theirs.items() if f.default != OURS[name].default}
-    # Told in the docstring of SFTConfig.
+    # The docstring of SFTConfig lists these.
     assert differing == {
         "gradient_checkpointing",
         "logging_nan_inf_filter",
@@ -87,7 +87,7 @@ def test_every_setting_of_trl_is_known() -> None:
     }
 
 
-def test_every_setting_of_its_own_that_trl_adds_has_a_meaning_here() -> None:
+def test_every_setting_that_trl_adds_to_transformers_has_a_meaning_here() -> None:
     from transformers import TrainingArguments
 
     added = {f.name for f in dataclasses.fields(trl.SFTConfig)} - {
@@ -97,7 +97,7 @@ def test_every_setting_of_its_own_that_trl_adds_has_a_meaning_here() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(MEANING))
-def test_a_setting_means_what_it_says(name: str) -> None:
+def test_a_setting_has_its_effect(name: str) -> None:
     value, holds = MEANING[name]
     assert holds(config(**{name: value}))
     assert not holds(config())
@@ -126,12 +126,12 @@ def test_a_setting_means_what_it_says(name: str) -> None:
         ({"packing_strategy": "knapsack"}, "bfd_split"),
         ({"truncation_mode": "keep_middle"}, "keep_end"),
         ({"pad_to_multiple_of": "many"}, "64"),
-        ({"max_length": 1}, "from 2 on"),
+        ({"max_length": 1}, "at least 2"),
         ({"loss_type": "focal"}, "dft"),
         ({"dataset_kwargs": "x"}, '{"name": value}'),
     ],
 )
-def test_what_is_not_done_is_refused_by_name(given: dict[str, Any], remedy: str) -> None:
+def test_unsupported_settings_are_refused_by_name(given: dict[str, Any], remedy: str) -> None:
     with pytest.raises(ConfigError) as caught:
         config(**given)
     assert any(name in str(caught.value) for name in given)
@@ -153,28 +153,28 @@ def test_what_is_not_done_is_refused_by_name(given: dict[str, Any], remedy: str)
         ({"ddp_timeout": 0}, "ddp_timeout is 0"),
         ({"lr_scheduler_kwargs": {"a": {"b": [float("inf")]}}}, "lr_scheduler_kwargs: b is inf"),
         ({"lr_scheduler_kwargs": '{"a": 1e999}'}, "lr_scheduler_kwargs: a is inf"),
-        ({"learning_rate": "2e-4"}, "learning_rate is '2e-4', a text"),
-        ({"seed": "7"}, "seed is '7', a text"),
-        ({"max_length": "512"}, "max_length is '512', a text"),
+        ({"learning_rate": "2e-4"}, "learning_rate is '2e-4', a string"),
+        ({"seed": "7"}, "seed is '7', a string"),
+        ({"max_length": "512"}, "max_length is '512', a string"),
         ({"max_length": 12.5}, "max_length is 12.5"),
     ],
 )
-def test_numbers_are_numbers_that_can_be(given: dict[str, Any], message: str) -> None:
+def test_invalid_numbers_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         config(**given)
     assert message in caught.value.message
     assert "number" in caught.value.remedy
 
 
-def test_a_text_is_no_switch() -> None:
-    with pytest.raises(ConfigError, match="packing is 'yes', a text") as caught:
+def test_a_string_is_not_accepted_for_a_boolean() -> None:
+    with pytest.raises(ConfigError, match="packing is 'yes', a string") as caught:
         config(packing="yes")
     assert "True or False" in caught.value.remedy
     assert config(max_steps=3.0).max_steps == 3
 
 
-def test_least_numbers_pass() -> None:
-    for name, least in LEAST.items():
+def test_minimum_values_are_accepted() -> None:
+    for name, least in MINIMUMS.items():
         assert getattr(config(**{name: least}), name) == least
 
 
@@ -199,7 +199,7 @@ def test_least_numbers_pass() -> None:
         ({"peft_config": {"r": 4}}, "peft_config is a dict", "LoraConfig("),
     ],
 )
-def test_parts_of_another_kind_are_refused(
+def test_arguments_of_a_wrong_type_are_refused(
     given: dict[str, Any], message: str, remedy: str
 ) -> None:
     parts: dict[str, Any] = {
@@ -213,10 +213,10 @@ def test_parts_of_another_kind_are_refused(
     assert remedy in caught.value.remedy
 
 
-def test_every_refusal_lets_the_default_pass() -> None:
+def test_every_default_is_supported() -> None:
     made = config()
     for refusal in REFUSALS:
-        assert refusal.holds(getattr(made, refusal.name)), refusal.name
+        assert refusal.is_supported(getattr(made, refusal.name)), refusal.name
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -238,15 +238,15 @@ class Limited:
     model_max_length = 300
 
 
-def test_the_tokenizers_limit_counts_where_no_length_was_given() -> None:
+def test_the_tokenizers_limit_applies_if_no_length_is_specified() -> None:
     assert DataSettings.from_config(config(), Limited()).max_length == 300
     assert DataSettings.from_config(config(max_length=1024), Limited()).max_length == 1024
     assert DataSettings.from_config(config(), None).max_length == 1024
     assert DataSettings.from_config(config(max_length=None), Limited()).max_length == NO_CUT
 
 
-def test_older_names_give_todays_settings_their_values() -> None:
-    with pytest.warns(FutureWarning, match="dataset_batch_size does nothing"):
+def test_deprecated_names_set_the_current_settings() -> None:
+    with pytest.warns(FutureWarning, match="dataset_batch_size has no effect"):
         made = config(
             max_seq_length=99, warmup_ratio=0.1, evaluation_strategy="no", dataset_batch_size=7
         )
@@ -258,7 +258,7 @@ def test_older_names_give_todays_settings_their_values() -> None:
         config(use_liger=True)
     with pytest.raises(ConfigError, match="train_sampling_strategy"):
         config(group_by_length=True)
-    assert set(NOW.values()) - {""} <= OURS.keys()
+    assert set(CURRENT_NAMES.values()) - {""} <= OURS.keys()
 
 
 def test_synonyms() -> None:
@@ -267,15 +267,15 @@ def test_synonyms() -> None:
     assert config(pad_to_multiple_of="auto").pad_to_multiple_of is None
 
 
-def test_arguments_of_transformers_become_ours(tmp_path: Path) -> None:
+def test_training_arguments_are_converted(tmp_path: Path) -> None:
     from transformers import TrainingArguments
 
-    from sfttrain.trainer_setup import config_of
+    from sfttrain.trainer_setup import to_sft_config
 
     plain = TrainingArguments(
         output_dir=str(tmp_path), use_cpu=True, max_steps=3, learning_rate=1e-3
     )
-    made = config_of(plain, None)
+    made = to_sft_config(plain, None)
     assert (made.output_dir, made.max_steps, made.learning_rate, made.logging_steps) == (
         str(tmp_path),
         3,
@@ -284,7 +284,7 @@ def test_arguments_of_transformers_become_ours(tmp_path: Path) -> None:
     )
 
 
-def test_the_model_config_has_every_field_of_trls_and_the_older_name() -> None:
+def test_the_model_config_has_every_field_of_trl_and_the_deprecated_name() -> None:
     ours = {f.name for f in dataclasses.fields(ModelConfig)}
     assert {f.name for f in dataclasses.fields(trl.ModelConfig)} | {
         "torch_dtype",

@@ -1,4 +1,4 @@
-"""Whatever is given to train on becomes the same packs, once."""
+"""All kinds of datasets become the same packs, and are prepared once."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_rows_that_datasets_knows_are_not_read_again(tmp_path: Path) -> None:
 
 
 def test_rows_that_are_written_again_leave_the_file_as_it_is(tmp_path: Path) -> None:
-    """Another process may be building from it, and would take a new one for a change."""
+    """Another process can be building from the file, and would report a new one as changed."""
     path, content = write_rows(lambda: iter(TEXTS), tmp_path, known_as=None)
     before = path.stat()
     assert write_rows(lambda: iter(TEXTS), tmp_path, known_as="b") == (path, content)
@@ -115,7 +115,7 @@ def test_a_file_that_changed_is_prepared_again(model: Path, tmp_path: Path) -> N
     assert len(sequences(face(model, tmp_path, path).train_dataset)) == 5 < len(before)
 
 
-def test_a_tokenizer_changed_in_memory_is_honoured(model: Path, tmp_path: Path) -> None:
+def test_changes_of_the_tokenizer_in_memory_are_used(model: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(str(model))
     tokenizer.add_tokens(["<said>", "What is"], special_tokens=False)
     tokenizer.chat_template = (
@@ -142,7 +142,7 @@ def test_a_build_with_workers_runs_apart_from_a_script_without_a_main_guard(
         face(model, tmp_path / "two", [*TEXTS[:1], {"text": None}], dataset_num_proc=2)
 
 
-def test_a_bad_row_is_named_or_set_aside(
+def test_a_bad_row_is_named_or_quarantined(
     model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = [*TEXTS, {"text": 3}]
@@ -155,7 +155,7 @@ def test_a_bad_row_is_named_or_set_aside(
     assert "1 rejected (bad_type)" in caplog.text
 
 
-def test_lost_tokens_are_told(
+def test_lost_tokens_are_logged(
     model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     long = [{"text": "word " * 300}, *TEXTS]
@@ -187,7 +187,7 @@ def test_sequences_beyond_the_models_positions_are_refused(model: Path, tmp_path
         (Dataset.from_list(TEXTS).with_transform(lambda batch: batch), "has a transform"),
     ],
 )
-def test_what_holds_no_records_is_refused(
+def test_data_without_records_is_refused(
     model: Path, tmp_path: Path, source: Any, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
@@ -195,7 +195,7 @@ def test_what_holds_no_records_is_refused(
     assert caught.value.remedy
 
 
-def test_masks_that_cannot_be_are_refused(model: Path, tmp_path: Path) -> None:
+def test_impossible_masks_are_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(SftprepError, match="completion"):
         face(model, tmp_path, TEXTS, completion_only_loss=True)
     chats = [{"prompt": row["messages"][:1], "completion": row["messages"][1:]} for row in CHATS]
@@ -212,7 +212,7 @@ TOKENS = [
 ]
 
 
-def test_tokenized_rows_are_taken_as_they_are(model: Path, tmp_path: Path) -> None:
+def test_tokenized_rows_are_used_unchanged(model: Path, tmp_path: Path) -> None:
     wanted = [([5, 6, 7, 8, 9], [False, False, True, True, True]), ([11, 12], [False, True])]
     as_they_are = {"dataset_kwargs": {"skip_prepare_dataset": True}}
     without = face(tiny_model("llama"), tmp_path, TOKENS, **as_they_are)
@@ -288,7 +288,7 @@ def several_of_row(example: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 6])
-def test_a_function_is_called_as_it_was_meant(count: int) -> None:
+def test_a_formatting_function_is_called_with_rows_or_columns_as_it_expects(count: int) -> None:
     rows = QUESTIONS[:count]
     wanted = [{"body": of_row(row)} for row in rows]
     assert list(format_rows(iter(rows), of_row, "body")) == wanted
@@ -298,7 +298,7 @@ def test_a_function_is_called_as_it_was_meant(count: int) -> None:
     ]
 
 
-def test_a_function_wins_over_the_columns_that_are_there(model: Path, tmp_path: Path) -> None:
+def test_a_formatting_function_takes_precedence_over_columns(model: Path, tmp_path: Path) -> None:
     rows = [{"messages": [], "prompt": "p", "completion": "c", **row} for row in QUESTIONS]
     plain = face(model, tmp_path, [{"text": of_row(row)} for row in QUESTIONS])
     for settings_ in ({}, {"dataset_text_field": "body"}):
@@ -306,7 +306,7 @@ def test_a_function_wins_over_the_columns_that_are_there(model: Path, tmp_path: 
         assert sequences(trainer.train_dataset) == sequences(plain.train_dataset)
 
 
-def test_mistakes_of_a_function_are_told(model: Path, tmp_path: Path) -> None:
+def test_errors_of_a_formatting_function_are_reported(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="returned a dict"):
         face(model, tmp_path, QUESTIONS, options={"formatting_func": dict})
     with pytest.raises(ConfigError, match="failed at row 1: KeyError: 'nothing'") as caught:
@@ -341,7 +341,7 @@ def test_mistakes_of_a_function_are_told(model: Path, tmp_path: Path) -> None:
     multiple=st.integers(2, 16),
     seed=st.integers(0, 9),
 )
-def test_filling_a_row_up_trains_nothing_more(
+def test_padding_a_row_does_not_change_the_training(
     lengths: list[list[int]], multiple: int, seed: int
 ) -> None:
     packs = [make_pack(each, seed=seed + number) for number, each in enumerate(lengths)]
@@ -357,8 +357,7 @@ def test_filling_a_row_up_trains_nothing_more(
 def test_the_errors_of_the_leader_reach_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A leader and a follower in one process, one after the other: they share nothing but the
-    folder."""
+    """The leader and the follower run in one process, and share only the folder."""
     monkeypatch.setattr("accelerate.utils.gather_object", lambda own: own if own[0] else folders)
     folders: list[str] = []
     leader = OncePerMachine(Ranks(0, 0, 2))
@@ -380,7 +379,7 @@ def test_the_errors_of_the_leader_reach_the_others(
     assert os.listdir(folders[0])
 
 
-def test_a_preparation_without_a_tokenizer_says_so(tmp_path: Path) -> None:
+def test_a_preparation_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
     from sfttrain import SFTConfig
 
     prepared = DataPreparation(
@@ -433,7 +432,7 @@ def test_a_function_formats_a_stream_too(model: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_an_iterable_dataset_is_prepared_first_where_it_must_be(
+def test_an_iterable_dataset_is_prepared_first_if_it_cannot_be_streamed(
     model: Path, tmp_path: Path
 ) -> None:
     stream = Dataset.from_list(TEXTS).to_iterable_dataset()

@@ -1,4 +1,4 @@
-"""The same script with TRL and with us trains on the same tokens with the same labels."""
+"""The same script trains on the same tokens and labels with TRL and with sfttrain."""
 
 from __future__ import annotations
 
@@ -95,8 +95,10 @@ def test_the_same_tokens_and_labels(case: str, model: Path, tmp_path: Path) -> N
 
 
 def their_sequences(dataset: Any) -> list[tuple[list[int], list[bool]]]:
-    """Ids and marks of every sequence in TRL's rows that trains something: packed, TRL keeps the
-    others too (B1)."""
+    """Return the ids and trained positions of the sequences in TRL's rows with trained tokens.
+
+    When it packs, TRL keeps the sequences without trained tokens as well (B1).
+    """
     found = []
     for row in dataset:
         begin = 0

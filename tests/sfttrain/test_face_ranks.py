@@ -1,5 +1,5 @@
-"""A script of TRL's in several processes: one of them prepares the data, the others wait, and all
-train as one."""
+"""A TRL script in several processes: one prepares the data while the others wait, and all train as
+one run."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ os._exit(code)  # taking gloo's process group down may hang (torch 2.13)
 def run(
     folder: Path, ranks: int, data: str, *, rows: int, slow: float = 0.0, fails: bool = False
 ) -> list[dict[str, Any]]:
-    """What each process said, by rank."""
+    """Run the script, and return the output of each process by its rank."""
     script = folder / "script.py"
     script.write_text(SCRIPT)
     launcher = (

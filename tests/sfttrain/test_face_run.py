@@ -1,4 +1,4 @@
-"""`sfttrain run` on raw records, and on the YAML that TRL's command takes."""
+"""`sfttrain run` on raw records, and with a YAML file for TRL's command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from sftprep.errors import ConfigError, InputNotFound
 from sfttrain.cli.arguments import RunConfig, read_arguments
-from sfttrain.cli.datasets import open_data, run_datasets
+from sfttrain.cli.datasets import load_run_datasets, open_data
 from sfttrain.cli.main import main
 from tests.sfttrain.face import CHATS, COMPLETIONS, TEXTS, model_folder, write_lines
 
@@ -63,7 +63,7 @@ def test_raw_records_are_prepared_and_trained(
     assert (tmp_path / "out" / "tokenizer.json").exists()
 
 
-def test_a_file_of_settings_as_trl_takes_it(
+def test_a_yaml_file_of_trl_is_accepted(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = f"""
@@ -96,25 +96,30 @@ use_cpu: true
         read_arguments(["--config", str(tmp_path / "sft.yaml")])
 
 
-def test_what_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_are_found_by_path_pattern_or_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_lines(tmp_path / "a.jsonl", TEXTS)
     assert open_data(path) == path
     assert open_data(str(tmp_path)) == str(tmp_path)
     assert open_data(str(tmp_path / "*.jsonl")) == str(tmp_path / "*.jsonl")
-    with pytest.raises(InputNotFound, match="there is no file or folder"):
+    with pytest.raises(InputNotFound, match=r"the file or folder .* does not exist"):
         open_data(str(tmp_path / "nothing"))
-    assert run_datasets(RunConfig(data=path, dataset_name=path), evaluating=True) == (path, None)
+    assert load_run_datasets(RunConfig(data=path, dataset_name=path), evaluating=True) == (
+        path,
+        None,
+    )
     with pytest.raises(InputNotFound, match="no/such-dataset cannot be loaded"):
-        run_datasets(
+        load_run_datasets(
             RunConfig(data="no/such-dataset", dataset_name="no/such-dataset"), evaluating=False
         )
     monkeypatch.setattr(
         "datasets.load_dataset", lambda path, **_: {"train": TEXTS, "test": COMPLETIONS}
     )
     named = RunConfig(data="a/b", dataset_name="a/b")
-    assert run_datasets(named, evaluating=True) == (TEXTS, COMPLETIONS)
-    assert run_datasets(named, evaluating=False) == (TEXTS, None)
+    assert load_run_datasets(named, evaluating=True) == (TEXTS, COMPLETIONS)
+    assert load_run_datasets(named, evaluating=False) == (TEXTS, None)
     with pytest.raises(ConfigError, match="has no split valid; it has train, test"):
-        run_datasets(
+        load_run_datasets(
             RunConfig(data="a/b", dataset_name="a/b", dataset_train_split="valid"), evaluating=False
         )

@@ -110,7 +110,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_used(
 
 
 def test_the_rows_of_the_device_batch_at_fault_are_named(shards: Path, model: Path) -> None:
-    """Of a step of four packs, those whose loss is not finite: their files and lines."""
+    """The error names the files and lines of only those of four packs whose loss is not finite."""
     from sftprep import open_shards
 
     packs = open_shards(shards)
@@ -151,7 +151,7 @@ def test_rows_of_a_dataset_are_named_by_their_numbers(model: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch", "sgd"])
 def test_a_step_that_the_scaler_skips_is_not_a_fault(tmp_path: Path, optim: str) -> None:
-    """Gradients that overflow in fp16 are how its scaler finds a scale."""
+    """The scaler of fp16 finds its scale by gradients that overflow."""
     trainer = trainer_for(tmp_path, max_steps=4, gradient_accumulation_steps=2, optim=optim)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     trainer.create_optimizer()
@@ -168,7 +168,7 @@ def test_a_step_that_the_scaler_skips_is_not_a_fault(tmp_path: Path, optim: str)
 
 
 class ManyRanks:
-    """What `FiniteGuard` uses of an accelerator. others: what the other ranks report."""
+    """The part of an accelerator that `FiniteGuard` uses; `others` is the sum of other ranks."""
 
     scaler = None
     device = torch.device("cpu")
@@ -256,7 +256,7 @@ class Poisoning(TrainerCallback):
 def test_tensors_that_are_not_trained_are_checked_before_each_save(
     tmp_path: Path, where: str
 ) -> None:
-    """Callbacks can change them, so once is not enough."""
+    """Callbacks can change them, so one check is not enough."""
     trainer = trainer_for(tmp_path, max_steps=2, save_strategy="steps", save_steps=1)
     tensor = with_extra_tensor(trainer, where)
     trainer.add_callback(Poisoning(lambda: tensor.view(-1)[1].fill_(math.inf), 2))
@@ -315,8 +315,8 @@ def test_settings_of_the_optimizer_are_checked_before_a_checkpoint(
 
 
 @pytest.mark.parametrize("place", ["embedding", "other adapter", "modules_to_save"])
-def test_all_that_peft_saves_is_checked(tmp_path: Path, place: str) -> None:
-    """Also frozen tensors: an embedding that is saved in full, and other adapters."""
+def test_every_tensor_that_peft_saves_is_checked(tmp_path: Path, place: str) -> None:
+    """This includes frozen tensors: fully saved embeddings and other adapters."""
     model = tiny_model("llama", tie_word_embeddings=False)
     layers = ["q_proj", "embed_tokens"] if place == "embedding" else ["q_proj"]
     modules = ["norm"] if place == "modules_to_save" else None
@@ -341,7 +341,7 @@ def test_all_that_peft_saves_is_checked(tmp_path: Path, place: str) -> None:
 def test_a_model_file_that_is_not_finite_is_named_as_such(
     shards: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], guard: bool
 ) -> None:
-    """It has nothing to do with packing, which the isolation guard would blame."""
+    """Without this check, the isolation guard would blame packing."""
     bad = AutoModelForCausalLM.from_pretrained(model)
     with torch.no_grad():
         bad.model.layers[1].mlp.up_proj.weight[0, 0] = math.nan
@@ -407,13 +407,13 @@ def test_the_remedy_of_a_divergence_is_not_to_resume_with_another_rate(tmp_path:
         trainer.model.model.norm.weight[3] = math.nan
     with pytest.raises(TrainingDiverged) as caught:
         trainer.save_model()
-    assert "start a new run with a lower --learning_rate" in caught.value.remedy
-    assert "--model OUTPUT_DIR/checkpoint-N" in caught.value.remedy
+    assert "start a new run with a lower learning_rate" in caught.value.remedy
+    assert 'model="OUTPUT_DIR/checkpoint-N"' in caught.value.remedy
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_any_value_that_is_not_finite_is_found(kind: torch.dtype) -> None:
-    """And sums that overflow, of values that do not, are no fault."""
+    """A sum that overflows although all values are finite is not a fault."""
     large = torch.full((1000,), torch.finfo(kind).max, dtype=kind)
     assert names_not_finite({"a": large, "b": -large}) == []
     for value in (math.nan, math.inf, -math.inf):
@@ -425,7 +425,7 @@ def test_any_value_that_is_not_finite_is_found(kind: torch.dtype) -> None:
 
 
 def test_buffers_that_are_not_saved_are_not_checked(tmp_path: Path) -> None:
-    """Such as a mask, which is made of infinities."""
+    """A mask is such a buffer, and has infinite values."""
     trainer = trainer_for(tmp_path)
     trainer.model.register_buffer("mask", torch.full((3,), -math.inf), persistent=False)
     trainer.save_model()
@@ -444,7 +444,7 @@ def test_the_base_of_an_adapter_is_not_checked_with_it(tmp_path: Path) -> None:
 def test_a_merged_model_that_is_not_finite_is_not_saved(
     tmp_path: Path, model: Path, shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A value of the base that no row touches shows up in the merged model only."""
+    """A value of the base that no row uses has an effect only in the merged model."""
     base = AutoModelForCausalLM.from_pretrained(model)
     with torch.no_grad():
         base.model.embed_tokens.weight[599] = math.nan
@@ -481,7 +481,7 @@ def test_weights_are_checked_before_they_are_pushed(
     assert files(tmp_path) == []
 
 
-def test_a_training_step_of_ones_own_is_checked_by_its_gradient(tmp_path: Path) -> None:
+def test_an_overridden_training_step_is_checked_by_its_gradient(tmp_path: Path) -> None:
     trainer = trainer_for(tmp_path)
 
     def training_step(model: Any, inputs: Any, items: Any = None) -> torch.Tensor:
@@ -512,7 +512,7 @@ def test_an_evaluation_that_is_not_finite_is_never_the_best(
 
 
 def test_the_methods_that_are_extended_still_exist() -> None:
-    """They are transformers' own; without them, nothing would be checked."""
+    """They are methods of transformers; if they were renamed, nothing would be checked."""
     names = ["training_step", "_get_grad_norm", "_maybe_log_save_evaluate", "_save_checkpoint"]
     names += ["get_batch_samples", "push_to_hub", "_determine_best_metric", "_finalize_training"]
     names += ["_load_from_checkpoint", "_load_best_model", "_load_optimizer_and_scheduler"]

@@ -1,4 +1,4 @@
-"""Several processes are one run or none: never several that write to one folder."""
+"""Several processes become one run or are refused: never several runs that write to one folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ on_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="ranks get 
 
 @on_cpu
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed")
-def test_torchrun_on_a_cpu_makes_one_run_without_being_told_use_cpu(tmp_path: Path) -> None:
+def test_torchrun_on_a_cpu_makes_one_run_without_use_cpu(tmp_path: Path) -> None:
     write_build(tmp_path / "packs", make_packs(8), tokenizer={"name": "", "fingerprint": ""})
     tiny_model("llama").save_pretrained(tmp_path / "model")
     done = subprocess.run(
@@ -71,7 +71,7 @@ def test_torchrun_on_a_cpu_makes_one_run_without_being_told_use_cpu(tmp_path: Pa
 def test_ranks_that_do_not_become_one_run_are_refused(
     tmp_path: Path, name: str, value: str
 ) -> None:
-    """As under mpirun on a machine with GPUs, whose ranks accelerate takes for single runs."""
+    """This happens under mpirun on a machine with GPUs, where accelerate ignores the ranks."""
     code = (
         "import sys, torch\n"
         "torch.accelerator.is_available = lambda: True\n"
@@ -110,7 +110,7 @@ def test_ranks_that_do_not_become_one_run_are_refused(
 def test_ranks_that_cannot_find_each_other_are_refused_on_a_cpu_too(
     tmp_path: Path, variables: dict[str, str]
 ) -> None:
-    """Where accelerate and torch would say which of their variables is missing."""
+    """Without our check, accelerate and torch would complain about a missing variable."""
     arguments = ["run", "packs", "--model", "model", "--output_dir", str(tmp_path / "o")]
     launchers = {name for names in LAUNCHERS for name in names}
     clean = {name: value for name, value in os.environ.items() if name not in launchers}
@@ -172,7 +172,7 @@ def test_a_process_that_waits_for_others_says_so_and_gives_up(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_variables_of_launchers_that_are_empty_count_as_not_set(
+def test_empty_variables_of_launchers_count_as_unset(
     environment: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "OMPI_COMM_WORLD_SIZE"):
@@ -182,7 +182,7 @@ def test_variables_of_launchers_that_are_empty_count_as_not_set(
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """The environment without what launchers leave in it."""
+    """Remove the variables of launchers from the environment."""
     for names in LAUNCHERS:
         for name in filter(None, names):
             monkeypatch.delenv(name, raising=False)
@@ -210,7 +210,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         ({"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, 1),
     ],
 )
-def test_launchers_are_known_by_their_environment(
+def test_launchers_are_recognized_by_their_environment(
     environment: pytest.MonkeyPatch, variables: dict[str, str], ranks: int
 ) -> None:
     for name, value in variables.items():
@@ -228,7 +228,7 @@ def test_a_number_of_processes_that_is_not_a_number_is_refused(
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, capsys: Any) -> None:
-    """Whatever has started it."""
+    """It is refused even if it is not a rank of the same launch."""
     code = (
         "import sys\n"
         "from pathlib import Path\n"
@@ -257,10 +257,10 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, capsys: Any)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_folder_is_held_until_the_command_has_written_everything(
+def test_the_folder_is_locked_until_the_command_has_written_everything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """Also while the final model is saved, evaluated and merged."""
+    """It is locked while the final model is saved, evaluated and merged as well."""
     from sfttrain.cli import run as run_module
     from sfttrain.trainer import SFTTrainer
 

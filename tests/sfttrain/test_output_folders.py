@@ -1,4 +1,4 @@
-"""A run replaces and deletes its own folders only."""
+"""A run replaces and deletes only its own folders."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def saving(folder: Path, **settings: Any) -> Any:
 
 
 def folders_of_users(output: Path, elsewhere: Path) -> list[str]:
-    """Folders that look like checkpoints and are newer than any, and a link to another one."""
+    """Create folders of the user that look like newer checkpoints, and a link to another one."""
     for name in USERS:
         (output / name).mkdir(parents=True)
         (output / name / "notes.txt").write_text("mine")
@@ -60,7 +60,7 @@ def test_rotation_deletes_only_checkpoints_of_ours(tmp_path: Path) -> None:
 
 
 def test_rotation_keeps_the_best_checkpoint_and_the_newest(tmp_path: Path) -> None:
-    """As transformers does, also at the end of training, where it keeps the best one only."""
+    """transformers does so too, and keeps only the best one at the end of training."""
 
     class FirstIsBest(TrainerCallback):
         def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **_: Any) -> None:
@@ -101,10 +101,10 @@ def test_rotation_goes_by_steps_and_not_by_times(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["link", "folder", "file", "link in a checkpoint", "dangling"])
 @pytest.mark.parametrize("known", [True, False])
-def test_a_checkpoint_is_not_written_over_what_is_not_ours(
+def test_a_checkpoint_is_not_written_over_files_of_others(
     tmp_path: Path, kind: str, known: bool
 ) -> None:
-    """Where the step is known in advance, nothing is trained."""
+    """If the step is known in advance, the run is refused before training."""
     output, elsewhere = tmp_path / "o", tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "config.json").write_text("mine")
@@ -124,7 +124,7 @@ def test_a_checkpoint_is_not_written_over_what_is_not_ours(
         (path / "config.json").symlink_to(elsewhere / "config.json")
     trainer = saving(output)
     if not known:
-        trainer._check_folders_to_write = lambda: None
+        trainer._check_checkpoint_folders = lambda: None
     with pytest.raises(OutputExists, match="checkpoint-2"):
         trainer.train()
     assert trainer.state.global_step == (0 if known else 2)
@@ -135,8 +135,8 @@ def test_a_checkpoint_is_not_written_over_what_is_not_ours(
         assert [p.name for p in path.iterdir()] == ["trainer_state.json"]
 
 
-def test_a_torn_checkpoint_of_ours_is_replaced(tmp_path: Path) -> None:
-    """Of a run that was killed right after the first file, or before the last."""
+def test_an_incomplete_checkpoint_of_ours_is_replaced(tmp_path: Path) -> None:
+    """The run was killed right after the first file, or before the last one."""
     saving(tmp_path).train()
     for name in [p.name for p in (tmp_path / "checkpoint-2").iterdir() if p.name != STATE_NAME]:
         (tmp_path / "checkpoint-2" / name).unlink()
@@ -150,14 +150,14 @@ def test_a_torn_checkpoint_of_ours_is_replaced(tmp_path: Path) -> None:
 
 
 class Killed(BaseException):
-    """What stands for kill -9: nothing of ours catches it."""
+    """An exception like kill -9: no code of ours catches it."""
 
 
 @pytest.mark.parametrize("after", ["the model", "the optimizer", "all files"])
-def test_a_save_over_an_older_checkpoint_that_is_killed_leaves_a_torn_one(
+def test_a_killed_save_over_an_older_checkpoint_leaves_an_incomplete_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str
 ) -> None:
-    """Whatever is left of the older one: it is not mixed with the files of the new one."""
+    """Remaining files of the older one are never mixed with files of the new one."""
     from sfttrain import saving_trainer
 
     saving(tmp_path).train()
@@ -181,7 +181,7 @@ def test_a_save_over_an_older_checkpoint_that_is_killed_leaves_a_torn_one(
         second.train()
     assert (tmp_path / "checkpoint-3" / "model.safetensors").exists()
     assert find_checkpoint("latest", str(tmp_path)).endswith("checkpoint-2")
-    with pytest.raises(ConfigError, match=f"ended while it was saved \\({INCOMPLETE_NAME}"):
+    with pytest.raises(ConfigError, match=f"ended while it was being saved \\({INCOMPLETE_NAME}"):
         find_checkpoint(str(tmp_path / "checkpoint-3"), "")
     monkeypatch.undo()
     saving(tmp_path).train(resume_from_checkpoint=True)
@@ -205,7 +205,7 @@ def test_rotation_keeps_files_that_were_added_to_a_checkpoint(tmp_path: Path) ->
 
 
 def test_rotation_deletes_the_folders_of_sharded_checkpoints(tmp_path: Path) -> None:
-    """Of a checkpoint without a seal that this run has written."""
+    """The checkpoint has no seal, and this run has written it."""
     folder = tmp_path / "checkpoint-1"
     for name in ("pytorch_model_fsdp_0/__0_0.distcp", "global_step1/a/b.pt", "optimizer.pt"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -232,7 +232,10 @@ def test_a_merged_folder_that_is_not_ours_is_not_replaced(
     (merged / "config.json").write_text("mine")
     command += ["--use_peft", "--merge"]
     assert main(command) == 2
-    assert f"{merged} has files that sfttrain did not write" in capsys.readouterr().err
+    assert (
+        f"{merged} would be replaced, but has files that sfttrain did not write"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "o" / "adapter_model.safetensors").exists()  # nothing was trained
     assert (merged / "config.json").read_text() == "mine"
     (merged / "config.json").unlink()
@@ -245,7 +248,7 @@ def test_a_merged_folder_that_is_not_ours_is_not_replaced(
 def test_a_disk_that_is_full_is_a_storage_error(
     tmp_path: Path, command: list[str], limit: int
 ) -> None:
-    """A limit on the size of files fails the writes in the same places."""
+    """A limit on file sizes makes the same writes fail as a full disk."""
     done = subprocess.run(
         [sys.executable, "-P", "-m", "sfttrain", *command, "--save_steps", "1"],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -288,7 +291,7 @@ TOP_NAMES = (
 def test_the_final_model_is_not_saved_over_files_of_the_user(
     tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
-    """Nor through a link. It is refused before training, by the trainer as well."""
+    """The same applies to a link. The command and the trainer refuse it before training."""
     output, elsewhere = tmp_path / "o", tmp_path / "elsewhere"
     for name in TOP_NAMES if kind in ("file", "link") else TOP_NAMES[:1]:
         output.mkdir()
@@ -321,14 +324,14 @@ def test_a_link_is_refused_in_an_output_folder_of_ours_too(
     (tmp_path / "o" / "config.json").rename(tmp_path / "config.json")
     (tmp_path / "o" / "config.json").symlink_to(tmp_path / "config.json")
     assert main(command) == 2
-    assert "config.json is a link, and is not written through" in capsys.readouterr().err
+    assert "config.json is a link, which is not followed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("strategy", ["steps", "no"])
 def test_the_output_folder_of_an_earlier_run_is_used_again(
     tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str], strategy: str
 ) -> None:
-    """With or without checkpoints, beside other files, and after other calls of the trainer."""
+    """With or without checkpoints, alongside other files, and after other calls of the trainer."""
     output = tmp_path / "o"
     (output / "runs").mkdir(parents=True)
     (output / "log.txt").write_text("mine")
@@ -392,10 +395,10 @@ def test_a_run_does_not_replace_the_model_that_it_is_started_from(
     before = {path: path.read_bytes() for path in model.rglob("*") if path.is_file()}
     assert main(command) == 2
     error = capsys.readouterr().err
-    assert "the run is started from" in error
-    assert "give another output_dir" in error
+    assert "the run starts from" in error
+    assert "choose another --output_dir" in error
     trainer = saving(output, model=AutoModelForCausalLM.from_pretrained(model))
-    with pytest.raises(OutputExists, match="the run is started from"):
+    with pytest.raises(OutputExists, match="the run starts from"):
         trainer.train()
     assert {path: path.read_bytes() for path in model.rglob("*") if path.is_file()} == before
 

@@ -1,4 +1,4 @@
-"""Several processes train as one: the same steps, the same losses, every pack once."""
+"""Several processes train as one run: the same steps and losses, and every pack once."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def train(folder: Path, out: str, ranks: int, *more: str) -> dict[str, Any]:
-    """`sfttrain run` in `ranks` processes, or in this one for one; its JSON summary with the losses
-    it logged."""
+    """Run `sfttrain run` with `ranks` processes, and return its JSON summary and logged losses.
+
+    A single rank runs in this process.
+    """
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
     arguments = [
         *("run", str(folder / "packs"), "--model", str(folder / "model"), "--json"),
@@ -76,7 +78,7 @@ def train(folder: Path, out: str, ranks: int, *more: str) -> dict[str, Any]:
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed")
-def test_two_ranks_train_as_one_and_either_goes_on_from_the_other(tmp_path: Path) -> None:
+def test_two_ranks_train_as_one_and_resume_from_each_other(tmp_path: Path) -> None:
     # 13 packs in steps of 4: in the last step one rank of two has none left.
     write_build(tmp_path / "packs", make_packs(13), tokenizer={"name": "", "fingerprint": ""})
     tiny_model("llama").save_pretrained(tmp_path / "model")

@@ -1,4 +1,4 @@
-"""A resume says which settings of optimizer and schedule are in force, and refuses other kinds."""
+"""A resume logs which settings of optimizer and schedule apply, and refuses other optimizers."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def resumed(run: Path, **changes: Any) -> Any:
         ({"adam_beta2": 0.5}, "adam_beta1 and adam_beta2 is (0.9, 0.999), not (0.9, 0.5)"),
     ],
 )
-def test_settings_of_the_checkpoint_stay_in_force(
+def test_optimizer_settings_of_the_checkpoint_apply(
     run: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], said: str
 ) -> None:
     same = resumed(run)
     assert "goes on" not in caplog.text
     other = resumed(run, **changes)
-    assert caplog.text.count("the optimizer goes on as it was saved") == 1
+    assert caplog.text.count("the optimizer continues with the settings of the checkpoint") == 1
     assert said in caplog.text
     for name, value in weights(other.model).items():
         assert value.equal(weights(same.model)[name])
@@ -61,7 +61,7 @@ def test_the_shape_of_the_schedule_is_that_of_this_run(
     run: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], said: str
 ) -> None:
     other = resumed(run, **changes)
-    assert caplog.text.count("goes on as set for this run") == 1
+    assert caplog.text.count("continues as specified for this run") == 1
     assert said in caplog.text
     rates = [entry["learning_rate"] for entry in other.state.log_history if "loss" in entry]
     assert rates[-1] == pytest.approx(1e-3 if "lr_scheduler_type" in changes else 7.5e-4)
@@ -78,7 +78,7 @@ def test_another_kind_of_optimizer_is_refused(
         state = json.loads((copy / "checkpoint-2" / STATE_NAME).read_text())
         del state["settings"], state["steps"]
         (copy / "checkpoint-2" / STATE_NAME).write_text(json.dumps(state))
-    with pytest.raises(MismatchError, match=f"this run has --optim {optim}") as caught:
+    with pytest.raises(MismatchError, match=f'this run has optim="{optim}"') as caught:
         resumed(copy, optim=optim)
     assert caught.value.exit_code == 2
     # The same optimizer, computed in another way.

@@ -1,35 +1,43 @@
-"""Datasets of every make are read whole, or refused by name; what is wrong with them is said in a
-script's own words."""
+"""Datasets of every kind are read to their end, or refused by name; errors in them name the
+settings of the trainer."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import time
+import typing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
-from sfttrain.words import in_words_of_the_trainer
 from torch.utils.data import Dataset as MapDataset
 from torch.utils.data import IterableDataset as TorchIterable
 from transformers import AutoTokenizer
 
+from sftprep.config import BuildConfig
 from sftprep.errors import (
     AttentionError,
     ConfigError,
     EmptyInput,
+    FlagNames,
     FormatError,
     MismatchError,
+    PythonNames,
     RecordError,
     SftprepError,
     StorageError,
     TemplateError,
+    setting,
 )
+from sfttrain import SFTConfig
+from sfttrain.cli.arguments import RunConfig
+from sfttrain.config.setting_names import RunStreamNames, TrainerNames
 from sfttrain.data.inputs import to_row_source
 from sfttrain.data.jsonl_cache import write_rows
 from tests.sfttrain.face import (
@@ -47,7 +55,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Endless(MapDataset[Any]):
-    """A torch Dataset whose __getitem__ goes round for ever, as many do that wrap their index."""
+    """A torch Dataset whose __getitem__ never raises IndexError, because it wraps the index."""
 
     def __init__(self, rows: list[Any]) -> None:
         self.rows = rows
@@ -65,7 +73,7 @@ class Lengthless(MapDataset[Any]):
 
 
 class Once(TorchIterable[Any]):
-    """A torch IterableDataset that hands out the same iterator again."""
+    """A torch IterableDataset that returns the same iterator each time."""
 
     def __init__(self) -> None:
         self.rows = iter(TEXTS)
@@ -111,7 +119,7 @@ def test_rows_of_tokens_in_a_torch_dataset(model: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_evaluation_sets_are_looked_at_too(model: Path, tmp_path: Path) -> None:
+def test_evaluation_sets_are_checked_too(model: Path, tmp_path: Path) -> None:
     trainer = face(
         model, tmp_path, TEXTS, options={"eval_dataset": {"a": Endless(TEXTS), "b": TEXTS}}
     )
@@ -140,7 +148,7 @@ def test_evaluation_sets_are_looked_at_too(model: Path, tmp_path: Path) -> None:
         (3, "train_dataset is a int, which holds no rows"),
     ],
 )
-def test_what_cannot_be_read_whole_is_refused_by_name(
+def test_data_that_cannot_be_read_to_the_end_is_refused_by_name(
     model: Path, tmp_path: Path, rows: Any, what: str
 ) -> None:
     with pytest.raises(ConfigError, match=what) as caught:
@@ -148,7 +156,7 @@ def test_what_cannot_be_read_whole_is_refused_by_name(
     assert caught.value.remedy
 
 
-def test_nothing_is_taken_from_what_is_refused() -> None:
+def test_a_refused_iterator_is_not_consumed() -> None:
     rows = iter(TEXTS)
     with pytest.raises(ConfigError):
         to_row_source(rows, "rows")
@@ -160,7 +168,7 @@ def test_nothing_is_taken_from_what_is_refused() -> None:
     assert to_row_source(Endless(TEXTS), "rows")[-1] == TEXTS[-1]
 
 
-def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+def test_files_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
     script = (
         "import sys, itertools\nfrom pathlib import Path\nfrom sfttrain.data.jsonl_cache import"
         " write_rows\nrows = lambda: ({'text': 'x' * 1000} for _ in"
@@ -180,7 +188,7 @@ def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*.tmp"))
 
 
-def test_a_dataset_that_fails_leaves_nothing_half(tmp_path: Path) -> None:
+def test_a_failing_dataset_leaves_no_partial_file(tmp_path: Path) -> None:
     def rows() -> Any:
         yield from TEXTS
         raise KeyError("no more")
@@ -190,7 +198,7 @@ def test_a_dataset_that_fails_leaves_nothing_half(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_function_that_fails_says_at_which_row(model: Path, tmp_path: Path) -> None:
+def test_an_error_of_a_formatting_function_names_the_row(model: Path, tmp_path: Path) -> None:
     def of_row(row: Any) -> str:
         return str(row["text"] if row["text"] != TEXTS[3]["text"] else row["nope"])
 
@@ -222,7 +230,7 @@ def test_a_model_without_logits(model: Path, tmp_path: Path) -> None:
         )
 
 
-# ---- words ----
+# ---- errors of sftprep in a trainer ----
 
 MISTAKES: list[tuple[Any, dict[str, Any], type[SftprepError], str, str]] = [
     (
@@ -251,28 +259,28 @@ MISTAKES: list[tuple[Any, dict[str, Any], type[SftprepError], str, str]] = [
         {"completion_only_loss": True},
         ConfigError,
         "completion_only_loss=True: train_dataset",
-        "completion_only_loss out",
+        "completion_only_loss=False",
     ),
     (
         TEXTS,
         {"assistant_only_loss": True},
         ConfigError,
         "assistant_only_loss=True: train_dataset",
-        "assistant_only_loss out",
+        "assistant_only_loss=False",
     ),
     (
         [*TEXTS, {"text": 3}],
         {"dataset_num_proc": 2},
         RecordError,
         f"train_dataset:{len(TEXTS) + 1}: ",
-        "fix the row",
+        "correct the record",
     ),
     ([{"text": ""}], {}, EmptyInput, "no usable record", "max_length"),
 ]
 
 
 @pytest.mark.parametrize(("rows", "settings", "kind", "message", "remedy"), MISTAKES)
-def test_mistakes_are_told_in_words_of_the_script(
+def test_errors_name_the_settings_of_the_trainer(
     model: Path,
     tmp_path: Path,
     rows: Any,
@@ -283,14 +291,14 @@ def test_mistakes_are_told_in_words_of_the_script(
 ) -> None:
     with pytest.raises(kind) as caught:
         face(model, tmp_path, rows, **settings)
-    told = str(caught.value)
+    text = str(caught.value)
     assert message in caught.value.message
     assert remedy in caught.value.remedy
-    assert "/rows" not in told
-    assert " --" not in told
+    assert "/rows" not in text
+    assert " --" not in text
 
 
-def test_mistakes_in_a_stream_are_told_so_too(model: Path, tmp_path: Path) -> None:
+def test_errors_of_a_stream_name_the_settings_of_the_trainer(model: Path, tmp_path: Path) -> None:
     def stream_of(rows: list[Any]) -> Any:
         return Dataset.from_list(rows).to_iterable_dataset()
 
@@ -321,14 +329,12 @@ def test_sequences_that_are_too_long_for_the_model(model: Path, tmp_path: Path) 
     )
     with pytest.raises(MismatchError, match="positions end at 16") as caught:
         face(short, tmp_path, rows, options=options)
-    assert (
-        caught.value.remedy
-        == 'give max_length=16, or train all the same with allow_mismatch=["length"]'
-    )
+    assert "max_length=16" in caught.value.remedy
+    assert "allow_mismatch" in caught.value.remedy
     assert len(face(short, tmp_path, rows, options=options, max_length=16).train_dataset) == 1
 
 
-def test_a_file_of_the_users_keeps_its_name(model: Path, tmp_path: Path) -> None:
+def test_errors_show_the_path_of_a_users_file(model: Path, tmp_path: Path) -> None:
     (tmp_path / "rows").mkdir()
     path = write_lines(
         tmp_path / "rows" / "mine.jsonl", [*COMPLETIONS, {"prompt": "a", "completion": None}]
@@ -336,52 +342,81 @@ def test_a_file_of_the_users_keeps_its_name(model: Path, tmp_path: Path) -> None
     with pytest.raises(RecordError) as caught:
         face(model, tmp_path, path)
     assert caught.value.message.startswith(f"{path}:{len(COMPLETIONS) + 1}")
-    assert "fix the line" in caught.value.remedy
+    assert "correct the record" in caught.value.remedy
     assert 'on_bad_record="quarantine"' in caught.value.remedy
 
 
-def test_what_a_record_holds_is_not_reworded() -> None:
+def test_the_content_of_a_record_is_shown_unchanged() -> None:
     error = RecordError(
         file="f",
         line=3,
         column=2,
         reason="r",
-        message="more than --max-length 9",
+        message=f"more than {setting('max_length', 9)}",
         excerpt="--train-on completion",
     )
-    told = in_words_of_the_trainer(error, "train_dataset", "f")
-    assert told.message == "train_dataset:3: more than max_length 9 [r]\n  --train-on completion"
+    shown = error.shown_by(TrainerNames("train_dataset", "f"))
+    assert shown.message == (
+        "train_dataset:3:2: more than max_length=9 [r]\n  --train-on completion"
+    )
     assert (error.file, error.message.partition(":")[0]) == ("f", "f")
 
 
-def test_no_flag_is_left_in_what_a_build_may_say() -> None:
-    """Every remedy of sftprep with a flag that a trainer's build can meet."""
-    said = [
-        "check --format, --train-on and --max-length, and that the files are those you meant",
-        (
-            "look at x; mend the records, or raise --max-rejected, or train on what only looks"
-            " wrong: --suspect keep"
-        ),
-        "name one of its tokens with --eos-token",
-        (
-            "change the record to what the template takes, or give another template with"
-            " --chat-template"
-        ),
-        (
-            "free some space, or build on another disk with --output; what is done so far is kept"
-            " and reused"
-        ),
-        "your quota is used up: free some space, or build elsewhere with --output",
-        (
-            "look for an out-of-memory kill (dmesg); run with fewer --workers, or --workers 1 to"
-            " see the error"
-        ),
-        "choose one with --split train",
+def test_settings_of_a_build_are_shown_as_those_of_the_trainer() -> None:
+    """Each name exists in SFTConfig, or is an argument of SFTTrainer."""
+    known = {f.name for f in dataclasses.fields(SFTConfig)} | {"processing_class"}
+    parts = [
+        kind
+        for kind in typing.get_type_hints(BuildConfig).values()
+        if dataclasses.is_dataclass(kind)
     ]
-    for text in said:
-        assert (
-            "--"
-            not in in_words_of_the_trainer(
-                EmptyInput("nothing", remedy=text), "train_dataset", None
-            ).remedy
-        ), text
+    build_settings = [f.name for part in parts for f in dataclasses.fields(part)]
+    assert "train_on" in build_settings
+    shown = {}
+    for spelling in (FlagNames("_"), PythonNames()):
+        names = TrainerNames("train_dataset", None, spelling)
+        for name in build_settings:
+            text = names.setting(name, None)
+            if text is not None:
+                shown[name] = text
+                assert {shown_name.lstrip("-") for shown_name in text.split(" and ")} <= known
+    assert shown["train_on"] == "completion_only_loss and assistant_only_loss"
+    assert shown["tokenizer"] == "processing_class"  # no flag of `sfttrain run`
+    assert "max_rejected" not in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "python", "flags"),
+    [
+        ("max_length", "9", "max_length=9", "--max_length 9"),
+        ("train_on", "completion", "completion_only_loss=True", "--completion_only_loss"),
+        ("packing", "none", "packing=False", "--packing False"),
+        ("packing", "wrapped", 'packing_strategy="wrapped"', "--packing_strategy wrapped"),
+        ("truncate_side", "left", 'truncation_mode="keep_end"', "--truncation_mode keep_end"),
+        ("max_rejected", "3", None, None),
+    ],
+)
+def test_values_of_settings_are_shown_as_the_trainer_takes_them(
+    name: str, value: str, python: str | None, flags: str | None
+) -> None:
+    assert TrainerNames("train_dataset", None).setting(name, value) == python
+    assert TrainerNames("train_dataset", None, FlagNames("_")).setting(name, value) == flags
+
+
+def test_settings_of_a_stream_are_shown_as_flags_of_the_command() -> None:
+    names = RunStreamNames("stream", None, FlagNames("_"))
+    assert names.setting("lanes", "4") == "--stream_lanes 4"
+    assert names.setting("train_on", "assistant") == "--assistant_only_loss"
+    known = {f.name for kind in (RunConfig, SFTConfig) for f in dataclasses.fields(kind)}
+    for name in ("lanes", "order", "pack_window", "workers"):
+        assert str(names.setting(name, None)).removeprefix("--") in known
+
+
+def test_a_remedy_that_the_trainer_does_not_have_is_dropped() -> None:
+    remedies = [
+        "correct the records",
+        f"raise {setting('max_rejected')}",
+        f"specify {setting('chat_template')}",
+    ]
+    error = EmptyInput("nothing", remedy=remedies).shown_by(TrainerNames("train_dataset", None))
+    assert error.remedy == "correct the records, or specify chat_template_path"

@@ -242,7 +242,7 @@ def test_quarantined_records_are_reported(model, tmp_path, capsys):
         "1",
     )
     assert main(flags(model, tmp_path / "out", *more, "--on_bad_record", "quarantine")) == 0
-    assert "cannot be used: 1" in capsys.readouterr().out
+    assert "quarantined records of the stream: 1" in capsys.readouterr().out
     assert main(flags(model, tmp_path / "out", *more, "--on_bad_record", "error")) == 2
     assert f"{path}:201" in capsys.readouterr().err
 

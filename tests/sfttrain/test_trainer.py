@@ -1,4 +1,4 @@
-"""The trainer: the same run however it is split, stopped or saved."""
+"""A run is the same however its steps are split, and whether it is interrupted or not."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PACKS = make_packs(12)
 def trainer_for(
     folder: Path, *, packs: Any = PACKS, model: Any = None, **settings: Any
 ) -> SFTTrainer:
-    """A trainer on a tiny Llama, that logs every step."""
+    """Create a trainer of a tiny Llama that logs every step."""
     options: dict[str, Any] = {
         "output_dir": str(folder),
         "logging_steps": 1,
@@ -72,7 +72,7 @@ def assert_same_run(one: SFTTrainer, other: SFTTrainer, tolerance: float = 1e-5)
 @pytest.mark.parametrize(
     "settings", [{"attn": "unpack"}, {"loss_impl": "logits"}, {"gradient_checkpointing": True}]
 )
-def test_the_way_a_step_is_computed_does_not_change_the_run(
+def test_the_computation_of_a_step_does_not_change_the_run(
     tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     # SGD: Adam divides a gradient by its own size, and would make a rounding error of a zero
@@ -89,7 +89,7 @@ def test_the_way_a_step_is_computed_does_not_change_the_run(
 def test_a_step_is_one_step_however_it_is_split_into_micro_batches(
     tmp_path: Path, rows: int, accumulation: int
 ) -> None:
-    """Packs of unlike numbers of trained tokens: a mean of means would differ."""
+    """The packs have different numbers of trained tokens, so a mean of means would differ."""
     packs = MemoryPacks(
         [make_pack([30], seed=n, trained=t) for n, t in enumerate([1.0, 0.1, 0.5, 0.05] * 3)]
     )
@@ -106,7 +106,7 @@ def test_a_step_is_one_step_however_it_is_split_into_micro_batches(
     assert_same_run(whole, split_up)
 
 
-def test_packs_train_as_their_sequences_in_packs_of_their_own(tmp_path: Path) -> None:
+def test_a_pack_trains_like_its_sequences_in_separate_packs(tmp_path: Path) -> None:
     pack = make_pack([5, 9, 1, 7])
     packed = trainer_for(
         tmp_path, packs=MemoryPacks([pack]), optim="sgd", per_device_train_batch_size=1
@@ -119,7 +119,7 @@ def test_packs_train_as_their_sequences_in_packs_of_their_own(tmp_path: Path) ->
     assert_same_run(packed, apart)
 
 
-def test_logs_say_what_was_trained(tmp_path: Path) -> None:
+def test_logs_have_the_trained_tokens_and_accuracy(tmp_path: Path) -> None:
     trainer = trainer_for(tmp_path)
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -189,7 +189,7 @@ def test_several_evaluation_sets_have_a_loss_each_and_evaluating_again_gives_the
     assert trainer.evaluate({"b": sets["b"]})["eval_b_loss"] == first["eval_b_loss"]
 
 
-def test_training_goes_on_after_an_evaluation_as_if_there_had_been_none(tmp_path: Path) -> None:
+def test_an_evaluation_does_not_change_the_training(tmp_path: Path) -> None:
     with_eval = trainer_for(
         tmp_path, eval_dataset=make_packs(3, seed=1), eval_strategy="steps", eval_steps=2
     )
@@ -201,8 +201,10 @@ def test_training_goes_on_after_an_evaluation_as_if_there_had_been_none(tmp_path
 
 @pytest.mark.parametrize("adapter", [False, True])
 @pytest.mark.parametrize("stop", [1, 3, 4])
-def test_resuming_goes_on_exactly(tmp_path: Path, stop: int, adapter: bool) -> None:
-    """In mid-epoch, in the second epoch, with dropout, and with the counter of trained tokens."""
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    tmp_path: Path, stop: int, adapter: bool
+) -> None:
+    """It resumes in mid-epoch, in the second epoch, with dropout, and with its token counter."""
 
     def make(folder: Path) -> SFTTrainer:
         torch.manual_seed(0)
@@ -226,17 +228,17 @@ def test_resuming_goes_on_exactly(tmp_path: Path, stop: int, adapter: bool) -> N
     assert all(torch.equal(value, theirs[name]) for name, value in weights(resumed.model).items())
 
 
-def test_going_on_with_another_run_is_refused(tmp_path: Path) -> None:
+def test_resuming_another_run_is_refused(tmp_path: Path) -> None:
     trainer_for(tmp_path, save_strategy="steps", save_steps=3).train()
     for settings, remedy in (
         ({"per_device_train_batch_size": 3}, "keep per_device"),
-        ({"seed": 7}, "--seed 42"),
+        ({"seed": 7}, "seed=42"),
     ):
         with pytest.raises(MismatchError) as caught:
             trainer_for(tmp_path, **settings).train(resume_from_checkpoint=True)
         assert remedy in caught.value.remedy
     with pytest.raises(MismatchError, match="other shards"):
-        RunState("a", 1, 1).must_continue(RunState("b", 1, 1), "x")
+        RunState("a", 1, 1).reject_other_run(RunState("b", 1, 1), "x")
 
 
 def test_the_newest_complete_checkpoint_is_found(tmp_path: Path) -> None:
@@ -309,7 +311,7 @@ def test_the_token_for_the_hub_is_not_saved(tmp_path: Path) -> None:
 
 
 def test_noise_on_embeddings_has_the_size_of_each_sequence(tmp_path: Path) -> None:
-    """In a row of three sequences as in rows of their own; and none is left after training."""
+    """It is the same for three sequences in one row and in three, and is off after training."""
     from sfttrain.data.batching import collate_packs
     from sfttrain.packed.forward import packed_arguments
     from sfttrain.packed.neftune import noise_by_sequence
@@ -352,7 +354,7 @@ def test_noise_on_embeddings_acts_in_training_only(tmp_path: Path) -> None:
         ({"loss_impl": "x"}, "loss_impl"),
     ],
 )
-def test_what_cannot_be_honoured_is_refused_by_name(
+def test_unsupported_arguments_are_refused_by_name(
     tmp_path: Path, settings: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(ConfigError, match=named):

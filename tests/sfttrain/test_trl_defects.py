@@ -1,5 +1,7 @@
-"""What TRL 1.16 gets wrong, one test each, through the public surface. B1 to B19: the numbers of
-this project's notes."""
+"""Defects of TRL 1.16 that sfttrain does not have, one test each, through the public interface.
+
+B1 to B19 are the numbers in this project's notes.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,7 @@ CHATML = (
     " '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n'"
     " }}{% endif %}"
 )
-"""A template without marks of what the assistant says."""
+"""A template without {% generation %} marks."""
 
 
 @pytest.fixture(scope="module")
@@ -159,13 +161,13 @@ def test_b5_what_a_record_is_does_not_depend_on_the_hash_seed(
     assert len(digests) == 1
 
 
-def test_b6_a_prompt_text_beside_messages(folder_with: Callable[[str], Path]) -> None:
+def test_b6_a_prompt_text_alongside_messages(folder_with: Callable[[str], Path]) -> None:
     folder = folder_with(CHATML)
     beside = prepare([{"prompt": "What is up?", "prompt_id": "a", "messages": TURNS}], folder)
     assert beside.text() == prepare([{"messages": TURNS}], folder).text()
 
 
-def test_b7_and_b8_sharegpt_with_a_mask_of_what_the_assistant_says(
+def test_b7_and_b8_sharegpt_with_an_assistant_mask(
     folder_with: Callable[[str], Path],
 ) -> None:
     folder = folder_with(CHATML)
@@ -218,8 +220,7 @@ def test_b9_a_formatting_function_is_called_whatever_the_columns(
 
 
 def test_b10_an_empty_list_of_tools_is_no_tools(folder_with: Callable[[str], Path]) -> None:
-    """As the templates of Llama 3.1 ask: not whether there are any, but whether they are
-    defined."""
+    """The templates of Llama 3.1 test whether tools are defined, and not whether there are any."""
     folder = folder_with(
         "{% if tools is defined and tools is not none %}{{ 'You may call tools. ' }}{% endif %}"
         + CHATML
@@ -266,7 +267,7 @@ def _call(arguments: dict[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": {"name": "f", "arguments": arguments}}
 
 
-def test_b12_a_start_that_stands_twice_is_counted(tokenizer_dir: Path, tmp_path: Path) -> None:
+def test_b12_a_repeated_start_token_is_counted(tokenizer_dir: Path, tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
     start = ("<|endoftext|>", tokenizer.token_to_id("<|endoftext|>"))
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -320,8 +321,8 @@ def test_b13_faults_of_a_row_are_located_and_counted(
     assert json.loads((report.folder / "rejected.jsonl").read_text().splitlines()[0])["line"] == 201
 
 
-def test_b13_what_is_no_fault(tokenizer_dir: Path, tmp_path: Path) -> None:
-    """Absent settings as null, and one row in which the assistant says nothing."""
+def test_b13_valid_rows_are_not_faults(tokenizer_dir: Path, tmp_path: Path) -> None:
+    """Null values count as absent, and one row has an empty assistant message."""
     rows = [
         {"messages": TURNS, "chat_template_kwargs": None},
         {"messages": TURNS[:1]},
@@ -333,7 +334,7 @@ def test_b13_what_is_no_fault(tokenizer_dir: Path, tmp_path: Path) -> None:
 
 
 def test_b14_a_mask_does_not_change_the_text(folder_with: Callable[[str], Path]) -> None:
-    """A template that forgets what was thought before, as Qwen3's does."""
+    """A template that drops earlier thoughts, as that of Qwen3 does."""
     folder = folder_with(
         "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}{% if"
         " message.reasoning_content is defined and loop.last %}<think>{{ message.reasoning_content"
