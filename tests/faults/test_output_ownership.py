@@ -17,8 +17,8 @@ from sftprep import build, read_manifest, verify
 from sftprep.core.atomic_write import is_temporary_name, storage_errors, temporary_name
 from sftprep.errors import OutputBusy, OutputExists, StorageError
 from sftprep.pipeline import build as build_module
-from sftprep.pipeline import output_dir as output_module
-from sftprep.pipeline import tokenize_pass as passes_module
+from sftprep.pipeline import tokenize_pass as tokenize_pass_module
+from sftprep.pipeline.output import folder as output_module
 from sftprep.shards import layout as layout_module
 from sftprep.shards import locks as locks_module
 from sftprep.shards.layout import is_work_folder_created
@@ -142,7 +142,7 @@ def test_a_full_disk_leaves_no_unmarked_folder(make, tmp_path, monkeypatch, name
     elif name == "recipe":
         monkeypatch.setattr(build_module, "recipe_file", refuse)
     else:
-        monkeypatch.setattr(passes_module, "write_spill", refuse)
+        monkeypatch.setattr(tokenize_pass_module, "write_spill", refuse)
     with pytest.raises(StorageError):
         make()
     monkeypatch.undo()

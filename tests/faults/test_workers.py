@@ -41,7 +41,9 @@ def fail(number: int) -> int:
 
 @pytest.fixture(params=["two others", "this one and another"])
 def any_pool(request):
-    executor = Processes(2) if request.param == "two others" else Processes(1, with_this_one=True)
+    executor = (
+        Processes(2) if request.param == "two others" else Processes(1, include_this_process=True)
+    )
     yield executor
     executor.close()
 
@@ -92,7 +94,7 @@ def die_elsewhere_once(spec: tuple[int, str]) -> int:
 
 
 def test_this_process_works_too_and_another_that_is_killed_is_replaced(tmp_path):
-    executor = Processes(1, with_this_one=True)
+    executor = Processes(1, include_this_process=True)
     try:
         marker = tmp_path / "killed"
         where = list(executor.map_unordered(die_elsewhere_once, [(os.getpid(), str(marker))] * 60))
@@ -114,7 +116,7 @@ def test_a_script_without_a_guard_is_not_run_again_by_workers(tmp_path):
         "print('started', flush=True)\n"
         "from sftprep.pipeline.executors import Processes\n"
         "from tests.faults.test_workers import process_of\n"
-        "executor = Processes(1, with_this_one=True)\n"
+        "executor = Processes(1, include_this_process=True)\n"
         "print(len(set(executor.map_unordered(process_of, range(60)))))\n"
         "executor.close()\n"
     )
@@ -132,15 +134,15 @@ def test_a_script_without_a_guard_is_not_run_again_by_workers(tmp_path):
 
 
 def test_where_workers_cannot_load_this_process_does_the_work(monkeypatch, caplog):
-    monkeypatch.setattr("sftprep.pipeline.executors._loaded", die_loading)
-    executor = Processes(1, with_this_one=True)
+    monkeypatch.setattr("sftprep.pipeline.executors._load_worker", die_loading)
+    executor = Processes(1, include_this_process=True)
     try:
         while not executor._loading.done():
             time.sleep(0.05)
         assert sorted(executor.map_unordered(double, range(5))) == [0, 2, 4, 6, 8]
     finally:
         executor.close()
-    assert "this one does all the work" in caplog.text
+    assert "this process does all of the work" in caplog.text
 
 
 def die_loading(_: object) -> None:

@@ -320,7 +320,7 @@ def test_a_template_that_refuses_a_conversation_rejects_its_record(
         " messages[0].content }}"
     )
     path = records([{"messages": CHAT[1:]}, {"messages": CHAT}])
-    with pytest.raises(RecordError, match=r"(?s):2: .*user first.*template_error.*--chat-template"):
+    with pytest.raises(RecordError, match=r"(?s):2: .*user first.*template_error.*chat_template"):
         run(path, tokenizer_dir, tmp_path / "o", chat_template=str(template))
 
 
@@ -337,7 +337,7 @@ def test_what_cannot_work_is_refused_before_work_starts(records, tokenizer_dir, 
     (bare / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     cases = [
         (ConfigError, "no completion", chat, tokenizer_dir, {"train_on": "completion"}),
-        (ConfigError, "without turns", text, tokenizer_dir, {"train_on": "assistant"}),
+        (ConfigError, "have no turns", text, tokenizer_dir, {"train_on": "assistant"}),
         (
             TemplateError,
             "mark",
