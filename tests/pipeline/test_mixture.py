@@ -263,7 +263,7 @@ def test_a_mixture_in_a_config_file_and_its_ledger(files, tokenizer_dir, tmp_pat
     with pytest.raises(SystemExit):
         main(["build", "--config", str(config), "--output", str(tmp_path / "o"), "--overwrite"])
     printed = capsys.readouterr().out
-    assert "(limit 4: what follows was not read)" in printed
+    assert "(limit 4: the rest was not read)" in printed
     assert f"{files['a']}\n  records 40 + repeated " in printed
     assert "held out" in printed
     assert "evaluation: " in printed
