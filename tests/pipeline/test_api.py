@@ -138,7 +138,7 @@ def test_a_dict_of_splits_is_a_build_and_its_evaluation(tokenizer_dir, tmp_path,
 def test_splits_are_chosen_where_there_are_several(tokenizer_dir, tmp_path):
     three = dataset_dict("train", "test", "other")
     with pytest.raises(
-        ConfigError, match=r"train, test, other[\s\S]*eval_split="test"[\s\S]*split="train""
+        ConfigError, match=r"train, test, other[\s\S]*eval_split=.test[\s\S]*split=.train"
     ):
         of(three, tokenizer_dir, tmp_path / "o")
     report = of(three, tokenizer_dir, tmp_path / "o", eval_split="other")

@@ -153,9 +153,7 @@ def test_split_keeps_every_token_but_a_last_one_that_nothing_predicts(
 
 
 def test_overlong_records_can_be_errors(records, tokenizer_dir, tmp_path):
-    with pytest.raises(
-        RecordError, match=r"data.jsonl:2.*more than max_length \(16\) \[overlong\]"
-    ):
+    with pytest.raises(RecordError, match=r"data.jsonl:2.*than max_length \(16\) \[overlong\]"):
         built(records, tokenizer_dir, tmp_path, TEXTS, max_length=16, overlong="error")
     settings = {
         "max_length": 16,
