@@ -62,6 +62,7 @@ def build(
         return run(source, progress=progress)
     # None means that the setting has its default.
     settings = {name: value for name, value in settings.items() if value is not None}
+    # A tokenizer object is written to a file, from which each worker loads it.
     if not isinstance(settings.get("tokenizer", ""), (str, os.PathLike)):
         from sftprep.tokenize.loading.export import export_tokenizer
 
@@ -70,6 +71,7 @@ def build(
     settings |= {name: str(path) for name, path in paths.items()}
     if eval_source is None and not _is_paths(settings.get("eval_input", "")):
         eval_source = settings.pop("eval_input")
+    # Before the test for a mapping: a dictionary of lists is columns, not splits.
     reject_columns(source)
     if isinstance(source, Mapping) or dataset_kind(source) in (
         "DatasetDict",
@@ -94,6 +96,7 @@ def _select_splits(splits: Any, eval_source: Any, settings: dict[str, Any]) -> t
     train = choose_split(names, wanted_split, "the data set")
     if wanted_eval is not None:
         return splits[train], splits[choose_split(names, wanted_eval, "the data set")]
+    # A single other split is used for evaluation only if no setting says otherwise.
     others = [name for name in names if name != train]
     if (
         wanted_split is not None

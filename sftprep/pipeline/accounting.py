@@ -114,6 +114,7 @@ def check_rejected(
     """
     rejected = Counter(record.reason for part in parts for record in part.rejected)
     records = sum(part.counts["records"] for part in parts)
+    # The file is written even if the build fails below: it shows what to correct.
     if rejected or duplicates:
         lines = _rejected_lines(parts, duplicates, setup.names)
         write_file(path, lambda file: file.writelines(lines))
@@ -173,6 +174,7 @@ def _rejected_lines(
     """Yield the lines of rejected.jsonl, in the order of the input."""
     lines_before, current_input = 0, -1
     for part in parts:
+        # Partitions count their lines from 0, the file counts those of the input from 1.
         if part.partition.input != current_input:
             lines_before, current_input = 0, part.partition.input
         records = [*part.rejected, *duplicates.get(part.partition.index, ())]

@@ -1,13 +1,16 @@
-"""Inputs of a build: the files of each source, marked as training or evaluation data."""
+"""Inputs of a build: the files of each source, and the room that they need in a manifest."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sftprep.config.build import BuildConfig, SourceEntry
 from sftprep.errors import ConfigError, setting
+from sftprep.pipeline.output.manifest import manifest_settings
+from sftprep.shards.manifest_size import check_manifest_size, expected_input
 from sftprep.sources.discovery.file_types import kind_of
 from sftprep.sources.discovery.files import find_files, reject_twice
 from sftprep.sources.discovery.hub import HubFile, hub_files, is_hub_name
@@ -58,6 +61,7 @@ def find_inputs(
     inputs: list[Input] = []
     has_eval_setting = bool(config.evaluation.eval_input or config.evaluation.eval_split)
     for evaluation, memory in ((False, data), (True, eval_data)):
+        # Data in memory replaces the inputs in the settings; each of its sources is an entry.
         if memory:
             for data_source in memory:
                 source = _with_read_settings(data_source, config, len(entries))
@@ -74,6 +78,7 @@ def find_inputs(
                 for source in _find_sources(entry, len(entries), config, evaluation=evaluation)
             )
             entries.append(entry)
+    # The training inputs are first, so the first one is for evaluation only if there are none.
     if not inputs or inputs[0].evaluation:
         raise ConfigError(
             "no input is specified",
@@ -102,6 +107,42 @@ def stamp(file: str) -> Stamp:
     with unreadable(file):
         status = os.stat(file)
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def check_expected_size(
+    config: BuildConfig, inputs: list[Input], entries: list[SourceEntry], facts: dict[str, Any]
+) -> None:
+    """Check that the manifests of the build and of its evaluation will not be too large.
+
+    Args:
+        config: The settings of the build.
+        inputs: All of its inputs.
+        entries: The sources to which they belong.
+        facts: The fields of the manifest that are known, apart from its settings and inputs.
+
+    Raises:
+        ConfigError: A manifest would be larger than the largest one that can be read.
+    """
+    # Each reason for which the accounting of an input may get an entry.
+    reasons: list[str] = []
+    if config.evaluation.eval_fraction:
+        reasons += ["left_out.in_training", "tokens_left_out.in_training"]
+    if any(entry.weight is not None for entry in entries):
+        reasons += ["left_out.not_sampled", "tokens_left_out.not_sampled"]
+    if any(entry.repeat != 1 for entry in entries):
+        reasons += ["extra.repeated", "tokens_extra.repeated"]
+    for evaluation in (False, True):
+        # Inputs of the same source and limit have entries of the same size, apart from the path.
+        names_of: dict[tuple[str, int | None], list[str]] = {}
+        for each in inputs:
+            if each.evaluation == evaluation:
+                kind = (entries[each.entry].name, each.source.limit)
+                names_of.setdefault(kind, []).append(each.source.name)
+        all_names = [name for names in names_of.values() for name in names]
+        check_manifest_size(
+            {"config": manifest_settings(config, all_names), **facts},
+            [(expected_input(*kind, reasons), names) for kind, names in names_of.items()],
+        )
 
 
 def _find_sources(

@@ -259,8 +259,11 @@ class LossMask:
         self, tokens: Tokens, chars: NDArray[np.int64] | None, marked: dict[int, EscapedText]
     ) -> tuple[Tokens, NDArray[np.int64] | None]:
         """Encode the special tokens that texts spell as plain text."""
-        escaped = {number: self._escaped_encoder.encode(text) for number, text in marked.items()}
-        return with_replaced(tokens, chars, escaped)
+        return with_replaced(
+            tokens,
+            chars,
+            {number: self._escaped_encoder.encode(text) for number, text in marked.items()},
+        )
 
     def _completion_mask(
         self,

@@ -145,12 +145,12 @@ def _make_sequences(
     """Return the sequences of a partition by one encoder, or raise EncoderFault."""
     recipe, counts = stages.recipe, Counter[str]()
     rejected: list[Rejected] = []
-    letters = Letters(data)
-    examples = read_examples(stages, letters, format_name, rejected, counts)
+    content = Letters(data)
+    examples = read_examples(stages, content, format_name, rejected, counts)
     if format_name == "tokens":
         batch = given_batch(examples, recipe.tokenizer.vocab_size, rejected, counts)
     else:
-        batch = _encode_examples(stages, letters, examples, partition, rejected, counts)
+        batch = _encode_examples(stages, content, examples, partition, rejected, counts)
     batch = fit_lengths(
         batch, recipe.overlong, recipe.max_length, recipe.truncate_side, counts, rejected
     )
@@ -163,7 +163,7 @@ def _make_sequences(
 
 def _encode_examples(
     stages: Preprocessor,
-    letters: Letters,
+    content: Letters,
     examples: list[Example],
     partition: EncodedPartition,
     rejected: list[Rejected],
@@ -173,7 +173,7 @@ def _encode_examples(
     recipe, renderer = stages.recipe, stages.renderer
     # 1. Render, and count the backend (compiled template or Jinja) of each conversation.
     before = renderer.ways()
-    watch = recipe.escape_special or renderer.spelled.may_be_in(letters)
+    watch = recipe.escape_special or renderer.spelled.may_be_in(content)
     texts = renderer.render(examples, rejected, counts, watch=watch)
     renders = renderer.ways() - before
     counts.update({f"template.{backend}": number for backend, number in renders.items()})
@@ -194,7 +194,7 @@ def _encode_examples(
 
 def read_examples(
     stages: Preprocessor,
-    letters: Letters,
+    content: Letters,
     format_name: str,
     rejected: list[Rejected],
     counts: Counter[str],
@@ -203,12 +203,12 @@ def read_examples(
 
     Args:
         stages: The stages for the recipe.
-        letters: The lines of the partition.
+        content: The lines of the partition, as bytes that can be searched.
         format_name: The format of the records.
         rejected: Receives the records that cannot be used.
         counts: Receives the numbers of lines, lines of whitespace and records.
     """
-    data, quality_check = letters.data, stages.quality_check
+    data, quality_check = content.data, stages.quality_check
     lines, read = split_lines(data), record_reader(format_name, stages.reading)
     # orjson turns integers beyond 64 bits into floats, which a template would show in tools and
     # tool calls. Such lines are parsed again by Python.

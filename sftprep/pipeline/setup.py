@@ -19,8 +19,8 @@ from sftprep.chat_template.assistant_spans import Unproven
 from sftprep.chat_template.template import ChatTemplate
 from sftprep.config.build import BuildConfig, FormatConfig, SourceEntry
 from sftprep.errors import ConfigError, TemplateError, TokenizerError, setting, source_name
-from sftprep.pipeline.inputs import Input, find_inputs
-from sftprep.pipeline.output.manifest import check_expected_size, manifest_facts
+from sftprep.pipeline.inputs import Input, check_expected_size, find_inputs
+from sftprep.pipeline.output.manifest import manifest_facts
 from sftprep.recipe import Recipe
 from sftprep.records.formats import detect_format, keys_read, unknown_format
 from sftprep.records.options import RecordOptions
@@ -302,7 +302,7 @@ def _check_compatible(recipe: Recipe, detected: _DetectedFormat) -> None:
             " token",
             remedy=f"specify one of its tokens with {setting('eos_token')}",
         )
-    # 2. The records must contain the part that is to be trained.
+    # 2. The records must contain the part to train.
     has_completion = detected.format not in (*_CHAT_FORMATS, "text") or (
         detected.is_chat and recipe.expand_turns
     )
@@ -336,13 +336,13 @@ _MASK_KEYS = {
 
 
 def _check_pretokenized(recipe: Recipe, detected: _DetectedFormat) -> None:
-    """Raise ConfigError if pre-tokenized rows do not mark the tokens that are to be trained."""
+    """Raise ConfigError if pre-tokenized rows do not mark the tokens to train."""
     has_masks = recipe.train_on in ("auto", "all") or detected.masks & _MASK_KEYS.get(
         recipe.train_on, frozenset()
     )
     if has_masks and not recipe.expand_turns:
         return
-    name, value = ("train_on", recipe.train_on)
+    name, value = "train_on", str(recipe.train_on)
     if recipe.expand_turns:
         name, value = "expand_turns", "True"
     raise ConfigError(

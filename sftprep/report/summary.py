@@ -173,6 +173,7 @@ def _reason_rows(what: str, group: dict[str, int], note: str = "") -> Iterator[_
 
 def _mask_lines(manifest: Manifest) -> Iterator[str]:
     """Yield why masks took the slower path, if more than a tenth of them did."""
+    # Builds of older versions store no masks.
     masks = manifest.template.get("masks", {})
     slow, fast = masks.get("by_characters", 0), masks.get("by_ids", 0)
     if 10 * slow > slow + fast:

@@ -70,8 +70,9 @@ def check_contents(root: Path, *, overwrite: bool) -> set[str]:
             replaced.
     """
     manifest, problem = _read_manifest_in(root)
+    # 1. The paths that may be replaced: those of the build in the folder, and the work files.
     final_paths = _final_paths(root, manifest)
-    # Folders are entered, and everything in them must belong to a build too.
+    # These folders are entered, and everything in them must belong to a build too.
     folders = {SHARD_FOLDER, EVAL_FOLDER, f"{EVAL_FOLDER}/{SHARD_FOLDER}", WORK_FOLDER}
     work_paths: set[str] = set()
     if has_work_folder(root):
@@ -79,6 +80,8 @@ def check_contents(root: Path, *, overwrite: bool) -> set[str]:
         folders |= {f"{WORK_FOLDER}/{SHARD_FOLDER}", f"{WORK_FOLDER}/{EVAL_FOLDER}"}
     elif _is_abandoned_lock(root / WORK_FOLDER / LOCK_NAME):
         work_paths = {f"{WORK_FOLDER}/{LOCK_NAME}"}
+    # 2. Everything else belongs to a user, apart from hidden paths; so does a folder or a link with
+    # one of our names.
     found = {name: regular for name, regular in list_paths(root, folders) if "/." not in f"/{name}"}
     user_paths = sorted(
         name

@@ -123,7 +123,7 @@ class OutputFolder:
             _clean_work_folder(self.work, keep_spill=keep_spill)
 
     def _check_unchanged(self) -> None:
-        """Check that nobody put files into the folder while the build ran."""
+        """Check that no other program put files into the folder while the build ran."""
         appeared = check_contents(self.root, overwrite=True) - self.previous
         if appeared:
             raise user_files_error(self.root, sorted(appeared))
