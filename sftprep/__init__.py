@@ -1,6 +1,6 @@
-"""sftprep: raw conversations to packed, padding-free training batches.
+"""sftprep: preparation of raw conversations as packed, padding-free training data.
 
-The public names are imported when they are first used, so that `import sftprep` costs nothing.
+The public names are imported when they are first used, so that `import sftprep` is fast.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from sftprep.tokenize.loading.load import load_tokenizer as load_tokenizer
     from sftprep.tokenize.loading.load import tokenizer_spec as tokenizer_spec
 
-_HOME = {
+# The public names, and the module that defines each of them.
+_MODULE_OF = {
     "BuildConfig": "sftprep.config",
     "BuildReport": "sftprep.pipeline.build",
     "build": "sftprep.api",
@@ -49,13 +50,13 @@ _HOME = {
     "tokenizer_spec": "sftprep.tokenize.loading.load",
 }
 
-__all__ = list(_HOME)
+__all__ = list(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'sftprep' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""The Python face of a build: from a config, from paths, or from records in memory."""
+"""The Python interface of a build: from a configuration, from paths, or from records in memory."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sftprep.config.build import BuildConfig
-from sftprep.config.validation import to_strings
-from sftprep.errors import ConfigError
+from sftprep.config.validation import strings
+from sftprep.errors import ConfigError, setting
 from sftprep.pipeline.build import BuildReport
 from sftprep.pipeline.build import build as run
 from sftprep.sources.discovery.saved import choose_split
@@ -23,76 +23,109 @@ def build(
     progress: Callable[[str, int, int], None] = lambda *_: None,
     **settings: Any,
 ) -> BuildReport:
-    """Prepare records for training: tokenize, pack, write shards, and the manifest last.
+    """Tokenize, mask and pack records into shards, and write the manifest last.
 
-    source: a BuildConfig; or a path, glob, folder or Hub name, or several; or records: a
-    `datasets.Dataset`, `IterableDataset` or `DatasetDict`, a `pyarrow.Table`, an iterable of
-    dictionaries, or a generator function; None where settings name `sources`. A DatasetDict gives
-    its train split to the build and, where it has one other split, that to the evaluation build;
-    `split` and `eval_split` choose among more. eval_source: records or paths to evaluate on,
-    written to output/eval. settings: those of the command line by name (`tokenizer`, `output`,
-    `max_length`, ...); tokenizer may be a live one.
+    Args:
+        source: What to train on, one of
 
-    Raises the errors of `sftprep.errors`; the output folder then holds no new build, and an old one
-    as it was.
+            - a path, glob, folder or Hub name, or a list of these;
+            - records: a `datasets.Dataset`, `IterableDataset` or `DatasetDict`, a `pyarrow.Table`,
+              an iterable of dictionaries, or a generator function;
+            - a `BuildConfig`, without other settings;
+            - None, if the settings contain `sources`, the entries of a mixture.
+
+            The train split of a `DatasetDict` is trained on; if it has exactly one other split,
+            that one is the evaluation data. The settings `split` and `eval_split` select other
+            splits.
+        eval_source: Records or paths for evaluation; their build is written to output/eval.
+        progress: Called with the name of the stage, the work done, and the work in total.
+        **settings: The settings of the command line by name (`tokenizer`, `output`, `max_length`,
+            ...). The tokenizer may also be a tokenizer object of transformers.
+
+    Returns:
+        The report, with the manifest of the build.
+
+    Raises:
+        SftprepError: The build failed. The output folder then contains no new build, and an old one
+            is unchanged.
+
+    Example:
+        report = build("chats.jsonl", tokenizer="Qwen/Qwen3-8B", output="shards", max_length=4096)
+        print(report.manifest.rows, "packs in", report.folder)
     """
     if isinstance(source, BuildConfig):
         if settings or eval_source is not None:
             raise ConfigError(
-                "settings are given beside a BuildConfig",
-                remedy="put them into the config, or give a source",
+                "a BuildConfig cannot be combined with other settings",
+                remedy="put them into the BuildConfig, or pass a source instead of it",
             )
         return run(source, progress=progress)
-    given = {name: value for name, value in settings.items() if value is not None}
-    if not isinstance(given.get("tokenizer", ""), (str, os.PathLike)):
+    # None means that the setting has its default.
+    settings = {name: value for name, value in settings.items() if value is not None}
+    # A tokenizer object is written to a file, from which each worker loads it.
+    if not isinstance(settings.get("tokenizer", ""), (str, os.PathLike)):
         from sftprep.tokenize.loading.export import export_tokenizer
 
-        given["tokenizer"] = export_tokenizer(given["tokenizer"])
-    paths = {name: value for name, value in given.items() if isinstance(value, os.PathLike)}
-    given |= {name: str(path) for name, path in paths.items()}
-    if eval_source is None and not _is_paths(given.get("eval_input", "")):
-        eval_source = given.pop("eval_input")
+        settings["tokenizer"] = export_tokenizer(settings["tokenizer"])
+    paths = {name: value for name, value in settings.items() if isinstance(value, os.PathLike)}
+    settings |= {name: str(path) for name, path in paths.items()}
+    if eval_source is None and not _is_paths(settings.get("eval_input", "")):
+        eval_source = settings.pop("eval_input")
+    # Before the test for a mapping: a dictionary of lists is columns, not splits.
     reject_columns(source)
     if isinstance(source, Mapping) or dataset_kind(source) in (
         "DatasetDict",
         "IterableDatasetDict",
     ):
-        source, eval_source = _splits(source, eval_source, given)
-    data, eval_data = _records(source, "inputs", given), _records(eval_source, "eval_input", given)
-    return run(BuildConfig.of(**given), data=data, eval_data=eval_data, progress=progress)
+        source, eval_source = _select_splits(source, eval_source, settings)
+    data = _memory_sources(source, "inputs", settings)
+    eval_data = _memory_sources(eval_source, "eval_input", settings)
+    return run(BuildConfig.of(**settings), data=data, eval_data=eval_data, progress=progress)
 
 
-def _splits(splits: Any, eval_source: Any, settings: dict[str, Any]) -> tuple[Any, Any]:
-    """What to train and to evaluate on of a DatasetDict; takes `split` and `eval_split` out of the
-    settings."""
+def _select_splits(splits: Any, eval_source: Any, settings: dict[str, Any]) -> tuple[Any, Any]:
+    """Return the training data and the evaluation data of a DatasetDict.
+
+    Args:
+        splits: The DatasetDict.
+        eval_source: Other evaluation data, or None.
+        settings: The settings; `split` and `eval_split` are removed from them.
+    """
     names = list(splits)
-    asked, other = settings.pop("split", None), settings.pop("eval_split", None)
-    train = choose_split(names, asked, "the data set")
-    if other is not None:
-        return splits[train], splits[choose_split(names, other, "the data set")]
-    rest = [name for name in names if name != train]
+    wanted_split, wanted_eval = settings.pop("split", None), settings.pop("eval_split", None)
+    train = choose_split(names, wanted_split, "the data set")
+    if wanted_eval is not None:
+        return splits[train], splits[choose_split(names, wanted_eval, "the data set")]
+    # A single other split is used for evaluation only if no setting says otherwise.
+    others = [name for name in names if name != train]
     if (
-        asked is not None
+        wanted_split is not None
         or eval_source is not None
         or settings.get("eval_fraction")
         or settings.get("eval_input")
-        or not rest
+        or not others
     ):
         return splits[train], eval_source
-    if len(rest) > 1:
+    if len(others) > 1:
         raise ConfigError(
-            f"the data set has the splits {', '.join(names)}, of which several could be"
-            " evaluated on",
-            remedy=(
-                f"choose one with eval_split={rest[0]!r}, or train on one alone with"
-                f" split={train!r}"
-            ),
+            f"the dataset has the splits {', '.join(names)}, and several of them could be the"
+            " evaluation data",
+            remedy=[
+                f"choose one with {setting('eval_split', others[0])}",
+                f"train on one split without evaluation with {setting('split', train)}",
+            ],
         )
-    return splits[train], splits[rest[0]]
+    return splits[train], splits[others[0]]
 
 
-def _records(source: Any, name: str, settings: dict[str, Any]) -> list[Source]:
-    """Records in memory as sources; paths go to the settings, under a name."""
+def _memory_sources(source: Any, name: str, settings: dict[str, Any]) -> list[Source]:
+    """Return records in memory as sources; paths are added to the settings instead.
+
+    Args:
+        source: Records, paths, or None.
+        name: The setting for paths.
+        settings: The settings.
+    """
     if source is None:
         return []
     if _is_paths(source):
@@ -102,7 +135,7 @@ def _records(source: Any, name: str, settings: dict[str, Any]) -> list[Source]:
 
 
 def _is_paths(source: Any) -> bool:
-    """Whether these are paths or names, and not records."""
+    """Whether a source is a path or name, or a list of these, and not records."""
     if isinstance(source, (list, tuple)):
         return bool(source) and all(isinstance(item, (str, os.PathLike)) for item in source)
     return isinstance(source, (str, os.PathLike))

@@ -1,4 +1,4 @@
-"""The `sftprep` command: parsing and printing, nothing else."""
+"""The `sftprep` command: parsing of the command line, and printing of results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import redirect_stdout
 from dataclasses import asdict
 from typing import Annotated, Any, get_args
 
-from cyclopts import App, ArgumentCollection, Parameter
+from cyclopts import App, ArgumentCollection, Group, Parameter
 from cyclopts.config import Dict
 
 from sftprep.config.build import (
@@ -24,58 +24,91 @@ from sftprep.config.build import (
     TokenizeConfig,
     read_config_file,
 )
-from sftprep.errors import ConfigError, FlagNames, SftprepError
+from sftprep.errors import ConfigError, FlagNames, SftprepError, setting
 from sftprep.version import __version__
 
 app = App(
     name="sftprep",
     version=__version__,
-    help="""Turn raw conversations into packed, padding-free training batches.
+    help="""Prepare data for fine-tuning: turn conversations into packed, tokenized shards.
 
-    A first build, a look at it, a check of it:
+    Build shards, look at one pack, and check all of them:
 
         sftprep build chats.jsonl --tokenizer Qwen/Qwen3-8B --output shards
-
         sftprep inspect shards --row 0
-
         sftprep verify shards
 
-    Exit codes: 0 ok, 1 a check failed, 2 usage or bad input, 3 disk, permission or a lock.
+    `sftprep build --help` explains the formats and settings.
+
+    Exit codes: 0 ok; 1 a check failed; 2 usage error or invalid input; 3 environment (disk,
+    permission, lock).
     """,
-    help_format="plaintext",
+    # Reflows the paragraphs of the help texts to the width of the terminal.
+    help_format="markdown",
 )
-_FLAT = Parameter(name="*")
+
+
+def _settings(title: str, position: int) -> Parameter:
+    """Return the parameter for a dataclass whose fields are flags, in a help section of its own."""
+    return Parameter(name="*", group=Group(title, sort_key=position))
 
 
 @app.command
 def build(
     *inputs: str,
-    tokenize: Annotated[TokenizeConfig | None, _FLAT] = None,
-    output: Annotated[OutputConfig | None, _FLAT] = None,
-    format: Annotated[FormatConfig | None, _FLAT] = None,
-    pack: Annotated[PackConfig | None, _FLAT] = None,
-    read: Annotated[ReadConfig | None, _FLAT] = None,
-    evaluation: Annotated[EvalConfig | None, _FLAT] = None,
+    read: Annotated[ReadConfig | None, _settings("Input", 1)] = None,
+    format: Annotated[FormatConfig | None, _settings("Records and trained tokens", 2)] = None,
+    tokenize: Annotated[TokenizeConfig | None, _settings("Tokenizer and template", 3)] = None,
+    pack: Annotated[PackConfig | None, _settings("Packing", 4)] = None,
+    evaluation: Annotated[EvalConfig | None, _settings("Evaluation records", 5)] = None,
+    output: Annotated[OutputConfig | None, _settings("Output and execution", 6)] = None,
     config: str | None = None,
     json: bool = False,
     debug: bool = False,
 ) -> int:
     """Tokenize, mask and pack records into shards.
 
-    The format of the records is detected: text; messages; prompt and completion (text or messages);
-    conversations (sharegpt); instruction and output (alpaca). Rename keys where yours differ:
+    A build reads records, renders conversations with the chat template, encodes them, marks the
+    tokens that are trained, and packs the sequences into rows of up to `max_length` tokens. It
+    writes the shards (Arrow files) and `manifest.json` to the output folder. If a build is
+    interrupted, the same command resumes it.
 
-        sftprep build gsm8k.jsonl --map question=prompt,answer=completion --tokenizer gpt2 --output
-        shards
+    The keys of the records decide their format:
+
+        text               {"text": "..."}
+        messages           {"messages": [{"role": "user", "content": "..."}, ...]}
+        prompt-completion  {"prompt": "...", "completion": "..."}
+        sharegpt           {"conversations": [{"from": "human", "value": "..."}]}
+        alpaca             {"instruction": "...", "output": "..."}
+        tokens             {"input_ids": [...], "labels": [...]}
+
+    Prompts and completions are strings or lists of messages.
+
+    Train on all tokens of the conversations in a file, or only on the turns of the assistant:
+
+        sftprep build chats.jsonl --tokenizer Qwen/Qwen3-8B --output shards
+        sftprep build chats.jsonl --tokenizer Qwen/Qwen3-8B --output shards \\
+            --train-on assistant --max-length 4096
+
+    Rename the keys of a dataset on the Hub to those of a known format:
+
+        sftprep build openai/gsm8k --config-name main --tokenizer gpt2 \\
+            --map question=prompt,answer=completion --output shards
+
+    Hold out 2 % of the records for evaluation (in shards/eval), and quarantine invalid records
+    instead of stopping at the first one:
+
+        sftprep build data/ --tokenizer Qwen/Qwen3-8B --output shards \\
+            --eval-fraction 0.02 --on-bad-record quarantine
 
     Parameters
     ----------
     inputs
-        Files, globs or folders of JSON lines, JSON arrays, Parquet, CSV, TSV or Arrow; or data sets
-        on the Hub: org/name.
+        Files, globs or folders with JSON lines, JSON arrays, Parquet, CSV, TSV or Arrow; or
+        datasets on the Hub (org/name).
     config
-        YAML file with inputs (or the sources of a mixture) and settings by the names below
-        (max_length: 2048); flags win over it.
+        YAML file with inputs (or the sources of a mixture) and settings by the names of the flags
+        (max_length: 2048). Flags on the command line take precedence.
     json
         Print the summary as JSON.
     debug
@@ -84,9 +117,9 @@ def build(
     from sftprep.pipeline.build import build as run
     from sftprep.report.summary import summary_data, summary_lines
 
-    named = read_config_file(config) if config else {}
+    from_file = read_config_file(config) if config else {}
     settings = BuildConfig(
-        source=SourceConfig(inputs or named.get("inputs", ()), named.get("sources", ())),
+        source=SourceConfig(inputs or from_file.get("inputs", ()), from_file.get("sources", ())),
         read=read or ReadConfig(),
         evaluation=evaluation or EvalConfig(),
         format=format or FormatConfig(),
@@ -94,8 +127,8 @@ def build(
         pack=pack or PackConfig(),
         output=output or OutputConfig(),
     )
-    # Functions of the user may print; what is on stdout is the summary.
-    with _Bar(quiet=json) as bar, redirect_stdout(sys.stderr):
+    # User-provided functions may print, and stdout is for the summary only.
+    with _ProgressBar(quiet=json) as bar, redirect_stdout(sys.stderr):
         report = run(settings, progress=bar)
     _print_json(summary_data(report)) if json else print("\n".join(summary_lines(report)))
     return 0
@@ -103,38 +136,40 @@ def build(
 
 @app.command
 def verify(directory: str, *, json: bool = False, debug: bool = False) -> int:
-    """Check every shard of a build: digests, schema, invariants, accounts.
+    """Check every shard of a build: checksums, schema, invariants and accounting.
+
+    The exit code is 0 if the build is intact, and 1 if it is damaged.
 
     Parameters
     ----------
     directory
-        The --output folder of a build.
+        The output folder of a build.
     json
-        Print what was found as JSON.
+        Print the result as JSON.
     debug
         Show a traceback with errors.
     """
-    from sftprep.report.summary import some
+    from sftprep.report.summary import format_count
     from sftprep.shards.verify import verify as run
 
-    with _Bar(quiet=json) as bar:
-        found = run(
+    with _ProgressBar(quiet=json) as bar:
+        result = run(
             os.path.expanduser(directory), progress=lambda done, total: bar("verify", done, total)
         )
     if json:
-        _print_json({**asdict(found), "folder": str(found.folder), "ok": found.ok})
+        _print_json({**asdict(result), "folder": str(result.folder), "ok": result.ok})
     else:
-        for problem in found.problems:
+        for problem in result.problems:
             print(f"problem: {problem}", file=sys.stderr)
         numbers = {
-            "shard": found.shards,
-            "pack": found.rows,
-            "sequence": found.sequences,
-            "token": found.tokens,
+            "shard": result.shards,
+            "pack": result.rows,
+            "sequence": result.sequences,
+            "token": result.tokens,
         }
-        counted = ", ".join(some(number, what) for what, number in numbers.items())
-        print(f"{'ok' if found.ok else 'DAMAGED'}: {counted} in {found.folder}")
-    return 0 if found.ok else 1
+        counted = ", ".join(format_count(number, noun) for noun, number in numbers.items())
+        print(f"{'ok' if result.ok else 'DAMAGED'}: {counted} in {result.folder}")
+    return 0 if result.ok else 1
 
 
 @app.command
@@ -148,61 +183,63 @@ def inspect(
     json: bool = False,
     debug: bool = False,
 ) -> int:
-    """Show one pack: its sequences, where each comes from, and which tokens are trained.
+    """Show one pack: its sequences, the record of each, and the trained tokens.
 
-    Trained text is green, or stands between ⟦ and ⟧ where there is no color.
+    Trained text is green on a terminal, and in ⟦ and ⟧ without color. The bar shows the sequences
+    in the pack, one letter for each; upper case means that most tokens there are trained.
 
     Parameters
     ----------
     directory
-        The --output folder of a build.
+        The output folder of a build.
     row
-        Number of the pack, from 0; -1 is the last.
+        Number of the pack, from 0; -1 is the last one.
     tokenizer
-        Folder or Hub name of the build's tokenizer, where it has moved since.
+        Folder or Hub name of the tokenizer of the build, if it has moved since.
     full
-        Show whole texts.
+        Show all text; long sequences are abridged otherwise.
     color
-        Color trained tokens; by default on a terminal.
+        Show trained text in color; the default on a terminal.
     json
-        Print ids, masks and texts as JSON.
+        Print ids, masks and text as JSON.
     debug
         Show a traceback with errors.
     """
     from sftprep.report.draw import draw_pack, pack_data
-    from sftprep.report.summary import manifest_line, some
+    from sftprep.report.summary import format_count, manifest_line
     from sftprep.shards.reader import open_shards
     from sftprep.tokenize.loading.decode import load_decoder
 
     shards = open_shards(os.path.expanduser(directory))
     if not -len(shards) <= row < len(shards):
         raise ConfigError(
-            f"there is no row {row}: {directory} has {some(len(shards), 'pack')}",
-            remedy=f"give --row 0 to {len(shards) - 1}",
+            f"{setting('row')} is {row}, but {directory} has {format_count(len(shards), 'pack')}",
+            remedy=f"use a number from {setting('row', 0)} to {len(shards) - 1}",
         )
     decode = load_decoder(
         tokenizer or shards.manifest.tokenizer["name"], shards.manifest.tokenizer["fingerprint"]
     )
     index = row % len(shards)
+    pack, manifest = shards[index], shards.manifest
     if json:
-        _print_json(pack_data(shards[index], index, shards.manifest, decode))
+        _print_json(pack_data(pack, index, manifest, decode))
     else:
-        colored = sys.stdout.isatty() if color is None else color
-        print(manifest_line(shards.manifest))
-        print(
-            "\n".join(
-                draw_pack(shards[index], index, shards.manifest, decode, color=colored, full=full)
-            )
-        )
+        use_color = sys.stdout.isatty() if color is None else color
+        print(manifest_line(manifest))
+        print("\n".join(draw_pack(pack, index, manifest, decode, color=use_color, full=full)))
     return 0
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit with its code."""
+    """Run the command line, and exit with its exit code.
+
+    Args:
+        arguments: The arguments; those of the process by default.
+    """
     tokens = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in tokens
     try:
-        app.config = (*_settings_file(tokens), _refuse_fractions)
+        app.config = (*_config_from_file(tokens), _reject_fractions)
         code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         sys.exit(code if isinstance(code, int) else 0)
     except SftprepError as error:
@@ -211,11 +248,11 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stderr.close()
         sys.exit(0)
     except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to go on from here", file=sys.stderr)
+        print("\ninterrupted; run the same command again to resume", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        # Settings are checked where they are made, which is inside the parser: it wraps what they
-        # say.
+        # Settings are validated when their dataclass is made, which the parser does: it wraps the
+        # error.
         inner = error.__cause__ or error.__context__
         if isinstance(inner, SftprepError):
             _fail(inner, error, inner.exit_code, debug=debug)
@@ -224,39 +261,41 @@ def main(arguments: list[str] | None = None) -> None:
         raise
 
 
-def _settings_file(tokens: list[str]) -> tuple[Dict, ...]:
-    """The file that --config names, as a source of flags that the command line does not give."""
-    for at, token in enumerate(tokens):
+def _config_from_file(tokens: list[str]) -> tuple[Dict, ...]:
+    """Return the file that --config names, as a source for flags that are not on the command
+    line."""
+    for index, token in enumerate(tokens):
         name, equals, value = token.partition("=")
-        path = value if equals else tokens[at + 1] if at + 1 < len(tokens) else ""
+        following = tokens[index + 1] if index + 1 < len(tokens) else ""
+        path = value if equals else following
         if name == "--config" and path:
             settings = read_config_file(path)
-            # Inputs have no flag: the command itself takes them from the file.
-            for name in ("inputs", "sources"):
-                settings.pop(name, None)
+            # Inputs have no flag; the command reads them from the file.
+            for key in ("inputs", "sources"):
+                settings.pop(key, None)
             return (Dict(settings, use_commands_as_keys=False, source=path),)
     return ()
 
 
-def _refuse_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Raises ConfigError where a setting that is a whole number is given another, which the parser
-    would round."""
+def _reject_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Raise ConfigError for a fraction in an integer setting, which the parser would round."""
     for argument in arguments:
         if int not in (argument.hint, *get_args(argument.hint)):
             continue
         for token in argument.tokens:
-            if "." in token.value and not _is_whole(token.value):
+            if "." in token.value and not _is_integer(token.value):
+                name = argument.name.removeprefix("--").replace("-", "_")
                 raise ConfigError(
-                    f"{argument.name} is {token.value}",
-                    remedy=f"give {argument.name} a whole number",
+                    f"{setting(name)} is {token.value}",
+                    remedy=f"use an integer for {setting(name)}",
                 )
 
 
-def _is_whole(text: str) -> bool:
+def _is_integer(text: str) -> bool:
     try:
         return float(text).is_integer()
     except ValueError:
-        return True  # no number at all, of which the parser says so
+        return True  # not a number at all, which the parser reports
 
 
 def _fail(message: object, error: BaseException, code: int, *, debug: bool) -> None:
@@ -272,21 +311,22 @@ def _print_json(data: Any) -> None:
     print(json.dumps(data, indent=1, ensure_ascii=False))
 
 
-_BEFORE = "prepare"
-"""What is shown until there is something to count: the first use of a tokenizer takes some
-seconds."""
+_FIRST_STAGE = "prepare"
+"""The stage that is shown until there is something to count. The first use of a tokenizer takes
+some seconds."""
 
 
-class _Bar:
-    """A progress bar on a terminal, and nothing elsewhere."""
+class _ProgressBar:
+    """A progress bar on a terminal; nothing elsewhere."""
 
     def __init__(self, *, quiet: bool) -> None:
-        self._shown = None if quiet or not sys.stderr.isatty() else True
-        self._progress: Any = None
-        self._tasks: dict[str, Any] = {}
+        self._is_shown = not quiet and sys.stderr.isatty()
+        self._progress: Any = None  # the bar of rich, while it is shown
+        self._tasks: dict[str, Any] = {}  # the task of rich for each stage
 
-    def __enter__(self) -> _Bar:
-        if self._shown:
+    def __enter__(self) -> _ProgressBar:
+        if self._is_shown:
+            # Imported only where a bar is shown, to keep the command fast.
             from rich.console import Console
             from rich.progress import (
                 BarColumn,
@@ -303,7 +343,7 @@ class _Bar:
                 TimeRemainingColumn(),
             )
             self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._tasks[_BEFORE] = self._progress.add_task(_BEFORE, total=None)
+            self._tasks[_FIRST_STAGE] = self._progress.add_task(_FIRST_STAGE, total=None)
             self._progress.start()
         return self
 
@@ -312,10 +352,11 @@ class _Bar:
             self._progress.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show the progress of a stage; the signature is that of `Progress` in the pipeline."""
         if self._progress is None:
             return
-        if _BEFORE in self._tasks:
-            self._progress.remove_task(self._tasks.pop(_BEFORE))
+        if _FIRST_STAGE in self._tasks:
+            self._progress.remove_task(self._tasks.pop(_FIRST_STAGE))
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=total)
         self._progress.update(self._tasks[stage], completed=done, total=total)

@@ -1,1 +1,1 @@
-"""The three passes of a build, and what each of them is made of."""
+"""The three passes of a build, and the modules that they consist of."""

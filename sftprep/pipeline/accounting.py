@@ -1,5 +1,4 @@
-"""What was read and set aside: the inputs of a build, each with its accounts, and the file of
-rejected records."""
+"""Accounting of a build: the counts of each input, rejected records, and the limit on them."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ import xxhash
 from sftprep.config.build import BuildConfig
 from sftprep.core.atomic_write import write_file
 from sftprep.core.types import Rejected
-from sftprep.errors import EmptyInput, RecordError, TooManyRejected
+from sftprep.errors import EmptyInput, RecordError, TooManyRejected, setting
 from sftprep.pipeline.selection import BuildSplit
 from sftprep.pipeline.setup import Setup
 from sftprep.pipeline.tokenize_pass import PartitionResult
@@ -22,19 +21,26 @@ from sftprep.records.quality_checks import REASONS
 from sftprep.shards.manifest import Accounting, InputInfo
 
 
-def first_bad_record(parts: list[PartitionResult], names: list[str]) -> RecordError:
-    """The error about the first bad record of the input, of parts that hold one. names: of the
-    inputs."""
-    bad = next(part for part in parts if part.rejected)
-    first = bad.rejected[0]
-    before = sum(
-        p.counts["lines"]
-        for p in parts
-        if p.partition.input == bad.partition.input and p.partition.index < bad.partition.index
+def first_record_error(parts: list[PartitionResult], names: list[str]) -> RecordError:
+    """Return the error for the first rejected record of the input.
+
+    Args:
+        parts: The results of partitions in the order of the input. At least one of them has a
+            rejected record, and no partition before that one is missing.
+        names: The name of each input.
+    """
+    failed = next(part for part in parts if part.rejected)
+    first = failed.rejected[0]
+    # A rejected record knows its line within its partition only.
+    lines_before = sum(
+        part.counts["lines"]
+        for part in parts
+        if part.partition.input == failed.partition.input
+        and part.partition.index < failed.partition.index
     )
     return RecordError(
-        file=names[bad.partition.input],
-        line=before + first.line + 1,
+        file=names[failed.partition.input],
+        line=lines_before + first.line + 1,
         column=first.column,
         reason=first.reason,
         message=first.message,
@@ -42,42 +48,45 @@ def first_bad_record(parts: list[PartitionResult], names: list[str]) -> RecordEr
     )
 
 
-def input_infos(side: BuildSplit, setup: Setup) -> tuple[InputInfo, ...]:
-    """What each input of a side held, in order."""
-    found = {
-        number: list(own)
-        for number, own in groupby(side.parts, key=lambda part: part.partition.input)
+def make_input_infos(split: BuildSplit, setup: Setup) -> tuple[InputInfo, ...]:
+    """Return the manifest entries for the inputs of a split, in order."""
+    parts_of_input = {
+        number: list(parts)
+        for number, parts in groupby(split.parts, key=lambda part: part.partition.input)
     }
     infos, ordinal = [], 0
-    for number, accounts in zip(side.inputs, side.accounts, strict=True):
-        own, each = found.get(number, []), setup.inputs[number]
+    for number, accounting in zip(split.inputs, split.accounting, strict=True):
+        parts = parts_of_input.get(number, [])  # an empty file has no partition
+        entry = setup.inputs[number]
+        # The digest is that of the partition digests, so that no file is read a second time.
+        contents = "".join(part.content for part in parts)
         infos.append(
             InputInfo(
-                path=each.source.name,
-                bytes=sum(part.bytes for part in own),
-                digest=xxhash.xxh3_128_hexdigest("".join(part.content for part in own).encode()),
+                path=entry.source.name,
+                bytes=sum(part.bytes for part in parts),
+                digest=xxhash.xxh3_128_hexdigest(contents.encode()),
                 format=setup.formats[number],
                 first_ordinal=ordinal,
-                lines=accounts.lines,
-                records=accounts.records,
-                source=setup.entries[each.entry].name,
-                accounting=accounts,
-                limit=each.source.limit,
+                lines=accounting.lines,
+                records=accounting.records,
+                source=setup.entries[entry.entry].name,
+                accounting=accounting,
+                limit=entry.source.limit,
             )
         )
-        ordinal += accounts.lines
+        ordinal += accounting.lines
     return tuple(infos)
 
 
-def total(accounts: list[Accounting]) -> Accounting:
-    """The sum of accounts, checked."""
+def sum_accounting(items: list[Accounting]) -> Accounting:
+    """Return the sum of the accounting of several inputs, and check that it balances."""
     counts: Counter[str] = Counter()
-    for own in accounts:
-        counts.update(own.to_counts())
-    summed = Accounting.from_counts(counts)
+    for item in items:
+        counts.update(item.counts())
+    summed = Accounting.of(counts)
     wrong = summed.check()
     assert not wrong, (
-        "the accounts of this build do not balance, which is a defect of sftprep:"
+        "the accounting of this build does not balance, which is a bug in sftprep:"
         f" {'; '.join(wrong)}"
     )
     return summed
@@ -85,41 +94,57 @@ def total(accounts: list[Accounting]) -> Accounting:
 
 def check_rejected(
     parts: list[PartitionResult],
-    sides: list[BuildSplit],
+    duplicates: dict[int, list[Rejected]],
     setup: Setup,
     config: BuildConfig,
     path: Path,
 ) -> None:
-    """Write what was set aside. Raises TooManyRejected above the limit; duplicates do not count
-    against it."""
-    rejected = Counter(r.reason for part in parts for r in part.rejected)
+    """Write the rejected records and the duplicates to a file, and enforce the limit.
+
+    Args:
+        parts: The results of all partitions, in the order of the input.
+        duplicates: By the index of its partition, the records that equal an earlier record. They do
+            not count towards the limit.
+        setup: The setup of the build.
+        config: The settings of the build.
+        path: The file; it is removed if there is nothing to write.
+
+    Raises:
+        TooManyRejected: More records were rejected than `max_rejected` allows.
+    """
+    rejected = Counter(record.reason for part in parts for record in part.rejected)
     records = sum(part.counts["records"] for part in parts)
-    aside = sides[-1].aside
-    if rejected or aside:
-        write_file(path, lambda file: file.writelines(_rejected_lines(parts, aside, setup.names)))
+    # The file is written even if the build fails below: it shows what to correct.
+    if rejected or duplicates:
+        lines = _rejected_lines(parts, duplicates, setup.names)
+        write_file(path, lambda file: file.writelines(lines))
     else:
         path.unlink(missing_ok=True)
-    if rejected.total() > config.output.rejected_limit(records):
-        reasons = ", ".join(f"{reason} {n:,}" for reason, n in rejected.most_common())
-        raise TooManyRejected(
-            f"{rejected.total():,} of {records:,} records were rejected ({reasons}), "
-            f"more than --max-rejected {config.output.max_rejected}",
-            remedy=f"look at {path}; mend the records, or raise --max-rejected"
-            + (
-                ", or give another template with --chat-template"
-                if rejected["template_error"]
-                else ""
-            )
-            + (
-                ", or train on what only looks wrong: --quality-checks keep"
-                if rejected.keys() & REASONS
-                else ""
-            ),
-        )
+    if rejected.total() <= config.output.rejected_limit(records):
+        return
+    reasons = ", ".join(f"{reason} {number:,}" for reason, number in rejected.most_common())
+    remedies = [
+        f"correct the records that {path} lists",
+        f"raise {setting('max_rejected')}",
+    ]
+    if rejected["template_error"]:
+        remedies.append(f"specify another template with {setting('chat_template')}")
+    if rejected.keys() & REASONS:
+        keep = setting("quality_checks", "keep")
+        remedies.append(f"train on the records that fail only a quality check with {keep}")
+    raise TooManyRejected(
+        f"{rejected.total():,} of {records:,} records were rejected ({reasons}), more than"
+        f" {setting('max_rejected', config.output.max_rejected)} allows",
+        remedy=remedies,
+    )
 
 
-def check_not_empty(side: BuildSplit, accounting: Accounting) -> None:
-    """Raises EmptyInput where a side has no sequence."""
+def check_not_empty(split: BuildSplit, accounting: Accounting) -> None:
+    """Check that a split has at least one sequence.
+
+    Raises:
+        EmptyInput: It has none.
+    """
     if accounting.sequences:
         return
     groups = {
@@ -127,39 +152,40 @@ def check_not_empty(side: BuildSplit, accounting: Accounting) -> None:
         "dropped": accounting.dropped,
         "left out": accounting.left_out,
     }
-    what = "; ".join(
-        f"{name}: {', '.join(f'{r} {n:,}' for r, n in group.items())}"
+    reasons = "; ".join(
+        f"{name}: {', '.join(f'{reason} {number:,}' for reason, number in group.items())}"
         for name, group in groups.items()
         if group
     )
     raise EmptyInput(
-        f"no usable record{' to evaluate on' if side.evaluation else ''} in {len(side.inputs)}"
-        f" input file{'s' * (len(side.inputs) != 1)} ({what or 'there is no record at all'})",
-        remedy=(
-            "check --format, --train-on and --max-length, and that the files are those you meant"
-        ),
+        f"no usable record{' to evaluate on' if split.evaluation else ''} in {len(split.inputs)}"
+        f" input file{'s' * (len(split.inputs) != 1)} ({reasons or 'the input has no records'})",
+        remedy=[
+            "check that the inputs are the intended files",
+            f"check {setting('format')}",
+            f"check {setting('train_on')} and {setting('max_length')}",
+        ],
     )
 
 
 def _rejected_lines(
-    parts: list[PartitionResult], aside: dict[int, list[Rejected]], names: list[str]
+    parts: list[PartitionResult], duplicates: dict[int, list[Rejected]], names: list[str]
 ) -> Iterator[bytes]:
-    line, current = 0, -1
+    """Yield the lines of rejected.jsonl, in the order of the input."""
+    lines_before, current_input = 0, -1
     for part in parts:
-        if part.partition.input != current:
-            line, current = 0, part.partition.input
-        for r in sorted(
-            [*part.rejected, *aside.get(part.partition.index, ())], key=lambda r: r.line
-        ):
-            where = {
+        # Partitions count their lines from 0, the file counts those of the input from 1.
+        if part.partition.input != current_input:
+            lines_before, current_input = 0, part.partition.input
+        records = [*part.rejected, *duplicates.get(part.partition.index, ())]
+        for record in sorted(records, key=lambda record: record.line):
+            entry = {
                 "file": names[part.partition.input],
-                "line": line + r.line + 1,
-                "column": r.column,
+                "line": lines_before + record.line + 1,
+                "column": record.column,
+                "reason": record.reason,
+                "message": record.message,
+                "excerpt": record.excerpt,
             }
-            yield (
-                orjson.dumps(
-                    {**where, "reason": r.reason, "message": r.message, "excerpt": r.excerpt}
-                )
-                + b"\n"
-            )
-        line += part.counts["lines"]
+            yield orjson.dumps(entry) + b"\n"
+        lines_before += part.counts["lines"]

@@ -1,5 +1,10 @@
-"""A build, from raw records to a manifest: the three passes in order, and what is checked between
-them."""
+"""A build, from raw records to a manifest: the three passes in order, and the checks between them.
+
+1. Pass 1 makes one spill from each partition of the input.
+2. The selection assigns the sequences to the training and the evaluation part.
+3. For each part, pass 2 plans the packs and pass 3 writes the shards.
+4. The commit moves the finished files into place, the manifest last.
+"""
 
 from __future__ import annotations
 
@@ -24,23 +29,24 @@ from sftprep.packing.strategies import SMALL, pack_lengths
 from sftprep.pipeline.accounting import (
     check_not_empty,
     check_rejected,
-    first_bad_record,
-    input_infos,
-    total,
+    first_record_error,
+    make_input_infos,
+    sum_accounting,
 )
 from sftprep.pipeline.executors import Executor, available_cores, make_executor
 from sftprep.pipeline.inputs import stamp
-from sftprep.pipeline.output_dir import OutputFolder, claim_output
+from sftprep.pipeline.output.folder import OutputFolder, claim_output
+from sftprep.pipeline.output.manifest import manifest_facts, manifest_settings
 from sftprep.pipeline.plan_pass import lane_block
-from sftprep.pipeline.selection import BuildSplit, choose, wanted_facts
-from sftprep.pipeline.setup import Setup, manifest_facts, manifest_settings, prepare_setup
-from sftprep.pipeline.shard_pass import Assembled, Progress, assemble
+from sftprep.pipeline.selection import BuildSplit, request_stats, select_sequences
+from sftprep.pipeline.setup import Setup, prepare_setup
+from sftprep.pipeline.shard_pass import Progress, WrittenPacks, write_packs
 from sftprep.pipeline.tokenize_pass import (
     PartitionResult,
     TokenizeTask,
     load_preprocessors,
-    tokenize_in_turn,
     tokenize_partition,
+    tokenize_pipelined,
 )
 from sftprep.recipe import RecipeFile, recipe_file
 from sftprep.shards.layout import EVAL_FOLDER, REJECTED_NAME
@@ -51,17 +57,23 @@ from sftprep.tokenize.encoders.reference import HfEncoder
 from sftprep.tokenize.equivalence.reference_client import ReferenceServer
 from sftprep.version import __version__
 
-_BECAUSE = "masks.because."
-_WORTH_A_WORKER = 24 << 20
-"""Bytes of input: with less, a spawned worker spends longer on its imports than on its work."""
+_REASON_PREFIX = "masks.because."
+_BYTES_PER_WORKER = 24 << 20
+"""A spawned worker with less input than this spends longer on its imports than on its work."""
 
 
 @dataclass(frozen=True, slots=True)
 class BuildReport:
-    """What a build made, and how fast. bytes_read: of records, unpacked; reused: partitions found
-    done already.
+    """The result of a build, and its speed.
 
-    evaluation: the manifest of the evaluation build in folder/eval, where there is one.
+    Attributes:
+        folder: The output folder.
+        manifest: The manifest of the training build.
+        seconds: The duration of the build.
+        bytes_read: The size of the records, decompressed.
+        reused: The number of partitions whose spills existed already.
+        workers: The number of processes.
+        evaluation: The manifest of the evaluation build in folder/eval, if there is one.
     """
 
     folder: Path
@@ -80,26 +92,36 @@ def build(
     eval_data: Sequence[Source] = (),
     progress: Progress = lambda *_: None,
 ) -> BuildReport:
-    """Prepare records for training: tokenize, pack, write shards, and the manifest last.
+    """Tokenize, mask and pack records into shards, and write the manifest last.
 
-    data, eval_data: sources in memory, used instead of those that the config names (`sftprep.build`
-    makes them). The same records and settings give the same bytes, whatever the number of workers
-    and however often it was killed before. Raises the errors of `sftprep.errors`; the output folder
-    then holds no new build, and an old one as it was.
+    The same records and settings give the same bytes, for any number of workers, and however often
+    the build was killed before.
+
+    Args:
+        config: The settings of the build.
+        data: Training data in memory, used instead of the inputs in the settings (`sftprep.build`
+            creates it from datasets and the like).
+        eval_data: Evaluation data in memory, likewise.
+        progress: The progress callback.
+
+    Raises:
+        SftprepError: The build failed. The output folder then contains no new build, and an old one
+            is unchanged.
     """
     started = time.monotonic()
     setup = prepare_setup(config, data, eval_data)
     folder = Path(config.output.output)
     with claim_output(folder, overwrite=config.output.overwrite) as output:
-        workers = _workers(config, setup)
-        # Many workers ask one child what the reference gives; one by itself has its own.
-        beside = [
+        workers = _count_workers(config, setup)
+        # Several workers share one process with the reference encoder of each recipe; a single
+        # worker starts its own when it needs one.
+        servers = [
             ReferenceServer(r.tokenizer) if workers > 1 and r.encoder != HfEncoder.name else None
             for r in setup.recipes
         ]
         recipes = [
-            recipe_file(output.work, recipe, own.address if own else None)
-            for recipe, own in zip(setup.recipes, beside, strict=True)
+            recipe_file(output.work, recipe, server.place if server else None)
+            for recipe, server in zip(setup.recipes, servers, strict=True)
         ]
         if workers > 1:
             for file, recipe in zip(recipes, setup.recipes, strict=True):
@@ -109,26 +131,34 @@ def build(
             try:
                 parts = _tokenize(setup, config, output.work, recipes, executor, progress)
             finally:
-                for own in beside:
-                    if own is not None:
-                        own.close()
-            sides = choose(parts, setup, config)
-            check_rejected(parts, sides, setup, config, output.work / REJECTED_NAME)
-            manifests = [_side(side, setup, config, output, executor, progress) for side in sides]
+                for server in servers:
+                    if server is not None:
+                        server.close()
+            splits = select_sequences(parts, setup, config)
+            rejected_file = output.work / REJECTED_NAME
+            check_rejected(parts, splits[-1].duplicates, setup, config, rejected_file)
+            manifests = [
+                _write_split(split, setup, config, output, executor, progress) for split in splits
+            ]
         finally:
             executor.close()
         _check_unchanged(setup)
         evaluation = manifests[0] if len(manifests) > 1 else None
         if evaluation is not None:
+            # `sftprep verify` finds by this digest whether the two builds belong together.
             manifests[-1] = dataclasses.replace(
                 manifests[-1], eval={"folder": EVAL_FOLDER, "digest": evaluation.digest}
             )
         manifest = manifests[-1]
         output.commit(manifest, evaluation, keep_spill=config.output.keep_spill)
-    reused = sum(part.reused for part in parts)
-    seconds = time.monotonic() - started
     return BuildReport(
-        folder, manifest, seconds, sum(p.bytes for p in parts), reused, workers, evaluation
+        folder,
+        manifest,
+        seconds=time.monotonic() - started,
+        bytes_read=sum(part.bytes for part in parts),
+        reused=sum(part.reused for part in parts),
+        workers=workers,
+        evaluation=evaluation,
     )
 
 
@@ -143,16 +173,17 @@ def _tokenize(
     executor: Executor,
     progress: Progress,
 ) -> list[PartitionResult]:
-    """The spills of all partitions, in the order of the input."""
-    stop = config.output.on_bad_record == "error"
-    failed_at: list[int] = []
+    """Make the spills of all partitions, and return the results in the order of the input."""
+    stop_at_rejected = config.output.on_bad_record == "error"
+    failed_at: list[int] = []  # the indices of partitions with a rejected record
     digests = [recipe.digest for recipe in setup.recipes]
-    alone = executor.capacity == 1
-    block = lane_block(config, [each.source for each in setup.inputs])
-    facts = wanted_facts(config, setup)
+    is_single = executor.capacity == 1
+    sources = [each.source for each in setup.inputs]
+    block = lane_block(config, sources)
+    stats = request_stats(config, setup)
 
     def tasks() -> Iterator[TokenizeTask]:
-        for partition in cut([each.source for each in setup.inputs]):
+        for partition in cut(sources):
             if failed_at:
                 return
             number = setup.recipe_of[partition.input]
@@ -162,76 +193,87 @@ def _tokenize(
                 recipe=recipes[number],
                 recipe_digest=digests[number],
                 spill_folder=spills,
-                threads=alone,
+                threads=is_single,
                 lane_block=block,
-                facts=facts,
+                stats=stats,
             )
 
+    if is_single:
+        results = tokenize_pipelined(tasks())
+    else:
+        results = executor.map_unordered(tokenize_partition, tasks())
     parts: list[PartitionResult] = []
     sequences = 0
-    size, done = sum(_sizes(setup)), 0
-    for part in (
-        tokenize_in_turn(tasks()) if alone else executor.map_unordered(tokenize_partition, tasks())
-    ):
+    total_bytes, done_bytes = sum(_file_sizes(setup)), 0
+    for part in results:
         parts.append(part)
-        if stop and part.rejected:
-            # Partitions before this one are running or done; the first bad record of the input is
-            # in one of them or here.
+        if stop_at_rejected and part.rejected:
+            # All partitions before this one are running or done. The first rejected record of the
+            # input is in one of them or in this one, so the loop goes on until they have ended.
             failed_at.append(part.partition.index)
         if sequences <= SMALL < sequences + len(part.lengths):
-            threading.Thread(target=_warm_packing, daemon=True).start()
+            threading.Thread(target=_load_compiled_planner, daemon=True).start()
         sequences += len(part.lengths)
-        done += part.bytes
-        progress("tokenize", done, max(size, done))
+        done_bytes += part.bytes
+        # Compressed files have more bytes of records than the size of the file.
+        progress("tokenize", done_bytes, max(total_bytes, done_bytes))
     parts.sort(key=lambda part: part.partition.index)
     if failed_at:
-        raise first_bad_record(parts, setup.names)
+        raise first_record_error(parts, setup.names)
     return parts
 
 
-# --- pass 2 and 3, and the commit -----------------------------------------------------------------
+# --- passes 2 and 3, and the manifest -------------------------------------------------------------
 
 
-def _side(
-    side: BuildSplit,
+def _write_split(
+    split: BuildSplit,
     setup: Setup,
     config: BuildConfig,
     output: OutputFolder,
     executor: Executor,
     progress: Progress,
 ) -> Manifest:
-    """The shards of one side, written, and its manifest, which is not."""
-    check_not_empty(side, total(side.accounts))
-    if side.evaluation:
+    """Write the shards of a split, and return its manifest, which the commit writes."""
+    check_not_empty(split, sum_accounting(split.accounting))
+    if split.evaluation:
         packing = config.evaluation.eval_packing or config.pack.packing
         config = dataclasses.replace(config, pack=dataclasses.replace(config.pack, packing=packing))
-    shards = output.staging(evaluation=side.evaluation)
-    max_length = setup.recipe.max_length
-    settings = manifest_settings(config, [setup.names[number] for number in side.inputs])
-    infos = input_infos(side, setup)
+    shards = output.staging(evaluation=split.evaluation)
+    settings = manifest_settings(config, [setup.names[number] for number in split.inputs])
+    infos = make_input_infos(split, setup)
     check_shards = partial(
         check_manifest_size,
         {"config": settings, **manifest_facts(setup.recipe, setup.encoder)},
         [(info, [info.path]) for info in infos],
     )
-    made = assemble(side, config, max_length, shards, output.work, executor, progress, check_shards)
-    return _manifest(config, setup, side, made, settings, infos)
+    packs = write_packs(
+        split,
+        config,
+        setup.recipe.max_length,
+        shards,
+        output.work,
+        executor,
+        progress,
+        check_shards,
+    )
+    return _make_manifest(config, setup, split, packs, settings, infos)
 
 
-def _manifest(
+def _make_manifest(
     config: BuildConfig,
     setup: Setup,
-    side: BuildSplit,
-    made: Assembled,
+    split: BuildSplit,
+    packs: WrittenPacks,
     settings: dict[str, Any],
     infos: tuple[InputInfo, ...],
 ) -> Manifest:
-    recipe, plan = setup.recipe, made.plan
+    recipe, plan = setup.recipe, packs.plan
     facts = manifest_facts(recipe, setup.encoder)
     settings = {**settings, "max_length": recipe.max_length, "date": recipe.date}
-    accounting = total(side.accounts)
+    accounting = sum_accounting(split.accounting)
     plan_digest = xxhash.xxh3_128_hexdigest(
-        np.concatenate((plan.members, plan.offsets, made.order)).astype("<i8").tobytes()
+        np.concatenate((plan.members, plan.offsets, packs.order)).astype("<i8").tobytes()
     )
     return Manifest(
         config=settings,
@@ -241,10 +283,10 @@ def _manifest(
             config.output.position_ids,
             config.output.shard_tokens,
         ),
-        tokenizer={**facts["tokenizer"], "max_id": made.max_id},
+        tokenizer={**facts["tokenizer"], "max_id": packs.max_id},
         chat_template=facts["chat_template"],
         encoder=facts["encoder"],
-        template=_template(recipe.chat_template, side),
+        template=_describe_rendering(recipe.chat_template, split),
         inputs=infos,
         accounting=accounting,
         plan={
@@ -258,41 +300,49 @@ def _manifest(
         max_length=recipe.max_length,
         rows=plan.num_bins,
         tokens=accounting.tokens,
-        # Not that of the accounts where the plan cuts sequences: what follows a cut trains one
-        # token less.
-        trained_tokens=sum(shard.trained_tokens for shard in made.shards),
-        shards=made.shards,
+        # Not the number in the accounting: if the plan cuts sequences, the first token after each
+        # cut is not a target any more.
+        trained_tokens=sum(shard.trained_tokens for shard in packs.shards),
+        shards=packs.shards,
         sftprep_version=__version__,
     )
 
 
-def _template(source: str | None, side: BuildSplit) -> dict[str, Any]:
-    """Which template rendered the conversations, and how many took which path: compiled pieces or
-    Jinja, and masks by token ids or by the characters of the tokens, with the reasons."""
-    if source is None:
+def _describe_rendering(template: str | None, split: BuildSplit) -> dict[str, Any]:
+    """Return how the conversations were rendered and masked, for the manifest.
+
+    It has the number of conversations for each backend (compiled pieces or Jinja), the number of
+    masks for each path (token ids or characters), and the reasons for the slower path.
+    """
+    if template is None:
         return {}
     renders = {
-        way: sum(part.counts.get(f"template.{way}", 0) for part in side.parts)
-        for way in ("pieces", "jinja")
+        backend: sum(part.counts.get(f"template.{backend}", 0) for part in split.parts)
+        for backend in ("pieces", "jinja")
     }
-    ways = [way for way, number in renders.items() if number]
+    backends = [backend for backend, number in renders.items() if number]
     masks: Counter[str] = Counter()
-    for part in side.parts:
+    for part in split.parts:
         masks.update({k: n for k, n in part.counts.items() if k.startswith("masks.")})
-    because = {k.removeprefix(_BECAUSE): n for k, n in masks.items() if k.startswith(_BECAUSE)}
+    reasons = {
+        name.removeprefix(_REASON_PREFIX): number
+        for name, number in masks.items()
+        if name.startswith(_REASON_PREFIX)
+    }
     return {
-        "digest": digest(source),
-        "way": "mixed" if len(ways) > 1 else "".join(ways) or "none",
+        "digest": digest(template),
+        "way": "mixed" if len(backends) > 1 else "".join(backends) or "none",
         "renders": renders,
         "masks": {
             "by_ids": masks["masks.by_ids"],
             "by_characters": masks["masks.by_characters"],
-            "because": dict(sorted(because.items())),
+            "because": dict(sorted(reasons.items())),
         },
     }
 
 
 def _check_unchanged(setup: Setup) -> None:
+    """Raise InputChanged if an input file changed since the setup."""
     for each in setup.inputs:
         if each.stamp is None:
             continue
@@ -301,26 +351,26 @@ def _check_unchanged(setup: Setup) -> None:
         except InputUnreadable as error:
             raise InputChanged(
                 f"{each.source.name} was removed or replaced while the build ran",
-                remedy="put the file back, or leave it out, and run the build again",
+                remedy="put the file back or omit it, and run the build again",
             ) from error
         if not is_unchanged:
             raise InputChanged(
-                f"{each.source.name} changed while it was read",
-                remedy="run the build again when nothing writes to the file",
+                f"{each.source.name} changed while the build ran",
+                remedy="run the build again when no process writes to the file",
             )
 
 
-def _workers(config: BuildConfig, setup: Setup) -> int:
+def _count_workers(config: BuildConfig, setup: Setup) -> int:
     if config.output.workers is not None:
         return config.output.workers
-    return min(available_cores(), max(1, sum(_sizes(setup)) // _WORTH_A_WORKER))
+    return min(available_cores(), max(1, sum(_file_sizes(setup)) // _BYTES_PER_WORKER))
 
 
-def _sizes(setup: Setup) -> Iterator[int]:
+def _file_sizes(setup: Setup) -> Iterator[int]:
     return (each.stamp[0] for each in setup.inputs if each.stamp is not None)
 
 
-def _warm_packing() -> None:
-    # The compiled planner, which large plans use, takes half a second to load; that passes while
+def _load_compiled_planner() -> None:
+    # The compiled planner for large plans takes half a second to load. It is loaded while
     # partitions are tokenized.
     pack_lengths(np.ones(SMALL + 1, dtype=np.int32), 2)

@@ -1,4 +1,4 @@
-"""A build in a child process, which returns the memory of its workers and tokenizers at its end."""
+"""A build in a child process, whose end frees the memory of workers and tokenizers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from sftprep.pipeline.build import build
 
 
 def build_in_subprocess(config: BuildConfig) -> None:
-    """Run `sftprep.build(config)` in a child process; its output goes to that of this process.
+    """Run `sftprep.build(config)` in a child process.
+
+    The child process writes its output to the standard streams of this process.
 
     Raises:
-        SftprepError: What the build raises.
-        WorkerError: The process ended without an answer.
+        SftprepError: The error that the build raises.
+        WorkerError: The process ended without a result.
     """
     with tempfile.TemporaryDirectory(prefix="sftprep-build-") as scratch:
+        # Files, because the standard streams of the child belong to the build.
         request, answer = Path(scratch) / "config", Path(scratch) / "error"
         request.write_bytes(pickle.dumps(config))
         command = module_command("sftprep.pipeline.build_subprocess", str(request), str(answer))
@@ -31,12 +34,20 @@ def build_in_subprocess(config: BuildConfig) -> None:
         if done.returncode:
             raise WorkerError(
                 f"the process that prepares the data ended with exit code {done.returncode}",
-                remedy=f"see its own message above; {setting('workers', 1)} shows the error",
+                remedy=f"see its messages above; {setting('workers', 1)} shows the error",
             )
 
 
 def main(request_file: str, answer_file: str) -> int:
-    """Build in the child process; an error is written to the answer file."""
+    """Run the build in the child process.
+
+    Args:
+        request_file: The file with the pickled configuration.
+        answer_file: The file to which an error is pickled.
+
+    Returns:
+        The exit code.
+    """
     config: BuildConfig = pickle.loads(Path(request_file).read_bytes())
     try:
         build(config)

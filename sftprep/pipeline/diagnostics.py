@@ -1,5 +1,7 @@
-"""What the tokens of a batch show that a user would want to know, counted: nothing here changes a
-token."""
+"""Counts of suspicious token patterns, shown as warnings in the summary.
+
+Nothing here changes a token.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,15 @@ from sftprep.tokenize.loading.load import TokenizerSpec
 
 
 def count_double_bos(batch: TokenBatch, spec: TokenizerSpec, counts: Counter[str]) -> None:
-    """Sequences that start with the token of a start twice: one from the text, one from the
-    tokenizer or the template."""
+    """Count the sequences that start with two beginning-of-sequence tokens.
+
+    The usual cause: the text or the template has one, and the tokenizer adds another.
+
+    Args:
+        batch: The sequences.
+        spec: The tokenizer.
+        counts: Receives `warnings.double_bos`, if there is such a sequence.
+    """
     if spec.bos_token_id is None or not len(batch.input_ids):
         return
     firsts = batch.offsets[:-1][batch.lengths > 1]
@@ -29,29 +38,35 @@ def count_double_bos(batch: TokenBatch, spec: TokenizerSpec, counts: Counter[str
 def count_untrained_ends(
     batch: TokenBatch, chats: NDArray[np.bool_], added: NDArray[np.int32], counts: Counter[str]
 ) -> None:
-    """Conversations whose trained part does not end with one of the tokenizer's added tokens: the
-    model would not learn to stop.
+    """Count the conversations whose trained part does not end with a token that ends a turn.
 
-    chats: bool [n], which sequences are conversations. A blank may follow the end token, as in
-    ChatML. Source: the check of TRL 1.16, `is_chat_template_stop_token_trained`, which looks at a
-    template; this looks at what was made.
+    A model that is trained on such conversations may not learn to stop. The reference is the check
+    of TRL 1.16, `is_chat_template_stop_token_trained`, which examines the template; this function
+    examines the tokens.
+
+    Args:
+        batch: The sequences.
+        chats: bool [n]; which sequences are conversations.
+        added: int32; the ids of the tokenizer's added tokens, any of which may end a turn.
+        counts: Receives `warnings.end_of_turn_not_trained`, if there is such a conversation.
     """
     firsts, lasts = trained_runs(batch.completion_mask)
     if not chats.any() or not len(firsts):
         return
-    # The last trained token of each sequence is in the last run that begins before its end.
+    # The last trained token of a sequence is in the last run that begins before the end of the
+    # sequence.
     run = np.searchsorted(firsts, batch.offsets[1:]) - 1
     last = np.minimum(lasts[run], batch.offsets[1:]) - 1
-    some = chats & (run >= 0) & (last >= batch.offsets[:-1])
-    last = last[some]
+    is_examined = chats & (run >= 0) & (last >= batch.offsets[:-1])
+    last = last[is_examined]
+    ends_turn = np.isin(batch.input_ids[last], added)
+    # In ChatML a newline follows the token that ends a turn. So the token before the last one is
+    # accepted as well, provided that it is trained and in the same sequence.
     before = np.maximum(last - 1, 0)
-    stops = np.isin(batch.input_ids[last], added)
-    # The one before counts if it is trained, and of the same sequence: where it is not, the last
-    # one is the only one.
-    stops |= (
+    ends_turn |= (
         np.isin(batch.input_ids[before], added)
         & batch.completion_mask[before]
-        & (before >= batch.offsets[:-1][some])
+        & (before >= batch.offsets[:-1][is_examined])
     )
-    if not stops.all():
-        counts["warnings.end_of_turn_not_trained"] += int(np.count_nonzero(~stops))
+    if not ends_turn.all():
+        counts["warnings.end_of_turn_not_trained"] += int(np.count_nonzero(~ends_turn))

@@ -1,5 +1,7 @@
-"""Who runs the passes: this process, or worker processes. The output is the same bytes either
-way."""
+"""Executors of the passes: this process, or a pool of worker processes.
+
+All executors produce the same bytes, because each task is a pure function of its spec and of files.
+"""
 
 from __future__ import annotations
 
@@ -18,47 +20,58 @@ from multiprocessing import connection, get_context, parent_process
 from typing import Generic, Protocol, TypeVar
 
 from sftprep.core.subprocesses import isolated_spawn
-from sftprep.errors import WorkerError
+from sftprep.errors import WorkerError, setting
 
 Spec = TypeVar("Spec")
 Result = TypeVar("Result")
 
-_TRIES = 3
+_MOST_ATTEMPTS = 3
 
 _log = logging.getLogger(__name__)
 
 
 class Executor(Protocol):
-    """Runs a function over specs, in any order; functions and specs must be such that a second run
-    does no harm."""
+    """A function applied to specs, in any order.
+
+    The function must be idempotent, because a spec whose worker died is run again.
+    """
 
     @property
     def capacity(self) -> int:
-        """How many specs run at the same time."""
+        """The number of specs that run at the same time."""
 
     def map_unordered(
         self, fn: Callable[[Spec], Result], specs: Iterable[Spec]
     ) -> Iterator[Result]:
-        """Results as they come; specs are taken from the iterable only as there is room for
-        them."""
+        """Yield results in the order in which they are ready.
+
+        Specs are taken from the iterable only when a worker can run them, because they may hold
+        data.
+        """
 
     def close(self) -> None:
-        """Stop the workers; what still runs is abandoned."""
+        """Stop the workers; tasks that still run are abandoned."""
 
 
-def make_executor(workers: int, first: Callable[[], None] | None = None) -> Executor:
-    """This process for one worker; for more, this process and a pool of all others. first: what
-    those are to do first."""
-    return InProcess() if workers <= 1 else Processes(workers - 1, with_this_one=True, first=first)
+def make_executor(workers: int, initializer: Callable[[], None] | None = None) -> Executor:
+    """Return an executor that uses this process and `workers - 1` others.
+
+    Args:
+        workers: The number of processes, this one included.
+        initializer: A function that each other process runs when it starts.
+    """
+    if workers <= 1:
+        return InProcess()
+    return Processes(workers - 1, include_this_process=True, initializer=initializer)
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class InProcess:
-    """One spec after the other, here."""
+    """An executor that runs one spec after the other in this process."""
 
     capacity = 1
 
@@ -72,74 +85,89 @@ class InProcess:
 
 
 class Processes:
-    """A pool of spawned processes. A spec whose worker died is tried again in a fresh pool, three
-    times in all.
+    """An executor with a pool of spawned processes.
 
-    with_this_one: this process works too, from the start, while the others take a second to load;
-    one that has loaded gets specs. first: loads in the others what their specs will need; where it
-    fails, those will say why.
+    A spec whose worker died is run again in a new pool, at most three times in all.
+
+    Args:
+        processes: The number of spawned processes.
+        include_this_process: Whether this process runs specs too. It starts immediately, whereas
+            the others take about a second to load, and get specs as soon as one of them is ready.
+        initializer: A function that each spawned process runs first, to load what its specs need.
+            An exception in it is ignored: the specs fail for the same reason, with a better error.
     """
 
     def __init__(
         self,
         processes: int,
         *,
-        with_this_one: bool = False,
-        first: Callable[[], None] | None = None,
+        include_this_process: bool = False,
+        initializer: Callable[[], None] | None = None,
     ) -> None:
-        self.capacity = processes + with_this_one
-        self._processes, self._with_this_one = processes, with_this_one
-        self._pool = self._fresh_pool()
-        self._told = False
+        self.capacity = processes + include_this_process
+        self._processes = processes
+        self._include_this_process = include_this_process
+        self._pool = self._make_pool()
+        self._has_warned = False  # that the pool cannot be started
+        # Done when the first worker has loaded; None when that is known, or is not waited for.
         self._loading: Future[None] | None = None
-        if with_this_one:
+        if include_this_process:
             with isolated_spawn():
-                self._loading = self._pool.submit(_loaded, first)
-                # One for each process; as soon as one of them is ready, there are specs for it.
+                self._loading = self._pool.submit(_load_worker, initializer)
+                # One call for each worker, so that all of them load at the same time.
                 for _ in range(processes - 1):
-                    self._pool.submit(_loaded, first)
+                    self._pool.submit(_load_worker, initializer)
 
     def map_unordered(
         self, fn: Callable[[Spec], Result], specs: Iterable[Spec]
     ) -> Iterator[Result]:
-        """Raises WorkerError where workers die on the same spec again and again, and whatever `fn`
-        raises."""
-        waiting = _Ahead((spec, 0) for spec in specs)
-        again: deque[tuple[Spec, int]] = deque()
+        """Yield results in the order in which they are ready.
+
+        Raises:
+            WorkerError: Workers died repeatedly while they ran the same spec.
+            Exception: Any exception that `fn` raises.
+        """
+        waiting = _LookaheadQueue((spec, 0) for spec in specs)  # a spec and its failed attempts
+        retries: deque[tuple[Spec, int]] = deque()
         running: dict[Future[Result], tuple[Spec, int]] = {}
         while True:
-            # One spec more than there are workers, so that none waits for the next; no more, for
-            # specs can hold data.
+            # 1. Hand specs to the pool: one more than there are workers, so that no worker is idle
+            # between two specs, and not more, because specs may hold data.
             while len(running) <= self._processes and self._has_loaded():
-                if self._with_this_one and len(running) == self._processes and not waiting.has(2):
-                    break  # the last one is for this process, which would have nothing to do
-                taken = again.popleft() if again else waiting.take()
-                if taken is None:
+                is_pool_busy = len(running) == self._processes
+                if self._include_this_process and is_pool_busy and not waiting.has(2):
+                    break  # the last spec is for this process, which would be idle otherwise
+                item = retries.popleft() if retries else waiting.take()
+                if item is None:
                     break
                 try:
                     with isolated_spawn():
-                        running[self._pool.submit(fn, taken[0])] = taken
+                        running[self._pool.submit(fn, item[0])] = item
                 except BrokenProcessPool:
-                    again.append(self._once_more(*taken))
+                    retries.append(self._count_attempt(*item))
                     self._replace_pool()
-            own = waiting.take() if self._with_this_one else None
-            if own is not None:
-                yield fn(own[0])
-            elif not running and not again:
+            # 2. Run one spec here. Specs that are run again stay with the pool: they may be the
+            # reason why a worker died.
+            local_item = waiting.take() if self._include_this_process else None
+            if local_item is not None:
+                yield fn(local_item[0])
+            elif not running and not retries:
                 return
-            # While there is work for this process, it does not wait for the others.
-            done, _ = wait(running, timeout=None if own is None else 0, return_when=FIRST_COMPLETED)
-            broken = False
+            # 3. Collect results. While there are specs for this process, it does not wait.
+            timeout = None if local_item is None else 0
+            done, _ = wait(running, timeout=timeout, return_when=FIRST_COMPLETED)
+            is_broken = False
             for future in done:
-                spec, tries = running.pop(future)
+                spec, attempts = running.pop(future)
                 try:
                     yield future.result()
                 except BrokenProcessPool:
-                    broken = True
-                    again.append(self._once_more(spec, tries))
-            if broken:
-                # A broken pool fails every future in it, the innocent with the guilty.
-                again.extend(self._once_more(*taken) for taken in running.values())
+                    is_broken = True
+                    retries.append(self._count_attempt(spec, attempts))
+            if is_broken:
+                # The death of one worker fails every future of the pool, and nothing tells which
+                # spec was the reason.
+                retries.extend(self._count_attempt(*item) for item in running.values())
                 running.clear()
                 self._replace_pool()
 
@@ -147,7 +175,7 @@ class Processes:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _has_loaded(self) -> bool:
-        """Whether the pool takes work. One that cannot even load never does."""
+        """Whether the pool accepts specs; never, if its workers cannot be started."""
         if self._loading is None:
             return True
         if not self._loading.done():
@@ -155,74 +183,75 @@ class Processes:
         if self._loading.exception() is None:
             self._loading = None
             return True
-        if not self._told:
-            self._told = True
+        if not self._has_warned:
+            self._has_warned = True
             _log.warning(
-                "worker processes cannot be started (%s); this one does all the work",
+                "worker processes cannot be started (%s); this process does all of the work",
                 self._loading.exception(),
             )
         return False
 
-    def _once_more(self, spec: Spec, tries: int) -> tuple[Spec, int]:
-        if tries + 1 >= _TRIES:
+    def _count_attempt(self, spec: Spec, attempts: int) -> tuple[Spec, int]:
+        """Return the spec with one more failed attempt, or raise WorkerError after the last one."""
+        if attempts + 1 >= _MOST_ATTEMPTS:
             raise WorkerError(
-                f"worker processes died {_TRIES} times; the last piece of work was {spec!r:.300}",
-                remedy=(
-                    "look for an out-of-memory kill (dmesg); run with fewer --workers, or --workers"
-                    " 1 to see the error"
-                ),
+                f"worker processes died {_MOST_ATTEMPTS} times; the last task was {spec!r:.300}",
+                remedy=[
+                    "check the system log for an out-of-memory kill (dmesg)",
+                    f"use fewer {setting('workers')}",
+                    f"use {setting('workers', 1)} to see the error",
+                ],
             )
-        return spec, tries + 1
+        return spec, attempts + 1
 
     def _replace_pool(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
-        self._pool = self._fresh_pool()
+        self._pool = self._make_pool()
 
-    def _fresh_pool(self) -> ProcessPoolExecutor:
+    def _make_pool(self) -> ProcessPoolExecutor:
         with isolated_spawn():  # the queues of the pool may start a process too
             return ProcessPoolExecutor(
-                self._processes, mp_context=get_context("spawn"), initializer=_live_with_parent
+                self._processes, mp_context=get_context("spawn"), initializer=_bind_to_parent
             )
 
 
-class _Ahead(Generic[Spec]):
-    """Items of an iterator, which can be asked whether it has so many left."""
+class _LookaheadQueue(Generic[Spec]):
+    """The items of an iterator, with a test whether N of them are left."""
 
     def __init__(self, items: Iterable[Spec]) -> None:
         self._items = iter(items)
-        self._taken: deque[Spec] = deque()
+        self._buffer: deque[Spec] = deque()  # items taken from the iterator and not yet returned
 
     def has(self, count: int) -> bool:
-        self._taken.extend(islice(self._items, max(0, count - len(self._taken))))
-        return len(self._taken) >= count
+        self._buffer.extend(islice(self._items, max(0, count - len(self._buffer))))
+        return len(self._buffer) >= count
 
     def take(self) -> Spec | None:
-        return self._taken.popleft() if self.has(1) else None
+        return self._buffer.popleft() if self.has(1) else None
 
 
-def _loaded(first: Callable[[], None] | None) -> None:
-    """What a worker runs first: it has this module, and so whatever the passes import, and what
-    they load."""
+def _load_worker(initializer: Callable[[], None] | None) -> None:
+    """Run the initializer in a worker.
 
-    if first is not None:
+    Unpickling this call already imports the modules of the passes.
+    """
+    if initializer is not None:
         with suppress(Exception):
-            first()
+            initializer()
 
 
-def _live_with_parent() -> None:
-    """Make this worker end when the build does, even by SIGKILL, and leave Ctrl-C and stdout to
-    it."""
-    sys.stdout = (
-        sys.stderr
-    )  # functions of the user may print, and the build's own stdout may be read as JSON
+def _bind_to_parent() -> None:
+    """Make a worker end with its parent, even after SIGKILL, and leave Ctrl-C and stdout to it."""
+    # User-provided functions may print, and the stdout of the build may be parsed as JSON.
+    sys.stdout = sys.stderr
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None
-    threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
+    threading.Thread(target=_exit_after_parent, args=(parent.sentinel,), daemon=True).start()
 
 
-def _end_after(sentinel: int) -> None:
-    # A worker waits on a pipe that its siblings hold open too, so it would never see that nobody
-    # writes to it any more.
+def _exit_after_parent(sentinel: int) -> None:
+    # The pipe on which a worker waits for specs is also held open by the other workers, so the
+    # worker would never see the end of it after the parent died.
     connection.wait([sentinel])
     os._exit(1)

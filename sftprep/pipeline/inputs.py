@@ -1,13 +1,16 @@
-"""The inputs of a build: what each source names, found, and marked as training or evaluation."""
+"""Inputs of a build: the files of each source, and the room that they need in a manifest."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sftprep.config.build import BuildConfig, SourceEntry
-from sftprep.errors import ConfigError
+from sftprep.errors import ConfigError, setting
+from sftprep.pipeline.output.manifest import manifest_settings
+from sftprep.shards.manifest_size import check_manifest_size, expected_input
 from sftprep.sources.discovery.file_types import kind_of
 from sftprep.sources.discovery.files import find_files, reject_duplicates
 from sftprep.sources.discovery.hub import HubFile, hub_files, is_hub_name
@@ -15,12 +18,19 @@ from sftprep.sources.partition import Source
 from sftprep.sources.readers.lines import convert_os_errors
 
 Stamp = tuple[int, int, int, int]
+"""Size, modification time, change time and inode of a file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One file of a build, or data from memory. entry: number of its source; stamp: None for what
-    has no file."""
+    """One file of a build, or data in memory.
+
+    Attributes:
+        source: The file or data, for the readers.
+        entry: The index of its entry in the list of sources.
+        stamp: The stamp of the file when it was found; None for data in memory.
+        evaluation: Whether the records are for evaluation.
+    """
 
     source: Source
     entry: int
@@ -31,62 +41,115 @@ class Input:
 def find_inputs(
     config: BuildConfig, data: Sequence[Source] = (), eval_data: Sequence[Source] = ()
 ) -> tuple[list[Input], list[SourceEntry]]:
-    """All inputs, those to train on first, and the sources that they belong to.
+    """Find all inputs of a build.
 
-    data, eval_data: sources in memory, used instead of what the config names. Raises InputNotFound,
-    FormatError, ConfigError, HubError.
+    Args:
+        config: The settings of the build.
+        data: Training data in memory, used instead of the inputs in the settings.
+        eval_data: Evaluation data in memory, likewise.
+
+    Returns:
+        The inputs, the training inputs first; and the entries to which they belong.
+
+    Raises:
+        ConfigError: There is no input, or one is named twice.
+        InputNotFound: A path matches nothing.
+        FormatError: A file has an unsupported type.
+        HubError: A dataset on the Hub cannot be found.
     """
     entries: list[SourceEntry] = []
     inputs: list[Input] = []
+    has_eval_setting = bool(config.evaluation.eval_input or config.evaluation.eval_split)
     for evaluation, memory in ((False, data), (True, eval_data)):
-        asked = config.evaluation.eval_input or config.evaluation.eval_split
+        # Data in memory replaces the inputs in the settings; each of its sources is an entry.
         if memory:
-            for source in memory:
-                inputs.append(
-                    Input(_limited(source, config, len(entries)), len(entries), None, evaluation)
-                )
+            for data_source in memory:
+                source = _with_read_settings(data_source, config, len(entries))
+                inputs.append(Input(source, len(entries), None, evaluation))
                 entries.append(SourceEntry((source.name,)))
             continue
-        for entry in (config.eval_entries() if asked else ()) if evaluation else config.entries():
+        if evaluation:
+            found_entries = config.eval_entries() if has_eval_setting else ()
+        else:
+            found_entries = config.entries()
+        for entry in found_entries:
             inputs += (
-                Input(s, len(entries), stamp(s.file), evaluation)
-                for s in _sources(entry, len(entries), config, evaluation=evaluation)
+                Input(source, len(entries), stamp(source.file), evaluation)
+                for source in _find_sources(entry, len(entries), config, evaluation=evaluation)
             )
             entries.append(entry)
+    # The training inputs are first, so the first one is for evaluation only if there are none.
     if not inputs or inputs[0].evaluation:
         raise ConfigError(
-            "no input is given",
+            "no input is specified",
             remedy="name a .jsonl file, a glob or a folder: sftprep build data.jsonl ...",
         )
-    held = config.evaluation.eval_fraction or any(each.evaluation for each in inputs)
-    if config.evaluation.eval_packing is not None and not held:
+    has_evaluation = config.evaluation.eval_fraction or any(each.evaluation for each in inputs)
+    if config.evaluation.eval_packing is not None and not has_evaluation:
         raise ConfigError(
-            "--eval-packing is given, and no evaluation records are",
-            remedy="give --eval-fraction 0.05, say",
+            f"{setting('eval_packing')} is specified, but there are no evaluation records",
+            remedy=f"specify them, for example with {setting('eval_fraction', 0.05)}",
         )
     reject_duplicates([each.source.file for each in inputs if each.stamp is not None])
     return inputs, entries
 
 
 def stamp(file: str) -> Stamp:
-    """Return size, times and inode of a file: another stamp is another content.
+    """Return the stamp of a file; a file with another stamp has other content.
 
-    Programs can set the time of the content back (`cp -p`, `rsync -t`); they cannot set that of the
-    inode. Stamps are only compared within one build, so inputs may be copied between a build that
-    was interrupted and its resumption.
+    Programs can restore the modification time (`cp -p`, `rsync -t`), but not the change time of the
+    inode. Stamps are compared only within one build, so inputs may be copied between an interrupted
+    build and its resumption.
 
     Raises:
-        InputUnreadable: it was removed, or may not be looked at.
+        InputUnreadable: The file was removed, or is not accessible.
     """
     with convert_os_errors(file):
         status = os.stat(file)
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
-def _sources(
+def check_expected_size(
+    config: BuildConfig, inputs: list[Input], entries: list[SourceEntry], facts: dict[str, Any]
+) -> None:
+    """Check that the manifests of the build and of its evaluation will not be too large.
+
+    Args:
+        config: The settings of the build.
+        inputs: All of its inputs.
+        entries: The sources to which they belong.
+        facts: The fields of the manifest that are known, apart from its settings and inputs.
+
+    Raises:
+        ConfigError: A manifest would be larger than the largest one that can be read.
+    """
+    # Each reason for which the accounting of an input may get an entry.
+    reasons: list[str] = []
+    if config.evaluation.eval_fraction:
+        reasons += ["left_out.in_training", "tokens_left_out.in_training"]
+    if any(entry.weight is not None for entry in entries):
+        reasons += ["left_out.not_sampled", "tokens_left_out.not_sampled"]
+    if any(entry.repeat != 1 for entry in entries):
+        reasons += ["extra.repeated", "tokens_extra.repeated"]
+    for evaluation in (False, True):
+        # Inputs of the same source and limit have entries of the same size, apart from the path.
+        names_of: dict[tuple[str, int | None], list[str]] = {}
+        for each in inputs:
+            if each.evaluation == evaluation:
+                kind = (entries[each.entry].name, each.source.limit)
+                names_of.setdefault(kind, []).append(each.source.name)
+        all_names = [name for names in names_of.values() for name in names]
+        check_manifest_size(
+            {"config": manifest_settings(config, all_names), **facts},
+            [(expected_input(*kind, reasons), names) for kind, names in names_of.items()],
+        )
+
+
+def _find_sources(
     entry: SourceEntry, number: int, config: BuildConfig, *, evaluation: bool
 ) -> list[Source]:
-    # With --eval-split, each source is searched once for each of the two splits.
+    # With eval_split, a source is searched once for each of its two splits, and the search must
+    # know the other split to tell the files apart.
     other_split = config.evaluation.eval_split
     if evaluation and other_split is not None:
         other_split = config.read.split or "train"
@@ -108,7 +171,8 @@ def _sources(
     ]
 
 
-def _limited(source: Source, config: BuildConfig, number: int) -> Source:
+def _with_read_settings(source: Source, config: BuildConfig, number: int) -> Source:
+    """Return a source in memory with the settings that apply to all sources."""
     return Source(
         source.name, source.kind, config.read.limit, number, config.read.strip_nulls, source.blocks
     )

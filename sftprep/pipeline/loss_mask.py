@@ -1,8 +1,17 @@
-"""Which tokens of a rendered and encoded batch are trained, and what they weigh in the loss.
+"""Loss masks: which tokens of a rendered and encoded batch are trained, and their loss weights.
 
-Two paths lead to a mask. The reference path looks up the characters of every token
-(`masking.mask_spans`, as transformers does). The fast path finds the regions between anchors in the
-ids (`render/token_space`); what fails one of its checks takes the reference path.
+Two paths lead to a mask.
+
+- The reference path looks up the characters of every token (`masking.mask_spans`), as transformers
+  does.
+- The fast path finds the boundaries of the trained regions in the token ids, between special tokens
+  (anchors) that the template writes (`render/token_space`): one scan over the ids of a partition.
+
+A text that fails a check of the fast path takes the reference path. If a sampled text has another
+mask by the reference path, the whole batch takes that path.
+
+The property tests in tests/render/test_token_space.py verify the fast path against the reference
+path.
 """
 
 from __future__ import annotations
@@ -32,17 +41,21 @@ _Value = TypeVar("_Value", np.bool_, np.float32)
 _log = logging.getLogger(__name__)
 
 
-class Masked(NamedTuple):
-    """Tokens of a batch with the tokenizer's own prefix and suffix, a mask bool [tokens], and
-    weights float32 [tokens], None if every trained token weighs 1."""
+class MaskedTokens(NamedTuple):
+    """The tokens of a batch with their mask and weights."""
 
-    tokens: Tokens
-    mask: NDArray[np.bool_]
-    weights: NDArray[np.float32] | None
+    tokens: Tokens  # with the tokenizer's prefix and suffix around plain texts
+    mask: NDArray[np.bool_]  # [tokens], True = trained
+    weights: NDArray[np.float32] | None  # [tokens]; None if every trained token has the weight 1
 
 
 class LossMask:
-    """Works out the masks of the batches that one renderer renders."""
+    """The masks for the batches of one renderer.
+
+    Args:
+        spec: The tokenizer.
+        renderer: The renderer of the batches.
+    """
 
     def __init__(self, spec: TokenizerSpec, renderer: Renderer) -> None:
         self._spec, self._renderer = spec, renderer
@@ -54,27 +67,37 @@ class LossMask:
         encoder: Encoder,
         counts: Counter[str],
         samples: Sequence[int] = (),
-    ) -> Masked:
-        """The mask of a batch. samples: texts whose mask by anchors is compared with the reference
-        path; where one differs, the whole batch takes that path, and this is counted."""
+    ) -> MaskedTokens:
+        """Return the tokens of a batch with their mask.
+
+        Args:
+            batch: The rendered texts.
+            tokens: Their tokens.
+            encoder: The encoder that made the tokens.
+            counts: Receives the number of masks by each path, with the reasons.
+            samples: The numbers of texts whose masks by the fast path are compared with those by
+                the reference path.
+        """
         if not batch.anchored.numbers:
-            return self._by_characters(batch, tokens, encoder, counts)
+            return self._mask_by_characters(batch, tokens, encoder, counts)
         mask = np.zeros(len(tokens.input_ids), np.bool_)
-        by_ids = self._place(batch, tokens, encoder, mask, counts)
+        by_ids = self._mask_by_ids(batch, tokens, encoder, mask, counts)
         compared = [number for number in samples if by_ids[number]]
-        if compared and not self._confirmed(batch, tokens, encoder, mask, compared):
+        if compared and not self._equals_reference(batch, tokens, encoder, mask, compared):
             _log.warning("masks by token ids are not used for a part of the records: one differed")
             counts["warnings.mask_failed_over"] = 1
             counts["masks.by_characters"] += counts.pop("masks.by_ids")
             by_ids[:] = False
         if by_ids.all():
-            return Masked(tokens, mask, None)
-        rows = np.flatnonzero(~by_ids).tolist()
-        part = batch.select(rows, self._renderer.reference_spans)
-        others = self._by_characters(part, tokens.take(rows), encoder, counts)
-        return _merged(rows, Masked(tokens, mask, None), others)
+            return MaskedTokens(tokens, mask, None)
+        others = np.flatnonzero(~by_ids).tolist()
+        part = batch.part(others, self._renderer.in_spans)
+        by_characters = self._mask_by_characters(part, tokens.take(others), encoder, counts)
+        return _replace_texts(MaskedTokens(tokens, mask, None), others, by_characters)
 
-    def _place(
+    # --- the fast path ----------------------------------------------------------------------------
+
+    def _mask_by_ids(
         self,
         batch: RenderedBatch,
         tokens: Tokens,
@@ -82,61 +105,79 @@ class LossMask:
         mask: NDArray[np.bool_],
         counts: Counter[str],
     ) -> NDArray[np.bool_]:
-        """Set the mask of the anchored texts; returns those for which it is right: bool [texts]."""
-        own = batch.anchored
+        """Set the mask of the anchored texts.
+
+        Args:
+            batch: The rendered texts.
+            tokens: Their tokens.
+            encoder: The encoder that made the tokens.
+            mask: bool [tokens], all False; receives the mask.
+            counts: Receives the number of masks by each path, with the reasons.
+
+        Returns:
+            bool [texts]; the texts whose mask is correct.
+        """
+        anchored = batch.anchored
         assert batch.literals is not None
-        needs_bytes = BEFORE in own.regions[1::2] and not all(
-            batch.texts[number].isascii() for number in own.numbers
+        # 1. Place the regions. A region that ends before an anchor needs to know which tokens hold
+        # no first byte of a character, unless all characters have one byte.
+        has_wide_characters = BEFORE in anchored.regions[1::2] and not all(
+            batch.texts[number].isascii() for number in anchored.numbers
         )
-        numbers = np.array(own.numbers, np.int64)
+        numbers = np.array(anchored.numbers, np.int64)
         table = AnchorTable(
             self._anchor_ids,
             self._literal_ids(batch.literals, encoder),
-            self._continues if needs_bytes else None,
+            self._continues if has_wide_characters else None,
         )
-        failed, cut = place_regions(tokens, own, table, mask)
+        failed, cut = place_regions(tokens, anchored, table, mask)
+        # 2. Examine the texts that a normalizer changed.
         altered = np.zeros(len(numbers), np.bool_)
-        for place in np.flatnonzero(np.isin(numbers, tokens.altered_texts)).tolist():
-            altered[place] = self._may_move(batch, place)
+        for index in np.flatnonzero(np.isin(numbers, tokens.altered)).tolist():
+            altered[index] = self._may_move_boundary(batch, index)
         by_ids = np.zeros(len(batch.texts), np.bool_)
         by_ids[numbers] = ~(failed | altered)
+        # 3. Count both paths, with the reasons for the reference path.
         counts["masks.by_ids"] += int(np.count_nonzero(by_ids))
         cut &= by_ids[numbers]
         if cut.any():
             counts["warnings.prompt_not_prefix"] += int(np.count_nonzero(cut))
-        merged = failed & ~altered
-        for reason, rows in (
+        for reason, texts in (
             ("a normalizer changes the text", altered),
-            ("a text spells a special token or merges with one", merged),
+            ("a text spells a special token or merges with one", failed & ~altered),
         ):
-            count = int(np.count_nonzero(rows))
+            count = int(np.count_nonzero(texts))
             if count:
                 counts["masks.by_characters"] += count
                 counts[f"masks.because.{reason}"] += count
         return by_ids
 
-    def _may_move(self, batch: RenderedBatch, place: int) -> bool:
+    def _may_move_boundary(self, batch: RenderedBatch, index: int) -> bool:
         """Whether a normalizer that changed a text may have moved a boundary of a region.
 
-        A literal whose ids are as expected was not changed; but the character after it may be
-        another one than before, and so may the last character before an anchor.
+        A literal with the expected ids was not changed. But a boundary may have moved if the
+        character after a literal, or the last character before an anchor, may combine with others.
+
+        Args:
+            batch: The rendered texts.
+            index: The index of the text among the anchored ones.
         """
-        own, text = batch.anchored, batch.texts[batch.anchored.numbers[place]]
-        literals, known = own.literals_of(place), batch.literals
+        text, literals = batch.texts[batch.anchored.numbers[index]], batch.literals
+        used_literals = batch.anchored.literals_of(index)
         anchors = self._renderer.anchors
-        assert known is not None
+        assert literals is not None
         assert not isinstance(anchors, str)
-        if BEFORE in literals and any(
+        if BEFORE in used_literals and any(
             may_combine(part[-1]) for part in anchors.split(text) if part
         ):
             return True
-        for literal in literals - {AT, BEFORE}:
-            _, *following = text.split(known.texts[literal])
+        for literal in used_literals - {AT, BEFORE}:
+            _, *following = text.split(literals.texts[literal])
             if any(may_combine(part[0]) for part in following if part):
                 return True
         return False
 
-    def _confirmed(
+    def _equals_reference(
         self,
         batch: RenderedBatch,
         tokens: Tokens,
@@ -144,11 +185,11 @@ class LossMask:
         mask: NDArray[np.bool_],
         numbers: list[int],
     ) -> bool:
-        """Whether the reference path gives the same masks for these texts."""
-        part = batch.select(numbers, self._renderer.reference_spans)
-        theirs = self._by_characters(part, tokens.take(numbers), encoder, Counter())
-        own = [mask[tokens.offsets[k] : tokens.offsets[k + 1]] for k in numbers]
-        return np.array_equal(np.concatenate(own), theirs.mask)
+        """Whether these texts have the same masks by the reference path."""
+        part = batch.part(numbers, self._renderer.in_spans)
+        reference = self._mask_by_characters(part, tokens.take(numbers), encoder, Counter())
+        masks = [mask[tokens.offsets[k] : tokens.offsets[k + 1]] for k in numbers]
+        return np.array_equal(np.concatenate(masks), reference.mask)
 
     @cached_property
     def _anchor_ids(self) -> NDArray[np.int32]:
@@ -158,6 +199,7 @@ class LossMask:
 
     @cached_property
     def _continues(self) -> NDArray[np.bool_]:
+        """The tokens that hold no first byte of a character: bool [vocabulary]."""
         table = np.zeros(self._spec.vocab_size, np.bool_)
         table[[*continuation_ids(self._spec)]] = True
         return table
@@ -165,18 +207,18 @@ class LossMask:
     def _literal_ids(
         self, literals: Literals, encoder: Encoder
     ) -> Sequence[Sequence[NDArray[np.int32]]]:
-        """The ids of each literal with its anchor, as for `AnchorTable`."""
+        """Return the ids of each literal with its anchor, in the form of `AnchorTable.literals`."""
         found: list[list[NDArray[np.int32]]] = []
-        following = int(encoder.encode(["x"]).input_ids[-1])
+        id_of_x = int(encoder.encode(["x"]).input_ids[-1])
         alone = encoder.encode(literals.texts)
         followed = encoder.encode([text + "x" for text in literals.texts])
         for number in range(len(literals.texts)):
-            known = [alone.ids_of_text(number)]
-            ids = followed.ids_of_text(number)
-            # The rest of these ids covers the literal if the last one is that of the "x".
-            if ids[-1] == following and not np.array_equal(ids[:-1], known[0]):
-                known.append(ids[:-1])
-            found.append([own for own in known if self._begins_with_anchor(own)])
+            variants = [alone.of(number)]
+            ids = followed.of(number)
+            # If the last id is that of the "x", the others cover the literal.
+            if ids[-1] == id_of_x and not np.array_equal(ids[:-1], variants[0]):
+                variants.append(ids[:-1])
+            found.append([ids for ids in variants if self._begins_with_anchor(ids)])
         return found
 
     def _begins_with_anchor(self, ids: NDArray[np.int32]) -> bool:
@@ -185,37 +227,42 @@ class LossMask:
 
     # --- the reference path -----------------------------------------------------------------------
 
-    def _by_characters(
+    def _mask_by_characters(
         self, batch: RenderedBatch, tokens: Tokens, encoder: Encoder, counts: Counter[str]
-    ) -> Masked:
-        """The mask of a batch by the characters of its tokens."""
+    ) -> MaskedTokens:
+        """Mask a batch by the characters of its tokens."""
         spec = self._spec
         plain = np.array(batch.plain, dtype=np.bool_)
-        chars = encoder.token_chars(batch.texts, tokens) if batch.has_parts else None
+        # 1. Without spans every token is trained, and no character is looked up.
+        chars = encoder.token_chars(batch.texts, tokens) if batch.have_parts else None
         if batch.marked:
-            tokens, chars = self._escaped(tokens, chars, batch.marked)
-        mask, weights = _parts(batch, chars, tokens)
+            tokens, chars = self._escape(tokens, chars, batch.marked)
+        mask, weights = _mask_by_spans(batch, chars, tokens)
+        # 2. Add the tokenizer's prefix and suffix to plain texts.
         if plain.any() and (spec.prefix_ids or spec.suffix_ids):
-            tokens, place_of = _surrounded(tokens, plain, spec.prefix_ids, spec.suffix_ids)
-            total = len(tokens.input_ids)
-            mask = _placed(mask, total, place_of)
-            weights = weights if weights is None else _placed(weights, total, place_of)
+            tokens, position_of = _surround(tokens, plain, spec.prefix_ids, spec.suffix_ids)
+            mask = _move_values(mask, len(tokens.input_ids), position_of)
+            if weights is not None:
+                weights = _move_values(weights, len(tokens.input_ids), position_of)
+        # 3. Remove the tokens of prompts.
         if batch.prompts:
             mask &= self._completion_mask(batch, tokens, encoder, plain, counts)
         if weights is not None:
             weights *= mask
-        return Masked(tokens, mask, weights)
+        return MaskedTokens(tokens, mask, weights)
 
     @cached_property
-    def _escaping(self) -> EscapedEncoder:
+    def _escaped_encoder(self) -> EscapedEncoder:
         return EscapedEncoder(self._spec)
 
-    def _escaped(
+    def _escape(
         self, tokens: Tokens, chars: NDArray[np.int64] | None, marked: dict[int, EscapedText]
     ) -> tuple[Tokens, NDArray[np.int64] | None]:
-        """The tokens in which special tokens that texts spell are plain text."""
-        return replace_texts(
-            tokens, chars, {number: self._escaping.encode(text) for number, text in marked.items()}
+        """Encode the special tokens that texts spell as plain text."""
+        return with_replaced(
+            tokens,
+            chars,
+            {number: self._escaped_encoder.encode(text) for number, text in marked.items()},
         )
 
     def _completion_mask(
@@ -226,14 +273,19 @@ class LossMask:
         plain: NDArray[np.bool_],
         counts: Counter[str],
     ) -> NDArray[np.bool_]:
-        prompts, of = encoder.encode(batch.prompts), np.array(batch.prompt_of)
+        """Return the tokens after the prompt of each text: bool [tokens].
+
+        A completion starts where the ids of the whole text differ from those of the prompt alone,
+        as in TRL.
+        """
+        prompts, text_of = encoder.encode(batch.prompts), np.array(batch.prompt_of)
         if batch.marked_prompts:
-            prompts, _ = self._escaped(prompts, None, batch.marked_prompts)
+            prompts, _ = self._escape(prompts, None, batch.marked_prompts)
         if self._spec.prefix_ids and plain.any():
-            prompts, _ = _surrounded(prompts, plain[of], self._spec.prefix_ids, ())
-        # Texts without a prompt have an empty one: their completion starts at their first token.
+            prompts, _ = _surround(prompts, plain[text_of], self._spec.prefix_ids, ())
+        # A text without a prompt has an empty one: its completion starts at its first token.
         lengths = np.zeros(len(batch.texts), dtype=np.int64)
-        lengths[of] = np.diff(prompts.offsets)
+        lengths[text_of] = np.diff(prompts.offsets)
         starts = completion_starts(
             prompts.input_ids, to_offsets(lengths), tokens.input_ids, tokens.offsets
         )
@@ -243,53 +295,82 @@ class LossMask:
         return mask_from(starts, tokens.offsets)
 
 
-def _parts(
+def _mask_by_spans(
     batch: RenderedBatch, chars: NDArray[np.int64] | None, tokens: Tokens
 ) -> tuple[NDArray[np.bool_], NDArray[np.float32] | None]:
-    """Which tokens the spans of the texts train, all where chars is None, and what they weigh where
-    any weighs other than 1."""
+    """Return the tokens in the spans of the texts, and their weights if some are not 1.
+
+    Args:
+        batch: The rendered texts.
+        chars: int64 [tokens, 2]; the characters of each token. None: every token is trained.
+        tokens: The tokens of the texts.
+    """
     if chars is None:
         return np.ones(len(tokens.input_ids), dtype=np.bool_), None
     mask = mask_spans(batch.spans, chars, tokens.offsets)
     return mask, weigh_spans(batch.weights, chars, tokens.offsets, mask) if batch.weights else None
 
 
-def _surrounded(
-    tokens: Tokens, where: NDArray[np.bool_], prefix: tuple[int, ...], suffix: tuple[int, ...]
+def _surround(
+    tokens: Tokens,
+    is_selected: NDArray[np.bool_],
+    prefix: tuple[int, ...],
+    suffix: tuple[int, ...],
 ) -> tuple[Tokens, NDArray[np.int64]]:
-    """Tokens with `prefix` before and `suffix` after each sequence that `where` marks, and the
-    place of each old id."""
+    """Add a prefix and a suffix to the selected texts.
+
+    Args:
+        tokens: The tokens of the texts.
+        is_selected: bool [texts].
+        prefix: The ids to add at the start.
+        suffix: The ids to add at the end.
+
+    Returns:
+        The new tokens; and int64 [tokens], the new position of each old token.
+
+    Example:
+        texts = [[5, 6], [7]], is_selected = [True, False], prefix = (1,), suffix = (2,)
+        ->  [[1, 5, 6, 2], [7]], [1, 2, 4]
+    """
     lengths = np.diff(tokens.offsets)
-    offsets = to_offsets(lengths + where * (len(prefix) + len(suffix)))
+    offsets = edges(lengths + is_selected * (len(prefix) + len(suffix)))
     ids = np.empty(int(offsets[-1]), dtype=np.int32)
-    shift = offsets[:-1] + where * len(prefix) - tokens.offsets[:-1]
-    place_of = np.arange(len(tokens.input_ids)) + np.repeat(shift, lengths)
-    ids[place_of] = tokens.input_ids
-    for place, token in enumerate(prefix):
-        ids[offsets[:-1][where] + place] = token
-    for place, token in enumerate(suffix):
-        ids[offsets[1:][where] - len(suffix) + place] = token
-    return Tokens(ids, offsets), place_of
+    # Copy the old ids.
+    shift = offsets[:-1] + is_selected * len(prefix) - tokens.offsets[:-1]
+    position_of = np.arange(len(tokens.input_ids)) + np.repeat(shift, lengths)
+    ids[position_of] = tokens.input_ids
+    # Write the new ones into the gaps.
+    for index, token in enumerate(prefix):
+        ids[offsets[:-1][is_selected] + index] = token
+    for index, token in enumerate(suffix):
+        ids[offsets[1:][is_selected] - len(suffix) + index] = token
+    return Tokens(ids, offsets), position_of
 
 
-def _placed(values: NDArray[_Value], length: int, place_of: NDArray[np.int64]) -> NDArray[_Value]:
-    """`values` at the places of their tokens among `length`; what is new between them is trained,
-    and weighs 1."""
-    wider = np.ones(length, dtype=values.dtype)
-    wider[place_of] = values
-    return wider
+def _move_values(
+    values: NDArray[_Value], length: int, position_of: NDArray[np.int64]
+) -> NDArray[_Value]:
+    """Return `values` at new positions in an array of this length.
+
+    The other elements are 1: the tokens of a prefix or suffix are trained, with the weight 1.
+    """
+    moved = np.ones(length, dtype=values.dtype)
+    moved[position_of] = values
+    return moved
 
 
-def _merged(rows: Sequence[int], own: Masked, others: Masked) -> Masked:
-    """The batch of `own` with the texts of `others` at these numbers, in order."""
-    offsets, tokens = own.tokens.offsets, own.tokens.replace(rows, others.tokens)
-    ends = others.tokens.offsets
+def _replace_texts(batch: MaskedTokens, numbers: Sequence[int], new: MaskedTokens) -> MaskedTokens:
+    """Return a batch in which the texts with these numbers are replaced, in order."""
+    offsets, new_offsets = batch.tokens.offsets, new.tokens.offsets
 
-    def with_others(values: NDArray[_Value], new: NDArray[_Value]) -> NDArray[_Value]:
-        parts = {k: new[ends[place] : ends[place + 1]] for place, k in enumerate(rows)}
-        return replace_segments(values, offsets, parts)
+    def replace(values: NDArray[_Value], new_values: NDArray[_Value]) -> NDArray[_Value]:
+        segments = {
+            number: new_values[new_offsets[index] : new_offsets[index + 1]]
+            for index, number in enumerate(numbers)
+        }
+        return replace_segments(values, offsets, segments)
 
-    mask, weights = with_others(own.mask, others.mask), None
-    if others.weights is not None:
-        weights = with_others(np.ones(len(own.mask), np.float32), others.weights) * mask
-    return Masked(tokens, mask, weights)
+    mask, weights = replace(batch.mask, new.mask), None
+    if new.weights is not None:
+        weights = replace(np.ones(len(batch.mask), np.float32), new.weights) * mask
+    return MaskedTokens(batch.tokens.replace(numbers, new.tokens), mask, weights)

@@ -1,5 +1,7 @@
-"""Sequences that are too long: cut at one end, cut into several, left out, or an error; and those
-that train nothing left out."""
+"""Treatment of sequences that are longer than `max_length`, and of those that train nothing.
+
+Each treatment is one function in the table `OVERLONG`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from sftprep.config.validation import TruncateSide
 from sftprep.core.types import Rejected, TokenBatch
 from sftprep.masking import targets_of
 
-Fit = Callable[[TokenBatch, int, TruncateSide, Counter[str], list[Rejected]], TokenBatch]
+OverlongRule = Callable[[TokenBatch, int, TruncateSide, Counter[str], list[Rejected]], TokenBatch]
 
 
 def fit_lengths(
@@ -23,11 +25,15 @@ def fit_lengths(
     counts: Counter[str],
     rejected: list[Rejected],
 ) -> TokenBatch:
-    """The batch with no sequence above `max_length` tokens, by one of OVERLONG; "keep" leaves all
-    as they are.
+    """Return a batch in which no sequence has more than `max_length` tokens.
 
-    What is cut off or left out is counted; with "error", records are set aside in `rejected`, each
-    with all its sequences.
+    Args:
+        batch: The sequences.
+        overlong: A key of OVERLONG; or "keep", which changes nothing.
+        max_length: The largest number of tokens.
+        side: The end at which "truncate" cuts.
+        counts: Receives the numbers of tokens and sequences that are cut off or left out.
+        rejected: Receives the records that "error" rejects, each with all of its sequences.
     """
     counts["tokens_in"] += int(batch.offsets[-1])
     if overlong == "keep" or not (batch.lengths > max_length).any():
@@ -35,9 +41,12 @@ def fit_lengths(
     return OVERLONG[overlong](batch, max_length, side, counts, rejected)
 
 
-def without_untrained(batch: TokenBatch, counts: Counter[str]) -> TokenBatch:
-    """Without the sequences that train nothing: no token is marked beyond their first, which
-    nothing predicts."""
+def drop_untrained(batch: TokenBatch, counts: Counter[str]) -> TokenBatch:
+    """Return the batch without the sequences that train nothing, and count both kinds.
+
+    A sequence trains nothing if no token after its first one is trained: the first token is never a
+    target, because nothing predicts it.
+    """
     lengths = batch.lengths
     targets = targets_of(batch.completion_mask, batch.offsets)
     trained = targets > 0
@@ -51,13 +60,14 @@ def without_untrained(batch: TokenBatch, counts: Counter[str]) -> TokenBatch:
     return batch
 
 
-def _truncated(
+def _truncate(
     batch: TokenBatch,
     max_length: int,
     side: TruncateSide,
     counts: Counter[str],
     rejected: list[Rejected],
 ) -> TokenBatch:
+    """Cut each overlong sequence at one end."""
     lengths = batch.lengths
     kept = np.minimum(lengths, max_length)
     cut = lengths - kept
@@ -73,51 +83,58 @@ def _split(
     counts: Counter[str],
     rejected: list[Rejected],
 ) -> TokenBatch:
-    """Each too long sequence as several of `max_length` tokens, the last one shorter. Source:
-    `bfd_split` of TRL 1.16."""
+    """Split each overlong sequence into pieces of `max_length` tokens and a shorter last piece.
+
+    The rule is that of `bfd_split` in TRL 1.16.
+    """
     pieces = np.maximum(1, -(-batch.lengths // max_length))
-    which = np.repeat(np.arange(len(pieces)), pieces)
-    starts = (np.arange(len(which)) - np.repeat(np.cumsum(pieces) - pieces, pieces)) * max_length
-    counts["extra.split"] += len(which) - len(pieces)
-    return batch.gather(which, np.minimum(batch.lengths[which] - starts, max_length), starts)
+    # For each piece: the index of its sequence, and its first token in that sequence.
+    sequence = np.repeat(np.arange(len(pieces)), pieces)
+    first_piece = np.repeat(np.cumsum(pieces) - pieces, pieces)
+    starts = (np.arange(len(sequence)) - first_piece) * max_length
+    counts["extra.split"] += len(sequence) - len(pieces)
+    lengths = np.minimum(batch.lengths[sequence] - starts, max_length)
+    return batch.gathered(sequence, lengths, starts)
 
 
-def _dropped(
+def _drop(
     batch: TokenBatch,
     max_length: int,
     side: TruncateSide,
     counts: Counter[str],
     rejected: list[Rejected],
 ) -> TokenBatch:
-    long = batch.lengths > max_length
-    counts["dropped.overlong"] += int(np.count_nonzero(long))
-    counts["tokens_dropped.overlong"] += int(batch.lengths[long].sum())
-    return batch.gather(np.flatnonzero(~long), batch.lengths[~long])
+    """Leave out each overlong sequence."""
+    overlong = batch.lengths > max_length
+    counts["dropped.overlong"] += int(np.count_nonzero(overlong))
+    counts["tokens_dropped.overlong"] += int(batch.lengths[overlong].sum())
+    return batch.gathered(np.flatnonzero(~overlong), batch.lengths[~overlong])
 
 
-def _refused(
+def _reject(
     batch: TokenBatch,
     max_length: int,
     side: TruncateSide,
     counts: Counter[str],
     rejected: list[Rejected],
 ) -> TokenBatch:
-    long = batch.lengths > max_length
-    lines = np.unique(batch.origin[long])
+    """Reject each record with an overlong sequence."""
+    lines = np.unique(batch.origin[batch.lengths > max_length])
     for line in lines.tolist():
         longest = int(batch.lengths[batch.origin == line].max())
-        message = f"{longest} tokens, more than --max-length {max_length}"
+        message = f"{longest} tokens, more than max_length ({max_length})"
         rejected.append(Rejected(line, 0, "overlong", message, ""))
-    gone = np.isin(batch.origin, lines)
-    # A record is set aside once, whatever number of sequences it makes.
-    counts["dropped.of_rejected_record"] += int(np.count_nonzero(gone)) - len(lines)
-    counts["tokens_dropped.overlong"] += int(batch.lengths[gone].sum())
-    return batch.gather(np.flatnonzero(~gone), batch.lengths[~gone])
+    removed = np.isin(batch.origin, lines)
+    # A record is counted once under `rejected`; its other sequences need an entry of their own, or
+    # the accounting would not balance.
+    counts["dropped.of_rejected_record"] += int(np.count_nonzero(removed)) - len(lines)
+    counts["tokens_dropped.overlong"] += int(batch.lengths[removed].sum())
+    return batch.gathered(np.flatnonzero(~removed), batch.lengths[~removed])
 
 
-OVERLONG: dict[str, Fit] = {
-    "truncate": _truncated,
+OVERLONG: dict[str, OverlongRule] = {
+    "truncate": _truncate,
     "split": _split,
-    "drop": _dropped,
-    "error": _refused,
+    "drop": _drop,
+    "error": _reject,
 }

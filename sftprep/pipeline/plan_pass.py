@@ -1,5 +1,8 @@
-"""The plan of a build that packs in windows: that of a stream with the same window, from lengths
-alone."""
+"""Pass 2: the plan, which assigns sequences to packs from their lengths alone.
+
+A build plans all sequences at once, or (`pack_window`) in windows: then its packs are those of a
+stream with the same window.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,15 @@ from sftprep.sources.readers.lines import file_size
 
 
 def lane_block(config: BuildConfig, sources: Iterable[Source]) -> int | None:
-    """Bytes of a block that is dealt to a lane; None where the build packs the whole corpus at
-    once."""
+    """Return the size of the blocks that are assigned to lanes.
+
+    Args:
+        config: The settings of the build.
+        sources: The sources of the build.
+
+    Returns:
+        The size in bytes; None if the build plans all sequences at once.
+    """
     if config.pack.pack_window is None:
         return None
     files = [source.file for source in sources if source.blocks is None and is_plain(source.file)]
@@ -34,10 +44,20 @@ def plan_packs(
     max_length: int,
     take: NDArray[np.int64] | None = None,
 ) -> PackPlan:
-    """The plan that the settings ask for: over all sequences at once, or in windows.
+    """Plan the packs of a build.
 
-    take: int64 [planned], the sequences to plan, where it is not each once; the members of the plan
-    are places in it.
+    Args:
+        parts: The partitions, in the order of the input.
+        config: The settings of the build.
+        max_length: The capacity of a pack, in tokens.
+        take: int64 [planned]; the indices of the sequences to plan, among all sequences of `parts`.
+            None plans each of them once.
+
+    Returns:
+        The plan. Its members are indices into `take`, or into the sequences of `parts`.
+
+    Example:
+        lengths = [5, 3, 4], max_length = 8, take = [0, 1, 1]  ->  packs [[0, 1], [2]]
     """
     lengths, pack = np.concatenate([part.lengths for part in parts]), config.pack
     lengths = lengths if take is None else lengths[take]
@@ -56,15 +76,18 @@ def plan_packs(
 
 
 def lanes_of(parts: list[PartitionResult], lanes: int) -> NDArray[np.int32]:
-    """The lane of every sequence, partition after partition: int32 [sequences]."""
+    """Return the lane of each sequence: int32 [sequences], in the order of the input."""
     found: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
-    for number, own in groupby(parts, key=lambda part: part.partition.input):
-        before = 0
-        for part in own:
+    for number, parts_of_input in groupby(parts, key=lambda part: part.partition.input):
+        lines_before = 0
+        for part in parts_of_input:
             assert part.places is not None
-            numbers = part.places.numbers + before if part.places.rows else part.places.numbers
+            # Blocks are numbered within their file, rows within their partition.
+            numbers = part.places.numbers
+            if part.places.rows:
+                numbers = numbers + lines_before
             found.append(lane_of(numbers, number, lanes).astype(np.int32))
-            before += part.counts["lines"]
+            lines_before += part.counts["lines"]
     return np.concatenate(found)
 
 
@@ -77,16 +100,28 @@ def plan_in_windows(
     lanes: int,
     seed: int,
 ) -> PackPlan:
-    """Pack each lane's sequences in its own window; the packs are in the order of a stream.
+    """Pack the sequences of each lane in a window of its own.
 
-    lengths, lane: [sequences], in the order of the input; lengths: 1 .. capacity.
+    Args:
+        lengths: int32 [sequences]; from 1 to `capacity`, in the order of the input.
+        lane: int32 [sequences]; the lane of each sequence.
+        capacity: The capacity of a pack, in tokens.
+        window: The number of sequences in a window.
+        lanes: The number of lanes.
+        seed: The seed of the build.
+
+    Returns:
+        The plan, with its packs in the order of a stream.
     """
-    emitted: list[Emission] = []
+    emissions: list[Emission] = []
     for number in range(lanes):
-        own = np.flatnonzero(lane == number)
-        emission = plan_lane(lengths[own], capacity, window, seed=hash64(seed, 0), lane=number)
-        emitted.append(Emission(own[emission.members], emission.offsets))
-    packs = in_global_order(emitted)
+        sequences = np.flatnonzero(lane == number)
+        emission = plan_lane(
+            lengths[sequences], capacity, window, seed=hash64(seed, 0), lane=number
+        )
+        # The lane counts its own sequences; the plan refers to those of the whole input.
+        emissions.append(Emission(sequences[emission.members], emission.offsets))
+    packs = in_global_order(emissions)
     bin_of = np.full(lengths.size, -1, np.int64)
     bin_of[packs.members] = np.repeat(np.arange(len(packs)), np.diff(packs.offsets))
     return PackPlan(

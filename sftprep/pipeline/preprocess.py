@@ -1,5 +1,7 @@
-"""Pass 1 for the lines of one partition: read, render, encode, mask, cut. A pure function of bytes
-and recipe."""
+"""Pass 1 for the lines of one partition: read, render, encode, mask, and fit the length.
+
+It is a pure function of the bytes and the recipe. A build and a stream use the same function.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from sftprep.core.byte_search import ByteSearcher
 from sftprep.core.types import Example, Rejected, TokenBatch
 from sftprep.pipeline.diagnostics import count_double_bos, count_untrained_ends
 from sftprep.pipeline.loss_mask import LossMask
-from sftprep.pipeline.overlong import fit_lengths, without_untrained
+from sftprep.pipeline.overlong import drop_untrained, fit_lengths
 from sftprep.recipe import Recipe
 from sftprep.records.formats import record_reader
 from sftprep.records.options import InvalidRecord
@@ -29,47 +31,62 @@ from sftprep.sources.readers.jsonl import excerpt, parse_line, split_lines
 from sftprep.tokenize.encoders.base import EncoderFault
 from sftprep.tokenize.equivalence.verified_encoder import PartitionEncoder, VerifiedEncoder
 
-# Every digit made a 0, so that a long number is found by a plain look, five times as fast as by an
-# expression.
-_DIGITS_AS_0 = bytes(48 if 48 <= byte < 58 else byte for byte in range(256))
+# Maps every digit to "0", so that a substring search finds long numbers: five times as fast as a
+# regular expression.
+_DIGITS_TO_0 = bytes(48 if 48 <= byte < 58 else byte for byte in range(256))
 _LONG_NUMBER = b"0" * 19
 
 
 class Preprocessor:
-    """What pass 1 needs of a recipe, loaded once and used for many partitions.
+    """The stages of pass 1 for one recipe, loaded once and used for many partitions.
 
-    renderer: records to texts; encoder: texts to ids; masks: which of those are trained.
+    Args:
+        recipe: The recipe.
+        threads: Whether the encoder may use every core.
+
+    Raises:
+        TemplateError: The chat template does not compile.
+        TokenizerError: The tokenizer cannot be used.
     """
 
     def __init__(self, recipe: Recipe, *, threads: bool) -> None:
-        """threads: the encoder may use every core. Raises TemplateError, TokenizerError."""
         self.recipe = recipe
-        self.reading = recipe.record_options()
-        self.renderer = Renderer(recipe)
+        self.reading = recipe.reading()  # how records are read
+        self.renderer = Renderer(recipe)  # examples to texts
+        # Texts to ids.
         self.encoder = VerifiedEncoder(recipe.tokenizer, recipe.encoder, threads=threads)
-        self.masks = LossMask(recipe.tokenizer, self.renderer)
-        escaped = recipe.escape_special
-        self.suspect = (
-            make_quality_check(recipe.tokenizer, escaped=escaped)
+        self.masks = LossMask(recipe.tokenizer, self.renderer)  # which tokens are trained
+        # Raises InvalidRecord for an example that fails a quality check; None: nothing is checked.
+        self.quality_check = (
+            suspect_check(recipe.tokenizer, escaped=recipe.escape_special)
             if recipe.reject_suspects
             else None
         )
-        added = recipe.tokenizer.added_tokens().values()
-        self.added: NDArray[np.int32] = np.array(list(added), dtype=np.int32)
+        # The ids of the tokenizer's added tokens, any of which may end a turn.
+        self.added: NDArray[np.int32] = np.array(
+            list(recipe.tokenizer.added_tokens().values()), dtype=np.int32
+        )
 
     def load(self) -> None:
-        """Load now what the first partition would load."""
+        """Load the encoder now, and not with the first partition."""
         _ = self.encoder.fast
 
 
 def preprocess(
     stages: Preprocessor, data: bytes, format_name: str, *, seed: int | None, first: int = 0
 ) -> TokenBatch:
-    """The sequences of whole lines of JSON. Records that cannot be used are in `rejected`, in the
-    order of their lines.
+    """Return the sequences of whole lines of JSON.
 
-    seed: chooses the texts that the reference encodes too, and the first `first` ones with them;
-    where it gives other ids, it encodes this partition. None: nothing is compared.
+    Args:
+        stages: The stages for the recipe.
+        data: The lines of the partition.
+        format_name: The format of the records.
+        seed: Selects the texts that the reference encoder encodes as well. If their ids differ, the
+            reference encoder encodes the whole partition. None: nothing is compared.
+        first: The number of texts at the start that are compared in addition.
+
+    Returns:
+        The sequences. Records that cannot be used are in `rejected`, in the order of their lines.
     """
     return begin_preprocess(stages, data, format_name, seed=seed, first=first)()
 
@@ -77,86 +94,98 @@ def preprocess(
 def begin_preprocess(
     stages: Preprocessor, data: bytes, format_name: str, *, seed: int | None, first: int = 0
 ) -> Callable[[], TokenBatch]:
-    """`preprocess` as far as it goes without the reference encoder, which may still be loading; the
-    result waits for it."""
-    by_reference = partial(_failed_over, stages, data, format_name)
-    own = stages.encoder.partition(seed=seed, first=first if format_name != "tokens" else 0)
+    """Start `preprocess`, and return a function that completes it.
+
+    Everything is done here that does not need the reference encoder, which may still be loading.
+    The returned function waits for it.
+    """
+    repeat_by_reference = partial(_preprocess_by_reference, stages, data, format_name)
+    samples_at_start = first if format_name != "tokens" else 0
+    partition = stages.encoder.partition(seed=seed, first=samples_at_start)
     try:
-        batch = _sequences(stages, data, format_name, own)
+        batch = _make_sequences(stages, data, format_name, partition)
     except EncoderFault as fault:
-        return partial(by_reference, fault)
+        return partial(repeat_by_reference, fault)
 
-    def verified() -> TokenBatch:
-        fault = own.verify()
-        return batch if fault is None else by_reference(fault)
+    def complete() -> TokenBatch:
+        fault = partition.verify()
+        return batch if fault is None else repeat_by_reference(fault)
 
-    return verified
+    return complete
 
 
-def _failed_over(
+def _preprocess_by_reference(
     stages: Preprocessor, data: bytes, format_name: str, fault: EncoderFault
 ) -> TokenBatch:
+    """Repeat a partition with the reference encoder, because the fast one gave other ids."""
     stages.encoder.report(fault)
-    batch = _sequences(stages, data, format_name, stages.encoder.partition_by_reference())
+    partition = stages.encoder.partition_by_reference()
+    batch = _make_sequences(stages, data, format_name, partition)
     batch.counts["warnings.encoder_failed_over"] = 1
     return batch
 
 
 @contextmanager
-def _without_collection() -> Iterator[None]:
-    # A partition makes a million objects and no cycle among them: looking for some takes a tenth of
-    # the time.
-    was = gc.isenabled()
+def _without_garbage_collection() -> Iterator[None]:
+    # A partition creates a million objects without a reference cycle; the search for cycles takes a
+    # tenth of the time.
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if was:
+        if was_enabled:
             gc.enable()
 
 
-@_without_collection()
-def _sequences(
-    stages: Preprocessor, data: bytes, format_name: str, own: PartitionEncoder
+@_without_garbage_collection()
+def _make_sequences(
+    stages: Preprocessor, data: bytes, format_name: str, partition: EncodedPartition
 ) -> TokenBatch:
-    """The sequences by one encoder. Raises EncoderFault."""
+    """Return the sequences of a partition by one encoder, or raise EncoderFault."""
     recipe, counts = stages.recipe, Counter[str]()
     rejected: list[Rejected] = []
-    letters = ByteSearcher(data)
-    examples = read_examples(stages, letters, format_name, rejected, counts)
+    content = Letters(data)
+    examples = read_examples(stages, content, format_name, rejected, counts)
     if format_name == "tokens":
         batch = to_token_batch(examples, recipe.tokenizer.vocab_size, rejected, counts)
     else:
-        batch = _encoded(stages, letters, examples, own, rejected, counts)
+        batch = _encode_examples(stages, content, examples, partition, rejected, counts)
     batch = fit_lengths(
         batch, recipe.overlong, recipe.max_length, recipe.truncate_side, counts, rejected
     )
-    batch = without_untrained(batch, counts)
-    _show(rejected, data)
-    batch.rejected = sorted(rejected, key=lambda r: r.line)
+    batch = drop_untrained(batch, counts)
+    _add_excerpts(rejected, data)
+    batch.rejected = sorted(rejected, key=lambda record: record.line)
     batch.counts = dict(counts)
     return batch
 
 
-def _encoded(
+def _encode_examples(
     stages: Preprocessor,
-    letters: ByteSearcher,
+    content: Letters,
     examples: list[Example],
-    own: PartitionEncoder,
+    partition: EncodedPartition,
     rejected: list[Rejected],
     counts: Counter[str],
 ) -> TokenBatch:
-    """Render, encode and mask."""
+    """Render, encode and mask the examples of a partition."""
     recipe, renderer = stages.recipe, stages.renderer
-    before = renderer.backend_counts()
-    watch = recipe.escape_special or renderer.special_tokens.may_be_in(letters)
+    # 1. Render, and count the backend (compiled template or Jinja) of each conversation.
+    before = renderer.ways()
+    watch = recipe.escape_special or renderer.spelled.may_be_in(content)
     texts = renderer.render(examples, rejected, counts, watch=watch)
-    ways = renderer.backend_counts() - before
-    counts.update({f"template.{way}": number for way, number in ways.items()})
-    tokens = own.encode(texts.texts)
-    tokens, mask, weights = stages.masks.mask(texts, tokens, own.encoder, counts, own.samples)
+    renders = renderer.ways() - before
+    counts.update({f"template.{backend}": number for backend, number in renders.items()})
+    # 2. Encode.
+    tokens = partition.encode(texts.texts)
+    # 3. Mask. This adds the tokenizer's prefix and suffix to plain texts, so it returns tokens too.
+    tokens, mask, weights = stages.masks.mask(
+        texts, tokens, partition.encoder, counts, partition.samples
+    )
     origin = np.array(texts.origin, dtype=np.int64)
     batch = TokenBatch(tokens.input_ids, tokens.offsets, mask, origin, loss_weights=weights)
+    # 4. Count suspicious patterns for the summary.
     count_double_bos(batch, recipe.tokenizer, counts)
     if recipe.train_on != "all":
         count_untrained_ends(batch, ~np.array(texts.plain, np.bool_), stages.added, counts)
@@ -165,16 +194,24 @@ def _encoded(
 
 def read_examples(
     stages: Preprocessor,
-    letters: ByteSearcher,
+    content: Letters,
     format_name: str,
     rejected: list[Rejected],
     counts: Counter[str],
 ) -> list[Example]:
-    """The examples of all lines."""
-    data, suspect = letters.data, stages.suspect
+    """Return the examples of all lines.
+
+    Args:
+        stages: The stages for the recipe.
+        content: The lines of the partition, as bytes that can be searched.
+        format_name: The format of the records.
+        rejected: Receives the records that cannot be used.
+        counts: Receives the numbers of lines, lines of whitespace and records.
+    """
+    data, quality_check = content.data, stages.quality_check
     lines, read = split_lines(data), record_reader(format_name, stages.reading)
-    # orjson makes fractions of whole numbers beyond 64 bits, which templates would show in tools
-    # and calls.
+    # orjson turns integers beyond 64 bits into floats, which a template would show in tools and
+    # tool calls. Such lines are parsed again by Python.
     has_tools = b'"tool' in data
     examples: list[Example] = []
     blank = 0
@@ -182,11 +219,11 @@ def read_examples(
         record = parse_line(line, number)
         if type(record) is dict:
             try:
-                if has_tools and b'"tool' in line and _LONG_NUMBER in line.translate(_DIGITS_AS_0):
-                    record = _with_long_numbers(line)
+                if has_tools and b'"tool' in line and _LONG_NUMBER in line.translate(_DIGITS_TO_0):
+                    record = _parse_exact_integers(line)
                 example = read(record, number)
-                if suspect is not None:
-                    suspect(example)
+                if quality_check is not None:
+                    quality_check(example)
                 examples.append(example)
             except InvalidRecord as problem:
                 rejected.append(Rejected(number, 0, problem.reason, str(problem), excerpt(line)))
@@ -198,21 +235,24 @@ def read_examples(
     return examples
 
 
-def _with_long_numbers(line: bytes) -> dict[str, Any]:
-    """The record of a line that orjson parses, with all digits of its whole numbers. Raises
-    InvalidRecord."""
+def _parse_exact_integers(line: bytes) -> dict[str, Any]:
+    """Parse a line that orjson accepts, with all digits of its integers.
+
+    Raises:
+        InvalidRecord: Python does not accept the line.
+    """
     try:
         record: dict[str, Any] = json.loads(line)
-    except (ValueError, RecursionError) as error:  # Python reads 4,300 digits at most
+    except (ValueError, RecursionError) as error:  # Python reads at most 4,300 digits
         what = "a number has too many digits, or values are nested too deeply"
         raise InvalidRecord("bad_json", what) from error
     return record
 
 
-def _show(rejected: list[Rejected], data: bytes) -> None:
-    """Give an excerpt of its line to each rejected record that has none yet."""
-    bare = [record for record in rejected if not record.excerpt]
-    if bare:
+def _add_excerpts(rejected: list[Rejected], data: bytes) -> None:
+    """Add an excerpt of its line to each rejected record without one."""
+    without_excerpt = [record for record in rejected if not record.excerpt]
+    if without_excerpt:
         lines = split_lines(data)
-        for record in bare:
+        for record in without_excerpt:
             record.excerpt = excerpt(lines[record.line])

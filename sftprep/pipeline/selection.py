@@ -1,9 +1,14 @@
-"""Which sequences stand in the build, and how often; which are held out for evaluation; and the
-accounts of both.
+"""Selection: which sequences a build contains, how often, and which are held out for evaluation.
 
-Everything is decided from the records alone: their place in their source, or a hash of their line.
-So it does not depend on how many workers there are, and holding out does not even depend on the
-order of the inputs.
+1. Find the records that equal an earlier one (`duplicates`), and leave them out.
+2. Hold out records for evaluation, by a hash of the record (`eval_fraction`).
+3. Count the copies of each of the other records in the build: its `repeat`, and its share if the
+   sources of a mixture have weights.
+
+Everything is decided from the records alone: by their position in their source, or by a hash of
+their line. So it does not depend on the number of workers, and the held-out records do not even
+depend on the order of the inputs. The cost is a few sorts of arrays with one element per sequence;
+no token is read.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from numpy.typing import NDArray
 from sftprep.config.build import BuildConfig, SourceEntry
 from sftprep.core.hashing import hash64_array
 from sftprep.core.types import Rejected
-from sftprep.errors import EmptyInput
+from sftprep.errors import EmptyInput, setting
 from sftprep.pipeline.sequence_stats import StatsRequest
 from sftprep.pipeline.setup import Setup
 from sftprep.shards.manifest import Accounting
@@ -29,276 +34,338 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class BuildSplit:
-    """The build itself, or that of the evaluation. inputs: numbers of its inputs in the setup;
-    accounts: one for each.
+    """The training part or the evaluation part of a build.
 
-    take: int64 [sequences of this side], each one's number among the sequences of `parts`; None for
-    all, once; aside: records left out because they stand there already, by the number of their
-    partition.
+    Attributes:
+        evaluation: Whether it is the evaluation part.
+        parts: The partitions that contain its sequences.
+        inputs: The numbers of its inputs in the setup.
+        accounting: The accounting of each input.
+        take: int64 [sequences of the split]; the index of each of them among the sequences of
+            `parts`. None takes every sequence once.
+        duplicates: The records that are left out because they equal an earlier one, by the index of
+            their partition.
     """
 
     evaluation: bool
     parts: list[PartitionResult]
     inputs: list[int]
-    accounts: list[Accounting]
+    accounting: list[Accounting]
     take: NDArray[np.int64] | None = None
-    aside: dict[int, list[Rejected]] = field(default_factory=dict)
+    duplicates: dict[int, list[Rejected]] = field(default_factory=dict)
 
 
-def wanted_facts(config: BuildConfig, setup: Setup) -> StatsRequest | None:
-    """What workers have to say of each sequence beside its length; None where nothing is to be
-    chosen."""
+def request_stats(config: BuildConfig, setup: Setup) -> StatsRequest | None:
+    """Return the statistics that the selection needs; None if it takes all sequences."""
     key_seed = config.evaluation.eval_seed if config.evaluation.eval_fraction else None
     compare = config.read.duplicates == "drop"
-    mixed_up = any(each.repeat != 1 or each.weight is not None for each in setup.entries)
-    return StatsRequest(key_seed, compare) if mixed_up or compare or key_seed is not None else None
+    is_sampled = any(entry.repeat != 1 or entry.weight is not None for entry in setup.entries)
+    return (
+        StatsRequest(key_seed, compare) if is_sampled or compare or key_seed is not None else None
+    )
 
 
-def choose(parts: list[PartitionResult], setup: Setup, config: BuildConfig) -> list[BuildSplit]:
-    """The builds to make of all sequences: that of the evaluation first, where there is one.
+def select_sequences(
+    parts: list[PartitionResult], setup: Setup, config: BuildConfig
+) -> list[BuildSplit]:
+    """Assign the sequences to the parts of the build.
 
-    Raises EmptyInput where a source that has a weight holds nothing, or no record was held out.
+    Args:
+        parts: All partitions, in the order of the input.
+        setup: The setup of the build.
+        config: The settings of the build.
+
+    Returns:
+        The evaluation part, if there is one; then the training part.
+
+    Raises:
+        EmptyInput: A source with a weight has no usable record, or the held-out records are none or
+            all of them.
     """
     training = [number for number, each in enumerate(setup.inputs) if not each.evaluation]
-    others = [number for number, each in enumerate(setup.inputs) if each.evaluation]
-    sides = [_whole(True, parts, others)] if others else []
-    if wanted_facts(config, setup) is None:
-        return [*sides, _whole(False, parts, training)]
-    table = _Table.of([part for part in parts if part.partition.input < len(training)], setup)
-    again = _repeated(table) if config.read.duplicates == "drop" else {}
-    held = np.zeros(len(table.input), dtype=np.bool_)
+    evaluation = [number for number, each in enumerate(setup.inputs) if each.evaluation]
+    splits = [_take_all(True, parts, evaluation)] if evaluation else []
+    if request_stats(config, setup) is None:
+        return [*splits, _take_all(False, parts, training)]
+    # Training inputs have the lowest numbers.
+    parts = [part for part in parts if part.partition.input < len(training)]
+    table = _SequenceTable.from_parts(parts, setup)
+    repeated = _find_repeated(table) if config.read.duplicates == "drop" else {}
+    held_out = np.zeros(len(table.input), dtype=np.bool_)
     if config.evaluation.eval_fraction:
-        held = ~_any(again, held) & (
-            table.keys < np.uint64(int(config.evaluation.eval_fraction * 2**64))
-        )
-        sides.append(_held_out(table, held, again, training, config))
-    trained = _sampled(table, held, again, training, setup.entries, config.pack.seed)
-    return [*sides, replace(trained, aside=_aside(table, again))]
+        threshold = np.uint64(int(config.evaluation.eval_fraction * 2**64))
+        held_out = ~_union(repeated, held_out) & (table.keys < threshold)
+        splits.append(_take_held_out(table, held_out, repeated, training, config))
+    split = _take_copies(table, held_out, repeated, training, setup.entries, config.pack.seed)
+    return [*splits, replace(split, duplicates=_duplicate_records(table, repeated))]
 
 
-def _whole(evaluation: bool, parts: list[PartitionResult], inputs: list[int]) -> BuildSplit:
+def _take_all(evaluation: bool, parts: list[PartitionResult], inputs: list[int]) -> BuildSplit:
+    """Return a split that has every sequence of some inputs once."""
     numbers = set(inputs)
-    own = [part for part in parts if part.partition.input in numbers]
-    return BuildSplit(evaluation, own, inputs, _accounts(own, inputs, {}))
+    parts = [part for part in parts if part.partition.input in numbers]
+    return BuildSplit(evaluation, parts, inputs, _count_inputs(parts, inputs, {}))
 
 
 @dataclass(frozen=True, slots=True)
-class _Table:
-    """All sequences to train on, side by side. record: number of each one's record, over all
-    inputs; entry: of its source."""
+class _SequenceTable:
+    """All training sequences, one element of each array per sequence, in the order of the input."""
 
-    parts: list[PartitionResult]
-    input: NDArray[np.int64]
-    entry: NDArray[np.int64]
-    record: NDArray[np.int64]
-    lengths: NDArray[np.int64]
-    targets: NDArray[np.int64]
-    keys: NDArray[np.uint64]
-    same: NDArray[np.uint64]
-    alike: NDArray[np.uint64]
+    parts: list[PartitionResult]  # their partitions
+    input: NDArray[np.int64]  # the number of its input
+    entry: NDArray[np.int64]  # the index of its source
+    record: NDArray[np.int64]  # the number of its record, counted over all inputs
+    lengths: NDArray[np.int64]  # its tokens
+    targets: NDArray[np.int64]  # its targets
+    keys: NDArray[np.uint64]  # the hash that decides whether it is held out, or empty
+    same: NDArray[np.uint64]  # the hash of its record, or empty
+    alike: NDArray[np.uint64]  # the hash of its record without whitespace, or empty
 
     @classmethod
-    def of(cls, parts: list[PartitionResult], setup: Setup) -> _Table:
-        facts = [part.facts for part in parts if part.facts is not None]
+    def from_parts(cls, parts: list[PartitionResult], setup: Setup) -> _SequenceTable:
+        stats = [part.stats for part in parts if part.stats is not None]
         sizes = [len(part.lengths) for part in parts]
         lines = np.array([part.counts["lines"] for part in parts], dtype=np.int64)
-        inputs = np.repeat(
-            np.array([part.partition.input for part in parts], dtype=np.int64), sizes
-        )
+        first_line = np.repeat(np.cumsum(lines) - lines, sizes)
+        input_of_part = np.array([part.partition.input for part in parts], dtype=np.int64)
+        inputs = np.repeat(input_of_part, sizes)
         return cls(
             parts=parts,
             input=inputs,
             entry=np.array([each.entry for each in setup.inputs], dtype=np.int64)[inputs],
-            record=np.repeat(np.cumsum(lines) - lines, sizes)
-            + _joined([f.origin for f in facts], np.int64),
-            lengths=_joined([part.lengths for part in parts], np.int64),
-            targets=_joined([f.targets for f in facts], np.int64),
-            keys=_joined([f.keys for f in facts if f.keys is not None], np.uint64),
-            same=_joined([f.same for f in facts if f.same is not None], np.uint64),
-            alike=_joined([f.alike for f in facts if f.alike is not None], np.uint64),
+            record=first_line + _concatenate([s.origin for s in stats], np.int64),
+            lengths=_concatenate([part.lengths for part in parts], np.int64),
+            targets=_concatenate([s.targets for s in stats], np.int64),
+            keys=_concatenate([s.keys for s in stats if s.keys is not None], np.uint64),
+            same=_concatenate([s.same for s in stats if s.same is not None], np.uint64),
+            alike=_concatenate([s.alike for s in stats if s.alike is not None], np.uint64),
         )
 
 
-def _joined(arrays: list[NDArray[Any]], kind: type) -> NDArray[Any]:
-    return (
-        np.concatenate([array.astype(kind) for array in arrays])
-        if arrays
-        else np.zeros(0, dtype=kind)
-    )
+def _concatenate(arrays: list[NDArray[Any]], kind: type) -> NDArray[Any]:
+    if not arrays:
+        return np.zeros(0, dtype=kind)
+    return np.concatenate([array.astype(kind) for array in arrays])
 
 
-def _repeated(table: _Table) -> dict[str, NDArray[np.bool_]]:
-    """By reason, the sequences of records that an earlier record equals: bool [n]."""
-    exact, near = (_later(table.record, hashes) for hashes in (table.same, table.alike))
+def _union(groups: dict[str, NDArray[np.bool_]], like: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the union of boolean arrays that have the shape of `like`."""
+    union = np.zeros_like(like)
+    for group in groups.values():
+        union |= group
+    return union
+
+
+# --- 1. duplicates --------------------------------------------------------------------------------
+
+
+def _find_repeated(table: _SequenceTable) -> dict[str, NDArray[np.bool_]]:
+    """Return, by reason, the sequences of records that equal an earlier record: bool [n]."""
+    exact, near = (_has_earlier_equal(table.record, hashes) for hashes in (table.same, table.alike))
     return {"duplicate": exact, "near_duplicate": near & ~exact}
 
 
-def _later(record: NDArray[np.int64], hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Which sequences are of a record after the first one with the same hash: bool [n]."""
-    known, which = np.unique(hashes, return_inverse=True)
-    first = np.full(len(known), np.iinfo(np.int64).max)
-    np.minimum.at(first, which, record)
-    later: NDArray[np.bool_] = record != first[which]
-    return later
+def _has_earlier_equal(record: NDArray[np.int64], hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Return which sequences have an earlier record with the same hash: bool [n].
+
+    Example:
+        record = [0, 0, 1, 2], hashes = [7, 7, 8, 7]  ->  [False, False, False, True]
+    """
+    known, group = np.unique(hashes, return_inverse=True)
+    first_record = np.full(len(known), np.iinfo(np.int64).max)
+    np.minimum.at(first_record, group, record)
+    is_later: NDArray[np.bool_] = record != first_record[group]
+    return is_later
 
 
-def _aside(table: _Table, again: dict[str, NDArray[np.bool_]]) -> dict[int, list[Rejected]]:
-    """The records that earlier ones equal, by the number of their partition."""
+def _duplicate_records(
+    table: _SequenceTable, repeated: dict[str, NDArray[np.bool_]]
+) -> dict[int, list[Rejected]]:
+    """Return the repeated records for rejected.jsonl, by the index of their partition."""
     found: dict[int, list[Rejected]] = {}
-    starts = np.cumsum([0] + [part.counts["lines"] for part in table.parts])
-    for reason, which in again.items():
-        what = "an earlier record is the same" + (
-            " but for blanks" if reason == "near_duplicate" else ""
-        )
-        for record in np.unique(table.record[which]).tolist():
-            part = int(np.searchsorted(starts, record, side="right")) - 1
-            line = record - int(starts[part])
+    first_lines = np.cumsum([0] + [part.counts["lines"] for part in table.parts])
+    for reason, is_repeated in repeated.items():
+        message = "an earlier record is equal"
+        if reason == "near_duplicate":
+            message += " apart from whitespace"
+        for record in np.unique(table.record[is_repeated]).tolist():
+            part = int(np.searchsorted(first_lines, record, side="right")) - 1
+            line = record - int(first_lines[part])
             found.setdefault(table.parts[part].partition.index, []).append(
-                Rejected(line, 0, reason, what, "")
+                Rejected(line, 0, reason, message, "")
             )
     return found
 
 
-def _held_out(
-    table: _Table,
-    held: NDArray[np.bool_],
-    again: dict[str, NDArray[np.bool_]],
+# --- 2. held-out records --------------------------------------------------------------------------
+
+
+def _take_held_out(
+    table: _SequenceTable,
+    held_out: NDArray[np.bool_],
+    repeated: dict[str, NDArray[np.bool_]],
     inputs: list[int],
     config: BuildConfig,
 ) -> BuildSplit:
-    take = np.flatnonzero(held)
-    if not len(take) or held.all():
-        what = "no record" if not len(take) else "every record"
+    take = np.flatnonzero(held_out)
+    if not len(take) or held_out.all():
+        amount = "no record" if not len(take) else "every record"
+        fraction = setting("eval_fraction", config.evaluation.eval_fraction)
         raise EmptyInput(
-            f"--eval-fraction {config.evaluation.eval_fraction} holds out {what} of"
-            f" {len(np.unique(table.record)):,}",
-            remedy=(
-                "give another fraction or --eval-seed, or name evaluation records with --eval-input"
-            ),
+            f"{fraction} holds out {amount} of {len(np.unique(table.record)):,}",
+            remedy=[
+                "use another fraction",
+                f"use another {setting('eval_seed')}",
+                f"name evaluation records with {setting('eval_input')}",
+            ],
         )
-    out = {**again, "in_training": ~held & ~_any(again, held)}
-    return BuildSplit(
-        True, table.parts, inputs, _changed(table, inputs, out, np.zeros_like(held), held), take
-    )
+    left_out = {**repeated, "in_training": ~held_out & ~_union(repeated, held_out)}
+    extra = np.zeros_like(held_out)
+    accounting = _count_selected(table, inputs, left_out, extra, held_out)
+    return BuildSplit(True, table.parts, inputs, accounting, take)
 
 
-def _sampled(
-    table: _Table,
-    held: NDArray[np.bool_],
-    again: dict[str, NDArray[np.bool_]],
+# --- 3. copies of the other records ---------------------------------------------------------------
+
+
+def _take_copies(
+    table: _SequenceTable,
+    held_out: NDArray[np.bool_],
+    repeated: dict[str, NDArray[np.bool_]],
     inputs: list[int],
     entries: list[SourceEntry],
     seed: int,
 ) -> BuildSplit:
-    not_here = held | _any(again, held)
-    copies = np.where(not_here, 0, _copies(table, not_here, entries, seed))
-    # Once through all, then again through those that stand there twice, and so on: copies of a
-    # record keep apart.
+    excluded = held_out | _union(repeated, held_out)
+    copies = np.where(excluded, 0, _count_copies(table, excluded, entries, seed))
+    # All sequences once, then those with a second copy, and so on: this keeps the copies of a
+    # record apart.
     rounds = [np.flatnonzero(copies > done) for done in range(int(copies.max(initial=0)))]
-    out = {**again, "held_out": held, "not_sampled": (copies == 0) & ~not_here}
-    return BuildSplit(
-        False,
-        table.parts,
-        inputs,
-        _changed(table, inputs, out, np.maximum(copies - 1, 0), copies),
-        _joined(rounds, np.int64),
-    )
+    left_out = {**repeated, "held_out": held_out, "not_sampled": (copies == 0) & ~excluded}
+    extra = np.maximum(copies - 1, 0)
+    accounting = _count_selected(table, inputs, left_out, extra, copies)
+    return BuildSplit(False, table.parts, inputs, accounting, _concatenate(rounds, np.int64))
 
 
-def _any(groups: dict[str, NDArray[np.bool_]], like: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    found = np.zeros_like(like)
-    for which in groups.values():
-        found |= which
-    return found
-
-
-def _copies(
-    table: _Table, out: NDArray[np.bool_], entries: list[SourceEntry], seed: int
+def _count_copies(
+    table: _SequenceTable, excluded: NDArray[np.bool_], entries: list[SourceEntry], seed: int
 ) -> NDArray[np.int64]:
-    """How often each sequence stands in the build: as often as its record. out: those that do not
-    stand there at all."""
-    records, which = np.unique(table.record, return_inverse=True)
+    """Return the number of copies of each sequence, which is that of its record: int64 [n].
+
+    Args:
+        table: The sequences.
+        excluded: bool [n]; sequences that are not in the build.
+        entries: The sources, with their repeats and weights.
+        seed: The seed that selects the records with one copy more than others.
+    """
+    # 1. The usable records of each source.
+    records, record_of = np.unique(table.record, return_inverse=True)
     entry = np.zeros(len(records), dtype=np.int64)
-    entry[which] = table.entry
+    entry[record_of] = table.entry
     usable = np.ones(len(records), dtype=np.bool_)
-    usable[which] = ~out
-    found = np.bincount(entry[usable], minlength=len(entries))
-    times = [each.repeat for each in entries]
-    weights = [each.weight for each in entries]
-    if any(weight is not None for weight in weights):
-        for number, each in enumerate(entries):
-            if each.weight is not None and not found[number]:
-                raise EmptyInput(
-                    f"the source {each.name} has a weight, and no usable record",
-                    remedy="look at its records, or leave it out",
-                )
-        unit = min(
-            found[n] * times[n] / weight for n, weight in enumerate(weights) if weight is not None
-        )
-        times = [
-            times[n] if weight is None else weight * unit / found[n]
-            for n, weight in enumerate(weights)
-        ]
+    usable[record_of] = ~excluded
+    # 2. The copies of each source, and from them, those of each record.
+    factors = _copies_per_entry(entries, np.bincount(entry[usable], minlength=len(entries)))
     copies = np.zeros(len(records), dtype=np.int64)
-    for number, factor in enumerate(times):
-        own = np.flatnonzero(usable & (entry == number))
-        once_more = round(factor * len(own)) - int(factor) * len(own)
-        copies[own] = int(factor)
-        if once_more:
-            # By a hash of the place in the source, so that what other sources hold does not matter.
-            copies[
-                own[
-                    np.argsort(hash64_array(records[own] - records[own[0]], seed), kind="stable")[
-                        :once_more
-                    ]
-                ]
-            ] += 1
-    return copies[which]
+    for number, factor in enumerate(factors):
+        indices = np.flatnonzero(usable & (entry == number))
+        copies[indices] = int(factor)
+        remainder = round(factor * len(indices)) - int(factor) * len(indices)
+        if remainder:
+            # Selected by a hash of the position in the source, so that the content of other sources
+            # does not matter.
+            keys = hash64_array(records[indices] - records[indices[0]], seed)
+            copies[indices[np.argsort(keys, kind="stable")[:remainder]]] += 1
+    # 3. Back to sequences.
+    return copies[record_of]
 
 
-# --- the accounts ---------------------------------------------------------------------------------
+def _copies_per_entry(entries: list[SourceEntry], found: NDArray[np.int64]) -> list[float]:
+    """Return how often each source is used, as a fraction of its usable records.
+
+    Of the sources with a weight, the one with the fewest records in relation to its weight is used
+    completely; the others are used in proportion to it.
+
+    Args:
+        entries: The sources.
+        found: int64 [sources]; the number of usable records of each source.
+
+    Raises:
+        EmptyInput: A source with a weight has no usable record.
+    """
+    factors = [entry.repeat for entry in entries]
+    weights = [entry.weight for entry in entries]
+    if all(weight is None for weight in weights):
+        return factors
+    for entry, number in zip(entries, found.tolist(), strict=True):
+        if entry.weight is not None and not number:
+            raise EmptyInput(
+                f"the source {entry.name} has a weight, but no usable record",
+                remedy="check its records, or remove it from the sources",
+            )
+    unit = min(
+        found[n] * factors[n] / weight for n, weight in enumerate(weights) if weight is not None
+    )
+    return [
+        factors[n] if weight is None else weight * unit / found[n]
+        for n, weight in enumerate(weights)
+    ]
 
 
-def _changed(
-    table: _Table,
+# --- accounting -----------------------------------------------------------------------------------
+
+
+def _count_selected(
+    table: _SequenceTable,
     inputs: list[int],
     left_out: dict[str, NDArray[np.bool_]],
-    repeated: NDArray[Any],
+    extra: NDArray[Any],
     copies: NDArray[Any],
 ) -> list[Accounting]:
-    """The accounts of the inputs after sequences were left out, for reasons by name, or stand there
-    more than once."""
+    """Return the accounting of each input after the selection.
+
+    Args:
+        table: The sequences.
+        inputs: The numbers of the inputs.
+        left_out: By reason, bool [n]; sequences that are not in the split.
+        extra: [n]; the copies of each sequence beyond the first one.
+        copies: [n]; the copies of each sequence.
+    """
     changes: dict[int, Counter[str]] = {number: Counter() for number in inputs}
 
-    def add(name: str, numbers: NDArray[Any]) -> None:
-        for number, total in enumerate(
-            np.bincount(table.input, weights=numbers, minlength=len(inputs)).tolist()
-        ):
+    def add(name: str, values: NDArray[Any]) -> None:
+        sums = np.bincount(table.input, weights=values, minlength=len(inputs))
+        for number, total in enumerate(sums.tolist()):
             changes[number][name] += round(total)
 
-    for reason, which in left_out.items():
-        add(f"left_out.{reason}", which)
-        add(f"tokens_left_out.{reason}", which * table.lengths)
-    add("extra.repeated", repeated)
-    add("tokens_extra.repeated", repeated * table.lengths)
-    add("sequences", copies - np.ones(len(copies), dtype=np.int64))
-    add("tokens", (copies - np.ones(len(copies), dtype=np.int64)) * table.lengths)
-    add("trained_tokens", (copies - np.ones(len(copies), dtype=np.int64)) * table.targets)
-    return _accounts(table.parts, inputs, changes)
+    for reason, is_left_out in left_out.items():
+        add(f"left_out.{reason}", is_left_out)
+        add(f"tokens_left_out.{reason}", is_left_out * table.lengths)
+    add("extra.repeated", extra)
+    add("tokens_extra.repeated", extra * table.lengths)
+    # Pass 1 has counted each sequence once.
+    difference = copies - np.ones(len(copies), dtype=np.int64)
+    add("sequences", difference)
+    add("tokens", difference * table.lengths)
+    add("trained_tokens", difference * table.targets)
+    return _count_inputs(table.parts, inputs, changes)
 
 
-def _accounts(
+def _count_inputs(
     parts: list[PartitionResult], inputs: list[int], changes: dict[int, Counter[str]]
 ) -> list[Accounting]:
-    counts: dict[int, Counter[str]] = {number: Counter() for number in inputs}
+    """Return the accounting of each input: the counts of its partitions, plus the changes."""
+    counts_of: dict[int, Counter[str]] = {number: Counter() for number in inputs}
     for part in parts:
-        own = counts[part.partition.input]
-        own.update(part.counts)
-        own.update(f"rejected.{r.reason}" for r in part.rejected)
+        counts = counts_of[part.partition.input]
+        counts.update(part.counts)
+        counts.update(f"rejected.{record.reason}" for record in part.rejected)
     for number, change in changes.items():
-        counts[number].update(change)
-    # A reason that nothing fell to is no reason to speak of.
+        counts_of[number].update(change)
+    # A reason that applies to nothing is omitted.
     return [
-        Accounting.from_counts({name: n for name, n in own.items() if n or "." not in name})
-        for own in counts.values()
+        Accounting.of(
+            {name: number for name, number in counts.items() if number or "." not in name}
+        )
+        for counts in counts_of.values()
     ]

@@ -1,5 +1,7 @@
-"""What choosing among records needs to know of them beside their lengths: workers find it,
-selection.py uses it."""
+"""Statistics of sequences that the selection needs in addition to their lengths.
+
+Workers collect them with the spill of a partition; selection.py uses them.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +17,22 @@ from sftprep.masking import targets_of
 from sftprep.pipeline.spill import Spill
 from sftprep.sources.readers.jsonl import split_lines
 
-_ESCAPED_BLANKS = re.compile(rb"\\[nrt]")
+_ESCAPED_WHITESPACE = re.compile(rb"\\[nrt]")
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceStats:
-    """What choosing needs to know of the sequences of a partition: int32 [n] line of each, int32
-    [n] targets of each, and, where records are to be held out or compared, uint64 [n] hashes of
-    each one's record: keys with the seed of the evaluation, same of all of it, alike of all but
-    blanks."""
+    """Statistics of the sequences of one partition.
+
+    The hashes of a sequence are those of its record.
+
+    Attributes:
+        origin: int32 [n]; the line of the record of each sequence.
+        targets: int32 [n]; the number of targets of each sequence.
+        keys: uint64 [n]; hashes with the seed of the evaluation, if records are held out.
+        same: uint64 [n]; hashes of the whole record, if records are compared.
+        alike: uint64 [n]; hashes of the record without whitespace, if records are compared.
+    """
 
     origin: NDArray[np.int32]
     targets: NDArray[np.int32]
@@ -34,50 +43,62 @@ class SequenceStats:
 
 @dataclass(frozen=True, slots=True)
 class StatsRequest:
-    """Which facts are wanted. key_seed: hashes with this seed; compare: those that tell equal
-    records."""
+    """The optional statistics to collect.
+
+    Attributes:
+        key_seed: The seed for `keys`; None if no record is held out.
+        compare: Whether to hash records for the comparison with other records.
+    """
 
     key_seed: int | None = None
     compare: bool = False
 
 
-def facts_of(spill: Spill, data: bytes, wanted: StatsRequest) -> SequenceStats:
-    """The facts on a partition. data: its lines."""
-    mask = (
-        np.ones(len(spill.input_ids), np.uint8)
-        if spill.completion_mask is None
-        else spill.completion_mask
-    )
+def collect_stats(spill: Spill, data: bytes, request: StatsRequest) -> SequenceStats:
+    """Return the statistics of a partition.
+
+    Args:
+        spill: The spill of the partition.
+        data: Its lines.
+        request: The optional statistics.
+    """
+    mask = spill.completion_mask
+    if mask is None:
+        mask = np.ones(len(spill.input_ids), np.uint8)
     targets = targets_of(mask, spill.offsets)
-    facts = SequenceStats(spill.origin.astype(np.int32), targets.astype(np.int32))
-    if wanted.key_seed is None and not wanted.compare:
-        return facts
+    stats = SequenceStats(spill.origin.astype(np.int32), targets.astype(np.int32))
+    if request.key_seed is None and not request.compare:
+        return stats
+    # Each record is hashed once, and its hash is repeated for each of its sequences.
     lines = split_lines(data)
-    records, which = np.unique(spill.origin, return_inverse=True)
-    own = [_canonical(lines[line]) for line in records.tolist()]
+    record_lines, record_of = np.unique(spill.origin, return_inverse=True)
+    records = [_canonical_bytes(lines[line]) for line in record_lines.tolist()]
 
-    def hashed(texts: list[bytes], seed: int) -> NDArray[np.uint64]:
-        return np.array([xxhash.xxh3_64_intdigest(text, seed) for text in texts], dtype=np.uint64)[
-            which
-        ]
+    def hash_records(texts: list[bytes], seed: int) -> NDArray[np.uint64]:
+        hashes = [xxhash.xxh3_64_intdigest(text, seed) for text in texts]
+        return np.array(hashes, dtype=np.uint64)[record_of]
 
-    if wanted.key_seed is not None:
-        facts = replace(facts, keys=hashed(own, wanted.key_seed))
-    if wanted.compare:
-        facts = replace(
-            facts, same=hashed(own, 0), alike=hashed([_without_blanks(line) for line in own], 0)
+    if request.key_seed is not None:
+        stats = replace(stats, keys=hash_records(records, request.key_seed))
+    if request.compare:
+        stats = replace(
+            stats,
+            same=hash_records(records, 0),
+            alike=hash_records([_without_whitespace(record) for record in records], 0),
         )
-    return facts
+    return stats
 
 
-def _canonical(line: bytes) -> bytes:
-    """The record of a line as the same bytes, however its keys are ordered and spaced in which kind
-    of file."""
+def _canonical_bytes(line: bytes) -> bytes:
+    """Return the record of a line as bytes that depend on its keys and values only.
+
+    The order and spacing of the keys differ between files and kinds of files.
+    """
     try:
         return orjson.dumps(orjson.loads(line), option=orjson.OPT_SORT_KEYS)
-    except orjson.JSONDecodeError:  # a byte order mark stands before it
+    except orjson.JSONDecodeError:  # the line begins with a byte order mark
         return line.strip()
 
 
-def _without_blanks(line: bytes) -> bytes:
-    return _ESCAPED_BLANKS.sub(b"", line.translate(None, b" \t\r"))
+def _without_whitespace(record: bytes) -> bytes:
+    return _ESCAPED_WHITESPACE.sub(b"", record.translate(None, b" \t\r"))

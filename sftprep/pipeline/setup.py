@@ -1,5 +1,7 @@
-"""Before the first pass: inputs found, tokenizer and template loaded, formats detected, and what
-cannot work refused."""
+"""Setup of a build: find inputs, load the tokenizer and the template, and detect formats.
+
+Every combination that cannot work is rejected here, before the first pass.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,14 @@ from typing import Any
 from sftprep.chat_template.assistant_spans import Unproven
 from sftprep.chat_template.template import ChatTemplate
 from sftprep.config.build import BuildConfig, FormatConfig, SourceEntry
-from sftprep.errors import ConfigError, TemplateError, TokenizerError
-from sftprep.pipeline.inputs import Input, find_inputs
+from sftprep.errors import ConfigError, TemplateError, TokenizerError, setting, source_name
+from sftprep.pipeline.inputs import Input, check_expected_size, find_inputs
+from sftprep.pipeline.output.manifest import manifest_facts
 from sftprep.recipe import Recipe
 from sftprep.records.formats import detect_format, keys_read, unknown_format
 from sftprep.records.options import RecordOptions
 from sftprep.records.pretokenized import MASKS
 from sftprep.render.renderer import Renderer
-from sftprep.shards.manifest_size import check_manifest_size, expected_input
 from sftprep.sources.partition import Source, first_lines
 from sftprep.sources.peek import first_records
 from sftprep.tokenize.loading.load import TokenizerSpec, load_tokenizer
@@ -31,15 +33,21 @@ from sftprep.tokenize.select import probe_encoder
 _log = logging.getLogger(__name__)
 
 _CHAT_FORMATS = ("messages", "sharegpt")
+_RECORDS_EXAMINED = 100
 _DEFAULT_MAX_LENGTH = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """All that is known before the first pass.
+    """Everything that is known before the first pass.
 
-    formats[k] and recipe_of[k] are of inputs[k]: its format, and the number of its recipe in
-    `recipes`, which differ only in how records are read; encoder: for the manifest.
+    Attributes:
+        inputs: The inputs, training inputs first.
+        entries: The sources to which the inputs belong.
+        formats: The format of each input.
+        recipe_of: For each input, the index of its recipe in `recipes`.
+        recipes: The distinct recipes. They differ only in how records are read.
+        encoder: The description of the encoder for the manifest.
     """
 
     inputs: list[Input]
@@ -51,93 +59,101 @@ class Setup:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe of the first input: its tokenizer, template and max_length are those of
-        all."""
+        """The recipe of the first input; all recipes share its tokenizer, template and length."""
         return self.recipes[0]
 
     @property
     def files(self) -> list[str]:
-        """The files of the inputs; the names of those in memory."""
+        """The file of each input; for data in memory, its name."""
         return [each.source.file for each in self.inputs]
 
     @property
     def names(self) -> list[str]:
-        """What to call the inputs."""
+        """The name of each input, as errors and the manifest show it."""
         return [each.source.name for each in self.inputs]
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
-    """What a look at a file's first records tells. chat: they are conversations, which need a
-    template; masks: keys of a record of tokens that say what is trained."""
+class _DetectedFormat:
+    """The format of an input, as its first records show it."""
 
     file: str
     format: str
-    chat: bool
-    masks: frozenset[str] = frozenset()
+    is_chat: bool  # the records are conversations, which need a template
+    masks: frozenset[str] = frozenset()  # the keys of pre-tokenized rows that mark trained tokens
 
 
 def prepare_setup(
     config: BuildConfig, data: Sequence[Source] = (), eval_data: Sequence[Source] = ()
 ) -> Setup:
-    """Everything that can go wrong before work starts goes wrong here, each with its own error.
+    """Prepare a build, and raise a specific error for everything that cannot work.
 
-    data, eval_data: sources in memory instead of those that the config names.
+    Args:
+        config: The settings of the build.
+        data: Training data in memory, used instead of the inputs in the settings.
+        eval_data: Evaluation data in memory, likewise.
     """
     if not config.output.output:
-        raise ConfigError("no output folder is given", remedy="give --output DIR")
-    _require_tokenizer(config)
+        raise ConfigError(
+            "no output folder is specified", remedy=f"specify one with {setting('output', 'DIR')}"
+        )
+    _check_has_tokenizer(config)
     inputs, entries = find_inputs(config, data, eval_data)
-    check_size = partial(_check_manifest_size, config, inputs, entries)
-    # Before each input is looked at, which takes long if there are many.
+    check_size = partial(check_expected_size, config, inputs, entries)
+    # Checked before the inputs are opened, which takes long if there are many of them.
     check_size({})
-    recipes: dict[FormatConfig, int] = {}
-    made: list[Recipe] = []
-    narrowed: list[Input] = []
+    recipe_numbers: dict[FormatConfig, int] = {}
+    recipes: list[Recipe] = []
+    narrowed_inputs: list[Input] = []
     formats: list[str] = []
     recipe_of: list[int] = []
-    facts: dict[str, Any] = {}
+    encoder: dict[str, Any] = {}
     for each in inputs:
-        own = dataclasses.replace(config, format=entries[each.entry].format_config(config.format))
-        if own.format not in recipes:
-            recipes[own.format] = len(made)
-            recipe, facts = prepare_recipe(own)
-            if not made:
-                check_size(manifest_facts(recipe, facts))
-            made.append(recipe)
-        recipe_of.append(recipes[own.format])
-        formats.append(
-            format_of(
-                each.source.name, first_records(first_lines(each.source)), own, made[recipe_of[-1]]
-            )
-        )
-        columns = keys_read(made[recipe_of[-1]].record_options())
-        narrowed.append(
-            dataclasses.replace(each, source=dataclasses.replace(each.source, columns=columns))
-        )
-    return Setup(narrowed, entries, formats, recipe_of, made, facts)
+        # An entry of a mixture may override how its records are read.
+        entry_format = entries[each.entry].format_config(config.format)
+        entry_config = dataclasses.replace(config, format=entry_format)
+        if entry_format not in recipe_numbers:
+            recipe_numbers[entry_format] = len(recipes)
+            recipe, encoder = prepare_recipe(entry_config)
+            if not recipes:
+                check_size(manifest_facts(recipe, encoder))
+            recipes.append(recipe)
+        number = recipe_numbers[entry_format]
+        recipe_of.append(number)
+        records = _first_records(each.source)
+        formats.append(format_of(each.source.name, records, entry_config, recipes[number]))
+        # Of a table, only the columns that the formats know are read.
+        source = dataclasses.replace(each.source, columns=keys_read(recipes[number].reading()))
+        narrowed_inputs.append(dataclasses.replace(each, source=source))
+    return Setup(narrowed_inputs, entries, formats, recipe_of, recipes, encoder)
 
 
 def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe that the settings ask for, and facts on its encoder. Raises TokenizerError,
-    TemplateError, ConfigError."""
-    _require_tokenizer(config)
+    """Return the recipe for the settings, and a description of its encoder for the manifest.
+
+    Raises:
+        TokenizerError: The tokenizer cannot be loaded.
+        TemplateError: The chat template cannot be read or does not compile.
+        ConfigError: No tokenizer is specified.
+    """
+    _check_has_tokenizer(config)
     spec = load_tokenizer(config.tokenize.tokenizer)
     if config.tokenize.eos_token is not None:
         spec = spec.with_eos(config.tokenize.eos_token)
-    source = _template_source(config, spec)
-    encoder, facts = probe_encoder(spec, config.tokenize.encoder)
+    template = _read_template(config, spec)
+    encoder, encoder_facts = probe_encoder(spec, config.tokenize.encoder)
+    tokenizer_limit = spec.model_max_length or _DEFAULT_MAX_LENGTH
     recipe = Recipe(
         tokenizer=spec,
-        chat_template=source,
-        date=_date(config, source),
+        chat_template=template,
+        date=_template_date(config, template),
         train_on=config.format.train_on,
         text_field=config.format.text_field,
         renames=tuple(config.format.renames().items()),
-        max_length=config.pack.max_length
-        or min(spec.model_max_length or _DEFAULT_MAX_LENGTH, _DEFAULT_MAX_LENGTH),
+        max_length=config.pack.max_length or min(tokenizer_limit, _DEFAULT_MAX_LENGTH),
         encoder=encoder,
         template_backend=config.tokenize.template_backend,
+        # Wrapped packing cuts the stream of all tokens, so that no sequence is too long for it.
         overlong="keep" if config.pack.packing == "wrapped" else config.pack.overlong,
         truncate_side=config.pack.truncate_side,
         expand_turns=config.format.expand_turns,
@@ -145,235 +161,211 @@ def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
         formatting_func=config.format.formatting_func,
         reject_suspects=config.rejects_suspects,
     )
-    return recipe, facts
+    return recipe, encoder_facts
 
 
 def format_of(
     name: str, records: Iterator[dict[str, Any]], config: BuildConfig, recipe: Recipe
 ) -> str:
-    """The format of a source, from its first records; what the recipe cannot do with it is refused.
+    """Return the format of a source, and check that the recipe supports it.
 
-    Raises FormatError, TemplateError, TokenizerError, ConfigError.
+    Args:
+        name: The name of the source, for errors.
+        records: Its first records.
+        config: The settings of the build.
+        recipe: The recipe for the source.
+
+    Raises:
+        FormatError: No format fits the records.
+        TemplateError: The records need a chat template that is missing or cannot give the masks.
+        TokenizerError: The records need an end-of-sequence token, and the tokenizer has none.
+        ConfigError: A setting is not supported for records of this format.
     """
-    look = _looked_at(name, records, config, recipe.record_options())
-    _check_together(recipe, look)
-    return look.format
+    detected = _detect(name, records, config, recipe.reading())
+    _check_compatible(recipe, detected)
+    return detected.format
 
 
-def manifest_settings(config: BuildConfig, names: Sequence[str]) -> dict[str, Any]:
-    """Return the settings that the manifest of a build holds. names: of its inputs."""
-    # What does not change a byte of the shards stays out: the same build elsewhere has the same
-    # manifest.
-    elsewhere = ("output", "workers", "overwrite", "keep_spill", "on_bad_record", "max_rejected")
-    settings: dict[str, Any] = {
-        name: value for name, value in config.flat().items() if name not in elsewhere
-    }
-    return {
-        **settings,
-        "map": list(config.format.map),
-        "inputs": list(config.source.inputs) or list(names),
-    }
-
-
-def manifest_facts(recipe: Recipe, encoder: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a manifest that are known from the recipe and the facts on its
-    encoder."""
-    spec = recipe.tokenizer
-    return {
-        "tokenizer": {
-            "name": spec.name,
-            "fingerprint": spec.fingerprint,
-            "vocab_size": spec.vocab_size,
-            "eos_token_id": spec.eos_token_id,
-            "pad_token_id": spec.pad_token_id,
-        },
-        "chat_template": recipe.chat_template,
-        "encoder": encoder,
-    }
-
-
-def _check_manifest_size(
-    config: BuildConfig, inputs: list[Input], entries: list[SourceEntry], facts: dict[str, Any]
-) -> None:
-    """Raises ConfigError where the manifest of the build or of its evaluation would be too large.
-
-    facts: fields of the manifest that are known, but for its settings and inputs.
-    """
-    reasons: list[str] = []
-    if config.evaluation.eval_fraction:
-        reasons += ["left_out.in_training", "tokens_left_out.in_training"]
-    if any(entry.weight is not None for entry in entries):
-        reasons += ["left_out.not_sampled", "tokens_left_out.not_sampled"]
-    if any(entry.repeat != 1 for entry in entries):
-        reasons += ["extra.repeated", "tokens_extra.repeated"]
-    for evaluation in (False, True):
-        names: dict[tuple[str, int | None], list[str]] = {}
-        for each in inputs:
-            if each.evaluation == evaluation:
-                kind = (entries[each.entry].name, each.source.limit)
-                names.setdefault(kind, []).append(each.source.name)
-        paths = [path for own in names.values() for path in own]
-        check_manifest_size(
-            {"config": manifest_settings(config, paths), **facts},
-            [(expected_input(*kind, reasons), own) for kind, own in names.items()],
-        )
-
-
-def _require_tokenizer(config: BuildConfig) -> None:
+def _check_has_tokenizer(config: BuildConfig) -> None:
     if not config.tokenize.tokenizer:
+        example = setting("tokenizer", "Qwen/Qwen3-8B")
         raise ConfigError(
-            "no tokenizer is given",
-            remedy="give --tokenizer with a folder, or a name on the Hub such as Qwen/Qwen3-8B",
+            "no tokenizer is specified",
+            remedy=f"specify a folder or a name on the Hub, for example {example}",
         )
 
 
-def _date(config: BuildConfig, source: str | None) -> str | None:
-    """The day that templates see as today; None where the template does not look, so that the day
-    does not matter."""
-    if config.tokenize.date is None and source is not None and "strftime_now" in source:
+def _template_date(config: BuildConfig, template: str | None) -> str | None:
+    """Return the date that the template sees; None if the template does not read the date.
+
+    The recipe would change every day otherwise, and no spill could be reused.
+    """
+    if config.tokenize.date is None and template is not None and "strftime_now" in template:
         return datetime.date.today().isoformat()
     return config.tokenize.date
 
 
-def _template_source(config: BuildConfig, spec: TokenizerSpec) -> str | None:
+def _read_template(config: BuildConfig, spec: TokenizerSpec) -> str | None:
+    """Return the chat template: that of the settings, else that of the tokenizer."""
     path = config.tokenize.chat_template
     if path is None:
         return spec.chat_template
     try:
-        source = Path(path).read_text(encoding="utf-8")
+        template = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise TemplateError(
             f"cannot read the chat template {path}: {error.strerror}",
-            remedy="check the path given to --chat-template",
+            remedy=f"check the path in {setting('chat_template')}",
         ) from error
     except UnicodeDecodeError as error:
         raise TemplateError(
             f"the chat template {path} is not UTF-8 text",
-            remedy="give a file with a Jinja template",
+            remedy="specify a file with a Jinja template",
         ) from error
-    _refuse_broken(source)
-    return source
+    _check_compiles(template)
+    return template
 
 
 @lru_cache(maxsize=16)
-def _refuse_broken(source: str) -> None:
-    """Raises TemplateError where a chat template does not compile."""
-    ChatTemplate(source, variables={}, backend="jinja")  # it is compiled where it is used
+def _check_compiles(template: str) -> None:
+    """Raise TemplateError if a chat template does not compile."""
+    # Jinja only: the compiled form is made where the template is used.
+    ChatTemplate(template, variables={}, way="jinja")
 
 
-def _looked_at(
+def _first_records(source: Source) -> Iterator[dict[str, Any]]:
+    for line in islice(first_lines(source), _RECORDS_EXAMINED):
+        record = parse_line(line, 0)
+        if isinstance(record, dict):
+            yield record
+
+
+def _detect(
     file: str, records: Iterator[dict[str, Any]], config: BuildConfig, reading: RecordOptions
-) -> _Look:
-    """The format asked for, or the one that the first records of a file have. Raises FormatError
-    where none fits."""
+) -> _DetectedFormat:
+    """Return the format in the settings, or detect it from the first records of a file."""
     first = None
     for record in records:
-        name = (
-            detect_format(record, reading)
-            if config.format.format == "auto"
-            else config.format.format
-        )
-        if name is not None:
-            absent = [source for source, _ in reading.renames if source not in record]
-            if absent:
-                _log.warning(
-                    "--map: the first record of %s has no key %s",
-                    file,
-                    ", ".join(map(repr, absent)),
-                )
-            masks = frozenset(MASKS & record.keys()) if name == "tokens" else frozenset()
-            return _Look(
-                file, name, chat=name in _CHAT_FORMATS or _has_turns(record, reading), masks=masks
-            )
-        first = first or record
+        name: str | None = config.format.format
+        if name == "auto":
+            name = detect_format(record, reading)
+        if name is None:
+            first = first or record
+            continue
+        missing = [source for source, _ in reading.renames if source not in record]
+        if missing:
+            names = ", ".join(map(repr, missing))
+            _log.warning("map: the first record of %s has no key %s", file, names)
+        masks = frozenset(MASKS & record.keys()) if name == "tokens" else frozenset()
+        is_chat = name in _CHAT_FORMATS or _has_turns(record, reading)
+        return _DetectedFormat(file, name, is_chat=is_chat, masks=masks)
     if first is not None:
         raise unknown_format(file, first, reading)
-    # Nothing in it can be read; pass 1 says what and where, and an empty file adds nothing.
+    # No record can be parsed. Pass 1 reports each of them with its line, and an empty file adds
+    # nothing.
     name = "text" if config.format.format == "auto" else config.format.format
-    return _Look(file, name, chat=False)
+    return _DetectedFormat(file, name, is_chat=False)
 
 
 def _has_turns(record: dict[str, Any], reading: RecordOptions) -> bool:
+    """Whether the prompt of a record is a conversation."""
     prompt = {target: source for source, target in reading.renames}.get("prompt", "prompt")
     return isinstance(record.get(prompt), list)
 
 
-def _check_together(recipe: Recipe, look: _Look) -> None:
-    """Refuse what the recipe cannot do with the records of a file."""
-    where = f"{look.file} holds {look.format} records"
-    if look.chat and recipe.chat_template is None:
+# --- checks of the recipe against the records -----------------------------------------------------
+
+
+def _check_compatible(recipe: Recipe, detected: _DetectedFormat) -> None:
+    """Raise the error for the first setting that the records of a file do not support."""
+    holds = f"{source_name(detected.file)} holds {detected.format} records"
+    tokenizer = recipe.tokenizer.name
+    # 1. Conversations need a template that compiles, plain text needs a token that ends it.
+    if detected.is_chat and recipe.chat_template is None:
         raise TemplateError(
-            f"{where}, which are conversations, and the tokenizer {recipe.tokenizer.name} has no"
-            " chat template",
-            remedy=(
-                "give one with --chat-template FILE, or use the tokenizer of an instruction-tuned"
-                " model"
-            ),
+            f"{holds}, which are conversations, and the tokenizer {tokenizer} has no chat template",
+            remedy=[
+                f"specify one with {setting('chat_template', 'FILE')}",
+                "use the tokenizer of an instruction-tuned model",
+            ],
         )
-    templated = recipe.chat_template is not None and (look.chat or look.format == "alpaca")
-    if templated:
-        _refuse_broken(recipe.chat_template or "")
-    if look.format != "tokens" and not templated and recipe.tokenizer.eos_token is None:
+    uses_template = recipe.chat_template is not None and (
+        detected.is_chat or detected.format == "alpaca"
+    )
+    if uses_template:
+        _check_compiles(recipe.chat_template or "")
+    needs_eos = detected.format != "tokens" and not uses_template
+    if needs_eos and recipe.tokenizer.eos_token is None:
         raise TokenizerError(
-            f"{where}, which are plain text, and the tokenizer {recipe.tokenizer.name} has no"
-            " end-of-sequence token",
-            remedy="name one of its tokens with --eos-token",
+            f"{holds}, which are plain text, and the tokenizer {tokenizer} has no end-of-sequence"
+            " token",
+            remedy=f"specify one of its tokens with {setting('eos_token')}",
         )
-    if (
-        recipe.train_on == "completion"
-        and look.format in (*_CHAT_FORMATS, "text")
-        and not (look.chat and recipe.expand_turns)
-    ):
+    # 2. The records must contain the part to train.
+    has_completion = detected.format not in (*_CHAT_FORMATS, "text") or (
+        detected.is_chat and recipe.expand_turns
+    )
+    if recipe.train_on == "completion" and not has_completion:
         raise ConfigError(
-            f"--train-on completion: {where}, which have no completion",
-            remedy=(
-                "use --train-on all or assistant, or rename keys to prompt and completion with"
-                " --map"
-            ),
+            f"{setting('train_on', 'completion')}: {holds}, which have no completion",
+            remedy=[
+                f"use {setting('train_on', 'all')}",
+                f"use {setting('train_on', 'assistant')}",
+                f"rename keys to prompt and completion with {setting('map')}",
+            ],
         )
     by_turn = recipe.train_on in ("assistant", "last-assistant")
-    if (by_turn or recipe.expand_turns) and look.format == "text":
-        asked = f"--train-on {recipe.train_on}" if by_turn else "--expand-turns"
-        raise ConfigError(f"{asked}: {where}, without turns", remedy="use --train-on all")
-    if look.format == "tokens":
-        _check_tokens(recipe, look)
-    if by_turn and templated:
+    if (by_turn or recipe.expand_turns) and detected.format == "text":
+        cause = setting("train_on", recipe.train_on) if by_turn else setting("expand_turns", True)
+        raise ConfigError(
+            f"{cause}: {holds}, which have no turns", remedy=f"use {setting('train_on', 'all')}"
+        )
+    # 3. It must be possible to find that part.
+    if detected.format == "tokens":
+        _check_pretokenized(recipe, detected)
+    if by_turn and uses_template:
         _check_masks(recipe)
 
 
-def _check_tokens(recipe: Recipe, look: _Look) -> None:
-    """Tokens say themselves what is trained; refuse what is asked of them and they do not say."""
-    said = recipe.train_on in ("auto", "all") or look.masks & _SAYING.get(
-        recipe.train_on, frozenset()
-    )
-    if recipe.expand_turns or not said:
-        asked = "--expand-turns" if recipe.expand_turns else f"--train-on {recipe.train_on}"
-        raise ConfigError(
-            f"{asked}: {look.file} holds tokens, which do not tell what that is",
-            remedy=(
-                'leave it out; what is trained of tokens is said by their "labels",'
-                ' "completion_mask" or "assistant_masks"'
-            ),
-        )
-
-
-_SAYING = {
+_MASK_KEYS = {
     "completion": frozenset({"labels", "completion_mask"}),
     "assistant": frozenset({"labels", "assistant_masks"}),
 }
-"""What of a record of tokens tells what a --train-on asks for."""
+"""For values of `train_on`, the keys of a pre-tokenized row that mark the trained tokens."""
+
+
+def _check_pretokenized(recipe: Recipe, detected: _DetectedFormat) -> None:
+    """Raise ConfigError if pre-tokenized rows do not mark the tokens to train."""
+    has_masks = recipe.train_on in ("auto", "all") or detected.masks & _MASK_KEYS.get(
+        recipe.train_on, frozenset()
+    )
+    if has_masks and not recipe.expand_turns:
+        return
+    name, value = "train_on", str(recipe.train_on)
+    if recipe.expand_turns:
+        name, value = "expand_turns", "True"
+    raise ConfigError(
+        f"{setting(name, value)}: {source_name(detected.file)} holds tokens, which do not mark"
+        " that part",
+        remedy=(
+            f"omit {setting(name)}; the trained tokens of pre-tokenized rows are those that their"
+            ' "labels", "completion_mask" or "assistant_masks" mark'
+        ),
+    )
 
 
 def _check_masks(recipe: Recipe) -> None:
+    """Raise TemplateError if the template does not show which text the assistant writes."""
     try:
         Renderer(recipe).check_masks()
     except Unproven as error:
         raise TemplateError(
-            f"--train-on {recipe.train_on}: the chat template does not mark what the assistant says"
-            f" with {{% generation %}}, and {error.message}",
-            remedy=(
-                "give a template that does with --chat-template FILE (models' training templates"
-                " have the marks), or use prompt-completion records or --expand-turns, whose"
-                " completions are trained without marks"
-            ),
+            f"{setting('train_on', recipe.train_on)}: the chat template does not mark the text of"
+            f" the assistant with {{% generation %}}, and {error.message}",
+            remedy=[
+                f"specify a template with these marks with {setting('chat_template', 'FILE')} (the"
+                " training templates of models have them)",
+                "use prompt-completion records, whose completions are trained without marks",
+                f"use {setting('expand_turns', True)}, which makes such records",
+            ],
         ) from error

@@ -1,5 +1,8 @@
-"""Passes 2 and 3 for one build: its sequences planned into packs, and the packs written to
-shards."""
+"""Pass 3: gather the sequences of each pack from the spills, and write them to shards.
+
+The driver (`write_packs`) plans the packs, shuffles them and cuts them into shards; a worker
+(`write_one_shard`) gathers the sequences of one shard.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +10,42 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.config.build import BuildConfig
 from sftprep.core.hashing import seeded_permutation
-from sftprep.errors import ConfigError
+from sftprep.core.ragged import Ragged, edges
+from sftprep.errors import ConfigError, setting
 from sftprep.packing.strategies import PackPlan
 from sftprep.pipeline.executors import Executor
 from sftprep.pipeline.plan_pass import plan_packs
-from sftprep.pipeline.selection import BuildSplit
-from sftprep.pipeline.spill import spill_path
-from sftprep.pipeline.tokenize_pass import AssembleTask, assemble_shard
+from sftprep.pipeline.spill import map_spill, spill_path
 from sftprep.shards.manifest import ShardInfo
+from sftprep.shards.writer import ShardRows, write_shard
+
+if TYPE_CHECKING:  # workers do not need the modules that it imports
+    from sftprep.pipeline.selection import BuildSplit
 
 Progress = Callable[[str, int, int], None]
-"""Called with the name of a pass, what is done and what there is to do, in bytes or shards."""
+"""A callback with the name of a pass, the work done, and the work in total: bytes or shards."""
 
 _MOST_TOKENS = 2**31 - 1
-"""Offsets in a shard are int32."""
+"""The offsets in a shard are int32."""
 
 
 @dataclass(frozen=True, slots=True)
-class Assembled:
-    """The packs of a build, and the shards that hold them in this order. max_id: the highest token
-    id."""
+class WrittenPacks:
+    """The packs of a split, and the shards that contain them.
+
+    Attributes:
+        plan: The plan.
+        order: int64 [packs]; the numbers of the packs in the order in which they are stored.
+        shards: The shards.
+        max_id: The highest token id.
+    """
 
     plan: PackPlan
     order: NDArray[np.int64]
@@ -40,8 +53,8 @@ class Assembled:
     max_id: int
 
 
-def assemble(
-    side: BuildSplit,
+def write_packs(
+    split: BuildSplit,
     config: BuildConfig,
     max_length: int,
     folder: Path,
@@ -49,36 +62,45 @@ def assemble(
     executor: Executor,
     progress: Progress,
     check_shards: Callable[[int], None],
-) -> Assembled:
-    """Plan and write the shards of a side into `folder`; spills: the folder of the spills.
+) -> WrittenPacks:
+    """Plan the packs of a split and write its shards.
 
-    check_shards: called with the number of shards before the first is written.
+    Args:
+        split: The split.
+        config: The settings of the build.
+        max_length: The capacity of a pack, in tokens.
+        folder: The folder of the shards.
+        spills: The folder of the spills.
+        executor: The executor for the shards.
+        progress: The progress callback.
+        check_shards: Called with the number of shards before the first one is written.
 
     Raises:
-        StorageError: a shard cannot be written.
-        ConfigError: a shard would have more tokens than its offsets can count.
+        StorageError: A shard cannot be written.
+        ConfigError: A shard would have more tokens than its offsets can count.
     """
-    plan = plan_packs(side.parts, config, max_length, side.take)
-    keep = config.pack.order == "keep"
-    # Best-fit order follows length, so packs are shuffled.
-    order = (
-        np.arange(plan.num_bins) if keep else seeded_permutation(plan.num_bins, config.pack.seed)
-    )
-    tasks, shards = _Tasks(side, plan, order, config, max_length, folder, spills), {}
+    plan = plan_packs(split.parts, config, max_length, split.take)
+    if config.pack.order == "keep":
+        order = np.arange(plan.num_bins)
+    else:
+        # Best-fit decreasing opens packs in the order of length, so packs are shuffled.
+        order = seeded_permutation(plan.num_bins, config.pack.seed)
+    tasks = _ShardTasks(split, plan, order, config, max_length, folder, spills)
     check_shards(len(tasks))
-    for shard in executor.map_unordered(assemble_shard, tasks):
+    shards: dict[int, _WrittenShard] = {}
+    for shard in executor.map_unordered(write_one_shard, tasks):
         shards[shard.index] = shard
         progress("write", len(shards), len(tasks))
     infos = tuple(shards[index].info for index in range(len(shards)))
-    return Assembled(plan, order, infos, max(shard.max_id for shard in shards.values()))
+    return WrittenPacks(plan, order, infos, max(shard.max_id for shard in shards.values()))
 
 
-class _Tasks:
-    """The shards to write, in order, made as they are asked for."""
+class _ShardTasks:
+    """The tasks for the shards, in order, created on demand."""
 
     def __init__(
         self,
-        side: BuildSplit,
+        split: BuildSplit,
         plan: PackPlan,
         order: NDArray[np.int64],
         config: BuildConfig,
@@ -86,80 +108,219 @@ class _Tasks:
         folder: Path,
         spills: Path,
     ) -> None:
-        self._parts, self._folder, self._spills = side.parts, folder, spills
+        self._parts, self._folder, self._spills = split.parts, folder, spills
         self._max_length, self._position_ids = max_length, config.output.position_ids
-        sizes = np.diff(plan.offsets)[order]
+        # 1. The members of the plan in the order in which packs are stored.
+        pack_sizes = np.diff(plan.offsets)[order]
         begins = plan.offsets[:-1][order]
-        places = np.arange(int(sizes.sum())) + np.repeat(begins - (np.cumsum(sizes) - sizes), sizes)
-        members = plan.members[places]
-        self._members = members if side.take is None else side.take[members]
-        lengths = np.concatenate([part.lengths for part in side.parts])
-        # Where the plan cuts sequences, members are parts of rows.
-        self._sizes = (
-            lengths[self._members] if plan.sizes is None else plan.sizes[places].astype(np.int32)
-        )
-        self._starts = None if plan.starts is None else plan.starts[places]
-        counts = [len(part.lengths) for part in side.parts]
+        shift = begins - (np.cumsum(pack_sizes) - pack_sizes)
+        members_in_order = np.arange(int(pack_sizes.sum())) + np.repeat(shift, pack_sizes)
+        members = plan.members[members_in_order]
+        # 2. The sequence of each member, as an index into all sequences of the partitions.
+        self._members = members if split.take is None else split.take[members]
+        # 3. Its tokens; if the plan cuts sequences, a member is a part of one.
+        lengths = np.concatenate([part.lengths for part in split.parts])
+        if plan.sizes is None:
+            self._sizes = lengths[self._members]
+        else:
+            self._sizes = plan.sizes[members_in_order].astype(np.int32)
+        self._starts = None if plan.starts is None else plan.starts[members_in_order]
+        # 4. The partition of each sequence, and its row in the spill.
+        counts = [len(part.lengths) for part in split.parts]
         self._part_of = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         self._row = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
-        self._weighted = any(part.weighted for part in side.parts)
-        self._first_ordinal = _first_ordinals(side)
-        self._pack_ends = np.cumsum(sizes)
+        self._has_weights = any(part.has_weights for part in split.parts)
+        self._first_ordinal = _first_ordinals(split)
+        # 5. The packs of each shard.
+        self._pack_ends = np.cumsum(pack_sizes)
         token_ends = np.cumsum(self._sizes, dtype=np.int64)[self._pack_ends - 1]
-        self._edges = _shard_edges(token_ends, config.output.shard_tokens)
+        self._offsets = _shard_offsets(token_ends, config.output.shard_tokens)
 
     def __len__(self) -> int:
-        return len(self._edges) - 1
+        return len(self._offsets) - 1
 
-    def __iter__(self) -> Iterator[AssembleTask]:
-        for index, (first, last) in enumerate(pairwise(self._edges)):
-            begin, end = (
-                int(self._pack_ends[first - 1]) if first else 0,
-                int(self._pack_ends[last - 1]),
-            )
-            own = self._members[begin:end]
-            used, spill = np.unique(self._part_of[own], return_inverse=True)
-            yield AssembleTask(
+    def __iter__(self) -> Iterator[ShardTask]:
+        for index, (first, last) in enumerate(pairwise(self._offsets)):
+            begin = int(self._pack_ends[first - 1]) if first else 0
+            end = int(self._pack_ends[last - 1])
+            members = self._members[begin:end]
+            used_parts, spill = np.unique(self._part_of[members], return_inverse=True)
+            yield ShardTask(
                 index=index,
                 shard_folder=self._folder,
-                spills=tuple(spill_path(self._spills, self._parts[p].key) for p in used.tolist()),
+                spills=tuple(
+                    spill_path(self._spills, self._parts[part].key) for part in used_parts.tolist()
+                ),
                 spill=spill.astype(np.int32),
-                row=self._row[own],
+                row=self._row[members],
                 seq_lengths=self._sizes[begin:end],
-                first_ordinal=self._first_ordinal[used],
+                first_ordinal=self._first_ordinal[used_parts],
                 pack_offsets=np.concatenate(([0], self._pack_ends[first:last] - begin)),
                 max_length=self._max_length,
                 position_ids=self._position_ids,
                 starts=None if self._starts is None else self._starts[begin:end],
                 # In all shards or in none, so that they can be read as one table.
-                loss_weights=self._weighted,
+                loss_weights=self._has_weights,
             )
 
 
-def _first_ordinals(side: BuildSplit) -> NDArray[np.int64]:
-    """Ordinal of the first line of each partition: int64 [partitions]."""
-    lines = np.array([part.counts["lines"] for part in side.parts], dtype=np.int64)
-    assert int(lines.sum()) == sum(accounts.lines for accounts in side.accounts)
+def _first_ordinals(split: BuildSplit) -> NDArray[np.int64]:
+    """Return the ordinal of the first line of each partition: int64 [partitions]."""
+    lines = np.array([part.counts["lines"] for part in split.parts], dtype=np.int64)
+    assert int(lines.sum()) == sum(accounting.lines for accounting in split.accounting)
     return np.cumsum(lines) - lines
 
 
-def _shard_edges(token_ends: NDArray[np.int64], shard_tokens: int) -> list[int]:
-    """First pack of each shard, and the number of packs at the end: a shard ends with the pack that
-    fills it.
+def _shard_offsets(token_ends: NDArray[np.int64], shard_tokens: int) -> list[int]:
+    """Return the first pack of each shard, and the number of packs at the end.
 
-    As many shards as are needed, all about alike, so that the last worker is not done long after
-    the others.
+    A shard ends with the pack that fills it. All shards have about the same size, so that the
+    worker with the last shard does not finish long after the others.
+
+    Args:
+        token_ends: int64 [packs]; the number of tokens up to the end of each pack.
+        shard_tokens: The largest number of tokens in a shard, approximately.
+
+    Example:
+        token_ends = [4, 8, 12, 16], shard_tokens = 10  ->  [0, 2, 4]
     """
     total = int(token_ends[-1]) if len(token_ends) else 0
     shard_tokens = -(-total // max(1, -(-total // shard_tokens)))
-    edges, done = [0], 0
-    while edges[-1] < len(token_ends):
+    offsets, done = [0], 0
+    while offsets[-1] < len(token_ends):
         last = int(np.searchsorted(token_ends, done + shard_tokens)) + 1
-        edges.append(min(last, len(token_ends)))
-        tokens, done = int(token_ends[edges[-1] - 1]) - done, int(token_ends[edges[-1] - 1])
+        offsets.append(min(last, len(token_ends)))
+        tokens, done = int(token_ends[offsets[-1] - 1]) - done, int(token_ends[offsets[-1] - 1])
         if tokens > _MOST_TOKENS:
             raise ConfigError(
-                f"a shard would have {tokens:,} tokens, and {_MOST_TOKENS:,} is the most",
-                remedy="lower --shard-tokens",
+                f"a shard would have {tokens:,} tokens; the maximum is {_MOST_TOKENS:,}",
+                remedy=f"lower {setting('shard_tokens')}",
             )
-    return edges
+    return offsets
+
+
+# --- in the workers -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    """Pass 3 for one shard: the sequences that it contains, in order.
+
+    Attributes:
+        index: The number of the shard.
+        shard_folder: The folder of the shards.
+        spills: The spills that the shard needs.
+        spill: int32 [sequences]; the index of the spill of each sequence in `spills`.
+        row: int32 [sequences]; the row of each sequence in its spill.
+        seq_lengths: int32 [sequences]; the number of tokens of each sequence.
+        first_ordinal: int64 [spills]; the ordinal of the first line of each spill's partition.
+        pack_offsets: int64 [packs + 1]; the first sequence of each pack.
+        max_length: The capacity of a pack, in tokens.
+        position_ids: Whether to store position ids.
+        starts: int64 [sequences]; the first token of each sequence in its row; None if sequences
+            are whole rows.
+        loss_weights: Whether the build has the column of loss weights.
+    """
+
+    index: int
+    shard_folder: Path
+    spills: tuple[Path, ...]
+    spill: NDArray[np.int32]
+    row: NDArray[np.int32]
+    seq_lengths: NDArray[np.int32]
+    first_ordinal: NDArray[np.int64]
+    pack_offsets: NDArray[np.int64]
+    max_length: int
+    position_ids: bool
+    starts: NDArray[np.int64] | None = None
+    loss_weights: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _WrittenShard:
+    """A finished shard."""
+
+    index: int
+    info: ShardInfo
+    max_id: int  # the highest token id in it
+
+
+def write_one_shard(task: ShardTask) -> _WrittenShard:
+    """Gather the sequences of a shard from the spills, and write it.
+
+    A shard of a large corpus needs a few pages of each spill. Only one spill is mapped at a time,
+    so that the resident memory of a worker does not follow the size of the corpus. Therefore the
+    sequences are gathered twice: first in the order of the spills, then in that of the shard.
+
+    Raises:
+        StorageError: The shard cannot be written.
+    """
+    # 1. Sort the sequences by spill. Those of spill k are by_spill[bounds[k]:bounds[k + 1]].
+    by_spill = np.argsort(task.spill, kind="stable")
+    bounds = np.searchsorted(task.spill[by_spill], np.arange(len(task.spills) + 1))
+    offsets = edges(task.seq_lengths[by_spill].astype(np.int64))
+    ids = np.empty(int(offsets[-1]), dtype=np.int32)
+    # A spill without these columns has their default.
+    mask = np.ones(len(ids), dtype=np.uint8)
+    weights = np.ones(len(ids), dtype=np.float32) if task.loss_weights else None
+    origin = np.empty(len(by_spill), dtype=np.int64)
+    # 2. Gather the sequences, spill after spill.
+    for number, path in enumerate(task.spills):
+        sequences = by_spill[bounds[number] : bounds[number + 1]]
+        spill = map_spill(path)
+        rows = task.row[sequences]
+        origin[sequences] = spill.origin[rows] + task.first_ordinal[number]
+        tokens = slice(offsets[bounds[number]], offsets[bounds[number + 1]])
+        starts = None if task.starts is None else task.starts[sequences]
+        lengths = task.seq_lengths[sequences]
+        columns = (
+            (spill.input_ids, ids),
+            (spill.completion_mask, mask),
+            (spill.loss_weights, weights),
+        )
+        for values, column in columns:
+            if values is not None and column is not None:
+                column[tokens] = _gather_rows(values, spill.offsets, rows, starts, lengths)
+    if weights is not None:
+        weights *= mask  # a spill without weights has the weight 1 where a token is trained
+    # 3. Bring them into the order of the shard.
+    position_of = np.argsort(by_spill)
+    shard = ShardRows(
+        Ragged(ids, offsets).taken(position_of).values,
+        (mask if mask.all() else Ragged(mask, offsets).taken(position_of).values).view(np.bool_),
+        task.seq_lengths,
+        origin,
+        task.pack_offsets,
+        None if weights is None else Ragged(weights, offsets).taken(position_of).values,
+    )
+    info = write_shard(
+        task.shard_folder,
+        task.index,
+        shard,
+        max_length=task.max_length,
+        position_ids=task.position_ids,
+    )
+    return _WrittenShard(task.index, info, int(ids.max()))
+
+
+def _gather_rows(
+    values: NDArray[Any],
+    offsets: NDArray[np.int32],
+    rows: NDArray[np.int32],
+    starts: NDArray[np.int64] | None,
+    lengths: NDArray[np.int32],
+) -> NDArray[Any]:
+    """Return rows of a column, concatenated.
+
+    Args:
+        values: The values of the column.
+        offsets: int32; row k is values[offsets[k]:offsets[k + 1]].
+        rows: int32 [n]; the rows to gather.
+        starts: int64 [n]; the first value of each row to take; None takes whole rows.
+        lengths: int32 [n]; the number of values to take from each row, if `starts` is not None.
+    """
+    if starts is None:
+        return Ragged(values, offsets.astype(np.int64)).taken(rows.astype(np.int64)).values
+    begins = offsets[rows] + starts
+    slices = map(slice, begins.tolist(), (begins + lengths).tolist())
+    return np.concatenate([values[:0], *map(values.__getitem__, slices)])

@@ -1,8 +1,9 @@
-"""Spills: what pass 1 made of one partition, in a file named by what it was made from.
+"""Spills: the result of pass 1 for one partition, in a file named by the digest of its origin.
 
-If the name is there and its content is whole, the work is done: that is the cache, the resume and
-the exactly-once. A spill is not synced to the disk; a torn one is noticed by its digest and made
-again.
+The name is made from the recipe, the format and the bytes of the partition. If a file of that name
+exists and its content is complete, the work is done. This provides the cache, resume, and
+exactly-once processing. A spill is not synced to the disk: a file that a crash left incomplete is
+detected by its digest, and made again.
 """
 
 from __future__ import annotations
@@ -28,9 +29,16 @@ from sftprep.shards.schema import arrow_array
 
 @dataclass(frozen=True, slots=True)
 class Spill:
-    """A spill, mapped: the flat buffers of a TokenBatch. facts: JSON of what was counted;
-    completion_mask: uint8, 1 = trained, None where every token is; loss_weights: None where every
-    trained token weighs 1."""
+    """A memory-mapped spill: the flat buffers of a TokenBatch with n sequences.
+
+    Attributes:
+        input_ids: int32 [tokens].
+        offsets: int32 [n + 1]; sequence k is input_ids[offsets[k]:offsets[k + 1]].
+        origin: int64 [n]; the line of each sequence's record within its partition.
+        facts: JSON with the counts and the rejected records.
+        completion_mask: uint8 [tokens], 1 = trained; None if every token is trained.
+        loss_weights: float32 [tokens]; None if every trained token has the weight 1.
+    """
 
     input_ids: NDArray[np.int32]
     offsets: NDArray[np.int32]
@@ -41,31 +49,36 @@ class Spill:
 
     @property
     def counts(self) -> dict[str, int]:
-        """What was counted."""
+        """The counts of the partition, by name."""
         counts: dict[str, int] = orjson.loads(self.facts)["counts"]
         return counts
 
     @property
     def rejected(self) -> list[Rejected]:
-        """The records that were set aside, in the order of their lines."""
+        """The rejected records, in the order of their lines."""
         return [Rejected(*values) for values in orjson.loads(self.facts)["rejected"]]
 
     @property
     def lengths(self) -> NDArray[np.int32]:
-        """Tokens in each sequence: int32 [n]."""
+        """The number of tokens in each sequence: int32 [n]."""
         return np.diff(self.offsets)
 
 
 def spill_path(folder: Path, key: str) -> Path:
-    """Where the spill with this key is, or will be."""
+    """Return the path of the spill with this key."""
     return folder / f"{key}.arrow"
 
 
 def write_spill(path: Path, batch: TokenBatch) -> None:
-    """Write a spill, whole or not at all. Raises StorageError."""
+    """Write a spill atomically.
+
+    Raises:
+        StorageError: The file cannot be written.
+    """
     facts = orjson.dumps(
         {"counts": batch.counts, "rejected": [dataclasses.astuple(r) for r in batch.rejected]}
     )
+    # Columns that hold only the default are not written.
     offsets = batch.offsets.astype(np.int32)
     flat: dict[str, NDArray[Any]] = {"input_ids": batch.input_ids}
     if not batch.completion_mask.all():
@@ -83,40 +96,36 @@ def write_spill(path: Path, batch: TokenBatch) -> None:
             b"digest": _digest(facts, [*flat.values(), offsets, batch.origin]).encode(),
         },
     )
-    with storage_errors(path), temporary_path(path) as temporary:
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            writer.write_batch(
-                pa.RecordBatch.from_arrays(
-                    [*lists.values(), arrow_array(batch.origin)], schema=schema
-                )
-            )
-        os.replace(temporary, path)
+    columns = [*lists.values(), arrow_array(batch.origin)]
+    temporary = path.with_name(temporary_name(path.name))
+    with storage_errors(path):
+        try:
+            with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+                writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def read_spill(path: Path) -> Spill | None:
-    """Map a spill and check it; None where there is none, or where it is not whole."""
+    """Map a spill and verify its digest; None if the file is missing or incomplete."""
     try:
         spill = map_spill(path)
-        written = _layout_of(path).digest
-    except (
-        Exception
-    ):  # of a damaged file, Arrow and what looks at its schema say it in a dozen ways
+        expected = _cached_layout(path).digest
+    except Exception:  # a damaged file makes Arrow, and the code below, fail in a dozen ways
         return None
     flat = (spill.input_ids, spill.completion_mask, spill.loss_weights, spill.offsets, spill.origin)
-    return (
-        spill
-        if _digest(spill.facts, [each for each in flat if each is not None]).encode() == written
-        else None
-    )
+    found = _digest(spill.facts, [values for values in flat if values is not None])
+    return spill if found.encode() == expected else None
 
 
 def map_spill(path: Path) -> Spill:
-    """Map a spill that this build has written or checked already."""
-    layout = _layout_of(path)
+    """Map a spill that this build has written or verified."""
+    layout = _cached_layout(path)
     with open(path, "rb") as file:
         data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
     arrays = {
-        name: data[first:last].view(dtype) for name, (first, last, dtype) in layout.places.items()
+        name: data[first:last].view(dtype) for name, (first, last, dtype) in layout.buffers.items()
     }
     return Spill(facts=layout.facts, **arrays)
 
@@ -131,36 +140,42 @@ _TYPES: dict[str, np.dtype[Any]] = {
 
 
 class _Layout(NamedTuple):
-    """Where the buffers of a file are: first byte, last + 1, and type of the values."""
+    """The positions of the buffers in a file, and its metadata."""
 
-    places: dict[str, tuple[int, int, np.dtype[Any]]]
+    buffers: dict[str, tuple[int, int, np.dtype[Any]]]  # first byte, last + 1, type of the values
     facts: bytes
     digest: bytes
 
 
-def _layout_of(path: Path) -> _Layout:
+def _cached_layout(path: Path) -> _Layout:
     stat = path.stat()
-    return _layout(path, stat.st_size, stat.st_mtime_ns)
+    return _read_layout(path, stat.st_size, stat.st_mtime_ns)
 
 
-# Each shard maps each spill, and reading the same footer again takes ten times as long as mapping
-# the file.
+# Each shard maps each spill, and reading the footer again takes ten times as long as mapping the
+# file.
 @lru_cache(maxsize=100_000)
-def _layout(path: Path, size: int, time: int) -> _Layout:
-    """size, time: of the file when it was looked at."""
+def _read_layout(path: Path, size: int, time: int) -> _Layout:
+    """Read the layout of a file.
+
+    Args:
+        path: The file.
+        size: Its size, as a key of the cache.
+        time: Its modification time, as a key of the cache.
+    """
     file = pa.memory_map(str(path)).read_buffer()
     batch = pa.ipc.open_file(file).get_batch(0)
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     arrays = {name: columns[name].values for name in columns if name != "origin"}
     arrays.update(offsets=columns["input_ids"].offsets, origin=columns["origin"])
-    places = {}
+    buffers = {}
     for name, array in arrays.items():
         first = array.buffers()[1].address - file.address if len(array) else 0
-        # The digest is of the values, not of the types that a schema says they are of.
+        # The digest covers the values, not their types, so the types in the file are not trusted.
         dtype = _TYPES[name]
-        places[name] = (first, first + len(array) * dtype.itemsize, dtype)
+        buffers[name] = (first, first + len(array) * dtype.itemsize, dtype)
     metadata = batch.schema.metadata or {}
-    return _Layout(places, metadata.get(b"facts", b"{}"), metadata.get(b"digest", b""))
+    return _Layout(buffers, metadata.get(b"facts", b"{}"), metadata.get(b"digest", b""))
 
 
 def _digest(facts: bytes, buffers: list[NDArray[Any]]) -> str:

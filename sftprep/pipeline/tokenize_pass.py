@@ -1,7 +1,7 @@
-"""The two passes that workers run: a partition to its spill, and the rows of a plan to a shard.
+"""Pass 1 as a task for workers: one partition of the input becomes one spill.
 
-Each is a pure function of its task and of the files that the task names, so it may be run twice, or
-elsewhere.
+A task is a pure function of its fields and of the files that they name, so it may be run twice, or
+in another process.
 """
 
 from __future__ import annotations
@@ -13,38 +13,44 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from sftprep.core.hashing import digest
-from sftprep.core.ragged import Ragged, to_offsets
 from sftprep.core.types import Rejected, TokenBatch
 from sftprep.pipeline.preprocess import Preprocessor, begin_preprocess
-from sftprep.pipeline.sequence_stats import SequenceStats, StatsRequest, facts_of
+from sftprep.pipeline.sequence_stats import SequenceStats, StatsRequest, collect_stats
 from sftprep.pipeline.spill import map_spill, read_spill, spill_path, write_spill
 from sftprep.recipe import RecipeFile
-from sftprep.shards.manifest import ShardInfo
-from sftprep.shards.writer import ShardRows, write_shard
-from sftprep.sources.lanes import RecordPositions, record_positions
+from sftprep.sources.lanes import Places, places_of
 from sftprep.sources.partition import Partition, read_partition
 
-_SAMPLE = 16
-"""Texts at the start of a build that the reference encodes too, beside one in a thousand of all."""
-_OPEN_BYTES = 20 << 20
-_OPEN_SECONDS = 1.0
-"""Partitions of so many bytes may be encoded and not checked yet, each for so long: the reference
-has loaded by then."""
+_SAMPLES_AT_START = 16
+"""Texts at the start of a build that the reference encoder encodes as well, in addition to one in a
+thousand of all texts."""
+_IN_FLIGHT_BYTES = 20 << 20
+_IN_FLIGHT_SECONDS = 1.0
+"""The limits on partitions that are encoded but not yet verified. The reference encoder loads in
+less than this time."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizeTask:
-    """Pass 1 for one partition. threads: the encoder may use every core.
+    """Pass 1 for one partition.
 
-    lane_block: bytes of a block that is dealt to a lane, where the build packs in windows; facts:
-    what is wanted of each sequence, where some are to be chosen.
+    Attributes:
+        partition: The partition.
+        format: The format of its records.
+        recipe: The recipe, in a file that workers read.
+        recipe_digest: The digest of the recipe.
+        spill_folder: The folder of the spills.
+        threads: Whether the encoder may use every core.
+        lane_block: The size in bytes of the blocks that are assigned to lanes; None if the build
+            does not pack in windows.
+        stats: The statistics to collect for the selection; None if all sequences are used.
     """
 
     partition: Partition
@@ -54,16 +60,25 @@ class TokenizeTask:
     spill_folder: Path
     threads: bool
     lane_block: int | None = None
-    facts: StatsRequest | None = None
+    stats: StatsRequest | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionResult:
-    """What travels back from pass 1: no tokens, but where they are. lengths: int32 [sequences];
-    content: digest of the bytes.
+    """The result of pass 1 that is returned to the driver; the tokens stay in the spill.
 
-    places: what decides the lanes of the sequences, where the build packs in windows; weighted:
-    some tokens weigh other than 1.
+    Attributes:
+        partition: The partition, without its content.
+        key: The key of its spill.
+        content: The digest of its bytes.
+        bytes: The number of its bytes.
+        lengths: int32 [sequences]; the number of tokens in each sequence.
+        counts: The counts, by name.
+        rejected: The rejected records, in the order of their lines.
+        reused: Whether the spill existed already.
+        places: The positions that decide the lanes of the sequences, if the build packs in windows.
+        stats: The statistics that the task requested.
+        has_weights: Whether some trained token has a weight other than 1.
     """
 
     partition: Partition
@@ -74,200 +89,94 @@ class PartitionResult:
     counts: dict[str, int]
     rejected: list[Rejected]
     reused: bool
-    places: RecordPositions | None = None
-    facts: SequenceStats | None = None
-    weighted: bool = False
+    places: Places | None = None
+    stats: SequenceStats | None = None
+    has_weights: bool = False
 
 
 def tokenize_partition(task: TokenizeTask) -> PartitionResult:
-    """Make the spill of a partition, or find it made already. Raises what reading, templates and
-    storage raise."""
-    return _begun(task).finish()
+    """Make the spill of a partition, unless it exists already.
 
-
-def tokenize_in_turn(tasks: Iterable[TokenizeTask]) -> Iterator[PartitionResult]:
-    """`tokenize_partition` for one after the other, each kept open for a moment, in which the next
-    ones are encoded.
-
-    The reference encoder, in a process of its own, takes longer to load than a small build to
-    encode: nobody waits for it.
+    Raises:
+        SftprepError: An error of the readers, the template, the tokenizer or the storage.
     """
-    begun: deque[_Begun] = deque()
+    return _start_partition(task).finish()
+
+
+def tokenize_pipelined(tasks: Iterable[TokenizeTask]) -> Iterator[PartitionResult]:
+    """Run `tokenize_partition` for one task after the other in this process.
+
+    The reference encoder takes longer to load, in a process of its own, than a small build takes to
+    encode. So a partition stays unverified for a moment while the next ones are encoded.
+    """
+    in_flight: deque[_InFlightPartition] = deque()
     for task in tasks:
-        begun.append(_begun(task))
-        while begun and (
-            time.monotonic() - begun[0].since > _OPEN_SECONDS
-            or sum(each.bytes for each in begun) > _OPEN_BYTES
+        in_flight.append(_start_partition(task))
+        while in_flight and (
+            time.monotonic() - in_flight[0].since > _IN_FLIGHT_SECONDS
+            or sum(partition.bytes for partition in in_flight) > _IN_FLIGHT_BYTES
         ):
-            yield begun.popleft().finish()
-    for each in begun:
-        yield each.finish()
+            yield in_flight.popleft().finish()
+    for partition in in_flight:
+        yield partition.finish()
 
 
-class _Begun(NamedTuple):
-    """A partition that is encoded, or was before. since: when it was begun, by the monotonic clock;
-    bytes: of its lines; finish: waits for its check and keeps it."""
+class _InFlightPartition(NamedTuple):
+    """A partition that is encoded, but neither verified nor stored yet."""
 
-    since: float
-    bytes: int
-    finish: Callable[[], PartitionResult]
+    since: float  # the time when it was started, by the monotonic clock
+    bytes: int  # the number of bytes of its lines
+    finish: Callable[[], PartitionResult]  # waits for the verification, and writes the spill
 
 
-def _begun(task: TokenizeTask) -> _Begun:
-    """`tokenize_partition` as far as it goes without the reference encoder."""
+def _start_partition(task: TokenizeTask) -> _InFlightPartition:
+    """Run `tokenize_partition` up to the point where it needs the reference encoder."""
     since = time.monotonic()
     data = read_partition(task.partition)
     content = xxhash.xxh3_128_hexdigest(data)
     key = digest(task.recipe_digest, task.format, content)[:40]
     path = spill_path(task.spill_folder, key)
-    spill = read_spill(path)
-    prepare: Callable[[], TokenBatch] | None = None
-    if spill is None:
-        sample = _SAMPLE if task.partition.index == 0 else 0
-        stages = _preprocessor(task.recipe, task.threads)
-        stages.encoder.use_server(task.recipe.reference)
-        prepare = begin_preprocess(stages, data, task.format, seed=int(key[:16], 16), first=sample)
+    existing = read_spill(path)
+    complete: Callable[[], TokenBatch] | None = None
+    if existing is None:
+        samples = _SAMPLES_AT_START if task.partition.index == 0 else 0
+        stages = _load_preprocessor(task.recipe, task.threads)
+        stages.encoder.ask(task.recipe.reference)
+        # The key selects the samples, so that a repetition compares the same texts.
+        seed = int(key[:16], 16)
+        complete = begin_preprocess(stages, data, task.format, seed=seed, first=samples)
 
     def finish() -> PartitionResult:
-        if prepare is not None:
-            write_spill(path, prepare())
-        made = spill or map_spill(path)
-        where = dataclasses.replace(task.partition, payload=None)
-        places = (
-            record_positions(task.partition, data, made.origin, task.lane_block)
-            if task.lane_block
-            else None
-        )
-        facts = facts_of(made, data, task.facts) if task.facts is not None else None
-        weighted = made.loss_weights is not None
-        reused = spill is not None
-        counts, rejected = made.counts, made.rejected
+        if complete is not None:
+            write_spill(path, complete())
+        spill = existing or map_spill(path)
+        places = None
+        if task.lane_block:
+            places = places_of(task.partition, data, spill.origin, task.lane_block)
         return PartitionResult(
-            where,
-            key,
-            content,
-            len(data),
-            made.lengths,
-            counts,
-            rejected,
-            reused,
-            places,
-            facts,
-            weighted,
+            partition=dataclasses.replace(task.partition, payload=None),
+            key=key,
+            content=content,
+            bytes=len(data),
+            lengths=spill.lengths,
+            counts=spill.counts,
+            rejected=spill.rejected,
+            reused=existing is not None,
+            places=places,
+            stats=None if task.stats is None else collect_stats(spill, data, task.stats),
+            has_weights=spill.loss_weights is not None,
         )
 
-    return _Begun(since, len(data), finish)
+    return _InFlightPartition(since, len(data), finish)
 
 
 def load_preprocessors(recipes: Sequence[RecipeFile]) -> None:
-    """Load what `tokenize_partition` will need, in a process that does not use every core."""
+    """Load what `tokenize_partition` needs, in a process that does not use every core."""
     for recipe in recipes:
-        _preprocessor(recipe, False).load()
-
-
-@dataclass(frozen=True, slots=True)
-class AssembleTask:
-    """Pass 3 for one shard: which sequences it holds, in order.
-
-    spills: files; spill int32 [sequences] and row int32 [sequences]: sequence k is row[k] of
-    spills[spill[k]]; seq_lengths int32 [sequences]: tokens of each; starts int64 [sequences]: the
-    first of them in the row of the spill, None where sequences are whole rows; first_ordinal int64
-    [spills]: ordinal of the first line of each spill's partition; pack_offsets int64 [packs + 1];
-    loss_weights: the build has that column.
-    """
-
-    index: int
-    shard_folder: Path
-    spills: tuple[Path, ...]
-    spill: NDArray[np.int32]
-    row: NDArray[np.int32]
-    seq_lengths: NDArray[np.int32]
-    first_ordinal: NDArray[np.int64]
-    pack_offsets: NDArray[np.int64]
-    max_length: int
-    position_ids: bool
-    starts: NDArray[np.int64] | None = None
-    loss_weights: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Assembled:
-    """A finished shard. index: its number; max_id: the highest token id in it."""
-
-    index: int
-    info: ShardInfo
-    max_id: int
-
-
-def assemble_shard(task: AssembleTask) -> Assembled:
-    """Gather the sequences of a shard from the spills and write it. Raises StorageError.
-
-    Spill after spill, so that no more than one of them is mapped at a time: of a large corpus, a
-    shard needs some pages of each. So they are gathered twice, first in the order of the spills.
-    """
-    by_spill = np.argsort(task.spill, kind="stable")
-    bounds = np.searchsorted(task.spill[by_spill], np.arange(len(task.spills) + 1))
-    ends = to_offsets(task.seq_lengths[by_spill].astype(np.int64))
-    ids = np.empty(int(ends[-1]), dtype=np.int32)
-    mask = np.ones(len(ids), dtype=np.uint8)
-    weights = np.ones(len(ids), dtype=np.float32) if task.loss_weights else None
-    origin = np.empty(len(by_spill), dtype=np.int64)
-    for number, path in enumerate(task.spills):
-        own = by_spill[bounds[number] : bounds[number + 1]]
-        spill = map_spill(path)
-        rows = task.row[own]
-        origin[own] = spill.origin[rows] + task.first_ordinal[number]
-        here = slice(ends[bounds[number]], ends[bounds[number + 1]])
-        starts = None if task.starts is None else task.starts[own]
-        columns = (
-            (spill.input_ids, ids),
-            (spill.completion_mask, mask),
-            (spill.loss_weights, weights),
-        )
-        for values, column in columns:
-            if values is not None and column is not None:
-                column[here] = _pieces(values, spill.offsets, rows, starts, task.seq_lengths[own])
-    if weights is not None:
-        weights *= mask  # what came from a spill without weights weighs 1 where it is trained
-    place_of = np.argsort(by_spill)
-    shard = ShardRows(
-        Ragged(ids, ends).take(place_of).values,
-        (mask if mask.all() else Ragged(mask, ends).take(place_of).values).view(np.bool_),
-        task.seq_lengths,
-        origin,
-        task.pack_offsets,
-        None if weights is None else Ragged(weights, ends).take(place_of).values,
-    )
-    info = write_shard(
-        task.shard_folder,
-        task.index,
-        shard,
-        max_length=task.max_length,
-        position_ids=task.position_ids,
-    )
-    return Assembled(task.index, info, int(ids.max()))
-
-
-def _pieces(
-    values: NDArray[Any],
-    offsets: NDArray[np.int32],
-    rows: NDArray[np.int32],
-    starts: NDArray[np.int64] | None,
-    lengths: NDArray[np.int32],
-) -> NDArray[Any]:
-    """Rows of a column one after the other, or of each so many values from its start on."""
-    if starts is None:
-        return Ragged(values, offsets.astype(np.int64)).take(rows.astype(np.int64)).values
-    begins = offsets[rows] + starts
-    return np.concatenate(
-        [
-            values[:0],
-            *map(values.__getitem__, map(slice, begins.tolist(), (begins + lengths).tolist())),
-        ]
-    )
+        _load_preprocessor(recipe, False).load()
 
 
 @lru_cache(maxsize=8)
-def _preprocessor(recipe: RecipeFile, threads: bool) -> Preprocessor:
-    # Loading a tokenizer takes up to half a second, so a process does it once and keeps it.
+def _load_preprocessor(recipe: RecipeFile, threads: bool) -> Preprocessor:
+    # Loading a tokenizer takes up to half a second, so each process does it once.
     return Preprocessor(recipe.recipe(), threads=threads)

@@ -1,1 +1,1 @@
-"""What a person sees: summaries of a build, and packs drawn in the terminal."""
+"""Reports for people: the summary of a build, and the view of a pack."""

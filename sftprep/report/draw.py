@@ -1,21 +1,24 @@
-"""One pack drawn for a terminal: its sequences, where they come from, and which tokens are
-trained."""
+"""A view of one pack for the terminal: its sequences, their records, and the trained tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from sftprep.errors import ShardError
-from sftprep.report.summary import some
+from sftprep.report.summary import format_count
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.reader import Pack
 from sftprep.shards.writer import count_targets
 
-_WIDTH = 64
+_BAR_CELLS = 64
+_HEAD_LINES, _TAIL_LINES = 7, 6  # of a text that is abridged
+_MOST_COLUMNS = 400  # of a line that is abridged
+
+_GREEN, _DIM, _RESET = "\x1b[32m", "\x1b[2m", "\x1b[0m"
 
 
 def draw_pack(
@@ -27,61 +30,69 @@ def draw_pack(
     color: bool,
     full: bool,
 ) -> list[str]:
-    """Lines that show pack number `index`: a bar of its sequences, then each sequence's text.
+    """Return the lines that show a pack: a bar of its sequences, then the text of each sequence.
 
-    decode: ids to text, special tokens included; color: trained tokens in green and the others dim,
-    else trained text stands between ⟦ and ⟧; full: whole texts, else each is cut to some lines.
+    Args:
+        pack: The pack.
+        index: Its number.
+        manifest: The manifest of its build.
+        decode: Converts ids to text, including special tokens.
+        color: Whether trained text is green, and other text dim; without color, trained text is
+            in ⟦ and ⟧.
+        full: Whether to show all text; otherwise long texts are abridged.
     """
     total = len(pack.input_ids)
     trained = count_targets(pack.completion_mask, pack.seq_lengths)
     lines = [
-        (
-            f"pack {index}: {some(len(pack.seq_lengths), 'sequence')}, {total:,} of"
-            f" {manifest.max_length:,} tokens ({total / manifest.max_length:.1%} full), {trained:,}"
-            f" trained ({trained / max(1, total):.1%})"
-        ),
+        f"pack {index}: {format_count(len(pack.seq_lengths), 'sequence')}, {total:,} of"
+        f" {manifest.max_length:,} tokens ({total / manifest.max_length:.1%} full), {trained:,}"
+        f" trained ({trained / max(1, total):.1%})",
         _bar(pack, manifest.max_length, color=color),
     ]
-    ends = np.cumsum(pack.seq_lengths)
-    for number, (start, end) in enumerate(
-        zip((ends - pack.seq_lengths).tolist(), ends.tolist(), strict=True)
-    ):
-        file, line = _located(int(pack.origin[number]), manifest)
+    for number, start, end in _sequence_bounds(pack):
+        file, line = _locate(int(pack.origin[number]), manifest)
         mask = pack.completion_mask[start:end]
-        lines.append("")
-        # As everywhere, the first token of a sequence counts for nothing: nothing predicts it.
-        trained_here = f"{np.count_nonzero(mask[1:]):,} trained{_weights_line(pack, start, end)}"
-        lines.append(
-            f"sequence {number}: {some(end - start, 'token')}, {trained_here}, from {file}:{line}"
-        )
-        lines += _text(
-            pack.input_ids[start:end].tolist(), mask.tolist(), decode, color=color, full=full
-        )
+        # The first token of a sequence is never a target, because nothing predicts it.
+        targets = f"{np.count_nonzero(mask[1:]):,} trained{_describe_weights(pack, start, end)}"
+        ids = pack.input_ids[start:end].tolist()
+        lines += [
+            "",
+            f"sequence {number}: {format_count(end - start, 'token')}, {targets}, from"
+            f" {file}:{line}",
+            *_text_lines(ids, mask.tolist(), decode, color=color, full=full),
+        ]
     return lines
 
 
 def pack_data(
     pack: Pack, index: int, manifest: Manifest, decode: Callable[[list[int]], str]
 ) -> dict[str, Any]:
-    """The pack as JSON values: each sequence with its place of origin, its text and its runs of
-    trained and other text."""
-    ends = np.cumsum(pack.seq_lengths)
+    """Return a pack as JSON values.
+
+    Each sequence has its file and line, its ids and mask, and its text in runs of trained and other
+    text. The arguments are those of `draw_pack`.
+    """
     sequences = []
-    for number, (start, end) in enumerate(
-        zip((ends - pack.seq_lengths).tolist(), ends.tolist(), strict=True)
-    ):
-        file, line = _located(int(pack.origin[number]), manifest)
+    for number, start, end in _sequence_bounds(pack):
+        file, line = _locate(int(pack.origin[number]), manifest)
         ids, mask = pack.input_ids[start:end].tolist(), pack.completion_mask[start:end].tolist()
         runs = [{"trained": trained, "text": decode(run)} for trained, run in _runs(ids, mask)]
-        made = {"file": file, "line": line, "input_ids": ids, "completion_mask": mask, "runs": runs}
+        data = {"file": file, "line": line, "input_ids": ids, "completion_mask": mask, "runs": runs}
         if pack.loss_weights is not None:
-            made["loss_weights"] = pack.loss_weights[start:end].tolist()
-        sequences.append(made)
+            data["loss_weights"] = pack.loss_weights[start:end].tolist()
+        sequences.append(data)
     return {"row": index, "tokens": len(pack.input_ids), "sequences": sequences}
 
 
-def _located(origin: int, manifest: Manifest) -> tuple[str, int]:
-    """File and line of a record. Raises ShardError where the inputs have no such record."""
+def _sequence_bounds(pack: Pack) -> Iterator[tuple[int, int, int]]:
+    """Yield the number of each sequence, its first token, and its last token + 1."""
+    ends = np.cumsum(pack.seq_lengths)
+    starts = ends - pack.seq_lengths
+    yield from zip(range(len(ends)), starts.tolist(), ends.tolist(), strict=True)
+
+
+def _locate(origin: int, manifest: Manifest) -> tuple[str, int]:
+    """Return the file and line of a record, or raise ShardError if there is no such record."""
     try:
         return manifest.locate(origin)
     except IndexError as error:
@@ -91,68 +102,68 @@ def _located(origin: int, manifest: Manifest) -> tuple[str, int]:
         ) from error
 
 
-def _weights_line(pack: Pack, start: int, end: int) -> str:
-    """What the trained tokens of a sequence weigh in the loss, where they do not all weigh 1: in
-    order, equal ones once."""
+def _describe_weights(pack: Pack, start: int, end: int) -> str:
+    """Return the distinct loss weights of the trained tokens of a sequence; "" if all are 1."""
     if pack.loss_weights is None:
         return ""
     trained = pack.loss_weights[start:end][pack.completion_mask[start:end]].tolist()
     weights = list(dict.fromkeys(trained))
-    return (
-        ""
-        if weights in ([], [1.0])
-        else f" (weights {', '.join(f'{weight:g}' for weight in weights)})"
-    )
+    if weights in ([], [1.0]):
+        return ""
+    return f" (weights {', '.join(f'{weight:g}' for weight in weights)})"
 
 
 def _bar(pack: Pack, max_length: int, *, color: bool) -> str:
-    """The pack's capacity as a line: one letter a sequence, upper case where most of a cell is
-    trained, dots for room."""
+    """Return the capacity of a pack as one line of cells.
+
+    Each sequence has a letter, in upper case where at least half of a cell is trained; dots are
+    free space.
+    """
     cells = []
-    bounds = np.linspace(0, max_length, _WIDTH + 1).astype(int)
+    bounds = np.linspace(0, max_length, _BAR_CELLS + 1).astype(int)
     ends = np.cumsum(pack.seq_lengths)
     for first, last in pairwise(bounds.tolist()):
         if first >= len(pack.input_ids):
             cells.append("·")
             continue
         letter = chr(ord("a") + int(np.searchsorted(ends, first, side="right")) % 26)
-        trained = bool(np.mean(pack.completion_mask[first : max(last, first + 1)]) >= 0.5)
-        shown = letter.upper() if trained else letter
-        cells.append(f"\x1b[32m{shown}\x1b[0m" if color and trained else shown)
+        is_trained = bool(np.mean(pack.completion_mask[first : max(last, first + 1)]) >= 0.5)
+        cell = letter.upper() if is_trained else letter
+        cells.append(f"{_GREEN}{cell}{_RESET}" if color and is_trained else cell)
     return f"[{''.join(cells)}]"
 
 
-def _text(
+def _text_lines(
     ids: list[int], mask: list[bool], decode: Callable[[list[int]], str], *, color: bool, full: bool
 ) -> list[str]:
-    pieces = []
+    """Return the text of a sequence as lines, with the trained parts marked."""
+    parts = []
     for trained, run in _runs(ids, mask):
-        text = _safe(decode(run))
+        text = _escape_control(decode(run))
         if color:
-            # A color ends with its line, so that a cut text or a pager never bleeds into what
-            # follows.
-            start = "\x1b[32m" if trained else "\x1b[2m"
-            pieces.append(
-                "\n".join(f"{start}{part}\x1b[0m" if part else "" for part in text.split("\n"))
-            )
+            # A color ends at the end of its line, so that it never affects what follows an abridged
+            # text, or the rest of a pager.
+            start = _GREEN if trained else _DIM
+            lines = text.split("\n")
+            parts.append("\n".join(f"{start}{line}{_RESET}" if line else "" for line in lines))
         else:
-            pieces.append(f"⟦{text}⟧" if trained else text)
-    lines = "".join(pieces).split("\n")
-    if not full and len(lines) > 14:
-        lines = [*lines[:7], f"… {len(lines) - 13} lines (--full shows them) …", *lines[-6:]]
-    return [f"  {_cut(line, full=full)}" for line in lines]
+            parts.append(f"⟦{text}⟧" if trained else text)
+    lines = "".join(parts).split("\n")
+    omitted = len(lines) - _HEAD_LINES - _TAIL_LINES
+    if not full and omitted > 1:
+        note = f"… {omitted} lines omitted (--full shows them) …"
+        lines = [*lines[:_HEAD_LINES], note, *lines[-_TAIL_LINES:]]
+    return [f"  {_abridge(line, full=full)}" for line in lines]
 
 
-def _cut(line: str, *, full: bool) -> str:
-    limit = 400
-    return (
-        line
-        if full or len(line) <= limit
-        else line[:limit] + ("\x1b[0m" if "\x1b" in line else "") + " …"
-    )
+def _abridge(line: str, *, full: bool) -> str:
+    if full or len(line) <= _MOST_COLUMNS:
+        return line
+    return line[:_MOST_COLUMNS] + (_RESET if "\x1b" in line else "") + " …"
 
 
 def _runs(ids: list[int], mask: list[bool]) -> list[tuple[bool, list[int]]]:
+    """Return the runs of tokens with the same mask: (is trained, ids)."""
     runs: list[tuple[bool, list[int]]] = []
     for token, trained in zip(ids, mask, strict=True):
         if not runs or runs[-1][0] != trained:
@@ -161,9 +172,11 @@ def _runs(ids: list[int], mask: list[bool]) -> list[tuple[bool, list[int]]]:
     return runs
 
 
-def _safe(text: str) -> str:
-    """Text that cannot command the terminal: control and direction-changing characters become
-    visible."""
+def _escape_control(text: str) -> str:
+    """Return text that cannot control the terminal.
+
+    Control characters, and those that change the direction of writing, become visible escapes.
+    """
     return "".join(
         c if c.isprintable() or c == "\n" else " " if c == "\t" else f"\\u{ord(c):04x}"
         for c in text

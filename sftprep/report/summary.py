@@ -1,4 +1,4 @@
-"""A build in one screen: where every row and token went."""
+"""The summary of a build: where every record and every token went, and what to watch out for."""
 
 from __future__ import annotations
 
@@ -10,93 +10,42 @@ from typing import Any
 from sftprep.pipeline.build import BuildReport
 from sftprep.shards.manifest import Accounting, Manifest
 
+_Row = tuple[str, int, str]
+"""A row of the table: its name, a number, and a note."""
+
+_MOST_SOURCES = 20
+
 
 def summary_lines(report: BuildReport) -> list[str]:
-    """The summary as lines of plain text."""
-    manifest, accounts = report.manifest, report.manifest.accounting
-    rows = [
-        (
-            "records",
-            accounts.records,
-            "from " + some(len(manifest.inputs), "file") + f", {report.bytes_read / 1e6:,.1f} MB",
-        ),
-        (
-            "  packed",
-            accounts.sequences,
-            f"{_percent(accounts.sequences, accounts.records)} as sequences",
-        ),
-        *(
-            (f"  rejected: {reason}", n, "set aside in rejected.jsonl")
-            for reason, n in accounts.rejected.items()
-        ),
-        *_reasons("dropped", accounts.dropped),
-        *_reasons("left out", accounts.left_out),
-        *_reasons("more", accounts.extra),
-        ("tokens", accounts.tokens_in, ""),
-        ("  packed", accounts.tokens, _percent(accounts.tokens, accounts.tokens_in)),
-        (
-            "  truncated",
-            accounts.tokens_truncated,
-            f"of {some(accounts.truncated, 'sequence')} beyond {manifest.max_length:,}",
-        ),
-        *_reasons("dropped", accounts.tokens_dropped),
-        *_reasons("left out", accounts.tokens_left_out),
-        *_reasons("more", accounts.tokens_extra),
-        (
-            "trained tokens",
-            manifest.trained_tokens,
-            f"{_percent(manifest.trained_tokens, accounts.tokens)} of those packed",
-        ),
-        (
-            "packs",
-            manifest.rows,
-            (
-                f"of {manifest.max_length:,} tokens, {manifest.plan['fill']:.2%} full"
-                f" ({manifest.plan['strategy']})"
-            ),
-        ),
-    ]
+    """Return the summary as lines of plain text."""
+    manifest, accounting = report.manifest, report.manifest.accounting
+    rows = [*_record_rows(report), *_token_rows(manifest)]
+    # Rows of the total numbers are always shown; of their parts, those that are not 0.
     table = [
         f"{name:<34}{number:>14,}   {note}".rstrip()
         for name, number, note in rows
         if number or not name.startswith("  ")
     ]
-    warned = [
-        f"warning: {_WARNINGS.get(name, name)} ({some(n, 'record')})"
-        for name, n in accounts.warnings.items()
-    ]
     return [
         *table,
         *_mask_lines(manifest),
         *_source_lines(manifest),
-        *warned,
+        *_warning_lines(accounting),
         *_evaluation_lines(report),
-        _speed(report),
+        _output_line(report),
     ]
 
 
-def _mask_lines(manifest: Manifest) -> Iterator[str]:
-    """Why masks took the slower path, if more than a tenth of them did."""
-    masks = manifest.template.get("masks", {})
-    slow, fast = masks.get("by_characters", 0), masks.get("by_ids", 0)
-    if 10 * slow > slow + fast:
-        reason = max(masks["because"], key=masks["because"].__getitem__)
-        yield (
-            f"masks of {slow:,} of {slow + fast:,} conversations were set by characters, which is"
-            f" slower: mostly because {reason}"
-        )
-
-
 def summary_data(report: BuildReport) -> dict[str, Any]:
-    """The summary as JSON values."""
+    """Return the summary as JSON values."""
     manifest = report.manifest
     return {
         "output": str(report.folder),
         "manifest_digest": manifest.digest,
         "accounting": dataclasses.asdict(manifest.accounting),
         "sources": [
-            {"source": name, "accounting": dataclasses.asdict(own)}
-            for name, own in source_accounts(manifest)
+            {"source": name, "accounting": dataclasses.asdict(accounting)}
+            for name, accounting in source_accounts(manifest)
         ],
         "inputs": [dataclasses.asdict(info) for info in manifest.inputs],
         "evaluation": None if report.evaluation is None else _evaluation_data(report.evaluation),
@@ -116,140 +65,241 @@ def summary_data(report: BuildReport) -> dict[str, Any]:
 
 
 def source_accounts(manifest: Manifest) -> list[tuple[str, Accounting]]:
-    """The accounts of each source, by name, in order; those of a file where a build of an older
-    version names no source."""
+    """Return the name and the accounting of each source, in order.
+
+    In a build of an older version, which stores no sources, each file is a source.
+    """
     sums: dict[str, Counter[str]] = {}
     for info in manifest.inputs:
         sums.setdefault(info.source or info.path, Counter()).update(info.accounting.to_counts())
     return [(name, Accounting.from_counts(counts)) for name, counts in sums.items()]
 
 
-def equations(accounts: Accounting) -> tuple[str, str]:
-    """Rows and tokens of a source, in = out and every reason."""
-    rejected = {f"rejected ({reason})": n for reason, n in accounts.rejected.items()}
-    rows = {"packed": accounts.sequences, **rejected, **accounts.dropped, **accounts.left_out}
-    truncated = {"packed": accounts.tokens, "truncated": accounts.tokens_truncated}
-    tokens = {**truncated, **accounts.tokens_dropped, **accounts.tokens_left_out}
+def equations(accounting: Accounting) -> tuple[str, str]:
+    """Return the balance of records and that of tokens, as two equations.
+
+    Example:
+        "records 40 + repeated 8 = packed 45 + held out 3"
+    """
+    rejected = {f"rejected ({reason})": number for reason, number in accounting.rejected.items()}
+    records = {
+        "packed": accounting.sequences,
+        **rejected,
+        **accounting.dropped,
+        **accounting.left_out,
+    }
+    tokens = {
+        "packed": accounting.tokens,
+        "truncated": accounting.tokens_truncated,
+        **accounting.tokens_dropped,
+        **accounting.tokens_left_out,
+    }
     return (
-        f"{_sum('records', accounts.records, accounts.extra)} = {_terms(rows)}",
-        f"{_sum('tokens', accounts.tokens_in, accounts.tokens_extra)} = {_terms(tokens)}",
+        f"{_sum('records', accounting.records, accounting.extra)} = {_terms(records)}",
+        f"{_sum('tokens', accounting.tokens_in, accounting.tokens_extra)} = {_terms(tokens)}",
     )
 
 
-def some(number: int, thing: str, plural: str = "s") -> str:
-    """So many of a thing, in words. plural: what its name ends with where it is not one."""
-    return f"{number:,} {thing}{plural if number != 1 else ''}"
+def format_count(number: int, noun: str, plural_ending: str = "s") -> str:
+    """Return a number with its noun: "1 pack", "2 packs"."""
+    return f"{number:,} {noun}{plural_ending if number != 1 else ''}"
 
 
 def manifest_line(manifest: Manifest) -> str:
-    """A build in a line."""
+    """Return a description of a build in one line."""
     return (
-        f"{some(manifest.rows, 'pack')} of up to {manifest.max_length:,} tokens,"
-        f" {some(manifest.accounting.sequences, 'sequence')}, {manifest.tokens:,} tokens"
+        f"{format_count(manifest.rows, 'pack')} of up to {manifest.max_length:,} tokens,"
+        f" {format_count(manifest.accounting.sequences, 'sequence')}, {manifest.tokens:,} tokens"
         f" ({manifest.trained_tokens:,} trained), tokenizer {manifest.tokenizer['name']}"
     )
 
 
-_WARNINGS = {
-    "encoder_failed_over": (
-        "the fast encoder gave other ids than tokenizers, which encoded these partitions instead"
-    ),
-    "mask_failed_over": (
-        "a mask by token ids differed from that by characters, which set the masks of these"
-        " partitions instead"
-    ),
-    "prompt_not_prefix": (
-        "the tokens of a prompt are no start of those of prompt + completion; training starts where"
-        " they differ"
-    ),
-    "tool_calls_not_shown": "the chat template shows no tool calls, so they are not in the text",
-    "tools_not_shown": "the chat template shows no tools, so their schemas are not in the text",
-    "end_of_turn_not_trained": (
-        "no token that ends a turn is at the end of what is trained; the model may not learn to"
-        " stop"
-    ),
-    "double_bos": (
-        "a sequence starts with two start tokens; take those in the text out, or those of the"
-        " template"
-    ),
-    "empty_target": "the completion says nothing",
-    "special_token_in_content": (
-        "texts spell special tokens, which they become, unless --escape-special makes them plain"
-        " text"
-    ),
-}
+# --- the table ------------------------------------------------------------------------------------
 
 
-_MOST_SOURCES = 20
+def _record_rows(report: BuildReport) -> list[_Row]:
+    """Return the rows about records and the sequences that they became."""
+    manifest, accounting = report.manifest, report.manifest.accounting
+    files = format_count(len(manifest.inputs), "file")
+    share = _percent(accounting.sequences, accounting.records)
+    return [
+        ("records", accounting.records, f"from {files}, {report.bytes_read / 1e6:,.1f} MB"),
+        ("  packed", accounting.sequences, f"sequences, {share} of the records"),
+        *_reason_rows("rejected", accounting.rejected, "see rejected.jsonl"),
+        *_reason_rows("dropped", accounting.dropped),
+        *_reason_rows("left out", accounting.left_out),
+        *_reason_rows("added", accounting.extra),
+    ]
 
 
-def _reasons(what: str, group: dict[str, int]) -> Iterator[tuple[str, int, str]]:
-    return ((f"  {what}: {reason.replace('_', ' ')}", n, "") for reason, n in group.items())
+def _token_rows(manifest: Manifest) -> list[_Row]:
+    """Return the rows about tokens and packs."""
+    accounting = manifest.accounting
+    truncated = format_count(accounting.truncated, "sequence")
+    trained = _percent(manifest.trained_tokens, accounting.tokens)
+    return [
+        ("tokens", accounting.tokens_in, ""),
+        (
+            "  packed",
+            accounting.tokens,
+            f"{_percent(accounting.tokens, accounting.tokens_in)} of the tokens",
+        ),
+        (
+            "  truncated",
+            accounting.tokens_truncated,
+            f"from {truncated} longer than {manifest.max_length:,} tokens",
+        ),
+        *_reason_rows("dropped", accounting.tokens_dropped),
+        *_reason_rows("left out", accounting.tokens_left_out),
+        *_reason_rows("added", accounting.tokens_extra),
+        ("trained tokens", manifest.trained_tokens, f"{trained} of the packed tokens"),
+        (
+            "packs",
+            manifest.rows,
+            f"of up to {manifest.max_length:,} tokens, {manifest.plan['fill']:.2%} full"
+            f" ({manifest.plan['strategy']})",
+        ),
+    ]
+
+
+def _reason_rows(what: str, group: dict[str, int], note: str = "") -> Iterator[_Row]:
+    return (
+        (f"  {what}: {reason.replace('_', ' ')}", number, note) for reason, number in group.items()
+    )
+
+
+# --- the lines below the table --------------------------------------------------------------------
+
+
+def _mask_lines(manifest: Manifest) -> Iterator[str]:
+    """Yield why masks took the slower path, if more than a tenth of them did."""
+    # Builds of older versions store no masks.
+    masks = manifest.template.get("masks", {})
+    slow, fast = masks.get("by_characters", 0), masks.get("by_ids", 0)
+    if 10 * slow > slow + fast:
+        reason = max(masks["because"], key=masks["because"].__getitem__)
+        yield (
+            f"note: the loss masks of {slow:,} of {slow + fast:,} conversations were computed from"
+            f" characters, which is slower; the most frequent reason: {reason}"
+        )
 
 
 def _source_lines(manifest: Manifest) -> list[str]:
+    """Return the balance of each source, if there are several or one has a limit."""
     sources = source_accounts(manifest)
     limits = {info.source or info.path: info.limit for info in manifest.inputs}
     if len(sources) < 2 and not any(limits.values()):
         return []
     lines = []
-    for name, own in sources[:_MOST_SOURCES]:
-        rows, tokens = equations(own)
-        limited = (
-            f" (limit {own.records:,}: what follows was not read)"
-            if own.records == limits[name]
-            else ""
-        )
-        lines.append(f"{name}\n  {rows}{limited}\n  {tokens}")
+    for name, accounting in sources[:_MOST_SOURCES]:
+        records, tokens = equations(accounting)
+        if accounting.records == limits[name]:
+            records += f" (limit {accounting.records:,}: the rest was not read)"
+        lines.append(f"{name}\n  {records}\n  {tokens}")
     rest = len(sources) - len(lines)
     return ["", *lines, *([f"... and {rest} more sources: see --json"] if rest else []), ""]
 
 
-def _terms(numbers: dict[str, int]) -> str:
-    shown = [
-        f"{name.replace('_', ' ')} {n:,}" for name, n in numbers.items() if n or name == "packed"
-    ]
-    return " + ".join(shown)
+_WARNINGS = {
+    "encoder_failed_over": (
+        "partition",
+        "the fast encoder gave other ids than the library tokenizers, which encoded these"
+        " partitions instead",
+    ),
+    "mask_failed_over": (
+        "partition",
+        "a loss mask computed from token ids differed from the one computed from characters, which"
+        " was used for these partitions instead",
+    ),
+    "prompt_not_prefix": (
+        "sequence",
+        "the tokens of the prompt alone are not a prefix of those of prompt and completion;"
+        " training starts at the first token that differs",
+    ),
+    "tool_calls_not_shown": (
+        "record",
+        "the chat template does not render tool calls, so they are missing from the text",
+    ),
+    "tools_not_shown": (
+        "record",
+        "the chat template does not render tool schemas, so they are missing from the text",
+    ),
+    "end_of_turn_not_trained": (
+        "sequence",
+        "the trained part does not end with a token that ends a turn; the model may not learn to"
+        " stop",
+    ),
+    "double_bos": (
+        "sequence",
+        "the sequence starts with two beginning-of-sequence tokens; remove the one in the text or"
+        " in the template",
+    ),
+    "empty_target": ("record", "the completion is empty"),
+    "special_token_in_content": (
+        "record",
+        "the text contains strings that are special tokens and is encoded with them; use"
+        " --escape-special to encode them as plain text",
+    ),
+}
+"""By the name of a warning: what is counted, and what is wrong."""
 
 
-def _sum(name: str, number: int, extra: dict[str, int]) -> str:
-    return " + ".join(
-        [
-            f"{name} {number:,}",
-            *(f"{reason.replace('_', ' ')} {n:,}" for reason, n in extra.items()),
-        ]
-    )
+def _warning_lines(accounting: Accounting) -> list[str]:
+    lines = []
+    for name, number in accounting.warnings.items():
+        noun, text = _WARNINGS.get(name, ("record", name))
+        lines.append(f"warning: {text} ({format_count(number, noun)})")
+    return lines
 
 
 def _evaluation_lines(report: BuildReport) -> list[str]:
-    held = report.evaluation
-    if held is None:
+    manifest = report.evaluation
+    if manifest is None:
         return []
     return [
-        f"evaluation: {some(held.accounting.sequences, 'sequence')}, {held.tokens:,} tokens in"
-        f" {some(held.rows, 'pack')} ({held.plan['strategy']}), in {report.folder / 'eval'}"
+        f"evaluation: {format_count(manifest.accounting.sequences, 'sequence')},"
+        f" {manifest.tokens:,} tokens in {format_count(manifest.rows, 'pack')}"
+        f" ({manifest.plan['strategy']}), in {report.folder / 'eval'}"
     ]
 
 
-def _evaluation_data(held: Manifest) -> dict[str, Any]:
+def _evaluation_data(manifest: Manifest) -> dict[str, Any]:
     return {
-        "manifest_digest": held.digest,
-        "accounting": dataclasses.asdict(held.accounting),
-        "packs": held.rows,
-        "packing": held.plan["strategy"],
+        "manifest_digest": manifest.digest,
+        "accounting": dataclasses.asdict(manifest.accounting),
+        "packs": manifest.rows,
+        "packing": manifest.plan["strategy"],
     }
 
 
-def _speed(report: BuildReport) -> str:
+def _output_line(report: BuildReport) -> str:
+    """Return what was written where, and how fast."""
     manifest = report.manifest
     size = sum(shard.bytes for shard in manifest.shards)
-    reused = f", {some(report.reused, 'partition')} reused" if report.reused else ""
+    reused = f", {format_count(report.reused, 'partition')} reused" if report.reused else ""
     return (
-        f"{some(len(manifest.shards), 'shard')} ({size / 1e6:,.1f} MB,"
-        f" {size / max(1, manifest.tokens):.2f} bytes a token) in {report.folder}:"
-        f" {report.seconds:.1f} s, {report.bytes_read / 1e6 / report.seconds:,.1f} MB/s,"
-        f" {some(report.workers, 'process', 'es')}, {manifest.encoder.get('encoder', '')}{reused}"
+        f"wrote {format_count(len(manifest.shards), 'shard')} ({size / 1e6:,.1f} MB,"
+        f" {size / max(1, manifest.tokens):.2f} bytes per token) to {report.folder} in"
+        f" {report.seconds:.1f} s ({report.bytes_read / 1e6 / report.seconds:,.1f} MB/s,"
+        f" {format_count(report.workers, 'process', 'es')},"
+        f" encoder {manifest.encoder.get('encoder', '')}{reused})"
     )
+
+
+def _terms(numbers: dict[str, int]) -> str:
+    """Return the right side of an equation, without the terms that are 0."""
+    terms = [
+        f"{name.replace('_', ' ')} {number:,}"
+        for name, number in numbers.items()
+        if number or name == "packed"
+    ]
+    return " + ".join(terms)
+
+
+def _sum(name: str, number: int, extra: dict[str, int]) -> str:
+    """Return the left side of an equation."""
+    added = (f"{reason.replace('_', ' ')} {count:,}" for reason, count in extra.items())
+    return " + ".join([f"{name} {number:,}", *added])
 
 
 def _percent(part: int, whole: int) -> str:

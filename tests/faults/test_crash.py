@@ -1,9 +1,9 @@
-"""Killed at any moment, a build leaves the old build or the new one, and the same command then
-gives the very same bytes.
+"""A build that is killed at any moment leaves the old build or the new one intact, and the same
+command then produces identical bytes.
 
-The child is stopped before each change that it makes to the output folder, one after the other,
-until it gets through. That the harness has teeth is shown by a writer that publishes its manifest
-first: it must be caught.
+A build runs in a child process, which is killed before its first change to the output folder; the
+next child is killed before its second change, and so on, until one of them completes. A writer that
+puts its manifest in place first shows that the harness detects failures.
 """
 
 from __future__ import annotations
@@ -26,8 +26,16 @@ _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 
 
 def killed_before(change: int, folder: Path, action: Callable[[], None]) -> bool:
-    """Run `action` in a forked child that is killed before its change number `change` to the
-    folder; False if it got through."""
+    """Run `action` in a forked child process that is killed before its n-th change to a folder.
+
+    Args:
+        change: The number of the change, from 0.
+        folder: The folder.
+        action: The function to run.
+
+    Returns:
+        Whether the child was killed; False if it completed first.
+    """
     child = os.fork()
     if child == 0:
         left = change
@@ -52,7 +60,7 @@ def killed_before(change: int, folder: Path, action: Callable[[], None]) -> bool
             os._exit(1)
     _, status = os.waitpid(child, 0)
     if os.WIFEXITED(status) and os.WEXITSTATUS(status):
-        raise AssertionError("the child failed by itself")
+        raise AssertionError("the child failed without being killed")
     return os.WIFSIGNALED(status)
 
 
@@ -63,8 +71,8 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def state(folder: Path) -> str | None:
-    """Digest of the build that a reader sees, all of it read and checked; None where there is
-    none."""
+    """Return the digest of the build that a reader sees, after reading and checking all of it; None
+    if there is no build."""
     try:
         digest = read_manifest(folder).digest
     except ManifestError:
@@ -77,7 +85,7 @@ def state(folder: Path) -> str | None:
 
 @pytest.fixture
 def small(monkeypatch, tmp_path, tokenizer_dir):
-    """Settings of a build of several partitions and shards, and what it gives."""
+    """A function that returns the settings of a build with several partitions and shards."""
     monkeypatch.setattr(build_module, "cut", lambda inputs: partition.cut(inputs, 10_000))
     source = tmp_path / "qa.jsonl"
     source.write_bytes((EXAMPLES / "data" / "qa.jsonl").read_bytes())
@@ -94,14 +102,15 @@ def small(monkeypatch, tmp_path, tokenizer_dir):
     return config
 
 
-def survives(
+def kill_before_each_change(
     folder: Path,
     before: str | None,
     golden: dict[str, bytes],
     after: str,
     run: Callable[[], object],
 ) -> int:
-    """Kill `run` before each of its changes; returns how many there were."""
+    """Kill `run` before each of its changes, check that a reader sees the build `before` or
+    `after`, and return the number of changes."""
     for change in range(1000):
         if not killed_before(change, folder, lambda: run() and None):
             assert state(folder) == after
@@ -115,23 +124,23 @@ def survives(
     raise AssertionError("the build never ended")
 
 
-def test_a_first_build(small, tmp_path):
+def test_a_first_build_that_is_killed_ends_in_the_same_bytes(small, tmp_path):
     golden_folder = tmp_path / "golden"
     after = build(small(golden_folder)).manifest.digest
     golden = content(golden_folder)
-    changes = survives(
+    changes = kill_before_each_change(
         tmp_path / "o", None, golden, after, lambda: build(small(tmp_path / "o", overwrite=True))
     )
     assert changes > 5
     assert content(tmp_path / "o") == golden
 
 
-def test_a_build_over_another(small, tmp_path):
+def test_a_killed_replacement_leaves_the_old_build_or_the_new_one(small, tmp_path):
     after = build(small(tmp_path / "golden", seed=1)).manifest.digest
     golden = content(tmp_path / "golden")
     before = build(small(tmp_path / "o", seed=2)).manifest.digest
     assert before != after
-    survives(
+    kill_before_each_change(
         tmp_path / "o",
         before,
         golden,
@@ -156,7 +165,7 @@ def test_a_kill_after_a_kill_at_every_moment_still_ends_in_the_same_bytes(small,
         assert content(folder) == golden
 
 
-def test_a_build_after_a_kill_at_every_moment_leaves_no_folder_of_its_work(small, tmp_path):
+def test_a_build_after_a_kill_at_every_moment_leaves_no_work_folder(small, tmp_path):
     build(small(tmp_path / "golden"))
     for change in range(1000):
         folder = tmp_path / f"o{change}"
@@ -171,19 +180,20 @@ def test_a_build_after_a_kill_at_every_moment_leaves_no_folder_of_its_work(small
     assert change > 20
 
 
-def test_a_build_with_an_evaluation_build(small, tmp_path):
-    """Where the manifest of the build is there, its evaluation is too, and the same command again
-    repairs both."""
+def test_a_killed_build_with_evaluation_is_never_seen_without_it(small, tmp_path):
+    """If the manifest of the build exists, its evaluation build does too, and the same command
+    completes both."""
     settings = {"eval_fraction": 0.3, "eval_packing": "none", "overwrite": True}
     after = build(small(tmp_path / "golden", **settings)).manifest.digest
     golden = content(tmp_path / "golden")
-    survives(tmp_path / "o", None, golden, after, lambda: build(small(tmp_path / "o", **settings)))
+    kill_before_each_change(
+        tmp_path / "o", None, golden, after, lambda: build(small(tmp_path / "o", **settings))
+    )
     assert content(tmp_path / "o") == golden
 
 
-def test_an_evaluation_build_over_another(small, tmp_path):
-    """Between the two commits the old build stands beside the new evaluation: `verify` says so, and
-    a rerun repairs it."""
+def test_verify_detects_a_kill_between_the_two_commits_and_a_rerun_repairs_it(small, tmp_path):
+    """Between the two commits, the folder contains the old build and the new evaluation build."""
     settings = {"eval_fraction": 0.3, "overwrite": True}
     after = build(small(tmp_path / "golden", **settings)).manifest.digest
     folder, seen = tmp_path / "o", set()
@@ -207,8 +217,9 @@ def test_an_evaluation_build_over_another(small, tmp_path):
     assert seen == {(False, True), (False, False), (True, True)}
 
 
-def test_the_harness_has_teeth(small, tmp_path, monkeypatch):
-    """A build that writes its manifest before its shards is caught."""
+def test_the_harness_detects_a_manifest_that_is_written_before_its_shards(
+    small, tmp_path, monkeypatch
+):
     good = build(small(tmp_path / "golden", seed=1)).manifest
     build(small(tmp_path / "o", seed=2))
 
@@ -222,4 +233,4 @@ def test_the_harness_has_teeth(small, tmp_path, monkeypatch):
 
     before = read_manifest(tmp_path / "o").digest
     with pytest.raises((AssertionError, SftprepError)):
-        survives(tmp_path / "o", before, {}, good.digest, manifest_first)
+        kill_before_each_change(tmp_path / "o", before, {}, good.digest, manifest_first)

@@ -32,7 +32,7 @@ def run_as_nobody(folder: Path, code: str, *arguments: object) -> list[str]:
     code = (
         "import os, sys\n"
         "from sftprep.errors import SftprepError\n"
-        "from sftprep.pipeline.output_dir import claim_output\n"
+        "from sftprep.pipeline.output.folder import claim_output\n"
         "from sftprep.sources.discovery.files import find_files\n"
         "from sftprep.sources.discovery.hub import is_hub_name\n"
         "from pathlib import Path\n"

@@ -1,4 +1,5 @@
-"""A build removes and replaces only what builds wrote, also with names that both could have."""
+"""A build removes and replaces only files that builds wrote, even if a user has files of the same
+name."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ from sftprep import build, read_manifest, verify
 from sftprep.core.atomic_write import is_temporary_name, storage_errors, temporary_name
 from sftprep.errors import OutputBusy, OutputExists, StorageError
 from sftprep.pipeline import build as build_module
-from sftprep.pipeline import output_dir as output_module
-from sftprep.pipeline import tokenize_pass as passes_module
+from sftprep.pipeline import tokenize_pass as tokenize_pass_module
+from sftprep.pipeline.output import folder as output_module
 from sftprep.shards import layout as layout_module
 from sftprep.shards import locks as locks_module
 from sftprep.shards.layout import is_work_folder_created
@@ -69,7 +70,7 @@ def test_a_hard_link_with_the_name_of_the_lock_is_not_written_to(make, tmp_path,
     ],
 )
 @pytest.mark.parametrize("content", ["mine", '{"mine": 1}\n', '["rejected.jsonl"]'])
-def test_user_files_with_our_names_in_kept_spills_stay(make, tmp_path, name, content):
+def test_user_files_with_our_names_among_kept_spills_are_kept(make, tmp_path, name, content):
     make(keep_spill=True)
     path = tmp_path / "o" / "spill" / name
     path.parent.mkdir(exist_ok=True)
@@ -92,7 +93,7 @@ def test_only_our_temporary_files_are_removed(make, tmp_path):
     assert not is_temporary_name(mine.name)
 
 
-def test_an_empty_spill_folder_of_a_user_stays(make, tmp_path):
+def test_an_empty_spill_folder_of_a_user_is_kept(make, tmp_path):
     (tmp_path / "o" / "spill").mkdir(parents=True)
     make()
     assert (tmp_path / "o" / "spill").is_dir()
@@ -120,13 +121,13 @@ def test_a_build_that_fails_without_usable_work_leaves_nothing(
         assert done.returncode == 3, done.stderr
         assert "ulimit" in done.stderr
     assert not (tmp_path / "new").exists()
-    # The empty folder of a user stays.
+    # The empty folder of a user is kept.
     assert list((tmp_path / "user").rglob("*")) == [tmp_path / "user" / "spill"]
 
 
 @pytest.mark.parametrize("name", ["build.json", "lock", "recipe", "spill"])
 def test_a_full_disk_leaves_no_unmarked_folder(make, tmp_path, monkeypatch, name):
-    """Whatever is left, the next build removes it."""
+    """The next build removes everything that is left."""
 
     def fail(*_arguments, **_settings):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -142,7 +143,7 @@ def test_a_full_disk_leaves_no_unmarked_folder(make, tmp_path, monkeypatch, name
     elif name == "recipe":
         monkeypatch.setattr(build_module, "recipe_file", refuse)
     else:
-        monkeypatch.setattr(passes_module, "write_spill", refuse)
+        monkeypatch.setattr(tokenize_pass_module, "write_spill", refuse)
     with pytest.raises(StorageError):
         make()
     monkeypatch.undo()
@@ -159,7 +160,7 @@ def test_a_full_disk_leaves_no_unmarked_folder(make, tmp_path, monkeypatch, name
     "name", ["shards", "eval", "rejected.jsonl", "manifest.json", "notes.txt", "spill/notes.txt"]
 )
 @pytest.mark.parametrize("as_link", [True, False])
-def test_what_appears_while_a_build_runs_stays(
+def test_files_that_appear_while_a_build_runs_are_kept(
     make, records, tmp_path, monkeypatch, name, before, as_link
 ):
     output, mine = tmp_path / "o", tmp_path / "mine"
@@ -239,7 +240,7 @@ def test_a_lock_of_another_process_is_not_removed(tmp_path):
 
 @pytest.mark.parametrize("created", [True, False])
 def test_the_lock_is_held_until_the_marker_is_gone(make, tmp_path, monkeypatch, created):
-    """Otherwise a build that starts at that moment would lose its own marker and lock."""
+    """Otherwise a build that starts at that moment would lose its marker and lock."""
     work = tmp_path / "o" / "spill"
     if not created:
         work.mkdir(parents=True)
@@ -262,13 +263,13 @@ def test_the_lock_is_held_until_the_marker_is_gone(make, tmp_path, monkeypatch, 
 
 
 REJECTED = json.dumps(
-    dict.fromkeys(("file", "line", "column", "reason", "message", "excerpt"), "said")
+    dict.fromkeys(("file", "line", "column", "reason", "message", "excerpt"), "text")
 )
 
 
 @pytest.fixture
 def interrupted(make, tmp_path):
-    """A folder as a kill leaves it after `commit.json` was written, before the first move."""
+    """A folder as a kill leaves it between the writing of `commit.json` and the first move."""
 
     def leave(names, **settings):
         make(keep_spill=True, **settings)
@@ -296,7 +297,7 @@ def interrupted(make, tmp_path):
     ],
 )
 @pytest.mark.parametrize("overwrite", [True, False])
-def test_user_files_that_commit_json_names_stay(
+def test_user_files_that_commit_json_names_are_kept(
     make, interrupted, tmp_path, name, content, overwrite
 ):
     output = interrupted([name, "manifest.json", "rejected.jsonl"])
@@ -316,7 +317,7 @@ def test_own_files_that_commit_json_names_are_replaced(make, interrupted, tmp_pa
     assert not (output / "rejected.jsonl").exists()
 
 
-def test_a_user_file_in_place_of_the_rejected_records_of_the_build_stays(
+def test_a_user_file_that_replaced_the_rejected_records_of_a_build_is_kept(
     records, tokenizer_dir, tmp_path
 ):
     rows = records([{"text": "a b c"}, {"text": 5}] * 5)

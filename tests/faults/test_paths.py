@@ -1,8 +1,8 @@
-"""Whatever else is in the folders: a build changes no file of a user, and reads every record once.
+"""A build changes no file of a user and reads every record once, whatever the folders contain.
 
-Random trees hold files with the names that builds use, links, other builds (finished and killed),
-inputs around outputs and outputs around inputs. A build may refuse to start; it may not change
-anything that it did not create, nor leave out or repeat a record.
+Random folder trees contain files with the names that builds use, links, other builds (finished and
+killed), inputs around outputs and outputs around inputs. A build may refuse to start. It may not
+change anything that it did not create, nor omit or repeat a record.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ actions = st.lists(
 
 
 def snapshot(root: Path) -> dict[str, object]:
-    """Every path below a folder: target of a link, content of a file, None for a folder."""
+    """Return every path below a folder, with the target of a link, the content of a file, or None
+    for a folder."""
     found: dict[str, object] = {}
     for folder, folders, files in os.walk(root):
         for name in [*folders, *files]:
@@ -84,7 +85,7 @@ def snapshot(root: Path) -> dict[str, object]:
 
 
 def plant(root: Path, tree: list[tuple[str, str, str]]) -> None:
-    """Add files of a user, each where nothing is yet."""
+    """Add files of a user, at paths that do not exist yet."""
     for number, (folder, name, what) in enumerate(tree):
         path = root / folder / name
         try:
@@ -106,7 +107,7 @@ def plant(root: Path, tree: list[tuple[str, str, str]]) -> None:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a folder holds a build: told from what this test knows, not by asking sftprep."""
+    """Whether a folder contains a build, decided without the code of sftprep."""
     try:
         return "sftprep_version" in json.loads((folder / "manifest.json").read_bytes())
     except (OSError, ValueError, TypeError):
@@ -124,12 +125,12 @@ def texts_of(files: set[Path]) -> list[str]:
 
 
 def real(path: Path) -> Path:
-    """Where a path leads; a link that leads to itself leads to itself."""
+    """Resolve a path; a link to itself is returned unchanged."""
     return Path(os.path.realpath(path))
 
 
 def wanted_files(root: Path, named: str, output: Path) -> set[Path] | None:
-    """The real files that a folder or file means; None for a pattern, which is checked less."""
+    """Return the resolved files that an input means; None for a pattern, which is checked less."""
     if "*" in named:
         return None
     top, found = root / named, set()
@@ -156,7 +157,9 @@ def wanted_files(root: Path, named: str, output: Path) -> set[Path] | None:
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(before=entries, actions=actions, between=entries)
-def test_random_trees(tmp_path_factory, tokenizer_dir, before, actions, between):
+def test_builds_in_random_trees_change_no_user_file_and_read_every_record_once(
+    tmp_path_factory, tokenizer_dir, before, actions, between
+):
     root = tmp_path_factory.mktemp("tree")
     logging.disable(logging.WARNING)
     try:
@@ -189,12 +192,16 @@ def test_random_trees(tmp_path_factory, tokenizer_dir, before, actions, between)
 
 
 def previous(ours: set[str], output: str) -> set[str]:
-    """Paths of earlier builds of this test."""
+    """Return the paths of earlier builds of this test."""
     return {path for path in ours if not path.startswith(f"{output}/")}
 
 
 def attempt(root, named, output, tokenizer, options, kill) -> bool:
-    """Build; whether it was finished. kill: before which change to the output folder."""
+    """Run a build, and return whether it finished.
+
+    Args:
+        kill: The number of the change to the output folder before which it is killed, or None.
+    """
 
     def run() -> None:
         try:
@@ -216,7 +223,7 @@ def attempt(root, named, output, tokenizer, options, kill) -> bool:
 
 
 def check_records(output: Path, files: set[Path] | None) -> None:
-    """Every record of the inputs is in the build, once."""
+    """Check that every record of the inputs is in the build exactly once."""
     manifest = read_manifest(output)
     parts = [output, *([output / "eval"] if manifest.eval else [])]
     assert all(verify(part).ok for part in parts)
@@ -243,7 +250,7 @@ def test_a_build_in_a_subfolder_is_not_removed(records, tokenizer_dir, tmp_path)
     assert snapshot(tmp_path / "data") == before
 
 
-def test_an_evaluation_build_of_its_own_beside_a_finished_build_is_not_removed(
+def test_a_separate_build_in_the_eval_folder_of_a_finished_build_is_not_removed(
     records, tokenizer_dir, tmp_path
 ):
     path = records([{"text": f"a {k}"} for k in range(20)])
@@ -260,7 +267,9 @@ def test_an_evaluation_build_of_its_own_beside_a_finished_build_is_not_removed(
 
 @pytest.mark.parametrize("folder", ["shards", "eval", "spill", "eval/shards"])
 @pytest.mark.parametrize("finished", [False, True])
-def test_files_in_folders_with_our_names_stay(records, tokenizer_dir, tmp_path, folder, finished):
+def test_files_in_folders_with_our_names_are_kept(
+    records, tokenizer_dir, tmp_path, folder, finished
+):
     path, output = records([{"text": "a b c"}]), tmp_path / "o"
     if finished:
         build(path, tokenizer=tokenizer_dir, output=output)
@@ -287,7 +296,7 @@ def test_links_with_our_names_are_not_followed(records, tokenizer_dir, tmp_path,
     assert link.is_symlink()
 
 
-def test_hidden_files_in_the_output_folder_stay(records, tokenizer_dir, tmp_path):
+def test_hidden_files_in_the_output_folder_are_kept(records, tokenizer_dir, tmp_path):
     output = tmp_path / "o"
     (output / ".git").mkdir(parents=True)
     for name in (".git/config", ".lock", ".old.tmp", ".git/.index.tmp"):
@@ -335,7 +344,7 @@ def test_a_failed_build_leaves_the_rejected_records_of_the_one_before(
     assert sorted(p.name for p in output.iterdir()) == ["manifest.json", "shards"]
 
 
-# --- what is read ------------------------------------------------------------------------------
+# --- reading inputs ----------------------------------------------------------------------------
 
 
 def test_the_output_below_the_input_is_not_read(records, tokenizer_dir, tmp_path, caplog):
@@ -379,7 +388,7 @@ def test_an_input_in_the_output_folder_is_refused(tokenizer_dir, tmp_path):
     assert sorted(os.listdir(tmp_path / "o")) == ["sub"]
 
 
-def test_links_in_a_folder(tmp_path, caplog):
+def test_links_in_a_folder_are_read_once_and_links_to_folders_are_not_followed(tmp_path, caplog):
     folder, outside = tmp_path / "in", tmp_path / "outside"
     (folder / "sub").mkdir(parents=True)
     outside.mkdir()
@@ -400,7 +409,7 @@ def test_links_in_a_folder(tmp_path, caplog):
         find_files((str(folder),))
 
 
-def test_what_is_skipped_in_a_folder_is_named_once(tmp_path, caplog):
+def test_skipped_files_in_a_folder_are_logged_once(tmp_path, caplog):
     for name in ("a.jsonl", "wiki.txt", "notes.md", "README.md", "LICENSE", ".hidden"):
         (tmp_path / name).write_bytes(ROWS)
     assert find_files((str(tmp_path),)) == [str(tmp_path / "a.jsonl")]
@@ -417,7 +426,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
 
 
 def test_a_folder_that_may_not_be_listed_is_an_error(tmp_path):
-    """Run as another user, for root may list everything."""
+    """The search runs as another user, because root may list every folder."""
     secret = tmp_path / "in" / "secret"
     secret.mkdir(parents=True)
     for folder in (tmp_path / "in", secret):

@@ -1,4 +1,4 @@
-"""Worker processes that die, and a build that dies before its workers."""
+"""Workers that are killed, and workers of a build that is killed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def double(number: int) -> int:
 
 
 def die_once(marker: str) -> str:
-    """Kills its own process the first time."""
+    """Kill the current process at the first call."""
     path = Path(marker)
     if not path.exists():
         path.touch()
@@ -41,7 +41,9 @@ def fail(number: int) -> int:
 
 @pytest.fixture(params=["two others", "this one and another"])
 def any_pool(request):
-    executor = Processes(2) if request.param == "two others" else Processes(1, with_this_one=True)
+    executor = (
+        Processes(2) if request.param == "two others" else Processes(1, include_this_process=True)
+    )
     yield executor
     executor.close()
 
@@ -60,7 +62,7 @@ def test_executors_give_the_same_results(any_pool):
     assert list(any_pool.map_unordered(double, [])) == []
 
 
-def test_specs_are_taken_only_as_there_is_room(any_pool):
+def test_specs_are_taken_only_when_a_worker_can_run_them(any_pool):
     taken = []
 
     def specs():
@@ -82,7 +84,7 @@ def test_a_worker_that_is_killed_is_replaced_and_its_work_done(pool, tmp_path):
 
 
 def die_elsewhere_once(spec: tuple[int, str]) -> int:
-    """Takes its time in the first process; any other is killed, once."""
+    """Return the process id after a pause; the first call in another process kills that process."""
     first, marker = spec
     time.sleep(0.05)
     if os.getpid() != first and not Path(marker).exists():
@@ -92,7 +94,7 @@ def die_elsewhere_once(spec: tuple[int, str]) -> int:
 
 
 def test_this_process_works_too_and_another_that_is_killed_is_replaced(tmp_path):
-    executor = Processes(1, with_this_one=True)
+    executor = Processes(1, include_this_process=True)
     try:
         marker = tmp_path / "killed"
         where = list(executor.map_unordered(die_elsewhere_once, [(os.getpid(), str(marker))] * 60))
@@ -114,7 +116,7 @@ def test_a_script_without_a_guard_is_not_run_again_by_workers(tmp_path):
         "print('started', flush=True)\n"
         "from sftprep.pipeline.executors import Processes\n"
         "from tests.faults.test_workers import process_of\n"
-        "executor = Processes(1, with_this_one=True)\n"
+        "executor = Processes(1, include_this_process=True)\n"
         "print(len(set(executor.map_unordered(process_of, range(60)))))\n"
         "executor.close()\n"
     )
@@ -131,16 +133,16 @@ def test_a_script_without_a_guard_is_not_run_again_by_workers(tmp_path):
     assert done.stderr == ""
 
 
-def test_where_workers_cannot_load_this_process_does_the_work(monkeypatch, caplog):
-    monkeypatch.setattr("sftprep.pipeline.executors._loaded", die_loading)
-    executor = Processes(1, with_this_one=True)
+def test_this_process_does_all_of_the_work_if_workers_cannot_load(monkeypatch, caplog):
+    monkeypatch.setattr("sftprep.pipeline.executors._load_worker", die_loading)
+    executor = Processes(1, include_this_process=True)
     try:
         while not executor._loading.done():
             time.sleep(0.05)
         assert sorted(executor.map_unordered(double, range(5))) == [0, 2, 4, 6, 8]
     finally:
         executor.close()
-    assert "this one does all the work" in caplog.text
+    assert "this process does all of the work" in caplog.text
 
 
 def die_loading(_: object) -> None:
@@ -152,7 +154,7 @@ def test_work_that_kills_every_worker_ends_with_an_error(pool):
         list(pool.map_unordered(die, [1]))
 
 
-def test_an_error_in_a_worker_comes_back(pool):
+def test_an_exception_in_a_worker_is_raised_in_the_driver(pool):
     with pytest.raises(ValueError, match="7"):
         list(pool.map_unordered(fail, [7]))
 

@@ -1,4 +1,4 @@
-"""Nothing in the working directory is executed, except the function that the user names."""
+"""No code in the working directory is executed, except a function that the user names."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ raise ImportError("a file in the working directory was executed")
 
 
 def hostile_folder(folder: Path, marks: Path) -> Path:
-    """A folder with a module of every name that a process of ours could import."""
+    """Fill a folder with modules of every name that our processes could import."""
     marks.mkdir()
     names = {*sys.stdlib_module_names, *packages_distributions(), "sitecustomize", "usercustomize"}
     for name in names - {"sftprep", "sfttrain", "tests"}:
@@ -51,7 +51,7 @@ def run_in(folder: Path, *command: str, **environment: str) -> subprocess.Comple
 
 
 def script(name: str) -> str:
-    """The installed command of that name, as a shell finds it."""
+    """Return the path of an installed command, as a shell finds it."""
     return str(Path(sys.executable).parent / name)
 
 
@@ -123,7 +123,7 @@ def test_numba_takes_no_cache_from_the_working_directory(tmp_path):
 
 @pytest.fixture
 def in_folder(tmp_path, monkeypatch):
-    """An empty working directory in which modules are written; forgets them afterwards."""
+    """An empty working directory for modules, which are unloaded afterwards."""
     before, path = set(sys.modules), list(sys.path)
     monkeypatch.chdir(tmp_path)
     load_function.cache_clear()
@@ -136,7 +136,9 @@ def in_folder(tmp_path, monkeypatch):
     sys.path[:] = path
 
 
-def test_a_function_of_a_module_or_package_in_the_working_directory(in_folder, tokenizer_dir):
+def test_a_named_function_may_be_in_a_module_or_package_of_the_working_directory(
+    in_folder, tokenizer_dir
+):
     (in_folder / "own_package" / "deep").mkdir(parents=True)
     (in_folder / "own_package" / "__init__.py").write_text("from . import util")
     (in_folder / "own_package" / "util.py").write_text("GREETING = 'hello '")
@@ -154,7 +156,7 @@ def test_a_function_of_a_module_or_package_in_the_working_directory(in_folder, t
     assert str(in_folder) not in sys.path
 
 
-def test_what_a_named_module_imports_does_not_come_from_the_working_directory(in_folder):
+def test_imports_of_a_named_module_do_not_come_from_the_working_directory(in_folder):
     (in_folder / "helper_module.py").write_text("raise AssertionError('executed')")
     (in_folder / "named_module.py").write_text(
         "try:\n    import helper_module\nexcept ImportError:\n    pass\ndef f(record): return ''"
@@ -174,7 +176,7 @@ def test_an_installed_module_wins_over_one_in_the_working_directory(in_folder):
     assert load_function("pickle:dumps") is pickle.dumps
 
 
-def test_a_module_that_raises_is_not_found_half_made_the_second_time(in_folder):
+def test_a_module_that_raises_is_not_reused_half_initialized(in_folder):
     (in_folder / "broken_module.py").write_text("def f(record): return ''\nraise ValueError('no')")
     for _ in range(2):
         with pytest.raises(ConfigError, match="ValueError: no"):

@@ -1,4 +1,4 @@
-"""What the tests of builds share: small builds, and what is in them."""
+"""Helpers for the tests of builds: the content of a build, and its accounting."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from sftprep import open_shards, read_manifest, verify
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
+    """Return every file below a folder, with its bytes."""
     return {
         str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
     }
 
 
 def origins(folder: Path) -> Counter[int]:
-    """How often the sequences of each record stand in a build, by the record's ordinal."""
+    """Return the number of sequences of each record in a build, by the ordinal of the record."""
     assert verify(folder).ok
     return Counter(int(origin) for pack in open_shards(folder) for origin in pack.origin)
 
 
 def texts(folder: Path) -> list[tuple[int, ...]]:
-    """The ids of every sequence, sorted."""
+    """Return the ids of every sequence, sorted."""
     found = []
     for pack in open_shards(folder):
         at = 0
@@ -32,8 +32,8 @@ def texts(folder: Path) -> list[tuple[int, ...]]:
     return sorted(found)
 
 
-def check_ledger(folder: Path) -> None:
-    """The accounts of every input balance, and their sum is that of the build."""
+def check_accounting(folder: Path) -> None:
+    """Check that the accounting of each input balances, and that the sum is that of the build."""
     manifest = read_manifest(folder)
     summed: Counter[str] = Counter()
     for info in manifest.inputs:

@@ -1,5 +1,5 @@
-"""A build from end to end: every record is in the shards once, or counted; and the bytes depend on
-the input only."""
+"""A build from end to end: every record is in the shards once or is counted, and the bytes depend
+on the input and the settings only."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ WRITERS = {
     "a.parquet": lambda path: pq.write_table(TABLE, path),
     "a.feather": lambda path: feather.write_feather(TABLE, path),
 }
-"""One writer for each kind of file."""
+"""A function that writes a file of each kind."""
 
 
 def run(inputs, tokenizer, output, **settings):
@@ -65,7 +65,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def sequences(folder: Path) -> dict[int, tuple[list[int], list[bool]]]:
-    """Ids and mask of every sequence, by origin."""
+    """Return the ids and the mask of every sequence, by origin."""
     found: dict[int, tuple[list[int], list[bool]]] = {}
     for pack in open_shards(folder):
         at = 0
@@ -80,7 +80,7 @@ def sequences(folder: Path) -> dict[int, tuple[list[int], list[bool]]]:
 
 
 def decoded(folder: Path, tokenizer_dir: Path) -> dict[int, tuple[str, str]]:
-    """Text of every sequence and of its trained tokens, by origin."""
+    """Return the text of every sequence and of its trained tokens, by origin."""
     tokenizer = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
     return {
         origin: (
@@ -122,7 +122,7 @@ CHAT = [
 ]
 
 
-def test_conversations_go_through_the_template(records, tokenizer_dir, tmp_path):
+def test_conversations_are_rendered_with_the_template(records, tokenizer_dir, tmp_path):
     path = records([{"messages": CHAT}])
     whole = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in CHAT)
     run(path, tokenizer_dir, tmp_path / "all")
@@ -143,7 +143,7 @@ def test_a_conversational_completion_starts_after_the_generation_prompt(
     assert decoded(tmp_path / "both", tokenizer_dir)[0][1] == "Farewell.<|im_end|>"
 
 
-def test_another_end_token_and_another_template(records, tokenizer_dir, tmp_path):
+def test_settings_replace_the_end_token_and_the_template(records, tokenizer_dir, tmp_path):
     template = tmp_path / "t.jinja"
     template.write_text(
         "{% for m in messages %}[{{ m.role }}] {{ m.content | trim }}{{ eos_token }}{% endfor %}"
@@ -174,8 +174,7 @@ def test_a_long_sequence_keeps_its_start_and_the_rest_is_counted(records, tokeni
         len(whole) - 16,
         len(whole),
     )
-    # A completion that is cut off whole leaves nothing to train: dropped and counted, packed or
-    # not.
+    # A sequence whose completion is cut off completely is dropped and counted, with any packing.
     both = records([*rows[1:], {"prompt": "a", "completion": "b"}])
     for packing in ("bfd", "none"):
         accounts = run(
@@ -186,9 +185,7 @@ def test_a_long_sequence_keeps_its_start_and_the_rest_is_counted(records, tokeni
         assert accounts.sequences == 1
 
 
-def test_rows_come_out_in_another_order_with_another_seed_and_the_same_with_the_same(
-    tokenizer_dir, tmp_path
-):
+def test_the_seed_determines_the_order_of_the_packs(tokenizer_dir, tmp_path):
     one, two, three = (
         run(CHATS, tokenizer_dir, tmp_path / n, seed=s) for n, s in (("a", 1), ("b", 2), ("c", 1))
     )
@@ -197,7 +194,7 @@ def test_rows_come_out_in_another_order_with_another_seed_and_the_same_with_the_
     assert sequences(one.folder) == sequences(two.folder)
 
 
-def test_without_packing_every_row_is_one_sequence(tokenizer_dir, tmp_path):
+def test_every_row_is_one_sequence_without_packing(tokenizer_dir, tmp_path):
     packed, apart = (
         run(CHATS, tokenizer_dir, tmp_path / "p"),
         run(CHATS, tokenizer_dir, tmp_path / "n", packing="none"),
@@ -207,7 +204,7 @@ def test_without_packing_every_row_is_one_sequence(tokenizer_dir, tmp_path):
     assert packed.manifest.rows < apart.manifest.rows
 
 
-def test_position_ids_can_be_left_out_and_are_derived(tokenizer_dir, tmp_path):
+def test_position_ids_that_are_not_stored_are_derived(tokenizer_dir, tmp_path):
     stored, derived = (
         run(CHATS, tokenizer_dir, tmp_path / "s"),
         run(CHATS, tokenizer_dir, tmp_path / "d", position_ids=False),
@@ -218,9 +215,7 @@ def test_position_ids_can_be_left_out_and_are_derived(tokenizer_dir, tmp_path):
         assert a.position_ids.dtype == b.position_ids.dtype == np.uint16
 
 
-def test_the_bytes_do_not_depend_on_workers_compression_or_the_size_of_shards_in_flight(
-    tokenizer_dir, tmp_path, monkeypatch
-):
+def test_the_bytes_do_not_depend_on_workers_or_compression(tokenizer_dir, tmp_path, monkeypatch):
     from sftprep.sources import partition
 
     plain = tmp_path / "in" / "a.jsonl"
@@ -257,7 +252,7 @@ def test_every_sequence_is_traced_to_its_file_and_line(records, tokenizer_dir, t
         assert text == source["text"] + "<|im_end|>"
 
 
-def test_several_formats_in_a_folder(tokenizer_dir, tmp_path):
+def test_files_in_a_folder_may_have_different_formats(tokenizer_dir, tmp_path):
     report = run(
         str(EXAMPLES / "data"), tokenizer_dir, tmp_path / "o", train_on="assistant", max_length=2048
     )
@@ -274,14 +269,16 @@ def test_several_formats_in_a_folder(tokenizer_dir, tmp_path):
 BAD = '{"text": "a"}\n\n{"text": 7}\n{"text": "b"}\n{oops\n'
 
 
-def test_the_first_bad_record_stops_the_build_with_its_place(tokenizer_dir, tmp_path, monkeypatch):
+def test_the_first_bad_record_stops_the_build_with_its_file_and_line(
+    tokenizer_dir, tmp_path, monkeypatch
+):
     path = tmp_path / "bad.jsonl"
     path.write_text(BAD)
     with pytest.raises(RecordError, match=rf"{path}:3: .*bad_type") as caught:
         run(str(path), tokenizer_dir, tmp_path / "o")
     assert caught.value.line == 3
     assert not (tmp_path / "o" / "manifest.json").exists()
-    # Whoever reads it, the error is about the first bad line of the input.
+    # With several workers, the error is still about the first bad line of the input.
     from sftprep.sources import partition
 
     monkeypatch.setattr(build_module, "cut", lambda inputs: partition.cut(inputs, 10))
@@ -290,7 +287,7 @@ def test_the_first_bad_record_stops_the_build_with_its_place(tokenizer_dir, tmp_
     assert str(again.value) == str(caught.value)
 
 
-def test_quarantine_sets_bad_records_aside_up_to_a_limit(tokenizer_dir, tmp_path):
+def test_bad_records_are_quarantined_up_to_a_limit(tokenizer_dir, tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_text(BAD)
     with pytest.raises(TooManyRejected, match="2 of 4 records"):
@@ -311,7 +308,7 @@ def test_quarantine_sets_bad_records_aside_up_to_a_limit(tokenizer_dir, tmp_path
     assert sorted(sequences(report.folder)) == [0, 3]
 
 
-def test_a_template_that_refuses_a_conversation_rejects_its_record(
+def test_a_conversation_that_the_template_raises_on_is_a_bad_record(
     records, tokenizer_dir, tmp_path
 ):
     template = tmp_path / "t.jinja"
@@ -320,11 +317,13 @@ def test_a_template_that_refuses_a_conversation_rejects_its_record(
         " messages[0].content }}"
     )
     path = records([{"messages": CHAT[1:]}, {"messages": CHAT}])
-    with pytest.raises(RecordError, match=r"(?s):2: .*user first.*template_error.*--chat-template"):
+    with pytest.raises(RecordError, match=r"(?s):2: .*user first.*template_error.*chat_template"):
         run(path, tokenizer_dir, tmp_path / "o", chat_template=str(template))
 
 
-def test_what_cannot_work_is_refused_before_work_starts(records, tokenizer_dir, tmp_path):
+def test_unsupported_settings_are_rejected_before_the_output_folder_is_created(
+    records, tokenizer_dir, tmp_path
+):
     text, chat = records([{"text": "a"}], "t.jsonl"), records([{"messages": CHAT}], "c.jsonl")
     other = records([{"question": "a", "answer": "b"}], "q.jsonl")
     unmarked = tmp_path / "unmarked.jinja"
@@ -337,7 +336,7 @@ def test_what_cannot_work_is_refused_before_work_starts(records, tokenizer_dir, 
     (bare / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     cases = [
         (ConfigError, "no completion", chat, tokenizer_dir, {"train_on": "completion"}),
-        (ConfigError, "without turns", text, tokenizer_dir, {"train_on": "assistant"}),
+        (ConfigError, "have no turns", text, tokenizer_dir, {"train_on": "assistant"}),
         (
             TemplateError,
             "mark",
@@ -373,7 +372,7 @@ def test_what_cannot_work_is_refused_before_work_starts(records, tokenizer_dir, 
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", '{"text": ""}\n'])
-def test_nothing_usable_is_an_error(tokenizer_dir, tmp_path, text):
+def test_an_input_without_usable_records_is_an_error(tokenizer_dir, tmp_path, text):
     path = tmp_path / "e.jsonl"
     path.write_text(text)
     with pytest.raises(EmptyInput, match="no usable record"):
@@ -381,7 +380,7 @@ def test_nothing_usable_is_an_error(tokenizer_dir, tmp_path, text):
     assert not (tmp_path / "o" / "manifest.json").exists()
 
 
-def test_a_finished_build_is_replaced_only_when_asked(records, tokenizer_dir, tmp_path):
+def test_a_finished_build_is_replaced_only_with_overwrite(records, tokenizer_dir, tmp_path):
     first = run(records([{"text": "a b c"}], "a.jsonl"), tokenizer_dir, tmp_path / "o").manifest
     other = records([{"text": "d e f g"}], "b.jsonl")
     with pytest.raises(OutputExists, match="finished build"):
@@ -394,7 +393,7 @@ def test_a_finished_build_is_replaced_only_when_asked(records, tokenizer_dir, tm
     }
 
 
-def test_a_folder_with_other_files_is_left_alone(records, tokenizer_dir, tmp_path):
+def test_a_folder_with_user_files_is_not_changed(records, tokenizer_dir, tmp_path):
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "thesis.txt").write_text("mine")
     with pytest.raises(OutputExists, match=r"thesis\.txt"):
@@ -413,7 +412,7 @@ def test_two_builds_do_not_share_a_folder(records, tokenizer_dir, tmp_path):
             run(records([{"text": "a b"}]), tokenizer_dir, tmp_path / "o")
 
 
-def test_an_input_that_changes_meanwhile_is_noticed(records, tokenizer_dir, tmp_path):
+def test_an_input_that_changes_during_the_build_is_detected(records, tokenizer_dir, tmp_path):
     path = records([{"text": "a b"}] * 50)
 
     def meddle(stage, done, total):
@@ -429,7 +428,7 @@ def test_an_input_that_changes_meanwhile_is_noticed(records, tokenizer_dir, tmp_
 
 
 @pytest.mark.parametrize("instead", ["nothing", "folder", "pipe", "link"])
-def test_an_input_that_is_removed_or_replaced_meanwhile_is_noticed(
+def test_an_input_that_is_removed_or_replaced_during_the_build_is_detected(
     records, tokenizer_dir, tmp_path, instead
 ):
     path = Path(records([{"text": "a b"}] * 50))
@@ -454,7 +453,7 @@ def test_an_input_that_is_removed_or_replaced_meanwhile_is_noticed(
 
 
 @pytest.mark.parametrize("by", ["rename", "write"])
-def test_a_replacement_of_equal_size_and_time_is_noticed(records, tokenizer_dir, tmp_path, by):
+def test_a_replaced_input_of_equal_size_and_time_is_detected(records, tokenizer_dir, tmp_path, by):
     path = Path(records([{"text": "a b"}] * 50))
     before = path.stat()
     stages = []
@@ -477,7 +476,7 @@ def test_a_replacement_of_equal_size_and_time_is_noticed(records, tokenizer_dir,
 
 @pytest.mark.parametrize("moment", ["listed", "prepared"])
 @pytest.mark.parametrize("name", list(WRITERS))
-def test_an_input_that_is_removed_before_it_is_read_is_named(
+def test_the_error_names_an_input_that_is_removed_before_it_is_read(
     tokenizer_dir, tmp_path, monkeypatch, name, moment
 ):
     path = tmp_path / name
@@ -507,7 +506,7 @@ def test_an_input_that_is_removed_before_it_is_read_is_named(
         ("sources", "sources"),
     ],
 )
-def test_a_setting_that_no_manifest_can_hold_is_refused_before_anything_is_written(
+def test_a_setting_too_large_for_a_manifest_is_rejected_before_anything_is_written(
     records, tokenizer_dir, tmp_path, setting, remedy
 ):
     rows, large = records([{"text": "a b"}] * 5), "x" * (65 << 20)
@@ -539,10 +538,10 @@ MIXTURE = {"weight": 1, "repeat": 2}
 
 
 @pytest.mark.parametrize("settings", [{}, {"eval_fraction": 0.3}, MIXTURE, {"eval_input": QA}])
-def test_a_build_whose_manifest_is_too_large_is_refused_first(
+def test_a_build_whose_manifest_would_be_too_large_is_rejected_first(
     tokenizer_dir, tmp_path, monkeypatch, settings
 ):
-    """The size that is expected of many inputs is not below what they have."""
+    """The expected size of the entries of many inputs is not smaller than their actual size."""
     (tmp_path / "in").mkdir()
     for number in range(60):
         lines = (json.dumps({"text": f"{number} {k} a b"}) + "\n" for k in range(20))
@@ -563,7 +562,7 @@ def test_a_build_whose_manifest_is_too_large_is_refused_first(
     assert content(tmp_path / "o") == content(tmp_path / "first")
 
 
-def test_counts_that_nobody_expected_are_found_before_the_shards_are_written(
+def test_a_manifest_that_grows_too_large_is_found_before_the_shards_are_written(
     tokenizer_dir, tmp_path, monkeypatch
 ):
     (tmp_path / "in").mkdir()
@@ -589,7 +588,7 @@ def test_counts_that_nobody_expected_are_found_before_the_shards_are_written(
     assert stages == {"tokenize"}
 
 
-def test_kept_spills_are_used_again_and_torn_ones_are_not(tokenizer_dir, tmp_path):
+def test_complete_spills_are_reused_and_damaged_ones_are_not(tokenizer_dir, tmp_path):
     first = run(CHATS, tokenizer_dir, tmp_path / "o", keep_spill=True)
     before = content(first.folder)
     again = run(CHATS, tokenizer_dir, tmp_path / "o", keep_spill=True, overwrite=True)

@@ -1,5 +1,5 @@
-"""Records held out for evaluation: a build of their own, none of them in both, the same ones in any
-order of the inputs."""
+"""Records held out for evaluation: a separate build, no record in both, and the same records for
+any order of the inputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from sftprep import BuildConfig, build, open_shards, read_manifest, verify
 from sftprep.errors import ConfigError, EmptyInput, OutputExists
 from tests.conftest import EXAMPLES
-from tests.pipeline.builds import check_ledger, content, origins, texts
+from tests.pipeline.builds import check_accounting, content, origins, texts
 
 CHATS = str(EXAMPLES / "data" / "chats.jsonl")
 QA = str(EXAMPLES / "data" / "qa.jsonl")
@@ -26,7 +26,7 @@ def run(inputs, tokenizer_dir, output, **more):
     )
 
 
-def test_every_record_is_on_one_side_and_none_is_lost(tokenizer_dir, tmp_path):
+def test_every_record_is_in_the_training_or_the_evaluation_build(tokenizer_dir, tmp_path):
     report = run((CHATS, QA), tokenizer_dir, tmp_path / "o", eval_fraction=0.2)
     whole = run((CHATS, QA), tokenizer_dir, tmp_path / "whole")
     train, held = origins(report.folder), origins(report.folder / "eval")
@@ -35,7 +35,7 @@ def test_every_record_is_on_one_side_and_none_is_lost(tokenizer_dir, tmp_path):
     assert sorted(texts(report.folder) + texts(report.folder / "eval")) == texts(whole.folder)
     assert 20 < len(held) < 90  # of 270
     for folder in (report.folder, report.folder / "eval"):
-        check_ledger(folder)
+        check_accounting(folder)
     accounts, other = report.manifest.accounting, read_manifest(report.folder / "eval").accounting
     assert accounts.left_out == {"held_out": other.sequences}
     assert other.left_out == {"in_training": accounts.sequences}
@@ -57,8 +57,7 @@ def test_the_same_records_are_held_out_in_any_order_and_kind_of_input(tokenizer_
         texts(run((QA, CHATS), tokenizer_dir, tmp_path / "two", eval_fraction=0.2).folder / "eval")
         == held
     )
-    # The seed of the packs does not matter, nor does the length at which sequences are cut; the
-    # seed of the hash does.
+    # The seed of the packs does not matter; the seed of the hash does.
     by_seed = run((CHATS, QA), tokenizer_dir, tmp_path / "seed", eval_fraction=0.2, seed=9)
     assert texts(by_seed.folder / "eval") == held
     assert (
@@ -88,7 +87,7 @@ def test_the_same_records_are_held_out_in_any_order_and_kind_of_input(tokenizer_
     ) <= set(held)
 
 
-def test_equal_records_and_all_sequences_of_a_record_are_on_the_same_side(
+def test_equal_records_and_all_sequences_of_a_record_are_in_the_same_build(
     records, tokenizer_dir, tmp_path
 ):
     path = records([{"text": f"record {k % 20} " + "word " * 60} for k in range(60)])
@@ -105,18 +104,18 @@ def test_equal_records_and_all_sequences_of_a_record_are_on_the_same_side(
     assert set(Counter(train + held).values()) == {next(iter(train.values()))}
     assert next(iter(train.values())) > 1
     assert {origin % 20 for origin in held}.isdisjoint({origin % 20 for origin in train})
-    check_ledger(report.folder)
-    check_ledger(report.folder / "eval")
+    check_accounting(report.folder)
+    check_accounting(report.folder / "eval")
 
 
-def test_the_evaluation_may_be_packed_otherwise(tokenizer_dir, tmp_path):
+def test_the_evaluation_may_have_another_packing(tokenizer_dir, tmp_path):
     report = run(CHATS, tokenizer_dir, tmp_path / "o", eval_fraction=0.3, eval_packing="none")
     assert all(len(pack.seq_lengths) == 1 for pack in open_shards(report.folder / "eval"))
     assert any(len(pack.seq_lengths) > 1 for pack in open_shards(report.folder))
     assert read_manifest(report.folder / "eval").plan["strategy"] == "none"
 
 
-def test_evaluation_inputs_of_their_own(tokenizer_dir, tmp_path):
+def test_the_evaluation_may_have_separate_inputs(tokenizer_dir, tmp_path):
     report = run(CHATS, tokenizer_dir, tmp_path / "o", eval_input=QA)
     assert content(run(CHATS, tokenizer_dir, tmp_path / "a").folder / "shards") == content(
         report.folder / "shards"
@@ -130,7 +129,7 @@ def test_evaluation_inputs_of_their_own(tokenizer_dir, tmp_path):
         run(CHATS, tokenizer_dir, tmp_path / "o2", eval_input=CHATS)
 
 
-def test_what_cannot_be(tokenizer_dir, tmp_path, records):
+def test_impossible_evaluation_settings_are_rejected(tokenizer_dir, tmp_path, records):
     for settings, message in [
         ({"eval_fraction": 1.0}, "eval_fraction is 1.0"),
         ({"eval_fraction": 0.1, "eval_input": "x"}, "eval_fraction and eval_input"),
@@ -160,7 +159,7 @@ def test_a_build_without_evaluation_removes_that_of_the_build_it_replaces(tokeni
     assert read_manifest(tmp_path / "o").eval == {}
 
 
-def test_a_folder_named_eval_of_somebody_else_is_left_alone(tokenizer_dir, tmp_path):
+def test_a_folder_of_a_user_with_the_name_eval_is_not_changed(tokenizer_dir, tmp_path):
     for fresh in (True, False):
         if not fresh:
             run(CHATS, tokenizer_dir, tmp_path / "o", overwrite=True)
@@ -172,14 +171,14 @@ def test_a_folder_named_eval_of_somebody_else_is_left_alone(tokenizer_dir, tmp_p
         (tmp_path / "o" / "eval" / "mine.txt").unlink()
 
 
-def test_windows_pack_what_was_chosen(tokenizer_dir, tmp_path):
+def test_windows_pack_the_selected_sequences(tokenizer_dir, tmp_path):
     report = run((CHATS, QA), tokenizer_dir, tmp_path / "o", eval_fraction=0.2, pack_window=32)
     train, held = origins(report.folder), origins(report.folder / "eval")
     assert len(train) + len(held) == 270
     assert verify(report.folder).ok
 
 
-def test_rejected_records_are_on_no_side(tokenizer_dir, tmp_path):
+def test_rejected_records_are_in_neither_build(tokenizer_dir, tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_text(
         "".join(
@@ -196,5 +195,5 @@ def test_rejected_records_are_on_no_side(tokenizer_dir, tmp_path):
     )
     assert len((tmp_path / "o" / "rejected.jsonl").read_text().splitlines()) == 10
     for folder in (report.folder, report.folder / "eval"):
-        check_ledger(folder)
+        check_accounting(folder)
         assert read_manifest(folder).accounting.rejected == {"bad_type": 10}

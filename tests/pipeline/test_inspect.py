@@ -1,4 +1,4 @@
-"""`sftprep inspect` shows what is trained, and how much it weighs."""
+"""`sftprep inspect` shows the trained tokens and their loss weights."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from sftprep.cli import main
 
 @pytest.fixture
 def weighed(tokenizer_dir, tmp_path):
-    """A pack of three conversations: weights 0.5 and 2; 1; none given."""
-    said = lambda *weights: [  # noqa: E731
+    """A pack of three conversations with the weights 0.5 and 2; 1; none."""
+    conversation = lambda *weights: [  # noqa: E731
         turn
         for weight in weights
         for turn in (
@@ -21,7 +21,11 @@ def weighed(tokenizer_dir, tmp_path):
             {"role": "assistant", "content": "Yes", "loss_weight": weight},
         )
     ]
-    rows = [{"messages": said(0.5, 2)}, {"messages": said(1)}, {"messages": said(None)}]
+    rows = [
+        {"messages": conversation(0.5, 2)},
+        {"messages": conversation(1)},
+        {"messages": conversation(None)},
+    ]
     return str(
         build(
             rows,

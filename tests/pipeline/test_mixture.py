@@ -1,5 +1,5 @@
-"""A mixture says which records stand in the build and how often: to the record, for any number of
-workers, and accounted for."""
+"""A mixture determines how often each record is in the build: exactly, for any number of workers,
+and with an accounting that balances."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sftprep.config import SourceEntry
 from sftprep.errors import ConfigError, EmptyInput, RecordError
 from sftprep.pipeline import build as build_module
 from sftprep.report.summary import source_accounts
-from tests.pipeline.builds import check_ledger, content, origins, texts
+from tests.pipeline.builds import check_accounting, content, origins, texts
 from tests.sources.test_kinds import WRITERS
 
 
@@ -44,12 +44,12 @@ def run(sources, tokenizer_dir, output, **more):
 
 
 def by_source(report):
-    """How often each record stands in the build, by source and line."""
+    """Return the number of sequences of each record in the build, by source and line."""
     found: dict[str, Counter[int]] = {}
     for origin, times in origins(report.folder).items():
         path, line = report.manifest.locate(origin)
         found.setdefault(path[-7], Counter())[line] += times
-    check_ledger(report.folder)
+    check_accounting(report.folder)
     return found
 
 
@@ -69,7 +69,7 @@ def test_records_are_repeated_whole_and_in_part(files, tokenizer_dir, tmp_path):
     assert accounts[files["a"]].extra == {"repeated": 40}
     assert accounts[files["b"]].left_out == {"not_sampled": 15}
     assert accounts[files["c"]].extra == {"repeated": 3}
-    # Another seed takes others; the same one the same, whatever stands before.
+    # Another seed selects other records; the same seed selects the same, in any order of sources.
     assert by_source(run(sources, tokenizer_dir, tmp_path / "s", seed=1))["b"] != found["b"]
     assert by_source(run(sources[::-1], tokenizer_dir, tmp_path / "r"))["b"] == found["b"]
 
@@ -99,7 +99,7 @@ def test_a_weighted_source_may_be_repeated_to_reach_its_share(files, tokenizer_d
     assert set(found["c"].values()) == {3}
 
 
-def test_limits_hold_for_a_source_and_what_follows_is_not_read(files, tokenizer_dir, tmp_path):
+def test_records_after_the_limit_of_a_source_are_not_read(files, tokenizer_dir, tmp_path):
     with open(files["b"], "a") as file:
         file.write("not read\n")
     sources = [{"path": files["a"], "limit": 7}, {"inputs": [files["b"], files["c"]], "limit": 30}]
@@ -113,7 +113,7 @@ def test_limits_hold_for_a_source_and_what_follows_is_not_read(files, tokenizer_
     assert report.manifest.accounting.records == 5
 
 
-def test_each_source_has_a_format_of_its_own(files, tokenizer_dir, tmp_path):
+def test_each_source_may_have_another_format(files, tokenizer_dir, tmp_path):
     qa = tmp_path / "qa.jsonl"
     qa.write_text('{"question": "Why?", "answer": "So.", "body": "ignored"}\n' * 3)
     raw = tmp_path / "raw.jsonl"
@@ -155,8 +155,8 @@ def test_the_bytes_do_not_depend_on_workers(files, tokenizer_dir, tmp_path, monk
     one, two = (run(sources, tokenizer_dir, tmp_path / f"w{w}", workers=w, **more) for w in (1, 2))
     assert len(one.manifest.shards) > 2
     assert content(one.folder) == content(two.folder)
-    check_ledger(one.folder)
-    check_ledger(one.folder / "eval")
+    check_accounting(one.folder)
+    check_accounting(one.folder / "eval")
 
 
 @settings(
@@ -188,7 +188,7 @@ def test_every_record_is_accounted_for(
             left = accounts.records - accounts.left_out.get("held_out", 0)
             assert accounts.sequences == round(repeats["abc".index(name)] * left)
     if fraction:
-        check_ledger(report.folder / "eval")
+        check_accounting(report.folder / "eval")
         assert not set(origins(report.folder)) & set(origins(report.folder / "eval"))
 
 
@@ -212,7 +212,7 @@ def test_every_kind_of_file_is_built_by_any_number_of_workers(
         assert builds[0].manifest.locate(origin) == (path, origin + 1)
 
 
-def test_settings_of_sources_that_cannot_be(files, tokenizer_dir, tmp_path):
+def test_impossible_settings_of_sources_are_rejected(files, tokenizer_dir, tmp_path):
     path = {"path": "a.jsonl"}
     cases = [
         ([{**path, "wieght": 2}], r"unknown setting 'wieght' of a source[\s\S]*'weight'"),
@@ -241,7 +241,7 @@ def test_settings_of_sources_that_cannot_be(files, tokenizer_dir, tmp_path):
         run([files["a"], {"path": files["a"], "limit": 3}], tokenizer_dir, tmp_path / "o")
 
 
-def test_a_mixture_in_a_config_file_and_its_ledger(files, tokenizer_dir, tmp_path, capsys):
+def test_a_mixture_in_a_config_file_is_reported_by_source(files, tokenizer_dir, tmp_path, capsys):
     config = tmp_path / "mix.yaml"
     config.write_text(
         f"sources:\n  - path: {files['a']}\n    repeat: 2\n  - path: {files['c']}\n    limit: 4\n"
@@ -250,37 +250,37 @@ def test_a_mixture_in_a_config_file_and_its_ledger(files, tokenizer_dir, tmp_pat
     with pytest.raises(SystemExit) as caught:
         main(["build", "--config", str(config), "--output", str(tmp_path / "o"), "--json"])
     assert caught.value.code == 0
-    said = json.loads(capsys.readouterr().out)
-    first, second = said["sources"]
+    summary = json.loads(capsys.readouterr().out)
+    first, second = summary["sources"]
     assert (first["source"], second["source"]) == (files["a"], files["c"])
     assert (
         first["accounting"]["extra"]["repeated"] + first["accounting"]["left_out"]["held_out"] == 40
     )
     assert second["accounting"]["records"] == 4
-    assert said["evaluation"]["accounting"]["sequences"] == sum(
-        s["accounting"]["left_out"].get("held_out", 0) for s in said["sources"]
+    assert summary["evaluation"]["accounting"]["sequences"] == sum(
+        s["accounting"]["left_out"].get("held_out", 0) for s in summary["sources"]
     )
     with pytest.raises(SystemExit):
         main(["build", "--config", str(config), "--output", str(tmp_path / "o"), "--overwrite"])
     printed = capsys.readouterr().out
-    assert "(limit 4: what follows was not read)" in printed
+    assert "(limit 4: the rest was not read)" in printed
     assert f"{files['a']}\n  records 40 + repeated " in printed
     assert "held out" in printed
     assert "evaluation: " in printed
     assert read_manifest(tmp_path / "o").config["sources"][0]["repeat"] == 2
 
 
-def test_sources_of_one_name_have_accounts_of_their_own(files, tokenizer_dir, tmp_path):
+def test_sources_of_the_same_name_have_separate_accounting(files, tokenizer_dir, tmp_path):
     report = run(
         [{"path": files[name], "name": "same"} for name in "ab"], tokenizer_dir, tmp_path / "o"
     )
-    check_ledger(report.folder)
+    check_accounting(report.folder)
     assert [(name, own.records) for name, own in source_accounts(report.manifest)] == [
         ("same", 40),
         ("same (2)", 30),
     ]
 
 
-def test_an_entry_fills_in_its_name():
+def test_the_default_name_of_an_entry_is_its_inputs():
     assert SourceEntry.of("a.jsonl").name == "a.jsonl"
     assert SourceEntry.of({"inputs": ["a", "b"]}).name == "a, b"

@@ -1,4 +1,4 @@
-"""The bars of a build, on a terminal and elsewhere."""
+"""The progress bar of a build, on a terminal and elsewhere."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 
 from tests.conftest import EXAMPLES
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are Unix's")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs pseudo-terminals")
 
 
 def shown(tokenizer: Path, output: Path, *flags: str) -> str:
-    """What a build writes to a terminal that is its stderr."""
+    """Return the output of a build whose stderr is a terminal."""
     command = [
         sys.executable,
         "-m",
@@ -54,11 +54,11 @@ def shown(tokenizer: Path, output: Path, *flags: str) -> str:
     return b"".join(parts).decode()
 
 
-def test_a_bar_from_the_first_moment(tokenizer_dir: Path, tmp_path: Path) -> None:
+def test_a_terminal_shows_a_bar_from_the_start(tokenizer_dir: Path, tmp_path: Path) -> None:
     text = shown(tokenizer_dir, tmp_path / "o")
     assert 0 <= text.index("prepare") < text.index("tokenize") < text.index("write")
     assert "prepare" not in text[text.index("write") :]
 
 
-def test_none_beside_json(tokenizer_dir: Path, tmp_path: Path) -> None:
+def test_no_bar_is_shown_with_json(tokenizer_dir: Path, tmp_path: Path) -> None:
     assert shown(tokenizer_dir, tmp_path / "o", "--json") == ""

@@ -1,4 +1,4 @@
-"""Spills: read back as they were written, and never otherwise, whatever has become of the file."""
+"""A spill is read back exactly as it was written, or not at all if the file is damaged."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def batch(*, masked: bool, weighted: bool) -> TokenBatch:
 
 
 def holds(spill: Spill, made: TokenBatch) -> bool:
-    """Whether a spill says what was written."""
+    """Whether a spill has the content that was written."""
     mask = np.ones(10, np.uint8) if spill.completion_mask is None else spill.completion_mask
     pairs = [
         (spill.input_ids, made.input_ids),
@@ -44,7 +44,7 @@ def holds(spill: Spill, made: TokenBatch) -> bool:
 
 
 @pytest.mark.parametrize(("masked", "weighted"), [(False, False), (True, False), (True, True)])
-def test_a_damaged_spill_is_noticed(tmp_path: Path, masked: bool, weighted: bool) -> None:
+def test_a_damaged_spill_is_detected(tmp_path: Path, masked: bool, weighted: bool) -> None:
     made = batch(masked=masked, weighted=weighted)
     file = tmp_path / "whole.arrow"
     write_spill(file, made)
@@ -53,15 +53,17 @@ def test_a_damaged_spill_is_noticed(tmp_path: Path, masked: bool, weighted: bool
     assert holds(spill, made)
     whole = file.read_bytes()
     chance = random.Random(0)
-    for place in range(len(whole)):
-        # A name of its own: what stands in a file is remembered by its name, size and time.
-        damaged = tmp_path / f"{place}.arrow"
+    for position in range(len(whole)):
+        # Another name, because the layout of a file is cached by its name, size and time.
+        damaged = tmp_path / f"{position}.arrow"
         damaged.write_bytes(
-            whole[:place] + bytes([whole[place] ^ 1 << chance.randrange(8)]) + whole[place + 1 :]
+            whole[:position]
+            + bytes([whole[position] ^ 1 << chance.randrange(8)])
+            + whole[position + 1 :]
         )
         spill = read_spill(damaged)
-        assert spill is None or holds(spill, made), place
-        damaged.write_bytes(whole[:place])
+        assert spill is None or holds(spill, made), position
+        damaged.write_bytes(whole[:position])
         assert read_spill(damaged) is None
         damaged.unlink()
     assert read_spill(tmp_path / "absent.arrow") is None

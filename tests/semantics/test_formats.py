@@ -75,12 +75,12 @@ def test_pretokenized_rows_must_contain_the_mask_of_train_on(
     if fine:
         assert build(path, **settings).manifest.trained_tokens == 1
     else:
-        with pytest.raises(ConfigError, match=f"--train-on {train_on}: .* holds tokens"):
+        with pytest.raises(ConfigError, match=f'train_on="{train_on}": .* holds tokens'):
             build(path, **settings)
 
 
-def test_pretokenized_rows_cannot_be_expanded(records, tokenizer_dir, tmp_path):
-    with pytest.raises(ConfigError, match=r"--expand-turns: .* holds tokens"):
+def test_tokens_have_no_turns_to_expand(records, tokenizer_dir, tmp_path):
+    with pytest.raises(ConfigError, match=r"expand_turns=True: .* holds tokens"):
         build(
             records([{"input_ids": [1, 2]}]),
             tokenizer=tokenizer_dir,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sftprep import BuildConfig, build, open_shards, verify
 from sftprep.core.types import TokenBatch
 from sftprep.errors import ConfigError, RecordError
-from sftprep.pipeline.overlong import OVERLONG, fit_lengths, without_untrained
+from sftprep.pipeline.overlong import OVERLONG, drop_untrained, fit_lengths
 from tests.semantics.prepared import prepare
 
 SEQUENCES = st.lists(st.lists(st.booleans(), max_size=12), max_size=8)
@@ -77,7 +77,7 @@ def test_each_overlong_setting_matches_its_definition_and_counts_balance(
     assert sorted(r.line for r in rejected) == sorted(lines)
     assert fitted.loss_weights.tolist() == (fitted.completion_mask / 2).tolist()
     trained = [piece for piece in expected if any(piece[1][1:])]
-    left = without_untrained(fitted, counts)
+    left = drop_untrained(fitted, counts)
     assert as_lists(left) == trained
     assert counts["trained_tokens"] == sum(sum(mask[1:]) for _, mask, _ in trained)
     dropped = sum(n for key, n in counts.items() if key.startswith("dropped."))
@@ -153,8 +153,8 @@ def test_split_keeps_every_token_except_an_unpredicted_last_one(
     assert verify(tmp_path / "out").problems == []
 
 
-def test_overlong_error_rejects_records(records, tokenizer_dir, tmp_path):
-    with pytest.raises(RecordError, match=r"data.jsonl:2.*more than --max-length 16 \[overlong\]"):
+def test_overlong_records_can_be_errors(records, tokenizer_dir, tmp_path):
+    with pytest.raises(RecordError, match=r"data.jsonl:2.*than max_length \(16\) \[overlong\]"):
         built(records, tokenizer_dir, tmp_path, TEXTS, max_length=16, overlong="error")
     settings = {
         "max_length": 16,

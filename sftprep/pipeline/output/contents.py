@@ -1,0 +1,218 @@
+"""Contents of an output folder: which of its paths belong to builds.
+
+A build removes or replaces a file only if the content of the file shows that a build wrote it, and
+one of these holds:
+
+1. the file is in the marked work folder;
+2. the manifest of the build in the folder names it;
+3. `commit.json`, which an interrupted commit leaves, names it.
+
+A damaged shard that the manifest names is replaced as well, because a new build is what repairs it.
+Every other file belongs to a user: the build refuses to start, or to commit, and names the file.
+Hidden files are ignored, and links are never followed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from sftprep.errors import ManifestError, OutputExists, setting
+from sftprep.shards.layout import (
+    COMMIT_NAME,
+    EVAL_FOLDER,
+    LOCK_NAME,
+    MANIFEST_NAME,
+    REJECTED_NAME,
+    SHARD_FOLDER,
+    WORK_FOLDER,
+    has_work_folder,
+    is_build_folder,
+    is_file,
+    is_folder,
+)
+from sftprep.shards.manifest import Manifest, read_manifest
+from sftprep.shards.ownership import committed_names, is_final_file, is_work_file
+from sftprep.shards.schema import SHARD_PATTERN
+
+_FINAL_NAME = re.compile(rf"(eval/)?(manifest\.json|shards/{SHARD_PATTERN})|rejected\.jsonl")
+"""Paths in the output folder to which a commit moves files."""
+
+
+def check_not_in_build(root: Path) -> None:
+    """Check that a folder is not inside the folder of another build.
+
+    Raises:
+        OutputExists: It is.
+    """
+    for parent in Path(os.path.realpath(root)).parents:
+        if is_build_folder(parent):
+            raise OutputExists(
+                f"{root} is inside {parent}, which holds a build",
+                remedy=f"choose an {setting('output')} folder outside of it",
+            )
+
+
+def check_contents(root: Path, *, overwrite: bool) -> set[str]:
+    """Check that an output folder may be used, and return the paths of the build in it.
+
+    Args:
+        root: The output folder.
+        overwrite: Whether a finished build in the folder may be replaced.
+
+    Returns:
+        The paths that earlier builds put in place, relative to `root`.
+
+    Raises:
+        OutputExists: The folder contains files of a user, or a finished build that may not be
+            replaced.
+    """
+    manifest, problem = _read_manifest_in(root)
+    # 1. The paths that may be replaced: those of the build in the folder, and the work files.
+    final_paths = _final_paths(root, manifest)
+    # These folders are entered, and everything in them must belong to a build too.
+    folders = {SHARD_FOLDER, EVAL_FOLDER, f"{EVAL_FOLDER}/{SHARD_FOLDER}", WORK_FOLDER}
+    work_paths: set[str] = set()
+    if has_work_folder(root):
+        work_paths = {f"{WORK_FOLDER}/{name}" for name in work_files(root / WORK_FOLDER)}
+        folders |= {f"{WORK_FOLDER}/{SHARD_FOLDER}", f"{WORK_FOLDER}/{EVAL_FOLDER}"}
+    elif _is_abandoned_lock(root / WORK_FOLDER / LOCK_NAME):
+        work_paths = {f"{WORK_FOLDER}/{LOCK_NAME}"}
+    # 2. Everything else belongs to a user, apart from hidden paths; so does a folder or a link with
+    # one of our names.
+    found = {name: regular for name, regular in list_paths(root, folders) if "/." not in f"/{name}"}
+    user_paths = sorted(
+        name
+        for name, is_regular in found.items()
+        if not (is_regular and name in final_paths | work_paths)
+    )
+    if user_paths:
+        raise user_files_error(root, user_paths, problem)
+    if manifest is not None and not overwrite:
+        inputs = ", ".join(info.path for info in manifest.inputs[:3])
+        raise OutputExists(
+            f"{root} holds a finished build of {manifest.rows:,} packs from {inputs}",
+            remedy=[
+                f"replace it with {setting('overwrite', True)}",
+                f"choose another {setting('output')} folder",
+            ],
+        )
+    return final_paths & found.keys()
+
+
+def user_files_error(root: Path, names: list[str], problem: str = "") -> OutputExists:
+    """Return the error for files in an output folder that no build created.
+
+    Args:
+        root: The output folder.
+        names: The paths of the files, relative to `root`.
+        problem: Why the manifest in the folder does not name them, if it is damaged.
+    """
+    more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+    return OutputExists(
+        f"{root} holds files that do not belong to a build in it: "
+        f"{', '.join(names[:5])}{more}" + (f" ({problem})" if problem else ""),
+        remedy=[
+            f"choose an {setting('output')} folder that is new or empty",
+            "move these files to another folder",
+        ],
+    )
+
+
+def work_files(work: Path) -> Iterator[str]:
+    """Yield the files in a work folder that builds wrote, relative to it."""
+    if not is_folder(work):
+        return
+    for name, is_regular in list_paths(work, {SHARD_FOLDER, EVAL_FOLDER}):
+        if is_regular and is_work_file(work, name):
+            yield name
+
+
+def list_paths(root: Path, folders: set[str]) -> list[tuple[str, bool]]:
+    """List the paths in a folder.
+
+    Args:
+        root: The folder.
+        folders: Paths that are entered and not listed, if they are folders and not links.
+
+    Returns:
+        Each path, relative to `root`, and whether it is a regular file.
+    """
+    found, to_enter = [], [""]
+    while to_enter:
+        parent = to_enter.pop()
+        with os.scandir(root / parent) as entries:
+            for entry in entries:
+                name = parent + entry.name
+                if name in folders and entry.is_dir(follow_symlinks=False):
+                    to_enter.append(f"{name}/")
+                else:
+                    found.append((name, entry.is_file(follow_symlinks=False)))
+    return found
+
+
+def _is_abandoned_lock(path: Path) -> bool:
+    """Whether a lock without a marker was left by a kill at the end of a build."""
+    return (
+        is_folder(path.parent)
+        and is_file(path)
+        and path.stat().st_size > 0
+        and is_work_file(path.parent, path.name)
+    )
+
+
+def _final_paths(root: Path, manifest: Manifest | None) -> set[str]:
+    """Return the paths that the manifests in a folder and its `commit.json` name.
+
+    A name alone proves nothing: a user may have replaced the file, or have written the
+    `commit.json`. So every file is examined, except the shards that a manifest names: a new build
+    is what repairs damaged ones.
+    """
+    named = _committed_paths(root) if has_work_folder(root) else set()
+    to_examine = named | {REJECTED_NAME}
+    if manifest is not None:
+        listed = _listed_paths(manifest)
+        evaluation = None
+        if manifest.eval.get("folder") == EVAL_FOLDER and is_folder(root / EVAL_FOLDER):
+            evaluation, _ = _read_manifest_in(root / EVAL_FOLDER)
+        # With another digest, it is a separate build that a user made in this folder.
+        if evaluation is not None and evaluation.digest == manifest.eval.get("digest"):
+            names = _listed_paths(evaluation)
+            listed |= {f"{EVAL_FOLDER}/{name}" for name in names - {REJECTED_NAME}}
+            # Both builds share one file of rejected records.
+            listed |= names & {REJECTED_NAME}
+        named |= listed
+        to_examine -= listed - {REJECTED_NAME}
+    return named - {name for name in to_examine if not _is_build_file(root / name)}
+
+
+def _is_build_file(path: Path) -> bool:
+    return is_file(path) and is_final_file(path)
+
+
+def _committed_paths(root: Path) -> set[str]:
+    """Return the paths that the `commit.json` in the work folder names."""
+    path = root / WORK_FOLDER / COMMIT_NAME
+    names = committed_names(path) if is_file(path) else None
+    return {name for name in names or () if _FINAL_NAME.fullmatch(name)}
+
+
+def _read_manifest_in(folder: Path) -> tuple[Manifest | None, str]:
+    """Return the manifest in a folder; or None, and why it cannot be read if there is one."""
+    if not is_file(folder / MANIFEST_NAME):
+        return None, ""
+    try:
+        return read_manifest(folder), ""
+    except ManifestError as error:
+        return None, error.message
+
+
+def _listed_paths(manifest: Manifest) -> set[str]:
+    """Return the paths of a build, relative to its folder, according to its manifest."""
+    paths = {MANIFEST_NAME, *(f"{SHARD_FOLDER}/{info.name}" for info in manifest.shards)}
+    accounting = manifest.accounting
+    if accounting.rejected or {"duplicate", "near_duplicate"} & accounting.left_out.keys():
+        paths.add(REJECTED_NAME)
+    return paths

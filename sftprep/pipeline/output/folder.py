@@ -1,0 +1,351 @@
+"""The output folder of a build: claim it, work in it, and commit the finished build atomically.
+
+A build works in `OUTPUT/spill`, the work folder, which it creates and marks. Everything that is not
+final is in it: spills, recipes, finished shards, manifests. The commit has three steps:
+
+1. write the names of the files that it will put in place, and those of the previous build, to
+   `spill/commit.json`;
+2. move the files to these names, the manifest last: until then, a reader sees the previous build;
+3. remove the files that only the previous build has, and the work folder.
+
+The rules for files that may be removed or replaced are in contents.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from sftprep.core.atomic_write import (
+    is_temporary_name,
+    storage_errors,
+    sync_folder,
+    temporary_name,
+    write_bytes,
+)
+from sftprep.errors import StorageError, setting
+from sftprep.pipeline.output.contents import (
+    check_contents,
+    check_not_in_build,
+    list_paths,
+    user_files_error,
+    work_files,
+)
+from sftprep.shards.layout import (
+    COMMIT_NAME,
+    EVAL_FOLDER,
+    LOCK_NAME,
+    MANIFEST_NAME,
+    MARKER_NAME,
+    RECIPE_PATTERN,
+    REJECTED_NAME,
+    SHARD_FOLDER,
+    SPILL_PATTERN,
+    WORK_FOLDER,
+    has_work_folder,
+    is_file,
+    is_folder,
+    is_work_folder_created,
+    mark_work_folder,
+)
+from sftprep.shards.locks import exclusive
+from sftprep.shards.manifest import Manifest
+from sftprep.shards.manifest_size import manifest_bytes
+from sftprep.shards.ownership import commit_bytes
+
+_HELD_NAMES = {MARKER_NAME, LOCK_NAME}
+"""Names in the work folder that stay while a build holds it."""
+_REUSABLE_NAME = re.compile(rf"{SPILL_PATTERN}|{RECIPE_PATTERN}")
+"""Paths in the work folder that `keep_spill` keeps in addition."""
+_USELESS_NAME = re.compile(rf"{'|'.join(map(re.escape, _HELD_NAMES))}|{RECIPE_PATTERN}")
+"""Paths in the work folder that save no work unless there is a spill."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputFolder:
+    """An output folder that this build has claimed.
+
+    Attributes:
+        root: The folder.
+        previous: The paths in it that earlier builds put in place, relative to `root`.
+    """
+
+    root: Path
+    previous: frozenset[str]
+
+    @property
+    def work(self) -> Path:
+        """The folder of the spills, the recipes and the files that are not committed yet."""
+        return self.root / WORK_FOLDER
+
+    def staging(self, *, evaluation: bool) -> Path:
+        """Create the folder in which shards are written before the commit, and return it."""
+        folder = self.work / (EVAL_FOLDER if evaluation else SHARD_FOLDER)
+        with storage_errors(folder):
+            folder.mkdir(exist_ok=True)
+        return folder
+
+    def commit(self, manifest: Manifest, evaluation: Manifest | None, *, keep_spill: bool) -> None:
+        """Replace the previous build by the finished one.
+
+        After each of these errors, except for a disk error between the moves, the previous build is
+        unchanged.
+
+        Args:
+            manifest: The manifest of the training build.
+            evaluation: The manifest of the evaluation build, if there is one.
+            keep_spill: Whether to keep the spills.
+
+        Raises:
+            ConfigError: A manifest is larger than the largest one that can be read.
+            OutputExists: Files of a user appeared in the folder while the build ran.
+            StorageError: A file cannot be written.
+        """
+        with storage_errors(self.root):
+            self._check_unchanged()
+            staged = self._stage(manifest, evaluation)
+            names = {name for _, name in staged}
+            # Found before the first move, so that the commit is not left half done.
+            _check_writable(self.root, names | self.previous)
+            commit_content = commit_bytes(sorted(names | self.previous))
+            write_bytes(self.work / COMMIT_NAME, commit_content)
+            _move_into_place(self.root, staged)
+            # Manifests are removed first, so that no reader takes the rest for a build.
+            obsolete = sorted(
+                self.previous - names, key=lambda name: not name.endswith(MANIFEST_NAME)
+            )
+            _remove(self.root, obsolete)
+            _clean_work_folder(self.work, keep_spill=keep_spill)
+
+    def _check_unchanged(self) -> None:
+        """Check that no other program put files into the folder while the build ran."""
+        appeared = check_contents(self.root, overwrite=True) - self.previous
+        if appeared:
+            raise user_files_error(self.root, sorted(appeared))
+
+    def _stage(self, manifest: Manifest, evaluation: Manifest | None) -> list[tuple[Path, str]]:
+        """Write the manifests to the work folder, and list all files with their final names.
+
+        The files are moved in this order. The manifest of the training build is the last one, so
+        that a build with a manifest is complete.
+        """
+        work = self.work
+        staged = [
+            (work / SHARD_FOLDER / shard.name, f"{SHARD_FOLDER}/{shard.name}")
+            for shard in manifest.shards
+        ]
+        if evaluation is not None:
+            staged += [
+                (work / EVAL_FOLDER / shard.name, f"{EVAL_FOLDER}/{SHARD_FOLDER}/{shard.name}")
+                for shard in evaluation.shards
+            ]
+            staged.append((work / f"eval-{MANIFEST_NAME}", f"{EVAL_FOLDER}/{MANIFEST_NAME}"))
+            write_bytes(staged[-1][0], manifest_bytes(evaluation))
+        if (work / REJECTED_NAME).exists():
+            staged.append((work / REJECTED_NAME, REJECTED_NAME))
+        staged.append((work / MANIFEST_NAME, MANIFEST_NAME))
+        write_bytes(staged[-1][0], manifest_bytes(manifest))
+        return staged
+
+
+@contextmanager
+def claim_output(root: Path, *, overwrite: bool) -> Iterator[OutputFolder]:
+    """Create the output folder, and hold it while the block runs.
+
+    Args:
+        root: The output folder.
+        overwrite: Whether a finished build in it may be replaced.
+
+    Raises:
+        OutputExists: The folder contains a finished build that may not be replaced, or files of a
+            user, or it is inside the folder of another build.
+        OutputBusy: Another build holds the folder.
+        StorageError: The folder cannot be written.
+    """
+    with _created_folders(root):
+        with storage_errors(root):
+            if not has_work_folder(root):
+                check_contents(root, overwrite=overwrite)
+                _create_work_folder(root)
+        with _held(root, overwrite=overwrite) as output:
+            yield output
+
+
+@contextmanager
+def _created_folders(root: Path) -> Iterator[None]:
+    """Create the output folder while the block runs.
+
+    At the end, the folder and its parents are removed if this build created them and they are
+    empty.
+    """
+    with storage_errors(root):
+        check_not_in_build(root)
+        created = [folder for folder in (root, *root.parents) if not folder.exists()]
+    try:
+        with storage_errors(root):
+            root.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for folder in created:
+            _remove_empty(folder)
+
+
+@contextmanager
+def _held(root: Path, *, overwrite: bool) -> Iterator[OutputFolder]:
+    """Hold an output folder with a marked work folder while the block runs.
+
+    The spills of a build that fails are kept and reused. If there are none, the work folder is
+    removed as well, unless its marker says that a user created it.
+    """
+    work = root / WORK_FOLDER
+    remedy = f"wait until it has ended, or choose another {setting('output')} folder"
+    with exclusive(work / LOCK_NAME, "another build", root, remedy=remedy):
+        with storage_errors(root):
+            # Checked again, because another build may have ended since the first check.
+            previous = check_contents(root, overwrite=overwrite)
+            if not has_work_folder(root):
+                _create_work_folder(root)
+            marker = os.lstat(work / MARKER_NAME)
+            is_created = is_work_folder_created(work)
+            _remove_abandoned_parents(root)
+        try:
+            yield OutputFolder(root=root, previous=frozenset(previous))
+        finally:
+            if all(_USELESS_NAME.fullmatch(name) for name in work_files(work)):
+                _clean_work_folder(work, keep_spill=False)
+                # While the lock is held, no other build marks or locks the folder.
+                if _is_same_file(work / MARKER_NAME, marker):
+                    names = {name for name, _ in list_paths(work, set())}
+                    if is_created and names <= _HELD_NAMES:
+                        _remove_work_folder(root)
+                    else:
+                        (work / MARKER_NAME).unlink(missing_ok=True)
+
+
+# --- the work folder ------------------------------------------------------------------------------
+
+
+def _create_work_folder(root: Path) -> None:
+    """Create and mark the work folder.
+
+    It is created in a temporary parent and moved, so that it has its marker from the start: after a
+    kill between the two steps, nothing would tell an empty folder from one of a user, and it would
+    stay for good.
+    """
+    work = root / WORK_FOLDER
+    if work.exists():
+        # A lock without a marker is what a kill leaves at the end of a build, which created the
+        # folder. Otherwise a user created it.
+        mark_work_folder(root, created=is_file(work / LOCK_NAME))
+        return
+    parent = root / temporary_name(WORK_FOLDER)
+    try:
+        (parent / WORK_FOLDER).mkdir(parents=True)
+        mark_work_folder(parent, created=True)
+        os.rename(parent / WORK_FOLDER, work)
+    except (OSError, StorageError):
+        # Another build may have been faster; its lock shows whether it still runs.
+        if not has_work_folder(root):
+            raise
+    finally:
+        _remove_temporary_parent(parent)
+
+
+def _remove_work_folder(root: Path) -> None:
+    """Remove a work folder that a build created, with its marker and lock.
+
+    It is moved to a temporary parent first, for the same reason as in `_create_work_folder`.
+    """
+    parent = root / temporary_name(WORK_FOLDER)
+    with suppress(OSError):  # a folder that cannot be removed stays marked, for the next build
+        parent.mkdir()
+        os.rename(root / WORK_FOLDER, parent / WORK_FOLDER)
+    _remove_temporary_parent(parent)
+
+
+def _remove_temporary_parent(parent: Path) -> None:
+    """Remove the temporary parent of a work folder, with everything that builds wrote in it."""
+    work = parent / WORK_FOLDER
+    with suppress(OSError):
+        for name in list(work_files(work)):
+            (work / name).unlink(missing_ok=True)
+    _remove_empty(work)
+    _remove_empty(parent)
+
+
+def _remove_abandoned_parents(root: Path) -> None:
+    """Remove the temporary parents that killed builds left."""
+    for name, is_regular in list_paths(root, set()):
+        if not is_regular and is_temporary_name(name) and is_folder(root / name):
+            _remove_temporary_parent(root / name)
+
+
+def _clean_work_folder(work: Path, *, keep_spill: bool) -> None:
+    """Remove the files of builds in a work folder, except for the marker and the lock.
+
+    Args:
+        work: The work folder.
+        keep_spill: Whether to keep the spills and the recipes too.
+    """
+    for name in list(work_files(work)):
+        if name not in _HELD_NAMES and not (keep_spill and _REUSABLE_NAME.fullmatch(name)):
+            (work / name).unlink(missing_ok=True)
+    for folder in (SHARD_FOLDER, EVAL_FOLDER):
+        _remove_empty(work / folder)
+
+
+# --- changes to the folder ------------------------------------------------------------------------
+
+
+def _check_writable(root: Path, names: set[str]) -> None:
+    """Raise StorageError if a file cannot be moved into a folder, or removed from it."""
+    for folder in {root / parent for name in names for parent in Path(name).parents}:
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            with storage_errors(folder):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def _move_into_place(root: Path, staged: list[tuple[Path, str]]) -> None:
+    """Move files to their final names, in order.
+
+    Before a manifest is moved, the folders of all files before it are synced to the disk.
+    """
+    for _, name in staged:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+    unsynced: set[Path] = {root}
+    for path, name in staged:
+        if name.endswith(MANIFEST_NAME):
+            for folder in unsynced:
+                sync_folder(folder)
+            unsynced = set()
+        os.replace(path, root / name)
+        unsynced.add((root / name).parent)
+    sync_folder(root)
+
+
+def _remove(root: Path, names: list[str]) -> None:
+    """Remove files, and the folders below `root` that are empty afterwards."""
+    for name in names:
+        (root / name).unlink(missing_ok=True)
+    folders = {parent for name in names for parent in Path(name).parents if parent.name}
+    # The deepest folders first.
+    for folder in sorted(folders, key=lambda folder: -len(folder.parts)):
+        _remove_empty(root / folder)
+
+
+def _is_same_file(path: Path, status: os.stat_result) -> bool:
+    """Whether a path still is the file with this status."""
+    try:
+        return os.path.samestat(os.lstat(path), status)
+    except FileNotFoundError:
+        return False
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # it does not exist, or is not empty
+        folder.rmdir()
