@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sftprep.config.build import BuildConfig
-from sftprep.config.validation import strings
+from sftprep.config.validation import to_strings
 from sftprep.errors import ConfigError, setting
 from sftprep.pipeline.build import BuildReport
 from sftprep.pipeline.build import build as run

@@ -82,8 +82,8 @@ def sum_accounting(items: list[Accounting]) -> Accounting:
     """Return the sum of the accounting of several inputs, and check that it balances."""
     counts: Counter[str] = Counter()
     for item in items:
-        counts.update(item.counts())
-    summed = Accounting.of(counts)
+        counts.update(item.to_counts())
+    summed = Accounting.from_counts(counts)
     wrong = summed.check()
     assert not wrong, (
         "the accounting of this build does not balance, which is a bug in sftprep:"

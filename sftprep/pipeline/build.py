@@ -120,7 +120,7 @@ def build(
             for r in setup.recipes
         ]
         recipes = [
-            recipe_file(output.work, recipe, server.place if server else None)
+            recipe_file(output.work, recipe, server.address if server else None)
             for recipe, server in zip(setup.recipes, servers, strict=True)
         ]
         if workers > 1:

@@ -91,7 +91,7 @@ class LossMask:
         if by_ids.all():
             return MaskedTokens(tokens, mask, None)
         others = np.flatnonzero(~by_ids).tolist()
-        part = batch.part(others, self._renderer.in_spans)
+        part = batch.select(others, self._renderer.reference_spans)
         by_characters = self._mask_by_characters(part, tokens.take(others), encoder, counts)
         return _replace_texts(MaskedTokens(tokens, mask, None), others, by_characters)
 
@@ -133,7 +133,7 @@ class LossMask:
         failed, cut = place_regions(tokens, anchored, table, mask)
         # 2. Examine the texts that a normalizer changed.
         altered = np.zeros(len(numbers), np.bool_)
-        for index in np.flatnonzero(np.isin(numbers, tokens.altered)).tolist():
+        for index in np.flatnonzero(np.isin(numbers, tokens.altered_texts)).tolist():
             altered[index] = self._may_move_boundary(batch, index)
         by_ids = np.zeros(len(batch.texts), np.bool_)
         by_ids[numbers] = ~(failed | altered)
@@ -186,7 +186,7 @@ class LossMask:
         numbers: list[int],
     ) -> bool:
         """Whether these texts have the same masks by the reference path."""
-        part = batch.part(numbers, self._renderer.in_spans)
+        part = batch.select(numbers, self._renderer.reference_spans)
         reference = self._mask_by_characters(part, tokens.take(numbers), encoder, Counter())
         masks = [mask[tokens.offsets[k] : tokens.offsets[k + 1]] for k in numbers]
         return np.array_equal(np.concatenate(masks), reference.mask)
@@ -213,8 +213,8 @@ class LossMask:
         alone = encoder.encode(literals.texts)
         followed = encoder.encode([text + "x" for text in literals.texts])
         for number in range(len(literals.texts)):
-            variants = [alone.of(number)]
-            ids = followed.of(number)
+            variants = [alone.ids_of_text(number)]
+            ids = followed.ids_of_text(number)
             # If the last id is that of the "x", the others cover the literal.
             if ids[-1] == id_of_x and not np.array_equal(ids[:-1], variants[0]):
                 variants.append(ids[:-1])
@@ -234,7 +234,7 @@ class LossMask:
         spec = self._spec
         plain = np.array(batch.plain, dtype=np.bool_)
         # 1. Without spans every token is trained, and no character is looked up.
-        chars = encoder.token_chars(batch.texts, tokens) if batch.have_parts else None
+        chars = encoder.token_chars(batch.texts, tokens) if batch.has_parts else None
         if batch.marked:
             tokens, chars = self._escape(tokens, chars, batch.marked)
         mask, weights = _mask_by_spans(batch, chars, tokens)
@@ -259,7 +259,7 @@ class LossMask:
         self, tokens: Tokens, chars: NDArray[np.int64] | None, marked: dict[int, EscapedText]
     ) -> tuple[Tokens, NDArray[np.int64] | None]:
         """Encode the special tokens that texts spell as plain text."""
-        return with_replaced(
+        return replace_texts(
             tokens,
             chars,
             {number: self._escaped_encoder.encode(text) for number, text in marked.items()},
@@ -333,7 +333,7 @@ def _surround(
         ->  [[1, 5, 6, 2], [7]], [1, 2, 4]
     """
     lengths = np.diff(tokens.offsets)
-    offsets = edges(lengths + is_selected * (len(prefix) + len(suffix)))
+    offsets = to_offsets(lengths + is_selected * (len(prefix) + len(suffix)))
     ids = np.empty(int(offsets[-1]), dtype=np.int32)
     # Copy the old ids.
     shift = offsets[:-1] + is_selected * len(prefix) - tokens.offsets[:-1]

@@ -94,7 +94,7 @@ def _split(
     starts = (np.arange(len(sequence)) - first_piece) * max_length
     counts["extra.split"] += len(sequence) - len(pieces)
     lengths = np.minimum(batch.lengths[sequence] - starts, max_length)
-    return batch.gathered(sequence, lengths, starts)
+    return batch.gather(sequence, lengths, starts)
 
 
 def _drop(
@@ -108,7 +108,7 @@ def _drop(
     overlong = batch.lengths > max_length
     counts["dropped.overlong"] += int(np.count_nonzero(overlong))
     counts["tokens_dropped.overlong"] += int(batch.lengths[overlong].sum())
-    return batch.gathered(np.flatnonzero(~overlong), batch.lengths[~overlong])
+    return batch.gather(np.flatnonzero(~overlong), batch.lengths[~overlong])
 
 
 def _reject(
@@ -129,7 +129,7 @@ def _reject(
     # the accounting would not balance.
     counts["dropped.of_rejected_record"] += int(np.count_nonzero(removed)) - len(lines)
     counts["tokens_dropped.overlong"] += int(batch.lengths[removed].sum())
-    return batch.gathered(np.flatnonzero(~removed), batch.lengths[~removed])
+    return batch.gather(np.flatnonzero(~removed), batch.lengths[~removed])
 
 
 OVERLONG: dict[str, OverlongRule] = {

@@ -51,14 +51,14 @@ class Preprocessor:
 
     def __init__(self, recipe: Recipe, *, threads: bool) -> None:
         self.recipe = recipe
-        self.reading = recipe.reading()  # how records are read
+        self.reading = recipe.record_options()  # how records are read
         self.renderer = Renderer(recipe)  # examples to texts
         # Texts to ids.
         self.encoder = VerifiedEncoder(recipe.tokenizer, recipe.encoder, threads=threads)
         self.masks = LossMask(recipe.tokenizer, self.renderer)  # which tokens are trained
         # Raises InvalidRecord for an example that fails a quality check; None: nothing is checked.
         self.quality_check = (
-            suspect_check(recipe.tokenizer, escaped=recipe.escape_special)
+            make_quality_check(recipe.tokenizer, escaped=recipe.escape_special)
             if recipe.reject_suspects
             else None
         )
@@ -140,12 +140,12 @@ def _without_garbage_collection() -> Iterator[None]:
 
 @_without_garbage_collection()
 def _make_sequences(
-    stages: Preprocessor, data: bytes, format_name: str, partition: EncodedPartition
+    stages: Preprocessor, data: bytes, format_name: str, partition: PartitionEncoder
 ) -> TokenBatch:
     """Return the sequences of a partition by one encoder, or raise EncoderFault."""
     recipe, counts = stages.recipe, Counter[str]()
     rejected: list[Rejected] = []
-    content = Letters(data)
+    content = ByteSearcher(data)
     examples = read_examples(stages, content, format_name, rejected, counts)
     if format_name == "tokens":
         batch = to_token_batch(examples, recipe.tokenizer.vocab_size, rejected, counts)
@@ -163,19 +163,19 @@ def _make_sequences(
 
 def _encode_examples(
     stages: Preprocessor,
-    content: Letters,
+    content: ByteSearcher,
     examples: list[Example],
-    partition: EncodedPartition,
+    partition: PartitionEncoder,
     rejected: list[Rejected],
     counts: Counter[str],
 ) -> TokenBatch:
     """Render, encode and mask the examples of a partition."""
     recipe, renderer = stages.recipe, stages.renderer
     # 1. Render, and count the backend (compiled template or Jinja) of each conversation.
-    before = renderer.ways()
-    watch = recipe.escape_special or renderer.spelled.may_be_in(content)
+    before = renderer.backend_counts()
+    watch = recipe.escape_special or renderer.special_tokens.may_be_in(content)
     texts = renderer.render(examples, rejected, counts, watch=watch)
-    renders = renderer.ways() - before
+    renders = renderer.backend_counts() - before
     counts.update({f"template.{backend}": number for backend, number in renders.items()})
     # 2. Encode.
     tokens = partition.encode(texts.texts)
@@ -194,7 +194,7 @@ def _encode_examples(
 
 def read_examples(
     stages: Preprocessor,
-    content: Letters,
+    content: ByteSearcher,
     format_name: str,
     rejected: list[Rejected],
     counts: Counter[str],

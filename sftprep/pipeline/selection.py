@@ -364,7 +364,7 @@ def _count_inputs(
         counts_of[number].update(change)
     # A reason that applies to nothing is omitted.
     return [
-        Accounting.of(
+        Accounting.from_counts(
             {name: number for name, number in counts.items() if number or "." not in name}
         )
         for counts in counts_of.values()

@@ -33,7 +33,6 @@ from sftprep.tokenize.select import probe_encoder
 _log = logging.getLogger(__name__)
 
 _CHAT_FORMATS = ("messages", "sharegpt")
-_RECORDS_EXAMINED = 100
 _DEFAULT_MAX_LENGTH = 1024
 
 
@@ -120,10 +119,12 @@ def prepare_setup(
             recipes.append(recipe)
         number = recipe_numbers[entry_format]
         recipe_of.append(number)
-        records = _first_records(each.source)
+        records = first_records(first_lines(each.source))
         formats.append(format_of(each.source.name, records, entry_config, recipes[number]))
         # Of a table, only the columns that the formats know are read.
-        source = dataclasses.replace(each.source, columns=keys_read(recipes[number].reading()))
+        source = dataclasses.replace(
+            each.source, columns=keys_read(recipes[number].record_options())
+        )
         narrowed_inputs.append(dataclasses.replace(each, source=source))
     return Setup(narrowed_inputs, entries, formats, recipe_of, recipes, encoder)
 
@@ -181,7 +182,7 @@ def format_of(
         TokenizerError: The records need an end-of-sequence token, and the tokenizer has none.
         ConfigError: A setting is not supported for records of this format.
     """
-    detected = _detect(name, records, config, recipe.reading())
+    detected = _detect(name, records, config, recipe.record_options())
     _check_compatible(recipe, detected)
     return detected.format
 
@@ -230,14 +231,7 @@ def _read_template(config: BuildConfig, spec: TokenizerSpec) -> str | None:
 def _check_compiles(template: str) -> None:
     """Raise TemplateError if a chat template does not compile."""
     # Jinja only: the compiled form is made where the template is used.
-    ChatTemplate(template, variables={}, way="jinja")
-
-
-def _first_records(source: Source) -> Iterator[dict[str, Any]]:
-    for line in islice(first_lines(source), _RECORDS_EXAMINED):
-        record = parse_line(line, 0)
-        if isinstance(record, dict):
-            yield record
+    ChatTemplate(template, variables={}, backend="jinja")
 
 
 def _detect(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sftprep.config.build import BuildConfig
 from sftprep.core.hashing import seeded_permutation
-from sftprep.core.ragged import Ragged, edges
+from sftprep.core.ragged import Ragged, to_offsets
 from sftprep.errors import ConfigError, setting
 from sftprep.packing.strategies import PackPlan
 from sftprep.pipeline.executors import Executor
@@ -258,7 +258,7 @@ def write_one_shard(task: ShardTask) -> _WrittenShard:
     # 1. Sort the sequences by spill. Those of spill k are by_spill[bounds[k]:bounds[k + 1]].
     by_spill = np.argsort(task.spill, kind="stable")
     bounds = np.searchsorted(task.spill[by_spill], np.arange(len(task.spills) + 1))
-    offsets = edges(task.seq_lengths[by_spill].astype(np.int64))
+    offsets = to_offsets(task.seq_lengths[by_spill].astype(np.int64))
     ids = np.empty(int(offsets[-1]), dtype=np.int32)
     # A spill without these columns has their default.
     mask = np.ones(len(ids), dtype=np.uint8)
@@ -286,12 +286,12 @@ def write_one_shard(task: ShardTask) -> _WrittenShard:
     # 3. Bring them into the order of the shard.
     position_of = np.argsort(by_spill)
     shard = ShardRows(
-        Ragged(ids, offsets).taken(position_of).values,
-        (mask if mask.all() else Ragged(mask, offsets).taken(position_of).values).view(np.bool_),
+        Ragged(ids, offsets).take(position_of).values,
+        (mask if mask.all() else Ragged(mask, offsets).take(position_of).values).view(np.bool_),
         task.seq_lengths,
         origin,
         task.pack_offsets,
-        None if weights is None else Ragged(weights, offsets).taken(position_of).values,
+        None if weights is None else Ragged(weights, offsets).take(position_of).values,
     )
     info = write_shard(
         task.shard_folder,
@@ -320,7 +320,7 @@ def _gather_rows(
         lengths: int32 [n]; the number of values to take from each row, if `starts` is not None.
     """
     if starts is None:
-        return Ragged(values, offsets.astype(np.int64)).taken(rows.astype(np.int64)).values
+        return Ragged(values, offsets.astype(np.int64)).take(rows.astype(np.int64)).values
     begins = offsets[rows] + starts
     slices = map(slice, begins.tolist(), (begins + lengths).tolist())
     return np.concatenate([values[:0], *map(values.__getitem__, slices)])

@@ -97,14 +97,10 @@ def write_spill(path: Path, batch: TokenBatch) -> None:
         },
     )
     columns = [*lists.values(), arrow_array(batch.origin)]
-    temporary = path.with_name(temporary_name(path.name))
-    with storage_errors(path):
-        try:
-            with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-                writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with storage_errors(path), temporary_path(path) as temporary:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+        os.replace(temporary, path)
 
 
 def read_spill(path: Path) -> Spill | None:

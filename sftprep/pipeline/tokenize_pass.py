@@ -25,7 +25,7 @@ from sftprep.pipeline.preprocess import Preprocessor, begin_preprocess
 from sftprep.pipeline.sequence_stats import SequenceStats, StatsRequest, collect_stats
 from sftprep.pipeline.spill import map_spill, read_spill, spill_path, write_spill
 from sftprep.recipe import RecipeFile
-from sftprep.sources.lanes import Places, places_of
+from sftprep.sources.lanes import RecordPositions, record_positions
 from sftprep.sources.partition import Partition, read_partition
 
 _SAMPLES_AT_START = 16
@@ -89,7 +89,7 @@ class PartitionResult:
     counts: dict[str, int]
     rejected: list[Rejected]
     reused: bool
-    places: Places | None = None
+    places: RecordPositions | None = None
     stats: SequenceStats | None = None
     has_weights: bool = False
 
@@ -141,7 +141,7 @@ def _start_partition(task: TokenizeTask) -> _InFlightPartition:
     if existing is None:
         samples = _SAMPLES_AT_START if task.partition.index == 0 else 0
         stages = _load_preprocessor(task.recipe, task.threads)
-        stages.encoder.ask(task.recipe.reference)
+        stages.encoder.use_server(task.recipe.reference)
         # The key selects the samples, so that a repetition compares the same texts.
         seed = int(key[:16], 16)
         complete = begin_preprocess(stages, data, task.format, seed=seed, first=samples)
@@ -152,7 +152,7 @@ def _start_partition(task: TokenizeTask) -> _InFlightPartition:
         spill = existing or map_spill(path)
         places = None
         if task.lane_block:
-            places = places_of(task.partition, data, spill.origin, task.lane_block)
+            places = record_positions(task.partition, data, spill.origin, task.lane_block)
         return PartitionResult(
             partition=dataclasses.replace(task.partition, payload=None),
             key=key,
