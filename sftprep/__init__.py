@@ -3,7 +3,17 @@
 The public names are imported when they are first used, so that `import sftprep` is fast.
 """
 
-from __future__ import annotations
+import os
+import sys
+
+# With `python -m sftprep`, Python searches the working directory first, and nothing but this
+# package may come from it. Only modules that the interpreter has loaded itself are imported before.
+if (
+    sys.argv[:1] == ["-m"]
+    and "sftprep" in sys.orig_argv
+    and sys.path[0] == os.getcwd() != os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+):
+    del sys.path[0]
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -3,7 +3,17 @@
 The public names are imported at their first use, so that `import sfttrain` takes no time.
 """
 
-from __future__ import annotations
+import os
+import sys
+
+# With `python -m sfttrain`, Python searches the working directory first, and nothing but this
+# package may come from it. Only modules that the interpreter has loaded itself are imported before.
+if (
+    sys.argv[:1] == ["-m"]
+    and "sfttrain" in sys.orig_argv
+    and sys.path[0] == os.getcwd() != os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+):
+    del sys.path[0]
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sftprep.chat_template.reference import rendering
 from sftprep.chat_template.template import ChatTemplate
 from sftprep.errors import TemplateError
 from tests.chat_template.cases import (
@@ -96,3 +97,20 @@ def test_the_text_is_that_of_the_tokenizer(tokenizer: str) -> None:
         case = CONVERSATIONS[name]
         text = real.apply_chat_template(case.messages, tools=case.tools, tokenize=False)
         assert template.render(case.messages, tools=case.tools).text == text
+
+
+@pytest.mark.parametrize("backend", ["auto", "jinja"])
+def test_the_cost_of_a_long_conversation_is_linear(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The size of the input, which limits the output, is measured a few times at most."""
+    source = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}\n{% endfor %}"
+    template = ChatTemplate(source, variables={}, backend=backend)  # type: ignore[arg-type]
+    messages = [{"role": "user", "content": f"turn {k}"} for k in range(100_000)]
+    calls: list[int] = []
+    size_of = rendering.size_of
+    monkeypatch.setattr(rendering, "size_of", lambda value: (calls.append(1), size_of(value))[1])
+    text = template.render(messages).text
+    assert len(text) > 1 << 20
+    assert text.endswith("turn 99999\n")
+    assert len(calls) < 10

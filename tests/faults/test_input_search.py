@@ -113,6 +113,14 @@ def test_a_hard_link_is_not_both_trained_and_evaluated(tokenizer_dir, tmp_path):
         )
 
 
+def test_a_hard_link_of_a_shard_in_the_output_folder_is_not_read(build_into, tmp_path, caplog):
+    output = build_into(tmp_path / "o")
+    first = add(tmp_path / "in" / "a.jsonl")
+    os.link(next((output / "shards").iterdir()), tmp_path / "in" / "b.arrow")
+    assert find_files((str(tmp_path / "in"),), output=str(output)) == [first]
+    assert "in/b.arrow (the output folder)" in caplog.text
+
+
 def test_linked_folders_that_are_not_read_by_another_path_are_logged(tmp_path, caplog):
     top = tmp_path / "in"
     first, second = add(top / "a.jsonl"), add(top / "sub" / "b.jsonl")

@@ -68,8 +68,12 @@ def test_a_build_executes_nothing_from_the_working_directory(tokenizer_dir, tmp_
     assert (done.returncode, os.listdir(marks)) == (0, []), done.stderr
     done = run_in(folder, script("sftprep"), "inspect", str(tmp_path / "out"), **cache)
     assert (done.returncode, os.listdir(marks)) == (0, []), done.stderr
-    # `python -m` itself imports some of the standard library from the working directory.
-    for name in sys.stdlib_module_names:
+    # `python -m` itself imports some of the standard library from the working directory, before
+    # it runs anything of ours.
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "nothing.py").write_text("import sys; print(*sys.modules)")
+    loaded = run_in(tmp_path / "empty", sys.executable, "-m", "nothing").stdout.split()
+    for name in loaded:
         (folder / f"{name}.py").unlink(missing_ok=True)
     command = (sys.executable, "-m", "sftprep", *arguments, str(tmp_path / "again"))
     done = run_in(folder, *command, PYTHONPATH=str(ROOT), **cache)

@@ -133,6 +133,14 @@ def test_a_token_without_a_role_is_preferred() -> None:
     assert between.text == STOP
 
 
+def test_a_token_that_the_template_writes_is_the_last_choice() -> None:
+    """Each text would contain it, and would have to be encoded on its own."""
+    roles = {"bos_token": START, "eos_token": END, "pad_token": STOP}
+    separator = find_separator(spec_of(byte_level(), **roles, chat_template="{{ bos_token }}"))
+    assert separator is not None
+    assert separator.text == STOP
+
+
 def test_a_token_that_is_the_start_of_another_is_not_a_separator() -> None:
     """With the following text it would become the other token, and a text that contains it could
     make the number of separators right again."""

@@ -126,7 +126,8 @@ def _join(
     if attribute is not None:
         value = map(filters.make_attrgetter(context.environment, attribute), value)
     items = to_reiterable(value)
-    check_join(d, items)
+    if len(items) > 1:  # most lists of parts have one
+        check_join(d, items)
     return filters.sync_do_join(context, items, d)
 
 

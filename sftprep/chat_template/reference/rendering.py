@@ -109,12 +109,15 @@ def run_template(
     tag = environment.generation
     tag.start()
     blocks: list[str] = []
+    limit = OUTPUT_FLOOR
     try:
         for block in template.generate(variables):
             blocks.append(block)
             tag.written += len(block)
-            if tag.written > OUTPUT_FLOOR:
+            if tag.written > limit:
                 check_output(tag.written, variables)
+                # The size of the input is only computed for a long output, and only once.
+                limit = max_output(variables)
     except TemplateError:
         raise
     except Exception as error:
@@ -140,13 +143,18 @@ def run_template(
     return "".join(blocks), tuple(tag.spans)
 
 
+def max_output(variables: Mapping[str, Any]) -> int:
+    """Return the number of characters that a template may write for these variables."""
+    return OUTPUT_FLOOR + OUTPUT_RATIO * size_of(variables)
+
+
 def check_output(num_characters: int, variables: Mapping[str, Any]) -> None:
     """Reject an output that is far larger than its input.
 
     Raises:
         TemplateError: The output has more characters than the template may write.
     """
-    limit = OUTPUT_FLOOR + OUTPUT_RATIO * size_of(variables)
+    limit = max_output(variables)
     if num_characters > limit:
         raise TemplateError(
             f"the chat template writes more than {limit} characters for this conversation",

@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 
 from sftprep.config.cache_location import cache_dir
@@ -66,6 +67,17 @@ class FolderSearch:
         """Whether a real path is the output folder or is inside of it."""
         return self.output is not None and f"{real}/".startswith(f"{self.output}/")
 
+    @cached_property
+    def _output_files(self) -> frozenset[object]:
+        """The files in the output folder, which hard links elsewhere may share."""
+        if self.output is None:
+            return frozenset()
+        return frozenset(
+            file_identity(os.path.join(folder, name))
+            for folder, _, names in os.walk(self.output)
+            for name in names
+        )
+
     def is_in_saved_split(self, path: str) -> bool:
         """Whether a path is in the chosen split of a saved data set."""
         return path.startswith(tuple(self._saved_splits))
@@ -102,7 +114,7 @@ class FolderSearch:
         """
         kept: dict[object, str] = {}
         for path in sorted(set(paths), key=lambda path: (os.path.islink(path), path)):
-            if self.is_output(os.path.realpath(path)):
+            if self.is_output(os.path.realpath(path)) or file_identity(path) in self._output_files:
                 self.skip("the output folder", path)
             elif os.path.islink(path) and work_folder_of(path) is not None:
                 self.skip(_INTERMEDIATE, path)

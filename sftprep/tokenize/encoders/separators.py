@@ -53,16 +53,16 @@ def find_separator(spec: TokenizerSpec) -> Separator | None:
             for other in entries
         )
     ]
-    with_roles = {*spec.special_tokens.values()}
+    roles = spec.special_tokens
+    # Templates write the tokens of the roles `bos_token` and `eos_token` through variables.
+    written = {roles.get("bos_token"), roles.get("eos_token")}
     template = spec.chat_template or ""
-    return next(
-        (
-            candidate
-            for candidate in candidates
-            if candidate.text not in with_roles and candidate.text not in template
-        ),
-        next(iter(candidates), None),
-    )
+
+    def is_last_choice(candidate: Separator) -> tuple[bool, bool]:
+        in_texts = candidate.text in written or candidate.text in template
+        return in_texts, candidate.text in roles.values()
+
+    return min(candidates, key=is_last_choice, default=None)
 
 
 def _is_byte_level(pre_tokenizers: list[dict[str, Any]]) -> bool:
