@@ -25,7 +25,8 @@ from typing import Any
 
 from sftprep.chat_template.template import ChatTemplate
 from sftprep.errors import SftprepError
-from sftprep.render.conservation import (
+from sftprep.render.conservation import ConservationCheck
+from sftprep.render.content_leaves import (
     ARGUMENT,
     CALL,
     LOSSES,
@@ -35,7 +36,6 @@ from sftprep.render.conservation import (
     REASONING_KEYS,
     TEXT_WITH_CALL,
     TOOLS,
-    ConservationCheck,
 )
 
 SPECIAL_TOKENS = {

@@ -60,15 +60,7 @@ def build(
                 remedy="put them into the BuildConfig, or pass a source instead of it",
             )
         return run(source, progress=progress)
-    # None means that the setting has its default.
-    settings = {name: value for name, value in settings.items() if value is not None}
-    # A tokenizer object is written to a file, from which each worker loads it.
-    if not isinstance(settings.get("tokenizer", ""), (str, os.PathLike)):
-        from sftprep.tokenize.loading.export import export_tokenizer
-
-        settings["tokenizer"] = export_tokenizer(settings["tokenizer"])
-    paths = {name: value for name, value in settings.items() if isinstance(value, os.PathLike)}
-    settings |= {name: str(path) for name, path in paths.items()}
+    settings = _to_plain_settings(settings)
     if eval_source is None and not _is_paths(settings.get("eval_input", "")):
         eval_source = settings.pop("eval_input")
     # Before the test for a mapping: a dictionary of lists is columns, not splits.
@@ -116,6 +108,20 @@ def _select_splits(splits: Any, eval_source: Any, settings: dict[str, Any]) -> t
             ],
         )
     return splits[train], splits[others[0]]
+
+
+def _to_plain_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings as a configuration takes them: paths and tokenizers as strings."""
+    # None means that the setting has its default.
+    settings = {name: value for name, value in settings.items() if value is not None}
+    # A tokenizer object is written to a file, from which each worker loads it.
+    if not isinstance(settings.get("tokenizer", ""), (str, os.PathLike)):
+        from sftprep.tokenize.loading.export import export_tokenizer
+
+        settings["tokenizer"] = export_tokenizer(settings["tokenizer"])
+    paths = {name: value for name, value in settings.items() if isinstance(value, os.PathLike)}
+    settings |= {name: str(path) for name, path in paths.items()}
+    return settings
 
 
 def _memory_sources(source: Any, name: str, settings: dict[str, Any]) -> list[Source]:

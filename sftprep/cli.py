@@ -53,7 +53,46 @@ def _settings(title: str, position: int) -> Parameter:
     return Parameter(name="*", group=Group(title, sort_key=position))
 
 
-@app.command
+_BUILD_HELP = """\
+Tokenize, mask and pack records into shards.
+
+A build reads records, renders conversations with the chat template, encodes them, marks the
+tokens that are trained, and packs the sequences into rows of up to `max_length` tokens. It
+writes the shards (Arrow files) and `manifest.json` to the output folder. If a build is
+interrupted, the same command resumes it.
+
+The keys of the records decide their format:
+
+    text               {"text": "..."}
+    messages           {"messages": [{"role": "user", "content": "..."}, ...]}
+    prompt-completion  {"prompt": "...", "completion": "..."}
+    sharegpt           {"conversations": [{"from": "human", "value": "..."}]}
+    alpaca             {"instruction": "...", "output": "..."}
+    tokens             {"input_ids": [...], "labels": [...]}
+
+Prompts and completions are strings or lists of messages.
+
+Train on all tokens of the conversations in a file, or only on the turns of the assistant:
+
+    sftprep build chats.jsonl --tokenizer Qwen/Qwen3-8B --output shards
+    sftprep build chats.jsonl --tokenizer Qwen/Qwen3-8B --output shards \\
+        --train-on assistant --max-length 4096
+
+Rename the keys of a dataset on the Hub to those of a known format:
+
+    sftprep build openai/gsm8k --config-name main --tokenizer gpt2 \\
+        --map question=prompt,answer=completion --output shards
+
+Hold out 2 % of the records for evaluation (in shards/eval), and quarantine invalid records
+instead of stopping at the first one:
+
+    sftprep build data/ --tokenizer Qwen/Qwen3-8B --output shards \\
+        --eval-fraction 0.02 --on-bad-record quarantine
+"""
+"""The help of `sftprep build`, apart from its parameters."""
+
+
+@app.command(help=_BUILD_HELP)
 def build(
     *inputs: str,
     read: Annotated[ReadConfig | None, _settings("Input", 1)] = None,
@@ -66,40 +105,7 @@ def build(
     json: bool = False,
     debug: bool = False,
 ) -> int:
-    """Tokenize, mask and pack records into shards.
-
-    A build reads records, renders conversations with the chat template, encodes them, marks the
-    tokens that are trained, and packs the sequences into rows of up to `max_length` tokens. It
-    writes the shards (Arrow files) and `manifest.json` to the output folder. If a build is
-    interrupted, the same command resumes it.
-
-    The keys of the records decide their format:
-
-        text               {"text": "..."}
-        messages           {"messages": [{"role": "user", "content": "..."}, ...]}
-        prompt-completion  {"prompt": "...", "completion": "..."}
-        sharegpt           {"conversations": [{"from": "human", "value": "..."}]}
-        alpaca             {"instruction": "...", "output": "..."}
-        tokens             {"input_ids": [...], "labels": [...]}
-
-    Prompts and completions are strings or lists of messages.
-
-    Train on all tokens of the conversations in a file, or only on the turns of the assistant:
-
-        sftprep build chats.jsonl --tokenizer Qwen/Qwen3-8B --output shards
-        sftprep build chats.jsonl --tokenizer Qwen/Qwen3-8B --output shards \\
-            --train-on assistant --max-length 4096
-
-    Rename the keys of a dataset on the Hub to those of a known format:
-
-        sftprep build openai/gsm8k --config-name main --tokenizer gpt2 \\
-            --map question=prompt,answer=completion --output shards
-
-    Hold out 2 % of the records for evaluation (in shards/eval), and quarantine invalid records
-    instead of stopping at the first one:
-
-        sftprep build data/ --tokenizer Qwen/Qwen3-8B --output shards \\
-            --eval-fraction 0.02 --on-bad-record quarantine
+    """Tokenize, mask and pack records into shards (the help is `_BUILD_HELP`).
 
     Parameters
     ----------

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -113,43 +114,20 @@ def build(
     folder = Path(config.output.output)
     with claim_output(folder, overwrite=config.output.overwrite) as output:
         workers = _count_workers(config, setup)
-        # Several workers share one process with the reference encoder of each recipe; a single
-        # worker starts its own when it needs one.
-        servers = [
-            ReferenceServer(r.tokenizer) if workers > 1 and r.encoder != HfEncoder.name else None
-            for r in setup.recipes
-        ]
-        recipes = [
-            recipe_file(output.work, recipe, server.address if server else None)
-            for recipe, server in zip(setup.recipes, servers, strict=True)
-        ]
-        if workers > 1:
-            for file, recipe in zip(recipes, setup.recipes, strict=True):
-                write_bytes(file.path, recipe.to_bytes())
-        executor = make_executor(workers, partial(load_preprocessors, recipes))
-        try:
-            try:
+        with ExitStack() as stack:
+            with _start_servers(setup, workers) as servers:
+                recipes = _write_recipes(setup, output.work, servers, workers)
+                executor = make_executor(workers, partial(load_preprocessors, recipes))
+                stack.callback(executor.close)
                 parts = _tokenize(setup, config, output.work, recipes, executor, progress)
-            finally:
-                for server in servers:
-                    if server is not None:
-                        server.close()
             splits = select_sequences(parts, setup, config)
             rejected_file = output.work / REJECTED_NAME
             check_rejected(parts, splits[-1].duplicates, setup, config, rejected_file)
             manifests = [
                 _write_split(split, setup, config, output, executor, progress) for split in splits
             ]
-        finally:
-            executor.close()
         _check_unchanged(setup)
-        evaluation = manifests[0] if len(manifests) > 1 else None
-        if evaluation is not None:
-            # `sftprep verify` finds by this digest whether the two builds belong together.
-            manifests[-1] = dataclasses.replace(
-                manifests[-1], eval={"folder": EVAL_FOLDER, "digest": evaluation.digest}
-            )
-        manifest = manifests[-1]
+        manifest, evaluation = _link_builds(manifests)
         output.commit(manifest, evaluation, keep_spill=config.output.keep_spill)
     return BuildReport(
         folder,
@@ -160,6 +138,47 @@ def build(
         workers=workers,
         evaluation=evaluation,
     )
+
+
+@contextmanager
+def _start_servers(setup: Setup, workers: int) -> Iterator[list[ReferenceServer | None]]:
+    """Start the servers of the reference encoder, one for each recipe that needs one.
+
+    Several workers share a server; a single worker starts its own when it needs one.
+    """
+    with ExitStack() as stack:
+        servers: list[ReferenceServer | None] = []
+        for recipe in setup.recipes:
+            is_needed = workers > 1 and recipe.encoder != HfEncoder.name
+            servers.append(ReferenceServer(recipe.tokenizer) if is_needed else None)
+            if (server := servers[-1]) is not None:
+                stack.callback(server.close)
+        yield servers
+
+
+def _write_recipes(
+    setup: Setup, folder: Path, servers: Sequence[ReferenceServer | None], workers: int
+) -> list[RecipeFile]:
+    """Return the recipes as the tasks name them, and write them for the worker processes."""
+    files = [
+        recipe_file(folder, recipe, server.address if server else None)
+        for recipe, server in zip(setup.recipes, servers, strict=True)
+    ]
+    if workers > 1:
+        for file, recipe in zip(files, setup.recipes, strict=True):
+            write_bytes(file.path, recipe.to_bytes())
+    return files
+
+
+def _link_builds(manifests: list[Manifest]) -> tuple[Manifest, Manifest | None]:
+    """Return the manifest of the build, which names that of its evaluation records, and the
+    latter."""
+    *evaluation, manifest = manifests
+    if not evaluation:
+        return manifest, None
+    # `sftprep verify` finds by this digest whether the two builds belong together.
+    link = {"folder": EVAL_FOLDER, "digest": evaluation[0].digest}
+    return dataclasses.replace(manifest, eval=link), evaluation[0]
 
 
 # --- pass 1 ---------------------------------------------------------------------------------------

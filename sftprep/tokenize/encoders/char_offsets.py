@@ -212,7 +212,6 @@ def _fill_group(
         return list(range(len(texts)))
 
     start, length = _find_segments(table, ids, offsets)
-
     # Compare the lengths, then the bytes, of strings and tokens. A string with another length
     # shifts the bytes of all later ones, so the group is processed again without it.
     token_edges = to_offsets(length)
@@ -226,14 +225,12 @@ def _fill_group(
 
     # Byte offsets to character offsets: those of the characters that hold the first and last byte.
     first, last = token_edges[:-1], token_edges[1:]
-    if ascii_only:
-        chars[:, 0], chars[:, 1] = first, last
-    else:
+    chars[:, 0], chars[:, 1] = first, last
+    if not ascii_only:
         # 1-based number of the character that each byte belongs to.
         number = np.cumsum((content & 0xC0) != 0x80, dtype=np.int32)
         chars[:, 0] = number[np.minimum(first, len(number) - 1)] - 1
         chars[:, 1] = number[np.maximum(last, 1) - 1]
-
     # `tokenizers` gives a token that is only the added space the character that follows.
     empty = length == 0
     if empty.any():
