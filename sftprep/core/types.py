@@ -144,5 +144,5 @@ def _merge_runs(begins: NDArray[np.int64], ends: NDArray[np.int64]) -> list[slic
 
 
 def _concatenate_runs(values: NDArray[_Value], runs: list[slice]) -> NDArray[_Value]:
-    # The empty slice gives the result its type where there are no runs.
+    # The empty slice gives the result its type if the list of runs is empty.
     return np.concatenate([values[:0], *(values[run] for run in runs)])

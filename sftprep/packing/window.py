@@ -207,7 +207,7 @@ def plan_lane(
             emissions.append(window.pack())
     if window.members.size:
         emissions.append(window.pack(flush=True))
-    # The empty arrays give the results their type where there are no packs.
+    # The empty arrays give the results their type without packs.
     sizes = np.concatenate([np.empty(0, np.int64), *(np.diff(e.offsets) for e in emissions)])
     members = np.concatenate([np.empty(0, np.int64), *(e.members for e in emissions)])
     return Emission(members, np.concatenate(([0], np.cumsum(sizes))).astype(np.int64))

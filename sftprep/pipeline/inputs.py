@@ -52,7 +52,7 @@ def find_inputs(
         The inputs, the training inputs first; and the entries to which they belong.
 
     Raises:
-        ConfigError: There is no input, or one is named twice.
+        ConfigError: No input is named, or one is named twice.
         InputNotFound: A path matches nothing.
         FormatError: A file has an unsupported type.
         HubError: A dataset on the Hub cannot be found.

@@ -92,7 +92,7 @@ def _sequence_bounds(pack: Pack) -> Iterator[tuple[int, int, int]]:
 
 
 def _locate(origin: int, manifest: Manifest) -> tuple[str, int]:
-    """Return the file and line of a record, or raise ShardError if there is no such record."""
+    """Return the file and line of a record, or raise ShardError for an unknown record."""
     try:
         return manifest.locate(origin)
     except IndexError as error:

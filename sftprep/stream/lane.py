@@ -93,7 +93,7 @@ class Lane:
         after_block: Called after each block with the lane, the block, and the number of its
             sequences; may raise.
         taken: Number of packs that were drawn.
-        ended: Whether there are no packs left.
+        ended: Whether all packs were returned.
         counts: Counters of the blocks read so far, by the names that builds use.
     """
 
@@ -111,7 +111,7 @@ class Lane:
     _blocks: dict[int, _HeldBlock] = field(default_factory=dict)  # by serial number
     _serial: int = 0  # of the next block
     _next: Cursor = None  # of the next block
-    _is_source_dry: bool = False  # there is no next block
+    _is_source_dry: bool = False  # all blocks were read
     # The serial number of the last block, and its first sequence that is not yet in the window.
     _waiting: tuple[int, int] | None = None
     _pool: list[NDArray[np.int64]] = field(default_factory=list)  # packs to draw, as references
