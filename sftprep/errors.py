@@ -160,8 +160,9 @@ class SftprepError(Exception):
     exit_code: ClassVar[int] = 2
 
     def __init__(self, message: str, *, remedy: str | Sequence[str] = "") -> None:
-        super().__init__(message)
         self.names: SettingNames = PythonNames()
+        # `args` is what `repr` shows.
+        super().__init__(_rendered(message, self.names))
         self._message = message
         self._remedies = (remedy,) if isinstance(remedy, str) else tuple(remedy)
 

@@ -117,21 +117,26 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Convert an OSError in the `with` block to a StorageError about `path`, with a remedy."""
+def storage_errors(path: Path, *, folder_setting: str = "output") -> Iterator[None]:
+    """Convert an OSError in the `with` block to a StorageError with a remedy.
+
+    Args:
+        path: The file or folder that is written.
+        folder_setting: The name of the setting that chooses the folder.
+    """
     try:
         yield
     except OSError as error:
         # Alternatives are lists, since a trainer has no setting for the size of shards.
-        elsewhere = f"choose another {setting('output')}"
+        elsewhere = f"choose another {setting(folder_setting)}"
         remedies = {
             errno.ENOSPC: (
-                f"free some space, or write to another disk with {setting('output')}; finished"
-                " parts are kept and reused"
+                f"free some space, or write to another disk with {setting(folder_setting)};"
+                " finished parts are kept and reused"
             ),
             errno.EDQUOT: (
                 "your quota is used up: free some space, or write to another disk with"
-                f" {setting('output')}"
+                f" {setting(folder_setting)}"
             ),
             errno.EFBIG: [
                 "raise the limit on file sizes (ulimit -f)",

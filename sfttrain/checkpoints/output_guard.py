@@ -50,7 +50,7 @@ class OutputGuard:
         if self._is_locked:
             yield
             return
-        with storage_errors(self.folder):
+        with storage_errors(self.folder, folder_setting="output_dir"):
             self.folder.mkdir(parents=True, exist_ok=True)
         remedy = (
             f"use a different {setting('output_dir')} for each run; start the ranks of one run with"

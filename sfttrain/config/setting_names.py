@@ -92,6 +92,8 @@ class TrainerNames:
         if name in _BY_VALUE:
             pairs = _BY_VALUE[name].get(value, _BY_VALUE[name][None])
             return " and ".join(self.spelling.setting(*pair) or "" for pair in pairs)
+        if name == "workers" and self.rows == DATASET_OF_STREAM:
+            return self.spelling.setting("dataloader_num_workers", value)
         # Records in memory have no files in which to choose a split or rename a column.
         if name in _LOAD_DATASET_ARGUMENTS and self.rows is not None:
             return f"datasets.load_dataset(..., {_LOAD_DATASET_ARGUMENTS[name]}={value!r})"

@@ -84,6 +84,12 @@ class TokenRows:
             )
             return trained
         mask = np.ones(len(ids), dtype=np.bool_)
+        attended = row.get("attention_mask")
+        if attended is not None:
+            # Padding is never trained; TRL 1.16 ignores this column and trains it.
+            problem = f"{len(attended)} attention_mask for {len(ids)} input_ids"
+            _check(len(attended) == len(ids), index, problem)
+            mask &= np.asarray(attended, dtype=np.bool_)
         for name in (
             ("completion_mask", "assistant_masks")
             if self._completion_only
@@ -110,13 +116,21 @@ class TokenRows:
             return lengths_array
         positions = row.get("position_ids")
         if positions is not None and tokens:
-            starts = np.flatnonzero(np.asarray(positions) == 0)
+            array = np.asarray(positions)
+            starts = np.flatnonzero(array == 0)
             _check(
-                len(positions) == tokens and len(starts) > 0 and starts[0] == 0,
+                len(array) == tokens and len(starts) > 0 and starts[0] == 0,
                 index,
                 "position_ids that do not start at 0",
             )
-            return np.diff(starts, append=tokens).astype(np.int32)
+            sizes = np.diff(starts, append=tokens)
+            counted = np.arange(tokens) - np.repeat(starts, sizes)
+            _check(
+                np.array_equal(counted, array),
+                index,
+                "position_ids that do not count up from 0 in each sequence",
+            )
+            return sizes.astype(np.int32)
         return np.array([tokens], dtype=np.int32)
 
 

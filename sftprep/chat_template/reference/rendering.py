@@ -173,7 +173,8 @@ def normalize_messages(messages: list[Message]) -> list[Message]:
         TemplateError: A message is not a dictionary.
     """
     normalized = messages
-    for index, message in enumerate(messages):
+    for index, original in enumerate(messages):
+        message = original
         if not isinstance(message, dict):
             raise TemplateError(
                 f"message {index + 1} is a {type(message).__name__}, not an object",
@@ -183,7 +184,7 @@ def normalize_messages(messages: list[Message]) -> list[Message]:
         if None in message.values():
             if normalized is messages:
                 normalized = list(messages)
-            message = {key: value for key, value in message.items() if value is not None}  # noqa: PLW2901
+            message = {key: value for key, value in message.items() if value is not None}
             normalized[index] = message
         if "reasoning_content" in message or "thinking" in message or "reasoning" in message:
             reasoning = next(

@@ -88,7 +88,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
     # Jinja's own method has these parameter names, so that no keyword argument of a template can
     # collide with them.
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Call a function or method for a template.
 
         Raises:

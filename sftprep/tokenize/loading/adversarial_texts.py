@@ -50,7 +50,8 @@ _PLAIN = (
     "def f(x):\n    if x:\n\treturn {'a': [1, 2.5e-10]}\n    # done   \n",
     "   leading and trailing   ",
     "a  b   c    d     e      f       g        h",
-    "non\u00a0breaking\u2003em\u3000ideographic\u200bzero\u2028line\u2029paragraph\ufeffmark\u0085next\x0bvertical\x0cfeed",
+    "non\u00a0breaking\u2003em\u3000ideographic\u200bzero\u2028line\u2029paragraph"
+    "\ufeffmark\u0085next\x0bvertical\x0cfeed",
     "0 1 12 123 1234 12345 123456 1234567 12345678 123456789 1234567890 12345678901",
     "1,234.56 3.14159 0x1F 1e-9 ½ ² ٣٤٥ ४५६ Ⅻ ①② １２３",
     "v1.2.3-rc4+build.5 192.168.0.1 2024-01-31T23:59:59Z +1 (555) 010-9999",
