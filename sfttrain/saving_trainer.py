@@ -216,9 +216,10 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
         folder = Path(str(self.state.best_model_checkpoint))
         # All files are read, so one process of each machine does it for the others.
         fault = self._parts.preparation.once.do(partial(find_saved_fault, folder))
-        if fault and folder.is_dir():
+        if fault or not folder.is_dir():
             raise ConfigError(
-                f"the best checkpoint, {folder}, is not complete: {fault}; no final model is saved",
+                f"the best checkpoint, {folder}, is not complete: {fault or 'it was deleted'}; no"
+                " final model is saved",
                 remedy="to keep the last weights, resume with"
                 f" {setting('resume_from_checkpoint', 'latest')} and without"
                 f" {setting('load_best_model_at_end')}",
@@ -370,7 +371,12 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
         self._output.seal()
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
-        """Write README.md in the output folder, as Trainer does."""
+        """Write README.md in the output folder, as Trainer does.
+
+        Raises:
+            OutputExists: The output folder has files of a model that sfttrain did not write.
+        """
+        self._output.check(once=True)
         super().create_model_card(*arguments, **options)
         self._output.seal()
 

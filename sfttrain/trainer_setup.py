@@ -34,9 +34,9 @@ from sfttrain.models.adapters import add_adapter
 from sfttrain.models.loading import (
     get_kbit_device_map,
     get_quantization_config,
-    is_commit,
     load_model,
 )
+from sfttrain.models.remote_code import is_commit
 from sfttrain.models.tokenizer import resolve_tokenizer
 from sfttrain.models.unwrap import unwrap_peft
 from sfttrain.trainer_datasets import (

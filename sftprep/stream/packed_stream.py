@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import heapq
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -157,9 +158,14 @@ class PackedStream:
             self.set_epoch(self.epoch + 1)
         self._is_loaded = False
         lanes, is_first = self._open_lanes(), True
-        while remaining := [lane for lane in lanes.values() if not lane.ended]:
-            lane = min(remaining, key=lambda candidate: (candidate.taken, candidate.number))
+        # The lane with the fewest packs taken is next, of several the one with the lowest number.
+        queue = [(lane.taken, lane.number) for lane in lanes.values() if not lane.ended]
+        heapq.heapify(queue)
+        while queue:
+            lane = lanes[heapq.heappop(queue)[1]]
             pack = lane.next_pack()
+            if not lane.ended:
+                heapq.heappush(queue, (lane.taken, lane.number))
             if is_first:
                 is_first = False
                 threading.Thread(target=_load_packing_kernels, daemon=True).start()

@@ -34,9 +34,7 @@ from sfttrain.config.sft_config import SFTConfig
 from sfttrain.data.streaming import is_stream
 from sfttrain.models.adapters import grow_embedding, merge_adapter
 from sfttrain.models.loading import (
-    check_code_is_pinned,
     check_match,
-    code_that_runs,
     cpu_has_bfloat16,
     get_peft_config,
     get_quantization_config,
@@ -44,6 +42,7 @@ from sfttrain.models.loading import (
     tokenizer_for,
     trainable_share,
 )
+from sfttrain.models.remote_code import check_code_is_pinned, code_that_runs
 from sfttrain.models.unwrap import unwrap_peft
 from sfttrain.trainer import SFTTrainer
 from sfttrain.trainer_setup import init_options

@@ -57,13 +57,28 @@ def unmet_launch(output_dir: str) -> ConfigError | None:
 
     Returns:
         None if no launcher set a variable, or if all variables that torch needs are set.
+
+    Raises:
+        ConfigError: The rank of this process is not below the number of processes.
     """
+    _check_rank()
     variables = launcher_variables()
     if os.environ.get("LOCAL_RANK", "").strip() not in ("", "-1"):
         variables.append("LOCAL_RANK")
     if not variables or all(os.environ.get(name, "").strip() for name in RENDEZVOUS):
         return None
     return refused_launch(output_dir, variables)
+
+
+def _check_rank() -> None:
+    """Refuse a rank that does not exist, for which torch would wait without an end."""
+    for size, rank in (("WORLD_SIZE", "RANK"), ("PMI_SIZE", "PMI_RANK")):
+        if _number_in(size) and _number_in(rank) >= _number_in(size):
+            raise ConfigError(
+                f"{rank} is {_number_in(rank)} and {size} is {_number_in(size)}, but ranks count"
+                " from 0",
+                remedy=f"start with torchrun or accelerate launch, or unset {rank} and {size}",
+            )
 
 
 def drop_empty_variables() -> None:

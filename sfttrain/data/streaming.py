@@ -102,7 +102,7 @@ class TrainLoader(StreamLoader[Any]):
                 )["state"]
                 for rank in range(first["ranks"])
             ]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise MismatchError(
                 f"the position in the stream cannot be read from {folder}: {error}",
                 remedy=(

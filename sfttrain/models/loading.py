@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +22,7 @@ from sftprep.errors import (
 )
 from sfttrain.config.model_config import ModelConfig
 from sfttrain.data.packs import PackSource, longest_sequence
+from sfttrain.models.remote_code import check_code_references
 
 
 class ManifestLike(Protocol):
@@ -90,6 +90,8 @@ def load_model(
         "device_map": get_kbit_device_map() if quantization is not None else None,
         **(options or {}),
     }
+    if arguments["trust_remote_code"]:
+        check_code_references(str(name), arguments["revision"])
     try:
         return AutoModelForCausalLM.from_pretrained(name, **arguments)
     except TypeError as error:  # an unknown option
@@ -104,43 +106,6 @@ def load_model(
             f"{name} cannot be loaded: {first_line(error, 400)}",
             remedy="use a causal language model",
         ) from error
-
-
-def check_code_is_pinned(config: ModelConfig) -> None:
-    """Check that code of a repository runs only from a specified commit.
-
-    The code of a branch or tag may change at any time.
-
-    Raises:
-        ConfigError: If trust_remote_code is set for a repository without a commit.
-    """
-    name = str(config.model_name_or_path)
-    if (
-        config.trust_remote_code
-        and not os.path.isdir(name)
-        and not is_commit(config.model_revision)
-    ):
-        raise ConfigError(
-            f"{setting('trust_remote_code')} would run code of {name} at {config.model_revision},"
-            " which may change",
-            remedy=(
-                "read the code, and specify its commit (40 hex digits):"
-                f" {setting('model_revision', 'COMMIT')}"
-            ),
-        )
-
-
-def is_commit(revision: str | None) -> bool:
-    """Return whether a revision is a complete commit id."""
-    return re.fullmatch(r"[0-9a-f]{40}", revision or "") is not None
-
-
-def code_that_runs(config: ModelConfig) -> str:
-    """Return the code that trust_remote_code permits: repository@commit, a folder, or ""."""
-    if not config.trust_remote_code:
-        return ""
-    name = str(config.model_name_or_path)
-    return os.path.abspath(name) if os.path.isdir(name) else f"{name}@{config.model_revision}"
 
 
 def get_peft_config(config: ModelConfig) -> Any | None:
@@ -356,6 +321,8 @@ def _load_tokenizer(
         return None
     from transformers import AutoTokenizer
 
+    if trust_remote_code:
+        check_code_references(name, revision)
     try:
         return AutoTokenizer.from_pretrained(
             name, revision=revision, trust_remote_code=trust_remote_code

@@ -9,6 +9,7 @@ from typing import Any
 
 from sftprep.errors import ConfigError, TemplateError, TokenizerError, first_line, setting
 from sfttrain.models.clone_template import clone_chat_template, set_end_token
+from sfttrain.models.remote_code import check_code_references
 from sfttrain.models.unwrap import unwrap_peft
 
 
@@ -84,6 +85,8 @@ def load_required_tokenizer(
     try:
         if not name:
             raise OSError("the model was made from a config")
+        if trust_remote_code:
+            check_code_references(name, revision)
         return AutoTokenizer.from_pretrained(
             name, revision=revision, trust_remote_code=trust_remote_code
         )

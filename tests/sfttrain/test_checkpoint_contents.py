@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from sftprep.errors import MismatchError
+from sftprep.errors import ConfigError, MismatchError
 from sfttrain.checkpoints.seal import SEAL_NAME, STATE_NAME
 from sfttrain.checkpoints.select import find_checkpoint
 from tests.sfttrain.test_trainer import PACKS, assert_same_run, trainer_for
@@ -220,6 +220,14 @@ def test_the_best_model_has_its_experts(tmp_path: Path) -> None:
     trainer._load_best_model()
     for name, value in trainer.model.state_dict().items():
         torch.testing.assert_close(value, before[name], msg=name)
+
+
+def test_a_best_checkpoint_that_was_deleted_is_an_error(tmp_path: Path) -> None:
+    """The last weights are not saved in its place."""
+    trainer = trainer_for(tmp_path, max_steps=1)
+    trainer.state.best_model_checkpoint = str(tmp_path / "checkpoint-1")
+    with pytest.raises(ConfigError, match="no final model is saved"):
+        trainer._load_best_model()
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sftprep import build
 from sftprep.errors import ConfigError, MismatchError
 from sfttrain import ModelConfig
 from sfttrain.cli.arguments import read_arguments
 from sfttrain.cli.main import main
-from sfttrain.models.loading import check_code_is_pinned, code_that_runs, tokenizer_for
+from sfttrain.models.loading import check_match, load_model, tokenizer_for
+from sfttrain.models.remote_code import check_code_is_pinned, check_code_references, code_that_runs
+from sfttrain.models.tokenizer import load_required_tokenizer
 from tests.sfttrain.face import COMPLETIONS, model_folder
 from tests.sfttrain.tiny import tiny_model
 
@@ -150,9 +153,40 @@ def test_a_mismatch_is_an_error_without_code_too(
     hostile: tuple[Path, Path], model: Path, tmp_path: Path
 ) -> None:
     from sftprep import open_shards
-    from sfttrain.models.loading import check_match
 
     shards = open_shards(hostile[0])
     _, fingerprint = tokenizer_for(ModelConfig(model_name_or_path=str(model)), shards.manifest)
     with pytest.raises(MismatchError, match="another tokenizer"):
         check_match(tiny_model("llama", vocab_size=600), shards, fingerprint)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", {"auto_map": {"AutoModelForCausalLM": "evil/repo--modeling_evil.Evil"}}),
+        ("config.json", {"auto_map": {"AutoConfig": "/other/dir--configuration_evil.Evil"}}),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["/o--m.T", None]}}),
+        ("adapter_config.json", {"base_model_name_or_path": "evil/base"}),
+    ],
+)
+def test_code_outside_of_the_named_model_is_refused(
+    model: Path, file: str, content: dict[str, Any]
+) -> None:
+    path = model / file
+    own = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**own, **content}))
+    config = ModelConfig(str(model), trust_remote_code=True)
+    for load in (
+        lambda: check_code_references(str(model)),
+        lambda: load_model(config, device=torch.device("cpu")),
+        lambda: load_required_tokenizer(str(model), trust_remote_code=True),
+    ):
+        with pytest.raises(ConfigError, match="refers to code in"):
+            load()
+
+
+def test_code_of_the_named_model_is_not_refused(model: Path) -> None:
+    path = model / "config.json"
+    code = {"AutoConfig": "configuration_own.Own", "AutoModel": f"{model}--modeling_own.Own"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": code}))
+    check_code_references(str(model))

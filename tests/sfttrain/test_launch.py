@@ -16,7 +16,7 @@ import torch
 from sftprep.errors import ConfigError, OutputBusy
 from sfttrain import SFTConfig
 from sfttrain.cli.main import main
-from sfttrain.config.launchers import LAUNCHERS, launched_ranks
+from sfttrain.config.launchers import LAUNCHERS, launched_ranks, unmet_launch
 from tests.sfttrain.builds import write_build
 from tests.sfttrain.packs import make_packs
 from tests.sfttrain.test_trainer import trainer_for
@@ -216,6 +216,16 @@ def test_launchers_are_recognized_by_their_environment(
     for name, value in variables.items():
         environment.setenv(name, value)
     assert launched_ranks() == ranks
+
+
+@pytest.mark.parametrize("rank", [1, 5])
+def test_a_rank_that_does_not_exist_is_refused(environment: pytest.MonkeyPatch, rank: int) -> None:
+    """torch would wait without an end for processes that nobody starts."""
+    variables = {"RANK": str(rank), "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in {**variables, "MASTER_PORT": "29871", "LOCAL_RANK": "0"}.items():
+        environment.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"RANK is {rank} and WORLD_SIZE is 1"):
+        unmet_launch("out")
 
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "PMI_SIZE", "PMIX_RANK"])

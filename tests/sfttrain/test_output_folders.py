@@ -352,6 +352,22 @@ def test_the_output_folder_of_an_earlier_run_is_used_again(
     assert main(command) == 0, capsys.readouterr().err
 
 
+def test_a_model_card_does_not_replace_files_of_the_user(tmp_path: Path) -> None:
+    output, other = tmp_path / "o", tmp_path / "other.md"
+    output.mkdir()
+    other.write_text("mine")
+    (output / "README.md").symlink_to(other)
+    (output / "model.safetensors").write_text("mine too")
+    trainer = saving(output)
+    with pytest.raises(OutputExists):
+        trainer.create_model_card()
+    assert (other.read_text(), not (output / SEAL_NAME).exists()) == ("mine", True)
+    (output / "README.md").unlink()
+    (output / "model.safetensors").unlink()
+    trainer.create_model_card()
+    assert (output / "README.md").is_file()
+
+
 def test_a_file_that_was_added_after_a_run_is_not_replaced(
     tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,112 @@
+"""Code of models and tokenizers: what `trust_remote_code` permits, and what it does not.
+
+It permits the code of the repository or folder that the user named, at a fixed commit. The files of
+a model can refer to code elsewhere (`"auto_map": {"AutoModel": "other/repo--module.Class"}`, or the
+base model of an adapter), which the user has not read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sftprep.errors import ConfigError, setting
+from sfttrain.config.model_config import ModelConfig
+
+_CONFIG_FILES = ("config.json", "tokenizer_config.json", "adapter_config.json")
+
+
+def check_code_is_pinned(config: ModelConfig) -> None:
+    """Check that code of a repository runs only from a specified commit.
+
+    The code of a branch or tag may change at any time.
+
+    Raises:
+        ConfigError: If trust_remote_code is set for a repository without a commit.
+    """
+    name = str(config.model_name_or_path)
+    if (
+        config.trust_remote_code
+        and not os.path.isdir(name)
+        and not is_commit(config.model_revision)
+    ):
+        raise ConfigError(
+            f"{setting('trust_remote_code')} would run code of {name} at {config.model_revision},"
+            " which may change",
+            remedy=(
+                "read the code, and specify its commit (40 hex digits):"
+                f" {setting('model_revision', 'COMMIT')}"
+            ),
+        )
+
+
+def is_commit(revision: str | None) -> bool:
+    """Return whether a revision is a complete commit id."""
+    return re.fullmatch(r"[0-9a-f]{40}", revision or "") is not None
+
+
+def code_that_runs(config: ModelConfig) -> str:
+    """Return the code that trust_remote_code permits: repository@commit, a folder, or ""."""
+    if not config.trust_remote_code:
+        return ""
+    name = str(config.model_name_or_path)
+    return os.path.abspath(name) if os.path.isdir(name) else f"{name}@{config.model_revision}"
+
+
+def check_code_references(name: str, revision: str | None = None) -> None:
+    """Check that the files of a model refer to no code outside of it.
+
+    Args:
+        name: The folder or Hub name of the model.
+        revision: The commit on the Hub.
+
+    Raises:
+        ConfigError: They refer to code of another repository or folder.
+    """
+    for file in _CONFIG_FILES:
+        for reference in _references_in(_read_config(name, file, revision)):
+            if reference != name:
+                raise ConfigError(
+                    f"{file} of {name} refers to code in {reference}, to which"
+                    f" {setting('trust_remote_code')} does not apply",
+                    remedy=[
+                        "copy the model and the code that you have read into one folder",
+                        f"remove {setting('trust_remote_code')}",
+                    ],
+                )
+
+
+def _references_in(config: dict[str, Any]) -> Iterator[str]:
+    """Yield the other repositories whose code transformers would run for a configuration."""
+    base = config.get("base_model_name_or_path")
+    if isinstance(base, str):
+        yield base
+    entries = [config.get("auto_map")]
+    while entries:
+        entry = entries.pop()
+        if isinstance(entry, dict):
+            entries.extend(entry.values())
+        elif isinstance(entry, list):
+            entries.extend(entry)
+        elif isinstance(entry, str) and "--" in entry:
+            yield entry.split("--")[0]
+
+
+def _read_config(name: str, file: str, revision: str | None) -> dict[str, Any]:
+    """Return a configuration file of a model; empty if it has none or it is not an object."""
+    if os.path.isdir(os.path.expanduser(name)):
+        path: Path | str | None = Path(name).expanduser() / file
+    else:
+        from transformers.utils import cached_file
+
+        options = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+        path = cached_file(name, file, **options)
+    try:
+        content = json.loads(Path(path).read_bytes()) if path is not None else {}
+    except (OSError, ValueError, RecursionError):
+        return {}  # transformers reports it
+    return content if isinstance(content, dict) else {}
