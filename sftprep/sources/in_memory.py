@@ -8,7 +8,7 @@ from typing import Any
 from sftprep.errors import ConfigError
 from sftprep.sources.partition import PARTITION_BYTES, Source
 from sftprep.sources.readers.lines import join_to_size
-from sftprep.sources.readers.table_lines import iter_table_lines
+from sftprep.sources.readers.table_lines import check_column_names, iter_table_lines
 from sftprep.sources.readers.to_jsonl import iter_lines
 
 _BATCH = 1000
@@ -40,6 +40,7 @@ def memory_source(data: Any) -> Source:
             blocks=_Replay(lambda: _to_blocks(iter_lines(data))),
         )
     if type(data).__module__.partition(".")[0] == "pyarrow" and hasattr(data, "to_batches"):
+        check_column_names("the pyarrow.Table", data.schema)
         return Source(
             "<Table>",
             blocks=lambda: _to_blocks(

@@ -9,7 +9,7 @@ import pytest
 from sftprep import build
 from sftprep.errors import ConfigError, EmptyInput, InputUnreadable, RecordError, TooManyRejected
 from sftprep.records.quality_checks import REASONS
-from tests.pipeline.builds import check_ledger, origins
+from tests.pipeline.builds import check_accounting, origins
 from tests.support import SHARED, needs_shared
 
 DIRTY = SHARED / "datasets" / "dirty"
@@ -31,7 +31,7 @@ def dirty_build(output, **settings):
     report = build(
         DIRTY / "dirty_messages.jsonl", tokenizer=QWEN, output=output, **{**fixed, **settings}
     )
-    check_ledger(report.folder)
+    check_accounting(report.folder)
     rejected = [
         json.loads(line) for line in (report.folder / "rejected.jsonl").read_text().splitlines()
     ]
@@ -107,7 +107,7 @@ def test_above_the_limit_the_error_says_how_to_keep_suspicious_records(
     records, tokenizer_dir, tmp_path
 ):
     path = records([GOOD, chat(("user", "q"))])
-    with pytest.raises(TooManyRejected, match="--quality-checks keep"):
+    with pytest.raises(TooManyRejected, match="quality_checks="keep""):
         build(path, tokenizer=tokenizer_dir, output=tmp_path / "o", on_bad_record="quarantine")
 
 
@@ -117,8 +117,8 @@ def test_above_the_limit_the_error_says_how_to_keep_suspicious_records(
     [
         ("truncated.jsonl.gz", InputUnreadable, r"truncated\.jsonl\.gz is damaged or cut short"),
         ("utf16.jsonl", InputUnreadable, r"utf16\.jsonl is UTF-16[\s\S]*iconv"),
-        ("empty.jsonl", EmptyInput, "there is no record at all"),
-        ("only_newlines.jsonl", EmptyInput, "there is no record at all"),
+        ("empty.jsonl", EmptyInput, "the input has no records"),
+        ("only_newlines.jsonl", EmptyInput, "the input has no records"),
     ],
 )
 def test_unusable_files_are_errors_with_their_name(tokenizer_dir, tmp_path, name, error, message):
@@ -142,7 +142,7 @@ def test_unusable_files_are_errors_with_their_name(tokenizer_dir, tmp_path, name
 def test_good_files_are_used_completely(tokenizer_dir, tmp_path, name, records):
     report = build(DIRTY / name, tokenizer=tokenizer_dir, output=tmp_path / "o")
     assert report.manifest.accounting.sequences == records
-    check_ledger(report.folder)
+    check_accounting(report.folder)
 
 
 # --- duplicates and quality checks on generated files ---------------------------------------------
@@ -179,8 +179,8 @@ def test_duplicates_across_files_partitions_and_sources(
         assert accounts.left_out["duplicate"] == 13
         assert accounts.left_out["near_duplicate"] == 7
         assert accounts.sequences + report.evaluation.accounting.sequences == 9
-        check_ledger(report.folder)
-        check_ledger(report.folder / "eval")
+        check_accounting(report.folder)
+        check_accounting(report.folder / "eval")
     rejected = [json.loads(line) for line in (output / "rejected.jsonl").read_text().splitlines()]
     assert [(entry["file"], entry["line"]) for entry in rejected] == [
         (files[0], k) for k in range(8, 21)

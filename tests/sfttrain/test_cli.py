@@ -342,7 +342,7 @@ def test_text_summary(
     ("change", "message", "remedy"),
     [
         ({"build": "raw.jsonl"}, "raw records need a tokenizer", "processing_class"),
-        ({"build": "empty"}, "no finished build", "sftprep build"),
+        ({"build": "empty"}, "not a finished build", "sftprep build"),
         ({"build": "nowhere"}, "does not exist", "sftprep build"),
         ({"model": "nowhere"}, "nowhere", "check the folder"),
         ({"more": ["--attn", "sdpa"]}, "attend to each other", "--attn auto"),

@@ -260,6 +260,20 @@ def test_a_file_with_flipped_bits_is_refused_or_read_as_pyarrow_reads_it(
     assert lines == arrow_rows(bytes(content))
 
 
+@pytest.mark.parametrize("suffix", ["arrow", "parquet"])
+@pytest.mark.parametrize("name", ["text", ""])
+def test_two_columns_of_one_name_are_refused(tmp_path, suffix, name):
+    """Lines of JSON would have only one of them."""
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=[name, name])
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "arrow":
+        path.write_bytes(written(table, "file"))
+    else:
+        pq.write_table(table, path)
+    with pytest.raises(InputUnreadable, match="several columns named"):
+        list(cut([str(path)], 100))
+
+
 @pytest.mark.parametrize("kind", ["file", "stream"])
 @pytest.mark.parametrize("name", ["text", "dictionary"])
 def test_no_flipped_bit_of_a_header_hides_a_batch(tmp_path, kind, name):

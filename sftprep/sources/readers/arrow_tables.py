@@ -16,6 +16,7 @@ from sftprep.sources.readers.lines import Piece
 from sftprep.sources.readers.row_sizes import shares_values
 from sftprep.sources.readers.table_lines import (
     Columns,
+    check_column_names,
     check_row_count,
     convert_arrow_errors,
     pieces_of_batches,
@@ -46,6 +47,7 @@ def arrow_pieces(file: str, target: int, columns: Columns = None) -> Iterator[Pi
     """
     with convert_arrow_errors(file):
         arrow = open_arrow(file)
+        check_column_names(file, arrow.schema)
         if arrow.has_dictionaries:
             yield from pieces_of_batches(arrow.read_in_order(), arrow.schema, 0, target, columns)
             return

@@ -18,6 +18,7 @@ from sftprep.sources.readers.table_lines import (
     SLICE_BYTES,
     SLICE_ROWS,
     Columns,
+    check_column_names,
     check_row_count,
     convert_arrow_errors,
     estimate_sizes,
@@ -57,6 +58,7 @@ def parquet_pieces(file: str, target: int, columns: Columns = None) -> Iterator[
     """
     with convert_arrow_errors(file), _open_parquet(file) as parquet:
         schema = parquet.schema_arrow
+        check_column_names(file, schema)
         start = end = size = 0  # rows of the run, and its bytes
         for number in range(parquet.metadata.num_row_groups):
             group = _inspect_group(file, parquet, number, columns)

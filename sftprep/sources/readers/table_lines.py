@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -135,6 +136,23 @@ def _longest_name(kind: Any) -> int:
     """Return the length of the longest name of a field in a type."""
     fields = [kind.field(k) for k in range(kind.num_fields)]
     return max((max(len(field.name), _longest_name(field.type)) for field in fields), default=0)
+
+
+def check_column_names(name: str, schema: Any) -> None:
+    """Check that no two columns of a table have the same name: one of them would be lost.
+
+    Args:
+        name: The file or dataset, for the message.
+        schema: The `pyarrow.Schema`.
+
+    Raises:
+        InputUnreadable: Two columns have the same name.
+    """
+    repeated = [column for column, count in Counter(schema.names).items() if count > 1]
+    if repeated:
+        raise InputUnreadable(
+            f"{name} has several columns named {repeated[0]!r}", remedy="rename or remove them"
+        )
 
 
 def wanted_fields(schema: Any, wanted: Columns) -> list[Any]:
