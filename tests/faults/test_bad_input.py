@@ -107,7 +107,7 @@ def test_above_the_limit_the_error_says_how_to_keep_suspicious_records(
     records, tokenizer_dir, tmp_path
 ):
     path = records([GOOD, chat(("user", "q"))])
-    with pytest.raises(TooManyRejected, match="quality_checks="keep""):
+    with pytest.raises(TooManyRejected, match='quality_checks="keep"'):
         build(path, tokenizer=tokenizer_dir, output=tmp_path / "o", on_bad_record="quarantine")
 
 
