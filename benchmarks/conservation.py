@@ -217,7 +217,7 @@ def compare(templates: dict[str, str]) -> Outcome:
                     text = template.render(copy.deepcopy(messages), tools=tools).text
                 except SftprepError:
                     continue
-                found = check.losses(messages, tools, None, text).kinds
+                found = check.find_missing(messages, tools, None, text).kinds
                 outcome.cases += 1
                 outcome.lossy += bool(expected)
                 outcome.missed.update(expected - found)

@@ -1,4 +1,4 @@
-"""sftprep: preparation of raw conversations as packed, padding-free training data.
+"""sftprep: turns raw conversations into packed, padding-free training data.
 
 The public names are imported when they are first used, so that `import sftprep` is fast.
 """
@@ -7,7 +7,8 @@ import os
 import sys
 
 # With `python -m sftprep`, Python searches the working directory first, and nothing but this
-# package may come from it. Only modules that the interpreter has loaded itself are imported before.
+# package may come from it. Until then, only modules that the interpreter loads at its start are
+# imported.
 if (
     sys.argv[:1] == ["-m"]
     and "sftprep" in sys.orig_argv

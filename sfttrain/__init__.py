@@ -1,4 +1,4 @@
-"""sfttrain: fine-tuning on the packed, padding-free shards of sftprep, with the names of TRL.
+"""sfttrain: fine-tuning on the packed, padding-free shards of sftprep, with the interface of TRL.
 
 The public names are imported at their first use, so that `import sfttrain` takes no time.
 """
@@ -7,7 +7,8 @@ import os
 import sys
 
 # With `python -m sfttrain`, Python searches the working directory first, and nothing but this
-# package may come from it. Only modules that the interpreter has loaded itself are imported before.
+# package may come from it. Until then, only modules that the interpreter loads at its start are
+# imported.
 if (
     sys.argv[:1] == ["-m"]
     and "sfttrain" in sys.orig_argv

@@ -354,19 +354,19 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
             return
         self._finite.check_saved(self.model, self.state.global_step)
         folder = Path(output_dir or str(self.args.output_dir))
-        is_top = folder.resolve() == self._output.folder.resolve()
-        if is_top:
-            self._output.check(once=True)
+        is_final_output = folder.resolve() == self._output.folder.resolve()
+        if is_final_output:
+            self._output.check(skip_if_passed=True)
         with save_errors(folder):
-            if is_top and self.args.should_save:
+            if is_final_output and self.args.should_save:
                 begin_output(folder)
             super().save_model(output_dir)
-            if is_top:
+            if is_final_output:
                 self._output.seal()
 
     def save_state(self) -> None:
         """Save Trainer's state in the output folder, as Trainer does."""
-        self._output.check(once=True)
+        self._output.check(skip_if_passed=True)
         super().save_state()
         self._output.seal()
 
@@ -376,7 +376,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
         Raises:
             OutputExists: The output folder has files of a model that sfttrain did not write.
         """
-        self._output.check(once=True)
+        self._output.check(skip_if_passed=True)
         super().create_model_card(*arguments, **options)
         self._output.seal()
 
@@ -388,7 +388,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
             OutputExists: The output folder has files of a model that sfttrain did not write.
         """
         self._finite.check_saved(self.model, self.state.global_step)
-        self._output.check(once=True)
+        self._output.check(skip_if_passed=True)
         return super().push_to_hub(*arguments, **options)
 
     def _save(

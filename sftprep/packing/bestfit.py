@@ -376,19 +376,19 @@ def _write_members(
 def _write_bin_of(
     keys: NDArray[np.int32],
     next_of: NDArray[np.int64],
-    bin_at: NDArray[np.int32],
+    bin_of_sorted: NDArray[np.int32],
     bin_of: NDArray[np.int64],
 ) -> None:
     """Bring the bins from sorted order into the order of the input; modifies `next_of`.
 
-    Writing bin_of while the moves are replayed would access it at random: this pass reads a few
-    streams and writes one.
+    Writing bin_of while the moves are replayed would access it at random: this loop reads a few
+    arrays sequentially and writes one.
     """
     for index in range(keys.size):
         key = keys[index]
         if key > 0:
             position = next_of[key]
-            bin_of[index] = bin_at[position]
+            bin_of[index] = bin_of_sorted[position]
             next_of[key] = position + 1
         else:
             bin_of[index] = -1

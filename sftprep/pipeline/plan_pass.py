@@ -81,10 +81,10 @@ def lanes_of(parts: list[PartitionResult], lanes: int) -> NDArray[np.int32]:
     for number, parts_of_input in groupby(parts, key=lambda part: part.partition.input):
         lines_before = 0
         for part in parts_of_input:
-            assert part.places is not None
+            assert part.lane_positions is not None
             # Blocks are numbered within their file, rows within their partition.
-            numbers = part.places.numbers
-            if part.places.rows:
+            numbers = part.lane_positions.numbers
+            if part.lane_positions.rows:
                 numbers = numbers + lines_before
             found.append(lane_of(numbers, number, lanes).astype(np.int32))
             lines_before += part.counts["lines"]

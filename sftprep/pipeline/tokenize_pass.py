@@ -25,7 +25,7 @@ from sftprep.pipeline.preprocess import Preprocessor, begin_preprocess
 from sftprep.pipeline.sequence_stats import SequenceStats, StatsRequest, collect_stats
 from sftprep.pipeline.spill import map_spill, read_spill, spill_path, write_spill
 from sftprep.recipe import RecipeFile
-from sftprep.sources.lanes import RecordPositions, record_positions
+from sftprep.sources.lanes import LanePositions, find_lane_positions
 from sftprep.sources.partition import Partition, read_partition
 
 _SAMPLES_AT_START = 16
@@ -76,7 +76,8 @@ class PartitionResult:
         counts: The counts, by name.
         rejected: The rejected records, in the order of their lines.
         reused: Whether the spill existed already.
-        places: The positions that decide the lanes of the sequences, if the build packs in windows.
+        lane_positions: The positions that decide the lanes of the sequences, if the build packs in
+            windows.
         stats: The statistics that the task requested.
         has_weights: Whether some trained token has a weight other than 1.
     """
@@ -89,7 +90,7 @@ class PartitionResult:
     counts: dict[str, int]
     rejected: list[Rejected]
     reused: bool
-    places: RecordPositions | None = None
+    lane_positions: LanePositions | None = None
     stats: SequenceStats | None = None
     has_weights: bool = False
 
@@ -150,9 +151,11 @@ def _start_partition(task: TokenizeTask) -> _InFlightPartition:
         if complete is not None:
             write_spill(path, complete())
         spill = existing or map_spill(path)
-        places = None
+        lane_positions = None
         if task.lane_block:
-            places = record_positions(task.partition, data, spill.origin, task.lane_block)
+            lane_positions = find_lane_positions(
+                task.partition, data, spill.origin, task.lane_block
+            )
         return PartitionResult(
             partition=dataclasses.replace(task.partition, payload=None),
             key=key,
@@ -162,7 +165,7 @@ def _start_partition(task: TokenizeTask) -> _InFlightPartition:
             counts=spill.counts,
             rejected=spill.rejected,
             reused=existing is not None,
-            places=places,
+            lane_positions=lane_positions,
             stats=None if task.stats is None else collect_stats(spill, data, task.stats),
             has_weights=spill.loss_weights is not None,
         )

@@ -49,7 +49,7 @@ Render = Callable[[list[Message], list[Any] | None, dict[str, Any] | None], str]
 
 
 @dataclass(frozen=True, slots=True)
-class Losses:
+class MissingContent:
     """What the text of one record lacks.
 
     Args:
@@ -68,7 +68,7 @@ class Losses:
         return self.kinds - counted
 
 
-NO_LOSS = Losses()
+NOTHING_MISSING = MissingContent()
 
 
 class ConservationCheck:
@@ -84,14 +84,14 @@ class ConservationCheck:
         # template refuses the sentinels.
         self._by_shape: dict[Any, frozenset[int] | None] = {}
 
-    def losses(
+    def find_missing(
         self,
         messages: Sequence[Message],
         tools: list[Any] | None,
         variables: dict[str, Any] | None,
         text: str,
         pieces: Sequence[str] | None = None,
-    ) -> Losses:
+    ) -> MissingContent:
         """Return what the text of a conversation lacks.
 
         Args:
@@ -102,7 +102,7 @@ class ConservationCheck:
             pieces: The strings that make up the text, if the template is compiled.
         """
         if not tools and pieces is not None and _are_written_unchanged(messages, pieces):
-            return NO_LOSS
+            return NOTHING_MISSING
         leaves = [*to_leaves(messages, tools)]
         found = _search(leaves, text)
         unsure = [k for k, leaf in enumerate(leaves) if found[k] and _is_short(leaf)]
@@ -110,7 +110,7 @@ class ConservationCheck:
             hidden = self._hidden(messages, tools, variables, leaves)
             if hidden is not None:
                 found = self._decide(leaves, found, hidden, text)
-        return _as_losses(leaves, found, messages)
+        return _to_missing_content(leaves, found, messages)
 
     def _decide(
         self, leaves: list[Leaf], found: list[bool], hidden: frozenset[int], text: str
@@ -239,11 +239,11 @@ def _repeats(leaves: Sequence[Leaf]) -> bool:
     return len({leaf.value for leaf in leaves}) < len(leaves)
 
 
-def _as_losses(
+def _to_missing_content(
     leaves: Sequence[Leaf], found: Sequence[bool], messages: Sequence[Message]
-) -> Losses:
+) -> MissingContent:
     if all(found):
-        return NO_LOSS
+        return NOTHING_MISSING
     lost_calls = {
         leaf.call
         for leaf, shown in zip(leaves, found, strict=True)
@@ -258,4 +258,4 @@ def _as_losses(
             continue
         kinds.add(leaf.kind)
         last_reasoning |= leaf.kind == REASONING and leaf.turn == last
-    return Losses(frozenset(kinds), last_reasoning)
+    return MissingContent(frozenset(kinds), last_reasoning)

@@ -66,12 +66,12 @@ def line_starts(data: bytes, begin: int) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True, slots=True)
-class RecordPositions:
-    """The positions that decide the lanes of the records of a partition.
+class LanePositions:
+    """The positions that decide the lanes of the sequences of a partition.
 
     Attributes:
-        numbers: int64 [n]; the block in which the line of each record starts, or the row of each
-            record within the partition.
+        numbers: int64 [n]; for each sequence, the block in which the line of its record starts,
+            or the row of its record within the partition.
         rows: Whether they are rows. The rows of earlier partitions must then be added.
     """
 
@@ -79,26 +79,26 @@ class RecordPositions:
     rows: bool
 
 
-def record_positions(
+def find_lane_positions(
     partition: Partition, data: bytes, lines: NDArray[np.int64], block: int
-) -> RecordPositions:
-    """Return the positions of the records of a partition.
+) -> LanePositions:
+    """Return the positions that decide the lanes of the sequences of a partition.
 
     Args:
         partition: The partition.
         data: Its lines.
-        lines: int64 [n]; the line of each record within the partition, 0-based.
+        lines: int64 [n]; for each sequence, the line of its record in the partition, 0-based.
         block: The size of a block in bytes.
 
     Raises:
         InputUnreadable: The file cannot be read.
     """
     if partition.payload is not None or partition.strip_nulls or not is_plain(partition.file):
-        return RecordPositions(lines, rows=True)
+        return LanePositions(lines, rows=True)
     begin = partition.start
     if begin:
-        # The line that starts before the partition belongs to the one before: find its end.
+        # A line across the start belongs to the previous partition, and is skipped.
         with convert_os_errors(partition.file), open_regular(partition.file) as file:
             file.seek(begin - 1)
             begin += len(file.readline()) - 1
-    return RecordPositions(line_starts(data, begin)[lines] // block, rows=False)
+    return LanePositions(line_starts(data, begin)[lines] // block, rows=False)

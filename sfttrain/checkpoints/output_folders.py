@@ -74,7 +74,7 @@ def reject_to_replace(folder: Path) -> None:
                 raise OutputExists(f"{path} is a link, which is not followed", remedy=remedy)
 
 
-def reject_foreign_output(folder: Path, adapters: Iterable[str] = ()) -> None:
+def reject_unowned_output(folder: Path, adapters: Iterable[str] = ()) -> None:
     """Refuse to save a model over a model that the user has in the output folder.
 
     Args:

@@ -16,7 +16,7 @@ import torch
 from sftprep.errors import OutputExists, setting
 from sftprep.shards import exclusive, storage_errors
 from sfttrain.checkpoints.loading import has_adapter
-from sfttrain.checkpoints.output_folders import reject_foreign_output
+from sfttrain.checkpoints.output_folders import reject_unowned_output
 from sfttrain.checkpoints.own_files import seal_output
 
 
@@ -64,20 +64,20 @@ class OutputGuard:
             finally:
                 self._is_locked = False
 
-    def check(self, *, once: bool = False) -> None:
+    def check(self, *, skip_if_passed: bool = False) -> None:
         """Refuse, on all ranks, to save the final model over files of others.
 
         Args:
-            once: Whether to skip the check if it has succeeded before.
+            skip_if_passed: Whether to skip the check if it has succeeded before.
 
         Raises:
             OutputExists: The folder has files of a model that sfttrain did not write.
         """
-        if once and self._is_checked:
+        if skip_if_passed and self._is_checked:
             return
         model, folder = self._trainer.model, self.folder
         adapters = list(model.peft_config) if has_adapter(model) else []
-        self.reject_together(lambda: reject_foreign_output(folder, adapters), folder)
+        self.reject_together(lambda: reject_unowned_output(folder, adapters), folder)
         self._is_checked = True
 
     def seal(self) -> None:

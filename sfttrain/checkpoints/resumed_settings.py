@@ -15,7 +15,7 @@ from typing import Any
 
 from sftprep.errors import MismatchError, setting
 
-_OF_SCHEDULE = ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps")
+_SCHEDULE_SETTINGS = ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps")
 _NAMES = {
     "initial_lr": "learning_rate",
     "betas": "adam_beta1 and adam_beta2",
@@ -24,7 +24,7 @@ _NAMES = {
 """The setting behind a key of a parameter group, where the names differ."""
 _NOT_SETTINGS = {"params", "param_names", "lr", "step", "foreach", "fused", "capturable"}
 """Keys of a parameter group that change during training or only affect how it is computed."""
-_OF_KINDS = {"betas", "momentum", "nesterov", "scale_parameter", "alpha", "rho", "lr_decay"}
+_KIND_KEYS = {"betas", "momentum", "nesterov", "scale_parameter", "alpha", "rho", "lr_decay"}
 """Keys that distinguish kinds of optimizers in checkpoints of older versions."""
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def settings_to_record(args: Any, optimizer: Any) -> dict[str, Any]:
         args: The SFTConfig.
         optimizer: The optimizer of torch, or accelerate's wrapper of it.
     """
-    values = {name: getattr(args, name, None) for name in _OF_SCHEDULE}
+    values = {name: getattr(args, name, None) for name in _SCHEDULE_SETTINGS}
     values["optim"] = args.optim
     values["optimizer"] = _optimizer_kind(optimizer)
     # The round trip makes them equal to values read from a file: enumerations become strings.
@@ -63,8 +63,8 @@ def reject_other_optimizer(
     before, now = recorded.get("optimizer"), _optimizer_kind(optimizer)
     differs = before is not None and before != now
     if before is None and isinstance(saved, Mapping) and saved.get("param_groups"):
-        keys = _OF_KINDS & saved["param_groups"][0].keys()
-        differs = keys != _OF_KINDS & optimizer.param_groups[0].keys()
+        keys = _KIND_KEYS & saved["param_groups"][0].keys()
+        differs = keys != _KIND_KEYS & optimizer.param_groups[0].keys()
     if differs:
         optim = recorded.get("optim")
         earlier = setting("optim", optim) if optim else "another optimizer"
@@ -116,7 +116,7 @@ def warn_of_changes(
     now = settings_to_record(args, optimizer)
     shapes = [
         f"{name} is {now[name]}, was {recorded[name]}"
-        for name in _OF_SCHEDULE
+        for name in _SCHEDULE_SETTINGS
         if name in recorded and recorded[name] != now[name]
     ]
     if shapes:

@@ -20,9 +20,9 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 from sftprep.errors import ConfigError, setting
 from sfttrain.checkpoints.output_folders import (
     MERGED_NAME,
-    reject_foreign_output,
     reject_to_replace,
     reject_to_train_in_place,
+    reject_unowned_output,
 )
 from sfttrain.checkpoints.seal import Needs
 from sfttrain.checkpoints.select import find_checkpoint, is_resume_requested
@@ -83,7 +83,7 @@ class RunSummary:
     """The folder of the checkpoint from which the run resumed."""
     evaluation: dict[str, float]
     """The metrics of the final evaluation; empty without one."""
-    told: tuple[str, ...]
+    warnings: tuple[str, ...]
     """The warnings about allowed mismatches and executed code."""
     merged: str | None = None
     """The folder of the model with the adapter merged into it (`merge`)."""
@@ -203,7 +203,7 @@ def _check_output_folder(training: SFTConfig, model_config: ModelConfig) -> None
             ],
         )
     reject_to_train_in_place(training.output_dir, [str(model_config.model_name_or_path)])
-    reject_foreign_output(output)
+    reject_unowned_output(output)
     if model_config.merge:
         reject_to_replace(output / MERGED_NAME)  # now, and not after hours of training
 
@@ -322,7 +322,7 @@ def _train_and_save(prepared: PreparedRun) -> RunSummary:
         output_dir=str(trainer.args.output_dir),
         resumed_from=trainer.resumed_from,
         evaluation=evaluation,
-        told=prepared.warnings,
+        warnings=prepared.warnings,
         merged=merged,
         rejected=trainer.records_rejected(),
     )

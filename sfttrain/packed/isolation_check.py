@@ -86,7 +86,9 @@ class IsolationGuard:
         )
         # The precision, which decides on the tolerance.
         dtypes = {p.dtype for p in model.parameters()}
-        self._in_16_bits = autocast is not None or any(dtype.itemsize < 4 for dtype in dtypes)
+        self._has_low_precision = autocast is not None or any(
+            dtype.itemsize < 4 for dtype in dtypes
+        )
         self._in_int8 = torch.int8 in dtypes
         # Logits of the middle sequence alone, or the exception that the model raised.
         middle = slice(_LENGTHS[0], _LENGTHS[0] + _LENGTHS[1])
@@ -102,7 +104,7 @@ class IsolationGuard:
         # Rounding in 16 bits differs between kernels and may send a token to another expert, so the
         # median position must agree. A leak is larger by orders of magnitude (0.5 to 5 sigma where
         # it was observed), and rounding does not cause one.
-        tolerance = (2e-2, 1.5e-1) if self._in_16_bits else (1e-3, 1e-3)
+        tolerance = (2e-2, 1.5e-1) if self._has_low_precision else (1e-3, 1e-3)
         if self._in_int8:
             # bitsandbytes multiplies in 8 bits only the columns in which no token of the row has an
             # outlier, so the rest of the row influences how a token is rounded.
@@ -117,7 +119,7 @@ class IsolationGuard:
         leak = ((first - second)[_LENGTHS[0] :].abs().amax(-1).max() / scale).item()
         middle = first[_LENGTHS[0] : _LENGTHS[0] + _LENGTHS[1]]
         by_position = (middle - self._alone).abs().amax(-1) / scale
-        difference = by_position.median() if self._in_16_bits else by_position.max()
+        difference = by_position.median() if self._has_low_precision else by_position.max()
         return Verdict(leak, difference.item(), "", tolerance)
 
     def _run(self, forward: Callable[[], Tensor]) -> tuple[Tensor | None, str]:

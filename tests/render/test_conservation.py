@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.conservation import compare, templates_of_trl
-from sftprep.render.conservation import NO_LOSS, ConservationCheck
+from sftprep.render.conservation import NOTHING_MISSING, ConservationCheck
 
 
 def chatml(messages: Any, tools: Any = None, variables: Any = None) -> str:
@@ -19,7 +19,7 @@ def chatml(messages: Any, tools: Any = None, variables: Any = None) -> str:
 
 def losses(messages: list[dict[str, Any]], **options: Any) -> Any:
     text = chatml(messages)
-    return ConservationCheck(chatml).losses(messages, options.get("tools"), None, text)
+    return ConservationCheck(chatml).find_missing(messages, options.get("tools"), None, text)
 
 
 def test_the_check_agrees_with_transformers_on_every_template_of_trl() -> None:
@@ -34,7 +34,7 @@ contents = st.text(max_size=12) | st.sampled_from(["yes", "Yes, of course it is"
 @given(st.lists(contents, min_size=1, max_size=8))
 def test_whatever_is_written_is_no_loss(values: list[str]) -> None:
     messages = [{"role": "user", "content": value} for value in values]
-    assert losses(messages) == NO_LOSS
+    assert losses(messages) == NOTHING_MISSING
 
 
 @given(st.lists(contents, min_size=2, max_size=8), st.data())
@@ -47,7 +47,7 @@ def test_a_turn_that_is_left_out_is_a_loss(values: list[str], data: Any) -> None
     def render(rows: Any, tools: Any = None, variables: Any = None) -> str:
         return chatml([row for row in rows if row["role"] != "hidden"])
 
-    found = ConservationCheck(render).losses(messages, None, None, render(messages)).kinds
+    found = ConservationCheck(render).find_missing(messages, None, None, render(messages)).kinds
     assert found == ({"message_not_shown"} if values[dropped].strip() else set())
 
 
@@ -77,7 +77,7 @@ def test_values_without_text_are_not_searched_for(value: Any) -> None:
         return chatml(rows) + rows[0]["tool_calls"][0]["function"]["name"]
 
     text = render([message])
-    assert ConservationCheck(render).losses([message], None, None, text) == NO_LOSS
+    assert ConservationCheck(render).find_missing([message], None, None, text) == NOTHING_MISSING
 
 
 def test_pieces_that_are_the_contents_need_no_search() -> None:
@@ -87,4 +87,4 @@ def test_pieces_that_are_the_contents_need_no_search() -> None:
     ]
     pieces = ["<|user|>", messages[0]["content"], "\n", messages[1]["content"]]
     check = ConservationCheck(chatml)
-    assert check.losses(messages, None, None, "not even the text", pieces) == NO_LOSS
+    assert check.find_missing(messages, None, None, "not even the text", pieces) == NOTHING_MISSING

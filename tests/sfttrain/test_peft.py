@@ -293,7 +293,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model(
         },
     )
     summary = run(capsys, packs, base, tmp_path / "out", "--merge", "--allow_mismatch", "tokenizer")
-    assert "2 new rows" in " ".join(summary["told"])
+    assert "2 new rows" in " ".join(summary["warnings"])
     merged = AutoModelForCausalLM.from_pretrained(summary["merged"])
     assert merged.get_input_embeddings().weight.shape[0] == VOCABULARY + 2
     assert len(AutoTokenizer.from_pretrained(summary["merged"])) == VOCABULARY + 2

@@ -139,7 +139,7 @@ class RegionFinder:
         if rule.tools_fault is not None and any(
             message.get("role") == "tool" or message.get("tool_calls") for message in messages
         ):
-            return "turns beside tools are not proven"
+            return "turns alongside tools are not proven"
         found = _find_message_loop(made, messages)
         if found is None or (numbers and numbers[0] < found[1]):
             return "the template does not write each message in a turn of its own"

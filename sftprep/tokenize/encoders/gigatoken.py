@@ -72,7 +72,7 @@ class FastEncoder:
         self._reference = reference
         self._table: TokenBytes | None = None  # the bytes of all tokens, made when needed
         self._is_table_made = False  # also True if no table is possible
-        self._was_asked_for_bytes = False
+        self._is_first_call_done = False
         if spec.split_special_tokens:
             raise EncoderFault(
                 "gigatoken always recognises special tokens, and this tokenizer is set not to"
@@ -204,8 +204,8 @@ class FastEncoder:
         if family is None:
             return None
         # Not for SentencePiece, whose decoder drops the first space of a token.
-        if not self._was_asked_for_bytes and not family.metaspace and len(ids) <= _FEW_TOKENS:
-            self._was_asked_for_bytes = True
+        if not self._is_first_call_done and not family.metaspace and len(ids) <= _FEW_TOKENS:
+            self._is_first_call_done = True
             vocabulary = {
                 int(token): self._decode(np.array([token], np.uint32)) for token in np.unique(ids)
             }
