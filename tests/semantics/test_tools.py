@@ -30,7 +30,7 @@ def call(arguments, **more):
 
 
 @pytest.mark.parametrize("train_on", ["all", "assistant"])
-@pytest.mark.parametrize(("content", "as_text"), product([{}, {"content": None}], [False, True]))
+@pytest.mark.parametrize(("content", "as_text"), [*product([{}, {"content": None}], [False, True])])
 def test_calls_without_content_are_rendered_as_with_empty_content(
     folder_with, content, as_text, train_on
 ):
