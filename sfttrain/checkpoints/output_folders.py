@@ -26,7 +26,7 @@ from sfttrain.checkpoints.own_files import (
     is_own_folder,
     is_regular,
 )
-from sfttrain.checkpoints.seal import INCOMPLETE_NAME, SEAL_NAME, read_sealed_names
+from sfttrain.checkpoints.seal import INCOMPLETE_NAME, SEAL_NAME, list_files, read_sealed_names
 
 MERGED_NAME = "merged"
 """The folder of the merged model, in the folder of its adapter."""
@@ -68,6 +68,12 @@ def reject_to_replace(folder: Path) -> None:
             f"{folder} would be replaced, but has files that sfttrain did not write",
             remedy=remedy,
         )
+    sealed = read_sealed_names(folder)
+    for name in list_files(folder) if sealed else ():
+        if name not in {*sealed, SEAL_NAME} and is_model_file_name(Path(name).name):
+            raise OutputExists(
+                f"{folder / name} would be replaced, but sfttrain did not write it", remedy=remedy
+            )
     for root, folders, files in os.walk(folder):
         for path in (Path(root, name) for name in (*folders, *files)):
             if path.is_symlink():
@@ -102,9 +108,10 @@ def reject_unowned_output(folder: Path, adapters: Iterable[str] = ()) -> None:
             raise OutputExists(f"{path} is a folder; a file is needed", remedy=remedy)
     # The marker or a checkpoint of ours shows that an earlier run of ours used this folder.
     marked = is_regular(folder / INCOMPLETE_NAME)
-    if marked or any(is_own_folder(path) for path in list_checkpoints(folder).values()):
-        return
     sealed = {*read_sealed_names(folder), SEAL_NAME}
+    if marked or any(is_own_folder(path) for path in list_checkpoints(folder).values()):
+        # A model card is often written by hand; it would be rewritten, not only replaced.
+        found = [path for path in found if path.name == "README.md" and not marked]
     if others := [path for path in found if path.parent == folder and path.name not in sealed]:
         more = f" and {len(others) - 1} more" if others[1:] else ""
         raise OutputExists(

@@ -89,6 +89,11 @@ def delete_folder(folder: Path) -> None:
     marks = {INCOMPLETE_NAME, STATE_NAME, SEAL_NAME} & ours
     with contextlib.suppress(OSError):
         _delete_files(folder, ours - marks)
+        if list_files(folder).keys() - marks:
+            # Files of the user stay. The marker keeps the folder ours, so that the run can write
+            # this checkpoint again, and incomplete, so that it is never chosen.
+            write_bytes(folder / INCOMPLETE_NAME, b"{}")
+            marks -= {INCOMPLETE_NAME}
         _delete_files(folder, marks)
         folder.rmdir()
 

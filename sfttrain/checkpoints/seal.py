@@ -241,7 +241,7 @@ def _read_fields(path: Path) -> dict[str, Any]:
     """Return the fields of a JSON object; an empty dictionary if the file has none."""
     try:
         values = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
 
@@ -261,7 +261,7 @@ def _seal_fault(folder: Path) -> str:
     try:
         files = json.loads((folder / SEAL_NAME).read_bytes())["files"]
         sealed = {str(name): (entry["bytes"], entry["xxh3"]) for name, entry in files.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         sealed = {}
     if not _STATES.keys() <= sealed.keys():  # every seal has at least these
         return f"{SEAL_NAME} is damaged"

@@ -64,7 +64,7 @@ class RunState:
         try:
             values = json.loads((Path(folder) / STATE_NAME).read_text(encoding="utf-8"))
             return cls(**{name: value for name, value in values.items() if name in known})
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise MismatchError(
                 f"{folder} has no readable {STATE_NAME}, so it is not known which data it was "
                 "trained on",

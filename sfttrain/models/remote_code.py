@@ -92,8 +92,13 @@ def _references_in(config: dict[str, Any]) -> Iterator[str]:
             entries.extend(entry.values())
         elif isinstance(entry, list):
             entries.extend(entry)
-        elif isinstance(entry, str) and "--" in entry:
-            yield entry.split("--")[0]
+        elif isinstance(entry, str):
+            repository, separator, module = entry.rpartition("--")
+            if separator:
+                yield repository
+            # A module is a file of the model; a path leads out of it.
+            if "/" in module or "\\" in module or module.startswith("."):
+                yield module
 
 
 def _read_config(name: str, file: str, revision: str | None) -> dict[str, Any]:

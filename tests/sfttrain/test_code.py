@@ -166,6 +166,8 @@ def test_a_mismatch_is_an_error_without_code_too(
         ("config.json", {"auto_map": {"AutoModelForCausalLM": "evil/repo--modeling_evil.Evil"}}),
         ("config.json", {"auto_map": {"AutoConfig": "/other/dir--configuration_evil.Evil"}}),
         ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["/o--m.T", None]}}),
+        ("config.json", {"auto_map": {"AutoConfig": "/abs/other/evil.Evil"}}),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["../other/evil.Evil", None]}}),
         ("adapter_config.json", {"base_model_name_or_path": "evil/base"}),
     ],
 )

@@ -199,7 +199,7 @@ def test_rotation_keeps_files_that_were_added_to_a_checkpoint(tmp_path: Path) ->
         path.parent.mkdir(exist_ok=True)
         path.write_text("mine")
     rotate_checkpoints(tmp_path, 1, kept=["checkpoint-2"])
-    assert checkpoints(tmp_path / "checkpoint-1") == ["more", "notes.txt"]
+    assert checkpoints(tmp_path / "checkpoint-1") == ["more", "notes.txt", INCOMPLETE_NAME]
     assert (tmp_path / "checkpoint-1" / "more" / "notes.txt").read_text() == "mine"
     assert find_checkpoint("latest", str(tmp_path)).endswith("checkpoint-2")
 
@@ -349,6 +349,7 @@ def test_the_output_folder_of_an_earlier_run_is_used_again(
     if strategy == "no":
         return
     (output / SEAL_NAME).unlink()  # of an older version, which wrote checkpoints only
+    (output / "README.md").unlink()
     assert main(command) == 0, capsys.readouterr().err
 
 
@@ -366,6 +367,30 @@ def test_a_model_card_does_not_replace_files_of_the_user(tmp_path: Path) -> None
     (output / "model.safetensors").unlink()
     trainer.create_model_card()
     assert (output / "README.md").is_file()
+
+
+def test_a_model_card_of_the_user_is_not_rewritten(tmp_path: Path) -> None:
+    """peft extends an existing model card."""
+    output = tmp_path / "o"
+    saving(output).train()
+    (output / "README.md").write_text("mine")
+    with pytest.raises(OutputExists, match=r"README\.md would be replaced"):
+        saving(output).train()
+    (output / "README.md").unlink()
+    card = output / "checkpoint-3" / "README.md"
+    card.write_text("mine too")
+    with pytest.raises(OutputExists, match=r"README\.md would be replaced"):
+        saving(output).train()
+    assert card.read_text() == "mine too"
+
+
+def test_a_rotated_checkpoint_with_a_file_of_the_user_can_be_written_again(tmp_path: Path) -> None:
+    saving(tmp_path, max_steps=3, save_steps=1).train()
+    mine = tmp_path / "checkpoint-2" / "eval_results.json"
+    mine.write_text("mine")
+    saving(tmp_path, max_steps=3, save_steps=1, save_total_limit=1).train()
+    assert mine.read_text() == "mine"
+    assert find_checkpoint(True, str(tmp_path)).endswith("checkpoint-3")
 
 
 def test_a_file_that_was_added_after_a_run_is_not_replaced(
