@@ -1,8 +1,7 @@
 """transformers' Trainer whose checkpoints are complete, finite, and in folders of their own.
 
 `checkpoints/` decides which files a run may replace and delete, and `finite.py` checks values. This
-module calls them at the right moments of Trainer: before training, at each save, at the end, and
-at a resume.
+module calls them before training, at each save, at the end, and at a resume.
 """
 
 from __future__ import annotations
@@ -216,12 +215,11 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
         folder = Path(str(self.state.best_model_checkpoint))
         # All files are read, so one process of each machine does it for the others.
         fault = self._parts.preparation.once.do(partial(find_saved_fault, folder))
-        if fault or not folder.is_dir():
+        if fault := fault or ("" if folder.is_dir() else "it was deleted"):
+            latest = setting("resume_from_checkpoint", "latest")
             raise ConfigError(
-                f"the best checkpoint, {folder}, is not complete: {fault or 'it was deleted'}; no"
-                " final model is saved",
-                remedy="to keep the last weights, resume with"
-                f" {setting('resume_from_checkpoint', 'latest')} and without"
+                f"the best checkpoint, {folder}, is not complete: {fault}; no final model is saved",
+                remedy=f"to keep the last weights, resume with {latest} and without"
                 f" {setting('load_best_model_at_end')}",
             )
         super()._load_best_model()
@@ -365,17 +363,13 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
                 self._output.seal()
 
     def save_state(self) -> None:
-        """Save Trainer's state in the output folder, as Trainer does."""
+        """Save Trainer's state in the output folder; raise OutputExists as `save_model` does."""
         self._output.check(skip_if_passed=True)
         super().save_state()
         self._output.seal()
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
-        """Write README.md in the output folder, as Trainer does.
-
-        Raises:
-            OutputExists: The output folder has files of a model that sfttrain did not write.
-        """
+        """Write README.md in the output folder, as Trainer does; raise OutputExists as above."""
         self._output.check(skip_if_passed=True)
         super().create_model_card(*arguments, **options)
         self._output.seal()

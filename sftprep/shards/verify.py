@@ -195,14 +195,11 @@ def _verify_rows(
         weights = numpy_view(columns["loss_weights"].values)
         if not (np.isfinite(weights).all() and ((weights > 0) == mask).all()):
             add_problem("loss_weights are not above 0 exactly where tokens are trained")
-    vocab_size = manifest.tokenizer.get("vocab_size")
-    if not isinstance(vocab_size, int):
+    if not isinstance(vocab_size := manifest.tokenizer.get("vocab_size"), int):
         add_problem("the manifest does not state the size of the vocabulary")
     elif (wrong := np.flatnonzero(ids >= vocab_size)).size:
         row = int(np.searchsorted(token_offsets, wrong[0], side="right")) - 1
-        add_problem(
-            f"row {row}: the token id {ids[wrong[0]]} is outside the vocabulary of {vocab_size}"
-        )
+        add_problem(f"row {row}: id {ids[wrong[0]]} is outside the vocabulary of {vocab_size}")
     if "position_ids" in columns:
         stored = numpy_view(columns["position_ids"].values)
         expected = make_position_ids(seq_lengths, position_dtype(manifest.max_length))

@@ -80,16 +80,14 @@ class PackedStream:
             before the first retry, which double each time.
 
     Attributes:
-        owned: The lanes of this stream.
-        epoch: The number of the current pass, from 0.
+        owned, epoch: The lanes of this stream; the number of the current pass, from 0.
 
     Raises:
         ConfigError: A setting is invalid or not supported by streams.
         SftprepError: The first records or the tokenizer cannot be read.
 
     Example:
-        stream = PackedStream("chats.jsonl", "Qwen/Qwen3-8B")
-        for pack in stream:
+        for pack in PackedStream("chats.jsonl", "Qwen/Qwen3-8B"):
             pack.input_ids, pack.position_ids, pack.completion_mask
     """
 
@@ -158,9 +156,8 @@ class PackedStream:
             self.set_epoch(self.epoch + 1)
         self._is_loaded = False
         lanes, is_first = self._open_lanes(), True
-        # The lane with the fewest packs taken is next, of several the one with the lowest number.
-        queue = [(lane.taken, lane.number) for lane in lanes.values() if not lane.ended]
-        heapq.heapify(queue)
+        # The lane with the fewest packs taken is next; of several, the one with the lowest number.
+        queue = sorted((lane.taken, lane.number) for lane in lanes.values() if not lane.ended)
         while queue:
             lane = lanes[heapq.heappop(queue)[1]]
             pack = lane.next_pack()
