@@ -24,7 +24,7 @@ from sftprep.config.build import (
     TokenizeConfig,
     read_config_file,
 )
-from sftprep.errors import ConfigError, FlagNames, SftprepError, setting
+from sftprep.errors import ConfigError, FlagNames, SftprepError, escape_control, setting
 from sftprep.version import __version__
 
 app = App(
@@ -309,7 +309,7 @@ def _fail(message: object, error: BaseException, code: int, *, debug: bool) -> N
         traceback.print_exception(error)
     if isinstance(message, SftprepError):
         message = message.shown_by(FlagNames())
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {escape_control(str(message))}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -54,6 +54,7 @@ __all__ = [
     "TooManyRejected",
     "TrainingDiverged",
     "WorkerError",
+    "escape_control",
     "first_line",
     "setting",
     "source_name",
@@ -192,6 +193,17 @@ class SftprepError(Exception):
         # An exception with keyword arguments cannot be unpickled by default, and errors are sent
         # from worker processes.
         return (_rebuild, (type(self), dict(self.__dict__), self.args))
+
+
+def escape_control(text: str) -> str:
+    """Return text that cannot control the terminal, except for line breaks.
+
+    Control characters, and those that change the direction of writing, become visible escapes.
+    """
+    return "".join(
+        c if c.isprintable() or c == "\n" else " " if c == "\t" else f"\\u{ord(c):04x}"
+        for c in text
+    )
 
 
 def first_line(error: BaseException, limit: int | None = None) -> str:

@@ -6,6 +6,8 @@ import ast
 import dataclasses
 import inspect
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -206,3 +208,14 @@ def test_every_error_type_has_an_exit_code():
     errors = [kind for kind in kinds if issubclass(kind, SftprepError)]
     assert len(errors) > 20
     assert {kind.exit_code for kind in errors} == {1, 2, 3}
+
+
+def test_errors_on_the_command_line_cannot_control_the_terminal(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "sftprep", "verify", "red\x1b[31m\x9b"],
+        capture_output=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert b"\x1b" not in done.stderr
+    assert b"red\\u001b[31m\\u009b" in done.stderr

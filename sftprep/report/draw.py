@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sftprep.errors import ShardError
+from sftprep.errors import ShardError, escape_control
 from sftprep.report.summary import format_count
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.reader import Pack
@@ -139,7 +139,7 @@ def _text_lines(
     """Return the text of a sequence as lines, with the trained parts marked."""
     parts = []
     for trained, run in _runs(ids, mask):
-        text = _escape_control(decode(run))
+        text = escape_control(decode(run))
         if color:
             # A color ends at the end of its line, so that it never affects what follows an abridged
             # text, or the rest of a pager.
@@ -170,14 +170,3 @@ def _runs(ids: list[int], mask: list[bool]) -> list[tuple[bool, list[int]]]:
             runs.append((trained, []))
         runs[-1][1].append(token)
     return runs
-
-
-def _escape_control(text: str) -> str:
-    """Return text that cannot control the terminal.
-
-    Control characters, and those that change the direction of writing, become visible escapes.
-    """
-    return "".join(
-        c if c.isprintable() or c == "\n" else " " if c == "\t" else f"\\u{ord(c):04x}"
-        for c in text
-    )

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from sftprep.errors import escape_control
 from sftprep.pipeline.build import BuildReport
 from sftprep.shards.manifest import Accounting, Manifest
 
@@ -107,10 +108,11 @@ def format_count(number: int, noun: str, plural_ending: str = "s") -> str:
 
 def manifest_line(manifest: Manifest) -> str:
     """Return a description of a build in one line."""
+    name = escape_control(str(manifest.tokenizer["name"]))
     return (
         f"{format_count(manifest.rows, 'pack')} of up to {manifest.max_length:,} tokens,"
         f" {format_count(manifest.accounting.sequences, 'sequence')}, {manifest.tokens:,} tokens"
-        f" ({manifest.trained_tokens:,} trained), tokenizer {manifest.tokenizer['name']}"
+        f" ({manifest.trained_tokens:,} trained), tokenizer {name}"
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sftprep.errors import FlagNames, SftprepError
+from sftprep.errors import FlagNames, SftprepError, escape_control
 from sfttrain.cli.help_text import PROGRAM, short_help
 
 _HELP_FLAGS = {"-h", "--help", "--help-all"}
@@ -170,5 +170,6 @@ def _report_library_error(error: Exception) -> int:
 
 
 def _report(message: str, remedy: str, code: int) -> int:
-    print(f"error: {message}" + (f"\n  → {remedy}" if remedy else ""), file=sys.stderr)
+    text = f"error: {message}" + (f"\n  → {remedy}" if remedy else "")
+    print(escape_control(text), file=sys.stderr)
     return code
