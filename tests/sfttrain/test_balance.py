@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from sftprep.errors import ConfigError
 from sfttrain.data.batching import collate_packs
-from tests.sfttrain.face import face, losses
 from tests.sfttrain.packs import MemoryPacks, make_pack
 from tests.sfttrain.tiny import tiny_model
+from tests.sfttrain.trainer_factory import losses, make_sft_trainer
 
 PACKS = MemoryPacks([make_pack([9], seed=1, trained=1.0), make_pack([12], seed=2, trained=1.0)])
 
@@ -49,7 +49,7 @@ def test_a_step_adds_the_weighted_auxiliary_loss(
 ) -> None:
     model = tiny_model("qwen3_moe", router_aux_loss_coef=0.25)
     wanted = step_reference(copy.deepcopy(model), 0.25 if requested is None else requested, 0.1)
-    trainer = face(
+    trainer = make_sft_trainer(
         model,
         tmp_path,
         PACKS,
@@ -74,5 +74,5 @@ def test_a_step_adds_the_weighted_auxiliary_loss(
 
 def test_a_weight_is_rejected_for_a_model_without_experts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no experts"):
-        face(tiny_model("llama"), tmp_path, PACKS, router_aux_loss_coef=0.1)
-    assert face(tiny_model("llama"), tmp_path, PACKS, router_aux_loss_coef=0.0)
+        make_sft_trainer(tiny_model("llama"), tmp_path, PACKS, router_aux_loss_coef=0.1)
+    assert make_sft_trainer(tiny_model("llama"), tmp_path, PACKS, router_aux_loss_coef=0.0)

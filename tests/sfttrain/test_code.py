@@ -18,8 +18,8 @@ from sfttrain.cli.main import main
 from sfttrain.models.loading import check_match, load_model, tokenizer_for
 from sfttrain.models.remote_code import check_code_is_pinned, check_code_references, code_that_runs
 from sfttrain.models.tokenizer import load_required_tokenizer
-from tests.sfttrain.face import COMPLETIONS, model_folder
 from tests.sfttrain.tiny import tiny_model
+from tests.sfttrain.trainer_factory import COMPLETIONS, model_folder
 
 
 @pytest.fixture

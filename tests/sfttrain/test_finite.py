@@ -19,10 +19,10 @@ from sftprep import build
 from sftprep.errors import TrainingDiverged
 from sfttrain.cli.main import main
 from sfttrain.finite import FiniteGuard, names_not_finite
-from tests.sfttrain.face import COMPLETIONS, face, model_folder
 from tests.sfttrain.packs import MemoryPacks, make_pack
 from tests.sfttrain.test_trainer import PACKS, trainer_for
 from tests.sfttrain.tiny import tiny_model
+from tests.sfttrain.trainer_factory import COMPLETIONS, make_sft_trainer, model_folder
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_the_rows_of_the_device_batch_at_fault_are_named(shards: Path, model: Pa
 
 def test_rows_of_a_dataset_are_named_by_their_numbers(model: Path, tmp_path: Path) -> None:
     rows = [{"prompt": f"{k} tea?", "completion": " red" * (3 + k)} for k in range(6)]
-    trainer = face(model, tmp_path, rows, learning_rate=1e30, max_grad_norm=0.0)
+    trainer = make_sft_trainer(model, tmp_path, rows, learning_rate=1e30, max_grad_norm=0.0)
     with pytest.raises(TrainingDiverged, match=r"trained on train_dataset:\d"):
         trainer.train()
 

@@ -317,7 +317,7 @@ def test_urls_are_refused_and_nothing_is_written(
 def test_urls_as_data_are_refused_and_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, tokenizer_dir: Path
 ) -> None:
-    from tests.sfttrain.face import model_folder
+    from tests.sfttrain.trainer_factory import model_folder
 
     model = model_folder(tmp_path / "model", tokenizer_dir)
     (tmp_path / "work").mkdir()
@@ -333,7 +333,7 @@ def test_an_output_folder_in_the_data_is_refused(
     tmp_path: Path, capsys: Any, tokenizer_dir: Path
 ) -> None:
     """The next run would read checkpoints as records."""
-    from tests.sfttrain.face import model_folder
+    from tests.sfttrain.trainer_factory import model_folder
 
     model = model_folder(tmp_path / "model", tokenizer_dir)
     (tmp_path / "data").mkdir()

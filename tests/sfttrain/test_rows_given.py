@@ -40,16 +40,16 @@ from sfttrain.cli.arguments import RunConfig
 from sfttrain.config.setting_names import RunStreamNames, TrainerNames
 from sfttrain.data.inputs import to_row_source
 from sfttrain.data.jsonl_cache import write_rows
-from tests.sfttrain.face import (
+from tests.sfttrain.tiny import tiny_model
+from tests.sfttrain.trainer_factory import (
     CHATS,
     COMPLETIONS,
     TEXTS,
-    face,
+    make_sft_trainer,
     model_folder,
     sequences,
     write_lines,
 )
-from tests.sfttrain.tiny import tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -96,23 +96,26 @@ def model(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path
 def test_torch_datasets_are_read_to_their_end(
     model: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    wanted = sequences(face(model, tmp_path, TEXTS, **settings).train_dataset)
+    wanted = sequences(make_sft_trainer(model, tmp_path, TEXTS, **settings).train_dataset)
     assert len(wanted) == len(TEXTS)
     for kind in (
         Endless(TEXTS),
         torch.utils.data.Subset(Endless(TEXTS), range(len(TEXTS))),
         Again(),
     ):
-        assert sequences(face(model, tmp_path, kind, **settings).train_dataset) == wanted, type(
-            kind
-        )
+        assert (
+            sequences(make_sft_trainer(model, tmp_path, kind, **settings).train_dataset) == wanted
+        ), type(kind)
 
 
 def test_rows_of_tokens_in_a_torch_dataset(model: Path, tmp_path: Path) -> None:
     rows = [{"input_ids": [5, 6, 7, 8]}, {"input_ids": [9, 10, 11]}]
     skip = {"dataset_kwargs": {"skip_prepare_dataset": True}}
     assert [
-        ids for ids, _ in sequences(face(model, tmp_path, Endless(rows), **skip).train_dataset)
+        ids
+        for ids, _ in sequences(
+            make_sft_trainer(model, tmp_path, Endless(rows), **skip).train_dataset
+        )
     ] == [
         [5, 6, 7, 8],
         [9, 10, 11],
@@ -120,7 +123,7 @@ def test_rows_of_tokens_in_a_torch_dataset(model: Path, tmp_path: Path) -> None:
 
 
 def test_evaluation_sets_are_checked_too(model: Path, tmp_path: Path) -> None:
-    trainer = face(
+    trainer = make_sft_trainer(
         model, tmp_path, TEXTS, options={"eval_dataset": {"a": Endless(TEXTS), "b": TEXTS}}
     )
     found = trainer.evaluate()
@@ -131,7 +134,7 @@ def test_evaluation_sets_are_checked_too(model: Path, tmp_path: Path) -> None:
     )
     for given in (iter(TEXTS), {"a": iter(TEXTS)}):
         with pytest.raises(ConfigError, match="can be read once only"):
-            face(model, tmp_path, TEXTS, options={"eval_dataset": given})
+            make_sft_trainer(model, tmp_path, TEXTS, options={"eval_dataset": given})
     with pytest.raises(
         ConfigError, match="eval_dataset is a list_iterator, which can be read once only"
     ):
@@ -152,7 +155,7 @@ def test_data_that_cannot_be_read_to_the_end_is_refused_by_name(
     model: Path, tmp_path: Path, rows: Any, what: str
 ) -> None:
     with pytest.raises(ConfigError, match=what) as caught:
-        face(model, tmp_path, rows)
+        make_sft_trainer(model, tmp_path, rows)
     assert caught.value.remedy
 
 
@@ -203,26 +206,26 @@ def test_an_error_of_a_formatting_function_names_the_row(model: Path, tmp_path: 
         return str(row["text"] if row["text"] != TEXTS[3]["text"] else row["nope"])
 
     with pytest.raises(ConfigError, match="formatting_func failed at row 4: KeyError: 'nope'"):
-        face(model, tmp_path, TEXTS, options={"formatting_func": of_row})
+        make_sft_trainer(model, tmp_path, TEXTS, options={"formatting_func": of_row})
 
 
 def test_a_path_is_not_taken_as_rows_of_tokens(model: Path, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "rows.jsonl", TEXTS)
     with pytest.raises(ConfigError, match="skip_prepare_dataset is for rows"):
-        face(model, tmp_path, path, dataset_kwargs={"skip_prepare_dataset": True})
+        make_sft_trainer(model, tmp_path, path, dataset_kwargs={"skip_prepare_dataset": True})
 
 
 def test_a_folder_for_prepared_data_that_is_a_file(model: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError) as caught:
-        face(model, tmp_path, TEXTS, dataset_cache_dir=str(tmp_path / "file"))
+        make_sft_trainer(model, tmp_path, TEXTS, dataset_cache_dir=str(tmp_path / "file"))
     assert "another dataset_cache_dir" in caught.value.remedy
 
 
 def test_a_model_without_logits(model: Path, tmp_path: Path) -> None:
     bare = tiny_model("llama", vocab_size=600).model
     with pytest.raises(AttentionError, match="LlamaModel has no logits"):
-        face(
+        make_sft_trainer(
             bare,
             tmp_path,
             TEXTS,
@@ -290,7 +293,7 @@ def test_errors_name_the_settings_of_the_trainer(
     remedy: str,
 ) -> None:
     with pytest.raises(kind) as caught:
-        face(model, tmp_path, rows, **settings)
+        make_sft_trainer(model, tmp_path, rows, **settings)
     text = str(caught.value)
     assert message in caught.value.message
     assert remedy in caught.value.remedy
@@ -303,11 +306,11 @@ def test_errors_of_a_stream_name_the_settings_of_the_trainer(model: Path, tmp_pa
         return Dataset.from_list(rows).to_iterable_dataset()
 
     with pytest.raises(FormatError, match="no format fits train_dataset") as wrong:
-        face(model, tmp_path, stream_of([{"question": "a", "answer": "b"}]))
+        make_sft_trainer(model, tmp_path, stream_of([{"question": "a", "answer": "b"}]))
     assert "--" not in str(wrong.value)
     bad = [*TEXTS, {"text": None}]
     with pytest.raises(RecordError, match=f"train_dataset:{len(bad)}: ") as caught:
-        face(model, tmp_path, stream_of(bad)).train()
+        make_sft_trainer(model, tmp_path, stream_of(bad)).train()
     assert 'on_bad_record="quarantine"' in caught.value.remedy
     assert "--" not in caught.value.remedy
 
@@ -316,7 +319,7 @@ def test_a_conversation_without_a_template(tmp_path: Path, model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(str(model))
     tokenizer.chat_template = None
     with pytest.raises(TemplateError, match="train_dataset holds") as caught:
-        face(model, tmp_path, CHATS, options={"processing_class": tokenizer})
+        make_sft_trainer(model, tmp_path, CHATS, options={"processing_class": tokenizer})
     assert "chat_template_path" in caught.value.remedy
     assert "--" not in str(caught.value)
 
@@ -328,10 +331,13 @@ def test_sequences_that_are_too_long_for_the_model(model: Path, tmp_path: Path) 
         {"processing_class": AutoTokenizer.from_pretrained(str(model))},
     )
     with pytest.raises(MismatchError, match="positions end at 16") as caught:
-        face(short, tmp_path, rows, options=options)
+        make_sft_trainer(short, tmp_path, rows, options=options)
     assert "max_length=16" in caught.value.remedy
     assert "allow_mismatch" in caught.value.remedy
-    assert len(face(short, tmp_path, rows, options=options, max_length=16).train_dataset) == 1
+    assert (
+        len(make_sft_trainer(short, tmp_path, rows, options=options, max_length=16).train_dataset)
+        == 1
+    )
 
 
 def test_errors_show_the_path_of_a_users_file(model: Path, tmp_path: Path) -> None:
@@ -340,7 +346,7 @@ def test_errors_show_the_path_of_a_users_file(model: Path, tmp_path: Path) -> No
         tmp_path / "rows" / "mine.jsonl", [*COMPLETIONS, {"prompt": "a", "completion": None}]
     )
     with pytest.raises(RecordError) as caught:
-        face(model, tmp_path, path)
+        make_sft_trainer(model, tmp_path, path)
     assert caught.value.message.startswith(f"{path}:{len(COMPLETIONS) + 1}")
     assert "correct the record" in caught.value.remedy
     assert 'on_bad_record="quarantine"' in caught.value.remedy

@@ -19,7 +19,7 @@ from sftprep.errors import ConfigError, MismatchError
 from sftprep.stream import PackedStream
 from sfttrain import SFTConfig, SFTTrainer
 from sfttrain.cli.main import main
-from tests.stream.made import rows
+from tests.stream.plain_packs import rows
 
 BATCHES = 14
 """Batches of a pass over the corpus, of ten packs each."""

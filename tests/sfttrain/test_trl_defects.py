@@ -22,18 +22,18 @@ import sftprep
 from sftprep import BuildConfig
 from sftprep.errors import SftprepError
 from tests.semantics.prepared import prepare
-from tests.sfttrain.face import (
+from tests.sfttrain.packs import MemoryPacks, make_pack, split
+from tests.sfttrain.test_trainer import trainer_for
+from tests.sfttrain.trainer_factory import (
     CHATS,
     COMPLETIONS,
     TEXTS,
-    face,
     losses,
+    make_sft_trainer,
     model_folder,
     sequences,
     write_lines,
 )
-from tests.sfttrain.packs import MemoryPacks, make_pack, split
-from tests.sfttrain.test_trainer import trainer_for
 
 ROOT = Path(__file__).resolve().parents[2]
 TURNS = [{"role": "user", "content": "What is up?"}, {"role": "assistant", "content": "The sky."}]
@@ -75,7 +75,7 @@ def test_b1_no_sequence_without_a_trained_token_packed_or_not(
 def test_b2_evaluation_sets_are_never_packed_twice(model: Path, tmp_path: Path) -> None:
     # Of lengths that a second packing would put together otherwise.
     rows = [{"text": "word " * n} for n in (3, 9, 4, 11, 2, 7)]
-    trainer = face(
+    trainer = make_sft_trainer(
         model,
         tmp_path,
         TEXTS,
@@ -90,7 +90,7 @@ def test_b2_evaluation_sets_are_never_packed_twice(model: Path, tmp_path: Path) 
         first["eval_loss"],
         first["eval_num_tokens"],
     )
-    alone = face(
+    alone = make_sft_trainer(
         model, tmp_path, TEXTS, packing=False, max_length=24, options={"eval_dataset": rows}
     ).evaluate()
     assert alone["eval_loss"] == pytest.approx(first["eval_loss"], rel=1e-6)
@@ -101,10 +101,10 @@ def test_b2_evaluation_sets_are_never_packed_twice(model: Path, tmp_path: Path) 
 def test_b3_packing_of_the_evaluation_set_does_not_mix_its_sequences(
     model: Path, tmp_path: Path, packing: bool, eval_packing: bool
 ) -> None:
-    apart = face(
+    apart = make_sft_trainer(
         model, tmp_path, TEXTS, packing=False, eval_packing=False, options={"eval_dataset": TEXTS}
     ).evaluate()
-    found = face(
+    found = make_sft_trainer(
         model,
         tmp_path,
         TEXTS,
@@ -124,7 +124,9 @@ def test_b4_rows_that_are_packed_already_keep_their_sequences(
     rows = [
         {"input_ids": p.input_ids.tolist(), "seq_lengths": p.seq_lengths.tolist()} for p in packs
     ]
-    trainer = face(model, tmp_path, Dataset.from_list(rows), packing=packing, max_length=64)
+    trainer = make_sft_trainer(
+        model, tmp_path, Dataset.from_list(rows), packing=packing, max_length=64
+    )
     wanted = sorted(piece.input_ids.tolist() for pack in packs for piece in split(pack))
     assert [ids for ids, _ in sequences(trainer.train_dataset)] == wanted
 
@@ -194,8 +196,8 @@ def test_b8_in_the_trainer(model: Path, tmp_path: Path) -> None:
         }
         for row in CHATS
     ]
-    wanted = face(model, tmp_path, CHATS, assistant_only_loss=True)
-    found = face(model, tmp_path, rows, assistant_only_loss=True)
+    wanted = make_sft_trainer(model, tmp_path, CHATS, assistant_only_loss=True)
+    found = make_sft_trainer(model, tmp_path, rows, assistant_only_loss=True)
     assert sequences(found.train_dataset) == sequences(wanted.train_dataset)
     found.train()
     assert losses(found)[-1] < losses(found)[0]
@@ -208,8 +210,8 @@ def test_b9_a_formatting_function_is_called_whatever_the_columns(
     rows = [
         {"messages": TURNS, "prompt": f"p{n}", "completion": "c", "body": "b"} for n in range(4)
     ]
-    wanted = face(model, tmp_path, [{"text": f"Made of p{n}"} for n in range(4)])
-    found = face(
+    wanted = make_sft_trainer(model, tmp_path, [{"text": f"Made of p{n}"} for n in range(4)])
+    found = make_sft_trainer(
         model,
         tmp_path,
         rows,
@@ -369,7 +371,9 @@ def test_b15_a_template_that_was_edited_is_masked_too(
 
 
 def test_b16_padding_free_with_a_length(model: Path, tmp_path: Path) -> None:
-    trainer = face(model, tmp_path, TEXTS, padding_free=True, packing=False, max_length=8)
+    trainer = make_sft_trainer(
+        model, tmp_path, TEXTS, padding_free=True, packing=False, max_length=8
+    )
     assert max(len(ids) for ids, _ in sequences(trainer.train_dataset)) <= 8
     trainer.train()
     assert losses(trainer)[-1] < losses(trainer)[0]
@@ -378,7 +382,7 @@ def test_b16_padding_free_with_a_length(model: Path, tmp_path: Path) -> None:
 def test_b17_tokens_are_counted_without_padding_and_across_a_resume(
     tmp_path: Path, model: Path
 ) -> None:
-    trainer = face(
+    trainer = make_sft_trainer(
         model,
         tmp_path,
         TEXTS,
@@ -422,7 +426,12 @@ def test_b19_a_completion_mask_of_texts_is_refused(
     model: Path, tmp_path: Path, tokenizer_dir: Path
 ) -> None:
     with pytest.raises(SftprepError, match="completion"):
-        face(model, tmp_path, TEXTS, completion_only_loss=True)
+        make_sft_trainer(model, tmp_path, TEXTS, completion_only_loss=True)
     with pytest.raises(SftprepError, match="completion"):
         build(TEXTS, tmp_path, tokenizer_dir, train_on="completion")
-    assert np.all([marks for _, marks in sequences(face(model, tmp_path, TEXTS[:1]).train_dataset)])
+    assert np.all(
+        [
+            marks
+            for _, marks in sequences(make_sft_trainer(model, tmp_path, TEXTS[:1]).train_dataset)
+        ]
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stream.made import rows
+from tests.stream.plain_packs import rows
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from sftprep.errors import EmptyInput
 from sftprep.stream import Mixture, backlog, open_stream
 from sftprep.stream.sources import sequential
 from sftprep.stream.sources.sequential import _RowReader
-from tests.stream.made import plain, plains, rows
+from tests.stream.plain_packs import plain, plains, rows
 
 LANES = 4
 

@@ -14,7 +14,7 @@ from sftprep import BuildConfig, build, open_shards, verify
 from sftprep.errors import ConfigError
 from sftprep.records.formats import FORMATS
 from sftprep.stream import PackedStream
-from tests.stream.made import plains, rows
+from tests.stream.plain_packs import plains, rows
 
 
 def written(path: Path, records: list[dict]) -> str:

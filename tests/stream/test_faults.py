@@ -29,7 +29,7 @@ from sftprep.errors import (
 )
 from sftprep.stream import Mixture, PackedStream, open_stream
 from sftprep.stream.sources import line_files
-from tests.stream.made import plains, rows
+from tests.stream.plain_packs import plains, rows
 
 
 def stream_of(source, tokenizer_dir, retries=4, **settings):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.sources.hub_server import Hub, HubHandler, Repo
-from tests.stream.made import rows
+from tests.stream.plain_packs import rows
 
 ROOT = Path(__file__).resolve().parents[2]
 

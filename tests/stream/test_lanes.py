@@ -10,7 +10,7 @@ import pytest
 from sftprep import BuildConfig
 from sftprep.errors import ConfigError
 from sftprep.stream import PackedStream
-from tests.stream.made import plain, plains, rows
+from tests.stream.plain_packs import plain, plains, rows
 
 
 def stream_of(source, tokenizer_dir, rank=0, world_size=1, order="keep", **settings):

@@ -20,7 +20,7 @@ from sftprep.stream.sources.line_files import LineFiles
 from sftprep.stream.sources.mixture import OpenedMixture, merge_batches
 from sftprep.stream.sources.open import SequenceLines
 from sftprep.stream.sources.sequential import Rows
-from tests.stream.made import plain, plains, rows
+from tests.stream.plain_packs import plain, plains, rows
 
 
 def stream_of(source, tokenizer_dir, rank=0, world_size=1, order="keep", **settings):

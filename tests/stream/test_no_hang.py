@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sftprep import BuildConfig
 from sftprep.errors import EmptyInput, MismatchError, SftprepError
 from sftprep.stream import Mixture, PackedStream, backlog, open_stream
-from tests.stream.made import rows
+from tests.stream.plain_packs import rows
 from tests.support import at_most
 
 

@@ -11,7 +11,7 @@ from sftprep import BuildConfig
 from sftprep.errors import ConfigError, MismatchError
 from sftprep.stream import Mixture, PackedStream
 from sftprep.stream.sources import line_files
-from tests.stream.made import plain, plains, rows
+from tests.stream.plain_packs import plain, plains, rows
 
 
 def source_of(kind: str, corpus: str):

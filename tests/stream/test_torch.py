@@ -17,7 +17,7 @@ from sftprep import BuildConfig
 from sftprep.errors import RecordError
 from sftprep.stream import PackedStream
 from sftprep.torch import PackedDataset, StreamLoader, collate_packs
-from tests.stream.made import plain, plains, rows
+from tests.stream.plain_packs import plain, plains, rows
 
 
 def stream_of(source, tokenizer_dir, **settings):

@@ -41,7 +41,7 @@ def model_folder(folder: Path, tokenizer_dir: Path, kind: str = "llama") -> Path
     return folder
 
 
-def face(
+def make_sft_trainer(
     model: Any, folder: Path, data: Any, *, options: dict[str, Any] | None = None, **settings: Any
 ) -> SFTTrainer:
     """Create a trainer as a TRL script does.

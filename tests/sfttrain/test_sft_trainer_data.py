@@ -23,19 +23,19 @@ from sfttrain.data.prepare import DataPreparation
 from sfttrain.data.settings import DataSettings
 from sfttrain.data.streaming import is_stream
 from sfttrain.data.token_rows import TokenRows
-from tests.sfttrain.face import (
+from tests.sfttrain.packs import make_pack
+from tests.sfttrain.tiny import tiny_model
+from tests.sfttrain.trainer_factory import (
     CHATS,
     COMPLETIONS,
     QUESTIONS,
     TEXTS,
-    face,
     losses,
+    make_sft_trainer,
     model_folder,
     sequences,
     write_lines,
 )
-from tests.sfttrain.packs import make_pack
-from tests.sfttrain.tiny import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -66,20 +66,20 @@ def test_every_kind_of_dataset_gives_the_same_sequences(
         "packs": sftprep.open_shards(built),
     }
     for kind, source in kinds.items():
-        assert sequences(face(model, tmp_path, source).train_dataset) == wanted, kind
+        assert sequences(make_sft_trainer(model, tmp_path, source).train_dataset) == wanted, kind
 
 
 def test_a_dataset_is_prepared_once(model: Path, tmp_path: Path) -> None:
     dataset = Dataset.from_list(TEXTS)
-    first = face(model, tmp_path, dataset, packing=True).train_dataset
+    first = make_sft_trainer(model, tmp_path, dataset, packing=True).train_dataset
     manifest = first.root / "manifest.json"
     before = manifest.stat().st_mtime_ns
-    same = face(model, tmp_path, dataset, packing=True).train_dataset
+    same = make_sft_trainer(model, tmp_path, dataset, packing=True).train_dataset
     assert (same.root, manifest.stat().st_mtime_ns) == (first.root, before)
     for other in (
-        face(model, tmp_path, dataset, packing=False),
-        face(model, tmp_path, dataset, packing=True, max_length=64),
-        face(model, tmp_path, dataset.select(range(4)), packing=True),
+        make_sft_trainer(model, tmp_path, dataset, packing=False),
+        make_sft_trainer(model, tmp_path, dataset, packing=True, max_length=64),
+        make_sft_trainer(model, tmp_path, dataset.select(range(4)), packing=True),
     ):
         assert other.train_dataset.root != first.root
 
@@ -110,9 +110,9 @@ def test_rows_that_are_written_again_leave_the_file_as_it_is(tmp_path: Path) -> 
 
 def test_a_file_that_changed_is_prepared_again(model: Path, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "rows.jsonl", TEXTS)
-    before = sequences(face(model, tmp_path, path).train_dataset)
+    before = sequences(make_sft_trainer(model, tmp_path, path).train_dataset)
     write_lines(tmp_path / "rows.jsonl", TEXTS[:5])
-    assert len(sequences(face(model, tmp_path, path).train_dataset)) == 5 < len(before)
+    assert len(sequences(make_sft_trainer(model, tmp_path, path).train_dataset)) == 5 < len(before)
 
 
 def test_changes_of_the_tokenizer_in_memory_are_used(model: Path, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_changes_of_the_tokenizer_in_memory_are_used(model: Path, tmp_path: Path
     )
     tokenizer.eos_token = "<|endoftext|>"
     own = tiny_model("llama", vocab_size=640, max_position_embeddings=512)
-    trainer = face(own, tmp_path, CHATS, options={"processing_class": tokenizer})
+    trainer = make_sft_trainer(own, tmp_path, CHATS, options={"processing_class": tokenizer})
     # Other kinds of return values came and went: the ids of the rendered text are what it trains
     # on.
     rendered = [tokenizer.apply_chat_template(row["messages"], tokenize=False) for row in CHATS]
@@ -135,11 +135,11 @@ def test_changes_of_the_tokenizer_in_memory_are_used(model: Path, tmp_path: Path
 def test_a_build_with_workers_runs_apart_from_a_script_without_a_main_guard(
     model: Path, tmp_path: Path
 ) -> None:
-    one = face(model, tmp_path / "one", TEXTS)
-    two = face(model, tmp_path / "two", TEXTS, dataset_num_proc=2)
+    one = make_sft_trainer(model, tmp_path / "one", TEXTS)
+    two = make_sft_trainer(model, tmp_path / "two", TEXTS, dataset_num_proc=2)
     assert sequences(one.train_dataset) == sequences(two.train_dataset)
     with pytest.raises(RecordError, match=r"train_dataset:2: .*text"):
-        face(model, tmp_path / "two", [*TEXTS[:1], {"text": None}], dataset_num_proc=2)
+        make_sft_trainer(model, tmp_path / "two", [*TEXTS[:1], {"text": None}], dataset_num_proc=2)
 
 
 def test_a_bad_row_is_named_or_quarantined(
@@ -147,10 +147,12 @@ def test_a_bad_row_is_named_or_quarantined(
 ) -> None:
     rows = [*TEXTS, {"text": 3}]
     with pytest.raises(RecordError, match=rf"train_dataset:{len(rows)}: ") as caught:
-        face(model, tmp_path, rows)
+        make_sft_trainer(model, tmp_path, rows)
     assert caught.value.line == len(rows)
     with caplog.at_level(logging.WARNING):
-        trainer = face(model, tmp_path, rows * 1 + TEXTS * 20, on_bad_record="quarantine")
+        trainer = make_sft_trainer(
+            model, tmp_path, rows * 1 + TEXTS * 20, on_bad_record="quarantine"
+        )
     assert len(trainer.train_dataset) == len(TEXTS) * 21
     assert "1 rejected (bad_type)" in caplog.text
 
@@ -160,17 +162,17 @@ def test_lost_tokens_are_logged(
 ) -> None:
     long = [{"text": "word " * 300}, *TEXTS]
     with caplog.at_level(logging.WARNING):
-        trainer = face(model, tmp_path, long, max_length=64)
+        trainer = make_sft_trainer(model, tmp_path, long, max_length=64)
     assert "1 sequences cut at 64 tokens" in caplog.text
     assert "% of the tokens lost" in caplog.text
     assert max(len(ids) for ids, _ in sequences(trainer.train_dataset)) == 64
-    whole = face(model, tmp_path, [{"text": "word " * 1200}], max_length=None)
+    whole = make_sft_trainer(model, tmp_path, [{"text": "word " * 1200}], max_length=None)
     assert sum(len(ids) for ids, _ in sequences(whole.train_dataset)) > 1200
 
 
 def test_sequences_beyond_the_models_positions_are_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match="positions end at 4096"):
-        face(model, tmp_path, [{"text": "word " * 5000}], max_length=None)
+        make_sft_trainer(model, tmp_path, [{"text": "word " * 5000}], max_length=None)
 
 
 @pytest.mark.parametrize(
@@ -191,16 +193,18 @@ def test_data_without_records_is_refused(
     model: Path, tmp_path: Path, source: Any, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        face(model, tmp_path, source)
+        make_sft_trainer(model, tmp_path, source)
     assert caught.value.remedy
 
 
 def test_impossible_masks_are_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(SftprepError, match="completion"):
-        face(model, tmp_path, TEXTS, completion_only_loss=True)
+        make_sft_trainer(model, tmp_path, TEXTS, completion_only_loss=True)
     chats = [{"prompt": row["messages"][:1], "completion": row["messages"][1:]} for row in CHATS]
     with pytest.raises(ConfigError, match="completion_only_loss is False"):
-        face(model, tmp_path, chats, completion_only_loss=False, assistant_only_loss=True)
+        make_sft_trainer(
+            model, tmp_path, chats, completion_only_loss=False, assistant_only_loss=True
+        )
 
 
 # ---- tokenized rows ----
@@ -215,12 +219,12 @@ TOKENS = [
 def test_tokenized_rows_are_used_unchanged(model: Path, tmp_path: Path) -> None:
     wanted = [([5, 6, 7, 8, 9], [False, False, True, True, True]), ([11, 12], [False, True])]
     as_they_are = {"dataset_kwargs": {"skip_prepare_dataset": True}}
-    without = face(tiny_model("llama"), tmp_path, TOKENS, **as_they_are)
+    without = make_sft_trainer(tiny_model("llama"), tmp_path, TOKENS, **as_they_are)
     assert without.processing_class is None
     assert sequences(without.train_dataset) == wanted
     for source in (TOKENS, Dataset.from_list(TOKENS)):
-        assert sequences(face(model, tmp_path, source).train_dataset) == wanted
-        skipping = face(model, tmp_path, source, max_length=3, **as_they_are)
+        assert sequences(make_sft_trainer(model, tmp_path, source).train_dataset) == wanted
+        skipping = make_sft_trainer(model, tmp_path, source, max_length=3, **as_they_are)
         assert sequences(skipping.train_dataset) == wanted
 
 
@@ -229,7 +233,7 @@ def test_rows_that_are_packed_already_are_never_packed_again(model: Path, tmp_pa
         {"input_ids": [5, 6, 7, 8, 9], "seq_lengths": [2, 3]},
         {"input_ids": [11, 12, 13], "position_ids": [0, 1, 0]},
     ]
-    trainer = face(
+    trainer = make_sft_trainer(
         model,
         tmp_path,
         Dataset.from_list([{**dict.fromkeys(["seq_lengths", "position_ids"]), **r} for r in rows]),
@@ -267,7 +271,7 @@ def test_masks_of_tokenized_rows() -> None:
 
 def test_skipping_the_preparation_of_raw_rows_is_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="keys text"):
-        face(model, tmp_path, TEXTS, dataset_kwargs={"skip_prepare_dataset": True})
+        make_sft_trainer(model, tmp_path, TEXTS, dataset_kwargs={"skip_prepare_dataset": True})
 
 
 # ---- a formatting function ----
@@ -300,17 +304,19 @@ def test_a_formatting_function_is_called_with_rows_or_columns_as_it_expects(coun
 
 def test_a_formatting_function_takes_precedence_over_columns(model: Path, tmp_path: Path) -> None:
     rows = [{"messages": [], "prompt": "p", "completion": "c", **row} for row in QUESTIONS]
-    plain = face(model, tmp_path, [{"text": of_row(row)} for row in QUESTIONS])
+    plain = make_sft_trainer(model, tmp_path, [{"text": of_row(row)} for row in QUESTIONS])
     for settings_ in ({}, {"dataset_text_field": "body"}):
-        trainer = face(model, tmp_path, rows, options={"formatting_func": of_row}, **settings_)
+        trainer = make_sft_trainer(
+            model, tmp_path, rows, options={"formatting_func": of_row}, **settings_
+        )
         assert sequences(trainer.train_dataset) == sequences(plain.train_dataset)
 
 
 def test_errors_of_a_formatting_function_are_reported(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="returned a dict"):
-        face(model, tmp_path, QUESTIONS, options={"formatting_func": dict})
+        make_sft_trainer(model, tmp_path, QUESTIONS, options={"formatting_func": dict})
     with pytest.raises(ConfigError, match="failed at row 1: KeyError: 'nothing'") as caught:
-        face(
+        make_sft_trainer(
             model,
             tmp_path,
             QUESTIONS,
@@ -318,9 +324,9 @@ def test_errors_of_a_formatting_function_are_reported(model: Path, tmp_path: Pat
         )
     assert isinstance(caught.value.__cause__, KeyError)
     with pytest.raises(ConfigError, match="tokenized already"):
-        face(model, tmp_path, TOKENS, options={"formatting_func": of_row})
+        make_sft_trainer(model, tmp_path, TOKENS, options={"formatting_func": of_row})
     with pytest.raises(ConfigError, match="no completion"):
-        face(
+        make_sft_trainer(
             model,
             tmp_path,
             QUESTIONS,
@@ -329,7 +335,7 @@ def test_errors_of_a_formatting_function_are_reported(model: Path, tmp_path: Pat
         )
     path = write_lines(tmp_path / "q.jsonl", QUESTIONS)
     with pytest.raises(ConfigError, match="for rows"):
-        face(model, tmp_path, path, options={"formatting_func": of_row})
+        make_sft_trainer(model, tmp_path, path, options={"formatting_func": of_row})
 
 
 # ---- filled rows, and one process for all ----
@@ -397,7 +403,7 @@ def test_an_iterable_dataset_is_tokenized_while_the_model_trains(
     model: Path, tmp_path: Path, packing: bool
 ) -> None:
     rows = Dataset.from_list(TEXTS * 3)
-    trainer = face(
+    trainer = make_sft_trainer(
         model,
         tmp_path,
         rows.to_iterable_dataset(num_shards=2),
@@ -410,7 +416,7 @@ def test_an_iterable_dataset_is_tokenized_while_the_model_trains(
     trainer.train()
     assert len(losses(trainer)) == 4
     assert not (tmp_path / "prepared").exists()
-    again = face(
+    again = make_sft_trainer(
         model,
         tmp_path,
         rows.to_iterable_dataset(num_shards=2),
@@ -424,9 +430,11 @@ def test_an_iterable_dataset_is_tokenized_while_the_model_trains(
 
 def test_a_function_formats_a_stream_too(model: Path, tmp_path: Path) -> None:
     stream = Dataset.from_list(QUESTIONS).to_iterable_dataset()
-    trainer = face(model, tmp_path, stream, options={"formatting_func": of_row}, max_steps=1)
+    trainer = make_sft_trainer(
+        model, tmp_path, stream, options={"formatting_func": of_row}, max_steps=1
+    )
     packs = list(trainer.train_dataset)
-    plain = face(model, tmp_path, [{"text": of_row(row)} for row in QUESTIONS])
+    plain = make_sft_trainer(model, tmp_path, [{"text": of_row(row)} for row in QUESTIONS])
     assert sorted(ids for pack in packs for ids in [pack.input_ids.tolist()]) == [
         ids for ids, _ in sequences(plain.train_dataset)
     ]
@@ -436,9 +444,11 @@ def test_an_iterable_dataset_is_prepared_first_if_it_cannot_be_streamed(
     model: Path, tmp_path: Path
 ) -> None:
     stream = Dataset.from_list(TEXTS).to_iterable_dataset()
-    whole = face(model, tmp_path, stream, max_steps=-1, num_train_epochs=1)
-    joined = face(model, tmp_path, stream, packing=True, packing_strategy="wrapped", max_length=32)
-    tokens = face(
+    whole = make_sft_trainer(model, tmp_path, stream, max_steps=-1, num_train_epochs=1)
+    joined = make_sft_trainer(
+        model, tmp_path, stream, packing=True, packing_strategy="wrapped", max_length=32
+    )
+    tokens = make_sft_trainer(
         model,
         tmp_path,
         Dataset.from_list([{**TOKENS[0], "seq_lengths": [2, 3]}]).to_iterable_dataset(),

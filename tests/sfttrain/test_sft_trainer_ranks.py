@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.sfttrain.face import TEXTS, model_folder, write_lines
+from tests.sfttrain.trainer_factory import TEXTS, model_folder, write_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 

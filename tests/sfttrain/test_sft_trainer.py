@@ -17,9 +17,17 @@ from transformers import AutoTokenizer, BitsAndBytesConfig
 from sftprep.errors import AttentionError, ConfigError, SftprepError, TemplateError
 from sfttrain import SFTConfig, SFTTrainer
 from sfttrain.data.custom_collator import collate_custom
-from tests.sfttrain.face import CHATS, COMPLETIONS, TEXTS, face, losses, model_folder, sequences
 from tests.sfttrain.packs import make_packs
 from tests.sfttrain.tiny import tiny_model
+from tests.sfttrain.trainer_factory import (
+    CHATS,
+    COMPLETIONS,
+    TEXTS,
+    losses,
+    make_sft_trainer,
+    model_folder,
+    sequences,
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +40,12 @@ def model(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path
 
 def test_masks_follow_the_settings(model: Path, tmp_path: Path) -> None:
     def trained(data: Any, **settings: Any) -> int:
-        found = sequences(face(model, tmp_path, data, **settings).train_dataset)
+        found = sequences(make_sft_trainer(model, tmp_path, data, **settings).train_dataset)
         return sum(sum(mask[1:]) for _, mask in found)
 
     prompts = sum(
-        len(ids) - 1 for ids, _ in sequences(face(model, tmp_path, COMPLETIONS).train_dataset)
+        len(ids) - 1
+        for ids, _ in sequences(make_sft_trainer(model, tmp_path, COMPLETIONS).train_dataset)
     )
     assert trained(COMPLETIONS) == trained(COMPLETIONS, completion_only_loss=True) < prompts
     assert trained(COMPLETIONS, completion_only_loss=False) == prompts
@@ -45,8 +54,8 @@ def test_masks_follow_the_settings(model: Path, tmp_path: Path) -> None:
 
 def test_packing_changes_the_rows_and_not_the_loss(model: Path, tmp_path: Path) -> None:
     # One step over all there is, packed or not: the same mean over the same tokens.
-    apart = face(model, tmp_path, TEXTS, per_device_train_batch_size=8, max_steps=1)
-    packed = face(
+    apart = make_sft_trainer(model, tmp_path, TEXTS, per_device_train_batch_size=8, max_steps=1)
+    packed = make_sft_trainer(
         model,
         tmp_path,
         TEXTS,
@@ -55,10 +64,10 @@ def test_packing_changes_the_rows_and_not_the_loss(model: Path, tmp_path: Path) 
         per_device_train_batch_size=8,
         max_steps=1,
     )
-    filled = face(
+    filled = make_sft_trainer(
         model, tmp_path, TEXTS, pad_to_multiple_of=64, per_device_train_batch_size=8, max_steps=1
     )
-    offloaded = face(
+    offloaded = make_sft_trainer(
         model,
         tmp_path,
         TEXTS,
@@ -77,7 +86,9 @@ def test_packing_changes_the_rows_and_not_the_loss(model: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("strategy", ["bfd", "bfd_split", "wrapped"])
 def test_every_packing_strategy_trains(model: Path, tmp_path: Path, strategy: str) -> None:
-    trainer = face(model, tmp_path, TEXTS, packing=True, packing_strategy=strategy, max_length=16)
+    trainer = make_sft_trainer(
+        model, tmp_path, TEXTS, packing=True, packing_strategy=strategy, max_length=16
+    )
     trainer.train()
     assert len(losses(trainer)) == 3
     assert max(len(pack.input_ids) for pack in trainer.train_dataset) <= 16
@@ -85,10 +96,10 @@ def test_every_packing_strategy_trains(model: Path, tmp_path: Path, strategy: st
 
 def test_rows_keep_their_order_unless_shuffled_or_packed(model: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(str(model))
-    kept = face(model, tmp_path, TEXTS).train_dataset
+    kept = make_sft_trainer(model, tmp_path, TEXTS).train_dataset
     decoded = [tokenizer.decode(pack.input_ids, skip_special_tokens=True) for pack in kept]
     assert decoded == [row["text"] for row in TEXTS]
-    shuffled = face(model, tmp_path, TEXTS, shuffle_dataset=True).train_dataset
+    shuffled = make_sft_trainer(model, tmp_path, TEXTS, shuffle_dataset=True).train_dataset
     assert [pack.input_ids.tolist() for pack in shuffled] != [
         pack.input_ids.tolist() for pack in kept
     ]
@@ -96,7 +107,10 @@ def test_rows_keep_their_order_unless_shuffled_or_packed(model: Path, tmp_path: 
 
 
 def test_embedding_noise_is_off_after_training(model: Path, tmp_path: Path) -> None:
-    noisy, plain = face(model, tmp_path, TEXTS, neftune_noise_alpha=5), face(model, tmp_path, TEXTS)
+    noisy, plain = (
+        make_sft_trainer(model, tmp_path, TEXTS, neftune_noise_alpha=5),
+        make_sft_trainer(model, tmp_path, TEXTS),
+    )
     noisy.train()
     plain.train()
     assert losses(noisy)[0] != losses(plain)[0]
@@ -116,7 +130,7 @@ def test_evaluation_sets_have_their_own_packing_and_are_never_packed_twice(
     """
     found = {}
     for packing, eval_packing in ((False, None), (False, True), (True, False), (True, None)):
-        trainer = face(
+        trainer = make_sft_trainer(
             model,
             tmp_path,
             TEXTS,
@@ -143,7 +157,7 @@ def test_evaluation_sets_have_their_own_packing_and_are_never_packed_twice(
 
 def test_several_evaluation_sets_have_a_loss_each(model: Path, tmp_path: Path) -> None:
     sets = DatasetDict({"a": Dataset.from_list(TEXTS), "b": Dataset.from_list(COMPLETIONS)})
-    trainer = face(
+    trainer = make_sft_trainer(
         model, tmp_path, TEXTS, options={"eval_dataset": sets}, eval_strategy="steps", eval_steps=3
     )
     trainer.train()
@@ -166,7 +180,7 @@ def test_compute_metrics_receives_one_row_per_sequence(
         counts = labels != -100
         return {"accuracy": float((guesses[counts] == labels[counts]).mean()), "rows": len(labels)}
 
-    trainer = face(
+    trainer = make_sft_trainer(
         tiny_model(kind, vocab_size=600),
         tmp_path,
         TEXTS,
@@ -217,13 +231,17 @@ def test_a_user_loss_equal_to_the_default_trains_the_same(model: Path, tmp_path:
         "gradient_accumulation_steps": 2,
         "per_device_train_batch_size": 1,
     }
-    ours = face(model, tmp_path, COMPLETIONS, **settings)
-    theirs = face(model, tmp_path, COMPLETIONS, options={"compute_loss_func": own}, **settings)
+    ours = make_sft_trainer(model, tmp_path, COMPLETIONS, **settings)
+    theirs = make_sft_trainer(
+        model, tmp_path, COMPLETIONS, options={"compute_loss_func": own}, **settings
+    )
     ours.train()
     theirs.train()
     assert losses(theirs) == pytest.approx(losses(ours), rel=1e-4)
     with pytest.raises(ConfigError, match="loss_type"):
-        face(model, tmp_path, TEXTS, options={"compute_loss_func": own}, loss_type="dft")
+        make_sft_trainer(
+            model, tmp_path, TEXTS, options={"compute_loss_func": own}, loss_type="dft"
+        )
 
 
 def padded(rows: list[Any]) -> dict[str, torch.Tensor]:
@@ -241,7 +259,7 @@ def padded(rows: list[Any]) -> dict[str, torch.Tensor]:
 
 
 def test_a_user_collator_trains_and_evaluates_the_same(model: Path, tmp_path: Path) -> None:
-    ours = face(
+    ours = make_sft_trainer(
         model,
         tmp_path,
         COMPLETIONS,
@@ -249,12 +267,14 @@ def test_a_user_collator_trains_and_evaluates_the_same(model: Path, tmp_path: Pa
         options={"eval_dataset": COMPLETIONS},
     )
     options = {"data_collator": padded, "eval_dataset": COMPLETIONS}
-    theirs = face(model, tmp_path, COMPLETIONS, per_device_train_batch_size=4, options=options)
+    theirs = make_sft_trainer(
+        model, tmp_path, COMPLETIONS, per_device_train_batch_size=4, options=options
+    )
     tokens = [
         {"input_ids": ids, "labels": [i if m else -100 for i, m in zip(ids, mask, strict=True)]}
         for ids, mask in sequences(ours.train_dataset)
     ]
-    skipped = face(
+    skipped = make_sft_trainer(
         model,
         tmp_path,
         Dataset.from_list(tokens),
@@ -276,10 +296,10 @@ def test_a_user_collator_trains_and_evaluates_the_same(model: Path, tmp_path: Pa
 
 def test_impossible_uses_of_a_collator_are_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="exclude each other"):
-        face(model, tmp_path, TEXTS, packing=True, options={"data_collator": padded})
+        make_sft_trainer(model, tmp_path, TEXTS, packing=True, options={"data_collator": padded})
     stream = Dataset.from_list(TEXTS).to_iterable_dataset()
     with pytest.raises(ConfigError, match="by index"):
-        face(
+        make_sft_trainer(
             model,
             tmp_path,
             stream,
@@ -304,8 +324,11 @@ def test_a_model_by_name_is_loaded_as_model_init_kwargs_say(model: Path, tmp_pat
         {"dtype": torch.bfloat16},
         '{"torch_dtype": "bfloat16"}',
     ):
-        assert face(model, tmp_path, TEXTS, model_init_kwargs=given).model.dtype == torch.bfloat16
-    assert face(model, tmp_path, TEXTS).model.dtype == torch.float32
+        assert (
+            make_sft_trainer(model, tmp_path, TEXTS, model_init_kwargs=given).model.dtype
+            == torch.bfloat16
+        )
+    assert make_sft_trainer(model, tmp_path, TEXTS).model.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -353,7 +376,7 @@ def test_invalid_settings_of_the_model_are_refused(
     if torch.cuda.is_available() and "flash" in message:
         pytest.skip("there is a GPU, which may have it")
     with pytest.raises(error, match=message) as caught:
-        face(model, tmp_path, TEXTS, options=options, **settings)
+        make_sft_trainer(model, tmp_path, TEXTS, options=options, **settings)
     assert caught.value.remedy
 
 
@@ -362,11 +385,13 @@ def test_settings_of_loading_are_refused_for_a_model_that_is_loaded(tmp_path: Pa
     with pytest.raises(
         ConfigError, match="model_init_kwargs is for a model that is specified by name"
     ):
-        face(tiny_model("llama"), tmp_path, packs, model_init_kwargs={"dtype": "bfloat16"})
+        make_sft_trainer(
+            tiny_model("llama"), tmp_path, packs, model_init_kwargs={"dtype": "bfloat16"}
+        )
     with pytest.raises(
         ConfigError, match="quantization_config is for a model that is specified by name"
     ):
-        face(
+        make_sft_trainer(
             tiny_model("llama"),
             tmp_path,
             packs,
@@ -377,7 +402,9 @@ def test_settings_of_loading_are_refused_for_a_model_that_is_loaded(tmp_path: Pa
 def test_tokens_and_templates_are_set_on_tokenizer_and_model(
     model: Path, tmp_path: Path, tokenizer_dir: Path
 ) -> None:
-    trainer = face(model, tmp_path, TEXTS, eos_token="<|endoftext|>", pad_token="<|im_start|>")
+    trainer = make_sft_trainer(
+        model, tmp_path, TEXTS, eos_token="<|endoftext|>", pad_token="<|im_start|>"
+    )
     tokenizer = trainer.processing_class
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|endoftext|>", "<|im_start|>")
     config = trainer.model.config
@@ -390,11 +417,11 @@ def test_tokens_and_templates_are_set_on_tokenizer_and_model(
 
     template = tmp_path / "own.jinja"
     template.write_text("{% for m in messages %}[{{ m['content'] }}]{% endfor %}")
-    trainer = face(model, tmp_path, CHATS, chat_template_path=str(template))
+    trainer = make_sft_trainer(model, tmp_path, CHATS, chat_template_path=str(template))
     texts = [trainer.processing_class.decode(ids) for ids, _ in sequences(trainer.train_dataset)]
     assert all(text.startswith("[What") and text.endswith("]") for text in texts)
 
-    trainer = face(model, tmp_path, CHATS, chat_template_path=str(tokenizer_dir))
+    trainer = make_sft_trainer(model, tmp_path, CHATS, chat_template_path=str(tokenizer_dir))
     assert "<|im_start|>" in trainer.processing_class.decode(sequences(trainer.train_dataset)[0][0])
 
 
@@ -420,7 +447,7 @@ def test_an_adapter_with_full_layers_trains_and_resumes(
         modules_to_save=["lm_head", "embed_token"],
     )
     with caplog.at_level(logging.WARNING):
-        trainer = face(model, tmp_path, CHATS, options={"peft_config": lora})
+        trainer = make_sft_trainer(model, tmp_path, CHATS, options={"peft_config": lora})
     assert "modules_to_save has 'embed_token'" in caplog.text
     assert "did you mean 'embed_tokens'?" in caplog.text
     before = {
@@ -443,11 +470,13 @@ def test_an_adapter_with_full_layers_trains_and_resumes(
     )
     adapted = PeftModel.from_pretrained(base, str(tmp_path / "adapter"), is_trainable=True)
     tokenizer = AutoTokenizer.from_pretrained(str(model))
-    more = face(adapted, tmp_path, CHATS, options={"processing_class": tokenizer})
+    more = make_sft_trainer(adapted, tmp_path, CHATS, options={"processing_class": tokenizer})
     more.train()
     assert losses(more)[0] < losses(trainer)[0]
     with pytest.raises(ConfigError, match="has an adapter already"):
-        face(adapted, tmp_path, CHATS, options={"processing_class": tokenizer, "peft_config": lora})
+        make_sft_trainer(
+            adapted, tmp_path, CHATS, options={"processing_class": tokenizer, "peft_config": lora}
+        )
 
 
 def test_predictions_keep_their_dtype() -> None:
@@ -465,8 +494,10 @@ def test_predictions_keep_their_dtype() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="Liger's kernels need a GPU")
 def test_liger_layers_train_like_the_layers_of_the_model(model: Path, tmp_path: Path) -> None:
     pytest.importorskip("liger_kernel")
-    plain = face(model, tmp_path, TEXTS, use_cpu=False, bf16=False)
-    liger = face(model, tmp_path, TEXTS, use_cpu=False, bf16=False, use_liger_kernel=True)
+    plain = make_sft_trainer(model, tmp_path, TEXTS, use_cpu=False, bf16=False)
+    liger = make_sft_trainer(
+        model, tmp_path, TEXTS, use_cpu=False, bf16=False, use_liger_kernel=True
+    )
     plain.train()
     liger.train()
     assert losses(liger) == pytest.approx(losses(plain), rel=1e-3)

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from tests.sfttrain.face import CHATS, COMPLETIONS, QUESTIONS, TEXTS, face, model_folder, sequences
+from tests.sfttrain.trainer_factory import (
+    CHATS,
+    COMPLETIONS,
+    QUESTIONS,
+    TEXTS,
+    make_sft_trainer,
+    model_folder,
+    sequences,
+)
 
 trl = pytest.importorskip("trl", reason="compares with TRL")
 
@@ -81,7 +89,7 @@ CASES: dict[str, tuple[list[Any], dict[str, Any], Any]] = {
 def test_the_same_tokens_and_labels(case: str, model: Path, tmp_path: Path) -> None:
     rows, settings, formatting = CASES[case]
     options = {"formatting_func": formatting} if formatting else {}
-    ours = face(model, tmp_path, Dataset.from_list(rows), options=options, **settings)
+    ours = make_sft_trainer(model, tmp_path, Dataset.from_list(rows), options=options, **settings)
     theirs = trl.SFTTrainer(
         str(model),
         args=trl.SFTConfig(output_dir=str(tmp_path / "trl"), use_cpu=True, bf16=False, **settings),

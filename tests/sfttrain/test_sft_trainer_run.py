@@ -12,7 +12,7 @@ from sftprep.errors import ConfigError, InputNotFound
 from sfttrain.cli.arguments import RunConfig, read_arguments
 from sfttrain.cli.datasets import load_run_datasets, open_data
 from sfttrain.cli.main import main
-from tests.sfttrain.face import CHATS, COMPLETIONS, TEXTS, model_folder, write_lines
+from tests.sfttrain.trainer_factory import CHATS, COMPLETIONS, TEXTS, model_folder, write_lines
 
 
 @pytest.fixture(scope="module")
