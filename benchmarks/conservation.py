@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.chat_template.template import ChatTemplate
 from sftprep.errors import SftprepError
 from sftprep.render.conservation import ConservationCheck
@@ -33,7 +34,6 @@ from sftprep.render.content_leaves import (
     MESSAGE,
     NAME,
     REASONING,
-    REASONING_KEYS,
     TEXT_WITH_CALL,
     TOOLS,
 )

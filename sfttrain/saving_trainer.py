@@ -18,9 +18,10 @@ import torch
 from torch import nn
 from transformers import Trainer
 
-from sftprep.errors import ConfigError, TrainingDiverged, setting
+from sftprep.errors import TrainingDiverged
 from sfttrain.checkpoints.contents import last_optimizer_step
 from sfttrain.checkpoints.loading import (
+    best_checkpoint_error,
     expected_tensors,
     has_adapter,
     load_converted_weights,
@@ -215,13 +216,8 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
         folder = Path(str(self.state.best_model_checkpoint))
         # All files are read, so one process of each machine does it for the others.
         fault = self._parts.preparation.once.do(partial(find_saved_fault, folder))
-        if fault := fault or ("" if folder.is_dir() else "it was deleted"):
-            latest = setting("resume_from_checkpoint", "latest")
-            raise ConfigError(
-                f"the best checkpoint, {folder}, is not complete: {fault}; no final model is saved",
-                remedy=f"to keep the last weights, resume with {latest} and without"
-                f" {setting('load_best_model_at_end')}",
-            )
+        if fault:
+            raise best_checkpoint_error(folder, fault)
         super()._load_best_model()
         self._load_converted(str(self.state.best_model_checkpoint), self.model)
 
@@ -363,13 +359,13 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
                 self._output.seal()
 
     def save_state(self) -> None:
-        """Save Trainer's state in the output folder; raise OutputExists as `save_model` does."""
+        """Save Trainer's state in the output folder. Raises OutputExists, as `save_model` does."""
         self._output.check(skip_if_passed=True)
         super().save_state()
         self._output.seal()
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
-        """Write README.md in the output folder, as Trainer does; raise OutputExists as above."""
+        """Write README.md in the output folder. Raises OutputExists, as `save_model` does."""
         self._output.check(skip_if_passed=True)
         super().create_model_card(*arguments, **options)
         self._output.seal()

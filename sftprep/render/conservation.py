@@ -16,6 +16,8 @@ check:
 Cost: where a template is compiled, a content that is written unchanged is the same object in the
 list of rendered pieces, and a record whose contents are all found this way is done after one
 dictionary lookup per message. The tests compare the check with sentinels that transformers renders.
+
+Builds and streams do not run the check yet: a record that needs the search costs too much.
 """
 
 from __future__ import annotations

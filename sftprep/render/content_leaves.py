@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.core.types import Message
 
 MESSAGE = "message_not_shown"
@@ -23,9 +24,6 @@ NAME = "name_not_shown"
 
 LOSSES = (MESSAGE, REASONING, CALL, ARGUMENT, TEXT_WITH_CALL, TOOLS, NAME)
 """The kinds of loss, in the order in which they are reported."""
-
-REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-"""Keys of a message with the reasoning of its turn; templates read one of them."""
 
 ANYWHERE = -1
 """The turn of leaves that may occur anywhere in the text: system messages and tools."""
@@ -51,6 +49,7 @@ class Leaf:
 
 
 def to_leaves(messages: Sequence[Message], tools: list[Any] | None) -> Iterator[Leaf]:
+    """Yield the leaves of a conversation, turn after turn, and then those of its tools."""
     calls = 0
     for number, message in enumerate(messages):
         turn = ANYWHERE if message.get("role") in ("system", "developer") else number

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import pickle
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sftprep.errors import MismatchError
+from sftprep.errors import ConfigError, MismatchError, setting
 from sfttrain.checkpoints.contents import ExpectedTensors
 from sfttrain.finite import adapter_tensors, all_tensors
 
@@ -74,6 +75,16 @@ def mismatch_errors(checkpoint: str | None, what: str) -> Iterator[None]:
             f"the {what} of {checkpoint} {verb} not fit this run: {type(error).__name__}: {detail}",
             remedy="resume with the model and the settings of the checkpoint, or from another one",
         ) from error
+
+
+def best_checkpoint_error(folder: Path, fault: str) -> ConfigError:
+    """Return the error for a best checkpoint whose files are not those that were saved."""
+    latest = setting("resume_from_checkpoint", "latest")
+    return ConfigError(
+        f"the best checkpoint, {folder}, is not complete: {fault}; no final model is saved",
+        remedy=f"to keep the last weights, resume with {latest} and without"
+        f" {setting('load_best_model_at_end')}",
+    )
 
 
 def _to_shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -26,7 +26,7 @@ from sfttrain.checkpoints.own_files import (
     is_own_folder,
     is_regular,
 )
-from sfttrain.checkpoints.seal import INCOMPLETE_NAME, SEAL_NAME, list_files, read_sealed_names
+from sfttrain.checkpoints.seal import INCOMPLETE_NAME, SEAL_NAME, read_sealed_names
 
 MERGED_NAME = "merged"
 """The folder of the merged model, in the folder of its adapter."""
@@ -69,15 +69,15 @@ def reject_to_replace(folder: Path) -> None:
             remedy=remedy,
         )
     sealed = read_sealed_names(folder)
-    for name in list_files(folder) if sealed else ():
-        if name not in {*sealed, SEAL_NAME} and is_model_file_name(Path(name).name):
-            raise OutputExists(
-                f"{folder / name} would be replaced, but sfttrain did not write it", remedy=remedy
-            )
     for root, folders, files in os.walk(folder):
         for path in (Path(root, name) for name in (*folders, *files)):
             if path.is_symlink():
                 raise OutputExists(f"{path} is a link, which is not followed", remedy=remedy)
+            is_ours = path.relative_to(folder).as_posix() in {*sealed, SEAL_NAME}
+            if sealed and is_model_file_name(path.name) and not is_ours:
+                raise OutputExists(
+                    f"{path} would be replaced, but sfttrain did not write it", remedy=remedy
+                )
 
 
 def reject_unowned_output(folder: Path, adapters: Iterable[str] = ()) -> None:

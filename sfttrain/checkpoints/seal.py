@@ -101,8 +101,11 @@ def read_sealed_names(folder: Path) -> set[str]:
 def find_saved_fault(folder: Path) -> str:
     """Return what is wrong with a checkpoint that sfttrain saved; "" if nothing is.
 
-    A checkpoint of an older version, without a seal and without a marker, is not checked.
+    Of a checkpoint of an older version, without a seal and without a marker, only the existence is
+    checked.
     """
+    if not folder.is_dir():
+        return "it was deleted"
     try:
         if os.path.lexists(folder / SEAL_NAME):
             return _seal_fault(folder)

@@ -7,7 +7,9 @@ and does not have the rest: a remedy with one of those is dropped if there is an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from sftprep.errors import FlagNames, PythonNames
 
@@ -60,12 +62,6 @@ _BY_VALUE: dict[str, dict[str | None, tuple[tuple[str, str | None], ...]]] = {
 _LOAD_DATASET_ARGUMENTS = {"split": "split", "config_name": "name"}
 _PYTHON_ONLY = {"tokenizer"}
 """Settings that are an argument of SFTTrainer and not a flag of `sfttrain run`."""
-_STREAM_FLAGS = {
-    "lanes": "stream_lanes",
-    "order": "stream_order",
-    "pack_window": "stream_window",
-    "workers": "dataloader_num_workers",
-}
 
 
 @dataclass(frozen=True)
@@ -92,8 +88,6 @@ class TrainerNames:
         if name in _BY_VALUE:
             pairs = _BY_VALUE[name].get(value, _BY_VALUE[name][None])
             return " and ".join(self.spelling.setting(*pair) or "" for pair in pairs)
-        if name == "workers" and self.rows == DATASET_OF_STREAM:
-            return self.spelling.setting("dataloader_num_workers", value)
         # Records in memory have no files in which to choose a split or rename a column.
         if name in _LOAD_DATASET_ARGUMENTS and self.rows is not None:
             return f"datasets.load_dataset(..., {_LOAD_DATASET_ARGUMENTS[name]}={value!r})"
@@ -110,11 +104,25 @@ class TrainerNames:
 
 
 @dataclass(frozen=True)
-class RunStreamNames(TrainerNames):
-    """The settings of a stream as those of `sfttrain run --stream`, which has more of them."""
+class StreamNames(TrainerNames):
+    """The settings of a stream as those of the trainer that reads it."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"workers": "dataloader_num_workers"}
 
     def setting(self, name: str, value: str | None) -> str | None:
-        """Return the text for a setting, or None if the command has none with the same effect."""
-        if name in _STREAM_FLAGS:
-            return self.spelling.setting(_STREAM_FLAGS[name], value)
+        """Return the text for a setting, or None if the trainer has none with the same effect."""
+        if name in self.renamed:
+            return self.spelling.setting(self.renamed[name], value)
         return super().setting(name, value)
+
+
+@dataclass(frozen=True)
+class RunStreamNames(StreamNames):
+    """The settings of a stream as those of `sfttrain run --stream`, which has more of them."""
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        **StreamNames.renamed,
+        "lanes": "stream_lanes",
+        "order": "stream_order",
+        "pack_window": "stream_window",
+    }

@@ -35,7 +35,7 @@ from sftprep.errors import (
 )
 from sftprep.shards import MANIFEST_NAME
 from sftprep.stream import PackedStream
-from sfttrain.config.setting_names import DATASET_OF_STREAM, TrainerNames
+from sfttrain.config.setting_names import DATASET_OF_STREAM, StreamNames, TrainerNames
 from sfttrain.data.formatting import FormattingFunction, format_rows
 from sfttrain.data.inputs import (
     file_stamps,
@@ -176,7 +176,7 @@ class DataPreparation:
                 world_size=self._ranks.world,
             )
         except SftprepError as error:
-            raise error.shown_by(TrainerNames(name, DATASET_OF_STREAM)) from error
+            raise error.shown_by(StreamNames(name, DATASET_OF_STREAM)) from error
 
     def is_cached_rows(self, file: str) -> bool:
         """Return whether a file has the rows of a dataset that the user passed in memory."""

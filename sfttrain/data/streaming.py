@@ -13,7 +13,7 @@ import torch
 from sftprep.errors import ConfigError, MismatchError, SftprepError
 from sftprep.stream import PackedStream
 from sftprep.torch import StreamLoader
-from sfttrain.config.setting_names import DATASET_OF_STREAM, TrainerNames
+from sfttrain.config.setting_names import DATASET_OF_STREAM, StreamNames
 
 STATE_NAME = "stream_state-{rank}.json"
 
@@ -63,7 +63,7 @@ class TrainLoader(StreamLoader[Any]):
                 count += 1
                 yield batch
         except SftprepError as error:
-            raise error.shown_by(TrainerNames("train_dataset", DATASET_OF_STREAM)) from error
+            raise error.shown_by(StreamNames("train_dataset", DATASET_OF_STREAM)) from error
         # All ranks had the same number of batches, so all ranks add the same number.
         for _ in range(-count % self._accumulation):
             yield self.collate([self.stream.padding()])

@@ -22,12 +22,7 @@ from sfttrain.finite import FiniteGuard, names_not_finite
 from tests.sfttrain.packs import MemoryPacks, make_pack
 from tests.sfttrain.test_trainer import PACKS, trainer_for
 from tests.sfttrain.tiny import tiny_model
-from tests.sfttrain.trainer_factory import COMPLETIONS, make_sft_trainer, model_folder
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
-    return model_folder(tmp_path_factory.mktemp("model"), tokenizer_dir)
+from tests.sfttrain.trainer_factory import COMPLETIONS, make_sft_trainer
 
 
 @pytest.fixture(scope="module")

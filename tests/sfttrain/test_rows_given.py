@@ -46,7 +46,6 @@ from tests.sfttrain.trainer_factory import (
     COMPLETIONS,
     TEXTS,
     make_sft_trainer,
-    model_folder,
     sequences,
     write_lines,
 )
@@ -85,11 +84,6 @@ class Once(TorchIterable[Any]):
 class Again(TorchIterable[Any]):
     def __iter__(self) -> Any:
         return iter(TEXTS)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
-    return model_folder(tmp_path_factory.mktemp("model"), tokenizer_dir)
 
 
 @pytest.mark.parametrize("settings", [{}, {"shuffle_dataset": True}], ids=["in order", "shuffled"])

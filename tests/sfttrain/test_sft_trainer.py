@@ -25,15 +25,8 @@ from tests.sfttrain.trainer_factory import (
     TEXTS,
     losses,
     make_sft_trainer,
-    model_folder,
     sequences,
 )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
-    return model_folder(tmp_path_factory.mktemp("model"), tokenizer_dir)
-
 
 # ---- what is trained ----
 

@@ -32,15 +32,9 @@ from tests.sfttrain.trainer_factory import (
     TEXTS,
     losses,
     make_sft_trainer,
-    model_folder,
     sequences,
     write_lines,
 )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
-    return model_folder(tmp_path_factory.mktemp("model"), tokenizer_dir)
 
 
 @pytest.mark.parametrize("rows", [TEXTS, COMPLETIONS, CHATS], ids=["text", "completions", "chats"])
@@ -402,28 +396,18 @@ def test_a_preparation_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
 def test_an_iterable_dataset_is_tokenized_while_the_model_trains(
     model: Path, tmp_path: Path, packing: bool
 ) -> None:
-    rows = Dataset.from_list(TEXTS * 3)
-    trainer = make_sft_trainer(
-        model,
-        tmp_path,
-        rows.to_iterable_dataset(num_shards=2),
-        packing=packing,
-        max_length=64,
-        max_steps=4,
-    )
+    def on_stream() -> Any:
+        rows = Dataset.from_list(TEXTS * 3).to_iterable_dataset(num_shards=2)
+        settings = {"packing": packing, "max_length": 64, "max_steps": 4}
+        return make_sft_trainer(model, tmp_path, rows, **settings)
+
+    trainer = on_stream()
     assert is_stream(trainer.train_dataset)
     assert trainer.train_dataset.recipe.max_length == 64
     trainer.train()
     assert len(losses(trainer)) == 4
     assert not (tmp_path / "prepared").exists()
-    again = make_sft_trainer(
-        model,
-        tmp_path,
-        rows.to_iterable_dataset(num_shards=2),
-        packing=packing,
-        max_length=64,
-        max_steps=4,
-    )
+    again = on_stream()
     again.train()
     assert losses(again) == losses(trainer)
 

@@ -14,16 +14,10 @@ from tests.sfttrain.trainer_factory import (
     QUESTIONS,
     TEXTS,
     make_sft_trainer,
-    model_folder,
     sequences,
 )
 
 trl = pytest.importorskip("trl", reason="compares with TRL")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
-    return model_folder(tmp_path_factory.mktemp("model"), tokenizer_dir)
 
 
 def question(example: Any) -> str:

@@ -12,12 +12,7 @@ from sftprep.errors import ConfigError, InputNotFound
 from sfttrain.cli.arguments import RunConfig, read_arguments
 from sfttrain.cli.datasets import load_run_datasets, open_data
 from sfttrain.cli.main import main
-from tests.sfttrain.trainer_factory import CHATS, COMPLETIONS, TEXTS, model_folder, write_lines
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
-    return model_folder(tmp_path_factory.mktemp("model"), tokenizer_dir)
+from tests.sfttrain.trainer_factory import CHATS, COMPLETIONS, TEXTS, write_lines
 
 
 def summary(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:

@@ -30,7 +30,6 @@ from tests.sfttrain.trainer_factory import (
     TEXTS,
     losses,
     make_sft_trainer,
-    model_folder,
     sequences,
     write_lines,
 )
@@ -43,11 +42,6 @@ CHATML = (
     " }}{% endif %}"
 )
 """A template without {% generation %} marks."""
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
-    return model_folder(tmp_path_factory.mktemp("model"), tokenizer_dir)
 
 
 def build(rows: list[Any], folder: Path, tokenizer: Path, **settings: Any) -> sftprep.BuildReport:

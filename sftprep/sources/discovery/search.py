@@ -114,11 +114,12 @@ class FolderSearch:
         """
         kept: dict[object, str] = {}
         for path in sorted(set(paths), key=lambda path: (os.path.islink(path), path)):
-            if self.is_output(os.path.realpath(path)) or file_identity(path) in self._output_files:
+            identity = file_identity(path)
+            if self.is_output(os.path.realpath(path)) or identity in self._output_files:
                 self.skip("the output folder", path)
             elif os.path.islink(path) and work_folder_of(path) is not None:
                 self.skip(_INTERMEDIATE, path)
-            elif kept.setdefault(file_identity(path), path) != path:
+            elif kept.setdefault(identity, path) != path:
                 self.skip("links to files that are read already", path)
         return sorted(kept.values())
 
