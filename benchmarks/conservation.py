@@ -15,7 +15,6 @@ counts, by kind of loss, the losses that the check missed and its false alarms.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sftprep.chat_template.compiler.compilation import RenderedPieces
 from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.chat_template.template import ChatTemplate
 from sftprep.errors import SftprepError
@@ -200,12 +200,13 @@ def compare(templates: dict[str, str]) -> Outcome:
     outcome = Outcome()
     for template_name, source in sorted(templates.items()):
         template = ChatTemplate(source, variables=SPECIAL_TOKENS)
+        # A template of its own: a render discards `written_as_json` of the one before.
+        render = ChatTemplate(source, variables=SPECIAL_TOKENS).render
         check = ConservationCheck(
-            lambda messages, tools, variables, template=template: (
-                template.render(  # type: ignore[misc]
-                    messages, tools=tools, template_kwargs=variables
-                ).text
-            )
+            lambda messages, tools, variables, render=render: (
+                render(messages, tools=tools, template_kwargs=variables).text  # type: ignore[misc]
+            ),
+            source,
         )
         for feature, make in features().items():
             expected = lost_in_transformers(source, make)
@@ -214,10 +215,13 @@ def compare(templates: dict[str, str]) -> Outcome:
             for style in STYLES:
                 messages, tools = make(Contents(style))
                 try:
-                    text = template.render(copy.deepcopy(messages), tools=tools).text
+                    made = template.render_pieces(messages, tools)
                 except SftprepError:
                     continue
-                found = check.find_missing(messages, tools, None, text).kinds
+                pieces = made.pieces if isinstance(made, RenderedPieces) else ()
+                found = check.find_missing(
+                    messages, tools, None, made.text, pieces, template.written_as_json
+                ).kinds
                 outcome.cases += 1
                 outcome.lossy += bool(expected)
                 outcome.missed.update(expected - found)

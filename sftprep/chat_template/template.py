@@ -5,13 +5,11 @@ from __future__ import annotations
 import copy
 import datetime
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import accumulate
 from typing import Any, Literal
-
-from jinja2 import nodes
 
 from sftprep.chat_template.compiler.compilation import (
     RenderedPieces,
@@ -167,6 +165,7 @@ class ChatTemplate:
 
         A conversation that Jinja rendered has no pieces.
         """
+        self._environment.written_as_json.clear()
         messages = messages if is_bare else normalize_messages(messages)
         variables = self._with_kwargs(template_kwargs) if template_kwargs else self._variables
         if tools is not None:
@@ -205,12 +204,10 @@ class ChatTemplate:
         self._num_jinja += 1
         return self._render_with_jinja(messages, tools, add_generation_prompt, variables)
 
-    def reads_variable(self, name: str) -> bool:
-        """Return whether the template reads a variable, such as `tools`."""
-        return any(
-            node.name == name and node.ctx == "load"
-            for node in self._parsed.tree.find_all(nodes.Name)
-        )
+    @property
+    def written_as_json(self) -> Sequence[tuple[Any, str]]:
+        """The values that the last render passed to the filter `tojson`, with the results."""
+        return self._environment.written_as_json
 
     def used_backend(self) -> str:
         """Return which backend rendered so far: "pieces" (compiled), "jinja" or "mixed".

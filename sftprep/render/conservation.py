@@ -23,6 +23,7 @@ Builds and streams do not run the check yet: a record that needs the search cost
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,13 +39,19 @@ from sftprep.render.content_leaves import (
     TOOLS,
     Leaf,
     SentinelCopy,
+    WrittenValues,
     to_leaves,
 )
 
-_PLAIN_KEYS = frozenset({"role", "content"})
 _SURE_LENGTH = 8
 """Shorter strings may occur in a text by chance."""
+_UNESCAPED = re.compile(r"[A-Za-z0-9 .,]{8,64}")
+"""A part of a string that JSON and Python write unchanged."""
+_MOST_WORK = 1 << 28
+"""The largest product of leaves and characters of the text that is searched."""
 _SHAPES_KEPT = 4096
+_MOST_MESSAGES_KEPT = 256
+"""The sentinel rendering of a longer conversation is not kept: its shape rarely occurs again."""
 
 Render = Callable[[list[Message], list[Any] | None, dict[str, Any] | None], str]
 """Renders messages, tools and template variables to a text, or raises."""
@@ -78,10 +85,12 @@ class ConservationCheck:
 
     Args:
         render: The template, as the records are rendered, without special treatment of anything.
+        source: The source of the template.
     """
 
-    def __init__(self, render: Render) -> None:
+    def __init__(self, render: Render, source: str = "") -> None:
         self._render = render
+        self._source = source
         # By shape, the numbers of the leaves that the sentinel rendering lacks; None where the
         # template refuses the sentinels.
         self._by_shape: dict[Any, frozenset[int] | None] = {}
@@ -92,7 +101,8 @@ class ConservationCheck:
         tools: list[Any] | None,
         variables: dict[str, Any] | None,
         text: str,
-        pieces: Sequence[str] | None = None,
+        pieces: Sequence[str] = (),
+        written_as_json: Sequence[tuple[Any, str]] = (),
     ) -> MissingContent:
         """Return what the text of a conversation lacks.
 
@@ -102,35 +112,71 @@ class ConservationCheck:
             variables: Variables of the template that the record sets.
             text: The rendered conversation.
             pieces: The strings that make up the text, if the template is compiled.
+            written_as_json: Values that the template converted to JSON, with the results.
         """
-        if not tools and pieces is not None and _are_written_unchanged(messages, pieces):
+        leaves = to_leaves(messages, tools, WrittenValues(text, pieces, written_as_json))
+        if leaves and pieces:
+            leaves = self._without_pieces(leaves, messages, pieces)
+        if not leaves:
             return NOTHING_MISSING
-        leaves = [*to_leaves(messages, tools)]
-        found = _search(leaves, text)
-        unsure = [k for k, leaf in enumerate(leaves) if found[k] and _is_short(leaf)]
-        if unsure or not all(found) or _repeats(leaves):
+        if len(leaves) * len(text) <= _MOST_WORK and all(
+            _cannot_be_in(leaf.value, text) for leaf in leaves
+        ):
+            return _to_missing_content(leaves, messages)
+        return self._search(messages, tools, variables, text)
+
+    def _without_pieces(
+        self, leaves: list[Leaf], messages: Sequence[Message], pieces: Sequence[str]
+    ) -> list[Leaf]:
+        """Leave out the leaves that were written after a change, such as without whitespace.
+
+        A piece that equals a leaf is the leaf, unless the template or another value of the record
+        could have written it: it must not be a string of the record itself, or occur in the source
+        of the template, and there must be as many pieces as leaves.
+        """
+        unchanged = {id(value) for message in messages for value in message.values()}
+        lengths = {len(leaf.value) for leaf in leaves if isinstance(leaf.value, str)}
+        num_written = Counter(
+            stripped
+            for piece in pieces
+            if len(stripped := piece.strip()) in lengths and id(piece) not in unchanged
+        )
+        num_leaves = Counter(leaf.value for leaf in leaves)
+        return [
+            leaf
+            for leaf in leaves
+            if not isinstance(leaf.value, str)
+            or num_written[leaf.value] < num_leaves[leaf.value]
+            or leaf.value in self._source
+        ]
+
+    def _search(
+        self,
+        messages: Sequence[Message],
+        tools: list[Any] | None,
+        variables: dict[str, Any] | None,
+        text: str,
+    ) -> MissingContent:
+        """Search for every leaf, and decide with sentinels where the search is not certain."""
+        leaves = to_leaves(messages, tools)
+        if len(leaves) * len(text) > _MOST_WORK:
+            # The search takes quadratic time, the sentinels do not.
+            hidden = self._hidden(messages, tools, variables, leaves)
+            lost = leaves if hidden is None else [leaves[number] for number in hidden]
+            return _to_missing_content(lost, messages)
+        found, unsure = _search(leaves, text), _ambiguous(leaves)
+        if not all(found) or unsure:
             hidden = self._hidden(messages, tools, variables, leaves)
             if hidden is not None:
-                found = self._decide(leaves, found, hidden, text)
-        return _to_missing_content(leaves, found, messages)
-
-    def _decide(
-        self, leaves: list[Leaf], found: list[bool], hidden: frozenset[int], text: str
-    ) -> list[bool]:
-        """Combine both searches: a leaf is shown if it occurs in the text, and its sentinel is
-        shown, unless it is so long and unique that the text alone decides."""
-        values = Counter(leaf.value for leaf in leaves)
-        decided = []
-        for number, leaf in enumerate(leaves):
-            sure = not _is_short(leaf) and values[leaf.value] == 1
-            if found[number]:
-                decided.append(sure or number not in hidden)
-            else:
-                # The search in order may have taken an occurrence that belongs to another leaf.
-                decided.append(
-                    number not in hidden and any(form in text for form in _spellings(leaf.value))
-                )
-        return decided
+                found = [
+                    number not in hidden
+                    if found[number] and number in unsure
+                    # The search in order may have taken an occurrence of another leaf.
+                    else found[number] or (number not in hidden and _occurs(leaf.value, text))
+                    for number, leaf in enumerate(leaves)
+                ]
+        lost = [leaf for leaf, shown in zip(leaves, found, strict=True) if not shown]
+        return _to_missing_content(lost, messages)
 
     def _hidden(
         self,
@@ -139,6 +185,8 @@ class ConservationCheck:
         variables: dict[str, Any] | None,
         leaves: list[Leaf],
     ) -> frozenset[int] | None:
+        """Return the numbers of the leaves that the template does not write in a record of this
+        shape; None if it refuses the sentinels."""
         copy = SentinelCopy()
         try:
             fake_messages = [copy.message(message) for message in messages]
@@ -146,36 +194,37 @@ class ConservationCheck:
         except RecursionError:
             return None
         shape = (tuple(copy.shape), json.dumps(variables, sort_keys=True, default=str))
-        if shape not in self._by_shape:
+        if shape in self._by_shape:
+            return self._by_shape[shape]
+        hidden = None
+        if len(copy.sentinels) == len(leaves):
+            try:
+                hidden = copy.find_hidden(self._render(fake_messages, fake_tools, variables))
+            except Exception:  # a template may refuse the sentinels for any reason
+                hidden = None
+        if len(messages) <= _MOST_MESSAGES_KEPT:
             if len(self._by_shape) >= _SHAPES_KEPT:
                 self._by_shape.clear()
-            self._by_shape[shape] = None
-            if len(copy.sentinels) == len(leaves):
-                try:
-                    text = self._render(fake_messages, fake_tools, variables)
-                except Exception:  # a template may refuse the sentinels for any reason
-                    return None
-                self._by_shape[shape] = frozenset(
-                    k for k, sentinel in enumerate(copy.sentinels) if sentinel not in text
-                )
-        return self._by_shape[shape]
+            self._by_shape[shape] = hidden
+        return hidden
 
 
-def _are_written_unchanged(messages: Sequence[Message], pieces: Sequence[str]) -> bool:
-    """Return whether each message is a role and a content that is a piece, in order."""
-    position = {id(piece): number for number, piece in enumerate(pieces)}
-    last = -1
+def are_written_unchanged(messages: Sequence[Message], pieces: Sequence[str]) -> bool:
+    """Return whether each message is a role and a content that is one of the pieces, in order.
+
+    This decides most records, so it does as little as possible.
+    """
+    written = map(id, pieces)  # each search resumes after the piece that the last one found
     for message in messages:
         content = message.get("content")
-        if message.keys() != _PLAIN_KEYS or type(content) is not str:
+        # Single characters and the empty string are the same object everywhere.
+        if (
+            len(message) != 2
+            or type(content) is not str
+            or len(content) < 2
+            or id(content) not in written
+        ):
             return False
-        if not content or content.isspace():
-            continue
-        number = position.get(id(content), -1)
-        if number <= last:
-            # Not written, or a string that two messages share.
-            return False
-        last = number
     return True
 
 
@@ -189,19 +238,43 @@ def _search(leaves: Sequence[Leaf], text: str) -> list[bool]:
     turn = 0
     for leaf in leaves:
         if leaf.turn == ANYWHERE:
-            found.append(any(form in text for form in _spellings(leaf.value)))
+            found.append(_occurs(leaf.value, text))
             continue
         if leaf.turn != turn:
             turn, start = leaf.turn, end
         position = -1
-        for form in _spellings(leaf.value):
-            position = text.find(form, start)
-            if position >= 0:
-                break
+        if not _cannot_be_in(leaf.value, text):
+            for form in _spellings(leaf.value):
+                position = text.find(form, start)
+                if position >= 0:
+                    break
         found.append(position >= 0)
         if position >= 0 and not _is_short(leaf):
             end = max(end, position + len(form))
     return found
+
+
+def _ambiguous(leaves: Sequence[Leaf]) -> set[int]:
+    """Return the numbers of the leaves that could be found by chance: short ones, and those that
+    occur in another leaf."""
+    everything = "\0".join(str(leaf.value) for leaf in leaves)
+    return {
+        number
+        for number, leaf in enumerate(leaves)
+        if _is_short(leaf) or everything.count(str(leaf.value)) > 1
+    }
+
+
+def _occurs(value: str | int | float, text: str) -> bool:
+    return any(form in text for form in _spellings(value))
+
+
+def _cannot_be_in(value: str | int | float, text: str) -> bool:
+    """Return whether no spelling of a value is in a text, by a part that all spellings share."""
+    if not isinstance(value, str):
+        return False
+    shared = _UNESCAPED.search(value)
+    return shared is not None and shared[0] not in text
 
 
 def _spellings(value: str | int | float) -> Iterator[str]:
@@ -237,27 +310,13 @@ def _is_short(leaf: Leaf) -> bool:
     return not isinstance(leaf.value, str) or len(leaf.value) < _SURE_LENGTH
 
 
-def _repeats(leaves: Sequence[Leaf]) -> bool:
-    return len({leaf.value for leaf in leaves}) < len(leaves)
-
-
-def _to_missing_content(
-    leaves: Sequence[Leaf], found: Sequence[bool], messages: Sequence[Message]
-) -> MissingContent:
-    if all(found):
-        return NOTHING_MISSING
-    lost_calls = {
-        leaf.call
-        for leaf, shown in zip(leaves, found, strict=True)
-        if not shown and leaf.kind == CALL
-    }
+def _to_missing_content(lost: Sequence[Leaf], messages: Sequence[Message]) -> MissingContent:
+    """Summarize the leaves that are missing."""
+    lost_calls = {leaf.call for leaf in lost if leaf.kind == CALL}
     last = len(messages) - 1
-    kinds: set[str] = set()
-    last_reasoning = False
-    for leaf, shown in zip(leaves, found, strict=True):
-        # A call that is missing is counted once, and not again for its arguments.
-        if shown or (leaf.kind == ARGUMENT and leaf.call in lost_calls):
-            continue
-        kinds.add(leaf.kind)
-        last_reasoning |= leaf.kind == REASONING and leaf.turn == last
-    return MissingContent(frozenset(kinds), last_reasoning)
+    # A call that is missing is counted once, and not again for its arguments.
+    counted = [leaf for leaf in lost if leaf.kind != ARGUMENT or leaf.call not in lost_calls]
+    return MissingContent(
+        frozenset(leaf.kind for leaf in counted),
+        any(leaf.kind == REASONING and leaf.turn == last for leaf in counted),
+    )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,35 +48,93 @@ class Leaf:
     call: int = -1
 
 
-def to_leaves(messages: Sequence[Message], tools: list[Any] | None) -> Iterator[Leaf]:
-    """Yield the leaves of a conversation, turn after turn, and then those of its tools."""
+class WrittenValues:
+    """The objects that a rendering wrote.
+
+    Args:
+        text: The rendered text.
+        pieces: The strings that it consists of.
+        as_json: Values that the template converted to JSON, with the results.
+    """
+
+    def __init__(
+        self, text: str = "", pieces: Iterable[str] = (), as_json: Iterable[tuple[Any, str]] = ()
+    ) -> None:
+        # A string that is written for one leaf is not written for another one, but everything in an
+        # object or a list is written with it.
+        self._strings = set(map(id, pieces))
+        self._containers: set[int] = set()
+        for value, json_text in as_json:
+            if id(json_text) in self._strings or json_text in text:
+                (self._strings if isinstance(value, str) else self._containers).add(id(value))
+
+    def take(self, value: Any) -> bool:
+        """Return whether a value was written; for a string, only the first time."""
+        key = id(value)
+        if key in self._containers:
+            return isinstance(value, dict | list)
+        # Python has only one object for each single character, so those are never certain.
+        if key not in self._strings or not isinstance(value, str) or len(value) < 2:
+            return False
+        self._strings.remove(key)
+        return True
+
+
+def to_leaves(
+    messages: Sequence[Message], tools: list[Any] | None, written: WrittenValues | None = None
+) -> list[Leaf]:
+    """Return the leaves of a conversation, turn after turn, and then those of its tools.
+
+    Args:
+        messages: The conversation.
+        tools: Its tools.
+        written: The values that are known to be in the text, which are left out.
+    """
+    written = written or WrittenValues()
+    leaves: list[Leaf] = []
     calls = 0
     for number, message in enumerate(messages):
+        is_written = written.take(message.get("content"))
+        if is_written and len(message) == 2:
+            continue
         turn = ANYWHERE if message.get("role") in ("system", "developer") else number
         own_calls = _calls_of(message)
-        kind = TEXT_WITH_CALL if own_calls else MESSAGE
         for key in _reasoning_keys(message):
-            yield from _text_leaf(REASONING, turn, message[key])
-        for role, part in _content_parts(message):
-            yield from _text_leaf(REASONING if role == "think" else kind, turn, part)
+            _add_text(leaves, REASONING, turn, message[key], written)
+        if not is_written:
+            kind = TEXT_WITH_CALL if own_calls else MESSAGE
+            for role, part in _content_parts(message):
+                _add_text(leaves, REASONING if role == "think" else kind, turn, part, written)
         if _has_speaker(message):
-            yield from _text_leaf(NAME, turn, message["name"])
-        for call in own_calls:
-            function = _function_of(call)
-            if isinstance(function.get("name"), str):
-                yield Leaf(CALL, turn, function["name"].strip(), calls)
-            for value in _scalars(_arguments_of(function)):
-                yield Leaf(ARGUMENT, turn, value, calls)
-            calls += 1
-    for tool in tools or ():
-        for value in _tool_strings(tool):
-            yield from _text_leaf(TOOLS, ANYWHERE, value)
+            _add_text(leaves, NAME, turn, message["name"], written)
+        if own_calls and not written.take(message["tool_calls"]):
+            for call in own_calls:
+                _add_call(leaves, turn, call, calls, written)
+                calls += 1
+    if tools and not written.take(tools):
+        for tool in tools:
+            for value in _tool_strings(tool, written):
+                _add_text(leaves, TOOLS, ANYWHERE, value, written)
+    return leaves
 
 
-def _text_leaf(kind: str, turn: int, text: str) -> Iterator[Leaf]:
-    stripped = text.strip()
-    if stripped:
-        yield Leaf(kind, turn, stripped)
+def _add_text(leaves: list[Leaf], kind: str, turn: int, text: str, written: WrittenValues) -> None:
+    if not written.take(text) and (stripped := text.strip()):
+        leaves.append(Leaf(kind, turn, stripped))
+
+
+def _add_call(
+    leaves: list[Leaf], turn: int, call: dict[str, Any], number: int, written: WrittenValues
+) -> None:
+    function = _function_of(call)
+    if written.take(call) or written.take(function):
+        return
+    name = function.get("name")
+    if isinstance(name, str) and not written.take(name):
+        leaves.append(Leaf(CALL, turn, name.strip(), number))
+    if not written.take(function.get("arguments")):
+        for value in _scalars(_arguments_of(function), written):
+            leaves.append(Leaf(ARGUMENT, turn, value, number))
 
 
 def _has_speaker(message: Message) -> bool:
@@ -86,17 +144,12 @@ def _has_speaker(message: Message) -> bool:
 
 def _reasoning_keys(message: Message) -> list[str]:
     """The key that holds the reasoning; several keys with the same text are one."""
-    keys = [
-        key for key in REASONING_KEYS if isinstance(message.get(key), str) and message[key].strip()
-    ]
-    return [
-        key
-        for number, key in enumerate(keys)
-        if message[key] not in [message[k] for k in keys[:number]]
-    ]
-
-
-_THINK = re.compile(r"(?s)\A(\s*<think>)?(.*?)</think>(.*)\Z")
+    keys: list[str] = []
+    for key in REASONING_KEYS:
+        text = message.get(key)
+        if isinstance(text, str) and text.strip() and text not in [message[k] for k in keys]:
+            keys.append(key)
+    return keys
 
 
 def _content_parts(message: Message) -> list[tuple[str, str]]:
@@ -108,9 +161,8 @@ def _content_parts(message: Message) -> list[tuple[str, str]]:
     if not isinstance(content, str):
         return []
     if message.get("role") == "assistant" and "</think>" in content:
-        match = _THINK.match(content)
-        if match:
-            return [("think", match[2]), ("text", match[3])]
+        reasoning, _, answer = content.partition("</think>")
+        return [("think", reasoning.lstrip().removeprefix("<think>")), ("text", answer)]
     return [("text", content)]
 
 
@@ -135,11 +187,13 @@ def _arguments_of(function: dict[str, Any]) -> Any:
     return arguments
 
 
-def _scalars(value: Any) -> Iterator[str | int | float]:
+def _scalars(value: Any, written: WrittenValues) -> Iterator[str | int | float]:
     """The strings and numbers of a JSON value; booleans and null are not searched for."""
     stack = [value]
     while stack:
         item = stack.pop()
+        if written.take(item):
+            continue
         if isinstance(item, dict):
             stack.extend(reversed(item.values()))
         elif isinstance(item, list):
@@ -151,16 +205,22 @@ def _scalars(value: Any) -> Iterator[str | int | float]:
             yield item
 
 
-def _tool_strings(tool: Any) -> list[str]:
+def _tool_strings(tool: Any, written: WrittenValues) -> list[str]:
     """The name and the description of a tool."""
-    if not isinstance(tool, dict):
+    if not isinstance(tool, dict) or written.take(tool):
         return []
     function = _function_of(tool)
+    if written.take(function):
+        return []
     values = [function.get(key) for key in ("name", "description")]
     return [value for value in values if isinstance(value, str) and value.strip()]
 
 
 # --- sentinels ------------------------------------------------------------------------------------
+
+
+_SENTINEL = re.compile(r"zqx(\d{8})xqz|918(\d{8})")
+_FIRST_NUMBER = 918_0000_0000
 
 
 @dataclass(slots=True)
@@ -206,6 +266,12 @@ class SentinelCopy:
         self.shape.append(("tool", json.dumps(_skeleton(tool), default=str)))
         return {**tool, "function": function} if "function" in tool else function
 
+    def find_hidden(self, text: str) -> frozenset[int]:
+        """Return the numbers of the sentinels that are not in a text."""
+        return frozenset(range(len(self.sentinels))) - {
+            int(word or number) for word, number in _SENTINEL.findall(text)
+        }
+
     def _content(self, message: Message, copy: Message) -> None:
         parts = _content_parts(message)
         self.shape.append(tuple((role, bool(part.strip())) for role, part in parts))
@@ -246,14 +312,14 @@ class SentinelCopy:
         if isinstance(value, str):
             return self._next() if value.strip() else value
         if isinstance(value, int | float) and not isinstance(value, bool):
-            number = 918_000_000 + len(self.sentinels)
+            number = _FIRST_NUMBER + len(self.sentinels)
             self.sentinels.append(str(number))
             return number
         return value
 
     def _next(self) -> str:
         # Lowercase letters and digits only: no template changes or splits it.
-        sentinel = f"zqx{len(self.sentinels):05d}xqz"
+        sentinel = f"zqx{len(self.sentinels):08d}xqz"
         self.sentinels.append(sentinel)
         return sentinel
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
 
 from sftprep.chat_template.assistant_spans import Unproven, is_assistant
 from sftprep.chat_template.compiler.compilation import RenderedPieces
@@ -12,6 +14,13 @@ from sftprep.chat_template.tool_call_fallbacks import alternative_messages
 from sftprep.core.types import Example, Message, Rejected
 from sftprep.errors import TemplateError
 from sftprep.recipe import Recipe
+from sftprep.render.conservation import (
+    NOTHING_MISSING,
+    ConservationCheck,
+    MissingContent,
+    are_written_unchanged,
+)
+from sftprep.render.content_leaves import REASONING
 from sftprep.render.escaping import ContentEscaper
 from sftprep.render.rendered_batch import RenderedBatch, Span
 from sftprep.render.templates import RecipeTemplates
@@ -38,9 +47,6 @@ class Renderer:
         self._spans = SpanFinder(recipe, self.templates)
         self._escaper = ContentEscaper(recipe)
         self._ending = text_ending(recipe.tokenizer)
-        self._shows_calls = (
-            recipe.chat_template is not None and "tool_calls" in recipe.chat_template
-        )
         # The fast path for the current batch, or the reason why there is none.
         self._finder: RegionFinder | str = ""
 
@@ -138,9 +144,10 @@ class Renderer:
         recipe = self._recipe
         template = self.templates.select(example)
         if recipe.expand_turns:
-            self._add_each_turn(example, messages, batch, counts)
+            missing = self._add_each_turn(example, messages, batch, counts)
         else:
             made, prompt = self._render_chat(template, messages, example), None
+            missing = self._find_missing(example, messages, template, made).kinds
             if example.prompt_messages is not None and recipe.train_on != "all":
                 # Rendered before anything is stored, so that a template that rejects the prompt
                 # leaves the batch unchanged.
@@ -151,14 +158,45 @@ class Renderer:
                 self._add_trained(example, made, prompt, batch, counts)
             else:
                 batch.add(example.origin, made.text, plain=False, spans=None, prompt=None)
-        if not self._shows_calls and any(
-            message.get("tool_calls") is not None for message in messages
-        ):
-            counts["warnings.tool_calls_not_shown"] += 1
-        if example.tools and not self.templates.shows_tools:
-            counts["warnings.tools_not_shown"] += 1
+        for kind in missing:
+            counts[f"warnings.{kind}"] += 1
         if example.prompt_messages is not None and _is_empty(messages[-1]):
             counts["warnings.empty_target"] += 1
+
+    @cached_property
+    def _conservation(self) -> ConservationCheck:
+        # A template of its own, since its renderings are not those of records.
+        template = self._recipe.template()
+        assert template is not None
+
+        def render(
+            messages: list[Message], tools: list[Any] | None, variables: dict[str, Any] | None
+        ) -> str:
+            example = Example(0, tools=tools, template_kwargs=variables)
+            return self._render_chat(template, messages, example).text
+
+        return ConservationCheck(render, template.source)
+
+    def _find_missing(
+        self,
+        example: Example,
+        messages: list[Message],
+        template: ChatTemplate,
+        made: RenderedPieces | Rendered,
+    ) -> MissingContent:
+        """Return which content of these messages the template dropped."""
+        pieces = made.pieces if isinstance(made, RenderedPieces) else ()
+        # This decides most records.
+        if example.tools is None and are_written_unchanged(messages, pieces):
+            return NOTHING_MISSING
+        return self._conservation.find_missing(
+            messages,
+            example.tools,
+            example.template_kwargs,
+            made.text,
+            pieces,
+            template.written_as_json,
+        )
 
     def _add_trained(
         self,
@@ -248,13 +286,19 @@ class Renderer:
 
     def _add_each_turn(
         self, example: Example, messages: list[Message], batch: RenderedBatch, counts: Counter[str]
-    ) -> None:
+    ) -> frozenset[str]:
         """Add one text for each turn of the assistant, with everything before it as its prompt, as
-        the model sees it at inference."""
+        the model sees it at inference.
+
+        Returns:
+            The kinds of content that the template dropped. Reasoning of an earlier turn does not
+            count, because the text of that turn has it.
+        """
         assert self.templates.plain is not None
         first_target = len(example.prompt_messages or ())
         weights = self._spans.message_weights(messages, example.weights)
         turns: list[tuple[Rendered, str, float]] = []  # text with spans, prompt, weight
+        missing: frozenset[str] = frozenset()
         # All turns are rendered before the first one is added, because the template may reject one.
         for number, message in enumerate(messages):
             # A turn that comes first has no prompt.
@@ -265,7 +309,10 @@ class Renderer:
             )
             needs_turns = self.templates.needs_turns
             template = self.templates.with_turns if needs_turns else self.templates.plain
-            rendered = to_rendered(self._render_chat(template, messages[: number + 1], example))
+            made = self._render_chat(template, messages[: number + 1], example)
+            found = self._find_missing(example, messages[: number + 1], template, made)
+            missing |= found.kinds if found.last_reasoning else found.kinds - {REASONING}
+            rendered = to_rendered(made)
             if self._spans.trains_spans and needs_turns:
                 spans = self._spans.spans_of(rendered, messages[: number + 1], [number])
                 rendered = Rendered(rendered.text, tuple((first, last) for first, last, _ in spans))
@@ -281,6 +328,7 @@ class Renderer:
             counts["extra.turns"] += len(turns) - 1
         else:
             counts["dropped.no_assistant_turn"] += 1
+        return missing
 
     # --- plain texts ------------------------------------------------------------------------------
 

@@ -50,11 +50,6 @@ class RecipeTemplates:
         )
 
     @cached_property
-    def shows_tools(self) -> bool:
-        """Whether the template reads the tools of a record."""
-        return self.plain is not None and self.plain.reads_variable("tools")
-
-    @cached_property
     def rule(self) -> TurnRule:
         """The turn rule of the template; raises Unproven if no rule holds."""
         recipe = self._recipe

@@ -218,13 +218,34 @@ _WARNINGS = {
         "the tokens of the prompt alone are not a prefix of those of prompt and completion;"
         " training starts at the first token that differs",
     ),
-    "tool_calls_not_shown": (
+    "message_not_shown": (
         "record",
-        "the chat template does not render tool calls, so they are missing from the text",
+        "the chat template drops the content of a message, which is missing from the text",
+    ),
+    "reasoning_not_shown": (
+        "record",
+        "the chat template drops reasoning, which is missing from the text; use --expand-turns to"
+        " train each turn with its reasoning, if the template shows that of the last turn",
+    ),
+    "call_not_shown": (
+        "record",
+        "the chat template drops a tool call, which is missing from the text",
+    ),
+    "argument_not_shown": (
+        "record",
+        "the chat template drops an argument of a tool call, which is missing from the text",
+    ),
+    "text_with_call_not_shown": (
+        "record",
+        "the chat template drops the text alongside a tool call, which is missing from the text",
     ),
     "tools_not_shown": (
         "record",
-        "the chat template does not render tool schemas, so they are missing from the text",
+        "the chat template drops the name or description of a tool, which is missing from the text",
+    ),
+    "name_not_shown": (
+        "record",
+        "the chat template drops the name of a speaker, which is missing from the text",
     ),
     "end_of_turn_not_trained": (
         "sequence",

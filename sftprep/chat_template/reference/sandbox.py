@@ -61,13 +61,21 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
         )
-        self.filters["tojson"] = tojson
+        # The values that `tojson` wrote, with their JSON, for the check for lost content. A render
+        # starts with an empty list.
+        self.written_as_json: list[tuple[Any, str]] = []
+        self.filters["tojson"] = self._to_recorded_json
         self.filters.update(checked_filters(self.filters))
         self.globals["raise_exception"] = raise_exception
         self.globals["strftime_now"] = _frozen_clock(date)
         self.globals["dict"] = _Dict()
         self.globals["namespace"] = _ChatNamespace
         self.globals["lipsum"] = with_checked_numbers(lipsum)
+
+    def _to_recorded_json(self, value: Any, *args: Any, **kwargs: Any) -> str:
+        text = tojson(value, *args, **kwargs)
+        self.written_as_json.append((value, text))
+        return text
 
     @property
     def generation(self) -> GenerationTag:
