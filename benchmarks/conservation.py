@@ -25,9 +25,7 @@ from typing import Any
 from sftprep.chat_template.compiler.compilation import RenderedPieces
 from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.chat_template.template import ChatTemplate
-from sftprep.errors import SftprepError
-from sftprep.render.conservation import ConservationCheck
-from sftprep.render.content_leaves import (
+from sftprep.core.losses import (
     ARGUMENT,
     CALL,
     LOSSES,
@@ -37,6 +35,8 @@ from sftprep.render.content_leaves import (
     TEXT_WITH_CALL,
     TOOLS,
 )
+from sftprep.errors import SftprepError
+from sftprep.render.conservation import ConservationCheck
 
 SPECIAL_TOKENS = {
     "bos_token": "<s>",

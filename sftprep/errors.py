@@ -56,6 +56,7 @@ __all__ = [
     "WorkerError",
     "escape_control",
     "first_line",
+    "render_settings",
     "setting",
     "source_name",
 ]
@@ -163,18 +164,18 @@ class SftprepError(Exception):
     def __init__(self, message: str, *, remedy: str | Sequence[str] = "") -> None:
         self.names: SettingNames = PythonNames()
         # `args` is what `repr` shows.
-        super().__init__(_rendered(message, self.names))
+        super().__init__(render_settings(message, self.names))
         self._message = message
         self._remedies = (remedy,) if isinstance(remedy, str) else tuple(remedy)
 
     @property
     def message(self) -> str:
-        return _rendered(self._message, self.names)
+        return render_settings(self._message, self.names)
 
     @property
     def remedy(self) -> str:
         usable = [text for text in self._remedies if _has_settings(text, self.names)]
-        return ", or ".join(_rendered(text, self.names) for text in usable or self._remedies)
+        return ", or ".join(render_settings(text, self.names) for text in usable or self._remedies)
 
     @property
     def setting(self) -> str:
@@ -225,7 +226,9 @@ def _rebuild(
     return error
 
 
-def _rendered(text: str, names: SettingNames) -> str:
+def render_settings(text: str, names: SettingNames) -> str:
+    """Return a text in which each reference to a setting has the form of a front end."""
+
     def render(match: re.Match[str]) -> str:
         name, *rest = match[1].split(_SEPARATOR)
         value = rest[0] if rest else None

@@ -22,7 +22,7 @@ from sftprep.records.options import RecordOptions
 from sftprep.tokenize.equivalence.reference_client import ServerAddress
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
-_VERSION = 4
+_VERSION = 5
 """Incremented when the same recipe produces other tokens than before, so that older spills are not
 reused."""
 
@@ -47,6 +47,8 @@ class Recipe:
     formatting_func: str | None = None  # the name of the user's function
     # Whether conversations that fail `sftprep.records.quality_checks` are rejected.
     reject_suspects: bool = False
+    # The kinds of content whose loss in the chat template rejects a record.
+    rejected_losses: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -151,4 +153,5 @@ def _read_recipe(path: Path) -> Recipe:
     parts = orjson.loads(line)
     parts["tokenizer"] = TokenizerSpec.from_fields(parts["tokenizer"], tokenizer)
     parts["renames"] = tuple((source, target) for source, target in parts["renames"])
+    parts["rejected_losses"] = tuple(parts["rejected_losses"])
     return Recipe(**parts)

@@ -57,6 +57,8 @@ PUBLIC_NAMES = {
     },
     "sftprep.packing": {"PackPlan", "pack_lengths"},
     "sftprep.shards": {
+        "DataWarning",
+        "data_warnings",
         "MANIFEST_NAME",
         "exclusive",
         "is_temporary_name",
@@ -108,6 +110,7 @@ SETTINGS_OF_A_BUILD = {
     "packing",
     "position_ids",
     "quality_checks",
+    "allow_loss",
     "revision",
     "seed",
     "shard_tokens",

@@ -9,12 +9,13 @@ import dataclasses
 import datetime
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from sftprep.config.data import EvalConfig, FormatConfig, ReadConfig, SourceConfig, SourceEntry
 from sftprep.config.validation import (
     EncoderChoice,
     FormatName,
+    Loss,
     OnBadRecord,
     Order,
     Overlong,
@@ -258,6 +259,13 @@ class BuildConfig:
         return self.read.quality_checks == "reject" or (
             self.read.quality_checks == "auto" and self.output.on_bad_record == "quarantine"
         )
+
+    @property
+    def rejected_losses(self) -> tuple[str, ...]:
+        """The kinds of content whose loss in the chat template makes a record a bad one."""
+        if self.output.on_bad_record != "quarantine":
+            return ()
+        return tuple(kind for kind in get_args(Loss) if kind not in self.read.allow_loss)
 
     def entries(self) -> tuple[SourceEntry, ...]:
         """Return the sources to train on, completed with the settings of the whole build."""

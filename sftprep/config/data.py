@@ -10,6 +10,7 @@ from sftprep.config.validation import (
     Duplicates,
     EvalPacking,
     FormatName,
+    Loss,
     QualityChecks,
     TrainOn,
     check_choice,
@@ -189,12 +190,20 @@ class ReadConfig:
     assistant turn, a tool's answer without a call, special tokens or image placeholders in the
     text). reject: treat them as bad records; keep: train on them, as TRL does; auto: reject with
     --on-bad-record quarantine, keep otherwise."""
+    allow_loss: tuple[Loss, ...] = ()
+    """With --on-bad-record quarantine, a record is rejected if the chat template drops a message
+    (message_not_shown), a tool call (call_not_shown), an argument of a call (argument_not_shown),
+    text alongside a call (text_with_call_not_shown), or reasoning of the last turn
+    (reasoning_not_shown). The kinds listed here are only counted."""
     duplicates: Duplicates = "keep"
     """drop: of records that are equal, ignoring whitespace, use only the first one."""
 
     def __post_init__(self) -> None:
         check_limit(self.limit, setting("limit"))
         check_choice(setting("quality_checks"), self.quality_checks, QualityChecks)
+        object.__setattr__(self, "allow_loss", to_strings(self.allow_loss))
+        for kind in self.allow_loss:
+            check_choice(setting("allow_loss"), kind, Loss)
         check_choice(setting("duplicates"), self.duplicates, Duplicates)
 
 

@@ -26,6 +26,14 @@ Order = Literal["keep", "shuffle"]
 OnBadRecord = Literal["error", "quarantine"]
 QualityChecks = Literal["auto", "keep", "reject"]
 Duplicates = Literal["keep", "drop"]
+Loss = Literal[
+    "message_not_shown",
+    "reasoning_not_shown",
+    "call_not_shown",
+    "argument_not_shown",
+    "text_with_call_not_shown",
+]
+"""The kinds of content whose loss in the chat template can reject a record."""
 EncoderChoice = Literal["auto", "gigatoken", "tokenizers"]
 TemplateBackend = Literal["auto", "jinja"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -80,6 +81,29 @@ class Rejected:
     excerpt: str
 
 
+class Counts(Counter[str]):
+    """Counters of a partition by name, and the first line of each kind of warning.
+
+    Attributes:
+        first_lines: By the kind of a warning, the first line that it concerns, from 0.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first_lines: dict[str, int] = {}
+
+    def warn(self, kind: str, line: int, number: int = 1) -> None:
+        """Count a warning.
+
+        Args:
+            kind: The kind, which is counted as `warnings.KIND`.
+            line: The first line that it concerns, from 0.
+            number: The number of its records or sequences.
+        """
+        self[f"warnings.{kind}"] += number
+        self.first_lines[kind] = min(line, self.first_lines.get(kind, line))
+
+
 @dataclass(slots=True)
 class TokenBatch:
     """Tokenized sequences in flat arrays.
@@ -91,6 +115,7 @@ class TokenBatch:
         origin: int64 [n], the line of the record of each sequence in its partition.
         rejected: The records that cannot be used.
         counts: Counters of the partition by name, such as `records`.
+        first_lines: By the kind of a warning, the first line of the partition that it concerns.
         loss_weights: float32 [tokens], the weight of each token in the loss; None if all are 1.
 
     Example:
@@ -104,6 +129,7 @@ class TokenBatch:
     origin: NDArray[np.int64]
     rejected: list[Rejected] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    first_lines: dict[str, int] = field(default_factory=dict)
     loss_weights: NDArray[np.float32] | None = None
 
     @property

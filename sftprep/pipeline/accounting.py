@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import get_args
 
 import orjson
 import xxhash
 
 from sftprep.config.build import BuildConfig
+from sftprep.config.validation import Loss
 from sftprep.core.atomic_write import write_file
 from sftprep.core.types import Rejected
 from sftprep.errors import EmptyInput, RecordError, TooManyRejected, setting
@@ -72,10 +74,26 @@ def make_input_infos(split: BuildSplit, setup: Setup) -> tuple[InputInfo, ...]:
                 source=setup.entries[entry.entry].name,
                 accounting=accounting,
                 limit=entry.source.limit,
+                first_lines=_first_lines(parts),
             )
         )
         ordinal += accounting.lines
     return tuple(infos)
+
+
+def _first_lines(parts: list[PartitionResult]) -> dict[str, int]:
+    """Return, by the kind of a warning, the first line of an input that it concerns, from 1.
+
+    Args:
+        parts: The partitions of the input, in order.
+    """
+    found: dict[str, int] = {}
+    lines_before = 0
+    for part in parts:
+        for kind, line in part.first_lines.items():
+            found.setdefault(kind, lines_before + line + 1)
+        lines_before += part.counts["lines"]
+    return found
 
 
 def sum_accounting(items: list[Accounting]) -> Accounting:
@@ -129,6 +147,8 @@ def check_rejected(
     ]
     if rejected["template_error"]:
         remedies.append(f"specify another template with {setting('chat_template')}")
+    for loss in rejected.keys() & set(get_args(Loss)):
+        remedies.append(f"accept the loss with {setting('allow_loss', loss)}")
     if rejected.keys() & REASONS:
         keep = setting("quality_checks", "keep")
         remedies.append(f"train on the records that fail only a quality check with {keep}")

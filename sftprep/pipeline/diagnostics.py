@@ -5,17 +5,15 @@ Nothing here changes a token.
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.core.types import TokenBatch
+from sftprep.core.types import Counts, TokenBatch
 from sftprep.masking import trained_runs
 from sftprep.tokenize.loading.load import TokenizerSpec
 
 
-def count_double_bos(batch: TokenBatch, spec: TokenizerSpec, counts: Counter[str]) -> None:
+def count_double_bos(batch: TokenBatch, spec: TokenizerSpec, counts: Counts) -> None:
     """Count the sequences that start with two beginning-of-sequence tokens.
 
     The usual cause: the text or the template has one, and the tokenizer adds another.
@@ -32,11 +30,12 @@ def count_double_bos(batch: TokenBatch, spec: TokenizerSpec, counts: Counter[str
         batch.input_ids[firsts + 1] == spec.bos_token_id
     )
     if double.any():
-        counts["warnings.double_bos"] += int(np.count_nonzero(double))
+        lines = batch.origin[batch.lengths > 1][double]
+        counts.warn("double_bos", int(lines[0]), len(lines))
 
 
 def count_untrained_ends(
-    batch: TokenBatch, chats: NDArray[np.bool_], added: NDArray[np.int32], counts: Counter[str]
+    batch: TokenBatch, chats: NDArray[np.bool_], added: NDArray[np.int32], counts: Counts
 ) -> None:
     """Count the conversations whose trained part does not end with a token that ends a turn.
 
@@ -69,4 +68,5 @@ def count_untrained_ends(
         & (before >= batch.offsets[:-1][is_examined])
     )
     if not ends_turn.all():
-        counts["warnings.end_of_turn_not_trained"] += int(np.count_nonzero(~ends_turn))
+        lines = batch.origin[is_examined][~ends_turn]
+        counts.warn("end_of_turn_not_trained", int(lines[0]), len(lines))

@@ -17,7 +17,6 @@ path.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple, TypeVar
@@ -26,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.core.ragged import replace_segments, to_offsets
+from sftprep.core.types import Counts
 from sftprep.masking import completion_starts, mask_from, mask_spans, weigh_spans
 from sftprep.render.rendered_batch import RenderedBatch
 from sftprep.render.renderer import Renderer
@@ -65,7 +65,7 @@ class LossMask:
         batch: RenderedBatch,
         tokens: Tokens,
         encoder: Encoder,
-        counts: Counter[str],
+        counts: Counts,
         samples: Sequence[int] = (),
     ) -> MaskedTokens:
         """Return the tokens of a batch with their mask.
@@ -103,7 +103,7 @@ class LossMask:
         tokens: Tokens,
         encoder: Encoder,
         mask: NDArray[np.bool_],
-        counts: Counter[str],
+        counts: Counts,
     ) -> NDArray[np.bool_]:
         """Set the mask of the anchored texts.
 
@@ -141,7 +141,8 @@ class LossMask:
         counts["masks.by_ids"] += int(np.count_nonzero(by_ids))
         cut &= by_ids[numbers]
         if cut.any():
-            counts["warnings.prompt_not_prefix"] += int(np.count_nonzero(cut))
+            cut_texts = numbers[cut]
+            counts.warn("prompt_not_prefix", batch.origin[int(cut_texts[0])], len(cut_texts))
         for reason, texts in (
             ("a normalizer changes the text", altered),
             ("a text spells a special token or merges with one", failed & ~altered),
@@ -187,7 +188,7 @@ class LossMask:
     ) -> bool:
         """Whether these texts have the same masks by the reference path."""
         part = batch.select(numbers, self._renderer.reference_spans)
-        reference = self._mask_by_characters(part, tokens.take(numbers), encoder, Counter())
+        reference = self._mask_by_characters(part, tokens.take(numbers), encoder, Counts())
         masks = [mask[tokens.offsets[k] : tokens.offsets[k + 1]] for k in numbers]
         return np.array_equal(np.concatenate(masks), reference.mask)
 
@@ -228,7 +229,7 @@ class LossMask:
     # --- the reference path -----------------------------------------------------------------------
 
     def _mask_by_characters(
-        self, batch: RenderedBatch, tokens: Tokens, encoder: Encoder, counts: Counter[str]
+        self, batch: RenderedBatch, tokens: Tokens, encoder: Encoder, counts: Counts
     ) -> MaskedTokens:
         """Mask a batch by the characters of its tokens."""
         spec = self._spec
@@ -271,7 +272,7 @@ class LossMask:
         tokens: Tokens,
         encoder: Encoder,
         plain: NDArray[np.bool_],
-        counts: Counter[str],
+        counts: Counts,
     ) -> NDArray[np.bool_]:
         """Return the tokens after the prompt of each text: bool [tokens].
 
@@ -289,9 +290,9 @@ class LossMask:
         starts = completion_starts(
             prompts.input_ids, to_offsets(lengths), tokens.input_ids, tokens.offsets
         )
-        merged = int(np.count_nonzero(starts < lengths))
-        if merged:
-            counts["warnings.prompt_not_prefix"] += merged
+        merged = np.flatnonzero(starts < lengths)
+        if len(merged):
+            counts.warn("prompt_not_prefix", batch.origin[int(merged[0])], len(merged))
         return mask_from(starts, tokens.offsets)
 
 

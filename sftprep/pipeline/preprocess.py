@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.core.byte_search import ByteSearcher
-from sftprep.core.types import Example, Rejected, TokenBatch
+from sftprep.core.types import Counts, Example, Rejected, TokenBatch
 from sftprep.pipeline.diagnostics import count_double_bos, count_untrained_ends
 from sftprep.pipeline.loss_mask import LossMask
 from sftprep.pipeline.overlong import drop_untrained, fit_lengths
@@ -143,7 +143,7 @@ def _make_sequences(
     stages: Preprocessor, data: bytes, format_name: str, partition: PartitionEncoder
 ) -> TokenBatch:
     """Return the sequences of a partition by one encoder, or raise EncoderFault."""
-    recipe, counts = stages.recipe, Counter[str]()
+    recipe, counts = stages.recipe, Counts()
     rejected: list[Rejected] = []
     content = ByteSearcher(data)
     examples = read_examples(stages, content, format_name, rejected, counts)
@@ -157,7 +157,7 @@ def _make_sequences(
     batch = drop_untrained(batch, counts)
     _add_excerpts(rejected, data)
     batch.rejected = sorted(rejected, key=lambda record: record.line)
-    batch.counts = dict(counts)
+    batch.counts, batch.first_lines = dict(counts), counts.first_lines
     return batch
 
 
@@ -167,7 +167,7 @@ def _encode_examples(
     examples: list[Example],
     partition: PartitionEncoder,
     rejected: list[Rejected],
-    counts: Counter[str],
+    counts: Counts,
 ) -> TokenBatch:
     """Render, encode and mask the examples of a partition."""
     recipe, renderer = stages.recipe, stages.renderer

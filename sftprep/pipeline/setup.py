@@ -161,6 +161,7 @@ def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
         escape_special=config.format.escape_special,
         formatting_func=config.format.formatting_func,
         reject_suspects=config.rejects_suspects,
+        rejected_losses=config.rejected_losses,
     )
     return recipe, encoder_facts
 

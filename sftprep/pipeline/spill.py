@@ -35,7 +35,7 @@ class Spill:
         input_ids: int32 [tokens].
         offsets: int32 [n + 1]; sequence k is input_ids[offsets[k]:offsets[k + 1]].
         origin: int64 [n]; the line of each sequence's record within its partition.
-        facts: JSON with the counts and the rejected records.
+        facts: JSON with the counts, the first lines of warnings, and the rejected records.
         completion_mask: uint8 [tokens], 1 = trained; None if every token is trained.
         loss_weights: float32 [tokens]; None if every trained token has the weight 1.
     """
@@ -52,6 +52,12 @@ class Spill:
         """The counts of the partition, by name."""
         counts: dict[str, int] = orjson.loads(self.facts)["counts"]
         return counts
+
+    @property
+    def first_lines(self) -> dict[str, int]:
+        """By the kind of a warning, the first line of the partition that it concerns."""
+        lines: dict[str, int] = orjson.loads(self.facts)["first_lines"]
+        return lines
 
     @property
     def rejected(self) -> list[Rejected]:
@@ -76,7 +82,11 @@ def write_spill(path: Path, batch: TokenBatch) -> None:
         StorageError: The file cannot be written.
     """
     facts = orjson.dumps(
-        {"counts": batch.counts, "rejected": [dataclasses.astuple(r) for r in batch.rejected]}
+        {
+            "counts": batch.counts,
+            "first_lines": batch.first_lines,
+            "rejected": [dataclasses.astuple(r) for r in batch.rejected],
+        }
     )
     # Columns that hold only the default are not written.
     offsets = batch.offsets.astype(np.int32)

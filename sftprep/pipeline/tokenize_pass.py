@@ -74,6 +74,7 @@ class PartitionResult:
         bytes: The number of its bytes.
         lengths: int32 [sequences]; the number of tokens in each sequence.
         counts: The counts, by name.
+        first_lines: By the kind of a warning, the first line of the partition that it concerns.
         rejected: The rejected records, in the order of their lines.
         reused: Whether the spill existed already.
         lane_positions: The positions that decide the lanes of the sequences, if the build packs in
@@ -88,6 +89,7 @@ class PartitionResult:
     bytes: int
     lengths: NDArray[np.int32]
     counts: dict[str, int]
+    first_lines: dict[str, int]
     rejected: list[Rejected]
     reused: bool
     lane_positions: LanePositions | None = None
@@ -163,6 +165,7 @@ def _start_partition(task: TokenizeTask) -> _InFlightPartition:
             bytes=len(data),
             lengths=spill.lengths,
             counts=spill.counts,
+            first_lines=spill.first_lines,
             rejected=spill.rejected,
             reused=existing is not None,
             lane_positions=lane_positions,

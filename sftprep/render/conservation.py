@@ -29,19 +29,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sftprep.core.losses import ARGUMENT, CALL, NAME, REASONING, TOOLS
 from sftprep.core.types import Message
-from sftprep.render.content_leaves import (
-    ANYWHERE,
-    ARGUMENT,
-    CALL,
-    NAME,
-    REASONING,
-    TOOLS,
-    Leaf,
-    SentinelCopy,
-    WrittenValues,
-    to_leaves,
-)
+from sftprep.render.content_leaves import ANYWHERE, Leaf, SentinelCopy, WrittenValues, to_leaves
 
 _SURE_LENGTH = 8
 """Shorter strings may occur in a text by chance."""
@@ -68,6 +58,13 @@ class MissingContent:
 
     kinds: frozenset[str] = frozenset()
     last_reasoning: bool = False
+
+    def __or__(self, other: MissingContent) -> MissingContent:
+        return MissingContent(self.kinds | other.kinds, self.last_reasoning or other.last_reasoning)
+
+    def without(self, kind: str) -> MissingContent:
+        """Return the same without one kind."""
+        return MissingContent(self.kinds - {kind}, self.last_reasoning)
 
     @property
     def serious(self) -> frozenset[str]:

@@ -12,18 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sftprep.chat_template.reference.rendering import REASONING_KEYS
+from sftprep.core.losses import (
+    ARGUMENT,
+    CALL,
+    MESSAGE,
+    NAME,
+    REASONING,
+    TEXT_WITH_CALL,
+    TOOLS,
+)
 from sftprep.core.types import Message
-
-MESSAGE = "message_not_shown"
-REASONING = "reasoning_not_shown"
-CALL = "call_not_shown"
-ARGUMENT = "argument_not_shown"
-TEXT_WITH_CALL = "text_with_call_not_shown"
-TOOLS = "tools_not_shown"
-NAME = "name_not_shown"
-
-LOSSES = (MESSAGE, REASONING, CALL, ARGUMENT, TEXT_WITH_CALL, TOOLS, NAME)
-"""The kinds of loss, in the order in which they are reported."""
 
 ANYWHERE = -1
 """The turn of leaves that may occur anywhere in the text: system messages and tools."""

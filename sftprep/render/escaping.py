@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from functools import cached_property
 from typing import Any
 
-from sftprep.core.types import Example
+from sftprep.core.types import Counts, Example
 from sftprep.errors import TemplateError
 from sftprep.recipe import Recipe
 from sftprep.tokenize.encoders.special_tokens import MARKS, SpecialTokenScanner
@@ -27,7 +26,7 @@ class ContentEscaper:
         """The special tokens of the tokenizer."""
         return SpecialTokenScanner(self._recipe.tokenizer)
 
-    def escape(self, example: Example, counts: Counter[str]) -> str | None:
+    def escape(self, example: Example, counts: Counts) -> str | None:
         """Count the strings of an example that spell special tokens, and mark these tokens.
 
         Returns:
@@ -40,7 +39,7 @@ class ContentEscaper:
         scanner = self.scanner
         num_found = self._count(example)
         if num_found:
-            counts["warnings.special_token_in_content"] += num_found
+            counts.warn("special_token_in_content", example.origin, num_found)
         messages = example.messages or ()
         # Reasoning and tool calls are outside the content; most messages have neither.
         if not self._recipe.escape_special or not (

@@ -11,7 +11,8 @@ from sftprep.chat_template.assistant_spans import Unproven, is_assistant
 from sftprep.chat_template.compiler.compilation import RenderedPieces
 from sftprep.chat_template.template import ChatTemplate, Rendered, to_rendered
 from sftprep.chat_template.tool_call_fallbacks import alternative_messages
-from sftprep.core.types import Example, Message, Rejected
+from sftprep.core.losses import LOSSES, REASONING
+from sftprep.core.types import Counts, Example, Message, Rejected
 from sftprep.errors import TemplateError
 from sftprep.recipe import Recipe
 from sftprep.render.conservation import (
@@ -20,7 +21,6 @@ from sftprep.render.conservation import (
     MissingContent,
     are_written_unchanged,
 )
-from sftprep.render.content_leaves import REASONING
 from sftprep.render.escaping import ContentEscaper
 from sftprep.render.rendered_batch import RenderedBatch, Span
 from sftprep.render.templates import RecipeTemplates
@@ -54,7 +54,7 @@ class Renderer:
         self,
         examples: Sequence[Example],
         rejected: list[Rejected],
-        counts: Counter[str],
+        counts: Counts,
         *,
         watch: bool = False,
     ) -> RenderedBatch:
@@ -79,7 +79,7 @@ class Renderer:
                 if watch:
                     batch.mark = self._escaper.escape(example, counts)
                 if example.messages is not None:
-                    self._add_chat(example, example.messages, batch, counts)
+                    self._add_chat(example, example.messages, batch, rejected, counts)
                 elif example.texts is not None:
                     for text in example.texts:
                         self._add_text(example, text, batch)
@@ -139,15 +139,23 @@ class Renderer:
     # --- conversations ----------------------------------------------------------------------------
 
     def _add_chat(
-        self, example: Example, messages: list[Message], batch: RenderedBatch, counts: Counter[str]
+        self,
+        example: Example,
+        messages: list[Message],
+        batch: RenderedBatch,
+        rejected: list[Rejected],
+        counts: Counts,
     ) -> None:
         recipe = self._recipe
         template = self.templates.select(example)
         if recipe.expand_turns:
-            missing = self._add_each_turn(example, messages, batch, counts)
+            if not self._add_each_turn(example, messages, batch, rejected, counts):
+                return
         else:
             made, prompt = self._render_chat(template, messages, example), None
-            missing = self._find_missing(example, messages, template, made).kinds
+            missing = self._find_missing(example, messages, template, made)
+            if missing.kinds and self._rejects(example, missing, rejected, counts):
+                return
             if example.prompt_messages is not None and recipe.train_on != "all":
                 # Rendered before anything is stored, so that a template that rejects the prompt
                 # leaves the batch unchanged.
@@ -158,10 +166,8 @@ class Renderer:
                 self._add_trained(example, made, prompt, batch, counts)
             else:
                 batch.add(example.origin, made.text, plain=False, spans=None, prompt=None)
-        for kind in missing:
-            counts[f"warnings.{kind}"] += 1
         if example.prompt_messages is not None and _is_empty(messages[-1]):
-            counts["warnings.empty_target"] += 1
+            counts.warn("empty_target", example.origin)
 
     @cached_property
     def _conservation(self) -> ConservationCheck:
@@ -176,6 +182,20 @@ class Renderer:
             return self._render_chat(template, messages, example).text
 
         return ConservationCheck(render, template.source)
+
+    def _rejects(
+        self, example: Example, missing: MissingContent, rejected: list[Rejected], counts: Counts
+    ) -> bool:
+        """Reject a record that lost content, or count the loss; return whether it is rejected."""
+        fatal = missing.serious.intersection(self._recipe.rejected_losses)
+        for kind, what in LOSSES.items():
+            if kind in fatal:
+                message = f"the chat template drops {what}"
+                rejected.append(Rejected(example.origin, 0, kind, message, ""))
+                return True
+        for kind in missing.kinds:
+            counts.warn(kind, example.origin)
+        return False
 
     def _find_missing(
         self,
@@ -204,7 +224,7 @@ class Renderer:
         made: RenderedPieces | Rendered,
         prompt: RenderedPieces | Rendered | None,
         batch: RenderedBatch,
-        counts: Counter[str],
+        counts: Counts,
     ) -> None:
         """Add a conversation of which only a part is trained, by the fast path if possible."""
         reason = self._add_anchored(example, made, prompt, batch)
@@ -285,20 +305,24 @@ class Renderer:
             raise
 
     def _add_each_turn(
-        self, example: Example, messages: list[Message], batch: RenderedBatch, counts: Counter[str]
-    ) -> frozenset[str]:
+        self,
+        example: Example,
+        messages: list[Message],
+        batch: RenderedBatch,
+        rejected: list[Rejected],
+        counts: Counts,
+    ) -> bool:
         """Add one text for each turn of the assistant, with everything before it as its prompt, as
         the model sees it at inference.
 
         Returns:
-            The kinds of content that the template dropped. Reasoning of an earlier turn does not
-            count, because the text of that turn has it.
+            Whether the record was not rejected.
         """
         assert self.templates.plain is not None
         first_target = len(example.prompt_messages or ())
         weights = self._spans.message_weights(messages, example.weights)
         turns: list[tuple[Rendered, str, float]] = []  # text with spans, prompt, weight
-        missing: frozenset[str] = frozenset()
+        missing = NOTHING_MISSING
         # All turns are rendered before the first one is added, because the template may reject one.
         for number, message in enumerate(messages):
             # A turn that comes first has no prompt.
@@ -311,12 +335,15 @@ class Renderer:
             template = self.templates.with_turns if needs_turns else self.templates.plain
             made = self._render_chat(template, messages[: number + 1], example)
             found = self._find_missing(example, messages[: number + 1], template, made)
-            missing |= found.kinds if found.last_reasoning else found.kinds - {REASONING}
+            # Reasoning of an earlier turn is in the text of that turn.
+            missing |= found if found.last_reasoning else found.without(REASONING)
             rendered = to_rendered(made)
             if self._spans.trains_spans and needs_turns:
                 spans = self._spans.spans_of(rendered, messages[: number + 1], [number])
                 rendered = Rendered(rendered.text, tuple((first, last) for first, last, _ in spans))
             turns.append((rendered, prompt.text, weights[number]))
+        if missing.kinds and self._rejects(example, missing, rejected, counts):
+            return False
         for rendered, prompt_text, weight in turns:
             if weight != 1:
                 batch.weights[len(batch.texts)] = [(0, len(rendered.text), weight)]
@@ -328,17 +355,17 @@ class Renderer:
             counts["extra.turns"] += len(turns) - 1
         else:
             counts["dropped.no_assistant_turn"] += 1
-        return missing
+        return True
 
     # --- plain texts ------------------------------------------------------------------------------
 
     def _add_text(self, example: Example, text: str, batch: RenderedBatch) -> None:
         batch.add(example.origin, self._with_ending(text), plain=True, spans=None, prompt=None)
 
-    def _add_completion(self, example: Example, batch: RenderedBatch, counts: Counter[str]) -> None:
+    def _add_completion(self, example: Example, batch: RenderedBatch, counts: Counts) -> None:
         prompt, completion = example.prompt or "", example.completion or ""
         if not completion.strip():
-            counts["warnings.empty_target"] += 1
+            counts.warn("empty_target", example.origin)
         # A plain prompt and completion have no turns: the completion is the assistant's.
         masked_prompt = None if self._recipe.train_on == "all" else prompt
         text = self._with_ending(prompt + completion)

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from sftprep.errors import escape_control
+from sftprep.errors import FlagNames, escape_control
 from sftprep.pipeline.build import BuildReport
+from sftprep.shards.data_warnings import data_warnings
 from sftprep.shards.manifest import Accounting, Manifest
 
 _Row = tuple[str, int, str]
@@ -19,7 +20,7 @@ _MOST_SOURCES = 20
 
 def summary_lines(report: BuildReport) -> list[str]:
     """Return the summary as lines of plain text."""
-    manifest, accounting = report.manifest, report.manifest.accounting
+    manifest = report.manifest
     rows = [*_record_rows(report), *_token_rows(manifest)]
     # Rows of the total numbers are always shown; of their parts, those that are not 0.
     table = [
@@ -31,7 +32,7 @@ def summary_lines(report: BuildReport) -> list[str]:
         *table,
         *_mask_lines(manifest),
         *_source_lines(manifest),
-        *_warning_lines(accounting),
+        *_warning_lines(manifest),
         *_evaluation_lines(report),
         _output_line(report),
     ]
@@ -202,77 +203,10 @@ def _source_lines(manifest: Manifest) -> list[str]:
     return ["", *lines, *([f"... and {rest} more sources: see --json"] if rest else []), ""]
 
 
-_WARNINGS = {
-    "encoder_failed_over": (
-        "partition",
-        "the fast encoder gave other ids than the library tokenizers, which encoded these"
-        " partitions instead",
-    ),
-    "mask_failed_over": (
-        "partition",
-        "a loss mask computed from token ids differed from the one computed from characters, which"
-        " was used for these partitions instead",
-    ),
-    "prompt_not_prefix": (
-        "sequence",
-        "the tokens of the prompt alone are not a prefix of those of prompt and completion;"
-        " training starts at the first token that differs",
-    ),
-    "message_not_shown": (
-        "record",
-        "the chat template drops the content of a message, which is missing from the text",
-    ),
-    "reasoning_not_shown": (
-        "record",
-        "the chat template drops reasoning, which is missing from the text; use --expand-turns to"
-        " train each turn with its reasoning, if the template shows that of the last turn",
-    ),
-    "call_not_shown": (
-        "record",
-        "the chat template drops a tool call, which is missing from the text",
-    ),
-    "argument_not_shown": (
-        "record",
-        "the chat template drops an argument of a tool call, which is missing from the text",
-    ),
-    "text_with_call_not_shown": (
-        "record",
-        "the chat template drops the text alongside a tool call, which is missing from the text",
-    ),
-    "tools_not_shown": (
-        "record",
-        "the chat template drops the name or description of a tool, which is missing from the text",
-    ),
-    "name_not_shown": (
-        "record",
-        "the chat template drops the name of a speaker, which is missing from the text",
-    ),
-    "end_of_turn_not_trained": (
-        "sequence",
-        "the trained part does not end with a token that ends a turn; the model may not learn to"
-        " stop",
-    ),
-    "double_bos": (
-        "sequence",
-        "the sequence starts with two beginning-of-sequence tokens; remove the one in the text or"
-        " in the template",
-    ),
-    "empty_target": ("record", "the completion is empty"),
-    "special_token_in_content": (
-        "record",
-        "the text contains strings that are special tokens and is encoded with them; use"
-        " --escape-special to encode them as plain text",
-    ),
-}
-"""By the name of a warning: what is counted, and what is wrong."""
-
-
-def _warning_lines(accounting: Accounting) -> list[str]:
-    lines = []
-    for name, number in accounting.warnings.items():
-        noun, text = _WARNINGS.get(name, ("record", name))
-        lines.append(f"warning: {text} ({format_count(number, noun)})")
-    return lines
+def _warning_lines(manifest: Manifest) -> list[str]:
+    return [
+        f"warning: {escape_control(found.render(FlagNames()))}" for found in data_warnings(manifest)
+    ]
 
 
 def _evaluation_lines(report: BuildReport) -> list[str]:

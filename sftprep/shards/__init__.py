@@ -1,11 +1,21 @@
 """Shards: Arrow files of packed sequences, and the manifest that lists the files of a build.
 
 The names below are public. They are for programs that store files in the folder of a build, or that
-write folders of their own in the same way: atomically, and by one process at a time.
+write folders of their own in the same way: atomically, and by one process at a time; and for those
+that show the warnings of a build.
 """
 
 from sftprep.core.atomic_write import is_temporary_name, storage_errors, write_bytes
+from sftprep.shards.data_warnings import DataWarning, data_warnings
 from sftprep.shards.layout import MANIFEST_NAME
 from sftprep.shards.locks import exclusive
 
-__all__ = ["MANIFEST_NAME", "exclusive", "is_temporary_name", "storage_errors", "write_bytes"]
+__all__ = [
+    "MANIFEST_NAME",
+    "DataWarning",
+    "data_warnings",
+    "exclusive",
+    "is_temporary_name",
+    "storage_errors",
+    "write_bytes",
+]

@@ -155,6 +155,8 @@ class InputInfo:
     source: str = ""  # the entry of a mixture that the input belongs to
     accounting: Accounting = field(default_factory=Accounting)  # empty before version 1.1
     limit: int | None = None  # the most records that were read of its source
+    # By the kind of a warning, the first line that it concerns, from 1.
+    first_lines: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +196,17 @@ class Manifest:
             json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, ensure_ascii=False)
             + "\n"
         ).encode("utf-8")
+
+    def locate_warning(self, kind: str) -> tuple[str, int] | None:
+        """Return the file and the 1-based line of the first record with a warning, if known."""
+        return next(
+            (
+                (info.path, info.first_lines[kind])
+                for info in self.inputs
+                if kind in info.first_lines
+            ),
+            None,
+        )
 
     def locate(self, origin: int) -> tuple[str, int]:
         """Return the file and the 1-based line of a record.

@@ -25,7 +25,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from sftprep.core.hashing import hash64
-from sftprep.core.types import Rejected, TokenBatch
+from sftprep.core.types import TokenBatch
 from sftprep.errors import MismatchError
 from sftprep.packing.window import MOST_WAITS, CarryingWindow
 from sftprep.pipeline.preprocess import Preprocessor, preprocess
@@ -89,7 +89,7 @@ class Lane:
     Attributes:
         number: The number of the lane.
         reader, preprocessor, rules: Shared by all lanes.
-        on_rejected: Called with a block and each record in it that cannot be used; may raise.
+        on_batch: Called with each block and its sequences; may raise.
         after_block: Called after each block with the lane, the block, and the number of its
             sequences; may raise.
         taken: Number of packs that were drawn.
@@ -101,7 +101,7 @@ class Lane:
     reader: Reader
     preprocessor: Preprocessor
     rules: LaneRules
-    on_rejected: Callable[[Block, Rejected], None]
+    on_batch: Callable[[Block, TokenBatch], None]
     after_block: Callable[[Lane, Block, int], None]
     taken: int = 0
     ended: bool = False
@@ -128,7 +128,7 @@ class Lane:
 
         Raises:
             SourceError: The source raised at every attempt.
-            SftprepError: Any error of `on_rejected` and `after_block`.
+            SftprepError: Any error of `on_batch` and `after_block`.
         """
         pack = self._draw()
         return None if pack is None else self._assemble(pack)
@@ -284,8 +284,7 @@ class Lane:
         for rejected in batch.rejected:
             self.counts[f"rejected.{rejected.reason}"] += 1
         self.counts.update(batch.counts)
-        for rejected in batch.rejected:
-            self.on_rejected(block, rejected)
+        self.on_batch(block, batch)
         self._next = block.after
         sequences = len(batch.offsets) - 1
         if sequences:

@@ -21,7 +21,7 @@ import numpy as np
 
 from sftprep.config.build import BuildConfig, Order
 from sftprep.core.hashing import digest
-from sftprep.core.types import Rejected
+from sftprep.core.types import Rejected, TokenBatch
 from sftprep.errors import ConfigError, EmptyInput, MismatchError, setting
 from sftprep.pipeline.preprocess import Preprocessor
 from sftprep.pipeline.setup import prepare_recipe
@@ -350,16 +350,15 @@ class PackedStream:
             self._preprocessor = Preprocessor(self.recipe, threads=self._use_threads)
         stages = self._preprocessor
         lanes = {
-            number: Lane(number, reader, stages, rules, self._reject, backlog.after_block)
+            number: Lane(number, reader, stages, rules, self._examine, backlog.after_block)
             for number in self.owned
         }
         backlog.restore(lanes, self._states)
         self._lanes = backlog.lanes = lanes
         return lanes
 
-    def _reject(self, block: Block, rejected: Rejected) -> None:
-        name, line = self.locate(int(block.origins[rejected.line]))
-        self._rejections.add(name, line, rejected, self.counts)
+    def _examine(self, block: Block, batch: TokenBatch) -> None:
+        self._rejections.examine(block, batch, self.locate, lambda: self.counts)
 
 
 def open_stream(

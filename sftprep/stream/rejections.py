@@ -1,13 +1,19 @@
-"""The records of a stream that cannot be used, and the limit of their number."""
+"""Records of a stream that cannot be used, or lose content, and the limit of the former."""
 
 from __future__ import annotations
 
+import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from sftprep.config.build import OutputConfig
-from sftprep.core.types import Rejected
-from sftprep.errors import RecordError, TooManyRejected, setting, source_name
+from sftprep.core.losses import LOSSES
+from sftprep.core.types import Rejected, TokenBatch
+from sftprep.errors import RecordError, TooManyRejected, escape_control, setting, source_name
+from sftprep.shards.data_warnings import DataWarning
+from sftprep.stream.sources.base import Block
+
+_log = logging.getLogger(__name__)
 
 _KEPT_RECORDS = 100
 _MIN_RECORDS_FOR_SHARE = 1000
@@ -24,8 +30,35 @@ class Rejections:
 
     def __init__(self, output: OutputConfig) -> None:
         self._output = output
+        self._warned: set[str] = set()  # the kinds of loss that were logged
         # Bounded, since a stream can run for weeks.
         self.latest: deque[tuple[str, int, Rejected]] = deque(maxlen=_KEPT_RECORDS)
+
+    def examine(
+        self,
+        block: Block,
+        batch: TokenBatch,
+        locate: Callable[[int], tuple[str, int]],
+        counts: Callable[[], Mapping[str, int]],
+    ) -> None:
+        """Quarantine the rejected records of a block, and log each kind of lost content once.
+
+        Args:
+            block: The block.
+            batch: Its sequences.
+            locate: Returns the name of the input, and the line or row, of an origin.
+            counts: Returns the counters of the stream, which include this block.
+
+        Raises:
+            RecordError: A record is rejected, and bad records are errors.
+            TooManyRejected: More records than allowed were rejected.
+        """
+        for rejected in batch.rejected:
+            self.add(*locate(int(block.origins[rejected.line])), rejected, counts())
+        for kind in sorted(LOSSES.keys() & batch.first_lines.keys() - self._warned):
+            self._warned.add(kind)
+            first = locate(int(block.origins[batch.first_lines[kind]]))
+            _log.warning("%s", escape_control(DataWarning(kind, 0, *first).render()))
 
     def add(self, name: str, line: int, rejected: Rejected, counts: Mapping[str, int]) -> None:
         """Quarantine a record, or raise its error.

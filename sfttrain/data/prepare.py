@@ -29,11 +29,12 @@ from sftprep.errors import (
     ConfigError,
     OutputBusy,
     OutputExists,
+    SettingNames,
     SftprepError,
     StorageError,
     setting,
 )
-from sftprep.shards import MANIFEST_NAME
+from sftprep.shards import MANIFEST_NAME, data_warnings
 from sftprep.stream import PackedStream
 from sfttrain.config.setting_names import DATASET_OF_STREAM, StreamNames, TrainerNames
 from sfttrain.data.formatting import FormattingFunction, format_rows
@@ -276,7 +277,7 @@ class DataPreparation:
                 if not (folder / MANIFEST_NAME).exists():
                     raise
             rebuild = False
-        _log_accounting(folder, name)
+        _log_accounting(folder, name, TrainerNames(name, rows))
         return str(folder)
 
     def _find_inputs(self, source: Any, name: str) -> tuple[tuple[str, ...], Any]:
@@ -362,8 +363,8 @@ def _format_source(
     return format_rows(chain(first, rows), formatting, field)
 
 
-def _log_accounting(folder: Path, name: str) -> None:
-    """Log the counts of a build, as a warning if tokens or records were lost."""
+def _log_accounting(folder: Path, name: str, names: SettingNames) -> None:
+    """Log the counts of a build and its warnings; as a warning if tokens or records were lost."""
     manifest = sftprep.read_manifest(folder)
     account = manifest.accounting
     lost = account.tokens_truncated + sum(account.tokens_dropped.values())
@@ -387,3 +388,5 @@ def _log_accounting(folder: Path, name: str) -> None:
         )
     else:
         logger.info("%s%s", text, f"; {shown}" if shown else "")
+    for found in data_warnings(manifest):
+        logger.warning("%s: %s", name, found.render(names))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftprep.core.types import TokenBatch
+from sftprep.core.types import Counts, TokenBatch
 from sftprep.pipeline.diagnostics import count_untrained_ends
 
 SEQUENCE = st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=6)
@@ -33,7 +31,7 @@ def test_conversations_whose_end_is_not_trained_are_counted(sequences):
             last = indices[-1]
             ends = [tokens[last][0], *(tokens[last - 1][:1] if last - 1 in indices else ())]
             expected += 3 not in ends
-    counts = Counter()
+    counts = Counts()
     count_untrained_ends(
         batch, np.array([chat for _, chat in sequences], np.bool_), np.array([3], np.int32), counts
     )

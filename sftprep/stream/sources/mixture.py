@@ -139,6 +139,10 @@ def merge_batches(
         for batch, lines in zip(batches, positions, strict=True)
         for r in batch.rejected
     ]
+    for batch, lines in zip(batches, positions, strict=True):
+        for kind, line in batch.first_lines.items():
+            first = int(lines[line])
+            merged.first_lines[kind] = min(first, merged.first_lines.get(kind, first))
     merged.rejected = sorted(rejected, key=lambda r: r.line)
     return merged
 

@@ -1,0 +1,22 @@
+"""The kinds of content that a chat template may drop from a conversation."""
+
+from __future__ import annotations
+
+MESSAGE = "message_not_shown"
+REASONING = "reasoning_not_shown"
+CALL = "call_not_shown"
+ARGUMENT = "argument_not_shown"
+TEXT_WITH_CALL = "text_with_call_not_shown"
+TOOLS = "tools_not_shown"
+NAME = "name_not_shown"
+
+LOSSES = {
+    MESSAGE: "the content of a message",
+    REASONING: "reasoning",
+    CALL: "a tool call",
+    ARGUMENT: "an argument of a tool call",
+    TEXT_WITH_CALL: "the text alongside a tool call",
+    TOOLS: "the name or description of a tool",
+    NAME: "the name of a speaker",
+}
+"""The kinds of loss, in the order in which they are reported, with what is lost."""

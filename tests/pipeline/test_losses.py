@@ -1,0 +1,150 @@
+"""Content that the chat template drops: counted with its line, or a reason to reject the record."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+import sftprep
+from sftprep.config.validation import Loss
+from sftprep.core.losses import LOSSES
+from sftprep.errors import ConfigError, FlagNames, TooManyRejected
+from sftprep.shards import data_warnings
+from sftprep.sources.partition import PARTITION_BYTES
+from sftprep.stream import open_stream
+
+# Shows the content of users and of the assistant, the names of calls, and the reasoning of the last
+# turn.
+TEMPLATE = (
+    "{% for m in messages if m.role in ['user', 'assistant', 'tool'] %}<|im_start|>{{ m.role }}\n"
+    "{% if m.reasoning_content and loop.last %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+    "{% if m.tool_calls %}{% for c in m.tool_calls %}[{{ c.function.name }}]{% endfor %}"
+    "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+)
+QUESTION = {"role": "user", "content": "How many boats are in the harbour?"}
+ANSWER = {"role": "assistant", "content": "There are four of them."}
+
+
+def calling(content: str = "", **arguments: Any) -> dict[str, Any]:
+    call = {"type": "function", "function": {"name": "count_boats", "arguments": arguments}}
+    return {"role": "assistant", "content": content, "tool_calls": [call]}
+
+
+RESULT = {"role": "tool", "content": "four boats"}
+LOSING: dict[str, list[dict[str, Any]]] = {
+    "message_not_shown": [{"role": "developer", "content": "Answer briefly."}, QUESTION, ANSWER],
+    "reasoning_not_shown": [
+        QUESTION,
+        {**ANSWER, "reasoning_content": "Two and two."},
+        QUESTION,
+        ANSWER,
+    ],
+    "argument_not_shown": [QUESTION, calling(harbour="Husum"), RESULT, ANSWER],
+    "text_with_call_not_shown": [QUESTION, calling("Let me look at the harbour."), RESULT, ANSWER],
+    "name_not_shown": [{**QUESTION, "name": "Ida"}, ANSWER],
+}
+
+
+@pytest.fixture
+def build(
+    records: Callable[..., str], folder_with: Callable[[str], Path], tmp_path: Path
+) -> Callable[..., sftprep.BuildReport]:
+    def run(*conversations: list[dict[str, Any]], **settings: Any) -> sftprep.BuildReport:
+        data = records([{"messages": messages} for messages in conversations])
+        output = settings.pop("output", tmp_path / "out")
+        return sftprep.build(
+            data, tokenizer=folder_with(TEMPLATE), output=output, workers=1, **settings
+        )
+
+    return run
+
+
+@pytest.mark.parametrize("kind", LOSING)
+def test_a_loss_is_counted_with_its_first_line(build: Any, kind: str) -> None:
+    manifest = build([QUESTION, ANSWER], LOSING[kind], LOSING[kind]).manifest
+    assert {name: n for name, n in manifest.accounting.warnings.items() if name in LOSSES} == {
+        kind: 2
+    }
+    found = next(found for found in data_warnings(manifest) if found.kind == kind)
+    assert found.file == manifest.inputs[0].path
+    assert found.line == 2
+    assert "(2 records, first in " in found.render(FlagNames())
+
+
+def test_reasoning_of_the_last_turn_is_shown(build: Any) -> None:
+    manifest = build([QUESTION, {**ANSWER, "reasoning_content": "Two and two."}]).manifest
+    assert manifest.accounting.warnings == {}
+
+
+@pytest.mark.parametrize("kind", LOSING)
+def test_a_loss_rejects_the_record_under_quarantine_unless_it_is_allowed(
+    build: Any, kind: str, tmp_path: Path
+) -> None:
+    conversations = [[QUESTION, ANSWER], LOSING[kind]]
+    settings: dict[str, Any] = {"on_bad_record": "quarantine", "quality_checks": "keep"}
+    accounting = build(*conversations, max_rejected="100%", **settings).manifest.accounting
+    # Earlier reasoning and names are only counted.
+    is_fatal = kind not in ("reasoning_not_shown", "name_not_shown")
+    assert accounting.rejected == ({kind: 1} if is_fatal else {})
+    assert accounting.warnings == ({} if is_fatal else {kind: 1})
+    if is_fatal:
+        with pytest.raises(TooManyRejected, match=f'allow_loss="{kind}"'):
+            build(*conversations, output=tmp_path / "few", **settings)
+        line = json.loads((tmp_path / "out" / "rejected.jsonl").read_text())
+        assert (line["line"], line["reason"]) == (2, kind)
+        accounting = build(
+            *conversations, output=tmp_path / "allowed", allow_loss=kind, **settings
+        ).manifest.accounting
+        assert (accounting.rejected, accounting.warnings) == ({}, {kind: 1})
+
+
+def test_reasoning_of_the_last_turn_that_is_lost_rejects_the_record(
+    records: Any, folder_with: Any, tmp_path: Path
+) -> None:
+    reasoned = {**ANSWER, "thinking": "Two and two."}
+    rows = [[QUESTION, reasoned, QUESTION, ANSWER], [QUESTION, ANSWER, QUESTION, reasoned]]
+    data = records([{"messages": messages} for messages in rows])
+    manifest = sftprep.build(
+        data,
+        tokenizer=folder_with(TEMPLATE.replace("m.reasoning_content and loop.last", "false")),
+        output=tmp_path / "out",
+        workers=1,
+        on_bad_record="quarantine",
+        max_rejected="100%",
+    ).manifest
+    assert manifest.accounting.rejected == {"reasoning_not_shown": 1}
+    assert manifest.inputs[0].first_lines == {"reasoning_not_shown": 1}
+
+
+def test_the_first_line_counts_the_lines_of_all_partitions(build: Any) -> None:
+    long = [{**QUESTION, "content": "How many boats? " * 10_000}, ANSWER]
+    report = build(*[long] * 30, LOSING["message_not_shown"])
+    assert report.bytes_read > PARTITION_BYTES
+    assert report.manifest.inputs[0].first_lines["message_not_shown"] == 31
+
+
+def test_an_unknown_kind_cannot_be_allowed(build: Any) -> None:
+    with pytest.raises(ConfigError, match="allow_loss is 'tools'"):
+        build([QUESTION, ANSWER], allow_loss="tools")
+
+
+def test_the_kinds_that_reject_are_kinds_of_loss() -> None:
+    assert set(get_args(Loss)) == LOSSES.keys() - {"tools_not_shown", "name_not_shown"}
+
+
+def test_a_stream_logs_each_kind_once(
+    records: Any, folder_with: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [[QUESTION, ANSWER], LOSING["message_not_shown"], LOSING["message_not_shown"]]
+    data = records([{"messages": messages} for messages in rows])
+    with caplog.at_level(logging.WARNING, logger="sftprep"):
+        packs = list(open_stream(data, tokenizer=str(folder_with(TEMPLATE)), lanes=1))
+    assert sum(len(pack.seq_lengths) for pack in packs) == 3
+    logged = [r.getMessage() for r in caplog.records if "drops the content" in r.getMessage()]
+    assert len(logged) == 1
+    assert logged[0].endswith(f"first in {data}:2)")
