@@ -16,7 +16,7 @@ import orjson
 from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.chat_template.template import ChatTemplate
 from sftprep.config.user_functions import load_function, source_digest
-from sftprep.config.validation import TemplateBackend, TrainOn, TruncateSide
+from sftprep.config.validation import Reasoning, TemplateBackend, TrainOn, TruncateSide
 from sftprep.core.hashing import digest
 from sftprep.records.options import RecordOptions
 from sftprep.tokenize.equivalence.reference_client import ServerAddress
@@ -42,13 +42,19 @@ class Recipe:
     template_backend: TemplateBackend
     overlong: str = "truncate"  # what happens to longer sequences: as in PackConfig, or "keep"
     truncate_side: TruncateSide = "right"
-    expand_turns: bool = False
+    reasoning: Reasoning = "template"
+    train_empty_thinking: bool = True
     escape_special: bool = False
     formatting_func: str | None = None  # the name of the user's function
     # Whether conversations that fail `sftprep.records.quality_checks` are rejected.
     reject_suspects: bool = False
     # The kinds of content whose loss in the chat template rejects a record.
     rejected_losses: tuple[str, ...] = ()
+
+    @property
+    def expand_turns(self) -> bool:
+        """Whether each turn of the assistant becomes an example of its own."""
+        return self.reasoning == "expand"
 
     @property
     def digest(self) -> str:

@@ -92,6 +92,8 @@ SETTINGS_OF_A_BUILD = {
     "eval_seed",
     "eval_split",
     "expand_turns",
+    "reasoning",
+    "train_empty_thinking",
     "format",
     "formatting_func",
     "inputs",

@@ -165,7 +165,7 @@ class ChatTemplate:
 
         A conversation that Jinja rendered has no pieces.
         """
-        self._environment.written_as_json.clear()
+        self._environment.written_as_json = []
         messages = messages if is_bare else normalize_messages(messages)
         variables = self._with_kwargs(template_kwargs) if template_kwargs else self._variables
         if tools is not None:
@@ -206,7 +206,8 @@ class ChatTemplate:
 
     @property
     def written_as_json(self) -> Sequence[tuple[Any, str]]:
-        """The values that the last render passed to the filter `tojson`, with the results."""
+        """The values that the last render passed to the filter `tojson`, with the results; each
+        render has a list of its own."""
         return self._environment.written_as_json
 
     def used_backend(self) -> str:

@@ -12,7 +12,9 @@ from sftprep.config.validation import (
     FormatName,
     Loss,
     QualityChecks,
+    Reasoning,
     TrainOn,
+    YesNo,
     check_choice,
     check_integer,
     check_limit,
@@ -257,10 +259,15 @@ class FormatConfig:
     """Tokens that are trained. all: every token; completion: the completion; assistant: the
     assistant turns; last-assistant: the last assistant turn; auto: the completion where there is
     one, else every token."""
+    reasoning: Reasoning = "template"
+    """Reasoning of earlier turns, which many templates remove. template: what the template writes;
+    keep: insert what the template writes for a turn that is the last one; expand: one example for
+    each assistant turn, as the model sees the conversation when it writes that turn; drop: remove
+    all reasoning before rendering."""
     expand_turns: bool = False
-    """Create one example for each assistant turn, as the model sees the conversation when it writes
-    that turn; for templates that render earlier turns differently, such as those that remove
-    reasoning."""
+    """The same as --reasoning expand."""
+    train_empty_thinking: YesNo = "yes"
+    """no: blocks of reasoning without reasoning, which some templates write, are not trained."""
     escape_special: bool = False
     """Encode special tokens that a record spells out in its texts, such as <|im_end|>, as plain
     text."""
@@ -279,10 +286,21 @@ class FormatConfig:
                 f" {setting('format', self.format)}",
                 remedy="leave out one of the two",
             )
+        check_choice(setting("reasoning"), self.reasoning, Reasoning)
+        check_choice(setting("train_empty_thinking"), self.train_empty_thinking, YesNo)
+        if self.expand_turns:
+            if self.reasoning not in ("template", "expand"):
+                raise ConfigError(
+                    f"{setting('expand_turns')} is {setting('reasoning', 'expand')}, but"
+                    f" {setting('reasoning', self.reasoning)} is given too",
+                    remedy="leave out one of the two",
+                )
+            object.__setattr__(self, "reasoning", "expand")
+        object.__setattr__(self, "expand_turns", self.reasoning == "expand")
         if self.expand_turns and self.train_on == "all":
             raise ConfigError(
-                f"{setting('expand_turns')} with {setting('train_on', 'all')} would train the early"
-                " turns of a conversation again in each of its examples",
+                f"{setting('reasoning', 'expand')} with {setting('train_on', 'all')} would train"
+                " the early turns of a conversation again in each of its examples",
                 remedy=[
                     f"leave out {setting('train_on')}",
                     f"use {setting('train_on', 'assistant')}",

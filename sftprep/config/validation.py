@@ -26,6 +26,8 @@ Order = Literal["keep", "shuffle"]
 OnBadRecord = Literal["error", "quarantine"]
 QualityChecks = Literal["auto", "keep", "reject"]
 Duplicates = Literal["keep", "drop"]
+Reasoning = Literal["template", "keep", "expand", "drop"]
+YesNo = Literal["yes", "no"]
 Loss = Literal[
     "message_not_shown",
     "reasoning_not_shown",

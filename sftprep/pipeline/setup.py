@@ -157,7 +157,8 @@ def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
         # Wrapped packing cuts the stream of all tokens, so that no sequence is too long for it.
         overlong="keep" if config.pack.packing == "wrapped" else config.pack.overlong,
         truncate_side=config.pack.truncate_side,
-        expand_turns=config.format.expand_turns,
+        reasoning=config.format.reasoning,
+        train_empty_thinking=config.format.train_empty_thinking == "yes",
         escape_special=config.format.escape_special,
         formatting_func=config.format.formatting_func,
         reject_suspects=config.rejects_suspects,
@@ -311,7 +312,7 @@ def _check_compatible(recipe: Recipe, detected: _DetectedFormat) -> None:
         )
     by_turn = recipe.train_on in ("assistant", "last-assistant")
     if (by_turn or recipe.expand_turns) and detected.format == "text":
-        cause = setting("train_on", recipe.train_on) if by_turn else setting("expand_turns", True)
+        cause = setting("train_on", recipe.train_on) if by_turn else setting("reasoning", "expand")
         raise ConfigError(
             f"{cause}: {holds}, which have no turns", remedy=f"use {setting('train_on', 'all')}"
         )
@@ -338,7 +339,7 @@ def _check_pretokenized(recipe: Recipe, detected: _DetectedFormat) -> None:
         return
     name, value = "train_on", str(recipe.train_on)
     if recipe.expand_turns:
-        name, value = "expand_turns", "True"
+        name, value = "reasoning", "expand"
     raise ConfigError(
         f"{setting(name, value)}: {source_name(detected.file)} holds tokens, which do not mark"
         " that part",
@@ -361,6 +362,6 @@ def _check_masks(recipe: Recipe) -> None:
                 f"specify a template with these marks with {setting('chat_template', 'FILE')} (the"
                 " training templates of models have them)",
                 "use prompt-completion records, whose completions are trained without marks",
-                f"use {setting('expand_turns', True)}, which makes such records",
+                f"use {setting('reasoning', 'expand')}, which makes such records",
             ],
         ) from error

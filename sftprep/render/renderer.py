@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import cached_property
-from typing import Any
 
 from sftprep.chat_template.assistant_spans import Unproven, is_assistant
 from sftprep.chat_template.compiler.compilation import RenderedPieces
-from sftprep.chat_template.template import ChatTemplate, Rendered, to_rendered
-from sftprep.chat_template.tool_call_fallbacks import alternative_messages
+from sftprep.chat_template.template import Rendered, to_rendered
 from sftprep.core.losses import LOSSES, REASONING
 from sftprep.core.types import Counts, Example, Message, Rejected
 from sftprep.errors import TemplateError
 from sftprep.recipe import Recipe
-from sftprep.render.conservation import (
-    NOTHING_MISSING,
-    ConservationCheck,
-    MissingContent,
-    are_written_unchanged,
-)
+from sftprep.render.conservation import NOTHING_MISSING, MissingContent
+from sftprep.render.conversations import ConversationRenderer
 from sftprep.render.escaping import ContentEscaper
+from sftprep.render.reasoning import EMPTY_BLOCK
 from sftprep.render.rendered_batch import RenderedBatch, Span
 from sftprep.render.templates import RecipeTemplates
 from sftprep.render.token_space.anchors import Anchors
@@ -44,6 +38,7 @@ class Renderer:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self.templates = RecipeTemplates(recipe)
+        self._chats = ConversationRenderer(recipe)
         self._spans = SpanFinder(recipe, self.templates)
         self._escaper = ContentEscaper(recipe)
         self._ending = text_ending(recipe.tokenizer)
@@ -129,11 +124,9 @@ class Renderer:
             The spans (None: everything), and the text of the prompt alone (None if there is none).
         """
         template, messages = self.templates.select(example), example.messages or []
-        rendered, prompt = to_rendered(self._render_chat(template, messages, example)), None
+        rendered, prompt = to_rendered(self._chats.render(template, messages, example)), None
         if example.prompt_messages is not None:
-            prompt = self._render_chat(
-                template, example.prompt_messages, example, with_generation_prompt=True
-            ).text
+            prompt = self._chats.render_prompt(template, example.prompt_messages, example).text
         return self._spans.trained_spans(example, rendered)[0], prompt
 
     # --- conversations ----------------------------------------------------------------------------
@@ -146,42 +139,34 @@ class Renderer:
         rejected: list[Rejected],
         counts: Counts,
     ) -> None:
-        recipe = self._recipe
+        recipe, chats = self._recipe, self._chats
+        if recipe.reasoning == "drop":
+            example = chats.drop_reasoning(example, counts)
+            messages = example.messages or []
         template = self.templates.select(example)
         if recipe.expand_turns:
             if not self._add_each_turn(example, messages, batch, rejected, counts):
                 return
         else:
-            made, prompt = self._render_chat(template, messages, example), None
-            missing = self._find_missing(example, messages, template, made)
+            made, prompt = chats.render(template, messages, example, counts), None
+            missing = chats.find_missing(example, messages, template, made)
             if missing.kinds and self._rejects(example, missing, rejected, counts):
                 return
             if example.prompt_messages is not None and recipe.train_on != "all":
                 # Rendered before anything is stored, so that a template that rejects the prompt
                 # leaves the batch unchanged.
-                prompt = self._render_chat(
-                    template, example.prompt_messages, example, with_generation_prompt=True
-                )
-            if prompt is not None or self._spans.trains_spans or example.weights is not None:
+                prompt = chats.render_prompt(template, example.prompt_messages, example)
+            if (
+                prompt is not None
+                or self._spans.trains_spans
+                or example.weights is not None
+                or self._has_untrained_block(made.text)
+            ):
                 self._add_trained(example, made, prompt, batch, counts)
             else:
                 batch.add(example.origin, made.text, plain=False, spans=None, prompt=None)
         if example.prompt_messages is not None and _is_empty(messages[-1]):
             counts.warn("empty_target", example.origin)
-
-    @cached_property
-    def _conservation(self) -> ConservationCheck:
-        # A template of its own, since its renderings are not those of records.
-        template = self._recipe.template()
-        assert template is not None
-
-        def render(
-            messages: list[Message], tools: list[Any] | None, variables: dict[str, Any] | None
-        ) -> str:
-            example = Example(0, tools=tools, template_kwargs=variables)
-            return self._render_chat(template, messages, example).text
-
-        return ConservationCheck(render, template.source)
 
     def _rejects(
         self, example: Example, missing: MissingContent, rejected: list[Rejected], counts: Counts
@@ -196,27 +181,6 @@ class Renderer:
         for kind in missing.kinds:
             counts.warn(kind, example.origin)
         return False
-
-    def _find_missing(
-        self,
-        example: Example,
-        messages: list[Message],
-        template: ChatTemplate,
-        made: RenderedPieces | Rendered,
-    ) -> MissingContent:
-        """Return which content of these messages the template dropped."""
-        pieces = made.pieces if isinstance(made, RenderedPieces) else ()
-        # This decides most records.
-        if example.tools is None and are_written_unchanged(messages, pieces):
-            return NOTHING_MISSING
-        return self._conservation.find_missing(
-            messages,
-            example.tools,
-            example.template_kwargs,
-            made.text,
-            pieces,
-            template.written_as_json,
-        )
 
     def _add_trained(
         self,
@@ -234,6 +198,8 @@ class Renderer:
         counts[f"masks.because.{reason}"] += 1
         rendered = to_rendered(made)
         spans, weights = self._spans.trained_spans(example, rendered)
+        if self._has_untrained_block(rendered.text):
+            spans = _without_empty_blocks(spans, rendered.text)
         if weights:
             batch.weights[len(batch.texts)] = weights
         prompt_text = None if prompt is None else prompt.text
@@ -248,12 +214,16 @@ class Renderer:
     ) -> str | None:
         """Add a conversation by its anchors, or return why it has to take the reference path."""
         finder = self._finder
-        if batch.mark is not None or example.weights is not None:
-            return "the record has weights or escaped special tokens"
+        if (
+            batch.mark is not None
+            or example.weights is not None
+            or self._has_untrained_block(made.text)
+        ):
+            return "the record has weights, escaped special tokens, or blocks that are not trained"
         if isinstance(finder, str):
             return finder
         if isinstance(made, Rendered) or isinstance(prompt, Rendered):
-            return "Jinja rendered the conversation"
+            return "Jinja rendered the conversation, or reasoning was inserted"
         regions = self._find_regions(finder, made) if self._spans.trains_spans else None
         if isinstance(regions, str):
             return regions
@@ -265,6 +235,9 @@ class Renderer:
         batch.add(example.origin, made.text, plain=False, spans=(), prompt=None)
         return None
 
+    def _has_untrained_block(self, text: str) -> bool:
+        return not self._recipe.train_empty_thinking and EMPTY_BLOCK.search(text) is not None
+
     def _find_regions(self, finder: RegionFinder, made: RenderedPieces) -> list[int] | str:
         if not self.templates.needs_turns:
             return finder.marked_regions(made)
@@ -272,37 +245,6 @@ class Renderer:
             return "the template marks all turns, and only the last one is trained"
         targets = self._spans.target_numbers(made.messages)
         return finder.derived_regions(made, self.templates.rule, targets)
-
-    def _render_chat(
-        self,
-        template: ChatTemplate,
-        messages: list[Message],
-        example: Example,
-        *,
-        with_generation_prompt: bool = False,
-    ) -> RenderedPieces | Rendered:
-        """Render a conversation, or an alternative form of it that the template does not reject."""
-        try:
-            return template.render_pieces(
-                messages,
-                example.tools,
-                with_generation_prompt,
-                example.template_kwargs,
-                example.bare,
-            )
-        except TemplateError:
-            for alternative in alternative_messages(messages):
-                try:
-                    return template.render(
-                        alternative,
-                        tools=example.tools,
-                        add_generation_prompt=with_generation_prompt,
-                        template_kwargs=example.template_kwargs,
-                    )
-                except TemplateError:
-                    # The error about the record's own form says more to the user.
-                    continue
-            raise
 
     def _add_each_turn(
         self,
@@ -328,13 +270,11 @@ class Renderer:
             # A turn that comes first has no prompt.
             if number < max(first_target, 1) or not is_assistant(message) or weights[number] <= 0:
                 continue
-            prompt = self._render_chat(
-                self.templates.plain, messages[:number], example, with_generation_prompt=True
-            )
+            prompt = self._chats.render_prompt(self.templates.plain, messages[:number], example)
             needs_turns = self.templates.needs_turns
             template = self.templates.with_turns if needs_turns else self.templates.plain
-            made = self._render_chat(template, messages[: number + 1], example)
-            found = self._find_missing(example, messages[: number + 1], template, made)
+            made = self._chats.render(template, messages[: number + 1], example)
+            found = self._chats.find_missing(example, messages[: number + 1], template, made)
             # Reasoning of an earlier turn is in the text of that turn.
             missing |= found if found.last_reasoning else found.without(REASONING)
             rendered = to_rendered(made)
@@ -382,6 +322,20 @@ def text_ending(spec: TokenizerSpec) -> str:
     empty for a tokenizer that adds its own end token to every text.
     """
     return "" if spec.eos_token is None or spec.eos_token_id in spec.suffix_ids else spec.eos_token
+
+
+def _without_empty_blocks(spans: tuple[Span, ...] | None, text: str) -> tuple[Span, ...]:
+    """Return the spans (None: everything) without the empty blocks of reasoning in a text."""
+    blocks = [match.span() for match in EMPTY_BLOCK.finditer(text)]
+    kept: list[Span] = []
+    for first, last in ((0, len(text)),) if spans is None else spans:
+        start = first
+        for begin, end in blocks:
+            if start < end and begin < last:
+                kept.append((start, max(start, begin)))
+                start = min(end, last)
+        kept.append((start, last))
+    return tuple(span for span in kept if span[0] < span[1])
 
 
 def _is_empty(message: Message) -> bool:

@@ -72,7 +72,8 @@ class RecipeTemplates:
 
     def select(self, example: Example) -> ChatTemplate:
         """Return the template for a conversation, which reports its turns if they are needed."""
-        if self.needs_turns or example.weights is not None:
+        is_kept = self._recipe.reasoning == "keep"
+        if self.needs_turns or is_kept or example.weights is not None:
             return self.with_turns
         if self.plain is None:
             raise TemplateError("there is no chat template")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sftprep.core.losses import LOSSES
+from sftprep.core.losses import LOSSES, REASONING
 from sftprep.errors import PythonNames, SettingNames, render_settings, setting, source_name
 from sftprep.shards.manifest import Manifest
 
@@ -23,6 +23,18 @@ KINDS: dict[str, _Kind] = {
         kind: _Kind("record", f"the chat template drops {what}, which is missing from the tokens")
         for kind, what in LOSSES.items()
     },
+    REASONING: _Kind(
+        "record",
+        f"the chat template drops {LOSSES[REASONING]}, which is missing from the tokens",
+        f"keep that of earlier turns with {setting('reasoning', 'keep')}",
+    ),
+    "keep_unproven": _Kind(
+        "record",
+        "it is not certain what to insert for the reasoning of an earlier turn, which is missing"
+        " from the tokens",
+        f"train each turn with its reasoning with {setting('reasoning', 'expand')}",
+    ),
+    "reasoning_removed": _Kind("record", "all reasoning was removed, as the settings say"),
     "prompt_not_prefix": _Kind(
         "sequence",
         "the tokens of the prompt alone are not a prefix of those of prompt and completion;"
@@ -58,6 +70,12 @@ KINDS: dict[str, _Kind] = {
 """The kinds of warnings, by their name in the ledger, in the order in which they are shown."""
 
 
+REASONING_NEVER_SHOWN = (
+    f"it does not show that of the last turn either: use another {setting('chat_template')}"
+)
+"""The remedy for lost reasoning where that of earlier turns is kept."""
+
+
 @dataclass(frozen=True, slots=True)
 class DataWarning:
     """A warning about the records of a build.
@@ -67,12 +85,14 @@ class DataWarning:
         number: The number of records (or sequences, or partitions) that it concerns; 0: not known.
         file: The file, or name of the source, of the first of them; "" if it is not known.
         line: The line of the first of them, from 1.
+        remedy: What the user can do about it; None for that of the kind.
     """
 
     kind: str
     number: int = 0
     file: str = ""
     line: int = 0
+    remedy: str | None = None
 
     def render(self, names: SettingNames | None = None) -> str:
         """Return the warning as text.
@@ -87,8 +107,8 @@ class DataWarning:
         if self.file:
             facts.append(f"first in {source_name(self.file)}:{self.line}")
         text = kind.text + (f" ({', '.join(facts)})" if facts else "")
-        if kind.remedy:
-            text += f"; {kind.remedy}"
+        if remedy := kind.remedy if self.remedy is None else self.remedy:
+            text += f"; {remedy}"
         return render_settings(text, names or PythonNames())
 
 
@@ -97,7 +117,13 @@ def data_warnings(manifest: Manifest) -> list[DataWarning]:
     found = manifest.accounting.warnings
     known = [kind for kind in KINDS if kind in found]
     others = [kind for kind in found if kind not in KINDS]
+    keeps = manifest.config.get("reasoning") == "keep"
     return [
-        DataWarning(kind, found[kind], *(manifest.locate_warning(kind) or ("", 0)))
+        DataWarning(
+            kind,
+            found[kind],
+            *(manifest.locate_warning(kind) or ("", 0)),
+            remedy=REASONING_NEVER_SHOWN if keeps and kind == REASONING else None,
+        )
         for kind in (*known, *others)
     ]

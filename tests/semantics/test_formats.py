@@ -80,7 +80,7 @@ def test_pretokenized_rows_must_contain_the_mask_of_train_on(
 
 
 def test_tokens_have_no_turns_to_expand(records, tokenizer_dir, tmp_path):
-    with pytest.raises(ConfigError, match=r"expand_turns=True: .* holds tokens"):
+    with pytest.raises(ConfigError, match=r'reasoning="expand": .* holds tokens'):
         build(
             records([{"input_ids": [1, 2]}]),
             tokenizer=tokenizer_dir,

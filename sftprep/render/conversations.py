@@ -1,0 +1,172 @@
+"""Rendering of one conversation under a recipe, and the check of what its text lacks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from sftprep.chat_template.compiler.compilation import RenderedPieces
+from sftprep.chat_template.template import ChatTemplate, Rendered, to_rendered
+from sftprep.chat_template.tool_call_fallbacks import alternative_messages
+from sftprep.core.types import Counts, Example, Message
+from sftprep.errors import TemplateError
+from sftprep.recipe import Recipe
+from sftprep.render.conservation import (
+    NOTHING_MISSING,
+    ConservationCheck,
+    MissingContent,
+    are_written_unchanged,
+)
+from sftprep.render.reasoning import (
+    find_ends,
+    has_reasoning,
+    insert_reasoning,
+    without_reasoning,
+)
+
+
+class ConversationRenderer:
+    """Renders conversations, and treats the reasoning of earlier turns as the recipe says.
+
+    Args:
+        recipe: The recipe.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._ends: dict[ChatTemplate, tuple[str, str]] = {}  # of turns; see `find_ends`
+
+    def render(
+        self,
+        template: ChatTemplate,
+        messages: list[Message],
+        example: Example,
+        counts: Counts | None = None,
+    ) -> RenderedPieces | Rendered:
+        """Render a conversation.
+
+        Args:
+            template: The template; with `reasoning="keep"`, one that reports its turns.
+            messages: The messages.
+            example: The example that they belong to, with its tools and variables.
+            counts: Receives a warning if reasoning could not be kept.
+
+        Raises:
+            TemplateError: The template rejects the conversation.
+        """
+        made = self._render(template, messages, example, with_generation_prompt=False)
+        if self._recipe.reasoning == "keep":
+            return self._keep_reasoning(template, made, messages, example, counts)
+        return made
+
+    def render_prompt(
+        self, template: ChatTemplate, messages: list[Message], example: Example
+    ) -> RenderedPieces | Rendered:
+        """Render the messages before a turn of the assistant, and the start of this turn."""
+        made = self._render(template, messages, example, with_generation_prompt=True)
+        if self._recipe.reasoning == "keep":
+            return self._keep_reasoning(template, made, messages, example, None)
+        return made
+
+    def drop_reasoning(self, example: Example, counts: Counts) -> Example:
+        """Return an example without reasoning, and count it if it had any."""
+        messages, prompt = example.messages or [], example.prompt_messages
+        if not any(map(has_reasoning, messages)):
+            return example
+        counts.warn("reasoning_removed", example.origin)
+        return replace(
+            example,
+            messages=[*map(without_reasoning, messages)],
+            prompt_messages=None if prompt is None else [*map(without_reasoning, prompt)],
+        )
+
+    def find_missing(
+        self,
+        example: Example,
+        messages: list[Message],
+        template: ChatTemplate,
+        made: RenderedPieces | Rendered,
+    ) -> MissingContent:
+        """Return which content of these messages the template dropped in its last render."""
+        pieces = made.pieces if isinstance(made, RenderedPieces) else ()
+        # This decides most records.
+        if example.tools is None and are_written_unchanged(messages, pieces):
+            return NOTHING_MISSING
+        return self._conservation.find_missing(
+            messages,
+            example.tools,
+            example.template_kwargs,
+            made.text,
+            pieces,
+            template.written_as_json,
+        )
+
+    @cached_property
+    def _conservation(self) -> ConservationCheck:
+        # A template of its own, since its renderings are not those of records.
+        template = self._recipe.template(turns=self._recipe.reasoning == "keep")
+        assert template is not None
+
+        def render(
+            messages: list[Message], tools: list[Any] | None, variables: dict[str, Any] | None
+        ) -> str:
+            example = Example(0, tools=tools, template_kwargs=variables)
+            return self.render(template, messages, example).text
+
+        return ConservationCheck(render, template.source)
+
+    def _keep_reasoning(
+        self,
+        template: ChatTemplate,
+        made: RenderedPieces | Rendered,
+        messages: list[Message],
+        example: Example,
+        counts: Counts | None,
+    ) -> RenderedPieces | Rendered:
+        """Insert the reasoning of earlier turns into a rendering."""
+        rendered = to_rendered(made)
+
+        def render_until(number: int) -> Rendered:
+            return to_rendered(
+                self._render(template, messages[:number], example, with_generation_prompt=False)
+            )
+
+        if template not in self._ends:
+            self._ends[template] = find_ends(template.render)
+        kept, unproven = insert_reasoning(rendered, messages, render_until, self._ends[template])
+        if unproven and counts is not None:
+            counts.warn("keep_unproven", example.origin)
+        # Without an insertion, the pieces still allow the fast path.
+        return made if kept is rendered else kept
+
+    def _render(
+        self,
+        template: ChatTemplate,
+        messages: list[Message],
+        example: Example,
+        *,
+        with_generation_prompt: bool,
+    ) -> RenderedPieces | Rendered:
+        """Render a conversation, or an alternative form of it that the template does not reject."""
+        try:
+            return template.render_pieces(
+                messages,
+                example.tools,
+                with_generation_prompt,
+                example.template_kwargs,
+                example.bare,
+            )
+        except TemplateError:
+            for alternative in alternative_messages(messages):
+                try:
+                    return template.render(
+                        alternative,
+                        tools=example.tools,
+                        add_generation_prompt=with_generation_prompt,
+                        template_kwargs=example.template_kwargs,
+                    )
+                except TemplateError:
+                    # The error about the record's own form says more to the user.
+                    continue
+            raise
