@@ -2,6 +2,7 @@
 
     python -m benchmarks.conservation
     python -m benchmarks.conservation --tokenizers FOLDER    # also the templates of its tokenizers
+    python -m benchmarks.conservation --records FOLDER    # also the conversations of JSONL files
 
 For each chat template of the package trl (and of the tokenizers in a folder), and each feature of a
 conversation (a system message, reasoning of an earlier turn, text alongside a call, two calls,
@@ -10,6 +11,9 @@ place of every content. What its text lacks is what the template loses. The chec
 judges the same conversation as sftprep renders it, with four kinds of contents: those strings; long
 texts that need escapes; strings of a few characters; the same string everywhere. The benchmark
 counts, by kind of loss, the losses that the check missed and its false alarms.
+
+With files of records, each conversation is rendered by one of the templates in turn, and judged in
+the same way.
 """
 
 from __future__ import annotations
@@ -19,12 +23,13 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from sftprep.chat_template.compiler.compilation import RenderedPieces
 from sftprep.chat_template.reference.rendering import REASONING_KEYS
-from sftprep.chat_template.template import ChatTemplate
+from sftprep.chat_template.template import ChatTemplate, Rendered
 from sftprep.core.losses import (
     ARGUMENT,
     CALL,
@@ -36,7 +41,7 @@ from sftprep.core.losses import (
     TOOLS,
 )
 from sftprep.errors import SftprepError
-from sftprep.render.conservation import ConservationCheck
+from sftprep.render.conservation import ConservationCheck, are_written_unchanged
 
 SPECIAL_TOKENS = {
     "bos_token": "<s>",
@@ -194,20 +199,50 @@ class Outcome:
     false_alarms: Counter[str] = field(default_factory=Counter)
     differences: list[str] = field(default_factory=list)
 
+    def add(self, case: str, found: frozenset[str], expected: frozenset[str]) -> None:
+        """Add a case, with the losses that the check found and those of transformers."""
+        self.cases += 1
+        self.lossy += bool(expected)
+        self.missed.update(expected - found)
+        self.false_alarms.update(found - expected)
+        if found != expected:
+            self.differences.append(f"{case}: {sorted(found)}, not {sorted(expected)}")
+
+
+def make_check(source: str) -> ConservationCheck:
+    """Return the check for a template."""
+    # A template of its own: a render discards `written_as_json` of the one before.
+    render = ChatTemplate(source, variables=SPECIAL_TOKENS).render
+    return ConservationCheck(
+        lambda messages, tools, variables: (
+            render(messages, tools=tools, template_kwargs=variables).text
+        ),
+        source,
+    )
+
+
+def found_by(
+    check: ConservationCheck,
+    messages: list[dict[str, Any]],
+    tools: list[Any] | None,
+    made: RenderedPieces | Rendered,
+    template: ChatTemplate,
+) -> frozenset[str]:
+    """Return the kinds of loss that the check finds in the last render of a template."""
+    pieces = made.pieces if isinstance(made, RenderedPieces) else ()
+    if tools is None and are_written_unchanged(messages, pieces):
+        return frozenset()
+    return check.find_missing(
+        messages, tools, None, made.text, pieces, template.written_as_json
+    ).kinds
+
 
 def compare(templates: dict[str, str]) -> Outcome:
     """Judge every feature with every template."""
     outcome = Outcome()
     for template_name, source in sorted(templates.items()):
         template = ChatTemplate(source, variables=SPECIAL_TOKENS)
-        # A template of its own: a render discards `written_as_json` of the one before.
-        render = ChatTemplate(source, variables=SPECIAL_TOKENS).render
-        check = ConservationCheck(
-            lambda messages, tools, variables, render=render: (
-                render(messages, tools=tools, template_kwargs=variables).text  # type: ignore[misc]
-            ),
-            source,
-        )
+        check = make_check(source)
         for feature, make in features().items():
             expected = lost_in_transformers(source, make)
             if expected is None:
@@ -218,19 +253,8 @@ def compare(templates: dict[str, str]) -> Outcome:
                     made = template.render_pieces(messages, tools)
                 except SftprepError:
                     continue
-                pieces = made.pieces if isinstance(made, RenderedPieces) else ()
-                found = check.find_missing(
-                    messages, tools, None, made.text, pieces, template.written_as_json
-                ).kinds
-                outcome.cases += 1
-                outcome.lossy += bool(expected)
-                outcome.missed.update(expected - found)
-                outcome.false_alarms.update(found - expected)
-                if found != expected:
-                    outcome.differences.append(
-                        f"{template_name}, {feature}, {style}: {sorted(found)}, not"
-                        f" {sorted(expected)}"
-                    )
+                found = found_by(check, messages, tools, made, template)
+                outcome.add(f"{template_name}, {feature}, {style}", found, expected)
     return outcome
 
 
@@ -238,25 +262,164 @@ def lost_in_transformers(
     source: str, make: Callable[[Value], Conversation]
 ) -> frozenset[str] | None:
     """Return the kinds of content that transformers' rendering lacks; None if it is refused."""
-    from transformers.utils.chat_template_utils import render_jinja_template
-
     contents = Contents("sentinels")
     messages, tools = make(contents)
+    calls = accumulate(kind == CALL for kind in contents.kinds)
+    sentinels = [*zip(contents.kinds, contents.values, calls, strict=True)]
+    return _lost(source, messages, tools, sentinels)
+
+
+def _lost(
+    source: str,
+    messages: list[dict[str, Any]],
+    tools: list[Any] | None,
+    sentinels: list[tuple[str, Any, int]],
+) -> frozenset[str] | None:
+    """Return the kinds of the sentinels (kind, value, number of the call) that transformers does
+    not write; None if the template refuses the conversation."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
     try:
         texts, _ = render_jinja_template(
             [messages], tools=tools, chat_template=source, **SPECIAL_TOKENS
         )
     except Exception:  # templates raise whatever they want
         return None
-    lost: set[str] = set()
-    is_call_shown = True
-    for kind, value in zip(contents.kinds, contents.values, strict=True):
-        shown = str(value) in texts[0]
-        if kind == CALL:
-            is_call_shown = shown
-        if not shown and (is_call_shown or kind != ARGUMENT):
-            lost.add(kind)
-    return frozenset(lost)
+    hidden = [item for item in sentinels if str(item[1]) not in texts[0]]
+    lost_calls = {call for kind, _, call in hidden if kind == CALL}
+    return frozenset(kind for kind, _, call in hidden if kind != ARGUMENT or call not in lost_calls)
+
+
+# --- records --------------------------------------------------------------------------------------
+
+
+def compare_records(templates: dict[str, str], conversations: list[Conversation]) -> Outcome:
+    """Judge each conversation with one of the templates, in turn."""
+    outcome = Outcome()
+    names = sorted(templates)
+    judges = {
+        name: (ChatTemplate(source, variables=SPECIAL_TOKENS), make_check(source))
+        for name, source in templates.items()
+    }
+    for number, (messages, tools) in enumerate(conversations):
+        name = names[number % len(names)]
+        template, check = judges[name]
+        record = Record()
+        expected = _lost(
+            templates[name],
+            [record.message(message) for message in messages],
+            [record.tool(tool) for tool in tools] if tools else None,
+            record.sentinels,
+        )
+        if expected is None:
+            continue
+        try:
+            made = template.render_pieces(messages, tools)
+        except SftprepError:
+            continue
+        outcome.add(
+            f"{name}, record {number + 1}",
+            found_by(check, messages, tools, made, template),
+            expected,
+        )
+    return outcome
+
+
+@dataclass
+class Record:
+    """A copy of a record whose contents are sentinels, made apart from the code of the check."""
+
+    sentinels: list[tuple[str, Any, int]] = field(default_factory=list)
+    calls: int = 0
+
+    def new(self, kind: str, value: Any) -> Any:
+        """Return a sentinel for a value; what is not searched for stays as it is."""
+        number = len(self.sentinels)
+        sentinel: Any
+        if isinstance(value, str) and value.strip():
+            sentinel = f"sentinel{number:05d}value"
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            sentinel = 777_000_000 + number
+        else:
+            return value
+        self.sentinels.append((kind, sentinel, self.calls))
+        return sentinel
+
+    def message(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Return the copy of a message."""
+        copied = dict(message)
+        calls = [call for call in message.get("tool_calls") or () if isinstance(call, dict)]
+        for key in REASONING_KEYS:
+            if key in message:
+                copied[key] = self.new(REASONING, message[key])
+        kind = TEXT_WITH_CALL if calls else MESSAGE
+        content = message.get("content")
+        if message["role"] == "assistant" and isinstance(content, str) and "</think>" in content:
+            before, _, after = content.partition("</think>")
+            opening, tag, thought = before.rpartition("<think>")
+            reasoning, answer = self.new(REASONING, thought), self.new(kind, after)
+            copied["content"] = f"{opening}{tag}\n{reasoning}\n</think>\n\n{answer}"
+        elif isinstance(content, str):
+            copied["content"] = self.new(kind, content)
+        if message["role"] in ("user", "assistant", "system") and "name" in message:
+            copied["name"] = self.new(NAME, message["name"])
+        if calls:
+            copied["tool_calls"] = [self.call(call) for call in calls]
+        return copied
+
+    def call(self, call: dict[str, Any]) -> dict[str, Any]:
+        """Return the copy of a call."""
+        self.calls += 1
+        function = dict(call.get("function", call))
+        function["name"] = self.new(CALL, function.get("name"))
+        arguments = function.get("arguments")
+        if isinstance(arguments, str):
+            function["arguments"] = json.dumps(self.values(json.loads(arguments)))
+        else:
+            function["arguments"] = self.values(arguments)
+        return {**call, "function": function} if "function" in call else function
+
+    def values(self, value: Any) -> Any:
+        """Return the copy of the arguments of a call."""
+        if isinstance(value, dict):
+            return {key: self.values(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.values(item) for item in value]
+        return self.new(ARGUMENT, value)
+
+    def tool(self, tool: dict[str, Any]) -> dict[str, Any]:
+        """Return the copy of a tool."""
+        function = dict(tool.get("function", tool))
+        for key in ("name", "description"):
+            if key in function:
+                function[key] = self.new(TOOLS, function[key])
+        return {**tool, "function": function} if "function" in tool else function
+
+
+def read_conversations(folder: Path) -> list[Conversation]:
+    """Return the conversations of the JSONL files in a folder, as `sftprep build` reads them."""
+    from sftprep.records.formats import detect_format, record_reader
+    from sftprep.records.options import InvalidRecord, RecordOptions
+
+    options = RecordOptions(
+        renames=(), text_field="text", chat=True, tool_calls=True, reasoning=True, function=None
+    )
+    found: list[Conversation] = []
+    for path in sorted(folder.glob("*.jsonl")):
+        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        name = detect_format(json.loads(lines[0]), options) if lines else None
+        if name is None or name == "tokens":
+            continue
+        read = record_reader(name, options)
+        for number, line in enumerate(lines):
+            try:
+                example = read(json.loads(line), number)
+            except InvalidRecord:
+                continue
+            messages = example.messages or []
+            if messages and all(isinstance(m.get("content") or "", str) for m in messages):
+                found.append((messages, example.tools))
+    return found
 
 
 def templates_of_trl() -> dict[str, str]:
@@ -284,25 +447,37 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tokenizers", type=Path, help="a folder with tokenizers")
+    parser.add_argument("--records", type=Path, help="a folder with JSONL files")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     templates = templates_of_trl()
     if arguments.tokenizers:
         templates |= templates_of_tokenizers(arguments.tokenizers)
-    outcome = compare(templates)
-    rows = {
+    outcomes = {"features": compare(templates)}
+    if arguments.records:
+        outcomes["records"] = compare_records(templates, read_conversations(arguments.records))
+    if arguments.json:
+        print(json.dumps({name: to_json(outcome) for name, outcome in outcomes.items()}))
+        return
+    for name, outcome in outcomes.items():
+        print(
+            f"{name}: {len(templates)} templates, {outcome.cases:,} cases, {outcome.lossy:,} with a"
+            " loss"
+        )
+        print(f"{'':<28}{'missed':>8}{'false alarms':>14}")
+        for kind in LOSSES:
+            print(f"{kind:<28}{outcome.missed[kind]:>8}{outcome.false_alarms[kind]:>14}")
+        for line in outcome.differences[:20]:
+            print(line)
+
+
+def to_json(outcome: Outcome) -> dict[str, Any]:
+    """Return an outcome as JSON values."""
+    kinds = {
         kind: {"missed": outcome.missed[kind], "false alarms": outcome.false_alarms[kind]}
         for kind in LOSSES
     }
-    if arguments.json:
-        print(json.dumps({"cases": outcome.cases, "with a loss": outcome.lossy, "kinds": rows}))
-        return
-    print(f"{len(templates)} templates, {outcome.cases:,} cases, {outcome.lossy:,} with a loss")
-    print(f"{'':<28}{'missed':>8}{'false alarms':>14}")
-    for kind, row in rows.items():
-        print(f"{kind:<28}{row['missed']:>8}{row['false alarms']:>14}")
-    for line in outcome.differences[:20]:
-        print(line)
+    return {"cases": outcome.cases, "with a loss": outcome.lossy, "kinds": kinds}
 
 
 if __name__ == "__main__":
