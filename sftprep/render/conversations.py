@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -20,8 +21,10 @@ from sftprep.render.conservation import (
 )
 from sftprep.render.reasoning import (
     find_ends,
+    find_insertions,
     has_reasoning,
-    insert_reasoning,
+    insert_into_pieces,
+    insert_into_text,
     without_reasoning,
 )
 
@@ -31,10 +34,12 @@ class ConversationRenderer:
 
     Args:
         recipe: The recipe.
+        count_anchors: Returns the number of anchors in a string.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, count_anchors: Callable[[str], int]) -> None:
         self._recipe = recipe
+        self._count_anchors = count_anchors
         self._ends: dict[ChatTemplate, tuple[str, str]] = {}  # of turns; see `find_ends`
 
     def render(
@@ -134,11 +139,16 @@ class ConversationRenderer:
 
         if template not in self._ends:
             self._ends[template] = find_ends(template.render)
-        kept, unproven = insert_reasoning(rendered, messages, render_until, self._ends[template])
+        insertions, unproven = find_insertions(
+            rendered, messages, render_until, self._ends[template]
+        )
         if unproven and counts is not None:
             counts.warn("keep_unproven", example.origin)
-        # Without an insertion, the pieces still allow the fast path.
-        return made if kept is rendered else kept
+        if not insertions:
+            return made
+        if isinstance(made, RenderedPieces):
+            return insert_into_pieces(made, insertions, self._count_anchors)
+        return insert_into_text(rendered, insertions)
 
     def _render(
         self,

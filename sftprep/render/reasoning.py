@@ -1,7 +1,6 @@
 """Reasoning of earlier turns: inserted where a template omits it, or removed before rendering.
 
-Many templates show the reasoning of the last turn only. To keep the reasoning of the others
-(`insert_reasoning`):
+Many templates show the reasoning of the last turn only. To keep the reasoning of the others:
 
 1. Render the conversation, and for each earlier turn of the assistant, the conversation up to it.
 2. Compare the text of the turn in both, without the ends of the turn, which templates may write
@@ -17,11 +16,12 @@ turns; conversations of more than `_MOST_RENDERED` messages in total are reporte
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 from sftprep.chat_template.assistant_spans import is_assistant
+from sftprep.chat_template.compiler.compilation import RenderedPieces
 from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.chat_template.reference.turn_tracking import Region
 from sftprep.chat_template.template import Rendered
@@ -77,20 +77,24 @@ def find_ends(render: Callable[[list[Message]], Rendered]) -> tuple[str, str]:
         {"role": "user", "content": "Qq8vitu"},
     ]
     try:
-        turns = (_text_of_turn(render(probe), 1), _text_of_turn(render(probe[:2]), 1))
+        turns = [_texts_of_turns(render(messages)).get(1) for messages in (probe, probe[:2])]
     except TemplateError:
         return "", ""
     earlier, last = (turn[1].partition(_WORD)[2] if turn else "" for turn in turns)
     return earlier, last
 
 
-def insert_reasoning(
+Insertion = tuple[int, str]
+"""A position in a text, and the string to insert there."""
+
+
+def find_insertions(
     rendered: Rendered,
     messages: Sequence[Message],
     render_until: Callable[[int], Rendered],
     ends: tuple[str, str],
-) -> tuple[Rendered, list[int]]:
-    """Insert into a rendering what each earlier turn has when it is the last one.
+) -> tuple[list[Insertion], list[int]]:
+    """Find what each earlier turn has only when it is the last one.
 
     Args:
         rendered: The whole conversation, with its regions.
@@ -99,17 +103,17 @@ def insert_reasoning(
         ends: See `find_ends`.
 
     Returns:
-        The rendering with the insertions; and the indices of the messages with reasoning for which
-        it is not proven what to insert.
+        What to insert, in ascending order; and the indices of the messages with reasoning for which
+        this is not proven.
     """
     turns = [k for k, message in enumerate(messages[:-1]) if is_assistant(message)]
     if sum(turns) > _MOST_RENDERED:
-        return rendered, [turn for turn in turns if has_reasoning(messages[turn])]
-    insertions: list[tuple[int, str]] = []
+        return [], [turn for turn in turns if has_reasoning(messages[turn])]
+    texts = _texts_of_turns(rendered)
+    insertions: list[Insertion] = []
     unproven: list[int] = []
     for turn in turns:
-        here = _text_of_turn(rendered, turn)
-        there = _text_of_turn(render_until(turn + 1), turn)
+        here, there = texts.get(turn), _texts_of_turns(render_until(turn + 1)).get(turn)
         if here is not None and there is not None:
             found = _find_insertion(here[1], there[1], ends)
             if found is not None:
@@ -117,15 +121,15 @@ def insert_reasoning(
                 continue
         if has_reasoning(messages[turn]):
             unproven.append(turn)
-    return (_insert(rendered, insertions) if insertions else rendered), unproven
+    return insertions, unproven
 
 
-def _text_of_turn(rendered: Rendered, turn: int) -> tuple[int, str] | None:
-    """Return the start and the text of a turn; None if it is not in one piece."""
-    parts = [region for region in rendered.regions if region.message == turn]
-    if len(parts) != 1:
-        return None
-    return parts[0].first, rendered.text[parts[0].first : parts[0].last]
+def _texts_of_turns(rendered: Rendered) -> dict[int, tuple[int, str] | None]:
+    """Return, by message, the start and the text of its turn; None if it is not in one piece."""
+    texts: dict[int, tuple[int, str] | None] = {}
+    for first, last, message in rendered.regions:
+        texts[message] = None if message in texts else (first, rendered.text[first:last])
+    return texts
 
 
 def _find_insertion(here: str, there: str, ends: tuple[str, str]) -> tuple[int, str] | None:
@@ -159,13 +163,10 @@ def _common_prefix(first: str, second: str) -> int:
     return low
 
 
-def _insert(rendered: Rendered, insertions: list[tuple[int, str]]) -> Rendered:
+def insert_into_text(rendered: Rendered, insertions: Sequence[Insertion]) -> Rendered:
     """Insert strings into a rendering, and move its spans and regions.
 
-    Args:
-        rendered: The rendering.
-        insertions: The strings with their positions, in ascending order. A string belongs to the
-            span or region that starts at its position, or contains it.
+    A string belongs to the span or region that starts at its position, or contains it.
     """
     positions = [position for position, _ in insertions]
     sizes = [0, *accumulate(len(text) for _, text in insertions)]
@@ -183,4 +184,47 @@ def _insert(rendered: Rendered, insertions: list[tuple[int, str]]) -> Rendered:
         tuple(
             Region(moved(first), moved(last), message) for first, last, message in rendered.regions
         ),
+    )
+
+
+def insert_into_pieces(
+    made: RenderedPieces, insertions: Sequence[Insertion], count_anchors: Callable[[str], int]
+) -> RenderedPieces:
+    """Insert strings into the pieces of a rendering, and move its marks.
+
+    The result is that of `insert_into_text`, in the form that the fast path for masks takes.
+
+    Args:
+        made: The rendering.
+        insertions: The strings, with their positions in characters, in ascending order.
+        count_anchors: Returns the number of anchors in a string.
+    """
+    ends = [*accumulate(map(len, made.pieces))]
+    pieces: list[str] = []
+    # For each boundary between the old pieces, by how many pieces and anchors it moves.
+    moves: list[tuple[int, int]] = []
+    anchors = start = 0
+    for position, text in insertions:
+        # The piece that contains the position, or starts there; empty pieces stay before it.
+        index = bisect_right(ends, position)
+        pieces += made.pieces[start:index]
+        moves += [(len(pieces) - index, anchors)] * (index + 1 - len(moves))
+        rest, start = "", index
+        if index < len(ends):
+            cut = position - (ends[index] - len(made.pieces[index]))
+            if cut:
+                pieces.append(made.pieces[index][:cut])
+            rest, start = made.pieces[index][cut:], index + 1
+        pieces += [text, rest]
+        anchors += count_anchors(text)
+    pieces += made.pieces[start:]
+    moves += [(len(pieces) - len(ends), anchors)] * (len(ends) + 1 - len(moves))
+    marks, turns = [*made.marks], [*made.turns]
+    for values, step in ((marks, 2), (turns, 4)):
+        for at in range(0, len(values), step):
+            moved, more = moves[values[at]]
+            values[at] += moved
+            values[at + 1] += more
+    return RenderedPieces(
+        "".join(pieces), pieces, made.anchors + anchors, marks, turns, made.messages
     )

@@ -38,7 +38,7 @@ class Renderer:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self.templates = RecipeTemplates(recipe)
-        self._chats = ConversationRenderer(recipe)
+        self._chats = ConversationRenderer(recipe, self.templates.count_anchors)
         self._spans = SpanFinder(recipe, self.templates)
         self._escaper = ContentEscaper(recipe)
         self._ending = text_ending(recipe.tokenizer)
@@ -223,7 +223,7 @@ class Renderer:
         if isinstance(finder, str):
             return finder
         if isinstance(made, Rendered) or isinstance(prompt, Rendered):
-            return "Jinja rendered the conversation, or reasoning was inserted"
+            return "Jinja rendered the conversation"
         regions = self._find_regions(finder, made) if self._spans.trains_spans else None
         if isinstance(regions, str):
             return regions

@@ -28,12 +28,12 @@ class RecipeTemplates:
     @cached_property
     def plain(self) -> ChatTemplate | None:
         """The template; None if the recipe has none."""
-        return self._recipe.template(anchors=self._count_anchors)
+        return self._recipe.template(anchors=self.count_anchors)
 
     @cached_property
     def with_turns(self) -> ChatTemplate:
         """The template, which reports its turns."""
-        template = self._recipe.template(turns=True, anchors=self._count_anchors)
+        template = self._recipe.template(turns=True, anchors=self.count_anchors)
         assert template is not None
         return template
 
@@ -87,7 +87,8 @@ class RecipeTemplates:
             (Counter(template.renders) for template in used if template is not None), Counter()
         )
 
-    def _count_anchors(self, text: str) -> int:
+    def count_anchors(self, text: str) -> int:
+        """Return the number of anchors in a text."""
         # Templates call this when they are compiled, so that checking the settings does not need
         # the anchors.
         return 0 if isinstance(self.anchors, str) else self.anchors.count(text)

@@ -11,8 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftprep.chat_template.template import ChatTemplate, Rendered
-from sftprep.render.reasoning import find_ends, insert_reasoning, without_reasoning
+from sftprep.chat_template.compiler.compilation import RenderedPieces
+from sftprep.chat_template.template import ChatTemplate, Rendered, to_rendered
+from sftprep.render.reasoning import (
+    find_ends,
+    find_insertions,
+    insert_into_pieces,
+    insert_into_text,
+    without_reasoning,
+)
 from tests.semantics.prepared import prepare
 
 trl = pytest.importorskip("trl")
@@ -37,12 +44,20 @@ def template(name: str, *, turns: bool) -> ChatTemplate:
 
 
 def keep(template: ChatTemplate, messages: list[dict[str, Any]]) -> tuple[Rendered, list[int]]:
-    return insert_reasoning(
-        template.render(messages),
+    """Return the rendering with the reasoning of all turns, inserted in both forms."""
+    made = template.render_pieces(messages)
+    insertions, unproven = find_insertions(
+        to_rendered(made),
         messages,
         lambda number: template.render(messages[:number]),
         find_ends(template.render),
     )
+    if not insertions:
+        return to_rendered(made), unproven
+    kept = insert_into_text(to_rendered(made), insertions)
+    assert isinstance(made, RenderedPieces)
+    assert to_rendered(insert_into_pieces(made, insertions, lambda text: 0)) == kept
+    return kept, unproven
 
 
 def conversations() -> Iterator[list[dict[str, Any]]]:
