@@ -17,9 +17,9 @@ from sftprep.errors import ConfigError, OutputBusy
 from sfttrain import SFTConfig
 from sfttrain.cli.main import main
 from sfttrain.config.launchers import LAUNCHERS, launched_ranks, unmet_launch
+from tests.preloaded_python import run_python
 from tests.sfttrain.builds import write_build
 from tests.sfttrain.packs import make_packs
-from tests.sfttrain.preloaded_python import run_python
 from tests.sfttrain.test_trainer import trainer_for
 from tests.sfttrain.tiny import tiny_model
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +16,7 @@ from sftprep.errors import ConfigError, MismatchError
 from sftprep.stream import PackedStream
 from sfttrain import SFTConfig, SFTTrainer
 from sfttrain.cli.main import main
+from tests.preloaded_python import run_ranks
 from tests.stream.plain_packs import rows
 
 BATCHES = 14
@@ -282,25 +280,7 @@ def summary_of(printed: str, out: Path) -> dict:
 
 
 def run_on_two_ranks(arguments: list[str], out: Path) -> dict:
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node",
-            "2",
-            "-m",
-            "sfttrain",
-            *arguments,
-        ],
-        cwd=Path(__file__).resolve().parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
+    done = run_ranks(2, "-m", "sfttrain", *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     return summary_of(done.stdout, out)
 

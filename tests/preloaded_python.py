@@ -26,7 +26,7 @@ from unittest.mock import patch
 
 from sftprep.core.subprocesses import isolated_spawn, module_environment
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 _PRELOADED = ["sfttrain.cli.run", "sfttrain.cli.arguments", "tests.sfttrain.trainer_factory"]
 
 
@@ -40,8 +40,8 @@ def run_python(
     """Run `python *arguments` in a forked process, like `subprocess.run` with captured output.
 
     Args:
-        arguments: `-m` and a module, `-c` and code, or a script; then its arguments.
-        cwd: The working directory, which is searched for modules.
+        arguments: Optionally `-P`; `-m` and a module, `-c` and code, or a script; its arguments.
+        cwd: The working directory, which is searched for modules unless `-P` is specified.
         env: The environment; by default that of this process.
         timeout: The seconds after which the process is killed and TimeoutExpired is raised.
         file_size_limit: The largest file that the process may write, in bytes (RLIMIT_FSIZE).
@@ -71,9 +71,7 @@ def run_ranks(
         "WORLD_SIZE": str(ranks),
         "LOCAL_WORLD_SIZE": str(ranks),
     }
-    environments = [
-        shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)
-    ]
+    environments = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
     return _run(environments, arguments, cwd, timeout, None)
 
 
@@ -151,19 +149,19 @@ def _become_interpreter(
     os.chdir(cwd)
     if file_size_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, file_size_limit))
-    # 2. The program.
-    first, *rest = arguments
+    # 2. The program, with the folder that is searched for modules first.
+    is_safe_path = arguments[0] == "-P"
+    first, *rest = arguments[1:] if is_safe_path else arguments
+    if not is_safe_path:
+        sys.path.insert(0, cwd if first in ("-m", "-c") else str(Path(first).parent))
     if first == "-m":
         module, *rest = rest
         sys.argv = [module, *rest]
-        sys.path.insert(0, cwd)
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     elif first == "-c":
         code, *rest = rest
         sys.argv = ["-c", *rest]
-        sys.path.insert(0, cwd)
         exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
     else:
         sys.argv = [first, *rest]
-        sys.path.insert(0, str(Path(first).parent))
         runpy.run_path(first, run_name="__main__")
