@@ -41,6 +41,13 @@ def _forked_tokenizer_loader() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_waits_for_the_disk() -> Iterator[None]:
+    """Skip fsync, which only matters after a power failure and takes most of a small build."""
+    with patch.object(os, "fsync", lambda _descriptor: None):
+        yield
+
+
 @pytest.fixture(scope="session")
 def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A byte-level BPE tokenizer of 600 tokens with ChatML markers, and a chat template that marks
