@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test coverage lint bench clean
+.PHONY: setup demo test test-all coverage lint bench clean
 
 setup: $(READY)
 
@@ -19,11 +19,16 @@ $(READY): pyproject.toml constraints.txt
 demo: setup
 	PATH="$(abspath $(BIN)):$$PATH" bash examples/demo.sh
 
+# A worker gets a range of neighbouring tests, so that it builds what the tests of a module share only once.
 test: setup
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not gpu"
+
+# With slow tests, and with more random examples: before a release.
+test-all: setup
+	THOROUGH_TESTS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not gpu"
 
 coverage: setup
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow and not gpu" --cov --cov-report=term
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not gpu" --cov --cov-report=term
 
 lint: setup
 	$(BIN)/ruff check .

@@ -125,33 +125,32 @@ def test_a_resumed_run_continues_with_the_next_pack(saved, order, corpus, model,
         other.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{saved}"))
 
 
-@pytest.mark.parametrize("accumulation", [3, 5, 20])
-def test_an_incomplete_last_step_of_a_pass_is_a_step_of_its_own(
-    accumulation, corpus, model, tmp_path
-):
+def logs_of(corpus: str, model: str, out: Path, *, accumulation: int, steps: int) -> list[dict]:
+    """Return the logged steps of a run that changes no weight."""
+    trainer = trainer_of(
+        stream_of(corpus, model, order="keep"), model, out, learning_rate=0.0, max_steps=steps,
+        gradient_accumulation_steps=accumulation, per_device_train_batch_size=10,
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.global_step == steps
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_an_incomplete_last_step_of_a_pass_is_a_step_of_its_own(corpus, model, tmp_path):
     """No gradients are left for the next step, and a pass shorter than a step does not hang."""
-
-    def logs(count: int, steps: int) -> list[dict]:
-        trainer = trainer_of(
-            stream_of(corpus, model, order="keep"), model, tmp_path, learning_rate=0.0,
-            gradient_accumulation_steps=count, max_steps=steps, per_device_train_batch_size=10,
-        )  # fmt: skip
-        trainer.train()
-        assert trainer.state.global_step == steps
-        return [entry for entry in trainer.state.log_history if "loss" in entry]
-
-    single = logs(1, 2 * BATCHES)
+    single = logs_of(corpus, model, tmp_path, accumulation=1, steps=2 * BATCHES)
     totals = [0, *(entry["num_tokens"] for entry in single)]
     tokens = [after - before for before, after in itertools.pairwise(totals)]
-    expected = []
-    for begin in (0, BATCHES):
-        for first in range(begin, begin + BATCHES, accumulation):
-            part = slice(first, min(first + accumulation, begin + BATCHES))
-            sums = [entry["loss"] * n for entry, n in zip(single[part], tokens[part], strict=True)]
-            expected.append(sum(sums) / sum(tokens[part]))
-    found = logs(accumulation, len(expected))
-    assert [entry["loss"] for entry in found] == pytest.approx(expected, rel=1e-5)
-    assert found[-1]["num_tokens"] == totals[-1]
+    for accumulation in (3, 5, 20):
+        expected = []
+        for begin in (0, BATCHES):
+            for first in range(begin, begin + BATCHES, accumulation):
+                part = slice(first, min(first + accumulation, begin + BATCHES))
+                pairs = zip(single[part], tokens[part], strict=True)
+                expected.append(sum(entry["loss"] * n for entry, n in pairs) / sum(tokens[part]))
+        found = logs_of(corpus, model, tmp_path, accumulation=accumulation, steps=len(expected))
+        assert [entry["loss"] for entry in found] == pytest.approx(expected, rel=1e-5)
+        assert found[-1]["num_tokens"] == totals[-1]
 
 
 def test_a_resume_after_an_incomplete_last_step_starts_the_next_pass(corpus, model, tmp_path):
