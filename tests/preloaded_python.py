@@ -3,7 +3,8 @@
 A new interpreter takes six seconds of a core to import torch, transformers and peft. A fork server
 of `multiprocessing` imports them once per test session and forks a process for each call, which
 then runs a module, code or a script as a new interpreter would. Tests of the start itself (search
-paths, launchers, imports) need a new interpreter: use `subprocess`.
+paths, launchers, imports) need a new interpreter: use `subprocess`. So do tests with a GPU: CUDA
+cannot be used after a fork, so that these processes see no GPU.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from unittest.mock import patch
 from sftprep.core.subprocesses import isolated_spawn, module_environment
 
 ROOT = Path(__file__).resolve().parents[1]
+_NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 _PRELOADED = ["sfttrain.cli.run", "sfttrain.cli.arguments", "tests.sfttrain.trainer_factory"]
 
 
@@ -102,7 +104,7 @@ def _run(
             for environment in environments
         ]
         # The server loads the libraries with one thread, and its children inherit that.
-        server_environment = {**module_environment(), "OMP_NUM_THREADS": "1"}
+        server_environment = {**module_environment(), **_NO_GPU, "OMP_NUM_THREADS": "1"}
         for process in processes:
             with patch.dict(os.environ, server_environment), isolated_spawn():
                 process.start()
@@ -122,9 +124,8 @@ def _wait_for(processes: Sequence[ForkServerProcess], timeout: float) -> bool:
     while running:
         done = wait(list(running), max(0.0, deadline - monotonic()))
         is_in_time = is_in_time and bool(done)
-        for sentinel in done:
-            process = running.pop(sentinel)
-            process.join()
+        for sentinel in set(running).intersection(done):
+            running.pop(sentinel).join()
         if not done or any(process.exitcode for process in processes):
             for process in running.values():
                 process.kill()
@@ -145,7 +146,7 @@ def _become_interpreter(
         os.dup2(opened, descriptor)
         os.close(opened)
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update(environment | _NO_GPU)
     os.chdir(cwd)
     if file_size_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, file_size_limit))
