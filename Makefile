@@ -4,26 +4,35 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Tests start hundreds of processes, which would compile this package again without bytecode files.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test coverage lint bench clean
+.PHONY: setup demo test test-all coverage lint bench clean
 
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,quant]"
+	$(BIN)/python -m pip install --quiet --no-compile "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e ".[dev,quant]"
+	# On all cores, where pip uses one. It fails for a few files that need a newer Python.
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null 2>&1 || true
 	touch $@
 
 demo: setup
 	PATH="$(abspath $(BIN)):$$PATH" bash examples/demo.sh
 
+# A worker gets a range of neighbouring tests, so that it builds what the tests of a module share only once.
 test: setup
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not gpu"
+
+# With slow tests, and with more random examples: before a release.
+test-all: setup
+	THOROUGH_TESTS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not gpu"
 
 coverage: setup
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow and not gpu" --cov --cov-report=term
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not gpu" --cov --cov-report=term
 
 lint: setup
 	$(BIN)/ruff check .

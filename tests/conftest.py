@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 # Tests neither look at a user's cache nor leave anything in it, and fetch nothing.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+# One thread for tiny models: more would only wait for each other, and for other tests.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -20,6 +25,27 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["SFTPREP_CACHE"] = str(tmp_path_factory.getbasetemp().parent / "sftprep-cache")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forked_tokenizer_loader() -> Iterator[None]:
+    """Fork the child that loads a new tokenizer, which would take three seconds for its imports."""
+    from sftprep.tokenize.loading import load
+    from tests.preloaded_python import run_python
+
+    def run(command: list[str], *, cwd: Path, env: dict[str, str], **_: object) -> Any:
+        return run_python(*command[1:], cwd=cwd, env=env)
+
+    forking = SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL, PIPE=subprocess.PIPE)
+    with patch.object(load, "subprocess", forking):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waits_for_the_disk() -> Iterator[None]:
+    """Skip fsync, which only matters after a power failure and takes most of a small build."""
+    with patch.object(os, "fsync", lambda _descriptor: None):
+        yield
 
 
 @pytest.fixture(scope="session")

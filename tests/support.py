@@ -1,8 +1,9 @@
 """What several tests share: the folder of real data that some of them use, and where it is absent,
-the reason to skip; and a limit on time."""
+the reason to skip; the number of random examples; and a limit on time."""
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,14 @@ SHARED: Path = _CANDIDATE
 needs_shared = pytest.mark.skipif(
     not _CANDIDATE.is_dir(), reason="the real data is not beside this checkout (../shared/data)"
 )
+
+IS_THOROUGH = bool(os.environ.get("THOROUGH_TESTS"))
+"""Whether expensive tests run with all of their examples: `make test-all`."""
+
+
+def thorough(examples: int, *, default: int) -> int:
+    """Return the number of examples of an expensive property test, or the step of a sweep."""
+    return examples if IS_THOROUGH else default
 
 
 @contextmanager

@@ -96,6 +96,7 @@ def small(monkeypatch, tmp_path, tokenizer_dir):
             "max_length": 256,
             "shard_tokens": 4_000,
             "workers": 1,
+            "encoder": "tokenizers",  # the only one that needs no process of its own
         }
         return BuildConfig.of(inputs=str(source), output=str(output), **{**fixed, **settings})
 

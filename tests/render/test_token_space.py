@@ -22,6 +22,7 @@ from sftprep.render.token_space.anchors import Anchors, continuation_ids, find_a
 from sftprep.tokenize.equivalence.verified_encoder import VerifiedEncoder
 from sftprep.tokenize.loading.spec import TokenizerSpec
 from sftprep.tokenize.select import Choice, probe_encoder
+from tests.support import thorough
 from tests.tokenize.small_tokenizers import END, START, STOP, byte_level, sentence_piece, spec_of
 
 MARKS = ("<|a|>", "<|b|>", "[/INST]", "<think>", "</think>")
@@ -230,7 +231,7 @@ def paths_of(
 
 @pytest.mark.parametrize("encoder", ["auto", "tokenizers"])
 @pytest.mark.parametrize("template", TEMPLATES)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=thorough(150, default=40), deadline=None)
 @given(data=st.data())
 def test_both_paths_give_the_same_masks(template: str, encoder: str, data: st.DataObject) -> None:
     tokenizer = data.draw(st.sampled_from([*TOKENIZERS]))

@@ -1,24 +1,18 @@
-"""One thread for tiny models, since more only wait for each other; a folder with such a model."""
+"""A folder with a tiny model, and no progress bars."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import logging
 
 from tests.sfttrain.trainer_factory import model_folder
 
 
 @pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _no_progress_bars() -> None:
     logging.disable_progress_bar()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

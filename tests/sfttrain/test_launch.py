@@ -17,6 +17,7 @@ from sftprep.errors import ConfigError, OutputBusy
 from sfttrain import SFTConfig
 from sfttrain.cli.main import main
 from sfttrain.config.launchers import LAUNCHERS, launched_ranks, unmet_launch
+from tests.preloaded_python import run_python
 from tests.sfttrain.builds import write_build
 from tests.sfttrain.packs import make_packs
 from tests.sfttrain.test_trainer import trainer_for
@@ -81,15 +82,7 @@ def test_ranks_that_do_not_become_one_run_are_refused(
         "except Exception as error:\n"
         "    print(type(error).__name__, error)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)],
-        cwd=ROOT,
-        env={**os.environ, name: value},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_python("-c", code, str(tmp_path), env={**os.environ, name: value})
     assert "ConfigError 2 processes were launched, and each would train by itself" in done.stdout
     assert f"unset {name}" in done.stdout
     assert list(tmp_path.iterdir()) == []
@@ -114,15 +107,7 @@ def test_ranks_that_cannot_find_each_other_are_refused_on_a_cpu_too(
     arguments = ["run", "packs", "--model", "model", "--output_dir", str(tmp_path / "o")]
     launchers = {name for names in LAUNCHERS for name in names}
     clean = {name: value for name, value in os.environ.items() if name not in launchers}
-    done = subprocess.run(
-        [sys.executable, "-m", "sfttrain", *arguments],
-        cwd=ROOT,
-        env={**clean, **variables},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_python("-m", "sfttrain", *arguments, env={**clean, **variables})
     assert done.returncode == 2
     assert "processes were launched, and each would train by itself" in done.stderr
     assert f"unset {', '.join(name for name in variables if name != 'RANK')}"[:-2] in done.stderr
@@ -147,23 +132,10 @@ def test_a_process_that_waits_for_others_says_so_and_gives_up(
         port = str(free.getsockname()[1])
     launchers = {name for names in LAUNCHERS for name in names}
     clean = {name: value for name, value in os.environ.items() if name not in launchers}
-    done = subprocess.run(
-        [
-            *(sys.executable, "-P", "-m", "sfttrain", "run", "packs", "--model", "model"),
-            *("--output_dir", str(tmp_path / "o"), "--ddp_timeout", "2"),
-        ],
-        cwd=ROOT,
-        env={
-            **clean,
-            **variables,
-            "PYTHONPATH": str(ROOT),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-        },
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+    done = run_python(
+        *("-m", "sfttrain", "run", "packs", "--model", "model"),
+        *("--output_dir", str(tmp_path / "o"), "--ddp_timeout", "2"),
+        env={**clean, **variables, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
     )
     assert done.returncode == 3, done.stderr
     line = f"waiting for the other 1 of 2 processes at 127.0.0.1:{port}\n"
@@ -250,14 +222,7 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, capsys: Any)
     )
     first = trainer_for(tmp_path)
     with first.output_held():
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        done = run_python("-c", code, str(tmp_path))
     assert f"OutputBusy another run (process {os.getpid()} on" in done.stdout, done.stderr
     with first.output_held(), pytest.raises(OutputBusy):
         trainer_for(tmp_path).train()

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,12 +16,12 @@ from sfttrain.checkpoints.output_folders import rotate_checkpoints, save_errors
 from sfttrain.checkpoints.seal import INCOMPLETE_NAME, SEAL_NAME, STATE_NAME
 from sfttrain.checkpoints.select import find_checkpoint
 from sfttrain.cli.main import main
+from tests.preloaded_python import run_python
 from tests.sfttrain.builds import write_build
 from tests.sfttrain.packs import make_packs
 from tests.sfttrain.test_trainer import PACKS, trainer_for
 from tests.sfttrain.tiny import tiny_model
 
-ROOT = Path(__file__).resolve().parents[2]
 USERS = ("checkpoint-7", "checkpoint-notes", "checkpoint-1-best", "checkpoint-000")
 
 
@@ -249,14 +246,8 @@ def test_a_disk_that_is_full_is_a_storage_error(
     tmp_path: Path, command: list[str], limit: int
 ) -> None:
     """A limit on file sizes makes the same writes fail as a full disk."""
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "sfttrain", *command, "--save_steps", "1"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+    done = run_python(
+        *("-P", "-m", "sfttrain", *command, "--save_steps", "1"), file_size_limit=limit
     )
     size = (tmp_path / "model" / "model.safetensors").stat().st_size
     if limit > 3 * size:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from sfttrain.cli.main import main
+from tests.preloaded_python import run_ranks
 from tests.sfttrain.builds import write_build
 from tests.sfttrain.packs import make_packs
 from tests.sfttrain.tiny import tiny_model
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def train(folder: Path, out: str, ranks: int, *more: str) -> dict[str, Any]:
@@ -28,7 +24,6 @@ def train(folder: Path, out: str, ranks: int, *more: str) -> dict[str, Any]:
 
     A single rank runs in this process.
     """
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
     arguments = [
         *("run", str(folder / "packs"), "--model", str(folder / "model"), "--json"),
         *(
@@ -58,17 +53,7 @@ def train(folder: Path, out: str, ranks: int, *more: str) -> dict[str, Any]:
             assert main(arguments) == 0
         said = printed.getvalue()
     else:
-        command = [sys.executable, *launcher, "-m", "sfttrain", *arguments]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        done = run_ranks(ranks, "-m", "sfttrain", *arguments)
         assert done.returncode == 0, done.stderr[-3000:]
         said = done.stdout
     summary: dict[str, Any] = json.loads(said.strip().splitlines()[-1])

@@ -4,18 +4,14 @@ one run."""
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.preloaded_python import run_python, run_ranks
 from tests.sfttrain.trainer_factory import TEXTS, model_folder, write_lines
-
-ROOT = Path(__file__).resolve().parents[2]
 
 SCRIPT = """
 import json, os, sys, time
@@ -64,35 +60,12 @@ def run(
     """Run the script, and return the output of each process by its rank."""
     script = folder / "script.py"
     script.write_text(SCRIPT)
-    launcher = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    paths = [str(script), str(folder / "model"), data, str(folder / f"out{ranks}")]
+    arguments = [*paths, str(rows), str(slow)]
+    done = (
+        run_ranks(ranks, *arguments, cwd=folder)
         if ranks > 1
-        else []
-    )
-    command = [
-        sys.executable,
-        *launcher,
-        str(script),
-        str(folder / "model"),
-        data,
-        str(folder / f"out{ranks}"),
-        str(rows),
-        str(slow),
-    ]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-        "HF_HOME": str(folder / "hf"),
-    }
-    done = subprocess.run(
-        command,
-        env=environment,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
+        else run_python(*arguments, cwd=folder)
     )
     assert (done.returncode != 0) == fails, done.stderr[-3000:]
     said = [

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +16,7 @@ from sftprep.errors import ConfigError, MismatchError
 from sftprep.stream import PackedStream
 from sfttrain import SFTConfig, SFTTrainer
 from sfttrain.cli.main import main
+from tests.preloaded_python import run_ranks
 from tests.stream.plain_packs import rows
 
 BATCHES = 14
@@ -127,33 +125,32 @@ def test_a_resumed_run_continues_with_the_next_pack(saved, order, corpus, model,
         other.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{saved}"))
 
 
-@pytest.mark.parametrize("accumulation", [3, 5, 20])
-def test_an_incomplete_last_step_of_a_pass_is_a_step_of_its_own(
-    accumulation, corpus, model, tmp_path
-):
+def logs_of(corpus: str, model: str, out: Path, *, accumulation: int, steps: int) -> list[dict]:
+    """Return the logged steps of a run that changes no weight."""
+    trainer = trainer_of(
+        stream_of(corpus, model, order="keep"), model, out, learning_rate=0.0, max_steps=steps,
+        gradient_accumulation_steps=accumulation, per_device_train_batch_size=10,
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.global_step == steps
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_an_incomplete_last_step_of_a_pass_is_a_step_of_its_own(corpus, model, tmp_path):
     """No gradients are left for the next step, and a pass shorter than a step does not hang."""
-
-    def logs(count: int, steps: int) -> list[dict]:
-        trainer = trainer_of(
-            stream_of(corpus, model, order="keep"), model, tmp_path, learning_rate=0.0,
-            gradient_accumulation_steps=count, max_steps=steps, per_device_train_batch_size=10,
-        )  # fmt: skip
-        trainer.train()
-        assert trainer.state.global_step == steps
-        return [entry for entry in trainer.state.log_history if "loss" in entry]
-
-    single = logs(1, 2 * BATCHES)
+    single = logs_of(corpus, model, tmp_path, accumulation=1, steps=2 * BATCHES)
     totals = [0, *(entry["num_tokens"] for entry in single)]
     tokens = [after - before for before, after in itertools.pairwise(totals)]
-    expected = []
-    for begin in (0, BATCHES):
-        for first in range(begin, begin + BATCHES, accumulation):
-            part = slice(first, min(first + accumulation, begin + BATCHES))
-            sums = [entry["loss"] * n for entry, n in zip(single[part], tokens[part], strict=True)]
-            expected.append(sum(sums) / sum(tokens[part]))
-    found = logs(accumulation, len(expected))
-    assert [entry["loss"] for entry in found] == pytest.approx(expected, rel=1e-5)
-    assert found[-1]["num_tokens"] == totals[-1]
+    for accumulation in (3, 5, 20):
+        expected = []
+        for begin in (0, BATCHES):
+            for first in range(begin, begin + BATCHES, accumulation):
+                part = slice(first, min(first + accumulation, begin + BATCHES))
+                pairs = zip(single[part], tokens[part], strict=True)
+                expected.append(sum(entry["loss"] * n for entry, n in pairs) / sum(tokens[part]))
+        found = logs_of(corpus, model, tmp_path, accumulation=accumulation, steps=len(expected))
+        assert [entry["loss"] for entry in found] == pytest.approx(expected, rel=1e-5)
+        assert found[-1]["num_tokens"] == totals[-1]
 
 
 def test_a_resume_after_an_incomplete_last_step_starts_the_next_pass(corpus, model, tmp_path):
@@ -282,25 +279,7 @@ def summary_of(printed: str, out: Path) -> dict:
 
 
 def run_on_two_ranks(arguments: list[str], out: Path) -> dict:
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node",
-            "2",
-            "-m",
-            "sfttrain",
-            *arguments,
-        ],
-        cwd=Path(__file__).resolve().parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
+    done = run_ranks(2, "-m", "sfttrain", *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     return summary_of(done.stdout, out)
 

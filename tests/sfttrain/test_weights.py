@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,10 @@ from sfttrain.data.batching import collate_packs
 from sfttrain.losses.fused_cross_entropy import plan_loss
 from sfttrain.packed.attention import resolve_attention
 from sfttrain.packed.forward import scored_outputs
+from tests.preloaded_python import run_python, run_ranks
 from tests.sfttrain.packs import MemoryPack, MemoryPacks, make_pack, split
 from tests.sfttrain.test_trainer import assert_same_run, losses, trainer_for
 from tests.sfttrain.tiny import tiny_model
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def weigh(pack: MemoryPack, seed: int = 0) -> MemoryPack:
@@ -173,29 +171,13 @@ def test_weights_of_records_reach_the_loss(tmp_path: Path, tokenizer_dir: Path) 
 
 def run_of_ranks(folder: Path, ranks: int) -> list[float]:
     """Return the losses of a weighted run in `ranks` processes, which run this file as a script."""
-    launcher = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-        if ranks > 1
-        else []
-    )
-    command = [
-        sys.executable,
-        *launcher,
-        "-m",
-        "tests.sfttrain.test_weights",
-        str(folder),
-        str(4 // ranks),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
+    arguments = ["-m", "tests.sfttrain.test_weights", str(folder), str(4 // ranks)]
+    done = run_ranks(ranks, *arguments) if ranks > 1 else run_python(*arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     found: list[float] = json.loads((folder / "losses.json").read_text())
     return found
 
 
-@pytest.mark.slow  # test_ranks.py trains on two ranks in the default run
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed")
 def test_two_ranks_train_a_weighted_step_like_one_rank(tmp_path: Path) -> None:
     two, one = run_of_ranks(tmp_path, 2), run_of_ranks(tmp_path, 1)

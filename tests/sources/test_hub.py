@@ -25,6 +25,7 @@ from sftprep.sources.discovery.hub_splits import (
     files_of_splits,
     glob_matches,
 )
+from sftprep.tokenize.loading.load import load_tokenizer
 from tests.sources.hub_server import Hub, Repo
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,6 +125,7 @@ def client(hub, home, tokenizer_dir):
     It runs in a child process, because the address of the Hub is an environment variable.
     """
     server = hub.serve()
+    load_tokenizer(str(tokenizer_dir), cache=home / "sftprep")  # so that no child has to
 
     def run(*builds, **environment):
         """Return the exit code and the output of each build, specified by its arguments."""

@@ -7,6 +7,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.conftest import EXAMPLES
 
@@ -19,7 +20,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     module = runpy.run_path(str(EXAMPLES / "tiny_model.py"))
     tokenizer = module["train_tokenizer"](EXAMPLES / "data")
     tokenizer.save_pretrained(folder)
-    module["make_model"](tokenizer).save_pretrained(folder)
+    # Smaller than that of the examples, which takes most of the time.
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        num_attention_heads=2,
+        eos_token_id=tokenizer.eos_token_id,
+        **sizes,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
     return str(folder)
 
 

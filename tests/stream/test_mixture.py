@@ -21,6 +21,7 @@ from sftprep.stream.sources.mixture import OpenedMixture, merge_batches
 from sftprep.stream.sources.open import SequenceLines
 from sftprep.stream.sources.sequential import Rows
 from tests.stream.plain_packs import plain, plains, rows
+from tests.support import thorough
 
 
 def stream_of(source, tokenizer_dir, rank=0, world_size=1, order="keep", **settings):
@@ -231,7 +232,7 @@ def test_resume_at_every_step(order, tokenizer_dir, tmp_path):
         states.append(json.loads(json.dumps(straight.state_dict())))
     assert len(packs) > 80
     again = stream_of(source, tokenizer_dir, order=order)
-    for step in range(0, len(packs), 1 if order == "keep" else 9):
+    for step in range(0, len(packs), thorough(1, default=5) if order == "keep" else 9):
         again.load_state_dict(states[step])
         rest = [
             (plain(found), found.origin.tolist()) for found, _ in zip(again, range(8), strict=False)

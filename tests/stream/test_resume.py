@@ -12,6 +12,7 @@ from sftprep.errors import ConfigError, MismatchError
 from sftprep.stream import Mixture, PackedStream
 from sftprep.stream.sources import line_files
 from tests.stream.plain_packs import plain, plains, rows
+from tests.support import thorough
 
 
 def source_of(kind: str, corpus: str):
@@ -68,13 +69,9 @@ def test_resume_at_every_step(kind, order, corpus, tokenizer_dir):
         states.append(json.loads(json.dumps(straight.state_dict())))
     assert len(packs) > 40
     again = stream_of(source, tokenizer_dir, order=order)
-    # At every step of the kind that is quick, at every tenth of the others.
-    steps = (
-        range(len(packs))
-        if kind == "files" and order == "keep"
-        else [*range(0, len(packs), 10), len(packs) - 1]
-    )
-    for step in steps:
+    # At every fourth step of the kind that is quick, at every tenth of the others.
+    stride = thorough(1, default=4) if kind == "files" and order == "keep" else 10
+    for step in [*range(0, len(packs), stride), len(packs) - 1]:
         again.load_state_dict(states[step])
         rest = [(plain(pack), pack.origin.tolist()) for pack in again]
         assert rest == packs[step:], f"after {step} packs"

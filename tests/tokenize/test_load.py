@@ -8,7 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from transformers import AutoTokenizer
@@ -16,6 +18,7 @@ from transformers import AutoTokenizer
 from sftprep.config.cache_location import cache_dir
 from sftprep.core.disk_cache import read_entry, write_entry
 from sftprep.errors import MismatchError, TokenizerError
+from sftprep.tokenize.loading import load
 from sftprep.tokenize.loading.decode import load_decoder
 from sftprep.tokenize.loading.load import load_tokenizer, read_spec
 from sftprep.tokenize.loading.resolve import resolve
@@ -25,6 +28,13 @@ from tests.tokenize.real_tokenizers import real_tokenizer
 from tests.tokenize.small_tokenizers import CHATML, STOP, byte_level, save
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _new_interpreters() -> Iterator[None]:
+    """Start the child that loads a tokenizer as a build does, not as the other tests do."""
+    with patch.object(load, "subprocess", subprocess):
+        yield
 
 
 class Resolved:
