@@ -25,7 +25,7 @@ from sftprep.recipe import Recipe
 from sftprep.records.formats import record_reader
 from sftprep.records.options import InvalidRecord
 from sftprep.records.pretokenized import to_token_batch
-from sftprep.records.quality_checks import make_quality_check
+from sftprep.records.quality_checks import QualityChecks
 from sftprep.render.renderer import Renderer
 from sftprep.sources.readers.jsonl import excerpt, parse_line, split_lines
 from sftprep.tokenize.encoders.base import EncoderFault
@@ -56,11 +56,9 @@ class Preprocessor:
         # Texts to ids.
         self.encoder = VerifiedEncoder(recipe.tokenizer, recipe.encoder, threads=threads)
         self.masks = LossMask(recipe.tokenizer, self.renderer)  # which tokens are trained
-        # Raises InvalidRecord for an example that fails a quality check; None: nothing is checked.
-        self.quality_check = (
-            make_quality_check(recipe.tokenizer, escaped=recipe.escape_special)
-            if recipe.reject_suspects
-            else None
+        # What is wrong with conversations, or looks wrong.
+        self.quality_checks = QualityChecks(
+            recipe.tokenizer, escaped=recipe.escape_special, rejects=recipe.reject_suspects
         )
         # The ids of the tokenizer's added tokens, any of which may end a turn.
         self.added: NDArray[np.int32] = np.array(
@@ -206,9 +204,10 @@ def read_examples(
         content: The lines of the partition, as bytes that can be searched.
         format_name: The format of the records.
         rejected: Receives the records that cannot be used.
-        counts: Receives the numbers of lines, lines of whitespace and records.
+        counts: Receives the numbers of lines, lines of whitespace and records, and warnings.
     """
-    data, quality_check = content.data, stages.quality_check
+    data, quality_checks = content.data, stages.quality_checks
+    search = quality_checks.search_needed(content)
     lines, read = split_lines(data), record_reader(format_name, stages.reading)
     # orjson turns integers beyond 64 bits into floats, which a template would show in tools and
     # tool calls. Such lines are parsed again by Python.
@@ -222,8 +221,7 @@ def read_examples(
                 if has_tools and b'"tool' in line and _LONG_NUMBER in line.translate(_DIGITS_TO_0):
                     record = _parse_exact_integers(line)
                 example = read(record, number)
-                if quality_check is not None:
-                    quality_check(example)
+                quality_checks.check(example, record, counts, search=search)
                 examples.append(example)
             except InvalidRecord as problem:
                 rejected.append(Rejected(number, 0, problem.reason, str(problem), excerpt(line)))

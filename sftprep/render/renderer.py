@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from sftprep.chat_template.assistant_spans import Unproven, is_assistant
 from sftprep.chat_template.compiler.compilation import RenderedPieces
 from sftprep.chat_template.template import ChatTemplate, Rendered, to_rendered
-from sftprep.chat_template.tool_call_fallbacks import alternative_messages
+from sftprep.chat_template.tool_call_fallbacks import alternative_forms
 from sftprep.core.types import Example, Message, Rejected
 from sftprep.errors import TemplateError
 from sftprep.recipe import Recipe
@@ -157,8 +157,6 @@ class Renderer:
             counts["warnings.tool_calls_not_shown"] += 1
         if example.tools and not self.templates.shows_tools:
             counts["warnings.tools_not_shown"] += 1
-        if example.prompt_messages is not None and _is_empty(messages[-1]):
-            counts["warnings.empty_target"] += 1
 
     def _add_trained(
         self,
@@ -233,11 +231,11 @@ class Renderer:
                 example.bare,
             )
         except TemplateError:
-            for alternative in alternative_messages(messages):
+            for alternative, tools in alternative_forms(messages, example.tools):
                 try:
                     return template.render(
                         alternative,
-                        tools=example.tools,
+                        tools=tools,
                         add_generation_prompt=with_generation_prompt,
                         template_kwargs=example.template_kwargs,
                     )
@@ -307,10 +305,3 @@ def text_ending(spec: TokenizerSpec) -> str:
     empty for a tokenizer that adds its own end token to every text.
     """
     return "" if spec.eos_token is None or spec.eos_token_id in spec.suffix_ids else spec.eos_token
-
-
-def _is_empty(message: Message) -> bool:
-    content = message.get("content")
-    return not (content.strip() if isinstance(content, str) else content) and not message.get(
-        "tool_calls"
-    )

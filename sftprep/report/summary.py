@@ -236,7 +236,24 @@ _WARNINGS = {
         "the sequence starts with two beginning-of-sequence tokens; remove the one in the text or"
         " in the template",
     ),
-    "empty_target": ("record", "the completion is empty"),
+    "unknown_tool": (
+        "record",
+        'the assistant calls a tool that is not among the "tools" of the record',
+    ),
+    "no_target": ("record", "no message is from the assistant, so there is nothing to learn"),
+    "role_order": ("record", "the roles of the messages are in an unusual order"),
+    "bad_tool": ("record", "a message has the result of a tool, but the assistant called none"),
+    "empty_turn": ("record", "a message of the user is empty"),
+    "empty_target": ("record", "a message of the assistant, or the completion, is empty"),
+    "suspects_rejected": (
+        "record",
+        "the conversation is readable but looks wrong, so it was rejected as a bad record;"
+        " --quality-checks keep trains on such records",
+    ),
+    "unknown_characters": (
+        "sequence",
+        "the text contains characters that the tokenizer does not know, which are lost",
+    ),
     "special_token_in_content": (
         "record",
         "the text contains strings that are special tokens and is encoded with them; use"
