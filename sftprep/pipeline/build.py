@@ -254,7 +254,7 @@ def _write_split(
     progress: Progress,
 ) -> Manifest:
     """Write the shards of a split, and return its manifest, which the commit writes."""
-    check_not_empty(split, sum_accounting(split.accounting))
+    check_not_empty(split, sum_accounting(split.accounting), setup.names)
     if split.evaluation:
         packing = config.evaluation.eval_packing or config.pack.packing
         config = dataclasses.replace(config, pack=dataclasses.replace(config.pack, packing=packing))

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from sftprep.config.build import OutputConfig
 from sftprep.core.types import Rejected
-from sftprep.errors import RecordError, TooManyRejected, setting, source_name
+from sftprep.errors import RecordError, TooManyRejected, setting
+from sftprep.pipeline.accounting import first_of_each_reason
 
 _KEPT_RECORDS = 100
 _MIN_RECORDS_FOR_SHARE = 1000
@@ -26,6 +27,7 @@ class Rejections:
         self._output = output
         # Bounded, since a stream can run for weeks.
         self.latest: deque[tuple[str, int, Rejected]] = deque(maxlen=_KEPT_RECORDS)
+        self._firsts: dict[str, tuple[str, int, Rejected]] = {}  # the first of each reason
 
     def add(self, name: str, line: int, rejected: Rejected, counts: Mapping[str, int]) -> None:
         """Quarantine a record, or raise its error.
@@ -50,6 +52,7 @@ class Rejections:
                 excerpt=rejected.excerpt,
             )
         self.latest.append((name, line, rejected))
+        self._firsts.setdefault(rejected.reason, (name, line, rejected))
         self.check(counts, at_end=False)
 
     def check(self, counts: Mapping[str, int], *, at_end: bool) -> None:
@@ -65,10 +68,13 @@ class Rejections:
             records if at_end else max(records, _MIN_RECORDS_FOR_SHARE)
         )
         if rejected > limit:
-            name, line, last = self.latest[-1] if self.latest else ("", 0, None)
             raise TooManyRejected(
                 f"{rejected:,} of {records:,} records were rejected, more than"
                 f" {setting('max_rejected', self._output.max_rejected)} allows"
-                + (f"; the last is {source_name(name)}:{line}: {last.message}" if last else ""),
+                + self.first_of_each_reason(),
                 remedy=["fix the records", f"raise {setting('max_rejected')}"],
             )
+
+    def first_of_each_reason(self) -> str:
+        """Return the first record of each reason, for the text of an error."""
+        return first_of_each_reason(self._firsts.values())
