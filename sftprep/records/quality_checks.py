@@ -3,9 +3,8 @@
 A careful person would not train on conversations that look wrong, but TRL does, and so does a build
 by default, which counts them. The format of a record is not checked here.
 
-The checks run for every conversation of a build. So the order of the roles is judged once for each
-sequence of roles, and texts are searched only if the caller knows that the search may find
-something.
+The checks run for every conversation of a build, so what holds for nearly all of them is tested
+first: turns of the user and the assistant that alternate, none of them empty.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from sftprep.core.byte_search import ByteSearcher
@@ -27,11 +26,10 @@ REASONS = frozenset(
 )
 
 _PLACEHOLDERS = ("<image>", "<video>", "<audio>")
-_MEDIA_KEYS = ("images", "image", "videos", "video", "audios", "audio")
+_MEDIA_KEYS = frozenset({"images", "image", "videos", "video", "audios", "audio"})
 _SYSTEM_ROLES = ("system", "developer")
 _TOOL_ROLES = ("tool", "function", "ipython", "environment")
-_CACHED_TURNS = 64
-"""Longer conversations rarely have the same sequence of roles as another one."""
+_ROLE, _CONTENT = itemgetter("role"), itemgetter("content")
 
 
 class _Problem(NamedTuple):
@@ -65,9 +63,8 @@ class QualityChecks:
         self._pattern_with_media = _pattern_of(words | set(_PLACEHOLDERS))
 
     def search_needed(self, data: ByteSearcher) -> bool:
-        """Return whether lines of JSON may contain something that texts are searched for."""
-        has_media = any(key in data.data for key in (b'"image', b'"video', b'"audio'))
-        return has_media or (bool(self._words) and data.may_contain(self._words))
+        """Return whether texts in lines of JSON may contain what makes them look wrong."""
+        return bool(self._words) and data.may_contain(self._words)
 
     def check(
         self, example: Example, record: Record, counts: Counter[str], *, search: bool
@@ -87,13 +84,17 @@ class QualityChecks:
         messages = example.messages
         if messages is None:
             return
-        contents = [message.get("content") for message in messages]
-        if (not example.bare or None in contents) and check_calls(messages, example.tools):
+        try:
+            contents: list[Any] = [*map(_CONTENT, messages)]
+            may_call = not example.bare
+        except KeyError:  # a message that only calls tools
+            contents, may_call = [message.get("content") for message in messages], True
+        if may_call and check_calls(messages, example.tools):
             counts["warnings.unknown_tool"] += 1
         problem = (
-            _order_problem(tuple([message["role"] for message in messages]))
+            _order_problem([*map(_ROLE, messages)])
             or _empty_problem(messages, contents)
-            or (self._special_problem(contents, record) if search else None)
+            or self._special_problem(contents, record, search)
         )
         if problem is None:
             return
@@ -104,8 +105,12 @@ class QualityChecks:
         name = "special_token_in_content" if is_special else problem.reason
         counts[f"warnings.{name}"] += 1
 
-    def _special_problem(self, contents: Sequence[Any], record: Record) -> _Problem | None:
-        has_media = any(record.get(key) for key in _MEDIA_KEYS)
+    def _special_problem(
+        self, contents: Sequence[Any], record: Record, search: bool
+    ) -> _Problem | None:
+        has_media = any(record[key] for key in _MEDIA_KEYS.intersection(record))
+        if not (search or has_media):
+            return None
         pattern = self._pattern_with_media if has_media else self._pattern
         for number, content in enumerate(contents, 1):
             found = pattern.search(content) if isinstance(content, str) else None
@@ -120,46 +125,53 @@ def _pattern_of(words: set[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
 
 
-def _order_problem(roles: tuple[str, ...]) -> _Problem | None:
-    return (_cached_order_problem if len(roles) <= _CACHED_TURNS else _find_order_problem)(roles)
-
-
-def _find_order_problem(roles: tuple[str, ...]) -> _Problem | None:
+def _order_problem(roles: list[str]) -> _Problem | None:
+    start = roles[0] in _SYSTEM_ROLES
+    answers = roles[start + 1 :: 2]
+    if answers and roles[start::2].count("user") + answers.count("assistant") + start == len(roles):
+        return None
     if "assistant" not in roles:
         return _Problem(
             "no_target", "no message is from the assistant, so there is nothing to learn"
         )
-    before = None
-    for number, role in enumerate(roles, 1):
-        if role in _SYSTEM_ROLES and number > 1:
-            return _Problem(
-                "role_order",
-                f"message {number} is from the {role}, but only the first message may be",
-            )
-        if role == "assistant" and before in (None, *_SYSTEM_ROLES):
-            return _Problem(
-                "role_order",
-                f"message {number} is from the assistant, but no message of a user precedes it",
-            )
-        if role == "assistant" and before == "assistant":
-            return _Problem(
-                "role_order", f"messages {number - 1} and {number} are both from the assistant"
-            )
-        # Several results may follow a message that calls several tools.
-        if role in _TOOL_ROLES and before not in ("assistant", *_TOOL_ROLES):
-            return _Problem(
-                "bad_tool", f"message {number} is from a tool, but the assistant has called none"
-            )
-        before = role  # two messages of the user in a row are common and harmless
+    pairs = enumerate(zip([None, *roles], roles, strict=False), 1)
+    problems = (_turn_problem(number, before, role) for number, (before, role) in pairs)
+    return next((problem for problem in problems if problem is not None), None)
+
+
+def _turn_problem(number: int, before: str | None, role: str) -> _Problem | None:
+    """Return what is wrong with the role of a message, given that of the message before it."""
+    if role in _SYSTEM_ROLES and number > 1:
+        return _Problem(
+            "role_order", f"message {number} is from the {role}, but only the first message may be"
+        )
+    if role == "assistant" and before in (None, *_SYSTEM_ROLES):
+        return _Problem(
+            "role_order",
+            f"message {number} is from the assistant, but no message of a user precedes it",
+        )
+    if role == "assistant" and before == "assistant":
+        return _Problem(
+            "role_order", f"messages {number - 1} and {number} are both from the assistant"
+        )
+    # Several results may follow a message that calls several tools. Two messages of the user in a
+    # row are common and harmless.
+    if role in _TOOL_ROLES and before not in ("assistant", *_TOOL_ROLES):
+        return _Problem(
+            "bad_tool", f"message {number} is from a tool, but the assistant has called none"
+        )
     return None
 
 
-_cached_order_problem = lru_cache(maxsize=1024)(_find_order_problem)
+def _any_is_whitespace(contents: Sequence[Any]) -> bool:
+    try:
+        return True in map(str.isspace, contents)
+    except TypeError:  # a content that is not a string
+        return any(isinstance(content, str) and content.isspace() for content in contents)
 
 
 def _empty_problem(messages: list[Message], contents: Sequence[Any]) -> _Problem | None:
-    # Nearly all conversations are done after this line.
-    if all(contents) and not any([type(text) is str and text.isspace() for text in contents]):
+    if all(contents) and not _any_is_whitespace(contents):
         return None
     for number, (message, content) in enumerate(zip(messages, contents, strict=True), 1):
         if content and not (isinstance(content, str) and content.isspace()):
