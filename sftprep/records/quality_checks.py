@@ -91,11 +91,9 @@ class QualityChecks:
             contents, may_call = [message.get("content") for message in messages], True
         if may_call and check_calls(messages, example.tools):
             counts["warnings.unknown_tool"] += 1
-        problem = (
-            _order_problem([*map(_ROLE, messages)])
-            or _empty_problem(messages, contents)
-            or self._special_problem(contents, record, search)
-        )
+        problem = _order_problem([*map(_ROLE, messages)]) or _empty_problem(messages, contents)
+        if problem is None and (search or not _MEDIA_KEYS.isdisjoint(record)):
+            problem = self._special_problem(contents, record)
         if problem is None:
             return
         if self._rejects:
@@ -105,12 +103,8 @@ class QualityChecks:
         name = "special_token_in_content" if is_special else problem.reason
         counts[f"warnings.{name}"] += 1
 
-    def _special_problem(
-        self, contents: Sequence[Any], record: Record, search: bool
-    ) -> _Problem | None:
+    def _special_problem(self, contents: Sequence[Any], record: Record) -> _Problem | None:
         has_media = any(record[key] for key in _MEDIA_KEYS.intersection(record))
-        if not (search or has_media):
-            return None
         pattern = self._pattern_with_media if has_media else self._pattern
         for number, content in enumerate(contents, 1):
             found = pattern.search(content) if isinstance(content, str) else None
