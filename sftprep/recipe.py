@@ -47,6 +47,8 @@ class Recipe:
     formatting_func: str | None = None  # the name of the user's function
     # Whether conversations that fail `sftprep.records.quality_checks` are rejected.
     reject_suspects: bool = False
+    # The template of conversations with tools, if it is another one.
+    tool_template: str | None = None
 
     @property
     def digest(self) -> str:
@@ -63,6 +65,12 @@ class Recipe:
         return digest(
             _VERSION, spec.fingerprint, spec.special_tokens, spec.prefix_ids, spec.suffix_ids, parts
         )
+
+    def for_tools(self) -> Recipe | None:
+        """Return the recipe of conversations with tools; None if it is this one."""
+        if self.tool_template is None:
+            return None
+        return dataclasses.replace(self, chat_template=self.tool_template, tool_template=None)
 
     def record_options(self) -> RecordOptions:
         """Return how records are read under this recipe.

@@ -65,6 +65,16 @@ class Preprocessor:
             list(recipe.tokenizer.added_tokens().values()), dtype=np.int32
         )
 
+    def reader(self, format_name: str) -> Callable[[dict[str, Any], int], Example]:
+        """Return the function that converts records of a format, as `record_reader` does."""
+        read, for_tools = record_reader(format_name, self.reading), self.recipe.for_tools()
+        if for_tools is None:
+            return read
+        # Conversations with tools have a template of their own, which may show more.
+        read_with_tools = record_reader(format_name, for_tools.record_options())
+        key = {target: source for source, target in self.recipe.renames}.get("tools", "tools")
+        return lambda record, line: (read_with_tools if record.get(key) else read)(record, line)
+
     def load(self) -> None:
         """Load the encoder now, and not with the first partition."""
         _ = self.encoder.fast
@@ -208,7 +218,7 @@ def read_examples(
     """
     data, quality_checks = content.data, stages.quality_checks
     search = quality_checks.search_needed(content)
-    lines, read = split_lines(data), record_reader(format_name, stages.reading)
+    lines, read = split_lines(data), stages.reader(format_name)
     # orjson turns integers beyond 64 bits into floats, which a template would show in tools and
     # tool calls. Such lines are parsed again by Python.
     has_tools = b'"tool' in data

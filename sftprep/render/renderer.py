@@ -41,8 +41,11 @@ class Renderer:
         self._shows_calls = (
             recipe.chat_template is not None and "tool_calls" in recipe.chat_template
         )
+        # The renderer of conversations with tools, if they have another template.
+        recipe_for_tools = recipe.for_tools()
+        self._for_tools = None if recipe_for_tools is None else Renderer(recipe_for_tools)
         # The fast path for the current batch, or the reason why there is none.
-        self._finder: RegionFinder | str = ""
+        self._finder: RegionFinder | str = "conversations with tools have another template"
 
     def render(
         self,
@@ -73,7 +76,8 @@ class Renderer:
                 if watch:
                     batch.mark = self._escaper.escape(example, counts)
                 if example.messages is not None:
-                    self._add_chat(example, example.messages, batch, counts)
+                    renderer = (example.tools and self._for_tools) or self
+                    renderer._add_chat(example, example.messages, batch, counts)
                 elif example.texts is not None:
                     for text in example.texts:
                         self._add_text(example, text, batch)
@@ -92,7 +96,8 @@ class Renderer:
 
     def backend_counts(self) -> Counter[str]:
         """Return the number of conversations rendered so far, by backend of the template."""
-        return self.templates.backend_counts()
+        counts = self.templates.backend_counts()
+        return counts if self._for_tools is None else counts + self._for_tools.backend_counts()
 
     def check_masks(self) -> None:
         """Check that the assistant's turns can be found, if the recipe trains them.
