@@ -6,6 +6,7 @@ Nothing here changes a token.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,38 @@ def count_double_bos(batch: TokenBatch, spec: TokenizerSpec, counts: Counter[str
     )
     if double.any():
         counts["warnings.double_bos"] += int(np.count_nonzero(double))
+
+
+def count_unknown(
+    batch: TokenBatch,
+    texts: Sequence[str],
+    spec: TokenizerSpec,
+    unknown_id: int,
+    counts: Counter[str],
+) -> None:
+    """Count the sequences with characters that the tokenizer does not know, and which are lost.
+
+    Args:
+        batch: The sequences.
+        texts: Their texts.
+        spec: The tokenizer.
+        unknown_id: The id that replaces such characters.
+        counts: Receives `warnings.unknown_characters`, if there is such a sequence.
+    """
+    positions = np.flatnonzero(batch.input_ids == unknown_id)
+    if not len(positions):
+        return
+    numbers, found = np.unique(
+        np.searchsorted(batch.offsets, positions, side="right") - 1, return_counts=True
+    )
+    # A text may also spell the token; that is counted as a special token in a text.
+    spellings = [token for token, id_ in spec.added_tokens().items() if id_ == unknown_id]
+    number = sum(
+        count > sum(map(texts[k].count, spellings))
+        for k, count in zip(numbers.tolist(), found.tolist(), strict=True)
+    )
+    if number:
+        counts["warnings.unknown_characters"] += number
 
 
 def count_untrained_ends(

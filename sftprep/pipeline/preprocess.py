@@ -18,7 +18,11 @@ from numpy.typing import NDArray
 
 from sftprep.core.byte_search import ByteSearcher
 from sftprep.core.types import Example, Rejected, TokenBatch
-from sftprep.pipeline.diagnostics import count_double_bos, count_untrained_ends
+from sftprep.pipeline.diagnostics import (
+    count_double_bos,
+    count_unknown,
+    count_untrained_ends,
+)
 from sftprep.pipeline.loss_mask import LossMask
 from sftprep.pipeline.overlong import drop_untrained, fit_lengths
 from sftprep.recipe import Recipe
@@ -60,6 +64,8 @@ class Preprocessor:
         self.quality_checks = QualityChecks(
             recipe.tokenizer, escaped=recipe.escape_special, rejects=recipe.reject_suspects
         )
+        # The token that replaces characters outside the vocabulary.
+        self.unknown_id = recipe.tokenizer.unknown_token_id()
         # The ids of the tokenizer's added tokens, any of which may end a turn.
         self.added: NDArray[np.int32] = np.array(
             list(recipe.tokenizer.added_tokens().values()), dtype=np.int32
@@ -195,6 +201,8 @@ def _encode_examples(
     batch = TokenBatch(tokens.input_ids, tokens.offsets, mask, origin, loss_weights=weights)
     # 4. Count suspicious patterns for the summary.
     count_double_bos(batch, recipe.tokenizer, counts)
+    if stages.unknown_id is not None:
+        count_unknown(batch, texts.texts, recipe.tokenizer, stages.unknown_id, counts)
     if recipe.train_on != "all":
         count_untrained_ends(batch, ~np.array(texts.plain, np.bool_), stages.added, counts)
     return batch
