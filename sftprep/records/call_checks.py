@@ -46,7 +46,7 @@ def _check_call(call: Any, what: str) -> str:
     """Return the name of a call."""
     function = call.get("function", call) if isinstance(call, dict) else call
     if not isinstance(function, dict):
-        raise InvalidRecord("bad_tool", f"{what} is a {type(function).__name__}, not an object")
+        raise InvalidRecord("bad_tool", f"{what} is {_kind_of(function)}, not an object")
     name = function.get("name")
     if not isinstance(name, str) or not name.strip():
         raise InvalidRecord("bad_tool", f"{what} has no name")
@@ -62,8 +62,9 @@ def _check_arguments(arguments: Any, what: str) -> Any:
     if arguments is None:
         return {}
     if not isinstance(arguments, str):
-        kind = type(arguments).__name__
-        raise InvalidRecord("bad_tool", f"the arguments of {what} are a {kind}, not an object")
+        raise InvalidRecord(
+            "bad_tool", f"the arguments of {what} are {_kind_of(arguments)}, not an object"
+        )
     if not arguments.strip():
         return "{}"
     try:
@@ -75,10 +76,15 @@ def _check_arguments(arguments: Any, what: str) -> Any:
     problem = (
         "are JSON text inside JSON text: they were encoded twice"
         if isinstance(value, str)
-        else f"are JSON text of {'null' if value is None else f'a {type(value).__name__}'},"
-        " not of an object"
+        else f"are JSON text of {_kind_of(value)}, not of an object"
     )
     raise InvalidRecord("bad_tool", f"the arguments of {what} {problem}")
+
+
+def _kind_of(value: Any) -> str:
+    """Return the kind of a JSON value that is not an object."""
+    kinds = {str: "a string", list: "an array", bool: "a boolean", type(None): "null"}
+    return kinds.get(type(value), "a number")
 
 
 def _names_of(tools: list[Any]) -> set[str]:
