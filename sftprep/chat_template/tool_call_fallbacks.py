@@ -33,9 +33,12 @@ def alternative_forms(
     ):
         if form not in forms:
             forms.append(form)
+    same_tools = [(form, tools) for form in forms[1:]]
     wrapped = tools and [_wrap_tool(tool) for tool in tools]
-    tool_forms = [tools] if wrapped == tools else [tools, wrapped]
-    return [(form, tool_form) for tool_form in tool_forms for form in forms][1:]
+    if wrapped == tools:
+        return same_tools
+    # First the tools alone, since no form of the messages helps a template that refuses flat tools.
+    return [(messages, wrapped), *same_tools, *((form, wrapped) for form in forms[1:])]
 
 
 def _fill_contents(messages: list[Message]) -> list[Message]:
