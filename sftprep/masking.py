@@ -116,11 +116,14 @@ def mask_spans(
 
     A span covers the tokens from the one that contains its first character to the first one that
     contains its last character, both included. If no token contains its first character, it covers
-    nothing; if none contains its last character, it extends to the end of the text.
+    nothing; if none contains its last character, it ends with the last token before it. An empty
+    span covers nothing.
 
     Source: `apply_chat_template(return_assistant_tokens_mask=True)` of transformers 5.23, which is
-    what TRL trains on. Only a span that ends with the first token of its text differs: transformers
-    mistakes the index of that token, 0, for a missing token, and marks the text to its end.
+    what TRL trains on. It differs where transformers trains words of the user: if the last
+    character of a span is in the first token of the text (whose index, 0, it takes for a missing
+    token) or in no token, transformers marks the text to its end; an empty span takes a token of
+    the text around it.
 
     Args:
         spans: For each text, its spans [first, last) in characters; None: the whole text.
@@ -197,15 +200,21 @@ def _token_ranges(
     bases = np.cumsum(ends + 1) - (ends + 1)
     global_chars = chars + np.repeat(bases, lengths)[:, None]
     # 2. Find the tokens of the first and of the last character of each span.
-    opens = _tokens_at(spans[:, 0] + bases[text_of], text_of, global_chars, offsets)
-    closes = _tokens_at(spans[:, 1] - 1 + bases[text_of], text_of, global_chars, offsets)
-    begins, after = offsets[:-1][text_of], offsets[1:][text_of]
-    closes = np.where(closes < begins, after, closes + 1)
+    is_empty = spans[:, 0] == spans[:, 1]
+    firsts, lasts = spans[:, 0] + bases[text_of], spans[:, 1] - 1 + bases[text_of]
+    opens = _tokens_at(firsts, text_of, global_chars, offsets)
+    closes = _tokens_at(lasts, text_of, global_chars, offsets)
+    # A last character that is in no token: the span ends before the first token after it.
+    following = np.minimum(
+        np.searchsorted(global_chars[:, 1], lasts, side="right"), offsets[1:][text_of]
+    )
+    closes = np.where(closes < 0, following, closes + 1)
     # 3. As in transformers, after a span without a first token, no further span of its text counts.
-    is_missing = opens < 0
+    is_missing = (opens < 0) & ~is_empty
     for k in np.flatnonzero(is_missing).tolist():
         is_missing[k:][text_of[k:] == text_of[k]] = True
-    return np.where(is_missing, 0, opens), np.where(is_missing, 0, closes)
+    covers_nothing = is_missing | is_empty
+    return np.where(covers_nothing, 0, opens), np.where(covers_nothing, 0, closes)
 
 
 def _tokens_at(

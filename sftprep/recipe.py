@@ -50,6 +50,8 @@ class Recipe:
     reject_suspects: bool = False
     # The kinds of content whose loss in the chat template rejects a record.
     rejected_losses: tuple[str, ...] = ()
+    # The template of conversations with tools, if it is another one.
+    tool_template: str | None = None
 
     @property
     def expand_turns(self) -> bool:
@@ -71,6 +73,12 @@ class Recipe:
         return digest(
             _VERSION, spec.fingerprint, spec.special_tokens, spec.prefix_ids, spec.suffix_ids, parts
         )
+
+    def for_tools(self) -> Recipe | None:
+        """Return the recipe of conversations with tools; None if it is this one."""
+        if self.tool_template is None:
+            return None
+        return dataclasses.replace(self, chat_template=self.tool_template, tool_template=None)
 
     def record_options(self) -> RecordOptions:
         """Return how records are read under this recipe.

@@ -1,75 +1,85 @@
-"""Alternative forms of tool calls, for templates that reject the form in the record.
+"""Alternative forms of tools and their calls, for templates that reject the form in the record.
 
-Templates differ in whether they take the arguments of a call as an object or as JSON text, and in
-whether a message with tool calls may lack content.
+Templates differ in whether they take the arguments of a call as an object or as JSON text, in
+whether a message with tool calls may lack content, and in whether the schema of a tool is wrapped
+as `{"type": "function", "function": {...}}`.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from sftprep.core.types import Message
 
 
-def alternative_messages(messages: list[Message]) -> list[list[Message]]:
-    """Return the alternative forms of messages that a template rejects.
+def alternative_forms(
+    messages: list[Message], tools: list[Any] | None
+) -> list[tuple[list[Message], list[Any] | None]]:
+    """Return the alternative forms of messages and tools that a template rejects.
 
-    These are: arguments in the other form, empty content where a message with tool calls has none,
-    and both. A form that changes nothing is left out.
+    These are: all arguments as objects or all as JSON text, empty content where a message with tool
+    calls has none, wrapped tools, and the combinations. Forms that change nothing are left out.
     """
-    arguments, contents = _convert_arguments(messages), _fill_contents(messages)
-    both = _fill_contents(arguments) if arguments is not None else None
-    return [form for form in (arguments, contents, both) if form is not None]
+    contents = _fill_contents(messages)
+    forms: list[list[Message]] = [messages]
+    for form in (
+        _convert_arguments(messages, _to_text),
+        _convert_arguments(messages, _to_object),
+        contents,
+        _convert_arguments(contents, _to_text),
+        _convert_arguments(contents, _to_object),
+    ):
+        if form not in forms:
+            forms.append(form)
+    same_tools = [(form, tools) for form in forms[1:]]
+    wrapped = tools and [_wrap_tool(tool) for tool in tools]
+    if wrapped == tools:
+        return same_tools
+    # First the tools alone, since no form of the messages helps a template that refuses flat tools.
+    return [(messages, wrapped), *same_tools, *((form, wrapped) for form in forms[1:])]
 
 
-def _fill_contents(messages: list[Message]) -> list[Message] | None:
-    """Set the content of messages with tool calls to "" where they have none, as OpenAI does.
-
-    Returns None if all of them have content.
-    """
-    lacks_content = [
-        message.get("content") is None and bool(message.get("tool_calls")) for message in messages
-    ]
-    if not any(lacks_content):
-        return None
+def _fill_contents(messages: list[Message]) -> list[Message]:
+    """Set the content of messages with tool calls to "" where they have none, as OpenAI does."""
     return [
-        {**message, "content": ""} if lacks else message
-        for message, lacks in zip(messages, lacks_content, strict=True)
+        {**message, "content": ""}
+        if message.get("content") is None and message.get("tool_calls")
+        else message
+        for message in messages
     ]
 
 
-def _convert_arguments(messages: list[Message]) -> list[Message] | None:
-    """Convert arguments of tool calls from objects to JSON text and from JSON text to objects.
-
-    Returns None if no call has arguments.
-    """
-    has_changed = False
-    converted_messages: list[Message] = []
-    for message in messages:
-        calls = message.get("tool_calls")
-        if not isinstance(calls, list):
-            converted_messages.append(message)
-            continue
-        converted = [_convert_call(call) for call in calls]
-        has_changed = has_changed or any(
-            new is not old for new, old in zip(converted, calls, strict=True)
-        )
-        converted_messages.append({**message, "tool_calls": converted})
-    return converted_messages if has_changed else None
+def _convert_arguments(messages: list[Message], convert: Callable[[Any], Any]) -> list[Message]:
+    return [
+        {**message, "tool_calls": [_convert_call(call, convert) for call in message["tool_calls"]]}
+        if isinstance(message.get("tool_calls"), list)
+        else message
+        for message in messages
+    ]
 
 
-def _convert_call(call: Any) -> Any:
+def _convert_call(call: Any, convert: Callable[[Any], Any]) -> Any:
     function = call.get("function", call) if isinstance(call, dict) else None
-    arguments = function.get("arguments") if isinstance(function, dict) else None
-    try:
-        if isinstance(arguments, str):
-            arguments = json.loads(arguments)
-        elif isinstance(arguments, dict):
-            arguments = json.dumps(arguments, ensure_ascii=False)
-        else:
-            return call
-    except (ValueError, RecursionError):
+    if not isinstance(function, dict):
         return call
-    converted = {**function, "arguments": arguments}  # type: ignore[dict-item]
+    converted = {**function, "arguments": convert(function.get("arguments", {}))}
     return {**call, "function": converted} if "function" in call else converted
+
+
+def _to_text(arguments: Any) -> Any:
+    return json.dumps(arguments, ensure_ascii=False) if isinstance(arguments, dict) else arguments
+
+
+def _to_object(arguments: Any) -> Any:
+    try:
+        return json.loads(arguments) if isinstance(arguments, str) else arguments
+    except (ValueError, RecursionError):
+        return arguments
+
+
+def _wrap_tool(tool: Any) -> Any:
+    if not isinstance(tool, dict) or "name" not in tool or "function" in tool:
+        return tool
+    return {"type": "function", "function": {k: v for k, v in tool.items() if k != "type"}}

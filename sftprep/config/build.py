@@ -61,7 +61,8 @@ class TokenizeConfig:
     tokenizer: str = ""
     """Folder of a tokenizer or model, or its name on the Hub."""
     chat_template: str | None = None
-    """File with a Jinja chat template, which replaces that of the tokenizer."""
+    """File with a Jinja chat template, which replaces that of the tokenizer; or the name of one of
+    several templates that the tokenizer has."""
     eos_token: str | None = None
     """Token that ends a text or a turn, which replaces that of the tokenizer."""
     date: str | None = None

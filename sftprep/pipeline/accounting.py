@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import get_args
@@ -15,7 +15,7 @@ from sftprep.config.build import BuildConfig
 from sftprep.config.validation import Loss
 from sftprep.core.atomic_write import write_file
 from sftprep.core.types import Rejected
-from sftprep.errors import EmptyInput, RecordError, TooManyRejected, setting
+from sftprep.errors import EmptyInput, RecordError, TooManyRejected, setting, source_name
 from sftprep.pipeline.selection import BuildSplit
 from sftprep.pipeline.setup import Setup
 from sftprep.pipeline.tokenize_pass import PartitionResult
@@ -140,27 +140,42 @@ def check_rejected(
         path.unlink(missing_ok=True)
     if rejected.total() <= config.output.rejected_limit(records):
         return
-    reasons = ", ".join(f"{reason} {number:,}" for reason, number in rejected.most_common())
     remedies = [
         f"correct the records that {path} lists",
         f"raise {setting('max_rejected')}",
     ]
-    if rejected["template_error"]:
-        remedies.append(f"specify another template with {setting('chat_template')}")
-    for loss in rejected.keys() & set(get_args(Loss)):
-        remedies.append(f"accept the loss with {setting('allow_loss', loss)}")
-    if rejected.keys() & REASONS:
-        keep = setting("quality_checks", "keep")
-        remedies.append(f"train on the records that fail only a quality check with {keep}")
+    reasons = ", ".join(f"{reason} {number:,}" for reason, number in rejected.most_common())
     raise TooManyRejected(
         f"{rejected.total():,} of {records:,} records were rejected ({reasons}), more than"
-        f" {setting('max_rejected', config.output.max_rejected)} allows",
-        remedy=remedies,
+        f" {setting('max_rejected', config.output.max_rejected)} allows"
+        + first_of_each_reason(_locate_rejected(parts, {}, setup.names)),
+        remedy=[*remedies, *_remedies_for(rejected)],
     )
 
 
-def check_not_empty(split: BuildSplit, accounting: Accounting) -> None:
+def first_of_each_reason(rejected: Iterable[tuple[str, int, Rejected]]) -> str:
+    """Return the first record of each reason, each on a line of its own, for the text of an error.
+
+    Args:
+        rejected: Rejected records in the order of the input, with the name of their input and their
+            line, 1-based.
+    """
+    firsts: dict[str, str] = {}
+    for name, line, record in rejected:
+        if record.reason not in firsts:
+            firsts[record.reason] = (
+                f"\n  {source_name(name)}:{line}: {record.message} [{record.reason}]"
+            )
+    return "".join(firsts.values())
+
+
+def check_not_empty(split: BuildSplit, accounting: Accounting, names: list[str]) -> None:
     """Check that a split has at least one sequence.
+
+    Args:
+        split: The split.
+        accounting: Its accounting.
+        names: The name of each input.
 
     Raises:
         EmptyInput: It has none.
@@ -179,19 +194,49 @@ def check_not_empty(split: BuildSplit, accounting: Accounting) -> None:
     )
     raise EmptyInput(
         f"no usable record{' to evaluate on' if split.evaluation else ''} in {len(split.inputs)}"
-        f" input file{'s' * (len(split.inputs) != 1)} ({reasons or 'the input has no records'})",
+        f" input file{'s' * (len(split.inputs) != 1)} ({reasons or 'the input has no records'})"
+        + first_of_each_reason(_locate_rejected(split.parts, {}, names)),
         remedy=[
             "check that the inputs are the intended files",
             f"check {setting('format')}",
             f"check {setting('train_on')} and {setting('max_length')}",
+            *_remedies_for(accounting.rejected),
         ],
     )
+
+
+def _remedies_for(rejected: Mapping[str, int]) -> Iterator[str]:
+    """Yield the remedies for some reasons of rejected records."""
+    if "template_error" in rejected:
+        yield f"specify another template with {setting('chat_template')}"
+    for loss in get_args(Loss):
+        if loss in rejected:
+            yield f"accept the loss with {setting('allow_loss', loss)}"
+    if rejected.keys() & REASONS:
+        keep = setting("quality_checks", "keep")
+        yield f"train on the records that fail only a quality check with {keep}"
 
 
 def _rejected_lines(
     parts: list[PartitionResult], duplicates: dict[int, list[Rejected]], names: list[str]
 ) -> Iterator[bytes]:
     """Yield the lines of rejected.jsonl, in the order of the input."""
+    for name, line, record in _locate_rejected(parts, duplicates, names):
+        entry = {
+            "file": name,
+            "line": line,
+            "column": record.column,
+            "reason": record.reason,
+            "message": record.message,
+            "excerpt": record.excerpt,
+        }
+        yield orjson.dumps(entry) + b"\n"
+
+
+def _locate_rejected(
+    parts: list[PartitionResult], duplicates: dict[int, list[Rejected]], names: list[str]
+) -> Iterator[tuple[str, int, Rejected]]:
+    """Yield rejected records and duplicates, in the order of the input, with input and line."""
     lines_before, current_input = 0, -1
     for part in parts:
         # Partitions count their lines from 0, the file counts those of the input from 1.
@@ -199,13 +244,5 @@ def _rejected_lines(
             lines_before, current_input = 0, part.partition.input
         records = [*part.rejected, *duplicates.get(part.partition.index, ())]
         for record in sorted(records, key=lambda record: record.line):
-            entry = {
-                "file": names[part.partition.input],
-                "line": lines_before + record.line + 1,
-                "column": record.column,
-                "reason": record.reason,
-                "message": record.message,
-                "excerpt": record.excerpt,
-            }
-            yield orjson.dumps(entry) + b"\n"
+            yield names[part.partition.input], lines_before + record.line + 1, record
         lines_before += part.counts["lines"]

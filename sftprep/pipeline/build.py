@@ -49,7 +49,7 @@ from sftprep.pipeline.tokenize_pass import (
     tokenize_partition,
     tokenize_pipelined,
 )
-from sftprep.recipe import RecipeFile, recipe_file
+from sftprep.recipe import Recipe, RecipeFile, recipe_file
 from sftprep.shards.layout import EVAL_FOLDER, REJECTED_NAME
 from sftprep.shards.manifest import InputInfo, Manifest
 from sftprep.shards.manifest_size import check_manifest_size
@@ -254,7 +254,7 @@ def _write_split(
     progress: Progress,
 ) -> Manifest:
     """Write the shards of a split, and return its manifest, which the commit writes."""
-    check_not_empty(split, sum_accounting(split.accounting))
+    check_not_empty(split, sum_accounting(split.accounting), setup.names)
     if split.evaluation:
         packing = config.evaluation.eval_packing or config.pack.packing
         config = dataclasses.replace(config, pack=dataclasses.replace(config.pack, packing=packing))
@@ -305,7 +305,7 @@ def _make_manifest(
         tokenizer={**facts["tokenizer"], "max_id": packs.max_id},
         chat_template=facts["chat_template"],
         encoder=facts["encoder"],
-        template=_describe_rendering(recipe.chat_template, split),
+        template=_describe_rendering(recipe, split),
         inputs=infos,
         accounting=accounting,
         plan={
@@ -327,13 +327,13 @@ def _make_manifest(
     )
 
 
-def _describe_rendering(template: str | None, split: BuildSplit) -> dict[str, Any]:
+def _describe_rendering(recipe: Recipe, split: BuildSplit) -> dict[str, Any]:
     """Return how the conversations were rendered and masked, for the manifest.
 
     It has the number of conversations for each backend (compiled pieces or Jinja), the number of
     masks for each path (token ids or characters), and the reasons for the slower path.
     """
-    if template is None:
+    if recipe.chat_template is None:
         return {}
     renders = {
         backend: sum(part.counts.get(f"template.{backend}", 0) for part in split.parts)
@@ -349,7 +349,8 @@ def _describe_rendering(template: str | None, split: BuildSplit) -> dict[str, An
         if name.startswith(_REASON_PREFIX)
     }
     return {
-        "digest": digest(template),
+        "digest": digest(recipe.chat_template),
+        **({"tool_digest": digest(recipe.tool_template)} if recipe.tool_template else {}),
         "way": "mixed" if len(backends) > 1 else "".join(backends) or "none",
         "renders": renders,
         "masks": {

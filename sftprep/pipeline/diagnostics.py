@@ -5,6 +5,8 @@ Nothing here changes a token.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,6 +34,39 @@ def count_double_bos(batch: TokenBatch, spec: TokenizerSpec, counts: Counts) -> 
     if double.any():
         lines = batch.origin[batch.lengths > 1][double]
         counts.warn("double_bos", int(lines[0]), len(lines))
+
+
+def count_unknown(
+    batch: TokenBatch,
+    texts: Sequence[str],
+    spec: TokenizerSpec,
+    unknown_id: int,
+    counts: Counts,
+) -> None:
+    """Count the sequences with characters that the tokenizer does not know, and which are lost.
+
+    Args:
+        batch: The sequences.
+        texts: Their texts.
+        spec: The tokenizer.
+        unknown_id: The id that replaces such characters.
+        counts: Receives `warnings.unknown_characters`, if there is such a sequence.
+    """
+    positions = np.flatnonzero(batch.input_ids == unknown_id)
+    if not len(positions):
+        return
+    numbers, found = np.unique(
+        np.searchsorted(batch.offsets, positions, side="right") - 1, return_counts=True
+    )
+    # A text may also spell the token; that is counted as a special token in a text.
+    spellings = [token for token, id_ in spec.added_tokens().items() if id_ == unknown_id]
+    lines = [
+        int(batch.origin[k])
+        for k, count in zip(numbers.tolist(), found.tolist(), strict=True)
+        if count > sum(map(texts[k].count, spellings))
+    ]
+    if lines:
+        counts.warn("unknown_characters", lines[0], len(lines))
 
 
 def count_untrained_ends(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,14 +17,18 @@ from numpy.typing import NDArray
 
 from sftprep.core.byte_search import ByteSearcher
 from sftprep.core.types import Counts, Example, Rejected, TokenBatch
-from sftprep.pipeline.diagnostics import count_double_bos, count_untrained_ends
+from sftprep.pipeline.diagnostics import (
+    count_double_bos,
+    count_unknown,
+    count_untrained_ends,
+)
 from sftprep.pipeline.loss_mask import LossMask
 from sftprep.pipeline.overlong import drop_untrained, fit_lengths
 from sftprep.recipe import Recipe
 from sftprep.records.formats import record_reader
 from sftprep.records.options import InvalidRecord
 from sftprep.records.pretokenized import to_token_batch
-from sftprep.records.quality_checks import make_quality_check
+from sftprep.records.quality_checks import QualityChecks
 from sftprep.render.renderer import Renderer
 from sftprep.sources.readers.jsonl import excerpt, parse_line, split_lines
 from sftprep.tokenize.encoders.base import EncoderFault
@@ -56,16 +59,26 @@ class Preprocessor:
         # Texts to ids.
         self.encoder = VerifiedEncoder(recipe.tokenizer, recipe.encoder, threads=threads)
         self.masks = LossMask(recipe.tokenizer, self.renderer)  # which tokens are trained
-        # Raises InvalidRecord for an example that fails a quality check; None: nothing is checked.
-        self.quality_check = (
-            make_quality_check(recipe.tokenizer, escaped=recipe.escape_special)
-            if recipe.reject_suspects
-            else None
+        # What is wrong with conversations, or looks wrong.
+        self.quality_checks = QualityChecks(
+            recipe.tokenizer, escaped=recipe.escape_special, rejects=recipe.reject_suspects
         )
+        # The token that replaces characters outside the vocabulary.
+        self.unknown_id = recipe.tokenizer.unknown_token_id()
         # The ids of the tokenizer's added tokens, any of which may end a turn.
         self.added: NDArray[np.int32] = np.array(
             list(recipe.tokenizer.added_tokens().values()), dtype=np.int32
         )
+
+    def reader(self, format_name: str) -> Callable[[dict[str, Any], int], Example]:
+        """Return the function that converts records of a format, as `record_reader` does."""
+        read, for_tools = record_reader(format_name, self.reading), self.recipe.for_tools()
+        if for_tools is None:
+            return read
+        # Conversations with tools have a template of their own, which may show more.
+        read_with_tools = record_reader(format_name, for_tools.record_options())
+        key = {target: source for source, target in self.recipe.renames}.get("tools", "tools")
+        return lambda record, line: (read_with_tools if record.get(key) else read)(record, line)
 
     def load(self) -> None:
         """Load the encoder now, and not with the first partition."""
@@ -187,6 +200,8 @@ def _encode_examples(
     batch = TokenBatch(tokens.input_ids, tokens.offsets, mask, origin, loss_weights=weights)
     # 4. Count suspicious patterns for the summary.
     count_double_bos(batch, recipe.tokenizer, counts)
+    if stages.unknown_id is not None:
+        count_unknown(batch, texts.texts, recipe.tokenizer, stages.unknown_id, counts)
     if recipe.train_on != "all":
         count_untrained_ends(batch, ~np.array(texts.plain, np.bool_), stages.added, counts)
     return batch
@@ -197,7 +212,7 @@ def read_examples(
     content: ByteSearcher,
     format_name: str,
     rejected: list[Rejected],
-    counts: Counter[str],
+    counts: Counts,
 ) -> list[Example]:
     """Return the examples of all lines.
 
@@ -206,10 +221,11 @@ def read_examples(
         content: The lines of the partition, as bytes that can be searched.
         format_name: The format of the records.
         rejected: Receives the records that cannot be used.
-        counts: Receives the numbers of lines, lines of whitespace and records.
+        counts: Receives the numbers of lines, lines of whitespace and records, and warnings.
     """
-    data, quality_check = content.data, stages.quality_check
-    lines, read = split_lines(data), record_reader(format_name, stages.reading)
+    data, quality_checks = content.data, stages.quality_checks
+    search = quality_checks.search_needed(content)
+    lines, read = split_lines(data), stages.reader(format_name)
     # orjson turns integers beyond 64 bits into floats, which a template would show in tools and
     # tool calls. Such lines are parsed again by Python.
     has_tools = b'"tool' in data
@@ -222,8 +238,7 @@ def read_examples(
                 if has_tools and b'"tool' in line and _LONG_NUMBER in line.translate(_DIGITS_TO_0):
                     record = _parse_exact_integers(line)
                 example = read(record, number)
-                if quality_check is not None:
-                    quality_check(example)
+                quality_checks.check(example, record, counts, search=search)
                 examples.append(example)
             except InvalidRecord as problem:
                 rejected.append(Rejected(number, 0, problem.reason, str(problem), excerpt(line)))

@@ -208,7 +208,8 @@ def _take_held_out(
     config: BuildConfig,
 ) -> BuildSplit:
     take = np.flatnonzero(held_out)
-    if not len(take) or held_out.all():
+    # Without any sequence, the error about the whole input says more.
+    if len(held_out) and (not len(take) or held_out.all()):
         amount = "no record" if not len(take) else "every record"
         fraction = setting("eval_fraction", config.evaluation.eval_fraction)
         raise EmptyInput(

@@ -141,13 +141,13 @@ def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
     spec = load_tokenizer(config.tokenize.tokenizer)
     if config.tokenize.eos_token is not None:
         spec = spec.with_eos(config.tokenize.eos_token)
-    template = _read_template(config, spec)
+    template, tool_template = _read_templates(config, spec)
     encoder, encoder_facts = probe_encoder(spec, config.tokenize.encoder)
     tokenizer_limit = spec.model_max_length or _DEFAULT_MAX_LENGTH
     recipe = Recipe(
         tokenizer=spec,
         chat_template=template,
-        date=_template_date(config, template),
+        date=_template_date(config, f"{template}{tool_template}"),
         train_on=config.format.train_on,
         text_field=config.format.text_field,
         renames=tuple(config.format.renames().items()),
@@ -163,6 +163,7 @@ def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
         formatting_func=config.format.formatting_func,
         reject_suspects=config.rejects_suspects,
         rejected_losses=config.rejected_losses,
+        tool_template=tool_template,
     )
     return recipe, encoder_facts
 
@@ -198,21 +199,32 @@ def _check_has_tokenizer(config: BuildConfig) -> None:
         )
 
 
-def _template_date(config: BuildConfig, template: str | None) -> str | None:
-    """Return the date that the template sees; None if the template does not read the date.
+def _template_date(config: BuildConfig, templates: str) -> str | None:
+    """Return the date that templates see; None if they do not read the date.
 
     The recipe would change every day otherwise, and no spill could be reused.
     """
-    if config.tokenize.date is None and template is not None and "strftime_now" in template:
+    if config.tokenize.date is None and "strftime_now" in templates:
         return datetime.date.today().isoformat()
     return config.tokenize.date
 
 
-def _read_template(config: BuildConfig, spec: TokenizerSpec) -> str | None:
-    """Return the chat template: that of the settings, else that of the tokenizer."""
-    path = config.tokenize.chat_template
+def _read_templates(config: BuildConfig, spec: TokenizerSpec) -> tuple[str | None, str | None]:
+    """Return the chat template, and that of conversations with tools if it is another one.
+
+    Of several templates of a tokenizer, `apply_chat_template` uses the one named `tool_use` for
+    conversations with tools, and the one named `default` for all others.
+    """
+    path, named = config.tokenize.chat_template, spec.named_templates
     if path is None:
-        return spec.chat_template
+        default, tool_template = spec.chat_template, named.get("tool_use")
+        return default, None if default in (None, tool_template) else tool_template
+    if path in named and not Path(path).exists():
+        return named[path], None
+    return _read_template_file(path), None
+
+
+def _read_template_file(path: str) -> str:
     try:
         template = Path(path).read_text(encoding="utf-8")
     except OSError as error:
@@ -278,13 +290,7 @@ def _check_compatible(recipe: Recipe, detected: _DetectedFormat) -> None:
     tokenizer = recipe.tokenizer.name
     # 1. Conversations need a template that compiles, plain text needs a token that ends it.
     if detected.is_chat and recipe.chat_template is None:
-        raise TemplateError(
-            f"{holds}, which are conversations, and the tokenizer {tokenizer} has no chat template",
-            remedy=[
-                f"specify one with {setting('chat_template', 'FILE')}",
-                "use the tokenizer of an instruction-tuned model",
-            ],
-        )
+        raise _missing_template(holds, recipe.tokenizer)
     uses_template = recipe.chat_template is not None and (
         detected.is_chat or detected.format == "alpaca"
     )
@@ -321,6 +327,24 @@ def _check_compatible(recipe: Recipe, detected: _DetectedFormat) -> None:
         _check_pretokenized(recipe, detected)
     if by_turn and uses_template:
         _check_masks(recipe)
+
+
+def _missing_template(holds: str, tokenizer: TokenizerSpec) -> TemplateError:
+    """Return the error for conversations and a tokenizer without a template for them."""
+    problem = f"{holds}, which are conversations, and the tokenizer {tokenizer.name} has"
+    names = [*tokenizer.named_templates]
+    if names:
+        return TemplateError(
+            f"{problem} the chat templates {', '.join(names)}, but none named default",
+            remedy=[f"choose one with {setting('chat_template', name)}" for name in names],
+        )
+    return TemplateError(
+        f"{problem} no chat template",
+        remedy=[
+            f"specify one with {setting('chat_template', 'FILE')}",
+            "use the tokenizer of an instruction-tuned model",
+        ],
+    )
 
 
 _MASK_KEYS = {

@@ -257,7 +257,9 @@ def _add_chat_fields(example: Example, record: Record) -> Example:
     # Most messages have only a role and a content; then the keys need not be searched.
     example.bare = max(map(len, messages)) <= 2
     if not example.bare and any(key in message for message in messages for key in WEIGHT_KEYS):
-        example.weights = [message_weight(m, number) for number, m in enumerate(messages)]
+        weights = [message_weight(m, number) for number, m in enumerate(messages)]
+        # A switch that is null is absent.
+        example.weights = None if weights.count(None) == len(weights) else weights
     return example
 
 

@@ -1,97 +1,179 @@
-"""Checks for conversations that are valid and look wrong.
+"""Checks of conversations: their tool calls, and what is valid and looks wrong.
 
-A careful person would not train on such conversations, but TRL does, and so does a build by
-default. The format of a record is not checked here.
+A careful person would not train on conversations that look wrong, but TRL does, and so does a build
+by default, which counts them. The format of a record is not checked here.
+
+The checks run for every conversation of a build, so what holds for nearly all of them is tested
+first: turns of the user and the assistant that alternate, none of them empty.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple
 
-from sftprep.core.types import Example, Message
-from sftprep.records.options import InvalidRecord
+from sftprep.core.byte_search import ByteSearcher
+from sftprep.core.types import Counts, Example, Message
+from sftprep.records.call_checks import check_calls
+from sftprep.records.options import InvalidRecord, Record
 from sftprep.tokenize.loading.spec import TokenizerSpec
-
-Check = Callable[[Example], None]
 
 REASONS = frozenset(
     {"no_target", "role_order", "bad_tool", "empty_turn", "empty_target", "special_tokens_in_text"}
 )
 
 _PLACEHOLDERS = ("<image>", "<video>", "<audio>")
+_MEDIA_KEYS = frozenset({"images", "image", "videos", "video", "audios", "audio"})
 _SYSTEM_ROLES = ("system", "developer")
 _TOOL_ROLES = ("tool", "function", "ipython", "environment")
+_ROLE, _CONTENT = itemgetter("role"), itemgetter("content")
 
 
-def make_quality_check(spec: TokenizerSpec, *, escaped: bool) -> Check:
-    """Return a function that raises InvalidRecord for a suspicious conversation.
+class _Problem(NamedTuple):
+    reason: str  # one of REASONS
+    message: str
 
-    The reasons are: `no_target` (no message of the assistant), `role_order`, `bad_tool` (the
-    result of a tool that was not called), `empty_turn`, `empty_target`, and
-    `special_tokens_in_text` (special tokens of the tokenizer, or placeholders of images). Examples
-    that are not conversations pass.
+
+class QualityChecks:
+    """The checks for one tokenizer.
+
+    The reasons are: `no_target` (no message of the assistant), `role_order`, `bad_tool` (the result
+    of a tool that was not called), `empty_turn`, `empty_target`, and `special_tokens_in_text`
+    (special tokens of the tokenizer, or placeholders of media that the tokenizer or the record
+    has). Examples that are not conversations pass.
 
     Args:
         spec: The tokenizer.
         escaped: Whether special tokens in texts are escaped, so that they are harmless.
+        rejects: Whether conversations that look wrong are rejected; else they are counted.
     """
-    special = [t["content"] for t in spec.part("added_tokens") or () if t.get("special")]
-    # Longer tokens first: the regular expression takes the first alternative that matches.
-    words = sorted({*_PLACEHOLDERS, *(() if escaped else special)}, key=len, reverse=True)
-    pattern = re.compile("|".join(map(re.escape, words)))
 
-    def check(example: Example) -> None:
-        if example.messages is None:
+    def __init__(self, spec: TokenizerSpec, *, escaped: bool, rejects: bool) -> None:
+        self._rejects = rejects
+        tokens = {t["content"]: bool(t.get("special")) for t in spec.part("added_tokens") or ()}
+        # What is kept is counted when it is rendered, unless it is no special token.
+        special = {token for token, is_special in tokens.items() if is_special}
+        media = {token for token in _PLACEHOLDERS if token in tokens}
+        words = media - special | (special if rejects and not escaped else set())
+        self._words = tuple(words)
+        self._pattern = _pattern_of(words)
+        self._pattern_with_media = _pattern_of(words | set(_PLACEHOLDERS))
+
+    def search_needed(self, data: ByteSearcher) -> bool:
+        """Return whether texts in lines of JSON may contain what makes them look wrong."""
+        return bool(self._words) and data.may_contain(self._words)
+
+    def check(self, example: Example, record: Record, counts: Counts, *, search: bool) -> None:
+        """Check an example.
+
+        Args:
+            example: The example.
+            record: The record that it was made from.
+            counts: Receives the warnings.
+            search: The result of `search_needed` for the lines that include the record.
+
+        Raises:
+            InvalidRecord: A tool call cannot be used, or the conversation looks wrong and such
+                conversations are rejected.
+        """
+        messages = example.messages
+        if messages is None:
             return
-        _check_order([message["role"] for message in example.messages])
-        for number, message in enumerate(example.messages, 1):
-            _check_content(message, number, pattern)
+        try:
+            contents: list[Any] = [*map(_CONTENT, messages)]
+            may_call = not example.bare
+        except KeyError:  # a message that only calls tools
+            contents, may_call = [message.get("content") for message in messages], True
+        if may_call and check_calls(messages, example.tools):
+            counts.warn("unknown_tool", example.origin)
+        problem = _order_problem([*map(_ROLE, messages)]) or _empty_problem(messages, contents)
+        if problem is None and (search or not _MEDIA_KEYS.isdisjoint(record)):
+            problem = self._special_problem(contents, record)
+        if problem is None:
+            return
+        if self._rejects:
+            counts.warn("suspects_rejected", example.origin)
+            raise InvalidRecord(problem.reason, problem.message)
+        is_special = problem.reason == "special_tokens_in_text"
+        name = "special_token_in_content" if is_special else problem.reason
+        counts.warn(name, example.origin)
 
-    return check
+    def _special_problem(self, contents: Sequence[Any], record: Record) -> _Problem | None:
+        has_media = any(record[key] for key in _MEDIA_KEYS.intersection(record))
+        pattern = self._pattern_with_media if has_media else self._pattern
+        for number, content in enumerate(contents, 1):
+            found = pattern.search(content) if isinstance(content, str) else None
+            if found is not None:
+                return _Problem("special_tokens_in_text", f"message {number} has {found[0]!r}")
+        return None
 
 
-def _check_order(roles: Sequence[str]) -> None:
+def _pattern_of(words: set[str]) -> re.Pattern[str]:
+    # Longer words first: the regular expression takes the first alternative that matches.
+    ordered = sorted(words, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
+
+
+def _order_problem(roles: list[str]) -> _Problem | None:
+    start = roles[0] in _SYSTEM_ROLES
+    answers = roles[start + 1 :: 2]
+    if answers and roles[start::2].count("user") + answers.count("assistant") + start == len(roles):
+        return None
     if "assistant" not in roles:
-        raise InvalidRecord(
+        return _Problem(
             "no_target", "no message is from the assistant, so there is nothing to learn"
         )
-    before = None
-    for number, role in enumerate(roles, 1):
-        if role in _SYSTEM_ROLES and number > 1:
-            raise InvalidRecord(
-                "role_order",
-                f"message {number} is from the {role}, but only the first message may be",
-            )
-        if role == "assistant" and before in (None, *_SYSTEM_ROLES):
-            raise InvalidRecord(
-                "role_order",
-                f"message {number} is from the assistant, but no message of a user precedes it",
-            )
-        if role == "assistant" and before == "assistant":
-            raise InvalidRecord(
-                "role_order", f"messages {number - 1} and {number} are both from the assistant"
-            )
-        # Several results may follow a message that calls several tools.
-        if role in _TOOL_ROLES and before not in ("assistant", *_TOOL_ROLES):
-            raise InvalidRecord(
-                "bad_tool", f"message {number} is from a tool, but the assistant has called none"
-            )
-        before = role  # two messages of the user in a row are common and harmless
+    pairs = enumerate(zip([None, *roles], roles, strict=False), 1)
+    problems = (_turn_problem(number, before, role) for number, (before, role) in pairs)
+    return next((problem for problem in problems if problem is not None), None)
 
 
-def _check_content(message: Message, number: int, pattern: re.Pattern[str]) -> None:
-    content = message.get("content")
-    if not isinstance(content, str):
-        return
-    if not content.strip():
+def _turn_problem(number: int, before: str | None, role: str) -> _Problem | None:
+    """Return what is wrong with the role of a message, given that of the message before it."""
+    if role in _SYSTEM_ROLES and number > 1:
+        return _Problem(
+            "role_order", f"message {number} is from the {role}, but only the first message may be"
+        )
+    if role == "assistant" and before in (None, *_SYSTEM_ROLES):
+        return _Problem(
+            "role_order",
+            f"message {number} is from the assistant, but no message of a user precedes it",
+        )
+    if role == "assistant" and before == "assistant":
+        return _Problem(
+            "role_order", f"messages {number - 1} and {number} are both from the assistant"
+        )
+    # Several results may follow a message that calls several tools. Two messages of the user in a
+    # row are common and harmless.
+    if role in _TOOL_ROLES and before not in ("assistant", *_TOOL_ROLES):
+        return _Problem(
+            "bad_tool", f"message {number} is from a tool, but the assistant has called none"
+        )
+    return None
+
+
+def _any_is_whitespace(contents: Sequence[Any]) -> bool:
+    try:
+        return True in map(str.isspace, contents)
+    except TypeError:  # a content that is not a string
+        return any(isinstance(content, str) and content.isspace() for content in contents)
+
+
+def _empty_problem(messages: list[Message], contents: Sequence[Any]) -> _Problem | None:
+    if all(contents) and not _any_is_whitespace(contents):
+        return None
+    for number, (message, content) in enumerate(zip(messages, contents, strict=True), 1):
+        if content and not (isinstance(content, str) and content.isspace()):
+            continue
         if message["role"] == "user":
-            raise InvalidRecord("empty_turn", f"message {number} is from the user and is empty")
+            return _Problem("empty_turn", f"message {number} is from the user and is empty")
         # A message that only calls tools has no content.
         if message["role"] == "assistant" and not message.get("tool_calls"):
-            raise InvalidRecord(
-                "empty_target", f"message {number} is from the assistant and is empty"
+            others = sorted(key for key in message if key not in ("role", "content"))
+            besides = f" besides {', '.join(map(repr, others))}" if others else ""
+            return _Problem(
+                "empty_target", f"message {number} is from the assistant and is empty{besides}"
             )
-    found = pattern.search(content)
-    if found is not None:
-        raise InvalidRecord("special_tokens_in_text", f"message {number} contains {found[0]!r}")
+    return None

@@ -9,7 +9,7 @@ from typing import Any
 
 from sftprep.chat_template.compiler.compilation import RenderedPieces
 from sftprep.chat_template.template import ChatTemplate, Rendered, to_rendered
-from sftprep.chat_template.tool_call_fallbacks import alternative_messages
+from sftprep.chat_template.tool_call_fallbacks import alternative_forms
 from sftprep.core.types import Counts, Example, Message
 from sftprep.errors import TemplateError
 from sftprep.recipe import Recipe
@@ -168,11 +168,11 @@ class ConversationRenderer:
                 example.bare,
             )
         except TemplateError:
-            for alternative in alternative_messages(messages):
+            for alternative, tools in alternative_forms(messages, example.tools):
                 try:
                     return template.render(
                         alternative,
-                        tools=example.tools,
+                        tools=tools,
                         add_generation_prompt=with_generation_prompt,
                         template_kwargs=example.template_kwargs,
                     )

@@ -42,8 +42,11 @@ class Renderer:
         self._spans = SpanFinder(recipe, self.templates)
         self._escaper = ContentEscaper(recipe)
         self._ending = text_ending(recipe.tokenizer)
+        # The renderer of conversations with tools, if they have another template.
+        recipe_for_tools = recipe.for_tools()
+        self._for_tools = None if recipe_for_tools is None else Renderer(recipe_for_tools)
         # The fast path for the current batch, or the reason why there is none.
-        self._finder: RegionFinder | str = ""
+        self._finder: RegionFinder | str = "conversations with tools have another template"
 
     def render(
         self,
@@ -74,7 +77,8 @@ class Renderer:
                 if watch:
                     batch.mark = self._escaper.escape(example, counts)
                 if example.messages is not None:
-                    self._add_chat(example, example.messages, batch, rejected, counts)
+                    renderer = (example.tools and self._for_tools) or self
+                    renderer._add_chat(example, example.messages, batch, rejected, counts)
                 elif example.texts is not None:
                     for text in example.texts:
                         self._add_text(example, text, batch)
@@ -93,7 +97,8 @@ class Renderer:
 
     def backend_counts(self) -> Counter[str]:
         """Return the number of conversations rendered so far, by backend of the template."""
-        return self.templates.backend_counts()
+        counts = self.templates.backend_counts()
+        return counts if self._for_tools is None else counts + self._for_tools.backend_counts()
 
     def check_masks(self) -> None:
         """Check that the assistant's turns can be found, if the recipe trains them.
@@ -165,8 +170,6 @@ class Renderer:
                 self._add_trained(example, made, prompt, batch, counts)
             else:
                 batch.add(example.origin, made.text, plain=False, spans=None, prompt=None)
-        if example.prompt_messages is not None and _is_empty(messages[-1]):
-            counts.warn("empty_target", example.origin)
 
     def _rejects(
         self, example: Example, missing: MissingContent, rejected: list[Rejected], counts: Counts
@@ -336,10 +339,3 @@ def _without_empty_blocks(spans: tuple[Span, ...] | None, text: str) -> tuple[Sp
                 start = min(end, last)
         kept.append((start, last))
     return tuple(span for span in kept if span[0] < span[1])
-
-
-def _is_empty(message: Message) -> bool:
-    content = message.get("content")
-    return not (content.strip() if isinstance(content, str) else content) and not message.get(
-        "tool_calls"
-    )

@@ -6,7 +6,7 @@ import datetime
 from collections import Counter
 from functools import cached_property, lru_cache
 
-from sftprep.chat_template.assistant_spans import TurnRule, derive_rule
+from sftprep.chat_template.assistant_spans import TurnRule, Unproven, derive_rule
 from sftprep.chat_template.template import ChatTemplate
 from sftprep.config.validation import TemplateBackend
 from sftprep.core.types import Example
@@ -54,9 +54,12 @@ class RecipeTemplates:
         """The turn rule of the template; raises Unproven if no rule holds."""
         recipe = self._recipe
         special_tokens = tuple(sorted(recipe.tokenizer.special_tokens.items()))
-        return _derive_rule(
+        rule = _derive_rule(
             recipe.chat_template or "", special_tokens, recipe.date, recipe.template_backend
         )
+        if isinstance(rule, str):
+            raise Unproven(rule)
+        return rule
 
     @cached_property
     def anchors(self) -> Anchors | str:
@@ -100,9 +103,15 @@ def _derive_rule(
     special_tokens: tuple[tuple[str, str], ...],
     date: str | None,
     backend: TemplateBackend,
-) -> TurnRule:
+) -> TurnRule | str:
+    """Return the rule of a template, or why there is none, which takes as long to find."""
     # A separate template, so that the probes do not count among the renders of the records.
     day = datetime.date.fromisoformat(date) if date else None
-    return derive_rule(
-        ChatTemplate(source, variables=dict(special_tokens), date=day, backend=backend, turns=True)
-    )
+    try:
+        return derive_rule(
+            ChatTemplate(
+                source, variables=dict(special_tokens), date=day, backend=backend, turns=True
+            )
+        )
+    except Unproven as error:
+        return error.message

@@ -50,7 +50,25 @@ KINDS: dict[str, _Kind] = {
         "the sequence starts with two beginning-of-sequence tokens",
         "remove the one in the text or in the template",
     ),
-    "empty_target": _Kind("record", "the completion is empty"),
+    "unknown_tool": _Kind(
+        "record", 'the assistant calls a tool that is not among the "tools" of the record'
+    ),
+    "no_target": _Kind("record", "no message is from the assistant, so there is nothing to learn"),
+    "role_order": _Kind("record", "the roles of the messages are in an unusual order"),
+    "bad_tool": _Kind(
+        "record", "a message has the result of a tool, but the assistant called none"
+    ),
+    "empty_turn": _Kind("record", "a message of the user is empty"),
+    "empty_target": _Kind("record", "a message of the assistant, or the completion, is empty"),
+    "suspects_rejected": _Kind(
+        "record",
+        "the conversation is readable but looks wrong, so it was rejected as a bad record",
+        f"train on such records with {setting('quality_checks', 'keep')}",
+    ),
+    "unknown_characters": _Kind(
+        "sequence",
+        "the text contains characters that the tokenizer does not know, which are lost",
+    ),
     "special_token_in_content": _Kind(
         "record",
         "the text contains strings that are special tokens and is encoded with them",

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from sftprep.config.build import OutputConfig
 from sftprep.core.losses import LOSSES
 from sftprep.core.types import Rejected, TokenBatch
-from sftprep.errors import RecordError, TooManyRejected, escape_control, setting, source_name
+from sftprep.errors import RecordError, TooManyRejected, escape_control, setting
+from sftprep.pipeline.accounting import first_of_each_reason
 from sftprep.shards.data_warnings import DataWarning
 from sftprep.stream.sources.base import Block
 
@@ -33,6 +34,7 @@ class Rejections:
         self._warned: set[str] = set()  # the kinds of loss that were logged
         # Bounded, since a stream can run for weeks.
         self.latest: deque[tuple[str, int, Rejected]] = deque(maxlen=_KEPT_RECORDS)
+        self._firsts: dict[str, tuple[str, int, Rejected]] = {}  # the first of each reason
 
     def examine(
         self,
@@ -83,6 +85,7 @@ class Rejections:
                 excerpt=rejected.excerpt,
             )
         self.latest.append((name, line, rejected))
+        self._firsts.setdefault(rejected.reason, (name, line, rejected))
         self.check(counts, at_end=False)
 
     def check(self, counts: Mapping[str, int], *, at_end: bool) -> None:
@@ -98,10 +101,13 @@ class Rejections:
             records if at_end else max(records, _MIN_RECORDS_FOR_SHARE)
         )
         if rejected > limit:
-            name, line, last = self.latest[-1] if self.latest else ("", 0, None)
             raise TooManyRejected(
                 f"{rejected:,} of {records:,} records were rejected, more than"
                 f" {setting('max_rejected', self._output.max_rejected)} allows"
-                + (f"; the last is {source_name(name)}:{line}: {last.message}" if last else ""),
+                + self.first_of_each_reason(),
                 remedy=["fix the records", f"raise {setting('max_rejected')}"],
             )
+
+    def first_of_each_reason(self) -> str:
+        """Return the first record of each reason, for the text of an error."""
+        return first_of_each_reason(self._firsts.values())

@@ -29,6 +29,7 @@ _SAME = {
     "eos_token",
     "max_length",
     "on_bad_record",
+    "reasoning",
     "seed",
     "trust_remote_code",
 }

@@ -191,6 +191,15 @@ class SFTConfig(DeprecatedSettings, TrainingArguments):  # type: ignore[misc]
     )
 
     # 3. Fields of sfttrain.
+    reasoning: Literal["template", "keep", "expand", "drop"] | None = field(
+        default=None,
+        metadata={
+            "help": "Reasoning of earlier turns in raw records. template: what the template writes;"
+            " keep: insert what the template writes for a turn that is the last one; expand: one"
+            " example for each assistant turn; drop: remove all reasoning. By default, what TRL"
+            " does: keep with assistant_only_loss and a template of Qwen3, Qwen3.5 or Qwen3.6."
+        },
+    )
     on_bad_record: Literal["error", "quarantine"] = field(
         default="error",
         metadata={

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sftprep.errors import ConfigError, setting
+from sfttrain.data.training_templates import keeps_reasoning
 
 NO_CUT = 2**31 - 1
 """A max_length that truncates nothing."""
@@ -34,6 +35,8 @@ class DataSettings:
     """Seed of the shuffle."""
     workers: int | None
     """Worker processes of a build; None for a number that depends on the size of the input."""
+    reasoning: str
+    """Reasoning of earlier turns: template, keep, expand or drop."""
     on_bad_record: str
     """error or quarantine."""
     skip_prepare: bool
@@ -82,6 +85,7 @@ class DataSettings:
             shuffle=args.shuffle_dataset,
             seed=args.data_seed if args.data_seed is not None else args.seed,
             workers=args.dataset_num_proc,
+            reasoning=args.reasoning or _reasoning_of_trl(args, tokenizer),
             on_bad_record=args.on_bad_record,
             skip_prepare=bool(options.get("skip_prepare_dataset")),
             use_completion_mask=args.completion_only_loss is not False,
@@ -103,5 +107,12 @@ class DataSettings:
             "truncate_side": self.truncate_side,
             "order": "keep" if keep_order else "shuffle",
             "seed": self.seed % 2**64,
+            "reasoning": self.reasoning,
             "on_bad_record": self.on_bad_record,
         }
+
+
+def _reasoning_of_trl(args: Any, tokenizer: Any | None) -> str:
+    """Return how TRL treats the reasoning of earlier turns."""
+    template = getattr(tokenizer, "chat_template", None)
+    return "keep" if args.assistant_only_loss and keeps_reasoning(template) else "template"

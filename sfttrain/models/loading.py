@@ -264,7 +264,11 @@ def tokenizer_for(
         tokenizer = _load_tokenizer(str(manifest.tokenizer.get("name") or "")) or own
     if tokenizer is not None:
         # Inference must render prompts and detect the end of an answer as the training did.
-        if manifest.chat_template is not None:
+        # Of several templates, the manifest has the one named default.
+        own_template = tokenizer.chat_template
+        if isinstance(own_template, dict):
+            own_template = own_template.get("default")
+        if manifest.chat_template not in (None, own_template):
             tokenizer.chat_template = manifest.chat_template
         end = manifest.tokenizer.get("eos_token_id")
         if end is not None and end != tokenizer.eos_token_id and int(end) < len(tokenizer):

@@ -46,7 +46,7 @@ def dirty_build(output, **settings):
 def expected():
     return {
         entry["line"]: entry["verdict"]
-        for entry in json.loads((DIRTY / "dirty_messages.expect.json").read_text())["expect"]
+        for entry in json.loads((DIRTY / "dirty_messages.expect-2.json").read_text())["expect"]
     }
 
 
@@ -202,7 +202,7 @@ def test_duplicates_across_files_partitions_and_sources(
         ([("user", "q"), ("assistant", "\n")], "empty_target"),
         ([("user", "q"), ("tool", "t"), ("assistant", "a")], "bad_tool"),
         ([("user", "<|im_end|>"), ("assistant", "a")], "special_tokens_in_text"),
-        ([("user", "<image> what?"), ("assistant", "a")], "special_tokens_in_text"),
+        ([("user", "<image> what?"), ("assistant", "a")], None),
         ([("user", "q"), ("user", "r"), ("assistant", "a")], None),
         ([("developer", "d"), ("user", "q"), ("assistant", "a")], None),
         (

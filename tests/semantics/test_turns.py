@@ -55,6 +55,45 @@ def test_train_on_selects_the_trained_turns(folder_with, template, train_on, exp
     assert made.batch.loss_weights is None
 
 
+@pytest.mark.parametrize("key", ["weight", "train", "loss_weight"])
+@pytest.mark.parametrize("turns", [("a2",), ("u1",), ("s0", "u1", "a2", "u3", "a4")])
+def test_a_switch_that_is_null_is_absent(folder_with, key, turns):
+    rows = [{"messages": switched(**{turn: {key: None} for turn in turns})}, {"messages": TALK}]
+    made = prepare(rows, folder_with(CHATML))
+    assert made.text(0) == made.text(1)
+    assert made.trained(0) == [made.text(0)]
+    assert made.trained(0) == made.trained(1)
+
+
+@pytest.mark.parametrize(
+    ("turns", "trained"),
+    [
+        ([("assistant", "Hi"), ("user", " my words"), ("assistant", " ok")], [" ok"]),
+        ([("assistant", ""), ("user", " my words"), ("assistant", " ok")], [" ok"]),
+        ([("user", "lo"), ("assistant", ""), ("user", "ve"), ("assistant", " ok")], [" ok"]),
+        ([("assistant", "\n"), ("user", "my words"), ("assistant", " ok")], [" ok"]),
+    ],
+)
+@pytest.mark.parametrize("backend", ["auto", "jinja"])
+def test_a_marked_span_at_the_first_token_trains_no_words_of_the_user(
+    folder_with, turns, trained, backend
+):
+    """In transformers, a span that ends with the first token of a text marks all of it."""
+    template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+        "{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    messages = [{"role": role, "content": content} for role, content in turns]
+    made = prepare(
+        [{"messages": messages}],
+        folder_with(template),
+        train_on="assistant",
+        template_backend=backend,
+    )
+    assert [run for run in made.trained() if "my" in run or "ve" in run] == []
+    assert made.trained()[-1:] == trained
+
+
 @pytest.mark.parametrize("template", [CHATML, MARKED], ids=["derived", "marked"])
 def test_assistant_turns_are_trained_only_in_the_completion(folder_with, template):
     row = {"prompt": TALK[:2], "completion": TALK[2:]}

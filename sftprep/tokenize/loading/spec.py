@@ -20,6 +20,9 @@ from sftprep.errors import TokenizerError
 # number above 10**20 as none.
 _NO_LIMIT = 10**20
 
+# Bytes of the JSON in which a model has its settings, before its vocabulary.
+_MODEL_HEAD = 400
+
 # Texts for which the special tokens before and after them are determined; they must be the same for
 # all texts.
 _SAMPLE_TEXTS = ("a", "", "Hello, world!", "  two  blanks\n\n", "12345 中文 é", "\t")
@@ -99,6 +102,14 @@ class TokenizerSpec:
     def added_tokens(self) -> dict[str, int]:
         """Return the tokens that are matched as a whole inside a text, with their ids."""
         return {entry["content"]: entry["id"] for entry in self.part("added_tokens") or []}
+
+    def unknown_token_id(self) -> int | None:
+        """Return the id that replaces characters outside the vocabulary; None if none does."""
+        # A setting `unk_token` alone says nothing: in GPT-2 it is the EOS token, and never used.
+        head = self.json[self.json.index(b'"model":') :][:_MODEL_HEAD]
+        found = re.search(rb'"unk_(?:token|id)":\s*(null|\d+|"(?:[^"\\]|\\.)*")', head)
+        value = self.special_tokens.get("unk_token") if found is None else orjson.loads(found[1])
+        return self.token_id(value) if isinstance(value, str) else value
 
     def part(self, name: str) -> Any:
         """Return one part of the JSON, or None if it is absent.

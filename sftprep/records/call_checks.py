@@ -1,0 +1,96 @@
+"""Checks of the tool calls in a conversation.
+
+A template writes calls as they are, so a call without a name, or with arguments that are not JSON,
+would become a target of training.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from sftprep.core.types import Message
+from sftprep.records.options import InvalidRecord
+
+
+def check_calls(messages: list[Message], tools: list[Any] | None) -> bool:
+    """Check the tool calls of a conversation; arguments without content become `{}` in place.
+
+    Args:
+        messages: The messages.
+        tools: The schemas of the tools that the conversation may call; None if it lists none.
+
+    Returns:
+        Whether a call is of a tool that is not in the list.
+
+    Raises:
+        InvalidRecord: A call has no name, or its arguments are not a JSON object.
+    """
+    names = {
+        _check_call(call, f"call {number} of message {position}")
+        for position, message in enumerate(messages, 1)
+        for number, call in enumerate(_calls_of(message, position), 1)
+    }
+    return bool(names and tools) and not names <= _names_of(tools or [])
+
+
+def _calls_of(message: Message, position: int) -> list[Any]:
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise InvalidRecord("bad_tool", f'"tool_calls" of message {position} is not a list')
+    return calls
+
+
+def _check_call(call: Any, what: str) -> str:
+    """Return the name of a call."""
+    function = call.get("function", call) if isinstance(call, dict) else call
+    if not isinstance(function, dict):
+        raise InvalidRecord("bad_tool", f"{what} is {_kind_of(function)}, not an object")
+    name = function.get("name")
+    if not isinstance(name, str) or not name.strip():
+        raise InvalidRecord("bad_tool", f"{what} has no name")
+    if "arguments" in function:
+        function["arguments"] = _check_arguments(function["arguments"], f"{what} ({name!r})")
+    return name
+
+
+def _check_arguments(arguments: Any, what: str) -> Any:
+    """Return arguments in the form that they have, an object or JSON text of one."""
+    if isinstance(arguments, dict):
+        return arguments
+    if arguments is None:
+        return {}
+    if not isinstance(arguments, str):
+        raise InvalidRecord(
+            "bad_tool", f"the arguments of {what} are {_kind_of(arguments)}, not an object"
+        )
+    if not arguments.strip():
+        return "{}"
+    try:
+        value = orjson.loads(arguments)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRecord("bad_tool", f"the arguments of {what} are not JSON: {error}") from error
+    if isinstance(value, dict):
+        return arguments
+    problem = (
+        "are JSON text inside JSON text: they were encoded twice"
+        if isinstance(value, str)
+        else f"are JSON text of {_kind_of(value)}, not of an object"
+    )
+    raise InvalidRecord("bad_tool", f"the arguments of {what} {problem}")
+
+
+def _kind_of(value: Any) -> str:
+    """Return the kind of a JSON value that is not an object."""
+    kinds = {str: "a string", list: "an array", bool: "a boolean", type(None): "null"}
+    return kinds.get(type(value), "a number")
+
+
+def _names_of(tools: list[Any]) -> set[str]:
+    functions = [tool.get("function") or tool for tool in tools if isinstance(tool, dict)]
+    return {
+        function["name"]
+        for function in functions
+        if isinstance(function, dict) and isinstance(function.get("name"), str)
+    }
