@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import orjson
 
 from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.chat_template.template import ChatTemplate
-from sftprep.config.user_functions import load_function, source_digest
+from sftprep.config.passed_functions import PassedFunction
+from sftprep.config.user_functions import function_digest, function_key, load_function
 from sftprep.config.validation import TemplateBackend, TrainOn, TruncateSide
 from sftprep.core.hashing import digest
 from sftprep.records.options import RecordOptions
+from sftprep.records.transform import FORMATTED_KEY, RecordFunctions
 from sftprep.tokenize.equivalence.reference_client import ServerAddress
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
@@ -44,40 +48,97 @@ class Recipe:
     truncate_side: TruncateSide = "right"
     expand_turns: bool = False
     escape_special: bool = False
-    formatting_func: str | None = None  # the name of the user's function
+    # Settings of functions of the user, and the version of them that the user specified.
+    formatting_func: str | None = None
+    transform: str | None = None
+    transform_id: str | None = None
     # Whether conversations that fail `sftprep.records.quality_checks` are rejected.
     reject_suspects: bool = False
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of the recipe, in hex. It does not depend on the encoder and the backend of
-        the template, because all of them give the same ids."""
+        """The SHA-256 of the recipe, in hex.
+
+        It does not depend on the encoder and the backend of the template, because all of them give
+        the same ids. Of a function without a stable digest it has the name only: see `cache_key`.
+        """
         parts = {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
             if f.name not in ("tokenizer", "encoder", "template_backend")
         }
         spec = self.tokenizer
-        if self.formatting_func is not None:
-            parts["formatting_source"] = source_digest(self.formatting_func)
+        for name, function in self.functions().items():
+            parts[f"{name}_digest"] = function_digest(function)
         return digest(
             _VERSION, spec.fingerprint, spec.special_tokens, spec.prefix_ids, spec.suffix_ids, parts
         )
 
-    def record_options(self) -> RecordOptions:
-        """Return how records are read under this recipe.
+    @property
+    def cache_key(self) -> str:
+        """The key of everything that is made with the recipe.
+
+        It is the digest, unless a function has no stable digest and no `transform_id`; then no
+        other process has the same key.
+        """
+        unknown = [
+            f for f in self.functions().values() if function_key(f, self.transform_id) is None
+        ]
+        return (
+            digest(self.digest, [_key_in_process(f) for f in unknown]) if unknown else self.digest
+        )
+
+    def functions(self) -> dict[str, str]:
+        """Return the functions of the user, by the name of the setting."""
+        settings = {"transform": self.transform, "formatting_func": self.formatting_func}
+        return {name: function for name, function in settings.items() if function is not None}
+
+    @property
+    def is_transferable(self) -> bool:
+        """Whether all functions can be passed to other processes."""
+        functions = self.functions().values()
+        return all(f.is_transferable for f in functions if isinstance(f, PassedFunction))
+
+    def describe_functions(self) -> list[dict[str, Any]]:
+        """Return the functions for the manifest: `reused` is whether other builds reuse results."""
+        return [
+            {
+                "setting": name,
+                "name": str(function),
+                "digest": function_digest(function),
+                "transform_id": self.transform_id,
+                "reused": function_key(function, self.transform_id) is not None,
+            }
+            for name, function in self.functions().items()
+        ]
+
+    def record_functions(self, transform: str | None = None) -> RecordFunctions | None:
+        """Return the functions that make the records; None if there are none.
+
+        Args:
+            transform: The transform, if it is not that of the recipe.
 
         Raises:
-            ConfigError: The formatting function cannot be loaded.
+            ConfigError: A function cannot be loaded.
         """
-        template = self.chat_template or ""
-        return RecordOptions(
+        transform, formatting = transform or self.transform, self.formatting_func
+        if transform is None and formatting is None:
+            return None
+        return RecordFunctions(
+            None if transform is None else load_function(transform),
+            None if formatting is None else load_function(formatting),
             self.renames,
-            self.text_field,
+        )
+
+    def record_options(self) -> RecordOptions:
+        """Return how records are read under this recipe."""
+        template, is_formatted = self.chat_template or "", self.formatting_func is not None
+        return RecordOptions(
+            () if is_formatted else self.renames,
+            FORMATTED_KEY if is_formatted else self.text_field,
             chat=self.chat_template is not None,
             tool_calls="tool_calls" in template,
             reasoning=any(key in template for key in REASONING_KEYS),
-            function=load_function(self.formatting_func) if self.formatting_func else None,
         )
 
     def template(
@@ -128,21 +189,29 @@ class RecipeFile:
     in_memory: Recipe | None = dataclasses.field(default=None, compare=False, repr=False)
     # The server of the reference encoder, if all workers share one.
     reference: ServerAddress | None = dataclasses.field(default=None, compare=False, repr=False)
+    # Functions that were passed as objects. The file does not have them: a file that contains code
+    # would be executed by whoever reads it.
+    passed: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
-    def __reduce__(self) -> tuple[type[RecipeFile], tuple[Path, None, ServerAddress | None]]:
-        return RecipeFile, (self.path, None, self.reference)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RecipeFile, (self.path, None, self.reference, self.passed)
 
     def recipe(self) -> Recipe:
         """Return the recipe, which is read from the file in any other process."""
-        return self.in_memory or _read_recipe(self.path)
+        return self.in_memory or dataclasses.replace(_read_recipe(self.path), **self.passed)
 
 
 def recipe_file(folder: Path, recipe: Recipe, reference: ServerAddress | None = None) -> RecipeFile:
     """Return the file of a recipe, which is not written yet."""
     # The encoder does not affect the digest, but a worker that has loaded this file must use the
     # encoder of the recipe.
-    name = digest(recipe.digest, recipe.encoder, recipe.template_backend, recipe.tokenizer.name)
-    return RecipeFile(folder / f"recipe-{name[:16]}.jsonl", recipe, reference)
+    name = digest(recipe.cache_key, recipe.encoder, recipe.template_backend, recipe.tokenizer.name)
+    passed = {k: f for k, f in recipe.functions().items() if isinstance(f, PassedFunction)}
+    return RecipeFile(folder / f"recipe-{name[:16]}.jsonl", recipe, reference, passed)
+
+
+def _key_in_process(function: str) -> str:
+    return function.key if isinstance(function, PassedFunction) else uuid4().hex
 
 
 def _read_recipe(path: Path) -> Recipe:

@@ -24,6 +24,7 @@ PUBLIC_NAMES = {
     "sftprep": {
         "BuildConfig",
         "BuildReport",
+        "Drop",
         "Manifest",
         "Pack",
         "PackPlan",
@@ -81,6 +82,7 @@ SETTINGS_OF_A_BUILD = {
     "config_name",
     "date",
     "duplicates",
+    "duplicates_by",
     "encoder",
     "eos_token",
     "escape_special",
@@ -118,6 +120,8 @@ SETTINGS_OF_A_BUILD = {
     "text_field",
     "tokenizer",
     "train_on",
+    "transform",
+    "transform_id",
     "truncate_side",
     "workers",
 }

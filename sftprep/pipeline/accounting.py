@@ -72,10 +72,22 @@ def make_input_infos(split: BuildSplit, setup: Setup) -> tuple[InputInfo, ...]:
                 source=setup.entries[entry.entry].name,
                 accounting=accounting,
                 limit=entry.source.limit,
+                first_lines=_first_lines(parts),
             )
         )
         ordinal += accounting.lines
     return tuple(infos)
+
+
+def _first_lines(parts: list[PartitionResult]) -> dict[str, int]:
+    """Return the first line of each count of an input, 1-based; the parts are in order."""
+    first_lines: dict[str, int] = {}
+    lines_before = 0
+    for part in parts:
+        for name, line in part.first_lines.items():
+            first_lines.setdefault(name, lines_before + line + 1)
+        lines_before += part.counts["lines"]
+    return first_lines
 
 
 def sum_accounting(items: list[Accounting]) -> Accounting:
@@ -113,7 +125,8 @@ def check_rejected(
         TooManyRejected: More records were rejected than `max_rejected` allows.
     """
     rejected = Counter(record.reason for part in parts for record in part.rejected)
-    records = sum(part.counts["records"] for part in parts)
+    made = sum(part.counts.get("extra.transform", 0) for part in parts)
+    records = made + sum(part.counts["records"] for part in parts)
     # The file is written even if the build fails below: it shows what to correct.
     if rejected or duplicates:
         lines = _rejected_lines(parts, duplicates, setup.names)

@@ -195,7 +195,7 @@ def _tokenize(
     """Make the spills of all partitions, and return the results in the order of the input."""
     stop_at_rejected = config.output.on_bad_record == "error"
     failed_at: list[int] = []  # the indices of partitions with a rejected record
-    digests = [recipe.digest for recipe in setup.recipes]
+    keys = [recipe.cache_key for recipe in setup.recipes]
     is_single = executor.capacity == 1
     sources = [each.source for each in setup.inputs]
     block = lane_block(config, sources)
@@ -210,7 +210,7 @@ def _tokenize(
                 partition=partition,
                 format=setup.formats[partition.input],
                 recipe=recipes[number],
-                recipe_digest=digests[number],
+                recipe_key=keys[number],
                 spill_folder=spills,
                 threads=is_single,
                 lane_block=block,
@@ -324,6 +324,7 @@ def _make_manifest(
         trained_tokens=sum(shard.trained_tokens for shard in packs.shards),
         shards=packs.shards,
         sftprep_version=__version__,
+        functions=_describe_functions(setup),
     )
 
 
@@ -360,6 +361,13 @@ def _describe_rendering(template: str | None, split: BuildSplit) -> dict[str, An
     }
 
 
+def _describe_functions(setup: Setup) -> dict[str, Any]:
+    """Return the functions of all sources for the manifest; empty if there are none."""
+    described = [each for recipe in setup.recipes for each in recipe.describe_functions()]
+    distinct = {digest(each): each for each in described}
+    return {"used": [*distinct.values()]} if distinct else {}
+
+
 def _check_unchanged(setup: Setup) -> None:
     """Raise InputChanged if an input file changed since the setup."""
     for each in setup.inputs:
@@ -382,6 +390,8 @@ def _check_unchanged(setup: Setup) -> None:
 def _count_workers(config: BuildConfig, setup: Setup) -> int:
     if config.output.workers is not None:
         return config.output.workers
+    if not all(recipe.is_transferable for recipe in setup.recipes):
+        return 1
     return min(available_cores(), max(1, sum(_file_sizes(setup)) // _BYTES_PER_WORKER))
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from sftprep.recipe import Recipe
 from sftprep.records.formats import detect_format, keys_read, unknown_format
 from sftprep.records.options import RecordOptions
 from sftprep.records.pretokenized import MASKS
+from sftprep.records.transform import transformed_records
 from sftprep.render.renderer import Renderer
 from sftprep.sources.partition import Source, first_lines
-from sftprep.sources.peek import first_records
+from sftprep.sources.peek import RECORDS_TO_INSPECT, first_records
 from sftprep.tokenize.loading.load import TokenizerSpec, load_tokenizer
 from sftprep.tokenize.select import probe_encoder
 
@@ -34,6 +36,9 @@ _log = logging.getLogger(__name__)
 
 _CHAT_FORMATS = ("messages", "sharegpt")
 _DEFAULT_MAX_LENGTH = 1024
+_MOST_TRANSFORMED = 1_000_000
+"""The most lines that are read until a transform returns a record, from which the format is
+detected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +124,12 @@ def prepare_setup(
             recipes.append(recipe)
         number = recipe_numbers[entry_format]
         recipe_of.append(number)
-        records = first_records(first_lines(each.source))
-        formats.append(format_of(each.source.name, records, entry_config, recipes[number]))
-        # Of a table, only the columns that the formats know are read.
-        source = dataclasses.replace(
-            each.source, columns=keys_read(recipes[number].record_options())
-        )
+        lines = first_lines(each.source)
+        formats.append(format_of(each.source.name, lines, entry_config, recipes[number]))
+        # Of a table, only the columns that the formats know are read; functions may read all.
+        is_read_whole = recipes[number].record_functions() is not None
+        keys = None if is_read_whole else keys_read(recipes[number].record_options())
+        source = dataclasses.replace(each.source, columns=keys)
         narrowed_inputs.append(dataclasses.replace(each, source=source))
     return Setup(narrowed_inputs, entries, formats, recipe_of, recipes, encoder)
 
@@ -160,19 +165,19 @@ def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
         expand_turns=config.format.expand_turns,
         escape_special=config.format.escape_special,
         formatting_func=config.format.formatting_func,
+        transform=config.format.transform,
+        transform_id=config.format.transform_id,
         reject_suspects=config.rejects_suspects,
     )
     return recipe, encoder_facts
 
 
-def format_of(
-    name: str, records: Iterator[dict[str, Any]], config: BuildConfig, recipe: Recipe
-) -> str:
+def format_of(name: str, lines: Iterable[bytes], config: BuildConfig, recipe: Recipe) -> str:
     """Return the format of a source, and check that the recipe supports it.
 
     Args:
         name: The name of the source, for errors.
-        records: Its first records.
+        lines: Its lines, of which the first ones are read.
         config: The settings of the build.
         recipe: The recipe for the source.
 
@@ -182,6 +187,12 @@ def format_of(
         TokenizerError: The records need an end-of-sequence token, and the tokenizer has none.
         ConfigError: A setting is not supported for records of this format.
     """
+    functions = recipe.record_functions()
+    records = first_records(lines)
+    if functions is not None:
+        # A transform may use none of the first records.
+        records = transformed_records(first_records(lines, _MOST_TRANSFORMED), functions)
+    records = islice(records, RECORDS_TO_INSPECT)
     detected = _detect(name, records, config, recipe.record_options())
     _check_compatible(recipe, detected)
     return detected.format

@@ -74,10 +74,6 @@ class Renderer:
                     batch.mark = self._escaper.escape(example, counts)
                 if example.messages is not None:
                     self._add_chat(example, example.messages, batch, counts)
-                elif example.texts is not None:
-                    for text in example.texts:
-                        self._add_text(example, text, batch)
-                    counts["extra.texts"] += len(example.texts) - 1
                 elif example.text is not None:
                     self._add_text(example, example.text, batch)
                 else:

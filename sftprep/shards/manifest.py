@@ -155,6 +155,9 @@ class InputInfo:
     source: str = ""  # the entry of a mixture that the input belongs to
     accounting: Accounting = field(default_factory=Accounting)  # empty before version 1.1
     limit: int | None = None  # the most records that were read of its source
+    # By the name of a count, such as `dropped.too_short` of a transform, the line of the first
+    # record that it counts, 1-based.
+    first_lines: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +185,9 @@ class Manifest:
     # Folder, relative to that of this build, and digest of the evaluation build; empty if there is
     # none.
     eval: dict[str, Any] = field(default_factory=dict)
+    # `used`: the functions of the user: setting, name, digest (null if it has no stable one),
+    # transform_id, and whether other builds reuse what was made with it.
+    functions: dict[str, Any] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:

@@ -95,6 +95,7 @@ class Lane:
         taken: Number of packs that were drawn.
         ended: Whether all packs were returned.
         counts: Counters of the blocks read so far, by the names that builds use.
+        first_origins: By the name of a counter, the origin of the first record that it counts.
     """
 
     number: int
@@ -106,6 +107,7 @@ class Lane:
     taken: int = 0
     ended: bool = False
     counts: Counter[str] = field(default_factory=Counter)
+    first_origins: dict[str, int] = field(default_factory=dict)
 
     _window: CarryingWindow = field(init=False)
     _blocks: dict[int, _HeldBlock] = field(default_factory=dict)  # by serial number
@@ -284,6 +286,8 @@ class Lane:
         for rejected in batch.rejected:
             self.counts[f"rejected.{rejected.reason}"] += 1
         self.counts.update(batch.counts)
+        for name, line in batch.first_lines.items():
+            self.first_origins.setdefault(name, int(block.origins[line]))
         for rejected in batch.rejected:
             self.on_rejected(block, rejected)
         self._next = block.after
@@ -325,7 +329,9 @@ class Lane:
         # Without a seed, no records are compared with the reference encoder, whose loading would
         # delay the first packs. Small builds do not load it either.
         seed = xxhash.xxh3_64_intdigest(piece.data) if self._window.number > 0 else None
-        return preprocess(self.preprocessor, piece.data, piece.format, seed=seed)
+        return preprocess(
+            self.preprocessor, piece.data, piece.format, seed=seed, transform=piece.transform
+        )
 
     # --- the state --------------------------------------------------------------------------------
 

@@ -202,6 +202,17 @@ class PackedStream:
         return dict(total)
 
     @property
+    def first_dropped(self) -> dict[str, tuple[str, int]]:
+        """By the reason of a transform, the first record that was dropped since the stream was
+        opened: the name of the input, and the line or row from 1."""
+        origins: dict[str, int] = {}
+        for lane in (self._lanes or {}).values():
+            for name, origin in lane.first_origins.items():
+                reason = name.removeprefix("dropped.")
+                origins[reason] = min(origin, origins.get(reason, origin))
+        return {reason: self.locate(origin) for reason, origin in origins.items()}
+
+    @property
     def rejected(self) -> deque[tuple[str, int, Rejected]]:
         """The last 100 quarantined records: name of the input, line or row, and reason."""
         return self._rejections.latest
@@ -279,7 +290,8 @@ class PackedStream:
             if not is_version or rank_state.get("stream") != self.identity:
                 raise MismatchError(
                     "the state is from another stream",
-                    remedy="use the source, tokenizer and settings with which it was saved",
+                    remedy="use the source, tokenizer, functions and settings with which it was"
+                    f" saved; a function without a source file needs {setting('transform_id')}",
                 )
             check_state(rank_state, self.config.pack.lanes)
         # A rank may have started the next pass while another one was at the end of the last: the
@@ -299,7 +311,7 @@ class PackedStream:
         pack = self.config.pack
         settings: list[object] = [pack.packing, pack.pack_window, pack.order, pack.lanes, pack.seed]
         settings.append(self.config.output.on_bad_record)
-        return digest(self.recipe.digest, self.source.identity, settings)[:32]
+        return digest(self.recipe.cache_key, self.source.identity, settings)[:32]
 
     @property
     def _has_ended(self) -> bool:

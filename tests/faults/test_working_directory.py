@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sftprep import build
+from sftprep.config import user_functions
 from sftprep.config.user_functions import load_function
 from sftprep.errors import ConfigError
 from tests.conftest import EXAMPLES
@@ -130,7 +131,7 @@ def in_folder(tmp_path, monkeypatch):
     """An empty working directory for modules, which are unloaded afterwards."""
     before, path = set(sys.modules), list(sys.path)
     monkeypatch.chdir(tmp_path)
-    load_function.cache_clear()
+    user_functions._load_from.cache_clear()
     yield tmp_path
     for name in set(sys.modules) - before:
         if getattr(sys.modules[name], "__spec__", None) is None or str(tmp_path) in str(
