@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,25 +92,6 @@ class Recipe:
         """Return the functions of the user, by the name of the setting."""
         settings = {"transform": self.transform, "formatting_func": self.formatting_func}
         return {name: function for name, function in settings.items() if function is not None}
-
-    @property
-    def is_transferable(self) -> bool:
-        """Whether all functions can be passed to other processes."""
-        functions = self.functions().values()
-        return all(f.is_transferable for f in functions if isinstance(f, PassedFunction))
-
-    def describe_functions(self) -> list[dict[str, Any]]:
-        """Return the functions for the manifest: `reused` is whether other builds reuse results."""
-        return [
-            {
-                "setting": name,
-                "name": str(function),
-                "digest": function_digest(function),
-                "transform_id": self.transform_id,
-                "reused": function_key(function, self.transform_id) is not None,
-            }
-            for name, function in self.functions().items()
-        ]
 
     def record_functions(self, transform: str | None = None) -> RecordFunctions | None:
         """Return the functions that make the records; None if there are none.
@@ -208,6 +189,25 @@ def recipe_file(folder: Path, recipe: Recipe, reference: ServerAddress | None = 
     name = digest(recipe.cache_key, recipe.encoder, recipe.template_backend, recipe.tokenizer.name)
     passed = {k: f for k, f in recipe.functions().items() if isinstance(f, PassedFunction)}
     return RecipeFile(folder / f"recipe-{name[:16]}.jsonl", recipe, reference, passed)
+
+
+def describe_functions(recipes: Sequence[Recipe]) -> dict[str, Any]:
+    """Return the functions of some recipes, each once, for the manifest; empty if there are none.
+
+    `reused` is whether other processes reuse what was made with the function.
+    """
+    used = {
+        (name, function, recipe.transform_id): {
+            "setting": name,
+            "name": str(function),
+            "digest": function_digest(function),
+            "transform_id": recipe.transform_id,
+            "reused": function_key(function, recipe.transform_id) is not None,
+        }
+        for recipe in recipes
+        for name, function in recipe.functions().items()
+    }
+    return {"used": [*used.values()]} if used else {}
 
 
 def _key_in_process(function: str) -> str:

@@ -54,7 +54,9 @@ PUBLIC_NAMES = {
         "TokenizeConfig",
         "cache_dir",
         "check_local_path",
+        "function_key",
         "read_config_file",
+        "to_function_setting",
     },
     "sftprep.packing": {"PackPlan", "pack_lengths"},
     "sftprep.shards": {

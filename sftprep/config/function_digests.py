@@ -35,7 +35,7 @@ def digest_of_function(function: Callable[..., Any]) -> str | None:
         parts = [source, function.__qualname__, function.__defaults__, function.__kwdefaults__]
         parts += [(name, value) for name, value in values if not _is_code(value)]
         return sha256(b"".join(_stable_bytes(parts))).hexdigest()
-    except Exception:  # there is no source, or a value of any class cannot be pickled
+    except Exception:  # its file cannot be read, or a value cannot be pickled
         return None
 
 

@@ -53,22 +53,6 @@ class PassedFunction(str):
         self.digest = digest_of_function(function)
         return self
 
-    @property
-    def is_transferable(self) -> bool:
-        """Whether the function can be passed to another process."""
-        return self._payload is not None
-
-    def check_transferable(self) -> None:
-        """Raise ConfigError if the function cannot be passed to another process."""
-        if self._payload is None:
-            raise ConfigError(
-                f"the function {self} cannot be passed to worker processes: {self._problem}",
-                remedy=[
-                    f"use {setting('workers', 1)}",
-                    "create what it uses inside the function",
-                ],
-            )
-
     def load(self) -> Callable[..., Any]:
         """Return the function.
 
@@ -101,7 +85,14 @@ class PassedFunction(str):
         return self  # it never changes, and `dataclasses.asdict` copies its values
 
     def __reduce__(self) -> tuple[Any, ...]:
-        self.check_transferable()
+        if self._payload is None:
+            raise ConfigError(
+                f"the function {self} cannot be passed to another process: {self._problem}",
+                remedy=[
+                    f"use {setting('workers', 1)}",
+                    "create what it uses inside the function",
+                ],
+            )
         return _restore, (str.__str__(self), self.digest, self.key, self._payload, self._files)
 
 

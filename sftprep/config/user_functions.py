@@ -69,7 +69,7 @@ def function_key(function: str | None, version: str | None) -> str | None:
     """Return a key for what is derived from a function; None if that must not be stored.
 
     Args:
-        function: The setting; None if there is no function.
+        function: The setting, or None.
         version: The `transform_id` of the user, which names this state of the function.
     """
     stable = None if function is None else function_digest(function)

@@ -49,7 +49,7 @@ from sftprep.pipeline.tokenize_pass import (
     tokenize_partition,
     tokenize_pipelined,
 )
-from sftprep.recipe import RecipeFile, recipe_file
+from sftprep.recipe import RecipeFile, describe_functions, recipe_file
 from sftprep.shards.layout import EVAL_FOLDER, REJECTED_NAME
 from sftprep.shards.manifest import InputInfo, Manifest
 from sftprep.shards.manifest_size import check_manifest_size
@@ -324,7 +324,7 @@ def _make_manifest(
         trained_tokens=sum(shard.trained_tokens for shard in packs.shards),
         shards=packs.shards,
         sftprep_version=__version__,
-        functions=_describe_functions(setup),
+        functions=describe_functions(setup.recipes),
     )
 
 
@@ -361,13 +361,6 @@ def _describe_rendering(template: str | None, split: BuildSplit) -> dict[str, An
     }
 
 
-def _describe_functions(setup: Setup) -> dict[str, Any]:
-    """Return the functions of all sources for the manifest; empty if there are none."""
-    described = [each for recipe in setup.recipes for each in recipe.describe_functions()]
-    distinct = {digest(each): each for each in described}
-    return {"used": [*distinct.values()]} if distinct else {}
-
-
 def _check_unchanged(setup: Setup) -> None:
     """Raise InputChanged if an input file changed since the setup."""
     for each in setup.inputs:
@@ -390,8 +383,6 @@ def _check_unchanged(setup: Setup) -> None:
 def _count_workers(config: BuildConfig, setup: Setup) -> int:
     if config.output.workers is not None:
         return config.output.workers
-    if not all(recipe.is_transferable for recipe in setup.recipes):
-        return 1
     return min(available_cores(), max(1, sum(_file_sizes(setup)) // _BYTES_PER_WORKER))
 
 

@@ -31,9 +31,9 @@ from sftprep.stream.backlog import Backlog
 from sftprep.stream.lane import Lane, LaneRules, LaneState
 from sftprep.stream.rejections import Rejections
 from sftprep.stream.settings import CHECK_SETTINGS, WINDOW, stream_config
-from sftprep.stream.sources.base import Block, Cursor, LaneAssignment, retry_with_backoff
+from sftprep.stream.sources.base import Block, LaneAssignment, retry_with_backoff
 from sftprep.stream.sources.open import open_source
-from sftprep.stream.state import check_state, states_of
+from sftprep.stream.state import check_state, first_cursor, states_of
 
 SHUFFLE_BUFFER = 256
 """Packs of a lane from which one is drawn at random with order="shuffle"."""
@@ -203,14 +203,10 @@ class PackedStream:
 
     @property
     def first_dropped(self) -> dict[str, tuple[str, int]]:
-        """By the reason of a transform, the first record that was dropped since the stream was
-        opened: the name of the input, and the line or row from 1."""
-        origins: dict[str, int] = {}
-        for lane in (self._lanes or {}).values():
-            for name, origin in lane.first_origins.items():
-                reason = name.removeprefix("dropped.")
-                origins[reason] = min(origin, origins.get(reason, origin))
-        return {reason: self.locate(origin) for reason, origin in origins.items()}
+        """Name and line of the first record that a transform dropped, by `dropped.REASON`."""
+        lanes = (self._lanes or {}).values()
+        found = [item for lane in lanes for item in lane.first_origins.items()]
+        return {name: self.locate(origin) for name, origin in sorted(found, reverse=True)}
 
     @property
     def rejected(self) -> deque[tuple[str, int, Rejected]]:
@@ -334,7 +330,7 @@ class PackedStream:
         if self._lanes is not None:
             return self._lanes
         pack = self.config.pack
-        first_cursors = {lane: _first_cursor(self._states.get(lane)) for lane in self.owned}
+        first_cursors = {lane: first_cursor(self._states.get(lane)) for lane in self.owned}
         shuffle = pack.order == "shuffle"
         backlog = Backlog()
         reader = backlog.reader = self.source.open(
@@ -396,14 +392,6 @@ def open_stream(
         rank=rank,
         world_size=world_size,
     )
-
-
-def _first_cursor(state: LaneState | None) -> Cursor:
-    """Return the cursor of the first block that a lane reads, or None for its first block."""
-    window = state["window"] if state is not None else None
-    if window is None:
-        return None
-    return window["blocks"][0][0] if window["blocks"] else window["next"]
 
 
 def _load_packing_kernels() -> None:

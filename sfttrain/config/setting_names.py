@@ -30,6 +30,8 @@ _SAME = {
     "max_length",
     "on_bad_record",
     "seed",
+    "transform",
+    "transform_id",
     "trust_remote_code",
 }
 # Settings whose values differ as well: the settings of SFTConfig for each value, with None for the
