@@ -108,7 +108,7 @@ def _restore(
 def _name_of(function: Callable[..., Any]) -> str:
     """Return the module and the name of a function, or those of the class of an object."""
     named: Any = function if hasattr(function, "__qualname__") else type(function)
-    return f"{named.__module__}:{named.__qualname__}"
+    return f"{getattr(named, '__module__', None) or 'builtins'}:{named.__qualname__}"
 
 
 def _pickle_by_value(function: Callable[..., Any]) -> bytes:

@@ -257,10 +257,11 @@ def _detect(
         if name is None:
             first = first or record
             continue
-        missing = [source for source, _ in reading.renames if source not in record]
-        if missing:
-            names = ", ".join(map(repr, missing))
-            _log.warning("map: the first record of %s has no key %s", file, names)
+        sources = [source for source, _ in reading.renames]
+        for option, keys in (("map", sources), ("duplicates_by", config.read.duplicates_by)):
+            missing = ", ".join(repr(key) for key in keys if key not in record)
+            if missing:
+                _log.warning("%s: the first record of %s has no key %s", option, file, missing)
         masks = frozenset(MASKS & record.keys()) if name == "tokens" else frozenset()
         is_chat = name in _CHAT_FORMATS or _has_turns(record, reading)
         return _DetectedFormat(file, name, is_chat=is_chat, masks=masks)

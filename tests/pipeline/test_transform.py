@@ -11,6 +11,8 @@ import threading
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -432,3 +434,14 @@ def test_a_special_token_in_the_text_of_a_function_is_counted_and_escaped(tokeni
         [{"n": 1}], tokenizer_dir, tmp_path / "e", transform=to_text, escape_special=True
     ).manifest
     assert escaped.tokens > counted.tokens
+
+
+def test_a_transform_of_a_table_sees_all_columns(tokenizer_dir, tmp_path):
+    pq.write_table(pa.table({"asked": ["a b"], "meta": [{"k": [1, 2]}]}), tmp_path / "t.parquet")
+    run(
+        str(tmp_path / "t.parquet"),
+        tokenizer_dir,
+        tmp_path / "o",
+        transform=lambda r: {"text": r["asked"] + str(r["meta"]["k"])},
+    )
+    assert texts(tmp_path / "o") == texts_of([{"text": "a b[1, 2]"}], tokenizer_dir)
