@@ -275,8 +275,8 @@ class FormatConfig:
     for none, before --map and the detection of the format: file.py:function, or
     package.module:function."""
     transform_id: str | None = None
-    """Name of the present version of a function without a source file, such as v1. Without it,
-    nothing that is made with the function is reused."""
+    """Name of the present version of a function without a stable digest, such as a lambda. Without
+    it, nothing that is made with the function is reused."""
 
     def __post_init__(self) -> None:
         for name in ("formatting_func", "transform"):

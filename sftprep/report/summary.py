@@ -58,6 +58,7 @@ def summary_data(report: BuildReport) -> dict[str, Any]:
         "max_length": manifest.max_length,
         "encoder": manifest.encoder,
         "template": manifest.template,
+        "functions": manifest.functions,
         "seconds": round(report.seconds, 3),
         "bytes_read": report.bytes_read,
         "mb_per_second": round(report.bytes_read / 1e6 / report.seconds, 2),
@@ -189,8 +190,8 @@ def _function_lines(manifest: Manifest) -> Iterator[str]:
     for function in manifest.functions.get("used", ()):
         if not function["reused"]:
             yield (
-                f"note: the {function['setting']} {function['name']} has no source file of its own,"
-                " so no other process reuses what was made with it; transform_id names its version"
+                f"note: the {function['setting']} {function['name']} has no stable digest, so no"
+                " other process reuses what was made with it; transform_id names its version"
             )
 
 

@@ -287,7 +287,7 @@ class PackedStream:
                 raise MismatchError(
                     "the state is from another stream",
                     remedy="use the source, tokenizer, functions and settings with which it was"
-                    f" saved; a function without a source file needs {setting('transform_id')}",
+                    f" saved; a function without a stable digest needs {setting('transform_id')}",
                 )
             check_state(rank_state, self.config.pack.lanes)
         # A rank may have started the next pass while another one was at the end of the last: the

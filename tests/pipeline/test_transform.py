@@ -4,6 +4,7 @@ is in the shards or counted, with its line."""
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,10 @@ from hypothesis import strategies as st
 
 from sftprep import BuildConfig, Drop, build, read_manifest
 from sftprep.cli import main
+from sftprep.config.passed_functions import PassedFunction
+from sftprep.config.user_functions import load_function
 from sftprep.errors import EmptyInput, RecordError
+from sftprep.pipeline.executors import Processes
 from tests.pipeline.builds import check_accounting, content, origins, texts
 
 MINE = """
@@ -387,6 +391,21 @@ def test_a_function_that_no_worker_can_receive_runs_in_this_process(
         run(files, tokenizer_dir, tmp_path / f"{workers}", transform=guarded, workers=workers)
     assert "cannot be passed to another process: TypeError" in caplog.text
     assert texts(tmp_path / "1") == texts(tmp_path / "2")
+
+
+def apply_to_record(spec):
+    """Return the results of a function in this process, and the process."""
+    function, record = spec
+    return os.getpid(), load_function(function)(record)
+
+
+def test_worker_processes_run_a_function_that_only_this_process_knows():
+    prefix = "a "
+    function = PassedFunction.of(lambda record: prefix + record["text"])
+    pool = Processes(1)
+    ((process, result),) = pool.map_unordered(apply_to_record, [(function, {"text": "b"})])
+    pool.close()
+    assert (process != os.getpid(), result) == (True, "a b")
 
 
 SCRIPT = """
