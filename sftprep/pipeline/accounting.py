@@ -72,20 +72,26 @@ def make_input_infos(split: BuildSplit, setup: Setup) -> tuple[InputInfo, ...]:
                 source=setup.entries[entry.entry].name,
                 accounting=accounting,
                 limit=entry.source.limit,
-                first_lines=_first_lines(parts),
+                first_lines=_first_lines(parts, accounting.dropped),
             )
         )
         ordinal += accounting.lines
     return tuple(infos)
 
 
-def _first_lines(parts: list[PartitionResult]) -> dict[str, int]:
-    """Return the first line of each count of an input, 1-based; the parts are in order."""
+def _first_lines(parts: list[PartitionResult], dropped: dict[str, int]) -> dict[str, int]:
+    """Return the first line of each reason for which records of an input were dropped, 1-based.
+
+    Args:
+        parts: The partitions of the input, in order.
+        dropped: The reasons that the accounting counts.
+    """
     first_lines: dict[str, int] = {}
     lines_before = 0
     for part in parts:
         for name, line in part.first_lines.items():
-            first_lines.setdefault(name, lines_before + line + 1)
+            if name.removeprefix("dropped.") in dropped:
+                first_lines.setdefault(name, lines_before + line + 1)
         lines_before += part.counts["lines"]
     return first_lines
 

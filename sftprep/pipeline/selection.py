@@ -26,6 +26,7 @@ from sftprep.core.types import Rejected
 from sftprep.errors import EmptyInput, setting
 from sftprep.pipeline.sequence_stats import StatsRequest
 from sftprep.pipeline.setup import Setup
+from sftprep.records.transform import merge_rare_reasons
 from sftprep.shards.manifest import Accounting
 
 if TYPE_CHECKING:
@@ -371,8 +372,9 @@ def _count_inputs(
         counts = counts_of[part.partition.input]
         counts.update(part.counts)
         counts.update(f"rejected.{record.reason}" for record in part.rejected)
-    for number, change in changes.items():
-        counts_of[number].update(change)
+    for number, counts in counts_of.items():
+        counts.update(changes.get(number, {}))
+        merge_rare_reasons(counts)
     # A reason that applies to nothing is omitted.
     return [
         Accounting.from_counts(

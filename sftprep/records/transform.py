@@ -26,7 +26,8 @@ from sftprep.sources.readers.jsonl import excerpt, parse_line, split_lines
 from sftprep.sources.readers.to_jsonl import iter_lines
 
 _MOST_REASONS = 50
-"""Reasons that are counted under their name in one partition: a function may make them of ids."""
+"""Reasons that are counted under their name; a function may make as many as there are records."""
+_OTHER = "other"
 _LONGEST_REASON = 80
 _RESERVED_REASONS = {
     "no_assistant_turn",
@@ -167,6 +168,39 @@ def transform_lines(data: bytes, functions: RecordFunctions) -> TransformedLines
     return made
 
 
+def merge_rare_reasons(counts: Counter[str]) -> None:
+    """Count all but the most frequent reasons of a transform under one name.
+
+    Args:
+        counts: The sum of the counts of several partitions, which is changed.
+    """
+    kept = {f"dropped.{reason}" for reason in (_OTHER, *_RESERVED_REASONS)}
+    names = [name for name in counts if name.startswith("dropped.") and name not in kept]
+    for name in sorted(names, key=lambda name: (-counts[name], name))[_MOST_REASONS:]:
+        counts[f"dropped.{_OTHER}"] += counts.pop(name)
+
+
+def add_counts(
+    counts: Counter[str],
+    first_origins: dict[str, int],
+    batch: TokenBatch,
+    origins: NDArray[np.int64],
+) -> None:
+    """Add the counts of a block to those of its lane, and the first origin of each reason.
+
+    Args:
+        counts: The counts of the lane, which are changed.
+        first_origins: By the name of a count, the origin of its first record; it is changed.
+        batch: The sequences of the block.
+        origins: int64 [lines]; the origin of each line of the block.
+    """
+    counts.update(batch.counts)
+    merge_rare_reasons(counts)
+    for name, line in batch.first_lines.items():
+        if name in counts:
+            first_origins.setdefault(name, int(origins[line]))
+
+
 def transformed_records(records: Iterable[Record], functions: RecordFunctions) -> Iterator[Record]:
     """Yield the records that functions make of some records; those that fail are skipped."""
     for record in records:
@@ -184,7 +218,7 @@ def _count_dropped(made: TransformedLines, reason: str, line: int) -> None:
     reason = escape_control(reason.strip())[:_LONGEST_REASON]
     name = f"dropped.{reason}{' (transform)' if reason in _RESERVED_REASONS else ''}"
     if name not in made.first_lines and len(made.first_lines) >= _MOST_REASONS:
-        name = "dropped.other"
+        name = f"dropped.{_OTHER}"
     made.counts[name] += 1
     made.first_lines.setdefault(name, line)
 

@@ -59,12 +59,13 @@ class Accounting:
     records: int = 0
     sequences: int = 0  # sequences that were packed
     rejected: dict[str, int] = field(default_factory=dict)  # records that cannot be used
-    # Sequences of good records that cannot be used: overlong, without a trained token, ...
+    # Sequences of good records that cannot be used: overlong, without a trained token, ...; and
+    # records that a transform left out, by its reason.
     dropped: dict[str, int] = field(default_factory=dict)
     # Sequences that are fine but not part of this build: held_out for the evaluation, in_training
     # already, or not_sampled by the weights of a mixture.
     left_out: dict[str, int] = field(default_factory=dict)
-    # Sequences beyond one per record, by the step that made them: split, repeated, ...
+    # Sequences beyond one per record, by the step that made them: transform, split, repeated, ...
     extra: dict[str, int] = field(default_factory=dict)
     truncated: int = 0  # sequences that were cut to the maximum length
     tokens_in: int = 0  # tokens of all records before cutting

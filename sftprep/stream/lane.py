@@ -29,6 +29,7 @@ from sftprep.core.types import Rejected, TokenBatch
 from sftprep.errors import MismatchError
 from sftprep.packing.window import MOST_WAITS, CarryingWindow
 from sftprep.pipeline.preprocess import Preprocessor, preprocess
+from sftprep.records.transform import add_counts
 from sftprep.shards.reader import Pack
 from sftprep.shards.schema import position_dtype
 from sftprep.shards.writer import make_position_ids
@@ -283,9 +284,7 @@ class Lane:
             return False
         batch = self._tokenize(block)
         self.counts.update(f"rejected.{rejected.reason}" for rejected in batch.rejected)
-        self.counts.update(batch.counts)
-        for name, line in batch.first_lines.items():
-            self.first_origins.setdefault(name, int(block.origins[line]))
+        add_counts(self.counts, self.first_origins, batch, block.origins)
         for rejected in batch.rejected:
             self.on_rejected(block, rejected)
         self._next = block.after

@@ -227,7 +227,8 @@ def test_a_reason_of_the_engine_and_many_reasons_stay_exact_in_the_accounting(
     dropped = report.manifest.accounting.dropped
     assert dropped["no_trained_token (transform)"] == 3
     assert sum(dropped.values()) == 300
-    assert len(dropped) <= 51
+    assert len(dropped) <= 52
+    assert {f"dropped.{reason}" for reason in dropped} >= set(report.manifest.inputs[0].first_lines)
     assert all(reason.isprintable() for reason in dropped)
     check_accounting(tmp_path / "o")
 

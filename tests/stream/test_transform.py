@@ -75,6 +75,19 @@ def test_a_stream_names_the_first_dropped_record_and_the_failed_one(tokenizer_di
     assert stream.first_dropped == {"dropped.odd": ("300 records", 2)}
 
 
+def test_the_state_of_a_stream_does_not_grow_with_the_reasons(tokenizer_dir):
+    stream = stream_of(
+        [{"n": n} for n in range(3000)],
+        tokenizer_dir,
+        transform=lambda r: Drop(f"id {r['n']}") if r["n"] % 10 else {"text": str(r["n"])},
+    )
+    assert len(list(stream)) > 1
+    reasons = [name for name in stream.counts if name.startswith("dropped.")]
+    assert sum(stream.counts[name] for name in reasons) == 2700
+    assert len(reasons) <= 51 * 4
+    assert len(json.dumps(stream.state_dict())) < 20_000
+
+
 def test_each_source_of_a_stream_may_have_its_own_transform(corpus, mine, tokenizer_dir):
     asked = rows("prompt-completion", 300, seed=5)
 
