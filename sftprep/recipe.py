@@ -11,14 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import orjson
 
 from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.chat_template.template import ChatTemplate
-from sftprep.config.passed_functions import PassedFunction
-from sftprep.config.user_functions import function_digest, function_key, load_function
+from sftprep.config.user_functions import LoadedFunction, function_key
 from sftprep.config.validation import TemplateBackend, TrainOn, TruncateSide
 from sftprep.core.hashing import digest
 from sftprep.records.options import RecordOptions
@@ -48,9 +46,9 @@ class Recipe:
     truncate_side: TruncateSide = "right"
     expand_turns: bool = False
     escape_special: bool = False
-    # Settings of functions of the user, and the version of them that the user specified.
-    formatting_func: str | None = None
-    transform: str | None = None
+    # Functions of the user, and the version of them that the user specified.
+    formatting_func: LoadedFunction | None = None
+    transform: LoadedFunction | None = None
     transform_id: str | None = None
     # Whether conversations that fail `sftprep.records.quality_checks` are rejected.
     reject_suspects: bool = False
@@ -69,7 +67,7 @@ class Recipe:
         }
         spec = self.tokenizer
         for name, function in self.functions().items():
-            parts[f"{name}_digest"] = function_digest(function)
+            parts[f"{name}_digest"] = function.digest
         return digest(
             _VERSION, spec.fingerprint, spec.special_tokens, spec.prefix_ids, spec.suffix_ids, parts
         )
@@ -81,33 +79,30 @@ class Recipe:
         It is the digest, unless a function has no stable digest and no `transform_id`; then no
         other process has the same key.
         """
-        unknown = [
-            f for f in self.functions().values() if function_key(f, self.transform_id) is None
-        ]
-        return (
-            digest(self.digest, [_key_in_process(f) for f in unknown]) if unknown else self.digest
-        )
+        functions = self.functions().values()
+        keys = [f.key for f in functions if function_key(f, self.transform_id) is None]
+        return digest(self.digest, keys) if keys else self.digest
 
-    def functions(self) -> dict[str, str]:
+    def functions(self) -> dict[str, LoadedFunction]:
         """Return the functions of the user, by the name of the setting."""
         settings = {"transform": self.transform, "formatting_func": self.formatting_func}
         return {name: function for name, function in settings.items() if function is not None}
 
-    def record_functions(self, transform: str | None = None) -> RecordFunctions | None:
+    def record_functions(self, transform: LoadedFunction | None = None) -> RecordFunctions | None:
         """Return the functions that make the records; None if there are none.
 
         Args:
             transform: The transform, if it is not that of the recipe.
 
         Raises:
-            ConfigError: A function cannot be loaded.
+            SftprepError: A function cannot be loaded in this process.
         """
         transform, formatting = transform or self.transform, self.formatting_func
         if transform is None and formatting is None:
             return None
         return RecordFunctions(
-            None if transform is None else load_function(transform),
-            None if formatting is None else load_function(formatting),
+            None if transform is None else transform.load(),
+            None if formatting is None else formatting.load(),
             self.renames,
         )
 
@@ -170,16 +165,17 @@ class RecipeFile:
     in_memory: Recipe | None = dataclasses.field(default=None, compare=False, repr=False)
     # The server of the reference encoder, if all workers share one.
     reference: ServerAddress | None = dataclasses.field(default=None, compare=False, repr=False)
-    # Functions that were passed as objects. The file does not have them: a file that contains code
-    # would be executed by whoever reads it.
-    passed: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    # Its functions. The file has only their names: code in it would be run by whoever reads it.
+    functions: Mapping[str, Any] = dataclasses.field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RecipeFile, (self.path, None, self.reference, self.passed)
+        return RecipeFile, (self.path, None, self.reference, self.functions)
 
     def recipe(self) -> Recipe:
         """Return the recipe, which is read from the file in any other process."""
-        return self.in_memory or dataclasses.replace(_read_recipe(self.path), **self.passed)
+        return self.in_memory or dataclasses.replace(_read_recipe(self.path), **self.functions)
 
 
 def recipe_file(folder: Path, recipe: Recipe, reference: ServerAddress | None = None) -> RecipeFile:
@@ -187,8 +183,8 @@ def recipe_file(folder: Path, recipe: Recipe, reference: ServerAddress | None = 
     # The encoder does not affect the digest, but a worker that has loaded this file must use the
     # encoder of the recipe.
     name = digest(recipe.cache_key, recipe.encoder, recipe.template_backend, recipe.tokenizer.name)
-    passed = {k: f for k, f in recipe.functions().items() if isinstance(f, PassedFunction)}
-    return RecipeFile(folder / f"recipe-{name[:16]}.jsonl", recipe, reference, passed)
+    path = folder / f"recipe-{name[:16]}.jsonl"
+    return RecipeFile(path, recipe, reference, recipe.functions())
 
 
 def describe_functions(recipes: Sequence[Recipe]) -> dict[str, Any]:
@@ -200,7 +196,7 @@ def describe_functions(recipes: Sequence[Recipe]) -> dict[str, Any]:
         (name, function, recipe.transform_id): {
             "setting": name,
             "name": str(function),
-            "digest": function_digest(function),
+            "digest": function.digest,
             "transform_id": recipe.transform_id,
             "reused": function_key(function, recipe.transform_id) is not None,
         }
@@ -208,10 +204,6 @@ def describe_functions(recipes: Sequence[Recipe]) -> dict[str, Any]:
         for name, function in recipe.functions().items()
     }
     return {"used": [*used.values()]} if used else {}
-
-
-def _key_in_process(function: str) -> str:
-    return function.key if isinstance(function, PassedFunction) else uuid4().hex
 
 
 def _read_recipe(path: Path) -> Recipe:

@@ -15,8 +15,8 @@ import pytest
 import sftprep
 from sftprep import BuildConfig
 from sftprep.config.passed_functions import PassedFunction
-from sftprep.config.user_functions import function_digest, load_function, to_function_setting
-from sftprep.errors import ConfigError
+from sftprep.config.user_functions import resolve_function, to_function_setting
+from sftprep.errors import ConfigError, InputChanged
 from tests.conftest import EXAMPLES
 
 GREETING = "hello"
@@ -91,7 +91,7 @@ def digest_in_new_process(script: Path, *arguments: str) -> str:
 
 DIGEST_SCRIPT = """
     import re, sys
-    from sftprep.config.user_functions import function_digest, to_function_setting
+    from sftprep.config.user_functions import to_function_setting
     WORDS, PATTERN = {"one", "two", "three"}, re.compile("a+")
     UNUSED = object()
     SETTING = sys.argv[1]
@@ -99,7 +99,7 @@ DIGEST_SCRIPT = """
         return [SETTING for _ in record]
     def function(record):
         return helper(record) if record in WORDS or PATTERN.search("a") else {"x", "y"}
-    print(function_digest(to_function_setting(function, "transform")))
+    print(to_function_setting(function, "transform").digest)
 """
 
 
@@ -120,8 +120,8 @@ def test_functions_without_a_source_of_their_own_have_no_stable_digest():
     decorated = wraps(greet)(lambda record: "")
     objects = (Greeter("a"), Greeter("a").__call__, partial(greet), str.upper)
     for function in (lambda record: "", nested, decorated, *objects):
-        assert function_digest(to_function_setting(function, "transform")) is None
-    assert function_digest(to_function_setting(greet, "transform"))
+        assert to_function_setting(function, "transform").digest is None
+    assert to_function_setting(greet, "transform").digest
 
 
 def test_settings_of_functions_are_equal_only_if_the_functions_are():
@@ -143,7 +143,9 @@ def test_a_file_that_changes_is_loaded_again(tmp_path):
     found = []
     for value in ("a", "b"):
         file.write_text(f"def f(record):\n    return {value!r}\n")
-        found.append((load_function(f"{file}:f")({}), function_digest(f"{file}:f")))
+        found.append(
+            (resolve_function(f"{file}:f").load()({}), resolve_function(f"{file}:f").digest)
+        )
     assert [value for value, _ in found] == ["a", "b"]
     assert found[0][1] != found[1][1]
 
@@ -156,9 +158,9 @@ def test_only_the_named_file_is_executed_and_the_search_path_stays(tmp_path, mon
     monkeypatch.chdir(folder)
     before = list(sys.path)
     with pytest.raises(ConfigError, match="No module named 'sibling'"):
-        load_function("mine.py:f")
+        resolve_function("mine.py:f").load()
     (folder / "mine.py").write_text("def f(record):\n    return record\n")
-    assert load_function("mine.py:f")({"a": 1}) == {"a": 1}
+    assert resolve_function("mine.py:f").load()({"a": 1}) == {"a": 1}
     assert sys.path == before
     assert "sibling" not in sys.modules
 
@@ -181,3 +183,15 @@ def test_a_build_in_a_child_process_receives_functions_by_value(tokenizer_dir, t
 def test_a_setting_that_is_no_function_is_an_error(wrong):
     with pytest.raises(ConfigError, match="transform is"):
         BuildConfig.of(transform=wrong)
+
+
+def test_a_file_that_changes_while_it_is_in_use_is_an_error_in_another_process(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def f(record):\n    return 'a'\n")
+    function = resolve_function(f"{file}:f")
+    sent = pickle.dumps(function)
+    assert pickle.loads(sent).load()({}) == "a"
+    file.write_text("def f(record):\n    return 'b'\n")
+    assert function.load()({}) == "a"
+    with pytest.raises(InputChanged, match=r"mine\.py:f changed"):
+        pickle.loads(sent).load()

@@ -11,12 +11,13 @@ from contextlib import suppress
 from functools import cache
 from types import ModuleType
 from typing import Any
+from uuid import uuid4
 
 from sftprep.config.function_digests import digest_of_files
 from sftprep.config.passed_functions import PassedFunction
 from sftprep.config.user_modules import import_module
 from sftprep.config.validation import expand_path
-from sftprep.errors import ConfigError
+from sftprep.errors import ConfigError, InputChanged
 
 UserFunction = Callable[..., Any]
 
@@ -45,24 +46,69 @@ def to_function_setting(function: Any, label: str) -> str | None:
     return PassedFunction.of(function)
 
 
-def load_function(function: str) -> UserFunction:
-    """Return the function of a setting.
+class NamedFunction(str):
+    """A function that each process loads by its name.
+
+    Attributes:
+        digest: The stable digest of the function, that of its file; None if it has no file.
+        key: Differs between functions that do not do the same; known to this process only.
+    """
+
+    digest: str | None
+    key: str
+    _function: UserFunction | None  # None in other processes, until it is loaded
+
+    @classmethod
+    def of(cls, name: str) -> NamedFunction:
+        """Load a function.
+
+        Raises:
+            ConfigError: The function does not exist, or importing its module raises.
+        """
+        self = cls(name)
+        self._function, self.digest = _load_named(name)
+        self.key = uuid4().hex
+        return self
+
+    def load(self) -> UserFunction:
+        """Return the function.
+
+        Raises:
+            ConfigError: This is another process, where it cannot be loaded.
+            InputChanged: This is another process, and the file has changed in the meantime.
+        """
+        if self._function is None:
+            self._function, digest = _load_named(str.__str__(self))
+            if digest != self.digest:
+                raise InputChanged(
+                    f"the file of the function {self} changed while it was in use",
+                    remedy="run the command again",
+                )
+        return self._function
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (str.__str__(self), self.digest, self.key)
+
+
+LoadedFunction = NamedFunction | PassedFunction
+"""A function that is ready for use: `load` returns it, here and in other processes."""
+
+
+def resolve_function(function: str | None) -> LoadedFunction | None:
+    """Return the function of a setting, as it is now; None if there is none.
 
     Raises:
         ConfigError: The function does not exist, or importing its module raises.
     """
-    return function.load() if isinstance(function, PassedFunction) else _load_named(function)[0]
+    if function is None or isinstance(function, (NamedFunction, PassedFunction)):
+        return function
+    return NamedFunction.of(function)
 
 
-def function_digest(function: str) -> str | None:
-    """Return the stable digest of the function of a setting, in hex; None if it has none.
-
-    That of a function by name is the digest of its file.
-
-    Raises:
-        ConfigError: The function does not exist, or importing its module raises.
-    """
-    return function.digest if isinstance(function, PassedFunction) else _load_named(function)[1]
+def _restore(name: str, digest: str | None, key: str) -> NamedFunction:
+    self = NamedFunction(name)
+    self._function, self.digest, self.key = None, digest, key
+    return self
 
 
 def function_key(function: str | None, version: str | None) -> str | None:
@@ -72,9 +118,10 @@ def function_key(function: str | None, version: str | None) -> str | None:
         function: The setting, or None.
         version: The `transform_id` of the user, which names this state of the function.
     """
-    stable = None if function is None else function_digest(function)
-    known = [part for part in (stable, version) if part is not None]
-    return "" if function is None else " ".join(known) or None
+    resolved = resolve_function(function)
+    if resolved is None:
+        return ""
+    return " ".join(part for part in (resolved.digest, version) if part is not None) or None
 
 
 def _load_named(name: str) -> tuple[UserFunction, str | None]:

@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from sftprep.config.user_functions import LoadedFunction
 from sftprep.core.byte_search import ByteSearcher
 from sftprep.core.types import Example, Rejected, TokenBatch
 from sftprep.pipeline.diagnostics import count_double_bos, count_untrained_ends
@@ -47,7 +48,7 @@ class Preprocessor:
     def __init__(self, recipe: Recipe, *, threads: bool) -> None:
         self.recipe = recipe
         # By transform: a function is loaded once, even if its file changes in the meantime.
-        self._functions: dict[str | None, RecordFunctions | None] = {
+        self._functions: dict[LoadedFunction | None, RecordFunctions | None] = {
             None: recipe.record_functions()
         }
         self.reading = recipe.record_options()  # how records are read
@@ -66,7 +67,7 @@ class Preprocessor:
             list(recipe.tokenizer.added_tokens().values()), dtype=np.int32
         )
 
-    def functions_with(self, transform: str | None) -> RecordFunctions | None:
+    def functions_with(self, transform: LoadedFunction | None) -> RecordFunctions | None:
         """Return the functions of the user for records with a transform of their own."""
         if transform not in self._functions:
             self._functions[transform] = self.recipe.record_functions(transform)
@@ -84,7 +85,7 @@ def preprocess(
     *,
     seed: int | None,
     first: int = 0,
-    transform: str | None = None,
+    transform: LoadedFunction | None = None,
     hash_by: tuple[str, ...] | None = None,
 ) -> TokenBatch:
     """Return the sequences of whole lines of JSON.
@@ -115,7 +116,7 @@ def begin_preprocess(
     *,
     seed: int | None,
     first: int = 0,
-    transform: str | None = None,
+    transform: LoadedFunction | None = None,
     hash_by: tuple[str, ...] | None = None,
 ) -> Callable[[], TokenBatch]:
     """Start `preprocess`, and return a function that completes it.

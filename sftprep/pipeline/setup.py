@@ -18,6 +18,7 @@ from typing import Any
 from sftprep.chat_template.assistant_spans import Unproven
 from sftprep.chat_template.template import ChatTemplate
 from sftprep.config.build import BuildConfig, FormatConfig, SourceEntry
+from sftprep.config.user_functions import resolve_function
 from sftprep.errors import ConfigError, TemplateError, TokenizerError, setting, source_name
 from sftprep.pipeline.inputs import Input, check_expected_size, find_inputs
 from sftprep.pipeline.output.manifest import manifest_facts
@@ -164,8 +165,8 @@ def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
         truncate_side=config.pack.truncate_side,
         expand_turns=config.format.expand_turns,
         escape_special=config.format.escape_special,
-        formatting_func=config.format.formatting_func,
-        transform=config.format.transform,
+        formatting_func=resolve_function(config.format.formatting_func),
+        transform=resolve_function(config.format.transform),
         transform_id=config.format.transform_id,
         reject_suspects=config.rejects_suspects,
     )

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from sftprep import BuildConfig, Drop, build, read_manifest
 from sftprep.cli import main
 from sftprep.config.passed_functions import PassedFunction
-from sftprep.config.user_functions import load_function
+from sftprep.config.user_functions import resolve_function
 from sftprep.errors import EmptyInput, RecordError
 from sftprep.pipeline.executors import Processes
 from tests.pipeline.builds import check_accounting, content, origins, texts
@@ -397,7 +397,7 @@ def test_a_function_that_no_worker_can_receive_runs_in_this_process(
 def apply_to_record(spec):
     """Return the results of a function in this process, and the process."""
     function, record = spec
-    return os.getpid(), load_function(function)(record)
+    return os.getpid(), resolve_function(function).load()(record)
 
 
 def test_worker_processes_run_a_function_that_only_this_process_knows():
@@ -465,3 +465,30 @@ def test_a_transform_of_a_table_sees_all_columns(tokenizer_dir, tmp_path):
         transform=lambda r: {"text": r["asked"] + str(r["meta"]["k"])},
     )
     assert texts(tmp_path / "o") == texts_of([{"text": "a b[1, 2]"}], tokenizer_dir)
+
+
+def test_an_interrupted_build_resumes_with_the_same_bytes(files, tokenizer_dir, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import os, time\n"
+        "def f(record):\n"
+        "    if 'INTERRUPT' in os.environ and len(record['text']) > 41:\n"
+        "        time.sleep(1.2)  # partitions of a second ago are stored by then\n"
+        "        len(record['text']) > 42 and os._exit(9)\n"
+        "    return [{'text': record['text'] + str(k)} for k in range(len(record['text']) % 4)]\n"
+    )
+    command = [sys.executable, "-m", "sftprep", "build", *files, "--transform", f"{file}:f"]
+    command += ["--tokenizer", str(tokenizer_dir), "--workers", "1", "--json", "--output"]
+    killed = subprocess.run(
+        [*command, str(tmp_path / "o")],
+        env={**os.environ, "INTERRUPT": "1"},
+        capture_output=True,
+        check=False,
+    )
+    assert killed.returncode == 9
+    reused = []
+    for folder in ("o", "whole"):
+        done = subprocess.run([*command, str(tmp_path / folder)], capture_output=True, check=True)
+        reused.append(json.loads(done.stdout)["reused_partitions"])
+    assert 0 < reused[0] < len(files)
+    assert content(tmp_path / "o") == content(tmp_path / "whole")

@@ -10,7 +10,7 @@ import pytest
 
 from sftprep import build
 from sftprep.config import BuildConfig
-from sftprep.config.user_functions import function_digest, load_function
+from sftprep.config.user_functions import resolve_function
 from sftprep.errors import ConfigError
 from sftprep.pipeline.setup import prepare_recipe
 from tests.semantics.conftest import CHATML
@@ -99,7 +99,7 @@ def test_rows_with_a_prompt_text_and_messages_are_conversations(folder_with):
 
 
 def test_a_formatting_function_is_passed_as_an_object(tokenizer_dir):
-    assert load_function(f"{__name__}:shout") is shout
+    assert resolve_function(f"{__name__}:shout").load() is shout
     made = prepare([{"a": "b"}, {"x": 1}], tokenizer_dir, formatting_func=shout)
     assert made.trained() == ["B!<|im_end|>"]
     assert [r.reason for r in made.batch.rejected] == ["function_failed"]
@@ -126,7 +126,7 @@ def test_the_source_of_the_function_is_part_of_the_recipe(tokenizer_dir, tmp_pat
             "tokenizer": str(tokenizer_dir),
             "formatting_func": f"{file}:f",
         }
-        assert function_digest(f"{file}:f")
+        assert resolve_function(f"{file}:f").digest
         digests.append(prepare_recipe(BuildConfig.of(**settings))[0].digest)
     assert digests[0] != digests[1]
 
@@ -134,14 +134,14 @@ def test_the_source_of_the_function_is_part_of_the_recipe(tokenizer_dir, tmp_pat
 def test_names_of_functions_that_do_not_exist_are_rejected():
     for name in ("json", "json:nothing", "no_such_module_:f", ":f", "nowhere/at_all.py:f"):
         with pytest.raises(ConfigError):
-            load_function(name)
+            resolve_function(name).load()
 
 
 def test_a_function_of_the_working_directory_is_found(monkeypatch, tmp_path):
     (tmp_path / "module_of_a_user.py").write_text("def f(record):\n    return 'a'\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    assert load_function("module_of_a_user:f")({}) == "a"
+    assert resolve_function("module_of_a_user:f").load()({}) == "a"
 
 
 @needs_shared

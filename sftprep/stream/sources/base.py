@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from sftprep.config.user_functions import LoadedFunction
 from sftprep.errors import SftprepError, SourceError, setting
 
 Cursor = Any
@@ -49,7 +50,7 @@ class Piece:
     data: bytes
     format: str
     positions: NDArray[np.int64] | None = None
-    transform: str | None = None
+    transform: LoadedFunction | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.config.user_functions import to_function_setting
+from sftprep.config.user_functions import LoadedFunction, to_function_setting
 from sftprep.core.ragged import to_offsets
 from sftprep.core.types import Rejected, TokenBatch
 from sftprep.errors import ConfigError, setting
@@ -97,7 +97,7 @@ class OpenedMixture:
     weights: tuple[float, ...]
     stop: Stop
     first_parts: tuple[int, ...] = field(default=())
-    transforms: tuple[str | None, ...] = field(default=())
+    transforms: tuple[LoadedFunction | None, ...] = field(default=())
     keys: tuple[str, ...] = field(default=())
 
     @property
@@ -181,7 +181,7 @@ class _Line(NamedTuple):
     """A line of a block, with its newline."""
 
     data: bytes
-    kind: tuple[str, str | None]  # its format and its transform
+    kind: tuple[str, LoadedFunction | None]  # its format and its transform
     is_whitespace: bool
 
 
@@ -323,7 +323,7 @@ def _phase(lane: int, num_lanes: int, k: int) -> float:
     return ((lane + 0.5) / num_lanes + k * _GOLDEN_RATIO) % 1.0
 
 
-def _split_lines(block: Block, transform: str | None) -> list[_Line]:
+def _split_lines(block: Block, transform: LoadedFunction | None) -> list[_Line]:
     """Return the lines of a block in order; their transform is that of an inner mixture, if any."""
     lines = [_Line(b"", ("", None), True)] * len(block.origins)
     for piece in block.pieces:
@@ -337,7 +337,7 @@ def _split_lines(block: Block, transform: str | None) -> list[_Line]:
 
 
 def _group_by_kind(lines: list[_Line]) -> tuple[Piece, ...]:
-    indices_of: dict[tuple[str, str | None], list[int]] = {}
+    indices_of: dict[tuple[str, LoadedFunction | None], list[int]] = {}
     for index, line in enumerate(lines):
         indices_of.setdefault(line.kind, []).append(index)
     return tuple(

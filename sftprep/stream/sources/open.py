@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any
 
 from sftprep.config.build import BuildConfig
+from sftprep.config.user_functions import resolve_function
 from sftprep.errors import ConfigError
 from sftprep.pipeline.setup import format_of
 from sftprep.recipe import Recipe
@@ -91,7 +92,8 @@ def _open_mixture(
     mixture: Mixture, config: BuildConfig, recipe: Recipe, part: int
 ) -> tuple[Source, int]:
     sources, first_parts = [], []
-    transforms = tuple(mixture.transforms) or (None,) * len(mixture.sources)
+    settings = mixture.transforms or (None,) * len(mixture.sources)
+    transforms = tuple(resolve_function(setting) for setting in settings)
     recipes = [dataclasses.replace(recipe, transform=f or recipe.transform) for f in transforms]
     for item, recipe_of_item in zip(mixture.sources, recipes, strict=True):
         first_parts.append(part)
