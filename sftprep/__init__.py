@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sftprep.packing.strategies import pack_lengths as pack_lengths
     from sftprep.pipeline.build import BuildReport as BuildReport
     from sftprep.pipeline.build_subprocess import build_in_subprocess as build_in_subprocess
+    from sftprep.records.transform import Drop as Drop
     from sftprep.shards.manifest import Manifest as Manifest
     from sftprep.shards.manifest import read_manifest as read_manifest
     from sftprep.shards.reader import Pack as Pack
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 # The public names, and the module that defines each of them.
 _MODULE_OF = {
     "BuildConfig": "sftprep.config",
+    "Drop": "sftprep.records.transform",
     "BuildReport": "sftprep.pipeline.build",
     "build": "sftprep.api",
     "build_in_subprocess": "sftprep.pipeline.build_subprocess",

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 
 from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.chat_template.template import ChatTemplate
-from sftprep.config.user_functions import load_function, source_digest
+from sftprep.config.user_functions import LoadedFunction, function_key
 from sftprep.config.validation import Reasoning, TemplateBackend, TrainOn, TruncateSide
 from sftprep.core.hashing import digest
 from sftprep.records.options import RecordOptions
+from sftprep.records.transform import FORMATTED_KEY, RecordFunctions
 from sftprep.tokenize.equivalence.reference_client import ServerAddress
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
@@ -45,7 +47,10 @@ class Recipe:
     reasoning: Reasoning = "template"
     train_empty_thinking: bool = True
     escape_special: bool = False
-    formatting_func: str | None = None  # the name of the user's function
+    # Functions of the user, and the version of them that the user specified.
+    formatting_func: LoadedFunction | None = None
+    transform: LoadedFunction | None = None
+    transform_id: str | None = None
     # Whether conversations that fail `sftprep.records.quality_checks` are rejected.
     reject_suspects: bool = False
     # The kinds of content whose loss in the chat template rejects a record.
@@ -60,16 +65,19 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of the recipe, in hex. It does not depend on the encoder and the backend of
-        the template, because all of them give the same ids."""
+        """The SHA-256 of the recipe, in hex.
+
+        It does not depend on the encoder and the backend of the template, because all of them give
+        the same ids. Of a function without a stable digest it has the name only: see `cache_key`.
+        """
         parts = {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
             if f.name not in ("tokenizer", "encoder", "template_backend")
         }
         spec = self.tokenizer
-        if self.formatting_func is not None:
-            parts["formatting_source"] = source_digest(self.formatting_func)
+        for name, function in self.functions().items():
+            parts[f"{name}_digest"] = function.digest
         return digest(
             _VERSION, spec.fingerprint, spec.special_tokens, spec.prefix_ids, spec.suffix_ids, parts
         )
@@ -80,20 +88,49 @@ class Recipe:
             return None
         return dataclasses.replace(self, chat_template=self.tool_template, tool_template=None)
 
-    def record_options(self) -> RecordOptions:
-        """Return how records are read under this recipe.
+    @property
+    def cache_key(self) -> str:
+        """The key of everything that is made with the recipe.
+
+        It is the digest, unless a function has no stable digest and no `transform_id`; then no
+        other process has the same key.
+        """
+        functions = self.functions().values()
+        keys = [f.key for f in functions if function_key(f, self.transform_id) is None]
+        return digest(self.digest, keys) if keys else self.digest
+
+    def functions(self) -> dict[str, LoadedFunction]:
+        """Return the functions of the user, by the name of the setting."""
+        settings = {"transform": self.transform, "formatting_func": self.formatting_func}
+        return {name: function for name, function in settings.items() if function is not None}
+
+    def record_functions(self, transform: LoadedFunction | None = None) -> RecordFunctions | None:
+        """Return the functions that make the records; None if there are none.
+
+        Args:
+            transform: The transform, if it is not that of the recipe.
 
         Raises:
-            ConfigError: The formatting function cannot be loaded.
+            SftprepError: A function cannot be loaded in this process.
         """
-        template = self.chat_template or ""
-        return RecordOptions(
+        transform, formatting = transform or self.transform, self.formatting_func
+        if transform is None and formatting is None:
+            return None
+        return RecordFunctions(
+            None if transform is None else transform.load(),
+            None if formatting is None else formatting.load(),
             self.renames,
-            self.text_field,
+        )
+
+    def record_options(self) -> RecordOptions:
+        """Return how records are read under this recipe."""
+        template, is_formatted = self.chat_template or "", self.formatting_func is not None
+        return RecordOptions(
+            () if is_formatted else self.renames,
+            FORMATTED_KEY if is_formatted else self.text_field,
             chat=self.chat_template is not None,
             tool_calls="tool_calls" in template,
             reasoning=any(key in template for key in REASONING_KEYS),
-            function=load_function(self.formatting_func) if self.formatting_func else None,
         )
 
     def template(
@@ -144,21 +181,45 @@ class RecipeFile:
     in_memory: Recipe | None = dataclasses.field(default=None, compare=False, repr=False)
     # The server of the reference encoder, if all workers share one.
     reference: ServerAddress | None = dataclasses.field(default=None, compare=False, repr=False)
+    # Its functions. The file has only their names: code in it would be run by whoever reads it.
+    functions: Mapping[str, Any] = dataclasses.field(
+        default_factory=dict, compare=False, repr=False
+    )
 
-    def __reduce__(self) -> tuple[type[RecipeFile], tuple[Path, None, ServerAddress | None]]:
-        return RecipeFile, (self.path, None, self.reference)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RecipeFile, (self.path, None, self.reference, self.functions)
 
     def recipe(self) -> Recipe:
         """Return the recipe, which is read from the file in any other process."""
-        return self.in_memory or _read_recipe(self.path)
+        return self.in_memory or dataclasses.replace(_read_recipe(self.path), **self.functions)
 
 
 def recipe_file(folder: Path, recipe: Recipe, reference: ServerAddress | None = None) -> RecipeFile:
     """Return the file of a recipe, which is not written yet."""
     # The encoder does not affect the digest, but a worker that has loaded this file must use the
     # encoder of the recipe.
-    name = digest(recipe.digest, recipe.encoder, recipe.template_backend, recipe.tokenizer.name)
-    return RecipeFile(folder / f"recipe-{name[:16]}.jsonl", recipe, reference)
+    name = digest(recipe.cache_key, recipe.encoder, recipe.template_backend, recipe.tokenizer.name)
+    path = folder / f"recipe-{name[:16]}.jsonl"
+    return RecipeFile(path, recipe, reference, recipe.functions())
+
+
+def describe_functions(recipes: Sequence[Recipe]) -> dict[str, Any]:
+    """Return the functions of some recipes, each once, for the manifest; empty if there are none.
+
+    `reused` is whether other processes reuse what was made with the function.
+    """
+    used = {
+        (name, function, recipe.transform_id): {
+            "setting": name,
+            "name": str(function),
+            "digest": function.digest,
+            "transform_id": recipe.transform_id,
+            "reused": function_key(function, recipe.transform_id) is not None,
+        }
+        for recipe in recipes
+        for name, function in recipe.functions().items()
+    }
+    return {"used": [*used.values()]} if used else {}
 
 
 def _read_recipe(path: Path) -> Recipe:

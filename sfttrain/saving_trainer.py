@@ -387,6 +387,9 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
         # Trainer pickles its arguments into training_args.bin, including the access token for the
         # Hub, which must not be shared with the model.
         token, self.args.hub_token = self.args.hub_token, None
+        # The pickle of a function is code, so the file has only its name.
+        transform = self.args.transform
+        self.args.transform = None if transform is None else str.__str__(transform)
         # While the limit is hidden, the file must have the one that the user specified.
         limit = self.args.save_total_limit
         self.args.save_total_limit = self._hidden_limit or limit
@@ -394,3 +397,4 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
             super()._save(output_dir, state_dict)
         finally:
             self.args.hub_token, self.args.save_total_limit = token, limit
+            self.args.transform = transform

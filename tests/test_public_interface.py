@@ -24,6 +24,7 @@ PUBLIC_NAMES = {
     "sftprep": {
         "BuildConfig",
         "BuildReport",
+        "Drop",
         "Manifest",
         "Pack",
         "PackPlan",
@@ -53,7 +54,9 @@ PUBLIC_NAMES = {
         "TokenizeConfig",
         "cache_dir",
         "check_local_path",
+        "function_key",
         "read_config_file",
+        "to_function_setting",
     },
     "sftprep.packing": {"PackPlan", "pack_lengths"},
     "sftprep.shards": {
@@ -83,6 +86,7 @@ SETTINGS_OF_A_BUILD = {
     "config_name",
     "date",
     "duplicates",
+    "duplicates_by",
     "encoder",
     "eos_token",
     "escape_special",
@@ -123,6 +127,8 @@ SETTINGS_OF_A_BUILD = {
     "text_field",
     "tokenizer",
     "train_on",
+    "transform",
+    "transform_id",
     "truncate_side",
     "workers",
 }

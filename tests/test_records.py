@@ -207,26 +207,6 @@ def test_rows_of_tokens_with_padding_are_rejected():
     assert caught.value.reason == "padding"
 
 
-def test_a_function_returns_the_text_of_a_record():
-    made = read_record({"a": "x"}, 3, "text", RecordOptions(function=lambda r: r["a"] + "!"))
-    assert (made.text, made.origin) == ("x!", 3)
-    assert read_record({}, 0, "text", RecordOptions(function=lambda r: ["a", "b"])).texts == [
-        "a",
-        "b",
-    ]
-    assert detect_format({"anything": 1}, RecordOptions(function=str)) == "text"
-    with pytest.raises(InvalidRecord, match="raised KeyError: 'b'") as caught:
-        read_record({}, 0, "text", RecordOptions(function=lambda r: r["b"]))
-    assert caught.value.reason == "function_failed"
-    for wrong in (None, 5, [], ["a", 5]):
-        with pytest.raises(InvalidRecord) as caught:
-            read_record({}, 0, "text", RecordOptions(function=lambda r, wrong=wrong: wrong))
-        assert caught.value.reason == "bad_function_result"
-    with pytest.raises(InvalidRecord) as caught:
-        read_record({}, 0, "text", RecordOptions(function=lambda r: ["é", "\ud800"]))
-    assert caught.value.reason == "bad_unicode"
-
-
 def test_an_empty_list_of_tools_is_none_and_tools_as_json_text_are_parsed():
     assert (
         read_record({"messages": CHAT, "tools": []}, 0, "messages", RecordOptions()).tools is None

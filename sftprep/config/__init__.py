@@ -9,6 +9,7 @@ from sftprep.config.build import (
 )
 from sftprep.config.cache_location import cache_dir
 from sftprep.config.data import EvalConfig, FormatConfig, ReadConfig, SourceConfig, SourceEntry
+from sftprep.config.user_functions import function_key, to_function_setting
 from sftprep.config.validation import Packing, check_local_path
 
 __all__ = [
@@ -24,5 +25,7 @@ __all__ = [
     "TokenizeConfig",
     "cache_dir",
     "check_local_path",
+    "function_key",
     "read_config_file",
+    "to_function_setting",
 ]

@@ -225,6 +225,15 @@ class BuildConfig:
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
+        compares = self.read.duplicates == "drop" or self.evaluation.eval_fraction
+        if self.read.duplicates_by and not compares:
+            raise ConfigError(
+                f"{setting('duplicates_by')} is specified, but records are not compared",
+                remedy=[
+                    f"add {setting('duplicates', 'drop')}",
+                    f"add {setting('eval_fraction', 0.05)}",
+                ],
+            )
         if self.evaluation.eval_packing is not None and self.pack.packing == "wrapped":
             raise ConfigError(
                 f"{setting('packing', 'wrapped')} and"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from sftprep.config.user_functions import name_of
+from sftprep.config.user_functions import to_function_setting
 from sftprep.config.validation import (
     Duplicates,
     EvalPacking,
@@ -22,6 +22,7 @@ from sftprep.config.validation import (
     check_strings,
     check_type,
     expand_path,
+    split_list,
     to_number,
     to_strings,
     unknown_setting,
@@ -59,8 +60,13 @@ class SourceEntry:
     map: tuple[str, ...] | None = None
     train_on: TrainOn | None = None
     formatting_func: str | None = None
+    transform: str | None = None
+    transform_id: str | None = None
 
     def __post_init__(self) -> None:
+        for key in ("formatting_func", "transform"):
+            function = to_function_setting(getattr(self, key), f"the {key} of a source")
+            object.__setattr__(self, key, function)
         inputs = check_strings(self.inputs, "the path of a source")
         object.__setattr__(self, "inputs", _expand_paths(inputs))
         object.__setattr__(self, "name", str(self.name or ", ".join(self.inputs)))
@@ -68,7 +74,7 @@ class SourceEntry:
             object.__setattr__(self, "map", check_strings(self.map, f"the map of {self.name}"))
         for key in ("weight", "repeat"):
             object.__setattr__(self, key, to_number(getattr(self, key)))
-        for key in ("split", "config_name", "revision", "text_field"):
+        for key in ("split", "config_name", "revision", "text_field", "transform_id"):
             check_type(getattr(self, key), f"the {key} of {self.name}", str, "a string")
         check_type(self.strip_nulls, f"the strip_nulls of {self.name}", bool, "true or false")
         if self.weight is not None:
@@ -113,8 +119,9 @@ class SourceEntry:
         Raises:
             ConfigError: The combination of settings is invalid.
         """
-        names = ("format", "text_field", "map", "train_on", "formatting_func")
-        settings = {name: getattr(self, name) for name in names}
+        names = ("format", "text_field", "map", "train_on")
+        functions = ("formatting_func", "transform", "transform_id")
+        settings = {name: getattr(self, name) for name in (*names, *functions)}
         settings = {name: value for name, value in settings.items() if value is not None}
         return dataclasses.replace(whole, **settings) if settings else whole
 
@@ -198,7 +205,11 @@ class ReadConfig:
     text alongside a call (text_with_call_not_shown), or reasoning of the last turn
     (reasoning_not_shown). The kinds listed here are only counted."""
     duplicates: Duplicates = "keep"
-    """drop: of records that are equal, ignoring whitespace, use only the first one."""
+    """drop: of records that are equal, ignoring whitespace, use only the first one. Only what their
+    format reads is compared, so their ids and dates may differ."""
+    duplicates_by: tuple[str, ...] = ()
+    """Keys by which records are compared instead, for --duplicates and --eval-fraction: url or
+    a,b. They are keys of the records that --transform returns."""
 
     def __post_init__(self) -> None:
         check_limit(self.limit, setting("limit"))
@@ -207,6 +218,8 @@ class ReadConfig:
         for kind in self.allow_loss:
             check_choice(setting("allow_loss"), kind, Loss)
         check_choice(setting("duplicates"), self.duplicates, Duplicates)
+        keys = check_strings(self.duplicates_by, setting("duplicates_by"))
+        object.__setattr__(self, "duplicates_by", split_list(keys))
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,13 +286,19 @@ class FormatConfig:
     text."""
     formatting_func: str | None = None
     """Function that returns the text of a record: package.module:function, or file.py:function."""
+    transform: str | None = None
+    """Function that returns another record for a record, a list of records, or sftprep.Drop(reason)
+    for none, before --map and the detection of the format: file.py:function, or
+    package.module:function."""
+    transform_id: str | None = None
+    """Name of the present version of a function without a stable digest, such as a lambda. Without
+    it, nothing that is made with the function is reused."""
 
     def __post_init__(self) -> None:
-        if callable(self.formatting_func):  # the Python API also accepts the function itself
-            object.__setattr__(self, "formatting_func", name_of(self.formatting_func))
-        if self.formatting_func is not None:
-            function = expand_path(self.formatting_func, setting("formatting_func"))
-            object.__setattr__(self, "formatting_func", function)
+        for name in ("formatting_func", "transform"):
+            function = to_function_setting(getattr(self, name), setting(name))
+            object.__setattr__(self, name, function)
+        check_type(self.transform_id, setting("transform_id"), str, "a string")
         if self.formatting_func is not None and self.format not in ("auto", "text"):
             raise ConfigError(
                 f"{setting('formatting_func')} returns plain text, which is not compatible with"
@@ -308,10 +327,7 @@ class FormatConfig:
             )
         check_choice(setting("format"), self.format, FormatName)
         check_choice(setting("train_on"), self.train_on, TrainOn)
-        entries = (self.map,) if isinstance(self.map, str) else self.map
-        pairs = tuple(
-            pair.strip() for entry in entries for pair in entry.split(",") if pair.strip()
-        )
+        pairs = split_list((self.map,) if isinstance(self.map, str) else self.map)
         for pair in pairs:
             source, equals, target = pair.partition("=")
             if not (equals and source and target):

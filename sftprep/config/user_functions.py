@@ -1,24 +1,23 @@
-"""Functions of users, addressed by name so that worker processes can load them.
+"""Functions of users as settings: by name, or as objects.
 
 A name is `package.module:function` or `path/to/file.py:function`.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import os
-import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
-from hashlib import sha256
-from importlib.machinery import PathFinder
-from pathlib import Path
 from types import ModuleType
 from typing import Any
+from uuid import uuid4
 
-from sftprep.errors import ConfigError
+from sftprep.config.function_digests import digest_of_files
+from sftprep.config.passed_functions import PassedFunction
+from sftprep.config.user_modules import import_module
+from sftprep.config.validation import expand_path
+from sftprep.errors import ConfigError, InputChanged
 
 UserFunction = Callable[..., Any]
 
@@ -28,76 +27,132 @@ _REMEDY = (
 )
 
 
-def name_of(function: UserFunction) -> str:
-    """Return the name under which `load_function` finds a function again.
+def to_function_setting(function: Any, label: str) -> str | None:
+    """Return the setting for a function: its name, or a PassedFunction for an object.
+
+    Args:
+        function: The name, the function itself, or None.
+        label: The setting, for errors.
 
     Raises:
-        ConfigError: The function has no such name; an example is a lambda.
+        ConfigError: It is anything else.
     """
-    qualified = getattr(function, "__qualname__", "")
-    module = getattr(function, "__module__", None) or ""
-    if not qualified or not module or "<" in qualified:
-        raise ConfigError(
-            f"{function!r} has no name by which a worker process could find it", remedy=_REMEDY
-        )
-    if module == "__main__":
-        # A worker has another main module, so the function is addressed by its file.
-        file = getattr(sys.modules["__main__"], "__file__", None)
-        if file is None:
-            raise ConfigError(
-                f"the function {qualified} is not in a file, so no worker process could find it",
-                remedy=_REMEDY,
-            )
-        return f"{Path(file).resolve()}:{qualified}"
-    return f"{module}:{qualified}"
+    if function is None or isinstance(function, PassedFunction):
+        return function
+    if isinstance(function, str):
+        return expand_path(function, label)
+    if not callable(function):
+        raise ConfigError(f"{label} is {function!r}", remedy=_REMEDY)
+    return PassedFunction.of(function)
 
 
-@cache
-def load_function(name: str) -> UserFunction:
-    """Return the function with the given name.
+class NamedFunction(str):
+    """A function that each process loads by its name.
 
-    A module that is not installed is loaded from the working directory. Its own imports are not
-    searched for there, except for other modules of the same package.
+    Attributes:
+        digest: The stable digest of the function, that of its file; None if it has no file.
+        key: Differs between functions that do not do the same; known to this process only.
+    """
+
+    digest: str | None
+    key: str
+    _function: UserFunction | None  # None in other processes, until it is loaded
+
+    @classmethod
+    def of(cls, name: str) -> NamedFunction:
+        """Load a function.
+
+        Raises:
+            ConfigError: The function does not exist, or importing its module raises.
+        """
+        self = cls(name)
+        self._function, self.digest = _load_named(name)
+        self.key = uuid4().hex
+        return self
+
+    def load(self) -> UserFunction:
+        """Return the function.
+
+        Raises:
+            ConfigError: This is another process, where it cannot be loaded.
+            InputChanged: This is another process, and the file has changed in the meantime.
+        """
+        if self._function is None:
+            self._function, digest = _load_named(str.__str__(self))
+            if digest != self.digest:
+                raise InputChanged(
+                    f"the file of the function {self} changed while it was in use",
+                    remedy="run the command again",
+                )
+        return self._function
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (str.__str__(self), self.digest, self.key)
+
+
+LoadedFunction = NamedFunction | PassedFunction
+"""A function that is ready for use: `load` returns it, here and in other processes."""
+
+
+def resolve_function(function: str | None) -> LoadedFunction | None:
+    """Return the function of a setting, as it is now; None if there is none.
 
     Raises:
         ConfigError: The function does not exist, or importing its module raises.
     """
+    if function is None or isinstance(function, (NamedFunction, PassedFunction)):
+        return function
+    return NamedFunction.of(function)
+
+
+def _restore(name: str, digest: str | None, key: str) -> NamedFunction:
+    self = NamedFunction(name)
+    self._function, self.digest, self.key = None, digest, key
+    return self
+
+
+def function_key(function: str | None, version: str | None) -> str | None:
+    """Return a key for what is derived from a function; None if that must not be stored.
+
+    Args:
+        function: The setting, or None.
+        version: The `transform_id` of the user, which names this state of the function.
+    """
+    resolved = resolve_function(function)
+    if resolved is None:
+        return ""
+    return " ".join(part for part in (resolved.digest, version) if part is not None) or None
+
+
+def _load_named(name: str) -> tuple[UserFunction, str | None]:
+    """Return the function of a name, and its stable digest."""
     location, colon, qualified = name.rpartition(":")
     if not (colon and location and qualified):
         raise ConfigError(f"{name!r} does not name a function", remedy=_REMEDY)
-    found: Any = _load_module(location, name)
+    # A file that changed since it was loaded is loaded again.
+    state = digest_of_files(location) if location.endswith(".py") else None
+    return _load_from(location, qualified, state)
+
+
+@cache
+def _load_from(
+    location: str, qualified: str, _state: str | None
+) -> tuple[UserFunction, str | None]:
+    module = _import(location, qualified)
+    found: Any = module
     for part in qualified.split("."):
         found = getattr(found, part, None)
     if not callable(found):
         raise ConfigError(f"there is no function {qualified} in {location}", remedy=_REMEDY)
-    function: UserFunction = found
-    return function
+    files = [getattr(module, "__file__", None)]
+    with suppress(TypeError):  # an object, or a function without a source
+        files.append(inspect.getsourcefile(inspect.unwrap(found)))  # it may be in another file
+    return found, digest_of_files(*files)
 
 
-def source_digest(name: str) -> str:
-    """Return the SHA-256, in hex, of the source of a function's module.
-
-    It is a part of the recipe, since a changed function may return other texts.
-
-    Raises:
-        ConfigError: The function does not exist, or its source cannot be read.
-    """
-    function = load_function(name)
+def _import(location: str, qualified: str) -> ModuleType:
     try:
-        text = Path(inspect.getsourcefile(inspect.unwrap(function)) or "").read_bytes()
-    except (OSError, TypeError) as error:
-        raise ConfigError(
-            f"the source of {name} cannot be read: {error}", remedy=_REMEDY
-        ) from error
-    return sha256(text).hexdigest()
-
-
-def _load_module(location: str, name: str) -> ModuleType:
-    try:
-        if location.endswith(".py"):
-            return _module_of_file(Path(location).resolve())
-        _import_from_working_directory(location.partition(".")[0])
-        return importlib.import_module(location)
+        return import_module(location)
     except (Exception, SystemExit) as error:
         # Importing runs user code, which may raise any exception, or may be a script that exits.
         remedy = _REMEDY
@@ -106,38 +161,5 @@ def _load_module(location: str, name: str) -> ModuleType:
                 "; its module can import installed packages and other modules of its own package"
             )
         raise ConfigError(
-            f"cannot load {name}: {type(error).__name__}: {error}", remedy=remedy
+            f"cannot load {location}:{qualified}: {type(error).__name__}: {error}", remedy=remedy
         ) from error
-
-
-def _import_from_working_directory(package: str) -> None:
-    """Import a module or package of the working directory, unless it is installed.
-
-    The working directory is not added to the search path: it may contain downloaded files with the
-    names of installed modules, which must not be imported.
-    """
-    if package in sys.modules or importlib.util.find_spec(package) is not None:
-        return
-    spec = PathFinder.find_spec(package, [os.getcwd()])
-    if spec is not None:
-        _execute(package, spec)
-
-
-def _module_of_file(path: Path) -> ModuleType:
-    name = f"sftprep_user_{sha256(str(path).encode()).hexdigest()[:16]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is not a Python file")
-    return _execute(name, spec)
-
-
-def _execute(name: str, spec: importlib.machinery.ModuleSpec) -> ModuleType:
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        assert spec.loader is not None
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]  # the next import must not find the incomplete module
-        raise
-    return module

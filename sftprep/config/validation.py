@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -69,6 +70,15 @@ def check_strings(value: Any, label: str) -> tuple[str, ...]:
     ):
         raise ConfigError(f"{label} is {value!r}", remedy="use a string or a list of strings")
     return to_strings(value)
+
+
+def split_list(entries: Iterable[str]) -> tuple[str, ...]:
+    """Return the items of lists that are separated by commas.
+
+    Example:
+        ["a, b", "c"]  ->  ("a", "b", "c")
+    """
+    return tuple(item.strip() for entry in entries for item in entry.split(",") if item.strip())
 
 
 def check_type(value: object, label: str, kind: type, description: str) -> None:

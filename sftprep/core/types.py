@@ -35,10 +35,10 @@ class PretokenizedRow:
 
 @dataclass(slots=True)
 class Example:
-    """One record in one of six shapes; the fields of the other shapes are None.
+    """One record in one of five shapes; the fields of the other shapes are None.
 
-    The shapes are: `text`; `texts`; `prompt` and `completion`; `messages`; `messages` of which the
-    first are `prompt_messages`; `pretokenized` (tokens).
+    The shapes are: `text`; `prompt` and `completion`; `messages`; `messages` of which the first are
+    `prompt_messages`; `pretokenized` (tokens).
 
     Attributes:
         origin: The line of the record in its partition, from 0.
@@ -50,7 +50,6 @@ class Example:
 
     origin: int
     text: str | None = None
-    texts: list[str] | None = None
     prompt: str | None = None
     completion: str | None = None
     messages: list[Message] | None = None
@@ -82,10 +81,10 @@ class Rejected:
 
 
 class Counts(Counter[str]):
-    """Counters of a partition by name, and the first line of each kind of warning.
+    """Counters of a partition by name, and the first line of each warning.
 
     Attributes:
-        first_lines: By the kind of a warning, the first line that it concerns, from 0.
+        first_lines: By the name of a counter, the first line that it counts, from 0.
     """
 
     def __init__(self) -> None:
@@ -100,8 +99,9 @@ class Counts(Counter[str]):
             line: The first line that it concerns, from 0.
             number: The number of its records or sequences.
         """
-        self[f"warnings.{kind}"] += number
-        self.first_lines[kind] = min(line, self.first_lines.get(kind, line))
+        name = f"warnings.{kind}"
+        self[name] += number
+        self.first_lines[name] = min(line, self.first_lines.get(name, line))
 
 
 @dataclass(slots=True)
@@ -115,8 +115,13 @@ class TokenBatch:
         origin: int64 [n], the line of the record of each sequence in its partition.
         rejected: The records that cannot be used.
         counts: Counters of the partition by name, such as `records`.
-        first_lines: By the kind of a warning, the first line of the partition that it concerns.
         loss_weights: float32 [tokens], the weight of each token in the loss; None if all are 1.
+        record: int64 [n], the number of the record of each sequence among those that a function
+            of the user made of the partition; None if there is no function: it is `origin` then.
+        same: uint64 [n], the hash of what is read of the record of each sequence; None if records
+            are not compared.
+        alike: uint64 [n], the same without whitespace.
+        first_lines: By the name of a count, the line of the first record that it counts.
 
     Example:
         Two sequences, [5, 6] and [7], of the records in lines 0 and 2:
@@ -129,8 +134,11 @@ class TokenBatch:
     origin: NDArray[np.int64]
     rejected: list[Rejected] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
-    first_lines: dict[str, int] = field(default_factory=dict)
     loss_weights: NDArray[np.float32] | None = None
+    record: NDArray[np.int64] | None = None
+    same: NDArray[np.uint64] | None = None
+    alike: NDArray[np.uint64] | None = None
+    first_lines: dict[str, int] = field(default_factory=dict)
 
     @property
     def lengths(self) -> NDArray[np.int64]:

@@ -74,24 +74,27 @@ def make_input_infos(split: BuildSplit, setup: Setup) -> tuple[InputInfo, ...]:
                 source=setup.entries[entry.entry].name,
                 accounting=accounting,
                 limit=entry.source.limit,
-                first_lines=_first_lines(parts),
+                first_lines=_first_lines(parts, accounting),
             )
         )
         ordinal += accounting.lines
     return tuple(infos)
 
 
-def _first_lines(parts: list[PartitionResult]) -> dict[str, int]:
-    """Return, by the kind of a warning, the first line of an input that it concerns, from 1.
+def _first_lines(parts: list[PartitionResult], accounting: Accounting) -> dict[str, int]:
+    """Return, by the name of a count, the first line of an input that it concerns, from 1.
 
     Args:
         parts: The partitions of the input, in order.
+        accounting: The counts of the input.
     """
+    counts = accounting.to_counts()
     found: dict[str, int] = {}
     lines_before = 0
     for part in parts:
-        for kind, line in part.first_lines.items():
-            found.setdefault(kind, lines_before + line + 1)
+        for name, line in part.first_lines.items():
+            if counts[name]:
+                found.setdefault(name, lines_before + line + 1)
         lines_before += part.counts["lines"]
     return found
 
@@ -131,7 +134,8 @@ def check_rejected(
         TooManyRejected: More records were rejected than `max_rejected` allows.
     """
     rejected = Counter(record.reason for part in parts for record in part.rejected)
-    records = sum(part.counts["records"] for part in parts)
+    made = sum(part.counts.get("extra.transform", 0) for part in parts)
+    records = made + sum(part.counts["records"] for part in parts)
     # The file is written even if the build fails below: it shows what to correct.
     if rejected or duplicates:
         lines = _rejected_lines(parts, duplicates, setup.names)

@@ -49,7 +49,7 @@ from sftprep.pipeline.tokenize_pass import (
     tokenize_partition,
     tokenize_pipelined,
 )
-from sftprep.recipe import Recipe, RecipeFile, recipe_file
+from sftprep.recipe import Recipe, RecipeFile, describe_functions, recipe_file
 from sftprep.shards.layout import EVAL_FOLDER, REJECTED_NAME
 from sftprep.shards.manifest import InputInfo, Manifest
 from sftprep.shards.manifest_size import check_manifest_size
@@ -195,7 +195,7 @@ def _tokenize(
     """Make the spills of all partitions, and return the results in the order of the input."""
     stop_at_rejected = config.output.on_bad_record == "error"
     failed_at: list[int] = []  # the indices of partitions with a rejected record
-    digests = [recipe.digest for recipe in setup.recipes]
+    keys = [recipe.cache_key for recipe in setup.recipes]
     is_single = executor.capacity == 1
     sources = [each.source for each in setup.inputs]
     block = lane_block(config, sources)
@@ -210,7 +210,7 @@ def _tokenize(
                 partition=partition,
                 format=setup.formats[partition.input],
                 recipe=recipes[number],
-                recipe_digest=digests[number],
+                recipe_key=keys[number],
                 spill_folder=spills,
                 threads=is_single,
                 lane_block=block,
@@ -324,6 +324,7 @@ def _make_manifest(
         trained_tokens=sum(shard.trained_tokens for shard in packs.shards),
         shards=packs.shards,
         sftprep_version=__version__,
+        functions=describe_functions(setup.recipes),
     )
 
 

@@ -6,7 +6,6 @@ It is a pure function of the bytes and the recipe. A build and a stream use the 
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sftprep.config.user_functions import LoadedFunction
 from sftprep.core.byte_search import ByteSearcher
 from sftprep.core.types import Counts, Example, Rejected, TokenBatch
 from sftprep.pipeline.diagnostics import (
@@ -26,18 +26,15 @@ from sftprep.pipeline.loss_mask import LossMask
 from sftprep.pipeline.overlong import drop_untrained, fit_lengths
 from sftprep.recipe import Recipe
 from sftprep.records.formats import record_reader
-from sftprep.records.options import InvalidRecord
+from sftprep.records.options import InvalidRecord, parse_exactly
 from sftprep.records.pretokenized import to_token_batch
 from sftprep.records.quality_checks import QualityChecks
+from sftprep.records.record_hashes import RecordHasher
+from sftprep.records.transform import RecordFunctions, transform_lines
 from sftprep.render.renderer import Renderer
 from sftprep.sources.readers.jsonl import excerpt, parse_line, split_lines
 from sftprep.tokenize.encoders.base import EncoderFault
 from sftprep.tokenize.equivalence.verified_encoder import PartitionEncoder, VerifiedEncoder
-
-# Maps every digit to "0", so that a substring search finds long numbers: five times as fast as a
-# regular expression.
-_DIGITS_TO_0 = bytes(48 if 48 <= byte < 58 else byte for byte in range(256))
-_LONG_NUMBER = b"0" * 19
 
 
 class Preprocessor:
@@ -54,6 +51,10 @@ class Preprocessor:
 
     def __init__(self, recipe: Recipe, *, threads: bool) -> None:
         self.recipe = recipe
+        # By transform: a function is loaded once, even if its file changes in the meantime.
+        self._functions: dict[LoadedFunction | None, RecordFunctions | None] = {
+            None: recipe.record_functions()
+        }
         self.reading = recipe.record_options()  # how records are read
         self.renderer = Renderer(recipe)  # examples to texts
         # Texts to ids.
@@ -69,6 +70,12 @@ class Preprocessor:
         self.added: NDArray[np.int32] = np.array(
             list(recipe.tokenizer.added_tokens().values()), dtype=np.int32
         )
+
+    def functions_with(self, transform: LoadedFunction | None) -> RecordFunctions | None:
+        """Return the functions of the user for records with a transform of their own."""
+        if transform not in self._functions:
+            self._functions[transform] = self.recipe.record_functions(transform)
+        return self._functions[transform]
 
     def reader(self, format_name: str) -> Callable[[dict[str, Any], int], Example]:
         """Return the function that converts records of a format, as `record_reader` does."""
@@ -86,7 +93,14 @@ class Preprocessor:
 
 
 def preprocess(
-    stages: Preprocessor, data: bytes, format_name: str, *, seed: int | None, first: int = 0
+    stages: Preprocessor,
+    data: bytes,
+    format_name: str,
+    *,
+    seed: int | None,
+    first: int = 0,
+    transform: LoadedFunction | None = None,
+    hash_by: tuple[str, ...] | None = None,
 ) -> TokenBatch:
     """Return the sequences of whole lines of JSON.
 
@@ -97,21 +111,54 @@ def preprocess(
         seed: Selects the texts that the reference encoder encodes as well. If their ids differ, the
             reference encoder encodes the whole partition. None: nothing is compared.
         first: The number of texts at the start that are compared in addition.
+        transform: The transform of these lines, if it is not that of the recipe.
+        hash_by: The keys by which records are compared with others, as for `RecordHasher`; None:
+            they are not compared.
 
     Returns:
         The sequences. Records that cannot be used are in `rejected`, in the order of their lines.
     """
-    return begin_preprocess(stages, data, format_name, seed=seed, first=first)()
+    return begin_preprocess(
+        stages, data, format_name, seed=seed, first=first, transform=transform, hash_by=hash_by
+    )()
 
 
 def begin_preprocess(
-    stages: Preprocessor, data: bytes, format_name: str, *, seed: int | None, first: int = 0
+    stages: Preprocessor,
+    data: bytes,
+    format_name: str,
+    *,
+    seed: int | None,
+    first: int = 0,
+    transform: LoadedFunction | None = None,
+    hash_by: tuple[str, ...] | None = None,
 ) -> Callable[[], TokenBatch]:
     """Start `preprocess`, and return a function that completes it.
 
     Everything is done here that does not need the reference encoder, which may still be loading.
     The returned function waits for it.
     """
+    functions = stages.functions_with(transform)
+    made = None if functions is None else transform_lines(data, functions)
+    lines = data if made is None else made.data
+    complete_tokens = _begin_tokens(stages, lines, format_name, seed=seed, first=first)
+
+    def complete() -> TokenBatch:
+        batch = complete_tokens()
+        if hash_by is not None:
+            hasher = RecordHasher(
+                format_name, stages.reading, hash_by, stages.recipe.chat_template or ""
+            )
+            batch.same, batch.alike = hasher.hash_records(lines, batch.origin)
+        return batch if made is None else made.restore_lines(batch)
+
+    return complete
+
+
+def _begin_tokens(
+    stages: Preprocessor, data: bytes, format_name: str, *, seed: int | None, first: int
+) -> Callable[[], TokenBatch]:
+    """Start to tokenize records as they are, and return a function that completes it."""
     repeat_by_reference = partial(_preprocess_by_reference, stages, data, format_name)
     samples_at_start = first if format_name != "tokens" else 0
     partition = stages.encoder.partition(seed=seed, first=samples_at_start)
@@ -235,8 +282,8 @@ def read_examples(
         record = parse_line(line, number)
         if type(record) is dict:
             try:
-                if has_tools and b'"tool' in line and _LONG_NUMBER in line.translate(_DIGITS_TO_0):
-                    record = _parse_exact_integers(line)
+                if has_tools and b'"tool' in line:
+                    record = parse_exactly(line, record)
                 example = read(record, number)
                 quality_checks.check(example, record, counts, search=search)
                 examples.append(example)
@@ -248,20 +295,6 @@ def read_examples(
             blank += 1
     counts.update(lines=len(lines), blank=blank, records=len(lines) - blank)
     return examples
-
-
-def _parse_exact_integers(line: bytes) -> dict[str, Any]:
-    """Parse a line that orjson accepts, with all digits of its integers.
-
-    Raises:
-        InvalidRecord: Python does not accept the line.
-    """
-    try:
-        record: dict[str, Any] = json.loads(line)
-    except (ValueError, RecursionError) as error:  # Python reads at most 4,300 digits
-        what = "a number has too many digits, or values are nested too deeply"
-        raise InvalidRecord("bad_json", what) from error
-    return record
 
 
 def _add_excerpts(rejected: list[Rejected], data: bytes) -> None:

@@ -6,7 +6,7 @@
    sources of a mixture have weights.
 
 Everything is decided from the records alone: by their position in their source, or by a hash of
-their line. So it does not depend on the number of workers, and the held-out records do not even
+their content. So it does not depend on the number of workers, and the held-out records do not even
 depend on the order of the inputs. The cost is a few sorts of arrays with one element per sequence;
 no token is read.
 """
@@ -26,6 +26,7 @@ from sftprep.core.types import Rejected
 from sftprep.errors import EmptyInput, setting
 from sftprep.pipeline.sequence_stats import StatsRequest
 from sftprep.pipeline.setup import Setup
+from sftprep.records.transform import merge_rare_reasons
 from sftprep.shards.manifest import Accounting
 
 if TYPE_CHECKING:
@@ -60,9 +61,9 @@ def request_stats(config: BuildConfig, setup: Setup) -> StatsRequest | None:
     key_seed = config.evaluation.eval_seed if config.evaluation.eval_fraction else None
     compare = config.read.duplicates == "drop"
     is_sampled = any(entry.repeat != 1 or entry.weight is not None for entry in setup.entries)
-    return (
-        StatsRequest(key_seed, compare) if is_sampled or compare or key_seed is not None else None
-    )
+    if not is_sampled and not compare and key_seed is None:
+        return None
+    return StatsRequest(key_seed, compare, config.read.duplicates_by)
 
 
 def select_sequences(
@@ -114,7 +115,9 @@ class _SequenceTable:
     parts: list[PartitionResult]  # their partitions
     input: NDArray[np.int64]  # the number of its input
     entry: NDArray[np.int64]  # the index of its source
-    record: NDArray[np.int64]  # the number of its record, counted over all inputs
+    record: NDArray[np.int64]  # the number of its record, counted over all inputs, with gaps
+    origin: NDArray[np.int64]  # the line of its record within its partition
+    part: NDArray[np.int64]  # the index of its partition in `parts`
     lengths: NDArray[np.int64]  # its tokens
     targets: NDArray[np.int64]  # its targets
     keys: NDArray[np.uint64]  # the hash that decides whether it is held out, or empty
@@ -125,21 +128,29 @@ class _SequenceTable:
     def from_parts(cls, parts: list[PartitionResult], setup: Setup) -> _SequenceTable:
         stats = [part.stats for part in parts if part.stats is not None]
         sizes = [len(part.lengths) for part in parts]
-        lines = np.array([part.counts["lines"] for part in parts], dtype=np.int64)
-        first_line = np.repeat(np.cumsum(lines) - lines, sizes)
+        records = np.array([_count_numbers(part.counts) for part in parts], dtype=np.int64)
+        first_record = np.repeat(np.cumsum(records) - records, sizes)
         input_of_part = np.array([part.partition.input for part in parts], dtype=np.int64)
         inputs = np.repeat(input_of_part, sizes)
         return cls(
             parts=parts,
             input=inputs,
             entry=np.array([each.entry for each in setup.inputs], dtype=np.int64)[inputs],
-            record=first_line + _concatenate([s.origin for s in stats], np.int64),
+            record=first_record + _concatenate([s.record for s in stats], np.int64),
+            origin=_concatenate([s.origin for s in stats], np.int64),
+            part=np.repeat(np.arange(len(parts)), sizes),
             lengths=_concatenate([part.lengths for part in parts], np.int64),
             targets=_concatenate([s.targets for s in stats], np.int64),
             keys=_concatenate([s.keys for s in stats if s.keys is not None], np.uint64),
             same=_concatenate([s.same for s in stats if s.same is not None], np.uint64),
             alike=_concatenate([s.alike for s in stats if s.alike is not None], np.uint64),
         )
+
+
+def _count_numbers(counts: dict[str, int]) -> int:
+    """Return how many numbers the records of a partition need: see `SequenceStats.record`."""
+    made = [counts.get(f"extra.{name}", 0) for name in ("transform", "texts")]
+    return counts["lines"] + sum(made)
 
 
 def _concatenate(arrays: list[NDArray[Any]], kind: type) -> NDArray[Any]:
@@ -183,16 +194,17 @@ def _duplicate_records(
 ) -> dict[int, list[Rejected]]:
     """Return the repeated records for rejected.jsonl, by the index of their partition."""
     found: dict[int, list[Rejected]] = {}
-    first_lines = np.cumsum([0] + [part.counts["lines"] for part in table.parts])
     for reason, is_repeated in repeated.items():
         message = "an earlier record is equal"
         if reason == "near_duplicate":
             message += " apart from whitespace"
-        for record in np.unique(table.record[is_repeated]).tolist():
-            part = int(np.searchsorted(first_lines, record, side="right")) - 1
-            line = record - int(first_lines[part])
-            found.setdefault(table.parts[part].partition.index, []).append(
-                Rejected(line, 0, reason, message, "")
+        # The first sequence of each of these records.
+        sequences = np.flatnonzero(is_repeated)
+        _, first = np.unique(table.record[sequences], return_index=True)
+        for sequence in sequences[first].tolist():
+            part = table.parts[int(table.part[sequence])]
+            found.setdefault(part.partition.index, []).append(
+                Rejected(int(table.origin[sequence]), 0, reason, message, "")
             )
     return found
 
@@ -361,8 +373,9 @@ def _count_inputs(
         counts = counts_of[part.partition.input]
         counts.update(part.counts)
         counts.update(f"rejected.{record.reason}" for record in part.rejected)
-    for number, change in changes.items():
-        counts_of[number].update(change)
+    for number, counts in counts_of.items():
+        counts.update(changes.get(number, {}))
+        merge_rare_reasons(counts)
     # A reason that applies to nothing is omitted.
     return [
         Accounting.from_counts(

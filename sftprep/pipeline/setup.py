@@ -8,15 +8,17 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from sftprep.chat_template.assistant_spans import Unproven
 from sftprep.chat_template.template import ChatTemplate
 from sftprep.config.build import BuildConfig, FormatConfig, SourceEntry
+from sftprep.config.user_functions import resolve_function
 from sftprep.errors import ConfigError, TemplateError, TokenizerError, setting, source_name
 from sftprep.pipeline.inputs import Input, check_expected_size, find_inputs
 from sftprep.pipeline.output.manifest import manifest_facts
@@ -24,9 +26,10 @@ from sftprep.recipe import Recipe
 from sftprep.records.formats import detect_format, keys_read, unknown_format
 from sftprep.records.options import RecordOptions
 from sftprep.records.pretokenized import MASKS
+from sftprep.records.transform import transformed_records
 from sftprep.render.renderer import Renderer
 from sftprep.sources.partition import Source, first_lines
-from sftprep.sources.peek import first_records
+from sftprep.sources.peek import RECORDS_TO_INSPECT, first_records
 from sftprep.tokenize.loading.load import TokenizerSpec, load_tokenizer
 from sftprep.tokenize.select import probe_encoder
 
@@ -34,6 +37,9 @@ _log = logging.getLogger(__name__)
 
 _CHAT_FORMATS = ("messages", "sharegpt")
 _DEFAULT_MAX_LENGTH = 1024
+_MOST_TRANSFORMED = 1_000_000
+"""The most lines that are read until a transform returns a record, from which the format is
+detected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +125,12 @@ def prepare_setup(
             recipes.append(recipe)
         number = recipe_numbers[entry_format]
         recipe_of.append(number)
-        records = first_records(first_lines(each.source))
-        formats.append(format_of(each.source.name, records, entry_config, recipes[number]))
-        # Of a table, only the columns that the formats know are read.
-        source = dataclasses.replace(
-            each.source, columns=keys_read(recipes[number].record_options())
-        )
+        lines = first_lines(each.source)
+        formats.append(format_of(each.source.name, lines, entry_config, recipes[number]))
+        # Of a table, only the columns that the formats know are read; functions may read all.
+        is_read_whole = recipes[number].record_functions() is not None
+        keys = None if is_read_whole else keys_read(recipes[number].record_options())
+        source = dataclasses.replace(each.source, columns=keys)
         narrowed_inputs.append(dataclasses.replace(each, source=source))
     return Setup(narrowed_inputs, entries, formats, recipe_of, recipes, encoder)
 
@@ -160,7 +166,9 @@ def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
         reasoning=config.format.reasoning,
         train_empty_thinking=config.format.train_empty_thinking == "yes",
         escape_special=config.format.escape_special,
-        formatting_func=config.format.formatting_func,
+        formatting_func=resolve_function(config.format.formatting_func),
+        transform=resolve_function(config.format.transform),
+        transform_id=config.format.transform_id,
         reject_suspects=config.rejects_suspects,
         rejected_losses=config.rejected_losses,
         tool_template=tool_template,
@@ -168,14 +176,12 @@ def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
     return recipe, encoder_facts
 
 
-def format_of(
-    name: str, records: Iterator[dict[str, Any]], config: BuildConfig, recipe: Recipe
-) -> str:
+def format_of(name: str, lines: Iterable[bytes], config: BuildConfig, recipe: Recipe) -> str:
     """Return the format of a source, and check that the recipe supports it.
 
     Args:
         name: The name of the source, for errors.
-        records: Its first records.
+        lines: Its lines, of which the first ones are read.
         config: The settings of the build.
         recipe: The recipe for the source.
 
@@ -185,6 +191,12 @@ def format_of(
         TokenizerError: The records need an end-of-sequence token, and the tokenizer has none.
         ConfigError: A setting is not supported for records of this format.
     """
+    functions = recipe.record_functions()
+    records = first_records(lines)
+    if functions is not None:
+        # A transform may use none of the first records.
+        records = transformed_records(first_records(lines, _MOST_TRANSFORMED), functions)
+    records = islice(records, RECORDS_TO_INSPECT)
     detected = _detect(name, records, config, recipe.record_options())
     _check_compatible(recipe, detected)
     return detected.format
@@ -260,10 +272,11 @@ def _detect(
         if name is None:
             first = first or record
             continue
-        missing = [source for source, _ in reading.renames if source not in record]
-        if missing:
-            names = ", ".join(map(repr, missing))
-            _log.warning("map: the first record of %s has no key %s", file, names)
+        sources = [source for source, _ in reading.renames]
+        for option, keys in (("map", sources), ("duplicates_by", config.read.duplicates_by)):
+            missing = ", ".join(repr(key) for key in keys if key not in record)
+            if missing:
+                _log.warning("%s: the first record of %s has no key %s", option, file, missing)
         masks = frozenset(MASKS & record.keys()) if name == "tokens" else frozenset()
         is_chat = name in _CHAT_FORMATS or _has_turns(record, reading)
         return _DetectedFormat(file, name, is_chat=is_chat, masks=masks)

@@ -38,6 +38,9 @@ class Spill:
         facts: JSON with the counts, the first lines of warnings, and the rejected records.
         completion_mask: uint8 [tokens], 1 = trained; None if every token is trained.
         loss_weights: float32 [tokens]; None if every trained token has the weight 1.
+        record: int64 [n]; as in TokenBatch.
+        same: uint64 [n]; as in TokenBatch.
+        alike: uint64 [n]; as in TokenBatch.
     """
 
     input_ids: NDArray[np.int32]
@@ -46,6 +49,9 @@ class Spill:
     facts: bytes
     completion_mask: NDArray[np.uint8] | None = None
     loss_weights: NDArray[np.float32] | None = None
+    record: NDArray[np.int64] | None = None
+    same: NDArray[np.uint64] | None = None
+    alike: NDArray[np.uint64] | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -54,15 +60,15 @@ class Spill:
         return counts
 
     @property
-    def first_lines(self) -> dict[str, int]:
-        """By the kind of a warning, the first line of the partition that it concerns."""
-        lines: dict[str, int] = orjson.loads(self.facts)["first_lines"]
-        return lines
-
-    @property
     def rejected(self) -> list[Rejected]:
         """The rejected records, in the order of their lines."""
         return [Rejected(*values) for values in orjson.loads(self.facts)["rejected"]]
+
+    @property
+    def first_lines(self) -> dict[str, int]:
+        """By the name of a count, the line of the first record that it counts."""
+        first_lines: dict[str, int] = orjson.loads(self.facts).get("first_lines", {})
+        return first_lines
 
     @property
     def lengths(self) -> NDArray[np.int32]:
@@ -81,12 +87,9 @@ def write_spill(path: Path, batch: TokenBatch) -> None:
     Raises:
         StorageError: The file cannot be written.
     """
+    content = {"counts": batch.counts, "rejected": [*map(dataclasses.astuple, batch.rejected)]}
     facts = orjson.dumps(
-        {
-            "counts": batch.counts,
-            "first_lines": batch.first_lines,
-            "rejected": [dataclasses.astuple(r) for r in batch.rejected],
-        }
+        content | ({"first_lines": batch.first_lines} if batch.first_lines else {})
     )
     # Columns that hold only the default are not written.
     offsets = batch.offsets.astype(np.int32)
@@ -99,14 +102,15 @@ def write_spill(path: Path, batch: TokenBatch) -> None:
         name: pa.ListArray.from_arrays(arrow_array(offsets), arrow_array(values))
         for name, values in flat.items()
     }
+    per_sequence = {name: getattr(batch, name) for name in _PER_SEQUENCE}
+    per_sequence = {name: values for name, values in per_sequence.items() if values is not None}
+    arrays = lists | {name: arrow_array(values) for name, values in per_sequence.items()}
+    buffers = [*flat.values(), offsets, *per_sequence.values()]
     schema = pa.schema(
-        [*((name, column.type) for name, column in lists.items()), ("origin", pa.int64())],
-        metadata={
-            b"facts": facts,
-            b"digest": _digest(facts, [*flat.values(), offsets, batch.origin]).encode(),
-        },
+        [(name, column.type) for name, column in arrays.items()],
+        metadata={b"facts": facts, b"digest": _digest(facts, buffers).encode()},
     )
-    columns = [*lists.values(), arrow_array(batch.origin)]
+    columns = [*arrays.values()]
     with storage_errors(path), temporary_path(path) as temporary:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
@@ -120,7 +124,8 @@ def read_spill(path: Path) -> Spill | None:
         expected = _cached_layout(path).digest
     except Exception:  # a damaged file makes Arrow, and the code below, fail in a dozen ways
         return None
-    flat = (spill.input_ids, spill.completion_mask, spill.loss_weights, spill.offsets, spill.origin)
+    flat = [spill.input_ids, spill.completion_mask, spill.loss_weights, spill.offsets]
+    flat += [getattr(spill, name) for name in _PER_SEQUENCE]
     found = _digest(spill.facts, [values for values in flat if values is not None])
     return spill if found.encode() == expected else None
 
@@ -142,7 +147,12 @@ _TYPES: dict[str, np.dtype[Any]] = {
     "loss_weights": np.dtype(np.float32),
     "offsets": np.dtype(np.int32),
     "origin": np.dtype(np.int64),
+    "record": np.dtype(np.int64),
+    "same": np.dtype(np.uint64),
+    "alike": np.dtype(np.uint64),
 }
+_PER_SEQUENCE = ("origin", "record", "same", "alike")
+"""The columns with one value per sequence; the others have one per token."""
 
 
 class _Layout(NamedTuple):
@@ -172,8 +182,10 @@ def _read_layout(path: Path, size: int, time: int) -> _Layout:
     file = pa.memory_map(str(path)).read_buffer()
     batch = pa.ipc.open_file(file).get_batch(0)
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-    arrays = {name: columns[name].values for name in columns if name != "origin"}
-    arrays.update(offsets=columns["input_ids"].offsets, origin=columns["origin"])
+    arrays = {
+        name: column if name in _PER_SEQUENCE else column.values for name, column in columns.items()
+    }
+    arrays["offsets"] = columns["input_ids"].offsets
     buffers = {}
     for name, array in arrays.items():
         first = array.buffers()[1].address - file.address if len(array) else 0

@@ -45,7 +45,7 @@ class TokenizeTask:
         partition: The partition.
         format: The format of its records.
         recipe: The recipe, in a file that workers read.
-        recipe_digest: The digest of the recipe.
+        recipe_key: The key of what is made with the recipe.
         spill_folder: The folder of the spills.
         threads: Whether the encoder may use every core.
         lane_block: The size in bytes of the blocks that are assigned to lanes; None if the build
@@ -56,7 +56,7 @@ class TokenizeTask:
     partition: Partition
     format: str
     recipe: RecipeFile
-    recipe_digest: str
+    recipe_key: str
     spill_folder: Path
     threads: bool
     lane_block: int | None = None
@@ -74,13 +74,13 @@ class PartitionResult:
         bytes: The number of its bytes.
         lengths: int32 [sequences]; the number of tokens in each sequence.
         counts: The counts, by name.
-        first_lines: By the kind of a warning, the first line of the partition that it concerns.
         rejected: The rejected records, in the order of their lines.
         reused: Whether the spill existed already.
         lane_positions: The positions that decide the lanes of the sequences, if the build packs in
             windows.
         stats: The statistics that the task requested.
         has_weights: Whether some trained token has a weight other than 1.
+        first_lines: By the name of a count, the line of the first record that it counts.
     """
 
     partition: Partition
@@ -89,12 +89,12 @@ class PartitionResult:
     bytes: int
     lengths: NDArray[np.int32]
     counts: dict[str, int]
-    first_lines: dict[str, int]
     rejected: list[Rejected]
     reused: bool
     lane_positions: LanePositions | None = None
     stats: SequenceStats | None = None
     has_weights: bool = False
+    first_lines: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 def tokenize_partition(task: TokenizeTask) -> PartitionResult:
@@ -137,7 +137,10 @@ def _start_partition(task: TokenizeTask) -> _InFlightPartition:
     since = time.monotonic()
     data = read_partition(task.partition)
     content = xxhash.xxh3_128_hexdigest(data)
-    key = digest(task.recipe_digest, task.format, content)[:40]
+    hash_by = None if task.stats is None else task.stats.hash_by
+    # The key of a spill without hashes does not depend on those that other builds need.
+    hashes = () if hash_by is None else ("hashes", hash_by)
+    key = digest(task.recipe_key, task.format, content, *hashes)[:40]
     path = spill_path(task.spill_folder, key)
     existing = read_spill(path)
     complete: Callable[[], TokenBatch] | None = None
@@ -147,7 +150,9 @@ def _start_partition(task: TokenizeTask) -> _InFlightPartition:
         stages.encoder.use_server(task.recipe.reference)
         # The key selects the samples, so that a repetition compares the same texts.
         seed = int(key[:16], 16)
-        complete = begin_preprocess(stages, data, task.format, seed=seed, first=samples)
+        complete = begin_preprocess(
+            stages, data, task.format, seed=seed, first=samples, hash_by=hash_by
+        )
 
     def finish() -> PartitionResult:
         if complete is not None:
@@ -165,12 +170,12 @@ def _start_partition(task: TokenizeTask) -> _InFlightPartition:
             bytes=len(data),
             lengths=spill.lengths,
             counts=spill.counts,
-            first_lines=spill.first_lines,
             rejected=spill.rejected,
             reused=existing is not None,
             lane_positions=lane_positions,
-            stats=None if task.stats is None else collect_stats(spill, data, task.stats),
+            stats=None if task.stats is None else collect_stats(spill, task.stats),
             has_weights=spill.loss_weights is not None,
+            first_lines=spill.first_lines,
         )
 
     return _InFlightPartition(since, len(data), finish)

@@ -22,6 +22,7 @@ from sftprep.records.options import (
     Record,
     RecordOptions,
     parse_if_string,
+    rename_keys,
     require_string,
 )
 from sftprep.records.pretokenized import from_tokens
@@ -50,9 +51,7 @@ def record_reader(format_name: str, options: RecordOptions) -> Callable[[Record,
 
     def read(record: Record, line: int) -> Example:
         if options.renames:
-            record = _rename_keys(record, options.renames)
-        if options.function is not None:
-            return _call_function(record, line, options.function)
+            record = rename_keys(record, options.renames)
         for key in keys:
             if key not in record:
                 raise _missing_keys(record, format_name, options)
@@ -72,27 +71,17 @@ def keys_of(format_name: str, options: RecordOptions) -> frozenset[str]:
 
 
 def detect_format(record: Record, options: RecordOptions) -> str | None:
-    """Return the first format in FORMATS whose keys the record has, or None.
-
-    With a function of the user, the format is text.
-    """
-    if options.function is not None:
-        return "text"
+    """Return the first format in FORMATS whose keys the record has, or None."""
     if options.renames:
-        record = _rename_keys(dict(record), options.renames)
+        record = rename_keys(dict(record), options.renames)
     for name in FORMATS:
         if keys_of(name, options) <= record.keys():
             return name
     return None
 
 
-def keys_read(options: RecordOptions) -> frozenset[str] | None:
-    """Return the keys that any format may read, or None if a function may read all keys.
-
-    Readers of tables skip all other columns.
-    """
-    if options.function is not None:
-        return None
+def keys_read(options: RecordOptions) -> frozenset[str]:
+    """Return the keys that any format may read; readers of tables skip all other columns."""
     identifying = frozenset(key for kind in FORMATS.values() for key in kind.keys)
     renamed = {source for source, _ in options.renames}
     return identifying | _OPTIONAL_KEYS | {options.text_field} | renamed
@@ -106,7 +95,7 @@ def unknown_format(file: str, record: Record, options: RecordOptions) -> FormatE
         record: One of its records.
         options: The options with which it was read.
     """
-    record = _rename_keys(dict(record), options.renames) if options.renames else record
+    record = rename_keys(dict(record), options.renames) if options.renames else record
     known = "; ".join(f"{name}: {', '.join(sorted(kind.keys))}" for name, kind in FORMATS.items())
     keys = ", ".join(map(repr, list(record)[:12])) or "none"
     return FormatError(
@@ -129,14 +118,6 @@ _OPTIONAL_KEYS = frozenset({"tools", "chat_template_kwargs", "system", "input", 
     "seq_lengths",
 }
 """Keys that formats read in addition to those that identify them."""
-
-
-def _rename_keys(record: Record, renames: tuple[tuple[str, str], ...]) -> Record:
-    # A renamed key replaces a key that already has the name, because the user asked for it. A key
-    # that does not exist renames nothing.
-    renamed = {target: record.pop(source) for source, target in renames if source in record}
-    record.update(renamed)
-    return record
 
 
 def _missing_keys(record: Record, format_name: str, options: RecordOptions) -> InvalidRecord:
@@ -284,44 +265,6 @@ def _read_history(record: Record) -> list[tuple[str, str]]:
         (require_string(question, '"history"'), require_string(answer, '"history"'))
         for question, answer in pairs
     ]
-
-
-def _call_function(record: Record, line: int, function: Callable[[Record], Any]) -> Example:
-    """Return the example of the texts that a function of the user returns."""
-    try:
-        result = function(record)
-    except (Exception, SystemExit) as error:
-        # The function may raise anything; the error concerns this record only.
-        raise InvalidRecord(
-            "function_failed", f"the formatting function raised {type(error).__name__}: {error}"
-        ) from error
-    texts = [result] if isinstance(result, str) else result
-    if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts):
-        # Tokenizers fail on lone surrogates, which only a Python string can contain.
-        if any(
-            "\ud800" <= character <= "\udfff"
-            for text in texts
-            if not text.isascii()
-            for character in text
-        ):
-            raise InvalidRecord(
-                "bad_unicode",
-                "the formatting function returned half of a surrogate pair, which is not text",
-            )
-        if isinstance(result, str):
-            return Example(line, text=result)
-        return Example(line, texts=texts)
-    what = (
-        f"a {type(result).__name__}"
-        if not isinstance(result, list)
-        else "an empty list"
-        if not result
-        else "a list with other values"
-    )
-    raise InvalidRecord(
-        "bad_function_result",
-        f"the formatting function returned {what}, not a string or a list of strings",
-    )
 
 
 def _read_template_kwargs(kwargs: Any) -> dict[str, Any]:

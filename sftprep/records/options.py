@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from sftprep.sources.readers.to_jsonl import OPAQUE
 
 Record = dict[str, Any]
+
+# Maps every digit to "0", so that a substring search finds long numbers: five times as fast as a
+# regular expression.
+_DIGITS_TO_0 = bytes(48 if 48 <= byte < 58 else byte for byte in range(256))
+_LONG_NUMBER = b"0" * 19
 
 
 class InvalidRecord(Exception):
@@ -37,7 +41,6 @@ class RecordOptions:
         chat: Whether there is a chat template.
         tool_calls: Whether the template shows `tool_calls`.
         reasoning: Whether the template shows the reasoning of a message.
-        function: A function of the user that makes the text of a record; None if there is none.
     """
 
     renames: tuple[tuple[str, str], ...] = ()
@@ -45,7 +48,44 @@ class RecordOptions:
     chat: bool = True
     tool_calls: bool = True
     reasoning: bool = True
-    function: Callable[[Record], Any] | None = None
+
+
+def rename_keys(record: Record, renames: tuple[tuple[str, str], ...]) -> Record:
+    """Rename keys of a record in place, and return it.
+
+    A renamed key replaces a key that already has the name, because the user asked for it. A key
+    that does not exist renames nothing.
+
+    Args:
+        record: The record.
+        renames: Pairs of old and new name.
+    """
+    renamed = {target: record.pop(source) for source, target in renames if source in record}
+    record.update(renamed)
+    return record
+
+
+def parse_exactly(line: bytes, record: Record) -> Record:
+    """Return a record with all digits of its integers.
+
+    orjson turns integers beyond 64 bits into floats, so lines that may have some are parsed again
+    by Python.
+
+    Args:
+        line: A line that orjson accepts.
+        record: The record that orjson made of it.
+
+    Raises:
+        InvalidRecord: Python does not accept the line.
+    """
+    if _LONG_NUMBER not in line.translate(_DIGITS_TO_0):
+        return record
+    try:
+        exact: Record = json.loads(line)
+    except (ValueError, RecursionError) as error:  # Python reads at most 4,300 digits
+        what = "a number has too many digits, or values are nested too deeply"
+        raise InvalidRecord("bad_json", what) from error
+    return exact
 
 
 def require_string(value: Any, what: str) -> str:

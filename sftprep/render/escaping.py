@@ -46,16 +46,13 @@ class ContentEscaper:
             num_found or any(len(m) > 2 and scanner.any_in(m) for m in messages)
         ):
             return None
-        content = str(
-            (example.text, example.texts, example.prompt, example.completion, example.messages)
-        )
+        content = str((example.text, example.prompt, example.completion, example.messages))
         mark = next((mark for mark in MARKS if mark not in content), None)
         if mark is None:
             raise TemplateError(
                 "a text contains every character that could mark its special tokens as plain text"
             )
         example.text = scanner.insert_marks(example.text, mark)
-        example.texts = scanner.insert_marks(example.texts, mark)
         example.prompt = scanner.insert_marks(example.prompt, mark)
         example.completion = scanner.insert_marks(example.completion, mark)
         if example.messages is not None:
@@ -75,7 +72,6 @@ class ContentEscaper:
             for text in (example.text,)
             if text
         ]
-        strings += example.texts or ()
         strings += [text for text in (example.prompt, example.completion) if text]
         strings += [
             m["content"] for m in example.messages or () if isinstance(m.get("content"), str)

@@ -79,10 +79,6 @@ class Renderer:
                 if example.messages is not None:
                     renderer = (example.tools and self._for_tools) or self
                     renderer._add_chat(example, example.messages, batch, rejected, counts)
-                elif example.texts is not None:
-                    for text in example.texts:
-                        self._add_text(example, text, batch)
-                    counts["extra.texts"] += len(example.texts) - 1
                 elif example.text is not None:
                     self._add_text(example, example.text, batch)
                 else:

@@ -30,6 +30,7 @@ def summary_lines(report: BuildReport) -> list[str]:
     ]
     return [
         *table,
+        *_function_lines(manifest),
         *_mask_lines(manifest),
         *_source_lines(manifest),
         *_warning_lines(manifest),
@@ -58,6 +59,7 @@ def summary_data(report: BuildReport) -> dict[str, Any]:
         "max_length": manifest.max_length,
         "encoder": manifest.encoder,
         "template": manifest.template,
+        "functions": manifest.functions,
         "seconds": round(report.seconds, 3),
         "bytes_read": report.bytes_read,
         "mb_per_second": round(report.bytes_read / 1e6 / report.seconds, 2),
@@ -129,10 +131,20 @@ def _record_rows(report: BuildReport) -> list[_Row]:
         ("records", accounting.records, f"from {files}, {report.bytes_read / 1e6:,.1f} MB"),
         ("  packed", accounting.sequences, f"sequences, {share} of the records"),
         *_reason_rows("rejected", accounting.rejected, "see rejected.jsonl"),
-        *_reason_rows("dropped", accounting.dropped),
+        *_dropped_rows(manifest),
         *_reason_rows("left out", accounting.left_out),
         *_reason_rows("added", accounting.extra),
     ]
+
+
+def _dropped_rows(manifest: Manifest) -> Iterator[_Row]:
+    """Yield the rows of dropped records, with the first of those that a transform dropped."""
+    first: dict[str, str] = {}
+    for info in manifest.inputs:
+        for name, line in info.first_lines.items():
+            first.setdefault(name, f"first: {escape_control(info.path)}:{line}")
+    for reason, number in manifest.accounting.dropped.items():
+        yield from _reason_rows("dropped", {reason: number}, first.get(f"dropped.{reason}", ""))
 
 
 def _token_rows(manifest: Manifest) -> list[_Row]:
@@ -172,6 +184,16 @@ def _reason_rows(what: str, group: dict[str, int], note: str = "") -> Iterator[_
 
 
 # --- the lines below the table --------------------------------------------------------------------
+
+
+def _function_lines(manifest: Manifest) -> Iterator[str]:
+    """Yield the functions whose results cannot be reused."""
+    for function in manifest.functions.get("used", ()):
+        if not function["reused"]:
+            yield (
+                f"note: the {function['setting']} {function['name']} has no stable digest, so no"
+                " other process reuses what was made with it; transform_id names its version"
+            )
 
 
 def _mask_lines(manifest: Manifest) -> Iterator[str]:

@@ -59,12 +59,13 @@ class Accounting:
     records: int = 0
     sequences: int = 0  # sequences that were packed
     rejected: dict[str, int] = field(default_factory=dict)  # records that cannot be used
-    # Sequences of good records that cannot be used: overlong, without a trained token, ...
+    # Sequences of good records that cannot be used: overlong, without a trained token, ...; and
+    # records that a transform left out, by its reason.
     dropped: dict[str, int] = field(default_factory=dict)
     # Sequences that are fine but not part of this build: held_out for the evaluation, in_training
     # already, or not_sampled by the weights of a mixture.
     left_out: dict[str, int] = field(default_factory=dict)
-    # Sequences beyond one per record, by the step that made them: split, repeated, ...
+    # Sequences beyond one per record, by the step that made them: transform, split, repeated, ...
     extra: dict[str, int] = field(default_factory=dict)
     truncated: int = 0  # sequences that were cut to the maximum length
     tokens_in: int = 0  # tokens of all records before cutting
@@ -155,7 +156,8 @@ class InputInfo:
     source: str = ""  # the entry of a mixture that the input belongs to
     accounting: Accounting = field(default_factory=Accounting)  # empty before version 1.1
     limit: int | None = None  # the most records that were read of its source
-    # By the kind of a warning, the first line that it concerns, from 1.
+    # By the name of a count, such as `warnings.double_bos`, or `dropped.too_short` of a transform:
+    # the line of the first record that it counts, from 1.
     first_lines: dict[str, int] = field(default_factory=dict)
 
 
@@ -184,6 +186,9 @@ class Manifest:
     # Folder, relative to that of this build, and digest of the evaluation build; empty if there is
     # none.
     eval: dict[str, Any] = field(default_factory=dict)
+    # `used`: the functions of the user: setting, name, digest (null if it has no stable one),
+    # transform_id, and whether other builds reuse what was made with it.
+    functions: dict[str, Any] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -199,14 +204,11 @@ class Manifest:
 
     def locate_warning(self, kind: str) -> tuple[str, int] | None:
         """Return the file and the 1-based line of the first record with a warning, if known."""
-        return next(
-            (
-                (info.path, info.first_lines[kind])
-                for info in self.inputs
-                if kind in info.first_lines
-            ),
-            None,
-        )
+        for info in self.inputs:
+            line = info.first_lines.get(f"warnings.{kind}")
+            if line is not None:
+                return info.path, line
+        return None
 
     def locate(self, origin: int) -> tuple[str, int]:
         """Return the file and the 1-based line of a record.

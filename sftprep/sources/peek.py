@@ -12,9 +12,16 @@ RECORDS_TO_INSPECT = 100
 """More than one, because the first records may be malformed."""
 
 
-def first_records(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """Yield the records among the first `RECORDS_TO_INSPECT` lines."""
-    for line in islice(lines, RECORDS_TO_INSPECT):
+def first_records(
+    lines: Iterable[bytes], most: int = RECORDS_TO_INSPECT
+) -> Iterator[dict[str, Any]]:
+    """Yield the records among the first lines.
+
+    Args:
+        lines: The lines of an input.
+        most: The most lines that are read.
+    """
+    for line in islice(lines, most):
         record = parse_line(line, 0)
         if isinstance(record, dict):
             yield record

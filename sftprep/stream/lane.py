@@ -29,6 +29,7 @@ from sftprep.core.types import TokenBatch
 from sftprep.errors import MismatchError
 from sftprep.packing.window import MOST_WAITS, CarryingWindow
 from sftprep.pipeline.preprocess import Preprocessor, preprocess
+from sftprep.records.transform import add_counts
 from sftprep.shards.reader import Pack
 from sftprep.shards.schema import position_dtype
 from sftprep.shards.writer import make_position_ids
@@ -95,6 +96,7 @@ class Lane:
         taken: Number of packs that were drawn.
         ended: Whether all packs were returned.
         counts: Counters of the blocks read so far, by the names that builds use.
+        first_origins: The origin of the first record of some counters.
     """
 
     number: int
@@ -106,6 +108,7 @@ class Lane:
     taken: int = 0
     ended: bool = False
     counts: Counter[str] = field(default_factory=Counter)
+    first_origins: dict[str, int] = field(default_factory=dict)
 
     _window: CarryingWindow = field(init=False)
     _blocks: dict[int, _HeldBlock] = field(default_factory=dict)  # by serial number
@@ -224,14 +227,13 @@ class Lane:
         ]
         lengths = np.array([end - begin for _, begin, end in ranges], np.int32)
         mask = np.concatenate([batch.completion_mask[begin:end] for batch, begin, end in ranges])
+        origins = [block.origins[block.batch.origin[k]] for block, k in blocks]
         pack = Pack(
             input_ids=np.concatenate([batch.input_ids[begin:end] for batch, begin, end in ranges]),
             position_ids=make_position_ids(lengths, position_dtype(self.rules.capacity)),
             completion_mask=mask,
             seq_lengths=lengths,
-            origin=np.array(
-                [block.origins[block.batch.origin[k]] for block, k in blocks], np.int64
-            ),
+            origin=np.array(origins, np.int64),
             loss_weights=_concatenate_weights(ranges, mask),
         )
         self._release(refs)
@@ -281,9 +283,8 @@ class Lane:
             self._is_source_dry = True
             return False
         batch = self._tokenize(block)
-        for rejected in batch.rejected:
-            self.counts[f"rejected.{rejected.reason}"] += 1
-        self.counts.update(batch.counts)
+        self.counts.update(f"rejected.{rejected.reason}" for rejected in batch.rejected)
+        add_counts(self.counts, self.first_origins, batch, block.origins)
         self.on_batch(block, batch)
         self._next = block.after
         sequences = len(batch.offsets) - 1
@@ -324,7 +325,8 @@ class Lane:
         # Without a seed, no records are compared with the reference encoder, whose loading would
         # delay the first packs. Small builds do not load it either.
         seed = xxhash.xxh3_64_intdigest(piece.data) if self._window.number > 0 else None
-        return preprocess(self.preprocessor, piece.data, piece.format, seed=seed)
+        stages, transform = self.preprocessor, piece.transform
+        return preprocess(stages, piece.data, piece.format, seed=seed, transform=transform)
 
     # --- the state --------------------------------------------------------------------------------
 
@@ -360,10 +362,9 @@ class Lane:
         }
 
     def _changed_source(self) -> MismatchError:
-        return MismatchError(
-            f"lane {self.number} no longer has the records of its state",
-            remedy="resume with the data and settings of the saved state, or start a new stream",
-        )
+        problem = f"lane {self.number} no longer has the records of its state"
+        remedy = "resume with the data and settings of the saved state, or start a new stream"
+        return MismatchError(problem, remedy=remedy)
 
     def _restore_block(self, serial: int, cursor: Cursor, marks: NDArray[np.uint8]) -> None:
         """Read a block of a snapshot again, and add its sequences to the window."""

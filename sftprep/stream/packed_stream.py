@@ -31,9 +31,9 @@ from sftprep.stream.backlog import Backlog
 from sftprep.stream.lane import Lane, LaneRules, LaneState
 from sftprep.stream.rejections import Rejections
 from sftprep.stream.settings import CHECK_SETTINGS, WINDOW, stream_config
-from sftprep.stream.sources.base import Block, Cursor, LaneAssignment, retry_with_backoff
+from sftprep.stream.sources.base import Block, LaneAssignment, retry_with_backoff
 from sftprep.stream.sources.open import open_source
-from sftprep.stream.state import check_state, states_of
+from sftprep.stream.state import check_state, first_cursor, states_of
 
 SHUFFLE_BUFFER = 256
 """Packs of a lane from which one is drawn at random with order="shuffle"."""
@@ -202,6 +202,17 @@ class PackedStream:
         return dict(total)
 
     @property
+    def first_dropped(self) -> dict[str, tuple[str, int]]:
+        """Name and line of the first record that a transform dropped, by `dropped.REASON`."""
+        lanes = (self._lanes or {}).values()
+        found = [item for lane in lanes for item in lane.first_origins.items()]
+        return {
+            name: self.locate(origin)
+            for name, origin in sorted(found, reverse=True)
+            if name.startswith("dropped.")
+        }
+
+    @property
     def rejected(self) -> deque[tuple[str, int, Rejected]]:
         """The last 100 quarantined records: name of the input, line or row, and reason."""
         return self._rejections.latest
@@ -279,7 +290,8 @@ class PackedStream:
             if not is_version or rank_state.get("stream") != self.identity:
                 raise MismatchError(
                     "the state is from another stream",
-                    remedy="use the source, tokenizer and settings with which it was saved",
+                    remedy="use the source, tokenizer, functions and settings with which it was"
+                    f" saved; a function without a stable digest needs {setting('transform_id')}",
                 )
             check_state(rank_state, self.config.pack.lanes)
         # A rank may have started the next pass while another one was at the end of the last: the
@@ -299,7 +311,7 @@ class PackedStream:
         pack = self.config.pack
         settings: list[object] = [pack.packing, pack.pack_window, pack.order, pack.lanes, pack.seed]
         settings.append(self.config.output.on_bad_record)
-        return digest(self.recipe.digest, self.source.identity, settings)[:32]
+        return digest(self.recipe.cache_key, self.source.identity, settings)[:32]
 
     @property
     def _has_ended(self) -> bool:
@@ -322,7 +334,7 @@ class PackedStream:
         if self._lanes is not None:
             return self._lanes
         pack = self.config.pack
-        first_cursors = {lane: _first_cursor(self._states.get(lane)) for lane in self.owned}
+        first_cursors = {lane: first_cursor(self._states.get(lane)) for lane in self.owned}
         shuffle = pack.order == "shuffle"
         backlog = Backlog()
         reader = backlog.reader = self.source.open(
@@ -383,14 +395,6 @@ def open_stream(
         rank=rank,
         world_size=world_size,
     )
-
-
-def _first_cursor(state: LaneState | None) -> Cursor:
-    """Return the cursor of the first block that a lane reads, or None for its first block."""
-    window = state["window"] if state is not None else None
-    if window is None:
-        return None
-    return window["blocks"][0][0] if window["blocks"] else window["next"]
 
 
 def _load_packing_kernels() -> None:

@@ -57,9 +57,12 @@ class Rejections:
         """
         for rejected in batch.rejected:
             self.add(*locate(int(block.origins[rejected.line])), rejected, counts())
-        for kind in sorted(LOSSES.keys() & batch.first_lines.keys() - self._warned):
+        for kind in LOSSES:
+            line = batch.first_lines.get(f"warnings.{kind}")
+            if line is None or kind in self._warned:
+                continue
             self._warned.add(kind)
-            first = locate(int(block.origins[batch.first_lines[kind]]))
+            first = locate(int(block.origins[line]))
             _log.warning("%s", escape_control(DataWarning(kind, 0, *first).render()))
 
     def add(self, name: str, line: int, rejected: Rejected, counts: Mapping[str, int]) -> None:

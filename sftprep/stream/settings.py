@@ -35,6 +35,7 @@ def stream_config(
     build_only = {
         "limit": config.read.limit is not None,
         "duplicates": config.read.duplicates != "keep",
+        "duplicates_by": bool(config.read.duplicates_by),
         "eval_fraction": bool(config.evaluation.eval_fraction),
         "eval_input": bool(config.evaluation.eval_input),
         "eval_split": config.evaluation.eval_split is not None,

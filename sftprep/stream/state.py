@@ -53,6 +53,14 @@ def check_state(state: Mapping[str, Any], lanes: int) -> None:
             raise _invalid_state(f"the window of lane {name} is {_describe(lane.get('window'))}")
 
 
+def first_cursor(state: Mapping[str, Any] | None) -> Any:
+    """Return the cursor of the first block that a lane reads, or None for its first block."""
+    window = state["window"] if state is not None else None
+    if window is None:
+        return None
+    return window["blocks"][0][0] if window["blocks"] else window["next"]
+
+
 def _invalid_state(what: str) -> ConfigError:
     return ConfigError(
         f"this is not a state of a stream: {what}",

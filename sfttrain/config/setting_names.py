@@ -31,6 +31,8 @@ _SAME = {
     "on_bad_record",
     "reasoning",
     "seed",
+    "transform",
+    "transform_id",
     "trust_remote_code",
 }
 # Settings whose values differ as well: the settings of SFTConfig for each value, with None for the

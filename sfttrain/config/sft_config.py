@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from transformers import TrainingArguments
 
-from sftprep.config import check_local_path
+from sftprep.config import check_local_path, to_function_setting
 from sftprep.errors import ConfigError, setting
 from sfttrain.config.attention_names import reject_mixing
 from sfttrain.config.deprecated import DeprecatedSettings, apply_deprecated_settings
@@ -200,6 +200,24 @@ class SFTConfig(DeprecatedSettings, TrainingArguments):  # type: ignore[misc]
             " does: keep with assistant_only_loss and a template of Qwen3, Qwen3.5 or Qwen3.6."
         },
     )
+    transform: str | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Function that returns another record for a raw record, a list of records, or"
+                " sftprep.Drop(reason): file.py:function; in Python also the function itself."
+            )
+        },
+    )
+    transform_id: str | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Name of the present version of a transform without a source file, so that"
+                " prepared data is reused and a stream can be resumed."
+            )
+        },
+    )
     on_bad_record: Literal["error", "quarantine"] = field(
         default="error",
         metadata={
@@ -251,6 +269,7 @@ class SFTConfig(DeprecatedSettings, TrainingArguments):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         drop_empty_variables()
+        self.transform = to_function_setting(self.transform, setting("transform"))
         for name in ("output_dir", "dataset_cache_dir"):
             check_local_path(str(getattr(self, name) or ""), setting(name))
         if launched_ranks() > 1 and not torch.accelerator.is_available():

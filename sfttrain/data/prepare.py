@@ -25,17 +25,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import sftprep
-from sftprep.config import cache_dir
+from sftprep.config import cache_dir, function_key
 from sftprep.errors import (
     ConfigError,
     OutputBusy,
     OutputExists,
-    SettingNames,
     SftprepError,
     StorageError,
     setting,
 )
-from sftprep.shards import MANIFEST_NAME, data_warnings
+from sftprep.shards import MANIFEST_NAME
 from sftprep.stream import PackedStream
 from sfttrain.config.setting_names import DATASET_OF_STREAM, StreamNames, TrainerNames
 from sfttrain.data.formatting import FormattingFunction, format_rows
@@ -50,7 +49,7 @@ from sfttrain.data.inputs import (
 from sfttrain.data.jsonl_cache import write_rows
 from sfttrain.data.once_per_node import OncePerMachine, Ranks
 from sfttrain.data.packs import PackSource, longest_sequence
-from sfttrain.data.run_build import run_build
+from sfttrain.data.run_build import folder_of_process, log_accounting, run_build
 from sfttrain.data.settings import NO_CUT, DataSettings
 from sfttrain.data.streaming import is_stream
 from sfttrain.data.token_rows import IndexedRows, TokenRows, has_packed_tokens, has_tokens
@@ -103,6 +102,11 @@ class DataPreparation:
                     "pass rows with a prompt and a completion",
                 ],
             )
+        if formatting is not None and settings.transform is not None:
+            raise ConfigError(
+                f"formatting_func and {setting('transform')} are both given",
+                remedy=f"let the transform return records with the key {settings.text_field}",
+            )
 
     def packs(self, source: Any, name: str, *, packing: bool) -> PackSource:
         """Return the packs of a dataset.
@@ -116,15 +120,16 @@ class DataPreparation:
             ConfigError: If the dataset has no records that can be prepared.
             SftprepError: Any error of `sftprep.build`.
         """
-        if is_packs(source):
-            return cast(PackSource, source)
-        if is_build(source):
-            return cast(PackSource, sftprep.open_shards(source))
+        if is_packs(source) or is_build(source):
+            if self._settings.transform is not None:
+                logger.warning("transform is not applied to %s, which is packed already", name)
+            return cast(PackSource, sftprep.open_shards(source) if is_build(source) else source)
         source = to_row_source(select_split(source, name), name)
         if not isinstance(source, (str, os.PathLike)):
             self._check_transform(source, name)
             first = first_row(source, name)
             if self._is_trained_as_is(first):
+                self._reject_transform(name)
                 by_index = hasattr(source, "__len__") and hasattr(source, "__getitem__")
                 rows = cast(IndexedRows, source if by_index else list(source))
                 return TokenRows(rows, completion_only=self._settings.use_completion_mask)
@@ -194,6 +199,13 @@ class DataPreparation:
         """Return whether a file has the rows of a dataset that the user passed in memory."""
         return Path(file).parent == self._folder / _ROWS
 
+    def _reject_transform(self, name: str) -> None:
+        if self._settings.transform is not None:
+            raise ConfigError(
+                f"{name} is used as it is, so {setting('transform')} cannot be applied",
+                remedy=f"remove {setting('transform')}",
+            )
+
     def _is_trained_as_is(self, first: Mapping[str, Any]) -> bool:
         """Return whether rows like this one are neither tokenized nor packed."""
         return has_packed_tokens(first) or (self._settings.skip_prepare and has_tokens(first))
@@ -229,7 +241,7 @@ class DataPreparation:
                 ],
             )
         images = [key for key in ("image", "images") if first.get(key) is not None]
-        if images:
+        if images and self._settings.transform is None:
             raise ConfigError(
                 f"{name} has the column {images[0]}, but records with images are not supported",
                 remedy=(
@@ -261,10 +273,10 @@ class DataPreparation:
         template = self._tokenizer.chat_template
         if template is not None and "strftime_now" in str(template):
             settings["date"] = datetime.date.today().isoformat()
-        key = sha256(
-            json.dumps([sftprep.__version__, content, settings], sort_keys=True).encode()
-        ).hexdigest()[:32]
-        folder = self._folder / key
+        transform = function_key(self._settings.transform, self._settings.transform_id)
+        parts = [sftprep.__version__, content, settings, *([transform] if transform else [])]
+        key = sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+        folder = self._folder / key if transform is not None else folder_of_process(self._folder)
         # Data behind a name on the Hub may have changed since the last run, so the build looks at
         # it again; it reuses what has not changed.
         rebuild = content is None
@@ -288,7 +300,7 @@ class DataPreparation:
                 if not (folder / MANIFEST_NAME).exists():
                     raise
             rebuild = False
-        _log_accounting(folder, name, TrainerNames(name, rows))
+        log_accounting(folder, name, TrainerNames(name, rows))
         return str(folder)
 
     def _find_inputs(self, source: Any, name: str) -> tuple[tuple[str, ...], Any]:
@@ -372,32 +384,3 @@ def _format_source(
             remedy="remove formatting_func",
         )
     return format_rows(chain(first, rows), formatting, field)
-
-
-def _log_accounting(folder: Path, name: str, names: SettingNames) -> None:
-    """Log the counts of a build and its warnings; as a warning if tokens or records were lost."""
-    manifest = sftprep.read_manifest(folder)
-    account = manifest.accounting
-    lost = account.tokens_truncated + sum(account.tokens_dropped.values())
-    text = (
-        f"{name}: {account.records:,} records, {account.sequences:,} sequences, {manifest.rows:,}"
-        f" packs in {folder}"
-    )
-    details = [
-        (
-            f"{account.truncated:,} sequences cut at {manifest.max_length:,} tokens"
-            if account.truncated
-            else ""
-        ),
-        *(f"{count:,} dropped ({reason})" for reason, count in account.dropped.items()),
-        *(f"{count:,} rejected ({reason})" for reason, count in account.rejected.items()),
-    ]
-    shown = "; ".join(detail for detail in details if detail)
-    if lost or account.rejected:
-        logger.warning(
-            "%s; %s; %.1f%% of the tokens lost", text, shown, 100 * lost / max(1, account.tokens_in)
-        )
-    else:
-        logger.info("%s%s", text, f"; {shown}" if shown else "")
-    for found in data_warnings(manifest):
-        logger.warning("%s: %s", name, found.render(names))

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import atexit
+import logging
 import os
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import sftprep
-from sftprep.errors import SftprepError
+from sftprep.errors import SettingNames, SftprepError
+from sftprep.shards import data_warnings, storage_errors
 from sfttrain.config.setting_names import TrainerNames
 
 _LARGE_INPUT = 128 * 2**20
 """Size in bytes from which a build has several workers and a process of its own, so that its memory
 is released before the training starts."""
+
+logger = logging.getLogger(__name__)
 
 
 def run_build(settings: dict[str, Any], *, name: str, rows: str | None = None) -> None:
@@ -40,3 +48,47 @@ def run_build(settings: dict[str, Any], *, name: str, rows: str | None = None) -
 
 def _input_size(inputs: tuple[str, ...]) -> int:
     return sum(os.path.getsize(path) for path in inputs if os.path.isfile(path))
+
+
+def folder_of_process(parent: Path) -> Path:
+    """Return a folder for a build that no other process may reuse; it is removed at the end."""
+    with storage_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.mkdtemp(prefix=".once-", dir=parent)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder) / "build"
+
+
+def log_accounting(folder: Path, name: str, names: SettingNames) -> None:
+    """Log the counts of a build and its warnings; as a warning if tokens or records were lost.
+
+    Args:
+        folder: The folder of the build.
+        name: The name of the dataset.
+        names: The form in which settings and inputs are shown.
+    """
+    manifest = sftprep.read_manifest(folder)
+    account = manifest.accounting
+    lost = account.tokens_truncated + sum(account.tokens_dropped.values())
+    text = (
+        f"{name}: {account.records:,} records, {account.sequences:,} sequences, {manifest.rows:,}"
+        f" packs in {folder}"
+    )
+    details = [
+        (
+            f"{account.truncated:,} sequences cut at {manifest.max_length:,} tokens"
+            if account.truncated
+            else ""
+        ),
+        *(f"{count:,} dropped ({reason})" for reason, count in account.dropped.items()),
+        *(f"{count:,} rejected ({reason})" for reason, count in account.rejected.items()),
+    ]
+    shown = "; ".join(detail for detail in details if detail)
+    if lost or account.rejected:
+        logger.warning(
+            "%s; %s; %.1f%% of the tokens lost", text, shown, 100 * lost / max(1, account.tokens_in)
+        )
+    else:
+        logger.info("%s%s", text, f"; {shown}" if shown else "")
+    for found in data_warnings(manifest):
+        logger.warning("%s: %s", name, found.render(names))

@@ -46,6 +46,10 @@ class DataSettings:
     train_prompt_assistants: bool
     """Whether assistant turns in prompts are trained too: assistant_only_loss with
     completion_only_loss=False."""
+    transform: str | None = None
+    """The user's function that makes other records of records."""
+    transform_id: str | None = None
+    """The name of the present version of the function."""
 
     @classmethod
     def from_config(cls, args: Any, tokenizer: Any | None) -> DataSettings:
@@ -92,6 +96,8 @@ class DataSettings:
             train_prompt_assistants=(
                 args.assistant_only_loss and args.completion_only_loss is False
             ),
+            transform=args.transform,
+            transform_id=args.transform_id,
         )
 
     def build_settings(self, packing: bool) -> dict[str, Any]:
@@ -99,7 +105,9 @@ class DataSettings:
         # Best-fit packing emits the longest packs first, so the order of the records is kept only
         # where it survives: without packing, or where records are joined in their order.
         keep_order = not self.shuffle and (not packing or self.strategy == "wrapped")
+        functions = {"transform": self.transform, "transform_id": self.transform_id}
         return {
+            **{name: value for name, value in functions.items() if value is not None},
             "text_field": self.text_field,
             "train_on": self.train_on,
             "max_length": self.max_length,

@@ -10,7 +10,7 @@ import pytest
 
 from sftprep import build
 from sftprep.config import read_config_file
-from sftprep.config.user_functions import load_function
+from sftprep.config.user_functions import resolve_function
 from sftprep.errors import ConfigError, InputUnreadable, RecordError, TokenizerError
 from sftprep.sources.partition import cut, read_partition
 from sftprep.sources.readers.jsonl import parse_line, split_lines
@@ -137,7 +137,7 @@ def test_rows_in_memory_that_cannot_be_shown_are_bad_records():
 def test_a_module_that_exits_cannot_be_loaded(tmp_path):
     (tmp_path / "exits.py").write_text("def f(record): return 'a'\nraise SystemExit(0)\n")
     with pytest.raises(ConfigError, match=r"cannot load .*SystemExit"):
-        load_function(f"{tmp_path}/exits.py:f")
+        resolve_function(f"{tmp_path}/exits.py:f")
 
 
 def test_a_function_that_exits_makes_the_record_bad(tokenizer_dir, tmp_path):

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from sftprep import build
-from sftprep.config.user_functions import load_function
+from sftprep.config import user_functions
+from sftprep.config.user_functions import resolve_function
 from sftprep.errors import ConfigError
 from tests.conftest import EXAMPLES
 from tests.sfttrain.tiny import tiny_model
@@ -130,7 +131,7 @@ def in_folder(tmp_path, monkeypatch):
     """An empty working directory for modules, which are unloaded afterwards."""
     before, path = set(sys.modules), list(sys.path)
     monkeypatch.chdir(tmp_path)
-    load_function.cache_clear()
+    user_functions._load_from.cache_clear()
     yield tmp_path
     for name in set(sys.modules) - before:
         if getattr(sys.modules[name], "__spec__", None) is None or str(tmp_path) in str(
@@ -165,23 +166,23 @@ def test_imports_of_a_named_module_do_not_come_from_the_working_directory(in_fol
     (in_folder / "named_module.py").write_text(
         "try:\n    import helper_module\nexcept ImportError:\n    pass\ndef f(record): return ''"
     )
-    assert load_function("named_module:f")({}) == ""
+    assert resolve_function("named_module:f").load()({}) == ""
     # Neither now nor later: some libraries import optional packages when they are first used.
     with pytest.raises(ImportError):
         __import__("helper_module")
     (in_folder / "needing_module.py").write_text("import helper_module")
     with pytest.raises(ConfigError, match="No module named 'helper_module'") as caught:
-        load_function("needing_module:f")
+        resolve_function("needing_module:f").load()
     assert "other modules of its own package" in caught.value.remedy
 
 
 def test_an_installed_module_wins_over_one_in_the_working_directory(in_folder):
     (in_folder / "pickle.py").write_text("raise AssertionError('executed')")
-    assert load_function("pickle:dumps") is pickle.dumps
+    assert resolve_function("pickle:dumps").load() is pickle.dumps
 
 
 def test_a_module_that_raises_is_not_reused_half_initialized(in_folder):
     (in_folder / "broken_module.py").write_text("def f(record): return ''\nraise ValueError('no')")
     for _ in range(2):
         with pytest.raises(ConfigError, match="ValueError: no"):
-            load_function("broken_module:f")
+            resolve_function("broken_module:f").load()

@@ -118,14 +118,14 @@ def test_reasoning_of_the_last_turn_that_is_lost_rejects_the_record(
         max_rejected="100%",
     ).manifest
     assert manifest.accounting.rejected == {"reasoning_not_shown": 1}
-    assert manifest.inputs[0].first_lines == {"reasoning_not_shown": 1}
+    assert manifest.inputs[0].first_lines == {"warnings.reasoning_not_shown": 1}
 
 
 def test_the_first_line_counts_the_lines_of_all_partitions(build: Any) -> None:
     long = [{**QUESTION, "content": "How many boats? " * 10_000}, ANSWER]
     report = build(*[long] * 30, LOSING["message_not_shown"])
     assert report.bytes_read > PARTITION_BYTES
-    assert report.manifest.inputs[0].first_lines["message_not_shown"] == 31
+    assert report.manifest.inputs[0].first_lines["warnings.message_not_shown"] == 31
 
 
 def test_an_unknown_kind_cannot_be_allowed(build: Any) -> None:

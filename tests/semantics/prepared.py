@@ -14,6 +14,7 @@ from sftprep.core.types import TokenBatch
 from sftprep.pipeline.preprocess import Preprocessor, preprocess
 from sftprep.pipeline.setup import prepare_recipe
 from sftprep.records.formats import detect_format
+from sftprep.records.transform import transformed_records
 
 
 @dataclass
@@ -65,9 +66,13 @@ def prepare(rows: list[Any], folder: Path, *, format: str = "auto", **settings: 
     )
     stages = Preprocessor(recipe, threads=False)
     lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
-    name = "messages" if isinstance(rows[0], str) else detect_format(dict(rows[0]), stages.reading)
-    name = name if format == "auto" else format
-    assert name is not None
+    name = "messages" if format == "auto" else format
+    if format == "auto" and not isinstance(rows[0], str):
+        first, functions = [dict(rows[0])], stages.functions_with(None)
+        made = first if functions is None else transformed_records(first, functions)
+        detected = detect_format(next(iter(made)), stages.reading)
+        assert detected is not None
+        name = detected
     data = "".join(line + "\n" for line in lines).encode()
     return Prepared(
         preprocess(stages, data, name, seed=0), Tokenizer.from_buffer(recipe.tokenizer.json)

@@ -10,7 +10,7 @@ import pytest
 
 from sftprep import build
 from sftprep.config import BuildConfig
-from sftprep.config.user_functions import load_function, name_of, source_digest
+from sftprep.config.user_functions import resolve_function
 from sftprep.errors import ConfigError
 from sftprep.pipeline.setup import prepare_recipe
 from tests.semantics.conftest import CHATML
@@ -98,10 +98,8 @@ def test_rows_with_a_prompt_text_and_messages_are_conversations(folder_with):
     )
 
 
-def test_a_formatting_function_is_passed_by_name(tokenizer_dir):
-    name = f"{__name__}:shout"
-    assert name_of(shout) == name
-    assert load_function(name) is shout
+def test_a_formatting_function_is_passed_as_an_object(tokenizer_dir):
+    assert resolve_function(f"{__name__}:shout").load() is shout
     made = prepare([{"a": "b"}, {"x": 1}], tokenizer_dir, formatting_func=shout)
     assert made.trained() == ["B!<|im_end|>"]
     assert [r.reason for r in made.batch.rejected] == ["function_failed"]
@@ -128,24 +126,22 @@ def test_the_source_of_the_function_is_part_of_the_recipe(tokenizer_dir, tmp_pat
             "tokenizer": str(tokenizer_dir),
             "formatting_func": f"{file}:f",
         }
-        assert source_digest(f"{file}:f") != ""
+        assert resolve_function(f"{file}:f").digest
         digests.append(prepare_recipe(BuildConfig.of(**settings))[0].digest)
     assert digests[0] != digests[1]
 
 
-def test_functions_that_workers_cannot_import_are_rejected():
-    with pytest.raises(ConfigError, match="no name"):
-        BuildConfig.of(formatting_func=lambda record: "")
+def test_names_of_functions_that_do_not_exist_are_rejected():
     for name in ("json", "json:nothing", "no_such_module_:f", ":f", "nowhere/at_all.py:f"):
         with pytest.raises(ConfigError):
-            load_function(name)
+            resolve_function(name).load()
 
 
 def test_a_function_of_the_working_directory_is_found(monkeypatch, tmp_path):
     (tmp_path / "module_of_a_user.py").write_text("def f(record):\n    return 'a'\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    assert load_function("module_of_a_user:f")({}) == "a"
+    assert resolve_function("module_of_a_user:f").load()({}) == "a"
 
 
 @needs_shared

@@ -78,7 +78,6 @@ def test_no_format_reads_a_key_outside_of_keys_read(name):
 def test_renamed_keys_and_the_text_field_are_read():
     options = RecordOptions((("question", "prompt"),), text_field="body")
     assert {"question", "body", "messages", "tools"} <= keys_read(options)
-    assert keys_read(RecordOptions(function=json.dumps)) is None
 
 
 @pytest.mark.parametrize("kind", ["a.parquet", "a.arrow"])

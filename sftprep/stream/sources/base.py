@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from sftprep.config.user_functions import LoadedFunction
 from sftprep.errors import SftprepError, SourceError, setting
 
 Cursor = Any
@@ -36,18 +37,20 @@ _MISTAKES = (TypeError, AttributeError, NameError, ImportError, AssertionError)
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Lines of JSON of one format.
+    """Lines of JSON of one format and transform.
 
     Attributes:
         data: The lines, each with its newline.
         format: The name of the format.
         positions: int64 [lines], the index of each line in its block; None if the piece is the
             whole block.
+        transform: The transform of the records, if it is not that of the stream.
     """
 
     data: bytes
     format: str
     positions: NDArray[np.int64] | None = None
+    transform: LoadedFunction | None = None
 
 
 @dataclass(frozen=True, slots=True)

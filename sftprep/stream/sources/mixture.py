@@ -5,8 +5,9 @@ In each lane, the source that is furthest behind its share provides the next rec
 1. The progress of source k is (records taken from it + phase) / weight; the source with the least
    progress is next. The phase, from 0 to 1, differs between lanes and sources, so that rounding
    does not add up over the lanes.
-2. Records are taken until a block is full. They are grouped by format, since the tokenizing step
-   reads one format at a time; the positions in the block restore their order afterwards.
+2. Records are taken until a block is full. They are grouped by format and transform, since the
+   tokenizing step reads one kind at a time; the positions in the block restore their order
+   afterwards.
 3. The cursor of a lane is its position in each source.
 
 Of two sources, each is less than one record away from its share after every record of a lane; of n
@@ -24,9 +25,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sftprep.config.user_functions import LoadedFunction, to_function_setting
 from sftprep.core.ragged import to_offsets
 from sftprep.core.types import Rejected, TokenBatch
-from sftprep.errors import ConfigError
+from sftprep.errors import ConfigError, setting
 from sftprep.stream.sources.base import Block, Cursor, LaneAssignment, Piece, Reader, Source
 from sftprep.stream.sources.chained import source_of_origin
 
@@ -48,6 +50,7 @@ class Mixture:
         stop: "all": a source that has ended leaves its share to the others, until all have ended.
             "first": a lane ends with the first source that ends in it, and is empty if a source
             has no record for it.
+        transforms: The `transform` of each source; None for that of the stream.
 
     Example:
         Mixture(["chats.jsonl", "code.jsonl"], weights=[3, 1])
@@ -56,8 +59,16 @@ class Mixture:
     sources: Sequence[Any]
     weights: Sequence[float]
     stop: Stop = "all"
+    transforms: Sequence[Any] = ()
 
     def __post_init__(self) -> None:
+        transforms = tuple(to_function_setting(f, setting("transform")) for f in self.transforms)
+        object.__setattr__(self, "transforms", transforms)
+        if transforms and len(transforms) != len(self.sources):
+            raise ConfigError(
+                f"{len(self.sources)} sources have {len(transforms)} transforms",
+                remedy="specify one transform for each source, or None",
+            )
         if len(self.sources) != len(self.weights) or not self.sources:
             raise ConfigError(
                 f"{len(self.sources)} sources have {len(self.weights)} weights",
@@ -78,12 +89,16 @@ class OpenedMixture:
     Attributes:
         sources, weights, stop: See `Mixture`.
         first_parts: The number of the first part of each source.
+        transforms: The transform of each source, None for that of the stream.
+        keys: What distinguishes the records of each source, if some have a transform of their own.
     """
 
     sources: tuple[Source, ...]
     weights: tuple[float, ...]
     stop: Stop
     first_parts: tuple[int, ...] = field(default=())
+    transforms: tuple[LoadedFunction | None, ...] = field(default=())
+    keys: tuple[str, ...] = field(default=())
 
     @property
     def identity(self) -> Any:
@@ -93,6 +108,7 @@ class OpenedMixture:
             list(self.weights),
             self.stop,
             "by records",
+            *self.keys,
         ]
 
     def open(self, assignment: LaneAssignment) -> Reader:
@@ -139,11 +155,11 @@ def merge_batches(
         for batch, lines in zip(batches, positions, strict=True)
         for r in batch.rejected
     ]
-    for batch, lines in zip(batches, positions, strict=True):
-        for kind, line in batch.first_lines.items():
-            first = int(lines[line])
-            merged.first_lines[kind] = min(first, merged.first_lines.get(kind, first))
     merged.rejected = sorted(rejected, key=lambda r: r.line)
+    for batch, lines in zip(batches, positions, strict=True):
+        for name, line in batch.first_lines.items():
+            first = int(lines[line])
+            merged.first_lines[name] = min(first, merged.first_lines.get(name, first))
     return merged
 
 
@@ -165,7 +181,7 @@ class _Line(NamedTuple):
     """A line of a block, with its newline."""
 
     data: bytes
-    format: str
+    kind: tuple[str, LoadedFunction | None]  # its format and its transform
     is_whitespace: bool
 
 
@@ -249,7 +265,7 @@ class _MixtureReader:
             return None
         self._blocks[lane] = [[block] if block is not None else [] for block in blocks]
         after = [[at.cursor, at.line, at.taken, at.ended] for at in positions]
-        return Block(_group_by_format(lines), np.array(origins, np.int64), after)
+        return Block(_group_by_kind(lines), np.array(origins, np.int64), after)
 
     def _parse(self, cursor: Cursor) -> list[_Position]:
         if not cursor:
@@ -296,7 +312,8 @@ class _MixtureReader:
         read = self._readers[k].read(lane, cursor)
         if read is None:
             return None
-        kept.append(_SourceBlock(cursor, read.after, _split_lines(read), read.origins))
+        lines = _split_lines(read, self.source.transforms[k] if self.source.transforms else None)
+        kept.append(_SourceBlock(cursor, read.after, lines, read.origins))
         return kept[-1]
 
 
@@ -306,23 +323,29 @@ def _phase(lane: int, num_lanes: int, k: int) -> float:
     return ((lane + 0.5) / num_lanes + k * _GOLDEN_RATIO) % 1.0
 
 
-def _split_lines(block: Block) -> list[_Line]:
-    """Return the lines of a block in order."""
-    lines = [_Line(b"", "", True)] * len(block.origins)
+def _split_lines(block: Block, transform: LoadedFunction | None) -> list[_Line]:
+    """Return the lines of a block in order; their transform is that of an inner mixture, if any."""
+    lines = [_Line(b"", ("", None), True)] * len(block.origins)
     for piece in block.pieces:
         split = piece.data.split(b"\n")
         indices = range(len(block.origins)) if piece.positions is None else piece.positions.tolist()
         # Not strict: the part after the last newline is empty.
         for index, line in zip(indices, split, strict=False):
-            lines[index] = _Line(line + b"\n", piece.format, not line.strip())
+            kind = piece.format, piece.transform or transform
+            lines[index] = _Line(line + b"\n", kind, not line.strip())
     return lines
 
 
-def _group_by_format(lines: list[_Line]) -> tuple[Piece, ...]:
-    indices_of: dict[str, list[int]] = {}
+def _group_by_kind(lines: list[_Line]) -> tuple[Piece, ...]:
+    indices_of: dict[tuple[str, LoadedFunction | None], list[int]] = {}
     for index, line in enumerate(lines):
-        indices_of.setdefault(line.format, []).append(index)
+        indices_of.setdefault(line.kind, []).append(index)
     return tuple(
-        Piece(b"".join(lines[index].data for index in indices), name, np.array(indices, np.int64))
-        for name, indices in indices_of.items()
+        Piece(
+            b"".join(lines[index].data for index in indices),
+            name,
+            np.array(indices, np.int64),
+            transform,
+        )
+        for (name, transform), indices in indices_of.items()
     )

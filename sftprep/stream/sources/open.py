@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any
 
 from sftprep.config.build import BuildConfig
+from sftprep.config.user_functions import resolve_function
 from sftprep.errors import ConfigError
 from sftprep.pipeline.setup import format_of
 from sftprep.recipe import Recipe
@@ -22,7 +23,6 @@ from sftprep.sources.discovery.files import find_files, reject_duplicates
 from sftprep.sources.discovery.hub import HubFile, hub_files, is_hub_name
 from sftprep.sources.lanes import block_bytes, is_plain
 from sftprep.sources.partition import cut, read_partition, source_of
-from sftprep.sources.peek import RECORDS_TO_INSPECT, first_records
 from sftprep.sources.readers.lines import file_size, reject_shorter
 from sftprep.sources.readers.to_jsonl import iter_lines
 from sftprep.stream.sources.base import Source
@@ -92,12 +92,21 @@ def _open_mixture(
     mixture: Mixture, config: BuildConfig, recipe: Recipe, part: int
 ) -> tuple[Source, int]:
     sources, first_parts = [], []
-    for item in mixture.sources:
+    settings = mixture.transforms or (None,) * len(mixture.sources)
+    transforms = tuple(resolve_function(setting) for setting in settings)
+    recipes = [dataclasses.replace(recipe, transform=f or recipe.transform) for f in transforms]
+    for item, recipe_of_item in zip(mixture.sources, recipes, strict=True):
         first_parts.append(part)
-        source, part = _open(item, config, recipe, part)
+        source, part = _open(item, config, recipe_of_item, part)
         sources.append(source)
-    weights = tuple(float(weight) for weight in mixture.weights)
-    return OpenedMixture(tuple(sources), weights, mixture.stop, tuple(first_parts)), part
+    return OpenedMixture(
+        tuple(sources),
+        tuple(float(weight) for weight in mixture.weights),
+        mixture.stop,
+        tuple(first_parts),
+        transforms,
+        tuple(each.cache_key for each in recipes) if any(transforms) else (),
+    ), part
 
 
 def _open_files(
@@ -115,7 +124,7 @@ def _open_files(
         FileLines(file.path, strip_nulls, size) for file, size in zip(files, sizes, strict=True)
     ]
     formats = [
-        format_of(file.name, first_records(file_lines(0, 0)), config, recipe)
+        format_of(file.name, file_lines(0, 0), config, recipe)
         for file, file_lines in zip(files, lines, strict=True)
     ]
     # Nulls are removed record by record, so such files are not read by blocks.
@@ -166,15 +175,14 @@ def _open_iterable_dataset(
         # A copy, since iterating changes the state and the epoch of the dataset.
         lines = DatasetLines(copy.copy(data), strip_nulls)
         return _open_rows(lines, DATASET_NAME, int(data.num_shards), config, recipe, part)
-    records = (dict(row) for row in islice(iter(data), RECORDS_TO_INSPECT))
-    name = format_of(DATASET_NAME, records, config, recipe)
+    name = format_of(DATASET_NAME, iter_lines(data), config, recipe)
     return ShardedDataset(data, name, strip_nulls, part), part + config.pack.lanes
 
 
 def _open_rows(
     lines: Lines, name: str, known: Any, config: BuildConfig, recipe: Recipe, part: int
 ) -> tuple[Source, int]:
-    format_name = format_of(name, first_records(lines(0, 0)), config, recipe)
+    format_name = format_of(name, lines(0, 0), config, recipe)
     return Rows(lines, name, format_name, part, known), part + 1
 
 

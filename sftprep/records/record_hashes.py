@@ -1,0 +1,121 @@
+"""Hashes by which records are compared: to find duplicates, and to hold records out.
+
+1. A record is what its format reads of it, or the values of the keys that the user named. Ids,
+   dates and scores differ between records that are trained on alike.
+2. It is read as for a template that shows everything, so that the hash does not depend on the
+   tokenizer. Of a message, only keys count that some template is known to show, or that this one
+   mentions.
+3. It is written as JSON with sorted keys, which is hashed with and without whitespace.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import numpy as np
+import orjson
+import xxhash
+from numpy.typing import NDArray
+
+from sftprep.chat_template.reference.rendering import REASONING_KEYS
+from sftprep.core.types import Example, Message, PretokenizedRow
+from sftprep.records.formats import record_reader
+from sftprep.records.messages import WEIGHT_KEYS
+from sftprep.records.options import InvalidRecord, RecordOptions
+from sftprep.sources.readers.jsonl import parse_line, split_lines
+
+_MESSAGE_KEYS = frozenset(
+    {
+        *("role", "content", "name", "tool_calls", "tool_call_id", "function_call"),
+        *("tools", "documents", "citations", "images", "tool_plan", "prefix"),
+        *REASONING_KEYS,
+        *WEIGHT_KEYS,
+    }
+)
+"""Keys of messages that some template shows, or that specify what is trained."""
+_NOT_COMPARED = ("origin", "bare")
+_ESCAPED_WHITESPACE = re.compile(rb"\\[nrt]")
+_OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY
+
+
+class RecordHasher:
+    """Hashes of the records of one format.
+
+    Args:
+        format_name: The format.
+        options: How records are read.
+        keys: The keys that are compared; empty for everything that the format reads.
+        template: The source of the chat template, or "".
+    """
+
+    def __init__(
+        self, format_name: str, options: RecordOptions, keys: tuple[str, ...], template: str
+    ) -> None:
+        options = dataclasses.replace(options, chat=True, tool_calls=True, reasoning=True)
+        self._read, self._keys = record_reader(format_name, options), keys
+        self._words = frozenset(re.findall(r"\w+", template))
+
+    def hash_records(
+        self, data: bytes, origin: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """Return the hash of the record of each sequence, and that without whitespace.
+
+        Args:
+            data: The lines of records.
+            origin: int64 [n]; the number of the line of each sequence.
+
+        Returns:
+            Two arrays, uint64 [n].
+        """
+        lines = split_lines(data)
+        numbers, record_of = np.unique(origin, return_inverse=True)
+        records = [self.to_bytes(lines[number]) for number in numbers.tolist()]
+
+        def hash_all(texts: list[bytes]) -> NDArray[np.uint64]:
+            hashes = [xxhash.xxh3_64_intdigest(text) for text in texts]
+            return np.array(hashes, dtype=np.uint64)[record_of]
+
+        return hash_all(records), hash_all([_without_whitespace(record) for record in records])
+
+    def to_bytes(self, line: bytes) -> bytes:
+        """Return the bytes of a record that are hashed.
+
+        Example:
+            b'{"id": 7, "text": "a b"}'  ->  b'{"text":"a b"}'
+        """
+        record = parse_line(line, 0)
+        assert isinstance(record, dict), "only records that were read have a sequence"
+        if any(record.get(key) is not None for key in self._keys):
+            return orjson.dumps([record.get(key) for key in self._keys], option=_OPTIONS)
+        try:
+            example = self._read(record, 0)
+            return orjson.dumps(self._content_of(example), option=_OPTIONS)
+        except (InvalidRecord, TypeError):  # the templates that show everything differ from this
+            return orjson.dumps(parse_line(line, 0), option=_OPTIONS)
+
+    def _content_of(self, example: Example) -> dict[str, Any]:
+        content = {
+            field.name: getattr(example, field.name)
+            for field in dataclasses.fields(example)
+            if field.name not in _NOT_COMPARED
+        }
+        for name in ("messages", "prompt_messages"):
+            if content[name] is not None:
+                content[name] = [self._shown(message) for message in content[name]]
+        if isinstance(example.pretokenized, PretokenizedRow):
+            content["pretokenized"] = dataclasses.astuple(example.pretokenized)
+        return {name: value for name, value in content.items() if value is not None}
+
+    def _shown(self, message: Message) -> Message:
+        """Return the keys of a message that a template may show; empty values are not shown."""
+        return {
+            key: value
+            for key, value in message.items()
+            if (key in _MESSAGE_KEYS or key in self._words) and value not in (None, [], {})
+        }
+
+
+def _without_whitespace(record: bytes) -> bytes:
+    return _ESCAPED_WHITESPACE.sub(b"", record.translate(None, b" \t\r"))

@@ -1,0 +1,279 @@
+"""Functions of users that make records of records, before anything else reads them.
+
+1. A transform takes a parsed record, and returns a record, several, or why there is none.
+2. A formatting function takes what the transform returned, with renamed keys, and returns texts,
+   which become records with the key `text`.
+
+The results are lines of JSON again, so that they are read like lines of a file: with the same
+checks, in any format.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import GeneratorType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sftprep.core.types import Rejected, TokenBatch
+from sftprep.errors import escape_control, first_line
+from sftprep.records.options import InvalidRecord, Record, parse_exactly, rename_keys
+from sftprep.sources.readers.jsonl import excerpt, parse_line, split_lines
+from sftprep.sources.readers.to_jsonl import iter_lines
+
+_MOST_REASONS = 50
+"""Reasons that are counted under their name; a function may make as many as there are records."""
+_OTHER = "other"
+_LONGEST_REASON = 80
+_RESERVED_REASONS = {
+    "no_assistant_turn",
+    "no_token",
+    "no_trained_token",
+    "of_rejected_record",
+    "overlong",
+}
+"""Reasons for which later stages drop sequences."""
+FORMATTED_KEY = "text"
+"""The key of the texts of a formatting function."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """The result of a transform for a record that is not used.
+
+    Attributes:
+        reason: A short stable name, which the accounting counts.
+
+    Example:
+        def keep_english(record):
+            return record if record["lang"] == "en" else Drop("other_language")
+    """
+
+    reason: str = "transform"
+
+
+@dataclass(frozen=True, slots=True)
+class RecordFunctions:
+    """The functions of the user for the records of one source.
+
+    Attributes:
+        transform: Makes records of a record; None if there is none.
+        formatting: Makes texts of a record; None if there is none.
+        renames: The keys to rename before `formatting`, as pairs of old and new name.
+    """
+
+    transform: Callable[[Record], Any] | None = None
+    formatting: Callable[[Record], Any] | None = None
+    renames: tuple[tuple[str, str], ...] = ()
+
+    def apply(self, record: Record) -> Iterator[Record | Drop]:
+        """Yield the records that become of a record, and a Drop for each that is not used.
+
+        Raises:
+            InvalidRecord: A function raised an exception, or returned something else.
+        """
+        results = [record] if self.transform is None else _transform(record, self.transform)
+        for result in results:
+            if self.formatting is None or isinstance(result, Drop):
+                yield result
+            else:
+                renamed = rename_keys(dict(result), self.renames)
+                yield from ({FORMATTED_KEY: text} for text in _format(renamed, self.formatting))
+
+
+@dataclass(slots=True)
+class TransformedLines:
+    """The lines that functions made of the lines of a partition.
+
+    Attributes:
+        data: The lines, one for each record.
+        line_of: int64 [records]; the line of the partition from which each record was made.
+        rejected: The lines that are not records, or for which a function failed.
+        counts: The numbers of lines and records of the partition, and of dropped records.
+        first_lines: By the name of a count, the line of the first record that it counts.
+    """
+
+    data: bytes
+    line_of: NDArray[np.int64]
+    rejected: list[Rejected] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    first_lines: dict[str, int] = field(default_factory=dict)
+
+    def restore_lines(self, batch: TokenBatch) -> TokenBatch:
+        """Return the batch of `data` as that of the partition from which `data` was made."""
+        for rejected in batch.rejected:
+            number, rejected.line = rejected.line, int(self.line_of[rejected.line])
+            first, end = np.searchsorted(self.line_of, [rejected.line, rejected.line + 1]).tolist()
+            if end - first > 1:
+                rejected.message += f" (result {number - first + 1} of {end - first})"
+        counts = Counter(batch.counts)
+        for name in ("lines", "blank", "records"):
+            del counts[name]
+        counts.update(self.counts)
+        first_lines = {name: int(self.line_of[line]) for name, line in batch.first_lines.items()}
+        return replace(
+            batch,
+            origin=self.line_of[batch.origin],
+            record=batch.origin,
+            rejected=sorted([*self.rejected, *batch.rejected], key=lambda each: each.line),
+            counts=dict(counts),
+            first_lines={**first_lines, **self.first_lines},
+        )
+
+
+def transform_lines(data: bytes, functions: RecordFunctions) -> TransformedLines:
+    """Apply functions to all records of a partition.
+
+    Args:
+        data: The lines of the partition.
+        functions: The functions.
+
+    Example:
+        data = b'{"n": 2}\\n{"n": 0}\\n', a transform that returns [{"text": "a"}] * n
+            ->  data = b'{"text":"a"}\\n{"text":"a"}\\n', line_of = [0, 0]
+    """
+    lines = split_lines(data)
+    made = TransformedLines(b"", np.zeros(0, np.int64), counts=Counter(lines=len(lines)))
+    parts: list[bytes] = []
+    line_of: list[int] = []
+    # Two results of a record add one to the records of the accounting.
+    extra = "extra.transform" if functions.formatting is None else "extra.texts"
+    for number, line in enumerate(lines):
+        record = parse_line(line, number)
+        if record is None:
+            made.counts["blank"] += 1
+            continue
+        made.counts["records"] += 1
+        try:
+            if isinstance(record, Rejected):
+                made.rejected.append(record)
+                continue
+            results = list(functions.apply(parse_exactly(line, record)))
+        except InvalidRecord as problem:
+            made.rejected.append(Rejected(number, 0, problem.reason, str(problem), excerpt(line)))
+            continue
+        made.counts[extra] += len(results) - 1
+        for result in results:
+            if isinstance(result, Drop):
+                _count_dropped(made, result.reason, number)
+        written = [*iter_lines(result for result in results if not isinstance(result, Drop))]
+        parts += written
+        line_of += [number] * len(written)
+    made.data, made.line_of = b"".join(parts), np.array(line_of, np.int64)
+    made.counts.setdefault("blank", 0)
+    made.counts.setdefault("records", 0)
+    return made
+
+
+def merge_rare_reasons(counts: Counter[str]) -> None:
+    """Count all but the most frequent reasons of a transform under one name.
+
+    Args:
+        counts: The sum of the counts of several partitions, which is changed.
+    """
+    kept = {f"dropped.{reason}" for reason in (_OTHER, *_RESERVED_REASONS)}
+    names = [name for name in counts if name.startswith("dropped.") and name not in kept]
+    for name in sorted(names, key=lambda name: (-counts[name], name))[_MOST_REASONS:]:
+        counts[f"dropped.{_OTHER}"] += counts.pop(name)
+
+
+def add_counts(
+    counts: Counter[str],
+    first_origins: dict[str, int],
+    batch: TokenBatch,
+    origins: NDArray[np.int64],
+) -> None:
+    """Add the counts of a block to those of its lane, and the first origin of each reason.
+
+    Args:
+        counts: The counts of the lane, which are changed.
+        first_origins: By the name of a count, the origin of its first record; it is changed.
+        batch: The sequences of the block.
+        origins: int64 [lines]; the origin of each line of the block.
+    """
+    counts.update(batch.counts)
+    merge_rare_reasons(counts)
+    for name, line in batch.first_lines.items():
+        if name in counts:
+            first_origins.setdefault(name, int(origins[line]))
+
+
+def transformed_records(records: Iterable[Record], functions: RecordFunctions) -> Iterator[Record]:
+    """Yield the records that functions make of some records; those that fail are skipped."""
+    for record in records:
+        try:
+            results = [*functions.apply(record)]
+        except InvalidRecord:
+            continue
+        for line in iter_lines(result for result in results if not isinstance(result, Drop)):
+            made = parse_line(line.rstrip(b"\n"), 0)
+            if isinstance(made, dict):
+                yield made
+
+
+def _count_dropped(made: TransformedLines, reason: str, line: int) -> None:
+    reason = escape_control(reason.strip())[:_LONGEST_REASON]
+    name = f"dropped.{reason}{' (transform)' if reason in _RESERVED_REASONS else ''}"
+    if name not in made.first_lines and len(made.first_lines) >= _MOST_REASONS:
+        name = f"dropped.{_OTHER}"
+    made.counts[name] += 1
+    made.first_lines.setdefault(name, line)
+
+
+def _transform(record: Record, function: Callable[[Record], Any]) -> list[Record | Drop]:
+    """Return the results of a transform; an empty list becomes a Drop."""
+    try:
+        returned = function(record)
+        is_list = isinstance(returned, (list, tuple, GeneratorType))
+        results = ([*returned] or [None]) if is_list else [returned]
+    except (Exception, SystemExit) as error:
+        # The function may raise anything; the error concerns this record only.
+        raise InvalidRecord(
+            "transform_failed", f"the transform raised {_describe(error)}"
+        ) from error
+    return [Drop() if result is None else _check_result(result) for result in results]
+
+
+def _check_result(result: Any) -> Record | Drop:
+    if isinstance(result, Mapping):
+        return result  # type: ignore[return-value]  # it is written as JSON, as any mapping
+    if isinstance(result, Drop) and isinstance(result.reason, str) and result.reason.strip():
+        return result
+    what = f"a {type(result).__name__}" if not isinstance(result, Drop) else "a Drop without reason"
+    raise InvalidRecord(
+        "transform_failed",
+        f"the transform returned {what}; it must return a record (a dictionary), a list of"
+        ' records, sftprep.Drop("reason") or None',
+    )
+
+
+def _describe(error: BaseException) -> str:
+    """Return the type and the text of an exception, in one printable line."""
+    try:
+        return escape_control(f"{type(error).__name__}: {first_line(error, 500)}")
+    except Exception:  # the class is the user's, and so is its __str__
+        return type(error).__name__
+
+
+def _format(record: Record, function: Callable[[Record], Any]) -> list[str]:
+    """Return the texts of a formatting function."""
+    try:
+        result = function(record)
+    except (Exception, SystemExit) as error:
+        raise InvalidRecord(
+            "function_failed", f"the formatting function raised {_describe(error)}"
+        ) from error
+    texts = [result] if isinstance(result, str) else result
+    if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts):
+        return texts
+    what = f"a {type(result).__name__}"
+    if isinstance(result, list):
+        what = "a list with other values" if result else "an empty list"
+    raise InvalidRecord(
+        "bad_function_result",
+        f"the formatting function returned {what}, not a string or a list of strings",
+    )

@@ -1,0 +1,151 @@
+"""Records are compared by what their format reads, or by the keys that the user names."""
+
+from __future__ import annotations
+
+import pytest
+
+from sftprep import build
+from sftprep.cli import main
+from sftprep.errors import ConfigError
+from tests.pipeline.builds import origins
+
+QUESTION = {"role": "user", "content": "How?"}
+ANSWER = {"role": "assistant", "content": "So."}
+
+
+def run(source, tokenizer_dir, output, **more):
+    return build(
+        source, tokenizer=str(tokenizer_dir), output=str(output), max_length=256, **more
+    ).manifest
+
+
+EQUAL = [
+    [{"text": "a", "id": 1, "score": 0.5}, {"id": 2, "text": "a", "at": "2024-01-01"}],
+    [{"text": "a b"}, {"text": "a  b\n", "id": 2}],
+    [{"prompt": "a", "completion": "b", "id": 1}, {"completion": "b", "prompt": "a", "id": 2}],
+    [{"instruction": "a", "input": "", "output": "b"}, {"instruction": "a", "output": "b", "n": 1}],
+    [{"messages": [QUESTION, ANSWER], "id": 1}, {"messages": [QUESTION, ANSWER], "tools": []}],
+    [
+        {"messages": [{**QUESTION, "timestamp": 1, "turn_identifier": "x"}, ANSWER]},
+        {"messages": [QUESTION, {**ANSWER, "timestamp": 7, "tool_calls": []}]},
+    ],
+    [
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+        {
+            "conversations": [
+                {"from": "user", "value": "a"},
+                {"from": "model", "value": "b", "n": 1},
+            ]
+        },
+    ],
+    [{"input_ids": [5, 6, 7], "id": 1}, {"input_ids": [5, 6, 7], "attention_mask": [1, 1, 1]}],
+]
+DIFFERENT = [
+    [{"text": "a"}, {"text": "b"}],
+    [{"prompt": "a", "completion": "b c"}, {"prompt": "a b", "completion": "c"}],
+    [{"messages": [QUESTION, ANSWER]}, {"messages": [QUESTION, {**ANSWER, "weight": 0.5}]}],
+    [
+        {"messages": [QUESTION, ANSWER]},
+        {"messages": [QUESTION, {**ANSWER, "reasoning_content": "Hm."}]},
+    ],
+    [{"messages": [QUESTION, ANSWER]}, {"messages": [QUESTION, {**ANSWER, "name": "Ada"}]}],
+    [
+        {"messages": [QUESTION, ANSWER]},
+        {"messages": [QUESTION, ANSWER], "tools": [{"function": {"name": "f"}}]},
+    ],
+    [
+        {"messages": [QUESTION, ANSWER]},
+        {"messages": [QUESTION, ANSWER], "chat_template_kwargs": {"enable_thinking": True}},
+    ],
+    [
+        {"instruction": "a", "output": "b", "system": "Be brief."},
+        {"instruction": "a", "output": "b"},
+    ],
+    [{"input_ids": [5, 6, 7]}, {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}],
+]
+
+
+@pytest.mark.parametrize("rows", EQUAL)
+def test_records_that_differ_in_what_no_format_reads_are_duplicates(rows, tokenizer_dir, tmp_path):
+    manifest = run(rows, tokenizer_dir, tmp_path / "o", duplicates="drop")
+    assert sum(manifest.accounting.left_out.values()) == 1
+
+
+@pytest.mark.parametrize("rows", DIFFERENT)
+def test_records_that_differ_in_what_their_format_reads_are_kept(rows, tokenizer_dir, tmp_path):
+    manifest = run(rows, tokenizer_dir, tmp_path / "o", duplicates="drop")
+    assert manifest.accounting.left_out == {}
+
+
+def test_ids_do_not_move_records_between_training_and_evaluation(tokenizer_dir, tmp_path):
+    held = []
+    for name, offset in (("a", 0), ("b", 1000)):
+        rows = [{"text": f"text {n}", "id": n + offset} for n in range(100)]
+        run(rows, tokenizer_dir, tmp_path / name, eval_fraction=0.3)
+        held.append(origins(tmp_path / name / "eval"))
+    assert held[0] == held[1]
+    assert 10 < len(held[0]) < 60
+
+
+def test_the_keys_of_duplicates_by_decide_about_duplicates_and_evaluation(tokenizer_dir, tmp_path):
+    rows = [{"text": f"text {n}", "url": f"u{n // 4}", "part": n % 2} for n in range(80)]
+    made = run(rows, tokenizer_dir, tmp_path / "d", duplicates="drop", duplicates_by="url")
+    assert made.accounting.left_out == {"duplicate": 60}
+    made = run(rows, tokenizer_dir, tmp_path / "e", duplicates="drop", duplicates_by="url, part")
+    assert made.accounting.left_out == {"duplicate": 40}
+    run(rows, tokenizer_dir, tmp_path / "o", eval_fraction=0.4, duplicates_by=["url"])
+    held = {origin // 4 for origin in origins(tmp_path / "o" / "eval")}
+    assert len(origins(tmp_path / "o" / "eval")) == 4 * len(held) > 0
+
+
+def test_the_keys_are_those_of_the_transformed_record(tokenizer_dir, tmp_path):
+    made = run(
+        [{"page": n, "t": "a"} for n in range(4)],
+        tokenizer_dir,
+        tmp_path / "o",
+        transform=lambda r: {"text": f"text {r['page']}", "half": r["page"] // 2},
+        duplicates="drop",
+        duplicates_by="half",
+    )
+    assert made.accounting.left_out == {"duplicate": 2}
+
+
+def test_a_record_without_the_keys_is_compared_by_its_content(tokenizer_dir, tmp_path):
+    rows = [{"text": "a", "url": "u"}, {"text": "b"}, {"text": "c", "url": None}, {"text": "b"}]
+    made = run(rows, tokenizer_dir, tmp_path / "o", duplicates="drop", duplicates_by="url")
+    assert made.accounting.left_out == {"duplicate": 1}
+    assert set(origins(tmp_path / "o")) == {0, 1, 2}
+
+
+def test_keys_of_a_mapped_record_may_have_their_old_or_new_name(tokenizer_dir, tmp_path):
+    rows = [{"q": "a", "id": 1}, {"q": "a", "id": 2}]
+    made = run(rows, tokenizer_dir, tmp_path / "o", duplicates="drop", map="q=text")
+    assert made.accounting.left_out == {"duplicate": 1}
+
+
+def test_duplicates_by_needs_a_comparison(records, tokenizer_dir, tmp_path, capsys):
+    with pytest.raises(ConfigError, match="not compared"):
+        run([{"text": "a"}], tokenizer_dir, tmp_path / "o", duplicates_by="url")
+    path = records([{"text": "a", "u": 1}, {"text": "b", "u": 1}])
+    arguments = ["build", path, "--tokenizer", str(tokenizer_dir), "--output", str(tmp_path / "c")]
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments, "--duplicates", "drop", "--duplicates-by", "u"])
+    assert caught.value.code == 0
+    assert "left out: duplicate" in capsys.readouterr().out
+
+
+def test_spills_of_a_build_without_a_comparison_are_not_taken_for_one_with_it(
+    records, tokenizer_dir, tmp_path
+):
+    path = records([{"text": "a", "id": 1}, {"text": "a", "id": 2}])
+    common = {"keep_spill": True, "overwrite": True}
+    run(path, tokenizer_dir, tmp_path / "o", **common)
+    assert run(
+        path, tokenizer_dir, tmp_path / "o", duplicates="drop", **common
+    ).accounting.left_out == {"duplicate": 1}
+    report = build(
+        path, tokenizer=str(tokenizer_dir), output=str(tmp_path / "o"), max_length=256,
+        duplicates="drop", **common,
+    )  # fmt: skip
+    assert report.reused == 1
+    assert report.manifest.accounting.left_out == {"duplicate": 1}
