@@ -149,3 +149,26 @@ def test_spills_of_a_build_without_a_comparison_are_not_taken_for_one_with_it(
     )  # fmt: skip
     assert report.reused == 1
     assert report.manifest.accounting.left_out == {"duplicate": 1}
+
+
+def test_the_held_out_records_do_not_depend_on_the_chat_template(tokenizer_dir, tmp_path):
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (plain / name).write_bytes((tokenizer_dir / name).read_bytes())
+    rows = [{"instruction": f"Count to {n}.", "output": str(n)} for n in range(60)]
+    held = []
+    for number, tokenizer in enumerate((tokenizer_dir, plain)):
+        run(rows, tokenizer, tmp_path / f"{number}", eval_fraction=0.3)
+        held.append(origins(tmp_path / f"{number}" / "eval"))
+    assert held[0] == held[1]
+
+
+def test_the_same_conversation_in_two_layouts_is_a_duplicate(records, tokenizer_dir, tmp_path):
+    turns = [{"from": "human", "value": "How?"}, {"from": "gpt", "value": "So."}]
+    paths = [
+        records([{"messages": [QUESTION, ANSWER]}], "a.jsonl"),
+        records([{"conversations": turns}], "b.jsonl"),
+    ]
+    made = run(paths, tokenizer_dir, tmp_path / "o", duplicates="drop")
+    assert made.accounting.left_out == {"duplicate": 1}
