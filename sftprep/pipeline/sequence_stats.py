@@ -1,20 +1,22 @@
-"""Statistics of sequences that the selection needs in addition to their lengths.
+"""Statistics of the sequences of a partition, collected by workers together with its spill.
 
-Workers collect them with the spill of a partition; selection.py uses them.
+The selection needs some of them; the histogram of the lengths before the cut is for the manifest.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import orjson
 import xxhash
 from numpy.typing import NDArray
 
-from sftprep.masking import targets_of
-from sftprep.pipeline.spill import Spill
+from sftprep.masking import TargetRuns
+from sftprep.pipeline.overlong import LengthLimit, Sequences
 from sftprep.sources.readers.jsonl import split_lines
 
 _ESCAPED_WHITESPACE = re.compile(rb"\\[nrt]")
@@ -54,24 +56,23 @@ class StatsRequest:
     compare: bool = False
 
 
-def collect_stats(spill: Spill, data: bytes, request: StatsRequest) -> SequenceStats:
+def collect_stats(
+    origin: NDArray[np.int64], targets: NDArray[np.int64], data: bytes, request: StatsRequest
+) -> SequenceStats:
     """Return the statistics of a partition.
 
     Args:
-        spill: The spill of the partition.
-        data: Its lines.
+        origin: int64 [n]; the line of the record of each sequence.
+        targets: int64 [n]; the number of targets of each sequence.
+        data: The lines of the partition.
         request: The optional statistics.
     """
-    mask = spill.completion_mask
-    if mask is None:
-        mask = np.ones(len(spill.input_ids), np.uint8)
-    targets = targets_of(mask, spill.offsets)
-    stats = SequenceStats(spill.origin.astype(np.int32), targets.astype(np.int32))
+    stats = SequenceStats(origin.astype(np.int32), targets.astype(np.int32))
     if request.key_seed is None and not request.compare:
         return stats
     # Each record is hashed once, and its hash is repeated for each of its sequences.
     lines = split_lines(data)
-    record_lines, record_of = np.unique(spill.origin, return_inverse=True)
+    record_lines, record_of = np.unique(origin, return_inverse=True)
     records = [_canonical_bytes(lines[line]) for line in record_lines.tolist()]
 
     def hash_records(texts: list[bytes], seed: int) -> NDArray[np.uint64]:
@@ -102,3 +103,97 @@ def _canonical_bytes(line: bytes) -> bytes:
 
 def _without_whitespace(record: bytes) -> bytes:
     return _ESCAPED_WHITESPACE.sub(b"", record.translate(None, b" \t\r"))
+
+
+# --- the histogram of lengths ---------------------------------------------------------------------
+
+
+def length_bounds(limit: LengthLimit) -> NDArray[np.int64]:
+    """Return the lengths at which the bins of the histogram end: int64 [bins].
+
+    They are the multiples of 64 up to 1024 and 16 lengths for each doubling after that, so they are
+    few and at most a sixteenth apart; and the two lengths of the limit.
+    """
+    octave = np.arange(17, 33)
+    lengths = [np.arange(64, 1025, 64), *(octave << exponent for exponent in range(6, 27))]
+    return np.unique(np.concatenate([*lengths, [limit.max_length, limit.model_limit or 64]]))
+
+
+def count_lengths(
+    sequences: Sequences, targets: TargetRuns, limit: LengthLimit
+) -> NDArray[np.int64]:
+    """Return the histogram of the lengths of whole sequences.
+
+    Args:
+        sequences: The sequences, before the cut.
+        targets: Their targets.
+        limit: The limit.
+
+    Returns:
+        int64 [3, bins]. The first row counts sequences by their length. The others count tokens and
+        targets by the smallest `max_length` that keeps them, if long sequences are dropped or
+        rejected as the limit says, and truncated otherwise. Empty bins at the end are omitted.
+
+    Example:
+        A sequence of 100 tokens with the targets 1 to 99, which is truncated, and bins that end at
+        64 and 128  ->  [[0, 1], [64, 36], [63, 36]]
+    """
+    offsets = sequences.offsets.astype(np.int64)
+    lengths = np.diff(offsets)
+    bounds = length_bounds(limit)
+    bounds = bounds[: np.searchsorted(bounds, lengths.max(initial=1)) + 1]
+    by_length = _sum_by_bin(bounds, lengths)
+    if limit.overlong in ("drop", "error"):
+        needed = lengths
+        if limit.overlong == "error":  # rejects a record for its longest sequence
+            _, record = np.unique(sequences.origin, return_inverse=True)
+            longest = np.zeros(len(lengths), np.int64)
+            np.maximum.at(longest, record, lengths)
+            needed = longest[record]
+        found = targets.count_in(offsets[:-1], offsets[1:])
+        counts = [_sum_by_bin(bounds, needed, weights) for weights in (lengths, found)]
+        return np.stack([by_length, *counts])
+    # Truncation keeps a token whose position is below `max_length`, counted from the other end.
+    sequence = np.searchsorted(offsets, targets.firsts, side="right") - 1
+    firsts, lasts = targets.firsts - offsets[sequence], targets.lasts - offsets[sequence]
+    if limit.truncate_side == "left":  # and a target only with the token before it
+        firsts, lasts = lengths[sequence] - lasts + 1, lengths[sequence] - firsts + 1
+    tokens = _count_by_bin(bounds, np.zeros_like(lengths), lengths)
+    return np.stack([by_length, tokens, _count_by_bin(bounds, firsts, lasts)])
+
+
+def _sum_by_bin(
+    bounds: NDArray[np.int64], values: NDArray[np.int64], weights: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """Return the number of values, or the sum of their weights, up to each bound: int64 [bins]."""
+    bins = np.searchsorted(bounds, values)
+    return np.bincount(bins, weights, minlength=len(bounds)).astype(np.int64)
+
+
+def _count_by_bin(
+    bounds: NDArray[np.int64], firsts: NDArray[np.int64], lasts: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return how many integers in the ranges [first, last) are below each bound: int64 [bins].
+
+    An integer is counted for the first such bound.
+    """
+    # The number below a bound is the sum of max(bound - first, 0) - max(bound - last, 0).
+    ends, sign = np.concatenate((firsts, lasts)), np.repeat([1, -1], len(firsts))
+    number = np.cumsum(_sum_by_bin(bounds, ends, sign))
+    below = bounds * number - np.cumsum(_sum_by_bin(bounds, ends, sign * ends))
+    return np.diff(below, prepend=0)
+
+
+def describe_lengths(histograms: Iterable[NDArray[np.int64]], limit: LengthLimit) -> dict[str, Any]:
+    """Return the sum of histograms of `count_lengths`, for the manifest."""
+    bounds = length_bounds(limit)
+    total = np.zeros((3, len(bounds)), np.int64)
+    for histogram in histograms:
+        total[:, : histogram.shape[1]] += histogram
+    is_filled = total.any(axis=0)
+    names = ("sequences", "tokens", "trained_tokens")
+    return {
+        "model_limit": limit.model_limit,
+        "up_to": bounds[is_filled].tolist(),
+        **{name: row[is_filled].tolist() for name, row in zip(names, total, strict=True)},
+    }

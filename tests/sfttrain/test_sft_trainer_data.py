@@ -403,7 +403,7 @@ def test_an_iterable_dataset_is_tokenized_while_the_model_trains(
 
     trainer = on_stream()
     assert is_stream(trainer.train_dataset)
-    assert trainer.train_dataset.recipe.max_length == 64
+    assert trainer.train_dataset.max_length == 64
     trainer.train()
     assert len(losses(trainer)) == 4
     assert not (tmp_path / "prepared").exists()
