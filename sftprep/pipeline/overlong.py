@@ -126,11 +126,11 @@ def fit_lengths(
     if is_cut:
         later = begins[pieces.starts > 0]
         mask = sequences.completion_mask
-        unpredicted = len(later) if mask is None else int(np.count_nonzero(mask[later]))
-        counts["trained_dropped.unpredicted"] = unpredicted
+        firsts = len(later) if mask is None else int(np.count_nonzero(mask[later]))
+        counts["trained_dropped.first_of_sequence"] = firsts
         if (reason := _CUT_AS.get(limit.overlong)) is not None:
             counts[f"tokens_{reason}"] = tokens - int(pieces.lengths.sum())
-            counts[f"trained_{reason}"] = trained - int(found.sum()) - unpredicted
+            counts[f"trained_{reason}"] = trained - int(found.sum()) - firsts
     # 3. Leave out what trains nothing.
     is_trained = found > 0
     if not is_trained.all():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,7 @@ def _without_whitespace(record: bytes) -> bytes:
 # --- the histogram of lengths ---------------------------------------------------------------------
 
 
+@lru_cache(maxsize=8)
 def length_bounds(limit: LengthLimit) -> NDArray[np.int64]:
     """Return the lengths at which the bins of the histogram end: int64 [bins].
 
@@ -142,17 +144,17 @@ def count_lengths(
     lengths = np.diff(offsets)
     bounds = length_bounds(limit)
     bounds = bounds[: np.searchsorted(bounds, lengths.max(initial=1)) + 1]
-    by_length = _sum_by_bin(bounds, lengths)
+    bins = np.searchsorted(bounds, lengths)
+    by_length = np.bincount(bins, minlength=len(bounds))
     if limit.overlong in ("drop", "error"):
-        needed = lengths
         if limit.overlong == "error":  # rejects a record for its longest sequence
             _, record = np.unique(sequences.origin, return_inverse=True)
-            longest = np.zeros(len(lengths), np.int64)
-            np.maximum.at(longest, record, lengths)
-            needed = longest[record]
+            largest_bin = np.zeros(len(bins), np.int64)
+            np.maximum.at(largest_bin, record, bins)
+            bins = largest_bin[record]
         found = targets.count_in(offsets[:-1], offsets[1:])
-        counts = [_sum_by_bin(bounds, needed, weights) for weights in (lengths, found)]
-        return np.stack([by_length, *counts])
+        counts = [np.bincount(bins, weights, len(bounds)) for weights in (lengths, found)]
+        return np.stack([by_length, *counts]).astype(np.int64)
     # Truncation keeps a token whose position is below `max_length`, counted from the other end.
     sequence = np.searchsorted(offsets, targets.firsts, side="right") - 1
     firsts, lasts = targets.firsts - offsets[sequence], targets.lasts - offsets[sequence]
@@ -160,14 +162,6 @@ def count_lengths(
         firsts, lasts = lengths[sequence] - lasts + 1, lengths[sequence] - firsts + 1
     tokens = _count_by_bin(bounds, np.zeros_like(lengths), lengths)
     return np.stack([by_length, tokens, _count_by_bin(bounds, firsts, lasts)])
-
-
-def _sum_by_bin(
-    bounds: NDArray[np.int64], values: NDArray[np.int64], weights: NDArray[np.int64] | None = None
-) -> NDArray[np.int64]:
-    """Return the number of values, or the sum of their weights, up to each bound: int64 [bins]."""
-    bins = np.searchsorted(bounds, values)
-    return np.bincount(bins, weights, minlength=len(bounds)).astype(np.int64)
 
 
 def _count_by_bin(
@@ -179,9 +173,12 @@ def _count_by_bin(
     """
     # The number below a bound is the sum of max(bound - first, 0) - max(bound - last, 0).
     ends, sign = np.concatenate((firsts, lasts)), np.repeat([1, -1], len(firsts))
-    number = np.cumsum(_sum_by_bin(bounds, ends, sign))
-    below = bounds * number - np.cumsum(_sum_by_bin(bounds, ends, sign * ends))
-    return np.diff(below, prepend=0)
+    bins = np.searchsorted(bounds, ends)
+    open_ranges, sums = (
+        np.cumsum(np.bincount(bins, weights, len(bounds))).astype(np.int64)
+        for weights in (sign, sign * ends)
+    )
+    return np.diff(bounds * open_ranges - sums, prepend=0)
 
 
 def describe_lengths(histograms: Iterable[NDArray[np.int64]], limit: LengthLimit) -> dict[str, Any]:

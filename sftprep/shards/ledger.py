@@ -48,7 +48,7 @@ class Accounting:
     trained_tokens: int = 0  # of them, those that were packed
     trained_in: int = 0  # of all records before cutting; 0 in older builds, which did not count it
     trained_truncated: int = 0
-    # Those that were cut, and those that became the first token of a sequence: unpredicted.
+    # Those that were cut, and those that became the first token of a sequence: first_of_sequence.
     trained_dropped: dict[str, int] = field(default_factory=dict)
     trained_left_out: dict[str, int] = field(default_factory=dict)
     trained_extra: dict[str, int] = field(default_factory=dict)

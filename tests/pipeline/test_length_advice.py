@@ -61,7 +61,7 @@ def test_truncated_tokens_and_trained_ones_among_them_are_those_of_the_records(
     assert accounting.tokens_truncated == sum(map(len, cut))
     assert accounting.trained_truncated == sum(map(sum, cut)) > 0
     unpredicted = sum(side == "left" and len(m) > 30 and m[len(m) - 30] for m in masks)
-    assert accounting.trained_dropped == ({"unpredicted": unpredicted} if unpredicted else {})
+    assert accounting.trained_dropped == ({"first_of_sequence": unpredicted} if unpredicted else {})
     assert accounting.check() == []
     shown = "\n".join(summary_lines(report))
     assert f"{accounting.trained_truncated:,}" in shown
