@@ -78,6 +78,7 @@ def write_spill(path: Path, batch: TokenBatch) -> None:
     facts = orjson.dumps(
         {"counts": batch.counts, "rejected": [dataclasses.astuple(r) for r in batch.rejected]}
     )
+    assert batch.offsets[-1] < 2**31, "a partition has more tokens than the offsets can count"
     # Columns that hold only the default are not written.
     offsets = batch.offsets.astype(np.int32)
     flat: dict[str, NDArray[Any]] = {"input_ids": batch.input_ids}
