@@ -115,7 +115,9 @@ def measure_stages(setups: dict[str, Setup], rounds: int) -> list[dict[str, Any]
     }
     for name, preprocessor in loaded.items():
         work[f"pass 1, {name}"] = lambda preprocessor=preprocessor: [  # type: ignore[misc]
-            preprocess(preprocessor, read_partition(partition), setup.formats[0], seed=None)
+            preprocess(
+                preprocessor, read_partition(partition), setup.formats[0], setup.limit, seed=None
+            )
             for partition in partitions
         ]
     for run in work.values():
@@ -137,7 +139,7 @@ def measure_stages(setups: dict[str, Setup], rounds: int) -> list[dict[str, Any]
             "mb_per_second": megabytes / seconds[stage],
             "of_floor": floor / seconds[stage],
             "of_first_mode": seconds[order[4]] / seconds[stage],
-            "paths": _count_paths(loaded, stage, blocks, setup.formats[0]),
+            "paths": _count_paths(loaded, stage, blocks, setup),
         }
         for stage in order
     ]
@@ -179,14 +181,14 @@ def _render_texts(stages: Preprocessor, block: bytes, format_name: str) -> list[
 
 
 def _count_paths(
-    loaded: dict[str, Preprocessor], stage: str, blocks: list[bytes], format_name: str
+    loaded: dict[str, Preprocessor], stage: str, blocks: list[bytes], setup: Setup
 ) -> dict[str, int]:
     """Return the number of conversations on each path of pass 1."""
     counts: Counter[str] = Counter()
     stages = loaded.get(stage.removeprefix("pass 1, "))
     for block in blocks if stages is not None else ():
         assert stages is not None
-        counts.update(preprocess(stages, block, format_name, seed=None).counts)
+        counts.update(preprocess(stages, block, setup.formats[0], setup.limit, seed=None).counts)
     return {key: number for key, number in counts.items() if key.startswith(("masks.", "template"))}
 
 

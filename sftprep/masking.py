@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,32 +51,65 @@ def completion_starts(
     return starts
 
 
-def targets_of(
-    completion_mask: NDArray[np.bool_] | NDArray[np.uint8], offsets: NDArray[Any]
-) -> NDArray[np.int64]:
-    """Return the number of trained tokens of each sequence: int64 [n].
+class TargetRuns(NamedTuple):
+    """The runs of targets [first, last) of some sequences, in order.
 
-    The first token of a sequence is never counted, because nothing predicts it.
+    A target is a trained token, but never the first token of a sequence, which nothing predicts. So
+    a run is within one sequence.
+    """
+
+    firsts: NDArray[np.int64]  # [runs]
+    lasts: NDArray[np.int64]  # [runs]
+
+    @property
+    def total(self) -> int:
+        """The number of targets."""
+        return int((self.lasts - self.firsts).sum())
+
+    def count_in(self, begins: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the number of targets of pieces of the sequences: int64 [pieces].
+
+        Args:
+            begins: int64 [pieces], the first token of each piece, which is not a target of it.
+            ends: int64 [pieces], its last token + 1.
+
+        Example:
+            runs [1, 3) and [5, 8), begins = [0, 2], ends = [3, 7]  ->  [2, 2]
+        """
+        return self._count_before(ends) - self._count_before(np.minimum(begins + 1, ends))
+
+    def _count_before(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the number of targets before each position: int64 [positions]."""
+        # All tokens of the runs that end before it, and a part of the run around it.
+        run = np.searchsorted(self.lasts, positions)
+        first = np.append(self.firsts, np.iinfo(np.int64).max)[run]
+        number: NDArray[np.int64] = np.maximum(positions - first, 0)
+        number += to_offsets(self.lasts - self.firsts)[run]
+        return number
+
+
+def find_targets(
+    completion_mask: NDArray[np.bool_] | NDArray[np.uint8] | None, offsets: NDArray[Any]
+) -> TargetRuns:
+    """Return the runs of targets of some sequences.
 
     Args:
-        completion_mask: [tokens], 1 or True: trained.
+        completion_mask: [tokens], 1 or True: trained; None if every token is trained.
         offsets: integers [n + 1].
 
     Example:
-        completion_mask = [1, 1, 0, 1], offsets = [0, 2, 4]  ->  [1, 1]
+        completion_mask = [1, 1, 0, 1], offsets = [0, 2, 4]  ->  [1, 2), [3, 4)
     """
-    marks = completion_mask.view(np.bool_)
-    firsts, lasts = trained_runs(marks)
-    lengths = lasts - firsts
-    before = to_offsets(lengths)
-    # The number of trained tokens before each offset: all tokens of the runs that end before it,
-    # and a part of the run around it.
-    run = np.searchsorted(lasts, offsets)
-    within = np.maximum(offsets - np.append(firsts, len(marks))[run], 0)
-    targets: NDArray[np.int64] = np.diff(before[run] + within)
-    filled = np.diff(offsets) > 0
-    targets[filled] -= marks[offsets[:-1][filled]]
-    return targets
+    offsets = offsets.astype(np.int64, copy=False)
+    is_filled = np.diff(offsets) > 0
+    begins = offsets[:-1][is_filled]
+    if completion_mask is None:
+        firsts, lasts = begins + 1, offsets[1:][is_filled]
+        has_targets = firsts < lasts
+        return TargetRuns(firsts[has_targets], lasts[has_targets])
+    marks = completion_mask.view(np.bool_).copy()
+    marks[begins] = False
+    return TargetRuns(*trained_runs(marks))
 
 
 def trained_runs(

@@ -1,6 +1,7 @@
-"""The recipe: everything that pass 1 depends on, apart from the bytes of a partition.
+"""The recipe: everything that the sequences depend on, apart from the bytes of a partition.
 
-It is plain data, which workers read from a file.
+It is plain data, which workers read from a file. The lengths to which sequences are cut are not
+part of it (`sftprep.pipeline.overlong`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import orjson
 from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.chat_template.template import ChatTemplate
 from sftprep.config.user_functions import LoadedFunction, function_key
-from sftprep.config.validation import Reasoning, TemplateBackend, TrainOn, TruncateSide
+from sftprep.config.validation import Reasoning, TemplateBackend, TrainOn
 from sftprep.core.hashing import digest
 from sftprep.records.options import RecordOptions
 from sftprep.records.transform import FORMATTED_KEY, RecordFunctions
@@ -39,11 +40,8 @@ class Recipe:
     train_on: TrainOn
     text_field: str
     renames: tuple[tuple[str, str], ...]  # keys of records: (from, to)
-    max_length: int  # tokens of a sequence
     encoder: str
     template_backend: TemplateBackend
-    overlong: str = "truncate"  # what happens to longer sequences: as in PackConfig, or "keep"
-    truncate_side: TruncateSide = "right"
     reasoning: Reasoning = "template"
     train_empty_thinking: bool = True
     escape_special: bool = False

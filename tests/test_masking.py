@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftprep.masking import completion_starts, mask_from, mask_spans, targets_of, trained_runs
+from sftprep.masking import completion_starts, find_targets, mask_from, mask_spans, trained_runs
 
 IDS = st.lists(st.integers(0, 2), max_size=8)
 
@@ -92,8 +92,11 @@ def test_targets_are_the_trained_tokens_except_the_first_of_each_sequence(sequen
     mask = np.array([trained for sequence in sequences for trained in sequence], np.bool_)
     offsets = np.concatenate(([0], np.cumsum([len(s) for s in sequences]))).astype(np.int64)
     expected = [sum(sequence[1:]) for sequence in sequences]
-    assert targets_of(mask, offsets).tolist() == expected
-    assert targets_of(mask.view(np.uint8), offsets).tolist() == expected
+    masks = [mask, mask.view(np.uint8), *([None] if mask.all() else [])]
+    for same in masks:
+        targets = find_targets(same, offsets)
+        assert targets.count_in(offsets[:-1], offsets[1:]).tolist() == expected
+        assert targets.total == sum(expected)
     firsts, lasts = trained_runs(mask)
     assert np.array_equal(
         np.flatnonzero(mask), [k for a, b in zip(firsts, lasts, strict=True) for k in range(a, b)]

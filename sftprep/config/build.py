@@ -180,8 +180,8 @@ class OutputConfig:
     max_rejected: str = "1%"
     """Maximum number of quarantined records: a percentage (1%) or a count (250)."""
     keep_spill: bool = False
-    """Keep the intermediate files; a later build with the same records and settings reuses
-    them."""
+    """Keep the intermediate files; a later build of the same records reuses them, also with other
+    lengths or packing."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "output", local_folder(self.output, setting("output")))

@@ -20,7 +20,8 @@ from sftprep.pipeline.selection import BuildSplit
 from sftprep.pipeline.setup import Setup
 from sftprep.pipeline.tokenize_pass import PartitionResult
 from sftprep.records.quality_checks import REASONS
-from sftprep.shards.manifest import Accounting, InputInfo
+from sftprep.shards.ledger import Accounting
+from sftprep.shards.manifest import InputInfo
 
 
 def first_record_error(parts: list[PartitionResult], names: list[str]) -> RecordError:

@@ -40,6 +40,7 @@ from sftprep.pipeline.output.folder import OutputFolder, claim_output
 from sftprep.pipeline.output.manifest import manifest_facts, manifest_settings
 from sftprep.pipeline.plan_pass import lane_block
 from sftprep.pipeline.selection import BuildSplit, request_stats, select_sequences
+from sftprep.pipeline.sequence_stats import describe_lengths
 from sftprep.pipeline.setup import Setup, prepare_setup
 from sftprep.pipeline.shard_pass import Progress, WrittenPacks, write_packs
 from sftprep.pipeline.tokenize_pass import (
@@ -211,6 +212,7 @@ def _tokenize(
                 format=setup.formats[partition.input],
                 recipe=recipes[number],
                 recipe_key=keys[number],
+                limit=setup.limit,
                 spill_folder=spills,
                 threads=is_single,
                 lane_block=block,
@@ -269,7 +271,7 @@ def _write_split(
     packs = write_packs(
         split,
         config,
-        setup.recipe.max_length,
+        setup.limit.max_length,
         shards,
         output.work,
         executor,
@@ -289,7 +291,7 @@ def _make_manifest(
 ) -> Manifest:
     recipe, plan = setup.recipe, packs.plan
     facts = manifest_facts(recipe, setup.encoder)
-    settings = {**settings, "max_length": recipe.max_length, "date": recipe.date}
+    settings = {**settings, "max_length": setup.limit.max_length, "date": recipe.date}
     accounting = sum_accounting(split.accounting)
     plan_digest = xxhash.xxh3_128_hexdigest(
         np.concatenate((plan.members, plan.offsets, packs.order)).astype("<i8").tobytes()
@@ -298,6 +300,7 @@ def _make_manifest(
         config=settings,
         config_digest=digest(
             [each.digest for each in setup.recipes],
+            setup.limit.max_length,
             dataclasses.asdict(config.pack),
             config.output.position_ids,
             config.output.shard_tokens,
@@ -308,6 +311,7 @@ def _make_manifest(
         template=_describe_rendering(recipe, split),
         inputs=infos,
         accounting=accounting,
+        lengths=describe_lengths((part.whole_lengths for part in split.parts), setup.limit),
         plan={
             "strategy": config.pack.packing,
             "packs": plan.num_bins,
@@ -316,7 +320,7 @@ def _make_manifest(
             "digest": plan_digest,
             "cuts": 0 if plan.starts is None else len(plan.starts) - accounting.sequences,
         },
-        max_length=recipe.max_length,
+        max_length=setup.limit.max_length,
         rows=plan.num_bins,
         tokens=accounting.tokens,
         # Not the number in the accounting: if the plan cuts sequences, the first token after each

@@ -126,11 +126,11 @@ def check_expected_size(
     # Each reason for which the accounting of an input may get an entry.
     reasons: list[str] = []
     if config.evaluation.eval_fraction:
-        reasons += ["left_out.in_training", "tokens_left_out.in_training"]
+        reasons += [f"{what}left_out.in_training" for what in ("", "tokens_", "trained_")]
     if any(entry.weight is not None for entry in entries):
-        reasons += ["left_out.not_sampled", "tokens_left_out.not_sampled"]
+        reasons += [f"{what}left_out.not_sampled" for what in ("", "tokens_", "trained_")]
     if any(entry.repeat != 1 for entry in entries):
-        reasons += ["extra.repeated", "tokens_extra.repeated"]
+        reasons += [f"{what}extra.repeated" for what in ("", "tokens_", "trained_")]
     for evaluation in (False, True):
         # Inputs of the same source and limit have entries of the same size, apart from the path.
         names_of: dict[tuple[str, int | None], list[str]] = {}

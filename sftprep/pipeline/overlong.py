@@ -1,135 +1,223 @@
-"""Treatment of sequences that are longer than `max_length`, and of those that train nothing.
+"""The cut of sequences that are longer than `max_length`, and of those that train nothing.
 
-Each treatment is one function in the table `OVERLONG`.
+Pass 1 keeps whole sequences, so that its result serves every length. The cut selects pieces of
+them, which are ranges of tokens. Each treatment of long sequences is one function in the table
+`OVERLONG`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sftprep.config.validation import TruncateSide
-from sftprep.core.types import Rejected, TokenBatch
-from sftprep.masking import targets_of
+from sftprep.core.types import Rejected
+from sftprep.masking import TargetRuns
+from sftprep.sources.readers.jsonl import add_excerpts
 
-OverlongRule = Callable[[TokenBatch, int, TruncateSide, Counter[str], list[Rejected]], TokenBatch]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthLimit:
+    """The longest sequence of a build, and the treatment of longer ones.
+
+    Attributes:
+        max_length: The largest number of tokens.
+        overlong: A key of OVERLONG; or "keep", which cuts nothing.
+        truncate_side: The end at which "truncate" cuts.
+        model_limit: The largest number of tokens that the model accepts, according to its
+            tokenizer; None if the tokenizer has no limit.
+    """
+
+    max_length: int
+    overlong: str
+    truncate_side: TruncateSide = "right"
+    model_limit: int | None = None
+
+
+class Sequences(Protocol):
+    """Whole sequences of a partition, in memory (`TokenBatch`) or in a file (`Spill`)."""
+
+    @property
+    def offsets(self) -> NDArray[Any]:
+        """Integers [n + 1]."""
+
+    @property
+    def completion_mask(self) -> NDArray[np.bool_] | NDArray[np.uint8] | None:
+        """1 or True for the tokens that are trained; None if all are."""
+
+    @property
+    def origin(self) -> NDArray[np.int64]:
+        """The line of the record of each sequence: int64 [n]."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The counts of the partition, by name."""
+
+    @property
+    def rejected(self) -> list[Rejected]:
+        """The records that cannot be used."""
+
+
+class Pieces(NamedTuple):
+    """Ranges of tokens of sequences, in the order of the sequences.
+
+    Attributes:
+        rows: int64 [m]; the index of the sequence of each piece.
+        starts: int64 [m]; its first token in that sequence.
+        lengths: int64 [m]; its number of tokens.
+    """
+
+    rows: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+    def select(self, is_selected: NDArray[np.bool_]) -> Pieces:
+        """Return some of the pieces."""
+        return Pieces(*(values[is_selected] for values in self))
+
+
+@dataclass(frozen=True, slots=True)
+class FittedSequences:
+    """The pieces of a partition that a build or a stream uses.
+
+    Attributes:
+        pieces: The pieces; none is longer than the limit, and each trains something.
+        targets: int64 [m]; the number of targets of each piece.
+        counts: The counts of the partition, by name.
+        rejected: The rejected records, in the order of their lines.
+    """
+
+    pieces: Pieces
+    targets: NDArray[np.int64]
+    counts: dict[str, int]
+    rejected: list[Rejected]
 
 
 def fit_lengths(
-    batch: TokenBatch,
-    overlong: str,
-    max_length: int,
-    side: TruncateSide,
-    counts: Counter[str],
-    rejected: list[Rejected],
-) -> TokenBatch:
-    """Return a batch in which no sequence has more than `max_length` tokens.
+    sequences: Sequences, targets: TargetRuns, data: bytes, limit: LengthLimit
+) -> FittedSequences:
+    """Select the pieces of the sequences that fit the limit and train something.
 
     Args:
-        batch: The sequences.
-        overlong: A key of OVERLONG; or "keep", which changes nothing.
-        max_length: The largest number of tokens.
-        side: The end at which "truncate" cuts.
-        counts: Receives the numbers of tokens and sequences that are cut off or left out.
-        rejected: Receives the records that "error" rejects, each with all of its sequences.
+        sequences: The sequences of a partition.
+        targets: Their targets.
+        data: The lines of the partition, for the excerpts of records that are too long.
+        limit: The limit.
     """
-    counts["tokens_in"] += int(batch.offsets[-1])
-    if overlong == "keep" or not (batch.lengths > max_length).any():
-        return batch
-    return OVERLONG[overlong](batch, max_length, side, counts, rejected)
+    counts, rejected = Counter(sequences.counts), [*sequences.rejected]
+    offsets = sequences.offsets.astype(np.int64)
+    lengths = np.diff(offsets)
+    tokens, trained = int(offsets[-1]), targets.total
+    counts.update(tokens_in=tokens, trained_in=trained)
+    # 1. Cut what is too long.
+    pieces = Pieces(np.arange(len(lengths)), np.zeros(len(lengths), np.int64), lengths)
+    is_cut = limit.overlong != "keep" and bool((lengths > limit.max_length).any())
+    if is_cut:
+        pieces = OVERLONG[limit.overlong](lengths, sequences.origin, limit, counts, rejected)
+        add_excerpts(rejected, data)
+    begins = offsets[pieces.rows] + pieces.starts
+    found = targets.count_in(begins, begins + pieces.lengths)
+    # 2. Count what was cut. The first token of a piece is not a target, although it is not cut.
+    if is_cut:
+        later = begins[pieces.starts > 0]
+        mask = sequences.completion_mask
+        firsts = len(later) if mask is None else int(np.count_nonzero(mask[later]))
+        counts["trained_dropped.first_of_sequence"] = firsts
+        if (reason := _CUT_AS.get(limit.overlong)) is not None:
+            counts[f"tokens_{reason}"] = tokens - int(pieces.lengths.sum())
+            counts[f"trained_{reason}"] = trained - int(found.sum()) - firsts
+    # 3. Leave out what trains nothing.
+    is_trained = found > 0
+    if not is_trained.all():
+        counts["dropped.no_trained_token"] = int(np.count_nonzero(~is_trained))
+        counts["tokens_dropped.no_trained_token"] = int(pieces.lengths[~is_trained].sum())
+        pieces, found = pieces.select(is_trained), found[is_trained]
+    counts.update(
+        sequences=len(found), tokens=int(pieces.lengths.sum()), trained_tokens=int(found.sum())
+    )
+    return FittedSequences(
+        pieces, found, dict(counts), sorted(rejected, key=lambda record: record.line)
+    )
 
 
-def drop_untrained(batch: TokenBatch, counts: Counter[str]) -> TokenBatch:
-    """Return the batch without the sequences that train nothing, and count both kinds.
-
-    A sequence trains nothing if no token after its first one is trained: the first token is never a
-    target, because nothing predicts it.
-    """
-    lengths = batch.lengths
-    targets = targets_of(batch.completion_mask, batch.offsets)
-    trained = targets > 0
-    counts["trained_tokens"] = int(targets[trained].sum())
-    counts["sequences"] = int(np.count_nonzero(trained))
-    if not trained.all():
-        counts["dropped.no_trained_token"] = int(np.count_nonzero(~trained))
-        counts["tokens_dropped.no_trained_token"] = int(lengths[~trained].sum())
-        batch = batch.gather(np.flatnonzero(trained), lengths[trained])
-    counts["tokens"] = int(batch.offsets[-1])
-    return batch
+OverlongRule = Callable[
+    [NDArray[np.int64], NDArray[np.int64], LengthLimit, Counter[str], list[Rejected]], Pieces
+]
+"""A function of the lengths of the sequences (int64 [n]), the lines of their records (int64 [n])
+and the limit. It returns the pieces to keep, counts the sequences, and rejects records."""
 
 
 def _truncate(
-    batch: TokenBatch,
-    max_length: int,
-    side: TruncateSide,
+    lengths: NDArray[np.int64],
+    origin: NDArray[np.int64],
+    limit: LengthLimit,
     counts: Counter[str],
     rejected: list[Rejected],
-) -> TokenBatch:
+) -> Pieces:
     """Cut each overlong sequence at one end."""
-    lengths = batch.lengths
-    kept = np.minimum(lengths, max_length)
+    kept = np.minimum(lengths, limit.max_length)
     cut = lengths - kept
-    counts["truncated"] += int(np.count_nonzero(cut))
-    counts["tokens_truncated"] += int(cut.sum())
-    return batch.gather(np.arange(len(lengths)), kept, cut if side == "left" else None)
+    counts["truncated"] = int(np.count_nonzero(cut))
+    starts = cut if limit.truncate_side == "left" else np.zeros_like(cut)
+    return Pieces(np.arange(len(lengths)), starts, kept)
 
 
 def _split(
-    batch: TokenBatch,
-    max_length: int,
-    side: TruncateSide,
+    lengths: NDArray[np.int64],
+    origin: NDArray[np.int64],
+    limit: LengthLimit,
     counts: Counter[str],
     rejected: list[Rejected],
-) -> TokenBatch:
+) -> Pieces:
     """Split each overlong sequence into pieces of `max_length` tokens and a shorter last piece.
 
     The rule is that of `bfd_split` in TRL 1.16.
     """
-    pieces = np.maximum(1, -(-batch.lengths // max_length))
+    number = np.maximum(1, -(-lengths // limit.max_length))
     # For each piece: the index of its sequence, and its first token in that sequence.
-    sequence = np.repeat(np.arange(len(pieces)), pieces)
-    first_piece = np.repeat(np.cumsum(pieces) - pieces, pieces)
-    starts = (np.arange(len(sequence)) - first_piece) * max_length
-    counts["extra.split"] += len(sequence) - len(pieces)
-    lengths = np.minimum(batch.lengths[sequence] - starts, max_length)
-    return batch.gather(sequence, lengths, starts)
+    rows = np.repeat(np.arange(len(number)), number)
+    first_piece = np.repeat(np.cumsum(number) - number, number)
+    starts = (np.arange(len(rows)) - first_piece) * limit.max_length
+    counts["extra.split"] = len(rows) - len(number)
+    return Pieces(rows, starts, np.minimum(lengths[rows] - starts, limit.max_length))
 
 
 def _drop(
-    batch: TokenBatch,
-    max_length: int,
-    side: TruncateSide,
+    lengths: NDArray[np.int64],
+    origin: NDArray[np.int64],
+    limit: LengthLimit,
     counts: Counter[str],
     rejected: list[Rejected],
-) -> TokenBatch:
+) -> Pieces:
     """Leave out each overlong sequence."""
-    overlong = batch.lengths > max_length
-    counts["dropped.overlong"] += int(np.count_nonzero(overlong))
-    counts["tokens_dropped.overlong"] += int(batch.lengths[overlong].sum())
-    return batch.gather(np.flatnonzero(~overlong), batch.lengths[~overlong])
+    kept = np.flatnonzero(lengths <= limit.max_length)
+    counts["dropped.overlong"] = len(lengths) - len(kept)
+    return Pieces(kept, np.zeros_like(kept), lengths[kept])
 
 
 def _reject(
-    batch: TokenBatch,
-    max_length: int,
-    side: TruncateSide,
+    lengths: NDArray[np.int64],
+    origin: NDArray[np.int64],
+    limit: LengthLimit,
     counts: Counter[str],
     rejected: list[Rejected],
-) -> TokenBatch:
+) -> Pieces:
     """Reject each record with an overlong sequence."""
-    lines = np.unique(batch.origin[batch.lengths > max_length])
+    lines = np.unique(origin[lengths > limit.max_length])
     for line in lines.tolist():
-        longest = int(batch.lengths[batch.origin == line].max())
-        message = f"{longest} tokens, more than max_length ({max_length})"
+        longest = int(lengths[origin == line].max())
+        message = f"{longest} tokens, more than max_length ({limit.max_length})"
         rejected.append(Rejected(line, 0, "overlong", message, ""))
-    removed = np.isin(batch.origin, lines)
+    kept = np.flatnonzero(~np.isin(origin, lines))
     # A record is counted once under `rejected`; its other sequences need an entry of their own, or
     # the accounting would not balance.
-    counts["dropped.of_rejected_record"] += int(np.count_nonzero(removed)) - len(lines)
-    counts["tokens_dropped.overlong"] += int(batch.lengths[removed].sum())
-    return batch.gather(np.flatnonzero(~removed), batch.lengths[~removed])
+    counts["dropped.of_rejected_record"] = len(lengths) - len(kept) - len(lines)
+    return Pieces(kept, np.zeros_like(kept), lengths[kept])
 
 
 OVERLONG: dict[str, OverlongRule] = {
@@ -138,3 +226,10 @@ OVERLONG: dict[str, OverlongRule] = {
     "drop": _drop,
     "error": _reject,
 }
+
+_CUT_AS = {
+    "truncate": "truncated",
+    "drop": "dropped.overlong",
+    "error": "dropped.overlong",
+}
+"""The names under which the tokens that a treatment cuts are counted."""

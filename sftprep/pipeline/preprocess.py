@@ -1,4 +1,4 @@
-"""Pass 1 for the lines of one partition: read, render, encode, mask, and fit the length.
+"""Pass 1 for the lines of one partition: read, render, encode and mask.
 
 It is a pure function of the bytes and the recipe. A build and a stream use the same function.
 """
@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from sftprep.config.user_functions import LoadedFunction
 from sftprep.core.byte_search import ByteSearcher
 from sftprep.core.types import Counts, Example, Rejected, TokenBatch
+from sftprep.masking import find_targets
 from sftprep.pipeline.diagnostics import (
     count_double_bos,
     count_unknown,
     count_untrained_ends,
 )
 from sftprep.pipeline.loss_mask import LossMask
-from sftprep.pipeline.overlong import drop_untrained, fit_lengths
+from sftprep.pipeline.overlong import LengthLimit, fit_lengths
 from sftprep.recipe import Recipe
 from sftprep.records.formats import record_reader
 from sftprep.records.options import InvalidRecord, parse_exactly
@@ -32,7 +33,7 @@ from sftprep.records.quality_checks import QualityChecks
 from sftprep.records.record_hashes import RecordHasher
 from sftprep.records.transform import RecordFunctions, transform_lines
 from sftprep.render.renderer import Renderer
-from sftprep.sources.readers.jsonl import excerpt, parse_line, split_lines
+from sftprep.sources.readers.jsonl import add_excerpts, excerpt, parse_line, split_lines
 from sftprep.tokenize.encoders.base import EncoderFault
 from sftprep.tokenize.equivalence.verified_encoder import PartitionEncoder, VerifiedEncoder
 
@@ -96,18 +97,20 @@ def preprocess(
     stages: Preprocessor,
     data: bytes,
     format_name: str,
+    limit: LengthLimit,
     *,
     seed: int | None,
     first: int = 0,
     transform: LoadedFunction | None = None,
     hash_by: tuple[str, ...] | None = None,
 ) -> TokenBatch:
-    """Return the sequences of whole lines of JSON.
+    """Return the sequences of whole lines of JSON that fit a limit and train something.
 
     Args:
         stages: The stages for the recipe.
         data: The lines of the partition.
         format_name: The format of the records.
+        limit: The limit of their lengths.
         seed: Selects the texts that the reference encoder encodes as well. If their ids differ, the
             reference encoder encodes the whole partition. None: nothing is compared.
         first: The number of texts at the start that are compared in addition.
@@ -118,9 +121,15 @@ def preprocess(
     Returns:
         The sequences. Records that cannot be used are in `rejected`, in the order of their lines.
     """
-    return begin_preprocess(
+    batch = begin_preprocess(
         stages, data, format_name, seed=seed, first=first, transform=transform, hash_by=hash_by
     )()
+    fitted = fit_lengths(batch, find_targets(batch.completion_mask, batch.offsets), data, limit)
+    pieces = fitted.pieces
+    fitting = batch.gather(pieces.rows, pieces.lengths, pieces.starts)
+    fitting.counts, fitting.rejected = fitted.counts, fitted.rejected
+    fitting.first_lines = batch.first_lines
+    return fitting
 
 
 def begin_preprocess(
@@ -133,10 +142,10 @@ def begin_preprocess(
     transform: LoadedFunction | None = None,
     hash_by: tuple[str, ...] | None = None,
 ) -> Callable[[], TokenBatch]:
-    """Start `preprocess`, and return a function that completes it.
+    """Start to tokenize whole lines of JSON; the returned function gives the whole sequences.
 
-    Everything is done here that does not need the reference encoder, which may still be loading.
-    The returned function waits for it.
+    The arguments are those of `preprocess`. Everything is done here that does not need the
+    reference encoder, which may still be loading. The returned function waits for it.
     """
     functions = stages.functions_with(transform)
     made = None if functions is None else transform_lines(data, functions)
@@ -211,11 +220,7 @@ def _make_sequences(
         batch = to_token_batch(examples, recipe.tokenizer.vocab_size, rejected, counts)
     else:
         batch = _encode_examples(stages, content, examples, partition, rejected, counts)
-    batch = fit_lengths(
-        batch, recipe.overlong, recipe.max_length, recipe.truncate_side, counts, rejected
-    )
-    batch = drop_untrained(batch, counts)
-    _add_excerpts(rejected, data)
+    add_excerpts(rejected, data)
     batch.rejected = sorted(rejected, key=lambda record: record.line)
     batch.counts, batch.first_lines = dict(counts), counts.first_lines
     return batch
@@ -295,12 +300,3 @@ def read_examples(
             blank += 1
     counts.update(lines=len(lines), blank=blank, records=len(lines) - blank)
     return examples
-
-
-def _add_excerpts(rejected: list[Rejected], data: bytes) -> None:
-    """Add an excerpt of its line to each rejected record without one."""
-    without_excerpt = [record for record in rejected if not record.excerpt]
-    if without_excerpt:
-        lines = split_lines(data)
-        for record in without_excerpt:
-            record.excerpt = excerpt(lines[record.line])

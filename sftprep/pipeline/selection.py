@@ -27,7 +27,7 @@ from sftprep.errors import EmptyInput, setting
 from sftprep.pipeline.sequence_stats import StatsRequest
 from sftprep.pipeline.setup import Setup
 from sftprep.records.transform import merge_rare_reasons
-from sftprep.shards.manifest import Accounting
+from sftprep.shards.ledger import Accounting
 
 if TYPE_CHECKING:
     from sftprep.pipeline.tokenize_pass import PartitionResult
@@ -354,8 +354,10 @@ def _count_selected(
     for reason, is_left_out in left_out.items():
         add(f"left_out.{reason}", is_left_out)
         add(f"tokens_left_out.{reason}", is_left_out * table.lengths)
+        add(f"trained_left_out.{reason}", is_left_out * table.targets)
     add("extra.repeated", extra)
     add("tokens_extra.repeated", extra * table.lengths)
+    add("trained_extra.repeated", extra * table.targets)
     # Pass 1 has counted each sequence once.
     difference = copies - np.ones(len(copies), dtype=np.int64)
     add("sequences", difference)

@@ -1,17 +1,21 @@
-"""Statistics of sequences that the selection needs in addition to their lengths.
+"""Statistics of the sequences of a partition, collected by workers together with its spill.
 
-Workers collect them from the spill of a partition; selection.py uses them.
+The selection needs some of them; the histogram of the lengths before the cut is for the manifest.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.core.hashing import hash64_array
-from sftprep.masking import targets_of
+from sftprep.masking import TargetRuns
+from sftprep.pipeline.overlong import LengthLimit, Sequences
 from sftprep.pipeline.spill import Spill
 
 
@@ -60,26 +64,117 @@ class StatsRequest:
         return self.compare_by if self.compare or self.key_seed is not None else None
 
 
-def collect_stats(spill: Spill, request: StatsRequest) -> SequenceStats:
+def collect_stats(
+    spill: Spill, rows: NDArray[np.int64], targets: NDArray[np.int64], request: StatsRequest
+) -> SequenceStats:
     """Return the statistics of a partition.
 
     Args:
         spill: The spill of the partition, with hashes if the request needs them.
+        rows: int64 [n]; the row of each sequence in the spill.
+        targets: int64 [n]; the number of targets of each sequence.
         request: The optional statistics.
     """
-    mask = spill.completion_mask
-    if mask is None:
-        mask = np.ones(len(spill.input_ids), np.uint8)
-    targets = targets_of(mask, spill.offsets)
     record = spill.origin if spill.record is None else spill.record
     keys = None
     if request.key_seed is not None and spill.same is not None:
-        keys = hash64_array(spill.same.view(np.int64), request.key_seed)
+        keys = hash64_array(spill.same[rows].view(np.int64), request.key_seed)
+    same, alike = spill.same, spill.alike
     return SequenceStats(
-        spill.origin.astype(np.int32),
-        record.astype(np.int32),
+        spill.origin[rows].astype(np.int32),
+        record[rows].astype(np.int32),
         targets.astype(np.int32),
         keys,
-        spill.same if request.compare else None,
-        spill.alike if request.compare else None,
+        same[rows] if request.compare and same is not None else None,
+        alike[rows] if request.compare and alike is not None else None,
     )
+
+
+# --- the histogram of lengths ---------------------------------------------------------------------
+
+
+@lru_cache(maxsize=8)
+def length_bounds(limit: LengthLimit) -> NDArray[np.int64]:
+    """Return the lengths at which the bins of the histogram end: int64 [bins].
+
+    They are the multiples of 64 up to 1024 and 16 lengths for each doubling after that, so they are
+    few and at most a sixteenth apart; and the two lengths of the limit.
+    """
+    octave = np.arange(17, 33)
+    lengths = [np.arange(64, 1025, 64), *(octave << exponent for exponent in range(6, 27))]
+    return np.unique(np.concatenate([*lengths, [limit.max_length, limit.model_limit or 64]]))
+
+
+def count_lengths(
+    sequences: Sequences, targets: TargetRuns, limit: LengthLimit
+) -> NDArray[np.int64]:
+    """Return the histogram of the lengths of whole sequences.
+
+    Args:
+        sequences: The sequences, before the cut.
+        targets: Their targets.
+        limit: The limit.
+
+    Returns:
+        int64 [3, bins]. The first row counts sequences by their length. The others count tokens and
+        targets by the smallest `max_length` that keeps them, if long sequences are dropped or
+        rejected as the limit says, and truncated otherwise. Empty bins at the end are omitted.
+
+    Example:
+        A sequence of 100 tokens with the targets 1 to 99, which is truncated, and bins that end at
+        64 and 128  ->  [[0, 1], [64, 36], [63, 36]]
+    """
+    offsets = sequences.offsets.astype(np.int64)
+    lengths = np.diff(offsets)
+    bounds = length_bounds(limit)
+    bounds = bounds[: np.searchsorted(bounds, lengths.max(initial=1)) + 1]
+    bins = np.searchsorted(bounds, lengths)
+    by_length = np.bincount(bins, minlength=len(bounds))
+    if limit.overlong in ("drop", "error"):
+        if limit.overlong == "error":  # rejects a record for its longest sequence
+            _, record = np.unique(sequences.origin, return_inverse=True)
+            largest_bin = np.zeros(len(bins), np.int64)
+            np.maximum.at(largest_bin, record, bins)
+            bins = largest_bin[record]
+        found = targets.count_in(offsets[:-1], offsets[1:])
+        counts = [np.bincount(bins, weights, len(bounds)) for weights in (lengths, found)]
+        return np.stack([by_length, *counts]).astype(np.int64)
+    # Truncation keeps a token whose position is below `max_length`, counted from the other end.
+    sequence = np.searchsorted(offsets, targets.firsts, side="right") - 1
+    firsts, lasts = targets.firsts - offsets[sequence], targets.lasts - offsets[sequence]
+    if limit.truncate_side == "left":  # and a target only with the token before it
+        firsts, lasts = lengths[sequence] - lasts + 1, lengths[sequence] - firsts + 1
+    tokens = _count_by_bin(bounds, np.zeros_like(lengths), lengths)
+    return np.stack([by_length, tokens, _count_by_bin(bounds, firsts, lasts)])
+
+
+def _count_by_bin(
+    bounds: NDArray[np.int64], firsts: NDArray[np.int64], lasts: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return how many integers in the ranges [first, last) are below each bound: int64 [bins].
+
+    An integer is counted for the first such bound.
+    """
+    # The number below a bound is the sum of max(bound - first, 0) - max(bound - last, 0).
+    ends, sign = np.concatenate((firsts, lasts)), np.repeat([1, -1], len(firsts))
+    bins = np.searchsorted(bounds, ends)
+    open_ranges, sums = (
+        np.cumsum(np.bincount(bins, weights, len(bounds))).astype(np.int64)
+        for weights in (sign, sign * ends)
+    )
+    return np.diff(bounds * open_ranges - sums, prepend=0)
+
+
+def describe_lengths(histograms: Iterable[NDArray[np.int64]], limit: LengthLimit) -> dict[str, Any]:
+    """Return the sum of histograms of `count_lengths`, for the manifest."""
+    bounds = length_bounds(limit)
+    total = np.zeros((3, len(bounds)), np.int64)
+    for histogram in histograms:
+        total[:, : histogram.shape[1]] += histogram
+    is_filled = total.any(axis=0)
+    names = ("sequences", "tokens", "trained_tokens")
+    return {
+        "model_limit": limit.model_limit,
+        "up_to": bounds[is_filled].tolist(),
+        **{name: row[is_filled].tolist() for name, row in zip(names, total, strict=True)},
+    }

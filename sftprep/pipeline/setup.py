@@ -22,6 +22,7 @@ from sftprep.config.user_functions import resolve_function
 from sftprep.errors import ConfigError, TemplateError, TokenizerError, setting, source_name
 from sftprep.pipeline.inputs import Input, check_expected_size, find_inputs
 from sftprep.pipeline.output.manifest import manifest_facts
+from sftprep.pipeline.overlong import LengthLimit
 from sftprep.recipe import Recipe
 from sftprep.records.formats import detect_format, keys_read, unknown_format
 from sftprep.records.options import RecordOptions
@@ -52,6 +53,7 @@ class Setup:
         formats: The format of each input.
         recipe_of: For each input, the index of its recipe in `recipes`.
         recipes: The distinct recipes. They differ only in how records are read.
+        limit: The limit of the lengths of sequences.
         encoder: The description of the encoder for the manifest.
     """
 
@@ -60,11 +62,12 @@ class Setup:
     formats: list[str]
     recipe_of: list[int]
     recipes: list[Recipe]
+    limit: LengthLimit
     encoder: dict[str, Any]
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe of the first input; all recipes share its tokenizer, template and length."""
+        """The recipe of the first input; all recipes share its tokenizer and template."""
         return self.recipes[0]
 
     @property
@@ -132,7 +135,8 @@ def prepare_setup(
         keys = None if is_read_whole else keys_read(recipes[number].record_options())
         source = dataclasses.replace(each.source, columns=keys)
         narrowed_inputs.append(dataclasses.replace(each, source=source))
-    return Setup(narrowed_inputs, entries, formats, recipe_of, recipes, encoder)
+    limit = length_limit(config, recipes[0].tokenizer)
+    return Setup(narrowed_inputs, entries, formats, recipe_of, recipes, limit, encoder)
 
 
 def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
@@ -149,7 +153,6 @@ def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
         spec = spec.with_eos(config.tokenize.eos_token)
     template, tool_template = _read_templates(config, spec)
     encoder, encoder_facts = probe_encoder(spec, config.tokenize.encoder)
-    tokenizer_limit = spec.model_max_length or _DEFAULT_MAX_LENGTH
     recipe = Recipe(
         tokenizer=spec,
         chat_template=template,
@@ -157,12 +160,8 @@ def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
         train_on=config.format.train_on,
         text_field=config.format.text_field,
         renames=tuple(config.format.renames().items()),
-        max_length=config.pack.max_length or min(tokenizer_limit, _DEFAULT_MAX_LENGTH),
         encoder=encoder,
         template_backend=config.tokenize.template_backend,
-        # Wrapped packing cuts the stream of all tokens, so that no sequence is too long for it.
-        overlong="keep" if config.pack.packing == "wrapped" else config.pack.overlong,
-        truncate_side=config.pack.truncate_side,
         reasoning=config.format.reasoning,
         train_empty_thinking=config.format.train_empty_thinking == "yes",
         escape_special=config.format.escape_special,
@@ -174,6 +173,19 @@ def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
         tool_template=tool_template,
     )
     return recipe, encoder_facts
+
+
+def length_limit(config: BuildConfig, spec: TokenizerSpec) -> LengthLimit:
+    """Return the limit of the lengths of sequences that the settings specify."""
+    pack, model_limit = config.pack, spec.model_max_length
+    default = min(model_limit or _DEFAULT_MAX_LENGTH, _DEFAULT_MAX_LENGTH)
+    return LengthLimit(
+        max_length=pack.max_length or default,
+        # Wrapped packing cuts the stream of all tokens, so that no sequence is too long for it.
+        overlong="keep" if pack.packing == "wrapped" else pack.overlong,
+        truncate_side=pack.truncate_side,
+        model_limit=None if model_limit is None else min(model_limit, 2**31 - 1),
+    )
 
 
 def format_of(name: str, lines: Iterable[bytes], config: BuildConfig, recipe: Recipe) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,15 +120,23 @@ class _ShardTasks:
         self._members = members if split.take is None else split.take[members]
         # 3. Its tokens; if the plan cuts sequences, a member is a part of one.
         lengths = np.concatenate([part.lengths for part in split.parts])
-        if plan.sizes is None:
+        self._starts = _first_tokens(split, self._members)
+        if plan.sizes is None or plan.starts is None:
             self._sizes = lengths[self._members]
         else:
             self._sizes = plan.sizes[members_in_order].astype(np.int32)
-        self._starts = None if plan.starts is None else plan.starts[members_in_order]
+            self._starts = plan.starts[members_in_order] + (
+                0 if self._starts is None else self._starts
+            )
         # 4. The partition of each sequence, and its row in the spill.
         counts = [len(part.lengths) for part in split.parts]
         self._part_of = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-        self._row = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
+        self._row = np.concatenate(
+            [
+                np.arange(len(part.lengths), dtype=np.int32) if part.rows is None else part.rows
+                for part in split.parts
+            ]
+        )
         self._has_weights = any(part.has_weights for part in split.parts)
         self._first_ordinal = _first_ordinals(split)
         # 5. The packs of each shard.
@@ -162,6 +170,17 @@ class _ShardTasks:
                 # In all shards or in none, so that they can be read as one table.
                 loss_weights=self._has_weights,
             )
+
+
+def _first_tokens(split: BuildSplit, sequences: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """Return the first token of some sequences in their rows: int64 [n]; None if all are 0."""
+    if all(part.starts is None for part in split.parts):
+        return None
+    starts = [
+        np.zeros(len(part.lengths), np.int32) if part.starts is None else part.starts
+        for part in split.parts
+    ]
+    return np.concatenate(starts)[sequences].astype(np.int64)
 
 
 def _first_ordinals(split: BuildSplit) -> NDArray[np.int64]:
@@ -217,8 +236,7 @@ class ShardTask:
         pack_offsets: int64 [packs + 1]; the first sequence of each pack.
         max_length: The capacity of a pack, in tokens.
         position_ids: Whether to store position ids.
-        starts: int64 [sequences]; the first token of each sequence in its row; None if sequences
-            are whole rows.
+        starts: int64 [sequences]; the first token of each sequence in its row; None if all are 0.
         loss_weights: Whether the build has the column of loss weights.
     """
 
@@ -271,8 +289,10 @@ def write_one_shard(task: ShardTask) -> _WrittenShard:
         rows = task.row[sequences]
         origin[sequences] = spill.origin[rows] + task.first_ordinal[number]
         tokens = slice(offsets[bounds[number]], offsets[bounds[number + 1]])
-        starts = None if task.starts is None else task.starts[sequences]
-        lengths = task.seq_lengths[sequences]
+        begins = spill.offsets[rows].astype(np.int64)
+        if task.starts is not None:
+            begins += task.starts[sequences]
+        pieces = _Pieces.of(begins, task.seq_lengths[sequences])
         columns = (
             (spill.input_ids, ids),
             (spill.completion_mask, mask),
@@ -280,7 +300,7 @@ def write_one_shard(task: ShardTask) -> _WrittenShard:
         )
         for values, column in columns:
             if values is not None and column is not None:
-                column[tokens] = _gather_rows(values, spill.offsets, rows, starts, lengths)
+                column[tokens] = pieces.gather(values)
     if weights is not None:
         weights *= mask  # a spill without weights has the weight 1 where a token is trained
     # 3. Bring them into the order of the shard.
@@ -303,24 +323,25 @@ def write_one_shard(task: ShardTask) -> _WrittenShard:
     return _WrittenShard(task.index, info, int(ids.max()))
 
 
-def _gather_rows(
-    values: NDArray[Any],
-    offsets: NDArray[np.int32],
-    rows: NDArray[np.int32],
-    starts: NDArray[np.int64] | None,
-    lengths: NDArray[np.int32],
-) -> NDArray[Any]:
-    """Return rows of a column, concatenated.
+class _Pieces(NamedTuple):
+    """Ranges of values of a column, in the order in which they are gathered.
 
-    Args:
-        values: The values of the column.
-        offsets: int32; row k is values[offsets[k]:offsets[k + 1]].
-        rows: int32 [n]; the rows to gather.
-        starts: int64 [n]; the first value of each row to take; None takes whole rows.
-        lengths: int32 [n]; the number of values to take from each row, if `starts` is not None.
+    Attributes:
+        bounds: int64 [2 m]; the distinct ranges in the order of the column: first, last + 1 ...
+        which: int64 [n]; the index of the first bound of each range.
     """
-    if starts is None:
-        return Ragged(values, offsets.astype(np.int64)).take(rows.astype(np.int64)).values
-    begins = offsets[rows] + starts
-    slices = map(slice, begins.tolist(), (begins + lengths).tolist())
-    return np.concatenate([values[:0], *map(values.__getitem__, slices)])
+
+    bounds: NDArray[np.int64]
+    which: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, begins: NDArray[np.int64], lengths: NDArray[np.int32]) -> _Pieces:
+        """Return ranges that do not overlap, although a range may occur several times."""
+        distinct, index, which = np.unique(begins, return_index=True, return_inverse=True)
+        bounds = np.stack((distinct, distinct + lengths[index]), axis=1)
+        return cls(bounds.reshape(-1), 2 * which)
+
+    def gather(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return the values of the ranges, concatenated."""
+        # Every second segment is a gap between two ranges.
+        return Ragged(values, self.bounds).take(self.which).values

@@ -91,6 +91,7 @@ def write_spill(path: Path, batch: TokenBatch) -> None:
     facts = orjson.dumps(
         content | ({"first_lines": batch.first_lines} if batch.first_lines else {})
     )
+    assert batch.offsets[-1] < 2**31, "a partition has more tokens than the offsets can count"
     # Columns that hold only the default are not written.
     offsets = batch.offsets.astype(np.int32)
     flat: dict[str, NDArray[Any]] = {"input_ids": batch.input_ids}

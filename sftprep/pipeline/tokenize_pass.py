@@ -21,9 +21,16 @@ from numpy.typing import NDArray
 
 from sftprep.core.hashing import digest
 from sftprep.core.types import Rejected, TokenBatch
+from sftprep.masking import find_targets
+from sftprep.pipeline.overlong import LengthLimit, fit_lengths
 from sftprep.pipeline.preprocess import Preprocessor, begin_preprocess
-from sftprep.pipeline.sequence_stats import SequenceStats, StatsRequest, collect_stats
-from sftprep.pipeline.spill import map_spill, read_spill, spill_path, write_spill
+from sftprep.pipeline.sequence_stats import (
+    SequenceStats,
+    StatsRequest,
+    collect_stats,
+    count_lengths,
+)
+from sftprep.pipeline.spill import Spill, map_spill, read_spill, spill_path, write_spill
 from sftprep.recipe import RecipeFile
 from sftprep.sources.lanes import LanePositions, find_lane_positions
 from sftprep.sources.partition import Partition, read_partition
@@ -46,6 +53,7 @@ class TokenizeTask:
         format: The format of its records.
         recipe: The recipe, in a file that workers read.
         recipe_key: The key of what is made with the recipe.
+        limit: The limit of the lengths of sequences. The spill does not depend on it.
         spill_folder: The folder of the spills.
         threads: Whether the encoder may use every core.
         lane_block: The size in bytes of the blocks that are assigned to lanes; None if the build
@@ -57,6 +65,7 @@ class TokenizeTask:
     format: str
     recipe: RecipeFile
     recipe_key: str
+    limit: LengthLimit
     spill_folder: Path
     threads: bool
     lane_block: int | None = None
@@ -67,12 +76,17 @@ class TokenizeTask:
 class PartitionResult:
     """The result of pass 1 that is returned to the driver; the tokens stay in the spill.
 
+    A spill contains whole sequences. The sequences of the build are pieces of them.
+
     Attributes:
         partition: The partition, without its content.
         key: The key of its spill.
         content: The digest of its bytes.
         bytes: The number of its bytes.
         lengths: int32 [sequences]; the number of tokens in each sequence.
+        rows: int32 [sequences]; the row of each sequence in the spill; None for 0, 1, 2 ...
+        starts: int32 [sequences]; its first token in that row; None if all are 0.
+        whole_lengths: The histogram of the lengths before the cut: see `count_lengths`.
         counts: The counts, by name.
         rejected: The rejected records, in the order of their lines.
         reused: Whether the spill existed already.
@@ -88,6 +102,9 @@ class PartitionResult:
     content: str
     bytes: int
     lengths: NDArray[np.int32]
+    rows: NDArray[np.int32] | None
+    starts: NDArray[np.int32] | None
+    whole_lengths: NDArray[np.int64]
     counts: dict[str, int]
     rejected: list[Rejected]
     reused: bool
@@ -135,13 +152,8 @@ class _InFlightPartition(NamedTuple):
 def _start_partition(task: TokenizeTask) -> _InFlightPartition:
     """Run `tokenize_partition` up to the point where it needs the reference encoder."""
     since = time.monotonic()
-    data = read_partition(task.partition)
-    content = xxhash.xxh3_128_hexdigest(data)
-    hash_by = None if task.stats is None else task.stats.hash_by
-    # The key of a spill without hashes does not depend on those that other builds need.
-    hashes = () if hash_by is None else ("hashes", hash_by)
-    key = digest(task.recipe_key, task.format, content, *hashes)[:40]
-    path = spill_path(task.spill_folder, key)
+    lines = _read_lines(task)
+    path = spill_path(task.spill_folder, lines.key)
     existing = read_spill(path)
     complete: Callable[[], TokenBatch] | None = None
     if existing is None:
@@ -149,36 +161,70 @@ def _start_partition(task: TokenizeTask) -> _InFlightPartition:
         stages = _load_preprocessor(task.recipe, task.threads)
         stages.encoder.use_server(task.recipe.reference)
         # The key selects the samples, so that a repetition compares the same texts.
-        seed = int(key[:16], 16)
+        seed = int(lines.key[:16], 16)
+        hash_by = None if task.stats is None else task.stats.hash_by
         complete = begin_preprocess(
-            stages, data, task.format, seed=seed, first=samples, hash_by=hash_by
+            stages, lines.data, task.format, seed=seed, first=samples, hash_by=hash_by
         )
 
     def finish() -> PartitionResult:
         if complete is not None:
             write_spill(path, complete())
         spill = existing or map_spill(path)
-        lane_positions = None
-        if task.lane_block:
-            lane_positions = find_lane_positions(
-                task.partition, data, spill.origin, task.lane_block
-            )
-        return PartitionResult(
-            partition=dataclasses.replace(task.partition, payload=None),
-            key=key,
-            content=content,
-            bytes=len(data),
-            lengths=spill.lengths,
-            counts=spill.counts,
-            rejected=spill.rejected,
-            reused=existing is not None,
-            lane_positions=lane_positions,
-            stats=None if task.stats is None else collect_stats(spill, task.stats),
-            has_weights=spill.loss_weights is not None,
-            first_lines=spill.first_lines,
-        )
+        return _cut_sequences(spill, lines, task, reused=existing is not None)
 
-    return _InFlightPartition(since, len(data), finish)
+    return _InFlightPartition(since, len(lines.data), finish)
+
+
+class _Lines(NamedTuple):
+    """The lines of a partition."""
+
+    data: bytes
+    digest: str
+    key: str  # of the spill
+
+
+def _read_lines(task: TokenizeTask) -> _Lines:
+    data = read_partition(task.partition)
+    content = xxhash.xxh3_128_hexdigest(data)
+    hash_by = None if task.stats is None else task.stats.hash_by
+    # The key of a spill without hashes does not depend on those that other builds need.
+    hashes = () if hash_by is None else ("hashes", hash_by)
+    return _Lines(data, content, digest(task.recipe_key, task.format, content, *hashes)[:40])
+
+
+def _cut_sequences(
+    spill: Spill, lines: _Lines, task: TokenizeTask, *, reused: bool
+) -> PartitionResult:
+    """Return the result for a partition: the pieces of its sequences that fit the limit."""
+    targets = find_targets(spill.completion_mask, spill.offsets)
+    fitted = fit_lengths(spill, targets, lines.data, task.limit)
+    rows, starts, lengths = fitted.pieces
+    origin = spill.origin[rows]
+    is_every_row = np.array_equal(rows, np.arange(len(spill.origin)))
+    lane_positions = None
+    if task.lane_block:
+        lane_positions = find_lane_positions(task.partition, lines.data, origin, task.lane_block)
+    stats = None
+    if task.stats is not None:
+        stats = collect_stats(spill, rows, fitted.targets, task.stats)
+    return PartitionResult(
+        partition=dataclasses.replace(task.partition, payload=None),
+        key=lines.key,
+        content=lines.digest,
+        bytes=len(lines.data),
+        lengths=lengths.astype(np.int32),
+        rows=None if is_every_row else rows.astype(np.int32),
+        starts=starts.astype(np.int32) if starts.any() else None,
+        whole_lengths=count_lengths(spill, targets, task.limit),
+        counts=fitted.counts,
+        rejected=fitted.rejected,
+        reused=reused,
+        lane_positions=lane_positions,
+        stats=stats,
+        has_weights=spill.loss_weights is not None,
+        first_lines=spill.first_lines,
+    )
 
 
 def load_preprocessors(recipes: Sequence[RecipeFile]) -> None:

@@ -9,8 +9,10 @@ from typing import Any
 
 from sftprep.errors import FlagNames, escape_control
 from sftprep.pipeline.build import BuildReport
+from sftprep.report.length_advice import advise_length, length_warning
 from sftprep.shards.data_warnings import data_warnings
-from sftprep.shards.manifest import Accounting, Manifest
+from sftprep.shards.ledger import Accounting
+from sftprep.shards.manifest import Manifest
 
 _Row = tuple[str, int, str]
 """A row of the table: its name, a number, and a note."""
@@ -34,6 +36,7 @@ def summary_lines(report: BuildReport) -> list[str]:
         *_mask_lines(manifest),
         *_source_lines(manifest),
         *_warning_lines(manifest),
+        *length_warning(manifest),
         *_evaluation_lines(report),
         _output_line(report),
     ]
@@ -42,6 +45,7 @@ def summary_lines(report: BuildReport) -> list[str]:
 def summary_data(report: BuildReport) -> dict[str, Any]:
     """Return the summary as JSON values."""
     manifest = report.manifest
+    advice = advise_length(manifest)
     return {
         "output": str(report.folder),
         "manifest_digest": manifest.digest,
@@ -57,6 +61,8 @@ def summary_data(report: BuildReport) -> dict[str, Any]:
         "shards": len(manifest.shards),
         "shard_bytes": sum(shard.bytes for shard in manifest.shards),
         "max_length": manifest.max_length,
+        "lengths": manifest.lengths,
+        "length_advice": None if advice is None else dataclasses.asdict(advice),
         "encoder": manifest.encoder,
         "template": manifest.template,
         "functions": manifest.functions,
@@ -152,6 +158,7 @@ def _token_rows(manifest: Manifest) -> list[_Row]:
     accounting = manifest.accounting
     truncated = format_count(accounting.truncated, "sequence")
     trained = _percent(manifest.trained_tokens, accounting.tokens)
+    trained_truncated = _percent(accounting.trained_truncated, accounting.trained_in)
     return [
         ("tokens", accounting.tokens_in, ""),
         (
@@ -168,6 +175,12 @@ def _token_rows(manifest: Manifest) -> list[_Row]:
         *_reason_rows("left out", accounting.tokens_left_out),
         *_reason_rows("added", accounting.tokens_extra),
         ("trained tokens", manifest.trained_tokens, f"{trained} of the packed tokens"),
+        (
+            "  truncated",
+            accounting.trained_truncated,
+            f"{trained_truncated} of the trained tokens of all records",
+        ),
+        *_reason_rows("dropped", accounting.trained_dropped),
         (
             "packs",
             manifest.rows,
@@ -235,10 +248,13 @@ def _evaluation_lines(report: BuildReport) -> list[str]:
     manifest = report.evaluation
     if manifest is None:
         return []
+    # Held-out records are from the same partitions, whose lengths are counted once.
+    warnings = length_warning(manifest) if manifest.lengths != report.manifest.lengths else []
     return [
         f"evaluation: {format_count(manifest.accounting.sequences, 'sequence')},"
         f" {manifest.tokens:,} tokens in {format_count(manifest.rows, 'pack')}"
-        f" ({manifest.plan['strategy']}), in {report.folder / 'eval'}"
+        f" ({manifest.plan['strategy']}), in {report.folder / 'eval'}",
+        *(f"evaluation: {warning}" for warning in warnings),
     ]
 
 

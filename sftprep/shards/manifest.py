@@ -10,8 +10,7 @@ import json
 import os
 import re
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
@@ -22,6 +21,7 @@ from sftprep.config.validation import check_local_path
 from sftprep.core.regular_files import read_regular_file
 from sftprep.errors import ManifestError
 from sftprep.shards.layout import LARGEST_MANIFEST, MANIFEST_NAME
+from sftprep.shards.ledger import Accounting
 from sftprep.shards.schema import SHARD_NAME
 
 FORMAT_VERSION = "1.1"
@@ -38,105 +38,6 @@ class ShardInfo:
     bytes: int
     sha256: str  # of the whole file, in hex
     xxh3: str  # of the whole file, 128 bits in hex; faster, so readers check this one
-
-
-@dataclass(frozen=True, slots=True)
-class Accounting:
-    """The ledger of a build or of one input: what became of every line, record and token.
-
-    These sums hold (`check`):
-
-        lines = blank + records
-        records + sum(extra) = sequences + sum(rejected) + sum(dropped) + sum(left_out)
-        tokens_in + sum(tokens_extra)
-            = tokens + tokens_truncated + sum(tokens_dropped) + sum(tokens_left_out)
-
-    Dictionaries hold counts by reason, such as `{"bad_json": 2}`.
-    """
-
-    lines: int = 0
-    blank: int = 0  # lines with whitespace only
-    records: int = 0
-    sequences: int = 0  # sequences that were packed
-    rejected: dict[str, int] = field(default_factory=dict)  # records that cannot be used
-    # Sequences of good records that cannot be used: overlong, without a trained token, ...; and
-    # records that a transform left out, by its reason.
-    dropped: dict[str, int] = field(default_factory=dict)
-    # Sequences that are fine but not part of this build: held_out for the evaluation, in_training
-    # already, or not_sampled by the weights of a mixture.
-    left_out: dict[str, int] = field(default_factory=dict)
-    # Sequences beyond one per record, by the step that made them: transform, split, repeated, ...
-    extra: dict[str, int] = field(default_factory=dict)
-    truncated: int = 0  # sequences that were cut to the maximum length
-    tokens_in: int = 0  # tokens of all records before cutting
-    tokens: int = 0  # tokens that were packed
-    tokens_truncated: int = 0
-    tokens_dropped: dict[str, int] = field(default_factory=dict)
-    tokens_left_out: dict[str, int] = field(default_factory=dict)
-    tokens_extra: dict[str, int] = field(default_factory=dict)
-    # Targets of the loss. The first token of a sequence never counts, because nothing predicts it.
-    trained_tokens: int = 0
-    warnings: dict[str, int] = field(default_factory=dict)
-
-    @classmethod
-    def from_counts(cls, counts: Mapping[str, int]) -> Accounting:
-        """Return the ledger with these flat counts.
-
-        Args:
-            counts: `rejected.bad_json` is an entry of `rejected`; unknown names are ignored.
-
-        Example:
-            Accounting.from_counts({"lines": 3, "rejected.bad_json": 1})
-            ->  Accounting(lines=3, rejected={"bad_json": 1})
-        """
-        groups: dict[str, dict[str, int] | None] = {
-            f.name: {} if f.default is dataclasses.MISSING else None
-            for f in dataclasses.fields(cls)
-        }
-        values: dict[str, Any] = {
-            name: counts.get(name, 0) if group is None else group for name, group in groups.items()
-        }
-        for name, number in sorted(counts.items()):
-            group, dot, reason = name.partition(".")
-            if dot and isinstance(values.get(group), dict):
-                values[group][reason] = number
-        return cls(**values)
-
-    def to_counts(self) -> Counter[str]:
-        """Return the ledger as flat counts, which can be summed; inverse of `from_counts`."""
-        flat: Counter[str] = Counter()
-        for name, value in dataclasses.asdict(self).items():
-            flat.update(
-                {f"{name}.{reason}": n for reason, n in value.items()}
-                if isinstance(value, dict)
-                else {name: value}
-            )
-        return flat
-
-    def check(self) -> list[str]:
-        """Return the equations that do not hold, as text; an empty list if all hold."""
-        rejected, dropped, left_out, extra = (
-            sum(g.values()) for g in (self.rejected, self.dropped, self.left_out, self.extra)
-        )
-        tokens_dropped, tokens_left_out, tokens_extra = (
-            sum(g.values()) for g in (self.tokens_dropped, self.tokens_left_out, self.tokens_extra)
-        )
-        equations = {
-            f"lines ({self.lines}) = blank ({self.blank}) + records ({self.records})": (
-                self.blank + self.records == self.lines
-            ),
-            f"records ({self.records}) + extra ({extra}) = sequences ({self.sequences}) "
-            f"+ rejected ({rejected}) + dropped ({dropped}) + left out ({left_out})": (
-                self.sequences + rejected + dropped + left_out == self.records + extra
-            ),
-            f"tokens in ({self.tokens_in}) + extra ({tokens_extra}) = packed ({self.tokens}) "
-            f"+ truncated ({self.tokens_truncated}) + dropped ({tokens_dropped}) "
-            f"+ left out ({tokens_left_out})": (
-                self.tokens + self.tokens_truncated + tokens_dropped + tokens_left_out
-                == self.tokens_in + tokens_extra
-            ),
-        }
-        return [text for text, holds in equations.items() if not holds]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +84,9 @@ class Manifest:
     shards: tuple[ShardInfo, ...]
     sftprep_version: str
     format_version: str = FORMAT_VERSION
-    # Folder, relative to that of this build, and digest of the evaluation build; empty if there is
-    # none.
+    # Histogram of the lengths of the sequences before they were cut; empty in older builds.
+    lengths: dict[str, Any] = field(default_factory=dict)
+    # Folder, relative to that of this build, and digest of the evaluation build, if there is one.
     eval: dict[str, Any] = field(default_factory=dict)
     # `used`: the functions of the user: setting, name, digest (null if it has no stable one),
     # transform_id, and whether other builds reuse what was made with it.

@@ -14,7 +14,8 @@ from typing import Any, get_args
 from sftprep.config.validation import FormatName
 from sftprep.errors import ConfigError, setting
 from sftprep.shards.layout import LARGEST_MANIFEST
-from sftprep.shards.manifest import Accounting, InputInfo, Manifest, ShardInfo
+from sftprep.shards.ledger import Accounting
+from sftprep.shards.manifest import InputInfo, Manifest, ShardInfo
 
 # The largest count that is assumed. Where the inputs are numerous enough to make the manifest
 # large, their counts cannot be larger than this on average.

@@ -15,7 +15,8 @@ import pyarrow as pa
 from sftprep.core.regular_files import open_regular_file
 from sftprep.errors import ManifestError, ShardError
 from sftprep.shards.layout import EVAL_FOLDER, SHARD_FOLDER
-from sftprep.shards.manifest import Accounting, Manifest, ShardInfo, read_manifest
+from sftprep.shards.ledger import Accounting
+from sftprep.shards.manifest import Manifest, ShardInfo, read_manifest
 from sftprep.shards.reader import map_shard
 from sftprep.shards.schema import numpy_view, position_dtype
 from sftprep.shards.writer import count_targets, make_position_ids
@@ -69,6 +70,7 @@ def verify(
         for equation in accounting.check()
     ]
     result.problems += _find_input_problems(manifest)
+    result.problems += _find_length_problems(manifest)
     result.problems += _find_unlisted_shards(root, manifest)
     result.problems += _find_eval_problems(root, manifest)
     totals = {
@@ -102,6 +104,19 @@ def _find_input_problems(manifest: Manifest) -> list[str]:
         total.update(info.accounting.to_counts())
     if Accounting.from_counts(total) != manifest.accounting:
         problems.append("the ledgers of the inputs do not sum to that of the build")
+    return problems
+
+
+def _find_length_problems(manifest: Manifest) -> list[str]:
+    """Return the totals of the histogram of lengths that differ from the ledger."""
+    accounting, problems = manifest.accounting, []
+    expected = {"tokens": accounting.tokens_in, "trained_tokens": accounting.trained_in}
+    for name, number in expected.items() if manifest.lengths else ():
+        counts = manifest.lengths.get(name)
+        is_valid = isinstance(counts, list) and all(type(count) is int for count in counts)
+        if counts is None or not is_valid or sum(counts) != number:
+            what = name.replace("_", " ")
+            problems.append(f"the histogram of lengths does not count the {number:,} {what}")
     return problems
 
 

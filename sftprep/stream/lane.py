@@ -28,6 +28,7 @@ from sftprep.core.hashing import hash64
 from sftprep.core.types import TokenBatch
 from sftprep.errors import MismatchError
 from sftprep.packing.window import MOST_WAITS, CarryingWindow
+from sftprep.pipeline.overlong import LengthLimit
 from sftprep.pipeline.preprocess import Preprocessor, preprocess
 from sftprep.records.transform import add_counts
 from sftprep.shards.reader import Pack
@@ -54,7 +55,7 @@ class LaneRules:
     """The settings that all lanes of a pass have in common.
 
     Attributes:
-        capacity: Tokens in a pack.
+        limit: The limit of the lengths of sequences, which is also that of packs.
         window: Sequences in a full window.
         packing: "bfd" or "none".
         seed, epoch: Determine the order of the packs.
@@ -63,7 +64,7 @@ class LaneRules:
             the first retry, which double each time.
     """
 
-    capacity: int
+    limit: LengthLimit
     window: int
     packing: str
     seed: int
@@ -122,9 +123,8 @@ class Lane:
 
     def __post_init__(self) -> None:
         rules = self.rules
-        self._window = CarryingWindow(
-            rules.capacity, rules.window, seed=hash64(rules.seed, rules.epoch), lane=self.number
-        )
+        seed, capacity = hash64(rules.seed, rules.epoch), rules.limit.max_length
+        self._window = CarryingWindow(capacity, rules.window, seed=seed, lane=self.number)
 
     def next_pack(self) -> Pack | None:
         """Return the next pack, or None at the end.
@@ -230,7 +230,7 @@ class Lane:
         origins = [block.origins[block.batch.origin[k]] for block, k in blocks]
         pack = Pack(
             input_ids=np.concatenate([batch.input_ids[begin:end] for batch, begin, end in ranges]),
-            position_ids=make_position_ids(lengths, position_dtype(self.rules.capacity)),
+            position_ids=make_position_ids(lengths, position_dtype(self.rules.limit.max_length)),
             completion_mask=mask,
             seq_lengths=lengths,
             origin=np.array(origins, np.int64),
@@ -325,8 +325,8 @@ class Lane:
         # Without a seed, no records are compared with the reference encoder, whose loading would
         # delay the first packs. Small builds do not load it either.
         seed = xxhash.xxh3_64_intdigest(piece.data) if self._window.number > 0 else None
-        stages, transform = self.preprocessor, piece.transform
-        return preprocess(stages, piece.data, piece.format, seed=seed, transform=transform)
+        stages, transform, limit = self.preprocessor, piece.transform, self.rules.limit
+        return preprocess(stages, piece.data, piece.format, limit, seed=seed, transform=transform)
 
     # --- the state --------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from sftprep.core.hashing import digest
 from sftprep.core.types import Rejected, TokenBatch
 from sftprep.errors import ConfigError, EmptyInput, MismatchError, setting
 from sftprep.pipeline.preprocess import Preprocessor
-from sftprep.pipeline.setup import prepare_recipe
+from sftprep.pipeline.setup import length_limit, prepare_recipe
 from sftprep.shards.reader import Pack
 from sftprep.shards.schema import position_dtype
 from sftprep.stream.backlog import Backlog
@@ -117,6 +117,7 @@ class PackedStream:
                 remedy=f"use {setting('lanes', world_size)}",
             )
         self.recipe, _ = prepare_recipe(self.config)
+        self.limit = length_limit(self.config, self.recipe.tokenizer)
         self.source = retry_with_backoff(
             lambda: open_source(source, self.config, self.recipe),
             retries,
@@ -179,9 +180,8 @@ class PackedStream:
 
     def padding(self) -> Pack:
         """Return a pack without trained tokens, for ranks that end early; its origin is -1."""
-        token = self.recipe.tokenizer.eos_token_id or 0
         return Pack(
-            input_ids=np.full(2, token, np.int32),
+            input_ids=np.full(2, self.recipe.tokenizer.eos_token_id or 0, np.int32),
             position_ids=np.arange(2, dtype=position_dtype(self.max_length)),
             completion_mask=np.zeros(2, np.bool_),
             seq_lengths=np.array([2], np.int32),
@@ -191,7 +191,7 @@ class PackedStream:
     @property
     def max_length(self) -> int:
         """Maximum number of tokens in a pack."""
-        return self.recipe.max_length
+        return self.limit.max_length
 
     @property
     def counts(self) -> dict[str, int]:
@@ -310,7 +310,7 @@ class PackedStream:
         """Digest of everything that determines the packs: source, recipe and packing."""
         pack = self.config.pack
         settings: list[object] = [pack.packing, pack.pack_window, pack.order, pack.lanes, pack.seed]
-        settings.append(self.config.output.on_bad_record)
+        settings += [self.config.output.on_bad_record, self.limit]
         return digest(self.recipe.cache_key, self.source.identity, settings)[:32]
 
     @property
@@ -349,7 +349,7 @@ class PackedStream:
             )
         )
         rules = LaneRules(
-            capacity=self.max_length,
+            limit=self.limit,
             window=pack.pack_window or WINDOW,
             packing=pack.packing,
             seed=pack.seed,

@@ -70,6 +70,7 @@ def log_accounting(folder: Path, name: str, names: SettingNames) -> None:
     manifest = sftprep.read_manifest(folder)
     account = manifest.accounting
     lost = account.tokens_truncated + sum(account.tokens_dropped.values())
+    trained_lost = account.trained_truncated + sum(account.trained_dropped.values())
     text = (
         f"{name}: {account.records:,} records, {account.sequences:,} sequences, {manifest.rows:,}"
         f" packs in {folder}"
@@ -86,7 +87,11 @@ def log_accounting(folder: Path, name: str, names: SettingNames) -> None:
     shown = "; ".join(detail for detail in details if detail)
     if lost or account.rejected:
         logger.warning(
-            "%s; %s; %.1f%% of the tokens lost", text, shown, 100 * lost / max(1, account.tokens_in)
+            "%s; %s; %.1f%% of the tokens lost, %.1f%% of the trained tokens",
+            text,
+            shown,
+            100 * lost / max(1, account.tokens_in),
+            100 * trained_lost / max(1, account.trained_in),
         )
     else:
         logger.info("%s%s", text, f"; {shown}" if shown else "")

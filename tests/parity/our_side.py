@@ -9,7 +9,7 @@ from typing import Any
 
 from sftprep.config import BuildConfig
 from sftprep.pipeline.preprocess import Preprocessor, preprocess
-from sftprep.pipeline.setup import prepare_recipe
+from sftprep.pipeline.setup import length_limit, prepare_recipe
 from sftprep.records.formats import detect_format
 from sftprep.tokenize.encoders.base import Encoder
 from sftprep.tokenize.encoders.load import load_encoder
@@ -33,9 +33,11 @@ def our_sequences(
 ) -> list[Sequence]:
     """Ids and trained positions of each sequence. settings: as on the command line; rejected: how
     many rows are no use."""
-    recipe, _ = prepare_recipe(
-        BuildConfig.of(inputs="-", tokenizer=str(folder), output="-", format=format, **settings)
+    config = BuildConfig.of(
+        inputs="-", tokenizer=str(folder), output="-", format=format, **settings
     )
+    recipe, _ = prepare_recipe(config)
+    limit = length_limit(config, recipe.tokenizer)
     stages = Preprocessor(recipe, threads=False)
     stages.encoder.__dict__["fast"] = encoder_of(
         str(folder), recipe.encoder
@@ -43,7 +45,7 @@ def our_sequences(
     name = detect_format(dict(rows[0]), stages.reading) if format == "auto" else format
     assert name is not None
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    batch = preprocess(stages, lines.encode(), name, seed=0)
+    batch = preprocess(stages, lines.encode(), name, limit, seed=0)
     assert len(batch.rejected) == rejected, batch.rejected[:1]
     return [
         (tuple(batch.input_ids[a:b].tolist()), tuple(batch.completion_mask[a:b].tolist()))

@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 from sftprep.config.validation import TrainOn
 from sftprep.core.types import TokenBatch
 from sftprep.errors import TemplateError
+from sftprep.pipeline.overlong import LengthLimit
 from sftprep.pipeline.preprocess import Preprocessor, preprocess
 from sftprep.recipe import Recipe
 from sftprep.render.token_space.anchors import Anchors, continuation_ids, find_anchors
@@ -25,6 +26,7 @@ from sftprep.tokenize.select import Choice, probe_encoder
 from tests.support import thorough
 from tests.tokenize.small_tokenizers import END, START, STOP, byte_level, sentence_piece, spec_of
 
+WHOLE = LengthLimit(max_length=4096, overlong="truncate")
 MARKS = ("<|a|>", "<|b|>", "[/INST]", "<think>", "</think>")
 
 
@@ -177,7 +179,7 @@ class Paths(NamedTuple):
         Returns the batch, and how many texts took the fast path.
         """
         data = "".join(json.dumps(row) + "\n" for row in rows).encode()
-        got, want = (preprocess(own, data, self.format, seed=None) for own in self[:2])
+        got, want = (preprocess(own, data, self.format, WHOLE, seed=None) for own in self[:2])
         assert np.array_equal(got.offsets, want.offsets)
         assert np.array_equal(got.input_ids, want.input_ids)
         assert np.array_equal(got.completion_mask, want.completion_mask)
@@ -215,7 +217,6 @@ def paths_of(
         train_on=train_on,
         text_field="text",
         renames=(),
-        max_length=4096,
         encoder=encoder_of(tokenizer, encoder).fast.name,
         template_backend="auto",
     )
@@ -299,9 +300,9 @@ def test_the_spot_check_detects_a_wrong_mask(
     recipe = paths.fast.recipe
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     data = (json.dumps({"messages": turns}) + "\n").encode() * 50
-    want = preprocess(Preprocessor(recipe, threads=False), data, "messages", seed=0, first=4)
+    want = preprocess(Preprocessor(recipe, threads=False), data, "messages", WHOLE, seed=0, first=4)
     monkeypatch.setattr(loss_mask, "place_regions", shifted)
-    got = preprocess(Preprocessor(recipe, threads=False), data, "messages", seed=0, first=4)
+    got = preprocess(Preprocessor(recipe, threads=False), data, "messages", WHOLE, seed=0, first=4)
     assert np.array_equal(got.completion_mask, want.completion_mask)
     assert got.counts["warnings.mask_failed_over"] == 1
     assert "masks by token ids" in caplog.text

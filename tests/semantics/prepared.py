@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from sftprep.config import BuildConfig
 from sftprep.core.types import TokenBatch
 from sftprep.pipeline.preprocess import Preprocessor, preprocess
-from sftprep.pipeline.setup import prepare_recipe
+from sftprep.pipeline.setup import length_limit, prepare_recipe
 from sftprep.records.formats import detect_format
 from sftprep.records.transform import transformed_records
 
@@ -61,9 +61,11 @@ class Prepared:
 
 def prepare(rows: list[Any], folder: Path, *, format: str = "auto", **settings: Any) -> Prepared:
     """Run pass 1 on some records. settings: those of BuildConfig."""
-    recipe, _ = prepare_recipe(
-        BuildConfig.of(inputs="-", tokenizer=str(folder), output="-", format=format, **settings)
+    config = BuildConfig.of(
+        inputs="-", tokenizer=str(folder), output="-", format=format, **settings
     )
+    recipe, _ = prepare_recipe(config)
+    limit = length_limit(config, recipe.tokenizer)
     stages = Preprocessor(recipe, threads=False)
     lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
     name = "messages" if format == "auto" else format
@@ -75,5 +77,5 @@ def prepare(rows: list[Any], folder: Path, *, format: str = "auto", **settings: 
         name = detected
     data = "".join(line + "\n" for line in lines).encode()
     return Prepared(
-        preprocess(stages, data, name, seed=0), Tokenizer.from_buffer(recipe.tokenizer.json)
+        preprocess(stages, data, name, limit, seed=0), Tokenizer.from_buffer(recipe.tokenizer.json)
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +12,9 @@ from hypothesis import strategies as st
 from sftprep import BuildConfig, build, open_shards, verify
 from sftprep.core.types import TokenBatch
 from sftprep.errors import ConfigError, RecordError
-from sftprep.pipeline.overlong import OVERLONG, drop_untrained, fit_lengths
+from sftprep.masking import find_targets
+from sftprep.pipeline.overlong import OVERLONG, LengthLimit, fit_lengths
+from sftprep.pipeline.sequence_stats import count_lengths, describe_lengths, length_bounds
 from tests.semantics.prepared import prepare
 
 SEQUENCES = st.lists(st.lists(st.booleans(), max_size=12), max_size=8)
@@ -68,22 +72,63 @@ def slow(masks, overlong, limit, side):
 def test_each_overlong_setting_matches_its_definition_and_counts_balance(
     masks, overlong, limit, side
 ):
-    from collections import Counter
-
-    counts, rejected = Counter(), []
-    fitted = fit_lengths(batch_of(masks), overlong, limit, side, counts, rejected)
+    batch = batch_of(masks)
+    targets = find_targets(batch.completion_mask, batch.offsets)
+    length_limit = LengthLimit(max_length=limit, overlong=overlong, truncate_side=side)
+    fitted = fit_lengths(batch, targets, b"{}\n" * len(masks), length_limit)
+    pieces, counts = fitted.pieces, Counter(fitted.counts)
     expected, lines = slow(masks, overlong, 10**9 if overlong == "keep" else limit, side)
-    assert as_lists(fitted) == expected
-    assert sorted(r.line for r in rejected) == sorted(lines)
-    assert fitted.loss_weights.tolist() == (fitted.completion_mask / 2).tolist()
     trained = [piece for piece in expected if any(piece[1][1:])]
-    left = drop_untrained(fitted, counts)
+    left = batch.gather(pieces.rows, pieces.lengths, pieces.starts)
     assert as_lists(left) == trained
-    assert counts["trained_tokens"] == sum(sum(mask[1:]) for _, mask, _ in trained)
+    assert left.loss_weights.tolist() == (left.completion_mask / 2).tolist()
+    assert [r.line for r in fitted.rejected] == sorted(lines)
+    assert {r.excerpt for r in fitted.rejected} <= {"{}"}
+    # Sequences, tokens and targets: what comes in is what is kept, and what is counted as lost.
+    assert fitted.targets.tolist() == [sum(mask[1:]) for _, mask, _ in trained]
+    assert counts["trained_tokens"] == fitted.targets.sum()
     dropped = sum(n for key, n in counts.items() if key.startswith("dropped."))
-    assert len(masks) + counts["extra.split"] == counts["sequences"] + len(rejected) + dropped
-    lost = sum(n for key, n in counts.items() if key.startswith("tokens_dropped."))
-    assert counts["tokens_in"] == counts["tokens"] + counts["tokens_truncated"] + lost
+    assert len(masks) + counts["extra.split"] == counts["sequences"] + len(lines) + dropped
+    for what in ("tokens", "trained"):
+        lost = sum(n for key, n in counts.items() if key.startswith(f"{what}_dropped."))
+        kept = counts["tokens" if what == "tokens" else "trained_tokens"]
+        assert counts[f"{what}_in"] == kept + counts[f"{what}_truncated"] + lost
+    assert counts["trained_in"] == sum(sum(mask[1:]) for mask in masks)
+    kept_ids = {token for ids, _, _ in expected for token in ids}
+    cut_targets = set()
+    for first, mask in zip(batch.offsets.tolist(), masks, strict=False):
+        at = {first + k for k in range(1, len(mask)) if mask[k]}
+        cut_targets |= at - kept_ids
+    lost_targets = counts["trained_truncated"] + counts["trained_dropped.overlong"]
+    assert lost_targets == len(cut_targets)
+
+
+@given(
+    SEQUENCES,
+    st.sampled_from([*OVERLONG, "keep"]),
+    st.integers(1, 90),
+    st.sampled_from(["right", "left"]),
+    st.integers(1, 40),
+)
+def test_the_histogram_says_what_each_length_would_keep(masks, overlong, limit, side, factor):
+    """Compare it with the cut at each of its lengths."""
+    masks = [mask * factor for mask in masks]
+    batch = batch_of(masks)
+    targets = find_targets(batch.completion_mask, batch.offsets)
+    rule = LengthLimit(max_length=limit, overlong=overlong, truncate_side=side)
+    counted = count_lengths(batch, targets, rule)
+    histogram = describe_lengths([counted, counted[:, :0]], rule)
+    assert sum(histogram["sequences"]) == len(masks)
+    assert sum(histogram["tokens"]) == batch.offsets[-1]
+    assert sum(histogram["trained_tokens"]) == targets.total
+    # Whatever is not dropped or rejected is measured as if it were truncated.
+    measured = overlong if overlong in ("drop", "error") else "truncate"
+    kept = np.cumsum(counted, axis=1)
+    for column, length in enumerate(length_bounds(rule)[: counted.shape[1]].tolist()):
+        expected, _ = slow(masks, measured, length, side)
+        assert kept[0, column] == sum(len(mask) <= length for mask in masks)
+        assert kept[1, column] == sum(len(ids) for ids, _, _ in expected)
+        assert kept[2, column] == sum(sum(mask[1:]) for _, mask, _ in expected)
 
 
 def test_truncate_side_selects_the_end_that_is_cut(tokenizer_dir):

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from sftprep.shards.layout import MANIFEST_NAME, SHARD_FOLDER
-from sftprep.shards.manifest import Accounting, Manifest
+from sftprep.shards.ledger import Accounting
+from sftprep.shards.manifest import Manifest
 from sftprep.shards.writer import ShardRows, write_shard
 from tests.sfttrain.packs import MemoryPacks
 

@@ -158,7 +158,8 @@ def test_lost_tokens_are_logged(
     with caplog.at_level(logging.WARNING):
         trainer = make_sft_trainer(model, tmp_path, long, max_length=64)
     assert "1 sequences cut at 64 tokens" in caplog.text
-    assert "% of the tokens lost" in caplog.text
+    assert "% of the tokens lost, " in caplog.text
+    assert "% of the trained tokens" in caplog.text
     assert max(len(ids) for ids, _ in sequences(trainer.train_dataset)) == 64
     whole = make_sft_trainer(model, tmp_path, [{"text": "word " * 1200}], max_length=None)
     assert sum(len(ids) for ids, _ in sequences(whole.train_dataset)) > 1200
@@ -403,7 +404,7 @@ def test_an_iterable_dataset_is_tokenized_while_the_model_trains(
 
     trainer = on_stream()
     assert is_stream(trainer.train_dataset)
-    assert trainer.train_dataset.recipe.max_length == 64
+    assert trainer.train_dataset.max_length == 64
     trainer.train()
     assert len(losses(trainer)) == 4
     assert not (tmp_path / "prepared").exists()

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from sftprep.errors import ConfigError
 from sftprep.shards import manifest_size as manifest_module
-from sftprep.shards.manifest import Accounting, InputInfo, Manifest, ShardInfo
+from sftprep.shards.ledger import Accounting
+from sftprep.shards.manifest import InputInfo, Manifest, ShardInfo
 from sftprep.shards.manifest_size import (
     check_manifest_size,
     expected_input,

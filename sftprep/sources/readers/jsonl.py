@@ -76,6 +76,20 @@ def excerpt(line: bytes | str, column: int = 1) -> str:
     return ("…" if start else "") + shown + ("…" if start + _EXCERPT_LENGTH < len(text) else "")
 
 
+def add_excerpts(rejected: list[Rejected], data: bytes) -> None:
+    """Add an excerpt of its line to each rejected record of a partition without one.
+
+    Args:
+        rejected: The records.
+        data: The lines of the partition.
+    """
+    without_excerpt = [record for record in rejected if not record.excerpt]
+    if without_excerpt:
+        lines = split_lines(data)
+        for record in without_excerpt:
+            record.excerpt = excerpt(lines[record.line])
+
+
 def _parse_unusual(
     line: bytes, number: int, error: orjson.JSONDecodeError
 ) -> dict[str, Any] | Rejected | None:

@@ -1,0 +1,72 @@
+"""The warning about a `max_length` that cuts much, with the length that keeps nearly everything."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from sftprep.shards.manifest import Manifest
+
+_TOLERATED_SHARE = 0.05
+"""The share of all tokens, and of the trained ones, that may be cut without a warning."""
+_KEPT_SHARE = 0.99
+"""The share of the trained tokens that the advised length keeps, if the model allows it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LengthAdvice:
+    """What the length of a build cuts, and the length that it should have.
+
+    Attributes:
+        cut: The share of the tokens that were cut, because their sequence was too long.
+        trained_cut: The share of the trained tokens that were cut.
+        max_length: The advised length.
+        keeps: The share of the trained tokens that it keeps.
+        model_limit: The largest length that the model accepts; None if it is not known.
+    """
+
+    cut: float
+    trained_cut: float
+    max_length: int
+    keeps: float
+    model_limit: int | None
+
+
+def advise_length(manifest: Manifest) -> LengthAdvice | None:
+    """Return the advice for a build; None if it cuts little, or if an older version made it."""
+    accounting, lengths = manifest.accounting, manifest.lengths
+    cut = accounting.tokens_truncated + accounting.tokens_dropped.get("overlong", 0)
+    trained_cut = accounting.trained_truncated + accounting.trained_dropped.get("overlong", 0)
+    shares = cut / max(1, accounting.tokens_in), trained_cut / max(1, accounting.trained_in)
+    if max(shares) <= _TOLERATED_SHARE or not lengths or not accounting.trained_in:
+        return None
+    bounds, kept = np.array(lengths["up_to"]), np.cumsum(lengths["trained_tokens"])
+    limit = lengths["model_limit"]
+    wanted = int(bounds[np.searchsorted(kept, _KEPT_SHARE * kept[-1])])
+    length = max(manifest.max_length, wanted if limit is None else min(wanted, limit))
+    number_kept = kept[np.searchsorted(bounds, length, side="right") - 1]
+    return LengthAdvice(*shares, length, float(number_kept / kept[-1]), limit)
+
+
+def length_warning(manifest: Manifest) -> list[str]:
+    """Return the warning as one line; nothing if the build cuts little."""
+    advice = advise_length(manifest)
+    if advice is None:
+        return []
+    text = (
+        f"warning: --max-length {manifest.max_length} cut {_percent(advice.cut)} of all tokens and"
+        f" {_percent(advice.trained_cut)} of the trained tokens"
+    )
+    keeps = f"--max-length {advice.max_length} keeps {_percent(advice.keeps)} of the trained tokens"
+    if advice.max_length > manifest.max_length or advice.keeps >= _KEPT_SHARE:
+        text += f"; {keeps}"
+    if advice.keeps < _KEPT_SHARE:
+        text += "; the tokenizer allows no more, and --overlong split keeps all tokens"
+    return [text]
+
+
+def _percent(share: float) -> str:
+    # Rounded down, so that no share below 99 % is shown as 99 %.
+    return f"{math.floor(share * 1000 + 1e-9) / 10:.1f} %"
