@@ -19,7 +19,6 @@ from sftprep.errors import EmptyInput, RecordError, TooManyRejected, setting, so
 from sftprep.pipeline.selection import BuildSplit
 from sftprep.pipeline.setup import Setup
 from sftprep.pipeline.tokenize_pass import PartitionResult
-from sftprep.records.quality_checks import REASONS
 from sftprep.shards.ledger import Accounting
 from sftprep.shards.manifest import InputInfo
 
@@ -150,11 +149,12 @@ def check_rejected(
         f"raise {setting('max_rejected')}",
     ]
     reasons = ", ".join(f"{reason} {number:,}" for reason, number in rejected.most_common())
+    suspects = sum(part.counts.get("warnings.suspects_rejected", 0) for part in parts)
     raise TooManyRejected(
         f"{rejected.total():,} of {records:,} records were rejected ({reasons}), more than"
         f" {setting('max_rejected', config.output.max_rejected)} allows"
         + first_of_each_reason(_locate_rejected(parts, {}, setup.names)),
-        remedy=[*remedies, *_remedies_for(rejected)],
+        remedy=[*remedies, *_remedies_for(rejected, suspects)],
     )
 
 
@@ -205,19 +205,19 @@ def check_not_empty(split: BuildSplit, accounting: Accounting, names: list[str])
             "check that the inputs are the intended files",
             f"check {setting('format')}",
             f"check {setting('train_on')} and {setting('max_length')}",
-            *_remedies_for(accounting.rejected),
+            *_remedies_for(accounting.rejected, accounting.warnings.get("suspects_rejected", 0)),
         ],
     )
 
 
-def _remedies_for(rejected: Mapping[str, int]) -> Iterator[str]:
-    """Yield the remedies for some reasons of rejected records."""
+def _remedies_for(rejected: Mapping[str, int], suspects: int) -> Iterator[str]:
+    """Yield the remedies for some reasons of rejected records, of which some only look wrong."""
     if "template_error" in rejected:
         yield f"specify another template with {setting('chat_template')}"
     for loss in get_args(Loss):
         if loss in rejected:
             yield f"accept the loss with {setting('allow_loss', loss)}"
-    if rejected.keys() & REASONS:
+    if suspects:
         keep = setting("quality_checks", "keep")
         yield f"train on the records that fail only a quality check with {keep}"
 

@@ -11,7 +11,6 @@ A dataset is one of:
 
 from __future__ import annotations
 
-import copy
 import datetime
 import json
 import logging
@@ -53,7 +52,7 @@ from sfttrain.data.run_build import folder_of_process, log_accounting, run_build
 from sfttrain.data.settings import NO_CUT, DataSettings
 from sfttrain.data.streaming import is_stream
 from sfttrain.data.token_rows import IndexedRows, TokenRows, has_packed_tokens, has_tokens
-from sfttrain.data.training_templates import to_training_template
+from sfttrain.data.training_templates import export_tokenizer
 
 _LANES = 16
 """Lanes of a stream; more ranks than this get a multiple of it, so that each has a lane."""
@@ -172,7 +171,7 @@ class DataPreparation:
             records.__qualname__ = name  # the name of the source in messages
         config = {
             **settings.build_settings(packing),
-            "tokenizer": self._export_tokenizer(self._tokenizer),
+            "tokenizer": export_tokenizer(self._tokenizer, self._settings.train_on),
         }
         try:
             return PackedStream(
@@ -185,15 +184,6 @@ class DataPreparation:
             )
         except SftprepError as error:
             raise error.shown_by(StreamNames(name, DATASET_OF_STREAM)) from error
-
-    def _export_tokenizer(self, tokenizer: Any) -> str:
-        """Write the tokenizer for a build, with the template that TRL would train with."""
-        if self._settings.train_on == "assistant":
-            # A copy, because the model is saved with the template that it was loaded with.
-            template = to_training_template(tokenizer.chat_template)
-            tokenizer = copy.copy(tokenizer)
-            tokenizer.chat_template = template
-        return str(sftprep.export_tokenizer(tokenizer))
 
     def is_cached_rows(self, file: str) -> bool:
         """Return whether a file has the rows of a dataset that the user passed in memory."""
@@ -267,7 +257,7 @@ class DataPreparation:
         rows = None if isinstance(source, (str, os.PathLike)) else inputs[0]
         settings = {
             **self._settings.build_settings(packing),
-            "tokenizer": self._export_tokenizer(self._tokenizer),
+            "tokenizer": export_tokenizer(self._tokenizer, self._settings.train_on),
         }
         # The output of such a template depends on the day, so the day is part of the key.
         template = self._tokenizer.chat_template

@@ -8,7 +8,11 @@ turns, as `reasoning="keep"` does.
 
 from __future__ import annotations
 
+import copy
 from hashlib import sha256
+from typing import Any
+
+import sftprep
 
 _REPLACED = {
     "2147c474f41b522b7296f74692b9f31e45f49a31465960576a9d321339c5915a": "cohere2",
@@ -86,6 +90,23 @@ def to_training_template(template: str | dict[str, str] | None) -> str | dict[st
     default = _default_of(template)
     assert default is not None
     return default.replace(*_EDITS[name]) if name in _EDITS else default
+
+
+def export_tokenizer(tokenizer: Any, train_on: str) -> str:
+    """Write a tokenizer to a file for a build, with the chat template that TRL would train with.
+
+    Args:
+        tokenizer: The tokenizer, which keeps its template: the model is saved with it.
+        train_on: The trained tokens, as for a build.
+
+    Returns:
+        The path of the file.
+    """
+    if train_on == "assistant":
+        template = to_training_template(tokenizer.chat_template)
+        tokenizer = copy.copy(tokenizer)
+        tokenizer.chat_template = template
+    return str(sftprep.export_tokenizer(tokenizer))
 
 
 def _name_of(template: str | dict[str, str] | None) -> str | None:
