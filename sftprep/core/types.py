@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from enum import IntFlag
 from typing import Any, TypeVar
 
 import numpy as np
@@ -80,6 +81,12 @@ class Rejected:
     excerpt: str
 
 
+class Flag(IntFlag):
+    """What happened to a sequence on its way from the record, as stored in shards."""
+
+    CONTENT_NOT_SHOWN = 8  # the chat template dropped a part of the record
+
+
 class Counts(Counter[str]):
     """Counters of a partition by name, and the first line of each warning.
 
@@ -122,6 +129,7 @@ class TokenBatch:
             are not compared.
         alike: uint64 [n], the same without whitespace.
         first_lines: By the name of a count, the line of the first record that it counts.
+        flags: uint8 [n], what happened to each sequence (`Flag`); None if all are 0.
 
     Example:
         Two sequences, [5, 6] and [7], of the records in lines 0 and 2:
@@ -139,6 +147,7 @@ class TokenBatch:
     same: NDArray[np.uint64] | None = None
     alike: NDArray[np.uint64] | None = None
     first_lines: dict[str, int] = field(default_factory=dict)
+    flags: NDArray[np.uint8] | None = None
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -167,7 +176,15 @@ class TokenBatch:
         ids = _concatenate_runs(self.input_ids, runs)
         mask = _concatenate_runs(self.completion_mask, runs)
         weights = None if self.loss_weights is None else _concatenate_runs(self.loss_weights, runs)
-        return TokenBatch(ids, to_offsets(lengths), mask, self.origin[which], loss_weights=weights)
+        flags = None if self.flags is None else self.flags[which]
+        return TokenBatch(
+            ids,
+            to_offsets(lengths),
+            mask,
+            self.origin[which],
+            loss_weights=weights,
+            flags=flags,
+        )
 
 
 def _merge_runs(begins: NDArray[np.int64], ends: NDArray[np.int64]) -> list[slice]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sftprep.config.user_functions import LoadedFunction
 from sftprep.core.byte_search import ByteSearcher
-from sftprep.core.types import Counts, Example, Rejected, TokenBatch
+from sftprep.core.types import Counts, Example, Flag, Rejected, TokenBatch
 from sftprep.masking import find_targets
 from sftprep.pipeline.diagnostics import (
     count_double_bos,
@@ -250,6 +250,9 @@ def _encode_examples(
     )
     origin = np.array(texts.origin, dtype=np.int64)
     batch = TokenBatch(tokens.input_ids, tokens.offsets, mask, origin, loss_weights=weights)
+    if texts.lossy:
+        is_lossy = np.isin(origin, texts.lossy)
+        batch.flags = np.where(is_lossy, Flag.CONTENT_NOT_SHOWN, 0).astype(np.uint8)
     # 4. Count suspicious patterns for the summary.
     count_double_bos(batch, recipe.tokenizer, counts)
     if stages.unknown_id is not None:

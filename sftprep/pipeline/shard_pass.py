@@ -138,6 +138,7 @@ class _ShardTasks:
             ]
         )
         self._has_weights = any(part.has_weights for part in split.parts)
+        self._has_flags = any(part.has_flags for part in split.parts)
         self._first_ordinal = _first_ordinals(split)
         # 5. The packs of each shard.
         self._pack_ends = np.cumsum(pack_sizes)
@@ -169,6 +170,7 @@ class _ShardTasks:
                 starts=None if self._starts is None else self._starts[begin:end],
                 # In all shards or in none, so that they can be read as one table.
                 loss_weights=self._has_weights,
+                flags=self._has_flags,
             )
 
 
@@ -238,6 +240,7 @@ class ShardTask:
         position_ids: Whether to store position ids.
         starts: int64 [sequences]; the first token of each sequence in its row; None if all are 0.
         loss_weights: Whether the build has the column of loss weights.
+        flags: Whether the build has the column of flags.
     """
 
     index: int
@@ -252,6 +255,7 @@ class ShardTask:
     position_ids: bool
     starts: NDArray[np.int64] | None = None
     loss_weights: bool = False
+    flags: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,12 +286,15 @@ def write_one_shard(task: ShardTask) -> _WrittenShard:
     mask = np.ones(len(ids), dtype=np.uint8)
     weights = np.ones(len(ids), dtype=np.float32) if task.loss_weights else None
     origin = np.empty(len(by_spill), dtype=np.int64)
+    flags = np.zeros(len(by_spill), dtype=np.uint8) if task.flags else None
     # 2. Gather the sequences, spill after spill.
     for number, path in enumerate(task.spills):
         sequences = by_spill[bounds[number] : bounds[number + 1]]
         spill = map_spill(path)
         rows = task.row[sequences]
         origin[sequences] = spill.origin[rows] + task.first_ordinal[number]
+        if flags is not None and spill.flags is not None:
+            flags[sequences] = spill.flags[rows]
         tokens = slice(offsets[bounds[number]], offsets[bounds[number + 1]])
         begins = spill.offsets[rows].astype(np.int64)
         if task.starts is not None:
@@ -312,6 +319,7 @@ def write_one_shard(task: ShardTask) -> _WrittenShard:
         origin,
         task.pack_offsets,
         None if weights is None else Ragged(weights, offsets).take(position_of).values,
+        flags,
     )
     info = write_shard(
         task.shard_folder,

@@ -41,6 +41,7 @@ class Spill:
         record: int64 [n]; as in TokenBatch.
         same: uint64 [n]; as in TokenBatch.
         alike: uint64 [n]; as in TokenBatch.
+        flags: uint8 [n]; as in TokenBatch.
     """
 
     input_ids: NDArray[np.int32]
@@ -52,6 +53,7 @@ class Spill:
     record: NDArray[np.int64] | None = None
     same: NDArray[np.uint64] | None = None
     alike: NDArray[np.uint64] | None = None
+    flags: NDArray[np.uint8] | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -151,8 +153,9 @@ _TYPES: dict[str, np.dtype[Any]] = {
     "record": np.dtype(np.int64),
     "same": np.dtype(np.uint64),
     "alike": np.dtype(np.uint64),
+    "flags": np.dtype(np.uint8),
 }
-_PER_SEQUENCE = ("origin", "record", "same", "alike")
+_PER_SEQUENCE = ("origin", "record", "same", "alike", "flags")
 """The columns with one value per sequence; the others have one per token."""
 
 

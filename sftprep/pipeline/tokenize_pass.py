@@ -94,6 +94,7 @@ class PartitionResult:
             windows.
         stats: The statistics that the task requested.
         has_weights: Whether some trained token has a weight other than 1.
+        has_flags: Whether some sequence has a flag.
         first_lines: By the name of a count, the line of the first record that it counts.
     """
 
@@ -111,6 +112,7 @@ class PartitionResult:
     lane_positions: LanePositions | None = None
     stats: SequenceStats | None = None
     has_weights: bool = False
+    has_flags: bool = False
     first_lines: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
@@ -223,6 +225,7 @@ def _cut_sequences(
         lane_positions=lane_positions,
         stats=stats,
         has_weights=spill.loss_weights is not None,
+        has_flags=spill.flags is not None,
         first_lines=spill.first_lines,
     )
 

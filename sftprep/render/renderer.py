@@ -151,12 +151,12 @@ class Renderer:
         else:
             made, prompt = chats.render(template, messages, example, counts), None
             missing = chats.find_missing(example, messages, template, made)
-            if missing.kinds and self._rejects(example, missing, rejected, counts):
-                return
             if example.prompt_messages is not None and recipe.train_on != "all":
                 # Rendered before anything is stored, so that a template that rejects the prompt
                 # leaves the batch unchanged.
                 prompt = chats.render_prompt(template, example.prompt_messages, example)
+            if missing.kinds and self._rejects(example, missing, batch, rejected, counts):
+                return
             if (
                 prompt is not None
                 or self._spans.trains_spans
@@ -168,7 +168,12 @@ class Renderer:
                 batch.add(example.origin, made.text, plain=False, spans=None, prompt=None)
 
     def _rejects(
-        self, example: Example, missing: MissingContent, rejected: list[Rejected], counts: Counts
+        self,
+        example: Example,
+        missing: MissingContent,
+        batch: RenderedBatch,
+        rejected: list[Rejected],
+        counts: Counts,
     ) -> bool:
         """Reject a record that lost content, or count the loss; return whether it is rejected."""
         fatal = missing.serious.intersection(self._recipe.rejected_losses)
@@ -179,6 +184,7 @@ class Renderer:
                 return True
         for kind in missing.kinds:
             counts.warn(kind, example.origin)
+        batch.lossy.append(example.origin)
         return False
 
     def _add_trained(
@@ -281,7 +287,7 @@ class Renderer:
                 spans = self._spans.spans_of(rendered, messages[: number + 1], [number])
                 rendered = Rendered(rendered.text, tuple((first, last) for first, last, _ in spans))
             turns.append((rendered, prompt.text, weights[number]))
-        if missing.kinds and self._rejects(example, missing, rejected, counts):
+        if missing.kinds and self._rejects(example, missing, batch, rejected, counts):
             return False
         for rendered, prompt_text, weight in turns:
             if weight != 1:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sftprep.core.types import Flag
 from sftprep.errors import ShardError, escape_control
 from sftprep.report.summary import format_count
 from sftprep.shards.manifest import Manifest
@@ -58,7 +59,7 @@ def draw_pack(
         lines += [
             "",
             f"sequence {number}: {format_count(end - start, 'token')}, {targets}, from"
-            f" {file}:{line}",
+            f" {file}:{line}{_describe_flags(pack, number)}",
             *_text_lines(ids, mask.tolist(), decode, color=color, full=full),
         ]
     return lines
@@ -80,6 +81,8 @@ def pack_data(
         data = {"file": file, "line": line, "input_ids": ids, "completion_mask": mask, "runs": runs}
         if pack.loss_weights is not None:
             data["loss_weights"] = pack.loss_weights[start:end].tolist()
+        if pack.flags is not None:
+            data["flags"] = int(pack.flags[number])
         sequences.append(data)
     return {"row": index, "tokens": len(pack.input_ids), "sequences": sequences}
 
@@ -100,6 +103,13 @@ def _locate(origin: int, manifest: Manifest) -> tuple[str, int]:
             f"a sequence has the origin {origin}, which is not a record of the inputs",
             remedy="run `sftprep verify` on the folder, and build it again",
         ) from error
+
+
+def _describe_flags(pack: Pack, number: int) -> str:
+    """Return what the flags of a sequence say; "" if it has none."""
+    if pack.flags is None or not pack.flags[number] & Flag.CONTENT_NOT_SHOWN:
+        return ""
+    return " (the chat template dropped a part of the record)"
 
 
 def _describe_weights(pack: Pack, start: int, end: int) -> str:

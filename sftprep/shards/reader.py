@@ -46,6 +46,7 @@ class Pack:
     origin: NDArray[np.int64]  # [S], ordinal of the record; see `Manifest.locate`
     # [T], weight of each token in the loss, 0 = not trained; None if every trained one weighs 1
     loss_weights: NDArray[np.float32] | None = None
+    flags: NDArray[np.uint8] | None = None  # [S], see `schema.py`; None if all are 0
 
 
 def open_shards(folder: str | os.PathLike[str], *, verify: bool = True) -> Shards:
@@ -105,6 +106,7 @@ class Shards:
             seq_lengths,
             columns.row("origin", row),
             weights,
+            columns.row("flags", row) if "flags" in columns.values else None,
         )
 
     def __iter__(self) -> Iterator[Pack]:
@@ -208,6 +210,7 @@ def map_shard(path: Path, info: ShardInfo, max_length: int, *, verify: bool) -> 
             max_length,
             position_ids="position_ids" in names,
             loss_weights="loss_weights" in names,
+            flags="flags" in names,
         )
         if not reader.schema.equals(expected):
             raise ShardError(
@@ -242,7 +245,7 @@ def _find_layout_problems(batch: pa.RecordBatch, info: ShardInfo) -> Iterator[st
     token_offsets = numpy_view(columns["input_ids"].offsets)
     pack_offsets = numpy_view(columns["seq_lengths"].offsets)
     for name, column in columns.items():
-        same_as = "seq_lengths" if name in ("seq_lengths", "origin") else "input_ids"
+        same_as = "seq_lengths" if name in ("seq_lengths", "origin", "flags") else "input_ids"
         if not np.array_equal(numpy_view(column.offsets), numpy_view(columns[same_as].offsets)):
             yield f"{name} and {same_as} have other lengths"
 

@@ -8,6 +8,7 @@
 | seq_lengths | list<int32> | length of each sequence in the pack |
 | origin | list<int64> | ordinal of the record of each sequence; see `Manifest.locate` |
 | loss_weights | list<float32> | weight in the loss, 0 = not trained; absent if all weights are 1 |
+| flags | list<uint8> | of each sequence: 8 = its text lacks a part of its record; absent if all 0 |
 """
 
 from __future__ import annotations
@@ -64,13 +65,16 @@ def numpy_view(array: pa.Array) -> NDArray[Any]:
     return values[array.offset : array.offset + len(array)]
 
 
-def shard_schema(max_length: int, *, position_ids: bool, loss_weights: bool = False) -> pa.Schema:
+def shard_schema(
+    max_length: int, *, position_ids: bool, loss_weights: bool = False, flags: bool = False
+) -> pa.Schema:
     """Return the Arrow schema of a shard, with the description of features for `datasets`.
 
     Args:
         max_length: Tokens per pack at most, which determines the type of position ids.
         position_ids: Whether the shard has the column `position_ids`.
         loss_weights: Whether the shard has the column `loss_weights`.
+        flags: Whether the shard has the column `flags`.
     """
     types = {
         "input_ids": pa.int32(),
@@ -82,6 +86,8 @@ def shard_schema(max_length: int, *, position_ids: bool, loss_weights: bool = Fa
         types["position_ids"] = pa.from_numpy_dtype(position_dtype(max_length))
     if loss_weights:
         types["loss_weights"] = pa.float32()
+    if flags:
+        types["flags"] = pa.uint8()
     # The order of columns is part of the bytes of a shard, and so of its name.
     columns = (
         "input_ids",
@@ -90,6 +96,7 @@ def shard_schema(max_length: int, *, position_ids: bool, loss_weights: bool = Fa
         "seq_lengths",
         "origin",
         "loss_weights",
+        "flags",
     )
     order = [name for name in columns if name in types]
     # Arrow's name for the type is "float" where that of `datasets` is "float32".

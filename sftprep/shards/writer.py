@@ -34,6 +34,7 @@ class ShardRows:
     # [packs + 1]; pack k holds the sequences pack_offsets[k] .. pack_offsets[k + 1] - 1
     pack_offsets: NDArray[np.int64]
     loss_weights: NDArray[np.float32] | None = None  # [tokens]; None if all weights are 1
+    flags: NDArray[np.uint8] | None = None  # [sequences], `core.types.Flag`; None if all are 0
 
 
 def write_shard(
@@ -150,7 +151,10 @@ class _HashingSink:
 def _make_record_batch(rows: ShardRows, max_length: int, *, position_ids: bool) -> pa.RecordBatch:
     """Return the packs as one Arrow record batch, which refers to the arrays without a copy."""
     schema = shard_schema(
-        max_length, position_ids=position_ids, loss_weights=rows.loss_weights is not None
+        max_length,
+        position_ids=position_ids,
+        loss_weights=rows.loss_weights is not None,
+        flags=rows.flags is not None,
     )
     # Offsets of each row, in tokens and in sequences; Arrow lists have int32 offsets.
     token_offsets = np.concatenate(([0], np.cumsum(rows.seq_lengths, dtype=np.int64)))[
@@ -167,6 +171,8 @@ def _make_record_batch(rows: ShardRows, max_length: int, *, position_ids: bool) 
     }
     if rows.loss_weights is not None:
         flat["loss_weights"] = (token_offsets, rows.loss_weights)
+    if rows.flags is not None:
+        flat["flags"] = (sequence_offsets, rows.flags)
     if position_ids:
         flat["position_ids"] = (
             token_offsets,

@@ -13,7 +13,9 @@ import pytest
 import sftprep
 from sftprep.config.validation import Loss
 from sftprep.core.losses import LOSSES
+from sftprep.core.types import Flag
 from sftprep.errors import ConfigError, FlagNames, TooManyRejected
+from sftprep.report.draw import draw_pack
 from sftprep.shards import data_warnings
 from sftprep.sources.partition import PARTITION_BYTES
 from sftprep.stream import open_stream
@@ -148,3 +150,22 @@ def test_a_stream_logs_each_kind_once(
     logged = [r.getMessage() for r in caplog.records if "drops the content" in r.getMessage()]
     assert len(logged) == 1
     assert logged[0].endswith(f"first in {data}:2)")
+
+
+def test_the_sequences_that_lost_content_are_flagged(build: Any, tmp_path: Path) -> None:
+    build([QUESTION, ANSWER], LOSING["message_not_shown"], [QUESTION, ANSWER])
+    shards = sftprep.open_shards(tmp_path / "out")
+    found = [
+        (int(origin), int(flag))
+        for pack in shards
+        for origin, flag in zip(pack.origin, pack.flags, strict=True)  # type: ignore[arg-type]
+    ]
+    assert sorted(found) == [(0, 0), (1, Flag.CONTENT_NOT_SHOWN), (2, 0)]
+    assert sftprep.verify(tmp_path / "out").problems == []
+    lines = draw_pack(shards[0], 0, shards.manifest, str, color=False)
+    assert sum("dropped a part of the record" in line for line in lines) == 1
+
+
+def test_without_a_loss_there_is_no_column_of_flags(build: Any, tmp_path: Path) -> None:
+    build([QUESTION, ANSWER])
+    assert all(pack.flags is None for pack in sftprep.open_shards(tmp_path / "out"))
