@@ -162,7 +162,7 @@ def test_the_sequences_that_lost_content_are_flagged(build: Any, tmp_path: Path)
     ]
     assert sorted(found) == [(0, 0), (1, Flag.CONTENT_NOT_SHOWN), (2, 0)]
     assert sftprep.verify(tmp_path / "out").problems == []
-    lines = draw_pack(shards[0], 0, shards.manifest, str, color=False)
+    lines = draw_pack(shards[0], 0, shards.manifest, str, color=False, full=True)
     assert sum("dropped a part of the record" in line for line in lines) == 1
 
 
