@@ -44,6 +44,9 @@ class Recipe:
     truncate_side: TruncateSide = "right"
     expand_turns: bool = False
     escape_special: bool = False
+    # Whether requests and answers are turns; None: known pairs are, if there is a chat template.
+    as_chat: bool | None = None
+    drop_images: bool = False
     formatting_func: str | None = None  # the name of the user's function
     # Whether conversations that fail `sftprep.records.quality_checks` are rejected.
     reject_suspects: bool = False
@@ -74,7 +77,9 @@ class Recipe:
         return RecordOptions(
             self.renames,
             self.text_field,
-            chat=self.chat_template is not None,
+            chat=self.chat_template is not None and self.as_chat is not False,
+            as_chat=bool(self.as_chat),
+            drop_images=self.drop_images,
             tool_calls="tool_calls" in template,
             reasoning=any(key in template for key in REASONING_KEYS),
             function=load_function(self.formatting_func) if self.formatting_func else None,

@@ -10,6 +10,7 @@ from sftprep.config.validation import (
     Duplicates,
     EvalPacking,
     FormatName,
+    Images,
     QualityChecks,
     TrainOn,
     check_choice,
@@ -55,6 +56,8 @@ class SourceEntry:
     text_field: str | None = None
     map: tuple[str, ...] | None = None
     train_on: TrainOn | None = None
+    as_chat: bool | None = None
+    images: Images | None = None
     formatting_func: str | None = None
 
     def __post_init__(self) -> None:
@@ -110,7 +113,15 @@ class SourceEntry:
         Raises:
             ConfigError: The combination of settings is invalid.
         """
-        names = ("format", "text_field", "map", "train_on", "formatting_func")
+        names = (
+            "format",
+            "text_field",
+            "map",
+            "train_on",
+            "as_chat",
+            "images",
+            "formatting_func",
+        )
         settings = {name: getattr(self, name) for name in names}
         settings = {name: value for name, value in settings.items() if value is not None}
         return dataclasses.replace(whole, **settings) if settings else whole
@@ -255,6 +266,13 @@ class FormatConfig:
     escape_special: bool = False
     """Encode special tokens that a record spells out in its texts, such as <|im_end|>, as plain
     text."""
+    as_chat: bool | None = None
+    """Read a prompt and its completion as turns of a user and of the assistant, also if both are
+    strings. Default: only known pairs of keys (question and answer, instruction and response, ...),
+    if there is a chat template; --no-as-chat: not even those."""
+    images: Images = "error"
+    """error: a record with images is a bad record; drop: its images and their placeholders are
+    removed, and it is counted."""
     formatting_func: str | None = None
     """Function that returns the text of a record: package.module:function, or file.py:function."""
 
@@ -281,6 +299,7 @@ class FormatConfig:
             )
         check_choice(setting("format"), self.format, FormatName)
         check_choice(setting("train_on"), self.train_on, TrainOn)
+        check_choice(setting("images"), self.images, Images)
         entries = (self.map,) if isinstance(self.map, str) else self.map
         pairs = tuple(
             pair.strip() for entry in entries for pair in entry.split(",") if pair.strip()

@@ -26,6 +26,7 @@ Order = Literal["keep", "shuffle"]
 OnBadRecord = Literal["error", "quarantine"]
 QualityChecks = Literal["auto", "keep", "reject"]
 Duplicates = Literal["keep", "drop"]
+Images = Literal["error", "drop"]
 EncoderChoice = Literal["auto", "gigatoken", "tokenizers"]
 TemplateBackend = Literal["auto", "jinja"]
 

@@ -212,19 +212,21 @@ def read_examples(
     lines, read = split_lines(data), record_reader(format_name, stages.reading)
     # orjson turns integers beyond 64 bits into floats, which a template would show in tools and
     # tool calls. Such lines are parsed again by Python.
-    has_tools = b'"tool' in data
+    has_tools = _may_have_calls(data)
     examples: list[Example] = []
     blank = 0
     for number, line in enumerate(lines):
         record = parse_line(line, number)
         if type(record) is dict:
             try:
-                if has_tools and b'"tool' in line and _LONG_NUMBER in line.translate(_DIGITS_TO_0):
+                if has_tools and _may_have_calls(line) and _has_long_number(line):
                     record = _parse_exact_integers(line)
                 example = read(record, number)
                 if quality_check is not None:
                     quality_check(example)
                 examples.append(example)
+                if example.images_dropped:
+                    counts["warnings.images_dropped"] += 1
             except InvalidRecord as problem:
                 rejected.append(Rejected(number, 0, problem.reason, str(problem), excerpt(line)))
         elif isinstance(record, Rejected):
@@ -233,6 +235,14 @@ def read_examples(
             blank += 1
     counts.update(lines=len(lines), blank=blank, records=len(lines) - blank)
     return examples
+
+
+def _may_have_calls(data: bytes) -> bool:
+    return b'"tool' in data or b'"function' in data
+
+
+def _has_long_number(line: bytes) -> bool:
+    return _LONG_NUMBER in line.translate(_DIGITS_TO_0)
 
 
 def _parse_exact_integers(line: bytes) -> dict[str, Any]:

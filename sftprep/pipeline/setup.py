@@ -21,9 +21,10 @@ from sftprep.errors import ConfigError, TemplateError, TokenizerError, setting, 
 from sftprep.pipeline.inputs import Input, check_expected_size, find_inputs
 from sftprep.pipeline.output.manifest import manifest_facts
 from sftprep.recipe import Recipe
-from sftprep.records.formats import detect_format, keys_read, unknown_format
+from sftprep.records.formats import FORMATS, detect_format, keys_read
 from sftprep.records.options import RecordOptions
 from sftprep.records.pretokenized import MASKS
+from sftprep.records.suggestions import unknown_format
 from sftprep.render.renderer import Renderer
 from sftprep.sources.partition import Source, first_lines
 from sftprep.sources.peek import first_records
@@ -32,7 +33,6 @@ from sftprep.tokenize.select import probe_encoder
 
 _log = logging.getLogger(__name__)
 
-_CHAT_FORMATS = ("messages", "sharegpt")
 _DEFAULT_MAX_LENGTH = 1024
 
 
@@ -159,6 +159,8 @@ def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
         truncate_side=config.pack.truncate_side,
         expand_turns=config.format.expand_turns,
         escape_special=config.format.escape_special,
+        as_chat=config.format.as_chat,
+        drop_images=config.format.images == "drop",
         formatting_func=config.format.formatting_func,
         reject_suspects=config.rejects_suspects,
     )
@@ -251,7 +253,7 @@ def _detect(
             names = ", ".join(map(repr, missing))
             _log.warning("map: the first record of %s has no key %s", file, names)
         masks = frozenset(MASKS & record.keys()) if name == "tokens" else frozenset()
-        is_chat = name in _CHAT_FORMATS or _has_turns(record, reading)
+        is_chat = FORMATS[name].kind == "conversation" or _has_turns(record, name, reading)
         return _DetectedFormat(file, name, is_chat=is_chat, masks=masks)
     if first is not None:
         raise unknown_format(file, first, reading)
@@ -261,10 +263,15 @@ def _detect(
     return _DetectedFormat(file, name, is_chat=False)
 
 
-def _has_turns(record: dict[str, Any], reading: RecordOptions) -> bool:
-    """Whether the prompt of a record is a conversation."""
-    prompt = {target: source for source, target in reading.renames}.get("prompt", "prompt")
-    return isinstance(record.get(prompt), list)
+def _has_turns(record: dict[str, Any], name: str, reading: RecordOptions) -> bool:
+    """Whether a record is a request and an answer that are read as messages."""
+    kind = FORMATS[name]
+    if kind.kind not in ("prompt", "pair"):
+        return False
+    sources = {target: source for source, target in reading.renames}
+    return (reading.as_chat and kind.kind == "prompt") or any(
+        isinstance(record.get(sources.get(key, key)), list) for key in kind.keys
+    )
 
 
 # --- checks of the recipe against the records -----------------------------------------------------
@@ -283,8 +290,9 @@ def _check_compatible(recipe: Recipe, detected: _DetectedFormat) -> None:
                 "use the tokenizer of an instruction-tuned model",
             ],
         )
+    kind = FORMATS[detected.format].kind
     uses_template = recipe.chat_template is not None and (
-        detected.is_chat or detected.format == "alpaca"
+        detected.is_chat or (kind == "pair" and recipe.as_chat is not False)
     )
     if uses_template:
         _check_compiles(recipe.chat_template or "")
@@ -296,7 +304,7 @@ def _check_compatible(recipe: Recipe, detected: _DetectedFormat) -> None:
             remedy=f"specify one of its tokens with {setting('eos_token')}",
         )
     # 2. The records must contain the part to train.
-    has_completion = detected.format not in (*_CHAT_FORMATS, "text") or (
+    has_completion = kind not in ("conversation", "text") or (
         detected.is_chat and recipe.expand_turns
     )
     if recipe.train_on == "completion" and not has_completion:

@@ -34,17 +34,23 @@ class RecordOptions:
     Attributes:
         renames: Keys to rename, as pairs of old and new name.
         text_field: The key of plain text.
-        chat: Whether there is a chat template.
+        chat: Whether requests and answers are read as turns; there is a chat template.
+        as_chat: Whether this includes a prompt and a completion that are strings.
         tool_calls: Whether the template shows `tool_calls`.
         reasoning: Whether the template shows the reasoning of a message.
+        shown_roles: The roles among `roles.PASSED_ROLES` that the template shows.
+        drop_images: Whether images are removed; otherwise a record with images is rejected.
         function: A function of the user that makes the text of a record; None if there is none.
     """
 
     renames: tuple[tuple[str, str], ...] = ()
     text_field: str = "text"
     chat: bool = True
+    as_chat: bool = False
     tool_calls: bool = True
     reasoning: bool = True
+    shown_roles: frozenset[str] = frozenset({"function", "ipython", "environment"})
+    drop_images: bool = False
     function: Callable[[Record], Any] | None = None
 
 

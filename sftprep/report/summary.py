@@ -237,6 +237,7 @@ _WARNINGS = {
         " in the template",
     ),
     "empty_target": ("record", "the completion is empty"),
+    "images_dropped": ("record", "the images were removed, and the text was kept"),
     "special_token_in_content": (
         "record",
         "the text contains strings that are special tokens and is encoded with them; use"
