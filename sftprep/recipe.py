@@ -9,6 +9,7 @@ import dataclasses
 import datetime
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import orjson
@@ -18,7 +19,9 @@ from sftprep.chat_template.template import ChatTemplate
 from sftprep.config.user_functions import load_function, source_digest
 from sftprep.config.validation import TemplateBackend, TrainOn, TruncateSide
 from sftprep.core.hashing import digest
+from sftprep.errors import TemplateError
 from sftprep.records.options import RecordOptions
+from sftprep.records.roles import PASSED_ROLES
 from sftprep.tokenize.equivalence.reference_client import ServerAddress
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
@@ -82,6 +85,7 @@ class Recipe:
             drop_images=self.drop_images,
             tool_calls="tool_calls" in template,
             reasoning=any(key in template for key in REASONING_KEYS),
+            shown_roles=_shown_roles(template, tuple(self.tokenizer.special_tokens.items())),
             function=load_function(self.formatting_func) if self.formatting_func else None,
         )
 
@@ -119,6 +123,16 @@ class Recipe:
             + b"\n"
             + self.tokenizer.json
         )
+
+
+@lru_cache(maxsize=8)
+def _shown_roles(template: str, special_tokens: tuple[tuple[str, str], ...]) -> frozenset[str]:
+    """Return the roles of tool results that a template shows."""
+    try:
+        probed = ChatTemplate(template, variables=dict(special_tokens), backend="jinja")
+    except TemplateError:
+        return PASSED_ROLES  # reported where the template is used
+    return probed.shown_roles(PASSED_ROLES)
 
 
 @dataclass(frozen=True, slots=True)

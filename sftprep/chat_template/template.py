@@ -7,6 +7,7 @@ import datetime
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from itertools import accumulate
 from typing import Any, Literal
@@ -19,6 +20,11 @@ from sftprep.chat_template.compiler.compilation import (
     compile_pieces,
 )
 from sftprep.chat_template.compiler.runtime import JinjaFallback
+from sftprep.chat_template.reference.content_forms import (
+    find_part_roles,
+    find_shown_roles,
+    to_parts,
+)
 from sftprep.chat_template.reference.rendering import (
     OUTPUT_FLOOR,
     check_output,
@@ -168,6 +174,8 @@ class ChatTemplate:
         A conversation that Jinja rendered has no pieces.
         """
         messages = messages if is_bare else normalize_messages(messages)
+        if self._part_roles:
+            messages = to_parts(messages, self._part_roles)
         variables = self._with_kwargs(template_kwargs) if template_kwargs else self._variables
         if tools is not None:
             _check_tools(tools)
@@ -211,6 +219,18 @@ class ChatTemplate:
             node.name == name and node.ctx == "load"
             for node in self._parsed.tree.find_all(nodes.Name)
         )
+
+    def shown_roles(self, roles: frozenset[str]) -> frozenset[str]:
+        """Return those of some roles of tool results that the template shows."""
+        return find_shown_roles(self._render_probe, roles)
+
+    @cached_property
+    def _part_roles(self) -> frozenset[str]:
+        """The roles whose content the template shows only as parts."""
+        return find_part_roles(self._render_probe)
+
+    def _render_probe(self, messages: list[Message]) -> str:
+        return self._render_with_jinja(messages, None, False, self._variables).text
 
     def used_backend(self) -> str:
         """Return which backend rendered so far: "pieces" (compiled), "jinja" or "mixed".

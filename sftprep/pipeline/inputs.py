@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -173,6 +174,6 @@ def _find_sources(
 
 def _with_read_settings(source: Source, config: BuildConfig, number: int) -> Source:
     """Return a source in memory with the settings that apply to all sources."""
-    return Source(
-        source.name, source.kind, config.read.limit, number, config.read.strip_nulls, source.blocks
+    return dataclasses.replace(
+        source, limit=config.read.limit, group=number, strip_nulls=config.read.strip_nulls
     )

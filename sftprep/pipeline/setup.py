@@ -8,20 +8,23 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from sftprep.chat_template.assistant_spans import Unproven
 from sftprep.chat_template.template import ChatTemplate
 from sftprep.config.build import BuildConfig, FormatConfig, SourceEntry
+from sftprep.core.notices import Notice
 from sftprep.errors import ConfigError, TemplateError, TokenizerError, setting, source_name
 from sftprep.pipeline.inputs import Input, check_expected_size, find_inputs
 from sftprep.pipeline.output.manifest import manifest_facts
 from sftprep.recipe import Recipe
 from sftprep.records.formats import FORMATS, detect_format, keys_read
+from sftprep.records.inspection import SourceReading, check_answers, inspect_records
 from sftprep.records.options import RecordOptions
 from sftprep.records.pretokenized import MASKS
 from sftprep.records.suggestions import unknown_format
@@ -34,6 +37,8 @@ from sftprep.tokenize.select import probe_encoder
 _log = logging.getLogger(__name__)
 
 _DEFAULT_MAX_LENGTH = 1024
+_INSPECTED_RECORDS = 20
+"""Records at the start of an input that are read to describe how it is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,7 @@ class Setup:
     Attributes:
         inputs: The inputs, training inputs first.
         entries: The sources to which the inputs belong.
-        formats: The format of each input.
+        readings: How the records of each input are read.
         recipe_of: For each input, the index of its recipe in `recipes`.
         recipes: The distinct recipes. They differ only in how records are read.
         encoder: The description of the encoder for the manifest.
@@ -51,7 +56,7 @@ class Setup:
 
     inputs: list[Input]
     entries: list[SourceEntry]
-    formats: list[str]
+    readings: list[SourceReading]
     recipe_of: list[int]
     recipes: list[Recipe]
     encoder: dict[str, Any]
@@ -60,6 +65,11 @@ class Setup:
     def recipe(self) -> Recipe:
         """The recipe of the first input; all recipes share its tokenizer, template and length."""
         return self.recipes[0]
+
+    @property
+    def formats(self) -> list[str]:
+        """The format of each input."""
+        return [reading.format for reading in self.readings]
 
     @property
     def files(self) -> list[str]:
@@ -104,7 +114,7 @@ def prepare_setup(
     recipe_numbers: dict[FormatConfig, int] = {}
     recipes: list[Recipe] = []
     narrowed_inputs: list[Input] = []
-    formats: list[str] = []
+    readings: list[SourceReading] = []
     recipe_of: list[int] = []
     encoder: dict[str, Any] = {}
     for each in inputs:
@@ -120,13 +130,21 @@ def prepare_setup(
         number = recipe_numbers[entry_format]
         recipe_of.append(number)
         records = first_records(first_lines(each.source))
-        formats.append(format_of(each.source.name, records, entry_config, recipes[number]))
+        reading = inspect_source(
+            each.source.name,
+            records,
+            entry_config,
+            recipes[number],
+            is_table=each.source.is_table and not each.source.strip_nulls,
+        )
+        readings.append(reading)
         # Of a table, only the columns that the formats know are read.
         source = dataclasses.replace(
             each.source, columns=keys_read(recipes[number].record_options())
         )
         narrowed_inputs.append(dataclasses.replace(each, source=source))
-    return Setup(narrowed_inputs, entries, formats, recipe_of, recipes, encoder)
+    log_notices([each.source.name for each in inputs], readings)
+    return Setup(narrowed_inputs, entries, readings, recipe_of, recipes, encoder)
 
 
 def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
@@ -167,26 +185,47 @@ def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
     return recipe, encoder_facts
 
 
-def format_of(
-    name: str, records: Iterator[dict[str, Any]], config: BuildConfig, recipe: Recipe
-) -> str:
-    """Return the format of a source, and check that the recipe supports it.
+def inspect_source(
+    name: str,
+    records: Iterator[dict[str, Any]],
+    config: BuildConfig,
+    recipe: Recipe,
+    *,
+    is_table: bool = False,
+) -> SourceReading:
+    """Return how a source is read, and check that the recipe supports it.
 
     Args:
         name: The name of the source, for errors.
         records: Its first records.
         config: The settings of the build.
         recipe: The recipe for the source.
+        is_table: Whether its records have the types of a table.
 
     Raises:
-        FormatError: No format fits the records.
+        FormatError: No format fits the records, or no record has an answer.
         TemplateError: The records need a chat template that is missing or cannot give the masks.
         TokenizerError: The records need an end-of-sequence token, and the tokenizer has none.
         ConfigError: A setting is not supported for records of this format.
     """
-    detected = _detect(name, records, config, recipe.record_options())
+    first = list(islice(records, _INSPECTED_RECORDS))
+    options = recipe.record_options()
+    detected = _detect(name, chain(first, records), config, options)
     _check_compatible(recipe, detected)
-    return detected.format
+    if config.read.quality_checks != "keep":
+        check_answers(name, first, detected.format, options)
+    return inspect_records(first, detected.format, options, is_table=is_table)
+
+
+def log_notices(names: Sequence[str], readings: Sequence[SourceReading]) -> None:
+    """Log the notices of sources, those that several sources share once."""
+    sources: dict[Notice, list[str]] = {}
+    for name, reading in zip(names, readings, strict=True):
+        for notice in reading.notices:
+            sources.setdefault(notice, []).append(name)
+    for notice, where in sources.items():
+        more = f" and {len(where) - 1:,} more" if len(where) > 1 else ""
+        notice.log(f"{source_name(where[0])}{more}: ")
 
 
 def _check_has_tokenizer(config: BuildConfig) -> None:
@@ -237,7 +276,7 @@ def _check_compiles(template: str) -> None:
 
 
 def _detect(
-    file: str, records: Iterator[dict[str, Any]], config: BuildConfig, reading: RecordOptions
+    file: str, records: Iterable[dict[str, Any]], config: BuildConfig, reading: RecordOptions
 ) -> _DetectedFormat:
     """Return the format in the settings, or detect it from the first records of a file."""
     first = None

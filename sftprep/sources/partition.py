@@ -86,6 +86,7 @@ class Source:
             blocks in each call.
         path: The path of the file, where it differs from the name.
         columns: The columns of a table that are read; None for all.
+        has_schema: Whether data in memory has the types of a table.
     """
 
     name: str
@@ -96,6 +97,12 @@ class Source:
     blocks: Callable[[], Iterator[bytes]] | None = None
     path: str | None = None
     columns: Columns = None
+    has_schema: bool = False
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the records have the types of a table, so that objects have all keys."""
+        return self.has_schema or self.kind in ("parquet", "arrow")
 
     @property
     def file(self) -> str:

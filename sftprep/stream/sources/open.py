@@ -16,10 +16,11 @@ from typing import Any
 
 from sftprep.config.build import BuildConfig
 from sftprep.errors import ConfigError
-from sftprep.pipeline.setup import format_of
+from sftprep.pipeline.setup import inspect_source, log_notices
 from sftprep.recipe import Recipe
 from sftprep.sources.discovery.files import find_files, reject_duplicates
 from sftprep.sources.discovery.hub import HubFile, hub_files, is_hub_name
+from sftprep.sources.in_memory import dataset_kind
 from sftprep.sources.lanes import block_bytes, is_plain
 from sftprep.sources.partition import cut, read_partition, source_of
 from sftprep.sources.peek import RECORDS_TO_INSPECT, first_records
@@ -114,10 +115,18 @@ def _open_files(
     lines = [
         FileLines(file.path, strip_nulls, size) for file, size in zip(files, sizes, strict=True)
     ]
-    formats = [
-        format_of(file.name, first_records(file_lines(0, 0)), config, recipe)
+    readings = [
+        inspect_source(
+            file.name,
+            first_records(file_lines(0, 0)),
+            config,
+            recipe,
+            is_table=source_of(file.path).is_table and not strip_nulls,
+        )
         for file, file_lines in zip(files, lines, strict=True)
     ]
+    log_notices([file.name for file in files], readings)
+    formats = [reading.format for reading in readings]
     # Nulls are removed record by record, so such files are not read by blocks.
     is_block_file = [is_plain(file.path) and not strip_nulls for file in files]
     block = block_bytes(
@@ -167,15 +176,32 @@ def _open_iterable_dataset(
         lines = DatasetLines(copy.copy(data), strip_nulls)
         return _open_rows(lines, DATASET_NAME, int(data.num_shards), config, recipe, part)
     records = (dict(row) for row in islice(iter(data), RECORDS_TO_INSPECT))
-    name = format_of(DATASET_NAME, records, config, recipe)
+    name = _format_of(DATASET_NAME, records, config, recipe)
     return ShardedDataset(data, name, strip_nulls, part), part + config.pack.lanes
 
 
 def _open_rows(
     lines: Lines, name: str, known: Any, config: BuildConfig, recipe: Recipe, part: int
 ) -> tuple[Source, int]:
-    format_name = format_of(name, first_records(lines(0, 0)), config, recipe)
+    is_table = isinstance(lines, SequenceLines) and dataset_kind(lines.records) == "Dataset"
+    records = first_records(lines(0, 0))
+    format_name = _format_of(name, records, config, recipe, is_table=is_table)
     return Rows(lines, name, format_name, part, known), part + 1
+
+
+def _format_of(
+    name: str,
+    records: Iterator[dict[str, Any]],
+    config: BuildConfig,
+    recipe: Recipe,
+    *,
+    is_table: bool = False,
+) -> str:
+    """Return the format of a source, and log what the user should know about it."""
+    is_table = is_table and not config.read.strip_nulls
+    reading = inspect_source(name, records, config, recipe, is_table=is_table)
+    log_notices([name], [reading])
+    return reading.format
 
 
 # Functions of type `Lines`: they return the lines of an epoch from a number on. They are classes,
