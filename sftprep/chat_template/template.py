@@ -28,6 +28,7 @@ from sftprep.chat_template.reference.content_forms import (
 from sftprep.chat_template.reference.rendering import (
     OUTPUT_FLOOR,
     check_output,
+    check_tools,
     compile_template,
     normalize_messages,
     run_template,
@@ -178,7 +179,7 @@ class ChatTemplate:
             messages = to_parts(messages, self._part_roles)
         variables = self._with_kwargs(template_kwargs) if template_kwargs else self._variables
         if tools is not None:
-            _check_tools(tools)
+            check_tools(tools)
         if self._needs_compilation:
             self._compile()
         if self._compiled is not None and not (
@@ -390,15 +391,3 @@ def to_rendered(made: RenderedPieces | Rendered) -> Rendered:
         tuple(zip(marks[::2], marks[1::2], strict=True)),
         regions_of(turns, made.messages, len(made.text)) if turns else (),
     )
-
-
-def _check_tools(tools: list[Any]) -> None:
-    for index, tool in enumerate(tools):
-        if not isinstance(tool, dict):
-            raise TemplateError(
-                f"tool {index + 1} is a {type(tool).__name__}, not a JSON schema",
-                remedy=(
-                    'write each tool as {"type": "function", "function": {"name": ...,'
-                    ' "parameters": ...}}'
-                ),
-            )

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from sftprep.errors import PythonNames, SettingNames, SftprepError, escape_control
 
 _log = logging.getLogger(__name__)
-_front_end: ContextVar[SettingNames] = ContextVar("front_end", default=PythonNames())
+_PYTHON = PythonNames()
+_front_end: ContextVar[SettingNames] = ContextVar("front_end", default=_PYTHON)
 
 
 @dataclass(frozen=True, slots=True)

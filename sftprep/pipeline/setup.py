@@ -10,16 +10,14 @@ import datetime
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from sftprep.chat_template.assistant_spans import Unproven
-from sftprep.chat_template.template import ChatTemplate
 from sftprep.config.build import BuildConfig, FormatConfig, SourceEntry
 from sftprep.core.notices import Notice
-from sftprep.errors import ConfigError, TemplateError, TokenizerError, setting, source_name
+from sftprep.errors import ConfigError, TemplateError, setting, source_name
 from sftprep.pipeline.inputs import Input, check_expected_size, find_inputs
 from sftprep.pipeline.output.manifest import manifest_facts
 from sftprep.recipe import Recipe
@@ -28,7 +26,13 @@ from sftprep.records.inspection import SourceReading, check_answers, inspect_rec
 from sftprep.records.options import RecordOptions
 from sftprep.records.pretokenized import MASKS
 from sftprep.records.suggestions import unknown_format
-from sftprep.render.renderer import Renderer
+from sftprep.render.compatibility import (
+    DetectedFormat,
+    check_compatible,
+    check_compiles,
+    trained_part,
+    uses_template,
+)
 from sftprep.sources.partition import Source, first_lines
 from sftprep.sources.peek import first_records
 from sftprep.tokenize.loading.load import TokenizerSpec, load_tokenizer
@@ -80,16 +84,6 @@ class Setup:
     def names(self) -> list[str]:
         """The name of each input, as errors and the manifest show it."""
         return [each.source.name for each in self.inputs]
-
-
-@dataclass(frozen=True, slots=True)
-class _DetectedFormat:
-    """The format of an input, as its first records show it."""
-
-    file: str
-    format: str
-    is_chat: bool  # the records are conversations, which need a template
-    masks: frozenset[str] = frozenset()  # the keys of pre-tokenized rows that mark trained tokens
 
 
 def prepare_setup(
@@ -211,10 +205,15 @@ def inspect_source(
     first = list(islice(records, _INSPECTED_RECORDS))
     options = recipe.record_options()
     detected = _detect(name, chain(first, records), config, options)
-    _check_compatible(recipe, detected)
+    check_compatible(recipe, detected)
     if config.read.quality_checks != "keep":
         check_answers(name, first, detected.format, options)
-    return inspect_records(first, detected.format, options, is_table=is_table)
+    reading = inspect_records(first, detected.format, options, is_table=is_table)
+    return dataclasses.replace(
+        reading,
+        trained=reading.trained or trained_part(recipe, detected),
+        template=_template_source(config) if uses_template(recipe, detected) else "",
+    )
 
 
 def log_notices(names: Sequence[str], readings: Sequence[SourceReading]) -> None:
@@ -264,20 +263,13 @@ def _read_template(config: BuildConfig, spec: TokenizerSpec) -> str | None:
             f"the chat template {path} is not UTF-8 text",
             remedy="specify a file with a Jinja template",
         ) from error
-    _check_compiles(template)
+    check_compiles(template)
     return template
-
-
-@lru_cache(maxsize=16)
-def _check_compiles(template: str) -> None:
-    """Raise TemplateError if a chat template does not compile."""
-    # Jinja only: the compiled form is made where the template is used.
-    ChatTemplate(template, variables={}, backend="jinja")
 
 
 def _detect(
     file: str, records: Iterable[dict[str, Any]], config: BuildConfig, reading: RecordOptions
-) -> _DetectedFormat:
+) -> DetectedFormat:
     """Return the format in the settings, or detect it from the first records of a file."""
     first = None
     for record in records:
@@ -293,13 +285,13 @@ def _detect(
             _log.warning("map: the first record of %s has no key %s", file, names)
         masks = frozenset(MASKS & record.keys()) if name == "tokens" else frozenset()
         is_chat = FORMATS[name].kind == "conversation" or _has_turns(record, name, reading)
-        return _DetectedFormat(file, name, is_chat=is_chat, masks=masks)
+        return DetectedFormat(file, name, is_chat=is_chat, masks=masks)
     if first is not None:
         raise unknown_format(file, first, reading)
     # No record can be parsed. Pass 1 reports each of them with its line, and an empty file adds
     # nothing.
     name = "text" if config.format.format == "auto" else config.format.format
-    return _DetectedFormat(file, name, is_chat=False)
+    return DetectedFormat(file, name, is_chat=False)
 
 
 def _has_turns(record: dict[str, Any], name: str, reading: RecordOptions) -> bool:
@@ -313,100 +305,9 @@ def _has_turns(record: dict[str, Any], name: str, reading: RecordOptions) -> boo
     )
 
 
-# --- checks of the recipe against the records -----------------------------------------------------
-
-
-def _check_compatible(recipe: Recipe, detected: _DetectedFormat) -> None:
-    """Raise the error for the first setting that the records of a file do not support."""
-    holds = f"{source_name(detected.file)} holds {detected.format} records"
-    tokenizer = recipe.tokenizer.name
-    # 1. Conversations need a template that compiles, plain text needs a token that ends it.
-    if detected.is_chat and recipe.chat_template is None:
-        raise TemplateError(
-            f"{holds}, which are conversations, and the tokenizer {tokenizer} has no chat template",
-            remedy=[
-                f"specify one with {setting('chat_template', 'FILE')}",
-                "use the tokenizer of an instruction-tuned model",
-            ],
-        )
-    kind = FORMATS[detected.format].kind
-    uses_template = recipe.chat_template is not None and (
-        detected.is_chat or (kind == "pair" and recipe.as_chat is not False)
-    )
-    if uses_template:
-        _check_compiles(recipe.chat_template or "")
-    needs_eos = detected.format != "tokens" and not uses_template
-    if needs_eos and recipe.tokenizer.eos_token is None:
-        raise TokenizerError(
-            f"{holds}, which are plain text, and the tokenizer {tokenizer} has no end-of-sequence"
-            " token",
-            remedy=f"specify one of its tokens with {setting('eos_token')}",
-        )
-    # 2. The records must contain the part to train.
-    has_completion = kind not in ("conversation", "text") or (
-        detected.is_chat and recipe.expand_turns
-    )
-    if recipe.train_on == "completion" and not has_completion:
-        raise ConfigError(
-            f"{setting('train_on', 'completion')}: {holds}, which have no completion",
-            remedy=[
-                f"use {setting('train_on', 'all')}",
-                f"use {setting('train_on', 'assistant')}",
-                f"rename keys to prompt and completion with {setting('map')}",
-            ],
-        )
-    by_turn = recipe.train_on in ("assistant", "last-assistant")
-    if (by_turn or recipe.expand_turns) and detected.format == "text":
-        cause = setting("train_on", recipe.train_on) if by_turn else setting("expand_turns", True)
-        raise ConfigError(
-            f"{cause}: {holds}, which have no turns", remedy=f"use {setting('train_on', 'all')}"
-        )
-    # 3. It must be possible to find that part.
-    if detected.format == "tokens":
-        _check_pretokenized(recipe, detected)
-    if by_turn and uses_template:
-        _check_masks(recipe)
-
-
-_MASK_KEYS = {
-    "completion": frozenset({"labels", "completion_mask"}),
-    "assistant": frozenset({"labels", "assistant_masks"}),
-}
-"""For values of `train_on`, the keys of a pre-tokenized row that mark the trained tokens."""
-
-
-def _check_pretokenized(recipe: Recipe, detected: _DetectedFormat) -> None:
-    """Raise ConfigError if pre-tokenized rows do not mark the tokens to train."""
-    has_masks = recipe.train_on in ("auto", "all") or detected.masks & _MASK_KEYS.get(
-        recipe.train_on, frozenset()
-    )
-    if has_masks and not recipe.expand_turns:
-        return
-    name, value = "train_on", str(recipe.train_on)
-    if recipe.expand_turns:
-        name, value = "expand_turns", "True"
-    raise ConfigError(
-        f"{setting(name, value)}: {source_name(detected.file)} holds tokens, which do not mark"
-        " that part",
-        remedy=(
-            f"omit {setting(name)}; the trained tokens of pre-tokenized rows are those that their"
-            ' "labels", "completion_mask" or "assistant_masks" mark'
-        ),
-    )
-
-
-def _check_masks(recipe: Recipe) -> None:
-    """Raise TemplateError if the template does not show which text the assistant writes."""
-    try:
-        Renderer(recipe).check_masks()
-    except Unproven as error:
-        raise TemplateError(
-            f"{setting('train_on', recipe.train_on)}: the chat template does not mark the text of"
-            f" the assistant with {{% generation %}}, and {error.message}",
-            remedy=[
-                f"specify a template with these marks with {setting('chat_template', 'FILE')} (the"
-                " training templates of models have them)",
-                "use prompt-completion records, whose completions are trained without marks",
-                f"use {setting('expand_turns', True)}, which makes such records",
-            ],
-        ) from error
+def _template_source(config: BuildConfig) -> str:
+    """Return the file of the chat template, or the name of the tokenizer that contains it."""
+    if config.tokenize.chat_template is not None:
+        return config.tokenize.chat_template
+    file = Path(config.tokenize.tokenizer) / "chat_template.jinja"
+    return str(file) if file.is_file() else config.tokenize.tokenizer

@@ -51,11 +51,11 @@ def from_parts(
         if kind in _TEXT_TYPES:
             texts.append(_part_text(part, where))
         elif kind in _REASONING_TYPES and options.reasoning:
-            earlier = added.get("reasoning_content", message.get("reasoning_content") or "")
+            earlier = added.get("reasoning_content") or message.get("reasoning_content") or ""
             added["reasoning_content"] = earlier + _part_text(part, where)
         elif kind in _CALL_TYPES and options.tool_calls:
             calls = _parse_call_part(part, kind, where)
-            earlier_calls = added.get("tool_calls", message.get("tool_calls") or ())
+            earlier_calls = added.get("tool_calls") or message.get("tool_calls") or ()
             added["tool_calls"] = [*earlier_calls, *calls]
         elif kind in _RESULT_TYPES:
             results.append(_to_result(part, kind, where, options))
@@ -96,9 +96,7 @@ def _parse_call_part(part: dict[str, Any], kind: str, where: str) -> list[dict[s
     return calls
 
 
-def _to_result(
-    part: dict[str, Any], kind: str, where: str, options: RecordOptions
-) -> Message:
+def _to_result(part: dict[str, Any], kind: str, where: str, options: RecordOptions) -> Message:
     """Return the message of a tool for the result in a part."""
     inner = part[kind] if isinstance(part.get(kind), dict) else part
     content = next((inner[key] for key in ("content", "response", "output") if key in inner), "")

@@ -95,9 +95,7 @@ def read_system(record: Record, options: RecordOptions) -> str | None:
     return None
 
 
-def _add_answer(
-    messages: list[Message], record: Record, options: RecordOptions
-) -> list[Message]:
+def _add_answer(messages: list[Message], record: Record, options: RecordOptions) -> list[Message]:
     """Return a conversation with the answer that the record has under a key of its own."""
     key = next((key for key in ANSWER_KEYS if record.get(key)), None)
     if key is None:

@@ -170,7 +170,9 @@ def _missing_keys(
         )
     return InvalidRecord(
         "bad_row",
-        f"{names} is null" if what == "null" else f"{names} is missing from this {format_name} record",
+        f"{names} is null"
+        if what == "null"
+        else f"{names} is missing from this {format_name} record",
     )
 
 
@@ -218,7 +220,6 @@ def _call_function(record: Record, line: int, function: Callable[[Record], Any])
         "bad_function_result",
         f"the formatting function returned {what}, not a string or a list of strings",
     )
-
 
 
 _TOKEN_KEYS = frozenset(

@@ -56,7 +56,9 @@ def remove_images(record: Record) -> bool:
         del record[key]
         has_images = True
     contents = {key: value for key, value in record.items() if key not in ("tools", "functions")}
-    if not any([_remove_parts(value) for value in contents.values()]) and not has_images:
+    # All of them, so not `any` of a generator, which stops at the first one.
+    removed = list(map(_remove_parts, contents.values()))
+    if not any(removed) and not has_images:
         return False
     record.update({key: _without_placeholders(value) for key, value in contents.items()})
     return True
@@ -68,13 +70,13 @@ def _remove_parts(value: Any) -> bool:
         keys = [key for key in IMAGE_KEYS if key in value and is_filled(value[key])]
         for key in keys:
             del value[key]
-        return any([_remove_parts(item) for item in value.values()]) or bool(keys)
+        return any(list(map(_remove_parts, value.values()))) or bool(keys)
     if not isinstance(value, list):
         return False
     kept = [item for item in value if not is_image_part(item)]
     is_shorter = len(kept) < len(value)
     value[:] = kept
-    return any([_remove_parts(item) for item in kept]) or is_shorter
+    return any(list(map(_remove_parts, kept))) or is_shorter
 
 
 def _without_placeholders(value: Any) -> Any:

@@ -12,9 +12,9 @@ from sftprep.core.notices import Notice
 from sftprep.core.types import Example
 from sftprep.errors import FormatError, setting, source_name
 from sftprep.records.conversations import ANSWER_KEYS, CHAT_KEYS, REASONING_KEYS
-from sftprep.records.formats import FORMATS, Format, keys_of, read_record, rename_keys
+from sftprep.records.formats import FORMATS, Format, detect_format, read_record, rename_keys
 from sftprep.records.images import is_filled
-from sftprep.records.options import InvalidRecord, Record, RecordOptions
+from sftprep.records.options import TRANSFORM, InvalidRecord, Record, RecordOptions
 
 _MEANINGFUL = (
     frozenset(key for kind in FORMATS.values() for key in kind.keys | kind.optional)
@@ -38,11 +38,16 @@ class SourceReading:
     Attributes:
         format: The name of the format.
         not_read: The columns of its first records that are not read.
+        trained: What is trained.
+        template: The chat template that renders the records: its file, or the tokenizer that has
+            it; "" if they are not rendered by one.
         notices: What the user should know about it.
     """
 
     format: str
     not_read: tuple[str, ...] = ()
+    trained: str = ""
+    template: str = ""
     notices: tuple[Notice, ...] = ()
 
 
@@ -60,7 +65,7 @@ def inspect_records(
     if options.function is not None:
         return SourceReading(format_name)
     not_read: dict[str, bool] = {}  # column -> whether it appears to carry meaning
-    has_nulls = False
+    has_nulls = has_switches = False
     notices: list[Notice] = []
     for record in records:
         example = _read_copy(record, format_name, options)
@@ -69,18 +74,15 @@ def inspect_records(
         renamed = rename_keys(dict(record), options.renames)
         for key, is_meaningful in _not_read(renamed, example, format_name, options):
             not_read[key] = not_read.get(key, False) or is_meaningful
+        has_switches |= example.weights is not None
         has_nulls |= is_table and any(map(_holds_null, _tool_values(example)))
         if not notices:
             notices += _joined_texts(example, format_name, options)
     meaningful = [key for key, is_meaningful in not_read.items() if is_meaningful]
     if meaningful:
         names = ", ".join(map(repr, meaningful[:_SHOWN_COLUMNS]))
-        notices.append(
-            Notice(
-                f"not read, although the names suggest content: {names}",
-                f"rename keys that belong to the text, such as {setting('map', _example_map(meaningful, format_name))}",
-            )
-        )
+        text = f"not read, although the names suggest content: {names}"
+        notices.append(Notice(text, _remedy(meaningful, format_name)))
     if has_nulls:
         notices.append(
             Notice(
@@ -89,7 +91,8 @@ def inspect_records(
                 f"try: {setting('strip_nulls', True)}",
             )
         )
-    return SourceReading(format_name, tuple(not_read), tuple(notices))
+    trained = "the turns that the switches of the records select" if has_switches else ""
+    return SourceReading(format_name, tuple(not_read), trained, notices=tuple(notices))
 
 
 def check_answers(
@@ -132,8 +135,8 @@ def _not_read(
     record: Record, example: Example, format_name: str, options: RecordOptions
 ) -> Iterator[tuple[str, bool]]:
     """Yield the columns of a record that are not read, and whether they appear to carry meaning."""
-    kind: Format = FORMATS[format_name]
-    certain = keys_of(format_name, options) | (kind.optional & (CHAT_KEYS | {"history"}))
+    kind: Format = FORMATS[detect_format(record, options) or format_name]
+    certain = kind.keys | {options.text_field} | (kind.optional & (CHAT_KEYS | {"history"}))
     if kind.kind == "tokens":
         certain |= kind.optional | {"text"}
     texts = "\n".join(_strings(example))
@@ -185,9 +188,7 @@ def _holds_null(value: Any) -> bool:
     return isinstance(value, list) and any(map(_holds_null, value))
 
 
-def _joined_texts(
-    example: Example, format_name: str, options: RecordOptions
-) -> Iterator[Notice]:
+def _joined_texts(example: Example, format_name: str, options: RecordOptions) -> Iterator[Notice]:
     """Yield the notice that a prompt and its completion are joined without a chat template."""
     if not options.chat or FORMATS[format_name].kind != "prompt" or example.prompt is None:
         return
@@ -199,10 +200,9 @@ def _joined_texts(
     )
 
 
-def _example_map(keys: Sequence[str], format_name: str) -> str:
-    """Return a map that shows the form of the setting for the columns that are not read."""
-    identifying = sorted(FORMATS[format_name].keys)
+def _remedy(keys: Sequence[str], format_name: str) -> str:
+    """Return what can be done about columns that are not read."""
     if FORMATS[format_name].kind == "pair" and "context" in keys:
         request, answer = format_name.split("/")
-        return f"{request}=instruction,context=input,{answer}=output"
-    return f"{keys[0]}={identifying[0]}"
+        return f"try: {setting('map', f'{request}=instruction,context=input,{answer}=output')}"
+    return f"if they belong to the text, add them with {setting(TRANSFORM, 'FILE.py:NAME')}"

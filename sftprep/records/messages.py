@@ -146,9 +146,7 @@ def _rename(turn: Record, number: int, name: str, options: RecordOptions) -> Mes
     return turn if role == speaker else {**turn, "role": role}
 
 
-def _convert(
-    message: Message, number: int, name: str, options: RecordOptions
-) -> list[Message]:
+def _convert(message: Message, number: int, name: str, options: RecordOptions) -> list[Message]:
     """Return a message with text as content, and calls in the form that templates read."""
     where = f'message {number} of "{name}"'
     if len(message) > 2 or "content" not in message:

@@ -11,6 +11,9 @@ from sftprep.sources.readers.to_jsonl import OPAQUE
 
 Record = dict[str, Any]
 
+TRANSFORM = "transform"
+"""The name of the setting for a function that converts records of any other format."""
+
 
 class InvalidRecord(Exception):
     """A record that does not fit its format.

@@ -59,9 +59,7 @@ def pair_reader(request: str, answer: str) -> Callable[[Record, int, RecordOptio
     return convert
 
 
-def _to_chat(
-    record: Record, line: int, options: RecordOptions, keys: tuple[str, str]
-) -> Example:
+def _to_chat(record: Record, line: int, options: RecordOptions, keys: tuple[str, str]) -> Example:
     """Return the conversation of a request and its answer."""
     request, answer = keys
     prompt: list[Message] = []

@@ -1,4 +1,4 @@
-"""What to try where no format fits the records of an input: the flags for the keys that they have."""
+"""What to try where no format fits the records of an input: flags for the keys that they have."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from sftprep.errors import FormatError, setting, source_name
 from sftprep.records.formats import FORMATS, rename_keys
 from sftprep.records.messages import read_messages
-from sftprep.records.options import InvalidRecord, Record, RecordOptions
+from sftprep.records.options import TRANSFORM, InvalidRecord, Record, RecordOptions
 from sftprep.records.pair_keys import PAIRS
 
 _REQUEST_WORDS = {word for pair in PAIRS for word in pair[:1]} | {"ask", "task", "request", "src"}
@@ -103,7 +103,7 @@ def _transform_example(record: dict[str, Any]) -> str:
     keys = [key for key, value in record.items() if isinstance(value, str)] or list(record)
     request, answer = (keys * 2)[:2] if keys else ("question", "answer")
     return (
-        f"try: {setting('transform', 'convert.py:to_chat')}  # with this function in convert.py:\n"
+        f"try: {setting(TRANSFORM, 'convert.py:to_chat')}  # with this function in convert.py:\n"
         "    def to_chat(record):\n"
         '        return {"messages": [\n'
         f'            {{"role": "user", "content": record[{request!r}]}},\n'

@@ -31,8 +31,9 @@ def parse_line(line: bytes, number: int) -> dict[str, Any] | Rejected | None:
     """Return the object on a line, or its rejection, or None for a line of whitespace.
 
     The JSON is strict: no NaN, no lone surrogates, at most 1,024 levels. A byte order mark before
-    it is skipped. A list of objects is a conversation without the key `messages`. A line longer than LARGEST_LINE is rejected, because readers cut such lines off,
-    and the start of a record may be valid JSON.
+    it is skipped. A list of objects is a conversation without the key `messages`. A line longer
+    than LARGEST_LINE is rejected, because readers cut such lines off, and the start of a record may
+    be valid JSON.
 
     Args:
         line: The bytes of the line.
