@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from sftprep.chat_template.reference.rendering import REASONING_KEYS
+from sftprep.chat_template.reference.content_forms import to_parts
 from sftprep.chat_template.template import ChatTemplate
 from sftprep.errors import SftprepError
 from sftprep.render.conservation import ConservationCheck
@@ -208,7 +209,7 @@ def compare(templates: dict[str, str]) -> Outcome:
             )
         )
         for feature, make in features().items():
-            expected = lost_in_transformers(source, make)
+            expected = lost_in_transformers(source, make, template.part_roles)
             if expected is None:
                 continue
             for style in STYLES:
@@ -231,16 +232,19 @@ def compare(templates: dict[str, str]) -> Outcome:
 
 
 def lost_in_transformers(
-    source: str, make: Callable[[Value], Conversation]
+    source: str, make: Callable[[Value], Conversation], part_roles: frozenset[str]
 ) -> frozenset[str] | None:
-    """Return the kinds of content that transformers' rendering lacks; None if it is refused."""
+    """Return the kinds of content that transformers' rendering lacks; None if it is refused.
+
+    Where the template iterates over parts, the texts are passed as parts, as sftprep does.
+    """
     from transformers.utils.chat_template_utils import render_jinja_template
 
     contents = Contents("sentinels")
     messages, tools = make(contents)
     try:
         texts, _ = render_jinja_template(
-            [messages], tools=tools, chat_template=source, **SPECIAL_TOKENS
+            [to_parts(messages, part_roles)], tools=tools, chat_template=source, **SPECIAL_TOKENS
         )
     except Exception:  # templates raise whatever they want
         return None

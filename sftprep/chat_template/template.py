@@ -175,8 +175,8 @@ class ChatTemplate:
         A conversation that Jinja rendered has no pieces.
         """
         messages = messages if is_bare else normalize_messages(messages)
-        if self._part_roles:
-            messages = to_parts(messages, self._part_roles)
+        if self.part_roles:
+            messages = to_parts(messages, self.part_roles)
         variables = self._with_kwargs(template_kwargs) if template_kwargs else self._variables
         if tools is not None:
             check_tools(tools)
@@ -226,7 +226,7 @@ class ChatTemplate:
         return find_shown_roles(self._render_probe, roles)
 
     @cached_property
-    def _part_roles(self) -> frozenset[str]:
+    def part_roles(self) -> frozenset[str]:
         """The roles whose content the template shows only as parts."""
         return find_part_roles(self._render_probe)
 

@@ -33,7 +33,7 @@ def image_key(record: Record) -> str | None:
     counts under any name.
     """
     for key, value in record.items():
-        if type(value) is dict and "image" in str(value.get(OPAQUE, "")):
+        if type(value) is dict and "image" in str(value.get(OPAQUE, "")).lower():
             return key
         if key in IMAGE_KEYS and is_filled(value):
             return key
