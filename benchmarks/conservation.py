@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.chat_template.reference.content_forms import to_parts
+from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.chat_template.template import ChatTemplate
 from sftprep.errors import SftprepError
 from sftprep.render.conservation import ConservationCheck

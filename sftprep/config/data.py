@@ -12,6 +12,7 @@ from sftprep.config.validation import (
     FormatName,
     Images,
     QualityChecks,
+    TextUnit,
     TrainOn,
     check_choice,
     check_integer,
@@ -52,6 +53,7 @@ class SourceEntry:
     config_name: str | None = None
     revision: str | None = None
     strip_nulls: bool | None = None
+    text_unit: TextUnit | None = None
     format: FormatName | None = None
     text_field: str | None = None
     map: tuple[str, ...] | None = None
@@ -70,6 +72,8 @@ class SourceEntry:
             object.__setattr__(self, key, to_number(getattr(self, key)))
         for key in ("split", "config_name", "revision", "text_field"):
             check_type(getattr(self, key), f"the {key} of {self.name}", str, "a string")
+        if self.text_unit is not None:
+            check_choice(f"the text_unit of {self.name}", self.text_unit, TextUnit)
         check_type(self.strip_nulls, f"the strip_nulls of {self.name}", bool, "true or false")
         if self.weight is not None:
             check_number(self.weight, f"the weight of {self.name}", 1e-6, 1e6)
@@ -191,6 +195,9 @@ class ReadConfig:
     """Branch, tag or commit of a dataset on the Hub."""
     limit: int | None = None
     """Maximum number of records to read from each source."""
+    text_unit: TextUnit = "line"
+    """With --format text, what a record of a plain text file (.txt, .text, .md) is: a line, or the
+    whole file."""
     strip_nulls: bool = False
     """Remove keys whose value is null, at every depth; a row of a table has null for each key that
     only other rows have."""
@@ -205,6 +212,7 @@ class ReadConfig:
 
     def __post_init__(self) -> None:
         check_limit(self.limit, setting("limit"))
+        check_choice(setting("text_unit"), self.text_unit, TextUnit)
         check_choice(setting("quality_checks"), self.quality_checks, QualityChecks)
         check_choice(setting("duplicates"), self.duplicates, Duplicates)
 

@@ -27,6 +27,7 @@ OnBadRecord = Literal["error", "quarantine"]
 QualityChecks = Literal["auto", "keep", "reject"]
 Duplicates = Literal["keep", "drop"]
 Images = Literal["error", "drop"]
+TextUnit = Literal["line", "file"]
 EncoderChoice = Literal["auto", "gigatoken", "tokenizers"]
 TemplateBackend = Literal["auto", "jinja"]
 

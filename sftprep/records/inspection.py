@@ -13,14 +13,14 @@ from sftprep.core.types import Example
 from sftprep.errors import FormatError, setting, source_name
 from sftprep.records.conversations import ANSWER_KEYS, CHAT_KEYS, REASONING_KEYS
 from sftprep.records.formats import FORMATS, Format, detect_format, read_record, rename_keys
-from sftprep.records.images import is_filled
+from sftprep.records.images import IMAGE_KEYS, is_filled
 from sftprep.records.options import TRANSFORM, InvalidRecord, Record, RecordOptions
 
 _MEANINGFUL = (
     frozenset(key for kind in FORMATS.values() for key in kind.keys | kind.optional)
     | {"role", "code", "choices", "options", "label", "hint", "explanation", "rationale"}
     | {"cot", "think", "thought", "chosen", "rejected", "answers", "solutions", "generations"}
-    | {"image", "images", "video", "videos", "audio", "audios"}
+    | {"video", "videos", "audio", "audios"}
 )
 """Keys whose values are usually meant to be trained on, or to be shown to the model."""
 
@@ -141,7 +141,11 @@ def _not_read(
         certain |= kind.optional | {"text"}
     texts = "\n".join(_strings(example))
     for key, value in record.items():
-        if not is_filled(value) or (key in certain and not _is_unused(key, value, texts)):
+        if (
+            not is_filled(value)
+            or key in IMAGE_KEYS
+            or (key in certain and not _is_unused(key, value, texts))
+        ):
             continue
         # Many data sets repeat a part of the conversation in another column.
         is_repeated = isinstance(value, str) and value.strip() in texts

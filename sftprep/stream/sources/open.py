@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any
 
 from sftprep.config.build import BuildConfig
+from sftprep.config.validation import TextUnit
 from sftprep.errors import ConfigError
 from sftprep.pipeline.setup import inspect_source, log_notices
 from sftprep.recipe import Recipe
@@ -113,7 +114,8 @@ def _open_files(
     reject_duplicates([file.path for file in files])
     sizes = [file_size(file.path) for file in files]
     lines = [
-        FileLines(file.path, strip_nulls, size) for file, size in zip(files, sizes, strict=True)
+        FileLines(file.path, strip_nulls, size, _text_unit(config))
+        for file, size in zip(files, sizes, strict=True)
     ]
     readings = [
         inspect_source(
@@ -164,7 +166,13 @@ def _find_files(name: str, config: BuildConfig) -> list[HubFile]:
         return hub_files(
             name, config_name=read.config_name, split=read.split, revision=read.revision
         )
-    return [HubFile(file, file) for file in find_files((name,), read.split)]
+    files = find_files((name,), read.split, text_unit=_text_unit(config))
+    return [HubFile(file, file) for file in files]
+
+
+def _text_unit(config: BuildConfig) -> TextUnit | None:
+    """Return what a record of plain text is, or None if such files are not read."""
+    return config.read.text_unit if config.format.format == "text" else None
 
 
 def _open_iterable_dataset(
@@ -217,15 +225,19 @@ class FileLines:
         strip_nulls: Whether keys with the value null are removed.
         size: The size of the file in bytes when the stream was created. Reading raises
             InputChanged if the file has become shorter.
+        text_unit: What a record of plain text is; None if such files are not read.
     """
 
     file: str
     strip_nulls: bool = False
     size: int = 0
+    text_unit: TextUnit | None = None
 
     def __call__(self, _epoch: int, first: int) -> Iterator[bytes]:
         at = 0
-        source = dataclasses.replace(source_of(self.file), strip_nulls=self.strip_nulls)
+        source = dataclasses.replace(
+            source_of(self.file, self.text_unit), strip_nulls=self.strip_nulls
+        )
         for partition in cut([source], _PARTITION_BYTES):
             if partition.kind in ("parquet", "arrow") and partition.end <= first:
                 at = partition.end
