@@ -26,7 +26,9 @@ _RENAMED = {
 }
 _SAME = {
     "allow_mismatch",
+    "as_chat",
     "eos_token",
+    "images",
     "max_length",
     "on_bad_record",
     "seed",
@@ -92,7 +94,8 @@ class TrainerNames:
         if name in _LOAD_DATASET_ARGUMENTS and self.rows is not None:
             return f"datasets.load_dataset(..., {_LOAD_DATASET_ARGUMENTS[name]}={value!r})"
         if name == "map" and self.rows is not None:
-            return f"{self.dataset}.rename_columns"
+            pairs = dict(pair.split("=", 1) for pair in (value or "").strip("'").split(",") if pair)
+            return f"{self.dataset}.rename_columns" + (f"({pairs})" if pairs else "")
         is_known = name in _RENAMED or name in _SAME
         if not is_known or (name in _PYTHON_ONLY and isinstance(self.spelling, FlagNames)):
             return None

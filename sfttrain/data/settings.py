@@ -36,6 +36,10 @@ class DataSettings:
     """Worker processes of a build; None for a number that depends on the size of the input."""
     on_bad_record: str
     """error or quarantine."""
+    images: str
+    """error or drop."""
+    as_chat: bool | None
+    """Whether prompts and completions that are strings are turns; None: only known pairs are."""
     skip_prepare: bool
     """Whether rows are used as they are (skip_prepare_dataset)."""
     use_completion_mask: bool
@@ -83,6 +87,8 @@ class DataSettings:
             seed=args.data_seed if args.data_seed is not None else args.seed,
             workers=args.dataset_num_proc,
             on_bad_record=args.on_bad_record,
+            images=args.images,
+            as_chat=args.as_chat,
             skip_prepare=bool(options.get("skip_prepare_dataset")),
             use_completion_mask=args.completion_only_loss is not False,
             train_prompt_assistants=(
@@ -104,4 +110,8 @@ class DataSettings:
             "order": "keep" if keep_order else "shuffle",
             "seed": self.seed % 2**64,
             "on_bad_record": self.on_bad_record,
+            "images": self.images,
+            "as_chat": self.as_chat,
+            # As in TRL, a record without an answer is trained; `auto` keeps suspects otherwise.
+            **({"quality_checks": "keep"} if self.on_bad_record == "error" else {}),
         }

@@ -238,18 +238,18 @@ MISTAKES: list[tuple[Any, dict[str, Any], type[SftprepError], str, str]] = [
         'on_bad_record="quarantine"',
     ),
     (
-        [{"question": "a", "answer": "b"}],
+        [{"body": "a"}],
         {},
         FormatError,
         "no format fits train_dataset",
-        'dataset_text_field="KEY"',
+        'dataset_text_field="body"',
     ),
     (
-        [{"question": "a", "answer": "b"}],
+        [{"Question": "a", "Reply": "b"}],
         {},
         FormatError,
-        "the keys 'question', 'answer'",
-        "train_dataset.rename_columns",
+        "the keys 'Question', 'Reply'",
+        "train_dataset.rename_columns({'Question': 'instruction', 'Reply': 'output'})",
     ),
     (
         TEXTS,
@@ -300,7 +300,7 @@ def test_errors_of_a_stream_name_the_settings_of_the_trainer(model: Path, tmp_pa
         return Dataset.from_list(rows).to_iterable_dataset()
 
     with pytest.raises(FormatError, match="no format fits train_dataset") as wrong:
-        make_sft_trainer(model, tmp_path, stream_of([{"question": "a", "answer": "b"}]))
+        make_sft_trainer(model, tmp_path, stream_of([{"Question": "a", "Reply": "b"}]))
     assert "--" not in str(wrong.value)
     bad = [*TEXTS, {"text": None}]
     with pytest.raises(RecordError, match=f"train_dataset:{len(bad)}: ") as caught:

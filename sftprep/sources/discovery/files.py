@@ -212,7 +212,10 @@ def _search_folder(folder: str, search: FolderSearch) -> list[str]:
         search.report()
         raise InputNotFound(
             f"the folder {folder} contains no {', '.join(SUFFIXES)} file",
-            remedy="specify a folder with data, or convert the files",
+            remedy=[
+                "specify a folder with data, or convert the files",
+                f"read plain text files with {setting('format', 'text')}",
+            ],
         )
     return _select_split(folder, found, search)
 
