@@ -69,6 +69,7 @@ The keys of the records decide their format:
     prompt-completion  {"prompt": "...", "completion": "..."}
     sharegpt           {"conversations": [{"from": "human", "value": "..."}]}
     alpaca             {"instruction": "...", "output": "..."}
+    known pairs        {"question": "...", "answer": "..."}
     tokens             {"input_ids": [...], "labels": [...]}
 
 Prompts and completions are strings or lists of messages.

@@ -32,12 +32,13 @@ def image_key(record: Record) -> str | None:
     Null, "" and empty lists are not images. A column of a table in which `datasets` stores images
     counts under any name.
     """
-    for key, value in record.items():
-        if type(value) is dict and "image" in str(value.get(OPAQUE, "")).lower():
-            return key
-        if key in IMAGE_KEYS and is_filled(value):
-            return key
-    return None
+    if dict in map(type, record.values()):
+        for key, value in record.items():
+            if type(value) is dict and "image" in str(value.get(OPAQUE, "")).lower():
+                return key
+    if IMAGE_KEYS.isdisjoint(record):
+        return None
+    return next((key for key in IMAGE_KEYS if is_filled(record.get(key))), None)
 
 
 def is_filled(value: Any) -> bool:

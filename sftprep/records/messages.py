@@ -34,6 +34,9 @@ _KEPT_KEYS = SWITCH_KEYS | {
 }
 """Keys of a from/value turn that are kept in its message; templates know no others."""
 
+_CONVERTED_KEYS = frozenset({"tool_calls", "function_call", *IMAGE_KEYS})
+"""Keys of a message that are not passed to the template as they are."""
+
 
 def read_messages(value: Any, name: str, options: RecordOptions) -> list[Message]:
     """Return the messages of a conversation, whose content is text, or absent with tool calls.
@@ -53,29 +56,48 @@ def read_messages(value: Any, name: str, options: RecordOptions) -> list[Message
     """
     if type(value) is list and _are_plain(value):
         return value
-    turns = _parse_turns(value, name)
+    turns = value if type(value) is list and value else _parse_turns(value, name)
+    plain = [*map(_plain_message, turns)]
+    if None not in plain:
+        return plain  # type: ignore[return-value]
     if len(turns) > 1 and all(type(turn) is str for turn in turns):
         return _alternate(turns)
-    return [
-        message
-        for number, turn in enumerate(turns, 1)
-        for message in _read_turn(turn, number, name, options)
-    ]
+    messages: list[Message] = []
+    for number, (turn, message) in enumerate(zip(turns, plain, strict=True), 1):
+        if message is None:
+            messages += _read_turn(turn, number, name, options)
+        else:
+            messages.append(message)
+    return messages
 
 
 def _are_plain(messages: list[Any]) -> bool:
-    """Return whether all turns are messages that templates read as they are."""
+    """Return whether all turns are messages with a usual role and a text, and nothing else."""
     for message in messages:
         if type(message) is not dict or len(message) != 2:
             return False
         role = message.get("role")
-        if (
-            type(role) is not str
-            or role not in PLAIN_ROLES
-            or type(message.get("content")) is not str
-        ):
+        if type(role) is not str or role not in PLAIN_ROLES:
+            return False
+        if type(message.get("content")) is not str:
             return False
     return bool(messages)
+
+
+def _plain_message(turn: Any) -> Message | None:
+    """Return the message of a turn that needs no conversion but new names, or None."""
+    if type(turn) is not dict:
+        return None
+    role, content = turn.get("role"), turn.get("content")
+    if type(content) is str and type(role) is str:
+        is_plain = role in PLAIN_ROLES and (len(turn) == 2 or _CONVERTED_KEYS.isdisjoint(turn))
+        return turn if is_plain else None
+    speaker, content = turn.get("from"), turn.get("value")
+    if type(content) is str and type(speaker) is str and role is None:
+        role = ROLES.get(speaker)
+        if role in PLAIN_ROLES and (len(turn) == 2 or _KEPT_KEYS.isdisjoint(turn)):
+            return {"role": role, "content": content}
+    return None
 
 
 def _parse_turns(value: Any, name: str) -> list[Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from operator import is_
 from typing import Any
 
 from sftprep.core.types import Message
 from sftprep.records.options import InvalidRecord, parse_if_string
 
+_CALL_KEYS = frozenset({"tool_calls", "function_call"})
 _ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
 """Keys of the arguments of a call: those of OpenAI, Llama, LangChain and Anthropic."""
 
@@ -49,20 +51,23 @@ def clean_calls(message: Message, where: str) -> Message:
     Raises:
         InvalidRecord: The calls are JSON text that is not valid.
     """
-    if "tool_calls" not in message and "function_call" not in message:
-        return message
-    rest = {key: v for key, v in message.items() if key not in ("tool_calls", "function_call")}
-    calls = parse_if_string(message.get("tool_calls") or None, f"tool_calls of {where}")
+    calls = message.get("tool_calls") or None
+    legacy = message.get("function_call") or None
+    if type(calls) is str:
+        calls = parse_if_string(calls, f"tool_calls of {where}")
     if calls:
-        calls = calls if isinstance(calls, list) else [calls]
-        renamed = [_with_arguments(call) for call in calls]
-        if "function_call" not in message and renamed == message["tool_calls"]:
+        calls = calls if type(calls) is list else [calls]
+        named = [_with_arguments(call) for call in calls]
+        if calls is message["tool_calls"] and all(map(is_, named, calls)):
             return message
-        return {**rest, "tool_calls": renamed}
-    legacy = message.get("function_call")
-    if legacy:
-        return {**rest, "tool_calls": parse_calls(legacy, f"function_call of {where}")}
-    return rest
+    elif legacy:
+        named = parse_calls(legacy, f"function_call of {where}")
+    elif _CALL_KEYS.isdisjoint(message):
+        return message
+    else:
+        named = []
+    rest = {key: value for key, value in message.items() if key not in _CALL_KEYS}
+    return {**rest, "tool_calls": named} if named else rest
 
 
 def read_tools(tools: Any) -> list[Any] | None:

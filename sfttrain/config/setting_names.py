@@ -94,8 +94,9 @@ class TrainerNames:
         if name in _LOAD_DATASET_ARGUMENTS and self.rows is not None:
             return f"datasets.load_dataset(..., {_LOAD_DATASET_ARGUMENTS[name]}={value!r})"
         if name == "map" and self.rows is not None:
-            pairs = dict(pair.split("=", 1) for pair in (value or "").strip("'").split(",") if pair)
-            return f"{self.dataset}.rename_columns" + (f"({pairs})" if pairs else "")
+            entries = (value or "").strip("'").split(",")
+            renames = dict(entry.split("=", 1) for entry in entries if entry)
+            return f"{self.dataset}.rename_columns" + (f"({renames})" if renames else "")
         is_known = name in _RENAMED or name in _SAME
         if not is_known or (name in _PYTHON_ONLY and isinstance(self.spelling, FlagNames)):
             return None
