@@ -312,7 +312,7 @@ def test_an_empty_list_of_tools_is_none_and_tools_as_json_text_are_parsed():
         ("sharegpt", {"conversations": [{"from": "function_call", "value": "[1]"}]}, "bad_tool"),
         ("sharegpt", {"conversations": "a"}, "bad_row"),
         ("alpaca", {"instruction": "a", "output": 5}, "bad_type"),
-        ("alpaca", {"instruction": "a", "output": ["b"]}, "bad_row"),
+        ("alpaca", {"instruction": "a", "output": ["b"]}, "bad_type"),
         (
             "messages",
             {"messages": [{**CHAT[0], "weight": 1, "train": False}]},

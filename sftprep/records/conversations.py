@@ -21,6 +21,9 @@ ANSWER_KEYS = ("answer", "response", "output", "completion")
 REASONING_KEYS = ("reasoning", "reasoning_content", "thinking")
 """Keys of the reasoning before that answer."""
 
+_REASONING_MODES = frozenset({"", "on", "off", "none", "low", "medium", "high", "true", "false"})
+"""Values that say how much reasoning was requested."""
+
 CHAT_KEYS = frozenset({"tools", "functions", "chat_template_kwargs", *SYSTEM_KEYS})
 """Keys that are read alongside every conversation."""
 
@@ -50,6 +53,8 @@ def to_turns(value: Any, role: str, name: str, options: RecordOptions) -> list[M
         options: What the template can show.
     """
     if isinstance(value, list):
+        if value and all(isinstance(item, str) for item in value):
+            raise InvalidRecord("bad_type", f'"{name}" is a list of texts, not one text')
         return read_messages(value, name, options)
     return [{"role": role, "content": require_string(value, f'"{name}"')}]
 
@@ -95,17 +100,24 @@ def read_system(record: Record, options: RecordOptions) -> str | None:
     return None
 
 
+def add_reasoning(answer: list[Message], record: Record) -> list[Message]:
+    """Return an answer with the reasoning that the record has under a key of its own.
+
+    Where the template does not show reasoning, that is counted when it is rendered.
+    """
+    for key in REASONING_KEYS:
+        reasoning = record.get(key)
+        if isinstance(reasoning, str) and reasoning.strip().lower() not in _REASONING_MODES:
+            return [{**answer[0], "reasoning_content": reasoning}, *answer[1:]]
+    return answer
+
+
 def _add_answer(messages: list[Message], record: Record, options: RecordOptions) -> list[Message]:
     """Return a conversation with the answer that the record has under a key of its own."""
     key = next((key for key in ANSWER_KEYS if record.get(key)), None)
     if key is None:
         return messages
-    answer = to_turns(record[key], "assistant", key, options)
-    reasoning = next((record[key] for key in REASONING_KEYS if record.get(key)), None)
-    if reasoning is not None:
-        # Without change where the template does not show reasoning: the loss is counted there.
-        answer[0] = {**answer[0], "reasoning_content": require_string(reasoning, '"reasoning"')}
-    return [*messages, *answer]
+    return [*messages, *add_reasoning(to_turns(record[key], "assistant", key, options), record)]
 
 
 def _read_template_kwargs(kwargs: Any) -> dict[str, Any]:

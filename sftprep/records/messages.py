@@ -22,6 +22,9 @@ from sftprep.records.tool_calls import clean_calls, parse_calls
 _CONTENT_KEYS = ("content", "value", "text", "parts", "message")
 """Keys of the content of a turn: those of OpenAI, sharegpt, OpenAssistant and Gemini."""
 
+_SPEAKER_KEYS = ("speaker", "author", "type")
+"""Keys of the speaker of a turn without `role` and `from`; `type` is LangChain's."""
+
 _KEPT_KEYS = SWITCH_KEYS | {
     "name",
     "reasoning",
@@ -137,7 +140,10 @@ def _read_turn(turn: Any, number: int, name: str, options: RecordOptions) -> lis
                 *_read_turn({"role": "user", "content": question}, number, name, options),
                 *_read_turn({"role": "assistant", "content": answer}, number, name, options),
             ]
-        if len(turn) == 1 and to_role(next(iter(turn))) is not None:
+        speaker_key = next((key for key in _SPEAKER_KEYS if to_role(turn.get(key))), None)
+        if speaker_key is not None:
+            turn = {**turn, "role": turn[speaker_key]}
+        elif len(turn) == 1 and to_role(next(iter(turn))) is not None:
             ((speaker, content),) = turn.items()
             turn = {"role": speaker, "content": content}
     return _convert(_rename(turn, number, name, options), number, name, options)

@@ -7,14 +7,23 @@ from collections.abc import Callable
 from typing import Any
 
 from sftprep.core.types import Example, Message
-from sftprep.records.conversations import CHAT_KEYS, complete_chat, read_system, to_turns
+from sftprep.records.conversations import (
+    CHAT_KEYS,
+    REASONING_KEYS,
+    add_reasoning,
+    complete_chat,
+    read_system,
+    to_turns,
+)
 from sftprep.records.options import InvalidRecord, Record, RecordOptions, require_string
 from sftprep.records.tool_calls import is_call, parse_calls
+
+_TRL_KEYS = ("prompt", "completion")
 
 CONTEXT_KEYS = ("input", "context")
 """Keys of the input of an instruction."""
 
-PAIR_KEYS = CHAT_KEYS | {*CONTEXT_KEYS, "history"}
+PAIR_KEYS = CHAT_KEYS | {*CONTEXT_KEYS, *REASONING_KEYS, "history"}
 """Keys that are read alongside an instruction and its answer."""
 
 
@@ -25,7 +34,7 @@ def from_prompt_completion(record: Record, line: int, options: RecordOptions) ->
     """
     prompt, completion = record["prompt"], record["completion"]
     if options.as_chat or isinstance(prompt, list) or isinstance(completion, list):
-        return _to_chat(record, line, options, ("prompt", "completion"))
+        return _to_chat(record, line, options, _TRL_KEYS)
     return Example(
         line,
         prompt=require_string(prompt, '"prompt"'),
@@ -74,6 +83,8 @@ def _to_chat(record: Record, line: int, options: RecordOptions, keys: tuple[str,
     completion = _read_calls(record, answer, options) or to_turns(
         record[answer], "assistant", answer, options
     )
+    if keys != _TRL_KEYS and len(completion) == 1:
+        completion = add_reasoning(completion, record)
     example = Example(line, prompt_messages=prompt, messages=[*prompt, *completion])
     return complete_chat(example, record, options)
 

@@ -16,7 +16,7 @@ _NAMES = {
     "system": "system",
     "developer": "developer",
     "user": "user human prompter",
-    "assistant": "assistant gpt chatgpt bing bard model bot ai",
+    "assistant": "assistant gpt chatgpt bing bard model bot ai chatbot",
     "tool": "tool observation function_response tool_response tool_result tool_output",
     "function": "function",
     "ipython": "ipython",

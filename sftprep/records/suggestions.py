@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
 
 from sftprep.errors import FormatError, setting, source_name
 from sftprep.records.formats import FORMATS, rename_keys
@@ -21,6 +20,7 @@ _ANSWER_WORDS = {word for pair in PAIRS for word in pair[1:]} | {
     "result",
     "tgt",
 }
+_CONVERSATION_WORDS = {"data", "dialog", "dialogue", "conversation", "chat", "utterances"}
 _MAPPED_PAIR = ("instruction", "output")
 
 
@@ -65,7 +65,11 @@ def suggest(record: Record, options: RecordOptions) -> list[str]:
 def _conversation_map(record: Record, options: RecordOptions) -> dict[str, str] | None:
     """Return the key whose value is a conversation, renamed to "messages"."""
     for key, value in record.items():
-        if isinstance(value, (list, str)):
+        # Other lists of texts are choices, references, or turns of one speaker.
+        is_texts = isinstance(value, list) and bool(value) and isinstance(value[0], str)
+        if isinstance(value, (list, str)) and not (
+            is_texts and not _words(key) & _CONVERSATION_WORDS
+        ):
             try:
                 if len(read_messages(value, key, options)) > 1:
                     return {key: "messages"}
@@ -98,15 +102,29 @@ def _words(key: str) -> set[str]:
     return {*"".join(c if c.isalnum() else " " for c in spaced).split(), key.strip().lower()}
 
 
-def _transform_example(record: dict[str, Any]) -> str:
+def _transform_example(record: Record) -> str:
     """Return the setting for a function of the user, with an example for the keys of a record."""
-    keys = [key for key, value in record.items() if isinstance(value, str)] or list(record)
-    request, answer = (keys * 2)[:2] if keys else ("question", "answer")
+    paths = {f"record[{key!r}]": key for key in record}
+    paths |= {
+        f"record[{key!r}][{inner!r}]": inner
+        for key, value in record.items()
+        if isinstance(value, dict)
+        for inner in value
+    }
+    # The names decide first, then the order of the texts.
+    texts = [f"record[{key!r}]" for key, value in record.items() if isinstance(value, str)]
+    nested = [path for path in paths if path.count("[") == 2]
+    others = [*texts, *nested, *paths, "record['question']", "record['answer']"]
+    request = next((p for p, key in paths.items() if _words(key) & _REQUEST_WORDS), others[0])
+    answer = next(
+        (p for p, key in paths.items() if _words(key) & _ANSWER_WORDS and p != request),
+        next(path for path in others if path != request),
+    )
     return (
         f"try: {setting(TRANSFORM, 'convert.py:to_chat')}  # with this function in convert.py:\n"
         "    def to_chat(record):\n"
         '        return {"messages": [\n'
-        f'            {{"role": "user", "content": record[{request!r}]}},\n'
-        f'            {{"role": "assistant", "content": record[{answer!r}]}},\n'
+        f'            {{"role": "user", "content": {request}}},\n'
+        f'            {{"role": "assistant", "content": {answer}}},\n'
         "        ]}"
     )

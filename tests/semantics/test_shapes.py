@@ -129,6 +129,7 @@ def test_a_public_shape_is_read_or_the_error_names_the_flag(
         [{"input": "a", "output": "b"}],
         [["a", "b"]],
         [{"user": "a"}, {"assistant": "b"}],
+        [{"type": "human", "content": "a"}, {"type": "ai", "content": "b"}],
         ["a", "b"],
         json.dumps([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]),
         [
@@ -308,6 +309,13 @@ def test_an_answer_alongside_messages_is_the_turn_of_the_assistant() -> None:
     assert made.trained(0) == ["<think>\n91 is 7 times 13.\n</think>\n\nNo.<|im_end|>"]
 
 
+@needs_shared
+def test_reasoning_alongside_an_answer_is_shown_unless_it_is_a_mode() -> None:
+    for row in ({"question": "a", "answer": "b"}, {"messages": [USER], "answer": "b"}):
+        assert "<think>\nhm, so\n</think>\n\nb" in shown([{**row, "reasoning": "hm, so"}], QWEN3)
+        assert "off" not in shown([{**row, "reasoning": "off"}], QWEN3)
+
+
 def test_an_answer_is_not_added_to_an_answered_conversation(chatml_dir: Path) -> None:
     text = shown([{"messages": CHAT, "answer": "Another."}], chatml_dir)
     assert text == chatml(("user", USER["content"]), ("assistant", ASSISTANT["content"]))
@@ -417,6 +425,9 @@ def test_as_chat_needs_a_template(folder_with: Any, records: Any, tmp_path: Path
         ({"body": "a", "n": 3}, "--text-field body"),
         ({"chosen": "a", "rejected": "b"}, "--transform convert.py:to_chat"),
         ({"tree": {"text": "a"}}, "--transform convert.py:to_chat"),
+        ({"turns": ["a?", "b?"], "id": "x"}, "--transform convert.py:to_chat"),
+        ({"question": "a", "choices": ["b", "c"], "answer": 1}, "--transform convert.py:to_chat"),
+        ({"chosen": CHAT, "rejected": CHAT}, "--map chosen=messages"),
     ],
 )
 def test_the_error_names_the_flags_for_the_keys(
@@ -428,7 +439,7 @@ def test_the_error_names_the_flags_for_the_keys(
     assert found is not None
     assert found[1].strip() == flags
     if "transform" in flags:
-        assert f'record["{next(iter(row))}"]'.replace('"', "'") in output
+        assert f"record['{next(iter(row))}']" in output
     else:
         assert built([row], *flags.split())[0] == 0
 
