@@ -77,6 +77,7 @@ PUBLIC_NAMES = {
 }
 
 SETTINGS_OF_A_BUILD = {
+    "as_chat",
     "chat_template",
     "config_name",
     "date",
@@ -92,6 +93,7 @@ SETTINGS_OF_A_BUILD = {
     "expand_turns",
     "format",
     "formatting_func",
+    "images",
     "inputs",
     "keep_spill",
     "lanes",
@@ -116,6 +118,7 @@ SETTINGS_OF_A_BUILD = {
     "strip_nulls",
     "template_backend",
     "text_field",
+    "text_unit",
     "tokenizer",
     "train_on",
     "truncate_side",
@@ -228,5 +231,12 @@ def test_the_keys_of_the_summary(tokenizer_dir: Path, tmp_path: Path) -> None:
         [sys.executable, "-m", "sftprep", *command], capture_output=True, check=True
     )
     summary = json.loads(done.stdout)
-    assert set(summary) >= {"accounting", "manifest_digest", "output", "packs", "sources"}
+    assert set(summary) >= {
+        "accounting",
+        "manifest_digest",
+        "output",
+        "packs",
+        "reading",
+        "sources",
+    }
     assert set(summary["accounting"]) >= {"records", "sequences", "tokens", "trained_tokens"}
