@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sftprep.chat_template.reference.content_forms import to_parts
 from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.chat_template.template import ChatTemplate
 from sftprep.errors import SftprepError
@@ -209,7 +208,7 @@ def compare(templates: dict[str, str]) -> Outcome:
             )
         )
         for feature, make in features().items():
-            expected = lost_in_transformers(source, make, template.part_roles)
+            expected = lost_in_transformers(source, make)
             if expected is None:
                 continue
             for style in STYLES:
@@ -232,19 +231,16 @@ def compare(templates: dict[str, str]) -> Outcome:
 
 
 def lost_in_transformers(
-    source: str, make: Callable[[Value], Conversation], part_roles: frozenset[str]
+    source: str, make: Callable[[Value], Conversation]
 ) -> frozenset[str] | None:
-    """Return the kinds of content that transformers' rendering lacks; None if it is refused.
-
-    Where the template iterates over parts, the texts are passed as parts, as sftprep does.
-    """
+    """Return the kinds of content that transformers' rendering lacks; None if it is refused."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     contents = Contents("sentinels")
     messages, tools = make(contents)
     try:
         texts, _ = render_jinja_template(
-            [to_parts(messages, part_roles)], tools=tools, chat_template=source, **SPECIAL_TOKENS
+            [messages], tools=tools, chat_template=source, **SPECIAL_TOKENS
         )
     except Exception:  # templates raise whatever they want
         return None

@@ -20,11 +20,7 @@ from sftprep.chat_template.compiler.compilation import (
     compile_pieces,
 )
 from sftprep.chat_template.compiler.runtime import JinjaFallback
-from sftprep.chat_template.reference.content_forms import (
-    find_part_roles,
-    find_shown_roles,
-    to_parts,
-)
+from sftprep.chat_template.reference.content_forms import find_part_roles, find_shown_roles
 from sftprep.chat_template.reference.rendering import (
     OUTPUT_FLOOR,
     check_output,
@@ -175,8 +171,6 @@ class ChatTemplate:
         A conversation that Jinja rendered has no pieces.
         """
         messages = messages if is_bare else normalize_messages(messages)
-        if self.part_roles:
-            messages = to_parts(messages, self.part_roles)
         variables = self._with_kwargs(template_kwargs) if template_kwargs else self._variables
         if tools is not None:
             check_tools(tools)
@@ -227,7 +221,7 @@ class ChatTemplate:
 
     @cached_property
     def part_roles(self) -> frozenset[str]:
-        """The roles whose content the template shows only as parts."""
+        """The roles whose content the template shows only as parts; see `to_parts`."""
         return find_part_roles(self._render_probe)
 
     def _render_probe(self, messages: list[Message]) -> str:

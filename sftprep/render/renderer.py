@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from sftprep.chat_template.assistant_spans import Unproven, is_assistant
 from sftprep.chat_template.compiler.compilation import RenderedPieces
+from sftprep.chat_template.reference.content_forms import to_parts
 from sftprep.chat_template.template import ChatTemplate, Rendered, to_rendered
 from sftprep.chat_template.tool_call_fallbacks import alternative_messages
 from sftprep.core.types import Example, Message, Rejected
@@ -224,6 +225,8 @@ class Renderer:
         with_generation_prompt: bool = False,
     ) -> RenderedPieces | Rendered:
         """Render a conversation, or an alternative form of it that the template does not reject."""
+        if template.part_roles:
+            messages = to_parts(messages, template.part_roles)
         try:
             return template.render_pieces(
                 messages,
