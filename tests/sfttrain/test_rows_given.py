@@ -4,6 +4,7 @@ settings of the trainer."""
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -293,6 +294,15 @@ def test_errors_name_the_settings_of_the_trainer(
     assert remedy in caught.value.remedy
     assert "/rows" not in text
     assert " --" not in text
+
+
+def test_images_of_a_path_are_refused_or_dropped(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps({**row, "images": ["a.png"]}) + "\n" for row in CHATS))
+    with pytest.raises(RecordError, match="holds an image") as caught:
+        make_sft_trainer(model, tmp_path, str(path))
+    assert 'images="drop"' in caught.value.remedy
+    assert len(make_sft_trainer(model, tmp_path, str(path), images="drop").train_dataset)
 
 
 def test_errors_of_a_stream_name_the_settings_of_the_trainer(model: Path, tmp_path: Path) -> None:
