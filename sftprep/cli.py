@@ -24,6 +24,7 @@ from sftprep.config.build import (
     TokenizeConfig,
     read_config_file,
 )
+from sftprep.core.notices import settings_shown_as
 from sftprep.errors import ConfigError, FlagNames, SftprepError, escape_control, setting
 from sftprep.version import __version__
 
@@ -68,6 +69,7 @@ The keys of the records decide their format:
     prompt-completion  {"prompt": "...", "completion": "..."}
     sharegpt           {"conversations": [{"from": "human", "value": "..."}]}
     alpaca             {"instruction": "...", "output": "..."}
+    known pairs        {"question": "...", "answer": "..."}
     tokens             {"input_ids": [...], "labels": [...]}
 
 Prompts and completions are strings or lists of messages.
@@ -246,7 +248,8 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in tokens
     try:
         app.config = (*_config_from_file(tokens), _reject_fractions)
-        code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        with settings_shown_as(FlagNames()):
+            code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         sys.exit(code if isinstance(code, int) else 0)
     except SftprepError as error:
         _fail(error, error, error.exit_code, debug=debug)

@@ -308,8 +308,11 @@ class RecordError(SftprepError):
         remedies = ["correct the record"]
         if reason == "template_error":
             remedies.append(f"specify another template with {setting('chat_template')}")
-        quarantine = setting("on_bad_record", "quarantine")
-        remedies.append(f"quarantine such records with {quarantine}")
+        if reason == "images":
+            remedies = [f"train on the text alone, try: {setting('images', 'drop')}"]
+        else:
+            quarantine = setting("on_bad_record", "quarantine")
+            remedies.append(f"quarantine such records, try: {quarantine}")
         super().__init__(f"{position}: {message} [{reason}]\n  {excerpt}", remedy=remedies)
         self.file, self.line, self.column = file, line, column
         self.reason, self.excerpt = reason, excerpt

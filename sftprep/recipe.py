@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from sftprep.chat_template.template import ChatTemplate
 from sftprep.config.user_functions import LoadedFunction, function_key
 from sftprep.config.validation import Reasoning, TemplateBackend, TrainOn
 from sftprep.core.hashing import digest
+from sftprep.errors import TemplateError
 from sftprep.records.options import RecordOptions
+from sftprep.records.roles import PASSED_ROLES
 from sftprep.records.transform import FORMATTED_KEY, RecordFunctions
 from sftprep.tokenize.equivalence.reference_client import ServerAddress
 from sftprep.tokenize.loading.spec import TokenizerSpec
@@ -45,6 +48,9 @@ class Recipe:
     reasoning: Reasoning = "template"
     train_empty_thinking: bool = True
     escape_special: bool = False
+    # Whether requests and answers are turns; None: known pairs are, if there is a chat template.
+    as_chat: bool | None = None
+    drop_images: bool = False
     # Functions of the user, and the version of them that the user specified.
     formatting_func: LoadedFunction | None = None
     transform: LoadedFunction | None = None
@@ -126,9 +132,12 @@ class Recipe:
         return RecordOptions(
             () if is_formatted else self.renames,
             FORMATTED_KEY if is_formatted else self.text_field,
-            chat=self.chat_template is not None,
+            chat=self.chat_template is not None and self.as_chat is not False,
+            as_chat=bool(self.as_chat),
+            drop_images=self.drop_images,
             tool_calls="tool_calls" in template,
             reasoning=any(key in template for key in REASONING_KEYS),
+            shown_roles=_shown_roles(template, tuple(self.tokenizer.special_tokens.items())),
         )
 
     def template(
@@ -165,6 +174,16 @@ class Recipe:
             + b"\n"
             + self.tokenizer.json
         )
+
+
+@lru_cache(maxsize=8)
+def _shown_roles(template: str, special_tokens: tuple[tuple[str, str], ...]) -> frozenset[str]:
+    """Return the roles of tool results that a template shows."""
+    try:
+        probed = ChatTemplate(template, variables=dict(special_tokens), backend="jinja")
+    except TemplateError:
+        return PASSED_ROLES  # reported where the template is used
+    return probed.shown_roles(PASSED_ROLES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,8 @@ def test_a_record_error_offers_only_remedies_of_the_front_end():
     )
     assert str(error.shown_by(FlagNames())) == (
         f"{ROWS}:3: no role [template_error]\n  {{}}\n  → correct the record, or specify another"
-        " template with --chat-template, or quarantine such records with --on-bad-record quarantine"
+        " template with --chat-template, or quarantine such records, try: --on-bad-record"
+        " quarantine"
     )
     assert str(error.shown_by(TRAINER)).startswith("train_dataset:3: no role")
     assert "chat_template_path" in error.shown_by(TRAINER).remedy

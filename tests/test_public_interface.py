@@ -82,6 +82,7 @@ PUBLIC_NAMES = {
 }
 
 SETTINGS_OF_A_BUILD = {
+    "as_chat",
     "chat_template",
     "config_name",
     "date",
@@ -100,6 +101,7 @@ SETTINGS_OF_A_BUILD = {
     "train_empty_thinking",
     "format",
     "formatting_func",
+    "images",
     "inputs",
     "keep_spill",
     "lanes",
@@ -125,6 +127,7 @@ SETTINGS_OF_A_BUILD = {
     "strip_nulls",
     "template_backend",
     "text_field",
+    "text_unit",
     "tokenizer",
     "train_on",
     "transform",
@@ -239,5 +242,12 @@ def test_the_keys_of_the_summary(tokenizer_dir: Path, tmp_path: Path) -> None:
         [sys.executable, "-m", "sftprep", *command], capture_output=True, check=True
     )
     summary = json.loads(done.stdout)
-    assert set(summary) >= {"accounting", "manifest_digest", "output", "packs", "sources"}
+    assert set(summary) >= {
+        "accounting",
+        "manifest_digest",
+        "output",
+        "packs",
+        "reading",
+        "sources",
+    }
     assert set(summary["accounting"]) >= {"records", "sequences", "tokens", "trained_tokens"}

@@ -7,6 +7,7 @@ import datetime
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from itertools import accumulate
 from typing import Any, Literal
@@ -17,9 +18,11 @@ from sftprep.chat_template.compiler.compilation import (
     compile_pieces,
 )
 from sftprep.chat_template.compiler.runtime import JinjaFallback
+from sftprep.chat_template.reference.content_forms import find_part_roles, find_shown_roles
 from sftprep.chat_template.reference.rendering import (
     OUTPUT_FLOOR,
     check_output,
+    check_tools,
     compile_template,
     normalize_messages,
     run_template,
@@ -169,7 +172,7 @@ class ChatTemplate:
         messages = messages if is_bare else normalize_messages(messages)
         variables = self._with_kwargs(template_kwargs) if template_kwargs else self._variables
         if tools is not None:
-            _check_tools(tools)
+            check_tools(tools)
         if self._needs_compilation:
             self._compile()
         if self._compiled is not None and not (
@@ -209,6 +212,18 @@ class ChatTemplate:
         """The values that the last render passed to the filter `tojson`, with the results; each
         render has a list of its own."""
         return self._environment.written_as_json
+
+    def shown_roles(self, roles: frozenset[str]) -> frozenset[str]:
+        """Return those of some roles of tool results that the template shows."""
+        return find_shown_roles(self._render_probe, roles)
+
+    @cached_property
+    def part_roles(self) -> frozenset[str]:
+        """The roles whose content the template shows only as parts; see `to_parts`."""
+        return find_part_roles(self._render_probe)
+
+    def _render_probe(self, messages: list[Message]) -> str:
+        return self._render_with_jinja(messages, None, False, self._variables).text
 
     def used_backend(self) -> str:
         """Return which backend rendered so far: "pieces" (compiled), "jinja" or "mixed".
@@ -368,15 +383,3 @@ def to_rendered(made: RenderedPieces | Rendered) -> Rendered:
         tuple(zip(marks[::2], marks[1::2], strict=True)),
         regions_of(turns, made.messages, len(made.text)) if turns else (),
     )
-
-
-def _check_tools(tools: list[Any]) -> None:
-    for index, tool in enumerate(tools):
-        if not isinstance(tool, dict):
-            raise TemplateError(
-                f"tool {index + 1} is a {type(tool).__name__}, not a JSON schema",
-                remedy=(
-                    'write each tool as {"type": "function", "function": {"name": ...,'
-                    ' "parameters": ...}}'
-                ),
-            )

@@ -282,7 +282,7 @@ class BuildConfig:
         sources = self.source.sources or tuple(SourceEntry((name,)) for name in self.source.inputs)
         defaults = {
             name: getattr(self.read, name)
-            for name in ("split", "config_name", "revision", "limit", "strip_nulls")
+            for name in ("split", "config_name", "revision", "limit", "strip_nulls", "text_unit")
         }
         return tuple(
             dataclasses.replace(

@@ -10,9 +10,11 @@ from sftprep.config.validation import (
     Duplicates,
     EvalPacking,
     FormatName,
+    Images,
     Loss,
     QualityChecks,
     Reasoning,
+    TextUnit,
     TrainOn,
     YesNo,
     check_choice,
@@ -55,10 +57,13 @@ class SourceEntry:
     config_name: str | None = None
     revision: str | None = None
     strip_nulls: bool | None = None
+    text_unit: TextUnit | None = None
     format: FormatName | None = None
     text_field: str | None = None
     map: tuple[str, ...] | None = None
     train_on: TrainOn | None = None
+    as_chat: bool | None = None
+    images: Images | None = None
     formatting_func: str | None = None
     transform: str | None = None
     transform_id: str | None = None
@@ -76,6 +81,8 @@ class SourceEntry:
             object.__setattr__(self, key, to_number(getattr(self, key)))
         for key in ("split", "config_name", "revision", "text_field", "transform_id"):
             check_type(getattr(self, key), f"the {key} of {self.name}", str, "a string")
+        if self.text_unit is not None:
+            check_choice(f"the text_unit of {self.name}", self.text_unit, TextUnit)
         check_type(self.strip_nulls, f"the strip_nulls of {self.name}", bool, "true or false")
         if self.weight is not None:
             check_number(self.weight, f"the weight of {self.name}", 1e-6, 1e6)
@@ -119,7 +126,7 @@ class SourceEntry:
         Raises:
             ConfigError: The combination of settings is invalid.
         """
-        names = ("format", "text_field", "map", "train_on")
+        names = ("format", "text_field", "map", "train_on", "as_chat", "images")
         functions = ("formatting_func", "transform", "transform_id")
         settings = {name: getattr(self, name) for name in (*names, *functions)}
         settings = {name: value for name, value in settings.items() if value is not None}
@@ -190,6 +197,9 @@ class ReadConfig:
     """Branch, tag or commit of a dataset on the Hub."""
     limit: int | None = None
     """Maximum number of records to read from each source."""
+    text_unit: TextUnit = "line"
+    """With --format text, what a record of a plain text file (.txt, .text, .md) is: a line, or the
+    whole file."""
     strip_nulls: bool = False
     """Remove keys whose value is null, at every depth; a row of a table has null for each key that
     only other rows have."""
@@ -213,6 +223,7 @@ class ReadConfig:
 
     def __post_init__(self) -> None:
         check_limit(self.limit, setting("limit"))
+        check_choice(setting("text_unit"), self.text_unit, TextUnit)
         check_choice(setting("quality_checks"), self.quality_checks, QualityChecks)
         object.__setattr__(self, "allow_loss", to_strings(self.allow_loss))
         for kind in self.allow_loss:
@@ -284,6 +295,13 @@ class FormatConfig:
     escape_special: bool = False
     """Encode special tokens that a record spells out in its texts, such as <|im_end|>, as plain
     text."""
+    as_chat: bool | None = None
+    """Read a prompt and its completion as turns of a user and of the assistant, also if both are
+    strings. Default: only known pairs of keys (question and answer, instruction and response, ...),
+    if there is a chat template; --no-as-chat: not even those."""
+    images: Images = "error"
+    """error: a record with images is a bad record; drop: its images and their placeholders are
+    removed, and it is counted."""
     formatting_func: str | None = None
     """Function that returns the text of a record: package.module:function, or file.py:function."""
     transform: str | None = None
@@ -327,6 +345,7 @@ class FormatConfig:
             )
         check_choice(setting("format"), self.format, FormatName)
         check_choice(setting("train_on"), self.train_on, TrainOn)
+        check_choice(setting("images"), self.images, Images)
         pairs = split_list((self.map,) if isinstance(self.map, str) else self.map)
         for pair in pairs:
             source, equals, target = pair.partition("=")

@@ -37,6 +37,8 @@ Loss = Literal[
     "text_with_call_not_shown",
 ]
 """The kinds of content whose loss in the chat template can reject a record."""
+Images = Literal["error", "drop"]
+TextUnit = Literal["line", "file"]
 EncoderChoice = Literal["auto", "gigatoken", "tokenizers"]
 TemplateBackend = Literal["auto", "jinja"]
 

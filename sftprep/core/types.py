@@ -47,6 +47,7 @@ class Example:
             has a weight.
         bare: Whether every message is known to have only a role and one other key, so that the
             template cannot depend on anything else.
+        images_dropped: Whether images were removed from the record.
     """
 
     origin: int
@@ -60,6 +61,7 @@ class Example:
     weights: list[float | None] | None = None
     pretokenized: PretokenizedRow | None = None
     bare: bool = False
+    images_dropped: bool = False
 
 
 @dataclass(slots=True)

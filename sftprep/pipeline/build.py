@@ -51,6 +51,7 @@ from sftprep.pipeline.tokenize_pass import (
     tokenize_pipelined,
 )
 from sftprep.recipe import Recipe, RecipeFile, describe_functions, recipe_file
+from sftprep.records.inspection import SourceReading
 from sftprep.shards.layout import EVAL_FOLDER, REJECTED_NAME
 from sftprep.shards.manifest import InputInfo, Manifest
 from sftprep.shards.manifest_size import check_manifest_size
@@ -76,6 +77,7 @@ class BuildReport:
         reused: The number of partitions whose spills existed already.
         workers: The number of processes.
         evaluation: The manifest of the evaluation build in folder/eval, if there is one.
+        readings: How the records of each input were read.
     """
 
     folder: Path
@@ -85,6 +87,7 @@ class BuildReport:
     reused: int
     workers: int
     evaluation: Manifest | None = field(default=None, repr=False)
+    readings: tuple[SourceReading, ...] = field(default=(), repr=False)
 
 
 def build(
@@ -138,6 +141,7 @@ def build(
         reused=sum(part.reused for part in parts),
         workers=workers,
         evaluation=evaluation,
+        readings=tuple(setup.readings),
     )
 
 

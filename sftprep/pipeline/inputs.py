@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +12,9 @@ from sftprep.config.build import BuildConfig, SourceEntry
 from sftprep.errors import ConfigError, setting
 from sftprep.pipeline.output.manifest import manifest_settings
 from sftprep.shards.manifest_size import check_manifest_size, expected_input
-from sftprep.sources.discovery.file_types import kind_of
 from sftprep.sources.discovery.files import find_files, reject_duplicates
 from sftprep.sources.discovery.hub import HubFile, hub_files, is_hub_name
-from sftprep.sources.partition import Source
+from sftprep.sources.partition import Source, source_of
 from sftprep.sources.readers.lines import convert_os_errors
 
 Stamp = tuple[int, int, int, int]
@@ -153,6 +153,8 @@ def _find_sources(
     other_split = config.evaluation.eval_split
     if evaluation and other_split is not None:
         other_split = config.read.split or "train"
+    is_text = entry.format_config(config.format).format == "text"
+    text_unit = entry.text_unit if is_text else None
     files: list[HubFile] = []
     for name in entry.inputs:
         if is_hub_name(name):
@@ -161,18 +163,29 @@ def _find_sources(
             )
         else:
             found = find_files(
-                (name,), entry.split, output=config.output.output, other_split=other_split
+                (name,),
+                entry.split,
+                output=config.output.output,
+                other_split=other_split,
+                text_unit=text_unit,
             )
             files += (HubFile(file, file) for file in found)
     strip = bool(entry.strip_nulls)
     return [
-        Source(f.name, kind_of(f.path) or "lines", entry.limit, number, strip, path=f.path)
+        dataclasses.replace(
+            source_of(f.path, text_unit),
+            name=f.name,
+            limit=entry.limit,
+            group=number,
+            strip_nulls=strip,
+            path=f.path,
+        )
         for f in files
     ]
 
 
 def _with_read_settings(source: Source, config: BuildConfig, number: int) -> Source:
     """Return a source in memory with the settings that apply to all sources."""
-    return Source(
-        source.name, source.kind, config.read.limit, number, config.read.strip_nulls, source.blocks
+    return dataclasses.replace(
+        source, limit=config.read.limit, group=number, strip_nulls=config.read.strip_nulls
     )

@@ -283,18 +283,20 @@ def read_examples(
     lines, read = split_lines(data), stages.reader(format_name)
     # orjson turns integers beyond 64 bits into floats, which a template would show in tools and
     # tool calls. Such lines are parsed again by Python.
-    has_tools = b'"tool' in data
+    has_tools = _may_have_calls(data)
     examples: list[Example] = []
     blank = 0
     for number, line in enumerate(lines):
         record = parse_line(line, number)
         if type(record) is dict:
             try:
-                if has_tools and b'"tool' in line:
+                if has_tools and _may_have_calls(line):
                     record = parse_exactly(line, record)
                 example = read(record, number)
                 quality_checks.check(example, record, counts, search=search)
                 examples.append(example)
+                if example.images_dropped:
+                    counts.warn("images_dropped", number)
             except InvalidRecord as problem:
                 rejected.append(Rejected(number, 0, problem.reason, str(problem), excerpt(line)))
         elif isinstance(record, Rejected):
@@ -303,3 +305,7 @@ def read_examples(
             blank += 1
     counts.update(lines=len(lines), blank=blank, records=len(lines) - blank)
     return examples
+
+
+def _may_have_calls(data: bytes) -> bool:
+    return b'"tool' in data or b'"function' in data

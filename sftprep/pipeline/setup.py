@@ -8,27 +8,34 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from sftprep.chat_template.assistant_spans import Unproven
-from sftprep.chat_template.template import ChatTemplate
 from sftprep.config.build import BuildConfig, FormatConfig, SourceEntry
 from sftprep.config.user_functions import resolve_function
-from sftprep.errors import ConfigError, TemplateError, TokenizerError, setting, source_name
+from sftprep.core.notices import Notice
+from sftprep.errors import ConfigError, TemplateError, setting, source_name
 from sftprep.pipeline.inputs import Input, check_expected_size, find_inputs
 from sftprep.pipeline.output.manifest import manifest_facts
 from sftprep.pipeline.overlong import LengthLimit
 from sftprep.recipe import Recipe
-from sftprep.records.formats import detect_format, keys_read, unknown_format
+from sftprep.records.formats import FORMATS, detect_format, keys_read
+from sftprep.records.inspection import SourceReading, check_answers, inspect_records
 from sftprep.records.options import RecordOptions
 from sftprep.records.pretokenized import MASKS
+from sftprep.records.suggestions import unknown_format
 from sftprep.records.transform import transformed_records
-from sftprep.render.renderer import Renderer
+from sftprep.render.compatibility import (
+    DetectedFormat,
+    check_compatible,
+    check_compiles,
+    trained_part,
+    uses_template,
+)
 from sftprep.sources.partition import Source, first_lines
 from sftprep.sources.peek import RECORDS_TO_INSPECT, first_records
 from sftprep.tokenize.loading.load import TokenizerSpec, load_tokenizer
@@ -36,11 +43,12 @@ from sftprep.tokenize.select import probe_encoder
 
 _log = logging.getLogger(__name__)
 
-_CHAT_FORMATS = ("messages", "sharegpt")
 _DEFAULT_MAX_LENGTH = 1024
 _MOST_TRANSFORMED = 1_000_000
 """The most lines that are read until a transform returns a record, from which the format is
 detected."""
+_INSPECTED_RECORDS = 20
+"""Records at the start of an input that are read to describe how it is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +58,7 @@ class Setup:
     Attributes:
         inputs: The inputs, training inputs first.
         entries: The sources to which the inputs belong.
-        formats: The format of each input.
+        readings: How the records of each input are read.
         recipe_of: For each input, the index of its recipe in `recipes`.
         recipes: The distinct recipes. They differ only in how records are read.
         limit: The limit of the lengths of sequences.
@@ -59,7 +67,7 @@ class Setup:
 
     inputs: list[Input]
     entries: list[SourceEntry]
-    formats: list[str]
+    readings: list[SourceReading]
     recipe_of: list[int]
     recipes: list[Recipe]
     limit: LengthLimit
@@ -71,6 +79,11 @@ class Setup:
         return self.recipes[0]
 
     @property
+    def formats(self) -> list[str]:
+        """The format of each input."""
+        return [reading.format for reading in self.readings]
+
+    @property
     def files(self) -> list[str]:
         """The file of each input; for data in memory, its name."""
         return [each.source.file for each in self.inputs]
@@ -79,16 +92,6 @@ class Setup:
     def names(self) -> list[str]:
         """The name of each input, as errors and the manifest show it."""
         return [each.source.name for each in self.inputs]
-
-
-@dataclass(frozen=True, slots=True)
-class _DetectedFormat:
-    """The format of an input, as its first records show it."""
-
-    file: str
-    format: str
-    is_chat: bool  # the records are conversations, which need a template
-    masks: frozenset[str] = frozenset()  # the keys of pre-tokenized rows that mark trained tokens
 
 
 def prepare_setup(
@@ -113,7 +116,7 @@ def prepare_setup(
     recipe_numbers: dict[FormatConfig, int] = {}
     recipes: list[Recipe] = []
     narrowed_inputs: list[Input] = []
-    formats: list[str] = []
+    readings: list[SourceReading] = []
     recipe_of: list[int] = []
     encoder: dict[str, Any] = {}
     for each in inputs:
@@ -128,15 +131,22 @@ def prepare_setup(
             recipes.append(recipe)
         number = recipe_numbers[entry_format]
         recipe_of.append(number)
-        lines = first_lines(each.source)
-        formats.append(format_of(each.source.name, lines, entry_config, recipes[number]))
+        reading = inspect_source(
+            each.source.name,
+            first_lines(each.source),
+            entry_config,
+            recipes[number],
+            is_table=each.source.is_table and not each.source.strip_nulls,
+        )
+        readings.append(reading)
         # Of a table, only the columns that the formats know are read; functions may read all.
         is_read_whole = recipes[number].record_functions() is not None
         keys = None if is_read_whole else keys_read(recipes[number].record_options())
         source = dataclasses.replace(each.source, columns=keys)
         narrowed_inputs.append(dataclasses.replace(each, source=source))
+    log_notices([each.source.name for each in inputs], readings)
     limit = length_limit(config, recipes[0].tokenizer)
-    return Setup(narrowed_inputs, entries, formats, recipe_of, recipes, limit, encoder)
+    return Setup(narrowed_inputs, entries, readings, recipe_of, recipes, limit, encoder)
 
 
 def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
@@ -165,6 +175,8 @@ def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
         reasoning=config.format.reasoning,
         train_empty_thinking=config.format.train_empty_thinking == "yes",
         escape_special=config.format.escape_special,
+        as_chat=config.format.as_chat,
+        drop_images=config.format.images == "drop",
         formatting_func=resolve_function(config.format.formatting_func),
         transform=resolve_function(config.format.transform),
         transform_id=config.format.transform_id,
@@ -188,17 +200,25 @@ def length_limit(config: BuildConfig, spec: TokenizerSpec) -> LengthLimit:
     )
 
 
-def format_of(name: str, lines: Iterable[bytes], config: BuildConfig, recipe: Recipe) -> str:
-    """Return the format of a source, and check that the recipe supports it.
+def inspect_source(
+    name: str,
+    lines: Iterable[bytes],
+    config: BuildConfig,
+    recipe: Recipe,
+    *,
+    is_table: bool = False,
+) -> SourceReading:
+    """Return how a source is read, and check that the recipe supports it.
 
     Args:
         name: The name of the source, for errors.
         lines: Its lines, of which the first ones are read.
         config: The settings of the build.
         recipe: The recipe for the source.
+        is_table: Whether its records have the types of a table.
 
     Raises:
-        FormatError: No format fits the records.
+        FormatError: No format fits the records, or no record has an answer.
         TemplateError: The records need a chat template that is missing or cannot give the masks.
         TokenizerError: The records need an end-of-sequence token, and the tokenizer has none.
         ConfigError: A setting is not supported for records of this format.
@@ -209,9 +229,29 @@ def format_of(name: str, lines: Iterable[bytes], config: BuildConfig, recipe: Re
         # A transform may use none of the first records.
         records = transformed_records(first_records(lines, _MOST_TRANSFORMED), functions)
     records = islice(records, RECORDS_TO_INSPECT)
-    detected = _detect(name, records, config, recipe.record_options())
-    _check_compatible(recipe, detected)
-    return detected.format
+    first = list(islice(records, _INSPECTED_RECORDS))
+    options = recipe.record_options()
+    detected = _detect(name, chain(first, records), config, options)
+    check_compatible(recipe, detected)
+    if config.read.quality_checks != "keep":
+        check_answers(name, first, detected.format, options)
+    reading = inspect_records(first, detected.format, options, is_table=is_table)
+    return dataclasses.replace(
+        reading,
+        trained=reading.trained or trained_part(recipe, detected),
+        template=_template_source(config) if uses_template(recipe, detected) else "",
+    )
+
+
+def log_notices(names: Sequence[str], readings: Sequence[SourceReading]) -> None:
+    """Log the notices of sources, those that several sources share once."""
+    sources: dict[Notice, list[str]] = {}
+    for name, reading in zip(names, readings, strict=True):
+        for notice in reading.notices:
+            sources.setdefault(notice, []).append(name)
+    for notice, where in sources.items():
+        more = f" and {len(where) - 1:,} more" if len(where) > 1 else ""
+        notice.log(f"{source_name(where[0])}{more}: ")
 
 
 def _check_has_tokenizer(config: BuildConfig) -> None:
@@ -261,20 +301,13 @@ def _read_template_file(path: str) -> str:
             f"the chat template {path} is not UTF-8 text",
             remedy="specify a file with a Jinja template",
         ) from error
-    _check_compiles(template)
+    check_compiles(template)
     return template
 
 
-@lru_cache(maxsize=16)
-def _check_compiles(template: str) -> None:
-    """Raise TemplateError if a chat template does not compile."""
-    # Jinja only: the compiled form is made where the template is used.
-    ChatTemplate(template, variables={}, backend="jinja")
-
-
 def _detect(
-    file: str, records: Iterator[dict[str, Any]], config: BuildConfig, reading: RecordOptions
-) -> _DetectedFormat:
+    file: str, records: Iterable[dict[str, Any]], config: BuildConfig, reading: RecordOptions
+) -> DetectedFormat:
     """Return the format in the settings, or detect it from the first records of a file."""
     first = None
     for record in records:
@@ -290,127 +323,30 @@ def _detect(
             if missing:
                 _log.warning("%s: the first record of %s has no key %s", option, file, missing)
         masks = frozenset(MASKS & record.keys()) if name == "tokens" else frozenset()
-        is_chat = name in _CHAT_FORMATS or _has_turns(record, reading)
-        return _DetectedFormat(file, name, is_chat=is_chat, masks=masks)
+        is_chat = FORMATS[name].kind == "conversation" or _has_turns(record, name, reading)
+        return DetectedFormat(file, name, is_chat=is_chat, masks=masks)
     if first is not None:
         raise unknown_format(file, first, reading)
     # No record can be parsed. Pass 1 reports each of them with its line, and an empty file adds
     # nothing.
     name = "text" if config.format.format == "auto" else config.format.format
-    return _DetectedFormat(file, name, is_chat=False)
+    return DetectedFormat(file, name, is_chat=False)
 
 
-def _has_turns(record: dict[str, Any], reading: RecordOptions) -> bool:
-    """Whether the prompt of a record is a conversation."""
-    prompt = {target: source for source, target in reading.renames}.get("prompt", "prompt")
-    return isinstance(record.get(prompt), list)
-
-
-# --- checks of the recipe against the records -----------------------------------------------------
-
-
-def _check_compatible(recipe: Recipe, detected: _DetectedFormat) -> None:
-    """Raise the error for the first setting that the records of a file do not support."""
-    holds = f"{source_name(detected.file)} holds {detected.format} records"
-    tokenizer = recipe.tokenizer.name
-    # 1. Conversations need a template that compiles, plain text needs a token that ends it.
-    if detected.is_chat and recipe.chat_template is None:
-        raise _missing_template(holds, recipe.tokenizer)
-    uses_template = recipe.chat_template is not None and (
-        detected.is_chat or detected.format == "alpaca"
-    )
-    if uses_template:
-        _check_compiles(recipe.chat_template or "")
-    needs_eos = detected.format != "tokens" and not uses_template
-    if needs_eos and recipe.tokenizer.eos_token is None:
-        raise TokenizerError(
-            f"{holds}, which are plain text, and the tokenizer {tokenizer} has no end-of-sequence"
-            " token",
-            remedy=f"specify one of its tokens with {setting('eos_token')}",
-        )
-    # 2. The records must contain the part to train.
-    has_completion = detected.format not in (*_CHAT_FORMATS, "text") or (
-        detected.is_chat and recipe.expand_turns
-    )
-    if recipe.train_on == "completion" and not has_completion:
-        raise ConfigError(
-            f"{setting('train_on', 'completion')}: {holds}, which have no completion",
-            remedy=[
-                f"use {setting('train_on', 'all')}",
-                f"use {setting('train_on', 'assistant')}",
-                f"rename keys to prompt and completion with {setting('map')}",
-            ],
-        )
-    by_turn = recipe.train_on in ("assistant", "last-assistant")
-    if (by_turn or recipe.expand_turns) and detected.format == "text":
-        cause = setting("train_on", recipe.train_on) if by_turn else setting("reasoning", "expand")
-        raise ConfigError(
-            f"{cause}: {holds}, which have no turns", remedy=f"use {setting('train_on', 'all')}"
-        )
-    # 3. It must be possible to find that part.
-    if detected.format == "tokens":
-        _check_pretokenized(recipe, detected)
-    if by_turn and uses_template:
-        _check_masks(recipe)
-
-
-def _missing_template(holds: str, tokenizer: TokenizerSpec) -> TemplateError:
-    """Return the error for conversations and a tokenizer without a template for them."""
-    problem = f"{holds}, which are conversations, and the tokenizer {tokenizer.name} has"
-    names = [*tokenizer.named_templates]
-    if names:
-        return TemplateError(
-            f"{problem} the chat templates {', '.join(names)}, but none named default",
-            remedy=[f"choose one with {setting('chat_template', name)}" for name in names],
-        )
-    return TemplateError(
-        f"{problem} no chat template",
-        remedy=[
-            f"specify one with {setting('chat_template', 'FILE')}",
-            "use the tokenizer of an instruction-tuned model",
-        ],
+def _has_turns(record: dict[str, Any], name: str, reading: RecordOptions) -> bool:
+    """Whether a record is a request and an answer that are read as messages."""
+    kind = FORMATS[name]
+    if kind.kind not in ("prompt", "pair"):
+        return False
+    sources = {target: source for source, target in reading.renames}
+    return (reading.as_chat and kind.kind == "prompt") or any(
+        isinstance(record.get(sources.get(key, key)), list) for key in kind.keys
     )
 
 
-_MASK_KEYS = {
-    "completion": frozenset({"labels", "completion_mask"}),
-    "assistant": frozenset({"labels", "assistant_masks"}),
-}
-"""For values of `train_on`, the keys of a pre-tokenized row that mark the trained tokens."""
-
-
-def _check_pretokenized(recipe: Recipe, detected: _DetectedFormat) -> None:
-    """Raise ConfigError if pre-tokenized rows do not mark the tokens to train."""
-    has_masks = recipe.train_on in ("auto", "all") or detected.masks & _MASK_KEYS.get(
-        recipe.train_on, frozenset()
-    )
-    if has_masks and not recipe.expand_turns:
-        return
-    name, value = "train_on", str(recipe.train_on)
-    if recipe.expand_turns:
-        name, value = "reasoning", "expand"
-    raise ConfigError(
-        f"{setting(name, value)}: {source_name(detected.file)} holds tokens, which do not mark"
-        " that part",
-        remedy=(
-            f"omit {setting(name)}; the trained tokens of pre-tokenized rows are those that their"
-            ' "labels", "completion_mask" or "assistant_masks" mark'
-        ),
-    )
-
-
-def _check_masks(recipe: Recipe) -> None:
-    """Raise TemplateError if the template does not show which text the assistant writes."""
-    try:
-        Renderer(recipe).check_masks()
-    except Unproven as error:
-        raise TemplateError(
-            f"{setting('train_on', recipe.train_on)}: the chat template does not mark the text of"
-            f" the assistant with {{% generation %}}, and {error.message}",
-            remedy=[
-                f"specify a template with these marks with {setting('chat_template', 'FILE')} (the"
-                " training templates of models have them)",
-                "use prompt-completion records, whose completions are trained without marks",
-                f"use {setting('reasoning', 'expand')}, which makes such records",
-            ],
-        ) from error
+def _template_source(config: BuildConfig) -> str:
+    """Return the file of the chat template, or the name of the tokenizer that contains it."""
+    if config.tokenize.chat_template is not None:
+        return config.tokenize.chat_template
+    file = Path(config.tokenize.tokenizer) / "chat_template.jinja"
+    return str(file) if file.is_file() else config.tokenize.tokenizer

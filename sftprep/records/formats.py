@@ -1,4 +1,4 @@
-"""The formats of records: how each is detected, and one small function that reads it.
+"""The formats of records: how each is detected, and the function that reads it.
 
 Adding a format is one function and one line in FORMATS.
 """
@@ -7,25 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from sftprep.core.types import Example, Message
-from sftprep.errors import FormatError, setting, source_name
-from sftprep.records.messages import (
-    WEIGHT_KEYS,
-    check_messages,
-    from_sharegpt_turn,
-    message_weight,
-)
+from sftprep.core.types import Example
+from sftprep.records.conversations import CHAT_KEYS, TURN_KEYS, conversation_reader
+from sftprep.records.images import IMAGE_KEYS, image_key, remove_images
 from sftprep.records.options import (
     InvalidRecord,
     Record,
     RecordOptions,
-    parse_if_string,
     rename_keys,
     require_string,
 )
+from sftprep.records.pair_keys import PAIRS
+from sftprep.records.pairs import PAIR_KEYS, from_prompt_completion, pair_reader
 from sftprep.records.pretokenized import from_tokens
+
+Kind = Literal["tokens", "prompt", "conversation", "pair", "text"]
+"""What a record of a format consists of. A prompt and its completion are strings or messages, and a
+pair is a conversation if there is a chat template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +33,19 @@ class Format:
     """A format of records.
 
     Attributes:
+        kind: What a record consists of.
         keys: The keys that identify the format: a record that has them all is of this format.
         convert: Returns the example of a record with its line number, or raises InvalidRecord.
+        optional: The other keys that it reads.
+        fits: Whether the value of a key may be of this format, for keys that other records use for
+            something else; None: the keys are sufficient.
     """
 
+    kind: Kind
     keys: frozenset[str]
     convert: Callable[[Record, int, RecordOptions], Example]
+    optional: frozenset[str] = frozenset()
+    fits: Callable[[Any], bool] | None = None
 
 
 def record_reader(format_name: str, options: RecordOptions) -> Callable[[Record, int], Example]:
@@ -48,14 +55,18 @@ def record_reader(format_name: str, options: RecordOptions) -> Callable[[Record,
     InvalidRecord; its reason is `other_schema` if the keys are those of another format.
     """
     keys, convert = keys_of(format_name, options), FORMATS[format_name].convert
+    is_text = FORMATS[format_name].kind != "tokens"
 
     def read(record: Record, line: int) -> Example:
         if options.renames:
             record = rename_keys(record, options.renames)
+        had_images = is_text and _check_images(record, options)
         for key in keys:
-            if key not in record:
-                raise _missing_keys(record, format_name, options)
-        return convert(record, line, options)
+            if record.get(key) is None:
+                return _read_other_key(record, line, format_name, options)
+        example = convert(record, line, options)
+        example.images_dropped = had_images
+        return example
 
     return read
 
@@ -71,65 +82,84 @@ def keys_of(format_name: str, options: RecordOptions) -> frozenset[str]:
 
 
 def detect_format(record: Record, options: RecordOptions) -> str | None:
-    """Return the first format in FORMATS whose keys the record has, or None."""
+    """Return the first format in FORMATS whose keys the record has, or None.
+
+    A key whose value is null is absent.
+    """
     if options.renames:
         record = rename_keys(dict(record), options.renames)
-    for name in FORMATS:
-        if keys_of(name, options) <= record.keys():
+    for name, kind in FORMATS.items():
+        values = [record.get(key) for key in keys_of(name, options)]
+        if None not in values and (kind.fits is None or all(map(kind.fits, values))):
             return name
     return None
 
 
 def keys_read(options: RecordOptions) -> frozenset[str]:
     """Return the keys that any format may read; readers of tables skip all other columns."""
-    identifying = frozenset(key for kind in FORMATS.values() for key in kind.keys)
+    known = frozenset(key for kind in FORMATS.values() for key in kind.keys | kind.optional)
     renamed = {source for source, _ in options.renames}
-    return identifying | _OPTIONAL_KEYS | {options.text_field} | renamed
+    return known | IMAGE_KEYS | {options.text_field} | renamed
 
 
-def unknown_format(file: str, record: Record, options: RecordOptions) -> FormatError:
-    """Return the error for a file whose records fit no format.
-
-    Args:
-        file: The file.
-        record: One of its records.
-        options: The options with which it was read.
-    """
-    record = rename_keys(dict(record), options.renames) if options.renames else record
-    known = "; ".join(f"{name}: {', '.join(sorted(kind.keys))}" for name, kind in FORMATS.items())
-    keys = ", ".join(map(repr, list(record)[:12])) or "none"
-    return FormatError(
-        f"no format fits {source_name(file)}: its records have the keys {keys}"
-        + (f" after {setting('map')}" if options.renames else ""),
-        remedy=[
-            f"specify the key of the text with {setting('text_field', 'KEY')}",
-            f"rename keys with {setting('map', 'question=prompt,answer=completion')}",
-            f"convert the records. The formats and their keys are: {known}",
-        ],
+def _is_turn(value: Any) -> bool:
+    """Return whether a value is text, or a list that starts with a message."""
+    return isinstance(value, str) or (
+        isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
     )
 
 
-_OPTIONAL_KEYS = frozenset({"tools", "chat_template_kwargs", "system", "input", "history"}) | {
-    "labels",
-    "completion_mask",
-    "assistant_masks",
-    "attention_mask",
-    "position_ids",
-    "seq_lengths",
-}
-"""Keys that formats read in addition to those that identify them."""
+def _is_conversation(value: Any) -> bool:
+    """Return whether a value is a list, or JSON text of one."""
+    return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("["))
 
 
-def _missing_keys(record: Record, format_name: str, options: RecordOptions) -> InvalidRecord:
-    required = keys_of(format_name, options)
-    missing = ", ".join(f'"{key}"' for key in sorted(required - record.keys()))
-    # Without renames: the keys of the record are renamed already.
+def _check_images(record: Record, options: RecordOptions) -> bool:
+    """Remove the images of a record if requested, and return whether it had any.
+
+    Raises:
+        InvalidRecord: It has images, which would be missing without notice.
+    """
+    if options.drop_images:
+        return remove_images(record)
+    key = image_key(record)
+    if key is not None:
+        raise InvalidRecord("images", f'"{key}" holds an image, and only text is read')
+    return False
+
+
+def _read_other_key(record: Record, line: int, format_name: str, options: RecordOptions) -> Example:
+    """Read a conversation under the key of another layout, or raise InvalidRecord.
+
+    In tables that were merged, each row has null under the keys of the other table.
+    """
+    (*_, key) = sorted(keys_of(format_name, options))
     other = detect_format(record, RecordOptions(text_field=options.text_field))
+    if (
+        key in record
+        and other is not None
+        and FORMATS[format_name].kind == FORMATS[other].kind == "conversation"
+    ):
+        return FORMATS[other].convert(record, line, options)
+    raise _missing_keys(record, format_name, other, options)
+
+
+def _missing_keys(
+    record: Record, format_name: str, other: str | None, options: RecordOptions
+) -> InvalidRecord:
+    absent = sorted(key for key in keys_of(format_name, options) if record.get(key) is None)
+    names = ", ".join(f'"{key}"' for key in absent)
+    what = "null" if all(key in record for key in absent) else "missing"
     if other is not None and other != format_name:
         return InvalidRecord(
-            "other_schema", f"a {other} record among {format_name} records: {missing} is missing"
+            "other_schema", f"a {other} record among {format_name} records: {names} is {what}"
         )
-    return InvalidRecord("bad_row", f"{missing} is missing from this {format_name} record")
+    return InvalidRecord(
+        "bad_row",
+        f"{names} is null"
+        if what == "null"
+        else f"{names} is missing from this {format_name} record",
+    )
 
 
 # --- the formats ----------------------------------------------------------------------------------
@@ -140,148 +170,41 @@ def from_text(record: Record, line: int, options: RecordOptions) -> Example:
     return Example(line, text=require_string(record[options.text_field], f'"{options.text_field}"'))
 
 
-def from_prompt_completion(record: Record, line: int, options: RecordOptions) -> Example:
-    """Return the example of a prompt and its completion.
-
-    Both are strings, or both are lists of messages.
-    """
-    prompt, completion = record["prompt"], record["completion"]
-    if isinstance(prompt, list) and isinstance(completion, list):
-        head = check_messages(prompt, "prompt", options)
-        tail = check_messages(completion, "completion", options)
-        return _add_chat_fields(Example(line, prompt_messages=head, messages=head + tail), record)
-    if isinstance(prompt, list) or isinstance(completion, list):
-        raise InvalidRecord(
-            "bad_type", '"prompt" and "completion" must both be text or both be lists of messages'
-        )
-    return Example(
-        line,
-        prompt=require_string(prompt, '"prompt"'),
-        completion=require_string(completion, '"completion"'),
-    )
+_TOKEN_KEYS = frozenset(
+    {
+        "labels",
+        "completion_mask",
+        "assistant_masks",
+        "attention_mask",
+        "position_ids",
+        "seq_lengths",
+    }
+)
 
 
-def from_messages(record: Record, line: int, options: RecordOptions) -> Example:
-    """Return the example of a conversation in the layout of OpenAI."""
-    messages = check_messages(record["messages"], "messages", options)
-    return _add_chat_fields(Example(line, messages=messages), record)
+def _conversation(key: str, fits: Callable[[Any], bool] | None = None) -> Format:
+    return Format("conversation", frozenset({key}), conversation_reader(key), TURN_KEYS, fits)
 
 
-def from_sharegpt(record: Record, line: int, options: RecordOptions) -> Example:
-    """Return the example of a conversation of from/value turns, with `system` and `tools`.
-
-    Turns with role and content are accepted too.
-    """
-    turns = record["conversations"]
-    if not isinstance(turns, list):
-        raise InvalidRecord("bad_row", '"conversations" is not a list of turns')
-    messages = [from_sharegpt_turn(turn, number, options) for number, turn in enumerate(turns, 1)]
-    # The system prompt is a key of the record in some data sets, and the first turn in others.
-    system = record.get("system")
-    if system and not (messages and messages[0].get("role") == "system"):
-        messages.insert(0, {"role": "system", "content": require_string(system, '"system"')})
-    messages = check_messages(messages, "conversations", options)
-    return _add_chat_fields(Example(line, messages=messages), record)
-
-
-def from_alpaca(record: Record, line: int, options: RecordOptions) -> Example:
-    """Return the example of an instruction, an optional input, and the output.
-
-    Without a chat template, the text has the layout of Stanford Alpaca.
-    """
-    instruction = require_string(record["instruction"], '"instruction"')
-    context = require_string(record.get("input") or "", '"input"')
-    output = require_string(record["output"], '"output"')
-    system = require_string(record.get("system") or "", '"system"')
-    history = _read_history(record)
-    # 1. Text, without a chat template.
-    if not options.chat:
-        earlier = "".join(
-            f"{_alpaca_prompt(question, '')}{answer}\n\n" for question, answer in history
-        )
-        head = f"{system}\n\n" if system else ""
-        return Example(
-            line, prompt=head + earlier + _alpaca_prompt(instruction, context), completion=output
-        )
-    # 2. A conversation.
-    prompt: list[Message] = [{"role": "system", "content": system}] if system else []
-    for question, answer in history:
-        prompt += ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
-    request = f"{instruction}\n{context}" if context else instruction
-    prompt.append({"role": "user", "content": request})
-    return Example(
-        line, prompt_messages=prompt, messages=[*prompt, {"role": "assistant", "content": output}]
-    )
+def _pair(request: str, answer: str, fits: Callable[[Any], bool] | None = None) -> Format:
+    keys = frozenset({request, answer})
+    return Format("pair", keys, pair_reader(request, answer), PAIR_KEYS, fits)
 
 
 FORMATS: dict[str, Format] = {
-    "tokens": Format(frozenset({"input_ids"}), from_tokens),
-    "prompt-completion": Format(frozenset({"prompt", "completion"}), from_prompt_completion),
-    "messages": Format(frozenset({"messages"}), from_messages),
-    "sharegpt": Format(frozenset({"conversations"}), from_sharegpt),
-    "alpaca": Format(frozenset({"instruction", "output"}), from_alpaca),
-    "text": Format(frozenset({"text"}), from_text),
+    "tokens": Format("tokens", frozenset({"input_ids"}), from_tokens, _TOKEN_KEYS),
+    "prompt-completion": Format(
+        "prompt", frozenset({"prompt", "completion"}), from_prompt_completion, CHAT_KEYS
+    ),
+    "messages": _conversation("messages"),
+    "sharegpt": _conversation("conversations"),
+    "conversation": _conversation("conversation", _is_conversation),
+    "dialog": _conversation("dialog", _is_conversation),
+    "dialogue": _conversation("dialogue", _is_conversation),
+    "gemini": _conversation("contents", _is_conversation),
+    "alpaca": _pair("instruction", "output"),
+    "text": Format("text", frozenset({"text"}), from_text),
+    **{f"{pair[0]}/{pair[1]}": _pair(*pair, _is_turn) for pair in PAIRS[1:]},
 }
-"""The formats by name, in the order in which they are detected."""
-
-
-# --- parts of records -----------------------------------------------------------------------------
-
-
-def _add_chat_fields(example: Example, record: Record) -> Example:
-    """Add tools, arguments of the template and weights to the example of a conversation."""
-    if record.get("tools"):
-        example.tools = _read_tools(record["tools"])
-    if record.get("chat_template_kwargs"):
-        example.template_kwargs = _read_template_kwargs(record["chat_template_kwargs"])
-    messages = example.messages or []
-    # Most messages have only a role and a content; then the keys need not be searched.
-    example.bare = max(map(len, messages)) <= 2
-    if not example.bare and any(key in message for message in messages for key in WEIGHT_KEYS):
-        weights = [message_weight(m, number) for number, m in enumerate(messages)]
-        # A switch that is null is absent.
-        example.weights = None if weights.count(None) == len(weights) else weights
-    return example
-
-
-def _read_tools(tools: Any) -> list[Any] | None:
-    """Return tool schemas as objects, whether they are objects or JSON strings.
-
-    An empty list becomes None, because templates distinguish the two.
-    """
-    tools = parse_if_string(tools, '"tools"')
-    if not isinstance(tools, list):
-        raise InvalidRecord("bad_tool", '"tools" is not a list of tool schemas')
-    return [parse_if_string(tool, "a tool schema") for tool in tools] or None
-
-
-def _read_history(record: Record) -> list[tuple[str, str]]:
-    pairs = record.get("history") or []
-    if not isinstance(pairs, list) or not all(
-        isinstance(turn, list) and len(turn) == 2 for turn in pairs
-    ):
-        raise InvalidRecord("bad_row", '"history" is not a list of [instruction, output] pairs')
-    return [
-        (require_string(question, '"history"'), require_string(answer, '"history"'))
-        for question, answer in pairs
-    ]
-
-
-def _read_template_kwargs(kwargs: Any) -> dict[str, Any]:
-    if not isinstance(kwargs, Mapping):
-        raise InvalidRecord("bad_type", '"chat_template_kwargs" is not an object')
-    return dict(kwargs)
-
-
-def _alpaca_prompt(instruction: str, context: str) -> str:
-    # Source: https://github.com/tatsu-lab/stanford_alpaca, train.py.
-    if context:
-        return (
-            "Below is an instruction that describes a task, paired with an input that provides"
-            " further context. Write a response that appropriately completes the request.\n\n###"
-            f" Instruction:\n{instruction}\n\n### Input:\n{context}\n\n### Response:\n"
-        )
-    return (
-        "Below is an instruction that describes a task. Write a response that appropriately"
-        f" completes the request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
-    )
+"""The formats by name, in the order in which they are detected. Pairs of keys come last: a record
+that has a text as well is trained on that text."""

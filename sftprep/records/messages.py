@@ -1,237 +1,231 @@
-"""The messages of a conversation: validated, with text as content and the roles of templates."""
+"""The messages of a conversation, from all layouts of turns that public data sets use.
+
+Most conversations consist of plain messages: a known role and a text. They are recognised first and
+used as they are; this loop runs for every message of a build. All other turns are converted one by
+one.
+"""
 
 from __future__ import annotations
 
-import math
+import json
 from typing import Any
 
 from sftprep.core.types import Message
-from sftprep.records.options import InvalidRecord, RecordOptions, parse_if_string, require_string
+from sftprep.records.content_parts import from_parts
+from sftprep.records.images import IMAGE_KEYS, is_filled
+from sftprep.records.options import InvalidRecord, Record, RecordOptions
+from sftprep.records.pair_keys import find_pair
+from sftprep.records.roles import PASSED_ROLES, PLAIN_ROLES, ROLES, TOOL_CALL, to_role
+from sftprep.records.switches import SWITCH_KEYS
+from sftprep.records.tool_calls import clean_calls, parse_calls
 
-ROLES = frozenset(
-    {"system", "developer", "user", "assistant", "tool", "function", "ipython", "environment"}
-)
+_CONTENT_KEYS = ("content", "value", "text", "parts", "message")
+"""Keys of the content of a turn: those of OpenAI, sharegpt, OpenAssistant and Gemini."""
 
-SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "model": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "observation": "tool",
-    "function_response": "tool",
-    "function_call": "function_call",
+_SPEAKER_KEYS = ("speaker", "author", "type")
+"""Keys of the speaker of a turn without `role` and `from`; `type` is LangChain's."""
+
+_KEPT_KEYS = SWITCH_KEYS | {
+    "name",
+    "reasoning",
+    "reasoning_content",
+    "thinking",
+    "tool_calls",
+    "function_call",
+    "tool_call_id",
+    *IMAGE_KEYS,
 }
+"""Keys of a from/value turn that are kept in its message; templates know no others."""
+
+_CONVERTED_KEYS = frozenset({"tool_calls", "function_call", *IMAGE_KEYS})
+"""Keys of a message that are not passed to the template as they are."""
 
 
-def check_messages(value: Any, name: str, options: RecordOptions) -> list[Message]:
-    """Return validated messages whose content is a string, or absent with tool calls.
-
-    Messages whose content is a list of parts are replaced in the list.
+def read_messages(value: Any, name: str, options: RecordOptions) -> list[Message]:
+    """Return the messages of a conversation, whose content is text, or absent with tool calls.
 
     Args:
-        value: The value of the key.
-        name: The key, for messages of errors.
+        value: The turns, or JSON text of them: messages with role and content, turns with from and
+            value, pairs, or strings of the user and the assistant in turn.
+        name: The key of the record, for messages of errors.
         options: What the template can show.
 
     Raises:
-        InvalidRecord: A message has no role or no content, or one of a wrong type.
+        InvalidRecord: A turn has no role or no content, or one of a wrong type.
 
     Example:
-        [{"role": "user", "content": [{"type": "text", "text": "a"}]}]  ->
-            [{"role": "user", "content": "a"}]
+        [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]  ->
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     """
-    if not isinstance(value, list):
-        raise InvalidRecord(
-            "bad_row", f'"{name}" is {"null" if value is None else "not a list of messages"}'
-        )
-    if not value:
-        raise InvalidRecord("bad_row", f'"{name}" has no message')
-    # This loop runs for every message of a build, so plain messages are accepted first.
-    for number, message in enumerate(value):
-        if type(message) is not dict:
-            raise InvalidRecord("bad_row", f'message {number + 1} of "{name}" is not an object')
+    if type(value) is list and _are_plain(value):
+        return value
+    turns = value if type(value) is list and value else _parse_turns(value, name)
+    plain = [*map(_plain_message, turns)]
+    if None not in plain:
+        return plain  # type: ignore[return-value]
+    if len(turns) > 1 and all(type(turn) is str for turn in turns):
+        return _alternate(turns)
+    messages: list[Message] = []
+    for number, (turn, message) in enumerate(zip(turns, plain, strict=True), 1):
+        if message is None:
+            messages += _read_turn(turn, number, name, options)
+        else:
+            messages.append(message)
+    return messages
+
+
+def _are_plain(messages: list[Any]) -> bool:
+    """Return whether all turns are messages with a usual role and a text, and nothing else."""
+    for message in messages:
+        if type(message) is not dict or len(message) != 2:
+            return False
         role = message.get("role")
-        if type(role) is not str or role not in ROLES:
-            raise _invalid_role(message, role, number, name)
-        content = message.get("content")
-        if type(content) is str:
-            continue
-        where = f'message {number + 1} of "{name}"'
-        value[number] = _with_text_content(message, content, where, options)
-    return value
+        if type(role) is not str or role not in PLAIN_ROLES:
+            return False
+        if type(message.get("content")) is not str:
+            return False
+    return bool(messages)
 
 
-WEIGHT_KEYS = ("weight", "train", "loss_weight")
-"""Keys by which a message specifies whether it is trained: those of OpenAI, axolotl and
-LLaMA-Factory."""
-
-
-def message_weight(message: Message, number: int) -> float | None:
-    """Return the weight of a message in the loss, or None if it does not specify one.
-
-    Args:
-        message: The message.
-        number: Its index in the conversation, 0-based.
-
-    Raises:
-        InvalidRecord: The weight is not a non-negative number.
-    """
-    for key in WEIGHT_KEYS:
-        value = message.get(key)
-        if value is None:
-            continue
-        # A boolean is an int in Python, so `train: true` is the weight 1.
-        if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-            raise InvalidRecord(
-                "bad_type",
-                f'"{key}" of message {number + 1} is {value!r}, not a non-negative number',
-            )
-        return float(value)
+def _plain_message(turn: Any) -> Message | None:
+    """Return the message of a turn that needs no conversion but new names, or None."""
+    if type(turn) is not dict:
+        return None
+    role, content = turn.get("role"), turn.get("content")
+    if type(content) is str and type(role) is str:
+        is_plain = role in PLAIN_ROLES and (len(turn) == 2 or _CONVERTED_KEYS.isdisjoint(turn))
+        return turn if is_plain else None
+    speaker, content = turn.get("from"), turn.get("value")
+    if type(content) is str and type(speaker) is str and role is None:
+        role = ROLES.get(speaker)
+        if role in PLAIN_ROLES and (len(turn) == 2 or _KEPT_KEYS.isdisjoint(turn)):
+            return {"role": role, "content": content}
     return None
 
 
-def _invalid_role(message: Message, role: Any, number: int, name: str) -> InvalidRecord:
-    where = f'message {number + 1} of "{name}"'
+def _parse_turns(value: Any, name: str) -> list[Any]:
+    if type(value) is str and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise InvalidRecord(
+                "bad_row", f'"{name}" is text that is not JSON: {type(error).__name__}'
+            ) from error
+    if not isinstance(value, list):
+        what = "null" if value is None else "not a list of messages"
+        raise InvalidRecord("bad_row", f'"{name}" is {what}')
+    if not value:
+        raise InvalidRecord("bad_row", f'"{name}" has no message')
+    return value
+
+
+def _alternate(texts: list[str]) -> list[Message]:
+    return [
+        {"role": "assistant" if number % 2 else "user", "content": text}
+        for number, text in enumerate(texts)
+    ]
+
+
+def _read_turn(turn: Any, number: int, name: str, options: RecordOptions) -> list[Message]:
+    """Return the messages of a turn; usually one."""
+    if type(turn) is list and len(turn) == 2 and all(type(text) is str for text in turn):
+        return _alternate(turn)
+    if type(turn) is not dict:
+        raise InvalidRecord("bad_row", f'message {number} of "{name}" is not an object')
+    if turn.get("role") is None and turn.get("from") is None:
+        pair = find_pair(turn)
+        if pair is not None:
+            question, answer = turn[pair[0]], turn[pair[1]]
+            return [
+                *_read_turn({"role": "user", "content": question}, number, name, options),
+                *_read_turn({"role": "assistant", "content": answer}, number, name, options),
+            ]
+        speaker_key = next((key for key in _SPEAKER_KEYS if to_role(turn.get(key))), None)
+        if speaker_key is not None:
+            turn = {**turn, "role": turn[speaker_key]}
+        elif len(turn) == 1 and to_role(next(iter(turn))) is not None:
+            ((speaker, content),) = turn.items()
+            turn = {"role": speaker, "content": content}
+    return _convert(_rename(turn, number, name, options), number, name, options)
+
+
+def _rename(turn: Record, number: int, name: str, options: RecordOptions) -> Message:
+    """Return a turn with the keys and the role that templates read."""
+    speaker = turn.get("role")
+    is_sharegpt = speaker is None and turn.get("from") is not None
+    if is_sharegpt:
+        speaker = turn["from"]
+    role = to_role(speaker)
     if role is None:
-        hint = ': it has "from" and "value", as sharegpt turns have' if "from" in message else ""
-        return InvalidRecord("bad_row", f'{where} has no "role"{hint}')
-    return InvalidRecord(
-        "unknown_role", f"{where} has the role {role!r}; known roles: {', '.join(sorted(ROLES))}"
-    )
+        raise _unknown_role(turn, speaker, number, name)
+    if role in PASSED_ROLES and role not in options.shown_roles:
+        role = "tool"
+    if is_sharegpt:
+        key = next((key for key in _CONTENT_KEYS[1:] if key in turn), None)
+        if key is None and turn.get("content") is None and not _holds_calls(turn):
+            raise InvalidRecord("bad_row", f'"value" is missing in turn {number} of "{name}"')
+        content = turn[key] if key is not None else turn.get("content")
+        kept = {k: v for k, v in turn.items() if k in _KEPT_KEYS} if len(turn) > 2 else {}
+        return {"role": role, "content": content, **kept}
+    if turn.get("content") is None:
+        key = next((key for key in _CONTENT_KEYS[1:] if turn.get(key) is not None), None)
+        if key is not None:
+            turn = {("content" if k == key else k): v for k, v in turn.items() if k != "content"}
+    return turn if role == speaker else {**turn, "role": role}
 
 
-def _with_text_content(
-    message: Message, content: Any, where: str, options: RecordOptions
-) -> Message:
-    """Return a message whose content is not a string in the form that templates read.
-
-    Parts of text are joined. Parts with reasoning or tool calls become keys of the message. No
-    content is valid in a message with tool calls.
-    """
+def _convert(message: Message, number: int, name: str, options: RecordOptions) -> list[Message]:
+    """Return a message with text as content, and calls in the form that templates read."""
+    where = f'message {number} of "{name}"'
+    if len(message) > 2 or "content" not in message:
+        message = clean_calls(message, where)
+        if any(is_filled(message[key]) for key in IMAGE_KEYS.intersection(message)):
+            raise InvalidRecord("images", f"{where} has images, and only text is read")
+    if message["role"] == TOOL_CALL:
+        return [_from_call(message, where, options)]
+    content = message.get("content")
+    if type(content) is str:
+        return [message]
     if content is None:
         if message.get("tool_calls"):
-            return message
+            return [message]
         raise InvalidRecord("bad_row", f"{where} has no content")
     if isinstance(content, list):
-        # A string in the list is a part of text.
-        parts = [
-            part if isinstance(part, dict) else {"type": "text", "text": part} for part in content
-        ]
-        converted = {
-            **message,
-            "content": "".join(
-                _part_text(part, where) for part in parts if part.get("type") == "text"
-            ),
-        }
-        for part in parts:
-            if part.get("type") != "text":
-                _add_part(converted, part, where, options)
-        return converted
+        return from_parts(message, content, where, options)
+    if isinstance(content, dict) and message["role"] in ("tool", *PASSED_ROLES):
+        # The result of a tool as an object.
+        return [{**message, "content": json.dumps(content, ensure_ascii=False)}]
+    if isinstance(content, dict) and (content.get("type") or content.keys() <= {"text"}):
+        return from_parts(message, [content], where, options)
     raise InvalidRecord(
         "bad_type", f"the content of {where} is a {type(content).__name__}, not text"
     )
 
 
-_TEXT_KEYS = ("text", "value", "content", "reasoning", "thinking")
+def _holds_calls(turn: Record) -> bool:
+    return bool(turn.get("tool_calls") or turn.get("function_call"))
 
 
-def _part_text(part: dict[str, Any], where: str) -> str:
-    for key in _TEXT_KEYS:
-        if key in part:
-            return require_string(part[key], f"a {part['type']} part of {where}")
-    raise InvalidRecord("bad_row", f"a {part['type']} part of {where} has no text")
+def _from_call(message: Message, where: str, options: RecordOptions) -> Message:
+    """Return a turn that consists of tool calls as a message of the assistant.
 
-
-def _add_part(message: Message, part: dict[str, Any], where: str, options: RecordOptions) -> None:
-    """Add a part that is not text to a message. Raises InvalidRecord.
-
-    A part that the template cannot show is an error: it would be missing without notice.
+    It has `tool_calls` if the template shows them, and the text of the calls otherwise.
     """
-    kind = part.get("type")
-    if kind in ("reasoning", "thinking") and options.reasoning:
-        earlier = message.get("reasoning_content", "")
-        message["reasoning_content"] = earlier + _part_text(part, where)
-    elif kind == "tool_call" and options.tool_calls:
-        calls = _parse_calls(_part_text(part, where), f"a tool call part of {where}")
-        message["tool_calls"] = [*message.get("tool_calls", ()), *calls]
-    else:
-        raise InvalidRecord(
-            "unsupported_part",
-            f"{where} has a content part of type {kind!r}, which the chat template cannot show",
-        )
-
-
-def from_sharegpt_turn(turn: Any, number: int, options: RecordOptions) -> Message:
-    """Return the message of a sharegpt turn.
-
-    Args:
-        turn: The turn.
-        number: Its number in the conversation, 1-based.
-        options: What the template can show.
-
-    Raises:
-        InvalidRecord: It is not a turn.
-
-    Example:
-        {"from": "human", "value": "a"}  ->  {"role": "user", "content": "a"}
-    """
-    if type(turn) is not dict:
-        raise InvalidRecord("bad_row", f'turn {number} of "conversations" is not an object')
-    if "role" in turn and "from" not in turn:
-        return turn  # a message already; `check_messages` validates it
-    for key in ("from", "value"):
-        if key not in turn:
-            raise InvalidRecord(
-                "bad_row", f'"{key}" is missing in turn {number} of "conversations"'
-            )
-    speaker, value = turn["from"], turn["value"]
-    role = SHAREGPT_ROLES.get(speaker) if isinstance(speaker, str) else None
-    if role is None:
-        known = ", ".join(sorted(SHAREGPT_ROLES))
-        raise InvalidRecord(
-            "unknown_role", f'turn {number} of "conversations" is from {speaker!r}; known: {known}'
-        )
-    message = (
-        _from_function_call(require_string(value, f"turn {number}"), number, options)
-        if role == "function_call"
-        else {"role": role, "content": value}
-    )
-    # Of the other keys, templates do not know any; only the weights are copied.
-    if len(turn) > 2:
-        message.update({key: turn[key] for key in WEIGHT_KEYS if key in turn})
-    return message
-
-
-def _from_function_call(text: str, number: int, options: RecordOptions) -> Message:
-    """Return a sharegpt function call as a message of the assistant.
-
-    It has `tool_calls` if the template shows them, and the text of the call otherwise.
-    """
+    calls = message.get("content")
+    if not isinstance(calls, (str, dict, list)):
+        raise InvalidRecord("bad_tool", f"{where} has no tool call")
+    rest = {key: value for key, value in message.items() if key not in ("role", "content")}
     if not options.tool_calls:
-        return {"role": "assistant", "content": text}
-    return {
-        "role": "assistant",
-        "content": "",
-        "tool_calls": _parse_calls(text, f"the function call in turn {number}"),
-    }
+        text = calls if isinstance(calls, str) else json.dumps(calls, ensure_ascii=False)
+        return {"role": "assistant", "content": text, **rest}
+    parsed = parse_calls(calls, f"the function call in {where}")
+    return {"role": "assistant", "content": "", "tool_calls": parsed, **rest}
 
 
-def _parse_calls(text: str, what: str) -> list[dict[str, Any]]:
-    """Return the tool calls in a JSON string, which has one call or a list of calls."""
-    calls = parse_if_string(text, what)
-    calls = calls if isinstance(calls, list) else [calls]
-    # A call is {"function": {"name", "arguments"}}, as in OpenAI's API, or the inner object alone.
-    functions = [call.get("function", call) if isinstance(call, dict) else None for call in calls]
-    if not all(isinstance(function, dict) and "name" in function for function in functions):
-        raise InvalidRecord("bad_tool", f"{what} has no name")
-    return [
-        {"type": "function", "function": {"name": f["name"], "arguments": f.get("arguments", {})}}
-        for f in functions
-        if f
-    ]
+def _unknown_role(turn: Record, speaker: Any, number: int, name: str) -> InvalidRecord:
+    where = f'message {number} of "{name}"'
+    if speaker is None:
+        return InvalidRecord("bad_row", f'{where} has no "role"')
+    known = ", ".join(sorted(ROLES))
+    what = f"is from {speaker!r}" if "from" in turn else f"has the role {speaker!r}"
+    return InvalidRecord("unknown_role", f"{where} {what}; known roles: {known}")

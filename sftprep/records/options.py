@@ -10,6 +10,9 @@ from sftprep.sources.readers.to_jsonl import OPAQUE
 
 Record = dict[str, Any]
 
+TRANSFORM = "transform"
+"""The name of the setting for a function that converts records of any other format."""
+
 # Maps every digit to "0", so that a substring search finds long numbers: five times as fast as a
 # regular expression.
 _DIGITS_TO_0 = bytes(48 if 48 <= byte < 58 else byte for byte in range(256))
@@ -38,16 +41,22 @@ class RecordOptions:
     Attributes:
         renames: Keys to rename, as pairs of old and new name.
         text_field: The key of plain text.
-        chat: Whether there is a chat template.
+        chat: Whether requests and answers are read as turns; there is a chat template.
+        as_chat: Whether this includes a prompt and a completion that are strings.
         tool_calls: Whether the template shows `tool_calls`.
         reasoning: Whether the template shows the reasoning of a message.
+        shown_roles: The roles among `roles.PASSED_ROLES` that the template shows.
+        drop_images: Whether images are removed; otherwise a record with images is rejected.
     """
 
     renames: tuple[tuple[str, str], ...] = ()
     text_field: str = "text"
     chat: bool = True
+    as_chat: bool = False
     tool_calls: bool = True
     reasoning: bool = True
+    shown_roles: frozenset[str] = frozenset({"function", "ipython", "environment"})
+    drop_images: bool = False
 
 
 def rename_keys(record: Record, renames: tuple[tuple[str, str], ...]) -> Record:

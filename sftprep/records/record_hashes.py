@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.core.types import Example, Message, PretokenizedRow
 from sftprep.records.formats import record_reader
-from sftprep.records.messages import WEIGHT_KEYS
 from sftprep.records.options import InvalidRecord, RecordOptions
+from sftprep.records.switches import SWITCH_KEYS
 from sftprep.sources.readers.jsonl import parse_line, split_lines
 
 _MESSAGE_KEYS = frozenset(
@@ -31,11 +31,11 @@ _MESSAGE_KEYS = frozenset(
         *("role", "content", "name", "tool_calls", "tool_call_id", "function_call"),
         *("tools", "documents", "citations", "images", "tool_plan", "prefix"),
         *REASONING_KEYS,
-        *WEIGHT_KEYS,
+        *SWITCH_KEYS,
     }
 )
 """Keys of messages that some template shows, or that specify what is trained."""
-_NOT_COMPARED = ("origin", "bare")
+_NOT_COMPARED = ("origin", "bare", "images_dropped")
 _ESCAPED_WHITESPACE = re.compile(rb"\\[nrt]")
 _OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY
 
@@ -53,7 +53,13 @@ class RecordHasher:
     def __init__(
         self, format_name: str, options: RecordOptions, keys: tuple[str, ...], template: str
     ) -> None:
-        options = dataclasses.replace(options, chat=True, tool_calls=True, reasoning=True)
+        options = dataclasses.replace(
+            options,
+            chat=True,
+            tool_calls=True,
+            reasoning=True,
+            shown_roles=RecordOptions().shown_roles,
+        )
         self._read, self._keys = record_reader(format_name, options), keys
         self._words = frozenset(re.findall(r"\w+", template))
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from sftprep.chat_template.compiler.compilation import RenderedPieces
+from sftprep.chat_template.reference.content_forms import to_parts
 from sftprep.chat_template.template import ChatTemplate, Rendered, to_rendered
 from sftprep.chat_template.tool_call_fallbacks import alternative_forms
 from sftprep.core.types import Counts, Example, Message
@@ -159,6 +160,8 @@ class ConversationRenderer:
         with_generation_prompt: bool,
     ) -> RenderedPieces | Rendered:
         """Render a conversation, or an alternative form of it that the template does not reject."""
+        if template.part_roles:
+            messages = to_parts(messages, template.part_roles)
         try:
             return template.render_pieces(
                 messages,

@@ -18,6 +18,7 @@ _Row = tuple[str, int, str]
 """A row of the table: its name, a number, and a note."""
 
 _MOST_SOURCES = 20
+_MOST_COLUMNS = 12
 
 
 def summary_lines(report: BuildReport) -> list[str]:
@@ -32,6 +33,7 @@ def summary_lines(report: BuildReport) -> list[str]:
     ]
     return [
         *table,
+        *_reading_lines(report),
         *_function_lines(manifest),
         *_mask_lines(manifest),
         *_source_lines(manifest),
@@ -55,6 +57,7 @@ def summary_data(report: BuildReport) -> dict[str, Any]:
             for name, accounting in source_accounts(manifest)
         ],
         "inputs": [dataclasses.asdict(info) for info in manifest.inputs],
+        "reading": _reading_data(report),
         "evaluation": None if report.evaluation is None else _evaluation_data(report.evaluation),
         "packs": manifest.rows,
         "fill": manifest.plan["fill"],
@@ -196,7 +199,36 @@ def _reason_rows(what: str, group: dict[str, int], note: str = "") -> Iterator[_
     )
 
 
+def _reading_data(report: BuildReport) -> list[dict[str, Any]]:
+    return [
+        {
+            "format": reading.format,
+            "template": reading.template,
+            "trained": reading.trained,
+            "not_read": list(reading.not_read),
+        }
+        for reading in report.readings
+    ]
+
+
 # --- the lines below the table --------------------------------------------------------------------
+
+
+def _reading_lines(report: BuildReport) -> Iterator[str]:
+    """Yield how the records were read, once for all inputs that were read in the same way."""
+    numbers = Counter(dataclasses.replace(reading, notices=()) for reading in report.readings)
+    for reading, number in numbers.items():
+        files = f" ({format_count(number, 'file')})" if len(numbers) > 1 else ""
+        template = f", rendered by {reading.template}" if reading.template else ""
+        yield escape_control(
+            f"format: {reading.format}{files}{template}; trained: {reading.trained}"
+        )
+        if reading.not_read:
+            shown = ", ".join(reading.not_read[:_MOST_COLUMNS])
+            more = f" and {len(reading.not_read) - _MOST_COLUMNS} more"
+            yield escape_control(
+                f"not read: {shown}{more if len(reading.not_read) > _MOST_COLUMNS else ''}"
+            )
 
 
 def _function_lines(manifest: Manifest) -> Iterator[str]:

@@ -34,6 +34,7 @@ KINDS: dict[str, _Kind] = {
         " from the tokens",
         f"train each turn with its reasoning with {setting('reasoning', 'expand')}",
     ),
+    "images_dropped": _Kind("record", "the images were removed, and the text was kept"),
     "reasoning_removed": _Kind("record", "all reasoning was removed, as the settings say"),
     "prompt_not_prefix": _Kind(
         "sequence",

@@ -32,7 +32,9 @@ def memory_source(data: Any) -> Source:
     kind = dataset_kind(data)
     if kind == "Dataset":
         return Source(
-            _dataset_name(data, "Dataset"), blocks=lambda: _to_blocks(_dataset_lines(data))
+            _dataset_name(data, "Dataset"),
+            blocks=lambda: _to_blocks(_dataset_lines(data)),
+            has_schema=True,
         )
     if kind == "IterableDataset":
         return Source(
@@ -48,6 +50,7 @@ def memory_source(data: Any) -> Source:
                 for batch in data.to_batches(_BATCH)
                 for lines in iter_table_lines(batch, data.schema)
             ),
+            has_schema=True,
         )
     if callable(data):
         return Source(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from sftprep.config.validation import TextUnit
 from sftprep.sources.discovery.file_types import kind_of
 from sftprep.sources.discovery.files import find_files
 from sftprep.sources.readers.arrow_tables import arrow_pieces, read_arrow_rows
@@ -24,6 +25,7 @@ from sftprep.sources.readers.lines import (
     unpacked_blocks,
 )
 from sftprep.sources.readers.parquet_tables import parquet_pieces, read_parquet_rows
+from sftprep.sources.readers.plain_text import text_file_pieces, text_line_pieces
 from sftprep.sources.readers.table_lines import Columns
 from sftprep.sources.readers.to_jsonl import strip_null_lines
 
@@ -86,6 +88,7 @@ class Source:
             blocks in each call.
         path: The path of the file, where it differs from the name.
         columns: The columns of a table that are read; None for all.
+        has_schema: Whether data in memory has the types of a table.
     """
 
     name: str
@@ -96,6 +99,12 @@ class Source:
     blocks: Callable[[], Iterator[bytes]] | None = None
     path: str | None = None
     columns: Columns = None
+    has_schema: bool = False
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the records have the types of a table, so that objects have all keys."""
+        return self.has_schema or self.kind in ("parquet", "arrow")
 
     @property
     def file(self) -> str:
@@ -131,14 +140,21 @@ KINDS: dict[str, Kind] = {
     "lines": Kind(_ignore_columns(line_pieces), _read_lines),
     "document": Kind(_ignore_columns(document_pieces), _read_lines),
     "delimited": Kind(_ignore_columns(delimited_pieces), _read_lines),
+    "text": Kind(_ignore_columns(text_line_pieces), _read_lines),
+    "text-file": Kind(_ignore_columns(text_file_pieces), _read_lines),
     "parquet": Kind(parquet_pieces, read_parquet_rows),
     "arrow": Kind(arrow_pieces, read_arrow_rows),
 }
 
 
-def source_of(file: str) -> Source:
-    """Return the source for a file."""
-    return Source(file, kind_of(file) or "lines")
+def source_of(file: str, text_unit: TextUnit | None = None) -> Source:
+    """Return the source for a file.
+
+    Args:
+        file: The path.
+        text_unit: What a record of plain text is; None if such files are not read.
+    """
+    return Source(file, kind_of(file, text_unit) or "lines")
 
 
 def cut(inputs: Iterable[str | Source], target: int = PARTITION_BYTES) -> Iterator[Partition]:

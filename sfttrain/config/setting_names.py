@@ -26,7 +26,9 @@ _RENAMED = {
 }
 _SAME = {
     "allow_mismatch",
+    "as_chat",
     "eos_token",
+    "images",
     "max_length",
     "on_bad_record",
     "reasoning",
@@ -95,7 +97,9 @@ class TrainerNames:
         if name in _LOAD_DATASET_ARGUMENTS and self.rows is not None:
             return f"datasets.load_dataset(..., {_LOAD_DATASET_ARGUMENTS[name]}={value!r})"
         if name == "map" and self.rows is not None:
-            return f"{self.dataset}.rename_columns"
+            entries = (value or "").strip("'").split(",")
+            renames = dict(entry.split("=", 1) for entry in entries if entry)
+            return f"{self.dataset}.rename_columns" + (f"({renames})" if renames else "")
         is_known = name in _RENAMED or name in _SAME
         if not is_known or (name in _PYTHON_ONLY and isinstance(self.spelling, FlagNames)):
             return None

@@ -224,6 +224,17 @@ class SFTConfig(DeprecatedSettings, TrainingArguments):  # type: ignore[misc]
             "help": "What to do with a raw record that cannot be used: error, or quarantine."
         },
     )
+    images: Literal["error", "drop"] = field(
+        default="error",
+        metadata={"help": "What to do with a raw record that has images: error, or drop them."},
+    )
+    as_chat: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Read a prompt and a completion that are strings as turns; by default only"
+            " known pairs of other keys, such as question and answer."
+        },
+    )
     dataset_cache_dir: str | None = field(
         default=None,
         metadata={"help": "Folder of prepared datasets; by default in sftprep's cache."},

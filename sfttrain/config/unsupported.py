@@ -103,6 +103,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "truncation_mode": ("keep_start", "keep_end"),
     "packing_strategy": ("bfd", "bfd_split", "wrapped"),
     "on_bad_record": ("error", "quarantine"),
+    "images": ("error", "drop"),
 }
 
 _SYNONYMS = {"chunked_nll": "nll", "bfd-requeue": "bfd_split", "ffd": "bfd"}

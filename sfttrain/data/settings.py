@@ -39,6 +39,10 @@ class DataSettings:
     """Reasoning of earlier turns: template, keep, expand or drop."""
     on_bad_record: str
     """error or quarantine."""
+    images: str
+    """error or drop."""
+    as_chat: bool | None
+    """Whether prompts and completions that are strings are turns; None: only known pairs are."""
     skip_prepare: bool
     """Whether rows are used as they are (skip_prepare_dataset)."""
     use_completion_mask: bool
@@ -91,6 +95,8 @@ class DataSettings:
             workers=args.dataset_num_proc,
             reasoning=args.reasoning or _reasoning_of_trl(args, tokenizer),
             on_bad_record=args.on_bad_record,
+            images=args.images,
+            as_chat=args.as_chat,
             skip_prepare=bool(options.get("skip_prepare_dataset")),
             use_completion_mask=args.completion_only_loss is not False,
             train_prompt_assistants=(
@@ -117,6 +123,10 @@ class DataSettings:
             "seed": self.seed % 2**64,
             "reasoning": self.reasoning,
             "on_bad_record": self.on_bad_record,
+            "images": self.images,
+            "as_chat": self.as_chat,
+            # As in TRL, a record without an answer is trained; `auto` keeps suspects otherwise.
+            **({"quality_checks": "keep"} if self.on_bad_record == "error" else {}),
         }
 
 

@@ -325,7 +325,7 @@ def test_unsupported_settings_are_rejected_before_the_output_folder_is_created(
     records, tokenizer_dir, tmp_path
 ):
     text, chat = records([{"text": "a"}], "t.jsonl"), records([{"messages": CHAT}], "c.jsonl")
-    other = records([{"question": "a", "answer": "b"}], "q.jsonl")
+    other = records([{"Query": "a", "Reply": "b"}], "q.jsonl")
     unmarked = tmp_path / "unmarked.jinja"
     unmarked.write_text("{% for m in messages %}{{ m.content | upper }}{% endfor %}")
     broken = tmp_path / "broken.jinja"
@@ -362,7 +362,7 @@ def test_unsupported_settings_are_rejected_before_the_output_folder_is_created(
         (TokenizerError, "no end-of-sequence token", text, bare, {}),
         (TokenizerError, "nope", text, tokenizer_dir, {"eos_token": "<|nope|>"}),
         (TokenizerError, "nowhere", text, tmp_path / "nowhere", {}),
-        (FormatError, r"'question', 'answer'", other, tokenizer_dir, {}),
+        (FormatError, r"'Query', 'Reply'", other, tokenizer_dir, {}),
     ]
     for kind, message, path, tokenizer, settings in cases:
         with pytest.raises(kind, match=message) as caught:

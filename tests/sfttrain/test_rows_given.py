@@ -4,6 +4,7 @@ settings of the trainer."""
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -238,18 +239,18 @@ MISTAKES: list[tuple[Any, dict[str, Any], type[SftprepError], str, str]] = [
         'on_bad_record="quarantine"',
     ),
     (
-        [{"question": "a", "answer": "b"}],
+        [{"body": "a"}],
         {},
         FormatError,
         "no format fits train_dataset",
-        'dataset_text_field="KEY"',
+        'dataset_text_field="body"',
     ),
     (
-        [{"question": "a", "answer": "b"}],
+        [{"Question": "a", "Reply": "b"}],
         {},
         FormatError,
-        "the keys 'question', 'answer'",
-        "train_dataset.rename_columns",
+        "the keys 'Question', 'Reply'",
+        "train_dataset.rename_columns({'Question': 'instruction', 'Reply': 'output'})",
     ),
     (
         TEXTS,
@@ -295,12 +296,21 @@ def test_errors_name_the_settings_of_the_trainer(
     assert " --" not in text
 
 
+def test_images_of_a_path_are_refused_or_dropped(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps({**row, "images": ["a.png"]}) + "\n" for row in CHATS))
+    with pytest.raises(RecordError, match="holds an image") as caught:
+        make_sft_trainer(model, tmp_path, str(path))
+    assert 'images="drop"' in caught.value.remedy
+    assert len(make_sft_trainer(model, tmp_path, str(path), images="drop").train_dataset)
+
+
 def test_errors_of_a_stream_name_the_settings_of_the_trainer(model: Path, tmp_path: Path) -> None:
     def stream_of(rows: list[Any]) -> Any:
         return Dataset.from_list(rows).to_iterable_dataset()
 
     with pytest.raises(FormatError, match="no format fits train_dataset") as wrong:
-        make_sft_trainer(model, tmp_path, stream_of([{"question": "a", "answer": "b"}]))
+        make_sft_trainer(model, tmp_path, stream_of([{"Question": "a", "Reply": "b"}]))
     assert "--" not in str(wrong.value)
     bad = [*TEXTS, {"text": None}]
     with pytest.raises(RecordError, match=f"train_dataset:{len(bad)}: ") as caught:

@@ -61,6 +61,7 @@ def rows(format_name: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
             "input": text(k) if k % 2 else "",
             "output": text(k),
         },
+        "question/answer": lambda k: {"question": text(k), "answer": text(k)},
         "tokens": lambda k: {
             "input_ids": [draw.randrange(3, 500) for _ in range(draw.randint(2, 60))]
         },

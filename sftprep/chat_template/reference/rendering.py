@@ -199,3 +199,16 @@ def normalize_messages(messages: list[Message]) -> list[Message]:
                     "reasoning_content": reasoning,
                 }
     return normalized
+
+
+def check_tools(tools: list[Any]) -> None:
+    """Raise TemplateError for a tool schema that is not an object."""
+    for index, tool in enumerate(tools):
+        if not isinstance(tool, dict):
+            raise TemplateError(
+                f"tool {index + 1} is a {type(tool).__name__}, not a JSON schema",
+                remedy=(
+                    'write each tool as {"type": "function", "function": {"name": ...,'
+                    ' "parameters": ...}}'
+                ),
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from sftprep.config.validation import TextUnit
 from sftprep.sources.readers.lines import COMPRESSION
 
 _TEXT = {
@@ -22,6 +23,13 @@ SUFFIXES: dict[str, str] = {
 }
 """The suffix of a file's name -> its kind, a key of `sources.partition.KINDS`."""
 
+_PLAIN_TEXT = tuple(
+    f"{n}{packed}" for n in (".txt", ".text", ".md") for packed in ("", *COMPRESSION)
+)
+"""Suffixes of plain text, which is only read if the user asks for text."""
+
+_TEXT_KINDS: dict[TextUnit, str] = {"line": "text", "file": "text-file"}
+
 _METADATA_NAMES = frozenset(
     {
         "dataset_info.json",
@@ -36,17 +44,31 @@ _METADATA_NAMES = frozenset(
 """Files that usually describe data and contain no records; a search of a folder skips them."""
 
 
-def kind_of(file: str) -> str | None:
-    """Return the kind of a file, or None if files of its kind are not read."""
+def kind_of(file: str, text_unit: TextUnit | None = None) -> str | None:
+    """Return the kind of a file, or None if files of its kind are not read.
+
+    Args:
+        file: The path or name.
+        text_unit: What a record of plain text is; None if plain text is not read.
+    """
     name = os.path.basename(file)
-    return next((kind for suffix, kind in SUFFIXES.items() if name.endswith(suffix)), None)
+    kind = next((kind for suffix, kind in SUFFIXES.items() if name.endswith(suffix)), None)
+    if kind is None and text_unit is not None and is_plain_text(name):
+        return _TEXT_KINDS[text_unit]
+    return kind
 
 
-def is_data(path: str) -> bool:
+def is_plain_text(file: str) -> bool:
+    """Whether the name of a file is that of plain text."""
+    return file.endswith(_PLAIN_TEXT)
+
+
+def is_data(path: str, text_unit: TextUnit | None = None) -> bool:
     """Whether a search of a folder reads a path: it is neither hidden nor metadata."""
     return (
-        kind_of(path) is not None
+        kind_of(path, text_unit) is not None
         and os.path.basename(path) not in _METADATA_NAMES
+        and not (is_plain_text(path) and is_metadata(path))
         and not f"/{path}".count("/.")
     )
 

@@ -12,9 +12,9 @@ import glob
 import os
 from itertools import takewhile
 
-from sftprep.config.validation import check_local_path, expand_path, printable
+from sftprep.config.validation import TextUnit, check_local_path, expand_path, printable
 from sftprep.errors import ConfigError, FormatError, InputNotFound, InputUnreadable, setting
-from sftprep.sources.discovery.file_types import SUFFIXES, kind_of
+from sftprep.sources.discovery.file_types import SUFFIXES, is_plain_text, kind_of
 from sftprep.sources.discovery.hub_splits import HubConfig, files_of_splits
 from sftprep.sources.discovery.paths import (
     check_regular,
@@ -34,6 +34,7 @@ def find_files(
     *,
     output: str | None = None,
     other_split: str | None = None,
+    text_unit: TextUnit | None = None,
 ) -> list[str]:
     """Return the files that paths, globs and folders name, in the order of the inputs.
 
@@ -46,6 +47,7 @@ def find_files(
             names contain the split, as on the Hub.
         output: The folder that is written to; nothing in it is read.
         other_split: A split that another call reads, which is not logged as skipped.
+        text_unit: What a record of plain text is; None if such files are not read.
 
     Raises:
         InputNotFound: A name matches no file.
@@ -60,7 +62,10 @@ def find_files(
             remedy="specify a .jsonl file, a glob or a folder: sftprep build data.jsonl ...",
         )
     search = FolderSearch(
-        None if output is None else os.path.realpath(output), split, other_split=other_split
+        None if output is None else os.path.realpath(output),
+        split,
+        other_split=other_split,
+        text_unit=text_unit,
     )
     files = [file for name in inputs for file in _expand_input(name, search)]
     search.report()
@@ -136,10 +141,12 @@ def _expand_input(name: str, search: FolderSearch) -> list[str]:
     if not os.path.lexists(name):
         return _match_pattern(name, search)
     check_regular(name)
-    if kind_of(name) is None:
+    if kind_of(name, search.text_unit) is None:
         raise FormatError(
             f"{name} is not a kind of file that is read: {', '.join(SUFFIXES)}",
-            remedy="convert it to JSON lines, or rename it if it is one of these kinds already",
+            remedy=f"read its lines as texts, try: {setting('format', 'text')}"
+            if is_plain_text(name)
+            else "convert it to JSON lines, or rename it if it is one of these kinds already",
         )
     return [name]
 
@@ -156,7 +163,9 @@ def _match_pattern(pattern: str, search: FolderSearch) -> list[str]:
     files = sorted(found.difference(folders))
     for file in files:
         check_regular(file)
-    wrong = [file for file in search.remove_duplicates(files) if kind_of(file) is None]
+    wrong = [
+        file for file in search.remove_duplicates(files) if kind_of(file, search.text_unit) is None
+    ]
     if wrong:
         raise FormatError(
             f"{pattern} matches {wrong[0]}, which is not a kind of file that is read: "
@@ -203,7 +212,10 @@ def _search_folder(folder: str, search: FolderSearch) -> list[str]:
         search.report()
         raise InputNotFound(
             f"the folder {folder} contains no {', '.join(SUFFIXES)} file",
-            remedy="specify a folder with data, or convert the files",
+            remedy=[
+                "specify a folder with data, or convert the files",
+                f"read plain text files with {setting('format', 'text')}",
+            ],
         )
     return _select_split(folder, found, search)
 

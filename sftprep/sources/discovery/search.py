@@ -15,13 +15,14 @@ from functools import cached_property
 from pathlib import Path
 
 from sftprep.config.cache_location import cache_dir
-from sftprep.config.validation import printable
+from sftprep.config.validation import TextUnit, printable
 from sftprep.errors import InputUnreadable
 from sftprep.shards.layout import SHARD_FOLDER, WORK_FOLDER, has_work_folder
 from sftprep.sources.discovery.file_types import (
     is_data,
     is_metadata,
     is_named_like_metadata,
+    is_plain_text,
     kind_of,
 )
 from sftprep.sources.discovery.paths import (
@@ -37,6 +38,7 @@ from sftprep.sources.discovery.paths import (
 from sftprep.sources.discovery.saved import SPLITS, STATE, SavedFolder, read_saved_folder
 from sftprep.sources.readers.lines import convert_os_errors
 
+_PLAIN_TEXT = "not a kind that is read, except with the format text"
 _INTERMEDIATE = "intermediate files of a build"
 _log = logging.getLogger(__name__)
 
@@ -48,14 +50,21 @@ class FolderSearch:
         output: The real path of the folder that is written to; None if there is none.
         split: The requested split.
         other_split: A split that another search reads, which is not noted as skipped.
+        text_unit: What a record of plain text is; None if such files are not read.
     """
 
     def __init__(
-        self, output: str | None, split: str | None = None, *, other_split: str | None = None
+        self,
+        output: str | None,
+        split: str | None = None,
+        *,
+        other_split: str | None = None,
+        text_unit: TextUnit | None = None,
     ) -> None:
         self.output = output
         self.split = split
         self.other_split = other_split
+        self.text_unit = text_unit
         self._cache = os.path.realpath(cache_dir())
         self._skipped: dict[str, list[str]] = {}  # reason -> paths
         self._links: list[str] = []  # links to folders that were not followed
@@ -280,7 +289,7 @@ class FolderSearch:
             _log.warning("not read: %s%s (%s)", shown, more, reason)
 
     def _is_wanted(self, path: str) -> bool:
-        if is_data(os.path.basename(path)):
+        if is_data(os.path.basename(path), self.text_unit):
             check_regular(path)
             return True
         # The name of a broken link does not show whether it led to a folder of data.
@@ -288,7 +297,8 @@ class FolderSearch:
         if is_named_like_metadata(path):
             self.skip("files with names of metadata, which are read only if they are named", path)
         elif not is_metadata(path):
-            self.skip("not a kind of file that is read", path)
+            is_text = is_plain_text(path)
+            self.skip(_PLAIN_TEXT if is_text else "not a kind of file that is read", path)
         return False
 
     def skip(self, reason: str, path: str) -> None:

@@ -31,8 +31,9 @@ def parse_line(line: bytes, number: int) -> dict[str, Any] | Rejected | None:
     """Return the object on a line, or its rejection, or None for a line of whitespace.
 
     The JSON is strict: no NaN, no lone surrogates, at most 1,024 levels. A byte order mark before
-    it is skipped. A line longer than LARGEST_LINE is rejected, because readers cut such lines off,
-    and the start of a record may be valid JSON.
+    it is skipped. A list of objects is a conversation without the key `messages`. A line longer
+    than LARGEST_LINE is rejected, because readers cut such lines off, and the start of a record may
+    be valid JSON.
 
     Args:
         line: The bytes of the line.
@@ -40,6 +41,7 @@ def parse_line(line: bytes, number: int) -> dict[str, Any] | Rejected | None:
 
     Example:
         parse_line(b'{"text": "a"}', 0)  ->  {"text": "a"}
+        parse_line(b'[{"role": "user"}]', 0)  ->  {"messages": [{"role": "user"}]}
         parse_line(b"[1]", 7)            ->  Rejected(line=7, column=1, reason="bad_row", ...)
     """
     if len(line) > LARGEST_LINE:
@@ -52,6 +54,8 @@ def parse_line(line: bytes, number: int) -> dict[str, Any] | Rejected | None:
         return _parse_unusual(line, number, error)
     if type(record) is dict:
         return record
+    if type(record) is list and record and all(type(item) is dict for item in record):
+        return {"messages": record}
     return Rejected(
         number, 1, "bad_row", f"a record is a JSON object, not {_json_type(record)}", excerpt(line)
     )

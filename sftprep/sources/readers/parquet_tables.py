@@ -22,6 +22,7 @@ from sftprep.sources.readers.table_lines import (
     check_row_count,
     convert_arrow_errors,
     estimate_sizes,
+    image_columns,
     json_columns,
     pieces_of_batches,
     table_lines,
@@ -217,10 +218,7 @@ def _expands(file: str, parquet: Any, group: _RowGroup, columns: Columns) -> boo
 
 def _read_batches(file: str, parquet: Any, group: _RowGroup, columns: Columns) -> Iterator[Any]:
     """Yield the rows of a row group as record batches that fit into memory."""
-    selection = {
-        "row_groups": [group.number],
-        "columns": json_columns(parquet.schema_arrow, columns),
-    }
+    selection = {"row_groups": [group.number], "columns": _decoded_columns(parquet, columns)}
     if group.longest * group.rows <= 4 * SLICE_BYTES or group.bytes > _SMALL_GROUP:
         yield from parquet.iter_batches(group.batch, **selection)
         return
@@ -233,6 +231,14 @@ def _read_batches(file: str, parquet: Any, group: _RowGroup, columns: Columns) -
     ]
     with _open_parquet(file, metadata=parquet.metadata, read_dictionary=paths) as dictionaries:
         yield from dictionaries.iter_batches(group.batch, **selection)
+
+
+def _decoded_columns(parquet: Any, columns: Columns) -> list[str]:
+    """Return the columns to decode; of images only the path, which shows whether there is one."""
+    images = image_columns(parquet.schema_arrow)
+    leaves = (parquet.schema.column(k).path for k in range(len(parquet.schema)))
+    paths = [p for p in leaves if p.endswith(".path") and p.split(".")[0] in images]
+    return json_columns(parquet.schema_arrow, columns) + paths
 
 
 @contextmanager

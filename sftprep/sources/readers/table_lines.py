@@ -156,8 +156,11 @@ def check_column_names(name: str, schema: Any) -> None:
 
 
 def wanted_fields(schema: Any, wanted: Columns) -> list[Any]:
-    """Return the fields of the wanted columns."""
-    return [field for field in schema if wanted is None or field.name in wanted]
+    """Return the fields of the wanted columns.
+
+    Columns of images are always wanted: a record with an image must not be read without notice.
+    """
+    return [field for field in schema if wanted is None or field.name in wanted or _is_image(field)]
 
 
 def json_columns(schema: Any, wanted: Columns) -> list[str]:
@@ -165,6 +168,11 @@ def json_columns(schema: Any, wanted: Columns) -> list[str]:
     return [
         field.name for field in wanted_fields(schema, wanted) if _opaque_kind(field.type) is None
     ]
+
+
+def image_columns(schema: Any) -> set[str]:
+    """Return the names of the columns of images, of which only the presence is read."""
+    return {field.name for field in schema if _is_image(field)}
 
 
 def check_row_count(file: str, rows: int, end: int) -> None:
@@ -203,15 +211,16 @@ def convert_arrow_errors(file: str) -> Iterator[None]:
 
 
 def _to_lines(batch: Any, schema: Any, wanted: Columns) -> bytes:
-    names = [name for name in batch.schema.names if wanted is None or name in wanted]
-    columns = [_to_objects(batch.column(name)) for name in names]
-    absent = [
-        field
-        for field in schema
-        if field.name not in names and (wanted is None or field.name in wanted)
+    kinds = {field.name: _opaque_kind(field.type) for field in wanted_fields(schema, wanted)}
+    names = [name for name in batch.schema.names if name in kinds]
+    columns = [
+        _to_objects(batch.column(name))
+        if (kind := kinds[name]) is None
+        else _to_opaque(batch.column(name), kind)
+        for name in names
     ]
     # The batch lacks only columns that are not JSON; see `json_columns`.
-    opaque = {field.name: {OPAQUE: _opaque_kind(field.type)} for field in absent}
+    opaque = {name: {OPAQUE: kind} for name, kind in kinds.items() if name not in names}
     if not columns:
         return rows_to_lines(opaque for _ in range(batch.num_rows))
     rows = (dict(zip(names, cells, strict=True), **opaque) for cells in zip(*columns, strict=True))
@@ -241,6 +250,10 @@ def _opaque_kind(kind: Any) -> str | None:
     return None
 
 
+def _is_image(field: Any) -> bool:
+    return "image" in (_opaque_kind(field.type) or "")
+
+
 def _to_objects(array: Any) -> list[Any]:
     """Return the values of an array as Python objects."""
     import pyarrow as pa
@@ -249,7 +262,7 @@ def _to_objects(array: Any) -> list[Any]:
     if kind.equals(pa.json_(pa.string())) or kind.equals(pa.json_(pa.large_string())):
         return [None if text is None else _copy_json(text) for text in array.storage.to_pylist()]
     if (opaque := _opaque_kind(kind)) is not None:
-        return [{OPAQUE: opaque}] * len(array)
+        return _to_opaque(array, opaque)
     if isinstance(array, pa.ExtensionArray):
         return _to_objects(array.storage)
     if pa.types.is_dictionary(kind):
@@ -265,6 +278,17 @@ def _to_objects(array: Any) -> list[Any]:
     convert = next((c for test, c in _CONVERTERS if getattr(pa.types, test)(kind)), None)
     objects: list[Any] = convert(array) if convert is not None else array.to_pylist()
     return objects
+
+
+def _to_opaque(array: Any, kind: str) -> list[Any]:
+    """Return the values of an array that is not JSON: null, an empty list, or what they hold."""
+    import pyarrow as pa
+
+    objects: list[Any] = [{OPAQUE: kind}] * len(array)
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        lengths = array.value_lengths().to_pylist()
+        objects = [value if length else [] for value, length in zip(objects, lengths, strict=True)]
+    return _restore_nulls(objects, array)
 
 
 def _dictionary_to_objects(array: Any) -> list[Any]:

@@ -91,7 +91,7 @@ def without_nulls(value: Any) -> Any:
 def strip_null_lines(data: bytes) -> bytes:
     """Return lines of JSON objects without keys whose value is null, at every depth.
 
-    A line that is not an object stays as it is.
+    A line that is neither an object nor a list stays as it is.
     """
     return b"\n".join(map(_strip_nulls, data.split(b"\n"))) if b"null" in data else data
 
@@ -129,7 +129,7 @@ def _strip_nulls(line: bytes) -> bytes:
         row = orjson.loads(line)
     except orjson.JSONDecodeError:
         return line
-    return orjson.dumps(without_nulls(row)) if isinstance(row, dict) else line
+    return orjson.dumps(without_nulls(row)) if isinstance(row, (dict, list)) else line
 
 
 def _to_line(row: dict[str, Any]) -> bytes:

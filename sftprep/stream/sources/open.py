@@ -16,11 +16,13 @@ from typing import Any
 
 from sftprep.config.build import BuildConfig
 from sftprep.config.user_functions import resolve_function
+from sftprep.config.validation import TextUnit
 from sftprep.errors import ConfigError
-from sftprep.pipeline.setup import format_of
+from sftprep.pipeline.setup import inspect_source, log_notices
 from sftprep.recipe import Recipe
 from sftprep.sources.discovery.files import find_files, reject_duplicates
 from sftprep.sources.discovery.hub import HubFile, hub_files, is_hub_name
+from sftprep.sources.in_memory import dataset_kind
 from sftprep.sources.lanes import block_bytes, is_plain
 from sftprep.sources.partition import cut, read_partition, source_of
 from sftprep.sources.readers.lines import file_size, reject_shorter
@@ -121,12 +123,21 @@ def _open_files(
     reject_duplicates([file.path for file in files])
     sizes = [file_size(file.path) for file in files]
     lines = [
-        FileLines(file.path, strip_nulls, size) for file, size in zip(files, sizes, strict=True)
+        FileLines(file.path, strip_nulls, size, _text_unit(config))
+        for file, size in zip(files, sizes, strict=True)
     ]
-    formats = [
-        format_of(file.name, file_lines(0, 0), config, recipe)
+    readings = [
+        inspect_source(
+            file.name,
+            file_lines(0, 0),
+            config,
+            recipe,
+            is_table=source_of(file.path).is_table and not strip_nulls,
+        )
         for file, file_lines in zip(files, lines, strict=True)
     ]
+    log_notices([file.name for file in files], readings)
+    formats = [reading.format for reading in readings]
     # Nulls are removed record by record, so such files are not read by blocks.
     is_block_file = [is_plain(file.path) and not strip_nulls for file in files]
     block = block_bytes(
@@ -164,7 +175,13 @@ def _find_files(name: str, config: BuildConfig) -> list[HubFile]:
         return hub_files(
             name, config_name=read.config_name, split=read.split, revision=read.revision
         )
-    return [HubFile(file, file) for file in find_files((name,), read.split)]
+    files = find_files((name,), read.split, text_unit=_text_unit(config))
+    return [HubFile(file, file) for file in files]
+
+
+def _text_unit(config: BuildConfig) -> TextUnit | None:
+    """Return what a record of plain text is, or None if such files are not read."""
+    return config.read.text_unit if config.format.format == "text" else None
 
 
 def _open_iterable_dataset(
@@ -175,15 +192,31 @@ def _open_iterable_dataset(
         # A copy, since iterating changes the state and the epoch of the dataset.
         lines = DatasetLines(copy.copy(data), strip_nulls)
         return _open_rows(lines, DATASET_NAME, int(data.num_shards), config, recipe, part)
-    name = format_of(DATASET_NAME, iter_lines(data), config, recipe)
+    name = _format_of(DATASET_NAME, iter_lines(data), config, recipe)
     return ShardedDataset(data, name, strip_nulls, part), part + config.pack.lanes
 
 
 def _open_rows(
     lines: Lines, name: str, known: Any, config: BuildConfig, recipe: Recipe, part: int
 ) -> tuple[Source, int]:
-    format_name = format_of(name, lines(0, 0), config, recipe)
+    is_table = isinstance(lines, SequenceLines) and dataset_kind(lines.records) == "Dataset"
+    format_name = _format_of(name, lines(0, 0), config, recipe, is_table=is_table)
     return Rows(lines, name, format_name, part, known), part + 1
+
+
+def _format_of(
+    name: str,
+    lines: Iterable[bytes],
+    config: BuildConfig,
+    recipe: Recipe,
+    *,
+    is_table: bool = False,
+) -> str:
+    """Return the format of a source, and log what the user should know about it."""
+    is_table = is_table and not config.read.strip_nulls
+    reading = inspect_source(name, lines, config, recipe, is_table=is_table)
+    log_notices([name], [reading])
+    return reading.format
 
 
 # Functions of type `Lines`: they return the lines of an epoch from a number on. They are classes,
@@ -199,15 +232,19 @@ class FileLines:
         strip_nulls: Whether keys with the value null are removed.
         size: The size of the file in bytes when the stream was created. Reading raises
             InputChanged if the file has become shorter.
+        text_unit: What a record of plain text is; None if such files are not read.
     """
 
     file: str
     strip_nulls: bool = False
     size: int = 0
+    text_unit: TextUnit | None = None
 
     def __call__(self, _epoch: int, first: int) -> Iterator[bytes]:
         at = 0
-        source = dataclasses.replace(source_of(self.file), strip_nulls=self.strip_nulls)
+        source = dataclasses.replace(
+            source_of(self.file, self.text_unit), strip_nulls=self.strip_nulls
+        )
         for partition in cut([source], _PARTITION_BYTES):
             if partition.kind in ("parquet", "arrow") and partition.end <= first:
                 at = partition.end

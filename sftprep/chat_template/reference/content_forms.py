@@ -1,0 +1,73 @@
+"""The forms in which a template takes messages, found by rendering probes with it.
+
+Templates of vision models iterate over the parts of a content, and write nothing for a string.
+Other templates know only some of the roles for the results of tools.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sftprep.core.types import Message
+from sftprep.errors import TemplateError
+
+Render = Callable[[list[Message]], str]
+"""Renders messages, or raises TemplateError."""
+
+_PROBE = "sftprep probe 7391"
+_CONTENT_ROLES = ("user", "system", "assistant")
+
+
+def find_part_roles(render: Render) -> frozenset[str]:
+    """Return the roles whose content a template shows only if it is a list of parts.
+
+    Args:
+        render: The template.
+    """
+    found: set[str] = set()
+    for role in _CONTENT_ROLES:
+        request = _turn("user", "a", found)
+        before = [request] if role == "assistant" else []
+        after = [request] if role == "system" else []
+        if not _shows(render, [*before, _turn(role, _PROBE, ()), *after]) and _shows(
+            render, [*before, _turn(role, _PROBE, (role,)), *after]
+        ):
+            found.add(role)
+    # Results of tools and instructions of developers are written like texts of the user, if at all.
+    return frozenset(found | {"tool", "developer"} if "user" in found else found)
+
+
+def find_shown_roles(render: Render, roles: frozenset[str]) -> frozenset[str]:
+    """Return those of some roles whose messages a template shows after a tool call."""
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    calling = {"role": "assistant", "content": "", "tool_calls": [call]}
+    before = [{"role": "user", "content": "a"}]
+    return frozenset(
+        role
+        for role in roles
+        if any(
+            _shows(render, [*before, answer, {"role": role, "name": "f", "content": _PROBE}])
+            for answer in (calling, {"role": "assistant", "content": "b"})
+        )
+    )
+
+
+def to_parts(messages: list[Message], roles: frozenset[str]) -> list[Message]:
+    """Return messages in which the strings of some roles are lists with a part of text."""
+    return [
+        {**message, "content": [{"type": "text", "text": message["content"]}]}
+        if type(message.get("content")) is str and message.get("role") in roles
+        else message
+        for message in messages
+    ]
+
+
+def _turn(role: str, content: str, part_roles: set[str] | tuple[str, ...]) -> Message:
+    return to_parts([{"role": role, "content": content}], frozenset(part_roles))[0]
+
+
+def _shows(render: Render, messages: list[Message]) -> bool:
+    try:
+        return _PROBE in render(messages)
+    except TemplateError:
+        return False

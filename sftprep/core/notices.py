@@ -1,0 +1,43 @@
+"""Notices: logged warnings that name settings in the form of the front end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from sftprep.errors import PythonNames, SettingNames, SftprepError, escape_control
+
+_log = logging.getLogger(__name__)
+_PYTHON = PythonNames()
+_front_end: ContextVar[SettingNames] = ContextVar("front_end", default=_PYTHON)
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something about an input that the user should know, and what can be done about it.
+
+    Attributes:
+        text: The description; it may contain references to settings.
+        remedy: What can be done, likewise.
+    """
+
+    text: str
+    remedy: str = ""
+
+    def log(self, prefix: str = "") -> None:
+        """Log the notice as a warning, after a prefix such as the name of the input."""
+        shown = SftprepError(f"{prefix}{self.text}", remedy=self.remedy)
+        _log.warning("warning: %s", escape_control(str(shown.shown_by(_front_end.get()))))
+
+
+@contextmanager
+def settings_shown_as(names: SettingNames) -> Iterator[None]:
+    """Render the settings in notices in the form of a front end."""
+    token = _front_end.set(names)
+    try:
+        yield
+    finally:
+        _front_end.reset(token)

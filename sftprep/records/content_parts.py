@@ -1,0 +1,121 @@
+"""Content that is a list of parts: texts, reasoning, tool calls and their results.
+
+The spellings are those of OpenAI, Anthropic, Gemini, Hugging Face and TRL.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sftprep.core.types import Message
+from sftprep.records.images import is_image_part
+from sftprep.records.options import InvalidRecord, RecordOptions, require_string
+from sftprep.records.tool_calls import parse_calls
+
+_TEXT_TYPES = (None, "text", "input_text", "output_text")
+_REASONING_TYPES = ("reasoning", "thinking")
+_CALL_TYPES = ("tool_call", "tool_use", "function_call", "functionCall")
+_RESULT_TYPES = ("tool_result", "functionResponse", "function_response")
+_TEXT_KEYS = ("text", "value", "content", "reasoning", "thinking")
+
+
+def from_parts(
+    message: Message, parts: list[Any], where: str, options: RecordOptions
+) -> list[Message]:
+    """Return the messages of a message whose content is a list of parts.
+
+    Parts of text are joined. Parts with reasoning or tool calls become keys of the message, and
+    results of tools become messages of their own, as templates expect them.
+
+    Args:
+        message: The message.
+        parts: Its content.
+        where: The position of the message, for errors.
+        options: What the template can show.
+
+    Raises:
+        InvalidRecord: A part is not valid, or the template cannot show it: it would be missing
+            without notice.
+
+    Example:
+        [{"type": "text", "text": "a"}, {"type": "tool_use", "name": "f", "input": {}}]  ->
+            content "a" and tool_calls [{"type": "function", "function": {"name": "f", ...}}]
+    """
+    texts: list[str] = []
+    added: Message = {}  # reasoning and calls
+    results: list[Message] = []
+    for item in parts:
+        part = item if isinstance(item, dict) else {"type": "text", "text": item}
+        kind = _kind_of(part)
+        if kind in _TEXT_TYPES:
+            texts.append(_part_text(part, where))
+        elif kind in _REASONING_TYPES and options.reasoning:
+            earlier = added.get("reasoning_content") or message.get("reasoning_content") or ""
+            added["reasoning_content"] = earlier + _part_text(part, where)
+        elif kind in _CALL_TYPES and options.tool_calls:
+            calls = _parse_call_part(part, kind, where)
+            earlier_calls = added.get("tool_calls") or message.get("tool_calls") or ()
+            added["tool_calls"] = [*earlier_calls, *calls]
+        elif kind in _RESULT_TYPES:
+            results.append(_to_result(part, kind, where, options))
+        else:
+            raise _unsupported(part, kind, where)
+    whole = {**message, "content": "".join(texts), **added}
+    # A message of the user that only carries results has nothing else to show.
+    return [*results, whole] if texts or added or not results else results
+
+
+def _kind_of(part: dict[str, Any]) -> Any:
+    """Return the type of a part; parts of Gemini have a key instead of a type."""
+    kind = part.get("type")
+    if kind is None:
+        return next((key for key in ("functionCall", "functionResponse") if part.get(key)), None)
+    return kind
+
+
+def _part_text(part: dict[str, Any], where: str) -> str:
+    kind = part.get("type", "text")
+    for key in _TEXT_KEYS:
+        if key in part:
+            return require_string(part[key], f"a {kind} part of {where}")
+    if is_image_part(part):
+        raise _unsupported(part, "image", where)
+    raise InvalidRecord("bad_row", f"a {kind} part of {where} has no text")
+
+
+def _parse_call_part(part: dict[str, Any], kind: str, where: str) -> list[dict[str, Any]]:
+    what = f"a tool call part of {where}"
+    if isinstance(part.get(kind), dict):
+        return parse_calls(part[kind], what)
+    if "name" not in part and "function" not in part:
+        return parse_calls(_part_text(part, where), what)
+    calls = parse_calls(part, what)
+    if isinstance(part.get("id"), str):
+        calls[0] = {"id": part["id"], **calls[0]}
+    return calls
+
+
+def _to_result(part: dict[str, Any], kind: str, where: str, options: RecordOptions) -> Message:
+    """Return the message of a tool for the result in a part."""
+    inner = part[kind] if isinstance(part.get(kind), dict) else part
+    content = next((inner[key] for key in ("content", "response", "output") if key in inner), "")
+    message: Message = {"role": "tool"}
+    if isinstance(inner.get("name"), str):
+        message["name"] = inner["name"]
+    call = inner.get("tool_use_id", inner.get("tool_call_id"))
+    if isinstance(call, str):
+        message["tool_call_id"] = call
+    if isinstance(content, list):
+        (message,) = from_parts(message, content, f"the result in {where}", options)
+    else:
+        text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+        message["content"] = text
+    return message
+
+
+def _unsupported(part: dict[str, Any], kind: Any, where: str) -> InvalidRecord:
+    return InvalidRecord(
+        "images" if is_image_part(part) else "unsupported_part",
+        f"{where} has a content part of type {kind!r}, which the chat template cannot show",
+    )

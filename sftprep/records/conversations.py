@@ -1,0 +1,126 @@
+"""Records with messages: conversations, and the keys alongside them that belong to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sftprep.core.types import Example, Message
+from sftprep.records.messages import read_messages
+from sftprep.records.options import InvalidRecord, Record, RecordOptions, require_string
+from sftprep.records.roles import is_answered
+from sftprep.records.switches import read_switches
+from sftprep.records.tool_calls import read_functions, read_tools
+
+SYSTEM_KEYS = ("system", "system_prompt", "systemInstruction", "system_instruction")
+"""Keys of the system prompt alongside a conversation."""
+
+ANSWER_KEYS = ("answer", "response", "output", "completion")
+"""Keys of the answer to a conversation that ends with a message of the user."""
+
+REASONING_KEYS = ("reasoning", "reasoning_content", "thinking")
+"""Keys of the reasoning before that answer."""
+
+_REASONING_MODES = frozenset({"", "on", "off", "none", "low", "medium", "high", "true", "false"})
+"""Values that say how much reasoning was requested."""
+
+CHAT_KEYS = frozenset({"tools", "functions", "chat_template_kwargs", *SYSTEM_KEYS})
+"""Keys that are read alongside every conversation."""
+
+TURN_KEYS = CHAT_KEYS | {*ANSWER_KEYS, *REASONING_KEYS}
+"""Keys that are read alongside a list of messages."""
+
+
+def conversation_reader(key: str) -> Callable[[Record, int, RecordOptions], Example]:
+    """Return the function that reads records whose messages are under a key."""
+
+    def convert(record: Record, line: int, options: RecordOptions) -> Example:
+        messages = read_messages(record[key], key, options)
+        if not is_answered(messages):
+            messages = _add_answer(messages, record, options)
+        return complete_chat(Example(line, messages=messages), record, options)
+
+    return convert
+
+
+def to_turns(value: Any, role: str, name: str, options: RecordOptions) -> list[Message]:
+    """Return the messages of a prompt or an answer.
+
+    Args:
+        value: A string, which is one message, or a list of messages.
+        role: The role of a string.
+        name: The key, for messages of errors.
+        options: What the template can show.
+    """
+    if isinstance(value, list):
+        if value and all(isinstance(item, str) for item in value):
+            raise InvalidRecord("bad_type", f'"{name}" is a list of texts, not one text')
+        return read_messages(value, name, options)
+    return [{"role": role, "content": require_string(value, f'"{name}"')}]
+
+
+def complete_chat(example: Example, record: Record, options: RecordOptions) -> Example:
+    """Add the system prompt, tools, template variables and weights of a record to its example."""
+    messages = example.messages or []
+    if not CHAT_KEYS.isdisjoint(record):
+        system = read_system(record, options)
+        if system is not None and messages[0]["role"] not in ("system", "developer"):
+            messages = example.messages = [{"role": "system", "content": system}, *messages]
+            if example.prompt_messages is not None:
+                example.prompt_messages = messages[: len(example.prompt_messages) + 1]
+        if record.get("tools"):
+            example.tools = read_tools(record["tools"])
+        if not example.tools and record.get("functions"):
+            example.tools = read_functions(record["functions"])
+        if record.get("chat_template_kwargs"):
+            example.template_kwargs = _read_template_kwargs(record["chat_template_kwargs"])
+    # Most messages have only a role and a content; then the keys need not be searched.
+    example.bare = max(map(len, messages)) <= 2
+    if not example.bare:
+        example.weights = read_switches(messages)
+    return example
+
+
+def read_system(record: Record, options: RecordOptions) -> str | None:
+    """Return the system prompt that a record has alongside its messages, or None.
+
+    It is text, a list of parts (Anthropic), or an object with `parts` (Gemini).
+    """
+    for key in SYSTEM_KEYS:
+        value = record.get(key)
+        if not value:
+            continue
+        if isinstance(value, (list, dict)):
+            turn = value if isinstance(value, dict) else {"content": value}
+            content = read_messages([{**turn, "role": "system"}], key, options)[0]["content"]
+        else:
+            content = require_string(value, f'"{key}"')
+        if content.strip():
+            return str(content)
+    return None
+
+
+def add_reasoning(answer: list[Message], record: Record) -> list[Message]:
+    """Return an answer with the reasoning that the record has under a key of its own.
+
+    Where the template does not show reasoning, that is counted when it is rendered.
+    """
+    for key in REASONING_KEYS:
+        reasoning = record.get(key)
+        if isinstance(reasoning, str) and reasoning.strip().lower() not in _REASONING_MODES:
+            return [{**answer[0], "reasoning_content": reasoning}, *answer[1:]]
+    return answer
+
+
+def _add_answer(messages: list[Message], record: Record, options: RecordOptions) -> list[Message]:
+    """Return a conversation with the answer that the record has under a key of its own."""
+    key = next((key for key in ANSWER_KEYS if record.get(key)), None)
+    if key is None:
+        return messages
+    return [*messages, *add_reasoning(to_turns(record[key], "assistant", key, options), record)]
+
+
+def _read_template_kwargs(kwargs: Any) -> dict[str, Any]:
+    if not isinstance(kwargs, Mapping):
+        raise InvalidRecord("bad_type", '"chat_template_kwargs" is not an object')
+    return dict(kwargs)

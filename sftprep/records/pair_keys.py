@@ -1,0 +1,48 @@
+"""The keys of records that consist of a request and its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+PAIRS: tuple[tuple[str, str], ...] = (
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("instruction", "completion"),
+    ("instruction", "answer"),
+    # Before the answers: where a record has both, the solution has the steps that lead to it.
+    ("problem", "solution"),
+    ("question", "solution"),
+    ("question", "answer"),
+    ("question", "response"),
+    ("question", "output"),
+    ("problem", "answer"),
+    ("query", "response"),
+    ("query", "answer"),
+    ("query", "answers"),
+    ("query", "output"),
+    ("prompt", "response"),
+    ("prompt", "answer"),
+    ("prompt", "output"),
+    ("prompt", "solution"),
+    ("inputs", "targets"),
+    ("inputs", "outputs"),
+    ("input", "output"),
+    ("input", "target"),
+    ("input", "response"),
+    ("input", "answer"),
+    ("user", "assistant"),
+    ("human", "assistant"),
+    ("human", "gpt"),
+    ("human", "bot"),
+    ("message_1", "message_2"),
+)
+"""The known pairs of keys, in the order in which they are tried."""
+
+
+def find_pair(record: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return the first known pair of keys that a record has."""
+    for pair in PAIRS:
+        if record.get(pair[0]) is not None and record.get(pair[1]) is not None:
+            return pair
+    return None

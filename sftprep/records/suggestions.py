@@ -1,0 +1,136 @@
+"""What to try where no format fits the records of an input: flags for the keys that they have."""
+
+from __future__ import annotations
+
+import shlex
+
+from sftprep.errors import FormatError, setting, source_name
+from sftprep.records.formats import FORMATS
+from sftprep.records.messages import read_messages
+from sftprep.records.options import (
+    TRANSFORM,
+    InvalidRecord,
+    Record,
+    RecordOptions,
+    rename_keys,
+)
+from sftprep.records.pair_keys import PAIRS
+
+_REQUEST_WORDS = {word for pair in PAIRS for word in pair[:1]} | {"ask", "task", "request", "src"}
+_ANSWER_WORDS = {word for pair in PAIRS for word in pair[1:]} | {
+    "completion",
+    "reply",
+    "label",
+    "code",
+    "summary",
+    "result",
+    "tgt",
+}
+_CONVERSATION_WORDS = {"data", "dialog", "dialogue", "conversation", "chat", "utterances"}
+_MAPPED_PAIR = ("instruction", "output")
+
+
+def unknown_format(file: str, record: Record, options: RecordOptions) -> FormatError:
+    """Return the error for a file whose records fit no format.
+
+    Its last line is what to try for the keys of these records.
+
+    Args:
+        file: The file.
+        record: One of its records.
+        options: The options with which it was read.
+    """
+    record = rename_keys(dict(record), options.renames) if options.renames else record
+    known = ", ".join("/".join(sorted(kind.keys)) for kind in FORMATS.values())
+    keys = ", ".join(map(repr, list(record)[:12])) or "none"
+    return FormatError(
+        f"no format fits {source_name(file)}: its records have the keys {keys}"
+        + (f" after {setting('map')}" if options.renames else "")
+        + f"; known keys are {known}",
+        remedy=suggest(record, options),
+    )
+
+
+def suggest(record: Record, options: RecordOptions) -> list[str]:
+    """Return the remedies for a record that fits no format, the best first."""
+    if "role" in record and not isinstance(record["role"], (list, dict)):
+        return [
+            "group the messages: each record is a single message, and a conversation is a record"
+            ' {"messages": [...]}'
+        ]
+    renames = _conversation_map(record, options) or _pair_map(record)
+    if renames is not None:
+        text = ",".join(f"{source}={target}" for source, target in renames.items())
+        return [f"try: {setting('map', shlex.quote(text))}"]
+    texts = [key for key, value in record.items() if isinstance(value, str)]
+    if len(texts) == 1 and not any(isinstance(v, (list, dict)) for v in record.values()):
+        return [f"try: {setting('text_field', shlex.quote(texts[0]))}"]
+    return [_transform_example(record)]
+
+
+def _conversation_map(record: Record, options: RecordOptions) -> dict[str, str] | None:
+    """Return the key whose value is a conversation, renamed to "messages"."""
+    for key, value in record.items():
+        # Other lists of texts are choices, references, or turns of one speaker.
+        is_texts = isinstance(value, list) and bool(value) and isinstance(value[0], str)
+        if isinstance(value, (list, str)) and not (
+            is_texts and not _words(key) & _CONVERSATION_WORDS
+        ):
+            try:
+                if len(read_messages(value, key, options)) > 1:
+                    return {key: "messages"}
+            except InvalidRecord:
+                continue
+    return None
+
+
+def _pair_map(record: Record) -> dict[str, str] | None:
+    """Return the names of a request and its answer, renamed to a known pair."""
+    texts = {key: _words(key) for key, value in record.items() if isinstance(value, str)}
+    request = next((key for key, words in texts.items() if words & _REQUEST_WORDS), None)
+    answer = next(
+        (key for key, words in texts.items() if words & _ANSWER_WORDS and key != request), None
+    )
+    if request is None or answer is None:
+        return None
+    renames = {request: _MAPPED_PAIR[0], answer: _MAPPED_PAIR[1]}
+    context = next((key for key, words in texts.items() if words & {"context", "passage"}), None)
+    if context is not None and context not in renames:
+        renames[context] = "input"
+    renames = {source: target for source, target in renames.items() if source != target}
+    # A key that is replaced would be lost.
+    return renames if not set(renames.values()) & record.keys() else None
+
+
+def _words(key: str) -> set[str]:
+    """Return the words of a key, in lower case: "Full_Answer" has "full" and "answer"."""
+    spaced = "".join(c if c.islower() else f" {c.lower()}" for c in key if c.isascii())
+    return {*"".join(c if c.isalnum() else " " for c in spaced).split(), key.strip().lower()}
+
+
+def _transform_example(record: Record) -> str:
+    """Return the setting for a function of the user, with an example for the keys of a record."""
+    paths = {f"record[{key!r}]": key for key in record}
+    paths |= {
+        f"record[{key!r}][{inner!r}]": inner
+        for key, value in record.items()
+        if isinstance(value, dict)
+        for inner in value
+    }
+    # The names decide first, then the order of the texts.
+    texts = [f"record[{key!r}]" for key, value in record.items() if isinstance(value, str)]
+    nested = [path for path in paths if path.count("[") == 2]
+    others = [*texts, *nested, *paths, "record['question']", "record['answer']"]
+    request = next((p for p, key in paths.items() if _words(key) & _REQUEST_WORDS), others[0])
+    answer = next(
+        (p for p, key in paths.items() if _words(key) & _ANSWER_WORDS and p != request),
+        next(path for path in others if path != request),
+    )
+    return (
+        f"try: {setting(TRANSFORM, 'convert.py:to_chat')}  # with this function in convert.py:\n"
+        "    def to_chat(record):\n"
+        '        return {"messages": [\n'
+        f'            {{"role": "user", "content": {request}}},\n'
+        f'            {{"role": "assistant", "content": {answer}}},\n'
+        "        ]}"
+    )
