@@ -145,7 +145,8 @@ def test_characters_that_become_the_unknown_token_are_counted(folder_with, tmp_p
 def test_the_first_record_of_each_reason_is_shown_when_none_is_left(
     records, tokenizer_dir, tmp_path
 ):
-    rows = [chat(("Harbour", "q")), chat(("user", "")), chat(("Quay", "q")), chat(("user", 5))]
+    empty = chat(("user", "q"), ("assistant", ""))
+    rows = [chat(("Harbour", "q")), empty, chat(("Quay", "q")), chat(("user", 5))]
     path = records(rows)
     for limit, error in (("100%", EmptyInput), ("1", TooManyRejected)):
         settings = {"on_bad_record": "quarantine", "max_rejected": limit}
@@ -154,7 +155,7 @@ def test_the_first_record_of_each_reason_is_shown_when_none_is_left(
         message = caught.value.message
         assert f"{path}:1: message 1 of" in message
         assert "'Harbour'" in message
-        assert f"{path}:2: no message is from the assistant" in message
+        assert f"{path}:2: message 2 is from the assistant and is empty" in message
         assert f"{path}:4: the content of message 1" in message
         assert "Quay" not in message
         assert 'quality_checks="keep"' in caught.value.remedy
