@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -37,7 +36,7 @@ from sftprep.pipeline.accounting import (
 from sftprep.pipeline.executors import Executor, available_cores, make_executor
 from sftprep.pipeline.inputs import stamp
 from sftprep.pipeline.output.folder import OutputFolder, claim_output
-from sftprep.pipeline.output.manifest import manifest_facts, manifest_settings
+from sftprep.pipeline.output.manifest import describe_rendering, manifest_facts, manifest_settings
 from sftprep.pipeline.plan_pass import lane_block
 from sftprep.pipeline.selection import BuildSplit, request_stats, select_sequences
 from sftprep.pipeline.sequence_stats import describe_lengths
@@ -50,7 +49,7 @@ from sftprep.pipeline.tokenize_pass import (
     tokenize_partition,
     tokenize_pipelined,
 )
-from sftprep.recipe import Recipe, RecipeFile, describe_functions, recipe_file
+from sftprep.recipe import RecipeFile, describe_functions, recipe_file
 from sftprep.records.inspection import SourceReading
 from sftprep.shards.layout import EVAL_FOLDER, REJECTED_NAME
 from sftprep.shards.manifest import InputInfo, Manifest
@@ -60,7 +59,6 @@ from sftprep.tokenize.encoders.reference import HfEncoder
 from sftprep.tokenize.equivalence.reference_client import ReferenceServer
 from sftprep.version import __version__
 
-_REASON_PREFIX = "masks.because."
 _BYTES_PER_WORKER = 24 << 20
 """A spawned worker with less input than this spends longer on its imports than on its work."""
 
@@ -312,7 +310,7 @@ def _make_manifest(
         tokenizer={**facts["tokenizer"], "max_id": packs.max_id},
         chat_template=facts["chat_template"],
         encoder=facts["encoder"],
-        template=_describe_rendering(recipe, split),
+        template=describe_rendering(recipe, [part.counts for part in split.parts]),
         inputs=infos,
         accounting=accounting,
         lengths=describe_lengths((part.whole_lengths for part in split.parts), setup.limit),
@@ -334,40 +332,6 @@ def _make_manifest(
         sftprep_version=__version__,
         functions=describe_functions(setup.recipes),
     )
-
-
-def _describe_rendering(recipe: Recipe, split: BuildSplit) -> dict[str, Any]:
-    """Return how the conversations were rendered and masked, for the manifest.
-
-    It has the number of conversations for each backend (compiled pieces or Jinja), the number of
-    masks for each path (token ids or characters), and the reasons for the slower path.
-    """
-    if recipe.chat_template is None:
-        return {}
-    renders = {
-        backend: sum(part.counts.get(f"template.{backend}", 0) for part in split.parts)
-        for backend in ("pieces", "jinja")
-    }
-    backends = [backend for backend, number in renders.items() if number]
-    masks: Counter[str] = Counter()
-    for part in split.parts:
-        masks.update({k: n for k, n in part.counts.items() if k.startswith("masks.")})
-    reasons = {
-        name.removeprefix(_REASON_PREFIX): number
-        for name, number in masks.items()
-        if name.startswith(_REASON_PREFIX)
-    }
-    return {
-        "digest": digest(recipe.chat_template),
-        **({"tool_digest": digest(recipe.tool_template)} if recipe.tool_template else {}),
-        "way": "mixed" if len(backends) > 1 else "".join(backends) or "none",
-        "renders": renders,
-        "masks": {
-            "by_ids": masks["masks.by_ids"],
-            "by_characters": masks["masks.by_characters"],
-            "because": dict(sorted(reasons.items())),
-        },
-    }
 
 
 def _check_unchanged(setup: Setup) -> None:

@@ -270,9 +270,9 @@ class _WrittenShard:
 def write_one_shard(task: ShardTask) -> _WrittenShard:
     """Gather the sequences of a shard from the spills, and write it.
 
-    A shard of a large corpus needs a few pages of each spill. Only one spill is mapped at a time,
-    so that the resident memory of a worker does not follow the size of the corpus. Therefore the
-    sequences are gathered twice: first in the order of the spills, then in that of the shard.
+    Only one spill is mapped at a time, so that the resident memory of a worker does not follow the
+    size of the corpus. So sequences are gathered twice: in the order of the spills, and then in
+    that of the shard.
 
     Raises:
         StorageError: The shard cannot be written.
@@ -296,9 +296,8 @@ def write_one_shard(task: ShardTask) -> _WrittenShard:
         if flags is not None and spill.flags is not None:
             flags[sequences] = spill.flags[rows]
         tokens = slice(offsets[bounds[number]], offsets[bounds[number + 1]])
-        begins = spill.offsets[rows].astype(np.int64)
-        if task.starts is not None:
-            begins += task.starts[sequences]
+        starts = 0 if task.starts is None else task.starts[sequences]
+        begins = spill.offsets[rows].astype(np.int64) + starts
         pieces = _Pieces.of(begins, task.seq_lengths[sequences])
         columns = (
             (spill.input_ids, ids),

@@ -11,7 +11,6 @@ from typing import Any
 from sftprep.core.notices import Notice
 from sftprep.core.types import Example
 from sftprep.errors import FormatError, setting, source_name
-from sftprep.records.conversations import ANSWER_KEYS, CHAT_KEYS, REASONING_KEYS
 from sftprep.records.formats import FORMATS, Format, detect_format, read_record
 from sftprep.records.images import IMAGE_KEYS, is_filled
 from sftprep.records.options import (
@@ -21,6 +20,7 @@ from sftprep.records.options import (
     RecordOptions,
     rename_keys,
 )
+from sftprep.records.turns.conversations import ANSWER_KEYS, CHAT_KEYS, REASONING_KEYS
 
 _MEANINGFUL = (
     frozenset(key for kind in FORMATS.values() for key in kind.keys | kind.optional)

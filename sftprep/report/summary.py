@@ -10,9 +10,9 @@ from typing import Any
 from sftprep.errors import FlagNames, escape_control
 from sftprep.pipeline.build import BuildReport
 from sftprep.report.length_advice import advise_length, length_warning
-from sftprep.shards.data_warnings import data_warnings
 from sftprep.shards.ledger import Accounting
 from sftprep.shards.manifest import Manifest
+from sftprep.shards.warning_kinds import data_warnings
 
 _Row = tuple[str, int, str]
 """A row of the table: its name, a number, and a note."""

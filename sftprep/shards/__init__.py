@@ -6,9 +6,9 @@ that show the warnings of a build.
 """
 
 from sftprep.core.atomic_write import is_temporary_name, storage_errors, write_bytes
-from sftprep.shards.data_warnings import DataWarning, data_warnings
 from sftprep.shards.layout import MANIFEST_NAME
 from sftprep.shards.locks import exclusive
+from sftprep.shards.warning_kinds import DataWarning, data_warnings
 
 __all__ = [
     "MANIFEST_NAME",

@@ -205,12 +205,8 @@ class PackedStream:
     def first_dropped(self) -> dict[str, tuple[str, int]]:
         """Name and line of the first record that a transform dropped, by `dropped.REASON`."""
         lanes = (self._lanes or {}).values()
-        found = [item for lane in lanes for item in lane.first_origins.items()]
-        return {
-            name: self.locate(origin)
-            for name, origin in sorted(found, reverse=True)
-            if name.startswith("dropped.")
-        }
+        found = sorted((i for lane in lanes for i in lane.first_origins.items()), reverse=True)
+        return {k: self.locate(origin) for k, origin in found if k.startswith("dropped.")}
 
     @property
     def rejected(self) -> deque[tuple[str, int, Rejected]]:

@@ -11,7 +11,7 @@ from sftprep.core.losses import LOSSES
 from sftprep.core.types import Rejected, TokenBatch
 from sftprep.errors import RecordError, TooManyRejected, escape_control, setting
 from sftprep.pipeline.accounting import first_of_each_reason
-from sftprep.shards.data_warnings import DataWarning
+from sftprep.shards.warning_kinds import DataWarning
 from sftprep.stream.sources.base import Block
 
 _log = logging.getLogger(__name__)

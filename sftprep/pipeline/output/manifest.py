@@ -1,13 +1,16 @@
-"""Fields of a manifest that are known before pass 1."""
+"""Fields of a manifest: the settings, and how conversations were rendered."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sftprep.config.build import BuildConfig
+from sftprep.core.hashing import digest
 from sftprep.recipe import Recipe
 
+_REASON_PREFIX = "masks.because."
 _NOT_STORED = ("output", "workers", "overwrite", "keep_spill", "on_bad_record", "max_rejected")
 """Settings that do not change a byte of the shards: the same build made elsewhere, or in another
 way, has the same manifest."""
@@ -41,4 +44,39 @@ def manifest_facts(recipe: Recipe, encoder: dict[str, Any]) -> dict[str, Any]:
         },
         "chat_template": recipe.chat_template,
         "encoder": encoder,
+    }
+
+
+def describe_rendering(recipe: Recipe, counts: Iterable[Mapping[str, int]]) -> dict[str, Any]:
+    """Return how the conversations were rendered and masked, for the manifest.
+
+    It has the number of conversations for each backend (compiled pieces or Jinja), the number of
+    masks for each path (token ids or characters), and the reasons for the slower path.
+
+    Args:
+        recipe: The recipe.
+        counts: The counts of each partition.
+    """
+    if recipe.chat_template is None:
+        return {}
+    total: Counter[str] = Counter()
+    for part in counts:
+        total.update(part)
+    renders = {backend: total[f"template.{backend}"] for backend in ("pieces", "jinja")}
+    backends = [backend for backend, number in renders.items() if number]
+    reasons = {
+        name.removeprefix(_REASON_PREFIX): number
+        for name, number in total.items()
+        if name.startswith(_REASON_PREFIX)
+    }
+    return {
+        "digest": digest(recipe.chat_template),
+        **({"tool_digest": digest(recipe.tool_template)} if recipe.tool_template else {}),
+        "way": "mixed" if len(backends) > 1 else "".join(backends) or "none",
+        "renders": renders,
+        "masks": {
+            "by_ids": total["masks.by_ids"],
+            "by_characters": total["masks.by_characters"],
+            "because": dict(sorted(reasons.items())),
+        },
     }

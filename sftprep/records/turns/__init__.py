@@ -1,0 +1,1 @@
+"""Conversations in records: roles, contents, calls, and switches of single turns."""
