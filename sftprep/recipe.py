@@ -23,8 +23,8 @@ from sftprep.config.validation import Reasoning, TemplateBackend, TrainOn
 from sftprep.core.hashing import digest
 from sftprep.errors import TemplateError
 from sftprep.records.options import RecordOptions
+from sftprep.records.roles import PASSED_ROLES
 from sftprep.records.transform import FORMATTED_KEY, RecordFunctions
-from sftprep.records.turns.roles import PASSED_ROLES
 from sftprep.tokenize.equivalence.reference_client import ServerAddress
 from sftprep.tokenize.loading.spec import TokenizerSpec
 

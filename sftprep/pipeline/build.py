@@ -50,7 +50,7 @@ from sftprep.pipeline.tokenize_pass import (
     tokenize_pipelined,
 )
 from sftprep.recipe import RecipeFile, describe_functions, recipe_file
-from sftprep.records.inspection import SourceReading
+from sftprep.records.inspection.source_reading import SourceReading
 from sftprep.shards.layout import EVAL_FOLDER, REJECTED_NAME
 from sftprep.shards.manifest import InputInfo, Manifest
 from sftprep.shards.manifest_size import check_manifest_size

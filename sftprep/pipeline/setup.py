@@ -24,10 +24,10 @@ from sftprep.pipeline.output.manifest import manifest_facts
 from sftprep.pipeline.overlong import LengthLimit
 from sftprep.recipe import Recipe
 from sftprep.records.formats import FORMATS, detect_format, keys_read
-from sftprep.records.inspection import SourceReading, check_answers, inspect_records
+from sftprep.records.inspection.source_reading import SourceReading, check_answers, inspect_records
+from sftprep.records.inspection.suggestions import unknown_format
 from sftprep.records.options import RecordOptions
 from sftprep.records.pretokenized import MASKS
-from sftprep.records.suggestions import unknown_format
 from sftprep.records.transform import transformed_records
 from sftprep.render.compatibility import (
     DetectedFormat,

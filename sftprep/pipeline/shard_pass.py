@@ -271,8 +271,7 @@ def write_one_shard(task: ShardTask) -> _WrittenShard:
     """Gather the sequences of a shard from the spills, and write it.
 
     Only one spill is mapped at a time, so that the resident memory of a worker does not follow the
-    size of the corpus. So sequences are gathered twice: in the order of the spills, and then in
-    that of the shard.
+    size of the corpus. So sequences are gathered twice: by spill, and in the order of the shard.
 
     Raises:
         StorageError: The shard cannot be written.

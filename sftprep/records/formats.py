@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sftprep.core.types import Example
+from sftprep.records.conversations import CHAT_KEYS, TURN_KEYS, conversation_reader
 from sftprep.records.images import IMAGE_KEYS, image_key, remove_images
 from sftprep.records.options import (
     InvalidRecord,
@@ -21,7 +22,6 @@ from sftprep.records.options import (
 from sftprep.records.pair_keys import PAIRS
 from sftprep.records.pairs import PAIR_KEYS, from_prompt_completion, pair_reader
 from sftprep.records.pretokenized import from_tokens
-from sftprep.records.turns.conversations import CHAT_KEYS, TURN_KEYS, conversation_reader
 
 Kind = Literal["tokens", "prompt", "conversation", "pair", "text"]
 """What a record of a format consists of. A prompt and its completion are strings or messages, and a

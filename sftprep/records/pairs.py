@@ -7,8 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sftprep.core.types import Example, Message
-from sftprep.records.options import InvalidRecord, Record, RecordOptions, require_string
-from sftprep.records.turns.conversations import (
+from sftprep.records.conversations import (
     CHAT_KEYS,
     REASONING_KEYS,
     add_reasoning,
@@ -16,7 +15,8 @@ from sftprep.records.turns.conversations import (
     read_system,
     to_turns,
 )
-from sftprep.records.turns.tool_calls import is_call, parse_calls
+from sftprep.records.options import InvalidRecord, Record, RecordOptions, require_string
+from sftprep.records.tool_calls import is_call, parse_calls
 
 _TRL_KEYS = ("prompt", "completion")
 

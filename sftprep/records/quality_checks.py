@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from sftprep.core.byte_search import ByteSearcher
 from sftprep.core.types import Counts, Example, Message
+from sftprep.records.call_checks import check_calls
 from sftprep.records.options import InvalidRecord, Record
-from sftprep.records.turns.call_checks import check_calls
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
 REASONS = frozenset(

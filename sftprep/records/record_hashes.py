@@ -23,7 +23,7 @@ from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.core.types import Example, Message, PretokenizedRow
 from sftprep.records.formats import record_reader
 from sftprep.records.options import InvalidRecord, RecordOptions
-from sftprep.records.turns.switches import SWITCH_KEYS
+from sftprep.records.switches import SWITCH_KEYS
 from sftprep.sources.readers.jsonl import parse_line, split_lines
 
 _MESSAGE_KEYS = frozenset(

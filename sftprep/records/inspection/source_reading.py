@@ -11,6 +11,7 @@ from typing import Any
 from sftprep.core.notices import Notice
 from sftprep.core.types import Example
 from sftprep.errors import FormatError, setting, source_name
+from sftprep.records.conversations import ANSWER_KEYS, CHAT_KEYS, REASONING_KEYS
 from sftprep.records.formats import FORMATS, Format, detect_format, read_record
 from sftprep.records.images import IMAGE_KEYS, is_filled
 from sftprep.records.options import (
@@ -20,7 +21,6 @@ from sftprep.records.options import (
     RecordOptions,
     rename_keys,
 )
-from sftprep.records.turns.conversations import ANSWER_KEYS, CHAT_KEYS, REASONING_KEYS
 
 _MEANINGFUL = (
     frozenset(key for kind in FORMATS.values() for key in kind.keys | kind.optional)

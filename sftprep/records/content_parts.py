@@ -11,7 +11,7 @@ from typing import Any
 from sftprep.core.types import Message
 from sftprep.records.images import is_image_part
 from sftprep.records.options import InvalidRecord, RecordOptions, require_string
-from sftprep.records.turns.tool_calls import parse_calls
+from sftprep.records.tool_calls import parse_calls
 
 _TEXT_TYPES = (None, "text", "input_text", "output_text")
 _REASONING_TYPES = ("reasoning", "thinking")

@@ -11,13 +11,13 @@ import json
 from typing import Any
 
 from sftprep.core.types import Message
+from sftprep.records.content_parts import from_parts
 from sftprep.records.images import IMAGE_KEYS, is_filled
 from sftprep.records.options import InvalidRecord, Record, RecordOptions
 from sftprep.records.pair_keys import find_pair
-from sftprep.records.turns.content_parts import from_parts
-from sftprep.records.turns.roles import PASSED_ROLES, PLAIN_ROLES, ROLES, TOOL_CALL, to_role
-from sftprep.records.turns.switches import SWITCH_KEYS
-from sftprep.records.turns.tool_calls import clean_calls, parse_calls
+from sftprep.records.roles import PASSED_ROLES, PLAIN_ROLES, ROLES, TOOL_CALL, to_role
+from sftprep.records.switches import SWITCH_KEYS
+from sftprep.records.tool_calls import clean_calls, parse_calls
 
 _CONTENT_KEYS = ("content", "value", "text", "parts", "message")
 """Keys of the content of a turn: those of OpenAI, sharegpt, OpenAssistant and Gemini."""

@@ -6,6 +6,7 @@ import shlex
 
 from sftprep.errors import FormatError, setting, source_name
 from sftprep.records.formats import FORMATS
+from sftprep.records.messages import read_messages
 from sftprep.records.options import (
     TRANSFORM,
     InvalidRecord,
@@ -14,7 +15,6 @@ from sftprep.records.options import (
     rename_keys,
 )
 from sftprep.records.pair_keys import PAIRS
-from sftprep.records.turns.messages import read_messages
 
 _REQUEST_WORDS = {word for pair in PAIRS for word in pair[:1]} | {"ask", "task", "request", "src"}
 _ANSWER_WORDS = {word for pair in PAIRS for word in pair[1:]} | {

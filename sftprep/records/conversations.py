@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sftprep.core.types import Example, Message
+from sftprep.records.messages import read_messages
 from sftprep.records.options import InvalidRecord, Record, RecordOptions, require_string
-from sftprep.records.turns.messages import read_messages
-from sftprep.records.turns.roles import is_answered
-from sftprep.records.turns.switches import read_switches
-from sftprep.records.turns.tool_calls import read_functions, read_tools
+from sftprep.records.roles import is_answered
+from sftprep.records.switches import read_switches
+from sftprep.records.tool_calls import read_functions, read_tools
 
 SYSTEM_KEYS = ("system", "system_prompt", "systemInstruction", "system_instruction")
 """Keys of the system prompt alongside a conversation."""

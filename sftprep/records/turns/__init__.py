@@ -1,1 +1,0 @@
-"""Conversations in records: roles, contents, calls, and switches of single turns."""
