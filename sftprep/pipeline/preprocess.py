@@ -27,7 +27,7 @@ from sftprep.pipeline.loss_mask import LossMask
 from sftprep.pipeline.overlong import LengthLimit, fit_lengths
 from sftprep.recipe import Recipe
 from sftprep.records.formats import record_reader
-from sftprep.records.options import InvalidRecord, parse_exactly
+from sftprep.records.options import InvalidRecord, has_long_number, parse_exactly
 from sftprep.records.pretokenized import to_token_batch
 from sftprep.records.quality_checks import QualityChecks
 from sftprep.records.record_hashes import RecordHasher
@@ -283,14 +283,14 @@ def read_examples(
     lines, read = split_lines(data), stages.reader(format_name)
     # orjson turns integers beyond 64 bits into floats, which a template would show in tools and
     # tool calls. Such lines are parsed again by Python.
-    has_tools = _may_have_calls(data)
+    may_round = has_long_number(data)
     examples: list[Example] = []
     blank = 0
     for number, line in enumerate(lines):
         record = parse_line(line, number)
         if type(record) is dict:
             try:
-                if has_tools and _may_have_calls(line):
+                if may_round and (b'"tool' in line or b'"function' in line):
                     record = parse_exactly(line, record)
                 example = read(record, number)
                 quality_checks.check(example, record, counts, search=search)
@@ -305,7 +305,3 @@ def read_examples(
             blank += 1
     counts.update(lines=len(lines), blank=blank, records=len(lines) - blank)
     return examples
-
-
-def _may_have_calls(data: bytes) -> bool:
-    return b'"tool' in data or b'"function' in data

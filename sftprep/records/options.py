@@ -74,6 +74,11 @@ def rename_keys(record: Record, renames: tuple[tuple[str, str], ...]) -> Record:
     return record
 
 
+def has_long_number(data: bytes) -> bool:
+    """Return whether lines contain digits that may be an integer beyond 64 bits."""
+    return _LONG_NUMBER in data.translate(_DIGITS_TO_0)
+
+
 def parse_exactly(line: bytes, record: Record) -> Record:
     """Return a record with all digits of its integers.
 
@@ -87,7 +92,7 @@ def parse_exactly(line: bytes, record: Record) -> Record:
     Raises:
         InvalidRecord: Python does not accept the line.
     """
-    if _LONG_NUMBER not in line.translate(_DIGITS_TO_0):
+    if not has_long_number(line):
         return record
     try:
         exact: Record = json.loads(line)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -28,6 +29,8 @@ _PLACEHOLDERS = ("<image>", "<video>", "<audio>")
 _MEDIA_KEYS = frozenset({"images", "image", "videos", "video", "audios", "audio"})
 _SYSTEM_ROLES = ("system", "developer")
 _TOOL_ROLES = ("tool", "function", "ipython", "environment")
+_MOST_ROLES_KEPT = 16
+"""Longer sequences of roles are examined each time."""
 _ROLE, _CONTENT = itemgetter("role"), itemgetter("content")
 
 
@@ -88,7 +91,9 @@ class QualityChecks:
             contents, may_call = [message.get("content") for message in messages], True
         if may_call and check_calls(messages, example.tools):
             counts.warn("unknown_tool", example.origin)
-        problem = _order_problem([*map(_ROLE, messages)]) or _empty_problem(messages, contents)
+        roles = tuple(map(_ROLE, messages))
+        find_problem = _known_order_problem if len(roles) <= _MOST_ROLES_KEPT else _order_problem
+        problem = find_problem(roles) or _empty_problem(messages, contents)
         if problem is None and (search or not _MEDIA_KEYS.isdisjoint(record)):
             problem = self._special_problem(contents, record)
         if problem is None:
@@ -116,7 +121,7 @@ def _pattern_of(words: set[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
 
 
-def _order_problem(roles: list[str]) -> _Problem | None:
+def _order_problem(roles: tuple[str, ...]) -> _Problem | None:
     start = roles[0] in _SYSTEM_ROLES
     answers = roles[start + 1 :: 2]
     if answers and roles[start::2].count("user") + answers.count("assistant") + start == len(roles):
@@ -128,6 +133,10 @@ def _order_problem(roles: list[str]) -> _Problem | None:
     pairs = enumerate(zip([None, *roles], roles, strict=False), 1)
     problems = (_turn_problem(number, before, role) for number, (before, role) in pairs)
     return next((problem for problem in problems if problem is not None), None)
+
+
+# Most conversations have one of a few sequences of roles.
+_known_order_problem = lru_cache(maxsize=1024)(_order_problem)
 
 
 def _turn_problem(number: int, before: str | None, role: str) -> _Problem | None:

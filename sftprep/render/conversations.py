@@ -40,6 +40,7 @@ class ConversationRenderer:
 
     def __init__(self, recipe: Recipe, count_anchors: Callable[[str], int]) -> None:
         self._recipe = recipe
+        self._keeps_reasoning = recipe.reasoning == "keep"
         self._count_anchors = count_anchors
         self._ends: dict[ChatTemplate, tuple[str, str]] = {}  # of turns; see `find_ends`
 
@@ -61,8 +62,8 @@ class ConversationRenderer:
         Raises:
             TemplateError: The template rejects the conversation.
         """
-        made = self._render(template, messages, example, with_generation_prompt=False)
-        if self._recipe.reasoning == "keep":
+        made = self._render(template, messages, example, False)
+        if self._keeps_reasoning:
             return self._keep_reasoning(template, made, messages, example, counts)
         return made
 
@@ -70,8 +71,8 @@ class ConversationRenderer:
         self, template: ChatTemplate, messages: list[Message], example: Example
     ) -> RenderedPieces | Rendered:
         """Render the messages before a turn of the assistant, and the start of this turn."""
-        made = self._render(template, messages, example, with_generation_prompt=True)
-        if self._recipe.reasoning == "keep":
+        made = self._render(template, messages, example, True)
+        if self._keeps_reasoning:
             return self._keep_reasoning(template, made, messages, example, None)
         return made
 
@@ -95,10 +96,13 @@ class ConversationRenderer:
         made: RenderedPieces | Rendered,
     ) -> MissingContent:
         """Return which content of these messages the template dropped in its last render."""
-        pieces = made.pieces if isinstance(made, RenderedPieces) else ()
         # This decides most records.
-        if example.tools is None and are_written_unchanged(messages, pieces):
-            return NOTHING_MISSING
+        if type(made) is RenderedPieces:
+            pieces = made.pieces
+            if example.tools is None and are_written_unchanged(messages, pieces):
+                return NOTHING_MISSING
+        else:
+            pieces = []
         return self._conservation.find_missing(
             messages,
             example.tools,
@@ -134,9 +138,7 @@ class ConversationRenderer:
         rendered = to_rendered(made)
 
         def render_until(number: int) -> Rendered:
-            return to_rendered(
-                self._render(template, messages[:number], example, with_generation_prompt=False)
-            )
+            return to_rendered(self._render(template, messages[:number], example, False))
 
         if template not in self._ends:
             self._ends[template] = find_ends(template.render)
@@ -156,7 +158,6 @@ class ConversationRenderer:
         template: ChatTemplate,
         messages: list[Message],
         example: Example,
-        *,
         with_generation_prompt: bool,
     ) -> RenderedPieces | Rendered:
         """Render a conversation, or an alternative form of it that the template does not reject."""
