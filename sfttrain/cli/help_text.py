@@ -74,6 +74,13 @@ OURS: tuple[tuple[str, str, str], ...] = (
     ("dataset_text_field", "text", "key of the text in raw records"),
     ("dataset_num_proc", "", "processes that prepare raw records"),
     ("dataset_kwargs", "", "JSON: skip_prepare_dataset"),
+    (
+        "reasoning",
+        "",
+        "reasoning of earlier turns: template, keep, expand or drop; by default as TRL",
+    ),
+    ("transform", "", "FILE.py:NAME: function that returns another record for a raw record"),
+    ("transform_id", "", "version of a transform that has no source file"),
     ("shuffle_dataset", "False", "shuffle raw records before they are packed"),
     ("on_bad_record", "error", "error, or quarantine raw records that cannot be used"),
     ("images", "error", "error, or drop the images of raw records and keep their text"),

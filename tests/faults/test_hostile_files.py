@@ -164,7 +164,7 @@ _NESTED = "[" * 990 + "1" + "]" * 990
         (f'{{"x": {HUGE}}}', "bad_json"),
         (f'{{"x": {_NESTED}, "y": 12345678901234567890123}}', "nested too deeply"),
         (f'{{"x": {_NESTED}}}', "nested too deeply|recursion"),
-        ('"' + "[" * 100_000 + '"', None),
+        ('"' + "[" * 100_000 + '"', "bad_tool"),
     ],
 )
 def test_a_tool_call_that_cannot_be_written_is_one_bad_record(

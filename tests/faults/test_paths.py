@@ -418,7 +418,8 @@ def test_skipped_files_in_a_folder_are_logged_once(tmp_path, caplog):
         (tmp_path / name).write_bytes(ROWS)
     assert find_files((str(tmp_path),)) == [str(tmp_path / "a.jsonl")]
     assert [record.getMessage() for record in caplog.records] == [
-        f"not read: {tmp_path}/notes.md, {tmp_path}/wiki.txt (not a kind of file that is read)"
+        f"not read: {tmp_path}/notes.md, {tmp_path}/wiki.txt (not a kind that is read, except with"
+        " the format text)"
     ]
 
 
