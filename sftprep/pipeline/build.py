@@ -23,7 +23,7 @@ import numpy as np
 import xxhash
 
 from sftprep.config.build import BuildConfig
-from sftprep.core.atomic_write import write_bytes
+from sftprep.core.atomic_write import open_file_errors, write_bytes
 from sftprep.core.hashing import digest
 from sftprep.errors import InputChanged, InputUnreadable
 from sftprep.packing.strategies import SMALL, pack_lengths
@@ -86,6 +86,7 @@ class BuildReport:
     evaluation: Manifest | None = field(default=None, repr=False)
 
 
+@open_file_errors()
 def build(
     config: BuildConfig,
     *,
