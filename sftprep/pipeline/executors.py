@@ -182,7 +182,9 @@ class Processes:
         workers = list((self._pool._processes or {}).values())
         self._pool.shutdown(wait=False, cancel_futures=True)
         deadline = time.monotonic() + _SECONDS_TO_END
-        while running := [worker for worker in workers if not connection.wait([worker.sentinel], 0)]:
+        while running := [
+            worker for worker in workers if not connection.wait([worker.sentinel], 0)
+        ]:
             seconds = deadline - time.monotonic()
             if seconds <= 0:
                 break
