@@ -61,7 +61,7 @@ def open_data(path: str) -> Any:
         folder.is_dir() and not any(_is_data_file(file) for file in folder.iterdir())
     ):
         return sftprep.open_shards(os.fspath(folder))
-    if not glob.glob(str(folder)):
+    if not (folder.exists() or glob.glob(str(folder))):
         raise InputNotFound(
             f"the file or folder {path} does not exist",
             remedy="specify the folder that `sftprep build` wrote, or a file of records",
