@@ -37,6 +37,8 @@ def load_run_datasets(run: RunConfig, *, evaluating: bool) -> tuple[Any, Any | N
     name = str(run.data)
     if name != run.dataset_name or os.path.exists(name):
         return open_data(name), None
+    if not name.startswith(_HUB_PREFIX):
+        check_local_path(name, setting("dataset_name"))
     splits = _load_from_hub(run)
     train = _select_split(splits, run.dataset_train_split, "dataset_train_split", name)
     if not evaluating or run.eval_data is not None:
