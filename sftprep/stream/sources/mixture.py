@@ -66,7 +66,7 @@ class Mixture:
             )
         if not all(0 < weight <= sys.float_info.max for weight in self.weights):
             raise ConfigError(
-                f"the weights are {str(list(self.weights)):.200}", remedy="use positive numbers"
+                f"the weights are {list(self.weights)!s:.200}", remedy="use positive numbers"
             )
         if self.stop not in ("all", "first"):
             raise ConfigError(f"stop is {self.stop!r}", remedy="choose one of: all, first")
