@@ -6,12 +6,12 @@ The public names are imported at their first use, so that `import sfttrain` take
 import os
 import sys
 
-# With `python -m sfttrain`, Python searches the working directory first, and nothing but this
-# package may come from it. Until then, only modules that the interpreter loads at its start are
-# imported.
+# With `python -m sfttrain`, also of a submodule, Python searches the working directory first, and
+# nothing but this package may come from it. Until then, only modules that the interpreter loads at
+# its start are imported. The name of the module is before the arguments, also in `-msfttrain`.
 if (
     sys.argv[:1] == ["-m"]
-    and "sfttrain" in sys.orig_argv
+    and sys.orig_argv[-len(sys.argv)].partition(".")[0].rpartition("m")[2] == "sfttrain"
     and sys.path[0] == os.getcwd() != os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ):
     del sys.path[0]

@@ -350,7 +350,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
         folder = Path(output_dir or str(self.args.output_dir))
         is_final_output = folder.resolve() == self._output.folder.resolve()
         if is_final_output:
-            self._output.check(skip_if_passed=True)
+            self._output.prepare_save()
         with save_errors(folder):
             if is_final_output and self.args.should_save:
                 begin_output(folder)
@@ -360,13 +360,13 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
 
     def save_state(self) -> None:
         """Save Trainer's state in the output folder. Raises OutputExists, as `save_model` does."""
-        self._output.check(skip_if_passed=True)
+        self._output.prepare_save()
         super().save_state()
         self._output.seal()
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
         """Write README.md in the output folder. Raises OutputExists, as `save_model` does."""
-        self._output.check(skip_if_passed=True)
+        self._output.prepare_save()
         super().create_model_card(*arguments, **options)
         self._output.seal()
 
@@ -378,7 +378,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
             OutputExists: The output folder has files of a model that sfttrain did not write.
         """
         self._finite.check_saved(self.model, self.state.global_step)
-        self._output.check(skip_if_passed=True)
+        self._output.prepare_save()
         return super().push_to_hub(*arguments, **options)
 
     def _save(

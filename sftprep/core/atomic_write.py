@@ -116,6 +116,9 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+_MORE_FILES = ["raise the limit on open files (ulimit -n)", f"use fewer {setting('workers')}"]
+
+
 @contextmanager
 def storage_errors(path: Path, *, folder_setting: str = "output") -> Iterator[None]:
     """Convert an OSError in the `with` block to a StorageError with a remedy.
@@ -142,6 +145,8 @@ def storage_errors(path: Path, *, folder_setting: str = "output") -> Iterator[No
                 "raise the limit on file sizes (ulimit -f)",
                 f"lower {setting('shard_tokens')}",
             ],
+            errno.EMFILE: _MORE_FILES,
+            errno.ENFILE: _MORE_FILES,
             errno.EACCES: f"check the permissions of the folder, or {elsewhere}",
             errno.EROFS: f"the file system is read-only: {elsewhere}",
             errno.ENOTDIR: f"a part of the path is a file: {elsewhere}",
@@ -152,4 +157,18 @@ def storage_errors(path: Path, *, folder_setting: str = "output") -> Iterator[No
             remedy=remedies.get(
                 error.errno or 0, "check the disk, then run the same command again"
             ),
+        ) from error
+
+
+@contextmanager
+def open_file_errors() -> Iterator[None]:
+    """Convert the error of too many open files, which any call can raise, to a StorageError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        raise StorageError(
+            f"{error.strerror}: {error.filename or 'a pipe to another process'}",
+            remedy=_MORE_FILES,
         ) from error

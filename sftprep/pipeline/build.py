@@ -22,7 +22,7 @@ import numpy as np
 import xxhash
 
 from sftprep.config.build import BuildConfig
-from sftprep.core.atomic_write import write_bytes
+from sftprep.core.atomic_write import open_file_errors, write_bytes
 from sftprep.core.hashing import digest
 from sftprep.errors import InputChanged, InputUnreadable
 from sftprep.packing.strategies import SMALL, pack_lengths
@@ -88,6 +88,7 @@ class BuildReport:
     readings: tuple[SourceReading, ...] = field(default=(), repr=False)
 
 
+@open_file_errors()
 def build(
     config: BuildConfig,
     *,

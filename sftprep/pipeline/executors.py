@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -26,6 +27,8 @@ Spec = TypeVar("Spec")
 Result = TypeVar("Result")
 
 _MOST_ATTEMPTS = 3
+_SECONDS_TO_END = 5.0
+"""The time that workers have to end by themselves when their pool is stopped."""
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +53,7 @@ class Executor(Protocol):
         """
 
     def close(self) -> None:
-        """Stop the workers; tasks that still run are abandoned."""
+        """Stop the workers; tasks that still run after some seconds are abandoned."""
 
 
 def make_executor(workers: int, initializer: Callable[[], None] | None = None) -> Executor:
@@ -172,7 +175,22 @@ class Processes:
                 self._replace_pool()
 
     def close(self) -> None:
+        """Stop the pool, and kill workers that do not end, such as those that SIGSTOP stopped.
+
+        At its exit, Python would wait for them without an end.
+        """
+        workers = list((self._pool._processes or {}).values())
         self._pool.shutdown(wait=False, cancel_futures=True)
+        deadline = time.monotonic() + _SECONDS_TO_END
+        while running := [
+            worker for worker in workers if not connection.wait([worker.sentinel], 0)
+        ]:
+            seconds = deadline - time.monotonic()
+            if seconds <= 0:
+                break
+            connection.wait([worker.sentinel for worker in running], seconds)
+        for worker in running:
+            worker.kill()
 
     def _has_loaded(self) -> bool:
         """Whether the pool accepts specs; never, if its workers cannot be started."""
@@ -185,9 +203,12 @@ class Processes:
             return True
         if not self._has_warned:
             self._has_warned = True
+            error = self._loading.exception()
             _log.warning(
-                "worker processes cannot be started (%s); this process does all of the work",
-                self._loading.exception(),
+                "%s; this process does all of the work",
+                "a worker process ended while it started (killed, perhaps for lack of memory)"
+                if isinstance(error, BrokenProcessPool)
+                else f"worker processes cannot be started ({error})",
             )
         return False
 
@@ -205,7 +226,7 @@ class Processes:
         return spec, attempts + 1
 
     def _replace_pool(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self.close()
         self._pool = self._make_pool()
 
     def _make_pool(self) -> ProcessPoolExecutor:

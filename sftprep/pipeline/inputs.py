@@ -13,7 +13,7 @@ from sftprep.errors import ConfigError, setting
 from sftprep.pipeline.output.manifest import manifest_settings
 from sftprep.shards.manifest_size import check_manifest_size, expected_input
 from sftprep.sources.discovery.files import find_files, reject_duplicates
-from sftprep.sources.discovery.hub import HubFile, hub_files, is_hub_name
+from sftprep.sources.discovery.hub import HubFile, hub_files, is_hub_name, reject_revision_of_path
 from sftprep.sources.partition import Source, source_of
 from sftprep.sources.readers.lines import convert_os_errors
 
@@ -162,6 +162,7 @@ def _find_sources(
                 name, config_name=entry.config_name, split=entry.split, revision=entry.revision
             )
         else:
+            reject_revision_of_path(name, entry.revision)
             found = find_files(
                 (name,),
                 entry.split,

@@ -22,8 +22,10 @@ from sftprep.errors import OutputExists, StorageError, setting
 from sftprep.shards import is_temporary_name
 from sfttrain.checkpoints.own_files import (
     delete_folder,
+    find_users_files,
     is_model_file_name,
     is_own_folder,
+    is_own_mark,
     is_regular,
 )
 from sfttrain.checkpoints.seal import INCOMPLETE_NAME, SEAL_NAME, read_sealed_names
@@ -68,13 +70,13 @@ def reject_to_replace(folder: Path) -> None:
             f"{folder} would be replaced, but has files that sfttrain did not write",
             remedy=remedy,
         )
-    sealed = read_sealed_names(folder)
+    users_files = find_users_files(folder)
     for root, folders, files in os.walk(folder):
         for path in (Path(root, name) for name in (*folders, *files)):
             if path.is_symlink():
                 raise OutputExists(f"{path} is a link, which is not followed", remedy=remedy)
-            is_ours = path.relative_to(folder).as_posix() in {*sealed, SEAL_NAME}
-            if sealed and is_model_file_name(path.name) and not is_ours:
+            name = path.relative_to(folder).as_posix()
+            if name in users_files and is_model_file_name(path.name):
                 raise OutputExists(
                     f"{path} would be replaced, but sfttrain did not write it", remedy=remedy
                 )
@@ -107,12 +109,14 @@ def reject_unowned_output(folder: Path, adapters: Iterable[str] = ()) -> None:
         if not path.is_file():
             raise OutputExists(f"{path} is a folder; a file is needed", remedy=remedy)
     # The marker or a checkpoint of ours shows that an earlier run of ours used this folder.
-    marked = is_regular(folder / INCOMPLETE_NAME)
-    sealed = {*read_sealed_names(folder), SEAL_NAME}
+    sealed, marks = read_sealed_names(folder), {INCOMPLETE_NAME, SEAL_NAME}
+    foreign_marks = [path for path in found if path.name in marks and not is_own_mark(path)]
+    marked = is_own_mark(folder / INCOMPLETE_NAME)
     if marked or any(is_own_folder(path) for path in list_checkpoints(folder).values()):
         # A model card is often written by hand; it would be rewritten, not only replaced.
         found = [path for path in found if path.name == "README.md" and not marked]
-    if others := [path for path in found if path.parent == folder and path.name not in sealed]:
+    others = [path for path in found if path.name not in sealed | marks]
+    if others := [path for path in foreign_marks + others if path.parent == folder]:
         more = f" and {len(others) - 1} more" if others[1:] else ""
         raise OutputExists(
             f"{others[0]}{more} would be replaced by the trained model, but sfttrain did not write"

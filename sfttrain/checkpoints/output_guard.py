@@ -17,7 +17,7 @@ from sftprep.errors import OutputExists, setting
 from sftprep.shards import exclusive, storage_errors
 from sfttrain.checkpoints.loading import has_adapter
 from sfttrain.checkpoints.output_folders import reject_unowned_output
-from sfttrain.checkpoints.own_files import seal_output
+from sfttrain.checkpoints.own_files import break_links, seal_output
 
 
 class OutputGuard:
@@ -64,21 +64,33 @@ class OutputGuard:
             finally:
                 self._is_locked = False
 
-    def check(self, *, skip_if_passed: bool = False) -> None:
+    def check(self) -> None:
         """Refuse, on all ranks, to save the final model over files of others.
-
-        Args:
-            skip_if_passed: Whether to skip the check if it has succeeded before.
 
         Raises:
             OutputExists: The folder has files of a model that sfttrain did not write.
         """
-        if skip_if_passed and self._is_checked:
-            return
-        model, folder = self._trainer.model, self.folder
-        adapters = list(model.peft_config) if has_adapter(model) else []
+        adapters, folder = self._adapters(), self.folder
         self.reject_together(lambda: reject_unowned_output(folder, adapters), folder)
         self._is_checked = True
+
+    def prepare_save(self) -> None:
+        """Check the folder, if that was not done before, and detach its files from backups.
+
+        Raises:
+            OutputExists: The folder has files of a model that sfttrain did not write.
+        """
+        if not self._is_checked:
+            self.check()
+        if self._trainer.args.should_save:
+            with storage_errors(self.folder, folder_setting="output_dir"):
+                for name in ("", *self._adapters()):
+                    if name != "default":  # peft saves this adapter to the output folder itself
+                        break_links(self.folder / name)
+
+    def _adapters(self) -> list[str]:
+        model = self._trainer.model
+        return list(model.peft_config) if has_adapter(model) else []
 
     def seal(self) -> None:
         """Record the files of the final model, so that the next run recognizes them as ours."""

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from sftprep.shards import is_temporary_name, write_bytes
 from sfttrain.checkpoints.seal import (
@@ -20,6 +21,7 @@ from sfttrain.checkpoints.seal import (
     SEAL_NAME,
     STATE_NAME,
     list_files,
+    read_fields,
     read_sealed_names,
 )
 
@@ -45,6 +47,10 @@ _SHARDED = re.compile(r"(pytorch_model_fsdp|optimizer|scheduler)_\d+|global_step
 """The folders in a checkpoint of FSDP or DeepSpeed, whose files have other names."""
 
 
+_NO_OTHERS = b"{}"
+"""The marker of an output folder, whose files of the user are not listed."""
+
+
 def is_model_file_name(name: str) -> bool:
     """Return whether a saved model or adapter can have a file of this name."""
     return _SAVED.fullmatch(name) is not None
@@ -67,16 +73,23 @@ def begin_folder(folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     ours = _find_our_files(folder)
-    # The time and size of each file of the user, so that the seal can leave it out.
+    _mark_incomplete(folder, ours)
+    # The seal is deleted first: without it, the marker shows that the folder is incomplete.
+    (folder / SEAL_NAME).unlink(missing_ok=True)
+    _delete_files(folder, ours - {INCOMPLETE_NAME})
+
+
+def _mark_incomplete(folder: Path, ours: Collection[str]) -> None:
+    """Write the marker, with the time and size of each file of the user.
+
+    The seal leaves these files out, and they are never deleted.
+    """
     others = {
         name: [path.stat().st_mtime_ns, path.stat().st_size]
         for name, path in list_files(folder).items()
         if name not in ours and path.is_file()
     }
     write_bytes(folder / INCOMPLETE_NAME, json.dumps({"others": others}).encode())
-    # The seal is deleted first: without it, the marker shows that the folder is incomplete.
-    (folder / SEAL_NAME).unlink(missing_ok=True)
-    _delete_files(folder, ours - {INCOMPLETE_NAME})
 
 
 def delete_folder(folder: Path) -> None:
@@ -92,7 +105,7 @@ def delete_folder(folder: Path) -> None:
         if list_files(folder).keys() - marks:
             # Files of the user stay. The marker keeps the folder ours, so that the run can write
             # this checkpoint again, and incomplete, so that it is never chosen.
-            write_bytes(folder / INCOMPLETE_NAME, b"{}")
+            _mark_incomplete(folder, marks)
             marks -= {INCOMPLETE_NAME}
         _delete_files(folder, marks)
         folder.rmdir()
@@ -101,7 +114,7 @@ def delete_folder(folder: Path) -> None:
 def begin_output(folder: Path) -> None:
     """Mark an output folder while the final model is being saved there."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(folder / INCOMPLETE_NAME, b"{}")
+    write_bytes(folder / INCOMPLETE_NAME, _NO_OTHERS)
 
 
 def seal_output(folder: Path) -> None:
@@ -117,14 +130,52 @@ def seal_output(folder: Path) -> None:
     (folder / INCOMPLETE_NAME).unlink(missing_ok=True)
 
 
+def break_links(folder: Path) -> None:
+    """Replace the files of a saved model that have other hard links by copies.
+
+    Otherwise a save that writes them in place would change a backup made with `cp -al`. Tensors are
+    always saved to a new file.
+    """
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if (
+            is_model_file_name(path.name)
+            and path.suffix != ".safetensors"
+            and is_regular(path)
+            and path.stat().st_nlink > 1
+        ):
+            write_bytes(path, path.read_bytes())
+
+
+def is_own_mark(path: Path) -> bool:
+    """Return whether the seal or the marker of an output folder has the content of ours."""
+    fields = read_fields(path)
+    if path.name == SEAL_NAME:
+        return fields.keys() == {"files"} and isinstance(fields["files"], dict)
+    return fields.keys() == {"others"} or (is_regular(path) and path.read_bytes() == _NO_OTHERS)
+
+
+def find_users_files(folder: Path) -> set[str]:
+    """Return the files in a folder that sfttrain did not write."""
+    return list_files(folder).keys() - _find_our_files(folder)
+
+
 def _find_our_files(folder: Path) -> set[str]:
-    """Return the files that sfttrain wrote to a folder: those in its seal, else by their names."""
+    """Return the files that sfttrain wrote to a folder.
+
+    They are those in its seal. Without one, they are those with the names of our files, except for
+    the files of the user that the marker lists; all of them in markers of older versions.
+    """
     present = list_files(folder)
     sealed = read_sealed_names(folder)
-    marks = {STATE_NAME, SEAL_NAME, INCOMPLETE_NAME}
+    marks = {STATE_NAME, SEAL_NAME, INCOMPLETE_NAME} & present.keys()
     if sealed:
-        return {name for name in present if name in sealed or name in marks}
-    return {name for name in present if name in marks or _is_our_file_name(name)}
+        return marks | (sealed & present.keys())
+    others: Any = read_fields(folder / INCOMPLETE_NAME).get("others")
+    if INCOMPLETE_NAME in marks and not isinstance(others, dict):
+        return marks
+    return marks | {
+        name for name in present if _is_our_file_name(name) and name not in (others or ())
+    }
 
 
 def _is_our_file_name(path: str) -> bool:

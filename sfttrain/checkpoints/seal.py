@@ -76,7 +76,7 @@ class Needs:
 def seal_checkpoint(folder: str | Path) -> None:
     """Write the size and digest of each file of a checkpoint, after all of them were written."""
     root = Path(folder)
-    others = _read_fields(root / INCOMPLETE_NAME).get("others")
+    others = read_fields(root / INCOMPLETE_NAME).get("others")
     files = {
         name: {"bytes": path.stat().st_size, "xxh3": _compute_digest(path)}
         for name, path in list_files(root).items()
@@ -94,7 +94,7 @@ def _is_unchanged(path: Path, stamp: Any) -> bool:
 
 def read_sealed_names(folder: Path) -> set[str]:
     """Return the names of the files in a seal; an empty set without a valid seal."""
-    files = _read_fields(folder / SEAL_NAME).get("files")
+    files = read_fields(folder / SEAL_NAME).get("files")
     return {str(name) for name in files} if isinstance(files, dict) else set()
 
 
@@ -139,7 +139,9 @@ def _first_fault(folder: Path, needs: Needs, read: bool) -> str:
     if fault := _interrupted_fault(folder) or _state_fault(folder, needs) or _step_fault(folder):
         return fault
     if os.path.lexists(folder / SEAL_NAME):
-        return _seal_fault(folder) if read else ""
+        fault = _seal_fault(folder) if read else ""
+        # A file that was removed together with its entry in the seal is missing too.
+        return fault or next((f"{name} is missing" for name in _missing_files(folder, needs)), "")
     missing = next(_missing_files(folder, needs), "")
     if missing or not read:
         return f"{missing} is missing" if missing else ""
@@ -152,8 +154,8 @@ def _first_fault(folder: Path, needs: Needs, read: bool) -> str:
         return fault
     from sfttrain.checkpoints.contents import find_contents_fault
 
-    step = int(_read_fields(folder / TRAINER_STATE_NAME)["global_step"])
-    steps = _read_fields(folder / STATE_NAME).get("steps")
+    step = int(read_fields(folder / TRAINER_STATE_NAME)["global_step"])
+    steps = read_fields(folder / STATE_NAME).get("steps")
     recorded = {
         str(name): count
         for name, count in (steps.items() if isinstance(steps, dict) else ())
@@ -165,7 +167,7 @@ def _first_fault(folder: Path, needs: Needs, read: bool) -> str:
 def _step_fault(folder: Path) -> str:
     """Return a contradiction between the name and the state of a checkpoint, as in a copy."""
     named = re.fullmatch(r"checkpoint-(\d+)", folder.name)
-    step = _read_fields(folder / TRAINER_STATE_NAME).get("global_step")
+    step = read_fields(folder / TRAINER_STATE_NAME).get("global_step")
     if named and int(named[1]) != step:
         return f"{TRAINER_STATE_NAME} is of step {step}"
     return ""
@@ -183,7 +185,7 @@ def _state_fault(folder: Path, needs: Needs) -> str:
 
 
 def _missing_files(folder: Path, needs: Needs) -> Iterator[str]:
-    """Yield the files that a resume needs and that an unsealed checkpoint lacks."""
+    """Yield the files that a resume needs and that a checkpoint lacks."""
     # 1. The weights: of the model, or of an adapter.
     weights: tuple[str, ...] = _MODEL
     folders = [folder]
@@ -195,7 +197,7 @@ def _missing_files(folder: Path, needs: Needs) -> Iterator[str]:
         yield weights[0]
     # 2. All shards of an index.
     for name in _INDEXES:
-        shards = _read_fields(folder / name).get("weight_map")
+        shards = read_fields(folder / name).get("weight_map")
         if isinstance(shards, dict):
             names = sorted({str(shard) for shard in shards.values()})
             yield from (shard for shard in names if not (folder / shard).is_file())
@@ -207,7 +209,7 @@ def _missing_files(folder: Path, needs: Needs) -> Iterator[str]:
         ranks = ranks or _read_ranks(folder / STREAM_STATE_NAME.format(rank=0)) or 1
         state_names = (STREAM_STATE_NAME.format(rank=rank) for rank in range(ranks))
         for name in state_names:
-            if not {"ranks", "state"} <= _read_fields(folder / name).keys():
+            if not {"ranks", "state"} <= read_fields(folder / name).keys():
                 yield name
 
 
@@ -232,7 +234,7 @@ def _missing_random_states(folder: Path, ranks: int, ranks_now: int) -> Iterator
 
 def _read_ranks(path: Path) -> int:
     """Return the number of processes that a state records; 0 if it records none."""
-    ranks = _read_fields(path).get("ranks")
+    ranks = read_fields(path).get("ranks")
     return ranks if isinstance(ranks, int) else 0
 
 
@@ -240,7 +242,7 @@ def _has_one(folder: Path, names: tuple[str, ...]) -> bool:
     return any((folder / name).exists() for name in names)
 
 
-def _read_fields(path: Path) -> dict[str, Any]:
+def read_fields(path: Path) -> dict[str, Any]:
     """Return the fields of a JSON object; an empty dictionary if the file has none."""
     try:
         values = json.loads(path.read_bytes())
@@ -253,7 +255,7 @@ def _fields_fault(path: Path, fields: Mapping[str, type]) -> str:
     """Return what is wrong with a file that must have these fields; "" if nothing is."""
     if not path.is_file():
         return f"{path.name} is missing"
-    values = _read_fields(path)
+    values = read_fields(path)
     if not values:
         return f"{path.name} is empty or cut short"
     wrong = [name for name, kind in fields.items() if not isinstance(values.get(name), kind)]

@@ -37,6 +37,8 @@ def load_run_datasets(run: RunConfig, *, evaluating: bool) -> tuple[Any, Any | N
     name = str(run.data)
     if name != run.dataset_name or os.path.exists(name):
         return open_data(name), None
+    if not name.startswith(_HUB_PREFIX):
+        check_local_path(name, setting("dataset_name"))
     splits = _load_from_hub(run)
     train = _select_split(splits, run.dataset_train_split, "dataset_train_split", name)
     if not evaluating or run.eval_data is not None:
@@ -61,7 +63,7 @@ def open_data(path: str) -> Any:
         folder.is_dir() and not any(_is_data_file(file) for file in folder.iterdir())
     ):
         return sftprep.open_shards(os.fspath(folder))
-    if not glob.glob(str(folder)):
+    if not (folder.exists() or glob.glob(str(folder))):
         raise InputNotFound(
             f"the file or folder {path} does not exist",
             remedy="specify the folder that `sftprep build` wrote, or a file of records",

@@ -71,7 +71,9 @@ def unmet_launch(output_dir: str) -> ConfigError | None:
 
 
 def _check_rank() -> None:
-    """Refuse a rank that does not exist, for which torch would wait without an end."""
+    """Refuse a rank or a port that does not exist, for which torch would wait or fail."""
+    if _number_in("MASTER_PORT") not in range(1 << 16):
+        raise _invalid_variable("MASTER_PORT")
     for size, rank in (("WORLD_SIZE", "RANK"), ("PMI_SIZE", "PMI_RANK")):
         if _number_in(size) and _number_in(rank) >= _number_in(size):
             raise ConfigError(
@@ -148,9 +150,17 @@ def _number_in(variable: str) -> int:
     """Return the number in an environment variable; 0 if it is unset or empty."""
     value = os.environ.get(variable, "").strip()
     try:
-        return int(value or 0)
+        number = int(value or 0)
     except ValueError as error:
-        raise ConfigError(
-            f"the environment variable {variable} is {value!r}; launchers set it to a number",
-            remedy=f"unset {variable}, or start with torchrun or accelerate launch",
-        ) from error
+        raise _invalid_variable(variable) from error
+    if number >= 1 << 31:  # torch and accelerate use 32 bits
+        raise _invalid_variable(variable)
+    return number
+
+
+def _invalid_variable(variable: str) -> ConfigError:
+    return ConfigError(
+        f"the environment variable {variable} is {os.environ[variable].strip()[:40]!r}; launchers"
+        f" set it to a {'port' if variable == 'MASTER_PORT' else 'number'}",
+        remedy=f"unset {variable}, or start with torchrun or accelerate launch",
+    )

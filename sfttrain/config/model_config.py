@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from sftprep.errors import ConfigError, setting
+from sfttrain.config.unsupported import reject_url
 
 
 @dataclass
@@ -115,6 +116,7 @@ class ModelConfig:
     )
 
     def __post_init__(self) -> None:
+        reject_url(self.model_name_or_path, "model_name_or_path")
         if self.load_in_8bit and self.load_in_4bit:
             raise ConfigError(
                 f"{setting('load_in_8bit')} and {setting('load_in_4bit')} are both set",

@@ -23,7 +23,7 @@ from sfttrain.config.launchers import (
     report_wait,
     unmet_launch,
 )
-from sfttrain.config.unsupported import check_choices, check_numbers, reject_unsupported
+from sfttrain.config.unsupported import check_choices, check_numbers, reject_unsupported, reject_url
 
 LossImpl = Literal["auto", "logits", "fused"]
 
@@ -283,6 +283,7 @@ class SFTConfig(DeprecatedSettings, TrainingArguments):  # type: ignore[misc]
         self.transform = to_function_setting(self.transform, setting("transform"))
         for name in ("output_dir", "dataset_cache_dir"):
             check_local_path(str(getattr(self, name) or ""), setting(name))
+        reject_url(self.chat_template_path, "chat_template_path")
         if launched_ranks() > 1 and not torch.accelerator.is_available():
             self.use_cpu = True  # otherwise every rank would become a run of its own
         on_cuda = torch.cuda.is_available() and not self.use_cpu

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 
+from sftprep.config import check_local_path
 from sftprep.errors import ConfigError, MissingDependency, setting
 
 
@@ -302,3 +304,14 @@ def _parse_multiple(value: Any) -> int | None:
             remedy="specify a number of tokens such as 64, auto, or none",
         )
     return number
+
+
+def reject_url(name: str | None, setting_name: str) -> None:
+    """Raise ConfigError for the URL of a store, which no library here can load.
+
+    Args:
+        name: A local path, or a name on the Hub; None if the setting is not specified.
+        setting_name: The setting.
+    """
+    if name and not os.path.exists(name):
+        check_local_path(str(name), setting(setting_name))

@@ -151,7 +151,7 @@ def file_stamps(path: str) -> list[Any] | None:
         One [absolute path, bytes, nanoseconds] per file; None if nothing matches on this machine.
     """
     expanded = os.path.expanduser(path)
-    matches = sorted(glob.glob(expanded)) if glob.has_magic(expanded) else [expanded]
+    matches = sorted(glob.glob(expanded)) or [expanded]  # a file can have brackets in its name
     files = [
         str(file)
         for match in matches

@@ -22,7 +22,7 @@ from sftprep.errors import (
 )
 from sfttrain.config.model_config import ModelConfig
 from sfttrain.data.packs import PackSource, longest_sequence
-from sfttrain.models.remote_code import check_code_references
+from sfttrain.models.remote_code import check_code_references, reject_revision_of_folder
 
 
 class ManifestLike(Protocol):
@@ -66,7 +66,8 @@ def load_model(
 
     Raises:
         InputNotFound: If the model does not exist.
-        ConfigError: If it is not a causal language model, or does not accept an option.
+        ConfigError: If it is not a causal language model, does not accept an option, or is a folder
+            and has a revision.
     """
     from transformers import AutoModelForCausalLM
 
@@ -90,6 +91,7 @@ def load_model(
         "device_map": get_kbit_device_map() if quantization is not None else None,
         **(options or {}),
     }
+    reject_revision_of_folder(str(name), arguments["revision"])
     if arguments["trust_remote_code"]:
         check_code_references(str(name), arguments["revision"])
     try:
@@ -325,6 +327,7 @@ def _load_tokenizer(
         return None
     from transformers import AutoTokenizer
 
+    reject_revision_of_folder(name, revision)
     if trust_remote_code:
         check_code_references(name, revision)
     try:

@@ -26,9 +26,11 @@ def check_code_is_pinned(config: ModelConfig) -> None:
     The code of a branch or tag may change at any time.
 
     Raises:
-        ConfigError: If trust_remote_code is set for a repository without a commit.
+        ConfigError: If trust_remote_code is set for a repository without a commit, or a revision
+            is specified for a folder.
     """
     name = str(config.model_name_or_path)
+    reject_revision_of_folder(name, config.model_revision)
     if (
         config.trust_remote_code
         and not os.path.isdir(name)
@@ -42,6 +44,30 @@ def check_code_is_pinned(config: ModelConfig) -> None:
                 f" {setting('model_revision', 'COMMIT')}"
             ),
         )
+
+
+def reject_revision_of_folder(name: str, revision: str | None) -> None:
+    """Check that a revision is not specified for a folder.
+
+    A folder in the working directory, such as one that came with data, takes the place of the model
+    of the same name on the Hub, at any revision.
+
+    Args:
+        name: The folder or Hub name of a model or tokenizer.
+        revision: Its revision; None and "main" are the defaults.
+
+    Raises:
+        ConfigError: The name is that of a folder, and the revision is not a default.
+    """
+    if revision in (None, "", "main") or not os.path.isdir(os.path.expanduser(name)):
+        return
+    raise ConfigError(
+        f"{setting('model_revision', revision)} is for the Hub, but {name} is a local folder",
+        remedy=[
+            f"for the model on the Hub, run in a working directory without the folder {name}",
+            f"for the folder, leave out {setting('model_revision')}",
+        ],
+    )
 
 
 def is_commit(revision: str | None) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sftprep.errors import ConfigError, TemplateError, TokenizerError, first_line, setting
 from sfttrain.models.clone_template import clone_chat_template, set_end_token
-from sfttrain.models.remote_code import check_code_references
+from sfttrain.models.remote_code import check_code_references, reject_revision_of_folder
 from sfttrain.models.unwrap import unwrap_peft
 
 
@@ -79,9 +79,11 @@ def load_required_tokenizer(
 
     Raises:
         TokenizerError: If the model has no tokenizer.
+        ConfigError: If a revision is specified for a folder.
     """
     from transformers import AutoTokenizer
 
+    reject_revision_of_folder(name, revision)
     try:
         if not name:
             raise OSError("the model was made from a config")

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -431,3 +432,35 @@ def test_a_pattern_without_a_match_is_an_error(tmp_path):
     for pattern in ("*", "**", "none*.jsonl"):
         with pytest.raises(InputNotFound):
             find_files((f"{tmp_path}/{pattern}",))
+
+
+def names_found(*inputs: object) -> list[str]:
+    return sorted(Path(file).name for file in find_files(tuple(map(str, inputs))))
+
+
+@pytest.mark.parametrize("literal", ["*.jsonl", "?.jsonl", "a*", "**", "*", "?.json?"])
+def test_a_file_named_like_a_pattern_does_not_hide_the_other_files(tmp_path, literal):
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text('{"text": "a"}\n')
+    others = sorted(name for name in os.listdir(tmp_path) if fnmatchcase(name, literal))
+    if literal.endswith("jsonl"):
+        (tmp_path / literal).write_text('{"text": "a"}\n')
+        assert names_found(tmp_path / literal) == sorted([literal, *others])
+        (tmp_path / literal).unlink()
+    (tmp_path / literal).mkdir()
+    (tmp_path / literal / "z.jsonl").write_text('{"text": "a"}\n')
+    assert names_found(tmp_path / literal) == [*others, "z.jsonl"]
+
+
+@pytest.mark.parametrize("literal", ["a[1].jsonl", "[ab].jsonl", "a[1]", "[a-b]*.jsonl"])
+def test_a_name_with_brackets_is_refused_only_where_it_also_matches_others(tmp_path, literal):
+    (tmp_path / literal).write_text('{"text": "a"}\n')
+    path = tmp_path / literal
+    if path.suffix:
+        assert names_found(path) == [literal]
+    (tmp_path / literal.replace("[1]", "1").replace("[ab]", "a").replace("[a-b]*", "ab")).touch()
+    with pytest.raises(ConfigError, match="as a pattern it matches") as caught:
+        find_files((str(path),))
+    escaped = caught.value.remedy.split()[1]
+    if path.suffix:
+        assert names_found(escaped) == [literal]

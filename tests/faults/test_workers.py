@@ -142,7 +142,65 @@ def test_this_process_does_all_of_the_work_if_workers_cannot_load(monkeypatch, c
         assert sorted(executor.map_unordered(double, range(5))) == [0, 2, 4, 6, 8]
     finally:
         executor.close()
+    assert "a worker process ended while it started" in caplog.text
     assert "this process does all of the work" in caplog.text
+
+
+def test_workers_that_do_not_end_are_killed_when_the_pool_is_closed(monkeypatch):
+    monkeypatch.setattr("sftprep.pipeline.executors._SECONDS_TO_END", 0.2)
+    executor = Processes(2)
+    assert len(list(executor.map_unordered(double, range(4)))) == 4
+    workers = list(executor._pool._processes.values())
+    os.kill(workers[0].pid, signal.SIGSTOP)
+    executor.close()
+    for worker in workers:
+        worker.join(10)
+    assert [worker.is_alive() for worker in workers] == [False, False]
+
+
+def test_a_stopped_worker_does_not_outlive_a_pool_that_is_replaced(monkeypatch):
+    monkeypatch.setattr("sftprep.pipeline.executors._SECONDS_TO_END", 0.2)
+    executor = Processes(2)
+    list(executor.map_unordered(double, range(4)))
+    workers = list(executor._pool._processes.values())
+    os.kill(workers[0].pid, signal.SIGSTOP)
+    os.kill(workers[1].pid, signal.SIGKILL)
+    try:
+        assert list(executor.map_unordered(double, [1])) == [2]
+    finally:
+        executor.close()
+    workers[0].join(10)
+    assert not workers[0].is_alive()
+
+
+def test_a_limit_on_open_files_is_a_typed_error(tokenizer_dir, tmp_path):
+    code = (
+        "import os, resource, sys\n"
+        "from sftprep import build\n"
+        "from sftprep.errors import SftprepError\n"
+        "folder = sys.argv[1]\n"
+        "open(f'{folder}/a.jsonl', 'w').write('{\"text\": \"a b c\"}\\n' * 9)\n"
+        "def run(name):\n"
+        "    settings = dict(tokenizer=sys.argv[2], max_length=64, workers=1)\n"
+        "    build(f'{folder}/a.jsonl', output=f'{folder}/{name}', **settings)\n"
+        "run('warm')\n"
+        "used = len(os.listdir('/proc/self/fd'))\n"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "for more in range(4):\n"
+        "    resource.setrlimit(resource.RLIMIT_NOFILE, (used + more, hard))\n"
+        "    try: run(f'out{more}')\n"
+        "    except SftprepError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), str(tokenizer_dir)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "ulimit -n" in done.stdout
 
 
 def die_loading(_: object) -> None:

@@ -39,6 +39,15 @@ def hostile_folder(folder: Path, marks: Path) -> Path:
     return folder
 
 
+def remove_modules_of_python(folder: Path, tmp_path: Path) -> None:
+    """Remove the modules that `python -m` imports before it runs anything of ours."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "nothing.py").write_text("import sys; print(*sys.modules)")
+    loaded = run_in(tmp_path / "empty", sys.executable, "-m", "nothing").stdout.split()
+    for name in loaded:
+        (folder / f"{name}.py").unlink(missing_ok=True)
+
+
 def run_in(folder: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command,
@@ -69,16 +78,31 @@ def test_a_build_executes_nothing_from_the_working_directory(tokenizer_dir, tmp_
     assert (done.returncode, os.listdir(marks)) == (0, []), done.stderr
     done = run_in(folder, script("sftprep"), "inspect", str(tmp_path / "out"), **cache)
     assert (done.returncode, os.listdir(marks)) == (0, []), done.stderr
-    # `python -m` itself imports some of the standard library from the working directory, before
-    # it runs anything of ours.
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "nothing.py").write_text("import sys; print(*sys.modules)")
-    loaded = run_in(tmp_path / "empty", sys.executable, "-m", "nothing").stdout.split()
-    for name in loaded:
-        (folder / f"{name}.py").unlink(missing_ok=True)
+    remove_modules_of_python(folder, tmp_path)
     command = (sys.executable, "-m", "sftprep", *arguments, str(tmp_path / "again"))
     done = run_in(folder, *command, PYTHONPATH=str(ROOT), **cache)
     assert (done.returncode, os.listdir(marks)) == (0, []), done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("-m", "sftprep.cli"),
+        ("-m", "sftprep.tokenize.loading.load", "build", "x.jsonl"),
+        ("-B", "-msftprep.api"),
+        ("-m", "sfttrain.cli.main", "run"),
+        ("-Bm", "sfttrain.cli", "run", "-m"),
+        ("-Bmsfttrain.cli.main", "--version"),
+    ],
+    ids=" ".join,
+)
+def test_a_submodule_as_a_command_executes_nothing_from_the_working_directory(command, tmp_path):
+    folder, marks = tmp_path / "downloaded", tmp_path / "marks"
+    folder.mkdir()
+    hostile_folder(folder, marks)
+    remove_modules_of_python(folder, tmp_path)
+    done = run_in(folder, sys.executable, *command, PYTHONPATH=str(ROOT))
+    assert os.listdir(marks) == [], done.stderr
 
 
 def test_a_training_run_executes_nothing_from_the_working_directory(tokenizer_dir, tmp_path):

@@ -200,6 +200,20 @@ def test_a_link_that_leads_nowhere_is_a_fault_of_its_checkpoint(
     assert f"checkpoint-4 ({name} " in caplog.text
 
 
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"]
+)
+def test_a_sealed_checkpoint_without_a_required_file_is_skipped(copy: Path, name: str) -> None:
+    """The file was removed together with its entry in the seal."""
+    seal = copy / "checkpoint-4" / SEAL_NAME
+    files = json.loads(seal.read_text())["files"]
+    del files[name]
+    seal.write_text(json.dumps({"files": files}))
+    (copy / "checkpoint-4" / name).unlink()
+    assert find_checkpoint("latest", str(copy)).endswith("checkpoint-2")
+    assert find_checkpoint("latest", str(copy), read=False).endswith("checkpoint-2")
+
+
 def test_only_folders_named_by_a_step_are_checkpoints(copy: Path) -> None:
     for name in ("checkpoint-²", "checkpoint-٣", "checkpoint-zz-4", "checkpoint-04"):
         (copy / name).mkdir()

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from sftprep import build
-from sftprep.errors import ConfigError, MismatchError
+from sftprep import build, load_tokenizer
+from sftprep.errors import ConfigError, MismatchError, TokenizerError
+from sftprep.stream import open_stream
 from sfttrain import ModelConfig
 from sfttrain.cli.arguments import read_arguments
 from sfttrain.cli.main import main
@@ -192,3 +193,45 @@ def test_code_of_the_named_model_is_not_refused(model: Path) -> None:
     code = {"AutoConfig": "configuration_own.Own", "AutoModel": f"{model}--modeling_own.Own"}
     path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": code}))
     check_code_references(str(model))
+
+
+def test_a_revision_is_refused_for_a_folder_that_takes_the_place_of_a_repository(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code and the weights of the folder would be used instead of those of the commit."""
+    monkeypatch.chdir(tmp_path)
+    mark = tmp_path / "code-ran"
+    (tmp_path / "Qwen").mkdir()
+    with_code(tmp_path / "Qwen" / "Q", model, mark)
+    commit = "0123456789" * 4
+    config = ModelConfig(model_name_or_path="Qwen/Q", model_revision=commit, trust_remote_code=True)
+    for use in (
+        lambda: check_code_is_pinned(config),
+        lambda: load_model(config, device=torch.device("cpu")),
+        lambda: load_model(
+            ModelConfig(model_name_or_path="Qwen/Q"),
+            device=torch.device("cpu"),
+            options={"revision": "v2"},
+        ),
+        lambda: load_required_tokenizer("Qwen/Q", trust_remote_code=True, revision=commit),
+    ):
+        with pytest.raises(ConfigError, match="is for the Hub, but Qwen/Q is a local folder"):
+            use()
+    assert not mark.exists()
+    with pytest.raises(TokenizerError, match="which has no revision v2"):
+        load_tokenizer("Qwen/Q", revision="v2")
+    assert load_model(ModelConfig(model_name_or_path=str(model)), device=torch.device("cpu"))
+
+
+def test_a_revision_is_refused_for_data_that_take_the_place_of_a_repository(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "data").mkdir(parents=True)
+    (tmp_path / "org" / "data" / "a.jsonl").write_text('{"text": "a b c"}\n' * 9)
+    settings = {"tokenizer": str(model), "max_length": 64, "revision": "v2"}
+    with pytest.raises(ConfigError, match="but org/data is a local path"):
+        build("org/data", output=tmp_path / "out", **settings)
+    with pytest.raises(ConfigError, match="but org/data is a local path"):
+        open_stream("org/data", **settings)
+    build("./org/data", output=tmp_path / "out", tokenizer=model, max_length=64)

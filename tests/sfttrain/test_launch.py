@@ -209,6 +209,23 @@ def test_a_number_of_processes_that_is_not_a_number_is_refused(
         launched_ranks()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("WORLD_SIZE", "9" * 20), ("RANK", str(1 << 31))],
+        *(("MASTER_PORT", port) for port in ("x", "-1", "65536", "1.5")),
+    ],
+)
+def test_numbers_that_torch_cannot_use_are_refused(
+    environment: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    variables = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29871"}
+    for each, number in {**variables, name: value}.items():
+        environment.setenv(each, number)
+    with pytest.raises(ConfigError, match=f"the environment variable {name} is '{value}'"):
+        unmet_launch("out")
+
+
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, capsys: Any) -> None:
     """It is refused even if it is not a rank of the same launch."""
     code = (
@@ -267,14 +284,17 @@ def test_the_folder_is_locked_until_the_command_has_written_everything(
     assert not (tmp_path / "o" / ".sfttrain-lock").exists()
 
 
-@pytest.mark.parametrize("setting", ["--output_dir", "--dataset_cache_dir"])
+@pytest.mark.parametrize("url", ["s3://bucket/x", "S3://b/x.jinja", "gs:/b"])
+@pytest.mark.parametrize(
+    "setting", ["--output_dir", "--dataset_cache_dir", "--chat_template_path", "--model"]
+)
 def test_urls_are_refused_and_nothing_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, setting: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, setting: str, url: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    paths = {"--output_dir": "o", setting: "s3://bucket/x"}
+    paths = {"--model": "model", "--output_dir": "o", setting: url}
     arguments = [part for pair in paths.items() for part in pair]
-    assert main(["run", "packs", "--model", "model", *arguments, "--use_cpu"]) == 2
+    assert main(["run", "packs", *arguments, "--use_cpu"]) == 2
     assert "URLs are not supported" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -287,7 +307,10 @@ def test_urls_as_data_are_refused_and_nothing_is_written(
     model = model_folder(tmp_path / "model", tokenizer_dir)
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    for data in (["s3://b/x.jsonl"], ["gs://b/x"], ["--stream", "s3://b/x.jsonl"]):
+    for data in (
+        *(["s3://b/x.jsonl"], ["gs://b/x"], ["--stream", "s3://b/x.jsonl"]),
+        *(["--dataset_name", "S3://b/x"], ["--dataset_name", "s3://b/x"]),
+    ):
         arguments = ["--model", str(model), "--output_dir", "o", "--use_cpu", "--max_steps", "1"]
         assert main(["run", *data, *arguments]) == 2
         assert "URLs are not supported" in capsys.readouterr().err

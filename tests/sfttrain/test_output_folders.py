@@ -445,3 +445,84 @@ def test_a_model_may_be_elsewhere_in_the_output_folder(
     # And a resume from a checkpoint there is no start from it.
     command[-1] = "2"
     assert main([*command, "--resume_from_checkpoint", "latest"]) == 0, capsys.readouterr().err
+
+
+def test_a_backup_of_hard_links_is_not_changed_by_another_run(
+    tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`cp -al out backup` is a common way to keep a finished run."""
+    output, backup = tmp_path / "o", tmp_path / "backup"
+    command += ["--use_peft", "--save_steps", "1"]
+    assert main([*command, "--lora_r", "2"]) == 0, capsys.readouterr().err
+    files = [path for path in output.rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    for path in files:
+        link = backup / path.relative_to(output)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        os.link(path, link)
+    assert main([*command, "--lora_r", "4", "--seed", "7"]) == 0, capsys.readouterr().err
+    changed = [p for p in files if (backup / p.relative_to(output)).read_bytes() != before[p]]
+    assert changed == []
+    assert json.loads((output / "adapter_config.json").read_text())["r"] == 4
+
+
+def test_single_saves_do_not_change_a_backup_of_hard_links(tmp_path: Path) -> None:
+    output, backup = tmp_path / "o", tmp_path / "backup"
+    trainer = saving(output)
+    trainer.train()
+    backup.mkdir()
+    for save, name in (
+        (trainer.save_state, "trainer_state.json"),
+        (trainer.create_model_card, "README.md"),
+    ):
+        save()
+        os.link(output / name, backup / name)
+        (output / name).write_text("before")
+        save()
+        assert (backup / name).read_text() == "before", name
+
+
+@pytest.mark.parametrize("has_checkpoints", [True, False])
+@pytest.mark.parametrize("name", [SEAL_NAME, INCOMPLETE_NAME])
+@pytest.mark.parametrize("content", ["mine", "[]", '{"files": 7}', '{"mine": {}}'])
+def test_a_file_of_the_user_with_the_name_of_a_mark_is_not_replaced(
+    tmp_path: Path, has_checkpoints: bool, name: str, content: str
+) -> None:
+    if has_checkpoints:
+        (tmp_path / "checkpoint-9").mkdir()
+        (tmp_path / "checkpoint-9" / STATE_NAME).touch()
+    (tmp_path / name).write_text(content)
+    trainer = saving(tmp_path)
+    for act in (trainer.train, trainer.save_model, trainer.save_state):
+        with pytest.raises(OutputExists, match=name):
+            act()
+    assert (tmp_path / name).read_text() == content
+
+
+@pytest.mark.parametrize("marker", ["lists them", "of an older version"])
+def test_files_that_the_marker_lists_as_the_users_are_kept(tmp_path: Path, marker: str) -> None:
+    """They may have names that our files have."""
+    saving(tmp_path, max_steps=2).train()
+    folder = tmp_path / "checkpoint-3"
+    mine = [folder / "latest", folder / "global_step1" / "thesis.txt", folder / "optimizer_0.bin"]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    listed = {path.relative_to(folder).as_posix(): [0, 0] for path in mine}
+    (folder / INCOMPLETE_NAME).write_text(
+        json.dumps({"others": listed}) if marker == "lists them" else "{}"
+    )
+    saving(tmp_path).train(resume_from_checkpoint=True)
+    assert [path.read_text() for path in mine] == ["mine"] * 3
+    assert find_checkpoint("latest", str(tmp_path)).endswith("checkpoint-3")
+
+
+def test_a_rotated_checkpoint_keeps_files_of_the_user_with_names_of_ours(tmp_path: Path) -> None:
+    saving(tmp_path, max_steps=2).train()
+    mine = [tmp_path / "checkpoint-1" / name for name in ("latest", "README.md")]
+    for path in mine:
+        path.write_text("mine")
+    rotate_checkpoints(tmp_path, 1, kept=["checkpoint-2"])
+    with pytest.raises(OutputExists, match=r"README\.md would be replaced"):
+        saving(tmp_path, max_steps=2).train()
+    assert [path.read_text() for path in mine] == ["mine", "mine"]

@@ -87,6 +87,46 @@ def test_a_stream_resumes_when_it_is_iterated_after_an_error(tokenizer_dir):
     assert plains(packs) == whole
 
 
+@pytest.mark.parametrize("fails_at", [0, 1, 60, 64, 65, 128, 256, 300])
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_a_source_that_raises_and_then_ends_early_is_an_error(fails_at, lanes, tokenizer_dir):
+    opened = []
+
+    def once():
+        opened.append(1)
+        yield from (rows("text", 500) if len(opened) == 1 else shared)  # first: to find the format
+
+    def broken():
+        yield from rows("text", fails_at)
+        raise ConnectionResetError("cut")
+
+    shared = broken()
+    with pytest.raises(SourceError, match="ended early") as caught:
+        list(stream_of(once, tokenizer_dir, lanes=lanes))
+    assert isinstance(caught.value.__cause__, ConnectionResetError)
+
+
+@pytest.mark.parametrize("fails_at", [2, 64, 65, 100])
+@pytest.mark.parametrize("is_exact", [True, False])
+def test_shards_that_raise_and_then_end_early_are_an_error(fails_at, is_exact, tokenizer_dir):
+    limits = [200]
+
+    def cut(shards):
+        for shard in shards:
+            limit = limits.pop() if len(limits) > 1 and shard else limits[0]
+            for number in range(limit):
+                yield {"text": f"shard {shard} row {number}"}
+            if limit == fails_at:
+                raise ConnectionResetError("cut")
+
+    data = datasets.IterableDataset.from_generator(cut, gen_kwargs={"shards": [0, 1]})
+    data = data if is_exact else data.shuffle(seed=1, buffer_size=1)
+    stream = stream_of(data, tokenizer_dir, lanes=2)
+    limits[:] = [fails_at - 2, fails_at]
+    with pytest.raises(SourceError, match="ended early"):
+        list(stream)
+
+
 class Server(BaseHTTPRequestHandler):
     """Serves the records of a file, and cuts each third connection in the middle."""
 

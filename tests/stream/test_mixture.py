@@ -338,6 +338,7 @@ def test_invalid_mixtures_are_rejected(corpus):
     for sources, weights, stop in (
         ([corpus] * 2, [1], "all"),
         ([corpus], [0], "all"),
+        ([corpus] * 2, [1, 10**400], "all"),
         ([], [], "all"),
         ([corpus], [1], "last"),
     ):

@@ -131,14 +131,15 @@ def _expand_input(name: str, search: FolderSearch) -> list[str]:
             remedy=[f"choose another {setting('output')}", "move the input to another folder"],
         )
     _reject_work_files(name)
-    if is_folder(name):
+    is_pattern = not os.path.lexists(name) or _matches_others(name)
+    if not is_pattern and is_folder(name):
         return _search_folder(name, search)
     if search.split not in (None, "train"):
         raise ConfigError(
             f"{name} has no split {search.split!r}, because files have no splits",
             remedy="specify the file with the records of this split, or a folder",
         )
-    if not os.path.lexists(name):
+    if is_pattern:
         return _match_pattern(name, search)
     check_regular(name)
     if kind_of(name, search.text_unit) is None:
@@ -149,6 +150,27 @@ def _expand_input(name: str, search: FolderSearch) -> list[str]:
             else "convert it to JSON lines, or rename it if it is one of these kinds already",
         )
     return [name]
+
+
+def _matches_others(path: str) -> bool:
+    """Return whether a path that exists is also a pattern that matches it and others.
+
+    It is then read as the pattern: a file named `*.jsonl` must not hide the other files.
+
+    Raises:
+        ConfigError: The pattern matches others and not the path, so either may be meant.
+
+    Example:
+        "a?.jsonl" matches the file "a?.jsonl" and "a1.jsonl"; "a[1].jsonl" matches only the latter
+    """
+    matches = set(glob.glob(path, recursive=True)) if glob.has_magic(path) else set()
+    others = matches - {path}
+    if others and path not in matches:
+        raise ConfigError(
+            f"{path} exists, and as a pattern it matches {min(others)} instead",
+            remedy=f"write {glob.escape(path)} for {path}; name other files one by one",
+        )
+    return bool(others)
 
 
 def _match_pattern(pattern: str, search: FolderSearch) -> list[str]:

@@ -63,9 +63,23 @@ def is_hub_name(name: str) -> bool:
 
     It starts with hf://, or has the form org/name and is not a local path.
     """
-    if name.startswith("hf://"):
-        return True
-    if _is_local(name) or any(c in name for c in "*?[~\\") or kind_of(name) is not None:
+    return name.startswith("hf://") or (_has_hub_form(name) and not _is_local(name))
+
+
+def reject_revision_of_path(name: str, revision: str | None) -> None:
+    """Raise ConfigError for the revision of a local path that has the name of a data set."""
+    if revision is not None and _has_hub_form(name):
+        raise ConfigError(
+            f"{setting('revision', revision)} is for the Hub, but {name} is a local path",
+            remedy=[
+                f"write hf://datasets/{name} for the data set on the Hub",
+                f"for the local path, leave out {setting('revision')}",
+            ],
+        )
+
+
+def _has_hub_form(name: str) -> bool:
+    if any(c in name for c in "*?[~\\") or kind_of(name) is not None:
         return False
     found = _NAME.fullmatch(name)
     return (

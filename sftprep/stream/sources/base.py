@@ -179,3 +179,16 @@ def _exhausted(error: Exception, what: str, retries: int, pause: float) -> Sourc
             f"use larger {setting('retries')} and {setting('retry_wait')}",
         ],
     )
+
+
+def early_end(what: str) -> SourceError:
+    """Return the error for a source that ends before a record that it returned before.
+
+    Args:
+        what: The description of what is read.
+    """
+    return SourceError(
+        f"{what} was read again from its start and ended early, so records would be missing",
+        remedy="use a source that returns the same records whenever it is iterated: a list, or a"
+        " function that creates a new iterator at each call",
+    )

@@ -23,6 +23,7 @@ from sftprep.stream.sources.base import (
     LaneAssignment,
     Piece,
     Reader,
+    early_end,
 )
 from sftprep.stream.sources.sequential import BLOCK_ROWS
 
@@ -101,6 +102,8 @@ class _ShardReader:
         self.source, self.assignment = source, assignment
         self.reading = source_name(DATASET_NAME)
         self._is_exact = can_resume_exactly(source.data)
+        # By lane: the number of records that its shards have returned before they raised.
+        self._returned: dict[int, int] = {}
         # By lane: the number of records that were read, the dataset, and its iterator.
         self._open: dict[int, tuple[int, Any, Iterator[Any]]] = {}
 
@@ -114,19 +117,23 @@ class _ShardReader:
         # Removed until the block is complete, so that an iterator that raises is not used again.
         position, data, rows = self._open.pop(lane, (-1, None, iter(())))
         if position != at:
-            data = self.source.data.shard(num_shards=num_lanes, index=lane, contiguous=False)
-            if hasattr(data, "set_epoch"):
-                data.set_epoch(self.assignment.epoch)
+            data = self._shards_of(lane)
             if state is not None:
                 data.load_state_dict(copy.deepcopy(state))
             rows = iter(data) if state is not None else islice(iter(data), at, None)
         lines: list[bytes] = []
         size = 0
-        for line in iter_lines(islice(rows, BLOCK_ROWS), strip_nulls=self.source.strip_nulls):
-            lines.append(line)
-            size += len(line)
-            if size >= BLOCK_BYTES:
-                break
+        try:
+            for line in iter_lines(islice(rows, BLOCK_ROWS), strip_nulls=self.source.strip_nulls):
+                lines.append(line)
+                size += len(line)
+                if size >= BLOCK_BYTES:
+                    break
+        except Exception:
+            self._returned[lane] = max(at + len(lines), self._returned.get(lane, 0))
+            raise
+        if len(lines) < BLOCK_ROWS and size < BLOCK_BYTES and lane in self._returned:
+            self._reject_early_end(lane, at, at + len(lines))
         if not lines:
             return None
         after = at + len(lines)
@@ -135,3 +142,26 @@ class _ShardReader:
         pieces = (Piece(b"".join(lines), self.source.format),)
         next_state = copy.deepcopy(data.state_dict()) if self._is_exact else None
         return Block(pieces, origins, [after, next_state])
+
+    def _shards_of(self, lane: int) -> Any:
+        """Return the dataset with the shards of a lane, in the order of the pass."""
+        num_lanes = self.assignment.num_lanes
+        data = self.source.data.shard(num_shards=num_lanes, index=lane, contiguous=False)
+        if hasattr(data, "set_epoch"):
+            data.set_epoch(self.assignment.epoch)
+        return data
+
+    def _reject_early_end(self, lane: int, at: int, end: int) -> None:
+        """Raise SourceError where shards that raised end before a record that they returned.
+
+        Args:
+            lane: The lane of the shards.
+            at: The number of records before the last block, which were all returned.
+            end: The number of records at which the shards ended.
+        """
+        is_early = end < self._returned[lane]
+        # Shards that resume from a state do not show whether the records before it still exist.
+        if not is_early and end == at > 0:
+            is_early = next(islice(iter(self._shards_of(lane)), at - 1, None), None) is None
+        if is_early:
+            raise early_end(self.reading)

@@ -17,6 +17,7 @@ sources, less than n - 1 records.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -74,9 +75,9 @@ class Mixture:
                 f"{len(self.sources)} sources have {len(self.weights)} weights",
                 remedy="specify one weight for each source",
             )
-        if not all(0 < weight < float("inf") for weight in self.weights):
+        if not all(0 < weight <= sys.float_info.max for weight in self.weights):
             raise ConfigError(
-                f"the weights are {list(self.weights)}", remedy="use positive numbers"
+                f"the weights are {list(self.weights)!s:.200}", remedy="use positive numbers"
             )
         if self.stop not in ("all", "first"):
             raise ConfigError(f"stop is {self.stop!r}", remedy="choose one of: all, first")

@@ -21,7 +21,7 @@ from sftprep.errors import ConfigError
 from sftprep.pipeline.setup import inspect_source, log_notices
 from sftprep.recipe import Recipe
 from sftprep.sources.discovery.files import find_files, reject_duplicates
-from sftprep.sources.discovery.hub import HubFile, hub_files, is_hub_name
+from sftprep.sources.discovery.hub import HubFile, hub_files, is_hub_name, reject_revision_of_path
 from sftprep.sources.in_memory import dataset_kind
 from sftprep.sources.lanes import block_bytes, is_plain
 from sftprep.sources.partition import cut, read_partition, source_of
@@ -175,6 +175,7 @@ def _find_files(name: str, config: BuildConfig) -> list[HubFile]:
         return hub_files(
             name, config_name=read.config_name, split=read.split, revision=read.revision
         )
+    reject_revision_of_path(name, read.revision)
     files = find_files((name,), read.split, text_unit=_text_unit(config))
     return [HubFile(file, file) for file in files]
 

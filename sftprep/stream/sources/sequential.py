@@ -27,6 +27,7 @@ from sftprep.stream.sources.base import (
     LaneAssignment,
     Piece,
     Reader,
+    early_end,
 )
 
 BLOCK_ROWS = 64
@@ -107,6 +108,8 @@ class _RowReader:
         self._next = 0  # the row that the iterator returns next
         # A dataset has a state of its own iterator only after the first record.
         self._has_begun = self._has_ended = False
+        self._delivered = 0  # rows that the source has returned, over all of its iterators
+        self._error: Exception | None = None  # the last one that the source raised
 
     def read(self, lane: int, cursor: Cursor) -> Block | None:
         at, mark = _parse(cursor)
@@ -168,6 +171,8 @@ class _RowReader:
         self._queues = {lane: deque() for lane in self.assignment.lanes}
         self.queued = 0
         self._next = self._first_needed_row()
+        if self._delivered:  # one that was returned before is read again: see `_reject_early_end`
+            self._next = min(self._next, self._delivered - 1)
         self._marks = [mark for mark in self._marks if mark[0] <= self._next]
         lines, epoch = self.source.lines, self.assignment.epoch
         if self._marks and isinstance(lines, Markable):
@@ -188,19 +193,31 @@ class _RowReader:
         try:
             line = next(iterator, None)
             self._has_begun = True
-        except BaseException:
+        except BaseException as error:
             self._iterator = None  # a generator that raised is exhausted
+            self._error = error if isinstance(error, Exception) else self._error
             raise
         if line is None:
+            self._reject_early_end()
             self._has_ended = True
             return
         row, self._next = self._next, self._next + 1
+        self._delivered = max(self._delivered, self._next)
         lane = lane_of(row, self.source.part, self.assignment.num_lanes)
         if lane in self._queues and row >= self._row_of(lane, self._first_kept[lane]):
             # A copy, since orjson leaves its output in a larger buffer, of at least a kilobyte.
             self._queues[lane].append(bytes(memoryview(line)))
             self.queued += len(line) + _ENTRY_BYTES
             self._unreported += len(line) + _ENTRY_BYTES
+
+    def _reject_early_end(self) -> None:
+        """Raise SourceError where a source that raised ends before a row that it returned.
+
+        An iterator that can be read only once ends when it is started again.
+        """
+        if self._next < self._delivered or (self._error is not None and not self._delivered):
+            self._iterator = None
+            raise early_end(self.reading) from self._error
 
     def _add_mark(self) -> None:
         """Keep the state of the source, and drop the marks at which no lane will start again."""

@@ -93,6 +93,11 @@ def load_tokenizer(
     if local.suffix == SPEC_SUFFIX and local.is_file():
         return _read_exported(local)
     is_local = local.is_dir()
+    if is_local and revision is not None:
+        raise TokenizerError(
+            f"{name_or_dir} is a local folder, which has no revision {revision}",
+            remedy="leave out the revision, or run in a working directory without this folder",
+        )
     folder = local if is_local else _download(name_or_dir, local, revision)
     files = _find_tokenizer_files(folder)
     if not any(fnmatch(name, pattern) for name in files for pattern in _VOCABULARIES):
