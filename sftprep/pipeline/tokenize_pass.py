@@ -52,7 +52,7 @@ class TokenizeTask:
         partition: The partition.
         format: The format of its records.
         recipe: The recipe, in a file that workers read.
-        recipe_key: The key of what is made with the recipe.
+        recipe_key: The key of everything that depends on the recipe.
         limit: The limit of the lengths of sequences. The spill does not depend on it.
         spill_folder: The folder of the spills.
         threads: Whether the encoder may use every core.

@@ -56,7 +56,7 @@ class QualityChecks:
     def __init__(self, spec: TokenizerSpec, *, escaped: bool, rejects: bool) -> None:
         self._rejects = rejects
         tokens = {t["content"]: bool(t.get("special")) for t in spec.part("added_tokens") or ()}
-        # What is kept is counted when it is rendered, unless it is no special token.
+        # Special tokens in texts are counted when a record is rendered, other tokens here.
         special = {token for token, is_special in tokens.items() if is_special}
         media = {token for token in _PLACEHOLDERS if token in tokens}
         words = media - special | (special if rejects and not escaped else set())
