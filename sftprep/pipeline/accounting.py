@@ -106,10 +106,11 @@ def sum_accounting(items: list[Accounting]) -> Accounting:
         counts.update(item.to_counts())
     summed = Accounting.from_counts(counts)
     wrong = summed.check()
-    assert not wrong, (
-        "the accounting of this build does not balance, which is a bug in sftprep:"
-        f" {'; '.join(wrong)}"
-    )
+    if wrong:
+        raise RuntimeError(
+            "the accounting of this build does not balance, which is a bug in sftprep:"
+            f" {'; '.join(wrong)}"
+        )
     return summed
 
 
@@ -134,8 +135,9 @@ def check_rejected(
         TooManyRejected: More records were rejected than `max_rejected` allows.
     """
     rejected = Counter(record.reason for part in parts for record in part.rejected)
-    made = sum(part.counts.get("extra.transform", 0) for part in parts)
-    records = made + sum(part.counts["records"] for part in parts)
+    # A function of the user may make several records of one.
+    names = ("records", "extra.transform", "extra.texts")
+    records = sum(part.counts.get(name, 0) for part in parts for name in names)
     # The file is written even if the build fails below: it shows what to correct.
     if rejected or duplicates:
         lines = _rejected_lines(parts, duplicates, setup.names)

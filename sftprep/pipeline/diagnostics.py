@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sftprep.core.types import Counts, TokenBatch
 from sftprep.masking import trained_runs
-from sftprep.tokenize.loading.load import TokenizerSpec
+from sftprep.tokenize.loading.spec import TokenizerSpec
 
 
 def count_double_bos(batch: TokenBatch, spec: TokenizerSpec, counts: Counts) -> None:

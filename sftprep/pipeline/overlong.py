@@ -208,10 +208,12 @@ def _reject(
     rejected: list[Rejected],
 ) -> Pieces:
     """Reject each record with an overlong sequence."""
-    lines = np.unique(origin[lengths > limit.max_length])
-    for line in lines.tolist():
-        longest = int(lengths[origin == line].max())
-        message = f"{longest} tokens, more than max_length ({limit.max_length})"
+    is_long = lengths > limit.max_length
+    lines, record = np.unique(origin[is_long], return_inverse=True)
+    longest = np.zeros(len(lines), np.int64)
+    np.maximum.at(longest, record, lengths[is_long])
+    for line, length in zip(lines.tolist(), longest.tolist(), strict=True):
+        message = f"{length} tokens, more than max_length ({limit.max_length})"
         rejected.append(Rejected(line, 0, "overlong", message, ""))
     kept = np.flatnonzero(~np.isin(origin, lines))
     # A record is counted once under `rejected`; its other sequences need an entry of their own, or

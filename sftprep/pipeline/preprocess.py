@@ -281,8 +281,8 @@ def read_examples(
     data, quality_checks = content.data, stages.quality_checks
     search = quality_checks.search_needed(content)
     lines, read = split_lines(data), stages.reader(format_name)
-    # orjson turns integers beyond 64 bits into floats, which a template would show in tools and
-    # tool calls. Such lines are parsed again by Python.
+    # orjson turns integers beyond 64 bits into floats, which a template would show. Such lines are
+    # parsed again by Python.
     may_round = has_long_number(data)
     examples: list[Example] = []
     blank = 0
@@ -290,7 +290,7 @@ def read_examples(
         record = parse_line(line, number)
         if type(record) is dict:
             try:
-                if may_round and (b'"tool' in line or b'"function' in line):
+                if may_round:
                     record = parse_exactly(line, record)
                 example = read(record, number)
                 quality_checks.check(example, record, counts, search=search)

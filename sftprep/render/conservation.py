@@ -1,7 +1,7 @@
 """Which content of a conversation its rendered text lacks.
 
 A chat template may drop what a record contains: earlier reasoning, the arguments of a call, the
-text alongside a call. The model is then trained on something else than what the user wrote. The
+text alongside a call. The model is then trained on something other than what the user wrote. The
 check:
 
 1. Every string and number that carries meaning is a `Leaf`: contents, reasoning, names and
@@ -16,8 +16,6 @@ check:
 Cost: where a template is compiled, a content that is written unchanged is the same object in the
 list of rendered pieces, and a record whose contents are all found this way is done after one
 dictionary lookup per message. The tests compare the check with sentinels that transformers renders.
-
-Builds and streams do not run the check yet: a record that needs the search costs too much.
 """
 
 from __future__ import annotations

@@ -237,14 +237,15 @@ class SentinelCopy:
         """Return the copy of a message."""
         copy = dict(message)
         self.shape.append((message.get("role"), *sorted(map(str, message))))
-        reasoning = _reasoning_keys(message)
+        sentinel_of: dict[str, str] = {}  # keys with the same text are one leaf
         for key in REASONING_KEYS:
-            if isinstance(message.get(key), str) and message[key].strip():
-                # Keys with the same text are one leaf, and have the same sentinel.
-                if key in reasoning:
-                    sentinel = self._next()
-                    self.shape.append(key)
-                copy[key] = sentinel
+            text = message.get(key)
+            if isinstance(text, str) and text.strip():
+                if text not in sentinel_of:
+                    sentinel_of[text] = self._next()
+                # Which keys have the same text is a part of the shape.
+                self.shape.append((key, [*sentinel_of].index(text)))
+                copy[key] = sentinel_of[text]
         self._content(message, copy)
         if _has_speaker(message) and message["name"].strip():
             copy["name"] = self._next()

@@ -31,6 +31,9 @@ from sftprep.errors import TemplateError
 EMPTY_BLOCK = re.compile(r"<think>\s*</think>\s*")
 """A block of reasoning without reasoning, as some templates write it."""
 
+_BLOCK = re.compile(r"(?:\A|<think>)(?:(?!<think>).)*?</think>\s*", re.DOTALL)
+"""Reasoning in tags; the first opening tag may be in the generation prompt."""
+
 _MOST_RENDERED = 100_000
 """The largest sum of the messages of all renderings of one conversation."""
 _WORD = "Zz3mabe"
@@ -58,7 +61,7 @@ def without_reasoning(message: Message) -> Message:
     kept = {key: value for key, value in message.items() if key not in REASONING_KEYS}
     content = message.get("content")
     if isinstance(content, str) and "</think>" in content:
-        kept["content"] = content.rpartition("</think>")[2].lstrip()
+        kept["content"] = _BLOCK.sub("", content)
     return kept
 
 
@@ -117,7 +120,8 @@ def find_insertions(
         if here is not None and there is not None:
             found = _find_insertion(here[1], there[1], ends)
             if found is not None:
-                insertions += [(here[0] + found[0], found[1])] * bool(found[1])
+                if found[1]:
+                    insertions.append((here[0] + found[0], found[1]))
                 continue
         if has_reasoning(messages[turn]):
             unproven.append(turn)

@@ -293,6 +293,8 @@ class Renderer:
             if weight != 1:
                 batch.weights[len(batch.texts)] = [(0, len(rendered.text), weight)]
             spans_or_all = rendered.spans if self._spans.trains_spans else None
+            if self._has_untrained_block(rendered.text):
+                spans_or_all = _without_empty_blocks(spans_or_all, rendered.text)
             batch.add(
                 example.origin, rendered.text, plain=False, spans=spans_or_all, prompt=prompt_text
             )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sftprep.errors import SettingNames, render_settings, setting
 from sftprep.shards.manifest import Manifest
 
 _TOLERATED_SHARE = 0.05
@@ -50,21 +51,28 @@ def advise_length(manifest: Manifest) -> LengthAdvice | None:
     return LengthAdvice(*shares, length, float(number_kept / kept[-1]), limit)
 
 
-def length_warning(manifest: Manifest) -> list[str]:
-    """Return the warning as one line; nothing if the build cuts little."""
+def length_warning(manifest: Manifest, names: SettingNames) -> list[str]:
+    """Return the warning as one line; nothing if the build cuts little.
+
+    Args:
+        manifest: The manifest of the build.
+        names: The form of settings.
+    """
     advice = advise_length(manifest)
     if advice is None:
         return []
     text = (
-        f"warning: --max-length {manifest.max_length} cut {_percent(advice.cut)} of all tokens and"
-        f" {_percent(advice.trained_cut)} of the trained tokens"
+        f"warning: {setting('max_length', manifest.max_length)} cut {_percent(advice.cut)} of all"
+        f" tokens and {_percent(advice.trained_cut)} of the trained tokens"
     )
-    keeps = f"--max-length {advice.max_length} keeps {_percent(advice.keeps)} of the trained tokens"
+    longer = setting("max_length", advice.max_length)
+    keeps = f"{longer} keeps {_percent(advice.keeps)} of the trained tokens"
     if advice.max_length > manifest.max_length or advice.keeps >= _KEPT_SHARE:
         text += f"; {keeps}"
     if advice.keeps < _KEPT_SHARE:
-        text += "; the tokenizer allows no more, and --overlong split keeps all tokens"
-    return [text]
+        split = setting("overlong", "split")
+        text += f"; the tokenizer allows no more, and {split} keeps all tokens"
+    return [render_settings(text, names)]
 
 
 def _percent(share: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sftprep.errors import FlagNames, escape_control
@@ -38,7 +38,7 @@ def summary_lines(report: BuildReport) -> list[str]:
         *_mask_lines(manifest),
         *_source_lines(manifest),
         *_warning_lines(manifest),
-        *length_warning(manifest),
+        *length_warning(manifest, FlagNames()),
         *_evaluation_lines(report),
         _output_line(report),
     ]
@@ -94,19 +94,19 @@ def equations(accounting: Accounting) -> tuple[str, str]:
     Example:
         "records 40 + repeated 8 = packed 45 + held out 3"
     """
-    rejected = {f"rejected ({reason})": number for reason, number in accounting.rejected.items()}
-    records = {
-        "packed": accounting.sequences,
-        **rejected,
-        **accounting.dropped,
-        **accounting.left_out,
-    }
-    tokens = {
-        "packed": accounting.tokens,
-        "truncated": accounting.tokens_truncated,
-        **accounting.tokens_dropped,
-        **accounting.tokens_left_out,
-    }
+    # Pairs, since a transform may name its reasons as it likes.
+    records = [
+        ("packed", accounting.sequences),
+        *((f"rejected ({reason})", number) for reason, number in accounting.rejected.items()),
+        *((f"dropped ({reason})", number) for reason, number in accounting.dropped.items()),
+        *accounting.left_out.items(),
+    ]
+    tokens = [
+        ("packed", accounting.tokens),
+        ("truncated", accounting.tokens_truncated),
+        *((f"dropped ({reason})", number) for reason, number in accounting.tokens_dropped.items()),
+        *accounting.tokens_left_out.items(),
+    ]
     return (
         f"{_sum('records', accounting.records, accounting.extra)} = {_terms(records)}",
         f"{_sum('tokens', accounting.tokens_in, accounting.tokens_extra)} = {_terms(tokens)}",
@@ -225,10 +225,8 @@ def _reading_lines(report: BuildReport) -> Iterator[str]:
         )
         if reading.not_read:
             shown = ", ".join(reading.not_read[:_MOST_COLUMNS])
-            more = f" and {len(reading.not_read) - _MOST_COLUMNS} more"
-            yield escape_control(
-                f"not read: {shown}{more if len(reading.not_read) > _MOST_COLUMNS else ''}"
-            )
+            rest = len(reading.not_read) - _MOST_COLUMNS
+            yield escape_control(f"not read: {shown}" + (f" and {rest} more" if rest > 0 else ""))
 
 
 def _function_lines(manifest: Manifest) -> Iterator[str]:
@@ -281,7 +279,9 @@ def _evaluation_lines(report: BuildReport) -> list[str]:
     if manifest is None:
         return []
     # Held-out records are from the same partitions, whose lengths are counted once.
-    warnings = length_warning(manifest) if manifest.lengths != report.manifest.lengths else []
+    warnings = (
+        length_warning(manifest, FlagNames()) if manifest.lengths != report.manifest.lengths else []
+    )
     return [
         f"evaluation: {format_count(manifest.accounting.sequences, 'sequence')},"
         f" {manifest.tokens:,} tokens in {format_count(manifest.rows, 'pack')}"
@@ -313,11 +313,11 @@ def _output_line(report: BuildReport) -> str:
     )
 
 
-def _terms(numbers: dict[str, int]) -> str:
+def _terms(numbers: Iterable[tuple[str, int]]) -> str:
     """Return the right side of an equation, without the terms that are 0."""
     terms = [
         f"{name.replace('_', ' ')} {number:,}"
-        for name, number in numbers.items()
+        for name, number in numbers
         if number or name == "packed"
     ]
     return " + ".join(terms)

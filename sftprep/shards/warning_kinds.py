@@ -90,7 +90,8 @@ KINDS: dict[str, _Kind] = {
 
 
 REASONING_NEVER_SHOWN = (
-    f"it does not show that of the last turn either: use another {setting('chat_template')}"
+    "the template does not show the reasoning of the last turn either: use another"
+    f" {setting('chat_template')}"
 )
 """The remedy for lost reasoning where that of earlier turns is kept."""
 
@@ -137,12 +138,14 @@ def data_warnings(manifest: Manifest) -> list[DataWarning]:
     known = [kind for kind in KINDS if kind in found]
     others = [kind for kind in found if kind not in KINDS]
     keeps = manifest.config.get("reasoning") == "keep"
+    # The remedy for what could not be kept is that of its own warning.
+    never_shown = "" if "keep_unproven" in found else REASONING_NEVER_SHOWN
     return [
         DataWarning(
             kind,
             found[kind],
             *(manifest.locate_warning(kind) or ("", 0)),
-            remedy=REASONING_NEVER_SHOWN if keeps and kind == REASONING else None,
+            remedy=never_shown if keeps and kind == REASONING else None,
         )
         for kind in (*known, *others)
     ]

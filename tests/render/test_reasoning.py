@@ -233,3 +233,27 @@ def test_reasoning_is_removed_from_keys_and_tags() -> None:
         assert without_reasoning(message) == {"role": "assistant", "content": "Four."}
     user = {"role": "user", "content": "What is </think>?"}
     assert without_reasoning(user) == user
+
+
+def test_only_the_reasoning_is_removed_from_a_content() -> None:
+    for content, rest in (
+        ("<think>x</think>Close with </think> then go.", "Close with </think> then go."),
+        ("x</think>\n\nGo.", "Go."),
+        ("A<think>x</think>B", "AB"),
+    ):
+        message = {"role": "assistant", "content": content}
+        assert without_reasoning(message)["content"] == rest
+
+
+def test_empty_blocks_are_untrained_in_expanded_turns(folder_with: Any) -> None:
+    source = TEMPLATE.replace("{{ m.content }}", "<think>\n\n</think>\n\n{{ m.content }}")
+    made = prepare(
+        [{"messages": CHAT}],
+        folder_with(source),
+        reasoning="expand",
+        train_on="assistant",
+        train_empty_thinking="no",
+    )
+    trained = "".join(text for number in range(len(made)) for text in made.trained(number))
+    assert "<think>\n\n</think>" not in trained
+    assert "Hello" in trained
