@@ -401,9 +401,7 @@ def read_conversations(folder: Path) -> list[Conversation]:
     from sftprep.records.formats import detect_format, record_reader
     from sftprep.records.options import InvalidRecord, RecordOptions
 
-    options = RecordOptions(
-        renames=(), text_field="text", chat=True, tool_calls=True, reasoning=True, function=None
-    )
+    options = RecordOptions()
     found: list[Conversation] = []
     for path in sorted(folder.glob("*.jsonl")):
         lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]

@@ -9,6 +9,7 @@ ARGUMENT = "argument_not_shown"
 TEXT_WITH_CALL = "text_with_call_not_shown"
 TOOLS = "tools_not_shown"
 NAME = "name_not_shown"
+KEY = "key_not_shown"
 
 LOSSES = {
     MESSAGE: "the content of a message",
@@ -18,5 +19,6 @@ LOSSES = {
     TEXT_WITH_CALL: "the text alongside a tool call",
     TOOLS: "the name or description of a tool",
     NAME: "the name of a speaker",
+    KEY: "text under a key of a message that it does not know",
 }
 """The kinds of loss, in the order in which they are reported, with what is lost."""

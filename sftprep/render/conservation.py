@@ -27,9 +27,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sftprep.core.losses import ARGUMENT, CALL, NAME, REASONING, TOOLS
+from sftprep.core.losses import ARGUMENT, CALL, KEY, NAME, REASONING, TOOLS
 from sftprep.core.types import Message
-from sftprep.render.content_leaves import ANYWHERE, Leaf, SentinelCopy, WrittenValues, to_leaves
+from sftprep.render.content_leaves import (
+    ANYWHERE,
+    KNOWN_KEYS,
+    Leaf,
+    SentinelCopy,
+    WrittenValues,
+    has_words,
+    to_leaves,
+)
 
 _SURE_LENGTH = 8
 """Shorter strings may occur in a text by chance."""
@@ -68,8 +76,8 @@ class MissingContent:
     def serious(self) -> frozenset[str]:
         """The kinds that change what the model learns to answer: under quarantine, they reject the
         record. Earlier reasoning, tools and names are only counted."""
-        counted = {TOOLS, NAME} if self.last_reasoning else {TOOLS, NAME, REASONING}
-        return self.kinds - counted
+        counted = {TOOLS, NAME, KEY}
+        return self.kinds - (counted if self.last_reasoning else {*counted, REASONING})
 
 
 NOTHING_MISSING = MissingContent()
@@ -109,6 +117,23 @@ class ConservationCheck:
             pieces: The strings that make up the text, if the template is compiled.
             written_as_json: Values that the template converted to JSON, with the results.
         """
+        missing = self._find_lost_leaves(messages, tools, variables, text, pieces, written_as_json)
+        is_unknown = any(
+            key not in self._source and has_words(message[key])
+            for message in messages
+            for key in message.keys() - KNOWN_KEYS
+        )
+        return missing | MissingContent(frozenset({KEY})) if is_unknown else missing
+
+    def _find_lost_leaves(
+        self,
+        messages: Sequence[Message],
+        tools: list[Any] | None,
+        variables: dict[str, Any] | None,
+        text: str,
+        pieces: Sequence[str],
+        written_as_json: Sequence[tuple[Any, str]],
+    ) -> MissingContent:
         leaves = to_leaves(messages, tools, WrittenValues(text, pieces, written_as_json))
         if leaves and pieces:
             leaves = self._without_pieces(leaves, messages, pieces)

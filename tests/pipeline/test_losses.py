@@ -49,6 +49,7 @@ LOSING: dict[str, list[dict[str, Any]]] = {
     "argument_not_shown": [QUESTION, calling(harbour="Husum"), RESULT, ANSWER],
     "text_with_call_not_shown": [QUESTION, calling("Let me look at the harbour."), RESULT, ANSWER],
     "name_not_shown": [{**QUESTION, "name": "Ida"}, ANSWER],
+    "key_not_shown": [QUESTION, {**ANSWER, "refusal": "I would rather not."}],
 }
 
 
@@ -91,7 +92,7 @@ def test_a_loss_rejects_the_record_under_quarantine_unless_it_is_allowed(
     settings: dict[str, Any] = {"on_bad_record": "quarantine", "quality_checks": "keep"}
     accounting = build(*conversations, max_rejected="100%", **settings).manifest.accounting
     # Earlier reasoning and names are only counted.
-    is_fatal = kind not in ("reasoning_not_shown", "name_not_shown")
+    is_fatal = kind not in ("reasoning_not_shown", "name_not_shown", "key_not_shown")
     assert accounting.rejected == ({kind: 1} if is_fatal else {})
     assert accounting.warnings == ({} if is_fatal else {kind: 1})
     if is_fatal:
@@ -136,7 +137,11 @@ def test_an_unknown_kind_cannot_be_allowed(build: Any) -> None:
 
 
 def test_the_kinds_that_reject_are_kinds_of_loss() -> None:
-    assert set(get_args(Loss)) == LOSSES.keys() - {"tools_not_shown", "name_not_shown"}
+    assert set(get_args(Loss)) == LOSSES.keys() - {
+        "tools_not_shown",
+        "name_not_shown",
+        "key_not_shown",
+    }
 
 
 def test_a_stream_logs_each_kind_once(
@@ -169,3 +174,8 @@ def test_the_sequences_that_lost_content_are_flagged(build: Any, tmp_path: Path)
 def test_without_a_loss_there_is_no_column_of_flags(build: Any, tmp_path: Path) -> None:
     build([QUESTION, ANSWER])
     assert all(pack.flags is None for pack in sftprep.open_shards(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("extra", [{"id": "a b1"}, {"date": "2024-07-26 10:00"}, {"score": 5}])
+def test_ids_dates_and_numbers_of_messages_need_not_be_shown(build: Any, extra: Any) -> None:
+    assert build([QUESTION, {**ANSWER, **extra}]).manifest.accounting.warnings == {}
