@@ -37,6 +37,9 @@ from sftprep.sources.readers.jsonl import add_excerpts, excerpt, parse_line, spl
 from sftprep.tokenize.encoders.base import EncoderFault
 from sftprep.tokenize.equivalence.verified_encoder import PartitionEncoder, VerifiedEncoder
 
+_KEYS_OF_OBJECTS = (b'"tool', b'"function', b'"observation', b"template_kwargs")
+"""Starts of keys and roles of records in which a template may show a number outside a string."""
+
 
 class Preprocessor:
     """The stages of pass 1 for one recipe, loaded once and used for many partitions.
@@ -283,7 +286,7 @@ def read_examples(
     lines, read = split_lines(data), stages.reader(format_name)
     # orjson turns integers beyond 64 bits into floats, which a template would show. Such lines are
     # parsed again by Python.
-    may_round = has_long_number(data)
+    may_round = any(key in data for key in _KEYS_OF_OBJECTS) and has_long_number(data)
     examples: list[Example] = []
     blank = 0
     for number, line in enumerate(lines):
