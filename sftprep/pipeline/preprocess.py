@@ -27,7 +27,7 @@ from sftprep.pipeline.loss_mask import LossMask
 from sftprep.pipeline.overlong import LengthLimit, fit_lengths
 from sftprep.recipe import Recipe
 from sftprep.records.formats import record_reader
-from sftprep.records.options import InvalidRecord, has_long_number, parse_exactly
+from sftprep.records.options import InvalidRecord, find_long_numbers, parse_exactly
 from sftprep.records.pretokenized import to_token_batch
 from sftprep.records.quality_checks import QualityChecks
 from sftprep.records.record_hashes import RecordHasher
@@ -286,14 +286,15 @@ def read_examples(
     lines, read = split_lines(data), stages.reader(format_name)
     # orjson turns integers beyond 64 bits into floats, which a template would show. Such lines are
     # parsed again by Python.
-    may_round = any(key in data for key in _KEYS_OF_OBJECTS) and has_long_number(data)
+    may_hold_objects = any(key in data for key in _KEYS_OF_OBJECTS)
+    rounded = find_long_numbers(data) if may_hold_objects else set()
     examples: list[Example] = []
     blank = 0
     for number, line in enumerate(lines):
         record = parse_line(line, number)
         if type(record) is dict:
             try:
-                if may_round:
+                if number in rounded:
                     record = parse_exactly(line, record)
                 example = read(record, number)
                 quality_checks.check(example, record, counts, search=search)

@@ -74,9 +74,24 @@ def rename_keys(record: Record, renames: tuple[tuple[str, str], ...]) -> Record:
     return record
 
 
-def has_long_number(data: bytes) -> bool:
-    """Return whether lines contain digits that may be an integer beyond 64 bits."""
-    return _LONG_NUMBER in data.translate(_DIGITS_TO_0)
+def has_long_number(line: bytes) -> bool:
+    """Return whether a line contains digits that may be an integer beyond 64 bits."""
+    return _LONG_NUMBER in line.translate(_DIGITS_TO_0)
+
+
+def find_long_numbers(data: bytes) -> set[int]:
+    """Return the numbers of the lines for which `has_long_number` holds, from 0."""
+    found: set[int] = set()
+    digits = data.translate(_DIGITS_TO_0)
+    number, counted = 0, 0  # the number of line breaks before `counted`
+    position = digits.find(_LONG_NUMBER)
+    while position >= 0:
+        number += data.count(b"\n", counted, position)
+        counted = position
+        found.add(number)
+        end = data.find(b"\n", position)
+        position = digits.find(_LONG_NUMBER, end) if end >= 0 else -1
+    return found
 
 
 def parse_exactly(line: bytes, record: Record) -> Record:

@@ -6,7 +6,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from sftprep.records.options import find_long_numbers, has_long_number
 from tests.semantics.prepared import prepare
 
 SHOWING = (
@@ -132,3 +135,10 @@ def test_if_both_forms_are_rejected_the_error_is_that_of_the_record(folder_with)
     ]
     (rejected,) = prepare([{"messages": messages}], folder_with(template)).batch.rejected
     assert (rejected.reason, "no tools here" in rejected.message) == ("template_error", True)
+
+
+@given(st.lists(st.text("9a\r ", max_size=40), max_size=8))
+def test_lines_with_long_numbers_are_found(lines):
+    data = "".join(f"{line}\n" for line in lines).encode()
+    expected = {k for k, line in enumerate(data.split(b"\n")) if has_long_number(line)}
+    assert find_long_numbers(data) == expected
