@@ -20,21 +20,14 @@ import orjson
 import xxhash
 from numpy.typing import NDArray
 
-from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.core.types import Example, Message, PretokenizedRow
 from sftprep.records.formats import record_reader
 from sftprep.records.options import InvalidRecord, Record, RecordOptions, parse_exactly
+from sftprep.records.roles import SHOWN_KEYS
 from sftprep.records.switches import SWITCH_KEYS
 from sftprep.sources.readers.jsonl import parse_line, split_lines
 
-_MESSAGE_KEYS = frozenset(
-    {
-        *("role", "content", "name", "tool_calls", "tool_call_id", "function_call"),
-        *("tools", "documents", "citations", "images", "tool_plan", "prefix"),
-        *REASONING_KEYS,
-        *SWITCH_KEYS,
-    }
-)
+_MESSAGE_KEYS = SHOWN_KEYS | SWITCH_KEYS | {"role", "content", "images"}
 """Keys of messages that some template shows, or that specify what is trained."""
 _NOT_COMPARED = ("origin", "bare", "images_dropped")
 _ESCAPE = re.compile(rb"\\(.)", re.DOTALL)

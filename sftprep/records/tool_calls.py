@@ -17,19 +17,13 @@ def parse_calls(value: Any, what: str) -> list[dict[str, Any]]:
     """Return the tool calls in a value, which is a call or a list of calls, or JSON text of them.
 
     Raises:
-        InvalidRecord: The text is not JSON, or a call has no name.
+        InvalidRecord: The text is not JSON, the list is empty, or a call has no name.
     """
     calls = parse_if_string(value, what)
     calls = calls if isinstance(calls, list) else [calls]
-    # A call is {"function": {"name", "arguments"}}, as in OpenAI's API, or the inner object alone.
-    functions = [call.get("function", call) if isinstance(call, dict) else None for call in calls]
-    if not all(isinstance(function, dict) and "name" in function for function in functions):
-        raise InvalidRecord("bad_tool", f"{what} has no name")
-    return [
-        {"type": "function", "function": {"name": f["name"], "arguments": _arguments(f)}}
-        for f in functions
-        if f
-    ]
+    if not calls:
+        raise InvalidRecord("bad_tool", f"{what} has no call")
+    return [_parse_call(call, what) for call in calls]
 
 
 def is_call(value: Any) -> bool:
@@ -60,7 +54,7 @@ def clean_calls(message: Message, where: str) -> Message:
         named = [_with_arguments(call) for call in calls]
         if calls is message["tool_calls"] and all(map(is_, named, calls)):
             return message
-    elif legacy:
+    elif legacy and (legacy := parse_if_string(legacy, f"function_call of {where}")):
         named = parse_calls(legacy, f"function_call of {where}")
     elif _CALL_KEYS.isdisjoint(message):
         return message
@@ -93,6 +87,16 @@ def read_functions(functions: Any) -> list[Any] | None:
         else {"type": "function", "function": tool}
         for tool in read_tools(functions) or ()
     ] or None
+
+
+def _parse_call(call: Any, what: str) -> dict[str, Any]:
+    # A call is {"function": {"name", "arguments"}}, as in OpenAI's API, or the inner object alone.
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or "name" not in function:
+        raise InvalidRecord("bad_tool", f"{what} has no name")
+    named = {"name": function["name"], "arguments": _arguments(function)}
+    parsed = {"type": "function", "function": named}
+    return {"id": call["id"], **parsed} if isinstance(call.get("id"), str) else parsed
 
 
 def _arguments(function: dict[str, Any]) -> Any:
