@@ -142,14 +142,31 @@ def test_reasoning_and_tool_call_parts_become_keys_of_the_message():
         "reasoning_content": "hm",
         "tool_calls": [{"type": "function", "function": call}],
     }
-    for options in (RecordOptions(reasoning=False), RecordOptions(tool_calls=False)):
-        with pytest.raises(
-            InvalidRecord,
-            match=(
-                r"content part of type '(reasoning|tool_call)', which the chat template cannot show"
-            ),
-        ):
-            read_record(copy.deepcopy(record), 0, "messages", options)
+    with pytest.raises(
+        InvalidRecord,
+        match="content part of type 'tool_call', which the chat template cannot show",
+    ):
+        read_record(copy.deepcopy(record), 0, "messages", RecordOptions(tool_calls=False))
+
+
+def test_calls_keep_their_ids_and_an_empty_list_of_calls_is_rejected():
+    calls = [{"id": name, "name": name, "arguments": {}} for name in "fg"]
+    record = {"messages": [CHAT[0], {"role": "tool_call", "content": calls}]}
+    _, message = read_record(record, 0, "messages", RecordOptions()).messages
+    assert [call["id"] for call in message["tool_calls"]] == ["f", "g"]
+    for turn in (
+        {"role": "tool_call", "content": []},
+        {"role": "assistant", "content": [{"type": "tool_call", "value": "[]"}]},
+    ):
+        with pytest.raises(InvalidRecord, match="has no call") as caught:
+            read_record({"messages": [CHAT[0], turn]}, 0, "messages", RecordOptions())
+        assert caught.value.reason == "bad_tool"
+
+
+def test_turns_with_from_keep_the_keys_that_templates_show():
+    turns = [{"from": "gpt", "value": "b", "tool_plan": "p", "citations": ["c"], "at": 1}]
+    (message,) = read_record({"conversations": turns}, 0, "sharegpt", RecordOptions()).messages
+    assert message == {"role": "assistant", "content": "b", "tool_plan": "p", "citations": ["c"]}
 
 
 def test_alpaca_without_a_template_keeps_system_and_history():

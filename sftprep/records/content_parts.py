@@ -50,7 +50,7 @@ def from_parts(
         kind = _kind_of(part)
         if kind in _TEXT_TYPES:
             texts.append(_part_text(part, where))
-        elif kind in _REASONING_TYPES and options.reasoning:
+        elif kind in _REASONING_TYPES:  # counted when rendered if the template does not show it
             earlier = added.get("reasoning_content") or message.get("reasoning_content") or ""
             added["reasoning_content"] = earlier + _part_text(part, where)
         elif kind in _CALL_TYPES and options.tool_calls:
@@ -90,10 +90,7 @@ def _parse_call_part(part: dict[str, Any], kind: str, where: str) -> list[dict[s
         return parse_calls(part[kind], what)
     if "name" not in part and "function" not in part:
         return parse_calls(_part_text(part, where), what)
-    calls = parse_calls(part, what)
-    if isinstance(part.get("id"), str):
-        calls[0] = {"id": part["id"], **calls[0]}
-    return calls
+    return parse_calls(part, what)
 
 
 def _to_result(part: dict[str, Any], kind: str, where: str, options: RecordOptions) -> Message:

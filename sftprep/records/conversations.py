@@ -8,7 +8,7 @@ from typing import Any
 from sftprep.core.types import Example, Message
 from sftprep.records.messages import read_messages
 from sftprep.records.options import InvalidRecord, Record, RecordOptions, require_string
-from sftprep.records.roles import is_answered
+from sftprep.records.roles import SYSTEM_ROLES, is_answered
 from sftprep.records.switches import read_switches
 from sftprep.records.tool_calls import read_functions, read_tools
 
@@ -18,7 +18,7 @@ SYSTEM_KEYS = ("system", "system_prompt", "systemInstruction", "system_instructi
 ANSWER_KEYS = ("answer", "response", "output", "completion")
 """Keys of the answer to a conversation that ends with a message of the user."""
 
-REASONING_KEYS = ("reasoning", "reasoning_content", "thinking")
+ANSWER_REASONING_KEYS = ("reasoning", "reasoning_content", "thinking")
 """Keys of the reasoning before that answer."""
 
 _REASONING_MODES = frozenset({"", "on", "off", "none", "low", "medium", "high", "true", "false"})
@@ -27,7 +27,7 @@ _REASONING_MODES = frozenset({"", "on", "off", "none", "low", "medium", "high", 
 CHAT_KEYS = frozenset({"tools", "functions", "chat_template_kwargs", *SYSTEM_KEYS})
 """Keys that are read alongside every conversation."""
 
-TURN_KEYS = CHAT_KEYS | {*ANSWER_KEYS, *REASONING_KEYS}
+TURN_KEYS = CHAT_KEYS | {*ANSWER_KEYS, *ANSWER_REASONING_KEYS}
 """Keys that are read alongside a list of messages."""
 
 
@@ -64,7 +64,7 @@ def complete_chat(example: Example, record: Record, options: RecordOptions) -> E
     messages = example.messages or []
     if not CHAT_KEYS.isdisjoint(record):
         system = read_system(record, options)
-        if system is not None and messages[0]["role"] not in ("system", "developer"):
+        if system is not None and messages[0]["role"] not in SYSTEM_ROLES:
             messages = example.messages = [{"role": "system", "content": system}, *messages]
             if example.prompt_messages is not None:
                 example.prompt_messages = messages[: len(example.prompt_messages) + 1]
@@ -105,7 +105,7 @@ def add_reasoning(answer: list[Message], record: Record) -> list[Message]:
 
     Where the template does not show reasoning, that is counted when it is rendered.
     """
-    for key in REASONING_KEYS:
+    for key in ANSWER_REASONING_KEYS:
         reasoning = record.get(key)
         if isinstance(reasoning, str) and reasoning.strip().lower() not in _REASONING_MODES:
             return [{**answer[0], "reasoning_content": reasoning}, *answer[1:]]

@@ -15,7 +15,7 @@ from sftprep.records.content_parts import from_parts
 from sftprep.records.images import IMAGE_KEYS, is_filled
 from sftprep.records.options import InvalidRecord, Record, RecordOptions
 from sftprep.records.pair_keys import find_pair
-from sftprep.records.roles import PASSED_ROLES, PLAIN_ROLES, ROLES, TOOL_CALL, to_role
+from sftprep.records.roles import PASSED_ROLES, PLAIN_ROLES, ROLES, SHOWN_KEYS, TOOL_CALL, to_role
 from sftprep.records.switches import SWITCH_KEYS
 from sftprep.records.tool_calls import clean_calls, parse_calls
 
@@ -25,16 +25,7 @@ _CONTENT_KEYS = ("content", "value", "text", "parts", "message")
 _SPEAKER_KEYS = ("speaker", "author", "type")
 """Keys of the speaker of a turn without `role` and `from`; `type` is LangChain's."""
 
-_KEPT_KEYS = SWITCH_KEYS | {
-    "name",
-    "reasoning",
-    "reasoning_content",
-    "thinking",
-    "tool_calls",
-    "function_call",
-    "tool_call_id",
-    *IMAGE_KEYS,
-}
+_KEPT_KEYS = SWITCH_KEYS | SHOWN_KEYS | IMAGE_KEYS
 """Keys of a from/value turn that are kept in its message; templates know no others."""
 
 _CONVERTED_KEYS = frozenset({"tool_calls", "function_call", *IMAGE_KEYS})

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from sftprep.records.roles import PASSED_ROLES
 from sftprep.sources.readers.to_jsonl import OPAQUE
 
 Record = dict[str, Any]
@@ -55,7 +56,7 @@ class RecordOptions:
     as_chat: bool = False
     tool_calls: bool = True
     reasoning: bool = True
-    shown_roles: frozenset[str] = frozenset({"function", "ipython", "environment"})
+    shown_roles: frozenset[str] = PASSED_ROLES
     drop_images: bool = False
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from sftprep.core.types import Example, Message
 from sftprep.records.conversations import (
+    ANSWER_REASONING_KEYS,
     CHAT_KEYS,
-    REASONING_KEYS,
     add_reasoning,
     complete_chat,
     read_system,
@@ -23,7 +23,7 @@ _TRL_KEYS = ("prompt", "completion")
 CONTEXT_KEYS = ("input", "context")
 """Keys of the input of an instruction."""
 
-PAIR_KEYS = CHAT_KEYS | {*CONTEXT_KEYS, *REASONING_KEYS, "history"}
+PAIR_KEYS = CHAT_KEYS | {*CONTEXT_KEYS, *ANSWER_REASONING_KEYS, "history"}
 """Keys that are read alongside an instruction and its answer."""
 
 

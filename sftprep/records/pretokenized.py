@@ -162,7 +162,7 @@ def to_token_batch(
             counts["dropped.no_token"] += 1
         else:
             kept.append((example.origin, row))
-            counts["extra.given"] += len(row.lengths) - 1
+            counts["extra.pretokenized_rows"] += len(row.lengths) - 1
     # An empty array at the start of each concatenation sets the dtype if no row was kept.
     lengths = np.concatenate([np.zeros(0, np.int64), *(row.lengths for _, row in kept)])
     origins = [np.full(len(row.lengths), origin, np.int64) for origin, row in kept]

@@ -19,6 +19,7 @@ from sftprep.core.byte_search import ByteSearcher
 from sftprep.core.types import Counts, Example, Message
 from sftprep.records.call_checks import check_calls
 from sftprep.records.options import InvalidRecord, Record
+from sftprep.records.roles import PASSED_ROLES, SYSTEM_ROLES
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
 REASONS = frozenset(
@@ -27,8 +28,7 @@ REASONS = frozenset(
 
 _PLACEHOLDERS = ("<image>", "<video>", "<audio>")
 _MEDIA_KEYS = frozenset({"images", "image", "videos", "video", "audios", "audio"})
-_SYSTEM_ROLES = ("system", "developer")
-_TOOL_ROLES = ("tool", "function", "ipython", "environment")
+_TOOL_ROLES = ("tool", *PASSED_ROLES)
 _MOST_ROLES_KEPT = 16
 """Longer sequences of roles are examined each time."""
 _ROLE, _CONTENT = itemgetter("role"), itemgetter("content")
@@ -56,7 +56,8 @@ class QualityChecks:
     def __init__(self, spec: TokenizerSpec, *, escaped: bool, rejects: bool) -> None:
         self._rejects = rejects
         tokens = {t["content"]: bool(t.get("special")) for t in spec.part("added_tokens") or ()}
-        # Special tokens in texts are counted when a record is rendered, other tokens here.
+        # Special tokens in texts are counted when a record is rendered; they are searched for here
+        # only to reject the record.
         special = {token for token, is_special in tokens.items() if is_special}
         media = {token for token in _PLACEHOLDERS if token in tokens}
         words = media - special | (special if rejects and not escaped else set())
@@ -122,7 +123,7 @@ def _pattern_of(words: set[str]) -> re.Pattern[str]:
 
 
 def _order_problem(roles: tuple[str, ...]) -> _Problem | None:
-    start = roles[0] in _SYSTEM_ROLES
+    start = roles[0] in SYSTEM_ROLES
     answers = roles[start + 1 :: 2]
     if answers and roles[start::2].count("user") + answers.count("assistant") + start == len(roles):
         return None
@@ -141,11 +142,11 @@ _known_order_problem = lru_cache(maxsize=1024)(_order_problem)
 
 def _turn_problem(number: int, before: str | None, role: str) -> _Problem | None:
     """Return what is wrong with the role of a message, given that of the message before it."""
-    if role in _SYSTEM_ROLES and number > 1:
+    if role in SYSTEM_ROLES and number > 1:
         return _Problem(
             "role_order", f"message {number} is from the {role}, but only the first message may be"
         )
-    if role == "assistant" and before in (None, *_SYSTEM_ROLES):
+    if role == "assistant" and before in (None, *SYSTEM_ROLES):
         return _Problem(
             "role_order",
             f"message {number} is from the assistant, but no message of a user precedes it",
@@ -158,7 +159,9 @@ def _turn_problem(number: int, before: str | None, role: str) -> _Problem | None
     # row are common and harmless.
     if role in _TOOL_ROLES and before not in ("assistant", *_TOOL_ROLES):
         return _Problem(
-            "bad_tool", f"message {number} is from a tool, but the assistant has called none"
+            "bad_tool",
+            f"message {number} is from a tool, but the message before it is not from the assistant"
+            " or a tool",
         )
     return None
 

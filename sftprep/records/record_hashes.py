@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from typing import Any
 
@@ -19,24 +20,17 @@ import orjson
 import xxhash
 from numpy.typing import NDArray
 
-from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.core.types import Example, Message, PretokenizedRow
 from sftprep.records.formats import record_reader
-from sftprep.records.options import InvalidRecord, RecordOptions
+from sftprep.records.options import InvalidRecord, Record, RecordOptions, parse_exactly
+from sftprep.records.roles import SHOWN_KEYS
 from sftprep.records.switches import SWITCH_KEYS
 from sftprep.sources.readers.jsonl import parse_line, split_lines
 
-_MESSAGE_KEYS = frozenset(
-    {
-        *("role", "content", "name", "tool_calls", "tool_call_id", "function_call"),
-        *("tools", "documents", "citations", "images", "tool_plan", "prefix"),
-        *REASONING_KEYS,
-        *SWITCH_KEYS,
-    }
-)
+_MESSAGE_KEYS = SHOWN_KEYS | SWITCH_KEYS | {"role", "content", "images"}
 """Keys of messages that some template shows, or that specify what is trained."""
 _NOT_COMPARED = ("origin", "bare", "images_dropped")
-_ESCAPED_WHITESPACE = re.compile(rb"\\[nrt]")
+_ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
 _OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY
 
 
@@ -91,15 +85,13 @@ class RecordHasher:
         Example:
             b'{"id": 7, "text": "a b"}'  ->  b'{"text":"a b"}'
         """
-        record = parse_line(line, 0)
-        assert isinstance(record, dict), "only records that were read have a sequence"
+        record = _parse(line)
         if any(record.get(key) is not None for key in self._keys):
-            return orjson.dumps([record.get(key) for key in self._keys], option=_OPTIONS)
+            return _write([record.get(key) for key in self._keys])
         try:
-            example = self._read(record, 0)
-            return orjson.dumps(self._content_of(example), option=_OPTIONS)
-        except (InvalidRecord, TypeError):  # the templates that show everything differ from this
-            return orjson.dumps(parse_line(line, 0), option=_OPTIONS)
+            return _write(self._content_of(self._read(record, 0)))
+        except InvalidRecord:  # the templates that show everything differ from this
+            return _write(_parse(line))
 
     def _content_of(self, example: Example) -> dict[str, Any]:
         content = {
@@ -123,5 +115,26 @@ class RecordHasher:
         }
 
 
+def _parse(line: bytes) -> Record:
+    record = parse_line(line, 0)
+    assert isinstance(record, dict), "only records that were read have a sequence"
+    try:
+        return parse_exactly(line, record)
+    except InvalidRecord:  # nested too deeply for Python, in a record without tools
+        return record
+
+
+def _write(value: Any) -> bytes:
+    """Return a value as JSON with sorted keys."""
+    try:
+        return orjson.dumps(value, option=_OPTIONS)
+    except TypeError:  # an integer beyond 64 bits, or a lone surrogate from JSON inside JSON
+        text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return text.encode("utf-8", "surrogatepass")
+
+
 def _without_whitespace(record: bytes) -> bytes:
-    return _ESCAPED_WHITESPACE.sub(b"", record.translate(None, b" \t\r"))
+    def remove(escape: re.Match[bytes]) -> bytes:
+        return b"" if escape[1] in b"nrt" else escape[0]
+
+    return _ESCAPE.sub(remove, record.translate(None, b" \t\r"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.core.types import Message
 
 TOOL_CALL = "tool_call"
@@ -11,6 +12,18 @@ TOOL_CALL = "tool_call"
 
 PASSED_ROLES = frozenset({"function", "ipython", "environment"})
 """Roles of tool results that only some templates know; the others receive `tool`."""
+
+SYSTEM_ROLES = ("system", "developer")
+"""Roles of the first message of a conversation."""
+
+SHOWN_KEYS = frozenset(
+    {
+        *("name", "tool_calls", "tool_call_id", "function_call", "tool_plan"),
+        *("tools", "documents", "citations", "prefix"),
+        *REASONING_KEYS,
+    }
+)
+"""Keys of a message, besides its role and content, that some template shows."""
 
 _NAMES = {
     "system": "system",
@@ -27,7 +40,7 @@ _NAMES = {
 ROLES = {name: role for role, names in _NAMES.items() for name in names.split()}
 """The role of each known name, in lower case and with underscores."""
 
-PLAIN_ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+PLAIN_ROLES = frozenset({*SYSTEM_ROLES, "user", "assistant", "tool"})
 """Roles that every template receives as they are."""
 
 

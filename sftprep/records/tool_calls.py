@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from operator import is_
 from typing import Any
 
@@ -9,27 +11,23 @@ from sftprep.core.types import Message
 from sftprep.records.options import InvalidRecord, parse_if_string
 
 _CALL_KEYS = frozenset({"tool_calls", "function_call"})
-_ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
+_ARGUMENT_KEYS = ("arguments", "parameters", "args", "input", "kwargs")
 """Keys of the arguments of a call: those of OpenAI, Llama, LangChain and Anthropic."""
+_NOT_ARGUMENTS = frozenset({"function", "name", "id", "type", "index"})
+_USUAL_KEYS = frozenset({"function", "name", "id", "type", "index", "arguments"})
 
 
 def parse_calls(value: Any, what: str) -> list[dict[str, Any]]:
     """Return the tool calls in a value, which is a call or a list of calls, or JSON text of them.
 
     Raises:
-        InvalidRecord: The text is not JSON, or a call has no name.
+        InvalidRecord: The text is not JSON, the list is empty, or a call has no name.
     """
     calls = parse_if_string(value, what)
     calls = calls if isinstance(calls, list) else [calls]
-    # A call is {"function": {"name", "arguments"}}, as in OpenAI's API, or the inner object alone.
-    functions = [call.get("function", call) if isinstance(call, dict) else None for call in calls]
-    if not all(isinstance(function, dict) and "name" in function for function in functions):
-        raise InvalidRecord("bad_tool", f"{what} has no name")
-    return [
-        {"type": "function", "function": {"name": f["name"], "arguments": _arguments(f)}}
-        for f in functions
-        if f
-    ]
+    if not calls:
+        raise InvalidRecord("bad_tool", f"{what} has no call")
+    return [_parse_call(call, what) for call in calls]
 
 
 def is_call(value: Any) -> bool:
@@ -57,10 +55,12 @@ def clean_calls(message: Message, where: str) -> Message:
         calls = parse_if_string(calls, f"tool_calls of {where}")
     if calls:
         calls = calls if type(calls) is list else [calls]
-        named = [_with_arguments(call) for call in calls]
-        if calls is message["tool_calls"] and all(map(is_, named, calls)):
+        named = [_with_arguments(call, f"tool_calls of {where}") for call in calls]
+        if legacy and not any(_is_same_call(legacy, call) for call in named):
+            raise InvalidRecord("bad_tool", f"{where} has tool_calls and another function_call")
+        if not legacy and calls is message["tool_calls"] and all(map(is_, named, calls)):
             return message
-    elif legacy:
+    elif legacy and (legacy := parse_if_string(legacy, f"function_call of {where}")):
         named = parse_calls(legacy, f"function_call of {where}")
     elif _CALL_KEYS.isdisjoint(message):
         return message
@@ -95,17 +95,69 @@ def read_functions(functions: Any) -> list[Any] | None:
     ] or None
 
 
-def _arguments(function: dict[str, Any]) -> Any:
-    return next((function[key] for key in _ARGUMENT_KEYS if key in function), {})
+def _parse_call(call: Any, what: str) -> dict[str, Any]:
+    # A call is {"function": {"name", "arguments"}}, as in OpenAI's API, or the inner object alone.
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or "name" not in function:
+        raise InvalidRecord("bad_tool", f"{what} has no name")
+    named = {"name": function["name"], "arguments": _arguments(call, function, what)}
+    parsed = {"type": "function", "function": named}
+    return {"id": call["id"], **parsed} if isinstance(call.get("id"), str) else parsed
 
 
-def _with_arguments(call: Any) -> Any:
+def _arguments(call: dict[str, Any], function: dict[str, Any], what: str) -> Any:
+    """Return the arguments of a call, under whichever key they are.
+
+    Raises:
+        InvalidRecord: There are different arguments under two keys, or only an object under a key
+            that is not known to hold them.
+    """
+    places = [function] if function is call else [function, call]
+    filled = [place[key] for key in _ARGUMENT_KEYS for place in places if place.get(key)]
+    if any(_parsed(value) != _parsed(filled[0]) for value in filled):
+        raise InvalidRecord("bad_tool", f"{what} has different arguments under several keys")
+    if filled:
+        return filled[0]
+    present = [place[key] for key in _ARGUMENT_KEYS for place in places if key in place]
+    if present:
+        return present[0]
+    for place in places:
+        for key, value in place.items():
+            if key not in _NOT_ARGUMENTS and value and isinstance(value, (dict, list)):
+                raise InvalidRecord("bad_tool", f"{what} has no arguments, but {key!r}")
+    return {}
+
+
+def _with_arguments(call: Any, what: str) -> Any:
     """Return a call whose arguments have the key that templates read."""
     function = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(function, dict) or "arguments" in function:
+    if not isinstance(function, dict):
         return call
-    other = next((key for key in _ARGUMENT_KEYS if key in function), None)
-    if other is None:
+    # Most calls have their arguments where templates expect them, and nothing else.
+    if function.get("arguments") and function.keys() <= _USUAL_KEYS and call.keys() <= _USUAL_KEYS:
         return call
-    renamed = {("arguments" if key == other else key): v for key, v in function.items()}
-    return {**call, "function": renamed} if "function" in call else renamed
+    arguments = _arguments(call, function, what)
+    keys = [key for key in _ARGUMENT_KEYS if key in function or key in call]
+    if not keys or (keys == ["arguments"] and "arguments" in function):
+        return call
+    rest = {key: value for key, value in function.items() if key not in _ARGUMENT_KEYS}
+    renamed = {**rest, "arguments": arguments}
+    outer = {key: value for key, value in call.items() if key not in _ARGUMENT_KEYS}
+    return {**outer, "function": renamed} if "function" in call else renamed
+
+
+def _is_same_call(one: Any, other: Any) -> bool:
+    """Return whether two calls have the same name and arguments."""
+    pairs = []
+    for call in (one, other):
+        function = call.get("function", call) if isinstance(call, dict) else {}
+        pairs.append((function.get("name"), _parsed(function.get("arguments"))))
+    return pairs[0] == pairs[1]
+
+
+def _parsed(arguments: Any) -> Any:
+    """Return arguments as values, if they are JSON text."""
+    if isinstance(arguments, str):
+        with suppress(ValueError, RecursionError):
+            return json.loads(arguments)
+    return arguments

@@ -57,7 +57,9 @@ KINDS: dict[str, _Kind] = {
     "no_target": _Kind("record", "no message is from the assistant, so there is nothing to learn"),
     "role_order": _Kind("record", "the roles of the messages are in an unusual order"),
     "bad_tool": _Kind(
-        "record", "a message has the result of a tool, but the assistant called none"
+        "record",
+        "a message has the result of a tool, but the message before it is not from the assistant"
+        " or a tool",
     ),
     "empty_turn": _Kind("record", "a message of the user is empty"),
     "empty_target": _Kind("record", "a message of the assistant, or the completion, is empty"),

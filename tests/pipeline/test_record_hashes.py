@@ -42,6 +42,11 @@ EQUAL = [
 ]
 DIFFERENT = [
     [{"text": "a"}, {"text": "b"}],
+    [{"text": r"x \ni y"}, {"text": r"x \ti y"}],
+    [
+        {"messages": [QUESTION, ANSWER], "chat_template_kwargs": {"x": 2**64}},
+        {"messages": [QUESTION, ANSWER], "chat_template_kwargs": {"x": 2**64 + 1}},
+    ],
     [{"prompt": "a", "completion": "b c"}, {"prompt": "a b", "completion": "c"}],
     [{"messages": [QUESTION, ANSWER]}, {"messages": [QUESTION, {**ANSWER, "weight": 0.5}]}],
     [

@@ -39,7 +39,7 @@ def test_pretokenized_rows_remain_separate_sequences(tokenizer_dir):
     assert made.batch.rejected[0].excerpt == '{"input_ids": [600]}'
     counts = made.batch.counts
     assert (
-        counts["records"] + counts["extra.given"]
+        counts["records"] + counts["extra.pretokenized_rows"]
         == counts["sequences"] + counts["dropped.no_token"] + 1
     )
 

@@ -186,6 +186,18 @@ def test_parts_of_tools_become_calls_and_results() -> None:
     assert text.index("9 m") < text.index("So?")
 
 
+def test_reasoning_that_the_template_does_not_show_is_counted_in_every_form(
+    chatml_dir: Path,
+) -> None:
+    for answer in (
+        {"content": "So.", "reasoning_content": "Hm."},
+        {"content": [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "So."}]},
+    ):
+        made = prepare([{"messages": [USER, {"role": "assistant", **answer}]}], chatml_dir)
+        assert made.text() == chatml(("user", USER["content"]), ("assistant", "So."))
+        assert made.batch.counts["warnings.reasoning_not_shown"] == 1
+
+
 def test_a_template_that_iterates_over_parts_receives_parts(folder_with: Any) -> None:
     template = (
         "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% for part in m.content %}"
@@ -421,6 +433,7 @@ def test_as_chat_needs_a_template(folder_with: Any, records: Any, tmp_path: Path
     ("row", "flags"),
     [
         ({"Question": "a", "Full_Answer": "b"}, "--map Question=instruction,Full_Answer=output"),
+        ({"questionID": "1", "ask": "a", "reply": "b"}, "--map ask=instruction,reply=output"),
         ({"log": CHAT, "id": 1}, "--map log=messages"),
         ({"body": "a", "n": 3}, "--text-field body"),
         ({"chosen": "a", "rejected": "b"}, "--transform convert.py:to_chat"),
@@ -459,6 +472,12 @@ def test_the_summary_names_format_template_and_columns(built: Any) -> None:
     _, output = built([{"messages": CHAT, "id": "x"}])
     assert re.search(r"format: messages, rendered by .*chat_template.jinja; trained: every", output)
     assert "content:" not in output
+
+
+def test_columns_that_the_requested_format_does_not_read_are_named(built: Any) -> None:
+    assert "not read: messages" in built([{"text": "a", "messages": CHAT}], "--format", "text")[1]
+    row = {"prompt": "a", "completion": "b", "tools": [{"name": "f"}]}
+    assert "not read: tools" in built([row])[1]
 
 
 def test_repeated_columns_are_no_reason_to_warn(built: Any) -> None:

@@ -55,6 +55,14 @@ def test_suspects_are_rejected_for_the_reason_that_is_counted(folder_with, row, 
     assert f"warnings.{reason}" not in made.batch.counts
 
 
+def test_the_message_about_a_result_names_the_message_before_it(folder_with):
+    row = chat(("user", "q"), ("assistant", "a"), ("tool", "t"), ("user", "r"), ("tool", "u"))
+    made = prepare([row], folder_with(CHATML), train_on="all", on_bad_record="quarantine")
+    assert made.batch.rejected[0].message == (
+        "message 5 is from a tool, but the message before it is not from the assistant or a tool"
+    )
+
+
 def test_the_message_names_what_an_empty_answer_has_besides_its_content(folder_with):
     row = chat(("user", "q"), ("assistant", ""))
     row["messages"][1]["reasoning_content"] = "why"

@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from sftprep.records.options import InvalidRecord
+from sftprep.records.tool_calls import clean_calls
 from tests.semantics.conftest import CHATML
 from tests.semantics.prepared import prepare
 
@@ -172,3 +174,35 @@ def test_flat_tools_and_arguments_of_the_other_form_are_converted_together(folde
     assert made.batch.rejected == []
     assert "<tide><|im_start|>" in made.text()
     assert '[tide {"a": 1}]' in made.text()
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments"),
+    [
+        ({"name": "f", "kwargs": {"a": 1}}, {"a": 1}),
+        ({"function": {"name": "f"}, "arguments": {"a": 1}}, {"a": 1}),
+        ({"function": {"name": "f", "arguments": None, "parameters": {"a": 1}}}, {"a": 1}),
+        ({"function": {"name": "f", "arguments": {}, "parameters": {"a": 1}}}, {"a": 1}),
+        ({"function": {"name": "f", "arguments": '{"a": 1}', "args": {"a": 1}}}, '{"a": 1}'),
+        ({"function": {"name": "f"}, "meta": {}}, None),
+        ({"function": {"name": "f", "arguments": {"a": 1}, "args": {"b": 1}}}, InvalidRecord),
+        ({"function": {"name": "f", "fields": {"a": 1}}}, InvalidRecord),
+    ],
+)
+def test_arguments_are_read_from_any_key_and_never_lost(call, arguments):
+    message = {"role": "assistant", "content": "", "tool_calls": [call]}
+    if arguments is InvalidRecord:
+        with pytest.raises(InvalidRecord):
+            clean_calls(message, "message 1")
+        return
+    (found,) = clean_calls(message, "message 1")["tool_calls"]
+    assert found.get("function", found).get("arguments") == arguments
+
+
+def test_a_function_call_alongside_other_tool_calls_is_a_bad_record():
+    one, other = ({"name": "f", "arguments": {"a": number}} for number in (1, 2))
+    message = {"role": "assistant", "content": "", "tool_calls": [{"function": one}]}
+    same = clean_calls({**message, "function_call": dict(one)}, "message 1")
+    assert len(same["tool_calls"]) == 1
+    with pytest.raises(InvalidRecord, match="another function_call"):
+        clean_calls({**message, "function_call": other}, "message 1")

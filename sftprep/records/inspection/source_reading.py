@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sftprep.core.notices import Notice
 from sftprep.core.types import Example
 from sftprep.errors import FormatError, setting, source_name
-from sftprep.records.conversations import ANSWER_KEYS, CHAT_KEYS, REASONING_KEYS
-from sftprep.records.formats import FORMATS, Format, detect_format, read_record
+from sftprep.records.conversations import ANSWER_KEYS, ANSWER_REASONING_KEYS, CHAT_KEYS
+from sftprep.records.formats import FORMATS, Format, detect_format, keys_of, read_record
 from sftprep.records.images import IMAGE_KEYS, is_filled
 from sftprep.records.options import (
     TRANSFORM,
@@ -118,7 +118,7 @@ def check_answers(
         " assistant, so there is nothing to learn [no_target]",
         remedy=[
             "add the answers as messages, or as text under one of the keys"
-            f" {', '.join(ANSWER_KEYS)} (with {REASONING_KEYS[0]}, if there is any)",
+            f" {', '.join(ANSWER_KEYS)} (with {ANSWER_REASONING_KEYS[0]}, if there is any)",
             f"train on the prompts with {setting('quality_checks', 'keep')}",
         ],
     )
@@ -139,8 +139,13 @@ def _not_read(
     record: Record, example: Example, format_name: str, options: RecordOptions
 ) -> Iterator[tuple[str, bool]]:
     """Yield the columns of a record that are not read, and whether they appear to carry meaning."""
-    kind: Format = FORMATS[detect_format(record, options) or format_name]
+    if any(record.get(key) is None for key in keys_of(format_name, options)):
+        # A conversation under the key of another layout; keys were renamed before.
+        format_name = detect_format(record, replace(options, renames=())) or format_name
+    kind: Format = FORMATS[format_name]
     certain = kind.keys | {options.text_field} | (kind.optional & (CHAT_KEYS | {"history"}))
+    if example.prompt is not None:  # joined as text
+        certain -= {"tools", "functions", "chat_template_kwargs"}
     if kind.kind == "tokens":
         certain |= kind.optional | {"text"}
     texts = "\n".join(_strings(example))
@@ -210,7 +215,7 @@ def _joined_texts(example: Example, format_name: str, options: RecordOptions) ->
 
 def _remedy(keys: Sequence[str], format_name: str) -> str:
     """Return what can be done about columns that are not read."""
-    if FORMATS[format_name].kind == "pair" and "context" in keys:
+    if FORMATS[format_name].kind == "pair" and "context" in keys and "/" in format_name:
         request, answer = format_name.split("/")
         return f"try: {setting('map', f'{request}=instruction,context=input,{answer}=output')}"
     return f"if they belong to the text, add them with {setting(TRANSFORM, 'FILE.py:NAME')}"

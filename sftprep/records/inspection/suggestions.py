@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 
 from sftprep.errors import FormatError, setting, source_name
@@ -16,9 +17,8 @@ from sftprep.records.options import (
 )
 from sftprep.records.pair_keys import PAIRS
 
-_REQUEST_WORDS = {word for pair in PAIRS for word in pair[:1]} | {"ask", "task", "request", "src"}
-_ANSWER_WORDS = {word for pair in PAIRS for word in pair[1:]} | {
-    "completion",
+_REQUEST_WORDS = {request for request, _ in PAIRS} | {"ask", "task", "request", "src"}
+_ANSWER_WORDS = {answer for _, answer in PAIRS} | {
     "reply",
     "label",
     "code",
@@ -27,6 +27,8 @@ _ANSWER_WORDS = {word for pair in PAIRS for word in pair[1:]} | {
     "tgt",
 }
 _CONVERSATION_WORDS = {"data", "dialog", "dialogue", "conversation", "chat", "utterances"}
+_ID_WORDS = {"id", "uid", "uuid"}
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 _MAPPED_PAIR = ("instruction", "output")
 
 
@@ -103,9 +105,12 @@ def _pair_map(record: Record) -> dict[str, str] | None:
 
 
 def _words(key: str) -> set[str]:
-    """Return the words of a key, in lower case: "Full_Answer" has "full" and "answer"."""
-    spaced = "".join(c if c.islower() else f" {c.lower()}" for c in key if c.isascii())
-    return {*"".join(c if c.isalnum() else " " for c in spaced).split(), key.strip().lower()}
+    """Return the words of a key, in lower case: "Full_Answer" has "full" and "answer".
+
+    A key of ids has none: its value is no text.
+    """
+    words = {*map(str.lower, _WORD.findall(key)), key.strip().lower()}
+    return set() if words & _ID_WORDS else words
 
 
 def _transform_example(record: Record) -> str:
