@@ -42,7 +42,9 @@ def image_key(record: Record) -> str | None:
 
 
 def is_filled(value: Any) -> bool:
-    """Return whether a value is something else than null, "", or a list of these."""
+    """Return whether a value is something else than null, "", or a list or object of these."""
+    if isinstance(value, dict):
+        value = [*value.values()]
     return any(map(is_filled, value)) if isinstance(value, list) else bool(value)
 
 

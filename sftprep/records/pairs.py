@@ -72,7 +72,7 @@ def _to_chat(record: Record, line: int, options: RecordOptions, keys: tuple[str,
     """Return the conversation of a request and its answer."""
     request, answer = keys
     prompt: list[Message] = []
-    for question, reply in _read_history(record) if request == "instruction" else ():
+    for question, reply in _history_of(record, keys):
         prompt += ({"role": "user", "content": question}, {"role": "assistant", "content": reply})
     turns = to_turns(record[request], "user", request, options)
     if request == "instruction" and not isinstance(record[request], list):
@@ -112,6 +112,22 @@ def _read_context(record: Record, keys: tuple[str, str]) -> str:
         if key not in keys and record.get(key):
             return require_string(record[key], f'"{key}"')
     return ""
+
+
+def _history_of(record: Record, keys: tuple[str, str]) -> list[tuple[str, str]]:
+    """Return the earlier turns of a pair.
+
+    Only an instruction is known to have them under "history"; for other requests, the key may have
+    another meaning.
+    """
+    pairs = record.get("history")
+    is_history = isinstance(pairs, list) and all(
+        isinstance(turn, list) and len(turn) == 2 and all(isinstance(text, str) for text in turn)
+        for turn in pairs
+    )
+    if keys == _TRL_KEYS or (keys[0] != "instruction" and not is_history):
+        return []
+    return _read_history(record)
 
 
 def _read_history(record: Record) -> list[tuple[str, str]]:

@@ -621,3 +621,20 @@ def test_a_stream_reads_shapes_and_plain_text_like_a_build(
     assert stream.counts["warnings.images_dropped"] == 20
     with pytest.raises(FormatError):
         PackedStream([{"x": {}}], config=config)
+
+
+def test_a_history_alongside_a_question_is_read_or_named(records, tokenizer_dir, tmp_path, caplog):
+    pair = {"question": "And now?", "answer": "Now four."}
+    path = records([{**pair, "history": [["How many?", "Three boats."]]}])
+    build(path, tokenizer=tokenizer_dir, output=tmp_path / "a", workers=1)
+    assert "history" not in caplog.text
+    path = records([{**pair, "history": "a cold for two weeks"}], "other.jsonl")
+    report = build(path, tokenizer=tokenizer_dir, output=tmp_path / "b", workers=1)
+    assert report.readings[0].not_read == ("history",)
+
+
+def test_an_image_without_bytes_and_path_is_no_image(records, tokenizer_dir, tmp_path):
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    path = records([{"messages": messages, "image": {"bytes": None, "path": None}}])
+    report = build(path, tokenizer=tokenizer_dir, output=tmp_path / "o", workers=1)
+    assert report.manifest.accounting.sequences == 1

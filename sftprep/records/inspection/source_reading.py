@@ -143,7 +143,9 @@ def _not_read(
         # A conversation under the key of another layout; keys were renamed before.
         format_name = detect_format(record, replace(options, renames=())) or format_name
     kind: Format = FORMATS[format_name]
-    certain = kind.keys | {options.text_field} | (kind.optional & (CHAT_KEYS | {"history"}))
+    certain = kind.keys | (kind.optional & (CHAT_KEYS | {"history"}))
+    if kind.kind == "text":
+        certain |= {options.text_field}
     if example.prompt is not None:  # joined as text
         certain -= {"tools", "functions", "chat_template_kwargs"}
     if kind.kind == "tokens":
@@ -167,7 +169,12 @@ def _not_read(
 
 
 def _is_unused(key: str, value: Any, texts: str) -> bool:
-    """Return whether a system prompt is not used, because the conversation has another one."""
+    """Return whether a system prompt or a history is not used.
+
+    The conversation may have another system prompt, and a history may be in another layout.
+    """
+    if key == "history":
+        return not all(text.strip() in texts for text in _strings(value))
     return key.startswith("system") and isinstance(value, str) and value.strip() not in texts
 
 
