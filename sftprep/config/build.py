@@ -66,7 +66,8 @@ class TokenizeConfig:
     eos_token: str | None = None
     """Token that ends a text or a turn, which replaces that of the tokenizer."""
     date: str | None = None
-    """Current date for chat templates, YYYY-MM-DD. Default: the date of the build."""
+    """Current date for chat templates, YYYY-MM-DD, or today. Default: 2024-07-26, the date that
+    Llama 3 templates have, so that a rebuild on a later day gives the same bytes."""
     encoder: EncoderChoice = "auto"
     """auto: gigatoken if it returns the same ids as the tokenizers library for this tokenizer, else
     tokenizers."""
@@ -81,13 +82,13 @@ class TokenizeConfig:
             object.__setattr__(self, "chat_template", template)
         check_choice(setting("encoder"), self.encoder, EncoderChoice)
         check_choice(setting("template_backend"), self.template_backend, TemplateBackend)
-        if self.date is not None:
+        if self.date not in (None, "today"):
             try:
                 datetime.date.fromisoformat(self.date)
             except ValueError as error:
                 raise ConfigError(
                     f"{setting('date')} is {self.date!r}, not a date",
-                    remedy="write it as 2026-01-31",
+                    remedy="write it as 2026-01-31, or today",
                 ) from error
 
 

@@ -47,6 +47,8 @@ _DEFAULT_MAX_LENGTH = 1024
 _MOST_TRANSFORMED = 1_000_000
 """The most lines that are read until a transform returns a record, from which the format is
 detected."""
+_FIXED_DATE = "2024-07-26"
+"""The date that templates see as today; the fallback of the template of Llama 3."""
 _INSPECTED_RECORDS = 20
 """Records at the start of an input that are read to describe how it is read."""
 
@@ -266,11 +268,13 @@ def _check_has_tokenizer(config: BuildConfig) -> None:
 def _template_date(config: BuildConfig, templates: str) -> str | None:
     """Return the date that templates see; None if they do not read the date.
 
-    The recipe would change every day otherwise, and no spill could be reused.
+    By default it is a fixed day, so that a rebuild or a resume on a later day gives the same bytes.
     """
-    if config.tokenize.date is None and "strftime_now" in templates:
+    if "strftime_now" not in templates:
+        return None
+    if config.tokenize.date == "today":
         return datetime.date.today().isoformat()
-    return config.tokenize.date
+    return config.tokenize.date or _FIXED_DATE
 
 
 def _read_templates(config: BuildConfig, spec: TokenizerSpec) -> tuple[str | None, str | None]:

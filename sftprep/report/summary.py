@@ -34,6 +34,7 @@ def summary_lines(report: BuildReport) -> list[str]:
     return [
         *table,
         *_reading_lines(report),
+        *_date_lines(manifest),
         *_function_lines(manifest),
         *_mask_lines(manifest),
         *_source_lines(manifest),
@@ -227,6 +228,12 @@ def _reading_lines(report: BuildReport) -> Iterator[str]:
             shown = ", ".join(reading.not_read[:_MOST_COLUMNS])
             rest = len(reading.not_read) - _MOST_COLUMNS
             yield escape_control(f"not read: {shown}" + (f" and {rest} more" if rest > 0 else ""))
+
+
+def _date_lines(manifest: Manifest) -> Iterator[str]:
+    """Yield the date that the chat template sees, if it reads the date."""
+    if manifest.config.get("date"):
+        yield f"date: the chat template sees {manifest.config['date']} as today (see --date)"
 
 
 def _function_lines(manifest: Manifest) -> Iterator[str]:

@@ -11,7 +11,6 @@ A dataset is one of:
 
 from __future__ import annotations
 
-import datetime
 import json
 import logging
 import os
@@ -259,10 +258,6 @@ class DataPreparation:
             **self._settings.build_settings(packing),
             "tokenizer": export_tokenizer(self._tokenizer, self._settings.train_on),
         }
-        # The output of such a template depends on the day, so the day is part of the key.
-        template = self._tokenizer.chat_template
-        if template is not None and "strftime_now" in str(template):
-            settings["date"] = datetime.date.today().isoformat()
         transform = function_key(self._settings.transform, self._settings.transform_id)
         parts = [sftprep.__version__, content, settings, *([transform] if transform else [])]
         key = sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

@@ -81,7 +81,12 @@ def check_ids(name: str, tmp_path: Path) -> None:
     assert isinstance(template, str)
     (exported / "chat_template.jinja").write_text(template, encoding="utf-8")
     ours = our_sequences(
-        rows, exported, max_length=512, train_on="assistant", reasoning=settings["reasoning"]
+        rows,
+        exported,
+        max_length=512,
+        train_on="assistant",
+        reasoning=settings["reasoning"],
+        date="today",  # TRL's templates see the day of the run
     )
     assert [ids for ids, _ in ours] == [ids for ids, _ in theirs]
 

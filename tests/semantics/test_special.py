@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 
 import pytest
@@ -169,3 +170,18 @@ def test_missing_ends_and_empty_targets_are_counted(folder_with, tokenizer_dir):
 def test_a_doubled_start_token_is_counted():
     made = prepare([{"text": "<s>a"}, {"text": "a"}], SHARED / "tokenizers" / "mistral-v3")
     assert made.batch.counts["warnings.double_bos"] == 1
+
+
+def test_templates_see_a_fixed_day_unless_another_is_requested(folder_with):
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }} {{ strftime_now('%Y-%m-%d') }}\n"
+        "{{ m.content }}<|im_end|>\n{% endfor %}"
+    )
+    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hm"}]}
+    days = {
+        "2024-07-26": {},
+        "2026-01-31": {"date": "2026-01-31"},
+        datetime.date.today().isoformat(): {"date": "today"},
+    }
+    for day, chosen in days.items():
+        assert f"user {day}\nHi" in prepare([row], folder_with(source), **chosen).text()
