@@ -31,18 +31,10 @@ def first_record_error(parts: list[PartitionResult], names: list[str]) -> Record
             rejected record, and no partition before that one is missing.
         names: The name of each input.
     """
-    failed = next(part for part in parts if part.rejected)
-    first = failed.rejected[0]
-    # A rejected record knows its line within its partition only.
-    lines_before = sum(
-        part.counts["lines"]
-        for part in parts
-        if part.partition.input == failed.partition.input
-        and part.partition.index < failed.partition.index
-    )
+    name, line, first = next(_locate_rejected(parts, {}, names))
     return RecordError(
-        file=names[failed.partition.input],
-        line=lines_before + first.line + 1,
+        file=name,
+        line=line,
         column=first.column,
         reason=first.reason,
         message=first.message,

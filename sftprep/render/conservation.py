@@ -24,6 +24,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -218,10 +219,8 @@ class ConservationCheck:
             return self._by_shape[shape]
         hidden = None
         if len(copy.sentinels) == len(leaves):
-            try:
+            with suppress(Exception):  # a template may refuse the sentinels for any reason
                 hidden = copy.find_hidden(self._render(fake_messages, fake_tools, variables))
-            except Exception:  # a template may refuse the sentinels for any reason
-                hidden = None
         if len(messages) <= _MOST_MESSAGES_KEPT:
             if len(self._by_shape) >= _SHAPES_KEPT:
                 self._by_shape.clear()

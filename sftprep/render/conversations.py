@@ -115,7 +115,7 @@ class ConversationRenderer:
     @cached_property
     def _conservation(self) -> ConservationCheck:
         # A template of its own, since its renderings are not those of records.
-        template = self._recipe.template(turns=self._recipe.reasoning == "keep")
+        template = self._recipe.template(turns=self._keeps_reasoning)
         assert template is not None
 
         def render(

@@ -146,26 +146,25 @@ class Renderer:
             messages = example.messages or []
         template = self.templates.select(example)
         if recipe.expand_turns:
-            if not self._add_each_turn(example, messages, batch, rejected, counts):
-                return
+            self._add_each_turn(example, messages, batch, rejected, counts)
+            return
+        made, prompt = chats.render(template, messages, example, counts), None
+        missing = chats.find_missing(example, messages, template, made)
+        if example.prompt_messages is not None and recipe.train_on != "all":
+            # Rendered before anything is stored, so that a template that rejects the prompt
+            # leaves the batch unchanged.
+            prompt = chats.render_prompt(template, example.prompt_messages, example)
+        if missing.kinds and self._rejects(example, missing, batch, rejected, counts):
+            return
+        if (
+            prompt is not None
+            or self._spans.trains_spans
+            or example.weights is not None
+            or self._has_untrained_block(made.text)
+        ):
+            self._add_trained(example, made, prompt, batch, counts)
         else:
-            made, prompt = chats.render(template, messages, example, counts), None
-            missing = chats.find_missing(example, messages, template, made)
-            if example.prompt_messages is not None and recipe.train_on != "all":
-                # Rendered before anything is stored, so that a template that rejects the prompt
-                # leaves the batch unchanged.
-                prompt = chats.render_prompt(template, example.prompt_messages, example)
-            if missing.kinds and self._rejects(example, missing, batch, rejected, counts):
-                return
-            if (
-                prompt is not None
-                or self._spans.trains_spans
-                or example.weights is not None
-                or self._has_untrained_block(made.text)
-            ):
-                self._add_trained(example, made, prompt, batch, counts)
-            else:
-                batch.add(example.origin, made.text, plain=False, spans=None, prompt=None)
+            batch.add(example.origin, made.text, plain=False, spans=None, prompt=None)
 
     def _rejects(
         self,
@@ -258,13 +257,9 @@ class Renderer:
         batch: RenderedBatch,
         rejected: list[Rejected],
         counts: Counts,
-    ) -> bool:
+    ) -> None:
         """Add one text for each turn of the assistant, with everything before it as its prompt, as
-        the model sees it at inference.
-
-        Returns:
-            Whether the record was not rejected.
-        """
+        the model sees it at inference."""
         assert self.templates.plain is not None
         first_target = len(example.prompt_messages or ())
         weights = self._spans.message_weights(messages, example.weights)
@@ -288,7 +283,7 @@ class Renderer:
                 rendered = Rendered(rendered.text, tuple((first, last) for first, last, _ in spans))
             turns.append((rendered, prompt.text, weights[number]))
         if missing.kinds and self._rejects(example, missing, batch, rejected, counts):
-            return False
+            return
         for rendered, prompt_text, weight in turns:
             if weight != 1:
                 batch.weights[len(batch.texts)] = [(0, len(rendered.text), weight)]
@@ -302,7 +297,6 @@ class Renderer:
             counts["extra.turns"] += len(turns) - 1
         else:
             counts["dropped.no_assistant_turn"] += 1
-        return True
 
     # --- plain texts ------------------------------------------------------------------------------
 
