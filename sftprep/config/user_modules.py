@@ -14,9 +14,9 @@ import sysconfig
 from collections.abc import Callable, Mapping
 from functools import partial
 from hashlib import sha256
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import TypeVar
 
 _Result = TypeVar("_Result")
@@ -75,9 +75,24 @@ def call_with_modules(call: Callable[[], _Result], files: Mapping[str, str]) -> 
             call_with_modules(partial(_import_file, name, Path(files[name])), files)
 
 
+class _SourceLoader(SourceFileLoader):
+    """A loader that always compiles the source.
+
+    A cached bytecode file is valid for every source of the same size and the same second, so that
+    the function executed could differ from the one whose digest is recorded.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        code: CodeType = self.source_to_code(self.get_data(path), path)
+        return code
+
+
 def _import_file(name: str, path: Path) -> ModuleType:
     folders = [str(path.parent)] if path.name == "__init__.py" else None
-    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=folders)
+    spec = importlib.util.spec_from_file_location(
+        name, path, loader=_SourceLoader(name, str(path)), submodule_search_locations=folders
+    )
     if spec is None:
         raise ImportError(f"{path} is not a Python file")
     return _execute(name, spec)

@@ -42,6 +42,8 @@ def our_sequences(
     stages.encoder.__dict__["fast"] = encoder_of(
         str(folder), recipe.encoder
     )  # in place of one that it would load itself
+    if recipe.formatting_func is not None:
+        format = "text"
     name = detect_format(dict(rows[0]), stages.reading) if format == "auto" else format
     assert name is not None
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
