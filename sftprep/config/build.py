@@ -15,11 +15,11 @@ from sftprep.config.data import EvalConfig, FormatConfig, ReadConfig, SourceConf
 from sftprep.config.validation import (
     EncoderChoice,
     FormatName,
-    Loss,
     OnBadRecord,
     Order,
     Overlong,
     Packing,
+    SeriousOmission,
     TemplateBackend,
     TrainOn,
     TruncateSide,
@@ -272,11 +272,11 @@ class BuildConfig:
         )
 
     @property
-    def rejected_losses(self) -> tuple[str, ...]:
-        """The kinds of content whose loss in the chat template makes a record a bad one."""
+    def rejected_omissions(self) -> tuple[str, ...]:
+        """The kinds of content that make a record a bad one if the chat template omits them."""
         if self.output.on_bad_record != "quarantine":
             return ()
-        return tuple(kind for kind in get_args(Loss) if kind not in self.read.allow_loss)
+        return tuple(kind for kind in get_args(SeriousOmission) if kind not in self.read.allow_loss)
 
     def entries(self) -> tuple[SourceEntry, ...]:
         """Return the sources to train on, completed with the settings of the whole build."""

@@ -12,7 +12,7 @@ import orjson
 import xxhash
 
 from sftprep.config.build import BuildConfig
-from sftprep.config.validation import Loss
+from sftprep.config.validation import SeriousOmission
 from sftprep.core.atomic_write import write_file
 from sftprep.core.types import Rejected
 from sftprep.errors import EmptyInput, RecordError, TooManyRejected, setting, source_name
@@ -208,9 +208,9 @@ def _remedies_for(rejected: Mapping[str, int], suspects: int) -> Iterator[str]:
     """Yield the remedies for some reasons of rejected records, of which some only look wrong."""
     if "template_error" in rejected:
         yield f"specify another template with {setting('chat_template')}"
-    for loss in get_args(Loss):
-        if loss in rejected:
-            yield f"accept the loss with {setting('allow_loss', loss)}"
+    for kind in get_args(SeriousOmission):
+        if kind in rejected:
+            yield f"accept the loss with {setting('allow_loss', kind)}"
     if suspects:
         keep = setting("quality_checks", "keep")
         yield f"train on the records that fail only a quality check with {keep}"

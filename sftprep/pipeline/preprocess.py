@@ -253,9 +253,9 @@ def _encode_examples(
     )
     origin = np.array(texts.origin, dtype=np.int64)
     batch = TokenBatch(tokens.input_ids, tokens.offsets, mask, origin, loss_weights=weights)
-    if texts.lossy:
-        is_lossy = np.isin(origin, texts.lossy)
-        batch.flags = np.where(is_lossy, Flag.CONTENT_NOT_SHOWN, 0).astype(np.uint8)
+    if texts.omission_lines:
+        has_omission = np.isin(origin, texts.omission_lines)
+        batch.flags = np.where(has_omission, Flag.CONTENT_NOT_SHOWN, 0).astype(np.uint8)
     # 4. Count suspicious patterns for the summary.
     count_double_bos(batch, recipe.tokenizer, counts)
     if stages.unknown_id is not None:

@@ -15,9 +15,9 @@ from sftprep.core.types import Counts, Example, Message
 from sftprep.errors import TemplateError
 from sftprep.recipe import Recipe
 from sftprep.render.conservation import (
-    NOTHING_MISSING,
+    NO_OMISSIONS,
     ConservationCheck,
-    MissingContent,
+    Omissions,
     are_written_unchanged,
 )
 from sftprep.render.reasoning import (
@@ -88,22 +88,22 @@ class ConversationRenderer:
             prompt_messages=None if prompt is None else [*map(without_reasoning, prompt)],
         )
 
-    def find_missing(
+    def find_omissions(
         self,
         example: Example,
         messages: list[Message],
         template: ChatTemplate,
         made: RenderedPieces | Rendered,
-    ) -> MissingContent:
+    ) -> Omissions:
         """Return which content of these messages the template dropped in its last render."""
         # This decides most records.
         if type(made) is RenderedPieces:
             pieces = made.pieces
             if example.tools is None and are_written_unchanged(messages, pieces):
-                return NOTHING_MISSING
+                return NO_OMISSIONS
         else:
             pieces = []
-        return self._conservation.find_missing(
+        return self._conservation.find_omissions(
             messages,
             example.tools,
             example.template_kwargs,

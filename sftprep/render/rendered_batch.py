@@ -42,8 +42,8 @@ class RenderedBatch:
     # By the index of the text, for texts that contain a loss weight other than 1.
     weights: dict[int, list[Weight]] = field(default_factory=dict)
     anchored: AnchoredTexts = field(default_factory=AnchoredTexts)
-    # The lines of the records of which the texts lack a part.
-    lossy: list[int] = field(default_factory=list)
+    # The lines of the records with omissions, of which the texts lack a part.
+    omission_lines: list[int] = field(default_factory=list)
     # The examples of the anchored texts, from which their spans can still be computed.
     conversations: list[Example] = field(default_factory=list)
     literals: Literals | None = None  # the literals that the boundaries in `anchored` refer to

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from sftprep.chat_template.assistant_spans import Unproven, is_assistant
 from sftprep.chat_template.compiler.compilation import RenderedPieces
 from sftprep.chat_template.template import Rendered, to_rendered
-from sftprep.core.losses import LOSSES, REASONING
+from sftprep.core.omissions import OMISSIONS, REASONING
 from sftprep.core.types import Counts, Example, Message, Rejected
 from sftprep.errors import TemplateError
 from sftprep.recipe import Recipe
-from sftprep.render.conservation import NOTHING_MISSING, MissingContent
+from sftprep.render.conservation import NO_OMISSIONS, Omissions
 from sftprep.render.conversations import ConversationRenderer
 from sftprep.render.escaping import ContentEscaper
 from sftprep.render.reasoning import EMPTY_BLOCK
@@ -149,12 +149,12 @@ class Renderer:
             self._add_each_turn(example, messages, batch, rejected, counts)
             return
         made, prompt = chats.render(template, messages, example, counts), None
-        missing = chats.find_missing(example, messages, template, made)
+        omissions = chats.find_omissions(example, messages, template, made)
         if example.prompt_messages is not None and recipe.train_on != "all":
             # Rendered before anything is stored, so that a template that rejects the prompt
             # leaves the batch unchanged.
             prompt = chats.render_prompt(template, example.prompt_messages, example)
-        if missing.kinds and self._rejects(example, missing, batch, rejected, counts):
+        if omissions.kinds and self._reject_or_count(example, omissions, batch, rejected, counts):
             return
         if (
             prompt is not None
@@ -166,24 +166,24 @@ class Renderer:
         else:
             batch.add(example.origin, made.text, plain=False, spans=None, prompt=None)
 
-    def _rejects(
+    def _reject_or_count(
         self,
         example: Example,
-        missing: MissingContent,
+        omissions: Omissions,
         batch: RenderedBatch,
         rejected: list[Rejected],
         counts: Counts,
     ) -> bool:
-        """Reject a record that lost content, or count the loss; return whether it is rejected."""
-        fatal = missing.serious.intersection(self._recipe.rejected_losses)
-        for kind, what in LOSSES.items():
+        """Reject a record for its omissions, or count them; return whether it is rejected."""
+        fatal = omissions.serious.intersection(self._recipe.rejected_losses)
+        for kind, content in OMISSIONS.items():
             if kind in fatal:
-                message = f"the chat template drops {what}"
+                message = f"the chat template drops {content}"
                 rejected.append(Rejected(example.origin, 0, kind, message, ""))
                 return True
-        for kind in missing.kinds:
+        for kind in omissions.kinds:
             counts.warn(kind, example.origin)
-        batch.lossy.append(example.origin)
+        batch.omission_lines.append(example.origin)
         return False
 
     def _add_trained(
@@ -264,7 +264,7 @@ class Renderer:
         first_target = len(example.prompt_messages or ())
         weights = self._spans.message_weights(messages, example.weights)
         turns: list[tuple[Rendered, str, float]] = []  # text with spans, prompt, weight
-        missing = NOTHING_MISSING
+        omissions = NO_OMISSIONS
         # All turns are rendered before the first one is added, because the template may reject one.
         for number, message in enumerate(messages):
             # A turn that comes first has no prompt.
@@ -274,15 +274,15 @@ class Renderer:
             needs_turns = self.templates.needs_turns
             template = self.templates.with_turns if needs_turns else self.templates.plain
             made = self._chats.render(template, messages[: number + 1], example)
-            found = self._chats.find_missing(example, messages[: number + 1], template, made)
+            found = self._chats.find_omissions(example, messages[: number + 1], template, made)
             # Reasoning of an earlier turn is in the text of that turn.
-            missing |= found if found.last_reasoning else found.without(REASONING)
+            omissions |= found if found.last_reasoning else found.without(REASONING)
             rendered = to_rendered(made)
             if self._spans.trains_spans and needs_turns:
                 spans = self._spans.spans_of(rendered, messages[: number + 1], [number])
                 rendered = Rendered(rendered.text, tuple((first, last) for first, last, _ in spans))
             turns.append((rendered, prompt.text, weights[number]))
-        if missing.kinds and self._rejects(example, missing, batch, rejected, counts):
+        if omissions.kinds and self._reject_or_count(example, omissions, batch, rejected, counts):
             return
         for rendered, prompt_text, weight in turns:
             if weight != 1:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 
 from sftprep.config.build import OutputConfig
-from sftprep.core.losses import LOSSES
+from sftprep.core.omissions import OMISSIONS
 from sftprep.core.types import Rejected, TokenBatch
 from sftprep.errors import RecordError, TooManyRejected, escape_control, setting
 from sftprep.pipeline.accounting import first_of_each_reason
@@ -31,7 +31,7 @@ class Rejections:
 
     def __init__(self, output: OutputConfig) -> None:
         self._output = output
-        self._warned: set[str] = set()  # the kinds of loss that were logged
+        self._warned: set[str] = set()  # the kinds of omissions that were logged
         # Bounded, since a stream can run for weeks.
         self.latest: deque[tuple[str, int, Rejected]] = deque(maxlen=_KEPT_RECORDS)
         self._firsts: dict[str, tuple[str, int, Rejected]] = {}  # the first of each reason
@@ -43,7 +43,7 @@ class Rejections:
         locate: Callable[[int], tuple[str, int]],
         counts: Callable[[], Mapping[str, int]],
     ) -> None:
-        """Quarantine the rejected records of a block, and log each kind of lost content once.
+        """Quarantine the rejected records of a block, and log each kind of omission once.
 
         Args:
             block: The block.
@@ -57,7 +57,7 @@ class Rejections:
         """
         for rejected in batch.rejected:
             self.add(*locate(int(block.origins[rejected.line])), rejected, counts())
-        for kind in LOSSES:
+        for kind in OMISSIONS:
             line = batch.first_lines.get(f"warnings.{kind}")
             if line is None or kind in self._warned:
                 continue

@@ -1,4 +1,4 @@
-"""The kinds of content that a chat template may drop from a conversation."""
+"""The kinds of omissions: content of a conversation that its rendered text lacks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TOOLS = "tools_not_shown"
 NAME = "name_not_shown"
 KEY = "key_not_shown"
 
-LOSSES = {
+OMISSIONS = {
     MESSAGE: "the content of a message",
     REASONING: "reasoning",
     CALL: "a tool call",
@@ -21,4 +21,4 @@ LOSSES = {
     NAME: "the name of a speaker",
     KEY: "text under a key of a message that it does not know",
 }
-"""The kinds of loss, in the order in which they are reported, with what is lost."""
+"""The kinds of omissions, in the order in which they are reported, with what is omitted."""
