@@ -161,7 +161,7 @@ def begin_preprocess(
             hasher = RecordHasher(
                 format_name, stages.reading, hash_by, stages.recipe.chat_template or ""
             )
-            batch.same, batch.alike = hasher.hash_records(lines, batch.origin)
+            batch.same, batch.alike = hasher.hash_records(lines, batch.line_of)
         return batch if made is None else made.restore_lines(batch)
 
     return complete
@@ -251,10 +251,10 @@ def _encode_examples(
     tokens, mask, weights = stages.masks.mask(
         texts, tokens, partition.encoder, counts, partition.samples
     )
-    origin = np.array(texts.origin, dtype=np.int64)
-    batch = TokenBatch(tokens.input_ids, tokens.offsets, mask, origin, loss_weights=weights)
+    line_of = np.array(texts.line_of, dtype=np.int64)
+    batch = TokenBatch(tokens.input_ids, tokens.offsets, mask, line_of, loss_weights=weights)
     if texts.omission_lines:
-        has_omission = np.isin(origin, texts.omission_lines)
+        has_omission = np.isin(line_of, texts.omission_lines)
         batch.flags = np.where(has_omission, Flag.CONTENT_NOT_SHOWN, 0).astype(np.uint8)
     # 4. Count suspicious patterns for the summary.
     count_double_bos(batch, recipe.tokenizer, counts)

@@ -116,7 +116,7 @@ class _SequenceTable:
     input: NDArray[np.int64]  # the number of its input
     entry: NDArray[np.int64]  # the index of its source
     record: NDArray[np.int64]  # the number of its record, counted over all inputs, with gaps
-    origin: NDArray[np.int64]  # the line of its record within its partition
+    line_of: NDArray[np.int64]  # the line of its record within its partition
     part: NDArray[np.int64]  # the index of its partition in `parts`
     lengths: NDArray[np.int64]  # its tokens
     targets: NDArray[np.int64]  # its targets
@@ -137,7 +137,7 @@ class _SequenceTable:
             input=inputs,
             entry=np.array([each.entry for each in setup.inputs], dtype=np.int64)[inputs],
             record=first_record + _concatenate([s.record for s in stats], np.int64),
-            origin=_concatenate([s.origin for s in stats], np.int64),
+            line_of=_concatenate([s.line_of for s in stats], np.int64),
             part=np.repeat(np.arange(len(parts)), sizes),
             lengths=_concatenate([part.lengths for part in parts], np.int64),
             targets=_concatenate([s.targets for s in stats], np.int64),
@@ -204,7 +204,7 @@ def _duplicate_records(
         for sequence in sequences[first].tolist():
             part = table.parts[int(table.part[sequence])]
             found.setdefault(part.partition.index, []).append(
-                Rejected(int(table.origin[sequence]), 0, reason, message, "")
+                Rejected(int(table.line_of[sequence]), 0, reason, message, "")
             )
     return found
 

@@ -26,7 +26,7 @@ class SequenceStats:
     The hashes of a sequence are those of its record.
 
     Attributes:
-        origin: int32 [n]; the line of the record of each sequence.
+        line_of: int32 [n]; the line of the record of each sequence.
         record: int32 [n]; the number of its record. It is the line, unless a function of the user
             makes several records of a line.
         targets: int32 [n]; the number of targets of each sequence.
@@ -35,7 +35,7 @@ class SequenceStats:
         alike: uint64 [n]; hashes of the record without whitespace, if records are compared.
     """
 
-    origin: NDArray[np.int32]
+    line_of: NDArray[np.int32]
     record: NDArray[np.int32]
     targets: NDArray[np.int32]
     keys: NDArray[np.uint64] | None = None
@@ -75,13 +75,13 @@ def collect_stats(
         targets: int64 [n]; the number of targets of each sequence.
         request: The optional statistics.
     """
-    record = spill.origin if spill.record is None else spill.record
+    record = spill.line_of if spill.record is None else spill.record
     keys = None
     if request.key_seed is not None and spill.same is not None:
         keys = hash64_array(spill.same[rows].view(np.int64), request.key_seed)
     same, alike = spill.same, spill.alike
     return SequenceStats(
-        spill.origin[rows].astype(np.int32),
+        spill.line_of[rows].astype(np.int32),
         record[rows].astype(np.int32),
         targets.astype(np.int32),
         keys,
@@ -132,7 +132,7 @@ def count_lengths(
     by_length = np.bincount(bins, minlength=len(bounds))
     if limit.overlong in ("drop", "error"):
         if limit.overlong == "error":  # rejects a record for its longest sequence
-            _, record = np.unique(sequences.origin, return_inverse=True)
+            _, record = np.unique(sequences.line_of, return_inverse=True)
             largest_bin = np.zeros(len(bins), np.int64)
             np.maximum.at(largest_bin, record, bins)
             bins = largest_bin[record]

@@ -291,7 +291,7 @@ def write_one_shard(task: ShardTask) -> _WrittenShard:
         sequences = by_spill[bounds[number] : bounds[number + 1]]
         spill = map_spill(path)
         rows = task.row[sequences]
-        origin[sequences] = spill.origin[rows] + task.first_ordinal[number]
+        origin[sequences] = spill.line_of[rows] + task.first_ordinal[number]
         if flags is not None and spill.flags is not None:
             flags[sequences] = spill.flags[rows]
         tokens = slice(offsets[bounds[number]], offsets[bounds[number + 1]])

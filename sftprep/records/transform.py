@@ -117,8 +117,8 @@ class TransformedLines:
         first_lines = {name: int(self.line_of[line]) for name, line in batch.first_lines.items()}
         return replace(
             batch,
-            origin=self.line_of[batch.origin],
-            record=batch.origin,
+            line_of=self.line_of[batch.line_of],
+            record=batch.line_of,
             rejected=sorted([*self.rejected, *batch.rejected], key=lambda each: each.line),
             counts=dict(counts),
             first_lines={**first_lines, **self.first_lines},

@@ -81,7 +81,7 @@ class ConversationRenderer:
         messages, prompt = example.messages or [], example.prompt_messages
         if not any(map(has_reasoning, messages)):
             return example
-        counts.warn("reasoning_removed", example.origin)
+        counts.warn("reasoning_removed", example.line)
         return replace(
             example,
             messages=[*map(without_reasoning, messages)],
@@ -146,7 +146,7 @@ class ConversationRenderer:
             rendered, messages, render_until, self._ends[template]
         )
         if unproven and counts is not None:
-            counts.warn("keep_unproven", example.origin)
+            counts.warn("keep_unproven", example.line)
         if not insertions:
             return made
         if isinstance(made, RenderedPieces):

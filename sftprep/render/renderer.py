@@ -85,10 +85,10 @@ class Renderer:
                     self._add_completion(example, batch, counts)
             except TemplateError as error:
                 reason = "mask_unproven" if isinstance(error, Unproven) else "template_error"
-                rejected.append(Rejected(example.origin, 0, reason, error.message, ""))
+                rejected.append(Rejected(example.line, 0, reason, error.message, ""))
             except RecursionError:
                 message = "its values are nested too deeply"
-                rejected.append(Rejected(example.origin, 0, "template_error", message, ""))
+                rejected.append(Rejected(example.line, 0, "template_error", message, ""))
         return batch
 
     def backend_counts(self) -> Counter[str]:
@@ -164,7 +164,7 @@ class Renderer:
         ):
             self._add_trained(example, made, prompt, batch, counts)
         else:
-            batch.add(example.origin, made.text, plain=False, spans=None, prompt=None)
+            batch.add(example.line, made.text, plain=False, spans=None, prompt=None)
 
     def _reject_or_count(
         self,
@@ -179,11 +179,11 @@ class Renderer:
         for kind, content in OMISSIONS.items():
             if kind in fatal:
                 message = f"the chat template drops {content}"
-                rejected.append(Rejected(example.origin, 0, kind, message, ""))
+                rejected.append(Rejected(example.line, 0, kind, message, ""))
                 return True
         for kind in omissions.kinds:
-            counts.warn(kind, example.origin)
-        batch.omission_lines.append(example.origin)
+            counts.warn(kind, example.line)
+        batch.omission_lines.append(example.line)
         return False
 
     def _add_trained(
@@ -207,7 +207,7 @@ class Renderer:
         if weights:
             batch.weights[len(batch.texts)] = weights
         prompt_text = None if prompt is None else prompt.text
-        batch.add(example.origin, rendered.text, plain=False, spans=spans, prompt=prompt_text)
+        batch.add(example.line, rendered.text, plain=False, spans=spans, prompt=prompt_text)
 
     def _add_anchored(
         self,
@@ -236,7 +236,7 @@ class Renderer:
             return start
         batch.anchored.add(len(batch.texts), made.anchors, regions, start)
         batch.conversations.append(example)
-        batch.add(example.origin, made.text, plain=False, spans=(), prompt=None)
+        batch.add(example.line, made.text, plain=False, spans=(), prompt=None)
         return None
 
     def _has_untrained_block(self, text: str) -> bool:
@@ -291,7 +291,7 @@ class Renderer:
             if self._has_untrained_block(rendered.text):
                 spans_or_all = _without_empty_blocks(spans_or_all, rendered.text)
             batch.add(
-                example.origin, rendered.text, plain=False, spans=spans_or_all, prompt=prompt_text
+                example.line, rendered.text, plain=False, spans=spans_or_all, prompt=prompt_text
             )
         if turns:
             counts["extra.turns"] += len(turns) - 1
@@ -301,16 +301,16 @@ class Renderer:
     # --- plain texts ------------------------------------------------------------------------------
 
     def _add_text(self, example: Example, text: str, batch: RenderedBatch) -> None:
-        batch.add(example.origin, self._with_ending(text), plain=True, spans=None, prompt=None)
+        batch.add(example.line, self._with_ending(text), plain=True, spans=None, prompt=None)
 
     def _add_completion(self, example: Example, batch: RenderedBatch, counts: Counts) -> None:
         prompt, completion = example.prompt or "", example.completion or ""
         if not completion.strip():
-            counts.warn("empty_target", example.origin)
+            counts.warn("empty_target", example.line)
         # A plain prompt and completion have no turns: the completion is the assistant's.
         masked_prompt = None if self._recipe.train_on == "all" else prompt
         text = self._with_ending(prompt + completion)
-        batch.add(example.origin, text, plain=True, spans=None, prompt=masked_prompt)
+        batch.add(example.line, text, plain=True, spans=None, prompt=masked_prompt)
 
     def _with_ending(self, text: str) -> str:
         return text if text.endswith(self._ending) else text + self._ending
