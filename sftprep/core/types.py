@@ -127,9 +127,10 @@ class TokenBatch:
         loss_weights: float32 [tokens], the weight of each token in the loss; None if all are 1.
         record: int64 [n], the number of the record of each sequence among those that a function
             of the user made of the partition; None if there is no function: it is `line_of` then.
-        same: uint64 [n], the hash of what is read of the record of each sequence; None if records
-            are not compared.
-        alike: uint64 [n], the same without whitespace.
+        exact_hashes: uint64 [n], the hash of what is read of the record of each sequence; None if
+            records are not compared. Equal hashes are a duplicate.
+        near_hashes: uint64 [n], the hash of the same without whitespace. Equal hashes are a near
+            duplicate.
         first_lines: By the name of a count, the line of the first record that it counts.
         flags: uint8 [n], what happened to each sequence (`Flag`); None if all are 0.
 
@@ -146,8 +147,8 @@ class TokenBatch:
     counts: dict[str, int] = field(default_factory=dict)
     loss_weights: NDArray[np.float32] | None = None
     record: NDArray[np.int64] | None = None
-    same: NDArray[np.uint64] | None = None
-    alike: NDArray[np.uint64] | None = None
+    exact_hashes: NDArray[np.uint64] | None = None
+    near_hashes: NDArray[np.uint64] | None = None
     first_lines: dict[str, int] = field(default_factory=dict)
     flags: NDArray[np.uint8] | None = None
 

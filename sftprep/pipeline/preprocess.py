@@ -161,7 +161,7 @@ def begin_preprocess(
             hasher = RecordHasher(
                 format_name, stages.reading, hash_by, stages.recipe.chat_template or ""
             )
-            batch.same, batch.alike = hasher.hash_records(lines, batch.line_of)
+            batch.exact_hashes, batch.near_hashes = hasher.hash_records(lines, batch.line_of)
         return batch if made is None else made.restore_lines(batch)
 
     return complete

@@ -39,8 +39,8 @@ class Spill:
         completion_mask: uint8 [tokens], 1 = trained; None if every token is trained.
         loss_weights: float32 [tokens]; None if every trained token has the weight 1.
         record: int64 [n]; as in TokenBatch.
-        same: uint64 [n]; as in TokenBatch.
-        alike: uint64 [n]; as in TokenBatch.
+        exact_hashes: uint64 [n]; as in TokenBatch.
+        near_hashes: uint64 [n]; as in TokenBatch.
         flags: uint8 [n]; as in TokenBatch.
     """
 
@@ -51,8 +51,8 @@ class Spill:
     completion_mask: NDArray[np.uint8] | None = None
     loss_weights: NDArray[np.float32] | None = None
     record: NDArray[np.int64] | None = None
-    same: NDArray[np.uint64] | None = None
-    alike: NDArray[np.uint64] | None = None
+    exact_hashes: NDArray[np.uint64] | None = None
+    near_hashes: NDArray[np.uint64] | None = None
     flags: NDArray[np.uint8] | None = None
 
     @property
@@ -159,8 +159,8 @@ _TYPES: dict[str, np.dtype[Any]] = {
 _PER_SEQUENCE = {
     "origin": "line_of",
     "record": "record",
-    "same": "same",
-    "alike": "alike",
+    "same": "exact_hashes",
+    "alike": "near_hashes",
     "flags": "flags",
 }
 """The columns with one value per sequence, with their fields; the others have one per token."""
