@@ -217,7 +217,7 @@ def _reject(
         rejected.append(Rejected(line, 0, "overlong", message, ""))
     kept = np.flatnonzero(~np.isin(line_of, rejected_lines))
     # A record is counted once under `rejected`; its other sequences need an entry of their own, or
-    # the accounting would not balance.
+    # the ledger would not balance.
     counts["dropped.of_rejected_record"] = len(lengths) - len(kept) - len(rejected_lines)
     return Pieces(kept, np.zeros_like(kept), lengths[kept])
 

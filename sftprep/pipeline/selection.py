@@ -28,7 +28,7 @@ from sftprep.errors import EmptyInput, setting
 from sftprep.pipeline.sequence_stats import StatsRequest
 from sftprep.pipeline.setup import Setup
 from sftprep.records.transform import merge_rare_reasons
-from sftprep.shards.ledger import Accounting
+from sftprep.shards.ledger import Ledger
 
 if TYPE_CHECKING:
     from sftprep.pipeline.tokenize_pass import PartitionResult
@@ -42,7 +42,7 @@ class BuildSplit:
         evaluation: Whether it is the evaluation part.
         parts: The partitions that contain its sequences.
         inputs: The numbers of its inputs in the setup.
-        accounting: The accounting of each input.
+        ledgers: The ledger of each input.
         take: int64 [sequences of the split]; the index of each of them among the sequences of
             `parts`. None takes every sequence once.
         duplicates: The records that are left out because they equal an earlier one, by the index of
@@ -52,7 +52,7 @@ class BuildSplit:
     evaluation: bool
     parts: list[PartitionResult]
     inputs: list[int]
-    accounting: list[Accounting]
+    ledgers: list[Ledger]
     take: NDArray[np.int64] | None = None
     duplicates: dict[int, list[Rejected]] = field(default_factory=dict)
 
@@ -236,8 +236,8 @@ def _take_held_out(
         )
     left_out = {**duplicates, "in_training": ~held_out & ~_union(duplicates, held_out)}
     extra = np.zeros_like(held_out)
-    accounting = _count_selected(table, inputs, left_out, extra, held_out)
-    return BuildSplit(True, table.parts, inputs, accounting, take)
+    ledgers = _count_selected(table, inputs, left_out, extra, held_out)
+    return BuildSplit(True, table.parts, inputs, ledgers, take)
 
 
 # --- 3. copies of the other records ---------------------------------------------------------------
@@ -258,8 +258,8 @@ def _take_copies(
     rounds = [np.flatnonzero(copies > done) for done in range(int(copies.max(initial=0)))]
     left_out = {**duplicates, "held_out": held_out, "not_sampled": (copies == 0) & ~excluded}
     extra = np.maximum(copies - 1, 0)
-    accounting = _count_selected(table, inputs, left_out, extra, copies)
-    return BuildSplit(False, table.parts, inputs, accounting, _concatenate(rounds, np.int64))
+    ledgers = _count_selected(table, inputs, left_out, extra, copies)
+    return BuildSplit(False, table.parts, inputs, ledgers, _concatenate(rounds, np.int64))
 
 
 def _count_copies(
@@ -327,7 +327,7 @@ def _copies_per_entry(entries: list[SourceEntry], found: NDArray[np.int64]) -> l
     ]
 
 
-# --- accounting -----------------------------------------------------------------------------------
+# --- ledgers --------------------------------------------------------------------------------------
 
 
 def _count_selected(
@@ -336,8 +336,8 @@ def _count_selected(
     left_out: dict[str, NDArray[np.bool_]],
     extra: NDArray[Any],
     copies: NDArray[Any],
-) -> list[Accounting]:
-    """Return the accounting of each input after the selection.
+) -> list[Ledger]:
+    """Return the ledger of each input after the selection.
 
     Args:
         table: The sequences.
@@ -370,8 +370,8 @@ def _count_selected(
 
 def _count_inputs(
     parts: list[PartitionResult], inputs: list[int], changes: dict[int, Counter[str]]
-) -> list[Accounting]:
-    """Return the accounting of each input: the counts of its partitions, plus the changes."""
+) -> list[Ledger]:
+    """Return the ledger of each input: the counts of its partitions, plus the changes."""
     counts_of: dict[int, Counter[str]] = {number: Counter() for number in inputs}
     for part in parts:
         counts = counts_of[part.partition.input]
@@ -382,7 +382,7 @@ def _count_inputs(
         merge_rare_reasons(counts)
     # A reason that applies to nothing is omitted.
     return [
-        Accounting.from_counts(
+        Ledger.from_counts(
             {name: number for name, number in counts.items() if number or "." not in name}
         )
         for counts in counts_of.values()

@@ -188,7 +188,7 @@ def _first_tokens(split: BuildSplit, sequences: NDArray[np.int64]) -> NDArray[np
 def _first_ordinals(split: BuildSplit) -> NDArray[np.int64]:
     """Return the ordinal of the first line of each partition: int64 [partitions]."""
     lines = np.array([part.counts["lines"] for part in split.parts], dtype=np.int64)
-    assert int(lines.sum()) == sum(accounting.lines for accounting in split.accounting)
+    assert int(lines.sum()) == sum(ledger.lines for ledger in split.ledgers)
     return np.cumsum(lines) - lines
 
 

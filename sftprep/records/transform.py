@@ -46,7 +46,7 @@ class Drop:
     """The result of a transform for a record that is not used.
 
     Attributes:
-        reason: A short stable name, which the accounting counts.
+        reason: A short stable name, which the ledger counts.
 
     Example:
         def keep_english(record):
@@ -140,7 +140,7 @@ def transform_lines(data: bytes, functions: RecordFunctions) -> TransformedLines
     made = TransformedLines(b"", np.zeros(0, np.int64), counts=Counter(lines=len(lines)))
     parts: list[bytes] = []
     line_of: list[int] = []
-    # Two results of a record add one to the records of the accounting.
+    # Two results of a record add one to the records of the ledger.
     extra = "extra.transform" if functions.formatting is None else "extra.texts"
     for number, line in enumerate(lines):
         record = parse_line(line, number)

@@ -37,11 +37,11 @@ class LengthAdvice:
 
 def advise_length(manifest: Manifest) -> LengthAdvice | None:
     """Return the advice for a build; None if it cuts little, or if an older version made it."""
-    accounting, lengths = manifest.accounting, manifest.lengths
-    cut = accounting.tokens_truncated + accounting.tokens_dropped.get("overlong", 0)
-    trained_cut = accounting.trained_truncated + accounting.trained_dropped.get("overlong", 0)
-    shares = cut / max(1, accounting.tokens_in), trained_cut / max(1, accounting.trained_in)
-    if max(shares) <= _TOLERATED_SHARE or not lengths or not accounting.trained_in:
+    ledger, lengths = manifest.accounting, manifest.lengths
+    cut = ledger.tokens_truncated + ledger.tokens_dropped.get("overlong", 0)
+    trained_cut = ledger.trained_truncated + ledger.trained_dropped.get("overlong", 0)
+    shares = cut / max(1, ledger.tokens_in), trained_cut / max(1, ledger.trained_in)
+    if max(shares) <= _TOLERATED_SHARE or not lengths or not ledger.trained_in:
         return None
     bounds, kept = np.array(lengths["up_to"]), np.cumsum(lengths["trained_tokens"])
     limit = lengths["model_limit"]
