@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from sftprep.config.user_functions import LoadedFunction
 from sftprep.core.byte_search import ByteSearcher
+from sftprep.core.losses import COLUMN_NOT_READ
 from sftprep.core.types import Counts, Example, Flag, Rejected, TokenBatch
 from sftprep.masking import find_targets
 from sftprep.pipeline.diagnostics import (
@@ -32,6 +33,7 @@ from sftprep.records.pretokenized import to_token_batch
 from sftprep.records.quality_checks import QualityChecks
 from sftprep.records.record_hashes import RecordHasher
 from sftprep.records.transform import RecordFunctions, transform_lines
+from sftprep.records.unread_columns import UnreadColumns
 from sftprep.render.renderer import Renderer
 from sftprep.sources.readers.jsonl import add_excerpts, excerpt, parse_line, split_lines
 from sftprep.tokenize.encoders.base import EncoderFault
@@ -284,6 +286,7 @@ def read_examples(
     data, quality_checks = content.data, stages.quality_checks
     search = quality_checks.search_needed(content)
     lines, read = split_lines(data), stages.reader(format_name)
+    columns = UnreadColumns(format_name, stages.reading)
     # orjson turns integers beyond 64 bits into floats, which a template would show. Such lines are
     # parsed again by Python.
     may_hold_objects = any(key in data for key in _KEYS_OF_OBJECTS)
@@ -299,8 +302,12 @@ def read_examples(
                 example = read(record, number)
                 quality_checks.check(example, record, counts, search=search)
                 examples.append(example)
+                for key in columns.meaningful(record, example):
+                    counts.warn(f"{COLUMN_NOT_READ}{key.lower()}", number)
                 if example.images_dropped:
                     counts.warn("images_dropped", number)
+                if example.unread_switch:
+                    counts.warn("switch_not_read", number)
             except InvalidRecord as problem:
                 rejected.append(Rejected(number, 0, problem.reason, str(problem), excerpt(line)))
         elif isinstance(record, Rejected):

@@ -133,16 +133,17 @@ def prepare_setup(
             recipes.append(recipe)
         number = recipe_numbers[entry_format]
         recipe_of.append(number)
+        # Of a table, only the columns that the formats know are read; functions may read all.
+        is_read_whole = recipes[number].record_functions() is not None
         reading = inspect_source(
             each.source.name,
             first_lines(each.source),
             entry_config,
             recipes[number],
             is_table=each.source.is_table and not each.source.strip_nulls,
+            has_all_columns=is_read_whole or not each.source.is_table,
         )
         readings.append(reading)
-        # Of a table, only the columns that the formats know are read; functions may read all.
-        is_read_whole = recipes[number].record_functions() is not None
         keys = None if is_read_whole else keys_read(recipes[number].record_options())
         source = dataclasses.replace(each.source, columns=keys)
         narrowed_inputs.append(dataclasses.replace(each, source=source))
@@ -209,6 +210,7 @@ def inspect_source(
     recipe: Recipe,
     *,
     is_table: bool = False,
+    has_all_columns: bool = True,
 ) -> SourceReading:
     """Return how a source is read, and check that the recipe supports it.
 
@@ -218,6 +220,7 @@ def inspect_source(
         config: The settings of the build.
         recipe: The recipe for the source.
         is_table: Whether its records have the types of a table.
+        has_all_columns: Whether pass 1 sees the columns that no format reads.
 
     Raises:
         FormatError: No format fits the records, or no record has an answer.
@@ -237,7 +240,9 @@ def inspect_source(
     check_compatible(recipe, detected)
     if config.read.quality_checks != "keep":
         check_answers(name, first, detected.format, options)
-    reading = inspect_records(first, detected.format, options, is_table=is_table)
+    reading = inspect_records(
+        first, detected.format, options, is_table=is_table, has_all_columns=has_all_columns
+    )
     return dataclasses.replace(
         reading,
         trained=reading.trained or trained_part(recipe, detected),

@@ -8,12 +8,11 @@ from typing import Any
 from sftprep.core.types import Example, Message
 from sftprep.records.messages import read_messages
 from sftprep.records.options import InvalidRecord, Record, RecordOptions, require_string
+from sftprep.records.pair_keys import SYSTEM_KEYS
 from sftprep.records.roles import SYSTEM_ROLES, is_answered
 from sftprep.records.switches import read_switches
 from sftprep.records.tool_calls import read_functions, read_tools
-
-SYSTEM_KEYS = ("system", "system_prompt", "systemInstruction", "system_instruction")
-"""Keys of the system prompt alongside a conversation."""
+from sftprep.records.unread_turns import find_unread
 
 ANSWER_KEYS = ("answer", "response", "output", "completion")
 """Keys of the answer to a conversation that ends with a message of the user."""
@@ -35,10 +34,14 @@ def conversation_reader(key: str) -> Callable[[Record, int, RecordOptions], Exam
     """Return the function that reads records whose messages are under a key."""
 
     def convert(record: Record, line: int, options: RecordOptions) -> Example:
-        messages = read_messages(record[key], key, options)
+        turns = record[key]
+        messages = read_messages(turns, key, options)
+        example = Example(line, messages=messages)
+        if messages is not turns:
+            example.unread_texts, example.unread_switch = find_unread(turns, messages)
         if not is_answered(messages):
-            messages = _add_answer(messages, record, options)
-        return complete_chat(Example(line, messages=messages), record, options)
+            example.messages = _add_answer(messages, record, options)
+        return complete_chat(example, record, options)
 
     return convert
 

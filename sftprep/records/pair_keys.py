@@ -39,6 +39,12 @@ PAIRS: tuple[tuple[str, str], ...] = (
 )
 """The known pairs of keys, in the order in which they are tried."""
 
+SYSTEM_KEYS = ("system", "system_prompt", "systemInstruction", "system_instruction")
+"""Keys of the system prompt alongside a conversation."""
+
+CONTEXT_KEYS = ("input", "context")
+"""Keys of the input of an instruction."""
+
 
 def find_pair(record: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return the first known pair of keys that a record has."""

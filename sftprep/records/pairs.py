@@ -16,12 +16,11 @@ from sftprep.records.conversations import (
     to_turns,
 )
 from sftprep.records.options import InvalidRecord, Record, RecordOptions, require_string
+from sftprep.records.pair_keys import CONTEXT_KEYS
 from sftprep.records.tool_calls import is_call, parse_calls
+from sftprep.records.unread_turns import find_unread
 
 _TRL_KEYS = ("prompt", "completion")
-
-CONTEXT_KEYS = ("input", "context")
-"""Keys of the input of an instruction."""
 
 PAIR_KEYS = CHAT_KEYS | {*CONTEXT_KEYS, *ANSWER_REASONING_KEYS, "history"}
 """Keys that are read alongside an instruction and its answer."""
@@ -86,7 +85,14 @@ def _to_chat(record: Record, line: int, options: RecordOptions, keys: tuple[str,
     if keys != _TRL_KEYS and len(completion) == 1:
         completion = add_reasoning(completion, record)
     example = Example(line, prompt_messages=prompt, messages=[*prompt, *completion])
+    if isinstance(record[request], list) or isinstance(record[answer], list):
+        turns = [*_list_of(record[request]), *_list_of(record[answer])]
+        example.unread_texts, example.unread_switch = find_unread(turns, example.messages or [])
     return complete_chat(example, record, options)
+
+
+def _list_of(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _read_calls(record: Record, answer: str, options: RecordOptions) -> list[Message] | None:

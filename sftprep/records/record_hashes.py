@@ -29,7 +29,7 @@ from sftprep.sources.readers.jsonl import parse_line, split_lines
 
 _MESSAGE_KEYS = SHOWN_KEYS | SWITCH_KEYS | {"role", "content", "images"}
 """Keys of messages that some template shows, or that specify what is trained."""
-_NOT_COMPARED = ("origin", "bare", "images_dropped")
+_NOT_COMPARED = ("origin", "bare", "images_dropped", "unread_texts", "unread_switch")
 _ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
 _OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY
 

@@ -32,11 +32,9 @@ from sftprep.core.losses import ARGUMENT, CALL, KEY, NAME, REASONING, TOOLS
 from sftprep.core.types import Message
 from sftprep.render.content_leaves import (
     ANYWHERE,
-    KNOWN_KEYS,
     Leaf,
     SentinelCopy,
     WrittenValues,
-    has_words,
     to_leaves,
 )
 
@@ -107,6 +105,7 @@ class ConservationCheck:
         text: str,
         pieces: Sequence[str] = (),
         written_as_json: Sequence[tuple[Any, str]] = (),
+        unread_texts: Sequence[str] = (),
     ) -> MissingContent:
         """Return what the text of a conversation lacks.
 
@@ -117,14 +116,11 @@ class ConservationCheck:
             text: The rendered conversation.
             pieces: The strings that make up the text, if the template is compiled.
             written_as_json: Values that the template converted to JSON, with the results.
+            unread_texts: Texts of its turns that are under keys without a known meaning.
         """
         missing = self._find_lost_leaves(messages, tools, variables, text, pieces, written_as_json)
-        is_unknown = any(
-            key not in self._source and has_words(message[key])
-            for message in messages
-            for key in message.keys() - KNOWN_KEYS
-        )
-        return missing | MissingContent(frozenset({KEY})) if is_unknown else missing
+        is_shown = all(_occurs(unread, text) for unread in unread_texts)
+        return missing if is_shown else missing | MissingContent(frozenset({KEY}))
 
     def _find_lost_leaves(
         self,

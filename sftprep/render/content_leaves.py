@@ -26,11 +26,6 @@ from sftprep.core.types import Message
 ANYWHERE = -1
 """The turn of leaves that may occur anywhere in the text: system messages and tools."""
 
-KNOWN_KEYS = frozenset(
-    {"role", "content", "name", "tool_calls", "tool_call_id", "function_call", *REASONING_KEYS}
-)
-"""The keys of messages whose contents are leaves, or that need not be shown."""
-_WORDS = re.compile(r"[^\W\d_]{2,}\s+[^\W\d_]{2,}")
 _SPEAKERS = ("system", "developer", "user", "assistant")
 
 
@@ -138,13 +133,6 @@ def _add_call(
     if not written.take(function.get("arguments")):
         for value in _scalars(_arguments_of(function), written):
             leaves.append(Leaf(ARGUMENT, turn, value, number))
-
-
-def has_words(value: Any) -> bool:
-    """Return whether a value contains text, as opposed to an id, a date or a number."""
-    return any(
-        isinstance(item, str) and _WORDS.search(item) for item in _scalars(value, WrittenValues())
-    )
 
 
 def _has_speaker(message: Message) -> bool:

@@ -99,7 +99,11 @@ class ConversationRenderer:
         # This decides most records.
         if type(made) is RenderedPieces:
             pieces = made.pieces
-            if example.tools is None and are_written_unchanged(messages, pieces):
+            if (
+                example.tools is None
+                and not example.unread_texts
+                and are_written_unchanged(messages, pieces)
+            ):
                 return NOTHING_MISSING
         else:
             pieces = []
@@ -110,6 +114,7 @@ class ConversationRenderer:
             made.text,
             pieces,
             template.written_as_json,
+            example.unread_texts,
         )
 
     @cached_property
