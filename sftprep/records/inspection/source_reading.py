@@ -1,5 +1,7 @@
-"""What the first records of an input show about how it is read: the columns that are not read, and
-what may be wrong."""
+"""Inspection of how an input is read, by its first records.
+
+It finds the columns that are not read, and what may be wrong.
+"""
 
 from __future__ import annotations
 
@@ -138,7 +140,10 @@ def _read_copy(record: Record, format_name: str, options: RecordOptions) -> Exam
 def _not_read(
     record: Record, example: Example, format_name: str, options: RecordOptions
 ) -> Iterator[tuple[str, bool]]:
-    """Yield the columns of a record that are not read, and whether they appear to carry meaning."""
+    """Yield the unread columns of a record.
+
+    Each comes with whether it appears to carry meaning.
+    """
     if any(record.get(key) is None for key in keys_of(format_name, options)):
         # A conversation under the key of another layout; keys were renamed before.
         format_name = detect_format(record, replace(options, renames=())) or format_name
@@ -209,7 +214,7 @@ def _holds_null(value: Any) -> bool:
 
 
 def _joined_texts(example: Example, format_name: str, options: RecordOptions) -> Iterator[Notice]:
-    """Yield the notice that a prompt and its completion are joined without a chat template."""
+    """Yield the notice of prompts and completions joined without a chat template."""
     if not options.chat or FORMATS[format_name].kind != "prompt" or example.prompt is None:
         return
     joined = f"{example.prompt[-_EXAMPLE_LENGTH:]}{(example.completion or '')[:_EXAMPLE_LENGTH]}"
@@ -221,7 +226,7 @@ def _joined_texts(example: Example, format_name: str, options: RecordOptions) ->
 
 
 def _remedy(keys: Sequence[str], format_name: str) -> str:
-    """Return what can be done about columns that are not read."""
+    """Return a remedy for unread columns."""
     if FORMATS[format_name].kind == "pair" and "context" in keys and "/" in format_name:
         request, answer = format_name.split("/")
         return f"try: {setting('map', f'{request}=instruction,context=input,{answer}=output')}"
