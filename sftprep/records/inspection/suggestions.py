@@ -1,4 +1,4 @@
-"""Suggestions for records without a format: flags for the keys they have."""
+"""Suggestions for records without a format: flags chosen by their keys."""
 
 from __future__ import annotations
 
