@@ -84,7 +84,7 @@ class Preprocessor:
         return self._functions[transform]
 
     def reader(self, format_name: str) -> Callable[[dict[str, Any], int], Example]:
-        """Return the function that converts records of a format, as `record_reader` does."""
+        """Return the function for converting records of a format; see `record_reader`."""
         read, for_tools = record_reader(format_name, self.reading), self.recipe.for_tools()
         if for_tools is None:
             return read
@@ -109,7 +109,7 @@ def preprocess(
     transform: LoadedFunction | None = None,
     hash_by: tuple[str, ...] | None = None,
 ) -> TokenBatch:
-    """Return the sequences of whole lines of JSON that fit a limit and train something.
+    """Return the sequences of lines of JSON, within a limit and with targets.
 
     Args:
         stages: The stages for the recipe.
@@ -147,7 +147,7 @@ def begin_preprocess(
     transform: LoadedFunction | None = None,
     hash_by: tuple[str, ...] | None = None,
 ) -> Callable[[], TokenBatch]:
-    """Start to tokenize whole lines of JSON; the returned function gives the whole sequences.
+    """Start to tokenize lines of JSON; the returned function gives whole sequences.
 
     The arguments are those of `preprocess`. Everything is done here that does not need the
     reference encoder, which may still be loading. The returned function waits for it.
@@ -172,7 +172,7 @@ def begin_preprocess(
 def _begin_tokens(
     stages: Preprocessor, data: bytes, format_name: str, *, seed: int | None, first: int
 ) -> Callable[[], TokenBatch]:
-    """Start to tokenize records as they are, and return a function that completes it."""
+    """Start to tokenize records as they are; return a function to complete it."""
     repeat_by_reference = partial(_preprocess_by_reference, stages, data, format_name)
     samples_at_start = first if format_name != "tokens" else 0
     partition = stages.encoder.partition(seed=seed, first=samples_at_start)
@@ -191,7 +191,7 @@ def _begin_tokens(
 def _preprocess_by_reference(
     stages: Preprocessor, data: bytes, format_name: str, fault: EncoderFault
 ) -> TokenBatch:
-    """Repeat a partition with the reference encoder, because the fast one gave other ids."""
+    """Repeat a partition with the reference encoder after wrong ids of the fast one."""
     stages.encoder.report(fault)
     partition = stages.encoder.partition_by_reference()
     batch = _make_sequences(stages, data, format_name, partition)

@@ -1,4 +1,7 @@
-"""Content that is a list of parts: texts, reasoning, tool calls and their results.
+"""Content in the form of a list of parts.
+
+The parts are texts, reasoning, tool calls and their results. The spellings are those of OpenAI,
+Anthropic, Gemini, Hugging Face and TRL.
 
 The spellings are those of OpenAI, Anthropic, Gemini, Hugging Face and TRL.
 """
@@ -23,7 +26,7 @@ _TEXT_KEYS = ("text", "value", "content", "reasoning", "thinking")
 def from_parts(
     message: Message, parts: list[Any], where: str, options: RecordOptions
 ) -> list[Message]:
-    """Return the messages of a message whose content is a list of parts.
+    """Convert a message with a list of parts as its content.
 
     Parts of text are joined. Parts with reasoning or tool calls become keys of the message, and
     results of tools become messages of their own, as templates expect them.

@@ -1,4 +1,4 @@
-"""Records with messages: conversations, and the keys alongside them that belong to them."""
+"""Records with messages: conversations, and the keys alongside them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TURN_KEYS = CHAT_KEYS | {*ANSWER_KEYS, *ANSWER_REASONING_KEYS}
 
 
 def conversation_reader(key: str) -> Callable[[Record, int, RecordOptions], Example]:
-    """Return the function that reads records whose messages are under a key."""
+    """Return the reader of records with messages under a key."""
 
     def convert(record: Record, line: int, options: RecordOptions) -> Example:
         turns = record[key]
@@ -63,7 +63,10 @@ def to_turns(value: Any, role: str, name: str, options: RecordOptions) -> list[M
 
 
 def complete_chat(example: Example, record: Record, options: RecordOptions) -> Example:
-    """Add the system prompt, tools, template variables and weights of a record to its example."""
+    """Add the chat keys of a record to its example.
+
+    They are the system prompt, the tools, the template variables and the weights.
+    """
     messages = example.messages or []
     if not CHAT_KEYS.isdisjoint(record):
         system = read_system(record, options)
@@ -85,7 +88,7 @@ def complete_chat(example: Example, record: Record, options: RecordOptions) -> E
 
 
 def read_system(record: Record, options: RecordOptions) -> str | None:
-    """Return the system prompt that a record has alongside its messages, or None.
+    """Return the system prompt alongside the messages of a record, or None.
 
     It is text, a list of parts (Anthropic), or an object with `parts` (Gemini).
     """
@@ -104,7 +107,7 @@ def read_system(record: Record, options: RecordOptions) -> str | None:
 
 
 def add_reasoning(answer: list[Message], record: Record) -> list[Message]:
-    """Return an answer with the reasoning that the record has under a key of its own.
+    """Add the reasoning under a separate key of the record to an answer.
 
     Where the template does not show reasoning, that is counted when it is rendered.
     """
@@ -116,7 +119,7 @@ def add_reasoning(answer: list[Message], record: Record) -> list[Message]:
 
 
 def _add_answer(messages: list[Message], record: Record, options: RecordOptions) -> list[Message]:
-    """Return a conversation with the answer that the record has under a key of its own."""
+    """Add the answer under a separate key of the record to a conversation."""
     key = next((key for key in ANSWER_KEYS if record.get(key)), None)
     if key is None:
         return messages

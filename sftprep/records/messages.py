@@ -1,4 +1,4 @@
-"""The messages of a conversation, from all layouts of turns that public data sets use.
+"""The messages of a conversation, from all layouts of public data sets.
 
 Most conversations consist of plain messages: a known role and a text. They are recognised first and
 used as they are; this loop runs for every message of a build. All other turns are converted one by
@@ -35,7 +35,9 @@ _CONVERTED_KEYS = frozenset({"tool_calls", "function_call", *IMAGE_KEYS})
 
 
 def read_messages(value: Any, name: str, options: RecordOptions) -> list[Message]:
-    """Return the messages of a conversation, whose content is text, or absent with tool calls.
+    """Convert the turns of a conversation to messages.
+
+    The content of a message is a string; it may be absent in a message with tool calls.
 
     Args:
         value: The turns, or JSON text of them: messages with role and content, turns with from and
@@ -68,7 +70,7 @@ def read_messages(value: Any, name: str, options: RecordOptions) -> list[Message
 
 
 def _are_plain(messages: list[Any]) -> bool:
-    """Return whether all turns are messages with a usual role and a text, and nothing else."""
+    """Return whether all turns are messages with only a usual role and a string."""
     for message in messages:
         if type(message) is not dict or len(message) != 2:
             return False
@@ -81,7 +83,7 @@ def _are_plain(messages: list[Any]) -> bool:
 
 
 def _plain_message(turn: Any) -> Message | None:
-    """Return the message of a turn that needs no conversion but new names, or None."""
+    """Return the message of a turn, or None if more than its keys must be converted."""
     if type(turn) is not dict:
         return None
     role, content = turn.get("role"), turn.get("content")
@@ -162,7 +164,7 @@ def _first_filled(turn: Record, keys: Iterable[str]) -> Any:
 
 
 def _rename(turn: Record, number: int, name: str, options: RecordOptions) -> Message:
-    """Return a turn with the keys and the role that templates read."""
+    """Rename the keys and the role of a turn to those of templates."""
     speaker = turn.get("role")
     is_sharegpt = speaker is None and turn.get("from") is not None
     if is_sharegpt:
@@ -192,7 +194,7 @@ def _rename(turn: Record, number: int, name: str, options: RecordOptions) -> Mes
 
 
 def _convert(message: Message, number: int, name: str, options: RecordOptions) -> list[Message]:
-    """Return a message with text as content, and calls in the form that templates read."""
+    """Convert a message to string content, and its calls to the form for templates."""
     where = f'message {number} of "{name}"'
     if len(message) > 2 or "content" not in message:
         message = clean_calls(message, where)
@@ -224,7 +226,7 @@ def _holds_calls(turn: Record) -> bool:
 
 
 def _from_call(message: Message, where: str, options: RecordOptions) -> Message:
-    """Return a turn that consists of tool calls as a message of the assistant.
+    """Convert a turn of tool calls to a message of the assistant.
 
     It has `tool_calls` if the template shows them, and the text of the calls otherwise.
     """

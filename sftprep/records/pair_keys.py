@@ -1,4 +1,4 @@
-"""The keys of records that consist of a request and its answer."""
+"""The keys of records with a request and its answer."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ CONTEXT_KEYS = ("input", "context")
 
 
 def find_pair(record: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return the first known pair of keys that a record has."""
+    """Return the first known pair of keys in a record."""
     for pair in PAIRS:
         if record.get(pair[0]) is not None and record.get(pair[1]) is not None:
             return pair

@@ -42,7 +42,7 @@ def from_prompt_completion(record: Record, line: int, options: RecordOptions) ->
 
 
 def pair_reader(request: str, answer: str) -> Callable[[Record, int, RecordOptions], Example]:
-    """Return the function that reads records with a request and an answer under these keys.
+    """Return the reader of records with a request and an answer under two keys.
 
     With a chat template they are turns of a user and of the assistant. Without one, an instruction
     has the layout of Stanford Alpaca, and other requests are followed by the answer.
@@ -96,7 +96,10 @@ def _list_of(value: Any) -> list[Any]:
 
 
 def _read_calls(record: Record, answer: str, options: RecordOptions) -> list[Message] | None:
-    """Return the answer as tool calls, if the record has tools and the answer is JSON of calls."""
+    """Return an answer as tool calls, or None.
+
+    The record must have tools, and the answer must be the JSON of calls.
+    """
     text: Any = record[answer]
     if not (record.get("tools") and options.tool_calls) or type(text) is not str:
         return None

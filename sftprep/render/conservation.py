@@ -73,8 +73,11 @@ class MissingContent:
 
     @property
     def serious(self) -> frozenset[str]:
-        """The kinds that change what the model learns to answer: under quarantine, they reject the
-        record. Earlier reasoning, tools and names are only counted."""
+        """The kinds of lost content rejected under quarantine.
+
+        They change what the model learns to answer. Earlier reasoning, tools and names are only
+        counted.
+        """
         counted = {TOOLS, NAME, KEY}
         return self.kinds - (counted if self.last_reasoning else {*counted, REASONING})
 
@@ -145,7 +148,7 @@ class ConservationCheck:
     def _without_pieces(
         self, leaves: list[Leaf], messages: Sequence[Message], pieces: Sequence[str]
     ) -> list[Leaf]:
-        """Leave out the leaves that were written after a change, such as without whitespace.
+        """Leave out leaves written after a change, such as without whitespace.
 
         A piece that equals a leaf is the leaf, unless the template or another value of the record
         could have written it: it must not be a string of the record itself, or occur in the source
@@ -174,7 +177,7 @@ class ConservationCheck:
         variables: dict[str, Any] | None,
         text: str,
     ) -> MissingContent:
-        """Search for every leaf, and decide with sentinels where the search is not certain."""
+        """Search for every leaf; decide uncertain cases with sentinels."""
         leaves = to_leaves(messages, tools)
         if len(leaves) * len(text) > _MOST_WORK:
             # The search takes quadratic time, the sentinels do not.
@@ -202,8 +205,11 @@ class ConservationCheck:
         variables: dict[str, Any] | None,
         leaves: list[Leaf],
     ) -> frozenset[int] | None:
-        """Return the numbers of the leaves that the template does not write in a record of this
-        shape; None if it refuses the sentinels."""
+        """Return the numbers of the leaves not written for a record of this shape.
+
+        Returns:
+            None if the template refuses the sentinels.
+        """
         copy = SentinelCopy()
         try:
             fake_messages = [copy.message(message) for message in messages]
@@ -225,7 +231,10 @@ class ConservationCheck:
 
 
 def are_written_unchanged(messages: Sequence[Message], pieces: Sequence[str]) -> bool:
-    """Return whether each message is a role and a content that is one of the pieces, in order.
+    """Return whether each message has only a role and a content written unchanged.
+
+    The contents must be among the pieces, in the order of the messages. This decides most records,
+    so it does as little as possible.
 
     This decides most records, so it does as little as possible.
     """
@@ -270,8 +279,10 @@ def _search(leaves: Sequence[Leaf], text: str) -> list[bool]:
 
 
 def _ambiguous(leaves: Sequence[Leaf]) -> set[int]:
-    """Return the numbers of the leaves that could be found by chance: short ones, and those that
-    occur in another leaf."""
+    """Return the numbers of the leaves with possible matches by chance.
+
+    They are the short leaves, and those that occur in another leaf.
+    """
     everything = "\0".join(str(leaf.value) for leaf in leaves)
     return {
         number
@@ -285,7 +296,10 @@ def _occurs(value: str | int | float, text: str) -> bool:
 
 
 def _cannot_be_in(value: str | int | float, text: str) -> bool:
-    """Return whether no spelling of a value is in a text, by a part that all spellings share."""
+    """Return whether a text certainly contains no spelling of a value.
+
+    This is certain if the text lacks a part common to all spellings.
+    """
     if not isinstance(value, str):
         return False
     shared = _UNESCAPED.search(value)
@@ -293,7 +307,7 @@ def _cannot_be_in(value: str | int | float, text: str) -> bool:
 
 
 def _spellings(value: str | int | float) -> Iterator[str]:
-    """Yield the forms in which templates write a value, the frequent ones first."""
+    """Yield the forms of a value in templates, the frequent ones first."""
     if not isinstance(value, str):
         yield json.dumps(value)
         yield str(value)
@@ -309,8 +323,10 @@ def _spellings(value: str | int | float) -> Iterator[str]:
 
 
 def _escaped(value: str) -> list[str]:
-    """The string inside JSON, with and without characters beyond ASCII, and as `tojson` escapes
-    it; without what equals the string itself."""
+    """Return the forms of a string inside JSON, if they differ from the string.
+
+    The forms are with and without characters beyond ASCII, and as `tojson` escapes the string.
+    """
     forms = []
     for ascii_only in (False, True):
         form = json.dumps(value, ensure_ascii=ascii_only)[1:-1]
@@ -326,7 +342,7 @@ def _is_short(leaf: Leaf) -> bool:
 
 
 def _to_missing_content(lost: Sequence[Leaf], messages: Sequence[Message]) -> MissingContent:
-    """Summarize the leaves that are missing."""
+    """Summarize the missing leaves."""
     lost_calls = {leaf.call for leaf in lost if leaf.kind == CALL}
     last = len(messages) - 1
     # A call that is missing is counted once, and not again for its arguments.

@@ -1,5 +1,7 @@
-"""What the first records of an input show about how it is read: the columns that are not read, and
-what may be wrong."""
+"""Inspection of how an input is read, by its first records.
+
+It finds the columns that are not read, and what may be wrong.
+"""
 
 from __future__ import annotations
 
@@ -163,7 +165,7 @@ def _holds_null(value: Any) -> bool:
 
 
 def _joined_texts(example: Example, format_name: str, options: RecordOptions) -> Iterator[Notice]:
-    """Yield the notice that a prompt and its completion are joined without a chat template."""
+    """Yield the notice of prompts and completions joined without a chat template."""
     if not options.chat or FORMATS[format_name].kind != "prompt" or example.prompt is None:
         return
     joined = f"{example.prompt[-_EXAMPLE_LENGTH:]}{(example.completion or '')[:_EXAMPLE_LENGTH]}"
