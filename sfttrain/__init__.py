@@ -1,4 +1,4 @@
-"""sfttrain: fine-tuning on the packed, padding-free shards of sftprep, with the interface of TRL.
+"""sfttrain: fine-tuning on the packed shards of sftprep, with TRL's interface.
 
 The public names are imported at their first use, so that `import sfttrain` takes no time.
 """

@@ -1,4 +1,4 @@
-"""Dependence on internals of other libraries and of the interpreter, in one place.
+"""Dependence on internals of other libraries and the interpreter, in one place.
 
 | used by               | internal                                     | tested with         |
 |-----------------------|----------------------------------------------|---------------------|
@@ -26,7 +26,7 @@ starts of sequences."""
 
 @contextlib.contextmanager
 def skip_sequence_search() -> Iterator[None]:
-    """Keep transformers from searching position_ids for sequences while the context is open.
+    """Keep transformers from searching position_ids for sequences in this context.
 
     The search serves a mask that attention with explicit offsets does not use. It reads the result
     on the host, so every forward would wait for the device.
@@ -46,11 +46,13 @@ def skip_sequence_search() -> Iterator[None]:
 
 
 def _find_no_sequences(position_ids: Tensor) -> None:
-    """Return None, which means for a mask that each row is one sequence."""
+    """Return None, so that a mask treats each row as one sequence."""
 
 
 def count_unpacked_values(frame: FrameType) -> int | None:
-    """Return the number of variables to which the running statement of a frame unpacks a value.
+    """Return the number of variables in the running unpacking of a frame.
+
+    It is the number of variables to which the running statement unpacks a value.
 
     Args:
         frame: The frame of the caller, `sys._getframe(1)` in an `__iter__`.

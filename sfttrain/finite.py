@@ -95,7 +95,7 @@ class FiniteGuard:
             self._check(step, updated=False)
 
     def check_step(self, step: int) -> None:
-        """Check the step that was made or skipped; raises the errors of `check_gradient`."""
+        """Check the last step, made or skipped; raise the errors of `check_gradient`."""
         scale = self._current_scale()
         # accelerate does not see that a fused optimizer skips a step; the scale always shows it.
         if self._losses and scale is not None and self._scale is not None and scale < self._scale:
@@ -158,7 +158,7 @@ class FiniteGuard:
     def _blame_update(
         self, step: int, step_before: int, batches: Sequence[tuple[Tensor, Sequence[int]]]
     ) -> None:
-        """Raise TrainingDiverged if weights were not finite before the forward pass of a step.
+        """Raise TrainingDiverged if weights were not finite before a forward pass.
 
         Args:
             step: The step whose loss or gradient is not finite.
@@ -188,7 +188,7 @@ class FiniteGuard:
         )
 
     def _format_rows(self, batches: Sequence[tuple[Tensor, Sequence[int]]]) -> str:
-        """Return the rows of these batches on all ranks, for a message; "" if none is known."""
+        """Return the rows of batches on all ranks, for a message; "" if none is known."""
         from accelerate.utils import gather_object
 
         local_rows = [
@@ -201,7 +201,7 @@ class FiniteGuard:
         return f"{', '.join(rows[:_MOST_ROWS])}{more}"
 
     def check_saved(self, model: nn.Module, step: int, optimizer: Any | None = None) -> None:
-        """Check everything that will be saved: the tensors of the model and of the optimizer.
+        """Check everything to be saved: the tensors of the model and of the optimizer.
 
         Frozen tensors are checked at every save as well, because callbacks can change them. The
         check reads each value once, which costs a small part of writing it.
@@ -231,7 +231,11 @@ class FiniteGuard:
 
 
 def all_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters and persistent buffers of a model by name, without copies."""
+    """Return the parameters and persistent buffers of a model, without copies.
+
+    Returns:
+        The tensors by name.
+    """
     found: dict[str, Tensor] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         temporary = module._non_persistent_buffers_set  # they are not saved
@@ -243,7 +247,7 @@ def all_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors that a save of a model writes, by name, without copies.
+    """Return the tensors in a save of a model, by name, without copies.
 
     For a PeftModel these are the tensors of all its adapters, including frozen adapters and saved
     embeddings, and all trained parameters.
@@ -262,7 +266,7 @@ def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
 def adapter_tensors(
     model: Any, adapter: str, tensors: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """Return the tensors that peft saves for an adapter, by their names in its file.
+    """Return the tensors in peft's file of an adapter, by name.
 
     Args:
         model: The PeftModel.
@@ -300,7 +304,7 @@ def format_names(names: Sequence[str]) -> str:
 
 
 def reject_not_finite(model: nn.Module) -> None:
-    """Refuse a model whose weights are not finite.
+    """Refuse a model with non-finite weights.
 
     Raises:
         ConfigError: A tensor is not finite; the message names it.
@@ -314,7 +318,11 @@ def reject_not_finite(model: nn.Module) -> None:
 
 
 def _states_not_finite(optimizer: Any, model: nn.Module) -> list[str]:
-    """Return the names of the non-finite states of an optimizer, such as "exp_avg of NAME"."""
+    """Return the names of the non-finite states of an optimizer.
+
+    Example:
+        "exp_avg of NAME"
+    """
     states = getattr(optimizer, "state", None)
     if not isinstance(states, Mapping):
         return []  # the optimizer of a library that keeps its states elsewhere
@@ -331,7 +339,11 @@ def _states_not_finite(optimizer: Any, model: nn.Module) -> list[str]:
 
 
 def _settings_not_finite(optimizer: Any) -> list[str]:
-    """Return the names of the non-finite settings of an optimizer, such as "lr of group 0"."""
+    """Return the names of the non-finite settings of an optimizer.
+
+    Example:
+        "lr of group 0"
+    """
     groups = getattr(optimizer, "param_groups", None)
     return [
         f"{key} of group {number}"
@@ -356,7 +368,10 @@ def _is_valid_setting(key: str, value: Any) -> bool:
 
 
 def _storage_key(tensor: Tensor) -> tuple[Any, ...]:
-    """Return a key of the memory of a tensor, which is equal for two names of the same tensor."""
+    """Return a key for the memory of a tensor.
+
+    It is equal for two names of the same tensor.
+    """
     if type(tensor) is not Tensor:  # a DTensor, or a library's own class
         return (id(tensor),)
     return (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)

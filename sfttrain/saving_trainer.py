@@ -1,4 +1,4 @@
-"""transformers' Trainer whose checkpoints are complete, finite, and in folders of their own.
+"""transformers' Trainer with complete and finite checkpoints in its own folders.
 
 `checkpoints/` decides which files a run may replace and delete, and `finite.py` checks values. This
 module calls them before training, at each save, at the end, and at a resume.
@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 
 class SavingTrainer(Trainer):  # type: ignore[misc]
-    """The part of SFTTrainer that saves and resumes.
+    """The saving and resuming part of SFTTrainer.
 
     Args:
         parts: The model, the datasets and the settings of the trainer.
@@ -82,11 +82,11 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
         self._hidden_limit: int | None = None
 
     def step_plan(self) -> StepPlan:
-        """Return the plan of the packs that each step trains on."""
+        """Return the plan of the packs for each step."""
         raise NotImplementedError
 
     def _row_name(self, origin: int) -> str:
-        """Return the file and line of the record of a sequence, or the row of the dataset."""
+        """Return the file and line of a sequence's record, or its row in the dataset."""
         source = self.train_dataset
         locate = getattr(
             source, "locate", getattr(getattr(source, "manifest", None), "locate", None)
@@ -103,7 +103,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
     # ---- before and between steps ----
 
     def _folders_read(self) -> set[str]:
-        """Return the names of the model, the tokenizer and the adapter that the run starts from."""
+        """Return the names of the starting model, tokenizer and adapter."""
         config = unwrap_peft(self.model).config
         adapters = getattr(self.model, "peft_config", None) or {}
         tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
@@ -117,7 +117,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
         return {str(name) for name in names if name}
 
     def _check_before_training(self) -> None:
-        """Refuse to train a model that could not be saved; warn if it could not be merged."""
+        """Refuse to train if a save would fail; warn if merging would fail."""
         names = names_not_finite(all_tensors(self.model))
         self._finite.bad_before = frozenset(names)
         self._finite.good_step = None if self.resumed_from else 0
@@ -136,7 +136,10 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
         )
 
     def _run_epoch(self, *arguments: Any, **options: Any) -> None:
-        """Run one pass, unless max_steps are done; Trainer checks that only after a step."""
+        """Run one pass, unless max_steps are done.
+
+        Trainer checks that only after a step.
+        """
         step, last = self.state.global_step, self.args.max_steps
         if 0 < last <= step:
             logger.warning("step %d of %d: nothing is left to train", step, last)
@@ -146,7 +149,10 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
         super()._run_epoch(*arguments, **options)
 
     def _check_checkpoint_folders(self) -> None:
-        """Refuse to train if a checkpoint could not be saved, as far as its step is known."""
+        """Refuse to train if a checkpoint could not be saved.
+
+        This is checked as far as the step of the checkpoint is known.
+        """
         state = self.state
         if not self.args.should_save or self.args.save_strategy != "steps":
             return
@@ -157,7 +163,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
 
     @contextlib.contextmanager
     def output_held(self) -> Iterator[None]:
-        """Keep other runs out of the output folder, even ranks that do not know of each other.
+        """Keep other runs out of the output folder, even ranks unknown to each other.
 
         Blocks can be nested: the outermost one holds the lock, so one block can contain `train` and
         the final save and evaluation.
@@ -175,7 +181,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
     # ---- resuming ----
 
     def _checkpoint_to_resume(self, requested: str | bool | None) -> str | None:
-        """Return the checkpoint to resume from, whose files have been checked; None for none."""
+        """Return the checkpoint for a resume after its check; None for none."""
         if requested is None or not is_resume_requested(requested):
             return None
         is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
@@ -234,7 +240,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
             super()._load_scaler(checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Restore the optimizer and the schedule, and log the settings that have no effect.
+        """Restore the optimizer and the schedule; log the settings without an effect.
 
         Raises:
             MismatchError: The states are those of another optimizer.
@@ -273,7 +279,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
         )
 
     def _state_to_save(self) -> RunState:
-        """Return the state of the run for the checkpoint that is being saved."""
+        """Return the state of the run for the current checkpoint."""
         # A run that resumes from here has seen the tokens since the last log entry as well. The
         # counters are only peeked at, because the next log entry needs them too.
         total = self.trained_tokens + self._counters.peek(self.accelerator).tokens
@@ -290,7 +296,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
         )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save a checkpoint: mark the folder, write the files, seal them, delete old ones."""
+        """Save a checkpoint: mark the folder, write and seal the files, delete old ones."""
         optimizer = None if self.args.save_only_model else self.optimizer
         self._finite.check_saved(self.model, self.state.global_step, optimizer)
         folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
@@ -327,7 +333,10 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
 
     @contextlib.contextmanager
     def _hide_save_limit(self) -> Iterator[int | None]:
-        """Hide save_total_limit from Trainer, which would delete folders of others; yield it."""
+        """Hide save_total_limit from Trainer, and yield it.
+
+        Trainer would delete folders of others.
+        """
         self._hidden_limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             yield self._hidden_limit
@@ -359,13 +368,21 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
                 self._output.seal()
 
     def save_state(self) -> None:
-        """Save Trainer's state in the output folder. Raises OutputExists, as `save_model` does."""
+        """Save Trainer's state in the output folder.
+
+        Raises:
+            OutputExists: As for `save_model`.
+        """
         self._output.prepare_save()
         super().save_state()
         self._output.seal()
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
-        """Write README.md in the output folder. Raises OutputExists, as `save_model` does."""
+        """Write README.md in the output folder.
+
+        Raises:
+            OutputExists: As for `save_model`.
+        """
         self._output.prepare_save()
         super().create_model_card(*arguments, **options)
         self._output.seal()

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class ScoringTrainer(SavingTrainer):
-    """The part of SFTTrainer that computes losses and evaluates."""
+    """The part of SFTTrainer for losses and evaluation."""
 
     feeding: ForwardMode
     """How rows are passed to the model."""
@@ -66,7 +66,9 @@ class ScoringTrainer(SavingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """Compute the share of a row in the mean loss of the step, over all its rows and ranks.
+        """Compute the share of a row in the mean loss of the step.
+
+        The mean is over all rows and ranks of the step.
 
         Args:
             model: The model, possibly wrapped for several processes.
@@ -104,7 +106,7 @@ class ScoringTrainer(SavingTrainer):
     def _compute_sums(
         self, model: nn.Module, inputs: Any, items: Tensor | int | None = None
     ) -> tuple[LossSums, Tensor]:
-        """Return the sums of a packed row or a collator's batch, and the outputs of the model."""
+        """Return the sums of a row or a collator's batch, and the model's outputs."""
         if self._collator is not None:
             sums, outputs = collated_loss_sums(model, inputs, self.loss_plan.kind)
         elif self.compute_loss_func is not None:
@@ -128,7 +130,9 @@ class ScoringTrainer(SavingTrainer):
         return torch.autograd.graph.save_on_cpu(pin_memory=self.args.device.type == "cuda")
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
-        """Return the total weight of the trained tokens of a step, over its rows and ranks.
+        """Return the total weight of the trained tokens of a step.
+
+        The total is over the rows and ranks of the step.
 
         Trainer would count labels.
         """
@@ -194,7 +198,11 @@ class ScoringTrainer(SavingTrainer):
     def _evaluate_set(
         self, chosen: Any, prefix: str, predicting: bool
     ) -> tuple[Any, dict[str, float]]:
-        """Return the predictions of one set, gathered over the ranks (or None), and its metrics."""
+        """Evaluate one set.
+
+        Returns:
+            The predictions, gathered over the ranks (or None), and the metrics.
+        """
         loader = self.get_eval_dataloader(self._prepare_eval_set(chosen))
         predictions = Predictions(self.preprocess_logits_for_metrics) if predicting else None
         was_training = self.model.training
@@ -242,7 +250,10 @@ class ScoringTrainer(SavingTrainer):
                 )
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Return whether an evaluation is the best one so far; False for non-finite values."""
+        """Return whether an evaluation is the best one so far.
+
+        A non-finite value is never the best one.
+        """
         name = f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
         value = metrics.get(name)
         if isinstance(value, Real) and not math.isfinite(value):

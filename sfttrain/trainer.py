@@ -46,7 +46,7 @@ from sfttrain.trainer_setup import resolve_trainer_parts
 
 
 class SFTTrainer(ScoringTrainer):
-    """Trainer that fine-tunes a causal language model; it has the arguments of TRL's SFTTrainer.
+    """Trainer for fine-tuning a causal language model, with TRL's arguments.
 
     Args:
         model: A transformers model, a PeftModel, or the folder or Hub name of a model.
@@ -159,7 +159,7 @@ class SFTTrainer(ScoringTrainer):
     # ---- loading of rows ----
 
     def _resolve_feeding(self) -> tuple[ForwardMode, LossPlan]:
-        """Choose how rows are passed to the model, verify that on it, and choose the loss."""
+        """Choose the forward mode, verified on the model, and the loss."""
         args: Any = self.args
         if self._collator is not None:
             # The batches of a user's collator are padded, and passed to the model unchanged.
@@ -194,7 +194,7 @@ class SFTTrainer(ScoringTrainer):
         return feeding, plan_loss(self.model, args.loss_impl, args.loss_type, fusable=is_fusable)
 
     def step_plan(self) -> StepPlan:
-        """Return the plan of the packs that each step trains on."""
+        """Return the plan of the packs for each step."""
         args = self.args
         return StepPlan(
             packs=0 if is_stream(self.train_dataset) else len(self.train_dataset),
@@ -207,7 +207,7 @@ class SFTTrainer(ScoringTrainer):
         )
 
     def get_train_dataloader(self) -> PackLoader | TrainLoader:
-        """Return the loader of this rank's packs, in the order of `step_plan` or of the stream.
+        """Return the loader of this rank's packs, in the order of the plan or stream.
 
         Raises:
             ConfigError: The trainer has no train_dataset.
@@ -223,7 +223,7 @@ class SFTTrainer(ScoringTrainer):
         return self._create_loader(self.train_dataset, self.step_plan())
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> PackLoader:
-        """Return the loader of this rank's share of an evaluation set, in the order of the set.
+        """Return the loader of this rank's share of an evaluation set, in its order.
 
         Args:
             eval_dataset: Packs, or the name of one of the trainer's sets; by default its only set.
@@ -323,7 +323,9 @@ class SFTTrainer(ScoringTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
-        """Return the batches of a step and their weight, as Trainer does; no batch ends the pass.
+        """Return the batches of a step and their weight, as Trainer does.
+
+        If there is no batch, the pass ends.
 
         The length of a stream is unknown, so Trainer would request `max_steps` more steps of it.
         """
@@ -333,12 +335,15 @@ class SFTTrainer(ScoringTrainer):
         return samples, items
 
     def records_rejected(self) -> int:
-        """Return the number of stream records that this process quarantined in the last pass."""
+        """Return the number of stream records quarantined in the last pass.
+
+        Only the records of this process are counted.
+        """
         counts = {} if self._stream is None else self._stream.counts
         return sum(count for name, count in counts.items() if name.startswith("rejected."))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the trained tokens, their speed and the token accuracy added for training."""
+        """Log, with the trained tokens, their speed and the accuracy for training."""
         if "loss" in logs:
             reading = self._read_counters()
             logs = {

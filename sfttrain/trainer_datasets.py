@@ -95,7 +95,7 @@ def _is_folder_of_packs(source: Any) -> bool:
 
 
 class PreparedRows:
-    """Packs of one sequence each, as the rows that a collator of TRL expects.
+    """Packs of one sequence each, as rows for a collator of TRL.
 
     Example:
         ids [5, 6, 7], of which the last two are trained
@@ -118,7 +118,9 @@ class PreparedRows:
 
 
 def rows_for_collator(parts: TrainerParts, source: Any, name: str) -> Any:
-    """Return the rows for a user's collator: unchanged with skip_prepare_dataset, else tokenized.
+    """Return the rows for a user's collator.
+
+    They are unchanged with skip_prepare_dataset, else tokenized.
 
     Args:
         parts: The parts of the trainer.

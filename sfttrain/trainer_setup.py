@@ -112,7 +112,9 @@ def resolve_trainer_parts(
 
 
 def to_sft_config(args: TrainingArguments | None, model: Any) -> SFTConfig:
-    """Return the settings as an SFTConfig; by default one with a folder named after the model.
+    """Convert the settings to an SFTConfig.
+
+    By default, it has a folder named after the model.
 
     Args:
         args: An SFTConfig, TrainingArguments, or None.
@@ -138,7 +140,7 @@ def to_sft_config(args: TrainingArguments | None, model: Any) -> SFTConfig:
 
 
 def reject_parallelism(args: SFTConfig) -> None:
-    """Refuse parallelism that would split packed rows.
+    """Refuse to split packed rows for parallelism.
 
     Raises:
         ConfigError: One process has several GPUs, or a row would be split over several processes.
@@ -224,7 +226,10 @@ def init_options(
 
 
 def _check_types(model: Any, args: Any, processing: Any, peft_config: Any) -> None:
-    """Raise ConfigError for a model, settings, a tokenizer or an adapter of a wrong type."""
+    """Raise ConfigError for an argument of a wrong type.
+
+    The arguments are the model, the settings, the tokenizer and the adapter.
+    """
     if args is not None and not isinstance(args, TrainingArguments):
         raise ConfigError(
             f"args is a {type(args).__name__}",
@@ -260,7 +265,7 @@ def _check_types(model: Any, args: Any, processing: Any, peft_config: Any) -> No
 
 
 def _check_output_folder(folder: str, sets: Sequence[Any]) -> None:
-    """Raise ConfigError if the output folder is a file, or in a folder of training data.
+    """Raise ConfigError if the output folder is a file, or in training data.
 
     In the latter case, the next run would read checkpoints as data.
     """
@@ -285,7 +290,7 @@ def _check_output_folder(folder: str, sets: Sequence[Any]) -> None:
 def _resolve_model(
     model: Any, args: SFTConfig, quantization_config: Any, peft_config: Any, *, keep_attention: bool
 ) -> tuple[Any, str]:
-    """Load a model that is specified by name, with the arguments in model_init_kwargs.
+    """Load a model specified by name, with the arguments in model_init_kwargs.
 
     Returns:
         The model, and the requested attention.
@@ -324,7 +329,7 @@ def _resolve_model(
 
 
 def _warn_of_missing_layers(model: Any, peft_config: Any) -> None:
-    """Warn of layers in modules_to_save that the model does not have; peft ignores them."""
+    """Warn of layers in modules_to_save missing in the model; peft ignores them."""
     layers = {name.rpartition(".")[2] for name, _ in unwrap_peft(model).named_modules()}
     for layer in getattr(peft_config, "modules_to_save", None) or ():
         if layer.rpartition(".")[2] not in layers:

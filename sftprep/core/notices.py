@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sftprep.errors import PythonNames, SettingNames, SftprepError, escape_control
 
@@ -22,14 +22,18 @@ class Notice:
     Attributes:
         text: The description; it may contain references to settings.
         remedy: What can be done, likewise.
+        example: An example from the input, shown after the text. Notices of several inputs that
+            differ only in the example are equal.
     """
 
     text: str
     remedy: str = ""
+    example: str = field(default="", compare=False)
 
     def log(self, prefix: str = "") -> None:
         """Log the notice as a warning, after a prefix such as the name of the input."""
-        shown = SftprepError(f"{prefix}{self.text}", remedy=self.remedy)
+        text = f"{self.text}: {self.example}" if self.example else self.text
+        shown = SftprepError(f"{prefix}{text}", remedy=self.remedy)
         _log.warning("warning: %s", escape_control(str(shown.shown_by(_front_end.get()))))
 
 

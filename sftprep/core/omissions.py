@@ -11,6 +11,10 @@ TOOLS = "tools_not_shown"
 NAME = "name_not_shown"
 KEY = "key_not_shown"
 
+COLUMN_NOT_READ = "column_not_read:"
+"""The start of the kind of warning about a column of records that no format reads, although its
+name suggests content. The kind ends with the name in lower case."""
+
 OMISSIONS = {
     MESSAGE: "the content of a message",
     REASONING: "reasoning",

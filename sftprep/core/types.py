@@ -48,6 +48,9 @@ class Example:
         bare: Whether every message is known to have only a role and one other key, so that the
             template cannot depend on anything else.
         images_dropped: Whether images were removed from the record.
+        unread_texts: The texts of the turns that the messages lack.
+        unread_switch: Whether a turn has a key that appears to select what is trained, and that is
+            not read.
     """
 
     line: int
@@ -62,6 +65,8 @@ class Example:
     pretokenized: PretokenizedRow | None = None
     bare: bool = False
     images_dropped: bool = False
+    unread_texts: tuple[str, ...] = ()
+    unread_switch: bool = False
 
 
 @dataclass(slots=True)

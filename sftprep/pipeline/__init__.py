@@ -1,1 +1,1 @@
-"""The three passes of a build, and the modules that they consist of."""
+"""The three passes of a build, and their modules."""

@@ -1,4 +1,4 @@
-"""A build, from raw records to a manifest: the three passes in order, and the checks between them.
+"""A build, from raw records to a manifest: three passes with checks between them.
 
 1. Pass 1 makes one spill from each partition of the input.
 2. The selection assigns the sequences to the training and the evaluation part.
@@ -146,7 +146,7 @@ def build(
 
 @contextmanager
 def _start_servers(setup: Setup, workers: int) -> Iterator[list[ReferenceServer | None]]:
-    """Start the servers of the reference encoder, one for each recipe that needs one.
+    """Start a server of the reference encoder for each recipe, where needed.
 
     Several workers share a server; a single worker starts its own when it needs one.
     """
@@ -163,7 +163,7 @@ def _start_servers(setup: Setup, workers: int) -> Iterator[list[ReferenceServer 
 def _write_recipes(
     setup: Setup, folder: Path, servers: Sequence[ReferenceServer | None], workers: int
 ) -> list[RecipeFile]:
-    """Return the recipes as the tasks name them, and write them for the worker processes."""
+    """Write the recipes for the worker processes, and return their files for tasks."""
     files = [
         recipe_file(folder, recipe, server.address if server else None)
         for recipe, server in zip(setup.recipes, servers, strict=True)
@@ -175,8 +175,11 @@ def _write_recipes(
 
 
 def _link_builds(manifests: list[Manifest]) -> tuple[Manifest, Manifest | None]:
-    """Return the manifest of the build, which names that of its evaluation records, and the
-    latter."""
+    """Link the manifest of the build to that of its evaluation records.
+
+    Returns:
+        The manifest of the build, and that of the evaluation records, if any.
+    """
     *evaluation, manifest = manifests
     if not evaluation:
         return manifest, None
@@ -196,7 +199,7 @@ def _tokenize(
     executor: Executor,
     progress: Progress,
 ) -> list[PartitionResult]:
-    """Make the spills of all partitions, and return the results in the order of the input."""
+    """Make the spills of all partitions; return results in the order of the input."""
     stop_at_rejected = config.output.on_bad_record == "error"
     failed_at: list[int] = []  # the indices of partitions with a rejected record
     keys = [recipe.cache_key for recipe in setup.recipes]
@@ -258,7 +261,7 @@ def _write_split(
     executor: Executor,
     progress: Progress,
 ) -> Manifest:
-    """Write the shards of a split, and return its manifest, which the commit writes."""
+    """Write the shards of a split, and return its manifest for the commit."""
     check_not_empty(split, sum_ledgers(split.ledgers), setup.names)
     if split.evaluation:
         packing = config.evaluation.eval_packing or config.pack.packing

@@ -1,4 +1,7 @@
-"""A build in a child process, whose end frees the memory of workers and tokenizers."""
+"""A build in a child process.
+
+The end of the process frees the memory of workers and tokenizers.
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from sftprep.tokenize.loading.spec import TokenizerSpec
 
 
 def count_double_bos(batch: TokenBatch, spec: TokenizerSpec, counts: Counts) -> None:
-    """Count the sequences that start with two beginning-of-sequence tokens.
+    """Count the sequences with two beginning-of-sequence tokens at the start.
 
     The usual cause: the text or the template has one, and the tokenizer adds another.
 
@@ -43,7 +43,9 @@ def count_unknown(
     unknown_id: int,
     counts: Counts,
 ) -> None:
-    """Count the sequences with characters that the tokenizer does not know, and which are lost.
+    """Count the sequences with characters unknown to the tokenizer.
+
+    These characters are lost.
 
     Args:
         batch: The sequences.
@@ -72,7 +74,7 @@ def count_unknown(
 def count_untrained_ends(
     batch: TokenBatch, chats: NDArray[np.bool_], added: NDArray[np.int32], counts: Counts
 ) -> None:
-    """Count the conversations whose trained part does not end with a token that ends a turn.
+    """Count the conversations with a trained part not ending in an end-of-turn token.
 
     A model that is trained on such conversations may not learn to stop. The reference is the check
     of TRL 1.16, `is_chat_template_stop_token_trained`, which examines the template; this function

@@ -41,23 +41,23 @@ class Executor(Protocol):
 
     @property
     def capacity(self) -> int:
-        """The number of specs that run at the same time."""
+        """The number of simultaneous specs."""
 
     def map_unordered(
         self, fn: Callable[[Spec], Result], specs: Iterable[Spec]
     ) -> Iterator[Result]:
-        """Yield results in the order in which they are ready.
+        """Yield results as soon as they are ready, in any order.
 
         Specs are taken from the iterable only when a worker can run them, because they may hold
         data.
         """
 
     def close(self) -> None:
-        """Stop the workers; tasks that still run after some seconds are abandoned."""
+        """Stop the workers; abandon tasks still running after some seconds."""
 
 
 def make_executor(workers: int, initializer: Callable[[], None] | None = None) -> Executor:
-    """Return an executor that uses this process and `workers - 1` others.
+    """Return an executor for this process and `workers - 1` others.
 
     Args:
         workers: The number of processes, this one included.
@@ -69,12 +69,12 @@ def make_executor(workers: int, initializer: Callable[[], None] | None = None) -
 
 
 def available_cores() -> int:
-    """Return the number of cores that this process may use."""
+    """Return the number of cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class InProcess:
-    """An executor that runs one spec after the other in this process."""
+    """An executor in this process, for one spec after the other."""
 
     capacity = 1
 
@@ -124,7 +124,7 @@ class Processes:
     def map_unordered(
         self, fn: Callable[[Spec], Result], specs: Iterable[Spec]
     ) -> Iterator[Result]:
-        """Yield results in the order in which they are ready.
+        """Yield results as soon as they are ready, in any order.
 
         Raises:
             WorkerError: Workers died repeatedly while they ran the same spec.
@@ -175,9 +175,9 @@ class Processes:
                 self._replace_pool()
 
     def close(self) -> None:
-        """Stop the pool, and kill workers that do not end, such as those that SIGSTOP stopped.
+        """Stop the pool, and kill workers still running after some seconds.
 
-        At its exit, Python would wait for them without an end.
+        For example, SIGSTOP may have stopped them. At its exit, Python would wait for them forever.
         """
         workers = list((self._pool._processes or {}).values())
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -193,7 +193,10 @@ class Processes:
             worker.kill()
 
     def _has_loaded(self) -> bool:
-        """Whether the pool accepts specs; never, if its workers cannot be started."""
+        """Return whether the pool accepts specs.
+
+        It never does if its workers cannot be started.
+        """
         if self._loading is None:
             return True
         if not self._loading.done():
@@ -213,7 +216,7 @@ class Processes:
         return False
 
     def _count_attempt(self, spec: Spec, attempts: int) -> tuple[Spec, int]:
-        """Return the spec with one more failed attempt, or raise WorkerError after the last one."""
+        """Add a failed attempt to a spec; raise WorkerError after the last one."""
         if attempts + 1 >= _MOST_ATTEMPTS:
             raise WorkerError(
                 f"worker processes died {_MOST_ATTEMPTS} times; the last task was {spec!r:.300}",
@@ -262,7 +265,10 @@ def _load_worker(initializer: Callable[[], None] | None) -> None:
 
 
 def _bind_to_parent() -> None:
-    """Make a worker end with its parent, even after SIGKILL, and leave Ctrl-C and stdout to it."""
+    """Make a worker end with its parent, even after SIGKILL.
+
+    Ctrl-C and stdout are left to the parent.
+    """
     # User-provided functions may print, and the stdout of the build may be parsed as JSON.
     sys.stdout = sys.stderr
     signal.signal(signal.SIGINT, signal.SIG_IGN)

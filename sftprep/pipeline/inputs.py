@@ -1,4 +1,4 @@
-"""Inputs of a build: the files of each source, and the room that they need in a manifest."""
+"""Inputs of a build: the files of each source, and their size in a manifest."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def stamp(file: str) -> Stamp:
 def check_expected_size(
     config: BuildConfig, inputs: list[Input], entries: list[SourceEntry], facts: dict[str, Any]
 ) -> None:
-    """Check that the manifests of the build and of its evaluation will not be too large.
+    """Check that the manifests of the build and its evaluation will not be too large.
 
     Args:
         config: The settings of the build.
@@ -186,7 +186,7 @@ def _find_sources(
 
 
 def _with_read_settings(source: Source, config: BuildConfig, number: int) -> Source:
-    """Return a source in memory with the settings that apply to all sources."""
+    """Apply the settings of all sources to a source in memory."""
     return dataclasses.replace(
         source, limit=config.read.limit, group=number, strip_nulls=config.read.strip_nulls
     )

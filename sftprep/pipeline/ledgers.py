@@ -1,4 +1,4 @@
-"""Ledgers of a build: the counts of each input, rejected records, and the limit on them."""
+"""Ledgers of a build: counts of each input, rejected records, and their limit."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def make_input_infos(split: BuildSplit, setup: Setup) -> tuple[InputInfo, ...]:
 
 
 def _first_lines(parts: list[PartitionResult], ledger: Ledger) -> dict[str, int]:
-    """Return, by the name of a count, the first line of an input that it concerns, from 1.
+    """Return the first line of an input for each count, by name, from 1.
 
     Args:
         parts: The partitions of the input, in order.
@@ -153,7 +153,7 @@ def check_rejected(
 
 
 def first_of_each_reason(rejected: Iterable[tuple[str, int, Rejected]]) -> str:
-    """Return the first record of each reason, each on a line of its own, for the text of an error.
+    """Return the first record of each reason, each on its own line of an error text.
 
     Args:
         rejected: Rejected records in the order of the input, with the name of their input and their
@@ -205,7 +205,12 @@ def check_not_empty(split: BuildSplit, ledger: Ledger, names: list[str]) -> None
 
 
 def _remedies_for(rejected: Mapping[str, int], suspects: int) -> Iterator[str]:
-    """Yield the remedies for some reasons of rejected records, of which some only look wrong."""
+    """Yield the remedies for some reasons of rejected records.
+
+    Args:
+        rejected: The numbers of rejected records, by reason.
+        suspects: How many of them only look wrong.
+    """
     if "template_error" in rejected:
         yield f"specify another template with {setting('chat_template')}"
     for kind in get_args(SeriousOmission):
@@ -235,7 +240,10 @@ def _rejected_lines(
 def _locate_rejected(
     parts: list[PartitionResult], duplicates: dict[int, list[Rejected]], names: list[str]
 ) -> Iterator[tuple[str, int, Rejected]]:
-    """Yield rejected records and duplicates, in the order of the input, with input and line."""
+    """Yield rejected records and duplicates in the order of the input.
+
+    Each comes with the name of its input and its line, 1-based.
+    """
     lines_before, current_input = 0, -1
     for part in parts:
         # Partitions count their lines from 0, the file counts those of the input from 1.

@@ -1,4 +1,4 @@
-"""Loss masks: which tokens of a rendered and encoded batch are trained, and their loss weights.
+"""Loss masks: the trained tokens of an encoded batch, with their loss weights.
 
 Two paths lead to a mask.
 
@@ -154,7 +154,7 @@ class LossMask:
         return by_ids
 
     def _may_move_boundary(self, batch: RenderedBatch, index: int) -> bool:
-        """Whether a normalizer that changed a text may have moved a boundary of a region.
+        """Return whether the normalizer may have moved a boundary of a region.
 
         A literal with the expected ids was not changed. But a boundary may have moved if the
         character after a literal, or the last character before an anchor, may combine with others.
@@ -186,7 +186,7 @@ class LossMask:
         mask: NDArray[np.bool_],
         numbers: list[int],
     ) -> bool:
-        """Whether these texts have the same masks by the reference path."""
+        """Return whether these texts have the same masks by the reference path."""
         part = batch.select(numbers, self._renderer.reference_spans)
         reference = self._mask_by_characters(part, tokens.take(numbers), encoder, Counts())
         masks = [mask[tokens.offsets[k] : tokens.offsets[k + 1]] for k in numbers]
@@ -200,7 +200,7 @@ class LossMask:
 
     @cached_property
     def _continues(self) -> NDArray[np.bool_]:
-        """The tokens that hold no first byte of a character: bool [vocabulary]."""
+        """The tokens without the first byte of any character: bool [vocabulary]."""
         table = np.zeros(self._spec.vocab_size, np.bool_)
         table[[*continuation_ids(self._spec)]] = True
         return table
@@ -208,7 +208,7 @@ class LossMask:
     def _literal_ids(
         self, literals: Literals, encoder: Encoder
     ) -> Sequence[Sequence[NDArray[np.int32]]]:
-        """Return the ids of each literal with its anchor, in the form of `AnchorTable.literals`."""
+        """Return the ids of literals with anchors, in the form of `AnchorTable.literals`."""
         found: list[list[NDArray[np.int32]]] = []
         id_of_x = int(encoder.encode(["x"]).input_ids[-1])
         alone = encoder.encode(literals.texts)
@@ -223,7 +223,7 @@ class LossMask:
         return found
 
     def _begins_with_anchor(self, ids: NDArray[np.int32]) -> bool:
-        """Whether the first id, and no other one, is that of an anchor."""
+        """Return whether the first id, and no other one, is that of an anchor."""
         return bool(find_ids(ids, self._anchor_ids).tolist() == [0])
 
     # --- the reference path -----------------------------------------------------------------------
@@ -259,7 +259,7 @@ class LossMask:
     def _escape(
         self, tokens: Tokens, chars: NDArray[np.int64] | None, marked: dict[int, EscapedText]
     ) -> tuple[Tokens, NDArray[np.int64] | None]:
-        """Encode the special tokens that texts spell as plain text."""
+        """Encode the special tokens spelled by texts as plain text."""
         return replace_texts(
             tokens,
             chars,
@@ -299,7 +299,7 @@ class LossMask:
 def _mask_by_spans(
     batch: RenderedBatch, chars: NDArray[np.int64] | None, tokens: Tokens
 ) -> tuple[NDArray[np.bool_], NDArray[np.float32] | None]:
-    """Return the tokens in the spans of the texts, and their weights if some are not 1.
+    """Return the tokens in the spans of texts, and their weights if some are not 1.
 
     Args:
         batch: The rendered texts.
@@ -361,7 +361,7 @@ def _move_values(
 
 
 def _replace_texts(batch: MaskedTokens, numbers: Sequence[int], new: MaskedTokens) -> MaskedTokens:
-    """Return a batch in which the texts with these numbers are replaced, in order."""
+    """Replace the texts with these numbers in a batch, in order."""
     offsets, new_offsets = batch.tokens.offsets, new.tokens.offsets
 
     def replace(values: NDArray[_Value], new_values: NDArray[_Value]) -> NDArray[_Value]:

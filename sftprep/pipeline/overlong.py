@@ -1,4 +1,4 @@
-"""The cut of sequences that are longer than `max_length`, and of those that train nothing.
+"""The cut of sequences longer than `max_length`, and of those without targets.
 
 Pass 1 keeps whole sequences, so that its result serves every length. The cut selects pieces of
 them, which are ranges of tokens. Each treatment of long sequences is one function in the table
@@ -40,7 +40,7 @@ class LengthLimit:
 
 
 class Sequences(Protocol):
-    """Whole sequences of a partition, in memory (`TokenBatch`) or in a file (`Spill`)."""
+    """Whole sequences of a partition, in memory (`TokenBatch`) or a file (`Spill`)."""
 
     @property
     def offsets(self) -> NDArray[Any]:
@@ -48,7 +48,7 @@ class Sequences(Protocol):
 
     @property
     def completion_mask(self) -> NDArray[np.bool_] | NDArray[np.uint8] | None:
-        """1 or True for the tokens that are trained; None if all are."""
+        """The mask of trained tokens (1 or True); None if all are trained."""
 
     @property
     def line_of(self) -> NDArray[np.int64]:
@@ -60,7 +60,7 @@ class Sequences(Protocol):
 
     @property
     def rejected(self) -> list[Rejected]:
-        """The records that cannot be used."""
+        """The rejected records."""
 
 
 class Pieces(NamedTuple):
@@ -83,7 +83,7 @@ class Pieces(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FittedSequences:
-    """The pieces of a partition that a build or a stream uses.
+    """The pieces of a partition used by a build or a stream.
 
     Attributes:
         pieces: The pieces; none is longer than the limit, and each trains something.
@@ -101,7 +101,7 @@ class FittedSequences:
 def fit_lengths(
     sequences: Sequences, targets: TargetRuns, data: bytes, limit: LengthLimit
 ) -> FittedSequences:
-    """Select the pieces of the sequences that fit the limit and train something.
+    """Select the pieces of sequences within the limit and with something to train.
 
     Args:
         sequences: The sequences of a partition.
@@ -174,7 +174,7 @@ def _split(
     counts: Counter[str],
     rejected: list[Rejected],
 ) -> Pieces:
-    """Split each overlong sequence into pieces of `max_length` tokens and a shorter last piece.
+    """Split overlong sequences into pieces of `max_length` tokens and a shorter one.
 
     The rule is that of `bfd_split` in TRL 1.16.
     """

@@ -1,4 +1,4 @@
-"""Pass 2: the plan, which assigns sequences to packs from their lengths alone.
+"""Pass 2: the plan, an assignment of sequences to packs by their lengths alone.
 
 A build plans all sequences at once, or (`pack_window`) in windows: then its packs are those of a
 stream with the same window.
@@ -23,7 +23,7 @@ from sftprep.sources.readers.lines import file_size
 
 
 def lane_block(config: BuildConfig, sources: Iterable[Source]) -> int | None:
-    """Return the size of the blocks that are assigned to lanes.
+    """Return the size of the blocks assigned to lanes.
 
     Args:
         config: The settings of the build.

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from sftprep.config.user_functions import LoadedFunction
 from sftprep.core.byte_search import ByteSearcher
+from sftprep.core.omissions import COLUMN_NOT_READ
 from sftprep.core.types import Counts, Example, Flag, Rejected, TokenBatch
 from sftprep.masking import find_targets
 from sftprep.pipeline.diagnostics import (
@@ -32,6 +33,7 @@ from sftprep.records.pretokenized import to_token_batch
 from sftprep.records.quality_checks import QualityChecks
 from sftprep.records.record_hashes import RecordHasher
 from sftprep.records.transform import RecordFunctions, transform_lines
+from sftprep.records.unread_columns import UnreadColumns
 from sftprep.render.renderer import Renderer
 from sftprep.sources.readers.jsonl import add_excerpts, excerpt, parse_line, split_lines
 from sftprep.tokenize.encoders.base import EncoderFault
@@ -82,7 +84,7 @@ class Preprocessor:
         return self._functions[transform]
 
     def reader(self, format_name: str) -> Callable[[dict[str, Any], int], Example]:
-        """Return the function that converts records of a format, as `record_reader` does."""
+        """Return the function for converting records of a format; see `record_reader`."""
         read, for_tools = record_reader(format_name, self.reading), self.recipe.for_tools()
         if for_tools is None:
             return read
@@ -107,7 +109,7 @@ def preprocess(
     transform: LoadedFunction | None = None,
     hash_by: tuple[str, ...] | None = None,
 ) -> TokenBatch:
-    """Return the sequences of whole lines of JSON that fit a limit and train something.
+    """Return the sequences of lines of JSON, within a limit and with targets.
 
     Args:
         stages: The stages for the recipe.
@@ -145,7 +147,7 @@ def begin_preprocess(
     transform: LoadedFunction | None = None,
     hash_by: tuple[str, ...] | None = None,
 ) -> Callable[[], TokenBatch]:
-    """Start to tokenize whole lines of JSON; the returned function gives the whole sequences.
+    """Start to tokenize lines of JSON; the returned function gives whole sequences.
 
     The arguments are those of `preprocess`. Everything is done here that does not need the
     reference encoder, which may still be loading. The returned function waits for it.
@@ -170,7 +172,7 @@ def begin_preprocess(
 def _begin_tokens(
     stages: Preprocessor, data: bytes, format_name: str, *, seed: int | None, first: int
 ) -> Callable[[], TokenBatch]:
-    """Start to tokenize records as they are, and return a function that completes it."""
+    """Start to tokenize records as they are; return a function to complete it."""
     repeat_by_reference = partial(_preprocess_by_reference, stages, data, format_name)
     samples_at_start = first if format_name != "tokens" else 0
     partition = stages.encoder.partition(seed=seed, first=samples_at_start)
@@ -189,7 +191,7 @@ def _begin_tokens(
 def _preprocess_by_reference(
     stages: Preprocessor, data: bytes, format_name: str, fault: EncoderFault
 ) -> TokenBatch:
-    """Repeat a partition with the reference encoder, because the fast one gave other ids."""
+    """Repeat a partition with the reference encoder after wrong ids of the fast one."""
     stages.encoder.report(fault)
     partition = stages.encoder.partition_by_reference()
     batch = _make_sequences(stages, data, format_name, partition)
@@ -284,6 +286,7 @@ def read_examples(
     data, quality_checks = content.data, stages.quality_checks
     search = quality_checks.search_needed(content)
     lines, read = split_lines(data), stages.reader(format_name)
+    columns = UnreadColumns(format_name, stages.reading)
     # orjson turns integers beyond 64 bits into floats, which a template would show. Such lines are
     # parsed again by Python.
     may_hold_objects = any(key in data for key in _KEYS_OF_OBJECTS)
@@ -299,8 +302,12 @@ def read_examples(
                 example = read(record, number)
                 quality_checks.check(example, record, counts, search=search)
                 examples.append(example)
+                for key in columns.meaningful(record, example):
+                    counts.warn(f"{COLUMN_NOT_READ}{key.lower()}", number)
                 if example.images_dropped:
                     counts.warn("images_dropped", number)
+                if example.unread_switch:
+                    counts.warn("switch_not_read", number)
             except InvalidRecord as problem:
                 rejected.append(Rejected(number, 0, problem.reason, str(problem), excerpt(line)))
         elif isinstance(record, Rejected):

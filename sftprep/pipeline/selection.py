@@ -1,4 +1,4 @@
-"""Selection: which sequences a build contains, how often, and which are held out for evaluation.
+"""Selection of the sequences of a build: copies, and held-out records.
 
 1. Find the records that equal an earlier one (`duplicates`), and leave them out.
 2. Hold out records for evaluation, by a hash of the record (`eval_fraction`).
@@ -58,7 +58,7 @@ class BuildSplit:
 
 
 def request_stats(config: BuildConfig, setup: Setup) -> StatsRequest | None:
-    """Return the statistics that the selection needs; None if it takes all sequences."""
+    """Return the statistics for the selection; None if it takes all sequences."""
     holdout_seed = config.evaluation.eval_seed if config.evaluation.eval_fraction else None
     compare = config.read.duplicates == "drop"
     is_sampled = any(entry.repeat != 1 or entry.weight is not None for entry in setup.entries)
@@ -103,7 +103,7 @@ def select_sequences(
 
 
 def _take_all(evaluation: bool, parts: list[PartitionResult], inputs: list[int]) -> BuildSplit:
-    """Return a split that has every sequence of some inputs once."""
+    """Return a split with every sequence of some inputs once."""
     numbers = set(inputs)
     parts = [part for part in parts if part.partition.input in numbers]
     return BuildSplit(evaluation, parts, inputs, _count_inputs(parts, inputs, {}))
@@ -111,7 +111,10 @@ def _take_all(evaluation: bool, parts: list[PartitionResult], inputs: list[int])
 
 @dataclass(frozen=True, slots=True)
 class _SequenceTable:
-    """All training sequences, one element of each array per sequence, in the order of the input."""
+    """All training sequences, in the order of the input.
+
+    Each array has one element per sequence.
+    """
 
     parts: list[PartitionResult]  # their partitions
     input: NDArray[np.int64]  # the number of its input
@@ -149,7 +152,10 @@ class _SequenceTable:
 
 
 def _count_numbers(counts: dict[str, int]) -> int:
-    """Return how many numbers the records of a partition need: see `SequenceStats.record`."""
+    """Return how many numbers the records of a partition need.
+
+    See `SequenceStats.record`.
+    """
     made = [counts.get(f"extra.{name}", 0) for name in ("transform", "texts")]
     return counts["lines"] + sum(made)
 
@@ -161,7 +167,7 @@ def _concatenate(arrays: Sequence[NDArray[Any] | None], kind: type) -> NDArray[A
 
 
 def _union(groups: dict[str, NDArray[np.bool_]], like: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the union of boolean arrays that have the shape of `like`."""
+    """Return the union of boolean arrays with the shape of `like`."""
     union = np.zeros_like(like)
     for group in groups.values():
         union |= group
@@ -172,14 +178,14 @@ def _union(groups: dict[str, NDArray[np.bool_]], like: NDArray[np.bool_]) -> NDA
 
 
 def _find_duplicates(table: _SequenceTable) -> dict[str, NDArray[np.bool_]]:
-    """Return, by reason, the sequences of records that equal an earlier record: bool [n]."""
+    """Return the sequences of records that equal an earlier one, by reason: bool [n]."""
     exact = _has_earlier_equal(table.record, table.exact_hashes)
     near = _has_earlier_equal(table.record, table.near_hashes)
     return {"duplicate": exact, "near_duplicate": near & ~exact}
 
 
 def _has_earlier_equal(record: NDArray[np.int64], hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Return which sequences have an earlier record with the same hash: bool [n].
+    """Find the sequences with an earlier record of the same hash: bool [n].
 
     Example:
         record = [0, 0, 1, 2], hashes = [7, 7, 8, 7]  ->  [False, False, False, True]
@@ -194,7 +200,7 @@ def _has_earlier_equal(record: NDArray[np.int64], hashes: NDArray[np.uint64]) ->
 def _duplicate_records(
     table: _SequenceTable, duplicates: dict[str, NDArray[np.bool_]]
 ) -> dict[int, list[Rejected]]:
-    """Return the duplicates for rejected.jsonl, by the index of their partition."""
+    """Return the duplicates for rejected.jsonl, by index of their partition."""
     found: dict[int, list[Rejected]] = {}
     for reason, is_duplicate in duplicates.items():
         message = "an earlier record is equal"
@@ -265,7 +271,9 @@ def _take_copies(
 def _count_copies(
     table: _SequenceTable, excluded: NDArray[np.bool_], entries: list[SourceEntry], seed: int
 ) -> NDArray[np.int64]:
-    """Return the number of copies of each sequence, which is that of its record: int64 [n].
+    """Return the number of copies of each sequence: int64 [n].
+
+    It is that of the record of the sequence.
 
     Args:
         table: The sequences.
@@ -371,7 +379,10 @@ def _count_selected(
 def _count_inputs(
     parts: list[PartitionResult], inputs: list[int], changes: dict[int, Counter[str]]
 ) -> list[Ledger]:
-    """Return the ledger of each input: the counts of its partitions, plus the changes."""
+    """Return the ledger of each input, including the changes.
+
+    It is the sum of the counts of its partitions and the changes.
+    """
     counts_of: dict[int, Counter[str]] = {number: Counter() for number in inputs}
     for part in parts:
         counts = counts_of[part.partition.input]

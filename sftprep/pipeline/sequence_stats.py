@@ -1,4 +1,6 @@
-"""Statistics of the sequences of a partition, collected by workers together with its spill.
+"""Statistics of the sequences of a partition, collected together with its spill.
+
+The workers collect them.
 
 The selection needs some of them; the histogram of the lengths before the cut is for the manifest.
 """
@@ -60,7 +62,7 @@ class StatsRequest:
 
     @property
     def hash_by(self) -> tuple[str, ...] | None:
-        """The keys by which records are hashed; None if they are not hashed."""
+        """The hashed keys of records; None if records are not hashed."""
         return self.compare_by if self.compare or self.holdout_seed is not None else None
 
 
@@ -94,7 +96,7 @@ def collect_stats(
 
 @lru_cache(maxsize=8)
 def length_bounds(limit: LengthLimit) -> NDArray[np.int64]:
-    """Return the lengths at which the bins of the histogram end: int64 [bins].
+    """Return the lengths at the ends of the histogram bins: int64 [bins].
 
     They are the multiples of 64 up to 1024 and 16 lengths for each doubling after that, so they are
     few and at most a sixteenth apart; and the two lengths of the limit.
@@ -150,9 +152,9 @@ def count_lengths(
 def _count_by_bin(
     bounds: NDArray[np.int64], firsts: NDArray[np.int64], lasts: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return how many integers in the ranges [first, last) are below each bound: int64 [bins].
+    """Count the integers in ranges by bound: int64 [bins].
 
-    An integer is counted for the first such bound.
+    The ranges are [first, last). An integer is counted for the first bound above it.
     """
     # The number below a bound is the sum of max(bound - first, 0) - max(bound - last, 0).
     ends, sign = np.concatenate((firsts, lasts)), np.repeat([1, -1], len(firsts))

@@ -1,4 +1,4 @@
-"""Setup of a build: find inputs, load the tokenizer and the template, and detect formats.
+"""Setup of a build: inputs, tokenizer, template, and detected formats.
 
 Every combination that cannot work is rejected here, before the first pass.
 """
@@ -55,7 +55,7 @@ _INSPECTED_RECORDS = 20
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Everything that is known before the first pass.
+    """Everything known before the first pass.
 
     Attributes:
         inputs: The inputs, training inputs first.
@@ -99,7 +99,7 @@ class Setup:
 def prepare_setup(
     config: BuildConfig, data: Sequence[Source] = (), eval_data: Sequence[Source] = ()
 ) -> Setup:
-    """Prepare a build, and raise a specific error for everything that cannot work.
+    """Prepare a build; raise a specific error if it cannot work.
 
     Args:
         config: The settings of the build.
@@ -133,16 +133,17 @@ def prepare_setup(
             recipes.append(recipe)
         number = recipe_numbers[entry_format]
         recipe_of.append(number)
+        # Of a table, only the columns that the formats know are read; functions may read all.
+        is_read_whole = recipes[number].record_functions() is not None
         reading = inspect_source(
             each.source.name,
             first_lines(each.source),
             entry_config,
             recipes[number],
             is_table=each.source.is_table and not each.source.strip_nulls,
+            has_all_columns=is_read_whole or not each.source.is_table,
         )
         readings.append(reading)
-        # Of a table, only the columns that the formats know are read; functions may read all.
-        is_read_whole = recipes[number].record_functions() is not None
         keys = None if is_read_whole else keys_read(recipes[number].record_options())
         source = dataclasses.replace(each.source, columns=keys)
         narrowed_inputs.append(dataclasses.replace(each, source=source))
@@ -152,7 +153,7 @@ def prepare_setup(
 
 
 def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
-    """Return the recipe for the settings, and a description of its encoder for the manifest.
+    """Return the recipe for the settings, and facts of its encoder for the manifest.
 
     Raises:
         TokenizerError: The tokenizer cannot be loaded.
@@ -190,7 +191,7 @@ def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
 
 
 def length_limit(config: BuildConfig, spec: TokenizerSpec) -> LengthLimit:
-    """Return the limit of the lengths of sequences that the settings specify."""
+    """Return the limit of the lengths of sequences, from the settings."""
     pack, model_limit = config.pack, spec.model_max_length
     default = min(model_limit or _DEFAULT_MAX_LENGTH, _DEFAULT_MAX_LENGTH)
     return LengthLimit(
@@ -209,6 +210,7 @@ def inspect_source(
     recipe: Recipe,
     *,
     is_table: bool = False,
+    has_all_columns: bool = True,
 ) -> SourceReading:
     """Return how a source is read, and check that the recipe supports it.
 
@@ -218,6 +220,7 @@ def inspect_source(
         config: The settings of the build.
         recipe: The recipe for the source.
         is_table: Whether its records have the types of a table.
+        has_all_columns: Whether pass 1 sees the columns that no format reads.
 
     Raises:
         FormatError: No format fits the records, or no record has an answer.
@@ -237,7 +240,9 @@ def inspect_source(
     check_compatible(recipe, detected)
     if config.read.quality_checks != "keep":
         check_answers(name, first, detected.format, options)
-    reading = inspect_records(first, detected.format, options, is_table=is_table)
+    reading = inspect_records(
+        first, detected.format, options, is_table=is_table, has_all_columns=has_all_columns
+    )
     return dataclasses.replace(
         reading,
         trained=reading.trained or trained_part(recipe, detected),
@@ -246,7 +251,7 @@ def inspect_source(
 
 
 def log_notices(names: Sequence[str], readings: Sequence[SourceReading]) -> None:
-    """Log the notices of sources, those that several sources share once."""
+    """Log the notices of sources, those of several sources once."""
     sources: dict[Notice, list[str]] = {}
     for name, reading in zip(names, readings, strict=True):
         for notice in reading.notices:
@@ -266,7 +271,7 @@ def _check_has_tokenizer(config: BuildConfig) -> None:
 
 
 def _template_date(config: BuildConfig, templates: str) -> str | None:
-    """Return the date that templates see; None if they do not read the date.
+    """Return the date for templates; None if they do not read the date.
 
     By default it is a fixed day, so that a rebuild or a resume on a later day gives the same bytes.
     """
@@ -278,7 +283,7 @@ def _template_date(config: BuildConfig, templates: str) -> str | None:
 
 
 def _read_templates(config: BuildConfig, spec: TokenizerSpec) -> tuple[str | None, str | None]:
-    """Return the chat template, and that of conversations with tools if it is another one.
+    """Return the chat template, and the one for tools if it is different.
 
     Of several templates of a tokenizer, `apply_chat_template` uses the one named `tool_use` for
     conversations with tools, and the one named `default` for all others.
@@ -312,7 +317,7 @@ def _read_template_file(path: str) -> str:
 def _detect(
     file: str, records: Iterable[dict[str, Any]], config: BuildConfig, reading: RecordOptions
 ) -> DetectedFormat:
-    """Return the format in the settings, or detect it from the first records of a file."""
+    """Return the format in the settings, or detect it from the first records."""
     first = None
     for record in records:
         name: str | None = config.format.format
@@ -338,7 +343,7 @@ def _detect(
 
 
 def _has_turns(record: dict[str, Any], name: str, reading: RecordOptions) -> bool:
-    """Whether a record is a request and an answer that are read as messages."""
+    """Return whether a record is a request and an answer in the form of messages."""
     kind = FORMATS[name]
     if kind.kind not in ("prompt", "pair"):
         return False
@@ -349,7 +354,7 @@ def _has_turns(record: dict[str, Any], name: str, reading: RecordOptions) -> boo
 
 
 def _template_source(config: BuildConfig) -> str:
-    """Return the file of the chat template, or the name of the tokenizer that contains it."""
+    """Return the file of the chat template, or the name of the tokenizer with it."""
     if config.tokenize.chat_template is not None:
         return config.tokenize.chat_template
     file = Path(config.tokenize.tokenizer) / "chat_template.jinja"

@@ -1,4 +1,4 @@
-"""Pass 3: gather the sequences of each pack from the spills, and write them to shards.
+"""Pass 3: gather the sequences of packs from the spills into shards.
 
 The driver (`write_packs`) plans the packs, shuffles them and cuts them into shards; a worker
 (`write_one_shard`) gathers the sequences of one shard.
@@ -38,7 +38,7 @@ _MOST_TOKENS = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class WrittenPacks:
-    """The packs of a split, and the shards that contain them.
+    """The packs of a split, and their shards.
 
     Attributes:
         plan: The plan.
@@ -175,7 +175,10 @@ class _ShardTasks:
 
 
 def _first_tokens(split: BuildSplit, sequences: NDArray[np.int64]) -> NDArray[np.int64] | None:
-    """Return the first token of some sequences in their rows: int64 [n]; None if all are 0."""
+    """Return the first token of sequences in their rows: int64 [n], or None.
+
+    None means that all are 0.
+    """
     if all(part.starts is None for part in split.parts):
         return None
     starts = [
@@ -225,7 +228,7 @@ def _shard_offsets(token_ends: NDArray[np.int64], shard_tokens: int) -> list[int
 
 @dataclass(frozen=True, slots=True)
 class ShardTask:
-    """Pass 3 for one shard: the sequences that it contains, in order.
+    """Pass 3 for one shard: its sequences, in order.
 
     Attributes:
         index: The number of the shard.
@@ -330,7 +333,7 @@ def write_one_shard(task: ShardTask) -> _WrittenShard:
 
 
 class _Pieces(NamedTuple):
-    """Ranges of values of a column, in the order in which they are gathered.
+    """Ranges of values of a column, in gathering order.
 
     Attributes:
         bounds: int64 [2 m]; the distinct ranges in the order of the column: first, last + 1 ...
@@ -342,7 +345,7 @@ class _Pieces(NamedTuple):
 
     @classmethod
     def of(cls, begins: NDArray[np.int64], lengths: NDArray[np.int32]) -> _Pieces:
-        """Return ranges that do not overlap, although a range may occur several times."""
+        """Return ranges without overlaps; one range may occur several times."""
         distinct, index, which = np.unique(begins, return_index=True, return_inverse=True)
         bounds = np.stack((distinct, distinct + lengths[index]), axis=1)
         return cls(bounds.reshape(-1), 2 * which)

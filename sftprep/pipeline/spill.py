@@ -1,9 +1,9 @@
-"""Spills: the sequences of one partition, in a file named by the digest of their inputs.
+"""Spills: the results of pass 1, one file for each partition.
 
-The name is made from the recipe, the format and the bytes of the partition. If a file of that name
-exists and its content is complete, the work is done. This provides the cache, resume, and
-exactly-once processing. A spill is not synced to the disk: a file that a crash left incomplete is
-detected by its digest, and made again.
+The name of the file is a digest of the recipe, the format and the bytes of the partition. If a
+file of that name exists and its content is complete, the work is done. This provides the cache,
+resume, and exactly-once processing. A spill is not synced to the disk: a file that a crash left
+incomplete is detected by its digest, and made again.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Spill:
 
     @property
     def first_lines(self) -> dict[str, int]:
-        """By the name of a count, the line of the first record that it counts."""
+        """The line of the first record for each count, by its name."""
         first_lines: dict[str, int] = orjson.loads(self.facts).get("first_lines", {})
         return first_lines
 
@@ -134,7 +134,7 @@ def read_spill(path: Path) -> Spill | None:
 
 
 def map_spill(path: Path) -> Spill:
-    """Map a spill that this build has written or verified."""
+    """Map a spill written or verified by this build."""
     layout = _cached_layout(path)
     with open(path, "rb") as file:
         data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)

@@ -74,7 +74,7 @@ class TokenizeTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionResult:
-    """The result of pass 1 that is returned to the driver; the tokens stay in the spill.
+    """The result of pass 1 for the driver; the tokens stay in the spill.
 
     A spill contains whole sequences. The sequences of the build are pieces of them.
 
@@ -144,7 +144,7 @@ def tokenize_pipelined(tasks: Iterable[TokenizeTask]) -> Iterator[PartitionResul
 
 
 class _InFlightPartition(NamedTuple):
-    """A partition that is encoded, but neither verified nor stored yet."""
+    """An encoded partition, neither verified nor stored yet."""
 
     since: float  # the time when it was started, by the monotonic clock
     bytes: int  # the number of bytes of its lines
@@ -198,7 +198,7 @@ def _read_lines(task: TokenizeTask) -> _Lines:
 def _cut_sequences(
     spill: Spill, lines: _Lines, task: TokenizeTask, *, reused: bool
 ) -> PartitionResult:
-    """Return the result for a partition: the pieces of its sequences that fit the limit."""
+    """Return the result for a partition: pieces of its sequences within the limit."""
     targets = find_targets(spill.completion_mask, spill.offsets)
     fitted = fit_lengths(spill, targets, lines.data, task.limit)
     rows, starts, lengths = fitted.pieces
@@ -231,7 +231,10 @@ def _cut_sequences(
 
 
 def load_preprocessors(recipes: Sequence[RecipeFile]) -> None:
-    """Load what `tokenize_partition` needs, in a process that does not use every core."""
+    """Load the preprocessors for `tokenize_partition`.
+
+    They are those of a process that does not use every core.
+    """
     for recipe in recipes:
         _load_preprocessor(recipe, False).load()
 

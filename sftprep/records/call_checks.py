@@ -15,7 +15,9 @@ from sftprep.records.options import InvalidRecord
 
 
 def check_calls(messages: list[Message], tools: list[Any] | None) -> bool:
-    """Check the tool calls of a conversation; arguments without content become `{}` in place.
+    """Check the tool calls of a conversation.
+
+    Arguments without content become `{}` in place.
 
     Args:
         messages: The messages.
@@ -56,7 +58,7 @@ def _check_call(call: Any, what: str) -> str:
 
 
 def _check_arguments(arguments: Any, what: str) -> Any:
-    """Return arguments in the form that they have, an object or JSON text of one."""
+    """Return arguments in their own form, an object or JSON text of one."""
     if isinstance(arguments, dict):
         return arguments
     if arguments is None:
@@ -82,7 +84,7 @@ def _check_arguments(arguments: Any, what: str) -> Any:
 
 
 def _kind_of(value: Any) -> str:
-    """Return the kind of a JSON value that is not an object."""
+    """Return the kind of a JSON value other than an object."""
     kinds = {str: "a string", list: "an array", bool: "a boolean", type(None): "null"}
     return kinds.get(type(value), "a number")
 

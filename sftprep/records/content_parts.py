@@ -1,4 +1,7 @@
-"""Content that is a list of parts: texts, reasoning, tool calls and their results.
+"""Content in the form of a list of parts.
+
+The parts are texts, reasoning, tool calls and their results. The spellings are those of OpenAI,
+Anthropic, Gemini, Hugging Face and TRL.
 
 The spellings are those of OpenAI, Anthropic, Gemini, Hugging Face and TRL.
 """
@@ -23,7 +26,7 @@ _TEXT_KEYS = ("text", "value", "content", "reasoning", "thinking")
 def from_parts(
     message: Message, parts: list[Any], where: str, options: RecordOptions
 ) -> list[Message]:
-    """Return the messages of a message whose content is a list of parts.
+    """Convert a message with a list of parts as its content.
 
     Parts of text are joined. Parts with reasoning or tool calls become keys of the message, and
     results of tools become messages of their own, as templates expect them.
@@ -70,15 +73,17 @@ def _kind_of(part: dict[str, Any]) -> Any:
     """Return the type of a part; parts of Gemini have a key instead of a type."""
     kind = part.get("type")
     if kind is None:
-        return next((key for key in ("functionCall", "functionResponse") if part.get(key)), None)
-    return kind
+        kind = next((key for key in ("functionCall", "functionResponse") if part.get(key)), None)
+    return "thinking" if kind in _TEXT_TYPES and part.get("thought") is True else kind
 
 
 def _part_text(part: dict[str, Any], where: str) -> str:
     kind = part.get("type", "text")
-    for key in _TEXT_KEYS:
-        if key in part:
-            return require_string(part[key], f"a {kind} part of {where}")
+    keys = [key for key in _TEXT_KEYS if key in part]
+    if keys:
+        # An empty text does not hide one under another key.
+        key = next((key for key in keys if part[key]), keys[0])
+        return require_string(part[key], f"a {kind} part of {where}")
     if is_image_part(part):
         raise _unsupported(part, "image", where)
     raise InvalidRecord("bad_row", f"a {kind} part of {where} has no text")

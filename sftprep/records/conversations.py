@@ -1,4 +1,4 @@
-"""Records with messages: conversations, and the keys alongside them that belong to them."""
+"""Records with messages: conversations, and the keys alongside them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any
 from sftprep.core.types import Example, Message
 from sftprep.records.messages import read_messages
 from sftprep.records.options import InvalidRecord, Record, RecordOptions, require_string
+from sftprep.records.pair_keys import SYSTEM_KEYS
 from sftprep.records.roles import SYSTEM_ROLES, is_answered
 from sftprep.records.switches import read_switches
 from sftprep.records.tool_calls import read_functions, read_tools
-
-SYSTEM_KEYS = ("system", "system_prompt", "systemInstruction", "system_instruction")
-"""Keys of the system prompt alongside a conversation."""
+from sftprep.records.unread_turns import find_unread
 
 ANSWER_KEYS = ("answer", "response", "output", "completion")
 """Keys of the answer to a conversation that ends with a message of the user."""
@@ -32,13 +31,17 @@ TURN_KEYS = CHAT_KEYS | {*ANSWER_KEYS, *ANSWER_REASONING_KEYS}
 
 
 def conversation_reader(key: str) -> Callable[[Record, int, RecordOptions], Example]:
-    """Return the function that reads records whose messages are under a key."""
+    """Return the reader of records with messages under a key."""
 
     def convert(record: Record, line: int, options: RecordOptions) -> Example:
-        messages = read_messages(record[key], key, options)
+        turns = record[key]
+        messages = read_messages(turns, key, options)
+        example = Example(line, messages=messages)
+        if messages is not turns:
+            example.unread_texts, example.unread_switch = find_unread(turns, messages)
         if not is_answered(messages):
-            messages = _add_answer(messages, record, options)
-        return complete_chat(Example(line, messages=messages), record, options)
+            example.messages = _add_answer(messages, record, options)
+        return complete_chat(example, record, options)
 
     return convert
 
@@ -60,7 +63,10 @@ def to_turns(value: Any, role: str, name: str, options: RecordOptions) -> list[M
 
 
 def complete_chat(example: Example, record: Record, options: RecordOptions) -> Example:
-    """Add the system prompt, tools, template variables and weights of a record to its example."""
+    """Add the chat keys of a record to its example.
+
+    They are the system prompt, the tools, the template variables and the weights.
+    """
     messages = example.messages or []
     if not CHAT_KEYS.isdisjoint(record):
         system = read_system(record, options)
@@ -82,7 +88,7 @@ def complete_chat(example: Example, record: Record, options: RecordOptions) -> E
 
 
 def read_system(record: Record, options: RecordOptions) -> str | None:
-    """Return the system prompt that a record has alongside its messages, or None.
+    """Return the system prompt alongside the messages of a record, or None.
 
     It is text, a list of parts (Anthropic), or an object with `parts` (Gemini).
     """
@@ -101,7 +107,7 @@ def read_system(record: Record, options: RecordOptions) -> str | None:
 
 
 def add_reasoning(answer: list[Message], record: Record) -> list[Message]:
-    """Return an answer with the reasoning that the record has under a key of its own.
+    """Add the reasoning under a separate key of the record to an answer.
 
     Where the template does not show reasoning, that is counted when it is rendered.
     """
@@ -113,7 +119,7 @@ def add_reasoning(answer: list[Message], record: Record) -> list[Message]:
 
 
 def _add_answer(messages: list[Message], record: Record, options: RecordOptions) -> list[Message]:
-    """Return a conversation with the answer that the record has under a key of its own."""
+    """Add the answer under a separate key of the record to a conversation."""
     key = next((key for key in ANSWER_KEYS if record.get(key)), None)
     if key is None:
         return messages

@@ -1,4 +1,4 @@
-"""The formats of records: how each is detected, and the function that reads it.
+"""The formats of records: detection and reading.
 
 Adding a format is one function and one line in FORMATS.
 """
@@ -49,7 +49,7 @@ class Format:
 
 
 def record_reader(format_name: str, options: RecordOptions) -> Callable[[Record, int], Example]:
-    """Return a function that converts a record with its line number to an Example.
+    """Return a function from a record and its line number to an Example.
 
     The Example shares parts of the record, which must not be used afterwards. The function raises
     InvalidRecord; its reason is `other_schema` if the keys are those of another format.
@@ -77,12 +77,12 @@ def read_record(record: Record, line: int, format_name: str, options: RecordOpti
 
 
 def keys_of(format_name: str, options: RecordOptions) -> frozenset[str]:
-    """Return the keys that identify a format, after keys were renamed."""
+    """Return the keys of a format for its detection, after keys were renamed."""
     return frozenset({options.text_field}) if format_name == "text" else FORMATS[format_name].keys
 
 
 def detect_format(record: Record, options: RecordOptions) -> str | None:
-    """Return the first format in FORMATS whose keys the record has, or None.
+    """Return the first format in FORMATS with all of its keys in the record, or None.
 
     A key whose value is null is absent.
     """
@@ -96,14 +96,17 @@ def detect_format(record: Record, options: RecordOptions) -> str | None:
 
 
 def keys_read(options: RecordOptions) -> frozenset[str]:
-    """Return the keys that any format may read; readers of tables skip all other columns."""
+    """Return the keys of all formats together.
+
+    Readers of tables skip all other columns.
+    """
     known = frozenset(key for kind in FORMATS.values() for key in kind.keys | kind.optional)
     renamed = {source for source, _ in options.renames}
     return known | IMAGE_KEYS | {options.text_field} | renamed
 
 
 def _is_turn(value: Any) -> bool:
-    """Return whether a value is text, or a list that starts with a message."""
+    """Return whether a value is a string, or a list starting with a message."""
     return isinstance(value, str) or (
         isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
     )

@@ -1,4 +1,7 @@
-"""Images of records: found, so that they are not lost without notice, or removed on request."""
+"""Images of records: detection, and removal on request.
+
+They are detected so that no image is lost without notice.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ def is_image_part(part: Any) -> bool:
 
 
 def image_key(record: Record) -> str | None:
-    """Return a key of a record that holds images, or None.
+    """Return a key of a record with images, or None.
 
     Null, "" and empty lists are not images. A column of a table in which `datasets` stores images
     counts under any name.
@@ -42,7 +45,10 @@ def image_key(record: Record) -> str | None:
 
 
 def is_filled(value: Any) -> bool:
-    """Return whether a value is something else than null, "", or a list or object of these."""
+    """Return whether a value has content.
+
+    Null, "", and lists and objects of these have none.
+    """
     if isinstance(value, dict):
         value = [*value.values()]
     return any(map(is_filled, value)) if isinstance(value, list) else bool(value)
@@ -68,7 +74,7 @@ def remove_images(record: Record) -> bool:
 
 
 def _remove_parts(value: Any) -> bool:
-    """Remove the images of messages, and the parts that are images from the lists in a value."""
+    """Remove the images of messages, and image parts from the lists in a value."""
     if isinstance(value, dict):
         keys = [key for key in IMAGE_KEYS if key in value and is_filled(value[key])]
         for key in keys:

@@ -1,4 +1,4 @@
-"""The messages of a conversation, from all layouts of turns that public data sets use.
+"""The messages of a conversation, from all layouts of public data sets.
 
 Most conversations consist of plain messages: a known role and a text. They are recognised first and
 used as they are; this loop runs for every message of a build. All other turns are converted one by
@@ -8,13 +8,15 @@ one.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.core.types import Message
 from sftprep.records.content_parts import from_parts
 from sftprep.records.images import IMAGE_KEYS, is_filled
 from sftprep.records.options import InvalidRecord, Record, RecordOptions
-from sftprep.records.pair_keys import find_pair
+from sftprep.records.pair_keys import CONTEXT_KEYS, SYSTEM_KEYS, find_pair
 from sftprep.records.roles import PASSED_ROLES, PLAIN_ROLES, ROLES, SHOWN_KEYS, TOOL_CALL, to_role
 from sftprep.records.switches import SWITCH_KEYS
 from sftprep.records.tool_calls import clean_calls, parse_calls
@@ -33,7 +35,9 @@ _CONVERTED_KEYS = frozenset({"tool_calls", "function_call", *IMAGE_KEYS})
 
 
 def read_messages(value: Any, name: str, options: RecordOptions) -> list[Message]:
-    """Return the messages of a conversation, whose content is text, or absent with tool calls.
+    """Convert the turns of a conversation to messages.
+
+    The content of a message is a string; it may be absent in a message with tool calls.
 
     Args:
         value: The turns, or JSON text of them: messages with role and content, turns with from and
@@ -66,7 +70,7 @@ def read_messages(value: Any, name: str, options: RecordOptions) -> list[Message
 
 
 def _are_plain(messages: list[Any]) -> bool:
-    """Return whether all turns are messages with a usual role and a text, and nothing else."""
+    """Return whether all turns are messages with only a usual role and a string."""
     for message in messages:
         if type(message) is not dict or len(message) != 2:
             return False
@@ -79,17 +83,19 @@ def _are_plain(messages: list[Any]) -> bool:
 
 
 def _plain_message(turn: Any) -> Message | None:
-    """Return the message of a turn that needs no conversion but new names, or None."""
+    """Return the message of a turn, or None if more than its keys must be converted."""
     if type(turn) is not dict:
         return None
     role, content = turn.get("role"), turn.get("content")
     if type(content) is str and type(role) is str:
-        is_plain = role in PLAIN_ROLES and (len(turn) == 2 or _CONVERTED_KEYS.isdisjoint(turn))
-        return turn if is_plain else None
+        # An empty content may hide one under another key.
+        is_plain = len(turn) == 2 or (bool(content) and _CONVERTED_KEYS.isdisjoint(turn))
+        return turn if is_plain and role in PLAIN_ROLES else None
     speaker, content = turn.get("from"), turn.get("value")
     if type(content) is str and type(speaker) is str and role is None:
         role = ROLES.get(speaker)
-        if role in PLAIN_ROLES and (len(turn) == 2 or _KEPT_KEYS.isdisjoint(turn)):
+        is_plain = len(turn) == 2 or (bool(content) and _KEPT_KEYS.isdisjoint(turn))
+        if is_plain and role in PLAIN_ROLES:
             return {"role": role, "content": content}
     return None
 
@@ -126,10 +132,10 @@ def _read_turn(turn: Any, number: int, name: str, options: RecordOptions) -> lis
     if turn.get("role") is None and turn.get("from") is None:
         pair = find_pair(turn)
         if pair is not None:
-            question, answer = turn[pair[0]], turn[pair[1]]
             return [
-                *_read_turn({"role": "user", "content": question}, number, name, options),
-                *_read_turn({"role": "assistant", "content": answer}, number, name, options),
+                message
+                for part in _split_pair(turn, *pair)
+                for message in _read_turn(part, number, name, options)
             ]
         speaker_key = next((key for key in _SPEAKER_KEYS if to_role(turn.get(key))), None)
         if speaker_key is not None:
@@ -140,8 +146,25 @@ def _read_turn(turn: Any, number: int, name: str, options: RecordOptions) -> lis
     return _convert(_rename(turn, number, name, options), number, name, options)
 
 
+def _split_pair(turn: Record, request: str, answer: str) -> Iterator[Record]:
+    """Yield the turns of the system, the user and the assistant in a turn that has all of them."""
+    if _first_filled(turn, SYSTEM_KEYS):
+        yield {"role": "system", "content": _first_filled(turn, SYSTEM_KEYS)}
+    question, context = turn[request], _first_filled(turn, CONTEXT_KEYS)
+    is_joined = request == "instruction" and type(question) is type(context) is str
+    yield {"role": "user", "content": f"{question}\n{context}" if is_joined else question}
+    reply = {"role": "assistant", "content": turn[answer]}
+    reasoning = _first_filled(turn, REASONING_KEYS)
+    yield {**reply, "reasoning_content": reasoning} if reasoning else reply
+
+
+def _first_filled(turn: Record, keys: Iterable[str]) -> Any:
+    """Return the first value under some keys that is not empty, or null."""
+    return next((turn[key] for key in keys if turn.get(key)), None)
+
+
 def _rename(turn: Record, number: int, name: str, options: RecordOptions) -> Message:
-    """Return a turn with the keys and the role that templates read."""
+    """Rename the keys and the role of a turn to those of templates."""
     speaker = turn.get("role")
     is_sharegpt = speaker is None and turn.get("from") is not None
     if is_sharegpt:
@@ -152,21 +175,26 @@ def _rename(turn: Record, number: int, name: str, options: RecordOptions) -> Mes
     if role in PASSED_ROLES and role not in options.shown_roles:
         role = "tool"
     if is_sharegpt:
-        key = next((key for key in _CONTENT_KEYS[1:] if key in turn), None)
-        if key is None and turn.get("content") is None and not _holds_calls(turn):
-            raise InvalidRecord("bad_row", f'"value" is missing in turn {number} of "{name}"')
-        content = turn[key] if key is not None else turn.get("content")
+        content = _first_filled(turn, (*_CONTENT_KEYS[1:], "content"))
+        if content is None:  # the first key that is there, although it may be empty
+            key = next((key for key in (*_CONTENT_KEYS[1:], "content") if key in turn), None)
+            content = None if key is None else turn[key]
+            if content is None and not _holds_calls(turn):
+                what = "missing" if key is None else "null"
+                raise InvalidRecord("bad_row", f'"value" is {what} in turn {number} of "{name}"')
         kept = {k: v for k, v in turn.items() if k in _KEPT_KEYS} if len(turn) > 2 else {}
         return {"role": role, "content": content, **kept}
-    if turn.get("content") is None:
-        key = next((key for key in _CONTENT_KEYS[1:] if turn.get(key) is not None), None)
+    if not turn.get("content"):
+        key = next((key for key in _CONTENT_KEYS[1:] if turn.get(key)), None)
+        if key is None and turn.get("content") is None:
+            key = next((key for key in _CONTENT_KEYS[1:] if turn.get(key) is not None), None)
         if key is not None:
             turn = {("content" if k == key else k): v for k, v in turn.items() if k != "content"}
     return turn if role == speaker else {**turn, "role": role}
 
 
 def _convert(message: Message, number: int, name: str, options: RecordOptions) -> list[Message]:
-    """Return a message with text as content, and calls in the form that templates read."""
+    """Convert a message to string content, and its calls to the form for templates."""
     where = f'message {number} of "{name}"'
     if len(message) > 2 or "content" not in message:
         message = clean_calls(message, where)
@@ -198,7 +226,7 @@ def _holds_calls(turn: Record) -> bool:
 
 
 def _from_call(message: Message, where: str, options: RecordOptions) -> Message:
-    """Return a turn that consists of tool calls as a message of the assistant.
+    """Convert a turn of tool calls to a message of the assistant.
 
     It has `tool_calls` if the template shows them, and the text of the calls otherwise.
     """

@@ -1,4 +1,4 @@
-"""The options with which records are read, and helpers that all formats share."""
+"""Options for reading records, and helpers of all formats."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LONG_NUMBER = b"0" * 19
 
 
 class InvalidRecord(Exception):
-    """A record that does not fit its format.
+    """An error for a record with content outside its format.
 
     The message is stored in `rejected.jsonl`, so it must not contain references to settings.
 
@@ -76,12 +76,15 @@ def rename_keys(record: Record, renames: tuple[tuple[str, str], ...]) -> Record:
 
 
 def has_long_number(line: bytes) -> bool:
-    """Return whether a line contains digits that may be an integer beyond 64 bits."""
+    """Return whether a line may contain an integer beyond 64 bits."""
     return _LONG_NUMBER in line.translate(_DIGITS_TO_0)
 
 
 def find_long_numbers(data: bytes) -> set[int]:
-    """Return the numbers of the lines for which `has_long_number` holds, from 0."""
+    """Return the numbers of the lines with long numbers, from 0.
+
+    They are those for which `has_long_number` holds.
+    """
     found: set[int] = set()
     digits = data.translate(_DIGITS_TO_0)
     number, counted = 0, 0  # the number of line breaks before `counted`
@@ -119,7 +122,7 @@ def parse_exactly(line: bytes, record: Record) -> Record:
 
 
 def require_string(value: Any, what: str) -> str:
-    """Return a value that must be a string.
+    """Return a value unchanged, or raise InvalidRecord if it is not a string.
 
     Args:
         value: The value.
@@ -139,7 +142,7 @@ def require_string(value: Any, what: str) -> str:
 
 
 def parse_if_string(value: Any, what: str) -> Any:
-    """Return the JSON value that a string contains; any other value is returned as it is.
+    """Parse the JSON in a string; return any other value unchanged.
 
     Args:
         value: The value.

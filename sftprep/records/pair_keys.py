@@ -1,4 +1,4 @@
-"""The keys of records that consist of a request and its answer."""
+"""The keys of records with a request and its answer."""
 
 from __future__ import annotations
 
@@ -39,9 +39,15 @@ PAIRS: tuple[tuple[str, str], ...] = (
 )
 """The known pairs of keys, in the order in which they are tried."""
 
+SYSTEM_KEYS = ("system", "system_prompt", "systemInstruction", "system_instruction")
+"""Keys of the system prompt alongside a conversation."""
+
+CONTEXT_KEYS = ("input", "context")
+"""Keys of the input of an instruction."""
+
 
 def find_pair(record: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return the first known pair of keys that a record has."""
+    """Return the first known pair of keys in a record."""
     for pair in PAIRS:
         if record.get(pair[0]) is not None and record.get(pair[1]) is not None:
             return pair

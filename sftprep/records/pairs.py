@@ -16,12 +16,11 @@ from sftprep.records.conversations import (
     to_turns,
 )
 from sftprep.records.options import InvalidRecord, Record, RecordOptions, require_string
+from sftprep.records.pair_keys import CONTEXT_KEYS
 from sftprep.records.tool_calls import is_call, parse_calls
+from sftprep.records.unread_turns import find_unread
 
 _TRL_KEYS = ("prompt", "completion")
-
-CONTEXT_KEYS = ("input", "context")
-"""Keys of the input of an instruction."""
 
 PAIR_KEYS = CHAT_KEYS | {*CONTEXT_KEYS, *ANSWER_REASONING_KEYS, "history"}
 """Keys that are read alongside an instruction and its answer."""
@@ -43,7 +42,7 @@ def from_prompt_completion(record: Record, line: int, options: RecordOptions) ->
 
 
 def pair_reader(request: str, answer: str) -> Callable[[Record, int, RecordOptions], Example]:
-    """Return the function that reads records with a request and an answer under these keys.
+    """Return the reader of records with a request and an answer under two keys.
 
     With a chat template they are turns of a user and of the assistant. Without one, an instruction
     has the layout of Stanford Alpaca, and other requests are followed by the answer.
@@ -86,11 +85,21 @@ def _to_chat(record: Record, line: int, options: RecordOptions, keys: tuple[str,
     if keys != _TRL_KEYS and len(completion) == 1:
         completion = add_reasoning(completion, record)
     example = Example(line, prompt_messages=prompt, messages=[*prompt, *completion])
+    if isinstance(record[request], list) or isinstance(record[answer], list):
+        turns = [*_list_of(record[request]), *_list_of(record[answer])]
+        example.unread_texts, example.unread_switch = find_unread(turns, example.messages or [])
     return complete_chat(example, record, options)
 
 
+def _list_of(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def _read_calls(record: Record, answer: str, options: RecordOptions) -> list[Message] | None:
-    """Return the answer as tool calls, if the record has tools and the answer is JSON of calls."""
+    """Return an answer as tool calls, or None.
+
+    The record must have tools, and the answer must be the JSON of calls.
+    """
     text: Any = record[answer]
     if not (record.get("tools") and options.tool_calls) or type(text) is not str:
         return None

@@ -1,4 +1,4 @@
-"""Records that contain token ids instead of text."""
+"""Records with token ids instead of text."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ _known_order_problem = lru_cache(maxsize=1024)(_order_problem)
 
 
 def _turn_problem(number: int, before: str | None, role: str) -> _Problem | None:
-    """Return what is wrong with the role of a message, given that of the message before it."""
+    """Return what is wrong with the role of a message after that of the one before."""
     if role in SYSTEM_ROLES and number > 1:
         return _Problem(
             "role_order", f"message {number} is from the {role}, but only the first message may be"

@@ -1,4 +1,4 @@
-"""Hashes by which records are compared: to find duplicates, and to hold records out.
+"""Hashes of records: to find duplicates, and to hold records out.
 
 1. A record is what its format reads of it, or the values of the keys that the user named. Ids,
    dates and scores differ between records that are trained on alike.
@@ -29,7 +29,7 @@ from sftprep.sources.readers.jsonl import parse_line, split_lines
 
 _MESSAGE_KEYS = SHOWN_KEYS | SWITCH_KEYS | {"role", "content", "images"}
 """Keys of messages that some template shows, or that specify what is trained."""
-_NOT_COMPARED = ("line", "bare", "images_dropped")
+_NOT_COMPARED = ("line", "bare", "images_dropped", "unread_texts", "unread_switch")
 _ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
 _OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY
 
@@ -60,7 +60,7 @@ class RecordHasher:
     def hash_records(
         self, data: bytes, line_of: NDArray[np.int64]
     ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """Return the hash of the record of each sequence, and that without whitespace.
+        """Return the hashes of the record of each sequence, with and without whitespace.
 
         Args:
             data: The lines of records.
@@ -80,7 +80,7 @@ class RecordHasher:
         return hash_all(records), hash_all([_without_whitespace(record) for record in records])
 
     def to_bytes(self, line: bytes) -> bytes:
-        """Return the bytes of a record that are hashed.
+        """Return the bytes of a record to hash.
 
         Example:
             b'{"id": 7, "text": "a b"}'  ->  b'{"text":"a b"}'
@@ -107,7 +107,7 @@ class RecordHasher:
         return {name: value for name, value in content.items() if value is not None}
 
     def _shown(self, message: Message) -> Message:
-        """Return the keys of a message that a template may show; empty values are not shown."""
+        """Return the keys of a message shown by some template, without empty values."""
         return {
             key: value
             for key, value in message.items()

@@ -1,4 +1,4 @@
-"""The names of speakers in data sets, and the roles of chat templates that they stand for."""
+"""Names of speakers in data sets, and their roles in chat templates."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ PLAIN_ROLES = frozenset({*SYSTEM_ROLES, "user", "assistant", "tool"})
 
 
 def to_role(name: Any) -> str | None:
-    """Return the role that a name stands for, or None for an unknown one.
+    """Return the role of a speaker, or None for an unknown name.
 
     Example:
         to_role(" Human") -> "user"

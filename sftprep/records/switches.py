@@ -1,4 +1,4 @@
-"""The keys by which a message specifies whether, and with which weight, it is trained."""
+"""Switches of messages: the keys for training them, with a weight or not at all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ms-swift (loss), and two others in use."""
 
 
 def read_switches(messages: list[Message]) -> list[float | None] | None:
-    """Return the weight of each message in the loss, or None if no message specifies one.
+    """Return the weights of messages in the loss, or None if none is specified.
 
     A switch that is null is absent.
 

@@ -1,4 +1,4 @@
-"""The tool calls of messages, and the schemas of tools, in the layouts of public data sets."""
+"""Tool calls of messages, and schemas of tools, in public layouts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _USUAL_KEYS = frozenset({"function", "name", "id", "type", "index", "arguments"}
 
 
 def parse_calls(value: Any, what: str) -> list[dict[str, Any]]:
-    """Return the tool calls in a value, which is a call or a list of calls, or JSON text of them.
+    """Parse tool calls: a call, a list of calls, or JSON text of them.
 
     Raises:
         InvalidRecord: The text is not JSON, the list is empty, or a call has no name.
@@ -31,7 +31,7 @@ def parse_calls(value: Any, what: str) -> list[dict[str, Any]]:
 
 
 def is_call(value: Any) -> bool:
-    """Return whether a value is an object with the name of a function and its arguments."""
+    """Return whether a value is an object with a function's name and arguments."""
     function = value.get("function", value) if isinstance(value, dict) else None
     return (
         isinstance(function, dict)
@@ -41,7 +41,7 @@ def is_call(value: Any) -> bool:
 
 
 def clean_calls(message: Message, where: str) -> Message:
-    """Return a message with `tool_calls` as a list of calls with `arguments`, or without any.
+    """Convert `tool_calls` to a list of calls with `arguments`, or remove the key.
 
     Empty and null calls are removed, because templates distinguish them from an absent key. The
     older `function_call` of OpenAI becomes a call.
@@ -129,7 +129,7 @@ def _arguments(call: dict[str, Any], function: dict[str, Any], what: str) -> Any
 
 
 def _with_arguments(call: Any, what: str) -> Any:
-    """Return a call whose arguments have the key that templates read."""
+    """Return a call with its arguments under the key read by templates."""
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict):
         return call

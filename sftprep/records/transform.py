@@ -1,4 +1,6 @@
-"""Functions of users that make records of records, before anything else reads them.
+"""User-provided functions from records to records.
+
+They are applied before anything else reads the records.
 
 1. A transform takes a parsed record, and returns a record, several, or why there is none.
 2. A formatting function takes what the transform returned, with renamed keys, and returns texts,
@@ -43,7 +45,7 @@ FORMATTED_KEY = "text"
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """The result of a transform for a record that is not used.
+    """The result of a transform for an unused record.
 
     Attributes:
         reason: A short stable name, which the ledger counts.
@@ -71,7 +73,7 @@ class RecordFunctions:
     renames: tuple[tuple[str, str], ...] = ()
 
     def apply(self, record: Record) -> Iterator[Record | Drop]:
-        """Yield the records that become of a record, and a Drop for each that is not used.
+        """Yield the records made of a record, and a Drop for each unused one.
 
         Raises:
             InvalidRecord: A function raised an exception, or returned something else.
@@ -87,7 +89,7 @@ class RecordFunctions:
 
 @dataclass(slots=True)
 class TransformedLines:
-    """The lines that functions made of the lines of a partition.
+    """The lines made of a partition by functions of the user.
 
     Attributes:
         data: The lines, one for each record.
@@ -104,7 +106,7 @@ class TransformedLines:
     first_lines: dict[str, int] = field(default_factory=dict)
 
     def restore_lines(self, batch: TokenBatch) -> TokenBatch:
-        """Return the batch of `data` as that of the partition from which `data` was made."""
+        """Convert the batch of `data` to that of the original partition."""
         for rejected in batch.rejected:
             number, rejected.line = rejected.line, int(self.line_of[rejected.line])
             first, end = np.searchsorted(self.line_of, [rejected.line, rejected.line + 1]).tolist()
@@ -187,7 +189,7 @@ def add_counts(
     batch: TokenBatch,
     origins: NDArray[np.int64],
 ) -> None:
-    """Add the counts of a block to those of its lane, and the first origin of each reason.
+    """Add the counts and first origins of a block to those of its lane.
 
     Args:
         counts: The counts of the lane, which are changed.
@@ -203,7 +205,7 @@ def add_counts(
 
 
 def transformed_records(records: Iterable[Record], functions: RecordFunctions) -> Iterator[Record]:
-    """Yield the records that functions make of some records; those that fail are skipped."""
+    """Yield the results of functions for some records; skip records with errors."""
     for record in records:
         try:
             results = [*functions.apply(record)]

@@ -1,1 +1,1 @@
-"""Rendering of examples to strings, and the description of what is trained in them."""
+"""Rendering of examples to strings, and descriptions of their trained parts."""

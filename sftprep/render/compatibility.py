@@ -59,7 +59,7 @@ def trained_part(recipe: Recipe, detected: DetectedFormat) -> str:
 
 
 def check_compatible(recipe: Recipe, detected: DetectedFormat) -> None:
-    """Raise the error for the first setting that the records of a file do not support."""
+    """Raise an error for the first setting not supported by the records of a file."""
     holds = f"{source_name(detected.file)} holds {detected.format} records"
     tokenizer = recipe.tokenizer.name
     # 1. Conversations need a template that compiles, plain text needs a token that ends it.
@@ -147,7 +147,7 @@ def _check_pretokenized(recipe: Recipe, detected: DetectedFormat) -> None:
 
 
 def _check_masks(recipe: Recipe) -> None:
-    """Raise TemplateError if the template does not show which text the assistant writes."""
+    """Raise TemplateError if the template does not show the text of the assistant."""
     try:
         Renderer(recipe).check_masks()
     except Unproven as error:

@@ -32,11 +32,9 @@ from sftprep.core.omissions import ARGUMENT, CALL, KEY, NAME, REASONING, TOOLS
 from sftprep.core.types import Message
 from sftprep.render.content_leaves import (
     ANYWHERE,
-    KNOWN_KEYS,
     Leaf,
     SentinelCopy,
     WrittenValues,
-    has_words,
     to_leaves,
 )
 
@@ -75,8 +73,11 @@ class Omissions:
 
     @property
     def serious(self) -> frozenset[str]:
-        """The kinds that change what the model learns to answer: under quarantine, they reject the
-        record. Earlier reasoning, tools and names are only counted."""
+        """The kinds of omissions rejected under quarantine.
+
+        They change what the model learns to answer. Earlier reasoning, tools and names are only
+        counted.
+        """
         counted = {TOOLS, NAME, KEY}
         return self.kinds - (counted if self.last_reasoning else {*counted, REASONING})
 
@@ -107,8 +108,9 @@ class ConservationCheck:
         text: str,
         pieces: Sequence[str] = (),
         written_as_json: Sequence[tuple[Any, str]] = (),
+        unread_texts: Sequence[str] = (),
     ) -> Omissions:
-        """Find what the text of a conversation lacks.
+        """Return what the text of a conversation lacks.
 
         Args:
             messages: The conversation.
@@ -117,16 +119,13 @@ class ConservationCheck:
             text: The rendered conversation.
             pieces: The strings that make up the text, if the template is compiled.
             written_as_json: Values that the template converted to JSON, with the results.
+            unread_texts: Texts of its turns that are under keys without a known meaning.
         """
         missing = self._find_leaf_omissions(
             messages, tools, variables, text, pieces, written_as_json
         )
-        is_unknown = any(
-            key not in self._source and has_words(message[key])
-            for message in messages
-            for key in message.keys() - KNOWN_KEYS
-        )
-        return missing | Omissions(frozenset({KEY})) if is_unknown else missing
+        is_shown = all(_occurs(unread, text) for unread in unread_texts)
+        return missing if is_shown else missing | Omissions(frozenset({KEY}))
 
     def _find_leaf_omissions(
         self,
@@ -151,7 +150,7 @@ class ConservationCheck:
     def _without_pieces(
         self, leaves: list[Leaf], messages: Sequence[Message], pieces: Sequence[str]
     ) -> list[Leaf]:
-        """Leave out the leaves that were written after a change, such as without whitespace.
+        """Leave out leaves written after a change, such as without whitespace.
 
         A piece that equals a leaf is the leaf, unless the template or another value of the record
         could have written it: it must not be a string of the record itself, or occur in the source
@@ -180,7 +179,7 @@ class ConservationCheck:
         variables: dict[str, Any] | None,
         text: str,
     ) -> Omissions:
-        """Search for every leaf, and decide with sentinels where the search is not certain."""
+        """Search for every leaf; decide uncertain cases with sentinels."""
         leaves = to_leaves(messages, tools)
         if len(leaves) * len(text) > _MOST_WORK:
             # The search takes quadratic time, the sentinels do not.
@@ -208,8 +207,11 @@ class ConservationCheck:
         variables: dict[str, Any] | None,
         leaves: list[Leaf],
     ) -> frozenset[int] | None:
-        """Return the numbers of the leaves that the template does not write in a record of this
-        shape; None if it refuses the sentinels."""
+        """Return the numbers of the leaves not written for a record of this shape.
+
+        Returns:
+            None if the template refuses the sentinels.
+        """
         copy = SentinelCopy()
         try:
             fake_messages = [copy.message(message) for message in messages]
@@ -231,7 +233,10 @@ class ConservationCheck:
 
 
 def are_written_unchanged(messages: Sequence[Message], pieces: Sequence[str]) -> bool:
-    """Return whether each message is a role and a content that is one of the pieces, in order.
+    """Return whether each message has only a role and a content written unchanged.
+
+    The contents must be among the pieces, in the order of the messages. This decides most records,
+    so it does as little as possible.
 
     This decides most records, so it does as little as possible.
     """
@@ -276,8 +281,10 @@ def _search(leaves: Sequence[Leaf], text: str) -> list[bool]:
 
 
 def _ambiguous(leaves: Sequence[Leaf]) -> set[int]:
-    """Return the numbers of the leaves that could be found by chance: short ones, and those that
-    occur in another leaf."""
+    """Return the numbers of the leaves with possible matches by chance.
+
+    They are the short leaves, and those that occur in another leaf.
+    """
     everything = "\0".join(str(leaf.value) for leaf in leaves)
     return {
         number
@@ -291,7 +298,10 @@ def _occurs(value: str | int | float, text: str) -> bool:
 
 
 def _cannot_be_in(value: str | int | float, text: str) -> bool:
-    """Return whether no spelling of a value is in a text, by a part that all spellings share."""
+    """Return whether a text certainly contains no spelling of a value.
+
+    This is certain if the text lacks a part common to all spellings.
+    """
     if not isinstance(value, str):
         return False
     shared = _UNESCAPED.search(value)
@@ -299,7 +309,7 @@ def _cannot_be_in(value: str | int | float, text: str) -> bool:
 
 
 def _spellings(value: str | int | float) -> Iterator[str]:
-    """Yield the forms in which templates write a value, the frequent ones first."""
+    """Yield the forms of a value in templates, the frequent ones first."""
     if not isinstance(value, str):
         yield json.dumps(value)
         yield str(value)
@@ -315,8 +325,10 @@ def _spellings(value: str | int | float) -> Iterator[str]:
 
 
 def _escaped(value: str) -> list[str]:
-    """The string inside JSON, with and without characters beyond ASCII, and as `tojson` escapes
-    it; without what equals the string itself."""
+    """Return the forms of a string inside JSON, if they differ from the string.
+
+    The forms are with and without characters beyond ASCII, and as `tojson` escapes the string.
+    """
     forms = []
     for ascii_only in (False, True):
         form = json.dumps(value, ensure_ascii=ascii_only)[1:-1]
@@ -332,7 +344,7 @@ def _is_short(leaf: Leaf) -> bool:
 
 
 def _to_omissions(omitted: Sequence[Leaf], messages: Sequence[Message]) -> Omissions:
-    """Summarize the leaves that are omitted."""
+    """Summarize the omitted leaves."""
     omitted_calls = {leaf.call for leaf in omitted if leaf.kind == CALL}
     last = len(messages) - 1
     # A call that is omitted is counted once, and not again for its arguments.

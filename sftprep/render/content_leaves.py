@@ -1,4 +1,6 @@
-"""The contents of a conversation that carry meaning, and copies with sentinels in their place.
+"""Leaves of a conversation: its meaningful contents.
+
+A copy of a conversation has sentinels in their place.
 
 `to_leaves` and `SentinelCopy` walk through a record in the same order: leaf k has sentinel k.
 """
@@ -26,17 +28,12 @@ from sftprep.core.types import Message
 ANYWHERE = -1
 """The turn of leaves that may occur anywhere in the text: system messages and tools."""
 
-KNOWN_KEYS = frozenset(
-    {"role", "content", "name", "tool_calls", "tool_call_id", "function_call", *REASONING_KEYS}
-)
-"""The keys of messages whose contents are leaves, or that need not be shown."""
-_WORDS = re.compile(r"[^\W\d_]{2,}\s+[^\W\d_]{2,}")
 _SPEAKERS = ("system", "developer", "user", "assistant")
 
 
 @dataclass(slots=True)
 class Leaf:
-    """A string or number of a record that carries meaning.
+    """A meaningful string or number of a record.
 
     Args:
         kind: The kind of omission that it is counted as if the text lacks it.
@@ -52,7 +49,7 @@ class Leaf:
 
 
 class WrittenValues:
-    """The objects that a rendering wrote.
+    """The objects written by a rendering.
 
     Args:
         text: The rendered text.
@@ -86,7 +83,7 @@ class WrittenValues:
 def to_leaves(
     messages: Sequence[Message], tools: list[Any] | None, written: WrittenValues | None = None
 ) -> list[Leaf]:
-    """Return the leaves of a conversation, turn after turn, and then those of its tools.
+    """Return the leaves of a conversation, turn after turn, then those of its tools.
 
     Args:
         messages: The conversation.
@@ -140,20 +137,16 @@ def _add_call(
             leaves.append(Leaf(ARGUMENT, turn, value, number))
 
 
-def has_words(value: Any) -> bool:
-    """Return whether a value contains text, as opposed to an id, a date or a number."""
-    return any(
-        isinstance(item, str) and _WORDS.search(item) for item in _scalars(value, WrittenValues())
-    )
-
-
 def _has_speaker(message: Message) -> bool:
-    """Return whether the name says who speaks: that of a tool result repeats the call."""
+    """Return whether the name of a message names its speaker.
+
+    The name of a tool result does not; it repeats the call.
+    """
     return isinstance(message.get("name"), str) and message.get("role") in _SPEAKERS
 
 
 def _reasoning_keys(message: Message) -> list[str]:
-    """The key that holds the reasoning; several keys with the same text are one."""
+    """Return the keys with reasoning; several keys with the same text are one."""
     keys: list[str] = []
     for key in REASONING_KEYS:
         text = message.get(key)
@@ -163,7 +156,10 @@ def _reasoning_keys(message: Message) -> list[str]:
 
 
 def _content_parts(message: Message) -> list[tuple[str, str]]:
-    """The content in the parts that templates separate: reasoning in tags, and the rest."""
+    """Return the content in two parts: reasoning in tags, and the rest.
+
+    Templates separate these parts.
+    """
     content = message.get("content")
     if isinstance(content, list):
         texts = [part.get("text") for part in content if isinstance(part, dict)]
@@ -187,7 +183,10 @@ def _function_of(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def _arguments_of(function: dict[str, Any]) -> Any:
-    """The arguments as values: templates show JSON text as it is, or its values."""
+    """Return the arguments as values.
+
+    Templates show JSON text as it is, or its values.
+    """
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         try:
@@ -198,7 +197,10 @@ def _arguments_of(function: dict[str, Any]) -> Any:
 
 
 def _scalars(value: Any, written: WrittenValues) -> Iterator[str | int | float]:
-    """The strings and numbers of a JSON value; booleans and null are not searched for."""
+    """Yield the strings and numbers of a JSON value.
+
+    Booleans and null are not searched for.
+    """
     stack = [value]
     while stack:
         item = stack.pop()
@@ -216,7 +218,7 @@ def _scalars(value: Any, written: WrittenValues) -> Iterator[str | int | float]:
 
 
 def _tool_strings(tool: Any, written: WrittenValues) -> list[str]:
-    """The name and the description of a tool."""
+    """Return the name and the description of a tool."""
     if not isinstance(tool, dict) or written.take(tool):
         return []
     function = _function_of(tool)
@@ -235,7 +237,7 @@ _FIRST_NUMBER = 918_0000_0000
 
 @dataclass(slots=True)
 class SentinelCopy:
-    """A copy of a record in which every leaf is a unique sentinel.
+    """A copy of a record with a unique sentinel for every leaf.
 
     Args:
         sentinels: The sentinels, in the order of the leaves.
@@ -278,7 +280,7 @@ class SentinelCopy:
         return {**tool, "function": function} if "function" in tool else function
 
     def find_hidden(self, text: str) -> frozenset[int]:
-        """Return the numbers of the sentinels that are not in a text."""
+        """Return the numbers of the sentinels missing in a text."""
         return frozenset(range(len(self.sentinels))) - {
             int(word or number) for word, number in _SENTINEL.findall(text)
         }
@@ -336,7 +338,7 @@ class SentinelCopy:
 
 
 def _skeleton(value: Any) -> Any:
-    """A JSON value without its strings and numbers."""
+    """Return a JSON value without its strings and numbers."""
     if isinstance(value, dict):
         return {key: _skeleton(item) for key, item in value.items()}
     if isinstance(value, list):

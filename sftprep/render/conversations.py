@@ -1,4 +1,4 @@
-"""Rendering of one conversation under a recipe, and the check of what its text lacks."""
+"""Rendering of one conversation under a recipe, and the check for omissions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ from sftprep.render.reasoning import (
 
 
 class ConversationRenderer:
-    """Renders conversations, and treats the reasoning of earlier turns as the recipe says.
+    """A renderer of conversations, including the reasoning of earlier turns.
+
+    The recipe specifies how that reasoning is treated.
 
     Args:
         recipe: The recipe.
@@ -95,11 +97,15 @@ class ConversationRenderer:
         template: ChatTemplate,
         made: RenderedPieces | Rendered,
     ) -> Omissions:
-        """Return which content of these messages the template dropped in its last render."""
+        """Return the content of messages dropped by the last render of a template."""
         # This decides most records.
         if type(made) is RenderedPieces:
             pieces = made.pieces
-            if example.tools is None and are_written_unchanged(messages, pieces):
+            if (
+                example.tools is None
+                and not example.unread_texts
+                and are_written_unchanged(messages, pieces)
+            ):
                 return NO_OMISSIONS
         else:
             pieces = []
@@ -110,6 +116,7 @@ class ConversationRenderer:
             made.text,
             pieces,
             template.written_as_json,
+            example.unread_texts,
         )
 
     @cached_property
@@ -160,7 +167,7 @@ class ConversationRenderer:
         example: Example,
         with_generation_prompt: bool,
     ) -> RenderedPieces | Rendered:
-        """Render a conversation, or an alternative form of it that the template does not reject."""
+        """Render a conversation, or an alternative form accepted by the template."""
         if template.part_roles:
             messages = to_parts(messages, template.part_roles)
         try:

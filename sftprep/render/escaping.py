@@ -1,4 +1,4 @@
-"""Special tokens that the content of examples spells: counted, and marked to become plain text."""
+"""Special tokens in the content of examples: counted, and marked as plain text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sftprep.tokenize.encoders.special_tokens import MARKS, SpecialTokenScanner
 
 
 class ContentEscaper:
-    """Finds special tokens in examples, before the template adds its own.
+    """A finder of special tokens in examples, used before the template adds its own.
 
     Args:
         recipe: The recipe, whose `escape_special` determines whether they become plain text.
@@ -27,7 +27,7 @@ class ContentEscaper:
         return SpecialTokenScanner(self._recipe.tokenizer)
 
     def escape(self, example: Example, counts: Counts) -> str | None:
-        """Count the strings of an example that spell special tokens, and mark these tokens.
+        """Count the strings with special tokens in an example, and mark these tokens.
 
         Returns:
             The mark, which is now part of the strings of the example; None if nothing is marked,
@@ -65,8 +65,10 @@ class ContentEscaper:
         return mark
 
     def _count(self, example: Example) -> int:
-        """Return the number of strings that spell a special token, apart from the final end token
-        of a plain text."""
+        """Return the number of strings with a special token.
+
+        The final end token of a plain text is not counted.
+        """
         strings: list[Any] = [
             text.removesuffix(self._recipe.tokenizer.eos_token or "")
             for text in (example.text,)

@@ -1,4 +1,4 @@
-"""Reasoning of earlier turns: inserted where a template omits it, or removed before rendering.
+"""Reasoning of earlier turns: insertion if omitted, or removal before rendering.
 
 Many templates show the reasoning of the last turn only. To keep the reasoning of the others:
 
@@ -41,7 +41,10 @@ _WORD = "Zz3mabe"
 
 
 def has_reasoning(message: Message) -> bool:
-    """Return whether a message of the assistant contains reasoning, under a key or in tags."""
+    """Return whether a message of the assistant contains reasoning.
+
+    It may be under a key or in tags.
+    """
     content = message.get("content")
     return is_assistant(message) and (
         any(message.get(key) for key in REASONING_KEYS)
@@ -66,7 +69,9 @@ def without_reasoning(message: Message) -> Message:
 
 
 def find_ends(render: Callable[[list[Message]], Rendered]) -> tuple[str, str]:
-    """Return what a template writes after the content of an earlier turn, and of the last one.
+    """Find the ends of an earlier turn and of the last one.
+
+    The end is what the template writes after the content.
 
     Args:
         render: Returns the rendering of messages, with its regions.
@@ -129,7 +134,10 @@ def find_insertions(
 
 
 def _texts_of_turns(rendered: Rendered) -> dict[int, tuple[int, str] | None]:
-    """Return, by message, the start and the text of its turn; None if it is not in one piece."""
+    """Return the start and the text of each turn, by message.
+
+    The value is None for a turn in several pieces.
+    """
     texts: dict[int, tuple[int, str] | None] = {}
     for first, last, message in rendered.regions:
         texts[message] = None if message in texts else (first, rendered.text[first:last])
@@ -137,7 +145,12 @@ def _texts_of_turns(rendered: Rendered) -> dict[int, tuple[int, str] | None]:
 
 
 def _find_insertion(here: str, there: str, ends: tuple[str, str]) -> tuple[int, str] | None:
-    """Return what the text `there` of a turn has in addition to the text `here`, but for its end.
+    """Find the additional text of a turn, apart from its end.
+
+    Args:
+        here: The text of the turn.
+        there: Its text in a rendering that may have more.
+        ends: The ends of the turn in both.
 
     Returns:
         The position in `here`, and the string to insert there, which may be empty; None if the

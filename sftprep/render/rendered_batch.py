@@ -1,4 +1,4 @@
-"""Rendered examples and the description of their trained parts, before they are encoded."""
+"""Rendered examples with their trained parts, before they are encoded."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class RenderedBatch:
     def _remove_mark(
         self, text: str, spans: tuple[Span, ...] | None, prompt: str | None, mark: str
     ) -> tuple[str, tuple[Span, ...] | None, str | None]:
-        """Return the next text, its spans and its prompt without marks; store them with marks."""
+        """Store the next text with marks; return it, its spans and its prompt without."""
         number = len(self.texts)
         if prompt is not None and mark in prompt:
             prompt = self.marked_prompts.setdefault(

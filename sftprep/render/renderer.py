@@ -1,4 +1,7 @@
-"""Rendering of examples to strings: conversations by a template, texts with their end token."""
+"""Rendering of examples to strings, by a template or with an end token.
+
+Conversations are rendered by a template; other texts get their end token.
+"""
 
 from __future__ import annotations
 
@@ -116,7 +119,7 @@ class Renderer:
         return self._escaper.scanner
 
     def reference_spans(self, example: Example) -> tuple[tuple[Span, ...] | None, str | None]:
-        """Return the spans of a conversation that was added by its anchors, for the reference path.
+        """Return the spans of an anchored conversation for the reference path.
 
         The conversation is rendered again: to keep the pieces of all conversations would cost more,
         because few of them take the reference path after all.
@@ -174,11 +177,15 @@ class Renderer:
         rejected: list[Rejected],
         counts: Counts,
     ) -> bool:
-        """Reject a record for its omissions, or count them; return whether it is rejected."""
+        """Reject a record for its omissions, or count them.
+
+        Returns:
+            Whether the record is rejected.
+        """
         fatal = omissions.serious.intersection(self._recipe.rejected_losses)
-        for kind, content in OMISSIONS.items():
+        for kind, what in OMISSIONS.items():
             if kind in fatal:
-                message = f"the chat template drops {content}"
+                message = f"the chat template drops {what}"
                 rejected.append(Rejected(example.line, 0, kind, message, ""))
                 return True
         for kind in omissions.kinds:
@@ -194,7 +201,7 @@ class Renderer:
         batch: RenderedBatch,
         counts: Counts,
     ) -> None:
-        """Add a conversation of which only a part is trained, by the fast path if possible."""
+        """Add a partially trained conversation, by the fast path if possible."""
         reason = self._add_anchored(example, made, prompt, batch)
         if reason is None:
             return
@@ -216,7 +223,7 @@ class Renderer:
         prompt: RenderedPieces | Rendered | None,
         batch: RenderedBatch,
     ) -> str | None:
-        """Add a conversation by its anchors, or return why it has to take the reference path."""
+        """Add a conversation by its anchors, or return a reason for the reference path."""
         finder = self._finder
         if (
             batch.mark is not None
@@ -258,8 +265,10 @@ class Renderer:
         rejected: list[Rejected],
         counts: Counts,
     ) -> None:
-        """Add one text for each turn of the assistant, with everything before it as its prompt, as
-        the model sees it at inference."""
+        """Add one text for each turn of the assistant.
+
+        Everything before the turn is its prompt, as the model sees it at inference.
+        """
         assert self.templates.plain is not None
         first_target = len(example.prompt_messages or ())
         weights = self._spans.message_weights(messages, example.weights)
@@ -317,7 +326,7 @@ class Renderer:
 
 
 def text_ending(spec: TokenizerSpec) -> str:
-    """Return the end token that is written after a plain text that does not end with it.
+    """Return the end token for a plain text without one.
 
     The end token is written as text, as TRL does, so that the encoder needs only one pass. It is
     empty for a tokenizer that adds its own end token to every text.
@@ -326,7 +335,10 @@ def text_ending(spec: TokenizerSpec) -> str:
 
 
 def _without_empty_blocks(spans: tuple[Span, ...] | None, text: str) -> tuple[Span, ...]:
-    """Return the spans (None: everything) without the empty blocks of reasoning in a text."""
+    """Return spans without the empty blocks of reasoning in a text.
+
+    Spans of None are the whole text.
+    """
     blocks = [match.span() for match in EMPTY_BLOCK.finditer(text)]
     kept: list[Span] = []
     for first, last in ((0, len(text)),) if spans is None else spans:

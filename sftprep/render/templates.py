@@ -1,4 +1,4 @@
-"""The chat template of a recipe, in the forms that rendering needs."""
+"""The chat template of a recipe, in the forms for rendering."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from sftprep.render.token_space.anchors import Anchors, find_anchors
 
 
 class RecipeTemplates:
-    """The template of a recipe, its turn rule and its anchors; each is created when it is used.
+    """The template of a recipe, its turn rule and its anchors.
+
+    Each is created when it is used.
 
     Args:
         recipe: The recipe.
@@ -32,7 +34,7 @@ class RecipeTemplates:
 
     @cached_property
     def with_turns(self) -> ChatTemplate:
-        """The template, which reports its turns."""
+        """The template with reports of its turns."""
         template = self._recipe.template(turns=True, anchors=self.count_anchors)
         assert template is not None
         return template
@@ -74,7 +76,7 @@ class RecipeTemplates:
         return find_anchors(self._recipe.tokenizer, source, has_every_byte=has_bytes)
 
     def select(self, example: Example) -> ChatTemplate:
-        """Return the template for a conversation, which reports its turns if they are needed."""
+        """Return the template for a conversation, with reports of its turns if needed."""
         is_kept = self._recipe.reasoning == "keep"
         if self.needs_turns or is_kept or example.weights is not None:
             return self.with_turns
@@ -104,7 +106,10 @@ def _derive_rule(
     date: str | None,
     backend: TemplateBackend,
 ) -> TurnRule | str:
-    """Return the rule of a template, or why there is none, which takes as long to find."""
+    """Return the rule of a template, or why there is none.
+
+    Both take equally long to find, so both are cached.
+    """
     # A separate template, so that the probes do not count among the renders of the records.
     day = datetime.date.fromisoformat(date) if date else None
     try:

@@ -1,4 +1,4 @@
-"""Spans of characters that are trained in a rendered conversation, and their loss weights."""
+"""Trained spans of characters in a rendered conversation, with loss weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sftprep.render.templates import RecipeTemplates
 
 
 class SpanFinder:
-    """Finds the trained spans of conversations.
+    """A finder of the trained spans of conversations.
 
     Args:
         recipe: The recipe, whose `train_on` determines what is trained.
@@ -33,7 +33,11 @@ class SpanFinder:
     def trained_spans(
         self, example: Example, rendered: Rendered
     ) -> tuple[tuple[Span, ...] | None, list[Weight]]:
-        """Return the spans that are trained (None: everything), and weights other than 1."""
+        """Return the trained spans, and weights other than 1.
+
+        Returns:
+            The spans (None: everything), and the weights.
+        """
         if not self._templates.needs_turns and example.weights is None:
             return (rendered.spans if self.trains_spans else None), []
         messages = example.messages or []
@@ -70,7 +74,10 @@ class SpanFinder:
         return weights
 
     def target_numbers(self, messages: list[Message]) -> list[int]:
-        """Return the indices of the assistant's messages; of the last one for "last-assistant"."""
+        """Return the indices of the assistant's messages.
+
+        For "last-assistant", it is only the last one.
+        """
         found = [k for k, message in enumerate(messages) if message.get("role") in ASSISTANTS]
         return found[-1:] if self._train_on == "last-assistant" else found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sftprep.core.omissions import OMISSIONS, REASONING
+from sftprep.core.omissions import COLUMN_NOT_READ, OMISSIONS, REASONING
 from sftprep.errors import PythonNames, SettingNames, render_settings, setting, source_name
 from sftprep.shards.manifest import Manifest
 
@@ -33,6 +33,11 @@ KINDS: dict[str, _Kind] = {
         "it is not certain what to insert for the reasoning of an earlier turn, which is missing"
         " from the tokens",
         f"train each turn with its reasoning with {setting('reasoning', 'expand')}",
+    ),
+    "switch_not_read": _Kind(
+        "record",
+        "a turn has a key that appears to select what is trained, and which is not read",
+        "rename it to train, weight or loss_mask",
     ),
     "images_dropped": _Kind("record", "the images were removed, and the text was kept"),
     "reasoning_removed": _Kind("record", "all reasoning was removed, as the settings say"),
@@ -122,7 +127,7 @@ class DataWarning:
         Args:
             names: The form of settings; by default that of Python.
         """
-        kind = KINDS.get(self.kind, _Kind("record", self.kind.replace("_", " ")))
+        kind = _kind_of(self.kind)
         facts = []
         if self.number:
             facts.append(f"{self.number:,} {kind.counted}{'s' * (self.number != 1)}")
@@ -132,6 +137,17 @@ class DataWarning:
         if remedy := kind.remedy if self.remedy is None else self.remedy:
             text += f"; {remedy}"
         return render_settings(text, names or PythonNames())
+
+
+def _kind_of(name: str) -> _Kind:
+    if name.startswith(COLUMN_NOT_READ):
+        column = name.removeprefix(COLUMN_NOT_READ)
+        return _Kind(
+            "record",
+            f"the column {column!r} is not read, although its name suggests content",
+            f"if it belongs to the text, add it with {setting('transform', 'FILE.py:NAME')}",
+        )
+    return KINDS.get(name, _Kind("record", name.replace("_", " ")))
 
 
 def data_warnings(manifest: Manifest) -> list[DataWarning]:

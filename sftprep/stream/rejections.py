@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Mapping
 
 from sftprep.config.build import OutputConfig
-from sftprep.core.omissions import OMISSIONS
 from sftprep.core.types import Rejected, TokenBatch
 from sftprep.errors import RecordError, TooManyRejected, escape_control, setting
 from sftprep.pipeline.ledgers import first_of_each_reason
@@ -17,6 +16,8 @@ from sftprep.stream.sources.base import Block
 _log = logging.getLogger(__name__)
 
 _KEPT_RECORDS = 100
+_NOT_LOGGED = ("suspects_rejected", "images_dropped", "reasoning_removed")
+"""Warnings about what the settings request, or about records that are reported as rejected."""
 _MIN_RECORDS_FOR_SHARE = 1000
 """A share of rejected records is applied to at least this many, since a share of the first few
 records is meaningless."""
@@ -31,7 +32,7 @@ class Rejections:
 
     def __init__(self, output: OutputConfig) -> None:
         self._output = output
-        self._warned: set[str] = set()  # the kinds of omissions that were logged
+        self._warned: set[str] = set()  # the kinds of warnings that were logged
         # Bounded, since a stream can run for weeks.
         self.latest: deque[tuple[str, int, Rejected]] = deque(maxlen=_KEPT_RECORDS)
         self._firsts: dict[str, tuple[str, int, Rejected]] = {}  # the first of each reason
@@ -43,7 +44,7 @@ class Rejections:
         locate: Callable[[int], tuple[str, int]],
         counts: Callable[[], Mapping[str, int]],
     ) -> None:
-        """Quarantine the rejected records of a block, and log each kind of omission once.
+        """Quarantine the rejected records of a block, and log each kind of warning once.
 
         Args:
             block: The block.
@@ -57,9 +58,9 @@ class Rejections:
         """
         for rejected in batch.rejected:
             self.add(*locate(int(block.origins[rejected.line])), rejected, counts())
-        for kind in OMISSIONS:
-            line = batch.first_lines.get(f"warnings.{kind}")
-            if line is None or kind in self._warned:
+        for name, line in batch.first_lines.items():
+            kind = name.removeprefix("warnings.")
+            if kind in self._warned or kind == name or kind in _NOT_LOGGED:
                 continue
             self._warned.add(kind)
             first = locate(int(block.origins[line]))

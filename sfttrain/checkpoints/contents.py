@@ -1,4 +1,4 @@
-"""The check that the files of an unsealed checkpoint belong together, and to this run.
+"""The check that an unsealed checkpoint is consistent and of this run.
 
 Each file can be intact although the checkpoint is a mixture of several, after a kill or a manual
 copy. Therefore the steps that the files record must agree, tensors must have the names and shapes
@@ -25,7 +25,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class ExpectedTensors:
-    """The tensors that a model file of this run has."""
+    """The tensors of a model file of this run."""
 
     shapes: Shapes
     """The shape of each tensor, by its name in the file."""
@@ -38,7 +38,7 @@ class ExpectedTensors:
 def find_contents_fault(
     folder: Path, step: int, recorded: Mapping[str, int], expected: ExpectedTensors | None
 ) -> str:
-    """Return the first contradiction in a checkpoint whose files can all be read; "" if none.
+    """Return the first contradiction in a checkpoint of readable files; "" if none.
 
     Args:
         folder: The checkpoint.
@@ -61,7 +61,7 @@ def find_contents_fault(
 
 
 def last_optimizer_step(states: Iterable[Any]) -> int | None:
-    """Return the largest step that the states of an optimizer count; None if they count none.
+    """Return the largest step in the states of an optimizer; None if they count none.
 
     Parameters without gradients, such as experts to which no token was routed, count fewer steps.
     """
@@ -72,7 +72,10 @@ def last_optimizer_step(states: Iterable[Any]) -> int | None:
 
 
 def _optimizer_faults(path: Path, step: int | None) -> Iterator[str]:
-    """Yield the faults of an optimizer's file; `step` is None where the step is not known."""
+    """Yield the faults of an optimizer's file.
+
+    `step` is None where the step is not known.
+    """
     if not path.is_file():
         return
     content = _load_pickle(path)
@@ -96,7 +99,10 @@ def _optimizer_faults(path: Path, step: int | None) -> Iterator[str]:
 
 
 def _schedule_faults(path: Path, step: int | None) -> Iterator[str]:
-    """Yield the faults of a schedule's file; `step` is None where the step is not known."""
+    """Yield the faults of a schedule's file.
+
+    `step` is None where the step is not known.
+    """
     if not path.is_file():
         return
     content = _load_pickle(path)
@@ -115,7 +121,10 @@ def _random_state_faults(path: Path) -> Iterator[str]:
 
 
 def _load_pickle(path: Path) -> Any:
-    """Return the content of a pickle without running code in it; None where that is impossible."""
+    """Return the content of a pickle without running code in it, or None.
+
+    None means that this is impossible.
+    """
     from transformers.trainer import safe_globals
 
     try:
@@ -127,7 +136,7 @@ def _load_pickle(path: Path) -> Any:
 
 
 def _tensor_faults(folder: Path, expected: ExpectedTensors | None) -> Iterator[str]:
-    """Yield the tensors of the model file with a wrong name, shape or value for this run."""
+    """Yield the tensors of the model file with a wrong name, shape or value."""
     from safetensors import safe_open
 
     # 1. Find the files: one file, or the shards of an index; peft saves an adapter that is not

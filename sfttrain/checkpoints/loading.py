@@ -1,4 +1,4 @@
-"""Loading from a checkpoint: the tensors that it must have, converted weights, typed errors."""
+"""Loading from a checkpoint: expected tensors, converted weights, typed errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def has_adapter(model: Any) -> bool:
 
 
 def expected_tensors(model: Any) -> ExpectedTensors | None:
-    """Return the tensors in a saved file of a model or of its adapter; None if unknown."""
+    """Return the tensors in a saved file of a model or adapter; None if unknown."""
     adapter = str(getattr(model, "active_adapters", [""])[0]) if has_adapter(model) else ""
     if adapter:
         return ExpectedTensors(shapes=_to_shapes(adapter_tensors(model, adapter)), adapter=adapter)
@@ -33,7 +33,7 @@ def expected_tensors(model: Any) -> ExpectedTensors | None:
 
 
 def load_converted_weights(folder: str, model: Any) -> None:
-    """Load weights that have other names in the file than in the model, such as experts.
+    """Load weights with other names in the file than in the model, such as experts.
 
     Trainer loads the tensors by their names and would leave these as they were.
     """
@@ -78,7 +78,7 @@ def mismatch_errors(checkpoint: str | None, what: str) -> Iterator[None]:
 
 
 def best_checkpoint_error(folder: Path, fault: str) -> ConfigError:
-    """Return the error for a best checkpoint whose files are not those that were saved."""
+    """Return the error for a best checkpoint with other files than the saved ones."""
     latest = setting("resume_from_checkpoint", "latest")
     return ConfigError(
         f"the best checkpoint, {folder}, is not complete: {fault}; no final model is saved",
@@ -92,7 +92,10 @@ def _to_shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _find_tied_names(model: nn.Module) -> set[str]:
-    """Return the names of parameters with several names, of which a file has only one."""
+    """Return the names of parameters with several names.
+
+    A file has only one of these names.
+    """
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -100,7 +103,9 @@ def _find_tied_names(model: nn.Module) -> set[str]:
 
 
 def _to_saved_tensors(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Return the tensors with the names in a saved file, without values; None if unknown.
+    """Return the tensors by their names in a saved file, without values.
+
+    The result is None if the names are unknown.
 
     transformers renames and splits some tensors, such as experts, when it saves a model.
     """

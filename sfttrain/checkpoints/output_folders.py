@@ -1,4 +1,4 @@
-"""Ownership of the folders in an output folder, rotation of checkpoints, and errors of saving.
+"""Ownership of folders in an output folder, rotation of checkpoints, and errors.
 
 A folder is ours if it has `sft_files.json`, which is written last, or `sft_incomplete` or
 `sft_state.json`, which are written first. So the incomplete checkpoint of a killed run is ours as
@@ -37,7 +37,7 @@ _CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 
 
 def list_checkpoints(output_dir: str | os.PathLike[str]) -> dict[int, Path]:
-    """Return every path in an output folder that has the name of a checkpoint, by its step."""
+    """Return all paths in an output folder with the name of a checkpoint, by step."""
     try:
         names = os.listdir(output_dir)
     except FileNotFoundError:
@@ -50,7 +50,7 @@ def list_checkpoints(output_dir: str | os.PathLike[str]) -> dict[int, Path]:
 
 
 def reject_to_replace(folder: Path) -> None:
-    """Refuse to write to a folder that is not ours (see the module).
+    """Refuse to write to a folder of others (see the module).
 
     Raises:
         OutputExists: The folder is a link or a file, contains a link, or has files of others.
@@ -83,7 +83,7 @@ def reject_to_replace(folder: Path) -> None:
 
 
 def reject_unowned_output(folder: Path, adapters: Iterable[str] = ()) -> None:
-    """Refuse to save a model over a model that the user has in the output folder.
+    """Refuse to save over a model of the user in the output folder.
 
     Args:
         folder: The output folder.
@@ -126,7 +126,7 @@ def reject_unowned_output(folder: Path, adapters: Iterable[str] = ()) -> None:
 
 
 def reject_to_train_in_place(output_dir: str | os.PathLike[str], names: Iterable[str]) -> None:
-    """Refuse an output folder in which the run would replace its own starting point.
+    """Refuse an output folder if the run would replace its own starting point in it.
 
     Args:
         output_dir: The output folder.
@@ -170,7 +170,7 @@ def rotate_checkpoints(
     kept: Collection[str],
     written: Collection[str] = (),
 ) -> None:
-    """Delete old checkpoints until `limit` are left, as transformers does, but only ours.
+    """Delete old checkpoints of ours until `limit` are left, as transformers does.
 
     Only sealed checkpoints and those that this run has written are counted and deleted; links and
     all other folders stay. A file that the user added to a checkpoint stays, and so does its
@@ -221,7 +221,10 @@ def save_errors(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _is_failed_write(error: Exception) -> bool:
-    """Return whether safetensors or torch failed to write a file; neither has a type for it."""
+    """Return whether safetensors or torch failed to write a file.
+
+    Neither has an exception type for it.
+    """
     from safetensors import SafetensorError
 
     text = str(error)

@@ -1,4 +1,4 @@
-"""Exclusive use of an output folder, and the check that it has no files of others.
+"""Exclusive use of an output folder, and the check for files of others.
 
 All ranks raise an error of these checks together: a rank that continued alone would wait for the
 others in the next collective operation.
@@ -75,7 +75,7 @@ class OutputGuard:
         self._is_checked = True
 
     def prepare_save(self) -> None:
-        """Check the folder, if that was not done before, and detach its files from backups.
+        """Check the folder, unless it was done before, and detach its files from backups.
 
         Raises:
             OutputExists: The folder has files of a model that sfttrain did not write.
@@ -93,12 +93,12 @@ class OutputGuard:
         return list(model.peft_config) if has_adapter(model) else []
 
     def seal(self) -> None:
-        """Record the files of the final model, so that the next run recognizes them as ours."""
+        """Record the files of the final model as ours, for the next run."""
         if self._trainer.args.should_save:
             seal_output(self.folder)
 
     def reject_together(self, check: Callable[[], None], folder: Path) -> None:
-        """Run a check on the ranks that save, and raise its error on all ranks.
+        """Run a check on the saving ranks, and raise its error on all ranks.
 
         Args:
             check: Raises OutputExists.

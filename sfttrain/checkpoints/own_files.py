@@ -1,4 +1,6 @@
-"""Ownership of the files in a folder: only files that sfttrain wrote are replaced or deleted.
+"""Ownership of the files in a folder.
+
+Only files that sfttrain wrote are replaced or deleted.
 
 While a folder is being written it has `sft_incomplete`, from before its first file until after its
 seal. A folder with that marker and without a seal is incomplete, whatever else it contains, so the
@@ -67,7 +69,7 @@ def is_regular(path: Path) -> bool:
 
 
 def begin_folder(folder: Path) -> None:
-    """Mark a folder as being written, and delete the files that an earlier run wrote to it.
+    """Mark a folder as being written, and delete the files of an earlier run in it.
 
     `seal_checkpoint` removes the marker. Files of the user stay, and are not sealed.
     """
@@ -93,7 +95,7 @@ def _mark_incomplete(folder: Path, ours: Collection[str]) -> None:
 
 
 def delete_folder(folder: Path) -> None:
-    """Delete the files that sfttrain wrote to a folder, and the folder if it is empty then.
+    """Delete the files of sfttrain in a folder, and the folder if it is empty then.
 
     A file that cannot be deleted stays.
     """
@@ -118,7 +120,7 @@ def begin_output(folder: Path) -> None:
 
 
 def seal_output(folder: Path) -> None:
-    """Record the files of the final model in an output folder, which are ours from then on."""
+    """Record the files of the final model in an output folder as ours."""
     files = {
         path.name: {"bytes": path.stat().st_size}
         for path in sorted(folder.iterdir())
@@ -131,7 +133,7 @@ def seal_output(folder: Path) -> None:
 
 
 def break_links(folder: Path) -> None:
-    """Replace the files of a saved model that have other hard links by copies.
+    """Replace files of a saved model by copies if they have other hard links.
 
     Otherwise a save that writes them in place would change a backup made with `cp -al`. Tensors are
     always saved to a new file.
@@ -147,7 +149,7 @@ def break_links(folder: Path) -> None:
 
 
 def is_own_mark(path: Path) -> bool:
-    """Return whether the seal or the marker of an output folder has the content of ours."""
+    """Return whether the seal or the marker of an output folder is ours."""
     fields = read_fields(path)
     if path.name == SEAL_NAME:
         return fields.keys() == {"files"} and isinstance(fields["files"], dict)
@@ -155,12 +157,15 @@ def is_own_mark(path: Path) -> bool:
 
 
 def find_users_files(folder: Path) -> set[str]:
-    """Return the files in a folder that sfttrain did not write."""
+    """Return the files of the user in a folder.
+
+    They are those that sfttrain did not write.
+    """
     return list_files(folder).keys() - _find_our_files(folder)
 
 
 def _find_our_files(folder: Path) -> set[str]:
-    """Return the files that sfttrain wrote to a folder.
+    """Return the files of sfttrain in a folder.
 
     They are those in its seal. Without one, they are those with the names of our files, except for
     the files of the user that the marker lists; all of them in markers of older versions.
@@ -189,7 +194,7 @@ def _is_our_file_name(path: str) -> bool:
 
 
 def _delete_files(folder: Path, names: Collection[str]) -> None:
-    """Delete files, and the folders below `folder` that become empty."""
+    """Delete files, and emptied folders below `folder`."""
     for name in names:
         (folder / name).unlink(missing_ok=True)
     # The deepest first: a folder becomes empty only after the folders in it are deleted.

@@ -1,4 +1,4 @@
-"""The settings of the optimizer and the schedule that apply after a resume.
+"""The settings of the optimizer and the schedule after a resume.
 
 A resume restores the state of the optimizer, which includes its learning rate, weight decay and so
 on: the values of the checkpoint apply, whatever this run specifies. The shape of the schedule is
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def settings_to_record(args: Any, optimizer: Any) -> dict[str, Any]:
-    """Return the settings that a checkpoint records in addition to the optimizer's state.
+    """Return the settings for a checkpoint, in addition to the optimizer's state.
 
     Args:
         args: The SFTConfig.
@@ -90,7 +90,7 @@ def list_group_settings(optimizer: Any) -> list[dict[str, Any]]:
 def warn_of_changes(
     recorded: Mapping[str, Any], args: Any, wanted: list[dict[str, Any]], optimizer: Any
 ) -> None:
-    """Log the settings that differ from those of the checkpoint, and the ones that apply.
+    """Log the settings different from the checkpoint's, and the applied ones.
 
     Args:
         recorded: The settings that the checkpoint records; empty in older versions.

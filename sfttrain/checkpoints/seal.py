@@ -1,4 +1,4 @@
-"""The check that a checkpoint is complete: all of its files exist and have their content.
+"""The check that a checkpoint is complete: all files with their content.
 
 1. Sealed: `sft_files.json`, which is written last, has the size and digest of each file. The
    checkpoint is complete if its files have these digests.
@@ -59,7 +59,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """The requirements of a run on the checkpoint that it resumes from."""
+    """The requirements of a run on the checkpoint for its resume."""
 
     ranks: int = 1
     """The number of processes; used where the checkpoint does not record how many saved it."""
@@ -74,7 +74,7 @@ class Needs:
 
 
 def seal_checkpoint(folder: str | Path) -> None:
-    """Write the size and digest of each file of a checkpoint, after all of them were written."""
+    """Write the size and digest of each file of a checkpoint, after all were written."""
     root = Path(folder)
     others = read_fields(root / INCOMPLETE_NAME).get("others")
     files = {
@@ -88,7 +88,7 @@ def seal_checkpoint(folder: str | Path) -> None:
 
 
 def _is_unchanged(path: Path, stamp: Any) -> bool:
-    """Return whether a file has the time and size that the marker lists."""
+    """Return whether a file has the time and size listed in the marker."""
     return bool(stamp == [path.stat().st_mtime_ns, path.stat().st_size])
 
 
@@ -99,7 +99,7 @@ def read_sealed_names(folder: Path) -> set[str]:
 
 
 def find_saved_fault(folder: Path) -> str:
-    """Return what is wrong with a checkpoint that sfttrain saved; "" if nothing is.
+    """Return what is wrong with a checkpoint saved by sfttrain; "" if nothing is.
 
     Of a checkpoint of an older version, without a seal and without a marker, only the existence is
     checked.
@@ -165,7 +165,10 @@ def _first_fault(folder: Path, needs: Needs, read: bool) -> str:
 
 
 def _step_fault(folder: Path) -> str:
-    """Return a contradiction between the name and the state of a checkpoint, as in a copy."""
+    """Return a contradiction between the name and the state of a checkpoint.
+
+    A copied checkpoint can have one.
+    """
     named = re.fullmatch(r"checkpoint-(\d+)", folder.name)
     step = read_fields(folder / TRAINER_STATE_NAME).get("global_step")
     if named and int(named[1]) != step:
@@ -174,7 +177,7 @@ def _step_fault(folder: Path) -> str:
 
 
 def _state_fault(folder: Path, needs: Needs) -> str:
-    """Return what is wrong with the optimizer and the states that every checkpoint has."""
+    """Return what is wrong with the optimizer and the states of every checkpoint."""
     if (folder / _TRANSFORMERS_MARK).exists():
         return f"transformers marked it as incomplete ({_TRANSFORMERS_MARK})"
     for names in _OPTIMIZER if needs.optimizer else ():
@@ -185,7 +188,7 @@ def _state_fault(folder: Path, needs: Needs) -> str:
 
 
 def _missing_files(folder: Path, needs: Needs) -> Iterator[str]:
-    """Yield the files that a resume needs and that a checkpoint lacks."""
+    """Yield the files needed for a resume and missing in a checkpoint."""
     # 1. The weights: of the model, or of an adapter.
     weights: tuple[str, ...] = _MODEL
     folders = [folder]
@@ -214,7 +217,7 @@ def _missing_files(folder: Path, needs: Needs) -> Iterator[str]:
 
 
 def _missing_random_states(folder: Path, ranks: int, ranks_now: int) -> Iterator[str]:
-    """Yield the files of random states that are missing.
+    """Yield the missing files of random states.
 
     Args:
         ranks: The number of processes that saved them; 0 if unknown, as in older versions.
@@ -233,7 +236,7 @@ def _missing_random_states(folder: Path, ranks: int, ranks_now: int) -> Iterator
 
 
 def _read_ranks(path: Path) -> int:
-    """Return the number of processes that a state records; 0 if it records none."""
+    """Return the number of processes in a state; 0 if it is not recorded."""
     ranks = read_fields(path).get("ranks")
     return ranks if isinstance(ranks, int) else 0
 
@@ -252,7 +255,7 @@ def read_fields(path: Path) -> dict[str, Any]:
 
 
 def _fields_fault(path: Path, fields: Mapping[str, type]) -> str:
-    """Return what is wrong with a file that must have these fields; "" if nothing is."""
+    """Return what is wrong with a file of required fields; "" if nothing is."""
     if not path.is_file():
         return f"{path.name} is missing"
     values = read_fields(path)
@@ -282,7 +285,7 @@ def _seal_fault(folder: Path) -> str:
 
 
 def list_files(folder: Path) -> dict[str, Path]:
-    """Return the files in a folder and its subfolders by their relative paths, sorted."""
+    """Return the files in a folder and its subfolders by relative path, sorted."""
     files = sorted(Path(root, name) for root, _, names in os.walk(folder) for name in names)
     return {path.relative_to(folder).as_posix(): path for path in files}
 
@@ -296,7 +299,7 @@ def _compute_digest(path: Path) -> str:
 
 
 def _file_fault(path: Path) -> str:
-    """Return what is wrong with a file whose digest is not known; "" if nothing is."""
+    """Return what is wrong with a file of unknown digest; "" if nothing is."""
     try:
         if path.suffix == ".json":
             json.loads(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Selection of the checkpoint that a run resumes from: a complete one of the same run.
+"""Selection of the checkpoint for a resume: a complete one of the same run.
 
 `seal` defines when a checkpoint is complete.
 """
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunState:
-    """The counters and identities that a checkpoint has in addition to transformers' own files.
+    """Counters and identities in a checkpoint, in addition to transformers' files.
 
     They make a resume exact: it trains on the packs that the interrupted run had not seen yet.
     """
@@ -162,6 +162,6 @@ def find_checkpoint(
 
 
 def read_step(folder: str | Path) -> int:
-    """Return the number of optimizer steps after which a checkpoint was saved."""
+    """Return the number of optimizer steps before a checkpoint was saved."""
     state = json.loads((Path(folder) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     return int(state["global_step"])

@@ -1,4 +1,4 @@
-"""Parsing of the command line and the YAML files of `sfttrain run` into dataclasses."""
+"""Parsing of the command line and YAML files of `sfttrain run` into dataclasses."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def full_help() -> str:
 
 
 class _Parser(HfArgumentParser):  # type: ignore[misc]
-    """HfArgumentParser that raises ConfigError, and accepts no abbreviations.
+    """An HfArgumentParser without abbreviations, with ConfigError for its errors.
 
     An abbreviation can change its meaning with each new option.
     """
@@ -214,7 +214,7 @@ def _separate_config_files(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _to_flags(settings: dict[str, Any], known: list[str], path: str) -> list[str]:
-    """Return the settings of a YAML file as flags, so that the same parser checks both."""
+    """Convert the settings of a YAML file to flags, for checks by the same parser."""
     tokens: list[str] = []
     for name, value in settings.items():
         if name not in known:
@@ -232,7 +232,7 @@ def _to_flags(settings: dict[str, Any], known: list[str], path: str) -> list[str
 
 
 def _reject_trust(name: str, value: Any, path: str) -> None:
-    """Raise ConfigError for a file that allows code to run.
+    """Raise ConfigError for a file with permission to run code.
 
     Files are shared, and only the person at the command line knows which model can be trusted.
     """

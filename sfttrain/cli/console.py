@@ -1,4 +1,7 @@
-"""Progress of a run for people: a line per log entry, and a progress bar on a terminal."""
+"""Progress of a run for people: a line per log entry, and a progress bar.
+
+The bar is shown on a terminal only.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from transformers import TrainerCallback
 
 
 class Console(TrainerCallback):  # type: ignore[misc]
-    """Callback that writes the progress of a run.
+    """A callback for writing the progress of a run.
 
     Args:
         first_lines: The lines to write when training begins.
@@ -68,7 +71,7 @@ class Console(TrainerCallback):  # type: ignore[misc]
 
 
 def log_line(step: int, steps: int, logs: dict[str, float]) -> str:
-    """Return the line for a log entry of training or evaluation; "" for other entries.
+    """Return the line for a log entry of training or evaluation; "" for others.
 
     Args:
         step: The current step.

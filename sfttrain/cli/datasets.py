@@ -1,4 +1,4 @@
-"""The data of `sfttrain run`: packs, a path of raw records, or a dataset of the Hub."""
+"""The data of `sfttrain run`: packs, a path of raw records, or a Hub dataset."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ _HUB_PREFIX = "hf://"
 
 
 def load_run_datasets(run: RunConfig, *, evaluating: bool) -> tuple[Any, Any | None]:
-    """Load the training data, and the test split of `dataset_name` if the run evaluates on it.
+    """Load the training data, and the test split of `dataset_name`.
+
+    The test split is loaded only if the run evaluates on it.
 
     Args:
         run: The settings.
@@ -47,7 +49,9 @@ def load_run_datasets(run: RunConfig, *, evaluating: bool) -> tuple[Any, Any | N
 
 
 def open_data(path: str) -> Any:
-    """Open a folder of packs; return other paths unchanged, whose records the trainer prepares.
+    """Open a folder of packs; return other paths unchanged.
+
+    The trainer prepares the records of other paths.
 
     Raises:
         InputNotFound: The path does not exist, and no file matches it as a pattern.
@@ -105,7 +109,7 @@ def _select_split(splits: Any, split: str, setting_name: str, name: str) -> Any:
 def open_run_stream(
     run: RunConfig, training: Any, model_config: ModelConfig
 ) -> tuple[PackedStream, Any]:
-    """Open the stream of `sfttrain run --stream`, and load the tokenizer of the model.
+    """Open the stream of `sfttrain run --stream`, and load the model's tokenizer.
 
     Records are tokenized as those of a raw `train_dataset` of SFTTrainer are.
 

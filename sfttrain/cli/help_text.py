@@ -1,4 +1,4 @@
-"""The text of `sfttrain run --help`, as constants, so that it is printed immediately.
+"""The text of `sfttrain run --help`, as constants for printing it immediately.
 
 The dataclasses that define the settings take seconds to import. tests/sfttrain/test_cli.py compares
 every line with them.

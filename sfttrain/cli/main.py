@@ -134,7 +134,10 @@ def _silence_libraries() -> None:
 
 
 def _remove_debug_flag(tokens: list[str]) -> tuple[list[str], bool]:
-    """Remove a --debug without a value, which is sfttrain's; return whether it was there.
+    """Remove a --debug without a value, an option of sfttrain.
+
+    Returns:
+        The other tokens, and whether the option was there.
 
     The --debug of transformers has a value (underflow_overflow) and stays.
     """
@@ -151,7 +154,7 @@ def _remove_debug_flag(tokens: list[str]) -> tuple[list[str], bool]:
 
 
 def _report_library_error(error: Exception) -> int:
-    """Report an error that another library raised, with a remedy by its kind."""
+    """Report an error raised by another library, with a remedy by its kind."""
     text = " ".join(str(error).split())[:500] or type(error).__name__
     if "out of memory" in text.lower():
         return _report(

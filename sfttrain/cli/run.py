@@ -1,4 +1,4 @@
-"""One run of `sfttrain run`: preparation with its checks, training, and the summary.
+"""One run of `sfttrain run`: preparation with checks, training, and the summary.
 
 1. Check what can be checked before the model is loaded: the output folder, the checkpoint.
 2. Open the data, and load the model and its tokenizer.
@@ -50,7 +50,7 @@ from sfttrain.trainer_setup import init_options
 
 @dataclass(frozen=True)
 class RunSummary:
-    """The result of a run, which `--json` prints with these names."""
+    """The result of a run, with the names in the output of `--json`."""
 
     steps: int
     """The optimizer steps of this run, without those before a resume."""
@@ -124,7 +124,7 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run that has passed its checks and can start."""
+    """A run after its checks, ready to start."""
 
     trainer: SFTTrainer
     kind: str
@@ -148,7 +148,10 @@ class _RunData:
 
     @property
     def is_build(self) -> bool:
-        """Whether the training data is a build, whose manifest can be compared with the model."""
+        """Whether the training data is a build.
+
+        The manifest of a build can be compared with the model.
+        """
         return hasattr(self.train, "manifest")
 
 
@@ -188,7 +191,7 @@ def prepare(request: Request) -> PreparedRun:
 
 
 def _check_output_folder(training: SFTConfig, model_config: ModelConfig) -> None:
-    """Refuse an output folder that the run may not write to, before the model is loaded.
+    """Refuse an unusable output folder before the model is loaded.
 
     train() checks it again, with the folder of the tokenizer in addition.
     """
@@ -329,7 +332,7 @@ def _train_and_save(prepared: PreparedRun) -> RunSummary:
 
 
 def _merge(trainer: SFTTrainer, base: ModelConfig) -> str:
-    """Merge the adapter that was just saved into its base; return the folder.
+    """Merge the saved adapter into its base; return the folder.
 
     One process does this from the files, because the model may be sharded over the processes.
     """
@@ -347,7 +350,7 @@ def _merge(trainer: SFTTrainer, base: ModelConfig) -> str:
 
 
 def _add_console(trainer: SFTTrainer, warnings: Sequence[str]) -> None:
-    """Replace Trainer's own output, which goes to stdout, by Console.
+    """Replace Trainer's own output to stdout by Console.
 
     stdout is reserved for the summary.
     """

@@ -1,4 +1,7 @@
-"""Names of attention implementations, and the refusal of those that mix packed sequences."""
+"""Names of attention implementations, and the refusal of unsuitable ones.
+
+Unsuitable implementations let packed sequences attend to each other.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ _MIXING = {"eager", "sdpa", "flex_attention"}
 
 
 def reject_mixing(name: str) -> None:
-    """Refuse attention implementations that let packed sequences attend to each other.
+    """Refuse attention implementations without isolation of packed sequences.
 
     Raises:
         AttentionError: `name` is one of them.

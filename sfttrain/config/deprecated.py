@@ -1,4 +1,4 @@
-"""Deprecated settings of older versions of TRL and transformers, and their current names."""
+"""Deprecated settings of TRL and transformers, and their current names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CURRENT_NAMES = {
 
 
 def _deprecated_field(name: str) -> Any:
-    """Return a dataclass field for a setting that only older scripts specify."""
+    """Return a dataclass field for a setting of older scripts."""
     text = (
         f"Old name of {CURRENT_NAMES[name]}."
         if CURRENT_NAMES[name]
@@ -54,7 +54,9 @@ class DeprecatedSettings:
 
 
 def apply_deprecated_settings(config: Any) -> None:
-    """Copy the values of deprecated settings to the current ones, with a warning for the useless.
+    """Copy the values of deprecated settings to the current ones.
+
+    Settings without an effect give a warning.
 
     Args:
         config: An SFTConfig, which is changed in place.

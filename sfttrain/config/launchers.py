@@ -1,4 +1,4 @@
-"""Launchers of several processes: their environment variables, and launches that cannot work."""
+"""Launchers of several processes: environment variables, and impossible launches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ and that of the 0-based rank of this process. A rank above 0 proves that there a
 
 
 def launched_ranks() -> int:
-    """Return the number of processes that a launcher started as one run, by the environment.
+    """Return the number of processes launched as one run, by the environment.
 
     If only the rank of this process is known, the result is the smallest number that fits.
 
@@ -36,7 +36,7 @@ def launched_ranks() -> int:
 
 
 def launcher_variables() -> list[str]:
-    """Return the environment variables that prove that several processes were launched."""
+    """Return the environment variables set by a launch of several processes."""
     return [
         name
         for size, rank in LAUNCHERS
@@ -50,7 +50,7 @@ RENDEZVOUS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def unmet_launch(output_dir: str) -> ConfigError | None:
-    """Return the error for processes that were launched and cannot become one run.
+    """Return the error for launched processes unable to become one run.
 
     Args:
         output_dir: The folder that each of them would write to.
@@ -71,7 +71,7 @@ def unmet_launch(output_dir: str) -> ConfigError | None:
 
 
 def _check_rank() -> None:
-    """Refuse a rank or a port that does not exist, for which torch would wait or fail."""
+    """Refuse an invalid rank or port; torch would wait or fail."""
     if _number_in("MASTER_PORT") not in range(1 << 16):
         raise _invalid_variable("MASTER_PORT")
     for size, rank in (("WORLD_SIZE", "RANK"), ("PMI_SIZE", "PMI_RANK")):
@@ -108,7 +108,7 @@ def is_group_awaited() -> bool:
 
 
 def report_wait() -> None:
-    """Write to stderr which processes this one waits for, because torch waits silently.
+    """Write the awaited processes to stderr, because torch waits silently.
 
     torchrun starts all processes of a run or none, so only its rank 0 writes.
     """
@@ -124,7 +124,7 @@ def report_wait() -> None:
 
 
 def missed_launch(seconds: float) -> WorkerError:
-    """Return the error for processes that did not connect in time."""
+    """Return the error for processes not connected in time."""
     ranks = launched_ranks()
     return WorkerError(
         f"the {ranks} processes of this run did not find each other within {seconds:g} s",
@@ -135,7 +135,7 @@ def missed_launch(seconds: float) -> WorkerError:
 
 
 def refused_launch(output_dir: str, variables: list[str]) -> ConfigError:
-    """Return the error for processes that would each become a run of its own."""
+    """Return the error for processes about to become separate runs."""
     ranks = launched_ranks()
     number = str(ranks) if ranks > 1 else "several"
     return ConfigError(

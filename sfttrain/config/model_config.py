@@ -1,4 +1,4 @@
-"""The settings of the model of a training run: its precision, its adapter and its quantization."""
+"""The settings of the model of a run: precision, adapter and quantization."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from sfttrain.config.unsupported import reject_url
 
 @dataclass
 class ModelConfig:
-    """The model, its precision and its adapter: the fields of TRL's ModelConfig, and `merge`."""
+    """The model, its precision and its adapter.
+
+    The fields are those of TRL's ModelConfig, and `merge`.
+    """
 
     model_name_or_path: str | None = field(
         default=None,

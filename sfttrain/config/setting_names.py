@@ -1,4 +1,4 @@
-"""The names that a trainer shows in errors of sftprep: the settings of SFTConfig.
+"""The names of SFTConfig's settings in errors of sftprep.
 
 An error of sftprep refers to its settings by `sftprep.errors.setting`, and each front end renders
 these references. A trainer has other names for some settings, expresses some by several of its own,
@@ -89,7 +89,7 @@ class TrainerNames:
     spelling: PythonNames | FlagNames = field(default_factory=PythonNames)
 
     def setting(self, name: str, value: str | None) -> str | None:
-        """Return the text for a setting, or None if SFTConfig has none with the same effect."""
+        """Return the text for a setting, or None without an equivalent in SFTConfig."""
         if name in _BY_VALUE:
             pairs = _BY_VALUE[name].get(value, _BY_VALUE[name][None])
             return " and ".join(self.spelling.setting(*pair) or "" for pair in pairs)
@@ -106,18 +106,21 @@ class TrainerNames:
         return self.spelling.setting(_RENAMED.get(name, name), value)
 
     def source(self, path: str) -> str:
-        """Return the name of the dataset for the trainer's own file, and other paths unchanged."""
+        """Return the name of the dataset for the trainer's own file.
+
+        Other paths are returned unchanged.
+        """
         return self.dataset if path == self.rows else path
 
 
 @dataclass(frozen=True)
 class StreamNames(TrainerNames):
-    """The settings of a stream as those of the trainer that reads it."""
+    """The settings of a stream as those of its trainer."""
 
     renamed: ClassVar[Mapping[str, str]] = {"workers": "dataloader_num_workers"}
 
     def setting(self, name: str, value: str | None) -> str | None:
-        """Return the text for a setting, or None if the trainer has none with the same effect."""
+        """Return the text for a setting, or None without an equivalent in the trainer."""
         if name in self.renamed:
             return self.spelling.setting(self.renamed[name], value)
         return super().setting(name, value)
@@ -125,7 +128,10 @@ class StreamNames(TrainerNames):
 
 @dataclass(frozen=True)
 class RunStreamNames(StreamNames):
-    """The settings of a stream as those of `sfttrain run --stream`, which has more of them."""
+    """The settings of a stream as those of `sfttrain run --stream`.
+
+    The command has more of them than the trainer.
+    """
 
     renamed: ClassVar[Mapping[str, str]] = {
         **StreamNames.renamed,

@@ -1,4 +1,4 @@
-"""The settings of a training run: TrainingArguments with defaults for fine-tuning, and TRL's."""
+"""The settings of a run: TrainingArguments with other defaults, and TRL's."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LossImpl = Literal["auto", "logits", "fused"]
 
 
 class DefaultLength(int):
-    """A `max_length` that was not specified.
+    """An unspecified `max_length`.
 
     The trainer uses the limit of the tokenizer instead if it is lower, as TRL used to.
     """
@@ -37,7 +37,7 @@ class DefaultLength(int):
 
 @dataclass
 class SFTConfig(DeprecatedSettings, TrainingArguments):  # type: ignore[misc]
-    """TrainingArguments with the settings of TRL 1.16's SFTConfig, and some of sfttrain's own.
+    """TrainingArguments with the settings of TRL 1.16's SFTConfig, and sfttrain's.
 
     Older names of the settings are accepted too. These defaults differ from TrainingArguments:
 
@@ -328,7 +328,10 @@ class SFTConfig(DeprecatedSettings, TrainingArguments):  # type: ignore[misc]
             raise refused_launch(str(self.output_dir), launcher_variables())
 
     def _create_cpu_group(self) -> None:
-        """Create the process group with ddp_timeout, which transformers applies to GPUs only."""
+        """Create the process group with ddp_timeout.
+
+        transformers applies ddp_timeout to GPUs only.
+        """
         from accelerate import PartialState
 
         timeout = timedelta(seconds=self.ddp_timeout)

@@ -1,4 +1,4 @@
-"""Validation of SFTConfig: settings of TRL and Trainer that sfttrain does not support, and values.
+"""Validation of SFTConfig: unsupported settings of TRL and Trainer, and values.
 
 Each unsupported setting is refused by name, with an alternative.
 """
@@ -22,7 +22,7 @@ from sftprep.errors import ConfigError, MissingDependency, setting
 
 @dataclass(frozen=True)
 class Refusal:
-    """A setting of which sfttrain supports only some values."""
+    """A setting with only some values supported by sfttrain."""
 
     name: str
     is_supported: Callable[[Any], bool]
@@ -170,7 +170,7 @@ def check_numbers(config: Any) -> None:
 
 
 def _find_non_finite(values: Any, name: str = "it") -> Iterator[tuple[str, float]]:
-    """Yield the non-finite numbers in a nested setting, each with the key that contains it."""
+    """Yield the non-finite numbers in a nested setting, each with its key."""
     if isinstance(values, str):
         try:
             values = json.loads(values)
@@ -187,7 +187,7 @@ def _find_non_finite(values: Any, name: str = "it") -> Iterator[tuple[str, float
 
 
 def check_choices(config: Any) -> None:
-    """Replace synonyms, and check the settings that have a fixed set of values.
+    """Replace synonyms, and check the settings with a fixed set of values.
 
     Raises:
         ConfigError: A value is not one of the choices.
@@ -221,7 +221,7 @@ def check_choices(config: Any) -> None:
 
 
 def reject_unsupported(config: Any) -> None:
-    """Check the settings that sfttrain supports only in part.
+    """Check the settings with partial support in sfttrain.
 
     Raises:
         ConfigError: A setting has a value that is not supported.
@@ -291,7 +291,7 @@ def _configure_liger(config: Any) -> None:
 
 
 def _parse_multiple(value: Any) -> int | None:
-    """Return pad_to_multiple_of as a number of at least 2; None if rows are not padded."""
+    """Parse pad_to_multiple_of to a number of at least 2; None without padding."""
     if value in (None, "auto", "none", "None", "null", 0, 1, "0", "1"):
         return None
     try:
@@ -307,7 +307,7 @@ def _parse_multiple(value: Any) -> int | None:
 
 
 def reject_url(name: str | None, setting_name: str) -> None:
-    """Raise ConfigError for the URL of a store, which no library here can load.
+    """Raise ConfigError for the URL of a store, because no library here can load it.
 
     Args:
         name: A local path, or a name on the Hub; None if the setting is not specified.

@@ -1,4 +1,4 @@
-"""Batches of packs: the packs of each rank and step, joined into one padding-free row.
+"""Batches of packs: those of each rank and step, in one padding-free row.
 
 `StepPlan` decides which packs a rank trains on at each step, `StepSampler` and `PackLoader` hand
 this plan to torch, and `collate_packs` joins the packs of a device batch.
@@ -20,10 +20,11 @@ from sfttrain.data.packs import PackLike, PackSource
 
 
 class RowBatch(TypedDict):
-    """A device batch as one padding-free row of T tokens, S sequences and n scored positions.
+    """A device batch as one padding-free row.
 
-    A position is scored if the token after it is trained. n is at least 1: in a row without a
-    trained token, position 0 is the only scored position, and its target is -100.
+    It has T tokens, S sequences and n scored positions. A position is scored if the token after it
+    is trained. n is at least 1: in a row without a trained token, position 0 is the only scored
+    position, and its target is -100.
 
     Example:
         Sequences [5, 6, 7] and [8, 9] with 6, 7 and 9 trained:
@@ -120,7 +121,10 @@ def collate_packs(packs: Sequence[PackLike]) -> RowBatch:
 
 
 def _join_weights(packs: Sequence[PackLike]) -> NDArray[np.float32] | None:
-    """Return the weights of the tokens of all packs, float32 [T]; None if no pack has weights."""
+    """Return the weights of the tokens of all packs, float32 [T], or None.
+
+    None means that no pack has weights.
+    """
     parts = [getattr(p, "loss_weights", None) for p in packs]
     if all(part is None for part in parts):
         return None
@@ -143,7 +147,7 @@ class _FillerPack:
 
 
 def collate_filled(packs: Sequence[PackLike], *, multiple: int, pad_token_id: int) -> RowBatch:
-    """Join packs as `collate_packs` does, in a row whose length is a multiple of `multiple`.
+    """Join packs like `collate_packs`, filled to a multiple of `multiple` tokens.
 
     Args:
         packs: The packs of a device batch.
@@ -173,7 +177,9 @@ def _concatenate(
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Assignment of packs to steps: a pure function of the seed, the epoch and the step.
+    """Assignment of packs to steps.
+
+    It is a pure function of the seed, the epoch and the step.
 
     The packs of an optimizer step do not depend on the number of ranks that share them. Runs on
     different numbers of ranks are therefore equal if rows * accumulation * world is equal.
@@ -231,7 +237,7 @@ class StepPlan:
 
 
 class StepSampler(Sampler[list[int]]):
-    """Batch sampler of one rank, which follows a `StepPlan`.
+    """A batch sampler of one rank, by a `StepPlan`.
 
     transformers' Trainer skips batches and sets the epoch on it. It must not be prepared by
     accelerate, which would divide the batches among the ranks a second time.
@@ -249,12 +255,12 @@ class StepSampler(Sampler[list[int]]):
             yield self.plan.batch(order, number, self.rank).tolist()
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch whose order the next iteration follows."""
+        """Set the epoch for the order of the next iteration."""
         self.epoch = epoch
 
 
 class PackLoader(DataLoader[RowBatch]):
-    """DataLoader of collated rows that passes the epoch to its sampler."""
+    """A DataLoader of collated rows with the epoch passed on to its sampler."""
 
     def __init__(
         self,
@@ -283,7 +289,7 @@ class PackLoader(DataLoader[RowBatch]):
         )
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch whose order the next iteration follows."""
+        """Set the epoch for the order of the next iteration."""
         cast(StepSampler, self.batch_sampler).set_epoch(epoch)
 
 

@@ -16,7 +16,7 @@ Collator = Callable[[list[Any]], Mapping[str, Any]]
 
 
 def collate_custom(rows: list[Any], *, collator: Collator, spare: Any) -> dict[str, Any]:
-    """Return the batch of a user's collator, with its number of targets as `total_weight`.
+    """Call a user's collator, and add the number of targets as `total_weight`.
 
     Args:
         rows: The rows of a device batch; empty if the last step has no rows left for this rank.

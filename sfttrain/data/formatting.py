@@ -1,4 +1,4 @@
-"""A user's formatting function, which makes texts from rows.
+"""A user's formatting function, from rows to texts.
 
 It is called with one row, or with the columns of several rows, as older versions of TRL did.
 """
@@ -21,7 +21,7 @@ _BATCH = 1000
 def format_rows(
     rows: Iterable[Row], function: FormattingFunction, text_field: str
 ) -> Iterator[dict[str, str]]:
-    """Yield `{text_field: text}` for each text that the function makes from the rows.
+    """Yield `{text_field: text}` for each text from the function.
 
     A function that returns a string is called once per row. A function that returns a list takes
     either the columns of several rows, and returns one text per row, or one row, and returns
@@ -99,7 +99,7 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def _call(function: FormattingFunction, argument: Any, position: str) -> list[str]:
-    """Return the texts that the function makes from one row or from columns."""
+    """Call the function on one row or on columns, and return the texts."""
     try:
         result = function(argument)
     except Exception as error:

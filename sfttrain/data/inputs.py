@@ -1,4 +1,4 @@
-"""Datasets as the user passes them: their kinds, and their rows as a source that can be reread."""
+"""User-provided datasets: their kinds, and their rows as a rereadable source."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def is_build(source: Any) -> bool:
 
 
 def to_row_source(source: Any, name: str) -> Any:
-    """Return a dataset as a source that can be iterated more than once.
+    """Convert a dataset to a source with repeatable iteration.
 
     Args:
         source: The dataset. One that has rows only by index, such as a torch Dataset, is wrapped
@@ -66,7 +66,10 @@ def to_row_source(source: Any, name: str) -> Any:
 
 
 class BoundedRows(Sequence[Any]):
-    """Rows of a dataset whose `__getitem__` may accept an index past the last row."""
+    """Rows of a dataset, bounded even if its `__getitem__` is not.
+
+    The `__getitem__` of a dataset may accept an index past the last row.
+    """
 
     def __init__(self, rows: IndexedRows) -> None:
         self._rows = rows
@@ -75,7 +78,7 @@ class BoundedRows(Sequence[Any]):
         return len(self._rows)
 
     def __getitem__(self, index: Any, /) -> Any:
-        """Return one row; raise IndexError past the last row, which ends an iteration."""
+        """Return one row; raise IndexError past the last row to end an iteration."""
         if not -len(self._rows) <= index < len(self._rows):
             raise IndexError(index)
         return self._rows[index % len(self._rows)]
@@ -127,7 +130,7 @@ def first_row(source: Any, name: str) -> Mapping[str, Any]:
 
 
 def select_split(source: Any, name: str) -> Any:
-    """Return the split of a DatasetDict that is called train, or its only one.
+    """Return the split called train of a DatasetDict, or its only one.
 
     Any other source is returned unchanged. `name` is the name of the dataset in messages.
     """
@@ -142,7 +145,7 @@ def select_split(source: Any, name: str) -> Any:
 
 
 def file_stamps(path: str) -> list[Any] | None:
-    """Return path, size and modification time of every file that a path names.
+    """Return path, size and modification time of every file matching a path.
 
     Args:
         path: A file, a folder or a glob.

@@ -1,4 +1,4 @@
-"""Rows of a dataset as a JSON Lines file that is named by its content.
+"""Rows of a dataset as a JSON Lines file named by its content.
 
 A build reads such a file like any other input, and two datasets with equal rows share one file.
 """
@@ -81,7 +81,7 @@ def _rename_unless_present(temporary: Path, path: Path) -> None:
 
 
 def _create_locked_file(folder: Path) -> tuple[int, str]:
-    """Create a temporary file with a lock, which shows other processes that it is in use."""
+    """Create a temporary file with a lock as the sign of its use."""
     while True:
         handle, path = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -92,7 +92,7 @@ def _create_locked_file(folder: Path) -> tuple[int, str]:
 
 
 def _remove_orphans(folder: Path) -> None:
-    """Remove the temporary files of killed processes, which are not locked any more."""
+    """Remove the temporary files of killed processes; they are not locked any more."""
     for path in folder.glob(".*.tmp"):
         try:
             with path.open("rb") as file:

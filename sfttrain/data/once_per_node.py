@@ -1,4 +1,4 @@
-"""Work that one process of each machine does for all processes of the machine.
+"""Work of one process of each machine for all processes of the machine.
 
 The other processes wait at the file system. They do not wait in a collective operation, which would
 time out during a long preparation.
@@ -43,7 +43,9 @@ class Ranks:
 
 
 class OncePerMachine:
-    """Runs work in the first process of each machine and shares its result or its error.
+    """A runner of work in the first process of each machine.
+
+    The other processes of the machine get its result or its error.
 
     1. Before the first work, all processes meet in one collective operation, in which the leaders
        publish the path of a folder. No process is late for it, because no work has begun.
@@ -58,7 +60,7 @@ class OncePerMachine:
         self._folder: Path | None = None  # of this machine's leader; None before the first work
 
     def do(self, work: Callable[[], Result]) -> Result:
-        """Return the result of `work`, which runs in the leader only.
+        """Run `work` in the leader only, and return its result in every process.
 
         Every process must call this method, in the same order. An exception of `work` is raised in
         all processes of the machine.

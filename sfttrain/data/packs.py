@@ -1,4 +1,4 @@
-"""Packs as the trainer reads them, from shards or from any object with the same fields."""
+"""Packs for the trainer, from shards or from any object with the same fields."""
 
 from __future__ import annotations
 

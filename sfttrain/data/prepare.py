@@ -1,4 +1,4 @@
-"""Preparation of any dataset as packs: opened, read as they are, or built once by sftprep.
+"""Preparation of any dataset as packs: opened, read as they are, or built once.
 
 A dataset is one of:
 
@@ -185,7 +185,7 @@ class DataPreparation:
             raise error.shown_by(StreamNames(name, DATASET_OF_STREAM)) from error
 
     def is_cached_rows(self, file: str) -> bool:
-        """Return whether a file has the rows of a dataset that the user passed in memory."""
+        """Return whether a file has the rows of a user-provided dataset in memory."""
         return Path(file).parent == self._folder / _ROWS
 
     def _reject_transform(self, name: str) -> None:
@@ -289,7 +289,7 @@ class DataPreparation:
         return str(folder)
 
     def _find_inputs(self, source: Any, name: str) -> tuple[tuple[str, ...], Any]:
-        """Return the inputs of a build, and a value that identifies their content.
+        """Return the inputs of a build, and a value to identify their content.
 
         Rows are written to a file first. The value is None if only reading the inputs would tell
         their content, as for a name on the Hub.
@@ -331,7 +331,7 @@ class DataPreparation:
 
 
 def max_sequence_length(source: Any) -> int:
-    """Return the largest length in tokens that a sequence of these packs may have.
+    """Return the largest possible length of a sequence in packs, in tokens.
 
     It is the limit that was set for the build or stream; without a limit, the length of the longest
     sequence.

@@ -51,7 +51,7 @@ def _input_size(inputs: tuple[str, ...]) -> int:
 
 
 def folder_of_process(parent: Path) -> Path:
-    """Return a folder for a build that no other process may reuse; it is removed at the end."""
+    """Return a folder for a build of this process only; remove it at the end."""
     with storage_errors(parent):
         parent.mkdir(parents=True, exist_ok=True)
         folder = tempfile.mkdtemp(prefix=".once-", dir=parent)
@@ -60,7 +60,9 @@ def folder_of_process(parent: Path) -> Path:
 
 
 def log_accounting(folder: Path, name: str, names: SettingNames) -> None:
-    """Log the counts of a build and its warnings; as a warning if tokens or records were lost.
+    """Log the counts of a build and its warnings.
+
+    The log entry is a warning if tokens or records were lost.
 
     Args:
         folder: The folder of the build.

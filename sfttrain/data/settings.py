@@ -1,4 +1,4 @@
-"""Settings of the preparation: the fields of an SFTConfig in the form that a build takes."""
+"""Settings of the preparation: the fields of an SFTConfig in a build's form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training on raw records while they are tokenized: the loader of a stream and its saved state."""
+"""Training on raw records while they are tokenized: a loader and its saved state."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ STATE_NAME = "stream_state-{rank}.json"
 
 
 def is_stream(source: Any) -> bool:
-    """Return whether packs are made during training, so that their number is not known."""
+    """Return whether packs are made during training.
+
+    Their number is not known then.
+    """
     return isinstance(source, PackedStream)
 
 
 class TrainLoader(StreamLoader[Any]):
-    """StreamLoader for transformers' Trainer, with at least one process for tokenizing.
+    """StreamLoader for transformers' Trainer, with at least one tokenizing process.
 
     Every pass over the data ends with a complete optimizer step. If its last step has fewer batches
     than `gradient_accumulation_steps`, batches without a trained token follow. Without them,
@@ -114,7 +117,10 @@ class TrainLoader(StreamLoader[Any]):
 
 
 def reject_evaluation(sources: Sequence[Any]) -> None:
-    """Raise ConfigError if an evaluation set is a stream, whose number of packs is not known."""
+    """Raise ConfigError if an evaluation set is a stream.
+
+    The number of packs of a stream is not known.
+    """
     if any(is_stream(source) for source in sources):
         raise ConfigError(
             "an evaluation set is a stream, whose length is not known",
@@ -123,7 +129,7 @@ def reject_evaluation(sources: Sequence[Any]) -> None:
 
 
 def _pin(batch: dict[str, Any]) -> dict[str, Any]:
-    """Pin the tensors of a batch, so that they are copied to the device asynchronously."""
+    """Pin the tensors of a batch for asynchronous copies to the device."""
     return {
         name: value.pin_memory() if isinstance(value, torch.Tensor) else value
         for name, value in batch.items()

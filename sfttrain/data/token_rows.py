@@ -1,4 +1,7 @@
-"""Tokenized rows as packs. Each row is trained as it is: it is not truncated and not packed."""
+"""Tokenized rows as packs.
+
+Each row is trained as it is: it is not truncated and not packed.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from sftprep.errors import ConfigError
 
 
 class IndexedRows(Protocol):
-    """Rows by index, such as a `datasets.Dataset`, a torch map-style dataset or a list."""
+    """Rows by index: a `datasets.Dataset`, a torch map-style dataset or a list."""
 
     def __len__(self) -> int:
         """Return the number of rows."""

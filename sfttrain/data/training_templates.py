@@ -1,4 +1,4 @@
-"""The rendering of the chat templates that TRL replaces for a loss on the assistant only.
+"""Training templates: TRL's replacements for a loss on the assistant only.
 
 With `assistant_only_loss`, TRL 1.16 replaces 31 templates by variants that have `{% generation %}`
 marks. Here the marks are derived from the template itself, so only those variants matter that write
@@ -70,12 +70,15 @@ _KEEPING = frozenset({"qwen3", "qwen3_5_nothink", "qwen3_5_think", "qwen3_6"})
 
 
 def keeps_reasoning(template: str | dict[str, str] | None) -> bool:
-    """Return whether TRL trains on the reasoning of earlier turns with `assistant_only_loss`."""
+    """Return whether TRL trains on the reasoning of earlier turns.
+
+    This is the case for some templates with `assistant_only_loss`.
+    """
     return _name_of(template) in _KEEPING
 
 
 def to_training_template(template: str | dict[str, str] | None) -> str | dict[str, str] | None:
-    """Return the chat template with the text that TRL trains on with `assistant_only_loss`.
+    """Return the chat template with TRL's training text for `assistant_only_loss`.
 
     Args:
         template: The template of a tokenizer, or its templates by name. TRL uses the variant of the
@@ -93,7 +96,7 @@ def to_training_template(template: str | dict[str, str] | None) -> str | dict[st
 
 
 def export_tokenizer(tokenizer: Any, train_on: str) -> str:
-    """Write a tokenizer to a file for a build, with the chat template that TRL would train with.
+    """Write a tokenizer to a file for a build, with TRL's chat template for training.
 
     Args:
         tokenizer: The tokenizer, which keeps its template: the model is saved with it.
@@ -110,7 +113,7 @@ def export_tokenizer(tokenizer: Any, train_on: str) -> str:
 
 
 def _name_of(template: str | dict[str, str] | None) -> str | None:
-    """Return the name of a template that TRL replaces, None for any other one."""
+    """Return the name of a template replaced by TRL, None for any other one."""
     default = _default_of(template) or ""
     return _REPLACED.get(sha256(default.encode("utf-8", "surrogatepass")).hexdigest())
 

@@ -1,4 +1,4 @@
-"""Loss of scored positions: from logits, or fused with the head without storing the logits.
+"""Loss of scored positions: from logits, or fused with the head without logits.
 
 The idea of the fused loss: the gradient of cross-entropy with respect to the logits is softmax
 minus one-hot, which is known as soon as the logits are. The gradients of the head's inputs, weight
@@ -37,7 +37,7 @@ _CHUNK_BYTES = 64 * 2**20
 
 
 class LossSums(NamedTuple):
-    """Sums over the scored positions of a row; all are on the device, and none is read."""
+    """Sums over the scored positions of a row, on the device and not yet read."""
 
     loss: Tensor
     """Sum of the loss that is minimised; float32 scalar, differentiable."""
@@ -60,7 +60,7 @@ class LossPlan:
     """The plain linear head that is fused with the loss; None for a loss from logits."""
 
     def outputs_are_hidden(self) -> contextlib.AbstractContextManager[None]:
-        """Make the model return the inputs of its head as logits while the context is open.
+        """Make the model return the inputs of its head as logits, in this context.
 
         Without a fused head, the model is not changed.
         """
@@ -189,7 +189,7 @@ def _sum_weights(valid: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def _explain_not_plain(model: Any, head: Any, device: torch.device) -> str:
-    """Return why logits are not `head(hidden)` of a plain linear head; "" if they are."""
+    """Return why logits are not `head(hidden)` of a plain linear head, or ""."""
     if type(head) is not nn.Linear or head.weight.dtype.itemsize < 2:
         return f"its head is a {type(head).__name__}, not a plain linear layer"
     ids = torch.arange(4, device=device)[None] % head.weight.shape[0]
@@ -231,7 +231,9 @@ def _bypass_head(head: nn.Linear) -> Iterator[None]:
 
 
 class _KeepInGraph(torch.autograd.Function):
-    """Identity of `hidden` that has the head's parameters in its graph, without gradients for them.
+    """Identity of `hidden` with the head's parameters in its graph.
+
+    The parameters get no gradients from it.
 
     DistributedDataParallel searches the graph of a model's outputs for parameters without a part in
     it, and marks their gradients as ready. The head takes part only later, in the loss, so without
@@ -340,7 +342,9 @@ class _FusedHeadLoss(torch.autograd.Function):
 def _chunk_nll(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, out: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the probabilities and the negative log likelihood of a chunk of r positions.
+    """Return the probabilities and the negative log likelihood of a chunk.
+
+    The chunk has r positions.
 
     Args:
         hidden: Inputs of the head, [r, H].

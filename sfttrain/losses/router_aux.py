@@ -1,4 +1,4 @@
-"""Auxiliary loss that balances the experts of a model, captured at the output of the model."""
+"""Auxiliary loss for the balance of experts, captured at the model's output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sfttrain.models.unwrap import unwrap_peft
 
 
 class ExpertBalance:
-    """The model's own auxiliary loss, weighted, to be added to the loss of the tokens.
+    """The model's own auxiliary loss, weighted, as a part of the tokens' loss.
 
     The mean over the micro-batches of a step is added, as in TRL 1.16.
 
@@ -46,7 +46,7 @@ class ExpertBalance:
 
     @contextlib.contextmanager
     def capture(self, training: bool) -> Iterator[list[Tensor]]:
-        """Yield a list that receives the auxiliary losses of forwards while the context is open.
+        """Yield a list for the auxiliary losses of forwards in this context.
 
         Args:
             training: Whether the model is trained; in evaluation, nothing is captured.
@@ -70,7 +70,7 @@ class ExpertBalance:
             hook.remove()
 
     def share(self, captured: list[Tensor], micro_batches: int, device: torch.device) -> Tensor:
-        """Return the term that is added to the loss of one micro-batch.
+        """Return the auxiliary term in the loss of one micro-batch.
 
         Args:
             captured: The auxiliary losses of the forwards of the micro-batch.
@@ -88,7 +88,7 @@ class ExpertBalance:
         return self.weight * mean / micro_batches
 
     def read(self, accelerator: Any) -> dict[str, float]:
-        """Return the mean auxiliary loss since the last call over all ranks, as it is logged.
+        """Return the mean auxiliary loss since the last call over all ranks, for the log.
 
         The result is empty for a model without experts.
         """

@@ -1,4 +1,4 @@
-"""Predictions for `compute_metrics`: one row per sequence, gathered over the ranks."""
+"""Predictions for `compute_metrics`: one row per sequence, from all ranks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Preprocess = Callable[[Tensor, Tensor], Tensor]
 
 
 def all_logits(model: nn.Module, batch: RowBatch, mode: ForwardMode) -> Tensor:
-    """Return the logits of every position of a row, in the order of the row: [1, T, V]."""
+    """Return the logits of every position of a row, in its order: [1, T, V]."""
     # The target of a position is its own index. It is returned with the logits, which may be in
     # another order.
     positions = torch.arange(batch["input_ids"].shape[1], device=batch["input_ids"].device)
@@ -93,7 +93,11 @@ class Predictions:
 
 
 def _pad(rows: list[NDArray[Any]], longest: int) -> NDArray[Any]:
-    """Return rows of different lengths as one array padded with -100: [rows, longest, ...]."""
+    """Return rows of different lengths as one array, padded with -100.
+
+    Returns:
+        [rows, longest, ...].
+    """
     if not rows:
         return np.zeros((0, longest), dtype=np.int64)
     out = np.full((len(rows), longest, *rows[0].shape[1:]), -100, dtype=rows[0].dtype)

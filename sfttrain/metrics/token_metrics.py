@@ -1,4 +1,4 @@
-"""Counters of a run, which are kept on the device and read only for the log."""
+"""Counters of a run, kept on the device and read only for the log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sfttrain.losses.fused_cross_entropy import LossSums
 
 
 class Counters:
-    """Sums of loss, correct predictions and tokens over the positions since the last `read`.
+    """Sums of loss, correct predictions and tokens since the last `read`.
 
     `add` never waits for the device. `read` and `peek` wait once, and sum over the ranks.
     """
@@ -31,7 +31,10 @@ class Counters:
         self._sums += torch.stack([sums.nll, sums.correct, sums.tokens]).to(self._sums.dtype)
 
     def read(self, accelerator: Any) -> CounterReading:
-        """Return the sums over all ranks and reset them; every rank must call this method."""
+        """Return the sums over all ranks and reset them.
+
+        Every rank must call this method.
+        """
         reading = self.peek(accelerator)
         self._since += reading.seconds
         self._sums.zero_()
@@ -64,7 +67,7 @@ class CounterReading:
 
     @property
     def accuracy(self) -> float:
-        """Share of tokens whose most likely candidate was correct; 0 if there was no token."""
+        """Share of tokens with the correct prediction; 0 if there was no token."""
         return self.correct / self.tokens if self.tokens else 0.0
 
     @property
@@ -74,5 +77,5 @@ class CounterReading:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss); infinite if that exceeds the range of a float."""
+        """The exponential of the loss; infinite beyond the range of a float."""
         return math.exp(self.loss) if self.loss < 709 else math.inf

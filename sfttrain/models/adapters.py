@@ -1,4 +1,4 @@
-"""Adapters: insertion into a model, training of the embeddings of new tokens, and merging.
+"""Adapters: insertion into a model, training of new tokens, and merging.
 
 A frozen embedding would leave tokens that are new to the model as random as they were initialized.
 Therefore their rows of the embedding, and of a head that is not tied to it, are trained together
@@ -87,12 +87,12 @@ def add_adapter(model: Any, peft_config: Any, *, tokenizer: Any | None = None) -
 
 
 def record_new_tokens(model: Any, ids: list[int]) -> None:
-    """Record on a model that these rows of its embedding are new, for `find_new_token_rows`."""
+    """Record new rows of the embedding on a model, for `find_new_token_rows`."""
     model.sft_new_tokens = sorted({*getattr(model, "sft_new_tokens", ()), *ids})
 
 
 def find_new_token_rows(model: Any, tokenizer: Any | None = None) -> list[int]:
-    """Return the rows of the embedding that the model's checkpoint has not trained, ascending.
+    """Return the rows of the embedding not trained in the checkpoint, ascending.
 
     1. Rows that `record_new_tokens` recorded.
     2. Rows beyond the embedding of the checkpoint, whose size is in its config.
@@ -120,7 +120,7 @@ def find_new_token_rows(model: Any, tokenizer: Any | None = None) -> list[int]:
 
 
 def grow_embedding(model: Any, tokenizer: Any, largest: int) -> int:
-    """Grow the embedding for a tokenizer that has more tokens than the model.
+    """Grow the embedding for a tokenizer with more tokens than the model.
 
     Nothing changes if the embedding is large enough, or if the tokenizer is not the checkpoint's
     own with tokens added: then the ids have other meanings, and a larger embedding would only
@@ -158,7 +158,7 @@ def merge_adapter(
     rows: int | None = None,
     tokenizer: Any | None = None,
 ) -> None:
-    """Merge a saved adapter into its base model, and save a model that plain transformers loads.
+    """Merge a saved adapter into its base model, and save a plain transformers model.
 
     A quantized base is dequantized first, to the values that it had during training. Merging into
     4 bits would round the adapter away, and the weights before the quantization are not those on
@@ -211,7 +211,10 @@ def merge_adapter(
 
 
 def _add_new_tokens(model: Any, peft_config: Any, new: list[int]) -> Any:
-    """Return the configuration with these rows as trained, in the embedding and an untied head."""
+    """Add new rows to the configuration, for the embedding and an untied head.
+
+    The rows are trained.
+    """
     if not new or not hasattr(peft_config, "trainable_token_indices"):
         return peft_config
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -272,7 +275,10 @@ def _checkpoint_rows(name: str) -> int | None:
 
 
 def _load_vocabulary(name: str) -> dict[str, int] | None:
-    """Return tokens and ids of a checkpoint's own tokenizer; None if it is not on this machine."""
+    """Return tokens and ids of a checkpoint's own tokenizer.
+
+    The result is None if the tokenizer is not on this machine.
+    """
     if not name or (os.path.isdir(name) and not (Path(name) / "tokenizer_config.json").exists()):
         return None
     from transformers import AutoTokenizer

@@ -8,7 +8,9 @@ from torch import nn
 
 
 def keep_gradients(model: nn.Module) -> None:
-    """Keep 4-bit layers on a CPU trainable after an evaluation; other models are not changed.
+    """Keep 4-bit layers on a CPU trainable after an evaluation.
+
+    Other models are not changed.
 
     On CPUs with AVX512_BF16, bitsandbytes (0.50) repacks the weights at the first forward in eval
     mode, for a kernel without a backward, and uses this kernel from then on. Training would

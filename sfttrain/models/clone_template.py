@@ -1,4 +1,4 @@
-"""Transfer of a chat template, with its special tokens, from one tokenizer to another.
+"""Transfer of a chat template and its special tokens to another tokenizer.
 
 The embedding of the model grows if the new tokens need it.
 """
@@ -15,7 +15,7 @@ from sfttrain.models.adapters import record_new_tokens
 
 
 class ClonedTemplate(tuple[Any, Any, list[int]]):
-    """Result of `clone_chat_template`: the model, the tokenizer and the ids of the added tokens.
+    """Result of `clone_chat_template`: model, tokenizer and ids of added tokens.
 
     TRL 1.16 returns three values and older versions two, and there are scripts for both. Therefore
     `model, tokenizer = clone_chat_template(...)` and `model, tokenizer, added =
@@ -38,7 +38,7 @@ class ClonedTemplate(tuple[Any, Any, list[int]]):
 
     @property
     def added_tokens(self) -> list[int]:
-        """Ids that are new to the tokenizer. Their embeddings are untrained."""
+        """Ids of the new tokens; their embeddings are untrained."""
         return list(self[2])
 
     def __iter__(self) -> Iterator[Any]:
@@ -54,7 +54,7 @@ def clone_chat_template(
     *,
     source: Any | None = None,
 ) -> ClonedTemplate:
-    """Give a tokenizer the template, special tokens and end token of another tokenizer.
+    """Copy template, special tokens and end token from another tokenizer.
 
     This is `clone_chat_template` of TRL 1.16 with one difference: TRL shrinks an embedding that is
     larger than the vocabulary, whose rows may be in use; here an embedding never shrinks.
@@ -100,7 +100,9 @@ def clone_chat_template(
 
 
 def set_end_token(model: Any, tokenizer: Any, *, replace: bool) -> None:
-    """Set the tokenizer's end token in the config and the generation config of a model.
+    """Set the tokenizer's end token in both configs of a model.
+
+    They are the config and the generation config.
 
     Args:
         model: The model.
@@ -134,7 +136,7 @@ def _load_source(path: str) -> Any:
 
 
 def _resize(model: Any, tokenizer: Any, multiple: int | None) -> list[str]:
-    """Grow the embedding to the size of the vocabulary, rounded up, and fill up the vocabulary.
+    """Grow the embedding to the rounded size of the vocabulary, and fill the latter.
 
     Returns:
         The filler tokens.

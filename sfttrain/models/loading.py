@@ -1,4 +1,4 @@
-"""Model of a run: loading, quantization, and the check that shards and model belong together."""
+"""Model of a run: loading, quantization, and a check against the shards."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sfttrain.models.remote_code import check_code_references, reject_revision_o
 
 
 class ManifestLike(Protocol):
-    """Part of a build's manifest that training reads."""
+    """The part of a build's manifest used for training."""
 
     @property
     def max_length(self) -> int:
@@ -35,8 +35,11 @@ class ManifestLike(Protocol):
 
     @property
     def tokenizer(self) -> dict[str, Any]:
-        """name, fingerprint, vocab_size, max_id (largest id in the shards), eos_token_id,
-        pad_token_id."""
+        """Facts of the tokenizer of the shards.
+
+        They are name, fingerprint, vocab_size, max_id (largest id in the shards), eos_token_id and
+        pad_token_id.
+        """
         ...
 
     @property
@@ -161,7 +164,10 @@ def get_quantization_config(config: ModelConfig) -> Any | None:
 
 
 def get_kbit_device_map() -> dict[str, int] | None:
-    """Return the device map of a quantized model: the GPU of this process; None without a GPU."""
+    """Return the device map of a quantized model: the GPU of this process.
+
+    The result is None without a GPU.
+    """
     if not torch.cuda.is_available():
         return None
     from accelerate import PartialState
@@ -226,7 +232,7 @@ def check_match(
 
 
 def _allow_mismatch(kind: str, text: str, remedy: str, allowed: Sequence[str]) -> list[str]:
-    """Return the text of a mismatch that is allowed; raise MismatchError for any other."""
+    """Return the text of an allowed mismatch; raise MismatchError for any other."""
     if kind not in allowed:
         allow = f"add {kind} to {setting('allow_mismatch')} to train nevertheless"
         raise MismatchError(text, remedy=[remedy, allow])
@@ -236,7 +242,9 @@ def _allow_mismatch(kind: str, text: str, remedy: str, allowed: Sequence[str]) -
 def tokenizer_for(
     config: ModelConfig, manifest: ManifestLike, allowed: Sequence[str] = ()
 ) -> tuple[Any | None, str | None]:
-    """Load the tokenizer that is saved with the model, with the template and end token of shards.
+    """Load the tokenizer for the saved model, with the template of the shards.
+
+    Its end token is that of the shards too.
 
     It is the model's own tokenizer if there is one, else the tokenizer that the shards name.
     `trust_remote_code` applies to the model, which the user named; code of a tokenizer that a
@@ -279,7 +287,9 @@ def tokenizer_for(
 
 
 def cpu_has_bfloat16() -> bool:
-    """Return whether this CPU computes in bfloat16, so that mixed precision is faster.
+    """Return whether this CPU computes in bfloat16.
+
+    Mixed precision is faster then.
 
     Older versions of torch do not report the capabilities of the CPU; then the result is False.
     """
@@ -320,7 +330,10 @@ def _dtype(config: ModelConfig, device: torch.device) -> Any:
 def _load_tokenizer(
     name: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> Any | None:
-    """Load a tokenizer; None if `name` has none, or one that needs code of the repository."""
+    """Load a tokenizer; return None for a missing one, or if it needs code.
+
+    Code of the repository runs only with `trust_remote_code`.
+    """
     if not name:
         return None
     if os.path.isdir(name) and not any((Path(name) / file).exists() for file in _TOKENIZER_FILES):
@@ -354,6 +367,8 @@ def _remedy_for_missing(name: str) -> str:
 
 
 def _is_path(name: str) -> bool:
-    """Return whether a name must be a path: names on the Hub have at most one slash, in the
-    middle."""
+    """Return whether a name must be a path.
+
+    Names on the Hub have at most one slash, in the middle.
+    """
     return name.startswith(("/", ".", "~")) or name.count("/") > 1

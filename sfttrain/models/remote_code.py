@@ -1,4 +1,4 @@
-"""Code of models and tokenizers: what `trust_remote_code` permits, and what it does not.
+"""Code of models and tokenizers, and the limits of `trust_remote_code`.
 
 It permits the code of the repository or folder that the user named, at a fixed commit. The files of
 a model can refer to code elsewhere (`"auto_map": {"AutoModel": "other/repo--module.Class"}`, or the
@@ -76,7 +76,11 @@ def is_commit(revision: str | None) -> bool:
 
 
 def code_that_runs(config: ModelConfig) -> str:
-    """Return the code that trust_remote_code permits: repository@commit, a folder, or ""."""
+    """Return the code permitted by trust_remote_code.
+
+    Returns:
+        repository@commit, a folder, or "".
+    """
     if not config.trust_remote_code:
         return ""
     name = str(config.model_name_or_path)
@@ -107,7 +111,10 @@ def check_code_references(name: str, revision: str | None = None) -> None:
 
 
 def _references_in(config: dict[str, Any]) -> Iterator[str]:
-    """Yield the other repositories whose code transformers would run for a configuration."""
+    """Yield the other repositories with code for a configuration.
+
+    transformers would run that code.
+    """
     base = config.get("base_model_name_or_path")
     if isinstance(base, str):
         yield base
@@ -128,7 +135,7 @@ def _references_in(config: dict[str, Any]) -> Iterator[str]:
 
 
 def _read_config(name: str, file: str, revision: str | None) -> dict[str, Any]:
-    """Return a configuration file of a model; empty if it has none or it is not an object."""
+    """Return a configuration file of a model; empty if missing or not an object."""
     if os.path.isdir(os.path.expanduser(name)):
         path: Path | str | None = Path(name).expanduser() / file
     else:

@@ -1,4 +1,7 @@
-"""Tokenizer of a run: the user's or the model's own, with the requested tokens and template."""
+"""Tokenizer of a run, with the requested tokens and template.
+
+It is the user's or the model's own.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ class RunTokenizer:
 def resolve_tokenizer(
     model: Any, processing: Any | None, args: Any, *, needed: bool
 ) -> RunTokenizer:
-    """Return the tokenizer with the tokens and the template that the settings request.
+    """Return the tokenizer with the tokens and the template from the settings.
 
     The settings are eos_token, pad_token and chat_template_path. The configs of the model get the
     same tokens.
@@ -117,7 +120,7 @@ def _load_own_tokenizer(model: Any, args: Any) -> Any:
 
 
 def _check_known(tokenizer: Any, name: str, token: str) -> str:
-    """Return the token of a setting; raise ConfigError if it is not in the vocabulary."""
+    """Return the token of a setting; raise ConfigError outside the vocabulary."""
     if token not in tokenizer.get_vocab():
         known = ", ".join(tokenizer.all_special_tokens[:12])
         raise ConfigError(

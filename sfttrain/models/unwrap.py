@@ -6,5 +6,8 @@ from typing import Any
 
 
 def unwrap_peft(model: Any) -> Any:
-    """Return the transformers model inside a PeftModel; any other model is returned unchanged."""
+    """Return the transformers model inside a PeftModel.
+
+    Any other model is returned unchanged.
+    """
     return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -1,1 +1,1 @@
-"""Packed rows through a model, with attention that separates their sequences."""
+"""Packed rows through a model, with attention separating their sequences."""

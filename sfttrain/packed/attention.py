@@ -1,4 +1,4 @@
-"""Choice of an attention implementation under which packed sequences cannot see each other.
+"""Choice of an attention implementation with isolated packed sequences.
 
 1. List the candidates: the requested implementation, or for `auto` those that run on this machine,
    fastest first, and `sft_varlen` at last.
@@ -43,7 +43,7 @@ def resolve_attention(
     autocast: torch.dtype | None = None,
     guard: bool = True,
 ) -> ForwardMode:
-    """Set the model to an attention implementation that isolates sequences.
+    """Set the model to an attention implementation with isolated sequences.
 
     `auto` falls back from one implementation to the next and at last to padded batches, with one
     warning. Any other implementation is used or rejected, never replaced.
@@ -102,7 +102,7 @@ def _fall_back_to_padding(
     checker: IsolationGuard | None,
     failures: list[str],
 ) -> ForwardMode:
-    """Restore the initial attention and return the mode of padded batches, once it is verified."""
+    """Restore the initial attention; verify and return the mode of padded batches."""
     base = unwrap_peft(model)
     if str(base.config._attn_implementation) != initial:
         base.set_attn_implementation(initial)
@@ -133,7 +133,7 @@ def _fall_back_to_padding(
 
 
 def explain_unavailable(name: str, device: torch.device) -> str:
-    """Return why an attention implementation cannot run on this machine; "" if it can."""
+    """Return why an attention implementation cannot run on this machine, or ""."""
     if name in ("sft_varlen", "unpack"):
         return ""
     if device.type != "cuda":

@@ -1,4 +1,4 @@
-"""Verification that a model, as it is set up now, isolates the sequences of a packed row.
+"""Verification of the isolation of sequences in a packed row of a model.
 
 The check runs the model itself and does not rely on a list of architectures:
 
@@ -58,7 +58,7 @@ class Verdict:
 
 
 class IsolationGuard:
-    """Checker of one model, which compares forwards on random tokens.
+    """A checker of one model, by forwards on random tokens.
 
     The reference is taken when the checker is created. The checker raises no exception of the
     model: a model that cannot run the sequence alone gets a verdict with an error in every mode.
@@ -150,7 +150,7 @@ class IsolationGuard:
         return logits[0]
 
     def _run_row(self, ids: Tensor, mode: ForwardMode) -> Tensor:
-        """Return the logits of every position of a row, in the order of the row: [tokens, V]."""
+        """Return the logits of every position of a row, in its order: [tokens, V]."""
         offsets = torch.tensor([0, *_LENGTHS]).cumsum(0)
         batch = RowBatch(
             input_ids=ids[None].to(self._device),

@@ -1,4 +1,4 @@
-"""NEFTune on packed rows: noise on the embeddings, scaled by the length of each sequence."""
+"""NEFTune on packed rows: noise on the embeddings by the length of each sequence."""
 
 from __future__ import annotations
 

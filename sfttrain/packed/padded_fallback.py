@@ -1,4 +1,7 @@
-"""Padded batches of the sequences of a packed row, for models that would mix them in one row."""
+"""Padded batches of the sequences of a packed row.
+
+They are for models without isolation of sequences in one row.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention over a packed row that separates its sequences: `sft_varlen` and `torch_varlen`.
+"""Attention within each sequence of a packed row: `sft_varlen`, `torch_varlen`.
 
 `sft_varlen` calls scaled_dot_product_attention (SDPA) once per sequence, on any device. Its cost is
 the sum of the squared sequence lengths, and no mask of the row is built. `torch_varlen` calls
@@ -109,7 +109,7 @@ def torch_varlen(
     max_length_k: int | None = None,
     **ignored: Any,
 ) -> tuple[Tensor, None]:
-    """Compute attention within each sequence through `torch.nn.attention.varlen.varlen_attn`.
+    """Compute attention within each sequence through torch's `varlen_attn`.
 
     The kernel runs on CUDA in 16 bits. Arguments and result are those of `sft_varlen`, which also
     computes rows without offsets. Offsets and the longest length of keys default to those of the
@@ -153,7 +153,7 @@ def torch_varlen(
 def make_padding_mask(
     *args: Any, attention_mask: Tensor | None = None, **options: Any
 ) -> Tensor | None:
-    """Return the mask of these implementations: None for packed rows, SDPA's for padded batches.
+    """Return the mask: None for packed rows, SDPA's for padded batches.
 
     Packed rows are separated by their offsets. Without the mask of padded batches, a trained model
     that is still set to `sft_varlen` would attend to the padding when it generates for a batch.
@@ -170,7 +170,7 @@ def make_padding_mask(
 
 @dataclass(frozen=True, slots=True)
 class _Options:
-    """Options of attention that are equal for all sequences of a row; see `sft_varlen`."""
+    """Options of attention, equal for all sequences of a row; see `sft_varlen`."""
 
     dropout: float  # probability
     scaling: float | None  # factor of the scores
@@ -181,7 +181,10 @@ class _Options:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: _Options) -> Tensor:
-    """Return the attention of one sequence (mask None) or of a padded batch: [B, heads, n, Dv]."""
+    """Return the attention of a sequence or padded batch: [B, heads, n, Dv].
+
+    The mask is None for one sequence.
+    """
     n, m = q.shape[2], k.shape[2]
     # SDPA's own causal mask aligns the first query with the first key, which is wrong for a window
     # and for queries that continue cached keys (1 < n < m).
@@ -205,7 +208,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: _Opti
 
 
 def _band_mask(n: int, m: int, window: int | None, device: torch.device) -> Tensor:
-    """Return the causal mask of the last n of m positions, bool [n, m]; True where a key is seen.
+    """Return the causal mask of the last n of m positions, bool [n, m].
+
+    It is True where a key is seen.
 
     Example:
         n = 2, m = 3, window = 2  ->  [[True, True, False], [False, True, True]]
@@ -217,7 +222,7 @@ def _band_mask(n: int, m: int, window: int | None, device: torch.device) -> Tens
 def _attend_explicitly(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: _Options
 ) -> Tensor:
-    """Return attention with softcapping or sinks, which SDPA does not support.
+    """Compute attention with softcapping or sinks; SDPA does not support them.
 
     All scores of one sequence are in memory at once.
     """

@@ -303,7 +303,9 @@ def test_a_system_prompt_that_is_not_used_is_named(built: Any) -> None:
     row = {"messages": [{"role": "system", "content": "S"}, *CHAT], "system": "Another one."}
     code, output = built([row])
     assert code == 0
-    assert "not read, although the names suggest content: 'system'" in output
+    assert (
+        "the column 'system' is not read, although its name suggests content (1 record, " in output
+    )
 
 
 @needs_shared
@@ -468,7 +470,7 @@ def test_the_summary_names_format_template_and_columns(built: Any) -> None:
     assert code == 0
     assert "format: text; trained: every token" in output
     assert "not read: code, task_id" in output
-    assert "content: 'code'" in output
+    assert "the column 'code' is not read, although its name suggests content (1 record, " in output
     _, output = built([{"messages": CHAT, "id": "x"}])
     assert re.search(r"format: messages, rendered by .*chat_template.jinja; trained: every", output)
     assert "content:" not in output
@@ -489,10 +491,12 @@ def test_a_notice_is_logged_once_for_all_files(
     tmp_path: Path, tokenizer_dir: Path, caplog: Any
 ) -> None:
     for k in range(5):
-        (tmp_path / f"{k}.jsonl").write_text(json.dumps({"text": f"{k}", "code": "x"}) + "\n")
+        (tmp_path / f"{k}.jsonl").write_text(
+            json.dumps({"prompt": f"{k}", "completion": "x"}) + "\n"
+        )
     with caplog.at_level(logging.WARNING):
         build(str(tmp_path / "*.jsonl"), tokenizer=tokenizer_dir, output=tmp_path / "o")
-    assert caplog.text.count("'code'") == 1
+    assert caplog.text.count("prompt and completion are strings") == 1
     assert "and 4 more" in caplog.text
 
 

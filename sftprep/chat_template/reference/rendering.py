@@ -187,15 +187,14 @@ def normalize_messages(messages: list[Message]) -> list[Message]:
             message = {key: value for key, value in message.items() if value is not None}
             normalized[index] = message
         if "reasoning_content" in message or "thinking" in message or "reasoning" in message:
-            reasoning = next(
-                (message[key] for key in REASONING_KEYS if message.get(key) is not None), None
-            )
-            if reasoning is not None:
+            found = [message[key] for key in REASONING_KEYS if message.get(key) is not None]
+            if found:
+                reasoning = next(filter(None, found), found[0])  # an empty one hides no other
                 if normalized is messages:
                     normalized = list(messages)
                 normalized[index] = {
-                    "thinking": reasoning,
                     **message,
+                    "thinking": message.get("thinking") or reasoning,
                     "reasoning_content": reasoning,
                 }
     return normalized

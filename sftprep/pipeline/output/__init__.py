@@ -1,1 +1,1 @@
-"""The output of a build: its folder, the files in it, and the fields of its manifest."""
+"""The output of a build: its folder, its files, and the fields of its manifest."""

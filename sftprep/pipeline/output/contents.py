@@ -1,4 +1,4 @@
-"""Contents of an output folder: which of its paths belong to builds.
+"""Contents of an output folder, and their owners: builds or a user.
 
 A build removes or replaces a file only if the content of the file shows that a build wrote it, and
 one of these holds:
@@ -56,7 +56,7 @@ def check_not_in_build(root: Path) -> None:
 
 
 def check_contents(root: Path, *, overwrite: bool) -> set[str]:
-    """Check that an output folder may be used, and return the paths of the build in it.
+    """Check that an output folder may be used; return the paths of the build in it.
 
     Args:
         root: The output folder.
@@ -103,7 +103,7 @@ def check_contents(root: Path, *, overwrite: bool) -> set[str]:
 
 
 def user_files_error(root: Path, names: list[str], problem: str = "") -> OutputExists:
-    """Return the error for files in an output folder that no build created.
+    """Return the error for a user's files in an output folder.
 
     Args:
         root: The output folder.
@@ -122,7 +122,7 @@ def user_files_error(root: Path, names: list[str], problem: str = "") -> OutputE
 
 
 def work_files(work: Path) -> Iterator[str]:
-    """Yield the files in a work folder that builds wrote, relative to it."""
+    """Yield the files of builds in a work folder, relative to it."""
     if not is_folder(work):
         return
     for name, is_regular in list_paths(work, {SHARD_FOLDER, EVAL_FOLDER}):
@@ -154,7 +154,7 @@ def list_paths(root: Path, folders: set[str]) -> list[tuple[str, bool]]:
 
 
 def _is_abandoned_lock(path: Path) -> bool:
-    """Whether a lock without a marker was left by a kill at the end of a build."""
+    """Return whether a kill at the end of a build left a lock without a marker."""
     return (
         is_folder(path.parent)
         and is_file(path)
@@ -164,7 +164,7 @@ def _is_abandoned_lock(path: Path) -> bool:
 
 
 def _final_paths(root: Path, manifest: Manifest | None) -> set[str]:
-    """Return the paths that the manifests in a folder and its `commit.json` name.
+    """Return the paths named by the manifests in a folder and by its `commit.json`.
 
     A name alone proves nothing: a user may have replaced the file, or have written the
     `commit.json`. So every file is examined, except the shards that a manifest names: a new build
@@ -193,14 +193,17 @@ def _is_build_file(path: Path) -> bool:
 
 
 def _committed_paths(root: Path) -> set[str]:
-    """Return the paths that the `commit.json` in the work folder names."""
+    """Return the paths named by `commit.json` in the work folder."""
     path = root / WORK_FOLDER / COMMIT_NAME
     names = committed_names(path) if is_file(path) else None
     return {name for name in names or () if _FINAL_NAME.fullmatch(name)}
 
 
 def _read_manifest_in(folder: Path) -> tuple[Manifest | None, str]:
-    """Return the manifest in a folder; or None, and why it cannot be read if there is one."""
+    """Return the manifest in a folder, or None with an error message.
+
+    The message is "" if there is no manifest.
+    """
     if not is_file(folder / MANIFEST_NAME):
         return None, ""
     try:

@@ -1,4 +1,4 @@
-"""The output folder of a build: claim it, work in it, and commit the finished build atomically.
+"""The output folder of a build: claim it, work in it, and commit atomically.
 
 A build works in `OUTPUT/spill`, the work folder, which it creates and marks. Everything that is not
 final is in it: spills, recipes, finished shards, manifests. The commit has three steps:
@@ -68,7 +68,7 @@ _USELESS_NAME = re.compile(rf"{'|'.join(map(re.escape, _HELD_NAMES))}|{RECIPE_PA
 
 @dataclass(frozen=True, kw_only=True)
 class OutputFolder:
-    """An output folder that this build has claimed.
+    """An output folder claimed by this build.
 
     Attributes:
         root: The folder.
@@ -80,11 +80,11 @@ class OutputFolder:
 
     @property
     def work(self) -> Path:
-        """The folder of the spills, the recipes and the files that are not committed yet."""
+        """The folder of spills, recipes and uncommitted files."""
         return self.root / WORK_FOLDER
 
     def staging(self, *, evaluation: bool) -> Path:
-        """Create the folder in which shards are written before the commit, and return it."""
+        """Create the folder for shards before the commit, and return it."""
         folder = self.work / (EVAL_FOLDER if evaluation else SHARD_FOLDER)
         with storage_errors(folder):
             folder.mkdir(exist_ok=True)
@@ -129,7 +129,7 @@ class OutputFolder:
             raise user_files_error(self.root, sorted(appeared))
 
     def _stage(self, manifest: Manifest, evaluation: Manifest | None) -> list[tuple[Path, str]]:
-        """Write the manifests to the work folder, and list all files with their final names.
+        """Write the manifests to the work folder; list all files with their final names.
 
         The files are moved in this order. The manifest of the training build is the last one, so
         that a build with a manifest is complete.
@@ -257,7 +257,7 @@ def _create_work_folder(root: Path) -> None:
 
 
 def _remove_work_folder(root: Path) -> None:
-    """Remove a work folder that a build created, with its marker and lock.
+    """Remove a work folder of a build, with its marker and lock.
 
     It is moved to a temporary parent first, for the same reason as in `_create_work_folder`.
     """
@@ -269,7 +269,7 @@ def _remove_work_folder(root: Path) -> None:
 
 
 def _remove_temporary_parent(parent: Path) -> None:
-    """Remove the temporary parent of a work folder, with everything that builds wrote in it."""
+    """Remove the temporary parent of a work folder, with all files of builds in it."""
     work = parent / WORK_FOLDER
     with suppress(OSError):
         for name in list(work_files(work)):
@@ -279,14 +279,14 @@ def _remove_temporary_parent(parent: Path) -> None:
 
 
 def _remove_abandoned_parents(root: Path) -> None:
-    """Remove the temporary parents that killed builds left."""
+    """Remove the temporary parents left by killed builds."""
     for name, is_regular in list_paths(root, set()):
         if not is_regular and is_temporary_name(name) and is_folder(root / name):
             _remove_temporary_parent(root / name)
 
 
 def _clean_work_folder(work: Path, *, keep_spill: bool) -> None:
-    """Remove the files of builds in a work folder, except for the marker and the lock.
+    """Remove the files of builds in a work folder, except the marker and the lock.
 
     Args:
         work: The work folder.
@@ -329,7 +329,7 @@ def _move_into_place(root: Path, staged: list[tuple[Path, str]]) -> None:
 
 
 def _remove(root: Path, names: list[str]) -> None:
-    """Remove files, and the folders below `root` that are empty afterwards."""
+    """Remove files, and emptied folders below `root`."""
     for name in names:
         (root / name).unlink(missing_ok=True)
     folders = {parent for name in names for parent in Path(name).parents if parent.name}
@@ -339,7 +339,7 @@ def _remove(root: Path, names: list[str]) -> None:
 
 
 def _is_same_file(path: Path, status: os.stat_result) -> bool:
-    """Whether a path still is the file with this status."""
+    """Return whether a path still is the file with this status."""
     try:
         return os.path.samestat(os.lstat(path), status)
     except FileNotFoundError:

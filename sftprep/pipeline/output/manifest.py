@@ -17,7 +17,7 @@ way, has the same manifest."""
 
 
 def manifest_settings(config: BuildConfig, names: Sequence[str]) -> dict[str, Any]:
-    """Return the settings that a manifest stores.
+    """Return the settings for a manifest.
 
     Args:
         config: The settings of the build.
@@ -32,7 +32,7 @@ def manifest_settings(config: BuildConfig, names: Sequence[str]) -> dict[str, An
 
 
 def manifest_facts(recipe: Recipe, encoder: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields that depend on the recipe and on its encoder only."""
+    """Return the fields determined by the recipe and its encoder."""
     spec = recipe.tokenizer
     return {
         "tokenizer": {

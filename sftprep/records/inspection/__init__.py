@@ -1,1 +1,1 @@
-"""The first records of an input: how they are read, what is not, and what to try instead."""
+"""Inspection of the first records of an input: what is not read, and what to try."""

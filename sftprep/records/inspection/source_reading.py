@@ -1,19 +1,22 @@
-"""What the first records of an input show about how it is read: the columns that are not read, and
-what may be wrong."""
+"""Inspection of how an input is read, by its first records.
+
+It finds the columns that are not read, and what may be wrong.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from sftprep.core.notices import Notice
 from sftprep.core.types import Example
 from sftprep.errors import FormatError, setting, source_name
-from sftprep.records.conversations import ANSWER_KEYS, ANSWER_REASONING_KEYS, CHAT_KEYS
-from sftprep.records.formats import FORMATS, Format, detect_format, keys_of, read_record
-from sftprep.records.images import IMAGE_KEYS, is_filled
+from sftprep.records.conversations import ANSWER_KEYS, ANSWER_REASONING_KEYS
+from sftprep.records.formats import FORMATS, read_record
+from sftprep.records.images import is_filled
 from sftprep.records.options import (
     TRANSFORM,
     InvalidRecord,
@@ -21,14 +24,7 @@ from sftprep.records.options import (
     RecordOptions,
     rename_keys,
 )
-
-_MEANINGFUL = (
-    frozenset(key for kind in FORMATS.values() for key in kind.keys | kind.optional)
-    | {"role", "code", "choices", "options", "label", "hint", "explanation", "rationale"}
-    | {"cot", "think", "thought", "chosen", "rejected", "answers", "solutions", "generations"}
-    | {"video", "videos", "audio", "audios"}
-)
-"""Keys whose values are usually meant to be trained on, or to be shown to the model."""
+from sftprep.records.unread_columns import UnreadColumns
 
 _MESSAGE_KEYS = ("tools", "functions", "video", "videos", "audio", "audios")
 """Keys of a message with a meaning that is not read."""
@@ -58,7 +54,12 @@ class SourceReading:
 
 
 def inspect_records(
-    records: Sequence[Record], format_name: str, options: RecordOptions, *, is_table: bool
+    records: Sequence[Record],
+    format_name: str,
+    options: RecordOptions,
+    *,
+    is_table: bool,
+    has_all_columns: bool = True,
 ) -> SourceReading:
     """Return how the first records of an input are read.
 
@@ -67,8 +68,10 @@ def inspect_records(
         format_name: Their format.
         options: How they are read.
         is_table: Whether their types come from a table, in which each object has all keys.
+        has_all_columns: Whether pass 1 sees the columns that no format reads, and counts them.
     """
     not_read: dict[str, bool] = {}  # column -> whether it appears to carry meaning
+    columns = UnreadColumns(format_name, options)
     has_nulls = has_switches = False
     notices: list[Notice] = []
     for record in records:
@@ -76,14 +79,16 @@ def inspect_records(
         if example is None:
             continue
         renamed = rename_keys(dict(record), options.renames)
-        for key, is_meaningful in _not_read(renamed, example, format_name, options):
+        for key, is_meaningful in chain(
+            columns.find(renamed, example, renamed), _keys_of_messages(renamed, format_name)
+        ):
             not_read[key] = not_read.get(key, False) or is_meaningful
         has_switches |= example.weights is not None
         has_nulls |= is_table and any(map(_holds_null, _tool_values(example)))
         if not notices:
             notices += _joined_texts(example, format_name, options)
     meaningful = [key for key, is_meaningful in not_read.items() if is_meaningful]
-    if meaningful:
+    if meaningful and not (has_all_columns and _context_map(meaningful, format_name) is None):
         names = ", ".join(map(repr, meaningful[:_SHOWN_COLUMNS]))
         text = f"not read, although the names suggest content: {names}"
         notices.append(Notice(text, _remedy(meaningful, format_name)))
@@ -135,65 +140,16 @@ def _read_copy(record: Record, format_name: str, options: RecordOptions) -> Exam
         return None  # reported by pass 1, with its line
 
 
-def _not_read(
-    record: Record, example: Example, format_name: str, options: RecordOptions
-) -> Iterator[tuple[str, bool]]:
-    """Yield the columns of a record that are not read, and whether they appear to carry meaning."""
-    if any(record.get(key) is None for key in keys_of(format_name, options)):
-        # A conversation under the key of another layout; keys were renamed before.
-        format_name = detect_format(record, replace(options, renames=())) or format_name
-    kind: Format = FORMATS[format_name]
-    certain = kind.keys | (kind.optional & (CHAT_KEYS | {"history"}))
-    if kind.kind == "text":
-        certain |= {options.text_field}
-    if example.prompt is not None:  # joined as text
-        certain -= {"tools", "functions", "chat_template_kwargs"}
+def _keys_of_messages(record: Record, format_name: str) -> Iterator[tuple[str, bool]]:
+    """Yield the keys of messages with a meaning that is not read."""
+    kind = FORMATS[format_name]
     if kind.kind == "tokens":
-        certain |= kind.optional | {"text"}
-    texts = "\n".join(_strings(example))
-    for key, value in record.items():
-        if (
-            not is_filled(value)
-            or key in IMAGE_KEYS
-            or (key in certain and not _is_unused(key, value, texts))
-        ):
-            continue
-        # Many data sets repeat a part of the conversation in another column.
-        is_repeated = isinstance(value, str) and value.strip() in texts
-        if not (is_repeated and key in kind.optional):
-            yield key, key.lower() in _MEANINGFUL and not is_repeated
-    for message in _raw_messages(record, kind):
+        return
+    values = [record[key] for key in kind.keys if isinstance(record.get(key), list)]
+    for message in (item for value in values for item in value if isinstance(item, dict)):
         for key in _MESSAGE_KEYS:
             if is_filled(message.get(key)):
                 yield f"{key} of a message", True
-
-
-def _is_unused(key: str, value: Any, texts: str) -> bool:
-    """Return whether a system prompt or a history is not used.
-
-    The conversation may have another system prompt, and a history may be in another layout.
-    """
-    if key == "history":
-        return not all(text.strip() in texts for text in _strings(value))
-    return key.startswith("system") and isinstance(value, str) and value.strip() not in texts
-
-
-def _raw_messages(record: Record, kind: Format) -> list[dict[str, Any]]:
-    values = [record[key] for key in kind.keys if isinstance(record.get(key), list)]
-    if kind.kind == "tokens":
-        return []
-    return [message for value in values for message in value if isinstance(message, dict)]
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """Yield the strings in the contents of an example."""
-    if isinstance(value, Example):
-        value = [value.text, value.prompt, value.completion, value.messages, value.tools]
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (list, dict)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings(item)
 
 
 def _tool_values(example: Example) -> Iterator[Any]:
@@ -209,20 +165,29 @@ def _holds_null(value: Any) -> bool:
 
 
 def _joined_texts(example: Example, format_name: str, options: RecordOptions) -> Iterator[Notice]:
-    """Yield the notice that a prompt and its completion are joined without a chat template."""
+    """Yield the notice of prompts and completions joined without a chat template."""
     if not options.chat or FORMATS[format_name].kind != "prompt" or example.prompt is None:
         return
     joined = f"{example.prompt[-_EXAMPLE_LENGTH:]}{(example.completion or '')[:_EXAMPLE_LENGTH]}"
     yield Notice(
         "prompt and completion are strings, so they are joined as they are, without the chat"
-        f" template: {joined!r}",
+        " template",
         f"to read them as a user and an assistant, try: {setting('as_chat', True)}",
+        repr(joined),
     )
 
 
 def _remedy(keys: Sequence[str], format_name: str) -> str:
     """Return what can be done about columns that are not read."""
-    if FORMATS[format_name].kind == "pair" and "context" in keys and "/" in format_name:
-        request, answer = format_name.split("/")
-        return f"try: {setting('map', f'{request}=instruction,context=input,{answer}=output')}"
+    renames = _context_map(keys, format_name)
+    if renames is not None:
+        return f"try: {setting('map', renames)}"
     return f"if they belong to the text, add them with {setting(TRANSFORM, 'FILE.py:NAME')}"
+
+
+def _context_map(keys: Sequence[str], format_name: str) -> str | None:
+    """Return the new names of a pair with which its context is read, or None."""
+    if FORMATS[format_name].kind != "pair" or "context" not in keys or "/" not in format_name:
+        return None
+    request, answer = format_name.split("/")
+    return f"{request}=instruction,context=input,{answer}=output"

@@ -1,4 +1,4 @@
-"""What to try where no format fits the records of an input: flags for the keys that they have."""
+"""Suggestions for records without a format: flags chosen by their keys."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MAPPED_PAIR = ("instruction", "output")
 
 
 def unknown_format(file: str, record: Record, options: RecordOptions) -> FormatError:
-    """Return the error for a file whose records fit no format.
+    """Return the error for a file with records of no known format.
 
     Its last line is what to try for the keys of these records.
 
@@ -54,7 +54,7 @@ def unknown_format(file: str, record: Record, options: RecordOptions) -> FormatE
 
 
 def suggest(record: Record, options: RecordOptions) -> list[str]:
-    """Return the remedies for a record that fits no format, the best first."""
+    """Return the remedies for a record without a format, the best first."""
     if "role" in record and not isinstance(record["role"], (list, dict)):
         return [
             "group the messages: each record is a single message, and a conversation is a record"
@@ -71,7 +71,7 @@ def suggest(record: Record, options: RecordOptions) -> list[str]:
 
 
 def _conversation_map(record: Record, options: RecordOptions) -> dict[str, str] | None:
-    """Return the key whose value is a conversation, renamed to "messages"."""
+    """Find a key with a conversation as its value, to be renamed to "messages"."""
     for key, value in record.items():
         # Other lists of texts are choices, references, or turns of one speaker.
         is_texts = isinstance(value, list) and bool(value) and isinstance(value[0], str)
@@ -105,7 +105,9 @@ def _pair_map(record: Record) -> dict[str, str] | None:
 
 
 def _words(key: str) -> set[str]:
-    """Return the words of a key, in lower case: "Full_Answer" has "full" and "answer".
+    """Return the words of a key, in lower case.
+
+    "Full_Answer" has "full" and "answer". A key of ids has none: its value is not text.
 
     A key of ids has none: its value is no text.
     """
@@ -114,7 +116,7 @@ def _words(key: str) -> set[str]:
 
 
 def _transform_example(record: Record) -> str:
-    """Return the setting for a function of the user, with an example for the keys of a record."""
+    """Return the setting for a transform, with an example for the keys of a record."""
     paths = {f"record[{key!r}]": key for key in record}
     paths |= {
         f"record[{key!r}][{inner!r}]": inner

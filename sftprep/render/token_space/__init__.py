@@ -1,1 +1,4 @@
-"""The fast path to loss masks: regions between added tokens of the template, found in token ids."""
+"""The fast path to loss masks: regions found in token ids.
+
+Regions are between added tokens of the template.
+"""

@@ -1,4 +1,4 @@
-"""Anchors: the added tokens that can mark the boundaries of trained regions.
+"""Anchors: added tokens at the boundaries of trained regions.
 
 Idea: an added token splits a text before the tokenizer examines anything else. If a constant of the
 template contains such a token, the rendered text contains it, and the ids of the text contain its
@@ -67,7 +67,7 @@ class Anchors:
         return self._pattern.split(text)
 
     def ending(self, text: str) -> Ending | None:
-        """Return the last anchor of a text and the rest, None if the text contains no anchor."""
+        """Return the last anchor of a text and the rest, or None without an anchor."""
         found = [*self._pattern.finditer(text)]
         return Ending(found[-1].group(), text[found[-1].end() :]) if found else None
 
@@ -75,7 +75,7 @@ class Anchors:
 def find_anchors(
     spec: TokenizerSpec, template: str, *, has_every_byte: bool = False
 ) -> Anchors | str:
-    """Return the anchors that a template writes, or the reason if there are none.
+    """Find the anchors written by a template, or return the reason if there are none.
 
     Args:
         spec: The tokenizer.
@@ -112,7 +112,10 @@ def find_anchors(
 
 
 def continuation_ids(spec: TokenizerSpec) -> frozenset[int]:
-    """Return the ids of tokens that contain only second and later bytes of a character in UTF-8."""
+    """Return the ids of tokens without the first byte of a UTF-8 character.
+
+    Such tokens contain only second and later bytes.
+    """
     # In a byte-level vocabulary, each byte is written as a character of its own.
     continuation_chars = {char for char, byte in byte_by_character().items() if 0x80 <= byte < 0xC0}
     family = byte_family(spec)
@@ -131,7 +134,10 @@ def continuation_ids(spec: TokenizerSpec) -> frozenset[int]:
 
 
 def _find_dropped_bytes(spec: TokenizerSpec, *, has_every_byte: bool) -> str | None:
-    """Return why the tokens may not cover all bytes of a text (condition S1), None if they do."""
+    """Return why tokens may not cover all bytes of a text, or None if they do.
+
+    This is condition S1.
+    """
     family = byte_family(spec)
     if spec.split_special_tokens:
         return "the tokenizer does not recognise special tokens inside a text"
@@ -160,8 +166,10 @@ def _keeps_bytes(step: dict[str, Any]) -> bool:
 
 
 def _can_overlap(anchor: str, other: str) -> bool:
-    """Return whether an occurrence of `other` could overlap an occurrence of `anchor`: one contains
-    the other, or an end of one is the start of the other."""
+    """Return whether occurrences of two tokens could overlap.
+
+    They could if one contains the other, or an end of one is the start of the other.
+    """
     if anchor != other and (anchor in other or other in anchor):
         return True
     shorter = min(len(anchor), len(other))

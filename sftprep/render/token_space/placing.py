@@ -35,7 +35,7 @@ _FEW_IDS = 8
 
 @dataclass(slots=True)
 class AnchoredTexts:
-    """Texts of a batch whose regions are known as boundaries between anchors."""
+    """Texts of a batch, with regions bounded by anchors."""
 
     numbers: list[int] = field(default_factory=list)  # indices in the batch, ascending
     anchors: list[int] = field(default_factory=list)  # anchors that the template wrote, per text
@@ -65,7 +65,7 @@ class AnchoredTexts:
         self.ends.append(len(self.regions))
 
     def literals_of(self, index: int) -> set[int]:
-        """Return the literals at the boundaries of a text, by the text's index in `numbers`."""
+        """Return the literals at the boundaries of a text, by its index in `numbers`."""
         first = self.ends[index - 1] if index else 0
         found = {*self.regions[first + 1 : self.ends[index] : 2]}
         if index in self.starts:
@@ -75,7 +75,7 @@ class AnchoredTexts:
 
 @dataclass(slots=True)
 class AnchorTable:
-    """The properties of a tokenizer that the checks use."""
+    """The properties of a tokenizer for the checks."""
 
     anchors: NDArray[np.int32]  # ids of the anchors
     # For each literal, with its anchor: its ids at the end of a text, and its ids before other text
@@ -94,7 +94,7 @@ class PlacedRegions(NamedTuple):
 
 @dataclass(slots=True)
 class _TextTokens:
-    """The tokens of the anchored texts; all positions count from the first token of the batch."""
+    """The tokens of the anchored texts, with positions in the whole batch."""
 
     ids: NDArray[np.int32]  # of the whole batch
     first: NDArray[np.int64]  # first token of each text
@@ -106,8 +106,10 @@ class _TextTokens:
     def positions_of(
         self, texts: NDArray[np.int64], ordinals: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """Return the position of an anchor of each text, and the end of the text for the ordinal
-        after its last anchor."""
+        """Return the position of an anchor of each text.
+
+        For the ordinal after the last anchor of a text, it is the end of the text.
+        """
         index = np.minimum(self.first_anchor[texts] + ordinals, len(self.anchor_positions) - 1)
         at_end = ordinals == self.num_anchors[texts]
         return np.where(at_end, self.end[texts], self.anchor_positions[index])
@@ -115,7 +117,7 @@ class _TextTokens:
     def count_matching(
         self, texts: NDArray[np.int64], starts: NDArray[np.int64], literal: NDArray[np.int32]
     ) -> NDArray[np.int64]:
-        """Return how many ids of a literal the ids of each text, from `starts` on, begin with."""
+        """Return the number of leading ids of a literal in each text, from `starts` on."""
         ends = self.end[texts]
         length = np.zeros(len(starts), np.int64)
         for index, token in enumerate(literal.tolist()):
@@ -129,7 +131,7 @@ class _TextTokens:
 def place_regions(
     tokens: Tokens, texts: AnchoredTexts, table: AnchorTable, mask: NDArray[np.bool_]
 ) -> PlacedRegions:
-    """Set the mask of the texts that pass the checks.
+    """Set the mask of the texts without a failed check.
 
     Args:
         tokens: The tokens of the whole batch.
@@ -202,11 +204,14 @@ def _resolve_boundaries(
 def _resolve_starts(
     view: _TextTokens, texts: AnchoredTexts, table: AnchorTable, failed: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the first token that may be trained in each text, and whether its prompt is not a
-    prefix of it.
+    """Return the earliest position for training in each text.
 
     Args:
         failed: bool [texts], is set for texts whose literal cannot be used.
+
+    Returns:
+        int64 [texts], the first token that may be trained; and bool [texts], whether the prompt is
+        not a prefix of the text.
     """
     starts, cut = view.first.copy(), np.zeros(len(failed), np.bool_)
     for literal in {boundary.literal for boundary in texts.starts.values()}:
@@ -238,7 +243,7 @@ def find_ids(ids: NDArray[np.int32], wanted: NDArray[np.int32]) -> NDArray[np.in
 def _without_last_character(
     ids: NDArray[np.int32], ends: NDArray[np.int64], continues: NDArray[np.bool_] | None
 ) -> NDArray[np.int64]:
-    """Return the ends of regions, moved to after the first token of their last character.
+    """Move the ends of regions to after the first token of their last character.
 
     A character may span up to four tokens; transformers includes only the first one.
     """

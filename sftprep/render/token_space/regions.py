@@ -44,7 +44,7 @@ class Boundary(NamedTuple):
 
 
 class Literals:
-    """Texts that consist of an anchor and what follows it up to a boundary, with their indices.
+    """Literals with their indices: an anchor and the text up to a boundary.
 
     Example:
         The header "<|im_start|>assistant\\n" is the literal of the anchor "<|im_start|>" with the
@@ -75,7 +75,7 @@ class Literals:
 
 
 class RegionFinder:
-    """Finds the regions of conversations that one template rendered.
+    """A finder of the regions of conversations rendered by one template.
 
     Most turns differ only in their content, so what was found for one turn is reused for others.
     """
@@ -92,7 +92,7 @@ class RegionFinder:
         self._num_header_pieces = 1
 
     def marked_regions(self, made: RenderedPieces) -> list[int] | str:
-        """Return the regions that `{% generation %}` marks."""
+        """Return the regions marked by `{% generation %}`."""
         found: list[int] = []
         marks = iter(made.marks)
         for first, first_ordinal, last, last_ordinal in zip(
@@ -225,7 +225,7 @@ class RegionFinder:
         return start_ordinal, start_literal, *end
 
     def _remember_turn(self, pieces: list[str], header: str, region: tuple[int, int, int]) -> None:
-        """Store the region of a turn, for turns with other content between the same pieces."""
+        """Store the region of a turn, for turns with the same pieces around the content."""
         size = 1
         while sum(map(len, pieces[:size])) < len(header):
             size += 1
@@ -247,8 +247,10 @@ class RegionFinder:
         return found
 
     def _closing(self, text: str) -> tuple[str, int | None]:
-        """Return the last anchor of a turn with the whitespace after it, and the literal of the
-        anchor; None if other text follows."""
+        """Return the last anchor of a turn with the whitespace after it, and its literal.
+
+        The literal is None if other text follows.
+        """
         for closing, number in self._closings.items():
             if text.endswith(closing):
                 return closing, number
@@ -279,8 +281,10 @@ class RegionFinder:
         return None
 
     def _region_end(self, made: RenderedPieces, piece: int, ordinal: int) -> Boundary | None:
-        """Return the end of a region: before the next anchor if it follows immediately, otherwise
-        as `_after_literal`."""
+        """Return the end of a region.
+
+        It is before the next anchor if that follows immediately, otherwise as in `_after_literal`.
+        """
         previous = made.pieces[piece - 1] if piece else ""
         if previous.endswith(self.anchors.texts):
             # The region ends with an anchor, which is included, whatever follows.
@@ -299,7 +303,10 @@ class RegionFinder:
         return piece == len(pieces) or pieces[piece].startswith(self.anchors.texts)
 
     def _ending(self, piece: str) -> Ending | None:
-        """Return the last anchor of a piece. Cached for short pieces, which are the constants."""
+        """Return the last anchor of a piece.
+
+        The result is cached for short pieces, which are the constants.
+        """
         if len(piece) > _LONGEST_LITERAL:
             return self.anchors.ending(piece[-_LONGEST_LITERAL:])
         if piece not in self._endings:
@@ -312,7 +319,7 @@ class RegionFinder:
 def _find_message_loop(
     made: RenderedPieces, messages: Sequence[Message]
 ) -> tuple[Sequence[Any], int] | None:
-    """Find the one loop that writes the messages.
+    """Find the one loop over the messages.
 
     Returns:
         Its marks as in `RenderedPieces.turns`, from one of the messages to the last one, with the
@@ -346,8 +353,10 @@ def _find_message_loop(
 
 
 def _is_copy(item: Any, message: Message) -> bool:
-    """Return whether a template built an item from one message, and not from several
-    (`turn_tracking.regions_of`)."""
+    """Return whether a template built an item from exactly one message.
+
+    See `turn_tracking.regions_of`.
+    """
     return (
         type(item) is dict
         and item is not message
@@ -362,7 +371,7 @@ def _is_message(item: Any) -> bool:
 
 
 def _is_shown(message: Message, pieces: Sequence[str]) -> bool:
-    """Return whether the pieces of a turn alone show that it `_is_written`."""
+    """Return whether the pieces of a turn alone prove it `_is_written`."""
     content = message.get("content")
     return bool(message.get("tool_calls")) or (
         type(content) is str and content.rpartition("</think>")[2].strip() in (*pieces, "")
@@ -370,8 +379,10 @@ def _is_shown(message: Message, pieces: Sequence[str]) -> bool:
 
 
 def _is_written(message: Message, written: str) -> bool:
-    """Return whether a turn contains its message, by the rule of
-    `chat_template/assistant_spans.py`."""
+    """Return whether a turn contains its message.
+
+    The rule is that of `chat_template/assistant_spans.py`.
+    """
     content = message.get("content")
     if isinstance(content, str) and content.strip() in written:
         return True

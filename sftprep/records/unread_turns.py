@@ -1,0 +1,117 @@
+"""Texts and switches of turns that are not read, so that they are counted.
+
+A turn is read by the keys that its layout is known to have. What remains is found by its value: a
+text of the turn is read if it is in a key of the message that templates show.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import chain
+from typing import Any
+
+from sftprep.chat_template.reference.rendering import REASONING_KEYS
+from sftprep.core.types import Message
+from sftprep.records.switches import SWITCH_KEYS
+
+_SHOWN_KEYS = ("content", "name", "tool_calls", "tool_call_id", *REASONING_KEYS)
+"""Keys of messages whose values the conservation check looks for."""
+_READ_KEYS = SWITCH_KEYS | {"role", "from", "function_call", *_SHOWN_KEYS[1:]}
+"""Keys of turns that are read, besides the content."""
+_READ_KEYS_OF_MESSAGES = _READ_KEYS | {"content"}
+_READ_KEYS_OF_VALUES = _READ_KEYS | {"value"}
+_WORDS = re.compile(r"[^\W\d_]{2,}\s+[^\W\d_]{2,}|[\u3040-\u9fff\uac00-\ud7af]{4,}")
+"""Text, as opposed to an id, a date or a number. Chinese and Japanese are written without
+spaces."""
+_SWITCH = re.compile(
+    r"(?:^|_)(?:un)?(?:mask(?:ed)?|ignored?|train(?:ed|able|ing)?|loss|learn|supervised?)(?:$|_)"
+)
+
+
+def find_unread(turns: Any, messages: list[Message]) -> tuple[tuple[str, ...], bool]:
+    """Return the texts of turns that their messages lack, and whether a switch is not read.
+
+    Args:
+        turns: The turns of a record, or JSON text of them.
+        messages: The messages that were read from them.
+
+    Example:
+        turns = [{"from": "human", "value": "a", "note": "keep it short", "mask": True}]  ->
+            (("keep it short",), True)
+    """
+    if type(turns) is str and turns.lstrip().startswith("["):
+        with suppress(ValueError, RecursionError):
+            turns = json.loads(turns)
+    if type(turns) is not list:
+        return (), False
+    odd = [turn for turn in turns if not _is_read_whole(turn)]
+    if not odd:
+        return (), False
+    shown = "\0".join(
+        text
+        for message in messages
+        for key in _SHOWN_KEYS
+        if message.get(key)
+        for text in _strings_in(message[key], with_json=True)
+    )
+    unread = (
+        stripped
+        for text in _strings_in(odd)
+        if (stripped := text.strip()) not in shown and _WORDS.search(stripped)
+    )
+    return tuple(dict.fromkeys(unread)), any(map(_has_unread_switch, odd))
+
+
+def _is_read_whole(turn: Any) -> bool:
+    """Return whether all keys of a turn are read, or cannot hold a text."""
+    if type(turn) is not dict:
+        return type(turn) is str
+    content = turn.get("content")
+    if type(content) is str or (content is None and turn.get("tool_calls")):
+        return turn.keys() <= _READ_KEYS_OF_MESSAGES
+    return type(turn.get("value")) is str and turn.keys() <= _READ_KEYS_OF_VALUES
+
+
+def _strings_in(value: Any, *, with_json: bool = False) -> Iterator[str]:
+    """Yield the strings in a JSON value, and those in JSON text inside it.
+
+    Args:
+        value: The value.
+        with_json: Whether the JSON text itself is yielded as well.
+    """
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, str):
+            parsed = None
+            if item.startswith(("{", "[")):
+                with suppress(ValueError, RecursionError):
+                    parsed = json.loads(item)
+            if parsed is not None:
+                stack.append(parsed)
+            if parsed is None or with_json:
+                yield item
+        elif isinstance(item, dict):
+            stack.extend(item.values())
+        elif isinstance(item, list):
+            stack.extend(item)
+
+
+def _has_unread_switch(turn: Any) -> bool:
+    """Return whether a turn, or a part of its content, has a switch that is not read."""
+    if type(turn) is not dict:
+        return False
+    contents = [value for value in turn.values() if type(value) is list]
+    parts = [part for part in chain.from_iterable(contents) if type(part) is dict]
+    return any(_is_switch(*item) for item in turn.items() if item[0] not in SWITCH_KEYS) or any(
+        _is_switch(*item) for part in parts for item in part.items()
+    )
+
+
+def _is_switch(key: str, value: Any) -> bool:
+    return (
+        type(value) in (bool, int, float) and value in (0, 1) and bool(_SWITCH.search(key.lower()))
+    )
