@@ -1,6 +1,6 @@
 """The cut of sequences longer than `max_length`, and of those without targets.
 
-Pass 1 keeps whole sequences, so that its result serves every length. The cut selects pieces of
+Pass 1 keeps whole sequences, so that its result serves every length. The cut selects ranges of
 them, which are ranges of tokens. Each treatment of long sequences is one function in the table
 `OVERLONG`.
 """
@@ -63,11 +63,11 @@ class Sequences(Protocol):
         """The rejected records."""
 
 
-class Pieces(NamedTuple):
+class SequenceRanges(NamedTuple):
     """Ranges of tokens of sequences, in the order of the sequences.
 
     Attributes:
-        rows: int64 [m]; the index of the sequence of each piece.
+        rows: int64 [m]; the index of the sequence of each range.
         starts: int64 [m]; its first token in that sequence.
         lengths: int64 [m]; its number of tokens.
     """
@@ -76,23 +76,23 @@ class Pieces(NamedTuple):
     starts: NDArray[np.int64]
     lengths: NDArray[np.int64]
 
-    def select(self, is_selected: NDArray[np.bool_]) -> Pieces:
-        """Return some of the pieces."""
-        return Pieces(*(values[is_selected] for values in self))
+    def select(self, is_selected: NDArray[np.bool_]) -> SequenceRanges:
+        """Return some of the ranges."""
+        return SequenceRanges(*(values[is_selected] for values in self))
 
 
 @dataclass(frozen=True, slots=True)
 class FittedSequences:
-    """The pieces of a partition used by a build or a stream.
+    """The ranges of a partition used by a build or a stream.
 
     Attributes:
-        pieces: The pieces; none is longer than the limit, and each trains something.
-        targets: int64 [m]; the number of targets of each piece.
+        ranges: The ranges; none is longer than the limit, and each trains something.
+        targets: int64 [m]; the number of targets of each range.
         counts: The counts of the partition, by name.
         rejected: The rejected records, in the order of their lines.
     """
 
-    pieces: Pieces
+    ranges: SequenceRanges
     targets: NDArray[np.int64]
     counts: dict[str, int]
     rejected: list[Rejected]
@@ -101,7 +101,7 @@ class FittedSequences:
 def fit_lengths(
     sequences: Sequences, targets: TargetRuns, data: bytes, limit: LengthLimit
 ) -> FittedSequences:
-    """Select the pieces of sequences within the limit and with something to train.
+    """Select the ranges of sequences within the limit and with something to train.
 
     Args:
         sequences: The sequences of a partition.
@@ -115,41 +115,42 @@ def fit_lengths(
     tokens, trained = int(offsets[-1]), targets.total
     counts.update(tokens_in=tokens, trained_in=trained)
     # 1. Cut what is too long.
-    pieces = Pieces(np.arange(len(lengths)), np.zeros(len(lengths), np.int64), lengths)
+    ranges = SequenceRanges(np.arange(len(lengths)), np.zeros(len(lengths), np.int64), lengths)
     is_cut = limit.overlong != "keep" and bool((lengths > limit.max_length).any())
     if is_cut:
-        pieces = OVERLONG[limit.overlong](lengths, sequences.line_of, limit, counts, rejected)
+        ranges = OVERLONG[limit.overlong](lengths, sequences.line_of, limit, counts, rejected)
         add_excerpts(rejected, data)
-    begins = offsets[pieces.rows] + pieces.starts
-    found = targets.count_in(begins, begins + pieces.lengths)
-    # 2. Count what was cut. The first token of a piece is not a target, although it is not cut.
+    begins = offsets[ranges.rows] + ranges.starts
+    found = targets.count_in(begins, begins + ranges.lengths)
+    # 2. Count what was cut. The first token of a range is not a target, although it is not cut.
     if is_cut:
-        later = begins[pieces.starts > 0]
+        later = begins[ranges.starts > 0]
         mask = sequences.completion_mask
         firsts = len(later) if mask is None else int(np.count_nonzero(mask[later]))
         counts["trained_dropped.first_of_sequence"] = firsts
         if (reason := _CUT_AS.get(limit.overlong)) is not None:
-            counts[f"tokens_{reason}"] = tokens - int(pieces.lengths.sum())
+            counts[f"tokens_{reason}"] = tokens - int(ranges.lengths.sum())
             counts[f"trained_{reason}"] = trained - int(found.sum()) - firsts
     # 3. Leave out what trains nothing.
     is_trained = found > 0
     if not is_trained.all():
         counts["dropped.no_trained_token"] = int(np.count_nonzero(~is_trained))
-        counts["tokens_dropped.no_trained_token"] = int(pieces.lengths[~is_trained].sum())
-        pieces, found = pieces.select(is_trained), found[is_trained]
+        counts["tokens_dropped.no_trained_token"] = int(ranges.lengths[~is_trained].sum())
+        ranges, found = ranges.select(is_trained), found[is_trained]
     counts.update(
-        sequences=len(found), tokens=int(pieces.lengths.sum()), trained_tokens=int(found.sum())
+        sequences=len(found), tokens=int(ranges.lengths.sum()), trained_tokens=int(found.sum())
     )
     return FittedSequences(
-        pieces, found, dict(counts), sorted(rejected, key=lambda record: record.line)
+        ranges, found, dict(counts), sorted(rejected, key=lambda record: record.line)
     )
 
 
 OverlongRule = Callable[
-    [NDArray[np.int64], NDArray[np.int64], LengthLimit, Counter[str], list[Rejected]], Pieces
+    [NDArray[np.int64], NDArray[np.int64], LengthLimit, Counter[str], list[Rejected]],
+    SequenceRanges,
 ]
 """A function of the lengths of the sequences (int64 [n]), the lines of their records (int64 [n])
-and the limit. It returns the pieces to keep, counts the sequences, and rejects records."""
+and the limit. It returns the ranges to keep, counts the sequences, and rejects records."""
 
 
 def _truncate(
@@ -158,13 +159,13 @@ def _truncate(
     limit: LengthLimit,
     counts: Counter[str],
     rejected: list[Rejected],
-) -> Pieces:
+) -> SequenceRanges:
     """Cut each overlong sequence at one end."""
     kept = np.minimum(lengths, limit.max_length)
     cut = lengths - kept
     counts["truncated"] = int(np.count_nonzero(cut))
     starts = cut if limit.truncate_side == "left" else np.zeros_like(cut)
-    return Pieces(np.arange(len(lengths)), starts, kept)
+    return SequenceRanges(np.arange(len(lengths)), starts, kept)
 
 
 def _split(
@@ -173,18 +174,18 @@ def _split(
     limit: LengthLimit,
     counts: Counter[str],
     rejected: list[Rejected],
-) -> Pieces:
-    """Split overlong sequences into pieces of `max_length` tokens and a shorter one.
+) -> SequenceRanges:
+    """Split overlong sequences into ranges of `max_length` tokens and a shorter one.
 
     The rule is that of `bfd_split` in TRL 1.16.
     """
     number = np.maximum(1, -(-lengths // limit.max_length))
-    # For each piece: the index of its sequence, and its first token in that sequence.
+    # For each range: the index of its sequence, and its first token in that sequence.
     rows = np.repeat(np.arange(len(number)), number)
-    first_piece = np.repeat(np.cumsum(number) - number, number)
-    starts = (np.arange(len(rows)) - first_piece) * limit.max_length
+    first_range = np.repeat(np.cumsum(number) - number, number)
+    starts = (np.arange(len(rows)) - first_range) * limit.max_length
     counts["extra.split"] = len(rows) - len(number)
-    return Pieces(rows, starts, np.minimum(lengths[rows] - starts, limit.max_length))
+    return SequenceRanges(rows, starts, np.minimum(lengths[rows] - starts, limit.max_length))
 
 
 def _drop(
@@ -193,11 +194,11 @@ def _drop(
     limit: LengthLimit,
     counts: Counter[str],
     rejected: list[Rejected],
-) -> Pieces:
+) -> SequenceRanges:
     """Leave out each overlong sequence."""
     kept = np.flatnonzero(lengths <= limit.max_length)
     counts["dropped.overlong"] = len(lengths) - len(kept)
-    return Pieces(kept, np.zeros_like(kept), lengths[kept])
+    return SequenceRanges(kept, np.zeros_like(kept), lengths[kept])
 
 
 def _reject(
@@ -206,7 +207,7 @@ def _reject(
     limit: LengthLimit,
     counts: Counter[str],
     rejected: list[Rejected],
-) -> Pieces:
+) -> SequenceRanges:
     """Reject each record with an overlong sequence."""
     is_long = lengths > limit.max_length
     rejected_lines, record = np.unique(line_of[is_long], return_inverse=True)
@@ -219,7 +220,7 @@ def _reject(
     # A record is counted once under `rejected`; its other sequences need an entry of their own, or
     # the ledger would not balance.
     counts["dropped.of_rejected_record"] = len(lengths) - len(kept) - len(rejected_lines)
-    return Pieces(kept, np.zeros_like(kept), lengths[kept])
+    return SequenceRanges(kept, np.zeros_like(kept), lengths[kept])
 
 
 OVERLONG: dict[str, OverlongRule] = {

@@ -130,8 +130,8 @@ def preprocess(
         stages, data, format_name, seed=seed, first=first, transform=transform, hash_by=hash_by
     )()
     fitted = fit_lengths(batch, find_targets(batch.completion_mask, batch.offsets), data, limit)
-    pieces = fitted.pieces
-    fitting = batch.gather(pieces.rows, pieces.lengths, pieces.starts)
+    ranges = fitted.ranges
+    fitting = batch.gather(ranges.rows, ranges.lengths, ranges.starts)
     fitting.counts, fitting.rejected = fitted.counts, fitted.rejected
     fitting.first_lines = batch.first_lines
     return fitting

@@ -300,7 +300,7 @@ def write_one_shard(task: ShardTask) -> _WrittenShard:
         tokens = slice(offsets[bounds[number]], offsets[bounds[number + 1]])
         starts = 0 if task.starts is None else task.starts[sequences]
         begins = spill.offsets[rows].astype(np.int64) + starts
-        pieces = _Pieces.of(begins, task.seq_lengths[sequences])
+        ranges = _ColumnRanges.from_begins(begins, task.seq_lengths[sequences])
         columns = (
             (spill.input_ids, ids),
             (spill.completion_mask, mask),
@@ -308,7 +308,7 @@ def write_one_shard(task: ShardTask) -> _WrittenShard:
         )
         for values, column in columns:
             if values is not None and column is not None:
-                column[tokens] = pieces.gather(values)
+                column[tokens] = ranges.gather(values)
     if weights is not None:
         weights *= mask  # a spill without weights has the weight 1 where a token is trained
     # 3. Bring them into the order of the shard.
@@ -332,25 +332,25 @@ def write_one_shard(task: ShardTask) -> _WrittenShard:
     return _WrittenShard(task.index, info, int(ids.max()))
 
 
-class _Pieces(NamedTuple):
+class _ColumnRanges(NamedTuple):
     """Ranges of values of a column, in gathering order.
 
     Attributes:
         bounds: int64 [2 m]; the distinct ranges in the order of the column: first, last + 1 ...
-        which: int64 [n]; the index of the first bound of each range.
+        bound_of: int64 [n]; the index of the first bound of each range.
     """
 
     bounds: NDArray[np.int64]
-    which: NDArray[np.int64]
+    bound_of: NDArray[np.int64]
 
     @classmethod
-    def of(cls, begins: NDArray[np.int64], lengths: NDArray[np.int32]) -> _Pieces:
+    def from_begins(cls, begins: NDArray[np.int64], lengths: NDArray[np.int32]) -> _ColumnRanges:
         """Return ranges without overlaps; one range may occur several times."""
-        distinct, index, which = np.unique(begins, return_index=True, return_inverse=True)
+        distinct, index, range_of = np.unique(begins, return_index=True, return_inverse=True)
         bounds = np.stack((distinct, distinct + lengths[index]), axis=1)
-        return cls(bounds.reshape(-1), 2 * which)
+        return cls(bounds.reshape(-1), 2 * range_of)
 
     def gather(self, values: NDArray[Any]) -> NDArray[Any]:
         """Return the values of the ranges, concatenated."""
         # Every second segment is a gap between two ranges.
-        return Ragged(values, self.bounds).take(self.which).values
+        return Ragged(values, self.bounds).take(self.bound_of).values

@@ -76,7 +76,7 @@ class TokenizeTask:
 class PartitionResult:
     """The result of pass 1 for the driver; the tokens stay in the spill.
 
-    A spill contains whole sequences. The sequences of the build are pieces of them.
+    A spill contains whole sequences. The sequences of the build are ranges of them.
 
     Attributes:
         partition: The partition, without its content.
@@ -198,10 +198,10 @@ def _read_lines(task: TokenizeTask) -> _Lines:
 def _cut_sequences(
     spill: Spill, lines: _Lines, task: TokenizeTask, *, reused: bool
 ) -> PartitionResult:
-    """Return the result for a partition: pieces of its sequences within the limit."""
+    """Return the result for a partition: ranges of its sequences within the limit."""
     targets = find_targets(spill.completion_mask, spill.offsets)
     fitted = fit_lengths(spill, targets, lines.data, task.limit)
-    rows, starts, lengths = fitted.pieces
+    rows, starts, lengths = fitted.ranges
     line_of = spill.line_of[rows]
     is_every_row = np.array_equal(rows, np.arange(len(spill.line_of)))
     lane_positions = None

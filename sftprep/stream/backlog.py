@@ -86,7 +86,7 @@ class Backlog:
             self._records, self._bytes = 0, 0
         else:
             self._records += len(block.origins)
-            self._bytes += sum(len(piece.data) for piece in block.pieces)
+            self._bytes += sum(len(group.data) for group in block.groups)
         if self._records >= MOST_WITHOUT_SEQUENCE or self._bytes >= MOST_BYTES_WITHOUT_SEQUENCE:
             raise EmptyInput(
                 f"{self._records:,} records in a row of {self.reader.reading}"

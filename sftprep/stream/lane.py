@@ -34,7 +34,7 @@ from sftprep.records.transform import add_counts
 from sftprep.shards.reader import Pack
 from sftprep.shards.schema import position_dtype
 from sftprep.shards.writer import make_position_ids
-from sftprep.stream.sources.base import Block, Cursor, Piece, Reader, retry_with_backoff
+from sftprep.stream.sources.base import Block, Cursor, LineGroup, Reader, retry_with_backoff
 from sftprep.stream.sources.mixture import merge_batches
 
 LaneState = dict[str, Any]
@@ -317,16 +317,16 @@ class Lane:
         )
 
     def _tokenize(self, block: Block) -> TokenBatch:
-        batches = [self._tokenize_piece(piece) for piece in block.pieces]
-        positions = [piece.positions for piece in block.pieces if piece.positions is not None]
+        batches = [self._tokenize_group(group) for group in block.groups]
+        positions = [group.positions for group in block.groups if group.positions is not None]
         return merge_batches(batches, positions) if positions else batches[0]
 
-    def _tokenize_piece(self, piece: Piece) -> TokenBatch:
+    def _tokenize_group(self, group: LineGroup) -> TokenBatch:
         # Without a seed, no records are compared with the reference encoder, whose loading would
         # delay the first packs. Small builds do not load it either.
-        seed = xxhash.xxh3_64_intdigest(piece.data) if self._window.number > 0 else None
-        stages, transform, limit = self.preprocessor, piece.transform, self.rules.limit
-        return preprocess(stages, piece.data, piece.format, limit, seed=seed, transform=transform)
+        seed = xxhash.xxh3_64_intdigest(group.data) if self._window.number > 0 else None
+        stages, transform, limit = self.preprocessor, group.transform, self.rules.limit
+        return preprocess(stages, group.data, group.format, limit, seed=seed, transform=transform)
 
     # --- the state --------------------------------------------------------------------------------
 

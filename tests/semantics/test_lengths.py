@@ -76,10 +76,10 @@ def test_each_overlong_setting_matches_its_definition_and_counts_balance(
     targets = find_targets(batch.completion_mask, batch.offsets)
     length_limit = LengthLimit(max_length=limit, overlong=overlong, truncate_side=side)
     fitted = fit_lengths(batch, targets, b"{}\n" * len(masks), length_limit)
-    pieces, counts = fitted.pieces, Counter(fitted.counts)
+    ranges, counts = fitted.ranges, Counter(fitted.counts)
     expected, lines = slow(masks, overlong, 10**9 if overlong == "keep" else limit, side)
     trained = [piece for piece in expected if any(piece[1][1:])]
-    left = batch.gather(pieces.rows, pieces.lengths, pieces.starts)
+    left = batch.gather(ranges.rows, ranges.lengths, ranges.starts)
     assert as_lists(left) == trained
     assert left.loss_weights.tolist() == (left.completion_mask / 2).tolist()
     assert [r.line for r in fitted.rejected] == sorted(lines)

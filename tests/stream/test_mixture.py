@@ -178,10 +178,10 @@ def test_whitespace_lines_are_not_counted_as_records(tmp_path):
     source = OpenedMixture((file, other), (1.0, 1.0), "first", (0, 1))
     found = blocks_of(source, 0, 1)
     data = [
-        line for _, block in found for piece in block.pieces for line in piece.data.splitlines()
+        line for _, block in found for group in block.groups for line in group.data.splitlines()
     ]
     assert all(
-        len(block.origins) == sum(len(piece.positions) for piece in block.pieces)
+        len(block.origins) == sum(len(group.positions) for group in block.groups)
         for _, block in found
     )
     assert sum(b'"b ' in line for line in data) == pytest.approx(120, abs=1)
@@ -307,7 +307,7 @@ def test_bad_records_of_a_mixture_are_located(corpus, tokenizer_dir, tmp_path):
     assert stream.counts["records"] == 892
 
 
-def test_pieces_are_put_together_in_the_order_of_their_records():
+def test_groups_are_put_together_in_the_order_of_their_records():
     one = TokenBatch(
         np.array([1, 2, 3], np.int32),
         np.array([0, 1, 3]),

@@ -36,13 +36,13 @@ _MISTAKES = (TypeError, AttributeError, NameError, ImportError, AssertionError)
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class LineGroup:
     """Lines of JSON of one format and transform.
 
     Attributes:
         data: The lines, each with its newline.
         format: The name of the format.
-        positions: int64 [lines], the index of each line in its block; None if the piece is the
+        positions: int64 [lines], the index of each line in its block; None if the group is the
             whole block.
         transform: The transform of the records, if it is not that of the stream.
     """
@@ -58,12 +58,12 @@ class Block:
     """Consecutive records of one lane.
 
     Attributes:
-        pieces: The lines, one piece per format.
+        groups: The lines, one group per format.
         origins: int64 [lines], the origin of each line; see `PART_BITS`.
         after: The cursor of the next block of the lane.
     """
 
-    pieces: tuple[Piece, ...]
+    groups: tuple[LineGroup, ...]
     origins: NDArray[np.int64]
     after: Cursor
 

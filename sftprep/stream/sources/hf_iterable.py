@@ -21,7 +21,7 @@ from sftprep.stream.sources.base import (
     Block,
     Cursor,
     LaneAssignment,
-    Piece,
+    LineGroup,
     Reader,
     early_end,
 )
@@ -139,9 +139,9 @@ class _ShardReader:
         after = at + len(lines)
         self._open[lane] = (after, data, rows)
         origins = np.arange(at, after, dtype=np.int64) + ((self.source.part + lane) << PART_BITS)
-        pieces = (Piece(b"".join(lines), self.source.format),)
+        groups = (LineGroup(b"".join(lines), self.source.format),)
         next_state = copy.deepcopy(data.state_dict()) if self._is_exact else None
-        return Block(pieces, origins, [after, next_state])
+        return Block(groups, origins, [after, next_state])
 
     def _shards_of(self, lane: int) -> Any:
         """Return the dataset with the shards of a lane, in the order of the pass."""

@@ -22,7 +22,7 @@ from sftprep.sources.readers.lines import (
     open_regular,
     reject_shorter,
 )
-from sftprep.stream.sources.base import PART_BITS, Block, Cursor, LaneAssignment, Piece, Reader
+from sftprep.stream.sources.base import PART_BITS, Block, Cursor, LaneAssignment, LineGroup, Reader
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class _LineReader:
         # Checked against the whole file, since the last line of a block ends after the block.
         reject_shorter(file, file_size(file), source.sizes[part])
         origins = line_starts(data, begin) + ((part + source.first_part) << PART_BITS)
-        return Block((Piece(data, source.formats[part]),), origins, at + 1)
+        return Block((LineGroup(data, source.formats[part]),), origins, at + 1)
 
     def _blocks_of(self, lane: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the file and the number in it of each block of a lane, in the order of the pass.

@@ -30,7 +30,7 @@ from sftprep.config.user_functions import LoadedFunction, to_function_setting
 from sftprep.core.ragged import to_offsets
 from sftprep.core.types import Rejected, TokenBatch
 from sftprep.errors import ConfigError, setting
-from sftprep.stream.sources.base import Block, Cursor, LaneAssignment, Piece, Reader, Source
+from sftprep.stream.sources.base import Block, Cursor, LaneAssignment, LineGroup, Reader, Source
 from sftprep.stream.sources.chained import source_of_origin
 
 Stop = Literal["all", "first"]
@@ -124,14 +124,14 @@ class OpenedMixture:
 def merge_batches(
     batches: Sequence[TokenBatch], positions: Sequence[NDArray[np.int64]]
 ) -> TokenBatch:
-    """Merge the pieces of a block to one batch, in the order of their records.
+    """Merge the groups of a block to one batch, in the order of their records.
 
     Args:
-        batches: The sequences of each piece.
-        positions: int64 [lines] for each piece, the index of each of its lines in the block.
+        batches: The sequences of each group.
+        positions: int64 [lines] for each group, the index of each of its lines in the block.
 
     Example:
-        Pieces with the lines 0, 1, 3 and with line 2 give a batch with the lines 0, 1, 2, 3.
+        Groups with the lines 0, 1, 3 and with line 2 give a batch with the lines 0, 1, 2, 3.
     """
     counts: Counter[str] = Counter()
     for batch in batches:
@@ -327,22 +327,22 @@ def _phase(lane: int, num_lanes: int, k: int) -> float:
 def _split_lines(block: Block, transform: LoadedFunction | None) -> list[_Line]:
     """Return the lines of a block in order; their transform is that of an inner mixture, if any."""
     lines = [_Line(b"", ("", None), True)] * len(block.origins)
-    for piece in block.pieces:
-        split = piece.data.split(b"\n")
-        indices = range(len(block.origins)) if piece.positions is None else piece.positions.tolist()
+    for group in block.groups:
+        split = group.data.split(b"\n")
+        indices = range(len(block.origins)) if group.positions is None else group.positions.tolist()
         # Not strict: the part after the last newline is empty.
         for index, line in zip(indices, split, strict=False):
-            kind = piece.format, piece.transform or transform
+            kind = group.format, group.transform or transform
             lines[index] = _Line(line + b"\n", kind, not line.strip())
     return lines
 
 
-def _group_by_kind(lines: list[_Line]) -> tuple[Piece, ...]:
+def _group_by_kind(lines: list[_Line]) -> tuple[LineGroup, ...]:
     indices_of: dict[tuple[str, LoadedFunction | None], list[int]] = {}
     for index, line in enumerate(lines):
         indices_of.setdefault(line.kind, []).append(index)
     return tuple(
-        Piece(
+        LineGroup(
             b"".join(lines[index].data for index in indices),
             name,
             np.array(indices, np.int64),

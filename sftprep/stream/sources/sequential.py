@@ -25,7 +25,7 @@ from sftprep.stream.sources.base import (
     Block,
     Cursor,
     LaneAssignment,
-    Piece,
+    LineGroup,
     Reader,
     early_end,
 )
@@ -134,9 +134,9 @@ class _RowReader:
             return None
         step = self.assignment.num_lanes
         rows = self._row_of(lane, at) + np.arange(len(lines), dtype=np.int64) * step
-        pieces = (Piece(b"".join(lines), self.source.format),)
+        groups = (LineGroup(b"".join(lines), self.source.format),)
         origins = rows + (self.source.part << PART_BITS)
-        return Block(pieces, origins, self._to_cursor(lane, at + len(lines)))
+        return Block(groups, origins, self._to_cursor(lane, at + len(lines)))
 
     def has_queued(self, lane: int, cursor: Cursor) -> bool:
         at, queue = _parse(cursor)[0], self._queues.get(lane)
