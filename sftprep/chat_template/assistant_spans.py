@@ -36,7 +36,7 @@ class TurnSpan(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TurnRule:
-    """A template's properties, as needed for the spans of its turns."""
+    """The properties of a template needed to find the spans of its turns."""
 
     headers: tuple[str, ...]  # what it may write before an assistant's words, longest first
     ends_turns: bool  # whether it writes anything after the content of a turn
@@ -46,7 +46,7 @@ class TurnRule:
 
 
 class Unproven(TemplateError):
-    """A missing proof of the spans of a template or of one conversation."""
+    """A failure to prove the spans of a template or of one conversation."""
 
 
 def derive_rule(template: ChatTemplate) -> TurnRule:
@@ -206,7 +206,7 @@ def _test_rule(
     messages: list[Message],
     tools: list[Any] | None,
 ) -> TurnRule:
-    """Return the rule of a probe.
+    """Return the rule for the turns of a probe conversation.
 
     Raises:
         TemplateError: No rule holds.

@@ -1,4 +1,4 @@
-"""Chat templates as renderers of conversations.
+"""Rendering of conversations by chat templates.
 
 A template is compiled where that is exact; otherwise Jinja renders.
 """

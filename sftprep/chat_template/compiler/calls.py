@@ -141,7 +141,7 @@ class CallTranslator(TranslationContext):
         return Code(f"filter_{node.name}({arguments})", kind)
 
     def _inline_filter(self, node: nodes.Filter, value: Code) -> Code | None:
-        """Return a filter as an expression without a call of Jinja, if possible."""
+        """Translate a filter without a call of Jinja's function, if possible."""
         source = ""
         kind: Kind = self.text_kind(value)
         if node.name in {"default", "d"} and len(node.args) == 1 and not node.kwargs and value.atom:

@@ -84,7 +84,7 @@ class TranslationContext(ABC):
         )
 
     def only_jinja(self, node: nodes.Node, what: str) -> Code:
-        """Return an expression to leave the conversation to Jinja, once evaluated."""
+        """Return an expression to fall back to Jinja for the whole conversation."""
         reason = f"{what} (line {node.lineno})"
         self.constructs.append(reason)
         return Code(f"fall_back({reason!r})")

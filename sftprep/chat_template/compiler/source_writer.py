@@ -1,4 +1,4 @@
-"""The source of a compiled template during its writing.
+"""The source of a compiled template under construction.
 
 It consists of lines, scopes and output.
 """
@@ -46,7 +46,7 @@ class SourceWriter(ABC):
         self.lines.append("    " * self.indent + text)
 
     def only_jinja(self, node: nodes.Node, what: str) -> None:
-        """Write a statement to leave the conversation to Jinja, once reached."""
+        """Write a statement to fall back to Jinja for the whole conversation."""
         self.line(self.expressions.only_jinja(node, what).source)
 
     def enter_scope(self, symbols: Symbols) -> None:

@@ -1,8 +1,7 @@
 """The Jinja environment of chat templates: a sandbox with extensions.
 
-The extensions are those that transformers offers to templates.
-
-It is the reference that the compiler is tested against.
+The extensions are those that transformers offers to templates. The environment is the reference
+that the compiler is tested against.
 """
 
 from __future__ import annotations
