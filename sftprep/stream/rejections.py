@@ -1,4 +1,4 @@
-"""Records of a stream that cannot be used, or lose content, and the limit of the former."""
+"""Rejected records of a stream, their limit, and records with lost content."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ class Rejections:
         locate: Callable[[int], tuple[str, int]],
         counts: Callable[[], Mapping[str, int]],
     ) -> None:
-        """Quarantine the rejected records of a block, and log each kind of lost content once.
+        """Quarantine the rejected records of a block, and log lost content.
+
+        Each kind of lost content is logged once.
 
         Args:
             block: The block.
