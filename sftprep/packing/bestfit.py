@@ -253,10 +253,7 @@ def _append(
     lists: NDArray[np.int32],
     segments: NDArray[np.int32],
 ) -> None:
-    """Append the segment (first, size, space) to the list of its space.
-
-    It is stored in row `segment`.
-    """
+    """Append the segment (first, size, space), in row `segment`, to its list."""
     segments[segment, _FIRST], segments[segment, _SIZE] = values[0], values[1]
     segments[segment, _SPACE], segments[segment, _NEXT] = values[2], -1
     at = values[2] >> shift
