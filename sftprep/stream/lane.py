@@ -137,16 +137,11 @@ class Lane:
         return None if pack is None else self._assemble(pack)
 
     def state(self) -> LaneState:
-        """Return the state for `restore`.
-
-        Its snapshot is only replaced when a window is packed.
-        """
+        """Return the state for `restore`, with the snapshot of the last packing."""
         return {"taken": self.taken, "ended": self.ended, "window": self._snapshot}
 
     def restore(self, state: LaneState) -> Iterator[Cursor]:
-        """Restore the lane from a state.
-
-        The lane is complete when the iterator is exhausted.
+        """Restore the lane from a state, completely once the iterator is exhausted.
 
         Yields:
             The cursor of each block of the snapshot, before it is read and tokenized again.
@@ -281,10 +276,7 @@ class Lane:
         return False
 
     def _read_block(self) -> bool:
-        """Tokenize the next block, and hold its sequences; return False at the end.
-
-        A block without a sequence is not held.
-        """
+        """Tokenize the next block, and hold any sequences; return False at the end."""
         cursor = self._next
         block = self._block_at(cursor)
         if block is None:
@@ -339,10 +331,7 @@ class Lane:
     # --- the state --------------------------------------------------------------------------------
 
     def _take_snapshot(self) -> LaneState:
-        """Return the state of the lane before its window is packed.
-
-        Blocks are replaced by their cursors.
-        """
+        """Return the lane before its window is packed, with cursors for blocks."""
         index_of = {serial: index for index, serial in enumerate(self._blocks)}
         marks = [
             np.full(len(block.batch.offsets) - 1, _GONE, np.uint8)
@@ -399,10 +388,7 @@ class Lane:
 def _concatenate_weights(
     ranges: list[tuple[TokenBatch, int, int]], mask: NDArray[np.bool_]
 ) -> NDArray[np.float32] | None:
-    """Return the loss weights of a pack; None if all are 1.
-
-    Tokens that are not trained have the weight 0.
-    """
+    """Return a pack's loss weights, 0 for untrained tokens; None if all are 1."""
     if all(batch.loss_weights is None for batch, _, _ in ranges):
         return None
     parts = [

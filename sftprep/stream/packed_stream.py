@@ -179,10 +179,7 @@ class PackedStream:
             )
 
     def padding(self) -> Pack:
-        """Return a pack without trained tokens, for ranks with an early end.
-
-        Its origin is -1.
-        """
+        """Return a pack without trained tokens (origin -1), for ranks at their end."""
         return Pack(
             input_ids=np.full(2, self.recipe.tokenizer.eos_token_id or 0, np.int32),
             position_ids=np.arange(2, dtype=position_dtype(self.max_length)),
@@ -198,10 +195,7 @@ class PackedStream:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Return the counters of this pass in the owned lanes.
-
-        Their names are records, tokens, rejected.REASON and so on.
-        """
+        """Return counts of this pass in the owned lanes: records, rejected.REASON, etc."""
         total: Counter[str] = Counter()
         for lane in (self._lanes or {}).values():
             total.update(lane.counts)
@@ -209,27 +203,18 @@ class PackedStream:
 
     @property
     def first_dropped(self) -> dict[str, tuple[str, int]]:
-        """Return the position of the first record dropped by a transform, by reason.
-
-        The position is the name of the input and the line; the keys are `dropped.REASON`.
-        """
+        """Return name and line of the first dropped record, by `dropped.REASON`."""
         lanes = (self._lanes or {}).values()
         found = sorted((i for lane in lanes for i in lane.first_origins.items()), reverse=True)
         return {k: self.locate(origin) for k, origin in found if k.startswith("dropped.")}
 
     @property
     def rejected(self) -> deque[tuple[str, int, Rejected]]:
-        """Return the last 100 quarantined records.
-
-        Each has the name of the input, the line or row, and the reason.
-        """
+        """Return the last 100 quarantined records: input, line or row, and reason."""
         return self._rejections.latest
 
     def locate(self, origin: int) -> tuple[str, int]:
-        """Return the input and the line or row, from 1, of an origin.
-
-        The input is a file, or the name of a source.
-        """
+        """Return the file or source of an origin, and the line or row, from 1."""
         return self.source.locate(origin)
 
     # --- owned lanes, and the position in the stream ----------------------------------------------
@@ -318,10 +303,7 @@ class PackedStream:
 
     @property
     def identity(self) -> str:
-        """Return the digest of the source, the recipe and the packing.
-
-        These determine the packs.
-        """
+        """Return the digest of the packs' inputs: source, recipe and packing."""
         pack = self.config.pack
         settings: list[object] = [pack.packing, pack.pack_window, pack.order, pack.lanes, pack.seed]
         settings += [self.config.output.on_bad_record, self.limit]
