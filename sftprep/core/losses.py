@@ -1,4 +1,4 @@
-"""The kinds of content that a chat template may drop from a conversation."""
+"""The kinds of content a chat template may drop from a conversation."""
 
 from __future__ import annotations
 
