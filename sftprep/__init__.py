@@ -1,4 +1,4 @@
-"""sftprep: turns raw conversations into packed, padding-free training data.
+"""Preparation of packed, padding-free training data from raw conversations.
 
 The public names are imported when they are first used, so that `import sftprep` is fast.
 """

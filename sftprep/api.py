@@ -1,4 +1,7 @@
-"""The Python interface of a build: from a configuration, from paths, or from records in memory."""
+"""The Python interface of a build.
+
+The inputs are those of a configuration, paths, or records in memory.
+"""
 
 from __future__ import annotations
 
@@ -111,7 +114,7 @@ def _select_splits(splits: Any, eval_source: Any, settings: dict[str, Any]) -> t
 
 
 def _to_plain_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings as a configuration takes them: paths and tokenizers as strings."""
+    """Return settings with paths and tokenizers as strings, for a configuration."""
     # None means that the setting has its default.
     settings = {name: value for name, value in settings.items() if value is not None}
     # A tokenizer object is written to a file, from which each worker loads it.
@@ -141,7 +144,7 @@ def _memory_sources(source: Any, name: str, settings: dict[str, Any]) -> list[So
 
 
 def _is_paths(source: Any) -> bool:
-    """Whether a source is a path or name, or a list of these, and not records."""
+    """Return whether a source is a path or name, or a list of these, and not records."""
     if isinstance(source, (list, tuple)):
         return bool(source) and all(isinstance(item, (str, os.PathLike)) for item in source)
     return isinstance(source, (str, os.PathLike))

@@ -50,7 +50,7 @@ app = App(
 
 
 def _settings(title: str, position: int) -> Parameter:
-    """Return the parameter for a dataclass whose fields are flags, in a help section of its own."""
+    """Return the parameter for a dataclass of flags with its own help section."""
     return Parameter(name="*", group=Group(title, sort_key=position))
 
 
@@ -271,8 +271,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _config_from_file(tokens: list[str]) -> tuple[Dict, ...]:
-    """Return the file that --config names, as a source for flags that are not on the command
-    line."""
+    """Return the file named by --config, as a source for flags.
+
+    Flags on the command line take precedence over it.
+    """
     for index, token in enumerate(tokens):
         name, equals, value = token.partition("=")
         following = tokens[index + 1] if index + 1 < len(tokens) else ""
@@ -287,7 +289,11 @@ def _config_from_file(tokens: list[str]) -> tuple[Dict, ...]:
 
 
 def _reject_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Raise ConfigError for a fraction in an integer setting, which the parser would round."""
+    """Reject fractions in integer settings; the parser would round them.
+
+    Raises:
+        ConfigError: A setting is a fraction.
+    """
     for argument in arguments:
         if int not in (argument.hint, *get_args(argument.hint)):
             continue
@@ -361,7 +367,7 @@ class _ProgressBar:
             self._progress.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show the progress of a stage; the signature is that of `Progress` in the pipeline."""
+        """Show the progress of a stage, with the signature of `Progress`."""
         if self._progress is None:
             return
         if _FIRST_STAGE in self._tasks:

@@ -92,7 +92,7 @@ def source_name(path: object) -> str:
 
 
 class SettingNames(Protocol):
-    """The form in which a front end shows settings and inputs."""
+    """The form of settings and inputs in a front end."""
 
     def setting(self, name: str, value: str | None) -> str | None:
         """Return the text for a setting, or None if the front end does not have it."""
@@ -103,7 +103,7 @@ class SettingNames(Protocol):
 
 @dataclass(frozen=True)
 class PythonNames:
-    """Settings as keyword arguments: `max_length=4096`."""
+    """The form of settings as keyword arguments: `max_length=4096`."""
 
     def setting(self, name: str, value: str | None) -> str | None:
         """Return `name`, or `name=value`."""
@@ -119,7 +119,7 @@ class PythonNames:
 
 @dataclass(frozen=True)
 class FlagNames:
-    """Settings as flags of a command: `--max-length 4096`.
+    """The form of settings as flags of a command: `--max-length 4096`.
 
     Args:
         separator: The character between the words of a flag: "-" in `sftprep`, "_" in `sfttrain`.
@@ -182,7 +182,7 @@ class SftprepError(Exception):
         return next((name for name, _ in _settings_in(self._message)), "")
 
     def shown_by(self, names: SettingNames) -> Self:
-        """Return a copy of the error that renders its references in the form of a front end."""
+        """Return a copy of the error with references in the form of a front end."""
         shown = copy.copy(self)
         shown.names = names
         return shown
@@ -197,7 +197,7 @@ class SftprepError(Exception):
 
 
 def escape_control(text: str) -> str:
-    """Return text that cannot control the terminal, except for line breaks.
+    """Escape the control characters of a text, except for line breaks.
 
     Control characters, and those that change the direction of writing, become visible escapes.
     """
@@ -208,7 +208,7 @@ def escape_control(text: str) -> str:
 
 
 def first_line(error: BaseException, limit: int | None = None) -> str:
-    """Return the first line of the text of an error, or the name of its type if it has no text.
+    """Return the first line of an error's text, or its type's name if there is none.
 
     Args:
         error: Usually an error of another library, whose text may have many lines.
@@ -227,7 +227,7 @@ def _rebuild(
 
 
 def render_settings(text: str, names: SettingNames) -> str:
-    """Return a text in which each reference to a setting has the form of a front end."""
+    """Return a text with references to settings in the form of a front end."""
 
     def render(match: re.Match[str]) -> str:
         name, *rest = match[1].split(_SEPARATOR)
@@ -252,45 +252,51 @@ def _settings_in(text: str) -> Iterator[tuple[str, str | None]]:
 
 
 class ConfigError(SftprepError):
-    """An invalid setting, or a combination of settings that is not supported."""
+    """An invalid setting, or an unsupported combination of settings."""
 
 
 class InputNotFound(SftprepError):
-    """A path, glob or directory that matches no file."""
+    """A path, glob or directory without a matching file."""
 
 
 class EmptyInput(SftprepError):
-    """Inputs, or a lane of a stream, with too few records that can be trained on."""
+    """Inputs, or a lane of a stream, with too few trainable records."""
 
 
 class InputUnreadable(SftprepError):
-    """An input that cannot be read: a truncated gzip file, UTF-16, a folder without permission."""
+    """An unreadable input.
+
+    Examples: a truncated gzip file, UTF-16, a folder without permission.
+    """
 
 
 class InputChanged(SftprepError):
-    """An input file that changed while it was being read."""
+    """An input file modified while it was being read."""
 
     exit_code = 1
 
 
 class SourceError(SftprepError):
-    """A source of a stream that raised at every attempt; `__cause__` is the last error."""
+    """A failure of a stream's source at every attempt.
+
+    `__cause__` is the last error.
+    """
 
     exit_code = 3
 
 
 class HubError(SftprepError):
-    """The Hugging Face Hub cannot be reached, or does not have the requested file."""
+    """An unreachable Hugging Face Hub, or a file missing from it."""
 
     exit_code = 3
 
 
 class FormatError(SftprepError):
-    """The records of a source match no known format, or not the configured one."""
+    """Records in no known format, or not in the configured one."""
 
 
 class RecordError(SftprepError):
-    """A record that cannot be used.
+    """An unusable record.
 
     Args:
         file: The path of the input, or the name of the source.
@@ -319,67 +325,70 @@ class RecordError(SftprepError):
 
 
 class TooManyRejected(SftprepError):
-    """More records were rejected than `max_rejected` allows."""
+    """More rejected records than `max_rejected` allows."""
 
     exit_code = 1
 
 
 class TokenizerError(SftprepError):
-    """A tokenizer that cannot be found, loaded or used for this data."""
+    """A failure to find or load a tokenizer, or to use it for this data."""
 
 
 class TemplateError(SftprepError):
-    """A chat template that is missing, does not compile, or cannot render the conversations."""
+    """A missing or faulty chat template.
+
+    A faulty template does not compile, or cannot render the conversations.
+    """
 
 
 class OutputExists(SftprepError):
-    """The output folder has content that this build would replace."""
+    """An output folder with content to be replaced by this build."""
 
 
 class OutputBusy(SftprepError):
-    """Another build is writing to the same output folder."""
+    """An output folder in use by another build."""
 
     exit_code = 3
 
 
 class StorageError(SftprepError):
-    """The disk is full, or a file cannot be written."""
+    """A full disk, or a failure to write a file."""
 
     exit_code = 3
 
 
 class WorkerError(SftprepError):
-    """Worker processes died repeatedly on the same partition."""
+    """Repeated crashes of worker processes on the same partition."""
 
     exit_code = 3
 
 
 class ManifestError(SftprepError):
-    """A folder that is not a finished build, or was written by a newer version."""
+    """A folder without a finished build, or with one of a newer version."""
 
 
 class ShardError(SftprepError):
-    """A shard that is missing, truncated or damaged."""
+    """A missing, truncated or damaged shard."""
 
     exit_code = 1
 
 
 class MismatchError(SftprepError):
-    """Two parts that do not match, such as shards and a model with another tokenizer."""
+    """A mismatch of two parts, such as shards and a model's tokenizer."""
 
 
 class AttentionError(SftprepError):
-    """An attention implementation that is missing, or does not isolate packed sequences."""
+    """A missing attention implementation, or one without isolation of sequences."""
 
 
 class TrainingDiverged(SftprepError):
-    """The loss is not finite."""
+    """A non-finite loss."""
 
     exit_code = 1
 
 
 class MissingDependency(SftprepError):
-    """An optional package that is required by a feature, and is not installed."""
+    """An optional package required by a feature, but not installed."""
 
     def __init__(self, package: str, *, extra: str, needed_for: str) -> None:
         super().__init__(

@@ -1,4 +1,4 @@
-"""Masks of trained tokens, from the starts of completions or from spans of characters."""
+"""Masks of trained tokens, from completion starts or from character spans."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ def completion_starts(
     ids: NDArray[np.int32],
     offsets: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """Return the start of each completion: the length of the common prefix of prompt and whole.
+    """Return the start of each completion: the length of the common prefix.
 
-    A start before the end of the prompt means that tokens merge across the boundary, or that the
-    template writes the prompt differently. Source: `common_prefix_length` of TRL 1.16.
+    The prefix is common to the prompt and the whole sequence. A start before the end of the prompt
+    means that tokens merge across the boundary, or that the template writes the prompt differently.
+    Source: `common_prefix_length` of TRL 1.16.
 
     Args:
         prompt_ids: int32, the ids of all prompts alone.
@@ -63,7 +64,7 @@ class TargetRuns(NamedTuple):
 
     @property
     def total(self) -> int:
-        """The number of targets."""
+        """Return the number of targets."""
         return int((self.lasts - self.firsts).sum())
 
     def count_in(self, begins: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -130,7 +131,7 @@ def trained_runs(
 
 
 def mask_from(starts: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return a mask that is True from `starts[k]` on in each sequence k: bool [tokens].
+    """Return a mask, True from `starts[k]` on in each sequence k: bool [tokens].
 
     Example:
         starts = [1, 0], offsets = [0, 3, 5]  ->  [False, True, True, True, True]
@@ -188,7 +189,7 @@ def weigh_spans(
     offsets: NDArray[np.int64],
     mask: NDArray[np.bool_],
 ) -> NDArray[np.float32] | None:
-    """Return the loss weight of each token: float32 [tokens]; None if all trained ones weigh 1.
+    """Return the loss weights: float32 [tokens], or None if all trained ones are 1.
 
     Args:
         weights: For some texts, by index, spans [first, last) in characters, in order, with the
@@ -216,7 +217,7 @@ def _token_ranges(
     chars: NDArray[np.int64],
     offsets: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the tokens [first, last) of each character span; (0, 0) if it covers none.
+    """Return the tokens [first, last) of each character span; (0, 0) if none.
 
     Args:
         text_of: int64 [spans], the text of each span.
@@ -256,7 +257,7 @@ def _tokens_at(
     chars: NDArray[np.int64],
     offsets: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """Return the first token of text text_of[k] that contains the character positions[k].
+    """Return the first token of text `text_of[k]` at the character `positions[k]`.
 
     Returns:
         int64 [positions]; -1 if no token contains the character.

@@ -1,7 +1,7 @@
-"""The recipe: everything that the sequences depend on, apart from the bytes of a partition.
+"""The recipe of the sequences, independent of the bytes of a partition.
 
-It is plain data, which workers read from a file. The lengths to which sequences are cut are not
-part of it (`sftprep.pipeline.overlong`).
+It has everything else that the sequences depend on. It is plain data, which workers read from a
+file. The lengths to which sequences are cut are not part of it (`sftprep.pipeline.overlong`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ reused."""
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How the records of a partition become sequences. Equal recipes produce equal sequences."""
+    """The rules for the conversion of a partition's records to sequences.
+
+    Equal recipes produce equal sequences.
+    """
 
     tokenizer: TokenizerSpec
     chat_template: str | None
@@ -65,12 +68,12 @@ class Recipe:
 
     @property
     def expand_turns(self) -> bool:
-        """Whether each turn of the assistant becomes an example of its own."""
+        """Return whether each assistant turn becomes an example of its own."""
         return self.reasoning == "expand"
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of the recipe, in hex.
+        """Return the SHA-256 of the recipe, in hex.
 
         It does not depend on the encoder and the backend of the template, because all of them give
         the same ids. Of a function without a stable digest it has the name only: see `cache_key`.
@@ -95,7 +98,7 @@ class Recipe:
 
     @property
     def cache_key(self) -> str:
-        """The key of everything that is made with the recipe.
+        """Return the key of everything made with the recipe.
 
         It is the digest, unless a function has no stable digest and no `transform_id`; then no
         other process has the same key.
@@ -110,7 +113,7 @@ class Recipe:
         return {name: function for name, function in settings.items() if function is not None}
 
     def record_functions(self, transform: LoadedFunction | None = None) -> RecordFunctions | None:
-        """Return the functions that make the records; None if there are none.
+        """Return the user's functions for the records; None if there are none.
 
         Args:
             transform: The transform, if it is not that of the recipe.
@@ -166,7 +169,10 @@ class Recipe:
         )
 
     def to_bytes(self) -> bytes:
-        """Return the content of a recipe file: a line of JSON, followed by the tokenizer's JSON."""
+        """Return the content of a recipe file.
+
+        It is a line of JSON, followed by the tokenizer's JSON.
+        """
         parts = {
             f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "tokenizer"
         }
@@ -179,7 +185,7 @@ class Recipe:
 
 @lru_cache(maxsize=8)
 def _shown_roles(template: str, special_tokens: tuple[tuple[str, str], ...]) -> frozenset[str]:
-    """Return the roles of tool results that a template shows."""
+    """Return the roles of tool results shown by a template."""
     try:
         probed = ChatTemplate(template, variables=dict(special_tokens), backend="jinja")
     except TemplateError:
@@ -208,12 +214,12 @@ class RecipeFile:
         return RecipeFile, (self.path, None, self.reference, self.functions)
 
     def recipe(self) -> Recipe:
-        """Return the recipe, which is read from the file in any other process."""
+        """Return the recipe; in any other process, read it from the file."""
         return self.in_memory or dataclasses.replace(_read_recipe(self.path), **self.functions)
 
 
 def recipe_file(folder: Path, recipe: Recipe, reference: ServerAddress | None = None) -> RecipeFile:
-    """Return the file of a recipe, which is not written yet."""
+    """Return the file of a recipe without writing it."""
     # The encoder does not affect the digest, but a worker that has loaded this file must use the
     # encoder of the recipe.
     name = digest(recipe.cache_key, recipe.encoder, recipe.template_backend, recipe.tokenizer.name)
@@ -222,9 +228,10 @@ def recipe_file(folder: Path, recipe: Recipe, reference: ServerAddress | None = 
 
 
 def describe_functions(recipes: Sequence[Recipe]) -> dict[str, Any]:
-    """Return the functions of some recipes, each once, for the manifest; empty if there are none.
+    """Return the functions of some recipes, each once, for the manifest.
 
-    `reused` is whether other processes reuse what was made with the function.
+    The result is empty if there are none. `reused` is whether other processes reuse what was made
+    with the function.
     """
     used = {
         (name, function, recipe.transform_id): {

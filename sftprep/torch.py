@@ -1,4 +1,4 @@
-"""Streams for torch: an IterableDataset, and a loader that resumes exactly.
+"""Streams for torch: an IterableDataset, and a loader with an exact resume.
 
 This is the only module of sftprep that imports torch.
 """
@@ -29,7 +29,7 @@ _PREFETCHED_TOKENS = 4 * 1024 * 1024
 
 
 class PackedDataset(IterableDataset[Row]):
-    """A stream as a torch IterableDataset, whose lanes are divided among loader workers.
+    """A stream as a torch IterableDataset, with lanes divided among workers.
 
     Each row is a pack as a dictionary of tensors by column. The dataset works with `DataLoader`
     and, if training must be resumed, with `torchdata.stateful_dataloader.StatefulDataLoader`, which
@@ -51,7 +51,7 @@ class PackedDataset(IterableDataset[Row]):
         return (pack_to_tensors(pack) for pack in stream)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the next pass; workers that are already running are not affected."""
+        """Choose the next pass; running workers are not affected."""
         self.stream.set_epoch(epoch)
 
     def state_dict(self) -> State:
@@ -180,13 +180,16 @@ class StreamLoader(Generic[Batch]):
             yield batch if batch is not None else [self.stream.padding()]
 
     def begin(self, epoch: int) -> None:
-        """Start a pass. This is not needed between passes, since iterating continues by itself."""
+        """Start a pass.
+
+        This is not needed between passes, since iterating continues by itself.
+        """
         self._last_lanes = list(self._position["lanes"].values())
         self._position = {**self._position, "epoch": epoch, "lanes": {}}
         self._is_resumed = False
 
     def state_dict(self) -> State:
-        """Return the position after the last batch that was yielded, for the lanes of this rank."""
+        """Return the position after the last yielded batch, for this rank's lanes."""
         lanes = {name: dict(state) for name, state in self._position["lanes"].items()}
         return {**self._position, "lanes": lanes}
 
@@ -221,7 +224,7 @@ class StreamLoader(Generic[Batch]):
 
     @property
     def counts(self) -> dict[str, int]:
-        """Counters of this pass, or of the last one after its end.
+        """Return the counters of this pass, or of the last one after its end.
 
         They include the windows from which packs were yielded, not those that workers read ahead.
         """
@@ -252,7 +255,7 @@ _Item = tuple[Pack, str, dict[str, Any]] | SftprepError
 
 
 class _PlacedPacks(IterableDataset[Any]):
-    """Packs with the states of their lanes, as the items that a worker sends.
+    """Packs with the states of their lanes, as items sent by a worker.
 
     An error of this project is sent as an item: a DataLoader would raise another object, without
     its attributes.
@@ -283,7 +286,7 @@ class _PlacedPacks(IterableDataset[Any]):
 
 
 def _hide_worker_info() -> None:
-    """Hide from the source that this process is one of several workers.
+    """Hide torch's information about this worker from the source.
 
     A `datasets.IterableDataset` would divide its rows among the workers, and the lanes have already
     divided them.

@@ -1,1 +1,1 @@
-"""Chat templates: rendering of conversations, and attribution of text to messages."""
+"""Chat templates: rendering, and attribution of text to messages."""

@@ -1,4 +1,4 @@
-"""Spans of a rendered conversation that each message's author wrote.
+"""Spans of a rendered conversation, by the author of their text.
 
 For templates with `{% generation %}` marks, the marks are the spans. For all others, the spans are
 derived:
@@ -27,7 +27,7 @@ ASSISTANTS = frozenset({"assistant", "model"})
 
 
 class TurnSpan(NamedTuple):
-    """Characters [first, last) that a message's author wrote."""
+    """Characters [first, last) written by the author of a message."""
 
     first: int
     last: int
@@ -36,7 +36,7 @@ class TurnSpan(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TurnRule:
-    """The properties of a template from which the spans of its turns follow."""
+    """The properties of a template needed to find the spans of its turns."""
 
     headers: tuple[str, ...]  # what it may write before an assistant's words, longest first
     ends_turns: bool  # whether it writes anything after the content of a turn
@@ -46,11 +46,11 @@ class TurnRule:
 
 
 class Unproven(TemplateError):
-    """Spans that cannot be proven to be correct, for a template or for one conversation."""
+    """A failure to prove the spans of a template or of one conversation."""
 
 
 def derive_rule(template: ChatTemplate) -> TurnRule:
-    """Derive the rule of a template that reports its turns.
+    """Derive the rule of a template with reported turns.
 
     Raises:
         Unproven: No rule holds for the template; with the reason.
@@ -130,7 +130,10 @@ def find_turn_spans(
 
 
 def find_marked_spans(rendered: Rendered) -> list[TurnSpan]:
-    """Return the spans that the template marks, each with the message whose region it starts in."""
+    """Return the spans marked by the template.
+
+    Each has the message whose region it starts in.
+    """
     spans = []
     for first, last in rendered.spans:
         writer = next(
@@ -141,7 +144,7 @@ def find_marked_spans(rendered: Rendered) -> list[TurnSpan]:
 
 
 def is_assistant(message: Message) -> bool:
-    """Return whether a message is one that the model is to write."""
+    """Return whether a message is to be written by the model."""
     return message.get("role") in ASSISTANTS
 
 
@@ -203,7 +206,7 @@ def _test_rule(
     messages: list[Message],
     tools: list[Any] | None,
 ) -> TurnRule:
-    """Return the rule that holds for a probe.
+    """Return the rule for the turns of a probe conversation.
 
     Raises:
         TemplateError: No rule holds.
@@ -241,8 +244,10 @@ def _test_rule(
 def _find_header(
     template: ChatTemplate, messages: list[Message], tools: list[Any] | None = None
 ) -> tuple[str, ...]:
-    """Return what the generation prompt writes after these messages, without a reasoning block that
-    it opens."""
+    """Return the header: the generation prompt after these messages.
+
+    A reasoning block that the prompt opens is left out.
+    """
     prompted = template.render(messages, tools=tools, add_generation_prompt=True)
     plain = template.render(messages, tools=tools)
     start = _start_of_last_turn(plain, messages)
@@ -268,8 +273,10 @@ def _start_of_last_turn(rendered: Rendered, messages: list[Message]) -> int:
 
 
 def _test_tools(template: ChatTemplate, rule: TurnRule) -> str | tuple[str, ...]:
-    """Return the headers after the result of a tool, or why conversations with tools are not
-    proven."""
+    """Return the headers after the result of a tool.
+
+    If conversations with tools are not proven, return the reason instead.
+    """
     errors = []
     # Some templates reject arguments of calls in one of the two forms.
     for arguments in ({"x": "v"}, '{"x": "v"}'):
@@ -298,7 +305,9 @@ def _test_tools(template: ChatTemplate, rule: TurnRule) -> str | tuple[str, ...]
 def _check_merged(
     text: str, number: int, messages: Sequence[Message], spans: list[TurnSpan]
 ) -> None:
-    """Check a message without a region: it must be in the turn before it, which has the same role.
+    """Check a message without a region, merged into the turn before it.
+
+    That turn must have the same role and contain the message.
 
     Raises:
         Unproven: It is not.
@@ -316,7 +325,7 @@ def _check_merged(
 def _span_of_simple_turn(
     text: str, number: int, message: Message, part: tuple[int, int], rule: TurnRule
 ) -> TurnSpan | None:
-    """Return the span of an assistant's turn with one region that contains its content unchanged.
+    """Return the span of an assistant's turn with unchanged content in one region.
 
     Most turns are like this. Returns None for any other turn.
     """

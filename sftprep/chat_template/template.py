@@ -1,4 +1,7 @@
-"""Chat templates that render conversations: compiled where that is exact, with Jinja otherwise."""
+"""Rendering of conversations by chat templates.
+
+A template is compiled where that is exact; otherwise Jinja renders.
+"""
 
 from __future__ import annotations
 
@@ -209,24 +212,26 @@ class ChatTemplate:
 
     @property
     def written_as_json(self) -> Sequence[tuple[Any, str]]:
-        """The values that the last render passed to the filter `tojson`, with the results; each
-        render has a list of its own."""
+        """Return the values passed to the filter `tojson` by the last render.
+
+        Each value is paired with its result. Each render has a list of its own.
+        """
         return self._environment.written_as_json
 
     def shown_roles(self, roles: frozenset[str]) -> frozenset[str]:
-        """Return those of some roles of tool results that the template shows."""
+        """Select the roles of tool results shown by the template."""
         return find_shown_roles(self._render_probe, roles)
 
     @cached_property
     def part_roles(self) -> frozenset[str]:
-        """The roles whose content the template shows only as parts; see `to_parts`."""
+        """Return the roles with contents shown only as parts; see `to_parts`."""
         return find_part_roles(self._render_probe)
 
     def _render_probe(self, messages: list[Message]) -> str:
         return self._render_with_jinja(messages, None, False, self._variables).text
 
     def used_backend(self) -> str:
-        """Return which backend rendered so far: "pieces" (compiled), "jinja" or "mixed".
+        """Return the backend in use: "pieces" (compiled), "jinja" or "mixed".
 
         Before the first render, return the backend that it would use.
         """
@@ -240,7 +245,7 @@ class ChatTemplate:
 
     @property
     def renders(self) -> dict[str, int]:
-        """The number of conversations rendered so far, by backend."""
+        """Return the number of conversations rendered so far, by backend."""
         return {"pieces": self._num_compiled, "jinja": self._num_jinja}
 
     def report(self) -> dict[str, Any]:
@@ -323,8 +328,11 @@ class ChatTemplate:
     def _needs_check(
         self, messages: list[Message], tools: list[Any] | None, add_generation_prompt: bool
     ) -> bool:
-        """Return whether this render is repeated with Jinja: one in CHECKED_EVERY, the first
-        renders, and the first one of each shape."""
+        """Return whether to repeat this render with Jinja.
+
+        The repeated ones are one in CHECKED_EVERY, the first renders, and the first one of each
+        shape.
+        """
         if self._num_compiled % CHECKED_EVERY == 0:
             return True
         most_keys = max(map(len, messages), default=0)
@@ -342,8 +350,10 @@ class ChatTemplate:
         variables: Mapping[str, Any],
         fast: Rendered,
     ) -> Rendered:
-        """Repeat a render with Jinja. If it differs, return Jinja's and disable the compiled
-        template."""
+        """Repeat a render with Jinja.
+
+        If the result differs, return Jinja's and disable the compiled template.
+        """
         self._num_checks += 1
         self._num_checked_messages += len(messages)
         try:

@@ -1,8 +1,9 @@
-"""Alternative forms of tools and their calls, for templates that reject the form in the record.
+"""Alternative forms of tools and tool calls.
 
-Templates differ in whether they take the arguments of a call as an object or as JSON text, in
-whether a message with tool calls may lack content, and in whether the schema of a tool is wrapped
-as `{"type": "function", "function": {...}}`.
+They are for templates that reject the form in the record. Templates differ in whether they take the
+arguments of a call as an object or as JSON text, in whether a message with tool calls may lack
+content, and in whether the schema of a tool is wrapped as `{"type": "function", "function":
+{...}}`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from sftprep.core.types import Message
 def alternative_forms(
     messages: list[Message], tools: list[Any] | None
 ) -> list[tuple[list[Message], list[Any] | None]]:
-    """Return the alternative forms of messages and tools that a template rejects.
+    """Return the alternatives to rejected forms of messages and tools.
 
     These are: all arguments as objects or all as JSON text, empty content where a message with tool
     calls has none, wrapped tools, and the combinations. Forms that change nothing are left out.
@@ -42,7 +43,7 @@ def alternative_forms(
 
 
 def _fill_contents(messages: list[Message]) -> list[Message]:
-    """Set the content of messages with tool calls to "" where they have none, as OpenAI does."""
+    """Set missing contents of messages with tool calls to "", as OpenAI does."""
     return [
         {**message, "content": ""}
         if message.get("content") is None and message.get("tool_calls")

@@ -1,4 +1,4 @@
-"""The settings of a build, which are checked when a configuration is created."""
+"""The settings of a build, checked when a configuration is created."""
 
 from sftprep.config.build import (
     BuildConfig,

@@ -1,6 +1,7 @@
-"""The settings of a build: one frozen dataclass per concern, which checks its fields.
+"""The settings of a build: one frozen dataclass per concern.
 
-The string below each field is its documentation, which the command line shows as help.
+Each dataclass checks its fields. The string below each field is its documentation, which the
+command line shows as help.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class TokenizeConfig:
-    """The tokenizer and the chat template, and how they are run."""
+    """The tokenizer, the chat template, and their execution."""
 
     tokenizer: str = ""
     """Folder of a tokenizer or model, or its name on the Hub."""
@@ -94,7 +95,7 @@ class TokenizeConfig:
 
 @dataclass(frozen=True, slots=True)
 class PackConfig:
-    """How sequences become packs."""
+    """The packing of sequences."""
 
     max_length: int | None = None
     """Tokens in a pack, and the maximum length of a sequence; see --overlong. Default: the limit of
@@ -160,7 +161,7 @@ class PackConfig:
 
 @dataclass(frozen=True, slots=True)
 class OutputConfig:
-    """Where the build is written, and how it is run.
+    """The output folder, and the execution of the build.
 
     Of these settings, only `position_ids` and `shard_tokens` change the bytes of the shards.
     """
@@ -266,14 +267,17 @@ class BuildConfig:
 
     @property
     def rejects_suspects(self) -> bool:
-        """Whether conversations that look wrong are treated as bad records."""
+        """Return whether suspect conversations are treated as bad records."""
         return self.read.quality_checks == "reject" or (
             self.read.quality_checks == "auto" and self.output.on_bad_record == "quarantine"
         )
 
     @property
     def rejected_omissions(self) -> tuple[str, ...]:
-        """The kinds of content that make a record a bad one if the chat template omits them."""
+        """Return the kinds of content that the chat template must not omit.
+
+        A record with such an omission is a bad record.
+        """
         if self.output.on_bad_record != "quarantine":
             return ()
         return tuple(kind for kind in get_args(SeriousOmission) if kind not in self.read.allow_loss)
@@ -294,7 +298,7 @@ class BuildConfig:
         )
 
     def eval_entries(self) -> tuple[SourceEntry, ...]:
-        """Return the sources of `eval_split` or `eval_input`; with neither there are none."""
+        """Return the sources of `eval_split` or `eval_input`, or none."""
         if self.evaluation.eval_split is not None:
             return tuple(
                 dataclasses.replace(

@@ -1,4 +1,4 @@
-"""The folder of everything that is kept between runs."""
+"""The folder of everything kept between runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The input settings: sources, how their records are read, and what is held out for evaluation."""
+"""The input settings: sources, their reading, and the evaluation hold-out."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class SourceEntry:
 
 @dataclass(frozen=True, slots=True)
 class SourceConfig:
-    """Where records come from."""
+    """The sources of the records."""
 
     inputs: tuple[str, ...] = ()
     """Files, globs, folders, or datasets on the Hub (org/name); several are read in their order."""
@@ -187,7 +187,10 @@ def _make_names_unique(entries: tuple[SourceEntry, ...]) -> tuple[SourceEntry, .
 
 @dataclass(frozen=True, slots=True)
 class ReadConfig:
-    """Which part of the sources is read; a source of a mixture may have its own values."""
+    """The part of the sources to read.
+
+    A source of a mixture may have its own values.
+    """
 
     split: str | None = None
     """Split of a dataset that has several. Default: train."""
@@ -235,7 +238,7 @@ class ReadConfig:
 
 @dataclass(frozen=True, slots=True)
 class EvalConfig:
-    """Records that are held out for evaluation, as a separate build in OUTPUT/eval."""
+    """Records held out for evaluation, as a separate build in OUTPUT/eval."""
 
     eval_fraction: float = 0.0
     """Share of the records to hold out, chosen by a hash of the record: equal records are in the
@@ -271,7 +274,7 @@ class EvalConfig:
 
 @dataclass(frozen=True, slots=True)
 class FormatConfig:
-    """How a record is read, and which of its tokens are trained."""
+    """The reading of a record, and its trained tokens."""
 
     format: FormatName = "auto"
     """Format of the records; auto: detected from the keys of the first records of each input."""

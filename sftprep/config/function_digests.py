@@ -1,9 +1,10 @@
-"""Stable digests of functions: equal in every process in which the function does the same.
+"""Stable digests of functions.
 
-The digest of a function has the source of its file, and the values of the global variables that it
-uses: a script may set these from its arguments. Code and values of other modules are not part of
-it. Functions without a source of their own have no stable digest: lambdas and nested functions
-(which captured values that nothing names), objects, and functions of notebooks and of stdin.
+A stable digest is equal in every process in which the function does the same. The digest of a
+function has the source of its file, and the values of the global variables that it uses: a script
+may set these from its arguments. Code and values of other modules are not part of it. Functions
+without a source of their own have no stable digest: lambdas and nested functions (which captured
+values that nothing names), objects, and functions of notebooks and of stdin.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def digest_of_function(function: Callable[..., Any]) -> str | None:
 
 
 def digest_of_files(*files: str | None) -> str | None:
-    """Return the digest of the contents of some files, in hex; None if one cannot be read."""
+    """Return the hex digest of some files' contents; None if one is unreadable."""
     try:
         contents = [Path(file or "").read_bytes() for file in files]
     except OSError:
@@ -49,7 +50,7 @@ def digest_of_files(*files: str | None) -> str | None:
 
 
 def _names_used(module: symtable.SymbolTable, name: str) -> set[str]:
-    """Return the global names that a definition uses, and those that these use in turn."""
+    """Return the global names used by a definition, directly or indirectly."""
     definitions: dict[str, list[symtable.SymbolTable]] = {}
     for table in module.get_children():
         definitions.setdefault(table.get_name(), []).append(table)
@@ -68,14 +69,14 @@ def _global_names(table: symtable.SymbolTable) -> set[str]:
 
 
 def _is_code(value: object) -> bool:
-    """Return whether a value is code with a name, which is in the file or in another module."""
+    """Return whether a value is code with a name, in this file or in a module."""
     if isinstance(value, FunctionType) and "<" in value.__qualname__:
         raise TypeError("it may have captured values")
     return isinstance(value, (ModuleType, FunctionType, BuiltinFunctionType, type))
 
 
 def _stable_bytes(value: Any) -> Iterator[bytes]:
-    """Yield bytes that depend on a value only: not on the order of sets, nor on shared objects."""
+    """Yield bytes of a value, independent of set order and of shared objects."""
     if isinstance(value, (list, tuple, dict)):
         yield f"{type(value).__name__} {len(value)} ".encode()
         for item in value.items() if isinstance(value, dict) else value:

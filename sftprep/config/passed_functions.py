@@ -1,4 +1,4 @@
-"""Functions that were passed as objects, and that worker processes receive by value.
+"""Functions passed as objects, and received by worker processes by value.
 
 So a lambda, and a function of a notebook or of stdin, work like any other, and no process runs the
 script of the user a second time.
@@ -23,7 +23,7 @@ _PROCESS = uuid4().hex
 
 
 class PassedFunction(str):
-    """A function that was passed as an object; as a string, it is the name that is shown.
+    """A function passed as an object; as a string, it is the displayed name.
 
     So settings hold a string in any case: the name of a function to load, or this.
 
@@ -41,7 +41,10 @@ class PassedFunction(str):
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> PassedFunction:
-        """Return the setting for a function; its state at this time is what workers receive."""
+        """Return the setting for a function.
+
+        Workers receive the state of the function at this time.
+        """
         self = cls(_name_of(function))
         self._function, self._files, self._problem = function, user_module_files(), ""
         try:
@@ -106,7 +109,7 @@ def _restore(
 
 
 def _name_of(function: Callable[..., Any]) -> str:
-    """Return the module and the name of a function, or those of the class of an object."""
+    """Return the module and name of a function, or of an object's class."""
     named: Any = function if hasattr(function, "__qualname__") else type(function)
     return f"{getattr(named, '__module__', None) or 'builtins'}:{named.__qualname__}"
 

@@ -47,7 +47,7 @@ def to_function_setting(function: Any, label: str) -> str | None:
 
 
 class NamedFunction(str):
-    """A function that each process loads by its name.
+    """A function loaded by its name in each process.
 
     Attributes:
         digest: The stable digest of the function, that of its file; None if it has no file.
@@ -112,7 +112,7 @@ def _restore(name: str, digest: str | None, key: str) -> NamedFunction:
 
 
 def function_key(function: str | None, version: str | None) -> str | None:
-    """Return a key for what is derived from a function; None if that must not be stored.
+    """Return a key for results of a function; None if they must not be stored.
 
     Args:
         function: The setting, or None.

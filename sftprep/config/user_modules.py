@@ -1,4 +1,4 @@
-"""Modules of users: a file, or a module that may be in the working directory.
+"""Modules of users: files, and modules possibly in the working directory.
 
 Nothing but the named module is executed, and the search path stays as it is: the working directory
 may contain downloaded files with the names of installed modules, which must not be imported.
@@ -23,10 +23,11 @@ _Result = TypeVar("_Result")
 
 
 def import_module(location: str) -> ModuleType:
-    """Import `package.module` or `path/to/file.py`; any exception of its code is raised.
+    """Import `package.module` or `path/to/file.py`.
 
-    A module that is not installed is loaded from the working directory. Its own imports are not
-    searched for there, except for other modules of the same package.
+    Any exception of its code is raised. A module that is not installed is loaded from the working
+    directory. Its own imports are not searched for there, except for other modules of the same
+    package.
     """
     if location.endswith(".py"):
         path = Path(location).resolve()
@@ -40,7 +41,10 @@ def import_module(location: str) -> ModuleType:
 
 
 def is_user_module(module: ModuleType) -> bool:
-    """Return whether a module is a file that is neither installed nor of the standard library."""
+    """Return whether a module is a user's file.
+
+    Such a file is neither installed nor part of the standard library.
+    """
     path = Path(getattr(module, "__file__", None) or "")
     return (
         path.suffix == ".py"
@@ -50,7 +54,7 @@ def is_user_module(module: ModuleType) -> bool:
 
 
 def user_module_files() -> dict[str, str]:
-    """Return the file of each imported user module that is not part of another one, by name."""
+    """Return the files of imported top-level user modules, by name."""
     return {
         name: str(module.__file__)
         for name, module in list(sys.modules.items())
@@ -59,7 +63,7 @@ def user_module_files() -> dict[str, str]:
 
 
 def call_with_modules(call: Callable[[], _Result], files: Mapping[str, str]) -> _Result:
-    """Return the result of a function, after importing the modules that it lacks.
+    """Call a function, importing any missing modules, and return its result.
 
     Args:
         call: The function, which is called again after each import.
@@ -76,7 +80,7 @@ def call_with_modules(call: Callable[[], _Result], files: Mapping[str, str]) -> 
 
 
 class _SourceLoader(SourceFileLoader):
-    """A loader that always compiles the source.
+    """A loader for source files without cached bytecode.
 
     A cached bytecode file is valid for every source of the same size and the same second, so that
     the function executed could differ from the one whose digest is recorded.

@@ -1,4 +1,4 @@
-"""The values that settings may have, and the checks that reject others.
+"""The permitted values of settings, and the checks for all others.
 
 The functions take the `label` of a setting for their errors: usually a reference,
 `setting("max_length")`, or a phrase such as "the weight of chats.jsonl".
@@ -44,7 +44,7 @@ TemplateBackend = Literal["auto", "jinja"]
 
 
 def unknown_setting(name: str, known: list[str], where: str = "") -> ConfigError:
-    """Return the error for an unknown setting; its remedy is the most similar known name."""
+    """Return the error for an unknown setting, with the most similar known name."""
     # Plain names and not references: the name is shown as it is written in a config file.
     similar = difflib.get_close_matches(name, known, n=1)
     return ConfigError(
@@ -75,7 +75,7 @@ def check_strings(value: Any, label: str) -> tuple[str, ...]:
 
 
 def split_list(entries: Iterable[str]) -> tuple[str, ...]:
-    """Return the items of lists that are separated by commas.
+    """Return the items of comma-separated lists.
 
     Example:
         ["a, b", "c"]  ->  ("a", "b", "c")
@@ -90,7 +90,7 @@ def check_type(value: object, label: str, kind: type, description: str) -> None:
 
 
 def to_number(value: Any) -> Any:
-    """Convert a string to the number that it contains, and leave any other value unchanged.
+    """Convert a numeric string to its number, and keep any other value.
 
     YAML reads `1e-3` as a string.
     """
@@ -101,7 +101,7 @@ def to_number(value: Any) -> Any:
 
 
 def check_limit(limit: int | None, label: str) -> None:
-    """Raise ConfigError if a number of records is neither None nor an integer of 1 or more."""
+    """Raise ConfigError unless a limit is None or an integer of 1 or more."""
     if limit is not None and (type(limit) is not int or limit < 1):  # True is not a number
         raise ConfigError(
             f"{label} is {limit!r}", remedy="use a whole number of records, 1 or more"
@@ -109,7 +109,7 @@ def check_limit(limit: int | None, label: str) -> None:
 
 
 def check_integer(value: object, label: str, low: int, high: int) -> None:
-    """Raise ConfigError if a value is neither None nor an integer from `low` to `high`."""
+    """Raise ConfigError unless a value is None or an integer from `low` to `high`."""
     if value is not None and (
         isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high
     ):
@@ -160,7 +160,7 @@ def local_folder(path: str, label: str) -> str:
 
 
 def check_local_path(path: str, label: str) -> None:
-    """Raise ConfigError for a URL, a path of another system, or a path that is not UTF-8.
+    """Raise ConfigError for a URL, a path of another system, or invalid UTF-8.
 
     A URL would otherwise be used as a relative path. A colon in the first component is sufficient,
     since `Path("s3://bucket/x")` is `s3:/bucket/x`. Only Windows has drives (`C:/x`).
@@ -184,5 +184,5 @@ def check_local_path(path: str, label: str) -> None:
 
 
 def printable(path: str) -> str:
-    """Return a path in which bytes that are not UTF-8 are written as escapes."""
+    """Return a path with escapes for invalid UTF-8."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

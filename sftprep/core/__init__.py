@@ -1,1 +1,1 @@
-"""Central types, and general helpers that do not depend on the pipeline."""
+"""Central types, and general helpers independent of the pipeline."""

@@ -45,7 +45,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_named(
     folder: Path, working_name: str, write: Callable[[BinaryIO], None], name_of: Callable[[], str]
 ) -> str:
-    """Write a file whose name depends on its content, as `write_file` does.
+    """Write a file with a name based on its content, like `write_file`.
 
     Args:
         folder: The folder of the file.
@@ -73,7 +73,7 @@ def write_named(
 
 @contextmanager
 def temporary_path(path: Path) -> Iterator[Path]:
-    """Yield an unused path in the folder of `path`; a file there is removed at the end.
+    """Yield an unused path in the folder of `path`, and remove its file at the end.
 
     The caller writes the file and renames it to `path` inside the `with` block.
     """
@@ -85,7 +85,7 @@ def temporary_path(path: Path) -> Iterator[Path]:
 
 
 def temporary_name(name: str) -> str:
-    """Return a name for the temporary file that will be renamed to `name`.
+    """Return a name for the temporary file of `name`.
 
     The name is unique among all processes on all machines that share the folder. It ends in a
     checksum of itself, by which `is_temporary_name` distinguishes it from the files of users.
@@ -108,7 +108,10 @@ def _checksum_of(name: str, token: str) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Write the names in a folder to the disk, so that renamed files survive a power failure."""
+    """Flush the names in a folder to the disk.
+
+    Renamed files then survive a power failure.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -162,7 +165,10 @@ def storage_errors(path: Path, *, folder_setting: str = "output") -> Iterator[No
 
 @contextmanager
 def open_file_errors() -> Iterator[None]:
-    """Convert the error of too many open files, which any call can raise, to a StorageError."""
+    """Convert the error of too many open files to a StorageError.
+
+    Any call can raise that error.
+    """
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Search for any of several short words in a large block of bytes, in which most are absent.
+"""Search for any of several short, mostly absent words in a block of bytes.
 
 1. A few words: their first two bytes are compared as one 16-bit number with the whole block, which
    is ten times as fast as `bytes.find`. Words whose first two bytes are absent are dropped.
@@ -22,7 +22,7 @@ _STEP = 1 << 17
 
 
 class ByteSearcher:
-    """A block of bytes that is searched for words.
+    """A block of bytes to be searched for words.
 
     Example:
         ByteSearcher(b'{"text": "so it goes"}').contains_any([b"it", b"xyz"])  ->  True
@@ -34,7 +34,7 @@ class ByteSearcher:
         self._positions: dict[int, NDArray[np.int64]] = {}  # by byte, filled on demand
 
     def contains_any(self, words: Iterable[bytes]) -> bool:
-        """Return whether the block contains one of the words, none of which may be empty."""
+        """Return whether the block contains one of the words; no word may be empty."""
         words = [*words]
         pairs = {word[:2] for word in words if len(word) > 1}
         if len(pairs) <= _FEW_PAIRS:
@@ -73,7 +73,7 @@ class ByteSearcher:
         )
 
     def _find_pairs(self, pairs: Iterable[bytes]) -> set[bytes]:
-        """Return the byte pairs that occur in the block."""
+        """Return the byte pairs present in the block."""
         missing = {int.from_bytes(pair, "little"): pair for pair in pairs}
         found: set[bytes] = set()
         # The 16-bit numbers at even positions, then those at odd positions.

@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 def read_entry(path: Path) -> tuple[dict[str, Any], bytes] | None:
-    """Return the `entry` and `body` of `write_entry`, or None if the file is missing or damaged."""
+    """Return `entry` and `body` of `write_entry`; None if missing or damaged."""
     try:
         with open(path, "rb") as file:
             # Read in parts, since slicing a large body would copy it.
@@ -51,7 +51,7 @@ def write_entry(path: Path, entry: dict[str, Any], body: bytes = b"") -> bool:
 
 
 def write_whole(path: Path, content: bytes) -> bool:
-    """Write a file as a whole; return False if it cannot be written, as `write_entry` does."""
+    """Write a file as a whole; return False if it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary_path(path) as temporary:

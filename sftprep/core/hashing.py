@@ -1,4 +1,4 @@
-"""Digests, and pseudo-random numbers that never change between machines and versions.
+"""Digests, and pseudo-random numbers, equal on all machines and versions.
 
 `hash64` and `hash64_array` use the mixing function of SplitMix64 (Steele, Lea and Flood, 2014).
 """
@@ -57,5 +57,5 @@ def hash64_array(numbers: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
 
 
 def seeded_permutation(count: int, seed: int) -> NDArray[np.int64]:
-    """Return a permutation of 0 .. count - 1 that depends only on the seed: int64 [count]."""
+    """Return a permutation of 0 .. count - 1, determined by the seed: int64 [count]."""
     return np.argsort(hash64_array(np.arange(count), seed), kind="stable")

@@ -1,4 +1,4 @@
-"""Notices: logged warnings that name settings in the form of the front end."""
+"""Notices: logged warnings with settings in the form of the front end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _front_end: ContextVar[SettingNames] = ContextVar("front_end", default=_PYTHON)
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something about an input that the user should know, and what can be done about it.
+    """A warning about an input, with its remedy.
 
     Attributes:
         text: The description; it may contain references to settings.

@@ -1,4 +1,4 @@
-"""The kinds of omissions: content of a conversation that its rendered text lacks."""
+"""The kinds of omissions: content of a conversation missing from its rendered text."""
 
 from __future__ import annotations
 

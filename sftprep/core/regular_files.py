@@ -1,4 +1,4 @@
-"""Opening of files without waiting, even if a pipe or a device has taken their path."""
+"""Opening of files without waiting, even at the path of a pipe or device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Child processes that run modules of this project and never search the working directory.
+"""Child processes for project modules, isolated from the working directory.
 
 A file in the working directory that has the name of a module (`json.py`, `tokenizers.py`) may come
 with a downloaded dataset, and must not be executed.
@@ -18,13 +18,16 @@ PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 
 
 def module_command(module: str, *arguments: str) -> list[str]:
-    """Return the command line that runs a module with the current interpreter."""
+    """Return the command line for a module, with the current interpreter."""
     # With -m alone, Python searches the working directory first; -P prevents that.
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def module_environment() -> dict[str, str]:
-    """Return the environment for `module_command`, in which all descendants find this package."""
+    """Return the environment for `module_command`, with the path of this package.
+
+    All descendants find this package.
+    """
     # An empty entry of PYTHONPATH means the working directory, so empty entries are removed.
     paths = [PACKAGE_ROOT, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
@@ -32,7 +35,7 @@ def module_environment() -> dict[str, str]:
 
 @contextmanager
 def isolated_spawn() -> Iterator[None]:
-    """Start `multiprocessing` children without the working directory and the main script.
+    """Isolate `multiprocessing` children from the main script and working directory.
 
     A spawned process runs the main script of its parent from the top. Scripts without
     `if __name__ == "__main__"` are common, and would start the build again in each child; the

@@ -1,4 +1,7 @@
-"""Central types of pass 1: the parsed record (`Example`) and its tokens (`TokenBatch`)."""
+"""Central types of pass 1: parsed records and their tokens.
+
+These are `Example` and `TokenBatch`.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ the template uses (`tool_calls`, ...)."""
 
 @dataclass(slots=True)
 class PretokenizedRow:
-    """Tokens that a record already contains.
+    """Tokens from a pretokenized record.
 
     Attributes:
         input_ids: int32 [n].
@@ -71,7 +74,7 @@ class Example:
 
 @dataclass(slots=True)
 class Rejected:
-    """A record that cannot be used.
+    """A record rejected as unusable.
 
     Attributes:
         line: The line of the record in its partition, from 0.
@@ -89,13 +92,13 @@ class Rejected:
 
 
 class Flag(IntFlag):
-    """What happened to a sequence on its way from the record, as stored in shards."""
+    """The changes to a sequence since its record, as stored in shards."""
 
     CONTENT_NOT_SHOWN = 8  # the chat template dropped a part of the record
 
 
 class Counts(Counter[str]):
-    """Counters of a partition by name, and the first line of each warning.
+    """The counters of a partition by name, with the first line of each warning.
 
     Attributes:
         first_lines: By the name of a counter, the first line that it counts, from 0.
@@ -159,7 +162,7 @@ class TokenBatch:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Number of tokens of each sequence: int64 [n]."""
+        """Return the number of tokens of each sequence: int64 [n]."""
         return np.diff(self.offsets)
 
     def gather(
@@ -168,7 +171,9 @@ class TokenBatch:
         lengths: NDArray[np.int64],
         starts: NDArray[np.int64] | None = None,
     ) -> TokenBatch:
-        """Return a batch of parts of the sequences; it has no counts and no rejected records.
+        """Return a batch of parts of the sequences.
+
+        It has no counts and no rejected records.
 
         Args:
             which: int64 [m], the sequence of each part.
@@ -196,7 +201,10 @@ class TokenBatch:
 
 
 def _merge_runs(begins: NDArray[np.int64], ends: NDArray[np.int64]) -> list[slice]:
-    """Return ranges of tokens as slices, with adjacent ranges merged, which most are."""
+    """Return ranges of tokens as slices, with adjacent ranges merged.
+
+    Most ranges are adjacent.
+    """
     is_gap = begins[1:] != ends[:-1]
     first, last = np.r_[True, is_gap][: len(begins)], np.r_[is_gap, True][: len(begins)]
     return [*map(slice, begins[first].tolist(), ends[last].tolist())]

@@ -1,4 +1,7 @@
-"""Packing: which sequences share a pack, planned from their lengths alone by pure functions."""
+"""Packing: planning of packs by pure functions of the sequence lengths.
+
+A plan says which sequences share a pack.
+"""
 
 from sftprep.packing.strategies import PackPlan, pack_lengths
 

@@ -1,4 +1,4 @@
-"""Best-fit decreasing over millions of lengths, compiled: a planner of runs, not of sequences.
+"""Best-fit decreasing for millions of lengths: a compiled planner of runs.
 
 Rule. The longest sequence first, each into the fullest open bin in which it fits, otherwise into a
 new bin. Of bins with equal space, the one that has had this space longest is used.
@@ -97,7 +97,7 @@ def best_fit_decreasing(
 
 
 def _sort_keys(lengths: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64] | None]:
-    """Return sort keys of the sequences that are small enough for a table with an entry per key.
+    """Return sort keys of the sequences, small enough for a table indexed by key.
 
     The keys are the lengths, unless there are few sequences and very long ones.
 
@@ -169,7 +169,7 @@ def _lowest_bit(word: np.uint64) -> int:
 
 @inlined
 def _next_list(start: int, bits: NDArray[np.uint64]) -> int:
-    """Return the first list at or after `start` that is not empty, or -1."""
+    """Return the first nonempty list at or after `start`, or -1."""
     # The rest of the word of `start`.
     at = start >> 6
     if at >= bits.shape[1]:
@@ -197,7 +197,9 @@ def _best_fit(
     lists: NDArray[np.int32],
     segments: NDArray[np.int32],
 ) -> tuple[int, int, int]:
-    """Return the first segment with the smallest space >= length, its predecessor, and its list.
+    """Return the first segment with the smallest space >= length.
+
+    The result also has its predecessor and its list.
 
     -1: there is none.
     """
@@ -226,7 +228,7 @@ def _unlink(
     lists: NDArray[np.int32],
     segments: NDArray[np.int32],
 ) -> None:
-    """Remove a segment that `_best_fit` returned from its list."""
+    """Remove a segment found by `_best_fit` from its list."""
     segment, before, at = found
     after = segments[segment, _NEXT]
     if before >= 0:
@@ -251,7 +253,7 @@ def _append(
     lists: NDArray[np.int32],
     segments: NDArray[np.int32],
 ) -> None:
-    """Add a segment (first, size, space) in row `segment`, at the end of the list of its space."""
+    """Append the segment (first, size, space), in row `segment`, to its list."""
     segments[segment, _FIRST], segments[segment, _SIZE] = values[0], values[1]
     segments[segment, _SPACE], segments[segment, _NEXT] = values[2], -1
     at = values[2] >> shift
@@ -280,10 +282,11 @@ def _double(moves: NDArray[np.int32]) -> NDArray[np.int32]:
 def _plan_moves(  # noqa: PLR0912 - one loop over local state: steps 2 and 3
     run_length: NDArray[np.int64], run_count: NDArray[np.int64], capacity: int, shift: int
 ) -> tuple[NDArray[np.int32], int, int]:
-    """Return moves int32 [>= number of moves, 3], their number, and the number of bins.
+    """Return the moves, their number, and the number of bins.
 
-    A move (first, size, k) puts the next size * k sequences, in sorted order, into the bins
-    first .. first + size - 1: k into the first, then k into the second ...
+    The moves are int32 [>= number of moves, 3]. A move (first, size, k) puts the next size * k
+    sequences, in sorted order, into the bins first .. first + size - 1: k into the first, then k
+    into the second ...
     """
     shortest = run_length[-1] if run_length.size else 1
     num_lists = ((capacity - 1) >> shift) + 1
@@ -346,7 +349,9 @@ def _write_members(
     bounds: NDArray[np.int64],
     members: NDArray[np.int64],
 ) -> None:
-    """Replay the moves: write the members of each bin, and replace each of `order` by its bin.
+    """Replay the moves: write the members of each bin.
+
+    Each entry of `order` is replaced by its bin.
 
     Args:
         bounds: Zeros, int64 [bins + 2]; its first bins + 1 entries become the offsets. While bins
@@ -379,7 +384,7 @@ def _write_bin_of(
     bin_of_sorted: NDArray[np.int32],
     bin_of: NDArray[np.int64],
 ) -> None:
-    """Bring the bins from sorted order into the order of the input; modifies `next_of`.
+    """Reorder the bins from sorted order to input order; modify `next_of`.
 
     Writing bin_of while the moves are replayed would access it at random: this loop reads a few
     arrays sequentially and writes one.

@@ -1,6 +1,7 @@
-"""Compilation of kernels with numba, with a cache that never stops a build.
+"""Compilation of kernels with numba, with a fail-safe cache.
 
-Importing this module imports numba, which takes half a second.
+A failure of the cache never stops a build. Importing this module imports numba, which takes half a
+second.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def compiled(*arguments: Any) -> Callable[[_Function], _Function]:
 
 
 def inlined(function: _Function) -> _Function:
-    """Compile a function as a part of the kernels that call it."""
+    """Compile a function for inlining into the kernels of its callers."""
     return cast(_Function, numba.njit(nogil=True)(function))
 
 

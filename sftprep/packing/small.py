@@ -1,7 +1,8 @@
-"""Best-fit decreasing in plain Python, for plans that are too small to load a compiler for.
+"""Best-fit decreasing in plain Python, for small plans.
 
-The rule and the result are those of `bestfit.py`, against which this module is tested. A sequence
-costs two microseconds instead of 0.1, but importing numba costs half a second.
+Such plans are too small to load a compiler for. The rule and the result are those of `bestfit.py`,
+against which this module is tested. A sequence costs two microseconds instead of 0.1, but importing
+numba costs half a second.
 
 1. Visit the sequences longest first.
 2. Find the smallest space that is sufficient by bisection of the sorted spaces of open bins.

@@ -52,17 +52,17 @@ class PackPlan:
 
     @property
     def num_bins(self) -> int:
-        """Number of bins; none is empty."""
+        """Return the number of bins; none is empty."""
         return self.offsets.size - 1
 
     @property
     def fill(self) -> float:
-        """Fraction of the capacity of all bins that has tokens; 1.0 if there are no bins."""
+        """Return the used share of the capacity of all bins; 1.0 if there are none."""
         return self.tokens / (self.num_bins * self.capacity) if self.num_bins else 1.0
 
 
 def pack_lengths(lengths: ArrayLike, capacity: int, strategy: str = "bfd") -> PackPlan:
-    """Plan which sequences share a pack, from their lengths alone.
+    """Plan the packs of sequences from their lengths alone.
 
     The plan depends only on the arguments.
 
@@ -158,7 +158,7 @@ def pack_split_best_fit(lengths: NDArray[np.int32], capacity: int) -> PackPlan:
 
 
 def pack_wrapped(lengths: NDArray[np.int32], capacity: int) -> PackPlan:
-    """Concatenate all sequences in the order of the input, and cut every `capacity` tokens.
+    """Concatenate all sequences in input order, and cut every `capacity` tokens.
 
     Only the last bin may be shorter. The packs are those of TRL 1.16
     `pack_dataset(strategy="wrapped")` on one window.

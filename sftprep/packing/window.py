@@ -1,4 +1,4 @@
-"""Packing without knowing the whole corpus: a window of sequences that carries the rest over.
+"""Packing without knowledge of the whole corpus: a carrying window.
 
 A window that is filled, packed and flushed wastes the end of its last packs. This window carries:
 
@@ -41,7 +41,7 @@ which loading the compiled kernels would take longer."""
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Emission:
-    """Packs that leave a window, in order.
+    """Packs emitted from a window, in order.
 
     Attributes:
         members: int64 [m], the numbers under which the sequences were added, grouped by pack.
@@ -59,7 +59,7 @@ class Emission:
 
 
 class CarryingWindow:
-    """The sequences of one lane that have no pack yet.
+    """The sequences of one lane still without a pack.
 
     The packs depend only on the lengths, their order and the arguments.
 
@@ -87,7 +87,7 @@ class CarryingWindow:
 
     @property
     def room(self) -> int:
-        """Number of sequences to add until the window is full."""
+        """Return the number of sequences to add until the window is full."""
         return window_size(self.number, self.size) - self.members.size
 
     def add(
@@ -147,7 +147,7 @@ class CarryingWindow:
         return emission
 
     def _plan(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Return bins as `best_fit_decreasing` does, with late sequences packed as pieces."""
+        """Return bins like `best_fit_decreasing`, with late sequences as pieces."""
         is_late = self.waits >= LATE
         if np.count_nonzero(is_late) < 2:
             return _best_fit(self.lengths, self.capacity)
@@ -175,9 +175,10 @@ class CarryingWindow:
 
 
 def window_size(number: int, size: int) -> int:
-    """Return the number of sequences in window `number` (from 0): 256, doubling up to `size`.
+    """Return the number of sequences in a window: 256, doubling up to `size`.
 
-    The first windows are small so that the first packs are available soon.
+    Windows are numbered from 0. The first windows are small so that the first packs are available
+    soon.
     """
     return min(size, _FIRST_SIZE << min(number, 40))
 
@@ -185,7 +186,7 @@ def window_size(number: int, size: int) -> int:
 def plan_lane(
     lengths: NDArray[np.int32], capacity: int, size: int, *, seed: int, lane: int
 ) -> Emission:
-    """Return all packs of a lane whose lengths are known, in the order in which a stream has them.
+    """Return all packs of a lane with known lengths, in the order of a stream.
 
     Args:
         lengths: int32 [n], 1 .. capacity.

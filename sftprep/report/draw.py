@@ -1,4 +1,7 @@
-"""A view of one pack for the terminal: its sequences, their records, and the trained tokens."""
+"""A view of one pack for the terminal.
+
+It shows the sequences of the pack, their records, and the trained tokens.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ def draw_pack(
     color: bool,
     full: bool,
 ) -> list[str]:
-    """Return the lines that show a pack: a bar of its sequences, then the text of each sequence.
+    """Return the lines for a pack: a bar of its sequences, and their text.
 
     Args:
         pack: The pack.
@@ -95,7 +98,7 @@ def _sequence_bounds(pack: Pack) -> Iterator[tuple[int, int, int]]:
 
 
 def _locate(origin: int, manifest: Manifest) -> tuple[str, int]:
-    """Return the file and line of a record, or raise ShardError for an unknown record."""
+    """Return the file and line of a record, or raise ShardError if unknown."""
     try:
         return manifest.locate(origin)
     except IndexError as error:
@@ -113,7 +116,10 @@ def _describe_flags(pack: Pack, number: int) -> str:
 
 
 def _describe_weights(pack: Pack, start: int, end: int) -> str:
-    """Return the distinct loss weights of the trained tokens of a sequence; "" if all are 1."""
+    """Return the distinct loss weights of a sequence's trained tokens.
+
+    Return "" if all are 1.
+    """
     if pack.loss_weights is None:
         return ""
     trained = pack.loss_weights[start:end][pack.completion_mask[start:end]].tolist()

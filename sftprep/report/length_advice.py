@@ -1,4 +1,7 @@
-"""The warning about a `max_length` that cuts much, with the length that keeps nearly everything."""
+"""The warning about a `max_length` too short for the data.
+
+It advises a length that keeps nearly everything.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ _KEPT_SHARE = 0.99
 
 @dataclass(frozen=True, slots=True)
 class LengthAdvice:
-    """What the length of a build cuts, and the length that it should have.
+    """The cuts by a build's length limit, and the advised length.
 
     Attributes:
         cut: The share of the tokens that were cut, because their sequence was too long.
@@ -36,7 +39,10 @@ class LengthAdvice:
 
 
 def advise_length(manifest: Manifest) -> LengthAdvice | None:
-    """Return the advice for a build; None if it cuts little, or if an older version made it."""
+    """Return the advice for a build; None if little is cut.
+
+    Return None as well for builds of older versions.
+    """
     ledger, lengths = manifest.accounting, manifest.lengths
     cut = ledger.tokens_truncated + ledger.tokens_dropped.get("overlong", 0)
     trained_cut = ledger.trained_truncated + ledger.trained_dropped.get("overlong", 0)

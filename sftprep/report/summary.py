@@ -1,4 +1,4 @@
-"""The summary of a build: where every record and every token went, and what to watch out for."""
+"""The summary of a build: the fate of all records and tokens, and warnings."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def source_ledgers(manifest: Manifest) -> list[tuple[str, Ledger]]:
 
 
 def equations(ledger: Ledger) -> tuple[str, str]:
-    """Return the balance of records and that of tokens, as two equations.
+    """Return the balances of records and tokens, as two equations.
 
     Example:
         "records 40 + repeated 8 = packed 45 + held out 3"
@@ -133,7 +133,7 @@ def manifest_line(manifest: Manifest) -> str:
 
 
 def _record_rows(report: BuildReport) -> list[_Row]:
-    """Return the rows about records and the sequences that they became."""
+    """Return the rows about records and the resulting sequences."""
     manifest, ledger = report.manifest, report.manifest.accounting
     files = format_count(len(manifest.inputs), "file")
     share = _percent(ledger.sequences, ledger.records)
@@ -148,7 +148,7 @@ def _record_rows(report: BuildReport) -> list[_Row]:
 
 
 def _dropped_rows(manifest: Manifest) -> Iterator[_Row]:
-    """Yield the rows of dropped records, with the first of those that a transform dropped."""
+    """Yield the rows of dropped records, with the first one for each reason."""
     first: dict[str, str] = {}
     for info in manifest.inputs:
         for name, line in info.first_lines.items():
@@ -216,7 +216,7 @@ def _reading_data(report: BuildReport) -> list[dict[str, Any]]:
 
 
 def _reading_lines(report: BuildReport) -> Iterator[str]:
-    """Yield how the records were read, once for all inputs that were read in the same way."""
+    """Yield how the records were read, once for each distinct reading."""
     numbers = Counter(dataclasses.replace(reading, notices=()) for reading in report.readings)
     for reading, number in numbers.items():
         files = f" ({format_count(number, 'file')})" if len(numbers) > 1 else ""
@@ -231,13 +231,13 @@ def _reading_lines(report: BuildReport) -> Iterator[str]:
 
 
 def _date_lines(manifest: Manifest) -> Iterator[str]:
-    """Yield the date that the chat template sees, if it reads the date."""
+    """Yield the date visible to the chat template, if any."""
     if manifest.config.get("date"):
         yield f"date: the chat template sees {manifest.config['date']} as today (see --date)"
 
 
 def _function_lines(manifest: Manifest) -> Iterator[str]:
-    """Yield the functions whose results cannot be reused."""
+    """Yield the functions without reusable results."""
     for function in manifest.functions.get("used", ()):
         if not function["reused"]:
             yield (
@@ -321,7 +321,7 @@ def _output_line(report: BuildReport) -> str:
 
 
 def _terms(numbers: Iterable[tuple[str, int]]) -> str:
-    """Return the right side of an equation, without the terms that are 0."""
+    """Return the right side of an equation, without zero terms."""
     terms = [
         f"{name.replace('_', ' ')} {number:,}"
         for name, number in numbers

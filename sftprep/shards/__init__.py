@@ -1,4 +1,4 @@
-"""Shards: Arrow files of packed sequences, and the manifest that lists the files of a build.
+"""Shards: Arrow files of packed sequences, and the manifest of a build.
 
 The names below are public. They are for programs that store files in the folder of a build, or that
 write folders of their own in the same way: atomically, and by one process at a time; and for those

@@ -1,4 +1,4 @@
-"""Names of the files in the folder of a build, and tests that recognize such a folder."""
+"""Names of the files in a build's folder, and tests for such a folder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MARKERS = {
 
 
 def mark_work_folder(root: Path, *, created: bool) -> None:
-    """Write the marker that distinguishes a work folder from a folder of the user.
+    """Write the marker of a work folder, to tell it from a user's folder.
 
     Args:
         root: The folder of the build.

@@ -11,7 +11,9 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """The ledger of a build or of one input: what became of every line, record and token.
+    """The ledger of a build or of one input, for lines, records and tokens.
+
+    It says what became of each of them.
 
     These sums hold (`check`):
 
@@ -80,7 +82,7 @@ class Ledger:
         return cls(**values)
 
     def to_counts(self) -> Counter[str]:
-        """Return the ledger as flat counts, which can be summed; inverse of `from_counts`."""
+        """Return the ledger as flat, summable counts; inverse of `from_counts`."""
         flat: Counter[str] = Counter()
         for name, value in dataclasses.asdict(self).items():
             flat.update(
@@ -91,7 +93,7 @@ class Ledger:
         return flat
 
     def check(self) -> list[str]:
-        """Return the equations that do not hold, as text; an empty list if all hold."""
+        """Return the violated equations as text; an empty list if all hold."""
         problems = []
         for names in _BALANCES:
             if names[0][0] == "trained_in" and not self.trained_in:

@@ -1,4 +1,4 @@
-"""Lock files, which prevent two processes from writing to the same folder."""
+"""Lock files against simultaneous writing to the same folder."""
 
 from __future__ import annotations
 
@@ -73,9 +73,10 @@ def exclusive(path: Path, what: str, folder: Path, *, remedy: str) -> Iterator[N
 
 
 def is_lock_content(content: bytes) -> bool:
-    """Return whether bytes are the content of a lock file: empty, or the process that held it.
+    """Return whether bytes are the content of a lock file.
 
-    Zero bytes count as empty: a machine that crashed may leave a file like that.
+    It is empty, or it describes the process that held the lock. Zero bytes count as empty: a
+    machine that crashed may leave a file like that.
     """
     return not content.strip(b"\0") or bool(_describe_holder(content))
 
@@ -127,7 +128,7 @@ def _is_at(path: Path, file: BinaryIO) -> bool:
 
 
 def _describe_holder(content: bytes) -> str:
-    """Return the process that wrote a lock file, for an error; "" if none is recorded."""
+    """Return the process recorded in a lock file, for an error; "" if there is none."""
     try:
         holder = json.loads(content)
         return f" (process {holder['pid']} on {holder['host']})"

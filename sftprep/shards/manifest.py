@@ -1,4 +1,4 @@
-"""The manifest: the file that makes a folder of shards a build.
+"""The manifest: the mark of a finished build in a folder of shards.
 
 It is written last, and readers follow only the manifest, so they never see half of a build.
 """
@@ -64,7 +64,7 @@ class InputInfo:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The content of a manifest: what a build was made from, and which files belong to it."""
+    """The content of a manifest: the origin of a build and its files."""
 
     config: dict[str, Any]  # the settings that determine the bytes of the build
     config_digest: str
@@ -94,18 +94,27 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """SHA-256, in hex, of the manifest as it is written: it pins every byte of the build."""
+        """Return the SHA-256, in hex, of the written manifest.
+
+        It pins every byte of the build.
+        """
         return sha256(self.to_json()).hexdigest()
 
     def to_json(self) -> bytes:
-        """Return the bytes of the manifest: UTF-8 JSON with sorted keys, the same everywhere."""
+        """Return the bytes of the manifest: UTF-8 JSON with sorted keys.
+
+        They are the same everywhere.
+        """
         return (
             json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, ensure_ascii=False)
             + "\n"
         ).encode("utf-8")
 
     def locate_warning(self, kind: str) -> tuple[str, int] | None:
-        """Return the file and the 1-based line of the first record with a warning, if known."""
+        """Return the file and 1-based line of the first record with a warning.
+
+        Return None if it is not known.
+        """
         for info in self.inputs:
             line = info.first_lines.get(f"warnings.{kind}")
             if line is not None:
@@ -210,11 +219,11 @@ def _parse_manifest(values: Any, path: Path) -> Manifest:
 
 
 class _FieldError(Exception):
-    """A field that is missing, or that has another type."""
+    """A missing field of a manifest, or one with another type."""
 
 
 def _parse(kind: Any, values: Any, prefix: str) -> Any:
-    """Return a dataclass with the values of a JSON object, after checking their types.
+    """Return a dataclass with the checked values of a JSON object.
 
     Args:
         kind: A dataclass of this module.
@@ -250,7 +259,7 @@ def _parse_field(kind: Any, value: Any, name: str) -> Any:
 
 
 def _check(kind: Any, value: Any, name: str) -> Any:
-    """Return a value that has the type `kind`, else raise _FieldError."""
+    """Return a value of the type `kind`, else raise _FieldError."""
     description, has_type = _TYPES[kind]
     if not has_type(value):
         raise _FieldError(f"{name} is {_shorten(value)}, not {description}")
@@ -267,7 +276,10 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_string(value: Any) -> bool:
-    """Return whether a value is a string that UTF-8 can encode: half a surrogate pair cannot."""
+    """Return whether a value is a string, encodable in UTF-8.
+
+    Half a surrogate pair is not encodable.
+    """
     return isinstance(value, str) and (value.isascii() or not _SURROGATE.search(value))
 
 
@@ -276,7 +288,10 @@ def _are_counts(value: Any) -> bool:
 
 
 def _is_json(value: Any, levels: int = 32) -> bool:
-    """Return whether a JSON value can be written again: not nested too deeply, and valid UTF-8."""
+    """Return whether a JSON value can be written again.
+
+    It must not be nested too deeply, and must be valid UTF-8.
+    """
     if isinstance(value, dict):
         return levels > 0 and all(
             _is_string(key) and _is_json(item, levels - 1) for key, item in value.items()

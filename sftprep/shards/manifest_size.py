@@ -1,4 +1,4 @@
-"""An upper bound for the size of a manifest, known before the work of a build starts.
+"""An upper bound for a manifest's size, before the work of a build starts.
 
 A manifest larger than LARGEST_MANIFEST could not be read again. A build that would need one is
 refused at its start and not at its commit, when all the work is done.
@@ -28,7 +28,7 @@ InputEntry = tuple[InputInfo, Sequence[str]]
 
 
 def expected_input(source: str, limit: int | None, reasons: Sequence[str] = ()) -> InputInfo:
-    """Return an entry that is as large as that of an ordinary input, without its path.
+    """Return an entry of the size of an ordinary input's, without its path.
 
     Args:
         source: The name of its source.
@@ -54,7 +54,7 @@ def expected_input(source: str, limit: int | None, reasons: Sequence[str] = ()) 
 def manifest_sizes(
     known: Mapping[str, Any], entries: Iterable[InputEntry], shards: int = 1
 ) -> dict[str, int]:
-    """Return the most bytes that each part of a manifest takes.
+    """Return the maximum number of bytes of each part of a manifest.
 
     Args:
         known: The fields that are known already, except for inputs and shards.
@@ -87,7 +87,7 @@ def manifest_sizes(
 def check_manifest_size(
     known: Mapping[str, Any], entries: Iterable[InputEntry], shards: int = 1
 ) -> None:
-    """Check that `read_manifest` will accept the manifest of a build.
+    """Check the size of a build's manifest against the limit of `read_manifest`.
 
     Args:
         known: As for `manifest_sizes`.
@@ -125,7 +125,7 @@ def _encoded_bytes(value: object) -> int:
 
 
 def _item_bytes(item: object) -> int:
-    """Return the bytes that one more item of `inputs` or `shards` adds."""
+    """Return the additional bytes of one more item of `inputs` or `shards`."""
     return _encoded_bytes({"": [item]}) - _encoded_bytes({"": []})
 
 
@@ -161,7 +161,7 @@ _PARTS = {
 
 
 def _too_large(size: int, sizes: Mapping[str, int]) -> ConfigError:
-    """Return an error that names the parts that make a manifest too large, the largest first."""
+    """Return the error for a too large manifest, with its largest parts by size."""
     largest = sorted(sizes, key=lambda part: -sizes[part])
     # At most three parts, and none below an eighth of the largest: shortening it would not help.
     large = [part for part in largest if sizes[part] * 8 >= sizes[largest[0]]][:3]

@@ -1,4 +1,4 @@
-"""Recognition of files that a build wrote, by their content.
+"""Recognition of files written by a build, by their content.
 
 A file with a name that builds use may still belong to the user. A build removes or replaces a file
 in its work folder, or at the final path of one of its files, only if the content shows that a build
@@ -51,14 +51,14 @@ def is_work_file(work: Path, name: str) -> bool:
 
 
 def is_final_file(path: Path) -> bool:
-    """Return whether a build wrote the file at a path to which a commit moves a file."""
+    """Return whether a build wrote the file at a final path of a commit."""
     if path.name == MANIFEST_NAME:
         return has_manifest(path)
     return _is_rejected(path) if path.name == REJECTED_NAME else is_shard(path)
 
 
 def is_shard(path: Path) -> bool:
-    """Return whether a file is a shard of a build, according to the schema at its start."""
+    """Return whether a file is a shard of a build, by the schema at its start."""
     schema = _read_arrow_schema(path)
     return schema is not None and (
         {"input_ids", "completion_mask", "seq_lengths", "origin"} <= set(schema.names)
@@ -128,7 +128,7 @@ def _read_arrow_schema(path: Path) -> Any:
 
 
 def _is_rejected(path: Path) -> bool:
-    """Return whether every line of a file describes a rejected record, and there is a line."""
+    """Return whether every line of a nonempty file describes a rejected record."""
     has_entry = False
     try:
         with open(path, "rb") as file:
@@ -143,7 +143,7 @@ def _is_rejected(path: Path) -> bool:
 
 
 def _starts_with(*keys: str) -> Callable[[Path], bool]:
-    """Return a test for files whose first line is a JSON object with these keys."""
+    """Return a test for files with these keys in a first line of JSON."""
 
     def test(path: Path) -> bool:
         try:

@@ -128,7 +128,7 @@ class Shards:
         return columns.row("seq_lengths", row)
 
     def _find(self, index: int) -> tuple[_Columns, int]:
-        """Return the shard that holds a pack, opened, and the row of the pack in it."""
+        """Open the shard of a pack, and return it with the row of the pack."""
         pack = index + len(self) if index < 0 else index
         if not 0 <= pack < len(self):
             raise IndexError(f"pack {index} of {len(self)}")
@@ -229,7 +229,10 @@ def map_shard(path: Path, info: ShardInfo, max_length: int, *, verify: bool) -> 
 
 
 def _find_layout_problems(batch: pa.RecordBatch, info: ShardInfo) -> Iterator[str]:
-    """Yield the problems with offsets, lengths and ids; each check relies on the ones before it."""
+    """Yield the problems with offsets, lengths and ids.
+
+    Each check relies on the ones before it.
+    """
     # Rows, and the values that they cover.
     if batch.num_rows != info.rows:
         yield f"it has {batch.num_rows} rows, and the manifest says {info.rows}"

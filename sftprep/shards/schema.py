@@ -1,4 +1,4 @@
-"""The schema of a shard: its columns, their types, and the metadata that `datasets` reads.
+"""The schema of a shard: its columns, their types, and `datasets` metadata.
 
 | column | type | content |
 |---|---|---|
@@ -34,10 +34,10 @@ def position_dtype(max_length: int) -> DTypeLike:
 
 
 def arrow_array(values: NDArray[Any]) -> pa.Array:
-    """Return NumPy integers, floats or booleans as an Arrow array; only booleans are copied.
+    """Return NumPy integers, floats or booleans as an Arrow array.
 
-    `pa.array` does the same, but tries to import pandas first, which takes longer than a small
-    build.
+    Only booleans are copied. `pa.array` does the same, but tries to import pandas first, which
+    takes longer than a small build.
     """
     if values.dtype == np.bool_:
         return pa.Array.from_buffers(
@@ -68,7 +68,7 @@ def numpy_view(array: pa.Array) -> NDArray[Any]:
 def shard_schema(
     max_length: int, *, position_ids: bool, loss_weights: bool = False, flags: bool = False
 ) -> pa.Schema:
-    """Return the Arrow schema of a shard, with the description of features for `datasets`.
+    """Return the Arrow schema of a shard, with `datasets` features.
 
     Args:
         max_length: Tokens per pack at most, which determines the type of position ids.

@@ -1,4 +1,7 @@
-"""Verification of a build: digests, schema and invariants of each shard, and the ledger."""
+"""Verification of a build: its shards and its ledger.
+
+The digests, the schema and the invariants of each shard are checked.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from sftprep.shards.writer import count_targets, make_position_ids
 
 @dataclass(slots=True)
 class Verification:
-    """The result of `verify`: totals of the shards that could be read, and the problems."""
+    """The result of `verify`: totals of the readable shards, and the problems."""
 
     folder: Path
     shards: int = 0
@@ -36,7 +39,7 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether the build has no problem."""
+        """Return whether the build has no problem."""
         return not self.problems
 
 
@@ -91,7 +94,10 @@ def verify(
 
 
 def _find_input_problems(manifest: Manifest) -> list[str]:
-    """Return the ledgers of inputs that do not balance, or do not sum to that of the build."""
+    """Return the unbalanced ledgers of inputs, or a mismatch with the build's.
+
+    The ledgers of all inputs sum to that of the build.
+    """
     if all(info.accounting == Ledger() for info in manifest.inputs):
         return []  # builds of version 1.0 have no ledger per input
     problems = [
@@ -108,7 +114,7 @@ def _find_input_problems(manifest: Manifest) -> list[str]:
 
 
 def _find_length_problems(manifest: Manifest) -> list[str]:
-    """Return the totals of the histogram of lengths that differ from the ledger."""
+    """Return the histogram totals with a difference from the ledger."""
     ledger, problems = manifest.accounting, []
     expected = {"tokens": ledger.tokens_in, "trained_tokens": ledger.trained_in}
     for name, number in expected.items() if manifest.lengths else ():
@@ -121,7 +127,7 @@ def _find_length_problems(manifest: Manifest) -> list[str]:
 
 
 def _find_unlisted_shards(root: Path, manifest: Manifest) -> list[str]:
-    """Return the folders with shards that no manifest lists.
+    """Return the folders with shards missing from every manifest.
 
     A build that was killed while it replaced another one leaves such files, and a program that
     opens shards/*.arrow without the manifest would read them.
@@ -143,9 +149,10 @@ def _find_unlisted_shards(root: Path, manifest: Manifest) -> list[str]:
 
 
 def _find_eval_problems(root: Path, manifest: Manifest) -> list[str]:
-    """Return whether the evaluation build is the one that this build was made with.
+    """Return the problems with the identity of the evaluation build.
 
-    Its shards are not checked here: it is a build of its own, to be verified on its own.
+    It must be the one that this build was made with. Its shards are not checked here: it is a build
+    of its own, to be verified on its own.
     """
     if not manifest.eval:
         return []
@@ -177,7 +184,10 @@ def _verify_shard(path: Path, info: ShardInfo, manifest: Manifest, result: Verif
 def _verify_rows(
     path: Path, batch: pa.RecordBatch, manifest: Manifest, result: Verification
 ) -> None:
-    """Check the values of a shard, whose layout `map_shard` has checked, and add up its totals."""
+    """Check the values of a shard with a valid layout, and add up its totals.
+
+    `map_shard` has checked the layout.
+    """
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     ids = numpy_view(columns["input_ids"].values)
     mask = numpy_view(columns["completion_mask"].values)

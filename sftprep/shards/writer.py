@@ -1,4 +1,4 @@
-"""Writing of shards: flat buffers of packed sequences become Arrow files named by their content."""
+"""Writing of shards: packed sequences in Arrow files named by their content."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from sftprep.shards.schema import arrow_array, position_dtype, shard_schema
 
 @dataclass(frozen=True, slots=True)
 class ShardRows:
-    """The packs of one shard in flat arrays: sequence after sequence, pack after pack.
+    """The packs of one shard in flat arrays.
+
+    They are stored sequence after sequence, pack after pack.
 
     Example:
         The packs [[5, 6], [7]] and [[8, 9]], which hold three sequences:
@@ -40,7 +42,7 @@ class ShardRows:
 def write_shard(
     folder: Path, index: int, rows: ShardRows, *, max_length: int, position_ids: bool
 ) -> ShardInfo:
-    """Write a shard under its final name, which contains a digest of its content.
+    """Write a shard under its final name, with a digest of its content.
 
     The same rows give the same bytes and the same name.
 
@@ -102,7 +104,7 @@ def count_targets(completion_mask: NDArray[np.bool_], seq_lengths: NDArray[np.in
 
 
 def make_position_ids(seq_lengths: NDArray[np.int32], dtype: Any) -> NDArray[Any]:
-    """Return position ids, which restart at 0 with each sequence.
+    """Return position ids, restarting at 0 with each sequence.
 
     Args:
         seq_lengths: int32 [sequences].
@@ -120,7 +122,7 @@ def make_position_ids(seq_lengths: NDArray[np.int32], dtype: Any) -> NDArray[Any
 
 
 class _HashingSink:
-    """A file object that computes the digests of what is written to it.
+    """A file object with digests of the bytes written to it.
 
     The shard is neither copied in memory nor read back from the disk for its digests.
 
@@ -149,7 +151,7 @@ class _HashingSink:
 
 
 def _make_record_batch(rows: ShardRows, max_length: int, *, position_ids: bool) -> pa.RecordBatch:
-    """Return the packs as one Arrow record batch, which refers to the arrays without a copy."""
+    """Return the packs as one Arrow record batch without a copy of the arrays."""
     schema = shard_schema(
         max_length,
         position_ids=position_ids,

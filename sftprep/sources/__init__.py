@@ -1,1 +1,1 @@
-"""Where records come from: files found, cut into partitions, read into lines and JSON objects."""
+"""The sources of records: their files, partitions, lines and JSON objects."""

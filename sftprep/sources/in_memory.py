@@ -1,4 +1,4 @@
-"""Records without a file, as sources: data sets of `datasets`, tables, and iterables."""
+"""Records without a file, as sources: datasets, tables, and iterables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ _BATCH = 1000
 
 
 def memory_source(data: Any) -> Source:
-    """Return a source that is cut into partitions by the content of the records alone.
+    """Return a source for data in memory.
+
+    It is cut into partitions by the content of the records alone.
 
     Args:
         data: A `datasets.Dataset` or `IterableDataset`, a `pyarrow.Table`, an iterable of
@@ -70,7 +72,7 @@ def memory_source(data: Any) -> Source:
 
 
 def reject_columns(data: Any) -> None:
-    """Check that data is not organized in columns.
+    """Reject data organized in columns.
 
     Raises:
         ConfigError: It is a pandas DataFrame or a dictionary of lists.
@@ -104,7 +106,7 @@ def dataset_kind(data: Any) -> str | None:
 
 
 class _Replay:
-    """Blocks of something that can be iterated only once.
+    """Blocks of a one-time iterable, readable twice.
 
     The first call reads, so that the format can be detected; the second call repeats the blocks
     that the first one read and continues with the rest.

@@ -1,4 +1,4 @@
-"""The rule that assigns records to lanes, shared by streams and by builds that pack in windows.
+"""The assignment of records to lanes, for streams and for builds in windows.
 
 A plain file of lines is cut into blocks of equal size, and a record belongs to the block in which
 its line starts; the blocks are assigned to the lanes in turn. Of every other input, the rows are
@@ -24,7 +24,7 @@ _BLOCKS_PER_LANE = 8
 
 
 def is_plain(file: str) -> bool:
-    """Whether the blocks of a file are byte ranges: it consists of uncompressed lines."""
+    """Return whether the blocks of a file are byte ranges of uncompressed lines."""
     return kind_of(file) == "lines" and compression(file) is None
 
 
@@ -67,7 +67,7 @@ def line_starts(data: bytes, begin: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, slots=True)
 class LanePositions:
-    """The positions that decide the lanes of the sequences of a partition.
+    """The positions of a partition's sequences for the choice of their lanes.
 
     Attributes:
         numbers: int64 [n]; for each sequence, the block in which the line of its record starts,
@@ -82,7 +82,7 @@ class LanePositions:
 def find_lane_positions(
     partition: Partition, data: bytes, lines: NDArray[np.int64], block: int
 ) -> LanePositions:
-    """Return the positions that decide the lanes of the sequences of a partition.
+    """Return the positions of a partition's sequences for the choice of lanes.
 
     Args:
         partition: The partition.

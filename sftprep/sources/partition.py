@@ -1,4 +1,4 @@
-"""Partitions of the inputs: pieces of a fixed size, and their content as lines of JSON.
+"""Partitions of the inputs: pieces of a fixed size, as lines of JSON.
 
 How an input is cut depends on the input alone, never on the number of workers. A plain file of
 lines is cut into byte ranges and a Parquet or Arrow file into ranges of rows; workers read these
@@ -103,18 +103,21 @@ class Source:
 
     @property
     def is_table(self) -> bool:
-        """Whether the records have the types of a table, so that objects have all keys."""
+        """Return whether the records have the types of a table.
+
+        Every object then has all keys.
+        """
         return self.has_schema or self.kind in ("parquet", "arrow")
 
     @property
     def file(self) -> str:
-        """The path of the file, or the name of data in memory."""
+        """Return the path of the file, or the name of data in memory."""
         return self.path or self.name
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How a kind of file is cut and read.
+    """The functions for one kind of file.
 
     Attributes:
         pieces: Cuts a file into pieces of about a size in bytes.
@@ -245,7 +248,7 @@ def _number_rows(blocks: Iterator[bytes]) -> Iterator[Piece]:
 
 
 def _limit_records(piece: Piece, limit: int, source: Source) -> tuple[Piece, int]:
-    """Return the first `limit` records of a piece, and how many records may still follow.
+    """Return the first `limit` records of a piece, and the number still permitted.
 
     Lines that contain only whitespace are not records.
     """

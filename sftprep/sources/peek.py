@@ -1,4 +1,4 @@
-"""The first records of an input, from which its format is detected."""
+"""The first records of an input, for the detection of its format."""
 
 from __future__ import annotations
 

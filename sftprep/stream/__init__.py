@@ -1,4 +1,4 @@
-"""Streams: packs that are created during training, from corpora that are not prepared first."""
+"""Streams: packs created during training, from unprepared corpora."""
 
 from sftprep.stream.packed_stream import PackedStream, Placed, State, open_stream
 from sftprep.stream.sources.mixture import Mixture

@@ -1,4 +1,4 @@
-"""A bound on the records that a stream has read and cannot use yet.
+"""A bound on the records read by a stream before they can be used.
 
 Lanes take turns, one pack each. A source that is read from its start serves all of them with one
 iterator, so while one lane looks for its next sequence, the records of the other lanes are queued.
@@ -37,7 +37,9 @@ MOST_BYTES_WITHOUT_SEQUENCE = 4 << 30
 
 
 class Backlog:
-    """The queued records of one reader, and its consecutive records without a sequence.
+    """The queued records of one reader, and a count of those without a sequence.
+
+    Only consecutive records without a sequence are counted.
 
     Attributes:
         reader: The reader, which was opened with the method `on_queued` of this object.
@@ -52,7 +54,7 @@ class Backlog:
         self._is_reading_ahead = False  # guards against recursion through `on_queued`
 
     def restore(self, lanes: Mapping[int, Lane], states: Mapping[int, LaneState]) -> None:
-        """Restore lanes from states, which reads the blocks of their windows again.
+        """Restore lanes from states, reading the blocks of their windows again.
 
         The lanes take turns, one block each, and lanes whose block is queued come first: restoring
         one lane after the other would queue the windows of all.

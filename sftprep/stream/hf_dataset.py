@@ -1,4 +1,4 @@
-"""A stream as a `datasets.IterableDataset`, for libraries that accept nothing else."""
+"""A stream as a `datasets.IterableDataset`, for libraries in need of one."""
 
 from __future__ import annotations
 

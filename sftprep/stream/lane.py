@@ -1,4 +1,4 @@
-"""One lane of a stream: its blocks are tokenized and packed, and its progress is a small state.
+"""One lane of a stream: tokenization, packing, and a small state.
 
 1. Read and tokenize blocks until the window is full.
 2. Take a snapshot: the cursors of all blocks with sequences in use, and for each of their sequences
@@ -52,7 +52,7 @@ _CARRIED = ord("A")  # in the window; A: never carried, B: carried once, ...
 
 @dataclass(frozen=True, slots=True)
 class LaneRules:
-    """The settings that all lanes of a pass have in common.
+    """The settings of all lanes of a pass.
 
     Attributes:
         limit: The limit of the lengths of sequences, which is also that of packs.
@@ -76,7 +76,7 @@ class LaneRules:
 
 @dataclass(slots=True)
 class _HeldBlock:
-    """A tokenized block with sequences that have not left the lane."""
+    """A tokenized block with sequences still in the lane."""
 
     cursor: Cursor  # from which it can be read again
     batch: TokenBatch
@@ -137,11 +137,11 @@ class Lane:
         return None if pack is None else self._assemble(pack)
 
     def state(self) -> LaneState:
-        """Return the state for `restore`; its snapshot is only replaced when a window is packed."""
+        """Return the state for `restore`, with the snapshot of the last packing."""
         return {"taken": self.taken, "ended": self.ended, "window": self._snapshot}
 
     def restore(self, state: LaneState) -> Iterator[Cursor]:
-        """Restore the lane from a state; the lane is complete when the iterator is exhausted.
+        """Restore the lane from a state, completely once the iterator is exhausted.
 
         Yields:
             The cursor of each block of the snapshot, before it is read and tokenized again.
@@ -240,7 +240,7 @@ class Lane:
         return pack
 
     def _release(self, refs: NDArray[np.int64]) -> None:
-        """Forget the blocks whose last sequence has left."""
+        """Forget the blocks without sequences in the lane."""
         for ref in refs.tolist():
             block = self._blocks[ref >> _SHIFT]
             block.left -= 1
@@ -276,7 +276,7 @@ class Lane:
         return False
 
     def _read_block(self) -> bool:
-        """Tokenize the next block, and hold it if it has a sequence; return False at the end."""
+        """Tokenize the next block, and hold any sequences; return False at the end."""
         cursor = self._next
         block = self._block_at(cursor)
         if block is None:
@@ -331,7 +331,7 @@ class Lane:
     # --- the state --------------------------------------------------------------------------------
 
     def _take_snapshot(self) -> LaneState:
-        """Return the lane before its window is packed, with blocks replaced by their cursors."""
+        """Return the lane before its window is packed, with cursors for blocks."""
         index_of = {serial: index for index, serial in enumerate(self._blocks)}
         marks = [
             np.full(len(block.batch.offsets) - 1, _GONE, np.uint8)
@@ -388,7 +388,7 @@ class Lane:
 def _concatenate_weights(
     ranges: list[tuple[TokenBatch, int, int]], mask: NDArray[np.bool_]
 ) -> NDArray[np.float32] | None:
-    """Return the loss weights of a pack, 0 for tokens that are not trained; None if all are 1."""
+    """Return a pack's loss weights, 0 for untrained tokens; None if all are 1."""
     if all(batch.loss_weights is None for batch, _, _ in ranges):
         return None
     parts = [

@@ -1,4 +1,4 @@
-"""A stream of packs that are tokenized and packed when they are needed.
+"""A stream of packs, tokenized and packed on demand.
 
 1. The records of the source are assigned to `lanes`. Each lane tokenizes and packs its own records
    (`lane.py`), so its packs do not depend on other lanes.
@@ -64,7 +64,7 @@ class Placed:
 
 
 class PackedStream:
-    """Packs of raw records. Each iteration is one pass over the source.
+    """A stream of packs of raw records; each iteration is one pass.
 
     The packs are those of `sftprep build` with the same `pack_window` and `order="keep"`.
 
@@ -179,7 +179,7 @@ class PackedStream:
             )
 
     def padding(self) -> Pack:
-        """Return a pack without trained tokens, for ranks that end early; its origin is -1."""
+        """Return a pack without trained tokens (origin -1), for ranks at their end."""
         return Pack(
             input_ids=np.full(2, self.recipe.tokenizer.eos_token_id or 0, np.int32),
             position_ids=np.arange(2, dtype=position_dtype(self.max_length)),
@@ -190,12 +190,12 @@ class PackedStream:
 
     @property
     def max_length(self) -> int:
-        """Maximum number of tokens in a pack."""
+        """Return the maximum number of tokens in a pack."""
         return self.limit.max_length
 
     @property
     def counts(self) -> dict[str, int]:
-        """Counters of this pass in the owned lanes: records, tokens, rejected.REASON and so on."""
+        """Return counts of this pass in the owned lanes: records, rejected.REASON, etc."""
         total: Counter[str] = Counter()
         for lane in (self._lanes or {}).values():
             total.update(lane.counts)
@@ -203,18 +203,18 @@ class PackedStream:
 
     @property
     def first_dropped(self) -> dict[str, tuple[str, int]]:
-        """Name and line of the first record that a transform dropped, by `dropped.REASON`."""
+        """Return name and line of the first dropped record, by `dropped.REASON`."""
         lanes = (self._lanes or {}).values()
         found = sorted((i for lane in lanes for i in lane.first_origins.items()), reverse=True)
         return {k: self.locate(origin) for k, origin in found if k.startswith("dropped.")}
 
     @property
     def rejected(self) -> deque[tuple[str, int, Rejected]]:
-        """The last 100 quarantined records: name of the input, line or row, and reason."""
+        """Return the last 100 quarantined records: input, line or row, and reason."""
         return self._rejections.latest
 
     def locate(self, origin: int) -> tuple[str, int]:
-        """Return the file (or the name of the source) and the line or row, from 1, of an origin."""
+        """Return the file or source of an origin, and the line or row, from 1."""
         return self.source.locate(origin)
 
     # --- owned lanes, and the position in the stream ----------------------------------------------
@@ -238,11 +238,11 @@ class PackedStream:
         return part
 
     def to_hf(self, *, shards: int = 1, epochs: int | None = 1) -> Any:
-        """Return this stream as a `datasets.IterableDataset`, starting at the current position.
+        """Return this stream as a `datasets.IterableDataset`.
 
-        It has the columns of shards, without loss weights. Its own `state_dict` resumes by
-        iterating over the earlier rows again; for an immediate resume, use `state_dict` of the
-        stream, or `sftprep.torch`.
+        It starts at the current position. It has the columns of shards, without loss weights. Its
+        own `state_dict` resumes by iterating over the earlier rows again; for an immediate resume,
+        use `state_dict` of the stream, or `sftprep.torch`.
 
         Args:
             shards: The number of parts among which loader workers or ranks can divide the dataset,
@@ -303,7 +303,7 @@ class PackedStream:
 
     @property
     def identity(self) -> str:
-        """Digest of everything that determines the packs: source, recipe and packing."""
+        """Return the digest of the packs' inputs: source, recipe and packing."""
         pack = self.config.pack
         settings: list[object] = [pack.packing, pack.pack_window, pack.order, pack.lanes, pack.seed]
         settings += [self.config.output.on_bad_record, self.limit]
@@ -311,7 +311,7 @@ class PackedStream:
 
     @property
     def _has_ended(self) -> bool:
-        """Whether the current pass has no packs left in the owned lanes."""
+        """Return whether the current pass has no packs left in the owned lanes."""
         states = self._lane_states()
         return all(lane in states and states[lane]["ended"] for lane in self.owned)
 
@@ -326,7 +326,7 @@ class PackedStream:
         return {**self._states, **{number: lane.state() for number, lane in self._lanes.items()}}
 
     def _open_lanes(self) -> dict[int, Lane]:
-        """Return the owned lanes; the first call opens the source and restores their states."""
+        """Return the owned lanes, opening the source and restoring them if necessary."""
         if self._lanes is not None:
             return self._lanes
         pack = self.config.pack

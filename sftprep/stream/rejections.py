@@ -1,4 +1,4 @@
-"""Records of a stream that cannot be used, or lose content, and the limit of the former."""
+"""Rejected records of a stream, their limit, and records with omissions."""
 
 from __future__ import annotations
 

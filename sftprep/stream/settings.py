@@ -1,4 +1,7 @@
-"""The settings of a stream: those of a build, without what requires the whole corpus."""
+"""The settings of a stream: those of a build, without corpus-wide ones.
+
+Settings that require the whole corpus are left out.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The structure of the states of a stream, and the checks of states that users load."""
+"""The structure of the states of a stream, and the checks of loaded states."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def states_of(states: Any) -> list[Mapping[str, Any]]:
 
 
 def check_state(state: Mapping[str, Any], lanes: int) -> None:
-    """Raise ConfigError if a state does not have the structure that `state_dict` returns.
+    """Raise ConfigError unless a state has the structure of `state_dict`.
 
     Cursors are not checked, since only their source knows their structure.
 
@@ -54,7 +54,10 @@ def check_state(state: Mapping[str, Any], lanes: int) -> None:
 
 
 def first_cursor(state: Mapping[str, Any] | None) -> Any:
-    """Return the cursor of the first block that a lane reads, or None for its first block."""
+    """Return the cursor of the first block of a lane to be read.
+
+    Return None to start at its first block.
+    """
     window = state["window"] if state is not None else None
     if window is None:
         return None
@@ -99,7 +102,7 @@ def _is_pair(value: Any) -> bool:
 
 
 def _is_reference(ref: Any, blocks: Any) -> bool:
-    """Return whether a value is the index of a block and the index of a sequence in it."""
+    """Return whether a value is a pair of block index and sequence index."""
     return (
         _is_pair(ref)
         and all(map(_is_count, ref))

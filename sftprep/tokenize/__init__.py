@@ -1,1 +1,1 @@
-"""Tokenization: loading a tokenizer, encoders, and the check that the encoders are equivalent."""
+"""Tokenization: loading of tokenizers, encoders, and their equivalence."""

@@ -1,4 +1,7 @@
-"""Selection of the encoder: gigatoken where the probe finds no difference, else `tokenizers`."""
+"""Selection of the encoder: gigatoken if the probe permits, else `tokenizers`.
+
+The probe permits gigatoken where it finds no difference.
+"""
 
 from __future__ import annotations
 

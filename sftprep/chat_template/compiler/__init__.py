@@ -1,1 +1,1 @@
-"""The compiler: a chat template as one Python function, made from its syntax tree."""
+"""The compiler of chat templates: from a syntax tree to one Python function."""

@@ -1,4 +1,4 @@
-"""The operations that compiled templates may use.
+"""The operations permitted in compiled templates.
 
 These are allowlists: every operation that is not in them is left to Jinja and its sandbox.
 """
@@ -153,13 +153,16 @@ item; last, the index of the last item."""
 
 
 def is_nonempty_text(node: nodes.Node) -> bool:
-    """Return whether an expression is a constant string that is not empty."""
+    """Return whether an expression is a constant, nonempty string."""
     return isinstance(node, nodes.Const) and isinstance(node.value, str) and node.value != ""
 
 
 def is_safe_to_skip(node: nodes.Node) -> bool:
-    """Return whether an expression cannot fail, so that it need not be evaluated where its value is
-    not used. Jinja always evaluates the arguments of filters."""
+    """Return whether an expression cannot fail and may be left unevaluated.
+
+    Jinja always evaluates the arguments of filters; a compiled template skips those whose value is
+    not used.
+    """
     return isinstance(node, nodes.Const) or (
         isinstance(node, nodes.List | nodes.Dict) and not node.items
     )
@@ -189,7 +192,7 @@ def is_known_filter(node: nodes.Filter) -> bool:
 
 
 def operand_of_filled_check(node: nodes.Compare) -> nodes.Node | None:
-    """Return `value` for the comparison `value | length > 0`, None for any other comparison."""
+    """Return `value` for the comparison `value | length > 0`, else None."""
     left, right = node.expr, node.ops[0].expr
     if (
         len(node.ops) != 1
@@ -216,7 +219,10 @@ def is_keyword_argument(key: object) -> bool:
 
 
 def first_argument_of(function: object) -> str:
-    """Return the source of the argument that Jinja passes to a filter before its value, or ""."""
+    """Return the source of the argument before a filter's value, or "".
+
+    Jinja passes this argument to filters that ask for a context or an environment.
+    """
     passed = getattr(getattr(function, "jinja_pass_arg", None), "name", "")
     return {
         "context": "CONTEXT",

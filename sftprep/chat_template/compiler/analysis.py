@@ -14,7 +14,7 @@ _MARKUP_FILTERS = frozenset({"safe"})
 
 @dataclass(frozen=True, slots=True)
 class TemplateAnalysis:
-    """Properties of the names in a template.
+    """The properties of the names in a template.
 
     They are determined by name and not by scope, so they hold for each variable of a name.
     """
@@ -73,8 +73,10 @@ def analyze_template(template: nodes.Template) -> TemplateAnalysis:
 
 
 def namespace_keys(node: nodes.Node) -> frozenset[str] | None:
-    """Return the attributes that a call of `namespace` with keywords creates, None for any other
-    expression."""
+    """Return the attributes created by a call of `namespace` with keywords.
+
+    Return None for any other expression.
+    """
     if (
         not isinstance(node, nodes.Call)
         or not isinstance(node.node, nodes.Name)
@@ -93,7 +95,7 @@ def names_with_anchors(
     special: frozenset[str],
     count_anchors: Callable[[str], int],
 ) -> frozenset[str]:
-    """Return the names of variables whose value may contain an anchor that the template writes.
+    """Return the variables with a possible anchor of the template in their value.
 
     Args:
         template: The syntax tree.
@@ -128,7 +130,10 @@ def names_with_anchors(
 
 
 def count_field_uses(body: Iterable[nodes.Node], name: str) -> Counter[str]:
-    """Count how often each field `name.key` or `name["key"]` occurs in a part of a template."""
+    """Count the uses of each field of a variable in a part of a template.
+
+    A use is `name.key` or `name["key"]`.
+    """
     counts: Counter[str] = Counter()
     for node in _find_all(body, (nodes.Getattr, nodes.Getitem)):
         if (
@@ -159,7 +164,7 @@ def stores_name(body: Iterable[nodes.Node], name: str) -> bool:
 
 
 def operand_of_text_filter(node: nodes.Node) -> nodes.Node | None:
-    """Return the operand of `safe` or `string` without arguments, None for any other expression.
+    """Return the operand of `safe` or `string` without arguments, else None.
 
     These filters have no effect where the value is written to the output at once.
     """

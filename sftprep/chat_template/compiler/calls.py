@@ -31,10 +31,13 @@ _GUARDS: dict[str, Callable[..., object]] = {"replace": replace, "join": join_by
 
 
 class CallTranslator(TranslationContext):
-    """Translates everything that takes arguments: calls, filters and tests."""
+    """The translator of calls, filters and tests."""
 
     def namespace(self, node: nodes.Call) -> Code:
-        """Return the source of a `namespace(...)`, a dictionary that never leaves its variable."""
+        """Return the source of a `namespace(...)`: a dictionary.
+
+        It never leaves its variable.
+        """
         pairs = [
             f"{argument.key!r}: {self.expression(argument.value).source}"
             for argument in node.kwargs
@@ -78,8 +81,7 @@ class CallTranslator(TranslationContext):
         return Code(source, "texts" if is_split and kind == "text" else "value")
 
     def _repeats_only_short_text(self, node: nodes.Call, method: str, value: Code) -> bool:
-        """Return whether the string that `replace` or `join` may write many times is a short
-        constant."""
+        """Return whether `replace` or `join` repeats only a short constant."""
         if method == "join":
             return value.literal is not None and len(value.literal) <= SHORT
         new = node.args[1] if len(node.args) > 1 else None
@@ -139,7 +141,7 @@ class CallTranslator(TranslationContext):
         return Code(f"filter_{node.name}({arguments})", kind)
 
     def _inline_filter(self, node: nodes.Filter, value: Code) -> Code | None:
-        """Return a filter as an expression that does not call Jinja's function, if possible."""
+        """Translate a filter without a call of Jinja's function, if possible."""
         source = ""
         kind: Kind = self.text_kind(value)
         if node.name in {"default", "d"} and len(node.args) == 1 and not node.kwargs and value.atom:

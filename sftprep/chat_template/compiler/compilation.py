@@ -1,4 +1,6 @@
-"""Compilation of a chat template to one Python function, which appends pieces of text to a list.
+"""Compilation of a chat template to one Python function.
+
+The function appends pieces of text to a list.
 
 Idea: most of the time that Jinja spends on a chat template is not spent on the template's own work,
 but on what Jinja does for the general case: lookups through the sandbox, a context, loop objects,

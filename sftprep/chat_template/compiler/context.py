@@ -1,4 +1,7 @@
-"""The state of one compilation: scopes, variables, and what the compiled source needs."""
+"""The state of one compilation.
+
+It consists of scopes, variables, and what the compiled source needs.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ _ARGUMENTS = frozenset({"messages", "tools", "add_generation_prompt"})
 
 @dataclass
 class TranslationContext(ABC):
-    """The state that the translations of single nodes share."""
+    """The shared state of the translations of single nodes."""
 
     analysis: TemplateAnalysis
     environment: ChatEnvironment
@@ -47,7 +50,7 @@ class TranslationContext(ABC):
         """Return the source of an expression."""
 
     def new_name(self, stem: str) -> str:
-        """Return a Python name that is not used yet."""
+        """Return an unused Python name."""
         self._name_count += 1
         return f"{stem}{self._name_count}"
 
@@ -71,7 +74,7 @@ class TranslationContext(ABC):
         return Code(variable, atom=True, anchors=anchors)
 
     def is_input(self, name: str) -> bool:
-        """Return whether a name in the current scope always refers to a variable of the caller."""
+        """Return whether a name in this scope is always a variable of the caller."""
         scope: Symbols | None = self.symbols
         while scope is not None and name not in scope.refs:
             scope = scope.parent
@@ -81,16 +84,19 @@ class TranslationContext(ABC):
         )
 
     def only_jinja(self, node: nodes.Node, what: str) -> Code:
-        """Return an expression that leaves the conversation to Jinja when it is evaluated."""
+        """Return an expression to fall back to Jinja for the whole conversation."""
         reason = f"{what} (line {node.lineno})"
         self.constructs.append(reason)
         return Code(f"fall_back({reason!r})")
 
     def text_kind(self, receiver: Code) -> Kind:
-        """Return the kind of the result of a string method or filter: Markup returns Markup."""
+        """Return the kind of a string method's or filter's result.
+
+        A method of Markup returns Markup.
+        """
         return "value" if self.analysis.has_markup and receiver.kind != "text" else "text"
 
 
 def anchor_count(variable: str) -> str:
-    """Return the Python variable that counts the anchors in the value of another one."""
+    """Return the name of the variable with the anchor count of another variable."""
     return f"a_{variable}"

@@ -31,7 +31,7 @@ _SPECIAL_NAMES = frozenset({"self", "super", "caller", "varargs", "kwargs", "loo
 
 
 class ExpressionTranslator(CallTranslator):
-    """Translates expressions."""
+    """The translator of expressions."""
 
     def expression(self, node: nodes.Node | None) -> Code:
         """Return the source of an expression."""
@@ -41,7 +41,7 @@ class ExpressionTranslator(CallTranslator):
         return translate(self, node)
 
     def pieces(self, node: nodes.Node) -> list[Code]:
-        """Return the value of an expression as text, in pieces that the caller joins.
+        """Return the value of an expression as text, in pieces to be joined.
 
         A piece that turns out not to be a string makes the join fail.
         """
@@ -155,7 +155,10 @@ class ExpressionTranslator(CallTranslator):
         return Code(f"item({value.source}, {key.source})")
 
     def _field(self, node: nodes.Node, owner: nodes.Node, key: str) -> Code:
-        """Translate `owner.key` or `owner["key"]`; the key is not a method of dictionaries."""
+        """Translate `owner.key` or `owner["key"]`.
+
+        The key is not a method of dictionaries.
+        """
         if key.startswith("_"):
             return self.only_jinja(node, f"the name {key!r}")
         if isinstance(owner, nodes.Name):

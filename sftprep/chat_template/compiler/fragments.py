@@ -1,4 +1,4 @@
-"""Fragments of Python source that the compiler builds from parts of a chat template."""
+"""Fragments of Python source, built from parts of a chat template."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Code(NamedTuple):
 
 @dataclass(slots=True)
 class Loop:
-    """The Python variables of a running `for` that uses `loop`."""
+    """The Python variables of a running `for` with a use of `loop`."""
 
     sequence: str  # the list of its items
     index: str  # index of the current item
@@ -36,7 +36,7 @@ class Loop:
 
 @dataclass(slots=True)
 class Macro:
-    """A macro that compiled code can call."""
+    """A macro available to compiled code."""
 
     function: str  # its Python function
     parameters: list[str]  # the names of its parameters in the template
@@ -48,7 +48,7 @@ def to_literal(text: str) -> Code:
 
 
 def to_text(code: Code) -> Code:
-    """Return a value as the string that `{{ value }}` writes."""
+    """Return a value as the string written by `{{ value }}`."""
     if code.kind == "text":
         return code
     return Code(f"text({code.source})", "text", anchors=code.anchors)

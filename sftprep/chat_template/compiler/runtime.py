@@ -1,4 +1,4 @@
-"""Functions that compiled templates call: Jinja's lookups, restricted to plain JSON values.
+"""Functions of compiled templates: Jinja's lookups for plain JSON values.
 
 Each function returns exactly what Jinja would, or it raises. After an exception, Jinja renders the
 conversation or reports what is wrong with it.
@@ -52,7 +52,10 @@ def fall_back(reason: str) -> NoReturn:
 
 
 def attr(value: Any, name: str) -> Any:
-    """Return `value.name` or `value["name"]`, for a name that is an attribute of no plain value."""
+    """Return `value.name` or `value["name"]`.
+
+    The name is not an attribute of any plain value.
+    """
     kind = type(value)
     if kind is dict:
         return value.get(name, UNDEFINED)
@@ -62,8 +65,10 @@ def attr(value: Any, name: str) -> Any:
 
 
 def attr_of_mapping(value: Any, name: str) -> Any:
-    """Return `value.name` or `value["name"]`, for a name that is an attribute of some plain values,
-    but not of dictionaries."""
+    """Return `value.name` or `value["name"]` for a dictionary.
+
+    The name is an attribute of some plain values, but not of dictionaries.
+    """
     if type(value) is dict:
         return value.get(name, UNDEFINED)
     raise JinjaFallback(f"{name!r} of a {type(value).__name__}")
@@ -87,7 +92,10 @@ def item(value: Any, key: Any) -> Any:
 
 
 def exact(value: Any) -> Any:
-    """Return a value that is a plain `str`; `Markup` would escape what is added to it."""
+    """Return a plain `str` unchanged, and leave all other values to Jinja.
+
+    `Markup` would escape what is added to it.
+    """
     if type(value) is str:
         return value
     raise JinjaFallback(f"adding a {type(value).__name__} to text")

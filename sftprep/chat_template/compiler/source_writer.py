@@ -1,4 +1,7 @@
-"""The source of a compiled template while it is being written: lines, scopes and output."""
+"""The source of a compiled template under construction.
+
+It consists of lines, scopes and output.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from sftprep.chat_template.compiler.fragments import Code, merge_literals
 
 
 class SourceWriter(ABC):
-    """Collects the lines of a function.
+    """The collector of the lines of a function.
 
     Args:
         expressions: The translator of expressions, whose scope this writer sets.
@@ -43,11 +46,11 @@ class SourceWriter(ABC):
         self.lines.append("    " * self.indent + text)
 
     def only_jinja(self, node: nodes.Node, what: str) -> None:
-        """Write a statement that leaves the conversation to Jinja when it is reached."""
+        """Write a statement to fall back to Jinja for the whole conversation."""
         self.line(self.expressions.only_jinja(node, what).source)
 
     def enter_scope(self, symbols: Symbols) -> None:
-        """Write the assignments that give the variables of a scope their values at its start."""
+        """Write the initial assignments to the variables of a scope."""
         expressions = self.expressions
         names = {ref: name for name, ref in symbols.refs.items()}
         undefined = []
@@ -79,7 +82,7 @@ class SourceWriter(ABC):
                 self.line(f"{' = '.join(counts)} = 0")
 
     def _assign_input(self, variable: str, name: str) -> None:
-        """Initialize a variable of the template with the caller's variable of the same name."""
+        """Initialize a variable of the template from the caller's one of the same name."""
         if name in self.expressions.environment.globals:
             self.line(f"fall_back({f'{name} is assigned to'!r})")
             return
@@ -127,7 +130,7 @@ class SourceWriter(ABC):
             self.line(f"k += {count}")
 
     def anchors_in(self, parts: Iterable[Code]) -> str:
-        """Return the source of the number of anchors that these parts write; empty: none."""
+        """Return the source of the number of anchors in these parts; empty: none."""
         num_known = sum(
             self.count_anchors(part.literal) for part in parts if part.literal is not None
         )

@@ -24,7 +24,7 @@ Of messages, these are role and content; most other fields occur in a branch tha
 
 
 class StatementTranslator(SourceWriter):
-    """Translates a whole template."""
+    """The translator of a whole template."""
 
     def function(self, tree: nodes.Template) -> str:
         """Return the source of the function `render`."""
@@ -161,8 +161,10 @@ class StatementTranslator(SourceWriter):
             expressions.loops.pop(loop_ref, None)
 
     def _filter_items(self, node: nodes.For, sequence: str) -> str:
-        """Write the loop that selects the items for which the `if` of a `for` holds, and return the
-        variable of the selected ones."""
+        """Write the loop for the `if` of a `for`, and return its result variable.
+
+        The loop selects the items for which the condition holds.
+        """
         expressions = self.expressions
         outer = expressions.symbols
         expressions.symbols = Symbols(parent=outer)
@@ -183,8 +185,11 @@ class StatementTranslator(SourceWriter):
         return selected
 
     def _loop_body(self, node: nodes.For, inner: Symbols, target: str) -> None:
-        """Write the body of a loop. A loop variable whose fields are used is assumed to be a
-        dictionary, which the first line of the body checks."""
+        """Write the body of a loop.
+
+        A loop variable whose fields are used is assumed to be a dictionary, which the first line of
+        the body checks.
+        """
         expressions = self.expressions
         name = node.target.name if isinstance(node.target, nodes.Name) else ""
         uses = count_field_uses(node.body, name) if name else {}
@@ -218,7 +223,7 @@ class StatementTranslator(SourceWriter):
     # --- macros and blocks ------------------------------------------------------------------------
 
     def _declare_macro(self, node: nodes.Macro) -> Macro | None:
-        """Make a macro known to the calls that follow. Return None if only Jinja can run it."""
+        """Make a macro known to later calls; return None if only Jinja can run it."""
         expressions = self.expressions
         ref = expressions.symbols.ref(node.name)
         parameters = [argument.name for argument in node.args]

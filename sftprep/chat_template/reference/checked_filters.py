@@ -29,7 +29,7 @@ _PADDING_FILTERS = ("center", "indent", "batch", "slice", "wordwrap")
 
 
 def checked_filters(defaults: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
-    """Return checked versions of the filters that could make huge values.
+    """Return checked versions of the filters with potentially huge results.
 
     Args:
         defaults: The filters of a Jinja environment, by name.
@@ -48,7 +48,7 @@ def checked_filters(defaults: Mapping[str, Callable[..., Any]]) -> dict[str, Cal
 
 
 def with_checked_numbers(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the same filter or function, which rejects large numbers as arguments."""
+    """Return a filter or function with a check against large numbers as arguments."""
 
     def checked(*args: Any, **kwargs: Any) -> Any:
         check_numbers((args, kwargs))
@@ -58,14 +58,14 @@ def with_checked_numbers(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def lipsum(n: int = 5, html: bool = True, min: int = 20, max: int = 100) -> str:
-    """Return filler text, as Jinja's function of this name does, within the size limit."""
+    """Return filler text like Jinja's `lipsum`, within the size limit."""
     # An estimate: a word of the filler text has about 8 characters, including the space.
     check_growth("lipsum", 8 * n * max, 0)
     return generate_lorem_ipsum(n, html, min, max)
 
 
 def to_reiterable(value: Any) -> Any:
-    """Return an iterable that can be iterated over more than once."""
+    """Return an iterable for repeated iteration."""
     if type(value) in (list, str, tuple):  # the usual types, without the slower test
         return value
     return value if isinstance(value, str | Sequence | Mapping) else list(value)
@@ -74,7 +74,7 @@ def to_reiterable(value: Any) -> Any:
 def _with_check(
     function: Callable[..., Any], check: Callable[..., None], num_passed: int
 ) -> Callable[..., Any]:
-    """Return the same filter, which checks its arguments.
+    """Return a filter with a check of its arguments.
 
     Args:
         num_passed: Number of arguments that Jinja passes before the value; the check does not get
@@ -99,7 +99,7 @@ def _with_pass_arg_of(
 
 
 def _with_checked_widths(function: Callable[..., str]) -> Callable[..., str]:
-    """Return the `format` filter, which rejects large widths."""
+    """Return the `format` filter with a check against large widths."""
 
     def checked(value: Any, *args: Any, **kwargs: Any) -> str:
         if LARGE_PERCENT.search(str(value)):

@@ -1,4 +1,4 @@
-"""The forms in which a template takes messages, found by rendering probes with it.
+"""The forms of messages in a template, found by rendering probes.
 
 Templates of vision models iterate over the parts of a content, and write nothing for a string.
 Other templates know only some of the roles for the results of tools.
@@ -19,7 +19,7 @@ _CONTENT_ROLES = ("user", "system", "assistant")
 
 
 def find_part_roles(render: Render) -> frozenset[str]:
-    """Return the roles whose content a template shows only if it is a list of parts.
+    """Return the roles with contents shown by a template only as a list of parts.
 
     Args:
         render: The template.
@@ -38,7 +38,7 @@ def find_part_roles(render: Render) -> frozenset[str]:
 
 
 def find_shown_roles(render: Render, roles: frozenset[str]) -> frozenset[str]:
-    """Return those of some roles whose messages a template shows after a tool call."""
+    """Select the roles shown by a template after a tool call."""
     call = {"type": "function", "function": {"name": "f", "arguments": {}}}
     calling = {"role": "assistant", "content": "", "tool_calls": [call]}
     before = [{"role": "user", "content": "a"}]
@@ -53,7 +53,7 @@ def find_shown_roles(render: Render, roles: frozenset[str]) -> frozenset[str]:
 
 
 def to_parts(messages: list[Message], roles: frozenset[str]) -> list[Message]:
-    """Return messages in which the strings of some roles are lists with a part of text."""
+    """Return messages with the strings of some roles as lists of one text part."""
     return [
         {**message, "content": [{"type": "text", "text": message["content"]}]}
         if type(message.get("content")) is str and message.get("role") in roles

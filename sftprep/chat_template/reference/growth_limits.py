@@ -50,7 +50,7 @@ def check_replace(value: Any, old: Any, new: Any, count: Any = -1) -> None:
 
 
 def check_join(separator: Any, items: Iterable[Any]) -> None:
-    """Check `str.join`, for items that can be iterated over more than once."""
+    """Check `str.join`; `items` must permit repeated iteration."""
     if isinstance(items, str):
         count = size = parts_size = len(items)
     else:
@@ -128,7 +128,9 @@ def size_of(value: Any) -> int:
 
 
 def check_numbers(value: Any) -> None:
-    """Check the arguments of a padding operation: numbers, also in tuples and dictionaries.
+    """Check the arguments of a padding operation for large numbers.
+
+    Numbers in tuples and dictionaries are checked as well.
 
     Raises:
         SecurityError: A number is large.

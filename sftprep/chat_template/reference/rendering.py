@@ -1,4 +1,7 @@
-"""Compiling and running a chat template with Jinja, exactly as `apply_chat_template` does."""
+"""Compilation and rendering of chat templates with Jinja.
+
+The results are exactly those of `apply_chat_template`.
+"""
 
 from __future__ import annotations
 
@@ -144,12 +147,12 @@ def run_template(
 
 
 def max_output(variables: Mapping[str, Any]) -> int:
-    """Return the number of characters that a template may write for these variables."""
+    """Return the largest permitted number of output characters for these variables."""
     return OUTPUT_FLOOR + OUTPUT_RATIO * size_of(variables)
 
 
 def check_output(num_characters: int, variables: Mapping[str, Any]) -> None:
-    """Reject an output that is far larger than its input.
+    """Reject an output far larger than its input.
 
     Raises:
         TemplateError: The output has more characters than the template may write.
@@ -163,7 +166,7 @@ def check_output(num_characters: int, variables: Mapping[str, Any]) -> None:
 
 
 def normalize_messages(messages: list[Message]) -> list[Message]:
-    """Return messages in the form in which `apply_chat_template` passes them to templates.
+    """Return messages in the form passed to templates by `apply_chat_template`.
 
     Keys whose value is None are removed, and the reasoning of a turn is stored under the keys that
     templates read. Where nothing changes, the same list is returned. Source: `apply_chat_template`
@@ -201,7 +204,11 @@ def normalize_messages(messages: list[Message]) -> list[Message]:
 
 
 def check_tools(tools: list[Any]) -> None:
-    """Raise TemplateError for a tool schema that is not an object."""
+    """Check the tool schemas.
+
+    Raises:
+        TemplateError: A schema is not an object.
+    """
     for index, tool in enumerate(tools):
         if not isinstance(tool, dict):
             raise TemplateError(

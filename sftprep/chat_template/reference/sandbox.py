@@ -1,6 +1,7 @@
-"""The Jinja environment of chat templates: a sandbox with what transformers offers to templates.
+"""The Jinja environment of chat templates: a sandbox with extensions.
 
-It is the reference that the compiler is tested against.
+The extensions are those that transformers offers to templates. The environment is the reference
+that the compiler is tested against.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _ENCODE_PLAIN_JSON = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class ChatEnvironment(ImmutableSandboxedEnvironment):
-    """Jinja's immutable sandbox, with the extensions that chat templates expect.
+    """Jinja's immutable sandbox, with the extensions for chat templates.
 
     These are `generation`, `tojson`, `raise_exception` and `strftime_now`. Operations that would
     make a huge value in one step raise SecurityError. Growth in many small steps, and the time of a
@@ -79,7 +80,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
     @property
     def generation(self) -> GenerationTag:
-        """The extension that records the positions of `generation` blocks."""
+        """Return the extension for `generation` blocks, with their positions."""
         tag = self.extensions[GenerationTag.identifier]
         assert isinstance(tag, GenerationTag)
         return tag
@@ -116,7 +117,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return super().call(__context, __obj, *args, **kwargs)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """Return the sandboxed `str.format`, which also rejects huge widths."""
+        """Return the sandboxed `str.format` with a check against huge widths."""
         wrapped = super().wrap_str_format(value)
         if wrapped is None:
             return None
@@ -138,7 +139,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
 
 class GenerationTag(Extension):
-    """The tag `{% generation %} ... {% endgeneration %}` around what the assistant wrote.
+    """The tag `{% generation %} ... {% endgeneration %}` around assistants' words.
 
     It records the range of each block in the output, and the items that loops report
     (`turn_tracking.py`). Only one render at a time may use it: `start` begins a render, and the
@@ -226,7 +227,7 @@ class _Dict:
 
 
 class _ChatNamespace(Namespace):
-    """`namespace` for templates, without names that start with an underscore.
+    """`namespace` for templates, without names with a leading underscore.
 
     Such names would give access to Python's internals.
     """

@@ -1,4 +1,4 @@
-"""Attribution of rendered text to messages: the loops of a template report their current item.
+"""Attribution of rendered text to messages, by reports from a template's loops.
 
 1. `track_turns` inserts a statement at the start of each loop of the syntax tree, and one after the
    loop. Each of them reports the position in the output and the item that the loop is at.
@@ -42,7 +42,7 @@ def track_turns(tree: nodes.Template, environment: jinja2.Environment, identifie
 
 
 def turn_of(node: nodes.ExprStmt) -> tuple[int, nodes.Expr | None] | None:
-    """Return the depth and the item of a statement that `track_turns` inserted.
+    """Return the depth and the item of a statement inserted by `track_turns`.
 
     The item is None after a loop. The result is None for any other statement.
     """
@@ -103,7 +103,7 @@ def regions_of(marks: Sequence[Mark], messages: Sequence[Any], end: int) -> tupl
 
 
 def _match_rebuilt(item: dict[str, Any], messages: Sequence[Any], start: int) -> tuple[int, int]:
-    """Find the messages, from `start` on, that a template built a new message from.
+    """Find the source messages of a message built by a template, from `start` on.
 
     Returns the index of the first of them and of the message after the last; (-1, start) if there
     are none.
@@ -133,7 +133,7 @@ def _merge_adjacent(regions: list[Region]) -> tuple[Region, ...]:
 
 
 def _with_reports(body: list[nodes.Node], depth: int, identifier: str) -> list[nodes.Node]:
-    """Return statements in which each loop reports its items."""
+    """Return statements with a report of the items in each loop."""
     result: list[nodes.Node] = []
     for node in body:
         result.append(node)

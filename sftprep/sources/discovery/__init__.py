@@ -1,1 +1,4 @@
-"""Which files an input names: patterns, folders, saved data sets, and repositories on the Hub."""
+"""Discovery of the files of an input.
+
+An input names them by a pattern, a folder, a saved data set, or a repository on the Hub.
+"""

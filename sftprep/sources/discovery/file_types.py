@@ -59,12 +59,12 @@ def kind_of(file: str, text_unit: TextUnit | None = None) -> str | None:
 
 
 def is_plain_text(file: str) -> bool:
-    """Whether the name of a file is that of plain text."""
+    """Return whether a file has the name of plain text."""
     return file.endswith(_PLAIN_TEXT)
 
 
 def is_data(path: str, text_unit: TextUnit | None = None) -> bool:
-    """Whether a search of a folder reads a path: it is neither hidden nor metadata."""
+    """Return whether a folder search reads a path: not hidden, not metadata."""
     return (
         kind_of(path, text_unit) is not None
         and os.path.basename(path) not in _METADATA_NAMES
@@ -74,13 +74,13 @@ def is_data(path: str, text_unit: TextUnit | None = None) -> bool:
 
 
 def is_metadata(path: str) -> bool:
-    """Whether a file has the name of a description, a README or a licence."""
+    """Return whether a file is named as a description, a README or a licence."""
     name = os.path.basename(path)
     return name in _METADATA_NAMES or name.upper().startswith(("README", "LICENSE", "LICENCE"))
 
 
 def is_named_like_metadata(path: str) -> bool:
-    """Whether a file is skipped only because of its name, and may contain records."""
+    """Return whether a file is skipped only for its name and may contain records."""
     name = os.path.basename(path)
     if not is_metadata(path) or kind_of(name.lower()) is None:
         return False

@@ -1,4 +1,4 @@
-"""The files that paths, globs and folders name.
+"""The files named by paths, globs and folders.
 
 Only what the user names is read. A search of a folder skips the output folder, the cache of
 sftprep, builds and their intermediate files, hidden files, and folders behind links, unless they
@@ -36,7 +36,7 @@ def find_files(
     other_split: str | None = None,
     text_unit: TextUnit | None = None,
 ) -> list[str]:
-    """Return the files that paths, globs and folders name, in the order of the inputs.
+    """Return the files named by paths, globs and folders, in input order.
 
     The files of one input are sorted.
 
@@ -76,7 +76,7 @@ def find_files(
 
 
 def reject_duplicates(files: list[str]) -> None:
-    """Check that no file occurs twice, also by another path, a link or a hard link.
+    """Check for duplicate files, also by another path, a link or a hard link.
 
     Raises:
         ConfigError: A file occurs twice.
@@ -94,7 +94,10 @@ def reject_duplicates(files: list[str]) -> None:
 
 
 def _check_encoding(path: str) -> None:
-    """Raise InputUnreadable for a name that is not UTF-8, which no manifest can contain."""
+    """Raise InputUnreadable unless a name is valid UTF-8.
+
+    No manifest can contain such a name.
+    """
     try:
         path.encode()
     except UnicodeEncodeError as error:
@@ -114,7 +117,7 @@ def _reject_work_files(name: str) -> None:
 
 
 def _check_input_name(name: str) -> None:
-    """Raise ConfigError for a name that is not a local path."""
+    """Raise ConfigError unless a name is a local path."""
     expand_path(name, "an input")
     first = name.partition("/")[0]
     # "s3:/x" looks like a URL, but is accepted as a path if a folder "s3:" exists.
@@ -153,7 +156,7 @@ def _expand_input(name: str, search: FolderSearch) -> list[str]:
 
 
 def _matches_others(path: str) -> bool:
-    """Return whether a path that exists is also a pattern that matches it and others.
+    """Return whether an existing path is also a pattern for itself and others.
 
     It is then read as the pattern: a file named `*.jsonl` must not hide the other files.
 
@@ -174,7 +177,7 @@ def _matches_others(path: str) -> bool:
 
 
 def _match_pattern(pattern: str, search: FolderSearch) -> list[str]:
-    """Return the files that match a pattern, and the data files in matching folders."""
+    """Return the files matching a pattern, and the data files in matching folders."""
     root = "/" if pattern.startswith("/") else ""
     parts = [part for part in pattern.split("/") if part]
     literal = list(takewhile(lambda part: not glob.has_magic(part), parts))

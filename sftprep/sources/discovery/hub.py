@@ -1,4 +1,7 @@
-"""Data sets on the Hugging Face Hub: the files of a split, downloaded into the Hub's own cache."""
+"""Data sets on the Hugging Face Hub: the files of a split.
+
+They are downloaded into the Hub's own cache.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,7 @@ class _HubRequest:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name refers to a data set on the Hub.
+    """Return whether a name refers to a data set on the Hub.
 
     It starts with hf://, or has the form org/name and is not a local path.
     """
@@ -67,7 +70,7 @@ def is_hub_name(name: str) -> bool:
 
 
 def reject_revision_of_path(name: str, revision: str | None) -> None:
-    """Raise ConfigError for the revision of a local path that has the name of a data set."""
+    """Raise ConfigError for the revision of a local path named like a data set."""
     if revision is not None and _has_hub_form(name):
         raise ConfigError(
             f"{setting('revision', revision)} is for the Hub, but {name} is a local path",
@@ -91,7 +94,10 @@ def _has_hub_form(name: str) -> bool:
 
 
 def _is_local(name: str) -> bool:
-    """Whether a local path has this name, including inaccessible paths and broken links."""
+    """Return whether a local path has this name.
+
+    This includes inaccessible paths and broken links.
+    """
     first = name.partition("/")[0]
     if os.path.islink(first) and not os.path.exists(first):
         return True
@@ -107,10 +113,10 @@ def _is_local(name: str) -> bool:
 def hub_files(
     name: str, *, config_name: str | None, split: str | None, revision: str | None
 ) -> list[HubFile]:
-    """Return the files of a split, sorted, and download those that are not in the cache.
+    """Return the files of a split, sorted, and download the missing ones.
 
-    The files of a split are determined as in `datasets`: by `configs` in the README, otherwise by
-    the names of the files.
+    Files in the cache are not downloaded again. The files of a split are determined as in
+    `datasets`: by `configs` in the README, otherwise by the names of the files.
 
     Args:
         name: hf://datasets/org/name[@revision][:config][/split or file], or

@@ -1,4 +1,4 @@
-"""The rules of `datasets` that assign the files of a repository to configurations and splits.
+"""The rules of `datasets` for the configurations and splits of a repository.
 
 Only the names of the files and the README are needed, so that only the files of the requested split
 are downloaded. `datasets` itself is not a dependency; the tests compare the result with it.
@@ -75,7 +75,7 @@ def choose_config(readme: str, files: list[str], name: str | None, where: str) -
 def files_of_splits(
     config: HubConfig, files: list[str], *, one_kind: bool = True
 ) -> dict[str, list[str]]:
-    """Return the files of each split of a configuration; splits without files are omitted.
+    """Return the files of each split of a configuration, without empty splits.
 
     Args:
         config: The configuration.
@@ -108,7 +108,10 @@ def files_of_splits(
 
 
 def glob_matches(pattern: str, path: str) -> bool:
-    """Whether a path in a repository matches a pattern; * does not match a slash, ** does."""
+    """Return whether a path in a repository matches a pattern.
+
+    `*` does not match a slash, `**` does.
+    """
     parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", pattern.removeprefix("./"))
     special = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     regex = "".join(
@@ -148,7 +151,7 @@ def _parse_readme(readme: str) -> dict[str, HubConfig]:
 
 
 def _to_patterns(data_files: Any) -> dict[str, list[str]] | None:
-    """Return split -> patterns for each form in which `data_files` may be written.
+    """Return split -> patterns for each permitted form of `data_files`.
 
     It may be a pattern, a list of patterns, a mapping of splits, or a list of {split, path}.
     """
@@ -194,7 +197,7 @@ def _splits_of_folder(files: list[str], folder: str) -> dict[str, list[str]]:
 
 
 def _split_in_name(file: str) -> str | None:
-    """Return the split that the path of a file contains, or None.
+    """Return the split in the path of a file, or None.
 
     Example:
         "data/train-00000-of-00002.parquet" -> "train", "dev/part1.json" -> "validation"

@@ -1,4 +1,4 @@
-"""Properties of paths: what kind of path it is, and whether it belongs to a build.
+"""Properties of paths: their kind, and whether they belong to a build.
 
 A path that cannot be examined is an error. (`os.path.isdir` and similar functions return False for
 it, so that its records would be missing without notice.)
@@ -28,7 +28,10 @@ _NOT_FOUND = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 def work_folder_of(path: str) -> Path | None:
-    """Return the work folder of a build that a path is in or refers to, or None."""
+    """Return the work folder of a build at or above a path, or None.
+
+    Links are followed.
+    """
     # The real path, because a link from elsewhere may lead into the folder.
     real = Path(os.path.realpath(path))
     for folder in (real, *real.parents):
@@ -39,7 +42,7 @@ def work_folder_of(path: str) -> Path | None:
 
 
 def file_identity(path: str) -> object:
-    """Return a value that is equal for all paths of the same file, including hard links."""
+    """Return an equal value for all paths of one file, including hard links."""
     try:
         status = os.stat(path)
     except OSError:
@@ -49,7 +52,7 @@ def file_identity(path: str) -> object:
 
 
 def check_regular(path: str) -> None:
-    """Check that a path is a regular file, or a link to one.
+    """Require a path to be a regular file, or a link to one.
 
     Raises:
         InputUnreadable: It is something else, such as a pipe, on which reading would block.
@@ -69,7 +72,7 @@ def check_regular(path: str) -> None:
 
 
 def reject_broken_link(path: str) -> None:
-    """Check that a path is not a broken link.
+    """Require a path not to be a broken link.
 
     Raises:
         InputUnreadable: It is a link to a path that does not exist or to itself, or this cannot be
@@ -92,7 +95,7 @@ def reject_broken_link(path: str) -> None:
 
 
 def is_folder(path: str) -> bool:
-    """Whether a path is a folder, or a link to one.
+    """Return whether a path is a folder, or a link to one.
 
     Raises:
         InputUnreadable: This cannot be determined.
@@ -107,7 +110,11 @@ def is_folder(path: str) -> bool:
 
 
 def path_exists(path: str) -> bool:
-    """Whether a path exists, also as a broken link. Raises InputUnreadable."""
+    """Return whether a path exists, also as a broken link.
+
+    Raises:
+        InputUnreadable: This cannot be determined.
+    """
     with convert_os_errors(path):
         try:
             os.lstat(path)
@@ -117,7 +124,7 @@ def path_exists(path: str) -> bool:
 
 
 def is_build(folder: str) -> bool:
-    """Whether a folder is a build.
+    """Return whether a folder is a build.
 
     Raises:
         InputUnreadable: Its manifest may not be read, so that this cannot be determined.
@@ -136,7 +143,10 @@ def is_build(folder: str) -> bool:
 
 
 def has_shards(real: str) -> bool:
-    """Whether a real path is the folder of a build's shards, also without its manifest."""
+    """Return whether a real path is a build's folder of shards.
+
+    The manifest may be missing.
+    """
     return os.path.basename(real) == SHARD_FOLDER and any(
         SHARD_NAME.fullmatch(name) and is_shard(Path(real, name)) for name in os.listdir(real)
     )

@@ -1,4 +1,4 @@
-"""Folders that `Dataset.save_to_disk` and `DatasetDict.save_to_disk` of `datasets` wrote.
+"""Folders saved by `save_to_disk` of `Dataset` and `DatasetDict`.
 
 Not every file in such a folder belongs to the data set: `map`, `filter` and `shuffle` write their
 caches next to the data that they were loaded from, and a later save with fewer shards leaves the
@@ -26,7 +26,7 @@ _INFO = "dataset_info.json"
 
 @dataclass(frozen=True, slots=True)
 class SavedFolder:
-    """The part of a folder of `datasets` that is read.
+    """The part of a folder of `datasets` to be read.
 
     Attributes:
         list_file: The path of the file that lists the members.
@@ -42,7 +42,7 @@ class SavedFolder:
 
 
 def read_saved_folder(folder: str, split: str | None) -> SavedFolder | None:
-    """Return the part of a folder that is read, or None where `datasets` did not save it.
+    """Return the part of a folder to be read, or None if `datasets` did not save it.
 
     A folder with the lists of both kinds is a Dataset, as for `datasets.load_from_disk`.
 
@@ -133,7 +133,7 @@ def _read_json(path: str) -> Any:
 
 
 def _check_inside(names: list[str], path: str, what: str) -> None:
-    """Raise InputUnreadable for a name that points outside of the folder."""
+    """Raise InputUnreadable for a name outside the folder."""
     outside = [name for name in names if name in ("", ".", "..") or "/" in name]
     if outside:
         raise InputUnreadable(

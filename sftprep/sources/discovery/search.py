@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 
 class FolderSearch:
-    """The search of `files.find_files`, which also collects what it skips.
+    """The search of `files.find_files`, with a record of skipped paths.
 
     Attributes:
         output: The real path of the folder that is written to; None if there is none.
@@ -73,12 +73,12 @@ class FolderSearch:
         self._saved_splits: list[str] = []
 
     def is_output(self, real: str) -> bool:
-        """Whether a real path is the output folder or is inside of it."""
+        """Return whether a real path is the output folder or is inside of it."""
         return self.output is not None and f"{real}/".startswith(f"{self.output}/")
 
     @cached_property
     def _output_files(self) -> frozenset[object]:
-        """The files in the output folder, which hard links elsewhere may share."""
+        """Return the files in the output folder, possibly shared by hard links."""
         if self.output is None:
             return frozenset()
         return frozenset(
@@ -88,11 +88,11 @@ class FolderSearch:
         )
 
     def is_in_saved_split(self, path: str) -> bool:
-        """Whether a path is in the chosen split of a saved data set."""
+        """Return whether a path is in the chosen split of a saved data set."""
         return path.startswith(tuple(self._saved_splits))
 
     def find_data_files(self, top: str) -> list[str]:
-        """Return the data files in a folder and its subfolders, sorted, without duplicates."""
+        """Return the data files in a folder tree, sorted, without duplicates."""
         return self.remove_duplicates(self.list_data_files(top))
 
     def list_data_files(self, top: str) -> list[str]:
@@ -113,7 +113,7 @@ class FolderSearch:
         return found
 
     def note_link(self, path: str) -> None:
-        """Note a link to a folder that is not followed."""
+        """Note a link to a folder as not followed."""
         self._links.append(path)
 
     def remove_duplicates(self, paths: list[str]) -> list[str]:
@@ -133,7 +133,7 @@ class FolderSearch:
         return sorted(kept.values())
 
     def match(self, parts: Sequence[str], base: str = "") -> Iterator[str]:
-        """Yield the paths that match a pattern, as `glob.glob(recursive=True)` does.
+        """Yield the paths matching a pattern, like `glob.glob(recursive=True)`.
 
         Args:
             parts: The pattern, split at slashes.
@@ -170,7 +170,10 @@ class FolderSearch:
                 yield from self.match(rest, f"{path}/")
 
     def _can_continue(self, path: str, rest: Sequence[str]) -> bool:
-        """Whether the rest of a pattern is searched in a path that matches its first part."""
+        """Return whether to search a path for the rest of a pattern.
+
+        The path matches the first part of the pattern.
+        """
         if not is_folder(path):
             reject_broken_link(path)
             return False
@@ -180,7 +183,7 @@ class FolderSearch:
     def list_folder(
         self, folder: str, pattern: str = "*", *, files: bool = True
     ) -> list[os.DirEntry[str]]:
-        """Return the entries of a folder that may be read; none if it is not a folder.
+        """Return the readable entries of a folder; none if it is not a folder.
 
         Hidden entries are returned only if the pattern starts with a dot. In a folder that
         `datasets` saved, only the files of the data set or of the chosen split are returned.
@@ -217,7 +220,7 @@ class FolderSearch:
     def _read_saved(
         self, folder: str, names: set[str], pattern: str, *, files: bool
     ) -> SavedFolder | None:
-        """Return the part of a folder that is read, if `datasets` saved it."""
+        """Return the part of a folder to be read, if `datasets` saved it."""
         if not names.intersection((STATE, SPLITS)):
             return None
         saved = read_saved_folder(folder, self.split)
@@ -250,7 +253,7 @@ class FolderSearch:
             self.skip("hidden", path)
 
     def can_enter(self, folder: str, *, named: bool = False, build: bool = False) -> bool:
-        """Whether the files in a subfolder are read; otherwise it is noted as skipped.
+        """Return whether to read a subfolder's files; otherwise note it as skipped.
 
         Args:
             folder: The subfolder.
@@ -276,7 +279,7 @@ class FolderSearch:
         return reason is None
 
     def report(self) -> None:
-        """Log what was skipped, except folders that were listed by another path."""
+        """Log all skipped paths, except folders listed by another path."""
         for link in self._links:
             self.skip("links to folders, which are read only if they are named", link)
         for reason, skipped in self._skipped.items():
@@ -302,6 +305,6 @@ class FolderSearch:
         return False
 
     def skip(self, reason: str, path: str) -> None:
-        """Note a path that is not read, for `report`."""
+        """Note a path as not read, for `report`."""
         if path not in self._skipped.setdefault(reason, []):
             self._skipped[reason].append(path)

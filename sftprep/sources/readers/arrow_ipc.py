@@ -1,4 +1,4 @@
-"""Arrow IPC files and streams, read batch by batch into memory and validated before use.
+"""Arrow IPC files and streams, validated and read batch by batch into memory.
 
 Memory-mapping is not safe here: a mapped file that is truncated while it is read terminates the
 process (SIGBUS), and the offsets in a malicious file can point anywhere in the memory of the
@@ -209,7 +209,7 @@ def _read_stream_headers(file: Any, size: int) -> tuple[bytes, list[Batch]]:
 
 
 def _read_footer(file: Any, size: int) -> list[Batch]:
-    """Return the batches that the footer of a file lists, dictionaries first."""
+    """Return the batches listed in the footer of a file, dictionaries first."""
     tail = len(_MAGIC) + 4
     length, magic = struct.unpack("<i6s", _read_bytes(file, size - tail, tail))
     if magic != _MAGIC or length < 0:

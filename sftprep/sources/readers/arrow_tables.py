@@ -1,7 +1,7 @@
-"""Arrow IPC files and streams: runs of rows that workers read, and rows as lines of JSON.
+"""Arrow IPC files and streams: runs of rows, and rows as lines of JSON.
 
-Unlike a row group of Parquet, a batch is cheap to read, so ranges of rows may start and end within
-batches. `arrow_ipc` finds, reads and validates the batches.
+Workers read the runs of rows. Unlike a row group of Parquet, a batch is cheap to read, so ranges of
+rows may start and end within batches. `arrow_ipc` finds, reads and validates the batches.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""CSV and TSV files as lines of JSON: the value of a cell is its text, exactly as it is written.
+"""CSV and TSV files as lines of JSON, with cells as exact strings.
 
 Types are not inferred: `007` would become 7, and `NA` would become null.
 """
@@ -22,10 +22,11 @@ _JSON_COLUMNS = frozenset({"messages", "conversations"})
 
 
 def delimited_pieces(file: str, target: int) -> Iterator[Piece]:
-    """Yield the rows below the header as lines of JSON, in pieces of about `target` bytes.
+    """Yield the rows below the header as lines of JSON, in pieces.
 
-    The separator is a tab in .tsv files, else the first of , ; tab | that the header contains. A
-    row with another number of cells than the header is rejected in pass 1.
+    A piece has about `target` bytes. The separator is a tab in .tsv files, else the first of , ;
+    tab | that the header contains. A row with another number of cells than the header is rejected
+    in pass 1.
 
     Raises:
         InputUnreadable: The file is damaged, or its header names a column twice.
@@ -155,7 +156,7 @@ def _to_line(header: list[str], cells: list[str]) -> bytes:
 
 
 def _reject_invalid_utf8(cells: list[str], header: list[str]) -> bytes | None:
-    """Return the rejection of a row with bytes that are not UTF-8, or None."""
+    """Return the rejection of a row with invalid UTF-8, or None."""
     for text in (*cells, *header):
         # The error handler `surrogateescape` decodes such bytes to these code points.
         wrong = next((c for c in text if "\udc80" <= c <= "\udcff"), None)

@@ -1,4 +1,4 @@
-"""JSON documents: the elements of one array, read as a stream and written one per line.
+"""JSON documents: the elements of one array, streamed, one per line.
 
 1. The text of the file is read in chunks.
 2. The end of the next element is found by parsing it. If the text that was read so far ends within
@@ -38,11 +38,11 @@ _CHUNK = 1 << 20
 
 
 def document_pieces(file: str, target: int) -> Iterator[Piece]:
-    """Yield the records of a .json file, one per line, in pieces of about `target` bytes.
+    """Yield the records of a .json file, one per line, in pieces.
 
-    The file may be an array of objects; an object that contains one such array, under a key such
-    as "data"; or, which is common, JSON lines with the wrong suffix. It is never held in memory as
-    a whole.
+    A piece has about `target` bytes. The file may be an array of objects; an object that contains
+    one such array, under a key such as "data"; or, which is common, JSON lines with the wrong
+    suffix. It is never held in memory as a whole.
 
     Raises:
         InputUnreadable: The file is damaged, or contains several arrays of records.
@@ -80,7 +80,7 @@ def document_pieces(file: str, target: int) -> Iterator[Piece]:
 
 
 class _Document:
-    """A JSON text that is read from its start, with little more than one element in memory."""
+    """A JSON text, read from its start with little more than one element in memory."""
 
     def __init__(self, file: str) -> None:
         self._file = file
@@ -98,7 +98,7 @@ class _Document:
         self._arrays: list[str] = []  # keys of the arrays of records in the object
 
     def peek(self) -> str:
-        """Return the next character that is not whitespace, or "" at the end."""
+        """Return the next character other than whitespace, or "" at the end."""
         while True:
             while self._position < len(self._text) and self._text[self._position] in _WHITESPACE:
                 self._position += 1
@@ -112,7 +112,7 @@ class _Document:
         self._position += characters
 
     def is_json_lines(self) -> bool:
-        """Whether the first line is a complete object, as in JSON lines."""
+        """Return whether the first line is a complete object, as in JSON lines."""
         while (
             "\n" not in self._text[self._position :]
             and len(self._text) < LARGEST_LINE
@@ -134,7 +134,7 @@ class _Document:
         return not line[end:].strip(_WHITESPACE) and not is_single
 
     def enter_object(self) -> None:
-        """Move to the first element of the array under one of the usual keys of an object.
+        """Move to the first element of the object's array under a usual key.
 
         Raises:
             InputUnreadable: The object has no such array.
@@ -156,7 +156,7 @@ class _Document:
         )
 
     def elements(self) -> Iterator[bytes]:
-        """Yield a line for each element of the array that was entered.
+        """Yield a line for each element of the entered array.
 
         An element that is too long is not held in memory: its line is one that is rejected.
         """
@@ -276,7 +276,7 @@ class _Document:
                 pass
 
     def _skip_member(self, key: str) -> None:
-        """Skip the value of a key of the object, and note it if it is an array of records."""
+        """Skip the value of a key, and note it if it is an array of records."""
         if self.peek() == "[":
             # The first element decides, and may be in the next chunk.
             while not self._text[self._position + 1 :].strip(_WHITESPACE) and self._read_more():
@@ -329,11 +329,14 @@ class _Document:
 
 
 class _ValueTooLongError(Exception):
-    """A value is longer than what is held in memory."""
+    """A value too long to be held in memory."""
 
 
 def _ends_in_escape(text: str) -> bool:
-    """Whether the last character is a backslash that escapes the next character."""
+    """Return whether the last character is an escaping backslash.
+
+    It then escapes the next character.
+    """
     return (len(text) - len(text.rstrip("\\"))) % 2 == 1
 
 
@@ -342,7 +345,7 @@ def _is_table(value: object) -> bool:
 
 
 def _count_complete(data: bytes) -> int:
-    """Return the number of bytes before a character of UTF-8 that is cut off at the end."""
+    """Return the number of bytes before a UTF-8 character cut off at the end."""
     for back in range(1, min(4, len(data)) + 1):
         byte = data[-back]
         if byte < 0x80:

@@ -28,7 +28,7 @@ def split_lines(data: bytes) -> list[bytes]:
 
 
 def parse_line(line: bytes, number: int) -> dict[str, Any] | Rejected | None:
-    """Return the object on a line, or its rejection, or None for a line of whitespace.
+    """Return the object on a line, its rejection, or None for whitespace.
 
     The JSON is strict: no NaN, no lone surrogates, at most 1,024 levels. A byte order mark before
     it is skipped. A list of objects is a conversation without the key `messages`. A line longer
@@ -97,7 +97,7 @@ def add_excerpts(rejected: list[Rejected], data: bytes) -> None:
 def _parse_unusual(
     line: bytes, number: int, error: orjson.JSONDecodeError
 ) -> dict[str, Any] | Rejected | None:
-    """Return the result of `parse_line` for a line that is not plain JSON."""
+    """Return the result of `parse_line` for a line other than plain JSON."""
     stripped = line.strip()
     if not stripped:
         return None
@@ -124,7 +124,10 @@ def _parse_unusual(
 
 
 def _to_rejected(content: bytes, number: int) -> Rejected:
-    """Return the rejection that `unusable_line` wrote; other content is not JSON at all."""
+    """Return the rejection written by `unusable_line`.
+
+    Other content is not JSON at all.
+    """
     try:
         reason, message, shown = orjson.loads(content)
         return Rejected(number, 0, str(reason), str(message), excerpt(str(shown)))

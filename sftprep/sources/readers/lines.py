@@ -41,7 +41,7 @@ def line_pieces(file: str, target: int) -> Iterator[Piece]:
 
 
 def read_line_range(file: str, start: int, end: int) -> bytes:
-    """Return the whole lines that start in [start, end).
+    """Return the whole lines with a start in [start, end).
 
     A line longer than LARGEST_LINE is cut off one byte after that limit.
 
@@ -75,7 +75,7 @@ def locate_lines(file: str, start: int, end: int) -> tuple[int, bytes]:
 
 
 def reject_shorter(file: str, size: int, size_before: int) -> None:
-    """Check that a file did not become shorter.
+    """Reject a file shorter than before.
 
     Args:
         file: Its path.
@@ -207,13 +207,13 @@ def _reject_other_kinds(file: str) -> None:
 
 
 def compression(file: str) -> str | None:
-    """Return the compression that the name of a file implies, as pyarrow calls it."""
+    """Return the compression implied by a file name, in pyarrow's terms."""
     return COMPRESSION.get(os.path.splitext(file)[1])
 
 
 @contextmanager
 def convert_os_errors(file: str) -> Iterator[None]:
-    """Raise an OSError of the enclosed code as InputUnreadable, with the name of the file."""
+    """Raise an OSError of the enclosed code as InputUnreadable for the file."""
     try:
         yield
     except OSError as error:
@@ -255,5 +255,8 @@ def _read_rest_of_line(file: BinaryIO, data: bytes) -> bytes:
 
 
 def join_to_size(pieces: Iterable[bytes], size: int) -> Iterator[bytes]:
-    """Yield the pieces, consecutive ones joined until they have at least `size` bytes."""
+    """Yield the pieces, joined to at least `size` bytes each.
+
+    Only consecutive pieces are joined.
+    """
     return map(b"".join, in_groups(pieces, size))

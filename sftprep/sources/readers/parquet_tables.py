@@ -1,8 +1,9 @@
-"""Parquet files: runs of row groups that workers read, and rows as lines of JSON.
+"""Parquet files: runs of row groups, and rows as lines of JSON.
 
-A dictionary page can represent far more text than its bytes: a row group of a few kilobytes may
-expand to gigabytes. Therefore the length of the longest value of each dictionary is read before a
-row group is decoded; it limits the rows that are decoded together (`_RowGroup.batch`).
+Workers read the runs of row groups. A dictionary page can represent far more text than its bytes: a
+row group of a few kilobytes may expand to gigabytes. Therefore the length of the longest value of
+each dictionary is read before a row group is decoded; it limits the rows that are decoded together
+(`_RowGroup.batch`).
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def read_parquet_rows(file: str, start: int, end: int, columns: Columns = None) 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _RowGroup:
-    """A row group of a Parquet file, as far as its metadata and dictionaries describe it.
+    """A row group of a Parquet file, from its metadata and dictionaries.
 
     Attributes:
         number: Its number in the file.
@@ -143,7 +144,7 @@ def _inspect_group(file: str, parquet: Any, number: int, columns: Columns) -> _R
 
 
 def _longest_values(file: str, parquet: Any, number: int, columns: Columns) -> float:
-    """Return the bytes that dictionaries may add to a row; see `_RowGroup.longest`."""
+    """Return the possible bytes per row from dictionaries; see `_RowGroup.longest`."""
     import pyarrow.compute as pc
 
     metadata = parquet.metadata.row_group(number)
@@ -172,7 +173,7 @@ def _longest_values(file: str, parquet: Any, number: int, columns: Columns) -> f
 
 
 def _dictionary_columns(parquet: Any, number: int, columns: Columns) -> list[tuple[int, str]]:
-    """Return number and path of the wanted columns of text that have a dictionary."""
+    """Return number and path of the wanted columns of text with a dictionary."""
     metadata = parquet.metadata.row_group(number)
     wanted = set(json_columns(parquet.schema_arrow, columns))
     kinds = ("STRING", "JSON", "ENUM")
@@ -203,7 +204,7 @@ def _find_dictionary(array: Any) -> Any:
 
 
 def _expands(file: str, parquet: Any, group: _RowGroup, columns: Columns) -> bool:
-    """Whether the text of a row group is much longer than its bytes."""
+    """Return whether the text of a row group is much longer than its bytes."""
     limit = max(4 * SLICE_BYTES, _LARGEST_EXPANSION * group.bytes)
     if group.longest * group.rows <= limit:
         return False
@@ -217,7 +218,7 @@ def _expands(file: str, parquet: Any, group: _RowGroup, columns: Columns) -> boo
 
 
 def _read_batches(file: str, parquet: Any, group: _RowGroup, columns: Columns) -> Iterator[Any]:
-    """Yield the rows of a row group as record batches that fit into memory."""
+    """Yield the rows of a row group as record batches small enough for memory."""
     selection = {"row_groups": [group.number], "columns": _decoded_columns(parquet, columns)}
     if group.longest * group.rows <= 4 * SLICE_BYTES or group.bytes > _SMALL_GROUP:
         yield from parquet.iter_batches(group.batch, **selection)
@@ -234,7 +235,10 @@ def _read_batches(file: str, parquet: Any, group: _RowGroup, columns: Columns) -
 
 
 def _decoded_columns(parquet: Any, columns: Columns) -> list[str]:
-    """Return the columns to decode; of images only the path, which shows whether there is one."""
+    """Return the columns to decode; of images only the path.
+
+    The path shows whether there is an image.
+    """
     images = image_columns(parquet.schema_arrow)
     leaves = (parquet.schema.column(k).path for k in range(len(parquet.schema)))
     paths = [p for p in leaves if p.endswith(".path") and p.split(".")[0] in images]

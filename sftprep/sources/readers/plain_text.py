@@ -1,4 +1,4 @@
-"""Plain text files as lines of JSON: a record for each line, or one for the whole file."""
+"""Plain text files as lines of JSON: one record per line, or per file."""
 
 from __future__ import annotations
 

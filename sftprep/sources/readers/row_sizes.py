@@ -30,7 +30,7 @@ _LARGEST = 2.0**40
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Sizes of the values of an array, in bytes.
+    """The sizes of the values of an array, in bytes.
 
     An array whose values have one size may have billions of values, for which an array of sizes
     would not fit into memory; hence the constant.
@@ -66,7 +66,7 @@ class Sizes:
 
 
 def row_sizes(columns: dict[str, Any], rows: int, scalar: float) -> Floats:
-    """Return the approximate size of each row as a line of JSON, in bytes: float64 [rows].
+    """Return the approximate bytes of each row as JSON: float64 [rows].
 
     Args:
         columns: Name -> array.
@@ -225,7 +225,7 @@ _MEASURES: tuple[tuple[str, Callable[[Any, float], Sizes]], ...] = (
 
 
 def shares_values(kind: Any) -> bool:
-    """Whether several values of a type may share the same bytes."""
+    """Return whether several values of a type may share the same bytes."""
     import pyarrow as pa
 
     if isinstance(kind, pa.BaseExtensionType):

@@ -44,11 +44,11 @@ def table_lines(batch: Any, schema: Any, wanted: Columns = None) -> bytes:
 
 
 def iter_table_lines(batch: Any, schema: Any, wanted: Columns = None) -> Iterator[bytes]:
-    """Yield the rows of a record batch as lines of JSON, in runs of about `SLICE_BYTES`.
+    """Yield the rows of a record batch as lines of JSON, in runs.
 
-    A row whose text is longer than LARGEST_LINE becomes a line that is rejected. JSON that is
-    stored as text (`arrow.json`, the `Json` feature of `datasets`) is copied, so that numbers keep
-    their text and absent keys stay absent.
+    A run has about `SLICE_BYTES`. A row whose text is longer than LARGEST_LINE becomes a line that
+    is rejected. JSON that is stored as text (`arrow.json`, the `Json` feature of `datasets`) is
+    copied, so that numbers keep their text and absent keys stay absent.
 
     Args:
         batch: A `pyarrow.RecordBatch`.
@@ -72,7 +72,9 @@ def iter_table_lines(batch: Any, schema: Any, wanted: Columns = None) -> Iterato
 def pieces_of_batches(
     batches: Iterable[Any], schema: Any, start: int, target: int, columns: Columns
 ) -> Iterator[Piece]:
-    """Yield the rows of batches as pieces with a payload of about `target` bytes each.
+    """Yield the rows of batches as pieces of about `target` bytes each.
+
+    The pieces have a payload.
 
     Args:
         batches: Record batches.
@@ -90,7 +92,7 @@ def pieces_of_batches(
 
 
 def runs_of_batch(batch: Any, target: int, columns: Columns) -> Iterator[tuple[int, int]]:
-    """Yield runs of about `target` bytes: the number of rows and their estimated bytes."""
+    """Yield runs of about `target` bytes: the rows and their estimated bytes."""
     for first in range(0, batch.num_rows, SLICE_ROWS):
         sizes = estimate_sizes(batch.slice(first, SLICE_ROWS), columns)
         for begin, end in runs_of_rows(sizes, target):
@@ -139,7 +141,9 @@ def _longest_name(kind: Any) -> int:
 
 
 def check_column_names(name: str, schema: Any) -> None:
-    """Check that no two columns of a table have the same name: one of them would be lost.
+    """Reject a table with two columns of the same name.
+
+    One of them would be lost.
 
     Args:
         name: The file or dataset, for the message.
@@ -164,19 +168,19 @@ def wanted_fields(schema: Any, wanted: Columns) -> list[Any]:
 
 
 def json_columns(schema: Any, wanted: Columns) -> list[str]:
-    """Return the names of the wanted columns that are JSON; others need not be decoded."""
+    """Return the names of the wanted JSON columns; others need not be decoded."""
     return [
         field.name for field in wanted_fields(schema, wanted) if _opaque_kind(field.type) is None
     ]
 
 
 def image_columns(schema: Any) -> set[str]:
-    """Return the names of the columns of images, of which only the presence is read."""
+    """Return the names of the columns of images; only their presence is read."""
     return {field.name for field in schema if _is_image(field)}
 
 
 def check_row_count(file: str, rows: int, end: int) -> None:
-    """Check that a file still has the rows with which it was cut into partitions.
+    """Check the number of rows of a file against its partitions.
 
     Raises:
         InputUnreadable: It has fewer than `end`.
@@ -228,7 +232,7 @@ def _to_lines(batch: Any, schema: Any, wanted: Columns) -> bytes:
 
 
 def _opaque_kind(kind: Any) -> str | None:
-    """Return what a column of a type holds that is not JSON, or None for JSON."""
+    """Return the kind of a type's non-JSON content, or None for JSON."""
     import pyarrow as pa
 
     if (
@@ -281,7 +285,10 @@ def _to_objects(array: Any) -> list[Any]:
 
 
 def _to_opaque(array: Any, kind: str) -> list[Any]:
-    """Return the values of an array that is not JSON: null, an empty list, or what they hold."""
+    """Return placeholders for the values of a non-JSON array.
+
+    A placeholder is null, an empty list, or the kind of the value.
+    """
     import pyarrow as pa
 
     objects: list[Any] = [{OPAQUE: kind}] * len(array)
@@ -292,7 +299,7 @@ def _to_opaque(array: Any, kind: str) -> list[Any]:
 
 
 def _dictionary_to_objects(array: Any) -> list[Any]:
-    """Return the values of a dictionary array; equal values are one object, made once."""
+    """Return the values of a dictionary array, with one object per distinct value."""
     import pyarrow as pa
 
     if len(array) == array.null_count:

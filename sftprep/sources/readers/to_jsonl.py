@@ -1,4 +1,4 @@
-"""Rows of tables and iterables as lines of JSON, so that pass 1 has one kind of input.
+"""Rows of tables and iterables as lines of JSON, for a single kind of input.
 
 Row k becomes line k + 1, so the line numbers in errors and in the manifest are row numbers. A row
 that JSON cannot represent becomes a line that `readers.jsonl.parse_line` rejects with the reason
@@ -76,7 +76,7 @@ def iter_lines(rows: Iterable[Mapping[str, Any]], *, strip_nulls: bool = False) 
 
 
 def without_nulls(value: Any) -> Any:
-    """Return a dictionary or list without keys whose value is None, at every depth.
+    """Return a dictionary or list without keys of value None, at every depth.
 
     None in a list stays. Source: TRL 1.16 `remove_none_values`.
     """
@@ -89,7 +89,7 @@ def without_nulls(value: Any) -> Any:
 
 
 def strip_null_lines(data: bytes) -> bytes:
-    """Return lines of JSON objects without keys whose value is null, at every depth.
+    """Return lines of JSON objects without null-valued keys, at every depth.
 
     A line that is neither an object nor a list stays as it is.
     """
@@ -97,7 +97,7 @@ def strip_null_lines(data: bytes) -> bytes:
 
 
 def unusable_line(reason: str, message: str, value: object) -> bytes:
-    """Return the line of a row that cannot be used; `parse_line` rejects it.
+    """Return the line of an unusable row; `parse_line` rejects it.
 
     Args:
         reason: A short stable name such as `bad_row`.
@@ -165,7 +165,7 @@ def _write_columns(row: dict[str, Any]) -> bytes:
 
 
 def _dump_exactly(value: Any) -> bytes:
-    """Return a value as JSON by the standard library, which writes integers of any size.
+    """Return a value as JSON by the standard library, with integers of any size.
 
     Raises:
         TypeError, ValueError: JSON cannot represent the value.
@@ -195,7 +195,11 @@ def _check_value(value: Any) -> Any:
 
 
 def _to_basic_type(value: Any) -> Any:
-    """Return a replacement for a value whose type orjson does not know. Raises TypeError."""
+    """Return a replacement for a value of a type unknown to orjson.
+
+    Raises:
+        TypeError: There is no replacement.
+    """
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, Decimal) and value.is_finite():
@@ -209,7 +213,7 @@ def _to_basic_type(value: Any) -> Any:
 
 
 def _opaque_kind(value: Any) -> str | None:
-    """Return what a column holds that is not JSON as a whole, or None for JSON."""
+    """Return the kind of a value's non-JSON content, or None for JSON."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return "bytes"
     if isinstance(value, dict) and value.keys() == {"bytes", "path"}:

@@ -1,4 +1,4 @@
-"""The interface of the sources of a stream, and the retry of reads that raise.
+"""The interface of the sources of a stream, and the retry of failed reads.
 
 A source assigns its records to lanes. Each lane reads its records as blocks, one after the other.
 A block is identified by its cursor, a small JSON value, so that any block can be read again: after
@@ -37,7 +37,7 @@ _MISTAKES = (TypeError, AttributeError, NameError, ImportError, AssertionError)
 
 @dataclass(frozen=True, slots=True)
 class LineGroup:
-    """Lines of JSON of one format and transform.
+    """Lines of JSON with one format and one transform.
 
     Attributes:
         data: The lines, each with its newline.
@@ -70,7 +70,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class LaneAssignment:
-    """The lanes that a reader reads, and the pass in which it reads them.
+    """The lanes of a reader, and its pass.
 
     Attributes:
         lanes: The lanes to read.
@@ -93,11 +93,14 @@ class LaneAssignment:
 
 
 class Reader(Protocol):
-    """A reader of lanes in one pass; the block at a cursor never depends on earlier reads."""
+    """A reader of lanes in one pass.
+
+    The block at a cursor never depends on earlier reads.
+    """
 
     @property
     def reading(self) -> str:
-        """The input that is being read, or was read last, for the text of an error.
+        """Return the current or last input, for the text of an error.
 
         It may contain references of `sftprep.errors.source_name`.
         """
@@ -105,11 +108,17 @@ class Reader(Protocol):
 
     @property
     def queued(self) -> int:
-        """Bytes of records that were read and wait for their lanes; 0 if lanes read separately."""
+        """Return the bytes of queued records; 0 if lanes read separately.
+
+        Queued records were read and wait for their lanes.
+        """
         ...
 
     def has_queued(self, lane: int, cursor: Cursor) -> bool:
-        """Return whether the block at a cursor is queued, so that `read` needs no further input."""
+        """Return whether the block at a cursor is queued.
+
+        `read` then needs no further input.
+        """
         ...
 
     def read(self, lane: int, cursor: Cursor) -> Block | None:
@@ -125,7 +134,7 @@ class Source(Protocol):
 
     @property
     def identity(self) -> Any:
-        """JSON that differs between sources whose states are not interchangeable."""
+        """Return JSON, different for sources without interchangeable states."""
         ...
 
     def open(self, assignment: LaneAssignment) -> Reader:
@@ -133,14 +142,14 @@ class Source(Protocol):
         ...
 
     def locate(self, origin: int) -> tuple[str, int]:
-        """Return the name of the part that an origin is in, and its line or row there, from 1."""
+        """Return the name of an origin's part, and the line or row there, from 1."""
         ...
 
 
 def retry_with_backoff(
     call: Callable[[], Result], retries: int, pause: float, *, what: Callable[[], str]
 ) -> Result:
-    """Return the result of a function that is called again if it raises.
+    """Call a function, repeatedly if it raises, and return its result.
 
     Errors of this project and mistakes in the code of a user are raised at once, since waiting does
     not fix them.
@@ -182,7 +191,7 @@ def _exhausted(error: Exception, what: str, retries: int, pause: float) -> Sourc
 
 
 def early_end(what: str) -> SourceError:
-    """Return the error for a source that ends before a record that it returned before.
+    """Return the error for a source shorter than at its earlier reading.
 
     Args:
         what: The description of what is read.

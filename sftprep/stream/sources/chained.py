@@ -12,7 +12,7 @@ from sftprep.stream.sources.base import PART_BITS, Block, Cursor, LaneAssignment
 
 @dataclass(frozen=True)
 class Chain:
-    """Sources in order.
+    """A chain of sources, in order.
 
     Attributes:
         sources: The sources.
@@ -24,7 +24,7 @@ class Chain:
 
     @property
     def identity(self) -> Any:
-        """The identities of the sources."""
+        """Return the identities of the sources."""
         return [source.identity for source in self.sources]
 
     def open(self, assignment: LaneAssignment) -> Reader:
@@ -37,13 +37,16 @@ class Chain:
 
 
 def source_of_origin(sources: Sequence[Source], first_parts: Sequence[int], origin: int) -> Source:
-    """Return the source that contains an origin: the last one whose first part is not after it."""
+    """Return the source of an origin: the last one with a first part not after it."""
     part = origin >> PART_BITS
     return sources[max(k for k, first in enumerate(first_parts) if first <= part)]
 
 
 class _ChainReader:
-    """Cursor: the number of the source, and the cursor in it."""
+    """A reader of chained sources.
+
+    A cursor is the number of the source, and the cursor in it.
+    """
 
     def __init__(self, source: Chain, assignment: LaneAssignment) -> None:
         self.source, self.assignment = source, assignment

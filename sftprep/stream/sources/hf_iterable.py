@@ -1,4 +1,4 @@
-"""A `datasets.IterableDataset` with many shards, which are assigned to the lanes.
+"""A `datasets.IterableDataset` with many shards, assigned to the lanes.
 
 Each lane resumes from the state of its own shards, so no record is read again.
 """
@@ -50,7 +50,7 @@ class ShardedDataset:
 
     @property
     def identity(self) -> Any:
-        """The number of shards."""
+        """Return the number of shards."""
         return ["shards", int(self.data.num_shards)]
 
     def open(self, assignment: LaneAssignment) -> Reader:
@@ -64,10 +64,10 @@ class ShardedDataset:
 
 
 def can_resume_exactly(data: Any) -> bool:
-    """Return whether an IterableDataset resumes from its `state_dict` without losing records.
+    """Return whether an IterableDataset resumes from its `state_dict` exactly.
 
-    Datasets with a shuffle buffer do not: `datasets` loses the content of the buffer. The stream
-    then iterates over the records again.
+    An exact resume loses no records. Datasets with a shuffle buffer do not resume exactly:
+    `datasets` loses the content of the buffer. The stream then iterates over the records again.
     """
     names: set[str] = set()
     # Datasets are nested: collect the types of all levels.
@@ -91,9 +91,10 @@ def can_resume_exactly(data: Any) -> bool:
 
 
 class _ShardReader:
-    """Cursor: the number of earlier records of the lane, and the state of its dataset there.
+    """A reader of shards, one dataset per lane.
 
-    The state is None if the dataset cannot resume exactly; the records are then iterated again.
+    A cursor is the number of earlier records of the lane, and the state of its dataset there. The
+    state is None if the dataset cannot resume exactly; the records are then iterated again.
     """
 
     queued = 0  # each lane reads its own shards
@@ -152,7 +153,9 @@ class _ShardReader:
         return data
 
     def _reject_early_end(self, lane: int, at: int, end: int) -> None:
-        """Raise SourceError where shards that raised end before a record that they returned.
+        """Raise SourceError if the shards end before an already returned record.
+
+        This may happen after the shards raised an error.
 
         Args:
             lane: The lane of the shards.

@@ -1,4 +1,4 @@
-"""Uncompressed files of lines, as blocks of byte ranges: any block is read without the others."""
+"""Uncompressed files of lines, as independent blocks of byte ranges."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ class LineFiles:
 
     @property
     def identity(self) -> Any:
-        """The sizes of the files and of a block; the names may differ after a resume."""
+        """Return the sizes of the files and of a block.
+
+        The names may differ after a resume.
+        """
         return [list(self.sizes), self.block]
 
     def open(self, assignment: LaneAssignment) -> Reader:
@@ -89,7 +92,10 @@ class _LineIndex:
         self._lock = threading.Lock()
 
     def newlines_before(self, position: int) -> int:
-        """Return the number of newlines before a byte; all of them for a byte after the end."""
+        """Return the number of newlines before a byte.
+
+        For a byte after the end, return the number of all newlines.
+        """
         with self._lock, open_regular(self._file) as stream:
             step = position // self._STEP
             if step >= len(self._counts):
@@ -108,7 +114,10 @@ def _line_index(file: str, _size: int, _mtime: int) -> _LineIndex:
 
 
 class _LineReader:
-    """Cursor: the number of earlier blocks of the lane."""
+    """A reader of byte ranges of files.
+
+    A cursor is the number of earlier blocks of the lane.
+    """
 
     queued = 0  # each lane reads its own blocks
 
@@ -135,7 +144,9 @@ class _LineReader:
         return Block((LineGroup(data, source.formats[part]),), origins, at + 1)
 
     def _blocks_of(self, lane: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the file and the number in it of each block of a lane, in the order of the pass.
+        """Return the file of each block of a lane, and its number in the file.
+
+        The blocks are in the order of the pass.
 
         Returns:
             Two arrays, int64 [blocks].

@@ -85,7 +85,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class OpenedMixture:
-    """A mixture whose inputs were resolved to sources.
+    """A mixture with its inputs resolved to sources.
 
     Attributes:
         sources, weights, stop: See `Mixture`.
@@ -103,7 +103,7 @@ class OpenedMixture:
 
     @property
     def identity(self) -> Any:
-        """The sources, their weights, the end, and the name of the mixing rule."""
+        """Return the sources, their weights, the end, and the name of the mixing rule."""
         return [
             [source.identity for source in self.sources],
             list(self.weights),
@@ -113,7 +113,7 @@ class OpenedMixture:
         ]
 
     def open(self, assignment: LaneAssignment) -> Reader:
-        """Start or resume a pass; the lanes of the mixture are also the lanes of each source."""
+        """Start or resume a pass, with the same lanes in each source."""
         return _MixtureReader(self, assignment)
 
     def locate(self, origin: int) -> tuple[str, int]:
@@ -207,7 +207,10 @@ class _Position:
 
 
 class _MixtureReader:
-    """Cursor: the position in each source, as a list of lists."""
+    """A reader of a mixture.
+
+    A cursor is the position in each source, as a list of lists.
+    """
 
     def __init__(self, source: OpenedMixture, assignment: LaneAssignment) -> None:
         self.source = source
@@ -274,7 +277,7 @@ class _MixtureReader:
         return [_Position(*values) for values in cursor]
 
     def _next_source(self, lane: int, positions: list[_Position]) -> int | None:
-        """Return the source that is furthest behind its share, or None if the lane ends."""
+        """Return the source furthest behind its share, or None if the lane ends."""
         weights = self.source.weights
         progress = [
             ((position.taken + _phase(lane, self._num_lanes, k)) / weights[k], k)
@@ -319,13 +322,19 @@ class _MixtureReader:
 
 
 def _phase(lane: int, num_lanes: int, k: int) -> float:
-    """Return the phase of a source in a lane, from 0 to 1: evenly spread over the lanes."""
+    """Return the phase of a source in a lane, from 0 to 1.
+
+    The phases are evenly spread over the lanes.
+    """
     # Multiples of the golden ratio give each source another order of the lanes.
     return ((lane + 0.5) / num_lanes + k * _GOLDEN_RATIO) % 1.0
 
 
 def _split_lines(block: Block, transform: LoadedFunction | None) -> list[_Line]:
-    """Return the lines of a block in order; their transform is that of an inner mixture, if any."""
+    """Return the lines of a block in order, with their transforms.
+
+    A transform is that of an inner mixture, if there is one.
+    """
     lines = [_Line(b"", ("", None), True)] * len(block.origins)
     for group in block.groups:
         split = group.data.split(b"\n")

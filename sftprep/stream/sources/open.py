@@ -1,4 +1,4 @@
-"""Opening of sources: paths, datasets, lists, functions that return records, and mixtures of them.
+"""Opening of sources: paths, datasets, lists, record functions and mixtures.
 
 Each `_open_...` function takes the number of its first part and returns the source and the number
 of the first part after it, so that origins are unique over all inputs.
@@ -114,7 +114,7 @@ def _open_mixture(
 def _open_files(
     names: tuple[str, ...], config: BuildConfig, recipe: Recipe, part: int
 ) -> tuple[Source, int]:
-    """Open the files that the names match; each file is a part.
+    """Open the files matched by the names; each file is a part.
 
     Consecutive plain files are one source, so that the blocks of all of them are shuffled together.
     """
@@ -226,7 +226,9 @@ def _format_of(
 
 @dataclass(frozen=True)
 class FileLines:
-    """Lines or rows of a file; earlier partitions of a table are skipped without reading them.
+    """The lines or rows of a file.
+
+    Earlier partitions of a table are skipped without reading them.
 
     Attributes:
         file: The path.
@@ -264,7 +266,7 @@ class FileLines:
 
 @dataclass(frozen=True)
 class FunctionLines:
-    """Records of a function, which is called again for each pass."""
+    """The records of a function, called again for each pass."""
 
     function: Callable[[], Iterable[Mapping[str, Any]]]
     strip_nulls: bool = False
@@ -275,7 +277,7 @@ class FunctionLines:
 
 @dataclass(frozen=True)
 class SequenceLines:
-    """Records by index: a list, or a `datasets.Dataset`."""
+    """The records of a list or a `datasets.Dataset`, by index."""
 
     records: Any
     strip_nulls: bool = False
@@ -287,7 +289,7 @@ class SequenceLines:
 
 @dataclass(frozen=True)
 class DatasetLines:
-    """Records of a `datasets.IterableDataset`, in one sequence that can be marked."""
+    """The records of a `datasets.IterableDataset`, in one markable sequence."""
 
     data: Any
     strip_nulls: bool = False

@@ -1,4 +1,4 @@
-"""Sources that can only be read from their start: records are assigned to lanes one by one.
+"""Sources readable only from their start, assigned to lanes by record.
 
 1. One iterator serves all lanes. Record r belongs to lane r modulo the number of lanes.
 2. The iterator advances until the reading lane has its block. Records of other lanes are queued;
@@ -46,10 +46,13 @@ Mark = tuple[int, Any]
 
 @runtime_checkable
 class Markable(Protocol):
-    """`Lines` whose iterator has a state from which it can continue."""
+    """`Lines` with a resumable iterator."""
 
     def mark(self) -> Any:
-        """Return the state of the latest iterator as JSON, or None if it cannot resume exactly."""
+        """Return the state of the latest iterator as JSON.
+
+        Return None if it cannot resume exactly.
+        """
         ...
 
     def resume(self, epoch: int, state: Any) -> Iterator[bytes]:
@@ -59,7 +62,7 @@ class Markable(Protocol):
 
 @dataclass(frozen=True)
 class Rows:
-    """Records that are read from the start, of which each lane takes every n-th.
+    """Records read from the start, and divided among the lanes in turn.
 
     Attributes:
         lines: Returns the records from any number on.
@@ -77,7 +80,7 @@ class Rows:
 
     @property
     def identity(self) -> Any:
-        """The name, and what is known about the records."""
+        """Return the name, and all known facts about the records."""
         return [self.name, self.known]
 
     def open(self, assignment: LaneAssignment) -> Reader:
@@ -90,7 +93,10 @@ class Rows:
 
 
 class _RowReader:
-    """Cursor: the number of earlier records of the lane; with a mark, `[number, *mark]`."""
+    """A reader of rows, with one iterator for all lanes.
+
+    A cursor is the number of earlier records of the lane; with a mark, `[number, *mark]`.
+    """
 
     def __init__(self, source: Rows, assignment: LaneAssignment) -> None:
         self.source, self.assignment = source, assignment
@@ -167,7 +173,7 @@ class _RowReader:
         return [at, *earlier[-1]] if earlier else at
 
     def _restart(self) -> None:
-        """Start the iterator at the first row that any lane needs."""
+        """Start the iterator at the first row needed by any lane."""
         self._queues = {lane: deque() for lane in self.assignment.lanes}
         self.queued = 0
         self._next = self._first_needed_row()
@@ -211,16 +217,20 @@ class _RowReader:
             self._unreported += len(line) + _ENTRY_BYTES
 
     def _reject_early_end(self) -> None:
-        """Raise SourceError where a source that raised ends before a row that it returned.
+        """Raise SourceError if the source ends before an already returned row.
 
-        An iterator that can be read only once ends when it is started again.
+        This may happen after the source raised an error. An iterator that can be read only once
+        ends when it is started again.
         """
         if self._next < self._delivered or (self._error is not None and not self._delivered):
             self._iterator = None
             raise early_end(self.reading) from self._error
 
     def _add_mark(self) -> None:
-        """Keep the state of the source, and drop the marks at which no lane will start again."""
+        """Keep the state of the source, and drop marks of no further use.
+
+        No lane will start again at a dropped mark.
+        """
         if not isinstance(self.source.lines, Markable) or (
             self._marks and self._marks[-1][0] >= self._next
         ):
@@ -236,7 +246,7 @@ class _RowReader:
         return min(self._row_of(lane, at) for lane, at in self._first_kept.items())
 
     def _row_of(self, lane: int, at: int) -> int:
-        """Return the row of the input that is record `at` of a lane."""
+        """Return the row in the input of record `at` of a lane."""
         first: int = (lane - self.source.part) % self.assignment.num_lanes
         return first + at * self.assignment.num_lanes
 

@@ -1,1 +1,1 @@
-"""Encoders, which turn strings into token ids: the reference encoder and a fast one."""
+"""Encoders from strings to token ids: the reference encoder and a fast one."""

@@ -1,4 +1,4 @@
-"""The interface of encoders (`Encoder`), and the types of their results and failures."""
+"""The interface of encoders, and the types of their results and failures."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Tokens:
 
 
 class Encoder(Protocol):
-    """Strings to token ids.
+    """An encoder from strings to token ids.
 
     No special tokens are added around a string. Special tokens that a string spells out are
     recognized, as transformers does by default.
@@ -62,13 +62,13 @@ class Encoder(Protocol):
 
     @property
     def version(self) -> str:
-        """The version of the library."""
+        """Return the version of the library."""
 
     def encode(self, texts: Sequence[str]) -> Tokens:
         """Return the ids of each string."""
 
     def token_chars(self, texts: Sequence[str], tokens: Tokens) -> NDArray[np.int64]:
-        """Return the range of characters that each token covers.
+        """Return the range of characters of each token.
 
         These are exactly the offsets of `tokenizers`: a token with a part of a character covers the
         whole character.
@@ -90,7 +90,7 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """A string for which two encoders give different tokens."""
+    """A string with different tokens from two encoders."""
 
     text: str  # the string, or 200 characters of it around the first difference
     token: int  # index of the first token that differs
@@ -118,7 +118,7 @@ class Mismatch:
 
 
 class EncoderFault(Exception):
-    """The fast encoder failed, or gave other ids than the reference encoder.
+    """A failure of the fast encoder, or ids other than the reference encoder's.
 
     It is caught before it reaches a user: the build continues with the reference encoder.
     """
@@ -144,7 +144,7 @@ def flat_tokens(parts: Sequence[NDArray[Any]]) -> Tokens:
 
 
 def first_mismatch(texts: Sequence[str], expected: Tokens, got: Tokens) -> Mismatch | None:
-    """Return the first string whose ids differ, or None if all are equal."""
+    """Return the first string with different ids, or None if all are equal."""
     if np.array_equal(expected.offsets, got.offsets) and np.array_equal(
         expected.input_ids, got.input_ids
     ):

@@ -1,4 +1,6 @@
-"""Conversion of byte-level BPE vocabularies to ranks, which gigatoken loads in half the time.
+"""Conversion of byte-level BPE vocabularies to ranks, for faster loading.
+
+gigatoken loads ranks in half the time.
 
 The idea: a tokenizer.json lists the pairs of tokens that merge, in order of priority. Ranks (the
 tiktoken format) have no such list: any two neighbors whose concatenation is a token may merge, and
@@ -41,7 +43,7 @@ _SCHEMES = {
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """A tokenizer in the form that gigatoken loads fast."""
+    """A tokenizer in the fast-loading form of gigatoken."""
 
     path: Path  # the file of the ranks
     scheme: str  # gigatoken's name for how strings are split into words
@@ -50,7 +52,7 @@ class Ranks:
 
 
 def find_ranks(spec: TokenizerSpec, folder: Path) -> Ranks | None:
-    """Return the cached ranks of a tokenizer; None if it has none, or if they are damaged.
+    """Return the cached ranks of a tokenizer; None if missing or damaged.
 
     Args:
         spec: The tokenizer.
@@ -71,7 +73,7 @@ def find_ranks(spec: TokenizerSpec, folder: Path) -> Ranks | None:
 
 
 def cache_ranks(spec: TokenizerSpec, folder: Path) -> None:
-    """Derive the ranks of a tokenizer, unless that was done before, and write them to the cache.
+    """Derive the ranks of a tokenizer and cache them, unless done before.
 
     A cache that cannot be written costs time only.
 
@@ -147,7 +149,7 @@ def derive_ranks(model: dict[str, Any], added: dict[str, int]) -> list[tuple[byt
 
 
 def _merge_below(token: bytes, limit: int, ids: dict[bytes, int]) -> Sequence[bytes]:
-    """Merge the bytes of a token as far as ids below `limit` allow, the lowest id first.
+    """Merge the bytes of a token with ids below `limit`, the lowest id first.
 
     Of equal ids, the leftmost pair merges first.
     """
@@ -164,7 +166,7 @@ def _merge_below(token: bytes, limit: int, ids: dict[bytes, int]) -> Sequence[by
 
 
 def byte_by_character() -> dict[str, int]:
-    """Return the byte for each character with which byte-level BPE writes bytes.
+    """Return the byte represented by each character of byte-level BPE.
 
     Source: the inverse of `bytes_to_unicode` of GPT-2.
 

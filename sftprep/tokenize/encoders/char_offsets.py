@@ -1,4 +1,4 @@
-"""The range of characters that each token covers, computed from the bytes of the tokens alone.
+"""The character range of each token, computed from the tokens' bytes alone.
 
 These ranges are what `tokenizers` calls offsets. The idea: for two families of tokenizers, the
 concatenated bytes of the tokens of a string are the bytes of the string. Steps:
@@ -62,7 +62,7 @@ class TokenBytes:
 def token_bytes(
     spec: TokenizerSpec, vocabulary: dict[int, bytes], decode: Callable[[NDArray[np.uint32]], bytes]
 ) -> TokenBytes | None:
-    """Return the table of bytes for a tokenizer, or None if it belongs to neither family.
+    """Return the bytes of a tokenizer's tokens; None if it is in neither family.
 
     Args:
         spec: The tokenizer.
@@ -97,7 +97,7 @@ def token_bytes(
 def char_ranges(
     texts: Sequence[str], tokens: Tokens, table: TokenBytes
 ) -> tuple[NDArray[np.int64], list[int]]:
-    """Return the range of characters that each token covers.
+    """Return the range of characters of each token.
 
     Args:
         texts: The strings.
@@ -135,7 +135,7 @@ def char_ranges(
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A family of tokenizers whose tokens have the bytes of the string."""
+    """A family of tokenizers with the bytes of the string in their tokens."""
 
     metaspace: bool  # "▁" represents a space (SentencePiece); otherwise byte-level
     prepends_space: bool  # a space is added before a string and after each added token
@@ -187,7 +187,9 @@ def _fill_group(
     table: TokenBytes,
     chars: NDArray[np.int64],
 ) -> list[int]:
-    """Fill in the ranges of a group of strings, and return the strings whose bytes differ.
+    """Fill in the ranges of a group of strings, and return the differing strings.
+
+    The bytes of these strings differ from those of their tokens.
 
     Args:
         texts: The strings.
@@ -244,7 +246,7 @@ def _fill_group(
 def _find_segments(
     table: TokenBytes, ids: NDArray[np.int32], offsets: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the bytes that each token has in its string, as segments of `table.data`.
+    """Return the bytes of each token in its string, as segments of `table.data`.
 
     These are the bytes of the token, but without the space that the tokenizer added at the first
     token of a string and at the first token after an added one.
@@ -270,7 +272,7 @@ def _fill_without(
     table: TokenBytes,
     chars: NDArray[np.int64],
 ) -> list[int]:
-    """Process a group again without the strings whose bytes differ; see `_fill_group`."""
+    """Process a group without its differing strings; see `_fill_group`."""
     keep = np.ones(len(texts), np.bool_)
     keep[differing] = False
     kept = np.flatnonzero(keep).tolist()

@@ -1,4 +1,4 @@
-"""The fast encoder: gigatoken, with a fallback for what it does differently from `tokenizers`."""
+"""The fast encoder: gigatoken, with a fallback where `tokenizers` differs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _FEW_TOKENS = 1 << 16  # up to this many tokens are decoded one by one
 
 
 class FastEncoder:
-    """The encoder that runs gigatoken.
+    """The gigatoken encoder.
 
     The reference encoder encodes strings with characters on which the Unicode tables of the two
     libraries may differ (unicode_safe.py), and computes the ranges of characters that the bytes of
@@ -85,7 +85,7 @@ class FastEncoder:
 
     @cached_property
     def version(self) -> str:
-        """The version of gigatoken."""
+        """Return the version of gigatoken."""
         return version_of("gigatoken")
 
     def encode(self, texts: Sequence[str]) -> Tokens:
@@ -107,7 +107,7 @@ class FastEncoder:
         return Tokens(tokens.input_ids, tokens.offsets, altered_texts)
 
     def token_chars(self, texts: Sequence[str], tokens: Tokens) -> NDArray[np.int64]:
-        """Return the range of characters that each token covers, int64 [tokens, 2]."""
+        """Return the range of characters of each token, int64 [tokens, 2]."""
         table = self._find_token_bytes(tokens.input_ids)
         if table is None:
             return self._reference().token_chars(texts, tokens)
@@ -187,7 +187,10 @@ class FastEncoder:
         return re.compile(f"({'|'.join(map(re.escape, tokens)) or '(?!)'})").split
 
     def _normalize(self, text: str) -> str:
-        """Return a string with NFC applied between added tokens, which are matched before it."""
+        """Return a string with NFC applied between its added tokens.
+
+        Added tokens are matched before NFC.
+        """
         return "".join(normalize("NFC", part) for part in self._split_at_added_tokens(text))
 
     @cached_property
@@ -195,10 +198,10 @@ class FastEncoder:
         return byte_family(self._spec)
 
     def _find_token_bytes(self, ids: NDArray[np.int32]) -> TokenBytes | None:
-        """Return a table with at least these tokens, or None if the bytes do not determine ranges.
+        """Return a table with at least these tokens, or None.
 
-        The table of all tokens takes 0.1 s. For the first call, which may be the only one, few
-        tokens are decoded one by one.
+        None means that the bytes do not determine ranges. The table of all tokens takes 0.1 s. For
+        the first call, which may be the only one, few tokens are decoded one by one.
         """
         family = self._family
         if family is None:
@@ -239,7 +242,10 @@ def load_gigatoken(spec: TokenizerSpec, ranks: Ranks | None = None) -> Any:
 
 
 def process_bytes() -> int:
-    """Return the memory of this process: resident now on Linux, the peak on other systems."""
+    """Return the memory of this process in bytes.
+
+    It is the resident memory on Linux, the peak on other systems, and 0 on Windows.
+    """
     if sys.platform == "win32":
         return 0  # not implemented: the cache of gigatoken is not limited there
     statm = Path("/proc/self/statm")

@@ -16,7 +16,9 @@ from sftprep.tokenize.loading.spec import TokenizerSpec
 def load_encoder(
     spec: TokenizerSpec, name: str, *, threads: bool, reference: Callable[[], Encoder] | None = None
 ) -> Encoder:
-    """Load an encoder without probing it: for workers, and for the fallback to "tokenizers".
+    """Load an encoder without probing it.
+
+    This is for workers, and for the fallback to "tokenizers".
 
     Args:
         spec: The tokenizer.

@@ -1,4 +1,4 @@
-"""The reference encoder: `tokenizers`, the library that models are trained and served with."""
+"""The reference encoder: `tokenizers`, as used in training and serving."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BATCH_CHARACTERS = 1 << 20
 
 
 class HfEncoder:
-    """The encoder that runs `tokenizers`.
+    """The `tokenizers` encoder.
 
     The environment variable TOKENIZERS_PARALLELISM keeps its meaning, and is neither read nor set
     here.
@@ -73,7 +73,7 @@ class HfEncoder:
         )
 
     def token_chars(self, texts: Sequence[str], tokens: Tokens) -> NDArray[np.int64]:
-        """Return the range of characters that each token covers, int64 [tokens, 2].
+        """Return the range of characters of each token, int64 [tokens, 2].
 
         The strings are encoded again; `encode_with_chars` avoids that.
 
@@ -114,7 +114,7 @@ class HfEncoder:
 
 
 def not_unicode(texts: Sequence[str], error: Exception) -> TokenizerError:
-    """Return the error for strings that an encoder rejects.
+    """Return the error for strings rejected by an encoder.
 
     Args:
         texts: The strings, one of which may contain half of a surrogate pair.

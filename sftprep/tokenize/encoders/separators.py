@@ -1,4 +1,4 @@
-"""Separators: special tokens that can be put between strings without changing their tokens.
+"""Separators: special tokens between strings, without effect on their tokens.
 
 With a separator, many short strings are joined and encoded in one call, which saves about a
 microsecond per string.
@@ -19,7 +19,7 @@ class Separator(NamedTuple):
 
 
 def find_separator(spec: TokenizerSpec) -> Separator | None:
-    """Return a token that separates strings; None if the tokenizer has none.
+    """Return a token to separate strings; None if the tokenizer has none.
 
     An added token splits a string before all other steps, and byte-level BPE then encodes each part
     like a string of its own. To separate, the token must be found at every position, so

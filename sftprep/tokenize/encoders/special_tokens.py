@@ -1,4 +1,4 @@
-"""Special tokens that the text of a record spells out, and their encoding as plain text.
+"""Special tokens in the text of a record, and their encoding as plain text.
 
 A record may contain the string `<|im_end|>`, which must not end a turn. The algorithm:
 
@@ -35,7 +35,7 @@ MARKS = ("\U0010fffd", "\U0010fffc", "\U0010fffb")
 
 
 class SpecialTokenScanner:
-    """Search for the special tokens of a tokenizer in strings.
+    """A search for the special tokens of a tokenizer in strings.
 
     Args:
         spec: The tokenizer.
@@ -108,7 +108,7 @@ class EscapedText:
 
     @property
     def clean(self) -> str:
-        """The string without its marks."""
+        """Return the string without its marks."""
         return self.text.replace(self.mark, "")
 
     def clean_offset(self, offset: int) -> int:
@@ -117,7 +117,9 @@ class EscapedText:
 
 
 class EscapedEncoder:
-    """Encoder for marked strings. It is slow, and meant for the few that need it.
+    """The encoder of marked strings.
+
+    It is slow, and meant for the few that need it.
 
     Args:
         spec: The tokenizer.
@@ -130,14 +132,14 @@ class EscapedEncoder:
 
     @cached_property
     def _whole(self) -> Any:
-        """The tokenizer as it is, which recognizes special tokens."""
+        """Return the unmodified tokenizer, with recognition of special tokens."""
         import tokenizers
 
         return tokenizers.Tokenizer.from_buffer(self._spec.json)
 
     @cached_property
     def _plain(self) -> Any:
-        """The tokenizer without special tokens, except for the anchor.
+        """Return the tokenizer without special tokens, except for the anchor.
 
         A tokenizer may treat the start of a string differently, for example by adding a space. With
         the anchor before it, a stretch is encoded like one that follows another token.
@@ -156,7 +158,7 @@ class EscapedEncoder:
         )
 
     def encode(self, marked: EscapedText) -> tuple[list[int], list[tuple[int, int]]]:
-        """Return the ids of a marked string, and the characters of `clean` that each one covers."""
+        """Return the ids of a marked string, and their characters in `clean`."""
         whole = self._whole.encode(marked.text, add_special_tokens=False)
         ids: list[int] = []
         chars: list[tuple[int, int]] = []
@@ -207,7 +209,7 @@ def replace_texts(
     chars: NDArray[np.int64] | None,
     new: dict[int, tuple[Sequence[int], Sequence[tuple[int, int]]]],
 ) -> tuple[Tokens, NDArray[np.int64] | None]:
-    """Return tokens, and their ranges of characters, with those of some strings replaced.
+    """Replace the tokens of some strings, and their ranges of characters.
 
     Args:
         tokens: The tokens of all strings.

@@ -1,10 +1,11 @@
-"""Characters on which all Unicode tables in use agree, so that two tokenizers treat them alike.
+"""Characters with equal properties in all Unicode tables in use.
 
-`tokenizers` 0.22 has the letter and symbol classes of Unicode 16 and the compositions of Unicode 9;
-gigatoken has Unicode 17 for both. A character that only the newer table contains is a letter to one
-library and unassigned to the other, or is reordered by one and not by the other (U+1E135 after
-U+11235: found by comparing the libraries). What a table says about a character never changes once
-it is assigned, as far as it matters here (the stability policy of Unicode; tests compare them all).
+Two tokenizers treat them alike. `tokenizers` 0.22 has the letter and symbol classes of Unicode 16
+and the compositions of Unicode 9; gigatoken has Unicode 17 for both. A character that only the
+newer table contains is a letter to one library and unassigned to the other, or is reordered by one
+and not by the other (U+1E135 after U+11235: found by comparing the libraries). What a table says
+about a character never changes once it is assigned, as far as it matters here (the stability policy
+of Unicode; tests compare them all).
 
 A string is therefore safe if all its characters were assigned by Unicode 14 (`SAFE`). Strings with
 characters that NFC may combine or reorder (`COMBINING`) are checked further. Steps:
@@ -31,7 +32,7 @@ _STEP = 1 << 20  # bytes per step of the scan, so that its arrays fit into the c
 
 
 def texts_to_check(texts: Sequence[str], encoded: Sequence[bytes]) -> list[int]:
-    """Return the indices of strings that may be unsafe, or that NFC may change.
+    """Return the indices of possibly unsafe strings, and of those NFC may change.
 
     Args:
         texts: The strings.
@@ -56,7 +57,7 @@ def texts_to_check(texts: Sequence[str], encoded: Sequence[bytes]) -> list[int]:
 
 
 def changed_texts(texts: Sequence[str], encoded: Sequence[bytes]) -> tuple[list[int], list[int]]:
-    """Return the indices of strings that are not safe, and of those that are not in NFC.
+    """Return the indices of unsafe strings, and of strings not in NFC.
 
     Args:
         texts: The strings.

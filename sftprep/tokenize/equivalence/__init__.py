@@ -1,1 +1,1 @@
-"""The checks that the fast encoder gives the same token ids as the reference encoder."""
+"""The checks of the fast encoder's ids against the reference encoder's."""

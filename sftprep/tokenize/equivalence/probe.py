@@ -1,4 +1,6 @@
-"""The probe: whether gigatoken and `tokenizers` give the same tokens, asked once per tokenizer.
+"""The probe: a comparison of gigatoken with `tokenizers`, once per tokenizer.
+
+It shows whether they give the same tokens.
 
 Steps:
 
@@ -37,7 +39,7 @@ _CACHED_SAMPLES = 64  # how many digests of samples an entry keeps, the latest o
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """The encoder that a build uses, and why; a part of the manifest."""
+    """The encoder of a build and its reason; a part of the manifest."""
 
     encoder: str  # "gigatoken" or "tokenizers"
     encoder_version: str
@@ -60,7 +62,7 @@ class ProbeResult:
 
 
 def cached_probe(spec: TokenizerSpec, samples: Sequence[str], folder: Path) -> ProbeResult:
-    """Return the answer for the adversarial texts and for samples, from the cache if it has one.
+    """Return the answer for the adversarial texts and samples, cached if possible.
 
     A difference on samples is a property of the tokenizer: once found, it is the answer for every
     later call, with other samples or without.
@@ -132,7 +134,7 @@ def compare_encoders(fast: Encoder, reference: Encoder, texts: Sequence[str]) ->
 
 
 def _read_cached(path: Path) -> tuple[ProbeResult | None, list[str]]:
-    """Return the cached answer, and the digests of the samples that it covers."""
+    """Return the cached answer, and the digests of its samples."""
     entry = read_entry(path)
     try:
         return (
@@ -146,7 +148,7 @@ def _read_cached(path: Path) -> tuple[ProbeResult | None, list[str]]:
 
 
 def _cache_key(spec: TokenizerSpec) -> str:
-    """Return a digest of everything that the answer depends on.
+    """Return a digest of all inputs of the answer.
 
     The processor is included, since gigatoken has code for several architectures.
     """

@@ -35,14 +35,16 @@ _CONNECT_SECONDS = 1.0  # how long to wait for a new child to listen
 
 
 class ServerAddress(NamedTuple):
-    """How to connect to a child; it can be sent to other processes."""
+    """The address of a child; it can be sent to other processes."""
 
     endpoint: str  # path of a Unix socket, or name of a Windows pipe
     key: bytes  # shared secret that the child requires
 
 
 class ReferenceServer:
-    """A child process with the reference encoder, which runs as long as this object.
+    """A child process with the reference encoder, owned by this object.
+
+    It runs as long as this object.
 
     Args:
         spec: The tokenizer.
@@ -83,7 +85,7 @@ class ReferenceServer:
 
 
 class ReferenceClient:
-    """An encoder for a few strings, which a child encodes, with a local encoder as fallback.
+    """An encoder for a few strings in a child process, with a local fallback.
 
     Args:
         address: The child; None to use only the local encoder.
@@ -99,7 +101,7 @@ class ReferenceClient:
         self._process = os.getpid()  # the process that owns the thread and the connection
 
     def ask(self, texts: Sequence[str]) -> Callable[[], Tokens]:
-        """Start encoding strings, and return a function that waits for the result.
+        """Start encoding strings, and return a function to wait for the result.
 
         The function raises TokenizerError as `HfEncoder.encode` does.
         """

@@ -1,8 +1,8 @@
-"""The child process of reference_client.py, which encodes strings for all processes of a build.
+"""The child process of reference_client.py, an encoder for a whole build.
 
-It reads a tokenizer from stdin, and sends the ids of batches of strings to every process that
-connects. It imports little, and no NumPy, because its purpose is to have the tokenizer loaded
-before another process could have.
+It encodes strings for all processes of the build. It reads a tokenizer from stdin, and sends the
+ids of batches of strings to every process that connects. It imports little, and no NumPy, because
+its purpose is to have the tokenizer loaded before another process could have.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 
 def _serve() -> None:
-    """Answer requests until stdin is closed, which happens when the parent ends."""
+    """Answer requests until stdin is closed at the end of the parent."""
     endpoint, key, split_special_tokens, size = pickle.load(sys.stdin.buffer)
     tokenizer_json = sys.stdin.buffer.read(size)
     # Listening starts before the tokenizer is loaded, so that clients can connect and wait.
@@ -44,7 +44,7 @@ def _accept(listener: Listener, tokenizer: Any) -> None:
 
 
 def _answer(client: Connection, tokenizer: Any) -> None:
-    """Send the ids of each batch that a client sends.
+    """Send the ids of each batch received from a client.
 
     Strings that cannot be encoded end the connection. The client then encodes them itself, and gets
     the error with its message.

@@ -1,4 +1,6 @@
-"""The verified encoder: the encoder of a build, with a spot check by the reference encoder.
+"""The verified encoder: the encoder of a build, with a spot check.
+
+The reference encoder makes the spot check.
 
 The probe compares the encoders before a build. The spot check compares them on the data itself:
 
@@ -56,18 +58,22 @@ class VerifiedEncoder:
 
     @cached_property
     def fast(self) -> Encoder:
-        """The encoder with the name of the recipe. Raises EncoderFault if it cannot be loaded."""
+        """Return the encoder with the name of the recipe.
+
+        Raises:
+            EncoderFault: It cannot be loaded.
+        """
         return load_encoder(
             self.spec, self._name, threads=self._threads, reference=self._load_reference
         )
 
     @property
     def reference(self) -> Encoder:
-        """The reference encoder in this process."""
+        """Return the reference encoder in this process."""
         return self._load_reference()
 
     def use_server(self, address: ServerAddress | None) -> None:
-        """Encode samples with a child that another process started; None changes nothing."""
+        """Encode samples with the child of another process; None changes nothing."""
         if address is not None and address != self._address:
             self._address, self._client = address, None
 
@@ -103,12 +109,14 @@ class VerifiedEncoder:
         return self._client
 
     def ask_reference(self, texts: Sequence[str]) -> Callable[[], Tokens]:
-        """Start encoding texts with the reference encoder, and return a function for the result."""
+        """Start encoding texts by the reference, and return a function for the result."""
         return self._start_client().ask(texts)
 
 
 class PartitionEncoder:
-    """The encoder for the texts of one partition, which keeps samples until they are compared.
+    """The encoder for the texts of one partition, with samples for comparison.
+
+    It keeps the samples until they are compared.
 
     Args:
         encoder: The encoder of the recipe.
@@ -138,7 +146,7 @@ class PartitionEncoder:
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder without the spot check."""
+        """Return the encoder without the spot check."""
         return self._encoder.reference if self._by_reference else self._encoder.fast
 
     def encode(self, texts: Sequence[str]) -> Tokens:
@@ -161,7 +169,7 @@ class PartitionEncoder:
         return tokens
 
     def verify(self) -> EncoderFault | None:
-        """Return the first sample that the reference encodes differently, or None.
+        """Return the first sample with other ids from the reference, or None.
 
         This waits for the reference encoder.
         """

@@ -1,1 +1,4 @@
-"""Loading of a tokenizer: from a name, a folder or a live tokenizer to its specification."""
+"""Loading of a tokenizer to its specification.
+
+The tokenizer is a name, a folder or a live object.
+"""

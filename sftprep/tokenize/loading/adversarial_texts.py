@@ -1,4 +1,4 @@
-"""Strings on which tokenizers go wrong: the fixed part of every comparison of two tokenizers."""
+"""Difficult strings for tokenizers: the fixed part of every comparison."""
 
 from __future__ import annotations
 
@@ -100,7 +100,10 @@ _PLAIN = (
 
 
 def _long_texts() -> list[str]:
-    """Return a very long word, long whitespace, and texts longer than the buffers of libraries."""
+    """Return a very long word, long whitespace, and other long texts.
+
+    The texts are longer than the buffers of libraries.
+    """
     return [
         "ab" * 5000,
         " " * 5000 + "x",

@@ -1,4 +1,4 @@
-"""Export of a live tokenizer to a file that builds can load."""
+"""Export of a live tokenizer to a file for builds."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from sftprep.tokenize.loading.spec import tokenizer_spec
 
 
 def export_tokenizer(tokenizer: Any, *, cache: Path | None = None) -> Path:
-    """Write a tokenizer of transformers, in its present state, to a file named by its content.
+    """Write a tokenizer of transformers to a file named by its content.
 
-    All changes in memory are included: added tokens, another chat template, another EOS token.
+    It is written in its present state. All changes in memory are included: added tokens, another
+    chat template, another EOS token.
 
     Args:
         tokenizer: A fast tokenizer of transformers.

@@ -1,4 +1,4 @@
-"""Loading of a tokenizer: from a folder or a name on the Hub to its `TokenizerSpec`.
+"""Loading of a tokenizer: from a folder or Hub name to a `TokenizerSpec`.
 
 What a tokenizer does is what `transformers.AutoTokenizer` makes of it, and that is not always what
 its tokenizer.json says (the class of Qwen2 replaces the pre-tokenizer, that of T5 the vocabulary).
@@ -120,7 +120,7 @@ def load_tokenizer(
 
 
 def write_spec(path: Path, spec: TokenizerSpec) -> bool:
-    """Write a spec to a file that `read_spec` can read, in this process or another one.
+    """Write a spec to a file for `read_spec`, in this process or another one.
 
     Returns:
         False if the file cannot be written; this is logged.
@@ -149,7 +149,9 @@ def _read_exported(path: Path) -> TokenizerSpec:
 
 
 def _download(name: str, local: Path, revision: str | None) -> Path:
-    """Return the folder of a repository in the cache of the Hub, with the files of its tokenizer.
+    """Download the files of a tokenizer to the cache of the Hub.
+
+    Return the folder of the repository in the cache.
 
     Args:
         name: What the user specified.
@@ -182,7 +184,7 @@ def _download(name: str, local: Path, revision: str | None) -> Path:
 
 
 def _find_tokenizer_files(folder: Path) -> list[str]:
-    """Return the names of the files of the tokenizer, relative to the folder and sorted."""
+    """Return the names of a tokenizer's files, relative to the folder and sorted."""
     try:
         candidates = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*.jinja")]
     except OSError as error:
@@ -207,7 +209,7 @@ def _find_tokenizer_files(folder: Path) -> list[str]:
 
 
 def _digest_files(name: str, folder: Path, files: list[str]) -> str:
-    """Return the SHA-256 of everything that a resolved tokenizer depends on."""
+    """Return the SHA-256 of all inputs of a resolved tokenizer."""
     # AutoTokenizer treats a few repositories (deepseek-ai/deepseek-coder-*) by name, so the name is
     # part of the digest, except for an absolute path, which is never one of them.
     state = sha256(
@@ -231,13 +233,16 @@ def _digest_files(name: str, folder: Path, files: list[str]) -> str:
 
 @cache
 def _versions() -> dict[str, str]:
-    """Return the versions of the packages that load tokenizers, without importing them."""
+    """Return the versions of the tokenizer packages, without importing them."""
     packages = ("transformers", "tokenizers", "sentencepiece", "tiktoken", "mistral-common")
     return {package: version_of(package) for package in packages}
 
 
 def _read_model_config(folder: Path) -> Any:
-    """Return the values of config.json that AutoTokenizer reads; its digest if it is not JSON."""
+    """Return the values of config.json relevant to AutoTokenizer.
+
+    Return its digest if it is not JSON.
+    """
     try:
         with open_regular_file(folder / _CONFIG) as stream:
             content = stream.read()

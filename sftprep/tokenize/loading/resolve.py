@@ -1,4 +1,6 @@
-"""The child process that loads a tokenizer with transformers and writes its specification.
+"""The child process to load a tokenizer with transformers.
+
+It writes the specification of the tokenizer.
 
     python -m sftprep.tokenize.loading.resolve NAME ANSWER_FILE
 
@@ -37,7 +39,7 @@ def main(name: str, answer_file: str) -> int:
 
 
 def resolve(name: str) -> TokenizerSpec:
-    """Return what AutoTokenizer makes of a name or folder, after checking that JSON describes it.
+    """Return AutoTokenizer's result for a name or folder, checked against its JSON.
 
     Raises:
         TokenizerError: transformers raises any error, or the JSON lacks a part of the tokenizer.
@@ -81,7 +83,7 @@ def _explain(name: str, error: Exception) -> TokenizerError:
 
 
 def check_json(spec: TokenizerSpec, tokenizer: Any) -> None:
-    """Check that a live tokenizer and its JSON give the same ids.
+    """Check the ids of a live tokenizer against those of its JSON.
 
     A setting of the live object that the JSON lacks would make builds use other ids than the user.
 

@@ -30,7 +30,7 @@ _SAMPLE_TEXTS = ("a", "", "Hello, world!", "  two  blanks\n\n", "12345 中文 é
 
 @dataclass(frozen=True, slots=True)
 class TokenizerSpec:
-    """A tokenizer as plain data, which can be sent to a worker process.
+    """A tokenizer as plain data, ready to be sent to a worker process.
 
     Source: what `transformers.AutoTokenizer` (5.x) makes of the same name, since that is what
     models are trained with.
@@ -86,7 +86,7 @@ class TokenizerSpec:
         )
 
     def token_id(self, token: str) -> int | None:
-        """Return the id of an added token or a token of the model, or None for another string."""
+        """Return the id of an added or ordinary token, or None for another string."""
         added = self.added_tokens()
         if token in added:
             return added[token]
@@ -100,11 +100,11 @@ class TokenizerSpec:
         )
 
     def added_tokens(self) -> dict[str, int]:
-        """Return the tokens that are matched as a whole inside a text, with their ids."""
+        """Return the tokens matched as a whole inside a text, with their ids."""
         return {entry["content"]: entry["id"] for entry in self.part("added_tokens") or []}
 
     def unknown_token_id(self) -> int | None:
-        """Return the id that replaces characters outside the vocabulary; None if none does."""
+        """Return the id for characters outside the vocabulary; None if there is none."""
         # A setting `unk_token` alone says nothing: in GPT-2 it is the EOS token, and never used.
         head = self.json[self.json.index(b'"model":') :][:_MODEL_HEAD]
         found = re.search(rb'"unk_(?:token|id)":\s*(null|\d+|"(?:[^"\\]|\\.)*")', head)
@@ -212,7 +212,11 @@ def tokenizer_spec(tokenizer: Any, *, name: str | None = None) -> TokenizerSpec:
 
 
 def _get_backend(tokenizer: Any, name: str) -> Any:
-    """Return the `tokenizers` backend of a tokenizer, which must exist and not be random."""
+    """Return the `tokenizers` backend of a tokenizer; it must not be random.
+
+    Raises:
+        TokenizerError: There is no backend, or it is random.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not getattr(tokenizer, "is_fast", False) or backend is None:
         raise TokenizerError(
@@ -234,7 +238,11 @@ def _get_backend(tokenizer: Any, name: str) -> Any:
 def _find_prefix_and_suffix(
     tokenizer: Any, backend: Any, name: str
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the ids before and after a text, which must be the same for all sample texts."""
+    """Return the ids before and after a text, equal for all sample texts.
+
+    Raises:
+        TokenizerError: They differ between the sample texts.
+    """
     prefix: tuple[int, ...] = ()
     suffix: tuple[int, ...] = ()
     for number, text in enumerate(_SAMPLE_TEXTS):
