@@ -225,15 +225,15 @@ def found_by(
     check: ConservationCheck,
     messages: list[dict[str, Any]],
     tools: list[Any] | None,
-    made: RenderedPieces | Rendered,
+    rendering: RenderedPieces | Rendered,
     template: ChatTemplate,
 ) -> frozenset[str]:
     """Return the kinds of omissions that the check finds in the last render of a template."""
-    pieces = made.pieces if isinstance(made, RenderedPieces) else ()
+    pieces = rendering.pieces if isinstance(rendering, RenderedPieces) else ()
     if tools is None and are_written_unchanged(messages, pieces):
         return frozenset()
     return check.find_omissions(
-        messages, tools, None, made.text, pieces, template.written_as_json
+        messages, tools, None, rendering.text, pieces, template.written_as_json
     ).kinds
 
 
@@ -250,10 +250,10 @@ def compare(templates: dict[str, str]) -> Outcome:
             for style in STYLES:
                 messages, tools = make(Contents(style))
                 try:
-                    made = template.render_pieces(messages, tools)
+                    rendering = template.render_pieces(messages, tools)
                 except SftprepError:
                     continue
-                found = found_by(check, messages, tools, made, template)
+                found = found_by(check, messages, tools, rendering, template)
                 outcome.add(f"{template_name}, {feature}, {style}", found, expected)
     return outcome
 
@@ -316,12 +316,12 @@ def compare_records(templates: dict[str, str], conversations: list[Conversation]
         if expected is None:
             continue
         try:
-            made = template.render_pieces(messages, tools)
+            rendering = template.render_pieces(messages, tools)
         except SftprepError:
             continue
         outcome.add(
             f"{name}, record {number + 1}",
-            found_by(check, messages, tools, made, template),
+            found_by(check, messages, tools, rendering, template),
             expected,
         )
     return outcome

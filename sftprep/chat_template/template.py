@@ -377,19 +377,19 @@ class ChatTemplate:
         return slow
 
 
-def to_rendered(made: RenderedPieces | Rendered) -> Rendered:
+def to_rendered(rendering: RenderedPieces | Rendered) -> Rendered:
     """Return a rendered conversation with positions in characters instead of pieces."""
-    if isinstance(made, Rendered):
-        return made
-    if not (made.marks or made.turns):
-        return Rendered(made.text, ())
-    offsets = [0, *accumulate(map(len, made.pieces))]  # offset of each piece in the text
+    if isinstance(rendering, Rendered):
+        return rendering
+    if not (rendering.marks or rendering.turns):
+        return Rendered(rendering.text, ())
+    offsets = [0, *accumulate(map(len, rendering.pieces))]  # offset of each piece in the text
     # Every second entry of `marks` is a number of anchors, which is not needed here.
-    marks = [offsets[piece] for piece in made.marks[::2]]
-    positions = [offsets[piece] for piece in made.turns[::4]]
-    turns = [*zip(positions, made.turns[2::4], made.turns[3::4], strict=True)]
+    marks = [offsets[piece] for piece in rendering.marks[::2]]
+    positions = [offsets[piece] for piece in rendering.turns[::4]]
+    turns = [*zip(positions, rendering.turns[2::4], rendering.turns[3::4], strict=True)]
     return Rendered(
-        made.text,
+        rendering.text,
         tuple(zip(marks[::2], marks[1::2], strict=True)),
-        regions_of(turns, made.messages, len(made.text)) if turns else (),
+        regions_of(turns, rendering.messages, len(rendering.text)) if turns else (),
     )

@@ -153,8 +153,8 @@ def begin_preprocess(
     reference encoder, which may still be loading. The returned function waits for it.
     """
     functions = stages.functions_with(transform)
-    made = None if functions is None else transform_lines(data, functions)
-    lines = data if made is None else made.data
+    output = None if functions is None else transform_lines(data, functions)
+    lines = data if output is None else output.data
     complete_tokens = _begin_tokens(stages, lines, format_name, seed=seed, first=first)
 
     def complete() -> TokenBatch:
@@ -164,7 +164,7 @@ def begin_preprocess(
                 format_name, stages.reading, hash_by, stages.recipe.chat_template or ""
             )
             batch.exact_hashes, batch.near_hashes = hasher.hash_records(lines, batch.line_of)
-        return batch if made is None else made.restore_lines(batch)
+        return batch if output is None else output.restore_lines(batch)
 
     return complete
 

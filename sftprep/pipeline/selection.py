@@ -156,8 +156,8 @@ def _count_numbers(counts: dict[str, int]) -> int:
 
     See `SequenceStats.record`.
     """
-    made = [counts.get(f"extra.{name}", 0) for name in ("transform", "texts")]
-    return counts["lines"] + sum(made)
+    num_extra = [counts.get(f"extra.{name}", 0) for name in ("transform", "texts")]
+    return counts["lines"] + sum(num_extra)
 
 
 def _concatenate(arrays: Sequence[NDArray[Any] | None], kind: type) -> NDArray[Any]:

@@ -139,7 +139,7 @@ def transform_lines(data: bytes, functions: RecordFunctions) -> TransformedLines
             ->  data = b'{"text":"a"}\\n{"text":"a"}\\n', line_of = [0, 0]
     """
     lines = split_lines(data)
-    made = TransformedLines(b"", np.zeros(0, np.int64), counts=Counter(lines=len(lines)))
+    output = TransformedLines(b"", np.zeros(0, np.int64), counts=Counter(lines=len(lines)))
     parts: list[bytes] = []
     line_of: list[int] = []
     # Two results of a record add one to the records of the ledger.
@@ -147,28 +147,28 @@ def transform_lines(data: bytes, functions: RecordFunctions) -> TransformedLines
     for number, line in enumerate(lines):
         record = parse_line(line, number)
         if record is None:
-            made.counts["blank"] += 1
+            output.counts["blank"] += 1
             continue
-        made.counts["records"] += 1
+        output.counts["records"] += 1
         try:
             if isinstance(record, Rejected):
-                made.rejected.append(record)
+                output.rejected.append(record)
                 continue
             results = list(functions.apply(parse_exactly(line, record)))
         except InvalidRecord as problem:
-            made.rejected.append(Rejected(number, 0, problem.reason, str(problem), excerpt(line)))
+            output.rejected.append(Rejected(number, 0, problem.reason, str(problem), excerpt(line)))
             continue
-        made.counts[extra] += len(results) - 1
+        output.counts[extra] += len(results) - 1
         for result in results:
             if isinstance(result, Drop):
-                _count_dropped(made, result.reason, number)
+                _count_dropped(output, result.reason, number)
         written = [*iter_lines(result for result in results if not isinstance(result, Drop))]
         parts += written
         line_of += [number] * len(written)
-    made.data, made.line_of = b"".join(parts), np.array(line_of, np.int64)
-    made.counts.setdefault("blank", 0)
-    made.counts.setdefault("records", 0)
-    return made
+    output.data, output.line_of = b"".join(parts), np.array(line_of, np.int64)
+    output.counts.setdefault("blank", 0)
+    output.counts.setdefault("records", 0)
+    return output
 
 
 def merge_rare_reasons(counts: Counter[str]) -> None:
@@ -212,18 +212,18 @@ def transformed_records(records: Iterable[Record], functions: RecordFunctions) -
         except InvalidRecord:
             continue
         for line in iter_lines(result for result in results if not isinstance(result, Drop)):
-            made = parse_line(line.rstrip(b"\n"), 0)
-            if isinstance(made, dict):
-                yield made
+            new_record = parse_line(line.rstrip(b"\n"), 0)
+            if isinstance(new_record, dict):
+                yield new_record
 
 
-def _count_dropped(made: TransformedLines, reason: str, line: int) -> None:
+def _count_dropped(output: TransformedLines, reason: str, line: int) -> None:
     reason = escape_control(reason.strip())[:_LONGEST_REASON]
     name = f"dropped.{reason}{' (transform)' if reason in _RESERVED_REASONS else ''}"
-    if name not in made.first_lines and len(made.first_lines) >= _MOST_REASONS:
+    if name not in output.first_lines and len(output.first_lines) >= _MOST_REASONS:
         name = f"dropped.{_OTHER}"
-    made.counts[name] += 1
-    made.first_lines.setdefault(name, line)
+    output.counts[name] += 1
+    output.first_lines.setdefault(name, line)
 
 
 def _transform(record: Record, function: Callable[[Record], Any]) -> list[Record | Drop]:

@@ -289,12 +289,12 @@ class SentinelCopy:
         parts = _content_parts(message)
         self.shape.append(tuple((role, bool(part.strip())) for role, part in parts))
         if isinstance(message.get("content"), list):
-            made = []
+            new_parts = []
             for part in message["content"]:
                 text = part.get("text") if isinstance(part, dict) else None
                 shown = isinstance(text, str) and text.strip()
-                made.append({**part, "text": self._next()} if shown else part)
-            copy["content"] = made
+                new_parts.append({**part, "text": self._next()} if shown else part)
+            copy["content"] = new_parts
         elif len(parts) == 1 and parts[0][1].strip():
             copy["content"] = self._next()
         elif len(parts) > 1:

@@ -64,19 +64,19 @@ class ConversationRenderer:
         Raises:
             TemplateError: The template rejects the conversation.
         """
-        made = self._render(template, messages, example, False)
+        rendering = self._render(template, messages, example, False)
         if self._keeps_reasoning:
-            return self._keep_reasoning(template, made, messages, example, counts)
-        return made
+            return self._keep_reasoning(template, rendering, messages, example, counts)
+        return rendering
 
     def render_prompt(
         self, template: ChatTemplate, messages: list[Message], example: Example
     ) -> RenderedPieces | Rendered:
         """Render the messages before a turn of the assistant, and the start of this turn."""
-        made = self._render(template, messages, example, True)
+        rendering = self._render(template, messages, example, True)
         if self._keeps_reasoning:
-            return self._keep_reasoning(template, made, messages, example, None)
-        return made
+            return self._keep_reasoning(template, rendering, messages, example, None)
+        return rendering
 
     def drop_reasoning(self, example: Example, counts: Counts) -> Example:
         """Return an example without reasoning, and count it if it had any."""
@@ -95,12 +95,12 @@ class ConversationRenderer:
         example: Example,
         messages: list[Message],
         template: ChatTemplate,
-        made: RenderedPieces | Rendered,
+        rendering: RenderedPieces | Rendered,
     ) -> Omissions:
         """Return the content of messages dropped by the last render of a template."""
         # This decides most records.
-        if type(made) is RenderedPieces:
-            pieces = made.pieces
+        if type(rendering) is RenderedPieces:
+            pieces = rendering.pieces
             if (
                 example.tools is None
                 and not example.unread_texts
@@ -113,7 +113,7 @@ class ConversationRenderer:
             messages,
             example.tools,
             example.template_kwargs,
-            made.text,
+            rendering.text,
             pieces,
             template.written_as_json,
             example.unread_texts,
@@ -136,13 +136,13 @@ class ConversationRenderer:
     def _keep_reasoning(
         self,
         template: ChatTemplate,
-        made: RenderedPieces | Rendered,
+        rendering: RenderedPieces | Rendered,
         messages: list[Message],
         example: Example,
         counts: Counts | None,
     ) -> RenderedPieces | Rendered:
         """Insert the reasoning of earlier turns into a rendering."""
-        rendered = to_rendered(made)
+        rendered = to_rendered(rendering)
 
         def render_until(number: int) -> Rendered:
             return to_rendered(self._render(template, messages[:number], example, False))
@@ -155,9 +155,9 @@ class ConversationRenderer:
         if unproven and counts is not None:
             counts.warn("keep_unproven", example.line)
         if not insertions:
-            return made
-        if isinstance(made, RenderedPieces):
-            return insert_into_pieces(made, insertions, self._count_anchors)
+            return rendering
+        if isinstance(rendering, RenderedPieces):
+            return insert_into_pieces(rendering, insertions, self._count_anchors)
         return insert_into_text(rendered, insertions)
 
     def _render(

@@ -205,18 +205,18 @@ def insert_into_text(rendered: Rendered, insertions: Sequence[Insertion]) -> Ren
 
 
 def insert_into_pieces(
-    made: RenderedPieces, insertions: Sequence[Insertion], count_anchors: Callable[[str], int]
+    rendering: RenderedPieces, insertions: Sequence[Insertion], count_anchors: Callable[[str], int]
 ) -> RenderedPieces:
     """Insert strings into the pieces of a rendering, and move its marks.
 
     The result is that of `insert_into_text`, in the form that the fast path for masks takes.
 
     Args:
-        made: The rendering.
+        rendering: The rendering.
         insertions: The strings, with their positions in characters, in ascending order.
         count_anchors: Returns the number of anchors in a string.
     """
-    ends = [*accumulate(map(len, made.pieces))]
+    ends = [*accumulate(map(len, rendering.pieces))]
     pieces: list[str] = []
     # For each boundary between the old pieces, by how many pieces and anchors it moves.
     moves: list[tuple[int, int]] = []
@@ -224,24 +224,24 @@ def insert_into_pieces(
     for position, text in insertions:
         # The piece that contains the position, or starts there; empty pieces stay before it.
         index = bisect_right(ends, position)
-        pieces += made.pieces[start:index]
+        pieces += rendering.pieces[start:index]
         moves += [(len(pieces) - index, anchors)] * (index + 1 - len(moves))
         rest, start = "", index
         if index < len(ends):
-            cut = position - (ends[index] - len(made.pieces[index]))
+            cut = position - (ends[index] - len(rendering.pieces[index]))
             if cut:
-                pieces.append(made.pieces[index][:cut])
-            rest, start = made.pieces[index][cut:], index + 1
+                pieces.append(rendering.pieces[index][:cut])
+            rest, start = rendering.pieces[index][cut:], index + 1
         pieces += [text, rest]
         anchors += count_anchors(text)
-    pieces += made.pieces[start:]
+    pieces += rendering.pieces[start:]
     moves += [(len(pieces) - len(ends), anchors)] * (len(ends) + 1 - len(moves))
-    marks, turns = [*made.marks], [*made.turns]
+    marks, turns = [*rendering.marks], [*rendering.turns]
     for values, step in ((marks, 2), (turns, 4)):
         for at in range(0, len(values), step):
             moved, more = moves[values[at]]
             values[at] += moved
             values[at + 1] += more
     return RenderedPieces(
-        "".join(pieces), pieces, made.anchors + anchors, marks, turns, made.messages
+        "".join(pieces), pieces, rendering.anchors + anchors, marks, turns, rendering.messages
     )

@@ -151,8 +151,8 @@ class Renderer:
         if recipe.expand_turns:
             self._add_each_turn(example, messages, batch, rejected, counts)
             return
-        made, prompt = chats.render(template, messages, example, counts), None
-        omissions = chats.find_omissions(example, messages, template, made)
+        rendering, prompt = chats.render(template, messages, example, counts), None
+        omissions = chats.find_omissions(example, messages, template, rendering)
         if example.prompt_messages is not None and recipe.train_on != "all":
             # Rendered before anything is stored, so that a template that rejects the prompt
             # leaves the batch unchanged.
@@ -163,11 +163,11 @@ class Renderer:
             prompt is not None
             or self._spans.trains_spans
             or example.weights is not None
-            or self._has_untrained_block(made.text)
+            or self._has_untrained_block(rendering.text)
         ):
-            self._add_trained(example, made, prompt, batch, counts)
+            self._add_trained(example, rendering, prompt, batch, counts)
         else:
-            batch.add(example.line, made.text, plain=False, spans=None, prompt=None)
+            batch.add(example.line, rendering.text, plain=False, spans=None, prompt=None)
 
     def _reject_or_count(
         self,
@@ -196,18 +196,18 @@ class Renderer:
     def _add_trained(
         self,
         example: Example,
-        made: RenderedPieces | Rendered,
+        rendering: RenderedPieces | Rendered,
         prompt: RenderedPieces | Rendered | None,
         batch: RenderedBatch,
         counts: Counts,
     ) -> None:
         """Add a partially trained conversation, by the fast path if possible."""
-        reason = self._add_anchored(example, made, prompt, batch)
+        reason = self._add_anchored(example, rendering, prompt, batch)
         if reason is None:
             return
         counts["masks.by_characters"] += 1
         counts[f"masks.because.{reason}"] += 1
-        rendered = to_rendered(made)
+        rendered = to_rendered(rendering)
         spans, weights = self._spans.trained_spans(example, rendered)
         if self._has_untrained_block(rendered.text):
             spans = _without_empty_blocks(spans, rendered.text)
@@ -219,7 +219,7 @@ class Renderer:
     def _add_anchored(
         self,
         example: Example,
-        made: RenderedPieces | Rendered,
+        rendering: RenderedPieces | Rendered,
         prompt: RenderedPieces | Rendered | None,
         batch: RenderedBatch,
     ) -> str | None:
@@ -228,34 +228,34 @@ class Renderer:
         if (
             batch.mark is not None
             or example.weights is not None
-            or self._has_untrained_block(made.text)
+            or self._has_untrained_block(rendering.text)
         ):
             return "the record has weights, escaped special tokens, or blocks that are not trained"
         if isinstance(finder, str):
             return finder
-        if isinstance(made, Rendered) or isinstance(prompt, Rendered):
+        if isinstance(rendering, Rendered) or isinstance(prompt, Rendered):
             return "Jinja rendered the conversation"
-        regions = self._find_regions(finder, made) if self._spans.trains_spans else None
+        regions = self._find_regions(finder, rendering) if self._spans.trains_spans else None
         if isinstance(regions, str):
             return regions
-        start = None if prompt is None else finder.prompt_end(made, prompt)
+        start = None if prompt is None else finder.prompt_end(rendering, prompt)
         if isinstance(start, str):
             return start
-        batch.anchored.add(len(batch.texts), made.anchors, regions, start)
+        batch.anchored.add(len(batch.texts), rendering.anchors, regions, start)
         batch.conversations.append(example)
-        batch.add(example.line, made.text, plain=False, spans=(), prompt=None)
+        batch.add(example.line, rendering.text, plain=False, spans=(), prompt=None)
         return None
 
     def _has_untrained_block(self, text: str) -> bool:
         return not self._recipe.train_empty_thinking and EMPTY_BLOCK.search(text) is not None
 
-    def _find_regions(self, finder: RegionFinder, made: RenderedPieces) -> list[int] | str:
+    def _find_regions(self, finder: RegionFinder, rendering: RenderedPieces) -> list[int] | str:
         if not self.templates.needs_turns:
-            return finder.marked_regions(made)
+            return finder.marked_regions(rendering)
         if self.templates.with_turns.has_generation_marks:
             return "the template marks all turns, and only the last one is trained"
-        targets = self._spans.target_numbers(made.messages)
-        return finder.derived_regions(made, self.templates.rule, targets)
+        targets = self._spans.target_numbers(rendering.messages)
+        return finder.derived_regions(rendering, self.templates.rule, targets)
 
     def _add_each_turn(
         self,
@@ -282,11 +282,11 @@ class Renderer:
             prompt = self._chats.render_prompt(self.templates.plain, messages[:number], example)
             needs_turns = self.templates.needs_turns
             template = self.templates.with_turns if needs_turns else self.templates.plain
-            made = self._chats.render(template, messages[: number + 1], example)
-            found = self._chats.find_omissions(example, messages[: number + 1], template, made)
+            rendering = self._chats.render(template, messages[: number + 1], example)
+            found = self._chats.find_omissions(example, messages[: number + 1], template, rendering)
             # Reasoning of an earlier turn is in the text of that turn.
             omissions |= found if found.last_reasoning else found.without(REASONING)
-            rendered = to_rendered(made)
+            rendered = to_rendered(rendering)
             if self._spans.trains_spans and needs_turns:
                 spans = self._spans.spans_of(rendered, messages[: number + 1], [number])
                 rendered = Rendered(rendered.text, tuple((first, last) for first, last, _ in spans))

@@ -91,17 +91,17 @@ class RegionFinder:
         self._known_turns: dict[tuple[str, ...], tuple[int, int, int]] = {}
         self._num_header_pieces = 1
 
-    def marked_regions(self, made: RenderedPieces) -> list[int] | str:
+    def marked_regions(self, rendering: RenderedPieces) -> list[int] | str:
         """Return the regions marked by `{% generation %}`."""
         found: list[int] = []
-        marks = iter(made.marks)
+        marks = iter(rendering.marks)
         for first, first_ordinal, last, last_ordinal in zip(
             marks, marks, marks, marks, strict=True
         ):
             start: Boundary | None = Boundary(first_ordinal, AT)
-            if not self._is_at_anchor(made, first):
-                start = self._after_literal(made, first, first_ordinal)
-            end = self._region_end(made, last, last_ordinal)
+            if not self._is_at_anchor(rendering, first):
+                start = self._after_literal(rendering, first, first_ordinal)
+            end = self._region_end(rendering, last, last_ordinal)
             if start is None or end is None:
                 return _NOT_AT_ANCHOR
             found += (*start, *end)
@@ -126,25 +126,25 @@ class RegionFinder:
         return boundary
 
     def derived_regions(
-        self, made: RenderedPieces, rule: TurnRule, numbers: Sequence[int]
+        self, rendering: RenderedPieces, rule: TurnRule, numbers: Sequence[int]
     ) -> list[int] | str:
         """Return the regions of some assistant turns, under a derived rule.
 
         Args:
-            made: The conversation.
+            rendering: The conversation.
             rule: The rule of the template.
             numbers: The indices of the messages, in ascending order.
         """
-        messages = made.messages
+        messages = rendering.messages
         if rule.tools_fault is not None and any(
             message.get("role") == "tool" or message.get("tool_calls") for message in messages
         ):
             return "turns alongside tools are not proven"
-        found = _find_message_loop(made, messages)
+        found = _find_message_loop(rendering, messages)
         if found is None or (numbers and numbers[0] < found[1]):
             return "the template does not write each message in a turn of its own"
         turns, first_message = found
-        pieces, known_turns, size = made.pieces, self._known_turns, self._num_header_pieces
+        pieces, known_turns, size = rendering.pieces, self._known_turns, self._num_header_pieces
         regions: list[int] = []
         for number in numbers:
             at = 4 * (number - first_message)
@@ -163,20 +163,20 @@ class RegionFinder:
                 if message.get("content") in written or _is_shown(message, written):
                     regions += (ordinal + known[0], known[1], next_ordinal - 1, known[2])
                     continue
-            region = self._find_turn(made, turns[at : at + 6], message, rule)
+            region = self._find_turn(rendering, turns[at : at + 6], message, rule)
             if isinstance(region, str):
                 return region
             regions += region
         if rule.closes_conversation and len(messages) - 1 in numbers:
             piece, ordinal = turns[-4:-2]
-            has_closing = "".join(made.pieces[piece:]).strip()
-            if has_closing and not self._is_at_anchor(made, piece):
+            has_closing = "".join(rendering.pieces[piece:]).strip()
+            if has_closing and not self._is_at_anchor(rendering, piece):
                 return _NOT_AT_ANCHOR
-            regions += (ordinal, AT, made.anchors, BEFORE) if has_closing else ()
+            regions += (ordinal, AT, rendering.anchors, BEFORE) if has_closing else ()
         return regions
 
     def _find_turn(
-        self, made: RenderedPieces, marks: Sequence[Any], message: Message, rule: TurnRule
+        self, rendering: RenderedPieces, marks: Sequence[Any], message: Message, rule: TurnRule
     ) -> tuple[int, int, int, int] | str:
         """Return the region of one assistant turn.
 
@@ -184,7 +184,7 @@ class RegionFinder:
             marks: The mark of this turn, and the position of the next one.
         """
         first, ordinal, _, _, last, next_ordinal = marks
-        pieces = made.pieces
+        pieces = rendering.pieces
         text = pieces[first] if last - first == 1 else "".join(pieces[first:last])
         # 1. The start: after the header, or after the last anchor if the header is empty.
         for header in rule.headers:
@@ -197,11 +197,14 @@ class RegionFinder:
             num_anchors, start_literal = self._header(header)
             start_ordinal = ordinal + num_anchors - 1
         else:
-            start_ordinal, start_literal = self._after_literal(made, first, ordinal) or (0, None)
+            start_ordinal, start_literal = self._after_literal(rendering, first, ordinal) or (
+                0,
+                None,
+            )
         # 2. The end: after the last anchor of the turn, without whitespace.
         closing, end = "", None
         if not rule.ends_turns:
-            end = self._region_end(made, last, next_ordinal)
+            end = self._region_end(rendering, last, next_ordinal)
         elif start_literal is not None:
             closing, number = self._closing(text)
             end = None if number is None else Boundary(next_ordinal - 1, number)
@@ -263,7 +266,9 @@ class RegionFinder:
             self._closings[closing] = literal
         return closing, literal
 
-    def _after_literal(self, made: RenderedPieces, piece: int, ordinal: int) -> Boundary | None:
+    def _after_literal(
+        self, rendering: RenderedPieces, piece: int, ordinal: int
+    ) -> Boundary | None:
         """Return a boundary after the literal of the last anchor before a piece.
 
         Args:
@@ -271,33 +276,33 @@ class RegionFinder:
         """
         tail = ""
         for index in range(piece - 1, -1, -1):
-            ending = self._ending(made.pieces[index])
+            ending = self._ending(rendering.pieces[index])
             if ending is not None:
                 literal = self.literals.number(ending.anchor, ending.tail + tail)
                 return None if literal is None else Boundary(ordinal - 1, literal)
-            tail = made.pieces[index] + tail
+            tail = rendering.pieces[index] + tail
             if len(tail) > _LONGEST_LITERAL:
                 return None
         return None
 
-    def _region_end(self, made: RenderedPieces, piece: int, ordinal: int) -> Boundary | None:
+    def _region_end(self, rendering: RenderedPieces, piece: int, ordinal: int) -> Boundary | None:
         """Return the end of a region.
 
         It is before the next anchor if that follows immediately, otherwise as in `_after_literal`.
         """
-        previous = made.pieces[piece - 1] if piece else ""
+        previous = rendering.pieces[piece - 1] if piece else ""
         if previous.endswith(self.anchors.texts):
             # The region ends with an anchor, which is included, whatever follows.
-            return self._after_literal(made, piece, ordinal)
+            return self._after_literal(rendering, piece, ordinal)
         if self.anchors.prepends:
             return None  # the space that is added after an anchor may count as the last character
-        if self._is_at_anchor(made, piece):
+        if self._is_at_anchor(rendering, piece):
             return Boundary(ordinal, BEFORE)
-        return self._after_literal(made, piece, ordinal)
+        return self._after_literal(rendering, piece, ordinal)
 
-    def _is_at_anchor(self, made: RenderedPieces, piece: int) -> bool:
+    def _is_at_anchor(self, rendering: RenderedPieces, piece: int) -> bool:
         """Return whether a piece starts with an anchor, or is the end of the text."""
-        pieces = made.pieces
+        pieces = rendering.pieces
         while piece < len(pieces) and not pieces[piece]:
             piece += 1
         return piece == len(pieces) or pieces[piece].startswith(self.anchors.texts)
@@ -317,7 +322,7 @@ class RegionFinder:
 
 
 def _find_message_loop(
-    made: RenderedPieces, messages: Sequence[Message]
+    rendering: RenderedPieces, messages: Sequence[Message]
 ) -> tuple[Sequence[Any], int] | None:
     """Find the one loop over the messages.
 
@@ -326,7 +331,7 @@ def _find_message_loop(
         mark after the loop; and the index of the first message. None if there is not exactly one
         such loop.
     """
-    marks = made.turns
+    marks = rendering.turns
     if not marks or marks[-2] or marks[-1] is not None:
         return None
     items = marks[3::4]
