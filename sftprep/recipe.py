@@ -16,7 +16,6 @@ from typing import Any
 
 import orjson
 
-from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.chat_template.template import ChatTemplate
 from sftprep.config.user_functions import LoadedFunction, function_key
 from sftprep.config.validation import Reasoning, TemplateBackend, TrainOn
@@ -140,7 +139,6 @@ class Recipe:
             as_chat=bool(self.as_chat),
             drop_images=self.drop_images,
             tool_calls="tool_calls" in template,
-            reasoning=any(key in template for key in REASONING_KEYS),
             shown_roles=_shown_roles(template, tuple(self.tokenizer.special_tokens.items())),
         )
 

@@ -51,7 +51,6 @@ class RecordHasher:
             options,
             chat=True,
             tool_calls=True,
-            reasoning=True,
             shown_roles=RecordOptions().shown_roles,
         )
         self._read, self._keys = record_reader(format_name, options), keys
