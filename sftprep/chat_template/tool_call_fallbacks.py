@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from sftprep.core.types import Message
+from sftprep.core.types import Message, function_of
 
 
 def alternative_forms(
@@ -62,7 +62,7 @@ def _convert_arguments(messages: list[Message], convert: Callable[[Any], Any]) -
 
 
 def _convert_call(call: Any, convert: Callable[[Any], Any]) -> Any:
-    function = call.get("function", call) if isinstance(call, dict) else None
+    function = function_of(call)
     if not isinstance(function, dict):
         return call
     converted = {**function, "arguments": convert(function.get("arguments", {}))}

@@ -22,6 +22,14 @@ Message = dict[str, Any]
 the template uses (`tool_calls`, ...)."""
 
 
+def function_of(call: Any) -> Any:
+    """Return the function of a call or of a tool.
+
+    It is under the key "function", as in OpenAI's API, or is the object itself.
+    """
+    return call.get("function", call) if isinstance(call, dict) else call
+
+
 @dataclass(slots=True)
 class PretokenizedRow:
     """Tokens from a pretokenized record.

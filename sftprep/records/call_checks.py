@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from sftprep.core.types import Message
+from sftprep.core.types import Message, function_of
 from sftprep.records.options import InvalidRecord
 
 
@@ -46,7 +46,7 @@ def _calls_of(message: Message, position: int) -> list[Any]:
 
 def _check_call(call: Any, what: str) -> str:
     """Return the name of a call."""
-    function = call.get("function", call) if isinstance(call, dict) else call
+    function = function_of(call)
     if not isinstance(function, dict):
         raise InvalidRecord("bad_tool", f"{what} is {_kind_of(function)}, not an object")
     name = function.get("name")

@@ -7,7 +7,7 @@ from contextlib import suppress
 from operator import is_
 from typing import Any
 
-from sftprep.core.types import Message
+from sftprep.core.types import Message, function_of
 from sftprep.records.options import InvalidRecord, parse_if_string
 
 _CALL_KEYS = frozenset({"tool_calls", "function_call"})
@@ -32,7 +32,7 @@ def parse_calls(value: Any, what: str) -> list[dict[str, Any]]:
 
 def is_call(value: Any) -> bool:
     """Return whether a value is an object with a function's name and arguments."""
-    function = value.get("function", value) if isinstance(value, dict) else None
+    function = function_of(value)
     return (
         isinstance(function, dict)
         and isinstance(function.get("name"), str)
@@ -96,8 +96,7 @@ def read_functions(functions: Any) -> list[Any] | None:
 
 
 def _parse_call(call: Any, what: str) -> dict[str, Any]:
-    # A call is {"function": {"name", "arguments"}}, as in OpenAI's API, or the inner object alone.
-    function = call.get("function", call) if isinstance(call, dict) else None
+    function = function_of(call)
     if not isinstance(function, dict) or "name" not in function:
         raise InvalidRecord("bad_tool", f"{what} has no name")
     named = {"name": function["name"], "arguments": _arguments(call, function, what)}
@@ -130,7 +129,7 @@ def _arguments(call: dict[str, Any], function: dict[str, Any], what: str) -> Any
 
 def _with_arguments(call: Any, what: str) -> Any:
     """Return a call with its arguments under the key read by templates."""
-    function = call.get("function", call) if isinstance(call, dict) else None
+    function = function_of(call)
     if not isinstance(function, dict):
         return call
     # Most calls have their arguments where templates expect them, and nothing else.
@@ -150,7 +149,8 @@ def _is_same_call(one: Any, other: Any) -> bool:
     """Return whether two calls have the same name and arguments."""
     pairs = []
     for call in (one, other):
-        function = call.get("function", call) if isinstance(call, dict) else {}
+        function = function_of(call)
+        function = function if isinstance(function, dict) else {}
         pairs.append((function.get("name"), _parsed(function.get("arguments"))))
     return pairs[0] == pairs[1]
 

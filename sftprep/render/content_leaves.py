@@ -23,7 +23,7 @@ from sftprep.core.omissions import (
     TEXT_WITH_CALL,
     TOOLS,
 )
-from sftprep.core.types import Message
+from sftprep.core.types import Message, function_of
 
 ANYWHERE = -1
 """The turn of leaves that may occur anywhere in the text: system messages and tools."""
@@ -126,7 +126,7 @@ def _add_text(leaves: list[Leaf], kind: str, turn: int, text: str, written: Writ
 def _add_call(
     leaves: list[Leaf], turn: int, call: dict[str, Any], number: int, written: WrittenValues
 ) -> None:
-    function = _function_of(call)
+    function = _function_or_call(call)
     if written.take(call) or written.take(function):
         return
     name = function.get("name")
@@ -177,8 +177,8 @@ def _calls_of(message: Message) -> list[Any]:
     return [call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
 
 
-def _function_of(call: dict[str, Any]) -> dict[str, Any]:
-    function = call.get("function")
+def _function_or_call(call: dict[str, Any]) -> dict[str, Any]:
+    function = function_of(call)
     return function if isinstance(function, dict) else call
 
 
@@ -221,7 +221,7 @@ def _tool_strings(tool: Any, written: WrittenValues) -> list[str]:
     """Return the name and the description of a tool."""
     if not isinstance(tool, dict) or written.take(tool):
         return []
-    function = _function_of(tool)
+    function = _function_or_call(tool)
     if written.take(function):
         return []
     values = [function.get(key) for key in ("name", "description")]
@@ -272,7 +272,7 @@ class SentinelCopy:
         """Return the copy of a tool."""
         if not isinstance(tool, dict):
             return tool
-        function = dict(_function_of(tool))
+        function = dict(_function_or_call(tool))
         for key in ("name", "description"):
             if isinstance(function.get(key), str) and function[key].strip():
                 function[key] = self._next()
@@ -305,7 +305,7 @@ class SentinelCopy:
             copy["content"] = f"{opening and '<think>'}\n{inside}\n</think>\n\n{after}"
 
     def _call(self, call: dict[str, Any]) -> dict[str, Any]:
-        function = dict(_function_of(call))
+        function = dict(_function_or_call(call))
         if isinstance(function.get("name"), str):
             function["name"] = self._next()
         arguments = _arguments_of(function)

@@ -206,3 +206,6 @@ def test_a_function_call_alongside_other_tool_calls_is_a_bad_record():
     assert len(same["tool_calls"]) == 1
     with pytest.raises(InvalidRecord, match="another function_call"):
         clean_calls({**message, "function_call": other}, "message 1")
+    no_object = [{"function": "f", "arguments": {"a": 1}}]
+    with pytest.raises(InvalidRecord, match="another function_call"):
+        clean_calls({**message, "tool_calls": no_object, "function_call": one}, "message 1")
