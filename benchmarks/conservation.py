@@ -1,4 +1,4 @@
-"""Compare the check for lost content with sentinels that transformers renders.
+"""Compare the check for omissions with sentinels that transformers renders.
 
     python -m benchmarks.conservation
     python -m benchmarks.conservation --tokenizers FOLDER    # also the templates of its tokenizers
@@ -7,10 +7,10 @@
 For each chat template of the package trl (and of the tokenizers in a folder), and each feature of a
 conversation (a system message, reasoning of an earlier turn, text alongside a call, two calls,
 tools, the name of a speaker, ...), transformers renders the conversation with a unique string in
-place of every content. What its text lacks is what the template loses. The check of `sftprep` then
-judges the same conversation as sftprep renders it, with four kinds of contents: those strings; long
-texts that need escapes; strings of a few characters; the same string everywhere. The benchmark
-counts, by kind of loss, the losses that the check missed and its false alarms.
+place of every content. What its text lacks are the omissions of the template. The check of
+`sftprep` then judges the same conversation as sftprep renders it, with four kinds of contents:
+those strings; long texts that need escapes; strings of a few characters; the same string
+everywhere. The benchmark counts, by kind, the omissions that the check missed and its false alarms.
 
 With files of records, each conversation is rendered by one of the templates in turn, and judged in
 the same way.
@@ -30,12 +30,12 @@ from typing import Any
 from sftprep.chat_template.compiler.compilation import RenderedPieces
 from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.chat_template.template import ChatTemplate, Rendered
-from sftprep.core.losses import (
+from sftprep.core.omissions import (
     ARGUMENT,
     CALL,
-    LOSSES,
     MESSAGE,
     NAME,
+    OMISSIONS,
     REASONING,
     TEXT_WITH_CALL,
     TOOLS,
@@ -191,18 +191,18 @@ def _with_two_calls(new: Value, encode: Callable[[Any], Any]) -> Conversation:
 
 @dataclass
 class Outcome:
-    """Cases judged, those with a loss, and the differences by kind."""
+    """Cases judged, those with an omission, and the differences by kind."""
 
     cases: int = 0
-    lossy: int = 0
+    with_omissions: int = 0
     missed: Counter[str] = field(default_factory=Counter)
     false_alarms: Counter[str] = field(default_factory=Counter)
     differences: list[str] = field(default_factory=list)
 
     def add(self, case: str, found: frozenset[str], expected: frozenset[str]) -> None:
-        """Add a case, with the losses that the check found and those of transformers."""
+        """Add a case, with the omissions that the check found and those of transformers."""
         self.cases += 1
-        self.lossy += bool(expected)
+        self.with_omissions += bool(expected)
         self.missed.update(expected - found)
         self.false_alarms.update(found - expected)
         if found != expected:
@@ -228,11 +228,11 @@ def found_by(
     made: RenderedPieces | Rendered,
     template: ChatTemplate,
 ) -> frozenset[str]:
-    """Return the kinds of loss that the check finds in the last render of a template."""
+    """Return the kinds of omissions that the check finds in the last render of a template."""
     pieces = made.pieces if isinstance(made, RenderedPieces) else ()
     if tools is None and are_written_unchanged(messages, pieces):
         return frozenset()
-    return check.find_missing(
+    return check.find_omissions(
         messages, tools, None, made.text, pieces, template.written_as_json
     ).kinds
 
@@ -244,7 +244,7 @@ def compare(templates: dict[str, str]) -> Outcome:
         template = ChatTemplate(source, variables=SPECIAL_TOKENS)
         check = make_check(source)
         for feature, make in features().items():
-            expected = lost_in_transformers(source, make)
+            expected = omitted_by_transformers(source, make)
             if expected is None:
                 continue
             for style in STYLES:
@@ -258,7 +258,7 @@ def compare(templates: dict[str, str]) -> Outcome:
     return outcome
 
 
-def lost_in_transformers(
+def omitted_by_transformers(
     source: str, make: Callable[[Value], Conversation]
 ) -> frozenset[str] | None:
     """Return the kinds of content that transformers' rendering lacks; None if it is refused."""
@@ -266,10 +266,10 @@ def lost_in_transformers(
     messages, tools = make(contents)
     calls = accumulate(kind == CALL for kind in contents.kinds)
     sentinels = [*zip(contents.kinds, contents.values, calls, strict=True)]
-    return _lost(source, messages, tools, sentinels)
+    return _omitted_kinds(source, messages, tools, sentinels)
 
 
-def _lost(
+def _omitted_kinds(
     source: str,
     messages: list[dict[str, Any]],
     tools: list[Any] | None,
@@ -286,8 +286,10 @@ def _lost(
     except Exception:  # templates raise whatever they want
         return None
     hidden = [item for item in sentinels if str(item[1]) not in texts[0]]
-    lost_calls = {call for kind, _, call in hidden if kind == CALL}
-    return frozenset(kind for kind, _, call in hidden if kind != ARGUMENT or call not in lost_calls)
+    omitted_calls = {call for kind, _, call in hidden if kind == CALL}
+    return frozenset(
+        kind for kind, _, call in hidden if kind != ARGUMENT or call not in omitted_calls
+    )
 
 
 # --- records --------------------------------------------------------------------------------------
@@ -305,7 +307,7 @@ def compare_records(templates: dict[str, str], conversations: list[Conversation]
         name = names[number % len(names)]
         template, check = judges[name]
         record = Record()
-        expected = _lost(
+        expected = _omitted_kinds(
             templates[name],
             [record.message(message) for message in messages],
             [record.tool(tool) for tool in tools] if tools else None,
@@ -459,11 +461,11 @@ def main() -> None:
         return
     for name, outcome in outcomes.items():
         print(
-            f"{name}: {len(templates)} templates, {outcome.cases:,} cases, {outcome.lossy:,} with a"
-            " loss"
+            f"{name}: {len(templates)} templates, {outcome.cases:,} cases,"
+            f" {outcome.with_omissions:,} with an omission"
         )
         print(f"{'':<28}{'missed':>8}{'false alarms':>14}")
-        for kind in LOSSES:
+        for kind in OMISSIONS:
             print(f"{kind:<28}{outcome.missed[kind]:>8}{outcome.false_alarms[kind]:>14}")
         for line in outcome.differences[:20]:
             print(line)
@@ -473,9 +475,9 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
     """Return an outcome as JSON values."""
     kinds = {
         kind: {"missed": outcome.missed[kind], "false alarms": outcome.false_alarms[kind]}
-        for kind in LOSSES
+        for kind in OMISSIONS
     }
-    return {"cases": outcome.cases, "with a loss": outcome.lossy, "kinds": kinds}
+    return {"cases": outcome.cases, "with a loss": outcome.with_omissions, "kinds": kinds}
 
 
 if __name__ == "__main__":

@@ -60,7 +60,8 @@ class Recipe:
     transform_id: str | None = None
     # Whether conversations that fail `sftprep.records.quality_checks` are rejected.
     reject_suspects: bool = False
-    # The kinds of content whose loss in the chat template rejects a record.
+    # The kinds of omissions that reject a record. The name of the field is a part of the digest,
+    # and thus of the names of spills and of the state of streams, so it stays.
     rejected_losses: tuple[str, ...] = ()
     # The template of conversations with tools, if it is another one.
     tool_template: str | None = None

@@ -48,7 +48,7 @@ def test_keys_are_renamed_before_the_format_is_read():
     record = {"question": "a", "answer": "b", "prompt": "another", "id": 1}
     assert detect_format(record, options) == "prompt-completion"
     example = read_record(record, 3, "prompt-completion", options)
-    assert (example.prompt, example.completion, example.origin) == ("a", "b", 3)
+    assert (example.prompt, example.completion, example.line) == ("a", "b", 3)
 
 
 def test_the_text_field_can_have_another_name():

@@ -16,11 +16,11 @@ from sftprep.config.data import EvalConfig, FormatConfig, ReadConfig, SourceConf
 from sftprep.config.validation import (
     EncoderChoice,
     FormatName,
-    Loss,
     OnBadRecord,
     Order,
     Overlong,
     Packing,
+    SeriousOmission,
     TemplateBackend,
     TrainOn,
     TruncateSide,
@@ -273,14 +273,14 @@ class BuildConfig:
         )
 
     @property
-    def rejected_losses(self) -> tuple[str, ...]:
+    def rejected_omissions(self) -> tuple[str, ...]:
         """Return the kinds of content required to survive the chat template.
 
         A record that loses such content in the template is a bad record.
         """
         if self.output.on_bad_record != "quarantine":
             return ()
-        return tuple(kind for kind in get_args(Loss) if kind not in self.read.allow_loss)
+        return tuple(kind for kind in get_args(SeriousOmission) if kind not in self.read.allow_loss)
 
     def entries(self) -> tuple[SourceEntry, ...]:
         """Return the sources to train on, completed with the settings of the whole build."""

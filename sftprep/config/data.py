@@ -11,9 +11,9 @@ from sftprep.config.validation import (
     EvalPacking,
     FormatName,
     Images,
-    Loss,
     QualityChecks,
     Reasoning,
+    SeriousOmission,
     TextUnit,
     TrainOn,
     YesNo,
@@ -212,7 +212,7 @@ class ReadConfig:
     assistant turn, a tool's answer without a call, special tokens or image placeholders in the
     text). reject: treat them as bad records; keep: train on them, as TRL does; auto: reject with
     --on-bad-record quarantine, keep otherwise."""
-    allow_loss: tuple[Loss, ...] = ()
+    allow_loss: tuple[SeriousOmission, ...] = ()
     """With --on-bad-record quarantine, a record is rejected if the chat template drops a message
     (message_not_shown), a tool call (call_not_shown), an argument of a call (argument_not_shown),
     text alongside a call (text_with_call_not_shown), or reasoning of the last turn
@@ -230,7 +230,7 @@ class ReadConfig:
         check_choice(setting("quality_checks"), self.quality_checks, QualityChecks)
         object.__setattr__(self, "allow_loss", to_strings(self.allow_loss))
         for kind in self.allow_loss:
-            check_choice(setting("allow_loss"), kind, Loss)
+            check_choice(setting("allow_loss"), kind, SeriousOmission)
         check_choice(setting("duplicates"), self.duplicates, Duplicates)
         keys = check_strings(self.duplicates_by, setting("duplicates_by"))
         object.__setattr__(self, "duplicates_by", split_list(keys))

@@ -29,14 +29,14 @@ QualityChecks = Literal["auto", "keep", "reject"]
 Duplicates = Literal["keep", "drop"]
 Reasoning = Literal["template", "keep", "expand", "drop"]
 YesNo = Literal["yes", "no"]
-Loss = Literal[
+SeriousOmission = Literal[
     "message_not_shown",
     "reasoning_not_shown",
     "call_not_shown",
     "argument_not_shown",
     "text_with_call_not_shown",
 ]
-"""The kinds of content whose loss in the chat template can reject a record."""
+"""The kinds of content that can reject a record if the chat template omits them."""
 Images = Literal["error", "drop"]
 TextUnit = Literal["line", "file"]
 EncoderChoice = Literal["auto", "gigatoken", "tokenizers"]

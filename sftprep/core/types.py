@@ -45,7 +45,7 @@ class Example:
     `prompt_messages`; `pretokenized` (tokens).
 
     Attributes:
-        origin: The line of the record in its partition, from 0.
+        line: The line of the record in its partition, from 0.
         weights: The loss weight of each message, None for a message without one; None if no message
             has a weight.
         bare: Whether every message is known to have only a role and one other key, so that the
@@ -56,7 +56,7 @@ class Example:
             not read.
     """
 
-    origin: int
+    line: int
     text: str | None = None
     prompt: str | None = None
     completion: str | None = None
@@ -129,33 +129,34 @@ class TokenBatch:
         input_ids: int32 [tokens].
         offsets: int64 [n + 1]; sequence k is `input_ids[offsets[k] : offsets[k + 1]]`.
         completion_mask: bool [tokens], True for the tokens that are trained.
-        origin: int64 [n], the line of the record of each sequence in its partition.
+        line_of: int64 [n], the line of the record of each sequence in its partition.
         rejected: The records that cannot be used.
         counts: Counters of the partition by name, such as `records`.
         loss_weights: float32 [tokens], the weight of each token in the loss; None if all are 1.
         record: int64 [n], the number of the record of each sequence among those that a function
-            of the user made of the partition; None if there is no function: it is `origin` then.
-        same: uint64 [n], the hash of what is read of the record of each sequence; None if records
-            are not compared.
-        alike: uint64 [n], the same without whitespace.
+            of the user made of the partition; None if there is no function: it is `line_of` then.
+        exact_hashes: uint64 [n], the hash of what is read of the record of each sequence; None if
+            records are not compared. Equal hashes are a duplicate.
+        near_hashes: uint64 [n], the hash of the same without whitespace. Equal hashes are a near
+            duplicate.
         first_lines: By the name of a count, the line of the first record that it counts.
         flags: uint8 [n], what happened to each sequence (`Flag`); None if all are 0.
 
     Example:
         Two sequences, [5, 6] and [7], of the records in lines 0 and 2:
-        input_ids = [5, 6, 7], offsets = [0, 2, 3], origin = [0, 2]
+        input_ids = [5, 6, 7], offsets = [0, 2, 3], line_of = [0, 2]
     """
 
     input_ids: NDArray[np.int32]
     offsets: NDArray[np.int64]
     completion_mask: NDArray[np.bool_]
-    origin: NDArray[np.int64]
+    line_of: NDArray[np.int64]
     rejected: list[Rejected] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     loss_weights: NDArray[np.float32] | None = None
     record: NDArray[np.int64] | None = None
-    same: NDArray[np.uint64] | None = None
-    alike: NDArray[np.uint64] | None = None
+    exact_hashes: NDArray[np.uint64] | None = None
+    near_hashes: NDArray[np.uint64] | None = None
     first_lines: dict[str, int] = field(default_factory=dict)
     flags: NDArray[np.uint8] | None = None
 
@@ -193,7 +194,7 @@ class TokenBatch:
             ids,
             to_offsets(lengths),
             mask,
-            self.origin[which],
+            self.line_of[which],
             loss_weights=weights,
             flags=flags,
         )

@@ -26,15 +26,15 @@ from sftprep.core.atomic_write import open_file_errors, write_bytes
 from sftprep.core.hashing import digest
 from sftprep.errors import InputChanged, InputUnreadable
 from sftprep.packing.strategies import SMALL, pack_lengths
-from sftprep.pipeline.accounting import (
+from sftprep.pipeline.executors import Executor, available_cores, make_executor
+from sftprep.pipeline.inputs import stamp
+from sftprep.pipeline.ledgers import (
     check_not_empty,
     check_rejected,
     first_record_error,
     make_input_infos,
-    sum_accounting,
+    sum_ledgers,
 )
-from sftprep.pipeline.executors import Executor, available_cores, make_executor
-from sftprep.pipeline.inputs import stamp
 from sftprep.pipeline.output.folder import OutputFolder, claim_output
 from sftprep.pipeline.output.manifest import describe_rendering, manifest_facts, manifest_settings
 from sftprep.pipeline.plan_pass import lane_block
@@ -262,7 +262,7 @@ def _write_split(
     progress: Progress,
 ) -> Manifest:
     """Write the shards of a split, and return its manifest for the commit."""
-    check_not_empty(split, sum_accounting(split.accounting), setup.names)
+    check_not_empty(split, sum_ledgers(split.ledgers), setup.names)
     if split.evaluation:
         packing = config.evaluation.eval_packing or config.pack.packing
         config = dataclasses.replace(config, pack=dataclasses.replace(config.pack, packing=packing))
@@ -298,7 +298,7 @@ def _make_manifest(
     recipe, plan = setup.recipe, packs.plan
     facts = manifest_facts(recipe, setup.encoder)
     settings = {**settings, "max_length": setup.limit.max_length, "date": recipe.date}
-    accounting = sum_accounting(split.accounting)
+    ledger = sum_ledgers(split.ledgers)
     plan_digest = xxhash.xxh3_128_hexdigest(
         np.concatenate((plan.members, plan.offsets, packs.order)).astype("<i8").tobytes()
     )
@@ -316,7 +316,7 @@ def _make_manifest(
         encoder=facts["encoder"],
         template=describe_rendering(recipe, [part.counts for part in split.parts]),
         inputs=infos,
-        accounting=accounting,
+        accounting=ledger,
         lengths=describe_lengths((part.whole_lengths for part in split.parts), setup.limit),
         plan={
             "strategy": config.pack.packing,
@@ -324,12 +324,12 @@ def _make_manifest(
             "fill": round(plan.fill, 6),
             "seed": config.pack.seed,
             "digest": plan_digest,
-            "cuts": 0 if plan.starts is None else len(plan.starts) - accounting.sequences,
+            "cuts": 0 if plan.starts is None else len(plan.starts) - ledger.sequences,
         },
         max_length=setup.limit.max_length,
         rows=plan.num_bins,
-        tokens=accounting.tokens,
-        # Not the number in the accounting: if the plan cuts sequences, the first token after each
+        tokens=ledger.tokens,
+        # Not the number in the ledger: if the plan cuts sequences, the first token after each
         # cut is not a target any more.
         trained_tokens=sum(shard.trained_tokens for shard in packs.shards),
         shards=packs.shards,

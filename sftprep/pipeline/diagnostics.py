@@ -32,7 +32,7 @@ def count_double_bos(batch: TokenBatch, spec: TokenizerSpec, counts: Counts) -> 
         batch.input_ids[firsts + 1] == spec.bos_token_id
     )
     if double.any():
-        lines = batch.origin[batch.lengths > 1][double]
+        lines = batch.line_of[batch.lengths > 1][double]
         counts.warn("double_bos", int(lines[0]), len(lines))
 
 
@@ -63,7 +63,7 @@ def count_unknown(
     # A text may also spell the token; that is counted as a special token in a text.
     spellings = [token for token, id_ in spec.added_tokens().items() if id_ == unknown_id]
     lines = [
-        int(batch.origin[k])
+        int(batch.line_of[k])
         for k, count in zip(numbers.tolist(), found.tolist(), strict=True)
         if count > sum(map(texts[k].count, spellings))
     ]
@@ -105,5 +105,5 @@ def count_untrained_ends(
         & (before >= batch.offsets[:-1][is_examined])
     )
     if not ends_turn.all():
-        lines = batch.origin[is_examined][~ends_turn]
+        lines = batch.line_of[is_examined][~ends_turn]
         counts.warn("end_of_turn_not_trained", int(lines[0]), len(lines))

@@ -123,7 +123,7 @@ def check_expected_size(
     Raises:
         ConfigError: A manifest would be larger than the largest one that can be read.
     """
-    # Each reason for which the accounting of an input may get an entry.
+    # Each reason for which the ledger of an input may get an entry.
     reasons: list[str] = []
     if config.evaluation.eval_fraction:
         reasons += [f"{what}left_out.in_training" for what in ("", "tokens_", "trained_")]

@@ -142,7 +142,7 @@ class LossMask:
         cut &= by_ids[numbers]
         if cut.any():
             cut_texts = numbers[cut]
-            counts.warn("prompt_not_prefix", batch.origin[int(cut_texts[0])], len(cut_texts))
+            counts.warn("prompt_not_prefix", batch.line_of[int(cut_texts[0])], len(cut_texts))
         for reason, texts in (
             ("a normalizer changes the text", altered),
             ("a text spells a special token or merges with one", failed & ~altered),
@@ -292,7 +292,7 @@ class LossMask:
         )
         merged = np.flatnonzero(starts < lengths)
         if len(merged):
-            counts.warn("prompt_not_prefix", batch.origin[int(merged[0])], len(merged))
+            counts.warn("prompt_not_prefix", batch.line_of[int(merged[0])], len(merged))
         return mask_from(starts, tokens.offsets)
 
 

@@ -51,7 +51,7 @@ class Sequences(Protocol):
         """The mask of trained tokens (1 or True); None if all are trained."""
 
     @property
-    def origin(self) -> NDArray[np.int64]:
+    def line_of(self) -> NDArray[np.int64]:
         """The line of the record of each sequence: int64 [n]."""
 
     @property
@@ -118,7 +118,7 @@ def fit_lengths(
     pieces = Pieces(np.arange(len(lengths)), np.zeros(len(lengths), np.int64), lengths)
     is_cut = limit.overlong != "keep" and bool((lengths > limit.max_length).any())
     if is_cut:
-        pieces = OVERLONG[limit.overlong](lengths, sequences.origin, limit, counts, rejected)
+        pieces = OVERLONG[limit.overlong](lengths, sequences.line_of, limit, counts, rejected)
         add_excerpts(rejected, data)
     begins = offsets[pieces.rows] + pieces.starts
     found = targets.count_in(begins, begins + pieces.lengths)
@@ -154,7 +154,7 @@ and the limit. It returns the pieces to keep, counts the sequences, and rejects 
 
 def _truncate(
     lengths: NDArray[np.int64],
-    origin: NDArray[np.int64],
+    line_of: NDArray[np.int64],
     limit: LengthLimit,
     counts: Counter[str],
     rejected: list[Rejected],
@@ -169,7 +169,7 @@ def _truncate(
 
 def _split(
     lengths: NDArray[np.int64],
-    origin: NDArray[np.int64],
+    line_of: NDArray[np.int64],
     limit: LengthLimit,
     counts: Counter[str],
     rejected: list[Rejected],
@@ -189,7 +189,7 @@ def _split(
 
 def _drop(
     lengths: NDArray[np.int64],
-    origin: NDArray[np.int64],
+    line_of: NDArray[np.int64],
     limit: LengthLimit,
     counts: Counter[str],
     rejected: list[Rejected],
@@ -202,23 +202,23 @@ def _drop(
 
 def _reject(
     lengths: NDArray[np.int64],
-    origin: NDArray[np.int64],
+    line_of: NDArray[np.int64],
     limit: LengthLimit,
     counts: Counter[str],
     rejected: list[Rejected],
 ) -> Pieces:
     """Reject each record with an overlong sequence."""
     is_long = lengths > limit.max_length
-    lines, record = np.unique(origin[is_long], return_inverse=True)
-    longest = np.zeros(len(lines), np.int64)
+    rejected_lines, record = np.unique(line_of[is_long], return_inverse=True)
+    longest = np.zeros(len(rejected_lines), np.int64)
     np.maximum.at(longest, record, lengths[is_long])
-    for line, length in zip(lines.tolist(), longest.tolist(), strict=True):
+    for line, length in zip(rejected_lines.tolist(), longest.tolist(), strict=True):
         message = f"{length} tokens, more than max_length ({limit.max_length})"
         rejected.append(Rejected(line, 0, "overlong", message, ""))
-    kept = np.flatnonzero(~np.isin(origin, lines))
+    kept = np.flatnonzero(~np.isin(line_of, rejected_lines))
     # A record is counted once under `rejected`; its other sequences need an entry of their own, or
-    # the accounting would not balance.
-    counts["dropped.of_rejected_record"] = len(lengths) - len(kept) - len(lines)
+    # the ledger would not balance.
+    counts["dropped.of_rejected_record"] = len(lengths) - len(kept) - len(rejected_lines)
     return Pieces(kept, np.zeros_like(kept), lengths[kept])
 
 

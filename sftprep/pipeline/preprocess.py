@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sftprep.config.user_functions import LoadedFunction
 from sftprep.core.byte_search import ByteSearcher
-from sftprep.core.losses import COLUMN_NOT_READ
+from sftprep.core.omissions import COLUMN_NOT_READ
 from sftprep.core.types import Counts, Example, Flag, Rejected, TokenBatch
 from sftprep.masking import find_targets
 from sftprep.pipeline.diagnostics import (
@@ -163,7 +163,7 @@ def begin_preprocess(
             hasher = RecordHasher(
                 format_name, stages.reading, hash_by, stages.recipe.chat_template or ""
             )
-            batch.same, batch.alike = hasher.hash_records(lines, batch.origin)
+            batch.exact_hashes, batch.near_hashes = hasher.hash_records(lines, batch.line_of)
         return batch if made is None else made.restore_lines(batch)
 
     return complete
@@ -253,11 +253,11 @@ def _encode_examples(
     tokens, mask, weights = stages.masks.mask(
         texts, tokens, partition.encoder, counts, partition.samples
     )
-    origin = np.array(texts.origin, dtype=np.int64)
-    batch = TokenBatch(tokens.input_ids, tokens.offsets, mask, origin, loss_weights=weights)
-    if texts.lossy:
-        is_lossy = np.isin(origin, texts.lossy)
-        batch.flags = np.where(is_lossy, Flag.CONTENT_NOT_SHOWN, 0).astype(np.uint8)
+    line_of = np.array(texts.line_of, dtype=np.int64)
+    batch = TokenBatch(tokens.input_ids, tokens.offsets, mask, line_of, loss_weights=weights)
+    if texts.omission_lines:
+        has_omission = np.isin(line_of, texts.omission_lines)
+        batch.flags = np.where(has_omission, Flag.CONTENT_NOT_SHOWN, 0).astype(np.uint8)
     # 4. Count suspicious patterns for the summary.
     count_double_bos(batch, recipe.tokenizer, counts)
     if stages.unknown_id is not None:

@@ -14,6 +14,7 @@ no token is read.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from sftprep.errors import EmptyInput, setting
 from sftprep.pipeline.sequence_stats import StatsRequest
 from sftprep.pipeline.setup import Setup
 from sftprep.records.transform import merge_rare_reasons
-from sftprep.shards.ledger import Accounting
+from sftprep.shards.ledger import Ledger
 
 if TYPE_CHECKING:
     from sftprep.pipeline.tokenize_pass import PartitionResult
@@ -41,7 +42,7 @@ class BuildSplit:
         evaluation: Whether it is the evaluation part.
         parts: The partitions that contain its sequences.
         inputs: The numbers of its inputs in the setup.
-        accounting: The accounting of each input.
+        ledgers: The ledger of each input.
         take: int64 [sequences of the split]; the index of each of them among the sequences of
             `parts`. None takes every sequence once.
         duplicates: The records that are left out because they equal an earlier one, by the index of
@@ -51,19 +52,19 @@ class BuildSplit:
     evaluation: bool
     parts: list[PartitionResult]
     inputs: list[int]
-    accounting: list[Accounting]
+    ledgers: list[Ledger]
     take: NDArray[np.int64] | None = None
     duplicates: dict[int, list[Rejected]] = field(default_factory=dict)
 
 
 def request_stats(config: BuildConfig, setup: Setup) -> StatsRequest | None:
     """Return the statistics for the selection; None if it takes all sequences."""
-    key_seed = config.evaluation.eval_seed if config.evaluation.eval_fraction else None
+    holdout_seed = config.evaluation.eval_seed if config.evaluation.eval_fraction else None
     compare = config.read.duplicates == "drop"
     is_sampled = any(entry.repeat != 1 or entry.weight is not None for entry in setup.entries)
-    if not is_sampled and not compare and key_seed is None:
+    if not is_sampled and not compare and holdout_seed is None:
         return None
-    return StatsRequest(key_seed, compare, config.read.duplicates_by)
+    return StatsRequest(holdout_seed, compare, config.read.duplicates_by)
 
 
 def select_sequences(
@@ -91,14 +92,14 @@ def select_sequences(
     # Training inputs have the lowest numbers.
     parts = [part for part in parts if part.partition.input < len(training)]
     table = _SequenceTable.from_parts(parts, setup)
-    repeated = _find_repeated(table) if config.read.duplicates == "drop" else {}
+    duplicates = _find_duplicates(table) if config.read.duplicates == "drop" else {}
     held_out = np.zeros(len(table.input), dtype=np.bool_)
     if config.evaluation.eval_fraction:
         threshold = np.uint64(int(config.evaluation.eval_fraction * 2**64))
-        held_out = ~_union(repeated, held_out) & (table.keys < threshold)
-        splits.append(_take_held_out(table, held_out, repeated, training, config))
-    split = _take_copies(table, held_out, repeated, training, setup.entries, config.pack.seed)
-    return [*splits, replace(split, duplicates=_duplicate_records(table, repeated))]
+        held_out = ~_union(duplicates, held_out) & (table.holdout_hashes < threshold)
+        splits.append(_take_held_out(table, held_out, duplicates, training, config))
+    split = _take_copies(table, held_out, duplicates, training, setup.entries, config.pack.seed)
+    return [*splits, replace(split, duplicates=_duplicate_records(table, duplicates))]
 
 
 def _take_all(evaluation: bool, parts: list[PartitionResult], inputs: list[int]) -> BuildSplit:
@@ -119,13 +120,13 @@ class _SequenceTable:
     input: NDArray[np.int64]  # the number of its input
     entry: NDArray[np.int64]  # the index of its source
     record: NDArray[np.int64]  # the number of its record, counted over all inputs, with gaps
-    origin: NDArray[np.int64]  # the line of its record within its partition
+    line_of: NDArray[np.int64]  # the line of its record within its partition
     part: NDArray[np.int64]  # the index of its partition in `parts`
     lengths: NDArray[np.int64]  # its tokens
     targets: NDArray[np.int64]  # its targets
-    keys: NDArray[np.uint64]  # the hash that decides whether it is held out, or empty
-    same: NDArray[np.uint64]  # the hash of its record, or empty
-    alike: NDArray[np.uint64]  # the hash of its record without whitespace, or empty
+    holdout_hashes: NDArray[np.uint64]  # the hash that decides whether it is held out, or empty
+    exact_hashes: NDArray[np.uint64]  # the hash of its record, or empty
+    near_hashes: NDArray[np.uint64]  # the hash of its record without whitespace, or empty
 
     @classmethod
     def from_parts(cls, parts: list[PartitionResult], setup: Setup) -> _SequenceTable:
@@ -140,13 +141,13 @@ class _SequenceTable:
             input=inputs,
             entry=np.array([each.entry for each in setup.inputs], dtype=np.int64)[inputs],
             record=first_record + _concatenate([s.record for s in stats], np.int64),
-            origin=_concatenate([s.origin for s in stats], np.int64),
+            line_of=_concatenate([s.line_of for s in stats], np.int64),
             part=np.repeat(np.arange(len(parts)), sizes),
             lengths=_concatenate([part.lengths for part in parts], np.int64),
             targets=_concatenate([s.targets for s in stats], np.int64),
-            keys=_concatenate([s.keys for s in stats if s.keys is not None], np.uint64),
-            same=_concatenate([s.same for s in stats if s.same is not None], np.uint64),
-            alike=_concatenate([s.alike for s in stats if s.alike is not None], np.uint64),
+            holdout_hashes=_concatenate([s.holdout_hashes for s in stats], np.uint64),
+            exact_hashes=_concatenate([s.exact_hashes for s in stats], np.uint64),
+            near_hashes=_concatenate([s.near_hashes for s in stats], np.uint64),
         )
 
 
@@ -159,10 +160,10 @@ def _count_numbers(counts: dict[str, int]) -> int:
     return counts["lines"] + sum(made)
 
 
-def _concatenate(arrays: list[NDArray[Any]], kind: type) -> NDArray[Any]:
-    if not arrays:
-        return np.zeros(0, dtype=kind)
-    return np.concatenate([array.astype(kind) for array in arrays])
+def _concatenate(arrays: Sequence[NDArray[Any] | None], kind: type) -> NDArray[Any]:
+    """Return the arrays that are not None as one array."""
+    found: list[NDArray[Any]] = [array.astype(kind) for array in arrays if array is not None]
+    return np.concatenate(found) if found else np.zeros(0, dtype=kind)
 
 
 def _union(groups: dict[str, NDArray[np.bool_]], like: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -176,12 +177,10 @@ def _union(groups: dict[str, NDArray[np.bool_]], like: NDArray[np.bool_]) -> NDA
 # --- 1. duplicates --------------------------------------------------------------------------------
 
 
-def _find_repeated(table: _SequenceTable) -> dict[str, NDArray[np.bool_]]:
-    """Return the sequences of repeated records, by reason: bool [n].
-
-    A repeated record equals an earlier one.
-    """
-    exact, near = (_has_earlier_equal(table.record, hashes) for hashes in (table.same, table.alike))
+def _find_duplicates(table: _SequenceTable) -> dict[str, NDArray[np.bool_]]:
+    """Return the sequences of records that equal an earlier one, by reason: bool [n]."""
+    exact = _has_earlier_equal(table.record, table.exact_hashes)
+    near = _has_earlier_equal(table.record, table.near_hashes)
     return {"duplicate": exact, "near_duplicate": near & ~exact}
 
 
@@ -199,21 +198,21 @@ def _has_earlier_equal(record: NDArray[np.int64], hashes: NDArray[np.uint64]) ->
 
 
 def _duplicate_records(
-    table: _SequenceTable, repeated: dict[str, NDArray[np.bool_]]
+    table: _SequenceTable, duplicates: dict[str, NDArray[np.bool_]]
 ) -> dict[int, list[Rejected]]:
-    """Return the repeated records for rejected.jsonl, by index of their partition."""
+    """Return the duplicates for rejected.jsonl, by index of their partition."""
     found: dict[int, list[Rejected]] = {}
-    for reason, is_repeated in repeated.items():
+    for reason, is_duplicate in duplicates.items():
         message = "an earlier record is equal"
         if reason == "near_duplicate":
             message += " apart from whitespace"
         # The first sequence of each of these records.
-        sequences = np.flatnonzero(is_repeated)
+        sequences = np.flatnonzero(is_duplicate)
         _, first = np.unique(table.record[sequences], return_index=True)
         for sequence in sequences[first].tolist():
             part = table.parts[int(table.part[sequence])]
             found.setdefault(part.partition.index, []).append(
-                Rejected(int(table.origin[sequence]), 0, reason, message, "")
+                Rejected(int(table.line_of[sequence]), 0, reason, message, "")
             )
     return found
 
@@ -224,7 +223,7 @@ def _duplicate_records(
 def _take_held_out(
     table: _SequenceTable,
     held_out: NDArray[np.bool_],
-    repeated: dict[str, NDArray[np.bool_]],
+    duplicates: dict[str, NDArray[np.bool_]],
     inputs: list[int],
     config: BuildConfig,
 ) -> BuildSplit:
@@ -241,10 +240,10 @@ def _take_held_out(
                 f"name evaluation records with {setting('eval_input')}",
             ],
         )
-    left_out = {**repeated, "in_training": ~held_out & ~_union(repeated, held_out)}
+    left_out = {**duplicates, "in_training": ~held_out & ~_union(duplicates, held_out)}
     extra = np.zeros_like(held_out)
-    accounting = _count_selected(table, inputs, left_out, extra, held_out)
-    return BuildSplit(True, table.parts, inputs, accounting, take)
+    ledgers = _count_selected(table, inputs, left_out, extra, held_out)
+    return BuildSplit(True, table.parts, inputs, ledgers, take)
 
 
 # --- 3. copies of the other records ---------------------------------------------------------------
@@ -253,20 +252,20 @@ def _take_held_out(
 def _take_copies(
     table: _SequenceTable,
     held_out: NDArray[np.bool_],
-    repeated: dict[str, NDArray[np.bool_]],
+    duplicates: dict[str, NDArray[np.bool_]],
     inputs: list[int],
     entries: list[SourceEntry],
     seed: int,
 ) -> BuildSplit:
-    excluded = held_out | _union(repeated, held_out)
+    excluded = held_out | _union(duplicates, held_out)
     copies = np.where(excluded, 0, _count_copies(table, excluded, entries, seed))
     # All sequences once, then those with a second copy, and so on: this keeps the copies of a
     # record apart.
     rounds = [np.flatnonzero(copies > done) for done in range(int(copies.max(initial=0)))]
-    left_out = {**repeated, "held_out": held_out, "not_sampled": (copies == 0) & ~excluded}
+    left_out = {**duplicates, "held_out": held_out, "not_sampled": (copies == 0) & ~excluded}
     extra = np.maximum(copies - 1, 0)
-    accounting = _count_selected(table, inputs, left_out, extra, copies)
-    return BuildSplit(False, table.parts, inputs, accounting, _concatenate(rounds, np.int64))
+    ledgers = _count_selected(table, inputs, left_out, extra, copies)
+    return BuildSplit(False, table.parts, inputs, ledgers, _concatenate(rounds, np.int64))
 
 
 def _count_copies(
@@ -336,7 +335,7 @@ def _copies_per_entry(entries: list[SourceEntry], found: NDArray[np.int64]) -> l
     ]
 
 
-# --- accounting -----------------------------------------------------------------------------------
+# --- ledgers --------------------------------------------------------------------------------------
 
 
 def _count_selected(
@@ -345,8 +344,8 @@ def _count_selected(
     left_out: dict[str, NDArray[np.bool_]],
     extra: NDArray[Any],
     copies: NDArray[Any],
-) -> list[Accounting]:
-    """Return the accounting of each input after the selection.
+) -> list[Ledger]:
+    """Return the ledger of each input after the selection.
 
     Args:
         table: The sequences.
@@ -379,8 +378,8 @@ def _count_selected(
 
 def _count_inputs(
     parts: list[PartitionResult], inputs: list[int], changes: dict[int, Counter[str]]
-) -> list[Accounting]:
-    """Return the accounting of each input, including the changes.
+) -> list[Ledger]:
+    """Return the ledger of each input, including the changes.
 
     It is the sum of the counts of its partitions and the changes.
     """
@@ -394,7 +393,7 @@ def _count_inputs(
         merge_rare_reasons(counts)
     # A reason that applies to nothing is omitted.
     return [
-        Accounting.from_counts(
+        Ledger.from_counts(
             {name: number for name, number in counts.items() if number or "." not in name}
         )
         for counts in counts_of.values()

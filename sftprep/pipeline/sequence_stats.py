@@ -28,21 +28,21 @@ class SequenceStats:
     The hashes of a sequence are those of its record.
 
     Attributes:
-        origin: int32 [n]; the line of the record of each sequence.
+        line_of: int32 [n]; the line of the record of each sequence.
         record: int32 [n]; the number of its record. It is the line, unless a function of the user
             makes several records of a line.
         targets: int32 [n]; the number of targets of each sequence.
-        keys: uint64 [n]; hashes with the seed of the evaluation, if records are held out.
-        same: uint64 [n]; hashes of the record, if records are compared.
-        alike: uint64 [n]; hashes of the record without whitespace, if records are compared.
+        holdout_hashes: uint64 [n]; hashes with the seed of the evaluation, if records are held out.
+        exact_hashes: uint64 [n]; hashes of the record, if records are compared.
+        near_hashes: uint64 [n]; hashes of the record without whitespace, if records are compared.
     """
 
-    origin: NDArray[np.int32]
+    line_of: NDArray[np.int32]
     record: NDArray[np.int32]
     targets: NDArray[np.int32]
-    keys: NDArray[np.uint64] | None = None
-    same: NDArray[np.uint64] | None = None
-    alike: NDArray[np.uint64] | None = None
+    holdout_hashes: NDArray[np.uint64] | None = None
+    exact_hashes: NDArray[np.uint64] | None = None
+    near_hashes: NDArray[np.uint64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +50,20 @@ class StatsRequest:
     """The optional statistics to collect.
 
     Attributes:
-        key_seed: The seed for `keys`; None if no record is held out.
+        holdout_seed: The seed for `holdout_hashes`; None if no record is held out.
         compare: Whether records are compared with other records.
         compare_by: The keys by which records are compared and held out; empty for everything that
             their format reads.
     """
 
-    key_seed: int | None = None
+    holdout_seed: int | None = None
     compare: bool = False
     compare_by: tuple[str, ...] = ()
 
     @property
     def hash_by(self) -> tuple[str, ...] | None:
         """The hashed keys of records; None if records are not hashed."""
-        return self.compare_by if self.compare or self.key_seed is not None else None
+        return self.compare_by if self.compare or self.holdout_seed is not None else None
 
 
 def collect_stats(
@@ -77,18 +77,17 @@ def collect_stats(
         targets: int64 [n]; the number of targets of each sequence.
         request: The optional statistics.
     """
-    record = spill.origin if spill.record is None else spill.record
-    keys = None
-    if request.key_seed is not None and spill.same is not None:
-        keys = hash64_array(spill.same[rows].view(np.int64), request.key_seed)
-    same, alike = spill.same, spill.alike
+    record = spill.line_of if spill.record is None else spill.record
+    exact, near, holdout = spill.exact_hashes, spill.near_hashes, None
+    if request.holdout_seed is not None and exact is not None:
+        holdout = hash64_array(exact[rows].view(np.int64), request.holdout_seed)
     return SequenceStats(
-        spill.origin[rows].astype(np.int32),
+        spill.line_of[rows].astype(np.int32),
         record[rows].astype(np.int32),
         targets.astype(np.int32),
-        keys,
-        same[rows] if request.compare and same is not None else None,
-        alike[rows] if request.compare and alike is not None else None,
+        holdout,
+        exact[rows] if request.compare and exact is not None else None,
+        near[rows] if request.compare and near is not None else None,
     )
 
 
@@ -134,7 +133,7 @@ def count_lengths(
     by_length = np.bincount(bins, minlength=len(bounds))
     if limit.overlong in ("drop", "error"):
         if limit.overlong == "error":  # rejects a record for its longest sequence
-            _, record = np.unique(sequences.origin, return_inverse=True)
+            _, record = np.unique(sequences.line_of, return_inverse=True)
             largest_bin = np.zeros(len(bins), np.int64)
             np.maximum.at(largest_bin, record, bins)
             bins = largest_bin[record]

@@ -184,7 +184,7 @@ def prepare_recipe(config: BuildConfig) -> tuple[Recipe, dict[str, Any]]:
         transform=resolve_function(config.format.transform),
         transform_id=config.format.transform_id,
         reject_suspects=config.rejects_suspects,
-        rejected_losses=config.rejected_losses,
+        rejected_losses=config.rejected_omissions,
         tool_template=tool_template,
     )
     return recipe, encoder_facts

@@ -191,7 +191,7 @@ def _first_tokens(split: BuildSplit, sequences: NDArray[np.int64]) -> NDArray[np
 def _first_ordinals(split: BuildSplit) -> NDArray[np.int64]:
     """Return the ordinal of the first line of each partition: int64 [partitions]."""
     lines = np.array([part.counts["lines"] for part in split.parts], dtype=np.int64)
-    assert int(lines.sum()) == sum(accounting.lines for accounting in split.accounting)
+    assert int(lines.sum()) == sum(ledger.lines for ledger in split.ledgers)
     return np.cumsum(lines) - lines
 
 
@@ -294,7 +294,7 @@ def write_one_shard(task: ShardTask) -> _WrittenShard:
         sequences = by_spill[bounds[number] : bounds[number + 1]]
         spill = map_spill(path)
         rows = task.row[sequences]
-        origin[sequences] = spill.origin[rows] + task.first_ordinal[number]
+        origin[sequences] = spill.line_of[rows] + task.first_ordinal[number]
         if flags is not None and spill.flags is not None:
             flags[sequences] = spill.flags[rows]
         tokens = slice(offsets[bounds[number]], offsets[bounds[number + 1]])

@@ -34,25 +34,25 @@ class Spill:
     Attributes:
         input_ids: int32 [tokens].
         offsets: int32 [n + 1]; sequence k is input_ids[offsets[k]:offsets[k + 1]].
-        origin: int64 [n]; the line of each sequence's record within its partition.
+        line_of: int64 [n]; the line of each sequence's record within its partition.
         facts: JSON with the counts, the first lines of warnings, and the rejected records.
         completion_mask: uint8 [tokens], 1 = trained; None if every token is trained.
         loss_weights: float32 [tokens]; None if every trained token has the weight 1.
         record: int64 [n]; as in TokenBatch.
-        same: uint64 [n]; as in TokenBatch.
-        alike: uint64 [n]; as in TokenBatch.
+        exact_hashes: uint64 [n]; as in TokenBatch.
+        near_hashes: uint64 [n]; as in TokenBatch.
         flags: uint8 [n]; as in TokenBatch.
     """
 
     input_ids: NDArray[np.int32]
     offsets: NDArray[np.int32]
-    origin: NDArray[np.int64]
+    line_of: NDArray[np.int64]
     facts: bytes
     completion_mask: NDArray[np.uint8] | None = None
     loss_weights: NDArray[np.float32] | None = None
     record: NDArray[np.int64] | None = None
-    same: NDArray[np.uint64] | None = None
-    alike: NDArray[np.uint64] | None = None
+    exact_hashes: NDArray[np.uint64] | None = None
+    near_hashes: NDArray[np.uint64] | None = None
     flags: NDArray[np.uint8] | None = None
 
     @property
@@ -105,7 +105,7 @@ def write_spill(path: Path, batch: TokenBatch) -> None:
         name: pa.ListArray.from_arrays(arrow_array(offsets), arrow_array(values))
         for name, values in flat.items()
     }
-    per_sequence = {name: getattr(batch, name) for name in _PER_SEQUENCE}
+    per_sequence = {column: getattr(batch, field) for column, field in _PER_SEQUENCE.items()}
     per_sequence = {name: values for name, values in per_sequence.items() if values is not None}
     arrays = lists | {name: arrow_array(values) for name, values in per_sequence.items()}
     buffers = [*flat.values(), offsets, *per_sequence.values()]
@@ -128,7 +128,7 @@ def read_spill(path: Path) -> Spill | None:
     except Exception:  # a damaged file makes Arrow, and the code below, fail in a dozen ways
         return None
     flat = [spill.input_ids, spill.completion_mask, spill.loss_weights, spill.offsets]
-    flat += [getattr(spill, name) for name in _PER_SEQUENCE]
+    flat += [getattr(spill, field) for field in _PER_SEQUENCE.values()]
     found = _digest(spill.facts, [values for values in flat if values is not None])
     return spill if found.encode() == expected else None
 
@@ -139,7 +139,8 @@ def map_spill(path: Path) -> Spill:
     with open(path, "rb") as file:
         data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
     arrays = {
-        name: data[first:last].view(dtype) for name, (first, last, dtype) in layout.buffers.items()
+        _PER_SEQUENCE.get(name, name): data[first:last].view(dtype)
+        for name, (first, last, dtype) in layout.buffers.items()
     }
     return Spill(facts=layout.facts, **arrays)
 
@@ -155,8 +156,14 @@ _TYPES: dict[str, np.dtype[Any]] = {
     "alike": np.dtype(np.uint64),
     "flags": np.dtype(np.uint8),
 }
-_PER_SEQUENCE = ("origin", "record", "same", "alike", "flags")
-"""The columns with one value per sequence; the others have one per token."""
+_PER_SEQUENCE = {
+    "origin": "line_of",
+    "record": "record",
+    "same": "exact_hashes",
+    "alike": "near_hashes",
+    "flags": "flags",
+}
+"""The columns with one value per sequence, with their fields; the others have one per token."""
 
 
 class _Layout(NamedTuple):

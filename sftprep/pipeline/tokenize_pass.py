@@ -202,11 +202,11 @@ def _cut_sequences(
     targets = find_targets(spill.completion_mask, spill.offsets)
     fitted = fit_lengths(spill, targets, lines.data, task.limit)
     rows, starts, lengths = fitted.pieces
-    origin = spill.origin[rows]
-    is_every_row = np.array_equal(rows, np.arange(len(spill.origin)))
+    line_of = spill.line_of[rows]
+    is_every_row = np.array_equal(rows, np.arange(len(spill.line_of)))
     lane_positions = None
     if task.lane_block:
-        lane_positions = find_lane_positions(task.partition, lines.data, origin, task.lane_block)
+        lane_positions = find_lane_positions(task.partition, lines.data, line_of, task.lane_block)
     stats = None
     if task.stats is not None:
         stats = collect_stats(spill, rows, fitted.targets, task.stats)

@@ -157,18 +157,18 @@ def to_token_batch(
             message = (
                 f'"input_ids" has the id {highest}, which is outside the vocabulary of {vocab_size}'
             )
-            rejected.append(Rejected(example.origin, 0, "bad_ids", message, ""))
+            rejected.append(Rejected(example.line, 0, "bad_ids", message, ""))
         elif len(row.lengths) == 0 or not len(row.input_ids):
             counts["dropped.no_token"] += 1
         else:
-            kept.append((example.origin, row))
+            kept.append((example.line, row))
             counts["extra.pretokenized_rows"] += len(row.lengths) - 1
     # An empty array at the start of each concatenation sets the dtype if no row was kept.
     lengths = np.concatenate([np.zeros(0, np.int64), *(row.lengths for _, row in kept)])
-    origins = [np.full(len(row.lengths), origin, np.int64) for origin, row in kept]
+    line_of = [np.full(len(row.lengths), line, np.int64) for line, row in kept]
     return TokenBatch(
         np.concatenate([np.zeros(0, np.int32), *(row.input_ids for _, row in kept)]),
         to_offsets(lengths),
         np.concatenate([np.zeros(0, np.bool_), *(row.trained for _, row in kept)]),
-        np.concatenate([np.zeros(0, np.int64), *origins]),
+        np.concatenate([np.zeros(0, np.int64), *line_of]),
     )

@@ -91,7 +91,7 @@ class QualityChecks:
         except KeyError:  # a message that only calls tools
             contents, may_call = [message.get("content") for message in messages], True
         if may_call and check_calls(messages, example.tools):
-            counts.warn("unknown_tool", example.origin)
+            counts.warn("unknown_tool", example.line)
         roles = tuple(map(_ROLE, messages))
         find_problem = _known_order_problem if len(roles) <= _MOST_ROLES_KEPT else _order_problem
         problem = find_problem(roles) or _empty_problem(messages, contents)
@@ -100,11 +100,11 @@ class QualityChecks:
         if problem is None:
             return
         if self._rejects:
-            counts.warn("suspects_rejected", example.origin)
+            counts.warn("suspects_rejected", example.line)
             raise InvalidRecord(problem.reason, problem.message)
         is_special = problem.reason == "special_tokens_in_text"
         name = "special_token_in_content" if is_special else problem.reason
-        counts.warn(name, example.origin)
+        counts.warn(name, example.line)
 
     def _special_problem(self, contents: Sequence[Any], record: Record) -> _Problem | None:
         has_media = any(record[key] for key in _MEDIA_KEYS.intersection(record))

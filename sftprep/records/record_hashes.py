@@ -29,7 +29,7 @@ from sftprep.sources.readers.jsonl import parse_line, split_lines
 
 _MESSAGE_KEYS = SHOWN_KEYS | SWITCH_KEYS | {"role", "content", "images"}
 """Keys of messages that some template shows, or that specify what is trained."""
-_NOT_COMPARED = ("origin", "bare", "images_dropped", "unread_texts", "unread_switch")
+_NOT_COMPARED = ("line", "bare", "images_dropped", "unread_texts", "unread_switch")
 _ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
 _OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY
 
@@ -58,19 +58,19 @@ class RecordHasher:
         self._words = frozenset(re.findall(r"\w+", template))
 
     def hash_records(
-        self, data: bytes, origin: NDArray[np.int64]
+        self, data: bytes, line_of: NDArray[np.int64]
     ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         """Return the hashes of the record of each sequence, with and without whitespace.
 
         Args:
             data: The lines of records.
-            origin: int64 [n]; the number of the line of each sequence.
+            line_of: int64 [n]; the line of the record of each sequence.
 
         Returns:
             Two arrays, uint64 [n].
         """
         lines = split_lines(data)
-        numbers, record_of = np.unique(origin, return_inverse=True)
+        numbers, record_of = np.unique(line_of, return_inverse=True)
         records = [self.to_bytes(lines[number]) for number in numbers.tolist()]
 
         def hash_all(texts: list[bytes]) -> NDArray[np.uint64]:

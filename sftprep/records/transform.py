@@ -48,7 +48,7 @@ class Drop:
     """The result of a transform for an unused record.
 
     Attributes:
-        reason: A short stable name, which the accounting counts.
+        reason: A short stable name, which the ledger counts.
 
     Example:
         def keep_english(record):
@@ -119,8 +119,8 @@ class TransformedLines:
         first_lines = {name: int(self.line_of[line]) for name, line in batch.first_lines.items()}
         return replace(
             batch,
-            origin=self.line_of[batch.origin],
-            record=batch.origin,
+            line_of=self.line_of[batch.line_of],
+            record=batch.line_of,
             rejected=sorted([*self.rejected, *batch.rejected], key=lambda each: each.line),
             counts=dict(counts),
             first_lines={**first_lines, **self.first_lines},
@@ -142,7 +142,7 @@ def transform_lines(data: bytes, functions: RecordFunctions) -> TransformedLines
     made = TransformedLines(b"", np.zeros(0, np.int64), counts=Counter(lines=len(lines)))
     parts: list[bytes] = []
     line_of: list[int] = []
-    # Two results of a record add one to the records of the accounting.
+    # Two results of a record add one to the records of the ledger.
     extra = "extra.transform" if functions.formatting is None else "extra.texts"
     for number, line in enumerate(lines):
         record = parse_line(line, number)

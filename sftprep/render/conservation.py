@@ -1,6 +1,6 @@
 """Which content of a conversation its rendered text lacks.
 
-A chat template may drop what a record contains: earlier reasoning, the arguments of a call, the
+A chat template may omit what a record contains: earlier reasoning, the arguments of a call, the
 text alongside a call. The model is then trained on something other than what the user wrote. The
 check:
 
@@ -28,7 +28,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sftprep.core.losses import ARGUMENT, CALL, KEY, NAME, REASONING, TOOLS
+from sftprep.core.omissions import ARGUMENT, CALL, KEY, NAME, REASONING, TOOLS
 from sftprep.core.types import Message
 from sftprep.render.content_leaves import (
     ANYWHERE,
@@ -53,27 +53,27 @@ Render = Callable[[list[Message], list[Any] | None, dict[str, Any] | None], str]
 
 
 @dataclass(frozen=True, slots=True)
-class MissingContent:
-    """What the text of one record lacks.
+class Omissions:
+    """The omissions of one record: content that its text lacks.
 
     Args:
-        kinds: The kinds, a subset of LOSSES.
+        kinds: The kinds, a subset of OMISSIONS.
         last_reasoning: Whether the reasoning of the last turn is among it.
     """
 
     kinds: frozenset[str] = frozenset()
     last_reasoning: bool = False
 
-    def __or__(self, other: MissingContent) -> MissingContent:
-        return MissingContent(self.kinds | other.kinds, self.last_reasoning or other.last_reasoning)
+    def __or__(self, other: Omissions) -> Omissions:
+        return Omissions(self.kinds | other.kinds, self.last_reasoning or other.last_reasoning)
 
-    def without(self, kind: str) -> MissingContent:
-        """Return the same without one kind."""
-        return MissingContent(self.kinds - {kind}, self.last_reasoning)
+    def without(self, kind: str) -> Omissions:
+        """Return the omissions without those of one kind."""
+        return Omissions(self.kinds - {kind}, self.last_reasoning)
 
     @property
     def serious(self) -> frozenset[str]:
-        """The kinds of lost content rejected under quarantine.
+        """The kinds of omissions rejected under quarantine.
 
         They change what the model learns to answer. Earlier reasoning, tools and names are only
         counted.
@@ -82,7 +82,7 @@ class MissingContent:
         return self.kinds - (counted if self.last_reasoning else {*counted, REASONING})
 
 
-NOTHING_MISSING = MissingContent()
+NO_OMISSIONS = Omissions()
 
 
 class ConservationCheck:
@@ -100,7 +100,7 @@ class ConservationCheck:
         # template refuses the sentinels.
         self._by_shape: dict[Any, frozenset[int] | None] = {}
 
-    def find_missing(
+    def find_omissions(
         self,
         messages: Sequence[Message],
         tools: list[Any] | None,
@@ -109,7 +109,7 @@ class ConservationCheck:
         pieces: Sequence[str] = (),
         written_as_json: Sequence[tuple[Any, str]] = (),
         unread_texts: Sequence[str] = (),
-    ) -> MissingContent:
+    ) -> Omissions:
         """Return what the text of a conversation lacks.
 
         Args:
@@ -121,11 +121,13 @@ class ConservationCheck:
             written_as_json: Values that the template converted to JSON, with the results.
             unread_texts: Texts of its turns that are under keys without a known meaning.
         """
-        missing = self._find_lost_leaves(messages, tools, variables, text, pieces, written_as_json)
+        missing = self._find_leaf_omissions(
+            messages, tools, variables, text, pieces, written_as_json
+        )
         is_shown = all(_occurs(unread, text) for unread in unread_texts)
-        return missing if is_shown else missing | MissingContent(frozenset({KEY}))
+        return missing if is_shown else missing | Omissions(frozenset({KEY}))
 
-    def _find_lost_leaves(
+    def _find_leaf_omissions(
         self,
         messages: Sequence[Message],
         tools: list[Any] | None,
@@ -133,16 +135,16 @@ class ConservationCheck:
         text: str,
         pieces: Sequence[str],
         written_as_json: Sequence[tuple[Any, str]],
-    ) -> MissingContent:
+    ) -> Omissions:
         leaves = to_leaves(messages, tools, WrittenValues(text, pieces, written_as_json))
         if leaves and pieces:
             leaves = self._without_pieces(leaves, messages, pieces)
         if not leaves:
-            return NOTHING_MISSING
+            return NO_OMISSIONS
         if len(leaves) * len(text) <= _MOST_WORK and all(
             _cannot_be_in(leaf.value, text) for leaf in leaves
         ):
-            return _to_missing_content(leaves, messages)
+            return _to_omissions(leaves, messages)
         return self._search(messages, tools, variables, text)
 
     def _without_pieces(
@@ -176,17 +178,17 @@ class ConservationCheck:
         tools: list[Any] | None,
         variables: dict[str, Any] | None,
         text: str,
-    ) -> MissingContent:
+    ) -> Omissions:
         """Search for every leaf; decide uncertain cases with sentinels."""
         leaves = to_leaves(messages, tools)
         if len(leaves) * len(text) > _MOST_WORK:
             # The search takes quadratic time, the sentinels do not.
-            hidden = self._hidden(messages, tools, variables, leaves)
-            lost = leaves if hidden is None else [leaves[number] for number in hidden]
-            return _to_missing_content(lost, messages)
+            hidden = self._find_hidden(messages, tools, variables, leaves)
+            omitted = leaves if hidden is None else [leaves[number] for number in hidden]
+            return _to_omissions(omitted, messages)
         found, unsure = _search(leaves, text), _ambiguous(leaves)
         if not all(found) or unsure:
-            hidden = self._hidden(messages, tools, variables, leaves)
+            hidden = self._find_hidden(messages, tools, variables, leaves)
             if hidden is not None:
                 found = [
                     number not in hidden
@@ -195,10 +197,10 @@ class ConservationCheck:
                     else found[number] or (number not in hidden and _occurs(leaf.value, text))
                     for number, leaf in enumerate(leaves)
                 ]
-        lost = [leaf for leaf, shown in zip(leaves, found, strict=True) if not shown]
-        return _to_missing_content(lost, messages)
+        omitted = [leaf for leaf, shown in zip(leaves, found, strict=True) if not shown]
+        return _to_omissions(omitted, messages)
 
-    def _hidden(
+    def _find_hidden(
         self,
         messages: Sequence[Message],
         tools: list[Any] | None,
@@ -341,13 +343,13 @@ def _is_short(leaf: Leaf) -> bool:
     return not isinstance(leaf.value, str) or len(leaf.value) < _SURE_LENGTH
 
 
-def _to_missing_content(lost: Sequence[Leaf], messages: Sequence[Message]) -> MissingContent:
-    """Summarize the missing leaves."""
-    lost_calls = {leaf.call for leaf in lost if leaf.kind == CALL}
+def _to_omissions(omitted: Sequence[Leaf], messages: Sequence[Message]) -> Omissions:
+    """Summarize the omitted leaves."""
+    omitted_calls = {leaf.call for leaf in omitted if leaf.kind == CALL}
     last = len(messages) - 1
-    # A call that is missing is counted once, and not again for its arguments.
-    counted = [leaf for leaf in lost if leaf.kind != ARGUMENT or leaf.call not in lost_calls]
-    return MissingContent(
+    # A call that is omitted is counted once, and not again for its arguments.
+    counted = [leaf for leaf in omitted if leaf.kind != ARGUMENT or leaf.call not in omitted_calls]
+    return Omissions(
         frozenset(leaf.kind for leaf in counted),
         any(leaf.kind == REASONING and leaf.turn == last for leaf in counted),
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sftprep.chat_template.reference.rendering import REASONING_KEYS
-from sftprep.core.losses import (
+from sftprep.core.omissions import (
     ARGUMENT,
     CALL,
     MESSAGE,
@@ -36,7 +36,7 @@ class Leaf:
     """A meaningful string or number of a record.
 
     Args:
-        kind: The loss that it is counted as.
+        kind: The kind of omission that it is counted as if the text lacks it.
         turn: The number of its message, or `ANYWHERE`.
         value: The string (stripped) or number.
         call: The number of its call within the record; -1 outside calls.

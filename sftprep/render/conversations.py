@@ -1,4 +1,4 @@
-"""Rendering of one conversation under a recipe, and the check for lost content."""
+"""Rendering of one conversation under a recipe, and the check for omissions."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from sftprep.core.types import Counts, Example, Message
 from sftprep.errors import TemplateError
 from sftprep.recipe import Recipe
 from sftprep.render.conservation import (
-    NOTHING_MISSING,
+    NO_OMISSIONS,
     ConservationCheck,
-    MissingContent,
+    Omissions,
     are_written_unchanged,
 )
 from sftprep.render.reasoning import (
@@ -83,20 +83,20 @@ class ConversationRenderer:
         messages, prompt = example.messages or [], example.prompt_messages
         if not any(map(has_reasoning, messages)):
             return example
-        counts.warn("reasoning_removed", example.origin)
+        counts.warn("reasoning_removed", example.line)
         return replace(
             example,
             messages=[*map(without_reasoning, messages)],
             prompt_messages=None if prompt is None else [*map(without_reasoning, prompt)],
         )
 
-    def find_missing(
+    def find_omissions(
         self,
         example: Example,
         messages: list[Message],
         template: ChatTemplate,
         made: RenderedPieces | Rendered,
-    ) -> MissingContent:
+    ) -> Omissions:
         """Return the content of messages dropped by the last render of a template."""
         # This decides most records.
         if type(made) is RenderedPieces:
@@ -106,10 +106,10 @@ class ConversationRenderer:
                 and not example.unread_texts
                 and are_written_unchanged(messages, pieces)
             ):
-                return NOTHING_MISSING
+                return NO_OMISSIONS
         else:
             pieces = []
-        return self._conservation.find_missing(
+        return self._conservation.find_omissions(
             messages,
             example.tools,
             example.template_kwargs,
@@ -153,7 +153,7 @@ class ConversationRenderer:
             rendered, messages, render_until, self._ends[template]
         )
         if unproven and counts is not None:
-            counts.warn("keep_unproven", example.origin)
+            counts.warn("keep_unproven", example.line)
         if not insertions:
             return made
         if isinstance(made, RenderedPieces):

@@ -39,7 +39,7 @@ class ContentEscaper:
         scanner = self.scanner
         num_found = self._count(example)
         if num_found:
-            counts.warn("special_token_in_content", example.origin, num_found)
+            counts.warn("special_token_in_content", example.line, num_found)
         messages = example.messages or ()
         # Reasoning and tool calls are outside the content; most messages have neither.
         if not self._recipe.escape_special or not (

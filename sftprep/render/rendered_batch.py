@@ -26,12 +26,12 @@ class RenderedBatch:
 
     Example:
         One conversation, of which "Yes<|im_end|>" is trained, on the reference path:
-        texts = ["<user>Hi<assistant>Yes<|im_end|>"], origin = [0], plain = [False],
+        texts = ["<user>Hi<assistant>Yes<|im_end|>"], line_of = [0], plain = [False],
         spans = [((19, 32),)]
     """
 
     texts: list[str] = field(default_factory=list)
-    origin: list[int] = field(default_factory=list)  # for each text, the line of its record
+    line_of: list[int] = field(default_factory=list)  # for each text, the line of its record
     # For each text, whether it gets the tokenizer's own prefix and suffix: plain texts do, rendered
     # conversations do not.
     plain: list[bool] = field(default_factory=list)
@@ -42,8 +42,8 @@ class RenderedBatch:
     # By the index of the text, for texts that contain a loss weight other than 1.
     weights: dict[int, list[Weight]] = field(default_factory=dict)
     anchored: AnchoredTexts = field(default_factory=AnchoredTexts)
-    # The lines of the records of which the texts lack a part.
-    lossy: list[int] = field(default_factory=list)
+    # The lines of the records with omissions, of which the texts lack a part.
+    omission_lines: list[int] = field(default_factory=list)
     # The examples of the anchored texts, from which their spans can still be computed.
     conversations: list[Example] = field(default_factory=list)
     literals: Literals | None = None  # the literals that the boundaries in `anchored` refer to
@@ -56,7 +56,7 @@ class RenderedBatch:
 
     def add(
         self,
-        origin: int,
+        line: int,
         text: str,
         *,
         plain: bool,
@@ -66,7 +66,7 @@ class RenderedBatch:
         """Add a text.
 
         Args:
-            origin: The line of its record.
+            line: The line of its record.
             text: The text.
             plain: Whether it gets the tokenizer's own prefix and suffix.
             spans: The characters that are trained; None: all of them.
@@ -78,7 +78,7 @@ class RenderedBatch:
             self.prompts.append(prompt)
             self.prompt_of.append(len(self.texts))
         self.texts.append(text)
-        self.origin.append(origin)
+        self.line_of.append(line)
         self.plain.append(plain)
         self.spans.append(spans)
 
@@ -117,7 +117,7 @@ class RenderedBatch:
             if number in self.marked:
                 selected.marked[new] = self.marked[number]
             selected.add(
-                self.origin[number],
+                self.line_of[number],
                 self.texts[number],
                 plain=self.plain[number],
                 spans=spans,

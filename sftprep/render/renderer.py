@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from sftprep.chat_template.assistant_spans import Unproven, is_assistant
 from sftprep.chat_template.compiler.compilation import RenderedPieces
 from sftprep.chat_template.template import Rendered, to_rendered
-from sftprep.core.losses import LOSSES, REASONING
+from sftprep.core.omissions import OMISSIONS, REASONING
 from sftprep.core.types import Counts, Example, Message, Rejected
 from sftprep.errors import TemplateError
 from sftprep.recipe import Recipe
-from sftprep.render.conservation import NOTHING_MISSING, MissingContent
+from sftprep.render.conservation import NO_OMISSIONS, Omissions
 from sftprep.render.conversations import ConversationRenderer
 from sftprep.render.escaping import ContentEscaper
 from sftprep.render.reasoning import EMPTY_BLOCK
@@ -88,10 +88,10 @@ class Renderer:
                     self._add_completion(example, batch, counts)
             except TemplateError as error:
                 reason = "mask_unproven" if isinstance(error, Unproven) else "template_error"
-                rejected.append(Rejected(example.origin, 0, reason, error.message, ""))
+                rejected.append(Rejected(example.line, 0, reason, error.message, ""))
             except RecursionError:
                 message = "its values are nested too deeply"
-                rejected.append(Rejected(example.origin, 0, "template_error", message, ""))
+                rejected.append(Rejected(example.line, 0, "template_error", message, ""))
         return batch
 
     def backend_counts(self) -> Counter[str]:
@@ -152,12 +152,12 @@ class Renderer:
             self._add_each_turn(example, messages, batch, rejected, counts)
             return
         made, prompt = chats.render(template, messages, example, counts), None
-        missing = chats.find_missing(example, messages, template, made)
+        omissions = chats.find_omissions(example, messages, template, made)
         if example.prompt_messages is not None and recipe.train_on != "all":
             # Rendered before anything is stored, so that a template that rejects the prompt
             # leaves the batch unchanged.
             prompt = chats.render_prompt(template, example.prompt_messages, example)
-        if missing.kinds and self._rejects(example, missing, batch, rejected, counts):
+        if omissions.kinds and self._reject_or_count(example, omissions, batch, rejected, counts):
             return
         if (
             prompt is not None
@@ -167,30 +167,30 @@ class Renderer:
         ):
             self._add_trained(example, made, prompt, batch, counts)
         else:
-            batch.add(example.origin, made.text, plain=False, spans=None, prompt=None)
+            batch.add(example.line, made.text, plain=False, spans=None, prompt=None)
 
-    def _rejects(
+    def _reject_or_count(
         self,
         example: Example,
-        missing: MissingContent,
+        omissions: Omissions,
         batch: RenderedBatch,
         rejected: list[Rejected],
         counts: Counts,
     ) -> bool:
-        """Reject a record with lost content, or count the loss.
+        """Reject a record for its omissions, or count them.
 
         Returns:
             Whether the record is rejected.
         """
-        fatal = missing.serious.intersection(self._recipe.rejected_losses)
-        for kind, what in LOSSES.items():
+        fatal = omissions.serious.intersection(self._recipe.rejected_losses)
+        for kind, what in OMISSIONS.items():
             if kind in fatal:
                 message = f"the chat template drops {what}"
-                rejected.append(Rejected(example.origin, 0, kind, message, ""))
+                rejected.append(Rejected(example.line, 0, kind, message, ""))
                 return True
-        for kind in missing.kinds:
-            counts.warn(kind, example.origin)
-        batch.lossy.append(example.origin)
+        for kind in omissions.kinds:
+            counts.warn(kind, example.line)
+        batch.omission_lines.append(example.line)
         return False
 
     def _add_trained(
@@ -214,7 +214,7 @@ class Renderer:
         if weights:
             batch.weights[len(batch.texts)] = weights
         prompt_text = None if prompt is None else prompt.text
-        batch.add(example.origin, rendered.text, plain=False, spans=spans, prompt=prompt_text)
+        batch.add(example.line, rendered.text, plain=False, spans=spans, prompt=prompt_text)
 
     def _add_anchored(
         self,
@@ -243,7 +243,7 @@ class Renderer:
             return start
         batch.anchored.add(len(batch.texts), made.anchors, regions, start)
         batch.conversations.append(example)
-        batch.add(example.origin, made.text, plain=False, spans=(), prompt=None)
+        batch.add(example.line, made.text, plain=False, spans=(), prompt=None)
         return None
 
     def _has_untrained_block(self, text: str) -> bool:
@@ -273,7 +273,7 @@ class Renderer:
         first_target = len(example.prompt_messages or ())
         weights = self._spans.message_weights(messages, example.weights)
         turns: list[tuple[Rendered, str, float]] = []  # text with spans, prompt, weight
-        missing = NOTHING_MISSING
+        omissions = NO_OMISSIONS
         # All turns are rendered before the first one is added, because the template may reject one.
         for number, message in enumerate(messages):
             # A turn that comes first has no prompt.
@@ -283,15 +283,15 @@ class Renderer:
             needs_turns = self.templates.needs_turns
             template = self.templates.with_turns if needs_turns else self.templates.plain
             made = self._chats.render(template, messages[: number + 1], example)
-            found = self._chats.find_missing(example, messages[: number + 1], template, made)
+            found = self._chats.find_omissions(example, messages[: number + 1], template, made)
             # Reasoning of an earlier turn is in the text of that turn.
-            missing |= found if found.last_reasoning else found.without(REASONING)
+            omissions |= found if found.last_reasoning else found.without(REASONING)
             rendered = to_rendered(made)
             if self._spans.trains_spans and needs_turns:
                 spans = self._spans.spans_of(rendered, messages[: number + 1], [number])
                 rendered = Rendered(rendered.text, tuple((first, last) for first, last, _ in spans))
             turns.append((rendered, prompt.text, weights[number]))
-        if missing.kinds and self._rejects(example, missing, batch, rejected, counts):
+        if omissions.kinds and self._reject_or_count(example, omissions, batch, rejected, counts):
             return
         for rendered, prompt_text, weight in turns:
             if weight != 1:
@@ -300,7 +300,7 @@ class Renderer:
             if self._has_untrained_block(rendered.text):
                 spans_or_all = _without_empty_blocks(spans_or_all, rendered.text)
             batch.add(
-                example.origin, rendered.text, plain=False, spans=spans_or_all, prompt=prompt_text
+                example.line, rendered.text, plain=False, spans=spans_or_all, prompt=prompt_text
             )
         if turns:
             counts["extra.turns"] += len(turns) - 1
@@ -310,16 +310,16 @@ class Renderer:
     # --- plain texts ------------------------------------------------------------------------------
 
     def _add_text(self, example: Example, text: str, batch: RenderedBatch) -> None:
-        batch.add(example.origin, self._with_ending(text), plain=True, spans=None, prompt=None)
+        batch.add(example.line, self._with_ending(text), plain=True, spans=None, prompt=None)
 
     def _add_completion(self, example: Example, batch: RenderedBatch, counts: Counts) -> None:
         prompt, completion = example.prompt or "", example.completion or ""
         if not completion.strip():
-            counts.warn("empty_target", example.origin)
+            counts.warn("empty_target", example.line)
         # A plain prompt and completion have no turns: the completion is the assistant's.
         masked_prompt = None if self._recipe.train_on == "all" else prompt
         text = self._with_ending(prompt + completion)
-        batch.add(example.origin, text, plain=True, spans=None, prompt=masked_prompt)
+        batch.add(example.line, text, plain=True, spans=None, prompt=masked_prompt)
 
     def _with_ending(self, text: str) -> str:
         return text if text.endswith(self._ending) else text + self._ending

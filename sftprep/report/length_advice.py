@@ -43,11 +43,11 @@ def advise_length(manifest: Manifest) -> LengthAdvice | None:
 
     Return None as well for builds of older versions.
     """
-    accounting, lengths = manifest.accounting, manifest.lengths
-    cut = accounting.tokens_truncated + accounting.tokens_dropped.get("overlong", 0)
-    trained_cut = accounting.trained_truncated + accounting.trained_dropped.get("overlong", 0)
-    shares = cut / max(1, accounting.tokens_in), trained_cut / max(1, accounting.trained_in)
-    if max(shares) <= _TOLERATED_SHARE or not lengths or not accounting.trained_in:
+    ledger, lengths = manifest.accounting, manifest.lengths
+    cut = ledger.tokens_truncated + ledger.tokens_dropped.get("overlong", 0)
+    trained_cut = ledger.trained_truncated + ledger.trained_dropped.get("overlong", 0)
+    shares = cut / max(1, ledger.tokens_in), trained_cut / max(1, ledger.trained_in)
+    if max(shares) <= _TOLERATED_SHARE or not lengths or not ledger.trained_in:
         return None
     bounds, kept = np.array(lengths["up_to"]), np.cumsum(lengths["trained_tokens"])
     limit = lengths["model_limit"]

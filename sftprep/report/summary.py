@@ -10,7 +10,7 @@ from typing import Any
 from sftprep.errors import FlagNames, escape_control
 from sftprep.pipeline.build import BuildReport
 from sftprep.report.length_advice import advise_length, length_warning
-from sftprep.shards.ledger import Accounting
+from sftprep.shards.ledger import Ledger
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.warning_kinds import data_warnings
 
@@ -54,8 +54,8 @@ def summary_data(report: BuildReport) -> dict[str, Any]:
         "manifest_digest": manifest.digest,
         "accounting": dataclasses.asdict(manifest.accounting),
         "sources": [
-            {"source": name, "accounting": dataclasses.asdict(accounting)}
-            for name, accounting in source_accounts(manifest)
+            {"source": name, "accounting": dataclasses.asdict(ledger)}
+            for name, ledger in source_ledgers(manifest)
         ],
         "inputs": [dataclasses.asdict(info) for info in manifest.inputs],
         "reading": _reading_data(report),
@@ -78,18 +78,18 @@ def summary_data(report: BuildReport) -> dict[str, Any]:
     }
 
 
-def source_accounts(manifest: Manifest) -> list[tuple[str, Accounting]]:
-    """Return the name and the accounting of each source, in order.
+def source_ledgers(manifest: Manifest) -> list[tuple[str, Ledger]]:
+    """Return the name and the ledger of each source, in order.
 
     In a build of an older version, which stores no sources, each file is a source.
     """
     sums: dict[str, Counter[str]] = {}
     for info in manifest.inputs:
         sums.setdefault(info.source or info.path, Counter()).update(info.accounting.to_counts())
-    return [(name, Accounting.from_counts(counts)) for name, counts in sums.items()]
+    return [(name, Ledger.from_counts(counts)) for name, counts in sums.items()]
 
 
-def equations(accounting: Accounting) -> tuple[str, str]:
+def equations(ledger: Ledger) -> tuple[str, str]:
     """Return the balances of records and tokens, as two equations.
 
     Example:
@@ -97,20 +97,20 @@ def equations(accounting: Accounting) -> tuple[str, str]:
     """
     # Pairs, since a transform may name its reasons as it likes.
     records = [
-        ("packed", accounting.sequences),
-        *((f"rejected ({reason})", number) for reason, number in accounting.rejected.items()),
-        *((f"dropped ({reason})", number) for reason, number in accounting.dropped.items()),
-        *accounting.left_out.items(),
+        ("packed", ledger.sequences),
+        *((f"rejected ({reason})", number) for reason, number in ledger.rejected.items()),
+        *((f"dropped ({reason})", number) for reason, number in ledger.dropped.items()),
+        *ledger.left_out.items(),
     ]
     tokens = [
-        ("packed", accounting.tokens),
-        ("truncated", accounting.tokens_truncated),
-        *((f"dropped ({reason})", number) for reason, number in accounting.tokens_dropped.items()),
-        *accounting.tokens_left_out.items(),
+        ("packed", ledger.tokens),
+        ("truncated", ledger.tokens_truncated),
+        *((f"dropped ({reason})", number) for reason, number in ledger.tokens_dropped.items()),
+        *ledger.tokens_left_out.items(),
     ]
     return (
-        f"{_sum('records', accounting.records, accounting.extra)} = {_terms(records)}",
-        f"{_sum('tokens', accounting.tokens_in, accounting.tokens_extra)} = {_terms(tokens)}",
+        f"{_sum('records', ledger.records, ledger.extra)} = {_terms(records)}",
+        f"{_sum('tokens', ledger.tokens_in, ledger.tokens_extra)} = {_terms(tokens)}",
     )
 
 
@@ -134,16 +134,16 @@ def manifest_line(manifest: Manifest) -> str:
 
 def _record_rows(report: BuildReport) -> list[_Row]:
     """Return the rows about records and the resulting sequences."""
-    manifest, accounting = report.manifest, report.manifest.accounting
+    manifest, ledger = report.manifest, report.manifest.accounting
     files = format_count(len(manifest.inputs), "file")
-    share = _percent(accounting.sequences, accounting.records)
+    share = _percent(ledger.sequences, ledger.records)
     return [
-        ("records", accounting.records, f"from {files}, {report.bytes_read / 1e6:,.1f} MB"),
-        ("  packed", accounting.sequences, f"sequences, {share} of the records"),
-        *_reason_rows("rejected", accounting.rejected, "see rejected.jsonl"),
+        ("records", ledger.records, f"from {files}, {report.bytes_read / 1e6:,.1f} MB"),
+        ("  packed", ledger.sequences, f"sequences, {share} of the records"),
+        *_reason_rows("rejected", ledger.rejected, "see rejected.jsonl"),
         *_dropped_rows(manifest),
-        *_reason_rows("left out", accounting.left_out),
-        *_reason_rows("added", accounting.extra),
+        *_reason_rows("left out", ledger.left_out),
+        *_reason_rows("added", ledger.extra),
     ]
 
 
@@ -159,32 +159,32 @@ def _dropped_rows(manifest: Manifest) -> Iterator[_Row]:
 
 def _token_rows(manifest: Manifest) -> list[_Row]:
     """Return the rows about tokens and packs."""
-    accounting = manifest.accounting
-    truncated = format_count(accounting.truncated, "sequence")
-    trained = _percent(manifest.trained_tokens, accounting.tokens)
-    trained_truncated = _percent(accounting.trained_truncated, accounting.trained_in)
+    ledger = manifest.accounting
+    truncated = format_count(ledger.truncated, "sequence")
+    trained = _percent(manifest.trained_tokens, ledger.tokens)
+    trained_truncated = _percent(ledger.trained_truncated, ledger.trained_in)
     return [
-        ("tokens", accounting.tokens_in, ""),
+        ("tokens", ledger.tokens_in, ""),
         (
             "  packed",
-            accounting.tokens,
-            f"{_percent(accounting.tokens, accounting.tokens_in)} of the tokens",
+            ledger.tokens,
+            f"{_percent(ledger.tokens, ledger.tokens_in)} of the tokens",
         ),
         (
             "  truncated",
-            accounting.tokens_truncated,
+            ledger.tokens_truncated,
             f"from {truncated} longer than {manifest.max_length:,} tokens",
         ),
-        *_reason_rows("dropped", accounting.tokens_dropped),
-        *_reason_rows("left out", accounting.tokens_left_out),
-        *_reason_rows("added", accounting.tokens_extra),
+        *_reason_rows("dropped", ledger.tokens_dropped),
+        *_reason_rows("left out", ledger.tokens_left_out),
+        *_reason_rows("added", ledger.tokens_extra),
         ("trained tokens", manifest.trained_tokens, f"{trained} of the packed tokens"),
         (
             "  truncated",
-            accounting.trained_truncated,
+            ledger.trained_truncated,
             f"{trained_truncated} of the trained tokens of all records",
         ),
-        *_reason_rows("dropped", accounting.trained_dropped),
+        *_reason_rows("dropped", ledger.trained_dropped),
         (
             "packs",
             manifest.rows,
@@ -261,15 +261,15 @@ def _mask_lines(manifest: Manifest) -> Iterator[str]:
 
 def _source_lines(manifest: Manifest) -> list[str]:
     """Return the balance of each source, if there are several or one has a limit."""
-    sources = source_accounts(manifest)
+    sources = source_ledgers(manifest)
     limits = {info.source or info.path: info.limit for info in manifest.inputs}
     if len(sources) < 2 and not any(limits.values()):
         return []
     lines = []
-    for name, accounting in sources[:_MOST_SOURCES]:
-        records, tokens = equations(accounting)
-        if accounting.records == limits[name]:
-            records += f" (limit {accounting.records:,}: the rest was not read)"
+    for name, ledger in sources[:_MOST_SOURCES]:
+        records, tokens = equations(ledger)
+        if ledger.records == limits[name]:
+            records += f" (limit {ledger.records:,}: the rest was not read)"
         lines.append(f"{name}\n  {records}\n  {tokens}")
     rest = len(sources) - len(lines)
     return ["", *lines, *([f"... and {rest} more sources: see --json"] if rest else []), ""]

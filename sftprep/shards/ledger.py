@@ -10,7 +10,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Accounting:
+class Ledger:
     """The ledger of a build or of one input, for lines, records and tokens.
 
     It says what became of each of them.
@@ -58,15 +58,15 @@ class Accounting:
     warnings: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def from_counts(cls, counts: Mapping[str, int]) -> Accounting:
+    def from_counts(cls, counts: Mapping[str, int]) -> Ledger:
         """Return the ledger with these flat counts.
 
         Args:
             counts: `rejected.bad_json` is an entry of `rejected`; unknown names are ignored.
 
         Example:
-            Accounting.from_counts({"lines": 3, "rejected.bad_json": 1})
-            ->  Accounting(lines=3, rejected={"bad_json": 1})
+            Ledger.from_counts({"lines": 3, "rejected.bad_json": 1})
+            ->  Ledger(lines=3, rejected={"bad_json": 1})
         """
         groups: dict[str, dict[str, int] | None] = {
             f.name: {} if f.default is dataclasses.MISSING else None

@@ -21,7 +21,7 @@ from sftprep.config.validation import check_local_path
 from sftprep.core.regular_files import read_regular_file
 from sftprep.errors import ManifestError
 from sftprep.shards.layout import LARGEST_MANIFEST, MANIFEST_NAME
-from sftprep.shards.ledger import Accounting
+from sftprep.shards.ledger import Ledger
 from sftprep.shards.schema import SHARD_NAME
 
 FORMAT_VERSION = "1.1"
@@ -34,7 +34,7 @@ class ShardInfo:
     name: str  # file name in the folder `shards`
     rows: int  # packs
     tokens: int
-    trained_tokens: int  # targets of the loss, see `Accounting.trained_tokens`
+    trained_tokens: int  # targets of the loss, see `Ledger.trained_tokens`
     bytes: int
     sha256: str  # of the whole file, in hex
     xxh3: str  # of the whole file, 128 bits in hex; faster, so readers check this one
@@ -55,7 +55,7 @@ class InputInfo:
     lines: int
     records: int
     source: str = ""  # the entry of a mixture that the input belongs to
-    accounting: Accounting = field(default_factory=Accounting)  # empty before version 1.1
+    accounting: Ledger = field(default_factory=Ledger)  # empty before version 1.1
     limit: int | None = None  # the most records that were read of its source
     # By the name of a count, such as `warnings.double_bos`, or `dropped.too_short` of a transform:
     # the line of the first record that it counts, from 1.
@@ -75,7 +75,7 @@ class Manifest:
     encoder: dict[str, Any]  # the encoder that was used, and how it was checked
     template: dict[str, Any]  # digest of the chat template, and how it was run
     inputs: tuple[InputInfo, ...]
-    accounting: Accounting  # the sum of the ledgers of all inputs
+    accounting: Ledger  # the sum of the ledgers of all inputs
     plan: dict[str, Any]  # strategy, packs, fill, seed and digest of the packing
     max_length: int  # tokens per pack at most
     rows: int  # packs of all shards
@@ -248,8 +248,8 @@ def _parse(kind: Any, values: Any, prefix: str) -> Any:
 
 
 def _parse_field(kind: Any, value: Any, name: str) -> Any:
-    if kind is Accounting:
-        return _parse(Accounting, value, f"{name}.")
+    if kind is Ledger:
+        return _parse(Ledger, value, f"{name}.")
     if get_origin(kind) is tuple:
         if not isinstance(value, list):
             raise _FieldError(f"{name} is {_shorten(value)}, not a list")

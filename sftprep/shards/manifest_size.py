@@ -14,7 +14,7 @@ from typing import Any, get_args
 from sftprep.config.validation import FormatName
 from sftprep.errors import ConfigError, setting
 from sftprep.shards.layout import LARGEST_MANIFEST
-from sftprep.shards.ledger import Accounting
+from sftprep.shards.ledger import Ledger
 from sftprep.shards.manifest import InputInfo, Manifest, ShardInfo
 
 # The largest count that is assumed. Where the inputs are numerous enough to make the manifest
@@ -35,8 +35,8 @@ def expected_input(source: str, limit: int | None, reasons: Sequence[str] = ()) 
         limit: The most records that are read of its source.
         reasons: Counts by reason that many inputs will have, such as `left_out.held_out`.
     """
-    names = [f.name for f in dataclasses.fields(Accounting) if f.default is not dataclasses.MISSING]
-    accounting = Accounting.from_counts(dict.fromkeys([*names, *reasons], _COUNT))
+    names = [f.name for f in dataclasses.fields(Ledger) if f.default is not dataclasses.MISSING]
+    ledger = Ledger.from_counts(dict.fromkeys([*names, *reasons], _COUNT))
     return InputInfo(
         path="",
         bytes=_COUNT,
@@ -46,7 +46,7 @@ def expected_input(source: str, limit: int | None, reasons: Sequence[str] = ()) 
         lines=_COUNT,
         records=_COUNT,
         source=source,
-        accounting=accounting,
+        accounting=ledger,
         limit=limit,
     )
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 from sftprep.core.regular_files import open_regular_file
 from sftprep.errors import ManifestError, ShardError
 from sftprep.shards.layout import EVAL_FOLDER, SHARD_FOLDER
-from sftprep.shards.ledger import Accounting
+from sftprep.shards.ledger import Ledger
 from sftprep.shards.manifest import Manifest, ShardInfo, read_manifest
 from sftprep.shards.reader import map_shard
 from sftprep.shards.schema import numpy_view, position_dtype
@@ -67,10 +67,10 @@ def verify(
         except ShardError as error:
             result.problems.append(error.message)
         progress(number, len(manifest.shards))
-    accounting = manifest.accounting
+    ledger = manifest.accounting
     result.problems += [
         f"the ledger of the manifest does not balance: {equation} does not hold"
-        for equation in accounting.check()
+        for equation in ledger.check()
     ]
     result.problems += _find_input_problems(manifest)
     result.problems += _find_length_problems(manifest)
@@ -79,7 +79,7 @@ def verify(
     totals = {
         "rows": (result.rows, manifest.rows),
         "tokens": (result.tokens, manifest.tokens),
-        "sequences": (result.sequences, accounting.sequences + manifest.plan.get("cuts", 0)),
+        "sequences": (result.sequences, ledger.sequences + manifest.plan.get("cuts", 0)),
         "trained tokens": (result.trained_tokens, manifest.trained_tokens),
     }
     # If a shard could not be read, no total can be right, and four more problems would hide the one
@@ -98,7 +98,7 @@ def _find_input_problems(manifest: Manifest) -> list[str]:
 
     The ledgers of all inputs sum to that of the build.
     """
-    if all(info.accounting == Accounting() for info in manifest.inputs):
+    if all(info.accounting == Ledger() for info in manifest.inputs):
         return []  # builds of version 1.0 have no ledger per input
     problems = [
         f"the ledger of {info.path} does not balance: {equation} does not hold"
@@ -108,15 +108,15 @@ def _find_input_problems(manifest: Manifest) -> list[str]:
     total: Counter[str] = Counter()
     for info in manifest.inputs:
         total.update(info.accounting.to_counts())
-    if Accounting.from_counts(total) != manifest.accounting:
+    if Ledger.from_counts(total) != manifest.accounting:
         problems.append("the ledgers of the inputs do not sum to that of the build")
     return problems
 
 
 def _find_length_problems(manifest: Manifest) -> list[str]:
     """Return the histogram totals with a difference from the ledger."""
-    accounting, problems = manifest.accounting, []
-    expected = {"tokens": accounting.tokens_in, "trained_tokens": accounting.trained_in}
+    ledger, problems = manifest.accounting, []
+    expected = {"tokens": ledger.tokens_in, "trained_tokens": ledger.trained_in}
     for name, number in expected.items() if manifest.lengths else ():
         counts = manifest.lengths.get(name)
         is_valid = isinstance(counts, list) and all(type(count) is int for count in counts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sftprep.core.losses import COLUMN_NOT_READ, LOSSES, REASONING
+from sftprep.core.omissions import COLUMN_NOT_READ, OMISSIONS, REASONING
 from sftprep.errors import PythonNames, SettingNames, render_settings, setting, source_name
 from sftprep.shards.manifest import Manifest
 
@@ -21,11 +21,11 @@ class _Kind(NamedTuple):
 KINDS: dict[str, _Kind] = {
     **{
         kind: _Kind("record", f"the chat template drops {what}, which is missing from the tokens")
-        for kind, what in LOSSES.items()
+        for kind, what in OMISSIONS.items()
     },
     REASONING: _Kind(
         "record",
-        f"the chat template drops {LOSSES[REASONING]}, which is missing from the tokens",
+        f"the chat template drops {OMISSIONS[REASONING]}, which is missing from the tokens",
         f"keep that of earlier turns with {setting('reasoning', 'keep')}",
     ),
     "keep_unproven": _Kind(
@@ -100,7 +100,7 @@ REASONING_NEVER_SHOWN = (
     "the template does not show the reasoning of the last turn either: use another"
     f" {setting('chat_template')}"
 )
-"""The remedy for lost reasoning where that of earlier turns is kept."""
+"""The remedy for omitted reasoning where that of earlier turns is kept."""
 
 
 @dataclass(frozen=True, slots=True)

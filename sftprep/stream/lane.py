@@ -227,7 +227,7 @@ class Lane:
         ]
         lengths = np.array([end - begin for _, begin, end in ranges], np.int32)
         mask = np.concatenate([batch.completion_mask[begin:end] for batch, begin, end in ranges])
-        origins = [block.origins[block.batch.origin[k]] for block, k in blocks]
+        origins = [block.origins[block.batch.line_of[k]] for block, k in blocks]
         pack = Pack(
             input_ids=np.concatenate([batch.input_ids[begin:end] for batch, begin, end in ranges]),
             position_ids=make_position_ids(lengths, position_dtype(self.rules.limit.max_length)),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from sftprep.config.build import OutputConfig
 from sftprep.core.types import Rejected, TokenBatch
 from sftprep.errors import RecordError, TooManyRejected, escape_control, setting
-from sftprep.pipeline.accounting import first_of_each_reason
+from sftprep.pipeline.ledgers import first_of_each_reason
 from sftprep.shards.warning_kinds import DataWarning
 from sftprep.stream.sources.base import Block
 

@@ -70,30 +70,30 @@ def log_accounting(folder: Path, name: str, names: SettingNames) -> None:
         names: The form in which settings and inputs are shown.
     """
     manifest = sftprep.read_manifest(folder)
-    account = manifest.accounting
-    lost = account.tokens_truncated + sum(account.tokens_dropped.values())
-    trained_lost = account.trained_truncated + sum(account.trained_dropped.values())
+    ledger = manifest.accounting
+    lost = ledger.tokens_truncated + sum(ledger.tokens_dropped.values())
+    trained_lost = ledger.trained_truncated + sum(ledger.trained_dropped.values())
     text = (
-        f"{name}: {account.records:,} records, {account.sequences:,} sequences, {manifest.rows:,}"
+        f"{name}: {ledger.records:,} records, {ledger.sequences:,} sequences, {manifest.rows:,}"
         f" packs in {folder}"
     )
     details = [
         (
-            f"{account.truncated:,} sequences cut at {manifest.max_length:,} tokens"
-            if account.truncated
+            f"{ledger.truncated:,} sequences cut at {manifest.max_length:,} tokens"
+            if ledger.truncated
             else ""
         ),
-        *(f"{count:,} dropped ({reason})" for reason, count in account.dropped.items()),
-        *(f"{count:,} rejected ({reason})" for reason, count in account.rejected.items()),
+        *(f"{count:,} dropped ({reason})" for reason, count in ledger.dropped.items()),
+        *(f"{count:,} rejected ({reason})" for reason, count in ledger.rejected.items()),
     ]
     shown = "; ".join(detail for detail in details if detail)
-    if lost or account.rejected:
+    if lost or ledger.rejected:
         logger.warning(
             "%s; %s; %.1f%% of the tokens lost, %.1f%% of the trained tokens",
             text,
             shown,
-            100 * lost / max(1, account.tokens_in),
-            100 * trained_lost / max(1, account.trained_in),
+            100 * lost / max(1, ledger.tokens_in),
+            100 * trained_lost / max(1, ledger.trained_in),
         )
     else:
         logger.info("%s%s", text, f"; {shown}" if shown else "")

@@ -15,7 +15,7 @@ from sftprep.cli import main
 from sftprep.config import SourceEntry
 from sftprep.errors import ConfigError, EmptyInput, RecordError
 from sftprep.pipeline import build as build_module
-from sftprep.report.summary import source_accounts
+from sftprep.report.summary import source_ledgers
 from tests.pipeline.builds import check_accounting, content, origins, texts
 from tests.sources.test_kinds import WRITERS
 
@@ -65,7 +65,7 @@ def test_records_are_repeated_whole_and_in_part(files, tokenizer_dir, tmp_path):
     assert len(found["a"]) == 40
     assert (len(found["b"]), set(found["b"].values())) == (15, {1})
     assert Counter(found["c"].values()) == {1: 7, 2: 3}
-    accounts = dict(source_accounts(report.manifest))
+    accounts = dict(source_ledgers(report.manifest))
     assert accounts[files["a"]].extra == {"repeated": 40}
     assert accounts[files["b"]].left_out == {"not_sampled": 15}
     assert accounts[files["c"]].extra == {"repeated": 3}
@@ -125,7 +125,7 @@ def test_each_source_may_have_another_format(files, tokenizer_dir, tmp_path):
     ]
     report = run(sources, tokenizer_dir, tmp_path / "o")
     assert [i.format for i in report.manifest.inputs] == ["text", "prompt-completion", "text"]
-    assert [name for name, _ in source_accounts(report.manifest)] == [
+    assert [name for name, _ in source_ledgers(report.manifest)] == [
         files["c"],
         "questions",
         str(raw),
@@ -182,7 +182,7 @@ def test_every_record_is_accounted_for(
         return
     by_source(report)
     for name, limit, size in zip("abc", limits, (40, 30, 10), strict=True):
-        accounts = dict(source_accounts(report.manifest))[files[name]]
+        accounts = dict(source_ledgers(report.manifest))[files[name]]
         assert accounts.records == min(limit or size, size)
         if weights is None:
             left = accounts.records - accounts.left_out.get("held_out", 0)
@@ -275,7 +275,7 @@ def test_sources_of_the_same_name_have_separate_accounting(files, tokenizer_dir,
         [{"path": files[name], "name": "same"} for name in "ab"], tokenizer_dir, tmp_path / "o"
     )
     check_accounting(report.folder)
-    assert [(name, own.records) for name, own in source_accounts(report.manifest)] == [
+    assert [(name, own.records) for name, own in source_ledgers(report.manifest)] == [
         ("same", 40),
         ("same (2)", 30),
     ]

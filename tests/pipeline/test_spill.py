@@ -17,7 +17,7 @@ def batch(*, masked: bool, weighted: bool) -> TokenBatch:
         input_ids=np.arange(10, dtype=np.int32),
         offsets=np.array([0, 4, 10], np.int64),
         completion_mask=np.array([True, not masked] * 5),
-        origin=np.array([0, 1], np.int64),
+        line_of=np.array([0, 1], np.int64),
         rejected=[Rejected(2, 1, "json", "a message", "an excerpt")],
         counts={"lines": 3},
         loss_weights=np.linspace(0, 1, 10, dtype=np.float32) if weighted else None,
@@ -30,7 +30,7 @@ def holds(spill: Spill, made: TokenBatch) -> bool:
     pairs = [
         (spill.input_ids, made.input_ids),
         (spill.offsets, made.offsets),
-        (spill.origin, made.origin),
+        (spill.line_of, made.line_of),
     ]
     pairs += [(mask.astype(bool), made.completion_mask)]
     if made.loss_weights is not None and spill.loss_weights is not None:

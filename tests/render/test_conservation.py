@@ -1,4 +1,4 @@
-"""The check for lost content, compared with sentinels that transformers renders."""
+"""The check for omissions, compared with sentinels that transformers renders."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.conservation import compare, templates_of_trl
-from sftprep.render.conservation import NOTHING_MISSING, ConservationCheck
+from sftprep.render.conservation import NO_OMISSIONS, ConservationCheck
 
 
 def chatml(messages: Any, tools: Any = None, variables: Any = None) -> str:
@@ -17,14 +17,14 @@ def chatml(messages: Any, tools: Any = None, variables: Any = None) -> str:
     return "".join(f"<|{m['role']}|>{(m['content'] or '').strip()}\n" for m in messages)
 
 
-def losses(messages: list[dict[str, Any]], **options: Any) -> Any:
+def find_in(messages: list[dict[str, Any]], **options: Any) -> Any:
     text = chatml(messages)
-    return ConservationCheck(chatml).find_missing(messages, options.get("tools"), None, text)
+    return ConservationCheck(chatml).find_omissions(messages, options.get("tools"), None, text)
 
 
 def test_the_check_agrees_with_transformers_on_every_template_of_trl() -> None:
     outcome = compare(templates_of_trl())
-    assert outcome.lossy > 1000
+    assert outcome.with_omissions > 1000
     assert outcome.differences == []
 
 
@@ -32,13 +32,13 @@ contents = st.text(max_size=12) | st.sampled_from(["yes", "Yes, of course it is"
 
 
 @given(st.lists(contents, min_size=1, max_size=8))
-def test_whatever_is_written_is_no_loss(values: list[str]) -> None:
+def test_whatever_is_written_is_no_omission(values: list[str]) -> None:
     messages = [{"role": "user", "content": value} for value in values]
-    assert losses(messages) == NOTHING_MISSING
+    assert find_in(messages) == NO_OMISSIONS
 
 
 @given(st.lists(contents, min_size=2, max_size=8), st.data())
-def test_a_turn_that_is_left_out_is_a_loss(values: list[str], data: Any) -> None:
+def test_a_turn_that_is_left_out_is_an_omission(values: list[str], data: Any) -> None:
     roles = ["user"] * len(values)
     dropped = data.draw(st.integers(0, len(values) - 1))
     roles[dropped] = "hidden"
@@ -47,17 +47,17 @@ def test_a_turn_that_is_left_out_is_a_loss(values: list[str], data: Any) -> None
     def render(rows: Any, tools: Any = None, variables: Any = None) -> str:
         return chatml([row for row in rows if row["role"] != "hidden"])
 
-    found = ConservationCheck(render).find_missing(messages, None, None, render(messages)).kinds
+    found = ConservationCheck(render).find_omissions(messages, None, None, render(messages)).kinds
     assert found == ({"message_not_shown"} if values[dropped].strip() else set())
 
 
 def test_reasoning_of_the_last_turn_is_serious_and_earlier_reasoning_is_not() -> None:
     question = {"role": "user", "content": "How many boats are there?"}
     answer = {"role": "assistant", "content": "Four of them.", "reasoning": "Two and two boats."}
-    last = losses([question, answer])
+    last = find_in([question, answer])
     assert last.kinds == {"reasoning_not_shown"}
     assert last.serious == {"reasoning_not_shown"}
-    earlier = losses([question, answer, question, {"role": "assistant", "content": "Still four."}])
+    earlier = find_in([question, answer, question, {"role": "assistant", "content": "Still four."}])
     assert earlier.kinds == {"reasoning_not_shown"}
     assert not earlier.serious
 
@@ -65,7 +65,7 @@ def test_reasoning_of_the_last_turn_is_serious_and_earlier_reasoning_is_not() ->
 def test_a_missing_call_is_not_counted_again_for_its_arguments() -> None:
     call = {"function": {"name": "sail", "arguments": {"to": "Roter Sand"}}}
     message = {"role": "assistant", "content": "", "tool_calls": [call]}
-    assert losses([message]).kinds == {"call_not_shown"}
+    assert find_in([message]).kinds == {"call_not_shown"}
 
 
 @pytest.mark.parametrize("value", [True, False, None, {}, [], ""])
@@ -77,7 +77,7 @@ def test_values_without_text_are_not_searched_for(value: Any) -> None:
         return chatml(rows) + rows[0]["tool_calls"][0]["function"]["name"]
 
     text = render([message])
-    assert ConservationCheck(render).find_missing([message], None, None, text) == NOTHING_MISSING
+    assert ConservationCheck(render).find_omissions([message], None, None, text) == NO_OMISSIONS
 
 
 def test_pieces_that_are_the_contents_need_no_search() -> None:
@@ -87,4 +87,4 @@ def test_pieces_that_are_the_contents_need_no_search() -> None:
     ]
     pieces = ["<|user|>", messages[0]["content"], "\n", messages[1]["content"]]
     check = ConservationCheck(chatml)
-    assert check.find_missing(messages, None, None, "not even the text", pieces) == NOTHING_MISSING
+    assert check.find_omissions(messages, None, None, "not even the text", pieces) == NO_OMISSIONS

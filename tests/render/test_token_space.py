@@ -183,7 +183,7 @@ class Paths(NamedTuple):
         assert np.array_equal(got.offsets, want.offsets)
         assert np.array_equal(got.input_ids, want.input_ids)
         assert np.array_equal(got.completion_mask, want.completion_mask)
-        assert np.array_equal(got.origin, want.origin)
+        assert np.array_equal(got.line_of, want.line_of)
         assert got.rejected == want.rejected
         counts = [
             {key: count for key, count in batch.counts.items() if not key.startswith("masks.")}

@@ -34,7 +34,7 @@ def test_pretokenized_rows_remain_separate_sequences(tokenizer_dir):
     assert made.batch.input_ids.tolist() == [5, 6, 7, 8, 9, 1, 2]
     assert made.batch.lengths.tolist() == [2, 3, 2]
     assert made.batch.completion_mask.tolist() == [True, True, False, True, True, True, True]
-    assert made.batch.origin.tolist() == [0, 0, 3]
+    assert made.batch.line_of.tolist() == [0, 0, 3]
     assert [(r.line, r.reason) for r in made.batch.rejected] == [(2, "bad_ids")]
     assert made.batch.rejected[0].excerpt == '{"input_ids": [600]}'
     counts = made.batch.counts
@@ -111,7 +111,7 @@ def test_a_function_can_return_several_texts(tokenizer_dir, tmp_path):
     made = prepare([{"a": "b"}], tokenizer_dir, formatting_func=f"{file}:several")
     assert [made.text(0), made.text(1)] == ["b<|im_end|>", "bb<|im_end|>"]
     assert made.batch.counts["extra.texts"] == 1
-    assert made.batch.origin.tolist() == [0, 0]
+    assert made.batch.line_of.tolist() == [0, 0]
 
 
 def test_the_source_of_the_function_is_part_of_the_recipe(tokenizer_dir, tmp_path):

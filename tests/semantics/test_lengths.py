@@ -25,40 +25,40 @@ def batch_of(masks):
     offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
     flat = np.array([x for mask in masks for x in mask], dtype=np.bool_)
     ids = np.arange(len(flat), dtype=np.int32)
-    origin = np.arange(len(masks), dtype=np.int64) // 2
-    return TokenBatch(ids, offsets, flat, origin, loss_weights=flat.astype(np.float32) / 2)
+    line_of = np.arange(len(masks), dtype=np.int64) // 2
+    return TokenBatch(ids, offsets, flat, line_of, loss_weights=flat.astype(np.float32) / 2)
 
 
 def as_lists(batch):
     return [
-        (batch.input_ids[a:b].tolist(), batch.completion_mask[a:b].tolist(), int(origin))
-        for a, b, origin in zip(batch.offsets[:-1], batch.offsets[1:], batch.origin, strict=True)
+        (batch.input_ids[a:b].tolist(), batch.completion_mask[a:b].tolist(), int(line))
+        for a, b, line in zip(batch.offsets[:-1], batch.offsets[1:], batch.line_of, strict=True)
     ]
 
 
 def slow(masks, overlong, limit, side):
-    """Return (ids, mask, origin) of each sequence by definition, and lines of rejected records."""
+    """Return (ids, mask, line) of each sequence by definition, and lines of rejected records."""
     kept, rejected, at = [], set(), 0
     for number, mask in enumerate(masks):
-        ids, origin = list(range(at, at + len(mask))), number // 2
+        ids, line = list(range(at, at + len(mask))), number // 2
         at += len(mask)
-        pieces = [(ids, mask, origin)]
+        pieces = [(ids, mask, line)]
         if len(ids) > limit:
             if overlong == "truncate":
                 pieces = [
-                    (ids[:limit], mask[:limit], origin)
+                    (ids[:limit], mask[:limit], line)
                     if side == "right"
-                    else (ids[-limit:], mask[-limit:], origin)
+                    else (ids[-limit:], mask[-limit:], line)
                 ]
             elif overlong == "split":
                 pieces = [
-                    (ids[k : k + limit], mask[k : k + limit], origin)
+                    (ids[k : k + limit], mask[k : k + limit], line)
                     for k in range(0, len(ids), limit)
                 ]
             else:
                 pieces = []
                 if overlong == "error":
-                    rejected.add(origin)
+                    rejected.add(line)
         kept += pieces
     return [piece for piece in kept if piece[2] not in rejected], rejected
 

@@ -239,7 +239,7 @@ def test_each_turn_is_trained_as_the_model_sees_it(folder_with, train_on):
         [f"<think>Hm.</think>Two.<|im_end|>{end}"],
         [f"<think>Hm hm.</think>Four.<|im_end|>{end}"],
     ]
-    assert made.batch.origin.tolist() == [0, 0]
+    assert made.batch.line_of.tolist() == [0, 0]
     assert made.batch.counts["extra.turns"] == 1
 
 
@@ -325,11 +325,11 @@ def test_trained_tokens_of_real_tokenizers_are_the_words_of_the_assistant(tokeni
     )
     assert made.batch.rejected == []
     assert "warnings.end_of_turn_not_trained" not in made.batch.counts
-    for number, origin in enumerate(made.batch.origin.tolist()):
+    for number, line in enumerate(made.batch.line_of.tolist()):
         # Some tokenizers compose characters.
         said = [
             normalize("NFC", m["content"].strip())
-            for m in rows[origin]["messages"]
+            for m in rows[line]["messages"]
             if m["role"] == "assistant"
         ]
         runs = made.trained(number)
@@ -341,7 +341,7 @@ def test_trained_tokens_of_real_tokenizers_are_the_words_of_the_assistant(tokeni
         )
         user_texts = [
             m["content"].strip()
-            for m in rows[origin]["messages"]
+            for m in rows[line]["messages"]
             if m["role"] == "user" and len(m["content"]) > 30
         ]
         assert not any(text in run for text in user_texts for run in runs)

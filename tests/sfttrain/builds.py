@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sftprep.shards.layout import MANIFEST_NAME, SHARD_FOLDER
-from sftprep.shards.ledger import Accounting
+from sftprep.shards.ledger import Ledger
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.writer import ShardRows, write_shard
 from tests.sfttrain.packs import MemoryPacks
@@ -42,7 +42,7 @@ def write_build(
         encoder={},
         template={},
         inputs=(),
-        accounting=Accounting(),
+        accounting=Ledger(),
         plan={},
         max_length=max_length,
         rows=len(parts),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sftprep.errors import ConfigError
 from sftprep.shards import manifest_size as manifest_module
-from sftprep.shards.ledger import Accounting
+from sftprep.shards.ledger import Ledger
 from sftprep.shards.manifest import InputInfo, Manifest, ShardInfo
 from sftprep.shards.manifest_size import (
     check_manifest_size,
@@ -28,7 +28,7 @@ settings_of_builds = st.dictionaries(texts, texts | numbers | st.lists(texts), m
 def inputs(draw):
     """Entries of ordinary inputs, with the expected counts by reason."""
     reasons = draw(st.sets(st.sampled_from(["left_out.held_out", "extra.repeated"])))
-    names = [f.name for f in dataclasses.fields(Accounting) if f.default == 0]
+    names = [f.name for f in dataclasses.fields(Ledger) if f.default == 0]
     found = []
     for path in draw(st.lists(texts, max_size=8)):
         counts = {name: draw(numbers) for name in (*names, *reasons)}
@@ -41,7 +41,7 @@ def inputs(draw):
             lines=draw(numbers),
             records=draw(numbers),
             source=draw(st.sampled_from(["", "näme", 'a"\n'])),
-            accounting=Accounting.from_counts(counts),
+            accounting=Ledger.from_counts(counts),
             limit=draw(st.none() | st.just(7)),
         )
         found.append(info)
@@ -58,7 +58,7 @@ def manifest_of(infos, config=None, template=None, shards=0) -> Manifest:
         encoder={},
         template={},
         inputs=infos,
-        accounting=Accounting(),
+        accounting=Ledger(),
         plan={},
         max_length=1,
         rows=1,

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from sftprep.errors import ManifestError, ShardError
 from sftprep.shards.layout import MANIFEST_NAME, SHARD_FOLDER
 from sftprep.shards.manifest import (
-    Accounting,
     InputInfo,
+    Ledger,
     Manifest,
     read_manifest,
 )
@@ -85,7 +85,7 @@ def write_build(
         encoder={},
         template={},
         inputs=(InputInfo("a.jsonl", 1, "", "text", 0, ordinal, ordinal),),
-        accounting=Accounting(
+        accounting=Ledger(
             lines=ordinal,
             records=ordinal,
             sequences=ordinal,
@@ -260,7 +260,7 @@ def test_an_origin_is_found_in_its_file():
         InputInfo(p, 0, "", "text", first, lines, lines)
         for p, first, lines in [("a", 0, 2), ("b", 2, 0), ("c", 2, 3)]
     )
-    manifest = Manifest({}, "", {}, None, {}, {}, inputs, Accounting(), {}, 1, 0, 0, 0, (), "0")
+    manifest = Manifest({}, "", {}, None, {}, {}, inputs, Ledger(), {}, 1, 0, 0, 0, (), "0")
     assert [manifest.locate(k) for k in range(5)] == [
         ("a", 1),
         ("a", 2),

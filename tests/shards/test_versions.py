@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from sftprep import build, open_shards, read_manifest, verify
-from sftprep.report.summary import source_accounts
+from sftprep.report.summary import source_ledgers
 from tests.conftest import EXAMPLES
 
 NEW_IN_1_1 = ("left_out", "extra", "tokens_left_out", "tokens_extra")
@@ -33,7 +33,7 @@ def test_a_build_of_version_1_0_is_read_and_verified(tokenizer_dir, tmp_path):
     assert verify(folder).ok
     assert len(open_shards(folder)) == before.rows
     assert manifest.locate(3) == before.locate(3)
-    assert [name for name, _ in source_accounts(manifest)] == [before.inputs[0].path]
+    assert [name for name, _ in source_ledgers(manifest)] == [before.inputs[0].path]
 
 
 def test_a_ledger_of_an_input_that_does_not_balance_is_a_problem(tokenizer_dir, tmp_path):

@@ -326,7 +326,7 @@ def test_pieces_are_put_together_in_the_order_of_their_records():
     two.counts = {"records": 1}
     both = merge_batches([one, two], [np.array([0, 1, 3]), np.array([2])])
     assert both.input_ids.tolist() == [1, 7, 7, 8, 8, 2, 3]
-    assert both.origin.tolist() == [0, 2, 2, 3]
+    assert both.line_of.tolist() == [0, 2, 2, 3]
     assert both.offsets.tolist() == [0, 1, 3, 5, 7]
     assert both.completion_mask.tolist() == [True, True, True, True, True, False, True]
     assert both.loss_weights.tolist() == [1, 0.5, 0.5, 2, 2, 1, 1]

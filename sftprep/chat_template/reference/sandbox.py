@@ -62,7 +62,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
         )
-        # The values that `tojson` wrote, with their JSON, for the check for lost content. A render
+        # The values that `tojson` wrote, with their JSON, for the check for omissions. A render
         # starts with an empty list.
         self.written_as_json: list[tuple[Any, str]] = []
         self.filters["tojson"] = self._to_recorded_json

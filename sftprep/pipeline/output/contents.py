@@ -215,7 +215,7 @@ def _read_manifest_in(folder: Path) -> tuple[Manifest | None, str]:
 def _listed_paths(manifest: Manifest) -> set[str]:
     """Return the paths of a build, relative to its folder, according to its manifest."""
     paths = {MANIFEST_NAME, *(f"{SHARD_FOLDER}/{info.name}" for info in manifest.shards)}
-    accounting = manifest.accounting
-    if accounting.rejected or {"duplicate", "near_duplicate"} & accounting.left_out.keys():
+    ledger = manifest.accounting
+    if ledger.rejected or {"duplicate", "near_duplicate"} & ledger.left_out.keys():
         paths.add(REJECTED_NAME)
     return paths

@@ -131,24 +131,24 @@ def merge_batches(
         positions: int64 [lines] for each piece, the index of each of its lines in the block.
 
     Example:
-        Pieces with the lines 0, 1, 3 and with line 2 give a batch with the origins 0, 1, 2, 3.
+        Pieces with the lines 0, 1, 3 and with line 2 give a batch with the lines 0, 1, 2, 3.
     """
     counts: Counter[str] = Counter()
     for batch in batches:
         counts.update(batch.counts)
     # Concatenate the batches, then sort the sequences by their line in the block.
-    origins = np.concatenate(
-        [lines[batch.origin] for batch, lines in zip(batches, positions, strict=True)]
+    line_of = np.concatenate(
+        [lines[batch.line_of] for batch, lines in zip(batches, positions, strict=True)]
     )
     lengths = np.concatenate([batch.lengths for batch in batches])
     joined = TokenBatch(
         np.concatenate([batch.input_ids for batch in batches]),
         to_offsets(lengths),
         np.concatenate([batch.completion_mask for batch in batches]),
-        origins,
+        line_of,
         loss_weights=_concatenate_weights(batches),
     )
-    order = np.argsort(origins, kind="stable")
+    order = np.argsort(line_of, kind="stable")
     merged = joined.gather(order, lengths[order])
     merged.counts = dict(counts)
     rejected = [

@@ -11,8 +11,8 @@ from typing import Any, get_args
 import pytest
 
 import sftprep
-from sftprep.config.validation import Loss
-from sftprep.core.losses import LOSSES
+from sftprep.config.validation import SeriousOmission
+from sftprep.core.omissions import OMISSIONS
 from sftprep.core.types import Flag
 from sftprep.errors import ConfigError, FlagNames, TooManyRejected
 from sftprep.report.draw import draw_pack
@@ -38,7 +38,7 @@ def calling(content: str = "", **arguments: Any) -> dict[str, Any]:
 
 
 RESULT = {"role": "tool", "content": "four boats"}
-LOSING: dict[str, list[dict[str, Any]]] = {
+OMITTING: dict[str, list[dict[str, Any]]] = {
     "message_not_shown": [{"role": "developer", "content": "Answer briefly."}, QUESTION, ANSWER],
     "reasoning_not_shown": [
         QUESTION,
@@ -67,10 +67,10 @@ def build(
     return run
 
 
-@pytest.mark.parametrize("kind", LOSING)
-def test_a_loss_is_counted_with_its_first_line(build: Any, kind: str) -> None:
-    manifest = build([QUESTION, ANSWER], LOSING[kind], LOSING[kind]).manifest
-    assert {name: n for name, n in manifest.accounting.warnings.items() if name in LOSSES} == {
+@pytest.mark.parametrize("kind", OMITTING)
+def test_an_omission_is_counted_with_its_first_line(build: Any, kind: str) -> None:
+    manifest = build([QUESTION, ANSWER], OMITTING[kind], OMITTING[kind]).manifest
+    assert {name: n for name, n in manifest.accounting.warnings.items() if name in OMISSIONS} == {
         kind: 2
     }
     found = next(found for found in data_warnings(manifest) if found.kind == kind)
@@ -84,11 +84,11 @@ def test_reasoning_of_the_last_turn_is_shown(build: Any) -> None:
     assert manifest.accounting.warnings == {}
 
 
-@pytest.mark.parametrize("kind", LOSING)
-def test_a_loss_rejects_the_record_under_quarantine_unless_it_is_allowed(
+@pytest.mark.parametrize("kind", OMITTING)
+def test_an_omission_rejects_the_record_under_quarantine_unless_it_is_allowed(
     build: Any, kind: str, tmp_path: Path
 ) -> None:
-    conversations = [[QUESTION, ANSWER], LOSING[kind]]
+    conversations = [[QUESTION, ANSWER], OMITTING[kind]]
     settings: dict[str, Any] = {"on_bad_record": "quarantine", "quality_checks": "keep"}
     accounting = build(*conversations, max_rejected="100%", **settings).manifest.accounting
     # Earlier reasoning and names are only counted.
@@ -106,7 +106,7 @@ def test_a_loss_rejects_the_record_under_quarantine_unless_it_is_allowed(
         assert (accounting.rejected, accounting.warnings) == ({}, {kind: 1})
 
 
-def test_reasoning_of_the_last_turn_that_is_lost_rejects_the_record(
+def test_reasoning_of_the_last_turn_that_is_omitted_rejects_the_record(
     records: Any, folder_with: Any, tmp_path: Path
 ) -> None:
     reasoned = {**ANSWER, "thinking": "Two and two."}
@@ -126,7 +126,7 @@ def test_reasoning_of_the_last_turn_that_is_lost_rejects_the_record(
 
 def test_the_first_line_counts_the_lines_of_all_partitions(build: Any) -> None:
     long = [{**QUESTION, "content": "How many boats? " * 10_000}, ANSWER]
-    report = build(*[long] * 30, LOSING["message_not_shown"])
+    report = build(*[long] * 30, OMITTING["message_not_shown"])
     assert report.bytes_read > PARTITION_BYTES
     assert report.manifest.inputs[0].first_lines["warnings.message_not_shown"] == 31
 
@@ -136,8 +136,8 @@ def test_an_unknown_kind_cannot_be_allowed(build: Any) -> None:
         build([QUESTION, ANSWER], allow_loss="tools")
 
 
-def test_the_kinds_that_reject_are_kinds_of_loss() -> None:
-    assert set(get_args(Loss)) == LOSSES.keys() - {
+def test_the_kinds_that_reject_are_kinds_of_omissions() -> None:
+    assert set(get_args(SeriousOmission)) == OMISSIONS.keys() - {
         "tools_not_shown",
         "name_not_shown",
         "key_not_shown",
@@ -147,7 +147,7 @@ def test_the_kinds_that_reject_are_kinds_of_loss() -> None:
 def test_a_stream_logs_each_kind_once(
     records: Any, folder_with: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = [[QUESTION, ANSWER], LOSING["message_not_shown"], LOSING["message_not_shown"]]
+    rows = [[QUESTION, ANSWER], OMITTING["message_not_shown"], OMITTING["message_not_shown"]]
     data = records([{"messages": messages} for messages in rows])
     with caplog.at_level(logging.WARNING, logger="sftprep"):
         packs = list(open_stream(data, tokenizer=str(folder_with(TEMPLATE)), lanes=1))
@@ -157,8 +157,8 @@ def test_a_stream_logs_each_kind_once(
     assert logged[0].endswith(f"first in {data}:2)")
 
 
-def test_the_sequences_that_lost_content_are_flagged(build: Any, tmp_path: Path) -> None:
-    build([QUESTION, ANSWER], LOSING["message_not_shown"], [QUESTION, ANSWER])
+def test_the_sequences_with_omissions_are_flagged(build: Any, tmp_path: Path) -> None:
+    build([QUESTION, ANSWER], OMITTING["message_not_shown"], [QUESTION, ANSWER])
     shards = sftprep.open_shards(tmp_path / "out")
     found = [
         (int(origin), int(flag))
@@ -171,7 +171,7 @@ def test_the_sequences_that_lost_content_are_flagged(build: Any, tmp_path: Path)
     assert sum("dropped a part of the record" in line for line in lines) == 1
 
 
-def test_without_a_loss_there_is_no_column_of_flags(build: Any, tmp_path: Path) -> None:
+def test_without_an_omission_there_is_no_column_of_flags(build: Any, tmp_path: Path) -> None:
     build([QUESTION, ANSWER])
     assert all(pack.flags is None for pack in sftprep.open_shards(tmp_path / "out"))
 

@@ -1,4 +1,4 @@
-"""Accounting of a build: counts of each input, rejected records, and their limit."""
+"""Ledgers of a build: counts of each input, rejected records, and their limit."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import orjson
 import xxhash
 
 from sftprep.config.build import BuildConfig
-from sftprep.config.validation import Loss
+from sftprep.config.validation import SeriousOmission
 from sftprep.core.atomic_write import write_file
 from sftprep.core.types import Rejected
 from sftprep.errors import EmptyInput, RecordError, TooManyRejected, setting, source_name
 from sftprep.pipeline.selection import BuildSplit
 from sftprep.pipeline.setup import Setup
 from sftprep.pipeline.tokenize_pass import PartitionResult
-from sftprep.shards.ledger import Accounting
+from sftprep.shards.ledger import Ledger
 from sftprep.shards.manifest import InputInfo
 
 
@@ -49,7 +49,7 @@ def make_input_infos(split: BuildSplit, setup: Setup) -> tuple[InputInfo, ...]:
         for number, parts in groupby(split.parts, key=lambda part: part.partition.input)
     }
     infos, ordinal = [], 0
-    for number, accounting in zip(split.inputs, split.accounting, strict=True):
+    for number, ledger in zip(split.inputs, split.ledgers, strict=True):
         parts = parts_of_input.get(number, [])  # an empty file has no partition
         entry = setup.inputs[number]
         # The digest is that of the partition digests, so that no file is read a second time.
@@ -61,26 +61,26 @@ def make_input_infos(split: BuildSplit, setup: Setup) -> tuple[InputInfo, ...]:
                 digest=xxhash.xxh3_128_hexdigest(contents.encode()),
                 format=setup.formats[number],
                 first_ordinal=ordinal,
-                lines=accounting.lines,
-                records=accounting.records,
+                lines=ledger.lines,
+                records=ledger.records,
                 source=setup.entries[entry.entry].name,
-                accounting=accounting,
+                accounting=ledger,
                 limit=entry.source.limit,
-                first_lines=_first_lines(parts, accounting),
+                first_lines=_first_lines(parts, ledger),
             )
         )
-        ordinal += accounting.lines
+        ordinal += ledger.lines
     return tuple(infos)
 
 
-def _first_lines(parts: list[PartitionResult], accounting: Accounting) -> dict[str, int]:
+def _first_lines(parts: list[PartitionResult], ledger: Ledger) -> dict[str, int]:
     """Return the first line of an input for each count, by name, from 1.
 
     Args:
         parts: The partitions of the input, in order.
-        accounting: The counts of the input.
+        ledger: The counts of the input.
     """
-    counts = accounting.to_counts()
+    counts = ledger.to_counts()
     found: dict[str, int] = {}
     lines_before = 0
     for part in parts:
@@ -91,12 +91,12 @@ def _first_lines(parts: list[PartitionResult], accounting: Accounting) -> dict[s
     return found
 
 
-def sum_accounting(items: list[Accounting]) -> Accounting:
-    """Return the sum of the accounting of several inputs, and check that it balances."""
+def sum_ledgers(items: list[Ledger]) -> Ledger:
+    """Return the sum of the ledgers of several inputs, and check that it balances."""
     counts: Counter[str] = Counter()
     for item in items:
         counts.update(item.to_counts())
-    summed = Accounting.from_counts(counts)
+    summed = Ledger.from_counts(counts)
     wrong = summed.check()
     if wrong:
         raise RuntimeError(
@@ -168,23 +168,23 @@ def first_of_each_reason(rejected: Iterable[tuple[str, int, Rejected]]) -> str:
     return "".join(firsts.values())
 
 
-def check_not_empty(split: BuildSplit, accounting: Accounting, names: list[str]) -> None:
+def check_not_empty(split: BuildSplit, ledger: Ledger, names: list[str]) -> None:
     """Check that a split has at least one sequence.
 
     Args:
         split: The split.
-        accounting: Its accounting.
+        ledger: Its ledger.
         names: The name of each input.
 
     Raises:
         EmptyInput: It has none.
     """
-    if accounting.sequences:
+    if ledger.sequences:
         return
     groups = {
-        "rejected": accounting.rejected,
-        "dropped": accounting.dropped,
-        "left out": accounting.left_out,
+        "rejected": ledger.rejected,
+        "dropped": ledger.dropped,
+        "left out": ledger.left_out,
     }
     reasons = "; ".join(
         f"{name}: {', '.join(f'{reason} {number:,}' for reason, number in group.items())}"
@@ -199,7 +199,7 @@ def check_not_empty(split: BuildSplit, accounting: Accounting, names: list[str])
             "check that the inputs are the intended files",
             f"check {setting('format')}",
             f"check {setting('train_on')} and {setting('max_length')}",
-            *_remedies_for(accounting.rejected, accounting.warnings.get("suspects_rejected", 0)),
+            *_remedies_for(ledger.rejected, ledger.warnings.get("suspects_rejected", 0)),
         ],
     )
 
@@ -213,9 +213,9 @@ def _remedies_for(rejected: Mapping[str, int], suspects: int) -> Iterator[str]:
     """
     if "template_error" in rejected:
         yield f"specify another template with {setting('chat_template')}"
-    for loss in get_args(Loss):
-        if loss in rejected:
-            yield f"accept the loss with {setting('allow_loss', loss)}"
+    for kind in get_args(SeriousOmission):
+        if kind in rejected:
+            yield f"accept the loss with {setting('allow_loss', kind)}"
     if suspects:
         keep = setting("quality_checks", "keep")
         yield f"train on the records that fail only a quality check with {keep}"

@@ -1,4 +1,4 @@
-"""The kinds of content a chat template may drop from a conversation."""
+"""The kinds of omissions: content of a conversation that its rendered text lacks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLUMN_NOT_READ = "column_not_read:"
 """The start of the kind of warning about a column of records that no format reads, although its
 name suggests content. The kind ends with the name in lower case."""
 
-LOSSES = {
+OMISSIONS = {
     MESSAGE: "the content of a message",
     REASONING: "reasoning",
     CALL: "a tool call",
@@ -25,4 +25,4 @@ LOSSES = {
     NAME: "the name of a speaker",
     KEY: "text under a key of a message that it does not know",
 }
-"""The kinds of loss, in the order in which they are reported, with what is lost."""
+"""The kinds of omissions, in the order in which they are reported, with what is omitted."""
