@@ -274,7 +274,7 @@ class BuildConfig:
 
     @property
     def rejected_omissions(self) -> tuple[str, ...]:
-        """Return the kinds of content that the chat template must not omit.
+        """Return the kinds of content required to survive the chat template.
 
         A record with such an omission is a bad record.
         """
