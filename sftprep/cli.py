@@ -25,7 +25,14 @@ from sftprep.config.build import (
     read_config_file,
 )
 from sftprep.core.notices import settings_shown_as
-from sftprep.errors import ConfigError, FlagNames, SftprepError, escape_control, setting
+from sftprep.errors import (
+    ConfigError,
+    FlagNames,
+    SftprepError,
+    escape_control,
+    format_count,
+    setting,
+)
 from sftprep.version import __version__
 
 app = App(
@@ -157,7 +164,6 @@ def verify(directory: str, *, json: bool = False, debug: bool = False) -> int:
     debug
         Show a traceback with errors.
     """
-    from sftprep.report.summary import format_count
     from sftprep.shards.verify import verify as run
 
     with _ProgressBar(quiet=json) as bar:
@@ -214,7 +220,7 @@ def inspect(
         Show a traceback with errors.
     """
     from sftprep.report.draw import draw_pack, pack_data
-    from sftprep.report.summary import format_count, manifest_line
+    from sftprep.report.summary import manifest_line
     from sftprep.shards.reader import open_shards
     from sftprep.tokenize.loading.decode import load_decoder
 

@@ -207,6 +207,11 @@ def escape_control(text: str) -> str:
     )
 
 
+def format_count(number: int, noun: str, plural_ending: str = "s") -> str:
+    """Return a number with its noun: "1 pack", "2 packs"."""
+    return f"{number:,} {noun}{plural_ending if number != 1 else ''}"
+
+
 def first_line(error: BaseException, limit: int | None = None) -> str:
     """Return the first line of an error's text, or its type's name if there is none.
 

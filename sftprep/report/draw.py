@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from sftprep.core.types import Flag
-from sftprep.errors import ShardError, escape_control
-from sftprep.report.summary import format_count
+from sftprep.errors import ShardError, escape_control, format_count
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.reader import Pack
 from sftprep.shards.writer import count_targets

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from sftprep.errors import FlagNames, escape_control
+from sftprep.errors import FlagNames, escape_control, format_count
 from sftprep.pipeline.build import BuildReport
 from sftprep.report.length_advice import advise_length, length_warning
 from sftprep.shards.ledger import Ledger
@@ -112,11 +112,6 @@ def equations(ledger: Ledger) -> tuple[str, str]:
         f"{_sum('records', ledger.records, ledger.extra)} = {_terms(records)}",
         f"{_sum('tokens', ledger.tokens_in, ledger.tokens_extra)} = {_terms(tokens)}",
     )
-
-
-def format_count(number: int, noun: str, plural_ending: str = "s") -> str:
-    """Return a number with its noun: "1 pack", "2 packs"."""
-    return f"{number:,} {noun}{plural_ending if number != 1 else ''}"
 
 
 def manifest_line(manifest: Manifest) -> str:

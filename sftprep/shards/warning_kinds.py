@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from sftprep.core.omissions import COLUMN_NOT_READ, OMISSIONS, REASONING
-from sftprep.errors import PythonNames, SettingNames, render_settings, setting, source_name
+from sftprep.errors import (
+    PythonNames,
+    SettingNames,
+    format_count,
+    render_settings,
+    setting,
+    source_name,
+)
 from sftprep.shards.manifest import Manifest
 
 
@@ -130,7 +137,7 @@ class DataWarning:
         kind = _kind_of(self.kind)
         facts = []
         if self.number:
-            facts.append(f"{self.number:,} {kind.counted}{'s' * (self.number != 1)}")
+            facts.append(format_count(self.number, kind.counted))
         if self.file:
             facts.append(f"first in {source_name(self.file)}:{self.line}")
         text = kind.text + (f" ({', '.join(facts)})" if facts else "")
