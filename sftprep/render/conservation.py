@@ -98,7 +98,7 @@ class ConservationCheck:
         self._source = source
         # By shape, the numbers of the leaves that the sentinel rendering lacks; None where the
         # template refuses the sentinels.
-        self._by_shape: dict[Any, frozenset[int] | None] = {}
+        self._unwritten_by_shape: dict[Any, frozenset[int] | None] = {}
 
     def find_omissions(
         self,
@@ -183,24 +183,24 @@ class ConservationCheck:
         leaves = to_leaves(messages, tools)
         if len(leaves) * len(text) > _MOST_WORK:
             # The search takes quadratic time, the sentinels do not.
-            hidden = self._find_hidden(messages, tools, variables, leaves)
-            omitted = leaves if hidden is None else [leaves[number] for number in hidden]
+            unwritten = self._find_unwritten(messages, tools, variables, leaves)
+            omitted = leaves if unwritten is None else [leaves[number] for number in unwritten]
             return _to_omissions(omitted, messages)
         found, unsure = _search(leaves, text), _ambiguous(leaves)
         if not all(found) or unsure:
-            hidden = self._find_hidden(messages, tools, variables, leaves)
-            if hidden is not None:
+            unwritten = self._find_unwritten(messages, tools, variables, leaves)
+            if unwritten is not None:
                 found = [
-                    number not in hidden
+                    number not in unwritten
                     if found[number] and number in unsure
                     # The search in order may have taken an occurrence of another leaf.
-                    else found[number] or (number not in hidden and _occurs(leaf.value, text))
+                    else found[number] or (number not in unwritten and _occurs(leaf.value, text))
                     for number, leaf in enumerate(leaves)
                 ]
         omitted = [leaf for leaf, shown in zip(leaves, found, strict=True) if not shown]
         return _to_omissions(omitted, messages)
 
-    def _find_hidden(
+    def _find_unwritten(
         self,
         messages: Sequence[Message],
         tools: list[Any] | None,
@@ -212,24 +212,26 @@ class ConservationCheck:
         Returns:
             None if the template refuses the sentinels.
         """
-        copy = SentinelCopy()
+        sentinel_copy = SentinelCopy()
         try:
-            fake_messages = [copy.message(message) for message in messages]
-            fake_tools = [copy.tool(tool) for tool in tools] if tools else tools
+            sentinel_messages = [sentinel_copy.copy_message(message) for message in messages]
+            sentinel_tools = [sentinel_copy.copy_tool(tool) for tool in tools] if tools else tools
         except RecursionError:
             return None
-        shape = (tuple(copy.shape), json.dumps(variables, sort_keys=True, default=str))
-        if shape in self._by_shape:
-            return self._by_shape[shape]
-        hidden = None
-        if len(copy.sentinels) == len(leaves):
+        shape = (tuple(sentinel_copy.shape), json.dumps(variables, sort_keys=True, default=str))
+        if shape in self._unwritten_by_shape:
+            return self._unwritten_by_shape[shape]
+        unwritten = None
+        if len(sentinel_copy.sentinels) == len(leaves):
             with suppress(Exception):  # a template may refuse the sentinels for any reason
-                hidden = copy.find_hidden(self._render(fake_messages, fake_tools, variables))
+                unwritten = sentinel_copy.find_unwritten(
+                    self._render(sentinel_messages, sentinel_tools, variables)
+                )
         if len(messages) <= _MOST_MESSAGES_KEPT:
-            if len(self._by_shape) >= _SHAPES_KEPT:
-                self._by_shape.clear()
-            self._by_shape[shape] = hidden
-        return hidden
+            if len(self._unwritten_by_shape) >= _SHAPES_KEPT:
+                self._unwritten_by_shape.clear()
+            self._unwritten_by_shape[shape] = unwritten
+        return unwritten
 
 
 def are_written_unchanged(messages: Sequence[Message], pieces: Sequence[str]) -> bool:

@@ -98,22 +98,22 @@ def to_leaves(
         if is_written and len(message) == 2:
             continue
         turn = ANYWHERE if message.get("role") in ("system", "developer") else number
-        own_calls = _calls_of(message)
-        for key in _reasoning_keys(message):
+        calls_of_turn = _find_calls(message)
+        for key in _find_reasoning_keys(message):
             _add_text(leaves, REASONING, turn, message[key], written)
         if not is_written:
-            kind = TEXT_WITH_CALL if own_calls else MESSAGE
-            for role, part in _content_parts(message):
+            kind = TEXT_WITH_CALL if calls_of_turn else MESSAGE
+            for role, part in _split_content(message):
                 _add_text(leaves, REASONING if role == "think" else kind, turn, part, written)
         if _has_speaker(message):
             _add_text(leaves, NAME, turn, message["name"], written)
-        if own_calls and not written.take(message["tool_calls"]):
-            for call in own_calls:
+        if calls_of_turn and not written.take(message["tool_calls"]):
+            for call in calls_of_turn:
                 _add_call(leaves, turn, call, calls, written)
                 calls += 1
     if tools and not written.take(tools):
         for tool in tools:
-            for value in _tool_strings(tool, written):
+            for value in _find_tool_strings(tool, written):
                 _add_text(leaves, TOOLS, ANYWHERE, value, written)
     return leaves
 
@@ -133,7 +133,7 @@ def _add_call(
     if isinstance(name, str) and not written.take(name):
         leaves.append(Leaf(CALL, turn, name.strip(), number))
     if not written.take(function.get("arguments")):
-        for value in _scalars(_arguments_of(function), written):
+        for value in _iter_scalars(_parse_arguments(function), written):
             leaves.append(Leaf(ARGUMENT, turn, value, number))
 
 
@@ -145,7 +145,7 @@ def _has_speaker(message: Message) -> bool:
     return isinstance(message.get("name"), str) and message.get("role") in _SPEAKERS
 
 
-def _reasoning_keys(message: Message) -> list[str]:
+def _find_reasoning_keys(message: Message) -> list[str]:
     """Return the keys with reasoning; several keys with the same text are one."""
     keys: list[str] = []
     for key in REASONING_KEYS:
@@ -155,7 +155,7 @@ def _reasoning_keys(message: Message) -> list[str]:
     return keys
 
 
-def _content_parts(message: Message) -> list[tuple[str, str]]:
+def _split_content(message: Message) -> list[tuple[str, str]]:
     """Return the content in two parts: reasoning in tags, and the rest.
 
     Templates separate these parts.
@@ -172,7 +172,7 @@ def _content_parts(message: Message) -> list[tuple[str, str]]:
     return [("text", content)]
 
 
-def _calls_of(message: Message) -> list[Any]:
+def _find_calls(message: Message) -> list[Any]:
     calls = message.get("tool_calls")
     return [call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
 
@@ -182,7 +182,7 @@ def _function_or_call(call: dict[str, Any]) -> dict[str, Any]:
     return function if isinstance(function, dict) else call
 
 
-def _arguments_of(function: dict[str, Any]) -> Any:
+def _parse_arguments(function: dict[str, Any]) -> Any:
     """Return the arguments as values.
 
     Templates show JSON text as it is, or its values.
@@ -196,7 +196,7 @@ def _arguments_of(function: dict[str, Any]) -> Any:
     return arguments
 
 
-def _scalars(value: Any, written: WrittenValues) -> Iterator[str | int | float]:
+def _iter_scalars(value: Any, written: WrittenValues) -> Iterator[str | int | float]:
     """Yield the strings and numbers of a JSON value.
 
     Booleans and null are not searched for.
@@ -217,7 +217,7 @@ def _scalars(value: Any, written: WrittenValues) -> Iterator[str | int | float]:
             yield item
 
 
-def _tool_strings(tool: Any, written: WrittenValues) -> list[str]:
+def _find_tool_strings(tool: Any, written: WrittenValues) -> list[str]:
     """Return the name and the description of a tool."""
     if not isinstance(tool, dict) or written.take(tool):
         return []
@@ -247,7 +247,7 @@ class SentinelCopy:
     sentinels: list[str] = field(default_factory=list)
     shape: list[Any] = field(default_factory=list)
 
-    def message(self, message: Message) -> Message:
+    def copy_message(self, message: Message) -> Message:
         """Return the copy of a message."""
         copy = dict(message)
         self.shape.append((message.get("role"), *sorted(map(str, message))))
@@ -256,91 +256,91 @@ class SentinelCopy:
             text = message.get(key)
             if isinstance(text, str) and text.strip():
                 if text not in sentinel_of:
-                    sentinel_of[text] = self._next()
+                    sentinel_of[text] = self._new_sentinel()
                 # Which keys have the same text is a part of the shape.
                 self.shape.append((key, [*sentinel_of].index(text)))
                 copy[key] = sentinel_of[text]
-        self._content(message, copy)
+        self._copy_content(message, copy)
         if _has_speaker(message) and message["name"].strip():
-            copy["name"] = self._next()
-        calls = _calls_of(message)
+            copy["name"] = self._new_sentinel()
+        calls = _find_calls(message)
         if calls:
-            copy["tool_calls"] = [self._call(call) for call in calls]
+            copy["tool_calls"] = [self._copy_call(call) for call in calls]
         return copy
 
-    def tool(self, tool: Any) -> Any:
+    def copy_tool(self, tool: Any) -> Any:
         """Return the copy of a tool."""
         if not isinstance(tool, dict):
             return tool
         function = dict(_function_or_call(tool))
         for key in ("name", "description"):
             if isinstance(function.get(key), str) and function[key].strip():
-                function[key] = self._next()
-        self.shape.append(("tool", json.dumps(_skeleton(tool), default=str)))
+                function[key] = self._new_sentinel()
+        self.shape.append(("tool", json.dumps(_to_skeleton(tool), default=str)))
         return {**tool, "function": function} if "function" in tool else function
 
-    def find_hidden(self, text: str) -> frozenset[int]:
+    def find_unwritten(self, text: str) -> frozenset[int]:
         """Return the numbers of the sentinels missing in a text."""
         return frozenset(range(len(self.sentinels))) - {
             int(word or number) for word, number in _SENTINEL.findall(text)
         }
 
-    def _content(self, message: Message, copy: Message) -> None:
-        parts = _content_parts(message)
+    def _copy_content(self, message: Message, copy: Message) -> None:
+        parts = _split_content(message)
         self.shape.append(tuple((role, bool(part.strip())) for role, part in parts))
         if isinstance(message.get("content"), list):
             new_parts = []
             for part in message["content"]:
                 text = part.get("text") if isinstance(part, dict) else None
                 shown = isinstance(text, str) and text.strip()
-                new_parts.append({**part, "text": self._next()} if shown else part)
+                new_parts.append({**part, "text": self._new_sentinel()} if shown else part)
             copy["content"] = new_parts
         elif len(parts) == 1 and parts[0][1].strip():
-            copy["content"] = self._next()
+            copy["content"] = self._new_sentinel()
         elif len(parts) > 1:
             content = message["content"]
             opening = content[: content.index("<think>") + 7] if "<think>" in content else ""
-            inside = self._next() if parts[0][1].strip() else ""
-            after = self._next() if parts[1][1].strip() else ""
+            inside = self._new_sentinel() if parts[0][1].strip() else ""
+            after = self._new_sentinel() if parts[1][1].strip() else ""
             copy["content"] = f"{opening and '<think>'}\n{inside}\n</think>\n\n{after}"
 
-    def _call(self, call: dict[str, Any]) -> dict[str, Any]:
+    def _copy_call(self, call: dict[str, Any]) -> dict[str, Any]:
         function = dict(_function_or_call(call))
         if isinstance(function.get("name"), str):
-            function["name"] = self._next()
-        arguments = _arguments_of(function)
-        self.shape.append(("call", json.dumps(_skeleton(arguments), default=str)))
-        replaced = self._replaced(arguments)
-        if isinstance(function.get("arguments"), str) and not isinstance(replaced, str):
-            replaced = json.dumps(replaced)
+            function["name"] = self._new_sentinel()
+        arguments = _parse_arguments(function)
+        self.shape.append(("call", json.dumps(_to_skeleton(arguments), default=str)))
+        new_arguments = self._copy_value(arguments)
+        if isinstance(function.get("arguments"), str) and not isinstance(new_arguments, str):
+            new_arguments = json.dumps(new_arguments)
         if "arguments" in function:
-            function["arguments"] = replaced
+            function["arguments"] = new_arguments
         return {**call, "function": function} if "function" in call else function
 
-    def _replaced(self, value: Any) -> Any:
+    def _copy_value(self, value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: self._replaced(item) for key, item in value.items()}
+            return {key: self._copy_value(item) for key, item in value.items()}
         if isinstance(value, list):
-            return [self._replaced(item) for item in value]
+            return [self._copy_value(item) for item in value]
         if isinstance(value, str):
-            return self._next() if value.strip() else value
+            return self._new_sentinel() if value.strip() else value
         if isinstance(value, int | float) and not isinstance(value, bool):
             number = _FIRST_NUMBER + len(self.sentinels)
             self.sentinels.append(str(number))
             return number
         return value
 
-    def _next(self) -> str:
+    def _new_sentinel(self) -> str:
         # Lowercase letters and digits only: no template changes or splits it.
         sentinel = f"zqx{len(self.sentinels):08d}xqz"
         self.sentinels.append(sentinel)
         return sentinel
 
 
-def _skeleton(value: Any) -> Any:
+def _to_skeleton(value: Any) -> Any:
     """Return a JSON value without its strings and numbers."""
     if isinstance(value, dict):
-        return {key: _skeleton(item) for key, item in value.items()}
+        return {key: _to_skeleton(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_skeleton(item) for item in value]
+        return [_to_skeleton(item) for item in value]
     return "" if isinstance(value, str) and not value.strip() else type(value).__name__
