@@ -257,13 +257,13 @@ class LossMask:
         return EscapedEncoder(self._spec)
 
     def _escape(
-        self, tokens: Tokens, chars: NDArray[np.int64] | None, marked: dict[int, EscapedText]
+        self, tokens: Tokens, chars: NDArray[np.int64] | None, escaped_texts: dict[int, EscapedText]
     ) -> tuple[Tokens, NDArray[np.int64] | None]:
         """Encode the special tokens spelled by texts as plain text."""
         return replace_texts(
             tokens,
             chars,
-            {number: self._escaped_encoder.encode(text) for number, text in marked.items()},
+            {number: self._escaped_encoder.encode(text) for number, text in escaped_texts.items()},
         )
 
     def _completion_mask(

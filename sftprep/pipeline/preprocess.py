@@ -105,7 +105,7 @@ def preprocess(
     limit: LengthLimit,
     *,
     seed: int | None,
-    first: int = 0,
+    num_first: int = 0,
     transform: LoadedFunction | None = None,
     hash_by: tuple[str, ...] | None = None,
 ) -> TokenBatch:
@@ -118,7 +118,7 @@ def preprocess(
         limit: The limit of their lengths.
         seed: Selects the texts that the reference encoder encodes as well. If their ids differ, the
             reference encoder encodes the whole partition. None: nothing is compared.
-        first: The number of texts at the start that are compared in addition.
+        num_first: The number of texts at the start that are compared in addition.
         transform: The transform of these lines, if it is not that of the recipe.
         hash_by: The keys by which records are compared with others, as for `RecordHasher`; None:
             they are not compared.
@@ -127,7 +127,13 @@ def preprocess(
         The sequences. Records that cannot be used are in `rejected`, in the order of their lines.
     """
     batch = begin_preprocess(
-        stages, data, format_name, seed=seed, first=first, transform=transform, hash_by=hash_by
+        stages,
+        data,
+        format_name,
+        seed=seed,
+        num_first=num_first,
+        transform=transform,
+        hash_by=hash_by,
     )()
     fitted = fit_lengths(batch, find_targets(batch.completion_mask, batch.offsets), data, limit)
     ranges = fitted.ranges
@@ -143,7 +149,7 @@ def begin_preprocess(
     format_name: str,
     *,
     seed: int | None,
-    first: int = 0,
+    num_first: int = 0,
     transform: LoadedFunction | None = None,
     hash_by: tuple[str, ...] | None = None,
 ) -> Callable[[], TokenBatch]:
@@ -155,7 +161,7 @@ def begin_preprocess(
     functions = stages.functions_with(transform)
     output = None if functions is None else transform_lines(data, functions)
     lines = data if output is None else output.data
-    complete_tokens = _begin_tokens(stages, lines, format_name, seed=seed, first=first)
+    complete_tokens = _begin_tokens(stages, lines, format_name, seed=seed, num_first=num_first)
 
     def complete() -> TokenBatch:
         batch = complete_tokens()
@@ -170,12 +176,12 @@ def begin_preprocess(
 
 
 def _begin_tokens(
-    stages: Preprocessor, data: bytes, format_name: str, *, seed: int | None, first: int
+    stages: Preprocessor, data: bytes, format_name: str, *, seed: int | None, num_first: int
 ) -> Callable[[], TokenBatch]:
     """Start to tokenize records as they are; return a function to complete it."""
     repeat_by_reference = partial(_preprocess_by_reference, stages, data, format_name)
-    samples_at_start = first if format_name != "tokens" else 0
-    partition = stages.encoder.partition(seed=seed, first=samples_at_start)
+    samples_at_start = num_first if format_name != "tokens" else 0
+    partition = stages.encoder.partition(seed=seed, num_first=samples_at_start)
     try:
         batch = _make_sequences(stages, data, format_name, partition)
     except EncoderFault as fault:

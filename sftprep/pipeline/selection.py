@@ -303,7 +303,7 @@ def _count_copies(
     return copies[record_of]
 
 
-def _copies_per_entry(entries: list[SourceEntry], found: NDArray[np.int64]) -> list[float]:
+def _copies_per_entry(entries: list[SourceEntry], usable: NDArray[np.int64]) -> list[float]:
     """Return how often each source is used, as a fraction of its usable records.
 
     Of the sources with a weight, the one with the fewest records in relation to its weight is used
@@ -311,7 +311,7 @@ def _copies_per_entry(entries: list[SourceEntry], found: NDArray[np.int64]) -> l
 
     Args:
         entries: The sources.
-        found: int64 [sources]; the number of usable records of each source.
+        usable: int64 [sources]; the number of usable records of each source.
 
     Raises:
         EmptyInput: A source with a weight has no usable record.
@@ -320,17 +320,17 @@ def _copies_per_entry(entries: list[SourceEntry], found: NDArray[np.int64]) -> l
     weights = [entry.weight for entry in entries]
     if all(weight is None for weight in weights):
         return factors
-    for entry, number in zip(entries, found.tolist(), strict=True):
+    for entry, number in zip(entries, usable.tolist(), strict=True):
         if entry.weight is not None and not number:
             raise EmptyInput(
                 f"the source {entry.name} has a weight, but no usable record",
                 remedy="check its records, or remove it from the sources",
             )
     unit = min(
-        found[n] * factors[n] / weight for n, weight in enumerate(weights) if weight is not None
+        usable[n] * factors[n] / weight for n, weight in enumerate(weights) if weight is not None
     )
     return [
-        factors[n] if weight is None else weight * unit / found[n]
+        factors[n] if weight is None else weight * unit / usable[n]
         for n, weight in enumerate(weights)
     ]
 

@@ -166,7 +166,7 @@ def _start_partition(task: TokenizeTask) -> _InFlightPartition:
         seed = int(lines.key[:16], 16)
         hash_by = None if task.stats is None else task.stats.hash_by
         complete = begin_preprocess(
-            stages, lines.data, task.format, seed=seed, first=samples, hash_by=hash_by
+            stages, lines.data, task.format, seed=seed, num_first=samples, hash_by=hash_by
         )
 
     def finish() -> PartitionResult:

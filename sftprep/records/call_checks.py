@@ -44,20 +44,20 @@ def _calls_of(message: Message, position: int) -> list[Any]:
     return calls
 
 
-def _check_call(call: Any, what: str) -> str:
+def _check_call(call: Any, label: str) -> str:
     """Return the name of a call."""
     function = function_of(call)
     if not isinstance(function, dict):
-        raise InvalidRecord("bad_tool", f"{what} is {_kind_of(function)}, not an object")
+        raise InvalidRecord("bad_tool", f"{label} is {_kind_of(function)}, not an object")
     name = function.get("name")
     if not isinstance(name, str) or not name.strip():
-        raise InvalidRecord("bad_tool", f"{what} has no name")
+        raise InvalidRecord("bad_tool", f"{label} has no name")
     if "arguments" in function:
-        function["arguments"] = _check_arguments(function["arguments"], f"{what} ({name!r})")
+        function["arguments"] = _check_arguments(function["arguments"], f"{label} ({name!r})")
     return name
 
 
-def _check_arguments(arguments: Any, what: str) -> Any:
+def _check_arguments(arguments: Any, label: str) -> Any:
     """Return arguments in their own form, an object or JSON text of one."""
     if isinstance(arguments, dict):
         return arguments
@@ -65,14 +65,16 @@ def _check_arguments(arguments: Any, what: str) -> Any:
         return {}
     if not isinstance(arguments, str):
         raise InvalidRecord(
-            "bad_tool", f"the arguments of {what} are {_kind_of(arguments)}, not an object"
+            "bad_tool", f"the arguments of {label} are {_kind_of(arguments)}, not an object"
         )
     if not arguments.strip():
         return "{}"
     try:
         value = orjson.loads(arguments)
     except orjson.JSONDecodeError as error:
-        raise InvalidRecord("bad_tool", f"the arguments of {what} are not JSON: {error}") from error
+        raise InvalidRecord(
+            "bad_tool", f"the arguments of {label} are not JSON: {error}"
+        ) from error
     if isinstance(value, dict):
         return arguments
     problem = (
@@ -80,7 +82,7 @@ def _check_arguments(arguments: Any, what: str) -> Any:
         if isinstance(value, str)
         else f"are JSON text of {_kind_of(value)}, not of an object"
     )
-    raise InvalidRecord("bad_tool", f"the arguments of {what} {problem}")
+    raise InvalidRecord("bad_tool", f"the arguments of {label} {problem}")
 
 
 def _kind_of(value: Any) -> str:

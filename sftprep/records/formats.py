@@ -137,25 +137,26 @@ def _read_other_key(record: Record, line: int, format_name: str, options: Record
     In tables that were merged, each row has null under the keys of the other table.
     """
     (*_, key) = sorted(keys_of(format_name, options))
-    other = detect_format(record, RecordOptions(text_field=options.text_field))
+    other_format = detect_format(record, RecordOptions(text_field=options.text_field))
     if (
         key in record
-        and other is not None
-        and FORMATS[format_name].kind == FORMATS[other].kind == "conversation"
+        and other_format is not None
+        and FORMATS[format_name].kind == FORMATS[other_format].kind == "conversation"
     ):
-        return FORMATS[other].convert(record, line, options)
-    raise _missing_keys(record, format_name, other, options)
+        return FORMATS[other_format].convert(record, line, options)
+    raise _missing_keys(record, format_name, other_format, options)
 
 
 def _missing_keys(
-    record: Record, format_name: str, other: str | None, options: RecordOptions
+    record: Record, format_name: str, other_format: str | None, options: RecordOptions
 ) -> InvalidRecord:
     absent = sorted(key for key in keys_of(format_name, options) if record.get(key) is None)
     names = ", ".join(f'"{key}"' for key in absent)
     what = "null" if all(key in record for key in absent) else "missing"
-    if other is not None and other != format_name:
+    if other_format is not None and other_format != format_name:
         return InvalidRecord(
-            "other_schema", f"a {other} record among {format_name} records: {names} is {what}"
+            "other_schema",
+            f"a {other_format} record among {format_name} records: {names} is {what}",
         )
     return InvalidRecord(
         "bad_row",

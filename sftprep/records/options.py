@@ -119,12 +119,12 @@ def parse_exactly(line: bytes, record: Record) -> Record:
     return exact
 
 
-def require_string(value: Any, what: str) -> str:
+def require_string(value: Any, label: str) -> str:
     """Return a value unchanged, or raise InvalidRecord if it is not a string.
 
     Args:
         value: The value.
-        what: What the value is, for the message.
+        label: What the value is, for the message.
 
     Raises:
         InvalidRecord: It is anything else.
@@ -132,19 +132,19 @@ def require_string(value: Any, what: str) -> str:
     if type(value) is str:
         return value
     if value is None:
-        raise InvalidRecord("bad_row", f"{what} is null")
+        raise InvalidRecord("bad_row", f"{label} is null")
     # A column of bytes or images, which is replaced when the table is read.
     if type(value) is dict and value.keys() == {OPAQUE}:
-        raise InvalidRecord("bad_type", f"{what} holds {value[OPAQUE]}, not text")
-    raise InvalidRecord("bad_type", f"{what} is a {type(value).__name__}, not text")
+        raise InvalidRecord("bad_type", f"{label} holds {value[OPAQUE]}, not text")
+    raise InvalidRecord("bad_type", f"{label} is a {type(value).__name__}, not text")
 
 
-def parse_if_string(value: Any, what: str) -> Any:
+def parse_if_string(value: Any, label: str) -> Any:
     """Parse the JSON in a string; return any other value unchanged.
 
     Args:
         value: The value.
-        what: What the value is, for the message.
+        label: What the value is, for the message.
 
     Raises:
         InvalidRecord: The string is not JSON.
@@ -156,4 +156,4 @@ def parse_if_string(value: Any, what: str) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise InvalidRecord("bad_tool", f"{what} is a string that is not JSON: {why}") from error
+        raise InvalidRecord("bad_tool", f"{label} is a string that is not JSON: {why}") from error

@@ -59,13 +59,13 @@ def from_tokens(record: Record, line: int, options: RecordOptions) -> Example:
 
 
 def _to_integers(
-    value: Any, what: str, *, low: int, length: int | None = None, booleans: bool = False
+    value: Any, label: str, *, low: int, length: int | None = None, booleans: bool = False
 ) -> NDArray[np.int32]:
     """Return a list of integers as int32 [n].
 
     Args:
         value: The value of the key.
-        what: The key, for messages.
+        label: The key, for messages.
         low: The smallest valid integer.
         length: The required length; None for any.
         booleans: Whether true and false are accepted as 1 and 0.
@@ -76,34 +76,36 @@ def _to_integers(
     try:
         array = np.asarray(value)
     except ValueError as error:
-        raise InvalidRecord("bad_type", f"{what} is not a list of numbers: {error}") from error
+        raise InvalidRecord("bad_type", f"{label} is not a list of numbers: {error}") from error
     if (
         not isinstance(value, list)
         or array.ndim != 1
         or (array.size and array.dtype.kind not in "iub")
     ):
-        raise InvalidRecord("bad_type", f"{what} is not a list of integers")
+        raise InvalidRecord("bad_type", f"{label} is not a list of integers")
     # NumPy converts [1, True] to integers without notice.
     if not booleans and bool in {*map(type, value)}:
-        raise InvalidRecord("bad_type", f"{what} has a boolean, which is not an integer")
+        raise InvalidRecord("bad_type", f"{label} has a boolean, which is not an integer")
     if array.size and not (low <= int(array.min()) and int(array.max()) < 2**31):
         raise InvalidRecord(
             "bad_type",
-            f"{what} has values from {int(array.min())} to {int(array.max())}, which are out of"
+            f"{label} has values from {int(array.min())} to {int(array.max())}, which are out of"
             " range",
         )
     if length is not None and array.size != length:
-        raise InvalidRecord("bad_row", f'{what} has {array.size} entries, "input_ids" has {length}')
+        raise InvalidRecord(
+            "bad_row", f'{label} has {array.size} entries, "input_ids" has {length}'
+        )
     return array.astype(np.int32)
 
 
-def _to_mask(value: Any, what: str, *, length: int) -> NDArray[np.bool_]:
+def _to_mask(value: Any, label: str, *, length: int) -> NDArray[np.bool_]:
     """Return a list of 0, 1, true or false as bool [n]. Raises InvalidRecord."""
-    array = _to_integers(value, what, low=0, length=length, booleans=True)
+    array = _to_integers(value, label, low=0, length=length, booleans=True)
     if array.size and int(array.max()) > 1:
         raise InvalidRecord(
             "bad_type",
-            f"{what} has the value {int(array.max())}, but a mask consists of 0 and 1, or of true"
+            f"{label} has the value {int(array.max())}, but a mask consists of 0 and 1, or of true"
             " and false",
         )
     return array.astype(np.bool_)

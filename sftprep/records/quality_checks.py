@@ -140,24 +140,24 @@ def _order_problem(roles: tuple[str, ...]) -> _Problem | None:
 _known_order_problem = lru_cache(maxsize=1024)(_order_problem)
 
 
-def _turn_problem(number: int, before: str | None, role: str) -> _Problem | None:
+def _turn_problem(number: int, previous_role: str | None, role: str) -> _Problem | None:
     """Return what is wrong with the role of a message after that of the one before."""
     if role in SYSTEM_ROLES and number > 1:
         return _Problem(
             "role_order", f"message {number} is from the {role}, but only the first message may be"
         )
-    if role == "assistant" and before in (None, *SYSTEM_ROLES):
+    if role == "assistant" and previous_role in (None, *SYSTEM_ROLES):
         return _Problem(
             "role_order",
             f"message {number} is from the assistant, but no message of a user precedes it",
         )
-    if role == "assistant" and before == "assistant":
+    if role == "assistant" and previous_role == "assistant":
         return _Problem(
             "role_order", f"messages {number - 1} and {number} are both from the assistant"
         )
     # Several results may follow a message that calls several tools. Two messages of the user in a
     # row are common and harmless.
-    if role in _TOOL_ROLES and before not in ("assistant", *_TOOL_ROLES):
+    if role in _TOOL_ROLES and previous_role not in ("assistant", *_TOOL_ROLES):
         return _Problem(
             "bad_tool",
             f"message {number} is from a tool, but the message before it is not from the assistant"

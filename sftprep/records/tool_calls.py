@@ -17,17 +17,17 @@ _NOT_ARGUMENTS = frozenset({"function", "name", "id", "type", "index"})
 _USUAL_KEYS = frozenset({"function", "name", "id", "type", "index", "arguments"})
 
 
-def parse_calls(value: Any, what: str) -> list[dict[str, Any]]:
+def parse_calls(value: Any, label: str) -> list[dict[str, Any]]:
     """Parse tool calls: a call, a list of calls, or JSON text of them.
 
     Raises:
         InvalidRecord: The text is not JSON, the list is empty, or a call has no name.
     """
-    calls = parse_if_string(value, what)
+    calls = parse_if_string(value, label)
     calls = calls if isinstance(calls, list) else [calls]
     if not calls:
-        raise InvalidRecord("bad_tool", f"{what} has no call")
-    return [_parse_call(call, what) for call in calls]
+        raise InvalidRecord("bad_tool", f"{label} has no call")
+    return [_parse_call(call, label) for call in calls]
 
 
 def is_call(value: Any) -> bool:
@@ -95,16 +95,16 @@ def read_functions(functions: Any) -> list[Any] | None:
     ] or None
 
 
-def _parse_call(call: Any, what: str) -> dict[str, Any]:
+def _parse_call(call: Any, label: str) -> dict[str, Any]:
     function = function_of(call)
     if not isinstance(function, dict) or "name" not in function:
-        raise InvalidRecord("bad_tool", f"{what} has no name")
-    named = {"name": function["name"], "arguments": _arguments(call, function, what)}
+        raise InvalidRecord("bad_tool", f"{label} has no name")
+    named = {"name": function["name"], "arguments": _arguments(call, function, label)}
     parsed = {"type": "function", "function": named}
     return {"id": call["id"], **parsed} if isinstance(call.get("id"), str) else parsed
 
 
-def _arguments(call: dict[str, Any], function: dict[str, Any], what: str) -> Any:
+def _arguments(call: dict[str, Any], function: dict[str, Any], label: str) -> Any:
     """Return the arguments of a call, under whichever key they are.
 
     Raises:
@@ -113,8 +113,8 @@ def _arguments(call: dict[str, Any], function: dict[str, Any], what: str) -> Any
     """
     places = [function] if function is call else [function, call]
     filled = [place[key] for key in _ARGUMENT_KEYS for place in places if place.get(key)]
-    if any(_parsed(value) != _parsed(filled[0]) for value in filled):
-        raise InvalidRecord("bad_tool", f"{what} has different arguments under several keys")
+    if any(_parse_arguments(value) != _parse_arguments(filled[0]) for value in filled):
+        raise InvalidRecord("bad_tool", f"{label} has different arguments under several keys")
     if filled:
         return filled[0]
     present = [place[key] for key in _ARGUMENT_KEYS for place in places if key in place]
@@ -123,11 +123,11 @@ def _arguments(call: dict[str, Any], function: dict[str, Any], what: str) -> Any
     for place in places:
         for key, value in place.items():
             if key not in _NOT_ARGUMENTS and value and isinstance(value, (dict, list)):
-                raise InvalidRecord("bad_tool", f"{what} has no arguments, but {key!r}")
+                raise InvalidRecord("bad_tool", f"{label} has no arguments, but {key!r}")
     return {}
 
 
-def _with_arguments(call: Any, what: str) -> Any:
+def _with_arguments(call: Any, label: str) -> Any:
     """Return a call with its arguments under the key read by templates."""
     function = function_of(call)
     if not isinstance(function, dict):
@@ -135,7 +135,7 @@ def _with_arguments(call: Any, what: str) -> Any:
     # Most calls have their arguments where templates expect them, and nothing else.
     if function.get("arguments") and function.keys() <= _USUAL_KEYS and call.keys() <= _USUAL_KEYS:
         return call
-    arguments = _arguments(call, function, what)
+    arguments = _arguments(call, function, label)
     keys = [key for key in _ARGUMENT_KEYS if key in function or key in call]
     if not keys or (keys == ["arguments"] and "arguments" in function):
         return call
@@ -151,11 +151,11 @@ def _is_same_call(one: Any, other: Any) -> bool:
     for call in (one, other):
         function = function_of(call)
         function = function if isinstance(function, dict) else {}
-        pairs.append((function.get("name"), _parsed(function.get("arguments"))))
+        pairs.append((function.get("name"), _parse_arguments(function.get("arguments"))))
     return pairs[0] == pairs[1]
 
 
-def _parsed(arguments: Any) -> Any:
+def _parse_arguments(arguments: Any) -> Any:
     """Return arguments as values, if they are JSON text."""
     if isinstance(arguments, str):
         with suppress(ValueError, RecursionError):

@@ -81,59 +81,65 @@ class WrittenValues:
 
 
 def to_leaves(
-    messages: Sequence[Message], tools: list[Any] | None, written: WrittenValues | None = None
+    messages: Sequence[Message],
+    tools: list[Any] | None,
+    written_values: WrittenValues | None = None,
 ) -> list[Leaf]:
     """Return the leaves of a conversation, turn after turn, then those of its tools.
 
     Args:
         messages: The conversation.
         tools: Its tools.
-        written: The values that are known to be in the text, which are left out.
+        written_values: The values that are known to be in the text, which are left out.
     """
-    written = written or WrittenValues()
+    written_values = written_values or WrittenValues()
     leaves: list[Leaf] = []
     calls = 0
     for number, message in enumerate(messages):
-        is_written = written.take(message.get("content"))
+        is_written = written_values.take(message.get("content"))
         if is_written and len(message) == 2:
             continue
         turn = ANYWHERE if message.get("role") in ("system", "developer") else number
         calls_of_turn = _find_calls(message)
         for key in _find_reasoning_keys(message):
-            _add_text(leaves, REASONING, turn, message[key], written)
+            _add_text(leaves, REASONING, turn, message[key], written_values)
         if not is_written:
             kind = TEXT_WITH_CALL if calls_of_turn else MESSAGE
             for role, part in _split_content(message):
-                _add_text(leaves, REASONING if role == "think" else kind, turn, part, written)
+                _add_text(
+                    leaves, REASONING if role == "think" else kind, turn, part, written_values
+                )
         if _has_speaker(message):
-            _add_text(leaves, NAME, turn, message["name"], written)
-        if calls_of_turn and not written.take(message["tool_calls"]):
+            _add_text(leaves, NAME, turn, message["name"], written_values)
+        if calls_of_turn and not written_values.take(message["tool_calls"]):
             for call in calls_of_turn:
-                _add_call(leaves, turn, call, calls, written)
+                _add_call(leaves, turn, call, calls, written_values)
                 calls += 1
-    if tools and not written.take(tools):
+    if tools and not written_values.take(tools):
         for tool in tools:
-            for value in _find_tool_strings(tool, written):
-                _add_text(leaves, TOOLS, ANYWHERE, value, written)
+            for value in _find_tool_strings(tool, written_values):
+                _add_text(leaves, TOOLS, ANYWHERE, value, written_values)
     return leaves
 
 
-def _add_text(leaves: list[Leaf], kind: str, turn: int, text: str, written: WrittenValues) -> None:
-    if not written.take(text) and (stripped := text.strip()):
+def _add_text(
+    leaves: list[Leaf], kind: str, turn: int, text: str, written_values: WrittenValues
+) -> None:
+    if not written_values.take(text) and (stripped := text.strip()):
         leaves.append(Leaf(kind, turn, stripped))
 
 
 def _add_call(
-    leaves: list[Leaf], turn: int, call: dict[str, Any], number: int, written: WrittenValues
+    leaves: list[Leaf], turn: int, call: dict[str, Any], number: int, written_values: WrittenValues
 ) -> None:
     function = _function_or_call(call)
-    if written.take(call) or written.take(function):
+    if written_values.take(call) or written_values.take(function):
         return
     name = function.get("name")
-    if isinstance(name, str) and not written.take(name):
+    if isinstance(name, str) and not written_values.take(name):
         leaves.append(Leaf(CALL, turn, name.strip(), number))
-    if not written.take(function.get("arguments")):
-        for value in _iter_scalars(_parse_arguments(function), written):
+    if not written_values.take(function.get("arguments")):
+        for value in _iter_scalars(_parse_arguments(function), written_values):
             leaves.append(Leaf(ARGUMENT, turn, value, number))
 
 
@@ -196,7 +202,7 @@ def _parse_arguments(function: dict[str, Any]) -> Any:
     return arguments
 
 
-def _iter_scalars(value: Any, written: WrittenValues) -> Iterator[str | int | float]:
+def _iter_scalars(value: Any, written_values: WrittenValues) -> Iterator[str | int | float]:
     """Yield the strings and numbers of a JSON value.
 
     Booleans and null are not searched for.
@@ -204,7 +210,7 @@ def _iter_scalars(value: Any, written: WrittenValues) -> Iterator[str | int | fl
     stack = [value]
     while stack:
         item = stack.pop()
-        if written.take(item):
+        if written_values.take(item):
             continue
         if isinstance(item, dict):
             stack.extend(reversed(item.values()))
@@ -217,12 +223,12 @@ def _iter_scalars(value: Any, written: WrittenValues) -> Iterator[str | int | fl
             yield item
 
 
-def _find_tool_strings(tool: Any, written: WrittenValues) -> list[str]:
+def _find_tool_strings(tool: Any, written_values: WrittenValues) -> list[str]:
     """Return the name and the description of a tool."""
-    if not isinstance(tool, dict) or written.take(tool):
+    if not isinstance(tool, dict) or written_values.take(tool):
         return []
     function = _function_or_call(tool)
-    if written.take(function):
+    if written_values.take(function):
         return []
     values = [function.get(key) for key in ("name", "description")]
     return [value for value in values if isinstance(value, str) and value.strip()]

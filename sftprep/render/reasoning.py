@@ -188,7 +188,7 @@ def insert_into_text(rendered: Rendered, insertions: Sequence[Insertion]) -> Ren
     positions = [position for position, _ in insertions]
     sizes = [0, *accumulate(len(text) for _, text in insertions)]
 
-    def moved(offset: int) -> int:
+    def move_offset(offset: int) -> int:
         return offset + sizes[bisect_left(positions, offset)]
 
     parts = [
@@ -197,9 +197,10 @@ def insert_into_text(rendered: Rendered, insertions: Sequence[Insertion]) -> Ren
     ]
     return Rendered(
         "".join([*parts, rendered.text[positions[-1] :]]),
-        tuple((moved(first), moved(last)) for first, last in rendered.spans),
+        tuple((move_offset(first), move_offset(last)) for first, last in rendered.spans),
         tuple(
-            Region(moved(first), moved(last), message) for first, last, message in rendered.regions
+            Region(move_offset(first), move_offset(last), message)
+            for first, last, message in rendered.regions
         ),
     )
 

@@ -300,9 +300,13 @@ def test_the_spot_check_detects_a_wrong_mask(
     recipe = paths.fast.recipe
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     data = (json.dumps({"messages": turns}) + "\n").encode() * 50
-    want = preprocess(Preprocessor(recipe, threads=False), data, "messages", WHOLE, seed=0, first=4)
+    want = preprocess(
+        Preprocessor(recipe, threads=False), data, "messages", WHOLE, seed=0, num_first=4
+    )
     monkeypatch.setattr(loss_mask, "place_regions", shifted)
-    got = preprocess(Preprocessor(recipe, threads=False), data, "messages", WHOLE, seed=0, first=4)
+    got = preprocess(
+        Preprocessor(recipe, threads=False), data, "messages", WHOLE, seed=0, num_first=4
+    )
     assert np.array_equal(got.completion_mask, want.completion_mask)
     assert got.counts["warnings.mask_failed_over"] == 1
     assert "masks by token ids" in caplog.text

@@ -15,14 +15,16 @@ from tests.tokenize.small_tokenizers import byte_level, spec_of
 from tests.tokenize.test_probe import FaultyEncoder
 
 
-@given(count=st.integers(0, 5000), seed=st.integers(0, 2**64 - 1), first=st.integers(0, 20))
-def test_the_first_texts_and_one_of_each_block_are_drawn(count: int, seed: int, first: int) -> None:
-    found = sample_numbers(count, seed, first=first)
+@given(count=st.integers(0, 5000), seed=st.integers(0, 2**64 - 1), num_first=st.integers(0, 20))
+def test_the_first_texts_and_one_of_each_block_are_drawn(
+    count: int, seed: int, num_first: int
+) -> None:
+    found = sample_numbers(count, seed, num_first=num_first)
     assert found == sorted(set(found))
     assert all(0 <= number < count for number in found)
-    assert found[: min(first, count)] == list(range(min(first, count)))
+    assert found[: min(num_first, count)] == list(range(min(num_first, count)))
     drawn = sample_numbers(count, seed)
-    assert set(found) == {*drawn, *range(min(first, count))}
+    assert set(found) == {*drawn, *range(min(num_first, count))}
     counts = np.bincount(np.array(drawn, np.int64) // 1000, minlength=count // 1000)
     assert (counts[: count // 1000] == 1).all()
     assert sample_numbers(count + 100, seed)[: len(drawn)] == drawn
@@ -55,9 +57,9 @@ class Watched(VerifiedEncoder):
 def test_a_fault_is_found_in_the_sample() -> None:
     truth = HfEncoder(spec_of(byte_level()), threads=False)
     texts = [f"the fox {number}" for number in range(1500)]
-    for fault, first, found in (("ids", 8, True), ("nothing", 8, False)):
+    for fault, num_first, found in (("ids", 8, True), ("nothing", 8, False)):
         encoder = Watched(FaultyEncoder(truth, fault))
-        own = encoder.partition(seed=0, first=first)
+        own = encoder.partition(seed=0, num_first=num_first)
         own.encode([])
         assert encoder.asked == []
         own.encode(texts)
@@ -69,7 +71,7 @@ def test_a_fault_is_found_in_the_sample() -> None:
 def test_without_a_seed_nothing_is_compared() -> None:
     truth = HfEncoder(spec_of(byte_level()), threads=False)
     encoder = Watched(FaultyEncoder(truth, "ids"))
-    own = encoder.partition(seed=None, first=8)
+    own = encoder.partition(seed=None, num_first=8)
     own.encode(["the fox"] * 2000)
     assert own.samples == []
     assert own.verify() is None
@@ -78,7 +80,7 @@ def test_without_a_seed_nothing_is_compared() -> None:
 
 def test_samples_are_requested_at_once_and_awaited_at_the_end() -> None:
     encoder = Watched(HfEncoder(spec_of(byte_level()), threads=False))
-    own = encoder.partition(seed=2, first=3)
+    own = encoder.partition(seed=2, num_first=3)
     parts = [["the", "fox"], ["quick", "brown"], ["the fox"]]
     for part in parts:
         own.encode(part)

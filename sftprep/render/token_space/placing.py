@@ -230,12 +230,12 @@ def _resolve_starts(
     return starts, cut
 
 
-def find_ids(ids: NDArray[np.int32], wanted: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Return the positions in `ids` of any of the ids in `wanted`."""
-    if len(wanted) > _FEW_IDS:
-        return np.flatnonzero(np.isin(ids, wanted))
+def find_ids(ids: NDArray[np.int32], token_ids: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Return the positions in `ids` of any of the ids in `token_ids`."""
+    if len(token_ids) > _FEW_IDS:
+        return np.flatnonzero(np.isin(ids, token_ids))
     found = np.zeros(len(ids), np.bool_)
-    for token in wanted.tolist():
+    for token in token_ids.tolist():
         found |= ids == token
     return np.flatnonzero(found)
 

@@ -383,15 +383,15 @@ def _is_shown(message: Message, pieces: Sequence[str]) -> bool:
     )
 
 
-def _is_written(message: Message, written: str) -> bool:
+def _is_written(message: Message, written_text: str) -> bool:
     """Return whether a turn contains its message.
 
     The rule is that of `chat_template/assistant_spans.py`.
     """
     content = message.get("content")
-    if isinstance(content, str) and content.strip() in written:
+    if isinstance(content, str) and content.strip() in written_text:
         return True
     return bool(message.get("tool_calls")) or all(
-        text in written or text.rpartition("</think>")[2].strip() in written
+        text in written_text or text.rpartition("</think>")[2].strip() in written_text
         for text in contents_of(message)
     )

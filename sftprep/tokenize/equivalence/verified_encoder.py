@@ -77,17 +77,17 @@ class VerifiedEncoder:
         if address is not None and address != self._address:
             self._address, self._client = address, None
 
-    def partition(self, *, seed: int | None, first: int = 0) -> PartitionEncoder:
+    def partition(self, *, seed: int | None, num_first: int = 0) -> PartitionEncoder:
         """Return the encoder for one partition.
 
         Args:
             seed: Draws the texts to compare, one of SAMPLE_INTERVAL; None to compare nothing.
-            first: Number of texts at the start of the partition to compare as well.
+            num_first: Number of texts at the start of the partition to compare as well.
         """
         compared = seed is not None and self._name != HfEncoder.name
-        if compared and first:
+        if compared and num_first:
             self._start_client()  # the child loads while this process reads the partition
-        return PartitionEncoder(self, seed or 0, first, compared=compared)
+        return PartitionEncoder(self, seed or 0, num_first, compared=compared)
 
     def partition_by_reference(self) -> PartitionEncoder:
         """Return the reference encoder for one partition."""
@@ -121,7 +121,7 @@ class PartitionEncoder:
     Args:
         encoder: The encoder of the recipe.
         seed: Draws the texts to compare.
-        first: Number of texts at the start to compare as well.
+        num_first: Number of texts at the start to compare as well.
         compared: Whether texts are compared at all.
         by_reference: Whether to use the reference encoder.
 
@@ -133,13 +133,13 @@ class PartitionEncoder:
         self,
         encoder: VerifiedEncoder,
         seed: int,
-        first: int,
+        num_first: int,
         *,
         compared: bool,
         by_reference: bool = False,
     ) -> None:
         self._encoder, self._by_reference = encoder, by_reference
-        self._seed, self._first, self._compared = seed, first, compared
+        self._seed, self._num_first, self._compared = seed, num_first, compared
         # Texts, a function that waits for their ids by the reference encoder, and their tokens.
         self._pending: list[tuple[list[str], Callable[[], Tokens], Tokens]] = []
         self.samples: list[int] = []
@@ -158,8 +158,8 @@ class PartitionEncoder:
         """
         self.samples = []
         if self._compared:
-            self.samples = sample_numbers(len(texts), self._seed, first=self._first)
-            self._first = max(0, self._first - len(texts))
+            self.samples = sample_numbers(len(texts), self._seed, num_first=self._num_first)
+            self._num_first = max(0, self._num_first - len(texts))
         sample = [texts[index] for index in self.samples]
         # Requested before this process encodes, so that both happen in parallel.
         wait_for_reference = self._encoder.ask_reference(sample) if sample else None
@@ -180,7 +180,7 @@ class PartitionEncoder:
         return None
 
 
-def sample_numbers(count: int, seed: int, *, first: int = 0) -> list[int]:
+def sample_numbers(count: int, seed: int, *, num_first: int = 0) -> list[int]:
     """Return the indices of the texts to compare, ascending.
 
     One text is drawn from each block of SAMPLE_INTERVAL texts.
@@ -188,9 +188,9 @@ def sample_numbers(count: int, seed: int, *, first: int = 0) -> list[int]:
     Args:
         count: The number of texts.
         seed: Determines which ones are drawn.
-        first: Number of texts at the start to compare as well.
+        num_first: Number of texts at the start to compare as well.
     """
     blocks = np.arange(-(-count // SAMPLE_INTERVAL))
     drawn: NDArray[np.int64] = blocks * SAMPLE_INTERVAL
     drawn += (hash64_array(blocks, seed) % np.uint64(SAMPLE_INTERVAL)).astype(np.int64)
-    return sorted({*range(min(first, count)), *drawn[drawn < count].tolist()})
+    return sorted({*range(min(num_first, count)), *drawn[drawn < count].tolist()})
