@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,9 +28,12 @@ from sftprep.records.transform import FORMATTED_KEY, RecordFunctions
 from sftprep.tokenize.equivalence.reference_client import ServerAddress
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
-_VERSION = 5
+_VERSION = 6
 """Incremented when the same recipe produces other tokens than before, so that older spills are not
 reused."""
+
+_PARAMETERS = re.compile(r"""\.parameters\b|\[['"]parameters['"]\]""")
+"""The parameters of a tool in a template that writes them one by one, and not as JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +143,7 @@ class Recipe:
             as_chat=bool(self.as_chat),
             drop_images=self.drop_images,
             tool_calls="tool_calls" in template,
+            tool_parameters=_PARAMETERS.search(template) is not None,
             shown_roles=_shown_roles(template, tuple(self.tokenizer.special_tokens.items())),
         )
 

@@ -71,6 +71,26 @@ def count_unknown(
         counts.warn("unknown_characters", lines[0], len(lines))
 
 
+def count_lost_bytes(
+    batch: TokenBatch, texts: Sequence[str], missing: bytes, counts: Counts
+) -> None:
+    """Count the sequences whose texts have bytes outside a byte-level vocabulary.
+
+    Args:
+        batch: The sequences.
+        texts: Their texts.
+        missing: The bytes.
+        counts: Receives `warnings.unknown_characters`, if there is such a sequence.
+    """
+    lines = []
+    for number, text in enumerate(texts):
+        encoded = text.encode("utf-8", "replace")
+        if len(encoded.translate(None, missing)) < len(encoded):
+            lines.append(int(batch.line_of[number]))
+    if lines:
+        counts.warn("unknown_characters", lines[0], len(lines))
+
+
 def count_untrained_ends(
     batch: TokenBatch, chats: NDArray[np.bool_], added: NDArray[np.int32], counts: Counts
 ) -> None:

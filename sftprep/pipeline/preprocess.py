@@ -21,6 +21,7 @@ from sftprep.core.types import Counts, Example, Flag, Rejected, TokenBatch
 from sftprep.masking import find_targets
 from sftprep.pipeline.diagnostics import (
     count_double_bos,
+    count_lost_bytes,
     count_unknown,
     count_untrained_ends,
 )
@@ -41,6 +42,11 @@ from sftprep.tokenize.equivalence.verified_encoder import PartitionEncoder, Veri
 
 _KEYS_OF_OBJECTS = (b'"tool', b'"function', b'"observation', b"template_kwargs")
 """Starts of keys and roles of records in which a template may show a number outside a string."""
+
+
+_CONTROLS = bytes((*range(32), 127))
+_CONTROL_MARKS = (b"\\u00", b"\\b", b"\\f", b"\x7f")
+"""What lines of JSON contain where a text has a control character that vocabularies may lack."""
 
 
 class Preprocessor:
@@ -72,6 +78,9 @@ class Preprocessor:
         )
         # The token that replaces characters outside the vocabulary.
         self.unknown_id = recipe.tokenizer.unknown_token_id()
+        # The bytes that a vocabulary of bytes lacks, and whether these are only control characters.
+        self.missing_bytes = bytes(recipe.tokenizer.missing_bytes)
+        self.lacks_letters = bool(self.missing_bytes.translate(None, _CONTROLS))
         # The ids of the tokenizer's added tokens, any of which may end a turn.
         self.added: NDArray[np.int32] = np.array(
             list(recipe.tokenizer.added_tokens().values()), dtype=np.int32
@@ -268,6 +277,10 @@ def _encode_examples(
     count_double_bos(batch, recipe.tokenizer, counts)
     if stages.unknown_id is not None:
         count_unknown(batch, texts.texts, recipe.tokenizer, stages.unknown_id, counts)
+    elif stages.lacks_letters or (
+        stages.missing_bytes and any(mark in content.data for mark in _CONTROL_MARKS)
+    ):
+        count_lost_bytes(batch, texts.texts, stages.missing_bytes, counts)
     if recipe.train_on != "all":
         count_untrained_ends(batch, ~np.array(texts.plain, np.bool_), stages.added, counts)
     return batch

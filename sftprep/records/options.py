@@ -45,6 +45,7 @@ class RecordOptions:
         chat: Whether requests and answers are read as turns; there is a chat template.
         as_chat: Whether this includes a prompt and a completion that are strings.
         tool_calls: Whether the template shows `tool_calls`.
+        tool_parameters: Whether the template reads the parameters of tools one by one.
         shown_roles: The roles among `roles.PASSED_ROLES` that the template shows.
         drop_images: Whether images are removed; otherwise a record with images is rejected.
     """
@@ -54,6 +55,7 @@ class RecordOptions:
     chat: bool = True
     as_chat: bool = False
     tool_calls: bool = True
+    tool_parameters: bool = False
     shown_roles: frozenset[str] = PASSED_ROLES
     drop_images: bool = False
 

@@ -13,6 +13,7 @@ from sftprep.records.options import InvalidRecord, parse_if_string
 _CALL_KEYS = frozenset({"tool_calls", "function_call"})
 _ARGUMENT_KEYS = ("arguments", "parameters", "args", "input", "kwargs")
 """Keys of the arguments of a call: those of OpenAI, Llama, LangChain and Anthropic."""
+_PARAMETER_KEYS = ("parameters", "input_schema", "inputSchema")
 _NOT_ARGUMENTS = frozenset({"function", "name", "id", "type", "index"})
 _USUAL_KEYS = frozenset({"function", "name", "id", "type", "index", "arguments"})
 
@@ -93,6 +94,23 @@ def read_functions(functions: Any) -> list[Any] | None:
         else {"type": "function", "function": tool}
         for tool in read_tools(functions) or ()
     ] or None
+
+
+def with_parameters(tool: Any) -> Any:
+    """Return the schema of a tool with its parameters as an object under `parameters`.
+
+    Anthropic has them under `input_schema`, and some data sets as JSON text.
+    """
+    function = tool.get("function") or tool if isinstance(tool, dict) else None
+    if not isinstance(function, dict):
+        return tool
+    key = next((key for key in _PARAMETER_KEYS if function.get(key)), None)
+    if key is None or (key == "parameters" and not isinstance(function[key], str)):
+        return tool
+    rest = {name: value for name, value in function.items() if name not in _PARAMETER_KEYS}
+    parameters = parse_if_string(function[key], f"{key} of a tool")
+    renamed = {**rest, "parameters": parameters}
+    return renamed if function is tool else {**tool, "function": renamed}
 
 
 def _parse_call(call: Any, label: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from typing import Any
 
 from sftprep.errors import FormatError, setting, source_name
 from sftprep.records.formats import FORMATS
@@ -65,7 +66,12 @@ def suggest(record: Record, options: RecordOptions) -> list[str]:
         text = ",".join(f"{source}={target}" for source, target in renames.items())
         return [f"try: {setting('map', shlex.quote(text))}"]
     texts = [key for key, value in record.items() if isinstance(value, str)]
-    if len(texts) == 1 and not any(isinstance(v, (list, dict)) for v in record.values()):
+    has_answer = any(_words(key) & _ANSWER_WORDS for key in record if key not in texts)
+    if (
+        len(texts) == 1
+        and not has_answer
+        and not any(isinstance(value, (list, dict)) for value in record.values())
+    ):
         return [f"try: {setting('text_field', shlex.quote(texts[0]))}"]
     return [_transform_example(record)]
 
@@ -115,18 +121,25 @@ def _words(key: str) -> set[str]:
     return set() if words & _ID_WORDS else words
 
 
+def _text_of(path: str, value: Any) -> str:
+    """Return the expression for a value as text; of a list of texts, the first one is used."""
+    if isinstance(value, list) and value and isinstance(value[0], str):
+        return f"{path}[0]"
+    return path if isinstance(value, (str, dict)) else f"str({path})"
+
+
 def _transform_example(record: Record) -> str:
     """Return the setting for a transform, with an example for the keys of a record."""
-    paths = {f"record[{key!r}]": key for key in record}
+    paths = {_text_of(f"record[{key!r}]", value): key for key, value in record.items()}
     paths |= {
-        f"record[{key!r}][{inner!r}]": inner
+        _text_of(f"record[{key!r}][{inner!r}]", item): inner
         for key, value in record.items()
         if isinstance(value, dict)
-        for inner in value
+        for inner, item in value.items()
     }
     # The names decide first, then the order of the texts.
     texts = [f"record[{key!r}]" for key, value in record.items() if isinstance(value, str)]
-    nested = [path for path in paths if path.count("[") == 2]
+    nested = [path for path in paths if path.count("][") == 1]
     others = [*texts, *nested, *paths, "record['question']", "record['answer']"]
     request = next((p for p, key in paths.items() if _words(key) & _REQUEST_WORDS), others[0])
     answer = next(

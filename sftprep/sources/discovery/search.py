@@ -297,10 +297,10 @@ class FolderSearch:
             return True
         # The name of a broken link does not show whether it led to a folder of data.
         reject_broken_link(path)
-        if is_named_like_metadata(path):
+        is_text = is_plain_text(path)
+        if is_named_like_metadata(path) or (is_text and self.text_unit is not None):
             self.skip("files with names of metadata, which are read only if they are named", path)
         elif not is_metadata(path):
-            is_text = is_plain_text(path)
             self.skip(_PLAIN_TEXT if is_text else "not a kind of file that is read", path)
         return False
 

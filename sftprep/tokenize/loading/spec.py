@@ -28,6 +28,16 @@ _MODEL_HEAD = 400
 _SAMPLE_TEXTS = ("a", "", "Hello, world!", "  two  blanks\n\n", "12345 中文 é", "\t")
 
 
+_TUPLES = ("prefix_ids", "suffix_ids", "missing_bytes")
+"""The fields that JSON has as lists."""
+
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+# The character of each byte in a byte-level vocabulary. Source: `bytes_to_unicode` of GPT-2.
+_BYTE_CHARACTERS = {byte: chr(byte) for byte in _PRINTABLE} | {
+    byte: chr(0x100 + number) for number, byte in enumerate(sorted({*range(0x100)} - {*_PRINTABLE}))
+}
+
+
 @dataclass(frozen=True, slots=True)
 class TokenizerSpec:
     """A tokenizer as plain data, ready to be sent to a worker process.
@@ -58,6 +68,9 @@ class TokenizerSpec:
     # Whether special tokens that a text spells out are encoded as plain text, a setting in
     # tokenizer_config.json.
     split_special_tokens: bool = False
+    # The bytes that a byte-level vocabulary lacks, and which it drops from texts. Many lack some
+    # control characters, and one that was trained on one language may lack more.
+    missing_bytes: tuple[int, ...] = ()
 
     def with_eos(self, token: str) -> TokenizerSpec:
         """Return the same tokenizer with another EOS token.
@@ -147,7 +160,7 @@ class TokenizerSpec:
         Raises:
             KeyError, TypeError: A field is missing or unknown.
         """
-        tuples = {name: tuple(fields[name]) for name in ("prefix_ids", "suffix_ids")}
+        tuples = {name: tuple(fields[name]) for name in _TUPLES}
         return cls(json=json, **{**fields, **tuples})
 
 
@@ -190,12 +203,11 @@ def tokenizer_spec(tokenizer: Any, *, name: str | None = None) -> TokenizerSpec:
     named = dict(templates) if isinstance(templates, dict) else {}
     limit = tokenizer.model_max_length
     split = bool(getattr(tokenizer, "split_special_tokens", False))
-    return TokenizerSpec(
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    spec = TokenizerSpec(
         name=name,
         json=_optimize_for_loading(text.encode()),
-        vocab_size=max(
-            len(tokenizer), 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
-        ),
+        vocab_size=max(len(tokenizer), 1 + max(vocabulary.values(), default=-1)),
         special_tokens=special_tokens,
         eos_token=special_tokens.get("eos_token"),
         eos_token_id=_id_or_none(tokenizer.eos_token_id),
@@ -209,6 +221,22 @@ def tokenizer_spec(tokenizer: Any, *, name: str | None = None) -> TokenizerSpec:
         named_templates=named,
         split_special_tokens=split,
     )
+    return dataclasses.replace(spec, missing_bytes=_find_missing_bytes(spec, vocabulary))
+
+
+def _find_missing_bytes(spec: TokenizerSpec, vocabulary: dict[str, int]) -> tuple[int, ...]:
+    """Return the bytes that a vocabulary lacks, if it consists of bytes and has no unknown token.
+
+    Only bytes that UTF-8 uses can be in a text.
+    """
+    steps = (
+        *spec.steps("normalizer", "normalizers"),
+        *spec.steps("pre_tokenizer", "pretokenizers"),
+    )
+    if spec.unknown_token_id() is not None or all(step["type"] != "ByteLevel" for step in steps):
+        return ()
+    used = (*range(0xC0), *range(0xC2, 0xF5))
+    return tuple(byte for byte in used if _BYTE_CHARACTERS[byte] not in vocabulary)
 
 
 def _get_backend(tokenizer: Any, name: str) -> Any:
