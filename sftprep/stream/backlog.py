@@ -121,7 +121,7 @@ class Backlog:
             and self.reader.queued > MOST_QUEUED
             and not any(other.can_read_ahead() for other in others)
         ):
-            raise self._starved(lane)
+            raise self._starved_error(lane)
 
     def _read_ahead(self, lanes: list[Lane]) -> None:
         """Let lanes read what is queued for them, until few bytes are queued."""
@@ -133,7 +133,7 @@ class Backlog:
             for lane in ready:
                 lane.read_ahead()
 
-    def _starved(self, lane: Lane) -> EmptyInput:
+    def _starved_error(self, lane: Lane) -> EmptyInput:
         counts = lane.counts
         return EmptyInput(
             f"lane {lane.number} of {self.reader.reading} got"

@@ -75,13 +75,13 @@ class LaneRules:
 
 
 @dataclass(slots=True)
-class _HeldBlock:
+class _ActiveBlock:
     """A tokenized block with sequences still in the lane."""
 
     cursor: Cursor  # from which it can be read again
     batch: TokenBatch
     origins: NDArray[np.int64]  # int64 [lines]
-    left: int = 0  # number of sequences that have not left
+    num_remaining: int = 0  # number of sequences that were not packed yet
 
 
 @dataclass(slots=True)
@@ -94,7 +94,7 @@ class Lane:
         on_batch: Called with each block and its sequences; may raise.
         after_block: Called after each block with the lane, the block, and the number of its
             sequences; may raise.
-        taken: Number of packs that were drawn.
+        num_taken: Number of packs that were drawn.
         ended: Whether all packs were returned.
         counts: Counters of the blocks read so far, by the names that builds use.
         first_origins: The origin of the first record of some counters.
@@ -106,15 +106,15 @@ class Lane:
     rules: LaneRules
     on_batch: Callable[[Block, TokenBatch], None]
     after_block: Callable[[Lane, Block, int], None]
-    taken: int = 0
+    num_taken: int = 0
     ended: bool = False
     counts: Counter[str] = field(default_factory=Counter)
     first_origins: dict[str, int] = field(default_factory=dict)
 
     _window: CarryingWindow = field(init=False)
-    _blocks: dict[int, _HeldBlock] = field(default_factory=dict)  # by serial number
+    _blocks: dict[int, _ActiveBlock] = field(default_factory=dict)  # by serial number
     _serial: int = 0  # of the next block
-    _next: Cursor = None  # of the next block
+    _next_cursor: Cursor = None  # of the next block
     _is_source_dry: bool = False  # all blocks were read
     # The serial number of the last block, and its first sequence that is not yet in the window.
     _waiting: tuple[int, int] | None = None
@@ -138,7 +138,7 @@ class Lane:
 
     def state(self) -> LaneState:
         """Return the state for `restore`, with the snapshot of the last packing."""
-        return {"taken": self.taken, "ended": self.ended, "window": self._snapshot}
+        return {"taken": self.num_taken, "ended": self.ended, "window": self._snapshot}
 
     def restore(self, state: LaneState) -> Iterator[Cursor]:
         """Restore the lane from a state, completely once the iterator is exhausted.
@@ -150,7 +150,7 @@ class Lane:
             MismatchError: The source has other records than when the state was taken.
         """
         snapshot = state["window"]
-        self.taken, self.ended = state["taken"], state["ended"]
+        self.num_taken, self.ended = state["taken"], state["ended"]
         if snapshot is None:
             return
         self.counts = Counter(snapshot["counts"])
@@ -158,8 +158,8 @@ class Lane:
             self._snapshot = snapshot
             return
         # The lane as it was before the window was last packed.
-        self.taken = snapshot["taken"]
-        self._next, self._is_source_dry = snapshot["next"], snapshot["dry"]
+        self.num_taken = snapshot["taken"]
+        self._next_cursor, self._is_source_dry = snapshot["next"], snapshot["dry"]
         self._window.number = snapshot["number"]
         for serial, (cursor, marks) in enumerate(snapshot["blocks"]):
             yield cursor
@@ -169,10 +169,10 @@ class Lane:
             np.array([(s << _SHIFT) + k for s, k in pack], np.int64) for pack in snapshot["pool"]
         ]
         for serial in (s for pack in snapshot["pool"] for s, _ in pack):
-            self._blocks[serial].left += 1
+            self._blocks[serial].num_remaining += 1
         # The packs that were drawn since.
         self._pack_window()
-        while self.taken < state["taken"]:
+        while self.num_taken < state["taken"]:
             pack = self._draw()
             if pack is None:
                 raise self._changed_source()
@@ -190,8 +190,8 @@ class Lane:
             return None
         index = 0
         if rules.buffer:
-            index = hash64(rules.seed, rules.epoch, self.number, self.taken) % len(self._pool)
-        self.taken += 1
+            index = hash64(rules.seed, rules.epoch, self.number, self.num_taken) % len(self._pool)
+        self.num_taken += 1
         return self._pool.pop(index)
 
     def _fill_and_pack(self) -> bool:
@@ -243,8 +243,8 @@ class Lane:
         """Forget the blocks without sequences in the lane."""
         for ref in refs.tolist():
             block = self._blocks[ref >> _SHIFT]
-            block.left -= 1
-            if block.left == 0:
+            block.num_remaining -= 1
+            if block.num_remaining == 0:
                 del self._blocks[ref >> _SHIFT]
 
     # --- blocks -----------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ class Lane:
 
     def has_queued(self) -> bool:
         """Return whether the next block is in a queue of the reader."""
-        return self.reader.has_queued(self.number, self._next)
+        return self.reader.has_queued(self.number, self._next_cursor)
 
     def read_ahead(self) -> None:
         """Read one block before it is needed; requires `can_read_ahead`.
@@ -277,7 +277,7 @@ class Lane:
 
     def _read_block(self) -> bool:
         """Tokenize the next block, and hold any sequences; return False at the end."""
-        cursor = self._next
+        cursor = self._next_cursor
         block = self._block_at(cursor)
         if block is None:
             self._is_source_dry = True
@@ -286,10 +286,10 @@ class Lane:
         self.counts.update(f"rejected.{rejected.reason}" for rejected in batch.rejected)
         add_counts(self.counts, self.first_origins, batch, block.origins)
         self.on_batch(block, batch)
-        self._next = block.after
+        self._next_cursor = block.next_cursor
         sequences = len(batch.offsets) - 1
         if sequences:
-            self._blocks[self._serial] = _HeldBlock(cursor, batch, block.origins, sequences)
+            self._blocks[self._serial] = _ActiveBlock(cursor, batch, block.origins, sequences)
             self._waiting = (self._serial, 0)
             self._serial += 1
         self.after_block(self, block, sequences)
@@ -346,9 +346,9 @@ class Lane:
         if self._waiting is not None:
             marks[index_of[self._waiting[0]]][self._waiting[1] :] = _WAITING
         return {
-            "taken": self.taken,
+            "taken": self.num_taken,
             "number": self._window.number,
-            "next": self._next,
+            "next": self._next_cursor,
             "dry": self._is_source_dry,
             "blocks": [
                 [block.cursor, m.tobytes().decode("ascii")]
@@ -381,8 +381,8 @@ class Lane:
         )
         if waiting.size:
             self._waiting = (serial, int(waiting[0]))
-        left = rows.size + waiting.size
-        self._blocks[serial] = _HeldBlock(cursor, batch, block.origins, left)
+        num_remaining = rows.size + waiting.size
+        self._blocks[serial] = _ActiveBlock(cursor, batch, block.origins, num_remaining)
 
 
 def _concatenate_weights(

@@ -158,17 +158,17 @@ class PackedStream:
         self._is_loaded = False
         lanes, is_first = self._open_lanes(), True
         # The lane with the fewest packs taken is next; of several, the one with the lowest number.
-        queue = sorted((lane.taken, lane.number) for lane in lanes.values() if not lane.ended)
+        queue = sorted((lane.num_taken, lane.number) for lane in lanes.values() if not lane.ended)
         while queue:
             lane = lanes[heapq.heappop(queue)[1]]
             pack = lane.next_pack()
             if not lane.ended:
-                heapq.heappush(queue, (lane.taken, lane.number))
+                heapq.heappush(queue, (lane.num_taken, lane.number))
             if is_first:
                 is_first = False
                 threading.Thread(target=_load_packing_kernels, daemon=True).start()
             if pack is not None:
-                yield Placed(pack, lane.number, lane.taken - 1, self.epoch, lane.state())
+                yield Placed(pack, lane.number, lane.num_taken - 1, self.epoch, lane.state())
         self._rejections.check(self.counts, at_end=True)
         # Only a stream of all lanes knows that the whole source is empty.
         if not self.counts.get("sequences") and len(self.owned) == self.config.pack.lanes:

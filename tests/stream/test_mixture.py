@@ -111,7 +111,7 @@ def blocks_of(source, lane, lanes, *, reopen=False):
     reader = source.open(LaneAssignment((lane,), lanes))
     while (block := reader.read(lane, cursor)) is not None:
         found.append((cursor, block))
-        cursor = json.loads(json.dumps(block.after))
+        cursor = json.loads(json.dumps(block.next_cursor))
         if reopen:
             reader = source.open(LaneAssignment((lane,), lanes, start={lane: cursor}))
     return found

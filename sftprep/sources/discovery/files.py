@@ -245,7 +245,7 @@ def _search_folder(folder: str, search: FolderSearch) -> list[str]:
     return _select_split(folder, found, search)
 
 
-def _select_split(folder: str, found: list[str], search: FolderSearch) -> list[str]:
+def _select_split(folder: str, files: list[str], search: FolderSearch) -> list[str]:
     """Return the files of the requested split in a folder, and note the others.
 
     Raises:
@@ -253,18 +253,18 @@ def _select_split(folder: str, found: list[str], search: FolderSearch) -> list[s
     """
     split = search.split
     if split is None or read_saved_folder(folder, split) is not None:
-        return found
+        return files
     # In saved data sets, the search selected the split by their own lists, not by names.
-    by_name = [file for file in found if not search.is_in_saved_split(file)]
+    by_name = [file for file in files if not search.is_in_saved_split(file)]
     if not by_name:
-        return found
+        return files
     paths = {os.path.relpath(file, folder): file for file in by_name}
     splits = files_of_splits(HubConfig("default", None), list(paths), one_kind=False)
     chosen: set[str] = set()
-    if split in splits or len(by_name) == len(found):
+    if split in splits or len(by_name) == len(files):
         names = splits[choose_split(list(splits), split, f"the folder {folder}")]
         chosen = {paths[path] for path in names}
     for path, file in paths.items():
         if file not in chosen and path not in splits.get(search.other_split or "", ()):
             search.skip(f"not of the split {split!r} by their names", file)
-    return sorted(chosen.union(file for file in found if search.is_in_saved_split(file)))
+    return sorted(chosen.union(file for file in files if search.is_in_saved_split(file)))

@@ -38,12 +38,12 @@ SCALAR_BYTES = 16.0
 """The estimated size of a value and of the characters around it, as text or as a Python object."""
 
 
-def table_lines(batch: Any, schema: Any, wanted: Columns = None) -> bytes:
+def table_lines(batch: Any, schema: Any, columns: Columns = None) -> bytes:
     """Return the rows of a record batch as lines of JSON; see `iter_table_lines`."""
-    return b"".join(iter_table_lines(batch, schema, wanted))
+    return b"".join(iter_table_lines(batch, schema, columns))
 
 
-def iter_table_lines(batch: Any, schema: Any, wanted: Columns = None) -> Iterator[bytes]:
+def iter_table_lines(batch: Any, schema: Any, columns: Columns = None) -> Iterator[bytes]:
     """Yield the rows of a record batch as lines of JSON, in runs.
 
     A run has about `SLICE_BYTES`. A row whose text is longer than LARGEST_LINE becomes a line that
@@ -54,19 +54,19 @@ def iter_table_lines(batch: Any, schema: Any, wanted: Columns = None) -> Iterato
         batch: A `pyarrow.RecordBatch`.
         schema: All columns of the table. Columns that are not JSON occur in each row as an opaque
             value, also if they are not in the batch.
-        wanted: The columns to write; None for all.
+        columns: The columns to write; None for all.
     """
     for first in range(0, batch.num_rows, SLICE_ROWS):
         part = batch.slice(first, SLICE_ROWS)
-        sizes = estimate_sizes(part, wanted)
+        sizes = estimate_sizes(part, columns)
         for begin, end in runs_of_rows(sizes, SLICE_BYTES):
             run = part.slice(begin, end - begin)
             # The estimate is an upper bound: a long row is measured again by the lower bound.
-            if sizes[begin] > LARGEST_LINE and estimate_sizes(run, wanted, 2.0)[0] > LARGEST_LINE:
+            if sizes[begin] > LARGEST_LINE and estimate_sizes(run, columns, 2.0)[0] > LARGEST_LINE:
                 message = f"the row is longer than {LARGEST_LINE >> 20} MiB"
                 yield unusable_line("line_too_long", message, batch.schema.names)
             else:
-                yield _to_lines(run, schema, wanted)
+                yield _to_lines(run, schema, columns)
 
 
 def pieces_of_batches(
@@ -99,18 +99,18 @@ def runs_of_batch(batch: Any, target: int, columns: Columns) -> Iterator[tuple[i
             yield end - begin, int(sizes[begin:end].sum())
 
 
-def estimate_sizes(batch: Any, wanted: Columns, scalar: float = SCALAR_BYTES) -> Floats:
+def estimate_sizes(batch: Any, columns: Columns, scalar: float = SCALAR_BYTES) -> Floats:
     """Return the approximate size of each row as text, in bytes: float64 [rows].
 
     Args:
         batch: A record batch; columns that are not JSON count nothing.
-        wanted: The columns to measure; None for all.
+        columns: The columns to measure; None for all.
         scalar: See `row_sizes`.
     """
     names = [
         name
         for name, kind in zip(batch.schema.names, batch.schema.types, strict=True)
-        if (wanted is None or name in wanted) and _opaque_kind(kind) is None
+        if (columns is None or name in columns) and _opaque_kind(kind) is None
     ]
     return row_sizes({name: batch.column(name) for name in names}, batch.num_rows, scalar)
 
@@ -159,18 +159,20 @@ def check_column_names(name: str, schema: Any) -> None:
         )
 
 
-def wanted_fields(schema: Any, wanted: Columns) -> list[Any]:
+def wanted_fields(schema: Any, columns: Columns) -> list[Any]:
     """Return the fields of the wanted columns.
 
     Columns of images are always wanted: a record with an image must not be read without notice.
     """
-    return [field for field in schema if wanted is None or field.name in wanted or _is_image(field)]
+    return [
+        field for field in schema if columns is None or field.name in columns or _is_image(field)
+    ]
 
 
-def json_columns(schema: Any, wanted: Columns) -> list[str]:
+def json_columns(schema: Any, columns: Columns) -> list[str]:
     """Return the names of the wanted JSON columns; others need not be decoded."""
     return [
-        field.name for field in wanted_fields(schema, wanted) if _opaque_kind(field.type) is None
+        field.name for field in wanted_fields(schema, columns) if _opaque_kind(field.type) is None
     ]
 
 
@@ -214,8 +216,8 @@ def convert_arrow_errors(file: str) -> Iterator[None]:
 # --- values of a run of rows ----------------------------------------------------------------------
 
 
-def _to_lines(batch: Any, schema: Any, wanted: Columns) -> bytes:
-    kinds = {field.name: _opaque_kind(field.type) for field in wanted_fields(schema, wanted)}
+def _to_lines(batch: Any, schema: Any, read_columns: Columns) -> bytes:
+    kinds = {field.name: _opaque_kind(field.type) for field in wanted_fields(schema, read_columns)}
     names = [name for name in batch.schema.names if name in kinds]
     columns = [
         _to_objects(batch.column(name))

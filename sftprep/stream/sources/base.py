@@ -60,12 +60,12 @@ class Block:
     Attributes:
         groups: The lines, one group per format.
         origins: int64 [lines], the origin of each line; see `PART_BITS`.
-        after: The cursor of the next block of the lane.
+        next_cursor: The cursor of the next block of the lane.
     """
 
     groups: tuple[LineGroup, ...]
     origins: NDArray[np.int64]
-    after: Cursor
+    next_cursor: Cursor
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,12 +170,12 @@ def retry_with_backoff(
             raise
         except Exception as error:  # a source may raise anything: network, file system, user code
             if attempt == retries:
-                raise _exhausted(error, what(), retries, pause) from error
+                raise _exhausted_error(error, what(), retries, pause) from error
             time.sleep(pause * 2**attempt)
     raise AssertionError("the last attempt returns or raises")
 
 
-def _exhausted(error: Exception, what: str, retries: int, pause: float) -> SourceError:
+def _exhausted_error(error: Exception, what: str, retries: int, pause: float) -> SourceError:
     attempts = (
         f"{retries + 1} times with {pause * (2**retries - 1):g} s of waiting in between"
         if retries

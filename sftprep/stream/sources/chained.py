@@ -71,7 +71,7 @@ class _ChainReader:
             self._last = number
             block = self._reader_of(number).read(lane, inner)
             if block is not None:
-                return Block(block.groups, block.origins, [number, block.after])
+                return Block(block.groups, block.origins, [number, block.next_cursor])
             number, inner = number + 1, None
         return None
 

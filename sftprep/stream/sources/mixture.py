@@ -191,7 +191,7 @@ class _SourceBlock:
     """A block of one source, split into lines."""
 
     cursor: Cursor  # of this block
-    after: Cursor  # of the next block
+    next_cursor: Cursor  # of the next block
     lines: list[_Line]
     origins: NDArray[np.int64]  # int64 [lines]
 
@@ -202,7 +202,7 @@ class _Position:
 
     cursor: Cursor = None  # of the current block
     line: int = 0  # number of lines that were taken from that block
-    taken: int = 0  # number of records that were taken in all
+    num_taken: int = 0  # number of records that were taken in all
     ended: int = 0  # 1 if the source has ended
 
 
@@ -238,7 +238,7 @@ class _MixtureReader:
         """Return whether any source has queued the next block of the lane."""
         positions = self._parse(cursor)
         return any(
-            reader.has_queued(lane, blocks[-1].after if blocks else position.cursor)
+            reader.has_queued(lane, blocks[-1].next_cursor if blocks else position.cursor)
             for position, blocks, reader in zip(
                 positions, self._blocks[lane], self._readers, strict=True
             )
@@ -262,13 +262,13 @@ class _MixtureReader:
             origins.append(int(block.origins[position.line]))
             size += len(line.data)
             position.line += 1
-            position.taken += not line.is_whitespace  # which is not a record
+            position.num_taken += not line.is_whitespace  # which is not a record
             if position.line == len(block.lines):
                 blocks[k] = self._current_block(lane, k, position)
         if not lines:
             return None
         self._blocks[lane] = [[block] if block is not None else [] for block in blocks]
-        after = [[at.cursor, at.line, at.taken, at.ended] for at in positions]
+        after = [[at.cursor, at.line, at.num_taken, at.ended] for at in positions]
         return Block(_group_by_kind(lines), np.array(origins, np.int64), after)
 
     def _parse(self, cursor: Cursor) -> list[_Position]:
@@ -280,7 +280,7 @@ class _MixtureReader:
         """Return the source furthest behind its share, or None if the lane ends."""
         weights = self.source.weights
         progress = [
-            ((position.taken + _phase(lane, self._num_lanes, k)) / weights[k], k)
+            ((position.num_taken + _phase(lane, self._num_lanes, k)) / weights[k], k)
             for k, position in enumerate(positions)
             if not position.ended
         ]
@@ -289,7 +289,7 @@ class _MixtureReader:
         least, k = min(progress)
         # With stop="first", the lane ends when an ended source would be next.
         if self.source.stop == "first" and any(
-            position.ended and least >= position.taken / weights[i]
+            position.ended and least >= position.num_taken / weights[i]
             for i, position in enumerate(positions)
         ):
             return None
@@ -304,7 +304,7 @@ class _MixtureReader:
             elif position.line < len(block.lines):
                 return block
             else:
-                position.cursor, position.line = block.after, 0
+                position.cursor, position.line = block.next_cursor, 0
         return None
 
     def _block_at(self, lane: int, k: int, cursor: Cursor) -> _SourceBlock | None:
@@ -317,7 +317,7 @@ class _MixtureReader:
         if read is None:
             return None
         lines = _split_lines(read, self.source.transforms[k] if self.source.transforms else None)
-        kept.append(_SourceBlock(cursor, read.after, lines, read.origins))
+        kept.append(_SourceBlock(cursor, read.next_cursor, lines, read.origins))
         return kept[-1]
 
 

@@ -198,11 +198,11 @@ def _open_iterable_dataset(
 
 
 def _open_rows(
-    lines: Lines, name: str, known: Any, config: BuildConfig, recipe: Recipe, part: int
+    lines: Lines, name: str, facts: Any, config: BuildConfig, recipe: Recipe, part: int
 ) -> tuple[Source, int]:
     is_table = isinstance(lines, SequenceLines) and dataset_kind(lines.records) == "Dataset"
     format_name = _format_of(name, lines(0, 0), config, recipe, is_table=is_table)
-    return Rows(lines, name, format_name, part, known), part + 1
+    return Rows(lines, name, format_name, part, facts), part + 1
 
 
 def _format_of(
@@ -243,19 +243,19 @@ class FileLines:
     size: int = 0
     text_unit: TextUnit | None = None
 
-    def __call__(self, _epoch: int, first: int) -> Iterator[bytes]:
+    def __call__(self, _epoch: int, start: int) -> Iterator[bytes]:
         at = 0
         source = dataclasses.replace(
             source_of(self.file, self.text_unit), strip_nulls=self.strip_nulls
         )
         for partition in cut([source], _PARTITION_BYTES):
-            if partition.kind in ("parquet", "arrow") and partition.end <= first:
+            if partition.kind in ("parquet", "arrow") and partition.end <= start:
                 at = partition.end
                 continue
             data = read_partition(partition)
             self._check_size()
             for line in _split_lines(data):
-                if at >= first:
+                if at >= start:
                     yield line
                 at += 1
         self._check_size()
@@ -271,8 +271,8 @@ class FunctionLines:
     function: Callable[[], Iterable[Mapping[str, Any]]]
     strip_nulls: bool = False
 
-    def __call__(self, _epoch: int, first: int) -> Iterator[bytes]:
-        return iter_lines(islice(iter(self.function()), first, None), strip_nulls=self.strip_nulls)
+    def __call__(self, _epoch: int, start: int) -> Iterator[bytes]:
+        return iter_lines(islice(iter(self.function()), start, None), strip_nulls=self.strip_nulls)
 
 
 @dataclass(frozen=True)
@@ -282,8 +282,8 @@ class SequenceLines:
     records: Any
     strip_nulls: bool = False
 
-    def __call__(self, _epoch: int, first: int) -> Iterator[bytes]:
-        rows = (self.records[k] for k in range(first, len(self.records)))
+    def __call__(self, _epoch: int, start: int) -> Iterator[bytes]:
+        rows = (self.records[k] for k in range(start, len(self.records)))
         return iter_lines(rows, strip_nulls=self.strip_nulls)
 
 
@@ -294,9 +294,9 @@ class DatasetLines:
     data: Any
     strip_nulls: bool = False
 
-    def __call__(self, epoch: int, first: int) -> Iterator[bytes]:
+    def __call__(self, epoch: int, start: int) -> Iterator[bytes]:
         self.data.load_state_dict(None)
-        return self._iter_lines(epoch, first)
+        return self._iter_lines(epoch, start)
 
     def mark(self) -> Any:
         return copy.deepcopy(self.data.state_dict()) if can_resume_exactly(self.data) else None
@@ -305,9 +305,9 @@ class DatasetLines:
         self.data.load_state_dict(copy.deepcopy(state))
         return self._iter_lines(epoch, 0)
 
-    def _iter_lines(self, epoch: int, first: int) -> Iterator[bytes]:
+    def _iter_lines(self, epoch: int, start: int) -> Iterator[bytes]:
         self.data.set_epoch(epoch)
-        return iter_lines(islice(iter(self.data), first, None), strip_nulls=self.strip_nulls)
+        return iter_lines(islice(iter(self.data), start, None), strip_nulls=self.strip_nulls)
 
 
 def _reject_same_iterator(function: Callable[[], Any]) -> None:

@@ -69,19 +69,19 @@ class Rows:
         name: The name of the input in errors; a part of the identity.
         format: The format of the records.
         part: The number of this input.
-        known: JSON that differs between inputs with the same name, such as a size.
+        facts: JSON that differs between inputs with the same name, such as a size.
     """
 
     lines: Lines
     name: str
     format: str
     part: int = 0
-    known: Any = None
+    facts: Any = None
 
     @property
     def identity(self) -> Any:
         """Return the name, and all known facts about the records."""
-        return [self.name, self.known]
+        return [self.name, self.facts]
 
     def open(self, assignment: LaneAssignment) -> Reader:
         """Start or resume a pass."""
