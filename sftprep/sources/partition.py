@@ -1,4 +1,4 @@
-"""Partitions of the inputs: pieces of a fixed size, as lines of JSON.
+"""Partitions of the inputs: parts of a fixed size, as lines of JSON.
 
 How an input is cut depends on the input alone, never on the number of workers. A plain file of
 lines is cut into byte ranges and a Parquet or Arrow file into ranges of rows; workers read these
@@ -14,18 +14,18 @@ from dataclasses import dataclass
 from sftprep.config.validation import TextUnit
 from sftprep.sources.discovery.file_types import kind_of
 from sftprep.sources.discovery.files import find_files
-from sftprep.sources.readers.arrow_tables import arrow_pieces, read_arrow_rows
-from sftprep.sources.readers.delimited import delimited_pieces
-from sftprep.sources.readers.json_array import document_pieces
+from sftprep.sources.readers.arrow_tables import arrow_parts, read_arrow_rows
+from sftprep.sources.readers.delimited import delimited_parts
+from sftprep.sources.readers.json_array import document_parts
 from sftprep.sources.readers.lines import (
-    Piece,
-    line_pieces,
+    FilePart,
+    line_parts,
     open_input,
     read_line_range,
     unpacked_blocks,
 )
-from sftprep.sources.readers.parquet_tables import parquet_pieces, read_parquet_rows
-from sftprep.sources.readers.plain_text import text_file_pieces, text_line_pieces
+from sftprep.sources.readers.parquet_tables import parquet_parts, read_parquet_rows
+from sftprep.sources.readers.plain_text import text_file_parts, text_line_parts
 from sftprep.sources.readers.table_lines import Columns
 from sftprep.sources.readers.to_jsonl import strip_null_lines
 
@@ -120,19 +120,19 @@ class Kind:
     """The functions for one kind of file.
 
     Attributes:
-        pieces: Cuts a file into pieces of about a size in bytes.
-        read: Reads the lines of a piece that has no payload.
+        parts: Cuts a file into parts of about a size in bytes.
+        read: Reads the lines of a part that has no payload.
     """
 
-    pieces: Callable[[str, int, Columns], Iterator[Piece]]
+    parts: Callable[[str, int, Columns], Iterator[FilePart]]
     read: Callable[[str, int, int, Columns], bytes]
 
 
 def _ignore_columns(
-    pieces: Callable[[str, int], Iterator[Piece]],
-) -> Callable[[str, int, Columns], Iterator[Piece]]:
+    parts: Callable[[str, int], Iterator[FilePart]],
+) -> Callable[[str, int, Columns], Iterator[FilePart]]:
     # Only tables can skip columns cheaply: to remove keys from lines, they would have to be parsed.
-    return lambda file, target, _: pieces(file, target)
+    return lambda file, target, _: parts(file, target)
 
 
 def _read_lines(file: str, start: int, end: int, columns: Columns) -> bytes:
@@ -140,13 +140,13 @@ def _read_lines(file: str, start: int, end: int, columns: Columns) -> bytes:
 
 
 KINDS: dict[str, Kind] = {
-    "lines": Kind(_ignore_columns(line_pieces), _read_lines),
-    "document": Kind(_ignore_columns(document_pieces), _read_lines),
-    "delimited": Kind(_ignore_columns(delimited_pieces), _read_lines),
-    "text": Kind(_ignore_columns(text_line_pieces), _read_lines),
-    "text-file": Kind(_ignore_columns(text_file_pieces), _read_lines),
-    "parquet": Kind(parquet_pieces, read_parquet_rows),
-    "arrow": Kind(arrow_pieces, read_arrow_rows),
+    "lines": Kind(_ignore_columns(line_parts), _read_lines),
+    "document": Kind(_ignore_columns(document_parts), _read_lines),
+    "delimited": Kind(_ignore_columns(delimited_parts), _read_lines),
+    "text": Kind(_ignore_columns(text_line_parts), _read_lines),
+    "text-file": Kind(_ignore_columns(text_file_parts), _read_lines),
+    "parquet": Kind(parquet_parts, read_parquet_rows),
+    "arrow": Kind(arrow_parts, read_arrow_rows),
 }
 
 
@@ -177,15 +177,15 @@ def cut(inputs: Iterable[str | Source], target: int = PARTITION_BYTES) -> Iterat
         source = source_of(entry) if isinstance(entry, str) else entry
         if source.limit is not None and remaining.setdefault(source.group, source.limit) == 0:
             continue
-        for complete in _pieces(source, target):
-            piece = complete
-            # The last piece within the limit is shortened to the records that may still be read.
+        for complete in _file_parts(source, target):
+            part = complete
+            # The last part within the limit is shortened to the records that may still be read.
             if source.limit is not None:
-                piece, remaining[source.group] = _limit_records(
+                part, remaining[source.group] = _limit_records(
                     complete, remaining[source.group], source
                 )
             yield Partition(
-                index, number, source.file, *piece, source.kind, source.strip_nulls, source.columns
+                index, number, source.file, *part, source.kind, source.strip_nulls, source.columns
             )
             index += 1
             if source.limit is not None and remaining[source.group] == 0:
@@ -217,8 +217,8 @@ def first_lines(entry: str | Source) -> Iterator[bytes]:
         InputUnreadable: The file is damaged or cannot be read.
     """
     source = source_of(entry) if isinstance(entry, str) else entry
-    # Pieces smaller than a partition: a format is detected from a few records.
-    for start, end, payload in _pieces(source, 1 << 20):
+    # Parts smaller than a partition: a format is detected from a few records.
+    for start, end, payload in _file_parts(source, 1 << 20):
         data = (
             KINDS[source.kind].read(source.file, start, end, source.columns)
             if payload is None
@@ -227,7 +227,7 @@ def first_lines(entry: str | Source) -> Iterator[bytes]:
         yield from data.split(b"\n")
 
 
-def _pieces(source: Source, target: int) -> Iterator[Piece]:
+def _file_parts(source: Source, target: int) -> Iterator[FilePart]:
     if source.blocks is not None:
         return _number_rows(source.blocks())
     if source.limit is not None and source.kind == "lines":
@@ -236,10 +236,10 @@ def _pieces(source: Source, target: int) -> Iterator[Piece]:
             (start, start + len(block), block)
             for start, block in unpacked_blocks(source.file, target)
         )
-    return KINDS[source.kind].pieces(source.file, target, source.columns)
+    return KINDS[source.kind].parts(source.file, target, source.columns)
 
 
-def _number_rows(blocks: Iterator[bytes]) -> Iterator[Piece]:
+def _number_rows(blocks: Iterator[bytes]) -> Iterator[FilePart]:
     rows = 0
     for block in blocks:
         end = rows + block.count(b"\n")
@@ -247,12 +247,12 @@ def _number_rows(blocks: Iterator[bytes]) -> Iterator[Piece]:
         rows = end
 
 
-def _limit_records(piece: Piece, limit: int, source: Source) -> tuple[Piece, int]:
-    """Return the first `limit` records of a piece, and the number still permitted.
+def _limit_records(part: FilePart, limit: int, source: Source) -> tuple[FilePart, int]:
+    """Return the first `limit` records of a part, and the number still permitted.
 
     Lines that contain only whitespace are not records.
     """
-    start, end, data = piece
+    start, end, data = part
     if data is None and source.kind in ("parquet", "arrow"):
         rows = min(end - start, limit)
         return (start, start + rows, None), limit - rows

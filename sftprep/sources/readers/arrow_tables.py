@@ -12,14 +12,14 @@ from functools import lru_cache
 from typing import Any
 
 from sftprep.sources.readers.arrow_ipc import ArrowFile, open_arrow
-from sftprep.sources.readers.lines import Piece
+from sftprep.sources.readers.lines import FilePart
 from sftprep.sources.readers.row_sizes import shares_values
 from sftprep.sources.readers.table_lines import (
     Columns,
     check_column_names,
     check_row_count,
     convert_arrow_errors,
-    pieces_of_batches,
+    parts_of_batches,
     runs_of_batch,
     table_lines,
     text_bytes,
@@ -31,15 +31,15 @@ _STREAMED = 8
 rows would each read the whole batch."""
 
 
-def arrow_pieces(file: str, target: int, columns: Columns = None) -> Iterator[Piece]:
+def arrow_parts(file: str, target: int, columns: Columns = None) -> Iterator[FilePart]:
     """Yield runs of rows of about `target` bytes of an Arrow file or stream.
 
-    Two kinds of batches are held in memory by the driver alone, as pieces with a payload: those of
+    Two kinds of batches are held in memory by the driver alone, as parts with a payload: those of
     more than `_STREAMED` targets, and all batches of a file whose columns refer to dictionaries.
 
     Args:
         file: The path.
-        target: The size of a piece in bytes.
+        target: The size of a part in bytes.
         columns: The columns to read; None for all.
 
     Raises:
@@ -49,7 +49,7 @@ def arrow_pieces(file: str, target: int, columns: Columns = None) -> Iterator[Pi
         arrow = open_arrow(file)
         check_column_names(file, arrow.schema)
         if arrow.has_dictionaries:
-            yield from pieces_of_batches(arrow.read_in_order(), arrow.schema, 0, target, columns)
+            yield from parts_of_batches(arrow.read_in_order(), arrow.schema, 0, target, columns)
             return
         shares = any(shares_values(field.type) for field in wanted_fields(arrow.schema, columns))
         start = end = size = 0  # rows of the run, and its bytes
@@ -64,7 +64,7 @@ def arrow_pieces(file: str, target: int, columns: Columns = None) -> Iterator[Pi
                 if end > start:
                     yield start, end, None
                 batches = [arrow.read(number)]
-                yield from pieces_of_batches(batches, arrow.schema, end, target, columns)
+                yield from parts_of_batches(batches, arrow.schema, end, target, columns)
                 start = end = arrow.first_rows[number + 1]
                 size = 0
                 continue

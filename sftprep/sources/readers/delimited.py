@@ -13,7 +13,7 @@ from itertools import chain
 from typing import Any
 
 from sftprep.errors import InputUnreadable
-from sftprep.sources.readers.lines import LARGEST_LINE, Piece, open_input
+from sftprep.sources.readers.lines import LARGEST_LINE, FilePart, open_input
 from sftprep.sources.readers.to_jsonl import UNUSABLE, rows_to_lines, unusable_line
 
 _DELIMITERS = ",;\t|"
@@ -21,10 +21,10 @@ _JSON_COLUMNS = frozenset({"messages", "conversations"})
 """Columns that can only contain JSON: their cells are parsed where they contain an array."""
 
 
-def delimited_pieces(file: str, target: int) -> Iterator[Piece]:
-    """Yield the rows below the header as lines of JSON, in pieces.
+def delimited_parts(file: str, target: int) -> Iterator[FilePart]:
+    """Yield the rows below the header as lines of JSON, in parts.
 
-    A piece has about `target` bytes. The separator is a tab in .tsv files, else the first of , ;
+    A part has about `target` bytes. The separator is a tab in .tsv files, else the first of , ;
     tab | that the header contains. A row with another number of cells than the header is rejected
     in pass 1.
 
@@ -37,7 +37,7 @@ def delimited_pieces(file: str, target: int) -> Iterator[Piece]:
     with open_input(file) as raw:
         text = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
         try:
-            yield from _pieces(file, text, target)
+            yield from _file_parts(file, text, target)
         except csv.Error as error:
             raise InputUnreadable(
                 f"{file} is not valid CSV: {error}", remedy="write the file again"
@@ -49,7 +49,7 @@ def delimited_pieces(file: str, target: int) -> Iterator[Piece]:
             ) from error
 
 
-def _pieces(file: str, text: io.TextIOWrapper, target: int) -> Iterator[Piece]:
+def _file_parts(file: str, text: io.TextIOWrapper, target: int) -> Iterator[FilePart]:
     first = text.readline(LARGEST_LINE)
     if len(first) == LARGEST_LINE:
         raise _header_too_long(file)

@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterator
 
 from sftprep.errors import InputUnreadable
-from sftprep.sources.readers.lines import LARGEST_LINE, Piece, line_pieces, unpacked_chunks
+from sftprep.sources.readers.lines import LARGEST_LINE, FilePart, line_parts, unpacked_chunks
 from sftprep.sources.readers.to_jsonl import unusable_line
 
 _DATA_KEYS = ("data", "train", "rows", "records", "examples")
@@ -37,10 +37,10 @@ _AFTER_VALUE = tuple(_WHITESPACE + ",]}:")
 _CHUNK = 1 << 20
 
 
-def document_pieces(file: str, target: int) -> Iterator[Piece]:
-    """Yield the records of a .json file, one per line, in pieces.
+def document_parts(file: str, target: int) -> Iterator[FilePart]:
+    """Yield the records of a .json file, one per line, in parts.
 
-    A piece has about `target` bytes. The file may be an array of objects; an object that contains
+    A part has about `target` bytes. The file may be an array of objects; an object that contains
     one such array, under a key such as "data"; or, which is common, JSON lines with the wrong
     suffix. It is never held in memory as a whole.
 
@@ -53,7 +53,7 @@ def document_pieces(file: str, target: int) -> Iterator[Piece]:
     document = _Document(file)
     opening = document.peek()
     if opening == "{" and document.is_json_lines():
-        yield from line_pieces(file, target)
+        yield from line_parts(file, target)
         return
     if opening == "{":
         document.enter_object()

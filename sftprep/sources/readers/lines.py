@@ -14,17 +14,17 @@ from sftprep.errors import InputChanged, InputUnreadable, source_name
 LARGEST_LINE = 64 * 1024 * 1024
 """Longer lines, in bytes, are rejected and never held in memory as a whole."""
 
-Piece = tuple[int, int, "bytes | None"]
-"""The start and end of a piece of a file, in bytes or rows, and its lines where workers cannot read
+FilePart = tuple[int, int, "bytes | None"]
+"""The start and end of a part of a file, in bytes or rows, and its lines where workers cannot read
 them themselves."""
 
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 
 
-def line_pieces(file: str, target: int) -> Iterator[Piece]:
-    """Yield the pieces of a file of lines, of about `target` bytes each.
+def line_parts(file: str, target: int) -> Iterator[FilePart]:
+    """Yield the parts of a file of lines, of about `target` bytes each.
 
-    A compressed file is read as the iterator advances, and its pieces have a payload.
+    A compressed file is read as the iterator advances, and its parts have a payload.
 
     Raises:
         InputUnreadable: The file is damaged or cannot be read.
@@ -254,9 +254,9 @@ def _read_rest_of_line(file: BinaryIO, data: bytes) -> bytes:
     return file.readline(available) if available > 0 else b""
 
 
-def join_to_size(pieces: Iterable[bytes], size: int) -> Iterator[bytes]:
-    """Yield the pieces, joined to at least `size` bytes each.
+def join_to_size(parts: Iterable[bytes], size: int) -> Iterator[bytes]:
+    """Yield the parts, joined to at least `size` bytes each.
 
-    Only consecutive pieces are joined.
+    Only consecutive parts are joined.
     """
-    return map(b"".join, in_groups(pieces, size))
+    return map(b"".join, in_groups(parts, size))

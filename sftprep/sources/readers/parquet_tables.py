@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sftprep.sources.readers.lines import Piece, open_regular
+from sftprep.sources.readers.lines import FilePart, open_regular
 from sftprep.sources.readers.table_lines import (
     SCALAR_BYTES,
     SLICE_BYTES,
@@ -25,7 +25,7 @@ from sftprep.sources.readers.table_lines import (
     estimate_sizes,
     image_columns,
     json_columns,
-    pieces_of_batches,
+    parts_of_batches,
     table_lines,
     text_bytes,
 )
@@ -45,14 +45,14 @@ _SMALL_GROUP = 8 << 20
 """Up to this size in bytes, a row group that may expand is decoded with its dictionaries kept."""
 
 
-def parquet_pieces(file: str, target: int, columns: Columns = None) -> Iterator[Piece]:
+def parquet_parts(file: str, target: int, columns: Columns = None) -> Iterator[FilePart]:
     """Yield runs of row groups of about `target` decompressed bytes.
 
-    A row group that is too large for a worker is yielded as pieces with a payload.
+    A row group that is too large for a worker is yielded as parts with a payload.
 
     Args:
         file: The path.
-        target: The size of a piece in bytes.
+        target: The size of a part in bytes.
         columns: The columns to read; None for all.
 
     Raises:
@@ -68,7 +68,7 @@ def parquet_pieces(file: str, target: int, columns: Columns = None) -> Iterator[
                 if end > start:
                     yield start, end, None
                 batches = _read_batches(file, parquet, group, columns)
-                yield from pieces_of_batches(batches, schema, end, target, columns)
+                yield from parts_of_batches(batches, schema, end, target, columns)
                 start = end = end + group.rows
                 size = 0
                 continue

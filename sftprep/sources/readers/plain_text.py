@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import orjson
 
-from sftprep.sources.readers.lines import LARGEST_LINE, Piece, unpacked_blocks, unpacked_chunks
+from sftprep.sources.readers.lines import LARGEST_LINE, FilePart, unpacked_blocks, unpacked_chunks
 from sftprep.sources.readers.to_jsonl import unusable_line
 
 _BOM = b"\xef\xbb\xbf"
 
 
-def text_line_pieces(file: str, target: int) -> Iterator[Piece]:
-    """Yield the lines of a text file as records, in pieces of about `target` bytes.
+def text_line_parts(file: str, target: int) -> Iterator[FilePart]:
+    """Yield the lines of a text file as records, in parts of about `target` bytes.
 
     Lines of whitespace stay empty, so that the numbers of lines are those of the file.
 
@@ -29,7 +29,7 @@ def text_line_pieces(file: str, target: int) -> Iterator[Piece]:
         number += len(lines)
 
 
-def text_file_pieces(file: str, target: int) -> Iterator[Piece]:
+def text_file_parts(file: str, target: int) -> Iterator[FilePart]:
     """Yield a text file as one record.
 
     Raises:

@@ -20,7 +20,7 @@ import numpy as np
 import orjson
 
 from sftprep.errors import InputUnreadable
-from sftprep.sources.readers.lines import LARGEST_LINE, Piece, convert_os_errors
+from sftprep.sources.readers.lines import LARGEST_LINE, FilePart, convert_os_errors
 from sftprep.sources.readers.row_sizes import Floats, row_sizes, runs_of_rows
 from sftprep.sources.readers.to_jsonl import OPAQUE, rows_to_lines, unusable_line
 
@@ -69,18 +69,18 @@ def iter_table_lines(batch: Any, schema: Any, columns: Columns = None) -> Iterat
                 yield _to_lines(run, schema, columns)
 
 
-def pieces_of_batches(
+def parts_of_batches(
     batches: Iterable[Any], schema: Any, start: int, target: int, columns: Columns
-) -> Iterator[Piece]:
-    """Yield the rows of batches as pieces of about `target` bytes each.
+) -> Iterator[FilePart]:
+    """Yield the rows of batches as parts of about `target` bytes each.
 
-    The pieces have a payload.
+    The parts have a payload.
 
     Args:
         batches: Record batches.
         schema: All columns of the table.
         start: The row of the table at which the batches start.
-        target: The size of a piece in bytes.
+        target: The size of a part in bytes.
         columns: The columns to write; None for all.
     """
     for batch in batches:
