@@ -252,7 +252,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
         is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         path = Path(checkpoint) / "optimizer.pt"
         with mismatch_errors(checkpoint, "optimizer and schedule"):
-            wanted = [] if is_sharded else list_group_settings(self.optimizer)
+            configured = [] if is_sharded else list_group_settings(self.optimizer)
             if not is_sharded:
                 # Only checkpoints of older versions do not record the kind of their optimizer.
                 is_recorded = "optimizer" in recorded or not path.is_file()
@@ -260,7 +260,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
                 reject_other_optimizer(recorded, saved, self.args, self.optimizer, checkpoint)
             super()._load_optimizer_and_scheduler(checkpoint)
             if not is_sharded and self.is_world_process_zero():
-                warn_of_changes(recorded, self.args, wanted, self.optimizer)
+                warn_of_changes(recorded, self.args, configured, self.optimizer)
 
     # ---- checkpoints ----
 
@@ -318,8 +318,10 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
             seal_checkpoint(folder)
             if limit is not None and limit > 0:
                 best = self.state.best_model_checkpoint
-                kept = {folder.name, *([Path(best).name] if best else [])}
-                rotate_checkpoints(folder.parent, limit, kept=kept, written=self._written_names)
+                protected = {folder.name, *([Path(best).name] if best else [])}
+                rotate_checkpoints(
+                    folder.parent, limit, protected=protected, own_names=self._written_names
+                )
 
     def _finalize_training(self, *arguments: Any, **options: Any) -> Any:
         with self._hide_save_limit() as limit:
@@ -327,8 +329,10 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
         best = self.state.best_model_checkpoint
         # As in Trainer: the newest checkpoint was kept for a resume, which is not needed any more.
         if self.args.should_save and limit == 1 and best is not None:
-            kept = {Path(best).name}
-            rotate_checkpoints(Path(best).parent, 1, kept=kept, written=self._written_names)
+            protected = {Path(best).name}
+            rotate_checkpoints(
+                Path(best).parent, 1, protected=protected, own_names=self._written_names
+            )
         return result
 
     @contextlib.contextmanager

@@ -46,12 +46,12 @@ def load_converted_weights(folder: str, model: Any) -> None:
 
 
 @contextlib.contextmanager
-def mismatch_errors(checkpoint: str | None, what: str) -> Iterator[None]:
+def mismatch_errors(checkpoint: str | None, state_name: str) -> Iterator[None]:
     """Convert the errors of torch, peft and transformers on files of another run.
 
     Args:
         checkpoint: The folder, for the message.
-        what: The name of the loaded state, for the message.
+        state_name: The name of the loaded state, for the message.
 
     Raises:
         MismatchError: The block raised one of these errors.
@@ -70,9 +70,10 @@ def mismatch_errors(checkpoint: str | None, what: str) -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError):  # a RuntimeError with another cause
             raise
         detail = " ".join(str(error).split())[:300]
-        verb = "does" if what == "scaler" else "do"
+        verb = "does" if state_name == "scaler" else "do"
         raise MismatchError(
-            f"the {what} of {checkpoint} {verb} not fit this run: {type(error).__name__}: {detail}",
+            f"the {state_name} of {checkpoint} {verb} not fit this run:"
+            f" {type(error).__name__}: {detail}",
             remedy="resume with the model and the settings of the checkpoint, or from another one",
         ) from error
 

@@ -167,8 +167,8 @@ def rotate_checkpoints(
     output_dir: str | os.PathLike[str],
     limit: int,
     *,
-    kept: Collection[str],
-    written: Collection[str] = (),
+    protected: Collection[str],
+    own_names: Collection[str] = (),
 ) -> None:
     """Delete old checkpoints of ours until `limit` are left, as transformers does.
 
@@ -179,21 +179,21 @@ def rotate_checkpoints(
     Args:
         output_dir: The folder of the checkpoints.
         limit: The number of checkpoints that may stay.
-        kept: The names that are never deleted: the newest and the best checkpoint.
-        written: The names of the checkpoints that this run has written.
+        protected: The names that are never deleted: the newest and the best checkpoint.
+        own_names: The names of the checkpoints that this run has written.
 
     Example:
-        limit=2, kept={"checkpoint-30"}, checkpoints of steps 10, 20 and 30, of which the run wrote
-        10 and 30  ->  deletes checkpoint-20
+        limit=2, protected={"checkpoint-30"}, checkpoints of steps 10, 20 and 30, of which the run
+        wrote 10 and 30  ->  deletes checkpoint-20
     """
     ours = [
-        (path.name in written, step, path)
+        (path.name in own_names, step, path)
         for step, path in list_checkpoints(output_dir).items()
         if path.is_dir()
         and not path.is_symlink()
-        and (path.name in written or is_regular(path / SEAL_NAME))
+        and (path.name in own_names or is_regular(path / SEAL_NAME))
     ]
-    deletable = [path for _, _, path in sorted(ours) if path.name not in kept]
+    deletable = [path for _, _, path in sorted(ours) if path.name not in protected]
     # The protected checkpoints can be more than the limit.
     surplus = len(ours) - max(limit, len(ours) - len(deletable))
     for path in deletable[: max(surplus, 0)]:

@@ -88,18 +88,18 @@ def list_group_settings(optimizer: Any) -> list[dict[str, Any]]:
 
 
 def warn_of_changes(
-    recorded: Mapping[str, Any], args: Any, wanted: list[dict[str, Any]], optimizer: Any
+    recorded: Mapping[str, Any], args: Any, configured: list[dict[str, Any]], optimizer: Any
 ) -> None:
     """Log the settings different from the checkpoint's, and the applied ones.
 
     Args:
         recorded: The settings that the checkpoint records; empty in older versions.
         args: The SFTConfig of this run.
-        wanted: The `list_group_settings` of the optimizer before the checkpoint was loaded.
+        configured: The `list_group_settings` of the optimizer before the checkpoint was loaded.
         optimizer: The optimizer after the checkpoint was loaded.
     """
     restored: dict[str, tuple[Any, Any]] = {}
-    for specified, loaded in zip(wanted, list_group_settings(optimizer), strict=False):
+    for specified, loaded in zip(configured, list_group_settings(optimizer), strict=False):
         for key in specified.keys() & loaded.keys():
             if _to_comparable(specified[key]) != _to_comparable(loaded[key]):
                 restored.setdefault(_NAMES.get(key, key), (loaded[key], specified[key]))

@@ -120,30 +120,30 @@ def _interrupted_fault(folder: Path) -> str:
     return ""
 
 
-def find_fault(folder: Path, needs: Needs, *, read: bool) -> str:
+def find_fault(folder: Path, needs: Needs, *, check_content: bool) -> str:
     """Return what is wrong with a checkpoint; "" for a complete one.
 
     Args:
         folder: The checkpoint.
         needs: The requirements of the run that resumes.
-        read: Whether to check the content of all files; otherwise only that they exist.
+        check_content: Whether to check the content of all files; otherwise only that they exist.
     """
     try:
-        return _first_fault(folder, needs, read)
+        return _first_fault(folder, needs, check_content)
     except OSError as error:  # a dangling or looping link, or no permission to read a file
         name = os.path.basename(str(error.filename or folder))
         return f"{name} cannot be read: {error.strerror or error}"
 
 
-def _first_fault(folder: Path, needs: Needs, read: bool) -> str:
+def _first_fault(folder: Path, needs: Needs, check_content: bool) -> str:
     if fault := _interrupted_fault(folder) or _state_fault(folder, needs) or _step_fault(folder):
         return fault
     if os.path.lexists(folder / SEAL_NAME):
-        fault = _seal_fault(folder) if read else ""
+        fault = _seal_fault(folder) if check_content else ""
         # A file that was removed together with its entry in the seal is missing too.
         return fault or next((f"{name} is missing" for name in _missing_files(folder, needs)), "")
     missing = next(_missing_files(folder, needs), "")
-    if missing or not read:
+    if missing or not check_content:
         return f"{missing} is missing" if missing else ""
     logger.warning(
         "%s has no %s, so an older version saved it: reading all of its files",

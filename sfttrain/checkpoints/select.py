@@ -74,17 +74,17 @@ class RunState:
                 ],
             ) from error
 
-    def reject_other_run(self, before: RunState, folder: str) -> None:
+    def reject_other_run(self, state: RunState, folder: str) -> None:
         """Refuse to resume where the run would repeat packs or skip some.
 
         Args:
-            before: The state of the checkpoint.
+            state: The state of the checkpoint.
             folder: The checkpoint, for the message.
 
         Raises:
             MismatchError: The data, the packs per step or the seed differ.
         """
-        if before.data != self.data:
+        if state.data != self.data:
             raise MismatchError(
                 f"{folder} was trained on other shards",
                 remedy=[
@@ -92,18 +92,18 @@ class RunState:
                     f"start a new run without {setting('resume_from_checkpoint')}",
                 ],
             )
-        if before.packs_per_step != self.packs_per_step:
+        if state.packs_per_step != self.packs_per_step:
             raise MismatchError(
-                f"{folder} was trained with {before.packs_per_step} packs per step, but this run"
+                f"{folder} was trained with {state.packs_per_step} packs per step, but this run"
                 f" has {self.packs_per_step}",
                 remedy=f"keep {setting('per_device_train_batch_size')} *"
                 f" {setting('gradient_accumulation_steps')} * processes as it was",
             )
-        if before.seed != self.seed:
+        if state.seed != self.seed:
             raise MismatchError(
-                f"{folder} was trained in the order of seed {before.seed}, but this run has"
+                f"{folder} was trained in the order of seed {state.seed}, but this run has"
                 f" {self.seed}",
-                remedy=f"use {setting('seed', before.seed)}",
+                remedy=f"use {setting('seed', state.seed)}",
             )
 
 
@@ -113,7 +113,7 @@ def is_resume_requested(resume: Any) -> bool:
 
 
 def find_checkpoint(
-    requested: str | bool, output_dir: str, *, needs: Needs = _ANY_RUN, read: bool = True
+    requested: str | bool, output_dir: str, *, needs: Needs = _ANY_RUN, check_content: bool = True
 ) -> str:
     """Find the checkpoint to resume from.
 
@@ -122,8 +122,8 @@ def find_checkpoint(
             `output_dir`.
         output_dir: The output folder.
         needs: The requirements of the run on a checkpoint.
-        read: Whether to check the content of all files; otherwise only that they exist, which
-            takes no time.
+        check_content: Whether to check the content of all files; otherwise only that they exist,
+            which takes no time.
 
     Raises:
         InputNotFound: No complete checkpoint exists.
@@ -136,24 +136,26 @@ def find_checkpoint(
                 f"the checkpoint {requested} does not exist",
                 remedy="specify a folder such as OUTPUT_DIR/checkpoint-500, or latest",
             )
-        fault = find_fault(folder, needs, read=read)
+        fault = find_fault(folder, needs, check_content=check_content)
         if fault:
             raise ConfigError(
                 f"{requested} is not a complete checkpoint: {fault}",
                 remedy="specify an older one, or latest",
             )
         return str(requested)
-    found = {step: path for step, path in list_checkpoints(output_dir).items() if path.is_dir()}
+    checkpoints = {
+        step: path for step, path in list_checkpoints(output_dir).items() if path.is_dir()
+    }
     skipped: list[str] = []
-    for step in sorted(found, reverse=True):
-        fault = find_fault(found[step], needs, read=read)
+    for step in sorted(checkpoints, reverse=True):
+        fault = find_fault(checkpoints[step], needs, check_content=check_content)
         if not fault:
-            if skipped and read:
+            if skipped and check_content:
                 logger.warning(
-                    "resuming from %s; not complete: %s", found[step].name, ", ".join(skipped)
+                    "resuming from %s; not complete: %s", checkpoints[step].name, ", ".join(skipped)
                 )
-            return str(found[step])
-        skipped.append(f"{found[step].name} ({fault})")
+            return str(checkpoints[step])
+        skipped.append(f"{checkpoints[step].name} ({fault})")
     raise InputNotFound(
         f"{output_dir} has no complete checkpoint"
         + (f"; skipped {', '.join(skipped)}" if skipped else ""),

@@ -213,13 +213,13 @@ def _separate_config_files(arguments: list[str]) -> tuple[list[str], list[str]]:
     return flags, files
 
 
-def _to_flags(settings: dict[str, Any], known: list[str], path: str) -> list[str]:
+def _to_flags(settings: dict[str, Any], known_names: list[str], path: str) -> list[str]:
     """Convert the settings of a YAML file to flags, for checks by the same parser."""
     tokens: list[str] = []
     for name, value in settings.items():
-        if name not in known:
+        if name not in known_names:
             raise ConfigError(
-                f"{path}: unknown setting {name!r}", remedy=_suggest_name(name, known)
+                f"{path}: unknown setting {name!r}", remedy=_suggest_name(name, known_names)
             )
         if value is None:
             continue
@@ -247,8 +247,8 @@ def _reject_trust(name: str, value: Any, path: str) -> None:
         )
 
 
-def _suggest_name(name: str, known: list[str], *, is_flag: bool = False) -> str:
-    near = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), known, n=1)
+def _suggest_name(name: str, known_names: list[str], *, is_flag: bool = False) -> str:
+    near = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), known_names, n=1)
     if not near:
         return "`sfttrain run --help-all` lists every setting"
     # In a file, settings have no dashes.

@@ -249,7 +249,7 @@ def _find_requested_checkpoint(request: Request) -> str | bool | None:
         adapter=request.model.use_peft,
         optimizer=not training.save_only_model,
     )
-    find_checkpoint(requested, training.output_dir, needs=needs, read=False)
+    find_checkpoint(requested, training.output_dir, needs=needs, check_content=False)
     return requested  # type: ignore[no-any-return]
 
 

@@ -59,22 +59,22 @@ def format_rows(
         yield from ({text_field: text} for text in _call(function, row, f"at row {number}"))
 
 
-def _takes_columns(function: FormattingFunction, first: list[Row]) -> bool:
+def _takes_columns(function: FormattingFunction, first_rows: list[Row]) -> bool:
     """Return whether the function takes the columns of several rows."""
     try:
-        if isinstance(function(first[0]), str):
+        if isinstance(function(first_rows[0]), str):
             return False
     except Exception:
         # A function of columns may fail on a single row. A function of rows fails on its first row
         # once more in `format_rows`, which reports the error.
-        return _returns_text_per_row(function, first)
-    return _returns_text_per_row(function, first)
+        return _returns_text_per_row(function, first_rows)
+    return _returns_text_per_row(function, first_rows)
 
 
-def _returns_text_per_row(function: FormattingFunction, first: list[Row]) -> bool:
+def _returns_text_per_row(function: FormattingFunction, first_rows: list[Row]) -> bool:
     # Two counts are tried because a function of one row may return two texts for any input.
     for count in (2, 3):
-        rows = [first[number % len(first)] for number in range(count)]
+        rows = [first_rows[number % len(first_rows)] for number in range(count)]
         try:
             texts = function(_columns(rows))
         except Exception:

@@ -195,9 +195,11 @@ class DataPreparation:
                 remedy=f"remove {setting('transform')}",
             )
 
-    def _is_trained_as_is(self, first: Mapping[str, Any]) -> bool:
+    def _is_trained_as_is(self, first_row: Mapping[str, Any]) -> bool:
         """Return whether rows like this one are neither tokenized nor packed."""
-        return has_packed_tokens(first) or (self._settings.skip_prepare and has_tokens(first))
+        return has_packed_tokens(first_row) or (
+            self._settings.skip_prepare and has_tokens(first_row)
+        )
 
     def _check_transform(self, source: Any, name: str) -> None:
         """Raise ConfigError if a transform changes rows each time they are read.
@@ -218,18 +220,18 @@ class DataPreparation:
                 ],
             )
 
-    def _check_raw(self, first: Mapping[str, Any], name: str) -> None:
+    def _check_raw(self, first_row: Mapping[str, Any], name: str) -> None:
         """Raise ConfigError if rows like this one cannot be prepared."""
         if self._settings.skip_prepare:
             raise ConfigError(
                 f"skip_prepare_dataset: {name} is not tokenized, its rows have the keys"
-                f" {', '.join(map(str, first))}",
+                f" {', '.join(map(str, first_row))}",
                 remedy=[
                     "pass a data_collator that makes batches of them",
                     f"remove skip_prepare_dataset from {setting('dataset_kwargs')}",
                 ],
             )
-        images = [key for key in ("image", "images") if first.get(key) is not None]
+        images = [key for key in ("image", "images") if first_row.get(key) is not None]
         if images and self._settings.transform is None:
             raise ConfigError(
                 f"{name} has the column {images[0]}, but records with images are not supported",

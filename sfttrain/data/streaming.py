@@ -62,7 +62,7 @@ class TrainLoader(StreamLoader[Any]):
         """
         batches, count = super().__iter__(), 0
         try:
-            while (batch := self._next(batches, first=count == 0)) is not None:
+            while (batch := self._next_batch(batches, is_first=count == 0)) is not None:
                 count += 1
                 yield batch
         except SftprepError as error:
@@ -71,9 +71,9 @@ class TrainLoader(StreamLoader[Any]):
         for _ in range(-count % self._accumulation):
             yield self.collate([self.stream.padding()])
 
-    def _next(self, batches: Iterator[Any], *, first: bool) -> Any:
+    def _next_batch(self, batches: Iterator[Any], *, is_first: bool) -> Any:
         """Return the next batch; None at the end of the pass."""
-        if not first:
+        if not is_first:
             return next(batches, None)
         # The first batch starts the workers, and torch draws their seed from the random state of
         # the training. A resumed run starts them in the middle of a pass and would continue with

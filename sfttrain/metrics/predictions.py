@@ -54,9 +54,13 @@ class Predictions:
         Raises:
             ConfigError: If the user's function returns another shape.
         """
-        kept = logits if self._preprocess is None else self._preprocess(logits, labels)
-        if not isinstance(kept, Tensor) or kept.shape[:2] != labels.shape:
-            found = tuple(kept.shape) if isinstance(kept, Tensor) else type(kept).__name__
+        predictions = logits if self._preprocess is None else self._preprocess(logits, labels)
+        if not isinstance(predictions, Tensor) or predictions.shape[:2] != labels.shape:
+            found = (
+                tuple(predictions.shape)
+                if isinstance(predictions, Tensor)
+                else type(predictions).__name__
+            )
             raise ConfigError(
                 f"preprocess_logits_for_metrics returned {found} for labels of"
                 f" {tuple(labels.shape)}",
@@ -65,7 +69,9 @@ class Predictions:
                 ),
             )
         # NumPy has no bfloat16.
-        values = (kept.float() if kept.is_floating_point() else kept).cpu().numpy()
+        values = (
+            (predictions.float() if predictions.is_floating_point() else predictions).cpu().numpy()
+        )
         label_values = labels.cpu().numpy()
         if lengths is None:
             self._predictions += list(values)

@@ -24,7 +24,7 @@ class Counters:
         self._sums = torch.zeros(
             3, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device
         )
-        self._since = time.perf_counter()  # time of the last `read`
+        self._last_read = time.perf_counter()  # time of the last `read`
 
     def add(self, sums: LossSums) -> None:
         """Add the sums of one row."""
@@ -36,7 +36,7 @@ class Counters:
         Every rank must call this method.
         """
         reading = self.peek(accelerator)
-        self._since += reading.seconds
+        self._last_read += reading.seconds
         self._sums.zero_()
         return reading
 
@@ -44,7 +44,7 @@ class Counters:
         """Return the sums over all ranks; every rank must call this method."""
         total: Tensor = accelerator.reduce(self._sums.clone(), reduction="sum")
         nll, correct, tokens = total.tolist()
-        return CounterReading(nll, int(correct), int(tokens), time.perf_counter() - self._since)
+        return CounterReading(nll, int(correct), int(tokens), time.perf_counter() - self._last_read)
 
 
 @dataclass(frozen=True)

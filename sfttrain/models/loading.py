@@ -260,18 +260,18 @@ def tokenizer_for(
         The tokenizer, and the fingerprint of the model's own; None where there is none.
     """
     expected = str(manifest.tokenizer.get("fingerprint", ""))
-    own = _load_tokenizer(
+    model_tokenizer = _load_tokenizer(
         str(config.model_name_or_path),
         revision=config.model_revision,
         trust_remote_code=config.trust_remote_code,
     )
-    fingerprint = _fingerprint(own, manifest) if own is not None else None
-    tokenizer = own
+    fingerprint = _fingerprint(model_tokenizer, manifest) if model_tokenizer is not None else None
+    tokenizer = model_tokenizer
     differs = bool(expected) and fingerprint != expected
     # The tokenizer of the shards is used if the model has none, or if the two differ and this is
     # allowed or cannot be excluded.
-    if own is None or (differs and (fingerprint is None or "tokenizer" in allowed)):
-        tokenizer = _load_tokenizer(str(manifest.tokenizer.get("name") or "")) or own
+    if model_tokenizer is None or (differs and (fingerprint is None or "tokenizer" in allowed)):
+        tokenizer = _load_tokenizer(str(manifest.tokenizer.get("name") or "")) or model_tokenizer
     if tokenizer is not None:
         # Inference must render prompts and detect the end of an answer as the training did.
         # Of several templates, the manifest has the one named default.

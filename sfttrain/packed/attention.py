@@ -108,7 +108,7 @@ def _fall_back_to_padding(
         base.set_attn_implementation(initial)
     mode = ForwardMode.from_model(model, initial, unpack=True)
     verdict = checker.check(mode) if checker else None
-    if verdict is not None and not verdict.isolated:
+    if verdict is not None and not verdict.is_isolated:
         if "no attribute 'logits'" in verdict.error:
             raise AttentionError(
                 f"{type(base).__name__} has no logits",
@@ -218,7 +218,7 @@ def _try_attention(
         return None, "the model keeps another attention"
     mode = ForwardMode.from_model(model, name)
     verdict: Verdict | None = checker.check(mode) if checker else None
-    return (mode, "") if verdict is None or verdict.isolated else (None, str(verdict))
+    return (mode, "") if verdict is None or verdict.is_isolated else (None, str(verdict))
 
 
 def _is_importable(package: str) -> bool:

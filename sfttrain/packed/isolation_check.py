@@ -40,7 +40,7 @@ class Verdict:
     """Largest permitted leak and difference."""
 
     @property
-    def isolated(self) -> bool:
+    def is_isolated(self) -> bool:
         """Whether packed rows are exact; False if a distance is NaN."""
         return (
             not self.error

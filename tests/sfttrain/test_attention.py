@@ -203,7 +203,7 @@ def test_flash_attention_gets_the_offsets_from_transformers(
     model.config._attn_implementation_internal = "flash_attention_2"
     mode = ForwardMode.from_model(model, "flash_attention_2")
     verdict = guard.check(mode)
-    assert verdict.isolated, str(verdict)
+    assert verdict.is_isolated, str(verdict)
 
 
 def test_a_padded_batch_keeps_its_padding_mask() -> None:

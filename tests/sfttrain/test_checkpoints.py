@@ -133,7 +133,7 @@ def two(tmp_path: Path) -> Path:
 
 def step_found(run: Path, **needs: Any) -> str:
     """Return the step of the newest checkpoint that has all files, whatever their content."""
-    found = find_checkpoint("latest", str(run), needs=Needs(**needs), read=False)
+    found = find_checkpoint("latest", str(run), needs=Needs(**needs), check_content=False)
     return Path(found).name.removeprefix("checkpoint-")
 
 
@@ -211,7 +211,7 @@ def test_a_sealed_checkpoint_without_a_required_file_is_skipped(copy: Path, name
     seal.write_text(json.dumps({"files": files}))
     (copy / "checkpoint-4" / name).unlink()
     assert find_checkpoint("latest", str(copy)).endswith("checkpoint-2")
-    assert find_checkpoint("latest", str(copy), read=False).endswith("checkpoint-2")
+    assert find_checkpoint("latest", str(copy), check_content=False).endswith("checkpoint-2")
 
 
 def test_only_folders_named_by_a_step_are_checkpoints(copy: Path) -> None:

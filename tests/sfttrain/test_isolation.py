@@ -155,7 +155,7 @@ def test_the_guard_detects_a_leak(kind: str, attention: str) -> None:
     guard = IsolationGuard(model, VOCABULARY)
     model.set_attn_implementation(attention)
     verdict = guard.check(ForwardMode.from_model(model, attention))
-    assert not verdict.isolated
+    assert not verdict.is_isolated
     assert verdict.leak > 0.1
 
 
@@ -168,7 +168,7 @@ def test_the_guard_detects_an_isolated_but_different_attention() -> None:
     resolve_attention(model, "sft_varlen", longest=8, guard=False)
     verdict = guard.check(ForwardMode.from_model(model, "sft_varlen"))
     assert verdict.leak == 0
-    assert not verdict.isolated
+    assert not verdict.is_isolated
 
 
 def test_a_fallback_is_logged_once_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:

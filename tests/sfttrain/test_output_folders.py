@@ -89,10 +89,10 @@ def test_rotation_goes_by_steps_and_not_by_times(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / SEAL_NAME).touch()
         os.utime(folder, (1000 - step,) * 2)
-    rotate_checkpoints(tmp_path, 2, kept={"checkpoint-10"})
+    rotate_checkpoints(tmp_path, 2, protected={"checkpoint-10"})
     assert checkpoints(tmp_path) == ["checkpoint-10", "checkpoint-4"]
     # Those of an earlier run go before those of this one, whatever their steps.
-    rotate_checkpoints(tmp_path, 1, kept=(), written={"checkpoint-4"})
+    rotate_checkpoints(tmp_path, 1, protected=(), own_names={"checkpoint-4"})
     assert checkpoints(tmp_path) == ["checkpoint-4"]
 
 
@@ -195,7 +195,7 @@ def test_rotation_keeps_files_that_were_added_to_a_checkpoint(tmp_path: Path) ->
         path = tmp_path / "checkpoint-1" / name
         path.parent.mkdir(exist_ok=True)
         path.write_text("mine")
-    rotate_checkpoints(tmp_path, 1, kept=["checkpoint-2"])
+    rotate_checkpoints(tmp_path, 1, protected=["checkpoint-2"])
     assert checkpoints(tmp_path / "checkpoint-1") == ["more", "notes.txt", INCOMPLETE_NAME]
     assert (tmp_path / "checkpoint-1" / "more" / "notes.txt").read_text() == "mine"
     assert find_checkpoint("latest", str(tmp_path)).endswith("checkpoint-2")
@@ -207,7 +207,7 @@ def test_rotation_deletes_the_folders_of_sharded_checkpoints(tmp_path: Path) -> 
     for name in ("pytorch_model_fsdp_0/__0_0.distcp", "global_step1/a/b.pt", "optimizer.pt"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
-    rotate_checkpoints(tmp_path, 0, kept=(), written={"checkpoint-1"})
+    rotate_checkpoints(tmp_path, 0, protected=(), own_names={"checkpoint-1"})
     assert checkpoints(tmp_path) == []
 
 
@@ -522,7 +522,7 @@ def test_a_rotated_checkpoint_keeps_files_of_the_user_with_names_of_ours(tmp_pat
     mine = [tmp_path / "checkpoint-1" / name for name in ("latest", "README.md")]
     for path in mine:
         path.write_text("mine")
-    rotate_checkpoints(tmp_path, 1, kept=["checkpoint-2"])
+    rotate_checkpoints(tmp_path, 1, protected=["checkpoint-2"])
     with pytest.raises(OutputExists, match=r"README\.md would be replaced"):
         saving(tmp_path, max_steps=2).train()
     assert [path.read_text() for path in mine] == ["mine", "mine"]
