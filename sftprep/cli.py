@@ -24,8 +24,14 @@ from sftprep.config.build import (
     TokenizeConfig,
     read_config_file,
 )
-from sftprep.core.notices import settings_shown_as
-from sftprep.errors import ConfigError, FlagNames, SftprepError, escape_control, setting
+from sftprep.errors import (
+    ConfigError,
+    FlagNames,
+    SftprepError,
+    escape_control,
+    setting,
+    settings_shown_as,
+)
 from sftprep.version import __version__
 
 app = App(
