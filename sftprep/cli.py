@@ -24,7 +24,6 @@ from sftprep.config.build import (
     TokenizeConfig,
     read_config_file,
 )
-from sftprep.core.notices import settings_shown_as
 from sftprep.errors import (
     ConfigError,
     FlagNames,
@@ -32,6 +31,7 @@ from sftprep.errors import (
     escape_control,
     format_count,
     setting,
+    settings_shown_as,
 )
 from sftprep.version import __version__
 

@@ -24,6 +24,8 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, Self
 
@@ -56,8 +58,10 @@ __all__ = [
     "WorkerError",
     "escape_control",
     "first_line",
+    "front_end",
     "render_settings",
     "setting",
+    "settings_shown_as",
     "source_name",
 ]
 
@@ -137,6 +141,20 @@ class FlagNames:
         return path
 
 
+front_end: ContextVar[SettingNames] = ContextVar("front_end")
+"""The form of settings and inputs in logged notices; that of Python if it is not set."""
+
+
+@contextmanager
+def settings_shown_as(names: SettingNames) -> Iterator[None]:
+    """Show settings and inputs in logged notices in the form of a front end."""
+    token = front_end.set(names)
+    try:
+        yield
+    finally:
+        front_end.reset(token)
+
+
 class SftprepError(Exception):
     """Root of all errors of this project.
 
@@ -197,10 +215,7 @@ class SftprepError(Exception):
 
 
 def escape_control(text: str) -> str:
-    """Escape the control characters of a text, except for line breaks.
-
-    Control characters, and those that change the direction of writing, become visible escapes.
-    """
+    """Make control characters and changes of direction visible, except for line breaks."""
     return "".join(
         c if c.isprintable() or c == "\n" else " " if c == "\t" else f"\\u{ord(c):04x}"
         for c in text
@@ -213,12 +228,7 @@ def format_count(number: int, noun: str, plural_ending: str = "s") -> str:
 
 
 def first_line(error: BaseException, limit: int | None = None) -> str:
-    """Return the first line of an error's text, or its type's name if there is none.
-
-    Args:
-        error: Usually an error of another library, whose text may have many lines.
-        limit: The maximum number of characters.
-    """
+    """Return the start of the first line of an error's text, or its type's name."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]
 
 
@@ -269,10 +279,7 @@ class EmptyInput(SftprepError):
 
 
 class InputUnreadable(SftprepError):
-    """An unreadable input.
-
-    Examples: a truncated gzip file, UTF-16, a folder without permission.
-    """
+    """An unreadable input: a truncated file, UTF-16, a missing permission."""
 
 
 class InputChanged(SftprepError):
@@ -282,10 +289,7 @@ class InputChanged(SftprepError):
 
 
 class SourceError(SftprepError):
-    """A failure of a stream's source at every attempt.
-
-    `__cause__` is the last error.
-    """
+    """A failure of a stream's source at every attempt; `__cause__` is the last error."""
 
     exit_code = 3
 
@@ -340,10 +344,7 @@ class TokenizerError(SftprepError):
 
 
 class TemplateError(SftprepError):
-    """A missing or faulty chat template.
-
-    A faulty template does not compile, or cannot render the conversations.
-    """
+    """A chat template that is missing, does not compile, or rejects conversations."""
 
 
 class OutputExists(SftprepError):

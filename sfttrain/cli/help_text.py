@@ -84,6 +84,7 @@ OURS: tuple[tuple[str, str, str], ...] = (
     ("shuffle_dataset", "False", "shuffle raw records before they are packed"),
     ("on_bad_record", "error", "error, or quarantine raw records that cannot be used"),
     ("images", "error", "error, or drop the images of raw records and keep their text"),
+    ("strip_nulls", "False", "leave out keys with null, which the columns of a table add"),
     ("as_chat", "", "read prompt and completion strings as turns of a user and an assistant"),
     ("dataset_cache_dir", "", "folder of prepared datasets; by default in sftprep's cache"),
     ("eos_token", "", "token that ends a text or a turn; by default the tokenizer's own"),

@@ -33,6 +33,7 @@ _SAME = {
     "on_bad_record",
     "reasoning",
     "seed",
+    "strip_nulls",
     "transform",
     "transform_id",
     "trust_remote_code",

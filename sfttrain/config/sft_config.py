@@ -228,6 +228,12 @@ class SFTConfig(DeprecatedSettings, TrainingArguments):  # type: ignore[misc]
         default="error",
         metadata={"help": "What to do with a raw record that has images: error, or drop them."},
     )
+    strip_nulls: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave out keys with null in raw records, which the columns of a table add."
+        },
+    )
     as_chat: bool | None = field(
         default=None,
         metadata={

@@ -232,13 +232,14 @@ class DataPreparation:
                 ],
             )
         images = [key for key in ("image", "images") if first_row.get(key) is not None]
-        if images and self._settings.transform is None:
+        if images and self._settings.transform is None and self._settings.images == "error":
             raise ConfigError(
                 f"{name} has the column {images[0]}, but records with images are not supported",
-                remedy=(
+                remedy=[
+                    f"keep their text only with {setting('images', 'drop')}",
                     "pass a data_collator that makes batches of them, and"
-                    " dataset_kwargs={'skip_prepare_dataset': True}"
-                ),
+                    " dataset_kwargs={'skip_prepare_dataset': True}",
+                ],
             )
 
     def _build_once(self, source: Any, name: str, packing: bool) -> str:

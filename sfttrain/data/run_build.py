@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import sftprep
-from sftprep.errors import SettingNames, SftprepError
+from sftprep.errors import SettingNames, SftprepError, settings_shown_as
 from sftprep.shards import data_warnings, storage_errors
 from sfttrain.config.setting_names import TrainerNames
 
@@ -37,13 +37,15 @@ def run_build(settings: dict[str, Any], *, name: str, rows: str | None = None) -
     if workers is None:
         workers = 1 if _input_size(settings["inputs"]) < _LARGE_INPUT else None
     config = {**settings, "workers": workers}
+    names = TrainerNames(name, rows)
     try:
         if workers == 1:
-            sftprep.build(sftprep.BuildConfig.of(**config))
+            with settings_shown_as(names):
+                sftprep.build(sftprep.BuildConfig.of(**config))
         else:
             sftprep.build_in_subprocess(sftprep.BuildConfig.of(**config))
     except SftprepError as error:
-        raise error.shown_by(TrainerNames(name, rows)) from error
+        raise error.shown_by(names) from error
 
 
 def _input_size(inputs: tuple[str, ...]) -> int:

@@ -41,6 +41,8 @@ class DataSettings:
     """error or quarantine."""
     images: str
     """error or drop."""
+    strip_nulls: bool
+    """Whether keys with null are left out of records."""
     as_chat: bool | None
     """Whether prompts and completions that are strings are turns; None: only known pairs are."""
     skip_prepare: bool
@@ -96,6 +98,7 @@ class DataSettings:
             reasoning=args.reasoning or _reasoning_of_trl(args, tokenizer),
             on_bad_record=args.on_bad_record,
             images=args.images,
+            strip_nulls=args.strip_nulls,
             as_chat=args.as_chat,
             skip_prepare=bool(options.get("skip_prepare_dataset")),
             use_completion_mask=args.completion_only_loss is not False,
@@ -124,6 +127,7 @@ class DataSettings:
             "reasoning": self.reasoning,
             "on_bad_record": self.on_bad_record,
             "images": self.images,
+            "strip_nulls": self.strip_nulls,
             "as_chat": self.as_chat,
             # As in TRL, a record without an answer is trained; `auto` keeps suspects otherwise.
             **({"quality_checks": "keep"} if self.on_bad_record == "error" else {}),

@@ -73,6 +73,7 @@ def inspect_records(
     not_read: dict[str, bool] = {}  # column -> whether it appears to carry meaning
     columns = UnreadColumns(format_name, options)
     has_nulls = has_switches = False
+    functions_of: dict[frozenset[str], set[str]] = {}  # by the keys of arguments with nulls
     notices: list[Notice] = []
     for record in records:
         example = _read_copy(record, format_name, options)
@@ -85,6 +86,8 @@ def inspect_records(
             not_read[key] = not_read.get(key, False) or is_meaningful
         has_switches |= example.weights is not None
         has_nulls |= is_table and any(map(_holds_null, _tool_values(example)))
+        for name, keys in _calls_with_nulls(example):
+            functions_of.setdefault(keys, set()).add(name)
         if not notices:
             notices += _joined_texts(example, format_name, options)
     meaningful = [key for key, is_meaningful in not_read.items() if is_meaningful]
@@ -92,11 +95,13 @@ def inspect_records(
         names = ", ".join(map(repr, meaningful[:_SHOWN_COLUMNS]))
         text = f"not read, although the names suggest content: {names}"
         notices.append(Notice(text, _remedy(meaningful, format_name)))
-    if has_nulls:
+    # Files that were written from a table have such objects as well: calls of different functions
+    # with the same keys.
+    if has_nulls or any(len(names) > 1 for names in functions_of.values()):
         notices.append(
             Notice(
-                "the columns of the table give every tool the arguments of all tools, with null for"
-                " those that it does not have, and the chat template shows them",
+                "every tool has the arguments of all tools, with null for those that it does not"
+                " have, as the columns of a table require, and the chat template shows them",
                 f"try: {setting('strip_nulls', True)}",
             )
         )
@@ -156,6 +161,17 @@ def _tool_values(example: Example) -> Iterator[Any]:
     yield example.tools
     for message in example.messages or ():
         yield message.get("tool_calls")
+
+
+def _calls_with_nulls(example: Example) -> Iterator[tuple[str, frozenset[str]]]:
+    """Yield the names and the keys of the arguments of calls with a null among them."""
+    for message in example.messages or ():
+        calls = message.get("tool_calls")
+        for call in calls if isinstance(calls, list) else ():
+            function = call.get("function") or call if isinstance(call, dict) else {}
+            arguments = function.get("arguments") if isinstance(function, dict) else None
+            if isinstance(arguments, dict) and None in arguments.values():
+                yield str(function.get("name")), frozenset(arguments)
 
 
 def _holds_null(value: Any) -> bool:
