@@ -47,9 +47,9 @@ class PretokenizedRow:
 
 @dataclass(slots=True)
 class Example:
-    """One record in one of five shapes; the fields of the other shapes are None.
+    """One record in one of five forms; the fields of the other forms are None.
 
-    The shapes are: `text`; `prompt` and `completion`; `messages`; `messages` of which the first are
+    The forms are: `text`; `prompt` and `completion`; `messages`; `messages` of which the first are
     `prompt_messages`; `pretokenized` (tokens).
 
     Attributes:
