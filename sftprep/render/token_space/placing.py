@@ -39,8 +39,8 @@ class AnchoredTexts:
 
     numbers: list[int] = field(default_factory=list)  # indices in the batch, ascending
     anchors: list[int] = field(default_factory=list)  # anchors that the template wrote, per text
-    # For all texts one after the other, the ordinal and the literal of each boundary (see
-    # `Boundary`); a region is two boundaries, its start and its end.
+    # For all texts one after the other, the index of the anchor and the literal of each boundary
+    # (see `Boundary`); a region is two boundaries, its start and its end.
     regions: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)  # length of `regions` after each text
     # Where the completion of a text starts, by the text's index in `numbers`.
@@ -104,14 +104,16 @@ class _TextTokens:
     first_anchor: NDArray[np.int64]  # index in `anchor_positions` of the first anchor of each text
 
     def positions_of(
-        self, texts: NDArray[np.int64], ordinals: NDArray[np.int64]
+        self, texts: NDArray[np.int64], anchor_indices: NDArray[np.int64]
     ) -> NDArray[np.int64]:
         """Return the position of an anchor of each text.
 
-        For the ordinal after the last anchor of a text, it is the end of the text.
+        For the anchor index after the last anchor of a text, it is the end of the text.
         """
-        index = np.minimum(self.first_anchor[texts] + ordinals, len(self.anchor_positions) - 1)
-        at_end = ordinals == self.num_anchors[texts]
+        index = np.minimum(
+            self.first_anchor[texts] + anchor_indices, len(self.anchor_positions) - 1
+        )
+        at_end = anchor_indices == self.num_anchors[texts]
         return np.where(at_end, self.end[texts], self.anchor_positions[index])
 
     def count_matching(
@@ -221,8 +223,10 @@ def _resolve_starts(
             continue
         literal_ids = table.literals[literal][0]
         selected = selected[~failed[selected]]
-        ordinals = np.array([texts.starts[k].ordinal for k in selected.tolist()], np.int64)
-        positions = view.positions_of(selected, ordinals)
+        anchor_indices = np.array(
+            [texts.starts[k].anchor_index for k in selected.tolist()], np.int64
+        )
+        positions = view.positions_of(selected, anchor_indices)
         # A completion starts where its ids differ from those of the prompt alone.
         length = view.count_matching(selected, positions, literal_ids)
         starts[selected] = positions + length

@@ -5,8 +5,8 @@ pieces of a compiled template, without character positions. Each function return
 short reason why the conversation has to take the reference path. None of them raises an error about
 a conversation: the reference path determines what is wrong with it.
 
-Regions are lists of integers: the ordinal and the literal (see `Boundary`) of the start of a
-region and of its end, for each region.
+Regions are lists of integers: for each region, the index of the anchor and the literal (see
+`Boundary`) of its start and of its end.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _NOT_AT_ANCHOR = "a region does not start or end at a special token"
 class Boundary(NamedTuple):
     """A boundary of a region, in terms of an anchor."""
 
-    ordinal: int  # index of the anchor in its text; the number of anchors: the end of the text
+    anchor_index: int  # index of the anchor in its text; the number of anchors: the end of the text
     # Index of the text (see `Literals`) that begins with the anchor and ends at the boundary, or
     # BEFORE or AT.
     literal: int
@@ -87,7 +87,7 @@ class RegionFinder:
         self._headers: dict[str, tuple[int, int | None]] = {}  # see _header
         self._closings: dict[str, int] = {}  # last anchor with whitespace -> its literal
         # Turns with any content, by their first `_num_header_pieces` pieces and their last one: the
-        # ordinal of the start relative to the turn, and the literals of the start and the end.
+        # anchor index of the start relative to the turn, and the literals of the start and the end.
         self._known_turns: dict[tuple[str, ...], tuple[int, int, int]] = {}
         self._num_header_pieces = 1
 
@@ -95,13 +95,11 @@ class RegionFinder:
         """Return the regions marked by `{% generation %}`."""
         found: list[int] = []
         marks = iter(rendering.marks)
-        for first, first_ordinal, last, last_ordinal in zip(
-            marks, marks, marks, marks, strict=True
-        ):
-            start: Boundary | None = Boundary(first_ordinal, AT)
+        for first, first_anchor, last, last_anchor in zip(marks, marks, marks, marks, strict=True):
+            start: Boundary | None = Boundary(first_anchor, AT)
             if not self._is_at_anchor(rendering, first):
-                start = self._after_literal(rendering, first, first_ordinal)
-            end = self._region_end(rendering, last, last_ordinal)
+                start = self._after_literal(rendering, first, first_anchor)
+            end = self._region_end(rendering, last, last_anchor)
             if start is None or end is None:
                 return _NOT_AT_ANCHOR
             found += (*start, *end)
@@ -148,7 +146,7 @@ class RegionFinder:
         regions: list[int] = []
         for number in numbers:
             at = 4 * (number - first_message)
-            first, ordinal, last, next_ordinal = (
+            first, anchor_index, last, next_anchor = (
                 turns[at],
                 turns[at + 1],
                 turns[at + 4],
@@ -161,18 +159,18 @@ class RegionFinder:
             if known is not None:
                 written = pieces[first + size : last]
                 if message.get("content") in written or _is_shown(message, written):
-                    regions += (ordinal + known[0], known[1], next_ordinal - 1, known[2])
+                    regions += (anchor_index + known[0], known[1], next_anchor - 1, known[2])
                     continue
             region = self._find_turn(rendering, turns[at : at + 6], message, rule)
             if isinstance(region, str):
                 return region
             regions += region
         if rule.closes_conversation and len(messages) - 1 in numbers:
-            piece, ordinal = turns[-4:-2]
+            piece, anchor_index = turns[-4:-2]
             has_closing = "".join(rendering.pieces[piece:]).strip()
             if has_closing and not self._is_at_anchor(rendering, piece):
                 return _NOT_AT_ANCHOR
-            regions += (ordinal, AT, rendering.anchors, BEFORE) if has_closing else ()
+            regions += (anchor_index, AT, rendering.anchors, BEFORE) if has_closing else ()
         return regions
 
     def _find_turn(
@@ -183,7 +181,7 @@ class RegionFinder:
         Args:
             marks: The mark of this turn, and the position of the next one.
         """
-        first, ordinal, _, _, last, next_ordinal = marks
+        first, anchor_index, _, _, last, next_anchor = marks
         pieces = rendering.pieces
         text = pieces[first] if last - first == 1 else "".join(pieces[first:last])
         # 1. The start: after the header, or after the last anchor if the header is empty.
@@ -195,20 +193,20 @@ class RegionFinder:
         start_literal: int | None
         if header:
             num_anchors, start_literal = self._header(header)
-            start_ordinal = ordinal + num_anchors - 1
+            start_anchor = anchor_index + num_anchors - 1
         else:
-            start_ordinal, start_literal = self._after_literal(rendering, first, ordinal) or (
+            start_anchor, start_literal = self._after_literal(rendering, first, anchor_index) or (
                 0,
                 None,
             )
         # 2. The end: after the last anchor of the turn, without whitespace.
         closing, end = "", None
         if not rule.ends_turns:
-            end = self._region_end(rendering, last, next_ordinal)
+            end = self._region_end(rendering, last, next_anchor)
         elif start_literal is not None:
             closing, number = self._closing(text)
-            end = None if number is None else Boundary(next_ordinal - 1, number)
-        if start_literal is None or end is None or end.ordinal <= start_ordinal:
+            end = None if number is None else Boundary(next_anchor - 1, number)
+        if start_literal is None or end is None or end.anchor_index <= start_anchor:
             return _NOT_AT_ANCHOR
         # 3. The turn must contain its message. Searching for a long content takes ten times as long
         # as comparing it at the one position where it usually is.
@@ -219,13 +217,13 @@ class RegionFinder:
             and text.endswith(content, len(header), len(text) - len(closing))
         ):
             if header and closing and pieces[last - 1].endswith(closing):
-                region = (start_ordinal - ordinal, start_literal, end.literal)
+                region = (start_anchor - anchor_index, start_literal, end.literal)
                 self._remember_turn(pieces[first:last], header, region)
-            return start_ordinal, start_literal, *end
+            return start_anchor, start_literal, *end
         written = text[len(header) :].rstrip() if rule.ends_turns else text[len(header) :]
         if not written or not _is_written(message, written):
             return "a message is not written as it is in the record"
-        return start_ordinal, start_literal, *end
+        return start_anchor, start_literal, *end
 
     def _remember_turn(self, pieces: list[str], header: str, region: tuple[int, int, int]) -> None:
         """Store the region of a turn, for turns with the same pieces around the content."""
@@ -267,25 +265,27 @@ class RegionFinder:
         return closing, literal
 
     def _after_literal(
-        self, rendering: RenderedPieces, piece: int, ordinal: int
+        self, rendering: RenderedPieces, piece: int, anchor_index: int
     ) -> Boundary | None:
         """Return a boundary after the literal of the last anchor before a piece.
 
         Args:
-            ordinal: The number of anchors before the piece.
+            anchor_index: The number of anchors before the piece.
         """
         tail = ""
         for index in range(piece - 1, -1, -1):
             ending = self._ending(rendering.pieces[index])
             if ending is not None:
                 literal = self.literals.number(ending.anchor, ending.tail + tail)
-                return None if literal is None else Boundary(ordinal - 1, literal)
+                return None if literal is None else Boundary(anchor_index - 1, literal)
             tail = rendering.pieces[index] + tail
             if len(tail) > _LONGEST_LITERAL:
                 return None
         return None
 
-    def _region_end(self, rendering: RenderedPieces, piece: int, ordinal: int) -> Boundary | None:
+    def _region_end(
+        self, rendering: RenderedPieces, piece: int, anchor_index: int
+    ) -> Boundary | None:
         """Return the end of a region.
 
         It is before the next anchor if that follows immediately, otherwise as in `_after_literal`.
@@ -293,12 +293,12 @@ class RegionFinder:
         previous = rendering.pieces[piece - 1] if piece else ""
         if previous.endswith(self.anchors.texts):
             # The region ends with an anchor, which is included, whatever follows.
-            return self._after_literal(rendering, piece, ordinal)
+            return self._after_literal(rendering, piece, anchor_index)
         if self.anchors.prepends:
             return None  # the space that is added after an anchor may count as the last character
         if self._is_at_anchor(rendering, piece):
-            return Boundary(ordinal, BEFORE)
-        return self._after_literal(rendering, piece, ordinal)
+            return Boundary(anchor_index, BEFORE)
+        return self._after_literal(rendering, piece, anchor_index)
 
     def _is_at_anchor(self, rendering: RenderedPieces, piece: int) -> bool:
         """Return whether a piece starts with an anchor, or is the end of the text."""
