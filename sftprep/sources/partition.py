@@ -224,7 +224,7 @@ def first_lines(entry: str | Source) -> Iterator[bytes]:
             if payload is None
             else payload
         )
-        yield from data.split(b"\n")
+        yield from (strip_null_lines(data) if source.strip_nulls else data).split(b"\n")
 
 
 def _file_parts(source: Source, target: int) -> Iterator[FilePart]:
