@@ -65,14 +65,14 @@ class Ragged(Generic[Value]):
     values: NDArray[Value]
     offsets: NDArray[np.int64]
 
-    def take(self, which: NDArray[np.int64]) -> Ragged[Value]:
+    def take(self, indices: NDArray[np.int64]) -> Ragged[Value]:
         """Return the segments with the given indices, in their order.
 
         Args:
-            which: int64 [m]; an index may occur several times.
+            indices: int64 [m]; an index may occur several times.
 
         Example:
-            segments [[1, 2], [3], []], which = [1, 0, 1]  ->  [[3], [1, 2], [3]]
+            segments [[1, 2], [3], []], indices = [1, 0, 1]  ->  [[3], [1, 2], [3]]
         """
         # Imported here, since reading a tokenizer does not need Arrow. Not pyarrow.compute: its
         # import wraps 280 functions, which takes as long as this step of a small build.
@@ -88,11 +88,11 @@ class Ragged(Generic[Value]):
         ]
         segments = pa.Array.from_buffers(pa.large_binary(), len(self.offsets) - 1, buffers)
         indices = pa.Array.from_buffers(
-            pa.int64(), len(which), [None, pa.py_buffer(np.ascontiguousarray(which))]
+            pa.int64(), len(indices), [None, pa.py_buffer(np.ascontiguousarray(indices))]
         )
         _, byte_offsets, values = call_function(
             "take", [segments, indices], TakeOptions(boundscheck=False)
         ).buffers()
         # The buffers of the result may be longer than their content.
-        offsets = np.frombuffer(byte_offsets, np.int64)[: len(which) + 1] // width
+        offsets = np.frombuffer(byte_offsets, np.int64)[: len(indices) + 1] // width
         return Ragged(np.frombuffer(values or b"", self.values.dtype)[: offsets[-1]], offsets)

@@ -175,7 +175,7 @@ class TokenBatch:
 
     def gather(
         self,
-        which: NDArray[np.int64],
+        indices: NDArray[np.int64],
         lengths: NDArray[np.int64],
         starts: NDArray[np.int64] | None = None,
     ) -> TokenBatch:
@@ -184,25 +184,27 @@ class TokenBatch:
         It has no counts and no rejected records.
 
         Args:
-            which: int64 [m], the sequence of each part.
+            indices: int64 [m], the sequence of each part.
             lengths: int64 [m], the number of tokens of each part.
             starts: int64 [m], the first token of each part in its sequence; None for 0.
 
         Example:
-            sequences [[5, 6], [7, 8, 9]], which = [1, 0], lengths = [2, 2], starts = [1, 0]
+            sequences [[5, 6], [7, 8, 9]], indices = [1, 0], lengths = [2, 2], starts = [1, 0]
             ->  sequences [[8, 9], [5, 6]]
         """
-        begins = self.offsets[:-1][which] if starts is None else self.offsets[:-1][which] + starts
+        begins = (
+            self.offsets[:-1][indices] if starts is None else self.offsets[:-1][indices] + starts
+        )
         runs = _merge_runs(begins, begins + lengths)
         ids = _concatenate_runs(self.input_ids, runs)
         mask = _concatenate_runs(self.completion_mask, runs)
         weights = None if self.loss_weights is None else _concatenate_runs(self.loss_weights, runs)
-        flags = None if self.flags is None else self.flags[which]
+        flags = None if self.flags is None else self.flags[indices]
         return TokenBatch(
             ids,
             to_offsets(lengths),
             mask,
-            self.line_of[which],
+            self.line_of[indices],
             loss_weights=weights,
             flags=flags,
         )

@@ -135,7 +135,7 @@ def tokenize_pipelined(tasks: Iterable[TokenizeTask]) -> Iterator[PartitionResul
     for task in tasks:
         in_flight.append(_start_partition(task))
         while in_flight and (
-            time.monotonic() - in_flight[0].since > _IN_FLIGHT_SECONDS
+            time.monotonic() - in_flight[0].started_at > _IN_FLIGHT_SECONDS
             or sum(partition.bytes for partition in in_flight) > _IN_FLIGHT_BYTES
         ):
             yield in_flight.popleft().finish()
@@ -146,14 +146,14 @@ def tokenize_pipelined(tasks: Iterable[TokenizeTask]) -> Iterator[PartitionResul
 class _InFlightPartition(NamedTuple):
     """An encoded partition, neither verified nor stored yet."""
 
-    since: float  # the time when it was started, by the monotonic clock
+    started_at: float  # the time when it was started, by the monotonic clock
     bytes: int  # the number of bytes of its lines
     finish: Callable[[], PartitionResult]  # waits for the verification, and writes the spill
 
 
 def _start_partition(task: TokenizeTask) -> _InFlightPartition:
     """Run `tokenize_partition` up to the point where it needs the reference encoder."""
-    since = time.monotonic()
+    started_at = time.monotonic()
     lines = _read_lines(task)
     path = spill_path(task.spill_folder, lines.key)
     existing = read_spill(path)
@@ -175,7 +175,7 @@ def _start_partition(task: TokenizeTask) -> _InFlightPartition:
         spill = existing or map_spill(path)
         return _cut_sequences(spill, lines, task, reused=existing is not None)
 
-    return _InFlightPartition(since, len(lines.data), finish)
+    return _InFlightPartition(started_at, len(lines.data), finish)
 
 
 class _Lines(NamedTuple):

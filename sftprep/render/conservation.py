@@ -317,16 +317,16 @@ def _spellings(value: str | int | float) -> Iterator[str]:
         yield str(value)
         return
     yield value
-    once = _escaped(value)
+    once = _json_spellings(value)
     yield from once
     # The arguments as JSON text that is written as JSON.
     for form in once:
-        yield from _escaped(form)
+        yield from _json_spellings(form)
     if (shown := repr(value)[1:-1]) != value:
         yield shown
 
 
-def _escaped(value: str) -> list[str]:
+def _json_spellings(value: str) -> list[str]:
     """Return the forms of a string inside JSON, if they differ from the string.
 
     The forms are with and without characters beyond ASCII, and as `tojson` escapes the string.

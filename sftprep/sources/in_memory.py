@@ -114,27 +114,27 @@ class _Replay:
 
     def __init__(self, blocks: Callable[[], Iterator[bytes]]) -> None:
         self._make = blocks  # starts the iteration
-        self._rest: Iterator[bytes] | None = None  # the iteration, once it has started
-        self._seen: list[bytes] = []  # blocks that the first call yielded
+        self._iteration: Iterator[bytes] | None = None  # the iteration, once it has started
+        self._read_blocks: list[bytes] = []  # blocks that the first call yielded
 
     def __call__(self) -> Iterator[bytes]:
-        if self._rest is None:
-            self._rest = self._make()
-            return self._record(self._rest)
-        seen, self._seen = self._seen, []
-        return _drain_and_continue(seen, self._rest)
+        if self._iteration is None:
+            self._iteration = self._make()
+            return self._record(self._iteration)
+        blocks, self._read_blocks = self._read_blocks, []
+        return _drain_and_continue(blocks, self._iteration)
 
-    def _record(self, rest: Iterator[bytes]) -> Iterator[bytes]:
-        for block in rest:
-            self._seen.append(block)
+    def _record(self, iteration: Iterator[bytes]) -> Iterator[bytes]:
+        for block in iteration:
+            self._read_blocks.append(block)
             yield block
 
 
-def _drain_and_continue(seen: list[bytes], rest: Iterator[bytes]) -> Iterator[bytes]:
+def _drain_and_continue(blocks: list[bytes], iteration: Iterator[bytes]) -> Iterator[bytes]:
     # Blocks are removed as they are yielded, so that their memory is freed.
-    while seen:
-        yield seen.pop(0)
-    yield from rest
+    while blocks:
+        yield blocks.pop(0)
+    yield from iteration
 
 
 def _call(function: Callable[[], Any]) -> Iterable[Any]:

@@ -13,15 +13,15 @@ RECORDS_TO_INSPECT = 100
 
 
 def first_records(
-    lines: Iterable[bytes], most: int = RECORDS_TO_INSPECT
+    lines: Iterable[bytes], limit: int = RECORDS_TO_INSPECT
 ) -> Iterator[dict[str, Any]]:
     """Yield the records among the first lines.
 
     Args:
         lines: The lines of an input.
-        most: The most lines that are read.
+        limit: The most lines that are read.
     """
-    for line in islice(lines, most):
+    for line in islice(lines, limit):
         record = parse_line(line, 0)
         if isinstance(record, dict):
             yield record

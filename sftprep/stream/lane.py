@@ -313,7 +313,7 @@ class Lane:
             lambda: self.reader.read(self.number, cursor),
             rules.retries,
             rules.pause,
-            what=lambda: f"{self.reader.reading} (lane {self.number} of the stream)",
+            describe=lambda: f"{self.reader.reading} (lane {self.number} of the stream)",
         )
 
     def _tokenize(self, block: Block) -> TokenBatch:

@@ -122,7 +122,7 @@ class PackedStream:
             lambda: open_source(source, self.config, self.recipe),
             retries,
             retry_wait,
-            what=lambda: "the start of the source",
+            describe=lambda: "the start of the source",
         )
         self.retries, self.retry_wait = retries, retry_wait
         self.owned: tuple[int, ...] = tuple(range(rank, num_lanes, world_size))

@@ -64,9 +64,9 @@ def first_cursor(state: Mapping[str, Any] | None) -> Any:
     return window["blocks"][0][0] if window["blocks"] else window["next"]
 
 
-def _invalid_state(what: str) -> ConfigError:
+def _invalid_state(description: str) -> ConfigError:
     return ConfigError(
-        f"this is not a state of a stream: {what}",
+        f"this is not a state of a stream: {description}",
         remedy="pass the result of state_dict() without changes",
     )
 

@@ -172,7 +172,7 @@ def claim_output(root: Path, *, overwrite: bool) -> Iterator[OutputFolder]:
             if not has_work_folder(root):
                 check_contents(root, overwrite=overwrite)
                 _create_work_folder(root)
-        with _held(root, overwrite=overwrite) as output:
+        with _hold_folder(root, overwrite=overwrite) as output:
             yield output
 
 
@@ -196,7 +196,7 @@ def _created_folders(root: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _held(root: Path, *, overwrite: bool) -> Iterator[OutputFolder]:
+def _hold_folder(root: Path, *, overwrite: bool) -> Iterator[OutputFolder]:
     """Hold an output folder with a marked work folder while the block runs.
 
     The spills of a build that fails are kept and reused. If there are none, the work folder is

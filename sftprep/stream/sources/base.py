@@ -147,7 +147,7 @@ class Source(Protocol):
 
 
 def retry_with_backoff(
-    call: Callable[[], Result], retries: int, pause: float, *, what: Callable[[], str]
+    call: Callable[[], Result], retries: int, pause: float, *, describe: Callable[[], str]
 ) -> Result:
     """Call a function, repeatedly if it raises, and return its result.
 
@@ -158,7 +158,7 @@ def retry_with_backoff(
         call: The function.
         retries: The maximum number of further calls.
         pause: Seconds before the first retry; the pause doubles each time.
-        what: Returns the description of what is read, for the error.
+        describe: Returns the description of what is read, for the error.
 
     Raises:
         SourceError: All calls raised; the last error is its cause.
@@ -170,19 +170,20 @@ def retry_with_backoff(
             raise
         except Exception as error:  # a source may raise anything: network, file system, user code
             if attempt == retries:
-                raise _exhausted_error(error, what(), retries, pause) from error
+                raise _exhausted_error(error, describe(), retries, pause) from error
             time.sleep(pause * 2**attempt)
     raise AssertionError("the last attempt returns or raises")
 
 
-def _exhausted_error(error: Exception, what: str, retries: int, pause: float) -> SourceError:
+def _exhausted_error(error: Exception, description: str, retries: int, pause: float) -> SourceError:
     attempts = (
         f"{retries + 1} times with {pause * (2**retries - 1):g} s of waiting in between"
         if retries
         else "once"
     )
     return SourceError(
-        f"{what} cannot be read; tried {attempts}, and it raised {type(error).__name__}: {error}",
+        f"{description} cannot be read; tried {attempts}, and it raised"
+        f" {type(error).__name__}: {error}",
         remedy=[
             "fix the source and iterate again, which resumes where the stream stopped",
             f"use larger {setting('retries')} and {setting('retry_wait')}",
@@ -190,14 +191,14 @@ def _exhausted_error(error: Exception, what: str, retries: int, pause: float) ->
     )
 
 
-def early_end(what: str) -> SourceError:
+def early_end(description: str) -> SourceError:
     """Return the error for a source shorter than at its earlier reading.
 
     Args:
-        what: The description of what is read.
+        description: The description of what is read.
     """
     return SourceError(
-        f"{what} was read again from its start and ended early, so records would be missing",
+        f"{description} was read again from its start and ended early, so records would be missing",
         remedy="use a source that returns the same records whenever it is iterated: a list, or a"
         " function that creates a new iterator at each call",
     )

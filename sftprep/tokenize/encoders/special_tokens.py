@@ -157,9 +157,9 @@ class EscapedEncoder:
             entry["id"] for entry in self._spec.part("added_tokens") or [] if entry.get("special")
         )
 
-    def encode(self, marked: EscapedText) -> tuple[list[int], list[tuple[int, int]]]:
+    def encode(self, escaped_text: EscapedText) -> tuple[list[int], list[tuple[int, int]]]:
         """Return the ids of a marked string, and their characters in `clean`."""
-        whole = self._whole.encode(marked.text, add_special_tokens=False)
+        whole = self._whole.encode(escaped_text.text, add_special_tokens=False)
         ids: list[int] = []
         chars: list[tuple[int, int]] = []
         stretch: list[int] = []  # indices of tokens since the last special token
@@ -169,38 +169,42 @@ class EscapedEncoder:
             if token != -1 and token not in self._special_ids:
                 stretch.append(index)
                 continue
-            first, last = (len(marked.text),) * 2 if token == -1 else whole.offsets[index]
-            stretch_ids, stretch_chars = self._encode_stretch(marked, begin, first, whole, stretch)
+            first, last = (len(escaped_text.text),) * 2 if token == -1 else whole.offsets[index]
+            stretch_ids, stretch_chars = self._encode_stretch(
+                escaped_text, begin, first, whole, stretch
+            )
             ids += stretch_ids
             chars += stretch_chars
             if token != -1:
                 ids.append(token)
-                chars.append((marked.clean_offset(first), marked.clean_offset(last)))
+                chars.append((escaped_text.clean_offset(first), escaped_text.clean_offset(last)))
             stretch, begin = [], last
         return ids, chars
 
     def _encode_stretch(
-        self, marked: EscapedText, first: int, last: int, whole: Any, indices: list[int]
+        self, escaped_text: EscapedText, first: int, last: int, whole: Any, indices: list[int]
     ) -> tuple[list[int], list[tuple[int, int]]]:
         """Return the ids and characters of a stretch between special tokens.
 
         Args:
-            marked: The marked string.
+            escaped_text: The marked string.
             first: Offset of the stretch in it.
             last: Offset of its end.
             whole: The encoding of the marked string.
             indices: Indices of the tokens of the stretch in `whole`, used if it has no mark.
         """
-        text = marked.text[first:last]
-        if marked.mark not in text:
+        text = escaped_text.text[first:last]
+        if escaped_text.mark not in text:
             offsets = [whole.offsets[index] for index in indices]
             return [whole.ids[index] for index in indices], [
-                (marked.clean_offset(a), marked.clean_offset(b)) for a, b in offsets
+                (escaped_text.clean_offset(a), escaped_text.clean_offset(b)) for a, b in offsets
             ]
         anchor = self._ANCHOR if first else ""
-        plain = self._plain.encode(anchor + text.replace(marked.mark, ""), add_special_tokens=False)
+        plain = self._plain.encode(
+            anchor + text.replace(escaped_text.mark, ""), add_special_tokens=False
+        )
         # Without the token of the anchor, and with offsets relative to `clean`.
-        skip, shift = (1 if anchor else 0), marked.clean_offset(first) - len(anchor)
+        skip, shift = (1 if anchor else 0), escaped_text.clean_offset(first) - len(anchor)
         return plain.ids[skip:], [(a + shift, b + shift) for a, b in plain.offsets[skip:]]
 
 
