@@ -142,7 +142,7 @@ def preprocess(
     pieces = fitted.pieces
     fitting = batch.gather(pieces.rows, pieces.lengths, pieces.starts)
     fitting.counts, fitting.rejected = fitted.counts, fitted.rejected
-    fitting.first_lines = batch.first_lines
+    fitting.first_lines = fitted.first_lines
     return fitting
 
 
