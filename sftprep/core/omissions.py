@@ -11,6 +11,10 @@ TOOLS = "tools_not_shown"
 NAME = "name_not_shown"
 KEY = "key_not_shown"
 
+LAST_REASONING = "last_reasoning_not_shown"
+"""The kind of warning about the records of `REASONING` that lack the reasoning of the last turn,
+which no setting can keep."""
+
 COLUMN_NOT_READ = "column_not_read:"
 """The start of the kind of warning about a column of records that no format reads, although its
 name suggests content. The kind ends with the name in lower case."""

@@ -196,12 +196,19 @@ def check_not_empty(split: BuildSplit, ledger: Ledger, names: list[str]) -> None
         f" input file{'s' * (len(split.inputs) != 1)} ({reasons or 'the input has no records'})"
         + first_of_each_reason(_locate_rejected(split.parts, {}, names)),
         remedy=[
+            *_remedies_for_cuts(ledger),
             "check that the inputs are the intended files",
             f"check {setting('format')}",
             f"check {setting('train_on')} and {setting('max_length')}",
             *_remedies_for(ledger.rejected, ledger.warnings.get("suspects_rejected", 0)),
         ],
     )
+
+
+def _remedies_for_cuts(ledger: Ledger) -> Iterator[str]:
+    """Yield the remedy if the limit of the lengths left nothing to train."""
+    if ledger.trained_truncated or ledger.dropped.get("overlong"):
+        yield f"raise {setting('max_length')}, which cuts all trained tokens"
 
 
 def _remedies_for(rejected: Mapping[str, int], suspects: int) -> Iterator[str]:

@@ -59,6 +59,10 @@ class Sequences(Protocol):
         """The counts of the partition, by name."""
 
     @property
+    def first_lines(self) -> dict[str, int]:
+        """By the name of a count, the line of the first record that it counts."""
+
+    @property
     def rejected(self) -> list[Rejected]:
         """The rejected records."""
 
@@ -90,12 +94,14 @@ class FittedSequences:
         targets: int64 [m]; the number of targets of each range.
         counts: The counts of the partition, by name.
         rejected: The rejected records, in the order of their lines.
+        first_lines: By the name of a count, the line of the first record that it counts.
     """
 
     ranges: SequenceRanges
     targets: NDArray[np.int64]
     counts: dict[str, int]
     rejected: list[Rejected]
+    first_lines: dict[str, int]
 
 
 def fit_lengths(
@@ -110,6 +116,7 @@ def fit_lengths(
         limit: The limit.
     """
     counts, rejected = Counter(sequences.counts), [*sequences.rejected]
+    first_lines = dict(sequences.first_lines)
     offsets = sequences.offsets.astype(np.int64)
     lengths = np.diff(offsets)
     tokens, trained = int(offsets[-1]), targets.total
@@ -136,12 +143,18 @@ def fit_lengths(
     if not is_trained.all():
         counts["dropped.no_trained_token"] = int(np.count_nonzero(~is_trained))
         counts["tokens_dropped.no_trained_token"] = int(ranges.lengths[~is_trained].sum())
+        first = ranges.rows[int(np.argmin(is_trained))]
+        first_lines["dropped.no_trained_token"] = int(sequences.line_of[first])
         ranges, found = ranges.select(is_trained), found[is_trained]
     counts.update(
         sequences=len(found), tokens=int(ranges.lengths.sum()), trained_tokens=int(found.sum())
     )
     return FittedSequences(
-        ranges, found, dict(counts), sorted(rejected, key=lambda record: record.line)
+        ranges,
+        found,
+        dict(counts),
+        sorted(rejected, key=lambda record: record.line),
+        first_lines,
     )
 
 

@@ -148,7 +148,7 @@ def preprocess(
     ranges = fitted.ranges
     fitting = batch.gather(ranges.rows, ranges.lengths, ranges.starts)
     fitting.counts, fitting.rejected = fitted.counts, fitted.rejected
-    fitting.first_lines = batch.first_lines
+    fitting.first_lines = fitted.first_lines
     return fitting
 
 

@@ -246,7 +246,9 @@ def inspect_source(
     return dataclasses.replace(
         reading,
         trained=reading.trained or trained_part(recipe, detected),
-        template=_template_source(config) if uses_template(recipe, detected) else "",
+        template=_template_source(config, recipe.tool_template)
+        if uses_template(recipe, detected)
+        else "",
     )
 
 
@@ -294,16 +296,19 @@ def _read_templates(config: BuildConfig, spec: TokenizerSpec) -> tuple[str | Non
         return default, None if default in (None, tool_template) else tool_template
     if path in named and not Path(path).exists():
         return named[path], None
-    return _read_template_file(path), None
+    return _read_template_file(path, named), None
 
 
-def _read_template_file(path: str) -> str:
+def _read_template_file(path: str, named: Iterable[str]) -> str:
     try:
         template = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise TemplateError(
             f"cannot read the chat template {path}: {error.strerror}",
-            remedy=f"check the path in {setting('chat_template')}",
+            remedy=[
+                f"check the path in {setting('chat_template')}",
+                *(f"use {setting('chat_template', name)} of the tokenizer" for name in named),
+            ],
         ) from error
     except UnicodeDecodeError as error:
         raise TemplateError(
@@ -353,9 +358,10 @@ def _has_turns(record: dict[str, Any], name: str, reading: RecordOptions) -> boo
     )
 
 
-def _template_source(config: BuildConfig) -> str:
+def _template_source(config: BuildConfig, tool_template: str | None) -> str:
     """Return the file of the chat template, or the name of the tokenizer with it."""
     if config.tokenize.chat_template is not None:
         return config.tokenize.chat_template
     file = Path(config.tokenize.tokenizer) / "chat_template.jinja"
-    return str(file) if file.is_file() else config.tokenize.tokenizer
+    source = str(file) if file.is_file() else config.tokenize.tokenizer
+    return source if tool_template is None else f"{source} (with tools: its tool_use)"

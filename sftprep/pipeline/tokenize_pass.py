@@ -226,7 +226,7 @@ def _cut_sequences(
         stats=stats,
         has_weights=spill.loss_weights is not None,
         has_flags=spill.flags is not None,
-        first_lines=spill.first_lines,
+        first_lines=fitted.first_lines,
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from sftprep.chat_template.assistant_spans import Unproven, is_assistant
 from sftprep.chat_template.compiler.compilation import RenderedPieces
 from sftprep.chat_template.template import Rendered, to_rendered
-from sftprep.core.omissions import OMISSIONS, REASONING
+from sftprep.core.omissions import LAST_REASONING, OMISSIONS, REASONING
 from sftprep.core.types import Counts, Example, Message, Rejected
 from sftprep.errors import TemplateError
 from sftprep.recipe import Recipe
@@ -190,6 +190,8 @@ class Renderer:
                 return True
         for kind in omissions.kinds:
             counts.warn(kind, example.line)
+        if omissions.last_reasoning:
+            counts.warn(LAST_REASONING, example.line)
         batch.omission_lines.append(example.line)
         return False
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from sftprep.errors import FlagNames, escape_control, format_count
 from sftprep.pipeline.build import BuildReport
-from sftprep.report.length_advice import advise_length, length_warning
 from sftprep.shards.ledger import Ledger
+from sftprep.shards.length_advice import advise_length, length_warning
 from sftprep.shards.manifest import Manifest
 from sftprep.shards.warning_kinds import data_warnings
 
@@ -39,7 +39,7 @@ def summary_lines(report: BuildReport) -> list[str]:
         *_mask_lines(manifest),
         *_source_lines(manifest),
         *_warning_lines(manifest),
-        *length_warning(manifest, FlagNames()),
+        *(f"warning: {warning}" for warning in length_warning(manifest, FlagNames())),
         *_evaluation_lines(report),
         _output_line(report),
     ]
@@ -288,7 +288,7 @@ def _evaluation_lines(report: BuildReport) -> list[str]:
         f"evaluation: {format_count(manifest.accounting.sequences, 'sequence')},"
         f" {manifest.tokens:,} tokens in {format_count(manifest.rows, 'pack')}"
         f" ({manifest.plan['strategy']}), in {report.folder / 'eval'}",
-        *(f"evaluation: {warning}" for warning in warnings),
+        *(f"evaluation: warning: {warning}" for warning in warnings),
     ]
 
 

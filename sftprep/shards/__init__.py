@@ -7,6 +7,7 @@ that show the warnings of a build.
 
 from sftprep.core.atomic_write import is_temporary_name, storage_errors, write_bytes
 from sftprep.shards.layout import MANIFEST_NAME
+from sftprep.shards.length_advice import length_warning
 from sftprep.shards.locks import exclusive
 from sftprep.shards.warning_kinds import DataWarning, data_warnings
 
@@ -16,6 +17,7 @@ __all__ = [
     "data_warnings",
     "exclusive",
     "is_temporary_name",
+    "length_warning",
     "storage_errors",
     "write_bytes",
 ]

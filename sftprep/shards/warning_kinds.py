@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sftprep.core.omissions import COLUMN_NOT_READ, OMISSIONS, REASONING
+from sftprep.core.omissions import COLUMN_NOT_READ, LAST_REASONING, OMISSIONS, REASONING
 from sftprep.errors import (
     PythonNames,
     SettingNames,
@@ -34,6 +34,11 @@ KINDS: dict[str, _Kind] = {
         "record",
         f"the chat template drops {OMISSIONS[REASONING]}, which is missing from the tokens",
         f"keep that of earlier turns with {setting('reasoning', 'keep')}",
+    ),
+    LAST_REASONING: _Kind(
+        "record",
+        "the template does not show the reasoning of the last turn either",
+        f"use another {setting('chat_template')}",
     ),
     "keep_unproven": _Kind(
         "record",
@@ -103,13 +108,6 @@ KINDS: dict[str, _Kind] = {
 """The kinds of warnings, by their name in the ledger, in the order in which they are shown."""
 
 
-REASONING_NEVER_SHOWN = (
-    "the template does not show the reasoning of the last turn either: use another"
-    f" {setting('chat_template')}"
-)
-"""The remedy for omitted reasoning where that of earlier turns is kept."""
-
-
 @dataclass(frozen=True, slots=True)
 class DataWarning:
     """A warning about the records of a build.
@@ -162,15 +160,17 @@ def data_warnings(manifest: Manifest) -> list[DataWarning]:
     found = manifest.accounting.warnings
     known = [kind for kind in KINDS if kind in found]
     others = [kind for kind in found if kind not in KINDS]
-    keeps = manifest.config.get("reasoning") == "keep"
-    # The remedy for what could not be kept is that of its own warning.
-    never_shown = "" if "keep_unproven" in found else REASONING_NEVER_SHOWN
+    # `keep` helps only with the reasoning of earlier turns, and what it could not keep has a
+    # warning of its own.
+    cannot_keep = manifest.config.get("reasoning") == "keep" or found.get(
+        LAST_REASONING
+    ) == found.get(REASONING)
     return [
         DataWarning(
             kind,
             found[kind],
             *(manifest.locate_warning(kind) or ("", 0)),
-            remedy=never_shown if keeps and kind == REASONING else None,
+            remedy="" if cannot_keep and kind == REASONING else None,
         )
         for kind in (*known, *others)
     ]

@@ -53,6 +53,10 @@ _BY_VALUE: dict[str, dict[str | None, tuple[tuple[str, str | None], ...]]] = {
         "wrapped": (("packing_strategy", "wrapped"),),
         None: (("packing", None),),
     },
+    "overlong": {
+        "split": (("packing_strategy", "bfd_split"),),
+        None: (("packing_strategy", None),),
+    },
     "train_on": {
         "all": (("completion_only_loss", "False"), ("assistant_only_loss", "False")),
         "assistant": (("assistant_only_loss", "True"),),

@@ -12,7 +12,7 @@ from typing import Any
 
 import sftprep
 from sftprep.errors import SettingNames, SftprepError, settings_shown_as
-from sftprep.shards import data_warnings, storage_errors
+from sftprep.shards import data_warnings, length_warning, storage_errors
 from sfttrain.config.setting_names import TrainerNames
 
 _LARGE_INPUT = 128 * 2**20
@@ -99,5 +99,7 @@ def log_accounting(folder: Path, name: str, names: SettingNames) -> None:
         )
     else:
         logger.info("%s%s", text, f"; {shown}" if shown else "")
+    for text in length_warning(manifest, names):
+        logger.warning("%s: %s", name, text)
     for found in data_warnings(manifest):
         logger.warning("%s: %s", name, found.render(names))

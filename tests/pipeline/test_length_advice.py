@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 
 from sftprep import BuildConfig, build, read_manifest, verify
 from sftprep.pipeline.build import BuildReport
-from sftprep.report.length_advice import advise_length
 from sftprep.report.summary import summary_data, summary_lines
+from sftprep.shards.length_advice import advise_length
 
 
 def made(tmp_path: Path, tokenizer: Path, inputs: str, **settings: Any) -> BuildReport:

@@ -68,7 +68,7 @@ def length_warning(manifest: Manifest, names: SettingNames) -> list[str]:
     if advice is None:
         return []
     text = (
-        f"warning: {setting('max_length', manifest.max_length)} cut {_percent(advice.cut)} of all"
+        f"{setting('max_length', manifest.max_length)} cut {_percent(advice.cut)} of all"
         f" tokens and {_percent(advice.trained_cut)} of the trained tokens"
     )
     longer = setting("max_length", advice.max_length)
