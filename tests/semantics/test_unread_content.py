@@ -1,0 +1,188 @@
+"""What a record contains and no format reads: it is counted, or read from an unusual key."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sftprep.records.formats import read_record
+from sftprep.records.options import RecordOptions
+from sftprep.records.unread_turns import find_unread
+from tests.semantics.conftest import CHATML
+from tests.semantics.prepared import prepare
+
+USER = {"role": "user", "content": "Name a tall lighthouse."}
+ASSISTANT = {"role": "assistant", "content": "Roter Sand it is."}
+HUMAN = {"from": "human", "value": "Name a tall lighthouse."}
+GPT = {"from": "gpt", "value": "Roter Sand it is."}
+NOTE = "keep it very short"
+
+
+@pytest.fixture
+def chatml_dir(folder_with: Any) -> Path:
+    return folder_with(CHATML)
+
+
+def warnings_of(record: dict[str, Any], folder: Path) -> set[str]:
+    batch = prepare([record], folder).batch
+    assert batch.rejected == []
+    return {name.removeprefix("warnings.") for name in batch.counts if name.startswith("warn")}
+
+
+def part(text: str, **keys: Any) -> dict[str, Any]:
+    return {"type": "text", "text": text, **keys}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": [USER, {**ASSISTANT, "note": NOTE}]},
+        {"messages": [USER, {**ASSISTANT, "text": NOTE}]},
+        {"messages": json.dumps([USER, {**ASSISTANT, "note": NOTE}])},
+        {"messages": [USER, {**ASSISTANT, "note": {"inner": [NOTE]}}]},
+        {"messages": [USER, {**ASSISTANT, "note": "请保持非常简短"}]},
+        {
+            "messages": [
+                {"role": "user", "content": [part("Name it now.", caption=NOTE)]},
+                ASSISTANT,
+            ]
+        },
+        {"conversations": [HUMAN, {**GPT, "note": NOTE}]},
+        {"prompt": [{**USER, "note": NOTE}], "completion": [ASSISTANT]},
+        {"conversation": [{"user": "Hello to you", "assistant": "And to you", "note": NOTE}]},
+    ],
+)
+def test_text_under_an_unknown_key_of_a_turn_is_counted(
+    record: dict[str, Any], chatml_dir: Path
+) -> None:
+    assert warnings_of(record, chatml_dir) == {"key_not_shown"}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": [USER, {**ASSISTANT, "mask": True}]},
+        {"messages": [USER, {**ASSISTANT, "is_masked": False}]},
+        {"messages": [USER, {"role": "assistant", "content": [part("a b c", train=False)]}]},
+        {"conversations": [HUMAN, {**GPT, "ignore": 1}]},
+        {"conversations": [HUMAN, {**GPT, "no_loss": True}]},
+    ],
+)
+def test_a_switch_that_is_not_read_is_counted(record: dict[str, Any], chatml_dir: Path) -> None:
+    assert warnings_of(record, chatml_dir) == {"switch_not_read"}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": [USER, {**ASSISTANT, "id": "a-1", "created": "2024-01-01", "model": "x y"}]},
+        {"messages": [{**USER, "name": "Anna"}, {**ASSISTANT, "weight": 1, "edited": False}]},
+        {"messages": [USER, {**ASSISTANT, "note": ASSISTANT["content"]}]},
+        {"conversations": [HUMAN, {**GPT, "score": 0.5, "is_human": True}]},
+        {
+            "messages": [USER, ASSISTANT],
+            "text": f"{USER['content']} {ASSISTANT['content']}",
+            "id": 7,
+        },
+        {"messages": [USER, ASSISTANT], "source": "some web page", "rationale": None},
+    ],
+)
+def test_ids_and_repeated_texts_are_not_counted(record: dict[str, Any], chatml_dir: Path) -> None:
+    assert warnings_of(record, chatml_dir) - {"name_not_shown", "column_not_read:text"} == set()
+
+
+@pytest.mark.parametrize("filled", [0, 30, 150])
+def test_a_column_is_counted_wherever_it_begins(filled: int, chatml_dir: Path) -> None:
+    rows: list[Any] = [{"messages": [USER, ASSISTANT], "Rationale": None} for _ in range(filled)]
+    rows += [{"messages": [USER, ASSISTANT], "Rationale": "It is the oldest."}] * 2
+    batch = prepare(rows, chatml_dir).batch
+    assert batch.counts["warnings.column_not_read:rationale"] == 2
+    assert batch.first_lines["warnings.column_not_read:rationale"] == filled
+
+
+@pytest.mark.parametrize(
+    ("turn", "shown"),
+    [
+        ({"role": "assistant", "content": "", "value": "the answer"}, "the answer"),
+        ({"from": "gpt", "value": "", "content": "the answer"}, "the answer"),
+        ({"from": "gpt", "value": None, "text": "the answer"}, "the answer"),
+        ({"role": "assistant", "content": [part("", content="the answer")]}, "the answer"),
+        (
+            {
+                "role": "assistant",
+                "content": [{"type": "text", "text": None, "value": "the answer"}],
+            },
+            "the answer",
+        ),
+    ],
+)
+def test_an_empty_value_hides_no_other(turn: dict[str, Any], shown: str, chatml_dir: Path) -> None:
+    key = "conversations" if "from" in turn else "messages"
+    first = HUMAN if "from" in turn else USER
+    made = prepare([{key: [first, turn]}], chatml_dir)
+    assert f"assistant\n{shown}<|im_end|>" in made.text()
+
+
+def read_messages(record: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    return read_record(record, 0, name, RecordOptions()).messages or []
+
+
+def test_thoughts_of_gemini_are_reasoning() -> None:
+    parts = [{"text": "Let me think.", "thought": True}, {"text": "Six."}]
+    contents = [{"role": "user", "parts": [{"text": "Three plus three?"}]}]
+    record = {"contents": [*contents, {"role": "model", "parts": parts}]}
+    (_, answer) = read_messages(record, "gemini")
+    assert (answer["reasoning_content"], answer["content"]) == ("Let me think.", "Six.")
+
+
+def test_a_turn_that_is_a_pair_keeps_its_context_and_reasoning() -> None:
+    turn = {
+        "instruction": "Translate.",
+        "input": "Leuchtturm",
+        "output": "Lighthouse",
+        "system": "Be brief.",
+        "reasoning": "A German noun.",
+    }
+    assert read_messages({"conversation": [turn]}, "conversation") == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Translate.\nLeuchtturm"},
+        {"role": "assistant", "content": "Lighthouse", "reasoning_content": "A German noun."},
+    ]
+
+
+words = st.text("abcdefgh", min_size=3, max_size=8)
+sentences = st.tuples(words, words).map(" ".join)
+values = st.recursive(
+    sentences | st.none() | st.booleans() | st.integers(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def strings_in(value: Any) -> set[str]:
+    if isinstance(value, str):
+        return {value}
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return {text for item in items for text in strings_in(item)}
+
+
+@given(st.dictionaries(words, values, max_size=4), sentences, st.booleans())
+def test_each_sentence_of_a_turn_is_read_or_found(
+    others: dict[str, Any], content: str, is_value: bool
+) -> None:
+    turn = {
+        **others,
+        **(
+            {"from": "gpt", "value": content}
+            if is_value
+            else {"role": "assistant", "content": content}
+        ),
+    }
+    messages = [{"role": "assistant", "content": content}]
+    unread, _ = find_unread([turn], messages)
+    assert set(unread) == {text for text in strings_in(others) if text not in content}
