@@ -5,7 +5,12 @@ write folders of their own in the same way: atomically, and by one process at a 
 that show the warnings of a build.
 """
 
-from sftprep.core.atomic_write import is_temporary_name, storage_errors, write_bytes
+from sftprep.core.atomic_write import (
+    is_temporary_name,
+    storage_errors,
+    temporary_name,
+    write_bytes,
+)
 from sftprep.shards.layout import MANIFEST_NAME
 from sftprep.shards.length_advice import length_warning
 from sftprep.shards.locks import exclusive
@@ -19,5 +24,6 @@ __all__ = [
     "is_temporary_name",
     "length_warning",
     "storage_errors",
+    "temporary_name",
     "write_bytes",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-import tempfile
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +16,10 @@ from typing import Any
 import xxhash
 
 from sftprep import json_lines
-from sftprep.shards import storage_errors
+from sftprep.errors import StorageError
+from sftprep.shards import is_temporary_name, storage_errors, temporary_name
+
+_MOST_ATTEMPTS = 100
 
 
 def write_rows(
@@ -82,19 +85,29 @@ def _rename_unless_present(temporary: Path, path: Path) -> None:
 
 def _create_locked_file(folder: Path) -> tuple[int, str]:
     """Create a temporary file with a lock as the sign of its use."""
-    while True:
-        handle, path = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
+    for _ in range(_MOST_ATTEMPTS):
+        path = str(folder / temporary_name("rows"))
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         fcntl.flock(handle, fcntl.LOCK_EX)
         # Another process may have removed it as an orphan before it was locked.
         if os.path.exists(path):
             return handle, path
         os.close(handle)
+    raise StorageError(
+        f"a temporary file in {folder} was removed {_MOST_ATTEMPTS} times",
+        remedy="check that no other program removes files there",
+    )
 
 
 def _remove_orphans(folder: Path) -> None:
-    """Remove the temporary files of killed processes; they are not locked any more."""
-    for path in folder.glob(".*.tmp"):
+    """Remove the temporary files of killed processes; they are not locked any more.
+
+    The checksum in their names distinguishes them from files of the user.
+    """
+    for path in folder.glob(".rows.*.tmp"):
         try:
+            if not is_temporary_name(path.name) or not stat.S_ISREG(path.lstat().st_mode):
+                continue
             with path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink(missing_ok=True)

@@ -22,7 +22,11 @@ from sftprep.errors import (
 )
 from sfttrain.config.model_config import ModelConfig
 from sfttrain.data.packs import PackSource, longest_sequence
-from sfttrain.models.remote_code import check_code_references, reject_revision_of_folder
+from sfttrain.models.remote_code import (
+    check_code_references,
+    check_kernel_references,
+    reject_revision_of_folder,
+)
 
 
 class ManifestLike(Protocol):
@@ -98,6 +102,7 @@ def load_model(
     if arguments["trust_remote_code"]:
         check_code_references(str(name), arguments["revision"])
     try:
+        check_kernel_references(str(name), arguments["revision"])
         return AutoModelForCausalLM.from_pretrained(name, **arguments)
     except TypeError as error:  # an unknown option
         raise ConfigError(

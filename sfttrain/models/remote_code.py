@@ -17,6 +17,8 @@ from typing import Any
 from sftprep.errors import ConfigError, setting
 from sfttrain.config.model_config import ModelConfig
 
+_IMPLEMENTATION = re.compile(r"(?:attn|experts)_implementation")
+"""Keys of a configuration whose values may be kernels on the Hub."""
 _CONFIG_FILES = ("config.json", "tokenizer_config.json", "adapter_config.json")
 
 
@@ -108,6 +110,37 @@ def check_code_references(name: str, revision: str | None = None) -> None:
                         f"remove {setting('trust_remote_code')}",
                     ],
                 )
+
+
+def check_kernel_references(name: str, revision: str | None = None) -> None:
+    """Check that the configuration of a model names no kernels on the Hub.
+
+    transformers would download and run them before another attention is chosen.
+
+    Args:
+        name: The folder or Hub name of the model.
+        revision: The commit on the Hub.
+
+    Raises:
+        ConfigError: It names kernels.
+    """
+    values: list[tuple[str, Any]] = [("", _read_config(name, "config.json", revision))]
+    while values:
+        key, value = values.pop()
+        if isinstance(value, dict):
+            is_implementation = _IMPLEMENTATION.search(key) is not None
+            values.extend((key if is_implementation else k, v) for k, v in value.items())
+        elif isinstance(value, list):
+            values.extend((key, item) for item in value)
+        elif isinstance(value, str) and "/" in value and _IMPLEMENTATION.search(key):
+            raise ConfigError(
+                f"config.json of {name} names the kernels {value} in {key}, which are code that"
+                " the command line does not name",
+                remedy=[
+                    f"remove {key} from its config.json",
+                    f"remove it, and name kernels that you trust with {setting('attn', value)}",
+                ],
+            )
 
 
 def _references_in(config: dict[str, Any]) -> Iterator[str]:

@@ -188,6 +188,27 @@ def test_code_outside_of_the_named_model_is_refused(
             load()
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"attn_implementation": "kernels-community/flash-attn2@0123"},
+        {"_attn_implementation": {"": "eager", "text_config": "evil/x"}},
+        {"text_config": {"_attn_implementation": "evil/x"}},
+        {"_experts_implementation": "evil/x"},
+    ],
+)
+def test_kernels_that_only_the_configuration_names_are_refused(
+    model: Path, content: dict[str, Any]
+) -> None:
+    path = model / "config.json"
+    own = json.loads(path.read_text())
+    path.write_text(json.dumps({**own, **content}))
+    with pytest.raises(ConfigError, match="which are code that the command line does not name"):
+        load_model(ModelConfig(str(model)), device=torch.device("cpu"))
+    path.write_text(json.dumps({**own, "_attn_implementation": "eager"}))
+    load_model(ModelConfig(str(model)), device=torch.device("cpu"))
+
+
 def test_code_of_the_named_model_is_not_refused(model: Path) -> None:
     path = model / "config.json"
     code = {"AutoConfig": "configuration_own.Own", "AutoModel": f"{model}--modeling_own.Own"}

@@ -36,6 +36,7 @@ from sftprep.errors import (
     TemplateError,
     setting,
 )
+from sftprep.shards import temporary_name
 from sfttrain import SFTConfig
 from sfttrain.cli.arguments import RunConfig
 from sfttrain.config.setting_names import RunStreamNames, TrainerNames
@@ -50,6 +51,7 @@ from tests.sfttrain.trainer_factory import (
     sequences,
     write_lines,
 )
+from tests.support import at_most
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -184,6 +186,20 @@ def test_files_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
         process.wait()
     write_rows(lambda: TEXTS[:2], tmp_path, known_as=None)
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_files_of_the_user_among_the_rows_are_left_alone(tmp_path: Path) -> None:
+    name = temporary_name("rows")
+    (tmp_path / ".notes.tmp").write_text("mine")
+    (tmp_path / ".rows.notes.tmp").write_text("mine")
+    (tmp_path / name).symlink_to(tmp_path / ".notes.tmp")
+    os.mkfifo(tmp_path / ".pipe.tmp")
+    os.mkfifo(tmp_path / temporary_name("rows"))
+    before = sorted(os.listdir(tmp_path))
+    with at_most(30):
+        path, _ = write_rows(lambda: TEXTS[:2], tmp_path, known_as=None)
+    assert sorted(os.listdir(tmp_path)) == sorted([*before, path.name])
+    assert (tmp_path / ".notes.tmp").read_text() == "mine"
 
 
 def test_a_failing_dataset_leaves_no_partial_file(tmp_path: Path) -> None:
