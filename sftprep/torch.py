@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from sftprep.errors import ConfigError, SftprepError
+from sftprep.errors import ConfigError, EmptyInput, SftprepError
 from sftprep.shards.reader import Pack
 from sftprep.stream.hf_dataset import columns_of
 from sftprep.stream.packed_stream import PackedStream, State
+from sftprep.stream.settings import CHECK_SETTINGS
 
 __all__ = ["PackedDataset", "StreamLoader", "collate_packs", "pack_to_tensors"]
 
@@ -146,13 +147,16 @@ class StreamLoader(Generic[Batch]):
         self._position = stream.state_dict()  # after the last batch that was yielded
         self._is_resumed = False  # a state was loaded, and its pass has not ended
         self._last_lanes: list[dict[str, Any]] = []  # states at the end of the last pass
-        owns_all_lanes = stream.owned == tuple(range(stream.config.pack.lanes))
-        self._process_group = None if owns_all_lanes else _gloo_group()
+        self._owns_all_lanes = stream.owned == tuple(range(stream.config.pack.lanes))
+        self._process_group = None if self._owns_all_lanes else _gloo_group()
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield one pass, or the rest of the pass of a loaded state.
 
         If that pass has no batches left, the next pass is yielded.
+
+        Raises:
+            EmptyInput: A whole pass has no batch.
         """
         num_batches = 0
         for batch in self._even_batches():
@@ -160,8 +164,15 @@ class StreamLoader(Generic[Batch]):
             yield self.collate(batch)
         was_resumed, self._is_resumed = self._is_resumed, False
         self.begin(self._position["epoch"] + 1)
-        if was_resumed and not num_batches:
+        if num_batches:
+            return
+        if was_resumed:
             yield from self
+        elif self._owns_all_lanes:
+            # Workers own a part of the lanes each, so none of them knows that the source is empty.
+            raise EmptyInput(
+                "a whole pass gave no sequence that can be trained on", remedy=CHECK_SETTINGS
+            )
 
     def _even_batches(self) -> Iterator[list[Pack]]:
         """Yield the batches of this rank, then padding until no rank has a batch."""

@@ -14,7 +14,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from sftprep import BuildConfig
-from sftprep.errors import RecordError
+from sftprep.errors import EmptyInput, RecordError
 from sftprep.stream import PackedStream
 from sftprep.torch import PackedDataset, StreamLoader, collate_packs
 from tests.stream.plain_packs import plain, plains, rows
@@ -162,7 +162,7 @@ RANK = """
 import json, os, sys
 import torch, torch.distributed as dist
 from sftprep import BuildConfig
-from sftprep.errors import RecordError
+from sftprep.errors import EmptyInput, RecordError
 from sftprep.stream import PackedStream
 from sftprep.torch import StreamLoader
 dist.init_process_group("gloo")
@@ -213,3 +213,12 @@ def test_all_ranks_make_the_same_number_of_steps(corpus, tokenizer_dir, tmp_path
     )
     assert sorted(ids for ids, _ in real) == sorted(pack[0] for pack in plains(everything))
     assert len(padding) > 5
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_empty_source_is_an_error_with_any_number_of_workers(workers, tokenizer_dir, tmp_path):
+    path = tmp_path / "empty.jsonl"
+    path.write_text("\n\n")
+    stream = stream_of(str(path), tokenizer_dir)
+    with pytest.raises(EmptyInput, match="no sequence that can be trained on"):
+        list(StreamLoader(stream, 2, list, workers=workers))
