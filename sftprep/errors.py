@@ -78,10 +78,6 @@ def setting(name: str, value: object = None) -> str:
     Args:
         name: The name of the field in the configuration, such as `max_length`.
         value: The value to show with the name; None for the name alone, True for a switch.
-
-    Example:
-        f"raise {setting('max_length', 64)}" is rendered as "raise max_length=64" in Python, and as
-        "raise --max-length 64" by `sftprep build`.
     """
     return f"{_OPEN}{name}" + ("" if value is None else f"{_SEPARATOR}{value}") + _CLOSE
 

@@ -61,7 +61,7 @@ class Recipe:
     formatting_func: LoadedFunction | None = None
     transform: LoadedFunction | None = None
     transform_id: str | None = None
-    # Whether conversations that fail `sftprep.records.quality_checks` are rejected.
+    # Whether conversations that fail `sftprep.records.checks.quality_checks` are rejected.
     reject_suspects: bool = False
     # The kinds of omissions that reject a record. The name of the field is a part of the digest,
     # and thus of the names of spills and of the state of streams, so it stays.

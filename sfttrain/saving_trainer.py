@@ -136,10 +136,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
         )
 
     def _run_epoch(self, *arguments: Any, **options: Any) -> None:
-        """Run one pass, unless max_steps are done.
-
-        Trainer checks that only after a step.
-        """
+        """Run one pass unless max_steps are done; Trainer checks this after a step."""
         step, last = self.state.global_step, self.args.max_steps
         if 0 < last <= step:
             logger.warning("step %d of %d: nothing is left to train", step, last)
@@ -149,10 +146,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
         super()._run_epoch(*arguments, **options)
 
     def _check_checkpoint_folders(self) -> None:
-        """Refuse to train if a checkpoint could not be saved.
-
-        This is checked as far as the step of the checkpoint is known.
-        """
+        """Refuse to train if a checkpoint of a known step could not be saved."""
         state = self.state
         if not self.args.should_save or self.args.save_strategy != "steps":
             return
@@ -204,21 +198,13 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
         return folder
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load the weights, as Trainer does.
-
-        Raises:
-            MismatchError: The weights are not those of this model.
-        """
+        """Load the weights of a checkpoint of this model."""
         with mismatch_errors(resume_from_checkpoint, "weights"):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             self._load_converted(resume_from_checkpoint, self.model if model is None else model)
 
     def _load_best_model(self) -> None:
-        """Load the weights of the best checkpoint, as Trainer does.
-
-        Raises:
-            ConfigError: The files of the checkpoint are not those that were saved.
-        """
+        """Load the weights of the best checkpoint, after a check of its files."""
         folder = Path(str(self.state.best_model_checkpoint))
         # All files are read, so one process of each machine does it for the others.
         fault = self._parts.preparation.once.do(partial(find_saved_fault, folder))
@@ -240,11 +226,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
             super()._load_scaler(checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Restore the optimizer and the schedule; log the settings without an effect.
-
-        Raises:
-            MismatchError: The states are those of another optimizer.
-        """
+        """Restore the optimizer and the schedule; log the settings without an effect."""
         if checkpoint is None or self.args.save_only_model:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
@@ -337,10 +319,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
 
     @contextlib.contextmanager
     def _hide_save_limit(self) -> Iterator[int | None]:
-        """Hide save_total_limit from Trainer, and yield it.
-
-        Trainer would delete folders of others.
-        """
+        """Yield save_total_limit, hidden from Trainer: it would delete other folders."""
         self._hidden_limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             yield self._hidden_limit
@@ -372,21 +351,13 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
                 self._output.seal()
 
     def save_state(self) -> None:
-        """Save Trainer's state in the output folder.
-
-        Raises:
-            OutputExists: As for `save_model`.
-        """
+        """Save Trainer's state in the output folder; the errors are those of `save_model`."""
         self._output.prepare_save()
         super().save_state()
         self._output.seal()
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
-        """Write README.md in the output folder.
-
-        Raises:
-            OutputExists: As for `save_model`.
-        """
+        """Write README.md in the output folder; the errors are those of `save_model`."""
         self._output.prepare_save()
         super().create_model_card(*arguments, **options)
         self._output.seal()

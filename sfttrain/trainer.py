@@ -325,7 +325,7 @@ class SFTTrainer(ScoringTrainer):
     ) -> tuple[list[Any], Any]:
         """Return the batches of a step and their weight, as Trainer does.
 
-        If there is no batch, the pass ends.
+        Without a batch, the pass ends.
 
         The length of a stream is unknown, so Trainer would request `max_steps` more steps of it.
         """

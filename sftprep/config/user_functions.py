@@ -143,7 +143,7 @@ def _load_from(
     for part in qualified.split("."):
         found = getattr(found, part, None)
     if not callable(found):
-        raise ConfigError(f"there is no function {qualified} in {location}", remedy=_REMEDY)
+        raise ConfigError(f"{location} has no function {qualified}", remedy=_REMEDY)
     files = [getattr(module, "__file__", None)]
     with suppress(TypeError):  # an object, or a function without a source
         files.append(inspect.getsourcefile(inspect.unwrap(found)))  # it may be in another file

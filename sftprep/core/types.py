@@ -142,7 +142,7 @@ class TokenBatch:
         counts: Counters of the partition by name, such as `records`.
         loss_weights: float32 [tokens], the weight of each token in the loss; None if all are 1.
         record: int64 [n], the number of the record of each sequence among those that a function
-            of the user made of the partition; None if there is no function: it is `line_of` then.
+            of the user made of the partition; None without a function: it is `line_of` then.
         exact_hashes: uint64 [n], the hash of what is read of the record of each sequence; None if
             records are not compared. Equal hashes are a duplicate.
         near_hashes: uint64 [n], the hash of the same without whitespace. Equal hashes are a near

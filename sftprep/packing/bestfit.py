@@ -285,8 +285,7 @@ def _plan_moves(  # noqa: PLR0912 - one loop over local state: steps 2 and 3
     """Return the moves, their number, and the number of bins.
 
     The moves are int32 [>= number of moves, 3]. A move (first, size, k) puts the next size * k
-    sequences, in sorted order, into the bins first .. first + size - 1: k into the first, then k
-    into the second ...
+    sequences, in sorted order, into the bins first .. first + size - 1, k into each in turn.
     """
     shortest = run_length[-1] if run_length.size else 1
     num_lists = ((capacity - 1) >> shift) + 1

@@ -28,13 +28,13 @@ from sftprep.pipeline.diagnostics import (
 from sftprep.pipeline.loss_mask import LossMask
 from sftprep.pipeline.overlong import LengthLimit, fit_lengths
 from sftprep.recipe import Recipe
+from sftprep.records.checks.quality_checks import QualityChecks
+from sftprep.records.checks.unread_columns import UnreadColumns
 from sftprep.records.formats import record_reader
 from sftprep.records.options import InvalidRecord, find_long_numbers, parse_exactly
 from sftprep.records.pretokenized import to_token_batch
-from sftprep.records.quality_checks import QualityChecks
 from sftprep.records.record_hashes import RecordHasher
 from sftprep.records.transform import RecordFunctions, transform_lines
-from sftprep.records.unread_columns import UnreadColumns
 from sftprep.render.renderer import Renderer
 from sftprep.sources.readers.jsonl import add_excerpts, excerpt, parse_line, split_lines
 from sftprep.tokenize.encoders.base import EncoderFault

@@ -184,10 +184,7 @@ def _verify_shard(path: Path, info: ShardInfo, manifest: Manifest, result: Verif
 def _verify_rows(
     path: Path, batch: pa.RecordBatch, manifest: Manifest, result: Verification
 ) -> None:
-    """Check the values of a shard with a valid layout, and add up its totals.
-
-    `map_shard` has checked the layout.
-    """
+    """Check the values of a shard with a valid layout, and add up its totals."""
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     ids = numpy_view(columns["input_ids"].values)
     mask = numpy_view(columns["completion_mask"].values)

@@ -51,7 +51,7 @@ def check_code_is_pinned(config: ModelConfig) -> None:
 def reject_revision_of_folder(name: str, revision: str | None) -> None:
     """Check that a revision is not specified for a folder.
 
-    A folder in the working directory, such as one that came with data, takes the place of the model
+    A folder in the working directory, such as one that came with data, replaces the model
     of the same name on the Hub, at any revision.
 
     Args:

@@ -8,7 +8,7 @@ import pytest
 
 from sftprep import build
 from sftprep.errors import ConfigError, EmptyInput, InputUnreadable, RecordError, TooManyRejected
-from sftprep.records.quality_checks import REASONS
+from sftprep.records.checks.quality_checks import REASONS
 from tests.pipeline.builds import check_accounting, origins
 from tests.support import SHARED, needs_shared
 

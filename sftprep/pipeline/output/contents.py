@@ -202,7 +202,7 @@ def _committed_paths(root: Path) -> set[str]:
 def _read_manifest_in(folder: Path) -> tuple[Manifest | None, str]:
     """Return the manifest in a folder, or None with an error message.
 
-    The message is "" if there is no manifest.
+    The message is "" without a manifest.
     """
     if not is_file(folder / MANIFEST_NAME):
         return None, ""

@@ -14,6 +14,7 @@ from typing import Any
 from sftprep.core.notices import Notice
 from sftprep.core.types import Example
 from sftprep.errors import FormatError, setting, source_name
+from sftprep.records.checks.unread_columns import UnreadColumns
 from sftprep.records.conversations import ANSWER_KEYS, ANSWER_REASONING_KEYS
 from sftprep.records.formats import FORMATS, read_record
 from sftprep.records.images import is_filled
@@ -24,7 +25,6 @@ from sftprep.records.options import (
     RecordOptions,
     rename_keys,
 )
-from sftprep.records.unread_columns import UnreadColumns
 
 _MESSAGE_KEYS = ("tools", "functions", "video", "videos", "audio", "audios")
 """Keys of a message with a meaning that is not read."""

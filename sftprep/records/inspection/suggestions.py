@@ -115,7 +115,7 @@ def _words(key: str) -> set[str]:
 
     "Full_Answer" has "full" and "answer". A key of ids has none: its value is not text.
 
-    A key of ids has none: its value is no text.
+    A key of ids has none, because its value is not a text.
     """
     words = {*map(str.lower, _WORD.findall(key)), key.strip().lower()}
     return set() if words & _ID_WORDS else words

@@ -178,7 +178,7 @@ def _check_value(value: Any) -> Any:
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
-                raise TypeError(f"the key {key!r}, which is no text")
+                raise TypeError(f"the key {key!r}, which is not a text")
         return {key: _check_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_check_value(item) for item in value]

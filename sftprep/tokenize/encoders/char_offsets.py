@@ -187,9 +187,7 @@ def _fill_group(
     table: TokenBytes,
     chars: NDArray[np.int64],
 ) -> list[int]:
-    """Fill in the ranges of a group of strings, and return the differing strings.
-
-    The bytes of these strings differ from those of their tokens.
+    """Fill in the ranges of strings; return those with other bytes than their tokens.
 
     Args:
         texts: The strings.

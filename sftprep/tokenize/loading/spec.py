@@ -243,7 +243,7 @@ def _get_backend(tokenizer: Any, name: str) -> Any:
     """Return the `tokenizers` backend of a tokenizer; it must not be random.
 
     Raises:
-        TokenizerError: There is no backend, or it is random.
+        TokenizerError: The backend is missing or random.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not getattr(tokenizer, "is_fast", False) or backend is None:

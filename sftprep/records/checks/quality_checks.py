@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from sftprep.core.byte_search import ByteSearcher
 from sftprep.core.types import Counts, Example, Message
-from sftprep.records.call_checks import check_calls
+from sftprep.records.checks.call_checks import check_calls
 from sftprep.records.options import InvalidRecord, Record
 from sftprep.records.roles import PASSED_ROLES, SYSTEM_ROLES
 from sftprep.tokenize.loading.spec import TokenizerSpec
