@@ -27,7 +27,8 @@ def function_of(call: Any) -> Any:
 
     It is under the key "function", as in OpenAI's API, or is the object itself.
     """
-    return call.get("function", call) if isinstance(call, dict) else call
+    function = call.get("function") if isinstance(call, dict) else None
+    return call if function is None else function
 
 
 @dataclass(slots=True)

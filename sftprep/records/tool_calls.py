@@ -147,6 +147,8 @@ def _arguments(call: dict[str, Any], function: dict[str, Any], label: str) -> An
 
 def _with_arguments(call: Any, label: str) -> Any:
     """Return a call with its arguments under the key read by templates."""
+    if isinstance(call, dict) and call.get("function", call) is None:
+        call = {key: value for key, value in call.items() if key != "function"}
     function = function_of(call)
     if not isinstance(function, dict):
         return call

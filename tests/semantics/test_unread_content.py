@@ -155,6 +155,14 @@ def test_a_turn_that_is_a_pair_keeps_its_context_and_reasoning() -> None:
     ]
 
 
+def test_a_function_that_is_null_hides_no_name(chatml_dir: Path) -> None:
+    call = {"function": None, "name": "f", "arguments": {"a": "b"}}
+    (_, answer) = read_messages(
+        {"messages": [USER, {"role": "assistant", "content": "", "tool_calls": [call]}]}, "messages"
+    )
+    assert answer["tool_calls"] == [{"name": "f", "arguments": {"a": "b"}}]
+
+
 words = st.text("abcdefgh", min_size=3, max_size=8)
 sentences = st.tuples(words, words).map(" ".join)
 values = st.recursive(
