@@ -199,7 +199,7 @@ class ChatTemplate:
                 if (
                     self._num_compiled % CHECKED_EVERY == 0
                     or self._num_checked_messages <= CHECKED_MESSAGES
-                ) and self._needs_check(messages, tools, add_generation_prompt):
+                ) and self._needs_check(messages, tools, add_generation_prompt, is_bare):
                     fast = to_rendered(pieces)
                     checked = self._compare_with_jinja(
                         messages, tools, add_generation_prompt, variables, fast
@@ -326,7 +326,11 @@ class ChatTemplate:
         return Rendered(text, spans, regions)
 
     def _needs_check(
-        self, messages: list[Message], tools: list[Any] | None, add_generation_prompt: bool
+        self,
+        messages: list[Message],
+        tools: list[Any] | None,
+        add_generation_prompt: bool,
+        is_bare: bool,
     ) -> bool:
         """Return whether to repeat this render with Jinja.
 
@@ -335,9 +339,11 @@ class ChatTemplate:
         """
         if self._num_compiled % CHECKED_EVERY == 0:
             return True
-        most_keys = max(map(len, messages), default=0)
+        most_keys = 2 if is_bare else max(map(len, messages), default=0)
         shape = (len(messages), most_keys, tools is None, add_generation_prompt)
-        is_new = shape not in self._checked_shapes and len(self._checked_shapes) < CHECKED_SHAPES
+        if shape in self._checked_shapes:
+            return self._num_compiled <= CHECKED_FIRST
+        is_new = len(self._checked_shapes) < CHECKED_SHAPES
         if is_new:
             self._checked_shapes.add(shape)
         return is_new or self._num_compiled <= CHECKED_FIRST

@@ -308,8 +308,9 @@ def read_examples(
     columns = UnreadColumns(format_name, stages.reading)
     # orjson turns integers beyond 64 bits into floats, which a template would show. Such lines are
     # parsed again by Python.
-    may_hold_objects = any(key in data for key in _KEYS_OF_OBJECTS)
-    rounded = find_long_numbers(data) if may_hold_objects else set()
+    rounded = find_long_numbers(data)
+    if rounded and not any(key in data for key in _KEYS_OF_OBJECTS):
+        rounded = set()
     examples: list[Example] = []
     blank = 0
     for number, line in enumerate(lines):
@@ -321,8 +322,9 @@ def read_examples(
                 example = read(record, number)
                 quality_checks.check(example, record, counts, search=search)
                 examples.append(example)
-                for key in columns.meaningful(record, example):
-                    counts.warn(f"{COLUMN_NOT_READ}{key.lower()}", number)
+                if len(record) > 1:
+                    for key in columns.meaningful(record, example):
+                        counts.warn(f"{COLUMN_NOT_READ}{key.lower()}", number)
                 if example.images_dropped:
                     counts.warn("images_dropped", number)
                 if example.unread_switch:

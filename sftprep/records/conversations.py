@@ -36,8 +36,12 @@ def conversation_reader(key: str) -> Callable[[Record, int, RecordOptions], Exam
     def convert(record: Record, line: int, options: RecordOptions) -> Example:
         turns = record[key]
         messages = read_messages(turns, key, options)
-        example = Example(line, messages=messages)
-        if messages is not turns:
+        if messages is turns:  # plain messages, which need no conversion
+            if len(record) == 1:
+                return Example(line, messages=messages, bare=True)
+            example = Example(line, messages=messages)
+        else:
+            example = Example(line, messages=messages)
             example.unread_texts, example.unread_switch = find_unread(turns, messages)
         if not is_answered(messages):
             example.messages = _add_answer(messages, record, options)

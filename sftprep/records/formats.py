@@ -55,17 +55,20 @@ def record_reader(format_name: str, options: RecordOptions) -> Callable[[Record,
     InvalidRecord; its reason is `other_schema` if the keys are those of another format.
     """
     keys, convert = keys_of(format_name, options), FORMATS[format_name].convert
-    is_text = FORMATS[format_name].kind != "tokens"
+    is_text, num_keys = FORMATS[format_name].kind != "tokens", len(keys)
 
     def read(record: Record, line: int) -> Example:
         if options.renames:
             record = rename_keys(record, options.renames)
-        had_images = is_text and _check_images(record, options)
+        # A record without other keys has no column of images; images to drop may be in its turns.
+        may_have_images = is_text and (len(record) > num_keys or options.drop_images)
+        had_images = may_have_images and _check_images(record, options)
         for key in keys:
             if record.get(key) is None:
                 return _read_other_key(record, line, format_name, options)
         example = convert(record, line, options)
-        example.images_dropped = had_images
+        if had_images:
+            example.images_dropped = True
         return example
 
     return read

@@ -94,7 +94,9 @@ class QualityChecks:
             counts.warn("unknown_tool", example.line)
         roles = tuple(map(_ROLE, messages))
         find_problem = _known_order_problem if len(roles) <= _MOST_ROLES_KEPT else _order_problem
-        problem = find_problem(roles) or _empty_problem(messages, contents)
+        problem = find_problem(roles)
+        if problem is None and not (all(contents) and not _any_is_whitespace(contents)):
+            problem = _empty_problem(messages, contents)
         if problem is None and (search or not _MEDIA_KEYS.isdisjoint(record)):
             problem = self._special_problem(contents, record)
         if problem is None:
@@ -174,8 +176,6 @@ def _any_is_whitespace(contents: Sequence[Any]) -> bool:
 
 
 def _empty_problem(messages: list[Message], contents: Sequence[Any]) -> _Problem | None:
-    if all(contents) and not _any_is_whitespace(contents):
-        return None
     for number, (message, content) in enumerate(zip(messages, contents, strict=True), 1):
         if content and not (isinstance(content, str) and content.isspace()):
             continue
