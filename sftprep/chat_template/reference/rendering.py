@@ -195,11 +195,12 @@ def normalize_messages(messages: list[Message]) -> list[Message]:
                 reasoning = next(filter(None, found), found[0])  # an empty one hides no other
                 if normalized is messages:
                     normalized = list(messages)
+                thinking = message.get("thinking") or reasoning
                 normalized[index] = {
+                    "thinking": reasoning,  # the first key, as in transformers
                     **message,
-                    "thinking": message.get("thinking") or reasoning,
                     "reasoning_content": reasoning,
-                }
+                } | {"thinking": thinking}
     return normalized
 
 
