@@ -103,7 +103,8 @@ def length_bounds(limit: LengthLimit) -> NDArray[np.int64]:
     """
     octave = np.arange(17, 33)
     lengths = [np.arange(64, 1025, 64), *(octave << exponent for exponent in range(6, 27))]
-    return np.unique(np.concatenate([*lengths, [limit.max_length, limit.model_limit or 64]]))
+    bounds = np.concatenate([*lengths, [limit.max_length, limit.model_limit or 64]])
+    return np.array(sorted({*bounds.tolist()}), np.int64)  # np.unique would import numpy.ma
 
 
 def count_lengths(
