@@ -27,6 +27,6 @@ OMISSIONS = {
     TEXT_WITH_CALL: "the text alongside a tool call",
     TOOLS: "the name or description of a tool",
     NAME: "the name of a speaker",
-    KEY: "text under a key of a message that it does not know",
+    KEY: "text under a key without a known meaning",
 }
 """The kinds of omissions, in the order in which they are reported, with what is omitted."""

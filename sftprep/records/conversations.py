@@ -8,7 +8,7 @@ from typing import Any
 from sftprep.core.types import Example, Message
 from sftprep.records.messages import read_messages
 from sftprep.records.options import InvalidRecord, Record, RecordOptions, require_string
-from sftprep.records.pair_keys import SYSTEM_KEYS
+from sftprep.records.pair_keys import ANSWER_REASONING_KEYS, SYSTEM_KEYS, find_reasoning
 from sftprep.records.roles import SYSTEM_ROLES, is_answered
 from sftprep.records.switches import read_switches
 from sftprep.records.tool_calls import read_functions, read_tools, with_parameters
@@ -16,12 +16,6 @@ from sftprep.records.unread_turns import find_unread
 
 ANSWER_KEYS = ("answer", "response", "output", "completion")
 """Keys of the answer to a conversation that ends with a message of the user."""
-
-ANSWER_REASONING_KEYS = ("reasoning", "reasoning_content", "thinking")
-"""Keys of the reasoning before that answer."""
-
-_REASONING_MODES = frozenset({"", "on", "off", "none", "low", "medium", "high", "true", "false"})
-"""Values that say how much reasoning was requested."""
 
 CHAT_KEYS = frozenset({"tools", "functions", "chat_template_kwargs", *SYSTEM_KEYS})
 """Keys that are read alongside every conversation."""
@@ -117,11 +111,12 @@ def add_reasoning(answer: list[Message], record: Record) -> list[Message]:
 
     Where the template does not show reasoning, that is counted when it is rendered.
     """
-    for key in ANSWER_REASONING_KEYS:
-        reasoning = record.get(key)
-        if isinstance(reasoning, str) and reasoning.strip().lower() not in _REASONING_MODES:
-            return [{**answer[0], "reasoning_content": reasoning}, *answer[1:]]
-    return answer
+    reasoning = find_reasoning(record)
+    return (
+        answer
+        if reasoning is None
+        else [{**answer[0], "reasoning_content": reasoning}, *answer[1:]]
+    )
 
 
 def _add_answer(messages: list[Message], record: Record, options: RecordOptions) -> list[Message]:

@@ -11,12 +11,17 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.core.types import Message
 from sftprep.records.content_parts import from_parts
 from sftprep.records.images import IMAGE_KEYS, is_filled
-from sftprep.records.options import InvalidRecord, Record, RecordOptions
-from sftprep.records.pair_keys import CONTEXT_KEYS, SYSTEM_KEYS, find_pair
+from sftprep.records.options import InvalidRecord, Record, RecordOptions, require_string
+from sftprep.records.pair_keys import (
+    ANSWER_REASONING_KEYS,
+    CONTEXT_KEYS,
+    SYSTEM_KEYS,
+    find_pair,
+    find_reasoning,
+)
 from sftprep.records.roles import PASSED_ROLES, PLAIN_ROLES, ROLES, SHOWN_KEYS, TOOL_CALL, to_role
 from sftprep.records.switches import SWITCH_KEYS
 from sftprep.records.tool_calls import clean_calls, parse_calls
@@ -28,7 +33,7 @@ _SPEAKER_KEYS = ("speaker", "author", "type")
 """Keys of the speaker of a turn without `role` and `from`; `type` is LangChain's."""
 
 _KEPT_KEYS = SWITCH_KEYS | SHOWN_KEYS | IMAGE_KEYS
-"""Keys of a from/value turn that are kept in its message; templates know no others."""
+"""Keys of a from/value turn that are kept in its message, because some template shows them."""
 
 _CONVERTED_KEYS = frozenset({"tool_calls", "function_call", *IMAGE_KEYS})
 """Keys of a message that are not passed to the template as they are."""
@@ -147,19 +152,29 @@ def _read_turn(turn: Any, number: int, name: str, options: RecordOptions) -> lis
 
 
 def _split_pair(turn: Record, request: str, answer: str) -> Iterator[Record]:
-    """Yield the turns of the system, the user and the assistant in a turn that has all of them."""
-    if _first_filled(turn, SYSTEM_KEYS):
-        yield {"role": "system", "content": _first_filled(turn, SYSTEM_KEYS)}
-    question, context = turn[request], _first_filled(turn, CONTEXT_KEYS)
-    is_joined = request == "instruction" and type(question) is type(context) is str
-    yield {"role": "user", "content": f"{question}\n{context}" if is_joined else question}
-    reply = {"role": "assistant", "content": turn[answer]}
-    reasoning = _first_filled(turn, REASONING_KEYS)
-    yield {**reply, "reasoning_content": reasoning} if reasoning else reply
+    """Yield the turns of the system, the user and the assistant in one turn.
+
+    The other keys, such as switches and tool calls, belong to the assistant.
+    """
+    rest = {key: value for key, value in turn.items() if key not in (request, answer)}
+    for key in SYSTEM_KEYS:
+        if rest.get(key):
+            yield {"role": "system", "content": rest.pop(key)}
+            break
+    question = turn[request]
+    context_key = next((key for key in CONTEXT_KEYS if rest.get(key)), None)
+    if request == "instruction" and type(question) is str and context_key is not None:
+        question += "\n" + require_string(rest.pop(context_key), f'"{context_key}"')
+    yield {"role": "user", "content": question}
+    reasoning = find_reasoning(rest)
+    rest = {key: value for key, value in rest.items() if key not in ANSWER_REASONING_KEYS}
+    if reasoning is not None:
+        rest["reasoning_content"] = reasoning
+    yield {"role": "assistant", "content": turn[answer], **rest}
 
 
 def _first_filled(turn: Record, keys: Iterable[str]) -> Any:
-    """Return the first value under some keys that is not empty, or null."""
+    """Return the first value under some keys that is not empty, or None."""
     return next((turn[key] for key in keys if turn.get(key)), None)
 
 

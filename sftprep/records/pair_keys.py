@@ -46,9 +46,28 @@ CONTEXT_KEYS = ("input", "context")
 """Keys of the input of an instruction."""
 
 
+ANSWER_REASONING_KEYS = ("reasoning", "reasoning_content", "thinking")
+"""Keys of the reasoning before that answer."""
+
+_REASONING_MODES = frozenset({"", "on", "off", "none", "low", "medium", "high", "true", "false"})
+"""Values that say how much reasoning was requested."""
+
+
 def find_pair(record: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return the first known pair of keys in a record."""
     for pair in PAIRS:
         if record.get(pair[0]) is not None and record.get(pair[1]) is not None:
             return pair
+    return None
+
+
+def find_reasoning(record: Mapping[str, Any]) -> str | None:
+    """Return the reasoning under a key of its own, or None.
+
+    A value such as "high" says how much reasoning was requested.
+    """
+    for key in ANSWER_REASONING_KEYS:
+        reasoning = record.get(key)
+        if isinstance(reasoning, str) and reasoning.strip().lower() not in _REASONING_MODES:
+            return reasoning
     return None

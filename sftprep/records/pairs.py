@@ -8,7 +8,6 @@ from typing import Any
 
 from sftprep.core.types import Example, Message
 from sftprep.records.conversations import (
-    ANSWER_REASONING_KEYS,
     CHAT_KEYS,
     add_reasoning,
     complete_chat,
@@ -16,7 +15,7 @@ from sftprep.records.conversations import (
     to_turns,
 )
 from sftprep.records.options import InvalidRecord, Record, RecordOptions, require_string
-from sftprep.records.pair_keys import CONTEXT_KEYS
+from sftprep.records.pair_keys import ANSWER_REASONING_KEYS, CONTEXT_KEYS
 from sftprep.records.tool_calls import is_call, parse_calls
 from sftprep.records.unread_turns import find_unread
 

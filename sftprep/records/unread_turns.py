@@ -17,22 +17,28 @@ from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.core.types import Message
 from sftprep.records.switches import SWITCH_KEYS
 
-_SHOWN_KEYS = ("content", "name", "tool_calls", "tool_call_id", *REASONING_KEYS)
-"""Keys of messages whose values the conservation check looks for."""
-_READ_KEYS = SWITCH_KEYS | {"role", "from", "function_call", *_SHOWN_KEYS[1:]}
+_TEXT_KEYS = ("name", "tool_call_id", *REASONING_KEYS)
+"""Keys of messages whose values are read if they are strings."""
+_READ_KEYS = SWITCH_KEYS | {"role", "from", "tool_calls", "function_call", *_TEXT_KEYS}
 """Keys of turns that are read, besides the content."""
 _READ_KEYS_OF_MESSAGES = _READ_KEYS | {"content"}
 _READ_KEYS_OF_VALUES = _READ_KEYS | {"value"}
-_WORDS = re.compile(r"[^\W\d_]{2,}\s+[^\W\d_]{2,}|[\u3040-\u9fff\uac00-\ud7af]{4,}")
-"""Text, as opposed to an id, a date or a number. Chinese and Japanese are written without
-spaces."""
-_SWITCH = re.compile(
-    r"(?:^|_)(?:un)?(?:mask(?:ed)?|ignored?|train(?:ed|able|ing)?|loss|learn|supervised?)(?:$|_)"
+_WORDS = re.compile(
+    r"[^\s\d!-/:-@\[-`{-~]{2,}[,;:.!?]?\s+[^\s\d!-/:-@\[-`{-~]{2,}"
+    r"|[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u9fff\uac00-\ud7af]{4,}"
 )
+"""Text, as opposed to an id or a number: two words, or characters of languages that are written
+without spaces (Thai, Lao, Burmese, Khmer, Chinese, Japanese)."""
+_SWITCH = re.compile(
+    r"(?:is_|no_|do_|should_|has_|un)?"
+    r"(?:mask(?:ed)?|ignored?|train(?:ed|able|ing)?|loss|learn|supervised?|target|weights?)"
+    r"(?:_mask|_on|_turn|_weight)?"
+)
+"""Names of switches in lower case, as opposed to results such as `train_step`."""
 
 
 def find_unread(turns: Any, messages: list[Message]) -> tuple[tuple[str, ...], bool]:
-    """Return the texts of turns that their messages lack, and whether a switch is not read.
+    """Return the texts that the messages of turns lack, and whether they lack a switch.
 
     Args:
         turns: The turns of a record, or JSON text of them.
@@ -47,32 +53,39 @@ def find_unread(turns: Any, messages: list[Message]) -> tuple[tuple[str, ...], b
             turns = json.loads(turns)
     if type(turns) is not list:
         return (), False
-    odd = [turn for turn in turns if not _is_read_whole(turn)]
-    if not odd:
+    partly_read = [turn for turn in turns if not _is_read_whole(turn)]
+    if not partly_read:
         return (), False
     shown = "\0".join(
         text
         for message in messages
-        for key in _SHOWN_KEYS
-        if message.get(key)
-        for text in _strings_in(message[key], with_json=True)
+        for value in _values_read(message)
+        for text in _strings_in(value, with_json=True)
     )
     unread = (
         stripped
-        for text in _strings_in(odd)
+        for text in _strings_in(partly_read)
         if (stripped := text.strip()) not in shown and _WORDS.search(stripped)
     )
-    return tuple(dict.fromkeys(unread)), any(map(_has_unread_switch, odd))
+    return tuple(dict.fromkeys(unread)), any(map(_has_unread_switch, partly_read))
 
 
 def _is_read_whole(turn: Any) -> bool:
     """Return whether all keys of a turn are read, or cannot hold a text."""
     if type(turn) is not dict:
         return type(turn) is str
+    if any(turn.get(key) and type(turn[key]) is not str for key in _TEXT_KEYS):
+        return False
     content = turn.get("content")
     if type(content) is str or (content is None and turn.get("tool_calls")):
         return turn.keys() <= _READ_KEYS_OF_MESSAGES
     return type(turn.get("value")) is str and turn.keys() <= _READ_KEYS_OF_VALUES
+
+
+def _values_read(message: Message) -> Iterator[Any]:
+    """Yield the values of a message that the conservation check looks for."""
+    yield from (message.get("content"), message.get("tool_calls"))
+    yield from (message[key] for key in _TEXT_KEYS if isinstance(message.get(key), str))
 
 
 def _strings_in(value: Any, *, with_json: bool = False) -> Iterator[str]:
@@ -112,6 +125,5 @@ def _has_unread_switch(turn: Any) -> bool:
 
 
 def _is_switch(key: str, value: Any) -> bool:
-    return (
-        type(value) in (bool, int, float) and value in (0, 1) and bool(_SWITCH.search(key.lower()))
-    )
+    is_flag = type(value) in (bool, int, float) and value in (0, 1)
+    return is_flag and _SWITCH.fullmatch(key.lower()) is not None

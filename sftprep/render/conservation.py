@@ -56,9 +56,9 @@ Render = Callable[[list[Message], list[Any] | None, dict[str, Any] | None], str]
 class Omissions:
     """The omissions of one record: content that its text lacks.
 
-    Args:
+    Attributes:
         kinds: The kinds, a subset of OMISSIONS.
-        last_reasoning: Whether the reasoning of the last turn is among it.
+        last_reasoning: Whether the reasoning of the last turn is among them.
     """
 
     kinds: frozenset[str] = frozenset()
@@ -124,7 +124,7 @@ class ConservationCheck:
         missing = self._find_leaf_omissions(
             messages, tools, variables, text, pieces, written_as_json
         )
-        is_shown = all(_occurs(unread, text) for unread in unread_texts)
+        is_shown = all_occur(unread_texts, [text])
         return missing if is_shown else missing | Omissions(frozenset({KEY}))
 
     def _find_leaf_omissions(
@@ -150,7 +150,9 @@ class ConservationCheck:
     def _without_pieces(
         self, leaves: list[Leaf], messages: Sequence[Message], pieces: Sequence[str]
     ) -> list[Leaf]:
-        """Leave out leaves written after a change, such as without whitespace.
+        """Leave out the leaves that the template changed before it wrote them.
+
+        Most templates strip contents, for example.
 
         A piece that equals a leaf is the leaf, unless the template or another value of the record
         could have written it: it must not be a string of the record itself, or occur in the source
@@ -184,9 +186,13 @@ class ConservationCheck:
         if len(leaves) * len(text) > _MOST_WORK:
             # The search takes quadratic time, the sentinels do not.
             unwritten = self._find_unwritten(messages, tools, variables, leaves)
-            omitted = leaves if unwritten is None else [leaves[number] for number in unwritten]
+            if unwritten is not None:
+                return _to_omissions([leaves[number] for number in unwritten], messages)
+            # Only a search without a result reads the whole text.
+            found = _search_leaves(leaves, text, most_misses=1 + _MOST_WORK // len(text))
+            omitted = [leaf for leaf, shown in zip(leaves, found, strict=True) if not shown]
             return _to_omissions(omitted, messages)
-        found, unsure = _search(leaves, text), _ambiguous(leaves)
+        found, unsure = _search_leaves(leaves, text), _ambiguous(leaves)
         if not all(found) or unsure:
             unwritten = self._find_unwritten(messages, tools, variables, leaves)
             if unwritten is not None:
@@ -240,7 +246,7 @@ def are_written_unchanged(messages: Sequence[Message], pieces: Sequence[str]) ->
     The contents must be among the pieces, in the order of the messages. This decides most records,
     so it does as little as possible.
 
-    This decides most records, so it does as little as possible.
+    It is called for every record, so it does as little as possible.
     """
     written = map(id, pieces)  # each search resumes after the piece that the last one found
     for message in messages:
@@ -259,12 +265,26 @@ def are_written_unchanged(messages: Sequence[Message], pieces: Sequence[str]) ->
 # --- search ---------------------------------------------------------------------------------------
 
 
-def _search(leaves: Sequence[Leaf], text: str) -> list[bool]:
-    """Return for each leaf whether the text shows it, turn after turn."""
+def all_occur(texts: Sequence[str], rendered: Sequence[str]) -> bool:
+    """Return whether each text is in one of the rendered texts, in any spelling."""
+    return all(any(_occurs(text, shown) for shown in rendered) for text in texts)
+
+
+def _search_leaves(leaves: Sequence[Leaf], text: str, most_misses: int | None = None) -> list[bool]:
+    """Return for each leaf whether the text shows it, turn after turn.
+
+    Args:
+        leaves: The leaves.
+        text: The rendered text.
+        most_misses: The number of missing leaves after which the others count as shown.
+    """
     found: list[bool] = []
-    start = end = 0
+    start = end = misses = 0
     turn = 0
     for leaf in leaves:
+        if most_misses is not None and misses >= most_misses:
+            found.append(True)
+            continue
         if leaf.turn == ANYWHERE:
             found.append(_occurs(leaf.value, text))
             continue
@@ -277,6 +297,7 @@ def _search(leaves: Sequence[Leaf], text: str) -> list[bool]:
                 if position >= 0:
                     break
         found.append(position >= 0)
+        misses += position < 0
         if position >= 0 and not _is_short(leaf):
             end = max(end, position + len(form))
     return found

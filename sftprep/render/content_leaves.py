@@ -35,7 +35,7 @@ _SPEAKERS = ("system", "developer", "user", "assistant")
 class Leaf:
     """A meaningful string or number of a record.
 
-    Args:
+    Attributes:
         kind: The kind of omission that it is counted as if the text lacks it.
         turn: The number of its message, or `ANYWHERE`.
         value: The string (stripped) or number.
@@ -173,8 +173,11 @@ def _split_content(message: Message) -> list[tuple[str, str]]:
     if not isinstance(content, str):
         return []
     if message.get("role") == "assistant" and "</think>" in content:
-        reasoning, _, answer = content.partition("</think>")
-        return [("think", reasoning.lstrip().removeprefix("<think>")), ("text", answer)]
+        before, _, answer = content.partition("</think>")
+        text, tag, reasoning = before.partition("<think>")
+        if not tag:  # the template of DeepSeek-R1 writes the opening tag
+            text, reasoning = "", before
+        return [("text", text), ("think", reasoning), ("text", answer)]
     return [("text", content)]
 
 
@@ -304,11 +307,12 @@ class SentinelCopy:
         elif len(parts) == 1 and parts[0][1].strip():
             copy["content"] = self._new_sentinel()
         elif len(parts) > 1:
-            content = message["content"]
-            opening = content[: content.index("<think>") + 7] if "<think>" in content else ""
-            inside = self._new_sentinel() if parts[0][1].strip() else ""
-            after = self._new_sentinel() if parts[1][1].strip() else ""
-            copy["content"] = f"{opening and '<think>'}\n{inside}\n</think>\n\n{after}"
+            text, inside, after = (
+                self._new_sentinel() if part.strip() else "" for _, part in parts
+            )
+            before, _, _ = message["content"].partition("</think>")
+            opening = "<think>" if "<think>" in before else ""
+            copy["content"] = f"{text}{opening}\n{inside}\n</think>\n\n{after}"
 
     def _copy_call(self, call: dict[str, Any]) -> dict[str, Any]:
         function = dict(_function_or_call(call))

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sftprep.chat_template.assistant_spans import Unproven, is_assistant
 from sftprep.chat_template.compiler.compilation import RenderedPieces
 from sftprep.chat_template.template import Rendered, to_rendered
-from sftprep.core.omissions import LAST_REASONING, OMISSIONS, REASONING
+from sftprep.core.omissions import KEY, LAST_REASONING, OMISSIONS, REASONING
 from sftprep.core.types import Counts, Example, Message, Rejected
 from sftprep.errors import TemplateError
 from sftprep.recipe import Recipe
-from sftprep.render.conservation import NO_OMISSIONS, Omissions
+from sftprep.render.conservation import NO_OMISSIONS, Omissions, all_occur
 from sftprep.render.conversations import ConversationRenderer
 from sftprep.render.escaping import ContentEscaper
 from sftprep.render.reasoning import EMPTY_BLOCK
@@ -276,6 +277,8 @@ class Renderer:
         weights = self._spans.message_weights(messages, example.weights)
         turns: list[tuple[Rendered, str, float]] = []  # text with spans, prompt, weight
         omissions = NO_OMISSIONS
+        # Texts that are not in a message are searched for in the texts of all turns.
+        known_example = replace(example, unread_texts=()) if example.unread_texts else example
         # All turns are rendered before the first one is added, because the template may reject one.
         for number, message in enumerate(messages):
             # A turn that comes first has no prompt.
@@ -285,7 +288,9 @@ class Renderer:
             needs_turns = self.templates.needs_turns
             template = self.templates.with_turns if needs_turns else self.templates.plain
             rendering = self._chats.render(template, messages[: number + 1], example)
-            found = self._chats.find_omissions(example, messages[: number + 1], template, rendering)
+            found = self._chats.find_omissions(
+                known_example, messages[: number + 1], template, rendering
+            )
             # Reasoning of an earlier turn is in the text of that turn.
             omissions |= found if found.last_reasoning else found.without(REASONING)
             rendered = to_rendered(rendering)
@@ -293,6 +298,8 @@ class Renderer:
                 spans = self._spans.spans_of(rendered, messages[: number + 1], [number])
                 rendered = Rendered(rendered.text, tuple((first, last) for first, last, _ in spans))
             turns.append((rendered, prompt.text, weights[number]))
+        if not all_occur(example.unread_texts, [rendered.text for rendered, _, _ in turns]):
+            omissions |= Omissions(frozenset({KEY}))
         if omissions.kinds and self._reject_or_count(example, omissions, batch, rejected, counts):
             return
         for rendered, prompt_text, weight in turns:

@@ -52,7 +52,7 @@ KINDS: dict[str, _Kind] = {
         "rename it to train, weight or loss_mask",
     ),
     "images_dropped": _Kind("record", "the images were removed, and the text was kept"),
-    "reasoning_removed": _Kind("record", "all reasoning was removed, as the settings say"),
+    "reasoning_removed": _Kind("record", "all reasoning was removed, as the settings specify"),
     "prompt_not_prefix": _Kind(
         "sequence",
         "the tokens of the prompt alone are not a prefix of those of prompt and completion;"
@@ -162,7 +162,7 @@ def data_warnings(manifest: Manifest) -> list[DataWarning]:
     others = [kind for kind in found if kind not in KINDS]
     # `keep` helps only with the reasoning of earlier turns, and what it could not keep has a
     # warning of its own.
-    cannot_keep = manifest.config.get("reasoning") == "keep" or found.get(
+    keep_does_not_help = manifest.config.get("reasoning") == "keep" or found.get(
         LAST_REASONING
     ) == found.get(REASONING)
     return [
@@ -170,7 +170,7 @@ def data_warnings(manifest: Manifest) -> list[DataWarning]:
             kind,
             found[kind],
             *(manifest.locate_warning(kind) or ("", 0)),
-            remedy="" if cannot_keep and kind == REASONING else None,
+            remedy="" if keep_does_not_help and kind == REASONING else None,
         )
         for kind in (*known, *others)
     ]

@@ -51,6 +51,35 @@ def test_a_turn_that_is_left_out_is_an_omission(values: list[str], data: Any) ->
     assert found == ({"message_not_shown"} if values[dropped].strip() else set())
 
 
+def test_a_long_conversation_whose_template_refuses_sentinels_has_no_false_omission() -> None:
+    messages = [
+        {"role": "user", "content": f"Message number {number} of many."} for number in range(3000)
+    ]
+    messages[1500]["content"] = "  stripped  "
+
+    def render(rows: Any, tools: Any = None, variables: Any = None) -> str:
+        if "sentinel" in str(rows[0]) or "zqx" in str(rows[0]):
+            raise ValueError("refused")
+        return chatml(rows) + "x" * 100_000
+
+    check = ConservationCheck(render)
+    assert check.find_omissions(messages, None, None, render(messages)) == NO_OMISSIONS
+    text = render(messages[:2000])
+    assert check.find_omissions(messages, None, None, text).kinds == {"message_not_shown"}
+
+
+def test_a_text_before_the_reasoning_is_a_part_of_the_message() -> None:
+    content = "Of course I will.<think>Two and two boats.</think>Four of them."
+    message = {"role": "assistant", "content": content}
+
+    def render(rows: Any, tools: Any = None, variables: Any = None) -> str:
+        return "".join("<think>" + row["content"].partition("<think>")[2] for row in rows)
+
+    check = ConservationCheck(render)
+    found = check.find_omissions([message], None, None, render([message]))
+    assert found.kinds == {"message_not_shown"}
+
+
 def test_reasoning_of_the_last_turn_is_serious_and_earlier_reasoning_is_not() -> None:
     question = {"role": "user", "content": "How many boats are there?"}
     answer = {"role": "assistant", "content": "Four of them.", "reasoning": "Two and two boats."}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftprep.records.formats import read_record
-from sftprep.records.options import RecordOptions
+from sftprep.records.options import InvalidRecord, RecordOptions
 from sftprep.records.unread_turns import find_unread
 from tests.semantics.conftest import CHATML
 from tests.semantics.prepared import prepare
@@ -155,12 +155,60 @@ def test_a_turn_that_is_a_pair_keeps_its_context_and_reasoning() -> None:
     ]
 
 
-def test_a_function_that_is_null_hides_no_name(chatml_dir: Path) -> None:
+def test_a_function_that_is_null_hides_no_name() -> None:
     call = {"function": None, "name": "f", "arguments": {"a": "b"}}
     (_, answer) = read_messages(
         {"messages": [USER, {"role": "assistant", "content": "", "tool_calls": [call]}]}, "messages"
     )
     assert answer["tool_calls"] == [{"name": "f", "arguments": {"a": "b"}}]
+
+
+def test_other_keys_of_a_pair_belong_to_the_answer() -> None:
+    turn = {"user": "Name it.", "assistant": "Roter Sand.", "train": False, "thinking": "high"}
+    example = read_record({"conversation": [turn]}, 0, "conversation", RecordOptions())
+    assert example.weights == [None, 0.0]
+    assert "reasoning_content" not in (example.messages or [])[1]
+    with pytest.raises(InvalidRecord, match="images"):
+        read_messages({"conversation": [{**turn, "images": ["a.png"]}]}, "conversation")
+    turn = {"instruction": "a", "input": {"b": 1}, "output": "c"}
+    with pytest.raises(InvalidRecord, match='"input" is a dict'):
+        read_messages({"conversation": [turn]}, "conversation")
+
+
+def test_reasoning_that_is_not_text_is_counted(chatml_dir: Path) -> None:
+    record = {"messages": [USER, {**ASSISTANT, "reasoning": ["a long thought"]}]}
+    assert warnings_of(record, chatml_dir) == {"key_not_shown"}
+
+
+def test_a_text_that_a_later_turn_shows_is_not_counted(folder_with: Any) -> None:
+    folder = folder_with(
+        CHATML.replace("message['content']", "message['content'] + (message.note or '')", 1)
+    )
+    chat = [USER, ASSISTANT, USER, {**ASSISTANT, "note": NOTE}]
+    batch = prepare([{"messages": chat}], folder, reasoning="expand").batch
+    assert len(batch.lengths) == 2
+    assert not any("key_not_shown" in name for name in batch.counts)
+
+
+@pytest.mark.parametrize(
+    ("column", "is_counted"),
+    [
+        ({"label": 0}, True),
+        ({"tools": [{"name": "f"}], "functions": [{"name": "g"}]}, True),
+        ({"system": "Name a tall"}, False),  # it becomes the first message
+    ],
+)
+def test_columns_beside_messages(
+    column: dict[str, Any], is_counted: bool, chatml_dir: Path
+) -> None:
+    found = warnings_of({"messages": [USER, ASSISTANT], **column}, chatml_dir)
+    assert any(name.startswith("column_not_read") for name in found) == is_counted
+
+
+def test_a_system_prompt_within_another_message_is_not_read(chatml_dir: Path) -> None:
+    first = {"role": "system", "content": "Be brief."}
+    record = {"messages": [first, USER, ASSISTANT], "system": "Name a tall"}
+    assert warnings_of(record, chatml_dir) == {"column_not_read:system"}
 
 
 words = st.text("abcdefgh", min_size=3, max_size=8)

@@ -21,6 +21,7 @@ _MEANINGFUL = (
 """Keys whose values are usually meant to be trained on, or to be shown to the model."""
 
 _MOST_KEY_SETS = 1024
+"""The most sets of keys of records that are kept, since records may have arbitrary keys."""
 
 
 class UnreadColumns:
@@ -67,16 +68,22 @@ class UnreadColumns:
             certain |= {options.text_field}
         if example.prompt is not None:  # joined as text
             certain -= {"tools", "functions", "chat_template_kwargs"}
+        if record.get("tools"):
+            certain -= {"functions"}
         if kind.kind == "tokens":
             certain |= kind.optional | {"text"}
         texts: str | None = None
         for key in keys:
             value = record[key]
-            if not is_filled(value) or key in IMAGE_KEYS or _is_first_message(value, example):
+            if key in IMAGE_KEYS or not (is_filled(value) or type(value) in (int, float)):
+                continue
+            if _equals_first_message(value, example):
                 continue
             if texts is None:
                 texts = "\n".join(strings_in(_contents(example)))
-            if key in certain and not _is_unused(key, value, texts):
+            if key in certain:
+                if _is_unused(key, value, example, texts):
+                    yield key, key.lower() in _MEANINGFUL
                 continue
             # Many data sets repeat a part of the conversation in another column.
             is_repeated = isinstance(value, str) and value.strip() in texts
@@ -86,7 +93,7 @@ class UnreadColumns:
     def _find_candidates(self, keys: tuple[str, ...]) -> tuple[str, ...]:
         read = keys_of(self._format, self._options)
         if FORMATS[self._format].kind == "conversation":
-            read |= {"tools", "functions", "chat_template_kwargs"}
+            read |= {"tools", "chat_template_kwargs"}
         candidates = tuple(
             key for key in keys if key.lower() in _MEANINGFUL and key not in read | IMAGE_KEYS
         )
@@ -113,17 +120,23 @@ def _contents(example: Example) -> list[Any]:
     return [example.text, example.prompt, example.completion, example.messages, example.tools]
 
 
-def _is_first_message(value: Any, example: Example) -> bool:
-    """Return whether a value is the first message, as most system prompts are."""
+def _equals_first_message(value: Any, example: Example) -> bool:
+    """Return whether a value equals the content of the first message.
+
+    This holds for most system prompts.
+    """
     messages = example.messages
     return bool(messages) and value == messages[0].get("content")  # type: ignore[index]
 
 
-def _is_unused(key: str, value: Any, texts: str) -> bool:
+def _is_unused(key: str, value: Any, example: Example, texts: str) -> bool:
     """Return whether a system prompt or a history is not used.
 
     The conversation may have another system prompt, and a history may be in another layout.
     """
     if key == "history":
         return not all(text.strip() in texts for text in strings_in(value))
-    return key.startswith("system") and isinstance(value, str) and value.strip() not in texts
+    if not key.startswith("system") or not isinstance(value, str):
+        return False
+    messages = example.messages
+    return value.strip() not in (str(messages[0].get("content")) if messages else texts)

@@ -15,7 +15,7 @@ from sftprep.core.notices import Notice
 from sftprep.core.types import Example
 from sftprep.errors import FormatError, setting, source_name
 from sftprep.records.checks.unread_columns import UnreadColumns
-from sftprep.records.conversations import ANSWER_KEYS, ANSWER_REASONING_KEYS
+from sftprep.records.conversations import ANSWER_KEYS
 from sftprep.records.formats import FORMATS, read_record
 from sftprep.records.images import is_filled
 from sftprep.records.options import (
@@ -25,6 +25,7 @@ from sftprep.records.options import (
     RecordOptions,
     rename_keys,
 )
+from sftprep.records.pair_keys import ANSWER_REASONING_KEYS
 
 _MESSAGE_KEYS = ("tools", "functions", "video", "videos", "audio", "audios")
 """Keys of a message with a meaning that is not read."""
