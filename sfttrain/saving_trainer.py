@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 from transformers import Trainer
 
+from sftprep.config import check_local_path
 from sftprep.errors import TrainingDiverged
 from sfttrain.checkpoints.contents import last_optimizer_step
 from sfttrain.checkpoints.loading import (
@@ -340,6 +342,7 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
             return
         self._finite.check_saved(self.model, self.state.global_step)
         folder = Path(output_dir or str(self.args.output_dir))
+        check_local_path(os.fspath(output_dir or folder), "the folder")
         is_final_output = folder.resolve() == self._output.folder.resolve()
         if is_final_output:
             self._output.prepare_save()

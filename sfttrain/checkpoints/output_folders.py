@@ -108,11 +108,11 @@ def reject_unowned_output(folder: Path, adapters: Iterable[str] = ()) -> None:
             raise OutputExists(f"{path} is a link, which is not followed", remedy=remedy)
         if not path.is_file():
             raise OutputExists(f"{path} is a folder; a file is needed", remedy=remedy)
-    # The marker or a checkpoint of ours shows that an earlier run of ours used this folder.
+    # The marker shows that a run of ours was writing files here when it ended.
     sealed, marks = read_sealed_names(folder), {INCOMPLETE_NAME, SEAL_NAME}
     foreign_marks = [path for path in found if path.name in marks and not is_own_mark(path)]
     marked = is_own_mark(folder / INCOMPLETE_NAME)
-    if marked or any(is_own_folder(path) for path in list_checkpoints(folder).values()):
+    if marked:
         # A model card is often written by hand; it would be rewritten, not only replaced.
         found = [path for path in found if path.name == "README.md" and not marked]
     others = [path for path in found if path.name not in sealed | marks]

@@ -81,6 +81,7 @@ def seal_checkpoint(folder: str | Path) -> None:
         name: {"bytes": path.stat().st_size, "xxh3": _compute_digest(path)}
         for name, path in list_files(root).items()
         if name not in (SEAL_NAME, INCOMPLETE_NAME, _TRANSFORMERS_MARK)
+        and path.is_file()  # pipes and devices of the user have no end
         and not (isinstance(others, dict) and _is_unchanged(path, others.get(name)))
     }
     write_bytes(root / SEAL_NAME, json.dumps({"files": files}, indent=1).encode())
@@ -93,9 +94,19 @@ def _is_unchanged(path: Path, stamp: Any) -> bool:
 
 
 def read_sealed_names(folder: Path) -> set[str]:
-    """Return the names of the files in a seal; an empty set without a valid seal."""
+    """Return the names of the files in a seal that still have their size.
+
+    The set is empty without a valid seal. A file of another size was replaced by the user.
+    """
     files = read_fields(folder / SEAL_NAME).get("files")
-    return {str(name) for name in files} if isinstance(files, dict) else set()
+    if not isinstance(files, dict):
+        return set()
+    paths = {str(name): folder / str(name) for name in files}
+    return {
+        name
+        for name, path in paths.items()
+        if not path.is_file() or files[name].get("bytes") == path.stat().st_size
+    }
 
 
 def find_saved_fault(folder: Path) -> str:
@@ -247,6 +258,8 @@ def _has_one(folder: Path, names: tuple[str, ...]) -> bool:
 
 def read_fields(path: Path) -> dict[str, Any]:
     """Return the fields of a JSON object; an empty dictionary if the file has none."""
+    if not path.is_file():  # reading a pipe would not end
+        return {}
     try:
         values = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -267,7 +280,7 @@ def _fields_fault(path: Path, fields: Mapping[str, type]) -> str:
 
 def _seal_fault(folder: Path) -> str:
     try:
-        files = json.loads((folder / SEAL_NAME).read_bytes())["files"]
+        files = read_fields(folder / SEAL_NAME)["files"]
         sealed = {str(name): (entry["bytes"], entry["xxh3"]) for name, entry in files.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         sealed = {}
@@ -277,6 +290,8 @@ def _seal_fault(folder: Path) -> str:
     for name, (size, digest) in sealed.items():
         if name not in present:
             return f"{name} is missing"
+        if not present[name].is_file():
+            return f"{name} is not a regular file"
         if present[name].stat().st_size != size:
             return f"{name} does not have the size that was written"
         if _compute_digest(present[name]) != digest:
@@ -300,6 +315,8 @@ def _compute_digest(path: Path) -> str:
 
 def _file_fault(path: Path) -> str:
     """Return what is wrong with a file of unknown digest; "" if nothing is."""
+    if not path.is_file():  # reading a pipe or a device would not end
+        return "is not a regular file"
     try:
         if path.suffix == ".json":
             json.loads(path.read_bytes())

@@ -102,7 +102,8 @@ def load_model(
     if arguments["trust_remote_code"]:
         check_code_references(str(name), arguments["revision"])
     try:
-        check_kernel_references(str(name), arguments["revision"])
+        subfolder = str(arguments.get("subfolder") or "")
+        check_kernel_references(str(name), arguments["revision"], subfolder)
         return AutoModelForCausalLM.from_pretrained(name, **arguments)
     except TypeError as error:  # an unknown option
         raise ConfigError(

@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -112,19 +113,28 @@ def check_code_references(name: str, revision: str | None = None) -> None:
                 )
 
 
-def check_kernel_references(name: str, revision: str | None = None) -> None:
+def check_kernel_references(
+    name: str, revision: str | None = None, subfolder: str = "", *, is_base: bool = False
+) -> None:
     """Check that the configuration of a model names no kernels on the Hub.
 
-    transformers would download and run them before another attention is chosen.
+    transformers would download and run them before another attention is chosen. The base model of
+    an adapter is checked as well.
 
     Args:
         name: The folder or Hub name of the model.
         revision: The commit on the Hub.
+        subfolder: The folder of the model in it.
+        is_base: Whether this is the base model of an adapter.
 
     Raises:
         ConfigError: It names kernels.
     """
-    values: list[tuple[str, Any]] = [("", _read_config(name, "config.json", revision))]
+    base = _read_config(name, "adapter_config.json", revision).get("base_model_name_or_path")
+    if isinstance(base, str) and base and base != name and not is_base:
+        check_kernel_references(base, is_base=True)
+    config = _read_config(name, os.path.join(subfolder, "config.json"), revision)
+    values: list[tuple[str, Any]] = [("", config)]
     while values:
         key, value = values.pop()
         if isinstance(value, dict):
@@ -132,7 +142,7 @@ def check_kernel_references(name: str, revision: str | None = None) -> None:
             values.extend((key if is_implementation else k, v) for k, v in value.items())
         elif isinstance(value, list):
             values.extend((key, item) for item in value)
-        elif isinstance(value, str) and "/" in value and _IMPLEMENTATION.search(key):
+        elif isinstance(value, str) and _IMPLEMENTATION.search(key) and _may_be_kernels(value):
             raise ConfigError(
                 f"config.json of {name} names the kernels {value} in {key}, which are code that"
                 " the command line does not name",
@@ -141,6 +151,15 @@ def check_kernel_references(name: str, revision: str | None = None) -> None:
                     f"remove it, and name kernels that you trust with {setting('attn', value)}",
                 ],
             )
+
+
+def _may_be_kernels(implementation: str) -> bool:
+    """Return whether transformers looks for an implementation on the Hub.
+
+    Without the package flash-attn, it does so for flash attention as well.
+    """
+    is_flash = "flash_attention" in implementation and find_spec("flash_attn") is None
+    return "/" in implementation or is_flash
 
 
 def _references_in(config: dict[str, Any]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,11 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from sftprep.errors import ConfigError, MismatchError
-from sfttrain.checkpoints.seal import SEAL_NAME, STATE_NAME
+from sfttrain.checkpoints.seal import SEAL_NAME, STATE_NAME, seal_checkpoint
 from sfttrain.checkpoints.select import find_checkpoint
 from tests.sfttrain.test_trainer import PACKS, assert_same_run, trainer_for
 from tests.sfttrain.tiny import tiny_model
+from tests.support import at_most
 
 Change = Callable[[Path], Any]
 
@@ -240,3 +242,23 @@ def test_states_that_do_not_fit_raise_a_mismatch_error(newest: Path, name: str) 
     trainer = trainer_for(newest.parent, optim="adamw_torch", max_steps=5)
     with pytest.raises(MismatchError, match=r"of .*checkpoint-4 do not fit this run"):
         trainer.train(resume_from_checkpoint=str(newest))
+
+
+@pytest.mark.parametrize("is_sealed", [False, True])
+@pytest.mark.parametrize("name", ["notes.txt", "notes.json", SEAL_NAME])
+def test_a_pipe_or_a_device_in_a_checkpoint_does_not_block_the_resume(
+    run: Path, tmp_path: Path, name: str, is_sealed: bool
+) -> None:
+    newest = Path(shutil.copytree(run, tmp_path / "run")) / "checkpoint-4"
+    seal = newest / SEAL_NAME
+    if is_sealed and name != SEAL_NAME:
+        content = json.loads(seal.read_text())
+        content["files"][name] = {"bytes": 0, "xxh3": "0" * 32}
+        seal.write_text(json.dumps(content))
+    else:
+        seal.unlink()
+    os.mkfifo(newest / name)
+    with at_most(60):
+        assert chosen(newest, save_strategy="no") == "checkpoint-2"
+        if name != SEAL_NAME:
+            seal_checkpoint(newest)

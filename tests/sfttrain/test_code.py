@@ -209,6 +209,19 @@ def test_kernels_that_only_the_configuration_names_are_refused(
     load_model(ModelConfig(str(model)), device=torch.device("cpu"))
 
 
+def test_kernels_of_a_base_model_or_a_subfolder_are_refused(model: Path, tmp_path: Path) -> None:
+    content = {**json.loads((model / "config.json").read_text()), "attn_implementation": "evil/x"}
+    outer, adapter = tmp_path / "outer", tmp_path / "adapter"
+    shutil.copytree(model, outer / "sub")
+    (outer / "sub" / "config.json").write_text(json.dumps(content))
+    adapter.mkdir()
+    base = {"base_model_name_or_path": str(outer / "sub"), "peft_type": "LORA"}
+    (adapter / "adapter_config.json").write_text(json.dumps(base))
+    for folder, options in ((outer, {"subfolder": "sub"}), (adapter, {})):
+        with pytest.raises(ConfigError, match="names the kernels evil/x"):
+            load_model(ModelConfig(str(folder)), device=torch.device("cpu"), options=options)
+
+
 def test_code_of_the_named_model_is_not_refused(model: Path) -> None:
     path = model / "config.json"
     code = {"AutoConfig": "configuration_own.Own", "AutoModel": f"{model}--modeling_own.Own"}

@@ -337,11 +337,30 @@ def test_the_output_folder_of_an_earlier_run_is_used_again(
     trainer.save_model()
     trainer.create_model_card()
     saving(output).train()
-    if strategy == "no":
-        return
-    (output / SEAL_NAME).unlink()  # of an older version, which wrote checkpoints only
-    (output / "README.md").unlink()
-    assert main(command) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_sealed", [False, True])
+def test_a_model_of_the_user_alongside_our_checkpoints_is_not_replaced(
+    tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str], is_sealed: bool
+) -> None:
+    """The user has replaced the model of a run; the checkpoints of the run are still there."""
+    output = tmp_path / "o"
+    assert main([*command, "--save_strategy", "steps"]) == 0, capsys.readouterr().err
+    model = output / "model.safetensors"
+    model.write_bytes(b"mine")
+    if not is_sealed:
+        (output / SEAL_NAME).unlink()
+    assert main(command) == 2
+    assert "but sfttrain did not write" in capsys.readouterr().err
+    assert model.read_bytes() == b"mine"
+
+
+def test_a_model_is_not_saved_to_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    trainer = saving(tmp_path / "o")
+    with pytest.raises(ConfigError, match="URLs are not supported"):
+        trainer.save_model("s3://bucket/model")
+    assert not (tmp_path / "s3:").exists()
 
 
 def test_a_model_card_does_not_replace_files_of_the_user(tmp_path: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer
-from transformers import ByT5Tokenizer
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from sftprep.errors import TokenizerError
 from sftprep.tokenize.encoders.reference import HfEncoder
@@ -183,3 +184,22 @@ def test_a_tokenizer_that_cannot_be_written_as_json_is_refused(tmp_path: Path) -
     values["model"]["dropout"] = 0.1
     with pytest.raises(TokenizerError, match="BPE dropout"):
         spec_of(Tokenizer.from_str(json.dumps(values)))
+
+
+def with_vocabulary(change: Callable[[dict[str, int]], Any]) -> PreTrainedTokenizerFast:
+    content = json.loads(byte_level().to_str())
+    change(content["model"]["vocab"])
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(content)))
+
+
+def test_ids_far_beyond_the_number_of_tokens_are_refused() -> None:
+    hostile = with_vocabulary(lambda vocabulary: vocabulary.update(zzqq=2_000_000_000))
+    with pytest.raises(TokenizerError, match="ids up to 2,000,000,000"):
+        tokenizer_spec(hostile)
+
+
+def test_bytes_that_a_vocabulary_lacks_are_known() -> None:
+    assert tokenizer_spec(with_vocabulary(len)).missing_bytes == ()
+    poorer = with_vocabulary(lambda vocabulary: vocabulary.pop("\u0104"))  # the byte 4
+    assert tokenizer_spec(poorer).missing_bytes == (4,)
+    assert poorer("a\x04b")["input_ids"] == poorer("a")["input_ids"] + poorer("b")["input_ids"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import orjson
 
 from sftprep.config.cache_location import cache_dir
+from sftprep.config.validation import check_local_path
 from sftprep.errors import StorageError
 from sftprep.tokenize.loading.load import SPEC_SUFFIX, read_spec, write_spec
 from sftprep.tokenize.loading.resolve import check_json
@@ -31,7 +33,10 @@ def export_tokenizer(tokenizer: Any, *, cache: Path | None = None) -> Path:
     Raises:
         TokenizerError: The tokenizer has no fast backend, or does more than that backend.
         StorageError: The file cannot be written.
+        ConfigError: The cache is not on a local disk.
     """
+    if cache is not None:
+        check_local_path(os.fspath(cache), "the cache")
     spec = tokenizer_spec(tokenizer)
     check_json(spec, tokenizer)
     fields = orjson.dumps(spec.to_fields(), option=orjson.OPT_SORT_KEYS)

@@ -38,7 +38,9 @@ __all__ = ["TokenizerSpec", "load_tokenizer", "read_spec", "tokenizer_spec", "wr
 SPEC_SUFFIX = ".spec"
 """Suffix of the files of `write_spec` that can be used as a tokenizer; see `export_tokenizer`."""
 
-_FORMAT = 2  # to be increased when an entry of the cache, or how it is made, changes
+_LONGEST_LOADING = 600
+"""Seconds until a process that loads a tokenizer is ended."""
+_FORMAT = 3  # to be increased when an entry of the cache, or how it is made, changes
 
 # Files that AutoTokenizer may read for a tokenizer. A change in one of them is another tokenizer.
 _FILES = (
@@ -293,7 +295,13 @@ def _resolve(name: str, directory: Path, scratch: Path) -> TokenizerSpec:
             text=True,
             errors="replace",
             check=False,
+            timeout=_LONGEST_LOADING,
         )
+    except subprocess.TimeoutExpired as error:
+        raise TokenizerError(
+            f"the tokenizer {name} could not be loaded within {_LONGEST_LOADING} s",
+            remedy="check its tokenizer.json: a normalizer may multiply the text",
+        ) from error
     except OSError as error:
         raise TokenizerError(
             f"cannot start Python ({sys.executable}) to load the tokenizer {name}:"

@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 from typing import Any
 
 from sftprep.errors import TokenizerError
 from sftprep.tokenize.loading.adversarial_texts import adversarial_texts
 from sftprep.tokenize.loading.spec import TokenizerSpec, tokenizer_spec
+
+_MOST_MEMORY = 12 << 30
+"""Bytes of data of the process; large tokenizers take 2 GB with torch."""
 
 
 def main(name: str, answer_file: str) -> int:
@@ -26,6 +30,7 @@ def main(name: str, answer_file: str) -> int:
     Returns:
         The exit code: 0 for a tokenizer, 1 for an error.
     """
+    _limit_memory()
     try:
         spec = resolve(name)
         answer = {**spec.to_fields(), "json": spec.json.decode()}
@@ -36,6 +41,13 @@ def main(name: str, answer_file: str) -> int:
         json.dump(answer, file)
     os.replace(temporary, answer_file)
     return 1 if "error" in answer else 0
+
+
+def _limit_memory() -> None:
+    """Limit the memory of this process: a normalizer may multiply every text."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = _MOST_MEMORY if hard == resource.RLIM_INFINITY else min(_MOST_MEMORY, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
 
 
 def resolve(name: str) -> TokenizerSpec:

@@ -28,6 +28,9 @@ _MODEL_HEAD = 400
 _SAMPLE_TEXTS = ("a", "", "Hello, world!", "  two  blanks\n\n", "12345 中文 é", "\t")
 
 
+_SPARSE_VOCABULARY, _MOST_IDS_PER_TOKEN = 1 << 20, 16
+"""Vocabularies with higher ids than the first number may have this many unused ids per token."""
+
 _TUPLES = ("prefix_ids", "suffix_ids", "missing_bytes")
 """The fields that JSON has as lists."""
 
@@ -204,10 +207,17 @@ def tokenizer_spec(tokenizer: Any, *, name: str | None = None) -> TokenizerSpec:
     limit = tokenizer.model_max_length
     split = bool(getattr(tokenizer, "split_special_tokens", False))
     vocabulary = backend.get_vocab(with_added_tokens=True)
+    vocab_size = max(len(tokenizer), 1 + max(vocabulary.values(), default=-1))
+    # Encoders allocate tables with an entry for each id.
+    if vocab_size > max(_SPARSE_VOCABULARY, _MOST_IDS_PER_TOKEN * len(vocabulary)):
+        raise TokenizerError(
+            f"{name} has {len(vocabulary):,} tokens, but ids up to {vocab_size - 1:,}",
+            remedy="check the ids in its tokenizer.json",
+        )
     spec = TokenizerSpec(
         name=name,
         json=_optimize_for_loading(text.encode()),
-        vocab_size=max(len(tokenizer), 1 + max(vocabulary.values(), default=-1)),
+        vocab_size=vocab_size,
         special_tokens=special_tokens,
         eos_token=special_tokens.get("eos_token"),
         eos_token_id=_id_or_none(tokenizer.eos_token_id),
