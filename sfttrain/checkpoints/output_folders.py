@@ -6,7 +6,7 @@ well, and is replaced when the run reaches that step again. Every other folder b
 it is neither replaced nor deleted, and nothing is written through a link.
 
 The final model is saved at the top of the output folder, among files of the user. A file there is
-ours if `sft_files.json` lists it, or if the folder has checkpoints of ours.
+ours if `sft_files.json` lists it with its size, or if `sft_incomplete` marks the folder.
 """
 
 from __future__ import annotations
