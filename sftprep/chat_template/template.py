@@ -334,8 +334,7 @@ class ChatTemplate:
     ) -> bool:
         """Return whether to repeat this render with Jinja.
 
-        The repeated ones are one in CHECKED_EVERY, the first renders, and the first one of each
-        shape.
+        This is so for one in CHECKED_EVERY, the first renders, and the first of each shape.
         """
         if self._num_compiled % CHECKED_EVERY == 0:
             return True
