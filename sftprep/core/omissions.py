@@ -17,7 +17,7 @@ which no setting can keep."""
 
 COLUMN_NOT_READ = "column_not_read:"
 """The start of the kind of warning about a column of records that no format reads, although its
-name suggests content. The kind ends with the name in lower case."""
+name suggests content. The kind ends with the name."""
 
 OMISSIONS = {
     MESSAGE: "the content of a message",

@@ -127,6 +127,8 @@ def fit_lengths(
     if is_cut:
         ranges = OVERLONG[limit.overlong](lengths, sequences.line_of, limit, counts, rejected)
         add_excerpts(rejected, data)
+        first_cut = int(sequences.line_of[np.argmax(lengths > limit.max_length)])
+        first_lines |= {name: first_cut for name in _COUNTS_OF_CUTS if counts.get(name)}
     begins = offsets[ranges.rows] + ranges.starts
     found = targets.count_in(begins, begins + ranges.lengths)
     # 2. Count what was cut. The first token of a range is not a target, although it is not cut.
@@ -157,6 +159,9 @@ def fit_lengths(
         first_lines,
     )
 
+
+_COUNTS_OF_CUTS = ("truncated", "extra.split", "dropped.overlong")
+"""The counts of long sequences, whose first line is kept."""
 
 OverlongRule = Callable[
     [NDArray[np.int64], NDArray[np.int64], LengthLimit, Counter[str], list[Rejected]],

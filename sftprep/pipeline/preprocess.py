@@ -324,7 +324,7 @@ def read_examples(
                 examples.append(example)
                 if len(record) > 1:
                     for key in columns.meaningful(record, example):
-                        counts.warn(f"{COLUMN_NOT_READ}{key.lower()}", number)
+                        counts.warn(f"{COLUMN_NOT_READ}{key}", number)
                 if example.images_dropped:
                     counts.warn("images_dropped", number)
                 if example.unread_switch:

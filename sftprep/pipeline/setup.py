@@ -336,6 +336,14 @@ def _detect(
             missing = ", ".join(repr(key) for key in keys if key not in record)
             if missing:
                 _log.warning("%s: the first record of %s has no key %s", option, file, missing)
+        replaced = [
+            repr(target)
+            for source, target in reading.renames
+            if source in record and record.get(target) and target not in sources
+        ]
+        if replaced:
+            names = ", ".join(replaced)
+            _log.warning("map: %s of the first record of %s is replaced and lost", names, file)
         masks = frozenset(MASKS & record.keys()) if name == "tokens" else frozenset()
         is_chat = FORMATS[name].kind == "conversation" or _has_turns(record, name, reading)
         return DetectedFormat(file, name, is_chat=is_chat, masks=masks)

@@ -84,9 +84,10 @@ def _to_chat(record: Record, line: int, options: RecordOptions, keys: tuple[str,
     if keys != _TRL_KEYS and len(completion) == 1:
         completion = add_reasoning(completion, record)
     example = Example(line, prompt_messages=prompt, messages=[*prompt, *completion])
-    if isinstance(record[request], list) or isinstance(record[answer], list):
-        turns = [*_list_of(record[request]), *_list_of(record[answer])]
-        example.unread_texts, example.unread_switch = find_unread(turns, example.messages or [])
+    calls = [[record[answer]]] if completion[0].get("tool_calls") else []
+    if calls or isinstance(record[request], list) or isinstance(record[answer], list):
+        read_from: list[Any] = [*_list_of(record[request]), *_list_of(record[answer]), *calls]
+        example.unread_texts, example.unread_switch = find_unread(read_from, example.messages or [])
     return complete_chat(example, record, options)
 
 

@@ -14,18 +14,28 @@ from itertools import chain
 from typing import Any
 
 from sftprep.chat_template.reference.rendering import REASONING_KEYS
-from sftprep.core.types import Message
+from sftprep.core.types import Message, function_of
+from sftprep.records.roles import TOOL_CALL, to_role
 from sftprep.records.switches import SWITCH_KEYS
 
 _TEXT_KEYS = ("name", "tool_call_id", *REASONING_KEYS)
 """Keys of messages whose values are read if they are strings."""
 _READ_KEYS = SWITCH_KEYS | {"role", "from", "tool_calls", "function_call", *_TEXT_KEYS}
 """Keys of turns that are read, besides the content."""
+_KEYS_OF_CALLS = frozenset({"id", "type", "index", "function", "name", "arguments"})
 _READ_KEYS_OF_MESSAGES = _READ_KEYS | {"content"}
 _READ_KEYS_OF_VALUES = _READ_KEYS | {"value"}
+_METADATA = frozenset(
+    {
+        *("id", "model", "date", "created", "created_at", "timestamp", "source", "url"),
+        *("lang", "language"),
+    }
+)
+"""Keys at any depth whose values describe a turn and are not a part of it."""
 _WORDS = re.compile(
-    r"[^\s\d!-/:-@\[-`{-~]{2,}[,;:.!?]?\s+[^\s\d!-/:-@\[-`{-~]{2,}"
-    r"|[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u9fff\uac00-\ud7af]{4,}"
+    r"[^\s\d!-/:-@\[-`{-~]{2,}\S*\s(?:.*\s)?\S*[^\s\d!-/:-@\[-`{-~]{2,}"
+    r"|[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u9fff\uac00-\ud7af]{4,}",
+    re.DOTALL,
 )
 """Text, as opposed to an id or a number: two words, or characters of languages that are written
 without spaces (Thai, Lao, Burmese, Khmer, Chinese, Japanese)."""
@@ -65,9 +75,14 @@ def find_unread(turns: Any, messages: list[Message]) -> tuple[tuple[str, ...], b
     unread = (
         stripped
         for text in _strings_in(partly_read)
-        if (stripped := text.strip()) not in shown and _WORDS.search(stripped)
+        if (stripped := text.strip()) not in shown and is_text(stripped)
     )
     return tuple(dict.fromkeys(unread)), any(map(_has_unread_switch, partly_read))
+
+
+def is_text(value: str) -> bool:
+    """Return whether a string is text, as opposed to an id, a date or a single word."""
+    return _WORDS.search(value) is not None
 
 
 def _is_read_whole(turn: Any) -> bool:
@@ -76,15 +91,34 @@ def _is_read_whole(turn: Any) -> bool:
         return type(turn) is str
     if any(turn.get(key) and type(turn[key]) is not str for key in _TEXT_KEYS):
         return False
+    if turn.get("tool_calls") and not _are_plain_calls(turn["tool_calls"]):
+        return False
+    if to_role(turn.get("role") or turn.get("from")) == TOOL_CALL:
+        return False
     content = turn.get("content")
     if type(content) is str or (content is None and turn.get("tool_calls")):
         return turn.keys() <= _READ_KEYS_OF_MESSAGES
     return type(turn.get("value")) is str and turn.keys() <= _READ_KEYS_OF_VALUES
 
 
+def _are_plain_calls(calls: Any) -> bool:
+    """Return whether calls have names and arguments, and nothing else with a meaning."""
+    return type(calls) is list and all(
+        type(call) is dict
+        and type(function := function_of(call)) is dict
+        and call.keys() <= _KEYS_OF_CALLS
+        and function.keys() <= _KEYS_OF_CALLS
+        for call in calls
+    )
+
+
 def _values_read(message: Message) -> Iterator[Any]:
     """Yield the values of a message that the conservation check looks for."""
-    yield from (message.get("content"), message.get("tool_calls"))
+    yield message.get("content")
+    for call in message.get("tool_calls") or ():
+        function = function_of(call)
+        if isinstance(function, dict):
+            yield from (function.get("name"), function.get("arguments"))
     yield from (message[key] for key in _TEXT_KEYS if isinstance(message.get(key), str))
 
 
@@ -108,7 +142,7 @@ def _strings_in(value: Any, *, with_json: bool = False) -> Iterator[str]:
             if parsed is None or with_json:
                 yield item
         elif isinstance(item, dict):
-            stack.extend(item.values())
+            stack.extend(inner for key, inner in item.items() if key not in _METADATA)
         elif isinstance(item, list):
             stack.extend(item)
 

@@ -156,7 +156,9 @@ def _find_reasoning_keys(message: Message) -> list[str]:
     keys: list[str] = []
     for key in REASONING_KEYS:
         text = message.get(key)
-        if isinstance(text, str) and text.strip() and text not in [message[k] for k in keys]:
+        if not isinstance(text, str) or not text.strip():
+            continue
+        if text.strip() not in [message[other].strip() for other in keys]:
             keys.append(key)
     return keys
 
@@ -264,11 +266,11 @@ class SentinelCopy:
         for key in REASONING_KEYS:
             text = message.get(key)
             if isinstance(text, str) and text.strip():
-                if text not in sentinel_of:
-                    sentinel_of[text] = self._new_sentinel()
+                if text.strip() not in sentinel_of:
+                    sentinel_of[text.strip()] = self._new_sentinel()
                 # Which keys have the same text is a part of the shape.
-                self.shape.append((key, [*sentinel_of].index(text)))
-                copy[key] = sentinel_of[text]
+                self.shape.append((key, [*sentinel_of].index(text.strip())))
+                copy[key] = sentinel_of[text.strip()]
         self._copy_content(message, copy)
         if _has_speaker(message) and message["name"].strip():
             copy["name"] = self._new_sentinel()

@@ -152,6 +152,14 @@ def _dropped_rows(manifest: Manifest) -> Iterator[_Row]:
         yield from _reason_rows("dropped", {reason: number}, first.get(f"dropped.{reason}", ""))
 
 
+def _first_of(manifest: Manifest, name: str) -> str:
+    """Return the first line of a count, for the end of a row; "" if it is not known."""
+    for info in manifest.inputs:
+        if line := info.first_lines.get(name):
+            return f", first: {escape_control(info.path)}:{line}"
+    return ""
+
+
 def _token_rows(manifest: Manifest) -> list[_Row]:
     """Return the rows about tokens and packs."""
     ledger = manifest.accounting
@@ -168,7 +176,8 @@ def _token_rows(manifest: Manifest) -> list[_Row]:
         (
             "  truncated",
             ledger.tokens_truncated,
-            f"from {truncated} longer than {manifest.max_length:,} tokens",
+            f"from {truncated} longer than {manifest.max_length:,} tokens"
+            + _first_of(manifest, "truncated"),
         ),
         *_reason_rows("dropped", ledger.tokens_dropped),
         *_reason_rows("left out", ledger.tokens_left_out),

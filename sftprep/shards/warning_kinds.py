@@ -33,12 +33,13 @@ KINDS: dict[str, _Kind] = {
     REASONING: _Kind(
         "record",
         f"the chat template drops {OMISSIONS[REASONING]}, which is missing from the tokens",
-        f"keep that of earlier turns with {setting('reasoning', 'keep')}",
+        f"if the template shows reasoning at all, {setting('reasoning', 'keep')} keeps that of"
+        " earlier turns",
     ),
     LAST_REASONING: _Kind(
         "record",
-        "the template does not show the reasoning of the last turn either",
-        f"use another {setting('chat_template')}",
+        "this includes reasoning of the last turn",
+        f"use one key for the reasoning of a turn, or another {setting('chat_template')}",
     ),
     "keep_unproven": _Kind(
         "record",
@@ -49,7 +50,7 @@ KINDS: dict[str, _Kind] = {
     "switch_not_read": _Kind(
         "record",
         "a turn has a key that appears to select what is trained, and which is not read",
-        "rename it to train, weight or loss_mask",
+        f"express it as train, weight or loss_mask with {setting('transform', 'FILE.py:NAME')}",
     ),
     "images_dropped": _Kind("record", "the images were removed, and the text was kept"),
     "reasoning_removed": _Kind("record", "all reasoning was removed, as the settings specify"),

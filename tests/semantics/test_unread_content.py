@@ -101,8 +101,8 @@ def test_a_column_is_counted_wherever_it_begins(filled: int, chatml_dir: Path) -
     rows: list[Any] = [{"messages": [USER, ASSISTANT], "Rationale": None} for _ in range(filled)]
     rows += [{"messages": [USER, ASSISTANT], "Rationale": "It is the oldest."}] * 2
     batch = prepare(rows, chatml_dir).batch
-    assert batch.counts["warnings.column_not_read:rationale"] == 2
-    assert batch.first_lines["warnings.column_not_read:rationale"] == filled
+    assert batch.counts["warnings.column_not_read:Rationale"] == 2
+    assert batch.first_lines["warnings.column_not_read:Rationale"] == filled
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_a_text_that_a_later_turn_shows_is_not_counted(folder_with: Any) -> None
     ("column", "is_counted"),
     [
         ({"label": 0}, True),
-        ({"tools": [{"name": "f"}], "functions": [{"name": "g"}]}, True),
+        ({"tools": [{"name": "f"}], "functions": [{"name": "get_weather"}]}, True),
         ({"system": "Name a tall"}, False),  # it becomes the first message
     ],
 )

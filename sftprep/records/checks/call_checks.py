@@ -92,9 +92,15 @@ def _kind_of(value: Any) -> str:
 
 
 def _names_of(tools: list[Any]) -> set[str]:
-    functions = [tool.get("function") or tool for tool in tools if isinstance(tool, dict)]
-    return {
-        function["name"]
-        for function in functions
-        if isinstance(function, dict) and isinstance(function.get("name"), str)
-    }
+    """Return the names in tools of any layout, such as those of Gemini and Bedrock."""
+    names: set[str] = set()
+    stack: list[Any] = [*tools]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict):
+            name = item.get("name")
+            names |= {name} if isinstance(name, str) else set()
+            stack.extend(item.values())
+        elif isinstance(item, list):
+            stack.extend(item)
+    return names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ from sftprep.records.conversations import CHAT_KEYS
 from sftprep.records.formats import FORMATS, detect_format, keys_of
 from sftprep.records.images import IMAGE_KEYS, is_filled
 from sftprep.records.options import Record, RecordOptions
+from sftprep.records.unread_turns import is_text
 
 _MEANINGFUL = (
     frozenset(key for kind in FORMATS.values() for key in kind.keys | kind.optional)
@@ -19,6 +21,24 @@ _MEANINGFUL = (
     | {"video", "videos", "audio", "audios"}
 )
 """Keys whose values are usually meant to be trained on, or to be shown to the model."""
+
+_MEANINGFUL_WORDS = frozenset(
+    {
+        *("reasoning", "thinking", "thought", "thoughts", "cot", "rationale"),
+        *("explanation", "system", "document", "documents"),
+    }
+)
+"""Words of other such keys, such as `deepseek_reasoning`; their values must be text."""
+_WORDS_OF_METADATA = frozenset(
+    {
+        *("id", "ids", "url", "hash", "length", "len", "tokens", "count", "num", "score"),
+        *("time", "date", "type", "name", "source", "model"),
+    }
+)
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_MOST_NAMES = 100
+"""The most columns that are named for one partition; the others share a name."""
+_OTHERS = "(others)"
 
 _MOST_KEY_SETS = 1024
 """The most sets of keys of records that are kept, since records may have arbitrary keys."""
@@ -37,6 +57,7 @@ class UnreadColumns:
         # The meaningful columns among the keys of a record that may not be read; most records of a
         # file have the same keys.
         self._candidates: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._names: set[str] = set()  # of columns that were found
 
     def meaningful(self, record: Record, example: Example) -> list[str]:
         """Return the columns of a record that are not read, although the names suggest content.
@@ -52,7 +73,7 @@ class UnreadColumns:
         if not candidates:
             return []
         found = self.find(record, example, candidates)
-        return [key for key, is_meaningful in found if is_meaningful]
+        return [self._name_of(key) for key, is_meaningful in found if is_meaningful]
 
     def find(
         self, record: Record, example: Example, keys: Collection[str]
@@ -75,7 +96,7 @@ class UnreadColumns:
         texts: str | None = None
         for key in keys:
             value = record[key]
-            if key in IMAGE_KEYS or not (is_filled(value) or type(value) in (int, float)):
+            if key in IMAGE_KEYS or not (is_filled(value) or type(value) in (bool, int, float)):
                 continue
             if _equals_first_message(value, example):
                 continue
@@ -83,24 +104,58 @@ class UnreadColumns:
                 texts = "\n".join(strings_in(_contents(example)))
             if key in certain:
                 if _is_unused(key, value, example, texts):
-                    yield key, key.lower() in _MEANINGFUL
+                    yield key, _is_meaningful(key, value)
                 continue
-            # Many data sets repeat a part of the conversation in another column.
-            is_repeated = isinstance(value, str) and value.strip() in texts
+            is_repeated = _is_repeated(value, texts) or (
+                isinstance(value, str) and _contains_all(value, record, kind.keys | kind.optional)
+            )
             if not (is_repeated and key in kind.optional):
-                yield key, key.lower() in _MEANINGFUL and not is_repeated
+                yield key, _is_meaningful(key, value) and not is_repeated
+
+    def _name_of(self, key: str) -> str:
+        if key not in self._names and len(self._names) >= _MOST_NAMES:
+            return _OTHERS
+        self._names.add(key)
+        return key
 
     def _find_candidates(self, keys: tuple[str, ...]) -> tuple[str, ...]:
         read = keys_of(self._format, self._options)
         if FORMATS[self._format].kind == "conversation":
             read |= {"tools", "chat_template_kwargs"}
         candidates = tuple(
-            key for key in keys if key.lower() in _MEANINGFUL and key not in read | IMAGE_KEYS
+            key for key in keys if _has_meaningful_name(key) and key not in read | IMAGE_KEYS
         )
         if len(self._candidates) >= _MOST_KEY_SETS:
             self._candidates.clear()
         self._candidates[keys] = candidates
         return candidates
+
+
+def _has_meaningful_name(key: str) -> bool:
+    words = {word.lower() for word in _WORD.findall(key)}
+    return key.lower() in _MEANINGFUL or (
+        not _MEANINGFUL_WORDS.isdisjoint(words) and _WORDS_OF_METADATA.isdisjoint(words)
+    )
+
+
+def _is_meaningful(key: str, value: Any) -> bool:
+    """Return whether a column appears to have content."""
+    if key.lower() in _MEANINGFUL:
+        return True
+    return _has_meaningful_name(key) and any(map(is_text, strings_in(value)))
+
+
+def _is_repeated(value: Any, texts: str) -> bool:
+    """Return whether all texts of a value are in the example, as in many data sets."""
+    strings = [*strings_in(value)]
+    return bool(strings) and all(text.strip() in texts for text in strings)
+
+
+def _contains_all(value: str, record: Record, keys: frozenset[str]) -> bool:
+    """Return whether a text contains all texts that are read, like `text` of Stanford Alpaca."""
+    read = [item for key in keys if key in record for item in strings_in(record[key])]
+    others = [text.strip() for text in read if text is not value]
+    return len(others) > 1 and all(text in value for text in others)
 
 
 def strings_in(value: Any) -> Iterator[str]:
@@ -136,7 +191,8 @@ def _is_unused(key: str, value: Any, example: Example, texts: str) -> bool:
     """
     if key == "history":
         return not all(text.strip() in texts for text in strings_in(value))
-    if not key.startswith("system") or not isinstance(value, str):
+    if not key.startswith("system"):
         return False
     messages = example.messages
-    return value.strip() not in (str(messages[0].get("content")) if messages else texts)
+    shown = str(messages[0].get("content")) if messages else texts
+    return not all(text.strip() in shown for text in strings_in(value))

@@ -207,4 +207,6 @@ def _context_map(keys: Sequence[str], format_name: str) -> str | None:
     if FORMATS[format_name].kind != "pair" or "context" not in keys or "/" not in format_name:
         return None
     request, answer = format_name.split("/")
+    if {"instruction", "input", "output"} & ({*keys} | {request, answer}):
+        return None  # a key that is replaced would be lost
     return f"{request}=instruction,context=input,{answer}=output"

@@ -28,6 +28,7 @@ _ANSWER_WORDS = {answer for _, answer in PAIRS} | {
     "tgt",
 }
 _CONVERSATION_WORDS = {"data", "dialog", "dialogue", "conversation", "chat", "utterances"}
+_NOT_ANSWERS = {"system", "reasoning", "thinking", "thought", "rationale", "meta", "source"}
 _ID_WORDS = {"id", "uid", "uuid"}
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 _MAPPED_PAIR = ("instruction", "output")
@@ -138,7 +139,11 @@ def _transform_example(record: Record) -> str:
         for inner, item in value.items()
     }
     # The names decide first, then the order of the texts.
-    texts = [f"record[{key!r}]" for key, value in record.items() if isinstance(value, str)]
+    texts = [
+        f"record[{key!r}]"
+        for key, value in record.items()
+        if isinstance(value, str) and not _words(key) & _NOT_ANSWERS
+    ]
     nested = [path for path in paths if path.count("][") == 1]
     others = [*texts, *nested, *paths, "record['question']", "record['answer']"]
     request = next((p for p, key in paths.items() if _words(key) & _REQUEST_WORDS), others[0])
