@@ -211,6 +211,58 @@ def test_a_system_prompt_within_another_message_is_not_read(chatml_dir: Path) ->
     assert warnings_of(record, chatml_dir) == {"column_not_read:system"}
 
 
+FUNCTION = {"name": "weather", "arguments": {"city": "Kiel"}}
+CALL: dict[str, Any] = {"type": "function", "function": FUNCTION}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {**CALL, "result": "it will rain all day"},
+        {**CALL, "function": {**FUNCTION, "thought": "the user wants rain"}},
+    ],
+)
+def test_text_of_a_call_besides_its_arguments_is_counted(
+    call: dict[str, Any], folder_with: Any
+) -> None:
+    shows = "{% for m in messages %}{{ m.role }}{{ m.content }}{% for c in m.tool_calls or [] %}"
+    shows += "{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"
+    answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+    assert "key_not_shown" in warnings_of({"messages": [USER, answer]}, folder_with(shows))
+    without = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    assert "key_not_shown" not in warnings_of({"messages": [USER, without]}, folder_with(shows))
+
+
+@pytest.mark.parametrize(
+    ("columns", "found"),
+    [
+        ({"system": [{"text": "Quite another one."}]}, {"column_not_read:system"}),
+        ({"deepseek_reasoning": "First I look at it."}, {"column_not_read:deepseek_reasoning"}),
+        ({"reasoning_effort": "high", "system_id": "an id"}, set()),
+        ({"label": False}, {"column_not_read:label"}),
+        ({"text": f"User: {USER['content']} Bot: {ASSISTANT['content']}"}, set()),
+    ],
+)
+def test_columns_whose_names_suggest_content(
+    columns: dict[str, Any], found: set[str], chatml_dir: Path
+) -> None:
+    first = {"role": "system", "content": "Be brief."}
+    record = {"messages": [first, USER, ASSISTANT], **columns}
+    if "text" in columns:
+        record = {"prompt": USER["content"], "response": ASSISTANT["content"], **columns}
+    assert warnings_of(record, chatml_dir) == found
+
+
+def test_an_answer_that_is_a_list_of_messages_is_read(chatml_dir: Path) -> None:
+    assert warnings_of({"messages": [USER], "answer": [ASSISTANT]}, chatml_dir) == set()
+
+
+def test_the_first_line_that_is_cut_is_known(chatml_dir: Path) -> None:
+    rows = [{"text": "a"}, {"text": "a b c d e f g h"}, {"text": "a b c d e f g h"}]
+    batch = prepare(rows, chatml_dir, max_length=4).batch
+    assert batch.first_lines == {"truncated": 1}
+
+
 words = st.text("abcdefgh", min_size=3, max_size=8)
 sentences = st.tuples(words, words).map(" ".join)
 values = st.recursive(
