@@ -16,7 +16,7 @@ from sftprep.records.options import (
     RecordOptions,
     rename_keys,
 )
-from sftprep.records.pair_keys import PAIRS
+from sftprep.records.pair_keys import PAIRS, find_pair
 
 _REQUEST_WORDS = {request for request, _ in PAIRS} | {"ask", "task", "request", "src"}
 _ANSWER_WORDS = {answer for _, answer in PAIRS} | {
@@ -50,9 +50,19 @@ def unknown_format(file: str, record: Record, options: RecordOptions) -> FormatE
     return FormatError(
         f"no format fits {source_name(file)}: its records have the keys {keys}"
         + (f" after {setting('map')}" if options.renames else "")
-        + f"; known keys are {known}",
+        + (_wrong_types(record) or f"; known keys are {known}"),
         remedy=suggest(record, options),
     )
+
+
+def _wrong_types(record: Record) -> str:
+    """Return which values of a known pair of keys are neither text nor messages; "" if none."""
+    pair = find_pair(record)
+    if pair is None:
+        return ""
+    wrong = [key for key in pair if not isinstance(record[key], str)]
+    kinds = ", ".join(f"{key!r} is of type {type(record[key]).__name__}" for key in wrong)
+    return f"; {kinds}, not a text or a list of messages" if wrong else ""
 
 
 def suggest(record: Record, options: RecordOptions) -> list[str]:
