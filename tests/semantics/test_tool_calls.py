@@ -72,7 +72,7 @@ def test_arguments_that_are_no_json_object_make_a_bad_record(
         ({"name": None, "arguments": {}}, "has no name"),
         ({"name": 5, "arguments": {}}, "has no name"),
         ("tide", "is a string, not an object"),
-        (None, "is null, not an object"),
+        (None, "has no name"),
     ],
 )
 def test_calls_without_a_name_make_a_bad_record(folder_with, call, problem):
