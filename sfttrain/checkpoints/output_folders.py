@@ -28,7 +28,12 @@ from sfttrain.checkpoints.own_files import (
     is_own_mark,
     is_regular,
 )
-from sfttrain.checkpoints.seal import INCOMPLETE_NAME, SEAL_NAME, read_sealed_names
+from sfttrain.checkpoints.seal import (
+    INCOMPLETE_NAME,
+    SEAL_NAME,
+    find_replaced,
+    read_sealed_names,
+)
 
 MERGED_NAME = "merged"
 """The folder of the merged model, in the folder of its adapter."""
@@ -109,7 +114,8 @@ def reject_unowned_output(folder: Path, adapters: Iterable[str] = ()) -> None:
         if not path.is_file():
             raise OutputExists(f"{path} is a folder; a file is needed", remedy=remedy)
     # The marker shows that a run of ours was writing files here when it ended.
-    sealed, marks = read_sealed_names(folder), {INCOMPLETE_NAME, SEAL_NAME}
+    sealed = read_sealed_names(folder) - find_replaced(folder)
+    marks = {INCOMPLETE_NAME, SEAL_NAME}
     foreign_marks = [path for path in found if path.name in marks and not is_own_mark(path)]
     marked = is_own_mark(folder / INCOMPLETE_NAME)
     if marked:

@@ -94,18 +94,28 @@ def _is_unchanged(path: Path, stamp: Any) -> bool:
 
 
 def read_sealed_names(folder: Path) -> set[str]:
-    """Return the names of the files in a seal that still have their size.
-
-    The set is empty without a valid seal. A file of another size was replaced by the user.
-    """
+    """Return the names of the files in a seal; an empty set without a valid seal."""
     files = read_fields(folder / SEAL_NAME).get("files")
-    if not isinstance(files, dict):
-        return set()
-    paths = {str(name): folder / str(name) for name in files}
+    return {str(name) for name in files} if isinstance(files, dict) else set()
+
+
+def _size_in(entry: Any) -> Any:
+    """Return the size in an entry of a seal; None if it has none."""
+    return entry.get("bytes") if isinstance(entry, dict) else None
+
+
+def find_replaced(folder: Path) -> set[str]:
+    """Return the names of sealed files with another size: the user replaced them."""
+    files = read_fields(folder / SEAL_NAME).get("files")
+    sizes = {
+        str(name): _size_in(entry)
+        for name, entry in (files if isinstance(files, dict) else {}).items()
+    }
+    paths = {name: folder / name for name in sizes}
     return {
         name
         for name, path in paths.items()
-        if not path.is_file() or files[name].get("bytes") == path.stat().st_size
+        if path.is_file() and sizes[name] != path.stat().st_size
     }
 
 

@@ -262,3 +262,12 @@ def test_a_pipe_or_a_device_in_a_checkpoint_does_not_block_the_resume(
         assert chosen(newest, save_strategy="no") == "checkpoint-2"
         if name != SEAL_NAME:
             seal_checkpoint(newest)
+
+
+def test_a_torn_checkpoint_is_written_again(run: Path, tmp_path: Path) -> None:
+    newest = Path(shutil.copytree(run, tmp_path / "run")) / "checkpoint-4"
+    path = newest / "model.safetensors"
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-100])
+    assert chosen(newest, save_strategy="steps", save_steps=2) == "checkpoint-2"
+    assert path.stat().st_size == size
