@@ -108,7 +108,7 @@ def keys_read(options: RecordOptions) -> frozenset[str]:
     return known | IMAGE_KEYS | {options.text_field} | renamed
 
 
-def _is_turn(value: Any) -> bool:
+def is_turn(value: Any) -> bool:
     """Return whether a value is a string, or a list starting with a message."""
     return isinstance(value, str) or (
         isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
@@ -211,7 +211,7 @@ FORMATS: dict[str, Format] = {
     "gemini": _conversation("contents", _is_conversation),
     "alpaca": _pair("instruction", "output"),
     "text": Format("text", frozenset({"text"}), from_text),
-    **{f"{pair[0]}/{pair[1]}": _pair(*pair, _is_turn) for pair in PAIRS[1:]},
+    **{f"{pair[0]}/{pair[1]}": _pair(*pair, is_turn) for pair in PAIRS[1:]},
 }
 """The formats by name, in the order in which they are detected. Pairs of keys come last: a record
 that has a text as well is trained on that text."""

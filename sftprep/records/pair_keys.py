@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 
 PAIRS: tuple[tuple[str, str], ...] = (
     ("instruction", "output"),
@@ -51,6 +54,15 @@ ANSWER_REASONING_KEYS = ("reasoning", "reasoning_content", "thinking")
 
 _REASONING_MODES = frozenset({"", "on", "off", "none", "low", "medium", "high", "true", "false"})
 """Values that say how much reasoning was requested."""
+
+
+def split_key(key: str) -> set[str]:
+    """Return the words of a key, in lower case.
+
+    Example:
+        "Full_Answer2" or "fullAnswer2"  ->  {"full", "answer", "2"}
+    """
+    return {word.lower() for word in _WORD.findall(key)}
 
 
 def find_pair(record: Mapping[str, Any]) -> tuple[str, str] | None:

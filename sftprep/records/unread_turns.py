@@ -25,6 +25,8 @@ _READ_KEYS = SWITCH_KEYS | {"role", "from", "tool_calls", "function_call", *_TEX
 _KEYS_OF_CALLS = frozenset({"id", "type", "index", "function", "name", "arguments"})
 _READ_KEYS_OF_MESSAGES = _READ_KEYS | {"content"}
 _READ_KEYS_OF_VALUES = _READ_KEYS | {"value"}
+_MOST_WORK = 1 << 28
+"""The largest product of texts and characters of the strings that are searched."""
 _METADATA = frozenset(
     {
         *("id", "model", "date", "created", "created_at", "timestamp", "source", "url"),
@@ -32,13 +34,12 @@ _METADATA = frozenset(
     }
 )
 """Keys at any depth whose values describe a turn and are not a part of it."""
-_WORDS = re.compile(
-    r"[^\s\d!-/:-@\[-`{-~]{2,}\S*\s(?:.*\s)?\S*[^\s\d!-/:-@\[-`{-~]{2,}"
-    r"|[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u9fff\uac00-\ud7af]{4,}",
-    re.DOTALL,
+_WORD = re.compile(r"[^\s\d!-/:-@\[-`{-~]{2}")
+_UNSPACED_WORDS = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u9fff\uac00-\ud7af]{4}"
 )
-"""Text, as opposed to an id or a number: two words, or characters of languages that are written
-without spaces (Thai, Lao, Burmese, Khmer, Chinese, Japanese)."""
+"""Words of languages that are written without spaces (Thai, Lao, Burmese, Khmer, Chinese,
+Japanese)."""
 _SWITCH = re.compile(
     r"(?:is_|no_|do_|should_|has_|un)?"
     r"(?:mask(?:ed)?|ignored?|train(?:ed|able|ing)?|loss|learn|supervised?|target|weights?)"
@@ -66,23 +67,43 @@ def find_unread(turns: Any, messages: list[Message]) -> tuple[tuple[str, ...], b
     partly_read = [turn for turn in turns if not _is_read_whole(turn)]
     if not partly_read:
         return (), False
-    shown = "\0".join(
-        text
+    read = [
+        text.strip()
         for message in messages
         for value in _values_read(message)
         for text in _strings_in(value, with_json=True)
-    )
-    unread = (
-        stripped
-        for text in _strings_in(partly_read)
-        if (stripped := text.strip()) not in shown and is_text(stripped)
-    )
-    return tuple(dict.fromkeys(unread)), any(map(_has_unread_switch, partly_read))
+    ]
+    return tuple(_find_unread_texts(partly_read, read)), any(map(_has_unread_switch, partly_read))
+
+
+def _find_unread_texts(turns: list[Any], read: list[str]) -> dict[str, None]:
+    """Return the texts of turns that are neither one of the strings read nor a part of one.
+
+    The search for parts is quadratic, so it ends after `_MOST_WORK`. One unread text is enough to
+    count a record.
+    """
+    whole, joined = set(read), "\0".join(read)
+    unread: dict[str, None] = {}
+    searches_left = 1 + _MOST_WORK // (1 + len(joined))
+    for text in map(str.strip, _strings_in(turns)):
+        if text in whole or not is_text(text):
+            continue
+        if searches_left == 0:
+            break
+        searches_left -= 1
+        if text not in joined:
+            unread[text] = None
+    return unread
 
 
 def is_text(value: str) -> bool:
     """Return whether a string is text, as opposed to an id, a date or a single word."""
-    return _WORDS.search(value) is not None
+    if _UNSPACED_WORDS.search(value):
+        return True
+    # One regular expression for two words would take quadratic time for a long one, such as the
+    # bytes of an audio in base64.
+    words = filter(_WORD.search, value.split())
+    return next(words, None) is not None and next(words, None) is not None
 
 
 def _is_read_whole(turn: Any) -> bool:

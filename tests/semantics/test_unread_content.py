@@ -15,6 +15,7 @@ from sftprep.records.options import InvalidRecord, RecordOptions
 from sftprep.records.unread_turns import find_unread
 from tests.semantics.conftest import CHATML
 from tests.semantics.prepared import prepare
+from tests.support import at_most
 
 USER = {"role": "user", "content": "Name a tall lighthouse."}
 ASSISTANT = {"role": "assistant", "content": "Roter Sand it is."}
@@ -261,6 +262,23 @@ def test_the_first_line_that_is_cut_is_known(chatml_dir: Path) -> None:
     rows = [{"text": "a"}, {"text": "a b c d e f g h"}, {"text": "a b c d e f g h"}]
     batch = prepare(rows, chatml_dir, max_length=4).batch
     assert batch.first_lines == {"truncated": 1}
+
+
+def test_a_long_string_without_spaces_is_examined_in_linear_time() -> None:
+    turn = {"role": "assistant", "content": "a", "audio": "UklGRiQAAABXQVZF" * 100_000}
+    with at_most(20):
+        assert find_unread([turn], [{"role": "assistant", "content": "a"}]) == ((), False)
+
+
+@pytest.mark.parametrize("key", ["id", "note"])
+def test_a_long_conversation_with_other_keys_is_read_in_linear_time(key: str) -> None:
+    turns = [
+        {"role": "user", "content": f"number {n}", key: f"{'please ' * (key == 'note')}keep {n}"}
+        for n in range(100_000)
+    ]
+    with at_most(20):
+        unread, _ = find_unread(turns, turns)
+    assert bool(unread) == (key == "note")
 
 
 words = st.text("abcdefgh", min_size=3, max_size=8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
@@ -12,6 +11,7 @@ from sftprep.records.conversations import CHAT_KEYS
 from sftprep.records.formats import FORMATS, detect_format, keys_of
 from sftprep.records.images import IMAGE_KEYS, is_filled
 from sftprep.records.options import Record, RecordOptions
+from sftprep.records.pair_keys import split_key
 from sftprep.records.unread_turns import is_text
 
 _MEANINGFUL = (
@@ -35,7 +35,6 @@ _WORDS_OF_METADATA = frozenset(
         *("time", "date", "type", "name", "source", "model"),
     }
 )
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _MOST_NAMES = 100
 """The most columns that are named for one partition; the others share a name."""
 _OTHERS = "(others)"
@@ -132,7 +131,7 @@ class UnreadColumns:
 
 
 def _has_meaningful_name(key: str) -> bool:
-    words = {word.lower() for word in _WORD.findall(key)}
+    words = split_key(key)
     return key.lower() in _MEANINGFUL or (
         not _MEANINGFUL_WORDS.isdisjoint(words) and _WORDS_OF_METADATA.isdisjoint(words)
     )

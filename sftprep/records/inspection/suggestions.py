@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from typing import Any
 
 from sftprep.errors import FormatError, setting, source_name
-from sftprep.records.formats import FORMATS
+from sftprep.records.formats import FORMATS, is_turn
 from sftprep.records.messages import read_messages
 from sftprep.records.options import (
     TRANSFORM,
@@ -16,7 +15,7 @@ from sftprep.records.options import (
     RecordOptions,
     rename_keys,
 )
-from sftprep.records.pair_keys import PAIRS, find_pair
+from sftprep.records.pair_keys import PAIRS, find_pair, split_key
 
 _REQUEST_WORDS = {request for request, _ in PAIRS} | {"ask", "task", "request", "src"}
 _ANSWER_WORDS = {answer for _, answer in PAIRS} | {
@@ -30,7 +29,6 @@ _ANSWER_WORDS = {answer for _, answer in PAIRS} | {
 _CONVERSATION_WORDS = {"data", "dialog", "dialogue", "conversation", "chat", "utterances"}
 _NOT_ANSWERS = {"system", "reasoning", "thinking", "thought", "rationale", "meta", "source"}
 _ID_WORDS = {"id", "uid", "uuid"}
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 _MAPPED_PAIR = ("instruction", "output")
 
 
@@ -60,7 +58,7 @@ def _wrong_types(record: Record) -> str:
     pair = find_pair(record)
     if pair is None:
         return ""
-    wrong = [key for key in pair if not isinstance(record[key], str)]
+    wrong = [key for key in pair if not is_turn(record[key])]
     kinds = ", ".join(f"{key!r} is of type {type(record[key]).__name__}" for key in wrong)
     return f"; {kinds}, not a text or a list of messages" if wrong else ""
 
@@ -128,7 +126,7 @@ def _words(key: str) -> set[str]:
 
     A key of ids has none, because its value is not a text.
     """
-    words = {*map(str.lower, _WORD.findall(key)), key.strip().lower()}
+    words = split_key(key) | {key.strip().lower()}
     return set() if words & _ID_WORDS else words
 
 
