@@ -170,7 +170,7 @@ def normalize_messages(messages: list[Message]) -> list[Message]:
 
     Keys whose value is None are removed, and the reasoning of a turn is stored under the keys that
     templates read. Where nothing changes, the same list is returned. Source: `apply_chat_template`
-    of transformers 5.23.
+    of transformers 5.23, except that an empty key never hides the reasoning of another one.
 
     Raises:
         TemplateError: A message is not a dictionary.
