@@ -35,13 +35,13 @@ from sftprep.core.omissions import (
     CALL,
     MESSAGE,
     NAME,
-    OMISSIONS,
+    OMISSION_KINDS,
     REASONING,
     TEXT_WITH_CALL,
     TOOLS,
 )
 from sftprep.errors import SftprepError
-from sftprep.render.conservation import ConservationCheck, are_written_unchanged
+from sftprep.render.conservation import ConservationCheck, Conversation, are_written_unchanged
 
 SPECIAL_TOKENS = {
     "bos_token": "<s>",
@@ -214,8 +214,12 @@ def make_check(source: str) -> ConservationCheck:
     # A template of its own: a render discards `written_as_json` of the one before.
     render = ChatTemplate(source, variables=SPECIAL_TOKENS).render
     return ConservationCheck(
-        lambda messages, tools, variables: (
-            render(messages, tools=tools, template_kwargs=variables).text
+        lambda conversation: (
+            render(
+                conversation.messages,
+                tools=conversation.tools,
+                template_kwargs=conversation.variables,
+            ).text
         ),
         source,
     )
@@ -233,7 +237,7 @@ def found_by(
     if tools is None and are_written_unchanged(messages, pieces):
         return frozenset()
     return check.find_omissions(
-        messages, tools, None, rendering.text, pieces, template.written_as_json
+        Conversation(messages, tools), rendering.text, pieces, template.written_as_json
     ).kinds
 
 
@@ -465,7 +469,7 @@ def main() -> None:
             f" {outcome.with_omissions:,} with an omission"
         )
         print(f"{'':<28}{'missed':>8}{'false alarms':>14}")
-        for kind in OMISSIONS:
+        for kind in OMISSION_KINDS:
             print(f"{kind:<28}{outcome.missed[kind]:>8}{outcome.false_alarms[kind]:>14}")
         for line in outcome.differences[:20]:
             print(line)
@@ -475,7 +479,7 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
     """Return an outcome as JSON values."""
     kinds = {
         kind: {"missed": outcome.missed[kind], "false alarms": outcome.false_alarms[kind]}
-        for kind in OMISSIONS
+        for kind in OMISSION_KINDS
     }
     return {"cases": outcome.cases, "with a loss": outcome.with_omissions, "kinds": kinds}
 

@@ -19,7 +19,7 @@ COLUMN_NOT_READ = "column_not_read:"
 """The start of the kind of warning about a column of records that no format reads, although its
 name suggests content. The kind ends with the name."""
 
-OMISSIONS = {
+OMISSION_KINDS = {
     MESSAGE: "the content of a message",
     REASONING: "reasoning",
     CALL: "a tool call",

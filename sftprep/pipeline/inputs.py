@@ -13,7 +13,7 @@ from sftprep.errors import ConfigError, setting
 from sftprep.pipeline.output.manifest import manifest_settings
 from sftprep.shards.manifest_size import check_manifest_size, expected_input
 from sftprep.sources.discovery.files import find_files, reject_duplicates
-from sftprep.sources.discovery.hub import HubFile, hub_files, is_hub_name, reject_revision_of_path
+from sftprep.sources.discovery.hub import FoundFile, hub_files, is_hub_name, reject_revision_of_path
 from sftprep.sources.partition import Source, source_of
 from sftprep.sources.readers.lines import convert_os_errors
 
@@ -155,7 +155,7 @@ def _find_sources(
         other_split = config.read.split or "train"
     is_text = entry.format_config(config.format).format == "text"
     text_unit = entry.text_unit if is_text else None
-    files: list[HubFile] = []
+    files: list[FoundFile] = []
     for name in entry.inputs:
         if is_hub_name(name):
             files += hub_files(
@@ -170,7 +170,7 @@ def _find_sources(
                 other_split=other_split,
                 text_unit=text_unit,
             )
-            files += (HubFile(file, file) for file in found)
+            files += (FoundFile(file, file) for file in found)
     strip = bool(entry.strip_nulls)
     return [
         dataclasses.replace(

@@ -312,7 +312,7 @@ def read_examples(
     if rounded and not any(key in data for key in _KEYS_OF_OBJECTS):
         rounded = set()
     examples: list[Example] = []
-    blank = 0
+    num_blank = 0
     for number, line in enumerate(lines):
         record = parse_line(line, number)
         if type(record) is dict:
@@ -323,7 +323,7 @@ def read_examples(
                 quality_checks.check(example, record, counts, search=search)
                 examples.append(example)
                 if len(record) > 1:
-                    for key in columns.meaningful(record, example):
+                    for key in columns.find_meaningful(record, example):
                         counts.warn(f"{COLUMN_NOT_READ}{key}", number)
                 if example.images_dropped:
                     counts.warn("images_dropped", number)
@@ -334,6 +334,6 @@ def read_examples(
         elif isinstance(record, Rejected):
             rejected.append(record)
         else:
-            blank += 1
-    counts.update(lines=len(lines), blank=blank, records=len(lines) - blank)
+            num_blank += 1
+    counts.update(lines=len(lines), blank=num_blank, records=len(lines) - num_blank)
     return examples

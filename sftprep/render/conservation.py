@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sftprep.core.omissions import ARGUMENT, CALL, KEY, NAME, REASONING, TOOLS
 from sftprep.core.types import Message
@@ -48,8 +48,18 @@ _SHAPES_KEPT = 4096
 _MOST_MESSAGES_KEPT = 256
 """The sentinel rendering of a longer conversation is not kept: its shape rarely occurs again."""
 
-Render = Callable[[list[Message], list[Any] | None, dict[str, Any] | None], str]
-"""Renders messages, tools and template variables to a text, or raises."""
+
+class Conversation(NamedTuple):
+    """What a chat template renders."""
+
+    messages: list[Message]
+    tools: list[Any] | None = None
+    variables: dict[str, Any] | None = None
+    """Variables of the template that the record sets."""
+
+
+Render = Callable[[Conversation], str]
+"""Renders a conversation to a text, or raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +67,7 @@ class Omissions:
     """The omissions of one record: content that its text lacks.
 
     Attributes:
-        kinds: The kinds, a subset of OMISSIONS.
+        kinds: The kinds, a subset of OMISSION_KINDS.
         last_reasoning: Whether the reasoning of the last turn is among them.
     """
 
@@ -72,7 +82,7 @@ class Omissions:
         return Omissions(self.kinds - {kind}, self.last_reasoning)
 
     @property
-    def serious(self) -> frozenset[str]:
+    def rejectable(self) -> frozenset[str]:
         """The kinds of omissions rejected under quarantine.
 
         They change what the model learns to answer. Earlier reasoning, tools and names are only
@@ -102,9 +112,7 @@ class ConservationCheck:
 
     def find_omissions(
         self,
-        messages: Sequence[Message],
-        tools: list[Any] | None,
-        variables: dict[str, Any] | None,
+        conversation: Conversation,
         text: str,
         pieces: Sequence[str] = (),
         written_as_json: Sequence[tuple[Any, str]] = (),
@@ -113,30 +121,27 @@ class ConservationCheck:
         """Return what the text of a conversation lacks.
 
         Args:
-            messages: The conversation.
-            tools: Its tools.
-            variables: Variables of the template that the record sets.
+            conversation: The conversation.
             text: The rendered conversation.
             pieces: The strings that make up the text, if the template is compiled.
             written_as_json: Values that the template converted to JSON, with the results.
             unread_texts: Texts of its turns that are under keys without a known meaning.
         """
-        missing = self._find_leaf_omissions(
-            messages, tools, variables, text, pieces, written_as_json
-        )
+        missing = self._find_leaf_omissions(conversation, text, pieces, written_as_json)
         is_shown = all_occur(unread_texts, [text])
         return missing if is_shown else missing | Omissions(frozenset({KEY}))
 
     def _find_leaf_omissions(
         self,
-        messages: Sequence[Message],
-        tools: list[Any] | None,
-        variables: dict[str, Any] | None,
+        conversation: Conversation,
         text: str,
         pieces: Sequence[str],
         written_as_json: Sequence[tuple[Any, str]],
     ) -> Omissions:
-        leaves = to_leaves(messages, tools, WrittenValues(text, pieces, written_as_json))
+        messages = conversation.messages
+        leaves = to_leaves(
+            messages, conversation.tools, WrittenValues(text, pieces, written_as_json)
+        )
         if leaves and pieces:
             leaves = self._without_pieces(leaves, messages, pieces)
         if not leaves:
@@ -145,7 +150,7 @@ class ConservationCheck:
             _cannot_be_in(leaf.value, text) for leaf in leaves
         ):
             return _to_omissions(leaves, messages)
-        return self._search(messages, tools, variables, text)
+        return self._search(conversation, text)
 
     def _without_pieces(
         self, leaves: list[Leaf], messages: Sequence[Message], pieces: Sequence[str]
@@ -176,25 +181,24 @@ class ConservationCheck:
 
     def _search(
         self,
-        messages: Sequence[Message],
-        tools: list[Any] | None,
-        variables: dict[str, Any] | None,
+        conversation: Conversation,
         text: str,
     ) -> Omissions:
         """Search for every leaf; decide uncertain cases with sentinels."""
-        leaves = to_leaves(messages, tools)
+        messages = conversation.messages
+        leaves = to_leaves(messages, conversation.tools)
         if len(leaves) * len(text) > _MOST_WORK:
             # The search takes quadratic time, the sentinels do not.
-            unwritten = self._find_unwritten(messages, tools, variables, leaves)
+            unwritten = self._find_unwritten(conversation, leaves)
             if unwritten is not None:
                 return _to_omissions([leaves[number] for number in unwritten], messages)
             # Only a search without a result reads the whole text.
             found = _search_leaves(leaves, text, most_misses=1 + _MOST_WORK // len(text))
             omitted = [leaf for leaf, shown in zip(leaves, found, strict=True) if not shown]
             return _to_omissions(omitted, messages)
-        found, unsure = _search_leaves(leaves, text), _ambiguous(leaves)
+        found, unsure = _search_leaves(leaves, text), _find_ambiguous(leaves)
         if not all(found) or unsure:
-            unwritten = self._find_unwritten(messages, tools, variables, leaves)
+            unwritten = self._find_unwritten(conversation, leaves)
             if unwritten is not None:
                 found = [
                     number not in unwritten
@@ -208,9 +212,7 @@ class ConservationCheck:
 
     def _find_unwritten(
         self,
-        messages: Sequence[Message],
-        tools: list[Any] | None,
-        variables: dict[str, Any] | None,
+        conversation: Conversation,
         leaves: list[Leaf],
     ) -> frozenset[int] | None:
         """Return the numbers of the leaves not written for a record of this shape.
@@ -218,6 +220,7 @@ class ConservationCheck:
         Returns:
             None if the template refuses the sentinels.
         """
+        messages, tools, variables = conversation
         sentinel_copy = SentinelCopy()
         try:
             sentinel_messages = [sentinel_copy.copy_message(message) for message in messages]
@@ -230,9 +233,8 @@ class ConservationCheck:
         unwritten = None
         if len(sentinel_copy.sentinels) == len(leaves):
             with suppress(Exception):  # a template may refuse the sentinels for any reason
-                unwritten = sentinel_copy.find_unwritten(
-                    self._render(sentinel_messages, sentinel_tools, variables)
-                )
+                sentinels = Conversation(sentinel_messages, sentinel_tools, variables)
+                unwritten = sentinel_copy.find_unwritten(self._render(sentinels))
         if len(messages) <= _MOST_MESSAGES_KEPT:
             if len(self._unwritten_by_shape) >= _SHAPES_KEPT:
                 self._unwritten_by_shape.clear()
@@ -243,8 +245,7 @@ class ConservationCheck:
 def are_written_unchanged(messages: Sequence[Message], pieces: Sequence[str]) -> bool:
     """Return whether each message has only a role and a content written unchanged.
 
-    The contents must be among the pieces, in the order of the messages. This decides most records,
-    so it does as little as possible.
+    The contents must be among the pieces, in the order of the messages.
 
     It is called for every record, so it does as little as possible.
     """
@@ -303,7 +304,7 @@ def _search_leaves(leaves: Sequence[Leaf], text: str, most_misses: int | None = 
     return found
 
 
-def _ambiguous(leaves: Sequence[Leaf]) -> set[int]:
+def _find_ambiguous(leaves: Sequence[Leaf]) -> set[int]:
     """Return the numbers of the leaves with possible matches by chance.
 
     They are the short leaves, and those that occur in another leaf.

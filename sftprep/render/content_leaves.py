@@ -54,17 +54,20 @@ class WrittenValues:
     Args:
         text: The rendered text.
         pieces: The strings that it consists of.
-        as_json: Values that the template converted to JSON, with the results.
+        written_as_json: Values that the template converted to JSON, with the results.
     """
 
     def __init__(
-        self, text: str = "", pieces: Iterable[str] = (), as_json: Iterable[tuple[Any, str]] = ()
+        self,
+        text: str = "",
+        pieces: Iterable[str] = (),
+        written_as_json: Iterable[tuple[Any, str]] = (),
     ) -> None:
         # A string that is written for one leaf is not written for another one, but everything in an
         # object or a list is written with it.
         self._strings = set(map(id, pieces))
         self._containers: set[int] = set()
-        for value, json_text in as_json:
+        for value, json_text in written_as_json:
             if id(json_text) in self._strings or json_text in text:
                 (self._strings if isinstance(value, str) else self._containers).add(id(value))
 

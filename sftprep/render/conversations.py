@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 from sftprep.chat_template.compiler.compilation import RenderedPieces
 from sftprep.chat_template.reference.content_forms import to_parts
@@ -17,6 +16,7 @@ from sftprep.recipe import Recipe
 from sftprep.render.conservation import (
     NO_OMISSIONS,
     ConservationCheck,
+    Conversation,
     Omissions,
     are_written_unchanged,
 )
@@ -110,9 +110,7 @@ class ConversationRenderer:
         else:
             pieces = []
         return self._conservation.find_omissions(
-            messages,
-            example.tools,
-            example.template_kwargs,
+            Conversation(messages, example.tools, example.template_kwargs),
             rendering.text,
             pieces,
             template.written_as_json,
@@ -125,9 +123,8 @@ class ConversationRenderer:
         template = self._recipe.template(turns=self._keeps_reasoning)
         assert template is not None
 
-        def render(
-            messages: list[Message], tools: list[Any] | None, variables: dict[str, Any] | None
-        ) -> str:
+        def render(conversation: Conversation) -> str:
+            messages, tools, variables = conversation
             example = Example(0, tools=tools, template_kwargs=variables)
             return self.render(template, messages, example).text
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from sftprep.chat_template.assistant_spans import Unproven, is_assistant
 from sftprep.chat_template.compiler.compilation import RenderedPieces
 from sftprep.chat_template.template import Rendered, to_rendered
-from sftprep.core.omissions import KEY, LAST_REASONING, OMISSIONS, REASONING
+from sftprep.core.omissions import KEY, LAST_REASONING, OMISSION_KINDS, REASONING
 from sftprep.core.types import Counts, Example, Message, Rejected
 from sftprep.errors import TemplateError
 from sftprep.recipe import Recipe
@@ -24,7 +24,7 @@ from sftprep.render.rendered_batch import RenderedBatch, Span
 from sftprep.render.templates import RecipeTemplates
 from sftprep.render.token_space.anchors import Anchors
 from sftprep.render.token_space.regions import RegionFinder
-from sftprep.render.trained_spans import SpanFinder
+from sftprep.render.trained_turns import TurnSelector
 from sftprep.tokenize.encoders.special_tokens import SpecialTokenScanner
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
@@ -43,7 +43,7 @@ class Renderer:
         self._recipe = recipe
         self.templates = RecipeTemplates(recipe)
         self._chats = ConversationRenderer(recipe, self.templates.count_anchors)
-        self._spans = SpanFinder(recipe, self.templates)
+        self._turns = TurnSelector(recipe, self.templates)
         self._escaper = ContentEscaper(recipe)
         self._ending = text_ending(recipe.tokenizer)
         # The renderer of conversations with tools, if they have another template.
@@ -132,7 +132,7 @@ class Renderer:
         rendered, prompt = to_rendered(self._chats.render(template, messages, example)), None
         if example.prompt_messages is not None:
             prompt = self._chats.render_prompt(template, example.prompt_messages, example).text
-        return self._spans.trained_spans(example, rendered)[0], prompt
+        return self._turns.trained_spans(example, rendered)[0], prompt
 
     # --- conversations ----------------------------------------------------------------------------
 
@@ -162,7 +162,7 @@ class Renderer:
             return
         if (
             prompt is not None
-            or self._spans.trains_spans
+            or self._turns.trains_spans
             or example.weights is not None
             or self._has_untrained_block(rendering.text)
         ):
@@ -183,8 +183,8 @@ class Renderer:
         Returns:
             Whether the record is rejected.
         """
-        fatal = omissions.serious.intersection(self._recipe.rejected_losses)
-        for kind, what in OMISSIONS.items():
+        fatal = omissions.rejectable.intersection(self._recipe.rejected_losses)
+        for kind, what in OMISSION_KINDS.items():
             if kind in fatal:
                 message = f"the chat template drops {what}"
                 rejected.append(Rejected(example.line, 0, kind, message, ""))
@@ -211,7 +211,7 @@ class Renderer:
         counts["masks.by_characters"] += 1
         counts[f"masks.because.{reason}"] += 1
         rendered = to_rendered(rendering)
-        spans, weights = self._spans.trained_spans(example, rendered)
+        spans, weights = self._turns.trained_spans(example, rendered)
         if self._has_untrained_block(rendered.text):
             spans = _without_empty_blocks(spans, rendered.text)
         if weights:
@@ -238,7 +238,7 @@ class Renderer:
             return finder
         if isinstance(rendering, Rendered) or isinstance(prompt, Rendered):
             return "Jinja rendered the conversation"
-        regions = self._find_regions(finder, rendering) if self._spans.trains_spans else None
+        regions = self._find_regions(finder, rendering) if self._turns.trains_spans else None
         if isinstance(regions, str):
             return regions
         start = None if prompt is None else finder.prompt_end(rendering, prompt)
@@ -257,7 +257,7 @@ class Renderer:
             return finder.marked_regions(rendering)
         if self.templates.with_turns.has_generation_marks:
             return "the template marks all turns, and only the last one is trained"
-        targets = self._spans.target_numbers(rendering.messages)
+        targets = self._turns.target_numbers(rendering.messages)
         return finder.derived_regions(rendering, self.templates.rule, targets)
 
     def _add_each_turn(
@@ -274,7 +274,7 @@ class Renderer:
         """
         assert self.templates.plain is not None
         first_target = len(example.prompt_messages or ())
-        weights = self._spans.message_weights(messages, example.weights)
+        weights = self._turns.message_weights(messages, example.weights)
         turns: list[tuple[Rendered, str, float]] = []  # text with spans, prompt, weight
         omissions = NO_OMISSIONS
         # Texts that are not in a message are searched for in the texts of all turns.
@@ -294,8 +294,8 @@ class Renderer:
             # Reasoning of an earlier turn is in the text of that turn.
             omissions |= found if found.last_reasoning else found.without(REASONING)
             rendered = to_rendered(rendering)
-            if self._spans.trains_spans and needs_turns:
-                spans = self._spans.spans_of(rendered, messages[: number + 1], [number])
+            if self._turns.trains_spans and needs_turns:
+                spans = self._turns.spans_of(rendered, messages[: number + 1], [number])
                 rendered = Rendered(rendered.text, tuple((first, last) for first, last, _ in spans))
             turns.append((rendered, prompt.text, weights[number]))
         if not all_occur(example.unread_texts, [rendered.text for rendered, _, _ in turns]):
@@ -305,7 +305,7 @@ class Renderer:
         for rendered, prompt_text, weight in turns:
             if weight != 1:
                 batch.weights[len(batch.texts)] = [(0, len(rendered.text), weight)]
-            spans_or_all = rendered.spans if self._spans.trains_spans else None
+            spans_or_all = rendered.spans if self._turns.trains_spans else None
             if self._has_untrained_block(rendered.text):
                 spans_or_all = _without_empty_blocks(spans_or_all, rendered.text)
             batch.add(

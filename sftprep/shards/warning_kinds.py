@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sftprep.core.omissions import COLUMN_NOT_READ, LAST_REASONING, OMISSIONS, REASONING
+from sftprep.core.omissions import COLUMN_NOT_READ, LAST_REASONING, OMISSION_KINDS, REASONING
 from sftprep.errors import (
     PythonNames,
     SettingNames,
@@ -28,11 +28,11 @@ class _Kind(NamedTuple):
 KINDS: dict[str, _Kind] = {
     **{
         kind: _Kind("record", f"the chat template drops {what}, which is missing from the tokens")
-        for kind, what in OMISSIONS.items()
+        for kind, what in OMISSION_KINDS.items()
     },
     REASONING: _Kind(
         "record",
-        f"the chat template drops {OMISSIONS[REASONING]}, which is missing from the tokens",
+        f"the chat template drops {OMISSION_KINDS[REASONING]}, which is missing from the tokens",
         f"if the template shows reasoning at all, {setting('reasoning', 'keep')} keeps that of"
         " earlier turns",
     ),

@@ -12,7 +12,7 @@ import pytest
 
 import sftprep
 from sftprep.config.validation import SeriousOmission
-from sftprep.core.omissions import OMISSIONS
+from sftprep.core.omissions import OMISSION_KINDS
 from sftprep.core.types import Flag
 from sftprep.errors import ConfigError, FlagNames, TooManyRejected
 from sftprep.report.draw import draw_pack
@@ -70,9 +70,9 @@ def build(
 @pytest.mark.parametrize("kind", OMITTING)
 def test_an_omission_is_counted_with_its_first_line(build: Any, kind: str) -> None:
     manifest = build([QUESTION, ANSWER], OMITTING[kind], OMITTING[kind]).manifest
-    assert {name: n for name, n in manifest.accounting.warnings.items() if name in OMISSIONS} == {
-        kind: 2
-    }
+    assert {
+        name: n for name, n in manifest.accounting.warnings.items() if name in OMISSION_KINDS
+    } == {kind: 2}
     found = next(found for found in data_warnings(manifest) if found.kind == kind)
     assert found.file == manifest.inputs[0].path
     assert found.line == 2
@@ -137,7 +137,7 @@ def test_an_unknown_kind_cannot_be_allowed(build: Any) -> None:
 
 
 def test_the_kinds_that_reject_are_kinds_of_omissions() -> None:
-    assert set(get_args(SeriousOmission)) == OMISSIONS.keys() - {
+    assert set(get_args(SeriousOmission)) == OMISSION_KINDS.keys() - {
         "tools_not_shown",
         "name_not_shown",
         "key_not_shown",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,17 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.conservation import compare, templates_of_trl
-from sftprep.render.conservation import NO_OMISSIONS, ConservationCheck
+from sftprep.render.conservation import NO_OMISSIONS, ConservationCheck, Conversation, Omissions
 
 
-def chatml(messages: Any, tools: Any = None, variables: Any = None) -> str:
+def chatml(messages: Any) -> str:
     """Render roles and contents, and nothing else."""
     return "".join(f"<|{m['role']}|>{(m['content'] or '').strip()}\n" for m in messages)
 
 
-def find_in(messages: list[dict[str, Any]], **options: Any) -> Any:
-    text = chatml(messages)
-    return ConservationCheck(chatml).find_omissions(messages, options.get("tools"), None, text)
+def check_by(render: Callable[[Any], str]) -> ConservationCheck:
+    return ConservationCheck(lambda conversation: render(conversation.messages))
+
+
+def find_in(messages: list[dict[str, Any]]) -> Omissions:
+    return check_by(chatml).find_omissions(Conversation(messages), chatml(messages))
 
 
 def test_the_check_agrees_with_transformers_on_every_template_of_trl() -> None:
@@ -44,10 +48,10 @@ def test_a_turn_that_is_left_out_is_an_omission(values: list[str], data: Any) ->
     roles[dropped] = "hidden"
     messages = [{"role": r, "content": v} for r, v in zip(roles, values, strict=True)]
 
-    def render(rows: Any, tools: Any = None, variables: Any = None) -> str:
+    def render(rows: Any) -> str:
         return chatml([row for row in rows if row["role"] != "hidden"])
 
-    found = ConservationCheck(render).find_omissions(messages, None, None, render(messages)).kinds
+    found = check_by(render).find_omissions(Conversation(messages), render(messages)).kinds
     assert found == ({"message_not_shown"} if values[dropped].strip() else set())
 
 
@@ -57,38 +61,38 @@ def test_a_long_conversation_whose_template_refuses_sentinels_has_no_false_omiss
     ]
     messages[1500]["content"] = "  stripped  "
 
-    def render(rows: Any, tools: Any = None, variables: Any = None) -> str:
+    def render(rows: Any) -> str:
         if "sentinel" in str(rows[0]) or "zqx" in str(rows[0]):
             raise ValueError("refused")
         return chatml(rows) + "x" * 100_000
 
-    check = ConservationCheck(render)
-    assert check.find_omissions(messages, None, None, render(messages)) == NO_OMISSIONS
+    check = check_by(render)
+    assert check.find_omissions(Conversation(messages), render(messages)) == NO_OMISSIONS
     text = render(messages[:2000])
-    assert check.find_omissions(messages, None, None, text).kinds == {"message_not_shown"}
+    assert check.find_omissions(Conversation(messages), text).kinds == {"message_not_shown"}
 
 
 def test_a_text_before_the_reasoning_is_a_part_of_the_message() -> None:
     content = "Of course I will.<think>Two and two boats.</think>Four of them."
     message = {"role": "assistant", "content": content}
 
-    def render(rows: Any, tools: Any = None, variables: Any = None) -> str:
+    def render(rows: Any) -> str:
         return "".join("<think>" + row["content"].partition("<think>")[2] for row in rows)
 
-    check = ConservationCheck(render)
-    found = check.find_omissions([message], None, None, render([message]))
+    check = check_by(render)
+    found = check.find_omissions(Conversation([message]), render([message]))
     assert found.kinds == {"message_not_shown"}
 
 
-def test_reasoning_of_the_last_turn_is_serious_and_earlier_reasoning_is_not() -> None:
+def test_reasoning_of_the_last_turn_is_rejected_and_earlier_reasoning_is_not() -> None:
     question = {"role": "user", "content": "How many boats are there?"}
     answer = {"role": "assistant", "content": "Four of them.", "reasoning": "Two and two boats."}
     last = find_in([question, answer])
     assert last.kinds == {"reasoning_not_shown"}
-    assert last.serious == {"reasoning_not_shown"}
+    assert last.rejectable == {"reasoning_not_shown"}
     earlier = find_in([question, answer, question, {"role": "assistant", "content": "Still four."}])
     assert earlier.kinds == {"reasoning_not_shown"}
-    assert not earlier.serious
+    assert not earlier.rejectable
 
 
 def test_a_missing_call_is_not_counted_again_for_its_arguments() -> None:
@@ -102,11 +106,11 @@ def test_values_without_text_are_not_searched_for(value: Any) -> None:
     call = {"function": {"name": "sail", "arguments": {"now": value}}}
     message = {"role": "assistant", "content": "sail away", "tool_calls": [call]}
 
-    def render(rows: Any, tools: Any = None, variables: Any = None) -> str:
+    def render(rows: Any) -> str:
         return chatml(rows) + rows[0]["tool_calls"][0]["function"]["name"]
 
     text = render([message])
-    assert ConservationCheck(render).find_omissions([message], None, None, text) == NO_OMISSIONS
+    assert check_by(render).find_omissions(Conversation([message]), text) == NO_OMISSIONS
 
 
 def test_pieces_that_are_the_contents_need_no_search() -> None:
@@ -115,5 +119,5 @@ def test_pieces_that_are_the_contents_need_no_search() -> None:
         {"role": "assistant", "content": "Here"},
     ]
     pieces = ["<|user|>", messages[0]["content"], "\n", messages[1]["content"]]
-    check = ConservationCheck(chatml)
-    assert check.find_omissions(messages, None, None, "not even the text", pieces) == NO_OMISSIONS
+    check = check_by(chatml)
+    assert check.find_omissions(Conversation(messages), "not even the text", pieces) == NO_OMISSIONS

@@ -58,7 +58,7 @@ class UnreadColumns:
         self._candidates: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._names: set[str] = set()  # of columns that were found
 
-    def meaningful(self, record: Record, example: Example) -> list[str]:
+    def find_meaningful(self, record: Record, example: Example) -> list[str]:
         """Return the columns of a record that are not read, although the names suggest content.
 
         Args:

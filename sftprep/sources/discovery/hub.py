@@ -32,7 +32,7 @@ _DOWNLOADS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class HubFile:
+class FoundFile:
     """A file of a data set.
 
     Attributes:
@@ -112,7 +112,7 @@ def _is_local(name: str) -> bool:
 
 def hub_files(
     name: str, *, config_name: str | None, split: str | None, revision: str | None
-) -> list[HubFile]:
+) -> list[FoundFile]:
     """Return the files of a split, sorted, and download the missing ones.
 
     Files in the cache are not downloaded again. The files of a split are determined as in
@@ -145,7 +145,9 @@ def hub_files(
         )
         local = _download(request.repo, commit, wanted)
     label = f"{_PREFIX}{request.repo}@{commit}"
-    return [HubFile(path, f"{label}/{remote}") for path, remote in zip(local, wanted, strict=True)]
+    return [
+        FoundFile(path, f"{label}/{remote}") for path, remote in zip(local, wanted, strict=True)
+    ]
 
 
 def _parse_name(name: str) -> _HubRequest:

@@ -21,7 +21,7 @@ from sftprep.errors import ConfigError
 from sftprep.pipeline.setup import inspect_source, log_notices
 from sftprep.recipe import Recipe
 from sftprep.sources.discovery.files import find_files, reject_duplicates
-from sftprep.sources.discovery.hub import HubFile, hub_files, is_hub_name, reject_revision_of_path
+from sftprep.sources.discovery.hub import FoundFile, hub_files, is_hub_name, reject_revision_of_path
 from sftprep.sources.in_memory import dataset_kind
 from sftprep.sources.lanes import block_bytes, is_plain
 from sftprep.sources.partition import cut, read_partition, source_of
@@ -169,7 +169,7 @@ def _open_files(
     return source, part + len(files)
 
 
-def _find_files(name: str, config: BuildConfig) -> list[HubFile]:
+def _find_files(name: str, config: BuildConfig) -> list[FoundFile]:
     read = config.read
     if is_hub_name(name):
         return hub_files(
@@ -177,7 +177,7 @@ def _find_files(name: str, config: BuildConfig) -> list[HubFile]:
         )
     reject_revision_of_path(name, read.revision)
     files = find_files((name,), read.split, text_unit=_text_unit(config))
-    return [HubFile(file, file) for file in files]
+    return [FoundFile(file, file) for file in files]
 
 
 def _text_unit(config: BuildConfig) -> TextUnit | None:

@@ -1,4 +1,4 @@
-"""Trained spans of characters in a rendered conversation, with loss weights."""
+"""Which turns of a conversation are trained, with their spans and loss weights."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from sftprep.render.rendered_batch import Span, Weight
 from sftprep.render.templates import RecipeTemplates
 
 
-class SpanFinder:
-    """A finder of the trained spans of conversations.
+class TurnSelector:
+    """The selection of the trained turns of conversations, with their spans of characters.
 
     Args:
         recipe: The recipe, whose `train_on` determines what is trained.
