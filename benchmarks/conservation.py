@@ -51,7 +51,7 @@ SPECIAL_TOKENS = {
 }
 STYLES = ("sentinels", "long", "short", "same")
 
-Conversation = tuple[list[dict[str, Any]], list[Any] | None]
+MessagesAndTools = tuple[list[dict[str, Any]], list[Any] | None]
 Value = Callable[..., Any]
 
 
@@ -96,9 +96,9 @@ def answer(new: Value, **keys: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": new(MESSAGE), **keys}
 
 
-def features() -> dict[str, Callable[[Value], Conversation]]:
+def features() -> dict[str, Callable[[Value], MessagesAndTools]]:
     """Return the conversation with each feature, by name."""
-    table: dict[str, Callable[[Value], Conversation]] = {
+    table: dict[str, Callable[[Value], MessagesAndTools]] = {
         "one turn": lambda new: ([user(new), answer(new)], None),
         "two turns": lambda new: ([user(new), answer(new), user(new), answer(new)], None),
         "system": lambda new: (
@@ -168,7 +168,7 @@ def _result(new: Value, key: str) -> dict[str, Any]:
     return {"role": "tool", "content": new(MESSAGE), "tool_call_id": key, "name": "look_up"}
 
 
-def _with_call(new: Value, encode: Callable[[Any], Any], *, text: bool) -> Conversation:
+def _with_call(new: Value, encode: Callable[[Any], Any], *, text: bool) -> MessagesAndTools:
     question = user(new)
     content = new(TEXT_WITH_CALL) if text else ""
     call = _call(new, encode, lambda: {"city": new(ARGUMENT)}, "abcdefgh1")
@@ -176,7 +176,7 @@ def _with_call(new: Value, encode: Callable[[Any], Any], *, text: bool) -> Conve
     return [question, turn, _result(new, "abcdefgh1"), answer(new)], None
 
 
-def _with_two_calls(new: Value, encode: Callable[[Any], Any]) -> Conversation:
+def _with_two_calls(new: Value, encode: Callable[[Any], Any]) -> MessagesAndTools:
     question = user(new)
     first = _call(
         new, encode, lambda: {"city": new(ARGUMENT), "n": new(ARGUMENT, number=True)}, "abcdefgh1"
@@ -263,7 +263,7 @@ def compare(templates: dict[str, str]) -> Outcome:
 
 
 def omitted_by_transformers(
-    source: str, make: Callable[[Value], Conversation]
+    source: str, make: Callable[[Value], MessagesAndTools]
 ) -> frozenset[str] | None:
     """Return the kinds of content that transformers' rendering lacks; None if it is refused."""
     contents = Contents("sentinels")
@@ -299,7 +299,7 @@ def _omitted_kinds(
 # --- records --------------------------------------------------------------------------------------
 
 
-def compare_records(templates: dict[str, str], conversations: list[Conversation]) -> Outcome:
+def compare_records(templates: dict[str, str], conversations: list[MessagesAndTools]) -> Outcome:
     """Judge each conversation with one of the templates, in turn."""
     outcome = Outcome()
     names = sorted(templates)
@@ -402,13 +402,13 @@ class Record:
         return {**tool, "function": function} if "function" in tool else function
 
 
-def read_conversations(folder: Path) -> list[Conversation]:
+def read_conversations(folder: Path) -> list[MessagesAndTools]:
     """Return the conversations of the JSONL files in a folder, as `sftprep build` reads them."""
     from sftprep.records.formats import detect_format, record_reader
     from sftprep.records.options import InvalidRecord, RecordOptions
 
     options = RecordOptions()
-    found: list[Conversation] = []
+    found: list[MessagesAndTools] = []
     for path in sorted(folder.glob("*.jsonl")):
         lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
         name = detect_format(json.loads(lines[0]), options) if lines else None
