@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,10 @@ _BUILD_AGAIN = (
     "copy the folder again (`sftprep verify DIR` checks every shard)",
     f"build it again with {setting('overwrite', True)}",
 )
+
+_MOST_MAPPED = 256
+"""The most shards that stay mapped. Each shard is one map, of which Linux allows a process 65,530.
+A pack keeps the map of its own shard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +90,8 @@ class Shards:
         self.root, self.manifest, self.verify = root, manifest, verify
         # Index of the first pack after each shard.
         self._ends = np.cumsum([info.rows for info in manifest.shards], dtype=np.int64)
-        self._open: dict[int, _Columns] = {}  # shards accessed so far, by number
+        self._mapped: OrderedDict[int, _Columns] = OrderedDict()  # by number, the last used last
+        self._checked: dict[int, _Identity] = {}  # the files whose content was checked
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -133,22 +139,32 @@ class Shards:
         if not 0 <= pack < len(self):
             raise IndexError(f"pack {index} of {len(self)}")
         shard = int(np.searchsorted(self._ends, pack, side="right"))
-        if shard not in self._open:
-            info = self.manifest.shards[shard]
-            self._open[shard] = _Columns(
-                self.root / SHARD_FOLDER / info.name,
-                info,
-                self.manifest.max_length,
-                verify=self.verify,
-            )
-        return self._open[shard], pack - int(self._ends[shard] - self.manifest.shards[shard].rows)
+        if shard in self._mapped:
+            self._mapped.move_to_end(shard)
+        else:
+            self._mapped[shard] = self._map(shard)
+            if len(self._mapped) > _MOST_MAPPED:
+                self._mapped.popitem(last=False)
+        first = int(self._ends[shard] - self.manifest.shards[shard].rows)
+        return self._mapped[shard], pack - first
+
+    def _map(self, shard: int) -> _Columns:
+        """Map a shard, and check its content unless this object has done so before."""
+        info = self.manifest.shards[shard]
+        path = self.root / SHARD_FOLDER / info.name
+        identity = _check_size(path, info)
+        is_checked = self._checked.get(shard) == identity
+        batch = map_shard(
+            path, info, self.manifest.max_length, verify=self.verify, is_checked=is_checked
+        )
+        self._checked[shard] = identity
+        return _Columns(batch)
 
 
 class _Columns:
     """The columns of one shard, as views of its memory map."""
 
-    def __init__(self, path: Path, info: ShardInfo, max_length: int, *, verify: bool) -> None:
-        batch = map_shard(path, info, max_length, verify=verify)
+    def __init__(self, batch: pa.RecordBatch) -> None:
         self.offsets: dict[str, NDArray[np.int32]] = {}  # [rows + 1], by name of the column
         self.values: dict[str, NDArray[Any]] = {}  # of all rows; without the mask
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
@@ -175,7 +191,9 @@ class _Columns:
         return bits[start - 8 * first_byte : end - 8 * first_byte].view(np.bool_)
 
 
-def map_shard(path: Path, info: ShardInfo, max_length: int, *, verify: bool) -> pa.RecordBatch:
+def map_shard(
+    path: Path, info: ShardInfo, max_length: int, *, verify: bool, is_checked: bool = False
+) -> pa.RecordBatch:
     """Map a shard into memory and return its record batch.
 
     The schema is that of a shard, and the offsets of its columns are consistent, so rows can be
@@ -186,6 +204,7 @@ def map_shard(path: Path, info: ShardInfo, max_length: int, *, verify: bool) -> 
         info: Its entry in the manifest.
         max_length: Tokens per pack at most, which determines the type of position ids.
         verify: Whether to check the digest of the file too.
+        is_checked: Whether an earlier call checked the content of the same, unchanged file.
 
     Raises:
         ShardError: The file is missing, has another size or digest, or is not a shard.
@@ -195,7 +214,11 @@ def map_shard(path: Path, info: ShardInfo, max_length: int, *, verify: bool) -> 
     _check_size(path, info)
     try:
         source = pa.memory_map(str(path))
-        if verify and xxhash.xxh3_128_hexdigest(source.read_buffer()) != info.xxh3:
+        if (
+            verify
+            and not is_checked
+            and xxhash.xxh3_128_hexdigest(source.read_buffer()) != info.xxh3
+        ):
             raise ShardError(
                 f"{path} is damaged: its content is not what was written", remedy=_BUILD_AGAIN
             )
@@ -218,6 +241,8 @@ def map_shard(path: Path, info: ShardInfo, max_length: int, *, verify: bool) -> 
                 remedy=_BUILD_AGAIN,
             )
         batch = reader.get_batch(0)
+        if is_checked:
+            return batch
         batch.validate(full=True)
         problem = next(_find_layout_problems(batch, info), None)
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -268,7 +293,12 @@ def _find_layout_problems(batch: pa.RecordBatch, info: ShardInfo) -> Iterator[st
         yield f"row {row}: the token id {ids[index]}"
 
 
-def _check_size(path: Path, info: ShardInfo) -> None:
+_Identity = tuple[int, int, int, int, int]
+"""Changes whenever a file is replaced or written: device, inode, size, and times in nanoseconds."""
+
+
+def _check_size(path: Path, info: ShardInfo) -> _Identity:
+    """Check that a shard is a regular file of the size that was written, and identify the file."""
     try:
         status = path.stat()
     except OSError as error:
@@ -281,6 +311,7 @@ def _check_size(path: Path, info: ShardInfo) -> None:
         raise ShardError(
             f"{path} has {size} bytes, not the {info.bytes} that were written", remedy=_BUILD_AGAIN
         )
+    return status.st_dev, status.st_ino, size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _reopen(root: str, manifest: Manifest, verify: bool) -> Shards:

@@ -1,0 +1,68 @@
+"""Builds with more shards than the kernel maps in one process."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from sftprep.errors import ShardError
+from sftprep.shards.layout import MANIFEST_NAME, SHARD_FOLDER
+from sftprep.shards.manifest import read_manifest
+from sftprep.shards.reader import Shards, open_shards
+from tests.shards.test_shards import write_build
+
+
+def write_many(root: Path, num_shards: int) -> list[Path]:
+    """Write a build of many shards with the same content, and return their files."""
+    write_build(root, [[3, 2]], shard_rows=1)
+    manifest = read_manifest(root)
+    info = manifest.shards[0]
+    content = (root / SHARD_FOLDER / info.name).read_bytes()
+    infos = [info]
+    for number in range(1, num_shards):
+        name = info.name.replace("00000", f"{number:05d}", 1)
+        (root / SHARD_FOLDER / name).write_bytes(content)
+        infos.append(dataclasses.replace(info, name=name))
+    manifest = dataclasses.replace(
+        manifest,
+        shards=tuple(infos),
+        rows=num_shards,
+        tokens=num_shards * info.tokens,
+        trained_tokens=num_shards * info.trained_tokens,
+    )
+    (root / MANIFEST_NAME).write_bytes(manifest.to_json())
+    return [root / SHARD_FOLDER / info.name for info in infos]
+
+
+def count_maps(folder: Path) -> int:
+    return Path("/proc/self/maps").read_text(encoding="utf-8").count(str(folder))
+
+
+def read_all(shards: Shards) -> None:
+    expected = shards[0].input_ids.tolist()
+    for index in range(len(shards)):
+        assert shards[index].input_ids.tolist() == expected
+
+
+def test_only_the_shards_used_last_stay_mapped(tmp_path: Path) -> None:
+    files = write_many(tmp_path / "b", 700)
+    shards = open_shards(tmp_path / "b")
+    kept = shards[5]
+    for _ in range(2):
+        read_all(shards)
+        assert count_maps(tmp_path / "b") <= 260
+    assert kept.input_ids.tolist() == shards[5].input_ids.tolist()
+    # A file that was replaced since its shard was mapped is checked again.
+    changed = bytearray(files[0].read_bytes())
+    changed[changed.index(kept.input_ids.tobytes())] ^= 1
+    files[0].write_bytes(changed)
+    with pytest.raises(ShardError, match="damaged"):
+        _ = shards[0]
+
+
+@pytest.mark.slow
+def test_more_shards_than_the_kernel_maps(tmp_path: Path) -> None:
+    write_many(tmp_path / "b", 70_000)
+    read_all(open_shards(tmp_path / "b"))
