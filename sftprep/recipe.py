@@ -29,8 +29,8 @@ from sftprep.tokenize.equivalence.reference_client import ServerAddress
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
 _VERSION = 6
-"""Incremented when the same recipe produces other tokens than before, so that older spills are not
-reused."""
+"""Incremented when the same recipe produces other tokens, masks or weights than before, so that
+older spills are not reused."""
 
 _PARAMETERS = re.compile(r"""\.parameters\b|\[['"]parameters['"]\]""")
 """The parameters of a tool in a template that writes them one by one, and not as JSON."""

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from sftprep.core.mask_arrays import trained_runs
 from sftprep.core.types import Counts, TokenBatch
-from sftprep.masking import trained_runs
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
 

@@ -12,8 +12,8 @@ from sftprep.config.build import BuildConfig, SourceEntry
 from sftprep.errors import ConfigError, setting
 from sftprep.pipeline.output.manifest import manifest_settings
 from sftprep.shards.manifest_size import check_manifest_size, expected_input
-from sftprep.sources.discovery.files import find_files, reject_duplicates
-from sftprep.sources.discovery.hub import FoundFile, hub_files, is_hub_name, reject_revision_of_path
+from sftprep.sources.discovery.files import reject_duplicates
+from sftprep.sources.discovery.inputs import files_of_input
 from sftprep.sources.partition import Source, source_of
 from sftprep.sources.readers.lines import convert_os_errors
 
@@ -155,22 +155,19 @@ def _find_sources(
         other_split = config.read.split or "train"
     is_text = entry.format_config(config.format).format == "text"
     text_unit = entry.text_unit if is_text else None
-    files: list[FoundFile] = []
-    for name in entry.inputs:
-        if is_hub_name(name):
-            files += hub_files(
-                name, config_name=entry.config_name, split=entry.split, revision=entry.revision
-            )
-        else:
-            reject_revision_of_path(name, entry.revision)
-            found = find_files(
-                (name,),
-                entry.split,
-                output=config.output.output,
-                other_split=other_split,
-                text_unit=text_unit,
-            )
-            files += (FoundFile(file, file) for file in found)
+    files = [
+        file
+        for name in entry.inputs
+        for file in files_of_input(
+            name,
+            split=entry.split,
+            config_name=entry.config_name,
+            revision=entry.revision,
+            output=config.output.output,
+            other_split=other_split,
+            text_unit=text_unit,
+        )
+    ]
     strip = bool(entry.strip_nulls)
     return [
         dataclasses.replace(

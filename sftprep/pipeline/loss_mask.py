@@ -24,9 +24,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from sftprep.core.mask_arrays import completion_starts, mask_from, mask_spans, weigh_spans
 from sftprep.core.ragged import replace_segments, to_offsets
 from sftprep.core.types import Counts
-from sftprep.masking import completion_starts, mask_from, mask_spans, weigh_spans
 from sftprep.render.rendered_batch import RenderedBatch
 from sftprep.render.renderer import Renderer
 from sftprep.render.token_space.anchors import continuation_ids
@@ -86,7 +86,9 @@ class LossMask:
         if compared and not self._equals_reference(batch, tokens, encoder, mask, compared):
             _log.warning("masks by token ids are not used for a part of the records: one differed")
             counts["warnings.mask_failed_over"] = 1
-            counts["masks.by_characters"] += counts.pop("masks.by_ids")
+            num_masks = counts.pop("masks.by_ids")
+            counts["masks.by_characters"] += num_masks
+            counts["masks.because.a sampled mask differed from that of the reference"] += num_masks
             by_ids[:] = False
         if by_ids.all():
             return MaskedTokens(tokens, mask, None)

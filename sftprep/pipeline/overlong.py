@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.config.validation import TruncateSide
+from sftprep.core.mask_arrays import TargetRuns
 from sftprep.core.types import Rejected
-from sftprep.masking import TargetRuns
 from sftprep.sources.readers.jsonl import add_excerpts
 
 

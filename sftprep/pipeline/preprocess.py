@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from sftprep.config.user_functions import LoadedFunction
 from sftprep.core.byte_search import ByteSearcher
+from sftprep.core.mask_arrays import find_targets
 from sftprep.core.omissions import COLUMN_NOT_READ
 from sftprep.core.types import Counts, Example, Flag, Rejected, TokenBatch
-from sftprep.masking import find_targets
 from sftprep.pipeline.diagnostics import (
     count_double_bos,
     count_lost_bytes,

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftprep.core.hashing import hash64_array
-from sftprep.masking import TargetRuns
+from sftprep.core.mask_arrays import TargetRuns
 from sftprep.pipeline.overlong import LengthLimit, Sequences
 from sftprep.pipeline.spill import Spill
 

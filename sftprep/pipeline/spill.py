@@ -74,7 +74,7 @@ class Spill:
 
     @property
     def lengths(self) -> NDArray[np.int32]:
-        """The number of tokens in each sequence: int32 [n]."""
+        """The number of tokens in each sequence: int32 [sequences]."""
         return np.diff(self.offsets)
 
 

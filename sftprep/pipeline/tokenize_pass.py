@@ -20,8 +20,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from sftprep.core.hashing import digest
+from sftprep.core.mask_arrays import find_targets
 from sftprep.core.types import Rejected, TokenBatch
-from sftprep.masking import find_targets
 from sftprep.pipeline.overlong import LengthLimit, fit_lengths
 from sftprep.pipeline.preprocess import Preprocessor, begin_preprocess
 from sftprep.pipeline.sequence_stats import (

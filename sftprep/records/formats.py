@@ -1,6 +1,8 @@
 """The formats of records: detection and reading.
 
-Adding a format is one function and one line in FORMATS.
+A new format is a function and a line in FORMATS, and its name in `FormatName` if the setting
+`format` accepts it. A new pair of keys is a line in `PAIRS` (pair_keys.py); layouts of turns are in
+messages.py.
 """
 
 from __future__ import annotations

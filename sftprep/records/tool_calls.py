@@ -166,11 +166,14 @@ def _with_arguments(call: Any, label: str) -> Any:
 
 
 def _is_same_call(one: Any, other: Any) -> bool:
-    """Return whether two calls have the same name and arguments."""
+    """Return whether two calls have the same name and arguments.
+
+    A call without a function has neither.
+    """
     pairs = []
     for call in (one, other):
-        function = function_of(call)
-        function = function if isinstance(function, dict) else {}
+        found = function_of(call)
+        function = found if isinstance(found, dict) else {}
         pairs.append((function.get("name"), _parse_arguments(function.get("arguments"))))
     return pairs[0] == pairs[1]
 

@@ -128,7 +128,7 @@ class Renderer:
         Returns:
             The spans (None: everything), and the text of the prompt alone (None if there is none).
         """
-        template, messages = self.templates.select(example), example.messages or []
+        template, messages = self.templates.template_for(example), example.messages or []
         rendered, prompt = to_rendered(self._chats.render(template, messages, example)), None
         if example.prompt_messages is not None:
             prompt = self._chats.render_prompt(template, example.prompt_messages, example).text
@@ -148,7 +148,7 @@ class Renderer:
         if recipe.reasoning == "drop":
             example = chats.drop_reasoning(example, counts)
             messages = example.messages or []
-        template = self.templates.select(example)
+        template = self.templates.template_for(example)
         if recipe.expand_turns:
             self._add_each_turn(example, messages, batch, rejected, counts)
             return

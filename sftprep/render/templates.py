@@ -75,10 +75,16 @@ class RecipeTemplates:
         has_bytes = self._recipe.encoder == "gigatoken"
         return find_anchors(self._recipe.tokenizer, source, has_every_byte=has_bytes)
 
-    def select(self, example: Example) -> ChatTemplate:
-        """Return the template for a conversation, with reports of its turns if needed."""
-        is_kept = self._recipe.reasoning == "keep"
-        if self.needs_turns or is_kept or example.weights is not None:
+    def template_for(self, example: Example) -> ChatTemplate:
+        """Return the template for a conversation.
+
+        It is the one that also reports which message wrote what, if that is needed.
+
+        Raises:
+            TemplateError: The recipe has no template.
+        """
+        keeps_reasoning = self._recipe.reasoning == "keep"
+        if self.needs_turns or keeps_reasoning or example.weights is not None:
             return self.with_turns
         if self.plain is None:
             raise TemplateError("there is no chat template")

@@ -256,7 +256,8 @@ def _mask_lines(manifest: Manifest) -> Iterator[str]:
     masks = manifest.template.get("masks", {})
     slow, fast = masks.get("by_characters", 0), masks.get("by_ids", 0)
     if 10 * slow > slow + fast:
-        reason = max(masks["because"], key=masks["because"].__getitem__)
+        because = masks["because"] or {"unknown": 0}  # builds of older versions
+        reason = max(because, key=because.__getitem__)
         yield (
             f"note: the loss masks of {slow:,} of {slow + fast:,} conversations were computed from"
             f" characters, which is slower; the most frequent reason: {reason}"

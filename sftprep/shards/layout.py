@@ -52,7 +52,7 @@ def has_work_folder(root: Path) -> bool:
 
 
 def is_marker(path: Path) -> bool:
-    """Return whether a file is the marker of a work folder."""
+    """Return whether a file has the content of a marker, by which builds know their work folder."""
     return _read_marker(path) in _MARKERS.values()
 
 

@@ -96,7 +96,7 @@ def count_targets(completion_mask: NDArray[np.bool_], seq_lengths: NDArray[np.in
         seq_lengths: int32 [sequences]; lengths of 0 are allowed.
 
     Example:
-        count_targets([True, True, True, False, True], [2, 3])  ->  2
+        completion_mask = [True, True, True, False, True], seq_lengths = [2, 3]  ->  2
     """
     nonempty = seq_lengths[seq_lengths > 0]
     firsts = np.cumsum(nonempty, dtype=np.int64) - nonempty

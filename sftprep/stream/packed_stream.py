@@ -174,7 +174,7 @@ class PackedStream:
         if not self.counts.get("sequences") and len(self.owned) == self.config.pack.lanes:
             raise EmptyInput(
                 "a whole pass gave no sequence that can be trained on"
-                f" ({self.counts or 'no record'}){self._rejections.first_of_each_reason()}",
+                f" ({self.counts or 'no record'}){self._rejections.describe_first()}",
                 remedy=CHECK_SETTINGS,
             )
 

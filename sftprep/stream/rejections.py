@@ -108,10 +108,10 @@ class Rejections:
             raise TooManyRejected(
                 f"{rejected:,} of {records:,} records were rejected, more than"
                 f" {setting('max_rejected', self._output.max_rejected)} allows"
-                + self.first_of_each_reason(),
+                + self.describe_first(),
                 remedy=["fix the records", f"raise {setting('max_rejected')}"],
             )
 
-    def first_of_each_reason(self) -> str:
-        """Return the first record of each reason, for the text of an error."""
+    def describe_first(self) -> str:
+        """Return text for an error: the first rejected record of each reason."""
         return first_of_each_reason(self._firsts.values())

@@ -154,7 +154,7 @@ def _remove_debug_flag(tokens: list[str]) -> tuple[list[str], bool]:
 
 
 def _report_library_error(error: Exception) -> int:
-    """Report an error raised by another library, with a remedy by its kind."""
+    """Report an error raised by another library, and return the exit code."""
     text = " ".join(str(error).split())[:500] or type(error).__name__
     if "out of memory" in text.lower():
         return _report(
@@ -166,9 +166,9 @@ def _report_library_error(error: Exception) -> int:
     if isinstance(error, OSError):
         return _report(text, "check the disk, and the permissions there", 3)
     if isinstance(error, ImportError):
-        return _report(text, "install the package that it names", 3)
+        return _report(text, "install the missing package", 3)
     if isinstance(error, ValueError):
-        return _report(text, "check the setting that it names; --debug shows the traceback", 2)
+        return _report(text, "check the settings; --debug shows the traceback", 2)
     return _report(f"{type(error).__name__}: {text}", "run with --debug to see the traceback", 1)
 
 

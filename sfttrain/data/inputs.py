@@ -148,10 +148,11 @@ def file_stamps(path: str) -> list[Any] | None:
     """Return path, size and modification time of every file matching a path.
 
     Args:
-        path: A file, a folder or a glob.
+        path: A file, a glob, or a folder, of which all files in it and its subfolders are taken.
 
     Returns:
-        One [absolute path, bytes, nanoseconds] per file; None if nothing matches on this machine.
+        For each file, its absolute path, its size in bytes, and its modification time in
+        nanoseconds; None if nothing matches.
     """
     expanded = os.path.expanduser(path)
     matches = sorted(glob.glob(expanded)) or [expanded]  # a file can have brackets in its name

@@ -311,6 +311,7 @@ def test_the_spot_check_detects_a_wrong_mask(
     assert got.counts["warnings.mask_failed_over"] == 1
     assert "masks by token ids" in caplog.text
     assert got.counts["masks.by_characters"] == 50
+    assert sum(n for name, n in got.counts.items() if name.startswith("masks.because.")) == 50
     assert "masks.by_ids" not in got.counts
 
 

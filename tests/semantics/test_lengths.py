@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftprep import BuildConfig, build, open_shards, verify
+from sftprep.core.mask_arrays import find_targets
 from sftprep.core.types import TokenBatch
 from sftprep.errors import ConfigError, RecordError
-from sftprep.masking import find_targets
 from sftprep.pipeline.overlong import OVERLONG, LengthLimit, fit_lengths
 from sftprep.pipeline.sequence_stats import count_lengths, describe_lengths, length_bounds
 from tests.semantics.prepared import prepare

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from sftprep.tokenize.encoders.gigatoken import FastEncoder
+from sftprep.tokenize.encoders.gigatoken import GigatokenEncoder
 from sftprep.tokenize.encoders.reference import HfEncoder
 from sftprep.tokenize.loading.spec import TokenizerSpec, tokenizer_spec
 from tests.support import SHARED
@@ -31,9 +31,9 @@ def real_spec(name: str) -> TokenizerSpec:
 
 
 @cache
-def real_fast(name: str) -> FastEncoder:
+def real_fast(name: str) -> GigatokenEncoder:
     """Return the fast encoder for it."""
-    return FastEncoder(real_spec(name), reference=lambda: real_reference(name))
+    return GigatokenEncoder(real_spec(name), reference=lambda: real_reference(name))
 
 
 @cache

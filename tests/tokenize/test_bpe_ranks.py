@@ -20,7 +20,7 @@ from sftprep.tokenize.encoders.bpe_ranks import (
     derive_ranks,
     find_ranks,
 )
-from sftprep.tokenize.encoders.gigatoken import FastEncoder
+from sftprep.tokenize.encoders.gigatoken import GigatokenEncoder
 from sftprep.tokenize.encoders.reference import HfEncoder
 from sftprep.tokenize.equivalence.probe import compare_encoders
 from sftprep.tokenize.loading.adversarial_texts import adversarial_texts
@@ -59,12 +59,12 @@ def qwen_like(
     return spec_of(tokenizer)
 
 
-def encoder_of(spec: TokenizerSpec, folder: Path) -> tuple[FastEncoder, HfEncoder]:
+def encoder_of(spec: TokenizerSpec, folder: Path) -> tuple[GigatokenEncoder, HfEncoder]:
     cache_ranks(spec, folder)
     ranks = find_ranks(spec, folder)
     assert ranks is not None
     reference = HfEncoder(spec, threads=False)
-    return FastEncoder(spec, reference=lambda: reference, ranks=ranks), reference
+    return GigatokenEncoder(spec, reference=lambda: reference, ranks=ranks), reference
 
 
 @st.composite

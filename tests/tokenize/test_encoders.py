@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer
 from sftprep.errors import TokenizerError
 from sftprep.tokenize.encoders import gigatoken as fast
 from sftprep.tokenize.encoders.base import Encoder, EncoderFault, Tokens
-from sftprep.tokenize.encoders.gigatoken import FastEncoder
+from sftprep.tokenize.encoders.gigatoken import GigatokenEncoder
 from sftprep.tokenize.encoders.load import load_encoder
 from sftprep.tokenize.encoders.reference import HfEncoder
 from sftprep.tokenize.equivalence.probe import compare_encoders
@@ -179,7 +179,7 @@ def count_loads() -> None:
     """Encode words that never recur, until the limit is passed, and print the number of loads."""
     fast._MEMORY_CHECK_BYTES, fast._CACHE_BYTES = 1 << 19, 8 << 20
     encoder = load_encoder(made_spec("as gpt-2"), "gigatoken", threads=False)
-    assert isinstance(encoder, FastEncoder)
+    assert isinstance(encoder, GigatokenEncoder)
     loaded: list[object] = [encoder._backend]
     random = np.random.default_rng(0)
     for _ in range(12):
@@ -225,7 +225,7 @@ class Recorder:
 def test_only_unsafe_texts_are_encoded_by_the_reference() -> None:
     spec = made_spec("as qwen")
     reference = Recorder(HfEncoder(spec, threads=False))
-    encoder = FastEncoder(spec, reference=lambda: reference)
+    encoder = GigatokenEncoder(spec, reference=lambda: reference)
     sample = ["plain", "中文 🤯 é", f"a{NEW}", "", "\U0001faea", "e\u0301 decomposed"]
     tokens = encoder.encode(sample)
     assert reference.asked == [sample[2], sample[4]]

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer
 from sftprep.core.disk_cache import read_entry, write_entry
 from sftprep.errors import TokenizerError
 from sftprep.tokenize.encoders.base import EncoderFault, Mismatch, Tokens, first_mismatch
-from sftprep.tokenize.encoders.gigatoken import FastEncoder
+from sftprep.tokenize.encoders.gigatoken import GigatokenEncoder
 from sftprep.tokenize.encoders.reference import HfEncoder
 from sftprep.tokenize.equivalence.probe import ProbeResult, cached_probe, compare_encoders
 from sftprep.tokenize.loading.adversarial_texts import adversarial_texts
@@ -109,7 +109,7 @@ def test_gigatoken_is_selected_if_it_does_not_differ(choice: str, tmp_path: Path
     for tokenizer in (byte_level(nfc=True, gpt4=True), sentence_piece(prepend=True)):
         spec = spec_of(tokenizer)
         encoder, result = make_encoder(spec, choice, threads=False, cache_folder=tmp_path)  # type: ignore[arg-type]
-        assert isinstance(encoder, FastEncoder)
+        assert isinstance(encoder, GigatokenEncoder)
         assert (result.encoder, result.equal, result.reason, result.example) == (
             "gigatoken",
             True,
@@ -129,15 +129,17 @@ def test_tokenizers_is_selected_on_request(tmp_path: Path) -> None:
 
 
 def test_gigatoken_is_not_selected_if_special_tokens_are_split(tmp_path: Path) -> None:
-    result = cached_probe(spec_of(byte_level(), split_special_tokens=True), (), tmp_path)
+    result = cached_probe(
+        "gigatoken", spec_of(byte_level(), split_special_tokens=True), (), tmp_path
+    )
     assert (result.encoder, result.checked) == ("tokenizers", 0)
     assert "special tokens" in result.reason
 
 
 def test_an_answer_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_of(byte_level())
-    first = cached_probe(spec, (), tmp_path)
-    with_samples = cached_probe(spec, ("one", "two \ud800"[:4]), tmp_path)
+    first = cached_probe("gigatoken", spec, (), tmp_path)
+    with_samples = cached_probe("gigatoken", spec, ("one", "two \ud800"[:4]), tmp_path)
     assert with_samples.checked == first.checked + 2
 
     def refuse(*_: object, **__: object) -> None:
@@ -145,21 +147,21 @@ def test_an_answer_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr("sftprep.tokenize.equivalence.probe.compare_encoders", refuse)
     monkeypatch.setattr("sftprep.tokenize.equivalence.probe.HfEncoder", refuse)
-    assert cached_probe(spec, (), tmp_path) == with_samples
-    assert cached_probe(spec, ("one", "two \ud800"[:4]), tmp_path) == with_samples
+    assert cached_probe("gigatoken", spec, (), tmp_path) == with_samples
+    assert cached_probe("gigatoken", spec, ("one", "two \ud800"[:4]), tmp_path) == with_samples
     with pytest.raises(AssertionError, match="compared again"):
-        cached_probe(spec, ("one",), tmp_path)
+        cached_probe("gigatoken", spec, ("one",), tmp_path)
     (entry,) = (tmp_path / "probes").iterdir()
     entry.write_bytes(entry.read_bytes()[:-3])
     with pytest.raises(AssertionError, match="compared again"):
-        cached_probe(spec, (), tmp_path)
+        cached_probe("gigatoken", spec, (), tmp_path)
 
 
 def test_a_difference_on_samples_is_cached_for_later_calls(tmp_path: Path) -> None:
     """The cached answer of the fixed texts is changed to "equal", as if they had not shown the
     difference."""
     spec = spec_of(WHOLE_WORDS)
-    cached_probe(spec, (), tmp_path)
+    cached_probe("gigatoken", spec, (), tmp_path)
     (entry,) = (tmp_path / "probes").iterdir()
     found = read_entry(entry)
     assert found is not None
@@ -175,13 +177,13 @@ def test_a_difference_on_samples_is_cached_for_later_calls(tmp_path: Path) -> No
             "samples": [],
         },
     )
-    assert cached_probe(spec, (), tmp_path).equal
-    assert cached_probe(spec, ("harmless",), tmp_path).equal
-    shown = cached_probe(spec, ("harmless", "azqb"), tmp_path)
+    assert cached_probe("gigatoken", spec, (), tmp_path).equal
+    assert cached_probe("gigatoken", spec, ("harmless",), tmp_path).equal
+    shown = cached_probe("gigatoken", spec, ("harmless", "azqb"), tmp_path)
     assert not shown.equal
     assert shown.example is not None
     assert shown.example.text == "azqb"
-    assert cached_probe(spec, (), tmp_path) == shown
+    assert cached_probe("gigatoken", spec, (), tmp_path) == shown
 
 
 def test_a_cache_that_cannot_be_written_changes_nothing(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
-from sftprep.tokenize.encoders.gigatoken import FastEncoder
+from sftprep.tokenize.encoders.gigatoken import GigatokenEncoder
 from sftprep.tokenize.encoders.reference import HfEncoder
 from sftprep.tokenize.encoders.separators import find_separator
 from sftprep.tokenize.loading.spec import TokenizerSpec
@@ -83,8 +83,8 @@ def spec(name: str) -> TokenizerSpec:
 
 
 @cache
-def encoder(name: str) -> FastEncoder:
-    return FastEncoder(spec(name), reference=lambda: HfEncoder(spec(name), threads=False))
+def encoder(name: str) -> GigatokenEncoder:
+    return GigatokenEncoder(spec(name), reference=lambda: HfEncoder(spec(name), threads=False))
 
 
 def check(name: str, texts: list[str]) -> None:

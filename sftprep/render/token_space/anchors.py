@@ -5,10 +5,9 @@ template contains such a token, the rendered text contains it, and the ids of th
 id exactly once for each occurrence. A region "from after the k-th anchor and the literal that
 follows it, to the m-th anchor" can then be found in the ids, without character positions.
 
-This holds under the conditions S1 to S3 of the design notes, which are checked here, once for a
-tokenizer and a template: S1, the tokens cover every byte of a text; S2, the anchor is found
-wherever it occurs, and takes nothing from the text around it; S3, no other added token can overlap
-it.
+This holds under three conditions, which are checked here, once for a tokenizer and a template:
+S1, the tokens cover every byte of a text; S2, the anchor is found wherever it occurs, and takes
+nothing from the text around it; S3, no other added token can overlap it.
 """
 
 from __future__ import annotations

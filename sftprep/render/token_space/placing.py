@@ -4,15 +4,14 @@ Idea: the template knows how many anchors it wrote before each boundary. So the 
 ids of a text gives the position of the boundary, and no character positions are needed.
 
 1. Find all anchors in the ids. A text whose ids do not contain as many anchors as its template
-   wrote is rejected (C1, C2): its content spells a special token, or a token merged with one.
-2. Resolve each boundary to a token. The ids after the anchor must be those of the literal (C3).
+   wrote is rejected: its content spells a special token, or a token merged with one.
+2. Resolve each boundary to a token. The ids after the anchor must be those of the literal.
 3. Resolve the starts of completions likewise.
-4. A region that ends before it starts rejects its text (C4).
+4. A region that ends before it starts rejects its text.
 5. Fill the mask.
 
-A rejected text takes the reference path (`masking.mask_spans`), and so gets the same mask as
-without this module; tests/render/test_token_space.py compares the two paths. The conditions C1 to
-C5 are those of the design notes.
+A rejected text takes the reference path (`mask_arrays.mask_spans`), and so gets the same mask as
+without this module; tests/render/test_token_space.py compares the two paths.
 
 Cost: one comparison of all ids with each anchor, and array operations over the boundaries.
 """
@@ -147,7 +146,7 @@ def place_regions(
     """
     ids, offsets = tokens.input_ids, tokens.offsets
     numbers = np.array(texts.numbers, np.int64)
-    # 1. Find the anchors, and reject texts with an unexpected number of them (C1, C2).
+    # 1. Find the anchors, and reject texts with an unexpected number of them.
     anchor_positions = find_ids(ids, table.anchors)
     first, end = offsets[numbers], offsets[numbers + 1]
     first_anchor = np.searchsorted(anchor_positions, first)
@@ -160,7 +159,7 @@ def place_regions(
     bounds = _resolve_boundaries(view, texts, text_of, table, failed)
     starts, cut = _resolve_starts(view, texts, table, failed)
     bounds = np.maximum(bounds, starts[text_of])
-    # 4. Reject texts with a region that ends before it starts (C4).
+    # 4. Reject texts with a region that ends before it starts.
     begins, ends, text_of = bounds[::2], bounds[1::2], text_of[::2]
     failed[text_of[begins > ends]] = True
     # 5. Fill the mask.
@@ -181,14 +180,14 @@ def _resolve_boundaries(
 
     Args:
         text_of: int64 [boundaries], the text of each boundary.
-        failed: bool [texts], is set for texts whose ids do not contain a literal (C3).
+        failed: bool [texts], is set for texts whose ids do not contain a literal.
     """
     boundaries = np.array(texts.regions, np.int64).reshape(-1, 2)
     literals = boundaries[:, 1]
     positions = view.positions_of(text_of, boundaries[:, 0])
     for literal in np.unique(literals).tolist():
         selected = np.flatnonzero((literals == literal) & ~failed[text_of])
-        if literal == BEFORE:  # C5
+        if literal == BEFORE:
             positions[selected] = _without_last_character(
                 view.ids, positions[selected], table.continues
             )

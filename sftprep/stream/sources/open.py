@@ -20,8 +20,9 @@ from sftprep.config.validation import TextUnit
 from sftprep.errors import ConfigError
 from sftprep.pipeline.setup import inspect_source, log_notices
 from sftprep.recipe import Recipe
-from sftprep.sources.discovery.files import find_files, reject_duplicates
-from sftprep.sources.discovery.hub import FoundFile, hub_files, is_hub_name, reject_revision_of_path
+from sftprep.sources.discovery.files import reject_duplicates
+from sftprep.sources.discovery.hub import FoundFile
+from sftprep.sources.discovery.inputs import files_of_input
 from sftprep.sources.in_memory import dataset_kind
 from sftprep.sources.lanes import block_bytes, is_plain
 from sftprep.sources.partition import cut, read_partition, source_of
@@ -171,13 +172,13 @@ def _open_files(
 
 def _find_files(name: str, config: BuildConfig) -> list[FoundFile]:
     read = config.read
-    if is_hub_name(name):
-        return hub_files(
-            name, config_name=read.config_name, split=read.split, revision=read.revision
-        )
-    reject_revision_of_path(name, read.revision)
-    files = find_files((name,), read.split, text_unit=_text_unit(config))
-    return [FoundFile(file, file) for file in files]
+    return files_of_input(
+        name,
+        split=read.split,
+        config_name=read.config_name,
+        revision=read.revision,
+        text_unit=_text_unit(config),
+    )
 
 
 def _text_unit(config: BuildConfig) -> TextUnit | None:

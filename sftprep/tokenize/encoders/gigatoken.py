@@ -43,7 +43,7 @@ _MEMORY_CHECK_BYTES = 64 << 20
 _FEW_TOKENS = 1 << 16  # up to this many tokens are decoded one by one
 
 
-class FastEncoder:
+class GigatokenEncoder:
     """The gigatoken encoder.
 
     The reference encoder encodes strings with characters on which the Unicode tables of the two

@@ -141,9 +141,9 @@ def _check_tables() -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
 
 @cache
 def _safe_table() -> NDArray[np.bool_]:
-    """Return bool [0x110000], by code point: True = safe.
+    """Return the code points on which all Unicode tables in use agree: bool [0x110000].
 
-    It takes about a megabyte, and is made for the first string that is not ASCII.
+    The table has a megabyte, so it is made once, when the first string beyond ASCII needs it.
     """
     return _parse_ranges(SAFE)
 

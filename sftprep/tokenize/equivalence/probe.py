@@ -1,4 +1,4 @@
-"""The probe: a comparison of gigatoken with `tokenizers`, once per tokenizer.
+"""The probe: a comparison of a fast encoder with `tokenizers`, once per tokenizer.
 
 It shows whether they give the same tokens.
 
@@ -27,8 +27,8 @@ import xxhash
 from sftprep.core.disk_cache import read_entry, write_entry
 from sftprep.core.versions import version_of
 from sftprep.tokenize.encoders.base import Encoder, EncoderFault, Mismatch, first_mismatch
-from sftprep.tokenize.encoders.bpe_ranks import cache_ranks, find_ranks
-from sftprep.tokenize.encoders.gigatoken import FastEncoder
+from sftprep.tokenize.encoders.bpe_ranks import cache_ranks
+from sftprep.tokenize.encoders.load import load_encoder
 from sftprep.tokenize.encoders.reference import HfEncoder
 from sftprep.tokenize.loading.adversarial_texts import ADVERSARIAL_TEXTS_VERSION, adversarial_texts
 from sftprep.tokenize.loading.spec import TokenizerSpec
@@ -41,7 +41,7 @@ _CACHED_SAMPLES = 64  # how many digests of samples an entry keeps, the latest o
 class ProbeResult:
     """The encoder of a build and its reason; a part of the manifest."""
 
-    encoder: str  # "gigatoken" or "tokenizers"
+    encoder: str  # a key of `ENCODERS`
     encoder_version: str
     # Whether the encoders are equivalent; True, unchecked, if the user chose "tokenizers".
     equal: bool
@@ -61,18 +61,21 @@ class ProbeResult:
         return cls(**{**values, "example": Mismatch.from_dict(example) if example else None})
 
 
-def cached_probe(spec: TokenizerSpec, samples: Sequence[str], folder: Path) -> ProbeResult:
+def cached_probe(
+    name: str, spec: TokenizerSpec, samples: Sequence[str], folder: Path
+) -> ProbeResult:
     """Return the answer for the adversarial texts and samples, cached if possible.
 
     A difference on samples is a property of the tokenizer: once found, it is the answer for every
     later call, with other samples or without.
 
     Args:
+        name: The name of the encoder to compare with `tokenizers`.
         spec: The tokenizer.
         samples: Texts of the data; may be empty.
         folder: The folder of the cache.
     """
-    path = folder / "probes" / f"{_cache_key(spec)}.json"
+    path = folder / "probes" / f"{_cache_key(name, spec)}.json"
     cached, sample_digests = _read_cached(path)
     digest = _digest_samples(samples)
     if cached and (not cached.equal or not samples or digest in sample_digests):
@@ -82,7 +85,9 @@ def cached_probe(spec: TokenizerSpec, samples: Sequence[str], folder: Path) -> P
     cache_ranks(spec, folder)
     try:
         # With the ranks, if there are any, so that the probe tests what builds will load.
-        fast = FastEncoder(spec, reference=lambda: reference, ranks=find_ranks(spec, folder))
+        fast = load_encoder(
+            spec, name, threads=True, reference=lambda: reference, cache_folder=folder
+        )
         result = compare_encoders(fast, reference, texts)
     except EncoderFault as fault:
         result = ProbeResult(
@@ -147,12 +152,12 @@ def _read_cached(path: Path) -> tuple[ProbeResult | None, list[str]]:
         return None, []
 
 
-def _cache_key(spec: TokenizerSpec) -> str:
+def _cache_key(name: str, spec: TokenizerSpec) -> str:
     """Return a digest of all inputs of the answer.
 
-    The processor is included, since gigatoken has code for several architectures.
+    The processor is included, since a fast encoder has code for several architectures.
     """
-    versions = version_of("gigatoken"), version_of("tokenizers"), platform.machine()
+    versions = name, version_of(name), version_of("tokenizers"), platform.machine()
     return xxhash.xxh3_128_hexdigest(
         "\n".join((_FORMAT, str(ADVERSARIAL_TEXTS_VERSION), spec.fingerprint, *versions)).encode()
     )

@@ -168,6 +168,12 @@ class TokenizerSpec:
 
 
 def _flatten_steps(part: Any, key: str) -> list[dict[str, Any]]:
+    """Return the steps of a part of tokenizer.json, in order.
+
+    Args:
+        part: A step, a sequence of steps, or None.
+        key: The key of the steps of a sequence.
+    """
     if part is None:
         return []
     return (

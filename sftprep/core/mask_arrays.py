@@ -1,7 +1,8 @@
 """Masks of trained tokens, from completion starts or from character spans.
 
 These are operations on arrays. What is trained is decided before: `render/trained_turns.py` selects
-the turns, `chat_template/assistant_spans.py` the part of each turn.
+the turns; `chat_template/assistant_spans.py` (reference path) and `render/token_space/regions.py`
+(fast path) select the part of each turn.
 """
 
 from __future__ import annotations

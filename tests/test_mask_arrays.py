@@ -6,7 +6,13 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftprep.masking import completion_starts, find_targets, mask_from, mask_spans, trained_runs
+from sftprep.core.mask_arrays import (
+    completion_starts,
+    find_targets,
+    mask_from,
+    mask_spans,
+    trained_runs,
+)
 
 IDS = st.lists(st.integers(0, 2), max_size=8)
 

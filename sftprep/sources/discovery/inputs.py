@@ -1,0 +1,41 @@
+"""The files of one input of a build or a stream: local ones, or those of a data set on the Hub.
+
+Another place for inputs, such as an object store, is a module like hub.py and a branch here.
+"""
+
+from __future__ import annotations
+
+from sftprep.config.validation import TextUnit
+from sftprep.sources.discovery.files import find_files
+from sftprep.sources.discovery.hub import FoundFile, hub_files, is_hub_name, reject_revision_of_path
+
+
+def files_of_input(
+    name: str,
+    *,
+    split: str | None,
+    config_name: str | None,
+    revision: str | None,
+    output: str | None = None,
+    other_split: str | None = None,
+    text_unit: TextUnit | None = None,
+) -> list[FoundFile]:
+    """Return the files of an input, in the order in which they are read.
+
+    Args:
+        name: What the user wrote: a path, a glob, a folder, or a name on the Hub.
+        split: As for `find_files` and `hub_files`.
+        config_name: The requested configuration of a data set on the Hub.
+        revision: The requested branch, tag or commit on the Hub.
+        output: As for `find_files`.
+        other_split: As for `find_files`.
+        text_unit: As for `find_files`.
+
+    Raises:
+        SftprepError: The errors of `find_files` and `hub_files`.
+    """
+    if is_hub_name(name):
+        return hub_files(name, config_name=config_name, split=split, revision=revision)
+    reject_revision_of_path(name, revision)
+    files = find_files((name,), split, output=output, other_split=other_split, text_unit=text_unit)
+    return [FoundFile(file, file) for file in files]
