@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 
-from sftprep.config.validation import TrainOn
+from sftprep.config.validation import EncoderChoice, TrainOn
 from sftprep.core.types import TokenBatch
 from sftprep.errors import TemplateError
 from sftprep.pipeline.overlong import LengthLimit
@@ -22,7 +22,7 @@ from sftprep.recipe import Recipe
 from sftprep.render.token_space.anchors import Anchors, continuation_ids, find_anchors
 from sftprep.tokenize.equivalence.verified_encoder import VerifiedEncoder
 from sftprep.tokenize.loading.spec import TokenizerSpec
-from sftprep.tokenize.select import Choice, probe_encoder
+from sftprep.tokenize.select import probe_encoder
 from tests.support import thorough
 from tests.tokenize.small_tokenizers import END, START, STOP, byte_level, sentence_piece, spec_of
 
@@ -199,7 +199,7 @@ def spec(tokenizer: str) -> TokenizerSpec:
 
 
 @cache
-def encoder_of(tokenizer: str, name: Choice) -> VerifiedEncoder:
+def encoder_of(tokenizer: str, name: EncoderChoice) -> VerifiedEncoder:
     """Return the encoder `tokenizers`, or with "auto" the encoder that a build would choose."""
     chosen, _ = probe_encoder(spec(tokenizer), name)
     return VerifiedEncoder(spec(tokenizer), chosen, threads=False)
@@ -207,7 +207,7 @@ def encoder_of(tokenizer: str, name: Choice) -> VerifiedEncoder:
 
 @cache
 def paths_of(
-    tokenizer: str, template: str, train_on: TrainOn, format: str, encoder: Choice = "auto"
+    tokenizer: str, template: str, train_on: TrainOn, format: str, encoder: EncoderChoice = "auto"
 ) -> Paths | None:
     """Return both paths for a tokenizer and a template, None if no mask is proven for them."""
     recipe = Recipe(
@@ -275,7 +275,7 @@ def test_ordinary_conversations_take_the_fast_path(tokenizer: str, template: str
 
 @pytest.mark.parametrize("encoder", ["auto", "tokenizers"])
 @pytest.mark.parametrize("content", ["\u0928\u093c", "a\u0301 b", "x e\u0301"])
-def test_a_text_that_nfc_changes_keeps_its_mask(encoder: Choice, content: str) -> None:
+def test_a_text_that_nfc_changes_keeps_its_mask(encoder: EncoderChoice, content: str) -> None:
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": content}]
     for template in ("before", "chatml", "marked"):
         paths = paths_of("as qwen", template, "assistant", "messages", encoder)
