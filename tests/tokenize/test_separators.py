@@ -94,6 +94,7 @@ def check(name: str, texts: list[str]) -> None:
     ]
 
 
+@cache
 def texts_of(name: str) -> st.SearchStrategy[list[str]]:
     between = find_separator(spec(name))
     own = [] if between is None else [between.text, between.text[:-1], between.text[1:]]

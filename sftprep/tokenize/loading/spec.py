@@ -197,6 +197,14 @@ def tokenizer_spec(tokenizer: Any, *, name: str | None = None) -> TokenizerSpec:
     name = name or str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
     backend = _get_backend(tokenizer, name)
     prefix, suffix = _find_prefix_and_suffix(tokenizer, backend, name)
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    vocab_size = max(len(tokenizer), 1 + max(vocabulary.values(), default=-1))
+    # Encoders, and the functions below, allocate tables with an entry for each id.
+    if vocab_size > max(_SPARSE_VOCABULARY, _MOST_IDS_PER_TOKEN * len(vocabulary)):
+        raise TokenizerError(
+            f"{name} has {len(vocabulary):,} tokens, but ids up to {vocab_size - 1:,}",
+            remedy="check the ids in its tokenizer.json",
+        )
     try:
         text = _remove_truncation_and_padding(backend.to_str())
     except Exception as error:  # the Rust bindings raise Exception itself for parts in Python
@@ -212,14 +220,6 @@ def tokenizer_spec(tokenizer: Any, *, name: str | None = None) -> TokenizerSpec:
     named = dict(templates) if isinstance(templates, dict) else {}
     limit = tokenizer.model_max_length
     split = bool(getattr(tokenizer, "split_special_tokens", False))
-    vocabulary = backend.get_vocab(with_added_tokens=True)
-    vocab_size = max(len(tokenizer), 1 + max(vocabulary.values(), default=-1))
-    # Encoders allocate tables with an entry for each id.
-    if vocab_size > max(_SPARSE_VOCABULARY, _MOST_IDS_PER_TOKEN * len(vocabulary)):
-        raise TokenizerError(
-            f"{name} has {len(vocabulary):,} tokens, but ids up to {vocab_size - 1:,}",
-            remedy="check the ids in its tokenizer.json",
-        )
     spec = TokenizerSpec(
         name=name,
         json=_optimize_for_loading(text.encode()),
