@@ -63,15 +63,15 @@ class Contents:
     kinds: list[str] = field(default_factory=list)
     values: list[Any] = field(default_factory=list)
 
-    def __call__(self, kind: str, *, number: bool = False) -> Any:
-        """Return the next content."""
+    def __call__(self, kind: str, *, number: bool = False, is_prose: bool = False) -> Any:
+        """Return the next content. is_prose: whether that of a tool or call is not a name."""
         position = len(self.values)
         value: Any
         if number:
             value = {"short": position + 3, "same": 5}.get(self.style, 777_000_100 + position)
         elif self.style == "sentinels":
             value = f"sentinel{position:03d}value"
-        elif kind in (CALL, TOOLS):
+        elif kind in (CALL, TOOLS) and not is_prose:
             # Templates may refuse a name that is not an identifier.
             value = {"long": f"fetch_all_{position}", "short": "get", "same": "look_up"}[self.style]
         elif self.style == "long":
@@ -110,7 +110,17 @@ def features() -> dict[str, Callable[[Value], MessagesAndTools]]:
             None,
         ),
         "speaker": lambda new: ([{**user(new), "name": new(NAME)}, answer(new)], None),
-        "tools": lambda new: ([user(new), answer(new)], [_tool(new)]),
+        "tools": lambda new: ([user(new), answer(new)], [_tool(new, _parameters)]),
+        "described parameters": lambda new: (
+            [user(new), answer(new)],
+            [_tool(new, _described_parameters)],
+        ),
+        "nested parameters": lambda new: (
+            [user(new), answer(new)],
+            [_tool(new, _nested_parameters)],
+        ),
+        "flat parameters": lambda new: ([user(new), answer(new)], [_tool(new, _flat_parameters)]),
+        "a call repeats a parameter": _with_call_of_tool,
         "think tags": lambda new: ([user(new), _thinking(new)], None),
         "think tags, earlier turn": lambda new: (
             [user(new), _thinking(new), user(new), answer(new)],
@@ -142,17 +152,53 @@ def _thinking(new: Value) -> dict[str, Any]:
     return {"role": "assistant", "content": f"<think>\n{reasoning}\n</think>\n\n{text}"}
 
 
-def _tool(new: Value) -> dict[str, Any]:
+def _tool(new: Value, make_parameters: Value) -> dict[str, Any]:
     function = {
         "name": new(TOOLS),
-        "description": new(TOOLS),
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string"}},
-            "required": ["city"],
-        },
+        "description": new(TOOLS, is_prose=True),
+        "parameters": make_parameters(new),
     }
     return {"type": "function", "function": function}
+
+
+def _parameters(new: Value) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {new(TOOLS): {"type": "string"}},
+        "required": ["city"],
+    }
+
+
+def _described_parameters(new: Value) -> dict[str, Any]:
+    return {"type": "object", "properties": {new(TOOLS): _choice(new)}}
+
+
+def _nested_parameters(new: Value) -> dict[str, Any]:
+    place = {
+        "description": new(TOOLS, is_prose=True),
+        "type": "object",
+        "properties": {new(TOOLS): _choice(new)},
+    }
+    return {"type": "object", "properties": {new(TOOLS): place}, "required": []}
+
+
+def _flat_parameters(new: Value) -> dict[str, Any]:
+    return {new(TOOLS): {"type": "str", "description": new(TOOLS, is_prose=True)}}
+
+
+def _choice(new: Value) -> dict[str, Any]:
+    return {
+        "type": "string",
+        "description": new(TOOLS, is_prose=True),
+        "enum": [new(TOOLS), new(TOOLS)],
+        "default": new(TOOLS),
+    }
+
+
+def _with_call_of_tool(new: Value) -> MessagesAndTools:
+    messages, _ = _with_call(new, lambda value: value, text=False)
+    tool = _tool(new, lambda new: {"city": {"type": "str", "description": new(TOOLS)}})
+    return messages, [tool]
 
 
 def _call(new: Value, encode: Callable[[Any], Any], arguments: Callable[[], Any], key: str) -> Any:
@@ -394,12 +440,42 @@ class Record:
         return self.new(ARGUMENT, value)
 
     def tool(self, tool: dict[str, Any]) -> dict[str, Any]:
-        """Return the copy of a tool."""
+        """Return the copy of a tool whose parameters are a JSON schema."""
         function = dict(tool.get("function", tool))
         for key in ("name", "description"):
             if key in function:
-                function[key] = self.new(TOOLS, function[key])
+                function[key] = self.tool_string(function[key])
+        if isinstance(function.get("parameters"), dict):
+            function["parameters"] = self.schema(function["parameters"])
         return {**tool, "function": function} if "function" in tool else function
+
+    def schema(self, schema: dict[str, Any]) -> dict[str, Any]:
+        """Return the copy of a JSON schema, with other names, descriptions and values."""
+        copied = dict(schema)
+        names: dict[str, str] = {}
+        for key, value in schema.items():
+            if key == "properties":
+                names = {name: self.tool_string(name) for name in value}
+                copied[key] = {names[name]: self.schema(inner) for name, inner in value.items()}
+            elif key in ("description", "default", "enum"):
+                items = value if isinstance(value, list) else [value]
+                new_items = [
+                    self.tool_string(item) if isinstance(item, str) else item for item in items
+                ]
+                copied[key] = new_items if isinstance(value, list) else new_items[0]
+            elif isinstance(value, dict):
+                copied[key] = self.schema(value)
+        if "required" in schema:
+            copied["required"] = [names.get(name, name) for name in schema["required"]]
+        return copied
+
+    def tool_string(self, value: str) -> str:
+        """Return a sentinel that is as long as a string, since templates cut long types."""
+        if not value.strip() or value in ("type", "description", "properties", "items", "format"):
+            return value
+        sentinel = f"q{len(self.sentinels)}k".ljust(len(value), "k")
+        self.sentinels.append((TOOLS, sentinel, self.calls))
+        return sentinel
 
 
 def read_conversations(folder: Path) -> list[MessagesAndTools]:

@@ -25,7 +25,7 @@ OMISSION_KINDS = {
     CALL: "a tool call",
     ARGUMENT: "an argument of a tool call",
     TEXT_WITH_CALL: "the text alongside a tool call",
-    TOOLS: "the name or description of a tool",
+    TOOLS: "a name, a description or a value in the schema of a tool",
     NAME: "the name of a speaker",
     KEY: "text under a key without a known meaning",
 }

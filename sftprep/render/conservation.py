@@ -175,6 +175,7 @@ class ConservationCheck:
             leaf
             for leaf in leaves
             if not isinstance(leaf.value, str)
+            or leaf.kind == TOOLS
             or num_written[leaf.value] < num_leaves[leaf.value]
             or leaf.value in self._source
         ]
@@ -299,7 +300,7 @@ def _search_leaves(leaves: Sequence[Leaf], text: str, most_misses: int | None = 
                     break
         found.append(position >= 0)
         misses += position < 0
-        if position >= 0 and not _is_short(leaf):
+        if position >= 0 and not _may_match_by_chance(leaf):
             end = max(end, position + len(form))
     return found
 
@@ -307,13 +308,13 @@ def _search_leaves(leaves: Sequence[Leaf], text: str, most_misses: int | None = 
 def _find_ambiguous(leaves: Sequence[Leaf]) -> set[int]:
     """Return the numbers of the leaves with possible matches by chance.
 
-    They are the short leaves, and those that occur in another leaf.
+    They are the short leaves, those of tools, and those that occur in another leaf.
     """
     everything = "\0".join(str(leaf.value) for leaf in leaves)
     return {
         number
         for number, leaf in enumerate(leaves)
-        if _is_short(leaf) or everything.count(str(leaf.value)) > 1
+        if _may_match_by_chance(leaf) or everything.count(str(leaf.value)) > 1
     }
 
 
@@ -363,8 +364,12 @@ def _json_spellings(value: str) -> list[str]:
     return [form for form in dict.fromkeys(forms) if form != value]
 
 
-def _is_short(leaf: Leaf) -> bool:
-    return not isinstance(leaf.value, str) or len(leaf.value) < _SURE_LENGTH
+def _may_match_by_chance(leaf: Leaf) -> bool:
+    """Return whether other contents may contain the value of a leaf.
+
+    Calls and their results repeat the names and values of tools.
+    """
+    return leaf.kind == TOOLS or not isinstance(leaf.value, str) or len(leaf.value) < _SURE_LENGTH
 
 
 def _to_omissions(omitted: Sequence[Leaf], messages: Sequence[Message]) -> Omissions:

@@ -24,6 +24,7 @@ from sftprep.core.omissions import (
     TOOLS,
 )
 from sftprep.core.types import Message, function_of
+from sftprep.render.tool_leaves import copy_tool
 
 ANYWHERE = -1
 """The turn of leaves that may occur anywhere in the text: system messages and tools."""
@@ -120,8 +121,7 @@ def to_leaves(
                 calls += 1
     if tools and not written_values.take(tools):
         for tool in tools:
-            for value in _find_tool_strings(tool, written_values):
-                _add_text(leaves, TOOLS, ANYWHERE, value, written_values)
+            _add_tool(leaves, tool, written_values)
     return leaves
 
 
@@ -144,6 +144,16 @@ def _add_call(
     if not written_values.take(function.get("arguments")):
         for value in _iter_scalars(_parse_arguments(function), written_values):
             leaves.append(Leaf(ARGUMENT, turn, value, number))
+
+
+def _add_tool(leaves: list[Leaf], tool: Any, written_values: WrittenValues) -> None:
+    # Strings are not taken: parsers share the keys of objects, so the piece that is the name of a
+    # parameter may be a key of a call.
+    def add(value: str) -> str:
+        leaves.append(Leaf(TOOLS, ANYWHERE, value.strip()))
+        return value
+
+    copy_tool(tool, add, written_values.take)
 
 
 def _has_speaker(message: Message) -> bool:
@@ -231,21 +241,10 @@ def _iter_scalars(value: Any, written_values: WrittenValues) -> Iterator[str | i
             yield item
 
 
-def _find_tool_strings(tool: Any, written_values: WrittenValues) -> list[str]:
-    """Return the name and the description of a tool."""
-    if not isinstance(tool, dict) or written_values.take(tool):
-        return []
-    function = _function_or_call(tool)
-    if written_values.take(function):
-        return []
-    values = [function.get(key) for key in ("name", "description")]
-    return [value for value in values if isinstance(value, str) and value.strip()]
-
-
 # --- sentinels ------------------------------------------------------------------------------------
 
 
-_SENTINEL = re.compile(r"zqx(\d{8})xqz|918(\d{8})")
+_SENTINEL = re.compile(r"zqx(\d{8})xqz|918(\d{8})|jv(\d+)w")
 _FIRST_NUMBER = 918_0000_0000
 
 
@@ -284,19 +283,14 @@ class SentinelCopy:
 
     def copy_tool(self, tool: Any) -> Any:
         """Return the copy of a tool."""
-        if not isinstance(tool, dict):
-            return tool
-        function = dict(_function_or_call(tool))
-        for key in ("name", "description"):
-            if isinstance(function.get(key), str) and function[key].strip():
-                function[key] = self._new_sentinel()
-        self.shape.append(("tool", json.dumps(_to_skeleton(tool), default=str)))
-        return {**tool, "function": function} if "function" in tool else function
+        copy = copy_tool(tool, self._new_tool_sentinel)
+        self.shape.append(("tool", json.dumps(copy, default=str)))
+        return copy
 
     def find_unwritten(self, text: str) -> frozenset[int]:
         """Return the numbers of the sentinels missing in a text."""
         return frozenset(range(len(self.sentinels))) - {
-            int(word or number) for word, number in _SENTINEL.findall(text)
+            int(word or number or tool) for word, number, tool in _SENTINEL.findall(text)
         }
 
     def _copy_content(self, message: Message, copy: Message) -> None:
@@ -344,6 +338,12 @@ class SentinelCopy:
             self.sentinels.append(str(number))
             return number
         return value
+
+    def _new_tool_sentinel(self, value: str) -> str:
+        # As long as the value, if possible: templates leave out types whose text is long.
+        sentinel = f"jv{len(self.sentinels)}w".ljust(len(value), "w")
+        self.sentinels.append(sentinel)
+        return sentinel
 
     def _new_sentinel(self) -> str:
         # Lowercase letters and digits only: no template changes or splits it.

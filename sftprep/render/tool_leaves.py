@@ -1,0 +1,90 @@
+"""Strings with meaning in the schema of a tool, and a copy of it with sentinels in their place.
+
+The schema may be in any layout: the layouts of OpenAI, Anthropic and MCP, and tables of parameters
+without a schema. These strings have a meaning:
+
+1. Names and descriptions, at any depth, and the names of parameters, which are keys.
+2. The strings that a parameter may have: enumerations, defaults and examples.
+3. Under any other key, strings of several words. Words of the schema language, such as types and
+   formats, and the titles that libraries write for names, are not searched for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+_LEAF_KEYS = frozenset({"name", "description", "enum", "const", "default", "example", "examples"})
+"""Keys whose strings have a meaning, even if they are single words."""
+_SKIPPED_KEYS = frozenset({"type", "title", "format", "pattern", "required", "$schema", "$ref"})
+"""Keys whose strings are words of the schema language, or repeat a name."""
+_TABLE_KEYS = frozenset({"parameters", "input_schema", "inputSchema", "arguments"})
+"""Keys of the parameters of a tool: a schema, or a table of them by name."""
+_SCHEMA_KEYS = frozenset({"properties", "type", "$ref", "anyOf", "oneOf", "allOf", "json"})
+_KEPT_NAMES = _LEAF_KEYS | _SKIPPED_KEYS | _SCHEMA_KEYS | {"items", "nullable"}
+"""Names of parameters that templates may take for words of the schema language."""
+
+
+def never(_: Any) -> bool:
+    """Return False, for values of which none is known to be in the text."""
+    return False
+
+
+def copy_tool(
+    tool: Any, replace: Callable[[str], str], is_written: Callable[[Any], bool] = never
+) -> Any:
+    """Return a copy of a tool in which each string with a meaning is replaced.
+
+    Args:
+        tool: The tool.
+        replace: Called with each of these strings, in order; returns the string in its place.
+        is_written: Whether the template is known to have written an object or a list, which is
+            then left out.
+
+    Example:
+        {"name": "tide", "parameters": {"properties": {"harbour": {"type": "string"}}}}
+        ->  replace("tide"), replace("harbour")
+    """
+    return _copy(tool, "", replace, is_written)
+
+
+def _copy(
+    value: Any, key: str, replace: Callable[[str], str], is_written: Callable[[Any], bool]
+) -> Any:
+    """Return the copy of a value under a key; the items of a list are under the key of the list."""
+    if isinstance(value, str):
+        is_leaf = key in _LEAF_KEYS or (key not in _SKIPPED_KEYS and len(value.split(None, 1)) > 1)
+        return replace(value) if is_leaf and value.strip() else value
+    if not isinstance(value, dict | list) or is_written(value):
+        return value
+    if isinstance(value, list):
+        return [_copy(item, key, replace, is_written) for item in value]
+    if _is_table(key, value):
+        return {
+            _copy_name(name, replace): _copy(item, "", replace, is_written)
+            for name, item in value.items()
+        }
+    copied = {name: _copy(item, name, replace, is_written) for name, item in value.items()}
+    # The required parameters are those under the new names.
+    properties, required = value.get("properties"), value.get("required")
+    if isinstance(properties, dict) and isinstance(required, list):
+        new_names = dict(zip(properties, copied["properties"], strict=True))
+        copied["required"] = [
+            new_names.get(name, name) if isinstance(name, str) else name for name in required
+        ]
+    return copied
+
+
+def _copy_name(name: str, replace: Callable[[str], str]) -> str:
+    return name if name in _KEPT_NAMES or not name.strip() else replace(name)
+
+
+def _is_table(key: str, value: dict[str, Any]) -> bool:
+    """Return whether the keys of an object are the names of parameters."""
+    if key == "properties":
+        return True
+    return key in _TABLE_KEYS and not any(
+        # A parameter may have the name of a word of the schema language.
+        isinstance(value[word], dict if word == "properties" else str | list)
+        for word in _SCHEMA_KEYS & value.keys()
+    )
