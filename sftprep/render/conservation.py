@@ -225,7 +225,7 @@ class ConservationCheck:
         sentinel_copy = SentinelCopy()
         try:
             sentinel_messages = [sentinel_copy.copy_message(message) for message in messages]
-            sentinel_tools = [sentinel_copy.copy_tool(tool) for tool in tools] if tools else tools
+            sentinel_tools = sentinel_copy.copy_tools(tools) if tools else tools
         except RecursionError:
             return None
         shape = (tuple(sentinel_copy.shape), json.dumps(variables, sort_keys=True, default=str))

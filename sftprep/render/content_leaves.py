@@ -24,7 +24,7 @@ from sftprep.core.omissions import (
     TOOLS,
 )
 from sftprep.core.types import Message, function_of
-from sftprep.render.tool_leaves import copy_tool
+from sftprep.render.tool_leaves import copy_tool, find_tool_leaves
 
 ANYWHERE = -1
 """The turn of leaves that may occur anywhere in the text: system messages and tools."""
@@ -71,6 +71,12 @@ class WrittenValues:
         for value, json_text in written_as_json:
             if id(json_text) in self._strings or json_text in text:
                 (self._strings if isinstance(value, str) else self._containers).add(id(value))
+
+    def has_part_of(self, tool: Any) -> bool:
+        """Return whether a tool was written, or its function, or the parameters of that."""
+        function = function_of(tool)
+        parts = function.values() if isinstance(function, dict) else ()
+        return not self._containers.isdisjoint(map(id, (tool, function, *parts)))
 
     def take(self, value: Any) -> bool:
         """Return whether a value was written; for a string, only the first time."""
@@ -120,8 +126,7 @@ def to_leaves(
                 _add_call(leaves, turn, call, calls, written_values)
                 calls += 1
     if tools and not written_values.take(tools):
-        for tool in tools:
-            _add_tool(leaves, tool, written_values)
+        _add_tools(leaves, tools, written_values)
     return leaves
 
 
@@ -146,14 +151,21 @@ def _add_call(
             leaves.append(Leaf(ARGUMENT, turn, value, number))
 
 
-def _add_tool(leaves: list[Leaf], tool: Any, written_values: WrittenValues) -> None:
+def _add_tools(leaves: list[Leaf], tools: list[Any], written_values: WrittenValues) -> None:
     # Strings are not taken: parsers share the keys of objects, so the piece that is the name of a
     # parameter may be a key of a call.
-    def add(value: str) -> str:
-        leaves.append(Leaf(TOOLS, ANYWHERE, value.strip()))
-        return value
+    if any(map(written_values.has_part_of, tools)):
+        strings: list[str] = []
 
-    copy_tool(tool, add, written_values.take)
+        def add(value: str) -> str:
+            strings.append(value)
+            return value
+
+        for tool in tools:
+            copy_tool(tool, add, written_values.take)
+    else:
+        strings = [*find_tool_leaves(tools).strings]
+    leaves += [Leaf(TOOLS, ANYWHERE, value.strip()) for value in strings]
 
 
 def _has_speaker(message: Message) -> bool:
@@ -259,6 +271,7 @@ class SentinelCopy:
 
     sentinels: list[str] = field(default_factory=list)
     shape: list[Any] = field(default_factory=list)
+    _first_of_tools: int = 0  # the number of the first sentinel in the tools
 
     def copy_message(self, message: Message) -> Message:
         """Return the copy of a message."""
@@ -281,16 +294,19 @@ class SentinelCopy:
             copy["tool_calls"] = [self._copy_call(call) for call in calls]
         return copy
 
-    def copy_tool(self, tool: Any) -> Any:
-        """Return the copy of a tool."""
-        copy = copy_tool(tool, self._new_tool_sentinel)
-        self.shape.append(("tool", json.dumps(copy, default=str)))
-        return copy
+    def copy_tools(self, tools: list[Any]) -> list[Any]:
+        """Return the copy of the tools, which come after all messages."""
+        found = find_tool_leaves(tools)
+        self._first_of_tools = len(self.sentinels)
+        self.sentinels += found.sentinels
+        self.shape.append(("tools", found.shape))
+        return found.copy
 
     def find_unwritten(self, text: str) -> frozenset[int]:
         """Return the numbers of the sentinels missing in a text."""
         return frozenset(range(len(self.sentinels))) - {
-            int(word or number or tool) for word, number, tool in _SENTINEL.findall(text)
+            self._first_of_tools + int(tool) if tool else int(word or number)
+            for word, number, tool in _SENTINEL.findall(text)
         }
 
     def _copy_content(self, message: Message, copy: Message) -> None:
@@ -338,12 +354,6 @@ class SentinelCopy:
             self.sentinels.append(str(number))
             return number
         return value
-
-    def _new_tool_sentinel(self, value: str) -> str:
-        # As long as the value, if possible: templates leave out types whose text is long.
-        sentinel = f"jv{len(self.sentinels)}w".ljust(len(value), "w")
-        self.sentinels.append(sentinel)
-        return sentinel
 
     def _new_sentinel(self) -> str:
         # Lowercase letters and digits only: no template changes or splits it.

@@ -7,12 +7,19 @@ without a schema. These strings have a meaning:
 2. The strings that a parameter may have: enumerations, defaults and examples.
 3. Under any other key, strings of several words. Words of the schema language, such as types and
    formats, and the titles that libraries write for names, are not searched for.
+
+Most records of a data set have the same tools, so the results for a list of tools are kept.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
+
+import orjson
 
 _LEAF_KEYS = frozenset({"name", "description", "enum", "const", "default", "example", "examples"})
 """Keys whose strings have a meaning, even if they are single words."""
@@ -25,13 +32,55 @@ _KEPT_NAMES = _LEAF_KEYS | _SKIPPED_KEYS | _SCHEMA_KEYS | {"items", "nullable"}
 """Names of parameters that templates may take for words of the schema language."""
 
 
-def never(_: Any) -> bool:
-    """Return False, for values of which none is known to be in the text."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolLeaves:
+    """The strings with a meaning in a list of tools.
+
+    Attributes:
+        strings: The strings, in order.
+        sentinels: A unique sentinel for each of them.
+        copy: The tools with the sentinels, which must not be modified.
+        shape: The copy as JSON: what the rendering depends on apart from the strings.
+    """
+
+    strings: tuple[str, ...]
+    sentinels: tuple[str, ...]
+    copy: list[Any]
+    shape: str
+
+
+def find_tool_leaves(tools: list[Any]) -> ToolLeaves:
+    """Return the strings with a meaning in a list of tools."""
+    try:
+        data = orjson.dumps(tools)
+    except TypeError:  # an integer beyond 64 bits, or values that are nested deeply
+        data = json.dumps(tools).encode()
+    return _find_leaves(data)
+
+
+@lru_cache(maxsize=64)
+def _find_leaves(data: bytes) -> ToolLeaves:
+    strings: list[str] = []
+    sentinels: list[str] = []
+
+    def replace(value: str) -> str:
+        strings.append(value)
+        # As long as the value, if possible: templates leave out types whose text is long.
+        sentinels.append(f"jv{len(sentinels)}w".ljust(len(value), "w"))
+        return sentinels[-1]
+
+    copied = [copy_tool(tool, replace) for tool in json.loads(data)]
+    return ToolLeaves(
+        strings=tuple(strings), sentinels=tuple(sentinels), copy=copied, shape=json.dumps(copied)
+    )
+
+
+def _never(_: Any) -> bool:
     return False
 
 
 def copy_tool(
-    tool: Any, replace: Callable[[str], str], is_written: Callable[[Any], bool] = never
+    tool: Any, replace: Callable[[str], str], is_written: Callable[[Any], bool] = _never
 ) -> Any:
     """Return a copy of a tool in which each string with a meaning is replaced.
 
