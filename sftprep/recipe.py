@@ -17,6 +17,7 @@ from typing import Any
 
 import orjson
 
+from sftprep.chat_template.reference.content_forms import needs_json_schemas
 from sftprep.chat_template.template import ChatTemplate
 from sftprep.config.user_functions import LoadedFunction, function_key
 from sftprep.config.validation import Reasoning, TemplateBackend, TrainOn
@@ -28,7 +29,7 @@ from sftprep.records.transform import FORMATTED_KEY, RecordFunctions
 from sftprep.tokenize.equivalence.reference_client import ServerAddress
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
-_VERSION = 6
+_VERSION = 7
 """Incremented when the same recipe produces other tokens, masks or weights than before, so that
 older spills are not reused."""
 
@@ -136,6 +137,8 @@ class Recipe:
     def record_options(self) -> RecordOptions:
         """Return how records are read under this recipe."""
         template, is_formatted = self.chat_template or "", self.formatting_func is not None
+        special_tokens = tuple(self.tokenizer.special_tokens.items())
+        has_parameters = _PARAMETERS.search(template) is not None
         return RecordOptions(
             () if is_formatted else self.renames,
             FORMATTED_KEY if is_formatted else self.text_field,
@@ -143,8 +146,9 @@ class Recipe:
             as_chat=bool(self.as_chat),
             drop_images=self.drop_images,
             tool_calls="tool_calls" in template,
-            tool_parameters=_PARAMETERS.search(template) is not None,
-            shown_roles=_shown_roles(template, tuple(self.tokenizer.special_tokens.items())),
+            tool_parameters=has_parameters,
+            tool_schemas=has_parameters and _needs_json_schemas(template, special_tokens),
+            shown_roles=_shown_roles(template, special_tokens),
         )
 
     def template(
@@ -194,6 +198,16 @@ def _shown_roles(template: str, special_tokens: tuple[tuple[str, str], ...]) -> 
     except TemplateError:
         return PASSED_ROLES  # reported where the template is used
     return probed.shown_roles(PASSED_ROLES)
+
+
+@lru_cache(maxsize=8)
+def _needs_json_schemas(template: str, special_tokens: tuple[tuple[str, str], ...]) -> bool:
+    """Return whether a template shows parameters of tools only in a JSON schema."""
+    try:
+        probed = ChatTemplate(template, variables=dict(special_tokens), backend="jinja")
+    except TemplateError:
+        return False  # reported where the template is used
+    return needs_json_schemas(lambda messages, tools: probed.render(messages, tools).text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,6 @@
 """Content in the form of a list of parts.
 
-The parts are texts, reasoning, tool calls and their results. The spellings are those of OpenAI,
-Anthropic, Gemini, Hugging Face and TRL.
+The parts are texts, reasoning, tool calls and their results.
 
 The spellings are those of OpenAI, Anthropic, Gemini, Hugging Face and TRL.
 """
@@ -86,6 +85,10 @@ def _part_text(part: dict[str, Any], where: str) -> str:
         return require_string(part[key], f"a {kind} part of {where}")
     if is_image_part(part):
         raise _unsupported(part, "image", where)
+    other = next((key for key in part if part[key] and key not in ("type", "thought")), None)
+    if other is not None and part.get("type") is None:  # the key is the type of a part of Gemini
+        what = f"{where} has a content part with the key {other!r}"
+        raise InvalidRecord("unsupported_part", f"{what}, which the chat template cannot show")
     raise InvalidRecord("bad_row", f"a {kind} part of {where} has no text")
 
 

@@ -11,7 +11,7 @@ from sftprep.records.options import InvalidRecord, Record, RecordOptions, requir
 from sftprep.records.pair_keys import ANSWER_REASONING_KEYS, SYSTEM_KEYS, find_reasoning
 from sftprep.records.roles import SYSTEM_ROLES, is_answered
 from sftprep.records.switches import read_switches
-from sftprep.records.tool_calls import read_functions, read_tools, with_parameters
+from sftprep.records.tool_schemas import read_functions, read_tools, with_parameters
 from sftprep.records.unread_turns import find_unread
 
 ANSWER_KEYS = ("answer", "response", "output", "completion")
@@ -77,7 +77,7 @@ def complete_chat(example: Example, record: Record, options: RecordOptions) -> E
         if not example.tools and record.get("functions"):
             example.tools = read_functions(record["functions"])
         if example.tools and options.tool_parameters:
-            example.tools = [*map(with_parameters, example.tools)]
+            example.tools = [with_parameters(tool, options) for tool in example.tools]
         if record.get("chat_template_kwargs"):
             example.template_kwargs = _read_template_kwargs(record["chat_template_kwargs"])
     # Most messages have only a role and a content; then the keys need not be searched.

@@ -46,6 +46,7 @@ class RecordOptions:
         as_chat: Whether this includes a prompt and a completion that are strings.
         tool_calls: Whether the template shows `tool_calls`.
         tool_parameters: Whether the template reads the parameters of tools one by one.
+        tool_schemas: Whether the template shows parameters only if they are in a JSON schema.
         shown_roles: The roles among `roles.PASSED_ROLES` that the template shows.
         drop_images: Whether images are removed; otherwise a record with images is rejected.
     """
@@ -56,6 +57,7 @@ class RecordOptions:
     as_chat: bool = False
     tool_calls: bool = True
     tool_parameters: bool = False
+    tool_schemas: bool = False
     shown_roles: frozenset[str] = PASSED_ROLES
     drop_images: bool = False
 

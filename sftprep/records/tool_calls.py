@@ -1,4 +1,4 @@
-"""Tool calls of messages, and schemas of tools, in public layouts."""
+"""Tool calls of messages, in public layouts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from sftprep.records.options import InvalidRecord, parse_if_string
 _CALL_KEYS = frozenset({"tool_calls", "function_call"})
 _ARGUMENT_KEYS = ("arguments", "parameters", "args", "input", "kwargs")
 """Keys of the arguments of a call: those of OpenAI, Llama, LangChain and Anthropic."""
-_PARAMETER_KEYS = ("parameters", "input_schema", "inputSchema")
 _NOT_ARGUMENTS = frozenset({"function", "name", "id", "type", "index"})
 _USUAL_KEYS = frozenset({"function", "name", "id", "type", "index", "arguments"})
 
@@ -69,48 +68,6 @@ def clean_calls(message: Message, where: str) -> Message:
         named = []
     rest = {key: value for key, value in message.items() if key not in _CALL_KEYS}
     return {**rest, "tool_calls": named} if named else rest
-
-
-def read_tools(tools: Any) -> list[Any] | None:
-    """Return tool schemas as objects, whether they are objects or JSON strings.
-
-    An empty list becomes None, because templates distinguish the two.
-    """
-    if isinstance(tools, str) and not tools.strip():
-        return None
-    tools = parse_if_string(tools, '"tools"')
-    if tools is None:
-        return None
-    if not isinstance(tools, list):
-        raise InvalidRecord("bad_tool", '"tools" is not a list of tool schemas')
-    return [parse_if_string(tool, "a tool schema") for tool in tools] or None
-
-
-def read_functions(functions: Any) -> list[Any] | None:
-    """Return the schemas under the older key `functions` of OpenAI as tools."""
-    return [
-        tool
-        if isinstance(tool, dict) and "function" in tool
-        else {"type": "function", "function": tool}
-        for tool in read_tools(functions) or ()
-    ] or None
-
-
-def with_parameters(tool: Any) -> Any:
-    """Return the schema of a tool with its parameters as an object under `parameters`.
-
-    Anthropic has them under `input_schema`, and some data sets as JSON text.
-    """
-    function = tool.get("function") or tool if isinstance(tool, dict) else None
-    if not isinstance(function, dict):
-        return tool
-    key = next((key for key in _PARAMETER_KEYS if function.get(key)), None)
-    if key is None or (key == "parameters" and not isinstance(function[key], str)):
-        return tool
-    rest = {name: value for name, value in function.items() if name not in _PARAMETER_KEYS}
-    parameters = parse_if_string(function[key], f"{key} of a tool")
-    renamed = {**rest, "parameters": parameters}
-    return renamed if function is tool else {**tool, "function": renamed}
 
 
 def _parse_call(call: Any, label: str) -> dict[str, Any]:

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 
+import jinja2
+
 from sftprep.chat_template.compiler.compilation import RenderedPieces
 from sftprep.chat_template.reference.content_forms import to_parts
 from sftprep.chat_template.template import ChatTemplate, Rendered, to_rendered
-from sftprep.chat_template.tool_call_fallbacks import alternative_forms
+from sftprep.chat_template.tool_call_fallbacks import alternative_forms, find_unusual
 from sftprep.core.types import Counts, Example, Message
 from sftprep.errors import TemplateError
 from sftprep.recipe import Recipe
@@ -175,7 +177,7 @@ class ConversationRenderer:
                 example.template_kwargs,
                 example.bare,
             )
-        except TemplateError:
+        except TemplateError as error:
             for alternative, tools in alternative_forms(messages, example.tools):
                 try:
                     return template.render(
@@ -187,4 +189,10 @@ class ConversationRenderer:
                 except TemplateError:
                     # The error about the record's own form says more to the user.
                     continue
-            raise
+            # A template that failed, as opposed to one that raised an error of its own, did not
+            # expect the form of some value.
+            has_failed = type(error.__cause__) not in (type(None), jinja2.TemplateError)
+            unusual = find_unusual(messages, example.tools) if has_failed else None
+            if unusual is None:
+                raise
+            raise TemplateError(f"{error.message}: {unusual}", remedy=error.remedy) from error

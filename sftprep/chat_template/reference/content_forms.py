@@ -1,12 +1,14 @@
 """The forms of messages in a template, found by rendering probes.
 
 Templates of vision models iterate over the parts of a content, and write nothing for a string.
-Other templates know only some of the roles for the results of tools.
+Other templates know only some of the roles for the results of tools, or show the parameters of a
+tool only if they are in a JSON schema.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from sftprep.core.types import Message
 from sftprep.errors import TemplateError
@@ -15,6 +17,7 @@ Render = Callable[[list[Message]], str]
 """Renders messages, or raises TemplateError."""
 
 _PROBE = "sftprep probe 7391"
+_PARAMETER = "probe7391"
 _CONTENT_ROLES = ("user", "system", "assistant")
 
 
@@ -50,6 +53,27 @@ def find_shown_roles(render: Render, roles: frozenset[str]) -> frozenset[str]:
             for answer in (calling, {"role": "assistant", "content": "b"})
         )
     )
+
+
+def needs_json_schemas(render: Callable[[list[Message], list[Any]], str]) -> bool:
+    """Return whether a template shows parameters in a JSON schema, and not those in a table.
+
+    Args:
+        render: Renders messages and tools, or raises TemplateError.
+    """
+    table = {_PARAMETER: {"type": "string", "description": _PROBE}}
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+    def shows(parameters: dict[str, Any]) -> bool:
+        function = {"name": "f", "description": "c", "parameters": parameters}
+        try:
+            text = render(messages, [{"type": "function", "function": function}])
+        except TemplateError:
+            return False
+        return _PARAMETER in text and _PROBE in text
+
+    schema = {"type": "object", "properties": table, "required": [_PARAMETER]}
+    return shows(schema) and not shows(table)
 
 
 def to_parts(messages: list[Message], roles: frozenset[str]) -> list[Message]:
