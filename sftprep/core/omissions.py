@@ -15,6 +15,13 @@ LAST_REASONING = "last_reasoning_not_shown"
 """The kind of warning about the records of `REASONING` that lack the reasoning of the last turn,
 which no setting can keep."""
 
+NO_REASONING = "template_without_reasoning"
+"""The kind of warning about the records of `REASONING` whose template shows no reasoning of that
+form, not even in the last turn."""
+
+VARIABLE_NOT_READ = "template_kwarg_not_read"
+"""The kind of warning about variables of a record that its template does not read."""
+
 COLUMN_NOT_READ = "column_not_read:"
 """The start of the kind of warning about a column of records that no format reads, although its
 name suggests content. The kind ends with the name."""

@@ -10,8 +10,10 @@ import jinja2
 
 from sftprep.chat_template.compiler.compilation import RenderedPieces
 from sftprep.chat_template.reference.content_forms import to_parts
+from sftprep.chat_template.reference.rendering import REASONING_KEYS, find_variables
 from sftprep.chat_template.template import ChatTemplate, Rendered, to_rendered
 from sftprep.chat_template.tool_call_fallbacks import alternative_forms, find_unusual
+from sftprep.core.omissions import VARIABLE_NOT_READ
 from sftprep.core.types import Counts, Example, Message
 from sftprep.errors import TemplateError
 from sftprep.recipe import Recipe
@@ -28,6 +30,7 @@ from sftprep.render.reasoning import (
     has_reasoning,
     insert_into_pieces,
     insert_into_text,
+    is_reasoning_shown,
     without_reasoning,
 )
 
@@ -46,6 +49,7 @@ class ConversationRenderer:
         self._recipe = recipe
         self._keeps_reasoning = recipe.reasoning == "keep"
         self._count_anchors = count_anchors
+        self._shown_reasoning: dict[bool, bool] = {}  # by whether the reasoning is in tags
         self._ends: dict[ChatTemplate, tuple[str, str]] = {}  # of turns; see `find_ends`
 
     def render(
@@ -118,6 +122,36 @@ class ConversationRenderer:
             template.written_as_json,
             example.unread_texts,
         )
+
+    def can_show_reasoning(self, messages: list[Message]) -> bool:
+        """Return whether the template shows reasoning in the form of some messages at all."""
+        forms = {
+            not any(message.get(key) for key in REASONING_KEYS)
+            for message in messages
+            if has_reasoning(message)
+        }
+        return not forms or any(map(self._shows_reasoning, forms))
+
+    def _shows_reasoning(self, in_tags: bool) -> bool:
+        if in_tags not in self._shown_reasoning:
+            # A template of its own, since its renderings are not those of records.
+            template = self._recipe.template()
+            assert template is not None
+
+            def render(messages: list[Message]) -> str:
+                return to_rendered(self._render(template, messages, Example(0), False)).text
+
+            self._shown_reasoning[in_tags] = is_reasoning_shown(render, in_tags=in_tags)
+        return self._shown_reasoning[in_tags]
+
+    def count_unread_variables(
+        self, example: Example, template: ChatTemplate, counts: Counts
+    ) -> None:
+        """Count an example with a variable that its template does not read."""
+        read = find_variables(template.source)
+        variables = example.template_kwargs or {}
+        if any(name not in read and variables[name] is not None for name in variables):
+            counts.warn(VARIABLE_NOT_READ, example.line)
 
     @cached_property
     def _conservation(self) -> ConservationCheck:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import accumulate
 
 from sftprep.chat_template.assistant_spans import is_assistant
@@ -66,6 +67,29 @@ def without_reasoning(message: Message) -> Message:
     if isinstance(content, str) and "</think>" in content:
         kept["content"] = _BLOCK.sub("", content)
     return kept
+
+
+def is_reasoning_shown(render: Callable[[list[Message]], str], *, in_tags: bool) -> bool:
+    """Return whether a template shows the reasoning of the last turn, with or without a call.
+
+    A template that rejects the probes may show it.
+
+    Args:
+        render: Renders messages, or raises TemplateError.
+        in_tags: Whether the reasoning is in the content, and not under a key.
+    """
+    question = {"role": "user", "content": "Qq7kuza"}
+    answer: Message = {"role": "assistant", "content": "Qq8vitu"}
+    if in_tags:
+        answer["content"] = f"<think>\n{_WORD}\n</think>\n\nQq8vitu"
+    else:
+        answer |= dict.fromkeys(REASONING_KEYS, _WORD)
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": "b"}}}
+    texts: list[str] = []
+    for turn in (answer, {**answer, "tool_calls": [call]}):
+        with suppress(TemplateError):
+            texts.append(render([question, turn]))
+    return not texts or any(_WORD in text for text in texts)
 
 
 def find_ends(render: Callable[[list[Message]], Rendered]) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from sftprep.chat_template.assistant_spans import Unproven, is_assistant
 from sftprep.chat_template.compiler.compilation import RenderedPieces
 from sftprep.chat_template.template import Rendered, to_rendered
-from sftprep.core.omissions import KEY, LAST_REASONING, OMISSION_KINDS, REASONING
+from sftprep.core.omissions import KEY, LAST_REASONING, NO_REASONING, OMISSION_KINDS, REASONING
 from sftprep.core.types import Counts, Example, Message, Rejected
 from sftprep.errors import TemplateError
 from sftprep.recipe import Recipe
@@ -149,6 +149,8 @@ class Renderer:
             example = chats.drop_reasoning(example, counts)
             messages = example.messages or []
         template = self.templates.template_for(example)
+        if example.template_kwargs:
+            chats.count_unread_variables(example, template, counts)
         if recipe.expand_turns:
             self._add_each_turn(example, messages, batch, rejected, counts)
             return
@@ -193,6 +195,10 @@ class Renderer:
             counts.warn(kind, example.line)
         if omissions.last_reasoning:
             counts.warn(LAST_REASONING, example.line)
+        if REASONING in omissions.kinds and not self._chats.can_show_reasoning(
+            example.messages or []
+        ):
+            counts.warn(NO_REASONING, example.line)
         batch.omission_lines.append(example.line)
         return False
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sftprep.core.omissions import COLUMN_NOT_READ, LAST_REASONING, OMISSION_KINDS, REASONING
+from sftprep.core.omissions import (
+    COLUMN_NOT_READ,
+    LAST_REASONING,
+    NO_REASONING,
+    OMISSION_KINDS,
+    REASONING,
+    VARIABLE_NOT_READ,
+)
 from sftprep.errors import (
     PythonNames,
     SettingNames,
@@ -33,8 +40,13 @@ KINDS: dict[str, _Kind] = {
     REASONING: _Kind(
         "record",
         f"the chat template drops {OMISSION_KINDS[REASONING]}, which is missing from the tokens",
-        f"if the template shows reasoning at all, {setting('reasoning', 'keep')} keeps that of"
-        " earlier turns",
+        f"{setting('reasoning', 'keep')} keeps that of earlier turns",
+    ),
+    NO_REASONING: _Kind(
+        "record",
+        "the template shows no reasoning in any turn",
+        f"specify a template that shows reasoning with {setting('chat_template', 'FILE')}, or"
+        " accept that it is not trained",
     ),
     LAST_REASONING: _Kind(
         "record",
@@ -51,6 +63,12 @@ KINDS: dict[str, _Kind] = {
         "record",
         "a turn has a key that appears to select what is trained, and which is not read",
         f"express it as train, weight or loss_mask with {setting('transform', 'FILE.py:NAME')}",
+    ),
+    VARIABLE_NOT_READ: _Kind(
+        "record",
+        "the chat template does not read a variable in chat_template_kwargs",
+        "remove the variable, or specify a template that reads it with"
+        f" {setting('chat_template', 'FILE')}",
     ),
     "images_dropped": _Kind("record", "the images were removed, and the text was kept"),
     "reasoning_removed": _Kind("record", "all reasoning was removed, as the settings specify"),
@@ -161,17 +179,23 @@ def data_warnings(manifest: Manifest) -> list[DataWarning]:
     found = manifest.accounting.warnings
     known = [kind for kind in KINDS if kind in found]
     others = [kind for kind in found if kind not in KINDS]
+    num_reasoning = found.get(REASONING)
     # `keep` helps only with the reasoning of earlier turns, and what it could not keep has a
     # warning of its own.
-    keep_does_not_help = manifest.config.get("reasoning") == "keep" or found.get(
-        LAST_REASONING
-    ) == found.get(REASONING)
+    needs_other_remedy: set[str] = set()
+    if manifest.config.get("reasoning") == "keep" or num_reasoning in (
+        found.get(LAST_REASONING),
+        found.get(NO_REASONING),
+    ):
+        needs_other_remedy.add(REASONING)
+    if num_reasoning == found.get(NO_REASONING):
+        needs_other_remedy.add(LAST_REASONING)
     return [
         DataWarning(
             kind,
             found[kind],
             *(manifest.locate_warning(kind) or ("", 0)),
-            remedy="" if keep_does_not_help and kind == REASONING else None,
+            remedy="" if kind in needs_other_remedy else None,
         )
         for kind in (*known, *others)
     ]

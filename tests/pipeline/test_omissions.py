@@ -121,7 +121,86 @@ def test_reasoning_of_the_last_turn_that_is_omitted_rejects_the_record(
         max_rejected="100%",
     ).manifest
     assert manifest.accounting.rejected == {"reasoning_not_shown": 1}
-    assert manifest.inputs[0].first_lines == {"warnings.reasoning_not_shown": 1}
+    assert manifest.inputs[0].first_lines == {
+        "warnings.reasoning_not_shown": 1,
+        "warnings.template_without_reasoning": 1,
+    }
+
+
+REASONED = {**ANSWER, "reasoning_content": "Two and two."}
+TAGGED = {**ANSWER, "content": "<think>\nTwo and two.\n</think>\n\nFour."}
+CUTTING = TEMPLATE.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}")
+"""A template that shows reasoning under a key, and not in tags."""
+
+
+@pytest.mark.parametrize(
+    ("template", "turn", "settings", "advised"),
+    [
+        (TEMPLATE, REASONED, {}, ["--reasoning keep"]),
+        (CUTTING, REASONED, {}, ["--reasoning keep"]),
+        (CUTTING, TAGGED, {}, ["--chat-template FILE"]),
+        (TEMPLATE.replace("loop.last", "false"), REASONED, {}, ["--chat-template FILE"]),
+        (
+            TEMPLATE.replace("loop.last", "false"),
+            REASONED,
+            {"reasoning": "keep", "train_on": "assistant"},
+            ["--chat-template FILE"],
+        ),
+        (TEMPLATE.replace("loop.last", "m.tool_calls"), REASONED, {}, ["--reasoning keep"]),
+    ],
+)
+def test_the_advice_for_missing_reasoning_helps_with_the_template(
+    template: str,
+    turn: Any,
+    settings: Any,
+    advised: list[str],
+    records: Any,
+    folder_with: Any,
+    tmp_path: Path,
+) -> None:
+    data = records([{"messages": [QUESTION, turn, QUESTION, ANSWER]}])
+    manifest = sftprep.build(
+        data, tokenizer=folder_with(template), output=tmp_path / "out", workers=1, **settings
+    ).manifest
+    texts = [warning.render(FlagNames()) for warning in data_warnings(manifest)]
+    reasons = [text for text in texts if "reasoning" in text]
+    assert "drops reasoning" in reasons[0]
+    flags = ("--reasoning keep", "--chat-template FILE")
+    assert [flag for text in reasons for flag in flags if flag in text] == advised
+
+
+@pytest.mark.parametrize(
+    ("variables", "number"),
+    [
+        ({"mood": "calm"}, 0),
+        ({"mood": "calm", "other": 1}, 1),
+        ({"other": False}, 1),
+        ({"other": None}, 0),
+        ({}, 0),
+        (None, 0),
+    ],
+)
+@pytest.mark.parametrize("reasoning", ["template", "expand"])
+def test_a_variable_that_the_template_does_not_read_is_counted(
+    variables: Any, number: int, reasoning: str, records: Any, folder_with: Any, tmp_path: Path
+) -> None:
+    rows = [{"messages": [QUESTION, ANSWER]} for _ in range(3)]
+    rows[2]["chat_template_kwargs"] = variables
+    reading = "{% if mood is defined %}{{ mood }}{% endif %}" + TEMPLATE
+    manifest = sftprep.build(
+        records(rows),
+        tokenizer=folder_with(reading),
+        output=tmp_path / "out",
+        workers=1,
+        reasoning=reasoning,
+    ).manifest
+    kind = "template_kwarg_not_read"
+    assert manifest.accounting.warnings.get(kind, 0) == number
+    if number:
+        assert manifest.locate_warning(kind) == (manifest.inputs[0].path, 3)
+        (found,) = [item for item in data_warnings(manifest) if item.kind == kind]
+        text = found.render(FlagNames())
+        assert "does not read a variable in chat_template_kwargs (1 record, first in " in text
 
 
 def test_the_first_line_counts_the_lines_of_all_partitions(build: Any) -> None:

@@ -13,7 +13,7 @@ from types import CodeType
 from typing import Any, NamedTuple
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 
 from sftprep.chat_template.reference.growth_limits import size_of
 from sftprep.chat_template.reference.sandbox import ChatEnvironment, GenerationTag, is_generation
@@ -95,6 +95,17 @@ def _compile_source(source: str, turns: bool) -> tuple[nodes.Template, CodeType]
     if turns:
         track_turns(tree, environment, GenerationTag.identifier)
     return tree, environment.compile(tree)
+
+
+@lru_cache(maxsize=8)
+def find_variables(source: str) -> frozenset[str]:
+    """Return the names that a chat template may read from its variables.
+
+    They include names that a part of the template assigns before it reads them.
+    """
+    return frozenset(
+        meta.find_undeclared_variables(ChatEnvironment(datetime.date.min).parse(source))
+    )
 
 
 def run_template(
