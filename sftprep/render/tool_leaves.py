@@ -28,8 +28,12 @@ _SKIPPED_KEYS = frozenset({"type", "title", "format", "pattern", "required", "$s
 _TABLE_KEYS = frozenset({"parameters", "input_schema", "inputSchema", "arguments"})
 """Keys of the parameters of a tool: a schema, or a table of them by name."""
 _SCHEMA_KEYS = frozenset({"properties", "type", "$ref", "anyOf", "oneOf", "allOf", "json"})
-_KEPT_NAMES = _LEAF_KEYS | _SKIPPED_KEYS | _SCHEMA_KEYS | {"items", "nullable"}
-"""Names of parameters that templates may take for words of the schema language."""
+_KEPT_NAMES = frozenset(
+    {"description", "type", "properties", "required", "nullable", "items", "enum"}
+)
+"""Names of parameters that templates take for words of the schema language, as those of Gemma 4 do.
+They are not replaced, so that the template treats the copy like the tool: if it leaves out such a
+parameter, the description of the parameter is missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

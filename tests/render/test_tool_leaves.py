@@ -27,6 +27,7 @@ def strings_of(tool: Any) -> list[str]:
         ({"city": {"type": "str", "description": "Where"}}, ["city", "Where"]),
         ([{"name": "city", "type": "str"}], ["city"]),
         ({"type": {"type": "str", "description": "Where"}}, ["Where"]),
+        ({"properties": {"name": {}, "format": {}, "title": {}}}, ["name", "format", "title"]),
         (
             {
                 "properties": {

@@ -80,6 +80,17 @@ def test_parts_of_parameters_that_gpt_oss_drops_are_counted(
     assert batch.first_lines["warnings.tools_not_shown"] == 1
 
 
+def test_a_parameter_that_gemma_takes_for_a_word_of_the_schema_is_counted(folder_with: Any) -> None:
+    folder = folder_with(templates_of_trl()["gemma4_v2"])
+    for name, number in (("type", 1), ("kind", 0)):
+        schema = {
+            "type": "object",
+            "properties": {name: {"type": "string", "description": CITY}},
+        }
+        counts = prepare([{"messages": CHAT, "tools": [tool(schema)]}], folder).batch.counts
+        assert counts.get("warnings.tools_not_shown", 0) == number
+
+
 @pytest.mark.parametrize(
     ("parameters", "schema"),
     [
