@@ -1,4 +1,4 @@
-"""Columns of records that no format reads, although their names suggest content."""
+"""Columns of records that no format reads, and which of their names suggest content."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ _WORDS_OF_METADATA = frozenset(
     }
 )
 _MOST_NAMES = 100
-"""The most columns that are named for one partition; the others share a name."""
+"""The most columns that are counted by name for one partition; the others share a name."""
+_MOST_FOUND = 1000
+"""The most columns that are listed for one partition, likewise."""
 _OTHERS = "(others)"
 
 _MOST_KEY_SETS = 1024
@@ -49,6 +51,10 @@ class UnreadColumns:
     Args:
         format_name: The format.
         options: How records are read.
+
+    Attributes:
+        found: The columns with content that the records examined by `find_meaningful` have and
+            that are not read, in order; the values are None.
     """
 
     def __init__(self, format_name: str, options: RecordOptions) -> None:
@@ -56,6 +62,9 @@ class UnreadColumns:
         # The meaningful columns among the keys of a record that may not be read; most records of a
         # file have the same keys.
         self._candidates: dict[tuple[str, ...], tuple[str, ...]] = {}
+        # The other columns among these keys, without those that are in `found` already.
+        self._others: dict[tuple[str, ...], list[str]] = {}
+        self.found: dict[str, None] = {}
         self._names: set[str] = set()  # of columns that were found
 
     def find_meaningful(self, record: Record, example: Example) -> list[str]:
@@ -69,10 +78,16 @@ class UnreadColumns:
         candidates = self._candidates.get(keys)
         if candidates is None:
             candidates = self._find_candidates(keys)
+        if others := self._others[keys]:
+            self._note_filled(record, example, others)
         if not candidates:
             return []
-        found = self.find(record, example, candidates)
-        return [self._name_of(key) for key, is_meaningful in found if is_meaningful]
+        meaningful = []
+        for key, is_meaningful in self.find(record, example, candidates):
+            self._note(key)
+            if is_meaningful:
+                meaningful.append(self._name_of(key))
+        return meaningful
 
     def find(
         self, record: Record, example: Example, keys: Collection[str]
@@ -95,7 +110,7 @@ class UnreadColumns:
         texts: str | None = None
         for key in keys:
             value = record[key]
-            if key in IMAGE_KEYS or not (is_filled(value) or type(value) in (bool, int, float)):
+            if key in IMAGE_KEYS or not _has_value(value):
                 continue
             if _equals_first_message(value, example):
                 continue
@@ -110,6 +125,20 @@ class UnreadColumns:
             )
             if not (is_repeated and key in kind.optional):
                 yield key, _is_meaningful(key, value) and not is_repeated
+
+    def _note_filled(self, record: Record, example: Example, others: list[str]) -> None:
+        """Note the columns with a value; a column is null in the records without it in a table."""
+        filled = [
+            key
+            for key in others
+            if _has_value(record[key]) and not _equals_first_message(record[key], example)
+        ]
+        for key in filled:
+            self._note(key)
+            others.remove(key)
+
+    def _note(self, key: str) -> None:
+        self.found[key if key in self.found or len(self.found) < _MOST_FOUND else _OTHERS] = None
 
     def _name_of(self, key: str) -> str:
         if key not in self._names and len(self._names) >= _MOST_NAMES:
@@ -126,7 +155,10 @@ class UnreadColumns:
         )
         if len(self._candidates) >= _MOST_KEY_SETS:
             self._candidates.clear()
+            self._others.clear()
         self._candidates[keys] = candidates
+        known = {*candidates, *read, *IMAGE_KEYS, *self.found}
+        self._others[keys] = [key for key in keys if key not in known]
         return candidates
 
 
@@ -135,6 +167,10 @@ def _has_meaningful_name(key: str) -> bool:
     return key.lower() in _MEANINGFUL or (
         not _MEANINGFUL_WORDS.isdisjoint(words) and _WORDS_OF_METADATA.isdisjoint(words)
     )
+
+
+def _has_value(value: Any) -> bool:
+    return is_filled(value) or type(value) in (bool, int, float)
 
 
 def _is_meaningful(key: str, value: Any) -> bool:
