@@ -178,7 +178,11 @@ def begin_preprocess(
             hasher = RecordHasher(
                 format_name, stages.reading, hash_by, stages.recipe.chat_template or ""
             )
-            batch.exact_hashes, batch.near_hashes = hasher.hash_records(lines, batch.line_of)
+            counts = Counts()
+            hashes = hasher.hash_records(lines, batch.line_of, counts)
+            batch.exact_hashes, batch.near_hashes = hashes
+            batch.counts |= counts
+            batch.first_lines |= counts.first_lines
         return batch if output is None else output.restore_lines(batch)
 
     return complete

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -46,6 +46,7 @@ class SourceReading:
         template: The chat template that renders the records: its file, or the tokenizer that has
             it; "" if they are not rendered by one.
         notices: What the user should know about it.
+        keys: All keys of its first records, before keys are renamed, if the settings name some.
     """
 
     format: str
@@ -53,6 +54,7 @@ class SourceReading:
     trained: str = ""
     template: str = ""
     notices: tuple[Notice, ...] = ()
+    keys: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     def add_columns(self, columns: Iterable[str]) -> SourceReading:
         """Return the reading with further columns that are not read."""
