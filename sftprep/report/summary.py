@@ -295,10 +295,21 @@ def _source_lines(manifest: Manifest) -> list[str]:
     return ["", *lines, *([f"... and {rest} more sources: see --json"] if rest else []), ""]
 
 
-def _warning_lines(manifest: Manifest) -> list[str]:
-    return [
-        f"warning: {escape_control(found.render(FlagNames()))}" for found in data_warnings(manifest)
+def _warning_lines(manifest: Manifest) -> Iterator[str]:
+    """Yield the warnings, and which records they count.
+
+    Pass 1 counts them for each record, before any record is left out.
+    """
+    warnings = data_warnings(manifest)
+    yield from (f"warning: {escape_control(found.render(FlagNames()))}" for found in warnings)
+    left_out = [
+        f"{name.replace('_', ' ')} {n:,}" for name, n in manifest.accounting.left_out.items()
     ]
+    if warnings and left_out:
+        yield (
+            "note: the warnings count all records that were read, including those left out"
+            f" ({', '.join(left_out)})"
+        )
 
 
 def _evaluation_lines(report: BuildReport) -> list[str]:
