@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from operator import itemgetter
 from typing import Any
 
@@ -177,6 +178,7 @@ class UnreadColumns:
         return key_set
 
 
+@lru_cache(maxsize=4096)
 def _has_meaningful_name(key: str) -> bool:
     words = split_key(key)
     return key.lower() in _MEANINGFUL or (
