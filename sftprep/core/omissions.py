@@ -26,6 +26,10 @@ COLUMN_NOT_READ = "column_not_read:"
 """The start of the kind of warning about a column of records that no format reads, although its
 name suggests content. The kind ends with the name."""
 
+NO_COMPARED_KEY = "compared_key_missing:"
+"""The start of the kind of warning about records without a key by which records are compared. The
+kind ends with the key."""
+
 OMISSION_KINDS = {
     MESSAGE: "the content of a message",
     REASONING: "reasoning",

@@ -111,11 +111,13 @@ class Counts(Counter[str]):
 
     Attributes:
         first_lines: By the name of a counter, the first line that it counts, from 0.
+        unread_columns: The columns with content that the format does not read.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.first_lines: dict[str, int] = {}
+        self.unread_columns: list[str] = []
 
     def warn(self, kind: str, line: int, number: int = 1) -> None:
         """Count a warning.
@@ -150,6 +152,7 @@ class TokenBatch:
             duplicate.
         first_lines: By the name of a count, the line of the first record that it counts.
         flags: uint8 [n], what happened to each sequence (`Flag`); None if all are 0.
+        unread_columns: The columns with content that the format does not read, of all records.
 
     Example:
         Two sequences, [5, 6] and [7], of the records in lines 0 and 2:
@@ -168,6 +171,7 @@ class TokenBatch:
     near_hashes: NDArray[np.uint64] | None = None
     first_lines: dict[str, int] = field(default_factory=dict)
     flags: NDArray[np.uint8] | None = None
+    unread_columns: list[str] = field(default_factory=list)
 
     @property
     def lengths(self) -> NDArray[np.int64]:

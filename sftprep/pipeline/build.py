@@ -140,7 +140,19 @@ def build(
         reused=sum(part.reused for part in parts),
         workers=workers,
         evaluation=evaluation,
-        readings=tuple(setup.readings),
+        readings=_complete_readings(setup.readings, parts),
+    )
+
+
+def _complete_readings(
+    readings: list[SourceReading], parts: list[PartitionResult]
+) -> tuple[SourceReading, ...]:
+    """Return the readings with the columns that pass 1 found in the records of each input."""
+    found: dict[int, dict[str, None]] = {}
+    for part in parts:
+        found.setdefault(part.partition.input, {}).update(dict.fromkeys(part.unread_columns))
+    return tuple(
+        reading.add_columns(found.get(number, ())) for number, reading in enumerate(readings)
     )
 
 

@@ -19,6 +19,7 @@ from sftprep.errors import EmptyInput, RecordError, TooManyRejected, setting, so
 from sftprep.pipeline.selection import BuildSplit
 from sftprep.pipeline.setup import Setup
 from sftprep.pipeline.tokenize_pass import PartitionResult
+from sftprep.records.transform import is_transform_reason
 from sftprep.shards.ledger import Ledger
 from sftprep.shards.manifest import InputInfo
 
@@ -168,6 +169,34 @@ def first_of_each_reason(rejected: Iterable[tuple[str, int, Rejected]]) -> str:
     return "".join(firsts.values())
 
 
+def first_of_each_drop(dropped: Iterable[tuple[str, int, str]]) -> str:
+    """Return the first dropped record of each reason, each on its own line of an error text.
+
+    Args:
+        dropped: The name of the input and the line, 1-based, of dropped records, in the order of
+            the input, with the reason.
+    """
+    firsts: dict[str, str] = {}
+    for name, line, reason in dropped:
+        what = "the transform dropped it" if is_transform_reason(reason) else "dropped"
+        firsts.setdefault(reason, f"\n  {source_name(name)}:{line}: {what} [{reason}]")
+    return "".join(firsts.values())
+
+
+def remedies_for_transform(dropped: int, records: int) -> Iterator[str]:
+    """Yield the remedy if a transform dropped records.
+
+    Args:
+        dropped: How many it dropped.
+        records: The number of all records.
+    """
+    if dropped:
+        yield (
+            f"check the function of {setting('transform')}, which dropped {dropped:,} of"
+            f" {records:,} records"
+        )
+
+
 def check_not_empty(split: BuildSplit, ledger: Ledger, names: list[str]) -> None:
     """Check that a split has at least one sequence.
 
@@ -191,11 +220,14 @@ def check_not_empty(split: BuildSplit, ledger: Ledger, names: list[str]) -> None
         for name, group in groups.items()
         if group
     )
+    by_transform = sum(n for reason, n in ledger.dropped.items() if is_transform_reason(reason))
     raise EmptyInput(
         f"no usable record{' to evaluate on' if split.evaluation else ''} in {len(split.inputs)}"
         f" input file{'s' * (len(split.inputs) != 1)} ({reasons or 'the input has no records'})"
-        + first_of_each_reason(_locate_rejected(split.parts, {}, names)),
+        + first_of_each_reason(_locate_rejected(split.parts, {}, names))
+        + first_of_each_drop(_locate_dropped(split.parts, names)),
         remedy=[
+            *remedies_for_transform(by_transform, ledger.records),
             *_remedies_for_cuts(ledger),
             "check that the inputs are the intended files",
             f"check {setting('format')}",
@@ -244,6 +276,17 @@ def _rejected_lines(
         yield orjson.dumps(entry) + b"\n"
 
 
+def _locate_dropped(
+    parts: list[PartitionResult], names: list[str]
+) -> Iterator[tuple[str, int, str]]:
+    """Yield the first dropped record of each partition and reason, like `_locate_rejected`."""
+    for part, lines_before in _with_lines_before(parts):
+        for count, line in part.first_lines.items():
+            if count.startswith("dropped."):
+                reason = count.removeprefix("dropped.")
+                yield names[part.partition.input], lines_before + line + 1, reason
+
+
 def _locate_rejected(
     parts: list[PartitionResult], duplicates: dict[int, list[Rejected]], names: list[str]
 ) -> Iterator[tuple[str, int, Rejected]]:
@@ -251,12 +294,18 @@ def _locate_rejected(
 
     Each comes with the name of its input and its line, 1-based.
     """
-    lines_before, current_input = 0, -1
-    for part in parts:
+    for part, lines_before in _with_lines_before(parts):
         # Partitions count their lines from 0, the file counts those of the input from 1.
-        if part.partition.input != current_input:
-            lines_before, current_input = 0, part.partition.input
         records = [*part.rejected, *duplicates.get(part.partition.index, ())]
         for record in sorted(records, key=lambda record: record.line):
             yield names[part.partition.input], lines_before + record.line + 1, record
+
+
+def _with_lines_before(parts: list[PartitionResult]) -> Iterator[tuple[PartitionResult, int]]:
+    """Yield the partitions with the number of lines of their input before them."""
+    lines_before, current_input = 0, -1
+    for part in parts:
+        if part.partition.input != current_input:
+            lines_before, current_input = 0, part.partition.input
+        yield part, lines_before
         lines_before += part.counts["lines"]

@@ -178,7 +178,11 @@ def begin_preprocess(
             hasher = RecordHasher(
                 format_name, stages.reading, hash_by, stages.recipe.chat_template or ""
             )
-            batch.exact_hashes, batch.near_hashes = hasher.hash_records(lines, batch.line_of)
+            counts = Counts()
+            hashes = hasher.hash_records(lines, batch.line_of, counts)
+            batch.exact_hashes, batch.near_hashes = hashes
+            batch.counts |= counts
+            batch.first_lines |= counts.first_lines
         return batch if output is None else output.restore_lines(batch)
 
     return complete
@@ -243,6 +247,7 @@ def _make_sequences(
     add_excerpts(rejected, data)
     batch.rejected = sorted(rejected, key=lambda record: record.line)
     batch.counts, batch.first_lines = dict(counts), counts.first_lines
+    batch.unread_columns = counts.unread_columns
     return batch
 
 
@@ -300,7 +305,8 @@ def read_examples(
         content: The lines of the partition, as bytes that can be searched.
         format_name: The format of the records.
         rejected: Receives the records that cannot be used.
-        counts: Receives the numbers of lines, lines of whitespace and records, and warnings.
+        counts: Receives the numbers of lines, lines of whitespace and records, warnings, and the
+            columns that are not read.
     """
     data, quality_checks = content.data, stages.quality_checks
     search = quality_checks.search_needed(content)
@@ -336,4 +342,5 @@ def read_examples(
         else:
             num_blank += 1
     counts.update(lines=len(lines), blank=num_blank, records=len(lines) - num_blank)
+    counts.unread_columns = [*columns.found]
     return examples

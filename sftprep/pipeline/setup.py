@@ -24,6 +24,7 @@ from sftprep.pipeline.output.manifest import manifest_facts
 from sftprep.pipeline.overlong import LengthLimit
 from sftprep.recipe import Recipe
 from sftprep.records.formats import FORMATS, detect_format, keys_read
+from sftprep.records.inspection.compared_keys import check_compared_keys
 from sftprep.records.inspection.source_reading import SourceReading, check_answers, inspect_records
 from sftprep.records.inspection.suggestions import unknown_format
 from sftprep.records.options import RecordOptions
@@ -44,9 +45,8 @@ from sftprep.tokenize.select import probe_encoder
 _log = logging.getLogger(__name__)
 
 _DEFAULT_MAX_LENGTH = 1024
-_MOST_TRANSFORMED = 1_000_000
-"""The most lines that are read until a transform returns a record, from which the format is
-detected."""
+_MOST_LINES = 1_000_000
+"""The most lines that are read until there is a record, from which the format is detected."""
 _FIXED_DATE = "2024-07-26"
 """The date that templates see as today; the fallback of the template of Llama 3."""
 _INSPECTED_RECORDS = 20
@@ -144,10 +144,15 @@ def prepare_setup(
             has_all_columns=is_read_whole or not each.source.is_table,
         )
         readings.append(reading)
-        keys = None if is_read_whole else keys_read(recipes[number].record_options())
+        keys = None
+        if not is_read_whole:
+            keys = keys_read(recipes[number].record_options()) | {*config.read.duplicates_by}
         source = dataclasses.replace(each.source, columns=keys)
         narrowed_inputs.append(dataclasses.replace(each, source=source))
-    log_notices([each.source.name for each in inputs], readings)
+    names = [each.source.name for each in inputs]
+    log_notices(names, readings)
+    num_training = sum(not each.evaluation for each in inputs)
+    check_compared_keys(config.read.duplicates_by, names, readings[:num_training])
     limit = length_limit(config, recipes[0].tokenizer)
     return Setup(narrowed_inputs, entries, readings, recipe_of, recipes, limit, encoder)
 
@@ -229,11 +234,15 @@ def inspect_source(
         ConfigError: A setting is not supported for records of this format.
     """
     functions = recipe.record_functions()
-    records = first_records(lines)
+    # The first lines may be malformed, and a transform may use none of the first records.
+    records = first_records(lines, _MOST_LINES)
     if functions is not None:
-        # A transform may use none of the first records.
-        records = transformed_records(first_records(lines, _MOST_TRANSFORMED), functions)
+        records = transformed_records(records, functions)
     records = islice(records, RECORDS_TO_INSPECT)
+    keys: frozenset[str] = frozenset()
+    if config.read.duplicates_by:
+        sample = list(records)
+        keys, records = frozenset().union(*sample), iter(sample)
     first = list(islice(records, _INSPECTED_RECORDS))
     options = recipe.record_options()
     detected = _detect(name, chain(first, records), config, options)
@@ -245,6 +254,7 @@ def inspect_source(
     )
     return dataclasses.replace(
         reading,
+        keys=keys,
         trained=reading.trained or trained_part(recipe, detected),
         template=_template_source(config, recipe.tool_template)
         if uses_template(recipe, detected)
@@ -332,10 +342,9 @@ def _detect(
             first = first or record
             continue
         sources = [source for source, _ in reading.renames]
-        for option, keys in (("map", sources), ("duplicates_by", config.read.duplicates_by)):
-            missing = ", ".join(repr(key) for key in keys if key not in record)
-            if missing:
-                _log.warning("%s: the first record of %s has no key %s", option, file, missing)
+        missing = ", ".join(repr(key) for key in sources if key not in record)
+        if missing:
+            _log.warning("map: the first record of %s has no key %s", file, missing)
         replaced = [
             repr(target)
             for source, target in reading.renames
@@ -349,10 +358,11 @@ def _detect(
         return DetectedFormat(file, name, is_chat=is_chat, masks=masks)
     if first is not None:
         raise unknown_format(file, first, reading)
-    # No record can be parsed. Pass 1 reports each of them with its line, and an empty file adds
-    # nothing.
-    name = "text" if config.format.format == "auto" else config.format.format
-    return DetectedFormat(file, name, is_chat=False)
+    # No record can be parsed, or a function dropped them all. Pass 1 reports each of them with its
+    # line, and an empty file adds nothing.
+    if config.format.format == "auto":
+        return DetectedFormat(file, "text", is_chat=False, is_certain=False)
+    return DetectedFormat(file, config.format.format, is_chat=False)
 
 
 def _has_turns(record: dict[str, Any], name: str, reading: RecordOptions) -> bool:

@@ -35,7 +35,8 @@ class Spill:
         input_ids: int32 [tokens].
         offsets: int32 [n + 1]; sequence k is input_ids[offsets[k]:offsets[k + 1]].
         line_of: int64 [n]; the line of each sequence's record within its partition.
-        facts: JSON with the counts, the first lines of warnings, and the rejected records.
+        facts: JSON with the counts, the first lines of warnings, the rejected records, and the
+            columns that are not read.
         completion_mask: uint8 [tokens], 1 = trained; None if every token is trained.
         loss_weights: float32 [tokens]; None if every trained token has the weight 1.
         record: int64 [n]; as in TokenBatch.
@@ -73,6 +74,12 @@ class Spill:
         return first_lines
 
     @property
+    def unread_columns(self) -> list[str]:
+        """The columns with content that the format does not read."""
+        columns: list[str] = orjson.loads(self.facts).get("unread_columns", [])
+        return columns
+
+    @property
     def lengths(self) -> NDArray[np.int32]:
         """The number of tokens in each sequence: int32 [sequences]."""
         return np.diff(self.offsets)
@@ -90,9 +97,8 @@ def write_spill(path: Path, batch: TokenBatch) -> None:
         StorageError: The file cannot be written.
     """
     content = {"counts": batch.counts, "rejected": [*map(dataclasses.astuple, batch.rejected)]}
-    facts = orjson.dumps(
-        content | ({"first_lines": batch.first_lines} if batch.first_lines else {})
-    )
+    optional = {"first_lines": batch.first_lines, "unread_columns": batch.unread_columns}
+    facts = orjson.dumps(content | {name: value for name, value in optional.items() if value})
     assert batch.offsets[-1] < 2**31, "a partition has more tokens than the offsets can count"
     # Columns that hold only the default are not written.
     offsets = batch.offsets.astype(np.int32)

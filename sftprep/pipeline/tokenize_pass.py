@@ -38,6 +38,8 @@ from sftprep.sources.partition import Partition, read_partition
 _SAMPLES_AT_START = 16
 """Texts at the start of a build that the reference encoder encodes as well, in addition to one in a
 thousand of all texts."""
+_FACTS_VERSION = 1
+"""Incremented when spills have other facts than before, so that older ones are not reused."""
 _IN_FLIGHT_BYTES = 20 << 20
 _IN_FLIGHT_SECONDS = 1.0
 """The limits on partitions that are encoded but not yet verified. The reference encoder loads in
@@ -96,6 +98,7 @@ class PartitionResult:
         has_weights: Whether some trained token has a weight other than 1.
         has_flags: Whether some sequence has a flag.
         first_lines: By the name of a count, the line of the first record that it counts.
+        unread_columns: The columns with content that the format does not read.
     """
 
     partition: Partition
@@ -114,6 +117,7 @@ class PartitionResult:
     has_weights: bool = False
     has_flags: bool = False
     first_lines: dict[str, int] = dataclasses.field(default_factory=dict)
+    unread_columns: list[str] = dataclasses.field(default_factory=list)
 
 
 def tokenize_partition(task: TokenizeTask) -> PartitionResult:
@@ -192,7 +196,8 @@ def _read_lines(task: TokenizeTask) -> _Lines:
     hash_by = None if task.stats is None else task.stats.hash_by
     # The key of a spill without hashes does not depend on those that other builds need.
     hashes = () if hash_by is None else ("hashes", hash_by)
-    return _Lines(data, content, digest(task.recipe_key, task.format, content, *hashes)[:40])
+    key = digest(task.recipe_key, task.format, content, _FACTS_VERSION, *hashes)[:40]
+    return _Lines(data, content, key)
 
 
 def _cut_sequences(
@@ -227,6 +232,7 @@ def _cut_sequences(
         has_weights=spill.loss_weights is not None,
         has_flags=spill.flags is not None,
         first_lines=fitted.first_lines,
+        unread_columns=spill.unread_columns,
     )
 
 

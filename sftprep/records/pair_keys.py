@@ -8,6 +8,8 @@ from typing import Any
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 
+_SEPARATOR = re.compile(r"[\W_]+")
+
 PAIRS: tuple[tuple[str, str], ...] = (
     ("instruction", "output"),
     ("instruction", "response"),
@@ -60,9 +62,11 @@ def split_key(key: str) -> set[str]:
     """Return the words of a key, in lower case.
 
     Example:
-        "Full_Answer2" or "fullAnswer2"  ->  {"full", "answer", "2"}
+        "fullAnswer2"  ->  {"full", "answer", "2", "fullanswer2"}
+        "Long_CoT"     ->  {"long", "co", "t", "cot"}
     """
-    return {word.lower() for word in _WORD.findall(key)}
+    words = {word.lower() for word in _WORD.findall(key)}
+    return words | {word for word in _SEPARATOR.split(key.lower()) if word}
 
 
 def find_pair(record: Mapping[str, Any]) -> tuple[str, str] | None:

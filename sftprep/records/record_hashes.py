@@ -20,7 +20,8 @@ import orjson
 import xxhash
 from numpy.typing import NDArray
 
-from sftprep.core.types import Example, Message, PretokenizedRow
+from sftprep.core.omissions import NO_COMPARED_KEY
+from sftprep.core.types import Counts, Example, Message, PretokenizedRow
 from sftprep.records.formats import record_reader
 from sftprep.records.options import InvalidRecord, Record, RecordOptions, parse_exactly
 from sftprep.records.roles import SHOWN_KEYS
@@ -57,20 +58,27 @@ class RecordHasher:
         self._words = frozenset(re.findall(r"\w+", template))
 
     def hash_records(
-        self, data: bytes, line_of: NDArray[np.int64]
+        self, data: bytes, line_of: NDArray[np.int64], counts: Counts
     ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         """Return the hashes of the record of each sequence, with and without whitespace.
 
         Args:
             data: The lines of records.
             line_of: int64 [n]; the line of the record of each sequence.
+            counts: Receives warnings about records without a key by which they are compared.
 
         Returns:
             Two arrays, uint64 [n].
         """
         lines = split_lines(data)
         numbers, record_of = np.unique(line_of, return_inverse=True)
-        records = [self.to_bytes(lines[number]) for number in numbers.tolist()]
+        records: list[bytes] = []
+        for number in numbers.tolist():
+            record = _parse(lines[number])
+            for key in self._keys:
+                if record.get(key) is None:
+                    counts.warn(f"{NO_COMPARED_KEY}{key}", number)
+            records.append(self._to_bytes(record, lines[number]))
 
         def hash_all(texts: list[bytes]) -> NDArray[np.uint64]:
             hashes = [xxhash.xxh3_64_intdigest(text) for text in texts]
@@ -84,13 +92,15 @@ class RecordHasher:
         Example:
             b'{"id": 7, "text": "a b"}'  ->  b'{"text":"a b"}'
         """
-        record = _parse(line)
+        return self._to_bytes(_parse(line), line)
+
+    def _to_bytes(self, record: Record, line: bytes) -> bytes:
         if any(record.get(key) is not None for key in self._keys):
             return _write([record.get(key) for key in self._keys])
         try:
             return _write(self._content_of(self._read(record, 0)))
         except InvalidRecord:  # the templates that show everything differ from this
-            return _write(_parse(line))
+            return _write(_parse(line))  # reading may have changed the record
 
     def _content_of(self, example: Example) -> dict[str, Any]:
         content = {

@@ -183,6 +183,11 @@ def merge_rare_reasons(counts: Counter[str]) -> None:
         counts[f"dropped.{_OTHER}"] += counts.pop(name)
 
 
+def is_transform_reason(reason: str) -> bool:
+    """Return whether a reason of dropped records is one of a transform."""
+    return reason not in _RESERVED_REASONS
+
+
 def add_counts(
     counts: Counter[str],
     first_origins: dict[str, int],

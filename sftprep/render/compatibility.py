@@ -22,6 +22,8 @@ class DetectedFormat:
     format: str
     is_chat: bool  # the records are conversations, which need a template
     masks: frozenset[str] = frozenset()  # the keys of pre-tokenized rows that mark trained tokens
+    # Whether a record shows it. If none can be read, pass 1 reports why, with lines.
+    is_certain: bool = True
 
 
 @lru_cache(maxsize=16)
@@ -50,6 +52,8 @@ _TRAINED = {
 def trained_part(recipe: Recipe, detected: DetectedFormat) -> str:
     """Return what is trained, in words."""
     kind = FORMATS[detected.format].kind
+    if not detected.is_certain:
+        return "nothing: no record could be read to detect the format"
     if kind == "tokens":
         return "what the labels or masks of the rows mark" if detected.masks else _TRAINED["all"]
     if recipe.train_on == "auto":
@@ -76,6 +80,8 @@ def check_compatible(recipe: Recipe, detected: DetectedFormat) -> None:
             remedy=f"specify one of its tokens with {setting('eos_token')}",
         )
     # 2. The records must contain the part to train.
+    if not detected.is_certain:
+        return
     has_completion = kind not in ("conversation", "text") or (
         detected.is_chat and recipe.expand_turns
     )

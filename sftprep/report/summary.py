@@ -9,6 +9,7 @@ from typing import Any
 
 from sftprep.errors import FlagNames, escape_control, format_count
 from sftprep.pipeline.build import BuildReport
+from sftprep.records.inspection.source_reading import SourceReading
 from sftprep.shards.ledger import Ledger
 from sftprep.shards.length_advice import advise_length, length_warning
 from sftprep.shards.manifest import Manifest
@@ -18,7 +19,7 @@ _Row = tuple[str, int, str]
 """A row of the table: its name, a number, and a note."""
 
 _MOST_SOURCES = 20
-_MOST_COLUMNS = 12
+_MOST_COLUMNS = 100
 
 
 def summary_lines(report: BuildReport) -> list[str]:
@@ -220,18 +221,32 @@ def _reading_data(report: BuildReport) -> list[dict[str, Any]]:
 
 
 def _reading_lines(report: BuildReport) -> Iterator[str]:
-    """Yield how the records were read, once for each distinct reading."""
-    numbers = Counter(dataclasses.replace(reading, notices=()) for reading in report.readings)
+    """Yield how the records were read, once for each distinct reading.
+
+    The files that are read alike may have different columns.
+    """
+    columns: dict[SourceReading, dict[str, None]] = {}
+    numbers: Counter[SourceReading] = Counter()
+    for each in report.readings:
+        reading = dataclasses.replace(each, not_read=(), notices=())
+        columns.setdefault(reading, {}).update(dict.fromkeys(each.not_read))
+        numbers[reading] += 1
     for reading, number in numbers.items():
         files = f" ({format_count(number, 'file')})" if len(numbers) > 1 else ""
         template = f", rendered by {reading.template}" if reading.template else ""
         yield escape_control(
             f"format: {reading.format}{files}{template}; trained: {reading.trained}"
         )
-        if reading.not_read:
-            shown = ", ".join(reading.not_read[:_MOST_COLUMNS])
-            rest = len(reading.not_read) - _MOST_COLUMNS
-            yield escape_control(f"not read: {shown}" + (f" and {rest} more" if rest > 0 else ""))
+        if columns[reading]:
+            shown = ", ".join(map(_column_name, list(columns[reading])[:_MOST_COLUMNS]))
+            rest = len(columns[reading]) - _MOST_COLUMNS
+            more = f" and {rest} more: see --json" if rest > 0 else ""
+            yield escape_control(f"not read: {shown}{more}")
+
+
+def _column_name(name: str) -> str:
+    """Return a name for a list of names; in quotes if the list would be ambiguous."""
+    return repr(name) if not name or name != name.strip() or "," in name else name
 
 
 def _date_lines(manifest: Manifest) -> Iterator[str]:
@@ -280,10 +295,21 @@ def _source_lines(manifest: Manifest) -> list[str]:
     return ["", *lines, *([f"... and {rest} more sources: see --json"] if rest else []), ""]
 
 
-def _warning_lines(manifest: Manifest) -> list[str]:
-    return [
-        f"warning: {escape_control(found.render(FlagNames()))}" for found in data_warnings(manifest)
+def _warning_lines(manifest: Manifest) -> Iterator[str]:
+    """Yield the warnings, and which records they count.
+
+    Pass 1 counts them for each record, before any record is left out.
+    """
+    warnings = data_warnings(manifest)
+    yield from (f"warning: {escape_control(found.render(FlagNames()))}" for found in warnings)
+    left_out = [
+        f"{name.replace('_', ' ')} {n:,}" for name, n in manifest.accounting.left_out.items()
     ]
+    if warnings and left_out:
+        yield (
+            "note: the warnings count all records that were read, including those left out"
+            f" ({', '.join(left_out)})"
+        )
 
 
 def _evaluation_lines(report: BuildReport) -> list[str]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from sftprep.core.omissions import (
     COLUMN_NOT_READ,
     LAST_REASONING,
+    NO_COMPARED_KEY,
     NO_REASONING,
     OMISSION_KINDS,
     REASONING,
@@ -170,6 +171,13 @@ def _kind_of(name: str) -> _Kind:
             "record",
             f"the column {column!r} is not read, although its name suggests content",
             f"if it belongs to the text, add it with {setting('transform', 'FILE.py:NAME')}",
+        )
+    if name.startswith(NO_COMPARED_KEY):
+        key = name.removeprefix(NO_COMPARED_KEY)
+        return _Kind(
+            "record",
+            f"the record has no {key!r}, by which records are compared; one without all keys of"
+            f" {setting('duplicates_by')} is compared by what its format reads",
         )
     return KINDS.get(name, _Kind("record", name.replace("_", " ")))
 

@@ -9,12 +9,10 @@ from typing import Any
 from sftprep.sources.readers.jsonl import parse_line
 
 RECORDS_TO_INSPECT = 100
-"""More than one, because the first records may be malformed."""
+"""More than one, because the first records may be of another format."""
 
 
-def first_records(
-    lines: Iterable[bytes], limit: int = RECORDS_TO_INSPECT
-) -> Iterator[dict[str, Any]]:
+def first_records(lines: Iterable[bytes], limit: int) -> Iterator[dict[str, Any]]:
     """Yield the records among the first lines.
 
     Args:

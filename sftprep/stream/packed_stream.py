@@ -22,7 +22,7 @@ import numpy as np
 from sftprep.config.build import BuildConfig, Order
 from sftprep.core.hashing import digest
 from sftprep.core.types import Rejected, TokenBatch
-from sftprep.errors import ConfigError, EmptyInput, MismatchError, setting
+from sftprep.errors import ConfigError, MismatchError, setting
 from sftprep.pipeline.preprocess import Preprocessor
 from sftprep.pipeline.setup import length_limit, prepare_recipe
 from sftprep.shards.reader import Pack
@@ -30,7 +30,7 @@ from sftprep.shards.schema import position_dtype
 from sftprep.stream.backlog import Backlog
 from sftprep.stream.lane import Lane, LaneRules, LaneState
 from sftprep.stream.rejections import Rejections
-from sftprep.stream.settings import CHECK_SETTINGS, WINDOW, stream_config
+from sftprep.stream.settings import WINDOW, stream_config
 from sftprep.stream.sources.base import Block, LaneAssignment, retry_with_backoff
 from sftprep.stream.sources.open import open_source
 from sftprep.stream.state import check_state, first_cursor, states_of
@@ -172,11 +172,8 @@ class PackedStream:
         self._rejections.check(self.counts, at_end=True)
         # Only a stream of all lanes knows that the whole source is empty.
         if not self.counts.get("sequences") and len(self.owned) == self.config.pack.lanes:
-            raise EmptyInput(
-                "a whole pass gave no sequence that can be trained on"
-                f" ({self.counts or 'no record'}){self._rejections.describe_first()}",
-                remedy=CHECK_SETTINGS,
-            )
+            firsts = [item for lane in lanes.values() for item in lane.first_origins.items()]
+            raise self._rejections.empty_pass(self.counts, firsts, self.locate)
 
     def padding(self) -> Pack:
         """Return a pack without trained tokens (origin -1), for ranks at their end."""

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from sftprep.config.build import OutputConfig
 from sftprep.core.types import Rejected, TokenBatch
-from sftprep.errors import RecordError, TooManyRejected, escape_control, setting
-from sftprep.pipeline.ledgers import first_of_each_reason
+from sftprep.errors import EmptyInput, RecordError, TooManyRejected, escape_control, setting
+from sftprep.pipeline.ledgers import (
+    first_of_each_drop,
+    first_of_each_reason,
+    remedies_for_transform,
+)
+from sftprep.records.transform import is_transform_reason
 from sftprep.shards.warning_kinds import DataWarning
+from sftprep.stream.settings import CHECK_SETTINGS
 from sftprep.stream.sources.base import Block
 
 _log = logging.getLogger(__name__)
@@ -111,6 +117,37 @@ class Rejections:
                 + self.describe_first(),
                 remedy=["fix the records", f"raise {setting('max_rejected')}"],
             )
+
+    def empty_pass(
+        self,
+        counts: Mapping[str, int],
+        first_origins: Iterable[tuple[str, int]],
+        locate: Callable[[int], tuple[str, int]],
+    ) -> EmptyInput:
+        """Return the error for a pass without a sequence.
+
+        Args:
+            counts: Counters of the stream.
+            first_origins: Names of counts, with the origin of the first record of some lane.
+            locate: Returns the name of the input, and the line or row, of an origin.
+        """
+        dropped = sorted(
+            (*locate(origin), name.removeprefix("dropped."))
+            for name, origin in first_origins
+            if name.startswith("dropped.")
+        )
+        by_transform = sum(
+            counts[f"dropped.{reason}"]
+            for reason in {reason for *_, reason in dropped}
+            if is_transform_reason(reason)
+        )
+        remedies = remedies_for_transform(by_transform, counts.get("records", 0))
+        return EmptyInput(
+            f"a whole pass gave no sequence that can be trained on ({dict(counts) or 'no record'})"
+            + self.describe_first()
+            + first_of_each_drop(dropped),
+            remedy=[*remedies, CHECK_SETTINGS],
+        )
 
     def describe_first(self) -> str:
         """Return text for an error: the first rejected record of each reason."""

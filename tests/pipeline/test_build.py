@@ -481,7 +481,7 @@ def test_the_error_names_an_input_that_is_removed_before_it_is_read(
 ):
     path = tmp_path / name
     module, listing = (
-        (inputs_module, "find_files") if moment == "listed" else (build_module, "prepare_setup")
+        (inputs_module, "files_of_input") if moment == "listed" else (build_module, "prepare_setup")
     )
     found_by = getattr(module, listing)
 

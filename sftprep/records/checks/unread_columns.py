@@ -1,9 +1,11 @@
-"""Columns of records that no format reads, although their names suggest content."""
+"""Columns of records that no format reads, and which of their names suggest content."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 from sftprep.core.types import Example
@@ -36,11 +38,31 @@ _WORDS_OF_METADATA = frozenset(
     }
 )
 _MOST_NAMES = 100
-"""The most columns that are named for one partition; the others share a name."""
+"""The most columns that are counted by name for one partition; the others share a name."""
+_MOST_FOUND = 1000
+"""The most columns that are listed for one partition, likewise."""
 _OTHERS = "(others)"
 
 _MOST_KEY_SETS = 1024
 """The most sets of keys of records that are kept, since records may have arbitrary keys."""
+
+
+@dataclass(slots=True)
+class _KeySet:
+    """The keys of records that may not be read; most records of a file have the same keys."""
+
+    candidates: tuple[str, ...]  # the keys with meaningful names
+    others: list[str] = field(default_factory=list)  # the other ones that are not in `found` yet
+    # Returns the values of these keys; None if there are no such keys.
+    get_values: Callable[[Record], Any] | None = None
+    # What it returned for a record without content under these keys: the columns of a table are
+    # null or empty in the rows that lack them, and most rows lack the same ones.
+    empty_values: Any = None
+
+    def set_others(self, others: list[str], empty: Record) -> None:
+        """Set `others`, and a record that has no content under them."""
+        self.others, self.get_values = others, itemgetter(*others) if others else None
+        self.empty_values = self.get_values(empty) if self.get_values is not None else None
 
 
 class UnreadColumns:
@@ -49,13 +71,16 @@ class UnreadColumns:
     Args:
         format_name: The format.
         options: How records are read.
+
+    Attributes:
+        found: The columns with content that the records examined by `find_meaningful` have and
+            that are not read, in order; the values are None.
     """
 
     def __init__(self, format_name: str, options: RecordOptions) -> None:
         self._format, self._options = format_name, replace(options, renames=())
-        # The meaningful columns among the keys of a record that may not be read; most records of a
-        # file have the same keys.
-        self._candidates: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._key_sets: dict[tuple[str, ...], _KeySet] = {}  # by the keys of a record
+        self.found: dict[str, None] = {}
         self._names: set[str] = set()  # of columns that were found
 
     def find_meaningful(self, record: Record, example: Example) -> list[str]:
@@ -66,13 +91,20 @@ class UnreadColumns:
             example: What was read of it.
         """
         keys = tuple(record)
-        candidates = self._candidates.get(keys)
-        if candidates is None:
-            candidates = self._find_candidates(keys)
-        if not candidates:
+        key_set = self._key_sets.get(keys)
+        if key_set is None:
+            key_set = self._sort_keys(keys)
+        get_values = key_set.get_values
+        if get_values is not None and get_values(record) != key_set.empty_values:
+            self._note_filled(record, example, key_set)
+        if not key_set.candidates:
             return []
-        found = self.find(record, example, candidates)
-        return [self._name_of(key) for key, is_meaningful in found if is_meaningful]
+        meaningful = []
+        for key, is_meaningful in self.find(record, example, key_set.candidates):
+            self._note(key)
+            if is_meaningful:
+                meaningful.append(self._name_of(key))
+        return meaningful
 
     def find(
         self, record: Record, example: Example, keys: Collection[str]
@@ -95,7 +127,7 @@ class UnreadColumns:
         texts: str | None = None
         for key in keys:
             value = record[key]
-            if key in IMAGE_KEYS or not (is_filled(value) or type(value) in (bool, int, float)):
+            if key in IMAGE_KEYS or not _has_value(value):
                 continue
             if _equals_first_message(value, example):
                 continue
@@ -111,30 +143,51 @@ class UnreadColumns:
             if not (is_repeated and key in kind.optional):
                 yield key, _is_meaningful(key, value) and not is_repeated
 
+    def _note_filled(self, record: Record, example: Example, key_set: _KeySet) -> None:
+        """Note the columns with a value, which need not be examined again."""
+        remaining = []
+        for key in key_set.others:
+            if _has_value(record[key]) and not _equals_first_message(record[key], example):
+                self._note(key)
+            else:
+                remaining.append(key)
+        key_set.set_others(remaining, record)
+
+    def _note(self, key: str) -> None:
+        self.found[key if key in self.found or len(self.found) < _MOST_FOUND else _OTHERS] = None
+
     def _name_of(self, key: str) -> str:
         if key not in self._names and len(self._names) >= _MOST_NAMES:
             return _OTHERS
         self._names.add(key)
         return key
 
-    def _find_candidates(self, keys: tuple[str, ...]) -> tuple[str, ...]:
+    def _sort_keys(self, keys: tuple[str, ...]) -> _KeySet:
+        """Return and keep the keys of a record in groups."""
         read = keys_of(self._format, self._options)
         if FORMATS[self._format].kind == "conversation":
             read |= {"tools", "chat_template_kwargs"}
         candidates = tuple(
             key for key in keys if _has_meaningful_name(key) and key not in read | IMAGE_KEYS
         )
-        if len(self._candidates) >= _MOST_KEY_SETS:
-            self._candidates.clear()
-        self._candidates[keys] = candidates
-        return candidates
+        if len(self._key_sets) >= _MOST_KEY_SETS:
+            self._key_sets.clear()
+        key_set = self._key_sets[keys] = _KeySet(candidates)
+        known = {*candidates, *read, *IMAGE_KEYS, *self.found}
+        key_set.set_others([key for key in keys if key not in known], dict.fromkeys(keys))
+        return key_set
 
 
+@lru_cache(maxsize=4096)
 def _has_meaningful_name(key: str) -> bool:
     words = split_key(key)
     return key.lower() in _MEANINGFUL or (
         not _MEANINGFUL_WORDS.isdisjoint(words) and _WORDS_OF_METADATA.isdisjoint(words)
     )
+
+
+def _has_value(value: Any) -> bool:
+    return is_filled(value) or type(value) in (bool, int, float)
 
 
 def _is_meaningful(key: str, value: Any) -> bool:

@@ -6,8 +6,8 @@ It finds the columns that are not read, and what may be wrong.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -16,7 +16,7 @@ from sftprep.core.types import Example
 from sftprep.errors import FormatError, setting, source_name
 from sftprep.records.checks.unread_columns import UnreadColumns
 from sftprep.records.conversations import ANSWER_KEYS
-from sftprep.records.formats import FORMATS, read_record
+from sftprep.records.formats import FORMATS, keys_read, read_record
 from sftprep.records.images import is_filled
 from sftprep.records.options import (
     TRANSFORM,
@@ -40,11 +40,13 @@ class SourceReading:
 
     Attributes:
         format: The name of the format.
-        not_read: The columns of its first records that are not read.
+        not_read: The columns that are not read: of its first records before pass 1, and of all
+            records after it.
         trained: What is trained.
         template: The chat template that renders the records: its file, or the tokenizer that has
             it; "" if they are not rendered by one.
         notices: What the user should know about it.
+        keys: All keys of its first records, before keys are renamed, if the settings name some.
     """
 
     format: str
@@ -52,6 +54,11 @@ class SourceReading:
     trained: str = ""
     template: str = ""
     notices: tuple[Notice, ...] = ()
+    keys: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+
+    def add_columns(self, columns: Iterable[str]) -> SourceReading:
+        """Return the reading with further columns that are not read."""
+        return replace(self, not_read=tuple(dict.fromkeys((*self.not_read, *columns))))
 
 
 def inspect_records(
@@ -91,6 +98,10 @@ def inspect_records(
             functions_of.setdefault(keys, set()).add(name)
         if not notices:
             notices += _joined_texts(example, format_name, options)
+    if not has_all_columns:
+        # Pass 1 does not see them: what is null here may have content in later rows.
+        known = {*keys_read(options), *not_read}
+        not_read |= {key: False for record in records for key in record if key not in known}
     meaningful = [key for key, is_meaningful in not_read.items() if is_meaningful]
     if meaningful and not (has_all_columns and _context_map(meaningful, format_name) is None):
         names = ", ".join(map(repr, meaningful[:_SHOWN_COLUMNS]))

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
 
 from sftprep.errors import FormatError, setting, source_name
 from sftprep.records.formats import FORMATS, is_turn
+from sftprep.records.inspection.record_paths import (
+    ANSWER_WORDS,
+    ID_WORDS,
+    Part,
+    choose_text,
+    find_choices,
+    find_texts,
+    words_of,
+)
+from sftprep.records.inspection.transform_example import (
+    CONVERSATION_WORDS,
+    EDIT,
+    find_marks,
+    transform_example,
+)
 from sftprep.records.messages import read_messages
 from sftprep.records.options import (
     TRANSFORM,
@@ -15,20 +29,8 @@ from sftprep.records.options import (
     RecordOptions,
     rename_keys,
 )
-from sftprep.records.pair_keys import PAIRS, find_pair, split_key
+from sftprep.records.pair_keys import find_pair
 
-_REQUEST_WORDS = {request for request, _ in PAIRS} | {"ask", "task", "request", "src"}
-_ANSWER_WORDS = {answer for _, answer in PAIRS} | {
-    "reply",
-    "label",
-    "code",
-    "summary",
-    "result",
-    "tgt",
-}
-_CONVERSATION_WORDS = {"data", "dialog", "dialogue", "conversation", "chat", "utterances"}
-_NOT_ANSWERS = {"system", "reasoning", "thinking", "thought", "rationale", "meta", "source"}
-_ID_WORDS = {"id", "uid", "uuid"}
 _MAPPED_PAIR = ("instruction", "output")
 
 
@@ -42,13 +44,13 @@ def unknown_format(file: str, record: Record, options: RecordOptions) -> FormatE
         record: One of its records.
         options: The options with which it was read.
     """
-    record = rename_keys(dict(record), options.renames) if options.renames else record
+    renamed = rename_keys(dict(record), options.renames) if options.renames else record
     known = ", ".join("/".join(sorted(kind.keys)) for kind in FORMATS.values())
-    keys = ", ".join(map(repr, list(record)[:12])) or "none"
+    keys = ", ".join(map(repr, list(renamed)[:12])) or "none"
     return FormatError(
         f"no format fits {source_name(file)}: its records have the keys {keys}"
         + (f" after {setting('map')}" if options.renames else "")
-        + (_wrong_types(record) or f"; known keys are {known}"),
+        + (_wrong_types(renamed) or f"; known keys are {known}"),
         remedy=suggest(record, options),
     )
 
@@ -75,14 +77,15 @@ def suggest(record: Record, options: RecordOptions) -> list[str]:
         text = ",".join(f"{source}={target}" for source, target in renames.items())
         return [f"try: {setting('map', shlex.quote(text))}"]
     texts = [key for key, value in record.items() if isinstance(value, str)]
-    has_answer = any(_words(key) & _ANSWER_WORDS for key in record if key not in texts)
+    has_answer = any(_words(key) & ANSWER_WORDS for key in record if key not in texts)
     if (
         len(texts) == 1
         and not has_answer
+        and not find_marks(record[texts[0]])
         and not any(isinstance(value, (list, dict)) for value in record.values())
     ):
         return [f"try: {setting('text_field', shlex.quote(texts[0]))}"]
-    return [_transform_example(record)]
+    return [_transform_remedy(record, options)]
 
 
 def _conversation_map(record: Record, options: RecordOptions) -> dict[str, str] | None:
@@ -91,7 +94,7 @@ def _conversation_map(record: Record, options: RecordOptions) -> dict[str, str] 
         # Other lists of texts are choices, references, or turns of one speaker.
         is_texts = isinstance(value, list) and bool(value) and isinstance(value[0], str)
         if isinstance(value, (list, str)) and not (
-            is_texts and not _words(key) & _CONVERSATION_WORDS
+            is_texts and not _words(key) & CONVERSATION_WORDS
         ):
             try:
                 if len(read_messages(value, key, options)) > 1:
@@ -103,67 +106,46 @@ def _conversation_map(record: Record, options: RecordOptions) -> dict[str, str] 
 
 def _pair_map(record: Record) -> dict[str, str] | None:
     """Return the names of a request and its answer, renamed to a known pair."""
-    texts = {key: _words(key) for key, value in record.items() if isinstance(value, str)}
-    request = next((key for key, words in texts.items() if words & _REQUEST_WORDS), None)
-    answer = next(
-        (key for key, words in texts.items() if words & _ANSWER_WORDS and key != request), None
-    )
-    if request is None or answer is None:
+    if find_choices(record):
+        return None  # they belong to the request
+    texts = [text for text in find_texts(record) if len(text.path) == 1]
+    request, has_request = choose_text(texts, "request", None)
+    answer, has_answer = choose_text(texts, "answer", request)
+    if not has_request or not has_answer:
         return None
-    renames = {request: _MAPPED_PAIR[0], answer: _MAPPED_PAIR[1]}
-    context = next((key for key, words in texts.items() if words & {"context", "passage"}), None)
-    if context is not None and context not in renames:
-        renames[context] = "input"
+    parts: dict[Part, str] = {"context": "input", "reasoning": "reasoning", "system": "system"}
+    others = [text for text in texts if text.part in parts and text.is_prose]
+    renames: dict[str, str] = {}
+    for text, target in (
+        (request, _MAPPED_PAIR[0]),
+        (answer, _MAPPED_PAIR[1]),
+        *((text, parts[text.part]) for text in others if text.part is not None),
+    ):
+        if text is not None and target not in renames.values():
+            renames[str(text.path[0])] = target
     renames = {source: target for source, target in renames.items() if source != target}
     # A key that is replaced would be lost.
     return renames if not set(renames.values()) & record.keys() else None
 
 
+def _transform_remedy(record: Record, options: RecordOptions) -> str:
+    """Return the setting for a transform, with an example for a record."""
+    code = transform_example(record, options)
+    edited = ", edited at the marked places" if EDIT in code else ""
+    lines = "\n".join(f"    {line}".rstrip() for line in code.split("\n"))
+    return (
+        f"try: {setting(TRANSFORM, 'convert.py:to_chat')}  # with this function in"
+        f" convert.py{edited}:\n{lines}"
+    )
+
+
 def _words(key: str) -> set[str]:
     """Return the words of a key, in lower case.
 
-    "Full_Answer" has "full" and "answer". A key of ids has none: its value is not text.
-
     A key of ids has none, because its value is not a text.
+
+    Example:
+        "Full_Answer"  ->  {"full", "answer", "full_answer"}
     """
-    words = split_key(key) | {key.strip().lower()}
-    return set() if words & _ID_WORDS else words
-
-
-def _text_of(path: str, value: Any) -> str:
-    """Return the expression for a value as text; of a list of texts, the first one is used."""
-    if isinstance(value, list) and value and isinstance(value[0], str):
-        return f"{path}[0]"
-    return path if isinstance(value, (str, dict)) else f"str({path})"
-
-
-def _transform_example(record: Record) -> str:
-    """Return the setting for a transform, with an example for the keys of a record."""
-    paths = {_text_of(f"record[{key!r}]", value): key for key, value in record.items()}
-    paths |= {
-        _text_of(f"record[{key!r}][{inner!r}]", item): inner
-        for key, value in record.items()
-        if isinstance(value, dict)
-        for inner, item in value.items()
-    }
-    # The names decide first, then the order of the texts.
-    texts = [
-        f"record[{key!r}]"
-        for key, value in record.items()
-        if isinstance(value, str) and not _words(key) & _NOT_ANSWERS
-    ]
-    nested = [path for path in paths if path.count("][") == 1]
-    others = [*texts, *nested, *paths, "record['question']", "record['answer']"]
-    request = next((p for p, key in paths.items() if _words(key) & _REQUEST_WORDS), others[0])
-    answer = next(
-        (p for p, key in paths.items() if _words(key) & _ANSWER_WORDS and p != request),
-        next(path for path in others if path != request),
-    )
-    return (
-        f"try: {setting(TRANSFORM, 'convert.py:to_chat')}  # with this function in convert.py:\n"
-        "    def to_chat(record):\n"
-        '        return {"messages": [\n'
-        f'            {{"role": "user", "content": {request}}},\n'
-        f'            {{"role": "assistant", "content": {answer}}},\n'
-        "        ]}"
-    )
+    words = words_of(key)
+    return set() if words & ID_WORDS else words

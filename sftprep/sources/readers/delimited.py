@@ -17,6 +17,8 @@ from sftprep.sources.readers.lines import LARGEST_LINE, FilePart, open_input
 from sftprep.sources.readers.to_jsonl import UNUSABLE, rows_to_lines, unusable_line
 
 _DELIMITERS = ",;\t|"
+_BLANK_LINES = frozenset({"\n", "\r\n", "\r"})
+"""Lines before the header that are skipped, as `csv` skips them between rows."""
 _JSON_COLUMNS = frozenset({"messages", "conversations"})
 """Columns that can only contain JSON: their cells are parsed where they contain an array."""
 
@@ -25,8 +27,8 @@ def delimited_parts(file: str, target: int) -> Iterator[FilePart]:
     """Yield the rows below the header as lines of JSON, in parts.
 
     A part has about `target` bytes. The separator is a tab in .tsv files, else the first of , ;
-    tab | that the header contains. A row with another number of cells than the header is rejected
-    in pass 1.
+    tab | that the header contains. A column without a name is named by its position, such as
+    `column 3`. A row with another number of cells than the header is rejected in pass 1.
 
     Raises:
         InputUnreadable: The file is damaged, or its header names a column twice.
@@ -51,6 +53,8 @@ def delimited_parts(file: str, target: int) -> Iterator[FilePart]:
 
 def _file_parts(file: str, text: io.TextIOWrapper, target: int) -> Iterator[FilePart]:
     first = text.readline(LARGEST_LINE)
+    while first in _BLANK_LINES:
+        first = text.readline(LARGEST_LINE)
     if len(first) == LARGEST_LINE:
         raise _header_too_long(file)
     delimiter = "\t" if ".tsv" in file else next((d for d in _DELIMITERS if d in first), ",")
@@ -58,7 +62,7 @@ def _file_parts(file: str, text: io.TextIOWrapper, target: int) -> Iterator[File
     # One reader for header and rows: a quoted name may contain a newline, so that the header may
     # continue after the first line.
     reader = csv.reader(chain([first], guard), delimiter=delimiter, strict=True)
-    header = next(reader, [])
+    header = _name_columns(next(reader, []))
     if guard.size > LARGEST_LINE:
         raise _header_too_long(file)
     guard.size = 0
@@ -125,6 +129,15 @@ class _LineGuard(Iterator[str]):
     def _outline(self, line: str) -> str:
         # Two quotes are a quote in a cell, or an empty cell: they separate nothing.
         return self._content.sub("x", self._quotes.sub("", line))
+
+
+def _name_columns(header: list[str]) -> list[str]:
+    """Return the names of the columns; one without a name gets its position, from 1.
+
+    Example:
+        ["", "question", " "]  ->  ["column 1", "question", "column 3"]
+    """
+    return [name if name.strip() else f"column {k}" for k, name in enumerate(header, 1)]
 
 
 def _row_too_long(cells: list[str]) -> bytes:

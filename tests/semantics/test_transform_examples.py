@@ -1,0 +1,234 @@
+"""The example of a transform in the error for records of unknown format: it runs on the record."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sftprep import build
+from sftprep.errors import FlagNames, FormatError, render_settings
+from sftprep.records.inspection.suggestions import suggest
+from sftprep.records.inspection.transform_example import transform_example
+from sftprep.records.options import RecordOptions
+from tests.semantics.test_shapes import shapes
+from tests.support import needs_shared
+
+U, A = {"role": "user", "content": "ask"}, {"role": "assistant", "content": "reply"}
+
+
+def run(code: str, record: Any) -> Any:
+    """Execute an example, and return what it returns for a record."""
+    names: dict[str, Any] = {}
+    exec(compile(code, "convert.py", "exec"), names)
+    return names["to_chat"](copy.deepcopy(record))
+
+
+def suggested(record: Any) -> str:
+    (text,) = suggest(record, RecordOptions())
+    return render_settings(text, FlagNames())
+
+
+def turns_of(record: Any) -> list[tuple[str, str]]:
+    """Return the roles and contents that the suggested example makes of a record."""
+    text = suggested(record)
+    head, code = text.split("\n", 1)
+    assert head.startswith(
+        "try: --transform convert.py:to_chat  # with this function in convert.py"
+    )
+    assert ("edited at the marked places" in head) == ("# EDIT:" in code)
+    made = run(textwrap.dedent(code), record)
+    return [(message["role"], message["content"]) for message in made["messages"]]
+
+
+GLAIVE = {
+    "system": "SYSTEM: You may call -\n{}",
+    "chat": "USER: Hi, time: now\n\n\nASSISTANT: Hello <|endoftext|>\n\n\n"
+    "FUNCTION RESPONSE: 1\n\n\nASSISTANT: So. <|endoftext|>",
+}
+MOSS_TURN = {
+    "Human": "ask",
+    "Inner Thoughts": "hm",
+    "Commands": "None",
+    "Tool Responses": "",
+    "MOSS": "reply",
+}
+SQUAD = {
+    "id": "5733",
+    "title": "A title of several words",
+    "context": "A long passage.",
+    "question": "ask",
+    "answers": {"text": ["reply", "other"], "answer_start": [3, 5]},
+}
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (
+            GLAIVE,
+            [
+                ("system", "You may call -\n{}"),
+                ("user", "Hi, time: now"),
+                ("assistant", "Hello"),
+                ("tool", "1"),
+                ("assistant", "So."),
+            ],
+        ),
+        (
+            {"log": "A chat. USER: ask ASSISTANT: reply, note: x USER: more ASSISTANT: yes"},
+            [
+                ("system", "A chat."),
+                ("user", "ask"),
+                ("assistant", "reply, note: x"),
+                ("user", "more"),
+                ("assistant", "yes"),
+            ],
+        ),
+        (
+            {"chosen": "\n\nHuman: ask\n\nAssistant: reply", "rejected": "\n\nHuman: ask"},
+            [("user", "ask"), ("assistant", "reply")],
+        ),
+        (
+            {"example": "### Instruction: ask\n### Response: reply"},
+            [("user", "ask"), ("assistant", "reply")],
+        ),
+        (
+            {"request": {"messages": [U]}, "response": {"choices": [{"message": A}]}},
+            [("user", "ask"), ("assistant", "reply")],
+        ),
+        (
+            {"request": {"messages": [U], "model": "m"}, "response": {"id": "1", "text": "reply"}},
+            [("user", "ask"), ("assistant", "reply")],
+        ),
+        (
+            {"request": {"prompt": "ask", "n": 1}, "response": {"id": "1", "text": "reply"}},
+            [("user", "ask"), ("assistant", "reply")],
+        ),
+        ({"log": {"messages": [U, A]}, "id": "x"}, [("user", "ask"), ("assistant", "reply")]),
+        (
+            {"meta_instruction": "Rules.", "num_turns": 2, "chat": {"turn_1": MOSS_TURN}},
+            [("system", "Rules."), ("user", "ask"), ("assistant", "reply")],
+        ),
+        (
+            {"chat": [{"human_says": "ask", "bot_says": "reply"}] * 2},
+            [("user", "ask"), ("assistant", "reply")] * 2,
+        ),
+        (
+            {
+                "utterances": [
+                    {"who": "CLIENT", "line": "ask"},
+                    {"who": "assistant", "line": "reply"},
+                ]
+            },
+            [("user", "ask"), ("assistant", "reply")],
+        ),
+        (SQUAD, [("user", "A long passage.\n\nask"), ("assistant", "reply")]),
+        (
+            {**SQUAD, "answers": {"text": [], "answer_start": []}},
+            [("user", "A long passage.\n\nask"), ("assistant", "...")],
+        ),
+        (
+            {"question": "ask", "choices": ["reply", "other"], "answer": 0},
+            [("user", "ask\nreply\nother"), ("assistant", "reply")],
+        ),
+        (
+            {"question": "ask", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "key": "A"},
+            [("user", "ask\nx\ny"), ("assistant", "A")],
+        ),
+        (
+            {"prompt": {"text": "ask", "replies": [{"text": "reply", "role": "assistant"}]}},
+            [("user", "ask"), ("assistant", "reply")],
+        ),
+        (
+            {"input": "ask", "content": "reply", "reasoning_content": "I think.", "repo": "a b c"},
+            [("user", "ask"), ("assistant", "reply")],
+        ),
+        (
+            {"a": "id7", "b": "What is the capital?", "c": "It is called Paris."},
+            [("user", "What is the capital?"), ("assistant", "It is called Paris.")],
+        ),
+        (
+            {"question_type": "one of many", "question": "ask", "choices": ["x"], "answer": 7.5},
+            [("user", "ask\nx"), ("assistant", "7.5")],
+        ),
+        ({}, [("user", "..."), ("assistant", "...")]),
+    ],
+)
+def test_the_example_reads_the_request_and_the_answer(record: Any, expected: Any) -> None:
+    assert turns_of(record) == expected
+
+
+def test_what_is_uncertain_is_marked_and_all_keys_are_listed() -> None:
+    text = suggested({"a": "x y z", "b": "u v w", "meta": {"k": 1}, "n": 7, "none": None})
+    assert "# the keys of the first record: 'a' (str), 'b' (str), 'meta' (dict with 'k')" in text
+    assert "# not used: 'meta', 'n'\n" in text
+    assert "record['a']},  # EDIT: is this the request?" in text
+    assert "record['b']},  # EDIT: is this the answer?" in text
+    assert "# EDIT: this is only the first of 2" in suggested(SQUAD)
+    assert "EDIT" not in suggested(GLAIVE)
+    moss = suggested({"chat": {"turn_1": MOSS_TURN}})
+    assert "# not used: 'Commands', 'Tool Responses'\n" in moss
+    assert "turn['MOSS'], \"reasoning_content\": turn['Inner Thoughts']}" in moss
+
+
+def test_the_names_of_other_parts_are_in_the_map() -> None:
+    record = {"Question": "a", "Complex_CoT": "Hm, so it is.", "Response": "b", "cot_type": "math"}
+    assert suggested(record) == (
+        "try: --map Question=instruction,Response=output,Complex_CoT=reasoning"
+    )
+    record = {
+        "user_name": "bob",
+        "user_input": "a",
+        "model_output": "b",
+        "system_text": "Be so kind.",
+    }
+    assert suggested(record) == (
+        "try: --map user_input=instruction,model_output=output,system_text=system"
+    )
+
+
+def test_the_example_is_for_the_record_before_keys_are_renamed(
+    records: Any, tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    path = records([{"first": "x y z", "second": "u v w"}])
+    with pytest.raises(FormatError) as caught:
+        build(path, tokenizer=tokenizer_dir, output=tmp_path / "o", map="first=third")
+    assert "record['first']" in str(caught.value)
+
+
+@needs_shared
+@pytest.mark.parametrize("shape", shapes(), ids=lambda shape: shape["shape"])
+def test_the_example_runs_on_every_public_shape(shape: Any) -> None:
+    for record in shape["records"]:
+        if isinstance(record, dict):
+            assert run(transform_example(record, RecordOptions()), record)["messages"]
+
+
+KEYS = st.sampled_from(
+    ["question", "answers", "text", "chat", "choices", "answer", "messages", "role", "content"]
+) | st.text(st.characters(exclude_categories=("Cs",)), max_size=6)
+TEXTS = st.sampled_from(["USER: a\nASSISTANT: b", "a b c", "user", "assistant", 'it\'s "x"\n', ""])
+VALUES = st.recursive(
+    TEXTS | st.none() | st.booleans() | st.integers(-3, 3) | st.floats(0, 1),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(record=st.dictionaries(KEYS, VALUES, max_size=4))
+def test_the_example_runs_on_any_record(record: Any) -> None:
+    before = json.dumps(record)
+    code = transform_example(record, RecordOptions())
+    assert json.dumps(record) == before
+    for message in run(code, record)["messages"]:
+        assert isinstance(message, dict)
+    assert re.search(r"^def to_chat\(record\):$", code, re.MULTILINE)
