@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 from sftprep.errors import ConfigError, MismatchError, setting
-from sftprep.shards import MANIFEST_NAME
+from sftprep.shards import is_finished_build
 from sfttrain.config.setting_names import TrainerNames
 from sfttrain.config.sft_config import SFTConfig
 from sfttrain.data.inputs import is_packs
@@ -91,7 +90,7 @@ def packs_for_training(parts: TrainerParts, source: Any) -> Any:
 
 
 def _is_folder_of_packs(source: Any) -> bool:
-    return isinstance(source, (str, os.PathLike)) and (Path(source) / MANIFEST_NAME).exists()
+    return isinstance(source, (str, os.PathLike)) and is_finished_build(source)
 
 
 class PreparedRows:

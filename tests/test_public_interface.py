@@ -64,6 +64,7 @@ PUBLIC_NAMES = {
         "data_warnings",
         "MANIFEST_NAME",
         "exclusive",
+        "is_finished_build",
         "is_temporary_name",
         "length_warning",
         "storage_errors",

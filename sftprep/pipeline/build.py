@@ -196,7 +196,8 @@ def _link_builds(manifests: list[Manifest]) -> tuple[Manifest, Manifest | None]:
     if not evaluation:
         return manifest, None
     # `sftprep verify` finds by this digest whether the two builds belong together.
-    link = {"folder": EVAL_FOLDER, "digest": evaluation[0].digest}
+    digest = evaluation[0].digest
+    link = {"folder": EVAL_FOLDER, "manifest": f"manifest-{digest[:16]}.json", "digest": digest}
     return dataclasses.replace(manifest, eval=link), evaluation[0]
 
 

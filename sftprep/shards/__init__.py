@@ -11,7 +11,7 @@ from sftprep.core.atomic_write import (
     temporary_name,
     write_bytes,
 )
-from sftprep.shards.layout import MANIFEST_NAME
+from sftprep.shards.layout import MANIFEST_NAME, is_finished_build
 from sftprep.shards.length_advice import length_warning
 from sftprep.shards.locks import exclusive
 from sftprep.shards.warning_kinds import DataWarning, data_warnings
@@ -21,6 +21,7 @@ __all__ = [
     "DataWarning",
     "data_warnings",
     "exclusive",
+    "is_finished_build",
     "is_temporary_name",
     "length_warning",
     "storage_errors",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
+from typing import Any
 
 from sftprep.core.atomic_write import write_bytes
 from sftprep.core.regular_files import read_regular_file
@@ -17,6 +20,7 @@ LOCK_NAME = "lock"
 COMMIT_NAME = "commit.json"
 REJECTED_NAME = "rejected.jsonl"
 SPILL_PATTERN = r"[0-9a-f]{40}\.arrow"  # names of spills in the work folder
+EVAL_MANIFEST_PATTERN = r"manifest-[0-9a-f]{16}\.json"  # names of manifests in the folder `eval`
 RECIPE_PATTERN = r"recipe-[0-9a-f]{16}\.jsonl"  # names of recipes in the work folder
 
 LARGEST_MANIFEST = 64 * 1024 * 1024
@@ -71,19 +75,43 @@ def _read_marker(path: Path) -> bytes:
 
 def is_build_folder(root: Path) -> bool:
     """Return whether a folder holds a build of this project, finished or not."""
-    return has_work_folder(root) or has_manifest(root / MANIFEST_NAME)
+    return has_work_folder(root) or has_manifest(manifest_file(root))
+
+
+def is_finished_build(folder: str | os.PathLike[str]) -> bool:
+    """Return whether a folder holds a finished build, which has a manifest."""
+    return manifest_file(Path(folder)).exists()
+
+
+def manifest_file(root: Path) -> Path:
+    """Return the path of the manifest of a build, whether or not the file exists.
+
+    The manifest of an evaluation build, in the folder `eval`, is named by the manifest of the
+    training build, so that one rename commits both. Before version 2.0, both had the same name.
+    """
+    if os.path.basename(os.path.abspath(root)) == EVAL_FOLDER:
+        manifest = _read_json_object(root / ".." / MANIFEST_NAME)
+        link = manifest.get("eval")
+        name = link.get("manifest") if isinstance(link, dict) else None
+        if isinstance(name, str) and re.fullmatch(EVAL_MANIFEST_PATTERN, name):
+            # Without that file, the folder may hold a separate build.
+            return root / name if (root / name).exists() else root / MANIFEST_NAME
+    return root / MANIFEST_NAME
 
 
 def has_manifest(path: Path) -> bool:
     """Return whether a file is the manifest of a build."""
+    return {"format_version", "sftprep_version"} <= _read_json_object(path).keys()
+
+
+def _read_json_object(path: Path) -> dict[str, Any]:
+    """Return the values of a JSON file of the size of a manifest; {} if it is something else."""
     try:
         content = read_regular_file(path, LARGEST_MANIFEST)
-        if len(content) > LARGEST_MANIFEST:
-            return False
-        manifest = json.loads(content)
+        values = json.loads(content) if len(content) <= LARGEST_MANIFEST else None
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(manifest, dict) and {"format_version", "sftprep_version"} <= manifest.keys()
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def is_folder(path: Path) -> bool:

@@ -20,11 +20,12 @@ from typing import Any, get_args, get_origin, get_type_hints
 from sftprep.config.validation import check_local_path
 from sftprep.core.regular_files import read_regular_file
 from sftprep.errors import ManifestError
-from sftprep.shards.layout import LARGEST_MANIFEST, MANIFEST_NAME
+from sftprep.shards.layout import LARGEST_MANIFEST, MANIFEST_NAME, manifest_file
 from sftprep.shards.ledger import Ledger
 from sftprep.shards.schema import SHARD_NAME
 
-FORMAT_VERSION = "1.1"
+FORMAT_VERSION = "2.0"
+_READ_MAJORS = ("1", "2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,8 @@ class Manifest:
     format_version: str = FORMAT_VERSION
     # Histogram of the lengths of the sequences before they were cut; empty in older builds.
     lengths: dict[str, Any] = field(default_factory=dict)
-    # Folder, relative to that of this build, and digest of the evaluation build, if there is one.
+    # The evaluation build, if there is one: its folder, relative to that of this build, the name of
+    # its manifest there, and the digest of the manifest.
     eval: dict[str, Any] = field(default_factory=dict)
     # `used`: the functions of the user: setting, name, digest (null if it has no stable one),
     # transform_id, and whether other builds reuse what was made with it.
@@ -151,7 +153,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     root = Path(folder)
     if not root.exists():
         check_local_path(os.fspath(folder), "the folder")
-    path = root / MANIFEST_NAME
+    path = manifest_file(root)
     try:
         content = read_regular_file(path, LARGEST_MANIFEST)
         if len(content) > LARGEST_MANIFEST:
@@ -181,6 +183,12 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         raise ManifestError(
             f"{path} is damaged: {problem}", remedy="remove the folder, and build again"
         ) from error
+    # The training build names the manifest of its evaluation build by the digest of the content.
+    if path.name not in (MANIFEST_NAME, f"manifest-{sha256(content).hexdigest()[:16]}.json"):
+        raise ManifestError(
+            f"{path} is damaged: its content is not what was written",
+            remedy="remove the folder, and build again",
+        )
     return _parse_manifest(values, path)
 
 
@@ -188,7 +196,7 @@ def _parse_manifest(values: Any, path: Path) -> Manifest:
     """Validate the JSON values of a manifest, since readers rely on every field."""
     version = str(values.get("format_version", "")) if isinstance(values, dict) else ""
     major = version.partition(".")[0]
-    if major != FORMAT_VERSION.partition(".")[0]:
+    if major not in _READ_MAJORS:
         raise ManifestError(
             f"{path} has format version {version or 'none'}; this sftprep reads {FORMAT_VERSION}",
             remedy="update sftprep" if major.isdigit() else "remove the folder, and build again",

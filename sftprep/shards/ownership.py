@@ -18,6 +18,7 @@ from sftprep.core.atomic_write import is_temporary_name
 from sftprep.shards.layout import (
     COMMIT_NAME,
     EVAL_FOLDER,
+    EVAL_MANIFEST_PATTERN,
     LOCK_NAME,
     MANIFEST_NAME,
     MARKER_NAME,
@@ -52,7 +53,7 @@ def is_work_file(work: Path, name: str) -> bool:
 
 def is_final_file(path: Path) -> bool:
     """Return whether a build wrote the file at a final path of a commit."""
-    if path.name == MANIFEST_NAME:
+    if path.name == MANIFEST_NAME or re.fullmatch(EVAL_MANIFEST_PATTERN, path.name):
         return has_manifest(path)
     return _is_rejected(path) if path.name == REJECTED_NAME else is_shard(path)
 

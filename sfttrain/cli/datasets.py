@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import sftprep
 from sftprep.config import BuildConfig, check_local_path
 from sftprep.errors import ConfigError, InputNotFound, SftprepError, setting
-from sftprep.shards import MANIFEST_NAME
+from sftprep.shards import is_finished_build
 from sftprep.stream import PackedStream
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def open_data(path: str) -> Any:
         check_local_path(path, "DIR")
     folder = Path(path).expanduser()
     # A folder without any file is opened as well, for its error: an unfinished build.
-    if (folder / MANIFEST_NAME).exists() or (
+    if is_finished_build(folder) or (
         folder.is_dir() and not any(_is_data_file(file) for file in folder.iterdir())
     ):
         return sftprep.open_shards(os.fspath(folder))

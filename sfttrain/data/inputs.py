@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from sftprep.errors import ConfigError
-from sftprep.shards import MANIFEST_NAME
+from sftprep.shards import is_finished_build
 from sfttrain.data.streaming import is_stream
 from sfttrain.data.token_rows import IndexedRows, has_packed_tokens, has_tokens
 
@@ -26,7 +26,7 @@ def is_packs(source: Any) -> bool:
 
 def is_build(source: Any) -> bool:
     """Return whether a source is the path of a finished build."""
-    return isinstance(source, (str, os.PathLike)) and (Path(source) / MANIFEST_NAME).exists()
+    return isinstance(source, (str, os.PathLike)) and is_finished_build(source)
 
 
 def to_row_source(source: Any, name: str) -> Any:

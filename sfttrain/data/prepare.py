@@ -32,7 +32,7 @@ from sftprep.errors import (
     StorageError,
     setting,
 )
-from sftprep.shards import MANIFEST_NAME
+from sftprep.shards import is_finished_build
 from sftprep.stream import PackedStream
 from sfttrain.config.setting_names import DATASET_OF_STREAM, StreamNames, TrainerNames
 from sfttrain.data.formatting import FormattingFunction, format_rows
@@ -268,7 +268,7 @@ class DataPreparation:
         # Data behind a name on the Hub may have changed since the last run, so the build looks at
         # it again; it reuses what has not changed.
         rebuild = content is None
-        while rebuild or not (folder / MANIFEST_NAME).exists():
+        while rebuild or not is_finished_build(folder):
             try:
                 options = {
                     "overwrite": rebuild,
@@ -285,7 +285,7 @@ class DataPreparation:
                 continue
             except OutputExists:
                 # Another run may have finished the build since the last look at the manifest.
-                if not (folder / MANIFEST_NAME).exists():
+                if not is_finished_build(folder):
                     raise
             rebuild = False
         log_accounting(folder, name, TrainerNames(name, rows))

@@ -41,10 +41,10 @@ def test_every_record_is_in_the_training_or_the_evaluation_build(tokenizer_dir, 
     assert other.left_out == {"in_training": accounts.sequences}
     assert accounts.tokens_left_out["held_out"] == other.tokens
     assert report.evaluation is not None
-    assert report.manifest.eval == {
-        "folder": "eval",
-        "digest": read_manifest(report.folder / "eval").digest,
-    }
+    digest = read_manifest(report.folder / "eval").digest
+    name = f"manifest-{digest[:16]}.json"
+    assert report.manifest.eval == {"folder": "eval", "manifest": name, "digest": digest}
+    assert {path.name for path in (report.folder / "eval").iterdir()} == {name, "shards"}
 
 
 def test_the_same_records_are_held_out_in_any_order_and_kind_of_input(tokenizer_dir, tmp_path):

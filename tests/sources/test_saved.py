@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 
-from sftprep import build
+from sftprep import build, read_manifest
 from sftprep.errors import ConfigError, InputNotFound, InputUnreadable
 from sftprep.sources.discovery.files import find_files
 from sftprep.sources.partition import cut, read_partition
@@ -179,10 +178,7 @@ def test_a_split_to_evaluate_on_is_not_logged_as_skipped(splits, tokenizer_dir, 
     settings = {"tokenizer": tokenizer_dir, "output": tmp_path / "o", "max_length": 64}
     build(str(splits), eval_split="test", **settings)
     assert "not read" not in caplog.text
-    counts = [
-        json.loads(Path(tmp_path, name, "manifest.json").read_text())["inputs"][0]["records"]
-        for name in ("o", "o/eval")
-    ]
+    counts = [read_manifest(tmp_path / name).inputs[0].records for name in ("o", "o/eval")]
     assert counts == [20, 3]
 
 

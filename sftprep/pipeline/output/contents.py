@@ -23,6 +23,7 @@ from sftprep.errors import ManifestError, OutputExists, setting
 from sftprep.shards.layout import (
     COMMIT_NAME,
     EVAL_FOLDER,
+    EVAL_MANIFEST_PATTERN,
     LOCK_NAME,
     MANIFEST_NAME,
     REJECTED_NAME,
@@ -32,12 +33,15 @@ from sftprep.shards.layout import (
     is_build_folder,
     is_file,
     is_folder,
+    manifest_file,
 )
 from sftprep.shards.manifest import Manifest, read_manifest
 from sftprep.shards.ownership import committed_names, is_final_file, is_work_file
 from sftprep.shards.schema import SHARD_PATTERN
 
-_FINAL_NAME = re.compile(rf"(eval/)?(manifest\.json|shards/{SHARD_PATTERN})|rejected\.jsonl")
+_FINAL_NAME = re.compile(
+    rf"(eval/)?(manifest\.json|shards/{SHARD_PATTERN})|eval/{EVAL_MANIFEST_PATTERN}|rejected\.jsonl"
+)
 """Paths in the output folder to which a commit moves files."""
 
 
@@ -173,13 +177,13 @@ def _final_paths(root: Path, manifest: Manifest | None) -> set[str]:
     named = _committed_paths(root) if has_work_folder(root) else set()
     to_examine = named | {REJECTED_NAME}
     if manifest is not None:
-        listed = _listed_paths(manifest)
+        listed = _listed_paths(manifest, MANIFEST_NAME)
         evaluation = None
         if manifest.eval.get("folder") == EVAL_FOLDER and is_folder(root / EVAL_FOLDER):
             evaluation, _ = _read_manifest_in(root / EVAL_FOLDER)
         # With another digest, it is a separate build that a user made in this folder.
         if evaluation is not None and evaluation.digest == manifest.eval.get("digest"):
-            names = _listed_paths(evaluation)
+            names = _listed_paths(evaluation, manifest_file(root / EVAL_FOLDER).name)
             listed |= {f"{EVAL_FOLDER}/{name}" for name in names - {REJECTED_NAME}}
             # Both builds share one file of rejected records.
             listed |= names & {REJECTED_NAME}
@@ -204,7 +208,7 @@ def _read_manifest_in(folder: Path) -> tuple[Manifest | None, str]:
 
     The message is "" without a manifest.
     """
-    if not is_file(folder / MANIFEST_NAME):
+    if not is_file(manifest_file(folder)):
         return None, ""
     try:
         return read_manifest(folder), ""
@@ -212,9 +216,9 @@ def _read_manifest_in(folder: Path) -> tuple[Manifest | None, str]:
         return None, error.message
 
 
-def _listed_paths(manifest: Manifest) -> set[str]:
+def _listed_paths(manifest: Manifest, manifest_name: str) -> set[str]:
     """Return the paths of a build, relative to its folder, according to its manifest."""
-    paths = {MANIFEST_NAME, *(f"{SHARD_FOLDER}/{info.name}" for info in manifest.shards)}
+    paths = {manifest_name, *(f"{SHARD_FOLDER}/{info.name}" for info in manifest.shards)}
     ledger = manifest.accounting
     if ledger.rejected or {"duplicate", "near_duplicate"} & ledger.left_out.keys():
         paths.add(REJECTED_NAME)

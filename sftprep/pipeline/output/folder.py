@@ -131,8 +131,8 @@ class OutputFolder:
     def _stage(self, manifest: Manifest, evaluation: Manifest | None) -> list[tuple[Path, str]]:
         """Write the manifests to the work folder; list all files with their final names.
 
-        The files are moved in this order. The manifest of the training build is the last one, so
-        that a build with a manifest is complete.
+        The files are moved in this order. The manifest of the training build is the last one: it
+        names all other files, so moving it commits the build and its evaluation build.
         """
         work = self.work
         staged = [
@@ -144,7 +144,8 @@ class OutputFolder:
                 (work / EVAL_FOLDER / shard.name, f"{EVAL_FOLDER}/{SHARD_FOLDER}/{shard.name}")
                 for shard in evaluation.shards
             ]
-            staged.append((work / f"eval-{MANIFEST_NAME}", f"{EVAL_FOLDER}/{MANIFEST_NAME}"))
+            name = f"{EVAL_FOLDER}/{manifest.eval['manifest']}"
+            staged.append((work / f"eval-{MANIFEST_NAME}", name))
             write_bytes(staged[-1][0], manifest_bytes(evaluation))
         if (work / REJECTED_NAME).exists():
             staged.append((work / REJECTED_NAME, REJECTED_NAME))
@@ -313,7 +314,7 @@ def _check_writable(root: Path, names: set[str]) -> None:
 def _move_into_place(root: Path, staged: list[tuple[Path, str]]) -> None:
     """Move files to their final names, in order.
 
-    Before a manifest is moved, the folders of all files before it are synced to the disk.
+    Before the manifest is moved, the folders of all files before it are synced to the disk.
     """
     for _, name in staged:
         (root / name).parent.mkdir(parents=True, exist_ok=True)

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from sftprep.errors import InputUnreadable
 from sftprep.shards.layout import (
-    MANIFEST_NAME,
     SHARD_FOLDER,
     WORK_FOLDER,
     has_work_folder,
     is_build_folder,
+    manifest_file,
 )
 from sftprep.shards.ownership import is_shard
 from sftprep.shards.schema import SHARD_NAME
@@ -129,7 +129,7 @@ def is_build(folder: str) -> bool:
     Raises:
         InputUnreadable: Its manifest may not be read, so that this cannot be determined.
     """
-    manifest = os.path.join(folder, MANIFEST_NAME)
+    manifest = manifest_file(Path(folder))
     if (
         os.path.isdir(os.path.join(folder, SHARD_FOLDER))
         and os.path.exists(manifest)
