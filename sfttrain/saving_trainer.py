@@ -90,8 +90,9 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
     def _row_name(self, origin: int) -> str:
         """Return the file and line of a sequence's record, or its row in the dataset."""
         source = self.train_dataset
+        # Streams locate an origin themselves, and for the packs of a build, its manifest does.
         locate = getattr(
-            source, "locate", getattr(getattr(source, "manifest", None), "locate", None)
+            getattr(source, "manifest", None), "locate", getattr(source, "locate", None)
         )
         try:
             file, line = locate(origin) if locate is not None else ("", 0)

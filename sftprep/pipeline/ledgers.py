@@ -68,6 +68,7 @@ def make_input_infos(split: BuildSplit, setup: Setup) -> tuple[InputInfo, ...]:
                 accounting=ledger,
                 limit=entry.source.limit,
                 first_lines=_first_lines(parts, ledger),
+                slices=tuple(part.counts["lines"] for part in parts),
             )
         )
         ordinal += ledger.lines

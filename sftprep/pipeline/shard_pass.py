@@ -24,6 +24,7 @@ from sftprep.pipeline.executors import Executor
 from sftprep.pipeline.plan_pass import plan_packs
 from sftprep.pipeline.spill import map_spill, spill_path
 from sftprep.shards.manifest import ShardInfo
+from sftprep.shards.schema import ORIGIN_BITS
 from sftprep.shards.writer import ShardRows, write_shard
 
 if TYPE_CHECKING:  # workers do not need the modules that it imports
@@ -139,7 +140,6 @@ class _ShardTasks:
         )
         self._has_weights = any(part.has_weights for part in split.parts)
         self._has_flags = any(part.has_flags for part in split.parts)
-        self._first_ordinal = _first_ordinals(split)
         # 5. The packs of each shard.
         self._pack_ends = np.cumsum(pack_sizes)
         token_ends = np.cumsum(self._sizes, dtype=np.int64)[self._pack_ends - 1]
@@ -163,7 +163,7 @@ class _ShardTasks:
                 spill=spill.astype(np.int32),
                 row=self._row[members],
                 seq_lengths=self._sizes[begin:end],
-                first_ordinal=self._first_ordinal[used_parts],
+                slices=used_parts,
                 pack_offsets=np.concatenate(([0], self._pack_ends[first:last] - begin)),
                 max_length=self._max_length,
                 position_ids=self._position_ids,
@@ -186,13 +186,6 @@ def _first_tokens(split: BuildSplit, sequences: NDArray[np.int64]) -> NDArray[np
         for part in split.parts
     ]
     return np.concatenate(starts)[sequences].astype(np.int64)
-
-
-def _first_ordinals(split: BuildSplit) -> NDArray[np.int64]:
-    """Return the ordinal of the first line of each partition: int64 [partitions]."""
-    lines = np.array([part.counts["lines"] for part in split.parts], dtype=np.int64)
-    assert int(lines.sum()) == sum(ledger.lines for ledger in split.ledgers)
-    return np.cumsum(lines) - lines
 
 
 def _shard_offsets(token_ends: NDArray[np.int64], shard_tokens: int) -> list[int]:
@@ -237,7 +230,7 @@ class ShardTask:
         spill: int32 [sequences]; the index of the spill of each sequence in `spills`.
         row: int32 [sequences]; the row of each sequence in its spill.
         seq_lengths: int32 [sequences]; the number of tokens of each sequence.
-        first_ordinal: int64 [spills]; the ordinal of the first line of each spill's partition.
+        slices: [spills]; the number of each spill's partition among those of the build.
         pack_offsets: int64 [packs + 1]; the first sequence of each pack.
         max_length: The capacity of a pack, in tokens.
         position_ids: Whether to store position ids.
@@ -252,7 +245,7 @@ class ShardTask:
     spill: NDArray[np.int32]
     row: NDArray[np.int32]
     seq_lengths: NDArray[np.int32]
-    first_ordinal: NDArray[np.int64]
+    slices: NDArray[np.int32]
     pack_offsets: NDArray[np.int64]
     max_length: int
     position_ids: bool
@@ -294,7 +287,7 @@ def write_one_shard(task: ShardTask) -> _WrittenShard:
         sequences = by_spill[bounds[number] : bounds[number + 1]]
         spill = map_spill(path)
         rows = task.row[sequences]
-        origin[sequences] = spill.line_of[rows] + task.first_ordinal[number]
+        origin[sequences] = spill.line_of[rows] + (int(task.slices[number]) << ORIGIN_BITS)
         if flags is not None and spill.flags is not None:
             flags[sequences] = spill.flags[rows]
         tokens = slice(offsets[bounds[number]], offsets[bounds[number + 1]])

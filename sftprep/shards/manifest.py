@@ -22,7 +22,7 @@ from sftprep.core.regular_files import read_regular_file
 from sftprep.errors import ManifestError
 from sftprep.shards.layout import LARGEST_MANIFEST, MANIFEST_NAME, manifest_file
 from sftprep.shards.ledger import Ledger
-from sftprep.shards.schema import SHARD_NAME
+from sftprep.shards.schema import ORIGIN_BITS, SHARD_NAME
 
 FORMAT_VERSION = "2.0"
 _READ_MAJORS = ("1", "2")
@@ -43,16 +43,13 @@ class ShardInfo:
 
 @dataclass(frozen=True, slots=True)
 class InputInfo:
-    """The entry of one input file, or of data in memory, in the manifest.
-
-    Its lines have the ordinals first_ordinal .. first_ordinal + lines - 1.
-    """
+    """The entry of one input file, or of data in memory, in the manifest."""
 
     path: str
     bytes: int
     digest: str  # of the content that was read
     format: str
-    first_ordinal: int
+    first_ordinal: int  # the number of lines in all inputs before this one
     lines: int
     records: int
     source: str = ""  # the entry of a mixture that the input belongs to
@@ -61,6 +58,7 @@ class InputInfo:
     # By the name of a count, such as `warnings.double_bos`, or `dropped.too_short` of a transform:
     # the line of the first record that it counts, from 1.
     first_lines: dict[str, int] = field(default_factory=dict)
+    slices: tuple[int, ...] = ()  # the number of lines in each slice; empty before version 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +91,9 @@ class Manifest:
     # `used`: the functions of the user: setting, name, digest (null if it has no stable one),
     # transform_id, and whether other builds reuse what was made with it.
     functions: dict[str, Any] = field(default_factory=dict)
+    # The digest of the file that it was read from; "" if it was not read. A later version may write
+    # the same manifest with more fields.
+    file_digest: str = field(default="", compare=False, repr=False)
 
     @property
     def digest(self) -> str:
@@ -100,17 +101,17 @@ class Manifest:
 
         It pins every byte of the build.
         """
-        return sha256(self.to_json()).hexdigest()
+        return self.file_digest or sha256(self.to_json()).hexdigest()
 
     def to_json(self) -> bytes:
         """Return the bytes of the manifest: UTF-8 JSON with sorted keys.
 
         They are the same everywhere.
         """
-        return (
-            json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, ensure_ascii=False)
-            + "\n"
-        ).encode("utf-8")
+        values = dataclasses.asdict(self)
+        del values["file_digest"]
+        text = json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False)
+        return f"{text}\n".encode()
 
     def locate_warning(self, kind: str) -> tuple[str, int] | None:
         """Return the file and 1-based line of the first record with a warning.
@@ -127,17 +128,29 @@ class Manifest:
         """Return the file and the 1-based line of a record.
 
         Args:
-            origin: The ordinal of the record among the lines of all inputs, from 0.
+            origin: The origin of the record: `slice << ORIGIN_BITS | line`, where the slices of all
+                inputs are numbered from 0, and the lines of a slice too. Before version 2.0, it is
+                the number of lines before the record, in all inputs.
 
         Raises:
-            IndexError: No input has this ordinal.
+            IndexError: No record has this origin.
         """
+        if not self.format_version.startswith("1."):
+            return self._locate_in_slice(origin >> ORIGIN_BITS, origin & ((1 << ORIGIN_BITS) - 1))
         starts = [info.first_ordinal for info in self.inputs]
         # An input without lines has the same first ordinal as the next one; bisect_right skips it.
         index = bisect_right(starts, origin) - 1
         if index < 0 or not 0 <= origin - starts[index] < self.inputs[index].lines:
             raise IndexError(f"no record has the ordinal {origin}")
         return self.inputs[index].path, origin - starts[index] + 1
+
+    def _locate_in_slice(self, number: int, line: int) -> tuple[str, int]:
+        found = number
+        for info in self.inputs:
+            if 0 <= found < len(info.slices) and line < info.slices[found]:
+                return info.path, sum(info.slices[:found]) + line + 1
+            found -= len(info.slices)
+        raise IndexError(f"no record is in line {line} of slice {number}")
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
@@ -184,12 +197,13 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
             f"{path} is damaged: {problem}", remedy="remove the folder, and build again"
         ) from error
     # The training build names the manifest of its evaluation build by the digest of the content.
-    if path.name not in (MANIFEST_NAME, f"manifest-{sha256(content).hexdigest()[:16]}.json"):
+    file_digest = sha256(content).hexdigest()
+    if path.name not in (MANIFEST_NAME, f"manifest-{file_digest[:16]}.json"):
         raise ManifestError(
             f"{path} is damaged: its content is not what was written",
             remedy="remove the folder, and build again",
         )
-    return _parse_manifest(values, path)
+    return dataclasses.replace(_parse_manifest(values, path), file_digest=file_digest)
 
 
 def _parse_manifest(values: Any, path: Path) -> Manifest:
@@ -262,6 +276,8 @@ def _parse_field(kind: Any, value: Any, name: str) -> Any:
         if not isinstance(value, list):
             raise _FieldError(f"{name} is {_shorten(value)}, not a list")
         item_kind = get_args(kind)[0]
+        if item_kind is int:
+            return tuple(_check(int, item, f"{name}[{k}]") for k, item in enumerate(value))
         return tuple(_parse(item_kind, item, f"{name}[{k}].") for k, item in enumerate(value))
     return _check(kind, value, name)
 

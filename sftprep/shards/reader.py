@@ -48,7 +48,7 @@ class Pack:
     position_ids: NDArray[Any]  # uint16 or int32 [T], restarts at 0 with each sequence
     completion_mask: NDArray[np.bool_]  # [T], True = trained
     seq_lengths: NDArray[np.int32]  # [S], sums to T
-    origin: NDArray[np.int64]  # [S], ordinal of the record; see `Manifest.locate`
+    origin: NDArray[np.int64]  # [S], slice and line of the record; see `Manifest.locate`
     # [T], weight of each token in the loss, 0 = not trained; None if every trained one weighs 1
     loss_weights: NDArray[np.float32] | None = None
     flags: NDArray[np.uint8] | None = None  # [S], see `schema.py`; None if all are 0
@@ -132,6 +132,16 @@ class Shards:
         """
         columns, row = self._find(index)
         return columns.row("seq_lengths", row)
+
+    def locate(self, index: int, sequence: int) -> tuple[str, int]:
+        """Return the file and the 1-based line of the record of a sequence.
+
+        Args:
+            index: The index of the pack.
+            sequence: The index of the sequence in the pack.
+        """
+        columns, row = self._find(index)
+        return self.manifest.locate(int(columns.row("origin", row)[sequence]))
 
     def _find(self, index: int) -> tuple[_Columns, int]:
         """Open the shard of a pack, and return it with the row of the pack."""

@@ -6,7 +6,7 @@
 | position_ids | list<uint16>, int32 above 65,535 | 0 .. len-1 of each sequence; optional |
 | completion_mask | list<bool> | True = trained |
 | seq_lengths | list<int32> | length of each sequence in the pack |
-| origin | list<int64> | ordinal of the record of each sequence; see `Manifest.locate` |
+| origin | list<int64> | slice and line of the record of each sequence; see `Manifest.locate` |
 | loss_weights | list<float32> | weight in the loss, 0 = not trained; absent if all weights are 1 |
 | flags | list<uint8> | of each sequence: 8 = its text lacks a part of its record; absent if all 0 |
 """
@@ -24,6 +24,10 @@ from numpy.typing import DTypeLike, NDArray
 SHARD_PATTERN = r"shard-\d{5,}-[0-9a-f]{16}\.arrow"
 SHARD_NAME = re.compile(SHARD_PATTERN)
 """Names that a manifest may list, for `fullmatch`: none of them leads out of the folder."""
+
+ORIGIN_BITS = 44
+"""An origin is `slice << ORIGIN_BITS | line`: a slice is a partition of an input, and its lines are
+numbered from 0. So the lines of a slice do not depend on those before it."""
 
 LARGEST_UINT16_LENGTH = 65_535
 

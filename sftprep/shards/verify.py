@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from sftprep.core.regular_files import open_regular_file
 from sftprep.errors import ManifestError, ShardError
@@ -21,7 +22,7 @@ from sftprep.shards.layout import EVAL_FOLDER, SHARD_FOLDER
 from sftprep.shards.ledger import Ledger
 from sftprep.shards.manifest import Manifest, ShardInfo, read_manifest
 from sftprep.shards.reader import map_shard
-from sftprep.shards.schema import numpy_view, position_dtype
+from sftprep.shards.schema import ORIGIN_BITS, numpy_view, position_dtype
 from sftprep.shards.writer import count_targets, make_position_ids
 
 
@@ -94,13 +95,18 @@ def verify(
 
 
 def _find_input_problems(manifest: Manifest) -> list[str]:
-    """Return the unbalanced ledgers of inputs, or a mismatch with the build's.
+    """Return the problems with the lines and ledgers of inputs.
 
     The ledgers of all inputs sum to that of the build.
     """
-    if all(info.accounting == Ledger() for info in manifest.inputs):
-        return []  # builds of version 1.0 have no ledger per input
     problems = [
+        f"the slices of {info.path} have {sum(info.slices):,} lines, not {info.lines:,}"
+        for info in manifest.inputs
+        if sum(info.slices) != info.lines and not manifest.format_version.startswith("1.")
+    ]
+    if all(info.accounting == Ledger() for info in manifest.inputs):
+        return problems  # builds of version 1.0 have no ledger per input
+    problems += [
         f"the ledger of {info.path} does not balance: {equation} does not hold"
         for info in manifest.inputs
         for equation in info.accounting.check()
@@ -181,6 +187,18 @@ def _verify_shard(path: Path, info: ShardInfo, manifest: Manifest, result: Verif
     _verify_rows(path, batch, manifest, result)
 
 
+def _are_lines(origin: NDArray[np.int64], manifest: Manifest) -> NDArray[np.bool_]:
+    """Return whether each origin is that of a line of the inputs: bool [n]."""
+    if manifest.format_version.startswith("1."):
+        return (origin >= 0) & (origin < sum(info.lines for info in manifest.inputs))
+    # A slice without lines after the last one stands for all that do not exist.
+    lines = np.array([*(n for info in manifest.inputs for n in info.slices), 0], dtype=np.int64)
+    number = np.minimum(origin >> ORIGIN_BITS, len(lines) - 1)
+    line = origin & ((1 << ORIGIN_BITS) - 1)
+    is_line: NDArray[np.bool_] = (origin >= 0) & (line < lines[np.maximum(number, 0)])
+    return is_line
+
+
 def _verify_rows(
     path: Path, batch: pa.RecordBatch, manifest: Manifest, result: Verification
 ) -> None:
@@ -192,7 +210,6 @@ def _verify_rows(
     origin = numpy_view(columns["origin"].values)
     token_offsets = numpy_view(columns["input_ids"].offsets).astype(np.int64)
     pack_offsets = numpy_view(columns["seq_lengths"].offsets).astype(np.int64)
-    lines = sum(info.lines for info in manifest.inputs)
 
     def row_of_sequence(sequence: int) -> int:
         return int(np.searchsorted(pack_offsets, sequence, side="right")) - 1
@@ -229,7 +246,7 @@ def _verify_rows(
             add_problem("position_ids do not restart at 0 with each sequence")
 
     # Records of each sequence.
-    if (wrong := np.flatnonzero((origin < 0) | (origin >= lines))).size:
+    if (wrong := np.flatnonzero(~_are_lines(origin, manifest))).size:
         add_problem(
             f"row {row_of_sequence(wrong[0])}: origin {origin[wrong[0]]} is not a line of the"
             " inputs"

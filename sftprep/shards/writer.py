@@ -32,7 +32,7 @@ class ShardRows:
     input_ids: NDArray[np.int32]  # [tokens]
     completion_mask: NDArray[np.bool_]  # [tokens], True = trained
     seq_lengths: NDArray[np.int32]  # [sequences], in tokens
-    origin: NDArray[np.int64]  # [sequences], ordinal of the record
+    origin: NDArray[np.int64]  # [sequences], slice and line of the record
     # [packs + 1]; pack k holds the sequences pack_offsets[k] .. pack_offsets[k + 1] - 1
     pack_offsets: NDArray[np.int64]
     loss_weights: NDArray[np.float32] | None = None  # [tokens]; None if all weights are 1

@@ -16,7 +16,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def origins(folder: Path) -> Counter[int]:
-    """Return the number of sequences of each record in a build, by the ordinal of the record."""
+    """Return the number of sequences of each record in a build, by the origin of the record."""
     assert verify(folder).ok
     return Counter(int(origin) for pack in open_shards(folder) for origin in pack.origin)
 

@@ -84,7 +84,7 @@ def write_build(
         chat_template=None,
         encoder={},
         template={},
-        inputs=(InputInfo("a.jsonl", 1, "", "text", 0, ordinal, ordinal),),
+        inputs=(InputInfo("a.jsonl", 1, "", "text", 0, ordinal, ordinal, slices=(ordinal,)),),
         accounting=Ledger(
             lines=ordinal,
             records=ordinal,
@@ -209,7 +209,8 @@ def rewritten(root: Path, change) -> None:
     [
         (lambda m: m["tokenizer"].update(vocab_size=10), "outside the vocabulary"),
         (lambda m: m.update(max_length=5), "more than 5"),
-        (lambda m: m["inputs"][0].update(lines=1), "not a line of the inputs"),
+        (lambda m: m["inputs"][0].update(slices=[1]), "not a line of the inputs"),
+        (lambda m: m["inputs"][0].update(lines=1), "the slices of a.jsonl have 3 lines, not 1"),
         (lambda m: m["accounting"].update(records=99), "does not balance"),
         (lambda m: m.update(tokens=1), "tokens, the manifest says 1"),
         (lambda m: m.update(trained_tokens=0), "trained tokens"),
@@ -256,12 +257,26 @@ def test_a_folder_that_is_not_a_build_is_an_error(tmp_path):
             open_shards(tmp_path / "b")
 
 
-def test_an_origin_is_found_in_its_file():
+def test_an_origin_is_found_in_its_slice():
+    inputs = tuple(
+        InputInfo(path, 0, "", "text", 0, sum(lines), sum(lines), slices=lines)
+        for path, lines in [("a", (2, 1)), ("b", ()), ("c", (0, 2))]
+    )
+    manifest = Manifest({}, "", {}, None, {}, {}, inputs, Ledger(), {}, 1, 0, 0, 0, (), "0")
+    origins = [number << 44 | line for number, line in [(0, 0), (0, 1), (1, 0), (3, 0), (3, 1)]]
+    expected = [("a", 1), ("a", 2), ("a", 3), ("c", 1), ("c", 2)]
+    assert [manifest.locate(origin) for origin in origins] == expected
+    for outside in (-1, 2, 1 << 44 | 1, 2 << 44, 3 << 44 | 2, 4 << 44):
+        with pytest.raises(IndexError):
+            manifest.locate(outside)
+
+
+def test_an_ordinal_of_an_earlier_format_is_found_in_its_file():
     inputs = tuple(
         InputInfo(p, 0, "", "text", first, lines, lines)
         for p, first, lines in [("a", 0, 2), ("b", 2, 0), ("c", 2, 3)]
     )
-    manifest = Manifest({}, "", {}, None, {}, {}, inputs, Ledger(), {}, 1, 0, 0, 0, (), "0")
+    manifest = Manifest({}, "", {}, None, {}, {}, inputs, Ledger(), {}, 1, 0, 0, 0, (), "0", "1.1")
     assert [manifest.locate(k) for k in range(5)] == [
         ("a", 1),
         ("a", 2),

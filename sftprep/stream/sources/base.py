@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sftprep.config.user_functions import LoadedFunction
 from sftprep.errors import SftprepError, SourceError, setting
+from sftprep.shards.schema import ORIGIN_BITS
 
 Cursor = Any
 """The start of a block: JSON that a reader created; None is the first block of a lane."""
@@ -27,7 +28,7 @@ BLOCK_BYTES = 1 << 20
 """A block of records whose sizes are not known in advance ends with the record that reaches this
 size."""
 
-PART_BITS = 44
+PART_BITS = ORIGIN_BITS
 """An origin is `part << PART_BITS | position`: the number of an input (file, shard), and in it the
 first byte of the line, or the row."""
 
