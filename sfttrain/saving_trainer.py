@@ -253,9 +253,9 @@ class SavingTrainer(Trainer):  # type: ignore[misc]
         """Return the state of the run for a comparison with that of a checkpoint."""
         plan = self.step_plan()
         stream = self.train_dataset.identity if is_stream(self.train_dataset) else ""
-        digest = str(getattr(getattr(self.train_dataset, "manifest", None), "digest", stream))
+        manifest = getattr(self.train_dataset, "manifest", None)
         return RunState(
-            digest,
+            str(getattr(manifest, "data_digest", stream)),
             plan.packs_per_step,
             plan.seed,
             self.trained_tokens,

@@ -103,6 +103,9 @@ class Rejected:
 class Flag(IntFlag):
     """The changes to a sequence since its record, as stored in shards."""
 
+    TRUNCATED = 1  # only the start or the end of the record's sequence is left
+    SPLIT = 2  # it is one of several parts of the record's sequence
+    REPEATED = 4  # the build contains the record's sequence before this one
     CONTENT_NOT_SHOWN = 8  # the chat template dropped a part of the record
 
 

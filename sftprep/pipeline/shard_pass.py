@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sftprep.config.build import BuildConfig
 from sftprep.core.hashing import seeded_permutation
 from sftprep.core.ragged import Ragged, to_offsets
+from sftprep.core.types import Flag
 from sftprep.errors import ConfigError, setting
 from sftprep.packing.strategies import PackPlan
 from sftprep.pipeline.executors import Executor
@@ -139,11 +140,35 @@ class _ShardTasks:
             ]
         )
         self._has_weights = any(part.has_weights for part in split.parts)
-        self._has_flags = any(part.has_flags for part in split.parts)
+        self._flags = self._member_flags(split, members, lengths)
         # 5. The packs of each shard.
         self._pack_ends = np.cumsum(pack_sizes)
         token_ends = np.cumsum(self._sizes, dtype=np.int64)[self._pack_ends - 1]
         self._offsets = _shard_offsets(token_ends, config.output.shard_tokens)
+
+    def _member_flags(
+        self, split: BuildSplit, members: NDArray[np.int64], lengths: NDArray[np.int32]
+    ) -> NDArray[np.uint8] | None:
+        """Return the flags of the members of the plan: uint8 [members], or None if all are 0.
+
+        Args:
+            split: The split.
+            members: int64 [members]; the indices of the members, as in the plan.
+            lengths: int32 [sequences]; the number of tokens of each sequence.
+        """
+        flags = np.zeros(len(members), np.uint8)
+        if any(part.flags is not None for part in split.parts):
+            of_parts = [
+                np.zeros(len(part.lengths), np.uint8) if part.flags is None else part.flags
+                for part in split.parts
+            ]
+            flags |= np.concatenate(of_parts)[self._members]
+        flags[self._sizes != lengths[self._members]] |= np.uint8(Flag.SPLIT)
+        if split.take is not None:
+            is_repeated = np.ones(len(split.take), np.bool_)
+            is_repeated[np.unique(split.take, return_index=True)[1]] = False
+            flags[is_repeated[members]] |= np.uint8(Flag.REPEATED)
+        return flags if flags.any() else None
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -170,7 +195,7 @@ class _ShardTasks:
                 starts=None if self._starts is None else self._starts[begin:end],
                 # In all shards or in none, so that they can be read as one table.
                 loss_weights=self._has_weights,
-                flags=self._has_flags,
+                flags=None if self._flags is None else self._flags[begin:end],
             )
 
 
@@ -236,7 +261,7 @@ class ShardTask:
         position_ids: Whether to store position ids.
         starts: int64 [sequences]; the first token of each sequence in its row; None if all are 0.
         loss_weights: Whether the build has the column of loss weights.
-        flags: Whether the build has the column of flags.
+        flags: uint8 [sequences]; the flags of each sequence; None if the build has none.
     """
 
     index: int
@@ -251,7 +276,7 @@ class ShardTask:
     position_ids: bool
     starts: NDArray[np.int64] | None = None
     loss_weights: bool = False
-    flags: bool = False
+    flags: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,15 +306,12 @@ def write_one_shard(task: ShardTask) -> _WrittenShard:
     mask = np.ones(len(ids), dtype=np.uint8)
     weights = np.ones(len(ids), dtype=np.float32) if task.loss_weights else None
     origin = np.empty(len(by_spill), dtype=np.int64)
-    flags = np.zeros(len(by_spill), dtype=np.uint8) if task.flags else None
     # 2. Gather the sequences, spill after spill.
     for number, path in enumerate(task.spills):
         sequences = by_spill[bounds[number] : bounds[number + 1]]
         spill = map_spill(path)
         rows = task.row[sequences]
         origin[sequences] = spill.line_of[rows] + (int(task.slices[number]) << ORIGIN_BITS)
-        if flags is not None and spill.flags is not None:
-            flags[sequences] = spill.flags[rows]
         tokens = slice(offsets[bounds[number]], offsets[bounds[number + 1]])
         starts = 0 if task.starts is None else task.starts[sequences]
         begins = spill.offsets[rows].astype(np.int64) + starts
@@ -313,7 +335,7 @@ def write_one_shard(task: ShardTask) -> _WrittenShard:
         origin,
         task.pack_offsets,
         None if weights is None else Ragged(weights, offsets).take(position_of).values,
-        flags,
+        task.flags,
     )
     info = write_shard(
         task.shard_folder,

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from sftprep.core.hashing import digest
 from sftprep.core.mask_arrays import find_targets
-from sftprep.core.types import Rejected, TokenBatch
-from sftprep.pipeline.overlong import LengthLimit, fit_lengths
+from sftprep.core.types import Flag, Rejected, TokenBatch
+from sftprep.pipeline.overlong import LengthLimit, SequenceRanges, fit_lengths
 from sftprep.pipeline.preprocess import Preprocessor, begin_preprocess
 from sftprep.pipeline.sequence_stats import (
     SequenceStats,
@@ -96,7 +96,7 @@ class PartitionResult:
             windows.
         stats: The statistics that the task requested.
         has_weights: Whether some trained token has a weight other than 1.
-        has_flags: Whether some sequence has a flag.
+        flags: uint8 [sequences], the flags of each sequence; None if all are 0.
         first_lines: By the name of a count, the line of the first record that it counts.
         unread_columns: The columns with content that the format does not read.
     """
@@ -115,7 +115,7 @@ class PartitionResult:
     lane_positions: LanePositions | None = None
     stats: SequenceStats | None = None
     has_weights: bool = False
-    has_flags: bool = False
+    flags: NDArray[np.uint8] | None = None
     first_lines: dict[str, int] = dataclasses.field(default_factory=dict)
     unread_columns: list[str] = dataclasses.field(default_factory=list)
 
@@ -230,10 +230,22 @@ def _cut_sequences(
         lane_positions=lane_positions,
         stats=stats,
         has_weights=spill.loss_weights is not None,
-        has_flags=spill.flags is not None,
+        flags=_find_flags(spill, fitted.ranges, task.limit),
         first_lines=fitted.first_lines,
         unread_columns=spill.unread_columns,
     )
+
+
+def _find_flags(
+    spill: Spill, ranges: SequenceRanges, limit: LengthLimit
+) -> NDArray[np.uint8] | None:
+    """Return the flags of ranges of sequences: uint8 [ranges], or None if all are 0."""
+    is_cut = ranges.lengths < spill.lengths[ranges.rows]
+    if spill.flags is None and not is_cut.any():
+        return None
+    cut = Flag.SPLIT if limit.overlong == "split" else Flag.TRUNCATED
+    flags = np.where(is_cut, cut, 0).astype(np.uint8)
+    return flags if spill.flags is None else flags | spill.flags[ranges.rows]
 
 
 def load_preprocessors(recipes: Sequence[RecipeFile]) -> None:

@@ -107,11 +107,19 @@ def _locate(origin: int, manifest: Manifest) -> tuple[str, int]:
         ) from error
 
 
+_FLAGS = {
+    Flag.TRUNCATED: "truncated",
+    Flag.SPLIT: "a part of a longer sequence",
+    Flag.REPEATED: "repeated",
+    Flag.CONTENT_NOT_SHOWN: "the chat template dropped a part of the record",
+}
+
+
 def _describe_flags(pack: Pack, number: int) -> str:
     """Return what the flags of a sequence say; "" if it has none."""
-    if pack.flags is None or not pack.flags[number] & Flag.CONTENT_NOT_SHOWN:
-        return ""
-    return " (the chat template dropped a part of the record)"
+    flags = 0 if pack.flags is None else int(pack.flags[number])
+    described = [text for flag, text in _FLAGS.items() if flags & flag]
+    return f" ({', '.join(described)})" if described else ""
 
 
 def _describe_weights(pack: Pack, start: int, end: int) -> str:

@@ -103,6 +103,16 @@ class Manifest:
         """
         return self.file_digest or sha256(self.to_json()).hexdigest()
 
+    @property
+    def data_digest(self) -> str:
+        """Return the SHA-256, in hex, of the SHA-256 of all shards in order.
+
+        It identifies the packs, and depends on neither the place of the build nor the names of its
+        inputs.
+        """
+        digests = (bytes.fromhex(shard.sha256) for shard in self.shards)
+        return sha256(b"".join(digests)).hexdigest()
+
     def to_json(self) -> bytes:
         """Return the bytes of the manifest: UTF-8 JSON with sorted keys.
 
@@ -110,6 +120,7 @@ class Manifest:
         """
         values = dataclasses.asdict(self)
         del values["file_digest"]
+        values["data_digest"] = self.data_digest
         text = json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False)
         return f"{text}\n".encode()
 
@@ -226,6 +237,11 @@ def _parse_manifest(values: Any, path: Path) -> Manifest:
         if manifest.eval:
             _check(str, manifest.eval.get("folder"), "eval.folder")
             _check(str, manifest.eval.get("digest"), "eval.digest")
+        for number, shard in enumerate(manifest.shards):
+            if not _SHA256.fullmatch(shard.sha256):
+                raise _FieldError(f"shards[{number}].sha256 is {_shorten(shard.sha256)}")
+        if values.get("data_digest", manifest.data_digest) != manifest.data_digest:
+            raise _FieldError("data_digest is not that of its shards")
     except _FieldError as error:
         raise ManifestError(
             f"{path} is damaged: {error}", remedy="remove the folder, and build again"
@@ -326,6 +342,7 @@ def _is_json(value: Any, levels: int = 32) -> bool:
 
 
 _types_of_fields = lru_cache(get_type_hints)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # Declared type of a field -> its description, and the test for a JSON value of this type.
 _TYPES: dict[Any, tuple[str, Callable[[Any], bool]]] = {

@@ -8,7 +8,7 @@
 | seq_lengths | list<int32> | length of each sequence in the pack |
 | origin | list<int64> | slice and line of the record of each sequence; see `Manifest.locate` |
 | loss_weights | list<float32> | weight in the loss, 0 = not trained; absent if all weights are 1 |
-| flags | list<uint8> | of each sequence: 8 = its text lacks a part of its record; absent if all 0 |
+| flags | list<uint8> | of each sequence: see `core.types.Flag`; absent if all are 0 |
 """
 
 from __future__ import annotations

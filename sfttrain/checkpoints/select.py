@@ -30,7 +30,7 @@ class RunState:
     """
 
     data: str
-    """The digest of the shards' manifest; "" for data without one."""
+    """The digest of the shards; "" for data without one."""
     packs_per_step: int
     """With `seed`, this determines which packs each step trains on."""
     seed: int
