@@ -39,7 +39,7 @@ from sftprep.packing.runs import RunPlan, best_fit_runs
 MOST_RUNS = 8_192
 """Maximum number of distinct lengths for which patterns are searched."""
 
-MOST_STEPS = 2_000_000
+MOST_STEPS = 3_000_000
 """Maximum number of runs that the search for patterns tries, each counted once for every 4,096
 tokens of space. What remains then is packed by best-fit decreasing. A number and not a time, so
 that the plan is the same on every machine."""

@@ -239,10 +239,7 @@ def _plan_moves(  # noqa: PLR0912 - one loop over local state: both steps
     segments: NDArray[np.int64],
     moves: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], int, int]:
-    """Return the moves, their number, and the number of bins; see `plan_runs`.
-
-    The other arrays are empty at the start. `moves` is replaced by a larger array if it is full.
-    """
+    """Return the moves in an array that may be larger than `moves`, their number, and the bins."""
     shortest = run_length[-1] if run_length.size else 1
     num_segments = num_moves = num_bins = 0
     for run in range(run_length.size):
