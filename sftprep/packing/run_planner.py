@@ -49,7 +49,7 @@ def plan_runs(
 ) -> tuple[NDArray[np.int64], int]:
     """Plan bins by best-fit decreasing from the number of sequences of each length.
 
-    Memory: 24 bytes per move, 64 more per run and 8 per list while planning.
+    Memory: 24 bytes per move; 64 per run and 8 per space, at most 2 MB, while planning.
 
     Args:
         run_length: int64 [runs], C-contiguous; the distinct lengths, descending, 1 .. capacity.
@@ -76,7 +76,7 @@ def plan_runs(
         np.zeros((2, (num_lists >> 6) + 2), np.uint64),
         np.full((num_lists, 2), -1, np.int32),
         np.empty((2 * run_length.size, 4), np.int64),
-        np.empty((3 * run_length.size + 2, 3), np.int64),
+        np.empty((5 * run_length.size + 2, 3), np.int64),
     )
     return moves[:num_moves], num_bins
 
