@@ -58,7 +58,7 @@ PUBLIC_NAMES = {
         "read_config_file",
         "to_function_setting",
     },
-    "sftprep.packing": {"PackPlan", "pack_lengths"},
+    "sftprep.packing": {"Moves", "PackPlan", "pack_lengths", "plan_counts"},
     "sftprep.shards": {
         "DataWarning",
         "data_warnings",

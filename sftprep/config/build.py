@@ -102,6 +102,7 @@ class PackConfig:
     the tokenizer, at most 1024."""
     packing: Packing = "bfd"
     """bfd: best-fit decreasing over the whole corpus; bfd_split: the same, with --overlong split;
+    exact: packs filled to the last token where possible, the rest as bfd, and never more packs;
     wrapped: all sequences concatenated, and cut every max_length tokens; none: one sequence per
     row."""
     overlong: Overlong = "truncate"

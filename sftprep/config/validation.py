@@ -19,7 +19,7 @@ FormatName = Literal[
     "auto", "text", "messages", "prompt-completion", "sharegpt", "alpaca", "tokens"
 ]
 TrainOn = Literal["auto", "all", "completion", "assistant", "last-assistant"]
-Packing = Literal["bfd", "bfd_split", "wrapped", "none"]
+Packing = Literal["bfd", "bfd_split", "exact", "wrapped", "none"]
 EvalPacking = Literal["bfd", "none"]
 Overlong = Literal["truncate", "split", "drop", "error"]
 TruncateSide = Literal["right", "left"]

@@ -1,36 +1,15 @@
-"""Best-fit decreasing for millions of lengths: a compiled planner of runs.
+"""Best-fit decreasing for millions of lengths: the plan by counts, with its sequences named.
 
 Rule. The longest sequence first, each into the fullest open bin in which it fits, otherwise into a
 new bin. Of bins with equal space, the one that has had this space longest is used.
 
-Idea. Sequences arrive longest first, so equal lengths arrive together, in *runs*. Bins that were
-opened in a row for one run have the same content for as long as they are treated alike. The unit of
-work is therefore a *segment*: the bins first .. first + size - 1, all with the same free space.
-
 Steps.
 1. Sort the sequences by counting; a run is a length and the number of sequences that have it.
-2. Give a run of length l to the segment with the smallest space >= l. Its first bin takes
-   k = space // l sequences in succession, because after each one its space is the smallest that
-   still fits; then the second bin does, and so on. The segment moves from `space` to `space - k*l`
-   in one step, whatever its size. Only where the run ends within the segment is the segment split:
-   into the bins that took k, one that took fewer, and the untouched rest.
-3. Record each step as a *move* (first, size, k), and assign sequences by replaying the moves.
+2. Plan over runs (`run_planner.py`): a few moves, whatever the number of sequences.
+3. Assign the sequences by replaying the moves.
 
-Data structure. The segments with one space are a FIFO list, found through a bitmap with one bit per
-space, and a summary with one bit per word of it. Above 2**18 spaces, 2**shift neighbouring spaces
-share a list, which is searched for the smallest space that fits; with shift 0 the search ends at
-the head of the list.
-
-Invariants.
-- Bit b is set if and only if list b is not empty.
-- Segments of equal space are in the order in which their bins got that space, and so are the bins
-  of a segment: the first bin of the first segment is the one that the rule chooses.
-- No list has a segment with less space than the shortest sequence, since nothing could use it.
-- A run adds at most two segments, since a segment is only split where the run ends.
-
-Cost. A few word operations per move, and there are few moves: 12 thousand for 10 million chats and
-a capacity of 4,096, and never more than sequences. The rest is sorting and replaying: one
-sequential and one or two scattered memory accesses per sequence.
+Cost. Sorting and replaying: one sequential and one or two scattered memory accesses per sequence.
+There are 12 thousand moves for 10 million chats and a capacity of 4,096.
 
 Reference: tests/packing/textbook.py, one sequence at a time over a list of bins. The packs are
 equal, not only as few.
@@ -44,7 +23,9 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.packing.compilation import compiled, inlined
+from sftprep.packing.compilation import compiled
+from sftprep.packing.run_planner import plan_runs
+from sftprep.packing.runs import RunPlanner
 
 
 def best_fit_decreasing(
@@ -56,7 +37,7 @@ def best_fit_decreasing(
     `pack_dataset(strategy="bfd")` on one window.
 
     Memory: the result (16 bytes per sequence, 8 per bin) and, while planning, 4 bytes per sequence,
-    16 per token of the longest (or 30 more per sequence, see `_sort_keys`), 100 per distinct
+    16 per token of the longest (or 30 more per sequence, see `_sort_keys`), 200 per distinct
     length, and at most 2 MB for the capacity.
 
     Args:
@@ -73,6 +54,13 @@ def best_fit_decreasing(
         lengths = [5, 3, 2, 7], capacity = 8  ->  bin_of = [1, 1, 2, 0], members = [3, 0, 1, 2],
         offsets = [0, 1, 3, 4]
     """
+    return pack_by_counts(lengths, capacity, plan_runs)
+
+
+def pack_by_counts(
+    lengths: NDArray[np.int32], capacity: int, planner: RunPlanner
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Pack sequences by a plan of the counts of their lengths; see `best_fit_decreasing`."""
     # Step 1: sort by counting. `first_of` is the position of the first sequence with each key.
     key, length_of_key = _sort_keys(lengths)
     count_of = _count_keys(key, int(key.max(initial=0)))
@@ -82,15 +70,14 @@ def best_fit_decreasing(
     first_of[run_key] = np.cumsum(run_count) - run_count
     order = np.empty(int(run_count.sum()), np.int32)
     _sort_by_key(key, first_of.copy(), order)
-    # Steps 2 and 3: plan over runs.
+    # Step 2: plan over runs.
     run_length = run_key if length_of_key is None else length_of_key[run_key]
-    shift = max(0, int(capacity - 1).bit_length() - _LIST_BITS)
-    moves, num_moves, num_bins = _plan_moves(run_length, run_count, capacity, shift)
-    # Replay the moves. Large arrays are allocated by NumPy, which asks for huge pages: the rest is
-    # limited by the memory bandwidth.
+    moves, num_bins = planner(run_length, run_count, capacity)
+    # Step 3: replay the moves. Large arrays are allocated by NumPy, which asks for huge pages: the
+    # rest is limited by the memory bandwidth.
     members = np.empty(order.size, np.int64)
     bounds = np.zeros(num_bins + 2, np.int64)
-    _write_members(moves[:num_moves], order, bounds, members)
+    _write_members(moves, order, bounds, members)
     bin_of = np.empty(lengths.size, np.int64)
     _write_bin_of(key, first_of, order, bin_of)
     return bin_of, members, bounds[:-1]
@@ -147,203 +134,9 @@ def _sort_by_key(
             next_of[key] = position + 1
 
 
-_LIST_BITS = 18  # there are at most 2**18 lists
-_WORDS, _SUMMARY = 0, 1  # rows of `bits`: uint64 [2, words]
-_HEAD, _TAIL = 0, 1  # columns of `lists`: int32 [lists, 2], segments; -1: empty
-_FIRST, _SIZE, _SPACE, _NEXT = 0, 1, 2, 3  # columns of `segments`: int32 [2 x runs, 4]
-
-_DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
-_BIT_OF_PRODUCT = np.zeros(64, np.uint8)
-for _bit in range(64):
-    _BIT_OF_PRODUCT[((int(_DE_BRUIJN) << _bit) & (2**64 - 1)) >> 58] = _bit
-
-
-@inlined
-def _lowest_bit(word: np.uint64) -> int:
-    """Return the position of the lowest set bit of a nonzero word."""
-    # The top 6 bits of its product with a de Bruijn sequence differ for each position.
-    return np.int64(
-        _BIT_OF_PRODUCT[((word & (~word + np.uint64(1))) * _DE_BRUIJN) >> np.uint64(58)]
-    )  # type: ignore[return-value]
-
-
-@inlined
-def _next_list(start: int, bits: NDArray[np.uint64]) -> int:
-    """Return the first nonempty list at or after `start`, or -1."""
-    # The rest of the word of `start`.
-    at = start >> 6
-    if at >= bits.shape[1]:
-        return -1
-    word = bits[_WORDS, at] >> np.uint64(start & 63)
-    if word != 0:
-        return start + _lowest_bit(word)
-    # The first later word that is not zero, by the summary.
-    group = (at + 1) >> 6
-    word = bits[_SUMMARY, group] >> np.uint64((at + 1) & 63) << np.uint64((at + 1) & 63)
-    while word == 0:
-        group += 1
-        if group << 6 >= bits.shape[1]:
-            return -1
-        word = bits[_SUMMARY, group]
-    at = (group << 6) + _lowest_bit(word)
-    return (at << 6) + _lowest_bit(bits[_WORDS, at])
-
-
-@inlined
-def _best_fit(
-    length: int,
-    shift: int,
-    bits: NDArray[np.uint64],
-    lists: NDArray[np.int32],
-    segments: NDArray[np.int32],
-) -> tuple[int, int, int]:
-    """Return the first segment with the smallest space >= length.
-
-    The result also has its predecessor and its list.
-
-    -1: there is none.
-    """
-    at = _next_list(length >> shift, bits)
-    while at >= 0:
-        best = before_best = before = -1
-        segment = lists[at, _HEAD]
-        while segment >= 0:
-            space = segments[segment, _SPACE]
-            if space >= length and (best < 0 or space < segments[best, _SPACE]):
-                best, before_best = segment, before
-                if space == max(length, at << shift):  # no smaller space can be in this list
-                    break
-            before, segment = segment, segments[segment, _NEXT]
-        if best >= 0:
-            return best, before_best, at
-        # Only the list of `length` itself can be without a segment that fits.
-        at = _next_list(at + 1, bits)
-    return -1, -1, -1
-
-
-@inlined
-def _unlink(
-    found: tuple[int, int, int],
-    bits: NDArray[np.uint64],
-    lists: NDArray[np.int32],
-    segments: NDArray[np.int32],
-) -> None:
-    """Remove a segment found by `_best_fit` from its list."""
-    segment, before, at = found
-    after = segments[segment, _NEXT]
-    if before >= 0:
-        segments[before, _NEXT] = after
-    else:
-        lists[at, _HEAD] = after
-    if after < 0:
-        lists[at, _TAIL] = before
-    if lists[at, _HEAD] < 0:
-        word = at >> 6
-        bits[_WORDS, word] &= ~(np.uint64(1) << np.uint64(at & 63))
-        if bits[_WORDS, word] == 0:
-            bits[_SUMMARY, word >> 6] &= ~(np.uint64(1) << np.uint64(word & 63))
-
-
-@inlined
-def _append(
-    segment: int,
-    values: tuple[int, int, int],
-    shift: int,
-    bits: NDArray[np.uint64],
-    lists: NDArray[np.int32],
-    segments: NDArray[np.int32],
-) -> None:
-    """Append the segment (first, size, space), in row `segment`, to its list."""
-    segments[segment, _FIRST], segments[segment, _SIZE] = values[0], values[1]
-    segments[segment, _SPACE], segments[segment, _NEXT] = values[2], -1
-    at = values[2] >> shift
-    if lists[at, _TAIL] >= 0:
-        segments[lists[at, _TAIL], _NEXT] = segment
-    else:
-        word = at >> 6
-        lists[at, _HEAD] = segment
-        bits[_WORDS, word] |= np.uint64(1) << np.uint64(at & 63)
-        bits[_SUMMARY, word >> 6] |= np.uint64(1) << np.uint64(word & 63)
-    lists[at, _TAIL] = segment
-
-
-@inlined
-def _double(moves: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Return the moves in an array of twice the size."""
-    grown = np.empty((2 * moves.shape[0], 3), np.int32)
-    # Copying a slice instead would double the compile time.
-    for row in range(moves.shape[0]):
-        for column in range(3):
-            grown[row, column] = moves[row, column]
-    return grown
-
-
-@compiled(_I64_ARRAY, _I64_ARRAY, _I64, _I64)
-def _plan_moves(  # noqa: PLR0912 - one loop over local state: steps 2 and 3
-    run_length: NDArray[np.int64], run_count: NDArray[np.int64], capacity: int, shift: int
-) -> tuple[NDArray[np.int32], int, int]:
-    """Return the moves, their number, and the number of bins.
-
-    The moves are int32 [>= number of moves, 3]. A move (first, size, k) puts the next size * k
-    sequences, in sorted order, into the bins first .. first + size - 1, k into each in turn.
-    """
-    shortest = run_length[-1] if run_length.size else 1
-    num_lists = ((capacity - 1) >> shift) + 1
-    lists = np.full((num_lists, 2), -1, np.int32)
-    bits = np.zeros((2, (num_lists >> 6) + 2), np.uint64)
-    segments = np.empty((2 * run_length.size, 4), np.int32)
-    moves = np.empty((4 * run_length.size + 2, 3), np.int32)
-    num_segments = num_moves = num_bins = 0
-    for run in range(run_length.size):
-        length, left = run_length[run], run_count[run]
-        while left > 0:
-            if num_moves + 2 > moves.shape[0]:
-                moves = _double(moves)
-            found = _best_fit(length, shift, bits, lists, segments)
-            segment = found[0]
-            if segment >= 0:
-                first, size = segments[segment, _FIRST], segments[segment, _SIZE]
-                space = segments[segment, _SPACE]
-            else:  # a new segment of empty bins, of exactly the size that the run needs
-                first, space = num_bins, capacity
-                size = -(-left // (space // length))
-                num_bins += size
-            k = space // length
-            # `full` bins take k each; if the run ends within the segment, one more takes `rest`.
-            full = min(size, left // k)
-            rest = 0 if full == size else left - full * k
-            used = full + (1 if rest > 0 else 0)
-            left -= full * k + rest
-            free = -1  # a row of `segments` that can be reused
-            if segment >= 0 and used == size:
-                _unlink(found, bits, lists, segments)
-                free = segment
-            elif segment >= 0:  # the untouched rest keeps its space, and its position in the list
-                segments[segment, _FIRST] = first + used
-                segments[segment, _SIZE] = size - used
-            # One move for the full bins, and one for the bin that takes the rest.
-            for takers in range(2):
-                if takers == 0:
-                    start, count, taken = first, full, k
-                else:
-                    start, count, taken = first + full, used - full, rest
-                if count == 0:
-                    continue
-                moves[num_moves, 0], moves[num_moves, 1], moves[num_moves, 2] = start, count, taken
-                num_moves += 1
-                remaining = space - taken * length
-                if remaining < shortest:
-                    continue
-                if free < 0:
-                    free, num_segments = num_segments, num_segments + 1
-                _append(free, (start, count, remaining), shift, bits, lists, segments)
-                free = -1
-    return moves, num_moves, num_bins
-
-
-@compiled(numba.int32[:, ::1], _I32_ARRAY, _I64_ARRAY, _I64_ARRAY)
+@compiled(numba.int64[:, ::1], _I32_ARRAY, _I64_ARRAY, _I64_ARRAY)
 def _write_members(
-    moves: NDArray[np.int32],
+    moves: NDArray[np.int64],
     order: NDArray[np.int32],
     bounds: NDArray[np.int64],
     members: NDArray[np.int64],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import operator
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,15 +9,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sftprep.errors import ConfigError, setting
-from sftprep.packing.small import best_fit_decreasing_small
+from sftprep.packing.exact import exact_runs
+from sftprep.packing.runs import expand_moves
+from sftprep.packing.small import (
+    SMALL,
+    best_fit_decreasing_small,
+    is_small,
+    name_bins,
+    sort_small,
+)
+from sftprep.packing.validation import to_checked_capacity, to_checked_lengths
 
-SMALL = 200_000
-"""Maximum number of sequences of a plan that is made in plain Python, which takes 0.1 s; loading
-the compiled kernels takes 0.6 s."""
-SMALL_WHEN_LOADED = 1_000
-"""The same, if this process has already loaded the kernels."""
-
-_LIMIT = 2**31
+__all__ = ["SMALL", "STRATEGIES", "PackPlan", "pack_lengths"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,9 +72,10 @@ def pack_lengths(lengths: ArrayLike, capacity: int, strategy: str = "bfd") -> Pa
         capacity: Tokens in a pack, 1 .. 2**31 - 1.
         strategy: "bfd", best-fit decreasing over all sequences (the packs of TRL 1.16
             `pack_dataset(strategy="bfd")` on one window, in its order); "bfd_split", the same after
-            sequences above the capacity are cut into parts; "wrapped", all sequences concatenated
-            and cut every `capacity` tokens; "none", each non-empty sequence in its own bin, in the
-            order of the input.
+            sequences above the capacity are cut into parts; "exact", bins that are filled to the
+            last token where possible, and best-fit decreasing for the rest; "wrapped", all
+            sequences concatenated and cut every `capacity` tokens; "none", each non-empty sequence
+            in its own bin, in the order of the input.
 
     Raises:
         ConfigError: The strategy is unknown, the capacity or a length is out of range, or a
@@ -87,7 +89,7 @@ def pack_lengths(lengths: ArrayLike, capacity: int, strategy: str = "bfd") -> Pa
         raise ConfigError(
             f"packing strategy is {strategy!r}", remedy=f"choose one of: {', '.join(STRATEGIES)}"
         )
-    return plan(_to_checked_lengths(lengths), _to_checked_capacity(capacity))
+    return plan(to_checked_lengths(lengths), to_checked_capacity(capacity))
 
 
 def pack_best_fit(lengths: NDArray[np.int32], capacity: int) -> PackPlan:
@@ -101,12 +103,38 @@ def pack_best_fit(lengths: NDArray[np.int32], capacity: int) -> PackPlan:
     """
     _check_overlong(lengths, capacity)
     # Which planner runs depends only on speed: both return the same plan.
-    if lengths.size <= (SMALL_WHEN_LOADED if "sftprep.packing.bestfit" in sys.modules else SMALL):
+    if is_small(lengths.size):
         bin_of, members, offsets = best_fit_decreasing_small(lengths, capacity)
     else:
         from sftprep.packing.bestfit import best_fit_decreasing  # loads numba
 
         bin_of, members, offsets = best_fit_decreasing(lengths, capacity)
+    return PackPlan(bin_of, members, offsets, capacity, tokens=int(lengths.sum(dtype=np.int64)))
+
+
+def pack_exact(lengths: NDArray[np.int32], capacity: int) -> PackPlan:
+    """Fill bins completely by patterns of lengths where possible, the rest by best-fit decreasing.
+
+    There are at most as many bins as with `pack_best_fit`; see `exact.py`.
+
+    Args:
+        lengths: int32 [n], not negative.
+
+    Raises:
+        ConfigError: A length is above the capacity.
+    """
+    _check_overlong(lengths, capacity)
+    if is_small(lengths.size):
+        order = sort_small(lengths)
+        run_length, run_count = np.unique(lengths[order], return_counts=True)
+        moves, _ = exact_runs(
+            run_length[::-1].astype(np.int64), run_count[::-1].astype(np.int64), capacity
+        )
+        bin_of, members, offsets = name_bins(order, expand_moves(moves), lengths.size)
+    else:
+        from sftprep.packing.bestfit import pack_by_counts  # loads numba
+
+        bin_of, members, offsets = pack_by_counts(lengths, capacity, exact_runs)
     return PackPlan(bin_of, members, offsets, capacity, tokens=int(lengths.sum(dtype=np.int64)))
 
 
@@ -185,58 +213,12 @@ def pack_wrapped(lengths: NDArray[np.int32], capacity: int) -> PackPlan:
 STRATEGIES: dict[str, Callable[[NDArray[np.int32], int], PackPlan]] = {
     "bfd": pack_best_fit,
     "bfd_split": pack_split_best_fit,
+    "exact": pack_exact,
     "wrapped": pack_wrapped,
     "none": pack_apart,
 }
 """Strategies by name. Each takes checked lengths (int32 [n], C-contiguous, not negative) and a
 checked capacity. A new strategy is a function and a line here."""
-
-
-def _to_checked_lengths(lengths: ArrayLike) -> NDArray[np.int32]:
-    try:
-        array = np.asarray(lengths)
-    except ValueError as error:
-        raise ConfigError(
-            f"lengths are not a one-dimensional array: {error}",
-            remedy="pass one integer per sequence",
-        ) from error
-    if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
-        raise ConfigError(
-            f"lengths are an array of {array.ndim} dimensions and dtype {array.dtype}",
-            remedy="pass one integer per sequence",
-        )
-    if array.size >= _LIMIT:
-        raise ConfigError(
-            f"{array.size} sequences are too many for one plan",
-            remedy=f"plan fewer than {_LIMIT} at a time",
-        )
-    if array.size and array.min() < 0:
-        index = int(np.argmax(array < 0))
-        raise ConfigError(
-            f"the length of sequence {index} is {array[index]}", remedy="pass lengths of 0 or more"
-        )
-    if array.size and array.max() >= _LIMIT:
-        index = int(np.argmax(array >= _LIMIT))
-        raise ConfigError(
-            f"sequence {index} has {array[index]} tokens: no pack can hold it, lengths are 32-bit",
-            remedy="truncate or split it before packing",
-        )
-    return np.ascontiguousarray(array, dtype=np.int32)
-
-
-def _to_checked_capacity(capacity: int) -> int:
-    try:
-        checked = operator.index(capacity)
-    except TypeError as error:
-        raise ConfigError(
-            f"capacity is {capacity!r}", remedy="pass a whole number of tokens"
-        ) from error
-    if not 1 <= checked < _LIMIT:
-        raise ConfigError(
-            f"capacity is {checked}: a pack holds 1 to {_LIMIT - 1} tokens",
-            remedy="pass a capacity in that range",
-        )
-    return checked
 
 
 def _check_overlong(lengths: NDArray[np.int32], capacity: int) -> None:

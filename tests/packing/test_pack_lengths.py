@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sftprep.config import Packing
 from sftprep.errors import ConfigError
-from sftprep.packing import PackPlan, pack_lengths, strategies
+from sftprep.packing import PackPlan, pack_lengths, small
 from sftprep.packing.strategies import STRATEGIES
 from tests.packing.textbook import best_fit_decreasing_slow
 
@@ -23,10 +23,10 @@ LARGEST = 2**31 - 1
 @pytest.fixture(scope="module", autouse=True, params=["plain", "compiled"])
 def _planner(request: pytest.FixtureRequest) -> Iterator[None]:
     """Run each test with the plain planner of small plans and with the compiled one."""
-    before = strategies.SMALL, strategies.SMALL_WHEN_LOADED
-    strategies.SMALL = strategies.SMALL_WHEN_LOADED = 10**9 if request.param == "plain" else -1
+    before = small.SMALL, small.SMALL_WHEN_LOADED
+    small.SMALL = small.SMALL_WHEN_LOADED = 10**9 if request.param == "plain" else -1
     yield
-    strategies.SMALL, strategies.SMALL_WHEN_LOADED = before
+    small.SMALL, small.SMALL_WHEN_LOADED = before
 
 
 def packs(plan: PackPlan) -> list[list[int]]:
@@ -181,7 +181,7 @@ def test_fill_is_tokens_over_capacity_of_all_bins() -> None:
     assert pack_lengths([5, 3, 4], 8, "none").fill == 12 / 24
 
 
-@pytest.mark.parametrize("strategy", ["bfd", "none"])  # the others cut it
+@pytest.mark.parametrize("strategy", ["bfd", "exact", "none"])  # the others cut it
 def test_a_sequence_over_capacity_is_named(strategy: str) -> None:
     with pytest.raises(ConfigError) as caught:
         pack_lengths([4, 8, 9, 30], 8, strategy)
