@@ -24,6 +24,7 @@ def build(
     *,
     eval_source: Any = None,
     progress: Callable[[str, int, int], None] = lambda *_: None,
+    executor: Any = None,
     **settings: Any,
 ) -> BuildReport:
     """Tokenize, mask and pack records into shards, and write the manifest last.
@@ -42,6 +43,8 @@ def build(
             splits.
         eval_source: Records or paths for evaluation; their build is written to output/eval.
         progress: Called with the name of the stage, the work done, and the work in total.
+        executor: What runs the tasks of the build: the name of an executor ("local", "ray"), or an
+            object with the interface `Executor` (docs/scale.md), which the caller closes.
         **settings: The settings of the command line by name (`tokenizer`, `output`, `max_length`,
             ...). The tokenizer may also be a tokenizer object of transformers.
 
@@ -62,7 +65,9 @@ def build(
                 "a BuildConfig cannot be combined with other settings",
                 remedy="put them into the BuildConfig, or pass a source instead of it",
             )
-        return run(source, progress=progress)
+        return run(source, progress=progress, executor=executor)
+    if isinstance(executor, str):
+        settings, executor = {**settings, "executor": executor}, None
     settings = _to_plain_settings(settings)
     if eval_source is None and not _is_paths(settings.get("eval_input", "")):
         eval_source = settings.pop("eval_input")
@@ -75,7 +80,13 @@ def build(
         source, eval_source = _select_splits(source, eval_source, settings)
     data = _memory_sources(source, "inputs", settings)
     eval_data = _memory_sources(eval_source, "eval_input", settings)
-    return run(BuildConfig.of(**settings), data=data, eval_data=eval_data, progress=progress)
+    return run(
+        BuildConfig.of(**settings),
+        data=data,
+        eval_data=eval_data,
+        progress=progress,
+        executor=executor,
+    )
 
 
 def _select_splits(splits: Any, eval_source: Any, settings: dict[str, Any]) -> tuple[Any, Any]:

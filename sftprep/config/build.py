@@ -15,6 +15,7 @@ from typing import Any, get_args
 from sftprep.config.data import EvalConfig, FormatConfig, ReadConfig, SourceConfig, SourceEntry
 from sftprep.config.validation import (
     EncoderChoice,
+    ExecutorChoice,
     FormatName,
     OnBadRecord,
     Order,
@@ -177,6 +178,11 @@ class OutputConfig:
     """Approximate number of tokens in a shard file."""
     workers: int | None = None
     """Worker processes. Default: one for each 24 MB of input, at most one per core."""
+    executor: ExecutorChoice = "local"
+    """local: worker processes on this machine; ray: tasks on a Ray cluster, all of whose machines
+    reach the inputs and the output under the same paths."""
+    ray_address: str | None = None
+    """Address of the Ray cluster (auto, or host:port). Default: one that is started here."""
     on_bad_record: OnBadRecord = "error"
     """error: stop at the first record that cannot be used; quarantine: write it to rejected.jsonl
     and continue."""
@@ -189,6 +195,7 @@ class OutputConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "output", local_folder(self.output, setting("output")))
         check_choice(setting("on_bad_record"), self.on_bad_record, OnBadRecord)
+        check_choice(setting("executor"), self.executor, ExecutorChoice)
         check_integer(self.workers, setting("workers"), 1, 4096)
         check_integer(self.shard_tokens, setting("shard_tokens"), 1, 2**31 - 1)
         self.rejected_limit(0)  # raises for an invalid `max_rejected`, before any work is done

@@ -39,6 +39,7 @@ SeriousOmission = Literal[
 """The kinds of content that can reject a record if the chat template omits them."""
 Images = Literal["error", "drop"]
 TextUnit = Literal["line", "file"]
+ExecutorChoice = Literal["local", "ray"]
 EncoderChoice = Literal["auto", "gigatoken", "tokenizers"]
 TemplateBackend = Literal["auto", "jinja"]
 

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -24,10 +25,11 @@ import xxhash
 from sftprep.config.build import BuildConfig
 from sftprep.core.atomic_write import open_file_errors, write_bytes
 from sftprep.core.hashing import digest
-from sftprep.errors import InputChanged, InputUnreadable
 from sftprep.packing.strategies import SMALL, pack_lengths
-from sftprep.pipeline.executors import Executor, available_cores, make_executor
-from sftprep.pipeline.inputs import stamp
+from sftprep.pipeline.executors.base import Executor, check_sendable, map_checked
+from sftprep.pipeline.executors.local import InProcess, available_cores, make_executor
+from sftprep.pipeline.executors.ray_tasks import RayExecutor
+from sftprep.pipeline.inputs import check_unchanged
 from sftprep.pipeline.ledgers import (
     check_not_empty,
     check_rejected,
@@ -95,6 +97,7 @@ def build(
     data: Sequence[Source] = (),
     eval_data: Sequence[Source] = (),
     progress: Progress = lambda *_: None,
+    executor: Executor | None = None,
 ) -> BuildReport:
     """Tokenize, mask and pack records into shards, and write the manifest last.
 
@@ -107,6 +110,8 @@ def build(
             creates it from datasets and the like).
         eval_data: Evaluation data in memory, likewise.
         progress: The progress callback.
+        executor: The executor of the passes, which the caller closes; None for the one of the
+            settings.
 
     Raises:
         SftprepError: The build failed. The output folder then contains no new build, and an old one
@@ -115,13 +120,23 @@ def build(
     started = time.monotonic()
     setup = prepare_setup(config, data, eval_data)
     folder = Path(config.output.output)
-    with claim_output(folder, overwrite=config.output.overwrite) as output:
-        workers = _count_workers(config, setup)
-        with ExitStack() as stack:
-            with _start_servers(setup, workers) as servers:
-                recipes = _write_recipes(setup, output.work, servers, workers)
-                executor = make_executor(workers, partial(load_preprocessors, recipes))
-                stack.callback(executor.close)
+    with ExitStack() as stack:
+        if executor is None and config.output.executor == "ray":
+            executor = RayExecutor(config.output.ray_address)
+            stack.callback(executor.close)
+        is_far = executor is not None and executor.far
+        if is_far:
+            check_sendable(setup.recipes)
+            folder = folder.absolute()  # other machines have other working directories
+        output = stack.enter_context(claim_output(folder, overwrite=config.output.overwrite))
+        workers = _count_workers(config, setup) if executor is None else executor.capacity
+        with ExitStack() as pool:
+            # Other machines do not reach a server of this one.
+            with _start_servers(setup, 1 if is_far else workers) as servers:
+                recipes = _write_recipes(setup, output.work, servers, is_far or workers > 1)
+                if executor is None:
+                    executor = make_executor(workers, partial(load_preprocessors, recipes))
+                    pool.callback(executor.close)
                 parts = _tokenize(setup, config, output.work, recipes, executor, progress)
             splits = select_sequences(parts, setup, config)
             rejected_file = output.work / REJECTED_NAME
@@ -129,7 +144,7 @@ def build(
             manifests = [
                 _write_split(split, setup, config, output, executor, progress) for split in splits
             ]
-        _check_unchanged(setup)
+        check_unchanged(setup.inputs)
         manifest, evaluation = _link_builds(manifests)
         output.commit(manifest, evaluation, keep_spill=config.output.keep_spill)
     return BuildReport(
@@ -173,14 +188,14 @@ def _start_servers(setup: Setup, workers: int) -> Iterator[list[ReferenceServer 
 
 
 def _write_recipes(
-    setup: Setup, folder: Path, servers: Sequence[ReferenceServer | None], workers: int
+    setup: Setup, folder: Path, servers: Sequence[ReferenceServer | None], has_workers: bool
 ) -> list[RecipeFile]:
-    """Write the recipes for the worker processes, and return their files for tasks."""
+    """Write the recipes for the worker processes, if any; return their files for tasks."""
     files = [
         recipe_file(folder, recipe, server.address if server else None)
         for recipe, server in zip(setup.recipes, servers, strict=True)
     ]
-    if workers > 1:
+    if has_workers:
         for file, recipe in zip(files, setup.recipes, strict=True):
             write_bytes(file.path, recipe.to_bytes())
     return files
@@ -216,7 +231,7 @@ def _tokenize(
     stop_at_rejected = config.output.on_bad_record == "error"
     failed_at: list[int] = []  # the indices of partitions with a rejected record
     keys = [recipe.cache_key for recipe in setup.recipes]
-    is_single = executor.capacity == 1
+    is_single = isinstance(executor, InProcess)
     sources = [each.source for each in setup.inputs]
     block = lane_block(config, sources)
     stats = request_stats(config, setup)
@@ -226,6 +241,9 @@ def _tokenize(
             if failed_at:
                 return
             number = setup.recipe_of[partition.input]
+            if executor.far:
+                path = os.path.abspath(partition.file)
+                partition = dataclasses.replace(partition, file=path)  # noqa: PLW2901
             yield TokenizeTask(
                 partition=partition,
                 format=setup.formats[partition.input],
@@ -241,7 +259,7 @@ def _tokenize(
     if is_single:
         results = tokenize_pipelined(tasks())
     else:
-        results = executor.map_unordered(tokenize_partition, tasks())
+        results = map_checked(executor, tokenize_partition, tasks())
     parts: list[PartitionResult] = []
     sequences = 0
     total_bytes, done_bytes = sum(_file_sizes(setup)), 0
@@ -349,25 +367,6 @@ def _make_manifest(
         sftprep_version=__version__,
         functions=describe_functions(setup.recipes),
     )
-
-
-def _check_unchanged(setup: Setup) -> None:
-    """Raise InputChanged if an input file changed since the setup."""
-    for each in setup.inputs:
-        if each.stamp is None:
-            continue
-        try:
-            is_unchanged = stamp(each.source.file) == each.stamp
-        except InputUnreadable as error:
-            raise InputChanged(
-                f"{each.source.name} was removed or replaced while the build ran",
-                remedy="put the file back or omit it, and run the build again",
-            ) from error
-        if not is_unchanged:
-            raise InputChanged(
-                f"{each.source.name} changed while the build ran",
-                remedy="run the build again when no process writes to the file",
-            )
 
 
 def _count_workers(config: BuildConfig, setup: Setup) -> int:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sftprep.config.build import BuildConfig, SourceEntry
-from sftprep.errors import ConfigError, setting
+from sftprep.errors import ConfigError, InputChanged, InputUnreadable, setting
 from sftprep.pipeline.output.manifest import manifest_settings
 from sftprep.shards.manifest_size import check_manifest_size, expected_input
 from sftprep.sources.discovery.files import reject_duplicates
@@ -187,3 +187,22 @@ def _with_read_settings(source: Source, config: BuildConfig, number: int) -> Sou
     return dataclasses.replace(
         source, limit=config.read.limit, group=number, strip_nulls=config.read.strip_nulls
     )
+
+
+def check_unchanged(inputs: Iterable[Input]) -> None:
+    """Raise InputChanged if an input file changed since the setup."""
+    for each in inputs:
+        if each.stamp is None:
+            continue
+        try:
+            is_unchanged = stamp(each.source.file) == each.stamp
+        except InputUnreadable as error:
+            raise InputChanged(
+                f"{each.source.name} was removed or replaced while the build ran",
+                remedy="put the file back or omit it, and run the build again",
+            ) from error
+        if not is_unchanged:
+            raise InputChanged(
+                f"{each.source.name} changed while the build ran",
+                remedy="run the build again when no process writes to the file",
+            )

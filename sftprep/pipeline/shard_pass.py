@@ -21,7 +21,7 @@ from sftprep.core.ragged import Ragged, to_offsets
 from sftprep.core.types import Flag
 from sftprep.errors import ConfigError, setting
 from sftprep.packing.strategies import PackPlan
-from sftprep.pipeline.executors import Executor
+from sftprep.pipeline.executors.base import Executor, map_checked
 from sftprep.pipeline.plan_pass import plan_packs
 from sftprep.pipeline.spill import map_spill, spill_path
 from sftprep.shards.manifest import ShardInfo
@@ -90,7 +90,7 @@ def write_packs(
     tasks = _ShardTasks(split, plan, order, config, max_length, folder, spills)
     check_shards(len(tasks))
     shards: dict[int, _WrittenShard] = {}
-    for shard in executor.map_unordered(write_one_shard, tasks):
+    for shard in map_checked(executor, write_one_shard, tasks):
         shards[shard.index] = shard
         progress("write", len(shards), len(tasks))
     infos = tuple(shards[index].info for index in range(len(shards)))

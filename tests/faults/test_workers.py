@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sftprep.errors import WorkerError
-from sftprep.pipeline.executors import InProcess, Processes
+from sftprep.pipeline.executors.local import InProcess, Processes
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -114,7 +114,7 @@ def test_a_script_without_a_guard_is_not_run_again_by_workers(tmp_path):
     script = tmp_path / "unguarded.py"
     script.write_text(
         "print('started', flush=True)\n"
-        "from sftprep.pipeline.executors import Processes\n"
+        "from sftprep.pipeline.executors.local import Processes\n"
         "from tests.faults.test_workers import process_of\n"
         "executor = Processes(1, include_this_process=True)\n"
         "print(len(set(executor.map_unordered(process_of, range(60)))))\n"
@@ -134,7 +134,7 @@ def test_a_script_without_a_guard_is_not_run_again_by_workers(tmp_path):
 
 
 def test_this_process_does_all_of_the_work_if_workers_cannot_load(monkeypatch, caplog):
-    monkeypatch.setattr("sftprep.pipeline.executors._load_worker", die_loading)
+    monkeypatch.setattr("sftprep.pipeline.executors.local._load_worker", die_loading)
     executor = Processes(1, include_this_process=True)
     try:
         while not executor._loading.done():
@@ -147,7 +147,7 @@ def test_this_process_does_all_of_the_work_if_workers_cannot_load(monkeypatch, c
 
 
 def test_workers_that_do_not_end_are_killed_when_the_pool_is_closed(monkeypatch):
-    monkeypatch.setattr("sftprep.pipeline.executors._SECONDS_TO_END", 0.2)
+    monkeypatch.setattr("sftprep.pipeline.executors.local._SECONDS_TO_END", 0.2)
     executor = Processes(2)
     assert len(list(executor.map_unordered(double, range(4)))) == 4
     workers = list(executor._pool._processes.values())
@@ -159,7 +159,7 @@ def test_workers_that_do_not_end_are_killed_when_the_pool_is_closed(monkeypatch)
 
 
 def test_a_stopped_worker_does_not_outlive_a_pool_that_is_replaced(monkeypatch):
-    monkeypatch.setattr("sftprep.pipeline.executors._SECONDS_TO_END", 0.2)
+    monkeypatch.setattr("sftprep.pipeline.executors.local._SECONDS_TO_END", 0.2)
     executor = Processes(2)
     list(executor.map_unordered(double, range(4)))
     workers = list(executor._pool._processes.values())
@@ -220,7 +220,7 @@ def test_an_exception_in_a_worker_is_raised_in_the_driver(pool):
 @linux
 def test_workers_end_with_a_build_that_is_killed():
     code = (
-        "import time; from sftprep.pipeline.executors import Processes; from"
+        "import time; from sftprep.pipeline.executors.local import Processes; from"
         " tests.faults.test_workers import double\npool = Processes(2);"
         " list(pool.map_unordered(double, range(8))); print('ready', flush=True); time.sleep(60)"
     )

@@ -129,7 +129,7 @@ def test_workers_of_an_interactive_session_do_not_search_the_working_directory(t
     code = (
         "import sys\n"
         "path, sys.path = sys.path, [entry for entry in sys.path if entry]\n"
-        "from sftprep.pipeline.executors import Processes\n"
+        "from sftprep.pipeline.executors.local import Processes\n"
         "sys.path = path\n"
         "pool = Processes(2)\n"
         "print(list(pool.map_unordered(len, ['ab'])))\n"

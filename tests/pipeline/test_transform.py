@@ -23,7 +23,7 @@ from sftprep.cli import main
 from sftprep.config.passed_functions import PassedFunction
 from sftprep.config.user_functions import resolve_function
 from sftprep.errors import EmptyInput, RecordError
-from sftprep.pipeline.executors import Processes
+from sftprep.pipeline.executors.local import Processes
 from tests.pipeline.builds import check_accounting, content, origins, texts
 
 MINE = """

@@ -11,7 +11,10 @@ from sftprep.core.hashing import digest
 from sftprep.recipe import Recipe
 
 _REASON_PREFIX = "masks.because."
-_NOT_STORED = ("output", "workers", "overwrite", "keep_spill", "on_bad_record", "max_rejected")
+_NOT_STORED = (
+    *("output", "workers", "executor", "ray_address", "overwrite", "keep_spill"),
+    *("on_bad_record", "max_rejected"),
+)
 """Settings that do not change a byte of the shards: the same build made elsewhere, or in another
 way, has the same manifest."""
 

@@ -1,7 +1,4 @@
-"""Executors of the passes: this process, or a pool of worker processes.
-
-All executors produce the same bytes, because each task is a pure function of its spec and of files.
-"""
+"""Executors on this machine: this process, or a pool of worker processes."""
 
 from __future__ import annotations
 
@@ -18,42 +15,17 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from itertools import islice
 from multiprocessing import connection, get_context, parent_process
-from typing import Generic, Protocol, TypeVar
+from typing import Generic
 
 from sftprep.core.subprocesses import isolated_spawn
 from sftprep.errors import WorkerError, setting
-
-Spec = TypeVar("Spec")
-Result = TypeVar("Result")
+from sftprep.pipeline.executors.base import Executor, Result, Spec
 
 _MOST_ATTEMPTS = 3
 _SECONDS_TO_END = 5.0
 """The time that workers have to end by themselves when their pool is stopped."""
 
 _log = logging.getLogger(__name__)
-
-
-class Executor(Protocol):
-    """A function applied to specs, in any order.
-
-    The function must be idempotent, because a spec whose worker died is run again.
-    """
-
-    @property
-    def capacity(self) -> int:
-        """The number of simultaneous specs."""
-
-    def map_unordered(
-        self, fn: Callable[[Spec], Result], specs: Iterable[Spec]
-    ) -> Iterator[Result]:
-        """Yield results as soon as they are ready, in any order.
-
-        Specs are taken from the iterable only when a worker can run them, because they may hold
-        data.
-        """
-
-    def close(self) -> None:
-        """Stop the workers; abandon tasks still running after some seconds."""
 
 
 def make_executor(workers: int, initializer: Callable[[], None] | None = None) -> Executor:
@@ -77,6 +49,7 @@ class InProcess:
     """An executor in this process, for one spec after the other."""
 
     capacity = 1
+    far = False
 
     def map_unordered(
         self, fn: Callable[[Spec], Result], specs: Iterable[Spec]
@@ -99,6 +72,8 @@ class Processes:
         initializer: A function that each spawned process runs first, to load what its specs need.
             An exception in it is ignored: the specs fail for the same reason, with a better error.
     """
+
+    far = False
 
     def __init__(
         self,

@@ -1,0 +1,1 @@
+"""Executors of the passes: this process, worker processes, or a cluster."""
