@@ -39,12 +39,10 @@ def build(
             - None, if the settings contain `sources`, the entries of a mixture.
 
             The train split of a `DatasetDict` is trained on; if it has exactly one other split,
-            that one is the evaluation data. The settings `split` and `eval_split` select other
-            splits.
+            that one is the evaluation data; `split` and `eval_split` select other splits.
         eval_source: Records or paths for evaluation; their build is written to output/eval.
         progress: Called with the name of the stage, the work done, and the work in total.
-        executor: What runs the tasks of the build: the name of an executor ("local", "ray"), or an
-            object with the interface `Executor` (docs/scale.md), which the caller closes.
+        executor: "local", "ray", or an object that runs the tasks of the build (docs/scale.md).
         **settings: The settings of the command line by name (`tokenizer`, `output`, `max_length`,
             ...). The tokenizer may also be a tokenizer object of transformers.
 
@@ -52,8 +50,7 @@ def build(
         The report, with the manifest of the build.
 
     Raises:
-        SftprepError: The build failed. The output folder then contains no new build, and an old one
-            is unchanged.
+        SftprepError: The build failed. The output folder has no new build; an old one is unchanged.
 
     Example:
         report = build("chats.jsonl", tokenizer="Qwen/Qwen3-8B", output="shards", max_length=4096)
@@ -80,13 +77,8 @@ def build(
         source, eval_source = _select_splits(source, eval_source, settings)
     data = _memory_sources(source, "inputs", settings)
     eval_data = _memory_sources(eval_source, "eval_input", settings)
-    return run(
-        BuildConfig.of(**settings),
-        data=data,
-        eval_data=eval_data,
-        progress=progress,
-        executor=executor,
-    )
+    config = BuildConfig.of(**settings)
+    return run(config, data=data, eval_data=eval_data, progress=progress, executor=executor)
 
 
 def _select_splits(splits: Any, eval_source: Any, settings: dict[str, Any]) -> tuple[Any, Any]:

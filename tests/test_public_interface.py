@@ -188,6 +188,7 @@ def test_settings_of_a_build() -> None:
         "source",
         "eval_source",
         "progress",
+        "executor",
         "settings",
     ]
 

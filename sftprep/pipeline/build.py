@@ -101,33 +101,27 @@ def build(
 ) -> BuildReport:
     """Tokenize, mask and pack records into shards, and write the manifest last.
 
-    The same records and settings give the same bytes, for any number of workers, and however often
-    the build was killed before.
+    The same records and settings give the same bytes, however often the build was killed before.
 
     Args:
         config: The settings of the build.
-        data: Training data in memory, used instead of the inputs in the settings (`sftprep.build`
-            creates it from datasets and the like).
+        data: Training data in memory, used instead of the inputs in the settings.
         eval_data: Evaluation data in memory, likewise.
         progress: The progress callback.
-        executor: The executor of the passes, which the caller closes; None for the one of the
-            settings.
+        executor: What runs the passes, closed by the caller; None for that of the settings.
 
     Raises:
-        SftprepError: The build failed. The output folder then contains no new build, and an old one
-            is unchanged.
+        SftprepError: The build failed. The output folder has no new build; an old one is unchanged.
     """
     started = time.monotonic()
     setup = prepare_setup(config, data, eval_data)
     folder = Path(config.output.output)
     with ExitStack() as stack:
-        if executor is None and config.output.executor == "ray":
-            executor = RayExecutor(config.output.ray_address)
-            stack.callback(executor.close)
+        executor = executor or _connect(config, stack)
         is_far = executor is not None and executor.far
         if is_far:
             check_sendable(setup.recipes)
-            folder = folder.absolute()  # other machines have other working directories
+            folder = folder.absolute()
         output = stack.enter_context(claim_output(folder, overwrite=config.output.overwrite))
         workers = _count_workers(config, setup) if executor is None else executor.capacity
         with ExitStack() as pool:
@@ -157,6 +151,15 @@ def build(
         evaluation=evaluation,
         readings=_complete_readings(setup.readings, parts),
     )
+
+
+def _connect(config: BuildConfig, stack: ExitStack) -> Executor | None:
+    """Return the executor on other machines, closed with `stack`; None for this machine."""
+    if config.output.executor == "local":
+        return None
+    executor = RayExecutor(config.output.ray_address)
+    stack.callback(executor.close)
+    return executor
 
 
 def _complete_readings(
