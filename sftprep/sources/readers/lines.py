@@ -96,29 +96,38 @@ def reject_shorter(file: str, size: int, size_before: int) -> None:
 def unpacked_blocks(file: str, target: int) -> Iterator[tuple[int, bytes]]:
     """Yield runs of whole lines of about `target` decompressed bytes, with positions.
 
-    A line longer than LARGEST_LINE is cut off one byte after that limit, in a run of its own.
+    Run k has the lines that start in the bytes [k * target, (k + 1) * target), so the runs of a
+    compressed file are the parts of the plain file. A run is empty if a line covers all of it. A
+    line longer than LARGEST_LINE is cut off one byte after that limit, in a run of its own.
 
     Raises:
         InputUnreadable: The file is damaged or cannot be read.
     """
     position, pending = 0, b""  # the position of the first byte of `pending`
+    num_open = 0  # runs that have begun: that of `pending`, and those that its last line covers
     in_cut_line = False  # whether the next bytes are the rest of a line that was cut off
     for chunk in unpacked_chunks(file, target):
-        at_end = not chunk
+        following = chunk
         if in_cut_line:
             rest, newline, following = chunk.partition(b"\n")
             position += len(rest) + len(newline)
             in_cut_line = not newline
-        else:
-            following = chunk
-        pending += following
-        last = len(pending) if at_end else pending.rfind(b"\n") + 1
-        if last:
-            yield position, pending[:last]
-            position, pending = position + last, pending[last:]
-        if len(pending) > LARGEST_LINE:
-            yield position, pending[: LARGEST_LINE + 1]
-            position, pending, in_cut_line = position + len(pending), b"", True
+        elif pending and not pending.endswith(b"\n"):
+            line_end = chunk.find(b"\n") + 1
+            pending, following = pending + chunk[:line_end], chunk[line_end:]
+            if chunk and not line_end:
+                pending, num_open = pending + chunk, num_open + 1
+                line_start = pending.rfind(b"\n") + 1
+                if len(pending) - line_start > LARGEST_LINE:
+                    if line_start:
+                        yield position, pending[:line_start]
+                    yield position + line_start, pending[line_start:][: LARGEST_LINE + 1]
+                    position, pending, in_cut_line = position + len(pending), b"", True
+                    num_open = 0
+                continue
+        for number in range(num_open):
+            yield (position, pending) if not number else (position + len(pending), b"")
+        position, pending, num_open = position + len(pending), following, 1
 
 
 def unpacked_chunks(file: str, target: int) -> Iterator[bytes]:

@@ -22,6 +22,8 @@ def text_line_parts(file: str, target: int) -> Iterator[FilePart]:
     """
     number = 0
     for position, block in unpacked_blocks(file, target):
+        if not block:
+            continue
         lines = (block if position else block.removeprefix(_BOM)).split(b"\n")
         if not lines[-1]:
             lines.pop()
