@@ -82,8 +82,11 @@ class ContentEscaper:
         for message in example.messages or ():
             content = message.get("content")
             # Most messages have neither reasoning nor calls.
-            is_plain = type(content) is str and len(message) == 2
-            if scanner.is_in(content) if is_plain else scanner.any_in(message):
+            if len(message) == 2 and isinstance(content, str):
+                is_found = scanner.is_in(content)
+            else:
+                is_found = scanner.any_in(message)
+            if is_found:
                 return True
         joined = (example.prompt or "") + (example.completion or "")
         return scanner.is_in(joined) or scanner.any_in(example.tools)

@@ -106,11 +106,9 @@ class QualityChecks:
         if self._rejects:
             counts.warn("suspects_rejected", example.line)
             raise InvalidRecord(problem.reason, problem.message)
+        # What the renderer finds as well is counted once.
         is_special = problem.reason == "special_tokens_in_text"
-        if is_special:  # a record with several kinds of them is counted once
-            counts.warn_once("special_token_in_content", example.line)
-        else:
-            counts.warn(problem.reason, example.line)
+        counts.warn_once("special_token_in_content" if is_special else problem.reason, example.line)
 
     def _special_problem(
         self, example: Example, contents: Sequence[Any], record: Record
@@ -128,7 +126,9 @@ class QualityChecks:
             if word is not None:
                 return _Problem("special_tokens_in_text", f"message {number} has {word!r}")
         word = self._find_word(example.tools)
-        return word and _Problem("special_tokens_in_text", f"a tool has {word!r}")
+        if word is None:
+            return None
+        return _Problem("special_tokens_in_text", f"a tool has {word!r}")
 
     def _find_word(self, value: Any) -> str | None:
         """Return the first word of the pattern in the strings and keys of JSON values, or None."""
