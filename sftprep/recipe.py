@@ -29,7 +29,7 @@ from sftprep.records.transform import FORMATTED_KEY, RecordFunctions
 from sftprep.tokenize.equivalence.reference_client import ServerAddress
 from sftprep.tokenize.loading.spec import TokenizerSpec
 
-_VERSION = 7
+_VERSION = 8
 """Incremented when the same recipe produces other tokens, masks or weights than before, so that
 older spills are not reused."""
 

@@ -72,6 +72,19 @@ class ByteSearcher:
             {*unescaped, *short_escapes, rb"\u"}
         )
 
+    def may_contain_parts(self, words: Iterable[str]) -> bool:
+        r"""Return whether strings in these lines of JSON may end with the start of a word.
+
+        With the next string, such a string may contain the word. Where `may_contain` is False, no
+        character is an escape. The strings may be in JSON text, where they end with `\"`.
+        """
+        starts = {
+            word[:end].encode("utf-8", "surrogatepass")
+            for word in words
+            for end in range(1, len(word))
+        }
+        return self.contains_any({start + end for start in starts for end in (b'"', b'\\"')})
+
     def _find_pairs(self, pairs: Iterable[bytes]) -> set[bytes]:
         """Return the byte pairs present in the block."""
         missing = {int.from_bytes(pair, "little"): pair for pair in pairs}

@@ -19,6 +19,10 @@ NO_REASONING = "template_without_reasoning"
 """The kind of warning about the records of `REASONING` whose template shows no reasoning of that
 form, not even in the last turn."""
 
+REASONING_LEFT = "reasoning_left"
+"""The kind of warning about records with tags of reasoning that `reasoning="drop"` does not
+remove."""
+
 VARIABLE_NOT_READ = "template_kwarg_not_read"
 """The kind of warning about variables of a record that its template does not read."""
 

@@ -121,6 +121,13 @@ class Counts(Counter[str]):
         super().__init__()
         self.first_lines: dict[str, int] = {}
         self.unread_columns: list[str] = []
+        self._counted_once: set[tuple[str, int]] = set()
+
+    def warn_once(self, kind: str, line: int) -> None:
+        """Count a warning about a record, unless it was counted for this line before."""
+        if (kind, line) not in self._counted_once:
+            self._counted_once.add((kind, line))
+            self.warn(kind, line)
 
     def warn(self, kind: str, line: int, number: int = 1) -> None:
         """Count a warning.

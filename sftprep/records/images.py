@@ -5,10 +5,15 @@ They are detected so that no image is lost without notice.
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from sftprep.records.options import Record
+from sftprep.records.pair_keys import find_pair
+from sftprep.records.roles import PASSED_ROLES, TOOL_CALL, to_role
+from sftprep.records.tool_calls import is_call
 from sftprep.sources.readers.to_jsonl import OPAQUE
 
 IMAGE_KEYS = frozenset({"images", "image"})
@@ -57,6 +62,9 @@ def is_filled(value: Any) -> bool:
 def remove_images(record: Record) -> bool:
     """Remove the images of a record, and their placeholders in its texts.
 
+    The calls of a record and the objects that its tools return are data, which may have a key
+    "image": they are left as they are.
+
     Returns:
         Whether it had any. Without images, nothing is changed: `<image>` may be text about HTML.
     """
@@ -64,35 +72,122 @@ def remove_images(record: Record) -> bool:
     while (key := image_key(record)) is not None:
         del record[key]
         has_images = True
-    contents = {key: value for key, value in record.items() if key not in ("tools", "functions")}
     # All of them, so not `any` of a generator, which stops at the first one.
-    removed = list(map(_remove_parts, contents.values()))
+    removed = [_remove_from(holder) for holder in _find_holders(record)]
     if not any(removed) and not has_images:
         return False
-    record.update({key: _without_placeholders(value) for key, value in contents.items()})
+    for holder in [record, *_find_holders(record)]:
+        _remove_placeholders(holder)
     return True
 
 
-def _remove_parts(value: Any) -> bool:
-    """Remove the images of messages, and image parts from the lists in a value."""
-    if isinstance(value, dict):
-        keys = [key for key in IMAGE_KEYS if key in value and is_filled(value[key])]
+def _remove_from(holder: Any) -> bool:
+    """Remove the image parts from a list, or the keys with images from an object."""
+    if isinstance(holder, dict):
+        keys = [key for key in IMAGE_KEYS if is_filled(holder.get(key))]
         for key in keys:
-            del value[key]
-        return any(list(map(_remove_parts, value.values()))) or bool(keys)
-    if not isinstance(value, list):
-        return False
-    kept = [item for item in value if not is_image_part(item)]
-    is_shorter = len(kept) < len(value)
-    value[:] = kept
-    return any(list(map(_remove_parts, kept))) or is_shorter
+            del holder[key]
+        return bool(keys)
+    kept = [item for item in holder if not is_image_part(item)]
+    is_shorter = len(kept) < len(holder)
+    holder[:] = kept
+    return is_shorter
 
 
-def _without_placeholders(value: Any) -> Any:
-    if isinstance(value, str):
-        return _PLACEHOLDER.sub("", value)
+def _remove_placeholders(holder: Any) -> None:
+    """Remove the placeholders from the strings in a list or an object."""
+    if isinstance(holder, list):
+        holder[:] = [_PLACEHOLDER.sub("", v) if isinstance(v, str) else v for v in holder]
+        return
+    # The answer of a record with tools may be JSON text of calls.
+    may_be_json = bool(holder.get("tools")) or _role_of(holder) in _RESULT_ROLES
+    for key, value in holder.items():
+        if not isinstance(value, str) or key in _NOT_CONTENT:
+            continue
+        if not (may_be_json and _is_json_of_objects(value)):
+            holder[key] = _PLACEHOLDER.sub("", value)
+
+
+# --- the parts of a record that may have images ---------------------------------------------------
+
+_NOT_CONTENT = frozenset(
+    {*("tools", "functions", "chat_template_kwargs"), *("tool_calls", "function_call")}
+)
+"""Keys of a record or a turn with tools and calls, which contain no images."""
+_SPEAKER_KEYS = frozenset({"role", "from", "speaker", "author"})
+_CONTENT_KEYS = frozenset({"content", "value", "text", "parts", "message"})
+_CALL_TYPES = ("tool_call", "tool_use", "function_call", "functionCall")
+_RESULT_TYPES = ("tool_result", "functionResponse", "function_response")
+_RESULT_KEYS = ("content", "response", "output")
+_TEXT_TYPES = ("text", "input_text", "output_text", "reasoning", "thinking")
+_RESULT_ROLES = ("tool", *PASSED_ROLES)
+
+
+def _find_holders(record: Record) -> Iterator[Any]:
+    """Yield the lists and objects of a record that may have images or placeholders.
+
+    They are its turns, the contents of these, and the parts of contents.
+    """
+    for key, value in record.items():
+        if key not in _NOT_CONTENT:
+            yield from _walk(value, in_result=False)
+
+
+def _walk(value: Any, *, in_result: bool) -> Iterator[Any]:
+    """Yield a list or an object, and those in it.
+
+    Args:
+        value: Turns, a turn, the content of a turn, or a part of it.
+        in_result: Whether the value is the content of a tool.
+    """
     if isinstance(value, list):
-        return [_without_placeholders(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _without_placeholders(item) for key, item in value.items()}
-    return value
+        yield value
+        for item in value:
+            # The objects in a result are parts, or what the tool returns.
+            if not in_result or not isinstance(item, dict) or item.get("type") in _TEXT_TYPES:
+                yield from _walk(item, in_result=in_result)
+        return
+    if not isinstance(value, dict) or _is_call_or_turn_of_calls(value):
+        return
+    result = value if value.get("type") in _RESULT_TYPES else None
+    result = next((value[kind] for kind in _RESULT_TYPES if value.get(kind)), result)
+    if result is not None:
+        contents = [result.get(key) for key in _RESULT_KEYS] if isinstance(result, dict) else []
+        for content in contents:
+            if isinstance(content, list):
+                yield from _walk(content, in_result=True)
+        return
+    yield value
+    is_result = _role_of(value) in _RESULT_ROLES
+    for key, item in value.items():
+        if key not in _NOT_CONTENT and (
+            isinstance(item, list)
+            or (isinstance(item, dict) and key in _CONTENT_KEYS and not is_result)
+        ):
+            yield from _walk(item, in_result=in_result or is_result)
+
+
+def _role_of(turn: dict[str, Any]) -> str | None:
+    """Return the role of a turn, under any key of its speaker."""
+    names = (turn.get(key) for key in ("role", "from", "speaker", "author", "type"))
+    return next((role for role in map(to_role, names) if role is not None), None)
+
+
+def _is_call_or_turn_of_calls(value: dict[str, Any]) -> bool:
+    if _role_of(value) == TOOL_CALL:
+        return True
+    if not _SPEAKER_KEYS.isdisjoint(value) or find_pair(value) is not None:
+        return False
+    return (
+        value.get("type") in _CALL_TYPES
+        or any(isinstance(value.get(kind), dict) for kind in _CALL_TYPES)
+        or is_call(value)
+    )
+
+
+def _is_json_of_objects(text: str) -> bool:
+    try:
+        value = json.loads(text) if text.lstrip().startswith(("{", "[")) else None
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) or (isinstance(value, list) and dict in map(type, value))

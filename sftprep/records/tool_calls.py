@@ -53,6 +53,12 @@ def clean_calls(message: Message, where: str) -> Message:
     legacy = message.get("function_call") or None
     if type(calls) is str:
         calls = parse_if_string(calls, f"tool_calls of {where}")
+    if legacy and _is_empty(parse_if_string(legacy, f"function_call of {where}")):
+        legacy = None
+    if type(calls) is dict:
+        calls = [calls]
+    if type(calls) is list and any(map(_is_empty, calls)):
+        calls = [call for call in calls if not _is_empty(call)]
     if calls:
         calls = calls if type(calls) is list else [calls]
         named = [_with_arguments(call, f"tool_calls of {where}") for call in calls]
@@ -68,6 +74,13 @@ def clean_calls(message: Message, where: str) -> Message:
         named = []
     rest = {key: value for key, value in message.items() if key not in _CALL_KEYS}
     return {**rest, "tool_calls": named} if named else rest
+
+
+def _is_empty(value: Any) -> bool:
+    """Return whether a call is null or has no value, as in a table with the columns of calls."""
+    if isinstance(value, dict):
+        return all(map(_is_empty, value.values()))
+    return value == "" or _is_null(value)
 
 
 def _parse_call(call: Any, label: str) -> dict[str, Any]:
@@ -87,19 +100,28 @@ def _arguments(call: dict[str, Any], function: dict[str, Any], label: str) -> An
             that is not known to hold them.
     """
     places = [function] if function is call else [function, call]
-    filled = [place[key] for key in _ARGUMENT_KEYS for place in places if place.get(key)]
+    filled = [
+        place[key]
+        for key in _ARGUMENT_KEYS
+        for place in places
+        if place.get(key) and not _is_null(place[key])
+    ]
     if any(_parse_arguments(value) != _parse_arguments(filled[0]) for value in filled):
         raise InvalidRecord("bad_tool", f"{label} has different arguments under several keys")
     if filled:
         return filled[0]
     present = [place[key] for key in _ARGUMENT_KEYS for place in places if key in place]
     if present:
-        return present[0]
+        return None if _is_null(present[0]) else present[0]
     for place in places:
         for key, value in place.items():
             if key not in _NOT_ARGUMENTS and value and isinstance(value, (dict, list)):
                 raise InvalidRecord("bad_tool", f"{label} has no arguments, but {key!r}")
     return {}
+
+
+def _is_null(arguments: Any) -> bool:
+    return arguments is None or (isinstance(arguments, str) and arguments.strip() == "null")
 
 
 def _with_arguments(call: Any, label: str) -> Any:
@@ -110,11 +132,14 @@ def _with_arguments(call: Any, label: str) -> Any:
     if not isinstance(function, dict):
         return call
     # Most calls have their arguments where templates expect them, and nothing else.
-    if function.get("arguments") and function.keys() <= _USUAL_KEYS and call.keys() <= _USUAL_KEYS:
+    present = function.get("arguments")
+    is_filled = bool(present) and not _is_null(present)
+    if is_filled and function.keys() <= _USUAL_KEYS and call.keys() <= _USUAL_KEYS:
         return call
     arguments = _arguments(call, function, label)
     keys = [key for key in _ARGUMENT_KEYS if key in function or key in call]
-    if not keys or (keys == ["arguments"] and "arguments" in function):
+    is_in_place = keys == ["arguments"] and "arguments" in function
+    if not keys or (is_in_place and arguments is present):
         return call
     rest = {key: value for key, value in function.items() if key not in _ARGUMENT_KEYS}
     renamed = {**rest, "arguments": arguments}

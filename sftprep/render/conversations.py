@@ -8,12 +8,13 @@ from functools import cached_property
 
 import jinja2
 
+from sftprep.chat_template.assistant_spans import is_assistant
 from sftprep.chat_template.compiler.compilation import RenderedPieces
 from sftprep.chat_template.reference.content_forms import to_parts
 from sftprep.chat_template.reference.rendering import REASONING_KEYS, find_variables
 from sftprep.chat_template.template import ChatTemplate, Rendered, to_rendered
 from sftprep.chat_template.tool_call_fallbacks import alternative_forms, find_unusual
-from sftprep.core.omissions import VARIABLE_NOT_READ
+from sftprep.core.omissions import REASONING_LEFT, VARIABLE_NOT_READ
 from sftprep.core.types import Counts, Example, Message
 from sftprep.errors import TemplateError
 from sftprep.recipe import Recipe
@@ -28,6 +29,7 @@ from sftprep.render.reasoning import (
     find_ends,
     find_insertions,
     has_reasoning,
+    has_tags,
     insert_into_pieces,
     insert_into_text,
     is_reasoning_shown,
@@ -87,13 +89,14 @@ class ConversationRenderer:
     def drop_reasoning(self, example: Example, counts: Counts) -> Example:
         """Return an example without reasoning, and count it if it had any."""
         messages, prompt = example.messages or [], example.prompt_messages
-        if not any(map(has_reasoning, messages)):
+        kept = [*map(without_reasoning, messages)]
+        if any(is_assistant(message) and has_tags(message.get("content")) for message in kept):
+            counts.warn(REASONING_LEFT, example.line)
+        if kept == messages:
             return example
         counts.warn("reasoning_removed", example.line)
         return replace(
-            example,
-            messages=[*map(without_reasoning, messages)],
-            prompt_messages=None if prompt is None else [*map(without_reasoning, prompt)],
+            example, messages=kept, prompt_messages=None if prompt is None else kept[: len(prompt)]
         )
 
     def find_omissions(

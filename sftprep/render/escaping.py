@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
 
 from sftprep.core.types import Counts, Example
 from sftprep.errors import TemplateError
@@ -27,7 +26,7 @@ class ContentEscaper:
         return SpecialTokenScanner(self._recipe.tokenizer)
 
     def escape(self, example: Example, counts: Counts) -> str | None:
-        """Count the strings with special tokens in an example, and mark these tokens.
+        """Count an example with special tokens in its strings, and mark these tokens.
 
         Returns:
             The mark, which is now part of the strings of the example; None if nothing is marked,
@@ -37,45 +36,57 @@ class ContentEscaper:
             TemplateError: The example contains every character that could be the mark.
         """
         scanner = self.scanner
-        num_found = self._count(example)
-        if num_found:
-            counts.warn("special_token_in_content", example.line, num_found)
-        messages = example.messages or ()
-        # Reasoning and tool calls are outside the content; most messages have neither.
-        if not self._recipe.escape_special or not (
-            num_found or any(len(m) > 2 and scanner.any_in(m) for m in messages)
-        ):
+        if not self._holds_special_token(example):
             return None
-        content = str((example.text, example.prompt, example.completion, example.messages))
+        counts.warn_once("special_token_in_content", example.line)
+        if not self._recipe.escape_special:
+            return None
+        content = str(
+            (example.text, example.prompt, example.completion, example.messages, example.tools)
+        )
         mark = next((mark for mark in MARKS if mark not in content), None)
         if mark is None:
             raise TemplateError(
                 "a text contains every character that could mark its special tokens as plain text"
             )
         example.text = scanner.insert_marks(example.text, mark)
-        example.prompt = scanner.insert_marks(example.prompt, mark)
-        example.completion = scanner.insert_marks(example.completion, mark)
+        if example.prompt is not None or example.completion is not None:
+            self._mark_completion(example, mark)
         if example.messages is not None:
             # Roles are compared with names, so they are left as they are.
             example.messages = [
                 {**scanner.insert_marks(m, mark), "role": m["role"]} for m in example.messages
             ]
+            example.tools = scanner.insert_marks(example.tools, mark)
             if example.prompt_messages is not None:
                 example.prompt_messages = example.messages[: len(example.prompt_messages)]
         return mark
 
-    def _count(self, example: Example) -> int:
-        """Return the number of strings with a special token.
+    def _mark_completion(self, example: Example, mark: str) -> None:
+        """Mark the special tokens of a prompt and its completion, which are joined."""
+        prompt = example.prompt or ""
+        joined = self.scanner.insert_marks(prompt + (example.completion or ""), mark)
+        end = len(prompt)
+        while end - joined.count(mark, 0, end) < len(prompt):
+            end += 1
+        example.prompt, example.completion = joined[:end], joined[end:]
 
-        The final end token of a plain text is not counted.
+    def _holds_special_token(self, example: Example) -> bool:
+        """Return whether a string of an example contains a special token.
+
+        The final end token of a plain text does not count.
         """
-        strings: list[Any] = [
-            text.removesuffix(self._recipe.tokenizer.eos_token or "")
-            for text in (example.text,)
-            if text
-        ]
-        strings += [text for text in (example.prompt, example.completion) if text]
-        strings += [
-            m["content"] for m in example.messages or () if isinstance(m.get("content"), str)
-        ]
-        return sum(map(self.scanner.is_in, strings))
+        scanner = self.scanner
+        if example.text:
+            return scanner.is_in(example.text.removesuffix(self._recipe.tokenizer.eos_token or ""))
+        for message in example.messages or ():
+            content = message.get("content")
+            # Most messages have neither reasoning nor calls.
+            if len(message) == 2 and isinstance(content, str):
+                is_found = scanner.is_in(content)
+            else:
+                is_found = scanner.any_in(message)
+            if is_found:
+                return True
+        joined = (example.prompt or "") + (example.completion or "")
+        return scanner.is_in(joined) or scanner.any_in(example.tools)

@@ -20,6 +20,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import accumulate
+from typing import Any
 
 from sftprep.chat_template.assistant_spans import is_assistant
 from sftprep.chat_template.compiler.compilation import RenderedPieces
@@ -32,8 +33,14 @@ from sftprep.errors import TemplateError
 EMPTY_BLOCK = re.compile(r"<think>\s*</think>\s*")
 """A block of reasoning without reasoning, as some templates write it."""
 
-_BLOCK = re.compile(r"(?:\A|<think>)(?:(?!<think>).)*?</think>\s*", re.DOTALL)
+_TAG = re.compile(r"</?think(?:ing)?>")
+_BLOCK = re.compile(
+    r"(?:\A|<think(?:ing)?>)(?:(?!<think(?:ing)?>).)*?</think(?:ing)?>\s*", re.DOTALL
+)
 """Reasoning in tags; the first opening tag may be in the generation prompt."""
+_UNCLOSED = re.compile(r"\A\s*<think(?:ing)?>.*\Z", re.DOTALL)
+"""Reasoning without an end, as in an answer that was cut."""
+_OPENING = re.compile(r"<think(?:ing)?>\s*\Z")
 
 _MOST_RENDERED = 100_000
 """The largest sum of the messages of all renderings of one conversation."""
@@ -53,6 +60,26 @@ def has_reasoning(message: Message) -> bool:
     )
 
 
+def has_tags(text: Any) -> bool:
+    """Return whether a text contains a tag of reasoning."""
+    return isinstance(text, str) and "think" in text and _TAG.search(text) is not None
+
+
+def remove_tagged(text: str) -> str:
+    """Remove the reasoning in tags from an answer.
+
+    An unclosed tag at the start is followed by nothing but reasoning; elsewhere it is kept, because
+    it may be text about tags.
+    """
+    return _UNCLOSED.sub("", _BLOCK.sub("", text)) if has_tags(text) else text
+
+
+def remove_from_completion(prompt: str, completion: str) -> tuple[str, str]:
+    """Remove reasoning from a completion, and its opening tag from the end of the prompt."""
+    kept = remove_tagged(completion)
+    return (prompt if kept == completion else _OPENING.sub("", prompt)), kept
+
+
 def without_reasoning(message: Message) -> Message:
     """Return a message without its reasoning.
 
@@ -60,13 +87,56 @@ def without_reasoning(message: Message) -> Message:
         {"role": "assistant", "content": "<think>\\nTwo and two.\\n</think>\\n\\nFour."}
         ->  {"role": "assistant", "content": "Four."}
     """
-    if not has_reasoning(message):
+    content = message.get("content")
+    if not has_reasoning(message) and not (is_assistant(message) and has_tags(content)):
         return message
     kept = {key: value for key, value in message.items() if key not in REASONING_KEYS}
-    content = message.get("content")
-    if isinstance(content, str) and "</think>" in content:
-        kept["content"] = _BLOCK.sub("", content)
+    if isinstance(content, str):
+        kept["content"] = remove_tagged(content)
     return kept
+
+
+def find_emptied(messages: Sequence[Message], kept: Sequence[Message]) -> int | None:
+    """Return the number of the first message, from 1, that was nothing but reasoning, or None.
+
+    Args:
+        messages: The messages.
+        kept: The messages without reasoning.
+    """
+    for number, (before, after) in enumerate(zip(messages, kept, strict=True), 1):
+        is_filled = bool(after.get("tool_calls") or str(after.get("content") or "").strip())
+        if before is not after and not is_filled:
+            return number
+    return None
+
+
+def without_texts_of_calls(messages: Sequence[Message], numbers: Sequence[int]) -> list[Message]:
+    """Return messages, of which some have no text alongside their calls."""
+    return [
+        {**message, "content": ""}
+        if number in numbers and message.get("tool_calls") and message.get("content")
+        else message
+        for number, message in enumerate(messages)
+    ]
+
+
+def without_empty_blocks(
+    spans: tuple[tuple[int, int], ...] | None, text: str
+) -> tuple[tuple[int, int], ...]:
+    """Return spans without the empty blocks of reasoning in a text.
+
+    tuple[int, int]s of None are the whole text.
+    """
+    blocks = [match.span() for match in EMPTY_BLOCK.finditer(text)]
+    kept: list[tuple[int, int]] = []
+    for first, last in ((0, len(text)),) if spans is None else spans:
+        start = first
+        for begin, end in blocks:
+            if start < end and begin < last:
+                kept.append((start, max(start, begin)))
+                start = min(end, last)
+        kept.append((start, last))
+    return tuple(span for span in kept if span[0] < span[1])
 
 
 def is_reasoning_shown(render: Callable[[list[Message]], str], *, in_tags: bool) -> bool:

@@ -12,14 +12,28 @@ from dataclasses import replace
 from sftprep.chat_template.assistant_spans import Unproven, is_assistant
 from sftprep.chat_template.compiler.compilation import RenderedPieces
 from sftprep.chat_template.template import Rendered, to_rendered
-from sftprep.core.omissions import KEY, LAST_REASONING, NO_REASONING, OMISSION_KINDS, REASONING
+from sftprep.core.omissions import (
+    KEY,
+    LAST_REASONING,
+    NO_REASONING,
+    OMISSION_KINDS,
+    REASONING,
+    REASONING_LEFT,
+)
 from sftprep.core.types import Counts, Example, Message, Rejected
 from sftprep.errors import TemplateError
 from sftprep.recipe import Recipe
 from sftprep.render.conservation import NO_OMISSIONS, Omissions, all_occur
 from sftprep.render.conversations import ConversationRenderer
 from sftprep.render.escaping import ContentEscaper
-from sftprep.render.reasoning import EMPTY_BLOCK
+from sftprep.render.reasoning import (
+    EMPTY_BLOCK,
+    find_emptied,
+    has_tags,
+    remove_from_completion,
+    without_empty_blocks,
+    without_texts_of_calls,
+)
 from sftprep.render.rendered_batch import RenderedBatch, Span
 from sftprep.render.templates import RecipeTemplates
 from sftprep.render.token_space.anchors import Anchors
@@ -84,7 +98,7 @@ class Renderer:
                     renderer = (example.tools and self._for_tools) or self
                     renderer._add_chat(example, example.messages, batch, rejected, counts)
                 elif example.text is not None:
-                    self._add_text(example, example.text, batch)
+                    self._add_text(example, example.text, batch, counts)
                 else:
                     self._add_completion(example, batch, counts)
             except TemplateError as error:
@@ -147,6 +161,8 @@ class Renderer:
         recipe, chats = self._recipe, self._chats
         if recipe.reasoning == "drop":
             example = chats.drop_reasoning(example, counts)
+            if self._rejects_empty_turn(messages, example, rejected, counts):
+                return
             messages = example.messages or []
         template = self.templates.template_for(example)
         if example.template_kwargs:
@@ -171,6 +187,25 @@ class Renderer:
             self._add_trained(example, rendering, prompt, batch, counts)
         else:
             batch.add(example.line, rendering.text, plain=False, spans=None, prompt=None)
+
+    def _rejects_empty_turn(
+        self, messages: list[Message], kept: Example, rejected: list[Rejected], counts: Counts
+    ) -> bool:
+        """Reject or count an example of which an answer was nothing but reasoning.
+
+        Returns:
+            Whether the example is rejected.
+        """
+        number = find_emptied(messages, kept.messages or ())
+        if number is None:
+            return False
+        if not self._recipe.reject_suspects:
+            counts.warn_once("empty_target", kept.line)
+            return False
+        counts.warn("suspects_rejected", kept.line)
+        message = f"message {number} is from the assistant and is empty without its reasoning"
+        rejected.append(Rejected(kept.line, 0, "empty_target", message, ""))
+        return True
 
     def _reject_or_count(
         self,
@@ -219,7 +254,7 @@ class Renderer:
         rendered = to_rendered(rendering)
         spans, weights = self._turns.trained_spans(example, rendered)
         if self._has_untrained_block(rendered.text):
-            spans = _without_empty_blocks(spans, rendered.text)
+            spans = without_empty_blocks(spans, rendered.text)
         if weights:
             batch.weights[len(batch.texts)] = weights
         prompt_text = None if prompt is None else prompt.text
@@ -285,17 +320,22 @@ class Renderer:
         omissions = NO_OMISSIONS
         # Texts that are not in a message are searched for in the texts of all turns.
         known_example = replace(example, unread_texts=()) if example.unread_texts else example
-        # All turns are rendered before the first one is added, because the template may reject one.
-        for number, message in enumerate(messages):
+        targets = [
+            number
+            for number, message in enumerate(messages)
             # A turn that comes first has no prompt.
-            if number < max(first_target, 1) or not is_assistant(message) or weights[number] <= 0:
-                continue
+            if number >= max(first_target, 1) and is_assistant(message) and weights[number] > 0
+        ]
+        # The text alongside the calls of an earlier turn is in the sequence of that turn.
+        earlier = without_texts_of_calls(messages, targets)
+        # All turns are rendered before the first one is added, because the template may reject one.
+        for number in targets:
             prompt = self._chats.render_prompt(self.templates.plain, messages[:number], example)
             needs_turns = self.templates.needs_turns
             template = self.templates.with_turns if needs_turns else self.templates.plain
             rendering = self._chats.render(template, messages[: number + 1], example)
             found = self._chats.find_omissions(
-                known_example, messages[: number + 1], template, rendering
+                known_example, [*earlier[:number], messages[number]], template, rendering
             )
             # Reasoning of an earlier turn is in the text of that turn.
             omissions |= found if found.last_reasoning else found.without(REASONING)
@@ -313,7 +353,7 @@ class Renderer:
                 batch.weights[len(batch.texts)] = [(0, len(rendered.text), weight)]
             spans_or_all = rendered.spans if self._turns.trains_spans else None
             if self._has_untrained_block(rendered.text):
-                spans_or_all = _without_empty_blocks(spans_or_all, rendered.text)
+                spans_or_all = without_empty_blocks(spans_or_all, rendered.text)
             batch.add(
                 example.line, rendered.text, plain=False, spans=spans_or_all, prompt=prompt_text
             )
@@ -324,11 +364,20 @@ class Renderer:
 
     # --- plain texts ------------------------------------------------------------------------------
 
-    def _add_text(self, example: Example, text: str, batch: RenderedBatch) -> None:
+    def _add_text(self, example: Example, text: str, batch: RenderedBatch, counts: Counts) -> None:
+        if self._recipe.reasoning == "drop" and has_tags(text):
+            counts.warn(REASONING_LEFT, example.line)
         batch.add(example.line, self._with_ending(text), plain=True, spans=None, prompt=None)
 
     def _add_completion(self, example: Example, batch: RenderedBatch, counts: Counts) -> None:
         prompt, completion = example.prompt or "", example.completion or ""
+        if self._recipe.reasoning == "drop":
+            kept = remove_from_completion(prompt, completion)
+            if kept[1] != completion:
+                counts.warn("reasoning_removed", example.line)
+            prompt, completion = kept
+            if has_tags(completion):
+                counts.warn(REASONING_LEFT, example.line)
         if not completion.strip():
             counts.warn("empty_target", example.line)
         # A plain prompt and completion have no turns: the completion is the assistant's.
@@ -347,20 +396,3 @@ def text_ending(spec: TokenizerSpec) -> str:
     empty for a tokenizer that adds its own end token to every text.
     """
     return "" if spec.eos_token is None or spec.eos_token_id in spec.suffix_ids else spec.eos_token
-
-
-def _without_empty_blocks(spans: tuple[Span, ...] | None, text: str) -> tuple[Span, ...]:
-    """Return spans without the empty blocks of reasoning in a text.
-
-    Spans of None are the whole text.
-    """
-    blocks = [match.span() for match in EMPTY_BLOCK.finditer(text)]
-    kept: list[Span] = []
-    for first, last in ((0, len(text)),) if spans is None else spans:
-        start = first
-        for begin, end in blocks:
-            if start < end and begin < last:
-                kept.append((start, max(start, begin)))
-                start = min(end, last)
-        kept.append((start, last))
-    return tuple(span for span in kept if span[0] < span[1])

@@ -12,6 +12,7 @@ from sftprep.core.omissions import (
     NO_REASONING,
     OMISSION_KINDS,
     REASONING,
+    REASONING_LEFT,
     VARIABLE_NOT_READ,
 )
 from sftprep.errors import (
@@ -73,6 +74,12 @@ KINDS: dict[str, _Kind] = {
     ),
     "images_dropped": _Kind("record", "the images were removed, and the text was kept"),
     "reasoning_removed": _Kind("record", "all reasoning was removed, as the settings specify"),
+    REASONING_LEFT: _Kind(
+        "record",
+        "tags of reasoning remain: they are in a text without turns, or it is not certain where"
+        " the reasoning ends",
+        f"remove it with {setting('transform', 'FILE.py:NAME')}",
+    ),
     "prompt_not_prefix": _Kind(
         "sequence",
         "the tokens of the prompt alone are not a prefix of those of prompt and completion;"

@@ -258,3 +258,39 @@ def test_without_an_omission_there_is_no_column_of_flags(build: Any, tmp_path: P
 @pytest.mark.parametrize("extra", [{"id": "a b1"}, {"date": "2024-07-26 10:00"}, {"score": 5}])
 def test_ids_dates_and_numbers_of_messages_need_not_be_shown(build: Any, extra: Any) -> None:
     assert build([QUESTION, {**ANSWER, **extra}]).manifest.accounting.warnings == {}
+
+
+def test_text_with_a_call_is_judged_in_the_sequence_of_its_turn(
+    records: Any, folder_with: Any, tmp_path: Path
+) -> None:
+    shows_last = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if loop.last or not m.tool_calls %}"
+        "{{ m.content }}{% endif %}{% for c in m.tool_calls or [] %}{{ c.function.name }} "
+        "{{ c.function.arguments | tojson }}{% endfor %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    talk = [QUESTION, calling("Let me look at the harbour.", harbour="Husum"), RESULT, ANSWER]
+    settings: dict[str, Any] = {
+        "reasoning": "expand",
+        "workers": 1,
+        "on_bad_record": "quarantine",
+        "max_rejected": "100%",
+    }
+    for source, number in ((shows_last, 0), (shows_last.replace("loop.last or", ""), 1)):
+        accounting = sftprep.build(
+            records([{"messages": talk}, {"messages": [QUESTION, ANSWER]}]),
+            tokenizer=folder_with(source),
+            output=tmp_path / str(number),
+            **settings,
+        ).manifest.accounting
+        assert accounting.rejected == ({"text_with_call_not_shown": 1} if number else {})
+        assert accounting.warnings == {}
+    prompted = {"prompt": talk[:3], "completion": talk[3:]}
+    accounting = sftprep.build(
+        records([prompted, {"prompt": [QUESTION], "completion": [ANSWER]}]),
+        tokenizer=folder_with(shows_last),
+        output=tmp_path / "prompted",
+        **settings,
+    ).manifest.accounting
+    # The turn of the prompt has no sequence of its own.
+    assert accounting.rejected == {"text_with_call_not_shown": 1}

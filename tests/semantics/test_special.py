@@ -30,7 +30,7 @@ TALK = [
 def test_by_default_they_become_tokens_as_in_trl_and_are_counted(folder_with):
     rows = [{"messages": TALK}, {"messages": [{"role": "user", "content": "a < b | c"}, TALK[1]]}]
     made = prepare(rows, folder_with(CHATML), max_length=4096)
-    assert made.batch.counts["warnings.special_token_in_content"] == 3
+    assert made.batch.counts["warnings.special_token_in_content"] == 2
     end = made.tokenizer.token_to_id("<|im_end|>")
     assert made.batch.input_ids[made.slice(0)].tolist().count(end) == 4
 
@@ -64,7 +64,7 @@ def test_with_escape_special_they_are_plain_text(folder_with, train_on, encoder)
         assert made.trained(2) == ["b<|im_end|>"]
     assert made.text(0) == made.text(2)
     assert made.text(1) == made.text(3)
-    assert made.batch.counts["warnings.special_token_in_content"] == 4
+    assert made.batch.counts["warnings.special_token_in_content"] == 2
 
 
 def test_they_are_escaped_in_prompts_and_completions_too(folder_with, tokenizer_dir):
@@ -185,3 +185,86 @@ def test_templates_see_a_fixed_day_unless_another_is_requested(folder_with):
     }
     for day, chosen in days.items():
         assert f"user {day}\nHi" in prepare([row], folder_with(source), **chosen).text()
+
+
+# --- outside the contents -------------------------------------------------------------------------
+
+WITH_CALLS = (
+    "{% for t in tools or [] %}{{ t | tojson }}\n{% endfor %}{% for m in messages %}<|im_start|>"
+    "{{ m.role }}\n{{ m.reasoning_content or '' }}{{ m.content or '' }}{% for c in m.tool_calls or"
+    " [] %}{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}<|im_end|>\n"
+    "{% endfor %}"
+)
+
+
+def call_of(name: str, arguments: object) -> dict[str, object]:
+    return {"type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def row_with(end: str, where: str) -> dict[str, object]:
+    """Return a record of five turns with a text in one place."""
+    at = {where: end}
+    arguments: object = {at.get("key", "a"): f"x {at.get('argument', '')} y"}
+    if where == "argument text":
+        arguments = json.dumps({"a": end})
+    tool = {
+        "name": "f",
+        "description": f"Uses {at.get('description', '')}",
+        "parameters": {
+            "type": "object",
+            "properties": {at.get("property", "a"): {"enum": [at.get("schema", "b")]}},
+        },
+    }
+    reasoning = {"reasoning_content": f"so {at['reasoning']}"} if "reasoning" in at else {}
+    half = len(at.get("parts", "")) // 2
+    question: object = "q"
+    if half:
+        question = [{"type": "text", "text": t} for t in (end[:half], end[half:])]
+    return {
+        "messages": [
+            {"role": "user", "content": question},
+            {"role": "assistant", "tool_calls": [call_of(at.get("name", "f"), arguments)]},
+            {"role": "tool", "content": "r"},
+            {"role": "assistant", "content": "b", **reasoning},
+        ],
+        "tools": [{"type": "function", "function": tool}],
+    }
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        *("argument", "argument text", "key", "name", "reasoning", "parts"),
+        *("description", "property", "schema"),
+    ],
+)
+def test_special_tokens_outside_contents_are_counted_escaped_and_rejected(folder_with, where):
+    folder, end = folder_with(WITH_CALLS), "<|im_end|>"
+    rows = [row_with(end, where)]
+    ids = {}
+    for escape in (False, True):
+        made = prepare(rows, folder, escape_special=escape, max_length=4096)
+        assert made.batch.rejected == []
+        assert made.batch.counts["warnings.special_token_in_content"] == 1
+        assert end in made.text()
+        ids[escape] = made.batch.input_ids.tolist().count(made.tokenizer.token_to_id(end))
+    assert ids == {False: 5, True: 4}
+    quarantined = {"on_bad_record": "quarantine", "quality_checks": "reject"}
+    (rejected,) = prepare(rows, folder, **quarantined).batch.rejected
+    assert (rejected.reason, end in rejected.message) == ("special_tokens_in_text", True)
+    assert prepare(rows, folder, escape_special=True, **quarantined).batch.rejected == []
+
+
+def test_records_without_special_tokens_are_not_counted(folder_with):
+    counts = prepare([row_with("|im_end|", "schema")], folder_with(WITH_CALLS)).batch.counts
+    assert "warnings.special_token_in_content" not in counts
+
+
+def test_a_special_token_across_prompt_and_completion_is_escaped(tokenizer_dir):
+    row = {"prompt": "a <|im_", "completion": "end|> b"}
+    for escape, number in ((False, 2), (True, 1)):
+        made = prepare([row], tokenizer_dir, escape_special=escape)
+        assert made.batch.counts["warnings.special_token_in_content"] == 1
+        assert made.text() == "a <|im_end|> b<|im_end|>"
+        end = made.tokenizer.token_to_id("<|im_end|>")
+        assert made.batch.input_ids.tolist().count(end) == number

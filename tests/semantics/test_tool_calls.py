@@ -45,7 +45,6 @@ def rejection(row, folder, **settings):
         ('{"harbour": "Husum"}}', "are not JSON"),
         ('{"depth": NaN}', "are not JSON"),
         (json.dumps(json.dumps({"harbour": "Husum"})), "were encoded twice"),
-        ("null", "are JSON text of null"),
         ("[1]", "are JSON text of an array"),
         ("3", "are JSON text of a number"),
         (["Husum"], "are an array"),
@@ -209,3 +208,39 @@ def test_a_function_call_alongside_other_tool_calls_is_a_bad_record():
     no_object = [{"function": "f", "arguments": {"a": 1}}]
     with pytest.raises(InvalidRecord, match="another function_call"):
         clean_calls({**message, "tool_calls": no_object, "function_call": one}, "message 1")
+
+
+# --- calls without a value ------------------------------------------------------------------------
+
+NO_FUNCTION = {"name": None, "arguments": None}
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        {"function_call": NO_FUNCTION},
+        {"function_call": json.dumps(NO_FUNCTION)},
+        {"function_call": {"name": "", "arguments": "null"}},
+        {"tool_calls": [{"id": None, "type": None, "function": NO_FUNCTION}]},
+        {"tool_calls": NO_FUNCTION, "function_call": NO_FUNCTION},
+    ],
+)
+def test_calls_without_a_value_are_no_calls(calls):
+    message = {"role": "assistant", "content": "Hm", **calls}
+    assert clean_calls(message, "message 1") == {"role": "assistant", "content": "Hm"}
+
+
+def test_a_call_without_a_value_does_not_contradict_another_one():
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+    calls = {"tool_calls": [{"function": NO_FUNCTION}, call], "function_call": NO_FUNCTION}
+    message = {"role": "assistant", "content": "", **calls}
+    expected = {"role": "assistant", "content": "", "tool_calls": [call]}
+    assert clean_calls(message, "message 1") == expected
+
+
+@pytest.mark.parametrize("arguments", ["null", " null\n", None])
+def test_null_arguments_as_text_are_null(arguments):
+    for call in ({"name": "f", "arguments": arguments}, {"name": "f", "parameters": arguments}):
+        message = {"role": "assistant", "content": "", "tool_calls": [{"function": call}]}
+        (cleaned,) = clean_calls(message, "message 1")["tool_calls"]
+        assert cleaned == {"function": {"name": "f", "arguments": None}}

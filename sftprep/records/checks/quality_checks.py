@@ -67,7 +67,9 @@ class QualityChecks:
 
     def search_needed(self, data: ByteSearcher) -> bool:
         """Return whether texts in lines of JSON may contain what makes them look wrong."""
-        return bool(self._words) and data.may_contain(self._words)
+        return bool(self._words) and (
+            data.may_contain(self._words) or data.may_contain_parts(self._words)
+        )
 
     def check(self, example: Example, record: Record, counts: Counts, *, search: bool) -> None:
         """Check an example.
@@ -98,24 +100,45 @@ class QualityChecks:
         if problem is None and not (all(contents) and not _any_is_whitespace(contents)):
             problem = _empty_problem(messages, contents)
         if problem is None and (search or not _MEDIA_KEYS.isdisjoint(record)):
-            problem = self._special_problem(contents, record)
+            problem = self._special_problem(example, contents, record)
         if problem is None:
             return
         if self._rejects:
             counts.warn("suspects_rejected", example.line)
             raise InvalidRecord(problem.reason, problem.message)
+        # What the renderer finds as well is counted once.
         is_special = problem.reason == "special_tokens_in_text"
-        name = "special_token_in_content" if is_special else problem.reason
-        counts.warn(name, example.line)
+        counts.warn_once("special_token_in_content" if is_special else problem.reason, example.line)
 
-    def _special_problem(self, contents: Sequence[Any], record: Record) -> _Problem | None:
+    def _special_problem(
+        self, example: Example, contents: Sequence[Any], record: Record
+    ) -> _Problem | None:
         has_media = any(record[key] for key in _MEDIA_KEYS.intersection(record))
         pattern = self._pattern_with_media if has_media else self._pattern
         for number, content in enumerate(contents, 1):
             found = pattern.search(content) if isinstance(content, str) else None
             if found is not None:
                 return _Problem("special_tokens_in_text", f"message {number} has {found[0]!r}")
-        return None
+        # Reasoning, names and calls, and then the tools.
+        for number, message in enumerate(example.messages or (), 1):
+            is_plain = len(message) == 2 and isinstance(message.get("content"), str)
+            word = None if is_plain else self._find_word(message)
+            if word is not None:
+                return _Problem("special_tokens_in_text", f"message {number} has {word!r}")
+        word = self._find_word(example.tools)
+        if word is None:
+            return None
+        return _Problem("special_tokens_in_text", f"a tool has {word!r}")
+
+    def _find_word(self, value: Any) -> str | None:
+        """Return the first word of the pattern in the strings and keys of JSON values, or None."""
+        if isinstance(value, str):
+            found = self._pattern.search(value)
+            return None if found is None else found[0]
+        if isinstance(value, dict):
+            value = [*value, *value.values()]
+        items = value if isinstance(value, list) else ()
+        return next((word for word in map(self._find_word, items) if word is not None), None)
 
 
 def _pattern_of(words: set[str]) -> re.Pattern[str]:

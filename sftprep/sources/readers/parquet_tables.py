@@ -133,13 +133,14 @@ def _inspect_group(file: str, parquet: Any, number: int, columns: Columns) -> _R
     values = sum(metadata.column(k).num_values for k in range(metadata.num_columns))
     longest = _longest_values(file, parquet, number, columns)
     row_bytes = longest + SCALAR_BYTES * values / rows + 1
+    image_bytes = sum(_images_to_decode(parquet, number).values()) / rows
     return _RowGroup(
         number=number,
         rows=metadata.num_rows,
         bytes=metadata.total_byte_size,
         text=text_bytes(metadata.total_byte_size, rows, values, parquet.schema_arrow, columns),
         longest=longest,
-        batch=max(1, min(SLICE_ROWS, int(4 * SLICE_BYTES / row_bytes))),
+        batch=max(1, min(SLICE_ROWS, int(4 * SLICE_BYTES / (row_bytes + image_bytes)))),
     )
 
 
@@ -219,7 +220,8 @@ def _expands(file: str, parquet: Any, group: _RowGroup, columns: Columns) -> boo
 
 def _read_batches(file: str, parquet: Any, group: _RowGroup, columns: Columns) -> Iterator[Any]:
     """Yield the rows of a row group as record batches small enough for memory."""
-    selection = {"row_groups": [group.number], "columns": _decoded_columns(parquet, columns)}
+    decoded_columns = _decoded_columns(parquet, group.number, columns)
+    selection = {"row_groups": [group.number], "columns": decoded_columns}
     if group.longest * group.rows <= 4 * SLICE_BYTES or group.bytes > _SMALL_GROUP:
         yield from parquet.iter_batches(group.batch, **selection)
         return
@@ -234,15 +236,37 @@ def _read_batches(file: str, parquet: Any, group: _RowGroup, columns: Columns) -
         yield from dictionaries.iter_batches(group.batch, **selection)
 
 
-def _decoded_columns(parquet: Any, columns: Columns) -> list[str]:
-    """Return the columns to decode; of images only the path.
+def _decoded_columns(parquet: Any, number: int, columns: Columns) -> list[str]:
+    """Return the columns of a row group to decode; of images only what shows whether they exist.
 
-    The path shows whether there is an image.
+    This is the path; and where an image may have no bytes, the bytes.
     """
+    paths = [path for _, path in _image_leaves(parquet, ".path")]
+    return [
+        *json_columns(parquet.schema_arrow, columns),
+        *paths,
+        *_images_to_decode(parquet, number),
+    ]
+
+
+def _images_to_decode(parquet: Any, number: int) -> dict[str, int]:
+    """Return the paths of the bytes of images that may be null in a row group, with their sizes."""
+    metadata = parquet.metadata.row_group(number)
+    leaves = [(metadata.column(k), path) for k, path in _image_leaves(parquet, ".bytes")]
+    return {
+        path: column.total_uncompressed_size
+        for column, path in leaves
+        if column.statistics is None
+        or not column.statistics.has_null_count
+        or column.statistics.null_count
+    }
+
+
+def _image_leaves(parquet: Any, suffix: str) -> list[tuple[int, str]]:
+    """Return number and path of the columns with the paths, or the bytes, of images."""
     images = image_columns(parquet.schema_arrow)
-    leaves = (parquet.schema.column(k).path for k in range(len(parquet.schema)))
-    paths = [p for p in leaves if p.endswith(".path") and p.split(".")[0] in images]
-    return json_columns(parquet.schema_arrow, columns) + paths
+    leaves = ((k, parquet.schema.column(k).path) for k in range(len(parquet.schema)))
+    return [(k, p) for k, p in leaves if p.endswith(suffix) and p.split(".")[0] in images]
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from sftprep.errors import InputUnreadable
 from sftprep.sources.readers.lines import LARGEST_LINE, FilePart, convert_os_errors
@@ -289,15 +290,37 @@ def _to_objects(array: Any) -> list[Any]:
 def _to_opaque(array: Any, kind: str) -> list[Any]:
     """Return placeholders for the values of a non-JSON array.
 
-    A placeholder is null, an empty list, or the kind of the value.
+    A placeholder is null or an empty list for a value without content, or its kind.
     """
     import pyarrow as pa
 
-    objects: list[Any] = [{OPAQUE: kind}] * len(array)
-    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
-        lengths = array.value_lengths().to_pylist()
-        objects = [value if length else [] for value, length in zip(objects, lengths, strict=True)]
+    empty: list[Any] | None = (
+        [] if pa.types.is_list(array.type) or pa.types.is_large_list(array.type) else None
+    )
+    objects: list[Any] = [
+        {OPAQUE: kind} if has_content else empty for has_content in _has_content(array).tolist()
+    ]
     return _restore_nulls(objects, array)
+
+
+def _has_content(array: Any) -> NDArray[np.bool_]:
+    """Return which values of a non-JSON array have content: bool [values].
+
+    An image without bytes and path has none, nor has a list without an item with content.
+    """
+    import pyarrow as pa
+
+    has_content: NDArray[np.bool_] = array.is_valid().to_numpy(zero_copy_only=False).copy()
+    kind = array.type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        fields = [_has_content(array.field(k)) for k in range(kind.num_fields)]
+        has_content &= np.logical_or.reduce(fields)
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        offsets = array.offsets.to_numpy()
+        items = array.values.slice(offsets[0], offsets[-1] - offsets[0])
+        num_filled = np.concatenate(([0], np.cumsum(_has_content(items))))[offsets - offsets[0]]
+        has_content &= num_filled[1:] > num_filled[:-1]
+    return has_content
 
 
 def _dictionary_to_objects(array: Any) -> list[Any]:

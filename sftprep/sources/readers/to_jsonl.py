@@ -217,9 +217,11 @@ def _opaque_kind(value: Any) -> str | None:
     if isinstance(value, (bytes, bytearray, memoryview)):
         return "bytes"
     if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
-        return "image"  # `datasets` stores images and audio in this form
+        # `datasets` stores images and audio in this form; without bytes and path it is empty.
+        return "image" if any(item is not None for item in value.values()) else None
     if isinstance(value, (list, tuple)) and value:
-        kind = _opaque_kind(value[0])
+        items = value if isinstance(value[0], dict) else value[:1]
+        kind = next((kind for kind in map(_opaque_kind, items) if kind is not None), None)
         return f"list of {kind}" if kind is not None else None
     if value is None or isinstance(value, (str, int, float, list, tuple, Mapping)):
         return None

@@ -66,20 +66,21 @@ class SpecialTokenScanner:
     def may_be_in(self, data: ByteSearcher) -> bool:
         """Return whether lines of JSON may contain a special token.
 
-        For most data the answer is False, and then no string of theirs needs to be searched.
+        For most data the answer is False, and then no string of theirs needs to be searched. Parts
+        of a content, which are joined, may contain it together.
         """
-        return data.may_contain(self._tokens)
+        return data.may_contain(self._tokens) or data.may_contain_parts(self._tokens)
 
     def is_in(self, text: str) -> bool:
         """Return whether a string contains a special token."""
         return any(start in text for start in self._starts) and self._search(text) is not None
 
     def any_in(self, value: Any) -> bool:
-        """Return whether any string in JSON values contains a special token."""
+        """Return whether any string or key in JSON values contains a special token."""
         if isinstance(value, str):
             return self.is_in(value)
         if isinstance(value, dict):
-            return any(map(self.any_in, value.values()))
+            return any(map(self.any_in, value)) or any(map(self.any_in, value.values()))
         return isinstance(value, list) and any(map(self.any_in, value))
 
     def insert_marks(self, value: Any, mark: str) -> Any:
@@ -89,7 +90,10 @@ class SpecialTokenScanner:
                 self._sub(lambda match: mark + match.group(), value) if self.is_in(value) else value
             )
         if isinstance(value, dict):
-            return {key: self.insert_marks(item, mark) for key, item in value.items()}
+            return {
+                self.insert_marks(key, mark): self.insert_marks(item, mark)
+                for key, item in value.items()
+            }
         if isinstance(value, list):
             return [self.insert_marks(item, mark) for item in value]
         return value
