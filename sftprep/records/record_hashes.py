@@ -126,7 +126,7 @@ class RecordHasher:
 
         An empty content is a turn of its own, but not alongside calls.
         """
-        empty = (None, [], {}, "") if message.get("tool_calls") else (None, [], {})
+        empty: tuple[Any, ...] = (None, [], {}, "") if message.get("tool_calls") else (None, [], {})
         return {
             key: value
             for key, value in message.items()
@@ -138,7 +138,7 @@ def _number_calls(messages: list[Message]) -> list[Message]:
     """Return messages whose ids of calls and results are numbers, or absent.
 
     An id becomes the position of its first occurrence. If the results have the ids of the calls in
-    order, or there are no results, no id says more than the order does, so they are removed.
+    order, or there are none, the order says as much as the ids, so these are removed.
 
     Example:
         ids of calls: "x7", "x9", ids of results: "x9", "x7"  ->  0, 1 and 1, 0

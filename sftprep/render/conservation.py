@@ -36,13 +36,13 @@ from sftprep.render.content_leaves import (
     ANYWHERE,
     Leaf,
     SentinelCopy,
-    WrittenValues,
     find_structural_strings,
     remove_sentinels,
     to_leaves,
 )
 from sftprep.render.spellings import cannot_be_in, iter_spellings, occurs
 from sftprep.render.unread_keys import UnreadCopy
+from sftprep.render.written_values import WrittenValues
 
 _SURE_LENGTH = 8
 """Shorter strings may occur in a text by chance."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from sftprep.core.omissions import (
 )
 from sftprep.core.types import Message, function_of
 from sftprep.render.tool_leaves import Scalar, copy_tool, find_tool_leaves
+from sftprep.render.written_values import WrittenValues
 
 ANYWHERE = -1
 """The turn of leaves that may occur anywhere in the text: system messages and tools."""
@@ -47,47 +48,6 @@ class Leaf:
     turn: int
     value: str | int | float
     call: int = -1
-
-
-class WrittenValues:
-    """The objects written by a rendering.
-
-    Args:
-        text: The rendered text.
-        pieces: The strings that it consists of.
-        written_as_json: Values that the template converted to JSON, with the results.
-    """
-
-    def __init__(
-        self,
-        text: str = "",
-        pieces: Iterable[str] = (),
-        written_as_json: Iterable[tuple[Any, str]] = (),
-    ) -> None:
-        # A string that is written for one leaf is not written for another one, but everything in an
-        # object or a list is written with it.
-        self._strings = set(map(id, pieces))
-        self._containers: set[int] = set()
-        for value, json_text in written_as_json:
-            if id(json_text) in self._strings or json_text in text:
-                (self._strings if isinstance(value, str) else self._containers).add(id(value))
-
-    def has_part_of(self, tool: Any) -> bool:
-        """Return whether a tool was written, or its function, or the parameters of that."""
-        function = function_of(tool)
-        parts = function.values() if isinstance(function, dict) else ()
-        return not self._containers.isdisjoint(map(id, (tool, function, *parts)))
-
-    def take(self, value: Any) -> bool:
-        """Return whether a value was written; for a string, only the first time."""
-        key = id(value)
-        if key in self._containers:
-            return isinstance(value, dict | list)
-        # Python has only one object for each single character, so those are never certain.
-        if key not in self._strings or not isinstance(value, str) or len(value) < 2:
-            return False
-        self._strings.remove(key)
-        return True
 
 
 def to_leaves(
