@@ -28,7 +28,7 @@ class UnreadCopy:
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._texts = frozenset(texts)
+        self._texts = [*texts]
         self.sentinels: list[str] = []
 
     def copy_message(self, message: Message) -> Message:
@@ -58,7 +58,11 @@ class UnreadCopy:
             return {key: self._replace(item) for key, item in value.items()}
         if isinstance(value, list):
             return [self._replace(item) for item in value]
-        if not isinstance(value, str | int | float) or str(value).strip() not in self._texts:
+        if not isinstance(value, str | int | float):
+            return value
+        # A text may be a part of JSON text.
+        written = str(value)
+        if not any(text in written for text in self._texts):
             return value
         # Lowercase letters and digits only: no template changes or splits it.
         self.sentinels.append(f"zqu{len(self.sentinels):08d}uqz")
