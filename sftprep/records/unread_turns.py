@@ -125,12 +125,9 @@ def _find_unread_words(turns: list[Any], read: frozenset[str]) -> Iterator[str]:
             continue
         has_content = any(turn.get(key) for key in (*_CONTENT_KEYS, *_CALL_KEYS))
         for key, value in turn.items():
-            if (
-                key in _READ_KEYS
-                or key in SWITCH_KEYS
-                or key in _METADATA
-                or _SWITCH.fullmatch(key.lower())
-            ):
+            if key in _READ_KEYS or key in _METADATA or _SWITCH.fullmatch(key.lower()):
+                continue
+            if key in _CONTENT_KEYS and isinstance(value, dict | list):  # typed parts
                 continue
             is_content = key.lower() in _CONTENT_NAMES or (
                 not has_content and _WORDS_OF_METADATA.isdisjoint(split_key(key))

@@ -70,7 +70,6 @@ def test_text_under_an_unknown_key_of_a_turn_is_counted(
         ({"role": "tool", "content": "", "result": 42}, True),
         ({"role": "tool", "content": "", "reading": 42}, True),
         ({"role": "tool", "content": "", "reading": {"value": 42.5, "unit": "m"}}, True),
-        ({"role": "tool", "content": None, "output": "Oder"}, False),  # it is read
         ({"role": "tool", "content": "", "value": "Oder"}, False),
         ({"role": "user", "content": "q q", "hint": "Oder"}, True),
         ({"role": "user", "content": "q q", "hint": "user"}, True),  # which the template writes
