@@ -8,9 +8,10 @@ For each chat template of the package trl (and of the tokenizers in a folder), a
 conversation (a system message, reasoning of an earlier turn, text alongside a call, two calls,
 tools, the name of a speaker, ...), transformers renders the conversation with a unique string in
 place of every content. What its text lacks are the omissions of the template. The check of
-`sftprep` then judges the same conversation as sftprep renders it, with four kinds of contents:
+`sftprep` then judges the same conversation as sftprep renders it, with five kinds of contents:
 those strings; long texts that need escapes; strings of a few characters; the same string
-everywhere. The benchmark counts, by kind, the omissions that the check missed and its false alarms.
+everywhere; strings that templates write by themselves. The benchmark counts, by kind, the omissions
+that the check missed and its false alarms.
 
 With files of records, each conversation is rendered by one of the templates in turn, and judged in
 the same way.
@@ -49,7 +50,13 @@ SPECIAL_TOKENS = {
     "pad_token": "<pad>",
     "unk_token": "<unk>",
 }
-STYLES = ("sentinels", "long", "short", "same")
+STYLES = ("sentinels", "long", "short", "same", "structure")
+
+_STRUCTURE = (
+    *("assistant", "You are a helpful assistant.", "tool_call", "description", "commentary"),
+    *("Cutting Knowledge Date", "arguments", "parameters", "functions", "look_up"),
+)
+"""Strings that chat templates write by themselves."""
 
 MessagesAndTools = tuple[list[dict[str, Any]], list[Any] | None]
 Value = Callable[..., Any]
@@ -73,12 +80,15 @@ class Contents:
             value = f"sentinel{position:03d}value"
         elif kind in (CALL, TOOLS) and not is_prose:
             # Templates may refuse a name that is not an identifier.
-            value = {"long": f"fetch_all_{position}", "short": "get", "same": "look_up"}[self.style]
+            names = {"short": "get", "same": "look_up", "structure": "function"}
+            value = names.get(self.style, f"fetch_all_{position}")
         elif self.style == "long":
             value = f'Part {position} says <b>"hi"</b> & it\'s naïve: {position * 7919}'
         elif self.style == "short":
             words = ("Oslo", "yes", "no", "7", "ok", "go", "red", "tea", "cat", "dog")
             value = words[position % len(words)]
+        elif self.style == "structure":
+            value = _STRUCTURE[position % len(_STRUCTURE)]
         else:
             value = "Yes, of course it is"
         self.kinds.append(kind)
@@ -118,6 +128,10 @@ def features() -> dict[str, Callable[[Value], MessagesAndTools]]:
         "nested parameters": lambda new: (
             [user(new), answer(new)],
             [_tool(new, _nested_parameters)],
+        ),
+        "numbers of parameters": lambda new: (
+            [user(new), answer(new)],
+            [_tool(new, _numeric_parameters)],
         ),
         "flat parameters": lambda new: ([user(new), answer(new)], [_tool(new, _flat_parameters)]),
         "a call repeats a parameter": _with_call_of_tool,
@@ -180,6 +194,15 @@ def _nested_parameters(new: Value) -> dict[str, Any]:
         "properties": {new(TOOLS): _choice(new)},
     }
     return {"type": "object", "properties": {new(TOOLS): place}, "required": []}
+
+
+def _numeric_parameters(new: Value) -> dict[str, Any]:
+    choice = {
+        "type": "integer",
+        "enum": [new(TOOLS, number=True), new(TOOLS, number=True)],
+        "default": new(TOOLS, number=True),
+    }
+    return {"type": "object", "properties": {new(TOOLS): choice}}
 
 
 def _flat_parameters(new: Value) -> dict[str, Any]:
@@ -298,7 +321,8 @@ def compare(templates: dict[str, str]) -> Outcome:
             if expected is None:
                 continue
             for style in STYLES:
-                messages, tools = make(Contents(style))
+                # Parsers make each string an object of its own.
+                messages, tools = json.loads(json.dumps(make(Contents(style))))
                 try:
                     rendering = template.render_pieces(messages, tools)
                 except SftprepError:
@@ -409,7 +433,9 @@ class Record:
         if message["role"] == "assistant" and isinstance(content, str) and "</think>" in content:
             before, _, after = content.partition("</think>")
             opening, tag, thought = before.rpartition("<think>")
-            reasoning, answer = self.new(REASONING, thought), self.new(kind, after)
+            is_line = before.endswith("\n") and after.startswith("\n")
+            kind_before = REASONING if tag or is_line else kind
+            reasoning, answer = self.new(kind_before, thought), self.new(kind, after)
             copied["content"] = f"{opening}{tag}\n{reasoning}\n</think>\n\n{answer}"
         elif isinstance(content, str):
             copied["content"] = self.new(kind, content)
@@ -459,15 +485,17 @@ class Record:
                 copied[key] = {names[name]: self.schema(inner) for name, inner in value.items()}
             elif key in ("description", "default", "enum"):
                 items = value if isinstance(value, list) else [value]
-                new_items = [
-                    self.tool_string(item) if isinstance(item, str) else item for item in items
-                ]
+                new_items = [self.tool_value(item) for item in items]
                 copied[key] = new_items if isinstance(value, list) else new_items[0]
             elif isinstance(value, dict):
                 copied[key] = self.schema(value)
         if "required" in schema:
             copied["required"] = [names.get(name, name) for name in schema["required"]]
         return copied
+
+    def tool_value(self, value: Any) -> Any:
+        """Return a sentinel for a description or a possible value of a parameter."""
+        return self.tool_string(value) if isinstance(value, str) else self.new(TOOLS, value)
 
     def tool_string(self, value: str) -> str:
         """Return a sentinel that is as long as a string, since templates cut long types."""

@@ -31,7 +31,7 @@ from sftprep.recipe import Recipe
 from sftprep.records.checks.quality_checks import QualityChecks
 from sftprep.records.checks.unread_columns import UnreadColumns
 from sftprep.records.formats import record_reader
-from sftprep.records.options import InvalidRecord, find_long_numbers, parse_exactly
+from sftprep.records.options import InvalidRecord, RepeatedKeys, find_long_numbers, parse_exactly
 from sftprep.records.pretokenized import to_token_batch
 from sftprep.records.record_hashes import RecordHasher
 from sftprep.records.transform import RecordFunctions, transform_lines
@@ -319,10 +319,12 @@ def read_examples(
         rounded = set()
     examples: list[Example] = []
     num_blank = 0
+    repeated_keys = RepeatedKeys(data, lines)
     for number, line in enumerate(lines):
         record = parse_line(line, number)
         if type(record) is dict:
             try:
+                repeated_keys.check(record, line, number)
                 if number in rounded:
                     record = parse_exactly(line, record)
                 example = read(record, number)

@@ -32,13 +32,14 @@ from sftprep.pipeline.sequence_stats import (
 )
 from sftprep.pipeline.spill import Spill, map_spill, read_spill, spill_path, write_spill
 from sftprep.recipe import RecipeFile
+from sftprep.records.record_hashes import HASHES_VERSION
 from sftprep.sources.lanes import LanePositions, find_lane_positions
 from sftprep.sources.partition import Partition, read_partition
 
 _SAMPLES_AT_START = 16
 """Texts at the start of a build that the reference encoder encodes as well, in addition to one in a
 thousand of all texts."""
-_FACTS_VERSION = 1
+_FACTS_VERSION = 2
 """Incremented when spills have other facts than before, so that older ones are not reused."""
 _IN_FLIGHT_BYTES = 20 << 20
 _IN_FLIGHT_SECONDS = 1.0
@@ -195,7 +196,7 @@ def _read_lines(task: TokenizeTask) -> _Lines:
     content = xxhash.xxh3_128_hexdigest(data)
     hash_by = None if task.stats is None else task.stats.hash_by
     # The key of a spill without hashes does not depend on those that other builds need.
-    hashes = () if hash_by is None else ("hashes", hash_by)
+    hashes = () if hash_by is None else ("hashes", HASHES_VERSION, hash_by)
     key = digest(task.recipe_key, task.format, content, _FACTS_VERSION, *hashes)[:40]
     return _Lines(data, content, key)
 

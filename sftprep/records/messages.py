@@ -14,7 +14,7 @@ from typing import Any
 from sftprep.core.types import Message
 from sftprep.records.content_parts import from_parts
 from sftprep.records.images import IMAGE_KEYS, is_filled
-from sftprep.records.options import InvalidRecord, Record, RecordOptions, require_string
+from sftprep.records.options import InvalidRecord, Record, RecordOptions, load_json, require_string
 from sftprep.records.pair_keys import (
     ANSWER_REASONING_KEYS,
     CONTEXT_KEYS,
@@ -108,7 +108,7 @@ def _plain_message(turn: Any) -> Message | None:
 def _parse_turns(value: Any, name: str) -> list[Any]:
     if type(value) is str and value.lstrip().startswith("["):
         try:
-            value = json.loads(value)
+            value = load_json(value, f'"{name}"')
         except (ValueError, RecursionError) as error:
             raise InvalidRecord(
                 "bad_row", f'"{name}" is text that is not JSON: {type(error).__name__}'

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sftprep.core.repeated_keys import count_keys_of_lines, find_repeated_key
 from sftprep.records.roles import PASSED_ROLES
 from sftprep.sources.readers.to_jsonl import OPAQUE
 
@@ -18,6 +20,10 @@ TRANSFORM = "transform"
 # regular expression.
 _DIGITS_TO_0 = bytes(48 if 48 <= byte < 58 else byte for byte in range(256))
 _LONG_NUMBER = b"0" * 19
+
+
+_BEFORE_VALUE = b" \t\r\xef\xbb\xbf"
+"""Whitespace and the bytes of a byte order mark."""
 
 
 class InvalidRecord(Exception):
@@ -143,6 +149,74 @@ def require_string(value: Any, label: str) -> str:
     raise InvalidRecord("bad_type", f"{label} is a {type(value).__name__}, not text")
 
 
+class RepeatedKeys:
+    """The check for repeated keys in the lines of a partition.
+
+    Args:
+        data: The lines, as one string of bytes.
+        lines: The lines, without their newlines.
+    """
+
+    def __init__(self, data: bytes, lines: Sequence[bytes]) -> None:
+        self._num_keys = count_keys_of_lines(data, lines)
+
+    def check(self, record: Record, line: bytes, number: int) -> None:
+        """Raise InvalidRecord if an object of a record has a key several times.
+
+        Args:
+            record: The record, as it was parsed.
+            line: Its line.
+            number: The number of the line, from 0.
+        """
+        num_keys = self._num_keys[number]
+        if line[:1] != b"{" and line.lstrip(_BEFORE_VALUE)[:1] == b"[":
+            num_keys += 1  # a list of messages has no key "messages"
+        known = len(record)
+        if num_keys == known:
+            return
+        messages = record.get("messages")
+        if type(messages) is list:
+            try:
+                known += sum(map(dict.__len__, messages))
+            except TypeError:  # a message that is not an object
+                known = len(record)
+            if num_keys == known:
+                return
+        key = find_repeated_key(line, record, num_keys)
+        if key is not None:
+            raise InvalidRecord("repeated_key", f"an object has the key {key!a} several times")
+
+
+def load_json(text: str, label: str) -> Any:
+    """Return the value of JSON text within a record.
+
+    Args:
+        text: The text.
+        label: What the text is, for the message.
+
+    Raises:
+        ValueError, RecursionError: The text is not JSON, or nested too deeply.
+        InvalidRecord: An object in it has a key several times.
+    """
+    # The standard library, not orjson: it reads integers of any size and keeps their digits.
+    value = json.loads(text)
+    check_keys(text, value, label)
+    return value
+
+
+def check_keys(text: str, value: Any, label: str) -> None:
+    """Raise InvalidRecord if an object in JSON text has a key several times.
+
+    Args:
+        text: The text.
+        value: What a parser made of it.
+        label: What the text is, for the message.
+    """
+    key = find_repeated_key(text, value)
+    if key is not None:
+        raise InvalidRecord("repeated_key", f"{label} has the key {key!a} several times")
+
+
 def parse_if_string(value: Any, label: str) -> Any:
     """Parse the JSON in a string; return any other value unchanged.
 
@@ -151,13 +225,12 @@ def parse_if_string(value: Any, label: str) -> Any:
         label: What the value is, for the message.
 
     Raises:
-        InvalidRecord: The string is not JSON.
+        InvalidRecord: The string is not JSON, or repeats a key.
     """
     if not isinstance(value, str):
         return value
-    # The standard library, not orjson: it reads integers of any size and keeps their digits.
     try:
-        return json.loads(value)
+        return load_json(value, label)
     except (ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise InvalidRecord("bad_tool", f"{label} is a string that is not JSON: {why}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from sftprep.records.conversations import (
     read_system,
     to_turns,
 )
-from sftprep.records.options import InvalidRecord, Record, RecordOptions, require_string
+from sftprep.records.options import InvalidRecord, Record, RecordOptions, load_json, require_string
 from sftprep.records.pair_keys import ANSWER_REASONING_KEYS, CONTEXT_KEYS
 from sftprep.records.tool_calls import is_call, parse_calls
 from sftprep.records.unread_turns import find_unread
@@ -106,7 +105,7 @@ def _read_calls(record: Record, answer: str, options: RecordOptions) -> list[Mes
     if not text.lstrip().startswith(("[", "{")):
         return None
     try:
-        calls = json.loads(text)
+        calls = load_json(text, f'"{answer}"')
     except (ValueError, RecursionError):
         return None  # text that starts like JSON
     calls = calls if isinstance(calls, list) else [calls]

@@ -4,7 +4,8 @@
    dates and scores differ between records that are trained on alike.
 2. It is read as for a template that shows everything, so that the hash does not depend on the
    tokenizer. Of a message, only keys count that some template is known to show, or that this one
-   mentions.
+   mentions. The ids of calls are replaced by their positions in the conversation, or removed where
+   the results are in the order of the calls.
 3. It is written as JSON with sorted keys, which is hashed with and without whitespace.
 """
 
@@ -28,9 +29,14 @@ from sftprep.records.roles import SHOWN_KEYS
 from sftprep.records.switches import SWITCH_KEYS
 from sftprep.sources.readers.jsonl import parse_line, split_lines
 
+HASHES_VERSION = 2
+"""Incremented when the same record has another hash than before, so that hashes of older spills are
+not compared with new ones."""
+
 _MESSAGE_KEYS = SHOWN_KEYS | SWITCH_KEYS | {"role", "content", "images"}
 """Keys of messages that some template shows, or that specify what is trained."""
 _NOT_COMPARED = ("line", "bare", "images_dropped", "unread_texts", "unread_switch")
+_CALL_KEYS_NOT_COMPARED = frozenset({"id", "index", "type"})
 _ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
 _OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY
 
@@ -110,18 +116,73 @@ class RecordHasher:
         }
         for name in ("messages", "prompt_messages"):
             if content[name] is not None:
-                content[name] = [self._shown(message) for message in content[name]]
+                content[name] = [self._shown(message) for message in _number_calls(content[name])]
         if isinstance(example.pretokenized, PretokenizedRow):
             content["pretokenized"] = dataclasses.astuple(example.pretokenized)
         return {name: value for name, value in content.items() if value is not None}
 
     def _shown(self, message: Message) -> Message:
-        """Return the keys of a message shown by some template, without empty values."""
+        """Return the keys of a message shown by some template, without empty values.
+
+        An empty content is a turn of its own, but not alongside calls.
+        """
+        empty: tuple[Any, ...] = (None, [], {}, "") if message.get("tool_calls") else (None, [], {})
         return {
             key: value
             for key, value in message.items()
-            if (key in _MESSAGE_KEYS or key in self._words) and value not in (None, [], {})
+            if (key in _MESSAGE_KEYS or (key in self._words and key != "id")) and value not in empty
         }
+
+
+def _number_calls(messages: list[Message]) -> list[Message]:
+    """Return messages whose ids of calls and results are numbers, or absent.
+
+    An id becomes the position of its first occurrence. If the results have the ids of the calls in
+    order, or there are none, the order says as much as the ids, so these are removed.
+
+    Example:
+        ids of calls: "x7", "x9", ids of results: "x9", "x7"  ->  0, 1 and 1, 0
+    """
+    if not any(message.get("tool_calls") or "tool_call_id" in message for message in messages):
+        return messages
+    number_of: dict[str, int] = {}
+    numbers_of_calls: list[int | None] = []
+    numbers_of_results: list[int | None] = []
+
+    def to_number(identifier: Any) -> int | None:
+        if identifier in (None, ""):
+            return None
+        return number_of.setdefault(str(identifier), len(number_of))
+
+    numbered: list[Message] = []
+    for message in messages:
+        copied = dict(message)
+        calls = message.get("tool_calls")
+        if isinstance(calls, list):
+            copied["tool_calls"] = copied_calls = []
+            for call in calls:
+                if not isinstance(call, dict):
+                    copied_calls.append(call)
+                    continue
+                numbers_of_calls.append(to_number(call.get("id")))
+                rest = {k: v for k, v in call.items() if k not in _CALL_KEYS_NOT_COMPARED}
+                copied_calls.append({"id": numbers_of_calls[-1], **rest})
+        if "tool_call_id" in message:
+            numbers_of_results.append(to_number(message["tool_call_id"]))
+            copied["tool_call_id"] = numbers_of_results[-1]
+        numbered.append(copied)
+    are_named = {*numbers_of_results} != {None}
+    if are_named and numbers_of_results != numbers_of_calls[: len(numbers_of_results)]:
+        return numbered
+    return [_without_ids(message) for message in numbered]
+
+
+def _without_ids(message: Message) -> Message:
+    kept = {key: value for key, value in message.items() if key != "tool_call_id"}
+    for call in kept.get("tool_calls") or ():
+        if isinstance(call, dict):
+            del call["id"]
+    return kept
 
 
 def _parse(line: bytes) -> Record:

@@ -15,6 +15,7 @@ from typing import Any
 
 from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.core.types import Message, function_of
+from sftprep.records.pair_keys import split_key
 from sftprep.records.roles import TOOL_CALL, to_role
 from sftprep.records.switches import SWITCH_KEYS
 
@@ -25,6 +26,8 @@ _READ_KEYS = SWITCH_KEYS | {"role", "from", "tool_calls", "function_call", *_TEX
 _KEYS_OF_CALLS = frozenset({"id", "type", "index", "function", "name", "arguments"})
 _READ_KEYS_OF_MESSAGES = _READ_KEYS | {"content"}
 _READ_KEYS_OF_VALUES = _READ_KEYS | {"value"}
+_CONTENT_KEYS = ("content", "value", "text", "parts", "message")
+_CALL_KEYS = ("tool_calls", "function_call")
 _MOST_WORK = 1 << 28
 """The largest product of texts and characters of the strings that are searched."""
 _METADATA = frozenset(
@@ -34,6 +37,20 @@ _METADATA = frozenset(
     }
 )
 """Keys at any depth whose values describe a turn and are not a part of it."""
+_CONTENT_NAMES = frozenset(
+    {
+        *("hint", "answer", "answers", "result", "results", "output", "response", "completion"),
+        *("solution", "explanation", "rationale", "code", "options", "choices"),
+        *("text", "value", "content", "instruction", "question", "context"),
+    }
+)
+"""Keys of turns whose values are a part of the turn even if they are single words or numbers."""
+_WORDS_OF_METADATA = frozenset(
+    {
+        *("id", "ids", "url", "hash", "length", "len", "tokens", "count", "num", "score"),
+        *("time", "date", "type", "name", "source", "model", "index", "reason", "timestamp"),
+    }
+)
 _WORD = re.compile(r"[^\s\d!-/:-@\[-`{-~]{2}")
 _UNSPACED_WORDS = re.compile(
     r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u9fff\uac00-\ud7af]{4}"
@@ -73,7 +90,9 @@ def find_unread(turns: Any, messages: list[Message]) -> tuple[tuple[str, ...], b
         for value in _values_read(message)
         for text in _strings_in(value, with_json=True)
     ]
-    return tuple(_find_unread_texts(partly_read, read)), any(map(_has_unread_switch, partly_read))
+    unread = _find_unread_texts(partly_read, read)
+    unread |= dict.fromkeys(_find_unread_words(partly_read, frozenset(read)))
+    return tuple(unread), any(map(_has_unread_switch, partly_read))
 
 
 def _find_unread_texts(turns: list[Any], read: list[str]) -> dict[str, None]:
@@ -94,6 +113,43 @@ def _find_unread_texts(turns: list[Any], read: list[str]) -> dict[str, None]:
         if text not in joined:
             unread[text] = None
     return unread
+
+
+def _find_unread_words(turns: list[Any], read: frozenset[str]) -> Iterator[str]:
+    """Yield the single words and numbers of turns that are content and not read.
+
+    They are content under a key whose name suggests it, and in a turn without any other content.
+    """
+    for turn in turns:
+        if type(turn) is not dict:
+            continue
+        has_content = any(turn.get(key) for key in (*_CONTENT_KEYS, *_CALL_KEYS))
+        for key, value in turn.items():
+            if key in _READ_KEYS or key in _METADATA or _SWITCH.fullmatch(key.lower()):
+                continue
+            if key in _CONTENT_KEYS and isinstance(value, dict | list):  # typed parts
+                continue
+            is_content = key.lower() in _CONTENT_NAMES or (
+                not has_content and _WORDS_OF_METADATA.isdisjoint(split_key(key))
+            )
+            if is_content:
+                yield from (word for word in _iter_words(value) if word not in read)
+
+
+def _iter_words(value: Any) -> Iterator[str]:
+    """Yield the strings and numbers in a JSON value, as strings."""
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict):
+            stack.extend(inner for key, inner in item.items() if key not in _METADATA)
+        elif isinstance(item, list):
+            stack.extend(item)
+        elif isinstance(item, str):
+            if item.strip() and not is_text(item) and not item.startswith(("{", "[")):
+                yield item.strip()
+        elif type(item) in (int, float):
+            yield str(item)
 
 
 def is_text(value: str) -> bool:

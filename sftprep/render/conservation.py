@@ -9,9 +9,11 @@ check:
 2. The leaves of a turn are searched for in the text after those of the turn before, in each
    spelling that templates use (raw, JSON with its escapes, Python repr); system messages and tools
    are searched for anywhere.
-3. A leaf that is short, or that occurs more than once in the record, could be found by chance. Such
-   leaves are decided by a second rendering, in which every leaf is a unique sentinel. Records of
-   the same shape (roles, kinds of leaves, keys of arguments) share this rendering.
+3. A leaf that is short, that occurs more than once in the record, or that the template could write
+   by itself (it is in its source, or in another string of the record, such as a role) could be
+   found by chance. Such leaves are decided by a second rendering, in which every leaf is a unique
+   sentinel. Records of the same shape (roles, kinds of leaves, keys of arguments) share this
+   rendering.
 
 Cost: where a template is compiled, a content that is written unchanged is the same object in the
 list of rendered pieces, and a record whose contents are all found this way is done after one
@@ -23,7 +25,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -34,17 +36,22 @@ from sftprep.render.content_leaves import (
     ANYWHERE,
     Leaf,
     SentinelCopy,
-    WrittenValues,
+    find_structural_strings,
+    remove_sentinels,
     to_leaves,
 )
+from sftprep.render.spellings import cannot_be_in, iter_spellings, occurs
+from sftprep.render.unread_keys import UnreadCopy
+from sftprep.render.written_values import WrittenValues
 
 _SURE_LENGTH = 8
 """Shorter strings may occur in a text by chance."""
-_UNESCAPED = re.compile(r"[A-Za-z0-9 .,]{8,64}")
-"""A part of a string that JSON and Python write unchanged."""
+_WORD = re.compile(r"[^\W\d_]{4,}")
 _MOST_WORK = 1 << 28
 """The largest product of leaves and characters of the text that is searched."""
 _SHAPES_KEPT = 4096
+_MOST_CHARACTERS_KEPT = 1 << 23
+"""The limits on the sentinel renderings that are kept: their number, and their characters."""
 _MOST_MESSAGES_KEPT = 256
 """The sentinel rendering of a longer conversation is not kept: its shape rarely occurs again."""
 
@@ -56,6 +63,20 @@ class Conversation(NamedTuple):
     tools: list[Any] | None = None
     variables: dict[str, Any] | None = None
     """Variables of the template that the record sets."""
+
+
+@dataclass(frozen=True, slots=True)
+class SentinelRendering:
+    """What a template writes for a record whose leaves are sentinels.
+
+    Attributes:
+        unwritten: The numbers of the leaves that it does not write.
+        structure: What it writes besides the leaves: its own text, roles, keys and dates. A leaf
+            that is in this text may be found although it is not written.
+    """
+
+    unwritten: frozenset[int]
+    structure: str
 
 
 Render = Callable[[Conversation], str]
@@ -105,10 +126,12 @@ class ConservationCheck:
 
     def __init__(self, render: Render, source: str = "") -> None:
         self._render = render
-        self._source = source
-        # By shape, the numbers of the leaves that the sentinel rendering lacks; None where the
-        # template refuses the sentinels.
-        self._unwritten_by_shape: dict[Any, frozenset[int] | None] = {}
+        self._words = frozenset(
+            map(str.lower, _WORD.findall(source))
+        )  # the words that the template itself may write
+        # By shape; None where the template refuses the sentinels.
+        self._sentinels_by_shape: dict[Any, SentinelRendering | None] = {}
+        self._characters_kept = 0  # of the sentinel renderings
 
     def find_omissions(
         self,
@@ -129,7 +152,24 @@ class ConservationCheck:
         """
         missing = self._find_leaf_omissions(conversation, text, pieces, written_as_json)
         is_shown = all_occur(unread_texts, [text])
+        if unread_texts and is_shown:
+            is_shown = self._shows_unread_keys(conversation, unread_texts)
         return missing if is_shown else missing | Omissions(frozenset({KEY}))
+
+    def _shows_unread_keys(self, conversation: Conversation, unread_texts: Sequence[str]) -> bool:
+        """Return whether the template writes the texts under keys without a known meaning.
+
+        The text may contain them by chance, as the template writes words and numbers of its own.
+        """
+        copy = UnreadCopy(unread_texts)
+        messages = [copy.copy_message(message) for message in conversation.messages]
+        if not copy.sentinels:  # no message has such a key, unless it is one of a part
+            return any(isinstance(message.get("content"), list) for message in messages)
+        try:
+            text = self._render(conversation._replace(messages=messages))
+        except Exception:  # a template may refuse the sentinels for any reason
+            return True
+        return all(sentinel in text for sentinel in copy.sentinels)
 
     def _find_leaf_omissions(
         self,
@@ -147,7 +187,7 @@ class ConservationCheck:
         if not leaves:
             return NO_OMISSIONS
         if len(leaves) * len(text) <= _MOST_WORK and all(
-            _cannot_be_in(leaf.value, text) for leaf in leaves
+            cannot_be_in(leaf.value, text) for leaf in leaves
         ):
             return _to_omissions(leaves, messages)
         return self._search(conversation, text)
@@ -160,8 +200,8 @@ class ConservationCheck:
         Most templates strip contents, for example.
 
         A piece that equals a leaf is the leaf, unless the template or another value of the record
-        could have written it: it must not be a string of the record itself, or occur in the source
-        of the template, and there must be as many pieces as leaves.
+        could have written it: it must not be another string of the record, or consist of words in
+        the source of the template, and there must be as many pieces as leaves.
         """
         unchanged = {id(value) for message in messages for value in message.values()}
         lengths = {len(leaf.value) for leaf in leaves if isinstance(leaf.value, str)}
@@ -171,14 +211,20 @@ class ConservationCheck:
             if len(stripped := piece.strip()) in lengths and id(piece) not in unchanged
         )
         num_leaves = Counter(leaf.value for leaf in leaves)
+        structural = set(find_structural_strings(messages))
         return [
             leaf
             for leaf in leaves
             if not isinstance(leaf.value, str)
             or leaf.kind == TOOLS
             or num_written[leaf.value] < num_leaves[leaf.value]
-            or leaf.value in self._source
+            or leaf.value in structural
+            or self._could_write(leaf.value)
         ]
+
+    def _could_write(self, value: str) -> bool:
+        """Return whether a string has no word that the source of the template lacks."""
+        return all(word[0].lower() in self._words for word in _WORD.finditer(value))
 
     def _search(
         self,
@@ -190,33 +236,34 @@ class ConservationCheck:
         leaves = to_leaves(messages, conversation.tools)
         if len(leaves) * len(text) > _MOST_WORK:
             # The search takes quadratic time, the sentinels do not.
-            unwritten = self._find_unwritten(conversation, leaves)
-            if unwritten is not None:
-                return _to_omissions([leaves[number] for number in unwritten], messages)
+            rendering = self._render_sentinels(conversation, leaves)
+            if rendering is not None:
+                return _to_omissions([leaves[number] for number in rendering.unwritten], messages)
             # Only a search without a result reads the whole text.
             found = _search_leaves(leaves, text, most_misses=1 + _MOST_WORK // len(text))
             omitted = [leaf for leaf, shown in zip(leaves, found, strict=True) if not shown]
             return _to_omissions(omitted, messages)
-        found, unsure = _search_leaves(leaves, text), _find_ambiguous(leaves)
-        if not all(found) or unsure:
-            unwritten = self._find_unwritten(conversation, leaves)
-            if unwritten is not None:
-                found = [
-                    number not in unwritten
-                    if found[number] and number in unsure
-                    # The search in order may have taken an occurrence of another leaf.
-                    else found[number] or (number not in unwritten and _occurs(leaf.value, text))
-                    for number, leaf in enumerate(leaves)
-                ]
+        found = _search_leaves(leaves, text)
+        rendering = self._render_sentinels(conversation, leaves)
+        if rendering is not None:
+            unwritten = rendering.unwritten
+            unsure = _find_ambiguous(leaves, rendering, find_structural_strings(messages))
+            found = [
+                number not in unwritten
+                if found[number] and number in unsure
+                # The search in order may have taken an occurrence of another leaf.
+                else found[number] or (number not in unwritten and occurs(leaf.value, text))
+                for number, leaf in enumerate(leaves)
+            ]
         omitted = [leaf for leaf, shown in zip(leaves, found, strict=True) if not shown]
         return _to_omissions(omitted, messages)
 
-    def _find_unwritten(
+    def _render_sentinels(
         self,
         conversation: Conversation,
         leaves: list[Leaf],
-    ) -> frozenset[int] | None:
-        """Return the numbers of the leaves not written for a record of this shape.
+    ) -> SentinelRendering | None:
+        """Return the sentinel rendering for a record of this shape.
 
         Returns:
             None if the template refuses the sentinels.
@@ -229,18 +276,26 @@ class ConservationCheck:
         except RecursionError:
             return None
         shape = (tuple(sentinel_copy.shape), json.dumps(variables, sort_keys=True, default=str))
-        if shape in self._unwritten_by_shape:
-            return self._unwritten_by_shape[shape]
-        unwritten = None
+        if shape in self._sentinels_by_shape:
+            return self._sentinels_by_shape[shape]
+        rendering = None
         if len(sentinel_copy.sentinels) == len(leaves):
             with suppress(Exception):  # a template may refuse the sentinels for any reason
                 sentinels = Conversation(sentinel_messages, sentinel_tools, variables)
-                unwritten = sentinel_copy.find_unwritten(self._render(sentinels))
+                text = self._render(sentinels)
+                rendering = SentinelRendering(
+                    sentinel_copy.find_unwritten(text), remove_sentinels(text)
+                )
         if len(messages) <= _MOST_MESSAGES_KEPT:
-            if len(self._unwritten_by_shape) >= _SHAPES_KEPT:
-                self._unwritten_by_shape.clear()
-            self._unwritten_by_shape[shape] = unwritten
-        return unwritten
+            if (
+                len(self._sentinels_by_shape) >= _SHAPES_KEPT
+                or self._characters_kept >= _MOST_CHARACTERS_KEPT
+            ):
+                self._sentinels_by_shape.clear()
+                self._characters_kept = 0
+            self._sentinels_by_shape[shape] = rendering
+            self._characters_kept += 0 if rendering is None else len(rendering.structure)
+        return rendering
 
 
 def are_written_unchanged(messages: Sequence[Message], pieces: Sequence[str]) -> bool:
@@ -269,7 +324,7 @@ def are_written_unchanged(messages: Sequence[Message], pieces: Sequence[str]) ->
 
 def all_occur(texts: Sequence[str], rendered: Sequence[str]) -> bool:
     """Return whether each text is in one of the rendered texts, in any spelling."""
-    return all(any(_occurs(text, shown) for shown in rendered) for text in texts)
+    return all(any(occurs(text, shown) for shown in rendered) for text in texts)
 
 
 def _search_leaves(leaves: Sequence[Leaf], text: str, most_misses: int | None = None) -> list[bool]:
@@ -288,13 +343,13 @@ def _search_leaves(leaves: Sequence[Leaf], text: str, most_misses: int | None = 
             found.append(True)
             continue
         if leaf.turn == ANYWHERE:
-            found.append(_occurs(leaf.value, text))
+            found.append(occurs(leaf.value, text))
             continue
         if leaf.turn != turn:
             turn, start = leaf.turn, end
         position = -1
-        if not _cannot_be_in(leaf.value, text):
-            for form in _spellings(leaf.value):
+        if not cannot_be_in(leaf.value, text):
+            for form in iter_spellings(leaf.value):
                 position = text.find(form, start)
                 if position >= 0:
                     break
@@ -305,63 +360,23 @@ def _search_leaves(leaves: Sequence[Leaf], text: str, most_misses: int | None = 
     return found
 
 
-def _find_ambiguous(leaves: Sequence[Leaf]) -> set[int]:
+def _find_ambiguous(
+    leaves: Sequence[Leaf], rendering: SentinelRendering, structural: Iterable[str]
+) -> set[int]:
     """Return the numbers of the leaves with possible matches by chance.
 
-    They are the short leaves, those of tools, and those that occur in another leaf.
+    They are the short leaves, those of tools, those that occur in another leaf or another string
+    of the record, and those that the template writes by itself.
     """
-    everything = "\0".join(str(leaf.value) for leaf in leaves)
+    everything = "\0".join([*(str(leaf.value) for leaf in leaves), *structural])
+    structure = rendering.structure
     return {
         number
         for number, leaf in enumerate(leaves)
-        if _may_match_by_chance(leaf) or everything.count(str(leaf.value)) > 1
+        if _may_match_by_chance(leaf)
+        or everything.count(str(leaf.value)) > 1
+        or (not cannot_be_in(leaf.value, structure) and occurs(leaf.value, structure))
     }
-
-
-def _occurs(value: str | int | float, text: str) -> bool:
-    return any(form in text for form in _spellings(value))
-
-
-def _cannot_be_in(value: str | int | float, text: str) -> bool:
-    """Return whether a text certainly contains no spelling of a value.
-
-    This is certain if the text lacks a part common to all spellings.
-    """
-    if not isinstance(value, str):
-        return False
-    shared = _UNESCAPED.search(value)
-    return shared is not None and shared[0] not in text
-
-
-def _spellings(value: str | int | float) -> Iterator[str]:
-    """Yield the forms of a value in templates, the frequent ones first."""
-    if not isinstance(value, str):
-        yield json.dumps(value)
-        yield str(value)
-        return
-    yield value
-    once = _json_spellings(value)
-    yield from once
-    # The arguments as JSON text that is written as JSON.
-    for form in once:
-        yield from _json_spellings(form)
-    if (shown := repr(value)[1:-1]) != value:
-        yield shown
-
-
-def _json_spellings(value: str) -> list[str]:
-    """Return the forms of a string inside JSON, if they differ from the string.
-
-    The forms are with and without characters beyond ASCII, and as `tojson` escapes the string.
-    """
-    forms = []
-    for ascii_only in (False, True):
-        form = json.dumps(value, ensure_ascii=ascii_only)[1:-1]
-        html = form
-        for character, code in (("<", "003c"), (">", "003e"), ("&", "0026"), ("'", "0027")):
-            html = html.replace(character, f"\\u{code}")
-        forms += [form, html]
-    return [form for form in dict.fromkeys(forms) if form != value]
 
 
 def _may_match_by_chance(leaf: Leaf) -> bool:

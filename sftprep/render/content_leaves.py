@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,8 @@ from sftprep.core.omissions import (
     TOOLS,
 )
 from sftprep.core.types import Message, function_of
-from sftprep.render.tool_leaves import copy_tool, find_tool_leaves
+from sftprep.render.tool_leaves import Scalar, copy_tool, find_tool_leaves
+from sftprep.render.written_values import WrittenValues
 
 ANYWHERE = -1
 """The turn of leaves that may occur anywhere in the text: system messages and tools."""
@@ -47,47 +48,6 @@ class Leaf:
     turn: int
     value: str | int | float
     call: int = -1
-
-
-class WrittenValues:
-    """The objects written by a rendering.
-
-    Args:
-        text: The rendered text.
-        pieces: The strings that it consists of.
-        written_as_json: Values that the template converted to JSON, with the results.
-    """
-
-    def __init__(
-        self,
-        text: str = "",
-        pieces: Iterable[str] = (),
-        written_as_json: Iterable[tuple[Any, str]] = (),
-    ) -> None:
-        # A string that is written for one leaf is not written for another one, but everything in an
-        # object or a list is written with it.
-        self._strings = set(map(id, pieces))
-        self._containers: set[int] = set()
-        for value, json_text in written_as_json:
-            if id(json_text) in self._strings or json_text in text:
-                (self._strings if isinstance(value, str) else self._containers).add(id(value))
-
-    def has_part_of(self, tool: Any) -> bool:
-        """Return whether a tool was written, or its function, or the parameters of that."""
-        function = function_of(tool)
-        parts = function.values() if isinstance(function, dict) else ()
-        return not self._containers.isdisjoint(map(id, (tool, function, *parts)))
-
-    def take(self, value: Any) -> bool:
-        """Return whether a value was written; for a string, only the first time."""
-        key = id(value)
-        if key in self._containers:
-            return isinstance(value, dict | list)
-        # Python has only one object for each single character, so those are never certain.
-        if key not in self._strings or not isinstance(value, str) or len(value) < 2:
-            return False
-        self._strings.remove(key)
-        return True
 
 
 def to_leaves(
@@ -130,6 +90,20 @@ def to_leaves(
     return leaves
 
 
+def find_structural_strings(messages: Sequence[Message]) -> list[str]:
+    """Return the strings of messages that are not leaves but that templates may write.
+
+    They are roles, names of the tools of results, ids, and the types of calls.
+    """
+    found = [message.get("role") for message in messages]
+    for message in messages:
+        if len(message) > 2:
+            found += [message.get(key) for key in ("tool_call_id", "id")]
+            found += [call.get(key) for call in _find_calls(message) for key in ("id", "type")]
+            found += [] if _has_speaker(message) else [message.get("name")]
+    return [value for value in found if isinstance(value, str)]
+
+
 def _add_text(
     leaves: list[Leaf], kind: str, turn: int, text: str, written_values: WrittenValues
 ) -> None:
@@ -155,17 +129,20 @@ def _add_tools(leaves: list[Leaf], tools: list[Any], written_values: WrittenValu
     # Strings are not taken: parsers share the keys of objects, so the piece that is the name of a
     # parameter may be a key of a call.
     if any(map(written_values.has_part_of, tools)):
-        strings: list[str] = []
+        values: list[Scalar] = []
 
-        def add(value: str) -> str:
-            strings.append(value)
+        def add(value: Scalar) -> Scalar:
+            values.append(value)
             return value
 
         for tool in tools:
             copy_tool(tool, add, written_values.take)
     else:
-        strings = [*find_tool_leaves(tools).strings]
-    leaves += [Leaf(TOOLS, ANYWHERE, value.strip()) for value in strings]
+        values = [*find_tool_leaves(tools).values]
+    leaves += [
+        Leaf(TOOLS, ANYWHERE, value.strip() if isinstance(value, str) else value)
+        for value in values
+    ]
 
 
 def _has_speaker(message: Message) -> bool:
@@ -202,10 +179,18 @@ def _split_content(message: Message) -> list[tuple[str, str]]:
     if message.get("role") == "assistant" and "</think>" in content:
         before, _, answer = content.partition("</think>")
         text, tag, reasoning = before.partition("<think>")
-        if not tag:  # the template of DeepSeek-R1 writes the opening tag
-            text, reasoning = "", before
-        return [("text", text), ("think", reasoning), ("text", answer)]
+        if tag:
+            return [("text", text), ("think", reasoning), ("text", answer)]
+        # The template of DeepSeek-R1 writes the opening tag. The closing tag is then on a line of
+        # its own, as opposed to one that an answer mentions.
+        role = "think" if _is_line(before, answer) else "text"
+        return [("text", ""), (role, before), ("text", answer)]
     return [("text", content)]
+
+
+def _is_line(before: str, after: str) -> bool:
+    """Return whether a tag between two texts is on a line of its own."""
+    return (not before or before.endswith("\n")) and (not after or after.startswith("\n"))
 
 
 def _find_calls(message: Message) -> list[Any]:
@@ -256,8 +241,13 @@ def _iter_scalars(value: Any, written_values: WrittenValues) -> Iterator[str | i
 # --- sentinels ------------------------------------------------------------------------------------
 
 
-_SENTINEL = re.compile(r"zqx(\d{8})xqz|918(\d{8})|jv(\d+)w")
+_SENTINEL = re.compile(r"zqx(\d{8})xqz|918(\d{8})|jv(\d+)w+|917(\d{8})")
 _FIRST_NUMBER = 918_0000_0000
+
+
+def remove_sentinels(text: str) -> str:
+    """Return a text with a null character in place of each sentinel."""
+    return _SENTINEL.sub("\0", text)
 
 
 @dataclass(slots=True)
@@ -305,13 +295,15 @@ class SentinelCopy:
     def find_unwritten(self, text: str) -> frozenset[int]:
         """Return the numbers of the sentinels missing in a text."""
         return frozenset(range(len(self.sentinels))) - {
-            self._first_of_tools + int(tool) if tool else int(word or number)
-            for word, number, tool in _SENTINEL.findall(text)
+            self._first_of_tools + int(tool or value) if tool or value else int(word or number)
+            for word, number, tool, value in _SENTINEL.findall(text)
         }
 
     def _copy_content(self, message: Message, copy: Message) -> None:
         parts = _split_content(message)
         self.shape.append(tuple((role, bool(part.strip())) for role, part in parts))
+        if len(parts) > 1 and isinstance(message.get("content"), str):
+            self.shape.append("<think>" in message["content"].partition("</think>")[0])
         if isinstance(message.get("content"), list):
             new_parts = []
             for part in message["content"]:

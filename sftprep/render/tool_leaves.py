@@ -1,10 +1,11 @@
-"""Strings with meaning in the schema of a tool, and a copy of it with sentinels in their place.
+"""Values with meaning in the schema of a tool, and a copy of it with sentinels in their place.
 
 The schema may be in any layout: the layouts of OpenAI, Anthropic and MCP, and tables of parameters
-without a schema. These strings have a meaning:
+without a schema. These values have a meaning:
 
 1. Names and descriptions, at any depth, and the names of parameters, which are keys.
-2. The strings that a parameter may have: enumerations, defaults and examples.
+2. The strings and numbers that a parameter may have: enumerations, defaults and examples. Limits,
+   such as `minimum` and `pattern`, are not searched for.
 3. Under any other key, strings of several words. Words of the schema language, such as types and
    formats, and the titles that libraries write for names, are not searched for.
 
@@ -21,8 +22,13 @@ from typing import Any
 
 import orjson
 
-_LEAF_KEYS = frozenset({"name", "description", "enum", "const", "default", "example", "examples"})
+Scalar = str | int | float
+
+_VALUE_KEYS = frozenset({"enum", "const", "default", "example", "examples"})
+"""Keys of possible values of a parameter, whose numbers have a meaning as well."""
+_LEAF_KEYS = _VALUE_KEYS | {"name", "description"}
 """Keys whose strings have a meaning, even if they are single words."""
+_FIRST_NUMBER = 917_0000_0000
 _SKIPPED_KEYS = frozenset({"type", "title", "format", "pattern", "required", "$schema", "$ref"})
 """Keys whose strings are words of the schema language, or repeat a name."""
 _TABLE_KEYS = frozenset({"parameters", "input_schema", "inputSchema", "arguments"})
@@ -38,23 +44,23 @@ parameter, the description of the parameter is missing."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolLeaves:
-    """The strings with a meaning in a list of tools.
+    """The strings and numbers with a meaning in a list of tools.
 
     Attributes:
-        strings: The strings, in order.
+        values: The strings and numbers, in order.
         sentinels: A unique sentinel for each of them.
         copy: The tools with the sentinels, which must not be modified.
-        shape: The copy as JSON: what the rendering depends on apart from the strings.
+        shape: The copy as JSON: what the rendering depends on apart from the values.
     """
 
-    strings: tuple[str, ...]
+    values: tuple[Scalar, ...]
     sentinels: tuple[str, ...]
     copy: list[Any]
     shape: str
 
 
 def find_tool_leaves(tools: list[Any]) -> ToolLeaves:
-    """Return the strings with a meaning in a list of tools."""
+    """Return the strings and numbers with a meaning in a list of tools."""
     try:
         data = orjson.dumps(tools)
     except TypeError:  # an integer beyond 64 bits, or values that are nested deeply
@@ -64,18 +70,22 @@ def find_tool_leaves(tools: list[Any]) -> ToolLeaves:
 
 @lru_cache(maxsize=64)
 def _find_leaves(data: bytes) -> ToolLeaves:
-    strings: list[str] = []
+    values: list[Scalar] = []
     sentinels: list[str] = []
 
-    def replace(value: str) -> str:
-        strings.append(value)
+    def replace(value: Scalar) -> Scalar:
+        values.append(value)
+        if not isinstance(value, str):
+            number = _FIRST_NUMBER + len(sentinels)
+            sentinels.append(str(number))
+            return number
         # As long as the value, if possible: templates leave out types whose text is long.
         sentinels.append(f"jv{len(sentinels)}w".ljust(len(value), "w"))
         return sentinels[-1]
 
     copied = [copy_tool(tool, replace) for tool in json.loads(data)]
     return ToolLeaves(
-        strings=tuple(strings), sentinels=tuple(sentinels), copy=copied, shape=json.dumps(copied)
+        values=tuple(values), sentinels=tuple(sentinels), copy=copied, shape=json.dumps(copied)
     )
 
 
@@ -84,13 +94,13 @@ def _never(_: Any) -> bool:
 
 
 def copy_tool(
-    tool: Any, replace: Callable[[str], str], is_written: Callable[[Any], bool] = _never
+    tool: Any, replace: Callable[[Any], Any], is_written: Callable[[Any], bool] = _never
 ) -> Any:
-    """Return a copy of a tool in which each string with a meaning is replaced.
+    """Return a copy of a tool in which each value with a meaning is replaced.
 
     Args:
         tool: The tool.
-        replace: Called with each of these strings, in order; returns the string in its place.
+        replace: Called with each of these values, in order; returns the one in its place.
         is_written: Whether the template is known to have written an object or a list, which is
             then left out.
 
@@ -102,12 +112,14 @@ def copy_tool(
 
 
 def _copy(
-    value: Any, key: str, replace: Callable[[str], str], is_written: Callable[[Any], bool]
+    value: Any, key: str, replace: Callable[[Any], Any], is_written: Callable[[Any], bool]
 ) -> Any:
     """Return the copy of a value under a key; the items of a list are under the key of the list."""
     if isinstance(value, str):
         is_leaf = key in _LEAF_KEYS or (key not in _SKIPPED_KEYS and len(value.split(None, 1)) > 1)
         return replace(value) if is_leaf and value.strip() else value
+    if type(value) in (int, float) and key in _VALUE_KEYS:
+        return replace(value)
     if not isinstance(value, dict | list) or is_written(value):
         return value
     if isinstance(value, list):
@@ -128,7 +140,7 @@ def _copy(
     return copied
 
 
-def _copy_name(name: str, replace: Callable[[str], str]) -> str:
+def _copy_name(name: str, replace: Callable[[Any], Any]) -> str:
     return name if name in _KEPT_NAMES or not name.strip() else replace(name)
 
 

@@ -19,7 +19,38 @@ def run(source, tokenizer_dir, output, **more):
     ).manifest
 
 
+def called(first, second, *, results=None, content="", **keys):
+    """Return a record with two calls and their results, in the order of the calls by default."""
+    calls = [
+        {"type": "function", "function": {"name": name, "arguments": {"n": 1}}} for name in "fg"
+    ]
+    for call, name in zip(calls, (first, second), strict=True):
+        if name is not None:
+            call["id"] = name
+    results = (first, second) if results is None else results
+    turns = [
+        {"role": "tool", "content": "r", **({} if name is None else {"tool_call_id": name})}
+        for name in results
+    ]
+    call_turn = {"role": "assistant", "content": content, "tool_calls": calls}
+    return {"messages": [QUESTION, call_turn, *turns, ANSWER], **keys}
+
+
+def without_content(record):
+    first, call_turn, *others = record["messages"]
+    kept = {key: value for key, value in call_turn.items() if key != "content"}
+    return {"messages": [first, kept, *others]}
+
+
 EQUAL = [
+    [called("call_a7", "call_a8"), called("call_b7", "x", id=2)],
+    [called("call_a7", "call_a8"), called(None, None)],
+    [
+        called("a7", "a8", results=("a8", "a7")),
+        called("b7", "b8", results=("b8", "b7")),
+    ],
+    [called("a", "b"), called("a", "b", content=None)],
+    [called("a", "b"), without_content(called("c", "d"))],
     [{"text": "a", "id": 1, "score": 0.5}, {"id": 2, "text": "a", "at": "2024-01-01"}],
     [{"text": "a b"}, {"text": "a  b\n", "id": 2}],
     [{"prompt": "a", "completion": "b", "id": 1}, {"completion": "b", "prompt": "a", "id": 2}],
@@ -41,6 +72,12 @@ EQUAL = [
     [{"input_ids": [5, 6, 7], "id": 1}, {"input_ids": [5, 6, 7], "attention_mask": [1, 1, 1]}],
 ]
 DIFFERENT = [
+    [called("a", "b"), called("a", "b", results=("b", "a"))],
+    [called("a", "b"), called("a", "b", content="Wait.")],
+    [
+        {"messages": [QUESTION, {**ANSWER, "content": ""}, QUESTION, ANSWER]},
+        {"messages": [QUESTION, QUESTION, ANSWER]},
+    ],
     [{"text": "a"}, {"text": "b"}],
     [{"text": r"x \ni y"}, {"text": r"x \ti y"}],
     [
@@ -90,6 +127,20 @@ def test_ids_do_not_move_records_between_training_and_evaluation(tokenizer_dir, 
         held.append(origins(tmp_path / name / "eval"))
     assert held[0] == held[1]
     assert 10 < len(held[0]) < 60
+
+
+def test_ids_of_calls_do_not_move_records_between_training_and_evaluation(tokenizer_dir, tmp_path):
+    rows = []
+    for n in range(60):
+        for name in ("a", "b"):
+            row = called(f"call_{name}{n}", f"call_{name}{n + 1}")
+            row["messages"][0] = {"role": "user", "content": f"Question {n}?"}
+            rows.append(row)
+    run(rows, tokenizer_dir, tmp_path / "o", eval_fraction=0.3)
+    held = origins(tmp_path / "o" / "eval")
+    assert 4 < len(held) < 100
+    assert {origin // 2 * 2 for origin in held} == {o for o in held if o % 2 == 0}
+    assert {origin // 2 * 2 + 1 for origin in held} == {o for o in held if o % 2 == 1}
 
 
 def test_the_keys_of_duplicates_by_decide_about_duplicates_and_evaluation(tokenizer_dir, tmp_path):

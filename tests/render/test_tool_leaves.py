@@ -14,7 +14,7 @@ from sftprep.render.tool_leaves import copy_tool, find_tool_leaves
 
 
 def strings_of(tool: Any) -> list[str]:
-    return [*find_tool_leaves([tool]).strings]
+    return [*find_tool_leaves([tool]).values]
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def strings_of(tool: Any) -> list[str]:
                 },
                 "required": ["a1"],
             },
-            ["a1", "b1", "c1", "d1"],
+            ["a1", "b1", "c1", 2, "d1"],
         ),
         ('{"city": {"type": "str"}}', ['{"city": {"type": "str"}}']),
         ({"$defs": {"Place": {"description": "e1"}}, "note": "two words", "id": "one"}, None),
@@ -71,7 +71,7 @@ def test_sentinels_are_unique_and_as_long_as_the_strings() -> None:
     tools = [{"name": f"a_long_name_{n}", "description": "a"} for n in range(12)]
     found = find_tool_leaves(tools)
     assert len({*found.sentinels}) == 24
-    assert [*map(len, found.sentinels[::2])] == [*map(len, found.strings[::2])]
+    assert [*map(len, found.sentinels[::2])] == [*map(len, found.values[::2])]
     assert found.copy[0] == {"name": found.sentinels[0], "description": found.sentinels[1]}
 
 
@@ -122,7 +122,7 @@ def test_tools_that_are_written_as_a_whole_have_no_omission(tools: list[Any]) ->
 
 @given(st.lists(st.fixed_dictionaries({"name": words, "parameters": schemas}), max_size=3))
 def test_each_string_that_is_left_out_is_an_omission(tools: list[Any]) -> None:
-    strings = find_tool_leaves(tools).strings
+    strings = find_tool_leaves(tools).values
     check = ConservationCheck(lambda _: "")
     found = check.find_omissions(Conversation([], tools), "").kinds
     assert found == ({"tools_not_shown"} if strings else set())

@@ -65,6 +65,31 @@ def test_text_under_an_unknown_key_of_a_turn_is_counted(
 
 
 @pytest.mark.parametrize(
+    ("turn", "is_counted"),
+    [
+        ({"role": "tool", "content": "", "result": 42}, True),
+        ({"role": "tool", "content": "", "reading": 42}, True),
+        ({"role": "tool", "content": "", "reading": {"value": 42.5, "unit": "m"}}, True),
+        ({"role": "tool", "content": "", "value": "Oder"}, False),
+        ({"role": "user", "content": "q q", "hint": "Oder"}, True),
+        ({"role": "user", "content": "q q", "hint": "user"}, True),  # which the template writes
+        ({"role": "user", "content": "q q", "river": "Oder"}, False),
+        ({"role": "user", "content": "Oder", "answer": "Oder"}, False),
+        ({"role": "tool", "content": "", "run_id": 42, "created": 5, "cached": True}, False),
+        ({"role": "user", "content": "q q", "score": 0.5, "id": "x"}, False),
+    ],
+)
+def test_a_single_word_or_number_is_counted_where_it_is_content(
+    turn: dict[str, Any], is_counted: bool, chatml_dir: Path
+) -> None:
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {}}}]
+    called = {"role": "assistant", "content": "", "tool_calls": calls}
+    between = [USER, called] if turn["role"] == "tool" else []
+    found = warnings_of({"messages": [*between, turn, ASSISTANT]}, chatml_dir)
+    assert ("key_not_shown" in found) == is_counted
+
+
+@pytest.mark.parametrize(
     "record",
     [
         {"messages": [USER, {**ASSISTANT, "mask": True}]},

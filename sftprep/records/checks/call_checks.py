@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from sftprep.core.types import Message, function_of
-from sftprep.records.options import InvalidRecord
+from sftprep.records.options import InvalidRecord, check_keys
 
 
 def check_calls(messages: list[Message], tools: list[Any] | None) -> bool:
@@ -75,6 +75,7 @@ def _check_arguments(arguments: Any, label: str) -> Any:
         raise InvalidRecord(
             "bad_tool", f"the arguments of {label} are not JSON: {error}"
         ) from error
+    check_keys(arguments, value, f"the arguments of {label}")
     if isinstance(value, dict):
         return arguments
     problem = (

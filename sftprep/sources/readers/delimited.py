@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
+from sftprep.core.repeated_keys import find_repeated_key
 from sftprep.errors import InputUnreadable
 from sftprep.sources.readers.lines import LARGEST_LINE, FilePart, open_input
 from sftprep.sources.readers.to_jsonl import UNUSABLE, rows_to_lines, unusable_line
@@ -182,6 +183,10 @@ def _parse_array(cell: str) -> Any:
     import orjson
 
     try:
-        return orjson.loads(cell) if cell.lstrip().startswith("[") else cell
+        if not cell.lstrip().startswith("["):
+            return cell
+        # Text that repeats a key stays text, so that the record is rejected where it is read.
+        value = orjson.loads(cell)
+        return value if find_repeated_key(cell, value) is None else cell
     except (orjson.JSONDecodeError, UnicodeEncodeError):
         return cell

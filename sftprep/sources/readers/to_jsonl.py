@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from sftprep.core.repeated_keys import find_repeated_key
 from sftprep.sources.readers.lines import join_to_size
 
 # These two markers, and the messages of unusable rows, are part of the bytes of a partition: a
@@ -129,7 +130,9 @@ def _strip_nulls(line: bytes) -> bytes:
         row = orjson.loads(line)
     except orjson.JSONDecodeError:
         return line
-    return orjson.dumps(without_nulls(row)) if isinstance(row, (dict, list)) else line
+    if not isinstance(row, (dict, list)) or find_repeated_key(line, row) is not None:
+        return line  # it is rejected where it is read
+    return orjson.dumps(without_nulls(row))
 
 
 def _to_line(row: dict[str, Any]) -> bytes:
