@@ -18,6 +18,7 @@ from sftprep.config.user_functions import LoadedFunction
 from sftprep.core.byte_search import ByteSearcher
 from sftprep.core.mask_arrays import find_targets
 from sftprep.core.omissions import COLUMN_NOT_READ
+from sftprep.core.repeated_keys import find_repeated_keys
 from sftprep.core.types import Counts, Example, Flag, Rejected, TokenBatch
 from sftprep.pipeline.diagnostics import (
     count_double_bos,
@@ -31,7 +32,12 @@ from sftprep.recipe import Recipe
 from sftprep.records.checks.quality_checks import QualityChecks
 from sftprep.records.checks.unread_columns import UnreadColumns
 from sftprep.records.formats import record_reader
-from sftprep.records.options import InvalidRecord, RepeatedKeys, find_long_numbers, parse_exactly
+from sftprep.records.options import (
+    InvalidRecord,
+    find_long_numbers,
+    parse_exactly,
+    repeated_key_error,
+)
 from sftprep.records.pretokenized import to_token_batch
 from sftprep.records.record_hashes import RecordHasher
 from sftprep.records.transform import RecordFunctions, transform_lines
@@ -319,19 +325,19 @@ def read_examples(
         rounded = set()
     examples: list[Example] = []
     num_blank = 0
-    repeated_keys = RepeatedKeys(data, lines)
-    for number, line in enumerate(lines):
-        record = parse_line(line, number)
+    records = [parse_line(line, number) for number, line in enumerate(lines)]
+    repeated_keys = find_repeated_keys(data, lines, records)
+    for number, (line, record) in enumerate(zip(lines, records, strict=True)):
         if type(record) is dict:
             try:
-                repeated_keys.check(record, line, number)
-                if number in rounded:
-                    record = parse_exactly(line, record)
-                example = read(record, number)
-                quality_checks.check(example, record, counts, search=search)
+                if number in repeated_keys:
+                    raise repeated_key_error(repeated_keys[number])
+                exact = parse_exactly(line, record) if number in rounded else record
+                example = read(exact, number)
+                quality_checks.check(example, exact, counts, search=search)
                 examples.append(example)
                 if len(record) > 1:
-                    for key in columns.find_meaningful(record, example):
+                    for key in columns.find_meaningful(exact, example):
                         counts.warn(f"{COLUMN_NOT_READ}{key}", number)
                 if example.images_dropped:
                     counts.warn("images_dropped", number)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sftprep.core.repeated_keys import count_keys_of_lines, find_repeated_key
+from sftprep.core.repeated_keys import find_repeated_key
 from sftprep.records.roles import PASSED_ROLES
 from sftprep.sources.readers.to_jsonl import OPAQUE
 
@@ -20,10 +19,6 @@ TRANSFORM = "transform"
 # regular expression.
 _DIGITS_TO_0 = bytes(48 if 48 <= byte < 58 else byte for byte in range(256))
 _LONG_NUMBER = b"0" * 19
-
-
-_BEFORE_VALUE = b" \t\r\xef\xbb\xbf"
-"""Whitespace and the bytes of a byte order mark."""
 
 
 class InvalidRecord(Exception):
@@ -149,42 +144,9 @@ def require_string(value: Any, label: str) -> str:
     raise InvalidRecord("bad_type", f"{label} is a {type(value).__name__}, not text")
 
 
-class RepeatedKeys:
-    """The check for repeated keys in the lines of a partition.
-
-    Args:
-        data: The lines, as one string of bytes.
-        lines: The lines, without their newlines.
-    """
-
-    def __init__(self, data: bytes, lines: Sequence[bytes]) -> None:
-        self._num_keys = count_keys_of_lines(data, lines)
-
-    def check(self, record: Record, line: bytes, number: int) -> None:
-        """Raise InvalidRecord if an object of a record has a key several times.
-
-        Args:
-            record: The record, as it was parsed.
-            line: Its line.
-            number: The number of the line, from 0.
-        """
-        num_keys = self._num_keys[number]
-        if line[:1] != b"{" and line.lstrip(_BEFORE_VALUE)[:1] == b"[":
-            num_keys += 1  # a list of messages has no key "messages"
-        known = len(record)
-        if num_keys == known:
-            return
-        messages = record.get("messages")
-        if type(messages) is list:
-            try:
-                known += sum(map(dict.__len__, messages))
-            except TypeError:  # a message that is not an object
-                known = len(record)
-            if num_keys == known:
-                return
-        key = find_repeated_key(line, record, num_keys)
-        if key is not None:
-            raise InvalidRecord("repeated_key", f"an object has the key {key!a} several times")
+def repeated_key_error(key: str) -> InvalidRecord:
+    """Return the error for a record in which an object has a key several times."""
+    return InvalidRecord("repeated_key", f"an object has the key {key!a} several times")
 
 
 def load_json(text: str, label: str) -> Any:

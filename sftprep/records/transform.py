@@ -21,9 +21,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sftprep.core.repeated_keys import find_repeated_keys
 from sftprep.core.types import Rejected, TokenBatch
 from sftprep.errors import escape_control, first_line
-from sftprep.records.options import InvalidRecord, Record, RepeatedKeys, parse_exactly, rename_keys
+from sftprep.records.options import (
+    InvalidRecord,
+    Record,
+    parse_exactly,
+    rename_keys,
+    repeated_key_error,
+)
 from sftprep.sources.readers.jsonl import excerpt, parse_line, split_lines
 from sftprep.sources.readers.to_jsonl import iter_lines
 
@@ -144,9 +151,9 @@ def transform_lines(data: bytes, functions: RecordFunctions) -> TransformedLines
     line_of: list[int] = []
     # Two results of a record add one to the records of the ledger.
     extra = "extra.transform" if functions.formatting is None else "extra.texts"
-    repeated_keys = RepeatedKeys(data, lines)
-    for number, line in enumerate(lines):
-        record = parse_line(line, number)
+    records = [parse_line(line, number) for number, line in enumerate(lines)]
+    repeated_keys = find_repeated_keys(data, lines, records)
+    for number, (line, record) in enumerate(zip(lines, records, strict=True)):
         if record is None:
             output.counts["blank"] += 1
             continue
@@ -155,7 +162,8 @@ def transform_lines(data: bytes, functions: RecordFunctions) -> TransformedLines
             if isinstance(record, Rejected):
                 output.rejected.append(record)
                 continue
-            repeated_keys.check(record, line, number)
+            if number in repeated_keys:
+                raise repeated_key_error(repeated_keys[number])
             results = list(functions.apply(parse_exactly(line, record)))
         except InvalidRecord as problem:
             output.rejected.append(Rejected(number, 0, problem.reason, str(problem), excerpt(line)))
