@@ -169,8 +169,10 @@ def _kind_of(name: str) -> _Kind:
         column = name.removeprefix(COLUMN_NOT_READ)
         return _Kind(
             "record",
-            f"the column {column!r} is not read, although its name suggests content",
-            f"if it belongs to the text, add it with {setting('transform', 'FILE.py:NAME')}",
+            f"the column {column!r} is not read, although its name suggests content or a switch"
+            " of training",
+            "if it belongs to the text, or selects turns, apply it with"
+            f" {setting('transform', 'FILE.py:NAME')}",
         )
     if name.startswith(NO_COMPARED_KEY):
         key = name.removeprefix(NO_COMPARED_KEY)

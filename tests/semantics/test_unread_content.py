@@ -79,6 +79,79 @@ def test_a_switch_that_is_not_read_is_counted(record: dict[str, Any], chatml_dir
 
 
 @pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("include_in_loss", False),
+        ("compute_loss", False),
+        ("use_for_training", False),
+        ("loss_scale", 0.0),
+        ("loss_scale", 0.3),
+        ("weight_loss", 0),
+        ("loss_weights", [0]),
+        ("ignore_loss", True),
+        ("mask_loss", True),
+        ("ignore_in_training", True),
+        ("learnable", False),
+        ("exclude", True),
+        ("skip", True),
+        ("isTrainable", False),
+        ("lossMask", 0),
+        ("mask", "true"),
+        ("mask", "assistant"),
+        ("mask", "User"),
+        ("label", 0),
+        ("labels", False),
+        ("meta", {"train": False}),
+    ],
+)
+@pytest.mark.parametrize("turn", [ASSISTANT, GPT], ids=["messages", "sharegpt"])
+def test_each_spelling_of_a_switch_is_counted(
+    turn: dict[str, Any], key: str, value: Any, chatml_dir: Path
+) -> None:
+    record = {"messages": [USER, {**turn, key: value}]}
+    assert warnings_of(record, chatml_dir) == {"switch_not_read"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("train_step", 1), ("label_id", 0), ("loss_value", 1.73), ("weight", None)),
+        *(("label", "positive"), ("loss_weights", []), ("trainer", True), ("mask", "x7")),
+    ],
+)
+def test_a_fact_about_a_turn_is_not_counted_as_a_switch(
+    key: str, value: Any, chatml_dir: Path
+) -> None:
+    assert warnings_of({"messages": [USER, {**ASSISTANT, key: value}]}, chatml_dir) == set()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("weight", 0), ("weight", 0.5), ("loss_mask", [0, 1]), ("train_on_inputs", False)),
+        *(("trainable", False), ("mask", "assistant"), ("lossWeights", [0.5, 1])),
+    ],
+)
+@pytest.mark.parametrize(
+    "record", [{"messages": [USER, ASSISTANT]}, {"prompt": "Ask it.", "completion": "So be it."}]
+)
+def test_a_switch_of_a_record_is_counted_by_its_name(
+    record: dict[str, Any], key: str, value: Any, chatml_dir: Path
+) -> None:
+    rows = [record, {**record, key: value}]
+    batch = prepare(rows, chatml_dir).batch
+    counted = {n: line for n, line in batch.first_lines.items() if n.startswith("warn")}
+    assert counted == {f"warnings.column_not_read:{key}": 1}
+
+
+@pytest.mark.parametrize("value", ["on", "off", "High", " low ", "none", "enabled", True, False])
+@pytest.mark.parametrize("key", ["reasoning", "thinking", "reasoning_effort"])
+def test_a_mode_of_reasoning_is_not_content(key: str, value: Any, chatml_dir: Path) -> None:
+    assert warnings_of({"messages": [USER, ASSISTANT], key: value}, chatml_dir) == set()
+
+
+
+@pytest.mark.parametrize(
     "record",
     [
         {"messages": [USER, {**ASSISTANT, "id": "a-1", "created": "2024-01-01", "model": "x y"}]},
