@@ -8,13 +8,23 @@ from collections.abc import Callable, Iterable, Mapping
 
 from sftprep.config.build import OutputConfig
 from sftprep.core.types import Rejected, TokenBatch
-from sftprep.errors import EmptyInput, RecordError, TooManyRejected, escape_control, setting
+from sftprep.errors import (
+    EmptyInput,
+    PythonNames,
+    RecordError,
+    TooManyRejected,
+    escape_control,
+    front_end,
+    render_settings,
+    setting,
+)
 from sftprep.pipeline.ledgers import (
     first_of_each_drop,
     first_of_each_reason,
     remedies_for_transform,
 )
 from sftprep.records.transform import is_transform_reason
+from sftprep.shards.length_advice import cut_notice
 from sftprep.shards.warning_kinds import DataWarning
 from sftprep.stream.settings import CHECK_SETTINGS
 from sftprep.stream.sources.base import Block
@@ -24,6 +34,8 @@ _log = logging.getLogger(__name__)
 _KEPT_RECORDS = 100
 _NOT_LOGGED = ("suspects_rejected", "images_dropped", "reasoning_removed")
 """Warnings about what the settings request, or about records that are reported as rejected."""
+_LENGTH = "max_length"
+"""The name of the warning about the length limit among those that were logged."""
 _MIN_RECORDS_FOR_SHARE = 1000
 """A share of rejected records is applied to at least this many, since a share of the first few
 records is meaningless."""
@@ -34,10 +46,14 @@ class Rejections:
 
     Attributes:
         latest: The last 100 records: name of the input, line or row, and reason.
+
+    Args:
+        output: The settings of rejected records.
+        max_length: The limit of the lengths of sequences.
     """
 
-    def __init__(self, output: OutputConfig) -> None:
-        self._output = output
+    def __init__(self, output: OutputConfig, max_length: int) -> None:
+        self._output, self._max_length = output, max_length
         self._warned: set[str] = set()  # the kinds of warnings that were logged
         # Bounded, since a stream can run for weeks.
         self.latest: deque[tuple[str, int, Rejected]] = deque(maxlen=_KEPT_RECORDS)
@@ -71,6 +87,22 @@ class Rejections:
             self._warned.add(kind)
             first = locate(int(block.origins[line]))
             _log.warning("%s", escape_control(DataWarning(kind, 0, *first).render()))
+        self.warn_of_cuts(counts(), at_end=False)
+
+    def warn_of_cuts(self, counts: Mapping[str, int], *, at_end: bool) -> None:
+        """Log once that the length limit cuts much, when the share is known.
+
+        Args:
+            counts: Counters of the stream.
+            at_end: Whether all records of the pass were read.
+        """
+        is_known = at_end or counts.get("records", 0) >= _MIN_RECORDS_FOR_SHARE
+        if not is_known or _LENGTH in self._warned:
+            return
+        text = cut_notice(counts, self._max_length)
+        if text:
+            self._warned.add(_LENGTH)
+            _log.warning("%s", render_settings(text, front_end.get(PythonNames())))
 
     def add(self, name: str, line: int, rejected: Rejected, counts: Mapping[str, int]) -> None:
         """Quarantine a record, or raise its error.

@@ -150,7 +150,6 @@ def test_a_mode_of_reasoning_is_not_content(key: str, value: Any, chatml_dir: Pa
     assert warnings_of({"messages": [USER, ASSISTANT], key: value}, chatml_dir) == set()
 
 
-
 @pytest.mark.parametrize(
     "record",
     [
@@ -245,7 +244,7 @@ def test_other_keys_of_a_pair_belong_to_the_answer() -> None:
     with pytest.raises(InvalidRecord, match="images"):
         read_messages({"conversation": [{**turn, "images": ["a.png"]}]}, "conversation")
     turn = {"instruction": "a", "input": {"b": 1}, "output": "c"}
-    with pytest.raises(InvalidRecord, match='"input" is a dict'):
+    with pytest.raises(InvalidRecord, match='"input" is an object'):
         read_messages({"conversation": [turn]}, "conversation")
 
 

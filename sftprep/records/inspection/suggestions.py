@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 
+from sftprep.core.json_types import describe_json_type
 from sftprep.errors import FormatError, setting, source_name
 from sftprep.records.formats import FORMATS, is_turn
 from sftprep.records.inspection.record_paths import (
@@ -61,7 +62,7 @@ def _wrong_types(record: Record) -> str:
     if pair is None:
         return ""
     wrong = [key for key in pair if not is_turn(record[key])]
-    kinds = ", ".join(f"{key!r} is of type {type(record[key]).__name__}" for key in wrong)
+    kinds = ", ".join(f"{key!r} is {describe_json_type(record[key])}" for key in wrong)
     return f"; {kinds}, not a text or a list of messages" if wrong else ""
 
 
