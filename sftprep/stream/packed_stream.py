@@ -127,7 +127,7 @@ class PackedStream:
         self.retries, self.retry_wait = retries, retry_wait
         self.owned: tuple[int, ...] = tuple(range(rank, num_lanes, world_size))
         self.epoch = 0
-        self._rejections = Rejections(self.config.output, self.max_length)
+        self._rejections = Rejections(self.config, self.max_length)
         self._lanes: dict[int, Lane] | None = None  # opened by the first iteration
         self._states: dict[int, LaneState] = {}  # of the lanes before they are opened
         self._is_loaded = False  # a state was loaded, and no iteration began since
@@ -229,7 +229,7 @@ class PackedStream:
         part = object.__new__(PackedStream)
         part.__dict__.update(self.__dict__)
         part.owned = self.owned[index::num_shares]
-        part._rejections = Rejections(self.config.output, self.max_length)
+        part._rejections = Rejections(self.config, self.max_length)
         part._lanes, part._states = None, self._lane_states()
         if threads != self._use_threads:
             part._use_threads, part._preprocessor = threads, None

@@ -6,7 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
-from sftprep.config.build import OutputConfig
+from sftprep.config.build import BuildConfig
 from sftprep.core.types import Rejected, TokenBatch
 from sftprep.errors import (
     EmptyInput,
@@ -19,6 +19,8 @@ from sftprep.errors import (
     setting,
 )
 from sftprep.pipeline.ledgers import (
+    correction_for,
+    corrections_for,
     first_of_each_drop,
     first_of_each_reason,
     remedies_for_transform,
@@ -48,12 +50,12 @@ class Rejections:
         latest: The last 100 records: name of the input, line or row, and reason.
 
     Args:
-        output: The settings of rejected records.
+        config: The settings of the stream.
         max_length: The limit of the lengths of sequences.
     """
 
-    def __init__(self, output: OutputConfig, max_length: int) -> None:
-        self._output, self._max_length = output, max_length
+    def __init__(self, config: BuildConfig, max_length: int) -> None:
+        self._output, self._format, self._max_length = config.output, config.format, max_length
         self._warned: set[str] = set()  # the kinds of warnings that were logged
         # Bounded, since a stream can run for weeks.
         self.latest: deque[tuple[str, int, Rejected]] = deque(maxlen=_KEPT_RECORDS)
@@ -125,6 +127,7 @@ class Rejections:
                 reason=rejected.reason,
                 message=rejected.message,
                 excerpt=rejected.excerpt,
+                correction=correction_for(rejected.reason, self._format),
             )
         self.latest.append((name, line, rejected))
         self._firsts.setdefault(rejected.reason, (name, line, rejected))
@@ -147,7 +150,11 @@ class Rejections:
                 f"{rejected:,} of {records:,} records were rejected, more than"
                 f" {setting('max_rejected', self._output.max_rejected)} allows"
                 + self.describe_first(),
-                remedy=["fix the records", f"raise {setting('max_rejected')}"],
+                remedy=[
+                    *self._corrections(),
+                    "fix the records",
+                    f"raise {setting('max_rejected')}",
+                ],
             )
 
     def empty_pass(
@@ -173,13 +180,20 @@ class Rejections:
             for reason in {reason for *_, reason in dropped}
             if is_transform_reason(reason)
         )
-        remedies = remedies_for_transform(by_transform, counts.get("records", 0))
+        remedies = [
+            *self._corrections(),
+            *remedies_for_transform(by_transform, counts.get("records", 0)),
+        ]
+        is_explained = bool(remedies) and not dropped and len(self._firsts) == 1
         return EmptyInput(
             f"a whole pass gave no sequence that can be trained on ({dict(counts) or 'no record'})"
             + self.describe_first()
             + first_of_each_drop(dropped),
-            remedy=[*remedies, CHECK_SETTINGS],
+            remedy=remedies if is_explained else [*remedies, CHECK_SETTINGS],
         )
+
+    def _corrections(self) -> list[str]:
+        return [*corrections_for(self._firsts, self._format)]
 
     def describe_first(self) -> str:
         """Return text for an error: the first rejected record of each reason."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-
 from sftprep.core.json_types import describe_json_type
 from sftprep.errors import FormatError, setting, source_name
 from sftprep.records.formats import FORMATS, is_turn
@@ -76,7 +74,7 @@ def suggest(record: Record, options: RecordOptions) -> list[str]:
     renames = _conversation_map(record, options) or _pair_map(record)
     if renames is not None:
         text = ",".join(f"{source}={target}" for source, target in renames.items())
-        return [f"try: {setting('map', shlex.quote(text))}"]
+        return [f"try: {setting('map', text)}"]
     texts = [key for key, value in record.items() if isinstance(value, str)]
     has_answer = any(_words(key) & ANSWER_WORDS for key in record if key not in texts)
     if (
@@ -85,7 +83,7 @@ def suggest(record: Record, options: RecordOptions) -> list[str]:
         and not find_marks(record[texts[0]])
         and not any(isinstance(value, (list, dict)) for value in record.values())
     ):
-        return [f"try: {setting('text_field', shlex.quote(texts[0]))}"]
+        return [f"try: {setting('text_field', texts[0])}"]
     return [_transform_remedy(record, options)]
 
 
