@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sftprep.core.json_types import describe_json_type
 from sftprep.errors import FormatError, setting, source_name
+from sftprep.records.conversations import ANSWER_KEYS
 from sftprep.records.formats import FORMATS, is_turn
 from sftprep.records.inspection.record_paths import (
     ANSWER_WORDS,
@@ -11,15 +12,16 @@ from sftprep.records.inspection.record_paths import (
     Part,
     choose_text,
     find_choices,
+    find_context,
     find_texts,
     words_of,
 )
 from sftprep.records.inspection.transform_example import (
     CONVERSATION_WORDS,
-    EDIT,
     find_marks,
     transform_example,
 )
+from sftprep.records.inspection.turn_examples import EDIT, find_history, find_items, roles_of
 from sftprep.records.messages import read_messages
 from sftprep.records.options import (
     TRANSFORM,
@@ -71,6 +73,8 @@ def suggest(record: Record, options: RecordOptions) -> list[str]:
             "group the messages: each record is a single message, and a conversation is a record"
             ' {"messages": [...]}'
         ]
+    if find_history(record, options) is not None or find_items(record) is not None:
+        return [_transform_remedy(record, options)]  # a map would lose some of the turns
     renames = _conversation_map(record, options) or _pair_map(record)
     if renames is not None:
         text = ",".join(f"{source}={target}" for source, target in renames.items())
@@ -96,11 +100,19 @@ def _conversation_map(record: Record, options: RecordOptions) -> dict[str, str] 
             is_texts and not _words(key) & CONVERSATION_WORDS
         ):
             try:
-                if len(read_messages(value, key, options)) > 1:
+                if len(read_messages(value, key, options)) > 1 and _can_be_trained(
+                    key, record, options
+                ):
                     return {key: "messages"}
             except InvalidRecord:
                 continue
     return None
+
+
+def _can_be_trained(key: str, record: Record, options: RecordOptions) -> bool:
+    """Return whether turns have an answer, or the record has it."""
+    roles = roles_of(record[key], options)
+    return "assistant" in roles or ("user" in roles and any(map(record.get, ANSWER_KEYS)))
 
 
 def _pair_map(record: Record) -> dict[str, str] | None:
@@ -112,7 +124,8 @@ def _pair_map(record: Record) -> dict[str, str] | None:
     answer, has_answer = choose_text(texts, "answer", request)
     if not has_request or not has_answer:
         return None
-    parts: dict[Part, str] = {"context": "input", "reasoning": "reasoning", "system": "system"}
+    parts: dict[Part, str] = {"reasoning": "reasoning", "system": "system"}
+    context = find_context(record, request, answer)
     others = [text for text in texts if text.part in parts and text.is_prose]
     renames: dict[str, str] = {}
     for text, target in (
@@ -122,6 +135,8 @@ def _pair_map(record: Record) -> dict[str, str] | None:
     ):
         if text is not None and target not in renames.values():
             renames[str(text.path[0])] = target
+    if context is not None:
+        renames[context] = "input"
     renames = {source: target for source, target in renames.items() if source != target}
     # A key that is replaced would be lost.
     return renames if not set(renames.values()) & record.keys() else None
