@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sftprep import build
 from sftprep.records.formats import read_record
 from sftprep.records.options import InvalidRecord, RecordOptions
 from sftprep.records.unread_turns import find_unread
@@ -384,3 +385,19 @@ def test_each_sentence_of_a_turn_is_read_or_found(
     messages = [{"role": "assistant", "content": content}]
     unread, _ = find_unread([turn], messages)
     assert set(unread) == {text for text in strings_in(others) if text not in content}
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_text_next_to_the_array_of_a_document_is_named(
+    is_first: bool, chatml_dir: Path, tmp_path: Path, caplog: Any
+) -> None:
+    other = {"version": "v2.0", "instruction": "Answer like a pirate always."}
+    data = {"data": [{"messages": [USER, ASSISTANT]}]}
+    file = tmp_path / "doc.json"
+    file.write_text(json.dumps({**other, **data} if is_first else {**data, **other}))
+    build(file, tokenizer=chatml_dir, output=tmp_path / "out")
+    logged = [r.getMessage() for r in caplog.records if "only the array" in r.getMessage()]
+    assert len(logged) == 1
+    assert (
+        f"{file}: only the array 'data' is read, and not the text under 'instruction'" in logged[0]
+    )
