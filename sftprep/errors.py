@@ -23,11 +23,14 @@ from __future__ import annotations
 
 import copy
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, Self
+
+from sftprep.message_text import escape_control, first_line, format_count
 
 __all__ = [
     "AttentionError",
@@ -58,7 +61,9 @@ __all__ = [
     "WorkerError",
     "escape_control",
     "first_line",
+    "format_count",
     "front_end",
+    "has_settings",
     "render_settings",
     "setting",
     "settings_shown_as",
@@ -130,7 +135,7 @@ class FlagNames:
     def setting(self, name: str, value: str | None) -> str | None:
         """Return `--name`, or `--name value`."""
         flag = "--" + name.replace("_", self.separator)
-        return flag if value in (None, "True") else f"{flag} {value}"
+        return flag if value is None or value == "True" else f"{flag} {shlex.quote(value)}"
 
     def source(self, path: str) -> str:
         """Return the path."""
@@ -188,7 +193,7 @@ class SftprepError(Exception):
 
     @property
     def remedy(self) -> str:
-        usable = [text for text in self._remedies if _has_settings(text, self.names)]
+        usable = [text for text in self._remedies if has_settings(text, self.names)]
         return ", or ".join(render_settings(text, self.names) for text in usable or self._remedies)
 
     @property
@@ -208,24 +213,6 @@ class SftprepError(Exception):
         # An exception with keyword arguments cannot be unpickled by default, and errors are sent
         # from worker processes.
         return (_rebuild, (type(self), dict(self.__dict__), self.args))
-
-
-def escape_control(text: str) -> str:
-    """Make control characters and changes of direction visible, except for line breaks."""
-    return "".join(
-        c if c.isprintable() or c == "\n" else " " if c == "\t" else f"\\u{ord(c):04x}"
-        for c in text
-    )
-
-
-def format_count(number: int, noun: str, plural_ending: str = "s") -> str:
-    """Return a number with its noun: "1 pack", "2 packs"."""
-    return f"{number:,} {noun}{plural_ending if number != 1 else ''}"
-
-
-def first_line(error: BaseException, limit: int | None = None) -> str:
-    """Return the start of the first line of an error's text, or its type's name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]
 
 
 def _rebuild(
@@ -251,7 +238,8 @@ def render_settings(text: str, names: SettingNames) -> str:
     return _REFERENCE.sub(render, text)
 
 
-def _has_settings(text: str, names: SettingNames) -> bool:
+def has_settings(text: str, names: SettingNames) -> bool:
+    """Return whether a front end has all settings of a text."""
     return all(names.setting(name, value) is not None for name, value in _settings_in(text))
 
 
@@ -310,20 +298,30 @@ class RecordError(SftprepError):
         reason: A short stable name such as `bad_json`.
         message: The description of the problem.
         excerpt: The start of the record, escaped for a terminal.
+        correction: What to correct, if it is not the record.
     """
 
     def __init__(
-        self, *, file: str, line: int, column: int, reason: str, message: str, excerpt: str
+        self,
+        *,
+        file: str,
+        line: int,
+        column: int,
+        reason: str,
+        message: str,
+        excerpt: str,
+        correction: str = "",
     ) -> None:
         position = f"{source_name(file)}:{line}" + (f":{column}" if column else "")
-        remedies = ["correct the record"]
+        remedies = [correction or "correct the record"]
         if reason == "template_error":
             remedies.append(f"specify another template with {setting('chat_template')}")
         if reason == "images":
             remedies = [f"train on the text alone, try: {setting('images', 'drop')}"]
         else:
-            quarantine = setting("on_bad_record", "quarantine")
-            remedies.append(f"quarantine such records, try: {quarantine}")
+            remedies.append(
+                f"quarantine such records, try: {setting('on_bad_record', 'quarantine')}"
+            )
         super().__init__(f"{position}: {message} [{reason}]\n  {excerpt}", remedy=remedies)
         self.file, self.line, self.column = file, line, column
         self.reason, self.excerpt = reason, excerpt

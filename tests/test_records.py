@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+from typing import Any
 
 import pytest
 
@@ -358,3 +359,31 @@ def test_a_column_of_bytes_is_named_as_bytes():
     with pytest.raises(InvalidRecord, match='"text" holds bytes, not text'):
         read_record(json.loads(row), 0, "text", RecordOptions())
     assert excerpt(row) == '{"text":<bytes>}'
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "expected"),
+    [
+        (
+            "messages",
+            {"messages": [{"role": "user", "content": 7}]},
+            'the content of message 1 of "messages" is an integer, not text',
+        ),
+        ("messages", {"messages": {"role": []}}, '"messages" is an object, not a list of messages'),
+        ("messages", {"messages": [None]}, 'message 1 of "messages" is null, not an object'),
+        ("text", {"text": True}, '"text" is a boolean, not text'),
+        ("text", {"text": 0.5}, '"text" is a number, not text'),
+        (
+            "sharegpt",
+            {"conversations": ["Name a river."]},
+            'message 1 of "conversations" is a string; a list of strings, which are turns of the'
+            " user and the assistant, needs two or more, and no other values",
+        ),
+    ],
+)
+def test_a_value_of_another_type_is_named_in_words_of_json(
+    name: str, record: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(InvalidRecord) as caught:
+        read_record(record, 0, name, RecordOptions())
+    assert str(caught.value) == expected

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sftprep.chat_template.reference.rendering import REASONING_KEYS
+from sftprep.core.json_types import describe_json_type
 from sftprep.core.types import Message, function_of
 
 
@@ -124,12 +125,11 @@ def find_unusual(messages: list[Message], tools: list[Any] | None) -> str | None
             )
         parameters = function.get("parameters")
         if parameters is not None and not isinstance(parameters, dict):
-            kind = type(parameters).__name__
-            return f'the "parameters" of tool {number} are a {kind}, not a JSON schema'
+            kind = describe_json_type(parameters)
+            return f'the "parameters" of tool {number} are {kind}, not a JSON schema'
     for number, message in enumerate(messages, 1):
         for key in ("content", "name", *REASONING_KEYS):
             if isinstance(message.get(key), dict | list | int | float):
-                return (
-                    f'the "{key}" of message {number} is a {type(message[key]).__name__}, not text'
-                )
+                kind = describe_json_type(message[key])
+                return f'the "{key}" of message {number} is {kind}, not text'
     return None

@@ -280,7 +280,7 @@ def _tokenize(
         progress("tokenize", done_bytes, max(total_bytes, done_bytes))
     parts.sort(key=lambda part: part.partition.index)
     if failed_at:
-        raise first_record_error(parts, setup.names)
+        raise first_record_error(parts, setup.names, config)
     return parts
 
 
@@ -296,7 +296,7 @@ def _write_split(
     progress: Progress,
 ) -> Manifest:
     """Write the shards of a split, and return its manifest for the commit."""
-    check_not_empty(split, sum_ledgers(split.ledgers), setup.names)
+    check_not_empty(split, sum_ledgers(split.ledgers), setup.names, config.format)
     if split.evaluation:
         packing = config.evaluation.eval_packing or config.pack.packing
         config = dataclasses.replace(config, pack=dataclasses.replace(config.pack, packing=packing))

@@ -11,7 +11,7 @@ from typing import get_args
 import orjson
 import xxhash
 
-from sftprep.config.build import BuildConfig
+from sftprep.config.build import BuildConfig, FormatConfig
 from sftprep.config.validation import SeriousOmission
 from sftprep.core.atomic_write import write_file
 from sftprep.core.types import Rejected
@@ -24,13 +24,16 @@ from sftprep.shards.ledger import Ledger
 from sftprep.shards.manifest import InputInfo
 
 
-def first_record_error(parts: list[PartitionResult], names: list[str]) -> RecordError:
+def first_record_error(
+    parts: list[PartitionResult], names: list[str], config: BuildConfig
+) -> RecordError:
     """Return the error for the first rejected record of the input.
 
     Args:
         parts: The results of partitions in the order of the input. At least one of them has a
             rejected record, and no partition before that one is missing.
         names: The name of each input.
+        config: The settings of the build.
     """
     name, line, first = next(_locate_rejected(parts, {}, names))
     return RecordError(
@@ -40,7 +43,34 @@ def first_record_error(parts: list[PartitionResult], names: list[str]) -> Record
         reason=first.reason,
         message=first.message,
         excerpt=first.excerpt,
+        correction=correction_for(first.reason, config.format),
     )
+
+
+def correction_for(reason: str, settings: FormatConfig) -> str:
+    """Return what to correct where a record is not at fault; "" if it is.
+
+    Args:
+        reason: The reason for which records are rejected.
+        settings: The settings of how records are read.
+    """
+    if reason == "transform_failed":
+        value = _shown_function(settings.transform)
+        return f"correct the function of {setting('transform', value)}"
+    if reason in ("function_failed", "bad_function_result"):
+        value = _shown_function(settings.formatting_func)
+        return f"correct the function of {setting('formatting_func', value)}"
+    if reason == "other_text_field":
+        return f"leave out {setting('text_field', settings.text_field)}"
+    if reason == "other_schema":
+        pattern = "FOLDER/*.txt" if settings.format == "text" else "FOLDER/*.jsonl"
+        return f"of a folder with several formats, name the files of one by a pattern ({pattern})"
+    return ""
+
+
+def _shown_function(function: object) -> str:
+    """Return a function as the setting names it."""
+    return function if isinstance(function, str) else "FILE.py:NAME"
 
 
 def make_input_infos(split: BuildSplit, setup: Setup) -> tuple[InputInfo, ...]:
@@ -141,6 +171,7 @@ def check_rejected(
     if rejected.total() <= config.output.rejected_limit(records):
         return
     remedies = [
+        *corrections_for(rejected, config.format),
         f"correct the records that {path} lists",
         f"raise {setting('max_rejected')}",
     ]
@@ -198,13 +229,16 @@ def remedies_for_transform(dropped: int, records: int) -> Iterator[str]:
         )
 
 
-def check_not_empty(split: BuildSplit, ledger: Ledger, names: list[str]) -> None:
+def check_not_empty(
+    split: BuildSplit, ledger: Ledger, names: list[str], settings: FormatConfig
+) -> None:
     """Check that a split has at least one sequence.
 
     Args:
         split: The split.
         ledger: Its ledger.
         names: The name of each input.
+        settings: The settings of how records are read.
 
     Raises:
         EmptyInput: It has none.
@@ -222,6 +256,14 @@ def check_not_empty(split: BuildSplit, ledger: Ledger, names: list[str]) -> None
         if group
     )
     by_transform = sum(n for reason, n in ledger.dropped.items() if is_transform_reason(reason))
+    corrections = [*corrections_for(ledger.rejected, settings)]
+    # If no record is at fault, the settings and the inputs are not to be checked.
+    is_explained = bool(corrections) and not ledger.dropped and len(ledger.rejected) == 1
+    checks = [
+        "check that the inputs are the intended files",
+        f"check {setting('format')}",
+        f"check {setting('train_on')} and {setting('max_length')}",
+    ]
     raise EmptyInput(
         f"no usable record{' to evaluate on' if split.evaluation else ''} in {len(split.inputs)}"
         f" input file{'s' * (len(split.inputs) != 1)} ({reasons or 'the input has no records'})"
@@ -229,13 +271,17 @@ def check_not_empty(split: BuildSplit, ledger: Ledger, names: list[str]) -> None
         + first_of_each_drop(_locate_dropped(split.parts, names)),
         remedy=[
             *remedies_for_transform(by_transform, ledger.records),
+            *corrections,
             *_remedies_for_cuts(ledger),
-            "check that the inputs are the intended files",
-            f"check {setting('format')}",
-            f"check {setting('train_on')} and {setting('max_length')}",
+            *([] if is_explained else checks),
             *_remedies_for(ledger.rejected, ledger.warnings.get("suspects_rejected", 0)),
         ],
     )
+
+
+def corrections_for(rejected: Iterable[str], settings: FormatConfig) -> Iterator[str]:
+    """Yield what to correct for some reasons of rejected records."""
+    yield from filter(None, (correction_for(reason, settings) for reason in sorted(rejected)))
 
 
 def _remedies_for_cuts(ledger: Ledger) -> Iterator[str]:

@@ -163,6 +163,12 @@ def _missing_keys(
             "other_schema",
             f"a {other_format} record among {format_name} records: {names} is {what}",
         )
+    if format_name == "text" and record.keys() == {"text"}:
+        return InvalidRecord(
+            "other_text_field",
+            f'{names} is missing: the only key is "text", as for the lines of text files, because'
+            " they have no keys",
+        )
     return InvalidRecord(
         "bad_row",
         f"{names} is null"

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from sftprep.core.json_types import describe_json_type
 from sftprep.core.types import Message
 from sftprep.records.content_parts import from_parts
 from sftprep.records.images import IMAGE_KEYS, is_filled
@@ -114,7 +115,8 @@ def _parse_turns(value: Any, name: str) -> list[Any]:
                 "bad_row", f'"{name}" is text that is not JSON: {type(error).__name__}'
             ) from error
     if not isinstance(value, list):
-        what = "null" if value is None else "not a list of messages"
+        what = describe_json_type(value)
+        what = what if value is None else f"{what}, not a list of messages"
         raise InvalidRecord("bad_row", f'"{name}" is {what}')
     if not value:
         raise InvalidRecord("bad_row", f'"{name}" has no message')
@@ -132,8 +134,15 @@ def _read_turn(turn: Any, number: int, name: str, options: RecordOptions) -> lis
     """Return the messages of a turn; usually one."""
     if type(turn) is list and len(turn) == 2 and all(type(text) is str for text in turn):
         return _alternate(turn)
+    if type(turn) is str:
+        raise InvalidRecord(
+            "bad_row",
+            f'message {number} of "{name}" is a string; a list of strings, which are turns of the'
+            " user and the assistant, needs two or more, and no other values",
+        )
     if type(turn) is not dict:
-        raise InvalidRecord("bad_row", f'message {number} of "{name}" is not an object')
+        what = describe_json_type(turn)
+        raise InvalidRecord("bad_row", f'message {number} of "{name}" is {what}, not an object')
     if turn.get("role") is None and turn.get("from") is None:
         pair = find_pair(turn)
         if pair is not None:
@@ -232,7 +241,7 @@ def _convert(message: Message, number: int, name: str, options: RecordOptions) -
     if isinstance(content, dict) and (content.get("type") or content.keys() <= {"text"}):
         return from_parts(message, [content], where, options)
     raise InvalidRecord(
-        "bad_type", f"the content of {where} is a {type(content).__name__}, not text"
+        "bad_type", f"the content of {where} is {describe_json_type(content)}, not text"
     )
 
 

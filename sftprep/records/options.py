@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from sftprep.core.json_types import describe_json_type
 from sftprep.core.repeated_keys import find_repeated_key
 from sftprep.records.roles import PASSED_ROLES
 from sftprep.sources.readers.to_jsonl import OPAQUE
@@ -141,7 +142,7 @@ def require_string(value: Any, label: str) -> str:
     # A column of bytes or images, which is replaced when the table is read.
     if type(value) is dict and value.keys() == {OPAQUE}:
         raise InvalidRecord("bad_type", f"{label} holds {value[OPAQUE]}, not text")
-    raise InvalidRecord("bad_type", f"{label} is a {type(value).__name__}, not text")
+    raise InvalidRecord("bad_type", f"{label} is {describe_json_type(value)}, not text")
 
 
 def repeated_key_error(key: str) -> InvalidRecord:

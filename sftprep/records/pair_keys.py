@@ -54,7 +54,13 @@ CONTEXT_KEYS = ("input", "context")
 ANSWER_REASONING_KEYS = ("reasoning", "reasoning_content", "thinking")
 """Keys of the reasoning before that answer."""
 
-_REASONING_MODES = frozenset({"", "on", "off", "none", "low", "medium", "high", "true", "false"})
+_REASONING_WORDS = frozenset({"reasoning", "thinking", "think"})
+_REASONING_MODES = frozenset(
+    {
+        *("", "on", "off", "none", "low", "medium", "high", "true", "false"),
+        *("minimal", "auto", "enabled", "disabled", "yes", "no"),
+    }
+)
 """Values that say how much reasoning was requested."""
 
 
@@ -84,6 +90,17 @@ def find_reasoning(record: Mapping[str, Any]) -> str | None:
     """
     for key in ANSWER_REASONING_KEYS:
         reasoning = record.get(key)
-        if isinstance(reasoning, str) and reasoning.strip().lower() not in _REASONING_MODES:
+        if isinstance(reasoning, str) and not is_reasoning_mode(key, reasoning):
             return reasoning
     return None
+
+
+def is_reasoning_mode(key: str, value: str | bool) -> bool:
+    """Return whether a value says how much reasoning was requested.
+
+    Example:
+        ("reasoning", "high"), ("thinking", True)  ->  True
+        ("reasoning", "First I add.")              ->  False
+    """
+    is_mode = isinstance(value, bool) or value.strip().lower() in _REASONING_MODES
+    return is_mode and not _REASONING_WORDS.isdisjoint(split_key(key))

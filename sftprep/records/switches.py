@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 from sftprep.core.types import Message
 from sftprep.records.options import InvalidRecord
+from sftprep.records.pair_keys import split_key
+from sftprep.records.roles import to_role
 
 _WEIGHTS = ("weight", "train", "loss_weight")
 _BOOLEANS = ("training", "trainable", "loss", "loss_mask")
@@ -14,6 +17,65 @@ _BOOLEANS = ("training", "trainable", "loss", "loss_mask")
 SWITCH_KEYS = frozenset((*_WEIGHTS, *_BOOLEANS))
 """The switches of OpenAI (weight), axolotl (train, training), LLaMA-Factory (loss_weight) and
 ms-swift (loss), and two others in use."""
+
+_SWITCH_WORDS = frozenset(
+    {
+        *("mask", "masks", "masked", "masking", "unmask", "unmasked", "lossmask"),
+        *("loss", "losses", "grad", "gradient", "backprop", "supervise", "supervised"),
+        *("train", "trained", "trainable", "training", "untrain", "untrained", "untrainable"),
+        *("learn", "learned", "learnable", "learning", "unlearn", "unsupervised", "supervision"),
+        *("ignore", "ignored", "ignoring", "exclude", "excluded", "include", "included"),
+        *("skip", "skipped", "omit", "omitted", "drop", "dropped", "freeze", "frozen"),
+    }
+)
+"""Words of keys that select what is trained."""
+_AMBIGUOUS_WORDS = frozenset({"target", "targets", "weight", "weights", "label", "labels"})
+"""Words of such keys whose text has another meaning, such as a class."""
+_RESULT_WORDS = frozenset(
+    {
+        *("step", "steps", "epoch", "epochs", "id", "ids", "idx", "index", "count", "num"),
+        *("number", "split", "set", "name", "time", "date", "version", "rate", "file", "path"),
+        *("size", "length", "len", "fold"),
+    }
+)
+"""Words of keys with a number that describes a record, such as `train_step`."""
+_SWITCH_TEXTS = frozenset({"true", "false", "yes", "no", "on", "off", "0", "1", "none", "all"})
+"""Texts that are values of switches, in lower case; the names of roles are others."""
+
+
+def is_switch(key: str, value: Any) -> bool:
+    """Return whether a key with this value appears to select what is trained.
+
+    Example:
+        ("isTrainable", False), ("loss_weights", [0, 1]), ("mask", "assistant")  ->  True
+        ("train_step", 0), ("loss", 1.73), ("skip", "the first page")            ->  False
+    """
+    if not has_switch_name(key):
+        return False
+    words = split_key(key)
+    values = value if isinstance(value, list) else [value]
+    is_weight = not words.isdisjoint(("weight", "weights", "scale"))
+    return bool(values) and all(
+        _is_switch_value(item, is_weight, is_certain=not words.isdisjoint(_SWITCH_WORDS))
+        for item in values
+    )
+
+
+@lru_cache(maxsize=4096)
+def has_switch_name(key: str) -> bool:
+    """Return whether the words of a key suggest that it selects what is trained."""
+    words = split_key(key)
+    return words.isdisjoint(_RESULT_WORDS) and not words.isdisjoint(
+        _SWITCH_WORDS | _AMBIGUOUS_WORDS
+    )
+
+
+def _is_switch_value(value: Any, is_weight: bool, *, is_certain: bool) -> bool:
+    if isinstance(value, str):
+        text = value.strip().lower()
+        return is_certain and (text in _SWITCH_TEXTS or to_role(text) is not None)
+    # Other numbers are results, such as `"loss": 1.73`.
+    return isinstance(value, int | float) and (is_weight or value in (0, 1))
 
 
 def read_switches(messages: list[Message]) -> list[float | None] | None:

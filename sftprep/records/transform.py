@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sftprep.core.json_types import describe_json_type
 from sftprep.core.repeated_keys import find_repeated_keys
 from sftprep.core.types import Rejected, TokenBatch
 from sftprep.errors import escape_control, first_line
@@ -260,7 +261,8 @@ def _check_result(result: Any) -> Record | Drop:
         return result  # type: ignore[return-value]  # it is written as JSON, as any mapping
     if isinstance(result, Drop) and isinstance(result.reason, str) and result.reason.strip():
         return result
-    what = f"a {type(result).__name__}" if not isinstance(result, Drop) else "a Drop without reason"
+    is_drop = isinstance(result, Drop)
+    what = "a Drop without reason" if is_drop else describe_json_type(result)
     raise InvalidRecord(
         "transform_failed",
         f"the transform returned {what}; it must return a record (a dictionary), a list of"
@@ -287,7 +289,7 @@ def _format(record: Record, function: Callable[[Record], Any]) -> list[str]:
     texts = [result] if isinstance(result, str) else result
     if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts):
         return texts
-    what = f"a {type(result).__name__}"
+    what = describe_json_type(result)
     if isinstance(result, list):
         what = "a list with other values" if result else "an empty list"
     raise InvalidRecord(

@@ -17,7 +17,7 @@ from sftprep.chat_template.reference.rendering import REASONING_KEYS
 from sftprep.core.types import Message, function_of
 from sftprep.records.pair_keys import split_key
 from sftprep.records.roles import TOOL_CALL, to_role
-from sftprep.records.switches import SWITCH_KEYS
+from sftprep.records.switches import SWITCH_KEYS, is_switch
 
 _TEXT_KEYS = ("name", "tool_call_id", *REASONING_KEYS)
 """Keys of messages whose values are read if they are strings."""
@@ -57,12 +57,6 @@ _UNSPACED_WORDS = re.compile(
 )
 """Words of languages that are written without spaces (Thai, Lao, Burmese, Khmer, Chinese,
 Japanese)."""
-_SWITCH = re.compile(
-    r"(?:is_|no_|do_|should_|has_|un)?"
-    r"(?:mask(?:ed)?|ignored?|train(?:ed|able|ing)?|loss|learn|supervised?|target|weights?)"
-    r"(?:_mask|_on|_turn|_weight)?"
-)
-"""Names of switches in lower case, as opposed to results such as `train_step`."""
 
 
 def find_unread(turns: Any, messages: list[Message]) -> tuple[tuple[str, ...], bool]:
@@ -225,16 +219,16 @@ def _strings_in(value: Any, *, with_json: bool = False) -> Iterator[str]:
 
 
 def _has_unread_switch(turn: Any) -> bool:
-    """Return whether a turn, or a part of its content, has a switch that is not read."""
+    """Return whether a turn has a switch that is not read.
+
+    The switch may be in a part of its content, or in an object under a key that is not read.
+    """
     if type(turn) is not dict:
         return False
     contents = [value for value in turn.values() if type(value) is list]
     parts = [part for part in chain.from_iterable(contents) if type(part) is dict]
-    return any(_is_switch(*item) for item in turn.items() if item[0] not in SWITCH_KEYS) or any(
-        _is_switch(*item) for part in parts for item in part.items()
+    known = _READ_KEYS_OF_MESSAGES | _READ_KEYS_OF_VALUES
+    parts += [value for key, value in turn.items() if type(value) is dict and key not in known]
+    return any(is_switch(*item) for item in turn.items() if item[0] not in SWITCH_KEYS) or any(
+        is_switch(*item) for part in parts for item in part.items()
     )
-
-
-def _is_switch(key: str, value: Any) -> bool:
-    is_flag = type(value) in (bool, int, float) and value in (0, 1)
-    return is_flag and _SWITCH.fullmatch(key.lower()) is not None

@@ -6,11 +6,13 @@ It advises a length that keeps nearly everything.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from sftprep.errors import SettingNames, render_settings, setting
+from sftprep.shards.ledger import Ledger
 from sftprep.shards.manifest import Manifest
 
 _TOLERATED_SHARE = 0.05
@@ -79,6 +81,27 @@ def length_warning(manifest: Manifest, names: SettingNames) -> list[str]:
         split = setting("overlong", "split")
         text += f"; the tokenizer allows no more, and {split} keeps all tokens"
     return [render_settings(text, names)]
+
+
+def cut_notice(counts: Mapping[str, int], max_length: int) -> str:
+    """Return the warning about a limit that cuts much; "" if it cuts little.
+
+    Without the lengths of all sequences, which a stream does not keep, no length can be advised.
+
+    Args:
+        counts: Counters of a stream, by the names of a ledger.
+        max_length: The limit.
+    """
+    ledger = Ledger.from_counts(counts)
+    cut = ledger.tokens_truncated + ledger.tokens_dropped.get("overlong", 0)
+    trained_cut = ledger.trained_truncated + ledger.trained_dropped.get("overlong", 0)
+    shares = cut / max(1, ledger.tokens_in), trained_cut / max(1, ledger.trained_in)
+    if max(shares) <= _TOLERATED_SHARE:
+        return ""
+    return (
+        f"{setting('max_length', max_length)} cut {_percent(shares[0])} of all tokens and"
+        f" {_percent(shares[1])} of the trained tokens; raise {setting('max_length')}"
+    )
 
 
 def _percent(share: float) -> str:

@@ -19,6 +19,8 @@ from sftprep.errors import (
     PythonNames,
     SettingNames,
     format_count,
+    front_end,
+    has_settings,
     render_settings,
     setting,
     source_name,
@@ -157,7 +159,7 @@ class DataWarning:
         """Return the warning as text.
 
         Args:
-            names: The form of settings; by default that of Python.
+            names: The form of settings; by default that of the front end.
         """
         kind = _kind_of(self.kind)
         facts = []
@@ -166,9 +168,11 @@ class DataWarning:
         if self.file:
             facts.append(f"first in {source_name(self.file)}:{self.line}")
         text = kind.text + (f" ({', '.join(facts)})" if facts else "")
-        if remedy := kind.remedy if self.remedy is None else self.remedy:
+        names = names or front_end.get(PythonNames())
+        remedy = kind.remedy if self.remedy is None else self.remedy
+        if remedy and has_settings(remedy, names):
             text += f"; {remedy}"
-        return render_settings(text, names or PythonNames())
+        return render_settings(text, names)
 
 
 def _kind_of(name: str) -> _Kind:
@@ -176,8 +180,10 @@ def _kind_of(name: str) -> _Kind:
         column = name.removeprefix(COLUMN_NOT_READ)
         return _Kind(
             "record",
-            f"the column {column!r} is not read, although its name suggests content",
-            f"if it belongs to the text, add it with {setting('transform', 'FILE.py:NAME')}",
+            f"the column {column!r} is not read, although its name suggests content or a switch"
+            " of training",
+            "if it belongs to the text, or selects turns, apply it with"
+            f" {setting('transform', 'FILE.py:NAME')}",
         )
     if name.startswith(NO_COMPARED_KEY):
         key = name.removeprefix(NO_COMPARED_KEY)
@@ -203,6 +209,8 @@ def data_warnings(manifest: Manifest) -> list[DataWarning]:
         found.get(NO_REASONING),
     ):
         needs_other_remedy.add(REASONING)
+    if manifest.config.get("escape_special"):
+        needs_other_remedy.add("special_token_in_content")
     if num_reasoning == found.get(NO_REASONING):
         needs_other_remedy.add(LAST_REASONING)
     return [

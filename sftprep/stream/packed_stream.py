@@ -127,7 +127,7 @@ class PackedStream:
         self.retries, self.retry_wait = retries, retry_wait
         self.owned: tuple[int, ...] = tuple(range(rank, num_lanes, world_size))
         self.epoch = 0
-        self._rejections = Rejections(self.config.output)
+        self._rejections = Rejections(self.config, self.max_length)
         self._lanes: dict[int, Lane] | None = None  # opened by the first iteration
         self._states: dict[int, LaneState] = {}  # of the lanes before they are opened
         self._is_loaded = False  # a state was loaded, and no iteration began since
@@ -170,6 +170,7 @@ class PackedStream:
             if pack is not None:
                 yield Placed(pack, lane.number, lane.num_taken - 1, self.epoch, lane.state())
         self._rejections.check(self.counts, at_end=True)
+        self._rejections.warn_of_cuts(self.counts, at_end=True)
         # Only a stream of all lanes knows that the whole source is empty.
         if not self.counts.get("sequences") and len(self.owned) == self.config.pack.lanes:
             firsts = [item for lane in lanes.values() for item in lane.first_origins.items()]
@@ -228,7 +229,7 @@ class PackedStream:
         part = object.__new__(PackedStream)
         part.__dict__.update(self.__dict__)
         part.owned = self.owned[index::num_shares]
-        part._rejections = Rejections(self.config.output)
+        part._rejections = Rejections(self.config, self.max_length)
         part._lanes, part._states = None, self._lane_states()
         if threads != self._use_threads:
             part._use_threads, part._preprocessor = threads, None

@@ -228,6 +228,21 @@ class SFTConfig(DeprecatedSettings, TrainingArguments):  # type: ignore[misc]
         default="error",
         metadata={"help": "What to do with a raw record that has images: error, or drop them."},
     )
+    format: str = field(
+        default="auto",
+        metadata={
+            "help": "Format of raw records, as for sftprep build: auto, messages, text (which reads"
+            " .txt files as well) ..."
+        },
+    )
+    map: str | None = field(
+        default=None,
+        metadata={"help": "Keys of raw records to rename: Query=instruction,Reply=output."},
+    )
+    escape_special: bool = field(
+        default=False,
+        metadata={"help": "Encode special tokens that a raw record spells as plain text."},
+    )
     strip_nulls: bool = field(
         default=False,
         metadata={

@@ -41,6 +41,12 @@ class DataSettings:
     """error or quarantine."""
     images: str
     """error or drop."""
+    format: str
+    """Format of the records; auto: it is detected."""
+    map: str | None
+    """Keys to rename, such as Query=instruction,Reply=output."""
+    escape_special: bool
+    """Whether special tokens in texts are encoded as plain text."""
     strip_nulls: bool
     """Whether keys with null are left out of records."""
     as_chat: bool | None
@@ -98,6 +104,9 @@ class DataSettings:
             reasoning=args.reasoning or _reasoning_of_trl(args, tokenizer),
             on_bad_record=args.on_bad_record,
             images=args.images,
+            format=args.format,
+            map=args.map,
+            escape_special=args.escape_special,
             strip_nulls=args.strip_nulls,
             as_chat=args.as_chat,
             skip_prepare=bool(options.get("skip_prepare_dataset")),
@@ -114,9 +123,13 @@ class DataSettings:
         # Best-fit packing emits the longest packs first, so the order of the records is kept only
         # where it survives: without packing, or where records are joined in their order.
         keep_order = not self.shuffle and (not packing or self.strategy == "wrapped")
-        functions = {"transform": self.transform, "transform_id": self.transform_id}
+        optional = {
+            "transform": self.transform,
+            "transform_id": self.transform_id,
+            "map": self.map,
+        }
         return {
-            **{name: value for name, value in functions.items() if value is not None},
+            **{name: value for name, value in optional.items() if value is not None},
             "text_field": self.text_field,
             "train_on": self.train_on,
             "max_length": self.max_length,
@@ -127,6 +140,8 @@ class DataSettings:
             "reasoning": self.reasoning,
             "on_bad_record": self.on_bad_record,
             "images": self.images,
+            "format": self.format,
+            "escape_special": self.escape_special,
             "strip_nulls": self.strip_nulls,
             "as_chat": self.as_chat,
             # As in TRL, a record without an answer is trained; `auto` keeps suspects otherwise.

@@ -22,6 +22,7 @@ CASES = SHARED.parent / "cases"
 QWEN3 = SHARED / "tokenizers" / "qwen3"
 USER = {"role": "user", "content": "Name a lighthouse."}
 ASSISTANT = {"role": "assistant", "content": "Roter Sand."}
+SUGGESTS = "name suggests content or a switch of training"
 CHAT = [USER, ASSISTANT]
 
 
@@ -303,9 +304,7 @@ def test_a_system_prompt_that_is_not_used_is_named(built: Any) -> None:
     row = {"messages": [{"role": "system", "content": "S"}, *CHAT], "system": "Another one."}
     code, output = built([row])
     assert code == 0
-    assert (
-        "the column 'system' is not read, although its name suggests content (1 record, " in output
-    )
+    assert f"the column 'system' is not read, although its {SUGGESTS} (1 record, " in output
 
 
 @needs_shared
@@ -470,7 +469,7 @@ def test_the_summary_names_format_template_and_columns(built: Any) -> None:
     assert code == 0
     assert "format: text; trained: every token" in output
     assert "not read: code, task_id" in output
-    assert "the column 'code' is not read, although its name suggests content (1 record, " in output
+    assert f"the column 'code' is not read, although its {SUGGESTS} (1 record, " in output
     _, output = built([{"messages": CHAT, "id": "x"}])
     assert re.search(r"format: messages, rendered by .*chat_template.jinja; trained: every", output)
     assert "content:" not in output

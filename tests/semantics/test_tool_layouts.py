@@ -225,11 +225,11 @@ def test_calls_of_langchain_are_rendered_as_those_of_openai(name: str, folder_wi
         ),
         (
             {"messages": CHAT, "tools": [tool([1])]},
-            'the "parameters" of tool 1 are a list, not a JSON schema',
+            'the "parameters" of tool 1 are an array, not a JSON schema',
         ),
         (
             {"messages": [CHAT[0], {**CHAT[1], "reasoning": ["so"]}]},
-            'the "reasoning" of message 2 is a list, not text',
+            'the "reasoning" of message 2 is an array, not text',
         ),
     ],
 )

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from sftprep import build
 from sftprep.errors import FlagNames, FormatError, render_settings
+from sftprep.records.formats import read_record
 from sftprep.records.inspection.suggestions import suggest
 from sftprep.records.inspection.transform_example import transform_example
 from sftprep.records.options import RecordOptions
@@ -164,6 +165,81 @@ SQUAD = {
 )
 def test_the_example_reads_the_request_and_the_answer(record: Any, expected: Any) -> None:
     assert turns_of(record) == expected
+
+
+RESPONSE_ITEMS = [
+    {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "ask"}]},
+    {"type": "function_call", "call_id": "c", "name": "look", "arguments": '{"at": "it"}'},
+    {"type": "function_call_output", "call_id": "c", "output": "3 m high"},
+    {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "so"}]},
+]
+HISTORY = [{"role": "USER", "message": "first"}, {"role": "CHATBOT", "message": "second"}]
+TASK_TURNS = [
+    {"speaker": "USER", "utterance": "ask"},
+    {"speaker": "SYSTEM", "utterance": "reply"},
+    {"speaker": "USER", "utterance": "more"},
+    {"speaker": "SYSTEM", "utterance": "yes"},
+]
+
+
+def read_suggested(record: Any) -> list[tuple[str, str]]:
+    """Return the roles and contents that are read from what the example makes of a record."""
+    code = textwrap.dedent(suggested(record).split("\n", 1)[1])
+    made = run(code, record)
+    example = read_record(made, 0, "messages", RecordOptions())
+    return [(m["role"], m.get("content") or str(m["tool_calls"])) for m in example.messages or []]
+
+
+@pytest.mark.parametrize("key", ["chat_history", "history", "turns"])
+def test_the_request_and_the_answer_after_earlier_turns_are_kept(key: str) -> None:
+    request = "question" if key == "turns" else "message"
+    record = {request: "ask me", key: HISTORY, "response": "so it is"}
+    assert read_suggested(record) == [
+        *(("user", "first"), ("assistant", "second")),
+        *(("user", "ask me"), ("assistant", "so it is")),
+    ]
+
+
+def test_the_choices_of_an_object_are_shown_and_the_chosen_one_is_the_answer() -> None:
+    record = {"question": "ask?", "options": {"A": "one", "B": "two"}, "answer_idx": "B"}
+    assert turns_of(record) == [("user", "ask?\nA. one\nB. two"), ("assistant", "two")]
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_text_that_ends_with_the_mark_of_the_answer_receives_it(number: int) -> None:
+    record = {"prompt": "\n\nHuman: ask\n\nAssistant: ", "answers": [{"answer": "A b"}] * number}
+    answer = "A b" if number else "..."
+    assert turns_of(record) == [("user", "ask"), ("assistant", answer)]
+    assert "# EDIT:" in suggested(record)
+
+
+def test_a_system_in_place_of_the_assistant_is_one_with_a_mark() -> None:
+    expected = [("user", "ask"), ("assistant", "reply"), ("user", "more"), ("assistant", "yes")]
+    for turns in (TASK_TURNS, [{**t, "text": t["utterance"]} for t in TASK_TURNS]):
+        record = {"dialogue_id": "7", "utterances": turns}
+        assert turns_of(record) == expected
+        assert "# EDIT: who is the assistant?" in suggested(record)
+
+
+def test_items_of_the_responses_api_become_messages_and_calls() -> None:
+    turns = read_suggested({"input": RESPONSE_ITEMS})
+    assert [role for role, _ in turns] == ["user", "assistant", "tool", "assistant"]
+    assert "'look'" in turns[1][1]
+    assert '{"at": "it"}' in turns[1][1]
+    assert [content for role, content in turns if role != "assistant"] == ["ask", "3 m high"]
+    assert turns[-1] == ("assistant", "so")
+
+
+def test_turns_in_columns_become_messages() -> None:
+    columns = {"role": ["user", "assistant"], "content": ["ask", "so"]}
+    assert turns_of({"log": columns}) == [("user", "ask"), ("assistant", "so")]
+
+
+@pytest.mark.parametrize("value", ["", "In it."])
+def test_the_input_of_an_instruction_is_in_the_map(value: str) -> None:
+    record = {"Instruction": "Do it.", "Input": value, "Output": "Done."}
+    flags = "Instruction=instruction,Output=output,Input=input"
+    assert suggested(record) == f"try: --map {flags}"
 
 
 def test_what_is_uncertain_is_marked_and_all_keys_are_listed() -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sftprep import build
 from sftprep.records.formats import read_record
 from sftprep.records.options import InvalidRecord, RecordOptions
 from sftprep.records.unread_turns import find_unread
@@ -101,6 +102,78 @@ def test_a_single_word_or_number_is_counted_where_it_is_content(
 )
 def test_a_switch_that_is_not_read_is_counted(record: dict[str, Any], chatml_dir: Path) -> None:
     assert warnings_of(record, chatml_dir) == {"switch_not_read"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("include_in_loss", False),
+        ("compute_loss", False),
+        ("use_for_training", False),
+        ("loss_scale", 0.0),
+        ("loss_scale", 0.3),
+        ("weight_loss", 0),
+        ("loss_weights", [0]),
+        ("ignore_loss", True),
+        ("mask_loss", True),
+        ("ignore_in_training", True),
+        ("learnable", False),
+        ("exclude", True),
+        ("skip", True),
+        ("isTrainable", False),
+        ("lossMask", 0),
+        ("mask", "true"),
+        ("mask", "assistant"),
+        ("mask", "User"),
+        ("label", 0),
+        ("labels", False),
+        ("meta", {"train": False}),
+    ],
+)
+@pytest.mark.parametrize("turn", [ASSISTANT, GPT], ids=["messages", "sharegpt"])
+def test_each_spelling_of_a_switch_is_counted(
+    turn: dict[str, Any], key: str, value: Any, chatml_dir: Path
+) -> None:
+    record = {"messages": [USER, {**turn, key: value}]}
+    assert warnings_of(record, chatml_dir) == {"switch_not_read"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("train_step", 1), ("label_id", 0), ("loss_value", 1.73), ("weight", None)),
+        *(("label", "positive"), ("loss_weights", []), ("trainer", True), ("mask", "x7")),
+    ],
+)
+def test_a_fact_about_a_turn_is_not_counted_as_a_switch(
+    key: str, value: Any, chatml_dir: Path
+) -> None:
+    assert warnings_of({"messages": [USER, {**ASSISTANT, key: value}]}, chatml_dir) == set()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("weight", 0), ("weight", 0.5), ("loss_mask", [0, 1]), ("train_on_inputs", False)),
+        *(("trainable", False), ("mask", "assistant"), ("lossWeights", [0.5, 1])),
+    ],
+)
+@pytest.mark.parametrize(
+    "record", [{"messages": [USER, ASSISTANT]}, {"prompt": "Ask it.", "completion": "So be it."}]
+)
+def test_a_switch_of_a_record_is_counted_by_its_name(
+    record: dict[str, Any], key: str, value: Any, chatml_dir: Path
+) -> None:
+    rows = [record, {**record, key: value}]
+    batch = prepare(rows, chatml_dir).batch
+    counted = {n: line for n, line in batch.first_lines.items() if n.startswith("warn")}
+    assert counted == {f"warnings.column_not_read:{key}": 1}
+
+
+@pytest.mark.parametrize("value", ["on", "off", "High", " low ", "none", "enabled", True, False])
+@pytest.mark.parametrize("key", ["reasoning", "thinking", "reasoning_effort"])
+def test_a_mode_of_reasoning_is_not_content(key: str, value: Any, chatml_dir: Path) -> None:
+    assert warnings_of({"messages": [USER, ASSISTANT], key: value}, chatml_dir) == set()
 
 
 @pytest.mark.parametrize(
@@ -197,7 +270,7 @@ def test_other_keys_of_a_pair_belong_to_the_answer() -> None:
     with pytest.raises(InvalidRecord, match="images"):
         read_messages({"conversation": [{**turn, "images": ["a.png"]}]}, "conversation")
     turn = {"instruction": "a", "input": {"b": 1}, "output": "c"}
-    with pytest.raises(InvalidRecord, match='"input" is a dict'):
+    with pytest.raises(InvalidRecord, match='"input" is an object'):
         read_messages({"conversation": [turn]}, "conversation")
 
 
@@ -337,3 +410,19 @@ def test_each_sentence_of_a_turn_is_read_or_found(
     messages = [{"role": "assistant", "content": content}]
     unread, _ = find_unread([turn], messages)
     assert set(unread) == {text for text in strings_in(others) if text not in content}
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_text_next_to_the_array_of_a_document_is_named(
+    is_first: bool, chatml_dir: Path, tmp_path: Path, caplog: Any
+) -> None:
+    other = {"version": "v2.0", "instruction": "Answer like a pirate always."}
+    data = {"data": [{"messages": [USER, ASSISTANT]}]}
+    file = tmp_path / "doc.json"
+    file.write_text(json.dumps({**other, **data} if is_first else {**data, **other}))
+    build(file, tokenizer=chatml_dir, output=tmp_path / "out")
+    logged = [r.getMessage() for r in caplog.records if "only the array" in r.getMessage()]
+    assert len(logged) == 1
+    assert (
+        f"{file}: only the array 'data' is read, and not the text under 'instruction'" in logged[0]
+    )

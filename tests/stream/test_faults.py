@@ -395,3 +395,37 @@ def test_locating_does_not_read_a_file_from_its_start(tokenizer_dir, tmp_path, m
     assert [stream.locate(origin)[1] for origin in reversed(origins)] == list(range(30_000, 0, -1))
     monkeypatch.setattr(line_files, "open_regular", PreadOnly)
     assert stream.locate(origins[-1]) == (str(path), 30_000)
+
+
+@pytest.mark.parametrize(("number", "is_read_whole"), [(40, True), (2000, False)])
+def test_a_length_that_cuts_much_is_logged_once(
+    number, is_read_whole, tokenizer_dir, tmp_path, caplog
+):
+    path = tmp_path / "long.jsonl"
+    rows_of_file = [{"text": "a b c d " * 10}] * number
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows_of_file))
+    stream = stream_of(path, tokenizer_dir, max_length=8, lanes=1)
+    for _ in range(2 if is_read_whole else 1):
+        for _pack in stream:
+            if not is_read_whole:
+                break
+    logged = [r.getMessage() for r in caplog.records if "max_length" in r.getMessage()]
+    assert len(logged) == 1
+    if not is_read_whole:
+        return
+    counts = stream.counts
+    share, trained_share = (
+        1000 * counts[f"{kind}_truncated"] // counts[f"{kind}_in"] / 10
+        for kind in ("tokens", "trained")
+    )
+    assert logged == [
+        f"max_length=8 cut {share} % of all tokens and {trained_share} % of the trained tokens;"
+        " raise max_length"
+    ]
+
+
+def test_a_length_that_cuts_little_is_not_logged(tokenizer_dir, tmp_path, caplog):
+    path = tmp_path / "short.jsonl"
+    path.write_text(json.dumps({"text": "a b c d"}) + "\n")
+    assert len([*stream_of(path, tokenizer_dir, lanes=1)]) == 1
+    assert not [r for r in caplog.records if "max_length" in r.getMessage()]

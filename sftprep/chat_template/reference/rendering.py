@@ -18,6 +18,7 @@ from jinja2 import meta, nodes
 from sftprep.chat_template.reference.growth_limits import size_of
 from sftprep.chat_template.reference.sandbox import ChatEnvironment, GenerationTag, is_generation
 from sftprep.chat_template.reference.turn_tracking import track_turns
+from sftprep.core.json_types import describe_json_type
 from sftprep.core.types import Message
 from sftprep.errors import TemplateError, setting
 
@@ -191,7 +192,7 @@ def normalize_messages(messages: list[Message]) -> list[Message]:
         message = original
         if not isinstance(message, dict):
             raise TemplateError(
-                f"message {index + 1} is a {type(message).__name__}, not an object",
+                f"message {index + 1} is {describe_json_type(message)}, not an object",
                 remedy='write each message as {"role": ..., "content": ...}',
             )
         # The list is copied when the first message changes: most conversations change nothing.
@@ -224,7 +225,7 @@ def check_tools(tools: list[Any]) -> None:
     for index, tool in enumerate(tools):
         if not isinstance(tool, dict):
             raise TemplateError(
-                f"tool {index + 1} is a {type(tool).__name__}, not a JSON schema",
+                f"tool {index + 1} is {describe_json_type(tool)}, not a JSON schema",
                 remedy=(
                     'write each tool as {"type": "function", "function": {"name": ...,'
                     ' "parameters": ...}}'

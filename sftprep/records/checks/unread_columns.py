@@ -1,4 +1,7 @@
-"""Columns of records that no format reads, and which of their names suggest content."""
+"""Columns of records that no format reads, and which of their names suggest content.
+
+The names of others suggest that they select what is trained.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from sftprep.records.conversations import CHAT_KEYS
 from sftprep.records.formats import FORMATS, detect_format, keys_of
 from sftprep.records.images import IMAGE_KEYS, is_filled
 from sftprep.records.options import Record, RecordOptions
-from sftprep.records.pair_keys import split_key
+from sftprep.records.pair_keys import is_reasoning_mode, split_key
+from sftprep.records.switches import has_switch_name, is_switch
 from sftprep.records.unread_turns import is_text
 
 _MEANINGFUL = (
@@ -141,7 +145,8 @@ class UnreadColumns:
                 isinstance(value, str) and _contains_all(value, record, kind.keys | kind.optional)
             )
             if not (is_repeated and key in kind.optional):
-                yield key, _is_meaningful(key, value) and not is_repeated
+                is_content = _is_meaningful(key, value) and not is_repeated
+                yield key, is_content or is_switch(key, value)
 
     def _note_filled(self, record: Record, example: Example, key_set: _KeySet) -> None:
         """Note the columns with a value, which need not be examined again."""
@@ -168,7 +173,7 @@ class UnreadColumns:
         if FORMATS[self._format].kind == "conversation":
             read |= {"tools", "chat_template_kwargs"}
         candidates = tuple(
-            key for key in keys if _has_meaningful_name(key) and key not in read | IMAGE_KEYS
+            key for key in keys if _is_candidate(key) and key not in read | IMAGE_KEYS
         )
         if len(self._key_sets) >= _MOST_KEY_SETS:
             self._key_sets.clear()
@@ -186,12 +191,19 @@ def _has_meaningful_name(key: str) -> bool:
     )
 
 
+@lru_cache(maxsize=4096)
+def _is_candidate(key: str) -> bool:
+    return _has_meaningful_name(key) or has_switch_name(key)
+
+
 def _has_value(value: Any) -> bool:
     return is_filled(value) or type(value) in (bool, int, float)
 
 
 def _is_meaningful(key: str, value: Any) -> bool:
     """Return whether a column appears to have content."""
+    if isinstance(value, str | bool) and is_reasoning_mode(key, value):
+        return False
     if key.lower() in _MEANINGFUL:
         return True
     return _has_meaningful_name(key) and any(map(is_text, strings_in(value)))

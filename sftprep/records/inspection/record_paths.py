@@ -16,6 +16,7 @@ Part = Literal["request", "answer", "context", "choices", "system", "reasoning",
 """What a text may be a part of."""
 
 _DEEPEST = 10
+_SHOWN_KEYS = 12
 _MOST_VALUES = 2000
 
 REQUEST_WORDS = {request for request, _ in PAIRS} | {
@@ -25,6 +26,7 @@ ANSWER_WORDS = {answer for _, answer in PAIRS} | {
     *("reply", "replies", "label", "code", "summary", "result", "tgt", "responses"),
 }
 REASONING_WORDS = {"reasoning", "thinking", "thought", "thoughts", "cot", "rationale"}
+_INPUT_WORDS = {"input", "inputs"}
 ID_WORDS = {"id", "uid", "uuid"}
 _WORDS_OF_FACTS = ID_WORDS | {
     *("ids", "url", "role", "type", "length", "count", "num", "date", "score", "name"),
@@ -85,6 +87,19 @@ def to_expression(path: Path, root: str = "record") -> str:
     return root + "".join(f"[{key!r}]" for key in path)
 
 
+def find_context(record: Record, request: Text | None, answer: Text | None) -> str | None:
+    """Return the key of the input of a request, which may be empty in this record.
+
+    A key such as "Input" is that of a request, unless another one is.
+    """
+    taken = {text.path[0] for text in (request, answer) if text is not None}
+    for key, value in record.items():
+        is_input = part_of((key,)) == "context" or not words_of(key).isdisjoint(_INPUT_WORDS)
+        if isinstance(value, str) and is_input and key not in taken:
+            return key
+    return None
+
+
 def iter_values(record: Record) -> Iterator[tuple[Path, Any]]:
     """Yield the values in a record with their paths, outer ones first."""
     level: list[tuple[Path, Any]] = [((key,), value) for key, value in record.items()]
@@ -115,8 +130,12 @@ def find_texts(record: Record) -> list[Text]:
 
 
 def find_choices(record: Record) -> Path | None:
-    """Return the path of a list of choices as texts."""
+    """Return the path of choices as texts: a list, or an object with a letter for each."""
     for path, value in iter_values(record):
+        if isinstance(value, dict) and value and part_of(path[-1:]) == "choices":
+            if all(isinstance(text, str) for text in value.values()):
+                return path
+            continue
         is_texts = isinstance(value, list) and value and all(isinstance(v, str) for v in value)
         is_named = "choices" in (part_of((key,)) for key in path)
         if is_texts and is_named and part_of(path[-1:]) in ("choices", None):
@@ -188,3 +207,10 @@ def describe_type(value: Any) -> str:
 def shorten(key: str) -> str:
     """Return a key in quotes, of at most 40 characters."""
     return repr(key if len(key) <= 40 else f"{key[:37]}...")
+
+
+def join_names(names: Any) -> str:
+    """Return names for a comment, of many names only the first ones."""
+    shown = [*names]
+    more = f" and {len(shown) - _SHOWN_KEYS} more" if len(shown) > _SHOWN_KEYS else ""
+    return ", ".join(shown[:_SHOWN_KEYS]) + more

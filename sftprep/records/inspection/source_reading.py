@@ -105,7 +105,7 @@ def inspect_records(
     meaningful = [key for key, is_meaningful in not_read.items() if is_meaningful]
     if meaningful and not (has_all_columns and _context_map(meaningful, format_name) is None):
         names = ", ".join(map(repr, meaningful[:_SHOWN_COLUMNS]))
-        text = f"not read, although the names suggest content: {names}"
+        text = f"not read, although the names suggest content or a switch of training: {names}"
         notices.append(Notice(text, _remedy(meaningful, format_name)))
     # Files that were written from a table have such objects as well: calls of different functions
     # with the same keys.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
-
+from sftprep.core.json_types import describe_json_type
 from sftprep.errors import FormatError, setting, source_name
+from sftprep.records.conversations import ANSWER_KEYS
 from sftprep.records.formats import FORMATS, is_turn
 from sftprep.records.inspection.record_paths import (
     ANSWER_WORDS,
@@ -12,15 +12,16 @@ from sftprep.records.inspection.record_paths import (
     Part,
     choose_text,
     find_choices,
+    find_context,
     find_texts,
     words_of,
 )
 from sftprep.records.inspection.transform_example import (
     CONVERSATION_WORDS,
-    EDIT,
     find_marks,
     transform_example,
 )
+from sftprep.records.inspection.turn_examples import EDIT, find_history, find_items, roles_of
 from sftprep.records.messages import read_messages
 from sftprep.records.options import (
     TRANSFORM,
@@ -61,7 +62,7 @@ def _wrong_types(record: Record) -> str:
     if pair is None:
         return ""
     wrong = [key for key in pair if not is_turn(record[key])]
-    kinds = ", ".join(f"{key!r} is of type {type(record[key]).__name__}" for key in wrong)
+    kinds = ", ".join(f"{key!r} is {describe_json_type(record[key])}" for key in wrong)
     return f"; {kinds}, not a text or a list of messages" if wrong else ""
 
 
@@ -72,10 +73,12 @@ def suggest(record: Record, options: RecordOptions) -> list[str]:
             "group the messages: each record is a single message, and a conversation is a record"
             ' {"messages": [...]}'
         ]
+    if find_history(record, options) is not None or find_items(record) is not None:
+        return [_transform_remedy(record, options)]  # a map would lose some of the turns
     renames = _conversation_map(record, options) or _pair_map(record)
     if renames is not None:
         text = ",".join(f"{source}={target}" for source, target in renames.items())
-        return [f"try: {setting('map', shlex.quote(text))}"]
+        return [f"try: {setting('map', text)}"]
     texts = [key for key, value in record.items() if isinstance(value, str)]
     has_answer = any(_words(key) & ANSWER_WORDS for key in record if key not in texts)
     if (
@@ -84,7 +87,7 @@ def suggest(record: Record, options: RecordOptions) -> list[str]:
         and not find_marks(record[texts[0]])
         and not any(isinstance(value, (list, dict)) for value in record.values())
     ):
-        return [f"try: {setting('text_field', shlex.quote(texts[0]))}"]
+        return [f"try: {setting('text_field', texts[0])}"]
     return [_transform_remedy(record, options)]
 
 
@@ -97,11 +100,19 @@ def _conversation_map(record: Record, options: RecordOptions) -> dict[str, str] 
             is_texts and not _words(key) & CONVERSATION_WORDS
         ):
             try:
-                if len(read_messages(value, key, options)) > 1:
+                if len(read_messages(value, key, options)) > 1 and _can_be_trained(
+                    key, record, options
+                ):
                     return {key: "messages"}
             except InvalidRecord:
                 continue
     return None
+
+
+def _can_be_trained(key: str, record: Record, options: RecordOptions) -> bool:
+    """Return whether turns have an answer, or the record has it."""
+    roles = roles_of(record[key], options)
+    return "assistant" in roles or ("user" in roles and any(map(record.get, ANSWER_KEYS)))
 
 
 def _pair_map(record: Record) -> dict[str, str] | None:
@@ -113,7 +124,8 @@ def _pair_map(record: Record) -> dict[str, str] | None:
     answer, has_answer = choose_text(texts, "answer", request)
     if not has_request or not has_answer:
         return None
-    parts: dict[Part, str] = {"context": "input", "reasoning": "reasoning", "system": "system"}
+    parts: dict[Part, str] = {"reasoning": "reasoning", "system": "system"}
+    context = find_context(record, request, answer)
     others = [text for text in texts if text.part in parts and text.is_prose]
     renames: dict[str, str] = {}
     for text, target in (
@@ -123,6 +135,8 @@ def _pair_map(record: Record) -> dict[str, str] | None:
     ):
         if text is not None and target not in renames.values():
             renames[str(text.path[0])] = target
+    if context is not None:
+        renames[context] = "input"
     renames = {source: target for source, target in renames.items() if source != target}
     # A key that is replaced would be lost.
     return renames if not set(renames.values()) & record.keys() else None

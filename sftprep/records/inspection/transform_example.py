@@ -9,39 +9,46 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from sftprep.records.inspection.record_paths import (
-    Part,
     Path,
     Text,
     choose_text,
     describe_type,
     find_choices,
+    find_context,
     find_texts,
     iter_values,
+    join_names,
     part_of,
     shorten,
     to_expression,
     words_of,
 )
-from sftprep.records.messages import read_messages
-from sftprep.records.options import InvalidRecord, Record, RecordOptions
+from sftprep.records.inspection.turn_examples import (
+    EDIT,
+    column_lines,
+    find_columns,
+    find_history,
+    find_items,
+    history_lines,
+    item_lines,
+    pair_turns,
+    roles_of,
+    speaker_turns,
+)
+from sftprep.records.options import Record, RecordOptions
 from sftprep.records.roles import ROLES, to_role
 
 CONVERSATION_WORDS = {"data", "dialog", "dialogue", "conversation", "chat", "utterances"}
 _WORDS_OF_TURNS = CONVERSATION_WORDS | {
     *("dialogs", "dialogues", "conversations", "chats", "turns", "messages"),
 }
-EDIT = "# EDIT:"
-"""The start of a comment at a place to edit."""
-
 _PLACEHOLDER = '"..."'
-_SHOWN_KEYS = 12
 _MARKED_ROLES = {
     **{role.replace("_", " "): name for role, name in ROLES.items()},
     **{"instruction": "user", "question": "user", "input": "user", "q": "user"},
@@ -78,17 +85,11 @@ def transform_example(record: Record, options: RecordOptions) -> str:
     used = {path[0] for path in example.paths}
     unused = [key for key in record if key not in used and record[key] not in (None, "", [], {})]
     described = [f"{shorten(key)} ({describe_type(value)})" for key, value in record.items()]
-    comments = [f"# the keys of the first record: {_join(described)}"]
+    comments = [f"# the keys of the first record: {join_names(described)}"]
     if unused:
-        comments.append(f"# not used: {_join(map(shorten, unused))}")
+        comments.append(f"# not used: {join_names(map(shorten, unused))}")
     lines = [*example.imports, *comments, "def to_chat(record):"]
     return "\n".join([*lines, *(f"    {line}" for line in example.lines)])
-
-
-def _join(names: Any) -> str:
-    shown = [*names]
-    more = f" and {len(shown) - _SHOWN_KEYS} more" if len(shown) > _SHOWN_KEYS else ""
-    return ", ".join(shown[:_SHOWN_KEYS]) + more
 
 
 def _message(role: str, content: str, note: str = "", reasoning: str = "") -> str:
@@ -119,6 +120,13 @@ def _note_lists(record: Record, path: Path) -> str:
     return ""
 
 
+def _value_at(record: Record, path: Path) -> Any:
+    value: Any = record
+    for key in path:
+        value = value[key]
+    return value
+
+
 def _ask(part: str, text: Text | None) -> str:
     """Return the note about a text whose keys do not say what it is."""
     return f"is this the {part}?" if text else f"write the {part} here"
@@ -132,13 +140,38 @@ def _message_list(lines: list[str]) -> list[str]:
 # --- the kinds of records -------------------------------------------------------------------------
 
 
+def _from_history(record: Record, options: RecordOptions) -> _Example | None:
+    """Return the example for earlier turns alongside a request and its answer."""
+    found = find_history(record, options)
+    if found is None:
+        return None
+    key, answer, request = found
+    system, used = _system_line(find_texts(record))
+    head, *lines = history_lines(*found)
+    return _Example(
+        [head, *system, *lines], [(key,), answer, *([request] if request else []), *used]
+    )
+
+
+def _from_items(record: Record, options: RecordOptions) -> _Example | None:
+    """Return the example for typed items, some of which are messages."""
+    path = find_items(record)
+    return None if path is None else _Example(item_lines(path), [path])
+
+
+def _from_columns(record: Record, options: RecordOptions) -> _Example | None:
+    """Return the example for turns in columns."""
+    found = find_columns(record)
+    return None if found is None else _Example(column_lines(*found), [found[0]])
+
+
 def _from_nested_messages(record: Record, options: RecordOptions) -> _Example | None:
     """Return the example for messages in an inner value, with or without the answer."""
     lists: list[tuple[Path, set[str]]] = []
     answer: Path | None = None  # a single message of the assistant
     for path, value in iter_values(record):
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            roles = _roles_of(value, options)
+            roles = roles_of(value, options)
             if "user" in roles:
                 lists.append((path, roles))
         elif (
@@ -169,14 +202,6 @@ def _from_nested_messages(record: Record, options: RecordOptions) -> _Example | 
     return _Example(lines, [path, *([text.path] if text else [])])
 
 
-def _roles_of(value: list[Any], options: RecordOptions) -> set[str]:
-    try:
-        messages = read_messages(copy.deepcopy(value), "messages", options)
-    except (InvalidRecord, RecursionError):
-        return set()
-    return {message["role"] for message in messages}
-
-
 def _from_turns(record: Record, options: RecordOptions) -> _Example | None:
     """Return the example for turns in a list, or in a dictionary, with the same keys."""
     for path, value in iter_values(record):
@@ -189,59 +214,12 @@ def _from_turns(record: Record, options: RecordOptions) -> _Example | None:
         keys = [key for key in turns[0] if all(isinstance(turn.get(key), str) for turn in turns)]
         loop = to_expression(path) + (".values()" if isinstance(value, dict) else "")
         is_named = bool(words_of(str(path[-1])) & _WORDS_OF_TURNS)
-        lines = _pair_turns(keys, loop, is_named) or _speaker_turns(keys, turns, loop, is_named)
+        lines = pair_turns(keys, loop, is_named) or speaker_turns(keys, turns, loop, is_named)
         if lines:
             system, used = _system_line(find_texts(record), path)
             lines = [*_message_list(system), *lines]
             return _Example(lines, [path, *used])
     return None
-
-
-def _pair_turns(keys: list[str], loop: str, is_named: bool) -> list[str]:
-    """Return the lines for turns with a request and an answer each, or none."""
-    parts: dict[str, Part | None] = {key: part_of((key,)) for key in keys}
-    request = next((key for key, part in parts.items() if part == "request"), None)
-    answer = next((key for key, part in parts.items() if part == "answer"), None)
-    others = [key for key, part in parts.items() if part is None and key != request]
-    if request is None or not (answer or (is_named and others)):
-        return []
-    note = "" if answer else f"  {EDIT} is this the answer?"
-    answer = answer or others[-1]
-    reasoning = next((key for key, part in parts.items() if part == "reasoning"), None)
-    content = f'"content": turn[{answer!r}]'
-    if reasoning:
-        content += f', "reasoning_content": turn[{reasoning!r}]'
-    unused = [key for key in keys if key not in (request, answer, reasoning)]
-    return [
-        f"for turn in {loop}:" + (f"  # not used: {_join(map(shorten, unused))}" if unused else ""),
-        f'    messages.append({{"role": "user", "content": turn[{request!r}]}})',
-        f'    messages.append({{"role": "assistant", {content}}}){note}',
-        'return {"messages": messages}',
-    ]
-
-
-def _speaker_turns(keys: list[str], turns: list[Record], loop: str, is_named: bool) -> list[str]:
-    """Return the lines for turns with a speaker and a text each, or none."""
-    speakers = {key: list(dict.fromkeys(turn[key] for turn in turns)) for key in keys}
-    speaker = next((k for k, names in speakers.items() if len(names) == 2), None)
-    texts = [key for key in keys if key != speaker]
-    if not is_named or speaker is None or not texts:
-        return []
-    content = max(texts, key=lambda key: sum(len(turn[key]) for turn in turns))
-    names = speakers[speaker]
-    known = [to_role(name) for name in names]
-    is_certain = set(known) == {"user", "assistant"}
-    is_reversed = known[0] == "assistant" or known[1] == "user"
-    found = ("assistant", "user") if is_reversed else ("user", "assistant")
-    roles = dict(zip(names, found, strict=True))
-    note = "" if is_certain else f"  {EDIT} who is the assistant?"
-    return [
-        f"roles = {roles!r}{note}",
-        f"for turn in {loop}:",
-        f"    role = roles[turn[{speaker!r}]]",
-        f'    messages.append({{"role": role, "content": turn[{content!r}]}})',
-        'return {"messages": messages}',
-    ]
 
 
 def _from_marked_text(record: Record, options: RecordOptions) -> _Example | None:
@@ -263,19 +241,40 @@ def _from_marked_text(record: Record, options: RecordOptions) -> _Example | None
         system, used = _system_line(texts, text.path)
         if not system and text.value[: starts[0]].strip():
             system = [_message("system", "parts[0].strip()")]
+        append = '    messages.append({"role": roles[name], "content": text.strip()})'
+        answer_lines, paths = _missing_answer(record, text, append)
         return _Example(
             [
                 f"parts = re.split(r'{start}(?:#+ ?)?({names}) ?:', {expression})",
                 f"roles = {roles!r}",
                 *_message_list(system),
                 "for name, text in zip(parts[1::2], parts[2::2]):",
-                '    messages.append({"role": roles[name], "content": text.strip()})',
+                *(answer_lines or [append]),
                 'return {"messages": messages}',
             ],
-            [text.path, *used],
+            [text.path, *used, *paths],
             ("import re", ""),
         )
     return None
+
+
+def _missing_answer(record: Record, text: Text, append: str) -> tuple[list[str], list[Path]]:
+    """Return the lines for a text that ends with the mark of the answer, and their paths.
+
+    The answer is another text of the record. If the text does not end so, there are none.
+    """
+    mark = list(_MARK.finditer(text.value))[-1]
+    if text.value[mark.end() :].strip() or _MARKED_ROLES[mark[1].lower()] != "assistant":
+        return [], []
+    others = [other for other in find_texts(record) if other.path[0] != text.path[0]]
+    answer, is_certain = choose_text(others, "answer", None)
+    reply = to_expression(answer.path) if answer else _PLACEHOLDER
+    note = (_note_lists(record, answer.path) if answer and is_certain else "") or _ask(
+        "answer", answer
+    )
+    last = f'messages.append({{"role": "assistant", "content": {reply}}})  {EDIT} {note}'
+    lines = ["    if text.strip():", f"    {append}", last]
+    return lines, [answer.path] if answer else []
 
 
 def find_marks(text: str) -> dict[str, str]:
@@ -301,12 +300,19 @@ def _from_texts(record: Record, options: RecordOptions) -> _Example:
     content = to_expression(request.path) if request else _PLACEHOLDER
     paths = [text.path for text in (request, answer) if text]
     context = next((t for t in texts if t.part == "context" and t not in (request, answer)), None)
+    input_key = find_context(record, request, answer)
     if context:
         content = f'{to_expression(context.path)} + "\\n\\n" + {content}'
         paths.append(context.path)
+    elif input_key is not None and request is not None:
+        content += f' + "\\n" + {to_expression((input_key,))}'
+        paths.append((input_key,))
     choices = find_choices(record)
     if choices:
-        content += f' + "\\n" + "\\n".join({to_expression(choices)})'
+        shown = to_expression(choices)
+        if isinstance(_value_at(record, choices), dict):
+            shown = f'f"{{key}}. {{text}}" for key, text in {shown}.items()'
+        content += f' + "\\n" + "\\n".join({shown})'
         paths.append(choices)
     reply, note = _answer_expression(record, answer if has_answer else None, choices, paths)
     if not reply:
@@ -337,25 +343,29 @@ def _answer_expression(
 
     The answer may be the index of a choice, or a number.
     """
+    of_choices: Any = None if choices is None else _value_at(record, choices)
     if answer is not None:
-        return to_expression(answer.path), _note_lists(record, answer.path)
+        expression = to_expression(answer.path)
+        if choices is not None and isinstance(of_choices, dict) and answer.value in of_choices:
+            return f"{to_expression(choices)}[{expression}]", ""
+        return expression, _note_lists(record, answer.path)
     for path, value in iter_values(record):
         if type(value) not in (int, float) or part_of(path) != "answer" or len(path) > 2:
             continue
         paths.append(path)
         expression = to_expression(path)
-        if choices is not None and type(value) is int:
-            of_choices: Any = record
-            for key in choices:
-                of_choices = of_choices[key]
-            if 0 <= value < len(of_choices):
-                return f"{to_expression(choices)}[{expression}]", ""
+        is_index = type(value) is int and isinstance(of_choices, list)
+        if choices is not None and is_index and 0 <= value < len(of_choices):
+            return f"{to_expression(choices)}[{expression}]", ""
         return f"str({expression})", ""
     return "", ""
 
 
 _EXAMPLES: tuple[Callable[[Record, RecordOptions], _Example | None], ...] = (
+    _from_history,
+    _from_items,
     _from_nested_messages,
+    _from_columns,
     _from_turns,
     _from_marked_text,
     _from_texts,

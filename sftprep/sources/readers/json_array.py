@@ -19,7 +19,8 @@ import json
 import re
 from collections.abc import Iterator
 
-from sftprep.errors import InputUnreadable
+from sftprep.core.notices import Notice
+from sftprep.errors import InputUnreadable, setting, source_name
 from sftprep.sources.readers.lines import LARGEST_LINE, FilePart, line_parts, unpacked_chunks
 from sftprep.sources.readers.to_jsonl import unusable_line
 
@@ -28,6 +29,9 @@ _DATA_KEYS = ("data", "train", "rows", "records", "examples")
 
 _DESCRIBING_KEYS = ("features",)
 """Keys of arrays of objects that describe records, as in responses of the Hub's API."""
+
+_reported: set[tuple[str, ...]] = set()
+"""Files whose unread texts were logged, with their keys: a file is read more than once."""
 
 _WHITESPACE = " \t\r\n"
 _NUMBER = "-0123456789"
@@ -95,6 +99,7 @@ class _Document:
         # Integers are parsed as strings, because only the end of a value is needed, and Python
         # refuses to convert integers of more than 4,300 digits.
         self._parse = json.JSONDecoder(parse_int=str).raw_decode
+        self._unread: list[str] = []  # keys of texts alongside the array
         self._arrays: list[str] = []  # keys of the arrays of records in the object
 
     def peek(self) -> str:
@@ -207,8 +212,20 @@ class _Document:
                     f"jq -c '.{self._arrays[0]}[]' FILE > {self._arrays[0]}.jsonl",
                 )
             self.skip(1)
+            self._report_unread()
         if self.peek():
             raise self.damaged("something follows the array of records")
+
+    def _report_unread(self) -> None:
+        """Log the texts of the object that are not in the array, once per file."""
+        if self._unread and (self._file, *self._unread) not in _reported:
+            _reported.add((self._file, *self._unread))
+            names = ", ".join(map(repr, self._unread))
+            Notice(
+                f"only the array {self._arrays[0]!r} is read, and not the text under {names}",
+                "if it belongs to the records, add it to each of them with"
+                f" {setting('transform', 'FILE.py:NAME')}",
+            ).log(f"{source_name(self._file)}: ")
 
     def damaged(self, what: str) -> InputUnreadable:
         """Return the error for malformed JSON, with the current position."""
@@ -285,9 +302,12 @@ class _Document:
             if key in _DATA_KEYS or (first == "{" and key not in _DESCRIBING_KEYS):
                 self._arrays.append(key)
         try:
-            self._read_value()
+            has_text = _has_text(self._parse(self._read_value())[0])
         except _ValueTooLongError:
             self._skip_long_value()
+            has_text = True
+        if has_text and key not in (*_DESCRIBING_KEYS, *self._arrays):
+            self._unread.append(key)
 
     def _skip_long_value(self) -> None:
         """Skip an object, an array or a string, with at most one chunk of it in memory."""
@@ -338,6 +358,17 @@ def _ends_in_escape(text: str) -> bool:
     It then escapes the next character.
     """
     return (len(text) - len(text.rstrip("\\"))) % 2 == 1
+
+
+def _has_text(value: object) -> bool:
+    """Return whether a JSON value contains text of several words."""
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, str) and len(item.split(maxsplit=1)) > 1:
+            return True
+        stack += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+    return False
 
 
 def _is_table(value: object) -> bool:
