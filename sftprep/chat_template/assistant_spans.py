@@ -144,7 +144,7 @@ def find_marked_spans(rendered: Rendered) -> list[TurnSpan]:
 
 
 def is_assistant(message: Message) -> bool:
-    """Return whether a message is to be written by the model."""
+    """Return whether the model writes a message."""
     return message.get("role") in ASSISTANTS
 
 

@@ -24,6 +24,7 @@ _COLON, _QUOTE, _BACKSLASH = b':"\\'
 _STEP = 1 << 17
 """Bytes that are compared at once; the results fit into the cache of a processor."""
 _LAST_WHITESPACE = 32
+_ONLY_OBJECTS = {dict}
 _BEFORE_VALUE = b" \t\r\xef\xbb\xbf"
 """Bytes that may precede a value on a line."""
 
@@ -81,8 +82,8 @@ def _estimate_keys(record: Any) -> int:
     if type(record) is not dict:
         return 0
     messages = record.get("messages")
-    if type(messages) is list and messages and type(messages[0]) is dict:
-        return len(record) + sum(len(item) for item in messages if type(item) is dict)
+    if type(messages) is list and {*map(type, messages)} == _ONLY_OBJECTS:
+        return len(record) + sum(map(len, messages))
     return len(record)
 
 

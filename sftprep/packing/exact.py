@@ -127,7 +127,7 @@ def _find_pattern(
 
     The pattern is empty if there is none.
     """
-    # Add runs to the reachable sums until the space beside the longest sequence is one of them.
+    # Add runs to the reachable sums until the space left by the longest sequence is one of them.
     space = capacity - run_length[top]
     mask, goal = (1 << (space + 1)) - 1, 1 << space
     sums = 1  # only the sum of no sequence

@@ -119,7 +119,7 @@ def _find_unread_words(turns: list[Any], read: frozenset[str]) -> Iterator[str]:
             continue
         has_content = any(turn.get(key) for key in (*_CONTENT_KEYS, *_CALL_KEYS))
         for key, value in turn.items():
-            if key in _READ_KEYS or key in _METADATA or _SWITCH.fullmatch(key.lower()):
+            if key in _READ_KEYS or key in _METADATA or is_switch(key, value):
                 continue
             if key in _CONTENT_KEYS and isinstance(value, dict | list):  # typed parts
                 continue

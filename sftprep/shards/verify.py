@@ -191,7 +191,7 @@ def _are_lines(origin: NDArray[np.int64], manifest: Manifest) -> NDArray[np.bool
     """Return whether each origin is that of a line of the inputs: bool [n]."""
     if manifest.format_version.startswith("1."):
         return (origin >= 0) & (origin < sum(info.lines for info in manifest.inputs))
-    # A slice without lines after the last one stands for all that do not exist.
+    # All slices that do not exist are taken for one without lines, after the last one.
     lines = np.array([*(n for info in manifest.inputs for n in info.slices), 0], dtype=np.int64)
     number = np.minimum(origin >> ORIGIN_BITS, len(lines) - 1)
     line = origin & ((1 << ORIGIN_BITS) - 1)

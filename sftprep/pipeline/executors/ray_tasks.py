@@ -29,7 +29,7 @@ class RayExecutor:
 
     Raises:
         MissingDependency: Ray is not installed.
-        ConfigError: There is no cluster at the address.
+        ConfigError: The address does not lead to a cluster.
     """
 
     far = True
@@ -52,7 +52,7 @@ class RayExecutor:
                 )
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise ConfigError(
-                    f"there is no Ray cluster at {address or 'this machine'}: {error}",
+                    f"cannot connect to a Ray cluster at {address or 'this machine'}: {error}",
                     remedy=(
                         "start one with `ray start --head`, and name it with"
                         f" {setting('ray_address')}"

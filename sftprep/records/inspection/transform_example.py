@@ -100,7 +100,7 @@ def _message(role: str, content: str, note: str = "", reasoning: str = "") -> st
 
 
 def _system_line(texts: list[Text], except_in: Path = ()) -> tuple[list[str], list[Path]]:
-    """Return the line and the path of the system prompt; none if there is no system prompt."""
+    """Return the line and the path of the system prompt, or nothing without one."""
     for text in texts:
         if text.part == "system" and len(text.path) == 1 and text.path != except_in[:1]:
             expression = to_expression(text.path)

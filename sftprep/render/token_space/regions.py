@@ -120,7 +120,7 @@ class RegionFinder:
             return "the prompt does not end with a literal after a special token"
         tail = len(self.literals.tails[boundary.literal])
         if not whole.text.startswith(prompt.text[: len(prompt.text) - tail]):
-            return "the template writes the prompt differently when it stands alone"
+            return "the template writes the prompt differently when it is rendered alone"
         return boundary
 
     def derived_regions(
