@@ -184,7 +184,7 @@ def test_files_that_appear_while_a_build_runs_are_kept(
             path.write_text("precious")
         seen.update({p: c for p, c in snapshot(tmp_path).items() if not p.startswith("o/spill/")})
 
-    monkeypatch.setattr(build_module, "_check_unchanged", plant)
+    monkeypatch.setattr(build_module, "check_unchanged", plant)
     with pytest.raises(OutputExists, match=name):
         make(seed=1)
     after = snapshot(tmp_path)

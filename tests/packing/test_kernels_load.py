@@ -38,7 +38,7 @@ def package_without_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package whose folder is not writable, as in a read-only installation."""
     root = tmp_path_factory.mktemp("read-only")
     (root / "sftprep").mkdir()
-    for name in ("__init__.py", "errors.py", "version.py"):
+    for name in ("__init__.py", "errors.py", "message_text.py", "version.py"):
         shutil.copy(PACKAGE / name, root / "sftprep" / name)
     shutil.copytree(
         PACKAGE / "packing",

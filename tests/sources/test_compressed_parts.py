@@ -18,12 +18,10 @@ def test_the_parts_of_a_compressed_file_are_those_of_the_plain_file(
     tmp_path_factory, lines, ends_with_newline, target
 ):
     folder: Path = tmp_path_factory.mktemp("parts")
-    data = b"\n".join(lines) + b"\n" * ends_with_newline
+    # Begins with a letter: some other beginnings are those of other kinds of files.
+    data = b"x" + b"\n".join(lines) + b"\n" * ends_with_newline
     plain, packed = str(folder / "a.jsonl"), str(folder / "a.jsonl.gz")
     Path(plain).write_bytes(data)
-    # A name that tells nothing must not hide the kind of the content.
-    if data.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1", b"ARROW1")):
-        return
     Path(packed).write_bytes(gzip.compress(data))
     expected = [read_line_range(plain, start, end) for start, end, _ in line_parts(plain, target)]
     found = list(line_parts(packed, target))
