@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def find_repeated_keys(
     # A list on a line has no key `messages`, so sums could hide a repeated key elsewhere.
     if all(line[:1] == b"{" for line in lines):
         num_pairs = _count_pairs(data)
-        if num_pairs == sum(map(_estimate_keys, records)):
+        if num_pairs == _estimate_keys(records):
             return {}
         if num_pairs == sum(map(count_keys, records)):
             return {}
@@ -77,14 +78,15 @@ def _count_pairs(data: bytes) -> int:
     return number
 
 
-def _estimate_keys(record: Any) -> int:
-    """Return the number of keys of a record with messages, or less if its values have keys."""
-    if type(record) is not dict:
-        return 0
-    messages = record.get("messages")
-    if type(messages) is list and {*map(type, messages)} == _ONLY_OBJECTS:
-        return len(record) + sum(map(len, messages))
-    return len(record)
+def _estimate_keys(records: Sequence[Any]) -> int:
+    """Return the number of keys of records and their messages; -1 if there are other records."""
+    try:
+        messages = [*chain.from_iterable([record["messages"] for record in records])]
+    except (KeyError, TypeError, IndexError):
+        messages = []
+    if {*map(type, records)} == _ONLY_OBJECTS and {*map(type, messages)} <= _ONLY_OBJECTS:
+        return sum(map(len, records)) + sum(map(len, messages))
+    return -1
 
 
 def count_keys_of_lines(data: bytes, lines: Sequence[bytes]) -> list[int]:
