@@ -26,9 +26,11 @@ def find_in(messages: list[dict[str, Any]]) -> Omissions:
     return check_by(chatml).find_omissions(Conversation(messages), chatml(messages))
 
 
-def test_the_check_agrees_with_transformers_on_every_template_of_trl() -> None:
-    outcome = compare(templates_of_trl())
-    assert outcome.with_omissions > 1000
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_the_check_agrees_with_transformers_on_the_templates_of_trl(step: int) -> None:
+    templates = dict(sorted(templates_of_trl().items())[::step])
+    outcome = compare(templates)
+    assert outcome.with_omissions > 1000 / step
     assert outcome.differences == []
 
 
