@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sftprep.chat_template.reference.rendering import REASONING_KEYS
-from sftprep.core.json_types import describe_json_type
+from sftprep.core.json_values import describe_json_type
 from sftprep.core.types import Message, function_of
 
 
@@ -111,7 +111,7 @@ def find_unusual(messages: list[Message], tools: list[Any] | None) -> str | None
 
     Example:
         [{"role": "user", "content": "a", "reasoning": ["b"]}]  ->
-            'the "reasoning" of message 1 is a list, not text'
+            'the "reasoning" of message 1 is an array, not text'
     """
     for number, tool in enumerate(tools or (), 1):
         function = function_of(tool)

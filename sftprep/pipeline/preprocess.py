@@ -335,7 +335,6 @@ def read_examples(
                 exact = parse_exactly(line, record) if number in rounded else record
                 example = read(exact, number)
                 quality_checks.check(example, exact, counts, search=search)
-                examples.append(example)
                 if len(record) > 1:
                     for key in columns.find_meaningful(exact, example):
                         counts.warn(f"{COLUMN_NOT_READ}{key}", number)
@@ -343,8 +342,12 @@ def read_examples(
                     counts.warn("images_dropped", number)
                 if example.unread_switch:
                     counts.warn("switch_not_read", number)
+                examples.append(example)
             except InvalidRecord as problem:
                 rejected.append(Rejected(number, 0, problem.reason, str(problem), excerpt(line)))
+            except RecursionError:
+                message = "its values are nested too deeply"
+                rejected.append(Rejected(number, 0, "bad_row", message, excerpt(line)))
         elif isinstance(record, Rejected):
             rejected.append(record)
         else:

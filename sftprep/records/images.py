@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from sftprep.core.json_values import iter_leaves
 from sftprep.records.options import Record
 from sftprep.records.pair_keys import find_pair
 from sftprep.records.roles import PASSED_ROLES, TOOL_CALL, to_role
@@ -54,9 +55,7 @@ def is_filled(value: Any) -> bool:
 
     Null, "", and lists and objects of these have none.
     """
-    if isinstance(value, dict):
-        value = [*value.values()]
-    return any(map(is_filled, value)) if isinstance(value, list) else bool(value)
+    return any(iter_leaves(value)) if isinstance(value, dict | list) else bool(value)
 
 
 def remove_images(record: Record) -> bool:

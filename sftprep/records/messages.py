@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from sftprep.core.json_types import describe_json_type
+from sftprep.core.json_values import describe_json_type
 from sftprep.core.types import Message
 from sftprep.records.content_parts import from_parts
 from sftprep.records.images import IMAGE_KEYS, is_filled

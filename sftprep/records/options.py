@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from sftprep.core.json_types import describe_json_type
+from sftprep.core.json_values import describe_json_type
 from sftprep.core.repeated_keys import find_repeated_key
 from sftprep.records.roles import PASSED_ROLES
 from sftprep.sources.readers.to_jsonl import OPAQUE

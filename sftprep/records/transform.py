@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sftprep.core.json_types import describe_json_type
+from sftprep.core.json_values import describe_json_type
 from sftprep.core.repeated_keys import find_repeated_keys
 from sftprep.core.types import Rejected, TokenBatch
 from sftprep.errors import escape_control, first_line

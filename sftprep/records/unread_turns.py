@@ -45,12 +45,14 @@ _CONTENT_NAMES = frozenset(
     }
 )
 """Keys of turns whose values are a part of the turn even if they are single words or numbers."""
-_WORDS_OF_METADATA = frozenset(
+WORDS_OF_METADATA = frozenset(
     {
         *("id", "ids", "url", "hash", "length", "len", "tokens", "count", "num", "score"),
-        *("time", "date", "type", "name", "source", "model", "index", "reason", "timestamp"),
+        *("time", "date", "type", "name", "source", "model"),
     }
 )
+"""Words of keys whose values describe a record or a turn, and are not a part of it."""
+_WORDS_OF_TURN_METADATA = WORDS_OF_METADATA | {"index", "reason", "timestamp"}
 _WORD = re.compile(r"[^\s\d!-/:-@\[-`{-~]{2}")
 _UNSPACED_WORDS = re.compile(
     r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u9fff\uac00-\ud7af]{4}"
@@ -124,7 +126,7 @@ def _find_unread_words(turns: list[Any], read: frozenset[str]) -> Iterator[str]:
             if key in _CONTENT_KEYS and isinstance(value, dict | list):  # typed parts
                 continue
             is_content = key.lower() in _CONTENT_NAMES or (
-                not has_content and _WORDS_OF_METADATA.isdisjoint(split_key(key))
+                not has_content and _WORDS_OF_TURN_METADATA.isdisjoint(split_key(key))
             )
             if is_content:
                 yield from (word for word in _iter_words(value) if word not in read)

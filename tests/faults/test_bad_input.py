@@ -264,3 +264,43 @@ def test_escaped_special_tokens_and_plain_texts_pass_the_quality_checks(
     build(text, tokenizer=tokenizer_dir, output=tmp_path / "t", quality_checks="reject")
     with pytest.raises(ConfigError, match="quality_checks is 'maybe'"):
         build(text, tokenizer=tokenizer_dir, output=tmp_path / "x", quality_checks="maybe")
+
+
+_DEEP = "[" * 980 + '"<|im_end|> and more"' + "]" * 980
+
+
+@pytest.mark.parametrize("settings", [{}, {"escape_special": True}, {"images": "drop"}])
+@pytest.mark.parametrize("place", ["arguments", "content", "turn", "column", "tools"])
+def test_values_nested_too_deeply_reject_their_record_alone(
+    tokenizer_dir, tmp_path, place, settings
+):
+    """As deeply as the parser of lines allows, which is deeper than Python's functions nest."""
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": "DEEP"}}}
+    answer = {"role": "assistant", "content": "here it is"}
+    record = {"messages": [{"role": "user", "content": "a question"}, answer]}
+    if place == "arguments":
+        answer["tool_calls"] = [call]
+    elif place == "content":
+        answer["content"] = ["DEEP"]
+    elif place == "tools":
+        record["tools"] = [{"type": "function", "function": {"name": "f", "parameters": "DEEP"}}]
+    else:
+        (answer if place == "turn" else record)["note"] = "DEEP"
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    good = json.dumps({"messages": turns})
+    path = tmp_path / "deep.jsonl"
+    path.write_text(json.dumps(record).replace('"DEEP"', _DEEP) + f"\n{good}\n", encoding="utf-8")
+    manifest = build(
+        path,
+        tokenizer=tokenizer_dir,
+        output=tmp_path / "o",
+        on_bad_record="quarantine",
+        max_rejected="100%",
+        quality_checks="keep",
+        duplicates="drop",
+        **settings,
+    ).manifest
+    ledger = manifest.accounting
+    assert ledger.records == 2
+    assert ledger.sequences + sum(ledger.rejected.values()) == 2
+    assert ledger.sequences >= 1

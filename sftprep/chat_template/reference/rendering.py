@@ -18,7 +18,7 @@ from jinja2 import meta, nodes
 from sftprep.chat_template.reference.growth_limits import size_of
 from sftprep.chat_template.reference.sandbox import ChatEnvironment, GenerationTag, is_generation
 from sftprep.chat_template.reference.turn_tracking import track_turns
-from sftprep.core.json_types import describe_json_type
+from sftprep.core.json_values import describe_json_type
 from sftprep.core.types import Message
 from sftprep.errors import TemplateError, setting
 

@@ -16,6 +16,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from sftprep.core.byte_search import ByteSearcher
+from sftprep.core.json_values import iter_leaves
 from sftprep.core.types import Counts, Example, Message
 from sftprep.records.checks.call_checks import check_calls
 from sftprep.records.options import InvalidRecord, Record
@@ -132,13 +133,9 @@ class QualityChecks:
 
     def _find_word(self, value: Any) -> str | None:
         """Return the first word of the pattern in the strings and keys of JSON values, or None."""
-        if isinstance(value, str):
-            found = self._pattern.search(value)
-            return None if found is None else found[0]
-        if isinstance(value, dict):
-            value = [*value, *value.values()]
-        items = value if isinstance(value, list) else ()
-        return next((word for word in map(self._find_word, items) if word is not None), None)
+        strings = (leaf for leaf in iter_leaves(value, with_keys=True) if isinstance(leaf, str))
+        found = next(filter(None, map(self._pattern.search, strings)), None)
+        return None if found is None else found[0]
 
 
 def _pattern_of(words: set[str]) -> re.Pattern[str]:

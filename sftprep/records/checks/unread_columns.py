@@ -11,6 +11,7 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import Any
 
+from sftprep.core.json_values import iter_leaves
 from sftprep.core.types import Example
 from sftprep.records.conversations import CHAT_KEYS
 from sftprep.records.formats import FORMATS, detect_format, keys_of
@@ -18,7 +19,7 @@ from sftprep.records.images import IMAGE_KEYS, is_filled
 from sftprep.records.options import Record, RecordOptions
 from sftprep.records.pair_keys import is_reasoning_mode, split_key
 from sftprep.records.switches import has_switch_name, is_switch
-from sftprep.records.unread_turns import is_text
+from sftprep.records.unread_turns import WORDS_OF_METADATA, is_text
 
 _MEANINGFUL = (
     frozenset(key for kind in FORMATS.values() for key in kind.keys | kind.optional)
@@ -35,12 +36,6 @@ _MEANINGFUL_WORDS = frozenset(
     }
 )
 """Words of other such keys, such as `deepseek_reasoning`; their values must be text."""
-_WORDS_OF_METADATA = frozenset(
-    {
-        *("id", "ids", "url", "hash", "length", "len", "tokens", "count", "num", "score"),
-        *("time", "date", "type", "name", "source", "model"),
-    }
-)
 _MOST_NAMES = 100
 """The most columns that are counted by name for one partition; the others share a name."""
 _MOST_FOUND = 1000
@@ -187,7 +182,7 @@ class UnreadColumns:
 def _has_meaningful_name(key: str) -> bool:
     words = split_key(key)
     return key.lower() in _MEANINGFUL or (
-        not _MEANINGFUL_WORDS.isdisjoint(words) and _WORDS_OF_METADATA.isdisjoint(words)
+        not _MEANINGFUL_WORDS.isdisjoint(words) and WORDS_OF_METADATA.isdisjoint(words)
     )
 
 
@@ -224,15 +219,7 @@ def _contains_all(value: str, record: Record, keys: frozenset[str]) -> bool:
 
 def strings_in(value: Any) -> Iterator[str]:
     """Yield the strings in a JSON value."""
-    stack = [value]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, str):
-            yield item
-        elif isinstance(item, dict):
-            stack.extend(item.values())
-        elif isinstance(item, list):
-            stack.extend(item)
+    return (leaf for leaf in iter_leaves(value) if isinstance(leaf, str))
 
 
 def _contents(example: Example) -> list[Any]:

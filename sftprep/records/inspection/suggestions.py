@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sftprep.core.json_types import describe_json_type
+from sftprep.core.json_values import describe_json_type
 from sftprep.errors import FormatError, setting, source_name
 from sftprep.records.conversations import ANSWER_KEYS
 from sftprep.records.formats import FORMATS, is_turn
