@@ -117,7 +117,7 @@ def build(
     setup = prepare_setup(config, data, eval_data)
     folder = Path(config.output.output)
     with ExitStack() as stack:
-        executor = executor or _connect(config, stack)
+        executor = _connect(config, stack) if executor is None else executor
         is_far = executor is not None and executor.far
         if is_far:
             check_sendable(setup.recipes)

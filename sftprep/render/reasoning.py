@@ -125,7 +125,7 @@ def without_empty_blocks(
 ) -> tuple[tuple[int, int], ...]:
     """Return spans without the empty blocks of reasoning in a text.
 
-    tuple[int, int]s of None are the whole text.
+    Spans of None are the whole text.
     """
     blocks = [match.span() for match in EMPTY_BLOCK.finditer(text)]
     kept: list[tuple[int, int]] = []

@@ -155,10 +155,8 @@ def _dropped_rows(manifest: Manifest) -> Iterator[_Row]:
 
 def _first_of(manifest: Manifest, name: str) -> str:
     """Return the first line of a count, for the end of a row; "" if it is not known."""
-    for info in manifest.inputs:
-        if line := info.first_lines.get(name):
-            return f", first: {escape_control(info.path)}:{line}"
-    return ""
+    found = manifest.locate_first(name)
+    return f", first: {escape_control(found[0])}:{found[1]}" if found else ""
 
 
 def _token_rows(manifest: Manifest) -> list[_Row]:

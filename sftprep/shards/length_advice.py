@@ -46,9 +46,7 @@ def advise_length(manifest: Manifest) -> LengthAdvice | None:
     Return None as well for builds of older versions.
     """
     ledger, lengths = manifest.accounting, manifest.lengths
-    cut = ledger.tokens_truncated + ledger.tokens_dropped.get("overlong", 0)
-    trained_cut = ledger.trained_truncated + ledger.trained_dropped.get("overlong", 0)
-    shares = cut / max(1, ledger.tokens_in), trained_cut / max(1, ledger.trained_in)
+    shares = _cut_shares(ledger)
     if max(shares) <= _TOLERATED_SHARE or not lengths or not ledger.trained_in:
         return None
     bounds, kept = np.array(lengths["up_to"]), np.cumsum(lengths["trained_tokens"])
@@ -69,10 +67,7 @@ def length_warning(manifest: Manifest, names: SettingNames) -> list[str]:
     advice = advise_length(manifest)
     if advice is None:
         return []
-    text = (
-        f"{setting('max_length', manifest.max_length)} cut {_percent(advice.cut)} of all"
-        f" tokens and {_percent(advice.trained_cut)} of the trained tokens"
-    )
+    text = _describe_cuts(manifest.max_length, advice.cut, advice.trained_cut)
     longer = setting("max_length", advice.max_length)
     keeps = f"{longer} keeps {_percent(advice.keeps)} of the trained tokens"
     if advice.max_length > manifest.max_length or advice.keeps >= _KEPT_SHARE:
@@ -92,15 +87,23 @@ def cut_notice(counts: Mapping[str, int], max_length: int) -> str:
         counts: Counters of a stream, by the names of a ledger.
         max_length: The limit.
     """
-    ledger = Ledger.from_counts(counts)
-    cut = ledger.tokens_truncated + ledger.tokens_dropped.get("overlong", 0)
-    trained_cut = ledger.trained_truncated + ledger.trained_dropped.get("overlong", 0)
-    shares = cut / max(1, ledger.tokens_in), trained_cut / max(1, ledger.trained_in)
+    shares = _cut_shares(Ledger.from_counts(counts))
     if max(shares) <= _TOLERATED_SHARE:
         return ""
+    return f"{_describe_cuts(max_length, *shares)}; raise {setting('max_length')}"
+
+
+def _cut_shares(ledger: Ledger) -> tuple[float, float]:
+    """Return the shares of all tokens, and of the trained ones, that a length limit cut."""
+    cut = ledger.tokens_truncated + ledger.tokens_dropped.get("overlong", 0)
+    trained_cut = ledger.trained_truncated + ledger.trained_dropped.get("overlong", 0)
+    return cut / max(1, ledger.tokens_in), trained_cut / max(1, ledger.trained_in)
+
+
+def _describe_cuts(max_length: int, cut: float, trained_cut: float) -> str:
     return (
-        f"{setting('max_length', max_length)} cut {_percent(shares[0])} of all tokens and"
-        f" {_percent(shares[1])} of the trained tokens; raise {setting('max_length')}"
+        f"{setting('max_length', max_length)} cut {_percent(cut)} of all tokens and"
+        f" {_percent(trained_cut)} of the trained tokens"
     )
 
 

@@ -124,13 +124,25 @@ class Manifest:
         text = json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False)
         return f"{text}\n".encode()
 
+    @property
+    def has_slices(self) -> bool:
+        """Return whether origins name slices, as they do since version 2.0."""
+        return not self.format_version.startswith("1.")
+
     def locate_warning(self, kind: str) -> tuple[str, int] | None:
         """Return the file and 1-based line of the first record with a warning.
 
         Return None if it is not known.
         """
+        return self.locate_first(f"warnings.{kind}")
+
+    def locate_first(self, count: str) -> tuple[str, int] | None:
+        """Return the file and 1-based line of the first record of a count, by its name.
+
+        Return None if it is not known.
+        """
         for info in self.inputs:
-            line = info.first_lines.get(f"warnings.{kind}")
+            line = info.first_lines.get(count)
             if line is not None:
                 return info.path, line
         return None
@@ -146,7 +158,7 @@ class Manifest:
         Raises:
             IndexError: No record has this origin.
         """
-        if not self.format_version.startswith("1."):
+        if self.has_slices:
             return self._locate_in_slice(origin >> ORIGIN_BITS, origin & ((1 << ORIGIN_BITS) - 1))
         starts = [info.first_ordinal for info in self.inputs]
         # An input without lines has the same first ordinal as the next one; bisect_right skips it.

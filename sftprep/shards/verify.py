@@ -102,7 +102,7 @@ def _find_input_problems(manifest: Manifest) -> list[str]:
     problems = [
         f"the slices of {info.path} have {sum(info.slices):,} lines, not {info.lines:,}"
         for info in manifest.inputs
-        if sum(info.slices) != info.lines and not manifest.format_version.startswith("1.")
+        if manifest.has_slices and sum(info.slices) != info.lines
     ]
     if all(info.accounting == Ledger() for info in manifest.inputs):
         return problems  # builds of version 1.0 have no ledger per input
@@ -189,7 +189,7 @@ def _verify_shard(path: Path, info: ShardInfo, manifest: Manifest, result: Verif
 
 def _are_lines(origin: NDArray[np.int64], manifest: Manifest) -> NDArray[np.bool_]:
     """Return whether each origin is that of a line of the inputs: bool [n]."""
-    if manifest.format_version.startswith("1."):
+    if not manifest.has_slices:
         return (origin >= 0) & (origin < sum(info.lines for info in manifest.inputs))
     # All slices that do not exist are taken for one without lines, after the last one.
     lines = np.array([*(n for info in manifest.inputs for n in info.slices), 0], dtype=np.int64)

@@ -89,7 +89,8 @@ class Rejections:
             self._warned.add(kind)
             first = locate(int(block.origins[line]))
             _log.warning("%s", escape_control(DataWarning(kind, 0, *first).render()))
-        self.warn_of_cuts(counts(), at_end=False)
+        if _LENGTH not in self._warned:  # to add up the counters of all lanes takes time
+            self.warn_of_cuts(counts(), at_end=False)
 
     def warn_of_cuts(self, counts: Mapping[str, int], *, at_end: bool) -> None:
         """Log once that the length limit cuts much, when the share is known.
